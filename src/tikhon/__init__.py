@@ -1,0 +1,37 @@
+"""tikhon: regularization of PyTorch models, attached, audited, tuned and diagnosed.
+
+`import tikhon` loads nothing heavy: a name imports its module when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+# public name -> module that defines it; "" marks a submodule that is itself public
+_PUBLIC = {
+    # verbs
+    "regularize": "tikhon.regularizer",
+    # penalties
+    "Penalty": "tikhon.penalties",
+    "Proximable": "tikhon.penalties",
+    # modules
+    "penalties": "",
+    "layers": "",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tikhon' has no attribute {name!r}")
+    module = importlib.import_module(_PUBLIC[name] or f"tikhon.{name}")
+    value = getattr(module, name) if _PUBLIC[name] else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,30 @@
+"""The errors that the command line maps to exit codes, and the did-you-mean line they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """A request that cannot be carried out as asked (exit code 2)."""
+
+
+class DataError(InputError):
+    """Data that cannot be trained on (exit code 4)."""
+
+
+class StorageError(OSError):
+    """A file that could not be written, read or verified (exit code 5)."""
+
+
+def unknown(kind: str, received: object, options: Iterable[str]) -> str:
+    """Message for a name that is not among `options`, closest names first.
+
+    >>> unknown("optimizer", "adm", ["sgd", "adam"])
+    "unknown optimizer 'adm'; did you mean 'adam'? Valid: adam, sgd"
+    """
+    names = sorted(map(str, options))
+    close = get_close_matches(str(received), names, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+    return f"unknown {kind} {received!r}{hint} Valid: {', '.join(names)}"
