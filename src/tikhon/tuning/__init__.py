@@ -1,0 +1,1 @@
+"""Choosing strengths: trials, searches, populations and paths."""

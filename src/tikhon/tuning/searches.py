@@ -1,0 +1,278 @@
+"""Which trials next: pure functions of the history; standard library only.
+
+`while trials := search.next(history): history = history.extended(runner.run(trials))` is the whole
+engine, so replaying a journal resumes a search.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tikhon.errors import InputError
+from tikhon.tuning.space import Choice, Space
+from tikhon.tuning.trials import History, Outcome, Trial, Value
+
+
+@dataclass(frozen=True)
+class Search(ABC):
+    """A strategy: the history in, the next trials out."""
+
+    space: Space
+
+    @abstractmethod
+    def next(self, history: History) -> list[Trial]:
+        """The next trials, [] when finished; the same history gives the same trials."""
+
+    @abstractmethod
+    def cost(self) -> int:
+        """The most epochs that this search can ask for."""
+
+
+@dataclass(frozen=True)
+class Design(Search):
+    """A search that names all its configurations before any is trained."""
+
+    budget: int = 1
+
+    @abstractmethod
+    def configs(self) -> list[dict[str, Value]]:
+        """Every configuration, in order."""
+
+    def next(self, history: History) -> list[Trial]:
+        """All trials that have no outcome yet."""
+        return history.missing(
+            Trial(i, config, self.budget) for i, config in enumerate(self.configs())
+        )
+
+    def cost(self) -> int:
+        """Configurations times epochs."""
+        return len(self.configs()) * self.budget
+
+
+@dataclass(frozen=True)
+class Grid(Design):
+    """The full grid: `points` values a range, every value of a choice.
+
+    >>> from tikhon.tuning.space import Log
+    >>> [trial.config["lr"] for trial in Grid(Space(lr=Log(0.01, 1.0)), points=2).next(History())]
+    [0.01, 1.0]
+    """
+
+    points: int = 8
+
+    def configs(self) -> list[dict[str, Value]]:
+        """Every configuration, the last entry varying fastest."""
+        axes = [
+            entry.grid(self.points) if name in self.space.varying else [entry]
+            for name, entry in self.space.items()
+        ]
+        return [dict(zip(self.space, values)) for values in itertools.product(*axes)]
+
+
+@dataclass(frozen=True)
+class Random(Design):
+    """`count` independent draws (Bergstra and Bengio, 2012)."""
+
+    count: int = 16
+    seed: int = 0
+
+    def configs(self) -> list[dict[str, Value]]:
+        """The draws; the first `k` are the same whatever `count`."""
+        draw = random.Random(self.seed).random
+        return [self.space.at([draw() for _ in self.space.varying]) for _ in range(self.count)]
+
+
+@dataclass(frozen=True)
+class SpaceFilling(Design):
+    """`count` points of a scrambled Sobol sequence: evener than random (Owen, 1998)."""
+
+    count: int = 16
+    seed: int = 0
+
+    def configs(self) -> list[dict[str, Value]]:
+        """The points; the first `k` are the same whatever `count`."""
+        return [self.space.at(point) for point in sobol(len(self.space.varying), self)]
+
+
+def sobol(dimensions: int, design: SpaceFilling) -> list[list[float]]:
+    """Scrambled Sobol points in the unit cube (torch's generator)."""
+    if not dimensions:
+        return [[]]
+    import torch
+
+    engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=design.seed)
+    return engine.draw(design.count, dtype=torch.float64).tolist()
+
+
+@dataclass(frozen=True)
+class Halving(Search):
+    """Successive halving that is careful with strong regularization.
+
+    Every member trains `first` epochs; a rung keeps the best `1/factor` and gives them `factor`
+    times the epochs, until `full`. Strong regularization looks bad early, therefore (a) `first`
+    is at least an eighth of `full`; (b) a rung is postponed, up to half of `full`, while the least
+    regularized member's validation loss has not turned up; (c) beside the best, a rung keeps from
+    each more strongly regularized third its best member if its loss is still falling.
+
+    Reference: Jamieson and Talwalkar (2016), Non-stochastic best arm identification.
+    """
+
+    design: Design
+    full: int
+    first: int = 0
+    factor: int = 3
+    guarded: bool = True
+
+    def __post_init__(self) -> None:
+        least = math.ceil(self.full / 8) if self.guarded else 1
+        if self.factor < 2 or self.full < 1:
+            raise InputError(f"halving: factor {self.factor} and full {self.full} must be >= 2, 1")
+        object.__setattr__(self, "first", min(max(self.first, least), self.full))
+
+    def next(self, history: History) -> list[Trial]:
+        """The unfinished part of the newest rung, or the rung after it."""
+        rung = [Trial(i, config, self.first) for i, config in enumerate(self.design.configs())]
+        while True:
+            if missing := history.missing(rung):
+                return missing
+            if rung[0].budget >= self.full:
+                return []
+            rung = self._promoted([history.of(trial.id) for trial in rung])
+            if not rung:
+                return []
+
+    def cost(self) -> int:
+        """Every member in full: what the guard may ask for at worst."""
+        return len(self.design.configs()) * self.full
+
+    def _promoted(self, rung: list[Outcome]) -> list[Trial]:
+        alive = sorted((o for o in rung if not o.failed), key=lambda o: (smoothed(o), o.trial.id))
+        budget = rung[0].trial.budget
+        start = max(o.trial.id for o in rung) + 1
+        if self.guarded and self._too_early(alive, budget):
+            kept, budget = alive, min(2 * budget, self.full)
+        else:
+            kept = self._survivors(alive, math.ceil(len(rung) / self.factor))
+            budget = min(budget * self.factor, self.full)
+        kept = sorted(kept, key=lambda o: o.trial.id)
+        return [
+            Trial(start + i, o.trial.config, budget, parent=o.trial.id) for i, o in enumerate(kept)
+        ]
+
+    def _too_early(self, alive: Sequence[Outcome], budget: int) -> bool:
+        if not alive or 2 * budget > self.full / 2 or not _regularizes(self.space):
+            return False
+        least = min(alive, key=lambda o: (self.space.weight(o.trial.config), o.trial.id))
+        return not turned_up(least)
+
+    def _survivors(self, alive: list[Outcome], count: int) -> list[Outcome]:
+        kept = alive[:count]
+        if not self.guarded or not kept or not _regularizes(self.space):
+            return kept
+        weights = sorted(self.space.weight(o.trial.config) for o in alive)
+        typical = max(self.space.weight(o.trial.config) for o in kept)
+        for lower in (weights[len(weights) // 3], weights[2 * len(weights) // 3]):
+            third = [o for o in alive[count:] if self.space.weight(o.trial.config) >= lower]
+            falling = [o for o in third if still_falling(o)]
+            if lower > typical and falling and falling[0] not in kept:
+                kept = [*kept, falling[0]]
+        return kept
+
+
+@dataclass(frozen=True)
+class PopulationBased(Search):
+    """A population that copies its better half-way results (Jaderberg et al., 2017).
+
+    Every `interval` epochs the worst quarter continues from a member of the best quarter, with
+    each hyperparameter moved up or down (x1.2 or x0.8 in its range) or drawn anew (1 in 4).
+    """
+
+    design: Design
+    full: int
+    interval: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.interval <= self.full:
+            raise InputError(f"interval {self.interval} must lie in [1, full={self.full}]")
+
+    def next(self, history: History) -> list[Trial]:
+        """The unfinished part of the newest generation, or the one after it."""
+        configs = self.design.configs()
+        members = [Trial(i, config, self.interval) for i, config in enumerate(configs)]
+        generation = 0
+        while True:
+            if missing := history.missing(members):
+                return missing
+            if members[0].budget >= self.full:
+                return []
+            generation += 1
+            members = self._exploited([history.of(t.id) for t in members], generation)
+            if not members:
+                return []
+
+    def cost(self) -> int:
+        """Members times epochs."""
+        return len(self.design.configs()) * self.full
+
+    def _exploited(self, outcomes: list[Outcome], generation: int) -> list[Trial]:
+        draw = random.Random(f"{self.seed}-{generation}")
+        order = sorted(
+            outcomes, key=lambda o: (o.failed, 0.0 if o.failed else o.score, o.trial.id)
+        )
+        if order[0].failed:
+            return []
+        quarter = max(1, len(order) // 4)
+        worst = {o.trial.id for o in order[len(order) - quarter :]} if len(order) > 1 else set()
+        worst |= {o.trial.id for o in order if o.failed}
+        best = [o for o in order[:quarter] if not o.failed]
+        budget = min(outcomes[0].trial.budget + self.interval, self.full)
+        start = max(o.trial.id for o in outcomes) + 1
+        trials = []
+        for i, outcome in enumerate(outcomes):
+            source = draw.choice(best) if outcome.trial.id in worst else outcome
+            config = source.trial.config
+            if source is not outcome:
+                config = self._explored(config, draw)
+            trials.append(Trial(start + i, config, budget, parent=source.trial.id))
+        return trials
+
+    def _explored(self, config: Mapping[str, Value], draw: random.Random) -> dict[str, Value]:
+        moved = dict(config)
+        for name in self.space.varying:
+            entry = self.space.range(name)
+            if isinstance(entry, Choice) or draw.random() < 0.25:
+                moved[name] = entry.at(draw.random())
+            else:
+                value = float(config[name]) * draw.choice((0.8, 1.2))
+                moved[name] = min(max(value, entry.at(0.0)), entry.at(1.0))
+        return moved
+
+
+def smoothed(outcome: Outcome) -> float:
+    """The mean of the last three validation losses: one check is noise."""
+    last = [loss for _, loss in outcome.curve[-3:]]
+    return sum(last) / len(last) if last else outcome.score
+
+
+def turned_up(outcome: Outcome) -> bool:
+    """Whether the validation loss has passed its lowest point."""
+    losses = [loss for _, loss in outcome.curve]
+    return len(losses) >= 2 and min(losses) < losses[-1]
+
+
+def still_falling(outcome: Outcome) -> bool:
+    """Whether the last validation loss is the lowest so far."""
+    losses = [loss for _, loss in outcome.curve]
+    return len(losses) >= 2 and losses[-1] <= min(losses)
+
+
+def _regularizes(space: Space) -> bool:
+    from tikhon.tuning.space import KNOWN
+
+    return any(KNOWN.get(name) for name in space.varying)

@@ -1,0 +1,295 @@
+"""What may vary: ranges, choices, and the space that names them; standard library only."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tikhon.errors import InputError, unknown
+from tikhon.tuning.trials import Value
+
+# What the runners know how to vary, and whether more of it means a simpler model.
+KNOWN = {
+    "lr": False,
+    "clip": False,
+    "seed": False,
+    "dropout": True,
+    "label_smoothing": True,
+    "mixup": True,
+    "weight_decay": True,
+    "l2": True,
+    "l1": True,
+    "elastic_net": True,
+    "group_lasso": True,
+    "mcp": True,
+    "scad": True,
+    "huber": True,
+    "log_sum": True,
+    "max_norm": False,
+}
+ADAPTIVE = frozenset({"weight_decay"})  # entries that accept "auto"
+PENALTIES = ("l2", "l1", "elastic_net", "group_lasso", "mcp", "scad", "huber", "log_sum")
+
+
+@dataclass(frozen=True)
+class Range(ABC):
+    """Values of one hyperparameter, addressed by a number of the unit interval."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def at(self, unit: float) -> Value:
+        """The value at `unit` in [0, 1]."""
+
+    @abstractmethod
+    def unit(self, value: Value) -> float:
+        """Where a value lies in [0, 1]."""
+
+    @abstractmethod
+    def grid(self, count: int) -> list[Value]:
+        """`count` values from end to end."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+
+
+@dataclass(frozen=True)
+class _Interval(Range):
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        for end in (self.low, self.high):
+            if isinstance(end, bool) or not isinstance(end, (int, float)):
+                raise InputError(f"{name} takes two numbers, received {end!r}")
+            if not math.isfinite(end):
+                raise InputError(f"{name}({self.low}, {self.high}): both ends must be finite")
+        if self.low > self.high:
+            raise InputError(f"{name}({self.low}, {self.high}): low exceeds high; swap them")
+
+    def grid(self, count: int) -> list[Value]:
+        if count == 1 or self.low == self.high:
+            return [self.at(0.5)]
+        return [self.at(i / (count - 1)) for i in range(count)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class Uniform(_Interval):
+    """A number between `low` and `high`, evenly.
+
+    >>> Uniform(0, 0.8).grid(3)
+    [0.0, 0.4, 0.8]
+    """
+
+    kind: ClassVar[str] = "uniform"
+
+    def at(self, unit: float) -> float:
+        """The value at `unit` in [0, 1]."""
+        return self.low + (self.high - self.low) * unit
+
+    def unit(self, value: Value) -> float:
+        """Where a value lies in [0, 1]."""
+        return (float(value) - self.low) / (self.high - self.low or 1.0)
+
+
+@dataclass(frozen=True)
+class Log(_Interval):
+    """A positive number between `low` and `high`, evenly in its logarithm.
+
+    >>> [round(value, 4) for value in Log(1e-4, 1e-2).grid(3)]
+    [0.0001, 0.001, 0.01]
+    """
+
+    kind: ClassVar[str] = "log"
+
+    def __post_init__(self) -> None:
+        _Interval.__post_init__(self)
+        if self.low <= 0:
+            raise InputError(
+                f"Log({self.low}, {self.high}): a log range starts above 0; "
+                "use Uniform, or a small positive low"
+            )
+
+    def at(self, unit: float) -> float:
+        """The value at `unit` in [0, 1]."""
+        return math.exp(math.log(self.low) + math.log(self.high / self.low) * unit)
+
+    def unit(self, value: Value) -> float:
+        """Where a value lies in [0, 1]."""
+        return math.log(float(value) / self.low) / (math.log(self.high / self.low) or 1.0)
+
+
+@dataclass(frozen=True)
+class Choice(Range):
+    """One of the given values (numbers, strings or booleans).
+
+    >>> Choice([16, 32, 64]).at(0.99)
+    64
+    """
+
+    values: tuple[Value, ...]
+    kind: ClassVar[str] = "choice"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.values, str) or not isinstance(self.values, Sequence):
+            raise InputError(f"Choice takes a list of values, received {self.values!r}")
+        if not self.values:
+            raise InputError("Choice([]): give at least one value")
+        object.__setattr__(self, "values", tuple(self.values))
+
+    def at(self, unit: float) -> Value:
+        """The value whose cell holds `unit`."""
+        return self.values[min(int(unit * len(self.values)), len(self.values) - 1)]
+
+    def unit(self, value: Value) -> float:
+        """The middle of the value's cell."""
+        return (self.values.index(value) + 0.5) / len(self.values)
+
+    def grid(self, count: int) -> list[Value]:
+        """Every value, whatever `count`."""
+        return list(self.values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"kind": self.kind, "values": list(self.values)}
+
+
+class Space(Mapping[str, "Range | Value"]):
+    """Hyperparameters by name: a `Range` varies, a plain value is fixed, `"auto"` adapts.
+
+    Entries that every model understands: lr, clip, seed, dropout, label_smoothing, mixup,
+    weight_decay (a range, a number or "auto": per layer, by hypergradient), the penalties l2, l1,
+    elastic_net, group_lasso, mcp, scad, huber, log_sum (their strength), and max_norm. Any other
+    name is allowed with `free=True`: it reaches `build_model(config)` only.
+
+    Raises `InputError` for an empty space, an unknown name (closest names), or a malformed entry.
+
+    >>> space = Space(dropout=Uniform(0, 0.8), lr=Log(1e-4, 1e-1), weight_decay="auto")
+    >>> space.varying
+    ('dropout', 'lr')
+    >>> space.at([0.5, 0.0])
+    {'dropout': 0.4, 'lr': 0.0001, 'weight_decay': 'auto'}
+    """
+
+    def __init__(self, *, free: bool = False, **entries: Range | Value) -> None:
+        if not entries:
+            raise InputError(f"the space is empty: give at least one of {', '.join(KNOWN)}")
+        for name, entry in entries.items():
+            if name not in KNOWN and not free:
+                raise InputError(unknown("space entry", name, KNOWN))
+            if entry is None or isinstance(entry, (list, tuple, dict, set)):
+                raise InputError(
+                    f"space entry {name!r} is {entry!r}: give Uniform(low, high), "
+                    "Log(low, high), Choice([...]) or one number"
+                )
+            if entry == "auto" and name not in ADAPTIVE:
+                raise InputError(f"{name}='auto': only {', '.join(sorted(ADAPTIVE))} adapts")
+            _check_domain(name, entry)
+        self._entries = dict(entries)
+        self.free = free
+
+    def __getitem__(self, name: str) -> Range | Value:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Space({', '.join(f'{name}={entry!r}' for name, entry in self.items())})"
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """The names whose values differ between trials, in order."""
+        return tuple(name for name, entry in self.items() if isinstance(entry, Range))
+
+    def range(self, name: str) -> Range:
+        """The range of a varying entry."""
+        entry = self[name]
+        if not isinstance(entry, Range):
+            raise TypeError(f"space entry {name!r} is fixed at {entry!r}")
+        return entry
+
+    def at(self, units: Sequence[float]) -> dict[str, Value]:
+        """The configuration at a point of the unit cube (one number per varying entry)."""
+        places = dict(zip(self.varying, units, strict=True))
+        return {
+            name: entry.at(places[name]) if isinstance(entry, Range) else entry
+            for name, entry in self.items()
+        }
+
+    def units(self, config: Mapping[str, Value]) -> list[float]:
+        """Where a configuration lies in the unit cube."""
+        return [self.range(name).unit(config[name]) for name in self.varying]
+
+    def weight(self, config: Mapping[str, Value]) -> float:
+        """How strongly a configuration regularizes: mean place over its regularizing entries."""
+        names = [name for name in self.varying if KNOWN.get(name)]
+        return sum(self.range(n).unit(config[n]) for n in names) / (len(names) or 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            name: entry.to_dict() if isinstance(entry, Range) else entry
+            for name, entry in self.items()
+        }
+
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, Any], *, free: bool = False) -> Space:
+        """From JSON or TOML: `{"lr": {"kind": "log", "low": 1e-4, "high": 0.1}}`."""
+        return cls(free=free, **{name: _read(name, entry) for name, entry in entries.items()})
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Space:
+        """From a TOML file: `lr = {kind = "log", low = 1e-4, high = 0.1}`, one entry a line."""
+        import tomllib
+
+        try:
+            entries = tomllib.loads(Path(path).read_text("utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read the space {path}: {error.strerror}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{path} is not TOML: {error}") from error
+        return cls.from_dict(entries.get("space", entries))
+
+
+def _read(name: str, entry: Any) -> Range | Value:
+    if not isinstance(entry, Mapping):
+        return entry
+    kinds = {"uniform": Uniform, "log": Log, "choice": Choice}
+    fields = dict(entry)
+    kind = fields.pop("kind", None)
+    if kind not in kinds:
+        raise InputError(f"space entry {name!r}: {unknown('kind', kind, kinds)}")
+    try:
+        return kinds[kind](**fields)
+    except TypeError as error:
+        wanted = "values" if kind == "choice" else "low and high"
+        raise InputError(
+            f"space entry {name!r}: {kind} takes {wanted}, received {sorted(fields)}"
+        ) from error
+
+
+def _check_domain(name: str, entry: Range | Value) -> None:
+    """The values an entry can take must make sense for its name: rates in [0, 1), others >= 0."""
+    if name not in KNOWN or entry == "auto":
+        return
+    ends = entry.grid(2) if isinstance(entry, Range) else [entry]
+    for end in ends:
+        if isinstance(end, (str, bool)) or not math.isfinite(end) or end < 0:
+            raise InputError(f"space entry {name!r} holds {end!r}: give a finite number >= 0")
+        if name in ("dropout", "label_smoothing") and end >= 1:
+            raise InputError(f"space entry {name!r} holds {end!r}: a rate lies in [0, 1)")
+        if name in ("lr", "max_norm", "clip") and end == 0:
+            raise InputError(f"space entry {name!r} holds 0: give a number above 0")

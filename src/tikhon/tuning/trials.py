@@ -1,0 +1,154 @@
+"""What a search proposes and what a runner found: frozen values, standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+Value = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration to be trained up to `budget` epochs (counted from its first ancestor).
+
+    With a `parent` the training continues from that trial's end: the previous strength of a path,
+    the same member one rung earlier, or the better member of a population.
+    """
+
+    id: int
+    config: Mapping[str, Value]
+    budget: int
+    parent: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able numbers."""
+        return {
+            "id": self.id,
+            "config": dict(self.config),
+            "budget": self.budget,
+            "parent": self.parent,
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: `score` (lower is better; NaN when it failed), its error bar, its curve.
+
+    `curve` holds (epoch, validation loss) pairs; `strengths` what an adapting strength ended at.
+    """
+
+    trial: Trial
+    score: float
+    seconds: float = 0.0
+    error: float = 0.0
+    failure: str = ""
+    curve: tuple[tuple[int, float], ...] = ()
+    strengths: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the member diverged or could not be trained."""
+        return not math.isfinite(self.score)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; a non-finite number becomes None (JSON has no NaN)."""
+        return {
+            **self.trial.to_dict(),
+            "score": _finite(self.score),
+            "seconds": self.seconds,
+            "error": _finite(self.error),
+            "failure": self.failure,
+            "curve": [[epoch, _finite(loss)] for epoch, loss in self.curve],
+            "strengths": {name: _finite(value) for name, value in self.strengths.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Outcome:
+        """The inverse of `to_dict`."""
+        return cls(
+            trial=Trial(row["id"], row["config"], row["budget"], row["parent"]),
+            score=_number(row["score"]),
+            seconds=row["seconds"],
+            error=_number(row["error"]),
+            failure=row["failure"],
+            curve=tuple((epoch, _number(loss)) for epoch, loss in row["curve"]),
+            strengths={name: _number(value) for name, value in row["strengths"].items()},
+        )
+
+
+class History(tuple[Outcome, ...]):
+    """The outcomes so far, in the order in which they were found; immutable.
+
+    >>> history = History([Outcome(Trial(0, {"lr": 0.1}, 5), 0.7)])
+    >>> history = history.extended([Outcome(Trial(1, {"lr": 0.2}, 5), 0.5)])
+    >>> history.best().trial.config["lr"], history.epochs
+    (0.2, 10)
+    """
+
+    def extended(self, outcomes: Iterable[Outcome]) -> History:
+        """This history followed by more outcomes."""
+        return History((*self, *outcomes))
+
+    def of(self, id: int) -> Outcome:
+        """The outcome of one trial."""
+        for outcome in self:
+            if outcome.trial.id == id:
+                return outcome
+        raise KeyError(id)
+
+    @property
+    def ids(self) -> frozenset[int]:
+        """The trials that have an outcome."""
+        return frozenset(outcome.trial.id for outcome in self)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained: a trial with a parent pays only for what it adds."""
+        spent = {outcome.trial.id: outcome.trial.budget for outcome in self}
+        return sum(o.trial.budget - spent.get(o.trial.parent, 0) for o in self)
+
+    def missing(self, trials: Iterable[Trial]) -> list[Trial]:
+        """The trials that have no outcome yet."""
+        done = self.ids
+        return [trial for trial in trials if trial.id not in done]
+
+    def ranked(self) -> list[Outcome]:
+        """Finished trials without those that were continued, best first; ties by id."""
+        continued = {outcome.trial.parent for outcome in self}
+        ends = [o for o in self if not o.failed and o.trial.id not in continued]
+        longest = max((o.trial.budget for o in ends), default=0)
+        full = [o for o in ends if o.trial.budget == longest]
+        return sorted(full, key=lambda o: (o.score, o.trial.id))
+
+    def best(self) -> Outcome:
+        """The lowest score among the trials of the largest budget."""
+        ranked = self.ranked()
+        if not ranked:
+            raise ValueError(
+                f"none of the {len(self)} trials finished with a finite score: "
+                "lower the learning rates of the space"
+            )
+        return ranked[0]
+
+    def lineage(self, id: int) -> Iterator[Outcome]:
+        """The outcome and its ancestors, youngest first."""
+        current: int | None = id
+        while current is not None:
+            outcome = self.of(current)
+            yield outcome
+            current = outcome.trial.parent
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
