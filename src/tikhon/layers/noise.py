@@ -1,0 +1,61 @@
+"""The abstract layer that draws noise at a rate, and its place in a state dict."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.layers.functional import check_rate
+
+
+class NoiseLayer(nn.Module):
+    """A layer that draws noise in training mode, at a rate held in a buffer.
+
+    A buffer may change between steps without a new compilation, is part of the state dict, and
+    may be stacked by `torch.func.stack_module_state`: one rate for each member of a population.
+    `generator` replaces torch's global source of random numbers.
+    """
+
+    upper: ClassVar[float] = 1.0  # the rate is in [0, upper)
+    rowwise: ClassVar[bool] = True  # the noise of one row does not depend on the other rows
+
+    rate: Tensor
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        value = check_rate(rate, type(self).__name__, upper=self.upper)
+        self.register_buffer("rate", torch.tensor(value, dtype=torch.float32))
+        self.generator: torch.Generator | None = None
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """The noisy `x` in training mode, its mean otherwise."""
+
+    def check(self, rate: float | Tensor, path: str = "") -> float:
+        """`rate` as a float in this layer's range, or an error that names the layer's path."""
+        name = type(self).__name__
+        return check_rate(rate, f"{path} ({name})" if path else name, upper=self.upper)
+
+    def set_rate(self, rate: float | Tensor) -> None:
+        """Write a rate into the buffer, in place."""
+        self.rate.fill_(self.check(rate))
+
+    def extra_repr(self) -> str:
+        """The rate, in the words of the constructor."""
+        return f"rate={self.rate.tolist():.4g}" if self.rate.ndim == 0 else "rate=(a vector)"
+
+    def _apply(self, fn, recurse: bool = True):
+        # `model.bfloat16()` would turn a rate of 0.999 into 1: the rate stays in float32
+        rate = self.rate
+        super()._apply(fn, recurse)
+        if self.rate.dtype != torch.float32:
+            self.rate = rate.to(self.rate.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # a checkpoint of a model without noise layers has no rates: keep the present one
+        state_dict.setdefault(prefix + "rate", self.rate)
+        super()._load_from_state_dict(state_dict, prefix, *args)
