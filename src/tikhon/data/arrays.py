@@ -1,0 +1,186 @@
+"""Arrays of the user's own: .npz files, folders of .npy, arrays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tikhon.data import mnist
+from tikhon.data.dataset import Dataset, Task
+from tikhon.errors import DataError
+
+
+def folder(path: Path) -> Dataset:
+    """A folder of X.npy and y.npy, of one .npz, or of four IDX files."""
+    if parts := mnist.files(path):
+        return mnist.assemble(path.resolve().name, parts, (), (None,) * 4)
+    if (path / "X.npy").is_file() and (path / "y.npy").is_file():
+        arrays = {key: _array(path / f"{key}.npy", key) for key in ("X", "y")}
+        return from_arrays(
+            arrays["X"], arrays["y"], name=path.resolve().name, origin={"source": str(path)}
+        )
+    files = sorted(path.glob("*.npz"))
+    if len(files) == 1:
+        return file(files[0])
+    raise DataError(
+        f"folder {path} holds {len(files)} .npz files; needed: exactly one, or X.npy and y.npy, "
+        f"or the IDX files {', '.join(mnist.PARTS)}"
+    )
+
+
+def file(path: Path) -> Dataset:
+    """An .npz file with `X` and `y`, and optionally `feature_names` and `classes`."""
+    if path.suffix.lower() != ".npz":
+        raise DataError(
+            f"{path}: a file of type {path.suffix or '(none)'!r} cannot be read; "
+            "give an .npz with X and y"
+        )
+    arrays = _npz(path)
+    missing = {"X", "y"} - set(arrays)
+    if missing:
+        raise DataError(
+            f"{path} lacks {' and '.join(sorted(missing))}; it holds "
+            f"{', '.join(sorted(arrays)) or 'nothing'}. Save it with "
+            "numpy.savez(path, X=X, y=y)"
+        )
+    return from_arrays(
+        arrays["X"],
+        arrays["y"],
+        name=path.stem,
+        feature_names=arrays.get("feature_names"),
+        classes=arrays.get("classes"),
+        origin={"source": str(path)},
+    )
+
+
+_WANTED = ("X", "y", "feature_names", "classes")
+_LIMIT = 1 << 34  # bytes of content of one .npz: a small zip may unpack to far more than memory
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    """The wanted arrays of an .npz: never unpickled, never larger than the limit."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {
+                info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()
+            }
+        if (size := sum(sizes.get(key, 0) for key in _WANTED)) > _LIMIT:
+            raise DataError(f"{path} unpacks to {size:,} bytes; the limit is {_LIMIT:,}")
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in _WANTED if key in archive}
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path} is not a complete .npz file ({error}); copy it again") from error
+    except ValueError as error:
+        raise DataError(_not_numbers(path, error)) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _array(path: Path, name: str) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False, mmap_mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(_not_numbers(path, error)) from error
+
+
+def _not_numbers(path: Path, error: Exception) -> str:
+    return (
+        f"{path} cannot be read as arrays of numbers ({error}); objects are never unpickled: "
+        "convert them to numbers and save them again"
+    )
+
+
+def from_arrays(
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    name: str = "arrays",
+    feature_names: Any = None,
+    classes: Any = None,
+    origin: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """A data set of two arrays: text, booleans and few integers are classes, else targets.
+
+    `x` (rows, features) is standardised later, with figures of the training part; bytes with
+    more than two axes are images and are scaled to [0, 1].
+
+    >>> from_arrays(np.eye(4), np.array(["a", "b", "a", "b"])).classes
+    ('a', 'b')
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    if x.ndim < 2:
+        raise DataError(f"{name}: X must have rows and columns, received shape {x.shape}")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if len(x) != len(y):
+        raise DataError(f"{name}: X has {len(x)} rows but y has {len(y)}; give one target per row")
+    if len(x) == 0:
+        raise DataError(f"{name} has no rows")
+    if x.dtype.kind not in "biuf":
+        raise DataError(f"{name}: X must be numeric, received {x.dtype}")
+    names = tuple(str(n) for n in feature_names) if feature_names is not None else ()
+    _finite(x, "X", name, names)
+    image = x.dtype == np.uint8 and (x.ndim > 2 or x.max(initial=0) > 127)
+    inputs = torch.from_numpy(np.array(x, np.float32))
+    if image:
+        inputs.div_(255)
+    target, task, labels = _target(y, name, classes)
+    return Dataset(
+        name,
+        inputs,
+        target,
+        task,
+        labels,
+        names,
+        scale=not image and x.ndim == 2,
+        origin=origin or {},
+    )
+
+
+def _target(y: np.ndarray, name: str, classes: Any) -> tuple[Tensor, Task, tuple[str, ...]]:
+    if y.dtype.kind == "f":
+        _finite(y, "y", name, ())
+    whole = y.dtype.kind in "biuUS" or (classes is not None and bool(np.all(y == np.floor(y))))
+    if (
+        y.ndim > 1
+        or not whole
+        or (
+            y.dtype.kind in "iu" and classes is None and len(np.unique(y)) > max(20, 0.05 * len(y))
+        )
+    ):
+        if y.dtype.kind not in "biuf":
+            raise DataError(f"{name}: y must be numbers or labels, received {y.dtype}")
+        return torch.from_numpy(np.array(y, np.float32)), "regression", ()
+    found, codes = np.unique(y, return_inverse=True)
+    if len(found) < 2:
+        raise DataError(
+            f"{name}: y holds one class only ({found[0]!r}, {len(y)} rows); two or more are needed"
+        )
+    labels = [str(c) for c in found]
+    if classes is not None and y.dtype.kind in "iuf" and len(classes) > int(found.max()):
+        labels = [str(classes[int(c)]) for c in found]
+    return torch.from_numpy(codes.reshape(-1).astype(np.int64)), "classification", tuple(labels)
+
+
+def _finite(values: np.ndarray, what: str, name: str, columns: tuple[str, ...]) -> None:
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return
+    bad = ~np.isfinite(values)
+    row = int(np.argwhere(bad)[0][0])
+    where = ""
+    if values.ndim == 2:
+        column = int(np.argwhere(bad[row])[0][0])
+        label = repr(columns[column]) if column < len(columns) else str(column)
+        where = f" column {label}"
+        bad = bad[:, column]
+    raise DataError(
+        f"{name}: {what}{where} has {int(bad.sum())} value(s) that are NaN or "
+        f"infinite, first in row {row}; remove or fill them before training"
+    )

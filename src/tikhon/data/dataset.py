@@ -1,0 +1,58 @@
+"""The value that every source of data gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+Task = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Rows to learn from: `x` (rows, ...) float, `y` (rows,) int64 classes or float targets.
+
+    `scale` tells that the columns are to be standardised with figures of the training part;
+    images come scaled to [0, 1]. `unit` is what 1.0 of a standardised target means. `test` holds
+    the rows that the source itself keeps for testing.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    task: Task
+    classes: tuple[str, ...] = ()
+    feature_names: tuple[str, ...] = ()
+    scale: bool = False
+    unit: float = 1.0
+    test: Dataset | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model has to answer with: one a class, or one a target column."""
+        return len(self.classes) or (self.y.shape[1] if self.y.ndim > 1 else 1)
+
+    def take(self, rows: Tensor) -> Dataset:
+        """The rows of these indices, without the source's own test part."""
+        return replace(self, x=self.x[rows], y=self.y[rows], test=None)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over shapes and values: tells whether a run continues on the same data."""
+        digest = hashlib.sha256()
+        for part in (self, self.test):
+            if part is not None:
+                for values in (part.x, part.y):
+                    array = values.contiguous().numpy()
+                    digest.update(f"{array.dtype}{array.shape}".encode())
+                    digest.update(memoryview(array).cast("B") if array.size else b"")
+        return digest.hexdigest()

@@ -1,0 +1,99 @@
+"""Data by name or by path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tikhon.data import arrays, mnist
+from tikhon.data.dataset import Dataset
+from tikhon.errors import DataError, InputError, unknown
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    download: bool = True,
+) -> Dataset:
+    """The data set of a name (`digits`, `mnist`, ...) or of a file or folder of arrays.
+
+    A file is an `.npz` with `X` and `y`; a folder holds `X.npy` and `y.npy`, or one `.npz`, or
+    the four IDX files of an MNIST-like set. `data_dir` is searched first for MNIST and
+    Fashion-MNIST, then `$TIKHON_DATA`, then the cache folder, then they are downloaded.
+
+    Raises `DataError` for files that cannot be trained on and `InputError` for an unknown name.
+
+    >>> digits = load("digits")
+    >>> digits.x.shape, digits.outputs
+    (torch.Size([1797, 64]), 10)
+    """
+    name = os.fspath(source)
+    if name in _BUNDLED:
+        return _BUNDLED[name](name)
+    if name in mnist.SETS:
+        return mnist.load(name, data_dir, download)
+    path = Path(name).expanduser()
+    if data_dir is not None and not path.is_absolute() and not path.exists():
+        path = next(
+            (p for p in (Path(data_dir) / name, Path(data_dir) / f"{name}.npz") if p.exists()),
+            path,
+        )
+    if path.is_dir():
+        return arrays.folder(path)
+    if path.is_file():
+        return arrays.file(path)
+    if path.suffix or os.sep in name:
+        raise DataError(
+            f"no file or folder {name!r}; give a path that exists or a name: {', '.join(NAMES)}"
+        )
+    raise InputError(unknown("data", name, NAMES) + "; or the path of a file")
+
+
+def _digits(name: str) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    data: Any = load_digits()
+    x = torch.from_numpy(np.asarray(data.data, np.float32) / 16)
+    classes = tuple(str(c) for c in data.target_names)
+    names = tuple(data.feature_names)
+    return Dataset(
+        name,
+        x,
+        torch.from_numpy(data.target).long(),
+        "classification",
+        classes,
+        names,
+        origin={"source": "scikit-learn"},
+    )
+
+
+def _table(name: str) -> Dataset:
+    import sklearn.datasets
+
+    data: Any = getattr(sklearn.datasets, f"load_{name}")()
+    x = torch.from_numpy(np.asarray(data.data, np.float32))
+    names = tuple(str(n) for n in data.feature_names)
+    origin = {"source": "scikit-learn"}
+    if not hasattr(data, "target_names"):
+        y = torch.from_numpy(np.asarray(data.target, np.float32))
+        return Dataset(name, x, y, "regression", (), names, scale=True, origin=origin)
+    classes = tuple(str(c) for c in data.target_names)
+    y = torch.from_numpy(data.target).long()
+    return Dataset(name, x, y, "classification", classes, names, scale=True, origin=origin)
+
+
+_BUNDLED: dict[str, Callable[[str], Dataset]] = {
+    "digits": _digits,
+    "breast_cancer": _table,
+    "wine": _table,
+    "iris": _table,
+    "diabetes": _table,
+}
+
+NAMES = (*_BUNDLED, *mnist.SETS)

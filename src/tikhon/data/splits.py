@@ -1,0 +1,92 @@
+"""Rows for training, validation and test; scaling by figures of the training rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tikhon.data.dataset import Dataset
+from tikhon.errors import DataError, InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Three parts of one data set and the figures they were scaled with."""
+
+    train: Dataset
+    valid: Dataset
+    test: Dataset
+    scaling: Mapping[str, Any]  # mean, scale (of x), target_mean, target_scale: where they apply
+
+
+def split(
+    data: Dataset, *, valid: float = 0.2, test: float = 0.2, largest: int = 5_000, seed: int = 0
+) -> Split:
+    """Split by rows, classes in proportion; a source's own test rows stay the test part.
+
+    `valid` and `test` are fractions in (0, 1) of all rows; `largest` bounds either part.
+    Raises `DataError` when a class has too few rows to be in every part.
+
+    >>> from tikhon.data import load
+    >>> parts = split(load("iris"))
+    >>> len(parts.train.x), len(parts.valid.x), len(parts.test.x)
+    (90, 30, 30)
+    """
+    for name, fraction in (("valid", valid), ("test", test)):
+        if not 0 < fraction < 1:
+            raise InputError(f"{name} must be a fraction in (0, 1), received {fraction}")
+    rows = len(data.x)
+    rest, held_out = data, data.test
+    if held_out is None:
+        kept, drawn = _draw(data, min(round(test * rows), largest), seed)
+        rest, held_out = data.take(kept), data.take(drawn)
+    kept, drawn = _draw(rest, min(round(valid * rows), largest), seed + 1)
+    return _scaled(rest.take(kept), rest.take(drawn), held_out)
+
+
+def _draw(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of (what stays, what is drawn)."""
+    from sklearn.model_selection import train_test_split
+
+    stratify = None
+    if data.classes:
+        sizes = torch.bincount(data.y, minlength=len(data.classes))
+        if sizes.min() < 2 or count < len(data.classes):
+            least = int(sizes.argmin())
+            raise DataError(
+                f"{data.name}: class {data.classes[least]!r} has {int(sizes[least])} row(s) left "
+                f"and {count} rows are to be held out for {len(data.classes)} classes; "
+                "give more rows or a larger fraction"
+            )
+        stratify = data.y.numpy()
+    elif not 0 < count < len(data.x):
+        raise DataError(f"{data.name}: {len(data.x)} rows are too few to hold out {count}")
+    kept, drawn = train_test_split(
+        range(len(data.x)), test_size=count, random_state=seed, stratify=stratify
+    )
+    return torch.tensor(kept), torch.tensor(drawn)
+
+
+def _scaled(train: Dataset, valid: Dataset, test: Dataset) -> Split:
+    parts, scaling = [replace(part, test=None) for part in (train, valid, test)], {}
+    if train.scale:
+        mean, scale = _moments(train.x)
+        parts = [replace(part, x=((part.x.double() - mean) / scale).float()) for part in parts]
+        scaling = {"mean": mean.tolist(), "scale": scale.tolist()}
+    if train.task == "regression":
+        mean, scale = _moments(train.y)
+        unit = float(scale.mean())
+        parts = [replace(p, y=((p.y.double() - mean) / scale).float(), unit=unit) for p in parts]
+        scaling |= {"target_mean": mean.tolist(), "target_scale": scale.tolist()}
+    return Split(parts[0], parts[1], parts[2], scaling)
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every column; constant columns keep their scale."""
+    wide = values.double()  # a sum of squares in float32 loses large, nearly constant columns
+    mean, scale = wide.mean(0), wide.std(0, correction=0)
+    return mean, torch.where(scale > 1e-9 * mean.abs(), scale, 1.0)

@@ -1,0 +1,10 @@
+"""The small networks that the command line and the estimators build, by name."""
+
+from __future__ import annotations
+
+from tikhon.models.build import NAMES, build
+from tikhon.models.convnet import ConvNet
+from tikhon.models.lenet import LeNet5
+from tikhon.models.mlp import MLP
+
+__all__ = ["MLP", "NAMES", "ConvNet", "LeNet5", "build"]

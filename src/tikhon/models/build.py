@@ -1,0 +1,79 @@
+"""From a name to a network that fits the data."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from tikhon.errors import InputError, unknown
+from tikhon.models.convnet import ConvNet
+from tikhon.models.lenet import LeNet5
+from tikhon.models.mlp import MLP
+
+# name -> what it is; `mlp-A-B-C` gives every width, `mlp:B` the hidden ones
+NAMES = {
+    "linear": "one linear layer",
+    "mlp": "one hidden layer of 128 units; mlp:300,100 for other widths, mlp-784-128-10 for all",
+    "lenet-300-100": "a perceptron with hidden layers of 300 and 100 units",
+    "lenet5": "LeNet-5, for images of 28x28 or 32x32",
+    "convnet": "two small convolutions, for images",
+}
+
+
+def build(name: str, shape: Sequence[int], outputs: int, *, rate: float = 0.0) -> nn.Module:
+    """The network of that name for rows of `shape` and that many outputs.
+
+    `rate` in [0, 1) is its dropout rate. Raises `InputError` for an unknown name and for widths
+    that do not fit the data.
+
+    >>> build("mlp-64-32-10", (64,), 10).sizes
+    (64, 32, 10)
+    """
+    if not 0 <= rate < 1:
+        raise InputError(f"dropout must be in [0, 1), received {rate}")
+    features = math.prod(shape)
+    if name == "linear":
+        return MLP([features, outputs])
+    if name in ("lenet5", "convnet"):
+        return _convolutional(name, tuple(shape), outputs, rate)
+    if name == "lenet-300-100":
+        return MLP([features, 300, 100, outputs], rate=rate)
+    if name == "mlp":
+        return MLP([features, 128, outputs], rate=rate)
+    if hidden := re.fullmatch(r"mlp:(\d+(?:,\d+)*)", name):
+        return MLP([features, *_widths(name, hidden[1], ","), outputs], rate=rate)
+    if widths := re.fullmatch(r"mlp-(\d+(?:-\d+)+)", name):
+        sizes = _widths(name, widths[1], "-")
+        if (sizes[0], sizes[-1]) != (features, outputs):
+            fitting = "-".join(map(str, [features, *sizes[1:-1], outputs]))
+            raise InputError(
+                f"model {name!r} does not fit the data: {features} inputs and {outputs} outputs "
+                f"are needed; write mlp-{fitting}"
+            )
+        return MLP(sizes, rate=rate)
+    raise InputError(unknown("model", name, NAMES))
+
+
+def _widths(name: str, text: str, separator: str) -> list[int]:
+    sizes = [int(part) for part in text.split(separator)]
+    if 0 in sizes:
+        raise InputError(f"model {name!r}: a layer of 0 units; every width must be 1 or more")
+    return sizes
+
+
+def _convolutional(name: str, shape: tuple[int, ...], outputs: int, rate: float) -> nn.Module:
+    if len(shape) == 1 and math.isqrt(shape[0]) ** 2 == shape[0]:  # flattened square images
+        side = math.isqrt(shape[0])
+        return nn.Sequential(
+            nn.Unflatten(1, (1, side, side)), _convolutional(name, (1, side, side), outputs, rate)
+        )
+    if len(shape) != 3 or min(shape[1:]) < 4:
+        raise InputError(f"model {name!r} needs images of 4x4 or more, the rows are {shape}")
+    if name == "convnet":
+        return ConvNet(shape[0], outputs, rate=rate)
+    if shape[1:] not in ((28, 28), (32, 32)):
+        raise InputError(f"model 'lenet5' needs images of 28x28 or 32x32, the rows are {shape}")
+    return LeNet5(shape[0], outputs, side=shape[1], rate=rate)
