@@ -1,0 +1,1 @@
+"""How much: strengths that move with the step (schedules) or with the weights (controllers)."""

@@ -1,0 +1,293 @@
+"""Where a penalty applies: patterns on parameter names, and the rows that a penalty sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.utils.parametrize import is_parametrized
+
+from tikhon.errors import unknown
+
+ROWS = ("tensor", "out", "in", "filter", "channel", "head", "feature")
+Pattern = str | type[nn.Module] | tuple["str | type[nn.Module]", ...]
+
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class RowView:
+    """The rows of one tensor: dimension `split[0]` cut into `split[1]`, then dims `lead` first."""
+
+    lead: tuple[int, ...] = ()
+    split: tuple[int, tuple[int, ...]] | None = None
+
+    def of(self, w: Tensor) -> Tensor:
+        """A matrix (rows, size); a view of `w` where its strides allow it."""
+        w = self._lead_first(w)
+        return w.reshape(prod(w.shape[: len(self.lead)]), -1) if w.numel() else w.reshape(0, 0)
+
+    def write_(self, w: Tensor, rows: Tensor) -> None:
+        """The inverse of `of`, in place."""
+        w = self._lead_first(w)
+        w.copy_(rows.reshape(w.shape))
+
+    def _lead_first(self, w: Tensor) -> Tensor:
+        if self.split:
+            w = w.unflatten(*self.split)
+        return w.movedim(self.lead, tuple(range(len(self.lead)))) if self.lead else w
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Numbers of the model that a penalty sees as one matrix, shape (rows, size).
+
+    Several parameters (`rows="feature"`) stand side by side in a row. The local part is read where
+    a parameter is sharded (DTensor).
+
+    >>> fc = nn.Linear(3, 2)
+    >>> select(fc, "weight", rows="in")[0].read().shape
+    torch.Size([3, 2])
+    """
+
+    name: str
+    params: tuple[nn.Parameter, ...]
+    rows: str = "tensor"
+    views: tuple[RowView, ...] = (RowView(),)
+
+    def read(self) -> Tensor:
+        """The weights, shape (rows, size), without gradient."""
+        return self.arrange(self.params)
+
+    def write_(self, w: Tensor) -> None:
+        """Set the weights from a matrix of the shape that `read` returns."""
+        with torch.no_grad():
+            sizes = [local(p).numel() // max(1, w.shape[0]) for p in self.params]
+            for p, view, part in zip(self.params, self.views, w.split(sizes, dim=1)):
+                view.write_(local(p), part)
+
+    def arrange(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors of the parameters' shapes (gradients, steps) in the same rows."""
+        parts = [view.of(local(t)) for view, t in zip(self.views, tensors)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One parameter of the model with all its names, and why a glob leaves it out (or "")."""
+
+    names: tuple[str, ...]
+    param: nn.Parameter
+    owners: tuple[nn.Module, ...]
+    excluded: str
+
+    @property
+    def name(self) -> str:
+        """The first of its names."""
+        return self.names[0]
+
+
+def select(model: nn.Module, pattern: Pattern = "*", *, rows: str = "tensor") -> list[Target]:
+    """The parameters that `pattern` matches, each seen as rows.
+
+    Args:
+        model: the module; wrappers (DistributedDataParallel, torch.compile) are looked through.
+        pattern: a shell glob on parameter names, a literal parameter name, the name of a
+            submodule, a module type, or a tuple of these. A glob covers weights with two or more
+            dimensions, no biases, no normalisation scales, no embeddings; a literal name and a
+            module type override that. Tied parameters count once.
+        rows: what a row is. "tensor": everything is one row. "out"/"in": an output or input
+            channel (dims 0 and 1; the other way round for transposed convolutions). "filter" and
+            "channel": the same for convolutions only. "head": an attention head. "feature": an
+            input feature, across all matching parameters together.
+
+    Raises ValueError for a pattern that matches nothing (with the closest names), for a
+    parametrised weight, and for rows that a parameter does not have.
+
+    >>> mlp = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> [target.name for target in select(mlp)]
+    ['0.weight', '2.weight']
+    >>> [target.read().shape for target in select(mlp, "2.weight", rows="out")]
+    [torch.Size([2, 3])]
+    """
+    model = unwrap(model)
+    return targets_of(match(model, slots(model), pattern), model, rows)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel, DataParallel, torch.compile and the like."""
+    while True:
+        children = dict(model.named_children())
+        wrapped = children.get("_orig_mod") or children.get("module")
+        own = any(True for _ in model.parameters(recurse=False))
+        if wrapped is None or len(children) > 1 or own or isinstance(model, nn.Sequential):
+            return model
+        model = wrapped
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The tensor itself without gradient, or this process's part of a DTensor."""
+    tensor = tensor.detach()
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
+
+
+def is_lazy(param: Tensor) -> bool:
+    """Whether a lazy module has not yet given the parameter its shape."""
+    return isinstance(param, UninitializedTensorMixin)
+
+
+def slots(model: nn.Module) -> list[Slot]:
+    """Every parameter of the (unwrapped) model once, in order, under all its names."""
+    found: dict[int, tuple[list[str], nn.Parameter, list[nn.Module]]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for attribute, param in module.named_parameters(recurse=False):
+            name = f"{prefix}.{attribute}" if prefix else attribute
+            for wrapper in _WRAPPERS:
+                name = name.replace(wrapper, "")
+            names, _, owners = found.setdefault(id(param), ([], param, []))
+            names.append(name)
+            owners.append(module)
+    return [
+        Slot(tuple(names), param, tuple(owners), _why_excluded(names, param, owners))
+        for names, param, owners in found.values()
+    ]
+
+
+def _why_excluded(names: list[str], param: nn.Parameter, owners: list[nn.Module]) -> str:
+    for name, owner in zip(names, owners):
+        attribute = name.rpartition(".")[2]
+        if ".parametrizations." in f".{name}":
+            return f"part of the parametrised {name.replace('parametrizations.', '', 1)}"
+        if attribute in ("weight_g", "weight_v", "weight_orig"):
+            return f"{attribute} of a weight_norm or spectral_norm"
+        if attribute.startswith("bias") or attribute.endswith("_bias"):
+            return "bias"
+        if isinstance(owner, nn.Embedding | nn.EmbeddingBag) or "embed" in attribute:
+            return "embedding"
+        if "Norm" in type(owner).__name__:
+            return "normalisation scale"
+    if not is_lazy(param) and param.ndim < 2:
+        return "fewer than two dimensions"
+    return ""
+
+
+def match(model: nn.Module, candidates: Sequence[Slot], pattern: Pattern) -> list[Slot]:
+    """The slots that a pattern covers, in the pattern's own order for a tuple."""
+    if isinstance(pattern, tuple):
+        found = [slot for part in pattern for slot in match(model, candidates, part)]
+        return list(dict.fromkeys(found))
+    if isinstance(pattern, str):
+        exact = [slot for slot in candidates if pattern in slot.names]
+        if exact:
+            return exact
+        _refuse_parametrised(model, pattern)
+        hits = [s for s in candidates if any(_covers(pattern, name) for name in s.names)]
+        known = [name for slot in candidates for name in slot.names]
+        label = pattern
+    else:
+        hits = [s for s in candidates if any(isinstance(owner, pattern) for owner in s.owners)]
+        explicit = [s for s in hits if not s.excluded or s.excluded not in ("bias",)]
+        if explicit:
+            return explicit
+        inside = {id(p) for m in model.modules() if isinstance(m, pattern) for p in m.parameters()}
+        hits = [s for s in candidates if id(s.param) in inside]
+        known = sorted({type(module).__name__ for module in model.modules()})
+        label = pattern.__name__
+    chosen = [slot for slot in hits if not slot.excluded]
+    if hits and not chosen:
+        reasons = ", ".join(f"{slot.name} ({slot.excluded})" for slot in hits[:5])
+        raise ValueError(
+            f"pattern {label!r} matches only parameters that a pattern leaves out: {reasons}; "
+            f"name them literally to include them"
+        )
+    if not chosen:
+        raise ValueError(f"no parameter matches: {unknown('pattern', label, known)}")
+    return chosen
+
+
+def _covers(pattern: str, name: str) -> bool:
+    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
+
+def _refuse_parametrised(model: nn.Module, name: str) -> None:
+    path, _, attribute = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return
+    if is_parametrized(module, attribute):
+        kinds = [type(p).__name__ for p in module.parametrizations[attribute]]  # type: ignore[index]
+        raise ValueError(
+            f"{name!r} is parametrised ({', '.join(kinds)}): it is computed, not stored, so no "
+            f"prox can set it; remove the parametrisation, or name one of its factors, such as "
+            f"'{path}.parametrizations.{attribute}.original0', if that is what you mean"
+        )
+
+
+def targets_of(chosen: Sequence[Slot], model: nn.Module, rows: str) -> list[Target]:
+    """One target a slot, or one for all of them when rows are features."""
+    if rows not in ROWS:
+        raise ValueError(unknown("rows", rows, ROWS))
+    if rows != "feature":
+        return [
+            Target(slot.name, (slot.param,), rows, (row_view(slot, model, rows),))
+            for slot in chosen
+        ]
+    views = tuple(row_view(slot, model, "in") for slot in chosen)
+    counts = {slot.name: view.of(slot.param).shape[0] for slot, view in zip(chosen, views)}
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f'rows="feature" couples parameters with the same number of input features, '
+            f"received {counts}; match only the layers that read the input"
+        )
+    name = "+".join(slot.name for slot in chosen)
+    return [Target(name, tuple(slot.param for slot in chosen), rows, views)]
+
+
+def row_view(slot: Slot, model: nn.Module, rows: str) -> RowView:
+    """How `rows` reads one parameter; ValueError where it has no such rows."""
+    owner, param = slot.owners[0], slot.param
+    if rows == "tensor" or is_lazy(param):
+        return RowView()
+    if rows in ("filter", "channel"):
+        if not isinstance(owner, _CONVOLUTIONS + _TRANSPOSED):
+            raise ValueError(
+                f"rows={rows!r} needs a convolution, {slot.name!r} belongs to "
+                f'{type(owner).__name__}; use rows="out" or rows="in"'
+            )
+        rows = "out" if rows == "filter" else "in"
+    if rows == "head":
+        return _head_view(slot, model)
+    if rows in ("in", "feature") and param.ndim < 2:
+        raise ValueError(f"rows={rows!r} needs two dimensions, {slot.name!r} has {param.ndim}")
+    transposed = isinstance(owner, _TRANSPOSED)
+    grouped = getattr(owner, "groups", 1) if isinstance(owner, _CONVOLUTIONS + _TRANSPOSED) else 1
+    stored_first = (rows == "out") != transposed
+    if stored_first:
+        return RowView((0,))
+    return RowView((0, 2), (0, (grouped, -1))) if grouped > 1 else RowView((1,))
+
+
+def _head_view(slot: Slot, model: nn.Module) -> RowView:
+    path = slot.name.split(".")
+    for depth in range(len(path) - 1, -1, -1):
+        module = model.get_submodule(".".join(path[:depth]))
+        heads = getattr(module, "num_heads", None) or getattr(module, "num_attention_heads", None)
+        if isinstance(heads, int) and slot.param.ndim == 2:
+            inner = ".".join(path[depth:])
+            if inner.startswith(("in_proj", "qkv")):
+                return RowView((1,), (0, (3, heads, -1)))
+            if inner.startswith(("out", "o_proj", "proj.", "c_proj")):
+                return RowView((1,), (1, (heads, -1)))
+            return RowView((0,), (0, (heads, -1)))
+    raise ValueError(
+        f'rows="head" needs a matrix inside a module with num_heads, {slot.name!r} has none; '
+        f'use rows="out"'
+    )
