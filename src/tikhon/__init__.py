@@ -16,6 +16,10 @@ _PUBLIC = {
     # penalties
     "Penalty": "tikhon.penalties",
     "Proximable": "tikhon.penalties",
+    "L1": "tikhon.penalties",
+    "L2": "tikhon.penalties",
+    "ElasticNet": "tikhon.penalties",
+    "GroupLasso": "tikhon.penalties",
     # modules
     "penalties": "",
     "layers": "",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from numbers import Real
+from typing import Any, ClassVar, Self, TypeGuard
 
 import torch
 from torch import Tensor
+
+from tikhon.errors import unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,18 +20,26 @@ class Penalty(ABC):
     """A function of one tensor, to be minimised: `strength * omega(w)`.
 
     `strength` is lambda, finite and >= 0. A 0-d tensor is taken as it is (it may be batched by
-    `torch.vmap`, so no code branches on its value).
+    `torch.vmap`, so no code branches on its value). A schedule (a callable of the step) or a
+    controller (an object with `next`) is resolved by `tikhon.regularize`, step by step, through
+    `with_strength`; until then `value`, `grad` and `prox` raise TypeError.
+
+    A subclass is a frozen dataclass (`eq=False`, since fields may hold tensors) that reads the
+    strength as `self.lam` and defines `value`, and `grad` where it has a closed form.
     """
 
-    strength: float | Tensor = 1.0
+    strength: float | Tensor | Any = 1.0
 
     smooth: ClassVar[bool] = False  # differentiable everywhere: no prox is needed
     convex: ClassVar[bool] = True
     elementwise: ClassVar[bool] = False  # a sum over entries
-    constraint: ClassVar[bool] = False  # value is 0 or inf; the prox ignores step and strength
+    constraint: ClassVar[bool] = False  # value is 0 or inf; the prox ignores strength and step
     diagonal: ClassVar[bool] = True  # the prox is exact for a tensor step (a diagonal metric)
     rows: ClassVar[str] = "tensor"  # the view of the weights that it sees by default
     reference: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength, type(self).__name__)
 
     @abstractmethod
     def value(self, w: Tensor) -> Tensor:
@@ -37,6 +50,63 @@ class Penalty(ABC):
         with torch.enable_grad():
             leaf = w.detach().requires_grad_()
             return torch.autograd.grad(self.value(leaf), leaf)[0]
+
+    @property
+    def lam(self) -> float | Tensor:
+        """The strength as a number; TypeError while it is a schedule or a controller."""
+        if isinstance(self.strength, (float, int, Tensor)):
+            return self.strength
+        name = type(self).__name__
+        raise TypeError(
+            f"the strength of {name} is a {type(self.strength).__name__}, which has no value "
+            f"before a step is known; attach it with tikhon.regularize(...), or give a number "
+            f"by penalty.with_strength(0.01)"
+        )
+
+    def with_strength(self, strength: float | Tensor) -> Self:
+        """The same penalty at another strength."""
+        return replace(self, strength=strength)
+
+    def for_parameter(
+        self,
+        name: str,
+        shape: torch.Size | None = None,
+        view: Callable[[Tensor], Tensor] | None = None,
+    ) -> Self:
+        """The penalty bound to the parameter `name`.
+
+        A field that is a mapping from names becomes its entry. For a sum over entries, tensors
+        (`weights`, `center`) are then broadcast to the parameter's `shape` and read by `view`,
+        as the target reads the parameter. ValueError if a mapping lacks the name or a tensor
+        does not fit.
+
+        >>> from tikhon.penalties import L2
+        >>> before = {"fc.weight": torch.ones(2, 3)}
+        >>> L2(0.1, center=before).for_parameter("fc.weight", view=torch.ravel).center.shape
+        torch.Size([6])
+        """
+        bound = {}
+        for field in fields(self):
+            held = getattr(self, field.name)
+            if isinstance(held, Mapping):
+                if name not in held:
+                    raise ValueError(unknown(f"{field.name} of {type(self).__name__}", name, held))
+                held = held[name].detach()
+                bound[field.name] = held
+            if isinstance(held, Tensor) and field.name != "strength" and self.elementwise:
+                bound[field.name] = self._read(field.name, held, shape, view)
+        return replace(self, **bound) if bound else self
+
+    def _read(self, field: str, held: Tensor, shape: torch.Size | None, view: Any) -> Tensor:
+        if shape is not None:
+            try:
+                held = held.expand(shape)
+            except RuntimeError:
+                raise ValueError(
+                    f"{field} of {type(self).__name__} has shape {tuple(held.shape)}, which does "
+                    f"not broadcast to the parameter's shape {tuple(shape)}"
+                ) from None
+        return view(held) if view else held
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,3 +123,56 @@ class Proximable(Penalty):
     def support(self, w: Tensor) -> Tensor:
         """Bool mask, w's shape: the entries that the penalty leaves non-zero."""
         return w != 0
+
+
+def check_strength(strength: Any, owner: str) -> None:
+    """Raise unless `strength` is a number >= 0, a 0-d tensor, a schedule or a controller."""
+    if isinstance(strength, Tensor):
+        if strength.ndim:
+            raise ValueError(
+                f"{owner}: strength is one number, received a tensor of shape "
+                f"{tuple(strength.shape)}; per-entry factors go into weights=..."
+            )
+    elif isinstance(strength, Real) and not isinstance(strength, bool):
+        if not 0 <= float(strength) < math.inf:
+            raise ValueError(f"{owner}: strength must be finite and >= 0, received {strength!r}")
+    elif not (callable(strength) or hasattr(strength, "next")):
+        raise TypeError(
+            f"{owner}: strength must be a number >= 0, a 0-d tensor, a schedule or a controller, "
+            f"received {strength!r}"
+        )
+
+
+def check_ratio(ratio: float, owner: Penalty) -> None:
+    """Raise unless `ratio`, the share of the L1 part, lies in [0, 1]."""
+    if not 0 <= ratio <= 1:
+        raise ValueError(
+            f"{type(owner).__name__}: l1_ratio must lie in [0, 1], received {ratio!r}"
+        )
+
+
+def is_metric(step: Any) -> TypeGuard[Tensor]:
+    """Whether `step` has one entry per weight (else it is one number for all)."""
+    return isinstance(step, Tensor) and step.ndim > 0
+
+
+def wide(w: Tensor) -> Tensor:
+    """`w` in at least float32: sums of squares in float16 overflow, in bfloat16 they stall."""
+    return w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
+
+
+def weighted(x: Any, weights: Tensor | Mapping[str, Tensor] | None) -> Any:
+    """`x * weights`, or x where there are none."""
+    if isinstance(weights, Mapping):
+        raise TypeError("weights are given by parameter name; choose with for_parameter(name)")
+    return x if weights is None else x * weights
+
+
+def refuse_metric(penalty: Penalty, step: float | Tensor) -> None:
+    """Raise for a tensor step where the prox in a diagonal metric is not known exactly."""
+    if is_metric(step):
+        raise ValueError(
+            f"{type(penalty).__name__} has no exact prox for a step of shape "
+            f"{tuple(step.shape)} (a per-weight step, as of Adam); give one number, or attach it "
+            f'with how="decoupled" or to an optimizer such as SGD'
+        )
