@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -29,6 +29,9 @@ class Reading:
         gain: the factor between the strength and the move that the penalty makes: the optimizer's
             stationary gain (a number, or a tensor of the shape of `weights`) in objective mode,
             its lr in decoupled mode.
+        rate: the scalar part of the gain: how far a unit move in the optimizer's own metric
+            goes (lr for Adam and its kin, lr / (1 - momentum) for SGD).
+        arrange: puts tensors of the parameters' shapes (gradients) in the shape of `weights`.
     """
 
     name: str
@@ -38,6 +41,8 @@ class Reading:
     weights: Tensor
     before: Tensor | None
     gain: float | Tensor
+    rate: float | Tensor
+    arrange: Callable[[Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
