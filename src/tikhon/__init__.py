@@ -13,6 +13,11 @@ __version__ = "0.1.0"
 _PUBLIC = {
     # verbs
     "regularize": "tikhon.regularizer",
+    "compact": "tikhon.compaction",
+    # what goes where
+    "Term": "tikhon.terms",
+    "select": "tikhon.targets",
+    "audit": "tikhon.assignments",
     # penalties
     "Penalty": "tikhon.penalties",
     "Proximable": "tikhon.penalties",
@@ -22,6 +27,7 @@ _PUBLIC = {
     "GroupLasso": "tikhon.penalties",
     # modules
     "penalties": "",
+    "strengths": "",
     "layers": "",
 }
 

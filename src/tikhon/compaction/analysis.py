@@ -1,0 +1,235 @@
+"""Constant propagation and liveness over the units of a traced model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .units import NO_UNIT, Registry, Units, along, axis_masks, hull, kept, opaque
+
+Reader = Callable[[Tensor], Tensor]  # flags of the units that stay -> ids that must stay too
+
+
+class Tracer(fx.Tracer):
+    """Stops at torch's modules and at tikhon's layers, goes into everything else."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the module is one call of the graph."""
+        ours = type(m).__module__.startswith("tikhon.layers")
+        return ours or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """The graph of the model; its submodules are the model's own."""
+    try:
+        return fx.GraphModule(model, Tracer().trace(model))
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be traced by torch.fx ({error}); compact a part of it "
+            "whose forward has no branch on tensor values"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation of the graph, with everything a rule may look at."""
+
+    node: fx.Node
+    name: str  # of the module, or of the node
+    args: tuple  # real values
+    kwargs: dict[str, Any]
+    seen: tuple  # the units of args (None where an argument is not a tensor)
+    out: Any  # the real result
+
+
+@dataclass
+class Analysis:
+    """Units of every value of a graph, and what its operations read."""
+
+    graph: fx.GraphModule
+    registry: Registry = field(default_factory=Registry)
+    units: dict[fx.Node, Any] = field(default_factory=dict)
+    shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
+    readers: list[Reader] = field(default_factory=list)
+    origin: list[tuple[int, int, str]] = field(default_factory=list)  # units first..last, module
+    tied: set[str] = field(default_factory=set)
+    refused: set[fx.Node] = field(default_factory=set)
+    heads: dict[str, Tensor] = field(default_factory=dict)  # of nn.MultiheadAttention
+
+    def produce(self, name: str, axis: int, shape: torch.Size) -> Tensor:
+        """Ids of an output whose units are new: one for each position of axis."""
+        first = len(self.registry.parent)
+        ids = along(axis, shape, self.registry)
+        self.origin.append((first, len(self.registry.parent), name))
+        return ids
+
+    def reads(self, ids: Tensor, needed: Callable[[Tensor], Tensor]) -> None:
+        """Declare a reader: ids of shape (positions, size) whose columns `needed` are read."""
+        self.readers.append(lambda keep: ids[:, needed(keep)].unique())
+
+    def refuse(self, call: Call, why: str) -> Any:
+        """Keep everything that the operation touches."""
+        self.refused.add(call.node)
+        for seen in _flat(call.seen):
+            self.registry.pin(seen.ids, f"{call.name}: {why}")
+            self.registry.needed.update(seen.ids[~seen.const].unique().tolist())
+        return _like(call.out, lambda t: opaque(t.shape, self.registry, call.name))
+
+    def solve(self, *, pins: bool = True) -> Tensor:
+        """Flags of the units that must stay; without `pins`, what the weights alone would keep."""
+        roots = self.registry.roots()
+        keep = torch.zeros(len(roots), dtype=torch.bool)
+        fixed = [u for u, why in self.registry.pinned.items() if pins or why in _ENDS]
+        fixed += [u for u in self.registry.needed if u != NO_UNIT]
+        keep[fixed] = True
+        values = [units.ids for units in _flat(tuple(self.units.values()))]
+        boxes = [ids for ids in values if _axes_of_variation(ids) > 1]
+        while True:
+            before = int(keep.sum())
+            for reader in reversed(self.readers):
+                keep[reader(keep)] = True
+                keep = _spread(keep, roots)
+            for ids in boxes:
+                keep[ids[hull(kept(keep, ids)) & (ids != NO_UNIT)]] = True
+            for ids in values:  # a layer of no units at all is more trouble than one unit
+                if ids.numel() and not kept(keep, ids).any():
+                    keep[ids.flatten()[0]] = True
+            keep = _spread(keep, roots)
+            if int(keep.sum()) == before:
+                return keep
+
+    def new_shape(self, node: fx.Node, keep: Tensor) -> list[int]:
+        """Shape of the node's tensor after the cut."""
+        return [int(m.sum()) for m in axis_masks(kept(keep, self.units[node].ids))]
+
+
+_ENDS = ("input", "output")
+
+
+class Interpreter(fx.Interpreter):
+    """Runs the model on the example and the rules beside it."""
+
+    def __init__(self, graph: fx.GraphModule, rules: dict[Any, Callable]):
+        super().__init__(graph)
+        self.rules = rules
+        self.analysis = Analysis(graph)
+        calls = Counter(n.target for n in graph.graph.nodes if n.op == "call_module")
+        owners = Counter(
+            id(p) for m in graph.modules() for p in m._parameters.values() if p is not None
+        )
+        self.analysis.tied = {
+            name
+            for name, module in graph.named_modules()
+            if list(module.parameters(recurse=False))
+            and (calls[name] > 1 or any(owners[id(p)] > 1 for p in module._parameters.values()))
+        }
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The real value; the units are filed beside it."""
+        out = super().run_node(n)
+        if isinstance(out, Tensor):
+            self.analysis.shapes[n] = out.shape
+        self.analysis.units[n] = self._units(n, out)
+        return out
+
+    def _units(self, n: fx.Node, out: Any) -> Any:
+        analysis = self.analysis
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        known = analysis.units
+        seen = fx.node.map_arg((n.args, n.kwargs), lambda a: known[a])
+        call = Call(n, str(n.target), args, kwargs, tuple(_flat(seen)), out)
+        if n.op == "placeholder":
+            return _input(out, analysis)
+        if n.op == "get_attr":
+            return _parameter(out, str(n.target), analysis)
+        if n.op == "output":
+            for units in call.seen:
+                analysis.registry.pin(units.ids, "output")
+            return None
+        if not _has_tensor(out):
+            return None
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        if module is not None and str(n.target) in analysis.tied:
+            return analysis.refuse(call, "its weights are used in more than one place")
+        rule = _lookup(self.rules, module if module is not None else n.target)
+        if rule is None:
+            kind = type(module).__name__ if module is not None else _name(n.target)
+            return analysis.refuse(call, f"no rule for {kind}")
+        return rule(call, module, analysis)
+
+
+def _lookup(rules: dict[Any, Callable], target: Any) -> Callable | None:
+    if not isinstance(target, nn.Module):
+        return rules.get(target)
+    if type(target).__module__.startswith("tikhon.layers"):
+        return rules[nn.Dropout] if not list(target.parameters()) else None
+    return next((rules[kind] for kind in type(target).__mro__ if kind in rules), None)
+
+
+def _input(out: Any, analysis: Analysis) -> Any:
+    """An input: a pinned unit for each channel, so that a reader can say which it ignores."""
+    if not isinstance(out, Tensor):
+        return None
+    axis = 1 if out.ndim > 1 else 0
+    if out.ndim == 0:
+        return opaque(out.shape, analysis.registry, "input")
+    ids = along(axis, out.shape, analysis.registry)
+    analysis.registry.pin(ids, "input")
+    return Units(ids, torch.zeros_like(ids, dtype=torch.bool), torch.zeros(ids.shape).double())
+
+
+def _parameter(out: Any, name: str, analysis: Analysis) -> Any:
+    """A tensor of the model: constant; its longest axis may be cut."""
+    if not isinstance(out, Tensor):
+        return None
+    const = torch.ones_like(out, dtype=torch.bool)
+    wide = [axis for axis, size in enumerate(out.shape) if size > 1]
+    if not wide:
+        ids = torch.full(out.shape, NO_UNIT)
+    else:
+        ids = analysis.produce(name, wide[-1], out.shape)
+    return Units(ids, const, out.detach().double())
+
+
+def _name(target: Any) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def _flat(seen: Any) -> list[Units]:
+    if isinstance(seen, Units):
+        return [seen]
+    if isinstance(seen, dict):
+        seen = tuple(seen.values())
+    if isinstance(seen, (tuple, list)):
+        return [units for part in seen for units in _flat(part)]
+    return []
+
+
+def _like(out: Any, make: Callable[[Tensor], Units]) -> Any:
+    if isinstance(out, Tensor):
+        return make(out)
+    if isinstance(out, (tuple, list)):
+        return tuple(_like(part, make) for part in out)
+    return None
+
+
+def _has_tensor(out: Any) -> bool:
+    if isinstance(out, (tuple, list)):
+        return any(_has_tensor(part) for part in out)
+    return isinstance(out, Tensor)
+
+
+def _axes_of_variation(ids: Tensor) -> int:
+    return sum(bool((ids != ids.narrow(axis, 0, 1)).any()) for axis in range(ids.ndim))
+
+
+def _spread(keep: Tensor, roots: Tensor) -> Tensor:
+    """A merged unit stays if any part of it stays."""
+    whole = torch.zeros_like(keep)
+    whole[roots[keep]] = True
+    return whole[roots]

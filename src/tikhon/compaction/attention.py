@@ -1,0 +1,109 @@
+"""Rules for attention: a head is a unit."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .analysis import Analysis, Call
+from .units import Units, kept
+
+
+def attention(call: Call, module: None, analysis: Analysis) -> Any:
+    """softmax(q k') v of (batch, heads, length, size): a head is a unit."""
+    parts = call.seen[:3]
+    if call.out.ndim != 4 or len(call.args) < 3 or len({p.ids.shape[1] for p in parts}) > 1:
+        return analysis.refuse(call, "not (batch, heads, length, size) with as many heads each")
+    for units in parts:
+        heads = units.ids.movedim(1, 0).flatten(1)
+        analysis.registry.merge(heads, heads[:, :1])
+        analysis.registry.merge(heads[:, :1], parts[2].ids[:, :, 0, 0].T[:, :1])
+    v = parts[2]
+    steady = (v.const & (v.value == v.value[:1, :, :1])).all(2, keepdim=True).all(0, keepdim=True)
+    shape = call.out.shape
+    ids = v.ids[:1, :, :1, :1].expand(shape)
+    return Units(ids, steady.expand(shape), v.value[:1, :, :1].expand(shape)).with_value(
+        steady.expand(shape), v.value[:1, :, :1].expand(shape)
+    )
+
+
+def multihead(call: Call, module: nn.MultiheadAttention, analysis: Analysis) -> Any:
+    """nn.MultiheadAttention: its heads are units of its own, its output columns are new ones."""
+    reason = _unsupported(call, module)
+    if reason:
+        return analysis.refuse(call, reason)
+    parts = Heads.of(module, call.seen[2])
+    heads = analysis.produce(f"{call.name} heads", 0, torch.Size([module.num_heads]))
+    ids = analysis.produce(call.name, -1, call.out[0].shape)
+    rows = ids.reshape(-1, ids.shape[-1])[0]
+    analysis.heads[call.name] = heads
+
+    def wanted(keep: Tensor) -> Tensor:
+        columns = (parts.out[kept(keep, rows)] != 0).any(0) & ~parts.const
+        return heads[columns.view(len(heads), -1).any(1)]
+
+    analysis.readers.append(wanted)
+    for weight, seen in zip(parts.inputs, call.seen, strict=False):
+        analysis.reads(seen.columns(-1).ids, _head_reader(weight, seen, heads))
+    const = ~((parts.out != 0) & ~parts.const).any(1)
+    value = parts.out.double() @ parts.value + parts.bias
+    return (Units(ids, const.expand(ids.shape), value.expand(ids.shape)), None)
+
+
+def _unsupported(call: Call, module: nn.MultiheadAttention) -> str:
+    weights_used = any(
+        user.target is operator.getitem and user.args[1] == 1 and user.users
+        for user in call.node.users
+    )
+    mask = call.kwargs.get("attn_mask", call.args[5] if len(call.args) > 5 else None)
+    cases = {
+        "its attention weights are used": weights_used,
+        "key and value sizes of their own": module.in_proj_weight is None,
+        "bias_k or add_zero_attn": module.bias_k is not None or module.add_zero_attn,
+        "a mask for each head": mask is not None and mask.ndim > 2,
+        "keyword or unbatched inputs": len(call.args) < 3 or call.out[0].ndim != 3,
+    }
+    return next((reason for reason, holds in cases.items() if holds), "")
+
+
+def _head_reader(weight: Tensor, seen: Units, heads: Tensor) -> Callable[[Tensor], Tensor]:
+    fixed, _ = seen.uniform(-1)
+    live = (weight != 0).view(len(heads), -1, weight.shape[1]).any(1)
+    return lambda keep: live[kept(keep, heads)].any(0) & ~fixed
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The weights of an attention block, and what its value projection is constant at."""
+
+    inputs: tuple[Tensor, Tensor, Tensor]  # query, key, value: (embedding, embedding)
+    biases: tuple[Tensor, Tensor, Tensor]
+    out: Tensor
+    bias: Tensor  # of the output, float64
+    const: Tensor  # (embedding,) columns of `out` that see a constant
+    value: Tensor
+
+    @classmethod
+    def of(cls, module: nn.MultiheadAttention, seen: Units) -> Heads:
+        """The parts of a module whose value argument is `seen`."""
+        weight, size = module.in_proj_weight.detach(), module.embed_dim
+        bias = torch.zeros(3 * size) if module.in_proj_bias is None else module.in_proj_bias
+        fixed, value = seen.uniform(-1)
+        wv, bv = weight[2 * size :], bias[2 * size :].detach().double()
+        const = ~((wv != 0) & ~fixed).any(1)
+        value = wv.double() @ torch.where(fixed, value, 0.0) + bv
+        out = module.out_proj
+        last = torch.zeros(size) if out.bias is None else out.bias.detach()
+        return cls(
+            weight.split(size),  # type: ignore[arg-type]
+            bias.detach().split(size),  # type: ignore[arg-type]
+            out.weight.detach(),
+            last.double(),
+            const,
+            torch.where(const, value, 0.0),
+        )

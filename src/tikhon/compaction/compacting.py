@@ -1,0 +1,219 @@
+"""The verb `compact`, and what it reports."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .analysis import Analysis, Interpreter, trace
+from .rewrite import cut
+from .rules import RULES
+
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What a compaction did; printed as a table."""
+
+    parameters: tuple[int, int]  # before, after
+    flops: tuple[int, int]  # of one forward pass of the example
+    units: dict[str, tuple[int, int]]  # module -> units before, after
+    stuck: dict[str, str]  # module -> how many dead units stay, and why
+    difference: float  # largest output difference, relative to the largest output
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            _ratio("parameters", *self.parameters),
+            _ratio("flops", *self.flops),
+            *(f"{name:24} {a:>12,} -> {b:,}" for name, (a, b) in self.units.items() if a != b),
+            *(f"{name:24} kept: {why}" for name, why in self.stuck.items()),
+            f"largest output difference {self.difference:.1e}",
+        ]
+        return "\n".join(lines)
+
+
+def _ratio(name: str, before: float, after: float) -> str:
+    return f"{name:24} {before:>12,} -> {after:,}  ({before / max(after, 1):.2f}x smaller)"
+
+
+def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.GraphModule:
+    """A smaller model with the same outputs: dead and unused rows, channels and heads removed.
+
+    A unit goes when nothing that stays reads it (its outgoing weights are exactly zero) or when
+    it is a constant (its incoming weights are exactly zero): a constant moves into the biases of
+    its readers wherever that is exact. The units pass through Linear, Conv, BatchNorm, LayerNorm,
+    Embedding, attention, activations, residual sums, products, pooling, reshape and concatenation;
+    the first linear layer reads only the input columns that it uses. An operation without a rule
+    keeps all that it touches and is named. The model itself is left as it is.
+
+    Args:
+        model: any module that torch.fx can trace; the outputs of its evaluation mode are kept.
+        example_input: one batch (a tensor, or a tuple for several arguments).
+
+    Returns:
+        The compacted model, in the mode (train or eval) of `model`; `.compaction` holds the table.
+
+    Raises:
+        ValueError: the model cannot be traced.
+        RuntimeError: the outputs differ by more than 1e-5 of the largest output.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> with torch.no_grad():
+    ...     model[0].weight[3:] = 0            # five dead units
+    ...     model[0].bias[3:] = torch.rand(5)  # which are constants, not zeros
+    >>> small = compact(model, torch.randn(5, 4))
+    >>> small.get_submodule("0").out_features
+    3
+    >>> small.compaction.parameters
+    (58, 23)
+    """
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    original = copy.deepcopy(model).eval()
+    work = copy.deepcopy(original)
+    with torch.no_grad():
+        expected = original(*inputs)
+        interpreter = Interpreter(trace(work), RULES)
+        interpreter.run(*inputs)
+        analysis = interpreter.analysis
+        keep = analysis.solve()
+        units, stuck = _counts(analysis, keep), _stuck(analysis, keep)
+        small = cut(analysis, keep).eval()
+        difference = max(
+            _difference(expected, small(*inputs)),
+            *(_difference(original(*other), small(*other)) for other in _others(inputs)),
+        )
+    if not difference <= TOLERANCE:
+        raise RuntimeError(
+            f"compaction changed the outputs by {difference:.2g} of their largest value (allowed: "
+            f"{TOLERANCE:g}); please report this model: {type(model).__name__}"
+        )
+    small.compaction = Compaction(  # type: ignore[assignment]
+        parameters=(_parameters(original), _parameters(small)),
+        flops=(_flops(original, inputs), _flops(small, inputs)),
+        units=units,
+        stuck=stuck,
+        difference=difference,
+    )
+    return small.train(model.training)
+
+
+def _others(inputs: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """A second batch that has nothing in common with the example: equality is no accident."""
+    generator = torch.Generator().manual_seed(0)
+
+    def other(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        if not x.is_floating_point():
+            return x.flip(0)
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        return (3 * noise).to(x)
+
+    return [tuple(other(x) for x in inputs)]
+
+
+def _difference(expected: Any, received: Any) -> float:
+    if isinstance(expected, Tensor):
+        if not expected.numel():
+            return 0.0
+        scale = max(float(expected.abs().max()), 1e-6)
+        return float((expected - received).abs().max()) / scale
+    if isinstance(expected, dict):
+        return max(_difference(expected[key], received[key]) for key in expected)
+    pairs = zip(expected, received, strict=True)
+    return max((_difference(a, b) for a, b in pairs if a is not None), default=0.0)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _flops(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    return counter.get_total_flops()
+
+
+def _counts(analysis: Analysis, keep: Tensor) -> dict[str, tuple[int, int]]:
+    return {
+        name: (last - first, int(keep[first:last].sum())) for first, last, name in analysis.origin
+    }
+
+
+def _stuck(analysis: Analysis, keep: Tensor) -> dict[str, str]:
+    """Units that the weights alone would let go, with the operation that holds them."""
+    free = analysis.solve(pins=False)
+    roots = analysis.registry.roots()
+    why = {int(roots[unit]): reason for unit, reason in analysis.registry.pinned.items()}
+    found: dict[str, list[str]] = defaultdict(list)
+    for first, last, name in analysis.origin:
+        held = (keep[first:last] & ~free[first:last]).nonzero().flatten().tolist()
+        found[name] += [why.get(int(roots[first + u]), "the shape of a tensor") for u in held]
+    return {
+        name: f"{len(reasons)} units ({', '.join(sorted(set(reasons)))})"
+        for name, reasons in found.items()
+        if reasons
+    }
+
+
+def speedup(
+    model: nn.Module,
+    small: nn.Module,
+    example_input: Tensor | tuple[Tensor, ...],
+    *,
+    rounds: int = 9,
+    seconds: float = 0.1,
+) -> float:
+    """Time of a forward pass of `model` over that of `small`: the median of interleaved rounds.
+
+    Each round runs A B B A for `seconds` each, by the process's CPU time, so a busy machine
+    slows both alike.
+
+    Raises:
+        ValueError: rounds < 1 or seconds <= 0.
+    """
+    if rounds < 1 or seconds <= 0:
+        raise ValueError(f"rounds >= 1 and seconds > 0 expected, received {rounds=}, {seconds=}")
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    modes = [(module, module.training) for module in (model, small)]
+    with torch.no_grad():
+        repeats = [_repeats(module.eval(), inputs, seconds) for module in (model, small)]
+        ratios = []
+        for _ in range(rounds):
+            a1, b1 = (_cost(m, inputs, n) for (m, _), n in zip(modes, repeats, strict=True))
+            b2, a2 = (_cost(modes[i][0], inputs, repeats[i]) for i in (1, 0))
+            ratios.append((a1 + a2) / (b1 + b2))
+    for module, training in modes:
+        module.train(training)
+    return statistics.median(ratios)
+
+
+def _repeats(model: nn.Module, inputs: tuple[Any, ...], seconds: float) -> int:
+    model(*inputs)
+    start, count = time.process_time(), 0
+    while time.process_time() - start < seconds:
+        model(*inputs)
+        count += 1
+    return count
+
+
+def _cost(model: nn.Module, inputs: tuple[Any, ...], repeats: int) -> float:
+    start = time.process_time()
+    for _ in range(repeats):
+        model(*inputs)
+    return (time.process_time() - start) / repeats

@@ -1,0 +1,106 @@
+"""Modules that only a compacted model needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SelectLinear(nn.Module):
+    """A linear layer of some of its input's columns: `x[..., columns] @ weight.T + bias`."""
+
+    columns: Tensor
+
+    def __init__(self, linear: nn.Linear, columns: Tensor):
+        super().__init__()
+        self.linear = linear
+        self.register_buffer("columns", columns)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., all inputs) -> (..., out)."""
+        return self.linear(x.index_select(-1, self.columns))
+
+    def extra_repr(self) -> str:
+        """What is read."""
+        return f"columns={len(self.columns)}"
+
+
+class PartialLayerNorm(nn.Module):
+    """LayerNorm of `total` entries of which only some are present and the others are constants.
+
+    With k absent constants of sum s1 and sum of squares s2, over n = total entries:
+    mean = (sum x + s1) / n, variance = (sum (x - mean)^2 + s2 - 2 mean s1 + k mean^2) / n.
+    """
+
+    def __init__(self, weight: Tensor | None, bias: Tensor | None, constants: Tensor, *, eps):
+        super().__init__()
+        self.weight = None if weight is None else nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.absent = len(constants)
+        self.total_of_absent = float(constants.sum())
+        self.squares_of_absent = float(constants.square().sum())
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., kept) -> (..., kept)."""
+        total = x.shape[-1] + self.absent
+        mean = (x.sum(-1, keepdim=True) + self.total_of_absent) / total
+        centred = x - mean
+        squares = centred.square().sum(-1, keepdim=True) + (
+            self.squares_of_absent - 2 * mean * self.total_of_absent + self.absent * mean.square()
+        )
+        out = centred * torch.rsqrt(squares / total + self.eps)
+        if self.weight is not None:
+            out = out * self.weight
+        return out if self.bias is None else out + self.bias
+
+
+class Attention(nn.Module):
+    """Multi-head attention with any number of heads of one size, called as nn.MultiheadAttention.
+
+    The attention weights are not returned (None in their place).
+    """
+
+    def __init__(self, query, key, value, out, *, heads: int, batch_first: bool, dropout: float):
+        super().__init__()
+        self.query, self.key, self.value, self.out = query, key, value, out
+        self.heads, self.batch_first, self.dropout = heads, batch_first, dropout
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """(batch, length, embedding) -> the same, or (length, batch, embedding)."""
+        inputs = (query, key, value)
+        if not self.batch_first:
+            inputs = tuple(x.transpose(0, 1) for x in inputs)
+        projections = (self.query, self.key, self.value)
+        q, k, v = (
+            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project, x in zip(projections, inputs, strict=True)
+        )
+        mask = None if attn_mask is None else _additive(attn_mask, q.dtype)
+        if key_padding_mask is not None:
+            padding = _additive(key_padding_mask, q.dtype)[:, None, None, :]
+            mask = padding if mask is None else mask + padding
+        rate = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=rate, is_causal=is_causal and mask is None
+        )
+        out = self.out(mixed.transpose(1, 2).flatten(2))
+        return (out if self.batch_first else out.transpose(0, 1)), None
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as a term of the scores: True means "not allowed" in nn.MultiheadAttention."""
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))

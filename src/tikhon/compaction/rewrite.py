@@ -1,0 +1,229 @@
+"""The cut: new modules and new shape arguments for the units that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .analysis import Analysis
+from .attention import Heads
+from .modules import Attention, PartialLayerNorm, SelectLinear
+from .rules import foldable
+from .units import Units, axis_masks, kept
+
+
+def cut(analysis: Analysis, keep: Tensor) -> fx.GraphModule:
+    """The graph with every tensor cut to the units that stay."""
+    graph = analysis.graph
+    replaced: dict[str, nn.Module | nn.Parameter | Tensor] = {}
+    for node in graph.graph.nodes:
+        target = str(node.target)
+        if node.op == "call_module" and target not in analysis.tied:
+            module = graph.get_submodule(target)
+            rule = next((_CUTS[kind] for kind in type(module).__mro__ if kind in _CUTS), None)
+            if rule is not None and node not in analysis.refused:
+                replaced[target] = rule(module, node, analysis, keep)
+        elif node.op == "get_attr" and isinstance(analysis.units[node], Units):
+            replaced[target] = _cut_tensor(_attribute(graph, target), node, analysis, keep)
+        elif node.op in ("call_method", "call_function"):
+            _reshape_arguments(node, analysis, keep)
+    for target, value in replaced.items():
+        parent, _, name = target.rpartition(".")
+        setattr(graph.get_submodule(parent), name, value)
+    graph.recompile()
+    return graph
+
+
+def _inputs(node: fx.Node, analysis: Analysis, position: int = 0) -> Units:
+    argument = node.args[position] if len(node.args) > position else None
+    return analysis.units[argument]  # type: ignore[index]
+
+
+def _along(units: Units, axis: int, keep: Tensor) -> Tensor:
+    return axis_masks(kept(keep, units.ids))[axis]
+
+
+def _cut_linear(module: nn.Linear, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+    seen, out = _inputs(node, analysis), analysis.units[node]
+    rows, columns = _along(out, -1, keep), _along(seen, -1, keep)
+    fixed, value = seen.uniform(-1)
+    weight = module.weight.detach()
+    bias = _folded(module, weight.double(), fixed & ~columns, value)
+    read = (weight[rows] != 0).any(0) & columns
+    from_input = torch.tensor(
+        [analysis.registry.pinned.get(int(u)) == "input" for u in seen.columns(-1).ids[0]]
+    )
+    ignored = columns & from_input & ~read
+    if bool(ignored.any()) and bool(read.any()):
+        index = torch.nonzero(~ignored[columns]).flatten()
+        return SelectLinear(_linear(weight[rows][:, columns & ~ignored], bias, rows), index)
+    return _linear(weight[rows][:, columns], bias, rows)
+
+
+def _folded(module: nn.Module, matrix: Tensor, fixed: Tensor, value: Tensor) -> Tensor | None:
+    """The bias with the constants of the absent columns in it, float64."""
+    bias = None if module.bias is None else module.bias.detach().double()
+    moved = matrix @ torch.where(fixed, value, 0.0)
+    if bias is None:
+        return moved if bool((moved != 0).any()) else None
+    return bias + moved
+
+
+def _linear(weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> nn.Linear:
+    new = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    new.weight = nn.Parameter(weight.clone())
+    if bias is not None:
+        new.bias = nn.Parameter((bias if rows is None else bias[rows]).to(weight.dtype))
+    return new
+
+
+def _cut_convolution(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+    seen, out = _inputs(node, analysis), analysis.units[node]
+    rows, columns = _along(out, 1, keep), _along(seen, 1, keep)
+    weight = module.weight.detach()
+    depthwise = module.groups == module.in_channels == module.out_channels and module.groups > 1
+    if depthwise:
+        weight, bias = weight[rows], None if module.bias is None else module.bias.detach()
+        groups = int(rows.sum())
+    else:
+        fixed, value = foldable(module, seen)
+        first = weight.transpose(0, 1) if module.transposed else weight
+        matrix = first.double().flatten(2).sum(2)
+        bias = _folded(module, matrix, fixed & ~columns, value)
+        weight = weight[columns][:, rows] if module.transposed else weight[rows][:, columns]
+        groups = 1
+    new = type(module)(
+        int(columns.sum()), int(rows.sum()), module.kernel_size, stride=module.stride,
+        padding=module.padding, dilation=module.dilation, groups=groups, bias=bias is not None,
+        padding_mode=module.padding_mode, device="meta",
+        **({"output_padding": module.output_padding} if module.transposed else {}),
+    )  # fmt: skip
+    new.weight = nn.Parameter(weight.clone())
+    if bias is not None:
+        new.bias = nn.Parameter(bias[rows].to(weight.dtype))
+    return new
+
+
+def _cut_batch_norm(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+    rows = _along(analysis.units[node], 1, keep)
+    new = type(module)(
+        int(rows.sum()), eps=module.eps, momentum=module.momentum, affine=module.affine
+    ).to(module.running_mean)
+    state = {k: v[rows] if v.ndim else v for k, v in module.state_dict().items()}
+    new.load_state_dict(state)
+    return new
+
+
+def _cut_prelu(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+    if module.num_parameters == 1:
+        return module
+    rows = _along(analysis.units[node], 1, keep)
+    new = nn.PReLU(int(rows.sum())).to(module.weight)
+    new.weight = nn.Parameter(module.weight.detach()[rows].clone())
+    return new
+
+
+def _cut_layer_norm(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+    seen = _inputs(node, analysis)
+    rows = _along(seen, -1, keep)
+    if bool(rows.all()):
+        return module
+    weight = None if module.weight is None else module.weight.detach()[rows].clone()
+    bias = None if module.bias is None else module.bias.detach()[rows].clone()
+    return PartialLayerNorm(weight, bias, seen.uniform(-1)[1][~rows], eps=module.eps)
+
+
+def _cut_embedding(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+    columns = _along(analysis.units[node], -1, keep)
+    return nn.Embedding.from_pretrained(
+        module.weight.detach()[:, columns].clone(),
+        freeze=not module.weight.requires_grad,
+        padding_idx=module.padding_idx,
+    )
+
+
+def _cut_multihead(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+    heads = kept(keep, analysis.heads[str(node.target)])
+    rows = _along(analysis.units[node][0], -1, keep)
+    inputs = [_inputs(node, analysis, position) for position in range(3)]
+    columns = [_along(units, -1, keep) for units in inputs]
+    if all(bool(mask.all()) for mask in (heads, rows, *columns)):
+        return module
+    parts = Heads.of(module, inputs[2])
+    entries = heads.repeat_interleave(module.head_dim)
+    projections = []
+    for weight, bias, units, mask in zip(parts.inputs, parts.biases, inputs, columns, strict=True):
+        fixed, value = units.uniform(-1)
+        moved = bias.double() + weight.double() @ torch.where(fixed & ~mask, value, 0.0)
+        projections.append(_linear(weight[entries][:, mask], moved, entries))
+    bias = parts.bias + parts.out.double() @ torch.where(~entries, parts.value, 0.0)
+    out = _linear(parts.out[rows][:, entries], bias, rows)
+    query, key, value = projections
+    return Attention(
+        query,
+        key,
+        value,
+        out,
+        heads=int(heads.sum()),
+        batch_first=module.batch_first,
+        dropout=module.dropout,
+    )
+
+
+def _attribute(graph: fx.GraphModule, target: str) -> Tensor:
+    value: Any = graph
+    for name in target.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _cut_tensor(tensor: Tensor, node: fx.Node, analysis: Analysis, keep: Tensor) -> Tensor:
+    new = tensor.detach()
+    for axis, mask in enumerate(axis_masks(kept(keep, analysis.units[node].ids))):
+        new = new.movedim(axis, 0)[mask].movedim(0, axis)
+    new = new.clone()
+    return nn.Parameter(new) if isinstance(tensor, nn.Parameter) else new
+
+
+_SHAPES = {"view": 1, "reshape": 1, "expand": 1, torch.reshape: 1}
+
+
+def _reshape_arguments(node: fx.Node, analysis: Analysis, keep: Tensor) -> None:
+    """Literal sizes of the axes that hold units become their new sizes."""
+    if node.target in _SHAPES and isinstance(analysis.units[node], Units):
+        size, old = analysis.new_shape(node, keep), analysis.shapes[node]
+        nested = len(node.args) == 2 and isinstance(node.args[1], (tuple, list))
+        dims = list(node.args[1] if nested else node.args[1:])  # type: ignore[arg-type]
+        new = [s if s != o and d != -1 else d for d, s, o in zip(dims, size, old, strict=True)]
+        if any(s != o for s, o in zip(size, old, strict=True)) or new != dims:
+            node.args = (node.args[0], tuple(new)) if nested else (node.args[0], *new)
+    elif node.target == "unflatten":
+        axis, sizes = int(node.args[1]), node.args[2]  # type: ignore[arg-type, misc]
+        axis %= len(analysis.shapes[node.args[0]])  # type: ignore[index]
+        new_sizes = analysis.new_shape(node, keep)[axis : axis + len(sizes)]  # type: ignore
+        node.args = (node.args[0], axis, tuple(new_sizes))
+    elif node.target in ("split", torch.split) and isinstance(node.args[1], int):
+        axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
+        first = analysis.units[node][0]
+        node.args = (node.args[0], int(_along(first, axis, keep).sum()), *node.args[2:])  # type: ignore
+
+
+_CUTS: dict[type, Callable[..., nn.Module]] = {
+    nn.Linear: _cut_linear,
+    nn.Conv1d: _cut_convolution,
+    nn.Conv2d: _cut_convolution,
+    nn.Conv3d: _cut_convolution,
+    nn.ConvTranspose1d: _cut_convolution,
+    nn.ConvTranspose2d: _cut_convolution,
+    nn.ConvTranspose3d: _cut_convolution,
+    nn.BatchNorm1d: _cut_batch_norm,
+    nn.BatchNorm2d: _cut_batch_norm,
+    nn.BatchNorm3d: _cut_batch_norm,
+    nn.LayerNorm: _cut_layer_norm,
+    nn.PReLU: _cut_prelu,
+    nn.Embedding: _cut_embedding,
+    nn.MultiheadAttention: _cut_multihead,
+}

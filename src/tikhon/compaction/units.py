@@ -1,0 +1,123 @@
+"""Units of a traced model: which rows, channels and heads stand or fall together.
+
+Every value of the graph carries, entry by entry, the number of the unit it belongs to and whether
+it is a constant. Layout operations (reshape, transpose, chunk, cat) act on the numbers as they
+act on the data, so the unit structure needs no rule of its own for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+NO_UNIT = -1  # an entry that broadcasts over units: a scalar
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is known of one tensor; the three tensors have its shape."""
+
+    ids: Tensor  # int64, the unit of each entry
+    const: Tensor  # bool, the entry does not depend on the input
+    value: Tensor  # float64, its value where it is constant
+
+    def map(self, layout) -> Units:
+        """The same operation on all three: for operations that only move entries."""
+        return Units(layout(self.ids), layout(self.const), layout(self.value))
+
+    def with_value(self, const: Tensor, value: Tensor) -> Units:
+        """The same units with other constants."""
+        return Units(self.ids, const, torch.where(const, value, torch.zeros_like(value)))
+
+    def columns(self, axis: int) -> Units:
+        """One row per position of the other axes: shape (positions, size of axis)."""
+        size = self.ids.shape[axis]
+        return self.map(lambda t: t.movedim(axis, -1).reshape(-1, size))
+
+    def uniform(self, axis: int) -> tuple[Tensor, Tensor]:
+        """Slices along axis that are one constant everywhere, and that constant: (size,) each."""
+        columns = self.columns(axis)
+        value = columns.value[0]
+        return (columns.const & (columns.value == value)).all(0), value
+
+
+@dataclass
+class Registry:
+    """All units of a model: merged ones, pinned ones, and the ones that somebody needs."""
+
+    parent: list[int] = field(default_factory=list)
+    pinned: dict[int, str] = field(default_factory=dict)  # unit -> why it cannot go
+    needed: set[int] = field(default_factory=set)  # pinned, and not for want of a rule
+
+    def fresh(self, count: int) -> Tensor:
+        """Numbers of `count` new units."""
+        start = len(self.parent)
+        self.parent.extend(range(start, start + count))
+        return torch.arange(start, start + count)
+
+    def root(self, unit: int) -> int:
+        """The representative of a unit."""
+        while self.parent[unit] != unit:
+            self.parent[unit] = self.parent[self.parent[unit]]
+            unit = self.parent[unit]
+        return unit
+
+    def merge(self, a: Tensor, b: Tensor) -> None:
+        """Entry by entry, the units of a and of b become one."""
+        pairs = torch.stack(torch.broadcast_tensors(a, b)).reshape(2, -1)
+        pairs = pairs[:, (pairs != NO_UNIT).all(0)].unique(dim=1)
+        for left, right in pairs.T.tolist():
+            left, right = self.root(left), self.root(right)
+            if left != right:
+                self.parent[max(left, right)] = min(left, right)
+
+    def pin(self, ids: Tensor, why: str) -> None:
+        """The units of ids stay, whatever their weights."""
+        for unit in ids.unique().tolist():
+            if unit != NO_UNIT:
+                self.pinned.setdefault(unit, why)
+
+    def roots(self) -> Tensor:
+        """The representative of every unit."""
+        return torch.tensor([self.root(unit) for unit in range(len(self.parent))])
+
+
+def opaque(shape: torch.Size, registry: Registry, why: str) -> Units:
+    """A tensor about which nothing is known: one unit that stays."""
+    unit = registry.fresh(1)
+    registry.pin(unit, why)
+    return Units(
+        unit.expand(shape), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape).double()
+    )
+
+
+def along(axis: int, shape: torch.Size, registry: Registry) -> Tensor:
+    """Ids of a tensor of this shape with a fresh unit for each position of `axis`."""
+    view = [1] * len(shape)
+    view[axis] = shape[axis]
+    return registry.fresh(shape[axis]).view(view).expand(shape)
+
+
+def kept(keep: Tensor, ids: Tensor) -> Tensor:
+    """Mask of the entries that stay; keep has one flag a unit."""
+    if not len(keep):
+        return torch.ones_like(ids, dtype=torch.bool)
+    return keep[ids.clamp(min=0)] | (ids == NO_UNIT)
+
+
+def axis_masks(mask: Tensor) -> list[Tensor]:
+    """For every axis, the positions where anything stays."""
+    axes = range(mask.ndim)
+    return [mask.movedim(axis, 0).reshape(mask.shape[axis], -1).any(1) for axis in axes]
+
+
+def hull(mask: Tensor) -> Tensor:
+    """The smallest box of whole slices that holds the mask: what a dense tensor can be cut to."""
+    box = torch.ones_like(mask)
+    for axis, positions in enumerate(axis_masks(mask)):
+        view = [1] * mask.ndim
+        view[axis] = -1
+        box &= positions.view(view)
+    return box

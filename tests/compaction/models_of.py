@@ -1,0 +1,180 @@
+"""Small models of every structure that compaction knows, each with an example input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ResidualMLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inp, self.norm = nn.Linear(9, 12), nn.LayerNorm(12)
+        self.up, self.down, self.out = nn.Linear(12, 20), nn.Linear(20, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        x = x + self.down(F.gelu(self.up(self.norm(x))))
+        return self.out(x)
+
+
+class ResNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.c1, self.b1 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.c2, self.b2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn(self.stem(x)))
+        x = torch.relu(x + self.b2(self.c2(torch.relu(self.b1(self.c1(x))))))
+        return self.fc(torch.flatten(self.pool(x), 1))
+
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (
+            nn.Conv2d(2, 6, 3, padding=1),
+            nn.Conv2d(6, 7, 3, padding=1),
+            nn.Conv2d(13, 4, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.a(x))
+        return self.c(torch.cat([a, torch.relu(self.b(a))], 1)).mean((2, 3))
+
+
+class MobileSE(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.expand, self.depth = nn.Conv2d(3, 10, 1), nn.Conv2d(10, 10, 3, padding=1, groups=10)
+        self.squeeze, self.excite = nn.Conv2d(10, 4, 1), nn.Conv2d(4, 10, 1)
+        self.project = nn.Conv2d(10, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.depth(F.silu(self.expand(x))))
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        return self.project(x * gate)
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.both, self.down = nn.Linear(6, 16), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.both(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with its own attention; `style` is how heads are cut out."""
+
+    def __init__(self, style: str = "chunk", size: int = 12, heads: int = 4):
+        super().__init__()
+        self.style, self.heads = style, heads
+        self.n1, self.n2 = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.qkv, self.proj = nn.Linear(size, 3 * size), nn.Linear(size, size)
+        self.up, self.down = nn.Linear(size, 2 * size), nn.Linear(2 * size, size)
+
+    def attention(self, x: Tensor) -> Tensor:
+        batch, length, size = x.shape
+        if self.style == "timm":
+            shape = (batch, length, 3, self.heads, size // self.heads)
+            q, k, v = self.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        elif self.style == "unflatten":
+            q, k, v = self.qkv(x).split(12, dim=2)
+            q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            k = k.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            v = v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        else:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            q = q.view(batch, length, self.heads, size // self.heads).transpose(1, 2)
+            k = k.view(batch, length, self.heads, size // self.heads).transpose(1, 2)
+            v = v.view(batch, length, self.heads, size // self.heads).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, length, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.n1(x))
+        return x + self.down(F.gelu(self.up(self.n2(x))))
+
+
+class Language(nn.Module):
+    def __init__(self, style: str):
+        super().__init__()
+        self.token = nn.Embedding(11, 12)
+        self.position = nn.Parameter(torch.randn(1, 5, 12))
+        self.blocks = nn.Sequential(Block(style), Block(style))
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 11)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.token(x) + self.position)))
+
+
+class Patches(nn.Module):
+    """A vision transformer: patches, a class token, nn.MultiheadAttention, a layer scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 12, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 12))
+        self.norm, self.last = nn.LayerNorm(12), nn.LayerNorm(12)
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.gamma = nn.Parameter(torch.rand(12))
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.size(0), -1, -1), x], dim=1)
+        y = self.norm(x)
+        x = x + self.gamma * self.attention(y, y, y, need_weights=False)[0]
+        return self.head(self.last(x)[:, 0])
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inp, self.gru, self.out = nn.Linear(4, 6), nn.GRU(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.gru(self.inp(x))[0])
+
+
+def _auto() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, stride=2), nn.PReLU(6), nn.ConvTranspose2d(6, 5, 3, stride=2),
+        nn.ReLU(), nn.AvgPool2d(2, padding=1), nn.Conv2d(5, 1, 3, padding="same"),
+    )  # fmt: skip
+
+
+MODELS = {
+    "mlp": lambda: (
+        nn.Sequential(
+            nn.Flatten(), nn.Linear(12, 16), nn.ReLU(), nn.Dropout(0.3), nn.BatchNorm1d(16),
+            nn.Linear(16, 10), nn.Tanh(), nn.Linear(10, 3),
+        ),
+        torch.randn(5, 3, 4),
+    ),
+    "residual": lambda: (ResidualMLP(), torch.randn(5, 9)),
+    "resnet": lambda: (ResNet(), torch.randn(2, 3, 8, 8)),
+    "dense": lambda: (Dense(), torch.randn(2, 2, 6, 6)),
+    "mobile": lambda: (MobileSE(), torch.randn(2, 3, 6, 6)),
+    "gated": lambda: (Gated(), torch.randn(5, 6)),
+    "autoencoder": lambda: (_auto(), torch.randn(2, 1, 9, 9)),
+    "lenet": lambda: (
+        nn.Sequential(
+            nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3), nn.ReLU(),
+            nn.Flatten(), nn.Linear(8 * 4, 12), nn.ReLU(), nn.Linear(12, 10),
+        ),
+        torch.randn(3, 1, 12, 12),
+    ),
+    "language-chunk": lambda: (Language("chunk"), torch.randint(0, 11, (2, 5))),
+    "language-timm": lambda: (Language("timm"), torch.randint(0, 11, (2, 5))),
+    "language-unflatten": lambda: (Language("unflatten"), torch.randint(0, 11, (2, 5))),
+    "patches": lambda: (Patches(), torch.randn(2, 3, 8, 8)),
+    "recurrent": lambda: (Recurrent(), torch.randn(4, 2, 4)),
+}  # fmt: skip
