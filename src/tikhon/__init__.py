@@ -29,6 +29,7 @@ _PUBLIC = {
     "penalties": "",
     "strengths": "",
     "layers": "",
+    "report": "",
 }
 
 __all__ = ["__version__", *_PUBLIC]

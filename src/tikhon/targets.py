@@ -68,10 +68,13 @@ class Target:
 
     def write_(self, w: Tensor) -> None:
         """Set the weights from a matrix of the shape that `read` returns."""
-        with torch.no_grad():
-            sizes = [local(p).numel() // max(1, w.shape[0]) for p in self.params]
-            for p, view, part in zip(self.params, self.views, w.split(sizes, dim=1)):
-                view.write_(local(p), part)
+        self.place_(self.params, w)
+
+    def place_(self, tensors: Sequence[Tensor], w: Tensor) -> None:
+        """Set tensors of the parameters' shapes from such a matrix: the inverse of `arrange`."""
+        sizes = [local(t).numel() // max(1, w.shape[0]) for t in tensors]
+        for tensor, view, part in zip(tensors, self.views, w.split(sizes, dim=1)):
+            view.write_(local(tensor), part)
 
     def arrange(self, tensors: Sequence[Tensor]) -> Tensor:
         """Tensors of the parameters' shapes (gradients, steps) in the same rows."""

@@ -1,4 +1,4 @@
-"""Closed-loop strengths: what they see after each optimizer step, and the strengths they answer."""
+"""Closed-loop strengths: what they see at each optimizer step, and the protocol they follow."""
 
 from __future__ import annotations
 

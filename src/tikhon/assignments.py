@@ -1,0 +1,144 @@
+"""Who gets what: the table of every parameter and the terms that act on it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from io import StringIO
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn, optim
+
+from tikhon.targets import Slot, is_lazy, slots, unwrap
+from tikhon.terms import Binding, How, Terms, bind
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One parameter: what it is, which terms act on it, and why none does."""
+
+    parameter: str
+    shape: tuple[int, ...]
+    tied_to: tuple[str, ...]
+    before_norm: str
+    terms: tuple[str, ...]
+    strengths: tuple[float, ...]
+    how: tuple[str, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The assignments of a model; `print` shows the table."""
+
+    assignments: tuple[Assignment, ...]
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Plain values, one dict a parameter."""
+        return [asdict(row) for row in self.assignments]
+
+    def __getitem__(self, parameter: str) -> Assignment:
+        return next(row for row in self.assignments if row.parameter == parameter)
+
+    def __len__(self) -> int:
+        return len(self.assignments)
+
+    def __str__(self) -> str:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE, pad_edge=False)
+        for heading in ("parameter", "shape", "term", "strength", "mode", "note"):
+            table.add_column(heading, overflow="fold")
+        for row in self.assignments:
+            table.add_row(
+                row.parameter,
+                "x".join(map(str, row.shape)) or "-",
+                "\n".join(row.terms) or "-",
+                "\n".join(f"{strength:.4g}" for strength in row.strengths),
+                "\n".join(row.how),
+                "; ".join(filter(None, [row.note, *(f"tied to {name}" for name in row.tied_to)])),
+            )
+        console = Console(file=StringIO(), width=110, color_system=None)
+        console.print(table)
+        lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+
+def audit(model: nn.Module, terms: Terms, *, how: How = "objective") -> Audit:
+    """The table of who gets what, before anything is attached.
+
+    Args:
+        model: the module.
+        terms: as for `regularize`.
+        how: as for `regularize`.
+
+    >>> rows = tk.audit(nn.Linear(3, 2), tk.L2(1e-3))
+    >>> rows["weight"].terms, rows["bias"].note
+    (('L2',), 'not matched: bias')
+    """
+    model = unwrap(model)
+    candidates = slots(model)
+    return assign(model, candidates, bind(model, candidates, terms, how))
+
+
+def assign(
+    model: nn.Module,
+    candidates: list[Slot],
+    bindings: list[Binding],
+    optimizer: optim.Optimizer | None = None,
+) -> Audit:
+    """One row a parameter, in the model's order."""
+    norms = _followed_by_norm(model)
+    rows = []
+    for slot in candidates:
+        own = [b for b in bindings if any(p is slot.param for p in b.target.params)]
+        norm = next((norms[id(owner)] for owner in slot.owners if id(owner) in norms), "")
+        norm = norm if slot.name.rpartition(".")[2] != "bias" else ""
+        rows.append(
+            Assignment(
+                parameter=slot.name,
+                shape=() if is_lazy(slot.param) else tuple(slot.param.shape),
+                tied_to=slot.names[1:],
+                before_norm=norm,
+                terms=tuple(type(b.base).__name__ for b in own),
+                strengths=tuple(_plain(b.dial.value) for b in own),
+                how=tuple("constraint" if b.base.constraint else b.how for b in own),
+                note=_note(slot, own, norm, optimizer),
+            )
+        )
+    return Audit(tuple(rows))
+
+
+def _note(slot: Slot, own: list[Binding], norm: str, optimizer: optim.Optimizer | None) -> str:
+    if not own:
+        return f"not matched: {slot.excluded}" if slot.excluded else "not matched"
+    notes = []
+    if not slot.param.requires_grad:
+        notes.append("frozen: untouched")
+    elif optimizer is not None and not any(
+        p is slot.param for group in optimizer.param_groups for p in group["params"]
+    ):
+        notes.append("not in the optimizer: untouched")
+    if is_lazy(slot.param):
+        notes.append("shape not known yet")
+    if norm and any(type(b.base).__name__ == "L2" for b in own):
+        notes.append(f"followed by {norm}: its scale has no effect, L2 acts as a learning rate")
+    return "; ".join(notes)
+
+
+def _plain(value: float | Tensor) -> float:
+    return float(value)
+
+
+def _followed_by_norm(model: nn.Module) -> dict[int, str]:
+    """Modules whose next sibling in a container is a batch, instance or weightless-scale norm."""
+    found = {}
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    for module in model.modules():
+        children = list(module.children())
+        for first, second in pairwise(children):
+            if isinstance(second, kinds):
+                found[id(first)] = type(second).__name__
+    return found

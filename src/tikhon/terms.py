@@ -1,0 +1,217 @@
+"""What applies where: terms, and their bindings to the parameters of a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from tikhon.errors import unknown
+from tikhon.penalties.base import Penalty, Proximable, check_strength
+from tikhon.strengths.controllers import Controller
+from tikhon.targets import Pattern, Slot, Target, local, match, targets_of
+
+How = Literal["objective", "decoupled"]
+Strength = float | Tensor | Callable[[int], float] | Controller
+
+_SUMS = {
+    frozenset({"L1", "L2"}): "ElasticNet",
+    frozenset({"L1", "GroupLasso"}): "SparseGroupLasso",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A penalty with the way it is applied.
+
+    Args:
+        penalty: the penalty.
+        rows: what a row is (see `select`); the penalty's own default if None.
+        how: "objective" or "decoupled"; that of `regularize` if None.
+        strength: replaces the penalty's: a number, a schedule (a callable of the step) or a
+            controller.
+
+    >>> Term(L2(1e-3), how="decoupled").how
+    'decoupled'
+    """
+
+    penalty: Penalty
+    rows: str | None = None
+    how: How | None = None
+    strength: Strength | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.penalty, Penalty):
+            raise TypeError(f"Term: penalty must be a Penalty, received {self.penalty!r}")
+        if self.how not in (None, "objective", "decoupled"):
+            raise ValueError(unknown("how", self.how, ("objective", "decoupled")))
+        if self.strength is not None:
+            check_strength(self.strength, f"Term({type(self.penalty).__name__})")
+
+
+Terms = Penalty | Term | Mapping[Any, Penalty | Term | Sequence[Penalty | Term]]
+
+
+@dataclass(eq=False)
+class Dial:
+    """The strength in force of one term, or of one of its parameters, and what moves it."""
+
+    name: str
+    source: Strength
+    value: float | Tensor
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, source: Strength) -> Dial:
+        """A dial at its first position."""
+        dial = cls(name, source, 0.0)
+        dial.value = source.start if isinstance(source, Controller) else 0.0
+        dial.turn(0)
+        return dial
+
+    def turn(self, step: int) -> None:
+        """Set the value that a number or a schedule has at `step`, counted from 0."""
+        if isinstance(self.source, Controller):
+            return
+        self.set(self.source(step) if callable(self.source) else self.source)
+
+    def set(self, value: float | Tensor) -> None:
+        """Set the value, refusing a negative or non-finite one."""
+        check_strength(value, f"the strength of {self.name} from {self.source!r}")
+        self.value = value
+
+
+@dataclass(eq=False)
+class Binding:
+    """One term on one target."""
+
+    name: str
+    target: Target
+    base: Penalty
+    how: How
+    dial: Dial
+
+    @property
+    def penalty(self) -> Penalty:
+        """The penalty with the strength in force."""
+        if self.base.strength is not self.dial.value:
+            self.base = self.base.with_strength(self.dial.value)
+        return self.base
+
+    @property
+    def route(self) -> Literal["gradient", "decay", "prox", "project"]:
+        """By which of the four moves of a step the term acts."""
+        if self.base.constraint:
+            return "project"
+        if isinstance(self.base, Proximable) and not self.base.smooth:
+            return "prox"
+        return "gradient" if self.how == "objective" else "decay"
+
+    @property
+    def whole(self) -> bool:
+        """Whether the penalty sees the parameter in its own shape (it is a sum over entries)."""
+        return self.base.elementwise and len(self.target.params) == 1
+
+    def read(self) -> Tensor:
+        """The weights as the penalty sees them."""
+        return self.arrange(self.target.params)
+
+    def arrange(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors of the parameters' shapes as the penalty sees them."""
+        return local(tensors[0]) if self.whole else self.target.arrange(tensors)
+
+
+def as_terms(terms: Terms) -> list[tuple[Pattern, Term]]:
+    """Flat list of (pattern, term) from all that `regularize` accepts."""
+    if not isinstance(terms, Mapping):
+        terms = {"*": terms}
+    flat = []
+    for pattern, value in terms.items():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(item, Penalty | Term):
+                raise TypeError(
+                    f"terms must be a penalty, a Term, or a dict from patterns to them; "
+                    f"received {item!r} for {pattern!r}"
+                )
+            flat.append((pattern, item if isinstance(item, Term) else Term(item)))
+    if not flat:
+        raise ValueError("terms are empty: give a penalty such as L2(1e-3)")
+    return flat
+
+
+def bind(
+    model: nn.Module, candidates: Sequence[Slot], terms: Terms, how: How = "objective"
+) -> list[Binding]:
+    """Every term on every parameter that its pattern matches.
+
+    Raises ValueError for a pattern without match and for two prox terms on one parameter.
+    """
+    bindings: list[Binding] = []
+    for pattern, term in as_terms(terms):
+        chosen = match(model, candidates, pattern)
+        penalty, mode = term.penalty, term.how or how
+        kind = type(penalty).__name__
+        strength = penalty.strength if term.strength is None else term.strength
+        label = pattern if isinstance(pattern, str) else _label(pattern)
+        shared = Dial.of(f"{label}/{kind}", strength)
+        for target in targets_of(chosen, model, term.rows or penalty.rows):
+            name = _unique(f"{target.name}/{kind}", bindings)
+            alone = isinstance(strength, Controller) and strength.per == "layer"
+            dial = Dial.of(name, strength) if alone else shared
+            binding = Binding(name, target, penalty, mode, dial)
+            view = None if binding.whole else target.views[0].of
+            binding.base = penalty.for_parameter(target.name, view).with_strength(dial.value)
+            bindings.append(binding)
+    _refuse_two_proxes(bindings)
+    return bindings
+
+
+def _label(pattern: Any) -> str:
+    if isinstance(pattern, tuple):
+        return "|".join(map(_label, pattern))
+    return pattern if isinstance(pattern, str) else pattern.__name__
+
+
+def _unique(name: str, bindings: Sequence[Binding]) -> str:
+    taken = {binding.name for binding in bindings}
+    if name not in taken:
+        return name
+    return next(f"{name}#{n}" for n in range(2, len(taken) + 3) if f"{name}#{n}" not in taken)
+
+
+def _refuse_two_proxes(bindings: Sequence[Binding]) -> None:
+    for route in ("prox", "project"):
+        seen: dict[int, Binding] = {}
+        for binding in bindings:
+            if binding.route != route:
+                continue
+            for param in binding.target.params:
+                other = seen.setdefault(id(param), binding)
+                if other is binding:
+                    continue
+                kinds = frozenset({type(other.base).__name__, type(binding.base).__name__})
+                pair = " and ".join(sorted(kinds)) if len(kinds) > 1 else f"{min(kinds)} twice"
+                what = (
+                    "a prox of a sum is not a sum of proxes"
+                    if route == "prox"
+                    else ("projecting on two sets in turn does not end in both")
+                )
+                hint = f"use {_SUMS[kinds]}" if kinds in _SUMS else "keep one of them"
+                raise ValueError(f"{pair} on {binding.target.name!r}: {what}; {hint}")
+
+
+def warn_of_contradictions(bindings: Sequence[Binding], decay_of: Callable[[Any], float]) -> None:
+    """Warn once of each pair of settings that is known to be a mistake."""
+    for binding in bindings:
+        if type(binding.base).__name__ not in ("L2", "ElasticNet"):
+            continue
+        decay = max((decay_of(param) for param in binding.target.params), default=0.0)
+        if decay:
+            warnings.warn(
+                f"{binding.name} with strength {binding.dial.value} acts on a parameter whose "
+                f"optimizer group has weight_decay={decay}: both shrink it; set one of them to 0",
+                stacklevel=4,
+            )
