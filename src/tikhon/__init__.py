@@ -14,6 +14,8 @@ _PUBLIC = {
     # verbs
     "regularize": "tikhon.regularizer",
     "compact": "tikhon.compaction",
+    "fit": "tikhon.training",
+    "Recipe": "tikhon.recipe",
     # what goes where
     "Term": "tikhon.terms",
     "select": "tikhon.targets",

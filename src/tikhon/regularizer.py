@@ -127,6 +127,21 @@ class Regularizer:
             for name, group in params.items()
         }
 
+    @torch.no_grad()
+    def measure(self) -> dict[str, dict[str, float]]:
+        """Value, strength and share of exact zeros of every term on every parameter, for logs."""
+        found = {}
+        for binding in self._bindings:
+            w, penalty = binding.read(), binding.penalty
+            value = 0.0 if binding.base.constraint else float(penalty.value(w))
+            zeros = 1 - int(w.count_nonzero()) / max(1, w.numel())
+            found[binding.name] = {
+                "value": value,
+                "strength": float(binding.dial.value),
+                "zeros": zeros,
+            }
+        return found
+
     def audit(self) -> Audit:
         """Who gets what: every parameter, its terms, mode, strength now, and why excluded."""
         return assign(self.model, slots(self.model), self._bindings, self.optimizer)

@@ -1,0 +1,9 @@
+"""Training: one plain loop, its settings and the run's folder."""
+
+from __future__ import annotations
+
+from tikhon.training.fit import Run, fit
+from tikhon.training.loop import Diverged, Progress
+from tikhon.training.settings import Settings
+
+__all__ = ["Diverged", "Progress", "Run", "Settings", "fit"]

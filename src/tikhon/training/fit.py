@@ -1,0 +1,313 @@
+"""The verb: train a model by a recipe, and keep the run in a folder if one is given."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+import tikhon
+from tikhon.data.batches import pair
+from tikhon.errors import InputError, StorageError
+from tikhon.recipe import Recipe
+from tikhon.training import checkpoint, measures
+from tikhon.training.loop import Progress, Training
+from tikhon.training.run_directory import (
+    CHECKPOINT,
+    CONFIG,
+    HISTORY,
+    MODEL,
+    RESULT,
+    RunDirectory,
+    write_bytes,
+    write_tensors,
+)
+from tikhon.training.settings import Loss, Settings
+
+_SAVE_FAILURES = 3  # checkpoints in a row that may fail (a full disk) before the run stops
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished (or stopped) training.
+
+    `history` has one dict an epoch, keys as in `history.jsonl`; `ended` is "epochs",
+    "early stopping", "budget" or "stopped"; `best_epoch` counts from 1.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    history: tuple[dict[str, Any], ...]
+    ended: str
+    best_epoch: int
+    seconds: float
+    path: str | None = None
+    metrics: Mapping[str, float] | None = None
+    penalties: Mapping[str, Mapping[str, float]] | None = None
+
+    def __str__(self) -> str:
+        from tikhon.training.result import verdict
+
+        return verdict(self.metrics or {})
+
+
+def fit(
+    model: nn.Module,
+    train: Any,
+    recipe: Recipe | None = None,
+    *,
+    valid: Any = None,
+    test: Any = None,
+    loss: str | Loss = "auto",
+    optimizer: str | Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] = "adam",
+    lr: float = 1e-3,
+    momentum: float = 0.0,
+    schedule: str = "constant",
+    batch_size: int = 64,
+    epochs: int = 20,
+    seed: int = 0,
+    device: str = "auto",
+    budget: float | None = None,
+    unit: float = 1.0,
+    output: str | PathLike[str] | None = None,
+    about: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: float = 10.0,
+    stop: Callable[[], bool] = lambda: False,
+    on_tick: Callable[[Progress], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
+) -> Run:
+    """Train `model` in place by `recipe`; torch's random state outside is left as it was.
+
+    Args:
+        model: the module; it is moved to the device.
+        train, valid, test: a pair of tensors or arrays, a DataLoader, a `Dataset` or a path.
+        recipe: penalties, dropout, clipping, ...; none if None.
+        loss: "cross_entropy", "mse", "half_mse", "mae", a callable of (output, target), or "auto"
+            (cross-entropy for integer targets, otherwise mean squares).
+        optimizer: "sgd", "adam", "adamw", ..., a factory of the parameters, or an instance.
+        lr, momentum: > 0; in [0, 1).
+        schedule: of lr: "constant", "cosine", "linear" or "warmup_cosine".
+        batch_size, epochs: 1 or more.
+        seed: of the row order and of all noise; the initial weights are the model's own.
+        device: "auto", "cpu", "cuda" or "mps".
+        budget: seconds after which training stops.
+        unit: what 1.0 of a standardised target means, for the reported rmse.
+        output: folder of the run: configuration, history, result, weights, checkpoints.
+        about: what goes into `config.json` beside the settings: data, model, command.
+        resume: continue the run in `output` bit for bit from its last checkpoint.
+        overwrite: replace a run that is in `output`.
+        checkpoint_every: seconds between checkpoints.
+        stop: asked after each step; once true, the run is saved and returns.
+        on_tick, on_epoch, on_warning: called a few times a second, after each epoch, on trouble
+            that does not end the run.
+
+    Raises `InputError` for settings out of range or a loss that is not finite, `DataError` for
+    data, `StorageError` when the folder cannot be written.
+
+    >>> x = torch.randn(64, 4); y = (x[:, 0] > 0).long()
+    >>> run = fit(nn.Linear(4, 2), (x, y), epochs=30, lr=0.1)
+    >>> run.history[-1]["train/accuracy"] > 0.9
+    True
+    """
+    recipe = recipe or Recipe()
+    settings = Settings(
+        loss, optimizer, lr, momentum, schedule, batch_size, epochs, seed, device, budget
+    )
+    parts = [
+        None if d is None else pair(d, name=n)
+        for n, d in (("train", train), ("valid", valid), ("test", test))
+    ]
+    with torch.random.fork_rng(devices=_cuda_devices()):
+        torch.manual_seed(seed)
+        assert parts[0] is not None
+        training = Training(model, parts[0], recipe, settings, valid=parts[1], unit=unit)
+        hooks = {"stop": stop, "on_tick": on_tick, "on_epoch": on_epoch}
+        if output is None:
+            ended = training.run(**hooks)
+            return _run(training, ended, None, parts[2])
+        with RunDirectory(output) as folder:
+            config = _config(training, about or {})
+            _open(folder, training, config, resume=resume, overwrite=overwrite)
+            saver = _Saver(folder, training, on_warning)
+            hooks["on_epoch"] = _both(folder.append, on_epoch)
+            ended = training.run(**hooks, save=saver, save_every=checkpoint_every)
+            run = _run(training, ended, str(folder.path), parts[2])
+            if ended != "stopped":
+                _close(folder, training, run)
+            return run
+
+
+def _open(
+    folder: RunDirectory,
+    training: Training,
+    config: dict[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Start the folder, or load the run in it into `training`."""
+    if not resume:
+        folder.create(overwrite=overwrite)
+        folder.write(CONFIG, config)
+        return
+    if not folder.exists:
+        raise InputError(f"nothing to resume: {folder.path} holds no run")
+    if (folder.path / RESULT).exists():
+        raise InputError(f"the run in {folder.path} is finished; replace it with --overwrite")
+    same_configuration(folder.read(CONFIG), config)
+    folder.lock()
+    if checkpoint.exists(folder.path / CHECKPOINT):
+        training.load_state_dict(checkpoint.load(folder.path / CHECKPOINT))
+    folder.rewrite_history(training.history)
+
+
+def _close(folder: RunDirectory, training: Training, run: Run) -> None:
+    """Write what the run came to; the checkpoints have done their work."""
+    from tikhon.training.result import result_of
+
+    write_tensors(folder.path / MODEL, dict(training.model.state_dict()))
+    if not (folder.path / HISTORY).exists():
+        write_bytes(folder.path / HISTORY, b"")
+    folder.write(RESULT, result_of(run))
+    checkpoint.remove(folder.path / CHECKPOINT)
+
+
+class _Saver:
+    """Writes checkpoints; a full disk ends the run only when it stays full."""
+
+    def __init__(
+        self, folder: RunDirectory, training: Training, on_warning: Callable[[str], None] | None
+    ) -> None:
+        self._folder, self._training, self._warn = folder, training, on_warning
+        self._failures = 0
+
+    def __call__(self) -> None:
+        try:
+            checkpoint.save(self._folder.path / CHECKPOINT, self._training.state_dict())
+            self._failures = 0
+        except StorageError as error:
+            self._failures += 1
+            if self._failures >= _SAVE_FAILURES:
+                raise
+            if self._warn is not None:
+                self._warn(f"checkpoint not written, training goes on: {error}")
+
+
+def same_configuration(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise `InputError` with a table of what differs and would make a resume another run."""
+    rows = []
+    for key in ("data", "model", "optimizer", "recipe", "seed", "device"):
+        before, after = _flat(stored.get(key), key), _flat(wanted.get(key), key)
+        rows += [
+            (name, before.get(name, "-"), after.get(name, "-"))
+            for name in sorted(before.keys() | after.keys())
+            if before.get(name) != after.get(name)
+        ]
+    if rows:
+        lines = [f"  {name:<28} {before!s:<24} {after}" for name, before, after in rows]
+        head = f"  {'':<28} {'the run':<24} now"
+        raise InputError(
+            "the configuration changed, so this would not continue the run:\n"
+            + "\n".join([head, *lines])
+            + "\ngive the same settings, or start anew with --overwrite"
+        )
+
+
+def _flat(value: Any, prefix: str) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {
+            k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}").items()
+        }
+    if isinstance(value, list):
+        return {
+            k: v for i, item in enumerate(value) for k, v in _flat(item, f"{prefix}[{i}]").items()
+        }
+    return {prefix: value}
+
+
+def _config(training: Training, about: Mapping[str, Any]) -> dict[str, Any]:
+    from tikhon.training.run_directory import plain
+
+    defaults = {
+        "kind": "fit",
+        "data": {"rows": len(training.x), "features": training.x[0].numel()},
+        "model": {
+            "name": type(training.model).__name__,
+            "parameters": sum(p.numel() for p in training.model.parameters()),
+        },
+    }
+    return plain(
+        defaults
+        | dict(about)
+        | {
+            "optimizer": training.settings.describe(),
+            "recipe": training.recipe.to_dict(),
+            "seed": training.settings.seed,
+            "device": str(training.device),
+            "versions": versions(),
+        }
+    )
+
+
+def versions() -> dict[str, Any]:
+    """What a bit-exact repetition depends on beside the configuration."""
+    return {
+        "tikhon": tikhon.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _run(training: Training, ended: str, path: str | None, test: Any) -> Run:
+    model = training.model
+    last = training.history[-1] if training.history else {}
+    metrics = {k: v for k, v in last.items() if k.startswith(("train/", "valid/"))}
+    if ended != "stopped":
+        parts = {"train": (training.x, training.y), "valid": training.valid}
+        if test is not None:
+            parts["test"] = tuple(part.to(training.device) for part in test)
+        metrics = {
+            f"{name}/{key}": value
+            for name, part in parts.items()
+            if part is not None
+            for key, value in measures.score(
+                model, part[0], part[1], training.loss, training.unit
+            ).items()
+        }
+    return Run(
+        model,
+        training.recipe,
+        tuple(training.history),
+        ended,
+        training.best["epoch"],
+        training.seconds,
+        path,
+        metrics,
+        measures.penalties(training.regularizer),
+    )
+
+
+def _both(
+    first: Callable[[Any], None], second: Callable[[Any], None] | None
+) -> Callable[[Any], None]:
+    def call(row: Any) -> None:
+        first(row)
+        if second is not None:
+            second(row)
+
+    return call
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

@@ -1,0 +1,364 @@
+"""The plain training loop: used by the command line, the estimators and the runners."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.data import batches
+from tikhon.errors import InputError
+from tikhon.layers import set_rate
+from tikhon.layers.rates import noise_layers
+from tikhon.recipe import Recipe
+from tikhon.regularizer import Regularizer, regularize
+from tikhon.training import measures
+from tikhon.training.objective import Objective
+from tikhon.training.settings import Settings
+
+_TICK = 0.1  # seconds between two looks at the clock's clients: progress, finiteness, checkpoint
+_SCORED = 10_000  # training rows at most that are scored after an epoch
+
+
+class Diverged(InputError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is: what a progress bar needs."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+
+
+class Training:
+    """One training in progress: model, optimizer, regularizer and all the state of a resume.
+
+    Random numbers come from torch's generator (seeded once) and, for the order of the rows, from
+    (seed, epoch) alone, so `state_dict` in the middle of an epoch is enough to continue bit for
+    bit on the same machine and versions.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: tuple[Tensor, Tensor],
+        recipe: Recipe,
+        settings: Settings,
+        *,
+        valid: tuple[Tensor, Tensor] | None = None,
+        unit: float = 1.0,
+    ) -> None:
+        if recipe.early_stopping and valid is None:
+            raise InputError("early_stopping needs validation data: give `valid`")
+        self.recipe, self.settings, self.unit = recipe, settings, unit
+        self.device = settings.place()
+        self.model = model.to(self.device)
+        self.x, self.y = (part.to(self.device) for part in train)
+        self.valid = (
+            None if valid is None else (valid[0].to(self.device), valid[1].to(self.device))
+        )
+        apply_dropout(model, recipe)
+        self.batches = len(batches.slices(torch.empty(len(self.x)), settings.batch_size))
+        self.steps = self.batches * settings.epochs
+        self.loss = settings.loss_function(self.y)
+        self.objective = Objective(recipe, self.loss, self.y)
+        self.optimizer = settings.build_optimizer(model)
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.regularizer = self._regularize()
+        self.average = self._averaged()
+        self.epoch = self.batch = self.step = 0
+        self.seconds = 0.0
+        self.total = torch.zeros((), device=self.device, dtype=torch.float32)
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {"score": float("inf"), "epoch": 0, "model": {}}
+        self.reason = ""
+
+    # -- running ------------------------------------------------------------------------------
+
+    def run(
+        self,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        on_tick: Callable[[Progress], None] | None = None,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        save: Callable[[], None] | None = None,
+        save_every: float = 10.0,
+    ) -> str:
+        """Train to the end, or until `stop()`; returns why it ended.
+
+        `save` is called every `save_every` seconds between two steps, and when stopped.
+        """
+        clock = _Clock(self.seconds, save_every)
+        self.model.train()
+        while self.epoch < self.settings.epochs and not self.reason:
+            order = batches.order(len(self.x), seed=self.settings.seed, epoch=self.epoch)
+            rows = batches.slices(order.to(self.device), self.settings.batch_size)
+            while self.batch < self.batches:
+                self._step(rows[self.batch])
+                if stop():
+                    self.seconds = clock.elapsed()
+                    if save is not None:
+                        save()
+                    return "stopped"
+                if clock.ticks():
+                    self._look(on_tick, clock)
+                    if save is not None and clock.due():
+                        self.seconds = clock.elapsed()
+                        save()
+                    if self.reason:
+                        break
+            self.seconds = clock.elapsed()
+            if self.batch == self.batches:
+                self._end_epoch()
+                if on_epoch is not None:
+                    on_epoch(self.history[-1])
+            if save is not None and clock.due():
+                save()
+        self._finish()
+        return self.reason or "epochs"
+
+    def _step(self, rows: Tensor) -> None:
+        if self.settings.schedule != "constant":
+            rate = self.settings.rate(self.step, self.steps)
+            for group, base in zip(self.optimizer.param_groups, self.base_lrs):
+                group["lr"] = base * rate
+        self.optimizer.zero_grad()
+        loss = self.objective(self.model, self.x[rows], self.y[rows])
+        loss.backward()
+        if self.objective.clips:
+            self.objective.clip_(self.model)
+        self.optimizer.step()
+        if self.average is not None and self._averages_now():
+            self.average.update_parameters(self.model)
+        self.total += loss.detach() * (len(rows) / len(self.x))
+        self.batch += 1
+        self.step += 1
+
+    def _look(self, on_tick: Callable[[Progress], None] | None, clock: _Clock) -> None:
+        """What is done a few times a second: it needs the numbers on the device."""
+        total = self.total.item()
+        if not (abs(total) < float("inf")):
+            self._diverged(total)
+        if on_tick is not None:
+            loss = total * self.batches / max(1, self.batch)
+            on_tick(Progress(self.epoch, self.settings.epochs, self.step, self.steps, loss))
+        if self.settings.budget is not None and clock.elapsed() >= self.settings.budget:
+            self.reason = "budget"
+
+    def _end_epoch(self) -> None:
+        objective = self.total.item()
+        if not (abs(objective) < float("inf")):
+            self._diverged(objective)
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.total.zero_()
+        self.history.append(self._row(objective))
+        self._judge(self.history[-1])
+
+    def _row(self, objective: float) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": round(self.seconds, 4),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train/objective": objective,
+        }
+        thin = slice(None, None, 1 + (len(self.x) - 1) // _SCORED)
+        parts = {"train": (self.x[thin], self.y[thin])}
+        if self.valid is not None:
+            parts["valid"] = self.valid
+        for part, (x, y) in parts.items():
+            for key, value in measures.score(self.scored, x, y, self.loss, self.unit).items():
+                row[f"{part}/{key}"] = value
+        for name, reading in measures.penalties(self.regularizer).items():
+            row.update({f"penalty/{name}/{key}": value for key, value in reading.items()})
+        for name, pair in measures.norms(self.model, self.regularized).items():
+            row.update({f"norm/{name}/{key}": value for key, value in pair.items()})
+        return row
+
+    def _judge(self, row: Mapping[str, Any]) -> None:
+        """Keep the best state by validation loss, and stop when patience is over."""
+        score = row.get("valid/loss", row["train/loss"])
+        if score < self.best["score"]:
+            self.best = {"score": score, "epoch": self.epoch, "model": {}}
+            if self.recipe.early_stopping:
+                state = self.scored.state_dict()
+                self.best["model"] = {name: t.detach().clone() for name, t in state.items()}
+        if self.recipe.early_stopping is not None:
+            if self.epoch - self.best["epoch"] >= self.recipe.early_stopping:
+                self.reason = "early stopping"
+
+    def _finish(self) -> None:
+        """Leave in the model what the recipe asks for: the best state, the average or the last."""
+        if self.average is not None and not self.best["model"]:
+            if self.average.n_averaged > 0:
+                self.model.load_state_dict(self.average.module.state_dict())
+                torch.optim.swa_utils.update_bn([self.x], self.model, device=self.device)
+        elif self.best["model"]:
+            self.model.load_state_dict(self.best["model"])
+
+    # -- what is trained ----------------------------------------------------------------------
+
+    @property
+    def scored(self) -> nn.Module:
+        """The model that scores are of: the average once there is one."""
+        if self.average is not None and self.average.n_averaged > 0:
+            return self.average.module
+        return self.model
+
+    @property
+    def regularized(self) -> list[str]:
+        """Names of the parameters that a penalty acts on."""
+        return [] if self.regularizer is None else list(self.regularizer.sparsity())
+
+    def _regularize(self) -> Regularizer | None:
+        terms = self.recipe.terms(self._adapting)
+        return regularize(self.model, self.optimizer, terms) if terms else None
+
+    def _adapting(self) -> Any:
+        from tikhon.strengths.hypergradient import Hypergradient
+
+        if self.valid is None:
+            raise InputError("strength 'auto' needs validation data: give `valid`")
+        return Hypergradient(self.valid, self.loss, steps=self.steps)
+
+    def _averaged(self) -> torch.optim.swa_utils.AveragedModel | None:
+        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+        if self.recipe.averaging is None:
+            return None
+        ema = get_ema_multi_avg_fn(self.recipe.ema_decay)
+        average = ema if self.recipe.averaging == "ema" else None
+        return AveragedModel(self.model, multi_avg_fn=average, use_buffers=False)
+
+    def _averages_now(self) -> bool:
+        """EMA from the first step; SWA at each epoch's end in the last quarter."""
+        if self.recipe.averaging == "ema":
+            return True
+        last = self.batch == self.batches - 1
+        return last and self.epoch >= (3 * self.settings.epochs) // 4
+
+    def _diverged(self, loss: float) -> None:
+        raise Diverged(
+            f"the loss is {loss} by step {self.step} (epoch {self.epoch + 1}); not finite first: "
+            f"{measures.first_non_finite(self.model)}. Lower lr (now "
+            f"{self.optimizer.param_groups[0]['lr']:g}) or set clip_norm"
+        )
+
+    # -- resume -------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        optimizer = {
+            names[id(p)]: dict(state)
+            for p, state in self.optimizer.state.items()
+            if id(p) in names
+        }
+        return {
+            "model": dict(self.model.state_dict()),
+            "optimizer": optimizer,
+            "lrs": [group["lr"] for group in self.optimizer.param_groups],
+            "regularizer": None if self.regularizer is None else self.regularizer.state_dict(),
+            "average": None if self.average is None else dict(self.average.state_dict()),
+            "rng": _rng_state(self.device),
+            "total": self.total,
+            "best": self.best,
+            "history": self.history,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "reason": self.reason,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        self.model.load_state_dict(state["model"])
+        params = dict(self.model.named_parameters())
+        for name, values in state["optimizer"].items():
+            self.optimizer.state[params[name]] = {
+                key: value.to(params[name].device) if _lives_with(value, params[name]) else value
+                for key, value in values.items()
+            }
+        for group, lr in zip(self.optimizer.param_groups, state["lrs"]):
+            group["lr"] = lr
+        if self.regularizer is not None:
+            self.regularizer.load_state_dict(state["regularizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.total.copy_(state["total"])
+        self.best, self.history = dict(state["best"]), list(state["history"])
+        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
+        self.seconds, self.reason = state["seconds"], state["reason"]
+        _set_rng_state(state["rng"], self.device)
+
+
+class _Clock:
+    """When to look up from the steps; monotonic."""
+
+    def __init__(self, before: float, save_every: float) -> None:
+        self._start = time.perf_counter() - before
+        self._save_every = save_every
+        self._next = self._saved = time.perf_counter()
+        self._tick = min(_TICK, save_every)
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._start
+
+    def ticks(self) -> bool:
+        now = time.perf_counter()
+        if now < self._next:
+            return False
+        self._next = now + self._tick
+        return True
+
+    def due(self) -> bool:
+        now = time.perf_counter()
+        if now - self._saved < self._save_every:
+            return False
+        self._saved = now
+        return True
+
+
+def apply_dropout(model: nn.Module, recipe: Recipe) -> None:
+    """Set the rates of the model's noise layers as the recipe says."""
+    if recipe.dropout is None or (recipe.dropout == 0 and not noise_layers_of(model)):
+        return
+    rates = recipe.dropout if isinstance(recipe.dropout, Mapping) else {"*": recipe.dropout}
+    for pattern, rate in rates.items():
+        set_rate(model, pattern, rate)
+
+
+def noise_layers_of(model: nn.Module) -> bool:
+    """Whether the model has any noise layer."""
+    try:
+        return bool(noise_layers(model))
+    except ValueError:
+        return False
+
+
+def _lives_with(value: Any, param: Tensor) -> bool:
+    """Moments live beside the parameter; step counters stay where the optimizer put them."""
+    return isinstance(value, Tensor) and value.shape == param.shape
+
+
+def _rng_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,89 @@
+"""What a run tells about its model: scores on data, penalties and norms of the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.regularizer import Regularizer
+from tikhon.training.settings import Loss
+
+_ROWS = 4096  # of one evaluation batch
+_BINS = 41
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's outputs in eval mode; its mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        return torch.cat([model(part) for part in x.split(_ROWS)])
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Loss, unit: float = 1.0
+) -> dict[str, float]:
+    """Loss, and accuracy or, for float targets, root mean square error in the target's unit."""
+    output = predict(model, x)
+    found = {"loss": float(loss(output, y))}
+    if y.is_floating_point():
+        error = output.reshape(y.shape) - y
+        found["rmse"] = float(error.square().mean().sqrt()) * unit
+    else:
+        found["accuracy"] = float((output.argmax(1) == y).double().mean())
+    return found
+
+
+@torch.no_grad()
+def penalties(regularizer: Regularizer | None) -> dict[str, dict[str, float]]:
+    """Value, strength and share of exact zeros of every term on every parameter."""
+    return {} if regularizer is None else regularizer.measure()
+
+
+@torch.no_grad()
+def norms(model: nn.Module, names: list[str]) -> dict[str, dict[str, float]]:
+    """L1 and L2 norm of the named parameters."""
+    params = dict(model.named_parameters())
+    return {
+        name: {"l1": float(params[name].abs().sum()), "l2": float(params[name].norm())}
+        for name in names
+        if name in params
+    }
+
+
+@torch.no_grad()
+def weights(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Zeros, norms and a histogram of every weight with two or more dimensions."""
+    found = {}
+    for name, param in model.named_parameters():
+        if param.ndim < 2:
+            continue
+        values = param.detach().float().flatten().cpu()
+        largest = float(values.abs().max()) or 1.0
+        edges = torch.linspace(-largest, largest, _BINS + 1)
+        counts = torch.histc(values, _BINS, min=-largest, max=largest)
+        found[name] = {
+            "shape": list(param.shape),
+            "zeros": float((values == 0).double().mean()),
+            "l1": float(values.abs().sum()),
+            "l2": float(values.norm()),
+            "histogram": {"edges": edges.tolist(), "counts": counts.long().tolist()},
+        }
+    return found
+
+
+def first_non_finite(model: nn.Module) -> str:
+    """Which weight or gradient is not finite, for the message about a loss that is not."""
+    for name, param in model.named_parameters():
+        if not torch.isfinite(param).all():
+            return f"the weight {name!r}"
+    for name, param in model.named_parameters():
+        if param.grad is not None and not torch.isfinite(param.grad).all():
+            return f"the gradient of {name!r}"
+    return "the loss itself: weights and gradients are finite"

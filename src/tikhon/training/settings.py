@@ -1,0 +1,192 @@
+"""How a model is trained, apart from what regularizes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tikhon.errors import InputError, unknown
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
+_FUSED = ("sgd", "adam", "adamw")  # one call a step also on the CPU
+_MOMENTUM = ("sgd", "rmsprop")
+
+
+def half_mse(output: Tensor, target: Tensor) -> Tensor:
+    """1/(2m) * sum((y - yhat)**2): the loss of the textbooks' lasso and ridge.
+
+    >>> half_mse(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    tensor(1.)
+    """
+    return 0.5 * F.mse_loss(_like(output, target), target)
+
+
+def mse(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error."""
+    return F.mse_loss(_like(output, target), target)
+
+
+def mae(output: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error."""
+    return F.l1_loss(_like(output, target), target)
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": F.cross_entropy,
+    "mse": mse,
+    "half_mse": half_mse,
+    "mae": mae,
+}
+SCHEDULES = ("constant", "cosine", "linear", "warmup_cosine")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Optimizer, loss, length and seed of a training.
+
+    `optimizer` is a name, a factory of the parameters, or an instance bound to the model (which
+    then has its own lr and momentum); `loss` a name, a callable or "auto"; `budget` in seconds.
+    """
+
+    loss: str | Loss = "auto"
+    optimizer: str | Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] = "adam"
+    lr: float = 1e-3
+    momentum: float = 0.0
+    schedule: str = "constant"
+    batch_size: int = 64
+    epochs: int = 20
+    seed: int = 0
+    device: str = "auto"
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
+            raise InputError(unknown("optimizer", self.optimizer, OPTIMIZERS))
+        if isinstance(self.loss, str) and self.loss not in (*LOSSES, "auto"):
+            raise InputError(unknown("loss", self.loss, (*LOSSES, "auto")))
+        if self.schedule not in SCHEDULES:
+            raise InputError(unknown("schedule", self.schedule, SCHEDULES))
+        if not (0 < self.lr < math.inf):
+            raise InputError(f"lr must be finite and > 0, received {self.lr!r}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum must be in [0, 1), received {self.momentum!r}")
+        if self.momentum and self.optimizer not in _MOMENTUM:
+            raise InputError(
+                f"momentum is for {' and '.join(_MOMENTUM)}; {self.optimizer!r} has its own"
+            )
+        for name in ("batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, received {getattr(self, name)!r}")
+        if self.seed < 0:
+            raise InputError(f"seed must be 0 or more, received {self.seed!r}")
+        if self.budget is not None and not self.budget > 0:
+            raise InputError(f"budget must be > 0 seconds, received {self.budget!r}")
+
+    def place(self) -> torch.device:
+        """The device to train on."""
+        return pick_device(self.device)
+
+    def build_optimizer(self, model: nn.Module) -> Optimizer:
+        """The optimizer over the model's trainable parameters."""
+        if isinstance(self.optimizer, Optimizer):
+            return self.optimizer
+        params = [p for p in model.parameters() if p.requires_grad]
+        if not params:
+            raise InputError(f"{type(model).__name__} has no trainable parameter")
+        if not isinstance(self.optimizer, str):
+            return self.optimizer(params)
+        options: dict[str, Any] = {"lr": self.lr}
+        if self.optimizer in _MOMENTUM:
+            options["momentum"] = self.momentum
+        if self.optimizer == "adamw":
+            options["weight_decay"] = 0.0  # torch's default is 0.01; here decay is a penalty
+        if self.optimizer in _FUSED and all(p.is_floating_point() for p in params):
+            options["fused"] = True
+        return OPTIMIZERS[self.optimizer](params, **options)
+
+    def loss_function(self, y: Tensor) -> Loss:
+        """The loss; "auto" is cross-entropy for integer targets and mean squares otherwise."""
+        if not isinstance(self.loss, str):
+            return self.loss
+        if self.loss == "auto":
+            return LOSSES["mse" if y.is_floating_point() else "cross_entropy"]
+        return LOSSES[self.loss]
+
+    def rate(self, step: int, steps: int) -> float:
+        """The factor on lr at `step` of `steps`, a function of these alone: no state to resume.
+
+        >>> [Settings(schedule="linear").rate(s, 4) for s in range(4)]
+        [1.0, 0.75, 0.5, 0.25]
+        """
+        done = step / steps
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "linear":
+            return 1.0 - done
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        warmup = max(1, steps // 20)
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    def describe(self) -> dict[str, Any]:
+        """The optimizer's part of a run's configuration."""
+        name = self.optimizer if isinstance(self.optimizer, str) else type(self.optimizer).__name__
+        loss = self.loss if isinstance(self.loss, str) else _name(self.loss)
+        return {
+            "name": name,
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "schedule": self.schedule,
+            "batch_size": self.batch_size,
+            "epochs": self.epochs,
+            "loss": loss,
+        }
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes cuda, then mps, then cpu.
+
+    >>> pick_device("cpu")
+    device(type='cpu')
+    """
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if name == "auto":
+        return torch.device("cuda" if there["cuda"] else "mps" if there["mps"] else "cpu")
+    kind = name.partition(":")[0]
+    if kind not in there:
+        raise InputError(unknown("device", name, (*there, "auto")))
+    if not there[kind]:
+        raise InputError(f"device {name!r} is not available on this machine; use cpu or auto")
+    return torch.device(name)
+
+
+def _like(output: Tensor, target: Tensor) -> Tensor:
+    """(rows, 1) as (rows,) where the target has no second axis: otherwise they broadcast."""
+    return output.squeeze(-1) if output.ndim == target.ndim + 1 else output
+
+
+def _name(loss: Loss) -> str:
+    return getattr(loss, "__name__", type(loss).__name__)
