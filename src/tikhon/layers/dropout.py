@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from tikhon.layers import functional
@@ -11,12 +14,34 @@ from tikhon.layers.noise import NoiseLayer
 class Dropout(NoiseLayer):
     """Zero every entry with probability `rate`, scale the rest by 1 / (1 - rate).
 
-    Shapes: any. `rate` is in [0, 1). On the CPU it draws torch's own masks. Raises ValueError for
-    a rate out of range. Reference: Srivastava et al. 2014,
-    https://jmlr.org/papers/v15/srivastava14a.html
+    Shapes: any. `rate` is in [0, 1). The mask is constant along the `tied` dimensions. On the CPU
+    and without `tied` it draws torch's own masks. Raises ValueError for a rate out of range.
+    Reference: Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html
 
     >>> Dropout(0.5).eval()(torch.ones(3))
     tensor([1., 1., 1.])
+    """
+
+    def __init__(self, rate: float = 0.5, *, tied: Sequence[int] = ()) -> None:
+        super().__init__(rate)
+        self.tied = tuple(tied)
+        self.rowwise = 0 not in self.tied
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The noisy `x` in training mode, `x` otherwise."""
+        return functional.dropout(
+            x, self.rate, tied=self.tied, training=self.training, generator=self.generator
+        )
+
+
+class AlphaDropout(NoiseLayer):
+    """Dropout for SELU networks: dropped entries take SELU's floor, mean and variance are kept.
+
+    Shapes: any. `rate` is in [0, 1). Raises ValueError for a rate out of range.
+    Reference: Klambauer et al. 2017, https://arxiv.org/abs/1706.02515
+
+    >>> AlphaDropout(0.1).eval()(torch.ones(2))
+    tensor([1., 1.])
     """
 
     def __init__(self, rate: float = 0.5) -> None:
@@ -24,4 +49,73 @@ class Dropout(NoiseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
-        return functional.dropout(x, self.rate, training=self.training, generator=self.generator)
+        return functional.alpha_dropout(
+            x, self.rate, training=self.training, generator=self.generator
+        )
+
+
+class FeatureAlphaDropout(NoiseLayer):
+    """Alpha dropout of whole channels.
+
+    Shapes: (N, C, ...). `rate` is in [0, 1). Raises ValueError for a rate out of range or an input
+    without channels. Reference: Klambauer et al. 2017, https://arxiv.org/abs/1706.02515
+
+    >>> FeatureAlphaDropout(0.1).eval()(torch.ones(1, 2))
+    tensor([[1., 1.]])
+    """
+
+    def __init__(self, rate: float = 0.5) -> None:
+        super().__init__(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The noisy `x` in training mode, `x` otherwise."""
+        functional.check_rank(x, range(2, 9), self.label, "(N, C, ...)")
+        return functional.alpha_dropout(
+            x,
+            self.rate,
+            tied=range(2, x.ndim),
+            training=self.training,
+            generator=self.generator,
+        )
+
+
+class GaussianDropout(NoiseLayer):
+    """Multiply by normal noise of mean 1 and variance rate / (1 - rate), the variance of dropout.
+
+    Shapes: any. `rate` is in [0, 1). Raises ValueError for a rate out of range.
+    Reference: Srivastava et al. 2014, section 10, https://jmlr.org/papers/v15/srivastava14a.html
+
+    >>> GaussianDropout(0.5).eval()(torch.ones(2))
+    tensor([1., 1.])
+    """
+
+    def __init__(self, rate: float = 0.5) -> None:
+        super().__init__(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The noisy `x` in training mode, `x` otherwise."""
+        return functional.gaussian_dropout(
+            x, self.rate, training=self.training, generator=self.generator
+        )
+
+
+class GaussianNoise(NoiseLayer):
+    """Add normal noise whose standard deviation is `rate`.
+
+    Shapes: any. `rate` is finite and >= 0, in the units of the input. Raises ValueError otherwise.
+    Reference: Bishop 1995, https://doi.org/10.1162/neco.1995.7.1.108
+
+    >>> GaussianNoise(0.1).eval()(torch.ones(2))
+    tensor([1., 1.])
+    """
+
+    upper = math.inf
+
+    def __init__(self, rate: float = 0.1) -> None:
+        super().__init__(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The noisy `x` in training mode, `x` otherwise."""
+        return functional.gaussian_noise(
+            x, self.rate, training=self.training, generator=self.generator
+        )

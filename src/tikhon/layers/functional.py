@@ -4,96 +4,367 @@ Every function takes `rate` as a number or as a 0-d tensor. A tensor may be a bu
 between steps, or be batched by `torch.vmap`, so no code branches on its value. Without
 `generator` and `uniforms` the noise comes from torch's global generator; `uniforms` are numbers
 in [0, 1) of the mask's shape, which couples two rates: what the larger keeps, the smaller keeps.
+`where` opens the message of an error.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
-Rate = float | Tensor
-
-
-def check_rate(rate: object, where: str, *, upper: float = 1.0) -> float:
-    """`rate` as a float in [0, upper), or an error that begins with `where`."""
-    if torch.is_tensor(rate) and rate.numel() == 1:
-        rate = rate.item()
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
-        raise TypeError(f"{where}: the rate must be a number, received {rate!r}")
-    if not (math.isfinite(rate) and 0 <= rate < upper):
-        bound = "finite and >= 0" if upper == math.inf else f"in [0, {upper:g})"
-        raise ValueError(f"{where}: the rate must be {bound}, received {rate!r}")
-    return float(rate)
-
-
-def readable(rate: Rate) -> float | None:
-    """The rate as a float where reading it is free; None if batched, traced or on a device."""
-    if not torch.is_tensor(rate):
-        return float(rate)
-    if torch.compiler.is_compiling() or rate.device.type != "cpu":
-        return None
-    if torch._C._functorch.is_functorch_wrapped_tensor(rate):
-        return None
-    return rate.item()
-
-
-def draw(
-    shape: tuple[int, ...],
-    like: Tensor,
-    generator: torch.Generator | None,
-    uniforms: Tensor | None,
-) -> Tensor:
-    """Uniform numbers in [0, 1), in float32: half precision would round the rate."""
-    if uniforms is None:
-        return torch.rand(shape, device=like.device, generator=generator)
-    if uniforms.shape != shape:
-        raise ValueError(
-            f"uniforms must have the mask's shape {tuple(shape)}, received {tuple(uniforms.shape)}"
-        )
-    return uniforms
-
-
-def inverse_keep(rate: Rate, dtype: torch.dtype) -> Rate:
-    """1 / (1 - rate), and 0 at rate 1, where nothing is kept."""
-    if not torch.is_tensor(rate):
-        return 1 / (1 - rate) if rate < 1 else 0.0
-    keep = 1 - rate
-    return torch.where(keep > 0, 1 / keep, 0.0).to(dtype)
-
-
-def drop(
-    x: Tensor,
-    rate: Rate,
-    shape: tuple[int, ...],
-    generator: torch.Generator | None,
-    uniforms: Tensor | None,
-) -> Tensor:
-    """Zero with probability `rate` what shares an entry of a mask of `shape`; scale the rest."""
-    kept = draw(shape, x, generator, uniforms) >= rate
-    return torch.where(kept, x * inverse_keep(rate, x.dtype), 0)
+from tikhon.layers.masks import (
+    Rate,
+    check_rank,
+    draw,
+    draw_normal,
+    inverse_keep,
+    mask_shape,
+    readable,
+)
 
 
 def dropout(
     x: Tensor,
     rate: Rate,
     *,
+    tied: Sequence[int] = (),
     training: bool = True,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
     uniforms: Tensor | None = None,
 ) -> Tensor:
     """Zero every entry with probability `rate` in [0, 1] and scale the rest by 1 / (1 - rate).
 
-    `x` has any shape; `uniforms` have x's. Reference: Srivastava et al. 2014,
-    https://jmlr.org/papers/v15/srivastava14a.html
+    `x` has any shape; the mask is constant along the `tied` dimensions, where `uniforms` have
+    size 1. Reference: Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html
 
     >>> dropout(torch.ones(4), 0.5, uniforms=torch.tensor([0.1, 0.5, 0.9, 0.4]))
     tensor([0., 2., 2., 0.])
     """
     if not training:
         return x
-    if generator is None and uniforms is None and (value := readable(rate)) is not None:
-        return F.dropout(x, value)
-    return drop(x, rate, x.shape, generator, uniforms)
+    if not tied and generator is None and uniforms is None:
+        if (value := readable(rate)) is not None:
+            return F.dropout(x, value)
+    kept = draw(mask_shape(x, tied), x, generator, uniforms) >= rate
+    return x * (kept.to(x.dtype) * inverse_keep(rate, x.dtype))
+
+
+def spatial_dropout(
+    x: Tensor,
+    rate: Rate,
+    *,
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Zero whole channels of `x` (N, C, ...) with probability `rate`; `uniforms` (N, C, 1, ...).
+
+    Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
+    """
+    tied = range(2, x.ndim)
+    return dropout(x, rate, tied=tied, training=training, generator=generator, uniforms=uniforms)
+
+
+def locked_dropout(
+    x: Tensor,
+    rate: Rate,
+    *,
+    time: int = 1,
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Dropout with one mask for all steps along the dimension `time` (variational dropout).
+
+    Reference: Gal and Ghahramani 2016, https://arxiv.org/abs/1512.05287
+    """
+    tied = (time,)
+    return dropout(x, rate, tied=tied, training=training, generator=generator, uniforms=uniforms)
+
+
+def token_dropout(
+    x: Tensor,
+    rate: Rate,
+    *,
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Zero whole tokens of `x` (..., tokens, features) with probability `rate`, scale the rest."""
+    return dropout(x, rate, tied=(-1,), training=training, generator=generator, uniforms=uniforms)
+
+
+def drop_path(
+    x: Tensor,
+    rate: Rate,
+    *,
+    mode: str = "row",
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Zero a residual branch for a row, or for the whole batch, with probability `rate`.
+
+    `x` is (N, ...); `mode` is "row" or "batch". Reference: Huang et al. 2016 (stochastic depth),
+    https://arxiv.org/abs/1603.09382
+    """
+    if mode not in ("row", "batch"):
+        raise ValueError(f"drop_path: mode must be 'row' or 'batch', received {mode!r}")
+    tied = range(1 if mode == "row" else 0, x.ndim)
+    return dropout(x, rate, tied=tied, training=training, generator=generator, uniforms=uniforms)
+
+
+SELU_FLOOR = -1.7580993408473766  # -scale * alpha of SELU: what a saturated unit gives
+
+
+def alpha_dropout(
+    x: Tensor,
+    rate: Rate,
+    *,
+    tied: Sequence[int] = (),
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Set entries to SELU's floor with probability `rate`, then restore mean 0 and variance 1.
+
+    Zeros at rate 1. Reference: Klambauer et al. 2017, https://arxiv.org/abs/1706.02515
+    """
+    if not training:
+        return x
+    if not tied and generator is None and uniforms is None:
+        if (value := readable(rate)) is not None:
+            return F.alpha_dropout(x, value, True)
+    kept = draw(mask_shape(x, tied), x, generator, uniforms) >= rate
+    p = torch.as_tensor(rate, dtype=torch.float32, device=x.device)
+    keep = (1 - p) * (1 + p * SELU_FLOOR**2)
+    scale = torch.where(keep > 0, keep.rsqrt(), 0.0)
+    noise = torch.where(kept, scale, 0.0).to(x.dtype)
+    shift = torch.where(kept, 0.0, scale * SELU_FLOOR) - scale * SELU_FLOOR * p
+    return x * noise + shift.to(x.dtype)
+
+
+def gaussian_dropout(
+    x: Tensor,
+    rate: Rate,
+    *,
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Multiply every entry by normal noise of mean 1 and of dropout's variance rate / (1 - rate).
+
+    Reference: Srivastava et al. 2014, section 10, https://jmlr.org/papers/v15/srivastava14a.html
+    """
+    if not training:
+        return x
+    scale = (rate * inverse_keep(rate, torch.float32)) ** 0.5
+    return x * draw_normal(x, generator, uniforms).mul(scale).add_(1).to(x.dtype)
+
+
+def gaussian_noise(
+    x: Tensor,
+    rate: Rate,
+    *,
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Add normal noise of standard deviation `rate` >= 0.
+
+    Reference: Bishop 1995, https://doi.org/10.1162/neco.1995.7.1.108
+    """
+    if not training:
+        return x
+    return x + draw_normal(x, generator, uniforms).mul(rate).to(x.dtype)
+
+
+def drop_block(
+    x: Tensor,
+    rate: Rate,
+    block_size: int = 7,
+    *,
+    shared: bool = False,
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+    where: str = "drop_block",
+) -> Tensor:
+    """Zero blocks of `block_size` in every spatial dimension of `x` (N, C, ...), rescale the rest.
+
+    Block centres are drawn where a whole block fits, with the paper's probability
+    rate / block_size^d * size / fitting; overlapping blocks drop less than `rate`. The rescaling
+    keeps the mean of the mask over the batch at 1. `shared` gives all channels one mask.
+    `uniforms` are (N, C or 1, *fitting). Reference: Ghiasi et al. 2018,
+    https://arxiv.org/abs/1810.12890
+    """
+    size, pool = x.shape[2:], {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+    if len(size) not in pool:
+        raise ValueError(
+            f"{where}: expected (N, C, ...) with 1 to 3 spatial dimensions, "
+            f"received shape {tuple(x.shape)}"
+        )
+    if block_size % 2 == 0 or not 1 <= block_size <= min(size):
+        raise ValueError(
+            f"{where}: block_size must be odd and fit in the map of {tuple(size)}, "
+            f"received {block_size}"
+        )
+    if not training:
+        return x
+    half, dims = block_size // 2, len(size)
+    fitting = [n - block_size + 1 for n in size]
+    seed_rate = rate * (math.prod(size) / math.prod(fitting) / block_size**dims)
+    channels = 1 if shared else x.shape[1]
+    seeds = draw([x.shape[0], channels, *fitting], x, generator, uniforms) < seed_rate
+    blocks = F.pad(seeds.to(x.dtype), [half] * (2 * dims))
+    for d in range(dims):  # the maximum over a cube is one maximum a dimension
+        kernel = [block_size if i == d else 1 for i in range(dims)]
+        blocks = pool[dims](blocks, kernel, 1, [k // 2 for k in kernel])
+    kept = 1 - blocks
+    mean = kept.mean(dtype=torch.float32)
+    return x * (kept * torch.where(mean > 0, 1 / mean, 0.0).to(x.dtype))
+
+
+def patch_dropout(
+    x: Tensor,
+    rate: Rate,
+    *,
+    prefix: int = 1,
+    ordered: bool = False,
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+    where: str = "patch_dropout",
+) -> Tensor:
+    """Remove tokens of `x` (N, L, D): keep `prefix` and a random max(1, int((L-prefix)(1-rate))).
+
+    The length of the output depends on the rate, which therefore is read as a number.
+    `uniforms` are (N, L - prefix). Reference: Liu et al. 2022, https://arxiv.org/abs/2208.07220
+    """
+    check_rank(x, [3], where, "(batch, tokens, features)")
+    if not training:
+        return x
+    head, body = x[:, :prefix], x[:, prefix:]
+    count = max(1, int(body.shape[1] * (1 - float(rate))))
+    order = draw(body.shape[:2], x, generator, uniforms).argsort(dim=1)[:, :count]
+    order = order.sort(dim=1).values if ordered else order
+    index = order.unsqueeze(-1).expand(-1, -1, body.shape[2])
+    return torch.cat([head, body.gather(1, index)], dim=1)
+
+
+def word_dropout(
+    ids: Tensor,
+    rate: Rate,
+    *,
+    unknown: int,
+    protect: Sequence[int] = (),
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Replace token ids by `unknown` with probability `rate`, except the ids in `protect`.
+
+    Reference: Bowman et al. 2016, https://arxiv.org/abs/1511.06349
+    """
+    if not training:
+        return ids
+    kept = draw(ids.shape, ids, generator, uniforms) >= rate
+    for special in protect:
+        kept = kept | (ids == special)
+    return torch.where(kept, ids, unknown)
+
+
+def shake_drop(
+    x: Tensor,
+    rate: Rate,
+    *,
+    mode: str = "batch",
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Multiply a residual branch by b + a - ba forward and b + c - bc backward.
+
+    b is 0 with probability `rate`, for the batch or a row; a in [-1, 1) and c in [0, 1) are
+    uniform, one each a row. Evaluation multiplies by the mean, 1 - rate. `uniforms` are
+    (3, N, 1, ...) for b, a, c. Reference: Yamada et al. 2018, https://arxiv.org/abs/1802.02375
+    """
+    if not training:
+        return x * (1 - rate)
+    shape = [3, x.shape[0], *[1] * (x.ndim - 1)]
+    gate, a, c = draw(shape, x, generator, uniforms).unbind()
+    b = ((gate[:1] if mode == "batch" else gate) >= rate).to(x.dtype)
+    forward = b + (1 - b) * (2 * a - 1).to(x.dtype)
+    backward = b + (1 - b) * c.to(x.dtype)
+    return x * backward + (x * (forward - backward)).detach()
+
+
+def input_dropout(
+    x: Tensor,
+    rate: Rate,
+    *,
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+    where: str = "input_dropout",
+) -> Tensor:
+    """Zero one square of `x` (N, C, H, W) whose area is `rate` of the image (Cutout).
+
+    The centre is uniform over the image, so the border may cut the square; nothing is rescaled,
+    as in the paper. `uniforms` are (N, 2). Reference: DeVries and Taylor 2017,
+    https://arxiv.org/abs/1708.04552
+    """
+    check_rank(x, [4], where, "(N, C, H, W)")
+    if not training:
+        return x
+    height, width = x.shape[2:]
+    centre = draw([x.shape[0], 2], x, generator, uniforms)
+    half = (rate * (height * width)) ** 0.5 / 2
+    rows = torch.arange(height, device=x.device) + 0.5
+    columns = torch.arange(width, device=x.device) + 0.5
+    inside_rows = (rows - centre[:, :1] * height).abs() < half
+    inside_columns = (columns - centre[:, 1:] * width).abs() < half
+    inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+    return x * (~inside).to(x.dtype)
+
+
+def mixout(
+    weight: Tensor,
+    target: Tensor,
+    rate: Rate,
+    *,
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Dropout of `weight - target`: entries fall back to the target with probability `rate`.
+
+    Reference: Lee et al. 2020, https://arxiv.org/abs/1909.11299
+    """
+    if not training:
+        return weight
+    return target + dropout(weight - target, rate, generator=generator, uniforms=uniforms)
+
+
+def concrete_dropout(
+    x: Tensor,
+    rate: Tensor,
+    *,
+    temperature: float = 0.1,
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Dropout whose mask is differentiable in `rate`: a sigmoid, not a step.
+
+    Reference: Gal et al. 2017, https://arxiv.org/abs/1705.07832
+    """
+    if not training:
+        return x
+    u = draw(x.shape, x, generator, uniforms)
+    dropped = torch.sigmoid((torch.logit(rate) + torch.logit(u, eps=1e-7)) / temperature)
+    return x * ((1 - dropped) / (1 - rate).clamp_min(1e-6)).to(x.dtype)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tikhon.layers.functional import check_rate
+from tikhon.layers.masks import check_rate
 
 
 class NoiseLayer(nn.Module):
@@ -16,28 +16,37 @@ class NoiseLayer(nn.Module):
 
     A buffer may change between steps without a new compilation, is part of the state dict, and
     may be stacked by `torch.func.stack_module_state`: one rate for each member of a population.
-    `generator` replaces torch's global source of random numbers.
+    `generator` replaces torch's global source of random numbers (eager mode only). `path` is the
+    layer's place in its model, for messages; whatever walks over a model writes it.
     """
 
     upper: ClassVar[float] = 1.0  # the rate is in [0, upper)
-    rowwise: ClassVar[bool] = True  # the noise of one row does not depend on the other rows
+    rowwise: bool = True  # the noise of one row does not depend on the other rows
 
     rate: Tensor
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        value = check_rate(rate, type(self).__name__, upper=self.upper)
-        self.register_buffer("rate", torch.tensor(value, dtype=torch.float32))
         self.generator: torch.Generator | None = None
+        self.path = ""
+        self._hold(self.check(rate))
+
+    def _hold(self, rate: float) -> None:
+        self.register_buffer("rate", torch.tensor(rate, dtype=torch.float32))
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, its mean otherwise."""
 
-    def check(self, rate: float | Tensor, path: str = "") -> float:
-        """`rate` as a float in this layer's range, or an error that names the layer's path."""
+    @property
+    def label(self) -> str:
+        """The path in the model, if known, and the class."""
         name = type(self).__name__
-        return check_rate(rate, f"{path} ({name})" if path else name, upper=self.upper)
+        return f"{self.path} ({name})" if self.path else name
+
+    def check(self, rate: float | Tensor) -> float:
+        """`rate` as a float in this layer's range, or an error that names the layer's path."""
+        return check_rate(rate, self.label, upper=self.upper)
 
     def set_rate(self, rate: float | Tensor) -> None:
         """Write a rate into the buffer, in place."""
@@ -45,17 +54,18 @@ class NoiseLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """The rate, in the words of the constructor."""
-        return f"rate={self.rate.tolist():.4g}" if self.rate.ndim == 0 else "rate=(a vector)"
+        return f"rate={self.rate.mean().item():.4g}"
 
     def _apply(self, fn, recurse: bool = True):
         # `model.bfloat16()` would turn a rate of 0.999 into 1: the rate stays in float32
-        rate = self.rate
+        rate = self._buffers.get("rate")
         super()._apply(fn, recurse)
-        if self.rate.dtype != torch.float32:
+        if rate is not None and self.rate.dtype != torch.float32:
             self.rate = rate.to(self.rate.device)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # a checkpoint of a model without noise layers has no rates: keep the present one
-        state_dict.setdefault(prefix + "rate", self.rate)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        if "rate" in self._buffers:
+            state_dict.setdefault(prefix + "rate", self.rate)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -16,9 +18,14 @@ WRAPPERS = ("_orig_mod", "module")  # torch.compile; DataParallel and its kin
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(path, module) of every module once, without the names that wrappers add."""
+    wrapped = type(model).__name__ in (
+        "OptimizedModule",
+        "DataParallel",
+        "DistributedDataParallel",
+    )
     for path, module in model.named_modules():
         parts = path.split(".")
-        while parts and parts[0] in WRAPPERS:
+        while wrapped and parts and parts[0] in WRAPPERS:
             parts = parts[1:]
         yield ".".join(parts), module
 
@@ -33,14 +40,17 @@ def matches(pattern: Pattern, path: str, module: nn.Module) -> bool:
 def noise_layers(model: nn.Module, pattern: Pattern = "*") -> dict[str, NoiseLayer]:
     """Path -> layer for the noise layers of `model` that match `pattern`, or an error."""
     layers = {p: m for p, m in named_modules(model) if isinstance(m, NoiseLayer)}
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no noise layer: use tikhon.layers.insert_dropout, or "
+            "replace_dropout for a model whose rates are fixed"
+        )
+    for path, layer in layers.items():
+        layer.path = path
     found = {p: m for p, m in layers.items() if matches(pattern, p, m)}
     if not found:
-        if not layers:
-            raise ValueError(
-                f"{type(model).__name__} has no noise layer: use tikhon.layers.insert_dropout, or "
-                "replace_dropout for a model with layers of fixed rate"
-            )
-        raise ValueError(unknown("noise layer", pattern, layers))
+        name = pattern if isinstance(pattern, str) else pattern.__name__
+        raise ValueError(unknown("noise layer", name, layers))
     return found
 
 
@@ -60,8 +70,123 @@ def set_rate(model: nn.Module, pattern: Pattern, rate: float | Tensor) -> list[s
     Dropout(rate=0.1)
     """
     found = noise_layers(model, pattern)
-    for path, layer in found.items():
-        layer.check(rate, path)
+    for layer in found.values():
+        layer.check(rate)
     for layer in found.values():
         layer.set_rate(rate)
     return list(found)
+
+
+def set_rate_by_depth(model: nn.Module, pattern: Pattern, last: float) -> dict[str, float]:
+    """Stochastic depth's rule: of L matching layers, in model order, layer l gets last * l / L.
+
+    Returns path -> rate. Raises ValueError as `set_rate` does. Reference: Huang et al. 2016,
+    section 3, https://arxiv.org/abs/1603.09382 (timm starts from 0 instead: l - 1 of L - 1).
+
+    >>> from tikhon.layers import DropPath
+    >>> set_rate_by_depth(nn.Sequential(DropPath(), DropPath()), "*", 0.2)
+    {'0': 0.1, '1': 0.2}
+    """
+    found = noise_layers(model, pattern)
+    for layer in found.values():
+        layer.check(last)
+    rates = {path: last * (k + 1) / len(found) for k, path in enumerate(found)}
+    for path, layer in found.items():
+        layer.set_rate(rates[path])
+    return rates
+
+
+@dataclass(frozen=True)
+class Early:
+    """`rate` until step `until`, 0 from there on: against underfitting.
+
+    Reference: Liu et al. 2023, https://arxiv.org/abs/2303.01500
+
+    >>> [Early(0.1, until=2)(step) for step in range(4)]
+    [0.1, 0.1, 0.0, 0.0]
+    """
+
+    rate: float
+    until: int
+
+    def __call__(self, step: int) -> float:
+        """The rate at a step, counted from 0."""
+        return self.rate if step < self.until else 0.0
+
+
+@dataclass(frozen=True)
+class Late:
+    """0 until step `after`, `rate` from there on: against overfitting.
+
+    Reference: Liu et al. 2023, https://arxiv.org/abs/2303.01500
+
+    >>> [Late(0.1, after=2)(step) for step in range(4)]
+    [0.0, 0.0, 0.1, 0.1]
+    """
+
+    rate: float
+    after: int
+
+    def __call__(self, step: int) -> float:
+        """The rate at a step, counted from 0."""
+        return 0.0 if step < self.after else self.rate
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """rate * (1 - exp(-10 step / steps)): rises from 0 and is at `rate` long before `steps`.
+
+    Reference: Morerio et al. 2017 (gamma = 10 / steps), https://arxiv.org/abs/1703.06229
+
+    >>> [round(Curriculum(0.5, steps=100)(step), 3) for step in (0, 10, 100)]
+    [0.0, 0.316, 0.5]
+    """
+
+    rate: float
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        """The rate at a step, counted from 0."""
+        return self.rate * (1 - math.exp(-10 * step / self.steps))
+
+
+class RateSchedule:
+    """Rates that follow schedules: the learning-rate scheduler of the noise layers.
+
+    `schedules` maps patterns to callables of the step (`Early`, `Late`, `Curriculum`,
+    `tikhon.schedules.linear(...)`, any function); later patterns win. The rates of step 0 are set
+    at once; call `step()` after every optimizer step. Raises ValueError for a pattern that
+    matches nothing.
+
+    >>> from tikhon.layers import Dropout
+    >>> model = nn.Sequential(Dropout(0.5))
+    >>> rates = RateSchedule(model, {"*": Early(0.1, until=1)})
+    >>> rates.step(); model
+    Sequential(
+      (0): Dropout(rate=0)
+    )
+    """
+
+    def __init__(
+        self, model: nn.Module, schedules: Mapping[Pattern, Callable[[int], float]]
+    ) -> None:
+        self.model, self.schedules, self.last_step = model, dict(schedules), 0
+        self._write()
+
+    def step(self) -> None:
+        """Count one step and write its rates."""
+        self.last_step += 1
+        self._write()
+
+    def state_dict(self) -> dict[str, int]:
+        """The step; the rates are in the model's own state."""
+        return {"last_step": self.last_step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue at a saved step."""
+        self.last_step = state["last_step"]
+        self._write()
+
+    def _write(self) -> None:
+        for pattern, schedule in self.schedules.items():
+            set_rate(self.model, pattern, schedule(self.last_step))

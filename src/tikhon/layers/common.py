@@ -1,0 +1,41 @@
+"""Common random numbers: the same noise again, for another rate or another member."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from tikhon.layers.rates import noise_layers
+
+
+@contextmanager
+def common_noise(model: nn.Module, seed: int) -> Iterator[None]:
+    """Inside, noise layer k of `model` draws from its own generator, seeded by `seed` and k.
+
+    Two models, or two rates of one model, entered with the same seed see the same uniform
+    numbers: what the larger rate keeps, the smaller keeps too, so a difference of their losses is
+    not blurred by the luck of the masks. Fixed torch layers are not reached (`replace_dropout`
+    first). Under `torch.vmap(randomness="same")` all members share the numbers. Eager mode only.
+    Raises ValueError if there is no noise layer.
+
+    >>> from tikhon.layers import Dropout
+    >>> model, x = nn.Sequential(Dropout(0.5)), torch.ones(8)
+    >>> with common_noise(model, seed=0): first = model(x)
+    >>> with common_noise(model, seed=0): second = model(x)
+    >>> torch.equal(first, second)
+    True
+    """
+    layers = list(noise_layers(model).values())
+    before = [layer.generator for layer in layers]
+    for k, layer in enumerate(layers):
+        device = next((b.device for b in layer.buffers()), torch.device("cpu"))
+        # 2**32 keeps the streams of neighbouring seeds apart for every model
+        layer.generator = torch.Generator(device).manual_seed(seed + k * 2**32)
+    try:
+        yield
+    finally:
+        for layer, generator in zip(layers, before, strict=True):
+            layer.generator = generator

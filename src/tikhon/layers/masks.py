@@ -1,0 +1,73 @@
+"""Masks: uniform and normal numbers, their shapes, and the checks of rates and ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+Rate = float | Tensor
+
+
+def check_rate(rate: object, where: str, *, upper: float = 1.0) -> float:
+    """`rate` as a float in [0, upper), or an error that begins with `where`."""
+    if isinstance(rate, Tensor) and rate.numel() == 1:
+        rate = rate.item()
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        raise TypeError(f"{where}: the rate must be a number, received {rate!r}")
+    if not (math.isfinite(rate) and 0 <= rate < upper):
+        bound = "finite and >= 0" if upper == math.inf else f"in [0, {upper:g})"
+        raise ValueError(f"{where}: the rate must be {bound}, received {rate!r}")
+    return float(rate)
+
+
+def check_rank(x: Tensor, ranks: Sequence[int], where: str, shape: str) -> None:
+    """An error that names the expected `shape` unless x has one of the ranks."""
+    if x.ndim not in ranks:
+        raise ValueError(f"{where}: expected {shape}, received shape {tuple(x.shape)}")
+
+
+def readable(rate: Rate) -> float | None:
+    """The rate as a float where reading it is free; None if batched, traced or on a device."""
+    if not isinstance(rate, Tensor):
+        return float(rate)
+    if torch.compiler.is_compiling() or rate.device.type != "cpu":
+        return None
+    if torch._C._functorch.is_functorch_wrapped_tensor(rate):  # type: ignore[attr-defined]
+        return None
+    return rate.item()
+
+
+def draw(shape: Sequence[int], like: Tensor, g: Generator | None, uniforms: Tensor | None):
+    """Uniform numbers in [0, 1), in float32: half precision would round the rate."""
+    if uniforms is None:
+        return torch.rand(tuple(shape), device=like.device, generator=g)
+    if uniforms.shape != torch.Size(shape):
+        raise ValueError(
+            f"uniforms must have the mask's shape {tuple(shape)}, received {tuple(uniforms.shape)}"
+        )
+    return uniforms
+
+
+def draw_normal(like: Tensor, g: Generator | None, uniforms: Tensor | None) -> Tensor:
+    """Standard normal numbers of `like`'s shape and dtype; uniforms pass through the quantiles."""
+    if uniforms is None:
+        return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=g)
+    tiny = torch.finfo(torch.float32).eps / 2
+    return torch.special.ndtri(draw(like.shape, like, g, uniforms).clamp(tiny, 1 - tiny)).to(like)
+
+
+def inverse_keep(rate: Rate, dtype: torch.dtype) -> Rate:
+    """1 / (1 - rate), and 0 at rate 1, where nothing is kept."""
+    if not isinstance(rate, Tensor):
+        return 1 / (1 - rate) if rate < 1 else 0.0
+    keep = 1 - rate
+    return torch.where(keep > 0, 1 / keep, 0.0).to(dtype)
+
+
+def mask_shape(x: Tensor, tied: Sequence[int]) -> list[int]:
+    """x's shape with 1 in the tied dimensions."""
+    dims = {d % x.ndim for d in tied}
+    return [1 if d in dims else n for d, n in enumerate(x.shape)]

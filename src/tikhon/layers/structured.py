@@ -1,0 +1,314 @@
+"""Noise on channels, blocks, tokens, steps and whole branches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from tikhon.layers import functional
+from tikhon.layers.masks import check_rank
+from tikhon.layers.noise import NoiseLayer
+
+
+class _SpatialDropout(NoiseLayer):
+    ranks: ClassVar[tuple[int, ...]]
+    shape: ClassVar[str]
+
+    def __init__(self, rate: float = 0.5) -> None:
+        super().__init__(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The noisy `x` in training mode, `x` otherwise."""
+        check_rank(x, self.ranks, self.label, self.shape)
+        return functional.spatial_dropout(
+            x, self.rate, training=self.training, generator=self.generator
+        )
+
+
+class Dropout1d(_SpatialDropout):
+    """Zero whole channels with probability `rate`, scale the rest by 1 / (1 - rate).
+
+    Shapes: (N, C, L). `rate` is in [0, 1). Raises ValueError for another rank or rate.
+    Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
+
+    >>> Dropout1d(0.5).eval()(torch.ones(1, 2, 3)).shape
+    torch.Size([1, 2, 3])
+    """
+
+    ranks = (3,)
+    shape = "(N, C, L)"
+
+
+class Dropout2d(_SpatialDropout):
+    """Zero whole channels with probability `rate`, scale the rest by 1 / (1 - rate).
+
+    Shapes: (N, C, H, W); torch's class takes (N, C, L) too, with a warning, this one refuses it.
+    `rate` is in [0, 1). Raises ValueError for another rank or rate.
+    Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
+
+    >>> Dropout2d(0.5).eval()(torch.ones(1, 2, 3, 3)).shape
+    torch.Size([1, 2, 3, 3])
+    """
+
+    ranks = (4,)
+    shape = "(N, C, H, W)"
+
+
+class Dropout3d(_SpatialDropout):
+    """Zero whole channels with probability `rate`, scale the rest by 1 / (1 - rate).
+
+    Shapes: (N, C, D, H, W). `rate` is in [0, 1). Raises ValueError for another rank or rate.
+    Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
+
+    >>> Dropout3d(0.5).eval()(torch.ones(1, 2, 3, 3, 3)).shape
+    torch.Size([1, 2, 3, 3, 3])
+    """
+
+    ranks = (5,)
+    shape = "(N, C, D, H, W)"
+
+
+class _DropBlock(NoiseLayer):
+    rowwise = False  # the mask is rescaled by its mean over the batch
+    dims: ClassVar[int]
+
+    def __init__(self, rate: float = 0.1, block_size: int = 7, *, shared: bool = False) -> None:
+        super().__init__(rate)
+        if block_size < 1 or block_size % 2 == 0:
+            raise ValueError(
+                f"{self.label}: block_size must be odd and positive, received {block_size}"
+            )
+        self.block_size, self.shared = block_size, shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The noisy `x` in training mode, `x` otherwise."""
+        check_rank(x, [self.dims + 2], self.label, f"(N, C, ...) with {self.dims + 2} dimensions")
+        return functional.drop_block(
+            x,
+            self.rate,
+            self.block_size,
+            shared=self.shared,
+            training=self.training,
+            generator=self.generator,
+            where=self.label,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments of the constructor."""
+        shared = ", shared=True" if self.shared else ""
+        return f"{super().extra_repr()}, block_size={self.block_size}{shared}"
+
+
+class DropBlock1d(_DropBlock):
+    """Zero blocks of `block_size` steps of a channel, keep the mean of the mask at 1.
+
+    Shapes: (N, C, L) with L >= block_size. `rate` is in [0, 1), `block_size` is odd; `shared`
+    gives all channels one mask. Raises ValueError otherwise. Reference: Ghiasi et al. 2018,
+    https://arxiv.org/abs/1810.12890
+
+    >>> DropBlock1d(0.1, 3).eval()(torch.ones(1, 1, 5)).shape
+    torch.Size([1, 1, 5])
+    """
+
+    dims = 1
+
+
+class DropBlock2d(_DropBlock):
+    """Zero squares of side `block_size` of a channel, keep the mean of the mask at 1.
+
+    Shapes: (N, C, H, W) with H, W >= block_size. `rate` is in [0, 1), `block_size` is odd;
+    `shared` gives all channels one mask. Raises ValueError otherwise.
+    Reference: Ghiasi et al. 2018, https://arxiv.org/abs/1810.12890
+
+    >>> DropBlock2d(0.1, 3).eval()(torch.ones(1, 1, 5, 5)).shape
+    torch.Size([1, 1, 5, 5])
+    """
+
+    dims = 2
+
+
+class DropBlock3d(_DropBlock):
+    """Zero cubes of side `block_size` of a channel, keep the mean of the mask at 1.
+
+    Shapes: (N, C, D, H, W) with D, H, W >= block_size. `rate` is in [0, 1), `block_size` is odd;
+    `shared` gives all channels one mask. Raises ValueError otherwise.
+    Reference: Ghiasi et al. 2018, https://arxiv.org/abs/1810.12890
+
+    >>> DropBlock3d(0.1, 3).eval()(torch.ones(1, 1, 5, 5, 5)).shape
+    torch.Size([1, 1, 5, 5, 5])
+    """
+
+    dims = 3
+
+
+class DropPath(NoiseLayer):
+    """Stochastic depth: zero a residual branch for a row or for the batch, scale the survivors.
+
+    Shapes: (N, ...). `rate` is in [0, 1); `mode` is "row" or "batch". Raises ValueError otherwise.
+    Reference: Huang et al. 2016, https://arxiv.org/abs/1603.09382
+
+    >>> DropPath(0.2).eval()(torch.ones(2, 3)).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, rate: float = 0.1, *, mode: str = "row") -> None:
+        super().__init__(rate)
+        _check_mode(mode, self.label)
+        self.mode, self.rowwise = mode, mode == "row"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The noisy branch in training mode, `x` otherwise."""
+        return functional.drop_path(
+            x, self.rate, mode=self.mode, training=self.training, generator=self.generator
+        )
+
+
+class ShakeDrop(NoiseLayer):
+    """Stochastic depth that perturbs a branch, forward and backward, where it would drop it.
+
+    Shapes: (N, ...). `rate` is in [0, 1), the probability of perturbing; `mode` is "batch" (one
+    decision a batch, as in the paper) or "row". Evaluation multiplies by the mean 1 - rate.
+    Raises ValueError otherwise. Reference: Yamada et al. 2018, https://arxiv.org/abs/1802.02375
+
+    >>> ShakeDrop(0.5).eval()(torch.ones(2, 1)).flatten()
+    tensor([0.5000, 0.5000])
+    """
+
+    def __init__(self, rate: float = 0.5, *, mode: str = "batch") -> None:
+        super().__init__(rate)
+        _check_mode(mode, self.label)
+        self.mode, self.rowwise = mode, mode == "row"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The perturbed branch in training mode, `(1 - rate) x` otherwise."""
+        return functional.shake_drop(
+            x, self.rate, mode=self.mode, training=self.training, generator=self.generator
+        )
+
+
+class TokenDropout(NoiseLayer):
+    """Zero whole tokens with probability `rate`, scale the rest by 1 / (1 - rate).
+
+    Shapes: (..., tokens, features). `rate` is in [0, 1). Raises ValueError otherwise.
+
+    >>> TokenDropout(0.2).eval()(torch.ones(1, 4, 2)).shape
+    torch.Size([1, 4, 2])
+    """
+
+    def __init__(self, rate: float = 0.1) -> None:
+        super().__init__(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The noisy `x` in training mode, `x` otherwise."""
+        check_rank(x, range(2, 9), self.label, "(..., tokens, features)")
+        return functional.token_dropout(
+            x, self.rate, training=self.training, generator=self.generator
+        )
+
+
+class PatchDropout(NoiseLayer):
+    """Remove a share `rate` of the tokens after the first `prefix` ones, without rescaling.
+
+    Shapes: (N, L, D) to (N, prefix + max(1, int((L - prefix)(1 - rate))), D). `rate` is in [0, 1).
+    The length follows the rate, so a compiled model breaks its graph here and a population cannot
+    have several rates. Raises ValueError otherwise.
+    Reference: Liu et al. 2022, https://arxiv.org/abs/2208.07220
+
+    >>> PatchDropout(0.5)(torch.ones(1, 9, 2)).shape
+    torch.Size([1, 5, 2])
+    """
+
+    def __init__(self, rate: float = 0.5, *, prefix: int = 1, ordered: bool = False) -> None:
+        super().__init__(rate)
+        self.prefix, self.ordered = prefix, ordered
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fewer tokens in training mode, `x` otherwise."""
+        return functional.patch_dropout(
+            x,
+            self.rate,
+            prefix=self.prefix,
+            ordered=self.ordered,
+            training=self.training,
+            generator=self.generator,
+            where=self.label,
+        )
+
+
+class LockedDropout(NoiseLayer):
+    """Variational dropout: one mask for all steps along the dimension `time`.
+
+    Shapes: any with a dimension `time` (1 for batch first, 0 for time first). `rate` is in [0, 1).
+    Raises ValueError otherwise. Reference: Gal and Ghahramani 2016,
+    https://arxiv.org/abs/1512.05287
+
+    >>> LockedDropout(0.5).eval()(torch.ones(1, 4, 2)).shape
+    torch.Size([1, 4, 2])
+    """
+
+    def __init__(self, rate: float = 0.5, *, time: int = 1) -> None:
+        super().__init__(rate)
+        self.time, self.rowwise = time, time == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The noisy `x` in training mode, `x` otherwise."""
+        check_rank(x, range(2, 9), self.label, "at least two dimensions, one of them time")
+        return functional.locked_dropout(
+            x, self.rate, time=self.time, training=self.training, generator=self.generator
+        )
+
+
+class WordDropout(NoiseLayer):
+    """Replace token ids by `unknown` with probability `rate`, except those in `protect`.
+
+    Shapes: integer ids of any shape. `rate` is in [0, 1). Raises ValueError otherwise.
+    Reference: Bowman et al. 2016, https://arxiv.org/abs/1511.06349
+
+    >>> WordDropout(0.3, unknown=1).eval()(torch.tensor([5, 6]))
+    tensor([5, 6])
+    """
+
+    def __init__(self, rate: float = 0.3, *, unknown: int, protect: Sequence[int] = ()) -> None:
+        super().__init__(rate)
+        self.unknown, self.protect = unknown, tuple(protect)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The ids with unknown words in training mode, `x` otherwise."""
+        if x.is_floating_point():
+            raise TypeError(f"{self.label}: expected integer token ids, received {x.dtype}")
+        return functional.word_dropout(
+            x,
+            self.rate,
+            unknown=self.unknown,
+            protect=self.protect,
+            training=self.training,
+            generator=self.generator,
+        )
+
+
+class InputDropout(NoiseLayer):
+    """Cutout: zero one square of every image, of `rate` times its area, without rescaling.
+
+    Shapes: (N, C, H, W). `rate` is in [0, 1); the border may cut the square, as in the paper.
+    Raises ValueError otherwise. Reference: DeVries and Taylor 2017,
+    https://arxiv.org/abs/1708.04552
+
+    >>> InputDropout(0.25).eval()(torch.ones(1, 1, 4, 4)).sum()
+    tensor(16.)
+    """
+
+    def __init__(self, rate: float = 0.25) -> None:
+        super().__init__(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The images with a hole in training mode, `x` otherwise."""
+        return functional.input_dropout(
+            x, self.rate, training=self.training, generator=self.generator, where=self.label
+        )
+
+
+def _check_mode(mode: str, where: str) -> None:
+    if mode not in ("row", "batch"):
+        raise ValueError(f"{where}: mode must be 'row' or 'batch', received {mode!r}")

@@ -1,0 +1,239 @@
+"""Instances of everything that has laws; a public class without one fails the build."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from layers.laws import LayerExample, module
+from tikhon import layers
+
+
+def _bernoulli(rate: float) -> float:
+    return rate / (1 - rate)
+
+
+def _moved(mixout: layers.Mixout) -> layers.Mixout:
+    with torch.no_grad():
+        mixout.module.get_parameter("weight").add_(1.0)  # away from its target
+    return mixout
+
+
+LAYERS = [
+    LayerExample(
+        "Dropout",
+        layers.Dropout,
+        (8, 6),
+        variance=_bernoulli,
+        tied=(),
+        monotone=True,
+    ),
+    LayerExample(
+        "Dropout-tied",
+        lambda rate: layers.Dropout(rate, tied=(0,)),
+        (8, 6),
+        variance=_bernoulli,
+        tied=(0,),
+    ),
+    LayerExample(
+        "Dropout1d", layers.Dropout1d, (4, 3, 5), variance=_bernoulli, tied=(2,), monotone=True
+    ),
+    LayerExample(
+        "Dropout2d",
+        layers.Dropout2d,
+        (4, 3, 5, 5),
+        variance=_bernoulli,
+        tied=(2, 3),
+        monotone=True,
+    ),
+    LayerExample(
+        "Dropout3d", layers.Dropout3d, (4, 3, 2, 3, 3), variance=_bernoulli, tied=(2, 3, 4)
+    ),
+    LayerExample(
+        "AlphaDropout", layers.AlphaDropout, (8, 6), multiplicative=False, mean_kept=False
+    ),
+    LayerExample(
+        "FeatureAlphaDropout",
+        layers.FeatureAlphaDropout,
+        (8, 6, 3),
+        tied=(2,),
+        multiplicative=False,
+        mean_kept=False,
+    ),
+    LayerExample(
+        "GaussianDropout",
+        layers.GaussianDropout,
+        (8, 6),
+        variance=_bernoulli,
+        tied=(),
+        zero_at_one=False,
+    ),
+    LayerExample(
+        "GaussianNoise",
+        layers.GaussianNoise,
+        (8, 6),
+        variance=lambda std: std**2,
+        tied=(),
+        multiplicative=False,
+        zero_at_one=False,
+    ),
+    LayerExample(
+        "DropPath", layers.DropPath, (8, 2, 3), variance=_bernoulli, tied=(1, 2), monotone=True
+    ),
+    LayerExample(
+        "DropPath-batch",
+        lambda rate: layers.DropPath(rate, mode="batch"),
+        (8, 2, 3),
+        variance=_bernoulli,
+        tied=(0, 1, 2),
+    ),
+    LayerExample(
+        "ShakeDrop",
+        layers.ShakeDrop,
+        (8, 2, 3),
+        tied=(1, 2),
+        variance=lambda rate: (1 - rate) + rate / 3 - (1 - rate) ** 2,
+        multiplicative=False,
+        zero_at_one=False,
+        identity=False,
+    ),
+    LayerExample(
+        "ShakeDrop-row",
+        lambda rate: layers.ShakeDrop(rate, mode="row"),
+        (8, 2, 3),
+        tied=(1, 2),
+        variance=lambda rate: (1 - rate) + rate / 3 - (1 - rate) ** 2,
+        multiplicative=False,
+        zero_at_one=False,
+        identity=False,
+    ),
+    LayerExample(
+        "DropBlock1d",
+        lambda rate: layers.DropBlock1d(rate, 3),
+        (4, 3, 9),
+        zero_at_one=False,
+        mean_kept=False,
+    ),
+    LayerExample(
+        "DropBlock2d",
+        lambda rate: layers.DropBlock2d(rate, 3),
+        (4, 3, 7, 8),
+        zero_at_one=False,
+        mean_kept=False,
+    ),
+    LayerExample(
+        "DropBlock2d-shared",
+        lambda rate: layers.DropBlock2d(rate, 3, shared=True),
+        (4, 3, 7, 7),
+        zero_at_one=False,
+        mean_kept=False,
+        tied=(1,),
+    ),
+    LayerExample(
+        "DropBlock3d",
+        lambda rate: layers.DropBlock3d(rate, 3),
+        (3, 2, 5, 5, 5),
+        zero_at_one=False,
+        mean_kept=False,
+    ),
+    LayerExample(
+        "TokenDropout",
+        layers.TokenDropout,
+        (4, 6, 3),
+        variance=_bernoulli,
+        tied=(2,),
+        monotone=True,
+    ),
+    LayerExample(
+        "PatchDropout",
+        lambda rate: layers.PatchDropout(rate, ordered=True),
+        (4, 9, 3),
+        multiplicative=False,
+        mean_kept=False,
+        zero_at_one=False,
+        compiles_whole=False,
+        stackable=False,
+    ),
+    LayerExample(
+        "LockedDropout",
+        layers.LockedDropout,
+        (4, 6, 3),
+        variance=_bernoulli,
+        tied=(1,),
+        monotone=True,
+    ),
+    LayerExample(
+        "WordDropout",
+        lambda rate: layers.WordDropout(rate, unknown=0),
+        (4, 9),
+        mean_kept=False,
+        multiplicative=False,
+        tokens=True,
+    ),
+    LayerExample(
+        "InputDropout",
+        layers.InputDropout,
+        (4, 2, 8, 8),
+        mean_kept=False,
+        tied=(1,),
+        zero_at_one=False,
+    ),
+    LayerExample(
+        "DropConnect",
+        module(lambda: nn.Linear(5, 4), layers.DropConnect),
+        (6, 5),
+        multiplicative=False,
+        zero_at_one=False,
+        identity=False,
+    ),
+    LayerExample(
+        "DropConnect-conv",
+        module(lambda: nn.Conv2d(2, 3, 3, bias=False), layers.DropConnect),
+        (3, 2, 5, 5),
+        multiplicative=False,
+        identity=False,
+    ),
+    LayerExample(
+        "WeightDrop",
+        module(lambda: nn.LSTM(5, 4, batch_first=True), layers.WeightDrop),
+        (6, 3, 5),
+        mean_kept=False,
+        multiplicative=False,
+        zero_at_one=False,
+        identity=False,
+        compiles_whole=False,
+        stackable=False,
+    ),
+    LayerExample(
+        "EmbeddingDropout",
+        module(lambda: nn.Embedding(9, 3), layers.EmbeddingDropout),
+        (4, 6),
+        multiplicative=False,
+        identity=False,
+        tokens=True,
+    ),
+    LayerExample(
+        "Mixout",
+        module(lambda: nn.Linear(5, 4), lambda m, rate: _moved(layers.Mixout(m, rate))),
+        (6, 5),
+        multiplicative=False,
+        zero_at_one=False,
+        identity=False,
+    ),
+    LayerExample(
+        "ConcreteDropout",
+        layers.ConcreteDropout,
+        (8, 6),
+        tied=(),
+        learned=True,
+    ),
+    LayerExample(
+        "VariationalDropout",
+        module(lambda: nn.Linear(5, 4), layers.VariationalDropout),
+        (6, 5),
+        zero_at_one=False,
+        multiplicative=False,
+        identity=False,
+        learned=True,
+    ),
+]
