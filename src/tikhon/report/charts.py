@@ -1,0 +1,257 @@
+"""Charts as plain plotly figures: data in, `{"data": [...], "layout": {...}}` out.
+
+Colours are names of the page's palette (page.css) and texts may be `Label`s: the page resolves
+both when it draws, so one figure serves light and dark, English and Chinese.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from tikhon.report.page import Label, Name, say
+
+PALETTE = ("series-1", "series-2", "series-3", "series-4", "series-5", "series-6")
+Figure = dict[str, Any]
+Numbers = Sequence[float | None]
+
+
+def literal(text: str, width: int = 48) -> str:
+    """A name from the data as plotly text: shortened, and with its markup spelled out.
+
+    >>> literal("<b>age</b>")
+    '&lt;b&gt;age&lt;/b&gt;'
+    """
+    flat = " ".join(str(text).split())
+    short = flat if len(flat) <= width else f"{flat[: width - 1]}…"
+    return short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def title(text: Label | Name | str) -> Label | str:
+    """A chart's text: labels stay, names are made literal."""
+    if isinstance(text, Label):
+        return text
+    return literal(text.text if isinstance(text, Name) else text)
+
+
+def axis(text: Label | Name | str = "", **more: Any) -> dict[str, Any]:
+    """One axis with its title."""
+    return {"title": {"text": title(text)}, **more}
+
+
+def finite(values: Numbers) -> list[float]:
+    """The finite numbers among `values`."""
+    return [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
+
+
+def learning_curves(
+    epochs: Numbers,
+    train: Numbers,
+    valid: Numbers,
+    y: Label,
+    *,
+    higher: bool,
+    best: int | None = None,
+    **range_: Any,
+) -> Figure:
+    """Train and validation curve; where train is the better one, the gap is shaded."""
+    line = {"mode": "lines", "x": list(epochs)}
+    better = max if higher else min
+    edge = [None if None in (t, v) else better(t, v) for t, v in zip(train, valid)]  # type: ignore
+    shade = {"line": {"width": 0, "color": "gap"}, "hoverinfo": "skip", "fill": "tonexty"}
+    data = [
+        {**line, "y": list(valid), "name": say("valid"), "line": {"color": "valid", "width": 2.5}},
+        {**line, **shade, "y": edge, "name": say("gap"), "fillcolor": "gap"},
+        {**line, "y": list(train), "name": say("train"), "line": {"color": "train", "width": 2}},
+    ]
+    layout: Figure = {"xaxis": axis(say("epoch")), "yaxis": axis(y, **range_)}
+    if best is not None:
+        late = len(epochs) > 1 and best > (finite(epochs)[0] + finite(epochs)[-1]) / 2
+        layout["shapes"] = [vertical(best)]
+        layout["annotations"] = [
+            {
+                "x": best, "y": 0.03 if higher else 0.97, "yref": "paper", "showarrow": False,
+                "yanchor": "bottom" if higher else "top",
+                "xanchor": "right" if late else "left", "font": {"color": "muted", "size": 11},
+                "text": say("best_epoch_short", epoch=best),
+            }
+        ]  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def vertical(x: float) -> dict[str, Any]:
+    """A dotted line at x."""
+    return {
+        "type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper",
+        "line": {"color": "muted", "width": 1, "dash": "dot"},
+    }  # fmt: skip
+
+
+def over_time(
+    epochs: Numbers, series: Mapping[str, Numbers], y: Label, *, log: bool = False, **more: Any
+) -> Figure:
+    """One line a name over the epochs."""
+    data = [
+        {
+            "mode": "lines",
+            "x": list(epochs),
+            "y": list(values),
+            "name": literal(name),
+            "line": {"color": PALETTE[i % len(PALETTE)], "width": 2},
+        }
+        for i, (name, values) in enumerate(series.items())
+    ]
+    scale = {"type": "log"} if log else {}
+    layout = {"xaxis": axis(say("epoch")), "yaxis": axis(y, **scale, **more)}
+    return {"data": data, "layout": {**layout, "showlegend": len(data) > 1}}
+
+
+@dataclass(frozen=True)
+class Response:
+    """A score at several strengths of one method, of which one was chosen."""
+
+    x: Label
+    y: Label
+    strengths: Sequence[float]
+    scores: Numbers
+    chosen: float | None = None
+    zeros: Numbers = ()
+    baseline: float | None = None
+    colour: str = "series-1"
+
+
+def score_against_strength(response: Response, **range_: Any) -> Figure:
+    """Validation score over the strength, the chosen one ringed, exact zeros on a second axis."""
+    points = sorted(
+        zip(
+            response.strengths,
+            response.scores,
+            list(response.zeros) or [None] * len(response.scores),
+        )
+    )
+    points = [p for p in points if p[0] is not None]
+    log = spans_decades([s for s, _, _ in points])
+    if log:
+        points = [p for p in points if p[0] > 0]
+    x = [s for s, _, _ in points]
+    data: list[dict[str, Any]] = [
+        {
+            "mode": "lines+markers", "x": x, "y": [v for _, v, _ in points], "name": response.y,
+            "line": {"color": response.colour, "width": 2}, "marker": {"size": 6},
+        }
+    ]  # fmt: skip
+    chosen = [
+        (s, v) for s, v, _ in points if response.chosen is not None and close(s, response.chosen)
+    ]
+    if chosen:
+        data.append({
+            "mode": "markers", "x": [chosen[0][0]], "y": [chosen[0][1]], "name": say("chosen"),
+            "marker": {
+                "size": 15, "symbol": "circle-open", "color": "chosen",
+                "line": {"width": 3, "color": "chosen"},
+            },
+        })  # fmt: skip
+    layout: Figure = {
+        "xaxis": axis(response.x, **({"type": "log"} if log else {})),
+        "yaxis": axis(response.y, **range_),
+    }
+    if response.baseline is not None and x:
+        data.append({
+            "mode": "lines", "x": [x[0], x[-1]], "y": [response.baseline] * 2,
+            "name": say("unregularized"), "line": {"color": "muted", "width": 1.5, "dash": "dash"},
+        })  # fmt: skip
+    if any(finite([z for _, _, z in points])) and any(z for _, _, z in points):
+        data.append({
+            "mode": "lines", "x": x, "y": [z for _, _, z in points], "yaxis": "y2",
+            "name": say("zeros"), "line": {"color": "zeros", "width": 1.5, "dash": "dot"},
+        })  # fmt: skip
+        layout["yaxis2"] = axis(
+            say("zeros"), overlaying="y", side="right", range=[-0.02, 1.02], tickformat=".0%",
+            showgrid=False, tickvals=[0, 0.25, 0.5, 0.75, 1],
+        )  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def close(a: float, b: float) -> bool:
+    """Whether two strengths are the same number after a trip through JSON."""
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
+
+
+def spans_decades(values: Numbers) -> bool:
+    """Whether a log axis reads better: positive values over a factor of thirty or more."""
+    positive = [v for v in finite(values) if v > 0]
+    return len(positive) > 1 and max(positive) / min(positive) >= 30
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int], zeros: float | None) -> Figure:
+    """Weights by size, the exact zeros stacked apart in the bin that holds them."""
+    centres = [(a + b) / 2 for a, b in pairwise(edges)]
+    exact = round((zeros or 0) * sum(counts))
+    home = next((i for i, b in enumerate(edges[1:]) if edges[i] <= 0 < b), None)
+    if home is None or exact > counts[home]:
+        exact = 0
+    rest = [c - exact if i == home else c for i, c in enumerate(counts)]
+    width = edges[1] - edges[0] if len(edges) > 1 else 1
+    bars = {"type": "bar", "x": centres, "width": width}
+    data = [{**bars, "y": rest, "name": say("nonzero_weights"), "marker": {"color": "series-1"}}]
+    layout: Figure = {"xaxis": axis(say("weight")), "yaxis": axis(say("count")), "bargap": 0}
+    if exact and home is not None:
+        only = [exact if i == home else None for i in range(len(counts))]
+        data.append({**bars, "y": only, "name": say("exact_zeros"), "marker": {"color": "zeros"}})
+        top = 1.3 * max(max(rest), 1)
+        layout |= {"barmode": "stack", "yaxis": axis(say("count"), range=[0, top])}
+        layout["annotations"] = [
+            {
+                "x": centres[home] + width, "y": 0.97, "yref": "paper", "xanchor": "left",
+                "yanchor": "top", "showarrow": False, "font": {"color": "zeros", "size": 12},
+                "text": say("zeros_of", zeros=exact, all=sum(counts)),
+            }
+        ]  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def intervals(
+    names: Sequence[Label | Name | str],
+    means: Numbers,
+    lows: Numbers,
+    highs: Numbers,
+    x: Label,
+    colours: Sequence[str] = PALETTE,
+) -> Figure:
+    """A dot with its interval for every name, the first name on top."""
+    data = []
+    for i, (mean, low, high) in enumerate(zip(means, lows, highs)):
+        whole = None not in (mean, low, high)
+        data.append({
+            "mode": "markers", "x": [mean], "y": [i], "name": title(names[i]),
+            "marker": {"size": 11, "color": colours[i % len(colours)]},
+            "error_x": {
+                "type": "data", "symmetric": False, "thickness": 2.5, "width": 7,
+                "array": [high - mean] if whole else [0],  # type: ignore[operator]
+                "arrayminus": [mean - low] if whole else [0],  # type: ignore[operator]
+            },
+        })  # fmt: skip
+    ticks = {"tickvals": list(range(len(names))), "ticktext": [title(n) for n in names]}
+    rows = {"autorange": False, "range": [len(names) - 0.5, -0.5], "showgrid": False}
+    layout = {"xaxis": axis(x), "yaxis": axis("", **ticks, **rows, automargin=True)}
+    return {"data": data, "layout": {**layout, "showlegend": False, "hovermode": "closest"}}
+
+
+def scatter(
+    x: Numbers, y: Numbers, x_title: Label | Name, y_title: Label, chosen: int | None
+) -> Figure:
+    """One dot a trial, the chosen one ringed."""
+    points = {"mode": "markers", "x": list(x), "y": list(y), "name": say("trials")}
+    data = [{**points, "marker": {"size": 7, "color": "series-1", "opacity": 0.65}}]
+    if chosen is not None:
+        ring = {"size": 15, "symbol": "circle-open", "color": "chosen"}
+        data.append({
+            "mode": "markers", "x": [x[chosen]], "y": [y[chosen]], "name": say("chosen"),
+            "marker": {**ring, "line": {"width": 3, "color": "chosen"}},
+        })  # fmt: skip
+    log = {"type": "log"} if spans_decades(x) else {}
+    layout = {"xaxis": axis(x_title, **log), "yaxis": axis(y_title)}
+    return {"data": data, "layout": {**layout, "hovermode": "closest"}}

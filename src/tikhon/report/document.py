@@ -1,0 +1,54 @@
+"""The verb: run directories in, one HTML file out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tikhon.errors import InputError, unknown
+from tikhon.report.html import render
+from tikhon.report.kinds import demo, fit
+from tikhon.report.page import Page
+from tikhon.report.saved import SavedRun, read
+
+KINDS: dict[str, Callable[[SavedRun], Page]] = {"fit": fit.page, "demo": demo.page}
+
+
+def write(*run_dirs: str | Path, output: str | Path | None = None, language: str = "en") -> Path:
+    """Write the report of one run, or the comparison of several, and return the file's path.
+
+    The page is one HTML file that works offline: verdict first, then what supports it. It carries
+    English and Simplified Chinese; `language` ("en" or "zh") is the one shown at first.
+
+    `output` is by default `report.html` in the run's directory, and `comparison.html` beside the
+    first of several runs. Raises `InputError` for a folder that is not a run, an unknown language
+    or a kind of run without a page, `DataError` for a run that cannot be read, `StorageError` if
+    the file cannot be written.
+
+    >>> import tikhon
+    >>> tikhon.report.write("runs/none")
+    Traceback (most recent call last):
+    tikhon.errors.InputError: no run directory at runs/none; give the folder that `--output` named
+    """
+    runs = [read(run_dir) for run_dir in run_dirs]
+    html = render(build(*runs), language)
+    if output is None:
+        output = runs[0].path / "report.html" if len(runs) == 1 else _beside(runs[0].path)
+    from tikhon.training.run_directory import write_bytes  # imports torch: only to write
+
+    target = Path(output)
+    write_bytes(target, html.encode())
+    return target
+
+
+def build(*runs: SavedRun) -> Page:
+    """The page of one run, or the comparison of several."""
+    if not runs:
+        raise InputError("no run directory was given; name at least one")
+    if runs[0].kind not in KINDS:
+        raise InputError(unknown("kind of run", runs[0].kind, KINDS))
+    return KINDS[runs[0].kind](runs[0])
+
+
+def _beside(path: Path) -> Path:
+    return path.resolve().parent / "comparison.html"

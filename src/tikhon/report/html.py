@@ -1,0 +1,160 @@
+"""Turns a `Page` into one self-contained HTML document."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+import tikhon
+from tikhon.report.charts import literal
+from tikhon.report.page import LANGUAGES, Chart, Label, Name, Page, Section, check_language, say
+
+
+def render(page: Page, language: str = "en") -> str:
+    """The page as HTML: texts in both languages, charts as data, script and style inside.
+
+    The content security policy allows these scripts by their hash and no connection at all, so
+    the page asks nothing of the network and a name that looks like markup stays a name.
+    """
+    language = check_language(language)
+    scripts = [asset("plotly-cartesian.min.js"), asset("page.js")]
+    charts = [
+        block for section in page.sections for block in section.blocks if isinstance(block, Chart)
+    ]
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            page=page,
+            language=language,
+            languages=LANGUAGES,
+            policy=policy(scripts),
+            style=Markup(asset("page.css")),
+            scripts=[Markup(script) for script in scripts],
+            charts=Markup(script_json({c: resolved(chart) for c, chart in enumerate(charts)})),
+            titles={name: plain(page.title, name) for name in LANGUAGES},
+            numbers={id(chart): i for i, chart in enumerate(charts)},
+            say=say,
+            version=tikhon.__version__,
+        )
+    )
+
+
+@cache
+def asset(name: str) -> str:
+    """One of the files that every page carries."""
+    return (files("tikhon.report") / "static" / name).read_text(encoding="utf-8")
+
+
+@cache
+def environment() -> Environment:
+    """Jinja2 with escaping on, and the page's own filters."""
+    loader = PackageLoader("tikhon.report", "static")
+    made = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"both": both, "plain": plain, "anchor": anchor, "shape": shape}
+    made.filters |= {"short": lambda text: short(text, 400), "address": id}
+    return made
+
+
+def policy(scripts: list[str]) -> str:
+    """The content security policy: nothing from outside, no script but ours."""
+    hashes = " ".join(f"'sha256-{digest(script)}'" for script in scripts)
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def digest(script: str) -> str:
+    """SHA-256 of a script as a policy wants it."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def both(text: Label | Name | str) -> Markup:
+    """A text in every language, of which the style shows one; a name once, isolated."""
+    if isinstance(text, Name):
+        return Markup("<bdi>{}</bdi>").format(short(text.text))
+    if isinstance(text, str):
+        return Markup.escape(text)
+    texts = {name: text.text(name) for name in LANGUAGES}
+    if len(set(texts.values())) == 1:
+        return Markup.escape(texts["en"])
+    spans = (
+        Markup('<span class="{}" lang="{}">{}</span>').format(name, LANGUAGES[name], words)
+        for name, words in texts.items()
+    )
+    return Markup("").join(spans)
+
+
+def plain(text: Label | Name | str, language: str) -> str:
+    """A text in one language, for an attribute."""
+    return text.text(language) if isinstance(text, Label) else getattr(text, "text", str(text))
+
+
+def short(text: str, width: int = 80) -> str:
+    """A name on one line, cut where it would break the page."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else f"{flat[: width - 1]}…"
+
+
+def shape(cell: Any) -> str:
+    """What kind of table cell this is: name, label, mark or number."""
+    return "number" if isinstance(cell, str) else type(cell).__name__.lower()
+
+
+def anchor(section: Section) -> str:
+    """The fragment of a section's heading."""
+    words = plain(section.title, "en").lower()
+    return "-".join("".join(c if c.isalnum() else " " for c in words).split())[:40]
+
+
+def resolved(chart: Chart) -> dict[str, Any]:
+    """A figure as JSON data: labels in every language, numbers without NaN."""
+    return {"title": jsonable(chart.title), **jsonable(chart.figure)}
+
+
+def jsonable(value: Any) -> Any:
+    """Plain JSON: labels become one text a language, what is not finite becomes null."""
+    if isinstance(value, Label):
+        return {name: marked_up(value, name) for name in LANGUAGES}
+    if isinstance(value, Name):
+        return literal(value.text)
+    if isinstance(value, dict):
+        return {key: jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def marked_up(label: Label, language: str) -> str:
+    """A label for plotly, which reads markup: the values filled in are literal."""
+    values = {
+        name: value if isinstance(value, Label) else literal(str(value))
+        for name, value in label.values.items()
+    }
+    return Label(label.key, values).text(language)
+
+
+def script_json(value: Any) -> str:
+    """JSON that may stand inside a script element."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text

@@ -1,0 +1,234 @@
+"""Sections that several kinds of run share."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tikhon.report import charts
+from tikhon.report.page import (
+    Block,
+    Chart,
+    Code,
+    Fact,
+    Label,
+    Level,
+    Mark,
+    Name,
+    Section,
+    Table,
+    Text,
+    number,
+    percent,
+    say,
+    strength,
+)
+from tikhon.report.saved import SavedRun
+
+GAP_LIMIT = 0.05  # accuracy on the training rows above accuracy on held-out rows
+RATIO_LIMIT = 1.2  # held-out error over training error, for regression
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The score that a run is judged by: accuracy (more is better) or an error (less is)."""
+
+    key: str
+    label: Label
+    higher: bool
+
+    def gap(self, train: float, valid: float) -> float:
+        """How much better the model does on the rows that it was trained on."""
+        return train - valid if self.higher else valid / train if train else float("inf")
+
+    @property
+    def limit(self) -> float:
+        """The gap above which a model counts as memorising."""
+        return GAP_LIMIT if self.higher else RATIO_LIMIT
+
+
+def metric_of(records: Iterable[Mapping[str, Any]]) -> Metric:
+    """Accuracy where the records have it, else RMSE, else the loss."""
+    keys = {key for record in records for key in record}
+    for name, higher in (("accuracy", True), ("rmse", False)):
+        if f"train/{name}" in keys or f"valid/{name}" in keys:
+            return Metric(name, say(f"metric_{name}"), higher)
+    return Metric("loss", say("metric_loss"), False)
+
+
+def record_at(history: tuple[dict[str, Any], ...], epoch: Any) -> dict[str, Any]:
+    """The record of an epoch; the last one if there is none."""
+    return next((r for r in history if r.get("epoch") == epoch), history[-1] if history else {})
+
+
+def about(run: SavedRun) -> tuple[tuple[Label, str], ...]:
+    """The small print: data, model, optimizer, seed, device, versions."""
+    config = run.config
+    lines = [(say("about_run"), run.name)]
+    for key in ("data", "model", "optimizer", "recipe"):
+        if text := compact(config.get(key)):
+            lines.append((say(f"about_{key}"), text))
+    for key in ("seed", "device"):
+        if config.get(key) is not None:
+            lines.append((say(f"about_{key}"), str(config[key])))
+    if text := compact(config.get("versions")):
+        lines.append((say("about_versions"), text))
+    return tuple(lines)
+
+
+def compact(value: Any) -> str:
+    """A configuration entry on one line: its name, then the rest as key=value."""
+    if not isinstance(value, Mapping):
+        return "" if value is None else str(value)
+    entries = {k: v for k, v in value.items() if v not in (None, [], {}, "") and k != "name"}
+    rest = ", ".join(f"{k}={inline(v)}" for k, v in entries.items())
+    return ", ".join(part for part in (str(value.get("name", "")), rest) if part)
+
+
+def inline(value: Any) -> str:
+    """A nested value, shortened to its size where it is long."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {inline(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list) and len(value) > 12:
+        return f"[{len(value)}]"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def gap_mark(metric: Metric, gap: float | None) -> Mark:
+    """Whether a gap is small, worth a look, or memorising."""
+    if gap is None:
+        return Mark("plain", say("not_measured"))
+    excess = gap if metric.higher else gap - 1
+    limit = metric.limit if metric.higher else metric.limit - 1
+    if excess <= limit:
+        return Mark("good", say("gap_small"))
+    return Mark("bad" if excess > 2 * limit else "watch", say("gap_large"))
+
+
+def curves(run: SavedRun, metric: Metric, best: int | None) -> Section:
+    """Loss and score over the epochs, with the gap shaded."""
+    epochs = run.series("epoch")
+    blocks: list[Block] = []
+    for key, label in {metric.key: metric.label, "loss": say("metric_loss")}.items():
+        train, valid = run.series(f"train/{key}"), run.series(f"valid/{key}")
+        if not charts.finite(train) and not charts.finite(valid):
+            continue
+        last = record_at(run.history, best)
+        alt = say(
+            "alt_curves",
+            metric=label,
+            train=number(last.get(f"train/{key}")),
+            valid=number(last.get(f"valid/{key}")),
+        )
+        higher = metric.higher and key == metric.key
+        figure = charts.learning_curves(epochs, train, valid, label, higher=higher, best=best)
+        blocks.append(Chart(say("curves_of", metric=label), figure, alt))
+    if not blocks:
+        blocks.append(Text(say("no_history")))
+    return Section(say("learning_curves"), tuple(blocks), say("learning_curves_lead"))
+
+
+def penalties_over_time(run: SavedRun) -> Section | None:
+    """Value, strength and exact zeros of every penalty, and the norms, over the epochs."""
+    epochs = run.series("epoch")
+    wanted = (
+        (r"penalty/(.+)/value", "penalty_value", {"rangemode": "tozero"}),
+        (r"penalty/(.+)/zeros", "zeros", {"range": [-0.02, 1.02], "tickformat": ".0%"}),
+        (r"penalty/(.+)/strength", "strength", {}),
+        (r"norm/(.+)/l1", "norm_l1", {"rangemode": "tozero"}),
+        (r"norm/(.+)/l2", "norm_l2", {"rangemode": "tozero"}),
+    )
+    blocks = []
+    for pattern, key, more in wanted:
+        series = matching(run, pattern)
+        if key == "strength":
+            series = {n: v for n, v in series.items() if len(set(charts.finite(v))) > 1}
+        if not series:
+            continue
+        last = ", ".join(f"{name} {number(values[-1])}" for name, values in series.items())
+        figure = charts.over_time(epochs, series, say(key), log=key == "strength", **more)
+        blocks.append(Chart(say(key), figure, say("alt_over_time", what=say(key), last=last)))
+    if not blocks:
+        return None
+    return Section(say("penalties_over_time"), tuple(blocks), say("penalties_over_time_lead"))
+
+
+def matching(run: SavedRun, pattern: str) -> dict[str, list[Any]]:
+    """Every history key that matches, by its captured name."""
+    keys = dict.fromkeys(key for record in run.history for key in record)
+    found = {m[1]: run.series(key) for key in keys if (m := re.fullmatch(pattern, key))}
+    return {name: values for name, values in found.items() if charts.finite(values)}
+
+
+def penalty_table(penalties: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Strength, value and exact zeros of every penalty at the end."""
+    rows = tuple(
+        (
+            Name(name),
+            strength(p.get("strength")),
+            number(p.get("value")),
+            percent(p.get("zeros")),
+        )
+        for name, p in penalties.items()
+    )
+    head = (say("penalty"), say("strength"), say("penalty_value"), say("zeros"))
+    return Table(say("penalties_at_end"), head, rows) if rows else None
+
+
+def weights(parameters: Mapping[str, Mapping[str, Any]]) -> Section | None:
+    """Histogram of every regularized parameter, the exact zeros apart."""
+    blocks: list[Block] = []
+    rows = []
+    for name, facts in parameters.items():
+        zeros = facts.get("zeros")
+        rows.append((Name(name), percent(zeros), number(facts.get("l1")), number(facts.get("l2"))))
+        histogram = facts.get("histogram")
+        if histogram and histogram.get("counts"):
+            figure = charts.histogram(histogram["edges"], histogram["counts"], zeros)
+            alt = say("alt_histogram", name=name, zeros=percent(zeros))
+            blocks.append(Chart(Name(name), figure, alt))
+    if not rows:
+        return None
+    head = (say("parameter"), say("zeros"), say("norm_l1"), say("norm_l2"))
+    table = Table(say("weights_at_end"), head, tuple(rows))
+    return Section(say("weights"), (table, *blocks), say("weights_lead"))
+
+
+def reproduce(run: SavedRun) -> Section | None:
+    """The command that made this run, and what to run next."""
+    blocks = []
+    if command := run.config.get("command"):
+        blocks.append(Code((shlex.join(map(str, command)),), say("made_by")))
+    if following := run.result.get("next"):
+        blocks.append(Code(tuple(map(str, following)), say("run_next")))
+    return Section(say("reproduce"), tuple(blocks)) if blocks else None
+
+
+def sections(*candidates: Section | None) -> tuple[Section, ...]:
+    """The sections that there are."""
+    return tuple(section for section in candidates if section is not None)
+
+
+def score_fact(metric: Metric, record: Mapping[str, Any], part: str) -> Fact | None:
+    """One score as a large figure."""
+    value = record.get(f"{part}/{metric.key}")
+    if value is None:
+        return None
+    return Fact(part_score(metric, part), number(value))
+
+
+def part_score(metric: Metric, part: str) -> Label:
+    """The name of a score on one part of the data: "Test accuracy"."""
+    return say("score_on", part=say(f"part_{part}"), metric=say(f"metric_{metric.key}_word"))
+
+
+def worst(levels: Iterable[Level]) -> Level:
+    """The most severe of several verdicts."""
+    seen = set(levels)
+    for level in ("bad", "watch", "good"):
+        if level in seen:
+            return level
+    return "plain"

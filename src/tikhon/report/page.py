@@ -1,0 +1,201 @@
+"""The model of a report page: plain values that say what is shown, and nothing about HTML."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any, ClassVar, Literal
+
+from tikhon.errors import InputError, unknown
+
+LANGUAGES = {"en": "en", "zh": "zh-CN"}  # our name -> the HTML `lang`
+Level = Literal["good", "watch", "bad", "plain"]
+
+
+@cache
+def strings(language: str) -> dict[str, str]:
+    """Every fixed text of the page in one language, by key."""
+    source = files("tikhon.report") / "languages" / f"{language}.json"
+    return json.loads(source.read_text(encoding="utf-8"))
+
+
+def check_language(language: str) -> str:
+    """`language` as one of `LANGUAGES` ("zh-CN" counts as "zh"); `InputError` otherwise."""
+    short = str(language).replace("_", "-").split("-")[0].lower()
+    if short not in LANGUAGES:
+        raise InputError(unknown("language", language, LANGUAGES))
+    return short
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text that the page carries in every language: a key and the values to fill in."""
+
+    key: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def text(self, language: str) -> str:
+        """The text in one language; a value may itself be a `Label`."""
+        filled = {
+            name: value.text(language) if isinstance(value, Label) else str(value)
+            for name, value in self.values.items()
+        }
+        return strings(language)[self.key].format_map(filled)
+
+
+def say(key: str, **values: Any) -> Label:
+    """The `Label` of a key; `KeyError` if some language lacks it."""
+    for language in LANGUAGES:
+        strings(language)[key]
+    return Label(key, values)
+
+
+@dataclass(frozen=True)
+class Name:
+    """A text that came with the data (a column, a layer): shown as it is, never translated."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A verdict on one line of a table: an icon with its meaning in words."""
+
+    level: Level
+    label: Label
+
+
+Cell = str | Name | Label | Mark  # a plain str is a formatted number
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a head; the first column names the row. `chosen` marks one row."""
+
+    caption: Label
+    head: tuple[Label | Name, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    chosen: int | None = None
+    kind: ClassVar[str] = "table"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A plotly figure as plain data: texts may be `Label`s, colours are names of the palette.
+
+    `alt` is what a person who does not see it should know.
+    """
+
+    title: Label | Name
+    figure: dict[str, Any]
+    alt: Label
+    note: Label | None = None
+    wide: bool = False
+    kind: ClassVar[str] = "chart"
+
+
+@dataclass(frozen=True)
+class Text:
+    """One paragraph."""
+
+    body: Label | Name
+    kind: ClassVar[str] = "text"
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to copy: shell commands or Python."""
+
+    lines: tuple[str, ...]
+    title: Label | None = None
+    kind: ClassVar[str] = "code"
+
+
+Block = Table | Chart | Text | Code
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with blocks under it; `lead` says in one sentence what to look for."""
+
+    title: Label | Name
+    blocks: tuple[Block, ...]
+    lead: Label | None = None
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One large figure at the top of the page."""
+
+    label: Label
+    value: str
+    note: Label | None = None
+    level: Level = "plain"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole report: the verdict first, then the sections that support it."""
+
+    title: Label | Name
+    level: Level
+    verdict: Label | Name
+    facts: tuple[Fact, ...] = ()
+    about: tuple[tuple[Label, str], ...] = ()  # data, model, seed, versions: small print
+    sections: tuple[Section, ...] = ()
+
+
+def number(value: Any) -> str:
+    """A number as the page prints it; `–` for a missing one, so that no cell says NaN.
+
+    >>> number(0.84912), number(1e-05), number(113.005), number(None), number(float("nan"))
+    ('0.849', '1e-05', '113.0', '–', '–')
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return "–"
+    if isinstance(value, int):
+        return str(value)
+    if value == 0 or 1e-3 <= abs(value) < 10:
+        return f"{value:.3f}"
+    return f"{value:.1f}" if 10 <= abs(value) < 1e5 else f"{value:.3g}"
+
+
+def strength(value: Any) -> str:
+    """A strength in its shortest form.
+
+    >>> strength(0.001), strength(0.3), strength(0.0)
+    ('0.001', '0.3', '0')
+    """
+    finite = isinstance(value, int | float) and math.isfinite(value)
+    return f"{value:.3g}" if finite else "–"
+
+
+def percent(value: Any) -> str:
+    """A fraction in percent.
+
+    >>> percent(0.694), percent(0.0), percent(0.0004), percent(0.9999), percent(None)
+    ('69.4 %', '0 %', '<0.1 %', '>99.9 %', '–')
+    """
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "–"
+    if 0 < value < 0.001:
+        return "<0.1 %"
+    return ">99.9 %" if 0.9995 <= value < 1 else f"{100 * value:.3g} %"
+
+
+def seconds(value: Any) -> str:
+    """A duration.
+
+    >>> seconds(0.42), seconds(75), seconds(3725)
+    ('0.42 s', '1 min 15 s', '1 h 2 min')
+    """
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "–"
+    if value < 60:
+        return f"{value:.3g} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

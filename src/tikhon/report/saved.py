@@ -1,0 +1,90 @@
+"""Reading a run directory back, whatever state its run left it in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tikhon.errors import DataError, InputError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a run directory holds; `result` is empty while the run has not finished."""
+
+    path: Path
+    config: dict[str, Any]
+    history: tuple[dict[str, Any], ...]
+    result: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The verb that made it: fit, demo, tune, path, compare, diagnosis."""
+        return str(self.result.get("kind") or self.config.get("kind") or "fit")
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.path.resolve().name
+
+    def series(self, key: str) -> list[Any]:
+        """One value of every epoch's record, `None` where an epoch lacks it."""
+        return [record.get(key) for record in self.history]
+
+
+def read(run_dir: str | Path) -> SavedRun:
+    """The run in `run_dir`. A last history line that was cut off mid-write is left out.
+
+    Raises `InputError` for a folder that is not a run, `DataError` for one that cannot be read.
+    """
+    path = Path(run_dir)
+    if not path.is_dir():
+        raise InputError(f"no run directory at {path}; give the folder that `--output` named")
+    config, result = _document(path / "config.json"), _document(path / "result.json")
+    if config is None and result is None:
+        raise InputError(
+            f"{path} is not a run directory: it holds neither config.json nor result.json"
+        )
+    return SavedRun(path, config or {}, _history(path / "history.jsonl"), result or {})
+
+
+def _document(file: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON ({error}); run again with --overwrite") from error
+    if not isinstance(document, dict):
+        raise DataError(f"{file} holds {type(document).__name__}, not an object")
+    version = document.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{file} has schema_version {version!r}, this version of tikhon reads "
+            f"{SCHEMA_VERSION}; use the version that wrote it"
+        )
+    return document
+
+
+def _history(file: Path) -> tuple[dict[str, Any], ...]:
+    if not file.exists():
+        return ()
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    records = []
+    for position, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if position == len(lines) - 1:
+                break  # the writer was stopped inside its last line
+            raise DataError(f"{file}:{position + 1} is not JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{file}:{position + 1} holds {type(record).__name__}, not an object")
+        records.append(record)
+    return tuple(records)

@@ -1,0 +1,117 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const charts = JSON.parse(document.getElementById("charts").textContent);
+  const language = () => root.dataset.language;
+  const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim() || name;
+  const coloured = /color$/i;
+
+  // A figure as plotly wants it: texts in the language shown, palette names as colours.
+  function resolve(value, key = "") {
+    if (Array.isArray(value)) {
+      if (key === "colorscale") return value.map(([at, name]) => [at, colour(name)]);
+      return value.map((entry) => resolve(entry, key));
+    }
+    if (value && typeof value === "object") {
+      if ("en" in value && "zh" in value) return value[language()];
+      return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolve(v, k)]));
+    }
+    return typeof value === "string" && coloured.test(key) ? colour(value) : value;
+  }
+
+  function axis(own, side, heading) {
+    const base = {
+      gridcolor: colour("grid"), zeroline: false, linecolor: colour("rule"), automargin: true,
+      tickfont: { color: colour("muted"), size: 12 }, ticks: "",
+    };
+    if (own.type === "log") Object.assign(base, { dtick: 1, exponentformat: "power" });
+    const named = (own.title && own.title.text) || "";
+    const text = named === heading ? "" : named; // the chart's own heading says it already
+    const title = { text, standoff: side === "x" ? 8 : 6, font: { color: colour("muted"), size: 12 } };
+    return { ...base, ...own, title };
+  }
+
+  function draw(place) {
+    const { data, layout, title } = resolve(charts[place.dataset.chart]);
+    const narrow = place.clientWidth < 420;
+    const axes = {};
+    for (const [key, value] of Object.entries(layout)) {
+      if (/^[xy]axis\d*$/.test(key)) axes[key] = axis(value, key[0], title);
+    }
+    const legend = layout.showlegend !== false && data.length > 1;
+    const whole = {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x unified",
+      font: { family: getComputedStyle(document.body).fontFamily, color: colour("ink"), size: 13 },
+      margin: { t: legend ? 34 : 12, r: 14, b: 4, l: 4 },
+      hoverlabel: { bgcolor: colour("paper"), bordercolor: colour("rule"), font: { color: colour("ink") } },
+      legend: {
+        orientation: "h", x: 0, y: 1.03, yanchor: "bottom", traceorder: "normal",
+        font: { size: 12, color: colour("muted") },
+      },
+      dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+      ...layout, ...axes, showlegend: legend,
+    };
+    if (narrow && whole.yaxis2) whole.yaxis2.title = { text: "" };
+    return Plotly.react(place, data, whole, { responsive: true, displayModeBar: false }).then(() => { place.dataset.drawn = language(); });
+  }
+
+  // The numbers behind a chart as a table: one row an x, one column a series.
+  function tabulate(details) {
+    const { data: traces, layout } = resolve(charts[details.dataset.numbers]);
+    const data = traces.filter((trace) => trace.hoverinfo !== "skip");
+    const place = details.querySelector(".scroll");
+    const table = document.createElement("table");
+    const unescape = (text) => String(text).replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
+    const add = (row, tag, text) => { row.appendChild(document.createElement(tag)).textContent = unescape(text); };
+    const shown = (v) => (typeof v === "number" ? String(Number(v.toPrecision(6))) : v ?? "–");
+    const head = table.createTHead().insertRow();
+    add(head, "th", (layout.xaxis.title && layout.xaxis.title.text) || "x");
+    const rows = new Map();
+    data.forEach((trace, column) => {
+      add(head, "th", trace.name || "");
+      (trace.x || []).forEach((x, i) => {
+        if (!rows.has(x)) rows.set(x, []);
+        rows.get(x)[column] = trace.z ? trace.z.map((r) => shown(r[i])).join(" ") : trace.y[i];
+      });
+    });
+    const body = table.createTBody();
+    for (const [x, values] of rows) {
+      const row = body.insertRow();
+      add(row, "th", shown(x));
+      data.forEach((_, column) => add(row, "td", shown(values[column])));
+    }
+    head.querySelectorAll("th").forEach((cell) => { cell.scope = "col"; });
+    body.querySelectorAll("th").forEach((cell) => { cell.scope = "row"; });
+    place.replaceChildren(table);
+  }
+
+  function drawAll() {
+    const places = [...document.querySelectorAll(".chart")];
+    return Promise.all(places.map(draw)).then(() => { root.dataset.charts = String(places.length); });
+  }
+
+  function show(name) {
+    root.dataset.language = name;
+    root.lang = { en: "en", zh: "zh-CN" }[name];
+    const kicker = document.querySelector(".kicker");
+    document.title = kicker.getAttribute(`data-title-${name}`);
+    document.querySelectorAll(`[data-label-${name}]`).forEach((element) => {
+      element.setAttribute("aria-label", element.getAttribute(`data-label-${name}`));
+    });
+    document.querySelectorAll("[data-switch]").forEach((button) => {
+      button.setAttribute("aria-pressed", String(button.dataset.switch === name));
+    });
+    document.querySelectorAll("details.numbers[open]").forEach(tabulate);
+    return drawAll();
+  }
+
+  document.querySelectorAll("[data-switch]").forEach((button) => {
+    button.addEventListener("click", () => show(button.dataset.switch));
+  });
+  document.querySelectorAll("details.numbers").forEach((details) => {
+    details.addEventListener("toggle", () => { if (details.open) tabulate(details); });
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  matchMedia("print").addEventListener("change", drawAll);
+  drawAll();
+})();

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+import re
+import string
+from html.parser import HTMLParser
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+
+import tikhon
+from sample_runs import save
+from tikhon import report
+from tikhon.errors import DataError, InputError, StorageError
+from tikhon.report import charts
+from tikhon.report.html import jsonable, render, script_json
+from tikhon.report.page import (
+    LANGUAGES,
+    Chart,
+    Fact,
+    Label,
+    Name,
+    Page,
+    Section,
+    Table,
+    say,
+    strings,
+)
+from tikhon.report.saved import read
+
+SOURCE = Path(report.__file__).parent
+
+
+def html(run, **options):
+    return report.write(run, **options).read_text(encoding="utf-8")
+
+
+def test_every_language_says_the_same_things():
+    fields = {
+        name: {
+            key: sorted(f for _, f, _, _ in string.Formatter().parse(text) if f)
+            for key, text in strings(name).items()
+        }
+        for name in LANGUAGES
+    }
+    assert fields["en"] == fields["zh"]
+    same = {key for key in strings("en") if strings("en")[key] == strings("zh")[key]}
+    assert same <= {"arm_dropout", "arm_l2", "title_run"}
+
+
+def test_every_text_is_used():
+    code = "".join(
+        file.read_text(encoding="utf-8")
+        for file in SOURCE.rglob("*")
+        if file.suffix in (".py", ".jinja") and file.is_file()
+    )
+    families = ("metric_", "part_", "arm_", "about_", "finding_")
+    unused = [
+        key for key in strings("en") if f'"{key}"' not in code and not key.startswith(families)
+    ]
+    assert unused == []
+
+
+@pytest.mark.parametrize("kind", ["fitted", "demoed", "hostile"])
+def test_figures_are_valid_plotly(kind, request):
+    page = report.build(read(request.getfixturevalue(kind)))
+    figures = [b.figure for s in page.sections for b in s.blocks if isinstance(b, Chart)]
+    assert len(figures) >= 4
+    for figure in figures:
+        for language in LANGUAGES:
+            go.Figure(one_language(jsonable(figure), language))
+
+
+def one_language(value, language, key=""):
+    """What page.js does before it draws: a text of one language, a colour for a palette name."""
+    if isinstance(value, dict):
+        if {"en", "zh"} <= value.keys():
+            return value[language]
+        return {k: one_language(v, language, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [one_language(v, language, key) for v in value]
+    return "#123456" if isinstance(value, str) and key.endswith("color") else value
+
+
+def test_palette_names_exist(fitted, demoed):
+    css = (SOURCE / "static/page.css").read_text(encoding="utf-8")
+    light, dark = css.split("@media screen and (prefers-color-scheme: dark)")
+    for run in (fitted, demoed):
+        page = report.build(read(run))
+        text = json.dumps(
+            [jsonable(b.figure) for s in page.sections for b in s.blocks if isinstance(b, Chart)]
+        )
+        for name in set(re.findall(r'"[a-z]*color": "([^"]+)"', text)):
+            assert f"--{name}:" in light, name
+            assert f"--{name}:" in dark, name
+
+
+class Outside(HTMLParser):
+    """Collects what a page would fetch or run."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.handlers: list[str] = []
+        self.ids: list[str] = []
+        self.policy = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in ("src", "href") and not value.startswith(("#", "data:")):
+                self.links.append(value)
+            if name.startswith("on"):
+                self.handlers.append(f"{tag} {name}")
+            if name == "id":
+                self.ids.append(value)
+        if tag == "meta" and ("http-equiv", "Content-Security-Policy") in attrs:
+            self.policy = dict(attrs)["content"]
+
+
+@pytest.mark.parametrize("kind", ["fitted", "demoed", "hostile"])
+def test_page_is_self_contained(kind, request):
+    seen = Outside(html(request.getfixturevalue(kind)))
+    assert (seen.links, seen.handlers) == ([], [])
+    assert len(seen.ids) == len(set(seen.ids))
+    assert "default-src 'none'" in seen.policy
+    assert "unsafe-inline" not in seen.policy.split("style-src")[0]
+
+
+def test_hostile_text_is_escaped_everywhere():
+    evil = "</script><img src=x onerror=alert(1)>\"'&\u2028"
+    chart = Chart(
+        Name(evil),
+        charts.over_time([1], {evil: [1.0]}, say("zeros")),
+        say("alt_over_time", what=evil, last=evil),
+    )
+    table = Table(
+        say("alt_over_time", what=evil, last=evil),
+        (Name(evil), say("value")),
+        ((Name(evil), "1"), (Name(evil), Name(evil))),
+        0,
+    )
+    page = Page(
+        title=Name(evil), level="good",
+        verdict=say("fit_even", metric=evil, train=evil, valid=evil),
+        facts=(Fact(say("zeros"), evil),), about=((say("about_data"), evil),),
+        sections=(Section(Name(evil), (chart, table)),),
+    )  # fmt: skip
+    seen = Outside(render(page))
+    assert (seen.links, seen.handlers) == ([], [])
+    text = render(page)
+    data = re.search(r'id="charts">(.*?)</script>', text, re.DOTALL)
+    assert data and "<" not in data[1] and "\u2028" not in data[1]
+    figure = json.loads(data[1])["0"]
+    assert figure["data"][0]["name"].startswith("&lt;/script&gt;&lt;img src=x")
+
+
+def test_numbers_that_are_not_finite_become_null():
+    assert jsonable({"y": [1.0, float("nan"), float("inf")]}) == {"y": [1.0, None, None]}
+    with pytest.raises(ValueError):
+        script_json([float("nan")])
+
+
+def test_long_and_broken_names_stay_on_one_line():
+    page = Page(Name("a\nb"), "good", Name("x" * 10_000))
+    assert "x" * 100 not in render(page)
+    assert len(charts.literal("y" * 10_000)) == 48
+
+
+def test_unfinished_run(tmp_path, fitted):
+    run = save(tmp_path / "run", {"kind": "fit"}, list(read(fitted).history[:3]), None)
+    assert "This run has not finished: 3 epochs so far." in html(run)
+    empty = save(tmp_path / "empty", {"kind": "fit"}, [], None)
+    assert "No epoch was recorded." in html(empty)
+
+
+def test_regression_is_judged_by_the_ratio(tmp_path):
+    rows = [
+        {
+            "epoch": e,
+            "train/rmse": 1 / e,
+            "valid/rmse": 1.0,
+            "train/loss": 1 / e,
+            "valid/loss": 1.0,
+        }
+        for e in (1, 2)
+    ]
+    run = save(tmp_path / "run", {"kind": "fit"}, rows, {"kind": "fit", "best_epoch": 2})
+    page = report.build(read(run))
+    assert page.level == "bad"
+    assert page.verdict.text("en") == (
+        "The model memorises: RMSE 0.500 on training rows, 1.000 on validation rows."
+    )
+
+
+def test_default_output_and_language(fitted):
+    target = report.write(fitted, language="zh-CN")
+    assert target == fitted / "report.html"
+    assert '<html lang="zh-CN" data-language="zh">' in target.read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_reported(tmp_path, fitted):
+    with pytest.raises(InputError, match="unknown language 'fr'"):
+        report.write(fitted, language="fr")
+    with pytest.raises(InputError, match="no run directory at"):
+        report.write(tmp_path / "absent")
+    with pytest.raises(InputError, match="holds neither"):
+        report.write(tmp_path)
+    with pytest.raises(InputError, match="at least one"):
+        report.write()
+    odd = save(tmp_path / "odd", {"kind": "fiit"}, [], None)
+    with pytest.raises(InputError, match="did you mean 'fit'"):
+        report.write(odd)
+    (odd / "config.json").write_text('{"schema_version": 99}')
+    with pytest.raises(DataError, match="schema_version 99"):
+        report.write(odd)
+    (odd / "config.json").write_text("{")
+    with pytest.raises(DataError, match="not JSON"):
+        report.write(odd)
+    with pytest.raises(StorageError):
+        report.write(fitted, output=tmp_path / "no" / "such" / "folder.html")
+    save(odd, {"kind": "fit"}, [], None)
+    (odd / "history.jsonl").write_text('{"epoch": 1}\nnot json\n{"epoch": 3}\n')
+    with pytest.raises(DataError, match=r"history\.jsonl:2"):
+        report.write(odd)
+
+
+def test_labels_need_every_language():
+    with pytest.raises(KeyError):
+        say("no such text")
+    assert Label("score_on", {"part": say("part_test"), "metric": "R²"}).text("zh") == "测试R²"
+
+
+def test_public_names():
+    assert tikhon.report is report
