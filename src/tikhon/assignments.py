@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from io import StringIO
 from itertools import pairwise
@@ -9,8 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn, optim
 
+from tikhon.metric import UNIFORM
 from tikhon.targets import Slot, is_lazy, slots, unwrap
 from tikhon.terms import Binding, How, Terms, bind
+
+_BATCHED = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,28 @@ class Audit:
         console.print(table)
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one term is and did on one parameter.
+
+    `share` is the norm of the term's own move over that and the optimizer's move together; for
+    a term that acts through the gradient, the same of the two gradients.
+    """
+
+    name: str
+    parameter: str
+    penalty: str
+    how: str
+    strength: float
+    value: float
+    zeros: float
+    share: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
 
 
 def audit(model: nn.Module, terms: Terms, *, how: How = "objective") -> Audit:
@@ -128,6 +154,48 @@ def _note(slot: Slot, own: list[Binding], norm: str, optimizer: optim.Optimizer 
     return "; ".join(notes)
 
 
+def warn_of_contradictions(
+    model: nn.Module, optimizer: optim.Optimizer, bindings: list[Binding]
+) -> None:
+    """Warn of each pair of settings that is known to be a mistake."""
+    decay = {
+        id(p): group.get("weight_decay", 0)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    for binding in bindings:
+        kind, name = type(binding.base).__name__, binding.target.name
+        other = max((decay.get(id(p), 0) for p in binding.target.params), default=0)
+        if kind in ("L2", "ElasticNet") and other:
+            _warn(
+                f"{binding.name} (strength {_plain(binding.dial.value):.4g}) and the optimizer's "
+                f"weight_decay={other} both shrink {name!r}; set one of them to 0"
+            )
+        if binding.route == "prox" and binding.how == "decoupled":
+            if not isinstance(optimizer, UNIFORM):
+                _warn(
+                    f"{binding.name} is decoupled from the metric of {type(optimizer).__name__}: "
+                    f"it is not the minimum of loss + penalty that SGD finds; for that use "
+                    f'how="objective"'
+                )
+        if name.endswith((".original1", "weight_v")) and "weight" in name:
+            _warn(
+                f"{binding.name} acts on the direction of a weight norm, whose length has no "
+                f"effect on the output; regularize its length (original0, weight_g) instead"
+            )
+    for module in model.modules():
+        for first, second in pairwise(module.children()):
+            if isinstance(first, nn.modules.dropout._DropoutNd) and isinstance(second, _BATCHED):
+                _warn(
+                    f"Dropout directly before {type(second).__name__}: the variance that it "
+                    f"learns while training is not that of evaluation; put the dropout after it"
+                )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=5)
+
+
 def _plain(value: float | Tensor) -> float:
     return float(value)
 
@@ -135,10 +203,9 @@ def _plain(value: float | Tensor) -> float:
 def _followed_by_norm(model: nn.Module) -> dict[int, str]:
     """Modules whose next sibling in a container is a batch, instance or weightless-scale norm."""
     found = {}
-    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
     for module in model.modules():
         children = list(module.children())
         for first, second in pairwise(children):
-            if isinstance(second, kinds):
+            if isinstance(second, _BATCHED):
                 found[id(first)] = type(second).__name__
     return found

@@ -16,6 +16,7 @@ from torch import Tensor, optim
 from tikhon.targets import local
 
 Number = float | Tensor
+UNIFORM = (optim.SGD, optim.ASGD)  # the same gain for every weight of a parameter
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.assignments import Audit, assign
-from tikhon.metric import stationary_gain
-from tikhon.penalties.elementwise import L2
-from tikhon.strengths.controllers import Controller
-from tikhon.targets import local, slots, unwrap
-from tikhon.terms import Binding, How, Terms, bind, warn_of_contradictions
-
-_LOW = (torch.float16, torch.bfloat16)
+from tikhon.assignments import Audit, Trace, assign, warn_of_contradictions
+from tikhon.moves import add_gradient, gain_of, refuse_unsupported, settle, shrink
+from tikhon.sharding import refuse_inexact, summed, zeros_of
+from tikhon.strengths.controllers import Controller, Observation, Reading
+from tikhon.targets import is_lazy, slots, unwrap
+from tikhon.terms import Binding, Dial, How, Terms, bind
 
 
 def regularize(
@@ -56,7 +57,7 @@ class Regularizer:
     The order within a step: penalty gradients (after the user's own clipping), decoupled smooth
     decay, the optimizer's step, prox, constraints, controllers. After the step `.grad` is what the
     user's backward left there. A parameter whose `.grad` is None is left alone, as weight_decay
-    leaves it alone.
+    leaves it alone. Pickled or deep-copied together with its optimizer, it attaches itself again.
     """
 
     def __init__(
@@ -71,16 +72,18 @@ class Regularizer:
         self.terms = terms
         self.how: How = how
         self.steps = 0
-        self._bindings: list[Binding] = bind(self.model, slots(self.model), terms, how)
-        self._gradients: dict[nn.Parameter, Tensor] = {}  # what the user's backward left
-        self._residuals: dict[str, Tensor] = {}  # what rounding to 16 bits has lost
+        self._bindings = bind(self.model, slots(self.model), terms, how)
+        self._lazy = any(map(is_lazy, self.model.parameters()))
+        self._gradients: dict[nn.Parameter, Tensor | None] = {}  # what the user's backward left
+        self._earlier: dict[str, Tensor] = {}  # weights for controllers with needs_before
+        self._moved: dict[str, Tensor] | None = {}  # weights that shares are measured from
         self._handles: list[Any] = []
         self.attach(optimizer)
 
     # -- the handle ---------------------------------------------------------------------------
 
     def attach(self, optimizer: optim.Optimizer) -> None:
-        """Move to `optimizer`; its copies by deepcopy or pickle have lost the hooks."""
+        """Move to `optimizer`, for instance one that was built anew for the same parameters."""
         self.remove()
         while isinstance(inner := getattr(optimizer, "optimizer", None), optim.Optimizer):
             optimizer = inner  # Accelerate's and Lightning's wrappers
@@ -89,13 +92,16 @@ class Regularizer:
         if not any(self._held(binding) for binding in self._bindings):
             names = ", ".join(binding.target.name for binding in self._bindings[:5])
             raise ValueError(
-                f"the optimizer holds none of the matched parameters ({names}, ...); give it "
-                f"parameters of this model, or attach to the optimizer that trains them"
+                f"the optimizer holds none of the matched parameters ({names}); attach to the "
+                f"optimizer that was built from this model's parameters"
             )
-        warn_of_contradictions(self._bindings, lambda p: self._group(p).get("weight_decay", 0))
+        self._check_terms()
+        warn_of_contradictions(self.model, optimizer, self._bindings)
+        self._steps_before = _steps_of(optimizer) - self.steps
+        self._last_seen = None
         self._handles = [
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._pre_step)),
+            optimizer.register_step_post_hook(torch.compiler.disable(self._post_step)),
         ]
 
     def remove(self) -> None:
@@ -110,56 +116,79 @@ class Regularizer:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
+    def __getstate__(self) -> dict[str, Any]:
+        lost = ("_handles", "_group_index", "_last_seen")
+        return {k: v for k, v in vars(self).items() if k not in lost}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _handles=[])
+        with warnings.catch_warnings(action="ignore"):
+            self.attach(self.optimizer)
+        self._steps_before = state["_steps_before"]
+
     # -- reading ------------------------------------------------------------------------------
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        """Sum of all penalties at the present weights, a detached 0-d tensor."""
-        values = [b.penalty.value(b.read()) for b in self._bindings if not b.base.constraint]
-        return sum(values, torch.zeros(()))
+        """Sum of all penalties over the whole weights, a detached 0-d tensor."""
+        self._check_active()
+        values = [self._value(b) for b in self._bindings if not b.base.constraint]
+        return sum(values[1:], values[0]) if values else torch.zeros(())
 
     @torch.no_grad()
     def sparsity(self) -> dict[str, float]:
         """Share of exact zeros in each regularized parameter."""
-        params = {b.target.name: b.target.params for b in self._bindings}
-        return {
-            name: 1 - sum(int(p.count_nonzero()) for p in group) / sum(p.numel() for p in group)
-            for name, group in params.items()
-        }
+        self._check_active()
+        params = {n: p for b in self._bindings for n, p in zip(b.target.names, b.target.params)}
+        counts = {name: zeros_of(param) for name, param in params.items()}
+        return {name: zeros / max(1, entries) for name, (zeros, entries) in counts.items()}
 
-    @torch.no_grad()
-    def measure(self) -> dict[str, dict[str, float]]:
-        """Value, strength and share of exact zeros of every term on every parameter, for logs."""
-        found = {}
-        for binding in self._bindings:
-            w, penalty = binding.read(), binding.penalty
-            value = 0.0 if binding.base.constraint else float(penalty.value(w))
-            zeros = 1 - int(w.count_nonzero()) / max(1, w.numel())
-            found[binding.name] = {
-                "value": value,
-                "strength": float(binding.dial.value),
-                "zeros": zeros,
-            }
-        return found
+    def strengths(self) -> dict[str, float]:
+        """The strength in force of every term on every parameter, by `parameter/Penalty`."""
+        return {b.name: float(b.dial.value) for b in self._bindings if not b.base.constraint}
 
     def audit(self) -> Audit:
         """Who gets what: every parameter, its terms, mode, strength now, and why excluded."""
+        self._check_active()
         return assign(self.model, slots(self.model), self._bindings, self.optimizer)
 
+    @torch.no_grad()
+    def trace(self) -> list[Trace]:
+        """What each term is and did: value, zeros and its share of a recent update.
+
+        The share is measured in the first step and in the step after each call of `trace`, so it
+        costs nothing in the others. It is None before it was measured.
+        """
+        self._check_active()
+        zeros = self.sparsity()
+        self._moved = {} if self._moved is None else self._moved
+        return [
+            Trace(
+                name=b.name,
+                parameter=b.target.name,
+                penalty=type(b.base).__name__,
+                how="constraint" if b.base.constraint else b.how,
+                strength=float(b.dial.value),
+                value=float(self._value(b)),
+                zeros=sum(zeros[name] for name in b.target.names) / len(b.target.names),
+                share=None if b.share is None else float(b.share),
+            )
+            for b in self._bindings
+        ]
+
     def state_dict(self) -> dict[str, Any]:
-        """Steps, strengths and what controllers remember, by parameter name."""
-        dials = {b.dial.name: b.dial for b in self._bindings}
+        """Steps, strengths, the memory of controllers and of 16-bit rounding, by name."""
         return {
             "schema_version": 1,
             "steps": self.steps,
-            "strengths": {name: dial.value for name, dial in dials.items()},
-            "memory": {name: dict(dial.memory) for name, dial in dials.items()},
-            "residuals": {name: part.clone() for name, part in self._residuals.items()},
+            "strengths": {name: dial.value for name, dial in self._dials().items()},
+            "memory": {name: _cloned(dial.memory) for name, dial in self._dials().items()},
+            "rounding": _cloned(self._bindings[0].rounding.lost),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the `state_dict` was taken; the terms must have the same names."""
-        dials = {b.dial.name: b.dial for b in self._bindings}
+        """Continue where the `state_dict` was taken; ValueError if the terms are others."""
+        dials = self._dials()
         if set(dials) != set(state["strengths"]):
             raise ValueError(
                 f"the state is of other terms: it has {sorted(state['strengths'])}, this "
@@ -167,188 +196,203 @@ class Regularizer:
             )
         self.steps = state["steps"]
         for name, dial in dials.items():
-            dial.memory = dict(state["memory"][name])
+            dial.memory = _cloned(state["memory"][name])
+            dial.turn(self.steps)
             if isinstance(dial.source, Controller):
                 dial.set(state["strengths"][name])
-            else:
-                dial.turn(self.steps)
-        self._residuals = {name: part.clone() for name, part in state["residuals"].items()}
+        self._bindings[0].rounding.lost = _cloned(state["rounding"])
 
     # -- one step -----------------------------------------------------------------------------
 
-    def _before(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if self._signature != _signature(optimizer):
-            self._index_groups()
+    def _pre_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        self._rematch()
+        for binding in self._bindings:
+            if isinstance(binding.dial.source, Controller) and binding.dial.source.needs_before:
+                self._earlier[binding.name] = binding.read().clone()
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if closure is None:
-            self._add_gradients()
-            self._decay()
+            self._penalize()
             return None
-        return (args[0], self._wrap(closure)), {k: v for k, v in kwargs.items() if k != "closure"}
+        return (args[0], self._penalized(closure)), {}
 
-    def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The closure with the penalty's gradients: it may zero what a pre-hook has added."""
-        decayed = False
+    def _penalized(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure with the penalties inside: it zeroes what a pre-hook adds to `.grad`."""
+        first = True
 
         def evaluate() -> Any:
-            nonlocal decayed
+            nonlocal first
             self._restore_gradients()
             loss = closure()
-            self._add_gradients()
-            if not decayed:
-                self._decay()
-                decayed = True
+            self._penalize(decay=first)
+            first = False
+            if isinstance(self.optimizer, optim.LBFGS):  # its line search compares losses
+                with torch.no_grad():
+                    loss = loss + sum(self._value(b) for b in self._active("gradient"))
             return loss
 
         return evaluate
 
     @torch.no_grad()
-    def _add_gradients(self) -> None:
-        scale = getattr(self.optimizer, "grad_scale", None)  # fused optimizers unscale inside
-        for binding in self._of("gradient"):
-            sign = -1 if self._group(binding.target.params[0]).get("maximize") else 1
-            factor = sign if scale is None else sign * scale
-            params = binding.target.params
-            totals = [self._user_gradient(p, binding) for p in params]
-            if _is_plain_decay(binding):
-                amount = factor * binding.dial.value
-                if isinstance(amount, Tensor):
-                    total = totals[0] + amount * params[0].detach()
-                else:
-                    total = torch.add(totals[0], params[0].detach(), alpha=amount)
-                params[0].grad = total
-                continue
-            grad = binding.penalty.grad(binding.read()) * factor
-            totals = [total.clone() for total in totals]
-            if binding.whole:
-                local(totals[0]).add_(grad)
-            else:
-                binding.target.place_(totals, binding.target.arrange(totals) + grad)
-            for param, total in zip(params, totals):
-                param.grad = total
+    def _penalize(self, *, decay: bool = True) -> None:
+        """All that comes before the optimizer's own step."""
+        scale = getattr(self.optimizer, "grad_scale", None)  # fused optimizers divide inside
+        skipped = getattr(self.optimizer, "found_inf", None)
+        for binding in self._active("gradient"):
+            for param in binding.target.params:
+                self._gradients.setdefault(param, param.grad)
+            group = self._group(binding.target.params[0])
+            add_gradient(binding, group, scale, measure=self._moved is not None)
+        for binding in self._active("decay") if decay else ():
+            lr = self._group(binding.target.params[0])["lr"]
+            lr = lr if skipped is None else lr * (1 - skipped)
+            shrink(binding, lr, measure=self._moved is not None)
+        if self._moved is not None:
+            self._moved = {b.name: b.read().clone() for b in self._bindings}
 
-    def _user_gradient(self, param: nn.Parameter, binding: Binding) -> Tensor:
-        grad = param.grad
-        assert grad is not None
-        if grad.is_sparse:
-            raise TypeError(
-                f"{binding.name} adds a gradient to {binding.target.name!r}, whose gradient is "
-                f'sparse; use how="decoupled" or Embedding(sparse=False)'
-            )
-        self._gradients.setdefault(param, grad)
-        return grad
+    @torch.no_grad()
+    def _post_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """All that comes after it, except when a GradScaler has found an overflow."""
+        self._restore_gradients()
+        skipped = getattr(optimizer, "found_inf", None)
+        if skipped is not None and (self._reads_back or skipped.device.type == "cpu"):
+            if skipped:
+                return
+            skipped = None
+        moved, self._moved = self._moved or {}, None
+        for binding in self._active("decay") if moved else ():
+            own = (binding.read() - moved[binding.name]).norm()
+            binding.share = binding.share / (binding.share + own)  # type: ignore[operator]
+        self._consult("moved")
+        for route in ("prox", "project"):
+            for binding in self._active(route):
+                step, _ = gain_of(binding, optimizer, self._group)
+                settle(binding, step, skipped, moved.get(binding.name))
+        self.steps += 1
+        self._consult("settled")
+        for dial in self._dials().values():
+            dial.turn(self.steps)
+        self._last_seen = _Sighting.of(self._bindings[0].target.params[0])
+
+    def _consult(self, phase: str) -> None:
+        """Ask the controllers of a phase for their strengths."""
+        shared: dict[int, dict[str, Any]] = {}
+        for dial in self._dials().values():
+            controller = dial.source
+            if not isinstance(controller, Controller) or controller.phase != phase:
+                continue
+            bindings = [b for b in self._bindings if b.dial is dial and self._trained(b)]
+            if not bindings:
+                continue
+            scratch = shared.setdefault(id(controller), {})
+            readings = [self._reading(binding) for binding in bindings]
+            observation = Observation(readings, self.model, dial.memory, scratch)
+            with torch.enable_grad():
+                dial.set(controller.next(dial.value, observation, self.steps + (phase == "moved")))
+
+    def _reading(self, binding: Binding) -> Reading:
+        gain, rate = gain_of(binding, self.optimizer, self._group)
+        return Reading(
+            name=binding.target.name,
+            penalty=binding.penalty,
+            how=binding.how,
+            params=binding.target.params,
+            weights=binding.read(),
+            before=self._earlier.get(binding.name),
+            gain=gain,
+            rate=rate,
+            arrange=binding.arrange,
+        )
 
     def _restore_gradients(self) -> None:
         for param, grad in self._gradients.items():
             param.grad = grad
         self._gradients.clear()
 
-    @torch.no_grad()
-    def _decay(self) -> None:
-        skip = getattr(self.optimizer, "found_inf", None)
-        for binding in self._of("decay"):
-            lr = self._group(binding.target.params[0])["lr"]
-            if skip is not None:
-                lr = lr * (1 - skip)
-            w = self._read(binding)
-            if _is_plain_decay(binding):
-                if w.dtype == binding.target.params[0].dtype and binding.whole:
-                    w.mul_(1 - lr * binding.dial.value)
-                    continue
-                new = w * (1 - lr * binding.dial.value)
-            else:
-                new = w - lr * binding.penalty.grad(w)
-            self._write(binding, new)
+    # -- bindings and groups ------------------------------------------------------------------
 
-    @torch.no_grad()
-    def _after(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._restore_gradients()
-        skip = getattr(optimizer, "found_inf", None)
-        for route in ("prox", "project"):
-            for binding in self._of(route):
-                w = self._read(binding)
-                new = binding.penalty.prox(w, self._step_size(binding))  # type: ignore[attr-defined]
-                self._write(binding, new if skip is None else torch.where(skip.bool(), w, new))
-        self.steps += 1
-        for dial in {id(b.dial): b.dial for b in self._bindings}.values():
-            dial.turn(self.steps)
+    def _active(self, route: str) -> Iterator[Binding]:
+        """The bindings of a route that act in this step."""
+        return (b for b in self._bindings if b.route == route and not b.off and self._trained(b))
 
-    # -- one binding --------------------------------------------------------------------------
-
-    def _of(self, route: str) -> Iterable[Binding]:
-        """Bindings of a route that act in this step: trained here, with a gradient, not at 0."""
-        for binding in self._bindings:
-            if binding.route != route or not self._held(binding):
-                continue
-            off = isinstance(binding.dial.value, float | int) and binding.dial.value == 0
-            if (off and route != "project") or any(p.grad is None for p in binding.target.params):
-                continue
-            yield binding
-
-    def _step_size(self, binding: Binding) -> float | Tensor:
-        if binding.how == "decoupled" or binding.base.constraint:
-            return self._group(binding.target.params[0])["lr"]
-        gains = []
-        for param in binding.target.params:
-            gain = stationary_gain(self.optimizer, self._group(param), self.optimizer.state[param])
-            gains.append(gain.dense())
-        if len(gains) == 1 and not (isinstance(gains[0], Tensor) and gains[0].ndim):
-            return gains[0]
-        full = [
-            g if isinstance(g, Tensor) and g.ndim else torch.full_like(local(p), g)
-            for g, p in zip(gains, binding.target.params)
-        ]
-        return binding.arrange(full)
-
-    def _read(self, binding: Binding) -> Tensor:
-        """The weights as the penalty sees them, in float32 with what rounding has lost."""
-        params = binding.target.params
-        if params[0].dtype not in _LOW:
-            return binding.read()
-        names = self._residual_names(binding)
-        return binding.arrange(
-            [local(p).float() + self._residuals.get(n, 0.0) for n, p in zip(names, params)]
-        )
-
-    def _write(self, binding: Binding, w: Tensor) -> None:
-        params = binding.target.params
-        if params[0].dtype not in _LOW:
-            if binding.whole:
-                local(params[0]).copy_(w)
-            else:
-                binding.target.write_(w)
-            return
-        exact = [local(p).float() for p in params]
-        if binding.whole:
-            exact[0] = w
-        else:
-            binding.target.place_(exact, w)
-        for name, param, value in zip(self._residual_names(binding), params, exact):
-            local(param).copy_(value)
-            self._residuals[name] = value - local(param).float()
-
-    def _residual_names(self, binding: Binding) -> list[str]:
-        return binding.target.name.split("+")
-
-    # -- the optimizer's groups ---------------------------------------------------------------
-
-    def _index_groups(self) -> None:
-        groups = self.optimizer.param_groups
-        self._signature = _signature(self.optimizer)
-        self._group_index = {id(p): i for i, g in enumerate(groups) for p in g["params"]}
+    def _trained(self, binding: Binding) -> bool:
+        """Whether the optimizer holds the target's parameters, and all of them have gradients."""
+        return self._held(binding) and all(p.grad is not None for p in binding.target.params)
 
     def _held(self, binding: Binding) -> bool:
         return all(id(param) in self._group_index for param in binding.target.params)
 
     def _group(self, param: nn.Parameter) -> dict[str, Any]:
-        index = self._group_index.get(id(param))
-        return {} if index is None else self.optimizer.param_groups[index]
+        return self.optimizer.param_groups[self._group_index[id(param)]]
+
+    def _index_groups(self) -> None:
+        groups = self.optimizer.param_groups
+        self._sizes = [len(group["params"]) for group in groups]
+        self._group_index = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
+
+    def _rematch(self) -> None:
+        """Notice add_param_group, and lazy parameters that have got their shape."""
+        if self._lazy and not any(map(is_lazy, self.model.parameters())):
+            known = self._dials()
+            self._bindings = bind(self.model, slots(self.model), self.terms, self.how)
+            for binding in self._bindings:
+                binding.dial = known.get(binding.dial.name, binding.dial)
+            self._lazy = False
+        if self._sizes != [len(group["params"]) for group in self.optimizer.param_groups]:
+            self._index_groups()
+            self._check_terms()
+
+    def _check_terms(self) -> None:
+        for binding in filter(self._held, self._bindings):
+            refuse_unsupported(self.optimizer, binding)
+            refuse_inexact(binding)
+
+    def _check_active(self) -> None:
+        """Warn if the weights were trained without the hooks, which copies of optimizers lose."""
+        if not self._handles:
+            return
+        missed = _steps_of(self.optimizer) - self._steps_before - self.steps
+        first = self._bindings[0].target.params[0]
+        behind = self._last_seen is not None and self._last_seen.was_left_behind_by(first)
+        if missed > 0 or behind:
+            warnings.warn(
+                f"penalty inactive since step {self.steps}: the weights were trained on without "
+                f"this Regularizer; call attach(optimizer) with the optimizer in use, and load "
+                f"the state_dict of the Regularizer together with the optimizer's",
+                stacklevel=3,
+            )
+
+    @property
+    def _reads_back(self) -> bool:
+        """Whether a strength moves with the step, so that skipped steps must be known at once."""
+        return any(not isinstance(d.source, float | int | Tensor) for d in self._dials().values())
+
+    def _dials(self) -> dict[str, Dial]:
+        return {binding.dial.name: binding.dial for binding in self._bindings}
+
+    def _value(self, binding: Binding) -> Tensor:
+        return summed(binding.penalty.value(binding.read()), binding.target.params[0])
 
 
-def _signature(optimizer: optim.Optimizer) -> tuple[int, ...]:
-    return tuple(len(group["params"]) for group in optimizer.param_groups)
+@dataclass(frozen=True)
+class _Sighting:
+    """What a parameter was after our last step: to notice training that goes on without us."""
+
+    version: int
+    grad: weakref.ref[Tensor] | None
+
+    @classmethod
+    def of(cls, param: nn.Parameter) -> _Sighting:
+        return cls(param._version, None if param.grad is None else weakref.ref(param.grad))
+
+    def was_left_behind_by(self, param: nn.Parameter) -> bool:
+        same_grad = self.grad is not None and self.grad() is param.grad
+        return param._version != self.version and param.grad is not None and not same_grad
 
 
-def _is_plain_decay(binding: Binding) -> bool:
-    base = binding.base
-    return type(base) is L2 and base.center is None and base.weights is None
+def _steps_of(optimizer: optim.Optimizer) -> int:
+    counts = (state.get("step", 0) for state in optimizer.state.values())
+    return int(max(counts, default=0))
+
+
+def _cloned(memory: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in memory.items()}

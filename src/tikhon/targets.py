@@ -62,6 +62,11 @@ class Target:
     rows: str = "tensor"
     views: tuple[RowView, ...] = (RowView(),)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each parameter."""
+        return tuple(self.name.split("+"))
+
     def read(self) -> Tensor:
         """The weights, shape (rows, size), without gradient."""
         return self.arrange(self.params)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from tikhon.errors import unknown
 from tikhon.penalties.base import Penalty, Proximable, check_strength
+from tikhon.rounding import Rounding
 from tikhon.strengths.controllers import Controller
 from tikhon.targets import Pattern, Slot, Target, local, match, targets_of
 
@@ -93,6 +94,8 @@ class Binding:
     base: Penalty
     how: How
     dial: Dial
+    rounding: Rounding
+    share: float | Tensor | None = None  # of the last update that was measured
 
     @property
     def penalty(self) -> Penalty:
@@ -111,13 +114,31 @@ class Binding:
         return "gradient" if self.how == "objective" else "decay"
 
     @property
+    def off(self) -> bool:
+        """Whether the strength is the number 0, so that nothing needs to be done."""
+        value = self.dial.value
+        return not self.base.constraint and not isinstance(value, Tensor) and value == 0
+
+    @property
     def whole(self) -> bool:
         """Whether the penalty sees the parameter in its own shape (it is a sum over entries)."""
         return self.base.elementwise and len(self.target.params) == 1
 
     def read(self) -> Tensor:
-        """The weights as the penalty sees them."""
-        return self.arrange(self.target.params)
+        """The weights as the penalty sees them; it may be the parameter's own memory."""
+        named = zip(self.target.names, self.target.params)
+        return self.arrange([self.rounding.read(name, param) for name, param in named])
+
+    def write_(self, w: Tensor) -> None:
+        """Set the weights from what `read` returned, changed."""
+        params = self.target.params
+        if self.whole:
+            exact = [w]
+        else:
+            exact = [torch.empty_like(local(p), dtype=w.dtype) for p in params]
+            self.target.place_(exact, w)
+        for name, param, values in zip(self.target.names, params, exact):
+            self.rounding.write_(name, param, values)
 
     def arrange(self, tensors: Sequence[Tensor]) -> Tensor:
         """Tensors of the parameters' shapes as the penalty sees them."""
@@ -150,6 +171,7 @@ def bind(
     Raises ValueError for a pattern without match and for two prox terms on one parameter.
     """
     bindings: list[Binding] = []
+    rounding = Rounding()
     for pattern, term in as_terms(terms):
         chosen = match(model, candidates, pattern)
         penalty, mode = term.penalty, term.how or how
@@ -161,7 +183,7 @@ def bind(
             name = _unique(f"{target.name}/{kind}", bindings)
             alone = isinstance(strength, Controller) and strength.per == "layer"
             dial = Dial.of(name, strength) if alone else shared
-            binding = Binding(name, target, penalty, mode, dial)
+            binding = Binding(name, target, penalty, mode, dial, rounding)
             view = None if binding.whole else target.views[0].of
             binding.base = penalty.for_parameter(target.name, view).with_strength(dial.value)
             bindings.append(binding)
@@ -201,17 +223,3 @@ def _refuse_two_proxes(bindings: Sequence[Binding]) -> None:
                 )
                 hint = f"use {_SUMS[kinds]}" if kinds in _SUMS else "keep one of them"
                 raise ValueError(f"{pair} on {binding.target.name!r}: {what}; {hint}")
-
-
-def warn_of_contradictions(bindings: Sequence[Binding], decay_of: Callable[[Any], float]) -> None:
-    """Warn once of each pair of settings that is known to be a mistake."""
-    for binding in bindings:
-        if type(binding.base).__name__ not in ("L2", "ElasticNet"):
-            continue
-        decay = max((decay_of(param) for param in binding.target.params), default=0.0)
-        if decay:
-            warnings.warn(
-                f"{binding.name} with strength {binding.dial.value} acts on a parameter whose "
-                f"optimizer group has weight_decay={decay}: both shrink it; set one of them to 0",
-                stacklevel=4,
-            )
