@@ -1,0 +1,255 @@
+"""One forward pass for K models of one architecture: parameters carry a leading member axis.
+
+`batched` runs Linear as one bmm (the first one as one shared GEMM), `vectorised` runs any other
+module through torch.func, `plain` calls the single module of a population of one.
+"""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from tikhon.layers import Dropout
+from tikhon.layers.noise import NoiseLayer
+
+Blocks = Mapping[str, Tensor]
+
+_ACTIVATIONS = (
+    nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Softplus, nn.Identity,
+    nn.Mish, nn.Hardtanh, nn.SELU,
+)  # fmt: skip
+_FUNCTIONS = (torch.relu, F.relu, torch.tanh, F.gelu, F.silu, torch.sigmoid, operator.add,
+              operator.mul)  # fmt: skip
+
+
+class Unsupported(Exception):
+    """The model cannot take this route; the message says why."""
+
+
+class Forward(ABC):
+    """(blocks, buffers, x) -> outputs (members, rows, ...)."""
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
+        """Outputs of all members; `x` is (rows, ...) when shared, else (members, rows, ...)."""
+
+    @abstractmethod
+    def train(self, training: bool) -> None:
+        """Switch noise and normalisation on or off."""
+
+
+class Plain(Forward):
+    """The module itself, for a population of one; its parameters are views of the blocks."""
+
+    name = "plain"
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
+        """Outputs with a member axis of one."""
+        return self.model(x if shared else x[0]).unsqueeze(0)
+
+    def train(self, training: bool) -> None:
+        """Module mode."""
+        self.model.train(training)
+
+
+class Vectorised(Forward):
+    """Any module without data-dependent control flow, by `torch.func`; noise is common."""
+
+    name = "vmap"
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
+        """Outputs of all members."""
+
+        def single(parameters, states, inputs):
+            return torch.func.functional_call(self.model, (parameters, states), (inputs,))
+
+        mapped = torch.func.vmap(single, in_dims=(0, 0, None if shared else 0), randomness="same")
+        return mapped(dict(blocks), dict(buffers), x)
+
+    def train(self, training: bool) -> None:
+        """Module mode."""
+        self.model.train(training)
+
+
+class Batched(Forward):
+    """Hand-batched Linear, LayerNorm, activations and dropout, along the model's own graph."""
+
+    name = "batched"
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.training = True
+        try:
+            graph = _Tracer().trace(model)
+        except Exception as error:
+            raise Unsupported(
+                f"the forward pass cannot be traced: {_first_line(error)}"
+            ) from error
+        modules = dict(model.named_modules())
+        self.steps = [_step(node, modules) for node in graph.nodes]
+
+    def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
+        """Outputs of all members."""
+        values: dict[str, Tensor] = {}
+        common: set[str] = set()  # values without a member axis: the same for all
+        batch = _Batch(blocks, buffers, self.training)
+        out = x
+        for name, run, inputs in self.steps:
+            named = [i for i in inputs if isinstance(i, _Name)]
+            alike = all(i in common for i in named) if named else shared
+            arguments = [values[i] if isinstance(i, _Name) else i for i in inputs] or [x]
+            out, alike = run(batch, alike, *arguments)
+            values[name] = out
+            if alike:
+                common.add(name)
+        if self.steps[-1][0] in common:
+            out = out.expand(batch.members, *out.shape)
+        return out
+
+    def train(self, training: bool) -> None:
+        """Switch dropout on or off."""
+        self.training = training
+
+
+class _Name(str):
+    """A value computed by an earlier step."""
+
+
+class _Batch:
+    """What a step needs beside its inputs."""
+
+    def __init__(self, blocks: Blocks, buffers: Blocks, training: bool) -> None:
+        self.blocks, self.buffers, self.training = blocks, buffers, training
+        self.members = next(iter(blocks.values())).shape[0]
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, NoiseLayer) or super().is_leaf_module(m, module_qualified_name)
+
+
+# (batch, whether the inputs lack the member axis, *inputs) -> (value, whether it lacks the axis)
+Run = Callable[..., tuple[Tensor, bool]]
+
+
+def _step(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[str, Run, list[object]]:
+    inputs = [_Name(a.name) if isinstance(a, fx.Node) else a for a in node.args]
+    if node.op == "placeholder":
+        return node.name, _each(lambda x: x), []
+    if node.op == "output":
+        if not isinstance(node.args[0], fx.Node):
+            raise Unsupported("the model returns something else than one tensor")
+        return node.name, _each(lambda x: x), inputs
+    if node.op == "call_module":
+        path = str(node.target)
+        return node.name, _module(path, modules[path]), inputs
+    if node.op == "call_function" and node.target in _FUNCTIONS and not node.kwargs:
+        return node.name, _each(node.target), inputs
+    flattens = node.op == "call_method" and node.target == "flatten"
+    if (flattens or node.target is torch.flatten) and inputs[1:] == [1] and not node.kwargs:
+        return node.name, _flatten, inputs[:1]
+    raise Unsupported(f"{node.target} has no batched form")
+
+
+def _each(function: Callable[..., Tensor]) -> Run:
+    return lambda batch, shared, *inputs: (function(*inputs), shared)
+
+
+def _flatten(batch: _Batch, shared: bool, x: Tensor) -> tuple[Tensor, bool]:
+    return x.flatten(1 if shared else 2), shared
+
+
+def _module(path: str, module: nn.Module) -> Run:
+    prefix = f"{path}." if path else ""
+    if type(module) is nn.Linear:
+        bias = f"{prefix}bias" if module.bias is not None else None
+        return _linear(f"{prefix}weight", bias)
+    if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
+        return _layer_norm(prefix, module)
+    if type(module) is Dropout:
+        return _dropout(f"{prefix}rate", module)
+    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+        return _flatten
+    if isinstance(module, _ACTIVATIONS):
+        return _each(module)
+    raise Unsupported(f"{type(module).__name__} ({path}) has no batched form")
+
+
+def _linear(weight: str, bias: str | None) -> Run:
+    def run(batch: _Batch, shared: bool, x: Tensor) -> tuple[Tensor, bool]:
+        w = batch.blocks[weight]
+        members, outputs, features = w.shape
+        if x.ndim != (2 if shared else 3):
+            raise Unsupported("a batched Linear takes rows of features without further axes")
+        if shared:  # one GEMM serves every member
+            b = None if bias is None else batch.blocks[bias].view(-1)
+            z = F.linear(x, w.view(members * outputs, features), b)
+            return z.view(len(x), members, outputs).transpose(0, 1), False
+        w = w.transpose(1, 2)
+        if bias is None:
+            return torch.bmm(x, w), False
+        return torch.baddbmm(batch.blocks[bias].unsqueeze(1), x, w), False
+
+    return run
+
+
+def _layer_norm(prefix: str, module: nn.LayerNorm) -> Run:
+    def run(batch: _Batch, shared: bool, x: Tensor) -> tuple[Tensor, bool]:
+        z = F.layer_norm(x, module.normalized_shape, eps=module.eps)
+        if not module.elementwise_affine:
+            return z, shared
+        z = z * batch.blocks[f"{prefix}weight"].unsqueeze(1)
+        if module.bias is not None:
+            z = z + batch.blocks[f"{prefix}bias"].unsqueeze(1)
+        return z, False
+
+    return run
+
+
+def _dropout(rate: str, module: Dropout) -> Run:
+    def run(batch: _Batch, shared: bool, x: Tensor) -> tuple[Tensor, bool]:
+        if not batch.training:
+            return x, shared
+        rows = x.shape if shared else x.shape[1:]
+        rates = batch.buffers[rate].view(-1, *[1] * len(rows))
+        uniforms = torch.rand(rows, device=x.device, generator=module.generator)
+        scale = (uniforms >= rates) * (1 / (1 - rates))
+        return x * scale, False
+
+    return run
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+def choose(
+    model: nn.Module, members: int, probe: Callable[[Forward], None]
+) -> tuple[Forward, str]:
+    """The fastest route that works, and why not a faster one; `probe` runs a forward pass."""
+    if members == 1:
+        return Plain(model), ""
+    reasons = []
+    for route in (Batched, Vectorised):
+        try:
+            forward = route(model)
+            probe(forward)
+            return forward, "; ".join(reasons)
+        except Unsupported as error:
+            reasons.append(str(error))
+        except Exception as error:
+            reasons.append(f"{route.__name__.lower()}: {_first_line(error)}")
+    raise Unsupported("; ".join(reasons))
