@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from tikhon.data.table import Table
 
 Task = Literal["classification", "regression"]
 
@@ -18,7 +21,9 @@ class Dataset:
 
     `scale` tells that the columns are to be standardised with figures of the training part;
     images come scaled to [0, 1]. `unit` is what 1.0 of a standardised target means. `test` holds
-    the rows that the source itself keeps for testing.
+    the rows that the source itself keeps for testing. With a `table`, `x` holds its encoded cells
+    (NaN is a missing one) until `split` fits the preprocessing on the training part. `notices`
+    are what the user should be told about the data.
     """
 
     name: str
@@ -31,6 +36,8 @@ class Dataset:
     unit: float = 1.0
     test: Dataset | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    table: Table | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,7 +51,8 @@ class Dataset:
 
     def take(self, rows: Tensor) -> Dataset:
         """The rows of these indices, without the source's own test part."""
-        return replace(self, x=self.x[rows], y=self.y[rows], test=None)
+        table = None if self.table is None else self.table.take(rows.numpy())
+        return replace(self, x=self.x[rows], y=self.y[rows], test=None, table=table)
 
     def fingerprint(self) -> str:
         """SHA-256 over shapes and values: tells whether a run continues on the same data."""

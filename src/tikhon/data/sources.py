@@ -12,6 +12,8 @@ import torch
 
 from tikhon.data import arrays, mnist
 from tikhon.data.dataset import Dataset
+from tikhon.data.reading import SUFFIXES
+from tikhon.data.table import TableOptions, load_table
 from tikhon.errors import DataError, InputError, unknown
 
 
@@ -20,10 +22,12 @@ def load(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = True,
+    table: TableOptions | None = None,
 ) -> Dataset:
-    """The data set of a name (`digits`, `mnist`, ...) or of a file or folder of arrays.
+    """The data set of a name (`digits`, `mnist`, ...), of a table, or of a file of arrays.
 
-    A file is an `.npz` with `X` and `y`; a folder holds `X.npy` and `y.npy`, or one `.npz`, or
+    A `.csv`, `.tsv` or `.parquet` file is a table: `table` names its target. Another file is an
+    `.npz` with `X` and `y`; a folder holds `X.npy` and `y.npy`, or one `.npz`, or
     the four IDX files of an MNIST-like set. `data_dir` is searched first for MNIST and
     Fashion-MNIST, then `$TIKHON_DATA`, then the cache folder, then they are downloaded.
 
@@ -44,6 +48,10 @@ def load(
             (p for p in (Path(data_dir) / name, Path(data_dir) / f"{name}.npz") if p.exists()),
             path,
         )
+    if path.is_file() and path.suffix in SUFFIXES:
+        if table is None:
+            raise InputError(f"{path} is a table: name the column to predict with --target COLUMN")
+        return load_table(path, table)
     if path.is_dir():
         return arrays.folder(path)
     if path.is_file():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tikhon.data.dataset import Dataset
 from tikhon.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from tikhon.data.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +24,7 @@ class Split:
     valid: Dataset
     test: Dataset
     scaling: Mapping[str, Any]  # mean, scale (of x), target_mean, target_scale: where they apply
+    preprocessing: Preprocessing | None = None  # of a table, fitted on the training part
 
 
 def split(
@@ -28,6 +32,8 @@ def split(
 ) -> Split:
     """Split by rows, classes in proportion; a source's own test rows stay the test part.
 
+    A table with a time column gives its latest rows to the test part and the ones before them to
+    validation; one with a group column never splits a group.
     `valid` and `test` are fractions in (0, 1) of all rows; `largest` bounds either part.
     Raises `DataError` when a class has too few rows to be in every part.
 
@@ -52,6 +58,8 @@ def _draw(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of (what stays, what is drawn)."""
     from sklearn.model_selection import train_test_split
 
+    if data.table is not None and (data.table.times is not None or data.table.groups is not None):
+        return _draw_blocks(data, count, seed)
     stratify = None
     if data.classes:
         sizes = torch.bincount(data.y, minlength=len(data.classes))
@@ -71,8 +79,54 @@ def _draw(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(kept), torch.tensor(drawn)
 
 
+def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The latest rows, or whole groups."""
+    import numpy as np
+    from sklearn.model_selection import GroupShuffleSplit
+
+    table = data.table
+    assert table is not None
+    if not 0 < count < len(data.x):
+        raise DataError(f"{data.name}: {len(data.x)} rows are too few to hold out {count}")
+    if table.times is not None:
+        order = np.argsort(table.times, kind="stable")
+        kept, drawn = np.sort(order[:-count]), np.sort(order[-count:])
+    else:
+        assert table.groups is not None
+        if (groups := len(np.unique(table.groups))) < 2:
+            raise DataError(f"{data.name}: {groups} group(s) cannot be split; give more groups")
+        splitter = GroupShuffleSplit(1, test_size=count / len(data.x), random_state=seed)
+        kept, drawn = next(splitter.split(np.zeros(len(data.x)), groups=table.groups))
+    kept, drawn = torch.from_numpy(kept), torch.from_numpy(drawn)
+    seen = (
+        torch.bincount(data.y[kept].long(), minlength=len(data.classes)) if data.classes else None
+    )
+    if seen is not None and bool((seen == 0).any()):
+        absent = data.classes[int(seen.argmin())]
+        raise DataError(
+            f"{data.name}: class {absent[0]!r} is not in the training rows of this split; "
+            "split by rows, or give more data"
+        )
+    return kept, drawn
+
+
 def _scaled(train: Dataset, valid: Dataset, test: Dataset) -> Split:
     parts, scaling = [replace(part, test=None) for part in (train, valid, test)], {}
+    preprocessing = None
+    if train.table is not None:
+        from tikhon.data.preprocessing import Preprocessing
+
+        preprocessing = Preprocessing.fit(train.x.numpy(), train.table)
+        names = preprocessing.feature_names
+        parts = [
+            replace(
+                part,
+                x=torch.from_numpy(preprocessing.apply(part.x.numpy())),
+                feature_names=names,
+                table=None,
+            )
+            for part in parts
+        ]
     if train.scale:
         mean, scale = _moments(train.x)
         parts = [replace(part, x=((part.x.double() - mean) / scale).float()) for part in parts]
@@ -82,7 +136,7 @@ def _scaled(train: Dataset, valid: Dataset, test: Dataset) -> Split:
         unit = float(scale.mean())
         parts = [replace(p, y=((p.y.double() - mean) / scale).float(), unit=unit) for p in parts]
         scaling |= {"target_mean": mean.tolist(), "target_scale": scale.tolist()}
-    return Split(parts[0], parts[1], parts[2], scaling)
+    return Split(parts[0], parts[1], parts[2], scaling, preprocessing)
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
