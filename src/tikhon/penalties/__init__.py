@@ -4,17 +4,59 @@ from __future__ import annotations
 
 from tikhon.errors import unknown
 from tikhon.penalties.base import Penalty, Proximable
-from tikhon.penalties.elementwise import L1, L2, ElasticNet
-from tikhon.penalties.group import GroupLasso
+from tikhon.penalties.constraints import (
+    Box,
+    Constraint,
+    L1Ball,
+    L2Ball,
+    MaxNorm,
+    NonNegative,
+    Simplex,
+    SpectralBall,
+    TopK,
+    UnitNorm,
+)
+from tikhon.penalties.elementwise import L1, L2, MCP, SCAD, ElasticNet, Huber, LogSum
+from tikhon.penalties.group import GroupLasso, GroupMCP, LInf, SparseGroupLasso
+from tikhon.penalties.hierarchical import Hierarchical
+from tikhon.penalties.matrix import NuclearNorm, Orthogonal, SpectralNorm
+from tikhon.penalties.optimality import max_strength, moreau_envelope, residual
+from tikhon.penalties.ordered import SLOPE, TotalVariation
 
 __all__ = [
     "L1",
     "L2",
+    "MCP",
+    "SCAD",
+    "SLOPE",
+    "Box",
+    "Constraint",
     "ElasticNet",
     "GroupLasso",
+    "GroupMCP",
+    "Hierarchical",
+    "Huber",
+    "L1Ball",
+    "L2Ball",
+    "LInf",
+    "LogSum",
+    "MaxNorm",
+    "NonNegative",
+    "NuclearNorm",
+    "Orthogonal",
     "Penalty",
     "Proximable",
+    "Simplex",
+    "SparseGroupLasso",
+    "SpectralBall",
+    "SpectralNorm",
+    "TopK",
+    "TotalVariation",
+    "UnitNorm",
     "get",
+    "max_strength",
+    "moreau_envelope",
+    "residual",
 ]
 
 _BY_NAME: dict[str, type[Penalty]] = {
@@ -22,7 +64,20 @@ _BY_NAME: dict[str, type[Penalty]] = {
     "l2": L2,
     "l1_l2": ElasticNet,
     "elastic_net": ElasticNet,
+    "huber": Huber,
+    "mcp": MCP,
+    "scad": SCAD,
+    "log_sum": LogSum,
     "group_lasso": GroupLasso,
+    "sparse_group_lasso": SparseGroupLasso,
+    "group_mcp": GroupMCP,
+    "l_inf": LInf,
+    "nuclear_norm": NuclearNorm,
+    "spectral_norm": SpectralNorm,
+    "orthogonal": Orthogonal,
+    "slope": SLOPE,
+    "total_variation": TotalVariation,
+    "hierarchical": Hierarchical,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, ClassVar, Self, TypeGuard
@@ -40,6 +41,7 @@ class Penalty(ABC):
 
     def __post_init__(self) -> None:
         check_strength(self.strength, type(self).__name__)
+        check_weights(getattr(self, "weights", None), type(self).__name__)
 
     @abstractmethod
     def value(self, w: Tensor) -> Tensor:
@@ -64,8 +66,13 @@ class Penalty(ABC):
         )
 
     def with_strength(self, strength: float | Tensor) -> Self:
-        """The same penalty at another strength."""
-        return replace(self, strength=strength)
+        """The same penalty at another strength; a constraint, which has none, returns itself."""
+        if self.constraint:
+            return self
+        check_strength(strength, type(self).__name__)
+        changed = copy(self)  # not dataclasses.replace: the other fields were checked once
+        object.__setattr__(changed, "strength", strength)
+        return changed
 
     def for_parameter(
         self,
@@ -143,17 +150,51 @@ def check_strength(strength: Any, owner: str) -> None:
         )
 
 
-def check_ratio(ratio: float, owner: Penalty) -> None:
+def check_weights(weights: Any, owner: str) -> None:
+    """Raise unless the factors, a tensor or a mapping from names to tensors, are >= 0."""
+    named = weights.items() if isinstance(weights, Mapping) else [("", weights)]
+    for name, factors in named:
+        if factors is None:
+            continue
+        if not isinstance(factors, Tensor):
+            raise TypeError(
+                f"{owner}: weights must be a tensor or a mapping from parameter names "
+                f"to tensors, received {factors!r}"
+            )
+        bad = ~((factors >= 0) & factors.isfinite())
+        if bad.any():
+            where = f" for {name!r}" if name else ""
+            raise ValueError(
+                f"{owner}: weights{where} must be finite and >= 0, received "
+                f"{factors[bad][0].item():g}"
+            )
+
+
+def check_number(owner: Penalty, name: str, low: float, high: float = math.inf) -> None:
+    """Raise unless the field `name` is a number in the open interval (low, high)."""
+    number = getattr(owner, name)
+    if not (isinstance(number, Real) and low < float(number) < high):
+        limits = f"> {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise ValueError(f"{type(owner).__name__}: {name} must be {limits}, received {number!r}")
+
+
+def check_ratio(owner: Penalty, ratio: float) -> None:
     """Raise unless `ratio`, the share of the L1 part, lies in [0, 1]."""
     if not 0 <= ratio <= 1:
-        raise ValueError(
-            f"{type(owner).__name__}: l1_ratio must lie in [0, 1], received {ratio!r}"
-        )
+        name = type(owner).__name__
+        raise ValueError(f"{name}: l1_ratio must lie in [0, 1], received {ratio!r}")
 
 
 def is_metric(step: Any) -> TypeGuard[Tensor]:
     """Whether `step` has one entry per weight (else it is one number for all)."""
     return isinstance(step, Tensor) and step.ndim > 0
+
+
+def as_scalar(step: Any, like: Tensor) -> Tensor:
+    """`step` as a tensor on the device of `like`, to be compared entry by entry."""
+    if isinstance(step, Tensor):
+        return step.to(like.dtype)
+    return torch.full((), step, dtype=like.dtype, device=like.device)
 
 
 def wide(w: Tensor) -> Tensor:

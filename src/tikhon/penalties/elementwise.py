@@ -9,7 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tikhon.penalties.base import Proximable, check_ratio, weighted, wide
+from tikhon.penalties.base import (
+    Proximable,
+    as_scalar,
+    check_number,
+    check_ratio,
+    weighted,
+    wide,
+)
 
 
 def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
@@ -33,7 +40,7 @@ class L1(Proximable):
 
     Args:
         strength: lambda >= 0.
-        weights: factors >= 0 (not checked), a tensor that broadcasts to w, or a mapping from
+        weights: factors >= 0, a tensor that broadcasts to w, or a mapping from
             parameter names to such tensors: the adaptive lasso.
 
     Reference: Tibshirani (1996), https://doi.org/10.1111/j.2517-6161.1996.tb02080.x; weights:
@@ -76,7 +83,7 @@ class L2(Proximable):
         center: the point that weights are drawn to, 0 unless given: a tensor of w's shape, or a
             mapping from parameter names to tensors, such as the `state_dict` of the model that is
             fine-tuned (L2-SP).
-        weights: factors >= 0 (not checked), a tensor that broadcasts to w, or a mapping.
+        weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
 
     Reference: Hoerl and Kennard (1970), https://doi.org/10.1080/00401706.1970.10488634; center:
     Li, Grandvalet and Davoine (2018), https://arxiv.org/abs/1802.01483.
@@ -121,7 +128,7 @@ class ElasticNet(Proximable):
     Args:
         strength: lambda >= 0.
         l1_ratio: share of the L1 part, in [0, 1].
-        weights: factors >= 0 (not checked), a tensor that broadcasts to w, or a mapping.
+        weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
 
     Reference: Zou and Hastie (2005), https://doi.org/10.1111/j.1467-9868.2005.00503.x.
 
@@ -137,7 +144,7 @@ class ElasticNet(Proximable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self.l1_ratio, self)
+        check_ratio(self, self.l1_ratio)
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum(weights * (l1_ratio * |w| + (1 - l1_ratio)/2 * |w|^2))."""
@@ -155,3 +162,213 @@ class ElasticNet(Proximable):
         scale = weighted(self.lam * step, self.weights)
         shrunk = soft_threshold(w, self.l1_ratio * scale)
         return (shrunk / (1 + (1 - self.l1_ratio) * scale)).to(w.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Huber(Proximable):
+    """Squared near zero, absolute far from it: outlying weights are drawn less than by L2.
+
+    `strength * sum(h(w))`, h(w) = w^2/2 for |w| <= delta, delta * (|w| - delta/2) beyond.
+
+    Args:
+        strength: lambda >= 0.
+        delta: where the square turns into a line, > 0.
+
+    Reference: Huber (1964), https://doi.org/10.1214/aoms/1177703732.
+
+    >>> Huber(1.0, delta=1.0).value(torch.tensor([0.5, 3.0]))
+    tensor(2.6250)
+    """
+
+    delta: float = 1.0
+
+    smooth: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
+    reference: ClassVar[str] = "Huber 1964"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "delta", 0)
+
+    def value(self, w: Tensor) -> Tensor:
+        """strength * sum(h(w))."""
+        size = wide(w).abs()
+        near = size.clamp(max=self.delta)
+        return self.lam * (near * (size - near / 2)).sum()
+
+    def grad(self, w: Tensor) -> Tensor:
+        """strength * w, clipped at strength * delta."""
+        return (self.lam * w.clamp(-self.delta, self.delta)).to(w.dtype)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Shrunk as by L2 where the result stays within delta, moved by a constant beyond."""
+        scale = self.lam * step
+        near = w / (1 + scale)
+        moved = w - self.delta * scale * torch.sign(w)
+        return torch.where(near.abs() <= self.delta, near, moved).to(w.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class MCP(Proximable):
+    """Minimax concave penalty: exact zeros like L1, and no shrinkage of large weights.
+
+    Sum over entries of `strength*|w| - w^2/(2*gamma)` up to |w| = gamma*strength, the constant
+    `gamma*strength^2/2` beyond.
+
+    Args:
+        strength: lambda >= 0, the threshold at which weights become zero.
+        gamma: concavity, > 0; large values approach L1, small ones a hard threshold.
+
+    Reference: Zhang (2010), https://doi.org/10.1214/09-AOS729.
+
+    >>> MCP(1.0, gamma=3.0).prox(torch.tensor([0.5, 2.0, 4.0]), step=1.0)
+    tensor([0.0000, 1.5000, 4.0000])
+    """
+
+    gamma: float = 3.0
+
+    convex: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
+    reference: ClassVar[str] = "Zhang 2010"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "gamma", 0)
+
+    def value(self, w: Tensor) -> Tensor:
+        """Sum of the concave quadratic up to gamma*strength, constant beyond."""
+        return mcp_value(wide(w).abs(), self.lam, self.gamma).sum()
+
+    def grad(self, w: Tensor) -> Tensor:
+        """sign(w) * max(strength - |w|/gamma, 0)."""
+        return (torch.sign(w) * (self.lam - w.abs() / self.gamma).clamp_min(0)).to(w.dtype)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Firm threshold for step < gamma, hard threshold at strength*sqrt(step*gamma) else."""
+        size = wide(w).abs()
+        shrunk = mcp_prox(size, as_scalar(step, size), self.lam, self.gamma)
+        return (torch.sign(w) * shrunk).to(w.dtype)
+
+
+def mcp_value(size: Tensor, strength: float | Tensor, gamma: float) -> Tensor:
+    """The minimax concave penalty of each size >= 0."""
+    near = torch.minimum(size, as_scalar(gamma * strength, size))
+    return strength * near - near.square() / (2 * gamma)
+
+
+def mcp_prox(size: Tensor, step: Tensor, strength: float | Tensor, gamma: float) -> Tensor:
+    """The prox of MCP for each size >= 0."""
+    firm = step < gamma
+    slope = torch.where(firm, 1 - step / gamma, 1)
+    inner = (size - step * strength).clamp_min(0) / slope
+    soft = torch.where(size <= gamma * strength, inner, size)
+    hard = torch.where(size > strength * (step * gamma).sqrt(), size, 0)
+    return torch.where(firm, soft, hard)
+
+
+@dataclass(frozen=True, eq=False)
+class SCAD(Proximable):
+    """Smoothly clipped absolute deviation: L1 near zero, no shrinkage of large weights.
+
+    Sum over entries of `strength*|w|` up to |w| = strength, `(2*a*strength*|w| - w^2 -
+    strength^2) / (2*(a - 1))` up to a*strength, the constant `strength^2 * (a + 1)/2` beyond.
+
+    Args:
+        strength: lambda >= 0, the threshold at which weights become zero.
+        a: where the penalty turns constant, > 2.
+
+    Reference: Fan and Li (2001), https://doi.org/10.1198/016214501753382273.
+
+    >>> SCAD(1.0, a=3.7).prox(torch.tensor([0.5, 1.5, 4.0]), step=1.0)
+    tensor([0.0000, 0.5000, 4.0000])
+    """
+
+    a: float = 3.7
+
+    convex: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
+    reference: ClassVar[str] = "Fan and Li 2001"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "a", 2)
+
+    def value(self, w: Tensor) -> Tensor:
+        """Sum of the three pieces."""
+        return self._pieces(wide(w).abs()).sum()
+
+    def grad(self, w: Tensor) -> Tensor:
+        """sign(w) * (a*strength - |w|)/(a - 1), clipped to [0, strength]."""
+        slope = ((self.a * self.lam - w.abs()) / (self.a - 1)).clamp_min(0)
+        return (torch.sign(w) * torch.minimum(slope, as_scalar(self.lam, slope))).to(w.dtype)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Three pieces for step < a - 1; else the better of the two outer pieces."""
+        size, lam, a = wide(w).abs(), self.lam, self.a
+        step = as_scalar(step, size)
+        convex = step < a - 1
+        near = (size - step * lam).clamp_min(0)
+        middle = ((a - 1) * size - step * a * lam) / torch.where(convex, a - 1 - step, 1)
+        inner = torch.where(size <= lam * (1 + step), near, middle)
+        pieces = torch.where(size <= a * lam, inner, size)
+        low = torch.minimum(near, as_scalar(lam, size))
+        high = torch.maximum(size, as_scalar(a * lam, size))
+        worse = self._objective(low, size, step) > self._objective(high, size, step)
+        return (torch.sign(w) * torch.where(convex, pieces, torch.where(worse, high, low))).to(
+            w.dtype
+        )
+
+    def _pieces(self, size: Tensor) -> Tensor:
+        lam, a = self.lam, self.a
+        near = torch.minimum(size, as_scalar(lam, size))
+        middle = torch.minimum(size, as_scalar(a * lam, size)) - near
+        return lam * near + middle * (lam - middle / (2 * (a - 1)))
+
+    def _objective(self, candidate: Tensor, size: Tensor, step: Tensor) -> Tensor:
+        return (candidate - size).square() / 2 + step * self._pieces(candidate)
+
+
+@dataclass(frozen=True, eq=False)
+class LogSum(Proximable):
+    """Logarithm of the size: between L1 and counting the non-zeros.
+
+    `strength * sum(log(1 + |w|/epsilon))`.
+
+    Args:
+        strength: lambda >= 0.
+        epsilon: the size from which shrinkage fades, > 0.
+
+    Reference: Candes, Wakin and Boyd (2008), https://doi.org/10.1007/s00041-008-9045-x.
+
+    >>> LogSum(0.1, epsilon=0.5).prox(torch.tensor([0.1, 2.0]), step=1.0)
+    tensor([0.0000, 1.9593])
+    """
+
+    epsilon: float = 0.1
+
+    convex: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
+    reference: ClassVar[str] = "Candes, Wakin and Boyd 2008"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "epsilon", 0)
+
+    def value(self, w: Tensor) -> Tensor:
+        """strength * sum(log(1 + |w|/epsilon))."""
+        return self.lam * torch.log1p(wide(w).abs() / self.epsilon).sum()
+
+    def grad(self, w: Tensor) -> Tensor:
+        """strength * sign(w) / (epsilon + |w|)."""
+        return (self.lam * torch.sign(w) / (self.epsilon + w.abs())).to(w.dtype)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Larger root of a quadratic; zero instead where that is better or there is no root."""
+        size, epsilon = wide(w).abs(), self.epsilon
+        scale = as_scalar(self.lam * step, size)
+        discriminant = (size + epsilon).square() - 4 * scale
+        root = ((size - epsilon + discriminant.clamp_min(0).sqrt()) / 2).clamp_min(0)
+        cost = (root - size).square() / 2 + scale * torch.log1p(root / epsilon)
+        # up to scale = epsilon^2 the objective is convex: comparing costs would only add noise
+        keep = (discriminant >= 0) & ((scale <= epsilon**2) | (cost < size.square() / 2))
+        return (torch.sign(w) * torch.where(keep, root, 0)).to(w.dtype)

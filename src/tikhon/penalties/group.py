@@ -12,7 +12,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tikhon.penalties.base import Proximable, is_metric, weighted, wide
+from tikhon.penalties.base import (
+    Proximable,
+    as_scalar,
+    check_number,
+    check_ratio,
+    is_metric,
+    refuse_metric,
+    weighted,
+    wide,
+)
+from tikhon.penalties.elementwise import L1, mcp_prox, mcp_value
 
 
 def as_rows(w: Tensor) -> Tensor:
@@ -70,7 +80,7 @@ class GroupLasso(Proximable):
 
     Args:
         strength: lambda >= 0.
-        weights: factors >= 0 (not checked), one a row, shape (rows,), or a mapping from
+        weights: factors >= 0, one a row, shape (rows,), or a mapping from
             parameter names to such tensors.
         scale_by_size: multiply by sqrt(entries of a row), the convention of Yuan and Lin.
 
@@ -114,3 +124,175 @@ class GroupLasso(Proximable):
         strength = self.lam * rows.shape[1] ** 0.5 if self.scale_by_size else self.lam
         strength = weighted(strength, self.weights)
         return strength if self.weights is None else strength.reshape(-1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseGroupLasso(Proximable):
+    """The sum of L1 and GroupLasso: zero rows, and zeros within the rows that stay.
+
+    `strength * (l1_ratio * sum|w| + (1 - l1_ratio) * sum_g |w_g|)`.
+
+    Args:
+        strength: lambda >= 0.
+        l1_ratio: share of the L1 part, in [0, 1].
+        scale_by_size: multiply the row norms by sqrt(entries of a row).
+
+    Reference: Simon et al. (2013), https://doi.org/10.1080/10618600.2012.681250.
+
+    >>> w = torch.tensor([[3.5, 0.25], [0.5, 0.5]])
+    >>> SparseGroupLasso(1.0, l1_ratio=0.5).prox(w, step=1.0)
+    tensor([[2.5000, 0.0000],
+            [0.0000, 0.0000]])
+    """
+
+    l1_ratio: float = 0.5
+    scale_by_size: bool = False
+
+    rows: ClassVar[str] = "out"
+    reference: ClassVar[str] = "Simon et al. 2013"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio(self, self.l1_ratio)
+
+    def value(self, w: Tensor) -> Tensor:
+        """Sum of the two parts."""
+        single, group = self._parts()
+        return single.value(w) + group.value(w)
+
+    def grad(self, w: Tensor) -> Tensor:
+        """Sum of the two gradients."""
+        single, group = self._parts()
+        return single.grad(w) + group.grad(w)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Soft threshold first, then the rows; the other order is not the prox."""
+        single, group = self._parts()
+        return group.prox(single.prox(wide(w), step), step).to(w.dtype)
+
+    def _parts(self) -> tuple[L1, GroupLasso]:
+        single, group = self.l1_ratio * self.lam, (1 - self.l1_ratio) * self.lam
+        return L1(single), GroupLasso(group, scale_by_size=self.scale_by_size)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMCP(Proximable):
+    """Minimax concave penalty of the row norms: zero rows, large rows not shrunk.
+
+    `sum_g mcp(|w_g|)`, with `mcp` as in `MCP(strength, gamma)`. The prox is exact for one step a
+    row; a step that differs within a row is refused.
+
+    Args:
+        strength: lambda >= 0, the norm under which rows become zero.
+        gamma: concavity, > 0.
+
+    Reference: Huang, Breheny and Ma (2012), https://doi.org/10.1214/12-STS392.
+
+    >>> GroupMCP(1.0).prox(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), step=1.0)
+    tensor([[3., 4.],
+            [0., 0.]])
+    """
+
+    gamma: float = 3.0
+
+    convex: ClassVar[bool] = False
+    diagonal: ClassVar[bool] = False
+    rows: ClassVar[str] = "out"
+    reference: ClassVar[str] = "Huang, Breheny and Ma 2012"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "gamma", 0)
+
+    def value(self, w: Tensor) -> Tensor:
+        """Sum over rows of the penalty of their norm."""
+        return mcp_value(row_norms(as_rows(wide(w))), self.lam, self.gamma).sum()
+
+    def grad(self, w: Tensor) -> Tensor:
+        """max(strength - |w_g|/gamma, 0) * w_g / |w_g|, 0 for a zero row."""
+        rows = as_rows(wide(w))
+        norms = row_norms(rows)
+        slope = (self.lam - norms / self.gamma).clamp_min(0)
+        unit = rows / norms.clamp_min(torch.finfo(rows.dtype).tiny)
+        return (slope * unit).reshape(w.shape).to(w.dtype)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Each row scaled to the prox of its norm."""
+        refuse_metric(self, step)
+        rows = as_rows(wide(w))
+        norms = row_norms(rows)
+        shrunk = mcp_prox(norms, as_scalar(step, norms), self.lam, self.gamma)
+        scale = shrunk / norms.clamp_min(torch.finfo(rows.dtype).tiny)
+        return (rows * scale).reshape(w.shape).to(w.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class LInf(Proximable):
+    """Largest entry of each row: levels the row's large weights, zeroes the row as a whole.
+
+    `strength * sum_g max|w_g|`.
+
+    Args:
+        strength: lambda >= 0.
+
+    Reference: Turlach, Venables and Wright (2005), https://doi.org/10.1198/004017005000000139.
+
+    >>> LInf(1.0).prox(torch.tensor([[3.0, 2.5], [0.3, 0.4]]), step=1.0)
+    tensor([[2.2500, 2.2500],
+            [0.0000, 0.0000]])
+    """
+
+    rows: ClassVar[str] = "out"
+    reference: ClassVar[str] = "Turlach, Venables and Wright 2005"
+
+    def value(self, w: Tensor) -> Tensor:
+        """strength * sum of the largest sizes."""
+        rows = as_rows(wide(w))
+        return self.lam * (rows.abs().amax(1).sum() if rows.numel() else rows.sum())
+
+    def grad(self, w: Tensor) -> Tensor:
+        """strength * sign(w), shared by the largest entries of each row."""
+        if not w.numel():
+            return torch.zeros_like(w)
+        rows = as_rows(wide(w))
+        size = rows.abs()
+        largest = (size == size.amax(1, keepdim=True)).to(rows.dtype)
+        share = largest / largest.sum(1, keepdim=True)
+        return (self.lam * share * torch.sign(rows)).reshape(w.shape).to(w.dtype)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Each row clipped at one level, found by sorting its sizes."""
+        if not w.numel():
+            return w.clone()
+        rows = as_rows(wide(w))
+        if is_metric(step):
+            step = as_rows(step.to(rows.dtype))
+        return clip_rows(rows, step, self.lam).reshape(w.shape).to(w.dtype)
+
+
+def clip_rows(rows: Tensor, step: float | Tensor, strength: float | Tensor) -> Tensor:
+    """Prox of `strength * sum of max|row|`: sign(w) min(|w|, level).
+
+    The level solves `sum_j max(|w_j| - level, 0) / step_j = strength`, and is 0 if the sum at
+    level 0 is no larger than that.
+    """
+    size = rows.abs()
+    ordered, order = size.sort(dim=1, descending=True)
+    if is_metric(step):
+        relative, step = relative_step(step)
+        inverse = (1 / relative).gather(1, order)
+    else:
+        inverse = torch.ones_like(ordered)
+    # over any subset of the row the sum is at most the whole: the level is the largest of these
+    levels = ((inverse * ordered).cumsum(1) - strength * step) / inverse.cumsum(1)
+    level = levels.amax(1, keepdim=True).clamp_min(0)
+    return rows.clamp(-level, level)
+
+
+def relative_step(step: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's steps over its largest one, kept away from 0, and that largest one."""
+    limits = torch.finfo(step.dtype)
+    largest = step.amax(1, keepdim=True)
+    relative = step / largest.clamp_min(limits.tiny)
+    relative = torch.where(largest > 0, relative, 1)
+    return relative.clamp_min(limits.tiny**0.5), largest

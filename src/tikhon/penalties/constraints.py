@@ -1,0 +1,350 @@
+"""Constraints: penalties that are 0 on a set and infinite elsewhere.
+
+Their prox is the projection onto the set, whatever the size of the step; a tensor step sets the
+metric of the projection. A set is one for each row of w (a w with fewer than two dimensions is
+one row); by default the whole tensor is one row, except for MaxNorm, UnitNorm and SpectralBall.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tikhon.penalties.base import (
+    Proximable,
+    check_number,
+    is_metric,
+    refuse_metric,
+    wide,
+)
+from tikhon.penalties.group import as_rows, relative_step, row_norms
+from tikhon.penalties.matrix import svd
+
+
+@dataclass(frozen=True, eq=False)
+class Constraint(Proximable):
+    """A set of allowed weights; it has no strength."""
+
+    strength: float = field(default=1.0, init=False, repr=False)
+
+    constraint: ClassVar[bool] = True
+
+    def value(self, w: Tensor) -> Tensor:
+        """0 where w is in the set up to rounding, otherwise infinite."""
+        moved = (wide(w) - wide(self.prox(w, 1.0))).abs()
+        allowed = 32 * torch.finfo(w.dtype).eps * (1 + wide(w).abs())
+        return torch.where((moved > allowed).any(), torch.inf, 0.0).to(moved.dtype)
+
+    def grad(self, w: Tensor) -> Tensor:
+        """0, which lies in the normal cone of every allowed w."""
+        return torch.zeros_like(w)
+
+
+def _rows_and_metric(w: Tensor, step: float | Tensor) -> tuple[Tensor, Tensor | None]:
+    """Rows of w in at least float32, and the steps over the largest of their row (or None)."""
+    rows = as_rows(wide(w))
+    if not is_metric(step) or not w.numel():
+        return rows, None
+    return rows, relative_step(as_rows(step.to(rows.dtype)))[0]
+
+
+def _scale_to(rows: Tensor, metric: Tensor | None, radius: float, *, inside: bool) -> Tensor:
+    """Rows projected onto the sphere of that radius; with `inside`, onto the ball."""
+    tiny = torch.finfo(rows.dtype).tiny
+    norms = row_norms(rows)
+    scaled = rows * (radius / norms.clamp_min(tiny))
+    if metric is not None:
+        scaled = _secular(rows / radius, metric) * radius
+    return torch.where(norms <= radius, rows, scaled) if inside else scaled
+
+
+def _secular(rows: Tensor, metric: Tensor, iterations: int = 12) -> Tensor:
+    """Point of the unit sphere closest to each row in the metric: row / (1 + t*metric).
+
+    `1/|row / (1 + t*metric)|` is concave and increasing in t, so Newton's iterates from a lower
+    bound of the root rise to it without overshooting.
+    """
+    tiny = torch.finfo(rows.dtype).tiny
+    size = rows.abs()
+    t = ((size - 1) / metric).amax(1, keepdim=True)
+    for _ in range(iterations):
+        denominator = (1 + t * metric).clamp_min(tiny)
+        ratio = size / denominator
+        norm = row_norms(ratio).clamp_min(tiny)
+        slope = (ratio.square() * metric / denominator).sum(1, keepdim=True).clamp_min(tiny)
+        t = t + (norm - 1).clamp_min(0) * norm.square() / slope
+    solution = rows / (1 + t * metric).clamp_min(tiny)
+    return solution / row_norms(solution).clamp_min(tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class MaxNorm(Constraint):
+    """Norm of each row at most `limit`: the companion of dropout.
+
+    Exact in a diagonal metric, by one scalar equation a row.
+
+    Args:
+        limit: largest Euclidean norm of a row, > 0.
+
+    Reference: Srebro, Rennie and Jaakkola (2004); Srivastava et al. (2014),
+    https://jmlr.org/papers/v15/srivastava14a.html.
+
+    >>> MaxNorm(1.0).prox(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), step=1.0)
+    tensor([[0.6000, 0.8000],
+            [0.3000, 0.4000]])
+    """
+
+    limit: float = 3.0
+
+    rows: ClassVar[str] = "out"
+    reference: ClassVar[str] = "Srebro, Rennie and Jaakkola 2004"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "limit", 0)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Rows outside the ball moved onto the sphere."""
+        rows, metric = _rows_and_metric(w, step)
+        return _scale_to(rows, metric, self.limit, inside=True).reshape(w.shape).to(w.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class L2Ball(Constraint):
+    """Euclidean norm at most `radius`; exact in a diagonal metric.
+
+    Args:
+        radius: > 0.
+
+    Reference: Ivanov (1962); Parikh and Boyd (2014), https://doi.org/10.1561/2400000003.
+
+    >>> L2Ball(1.0).prox(torch.tensor([3.0, 4.0]), step=1.0)
+    tensor([0.6000, 0.8000])
+    """
+
+    radius: float = 1.0
+
+    reference: ClassVar[str] = "Ivanov 1962"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "radius", 0)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """A point outside the ball moved onto the sphere."""
+        rows, metric = _rows_and_metric(w, step)
+        return _scale_to(rows, metric, self.radius, inside=True).reshape(w.shape).to(w.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitNorm(Constraint):
+    """Norm of each row exactly 1; a zero row becomes constant.
+
+    The sphere is not convex. In a diagonal metric the projection is exact unless a row is 0 just
+    where its steps are largest.
+
+    Reference: Salimans and Kingma (2016), https://arxiv.org/abs/1602.07868.
+
+    >>> UnitNorm().prox(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), step=1.0)
+    tensor([[0.6000, 0.8000],
+            [0.6000, 0.8000]])
+    """
+
+    convex: ClassVar[bool] = False
+    rows: ClassVar[str] = "out"
+    reference: ClassVar[str] = "Salimans and Kingma 2016"
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Rows moved onto the unit sphere."""
+        rows, metric = _rows_and_metric(w, step)
+        rows = torch.where(row_norms(rows) > 0, rows, 1.0)
+        return _scale_to(rows, metric, 1.0, inside=False).reshape(w.shape).to(w.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class NonNegative(Constraint):
+    """No entry below 0; exact in a diagonal metric, which changes nothing.
+
+    Reference: Lee and Seung (1999), https://doi.org/10.1038/44565.
+
+    >>> NonNegative().prox(torch.tensor([-1.0, 2.0]), step=1.0)
+    tensor([0., 2.])
+    """
+
+    elementwise: ClassVar[bool] = True
+    reference: ClassVar[str] = "Lee and Seung 1999"
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """max(w, 0)."""
+        return w.clamp_min(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Box(Constraint):
+    """Every entry between `low` and `high`; exact in a diagonal metric, which changes nothing.
+
+    Args:
+        low: smallest entry.
+        high: largest entry, >= low.
+
+    Reference: Arjovsky, Chintala and Bottou (2017), https://arxiv.org/abs/1701.07875 (clipping).
+
+    >>> Box(-1.0, 1.0).prox(torch.tensor([-3.0, 0.5]), step=1.0)
+    tensor([-1.0000,  0.5000])
+    """
+
+    low: float = -1.0
+    high: float = 1.0
+
+    elementwise: ClassVar[bool] = True
+    reference: ClassVar[str] = "Arjovsky, Chintala and Bottou 2017"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.low <= self.high:
+            raise ValueError(f"Box: low must be <= high, received {self.low!r} and {self.high!r}")
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """w clipped."""
+        return w.clamp(self.low, self.high)
+
+
+@dataclass(frozen=True, eq=False)
+class Simplex(Constraint):
+    """Entries >= 0 that sum to `total`; exact in a diagonal metric.
+
+    Args:
+        total: > 0.
+
+    Reference: Duchi et al. (2008), https://doi.org/10.1145/1390156.1390191.
+
+    >>> Simplex(1.0).prox(torch.tensor([1.0, 0.8, -1.0]), step=1.0)
+    tensor([0.6000, 0.4000, 0.0000])
+    """
+
+    total: float = 1.0
+
+    reference: ClassVar[str] = "Duchi et al. 2008"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "total", 0)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Each row less one level (times the steps), cut at 0."""
+        rows, metric = _rows_and_metric(w, step)
+        if not w.numel():
+            return w.clone()
+        return _onto_simplex(rows, metric, self.total).reshape(w.shape).to(w.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class L1Ball(Constraint):
+    """Sum of sizes at most `radius`: the constrained lasso; exact in a diagonal metric.
+
+    Args:
+        radius: > 0.
+
+    Reference: Duchi et al. (2008), https://doi.org/10.1145/1390156.1390191.
+
+    >>> L1Ball(1.0).prox(torch.tensor([-1.0, 0.8, 0.1]), step=1.0)
+    tensor([-0.6000,  0.4000,  0.0000])
+    """
+
+    radius: float = 1.0
+
+    reference: ClassVar[str] = "Duchi et al. 2008"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "radius", 0)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Rows outside the ball soft-thresholded so that their sizes sum to the radius."""
+        rows, metric = _rows_and_metric(w, step)
+        if not w.numel():
+            return w.clone()
+        size = rows.abs()
+        onto = torch.sign(rows) * _onto_simplex(size, metric, self.radius)
+        inside = size.sum(1, keepdim=True) <= self.radius
+        return torch.where(inside, rows, onto).reshape(w.shape).to(w.dtype)
+
+
+def _onto_simplex(rows: Tensor, metric: Tensor | None, total: float) -> Tensor:
+    """max(row - level*metric, 0), the level such that the row sums to `total`."""
+    steps = torch.ones_like(rows) if metric is None else metric
+    order = (rows / steps).argsort(dim=1, descending=True)
+    sums = rows.gather(1, order).cumsum(1)
+    # over any subset of the row the sum is at most the whole: the level is the largest of these
+    levels = (sums - total) / steps.gather(1, order).cumsum(1)
+    return (rows - levels.amax(1, keepdim=True) * steps).clamp_min(0)
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralBall(Constraint):
+    """Largest singular value at most `radius`: a bound on a layer's Lipschitz constant.
+
+    w is seen as a matrix, all dimensions but the first being columns. The projection is exact for
+    one step; a per-weight step is refused.
+
+    Args:
+        radius: > 0.
+
+    Reference: Gouk et al. (2021), https://doi.org/10.1007/s10994-020-05929-w.
+
+    >>> SpectralBall(1.0).prox(torch.diag(torch.tensor([3.0, 0.5])), step=1.0).diag()
+    tensor([1.0000, 0.5000])
+    """
+
+    radius: float = 1.0
+
+    diagonal: ClassVar[bool] = False
+    rows: ClassVar[str] = "out"
+    reference: ClassVar[str] = "Gouk et al. 2021"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "radius", 0)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Singular values clipped at the radius."""
+        refuse_metric(self, step)
+        u, sigma, vh = svd(as_rows(wide(w)))
+        return ((u * sigma.clamp_max(self.radius)) @ vh).reshape(w.shape).to(w.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class TopK(Constraint):
+    """At most `k` non-zero entries: hard sparsity; exact in a diagonal metric.
+
+    The set is not convex. Of equal entries the first found stays.
+
+    Args:
+        k: how many entries of a row may stay, >= 0; with more than the row has, all do.
+
+    Reference: Blumensath and Davies (2009), https://doi.org/10.1016/j.acha.2009.04.002.
+
+    >>> TopK(1).prox(torch.tensor([-3.0, 2.0, 0.5]), step=1.0)
+    tensor([-3.,  0.,  0.])
+    """
+
+    k: int = 1
+
+    convex: ClassVar[bool] = False
+    reference: ClassVar[str] = "Blumensath and Davies 2009"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.k, int) and self.k >= 0):
+            raise ValueError(f"TopK: k must be an integer >= 0, received {self.k!r}")
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """The entries that are largest (in the metric) stay, the others become 0."""
+        rows, metric = _rows_and_metric(w, step)
+        cost = rows.abs() if metric is None else rows.abs() / metric.sqrt()
+        kept = cost.topk(min(self.k, rows.shape[1]), dim=1).indices
+        mask = torch.zeros_like(rows).scatter(1, kept, 1.0)
+        return (rows * mask).reshape(w.shape).to(w.dtype)

@@ -1,0 +1,157 @@
+"""Penalties of the singular values of w, seen as a matrix (all dimensions but the first: columns).
+
+A w with fewer than two dimensions is a matrix of one row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tikhon.penalties.base import Penalty, Proximable, refuse_metric, wide
+from tikhon.penalties.elementwise import soft_threshold
+from tikhon.penalties.group import as_rows, clip_rows
+
+
+def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin SVD, once more in float64 if it does not converge; ValueError if not finite."""
+    try:
+        return torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        bad = int((~matrix.isfinite()).sum())
+        if bad:
+            raise ValueError(
+                f"the singular values of a {tuple(matrix.shape)} matrix with {bad} NaN or "
+                f"infinite entries do not exist; training has diverged before this step"
+            ) from None
+    factors = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return tuple(factor.to(matrix.dtype) for factor in factors)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, eq=False)
+class NuclearNorm(Proximable):
+    """Sum of the singular values: low rank.
+
+    `strength * sum(sigma(w))`. The prox is exact for one step; a per-weight step is refused.
+
+    Args:
+        strength: lambda >= 0.
+
+    Reference: Fazel (2002), https://faculty.washington.edu/mfazel/thesis-final.pdf; prox: Cai,
+    Candes and Shen (2010), https://doi.org/10.1137/080738970.
+
+    >>> w = torch.diag(torch.tensor([3.0, 0.5]))
+    >>> torch.linalg.matrix_rank(NuclearNorm(1.0).prox(w, step=1.0)).item()
+    1
+    """
+
+    diagonal: ClassVar[bool] = False
+    rows: ClassVar[str] = "out"
+    reference: ClassVar[str] = "Fazel 2002"
+
+    def value(self, w: Tensor) -> Tensor:
+        """strength * sum of singular values."""
+        return self.lam * torch.linalg.svdvals(as_rows(wide(w))).sum()
+
+    def grad(self, w: Tensor) -> Tensor:
+        """strength * U V' over the non-zero singular values."""
+        u, sigma, vh = svd(as_rows(wide(w)))
+        limits = torch.finfo(sigma.dtype)
+        floor = sigma.amax() * limits.eps * max(u.shape[0], vh.shape[1]) if sigma.numel() else 0
+        unit = (sigma > floor).to(sigma.dtype)
+        return (self.lam * (u * unit) @ vh).reshape(w.shape).to(w.dtype)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Soft threshold of the singular values."""
+        refuse_metric(self, step)
+        u, sigma, vh = svd(as_rows(wide(w)))
+        shrunk = soft_threshold(sigma, self.lam * step)
+        return ((u * shrunk) @ vh).reshape(w.shape).to(w.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralNorm(Proximable):
+    """Largest singular value: bounds how much a layer can amplify its input.
+
+    `strength * max(sigma(w))`. The prox is exact for one step; a per-weight step is refused.
+
+    Args:
+        strength: lambda >= 0.
+
+    Reference: Yoshida and Miyato (2017), https://arxiv.org/abs/1705.10941.
+
+    >>> SpectralNorm(1.0).prox(torch.diag(torch.tensor([3.0, 0.5])), step=1.0).diag()
+    tensor([2.0000, 0.5000])
+    """
+
+    diagonal: ClassVar[bool] = False
+    rows: ClassVar[str] = "out"
+    reference: ClassVar[str] = "Yoshida and Miyato 2017"
+
+    def value(self, w: Tensor) -> Tensor:
+        """strength * largest singular value."""
+        sigma = torch.linalg.svdvals(as_rows(wide(w)))
+        return self.lam * (sigma[0] if sigma.numel() else sigma.sum())
+
+    def grad(self, w: Tensor) -> Tensor:
+        """strength * u v', the first pair of singular vectors; 0 at 0."""
+        if not w.numel():
+            return torch.zeros_like(w)
+        u, sigma, vh = svd(as_rows(wide(w)))
+        gradient = self.lam * (sigma[0] > 0) * torch.outer(u[:, 0], vh[0])
+        return gradient.reshape(w.shape).to(w.dtype)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Singular values clipped at one level."""
+        refuse_metric(self, step)
+        if not w.numel():
+            return w.clone()
+        u, sigma, vh = svd(as_rows(wide(w)))
+        clipped = clip_rows(sigma[None], step, self.lam)[0]
+        return ((u * clipped) @ vh).reshape(w.shape).to(w.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Orthogonal(Penalty):
+    """Distance of the rows (of the columns, where there are fewer) from being orthonormal.
+
+    `strength * |G - I|_F^2`, G = W W' or W' W, whichever is smaller; no factor 1/2. Smooth, so
+    it adds a gradient and needs no prox.
+
+    Args:
+        strength: lambda >= 0.
+
+    Reference: Bansal, Chen and Wang (2018), https://arxiv.org/abs/1810.09102.
+
+    >>> Orthogonal(0.1).value(2 * torch.eye(3))
+    tensor(2.7000)
+    """
+
+    smooth: ClassVar[bool] = True
+    convex: ClassVar[bool] = False
+    rows: ClassVar[str] = "out"
+    reference: ClassVar[str] = "Bansal, Chen and Wang 2018"
+
+    def value(self, w: Tensor) -> Tensor:
+        """strength * squared Frobenius norm of the Gram matrix minus the identity."""
+        return self.lam * self._excess(self._short(w)).square().sum()
+
+    def grad(self, w: Tensor) -> Tensor:
+        """4 * strength * (W W' - I) W."""
+        matrix = self._short(w)
+        gradient = 4 * self.lam * self._excess(matrix) @ matrix
+        if matrix.shape != as_rows(w).shape:
+            gradient = gradient.T
+        return gradient.reshape(w.shape).to(w.dtype)
+
+    def _short(self, w: Tensor) -> Tensor:
+        matrix = as_rows(wide(w))
+        return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+
+    def _excess(self, matrix: Tensor) -> Tensor:
+        return matrix @ matrix.T - torch.eye(
+            matrix.shape[0], dtype=matrix.dtype, device=matrix.device
+        )

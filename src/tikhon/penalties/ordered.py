@@ -1,0 +1,232 @@
+"""Penalties that depend on the order of the entries: by size (SLOPE) or by place (variation).
+
+They act on each row of w; a w with fewer than two dimensions is one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tikhon.penalties.base import Proximable, as_scalar, refuse_metric, wide
+from tikhon.penalties.group import as_rows
+
+
+@dataclass(frozen=True, eq=False)
+class SLOPE(Proximable):
+    """Sorted L1: the larger a weight, the more it is penalised; equal sizes cluster.
+
+    `strength * sum_i weights_i * |w|_(i)` for each row, |w|_(1) >= |w|_(2) >= ... The prox is
+    exact for one step; a per-weight step is refused.
+
+    Args:
+        strength: lambda >= 0.
+        weights: a sequence that does not increase, >= 0, one number an entry of a row. Unless
+            given, the Benjamini-Hochberg sequence: the normal quantiles at 1 - i*q/(2n).
+        q: false discovery rate of that sequence, in (0, 1).
+
+    Reference: Bogdan et al. (2015), https://doi.org/10.1214/15-AOAS842.
+
+    >>> slope = SLOPE(1.0, weights=torch.tensor([2.0, 1.0, 0.0]))
+    >>> slope.prox(torch.tensor([-4.0, 3.5, 1.0]), step=1.0)
+    tensor([-2.2500,  2.2500,  1.0000])
+    """
+
+    weights: Tensor | None = None
+    q: float = 0.1
+
+    diagonal: ClassVar[bool] = False
+    reference: ClassVar[str] = "Bogdan et al. 2015"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.q < 1:
+            raise ValueError(f"SLOPE: q must lie in (0, 1), received {self.q!r}")
+        if self.weights is not None and (self.weights.diff() > 0).any():
+            where = int((self.weights.diff() > 0).nonzero()[0])
+            raise ValueError(
+                f"SLOPE: weights must not increase, received {self.weights[where]:g} before "
+                f"{self.weights[where + 1]:g}; sort them in descending order"
+            )
+
+    def value(self, w: Tensor) -> Tensor:
+        """strength * sum of weights times sorted sizes."""
+        rows = as_rows(wide(w))
+        ordered = rows.abs().sort(dim=1, descending=True).values
+        return self.lam * (ordered * self._sequence(rows)).sum()
+
+    def grad(self, w: Tensor) -> Tensor:
+        """strength * sign(w) * the weight of its rank."""
+        rows = as_rows(wide(w))
+        order = rows.abs().argsort(dim=1, descending=True)
+        ranked = self._sequence(rows).expand(rows.shape)
+        sequence = torch.zeros_like(rows).scatter(1, order, ranked)
+        return (self.lam * torch.sign(rows) * sequence).reshape(w.shape).to(w.dtype)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Sorted sizes less their weights, made non-increasing again by pooling."""
+        refuse_metric(self, step)
+        rows = as_rows(wide(w))
+        ordered, order = rows.abs().sort(dim=1, descending=True)
+        fit = _by_rows(_nonincreasing, ordered - self.lam * step * self._sequence(rows))
+        size = torch.zeros_like(rows).scatter(1, order, fit.clamp_min(0))
+        return (torch.sign(rows) * size).reshape(w.shape).to(w.dtype)
+
+    def _sequence(self, rows: Tensor) -> Tensor:
+        n = rows.shape[1]
+        if self.weights is None:
+            rank = torch.arange(1, n + 1, dtype=rows.dtype, device=rows.device)
+            return torch.special.ndtri(1 - rank * self.q / (2 * max(n, 1)))
+        if self.weights.shape != (n,):
+            raise ValueError(
+                f"SLOPE: weights must have one entry for each of the {n} entries of a row, "
+                f"received shape {tuple(self.weights.shape)}"
+            )
+        return self.weights.to(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class TotalVariation(Proximable):
+    """Sum of jumps along each row: piecewise constant filters.
+
+    `strength * sum |w[r, i+1] - w[r, i]|`. The prox is exact for one step; a per-weight step is
+    refused.
+
+    Args:
+        strength: lambda >= 0.
+
+    Reference: Rudin, Osher and Fatemi (1992), https://doi.org/10.1016/0167-2789(92)90242-F; prox:
+    Hochbaum (2001), https://doi.org/10.1145/502090.502093, by splitting at level sets.
+
+    >>> TotalVariation(1.0).prox(torch.tensor([0.0, 1.0, 5.0, 6.0]), step=1.0)
+    tensor([1., 1., 5., 5.])
+    """
+
+    diagonal: ClassVar[bool] = False
+    rows: ClassVar[str] = "out"
+    reference: ClassVar[str] = "Rudin, Osher and Fatemi 1992"
+
+    def value(self, w: Tensor) -> Tensor:
+        """strength * sum of absolute differences of neighbours."""
+        return self.lam * as_rows(wide(w)).diff(dim=1).abs().sum()
+
+    def grad(self, w: Tensor) -> Tensor:
+        """strength * (sign of the jump into an entry minus sign of the jump out of it)."""
+        rows = as_rows(wide(w))
+        jumps = torch.sign(rows.diff(dim=1))
+        edge = torch.zeros_like(rows[:, :1])
+        gradient = torch.cat([edge, jumps], 1) - torch.cat([jumps, edge], 1)
+        return (self.lam * gradient[:, : rows.shape[1]]).reshape(w.shape).to(w.dtype)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """The exact total-variation denoising of each row."""
+        refuse_metric(self, step)
+        rows = as_rows(wide(w))
+        # sums over long rows decide which entries are equal: float64 where the device has it
+        rows = rows if rows.device.type == "mps" else rows.double()
+        threshold = as_scalar(self.lam * step, rows).expand(rows.shape[0], 1)
+        return _by_rows(_denoise, rows, threshold).reshape(w.shape).to(w.dtype)
+
+
+class _ByRows(torch.autograd.Function):
+    """Calls a function of row matrices that loops on its data; under vmap, more rows."""
+
+    @staticmethod
+    def forward(function: Callable[..., Tensor], *matrices: Tensor) -> Tensor:
+        return function(*matrices)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, function: Callable[..., Tensor], *matrices: Tensor):
+        batched = [
+            (m.expand(info.batch_size, *m.shape) if dim is None else m.movedim(dim, 0))
+            for m, dim in zip(matrices, in_dims[1:])
+        ]
+        rows = _ByRows.apply(function, *(m.flatten(0, 1) for m in batched))
+        return rows.reshape(batched[0].shape), 0  # type: ignore[union-attr]
+
+
+def _by_rows(function: Callable[..., Tensor], *matrices: Tensor) -> Tensor:
+    if not matrices[0].numel():
+        return matrices[0]
+    return _ByRows.apply(function, *(m.detach() for m in matrices))  # type: ignore[return-value]
+
+
+def _means(values: Tensor, starts: Tensor) -> Tensor:
+    """Mean over the block that each entry belongs to; blocks begin where `starts`."""
+    block = starts.cumsum(1) - 1
+    sums = torch.zeros_like(values).scatter_add(1, block, values)
+    sizes = torch.zeros_like(values).scatter_add(1, block, torch.ones_like(values))
+    return (sums / sizes.clamp_min(1)).gather(1, block)
+
+
+def _nonincreasing(values: Tensor) -> Tensor:
+    """Closest non-increasing rows: all adjacent violators are pooled until there are none."""
+    starts = torch.ones_like(values, dtype=torch.bool)
+    while True:
+        fit = _means(values, starts)
+        violated = torch.zeros_like(starts)
+        violated[:, 1:] = fit[:, 1:] > fit[:, :-1]
+        if not violated.any():
+            return fit
+        starts &= ~violated
+
+
+def _denoise(rows: Tensor, threshold: Tensor) -> Tensor:
+    """argmin 1/2 |x - row|^2 + threshold * variation of x, for each row.
+
+    A block of entries (first the row) is split into those where x exceeds the block's mean and
+    the rest, by the min-marginals of a binary chain. Across a split the sign of the jump is
+    known, so its term is linear: it moves the two neighbours by the threshold and the link is
+    cut. A block that does not split is constant.
+    """
+    values = rows.clone()
+    starts = torch.zeros_like(rows, dtype=torch.bool)
+    starts[:, 0] = True
+    noise = 4 * rows.shape[1] ** 0.5 * torch.finfo(rows.dtype).eps
+    tolerance = noise * (rows.abs().amax(1, keepdim=True) + threshold)
+    while True:
+        means = _means(values, starts)
+        ends = starts.roll(-1, 1)
+        cost = means - values
+        before = _messages(cost, starts, threshold).roll(1, 1).masked_fill(starts, 0)
+        after = _messages(cost.flip(1), ends.flip(1), threshold).flip(1)
+        after = after.roll(-1, 1).masked_fill(ends, 0)
+        high = (cost + before + after < -tolerance).to(rows.dtype)
+        jump = high[:, 1:] - high[:, :-1]
+        cut = (jump != 0) & ~starts[:, 1:]
+        if not cut.any():
+            return means
+        starts[:, 1:] |= cut
+        move = threshold * jump * cut
+        values[:, 1:] -= move
+        values[:, :-1] += move
+
+
+def _messages(cost: Tensor, starts: Tensor, threshold: Tensor) -> Tensor:
+    """c_i = clip(c_{i-1} + cost_i, -threshold, threshold), c before each block being 0.
+
+    Clipped shifts compose to clipped shifts, so the recursion is a parallel prefix scan.
+    """
+    limit = threshold.expand(cost.shape)
+    first = cost.clamp(-limit, limit)
+    shift = cost.clone()
+    low, high = torch.where(starts, first, -limit), torch.where(starts, first, limit)
+    reach = 1
+    while reach < cost.shape[1]:
+        earlier_shift, earlier_low, earlier_high = (
+            x[:, :-reach].clone() for x in (shift, low, high)
+        )
+        a, lo, hi = shift[:, reach:].clone(), low[:, reach:].clone(), high[:, reach:].clone()
+        shift[:, reach:] = earlier_shift + a
+        low[:, reach:] = (earlier_low + a).clamp(lo, hi)
+        high[:, reach:] = (earlier_high + a).clamp(lo, hi)
+        reach *= 2
+    return low
