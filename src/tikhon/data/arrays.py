@@ -77,7 +77,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
             return {key: archive[key] for key in _WANTED if key in archive}
     except (zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} is not a complete .npz file ({error}); copy it again") from error
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:
         raise DataError(_not_numbers(path, error)) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error

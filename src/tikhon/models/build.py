@@ -70,10 +70,10 @@ def _convolutional(name: str, shape: tuple[int, ...], outputs: int, rate: float)
         return nn.Sequential(
             nn.Unflatten(1, (1, side, side)), _convolutional(name, (1, side, side), outputs, rate)
         )
+    if name == "lenet5" and shape[1:] not in ((28, 28), (32, 32)):
+        raise InputError(f"model 'lenet5' needs images of 28x28 or 32x32, the rows are {shape}")
     if len(shape) != 3 or min(shape[1:]) < 4:
         raise InputError(f"model {name!r} needs images of 4x4 or more, the rows are {shape}")
     if name == "convnet":
         return ConvNet(shape[0], outputs, rate=rate)
-    if shape[1:] not in ((28, 28), (32, 32)):
-        raise InputError(f"model 'lenet5' needs images of 28x28 or 32x32, the rows are {shape}")
     return LeNet5(shape[0], outputs, side=shape[1], rate=rate)

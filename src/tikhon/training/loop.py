@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,8 @@ class Training:
         self.valid = (
             None if valid is None else (valid[0].to(self.device), valid[1].to(self.device))
         )
-        apply_dropout(model, recipe)
+        with _as_input_errors():
+            apply_dropout(model, recipe)
         self.batches = len(batches.slices(torch.empty(len(self.x)), settings.batch_size))
         self.steps = self.batches * settings.epochs
         self.loss = settings.loss_function(self.y)
@@ -221,7 +223,8 @@ class Training:
 
     def _regularize(self) -> Regularizer | None:
         terms = self.recipe.terms(self._adapting)
-        return regularize(self.model, self.optimizer, terms) if terms else None
+        with _as_input_errors():
+            return regularize(self.model, self.optimizer, terms) if terms else None
 
     def _adapting(self) -> Any:
         from tikhon.strengths.hypergradient import Hypergradient
@@ -344,6 +347,15 @@ def noise_layers_of(model: nn.Module) -> bool:
         return bool(noise_layers(model))
     except ValueError:
         return False
+
+
+@contextmanager
+def _as_input_errors() -> Iterator[None]:
+    """What penalties, patterns and layers refuse is a request that cannot be carried out."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from error
 
 
 def _lives_with(value: Any, param: Tensor) -> bool:

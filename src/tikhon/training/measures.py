@@ -43,7 +43,12 @@ def score(
 @torch.no_grad()
 def penalties(regularizer: Regularizer | None) -> dict[str, dict[str, float]]:
     """Value, strength and share of exact zeros of every term on every parameter."""
-    return {} if regularizer is None else regularizer.measure()
+    if regularizer is None:
+        return {}
+    return {
+        term.name: {"value": term.value, "strength": term.strength, "zeros": term.zeros}
+        for term in regularizer.trace()
+    }
 
 
 @torch.no_grad()

@@ -1,0 +1,97 @@
+"""The command line: a command is one file here and one line in `COMMANDS`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tikhon import __version__
+from tikhon.cli.configuration import defaults
+from tikhon.errors import DataError, InputError, StorageError, unknown
+
+COMMANDS = (
+    "fit",
+    "report",
+)
+
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def build() -> typer.Typer:
+    """The application. The files of commands import nothing heavy at their top."""
+    app = typer.Typer(
+        name="tikhon",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings=SETTINGS,
+        help="Find out why a PyTorch model overfits or does not train, and fix it.",
+        epilog="Settings in tikhon.toml, in the folder where the command runs, are defaults.",
+    )
+    app.callback()(_root)
+    for name in COMMANDS:
+        command = getattr(import_module(f"tikhon.cli.{name}"), name)
+        app.command(name, context_settings=SETTINGS)(command)
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tikhon {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    context.default_map = defaults(Path("tikhon.toml"), context)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; an error is one message, never a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command: Any = typer.main.get_command(build())
+    try:
+        code = command.main(arguments, prog_name="tikhon", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        return _explain(error, arguments)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _explain(error: Exception, arguments: list[str]) -> int:
+    if isinstance(error, BrokenPipeError):
+        sys.stdout = open(os.devnull, "w")
+        return 128 + signal.SIGPIPE
+    if hasattr(error, "format_message"):  # an error of the argument parser
+        shown = error.format_message()
+        if "No such command" in shown and arguments:
+            shown = unknown("command", arguments[0], COMMANDS)
+        path = getattr(getattr(error, "ctx", None), "command_path", "tikhon")
+        print(f"tikhon: {shown}\n  see: {path} --help", file=sys.stderr)
+        return 2
+    if type(error).__name__ in ("Abort", "Exit"):
+        return getattr(error, "exit_code", 1)
+    kinds = ((DataError, 4), (InputError, 2), (StorageError, 5))
+    for kind, code in kinds:
+        if isinstance(error, kind):
+            print(f"tikhon: {error}", file=sys.stderr)
+            return code
+    print(
+        f"tikhon: unexpected {type(error).__name__}: {error}\n  --debug shows where",
+        file=sys.stderr,
+    )
+    return 1

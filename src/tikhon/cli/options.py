@@ -1,0 +1,95 @@
+"""The options that several commands share, and the reading of their values."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tikhon.errors import InputError
+
+Data = Annotated[
+    str, typer.Argument(metavar="DATA", help="digits, mnist, ... or a file or folder of arrays.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Output = Annotated[
+    Path | None, typer.Option(help="Folder of the run.", metavar="RUN", show_default="runs/DATA-N")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Epochs = Annotated[int, typer.Option(help="Passes over the training rows.")]
+Budget = Annotated[
+    str | None, typer.Option(help="Stop after this time: 60s, 5m, 1h.", metavar="TIME")
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder that holds the data's files.", metavar="DIR")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")]
+
+
+def seconds(text: str | None) -> float | None:
+    """Seconds of a text like 90, 60s, 5m, 1.5h.
+
+    >>> seconds("1.5m")
+    90.0
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([smh]?)", text.strip())
+    if not found or float(found[1]) == 0:
+        raise InputError(f"budget must be a time like 60s, 5m or 1h, received {text!r}")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def strength(text: str, option: str) -> float | str:
+    """A strength: a finite number >= 0, or "auto".
+
+    >>> strength("1e-4", "l1")
+    0.0001
+    """
+    if text == "auto":
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (0 <= number < math.inf):
+        raise InputError(
+            f"{option}: the strength must be a finite number >= 0 or auto, received {text!r}"
+        )
+    return number
+
+
+def penalty_entry(text: str) -> dict[str, Any]:
+    """A recipe entry of PATTERN=NAME:STRENGTH[,KEY=VALUE...]; the pattern may be left out.
+
+    >>> penalty_entry("fc1.weight=mcp:1e-3,gamma=3")
+    {'pattern': 'fc1.weight', 'penalty': 'mcp', 'strength': 0.001, 'gamma': 3.0}
+    """
+    found = re.fullmatch(r"(?:([^=:]+)=)?([a-z0-9_]+)(?::([^,]+))?((?:,\w+=[^,]+)*)", text.strip())
+    if not found:
+        raise InputError(
+            f"--penalty: [PATTERN=]NAME:STRENGTH[,KEY=VALUE] is needed, received {text!r}"
+        )
+    entry: dict[str, Any] = {"pattern": found[1] or "*", "penalty": found[2]}
+    if found[3]:
+        entry["strength"] = strength(found[3], f"--penalty {found[2]}")
+    for setting in filter(None, found[4].split(",")):
+        key, _, value = setting.partition("=")
+        entry[key] = _value(value)
+    return entry
+
+
+def _value(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,72 @@
+"""The progress of a training: a bar within the epoch, a line for each."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tikhon.cli.terminal import Terminal
+    from tikhon.training import Progress
+
+_SHOWN = 3  # weights whose norms fit on a line; the history file has all
+
+
+class FitProgress:
+    """Shows where a training is and one line an epoch, on stderr."""
+
+    def __init__(self, terminal: Terminal, epochs: int) -> None:
+        self._terminal, self._bar = terminal, terminal.progress()
+        self._task = self._bar.add_task("", total=None, rate="", note="")
+        self._epochs, self._header = epochs, ""
+        self._began: tuple[float, int] | None = None
+        self.step = 0
+
+    def __enter__(self) -> FitProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def tick(self, progress: Progress) -> None:
+        """Move the bar: epoch, share done, rate, time left, loss of the epoch so far."""
+        now, self.step = time.perf_counter(), progress.step
+        self._began = self._began or (now, progress.step)
+        steps = (progress.step - self._began[1]) / max(now - self._began[0], 1e-9)
+        self._bar.update(
+            self._task,
+            description=f"epoch {progress.epoch + 1}/{progress.epochs}",
+            total=progress.steps,
+            completed=progress.step,
+            rate=f"{steps:,.0f} steps/s" if steps else "",
+            note=f"loss {progress.loss:.4f}",
+        )
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Print the line of an epoch, under a header where the columns change."""
+        self.step = row["step"]
+        cells = self._cells(row)
+        header = "  ".join(name.rjust(len(value)) for name, value in cells)
+        if header.split() != self._header.split():
+            self._header = header
+            self._terminal.note(header, "bold")
+        self._terminal.note("  ".join(value.rjust(len(name)) for name, value in cells))
+
+    def _cells(self, row: dict[str, Any]) -> list[tuple[str, str]]:
+        kind = "accuracy" if "train/accuracy" in row else "rmse"
+        cells = [("epoch", f"{row['epoch']:>5}"), ("data loss", f"{row['train/loss']:9.4f}")]
+        values = [v for k, v in row.items() if k.startswith("penalty/") and k.endswith("/value")]
+        if values:
+            cells.append(("penalty", f"{sum(values):8.4f}"))
+        zeros = {k.split("/")[1]: v for k, v in row.items() if k.endswith("/zeros")}
+        params = list(dict.fromkeys(k.split("/")[1] for k in row if k.startswith("norm/")))
+        for name in params[:_SHOWN]:
+            short = name.removesuffix(".weight")
+            cells.append((f"{short} |w|1", f"{row[f'norm/{name}/l1']:8.2f}"))
+            cells.append((f"{short} |w|2", f"{row[f'norm/{name}/l2']:8.3f}"))
+            cells.append((f"{short} zeros", f"{zeros.get(name, 0.0):7.1%}"))
+        for part in ("train", "valid"):
+            if f"{part}/{kind}" in row:
+                cells.append((f"{part} {kind}", f"{row[f'{part}/{kind}']:8.4f}"))
+        return cells

@@ -1,0 +1,65 @@
+"""What a command shows: results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Terminal:
+    """Two consoles; colours go when NO_COLOR is set or a stream is no terminal (rich sees to it).
+
+    With `json` nothing but the document goes to stdout; with `quiet` nothing goes to stderr but
+    errors.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+        self.json, self.quiet = json, quiet
+        self.out = Console(highlight=False, soft_wrap=True, quiet=json)
+        self.err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+
+    def note(self, text: str, style: str = "") -> None:
+        """A line of progress."""
+        self.err.print(text, style=style or None, markup=False)
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """A line of the result."""
+        self.out.print(text, style=style or None, markup=False)
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
+    ) -> None:
+        """A table of the result; the first column is text, the others are numbers."""
+        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="right" if i else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        self.out.print(table)
+
+    def document(self, document: Mapping[str, Any]) -> None:
+        """The JSON document, if that is what was asked for."""
+        if self.json:
+            from tikhon.training.run_directory import json_text
+
+            sys.stdout.write(json_text(document) + "\n")
+            sys.stdout.flush()
+
+    def progress(self) -> Progress:
+        """A bar with the rate and the time left; nothing where stderr is no terminal."""
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
+            console=self.err,
+            transient=True,
+            disable=self.quiet or not self.err.is_terminal,
+        )
