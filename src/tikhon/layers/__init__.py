@@ -11,6 +11,7 @@ from tikhon.layers.dropout import (
     GaussianDropout,
     GaussianNoise,
 )
+from tikhon.layers.edit import Edit, insert_dropout, replace_dropout
 from tikhon.layers.learned import ConcreteDropout, VariationalDropout
 from tikhon.layers.noise import NoiseLayer
 from tikhon.layers.rates import (
@@ -21,6 +22,8 @@ from tikhon.layers.rates import (
     set_rate,
     set_rate_by_depth,
 )
+from tikhon.layers.recurrent import RecurrentDropout
+from tikhon.layers.sources import Audit, NoiseSource, audit
 from tikhon.layers.structured import (
     DropBlock1d,
     DropBlock2d,
@@ -40,6 +43,7 @@ from tikhon.layers.weights import DropConnect, EmbeddingDropout, Mixout, WeightD
 
 __all__ = [
     "AlphaDropout",
+    "Audit",
     "ConcreteDropout",
     "Curriculum",
     "DropBlock1d",
@@ -52,6 +56,7 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "Early",
+    "Edit",
     "EmbeddingDropout",
     "FeatureAlphaDropout",
     "GaussianDropout",
@@ -61,15 +66,20 @@ __all__ = [
     "LockedDropout",
     "Mixout",
     "NoiseLayer",
+    "NoiseSource",
     "PatchDropout",
     "RateSchedule",
+    "RecurrentDropout",
     "ShakeDrop",
     "TokenDropout",
     "VariationalDropout",
     "WeightDrop",
     "WordDropout",
+    "audit",
     "common_noise",
     "functional",
+    "insert_dropout",
+    "replace_dropout",
     "set_rate",
     "set_rate_by_depth",
 ]
