@@ -43,6 +43,7 @@ class AdaptiveDecay:
         self.log_strength = first.new_full(shape, math.log(start))
         self.mean, self.square = first.new_zeros(shape), first.new_zeros(shape)
         self.updates = 0
+        self.trace: list[Tensor] = []  # (members, layers) after every update
 
     @property
     def strength(self) -> Tensor:
@@ -79,6 +80,7 @@ class AdaptiveDecay:
         mean = self.mean / (1 - 0.9**self.updates)
         scale = (self.square / (1 - 0.999**self.updates)).sqrt() + 1e-12
         self.log_strength.sub_(self.rate * mean / scale).clamp_(*self.bounds)
+        self.trace.append(self.log_strength.clone())
 
     def state(self) -> dict[str, Tensor]:
         """Per-member rows: everything that the next step depends on."""
@@ -90,6 +92,7 @@ class AdaptiveDecay:
             "decay.mean": self.mean.clone(),
             "decay.square": self.square.clone(),
             "decay.updates": counted,
+            "decay.trace": torch.stack(self.trace or [self.log_strength], dim=1),
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -101,3 +104,24 @@ class AdaptiveDecay:
         self.mean.copy_(state["decay.mean"])
         self.square.copy_(state["decay.square"])
         self.updates = int(state["decay.updates"][0, 0])
+        self.trace = list(state["decay.trace"].unbind(1))[: self.updates]
+
+
+class ReplayedDecay(AdaptiveDecay):
+    """The strengths that an earlier run found, followed by another run of any length."""
+
+    def __init__(self, weights: Sequence[Tensor], trace: Tensor, *, steps: int) -> None:
+        super().__init__(weights, steps=steps)
+        self.found = trace  # (members, updates, layers)
+        self.now = 0
+
+    def decay_(self, lr: Tensor) -> None:
+        """Shrink the weights by the strength found at the same share of the training."""
+        place = min(self.now * self.found.shape[1] // self.last, self.found.shape[1] - 1)
+        self.log_strength.copy_(self.found[:, place])
+        self.now += 1
+        super().decay_(lr)
+
+    def due(self, step: int) -> bool:
+        """Nothing is left to be found."""
+        return False

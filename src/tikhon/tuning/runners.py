@@ -1,0 +1,309 @@
+"""Training the trials of a search: in chunks of a measured size, resumable, bit for bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from tikhon.data.batches import order, slices
+from tikhon.tuning.batched import Unsupported
+from tikhon.tuning.decay import ReplayedDecay
+from tikhon.tuning.objective import Objective, mean_over
+from tikhon.tuning.population import Population
+from tikhon.tuning.settings import Settings
+from tikhon.tuning.trials import Outcome, Trial, Value
+
+SIZES = (1, 4, 8, 16, 32, 64)
+Config = Mapping[str, Value]
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What every trial trains on, and how: all that is not a hyperparameter.
+
+    `kept` (folds, rows) holds 1 for the rows that a fold trains on; without folds it is None and
+    `valid` gives the scores (or is None: nothing is scored).
+    """
+
+    build: Callable[[Config], nn.Module]
+    x: Tensor
+    y: Tensor
+    objective: Objective
+    epochs: int
+    batch_size: int
+    valid: tuple[Tensor, Tensor] | None = None
+    kept: Tensor | None = None
+    optimizer: Callable[..., optim.Optimizer] = optim.AdamW
+    seed: int = 0
+
+    @property
+    def folds(self) -> int:
+        """Members that one trial needs."""
+        return 1 if self.kept is None else len(self.kept)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return len(slices(torch.arange(len(self.x)), self.batch_size))
+
+    @property
+    def checks(self) -> int:
+        """Epochs between two validation losses."""
+        return max(1, self.epochs // 20)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One member to train: a trial on one fold."""
+
+    trial: Trial
+    fold: int
+
+
+class Runner(ABC):
+    """Executes trials; keeps their states so that later trials can continue them."""
+
+    @abstractmethod
+    def run(self, trials: Sequence[Trial]) -> list[Outcome]:
+        """One outcome a trial, in order."""
+
+
+@dataclass(eq=False)
+class PopulationRunner(Runner):
+    """Trains up to `chunk` members at once; `chunk=1` is plain PyTorch, one after another."""
+
+    job: Job
+    chunk: int = 1
+    states: dict[int, State] = field(default_factory=dict)
+    progress: Callable[[dict[str, Any]], None] = lambda event: None
+
+    def run(self, trials: Sequence[Trial]) -> list[Outcome]:
+        """Train every trial from its parent's end to its own budget."""
+        units = [Unit(trial, fold) for trial in trials for fold in range(self.job.folds)]
+        found: dict[Unit, tuple[State | None, list[tuple[int, float]], str, float]] = {}
+        for chunk in self._chunks(units):
+            found.update(self._train(chunk))
+        outcomes = []
+        for trial in trials:
+            parts = [found[Unit(trial, fold)] for fold in range(self.job.folds)]
+            states = [part[0] for part in parts]
+            if all(state is not None for state in states):
+                self.states[trial.id] = {
+                    name: torch.stack([s[name] for s in states if s]) for name in states[0] or {}
+                }
+            outcomes.append(self._outcome(trial, parts))
+        return outcomes
+
+    def _chunks(self, units: list[Unit]) -> Iterable[list[Unit]]:
+        """Units that can run side by side: same length, same kind of settings, same shapes."""
+
+        def alike(unit: Unit) -> str:
+            config = {k: v == "auto" for k, v in sorted(unit.trial.config.items())}
+            parent = self.states.get(unit.trial.parent, {}).get("epoch")
+            start = 0 if parent is None else int(parent[0])
+            return repr((unit.trial.budget, start, config, _shape(self.job, unit.trial.config)))
+
+        for _, group in groupby(sorted(units, key=alike), key=alike):
+            members = list(group)
+            for i in range(0, len(members), self.chunk):
+                yield members[i : i + self.chunk]
+
+    def _train(self, units: list[Unit]) -> dict[Unit, Any]:
+        job, started = self.job, time.perf_counter()
+        population = populate(job, [unit.trial.config for unit in units])
+        first = units[0].trial
+        start = 0
+        if first.parent is not None:
+            rows = [_row(self.states[u.trial.parent], u.fold) for u in units]
+            start = int(rows[0].pop("epoch"))
+            stacked = {n: torch.stack([row[n] for row in rows]) for n in rows[0]}
+            population.load(stacked)
+        kept = None if job.kept is None else job.kept[[unit.fold for unit in units]]
+        curves: list[list[tuple[int, float]]] = [[] for _ in units]
+        for epoch in range(start, first.budget):
+            losses = train_epoch(job, population, kept, epoch)
+            for member in (~losses.isfinite()).nonzero().flatten().tolist():
+                if member not in population.failed:
+                    population.fail(member, f"diverged in epoch {epoch + 1}")
+            if (epoch + 1) % job.checks == 0 or epoch + 1 == first.budget:
+                for member, loss in enumerate(validation(job, population, kept).tolist()):
+                    if member not in population.failed:
+                        curves[member].append((epoch + 1, loss))
+            self.progress({"epoch": epoch + 1, "budget": first.budget, "members": len(units)})
+            if len(population.failed) == len(units):
+                break
+        seconds = (time.perf_counter() - started) / len(units)
+        state = population.state()
+        found = {}
+        for member, unit in enumerate(units):
+            why = population.failed.get(member, "")
+            row = None if why else {name: value[member] for name, value in state.items()}
+            if row is not None:
+                row["epoch"] = torch.tensor(first.budget)
+            found[unit] = (row, curves[member], why, seconds)
+        return found
+
+    def _outcome(self, trial: Trial, parts: Sequence[Any]) -> Outcome:
+        why = next((part[2] for part in parts if part[2]), "")
+        seconds = sum(part[3] for part in parts)
+        if why:
+            return Outcome(trial, math.nan, seconds, failure=why)
+        checks = zip(*(part[1] for part in parts))
+        curve = tuple((fold[0][0], sum(p[1] for p in fold) / len(fold)) for fold in checks)
+        last = [loss for _, loss in curve[-3:]]
+        finals = torch.tensor([part[1][-1][1] for part in parts if part[1]])
+        error = float(finals.std() / math.sqrt(len(finals))) if len(finals) > 1 else 0.0
+        strengths = {}
+        trace = self.states[trial.id].get("decay.log_strength")
+        if trace is not None:
+            names = [f"layer {i + 1}" for i in range(trace.shape[1])]
+            strengths = dict(zip(names, trace.mean(0).exp().tolist()))
+        score = sum(last) / len(last) if last else 0.0
+        if not math.isfinite(score):
+            return Outcome(trial, math.nan, seconds, failure="the validation loss is not finite")
+        return Outcome(trial, score, seconds, error, curve=curve, strengths=strengths)
+
+
+def populate(job: Job, configs: Sequence[Config]) -> Population:
+    """Freshly initialised members; the same seed gives all of them the same start."""
+    return Population(
+        [_build(job, config) for config in configs],
+        Settings.of(configs),
+        objective=job.objective,
+        example=job.x[:2],
+        steps=job.epochs * job.steps_per_epoch,
+        optimizer=job.optimizer,
+    )
+
+
+def _build(job: Job, config: Config) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(config.get("seed", job.seed)))
+        return job.build(config).to(job.x.device)
+
+
+def _shape(job: Job, config: Config) -> list[tuple[int, ...]]:
+    """Shapes of the parameters, where a configuration may change them."""
+    from tikhon.tuning.space import KNOWN
+
+    if all(name in KNOWN for name in config):
+        return []
+    return [tuple(p.shape) for p in _build(job, config).parameters()]
+
+
+def _row(state: State, fold: int) -> State:
+    return {name: value[fold] for name, value in state.items()}
+
+
+def train_epoch(job: Job, population: Population, kept: Tensor | None, epoch: int) -> Tensor:
+    """All batches of one epoch; (members,) sum of their losses (non-finite if any was)."""
+    permutation = order(len(job.x), seed=job.seed, epoch=epoch).to(job.x.device)
+    sizes = [len(part) for part in slices(permutation, job.batch_size)]
+    xs, ys = job.x[permutation].split(sizes), job.y[permutation].split(sizes)
+    weights = [None] * len(sizes) if kept is None else kept[:, permutation].split(sizes, dim=1)
+    total = torch.zeros(population.members, device=job.x.device)
+    step = epoch * len(sizes)
+    for x, y, weight in zip(xs, ys, weights):
+        total += population.step(x, y, weight, step, seed=noise_seed(job.seed, step))
+        if population.decay is not None and population.decay.due(step):
+            population.adapt(*_validation_batch(job, kept, step), step)
+        step += 1
+    return total
+
+
+def noise_seed(seed: int, step: int) -> int:
+    """Seed of the noise of one step: nothing has to be stored to continue a run."""
+    return (seed * 1_000_003 + step) * 2_654_435_761 % 2**62
+
+
+def _validation_batch(job: Job, kept: Tensor | None, step: int) -> tuple[Tensor, Tensor, Any]:
+    x, y = (job.x, job.y) if job.valid is None else job.valid
+    size = min(max(256, job.batch_size), len(x))
+    begin = (step * size) % max(len(x) - size + 1, 1)
+    rows = slice(begin, begin + size)
+    return x[rows], y[rows], None if kept is None else 1 - kept[:, rows]
+
+
+def validation_rows(job: Job, population: Population) -> Tensor:
+    """(members, rows) losses of the rows that scores are made of."""
+    return population.row_losses(*((job.x, job.y) if job.valid is None else job.valid))
+
+
+def validation(job: Job, population: Population, kept: Tensor | None) -> Tensor:
+    """(members,) mean validation losses."""
+    if job.valid is None and kept is None:
+        return torch.zeros(population.members)
+    rows = validation_rows(job, population)
+    return mean_over(rows, None if kept is None else 1 - kept)
+
+
+def train_on_all(
+    job: Job, configs: Sequence[Config], traces: Sequence[Tensor | None]
+) -> list[dict[str, Tensor] | None]:
+    """State dicts of one full training each; `traces` replay strengths found before.
+
+    A member that diverges gives None.
+    """
+    population = populate(job, configs)
+    if population.decay is not None:
+        found = torch.stack([trace for trace in traces if trace is not None])
+        population.decay = ReplayedDecay(population.decay.weights, found, steps=population.steps)
+    losses = torch.zeros(len(configs))
+    for epoch in range(job.epochs):
+        losses = train_epoch(job, population, None, epoch)
+    healthy = losses.isfinite().tolist()
+    return [population.state_dict_of(k) if fine else None for k, fine in enumerate(healthy)]
+
+
+def measure_chunk(
+    job: Job, configs: Sequence[Config], *, repeats: int = 5, seconds: float = 5.0
+) -> tuple[int, dict[int, float], str]:
+    """The chunk size with the fewest microseconds per config-step, the table, and the reason.
+
+    Sizes are tried in rising order until one is no better than the best so far; a size that the
+    vectorised routes refuse ends the search with the reason.
+    """
+    table: dict[int, float] = {}
+    reason = ""
+    job_kept = job.kept
+    if job_kept is not None and _has_batch_norm(_build(job, configs[0])):
+        return 1, table, "batch normalisation would see the rows of the held-out fold"
+    started = time.perf_counter()
+    for size in (s for s in SIZES if s <= max(len(configs) * job.folds, 1)):
+        members = [configs[i % len(configs)] for i in range(size)]
+        kept = None if job_kept is None else job_kept[[i % job.folds for i in range(size)]]
+        try:
+            population = populate(job, members)
+        except Unsupported as error:
+            reason = str(error)
+            break
+        reason = population.reason or reason
+        table[size] = _microseconds(job, population, kept, repeats) / size
+        best = min(table, key=table.__getitem__)
+        if (best != size and size > 2 * best) or time.perf_counter() - started > seconds:
+            break
+    return min(table, key=table.__getitem__), table, reason
+
+
+def _microseconds(job: Job, population: Population, kept: Tensor | None, repeats: int) -> float:
+    x, y = job.x[: job.batch_size], job.y[: job.batch_size]
+    weights = None if kept is None else kept[:, : job.batch_size]
+    times = []
+    for step in range(repeats + 2):
+        begin = time.process_time_ns()
+        population.step(x, y, weights, step, seed=step)
+        times.append(time.process_time_ns() - begin)
+    return sorted(times[2:])[len(times[2:]) // 2] / 1e3
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any("running_mean" in name for name, _ in model.named_buffers())
