@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tikhon.layers import functional
+from tikhon.layers.calibration import accuracy_rejection, expected_calibration_error
 from tikhon.layers.common import common_noise
 from tikhon.layers.dropout import (
     AlphaDropout,
@@ -13,6 +14,7 @@ from tikhon.layers.dropout import (
 )
 from tikhon.layers.edit import Edit, insert_dropout, replace_dropout
 from tikhon.layers.learned import ConcreteDropout, VariationalDropout
+from tikhon.layers.montecarlo import Distribution, montecarlo, predict_distribution
 from tikhon.layers.noise import NoiseLayer
 from tikhon.layers.rates import (
     Curriculum,
@@ -46,6 +48,7 @@ __all__ = [
     "Audit",
     "ConcreteDropout",
     "Curriculum",
+    "Distribution",
     "DropBlock1d",
     "DropBlock2d",
     "DropBlock3d",
@@ -75,10 +78,14 @@ __all__ = [
     "VariationalDropout",
     "WeightDrop",
     "WordDropout",
+    "accuracy_rejection",
     "audit",
     "common_noise",
+    "expected_calibration_error",
     "functional",
     "insert_dropout",
+    "montecarlo",
+    "predict_distribution",
     "replace_dropout",
     "set_rate",
     "set_rate_by_depth",

@@ -1,0 +1,172 @@
+"""Monte-Carlo dropout: the noise left on at prediction, and what its spread says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.errors import unknown
+from tikhon.layers.noise import NoiseLayer
+from tikhon.layers.rates import named_modules
+from tikhon.layers.sources import noise_sources
+
+# their evaluation shortcuts would skip the noise of their children
+SHORTCUTS = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
+
+
+@contextmanager
+def montecarlo(model: nn.Module, *, also: tuple[str, ...] = ()) -> Iterator[None]:
+    """Inside, every noise source of `model` is in training mode and everything else in evaluation.
+
+    Sources are those of `layers.audit`, attention and recurrent rates included; batch
+    normalisation uses its running statistics and does not move them. `also` are globs on the paths
+    of modules whose noise leaves no trace, such as a call of `F.dropout`. All modes are restored
+    on exit. Raises ValueError if there is no noise. Reference: Gal and Ghahramani 2016,
+    https://arxiv.org/abs/1506.02142
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5))
+    >>> with montecarlo(model): model[0].training, model[1].training
+    (False, True)
+    """
+    noisy = [module for _, module in noise_sources(model)]
+    modules = list(named_modules(model))
+    for pattern in also:
+        found = [m for path, m in modules if fnmatchcase(path, pattern)]
+        if not found:
+            raise ValueError(unknown("module", pattern, [path for path, _ in modules]))
+        noisy += found
+    if not noisy:
+        raise ValueError(
+            f"{type(model).__name__} has no source of noise: nothing would vary. Train with "
+            "dropout, or name modules that call F.dropout in `also`"
+        )
+    noisy += [m for _, m in modules if _reads_a_childs_rate(m)]
+    before = [(module, module.training) for _, module in modules]
+    for module, _ in before:
+        module.training = False
+    for module in noisy:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def _reads_a_childs_rate(module: nn.Module) -> bool:
+    """Whether a module decides by its own mode what happens to the noise of its children."""
+    if isinstance(module, SHORTCUTS):
+        return True
+    children = [c for c in module.children() if isinstance(c, nn.modules.dropout._DropoutNd)]
+    return "Attention" in type(module).__name__ and bool(children)
+
+
+@dataclass(frozen=True, eq=False)
+class Distribution:
+    """Predictions under noise: `samples` (S, N, ...) are probabilities, or values of a regression.
+
+    `classes` says whether the last dimension is a distribution over classes.
+    """
+
+    samples: Tensor
+    classes: bool
+
+    @property
+    def mean(self) -> Tensor:
+        """(N, ...): the prediction."""
+        return self.samples.mean(0)
+
+    @property
+    def variance(self) -> Tensor:
+        """(N, ...): the unbiased variance over samples."""
+        return self.samples.var(0)
+
+    @property
+    def entropy(self) -> Tensor:
+        """(N,): entropy of the mean in nats, the total uncertainty of a class."""
+        return _entropy(self._probabilities().mean(0))
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """(N,): entropy of the mean minus mean entropy, the part that comes from the model."""
+        probabilities = self._probabilities()
+        return _entropy(probabilities.mean(0)) - _entropy(probabilities).mean(0)
+
+    def _probabilities(self) -> Tensor:
+        if not self.classes:
+            raise ValueError(
+                "a regression has no entropy over classes: use the variance, or predict with "
+                "output='logits'"
+            )
+        return self.samples
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    return torch.special.entr(probabilities).sum(-1)
+
+
+OUTPUTS = ("logits", "probabilities", "values")
+
+
+@torch.no_grad()
+def predict_distribution(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    samples: int = 50,
+    output: str = "logits",
+    chunk: int = 16384,
+    also: tuple[str, ...] = (),
+) -> Distribution:
+    """Predict `x` (N, ...) `samples` times under fresh noise, in few large forward passes.
+
+    `output` says what the model returns: "logits" (N, classes), which pass through a softmax,
+    "probabilities" (N, classes) or "values" (a regression). Where the noise of a row does not
+    depend on the others, samples are rows of one batch of at most `chunk` rows; noise shared by
+    a batch (on weights, DropBlock, ...) is vectorised by `torch.vmap`, except in recurrent stacks. `also` as in `montecarlo`.
+    Raises ValueError for an unknown output, samples < 2 and a model without noise.
+    Reference: Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142
+
+    >>> model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3))
+    >>> spread = predict_distribution(model, torch.ones(2, 4), samples=20)
+    >>> spread.mean.shape, spread.mutual_information.shape
+    (torch.Size([2, 3]), torch.Size([2]))
+    """
+    if output not in OUTPUTS:
+        raise ValueError(unknown("output", output, OUTPUTS))
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, received {samples}")
+    with montecarlo(model, also=also):
+        if all(_rowwise(module) for _, module in noise_sources(model)):
+            drawn = _as_rows(model, x, samples, chunk)
+        else:
+            drawn = _under_vmap(model, x, samples, chunk)
+    return Distribution(drawn.softmax(-1) if output == "logits" else drawn, output != "values")
+
+
+def _rowwise(module: nn.Module) -> bool:
+    return module.rowwise if isinstance(module, NoiseLayer) else not _unknown_ties(module)
+
+
+def _unknown_ties(module: nn.Module) -> bool:
+    return getattr(module, "mode", None) == "batch" or "DropBlock" in type(module).__name__
+
+
+def _as_rows(model: nn.Module, x: Tensor, samples: int, chunk: int) -> Tensor:
+    each = max(1, chunk // max(1, len(x)))  # samples a pass
+    sizes = [min(each, samples - k) for k in range(0, samples, each)]
+    passes = [model(x.repeat(n, *[1] * (x.ndim - 1))).unflatten(0, (n, -1)) for n in sizes]
+    return torch.cat(passes)
+
+
+def _under_vmap(model: nn.Module, x: Tensor, samples: int, chunk: int) -> Tensor:
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return torch.stack([model(x) for _ in range(samples)])  # torch has no batching rule
+    each = max(1, chunk // max(1, len(x)))
+    one = torch.vmap(lambda _: model(x), randomness="different", chunk_size=each)
+    return one(torch.zeros(samples, device=x.device))

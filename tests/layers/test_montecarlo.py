@@ -1,0 +1,179 @@
+import pytest
+import torch
+import torchmetrics.functional as metrics
+from torch import nn
+
+from tikhon import layers
+
+
+class Everything(nn.Module):
+    """Attention, a recurrent stack, stochastic depth, dropout and batch statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
+        self.rnn = nn.LSTM(8, 8, 2, dropout=0.3, batch_first=True)
+        self.path = layers.DropPath(0.2)
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Sequential(nn.Dropout(0.4), nn.Linear(8, 3))
+
+    def forward(self, x):
+        x = self.encoder(x)
+        x = x + self.path(self.rnn(x)[0])
+        return self.head(self.norm(x[:, -1]))
+
+
+def inputs(rows=6):
+    return torch.randn(rows, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_every_source_is_on_and_batch_statistics_do_not_move(replaced):
+    torch.manual_seed(0)
+    model, x = Everything().eval(), inputs()
+    if replaced:
+        layers.replace_dropout(model)
+    statistics = {k: v.clone() for k, v in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    with torch.no_grad():
+        expected = model(x)
+        with layers.montecarlo(model):
+            assert not model.norm.training
+            spread = torch.stack([model(x) for _ in range(8)]).std(0)
+        for source in layers.audit(model):  # each of them alone makes a difference
+            alone = Everything()
+            if replaced:
+                layers.replace_dropout(alone)
+            alone.load_state_dict(model.state_dict())
+            alone.eval().get_submodule(source.path).training = True
+            if source.path.startswith("encoder"):
+                alone.encoder.training = True
+            assert not torch.allclose(alone(x), alone.eval()(x)), source.path
+        assert torch.equal(model(x), expected)
+    assert (spread > 0).all()
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(v, statistics[k]) for k, v in model.state_dict().items())
+
+
+def test_montecarlo_is_training_mode_where_there_is_nothing_else():
+    torch.manual_seed(0)
+    model, x = Everything(), inputs()
+    model.norm = nn.Identity()
+    torch.manual_seed(1)
+    trained = model(x)
+    model.eval()
+    with layers.montecarlo(model):
+        torch.manual_seed(1)
+        assert torch.equal(model(x), trained)
+
+
+def test_modes_are_restored_after_an_error():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2)).eval()
+    with pytest.raises(KeyError), layers.montecarlo(model):
+        raise KeyError
+    assert not any(m.training for m in model.modules())
+
+
+def test_samples_as_rows_have_the_distribution_of_a_loop():
+    torch.manual_seed(0)
+    model, x = Everything(), inputs(3)
+    drawn = layers.predict_distribution(model, x, samples=600, chunk=700)
+    assert drawn.samples.shape == (600, 3, 3)
+    with torch.no_grad(), layers.montecarlo(model):
+        loop = torch.stack([model(x).softmax(-1) for _ in range(600)])
+    error = (drawn.mean - loop.mean(0)).abs()
+    assert (error <= 4.9 * (drawn.variance / 600 + loop.var(0) / 600).sqrt()).all()
+    ratio = drawn.variance / loop.var(0)
+    assert (ratio > 0.6).all() and (ratio < 1.6).all()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda: layers.DropConnect(nn.Linear(4, 3), 0.5),
+        lambda: nn.Sequential(nn.Linear(4, 3), layers.DropPath(0.5, mode="batch")),
+        lambda: nn.Sequential(nn.Linear(4, 3), layers.Dropout(0.5, tied=(0,))),
+    ],
+    ids=["weights", "batch", "tied"],
+)
+def test_noise_that_a_batch_shares_still_differs_between_samples(wrap):
+    torch.manual_seed(0)
+    model, x = wrap(), torch.ones(2, 4)
+    drawn = layers.predict_distribution(model, x, samples=300, output="values", chunk=64)
+    assert drawn.samples.shape == (300, 2, 3)
+    assert torch.allclose(drawn.samples[:, 0], drawn.samples[:, 1])  # one draw a batch
+    assert drawn.samples.unique(dim=0).shape[0] > 1
+    expected = model.eval()(x)
+    assert ((drawn.mean - expected).abs() <= 4.9 * (drawn.variance / 300).sqrt() + 1e-6).all()
+
+
+def test_weight_dropped_recurrence_is_predicted_too():
+    torch.manual_seed(0)
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = layers.WeightDrop(nn.LSTM(4, 3, batch_first=True), 0.5)
+
+        def forward(self, x):
+            return self.rnn(x)[0][:, -1]
+
+    drawn = layers.predict_distribution(Last(), torch.ones(2, 5, 4), samples=20)
+    assert drawn.samples.unique(dim=0).shape[0] == 20
+
+
+def test_entropies_are_those_of_their_definitions():
+    samples = torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]]])
+    spread = layers.Distribution(samples, classes=True)
+    log2 = torch.tensor(2.0).log()
+    torch.testing.assert_close(spread.entropy, torch.stack([log2, log2]))
+    torch.testing.assert_close(spread.mutual_information, torch.stack([log2, log2 * 0]))
+    torch.testing.assert_close(spread.variance, torch.tensor([[0.5, 0.5], [0.0, 0.0]]))
+    with pytest.raises(ValueError, match="a regression has no entropy"):
+        layers.Distribution(samples, classes=False).entropy
+
+
+def test_calibration_error_equals_torchmetrics():
+    generator = torch.Generator().manual_seed(0)
+    for bins in (5, 15):
+        probabilities = torch.randn(500, 4, generator=generator).softmax(-1)
+        labels = torch.randint(4, (500,), generator=generator)
+        theirs = metrics.calibration_error(
+            probabilities, labels, task="multiclass", num_classes=4, n_bins=bins
+        )
+        ours = layers.expected_calibration_error(probabilities, labels, bins=bins)
+        assert ours == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_rejecting_by_a_perfect_score_leaves_the_right_ones():
+    correct = torch.tensor([1, 0, 1, 1, 0])
+    _, accuracy = layers.accuracy_rejection(1.0 - correct, correct, torch.tensor([0.0, 0.4]))
+    torch.testing.assert_close(accuracy, torch.tensor([0.6, 1.0]))
+
+
+def test_bad_requests_are_refused():
+    model, x = nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2)
+    with pytest.raises(ValueError, match="no source of noise"):
+        layers.predict_distribution(model, x)
+    with (
+        pytest.raises(ValueError, match="unknown module 'fc'"),
+        layers.montecarlo(model, also=("fc",)),
+    ):
+        pass
+    model.append(nn.Dropout(0.5))
+    with pytest.raises(ValueError, match="unknown output 'logit'; did you mean 'logits'"):
+        layers.predict_distribution(model, x, output="logit")
+    with pytest.raises(ValueError, match="at least 2, received 1"):
+        layers.predict_distribution(model, x, samples=1)
+    with pytest.raises(ValueError, match="1 labels for 2 rows"):
+        layers.expected_calibration_error(torch.ones(2, 2), torch.ones(1))
+
+
+def test_noise_without_a_trace_is_named():
+    class Hidden(nn.Module):
+        def forward(self, x):
+            return nn.functional.dropout(x, 0.5, self.training)
+
+    model = nn.Sequential(Hidden()).eval()
+    with layers.montecarlo(model, also=("0",)):
+        assert (model(torch.ones(99)) == 0).any()
