@@ -43,7 +43,8 @@ class Journal:
         self.plan: dict[str, Any] | None = next(
             (x["plan"] for x in lines[1:] if "plan" in x), None
         )
-        self.history = History(Outcome.from_dict(x) for x in lines[1:] if "id" in x)
+        rows = (row for line in lines[1:] for row in line.get("outcomes", ()))
+        self.history = History(Outcome.from_dict(row) for row in rows)
 
     def record_plan(self, plan: Mapping[str, Any]) -> None:
         """Write what was decided by measuring, so that a resumed run decides the same."""
@@ -51,9 +52,12 @@ class Journal:
         self._append([{"plan": self.plan}])
 
     def extend(self, outcomes: Iterable[Outcome]) -> None:
-        """Append outcomes and see them safely on disk before returning."""
+        """Append a batch of outcomes and see it safely on disk before returning.
+
+        A batch is one line: after a crash it is there as a whole, or trained again as a whole.
+        """
         outcomes = list(outcomes)
-        self._append(outcome.to_dict() for outcome in outcomes)
+        self._append([{"outcomes": [outcome.to_dict() for outcome in outcomes]}])
         self.history = self.history.extended(outcomes)
 
     def _append(self, events: Iterable[Mapping[str, Any]]) -> None:

@@ -69,6 +69,10 @@ class Unit:
     fold: int
 
 
+class Stopped(Exception):
+    """The trials were asked to stop before their end."""
+
+
 class Runner(ABC):
     """Executes trials; keeps their states so that later trials can continue them."""
 
@@ -85,16 +89,17 @@ class PopulationRunner(Runner):
     chunk: int = 1
     states: dict[int, State] = field(default_factory=dict)
     progress: Callable[[dict[str, Any]], None] = lambda event: None
+    stop: Callable[[], bool] = lambda: False
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
         """Train every trial from its parent's end to its own budget."""
         units = [Unit(trial, fold) for trial in trials for fold in range(self.job.folds)]
-        found: dict[Unit, tuple[State | None, list[tuple[int, float]], str, float]] = {}
+        found: dict[tuple[int, int], Any] = {}
         for chunk in self._chunks(units):
             found.update(self._train(chunk))
         outcomes = []
         for trial in trials:
-            parts = [found[Unit(trial, fold)] for fold in range(self.job.folds)]
+            parts = [found[trial.id, fold] for fold in range(self.job.folds)]
             states = [part[0] for part in parts]
             if all(state is not None for state in states):
                 self.states[trial.id] = {
@@ -117,7 +122,7 @@ class PopulationRunner(Runner):
             for i in range(0, len(members), self.chunk):
                 yield members[i : i + self.chunk]
 
-    def _train(self, units: list[Unit]) -> dict[Unit, Any]:
+    def _train(self, units: list[Unit]) -> dict[tuple[int, int], Any]:
         job, started = self.job, time.perf_counter()
         population = populate(job, [unit.trial.config for unit in units])
         first = units[0].trial
@@ -130,6 +135,8 @@ class PopulationRunner(Runner):
         kept = None if job.kept is None else job.kept[[unit.fold for unit in units]]
         curves: list[list[tuple[int, float]]] = [[] for _ in units]
         for epoch in range(start, first.budget):
+            if self.stop():
+                raise Stopped
             losses = train_epoch(job, population, kept, epoch)
             for member in (~losses.isfinite()).nonzero().flatten().tolist():
                 if member not in population.failed:
@@ -149,7 +156,7 @@ class PopulationRunner(Runner):
             row = None if why else {name: value[member] for name, value in state.items()}
             if row is not None:
                 row["epoch"] = torch.tensor(first.budget)
-            found[unit] = (row, curves[member], why, seconds)
+            found[unit.trial.id, unit.fold] = (row, curves[member], why, seconds)
         return found
 
     def _outcome(self, trial: Trial, parts: Sequence[Any]) -> Outcome:
@@ -277,6 +284,7 @@ def measure_chunk(
     job_kept = job.kept
     if job_kept is not None and _has_batch_norm(_build(job, configs[0])):
         return 1, table, "batch normalisation would see the rows of the held-out fold"
+    _microseconds(job, populate(job, configs[:1]), None, 1)  # torch loads its parts on first use
     started = time.perf_counter()
     for size in (s for s in SIZES if s <= max(len(configs) * job.folds, 1)):
         members = [configs[i % len(configs)] for i in range(size)]

@@ -1,0 +1,149 @@
+"""Which member to take, and how far the choice may be off: from losses of single rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tikhon.tuning.space import KNOWN, Choice, Space
+from tikhon.tuning.trials import Value
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a search may have got wrong, in figures.
+
+    `noise` is the expected excess of the chosen score over the best candidate's, because the
+    choice was made on few rows (bootstrap of the validation rows). `edges` names hyperparameters
+    whose chosen value lies at an end of its range. `default_score` is what the untuned
+    configuration reaches; `gain` is its score minus the chosen one's, with `gain_error`.
+    """
+
+    candidates: int
+    failed: int
+    best_score: float
+    chosen_score: float
+    noise: float
+    edges: tuple[str, ...]
+    default_score: float
+    gain: float
+    gain_error: float
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether the chosen configuration beats the default by more than the noise."""
+        return self.gain > self.gain_error
+
+    def lines(self) -> list[str]:
+        """The audit in sentences."""
+        found = [
+            f"{self.candidates} candidates trained in full, {self.failed} trials diverged",
+            f"expected gap to the best candidate from selection noise: {self.noise:.4f} "
+            f"({_share(self.noise, self.chosen_score)} of the chosen {self.chosen_score:.4f})",
+        ]
+        if self.edges:
+            found.append(
+                f"the choice lies at the edge of the space in {', '.join(self.edges)}: widen it"
+            )
+        if not math.isfinite(self.default_score):
+            found.append("the default configuration diverged")
+        elif self.worth_it:
+            found.append(
+                f"better than the default ({self.default_score:.4f}) by {self.gain:.4f} "
+                f"+- {self.gain_error:.4f}"
+            )
+        else:
+            found.append(
+                f"the default would have done as well: {self.default_score:.4f}, a difference of "
+                f"{self.gain:.4f} +- {self.gain_error:.4f}"
+            )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        fields = {**self.__dict__, "edges": list(self.edges), "worth_it": self.worth_it}
+        return {k: None if _lost(v) else v for k, v in fields.items()}
+
+
+def choose(rows: Tensor, weights: Sequence[float]) -> int:
+    """The most strongly regularized candidate that is within one standard error of the best.
+
+    `rows` (candidates, rows) are validation losses, `weights` how strongly each is regularized.
+    The error is that of the paired difference to the best candidate, row by row.
+    """
+    means = rows.mean(1)
+    best = int(means.argmin())
+    difference = rows - rows[best]
+    error = difference.std(1) / math.sqrt(rows.shape[1])
+    near = [k for k in range(len(rows)) if difference[k].mean() <= error[k]]
+    return max(near, key=lambda k: (weights[k], -float(means[k])))
+
+
+def selection_noise(rows: Tensor, *, draws: int = 500, seed: int = 0) -> float:
+    """Expected loss above the best candidate when the choice is made on as many random rows."""
+    generator = torch.Generator().manual_seed(seed)
+    count = rows.shape[1]
+    means = rows.double().mean(1)
+    drawn = torch.randint(count, (draws, count), generator=generator)
+    resampled = torch.stack([rows[:, sample].mean(1) for sample in drawn])
+    return float((means[resampled.argmin(1)] - means.min()).mean())
+
+
+def at_edges(space: Space, config: Mapping[str, Value], trials: int) -> list[str]:
+    """Hyperparameters whose value lies within half a grid cell of an end of its range.
+
+    An end that is a natural limit (a rate or a strength of 0) is none.
+    """
+    found = []
+    margin = 0.5 / max(trials, 2)
+    for name in space.varying:
+        entry = space.range(name)
+        if isinstance(entry, Choice):
+            continue
+        unit = entry.unit(config[name])
+        natural = KNOWN.get(name) and entry.at(0.0) == 0
+        if unit > 1 - margin or (unit < margin and not natural):
+            found.append(name)
+    return found
+
+
+def audit(
+    space: Space,
+    configs: Sequence[Mapping[str, Value]],
+    rows: Tensor,
+    chosen: int,
+    default: int | None,
+    failed: int,
+) -> Audit:
+    """Judge a choice; `default` is the index of the untuned candidate, None if it diverged."""
+    means = rows.mean(1)
+    gain, error, score = math.nan, math.nan, math.nan
+    if default is not None:
+        difference = rows[default] - rows[chosen]
+        gain, score = float(difference.mean()), float(means[default])
+        error = float(difference.std() / math.sqrt(rows.shape[1]))
+    own = chosen != default
+    return Audit(
+        candidates=len(rows),
+        failed=failed,
+        best_score=float(means.min()),
+        chosen_score=float(means[chosen]),
+        noise=selection_noise(rows),
+        edges=tuple(at_edges(space, configs[chosen], len(configs))) if own else (),
+        default_score=score,
+        gain=gain,
+        gain_error=error,
+    )
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "0 %"
+
+
+def _lost(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

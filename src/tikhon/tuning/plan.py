@@ -1,0 +1,108 @@
+"""How many members, how long, how many at once: from a budget and a measurement."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tikhon.errors import InputError
+from tikhon.tuning.runners import Config, Job, measure_chunk
+from tikhon.tuning.searches import SpaceFilling
+from tikhon.tuning.space import Choice, Space
+
+MEMBERS = 16  # as good as a grid of 64 (selection noise hides the difference)
+REFIT = 9  # full trainings kept for the default and the refits
+DEFAULTS = {"lr": 3e-3, "dropout": 0.1, "weight_decay": 0.01}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided before the first trial; written to the journal, so a resume repeats it.
+
+    `microseconds` holds the measured time of one step of one member for each chunk size.
+    """
+
+    members: int
+    epochs: int
+    chunk: int
+    seconds: float | None = None
+    reason: str = ""
+    microseconds: tuple[tuple[int, float], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {**asdict(self), "microseconds": [list(pair) for pair in self.microseconds]}
+
+
+def parse_budget(budget: str | float | None) -> tuple[float | None, int | None]:
+    """(seconds, runs): one of them, from "60s", "5m", "1.5h", "200runs" or a number of runs.
+
+    >>> parse_budget("1.5m"), parse_budget("200runs"), parse_budget(20)
+    ((90.0, None), (None, 200), (None, 20))
+    """
+    if budget is None:
+        return None, MEMBERS
+    if isinstance(budget, (int, float)) and not isinstance(budget, bool):
+        if budget < 1:
+            raise InputError(f"budget {budget}: at least one run is needed")
+        return None, int(budget)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(s|m|h|runs?)\s*", str(budget))
+    if not found or float(found[1]) <= 0:
+        raise InputError(f"budget {budget!r}: give a time such as 60s, 5m, 1h, or 200runs")
+    number, unit = float(found[1]), found[2]
+    if unit.startswith("run"):
+        return None, max(int(number), 1)
+    return number * {"s": 1, "m": 60, "h": 3600}[unit], None
+
+
+def make_plan(job: Job, space: Space, budget: str | float | None) -> Plan:
+    """Measure a step at several chunk sizes, then fit members and epochs into the budget.
+
+    Raises `InputError` for a budget that one trial does not fit into.
+    """
+    seconds, runs = parse_budget(budget)
+    configs = SpaceFilling(space, count=MEMBERS).configs()
+    chunk, table, reason = measure_chunk(job, configs)
+    measured = tuple(table.items())
+    if seconds is None:
+        members = min(runs or MEMBERS, 64) if space.varying else 1
+        return Plan(members, job.epochs, chunk, None, reason, measured)
+    step = table.get(chunk, 1e3) * 1e-6 * job.folds
+    adapting = 1.4 if space.get("weight_decay") == "auto" else 1.15  # validation, checks
+    epoch = step * job.steps_per_epoch * adapting
+    affordable = 0.8 * seconds / epoch
+    least = 3 * math.ceil(job.epochs / 4)
+    if affordable < least:
+        raise InputError(
+            f"a budget of {seconds:g} s is too small: one trial of {math.ceil(job.epochs / 4)} "
+            f"epochs, the default and one refit take about {least * epoch:.1f} s; "
+            "give more time or fewer epochs"
+        )
+    full = affordable / job.epochs - REFIT / max(job.folds, 1)
+    members = min(max(int(full / 0.45), 1), 64)  # guarded halving costs about 0.3 of full length
+    epochs = job.epochs
+    if members < MEMBERS // 2:
+        epochs = max(math.ceil(job.epochs / 4), int(affordable / (REFIT + 0.45 * MEMBERS / 2)))
+        members = max(1, min(MEMBERS // 2, int((affordable / epochs - 2) / 0.45)))
+    if not space.varying:
+        members = 1
+    return Plan(members, min(epochs, job.epochs), chunk, 0.8 * seconds, reason, measured)
+
+
+def default_config(space: Space) -> Config:
+    """The untuned configuration: fixed entries as given, the customary values for the rest."""
+    config = {}
+    for name, entry in space.items():
+        if name not in space.varying:
+            config[name] = DEFAULTS["weight_decay"] if entry == "auto" else entry
+            continue
+        known = space.range(name)
+        if name in DEFAULTS:
+            config[name] = DEFAULTS[name]
+        elif isinstance(known, Choice):
+            config[name] = known.values[0]
+        else:
+            config[name] = known.at(0.0)
+    return config

@@ -1,0 +1,143 @@
+"""From what the user gives to a job: rows, folds, lengths, and the journal that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from tikhon.errors import InputError
+from tikhon.tuning.journal import Journal
+from tikhon.tuning.objective import Objective
+from tikhon.tuning.path import fold_rows
+from tikhon.tuning.runners import Config, Job
+from tikhon.tuning.space import Log, Space, Uniform
+
+
+def maker(build_model: Callable[..., nn.Module]) -> Callable[[Config], nn.Module]:
+    """`build_model` as a function of the configuration, which it may or may not take."""
+    takes = [
+        p
+        for p in inspect.signature(build_model).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return (lambda config: build_model(config)) if takes else (lambda config: build_model())
+
+
+def check_free(space: Space, build_model: Callable[..., nn.Module]) -> None:
+    """Free entries must reach somebody."""
+    if space.free and not inspect.signature(build_model).parameters:
+        raise InputError("a free space needs a build_model that takes the trial's config")
+
+
+def default_space(make: Callable[[Config], nn.Module]) -> Space:
+    """lr and an adapting weight decay, and the dropout rate where the model has the layer."""
+    from tikhon.layers.noise import NoiseLayer
+
+    entries: dict[str, Any] = {"lr": Log(1e-4, 1e-1), "weight_decay": "auto"}
+    if any(isinstance(m, NoiseLayer) for m in make({}).modules()):
+        entries = {"dropout": Uniform(0, 0.8), **entries}
+    return Space(**entries)
+
+
+def make_job(
+    make: Callable[[Config], nn.Module],
+    x: Tensor,
+    y: Tensor,
+    valid: tuple[Tensor, Tensor] | None,
+    loss: Any,
+    folds: int | None,
+    epochs: int | None,
+    batch_size: int | None,
+    optimizer: Callable[..., optim.Optimizer],
+    device: str,
+    seed: int,
+) -> Job:
+    """The rows to train on and to score by, the lengths, the loss."""
+    if loss == "auto":
+        loss = "mse" if y.is_floating_point() else "cross_entropy"
+    if folds is not None and (folds < 0 or folds == 1):
+        raise InputError(f"folds must be 0 (a held-out part) or at least 2, received {folds}")
+    folds = 0 if valid is not None else (3 if len(x) < 1_000 else 0) if folds is None else folds
+    kept = None
+    if folds:
+        kept = torch.ones(folds, len(x))
+        for fold, (_, test) in enumerate(fold_rows(y, folds, seed)):
+            kept[fold, test] = 0
+    elif valid is None:
+        train, test = fold_rows(y, 5, seed)[0]
+        x, y, valid = x[train], y[train], (x[test], y[test])
+    rows = len(x)
+    batch_size = batch_size or (32 if rows < 1_000 else 64 if rows < 10_000 else 128)
+    epochs = epochs or min(max(math.ceil(2_000 * batch_size / rows), 15), 150)
+    return Job(
+        build=make,
+        x=x.to(device),
+        y=y.to(device),
+        valid=None if valid is None else (valid[0].to(device), valid[1].to(device)),
+        kept=None if kept is None else kept.to(device),
+        objective=Objective(loss),
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        seed=seed,
+    )
+
+
+def all_rows(
+    job: Job, x: Tensor, y: Tensor, valid: tuple[Tensor, Tensor] | None, device: str
+) -> Job:
+    """The job of the refit: training and validation rows together."""
+    if valid is not None:
+        x, y = torch.cat([x, valid[0]]), torch.cat([y, valid[1]])
+    return replace(job, x=x.to(device), y=y.to(device), valid=None, kept=None)
+
+
+def open_journal(
+    output: str | Path | None, resume: bool, space: Space, job: Job, budget: Any
+) -> Journal | None:
+    """The journal in `output`, new or continued; None without a folder."""
+    if output is None:
+        if resume:
+            raise InputError("resume needs output, the folder of the search to continue")
+        return None
+    data = hashlib.sha256()
+    for part in (job.x, job.y, *(job.valid or ())):
+        data.update(f"{part.dtype}{tuple(part.shape)}".encode())
+        data.update(part.contiguous().cpu().numpy().tobytes())
+    header = {
+        "space": space.to_dict(),
+        "data": {"rows": len(job.x), "sha256": data.hexdigest()[:16]},
+        "seed": job.seed,
+        "folds": job.folds,
+        "epochs": job.epochs,
+        "batch_size": job.batch_size,
+        "budget": str(budget),
+    }
+    return Journal(Path(output) / "journal.jsonl", header, resume=resume)
+
+
+def check_classes(y: Tensor, valid: tuple[Tensor, Tensor] | None) -> None:
+    """Every class has to be there to be learned, and to be scored."""
+    if y.is_floating_point():
+        return
+    present = set(y.tolist())
+    if len(present) < 2:
+        raise InputError(f"the training rows hold the single class {sorted(present)}")
+    if valid is None:
+        return
+    scored = set(valid[1].tolist())
+    if unseen := scored - present:
+        raise InputError(f"the validation rows hold classes {sorted(unseen)} that train lacks")
+    if missing := present - scored:
+        raise InputError(
+            f"the validation rows lack the classes {sorted(missing)}: their errors would not "
+            "count; draw them in proportion, or leave valid out"
+        )

@@ -1,0 +1,360 @@
+"""The verb `tune`: a population, guarded halving, an honest choice, a refit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from tikhon.data.batches import pair
+from tikhon.errors import InputError
+from tikhon.tuning.choice import Audit, audit, choose
+from tikhon.tuning.ensemble import Average
+from tikhon.tuning.journal import Journal
+from tikhon.tuning.plan import Plan, default_config, make_plan
+from tikhon.tuning.preparation import (
+    all_rows,
+    check_classes,
+    check_free,
+    default_space,
+    make_job,
+    maker,
+    open_journal,
+)
+from tikhon.tuning.runners import (
+    Config,
+    Job,
+    PopulationRunner,
+    Stopped,
+    populate,
+    train_on_all,
+    validation_rows,
+)
+from tikhon.tuning.searches import Halving, Search, SpaceFilling
+from tikhon.tuning.space import KNOWN, Space
+from tikhon.tuning.states import StateStore
+from tikhon.tuning.trials import History, Outcome, Trial
+
+TOP = 8  # members of the average
+
+
+@dataclass(frozen=True, eq=False)
+class TuneResult:
+    """What a search found.
+
+    `model` is the chosen single model, refitted on all rows; `average` the mean of the best
+    members in one module; `config` the chosen hyperparameters; `trials` every outcome as a row;
+    `audit` how far the choice may be off; `plan` what was decided by measuring.
+    """
+
+    model: nn.Module
+    average: Average
+    config: Config
+    history: History
+    audit: Audit
+    plan: Plan
+    space: Space
+    seconds: float
+    stopped: str = ""
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """One row a trial: its configuration, budget, score, curve."""
+        return [outcome.to_dict() for outcome in self.history]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: everything but the models."""
+        return {
+            "schema_version": 1,
+            "kind": "tune",
+            "config": dict(self.config),
+            "score": self.audit.chosen_score,
+            "audit": self.audit.to_dict(),
+            "plan": self.plan.to_dict(),
+            "space": self.space.to_dict(),
+            "trials": self.trials,
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+        }
+
+    def __str__(self) -> str:
+        entries = ", ".join(f"{k}={_short(v)}" for k, v in self.config.items())
+        lines = [f"chosen: {entries}", *self.audit.lines()]
+        if self.stopped:
+            lines.append(f"ended early: {self.stopped}")
+        return "\n".join(lines)
+
+
+def tune(
+    build_model: Callable[..., nn.Module],
+    train: Any,
+    *,
+    valid: Any = None,
+    loss: Any = "auto",
+    space: Space | None = None,
+    budget: str | float | None = None,
+    seed: int = 0,
+    search: Search | Callable[[Space, Plan], Search] | None = None,
+    folds: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimizer: Callable[..., optim.Optimizer] = optim.AdamW,
+    device: str = "cpu",
+    refit: bool = True,
+    output: str | Path | None = None,
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> TuneResult:
+    """Find the hyperparameters of a space, in the time of a few trainings.
+
+    Members are trained together where that is faster (measured first); strong regularization is
+    given time before it is judged; where rows are few, cross-validation folds are members too.
+
+    Args:
+        build_model: returns a fresh model; called with the trial's `config` if it takes one.
+        train: (x, y), a loader, a data set or its name.
+        valid: rows for the scores. Without it a fifth of `train` is held out, or with fewer than
+            1,000 rows 3 folds are made.
+        loss: "cross_entropy", "mse", their torch forms, any mean over rows, or "auto" by target.
+        space: what varies; by default dropout (if the model has it), lr, and weight_decay="auto".
+        budget: "60s", "5m" (of wall time), "200runs" (full trainings), or a number of runs.
+        seed: of initial weights, batches, noise and the design.
+        search: a search, or a function (space, plan) -> search; guarded halving by default.
+        folds: number of folds, 0 for a held-out part.
+        epochs, batch_size: length of a full training; by default from the number of rows.
+        optimizer: class of an optimizer that acts entry by entry.
+        device: where to train.
+        refit: train the best configurations again on all rows.
+        output: folder for the journal and states, which `resume` continues bit for bit.
+        stop: asked between batches of trials; once true, what was found is returned.
+        on_event: called with dicts that tell the progress.
+
+    Raises `InputError` for a budget below one trial, fewer rows than folds, a validation set
+    without a class, all members diverged, or a resume with another space or other data.
+
+    >>> x = torch.randn(300, 5); y = (x[:, 0] * x[:, 1] > 0).long()
+    >>> result = tune(lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 2)),
+    ...               (x, y), space=Space(lr=Log(1e-3, 1e-1)), budget="4runs", epochs=8)
+    >>> sorted(result.config), len(result.audit.lines()) >= 3
+    (['lr'], True)
+    """
+    started = time.perf_counter()
+    x, y = pair(train, name="train")
+    held_out = None if valid is None else pair(valid, name="valid")
+    check_classes(y, held_out)
+    make = maker(build_model)
+    space = space or default_space(make)
+    check_free(space, build_model)
+    job = make_job(make, x, y, held_out, loss, folds, epochs, batch_size, optimizer, device, seed)
+    journal = open_journal(output, resume, space, job, budget)
+    plan = _plan(job, space, budget, journal)
+    on_event({"event": "plan", **plan.to_dict(), "reason": plan.reason})
+    job = replace(job, epochs=plan.epochs)
+    full = all_rows(job, x, y, held_out, device)
+    strategy = _strategy(search, space, plan, seed)
+    store = StateStore(None if output is None else Path(output))
+    runner = PopulationRunner(
+        job, plan.chunk, progress=lambda e: on_event({"event": "epoch", **e})
+    )
+    history = History() if journal is None else journal.history
+    runner.states.update(store.load(history))
+    limit = None if plan.seconds is None else started + plan.seconds
+    history, stopped = _search(strategy, runner, history, journal, store, stop, limit, on_event)
+    if stop():
+        refit = False
+    else:
+        history = _with_default(history, runner, space, plan, journal, store)
+    return _conclude(job, full, space, plan, history, runner, stopped, refit, started)
+
+
+def _search(
+    strategy: Search,
+    runner: PopulationRunner,
+    history: History,
+    journal: Journal | None,
+    store: StateStore,
+    stop: Callable[[], bool],
+    limit: float | None,
+    on_event: Callable[[dict[str, Any]], None],
+) -> tuple[History, str]:
+    while trials := strategy.next(history):
+        if stop():
+            return history, "stopped by request"
+        if limit is not None and history and time.perf_counter() > limit:
+            return history, "the time budget was used up"
+        on_event({"event": "batch", "trials": len(trials), "budget": trials[0].budget})
+        try:
+            outcomes = runner.run(trials)
+        except Stopped:
+            return history, "stopped by request"
+        store.save(runner.states, outcomes)
+        if journal is not None:
+            journal.extend(outcomes)
+        history = history.extended(outcomes)
+        _forget(runner, history)
+        on_event({"event": "outcomes", "outcomes": outcomes, "history": history})
+    return history, ""
+
+
+def _forget(runner: PopulationRunner, history: History) -> None:
+    """Drop the states of trials that were continued or are beaten: only ends are needed."""
+    recent = {o.trial.id for o in history if o.trial.budget == history[-1].trial.budget}
+    kept = {o.trial.id for o in history.ranked()[: 2 * TOP]} | recent
+    for id in [id for id in runner.states if id not in kept]:
+        del runner.states[id]
+
+
+def _with_default(
+    history: History,
+    runner: PopulationRunner,
+    space: Space,
+    plan: Plan,
+    journal: Journal | None,
+    store: StateStore,
+) -> History:
+    """Train the untuned configuration too: one search in ten ends worse than it."""
+    if any(o.trial.id == DEFAULT for o in history):
+        return history
+    trial = Trial(DEFAULT, default_config(space), plan.epochs)
+    outcomes = runner.run([trial])
+    store.save(runner.states, outcomes)
+    if journal is not None:
+        journal.extend(outcomes)
+    return history.extended(outcomes)
+
+
+DEFAULT = -1  # the id of the untuned trial
+
+
+def _conclude(
+    job: Job,
+    full: Job,
+    space: Space,
+    plan: Plan,
+    history: History,
+    runner: PopulationRunner,
+    stopped: str,
+    refit: bool,
+    started: float,
+) -> TuneResult:
+    ends = [o for o in _ends(history) if o.trial.id in runner.states]
+    if not history:
+        raise InputError("stopped before the first rung was complete; resume continues from there")
+    if not ends:
+        failures = sorted({o.failure for o in history if o.failed})[:3]
+        raise InputError(
+            f"all {len(history)} trials failed ({'; '.join(failures)}): lower the learning rates "
+            "of the space"
+        )
+    rows = torch.stack([_rows(job, o, runner) for o in ends])
+    configs = [o.trial.config for o in ends]
+    weights = [-1.0 if o.trial.id == DEFAULT else space.weight(o.trial.config) for o in ends]
+    chosen = choose(rows, weights)
+    default = next((k for k, o in enumerate(ends) if o.trial.id == DEFAULT), None)
+    failed = sum(o.failed for o in history)
+    judged = audit(space, configs, rows, chosen, default, failed)
+    order = rows.mean(1).argsort().tolist()
+    top = [chosen, *[k for k in order if k != chosen]][:TOP]
+    states = [runner.states[ends[k].trial.id] for k in top]
+    models = _refitted(full, [configs[k] for k in top], states) if refit else [None] * len(top)
+    members = [
+        _model(job, configs[k], state, model) for k, state, model in zip(top, states, models)
+    ]
+    probabilities = job.objective.kind == "cross_entropy"
+    return TuneResult(
+        model=members[0],
+        average=Average(members, probabilities=probabilities).eval(),
+        config=configs[chosen],
+        history=history,
+        audit=judged,
+        plan=plan,
+        space=space,
+        seconds=time.perf_counter() - started,
+        stopped=stopped,
+    )
+
+
+def _ends(history: History) -> list[Outcome]:
+    """The default and the search's longest trials."""
+    found = History(o for o in history if o.trial.id != DEFAULT).ranked()
+    return [*found, *(o for o in history if o.trial.id == DEFAULT and not o.failed)]
+
+
+def _rows(job: Job, outcome: Outcome, runner: PopulationRunner) -> Tensor:
+    """Validation losses of single rows; with folds each row by the fold that left it out."""
+    state = runner.states[outcome.trial.id]
+    losses = []
+    for fold in range(job.folds):
+        population = populate(job, [outcome.trial.config])
+        row = {n: v[fold : fold + 1] for n, v in state.items() if n != "epoch"}
+        population.load(row)
+        losses.append(validation_rows(job, population)[0])
+    if job.kept is None:
+        return losses[0]
+    return (torch.stack(losses) * (1 - job.kept)).sum(0)
+
+
+def _refitted(
+    full: Job, configs: list[Config], states: list[dict[str, Tensor]]
+) -> list[dict[str, Tensor] | None]:
+    """Train again on all rows, each with the strengths that its own search found."""
+    found: list[dict[str, Tensor] | None] = [None] * len(configs)
+    for auto in (True, False):
+        places = [k for k, c in enumerate(configs) if (c.get("weight_decay") == "auto") == auto]
+        for group in _same_entries(configs, places):
+            traces = [states[k]["decay.trace"].mean(0) if auto else None for k in group]
+            for k, state in zip(group, train_on_all(full, [configs[k] for k in group], traces)):
+                found[k] = state
+    return found
+
+
+def _same_entries(configs: list[Config], places: list[int]) -> list[list[int]]:
+    groups: dict[str, list[int]] = {}
+    for k in places:
+        free = {n: v for n, v in configs[k].items() if n not in KNOWN}
+        groups.setdefault(repr((sorted(configs[k]), sorted(free.items()))), []).append(k)
+    return list(groups.values())
+
+
+def _model(
+    job: Job, config: Config, state: dict[str, Tensor], refitted: dict[str, Tensor] | None
+) -> nn.Module:
+    population = populate(job, [config])
+    population.load({n: v[:1] for n, v in state.items() if n != "epoch"})
+    model = population.model
+    for module in model.modules():
+        if hasattr(module, "generator"):
+            module.generator = None
+    if refitted is not None:
+        model.load_state_dict(refitted)
+    return model.eval()
+
+
+def _strategy(
+    search: Search | Callable[[Space, Plan], Search] | None, space: Space, plan: Plan, seed: int
+) -> Search:
+    if isinstance(search, Search):
+        return search
+    if search is not None:
+        return search(space, plan)
+    design = SpaceFilling(space, count=plan.members, seed=seed)
+    return Halving(space, design, full=plan.epochs)
+
+
+def _plan(job: Job, space: Space, budget: Any, journal: Journal | None) -> Plan:
+    if journal is not None and journal.plan is not None:
+        return Plan(**journal.plan)
+    plan = make_plan(job, space, budget)
+    if journal is not None:
+        journal.record_plan(plan.to_dict())
+    return plan
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
