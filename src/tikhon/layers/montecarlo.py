@@ -128,7 +128,8 @@ def predict_distribution(
     `output` says what the model returns: "logits" (N, classes), which pass through a softmax,
     "probabilities" (N, classes) or "values" (a regression). Where the noise of a row does not
     depend on the others, samples are rows of one batch of at most `chunk` rows; noise shared by
-    a batch (on weights, DropBlock, ...) is vectorised by `torch.vmap`, except in recurrent stacks. `also` as in `montecarlo`.
+    a batch (on weights, DropBlock, ...) is vectorised by `torch.vmap`, except in recurrent
+    stacks. `also` as in `montecarlo`.
     Raises ValueError for an unknown output, samples < 2 and a model without noise.
     Reference: Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142
 

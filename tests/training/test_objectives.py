@@ -1,0 +1,59 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.distributions import Categorical, kl_divergence
+
+from tikhon.training.clipping import clip_grad_adaptive_
+from tikhon.training.objectives import confidence_penalty, r_drop, smoothed_cross_entropy
+
+
+def logits(seed):
+    return torch.randn(6, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_smoothing_is_cross_entropy_with_soft_targets():
+    y = torch.arange(6) % 5
+    soft = 0.9 * F.one_hot(y, 5).double() + 0.1 / 5
+    expected = -(soft * logits(0).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(smoothed_cross_entropy(logits(0), y, 0.1), expected)
+
+
+def test_confidence_penalty_is_minus_the_entropy():
+    expected = -Categorical(logits=logits(0)).entropy().mean()
+    torch.testing.assert_close(confidence_penalty(logits(0)), expected)
+    sure = torch.tensor([[1000.0, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(confidence_penalty(sure), sure)
+    assert torch.isfinite(gradient).all()
+
+
+def test_r_drop_is_the_symmetric_divergence():
+    p, q = Categorical(logits=logits(0)), Categorical(logits=logits(1))
+    expected = (kl_divergence(p, q) + kl_divergence(q, p)).mean() / 2
+    torch.testing.assert_close(r_drop(logits(0), logits(1)), expected)
+
+
+def test_adaptive_clipping_bounds_the_ratio_of_every_unit_and_no_other():
+    torch.manual_seed(0)
+    weight = torch.randn(4, 3, 2, 2, requires_grad=True)
+    bias, unused = torch.zeros(4, requires_grad=True), torch.ones(2, requires_grad=True)
+    weight.grad = torch.randn_like(weight) * torch.tensor([1e-4, 1e-3, 1.0, 10.0]).view(4, 1, 1, 1)
+    bias.grad = torch.ones(4)
+    before = weight.grad.clone()
+    clip_grad_adaptive_([weight, bias, unused], 0.01, floor=1e-3)
+    ratio = weight.grad.flatten(1).norm(dim=1) / weight.detach().flatten(1).norm(dim=1)
+    assert (ratio <= 0.01 + 1e-7).all()
+    assert torch.equal(weight.grad[0], before[0])
+    torch.testing.assert_close(
+        F.cosine_similarity(weight.grad[3].flatten(), before[3].flatten(), 0), torch.tensor(1.0)
+    )
+    torch.testing.assert_close(bias.grad.norm(), torch.tensor(1e-5))
+    assert unused.grad is None
+
+
+def test_adaptive_clipping_leaves_zero_gradients_and_refuses_a_bad_ratio():
+    weight = torch.ones(2, 2, requires_grad=True)
+    weight.grad = torch.zeros(2, 2)
+    clip_grad_adaptive_([weight])
+    assert torch.equal(weight.grad, torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="ratio must be > 0, received 0"):
+        clip_grad_adaptive_([weight], 0)
