@@ -18,12 +18,17 @@ def write(*run_dirs: str | Path, output: str | Path | None = None, language: str
     """Write the report of one run, or the comparison of several, and return the file's path.
 
     The page is one HTML file that works offline: verdict first, then what supports it. It carries
-    English and Simplified Chinese; `language` ("en" or "zh") is the one shown at first.
+    English and Simplified Chinese.
 
-    `output` is by default `report.html` in the run's directory, and `comparison.html` beside the
-    first of several runs. Raises `InputError` for a folder that is not a run, an unknown language
-    or a kind of run without a page, `DataError` for a run that cannot be read, `StorageError` if
-    the file cannot be written.
+    Args:
+        run_dirs: folders of runs, one or more.
+        output: the file; by default `report.html` in the run's folder, or `comparison.html`
+            beside the first of several runs.
+        language: "en" or "zh", the one shown at first.
+
+    Raises `InputError` for a folder that is not a run, an unknown language or a kind of run
+    without a page, `DataError` for a run that cannot be read, `StorageError` if the file cannot
+    be written.
 
     >>> import tikhon
     >>> tikhon.report.write("runs/none")
@@ -42,7 +47,7 @@ def write(*run_dirs: str | Path, output: str | Path | None = None, language: str
 
 
 def build(*runs: SavedRun) -> Page:
-    """The page of one run, or the comparison of several."""
+    """The page of one run, or the comparison of several `runs`, as values without HTML."""
     if not runs:
         raise InputError("no run directory was given; name at least one")
     if runs[0].kind not in KINDS:

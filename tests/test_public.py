@@ -1,0 +1,115 @@
+"""The public surface: every name resolves, is documented, and costs nothing until it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import tikhon
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
+from reference import public_names
+
+HEAVY = ("torch", "numpy", "sklearn", "pandas", "scipy", "plotly", "jinja2")
+SUBMODULES = [n for n in tikhon._PUBLIC if isinstance(getattr(tikhon, n), ModuleType)]
+
+
+def described() -> dict[str, object]:
+    """Every public function and class, by the name under which a user finds it."""
+    found = {f"tk.{n}": getattr(tikhon, n) for n in tikhon._PUBLIC if n not in SUBMODULES}
+    for name in SUBMODULES:
+        module = getattr(tikhon, name)
+        found |= {f"tk.{name}.{n}": getattr(module, n) for n in public_names(module)}
+    seen: dict[int, str] = {}
+    return {n: v for n, v in found.items() if seen.setdefault(id(v), n) == n}
+
+
+NAMES = described()
+
+
+@pytest.mark.parametrize("name", tikhon._PUBLIC)
+def test_name_resolves(name):
+    value = getattr(tikhon, name)
+    assert name in dir(tikhon)
+    assert tikhon._PUBLIC[name] or isinstance(value, ModuleType)
+    assert (inspect.getdoc(value) or "").strip()
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = tikhon.nothing
+
+
+@pytest.mark.parametrize("name", SUBMODULES)
+def test_modules_say_what_they_offer(name):
+    module = getattr(tikhon, name)
+    names = public_names(module)
+    assert names
+    assert sorted(names) == sorted(set(names))
+    assert all(hasattr(module, entry) for entry in names)
+
+
+def parameters(value: object) -> list[str]:
+    """The arguments that a caller gives."""
+    if dataclasses.is_dataclass(value):
+        return [f.name for f in dataclasses.fields(value) if f.init]
+    try:
+        signature = inspect.signature(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return []
+    return [n for n in signature.parameters if n not in ("self", "args", "kwargs")]
+
+
+@pytest.mark.parametrize("name", [n for n, v in NAMES.items() if callable(v)])
+def test_docstring_is_complete(name):
+    value = NAMES[name]
+    text = own_docstring(value)
+    assert text, f"{name} has no docstring of its own"
+    first = text.split("\n\n")[0]
+    assert first.rstrip().endswith((".", ":")), f"{name}: the first sentence ends without a point"
+    if inspect.isclass(value) and issubclass(value, Exception):
+        return
+    given = [p for p in parameters(value) if not p.startswith("_")]
+    silent = [p for p in given if not re.search(rf"\b{re.escape(p)}\b", text)]
+    assert not silent, f"{name}: the docstring does not mention {silent}"
+
+
+def own_docstring(value: object) -> str:
+    """The docstring that stands in the source, not the signature that dataclass makes up."""
+    text = inspect.cleandoc(getattr(value, "__doc__", None) or "")
+    name = getattr(value, "__name__", "")
+    return "" if text.startswith(f"{name}(") and "\n" not in text else text
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import tikhon",
+        "import tikhon.errors",
+        "from tikhon.cli import main; main(['--help'])",
+        "from tikhon.cli import main; main(['--version'])",
+        "from tikhon.cli import main; main(['fit', '--help'])",
+    ],
+)
+def test_light_imports(code):
+    check = f"import sys; {code}; print('loaded', *({HEAVY!r} & sys.modules.keys()))"
+    check = check.replace(repr(HEAVY), repr(set(HEAVY)))
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "loaded"
+
+
+def test_searches_need_no_torch():
+    code = (
+        "import sys, tikhon.tuning.trials, tikhon.tuning.space, tikhon.tuning.searches; "
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
