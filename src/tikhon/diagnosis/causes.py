@@ -1,0 +1,154 @@
+"""Why: gains factored into weights and slopes, heads that cannot reach, penalties that dominate."""
+
+from __future__ import annotations
+
+import math
+
+from tikhon.diagnosis import evidence as e
+from tikhon.diagnosis.evidence import Evidence, middle, number
+
+
+def names(ev: Evidence, activation: int) -> tuple[str, ...]:
+    """An activation with the layer that feeds it."""
+    if ev.site(activation).role != "activation":
+        return (ev.site(activation).name,)
+    before = ev.layer_before(activation)
+    own = ev.site(activation).name
+    return (ev.site(before).name, own) if before is not None else (own,)
+
+
+def gains(ev: Evidence) -> list[tuple[int, float, float, float]]:
+    """(position, gain, weight factor, slope factor) of each step back through the chain.
+
+    The gain of position k is the signal at the layer before k over the signal at k: the layer's
+    weights times the slope of the activation in between. For plain chains the two factors
+    explain the gain; the slope is 1 where no activation was seen.
+    """
+    first = ev.first
+    if first is None:
+        return []
+    rows = []
+    for before, after in zip(ev.chain, ev.chain[1:]):
+        low, high = first.readings[before].signal, first.readings[after].signal
+        if low is None or not high:
+            continue
+        activation = ev.activation_after(before)
+        slope = first.readings[activation].slope if activation is not None else None
+        weight = first.readings[after].weight_factor
+        if slope is None:  # softmax is not elementwise: what the weights leave over is its gain
+            other = activation is not None and bool(weight)
+            slope = low / high / weight if other and weight else 1.0
+        rows.append((after, low / high, weight or 0.0, slope))
+    return rows
+
+
+def decline(ev: Evidence) -> tuple[float, float, dict[str, float]]:
+    """How much of the loss of signal per layer is due to weights, and to slopes (as -log)."""
+    weights, slopes, ideals, factors = [], [], [], []
+    for after, _, weight, slope in gains(ev):
+        before = ev.layer_before(after)
+        activation = ev.activation_after(before) if before is not None else None
+        label = ev.site(activation).kind if activation is not None else ""
+        ideal = e.IDEAL.get(label, 1.0)
+        weights.append(math.log(ideal / max(weight, 1e-12)))
+        slopes.append(-math.log(max(slope * ideal, 1e-12)))
+        ideals.append(ideal)
+        factors.append(weight)
+    if not weights:
+        return 0.0, 0.0, {}
+    numbers = {"weight_factor": middle(factors) or 0.0, "ideal": middle(ideals) or 1.0}
+    return sum(weights) / len(weights), sum(slopes) / len(slopes), numbers
+
+
+def why_gain(ev: Evidence) -> tuple[tuple[str, ...], str]:
+    """The layers that lose or blow up the signal, and whether weights or slopes do it."""
+    rows = gains(ev)
+    if not rows:
+        return (), ""
+    odd = _odd(ev, rows)
+    if odd:
+        position, gain, weight, slope = odd[0]
+        place = tuple(dict.fromkeys(n for row in odd for n in _culprit(ev, row)))
+        blame = "weights" if weight < 0.2 or weight > 5 else "activation"
+        why = f"{ev.site(position).name} passes {gain:.0e} of the signal back: its {blame} "
+        return place, why + f"(weights {weight:.2g}, slope {slope:.2g})"
+    weights, slopes, _ = decline(ev)
+    gain = math.exp(sum(math.log(max(g, 1e-30)) for _, g, _, _ in rows) / len(rows))
+    weight = middle(w for _, _, w, _ in rows) or 0.0
+    slope = middle(s for _, _, _, s in rows) or 0.0
+    label = next((s.kind for s in ev.record.sites if s.role == "activation"), "no activation")
+    fault = "the weights are" if abs(weights) >= abs(slopes) else f"{label} is"
+    why = (
+        f"gain {gain:.2f} per layer = weights {weight:.2f} x {label} slope {slope:.2f}, "
+        f"over {len(rows)} layers: {fault} at fault"
+    )
+    first = ev.first
+    assert first is not None
+    top = first.readings[ev.chain[-1]].signal or 0.0
+    far = [
+        i for i in ev.chain
+        if (s := first.readings[i].signal) is not None and not e.VANISHED <= s / top <= e.EXPLODED
+    ] if top else []  # fmt: skip
+    return tuple(ev.site(i).name for i in far or ev.chain), why
+
+
+def _odd(
+    ev: Evidence, rows: list[tuple[int, float, float, float]]
+) -> list[tuple[int, float, float, float]]:
+    """The steps whose gain is far from the usual one, where a few explain the whole."""
+    usual = middle(g for _, g, _, _ in rows)
+    if usual is None or len(rows) < 2:
+        return []
+    odd = [r for r in rows if r[1] == 0 or r[1] < usual / e.OUTLIER or r[1] > usual * e.OUTLIER]
+    return odd if len(odd) <= max(1, len(rows) // 3) else []
+
+
+def _culprit(ev: Evidence, row: tuple[int, float, float, float]) -> tuple[str, ...]:
+    """The layer of a step if its weights are odd, else the activation before it."""
+    position, _, weight, slope = row
+    if weight < 0.2 or weight > 5:
+        return (ev.site(position).name,)
+    before = ev.layer_before(position)
+    activation = ev.activation_after(before) if before is not None else None
+    if activation is not None and slope < 0.2:
+        return names(ev, activation)
+    return (ev.site(position).name,)
+
+
+def head_site(ev: Evidence) -> str:
+    """The activation behind the last layer."""
+    sites = [s for s in ev.record.sites if s.role == "activation"]
+    return sites[-1].name if sites else "output"
+
+
+def head_floor(ev: Evidence) -> float:
+    """How far above the reachable minimum the head keeps the loss, as a share of a constant's."""
+    static = ev.record.static
+    floor, free = number(static.get("floor")), number(static.get("free_floor"))
+    trivial = number(static.get("free_trivial"))
+    if floor is None or free is None or trivial is None or trivial - free <= 1e-9 * abs(trivial):
+        return 0.0
+    return max(0.0, (floor - free) / (trivial - free))
+
+
+def penalty_share(ev: Evidence) -> float:
+    """Share of what moves the weights that comes from a penalty or from weight decay."""
+    if not ev.record.probes or not ev.trained:
+        return 0.0
+    last, first = ev.record.probes[-1], ev.record.probes[0]
+    shares = [r.penalty for r in last.readings if r.penalty is not None]
+    share = middle(shares) or 0.0
+    if share >= e.DOMINANT:
+        return share
+    before = [first.readings[i].weight_rms for i in ev.chain]
+    after = [last.readings[i].weight_rms for i in ev.chain]
+    left = [a / b for a, b in zip(after, before) if a is not None and b]
+    decays = number(ev.record.optimizer.get("weight_decay")) is not None or bool(shares)
+    if decays and left and (middle(left) or 1.0) < 0.1:
+        return 1.0 - (middle(left) or 0.0)
+    return share
+
+
+def weak_dropout(ev: Evidence) -> tuple[str, ...]:
+    """Dropout layers that pass less than a tenth."""
+    return tuple(n for n, rate in (ev.record.static.get("dropout") or {}).items() if rate > 0.9)

@@ -1,0 +1,450 @@
+"""The nine symptoms, each a pure function of the evidence: numbers in, a finding or None out.
+
+Standard library only. Thresholds and where they come from: `evidence.py`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tikhon.diagnosis import evidence as e
+from tikhon.diagnosis.causes import (
+    decline,
+    head_floor,
+    head_site,
+    names,
+    penalty_share,
+    weak_dropout,
+    why_gain,
+)
+from tikhon.diagnosis.evidence import Evidence, back_share, middle, motion, number
+from tikhon.diagnosis.findings import Finding
+from tikhon.diagnosis.record import Point
+
+
+def exploding_gradient(ev: Evidence) -> Finding | None:
+    """Numbers that grow until they overflow, backwards, over time, or from step to step."""
+    failure = ev.record.failure
+    numbers: dict[str, float] = {}
+    where: tuple[str, ...] = ()
+    why = ""
+    if failure is not None and failure.what != "input":
+        numbers["step"] = failure.step
+        where = (failure.where,) if failure.where != "loss" else ()
+        why = f"the first non-finite number is {failure.what} {failure.where} at step {failure.step}"
+    ratio = ev.first_ratio
+    if ratio is not None and ratio > e.EXPLODED and ev.learned < e.LEARNED:
+        numbers["signal_ratio"] = ratio
+        grown, why = why_gain(ev)
+        where = where or grown
+    for position, first, later in ev.time_ratios():
+        if max(first, later) >= e.TIME_EXPLODED and ev.learned < e.LEARNED:
+            numbers["time_ratio_log10"] = max(first, later)
+            where = (ev.site(position).name,)
+            factor = ev.record.probes[0].readings[position].weight_factor or 0.0
+            why = (
+                f"over the time steps the gradient grows 10^{max(first, later):.0f} times; "
+                f"recurrent weights have gain {factor:.2f} (stable: about 1)"
+            )
+    sizes = [g for g in ev.record.gradients if number(g) is not None]
+    spike = max(sizes, default=0.0) / sizes[0] if sizes and sizes[0] else 0.0  # type: ignore[operator,type-var]
+    if ev.trained and spike > e.SPIKE and ev.learned < 0.5:
+        numbers["gradient_spike"] = spike
+        why = why or f"the gradient norm jumps to {spike:.0e} times its first value"
+    if not numbers:
+        return None
+    why = _with_cause(ev, why)
+    return Finding("exploding_gradient", "critical", where, numbers, why)
+
+
+def vanishing_gradient(ev: Evidence) -> Finding | None:
+    """The loss gradient dies on its way to the first layers, or to the first time steps."""
+    if ev.record.failure is not None or not ev.record.probes or ev.learned >= e.LEARNED:
+        return None
+    if ev.silent:
+        where = _silencer(ev)
+        why = "no gradient arrives anywhere: the output does not depend on the weights"
+        return Finding("vanishing_gradient", "critical", where, {"signal_ratio": 0.0}, why)
+    for position, first, later in ev.time_ratios():
+        if max(first, later) <= e.TIME_VANISHED and ev.learned < 0.5:
+            factor = ev.record.probes[0].readings[position].weight_factor or 0.0
+            why = (
+                f"over the time steps the gradient falls to 10^{first:.0f}; recurrent weights "
+                f"have gain {factor:.2f} per step"
+            )
+            numbers = {"time_ratio_log10": first, "recurrent_gain": factor}
+            place = (ev.site(position).name,)
+            return Finding("vanishing_gradient", "critical", place, numbers, why)
+    first, early = ev.first_ratio, ev.early_ratio
+    born_low = first is None or first < e.VANISHED
+    if not born_low or early is None or early >= e.VANISHED:
+        return None
+    where, why = why_gain(ev)
+    numbers = {"signal_ratio": early, "healthy_above": e.VANISHED}
+    return Finding("vanishing_gradient", "critical", where, numbers, why)
+
+
+def _silencer(ev: Evidence) -> tuple[str, ...]:
+    """The site behind which there is a gradient and before which there is none."""
+    probe = ev.record.probes[0]
+    loud = [i for i, r in enumerate(probe.readings) if r.signal]
+    if loud:
+        return (ev.site(loud[0]).name,)
+    return (head_site(ev),) if ev.record.static.get("head") else ()
+
+
+def dying_relu(ev: Evidence) -> Finding | None:
+    """Rectified units that are off for every sample and so receive no gradient."""
+    head = _rectified_head(ev)
+    if head is not None:
+        return head
+    last = ev.last
+    first = ev.first
+    if last is None or first is None or ev.learned >= e.LEARNED:
+        return None
+    probe = last if ev.record.failure is None else first
+    if penalty_share(ev) >= e.DOMINANT:
+        return None
+    sick = []
+    for i, reading in enumerate(probe.readings):
+        if reading.dead is None or reading.dead < e.DEAD:
+            continue
+        if ev.record.failure is not None or ev.late("dead", i) >= e.DEAD:
+            sick.append(i)
+    if not sick:
+        return None
+    share = max(probe.readings[i].dead or 0.0 for i in sick)
+    start = first.readings[sick[0]].dead or 0.0
+    culprit = next((i for i in sick if (probe.readings[i].dead or 0) > 0.95), sick[0])
+    where = names(ev, culprit)
+    numbers = {"dead": share, "dead_at_start": start, "healthy_below": e.DEAD}
+    why = (
+        f"{share:.0%} of the units of {where[-1]} are zero on all samples"
+        + (", from the start" if start >= e.DEAD else f" ({start:.0%} at the start)")
+    )  # fmt: skip
+    return Finding("dying_relu", "critical", where, numbers, _with_cause(ev, why))
+
+
+def _rectified_head(ev: Evidence) -> Finding | None:
+    head = ev.record.static.get("head") or []
+    floor = head_floor(ev)
+    if not any(name.startswith("relu") for name in head) or floor < 0.25:
+        return None
+    where = (head_site(ev),)
+    why = (
+        f"a rectified output cannot reach negative targets: the loss cannot fall below "
+        f"{floor:.0%} of a constant's, and samples beyond reach send no gradient"
+    )
+    return Finding("dying_relu", "warning", where, {"floor": floor}, why)
+
+
+def saturated_activation(ev: Evidence) -> Finding | None:
+    """Bounded activations on their flat ends: the derivative is below 5 % of its maximum."""
+    last, first = ev.last, ev.first
+    if last is None or first is None:
+        return None
+    fails = ev.record.failure is not None
+    sick = []
+    for i, reading in enumerate(first.readings):
+        if reading.saturated is None:
+            continue
+        start = reading.saturated
+        late = start if fails else ev.late("saturated", i)
+        harmed = min(ev.learned, ev.generalised) < e.LEARNED
+        if (start >= e.SATURATED or late >= e.SATURATED) and harmed and _not_decayed(ev):
+            sick.append((i, start, late))
+    if not sick:
+        return None
+    born = [s for s in sick if s[1] >= e.SATURATED]
+    position, start, late = (born or sick)[0]
+    where = names(ev, position)
+    numbers = {"saturated": max(start, late), "at_start": start, "healthy_below": e.SATURATED}
+    why = f"{max(start, late):.0%} of {where[-1]} sits where its slope is below 5 % of the maximum"
+    return Finding("saturated_activation", "critical", where, numbers, _with_cause(ev, why))
+
+
+def _not_decayed(ev: Evidence) -> bool:
+    return penalty_share(ev) < e.DOMINANT
+
+
+def poor_init(ev: Evidence) -> Finding | None:
+    """Weights at step 0 that no signal gets through: too large, too small, all equal, all dead."""
+    first = ev.first
+    if first is None or min(ev.learned, ev.generalised) >= e.LEARNED:
+        return None
+    for judge in (_equal_weights, _singled_out, _dead_at_birth, _too_large, _too_small):
+        found = judge(ev)
+        if found is not None:
+            where, numbers, why = found
+            return Finding("poor_init", "critical", where, numbers, why)
+    return None
+
+
+_Judged = tuple[tuple[str, ...], dict[str, float], str] | None
+
+
+def _equal_weights(ev: Evidence) -> _Judged:
+    first = ev.first
+    assert first is not None
+    same = [i for i in ev.chain if first.readings[i].constant]
+    # a zero head or branch end is a good idea: it moves in the first step and the rest follows
+    if not same or (len(same) < len(ev.chain) and (ev.early_ratio or 0.0) >= e.VANISHED):
+        return None
+    why = f"all weights of {len(same)} layer(s) are equal: its units get equal gradients for ever"
+    return tuple(ev.site(i).name for i in same), {"constant_layers": len(same)}, why
+
+
+def _singled_out(ev: Evidence) -> _Judged:
+    factors = forward_factors(ev)
+    usual = middle(factors.values())
+    if usual is None or len(factors) < 3:
+        return None
+    small = [i for i, f in factors.items() if 0 < f < usual / e.OUTLIER]
+    large = [i for i, f in factors.items() if f > usual * e.OUTLIER]
+    odd = small or large
+    if not odd or len(odd) > len(factors) / 3:
+        return None
+    worst = factors[odd[0]]
+    why = f"weights of {worst:.2g} (times sqrt(fan_in)) where the other layers have {usual:.2g}"
+    where = tuple(ev.site(i).name for i in odd)
+    return where, {"weight_factor": worst, "usual": usual}, why
+
+
+def _dead_at_birth(ev: Evidence) -> _Judged:
+    first = ev.first
+    assert first is not None
+    for i, reading in enumerate(first.readings):
+        saturated = (reading.saturated or 0.0) >= e.SATURATED
+        if not saturated and (reading.dead is None or reading.dead < 0.95):
+            continue
+        before = ev.layer_before(i)
+        factor = forward_factors(ev).get(before, 1.0) if before is not None else 1.0
+        bias = _bias_share(ev, before)
+        if saturated and bias < 3 and factor < e.LARGE_WEIGHTS:
+            continue  # the inputs are too large, not the weights
+        state = "saturated" if saturated else "dead"
+        cause = f"a bias {bias:.1f} times the weighted input" if bias >= 3 else "weights"
+        why = f"{ev.site(i).name} is {state} before the first step, through {cause}"
+        return names(ev, i), {"bias": bias, "weight_factor": factor}, why
+    return None
+
+
+def _bias_share(ev: Evidence, position: int | None) -> float:
+    """Size of the bias against the rest of a layer's output."""
+    if position is None or ev.first is None:
+        return 0.0
+    reading = ev.first.readings[position]
+    if not reading.bias or reading.rms is None:
+        return 0.0
+    rest = (reading.diversity or 0.0) * reading.rms
+    return reading.bias / rest if rest > 0 else math.inf
+
+
+def _too_large(ev: Evidence) -> _Judged:
+    large = [i for i, f in forward_factors(ev).items() if f > e.LARGE_WEIGHTS]
+    first, trivial = ev.first, ev.trivial
+    if not large or first is None:
+        return None
+    loss = number(first.loss)
+    excess = loss / trivial if loss is not None and trivial else math.inf
+    ratio = ev.first_ratio or 0.0
+    saturated = max((r.saturated or 0.0) for r in first.readings)
+    if excess < e.INITIAL_LOSS and ratio < e.EXPLODED and saturated < e.SATURATED:
+        return None
+    factor = max(forward_factors(ev)[i] for i in large)
+    numbers = {"weight_factor": factor, "initial_loss": excess, "signal_ratio": ratio}
+    why = (
+        f"weights have gain {factor:.1f} (Xavier 1, He 1.4); the first loss is {excess:.1f} times "
+        "that of a constant"
+    )
+    return tuple(ev.site(i).name for i in large), numbers, why
+
+
+def _too_small(ev: Evidence) -> _Judged:
+    if ev.record.failure is not None:
+        return None
+    ratio, early = ev.first_ratio, ev.early_ratio
+    if ratio is None or early is None or max(ratio, early) >= e.VANISHED or ev.silent:
+        return None
+    weights, slopes, numbers = decline(ev)
+    if weights <= slopes:
+        return None
+    why = (
+        f"weights carry back {numbers['weight_factor']:.2f} of the signal per layer, "
+        f"{numbers['ideal']:.2f} would keep its size"
+    )
+    where = tuple(ev.site(i).name for i in ev.chain)
+    return where, {"signal_ratio": ratio, **numbers}, why
+
+
+def forward_factors(ev: Evidence) -> dict[int, float]:
+    """rms(W) * sqrt(fan_in) of the feed-forward layers at step 0."""
+    first = ev.first
+    if first is None:
+        return {}
+    return {
+        i: rms * math.sqrt(ev.site(i).fan_in)
+        for i in ev.chain
+        if ev.site(i).role == "weight" and (rms := first.readings[i].weight_rms) is not None
+    }
+
+
+def oscillating_loss(ev: Evidence) -> Finding | None:
+    """The loss on a fixed batch keeps jumping up instead of settling."""
+    curve = ev.curve
+    if ev.record.failure is not None or len(curve) < 12 or ev.learned >= 0.7 or ev.blind:
+        return None
+    late = curve[len(curve) // 3 :]
+    swing, back = motion(late), back_share(late)
+    if swing < e.SWING or back < e.BACK:
+        return None
+    numbers = {"swing": swing, "upward_share": back}
+    why = f"the loss moves {swing:.0%} from one look to the next, {back:.0%} of it upwards"
+    if ev.record.batch_size <= 4:
+        why += f"; batches of {ev.record.batch_size} make gradients noisy at this learning rate"
+    return Finding("oscillating_loss", "warning", (), numbers, _with_cause(ev, why))
+
+
+def slow_convergence(ev: Evidence) -> Finding | None:
+    """The loss falls, or would, but each step is too small to get anywhere."""
+    double = ev.record.static.get("own_softmax") and head_floor(ev) >= e.FLOOR
+    if double and ev.record.static.get("head") and not ev.silent:
+        floor = head_floor(ev)
+        why = (
+            f"the loss applies a softmax to outputs that are already squashed: it cannot fall "
+            f"below {floor:.0%} of a constant's, and gradients shrink with it"
+        )
+        return Finding("slow_convergence", "warning", (head_site(ev),), {"floor": floor}, why)
+    if not ev.trained or ev.record.failure is not None or ev.learned >= e.LEARNED:
+        return None
+    update = ev.updates
+    if update is None or update >= e.SLOW_UPDATE or _dead_now(ev) or penalty_share(ev) > 0.5:
+        return None
+    numbers = {"update_ratio": update, "healthy_above": e.SLOW_UPDATE, "learned": ev.learned}
+    why = _with_cause(ev, f"a step changes the weights by {update:.0e} of their size")
+    return Finding("slow_convergence", "warning", (), numbers, why)
+
+
+def _dead_now(ev: Evidence) -> bool:
+    """Whether training killed the network, so that small updates are a consequence."""
+    last, first = ev.last, ev.first
+    if last is None or first is None:
+        return False
+    for before, after in zip(first.readings, last.readings):
+        for name in ("dead", "saturated"):
+            start, now = getattr(before, name), getattr(after, name)
+            if start is not None and now is not None and start < 0.5 and now > 0.95:
+                return True
+    return False
+
+
+def overfitting(ev: Evidence) -> Finding | None:
+    """Validation loss rises while the training loss falls."""
+    points = [p for p in ev.record.points if number(p.valid_loss) is not None]
+    end = ev.end
+    if ev.record.failure is not None or len(points) < 4 or end is None:
+        return None
+    lowest = min(points, key=lambda p: p.valid_loss or 0.0)
+    rise = ((end.valid_loss or 0.0) - (lowest.valid_loss or 0.0)) / abs(lowest.valid_loss or 1.0)
+    metric, valid = number(end.metric), number(end.valid_metric)
+    if metric is not None and valid is not None:
+        gap = metric - valid
+    else:
+        gap = ((end.valid_loss or 0.0) - (end.eval_loss or 0.0)) / abs(end.valid_loss or 1.0)
+    steady = rise >= 0.05 and _rises(points)
+    if not (rise >= e.RISE or steady) or gap < e.GAP or ev.learned < 0.5:
+        return None
+    if (end.eval_loss or 0.0) > (lowest.eval_loss or math.inf):
+        return None  # both rise: an unstable run, not a memorised one
+    numbers = {"gap": gap, "rise": rise, "best_step": float(lowest.step)}
+    why = (
+        f"validation loss is {rise:.0%} above its minimum at step {lowest.step}; "
+        f"train and validation differ by {gap:.2f}; {ev.record.parameters:,} parameters for "
+        f"{ev.record.data.get('rows')} rows"
+    )
+    return Finding("overfitting", "warning", (), numbers, why)
+
+
+def _rises(points: list[Point]) -> bool:
+    """Whether the validation loss climbs steadily over the last half."""
+    tail = [p.valid_loss or 0.0 for p in points[len(points) // 2 :]]
+    return len(tail) > 3 and back_share(tail) > 0.7
+
+
+def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
+    """Training ends far from what the data allow, and no broken gradient explains it."""
+    explained = {"exploding_gradient", "vanishing_gradient", "slow_convergence", "dying_relu"}
+    explained |= {"saturated_activation", "oscillating_loss", "poor_init"}
+    if not ev.trained or ev.record.failure is not None or ev.learned >= 0.6:
+        return None
+    share = penalty_share(ev)
+    dropped = weak_dropout(ev)
+    numbers = {"learned": ev.learned}
+    if share >= e.DOMINANT:
+        numbers["penalty_share"] = share
+        why = f"the penalty makes up {share:.0%} of what moves the weights"
+        return Finding("underfitting", "critical", (), numbers, why)
+    if dropped:
+        rate = ev.record.static["dropout"][dropped[0]]
+        numbers["dropout"] = rate
+        why = f"dropout passes {1 - rate:.0%} of the units of {dropped[0]}"
+        return Finding("underfitting", "critical", dropped, numbers, why)
+    if found & explained or ev.falling and not _narrow(ev):
+        return None
+    narrow = _narrow(ev)
+    why = "the network is too small or too restrained for the data"
+    if narrow:
+        width = min(ev.site(i).fan_out for i in ev.chain if ev.site(i).name in narrow)
+        numbers["width"] = float(width)
+        why = f"everything passes through {width} unit(s) in {narrow[0]}"
+    return Finding("underfitting", "warning", narrow, numbers, why)
+
+
+def _narrow(ev: Evidence) -> tuple[str, ...]:
+    """Hidden layers with fewer units than the outputs need directions."""
+    outputs = ev.record.static.get("output_units") or 1
+    hidden = [i for i in ev.chain[:-1] if ev.site(i).role == "weight"]
+    return tuple(
+        ev.site(i).name
+        for i in hidden
+        if ev.site(i).fan_out * 4 <= outputs and ev.site(i).kind.startswith("Linear")
+    )
+
+
+def still_falling(ev: Evidence, found: set[str]) -> Finding | None:
+    """Nothing is broken, nothing is learned yet, and the loss still falls: it takes more steps."""
+    if found or not ev.trained or ev.record.failure is not None or ev.learned >= 0.6:
+        return None
+    numbers = {"learned": ev.learned, "update_ratio": ev.updates or 0.0}
+    why = f"after {ev.record.steps} steps the loss still falls steadily"
+    return Finding("slow_convergence", "warning", (), numbers, why)
+
+
+def _with_cause(ev: Evidence, why: str) -> str:
+    """Say where the inputs' scale explains a symptom."""
+    inputs = ev.record.data.get("inputs") or {}
+    if ev.record.data.get("normalised_inside") or not inputs.get("rms"):
+        return why
+    rms = inputs["rms"]
+    return f"{why}; inputs have size {rms:.3g} (about 1 is healthy)" if rms > 10 or rms < 0.01 else why
+
+
+SYMPTOMS = (
+    exploding_gradient,
+    vanishing_gradient,
+    dying_relu,
+    saturated_activation,
+    poor_init,
+    oscillating_loss,
+    slow_convergence,
+    overfitting,
+)
+
+
+def symptoms(ev: Evidence) -> list[Finding]:
+    """The findings among the nine labels."""
+    findings = [f for check in SYMPTOMS if (f := check(ev)) is not None]
+    for residual in (underfitting, still_falling):
+        extra = residual(ev, {f.code for f in findings})
+        findings += [extra] if extra is not None else []
+    return findings

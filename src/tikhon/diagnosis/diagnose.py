@@ -1,0 +1,211 @@
+"""`diagnose`: what is wrong with a model's training, where, why, and what to do."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from tikhon.diagnosis.checks import symptoms
+from tikhon.diagnosis.codes import CODES, CONSEQUENCES
+from tikhon.diagnosis.evidence import Evidence
+from tikhon.diagnosis.faults import faults
+from tikhon.diagnosis.findings import LABELS, SEVERITIES, Finding
+from tikhon.diagnosis.measure import measure
+from tikhon.diagnosis.record import Record, finite
+from tikhon.diagnosis.replica import Loss
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found: a record of measurements and the findings drawn from it."""
+
+    record: Record
+    findings: tuple[Finding, ...]
+
+    @cached_property
+    def labels(self) -> set[str]:
+        """Codes of the findings that are warnings or worse, consequences included."""
+        return {f.code for f in self.findings if f.severity != "info"}
+
+    @property
+    def ok(self) -> bool:
+        """True where nothing needs attention."""
+        return not self.labels
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def worst(self) -> str:
+        """The highest severity found: "fine", "info", "warning" or "critical"."""
+        found = [SEVERITIES.index(f.severity) for f in self.findings]
+        return SEVERITIES[max(found)] if found else "fine"
+
+    def __str__(self) -> str:
+        from tikhon.diagnosis.letter import letter
+
+        return letter(self)
+
+    def _repr_html_(self) -> str:
+        from tikhon.diagnosis.letter import letter_html
+
+        return letter_html(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values without NaN: verdict, labels, findings and the record."""
+        return {
+            "schema_version": 1,
+            "kind": "diagnosis",
+            "ok": self.ok,
+            "worst": self.worst(),
+            "labels": sorted(self.labels),
+            "findings": [f.to_dict() for f in self.findings],
+            "record": finite(self.record.to_dict()),
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as one JSON document."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    def figures(self) -> dict[str, Figure]:
+        """Plotly figures by name: signal, forward, updates, loss; those that apply."""
+        from tikhon.diagnosis.figure import figures
+
+        return figures(self.record)
+
+
+def diagnose(
+    model: nn.Module | Callable[[], nn.Module],
+    data: Any,
+    loss: Loss,
+    *,
+    optimizer: Any = None,
+    valid: Any = None,
+    steps: int = 200,
+    batch_size: int = 64,
+    seed: int = 0,
+    penalty: Any = None,
+    clip: float | None = None,
+) -> Diagnosis:
+    """Find out why a model does not train, from the model, its data and its loss.
+
+    Three tiers: facts of model and data; one forward and backward pass; with an optimizer, a dry
+    run. All of it happens on copies: parameters, gradients, buffers, mode, hooks and random
+    numbers of the caller are bit for bit the same afterwards.
+
+    Args:
+        model: the module, or a factory of it; random symptoms of a factory are also looked for
+            in four further initialisations, before the first step.
+        data: a pair (inputs, target) of tensors or arrays (inputs may be a tuple or a
+            dictionary for models with several inputs), a loader of such batches, one batch,
+            or a path or source name.
+        loss: `loss(output, target)`, a number; a function or a torch loss.
+        optimizer: the optimizer bound to the model (copied with groups and state), or a factory
+            called with the parameters; without it there is no dry run.
+        valid: data for validation, like `data`; needed to see overfitting.
+        steps: length of the dry run, >= 0.
+        batch_size: rows of a batch, >= 1; a loader brings its own.
+        seed: of batches, dropout and the models of a factory.
+        penalty: what is added to the loss: a callable(model), or terms as for `regularize`.
+        clip: largest global gradient norm in a step, > 0; None for no clipping.
+
+    Raises:
+        InputError: the model or the loss fails on a batch, the loss is not one number, model and
+            data are on different devices, or an argument is out of range.
+        DataError: there are no rows, or inputs and targets differ in number.
+
+    References:
+        Glorot and Bengio, 2010, https://proceedings.mlr.press/v9/glorot10a.html;
+        Schoenholz et al., Deep information propagation, 2017, https://arxiv.org/abs/1611.01232
+
+    >>> _ = torch.manual_seed(0)
+    >>> x, y = torch.randn(128, 8), torch.arange(128) % 3
+    >>> layers = [m for _ in range(25) for m in (nn.Linear(8, 8), nn.Sigmoid())]
+    >>> found = diagnose(nn.Sequential(*layers, nn.Linear(8, 3)), (x, y), nn.CrossEntropyLoss())
+    >>> sorted(found.labels)
+    ['vanishing_gradient']
+    """
+    build = None
+    if not isinstance(model, nn.Module) and callable(model):
+        build = model
+        model = _draw(build, seed)
+    record = measure(
+        model,
+        data,
+        loss,
+        optimizer=optimizer,
+        valid=valid,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        penalty=penalty,
+        clip=clip,
+    )
+    if build is not None:
+        record = replace(record, inits=_further(build, data, loss, batch_size, seed))
+    return judge(record)
+
+
+def _draw(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _further(
+    build: Callable[[], nn.Module], data: Any, loss: Loss, batch_size: int, seed: int
+) -> tuple[tuple[str, ...], ...]:
+    """Labels of the step-0 tier for further draws of the weights."""
+    found = []
+    for draw in range(seed, seed + 5):
+        record = measure(_draw(build, draw), data, loss, batch_size=batch_size, seed=draw, steps=0)
+        found.append(tuple(sorted({f.code for f in symptoms(Evidence(record))})))
+    return tuple(found)
+
+
+def judge(record: Record) -> Diagnosis:
+    """The diagnosis of a record: the same record always gives the same findings.
+
+    >>> judge(diagnose(nn.Linear(2, 2), (torch.randn(64, 2), torch.arange(64) % 2),
+    ...                nn.CrossEntropyLoss()).record).ok
+    True
+    """
+    ev = Evidence(record)
+    found = [*faults(ev), *symptoms(ev)]
+    codes = {f.code for f in found}
+    if record.failure is not None and record.failure.what == "input":
+        found = [f for f in found if f.code not in LABELS]
+    dressed = [_dress(f, codes, record) for f in found]
+    dressed.sort(key=lambda f: (bool(f.cause), -SEVERITIES.index(f.severity)))
+    return Diagnosis(record, tuple(dressed))
+
+
+def _dress(finding: Finding, codes: set[str], record: Record) -> Finding:
+    """The finding with its effect, advice, cause, and how often it appears over inits."""
+    words = CODES[finding.code]
+    causes = [c for c in CONSEQUENCES.get(finding.code, ()) if c in codes]
+    why = finding.why
+    if record.inits:
+        count = Counter(code for labels in record.inits for code in labels)[finding.code]
+        if count:
+            why += f" (at step 0 in {count} of {len(record.inits)} inits)"
+    return replace(
+        finding,
+        why=why,
+        effect=words.effect,
+        advice=words.cures,
+        cause=causes[0] if causes else "",
+    )
+
+
+__all__ = ["LABELS", "Diagnosis", "Finding", "diagnose", "judge"]

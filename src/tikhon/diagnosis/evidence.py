@@ -1,0 +1,259 @@
+"""Quantities derived from a record: ratios and shares without units, so thresholds travel.
+
+Standard library only. Every threshold of the checks is named here, with where it comes from:
+measured gap: no run of 159 healthy and 363 faulty ones lies between the two sides of it;
+convention: a definition of the word.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import cached_property
+from statistics import median
+
+from tikhon.diagnosis.record import Point, Probe, Record, Site
+
+VANISHED = 1e-3  # backprop signal, first / last layer: sick <= 2.1e-4, healthy >= 6.9e-3 (gap)
+EXPLODED = 1e3  # the same on the other side: healthy <= 46, exploding >= 2e4 (gap)
+TIME_VANISHED = -10.0  # log10 over the time steps: healthy >= -8, vanishing underflows (gap)
+TIME_EXPLODED = 3.0  # log10 over the time steps: healthy <= 0, exploding >= 6 (gap)
+DEAD = 0.6  # share of dead units of a layer: healthy <= 0.56, dying >= 0.96 (gap)
+SATURATED = 0.5  # share of saturated entries: healthy <= 0.40, saturated >= 0.54 (gap)
+SLOW_UPDATE = 1e-4  # update / weight in a step: healthy >= 1.6e-4, too small <= 3e-5 (gap)
+SPIKE = 1e3  # largest gradient norm / first one, while nothing is learned (convention)
+INITIAL_LOSS = 3.0  # first loss / trivial loss, only together with large weights (convention)
+LARGE_WEIGHTS = 2.5  # rms(W) * sqrt(fan_in): He 1.41, Xavier and LeCun 1, PyTorch default 0.58
+SMALL_WEIGHTS = 0.25  # the same on the other side
+OUTLIER = 20.0  # a layer this many times smaller than the median one is singled out
+LEARNED = 0.9  # skill relative to a shallow model on the same data (convention)
+RISE = 0.15  # relative rise of a loss above its own minimum (convention)
+SWING = 0.08  # mean move of a late loss curve / its level: steady <= 0.06, oscillating >= 0.1 (gap)
+BACK = 0.34  # share of a loss curve's motion that goes up: 0.5 is a walk without direction
+GAP = 0.1  # train metric minus validation metric (convention)
+FLOOR = 0.1  # share of the trivial loss that the head cannot get below (convention)
+DOMINANT = 0.9  # share of a gradient that comes from the penalty (convention)
+NARROW = 1e-3  # diversity below which all samples look alike to the network (measured: sick 3e-4)
+
+# the weight factor rms(W) * sqrt(fan) that keeps a signal's size through an activation
+IDEAL = {
+    "relu": 1.41, "relu6": 1.41, "leaky_relu": 1.41, "gelu": 1.5, "silu": 1.7, "mish": 1.6,
+    "elu": 1.2, "softplus": 1.2, "hardswish": 1.7,
+}  # fmt: skip
+
+
+class Evidence:
+    """A record read with the questions of a physician: what reaches whom, and does it learn?"""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    # layers
+
+    @cached_property
+    def chain(self) -> list[int]:
+        """Positions of the layers with weights, in the order of the forward pass."""
+        roles = ("weight", "recurrent")
+        return [i for i, s in enumerate(self.record.sites) if s.role in roles]
+
+    def site(self, position: int) -> Site:
+        """The site at a position."""
+        return self.record.sites[position]
+
+    def activation_after(self, position: int) -> int | None:
+        """The activation behind a layer, before the next layer with weights."""
+        sites = self.record.sites
+        for i in range(position + 1, len(sites)):
+            if sites[i].role in ("weight", "recurrent"):
+                return None
+            if sites[i].role == "activation":
+                return i
+        return None
+
+    def layer_before(self, position: int) -> int | None:
+        """The layer with weights that feeds an activation."""
+        return max((i for i in self.chain if i < position), default=None)
+
+    # the backward signal
+
+    def ratio(self, probe: Probe) -> float | None:
+        """Signal at the first over the last layer; 0 where the first has none, None at 0/0."""
+        signals = [probe.readings[i].signal for i in self.chain]
+        signals = [s for s in signals if s is not None]
+        if not signals or not math.isfinite(signals[0]) or not math.isfinite(signals[-1]):
+            return None
+        if signals[-1] == 0:
+            return None
+        return signals[0] / signals[-1]
+
+    @cached_property
+    def early(self) -> list[Probe]:
+        """The probes from the first step to a fifth of the run."""
+        probes = self.record.probes
+        last = max(5, 0.2 * self.record.steps)
+        return [p for p in probes if 0 < p.step <= last] or list(probes[:1])
+
+    @cached_property
+    def first_ratio(self) -> float | None:
+        """The signal ratio before the first step."""
+        return self.ratio(self.record.probes[0]) if self.record.probes else None
+
+    @cached_property
+    def early_ratio(self) -> float | None:
+        """The median signal ratio early in the run; at step 0 alone without a dry run."""
+        return middle(self.ratio(p) for p in self.early)
+
+    @cached_property
+    def silent(self) -> bool:
+        """Whether no gradient at all arrives anywhere, from the start."""
+        probes = [p for p in self.record.probes[:4]]
+        return bool(probes) and all(p.gradient == 0 for p in probes) and self.record.trainable > 0
+
+    def time_ratios(self) -> list[tuple[int, float, float]]:
+        """(position, log10 over time at step 0, early median) of the recurrent layers."""
+        found = []
+        for i in self.chain:
+            first = self.record.probes[0].readings[i].time_ratio if self.record.probes else None
+            later = middle(p.readings[i].time_ratio for p in self.early)
+            if first is not None:
+                found.append((i, first, later if later is not None else first))
+        return found
+
+    # activations
+
+    def worst(self, name: str, probe: Probe) -> tuple[float, int | None]:
+        """The largest value of a reading at a probe, and where."""
+        values = [
+            (v, i) for i, r in enumerate(probe.readings) if (v := getattr(r, name)) is not None
+        ]
+        return max(values, default=(0.0, None), key=lambda pair: pair[0])
+
+    def late(self, name: str, position: int) -> float:
+        """The median of a reading over the last three probes."""
+        return middle(getattr(p.readings[position], name) for p in self.record.probes[-3:]) or 0.0
+
+    @property
+    def first(self) -> Probe | None:
+        """The probe before the first step."""
+        return self.record.probes[0] if self.record.probes else None
+
+    @property
+    def last(self) -> Probe | None:
+        """The last probe."""
+        return self.record.probes[-1] if self.record.probes else None
+
+    @cached_property
+    def updates(self) -> float | None:
+        """The median update / weight ratio over layers and probes."""
+        return middle(
+            p.readings[i].update for p in self.record.probes for i in self.chain
+            if self.site(i).trainable
+        )  # fmt: skip
+
+    @cached_property
+    def blind(self) -> bool:
+        """Whether at the end the network answers every sample alike."""
+        last = self.last
+        if last is None or not self.chain:
+            return False
+        spread = last.readings[self.chain[-1]].diversity
+        return spread is not None and spread < NARROW
+
+    # learning
+
+    @cached_property
+    def trivial(self) -> float | None:
+        """The loss of the best constant."""
+        return number(self.record.static.get("trivial"))
+
+    @property
+    def start(self) -> Point | None:
+        """The scores before the first step."""
+        return self.record.points[0] if self.record.points else None
+
+    @property
+    def end(self) -> Point | None:
+        """The scores after the last step."""
+        return self.record.points[-1] if self.record.points else None
+
+    @property
+    def trained(self) -> bool:
+        """Whether there was a dry run."""
+        return self.record.steps > 0
+
+    @cached_property
+    def learned(self) -> float:
+        """What was learned: 0 a constant, 1 what a shallow model reaches on the same rows."""
+        if self.record.failure is not None or self.end is None:
+            return 0.0
+        return self._skill(self.end.metric, self.end.eval_loss)
+
+    @cached_property
+    def generalised(self) -> float:
+        """The same on validation data, where there are any."""
+        if self.end is None or self.end.valid_loss is None:
+            return self.learned
+        if self.record.failure is not None:
+            return 0.0
+        return self._skill(self.end.valid_metric, self.end.valid_loss)
+
+    def _skill(self, metric: float | None, loss: float | None) -> float:
+        shallow = number(self.record.reference.get("shallow"))
+        constant = number(self.record.reference.get("constant"))
+        metric = number(metric)
+        if shallow is not None and constant is not None and metric is not None:
+            reach = shallow - constant
+            if reach > 0.1:
+                return (metric - constant) / reach
+        return self._loss_skill(loss)
+
+    def _loss_skill(self, loss: float | None) -> float:
+        loss = number(loss)
+        if loss is None:
+            return 0.0
+        if self.trivial is not None and self.trivial > 0:
+            return 1 - loss / self.trivial
+        first = number(self.start.loss) if self.start else None
+        return 1 - loss / first if first is not None and first > 0 else 0.0
+
+    @cached_property
+    def curve(self) -> list[float]:
+        """Probe losses in training mode, finite ones."""
+        return [p.loss for p in self.record.points if number(p.loss) is not None]  # type: ignore[misc]
+
+    @cached_property
+    def falling(self) -> bool:
+        """Whether the loss still falls at the end, and falls smoothly."""
+        tail = self.curve[len(self.curve) // 3 :]
+        if len(tail) < 6:
+            return False
+        total = max(self.curve) - min(self.curve)
+        recent = tail[-len(tail) // 3] - tail[-1]
+        return total > 0 and recent > 0.05 * total and back_share(tail) < 0.2
+
+
+def number(value: object) -> float | None:
+    """A finite float, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def middle(values: Iterable[float | None]) -> float | None:
+    """The median of what is there."""
+    present = [v for v in values if v is not None and not math.isnan(v)]
+    return median(present) if present else None
+
+
+def back_share(values: list[float]) -> float:
+    """Share of a curve's motion that goes up: 0 falls all the way, 0.5 goes nowhere."""
+    moves = [b - a for a, b in zip(values, values[1:])]
+    total = sum(abs(m) for m in moves)
+    return sum(m for m in moves if m > 0) / total if total > 0 else 0.0
+
+
+def motion(values: list[float]) -> float:
+    """Mean move from one point of a curve to the next, relative to the curve's level."""
+    moves = [abs(b - a) for a, b in zip(values, values[1:])]
+    level = abs(median(values)) if values else 0.0
+    return sum(moves) / len(moves) / level if moves and level > 0 else 0.0

@@ -1,0 +1,128 @@
+"""Findings that need no training: heads that cannot reach, odd data, parameters out of play.
+
+Pure functions of the evidence; standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tikhon.diagnosis import evidence as e
+from tikhon.diagnosis.causes import head_floor, head_site
+from tikhon.diagnosis.evidence import Evidence, number
+from tikhon.diagnosis.findings import Finding
+
+
+def faults(ev: Evidence) -> list[Finding]:
+    """The findings of the static tier."""
+    checks = (
+        _data, _scales, _head, _reduction, _dropout, _batch_of_one, _parameters, _modes, _attention,
+    )  # fmt: skip
+    return [finding for check in checks for finding in check(ev)]
+
+
+def _data(ev: Evidence) -> Iterable[Finding]:
+    bad = ev.record.data.get("nonfinite") or []
+    if bad:
+        why = f"NaN or infinity in the {' and the '.join(sorted(set(bad)))}"
+        yield Finding("non_finite_data", "critical", (), {"tensors": len(bad)}, why)
+
+
+def _scales(ev: Evidence) -> Iterable[Finding]:
+    inputs, target = ev.record.data.get("inputs") or {}, ev.record.data.get("target") or {}
+    rms = number(inputs.get("rms"))
+    learned = ev.trained and ev.learned >= e.LEARNED
+    if rms is not None and not ev.record.data.get("normalised_inside"):
+        if (rms > 10 or 0 < rms < 0.01) and not learned:
+            why = f"inputs have size {rms:.3g}; initialisations assume about 1"
+            yield Finding("unscaled_inputs", "warning", ("inputs",), {"rms": rms}, why)
+    size, spread = number(target.get("rms")), number(target.get("std"))
+    if size is not None and spread is not None and size > 10 and not learned:
+        why = f"targets have mean {target.get('mean', 0.0):.3g} and deviation {spread:.3g}"
+        yield Finding("unscaled_targets", "warning", ("target",), {"rms": size}, why)
+
+
+def _head(ev: Evidence) -> Iterable[Finding]:
+    floor = head_floor(ev)
+    head = ev.record.static.get("head") or []
+    single = head == ["softmax"] and ev.record.static.get("output_units") == 1
+    if not head or not (single or floor >= e.FLOOR):
+        return
+    name = " and ".join(head)
+    if single:
+        why = "softmax over one unit is the constant 1"
+    elif ev.record.static.get("own_softmax"):
+        why = f"the loss applies a softmax of its own to the output of {name}"
+    else:
+        why = f"{name} cannot produce the targets: {floor:.0%} of a constant's loss stays"
+    yield Finding("head_mismatch", "critical", (head_site(ev),), {"floor": floor}, why)
+
+
+def _reduction(ev: Evidence) -> Iterable[Finding]:
+    if ev.record.static.get("grows_with_batch"):
+        why = "the same rows twice give twice the loss: it is a sum"
+        evidence = {"batch_size": float(ev.record.batch_size)}
+        yield Finding("loss_is_a_sum", "warning", (), evidence, why)
+
+
+def _dropout(ev: Evidence) -> Iterable[Finding]:
+    for name, rate in (ev.record.static.get("dropout") or {}).items():
+        if rate > 0.9:
+            why = f"{name} drops {rate:.0%} of its inputs"
+            yield Finding("excessive_dropout", "warning", (name,), {"rate": rate}, why)
+    for name in ev.record.static.get("dropout_before_norm") or []:
+        why = f"{name} learns the variance of dropped inputs and meets another one at test time"
+        yield Finding("dropout_before_norm", "info", (name,), {}, why)
+
+
+def _batch_of_one(ev: Evidence) -> Iterable[Finding]:
+    layers = tuple(ev.record.static.get("batch_of_one") or ())
+    if layers:
+        why = "the variance of one sample is zero or that of its own pixels"
+        yield Finding("batchnorm_batch_of_one", "critical", layers, {"batch_size": 1.0}, why)
+
+
+def _parameters(ev: Evidence) -> Iterable[Finding]:
+    static = ev.record.static
+    if ev.record.trainable == 0:
+        why = "no parameter requires a gradient" if ev.record.parameters else "no parameters"
+        yield Finding("nothing_to_train", "critical", (), {}, why)
+        return
+    rows = (
+        ("frozen", "frozen_parameters", "info", "they do not require a gradient"),
+        ("unused", "unused_parameters", "warning", "the loss does not depend on them"),
+        ("unoptimized", "missing_from_optimizer", "warning", "no parameter group holds them"),
+    )
+    for key, code, severity, why in rows:
+        listed = tuple(static.get(key) or ())
+        if listed:
+            yield Finding(code, severity, listed, {"parameters": float(len(listed))}, why)
+    if static.get("changes_in_forward"):
+        why = "parameters were replaced or written to during a forward pass without gradients"
+        yield Finding("changes_in_forward", "warning", (), {}, why)
+
+
+def _modes(ev: Evidence) -> Iterable[Finding]:
+    end = ev.end
+    if end is None or not ev.trained or ev.record.failure is not None:
+        return
+    train, evaluated = number(end.loss), number(end.eval_loss)
+    trivial = ev.trivial
+    if train is None or evaluated is None or not trivial or ev.record.steps < 50:
+        return
+    excess = (evaluated - train) / trivial
+    if excess > 0.5 and evaluated > 2 * train:
+        numbers = {"train_mode_loss": train, "eval_mode_loss": evaluated}
+        why = f"on the same rows the loss is {train:.3g} in train mode, {evaluated:.3g} in eval"
+        yield Finding("train_eval_mismatch", "warning", (), numbers, why)
+
+
+def _attention(ev: Evidence) -> Iterable[Finding]:
+    first = ev.first
+    if first is None or ev.learned >= e.LEARNED:
+        return
+    for site, reading in zip(ev.record.sites, first.readings):
+        if reading.entropy is not None and reading.entropy < 0.1:
+            why = f"{site.name} looks at a single position (entropy {reading.entropy:.2f} of 1)"
+            numbers = {"entropy": reading.entropy}
+            yield Finding("collapsed_attention", "warning", (site.name,), numbers, why)

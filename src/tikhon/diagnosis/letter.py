@@ -1,0 +1,195 @@
+"""The diagnosis in words: a letter whose first screen says it all, and the same as HTML."""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+from typing import TYPE_CHECKING
+
+from tikhon.diagnosis.causes import gains
+from tikhon.diagnosis.codes import CODES
+from tikhon.diagnosis.evidence import Evidence
+from tikhon.diagnosis.findings import Finding
+from tikhon.diagnosis.record import Reading, Record
+
+if TYPE_CHECKING:
+    from tikhon.diagnosis.diagnose import Diagnosis
+
+WIDTH = 99
+SCREEN = 25
+VERDICTS = {"fine": "HEALTHY", "info": "HEALTHY", "warning": "NEEDS ATTENTION", "critical": "SICK"}
+
+
+def letter(diagnosis: Diagnosis) -> str:
+    """Verdict, findings with their consequences folded under them, and the layers, in 25 lines."""
+    record = diagnosis.record
+    lines = [_title(diagnosis)]
+    roots = [f for f in diagnosis.findings if not _folded(f, diagnosis.findings)]
+    room = SCREEN - 1 - _table_size(record) - 1
+    detail = 5 if len(roots) * 5 <= room else 2
+    shown = roots[: max(1, room // detail)]
+    for place, finding in enumerate(shown, 1):
+        lines += _paragraph(place, finding, diagnosis.findings, detail)
+    if len(shown) < len(roots):
+        lines.append(f" and {', '.join(f.code for f in roots[len(shown) :])}")
+    if not roots:
+        lines.append(_all_well(record))
+    return "\n".join([*lines, *_layers(record, SCREEN - len(lines))])
+
+
+def _title(diagnosis: Diagnosis) -> str:
+    record = diagnosis.record
+    layers = sum(s.role in ("weight", "recurrent") for s in record.sites)
+    engine = record.optimizer
+    how = f"{engine['name']} lr {engine.get('lr', 0):.3g}, {record.steps} steps" if engine else (
+        "no optimizer: step 0 only"
+    )  # fmt: skip
+    left = f"tikhon diagnose: {record.model}, {layers} weight layers, batch {record.batch_size}, {how}"
+    return f"{left}  {VERDICTS[diagnosis.worst()]}"[:WIDTH]
+
+
+def _folded(finding: Finding, findings: tuple[Finding, ...]) -> bool:
+    return bool(finding.cause) and any(f.code == finding.cause for f in findings)
+
+
+def _root(finding: Finding, findings: tuple[Finding, ...]) -> str:
+    """The code at the end of the chain of causes."""
+    by_code = {f.code: f for f in findings}
+    seen = {finding.code}
+    while finding.cause in by_code and finding.cause not in seen:
+        seen.add(finding.cause)
+        finding = by_code[finding.cause]
+    return finding.code
+
+
+def _paragraph(
+    place: int, finding: Finding, findings: tuple[Finding, ...], detail: int
+) -> list[str]:
+    where = span(finding.where)
+    lines = [f" {place} {finding.code}  {finding.severity}{f'  in {where}' if where else ''}"]
+    lines.append(f"   why: {finding.why}")
+    if detail > 2:
+        lines.append(f"   effect: {finding.effect}")
+        if finding.advice:
+            no_cure = CODES[finding.code].no_cure
+            lines.append(f"   cure: {'; '.join(finding.advice)}{f' ({no_cure})' if no_cure else ''}")
+    follow = [f for f in findings if f.cause and f is not finding]
+    follow = [f for f in follow if _root(f, findings) == finding.code]
+    if follow and detail > 2:
+        lines.append(f"   leads to: {', '.join(f'{f.code} ({_brief(f)})' for f in follow)}")
+    return [line if len(line) <= WIDTH else line[: WIDTH - 1] + "…" for line in lines]
+
+
+def _brief(finding: Finding) -> str:
+    """The first number of the evidence."""
+    for name, value in finding.evidence.items():
+        return f"{name.replace('_', ' ')} {value:.2g}"
+    return finding.severity
+
+
+def span(names: tuple[str, ...]) -> str:
+    """A short list of module names: first to last where there are many."""
+    if len(names) <= 3:
+        return ", ".join(names)
+    return f"{names[0]} .. {names[-1]} ({len(names)} layers)"
+
+
+def _all_well(record: Record) -> str:
+    end = record.points[-1] if record.points else None
+    if end is None or end.eval_loss is None or not record.steps:
+        return " nothing wrong at step 0"
+    return f" nothing wrong; loss {record.points[0].loss or math.nan:.3g} -> {end.eval_loss:.3g}"
+
+
+def _table_size(record: Record) -> int:
+    return min(7, sum(s.role in ("weight", "recurrent") for s in record.sites)) + 2
+
+
+def _layers(record: Record, room: int) -> list[str]:
+    """The layer table and a sparkline of the signal, in at most `room` lines."""
+    ev = Evidence(record)
+    if ev.first is None or not ev.chain or room < 4:
+        return []
+    gain = {position: value for position, value, _, _ in gains(ev)}
+    signals = [ev.first.readings[i].signal for i in ev.chain]
+    lines = [f" signal back to the first layer  {sparkline(signals)}  (log scale, first to last)"]
+    header = f" {'layer':34} {'gain':>7} {'signal':>8} {'output':>8} {'dead':>5} {'sat':>5} {'update':>7}"
+    lines.append(header)
+    rows = [_row(ev, i, gain.get(i)) for i in ev.chain]
+    space = room - len(lines)
+    if len(rows) > space:
+        head, tail = (space - 1 + 1) // 2, (space - 1) // 2
+        skipped = f" ... {len(rows) - head - tail} more"
+        rows = [*rows[:head], skipped, *(rows[-tail:] if tail else [])]
+    return lines + rows
+
+
+def _row(ev: Evidence, position: int, gain: float | None) -> str:
+    assert ev.first is not None and ev.last is not None
+    now = ev.first.readings[position]
+    activation = ev.activation_after(position)
+    last = ev.last.readings[activation] if activation is not None else Reading()
+    own = ev.last.readings[position].saturated
+    update = [p.readings[position].update for p in ev.record.probes]
+    steps = [u for u in update if u is not None]
+    site = ev.site(position)
+    cells = [
+        _cell(gain, "{:.2g}", 7),
+        _cell(now.signal, "{:.0e}", 8),
+        _cell(now.rms, "{:.2g}", 8),
+        _cell(last.dead, "{:.0%}", 5),
+        _cell(last.saturated if last.saturated is not None else own, "{:.0%}", 5),
+        _cell(steps[len(steps) // 2] if steps else None, "{:.0e}", 7),
+    ]
+    return f" {(site.name + ' ' + site.kind).strip()[:34]:34} {' '.join(cells)}"
+
+
+def _cell(value: float | None, form: str, width: int) -> str:
+    shown = "-" if value is None or not math.isfinite(value) else form.format(value)
+    return f"{shown:>{width}}"
+
+
+def sparkline(values: list[float | None]) -> str:
+    """Bars of the logarithms; zero is a blank, at most 40 characters."""
+    if len(values) > 40:
+        values = [values[round(k * (len(values) - 1) / 39)] for k in range(40)]
+    logs = [math.log10(v) if v and math.isfinite(v) else None for v in values]
+    known = [v for v in logs if v is not None]
+    if not known:
+        return "no signal"
+    low, reach = min(known), max(max(known) - min(known), 1.0)
+    bars = "▁▂▃▄▅▆▇█"
+    return "".join(" " if v is None else bars[round((v - low) / reach * 7)] for v in logs)
+
+
+def full(diagnosis: Diagnosis) -> str:
+    """Everything in words: all findings with evidence, wrapped; for a file or a pager."""
+    lines = [_title(diagnosis)]
+    for finding in diagnosis.findings:
+        lines.append(f"{finding.code} ({finding.severity}) {span(finding.where)}")
+        for label, text in (
+            ("why", finding.why),
+            ("effect", finding.effect),
+            ("cure", "; ".join(finding.advice)),
+            ("no cure", CODES[finding.code].no_cure),
+            ("evidence", ", ".join(f"{k} {v:.3g}" for k, v in finding.evidence.items())),
+            ("follows from", finding.cause),
+        ):
+            if text:
+                lines += textwrap.wrap(f"{label}: {text}", WIDTH, initial_indent="  ",
+                                       subsequent_indent="    ")  # fmt: skip
+    return "\n".join([*lines, *_layers(diagnosis.record, 1000)])
+
+
+def letter_html(diagnosis: Diagnosis) -> str:
+    """The letter for a notebook: no script, every text escaped."""
+    rows = []
+    for finding in diagnosis.findings:
+        cells = (finding.code, finding.severity, span(finding.where), finding.why,
+                 "; ".join(finding.advice))  # fmt: skip
+        rows.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
+    head = "".join(f"<th>{h}</th>" for h in ("finding", "severity", "where", "why", "cure"))
+    table = f"<table><tr>{head}</tr>{''.join(rows)}</table>" if rows else ""
+    layers = html.escape("\n".join(_layers(diagnosis.record, 1000)))
+    return f"<p><b>{html.escape(_title(diagnosis))}</b></p>{table}<pre>{layers}</pre>"

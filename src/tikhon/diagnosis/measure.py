@@ -1,0 +1,155 @@
+"""From a model and data to a `Record`: the static tier, step 0 and the dry run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tikhon.diagnosis import static
+from tikhon.diagnosis.feed import Batch, Feed, check_fit, feed
+from tikhon.diagnosis.record import Failure, Record
+from tikhon.diagnosis.replica import (
+    Loss,
+    Replica,
+    isolated,
+    replicate,
+    undisturbed,
+    unwrap,
+)
+from tikhon.diagnosis.trial import Trial, probe, run, score
+from tikhon.errors import InputError
+
+
+def measure(
+    model: nn.Module,
+    data: Any,
+    loss: Loss,
+    *,
+    optimizer: Any = None,
+    valid: Any = None,
+    steps: int = 200,
+    batch_size: int = 64,
+    seed: int = 0,
+    penalty: Any = None,
+    clip: float | None = None,
+) -> Record:
+    """Measure a copy of the model and train it for `steps`; the arguments are `diagnose`'s."""
+    _check(model, loss, steps, batch_size, clip)
+    with isolated(unwrap(model), seed):
+        source = feed(data)
+        judge = feed(valid, rows=512, name="valid").probe if valid is not None else None
+        check_fit(unwrap(model), source.probe)
+        replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip)
+        size = min(batch_size, source.rows)
+        data_facts = static.data_facts(source, replica.model)
+        facts = static.model_facts(replica, size)
+        trial = Trial()
+        reference: dict[str, Any] = {}
+        if not data_facts["nonfinite"]:
+            trial = _trial(replica, source, facts, steps, size, seed, judge)
+            reference = static.reference(source)
+        else:
+            trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
+    model = unwrap(model)
+    return Record(
+        model=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        batch_size=size,
+        steps=trial.steps,
+        seed=seed,
+        loss=getattr(loss, "__name__", type(loss).__name__),
+        optimizer=_optimizer(replica),
+        data=data_facts,
+        static=facts,
+        sites=trial.sites,
+        probes=tuple(trial.probes),
+        points=tuple(trial.points),
+        losses=tuple(trial.losses),
+        gradients=tuple(trial.gradients),
+        reference=reference,
+        failure=trial.failure,
+    )
+
+
+def _trial(
+    replica: Replica,
+    source: Feed,
+    facts: dict[str, Any],
+    steps: int,
+    size: int,
+    seed: int,
+    judge: Batch | None,
+) -> Trial:
+    trial = Trial()
+    first = probe(replica, source.probe, 0, trial)
+    facts |= static.forward_facts(replica, source, trial.sites)
+    facts["unused"] = unused(replica, source.probe)
+    if replica.optimizer is None or steps == 0 or not facts["trainable"]:
+        trial.probes.append(first)
+        with torch.no_grad():
+            trial.points.append(score(replica, source.probe, judge, 0))
+        for step in (1, 2):
+            # a second look: zero heads and zero branches block the signal at step 0 only
+            if nudge(replica, source.probe):
+                trial.probes.append(probe(replica, source.probe, step, trial))
+        return trial
+    return run(replica, source, steps=steps, batch_size=size, seed=seed, valid=judge)
+
+
+def nudge(replica: Replica, batch: Batch, size: float = 0.01) -> bool:
+    """Move each weight tensor by `size` of itself against its gradient; False without one."""
+    parameters = [p for p in replica.model.parameters() if p.requires_grad]
+    with undisturbed(replica.model, training=True):
+        loss = replica.value(batch)
+        if not parameters or not loss.requires_grad:
+            return False
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    with torch.no_grad():
+        for parameter, grad in zip(parameters, grads):
+            if grad is None or not bool(torch.isfinite(grad).all()) or not bool(grad.any()):
+                continue
+            rms = parameter.square().mean().sqrt().clamp_min(parameter.shape[-1] ** -0.5 / 10)
+            parameter -= size * rms * grad / grad.square().mean().sqrt()
+    return True
+
+
+def unused(replica: Replica, batch: Batch) -> list[str]:
+    """Trainable parameters that the loss does not depend on."""
+    named = [(n, p) for n, p in replica.model.named_parameters() if p.requires_grad]
+    with undisturbed(replica.model, training=True):
+        loss = replica.value(batch)
+        if not named or not loss.requires_grad:
+            return []
+        grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    return [n for (n, _), g in zip(named, grads) if g is None]
+
+
+def _check(model: Any, loss: Any, steps: int, batch_size: int, clip: float | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch module, received {type(model).__name__}")
+    if not callable(loss):
+        raise InputError(f"loss must be callable(output, target), received {type(loss).__name__}")
+    if steps < 0 or batch_size < 1:
+        raise InputError(
+            f"steps must be >= 0 and batch_size >= 1, received {steps} and {batch_size}"
+        )
+    if clip is not None and not clip > 0:
+        raise InputError(f"clip must be positive, received {clip}")
+
+
+def _optimizer(replica: Replica) -> dict[str, Any]:
+    engine = replica.optimizer
+    if engine is None:
+        return {}
+    group = engine.param_groups[0]
+    numbers = {
+        k: v
+        for k, v in group.items()
+        if isinstance(v, (int, float)) and not isinstance(v, bool) and v
+    }
+    if "betas" in group:
+        numbers["betas"] = [float(b) for b in group["betas"]]
+    return {"name": type(engine).__name__, **numbers, "clip": replica.clip}

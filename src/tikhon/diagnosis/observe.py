@@ -1,0 +1,308 @@
+"""Instruments: what flows forward and back through a copy of the model, as plain numbers.
+
+Layers are found by forward hooks; activations by a function mode, so that `F.relu(x)` in a forward
+is seen as `nn.ReLU` is. Gradients come from tensor hooks on outputs, never from full backward
+hooks, which cost ten times as much and break in-place operations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tikhon.diagnosis.record import Reading, Site
+
+# largest slope of the bounded activations; the others cannot saturate on both sides
+BOUNDED = {"sigmoid": 0.25, "tanh": 1.0, "hardtanh": 1.0, "softsign": 1.0, "hardsigmoid": 1 / 6}
+RECTIFIERS = {"relu", "relu6", "threshold"}
+ELEMENTWISE = {
+    *BOUNDED,
+    *RECTIFIERS,
+    *("leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "hardswish"),
+    *("hardshrink", "softshrink", "tanhshrink", "logsigmoid", "log_sigmoid"),
+}
+SOFTMAXES = {"softmax", "log_softmax"}
+WEIGHTED = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
+)
+RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
+CELLS = (nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+
+
+class Instruments(TorchFunctionMode):
+    """Context in which one forward and one backward pass of `model` are measured."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.sites: dict[str, Site] = {}
+        self.numbers: dict[str, dict[str, float]] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self._signals: dict[str, list[Tensor]] = {}
+        self._profiles: dict[str, Tensor] = {}
+        self.leaves: list[Tensor] = []  # inputs of recurrent layers, to differentiate as well
+        self._stack: list[str] = [""]
+        self._handles: list[Any] = []
+        self._seen: dict[str, int] = {}
+        self._channels_first = False
+
+    def __enter__(self) -> Instruments:
+        for name, module in self.model.named_modules():
+            self._handles += [
+                module.register_forward_pre_hook(self._entering(name), with_kwargs=True),
+                module.register_forward_hook(self._leaving(name), always_call=True),
+            ]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def readings(self) -> tuple[Reading, ...]:
+        """One reading a site, in the order of the forward pass; call after the backward pass."""
+        for name, grads in self._signals.items():
+            total = sum(float(g.double().square().sum()) for g in grads)
+            self.numbers[name]["signal"] = math.sqrt(total / sum(g.numel() for g in grads))
+        for name, profile in self._profiles.items():
+            self.numbers[name]["time_ratio"] = _time_ratio(profile)
+        return tuple(Reading(**self.numbers[name]) for name in self.sites)  # type: ignore[arg-type]
+
+    # hooks
+
+    def _entering(self, name: str) -> Callable[..., Any]:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            self._stack.append(name)
+            if isinstance(module, RECURRENT) and args and isinstance(args[0], Tensor):
+                return self._watch_time(name, module, args), kwargs
+            return None
+
+        return enter
+
+    def _leaving(self, name: str) -> Callable[..., None]:
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if len(self._stack) > 1:
+                self._stack.pop()
+            role = role_of(module)
+            tensor = output[0] if isinstance(output, tuple) and output else output
+            if role is None or not isinstance(tensor, Tensor):
+                return
+            with torch._C.DisableTorchFunction():
+                self._layer(name, role, module, tensor)
+
+        return leave
+
+    def _layer(self, name: str, role: str, module: nn.Module, output: Tensor) -> None:
+        if name not in self.sites:
+            self.sites[name] = describe(name, role, module)
+            self.modules[name] = module
+            self.numbers[name] = weights(module)
+        self.numbers[name] |= _spread(output)
+        if role in ("weight", "recurrent"):
+            self._channels_first = isinstance(module, nn.modules.conv._ConvNd)
+        if isinstance(module, nn.RNN) and module.nonlinearity == "tanh":
+            low = 1 - output.detach().square() < 0.05
+            self.numbers[name]["saturated"] = float(low.double().mean())
+        self._listen(name, output)
+
+    def _watch_time(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        inputs = args[0]
+        if inputs.ndim != 3 or not torch.is_grad_enabled():
+            return args
+        if not inputs.requires_grad:
+            inputs = inputs.detach().requires_grad_()
+            self.leaves.append(inputs)
+        axis = 1 if getattr(module, "batch_first", False) else 0
+
+        def keep(grad: Tensor) -> None:
+            rest = [d for d in range(3) if d != axis]
+            self._profiles[name] = grad.detach().double().square().mean(rest).sqrt()
+
+        inputs.register_hook(keep)
+        return (inputs, *args[1:])
+
+    def _listen(self, name: str, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(self._signals.setdefault(name, []).append)
+
+    # activations
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        label = getattr(func, "__name__", "").rstrip("_")
+        if label == "multi_head_attention_forward":
+            return self._attend(func, args, kwargs)
+        known = label in ELEMENTWISE or label in SOFTMAXES
+        inputs = args[0] if args else kwargs.get("input")
+        if not known or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            return func(*args, **kwargs)
+        found = self._activation(label, func, inputs, args[1:], kwargs)
+        output = func(*args, **kwargs)
+        if isinstance(output, Tensor):
+            self._place(label, found, output)
+        return output
+
+    def _activation(
+        self, label: str, func: Any, inputs: Tensor, rest: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, float]:
+        if label in SOFTMAXES:
+            return {}
+        options = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
+        if func in (torch.nn.functional.relu, torch.nn.functional.hardtanh):
+            rest = rest if label == "hardtanh" else ()
+        with torch.enable_grad():
+            z = inputs.detach().clone().requires_grad_()
+            try:
+                value = func(z.clone(), *_without_flags(rest), **options)
+                (slope,) = torch.autograd.grad(value.sum(), z)
+            except (TypeError, RuntimeError):
+                return {}
+        slope = slope.abs()
+        found = {"slope": float(slope.square().mean().sqrt())}
+        if label in RECTIFIERS:
+            found["dead"] = float((self._units(slope).amax(0) == 0).double().mean())
+        if label in BOUNDED:
+            low = slope < 0.05 * BOUNDED[label]
+            found["saturated"] = float(low.double().mean())
+        return found
+
+    def _units(self, values: Tensor) -> Tensor:
+        """Rows of samples by columns of units: channels after a convolution, else the last axis."""
+        if self._channels_first and values.ndim > 2:
+            values = values.movedim(1, -1)
+        return values.flatten(0, -2) if values.ndim > 2 else values
+
+    def _place(self, label: str, found: dict[str, float], output: Tensor) -> None:
+        where = self._stack[-1]
+        module = dict(self.model.named_modules()).get(where) if where else None
+        own = module is not None and not any(True for _ in module.children())
+        name = where if own and not list(module.parameters()) else f"{where}.{label}()"  # type: ignore[union-attr]
+        name = name.lstrip(".")
+        key = f"{'.'.join(self._stack)}:{name}"
+        self._seen[key] = self._seen.get(key, 0) + 1
+        if self._seen[key] > 1 and not own:
+            name = f"{name}#{self._seen[key]}"
+        if name not in self.sites:
+            self.sites[name] = Site(name, label, "activation", trainable=False)
+            self.numbers[name] = {}
+        self.numbers[name] |= found | _spread(output)
+        self._listen(name, output)
+
+    def _attend(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            asked = {**kwargs, "need_weights": True, "average_attn_weights": False}
+            asked["training"] = False
+            try:
+                attention = func(*args, **asked)[1]
+            except (TypeError, RuntimeError):
+                attention = None
+        if attention is not None and attention.shape[-1] > 1:
+            share = attention.clamp_min(1e-12)
+            entropy = -(share * share.log()).sum(-1).mean() / math.log(attention.shape[-1])
+            self._entropy(float(entropy))
+        return func(*args, **kwargs)
+
+    def _entropy(self, value: float) -> None:
+        name = f"{self._stack[-1]}.attention".lstrip(".")
+        if name not in self.sites:
+            self.sites[name] = Site(name, "attention", "attention", trainable=False)
+        self.numbers.setdefault(name, {})["entropy"] = value
+
+
+def role_of(module: nn.Module) -> str | None:
+    """What a module is to the instruments; None for containers and functions."""
+    if isinstance(module, WEIGHTED):
+        return "weight"
+    if isinstance(module, RECURRENT + CELLS):
+        return "recurrent"
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "embedding"
+    return "norm" if isinstance(module, NORMS) else None
+
+
+def describe(name: str, role: str, module: nn.Module) -> Site:
+    """The site of a layer."""
+    kind = type(module).__name__.removeprefix("NonDynamicallyQuantizable")
+    trainable = any(p.requires_grad for p in module.parameters())
+    if role == "weight":
+        weight = module.weight
+        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        fan_out, fan_in = weight.shape[0], weight[0].numel()
+        spatial = weight[0, 0].numel() if weight.ndim > 2 else 1
+        channels = weight.shape[1] if weight.ndim > 1 else 1
+        shape = f" {channels}>{fan_out}" if not transposed else f" {fan_out}>{channels}"
+        size = f" k{'x'.join(map(str, weight.shape[2:]))}" if weight.ndim > 2 else ""
+        fan_out = fan_out * spatial if not transposed else channels * spatial
+        return Site(name, kind + shape + size, role, int(fan_in), int(fan_out), trainable)
+    if role == "recurrent":
+        sizes = (int(module.input_size), int(module.hidden_size))  # type: ignore[arg-type]
+        return Site(name, f"{kind} {sizes[0]}>{sizes[1]}", role, *sizes, trainable)
+    return Site(name, kind, role, trainable=trainable)
+
+
+def weights(module: nn.Module) -> dict[str, Any]:
+    """Scale of a layer's own weights."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, RECURRENT + CELLS):
+        weight = next(p for n, p in module.named_parameters() if n.startswith("weight_hh"))
+        rms = float(weight.detach().double().square().mean().sqrt())
+        return {"weight_rms": rms, "weight_factor": rms * math.sqrt(weight.shape[1])}
+    if not isinstance(weight, Tensor) or not isinstance(module, WEIGHTED):
+        return {}
+    values = weight.detach().double()
+    rms = float(values.square().mean().sqrt())
+    fan_out = describe("", "weight", module).fan_out
+    found: dict[str, Any] = {"weight_rms": rms, "weight_factor": rms * math.sqrt(fan_out)}
+    found["constant"] = bool(values.numel() > 1 and (values == values.flatten()[0]).all())
+    bias = getattr(module, "bias", None)
+    if isinstance(bias, Tensor):
+        found["bias"] = float(bias.detach().double().square().mean().sqrt())
+    return found
+
+
+def _spread(output: Tensor) -> dict[str, float]:
+    values = output.detach()
+    if not values.is_floating_point():
+        return {}
+    values = values.double()
+    rms = float(values.square().mean().sqrt())
+    if len(values) < 2 or not math.isfinite(rms):
+        return {"rms": rms}
+    spread = float(values.std(0).square().mean().sqrt())
+    return {"rms": rms, "diversity": spread / rms if rms > 0 else 0.0}
+
+
+def _without_flags(rest: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Positional options without a trailing `inplace`."""
+    return rest[:-1] if rest and isinstance(rest[-1], bool) else rest
+
+
+def _time_ratio(profile: Tensor) -> float:
+    """log10 of the gradient's size at the first over the last tenth of the time steps."""
+    width = max(1, len(profile) // 10)
+    first, last = float(profile[:width].mean()), float(profile[-width:].mean())
+    if last == 0 or not math.isfinite(first) or not math.isfinite(last):
+        return math.nan if last == 0 and first == 0 else 400.0
+    return math.log10(first / last) if first > 0 else -400.0

@@ -1,0 +1,149 @@
+"""What was measured, as plain values: a record can be saved, sent and judged without the model."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the network that is measured: a layer with weights, or an activation."""
+
+    name: str
+    kind: str  # "Linear 64>10", "relu", "LSTM 1>32"
+    role: str  # "weight" | "recurrent" | "attention" | "norm" | "embedding" | "activation"
+    fan_in: int = 0
+    fan_out: int = 0
+    trainable: bool = True
+    leaf: bool = True  # in a plain chain: its input is the output of the site before
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The numbers of one site at one step; None where a number does not apply."""
+
+    rms: float | None = None  # root mean square of the output
+    diversity: float | None = None  # spread over the batch / rms: 0 means all samples look alike
+    signal: float | None = None  # rms of the loss gradient with respect to the output
+    weight_rms: float | None = None
+    weight_factor: float | None = None  # rms(W) * sqrt(fan_out): gain of the backward pass
+    constant: bool | None = None  # all weights equal
+    bias: float | None = None  # rms of the bias against the rms of W x
+    slope: float | None = None  # rms of the activation's derivative
+    dead: float | None = None  # share of units with a zero derivative on the whole probe batch
+    saturated: float | None = None  # share of entries below 5 % of the largest slope
+    update: float | None = None  # |change of the weights in one optimizer step| / |weights|
+    gradient: float | None = None  # rms of the weight gradient
+    penalty: float | None = None  # penalty's share of the gradient, 0 to 1
+    time_ratio: float | None = None  # log10 of gradient at the first / last tenth of the time steps
+    entropy: float | None = None  # of the attention, 1 = uniform
+
+
+@dataclass(frozen=True)
+class Probe:
+    """All sites at one step of the dry run, on the same probe batch."""
+
+    step: int
+    loss: float | None  # training mode; None where it is not finite
+    readings: tuple[Reading, ...]
+    gradient: float | None = None  # global norm of the parameter gradients
+
+
+@dataclass(frozen=True)
+class Point:
+    """The scores at one step: losses in evaluation mode but for `loss`, metrics are 1 at best."""
+
+    step: int
+    loss: float | None
+    eval_loss: float | None = None
+    valid_loss: float | None = None
+    metric: float | None = None
+    valid_metric: float | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first non-finite value: where, when and in which tensor."""
+
+    step: int
+    what: str  # "input" | "activation" | "loss" | "gradient" | "weight"
+    where: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything that `diagnose` measured; `tikhon.diagnosis.checks` judges it."""
+
+    model: str
+    parameters: int
+    trainable: int
+    batch_size: int
+    steps: int
+    seed: int
+    loss: str
+    optimizer: dict[str, Any]
+    data: dict[str, Any]
+    static: dict[str, Any]
+    sites: tuple[Site, ...]
+    probes: tuple[Probe, ...]
+    points: tuple[Point, ...] = ()
+    losses: tuple[float | None, ...] = ()
+    gradients: tuple[float | None, ...] = ()
+    reference: dict[str, float | None] = field(default_factory=dict)
+    failure: Failure | None = None
+    inits: tuple[tuple[str, ...], ...] = ()  # labels at step 0 of further draws of a factory
+    schema_version: int = SCHEMA_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries and lists, without NaN or infinity."""
+        return finite(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Record:
+        """The inverse of `to_dict`."""
+        if values.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"record has schema_version {values.get('schema_version')!r}, "
+                f"this tikhon reads {SCHEMA_VERSION}; record again"
+            )
+        known = {f.name for f in fields(cls)}
+        kept = {k: v for k, v in values.items() if k in known}
+        kept["sites"] = tuple(Site(**s) for s in kept["sites"])
+        kept["probes"] = tuple(
+            Probe(**{**p, "readings": tuple(Reading(**r) for r in p["readings"])})
+            for p in kept["probes"]
+        )
+        kept["points"] = tuple(Point(**p) for p in kept["points"])
+        kept["losses"] = tuple(kept["losses"])
+        kept["gradients"] = tuple(kept["gradients"])
+        kept["inits"] = tuple(tuple(labels) for labels in kept["inits"])
+        kept["failure"] = Failure(**kept["failure"]) if kept["failure"] else None
+        return cls(**kept)
+
+    def save(self, path: str | Path) -> None:
+        """Write the record as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict()), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Record:
+        """Read a record that `save` wrote."""
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def finite(value: Any) -> Any:
+    """The same value with tuples as lists and every non-finite number as None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,171 @@
+"""Facts about model and data that need no training step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.diagnosis.feed import Batch, Feed, call, tensors
+from tikhon.diagnosis.observe import ELEMENTWISE, NORMS, SOFTMAXES
+from tikhon.diagnosis.record import Site
+from tikhon.diagnosis.reference import (
+    constant_loss,
+    free_loss,
+    grows_with_batch,
+    scale,
+    shallow_skill,
+    shifts_out,
+)
+from tikhon.diagnosis.replica import Replica, undisturbed
+
+DROPOUTS = (nn.modules.dropout._DropoutNd,)
+
+
+def model_facts(replica: Replica, batch_size: int) -> dict[str, Any]:
+    """Frozen, unused or unoptimized parameters, odd dropout, normalisation with a batch of one."""
+    model = replica.model
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+    facts: dict[str, Any] = {"frozen": frozen, "trainable": len(frozen) < len(list(model.parameters()))}
+    if replica.optimizer is not None:
+        held = {id(p) for group in replica.optimizer.param_groups for p in group["params"]}
+        facts["unoptimized"] = [
+            n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held
+        ]
+    modules = list(model.named_modules())
+    rates = {n: float(getattr(m, "p", 0.0)) for n, m in modules if isinstance(m, DROPOUTS)}
+    facts["dropout"] = rates
+    if batch_size == 1:
+        norm = nn.modules.batchnorm._BatchNorm
+        facts["batch_of_one"] = [n for n, m in modules if isinstance(m, norm)]
+    facts["dropout_before_norm"] = _dropout_before_norm(model)
+    return facts
+
+
+def _dropout_before_norm(model: nn.Module) -> list[str]:
+    found = []
+    for prefix, parent in model.named_modules():
+        if not isinstance(parent, nn.Sequential):
+            continue
+        previous = None
+        for name, child in parent.named_children():
+            follows = isinstance(previous, DROPOUTS) and getattr(previous, "p", 0.0) > 0
+            if follows and isinstance(child, nn.modules.batchnorm._BatchNorm):
+                found.append(f"{prefix}.{name}".lstrip("."))
+            previous = child
+    return found
+
+
+def data_facts(feed: Feed, model: nn.Module) -> dict[str, Any]:
+    """Scale of inputs and targets, and whether everything is finite."""
+    inputs, target = feed.probe if not feed.indexed else feed.source
+    bad = [
+        f"{'inputs' if whole is inputs else 'target'}"
+        for whole in (inputs, target)
+        for part in tensors(whole)
+        if part.is_floating_point() and not bool(torch.isfinite(part).all())
+    ]
+    facts: dict[str, Any] = {"rows": feed.rows, "nonfinite": bad}
+    facts["inputs"] = scale(inputs) if "inputs" not in bad else {}
+    facts["target"] = scale(target) if "target" not in bad else {}
+    first = next((m for m in model.modules() if not any(m.children())), None)
+    facts["normalised_inside"] = isinstance(first, NORMS)
+    return facts
+
+
+def forward_facts(replica: Replica, feed: Feed, sites: tuple[Site, ...]) -> dict[str, Any]:
+    """Yardsticks of the loss: trivial predictor, floor of the head, growth with the batch."""
+    model, (inputs, target) = replica.model, feed.probe
+    before = {n: (p._version, p.shape) for n, p in model.named_parameters()}
+    with torch.no_grad(), undisturbed(model, training=True):
+        again = [call(model, inputs)]
+    after = {n: (p._version, p.shape) for n, p in model.named_parameters()}
+    facts: dict[str, Any] = {"changes_in_forward": before != after}
+    output = again[0]
+    if not isinstance(output, Tensor) or not bool(torch.isfinite(output).all()):
+        return facts
+    facts["grows_with_batch"] = grows_with_batch(output, target, replica.loss)
+    facts["output_units"] = int(output.shape[1]) if output.ndim > 1 else 1
+    tail, names = _tail(replica, inputs, output)
+    facts["head"] = names
+    facts["probabilities"] = _sums_to_one(output)
+    facts["own_softmax"] = shifts_out(output, target, replica.loss)
+    z = tail[0] if tail else output
+    steps = _compose(tail[1]) if tail else None
+    facts["trivial"] = constant_loss(z, target, replica.loss, steps)
+    if names:
+        facts["floor"] = free_loss(z, target, replica.loss, steps)
+        if not facts["probabilities"] or facts["own_softmax"]:
+            facts["free_floor"] = free_loss(output, target, replica.loss)
+            facts["free_trivial"] = constant_loss(output, target, replica.loss)
+    return facts
+
+
+def _sums_to_one(output: Tensor) -> bool:
+    if output.ndim < 2 or bool((output < 0).any()):
+        return False
+    return bool((output.sum(1) - 1).abs().max() < 1e-4)
+
+
+def _compose(functions: list[Any]) -> Any:
+    def tail(z: Tensor) -> Tensor:
+        for function in functions:
+            z = function(z)
+        return z
+
+    return tail
+
+
+def _tail(replica: Replica, inputs: Any, output: Tensor) -> tuple[Any, list[str]]:
+    """What enters the activations behind the last layer, and those activations, checked."""
+    with torch.no_grad(), undisturbed(replica.model, training=True):
+        with _Tape() as tape:
+            final = call(replica.model, inputs)
+    chain: list[Any] = []
+    names: list[str] = []
+    wanted = final
+    for func, args, kwargs, result in reversed(tape.calls):
+        if result is not wanted:
+            break
+        chain.insert(0, lambda z, f=func, a=args[1:], k=kwargs: f(z, *a, **k))
+        names.insert(0, func.__name__)
+        wanted = args[0]
+    if not chain:
+        return None, []
+    try:
+        with torch.no_grad():
+            same = torch.allclose(_compose(chain)(wanted), output, atol=1e-5)
+    except (TypeError, RuntimeError):
+        return None, []
+    return ((wanted, chain), names) if same else (None, [])
+
+
+class _Tape(torch.overrides.TorchFunctionMode):
+    """Remembers the calls of activation functions with their inputs and outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if (name in ELEMENTWISE or name in SOFTMAXES) and args and isinstance(args[0], Tensor):
+            self.calls.append((func, args, kwargs, result))
+        return result
+
+
+def reference(feed: Feed) -> dict[str, float]:
+    """Skill of a shallow model on the same rows (see `shallow_skill`)."""
+    batch = feed.probe
+    if feed.indexed:
+        from tikhon.diagnosis.feed import take
+
+        count = min(feed.rows, 1200)
+        order = torch.randperm(feed.rows, generator=torch.Generator().manual_seed(1))[:count]
+        batch = take(feed.source, order)
+    return shallow_skill(batch)

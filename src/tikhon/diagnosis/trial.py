@@ -1,0 +1,279 @@
+"""The dry run: a short training of a replica, measured on a fixed batch as it goes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.diagnosis.feed import Batch, Feed, call
+from tikhon.diagnosis.observe import Instruments
+from tikhon.diagnosis.record import Failure, Point, Probe, Reading, Site
+from tikhon.diagnosis.replica import Replica, undisturbed
+from tikhon.errors import InputError
+
+
+@dataclass
+class Trial:
+    """What one dry run left behind."""
+
+    sites: tuple[Site, ...] = ()
+    probes: list[Probe] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    gradients: list[float] = field(default_factory=list)
+    failure: Failure | None = None
+    steps: int = 0
+    seconds: float = 0.0
+
+
+def run(
+    replica: Replica,
+    feed: Feed,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    valid: Batch | None = None,
+    probes: bool = True,
+    points: int = 36,
+    deadline: float | None = None,
+) -> Trial:
+    """Train the replica for `steps` and measure it; stops at the first non-finite loss.
+
+    Probes (instrumented passes) are dense at the start, where networks die, and sparse later.
+    """
+    trial = Trial()
+    began = time.process_time()
+    at = probe_steps(steps) if probes else set()
+    pace = max(1, steps // points) if points else steps + 1
+    stream = feed.stream(batch_size, seed)
+    optimizer = replica.optimizer
+    assert optimizer is not None
+    for step in range(steps + 1):
+        if points and (step % pace == 0 or step == steps):
+            trial.points.append(score(replica, feed.probe, valid, step))
+        before = None
+        if step in at:
+            _probe(trial, replica, feed.probe, step)
+            before = {p: p.detach().clone() for p in replica.model.parameters()}
+        if step == steps or (deadline is not None and time.process_time() > deadline):
+            break
+        replica.model.train()
+        if not _step(trial, replica, next(stream), step):
+            break
+        trial.steps = step + 1
+        if before is not None:
+            _updates(trial, replica.model, before)
+    trial.seconds = time.process_time() - began
+    return trial
+
+
+def probe_steps(steps: int) -> set[int]:
+    """The steps at which all sites are measured."""
+    shares = (0.02, 0.05, 0.1, 0.15, 0.2, 0.35, 0.6, 0.8, 1.0)
+    return {s for s in (0, 1, 2, 5) if s <= steps} | {round(share * steps) for share in shares}
+
+
+def _step(trial: Trial, replica: Replica, batch: Batch, step: int) -> bool:
+    """One optimizer step; False where a number stopped being finite."""
+    optimizer, model = replica.optimizer, replica.model
+    assert optimizer is not None
+    optimizer.zero_grad(set_to_none=True)
+    loss = replica.value(batch)
+    trial.losses.append(float(loss.detach()))
+    if not math.isfinite(trial.losses[-1]):
+        trial.failure = locate(replica, batch, step)
+        return False
+    total = loss + replica.extra()
+    if not total.requires_grad:
+        trial.gradients.append(0.0)
+        return False
+    total.backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    size = total_norm(grads)
+    trial.gradients.append(size)
+    if not math.isfinite(size):
+        trial.failure = locate(replica, batch, step)
+        return False
+    if replica.clip:
+        nn.utils.clip_grad_norm_(model.parameters(), replica.clip)
+    optimizer.step()
+    return True
+
+
+def locate(replica: Replica, batch: Batch, step: int) -> Failure:
+    """The first tensor that is not finite, in the order in which a step computes them."""
+    from tikhon.diagnosis.feed import tensors
+
+    for part in tensors(batch):
+        if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+            return Failure(step, "input", "data")
+    for name, parameter in replica.model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            return Failure(step, "weight", name)
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            for part in tensors(output):
+                if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+                    found.append(name)
+
+        return hook
+
+    named = [(n, m) for n, m in replica.model.named_modules() if not any(m.children())]
+    handles = [m.register_forward_hook(look(n)) for n, m in named]
+    try:
+        with torch.no_grad(), undisturbed(replica.model, training=True):
+            call(replica.model, batch[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return Failure(step, "activation", found[0])
+    for name, parameter in replica.model.named_parameters():
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            return Failure(step, "gradient", name)
+    return Failure(step, "loss", "loss")
+
+
+def _probe(trial: Trial, replica: Replica, batch: Batch, step: int) -> None:
+    trial.probes.append(probe(replica, batch, step, trial))
+
+
+def probe(replica: Replica, batch: Batch, step: int, trial: Trial) -> Probe:
+    """One instrumented forward and backward pass in training mode; leaves no trace."""
+    model = replica.model
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with undisturbed(model, training=True):
+        with Instruments(model) as instruments:
+            loss = replica.value(batch)
+        grads: tuple[Tensor | None, ...] = ()
+        if loss.requires_grad and parameters:
+            wanted = [*parameters, *instruments.leaves]
+            grads = torch.autograd.grad(loss, wanted, allow_unused=True)[: len(parameters)]
+        instruments.readings()
+        by_parameter = dict(zip(parameters, grads))
+        extra = _penalty_gradients(replica, parameters)
+        for name, module in instruments.modules.items():
+            numbers = instruments.numbers[name]
+            numbers |= _gradients(module, by_parameter, extra)
+        readings = tuple(Reading(**instruments.numbers[n]) for n in instruments.sites)  # type: ignore[arg-type]
+    if not trial.sites:
+        trial.sites = tuple(instruments.sites.values())
+    elif len(readings) != len(trial.sites):
+        by_name = dict(zip(instruments.sites, readings))
+        readings = tuple(by_name.get(s.name, Reading()) for s in trial.sites)
+    present = [g for g in grads if g is not None]
+    return Probe(step, float(loss.detach()), readings, total_norm(present))
+
+
+def total_norm(tensors: list[Tensor]) -> float:
+    """Global norm, in double precision where the squares overflow: finite unless an entry is not."""
+    size = float(nn.utils.get_total_norm(tensors)) if tensors else 0.0
+    if math.isfinite(size):
+        return size
+    return float(nn.utils.get_total_norm([t.double() for t in tensors]))
+
+
+def _gradients(
+    module: nn.Module, grads: dict[Tensor, Tensor | None], extra: dict[Tensor, Tensor | None]
+) -> dict[str, float]:
+    own = [p for p in module.parameters(recurse=False) if grads.get(p) is not None]
+    if not own:
+        return {}
+    data = sum(float(grads[p].double().square().sum()) for p in own)  # type: ignore[union-attr]
+    found = {"gradient": math.sqrt(data / sum(p.numel() for p in own))}
+    added = [extra.get(p) for p in own]
+    if any(g is not None for g in added):
+        share = sum(float(g.double().square().sum()) for g in added if g is not None)
+        total = math.sqrt(data) + math.sqrt(share)
+        found["penalty"] = math.sqrt(share) / total if total > 0 else 0.0
+    return found
+
+
+def _penalty_gradients(replica: Replica, parameters: list[Any]) -> dict[Tensor, Tensor | None]:
+    extra = replica.extra()
+    if not isinstance(extra, Tensor) or not extra.requires_grad or not parameters:
+        return {}
+    return dict(zip(parameters, torch.autograd.grad(extra, parameters, allow_unused=True)))
+
+
+def _updates(trial: Trial, model: nn.Module, before: dict[Any, Tensor]) -> None:
+    """Fill the update / weight ratio of the last probe in."""
+    last = trial.probes[-1]
+    modules = dict(model.named_modules())
+    readings = []
+    for site, reading in zip(trial.sites, last.readings):
+        module = modules.get(site.name) if site.role != "activation" else None
+        own = (
+            [p for p in module.parameters(recurse=False) if p.requires_grad and p.ndim > 1]
+            if module is not None
+            else []
+        )
+        if own:
+            moved = sum(float((p.detach() - before[p]).double().square().sum()) for p in own)
+            size = sum(float(before[p].double().square().sum()) for p in own)
+            ratio = math.sqrt(moved / size) if size > 0 else (math.inf if moved > 0 else 0.0)
+            reading = Reading(**{**reading.__dict__, "update": ratio})
+        readings.append(reading)
+    trial.probes[-1] = Probe(last.step, last.loss, tuple(readings), last.gradient)
+
+
+def score(replica: Replica, batch: Batch, valid: Batch | None, step: int) -> Point:
+    """Losses and metrics on the probe batch and on the validation batch."""
+    model = replica.model
+    with torch.no_grad():
+        with undisturbed(model, training=True):
+            loss = float(replica.value(batch))
+        with undisturbed(model, training=False):
+            output = call(model, batch[0])
+            eval_loss = float(replica.loss(output, batch[1]))
+            metric = skill(output, batch[1])
+            if valid is None:
+                return Point(step, loss, eval_loss, metric=metric)
+            output = call(model, valid[0])
+            valid_loss = float(replica.loss(output, valid[1]))
+            return Point(step, loss, eval_loss, valid_loss, metric, skill(output, valid[1]))
+
+
+def skill(output: Any, target: Any) -> float | None:
+    """Accuracy for classes, R2 for numbers; None where the task is neither."""
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        return None
+    output = output.detach()
+    if not bool(torch.isfinite(output).all()):
+        return math.nan
+    if not target.is_floating_point():
+        if output.ndim == target.ndim + 1 and output.shape[1] > 1:
+            return float((output.argmax(1) == target).double().mean())
+        if output.numel() != target.numel():
+            return None
+    flat, goal = output.flatten().double(), target.flatten().double()
+    if flat.shape != goal.shape:
+        return None
+    if bool(((goal == 0) | (goal == 1)).all()):
+        probabilities = bool(((flat >= 0) & (flat <= 1)).all())
+        return float(((flat > (0.5 if probabilities else 0.0)) == (goal > 0.5)).double().mean())
+    spread = float((goal - goal.mean()).square().mean())
+    return 1 - float((flat - goal).square().mean()) / spread if spread > 0 else None
+
+
+def batches(feed: Feed, size: int, seed: int) -> Iterator[Batch]:
+    """The stream of a feed; named so that treatments can wrap it."""
+    return feed.stream(size, seed)
+
+
+def check_loss(replica: Replica, batch: Batch) -> float:
+    """The loss of one forward pass, or the error that explains why there is none."""
+    with torch.no_grad(), undisturbed(replica.model, training=True):
+        value = float(replica.value(batch))
+    if not replica.model.training and value != value:
+        raise InputError("the loss is NaN")
+    return value
