@@ -31,7 +31,7 @@ def page(run: SavedRun) -> Page:
     """Verdict table, learning curves, penalties over time, weights, how to reproduce."""
     metric = parts.metric_of(run.history)
     best = run.result.get("best_epoch")
-    record = parts.record_at(run.history, best)
+    record = {**parts.record_at(run.history, best), **(run.result.get("metrics") or {})}
     rows = checks(run, metric, record)
     marks: list[Level] = [cell.level for row in rows for cell in row if isinstance(cell, Mark)]
     head = (say("check"), say("value"), say("limit"), say("verdict"))
@@ -110,11 +110,7 @@ def checks(run: SavedRun, metric: Metric, record: dict[str, Any]) -> list[tuple[
 
 def facts(run: SavedRun, metric: Metric, record: dict[str, Any]) -> tuple[Fact, ...]:
     """The large figures: scores, gap, zeros, time."""
-    found = [parts.score_fact(metric, record, "valid"), parts.score_fact(metric, record, "train")]
-    metrics = run.result.get("metrics") or {}
-    test = metrics.get(f"test/{metric.key}", metrics.get(f"test_{metric.key}"))
-    if test is not None:
-        found.insert(0, Fact(parts.part_score(metric, "test"), number(test)))
+    found = [parts.score_fact(metric, record, part) for part in ("test", "valid", "train")]
     zeros = finite([p.get("zeros") for p in (run.result.get("penalties") or {}).values()])
     if zeros and max(zeros) > 0:
         found.append(Fact(say("zeros"), percent(max(zeros))))

@@ -28,8 +28,8 @@ from tikhon.report.page import (
 )
 from tikhon.report.saved import SavedRun
 
-GAP_LIMIT = 0.05  # accuracy on the training rows above accuracy on held-out rows
-RATIO_LIMIT = 1.2  # held-out error over training error, for regression
+GAP_LIMIT = 0.03  # accuracy on the training rows above accuracy on held-out rows
+RATIO_LIMIT = 1.25  # held-out error over training error, for regression
 
 
 @dataclass(frozen=True)
