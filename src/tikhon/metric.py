@@ -124,8 +124,12 @@ def _(optimizer: optim.Adagrad, group: dict[str, Any], state: Any) -> Gain:
 
 @stationary_gain.register
 def _(optimizer: optim.Adadelta, group: dict[str, Any], state: Any) -> Gain:
-    moves = (state["acc_delta"] + group["eps"]).sqrt()
-    return Gain(group["lr"] * local(moves), state["square_avg"] + group["eps"])
+    # undo the last update of acc_delta, by a gradient of the size that square_avg remembers
+    rho, eps = group["rho"], group["eps"]
+    square, after = local(state["square_avg"]), local(state["acc_delta"])
+    relative = square / (square + eps)
+    before = (after - (1 - rho) * eps * relative) / (rho + (1 - rho) * relative)
+    return Gain(group["lr"] * (before.clamp_min(0) + eps).sqrt(), square + eps)
 
 
 @stationary_gain.register

@@ -276,9 +276,12 @@ class Regularizer:
     def _consult(self, phase: str) -> None:
         """Ask the controllers of a phase for their strengths."""
         shared: dict[int, dict[str, Any]] = {}
+        step = self.steps + (phase == "moved")
         for dial in self._dials().values():
             controller = dial.source
             if not isinstance(controller, Controller) or controller.phase != phase:
+                continue
+            if step % controller.every:
                 continue
             bindings = [b for b in self._bindings if b.dial is dial and self._trained(b)]
             if not bindings:
@@ -287,7 +290,7 @@ class Regularizer:
             readings = [self._reading(binding) for binding in bindings]
             observation = Observation(readings, self.model, dial.memory, scratch)
             with torch.enable_grad():
-                dial.set(controller.next(dial.value, observation, self.steps + (phase == "moved")))
+                dial.set(controller.next(dial.value, observation, step))
 
     def _reading(self, binding: Binding) -> Reading:
         gain, rate = gain_of(binding, self.optimizer, self._group)

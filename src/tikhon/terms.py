@@ -13,7 +13,7 @@ from tikhon.errors import unknown
 from tikhon.penalties.base import Penalty, Proximable, check_strength
 from tikhon.rounding import Rounding
 from tikhon.strengths.controllers import Controller
-from tikhon.targets import Pattern, Slot, Target, local, match, targets_of
+from tikhon.targets import Pattern, Slot, Target, is_lazy, local, match, targets_of
 
 How = Literal["objective", "decoupled"]
 Strength = float | Tensor | Callable[[int], float] | Controller
@@ -81,7 +81,7 @@ class Dial:
 
     def set(self, value: float | Tensor) -> None:
         """Set the value, refusing a negative or non-finite one."""
-        check_strength(value, f"the strength of {self.name} from {self.source!r}")
+        check_strength(value, f"the strength of {self.name} from {type(self.source).__name__}")
         self.value = value
 
 
@@ -154,8 +154,9 @@ def as_terms(terms: Terms) -> list[tuple[Pattern, Term]]:
         for item in value if isinstance(value, list | tuple) else [value]:
             if not isinstance(item, Penalty | Term):
                 raise TypeError(
-                    f"terms must be a penalty, a Term, or a dict from patterns to them; "
-                    f"received {item!r} for {pattern!r}"
+                    f"terms must be a penalty, a Term, or a dict from patterns to them; received "
+                    f"{item!r} for {pattern!r} (a name becomes a penalty by penalties.get(name, "
+                    f"strength))"
                 )
             flat.append((pattern, item if isinstance(item, Term) else Term(item)))
     if not flat:
@@ -181,14 +182,26 @@ def bind(
         shared = Dial.of(f"{label}/{kind}", strength)
         for target in targets_of(chosen, model, term.rows or penalty.rows):
             name = _unique(f"{target.name}/{kind}", bindings)
-            alone = isinstance(strength, Controller) and strength.per == "layer"
-            dial = Dial.of(name, strength) if alone else shared
+            by_layer = isinstance(strength, Controller) and strength.per == "layer"
+            dial = Dial.of(name, strength) if by_layer else shared
             binding = Binding(name, target, penalty, mode, dial, rounding)
             view = None if binding.whole else target.views[0].of
-            binding.base = penalty.for_parameter(target.name, view).with_strength(dial.value)
+            alone = len(target.params) == 1 and not is_lazy(target.params[0])
+            shape = target.params[0].shape if alone else None
+            binding.base = penalty.for_parameter(target.name, shape, view)
+            if isinstance(strength, Controller) and strength.phase == "moved":
+                _refuse_without_zeros(binding)
             bindings.append(binding)
     _refuse_two_proxes(bindings)
     return bindings
+
+
+def _refuse_without_zeros(binding: Binding) -> None:
+    if binding.route != "prox":
+        raise TypeError(
+            f"{type(binding.dial.source).__name__} counts the zeros of a prox, and "
+            f"{type(binding.base).__name__} gives none; use L1, GroupLasso or another of the kind"
+        )
 
 
 def _label(pattern: Any) -> str:

@@ -1,1 +1,5 @@
 """How much: strengths that move with the step (schedules) or with the weights (controllers)."""
+
+from tikhon.strengths import schedules
+
+__all__ = ["schedules"]

@@ -1,0 +1,144 @@
+"""Open-loop strengths: numbers as functions of the optimizer step.
+
+Any callable from the step, counted from 0, to a number >= 0 is a schedule; these are the usual
+ones as values, which can be compared, printed and saved.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From `start` to `end` in a straight line over `steps`, then `end`.
+
+    Args:
+        start: value at step 0, >= 0.
+        end: value from step `steps` on, >= 0.
+        steps: length of the way, at least 1.
+
+    Raises ValueError for a value out of its range.
+
+    >>> [Linear(0.0, 1.0, steps=4)(step) for step in (0, 1, 4, 9)]
+    [0.0, 0.25, 1.0, 1.0]
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check(self, levels=("start", "end"), counts=("steps",))
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+        return _between(self.start, self.end, min(step / self.steps, 1.0))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """From `start` to `end` along half a cosine over `steps`, then `end`.
+
+    `end + (start - end) * (1 + cos(pi * step / steps)) / 2`: flat at both ends.
+
+    Args:
+        start: value at step 0, >= 0.
+        end: value from step `steps` on, >= 0.
+        steps: length of the way, at least 1.
+
+    Raises ValueError for a value out of its range.
+
+    Reference: Loshchilov and Hutter (2017), https://arxiv.org/abs/1608.03983.
+
+    >>> [round(Cosine(1.0, 0.0, steps=4)(step), 4) for step in (0, 1, 2, 4, 9)]
+    [1.0, 0.8536, 0.5, 0.0, 0.0]
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check(self, levels=("start", "end"), counts=("steps",))
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+        phase = (1 - math.cos(math.pi * min(step / self.steps, 1.0))) / 2
+        return _between(self.start, self.end, phase)
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """0 for `delay` steps, then in a straight line to `strength` over `steps`, then constant.
+
+    A penalty that comes late lets the network learn what is worth keeping.
+
+    Args:
+        strength: the final value, >= 0.
+        steps: length of the rise, at least 1.
+        delay: steps at 0 before it, >= 0.
+
+    Raises ValueError for a value out of its range.
+
+    >>> [WarmUp(1.0, steps=2, delay=1)(step) for step in range(5)]
+    [0.0, 0.0, 0.5, 1.0, 1.0]
+    """
+
+    strength: float
+    steps: int
+    delay: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, levels=("strength", "delay"), counts=("steps",))
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+        return _between(0.0, self.strength, min(max(step - self.delay, 0) / self.steps, 1.0))
+
+
+@dataclass(frozen=True)
+class Cyclic:
+    """From `low` up to `high` and down again in straight lines, `period` steps a cycle.
+
+    Args:
+        low: value at the start of each cycle, >= 0.
+        high: value in the middle of each cycle, >= 0.
+        period: length of a cycle, at least 1.
+
+    Raises ValueError for a value out of its range.
+
+    Reference: Smith (2017), https://arxiv.org/abs/1506.01186.
+
+    >>> [Cyclic(0.0, 1.0, period=4)(step) for step in range(6)]
+    [0.0, 0.5, 1.0, 0.5, 0.0, 0.5]
+    """
+
+    low: float
+    high: float
+    period: int
+
+    def __post_init__(self) -> None:
+        _check(self, levels=("low", "high"), counts=("period",))
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+        phase = step % self.period / self.period
+        return _between(self.low, self.high, 1 - abs(2 * phase - 1))
+
+
+def _between(start: float, end: float, part: float) -> float:
+    return end if part == 1.0 else start + (end - start) * part
+
+
+def _check(schedule: object, *, levels: tuple[str, ...], counts: tuple[str, ...]) -> None:
+    name = type(schedule).__name__
+    for field in levels:
+        value = getattr(schedule, field)
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}: {field} must be finite and >= 0, received {value!r}")
+    for field in counts:
+        value = getattr(schedule, field)
+        if value < 1:
+            raise ValueError(f"{name}: {field} must be at least 1, received {value!r}")
