@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from layers.laws import LayerExample, module
-from tikhon import layers
+from tikhon import layers, penalties
 
 
 def _bernoulli(rate: float) -> float:
@@ -205,6 +205,16 @@ LAYERS = [
         stackable=False,
     ),
     LayerExample(
+        "RecurrentDropout",
+        module(lambda: nn.GRU(5, 4, batch_first=True), layers.RecurrentDropout),
+        (6, 3, 5),
+        mean_kept=False,
+        multiplicative=False,
+        zero_at_one=False,
+        identity=False,
+        compiles_whole=False,
+    ),
+    LayerExample(
         "EmbeddingDropout",
         module(lambda: nn.Embedding(9, 3), layers.EmbeddingDropout),
         (4, 6),
@@ -236,4 +246,43 @@ LAYERS = [
         identity=False,
         learned=True,
     ),
+]
+
+_SOURCE = torch.Generator().manual_seed(0)
+
+# shape (4, 6), strong enough that some entries of a standard normal become zero
+PENALTIES = [
+    penalties.L1(0.3),
+    penalties.L1(0.3, weights=torch.rand(4, 6, generator=_SOURCE, dtype=torch.float64)),
+    penalties.L2(0.3),
+    penalties.L2(0.3, center=torch.randn(4, 6, generator=_SOURCE, dtype=torch.float64)),
+    penalties.ElasticNet(0.3, l1_ratio=0.4),
+    penalties.ElasticNet(0.3, weights=torch.rand(6, generator=_SOURCE, dtype=torch.float64)),
+    penalties.Huber(0.4, delta=0.5),
+    penalties.MCP(0.4, gamma=1.5),
+    penalties.MCP(0.4, gamma=0.3),  # step beyond gamma: a hard threshold
+    penalties.SCAD(0.4, a=2.2),
+    penalties.LogSum(0.2, epsilon=0.1),
+    penalties.LogSum(0.2, epsilon=1.0),  # convex prox objective
+    penalties.GroupLasso(0.4),
+    penalties.GroupLasso(0.4, weights=torch.tensor([0.5, 0.0, 2.0, 1.0]), scale_by_size=True),
+    penalties.SparseGroupLasso(0.4, l1_ratio=0.4),
+    penalties.GroupMCP(0.4, gamma=2.0),
+    penalties.LInf(0.4),
+    penalties.NuclearNorm(0.4),
+    penalties.SpectralNorm(0.4),
+    penalties.Orthogonal(0.1),
+    penalties.SLOPE(0.3),
+    penalties.TotalVariation(0.3),
+    penalties.Hierarchical(0.4, M=1.0),
+    penalties.Hierarchical(0.4, M=0.5, skip=2),
+    penalties.MaxNorm(1.0),
+    penalties.UnitNorm(),
+    penalties.NonNegative(),
+    penalties.Box(-0.5, 0.7),
+    penalties.Simplex(2.0),
+    penalties.L1Ball(2.0),
+    penalties.L2Ball(1.5),
+    penalties.SpectralBall(1.0),
+    penalties.TopK(3),
 ]

@@ -36,7 +36,8 @@ def max_strength(penalty: Proximable, gradient: Tensor) -> float:
         penalty: the penalty; its own strength is ignored.
         gradient: gradient of the loss at w = 0 (with the intercept fitted), w's shape.
 
-    It is found by bisection on `prox(-gradient, 1) == 0`, to the last digits of float64. For
+    It is found by bisection on `prox(-step*gradient, step) == 0` for a small step (where the
+    prox of concave penalties is stationarity, not a jump), to the last digits of float64. For
     `L1` it is max|gradient|, for `ElasticNet` that over l1_ratio, for `GroupLasso` the largest
     row norm. ValueError for a penalty that gives no zeros (L2) and for a constraint.
 
@@ -47,18 +48,19 @@ def max_strength(penalty: Proximable, gradient: Tensor) -> float:
     2.0
     """
     name = type(penalty).__name__
-    point = -gradient.detach().double()
+    step = 1e-6
+    point = -step * gradient.detach().double()
     if penalty.constraint:
         raise ValueError(f"{name} is a constraint: it has no strength")
     if not point.isfinite().all():
         raise ValueError(f"max_strength of {name}: the gradient has NaN or infinite entries")
 
     def zeroed(strength: float) -> bool:
-        return not penalty.with_strength(strength).prox(point, 1.0).any()
+        return not penalty.with_strength(strength).prox(point, step).any()
 
     if zeroed(0.0):
         return 0.0
-    low, high = 0.0, float(torch.linalg.vector_norm(point))
+    low, high = 0.0, float(torch.linalg.vector_norm(point)) / step
     ceiling = high * 1e12
     while not zeroed(high):
         low, high = high, 2 * high

@@ -1,0 +1,144 @@
+"""Every law over every penalty; a public penalty without an instance fails."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from examples_of import PENALTIES
+from tikhon import penalties
+from tikhon import testing as laws
+from tikhon.penalties import Penalty, Proximable
+
+SIZE = (4, 6)
+PROXIMABLE = [p for p in PENALTIES if isinstance(p, Proximable)]
+FREE = [p for p in PENALTIES if not any(isinstance(v, torch.Tensor) for v in vars(p).values())]
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+quick = settings(max_examples=6, deadline=None)
+
+
+def named(penalty: Penalty) -> str:
+    own = {k: v for k, v in vars(penalty).items() if isinstance(v, (int, float))}
+    return type(penalty).__name__ + "".join(f"-{k}{v}" for k, v in own.items())
+
+
+def every(instances):
+    return pytest.mark.parametrize("penalty", instances, ids=named)
+
+
+# multiples of 1/8: ties, zeros and entries exactly at a threshold are likely
+weights = st.lists(st.integers(-24, 24), min_size=24, max_size=24).map(
+    lambda entries: torch.tensor(entries, dtype=torch.float64).reshape(SIZE) / 8
+)
+numbers = st.floats(0.05, 4.0)
+metrics = st.lists(st.floats(-7.0, 3.0), min_size=24, max_size=24).map(
+    lambda logs: torch.tensor(logs, dtype=torch.float64).reshape(SIZE).exp()
+)
+
+
+def steps_of(penalty: Proximable):
+    return st.one_of(numbers, metrics) if penalty.diagonal else numbers
+
+
+def test_every_public_penalty_has_an_instance():
+    public = {getattr(penalties, name) for name in penalties.__all__}
+    classes = {c for c in public if inspect.isclass(c) and not inspect.isabstract(c)}
+    assert classes == {type(p) for p in PENALTIES}
+
+
+@every(PENALTIES)
+@quick
+@given(w=weights)
+def test_value_is_a_number(penalty, w):
+    laws.value_is_a_number(penalty, w)
+
+
+@every(PENALTIES)
+@quick
+@given(w=weights)
+def test_gradient_is_autograd(penalty, w):
+    off_the_kinks = torch.rand(SIZE, generator=torch.Generator().manual_seed(2), dtype=w.dtype)
+    laws.gradient_is_autograd(penalty, w + 0.1 * off_the_kinks)
+
+
+@every(PENALTIES)
+def test_finite_at_zero(penalty):
+    laws.finite_at_zero(penalty, torch.zeros(SIZE, dtype=torch.float64))
+    laws.finite_at_zero(penalty, torch.zeros(SIZE, dtype=torch.float32))
+
+
+@every(PENALTIES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtype_and_input_are_kept(penalty, dtype):
+    w = torch.randn(SIZE, generator=torch.Generator().manual_seed(1)).to(dtype)
+    laws.keeps_dtype_and_input(penalty, w)
+    laws.keeps_dtype_and_input(penalty, w.T.contiguous().T)  # the same numbers, other strides
+
+
+@every([p for p in FREE if not isinstance(p, penalties.Hierarchical)])
+@pytest.mark.parametrize("shape", [(), (5,), (0,), (0, 3), (3, 0), (2, 3, 2, 2)], ids=str)
+def test_shapes(penalty, shape):
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    laws.keeps_dtype_and_input(penalty, w)
+    if len(shape) == 4:
+        laws.keeps_dtype_and_input(penalty, w.to(memory_format=torch.channels_last))
+    if w.numel():
+        laws.value_is_a_number(penalty, w)
+
+
+@every(PROXIMABLE)
+@quick
+@given(w=weights, data=st.data())
+def test_prox_is_minimal(penalty, w, data):
+    laws.prox_is_minimal(penalty, w, data.draw(steps_of(penalty)), attempts=24)
+
+
+@every([p for p in FREE if isinstance(p, Proximable) and getattr(p, "skip", 1) == 1])
+@quick
+@given(entry=st.floats(-4.0, 4.0), step=numbers)
+def test_prox_beats_grid(penalty, entry, step):
+    laws.prox_beats_grid(penalty, entry, step)
+
+
+@every([p for p in PROXIMABLE if p.convex])
+@quick
+@given(x=weights, y=weights, data=st.data())
+def test_convex_prox_is_firm(penalty, x, y, data):
+    laws.prox_is_firm(penalty, x, y, data.draw(steps_of(penalty)))
+
+
+@every([p for p in PROXIMABLE if p.convex])
+@quick
+@given(w=weights, step=numbers)
+def test_envelope_gradient(penalty, w, step):
+    laws.envelope_gradient(penalty, w, step)
+
+
+@every(PROXIMABLE)
+@quick
+@given(w=weights)
+def test_zero_step_is_identity(penalty, w):
+    laws.zero_step_is_identity(penalty, w)
+
+
+@every(PROXIMABLE)
+@quick
+@given(w=weights, step=numbers)
+def test_constant_metric_is_a_number(penalty, w, step):
+    laws.constant_metric_is_a_number(penalty, w, step)
+
+
+@every(PROXIMABLE)
+@quick
+@given(w=weights, other=weights)
+def test_vmap_is_a_loop(penalty, w, other):
+    laws.vmap_is_a_loop(penalty, torch.stack([w, other]))
+
+
+@every(PENALTIES)
+def test_all_laws_as_exported(penalty):
+    laws.check_penalty(penalty, seeds=1)
