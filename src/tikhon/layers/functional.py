@@ -249,7 +249,8 @@ def patch_dropout(
     if not training:
         return x
     head, body = x[:, :prefix], x[:, prefix:]
-    count = max(1, int(body.shape[1] * (1 - float(rate))))
+    keep = 1 - float(rate) + 1e-6  # a float32 rate of 0.3 is a little more than 0.3
+    count = min(max(1, int(body.shape[1] * keep)), body.shape[1])
     order = draw(body.shape[:2], x, generator, uniforms).argsort(dim=1)[:, :count]
     order = order.sort(dim=1).values if ordered else order
     index = order.unsqueeze(-1).expand(-1, -1, body.shape[2])

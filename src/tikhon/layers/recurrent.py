@@ -84,8 +84,8 @@ def _noisy(layer: NoiseLayer, x):
 class RecurrentDropout(NoiseLayer):
     """Dropout of the hidden state inside an LSTM or GRU, one mask a row for all steps.
 
-    The gates of step t see mask * h(t-1) / (1 - rate), a fresh mask for every layer and direction;
-    memory cells and outputs are not touched, as in Keras' `recurrent_dropout`. Training steps
+    All gates of step t see mask * h(t-1) / (1 - rate), with one mask for each layer and direction
+    (Keras draws one for each gate); memory cells and outputs are not touched. Training steps
     through time in Python; evaluation is torch's fused code. Shapes: those of `module`, batched
     and not packed, without projections. `rate` is in [0, 1). Raises ValueError for a rate out of
     range, TypeError for another module or input. Reference: Gal and Ghahramani 2016,

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch import nn
+
+from examples_of import LAYERS
+from tikhon import layers
+
+
+@pytest.mark.parametrize("example", LAYERS, ids=lambda e: e.name)
+@pytest.mark.parametrize(
+    "rate", [-0.1, 1.0, float("nan"), float("inf"), "0.5", None, True], ids=str
+)
+def test_a_bad_rate_is_refused_by_name(example, rate):
+    if example.name == "GaussianNoise" and rate == 1.0 and rate is not True:
+        assert example.make(rate).rate == 1  # a standard deviation may be
+        return
+    name = type(example.layer(0.5)).__name__
+    with pytest.raises((ValueError, TypeError), match=f"^{name}: the rate must be .*received"):
+        example.make(rate)
+
+
+def test_a_bad_rate_names_the_path_and_changes_nothing():
+    model = nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(2, 2), layers.Dropout(0.2))})
+    for rate in (1.5, "high", float("nan")):
+        with pytest.raises((ValueError, TypeError), match=r"^encoder.1 \(Dropout\): the rate"):
+            layers.set_rate(model, "encoder.*", rate)
+    assert model["encoder"][1].rate == torch.tensor(0.2)
+
+
+def test_a_pattern_that_matches_nothing_names_the_closest():
+    model = nn.ModuleDict({"encoder": nn.Sequential(layers.Dropout(0.2))})
+    with pytest.raises(
+        ValueError, match=r"unknown noise layer 'encodr.0'; did you mean 'encoder.0'"
+    ):
+        layers.set_rate(model, "encodr.0", 0.1)
+
+
+@pytest.mark.parametrize("size", [0, 2, 4, -3])
+def test_an_even_block_is_refused(size):
+    with pytest.raises(ValueError, match=f"DropBlock2d: block_size must be odd.*{size}"):
+        layers.DropBlock2d(0.1, size)
+
+
+def test_a_block_larger_than_the_map_is_refused_with_the_path():
+    model = nn.Sequential(nn.Conv2d(1, 1, 1))
+    layers.insert_dropout(model, {"0": layers.DropBlock2d(0.1, 7)})
+    message = (
+        r"^0.noise_after \(DropBlock2d\): block_size must be odd and fit in the map of \(5, 9\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        model.eval()(torch.ones(1, 1, 5, 9))  # even where it would not act
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (layers.Dropout1d(), (3, 4)),
+        (layers.Dropout2d(), (3, 4, 5)),
+        (layers.Dropout3d(), (3, 4, 5, 5)),
+        (layers.DropBlock1d(), (3, 4, 5, 5)),
+        (layers.DropBlock3d(), (3, 4, 5, 5)),
+        (layers.FeatureAlphaDropout(), (3,)),
+        (layers.PatchDropout(), (3, 4)),
+        (layers.TokenDropout(), (3,)),
+        (layers.LockedDropout(), (3,)),
+        (layers.InputDropout(), (3, 4, 5)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_wrong_rank_is_refused_by_name(layer, shape):
+    with pytest.raises(ValueError, match=rf"^{type(layer).__name__}: expected .* received shape"):
+        layer(torch.ones(shape))
+
+
+def test_other_arguments_are_checked():
+    with pytest.raises(ValueError, match="DropPath: mode must be 'row' or 'batch', received"):
+        layers.DropPath(0.1, mode="rows")
+    with pytest.raises(TypeError, match=r"expected integer token ids, received torch.float32"):
+        layers.WordDropout(unknown=0)(torch.ones(3))
+    with pytest.raises(ValueError, match="unknown weight 'kernel'"):
+        layers.DropConnect(nn.Linear(2, 2), weights="kernel")
+    with pytest.raises(TypeError, match="expected an LSTM or GRU"):
+        layers.RecurrentDropout(nn.RNN(2, 2))
+    with pytest.raises(TypeError, match="unpacked sequence of rank 3"):
+        layers.RecurrentDropout(nn.GRU(2, 2))(torch.ones(3, 2))
+    with pytest.raises(ValueError, match="uniforms must have the mask's shape"):
+        layers.functional.dropout(torch.ones(3), 0.5, uniforms=torch.ones(2))
