@@ -195,8 +195,12 @@ def penalty_names() -> dict[str, type[Penalty]]:
 
 
 def snake(name: str) -> str:
-    """`GroupLasso` -> `group_lasso`, `L1` -> `l1`, `MCP` -> `mcp`, `L1Ball` -> `l1_ball`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", name).lower()
+    """A class name as users write it.
+
+    >>> snake("GroupMCP"), snake("L1Ball"), snake("LInf")
+    ('group_mcp', 'l1_ball', 'l_inf')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def _abstract(item: type) -> bool:
@@ -208,10 +212,11 @@ def _term_to_dict(pattern: Any, term: Term) -> dict[str, Any]:
         raise InputError(f"a recipe can only be saved with text patterns, received {pattern!r}")
     strength = term.penalty.strength if term.strength is None else term.strength
     entry: dict[str, Any] = {"pattern": pattern, "penalty": snake(type(term.penalty).__name__)}
-    entry["strength"] = _plain_strength(strength)
-    for item in dataclasses.fields(term.penalty):
+    if not term.penalty.constraint:
+        entry["strength"] = _plain_strength(strength)
+    for item in _settings(type(term.penalty)):
         value = getattr(term.penalty, item.name)
-        if item.name != "strength" and value is not item.default and value != item.default:
+        if value is not item.default and value != item.default:
             entry[item.name] = value.tolist() if isinstance(value, Tensor) else value
     return entry | {k: v for k in ("rows", "how") if (v := getattr(term, k)) is not None}
 
@@ -245,17 +250,26 @@ def _term_from_dict(entry: Mapping[str, Any]) -> tuple[str, Term]:
         values.pop("rows", None),
         values.pop("how", None),
     )
-    strength = values.pop("strength", 1.0)
-    known = {item.name for item in dataclasses.fields(kinds[name])}
+    kind = kinds[name]
+    known = {item.name for item in _settings(kind)}
+    known |= (
+        {"pattern", "rows", "how"} if kind.constraint else {"pattern", "rows", "how", "strength"}
+    )
     for key in values:
         if key not in known:
-            raise InputError(
-                unknown(f"setting of {name}", key, known | {"pattern", "rows", "how"})
-            )
+            raise InputError(unknown(f"setting of {name}", key, known))
+    strength = values.pop("strength", 1.0)
     values = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in values.items()}
+    if kind.constraint:
+        return pattern, Term(kind(**values), rows, how)
     if isinstance(strength, int | float):
-        return pattern, Term(kinds[name](strength=float(strength), **values), rows, how)
-    return pattern, Term(kinds[name](**values), rows, how, _strength(strength))
+        return pattern, Term(kind(strength=float(strength), **values), rows, how)
+    return pattern, Term(kind(**values), rows, how, _strength(strength))
+
+
+def _settings(kind: type[Penalty]) -> list[Any]:
+    """The fields of a penalty beside its strength."""
+    return [item for item in dataclasses.fields(kind) if item.init and item.name != "strength"]
 
 
 def _strength(plain: Any) -> Any:
@@ -272,12 +286,9 @@ def _moving() -> dict[str, type]:
     """Schedules and controllers by class name: a closed list, so a file cannot import anything."""
     from tikhon.strengths import controllers, schedules
 
-    return {
-        name: item
-        for module in (schedules, controllers)
-        for name, item in vars(module).items()
-        if isinstance(item, type) and dataclasses.is_dataclass(item) and not name.startswith("_")
-    }
+    found = (schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.Cyclic,
+             controllers.TargetSparsity, controllers.NormBound)  # fmt: skip
+    return {item.__name__: item for item in found}
 
 
 def _check(name: str, value: Any, *, high: float = math.inf, above: bool = False) -> None:

@@ -3,6 +3,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
 from tikhon.data import load, mnist
 from tikhon.data.download import fetch
 from tikhon.errors import DataError
@@ -73,7 +74,7 @@ def test_next_mirror_after_a_missing_and_a_wrong_one(server, tmp_path):
 
 def test_a_torn_transfer_is_continued_and_nothing_incomplete_gets_the_name(server, tmp_path):
     url, handler = server
-    with pytest.raises(DataError, match="f.gz could not be downloaded"):
+    with pytest.raises(DataError, match=r"f.gz could not be downloaded"):
         get(url, tmp_path, "torn")
     assert not (tmp_path / "f.gz").exists()
     assert (tmp_path / "f.gz.part").stat().st_size == 100_000

@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+
 from tikhon.data import idx, load
 from tikhon.data.mnist import PARTS
 from tikhon.errors import DataError

@@ -4,6 +4,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+
 from tikhon.data import NAMES, load, pair, split
 from tikhon.data.arrays import from_arrays
 from tikhon.data.batches import order, slices
@@ -128,10 +129,10 @@ def test_objects_are_never_unpickled(tmp_path):
 def test_truncated_and_oversized_archives(tmp_path, monkeypatch):
     path = save(tmp_path / "whole.npz", X=X, y=Y)
     (tmp_path / "cut.npz").write_bytes(path.read_bytes()[:500])
-    with pytest.raises(DataError, match="not a complete .npz"):
+    with pytest.raises(DataError, match=r"not a complete .npz"):
         load(tmp_path / "cut.npz")
     monkeypatch.setattr("tikhon.data.arrays._LIMIT", 100)
-    with pytest.raises(DataError, match="unpacks to .* the limit is 100"):
+    with pytest.raises(DataError, match=r"unpacks to .* the limit is 100"):
         load(path)
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from tikhon.errors import InputError
 from tikhon.models import NAMES, build
 

@@ -16,6 +16,7 @@ from tikhon.cli.configuration import defaults
 from tikhon.errors import DataError, InputError, StorageError, unknown
 
 COMMANDS = (
+    "demo",
     "fit",
     "report",
 )
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def _explain(error: Exception, arguments: list[str]) -> int:
+def _explain(error: Any, arguments: list[str]) -> int:
     if isinstance(error, BrokenPipeError):
         sys.stdout = open(os.devnull, "w")
         return 128 + signal.SIGPIPE

@@ -177,9 +177,11 @@ def fit(
     }
 
     from tikhon.cli.progress import FitProgress
+    from tikhon.cli.threads import limit_threads
     from tikhon.training.interrupt import interruptible
 
     _introduce(terminal, parts, model, chosen)
+    limit_threads(about["model"]["parameters"] * batch_size)
     with interruptible() as interrupt, FitProgress(terminal, epochs) as progress:
         run = train(
             network, parts.train, chosen, valid=parts.valid, test=parts.test,

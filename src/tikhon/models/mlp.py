@@ -32,8 +32,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(rows, ...) -> (rows, outputs)."""
         x = x.flatten(1)
-        for name, module in self.named_children():
-            if name.startswith("dropout"):
-                x = torch.relu(x)
-            x = module(x)
-        return x
+        last = len(self.sizes) - 1
+        for i in range(1, last):
+            x = torch.relu(getattr(self, f"fc{i}")(x))
+            x = getattr(self, f"dropout{i}")(x)
+        return getattr(self, f"fc{last}")(x)

@@ -196,9 +196,9 @@ def _verdict(arms: Sequence[dict[str, Any]]) -> str:
         return "No way of training beat the plain network here."
     before, after = plain["test_accuracy"]["mean"], best["test_accuracy"]["mean"]
     return (
-        "Without regularization the network memorises its wrong labels "
-        f"({plain['train_accuracy']:.0%} of its training rows, {before:.1%} of the test rows); "
-        f"{how} brings the test accuracy to {after:.1%}."
+        f"Without regularization the network fits {plain['train_accuracy']:.0%} of its training "
+        f"labels, wrong ones included, and {before:.1%} of the test rows; {how} brings the test "
+        f"accuracy to {after:.1%}."
     )
 
 

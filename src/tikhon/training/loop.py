@@ -72,7 +72,7 @@ class Training:
         self.batches = len(batches.slices(torch.empty(len(self.x)), settings.batch_size))
         self.steps = self.batches * settings.epochs
         self.loss = settings.loss_function(self.y)
-        self.objective = Objective(recipe, self.loss, self.y)
+        self.objective = Objective(recipe, self.loss, self.x, self.y)
         self.optimizer = settings.build_optimizer(model)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.regularizer = self._regularize()

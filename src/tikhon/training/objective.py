@@ -2,33 +2,83 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from tikhon.errors import InputError
 from tikhon.recipe import Recipe
+from tikhon.training.clipping import clip_grad_adaptive_
+from tikhon.training.mixing import Mixed, cutmix, input_noise, mixup
+from tikhon.training.objectives import confidence_penalty, r_drop, smoothed_cross_entropy
 from tikhon.training.settings import Loss
 
 
 class Objective:
-    """The data loss with what the recipe does to inputs, targets and gradients."""
+    """The data loss with what the recipe does to inputs, targets, outputs and gradients."""
 
-    def __init__(self, recipe: Recipe, loss: Loss, y: Tensor) -> None:
+    def __init__(self, recipe: Recipe, loss: Loss, x: Tensor, y: Tensor) -> None:
         self.recipe, self.loss = recipe, loss
-        self.clips = any((recipe.clip_norm, recipe.clip_value, recipe.clip_adaptive))
-        classification = not y.is_floating_point()
-        for name in ("label_smoothing", "confidence_penalty"):
-            if getattr(recipe, name) and not classification:
+        for name in ("label_smoothing", "confidence_penalty", "r_drop"):
+            if getattr(recipe, name) and y.is_floating_point():
                 raise InputError(f"{name} is for classes; the targets are numbers")
+        if recipe.label_smoothing:
+            if loss is not F.cross_entropy:
+                raise InputError("label_smoothing needs the loss cross_entropy")
+            self.loss = partial(smoothed_cross_entropy, smoothing=recipe.label_smoothing)
+        if recipe.cutmix and x.ndim != 4:
+            raise InputError(
+                f"cutmix needs images (channels, height, width), the rows are {tuple(x.shape[1:])}"
+            )
+        self.clips = any((recipe.clip_norm, recipe.clip_value, recipe.clip_adaptive))
+        self.plain = not any(
+            (
+                recipe.mixup,
+                recipe.cutmix,
+                recipe.input_noise,
+                recipe.r_drop,
+                recipe.confidence_penalty,
+            )
+        )
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The loss of one batch, 0-d."""
-        return self.loss(model(x), y)
+        if self.plain:
+            return self.loss(model(x), y)
+        recipe = self.recipe
+        if recipe.input_noise:
+            x = input_noise(x, recipe.input_noise)
+        mixed = None
+        if recipe.mixup:
+            mixed = mixup(x, y, recipe.mixup)
+        elif recipe.cutmix:
+            mixed = cutmix(x, y, recipe.cutmix)
+        x = x if mixed is None else mixed.x
+        output = model(x)
+        loss = self._data_loss(output, y, mixed)
+        if recipe.r_drop:
+            again = model(x)  # the same rows under another draw of the model's noise
+            loss = (loss + self._data_loss(again, y, mixed)) / 2
+            loss = loss + recipe.r_drop * r_drop(output, again)
+        if recipe.confidence_penalty:
+            loss = loss + recipe.confidence_penalty * confidence_penalty(output)
+        return loss
+
+    def _data_loss(self, output: Tensor, y: Tensor, mixed: Mixed | None) -> Tensor:
+        return self.loss(output, y) if mixed is None else mixed.loss(self.loss, output)
 
     def clip_(self, model: nn.Module) -> None:
-        """Clip the gradients in place."""
+        """Clip the gradients in place: entries first, then units, then the whole."""
         params = list(model.parameters())
         if self.recipe.clip_value is not None:
             clip_grad_value_(params, self.recipe.clip_value)
+        if self.recipe.clip_adaptive is not None:
+            last = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))][
+                -1
+            ]
+            out = {id(p) for p in last.parameters()}  # the paper leaves the last layer free
+            clip_grad_adaptive_([p for p in params if id(p) not in out], self.recipe.clip_adaptive)
         if self.recipe.clip_norm is not None:
             clip_grad_norm_(params, self.recipe.clip_norm)

@@ -1,0 +1,128 @@
+"""tikhon demo: a network that overfits, and what each way of regularizing does about it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tikhon.cli.options import Debug, Json, Quiet
+
+if TYPE_CHECKING:
+    from tikhon.cli.terminal import Terminal
+
+
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer strengths and epochs.")] = False,
+    seed: Annotated[int, typer.Option(help="First of the three seeds.")] = 0,
+    output: Annotated[
+        Path, typer.Option(help="Folder of the run; a demo replaces its own.", metavar="RUN")
+    ] = Path("runs/demo"),
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Overfit digits with wrong labels, then compare L1, L2 and dropout, in under a minute."""
+    from tikhon import report
+    from tikhon.cli.terminal import Terminal
+    from tikhon.cli.threads import limit_threads
+    from tikhon.training import demonstration
+    from tikhon.training.fit import versions
+    from tikhon.training.interrupt import interruptible
+    from tikhon.training.run_directory import CONFIG, RESULT, RunDirectory
+
+    terminal = Terminal(json=json, quiet=quiet)
+    setting = demonstration.Setting(seeds=(seed, seed + 1, seed + 2))
+    arms = demonstration.ARMS
+    if quick:
+        setting, arms = demonstration.quick(setting)
+    _introduce(terminal, setting)
+    limit_threads(1)
+    began = time.perf_counter()
+    with RunDirectory(output) as folder:
+        folder.create(overwrite=_is_demo(folder))
+        folder.write(CONFIG, {"kind": "demo", "command": ["tikhon", *sys.argv[1:]],
+                              "data": {"name": setting.data, "rows": setting.train_rows},
+                              "model": {"name": setting.model}, "optimizer": {"name": "adam"},
+                              "recipe": {}, "seed": seed, "device": "cpu",
+                              "versions": versions()})  # fmt: skip
+        with interruptible() as interrupt, _Bar(terminal, setting, arms) as on_run:
+            try:
+                result = demonstration.run(setting, arms, on_run=on_run, stop=interrupt.__bool__)
+            except KeyboardInterrupt:
+                terminal.note("stopped; run tikhon demo to start again")
+                return 128 + int(interrupt.signal or 2)
+        result["seconds"] = round(time.perf_counter() - began, 1)
+        folder.rewrite_history(
+            {"arm": arm["name"], **row} for arm in result["arms"] for row in arm["history"]
+        )
+        folder.write(RESULT, result)
+        page = report.write(folder.path)
+    _conclude(terminal, result, output, page)
+    return 0
+
+
+def _is_demo(folder: Any) -> bool:
+    """A demo replaces its own folder, not another run's."""
+    from tikhon.training.run_directory import CONFIG
+
+    return folder.exists and folder.read(CONFIG).get("kind") == "demo"
+
+
+def _introduce(terminal: Terminal, setting: Any) -> None:
+    wrong = round(setting.wrong_labels * setting.train_rows)
+    terminal.note(
+        f"{setting.data}: {setting.train_rows} training rows, {wrong} of them with a wrong label "
+        f"on purpose; model {setting.model}, adam, {setting.epochs} epochs, "
+        f"{len(setting.seeds)} seeds; strengths are chosen on {setting.valid_rows} validation rows"
+    )
+
+
+class _Bar:
+    """The progress over all trainings; calling it counts one."""
+
+    def __init__(self, terminal: Terminal, setting: Any, arms: Any) -> None:
+        self._bar, self._terminal = terminal.progress(), terminal
+        total = sum(len(arm.strengths) for arm in arms) * len(setting.seeds)
+        self._task = self._bar.add_task("", total=total, rate="", note="")
+        self._began, self._done = time.perf_counter(), 0
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, arm: Any, strength: float, seed: int, run: Any) -> None:
+        self._done += 1
+        rate = self._done / (time.perf_counter() - self._began)
+        self._bar.update(
+            self._task, advance=1, description=f"{arm.label:<8}", rate=f"{rate:.1f} trainings/s",
+            note=f"strength {strength:g}: valid {run.metrics['valid/accuracy']:.3f}",
+        )  # fmt: skip
+
+
+def _conclude(terminal: Terminal, result: dict[str, Any], output: Path, page: Path) -> None:
+    rows = []
+    for arm in result["arms"]:
+        test = arm["test_accuracy"]
+        rows.append([
+            arm["label"],
+            "-" if arm["name"] == "none" else f"{arm['chosen_strength']:g}",
+            f"{arm['train_accuracy']:.3f}", f"{arm['valid_accuracy']:.3f}", f"{arm['gap']:+.3f}",
+            f"{arm['zeros']:.0%}",
+            f"{test['mean']:.3f}  [{test['low']:.3f}, {test['high']:.3f}]",
+        ])  # fmt: skip
+    terminal.table(
+        ["trained with", "strength", "train", "valid", "gap", "zeros", "test [95 % of 3 seeds]"],
+        rows,
+    )
+    terminal.say(f"{result['verdict']} ({result['seconds']:.0f} s)")
+    terminal.say(f"report: {page}")
+    for command in result["next"]:
+        terminal.say(f"next:   {command}")
+    terminal.document({"output": str(output), **result})
