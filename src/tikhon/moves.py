@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.metric import UNIFORM, stationary_gain
-from tikhon.penalties.base import Proximable
-from tikhon.penalties.elementwise import L2
+from tikhon.penalties.base import Penalty, Proximable
+from tikhon.penalties.constraints import TopK
+from tikhon.penalties.elementwise import L2, MCP, SCAD
 from tikhon.targets import local
 from tikhon.terms import Binding
 
@@ -93,7 +94,22 @@ def gain_of(
         torch.as_tensor(gain.dense(), dtype=p.dtype, device=p.device).expand(local(p).shape)
         for gain, p in zip(gains, params)
     ]
-    return binding.arrange(full), gains[0].numerator
+    step = binding.arrange(full)
+    limit = _convex_limit(binding.penalty)
+    return step if limit is None else step.clamp_max(limit), gains[0].numerator
+
+
+def _convex_limit(penalty: Penalty) -> float | None:
+    """For penalties with a flat part half of the step up to which the prox has one minimum.
+
+    Where gradients vanish an adaptive step has no bound, and the prox would jump across the
+    valley to zero. Weights in the flat part do not feel the limit.
+    """
+    if isinstance(penalty, MCP):
+        return penalty.gamma / 2
+    if isinstance(penalty, SCAD):
+        return (penalty.a - 1) / 2
+    return None
 
 
 def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
@@ -126,7 +142,11 @@ def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
 
 
 def _ignores_metric(binding: Binding) -> bool:
-    return binding.base.constraint and binding.base.elementwise
+    """Whether the projection is the same in every metric, or TopK, which goes by size alone.
+
+    In a metric whose steps grow where gradients vanish TopK would drop the weights that fit.
+    """
+    return binding.base.constraint and (binding.base.elementwise or isinstance(binding.base, TopK))
 
 
 def is_plain_decay(binding: Binding) -> bool:

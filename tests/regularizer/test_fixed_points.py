@@ -1,0 +1,60 @@
+"""At a KKT point with a constant gradient and a steady state, one step leaves the weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from regularizer.problems import PENALTIES, UNIFORM, WITH_GAIN, linear
+from tikhon.penalties import Proximable
+
+import tikhon as tk
+
+
+def describe(penalty):
+    fields = [k for k, v in vars(penalty).items() if isinstance(v, torch.Tensor)]
+    return type(penalty).__name__ + ("-" + fields[0] if fields else "")
+
+
+def kkt_point(penalty, shape):
+    """Weights w and a gradient g with 0 in g + subdifferential of the penalty at w."""
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(shape, generator=generator, dtype=torch.float64)
+    view = z.reshape(1, -1) if penalty.rows == "tensor" and not penalty.elementwise else z
+    if not isinstance(penalty, Proximable):
+        return z, -penalty.grad(view).reshape(shape)
+    w = penalty.prox(view, 1.0).reshape(shape)
+    return w, w - z
+
+
+def step_from(name, penalty, how="objective"):
+    """The weights before and after one more step, once the optimizer's state is steady."""
+    kind, options, steps = WITH_GAIN[name]
+    model = linear()
+    optimizer = kind(model.parameters(), **options)
+    tk.regularize(model, optimizer, {"weight": penalty}, how=how)
+    w, g = kkt_point(penalty, model.weight.shape)
+    for _ in range(steps + 1):
+        with torch.no_grad():
+            model.weight.copy_(w)
+        model.weight.grad = g.clone()
+        optimizer.step()
+    return w, model.weight.detach()
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=describe)
+@pytest.mark.parametrize("name", WITH_GAIN)
+def test_one_step_leaves_a_stationary_point(name, penalty):
+    exact = name in UNIFORM or penalty.diagonal or penalty.smooth
+    if not exact:
+        with pytest.raises(TypeError, match='no exact prox in the metric of .*how="decoupled"'):
+            step_from(name, penalty)
+        return
+    before, after = step_from(name, penalty)
+    torch.testing.assert_close(after, before, rtol=1e-7, atol=3e-7)
+
+
+def test_the_law_notices_a_wrong_gain():
+    """The law is not empty: with lr in the place of the gain it fails."""
+    for name in ("SGD momentum", "Adam", "RMSprop momentum"):
+        before, after = step_from(name, tk.L1(0.3), how="decoupled")
+        assert (before - after).abs().max() > 1e-4
