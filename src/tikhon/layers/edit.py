@@ -52,8 +52,9 @@ def insert_dropout(
 ) -> Edit:
     """Put a copy of a noise layer after, or before, every module that a pattern names.
 
-    A pattern is a shell glob on module paths or a module type; of nested modules that match a glob
-    the outermost is taken, and containers (Sequential, ...) only through their children. The
+    `layers` maps patterns to layers, `where` is "after" or "before". A pattern is a shell glob on
+    module paths or a module type; of nested modules that match a glob the outermost is taken, and
+    containers (Sequential, ...) only through their children. The
     layer becomes a child of the module, `<path>.noise_after`, called by a hook: no parameter
     changes its name, and old checkpoints load under `strict=True`. Of a tuple output (LSTM,
     attention) the first tensor gets the noise. Raises ValueError for a pattern that matches

@@ -46,9 +46,9 @@ def dropout(
     """
     if not training:
         return x
-    if not tied and generator is None and uniforms is None:
-        if (value := readable(rate)) is not None:
-            return F.dropout(x, value)
+    rate = readable(rate)
+    if not tied and generator is None and uniforms is None and not isinstance(rate, Tensor):
+        return torch.dropout(x, rate, True)
     kept = draw(mask_shape(x, tied), x, generator, uniforms) >= rate
     return x * (kept.to(x.dtype) * inverse_keep(rate, x.dtype))
 
@@ -136,16 +136,16 @@ def alpha_dropout(
     """
     if not training:
         return x
-    if not tied and generator is None and uniforms is None:
-        if (value := readable(rate)) is not None:
-            return F.alpha_dropout(x, value, True)
+    rate = readable(rate)
+    if not tied and generator is None and uniforms is None and not isinstance(rate, Tensor):
+        return torch.alpha_dropout(x, rate, True)
     kept = draw(mask_shape(x, tied), x, generator, uniforms) >= rate
     p = torch.as_tensor(rate, dtype=torch.float32, device=x.device)
     keep = (1 - p) * (1 + p * SELU_FLOOR**2)
     scale = torch.where(keep > 0, keep.rsqrt(), 0.0)
     noise = torch.where(kept, scale, 0.0).to(x.dtype)
     shift = torch.where(kept, 0.0, scale * SELU_FLOOR) - scale * SELU_FLOOR * p
-    return x * noise + shift.to(x.dtype)
+    return (x * noise).add_(shift.to(x.dtype))
 
 
 def gaussian_dropout(

@@ -29,14 +29,14 @@ def check_rank(x: Tensor, ranks: Sequence[int], where: str, shape: str) -> None:
         raise ValueError(f"{where}: expected {shape}, received shape {tuple(x.shape)}")
 
 
-def readable(rate: Rate) -> float | None:
-    """The rate as a float where reading it is free; None if batched, traced or on a device."""
+def readable(rate: Rate) -> Rate:
+    """The rate as a float where reading it is free, as it is if batched, traced or on a device."""
     if not isinstance(rate, Tensor):
         return float(rate)
     if torch.compiler.is_compiling() or rate.device.type != "cpu":
-        return None
+        return rate
     if torch._C._functorch.is_functorch_wrapped_tensor(rate):  # type: ignore[attr-defined]
-        return None
+        return rate
     return rate.item()
 
 

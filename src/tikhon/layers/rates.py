@@ -78,10 +78,11 @@ def set_rate(model: nn.Module, pattern: Pattern, rate: float | Tensor) -> list[s
 
 
 def set_rate_by_depth(model: nn.Module, pattern: Pattern, last: float) -> dict[str, float]:
-    """Stochastic depth's rule: of L matching layers, in model order, layer l gets last * l / L.
+    """Stochastic depth's rule: of L layers that match `pattern`, layer l gets last * l / L.
 
-    Returns path -> rate. Raises ValueError as `set_rate` does. Reference: Huang et al. 2016,
-    section 3, https://arxiv.org/abs/1603.09382 (timm starts from 0 instead: l - 1 of L - 1).
+    Layers count in model order; `last` is in [0, 1). Returns path -> rate. Raises ValueError as
+    `set_rate` does. Reference: Huang et al. 2016, section 3, https://arxiv.org/abs/1603.09382
+    (timm starts from 0 instead: l - 1 of L - 1).
 
     >>> from tikhon.layers import DropPath
     >>> set_rate_by_depth(nn.Sequential(DropPath(), DropPath()), "*", 0.2)

@@ -17,8 +17,9 @@ ALWAYS_ON = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 class NoiseSource:
     """One module that draws random numbers.
 
-    `attribute` holds the rate (None: it has none, as RReLU); `moving` says that the rate is a
-    buffer or parameter of a tikhon layer, which `set_rate` reaches.
+    `path` is its place in the model, `kind` its class and `training` its mode. `attribute` holds
+    the `rate` (None: it has none, as RReLU); `moving` says that the rate is a buffer or parameter
+    of a tikhon layer, which `set_rate` reaches.
     """
 
     path: str

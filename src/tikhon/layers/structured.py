@@ -211,9 +211,10 @@ class TokenDropout(NoiseLayer):
 class PatchDropout(NoiseLayer):
     """Remove a share `rate` of the tokens after the first `prefix` ones, without rescaling.
 
-    Shapes: (N, L, D) to (N, prefix + max(1, int((L - prefix)(1 - rate))), D). `rate` is in [0, 1).
-    The length follows the rate, so a compiled model breaks its graph here and a population cannot
-    have several rates. Raises ValueError otherwise.
+    Shapes: (N, L, D) to (N, prefix + max(1, int((L - prefix)(1 - rate))), D). `rate` is in
+    [0, 1); `ordered` keeps the order of the tokens. The length follows the rate, so a compiled
+    model breaks its graph here and a population cannot have several rates. Raises ValueError
+    otherwise.
     Reference: Liu et al. 2022, https://arxiv.org/abs/2208.07220
 
     >>> PatchDropout(0.5)(torch.ones(1, 9, 2)).shape
