@@ -196,3 +196,43 @@ def demo_run(path: Path) -> Path:
     }
     config = {"kind": "demo", "command": ["tikhon", "demo"], "data": {"name": "digits"}, "seed": 0}
     return save(path, config, [], result)
+
+
+def tune_run(path: Path) -> Path:
+    """A finished search over three hyperparameters of a small network."""
+    import tikhon
+    from tikhon.tuning.space import Log, Space, Uniform
+    from tikhon.tuning.tune import tune
+
+    data = digits()
+
+    def build() -> nn.Module:
+        layers = (nn.Linear(64, 32), nn.ReLU(), tikhon.layers.Dropout(0.1), nn.Linear(32, 10))
+        return nn.Sequential(*layers)
+
+    space = Space(lr=Log(1e-4, 1e-1), dropout=Uniform(0, 0.8), weight_decay=Log(1e-4, 10.0))
+    found = tune(build, data["train"], valid=data["valid"], space=space, budget="8runs", epochs=12)
+    config = {"kind": "tune", "command": ["tikhon", "tune", "digits"], "data": {"name": "digits"}}
+    return save(path, config, [], found.to_dict())
+
+
+def path_run(path: Path) -> Path:
+    """A finished lasso path on the diabetes data."""
+    from sklearn.datasets import load_diabetes
+
+    import tikhon
+    from tikhon.tuning.path import path as solve
+
+    bunch = load_diabetes()
+    X = torch.tensor(bunch.data, dtype=torch.float32)
+    y = torch.tensor(bunch.target, dtype=torch.float32)
+    rows = ((X - X.mean(0)) / X.std(0), ((y - y.mean()) / y.std())[:, None])
+    found = solve(
+        None, rows, tikhon.L1(), folds=3, strengths=20, feature_names=bunch.feature_names
+    )
+    config = {
+        "kind": "path",
+        "command": ["tikhon", "path", "diabetes"],
+        "data": {"name": "diabetes"},
+    }
+    return save(path, config, [], found.to_dict())

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 import browser
-from sample_runs import demo_run, fit_run
+from sample_runs import demo_run, fit_run, path_run, tune_run
 
 HOSTILE = "<img src=x onerror=alert(1)>{}</script><script>alert(2)</script>"
 
@@ -21,6 +21,16 @@ def hostile(tmp_path_factory):
 @pytest.fixture(scope="session")
 def demoed(tmp_path_factory):
     return demo_run(tmp_path_factory.mktemp("runs") / "demo")
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory):
+    return tune_run(tmp_path_factory.mktemp("runs") / "tune")
+
+
+@pytest.fixture(scope="session")
+def pathed(tmp_path_factory):
+    return path_run(tmp_path_factory.mktemp("runs") / "path")
 
 
 @pytest.fixture

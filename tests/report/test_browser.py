@@ -6,6 +6,7 @@ from sample_runs import fit_run
 from tikhon import report
 
 pytestmark = pytest.mark.browser
+KINDS = ["fitted", "demoed", "tuned", "pathed", "hostile"]
 DRAWN = "document.documentElement.dataset.charts !== undefined"
 
 
@@ -15,7 +16,7 @@ def opened(tab, run, folder, **options):
     return page
 
 
-@pytest.mark.parametrize("kind", ["fitted", "demoed", "hostile"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_page_is_quiet_and_alone(tab, kind, tmp_path, request):
     page = opened(tab, request.getfixturevalue(kind), tmp_path)
     assert tab.complaints == []

@@ -29,6 +29,7 @@ from tikhon.report.page import (
 )
 from tikhon.report.saved import read
 
+KINDS = ["fitted", "demoed", "tuned", "pathed", "hostile"]
 SOURCE = Path(report.__file__).parent
 
 
@@ -46,7 +47,7 @@ def test_every_language_says_the_same_things():
     }
     assert fields["en"] == fields["zh"]
     same = {key for key in strings("en") if strings("en")[key] == strings("zh")[key]}
-    assert same <= {"arm_dropout", "arm_l2", "title_run"}
+    assert same <= {"arm_dropout", "arm_l2", "plus_minus"}
 
 
 def test_every_text_is_used():
@@ -55,18 +56,18 @@ def test_every_text_is_used():
         for file in SOURCE.rglob("*")
         if file.suffix in (".py", ".jinja") and file.is_file()
     )
-    families = ("metric_", "part_", "arm_", "about_", "finding_")
+    families = ("metric_", "part_", "arm_", "about_", "level_")
     unused = [
         key for key in strings("en") if f'"{key}"' not in code and not key.startswith(families)
     ]
     assert unused == []
 
 
-@pytest.mark.parametrize("kind", ["fitted", "demoed", "hostile"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_figures_are_valid_plotly(kind, request):
     page = report.build(read(request.getfixturevalue(kind)))
     figures = [b.figure for s in page.sections for b in s.blocks if isinstance(b, Chart)]
-    assert len(figures) >= 4
+    assert len(figures) >= 3
     for figure in figures:
         for language in LANGUAGES:
             go.Figure(one_language(jsonable(figure), language))
@@ -83,10 +84,10 @@ def one_language(value, language, key=""):
     return "#123456" if isinstance(value, str) and key.endswith("color") else value
 
 
-def test_palette_names_exist(fitted, demoed):
+def test_palette_names_exist(fitted, demoed, tuned, pathed):
     css = (SOURCE / "static/page.css").read_text(encoding="utf-8")
     light, dark = css.split("@media screen and (prefers-color-scheme: dark)")
-    for run in (fitted, demoed):
+    for run in (fitted, demoed, tuned, pathed):
         page = report.build(read(run))
         text = json.dumps(
             [jsonable(b.figure) for s in page.sections for b in s.blocks if isinstance(b, Chart)]
@@ -119,7 +120,7 @@ class Outside(HTMLParser):
             self.policy = dict(attrs)["content"]
 
 
-@pytest.mark.parametrize("kind", ["fitted", "demoed", "hostile"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_page_is_self_contained(kind, request):
     seen = Outside(html(request.getfixturevalue(kind)))
     assert (seen.links, seen.handlers) == ([], [])
@@ -234,3 +235,58 @@ def test_labels_need_every_language():
 
 def test_public_names():
     assert tikhon.report is report
+
+
+def sentence(run):
+    return report.build(read(run)).verdict.text("en")
+
+
+def test_verdict_of_a_search(tuned, tmp_path):
+    result = json.loads((tuned / "result.json").read_text())
+    config = {"kind": "tune"}
+    better = {**result["audit"], "worth_it": True, "default_score": 2.0, "gain": 1.0}
+    run = save(tmp_path / "better", config, [], {**result, "audit": better})
+    assert sentence(run).startswith("Better than the default: lr ")
+    same = {**better, "worth_it": False, "gain": 0.01, "gain_error": 0.2}
+    run = save(tmp_path / "same", config, [], {**result, "audit": same})
+    assert sentence(run).startswith("The default would have done as well")
+    edge = {**better, "edges": ["lr"], "failed": 2, "default_score": None, "gain": None}
+    run = save(tmp_path / "edge", config, [], {**result, "audit": edge})
+    assert sentence(run).startswith("Chosen: ")
+    assert "widen the space in lr" in html(run)
+
+
+def test_search_where_trials_diverged(tuned, tmp_path):
+    result = json.loads((tuned / "result.json").read_text())
+    for trial in result["trials"][1:4]:
+        trial |= {"score": None, "failure": "loss is not finite"}
+    run = save(tmp_path / "run", {"kind": "tune"}, [], result)
+    assert "diverged" in html(run)
+
+
+def test_path_without_scores(pathed, tmp_path):
+    result = json.loads((pathed / "result.json").read_text())
+    blank = [None] * len(result["scores"])
+    result |= {"chosen": None, "selected": [], "scores": blank, "errors": blank}
+    run = save(tmp_path / "run", {"kind": "path"}, [], result)
+    assert sentence(run).startswith("20 strengths were solved; there were no validation rows")
+
+
+def test_several_runs(fitted, demoed, tuned, tmp_path):
+    target = report.write(fitted, tuned, demoed, output=tmp_path / "all.html")
+    text = target.read_text(encoding="utf-8")
+    assert "fit has the best validation accuracy of 3 runs" in text
+    assert sentence(tuned) in text.replace("&#39;", "'")
+
+
+def test_verdict_agrees_with_the_one_on_screen(tmp_path):
+    from tikhon.training.result import verdict
+
+    for train, valid in [(1.0, 0.8), (0.9, 0.88), (0.9, 0.95), (0.93, 0.899)]:
+        metrics = {"train/accuracy": train, "valid/accuracy": valid}
+        run = save(tmp_path / "run", {"kind": "fit"}, [metrics], {"metrics": metrics})
+        assert ("memorises" in sentence(run)) == verdict(metrics).startswith("Overfits")
+    for train, valid in [(1.0, 2.0), (1.0, 1.2), (1.0, 0.9)]:
+        metrics = {"train/rmse": train, "valid/rmse": valid}
+        run = save(tmp_path / "run", {"kind": "fit"}, [metrics], {"metrics": metrics})
+        assert ("memorises" in sentence(run)) == verdict(metrics).startswith("Overfits")

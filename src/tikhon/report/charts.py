@@ -240,18 +240,66 @@ def intervals(
     return {"data": data, "layout": {**layout, "showlegend": False, "hovermode": "closest"}}
 
 
-def scatter(
-    x: Numbers, y: Numbers, x_title: Label | Name, y_title: Label, chosen: int | None
+def over(x: Numbers, y: Numbers, x_title: Label, y_title: Label) -> Figure:
+    """A stepped line over a log axis that runs from strong to weak."""
+    line = {"color": "series-2", "width": 2, "shape": "hv"}
+    data = [{"mode": "lines", "x": list(x), "y": list(y), "name": y_title, "line": line}]
+    across = axis(x_title, type="log", autorange="reversed")
+    layout = {"xaxis": across, "yaxis": axis(y_title, rangemode="tozero"), "showlegend": False}
+    return {"data": data, "layout": layout}
+
+
+def trails(
+    x: Numbers, rows: Sequence[Numbers], names: Sequence[str], y_title: Label, named: int
 ) -> Figure:
-    """One dot a trial, the chosen one ringed."""
-    points = {"mode": "markers", "x": list(x), "y": list(y), "name": say("trials")}
-    data = [{**points, "marker": {"size": 7, "color": "series-1", "opacity": 0.65}}]
-    if chosen is not None:
-        ring = {"size": 15, "symbol": "circle-open", "color": "chosen"}
+    """One line a feature from strong to weak; the largest get colours and names."""
+    peaks = [max(finite([row[j] for row in rows]), default=0.0) for j in range(len(names))]
+    order = sorted(range(len(names)), key=lambda j: -peaks[j])
+    data = []
+    for rank, j in enumerate(order):
+        if not peaks[j]:
+            continue
+        colour = PALETTE[rank % len(PALETTE)] if rank < named else "rule"
+        dash = "solid" if rank < len(PALETTE) else "dash"
         data.append({
-            "mode": "markers", "x": [x[chosen]], "y": [y[chosen]], "name": say("chosen"),
-            "marker": {**ring, "line": {"width": 3, "color": "chosen"}},
+            "mode": "lines", "x": list(x), "y": [row[j] for row in rows],
+            "name": literal(names[j], 24), "showlegend": rank < named,
+            "line": {"color": colour, "width": 2 if rank < named else 1, "dash": dash},
         })  # fmt: skip
-    log = {"type": "log"} if spans_decades(x) else {}
-    layout = {"xaxis": axis(x_title, **log), "yaxis": axis(y_title)}
-    return {"data": data, "layout": {**layout, "hovermode": "closest"}}
+    across = axis(say("strength"), type="log", autorange="reversed")
+    return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}
+
+
+def banded(
+    x: Numbers,
+    y: Numbers,
+    errors: Numbers,
+    x_title: Label,
+    y_title: Label,
+    marks: Mapping[str, int],
+) -> Figure:
+    """A curve with its error band over a log axis that runs from strong to weak."""
+    whole = [i for i, v in enumerate(y) if v is not None and x[i]]
+    xs, ys = [x[i] for i in whole], [float(y[i] or 0) for i in whole]
+    spread = [float(errors[i] or 0) for i in whole]
+    edge = {"mode": "lines", "hoverinfo": "skip", "line": {"width": 0, "color": "band"}}
+    data: list[dict[str, Any]] = [
+        {**edge, "x": xs, "y": [v + e for v, e in zip(ys, spread)], "showlegend": False},
+        {
+            **edge, "x": xs, "y": [v - e for v, e in zip(ys, spread)], "name": say("one_error"),
+            "fill": "tonexty", "fillcolor": "band",
+        },
+        {
+            "mode": "lines", "x": xs, "y": ys, "name": y_title,
+            "line": {"color": "series-1", "width": 2.5},
+        },
+    ]  # fmt: skip
+    colours = {"chosen": "chosen", "best_score": "muted"}
+    for key, i in marks.items():
+        ring = {"size": 14, "symbol": "circle-open", "color": colours[key]}
+        data.append({
+            "mode": "markers", "x": [x[i]], "y": [y[i]], "name": say(key),
+            "marker": {**ring, "line": {"width": 3, "color": colours[key]}},
+        })  # fmt: skip
+    across = axis(x_title, type="log", autorange="reversed")
+    return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}

@@ -7,11 +7,16 @@ from pathlib import Path
 
 from tikhon.errors import InputError, unknown
 from tikhon.report.html import render
-from tikhon.report.kinds import demo, fit
+from tikhon.report.kinds import demo, fit, path, several, tune
 from tikhon.report.page import Page
 from tikhon.report.saved import SavedRun, read
 
-KINDS: dict[str, Callable[[SavedRun], Page]] = {"fit": fit.page, "demo": demo.page}
+KINDS: dict[str, Callable[[SavedRun], Page]] = {
+    "fit": fit.page,
+    "demo": demo.page,
+    "tune": tune.page,
+    "path": path.page,
+}
 
 
 def write(*run_dirs: str | Path, output: str | Path | None = None, language: str = "en") -> Path:
@@ -50,9 +55,11 @@ def build(*runs: SavedRun) -> Page:
     """The page of one run, or the comparison of several `runs`, as values without HTML."""
     if not runs:
         raise InputError("no run directory was given; name at least one")
-    if runs[0].kind not in KINDS:
-        raise InputError(unknown("kind of run", runs[0].kind, KINDS))
-    return KINDS[runs[0].kind](runs[0])
+    for run in runs:
+        if run.kind not in KINDS:
+            raise InputError(f"{run.path}: {unknown('kind of run', run.kind, KINDS)}")
+    pages = [KINDS[run.kind](run) for run in runs]
+    return pages[0] if len(pages) == 1 else several.page(runs, pages)
 
 
 def _beside(path: Path) -> Path:

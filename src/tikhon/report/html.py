@@ -6,16 +6,27 @@ import base64
 import hashlib
 import json
 import math
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeGuard
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import tikhon
 from tikhon.report.charts import literal
-from tikhon.report.page import LANGUAGES, Chart, Label, Name, Page, Section, check_language, say
+from tikhon.report.page import (
+    LANGUAGES,
+    Block,
+    Chart,
+    Label,
+    Name,
+    Page,
+    Section,
+    check_language,
+    say,
+)
 
 
 def render(page: Page, language: str = "en") -> str:
@@ -26,9 +37,9 @@ def render(page: Page, language: str = "en") -> str:
     """
     language = check_language(language)
     scripts = [asset("plotly-cartesian.min.js"), asset("page.js")]
-    charts = [
-        block for section in page.sections for block in section.blocks if isinstance(block, Chart)
-    ]
+    sections = tuple(replace(s, blocks=tuple(arranged(s))) for s in page.sections)
+    page = replace(page, sections=sections)
+    charts = [block for s in sections for block in s.blocks if isinstance(block, Chart)]
     return (
         environment()
         .get_template("page.html.jinja")
@@ -121,6 +132,23 @@ def anchor(section: Section) -> str:
     """The fragment of a section's heading."""
     words = plain(section.title, "en").lower()
     return "-".join("".join(c if c.isalnum() else " " for c in words).split())[:40]
+
+
+def arranged(section: Section) -> list[Block]:
+    """The blocks in rows of two: a chart that would stand alone in its row takes all of it."""
+    blocks, row = list(section.blocks), 0
+    for i, block in enumerate(blocks):
+        if not _narrow(block):
+            row = 0
+            continue
+        if row % 2 == 0 and not any(map(_narrow, blocks[i + 1 : i + 2])):
+            blocks[i] = replace(block, wide=True)
+        row += 1
+    return blocks
+
+
+def _narrow(block: Block) -> TypeGuard[Chart]:
+    return isinstance(block, Chart) and not block.wide
 
 
 def resolved(chart: Chart) -> dict[str, Any]:

@@ -74,12 +74,13 @@ Cell = str | Name | Label | Mark  # a plain str is a formatted number
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a head; the first column names the row. `chosen` marks one row."""
+    """Rows under a head; the first column names the row. `chosen` is tagged with `tag`."""
 
     caption: Label
     head: tuple[Label | Name, ...]
     rows: tuple[tuple[Cell, ...], ...]
     chosen: int | None = None
+    tag: str = "chosen"
     kind: ClassVar[str] = "table"
 
 

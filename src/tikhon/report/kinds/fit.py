@@ -31,7 +31,7 @@ def page(run: SavedRun) -> Page:
     """Verdict table, learning curves, penalties over time, weights, how to reproduce."""
     metric = parts.metric_of(run.history)
     best = run.result.get("best_epoch")
-    record = {**parts.record_at(run.history, best), **(run.result.get("metrics") or {})}
+    record = parts.final_record(run)
     rows = checks(run, metric, record)
     marks: list[Level] = [cell.level for row in rows for cell in row if isinstance(cell, Mark)]
     head = (say("check"), say("value"), say("limit"), say("verdict"))
@@ -39,7 +39,7 @@ def page(run: SavedRun) -> Page:
     penalties = parts.penalty_table(run.result.get("penalties") or {})
     summary = (table, penalties) if penalties else (table,)
     return Page(
-        title=say("title_fit", data=data_name(run)),
+        title=say("title_fit", data=parts.data_name(run)),
         level=parts.worst(marks) if run.result else "watch",
         verdict=verdict(run, metric, record),
         facts=facts(run, metric, record),
@@ -52,12 +52,6 @@ def page(run: SavedRun) -> Page:
             parts.reproduce(run),
         ),
     )
-
-
-def data_name(run: SavedRun) -> str:
-    """The name of the data that a run was made on."""
-    data = run.config.get("data") or {}
-    return str(data.get("name", run.name) if isinstance(data, dict) else data)
 
 
 def gap(metric: Metric, record: dict[str, Any]) -> float | None:

@@ -64,6 +64,18 @@ def record_at(history: tuple[dict[str, Any], ...], epoch: Any) -> dict[str, Any]
     return next((r for r in history if r.get("epoch") == epoch), history[-1] if history else {})
 
 
+def data_name(run: SavedRun) -> str:
+    """The name of the data that a run was made on."""
+    data = run.config.get("data") or {}
+    return str(data.get("name", run.name) if isinstance(data, dict) else data)
+
+
+def final_record(run: SavedRun) -> dict[str, Any]:
+    """The scores of the state that was kept."""
+    kept = record_at(run.history, run.result.get("best_epoch"))
+    return {**kept, **(run.result.get("metrics") or {})}
+
+
 def about(run: SavedRun) -> tuple[tuple[Label, str], ...]:
     """The small print: data, model, optimizer, seed, device, versions."""
     config = run.config
@@ -222,7 +234,12 @@ def score_fact(metric: Metric, record: Mapping[str, Any], part: str) -> Fact | N
 
 def part_score(metric: Metric, part: str) -> Label:
     """The name of a score on one part of the data: "Test accuracy"."""
-    return say("score_on", part=say(f"part_{part}"), metric=say(f"metric_{metric.key}_word"))
+    return say("score_on", part=say(f"part_{part}"), metric=word(metric))
+
+
+def word(metric: Metric) -> Label:
+    """The metric inside a sentence."""
+    return say(f"metric_{metric.key}_word")
 
 
 def worst(levels: Iterable[Level]) -> Level:

@@ -1,0 +1,141 @@
+"""The page of a path: from strong to weak, which features come in and what they bring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tikhon.report import charts
+from tikhon.report.kinds import parts
+from tikhon.report.page import (
+    Cell,
+    Chart,
+    Fact,
+    Label,
+    Name,
+    Page,
+    Section,
+    Table,
+    number,
+    say,
+    seconds,
+    strength,
+)
+from tikhon.report.saved import SavedRun
+
+LINES = 12  # features that get a line of their own; the others share one colour
+
+
+def page(run: SavedRun) -> Page:
+    """Verdict, score over strength, importances over strength, the selected features."""
+    result = run.result
+    chosen = result.get("chosen")
+    return Page(
+        title=say("title_path", data=parts.data_name(run), penalty=result.get("penalty", "")),
+        level="plain" if chosen is None else "good",
+        verdict=verdict(run, chosen),
+        facts=facts(run, chosen),
+        about=parts.about(run),
+        sections=parts.sections(
+            features(run, chosen), scores(run, chosen), importances(run), parts.reproduce(run)
+        ),
+    )
+
+
+def best_of(result: dict[str, Any]) -> int | None:
+    """Index of the lowest score."""
+    known = [(s, i) for i, s in enumerate(result.get("scores") or []) if s is not None]
+    return min(known)[1] if known else None
+
+
+def total(result: dict[str, Any]) -> int:
+    """How many features there are."""
+    rows = result.get("importances") or []
+    return len(rows[0]) if rows else len(result.get("feature_names") or [])
+
+
+def verdict(run: SavedRun, chosen: int | None) -> Label:
+    """What the path found, in one sentence."""
+    result = run.result
+    if not result:
+        return say("unfinished", epochs=len(run.history))
+    if chosen is None:
+        return say("path_unscored", strengths=len(result.get("strengths") or []))
+    return say(
+        "path_chosen",
+        kept=result["counts"][chosen],
+        all=total(result),
+        score=number(result["scores"][chosen]),
+        strength=strength(result["strengths"][chosen]),
+    )
+
+
+def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
+    """Kept features, score, strength, time."""
+    result, shown = run.result, []
+    if chosen is not None:
+        error = result["errors"][chosen]
+        note = say("plus_minus", error=number(error)) if error is not None else None
+        shown = [
+            Fact(say("kept"), str(result["counts"][chosen]), say("of_all", all=total(result))),
+            Fact(say("valid_loss"), number(result["scores"][chosen]), note),
+            Fact(say("chosen_strength"), strength(result["strengths"][chosen])),
+        ]
+    if result.get("seconds") is not None:
+        shown.append(Fact(say("time"), seconds(result["seconds"])))
+    return tuple(shown)
+
+
+def names_of(result: dict[str, Any]) -> list[str]:
+    """Names of the features, or their numbers."""
+    return list(result.get("feature_names") or map(str, range(total(result))))
+
+
+def features(run: SavedRun, chosen: int | None) -> Section | None:
+    """The selected features, the most important first, and the strength where each came in."""
+    result = run.result
+    if chosen is None or not result.get("selected"):
+        return None
+    names, rows = names_of(result), result.get("importances") or []
+    lines: list[tuple[Cell, ...]] = []
+    for name in result["selected"]:
+        column = names.index(name)
+        entered = [s for s, row in zip(result["strengths"], rows) if row[column]]
+        weight = rows[chosen][column] if rows else None
+        lines.append((Name(name), number(weight), strength(max(entered, default=None))))
+    head = (say("feature"), say("importance"), say("entered_at"))
+    table = Table(say("features_caption"), head, tuple(lines))
+    return Section(say("verdict"), (table,))
+
+
+def scores(run: SavedRun, chosen: int | None) -> Section | None:
+    """Validation loss with its error, and the number of features, over the strength."""
+    result, best = run.result, best_of(run.result)
+    if best is None:
+        return None
+    marks = {"best_score": best} | ({} if chosen is None else {"chosen": chosen})
+    figure = charts.banded(
+        result["strengths"], result["scores"], result["errors"], say("strength"),
+        say("valid_loss"), marks,
+    )  # fmt: skip
+    alt = say(
+        "alt_path",
+        best=strength(result["strengths"][best]),
+        chosen="–" if chosen is None else strength(result["strengths"][chosen]),
+    )
+    counts = charts.over(result["strengths"], result["counts"], say("strength"), say("kept"))
+    blocks = (
+        Chart(say("valid_loss"), figure, alt),
+        Chart(say("kept"), counts, say("alt_counts")),
+    )
+    return Section(say("responses"), blocks, say("path_lead"))
+
+
+def importances(run: SavedRun) -> Section | None:
+    """One line a feature over the strength, the largest ones named."""
+    result = run.result
+    rows = result.get("importances") or []
+    if not rows:
+        return None
+    figure = charts.trails(result["strengths"], rows, names_of(result), say("importance"), LINES)
+    chart = Chart(say("importance"), figure, say("alt_importance"), wide=True)
+    return Section(say("path_title"), (chart,), say("importance_lead"))

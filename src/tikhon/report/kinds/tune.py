@@ -1,0 +1,296 @@
+"""The page of a search: what was chosen, how sure that is, what was tried and when it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from tikhon.report import charts, search_charts
+from tikhon.report.kinds import parts
+from tikhon.report.page import (
+    Cell,
+    Chart,
+    Fact,
+    Label,
+    Mark,
+    Name,
+    Page,
+    Section,
+    Table,
+    number,
+    percent,
+    say,
+    seconds,
+    strength,
+)
+from tikhon.report.saved import SavedRun
+
+SHOWN = 12  # rows of the table of trials
+
+
+@dataclass(frozen=True)
+class Member:
+    """One configuration over all its rungs."""
+
+    config: Mapping[str, Any]
+    budget: int
+    score: float | None
+    error: float | None
+    curve: tuple[tuple[float, float | None], ...]
+    strengths: Mapping[str, Any]
+    failed: bool
+
+
+def page(run: SavedRun) -> Page:
+    """Verdict, audit, rungs, response of every hyperparameter, parallel coordinates, trials."""
+    found = members(run.result.get("trials") or [])
+    chosen = chosen_of(found, run.result.get("config") or {})
+    audit = run.result.get("audit") or {}
+    return Page(
+        title=say("title_tune", data=parts.data_name(run)),
+        level="good" if audit.get("worth_it") else "watch",
+        verdict=verdict(run, audit),
+        facts=facts(run, found, audit),
+        about=parts.about(run),
+        sections=parts.sections(
+            Section(say("verdict"), tuple(t for t in (choice(run), audit_table(audit)) if t)),
+            rungs(run, found, chosen),
+            responses(run, found, chosen),
+            table(run, found, chosen),
+            parts.reproduce(run),
+        ),
+    )
+
+
+def members(trials: list[dict[str, Any]]) -> list[Member]:
+    """The trials by configuration: a later rung continues the earlier one's curve."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for trial in trials:
+        grouped.setdefault(json.dumps(trial["config"], sort_keys=True), []).append(trial)
+    found = []
+    for rows in grouped.values():
+        rows = sorted(rows, key=lambda row: row["budget"])
+        last = rows[-1]
+        curve = {epoch: loss for row in rows for epoch, loss in row.get("curve") or []}
+        found.append(
+            Member(
+                last["config"], last["budget"], last["score"], last.get("error"),
+                tuple(sorted(curve.items())), last.get("strengths") or {}, last["score"] is None,
+            )
+        )  # fmt: skip
+    return found
+
+
+def chosen_of(found: list[Member], config: Mapping[str, Any]) -> int | None:
+    """Which member was chosen."""
+    return next((i for i, m in enumerate(found) if dict(m.config) == dict(config)), None)
+
+
+def full(found: list[Member]) -> int:
+    """Epochs of a full training."""
+    return max((m.budget for m in found), default=0)
+
+
+def verdict(run: SavedRun, audit: Mapping[str, Any]) -> Label:
+    """What the search found, in one sentence."""
+    config = run.result.get("config")
+    if not config:
+        return say("unfinished", epochs=len(run.history))
+    values = {
+        "config": ", ".join(f"{k} {short(v)}" for k, v in config.items()),
+        "score": number(run.result.get("score")),
+        "default": number(audit.get("default_score")),
+        "gain": number(audit.get("gain")),
+        "error": number(audit.get("gain_error")),
+    }
+    if audit.get("gain") is None:
+        return say("tune_alone", **values)
+    return say("tune_better" if audit.get("worth_it") else "tune_same", **values)
+
+
+def short(value: Any) -> str:
+    """A hyperparameter's value."""
+    return strength(value) if isinstance(value, float) else str(value)
+
+
+def facts(run: SavedRun, found: list[Member], audit: Mapping[str, Any]) -> tuple[Fact, ...]:
+    """Score, gain, trials, time."""
+    shown = [Fact(say("score"), number(run.result.get("score")))]
+    if audit.get("gain") is not None:
+        better = audit.get("worth_it")
+        note = say("plus_minus", error=number(audit.get("gain_error")))
+        shown.append(Fact(say("gain"), number(audit["gain"]), note, "good" if better else "watch"))
+    shown.append(Fact(say("tried"), str(len(found))))
+    if run.result.get("seconds") is not None:
+        shown.append(Fact(say("time"), seconds(run.result["seconds"])))
+    return tuple(shown)
+
+
+def choice(run: SavedRun) -> Table | None:
+    """The chosen hyperparameters and where they were looked for."""
+    config, space = run.result.get("config") or {}, run.result.get("space") or {}
+    rows: list[tuple[Cell, ...]] = [
+        (Name(name), short(value), Name(entry(space.get(name)))) for name, value in config.items()
+    ]
+    head = (say("hyperparameter"), say("value"), say("searched"))
+    return Table(say("choice_caption"), head, tuple(rows)) if rows else None
+
+
+def entry(range_: Any) -> str:
+    """A range of the space in words."""
+    if not isinstance(range_, Mapping):
+        return "–" if range_ is None else str(range_)
+    if "low" in range_:
+        return f"{range_.get('kind', '')} {short(range_['low'])} … {short(range_['high'])}".strip()
+    return ", ".join(map(str, range_.get("options", range_.get("values", []))))
+
+
+def audit_table(audit: Mapping[str, Any]) -> Table | None:
+    """How far the choice may be off."""
+    if not audit:
+        return None
+    gain, error = audit.get("gain"), audit.get("gain_error")
+    better = (
+        Mark("good", say("better_than_default"))
+        if audit.get("worth_it")
+        else (Mark("watch", say("no_better_than_default")))
+    )
+    edges = audit.get("edges") or []
+    at_edge = (
+        Mark("watch", say("at_edge", names=", ".join(edges)))
+        if edges
+        else Mark("good", say("inside"))
+    )
+    failed = audit.get("failed") or 0
+    share = audit["noise"] / audit["chosen_score"] if audit.get("chosen_score") else None
+    small = share is not None and share <= 0.02
+    noisy = Mark("good" if small else "watch", say("noise_small" if small else "noise_large"))
+    lost = Mark("plain", say("left_out")) if failed else Mark("good", say("none_failed"))
+    head = (say("check"), say("value"), say("verdict"))
+    rows = (
+        (say("audit_gain"), f"{number(gain)} ± {number(error)}", better),
+        (say("audit_noise"), f"{number(audit.get('noise'))} ({percent(share)})", noisy),
+        (say("audit_edges"), str(len(edges)), at_edge),
+        (say("audit_failed"), str(failed), lost),
+    )
+    return Table(say("audit_caption"), head, rows)
+
+
+def rungs(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
+    """Validation curves by fate, and what every rung left over."""
+    longest = full(found)
+    curves = []
+    for i, m in enumerate(found):
+        if i == chosen:
+            fate = say("chosen")
+        elif m.failed:
+            fate = say("diverged_trials")
+        else:
+            fate = say("finished" if m.budget >= longest else "stopped_early")
+        curves.append(([e for e, _ in m.curve], [v for _, v in m.curve], fate))
+    if not any(x for x, _, _ in curves):
+        return None
+    colours = {"stopped_early": "muted", "diverged_trials": "series-5", "finished": "series-1"}
+    figure = search_charts.fates(curves, say("valid_loss"), {**colours, "chosen": "chosen"})
+    alt = say("alt_rungs", trials=len(found), epochs=longest)
+    chart = Chart(say("rungs"), figure, alt, wide=True)
+    return Section(say("rungs"), (chart, rung_table(run)), say("rungs_lead"))
+
+
+def rung_table(run: SavedRun) -> Table:
+    """Trials, failures and scores at every budget."""
+    budgets: dict[int, list[Any]] = {}
+    for trial in run.result["trials"]:
+        budgets.setdefault(trial["budget"], []).append(trial["score"])
+    rows = []
+    for budget, scores in sorted(budgets.items()):
+        known = charts.finite(scores)
+        rows.append((
+            str(budget), str(len(scores)), str(len(scores) - len(known)),
+            number(min(known, default=None)), number(median(known) if known else None),
+        ))  # fmt: skip
+    keys = ("epochs", "tried", "diverged_trials", "best_score", "median_score")
+    return Table(say("rungs_caption"), tuple(say(key) for key in keys), tuple(rows))
+
+
+def responses(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
+    """Score over every hyperparameter, then all of them at once."""
+    shown = [i for i, m in enumerate(found) if m.score is not None]
+    names = list(dict.fromkeys(n for i in shown for n in found[i].config))
+    varying = [n for n in names if len({str(found[i].config.get(n)) for i in shown}) > 1]
+    if not varying:
+        return None
+    longest = full(found)
+    blocks = []
+    for name in varying:
+        figure = search_charts.scatter(
+            [found[i].config.get(name) for i in shown],
+            [found[i].score for i in shown],
+            Name(name),
+            say("valid_loss"),
+            shown.index(chosen) if chosen in shown else None,
+            faint=[found[i].budget < longest for i in shown],
+            log=name in logarithmic(run),
+        )
+        blocks.append(Chart(Name(name), figure, say("alt_scatter", name=name)))
+    if chosen in shown and len(varying) > 1:
+        blocks.append(coordinates(run, found, shown, varying, chosen))
+    return Section(say("hyperparameters"), tuple(blocks), say("hyperparameters_lead"))
+
+
+def logarithmic(run: SavedRun) -> set[str]:
+    """Names of the hyperparameters that were searched on a log scale."""
+    space = run.result.get("space") or {}
+    return {n for n, e in space.items() if isinstance(e, Mapping) and e.get("kind") == "log"}
+
+
+def coordinates(
+    run: SavedRun, found: list[Member], shown: list[int], names: list[str], chosen: int
+) -> Chart:
+    """Parallel coordinates of the hyperparameters and the score."""
+    columns = {name: [found[i].config.get(name) for i in shown] for name in names}
+    columns["score"] = [found[i].score for i in shown]
+    axes = []
+    for name, values in columns.items():
+        places = search_charts.places(values, name in logarithmic(run))
+        ends = [v for v in values if v is not None]
+        numeric = len(charts.finite(ends)) == len(ends)
+        ends = sorted(ends, key=None if numeric else str)
+        axes.append(search_charts.Coordinate(name, places, short(ends[0]), short(ends[-1])))
+    order = sorted(range(len(shown)), key=lambda k: found[shown[k]].score or 0.0)
+    rank = {k: position / len(shown) for position, k in enumerate(order)}
+    figure = search_charts.parallel(
+        axes, [rank[k] for k in range(len(shown))], shown.index(chosen)
+    )
+    return Chart(say("parallel"), figure, say("alt_parallel"), say("parallel_note"), wide=True)
+
+
+def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
+    """The best trials, longest trained first, with their configuration."""
+    order = sorted(
+        range(len(found)),
+        key=lambda i: (found[i].failed, -found[i].budget, found[i].score or 0.0),
+    )[:SHOWN]
+    names = list(dict.fromkeys(n for m in found for n in m.config))
+    if not order:
+        return None
+    rows = tuple(
+        (
+            str(position + 1), *(short(found[i].config.get(n, "–")) for n in names),
+            str(found[i].budget), number(found[i].score), number(found[i].error),
+        )
+        for position, i in enumerate(order)
+    )  # fmt: skip
+    head = (
+        say("rank"),
+        *map(Name, names),
+        say("epochs"),
+        say("valid_loss"),
+        say("standard_error"),
+    )
+    mark = order.index(chosen) if chosen in order else None
+    caption = say("trials_caption", shown=len(order), all=len(found))
+    return Section(say("trials_title"), (Table(caption, head, rows, mark),))

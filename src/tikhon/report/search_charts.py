@@ -1,0 +1,132 @@
+"""Charts of many trials: their curves, their response to a hyperparameter, all axes at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tikhon.report.charts import Figure, Numbers, axis, finite, literal, spans_decades
+from tikhon.report.page import Label, Name, say
+
+
+def scatter(
+    x: Sequence[Any],
+    y: Numbers,
+    x_title: Label | Name,
+    y_title: Label,
+    chosen: int | None,
+    faint: Sequence[bool],
+    log: bool,
+) -> Figure:
+    """One dot a trial; those cut short (`faint`) are hollow, the chosen one is ringed."""
+    data = []
+    for hollow, name, colour in (
+        (True, "stopped_early", "muted"),
+        (False, "finished", "series-1"),
+    ):
+        shown = [i for i, f in enumerate(faint) if f == hollow]
+        marker = {"size": 7, "color": colour, "symbol": "circle-open" if hollow else "circle"}
+        points = {"x": [x[i] for i in shown], "y": [y[i] for i in shown]}
+        data.append({"mode": "markers", **points, "name": say(name), "marker": marker})
+    if chosen is not None:
+        ring = {"size": 15, "symbol": "circle-open", "color": "chosen"}
+        data.append({
+            "mode": "markers", "x": [x[chosen]], "y": [y[chosen]], "name": say("chosen"),
+            "marker": {**ring, "line": {"width": 3, "color": "chosen"}},
+        })  # fmt: skip
+    layout = {
+        "xaxis": axis(x_title, **({"type": "log"} if log else {})),
+        "yaxis": axis(y_title, **({"type": "log"} if spans_decades(y) else {})),
+    }
+    return {"data": data, "layout": {**layout, "hovermode": "closest"}}
+
+
+def fates(
+    curves: Sequence[tuple[Sequence[float], Numbers, Label]], y: Label, colours: Mapping[str, str]
+) -> Figure:
+    """Many curves, drawn together by what became of each (the label and its colour)."""
+    traces: dict[str, dict[str, Any]] = {}
+    for x, values, fate in curves:
+        thick = 3 if fate.key == "chosen" else 1
+        trace = traces.setdefault(
+            fate.key,
+            {
+                "mode": "lines", "x": [], "y": [], "name": fate, "hoverinfo": "skip",
+                "connectgaps": False, "opacity": 1 if thick > 1 else 0.55,
+                "line": {"color": colours[fate.key], "width": thick},
+            },
+        )  # fmt: skip
+        trace["x"] += [*x, None]
+        trace["y"] += [*values, None]
+    data = [traces[key] for key in colours if key in traces]
+    log = {"type": "log"} if spans_decades([v for t in data for v in t["y"]]) else {}
+    layout = {"xaxis": axis(say("epoch")), "yaxis": axis(y, **log), "hovermode": False}
+    return {"data": data, "layout": layout}
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """One axis of a parallel plot: a value a line, and where on the axis it lies, 0 to 1."""
+
+    name: str
+    places: Numbers
+    low: str
+    high: str
+
+
+def parallel(coordinates: Sequence[Coordinate], shares: Sequence[float], chosen: int) -> Figure:
+    """Parallel coordinates: a line a trial, coloured by rank (`shares`, 0 is the best)."""
+    bands = (("best_quarter", 0.25, "series-1"), ("other_trials", 1.01, "rule"))
+    data, floor = [], -0.01
+    for key, ceiling, colour in bands:
+        members = [i for i, s in enumerate(shares) if floor < s <= ceiling and i != chosen]
+        data.append(_lines(coordinates, members, say(key), colour, 1.2))
+        floor = ceiling
+    data = [*reversed(data), _lines(coordinates, [chosen], say("chosen"), "chosen", 3.5)]
+    ticks = {
+        "tickvals": list(range(len(coordinates))),
+        "ticktext": [literal(c.name, 18) for c in coordinates],
+    }
+    notes = [
+        {"x": i, "y": y, "text": text, "showarrow": False, "yshift": shift}
+        | {"font": {"color": "muted", "size": 11}}
+        for i, c in enumerate(coordinates)
+        for y, text, shift in ((0, c.low, -11), (1, c.high, 11))
+    ]
+    layout = {
+        "xaxis": axis("", **ticks, showgrid=True, range=[-0.3, len(coordinates) - 0.7]),
+        "yaxis": axis("", showticklabels=False, showgrid=False, range=[-0.13, 1.13]),
+        "annotations": notes,
+        "hovermode": False,
+    }
+    return {"data": data, "layout": layout}
+
+
+def _lines(
+    coordinates: Sequence[Coordinate],
+    members: Sequence[int],
+    name: Label,
+    colour: str,
+    width: float,
+) -> dict[str, Any]:
+    x, y = [], []
+    for i in members:
+        x += [*range(len(coordinates)), None]
+        y += [*(c.places[i] for c in coordinates), None]
+    line = {"color": colour, "width": width}
+    return {"mode": "lines", "x": x, "y": y, "name": name, "line": line, "hoverinfo": "skip"}
+
+
+def places(values: Sequence[Any], log: bool) -> list[float | None]:
+    """Where values lie between the ends of their axis."""
+    known = [v for v in values if v is not None]
+    if len(finite(known)) < len(known):  # words: evenly spread, in alphabetical order
+        words = sorted({str(v) for v in known})
+        step = max(len(words) - 1, 1)
+        return [None if v is None else words.index(str(v)) / step for v in values]
+    scale = math.log if log and min(known) > 0 else float
+    low, high = scale(min(known)), scale(max(known))
+    width = (high - low) or 1.0
+    return [None if v is None else (scale(v) - low) / width for v in values]
