@@ -88,7 +88,7 @@ def gain_of(
         lr = group_of(params[0])["lr"]
         return lr, lr
     gains = [stationary_gain(optimizer, group_of(p), optimizer.state[p]) for p in params]
-    if len(params) == 1 and gains[0].moment is None:
+    if all(gain.moment is None for gain in gains) and len({g.numerator for g in gains}) == 1:
         return gains[0].numerator, gains[0].numerator
     full = [
         torch.as_tensor(gain.dense(), dtype=p.dtype, device=p.device).expand(local(p).shape)

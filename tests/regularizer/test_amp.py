@@ -1,0 +1,108 @@
+"""GradScaler: scaled gradients, skipped steps, fused and not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from regularizer.problems import equal, regression
+from torch import nn, optim
+
+import tikhon as tk
+
+LOSS = regression(dtype=torch.float32)
+KINDS = {
+    "SGD": (optim.SGD, {"lr": 0.1}),
+    "SGD fused": (optim.SGD, {"lr": 0.1, "fused": True}),
+    "AdamW": (optim.AdamW, {"lr": 0.02, "weight_decay": 0.0}),
+    "AdamW fused": (optim.AdamW, {"lr": 0.02, "weight_decay": 0.0, "fused": True}),
+}
+TERMS = {
+    "L2": tk.L2(0.3),
+    "L2 decoupled": tk.Term(tk.L2(0.3), how="decoupled"),
+    "Huber": tk.Huber(0.3),
+    "L1": tk.L1(0.02),
+    "MaxNorm": tk.MaxNorm(0.5),
+}
+
+
+def build(kind, term, extra=()):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+    optimizer = KINDS[kind][0](model.parameters(), **KINDS[kind][1])
+    reg = tk.regularize(model, optimizer, {"0.weight": [term, *extra]})
+    return model, optimizer, reg
+
+
+def steps(model, optimizer, scaler, count=4, unscale=False):
+    for _ in range(count):
+        optimizer.zero_grad()
+        scaler.scale(LOSS(model)).backward()
+        if unscale:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 100.0)
+        scaler.step(optimizer)
+        scaler.update()
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_scaled_training_is_plain_training(kind, term, unscale):
+    plain, scaled = build(kind, TERMS[term]), build(kind, TERMS[term])
+    steps(*plain[:2], torch.amp.GradScaler("cpu", enabled=False))
+    steps(*scaled[:2], torch.amp.GradScaler("cpu", init_scale=1024.0), unscale=unscale)
+    for one, other in zip(plain[0].parameters(), scaled[0].parameters()):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_happens_on_a_skipped_step(kind, term):
+    schedule = tk.Term(tk.L2(), strength=tk.schedules.Linear(0.5, 1.0, steps=10))
+    model, optimizer, reg = build(kind, TERMS[term], [schedule] if term != "L2" else [])
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    steps(model, optimizer, scaler, 1)
+    before = [p.detach().clone() for p in model.parameters()]
+    state, seen = reg.state_dict(), reg.steps
+    optimizer.zero_grad()
+    scaler.scale(LOSS(model) * torch.tensor(float("inf"))).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(p.detach(), b) for p, b in zip(model.parameters(), before))
+    assert (reg.steps, reg.state_dict()["strengths"]) == (seen, state["strengths"])
+    steps(model, optimizer, scaler, 1)
+    assert reg.steps == seen + 1
+
+
+def test_autocast_run_reaches_exact_zeros():
+    model, optimizer, reg = build("AdamW fused", tk.L1(0.2))
+    scaler = torch.amp.GradScaler("cpu")
+    for _ in range(120):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = LOSS(model)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert reg.sparsity()["0.weight"] > 0.5
+
+
+def test_found_inf_is_not_read_for_constant_strengths_on_a_device():
+    """The skip enters by arithmetic: nothing asks for its value."""
+    model, optimizer, _ = build("SGD fused", tk.L1(0.5))
+    twin, plain, _ = build("SGD fused", tk.L1(0.5))
+    LOSS(model).backward()
+    LOSS(twin).backward()
+
+    class Unreadable(torch.Tensor):
+        def __bool__(self):
+            raise AssertionError("host sync")
+
+        @property
+        def device(self):
+            return torch.device("cuda")
+
+    optimizer.found_inf = torch.zeros(()).as_subclass(Unreadable)
+    optimizer.step()
+    plain.step()
+    assert equal(model, twin)
