@@ -18,6 +18,7 @@ from tikhon.errors import DataError, InputError, StorageError, unknown
 COMMANDS = (
     "demo",
     "fit",
+    "predict",
     "report",
 )
 
@@ -81,6 +82,7 @@ def _explain(error: Any, arguments: list[str]) -> int:
         shown = error.format_message()
         if "No such command" in shown and arguments:
             shown = unknown("command", arguments[0], COMMANDS)
+        shown += _received(error, arguments)
         path = getattr(getattr(error, "ctx", None), "command_path", "tikhon")
         print(f"tikhon: {shown}\n  see: {path} --help", file=sys.stderr)
         return 2
@@ -96,3 +98,13 @@ def _explain(error: Any, arguments: list[str]) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def _received(error: Any, arguments: list[str]) -> str:
+    """The value that the parser could not read, which its own message leaves out."""
+    for option in getattr(getattr(error, "param", None), "opts", ()):
+        for i, argument in enumerate(arguments):
+            name, equals, value = argument.partition("=")
+            if name == option and (equals or i + 1 < len(arguments)):
+                return f" (received {value if equals else arguments[i + 1]!r})"
+    return ""

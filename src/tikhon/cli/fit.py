@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tikhon.cli import tables
 from tikhon.cli.options import (
     Budget,
     Data,
@@ -31,6 +33,7 @@ from tikhon.errors import InputError
 
 if TYPE_CHECKING:
     from tikhon.data import Dataset, Split
+    from tikhon.data.table import TableOptions
     from tikhon.recipe import Recipe
     from tikhon.training import Run
 
@@ -67,9 +70,17 @@ def fit(
     test: Annotated[
         float, typer.Option(help="Share for testing; unused if the data have one.")
     ] = 0.2,
-    target: Annotated[
-        str | None, typer.Option(help="Column to predict, for a table.", metavar="COLUMN")
-    ] = None,
+    target: tables.Target = None,
+    task: tables.Task = None,
+    time: tables.Time = None,
+    group: tables.Group = None,
+    drop: tables.Drop = None,
+    categorical: tables.Categorical = None,
+    separator: tables.Separator = None,
+    decimal: tables.Decimal = ".",
+    encoding: tables.Encoding = "utf-8",
+    missing: tables.Missing = None,
+    bad_rows: tables.BadRows = "error",
     l1: Strength = None,
     l2: Strength = None,
     elastic_net: Strength = None,
@@ -104,6 +115,12 @@ def fit(
     early_stopping: Annotated[
         int | None, typer.Option(help="Patience in epochs.", rich_help_panel=_NOISE)
     ] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Cut exact zeros out: a smaller, equal model.")
+    ] = False,
+    export: Annotated[
+        str | None, typer.Option(help="Also write the model as: onnx.", metavar="FORMAT")
+    ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="Recipe from a .toml or .json file or a run's folder.")
     ] = None,
@@ -134,15 +151,22 @@ def fit(
     }  # fmt: skip
     stop_after = seconds(budget)
     entries = _penalties(given)
+    table = tables.table_options(
+        data, target, task=task, time=time, group=group, drop=drop, categorical=categorical,
+        separator=separator, decimal=decimal, encoding=encoding, missing=missing,
+        bad_rows=bad_rows,
+    )  # fmt: skip
 
     import torch
 
+    from tikhon.cli import compacted
     from tikhon.cli.terminal import Terminal
     from tikhon.data import load, split
     from tikhon.models import build
     from tikhon.training import Settings
     from tikhon.training import fit as train
 
+    compacted.check_export(export)
     terminal = Terminal(json=json, quiet=quiet)
     chosen = _recipe(recipe, entries, given)
     training = {
@@ -158,19 +182,19 @@ def fit(
         "budget": stop_after,
     }
     Settings(**training)  # refuse what is out of range before reading the data
-    source = load(data, data_dir=data_dir)
+    source = load(data, data_dir=data_dir, table=table)
     parts = split(source, valid=valid, test=test, seed=seed)
     path = _output(output, source.name, resume)
     rate = chosen.dropout if isinstance(chosen.dropout, float) else 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build(model, source.shape, source.outputs, rate=rate)
+        network = build(model, parts.train.shape, source.outputs, rate=rate)
     about = {
         "command": _command(path),
-        "data": _about(source, parts, valid, test),
+        "data": _about(source, parts, valid, test, table),
         "model": {
             "name": model,
-            "shape": list(source.shape),
+            "shape": list(parts.train.shape),
             "outputs": source.outputs,
             "parameters": sum(p.numel() for p in network.parameters()),
         },
@@ -197,7 +221,12 @@ def fit(
             f"stopped after step {progress.step:,}, saved in {path}; continue with\n  {again}"
         )
         return 128 + int(interrupt.signal or 0)
-    return _conclude(terminal, run, path)
+    more = {}
+    if compact or export:
+        more = compacted.finish(
+            terminal, run.model, parts.test.x[:256], path, shrink=compact, export=export
+        )
+    return _conclude(terminal, run, path, more)
 
 
 def _penalties(given: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -241,14 +270,20 @@ def _command(path: Path) -> list[str]:
     return ["tikhon", *arguments]
 
 
-def _about(source: Dataset, parts: Split, valid: float, test: float) -> dict[str, Any]:
-    return {
+def _about(
+    source: Dataset, parts: Split, valid: float, test: float, table: TableOptions | None
+) -> dict[str, Any]:
+    fitted = parts.preprocessing
+    more: dict[str, Any] = {} if fitted is None else {"preprocessing": fitted.to_dict()}
+    if table is not None and fitted is not None:
+        more["format"] = asdict(table.format) if table.format else {}
+    return more | {
         "name": source.name,
         "task": source.task,
         "rows": {"train": len(parts.train.x), "valid": len(parts.valid.x),
                  "test": len(parts.test.x)},
         "features": parts.train.x[0].numel(),
-        "feature_names": list(source.feature_names),
+        "feature_names": list(parts.train.feature_names),
         "classes": list(source.classes),
         "split": {"valid": valid, "test": test},
         "scaling": dict(parts.scaling),
@@ -259,6 +294,10 @@ def _about(source: Dataset, parts: Split, valid: float, test: float) -> dict[str
 
 def _introduce(terminal: Any, parts: Split, model: str, recipe: Recipe) -> None:
     train = parts.train
+    if "task" in train.origin:
+        terminal.note(str(train.origin["task"]))
+    for notice in train.notices:
+        terminal.note(f"notice: {notice}", "yellow")
     kind = f"{len(train.classes)} classes" if train.classes else "a number"
     terminal.note(
         f"{train.name}: {len(train.x):,} rows to train on, {len(parts.valid.x):,} to validate, "
@@ -272,11 +311,14 @@ def _introduce(terminal: Any, parts: Split, model: str, recipe: Recipe) -> None:
     terminal.note(f"recipe: {text or 'none'}")
 
 
-def _conclude(terminal: Any, run: Run, path: Path) -> int:
+def _conclude(terminal: Any, run: Run, path: Path, more: Mapping[str, Any]) -> int:
     from tikhon.report import write
     from tikhon.training.result import result_of
+    from tikhon.training.run_directory import RESULT, RunDirectory
 
-    result = result_of(run)
+    result = result_of(run) | dict(more)
+    if more:
+        RunDirectory(path).write(RESULT, result)
     page = write(path)
     metrics = result["metrics"]
     kinds = [k.removeprefix("train/") for k in metrics if k.startswith("train/")]

@@ -1,0 +1,145 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tikhon import __version__
+from tikhon.cli import COMMANDS, main
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)]
+)
+def test_help_and_version_import_nothing_heavy(arguments):
+    """In one process of its own: what is imported is read from sys.modules, not timed."""
+    program = (
+        "import sys; from tikhon.cli import main; code = main(sys.argv[1:]); "
+        "heavy = {'torch', 'numpy', 'pandas', 'sklearn', 'plotly'} & set(sys.modules); "
+        "sys.exit(code or len(heavy) and 99)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert __version__ in done.stdout or "Usage" in done.stdout
+
+
+def test_fit_writes_a_run_and_prints_what_it_found(folder, capsys):
+    assert main(["fit", "iris", "--l1", "1e-2", "--l2", "1e-3", "--epochs", "3"]) == 0
+    out, err = capsys.readouterr()
+    run = folder / "runs/iris-1"
+    assert {p.name for p in run.iterdir()} == {
+        "config.json", "history.jsonl", "model.safetensors", "report.html", "result.json",
+    }  # fmt: skip
+    for part in ("train", "valid", "test", "fc1.weight/L1", "overfit", "report: runs/iris-1"):
+        assert part in out
+    for part in ("90 rows to train on", "data loss", "penalty", "fc1 |w|1", "fc1 |w|2", "zeros"):
+        assert part in err
+    config = json.loads((run / "config.json").read_text())
+    assert config["kind"] == "fit" and config["data"]["rows"]["train"] == 90
+    assert config["data"]["scaling"]["mean"] and config["model"]["name"] == "mlp"
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    result = json.loads((run / "result.json").read_text())
+    assert result["schema_version"] == 1 and result["weights"]["fc1.weight"]["zeros"] >= 0
+    assert main(["fit", "iris", "--epochs", "1", "--quiet"]) == 0
+    assert (folder / "runs/iris-2/result.json").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_json_is_one_document_and_quiet_is_silent(capsys):
+    assert main(["fit", "iris", "--epochs", "2", "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["metrics"]["test/accuracy"] >= 0 and err == ""
+
+
+def test_same_seed_same_result(capsys):
+    runs = []
+    for seed in ("3", "3", "4"):
+        assert main(["fit", "iris", "--epochs", "2", "--json", "-q", "--seed", seed]) == 0
+        runs.append(json.loads(capsys.readouterr().out)["metrics"])
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(folder):
+    arguments = ["fit", "iris", "--epochs", "1", "-q", "--output", "run"]
+    assert main(arguments) == 0
+    (folder / "run/notes.txt").write_text("mine")
+    before = (folder / "run/model.safetensors").read_bytes()
+    assert main([*arguments, "--seed", "1", "--overwrite"]) == 0
+    assert (folder / "run/model.safetensors").read_bytes() != before
+    assert (folder / "run/notes.txt").read_text() == "mine"
+
+
+def test_settings_from_a_file_are_defaults(folder, capsys):
+    (folder / "tikhon.toml").write_text(
+        'epochs = 2\nseed = 3\n[fit]\nbatch-size = 30\nl1 = "1e-3"\npenalty = ["fc1*=l2:1e-2"]\n'
+    )
+    assert main(["fit", "iris", "-q", "--seed", "4", "--output", "run"]) == 0
+    config = json.loads((folder / "run/config.json").read_text())
+    assert config["optimizer"]["batch_size"] == 30 and config["optimizer"]["epochs"] == 2
+    assert config["seed"] == 4
+    assert [p["penalty"] for p in config["recipe"]["penalties"]] == ["l1", "l2"]
+
+
+def test_a_recipe_file_and_a_run_are_recipes(folder):
+    (folder / "r.toml").write_text(
+        'dropout = 0.25\n[[penalties]]\npenalty = "l1"\nstrength = 1e-3\n'
+    )
+    fit = ["fit", "iris", "--epochs", "1", "-q"]
+    assert main([*fit, "--recipe", "r.toml", "--clip-norm", "1", "--output", "a"]) == 0
+    assert main([*fit, "--recipe", "a", "--output", "b"]) == 0
+    recipes = [json.loads((folder / n / "config.json").read_text())["recipe"] for n in "ab"]
+    assert recipes[0] == recipes[1] == {
+        "penalties": [{"pattern": "*", "penalty": "l1", "strength": 1e-3}],
+        "dropout": 0.25, "clip_norm": 1.0,
+    }  # fmt: skip
+
+
+def test_own_files_regression_and_models(folder, capsys):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(80, 36)).astype(np.float32)
+    np.savez(folder / "own.npz", X=x, y=x[:, 0] * 3 + 1)
+    assert main(["fit", "own.npz", "--epochs", "2", "-q", "--model", "linear"]) == 0
+    assert "rmse" in capsys.readouterr().out
+    assert main(["fit", "diabetes", "--epochs", "1", "-q", "--model", "mlp:8,4"]) == 0
+    assert main(["fit", "digits", "--epochs", "1", "-q", "--model", "convnet"]) == 0
+
+
+def test_strength_auto_moves(folder):
+    assert main(["fit", "iris", "--l2", "auto", "--epochs", "10", "-q", "--output", "run"]) == 0
+    rows = [json.loads(line) for line in (folder / "run/history.jsonl").read_text().splitlines()]
+    assert len({row["penalty/fc1.weight/L2/strength"] for row in rows}) > 2
+
+
+def test_report_rewrites_the_page(folder, capsys):
+    assert main(["fit", "iris", "--epochs", "1", "-q", "--output", "run"]) == 0
+    (folder / "run/report.html").unlink()
+    assert main(["report", "run"]) == 0
+    assert (folder / "run/report.html").stat().st_size > 10_000
+
+
+def test_quick_demo_and_its_repetition(folder, capsys):
+    assert main(["demo", "--quick", "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert err == "" and [arm["name"] for arm in result["arms"]] == ["none", "l1", "l2", "dropout"]
+    plain, *others = (arm["test_accuracy"]["mean"] for arm in result["arms"])
+    assert max(others) > plain
+    assert result["arms"][1]["zeros"] > 0.3 and result["arms"][2]["zeros"] == 0
+    assert (folder / "runs/demo/report.html").exists()
+    assert json.loads((folder / "runs/demo/result.json").read_text())["kind"] == "demo"
+
+
+def test_a_demo_does_not_replace_another_run(folder, capsys):
+    assert main(["fit", "iris", "--epochs", "1", "-q", "--output", "runs/demo"]) == 0
+    assert main(["demo", "--quick"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
