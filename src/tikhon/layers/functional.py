@@ -47,7 +47,7 @@ def dropout(
     if not training:
         return x
     rate = readable(rate)
-    if not tied and generator is None and uniforms is None and not isinstance(rate, Tensor):
+    if type(rate) is float and not tied and generator is None and uniforms is None:
         return torch.dropout(x, rate, True)
     kept = draw(mask_shape(x, tied), x, generator, uniforms) >= rate
     return x * (kept.to(x.dtype) * inverse_keep(rate, x.dtype))
@@ -137,7 +137,7 @@ def alpha_dropout(
     if not training:
         return x
     rate = readable(rate)
-    if not tied and generator is None and uniforms is None and not isinstance(rate, Tensor):
+    if type(rate) is float and not tied and generator is None and uniforms is None:
         return torch.alpha_dropout(x, rate, True)
     kept = draw(mask_shape(x, tied), x, generator, uniforms) >= rate
     p = torch.as_tensor(rate, dtype=torch.float32, device=x.device)

@@ -33,7 +33,7 @@ def readable(rate: Rate) -> Rate:
     """The rate as a float where reading it is free, as it is if batched, traced or on a device."""
     if not isinstance(rate, Tensor):
         return float(rate)
-    if torch.compiler.is_compiling() or rate.device.type != "cpu":
+    if torch.compiler.is_compiling() or not rate.is_cpu:
         return rate
     if torch._C._functorch.is_functorch_wrapped_tensor(rate):  # type: ignore[attr-defined]
         return rate
