@@ -94,6 +94,8 @@ def test_shapes(penalty, shape):
 @quick
 @given(w=weights, data=st.data())
 def test_prox_is_minimal(penalty, w, data):
+    if isinstance(penalty, penalties.UnitNorm):
+        w = w + 0.01  # its docstring excludes zeros where the steps are largest
     laws.prox_is_minimal(penalty, w, data.draw(steps_of(penalty)), attempts=24)
 
 

@@ -143,8 +143,8 @@ class L2Ball(Constraint):
 class UnitNorm(Constraint):
     """Norm of each row exactly 1; a zero row becomes constant.
 
-    The sphere is not convex. In a diagonal metric the projection is exact unless a row is 0 just
-    where its steps are largest.
+    The sphere is not convex. In a diagonal metric the projection is exact unless the row is 0
+    where its steps are largest (as a zero row is).
 
     Reference: Salimans and Kingma (2016), https://arxiv.org/abs/1602.07868.
 
@@ -160,7 +160,7 @@ class UnitNorm(Constraint):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Rows moved onto the unit sphere."""
         rows, metric = _rows_and_metric(w, step)
-        rows = torch.where(row_norms(rows) > 0, rows, 1.0)
+        rows = torch.where(row_norms(rows) > torch.finfo(rows.dtype).tiny, rows, 1.0)
         return _scale_to(rows, metric, 1.0, inside=False).reshape(w.shape).to(w.dtype)
 
 

@@ -122,8 +122,9 @@ class GroupLasso(Proximable):
 
     def _strengths(self, rows: Tensor) -> float | Tensor:
         strength = self.lam * rows.shape[1] ** 0.5 if self.scale_by_size else self.lam
-        strength = weighted(strength, self.weights)
-        return strength if self.weights is None else strength.reshape(-1, 1)
+        if self.weights is None:
+            return strength
+        return strength * weighted(1, self.weights).to(rows).reshape(-1, 1)
 
 
 @dataclass(frozen=True, eq=False)
