@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn, optim
 
+from tikhon.errors import unknown
 from tikhon.metric import UNIFORM
 from tikhon.targets import Slot, is_lazy, slots, unwrap
 from tikhon.terms import Binding, How, Terms, bind
@@ -42,7 +43,10 @@ class Audit:
         return [asdict(row) for row in self.assignments]
 
     def __getitem__(self, parameter: str) -> Assignment:
-        return next(row for row in self.assignments if row.parameter == parameter)
+        by_name = {row.parameter: row for row in self.assignments}
+        if parameter not in by_name:
+            raise KeyError(unknown("parameter", parameter, by_name))
+        return by_name[parameter]
 
     def __len__(self) -> int:
         return len(self.assignments)

@@ -47,8 +47,8 @@ class Term:
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Penalty):
             raise TypeError(f"Term: penalty must be a Penalty, received {self.penalty!r}")
-        if self.how not in (None, "objective", "decoupled"):
-            raise ValueError(unknown("how", self.how, ("objective", "decoupled")))
+        if self.how is not None:
+            _check_how(self.how)
         if self.strength is not None:
             check_strength(self.strength, f"Term({type(self.penalty).__name__})")
 
@@ -171,6 +171,7 @@ def bind(
 
     Raises ValueError for a pattern without match and for two prox terms on one parameter.
     """
+    _check_how(how)
     bindings: list[Binding] = []
     rounding = Rounding()
     for pattern, term in as_terms(terms):
@@ -202,6 +203,11 @@ def _refuse_without_zeros(binding: Binding) -> None:
             f"{type(binding.dial.source).__name__} counts the zeros of a prox, and "
             f"{type(binding.base).__name__} gives none; use L1, GroupLasso or another of the kind"
         )
+
+
+def _check_how(how: str) -> None:
+    if how not in ("objective", "decoupled"):
+        raise ValueError(unknown("how", how, ("objective", "decoupled")))
 
 
 def _label(pattern: Any) -> str:

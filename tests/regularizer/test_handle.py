@@ -1,0 +1,320 @@
+"""The handle: audit, trace, state, copies, warnings."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import warnings
+from dataclasses import asdict
+
+import pytest
+import torch
+from regularizer.problems import equal, regression, train
+from torch import multiprocessing, nn, optim
+
+import tikhon as tk
+
+LOSS = regression(dtype=torch.float32)
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2))
+
+
+def moving():
+    """Terms with every kind of moving strength and memory."""
+    return {
+        "0.weight": tk.Term(tk.L1(), strength=tk.TargetSparsity(0.5, steps=10)),
+        "3.weight": [
+            tk.Term(tk.L2(), how="decoupled", strength=tk.NormBound(0.1)),
+            tk.Huber(tk.schedules.Linear(0.0, 0.1, 10)),
+        ],
+        "0.bias": tk.L2(lambda step: 0.01 * step),
+    }
+
+
+def adam(model):
+    return optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.0)
+
+
+def test_audit_says_who_gets_what():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(
+        model, optimizer, {"0.weight": [tk.L2(0.1), tk.L1(0.2)], "3.weight": tk.MaxNorm(1.0)}
+    )
+    audit = reg.audit()
+    row = audit["0.weight"]
+    assert (row.shape, row.terms, row.strengths) == ((5, 6), ("L2", "L1"), (0.1, 0.2))
+    assert row.how == ("objective", "objective")
+    assert "followed by BatchNorm1d" in row.note and "learning rate" in row.note
+    assert audit["3.weight"].how == ("constraint",)
+    assert audit["1.weight"].note == "not matched: normalisation scale"
+    assert audit["3.bias"].note == "not matched: bias"
+    assert len(audit) == len(list(model.parameters()))
+    json.dumps(audit.to_dict())
+    lines = str(audit).splitlines()
+    assert "parameter" in lines[0] and any("0.weight" in line and "5x6" in line for line in lines)
+    assert asdict(tk.audit(model, {"0.weight": [tk.L2(0.1), tk.L1(0.2)]})["0.weight"]) == asdict(
+        row
+    )
+
+
+def test_audit_of_a_missing_parameter_names_the_closest():
+    audit = tk.audit(nn.Linear(2, 2), tk.L2(0.1))
+    with pytest.raises(KeyError, match="did you mean 'weight'"):
+        audit["wieght"]
+
+
+def test_trace_measures_share_where_it_says():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    terms = {
+        "0.weight": [tk.L2(0.3), tk.L1(0.2)],
+        "3.weight": tk.Term(tk.L2(0.5), how="decoupled"),
+    }
+    reg = tk.regularize(model, optimizer, terms)
+    assert [row.share for row in reg.trace()] == [None, None, None]
+    w0, w3 = model[0].weight.detach().clone(), model[3].weight.detach().clone()
+    train(model, optimizer, 1, LOSS)
+    by_name = {row.name: row for row in reg.trace()}
+    gradient, decay = model[0].weight.grad.norm(), (0.3 * w0).norm()
+    assert by_name["0.weight/L2"].share == pytest.approx(float(decay / (decay + gradient)))
+    moved = w0 - 0.1 * (model[0].weight.grad + 0.3 * w0)
+    prox = (model[0].weight.detach() - moved).norm()
+    share = prox / (prox + (moved - w0).norm())
+    assert by_name["0.weight/L1"].share == pytest.approx(float(share), rel=1e-4)
+    ours, own = (0.05 * w3).norm(), (0.1 * model[3].weight.grad).norm()
+    assert by_name["3.weight/L2"].share == pytest.approx(float(ours / (ours + own)), rel=1e-4)
+    row = by_name["0.weight/L1"]
+    assert row.strength == 0.2
+    assert row.zeros == int((model[0].weight == 0).sum()) / 30
+    assert row.value == pytest.approx(0.2 * float(model[0].weight.detach().abs().sum()))
+    json.dumps(row.to_dict())
+
+
+def test_value_is_the_sum_of_the_penalties():
+    model = network()
+    reg = tk.regularize(
+        model, adam(model), {"*": tk.L2(0.1), "0.weight": tk.L1(0.2), "3.weight": tk.MaxNorm(9.0)}
+    )
+    w0, w3 = model[0].weight, model[3].weight
+    expected = 0.05 * (w0.square().sum() + w3.square().sum()) + 0.2 * w0.abs().sum()
+    torch.testing.assert_close(reg.value(), expected.detach())
+    assert not reg.value().requires_grad
+    assert reg.strengths() == {"0.weight/L2": 0.1, "3.weight/L2": 0.1, "0.weight/L1": 0.2}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resume_is_bit_exact(dtype):
+    """Train 7 + 6 steps through a file-like state against 13 without a break."""
+    loss = regression(dtype=dtype)
+    straight, broken = network().to(dtype), network().to(dtype)
+    optimizer = adam(straight)
+    reg = tk.regularize(straight, optimizer, moving())
+    train(straight, optimizer, 13, loss)
+
+    first = adam(broken)
+    before = tk.regularize(broken, first, moving())
+    train(broken, first, 7, loss)
+    saved = pickle.dumps((broken.state_dict(), first.state_dict(), before.state_dict()))
+    resumed = network().to(dtype)
+    second = adam(resumed)
+    after = tk.regularize(resumed, second, moving())
+    weights, moments, strengths = pickle.loads(saved)
+    resumed.load_state_dict(weights)
+    second.load_state_dict(moments)
+    after.load_state_dict(strengths)
+    train(resumed, second, 6, loss)
+    assert equal(straight, resumed)
+    assert after.strengths() == reg.strengths()
+    assert after.steps == 13
+
+
+def test_state_of_other_terms_is_refused():
+    model = network()
+    state = tk.regularize(model, adam(model), {"0.weight": tk.L1(0.1)}).state_dict()
+    other = tk.regularize(model, adam(model), {"0.weight": tk.L2(0.1)})
+    with pytest.raises(ValueError, match=r"state is of other terms: it has \['0.weight/L1'\]"):
+        other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_model_optimizer_and_handle_go_on_as_the_original(copied):
+    terms = {"0.weight": tk.L1(0.1), "3.weight": tk.L2(tk.schedules.Linear(0.0, 0.1, 10))}
+    model = network()
+    optimizer = adam(model)
+    reg = tk.regularize(model, optimizer, terms)
+    train(model, optimizer, 3, LOSS)
+    twin, twin_optimizer, twin_reg = copied((model, optimizer, reg))
+    assert twin_reg.model is not model
+    train(model, optimizer, 4, LOSS)
+    train(twin, twin_optimizer, 4, LOSS)
+    assert equal(model, twin)
+    assert twin_reg.steps == reg.steps == 7
+    assert twin_reg.strengths() == reg.strengths()
+
+
+def _train_in_child(parts, queue):
+    model, optimizer, reg = parts
+    train(model, optimizer, 4, regression(dtype=torch.float32))
+    queue.put((reg.steps, reg.sparsity()["0.weight"], [p.tolist() for p in model.parameters()]))
+
+
+@pytest.mark.slow
+def test_a_spawned_process_keeps_the_penalty():
+    model = network()
+    optimizer = adam(model)
+    reg = tk.regularize(model, optimizer, {"0.weight": tk.L1(0.3)})
+    train(model, optimizer, 3, LOSS)
+    parts = pickle.loads(pickle.dumps((model, optimizer, reg)))
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    child = context.Process(target=_train_in_child, args=(parts, queue))
+    child.start()
+    steps, zeros, weights = queue.get(timeout=120)
+    child.join()
+    train(model, optimizer, 4, LOSS)
+    assert (steps, zeros) == (7, reg.sparsity()["0.weight"])
+    assert weights == [p.tolist() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+def test_training_with_another_optimizer_is_noticed(kind):
+    model = network()
+    optimizer = kind(model.parameters(), lr=0.01)
+    reg = tk.regularize(model, optimizer, {"0.weight": tk.L1(0.1)})
+    train(model, optimizer, 3, LOSS)
+    reg.trace()
+    rebuilt = kind(model.parameters(), lr=0.01)  # as a framework does behind one's back
+    train(model, rebuilt, 2, LOSS)
+    with pytest.warns(UserWarning, match="penalty inactive since step 3"):
+        reg.sparsity()
+    reg.attach(rebuilt)
+    train(model, rebuilt, 2, LOSS)
+    reg.trace()
+
+
+def test_lost_hooks_are_noticed():
+    model = network()
+    optimizer = adam(model)
+    reg = tk.regularize(model, optimizer, {"0.weight": tk.L1(0.1)})
+    train(model, optimizer, 2, LOSS)
+    optimizer._optimizer_step_post_hooks.clear()
+    train(model, optimizer, 2, LOSS)
+    with pytest.warns(UserWarning, match="penalty inactive since step 2"):
+        reg.audit()
+
+
+def test_restoring_the_best_weights_is_no_false_alarm():
+    model = network()
+    optimizer = adam(model)
+    reg = tk.regularize(model, optimizer, {"0.weight": tk.L1(0.1)})
+    train(model, optimizer, 2, LOSS)
+    best = copy.deepcopy(model.state_dict())
+    train(model, optimizer, 2, LOSS)
+    model.load_state_dict(best)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reg.trace()
+        LOSS(model).backward()
+        optimizer.step()
+        reg.trace()
+
+
+def test_wrapped_optimizers_are_unwrapped():
+    class Wrapper(optim.Optimizer):  # as Accelerate's: no __init__, so no place for hooks
+        def __init__(self, inner):
+            self.optimizer = inner
+
+        def step(self, closure=None):
+            return self.optimizer.step(closure)
+
+    model = network()
+    wrapper = Wrapper(adam(model))
+    reg = tk.regularize(model, wrapper, {"0.weight": tk.L1(1e3)})
+    LOSS(model).backward()
+    wrapper.step()
+    assert reg.optimizer is wrapper.optimizer
+    assert reg.sparsity()["0.weight"] == 1.0
+
+
+def test_accelerate_prepares_and_trains():
+    accelerate = pytest.importorskip("accelerate")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        accelerator = accelerate.Accelerator(cpu=True)
+        model = network()
+        model, optimizer = accelerator.prepare(model, adam(model))
+        reg = tk.regularize(model, optimizer, {"0.weight": tk.L1(1e3)})
+        optimizer.zero_grad()
+        accelerator.backward(LOSS(model))
+        optimizer.step()
+    assert reg.sparsity()["0.weight"] == 1.0 and reg.steps == 1
+
+
+class TestContradictions:
+    def attach(self, terms, optimizer=optim.SGD, model=None, how="objective", **options):
+        model = model or network()
+        return tk.regularize(
+            model, optimizer(model.parameters(), lr=0.1, **options), terms, how=how
+        )
+
+    def test_l2_and_weight_decay(self):
+        with pytest.warns(UserWarning, match=r"0.weight/L2 \(strength 0.1\).*weight_decay=0.3"):
+            self.attach({"0.weight": tk.L2(0.1)}, weight_decay=0.3)
+
+    def test_decoupled_l1_on_adam(self):
+        with pytest.warns(UserWarning, match="decoupled from the metric of AdamW.*objective"):
+            self.attach({"0.weight": tk.L1(0.1)}, optim.AdamW, how="decoupled")
+
+    def test_dropout_before_batch_norm(self):
+        model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+        with pytest.warns(UserWarning, match="Dropout directly before BatchNorm1d"):
+            self.attach({"3.weight": tk.L2(0.1)}, model=model)
+
+    def test_sound_settings_say_nothing(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            self.attach({"0.weight": tk.L1(0.1)}, weight_decay=0.3)
+            self.attach({"0.weight": tk.L1(0.1)}, how="decoupled")
+            self.attach({"0.weight": tk.L2(0.1)}, optim.AdamW, how="decoupled", weight_decay=0.0)
+
+
+@pytest.mark.parametrize(
+    ("terms", "error", "message"),
+    [
+        ("l1", TypeError, r"received 'l1' for '\*'.*penalties.get"),
+        ({}, ValueError, "terms are empty"),
+        ({"*": [tk.L1(0.1), 3.0]}, TypeError, "received 3.0"),
+        (tk.L1(lambda step: -1.0), ValueError, "finite and >= 0, received -1.0"),
+        (
+            tk.L2(tk.TargetSparsity(0.5)),
+            TypeError,
+            "counts the zeros of a prox, and L2 gives none",
+        ),
+    ],
+)
+def test_bad_terms(terms, error, message):
+    model = network()
+    with pytest.raises(error, match=message):
+        tk.regularize(model, adam(model), terms)
+
+
+def test_bad_mode():
+    model = network()
+    with pytest.raises(ValueError, match="unknown how 'coupled'"):
+        tk.regularize(model, adam(model), tk.L1(0.1), how="coupled")
+    with pytest.raises(ValueError, match="unknown how 'coupled'"):
+        tk.Term(tk.L1(0.1), how="coupled")
+
+
+def test_a_schedule_that_turns_bad_is_named():
+    model = network()
+    optimizer = adam(model)
+    tk.regularize(model, optimizer, {"0.weight": tk.L1(lambda step: 1.0 - step)})
+    train(model, optimizer, 1, LOSS)
+    with pytest.raises(ValueError, match=r"strength of 0.weight/L1.*received -1.0"):
+        train(model, optimizer, 1, LOSS)

@@ -1,0 +1,85 @@
+"""A linear model trained through `regularize` ends where scikit-learn ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_diabetes
+from sklearn.linear_model import ElasticNet, Lasso, Ridge
+from torch import nn, optim
+
+import tikhon as tk
+
+X, Y = load_diabetes(return_X_y=True)
+X = (X - X.mean(0)) / X.std(0)
+Y = (Y - Y.mean()) / Y.std()
+M = len(Y)
+
+
+def trained(terms, make, steps=1200):
+    """Weights after full-batch training on `1/(2m) sum (y - yhat)^2`."""
+    x, y = torch.from_numpy(X), torch.from_numpy(Y)
+    torch.manual_seed(0)
+    model = nn.Linear(X.shape[1], 1, bias=False).double()
+    optimizer = make(model.parameters())
+    tk.regularize(model, optimizer, {"weight": terms})
+    schedule = optim.lr_scheduler.ExponentialLR(optimizer, 0.985)
+    for step in range(steps):
+        optimizer.zero_grad()
+        ((model(x).squeeze(1) - y).square().sum() / (2 * M)).backward()
+        optimizer.step()
+        if step > steps // 4:
+            schedule.step()
+    return model.weight.detach().squeeze(0).numpy()
+
+
+MAKE = {
+    "SGD": lambda p: optim.SGD(p, lr=0.2),
+    "SGD momentum": lambda p: optim.SGD(p, lr=0.05, momentum=0.9),
+    "SGD nesterov": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
+    "RMSprop": lambda p: optim.RMSprop(p, lr=0.01),
+    "Adam": lambda p: optim.Adam(p, lr=0.05),
+    "AdamW": lambda p: optim.AdamW(p, lr=0.05, weight_decay=0.0),
+    "Adagrad": lambda p: optim.Adagrad(p, lr=0.5),
+}
+
+
+@pytest.mark.parametrize("make", MAKE)
+def test_lasso(make):
+    alpha = 0.03
+    reference = Lasso(alpha=alpha, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(X, Y)
+    w = trained(tk.L1(alpha), MAKE[make])
+    assert 0 < np.count_nonzero(reference.coef_) < 10
+    assert np.array_equal(w != 0, reference.coef_ != 0)
+    np.testing.assert_allclose(w, reference.coef_, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", ["SGD", "SGD momentum", "Adam"])
+def test_ridge(make):
+    strength = 0.5
+    reference = Ridge(alpha=M * strength, fit_intercept=False, tol=1e-14).fit(X, Y)
+    np.testing.assert_allclose(trained(tk.L2(strength), MAKE[make]), reference.coef_, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", ["SGD nesterov", "AdamW"])
+def test_elastic_net(make):
+    options = {"alpha": 0.1, "l1_ratio": 0.6, "fit_intercept": False}
+    reference = ElasticNet(**options, tol=1e-14, max_iter=100_000).fit(X, Y)
+    w = trained(tk.ElasticNet(0.1, l1_ratio=0.6), MAKE[make])
+    assert np.array_equal(w != 0, reference.coef_ != 0)
+    np.testing.assert_allclose(w, reference.coef_, atol=1e-5)
+
+
+def test_l1_as_a_gradient_never_gives_zeros():
+    """Why there is a prox: the penalty in the loss, by autograd, stays off zero."""
+    x, y = torch.from_numpy(X), torch.from_numpy(Y)
+    torch.manual_seed(0)
+    model = nn.Linear(X.shape[1], 1, bias=False).double()
+    optimizer = optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(500):
+        optimizer.zero_grad()
+        loss = (model(x).squeeze(1) - y).square().sum() / (2 * M)
+        (loss + 0.03 * model.weight.abs().sum()).backward()
+        optimizer.step()
+    assert model.weight.count_nonzero() == 10
