@@ -1,0 +1,269 @@
+"""The estimators with their strength chosen by cross-validation along a path."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone, is_classifier
+from sklearn.metrics import check_scoring
+from sklearn.model_selection import check_cv
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from tikhon.sklearn.estimators import RegularizedClassifier, RegularizedRegressor
+from tikhon.sklearn.fitting import RegularizedNetwork
+
+_SHARED = ("hidden_layer_sizes", "activation", "l1_ratio", "penalty", "dropout", "batch_size",
+           "learning_rate_init", "max_iter", "tol", "n_iter_no_change", "standardize",
+           "random_state")  # fmt: skip
+_RANGE = (1e-4, 1.0)  # strengths of a path, for standardised inputs and mean losses
+
+
+class RegularizedNetworkCV(BaseEstimator, ABC):
+    """What both share: a warm-started path on every fold, then one on all rows."""
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(100,),
+        activation="relu",
+        *,
+        alphas=8,
+        cv=None,
+        scoring=None,
+        l1_ratio=0.0,
+        penalty="elastic_net",
+        dropout=0.0,
+        batch_size="auto",
+        learning_rate_init=0.01,
+        max_iter=200,
+        tol=1e-4,
+        n_iter_no_change=10,
+        standardize=True,
+        random_state=None,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.alphas = alphas
+        self.cv = cv
+        self.scoring = scoring
+        self.l1_ratio = l1_ratio
+        self.penalty = penalty
+        self.dropout = dropout
+        self.batch_size = batch_size
+        self.learning_rate_init = learning_rate_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.standardize = standardize
+        self.random_state = random_state
+
+    def fit(self, X, y, sample_weight=None):
+        """Score every strength on every fold, then fit all rows down to the best one.
+
+        A path starts at the largest strength; each next one continues from the weights before.
+        """
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            accept_sparse="csr",
+            dtype=(np.float64, np.float32),
+            multi_output=True,
+            y_numeric=not is_classifier(self),
+        )
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+        self.alphas_ = self._grid()
+        folds = list(check_cv(self.cv, y, classifier=is_classifier(self)).split(X, y))
+        scorer = check_scoring(self._estimator(), scoring=self.scoring)
+        scores = np.array([self._fold(X, y, weights, rows, scorer) for rows in folds]).T
+        self._tell(scores)
+        model = self._estimator()
+        for alpha in self.alphas_[: self.best_index_ + 1]:
+            model = self._follow(model, alpha).fit(X, y, sample_weight=weights)
+        self.best_estimator_ = model
+        for name in ("n_iter_", "loss_curve_", "support_", "feature_importances_", "coefs_",
+                     "intercepts_", "coef_", "intercept_", "classes_"):  # fmt: skip
+            if hasattr(model, name):
+                setattr(self, name, getattr(model, name))
+        return self
+
+    def _grid(self) -> np.ndarray:
+        if isinstance(self.alphas, int | np.integer) and not isinstance(self.alphas, bool):
+            if self.alphas < 1:
+                raise ValueError(f"alphas must be 1 or more strengths, received {self.alphas!r}")
+            return np.geomspace(_RANGE[1], _RANGE[0], int(self.alphas))
+        grid = np.unique(np.asarray(self.alphas, float))[::-1]
+        if not grid.size or not np.isfinite(grid).all() or (grid < 0).any():
+            raise ValueError(
+                f"alphas must be a number of strengths or finite strengths >= 0, received "
+                f"{self.alphas!r}"
+            )
+        return grid
+
+    def _estimator(self) -> RegularizedNetwork:
+        shared = {name: getattr(self, name) for name in self._names()}
+        return self._kind()(**shared, warm_start=True)
+
+    def _names(self) -> tuple[str, ...]:
+        return _SHARED
+
+    def _follow(self, model: RegularizedNetwork, alpha: float) -> RegularizedNetwork:
+        """The model for the next strength: the same weights, a fresh optimizer."""
+        model.set_params(alpha=float(alpha))
+        if hasattr(model, "network_"):
+            model._optimizer_state = None
+        return model
+
+    def _fold(self, X, y, weights, rows, scorer) -> list[float]:
+        train, test = rows
+        model, scores = clone(self._estimator()), []
+        held = None if weights is None else weights[test]
+        if held is not None and not held.any():
+            held = None
+        for alpha in self.alphas_:
+            part = None if weights is None else weights[train]
+            model = self._follow(model, alpha).fit(X[train], y[train], sample_weight=part)
+            if held is None:
+                scores.append(scorer(model, X[test], y[test]))
+            else:
+                scores.append(scorer(model, X[test], y[test], sample_weight=held))
+        return scores
+
+    def _tell(self, scores: np.ndarray) -> None:
+        mean = scores.mean(1)
+        self.best_index_ = int(np.argmax(mean))  # of equals the first: the strongest penalty
+        self.best_score_, self.alpha_ = (
+            float(mean[self.best_index_]),
+            float(self.alphas_[self.best_index_]),
+        )
+        self.cv_results_: dict[str, Any] = {
+            "param_alpha": self.alphas_,
+            "params": [{"alpha": float(alpha)} for alpha in self.alphas_],
+            "mean_test_score": mean,
+            "std_test_score": scores.std(1),
+            "rank_test_score": (-mean).argsort(kind="stable").argsort() + 1,
+            **{f"split{i}_test_score": column for i, column in enumerate(scores.T)},
+        }
+
+    def predict(self, X):
+        """Predictions of the fit at the best strength."""
+        return self._best().predict(self._rows(X))
+
+    def _best(self) -> Any:
+        check_is_fitted(self, "best_estimator_")
+        return self.best_estimator_
+
+    def _rows(self, X) -> Any:
+        check_is_fitted(self, "best_estimator_")
+        return validate_data(
+            self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False
+        )
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    @abstractmethod
+    def _kind(self) -> type[RegularizedNetwork]:
+        """The estimator that is fitted."""
+
+
+class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
+    """RegularizedClassifier with `alpha` chosen by cross-validation along a path.
+
+    Args:
+        alphas: how many strengths from 1 down to 1e-4, or the strengths themselves.
+        cv: folds: an int, a splitter or (train, test) pairs; 5 stratified ones by default.
+        scoring: as for GridSearchCV; accuracy by default.
+        class_weight, hidden_layer_sizes, and the others: as for RegularizedClassifier.
+
+    Attributes:
+        alpha_, alphas_, cv_results_, best_score_, best_index_, best_estimator_, and those of
+        RegularizedClassifier.
+
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> model = RegularizedClassifierCV((), alphas=[1e-3, 1e-1], cv=2, max_iter=50, random_state=0)
+    >>> model.fit(X, y).alpha_
+    0.001
+    """
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(100,),
+        activation="relu",
+        *,
+        alphas=8,
+        cv=None,
+        scoring=None,
+        l1_ratio=0.0,
+        penalty="elastic_net",
+        dropout=0.0,
+        batch_size="auto",
+        learning_rate_init=0.01,
+        max_iter=200,
+        tol=1e-4,
+        n_iter_no_change=10,
+        standardize=True,
+        class_weight=None,
+        random_state=None,
+    ):
+        super().__init__(
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            alphas=alphas,
+            cv=cv,
+            scoring=scoring,
+            l1_ratio=l1_ratio,
+            penalty=penalty,
+            dropout=dropout,
+            batch_size=batch_size,
+            learning_rate_init=learning_rate_init,
+            max_iter=max_iter,
+            tol=tol,
+            n_iter_no_change=n_iter_no_change,
+            standardize=standardize,
+            random_state=random_state,
+        )
+        self.class_weight = class_weight
+
+    def _names(self):
+        return (*_SHARED, "class_weight")
+
+    def _kind(self):
+        return RegularizedClassifier
+
+    def predict_proba(self, X):
+        """Probabilities (rows, classes)."""
+        return self._best().predict_proba(self._rows(X))
+
+    def predict_log_proba(self, X):
+        """Logarithms of the probabilities."""
+        return self._best().predict_log_proba(self._rows(X))
+
+    def decision_function(self, X):
+        """Logits: (rows,) for two classes, (rows, classes) otherwise."""
+        return self._best().decision_function(self._rows(X))
+
+
+class RegularizedRegressorCV(RegressorMixin, RegularizedNetworkCV):
+    """RegularizedRegressor with `alpha` chosen by cross-validation along a path.
+
+    Args and attributes are those of RegularizedClassifierCV; the score is R2 by default.
+
+    >>> from sklearn.datasets import load_diabetes
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = RegularizedRegressorCV((), l1_ratio=1, cv=3, max_iter=50, random_state=0)
+    >>> model.fit(X, y).best_score_ > 0.4
+    True
+    """
+
+    def _kind(self):
+        return RegularizedRegressor
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

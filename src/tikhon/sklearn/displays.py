@@ -1,0 +1,134 @@
+"""Displays in scikit-learn's manner: `from_estimator(...)` computes, `.plot(ax=)` draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from tikhon.errors import InputError
+
+
+def _axes(ax: Any) -> Any:
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise InputError("displays need matplotlib: pip install 'tikhon[plot]'") from error
+    return plt.subplots()[1]
+
+
+@dataclass(eq=False)
+class LearningCurveDisplay:
+    """The objective, and with early stopping the validation score, of each epoch.
+
+    >>> LearningCurveDisplay(np.array([1.0, 0.5]), None, "model").loss.tolist()
+    [1.0, 0.5]
+    """
+
+    loss: np.ndarray
+    valid: np.ndarray | None
+    name: str
+    ax_: Any = field(default=None, init=False)
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, *, ax: Any = None) -> LearningCurveDisplay:
+        """The curves of a fitted estimator, drawn."""
+        scores = getattr(estimator, "validation_scores_", None)
+        valid = np.array(scores) if scores else None
+        return cls(np.array(estimator.loss_curve_), valid, type(estimator).__name__).plot(ax=ax)
+
+    def plot(self, *, ax: Any = None) -> LearningCurveDisplay:
+        """Draw on `ax`, or on a new figure."""
+        ax = _axes(ax)
+        epochs = np.arange(1, len(self.loss) + 1)
+        ax.plot(epochs, self.loss, label="objective (training rows)")
+        ax.set(xlabel="epoch", ylabel="objective", title=self.name)
+        lines, labels = ax.get_legend_handles_labels()
+        if self.valid is not None:
+            right = ax.twinx()
+            right.plot(epochs[: len(self.valid)], self.valid, color="C1", label="validation score")
+            right.set_ylabel("validation score")
+            more, names = right.get_legend_handles_labels()
+            lines, labels = lines + more, labels + names
+        ax.legend(lines, labels)
+        self.ax_ = ax
+        return self
+
+
+@dataclass(eq=False)
+class PathDisplay:
+    """Test score, with its standard deviation over the folds, at each strength of a path."""
+
+    alphas: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    chosen: float
+    name: str
+    ax_: Any = field(default=None, init=False)
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, *, ax: Any = None) -> PathDisplay:
+        """The path of a fitted ...CV estimator, drawn."""
+        found = estimator.cv_results_
+        return cls(
+            np.asarray(found["param_alpha"]),
+            found["mean_test_score"],
+            found["std_test_score"],
+            estimator.alpha_,
+            type(estimator).__name__,
+        ).plot(ax=ax)
+
+    def plot(self, *, ax: Any = None) -> PathDisplay:
+        """Draw on `ax`, or on a new figure."""
+        ax = _axes(ax)
+        ax.plot(self.alphas, self.mean, marker="o")
+        ax.fill_between(self.alphas, self.mean - self.std, self.mean + self.std, alpha=0.2)
+        ax.axvline(self.chosen, linestyle="--", label=f"chosen: {self.chosen:.3g}")
+        ax.set(xlabel="alpha", ylabel="score (mean and std over folds)", title=self.name)
+        if (self.alphas > 0).all():
+            ax.set_xscale("log")
+        ax.legend()
+        self.ax_ = ax
+        return self
+
+
+@dataclass(eq=False)
+class GradientFlowDisplay:
+    """Norm of the loss gradient, relative to the weight norm, of each layer."""
+
+    layers: list[str]
+    ratios: np.ndarray
+    name: str
+    ax_: Any = field(default=None, init=False)
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, X: Any, y: Any, *, ax: Any = None):
+        """The gradients of a fitted estimator on rows X and targets y, drawn."""
+        X, targets, weights = estimator._check(X, y, None, reset=False)
+        network = estimator.network_
+        if estimator._numeric:
+            targets = (targets - network.offset.numpy()) / network.unit.numpy()
+        from tikhon.sklearn.learning import Rows
+
+        x, target, weight = Rows.of(X, targets, weights).batch(slice(None))
+        loss = (weight * estimator._losses_of(targets)(network(x), target)).sum() / weight.sum()
+        layers = list(network.linear)
+        gradients = torch.autograd.grad(loss, [layer.weight for layer in layers])
+        ratios = [
+            float(g.norm() / layer.weight.detach().norm().clamp(min=1e-30))
+            for g, layer in zip(gradients, layers, strict=True)
+        ]
+        names = [f"layer {i}" for i in range(1, len(layers) + 1)]
+        return cls(names, np.array(ratios), type(estimator).__name__).plot(ax=ax)
+
+    def plot(self, *, ax: Any = None) -> GradientFlowDisplay:
+        """Draw on `ax`, or on a new figure."""
+        ax = _axes(ax)
+        ax.bar(self.layers, self.ratios)
+        ax.set(yscale="log", ylabel="gradient norm / weight norm", title=self.name)
+        self.ax_ = ax
+        return self

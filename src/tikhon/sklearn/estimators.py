@@ -1,0 +1,245 @@
+"""RegularizedClassifier and RegularizedRegressor."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import column_or_1d
+
+from tikhon.sklearn.fitting import RegularizedNetwork
+from tikhon.sklearn.learning import answers
+from tikhon.sklearn.network import binary_cross_entropy, cross_entropy, half_squares
+
+
+class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
+    r"""A network classifier whose objective is exactly mean loss plus `alpha` times a penalty.
+
+    Minimised is sum_i w_i loss_i / sum_i w_i + alpha * (l1_ratio*|W|_1 + (1-l1_ratio)/2*|W|^2)
+    over the weight matrices (not the biases), the L1 part by prox: its zeros are exact. `alpha`
+    is that of Lasso and SGDClassifier (mean loss); MLPClassifier's is divided by the number of
+    rows. Inputs are standardised inside, with the sample weights.
+
+    Args:
+        hidden_layer_sizes: units of each hidden layer; () is a linear model.
+        activation: "relu", "tanh", "logistic" or "identity".
+        alpha: strength, finite and >= 0; "auto" finds it in the run from a fifth of the rows.
+        l1_ratio: 0 is L2, 1 is L1, between them the elastic net.
+        penalty: "elastic_net" on all weights, or "group_lasso" on the columns of the first layer:
+            whole features leave (`support_`).
+        dropout: rate of the hidden units, in [0, 1).
+        batch_size: rows of a step; "auto" is 200, or all rows where there are fewer.
+        learning_rate_init: of Adam, > 0.
+        max_iter: epochs at most, >= 1.
+        tol, n_iter_no_change: training ends when the objective has not fallen by `tol` for so
+            many epochs (with early stopping: when the validation loss has not fallen).
+        early_stopping: hold out `validation_fraction` of the rows and keep the best weights.
+        standardize: whether inputs (and targets of a regressor) are standardised.
+        warm_start: `fit` continues from the last weights, scaling and optimizer state.
+        class_weight: None, "balanced" or a dict from class to weight.
+        random_state: of the first weights, dropout, batches and the held-out rows.
+
+    Attributes:
+        classes_, n_features_in_, feature_names_in_, n_iter_, loss_curve_, validation_scores_.
+        alpha_: the strength in use; the one found with "auto" (its way: `alpha_curve_`).
+        coefs_, intercepts_: weights (in, out) of each layer on standardised inputs.
+        coef_, intercept_: of a linear model, in the units of the data.
+        feature_importances_: norm of each feature's first weights; support_: where it is not 0.
+
+    Reference: Hastie, Tibshirani, Wainwright, "Statistical Learning with Sparsity", 2015,
+    https://hastie.su.domains/StatLearnSparsity/
+
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> model = RegularizedClassifier((16,), alpha=0.05, penalty="group_lasso", random_state=0)
+    >>> model = model.fit(X[:400], y[:400])
+    >>> model.score(X[400:], y[400:]) > 0.9, int(model.support_.sum()) < 30
+    (True, True)
+    """
+
+    _numeric = False
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(100,),
+        activation="relu",
+        *,
+        alpha=1e-4,
+        l1_ratio=0.0,
+        penalty="elastic_net",
+        dropout=0.0,
+        batch_size="auto",
+        learning_rate_init=0.01,
+        max_iter=200,
+        tol=1e-4,
+        n_iter_no_change=10,
+        early_stopping=False,
+        validation_fraction=0.1,
+        standardize=True,
+        warm_start=False,
+        class_weight=None,
+        random_state=None,
+    ):
+        super().__init__(
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            alpha=alpha,
+            l1_ratio=l1_ratio,
+            penalty=penalty,
+            dropout=dropout,
+            batch_size=batch_size,
+            learning_rate_init=learning_rate_init,
+            max_iter=max_iter,
+            tol=tol,
+            n_iter_no_change=n_iter_no_change,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            standardize=standardize,
+            warm_start=warm_start,
+            random_state=random_state,
+        )
+        self.class_weight = class_weight
+
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """One epoch on these rows; `classes` lists all classes at the first call."""
+        if classes is not None:
+            classes = np.unique(classes)
+            if hasattr(self, "classes_") and not np.array_equal(classes, self.classes_):
+                raise ValueError(
+                    f"classes={classes!r} differs from an earlier call: {self.classes_!r}"
+                )
+            self.classes_ = classes
+            self._awaiting = True
+        return self._partial(X, y, sample_weight)
+
+    def predict(self, X):
+        """The class of each row, or the label indicators (rows, labels)."""
+        found = self._answers(X)
+        if self._multilabel:
+            return (found > 0).astype(int)
+        return self.classes_[found.argmax(1)]
+
+    def predict_proba(self, X):
+        """Probabilities (rows, classes)."""
+        found = torch.from_numpy(self._answers(X))
+        return (found.sigmoid() if self._multilabel else found.softmax(1)).numpy()
+
+    def predict_log_proba(self, X):
+        """Logarithms of the probabilities."""
+        return np.log(self.predict_proba(X))
+
+    def decision_function(self, X):
+        """Logits: (rows,) for two classes, (rows, classes) otherwise."""
+        found = self._answers(X)
+        if len(self.classes_) == 2 and not self._multilabel:
+            return found[:, 1] - found[:, 0]
+        return found
+
+    def _encode(self, y, weights, *, reset):
+        check_classification_targets(y)
+        self._multilabel = type_of_target(y).startswith("multilabel")
+        if self._multilabel:
+            self.classes_ = np.arange(y.shape[1])
+            return np.asarray(y, np.float64), weights
+        y = column_or_1d(y, warn=True)
+        if reset and not getattr(self, "_awaiting", False):
+            self.classes_ = np.unique(y)
+            if len(self.classes_) < 2:
+                raise ValueError(
+                    f"{type(self).__name__} needs two or more classes; y holds one class only: "
+                    f"{self.classes_[0]!r}"
+                )
+        self._awaiting = False
+        codes = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
+        if not (self.classes_[codes] == y).all():
+            strange = np.setdiff1d(y, self.classes_)
+            raise ValueError(f"y holds classes that were not there at first: {strange[:8]!r}")
+        if self.class_weight is not None:
+            weights = weights * compute_sample_weight(self.class_weight, y)
+        return np.eye(len(self.classes_))[codes], weights
+
+    def _losses_of(self, targets):
+        return binary_cross_entropy if self._multilabel else cross_entropy
+
+    def _strata(self, targets):
+        return None if self._multilabel else targets.argmax(1)
+
+    def _score_of(self, network, rows):
+        found = answers(network, rows.x)
+        if self._multilabel:
+            return float(accuracy_score(rows.y > 0, found > 0, sample_weight=rows.weights))
+        return float(accuracy_score(rows.y.argmax(1), found.argmax(1), sample_weight=rows.weights))
+
+    def _shorten(self):
+        if len(self.classes_) == 2 and not self._multilabel:
+            self.coef_ = self.coef_[1:] - self.coef_[:1]
+            self.intercept_ = self.intercept_[1:] - self.intercept_[:1]
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+class RegularizedRegressor(RegressorMixin, RegularizedNetwork):
+    r"""A network regressor whose objective is exactly mean loss plus `alpha` times a penalty.
+
+    Minimised is sum_i w_i |y_i - f(x_i)|^2 / (2 sum_i w_i) + alpha * penalty, with standardised
+    inputs and targets: for `standardize=False` and `hidden_layer_sizes=()` it is Lasso
+    (`l1_ratio=1`), ElasticNet, or Ridge with `alpha` times the number of rows. Parameters and
+    attributes are those of `RegularizedClassifier`; y may have several columns.
+
+    >>> from sklearn.datasets import load_diabetes
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = RegularizedRegressor((), alpha=0.1, l1_ratio=1, random_state=0).fit(X, y)
+    >>> int(model.support_.sum())
+    5
+    """
+
+    _numeric = True
+
+    def partial_fit(self, X, y, sample_weight=None):
+        """One epoch on these rows."""
+        return self._partial(X, y, sample_weight)
+
+    def predict(self, X):
+        """(rows,) or (rows, outputs)."""
+        found = self._answers(X)
+        return found[:, 0] if self._flat else found
+
+    def _encode(self, y, weights, *, reset):
+        y = np.asarray(y, np.float64)
+        flat = y.ndim == 1
+        if reset:
+            self._flat = flat
+        y = y[:, None] if flat else y
+        if not reset and y.shape[1] != self.network_.sizes[-1]:
+            raise ValueError(
+                f"y has {y.shape[1]} outputs, before it had {self.network_.sizes[-1]}"
+            )
+        return y, weights
+
+    def _losses_of(self, targets):
+        return half_squares
+
+    def _strata(self, targets):
+        return None
+
+    def _score_of(self, network, rows):
+        with torch.no_grad():
+            x = rows.batch(slice(None))[0]
+            found = network(x).numpy()
+        return float(r2_score(rows.y, found, sample_weight=rows.weights))
+
+    def _shorten(self):
+        if self._flat:
+            self.coef_ = self.coef_[0]
+            self.intercept_ = float(np.ravel(self.intercept_)[0])
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

@@ -1,0 +1,344 @@
+"""What the estimators share: parameters, training, attributes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from tikhon.errors import unknown
+from tikhon.sklearn.learning import Learner, Losses, Rows, answers
+from tikhon.sklearn.network import (
+    ACTIVATIONS,
+    PENALTIES,
+    Network,
+    moments,
+    terms,
+)
+
+_AUTO_BATCH = 200
+_AUTO_FRACTION = 0.2  # of the rows, for the strength of alpha="auto"
+
+
+class RegularizedNetwork(BaseEstimator, ABC):
+    """What both estimators share."""
+
+    _losses: ClassVar[Any]
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(100,),
+        activation="relu",
+        *,
+        alpha=1e-4,
+        l1_ratio=0.0,
+        penalty="elastic_net",
+        dropout=0.0,
+        batch_size="auto",
+        learning_rate_init=0.01,
+        max_iter=200,
+        tol=1e-4,
+        n_iter_no_change=10,
+        early_stopping=False,
+        validation_fraction=0.1,
+        standardize=True,
+        warm_start=False,
+        random_state=None,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.alpha = alpha
+        self.l1_ratio = l1_ratio
+        self.penalty = penalty
+        self.dropout = dropout
+        self.batch_size = batch_size
+        self.learning_rate_init = learning_rate_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.standardize = standardize
+        self.warm_start = warm_start
+        self.random_state = random_state
+
+    # -- fitting ------------------------------------------------------------------------------
+
+    def fit(self, X, y, sample_weight=None):
+        """Fit to rows X (n, features), dense or sparse, and targets y; returns self.
+
+        Raises ValueError for parameters out of range and for data that cannot be trained on.
+        """
+        again = self.warm_start and hasattr(self, "network_")
+        X, targets, weights = self._check(X, y, sample_weight, reset=not again)
+        if not again:
+            self._begin(X, targets, weights)
+        self._train(X, targets, weights, self.max_iter)
+        return self
+
+    def _partial(self, X, y, sample_weight) -> Any:
+        first = not hasattr(self, "network_")
+        X, targets, weights = self._check(X, y, sample_weight, reset=first)
+        if first:
+            self._begin(X, targets, weights)
+        self._train(X, targets, weights, 1, stops=False)
+        return self
+
+    def _check(self, X, y, sample_weight, *, reset: bool) -> tuple[Any, np.ndarray, np.ndarray]:
+        self._check_parameters()
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            accept_sparse="csr",
+            dtype=(np.float64, np.float32),
+            multi_output=True,
+            y_numeric=self._numeric,
+            reset=reset,
+        )
+        weights = _check_sample_weight(
+            sample_weight, X, dtype=np.float64, ensure_non_negative=True
+        )
+        if not weights.any():
+            raise ValueError("sample_weight is zero for every row; give at least one positive one")
+        targets, weights = self._encode(y, weights, reset=reset)
+        return X, targets, weights
+
+    def _begin(self, X: Any, targets: np.ndarray, weights: np.ndarray) -> None:
+        """A new network, its scaling, and a history without epochs."""
+        self._random = check_random_state(self.random_state)
+        sizes = (X.shape[1], *np.atleast_1d(self.hidden_layer_sizes).astype(int).tolist())
+        dtype = torch.float32 if X.dtype == np.float32 else torch.float64
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._random.randint(2**31))
+            self.network_ = Network(
+                (*sizes, targets.shape[1]), self.activation, self.dropout, dtype
+            ).eval()
+        rows = Rows.of(X, targets, weights)
+        if self.standardize:
+            self._standardize(rows)
+        self._optimizer_state = None
+        self.loss_curve_: list[float] = []
+        self.alpha_curve_: list[float] = []
+        self.validation_scores_: list[float] | None = [] if self.early_stopping else None
+        self.n_iter_ = 0
+
+    def _standardize(self, rows: Rows) -> None:
+        shift, scale = moments(rows.x, rows.weights)
+        figures = {"shift": shift, "scale": scale}
+        if self._numeric:
+            figures["offset"], figures["unit"] = moments(rows.y, rows.weights)
+        for name, value in figures.items():
+            getattr(self.network_, name).copy_(torch.from_numpy(value))
+
+    def _train(
+        self, X: Any, targets: np.ndarray, weights: np.ndarray, epochs: int, *, stops: bool = True
+    ) -> None:
+        network = self.network_
+        if self._numeric:
+            targets = (targets - network.offset.numpy()) / network.unit.numpy()
+        rows, held = self._hold_out(Rows.of(X, targets, weights))
+        size = min(_AUTO_BATCH, len(rows)) if self.batch_size == "auto" else int(self.batch_size)
+        steps = epochs * -(-len(rows) // size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._random.randint(2**31))
+            learner = Learner(
+                network,
+                self._losses_of(targets),
+                terms(self.penalty, self._strength(held, steps), float(self.l1_ratio)),
+                lr=self.learning_rate_init,
+                optimizer_state=self._optimizer_state,
+            )
+            self._epochs(learner, rows, held, size, epochs, stops)
+            self.alpha_ = self._strength_found(learner)
+            self._optimizer_state = learner.close()
+        self._publish()
+
+    def _hold_out(self, rows: Rows) -> tuple[Rows, Rows | None]:
+        """Rows to train on and rows for early stopping or for the strength."""
+        if not (self.early_stopping or self.alpha == "auto"):
+            return rows, None
+        fraction = self.validation_fraction if self.early_stopping else _AUTO_FRACTION
+        kept, held = train_test_split(
+            np.arange(len(rows)),
+            test_size=fraction,
+            random_state=self._random.randint(2**31),
+            stratify=self._strata(rows.y),
+        )
+        parts = (
+            Rows(rows.x[i], rows.y[i], rows.weights[i]) for i in (np.sort(kept), np.sort(held))
+        )
+        return next(parts), next(parts)
+
+    def _strength(self, held: Rows | None, steps: int) -> Any:
+        if self.alpha != "auto":
+            return float(self.alpha)
+        from tikhon.strengths.hypergradient import Hypergradient
+
+        assert held is not None
+        x, y, weights = held.batch(slice(None))
+        packed = torch.cat([y, (weights / weights.mean())[:, None]], dim=1)
+        losses = self._losses_of(held.y)
+
+        def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return (target[:, -1] * losses(output, target[:, :-1])).mean()
+
+        return Hypergradient((x, packed), loss, steps=steps)
+
+    def _epochs(
+        self,
+        learner: Learner,
+        rows: Rows,
+        held: Rows | None,
+        size: int,
+        epochs: int,
+        stops: bool,
+    ) -> None:
+        best, idle, kept = np.inf, 0, None
+        for _ in range(epochs):
+            loss = learner.epoch(rows, size, self._random)
+            if not np.isfinite(loss):
+                raise ValueError(
+                    f"the loss is {loss} after epoch {self.n_iter_ + 1}; lower "
+                    f"learning_rate_init (now {self.learning_rate_init:g})"
+                )
+            self.loss_curve_.append(loss)
+            self.n_iter_ += 1
+            if self.alpha == "auto":
+                self.alpha_curve_.append(self._strength_found(learner))
+            score = loss
+            if self.early_stopping and held is not None:
+                assert self.validation_scores_ is not None
+                self.validation_scores_.append(self._score_of(learner.network, held))
+                score = learner.loss(held)
+            if score < best - (0 if self.early_stopping else self.tol):
+                idle = 0
+            else:
+                idle += 1
+            if score < best:
+                best = score
+                if self.early_stopping:
+                    state = learner.network.state_dict()
+                    kept = {name: value.clone() for name, value in state.items()}
+            if stops and idle >= self.n_iter_no_change and self.alpha != "auto":
+                break
+        if kept is not None:
+            learner.network.load_state_dict(kept)
+        self.best_loss_ = float(best)
+
+    def _strength_found(self, learner: Learner) -> float:
+        if self.alpha != "auto":
+            return float(self.alpha)
+        assert learner.regularizer is not None
+        strengths = [reading.strength for reading in learner.regularizer.trace()]
+        return float(np.mean(strengths))
+
+    def _publish(self) -> None:
+        """The fitted weights, under scikit-learn's names; `coef_` only of a linear model."""
+        linear = [m.weight.detach().numpy().T.copy() for m in self.network_.linear]  # type: ignore
+        self.coefs_ = linear
+        self.intercepts_ = [m.bias.detach().numpy().copy() for m in self.network_.linear]  # type: ignore
+        self.n_layers_ = len(linear) + 1
+        self.n_outputs_ = linear[-1].shape[1]
+        self.support_ = (linear[0] != 0).any(1)
+        self.feature_importances_ = np.sqrt((linear[0] ** 2).sum(1))
+        if len(linear) == 1:
+            network = self.network_
+            coef = linear[0].T / network.scale.numpy() * network.unit.numpy()[:, None]
+            intercept = self.intercepts_[0] * network.unit.numpy() + network.offset.numpy()
+            self.coef_, self.intercept_ = coef, intercept - coef @ network.shift.numpy()
+            self._shorten()
+
+    def _check_parameters(self) -> None:
+        sizes = np.atleast_1d(self.hidden_layer_sizes)
+        auto = isinstance(self.alpha, str) and self.alpha == "auto"
+        size = self.batch_size
+        checks = {
+            "hidden_layer_sizes": (not sizes.size or bool((sizes > 0).all()), "positive"),
+            "alpha": (auto or _within(self.alpha, 0, np.inf), 'finite and >= 0, or "auto"'),
+            "l1_ratio": (_within(self.l1_ratio, 0, 1, closed=True), "in [0, 1]"),
+            "dropout": (_within(self.dropout, 0, 1), "in [0, 1)"),
+            "batch_size": (size == "auto" or _whole(size), '"auto" or a positive integer'),
+            "learning_rate_init": (_within(self.learning_rate_init, 1e-300, np.inf), "> 0"),
+            "max_iter": (_whole(self.max_iter), "a positive integer"),
+            "tol": (_within(self.tol, 0, np.inf), ">= 0"),
+            "n_iter_no_change": (_whole(self.n_iter_no_change), "a positive integer"),
+            "validation_fraction": (_within(self.validation_fraction, 1e-300, 1), "in (0, 1)"),
+        }
+        for name, (fine, rule) in checks.items():
+            if not fine:
+                raise ValueError(f"{name} must be {rule}, received {getattr(self, name)!r}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(unknown("activation", self.activation, ACTIVATIONS))
+        if self.penalty not in PENALTIES:
+            raise ValueError(unknown("penalty", self.penalty, PENALTIES))
+
+    # -- predicting ---------------------------------------------------------------------------
+
+    def _answers(self, X) -> np.ndarray:
+        check_is_fitted(self, "network_")
+        X = validate_data(
+            self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False
+        )
+        return answers(self.network_, X)
+
+    def save(self, path) -> None:
+        """Write the fitted estimator as one safetensors file: figures and JSON, no pickle.
+
+        Raises NotFittedError before `fit`, and ValueError for parameters that JSON cannot hold.
+        """
+        from tikhon.sklearn.saving import save
+
+        if not hasattr(self, "network_"):
+            raise NotFittedError(f"{type(self).__name__} is not fitted yet: nothing to save")
+        save(self, path)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    # -- what differs -------------------------------------------------------------------------
+
+    _numeric: ClassVar[bool]
+
+    @abstractmethod
+    def _encode(
+        self, y: np.ndarray, weights: np.ndarray, *, reset: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Targets (rows, outputs) as numbers, and the weights."""
+
+    @abstractmethod
+    def _losses_of(self, targets: np.ndarray) -> Losses:
+        """The loss of each row."""
+
+    @abstractmethod
+    def _strata(self, targets: np.ndarray) -> np.ndarray | None:
+        """What a held-out part keeps in proportion."""
+
+    @abstractmethod
+    def _score_of(self, network: Network, rows: Rows) -> float:
+        """Accuracy or R2."""
+
+    @abstractmethod
+    def _shorten(self) -> None:
+        """`coef_` and `intercept_` in the shape that a linear model of scikit-learn gives them."""
+
+
+def _within(value: Any, low: float, high: float, *, closed: bool = False) -> bool:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    number = float(value)
+    return low <= number <= high if closed else low <= number < high
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1

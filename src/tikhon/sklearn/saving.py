@@ -1,0 +1,105 @@
+"""Estimators as one safetensors file: arrays, and JSON in its header; nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import tikhon
+from tikhon.errors import DataError, StorageError
+from tikhon.sklearn.network import Network
+from tikhon.training.run_directory import SCHEMA_VERSION, plain, write_bytes
+
+_PLAIN = ("n_features_in_", "n_iter_", "alpha_", "best_loss_", "loss_curve_", "alpha_curve_",
+          "validation_scores_")  # fmt: skip
+
+
+def save(estimator: Any, path: Any) -> None:
+    """Write a fitted estimator; see `RegularizedClassifier.save`."""
+    from safetensors.torch import save as to_bytes
+
+    parameters = estimator.get_params(deep=False)
+    try:
+        json.dumps(parameters)
+    except TypeError as error:
+        parameters = {k: v for k, v in parameters.items() if k != "random_state"}
+        try:
+            parameters = json.loads(json.dumps(plain(parameters), allow_nan=False))
+        except (TypeError, ValueError):
+            raise ValueError(f"parameters that JSON cannot hold: {error}") from error
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "tikhon": tikhon.__version__,
+        "kind": type(estimator).__name__,
+        "parameters": parameters,
+        "attributes": {name: getattr(estimator, name) for name in _PLAIN},
+        "sizes": estimator.network_.sizes,
+        "dtype": str(estimator.network_.shift.dtype).removeprefix("torch."),
+        "feature_names": [str(n) for n in getattr(estimator, "feature_names_in_", ())],
+        "classes": _classes(estimator),
+        "flat": getattr(estimator, "_flat", None),
+        "multilabel": getattr(estimator, "_multilabel", None),
+    }
+    header = {"estimator": json.dumps(plain(document), allow_nan=False)}
+    tensors = {k: v.contiguous().clone() for k, v in estimator.network_.state_dict().items()}
+    write_bytes(Path(path), to_bytes(tensors, metadata=header))
+
+
+def load(path: Any) -> Any:
+    """The fitted estimator that `save` wrote; `partial_fit` continues with a new optimizer state.
+
+    Raises DataError for a file of another kind, StorageError for one that cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from tikhon.sklearn import estimators
+
+    kinds = ("RegularizedClassifier", "RegularizedRegressor")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = (file.metadata() or {}).get("estimator", "{}")
+            state = {name: file.get_tensor(name) for name in file.keys()}
+        document = json.loads(header)
+        if document.get("kind") not in kinds:
+            raise DataError(f"{path} is not an estimator of tikhon.sklearn")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    except (SafetensorError, ValueError) as error:
+        raise DataError(f"{path} is not an estimator of tikhon.sklearn ({error})") from error
+    return _restored(getattr(estimators, document["kind"]), document, state)
+
+
+def _restored(kind: type, document: dict[str, Any], state: dict[str, torch.Tensor]) -> Any:
+    parameters = dict(document["parameters"])
+    if isinstance(parameters.get("hidden_layer_sizes"), list):
+        parameters["hidden_layer_sizes"] = tuple(parameters["hidden_layer_sizes"])
+    found = kind(**parameters)
+    for name, value in document["attributes"].items():
+        setattr(found, name, value)
+    dtype = getattr(torch, document["dtype"])
+    found.network_ = Network(document["sizes"], found.activation, found.dropout, dtype).eval()
+    found.network_.load_state_dict(state)
+    found._random = np.random.RandomState(0)
+    found._optimizer_state = None
+    if document["feature_names"]:
+        found.feature_names_in_ = np.array(document["feature_names"], object)
+    if document["classes"] is not None:
+        found.classes_ = np.array(document["classes"]["values"], document["classes"]["dtype"])
+        found._multilabel = document["multilabel"]
+    else:
+        found._flat = document["flat"]
+    found._publish()
+    return found
+
+
+def _classes(estimator: Any) -> dict[str, Any] | None:
+    if not hasattr(estimator, "classes_"):
+        return None
+    classes = estimator.classes_
+    if classes.dtype == object and not all(isinstance(c, str) for c in classes):
+        raise ValueError(f"classes that JSON cannot hold: {classes!r}")
+    return {"values": classes.tolist(), "dtype": classes.dtype.str}

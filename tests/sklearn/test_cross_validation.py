@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import matplotlib.pyplot
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.linear_model import LassoCV
+from sklearn.model_selection import KFold
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from tikhon.sklearn import (
+    GradientFlowDisplay,
+    LearningCurveDisplay,
+    PathDisplay,
+    RegularizedClassifier,
+    RegularizedClassifierCV,
+    RegularizedRegressor,
+    RegularizedRegressorCV,
+)
+
+matplotlib.use("Agg")
+X, Y = load_diabetes(return_X_y=True)
+XC, YC = load_breast_cancer(return_X_y=True)
+SMALL = {"alphas": [1e-3, 1e-2], "cv": 2, "max_iter": 12}
+
+
+@parametrize_with_checks(
+    [RegularizedClassifierCV((8,), **SMALL), RegularizedRegressorCV((8,), **SMALL)]
+)
+def test_sklearn_contract(estimator, check):
+    check(estimator)
+
+
+def test_the_path_chooses_what_lasso_cv_chooses():
+    x, y = StandardScaler().fit_transform(X), (Y - Y.mean()) / Y.std()
+    folds = KFold(3, shuffle=True, random_state=0)
+    alphas = np.array([0.01, 0.05, 0.2])
+    theirs = LassoCV(alphas=alphas, cv=folds).fit(x, y)
+    ours = RegularizedRegressorCV(
+        (), alphas=alphas, cv=folds, l1_ratio=1, standardize=False, max_iter=200, tol=0,
+        n_iter_no_change=200, batch_size=1000,
+        scoring="neg_mean_squared_error", learning_rate_init=0.02, random_state=0,
+    ).fit(x, y)  # fmt: skip
+    order = np.argsort(theirs.alphas_)[::-1]
+    np.testing.assert_allclose(
+        -ours.cv_results_["mean_test_score"], theirs.mse_path_.mean(1)[order], rtol=0.01
+    )
+    assert ours.alpha_ == pytest.approx(theirs.alpha_)
+    assert list(ours.alphas_) == sorted(ours.alphas_, reverse=True)
+    assert ours.cv_results_["rank_test_score"][ours.best_index_] == 1
+
+
+def test_strengths_are_checked():
+    for alphas in (0, [], [-1.0], [np.inf]):
+        with pytest.raises(ValueError, match="alphas must be"):
+            RegularizedRegressorCV((), alphas=alphas).fit(X, Y)
+
+
+def test_displays_draw():
+    path = RegularizedClassifierCV((4,), **SMALL, random_state=0).fit(XC, YC)
+    shown = PathDisplay.from_estimator(path)
+    assert shown.ax_.get_xscale() == "log" and len(shown.alphas) == 2
+    model = RegularizedClassifier((8, 8), max_iter=5, early_stopping=True).fit(XC, YC)
+    assert len(LearningCurveDisplay.from_estimator(model).valid) == 5
+    flow = GradientFlowDisplay.from_estimator(model, XC, YC)
+    assert (flow.ratios > 0).all() and len(flow.layers) == 3
+    regressor = RegularizedRegressor((4,), max_iter=3).fit(X, Y)
+    assert GradientFlowDisplay.from_estimator(regressor, X, Y, ax=flow.ax_).ax_ is flow.ax_
+    matplotlib.pyplot.close("all")

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import pickle
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, make_regression
+from sklearn.feature_selection import SelectFromModel
+from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.multioutput import MultiOutputRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from tikhon.errors import DataError, StorageError
+from tikhon.sklearn import RegularizedClassifier, RegularizedRegressor, load
+
+X, Y = load_diabetes(return_X_y=True)
+XC, YC = load_breast_cancer(return_X_y=True)
+BOTH = [RegularizedClassifier, RegularizedRegressor]
+
+
+@parametrize_with_checks([kind((16,), max_iter=30) for kind in BOTH])
+def test_sklearn_contract(estimator, check):
+    check(estimator)
+
+
+def linear(**parameters) -> RegularizedRegressor:
+    return RegularizedRegressor(
+        (), standardize=False, random_state=0, learning_rate_init=0.05, max_iter=1000, tol=0,
+        n_iter_no_change=1000, batch_size=10_000, **parameters,
+    )  # fmt: skip
+
+
+PLANTED = make_regression(80, 12, n_informative=4, noise=3.0, random_state=0)
+SCALED = (PLANTED[0], PLANTED[1] / 50)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"alpha": 0.1, "l1_ratio": 1}, Lasso(0.1, tol=1e-10)),
+        ({"alpha": 0.1, "l1_ratio": 0}, Ridge(0.1 * 80)),
+        ({"alpha": 0.1, "l1_ratio": 0.6}, ElasticNet(0.1, l1_ratio=0.6, tol=1e-10)),
+    ],
+)
+def test_linear_models_equal_scikit_learns(ours, theirs):
+    weights = np.random.default_rng(0).uniform(0, 2, 80)
+    for sample_weight in (None, weights):
+        alpha = ours["alpha"] * (weights.mean() if sample_weight is not None else 1)
+        if isinstance(theirs, Ridge):
+            theirs = Ridge(alpha * 80)
+        theirs.fit(*SCALED, sample_weight=sample_weight)
+        found = linear(**ours).fit(*SCALED, sample_weight=sample_weight)
+        np.testing.assert_allclose(found.coef_, theirs.coef_, atol=2e-3)
+        np.testing.assert_allclose(found.intercept_, theirs.intercept_, atol=2e-3)
+        if ours["l1_ratio"] == 1:
+            np.testing.assert_array_equal(found.support_, theirs.coef_ != 0)
+
+
+def test_linear_classifier_equals_logistic_regression():
+    x = StandardScaler().fit_transform(XC)
+    theirs = LogisticRegression(C=1 / (0.01 * len(x)), tol=1e-8, max_iter=5000).fit(x, YC)
+    ours = RegularizedClassifier(
+        (), alpha=0.02, standardize=False, learning_rate_init=0.05, max_iter=700, tol=0,
+        n_iter_no_change=700, batch_size=1000, random_state=0,
+    ).fit(x, YC)  # fmt: skip
+    # two symmetric logits share one weight: w/2 each, so the penalty on them is half of it
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=5e-3)
+    assert (ours.predict(x) == theirs.predict(x)).mean() > 0.995
+
+
+def test_coefficients_are_in_the_units_of_the_data():
+    found = RegularizedRegressor((), alpha=1e-3, max_iter=50, random_state=0).fit(X * 7 + 3, Y)
+    by_hand = (X * 7 + 3) @ found.coef_ + found.intercept_
+    np.testing.assert_allclose(found.predict(X * 7 + 3), by_hand, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_rows_of_weight_zero_are_not_there(kind, dropout):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(600, 4)), rng.integers(0, 2, 600)
+    weights = rng.integers(0, 2, 600).astype(float)
+    model = kind((8,), max_iter=4, dropout=dropout, random_state=0, early_stopping=True)
+    a = clone(model).fit(x, y, sample_weight=weights)
+    b = clone(model).fit(x[weights > 0], y[weights > 0])
+    np.testing.assert_array_equal(a.predict(x), b.predict(x))
+    assert a.loss_curve_ == b.loss_curve_
+
+
+def test_sparse_equals_dense_without_standardization_and_fits_with_it():
+    x = np.where(np.random.default_rng(0).random(XC.shape) < 0.5, XC / XC.std(0), 0.0)
+    model = RegularizedClassifier((8,), max_iter=20, random_state=0, standardize=False)
+    dense, csr = clone(model).fit(x, YC), clone(model).fit(sparse.csr_matrix(x), YC)
+    np.testing.assert_allclose(dense.predict_proba(x), csr.predict_proba(x), rtol=1e-9)
+    scaled = model.set_params(standardize=True).fit(sparse.csc_array(x), YC)
+    assert scaled.score(sparse.csr_matrix(x), YC) > 0.85
+    assert not scaled.network_.shift.any()
+
+
+def test_computes_in_the_type_of_the_inputs():
+    for dtype in (np.float32, np.float64):
+        model = RegularizedClassifier((4,), max_iter=3, random_state=0).fit(XC.astype(dtype), YC)
+        assert model.coefs_[0].dtype == model.predict_proba(XC.astype(dtype)).dtype == dtype
+
+
+def test_several_outputs_and_labels():
+    two = np.stack([Y, -2 * Y], axis=1)
+    model = RegularizedRegressor((16,), max_iter=60, random_state=0).fit(X, two)
+    assert model.predict(X).shape == two.shape and model.score(X, two) > 0.4
+    assert MultiOutputRegressor(RegularizedRegressor((4,), max_iter=3)).fit(X, two)
+    labels = np.stack([YC, 1 - YC, XC[:, 0] > 14], axis=1).astype(int)
+    found = RegularizedClassifier((16,), max_iter=40, random_state=0).fit(XC, labels)
+    assert found.predict(XC).shape == found.predict_proba(XC).shape == labels.shape
+    assert found.score(XC, labels) > 0.8
+
+
+def test_class_weight_moves_the_boundary():
+    rare = np.r_[np.flatnonzero(YC == 0)[:25], np.flatnonzero(YC == 1)]
+    x, y = XC[rare][:, :3], YC[rare]
+    plain = RegularizedClassifier((4,), max_iter=60, random_state=0).fit(x, y)
+    balanced = clone(plain).set_params(class_weight="balanced").fit(x, y)
+    recalls = [(m.predict(x)[y == 0] == 0).mean() for m in (plain, balanced)]
+    assert recalls[1] > recalls[0]
+
+
+def test_warm_start_and_partial_fit_continue():
+    whole = {"batch_size": len(X), "random_state": 0}
+    model = RegularizedRegressor((8,), max_iter=5, warm_start=True, **whole).fit(X, Y)
+    first = model.loss_curve_[-1]
+    model.fit(X, Y)
+    assert len(model.loss_curve_) == model.n_iter_ == 10 and model.loss_curve_[-1] < first
+    steps = RegularizedRegressor((8,), **whole)
+    for _ in range(5):
+        steps.partial_fit(X, Y)
+    assert steps.loss_curve_ == pytest.approx(model.loss_curve_[:5], rel=1e-9)
+    three = load_iris()
+    online = RegularizedClassifier((8,), random_state=0)
+    online.partial_fit(three.data[:50], three.target[:50], classes=[0, 1, 2])
+    online.partial_fit(three.data[50:], three.target[50:])
+    assert online.predict_proba(three.data).shape == (150, 3)
+    with pytest.raises(ValueError, match="classes that were not there"):
+        online.partial_fit(three.data[:3], [0, 1, 7])
+
+
+def test_exact_zeros_select_features():
+    model = RegularizedClassifier(
+        (8,), alpha=0.05, penalty="group_lasso", max_iter=200, random_state=0
+    ).fit(XC, YC)
+    assert 0 < model.support_.sum() < 15
+    assert ((model.feature_importances_ > 0) == model.support_).all()
+    assert model.score(XC, YC) > 0.9
+    selected = SelectFromModel(model, prefit=True, threshold=1e-12).transform(XC)
+    assert selected.shape[1] == model.support_.sum()
+
+
+def test_auto_finds_a_strength_in_one_run():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(150, 30)), rng.normal(size=150)
+    y += 0.7 * x[:, 0]
+    for l1_ratio in (0.0, 1.0):
+        model = RegularizedRegressor(
+            (30,), alpha="auto", l1_ratio=l1_ratio, max_iter=150, random_state=0
+        ).fit(x, y)
+        assert 0 < model.alpha_ < np.inf
+        assert len(model.alpha_curve_) == model.n_iter_ == 150
+        assert len(set(np.round(model.alpha_curve_, 12))) > 5
+
+
+def test_early_stopping_keeps_the_best_weights():
+    model = RegularizedClassifier((32,), max_iter=300, early_stopping=True, random_state=0)
+    model.fit(XC, YC)
+    assert model.n_iter_ < 300 and len(model.validation_scores_) == model.n_iter_
+    assert model.score(XC, YC) > 0.93
+
+
+def test_pipelines_searches_and_joblib():
+    pipe = make_pipeline(
+        StandardScaler(), RegularizedClassifier((8,), max_iter=20, random_state=0)
+    )
+    assert cross_val_score(pipe, XC, YC, cv=3).mean() > 0.9
+    grid = {"regularizedclassifier__alpha": [1e-4, 1e-2]}
+    search = GridSearchCV(pipe, grid, cv=2, n_jobs=1).fit(XC, YC)
+    assert search.best_score_ > 0.9
+    fits = joblib.Parallel(n_jobs=2, backend="threading")(
+        joblib.delayed(lambda m: m.fit(XC, YC).predict_proba(XC))(clone(pipe)) for _ in range(2)
+    )
+    assert fits[0].shape == fits[1].shape
+
+
+def test_names_of_features():
+    frame = pd.DataFrame(XC[:, :3], columns=["a", "b", "c"])
+    model = RegularizedClassifier((4,), max_iter=3, random_state=0).fit(frame, YC)
+    assert list(model.feature_names_in_) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="feature names"):
+        model.predict(frame[["b", "a", "c"]])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        RegularizedClassifier((8, 4), dropout=0.1, max_iter=5, class_weight="balanced"),
+        RegularizedClassifier((), alpha=0.1, l1_ratio=1, max_iter=5, random_state=3),
+        RegularizedRegressor((8,), max_iter=5, early_stopping=True),
+    ],
+)
+def test_saved_estimators_predict_the_same(model, tmp_path):
+    y = np.where(YC, "benign", "malign") if isinstance(model, RegularizedClassifier) else YC
+    frame = pd.DataFrame(XC).rename(columns=str)
+    model = clone(model).fit(frame, y)
+    model.save(tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(again.predict(frame), model.predict(frame))
+    assert again.get_params() == model.get_params()
+    np.testing.assert_array_equal(again.support_, model.support_)
+    assert again.loss_curve_ == model.loss_curve_
+    again.partial_fit(frame, y)
+    unpickled = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(unpickled.predict(frame), model.predict(frame))
+    assert unpickled.partial_fit(frame, y).loss_curve_ == model.partial_fit(frame, y).loss_curve_
+
+
+def test_foreign_files_are_refused(tmp_path):
+    (tmp_path / "a").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"not an estimator of tikhon\.sklearn"):
+        load(tmp_path / "a")
+    with pytest.raises(StorageError, match="cannot be read"):
+        load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"alpha": -1}, r"alpha must be finite and >= 0.*received -1"),
+        ({"alpha": "best"}, "received 'best'"),
+        ({"l1_ratio": 1.5}, r"l1_ratio must be in \[0, 1\], received 1.5"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"hidden_layer_sizes": (3, 0)}, "hidden_layer_sizes must be positive"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"activation": "relo"}, "did you mean 'relu'"),
+        ({"penalty": "l3"}, "unknown penalty 'l3'"),
+        ({"max_iter": 0}, "max_iter must be a positive integer"),
+        ({"learning_rate_init": 1e12, "max_iter": 50, "standardize": False}, "the loss is"),
+    ],
+)
+def test_bad_parameters_are_named(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        RegularizedRegressor(**{"hidden_layer_sizes": (4,), **parameters}).fit(X * 1e6, Y * 1e200)
