@@ -21,7 +21,8 @@ from tikhon.errors import InputError, StorageError
 SCHEMA_VERSION = 1
 CONFIG, HISTORY, RESULT = "config.json", "history.jsonl", "result.json"
 MODEL, REPORT, CHECKPOINT, LOCK = "model.safetensors", "report.html", "checkpoint", ".lock"
-_OURS = (CONFIG, HISTORY, RESULT, MODEL, REPORT, CHECKPOINT, LOCK)
+COMPACT, ONNX = "compact.safetensors", "model.onnx"
+_OURS = (CONFIG, HISTORY, RESULT, MODEL, COMPACT, ONNX, REPORT, CHECKPOINT, LOCK)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -210,7 +211,7 @@ class RunDirectory:
         probe.unlink()
 
     def _clear(self) -> None:
-        for name in (RESULT, MODEL, REPORT, HISTORY, CHECKPOINT, CONFIG):
+        for name in (RESULT, MODEL, COMPACT, ONNX, REPORT, HISTORY, CHECKPOINT, CONFIG):
             target = self.path / name
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)

@@ -1,0 +1,73 @@
+"""What `tikhon fit --compact --export onnx` adds to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.cli.terminal import Terminal
+from tikhon.compaction import Compaction, compact, speedup
+from tikhon.errors import InputError
+from tikhon.training.run_directory import COMPACT, ONNX, write_bytes, write_tensors
+
+EXPORTS = ("onnx",)
+
+
+def check_export(export: str | None) -> None:
+    """InputError for an unknown format, or when what writes it is not installed."""
+    if export is None:
+        return
+    if export not in EXPORTS:
+        from tikhon.errors import unknown
+
+        raise InputError(unknown("export", export, EXPORTS))
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError("--export onnx needs onnxscript: pip install onnxscript") from error
+
+
+def finish(
+    terminal: Terminal, model: nn.Module, example: Tensor, path: Path, *,
+    shrink: bool, export: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Compact and export the trained model; what was done, for the result document."""
+    model, example = model.cpu().eval(), example.cpu()
+    done: dict[str, Any] = {}
+    if shrink:
+        small = compact(model, example)
+        write_tensors(path / COMPACT, dict(small.state_dict()))
+        found: Compaction = small.compaction  # type: ignore[assignment]
+        ratio = speedup(model, small, example)
+        done["compaction"] = {**found.to_dict(), "speedup": ratio}
+        terminal.say(f"{found}\ntime of a batch of {len(example)}: {ratio:.2f}x shorter")
+        model = small
+    if export == "onnx":
+        write_onnx(model, example, path / ONNX)
+        done["export"] = str(path / ONNX)
+        terminal.say(f"exported: {path / ONNX}")
+    return done
+
+
+def write_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
+    """The model as ONNX, for any number of rows."""
+    import io
+    import logging
+    import warnings
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of every absent package
+
+    rows = torch.export.Dim("rows", min=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model.eval(), (example,), dynamo=True, input_names=["x"], output_names=["y"],
+            dynamic_shapes=({0: rows},), verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    buffer = io.BytesIO()
+    program.save(buffer)
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,46 @@
+"""tikhon predict: new rows through a saved run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tikhon.cli.options import DataDir, Debug, Json, Quiet
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished fit.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="New rows, as DATA of the fit.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="CSV to write; stdout if left out."),
+    ] = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Predict the rows of DATA with the model and the preprocessing of RUN.
+
+    One row for each row, in order: `prediction`, then `probability_<class>`. Columns are found by
+    name; extra ones are ignored, values never seen in training count as rare ones.
+    """
+    from tikhon.cli.terminal import Terminal
+    from tikhon.training.prediction import SavedModel
+    from tikhon.training.run_directory import write_bytes
+
+    terminal = Terminal(json=json, quiet=quiet)
+    saved = SavedModel.load(run)
+    options = {} if data_dir is None else {"data_dir": data_dir}
+    frame = saved.predict(saved.read(data, **options))
+    text = frame.to_csv(index=False)
+    if output is not None:
+        write_bytes(output, text.encode())
+        terminal.note(f"{len(frame):,} predictions in {output}")
+    elif not json:
+        print(text, end="")
+    written = None if output is None else str(output)
+    answers = frame.iloc[:, 0].tolist() if output is None else None
+    terminal.document({"rows": len(frame), "output": written, "predictions": answers})

@@ -1,0 +1,70 @@
+"""The options of a table, shared by the commands that read one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tikhon.data.table import TableOptions
+
+_PANEL = "Tables (.csv, .tsv, .parquet)"
+
+
+def _option(help: str, metavar: str | None = None, name: str | None = None):
+    return typer.Option(*([name] if name else []), help=help, metavar=metavar,
+                        rich_help_panel=_PANEL)  # fmt: skip
+
+
+Target = Annotated[str | None, _option("Column to predict.", "COLUMN")]
+Task = Annotated[str | None, _option("classification or regression; inferred if left out.")]
+Time = Annotated[str | None, _option("Hold out the latest rows by this column.", "COLUMN")]
+Group = Annotated[str | None, _option("Never split rows that share this value.", "COLUMN")]
+Drop = Annotated[list[str] | None, _option("Column to leave out; may be repeated.", "COLUMN")]
+Categorical = Annotated[
+    list[str] | None, _option("Column to read as text; may be repeated.", "COLUMN")
+]
+Separator = Annotated[str | None, _option("Character between fields.", name="--sep")]
+Decimal = Annotated[str, _option("'.' or ',' in numbers.")]
+Encoding = Annotated[str, _option("Of the text: utf-8, latin-1, utf-16, ...")]
+Missing = Annotated[
+    list[str] | None,
+    _option("Text that means no value; may be repeated.", "TEXT", name="--na-values"),
+]
+BadRows = Annotated[str, _option("Rows of the wrong length: error or skip.", name="--on-bad-row")]
+
+
+def table_options(
+    data: str,
+    target: str | None,
+    *,
+    task: str | None = None,
+    time: str | None = None,
+    group: str | None = None,
+    drop: list[str] | None = None,
+    categorical: list[str] | None = None,
+    separator: str | None = None,
+    decimal: str = ".",
+    encoding: str = "utf-8",
+    missing: list[str] | None = None,
+    bad_rows: str = "error",
+) -> TableOptions | None:
+    """What the options say of a table; None without a target."""
+    if target is None:
+        return None
+    from tikhon.data.reading import Format
+    from tikhon.data.table import TableOptions
+
+    if separator is None:
+        separator = "\t" if data.endswith(".tsv") else ","
+    separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
+    return TableOptions(
+        target,
+        task=task,
+        drop=tuple(drop or ()),
+        categorical=tuple(categorical or ()),
+        time=time,
+        group=group,
+        format=Format(separator, decimal, encoding, tuple(missing or ()), bad_rows),
+    )

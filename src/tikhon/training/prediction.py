@@ -1,0 +1,112 @@
+"""A saved run as a predictor: the same model, the same preprocessing, the same labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tikhon.errors import DataError, InputError, StorageError
+from tikhon.training import measures
+from tikhon.training.run_directory import CONFIG, MODEL, RunDirectory
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tikhon.data.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True, eq=False)
+class SavedModel:
+    """What a run's folder needs to answer for new rows."""
+
+    model: nn.Module
+    data: dict[str, Any]  # the part of the configuration about the data
+    preprocessing: Preprocessing | None
+
+    @classmethod
+    def load(cls, path: Path) -> SavedModel:
+        """The model of a finished `fit` run.
+
+        Raises `InputError` for a folder without one, `StorageError` for damaged weights.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        from tikhon.data.preprocessing import Preprocessing
+        from tikhon.models import build
+
+        config = RunDirectory(path).read(CONFIG)
+        about = config.get("model", {})
+        if not {"name", "shape", "outputs"} <= about.keys():
+            raise InputError(f"{path} holds no model that was made by name; predict in Python")
+        if not (path / MODEL).is_file():
+            raise InputError(f"{path} holds no {MODEL}: is the run finished?")
+        model = build(about["name"], tuple(about["shape"]), about["outputs"])
+        try:
+            model.load_state_dict(load_file(path / MODEL))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise StorageError(f"{path / MODEL} cannot be used: {error}") from error
+        fitted = config["data"].get("preprocessing")
+        return cls(
+            model.eval(),
+            config["data"],
+            None if fitted is None else Preprocessing.from_dict(fitted),
+        )
+
+    def read(self, data: str | Path, **options: Any) -> torch.Tensor:
+        """Rows of a file as the model's inputs: columns by name for a table."""
+        if self.preprocessing is not None:
+            return torch.from_numpy(self.preprocessing.transform(self._source(Path(data))))
+        from tikhon.data import load
+
+        found = load(data, **options)
+        x = found.x if found.test is None else found.test.x
+        if "mean" in self.data.get("scaling", {}):
+            mean, scale = (np.array(self.data["scaling"][key]) for key in ("mean", "scale"))
+            if x.shape[1:] != mean.shape:
+                raise DataError(
+                    f"{data}: rows have shape {tuple(x.shape[1:])}, the model was trained on "
+                    f"{mean.shape}"
+                )
+            x = torch.from_numpy((x.double().numpy() - mean) / scale).float()
+        return x
+
+    def _source(self, path: Path) -> Any:
+        from tikhon.data.reading import SUFFIXES, Format, read
+
+        if not path.is_file():
+            raise DataError(f"no file {path}")
+        if path.suffix not in SUFFIXES:
+            raise DataError(
+                f"{path}: the model was trained on a table; give {', '.join(SUFFIXES)}"
+            )
+        plain = self.data.get("format") or {}
+        return read(path, Format(**{**plain, "missing": tuple(plain.get("missing", ()))}))
+
+    def predict(self, x: torch.Tensor) -> pd.DataFrame:
+        """`prediction`, and for classes `probability_<class>`: one row for each row, in order."""
+        import pandas as pd
+
+        output = measures.predict(self.model, x).double()
+        classes = self.data.get("classes") or []
+        if not classes:
+            scaling = self.data.get("scaling", {})
+            mean, scale = (
+                np.array(scaling.get(key, default))
+                for key, default in (("target_mean", 0.0), ("target_scale", 1.0))
+            )
+            values = output.numpy() * scale + mean
+            if values.shape[1] == 1:
+                return pd.DataFrame({"prediction": values[:, 0]})
+            names = [f"prediction_{i}" for i in range(values.shape[1])]
+            return pd.DataFrame(values, columns=names)
+        probabilities = output.softmax(1).numpy()
+        frame = pd.DataFrame(probabilities, columns=[f"probability_{name}" for name in classes])
+        labels = np.array(classes, object)[probabilities.argmax(1)]
+        frame.insert(0, "prediction", labels)
+        return frame

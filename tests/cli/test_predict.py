@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tikhon.cli import main
+
+
+def frame(rows: int = 200, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    age, city = rng.normal(40, 10, rows), rng.choice(["Rome", "Oslo", "Bonn"], rows)
+    hot = age + 8 * (city == "Oslo") > 42
+    data = pd.DataFrame({"age": age.round(1), "city": city, "joined": "2021-03-04"})
+    data["joined"] = pd.date_range("2021-01-01", periods=rows).strftime("%Y-%m-%d")
+    data.loc[::9, "age"] = np.nan
+    return data.assign(price=100 + 10 * age, churned=np.where(hot, "yes", "no"))
+
+
+def fit(tmp_path: Path, *arguments: str, target: str = "churned") -> Path:
+    other = {"churned": "price", "price": "churned"}[target]
+    frame().to_csv(tmp_path / "data.csv", index=False)
+    run = tmp_path / "run"
+    code = main(
+        ["fit", str(tmp_path / "data.csv"), "--target", target, "--drop", other, "--epochs", "8",
+         "--lr", "0.01", "--model", "mlp:16", "--output", str(run), "--quiet", *arguments]
+    )  # fmt: skip
+    assert code == 0
+    return run
+
+
+def test_a_table_from_fit_to_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = fit(tmp_path)
+    new = frame(50, seed=3)
+    shuffled = new[["joined", "city", "age"]].assign(extra=1)
+    shuffled.loc[0, "city"] = "Atlantis"
+    shuffled.to_csv(tmp_path / "new.csv", index=False)
+    out = tmp_path / "predictions.csv"
+    assert main(["predict", str(run), str(tmp_path / "new.csv"), "-o", str(out), "-q"]) == 0
+    found = pd.read_csv(out)
+    assert list(found.columns) == ["prediction", "probability_no", "probability_yes"]
+    assert len(found) == 50 and set(found["prediction"]) <= {"yes", "no"}
+    np.testing.assert_allclose(found.iloc[:, 1:].sum(axis=1), 1)
+    assert (found["prediction"] == new["churned"])[1:].mean() > 0.75
+    capsys.readouterr()
+    assert main(["predict", str(run), str(tmp_path / "new.csv")]) == 0
+    assert capsys.readouterr().out == out.read_text()
+    assert main(["predict", str(run), str(tmp_path / "new.csv"), "--json", "-q"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["predictions"] == found["prediction"].tolist()
+
+
+def test_the_test_rows_score_as_the_run_says(tmp_path: Path):
+    from tikhon.data import split
+    from tikhon.data.table import TableOptions, load_table
+    from tikhon.training.prediction import SavedModel
+
+    run = fit(tmp_path)
+    saved = SavedModel.load(run)
+    parts = split(load_table(tmp_path / "data.csv", TableOptions("churned", drop=("price",))))
+    answers = saved.predict(parts.test.x)["prediction"]
+    labels = np.array(parts.test.classes)[parts.test.y.numpy()]
+    stored = json.loads((run / "result.json").read_text())["metrics"]["test/accuracy"]
+    assert (answers == labels).mean() == pytest.approx(stored)
+
+
+def test_regression_answers_in_the_targets_unit(tmp_path: Path):
+    run = fit(tmp_path, "--epochs", "25", target="price")
+    out = tmp_path / "p.csv"
+    assert main(["predict", str(run), str(tmp_path / "data.csv"), "-o", str(out), "-q"]) == 0
+    found = pd.read_csv(out)
+    assert list(found.columns) == ["prediction"]
+    truth = frame()
+    known = truth["age"].notna()
+    assert np.abs(found["prediction"] - truth["price"])[known].mean() < 40
+
+
+def test_named_data_predict_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = tmp_path / "run"
+    base = ["fit", "wine", "--epochs", "5", "--lr", "0.01", "--output", str(run), "-q"]
+    assert main(base) == 0
+    capsys.readouterr()
+    assert main(["predict", str(run), "wine"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "prediction,probability_class_0,probability_class_1,probability_class_2"
+    assert len(lines) == 179
+
+
+def test_errors_have_codes_and_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = fit(tmp_path)
+    capsys.readouterr()
+
+    def fails(code: int, text: str, *arguments: str) -> None:
+        assert main(["predict", *arguments, "-q"]) == code
+        error = capsys.readouterr().err
+        assert text in error and "Traceback" not in error
+
+    frame().drop(columns="age").to_csv(tmp_path / "short.csv", index=False)
+    fails(4, "lacks 1 column(s) that the model was trained on: 'age'", str(run),
+          str(tmp_path / "short.csv"))  # fmt: skip
+    fails(4, "no file", str(run), str(tmp_path / "absent.csv"))
+    fails(2, "holds no config.json", str(tmp_path / "nowhere"), "x.csv")
+    weights = run / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    fails(5, "cannot be used", str(run), str(tmp_path / "data.csv"))
+
+
+@pytest.mark.slow
+def test_compact_and_export(tmp_path: Path):
+    run = fit(tmp_path, "--penalty", "group_lasso:0.02,rows=in", "--compact", "--export", "onnx")
+    result = json.loads((run / "result.json").read_text())
+    before, after = result["compaction"]["parameters"]
+    assert after < before
+    assert (run / "compact.safetensors").exists()
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime absent")
+    session = runtime.InferenceSession(str(run / "model.onnx"))
+    assert session.get_inputs()[0].name == "x"
+
+
+def test_compact_writes_a_smaller_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = fit(tmp_path, "--penalty", "group_lasso:0.03,rows=in", "--compact", "--json")
+    printed = json.loads(capsys.readouterr().out)
+    stored = json.loads((run / "result.json").read_text())
+    assert printed["compaction"] == stored["compaction"]
+    before, after = stored["compaction"]["parameters"]
+    assert after < before and (run / "compact.safetensors").exists()
+
+
+def test_unknown_exports_are_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["fit", "iris", "--export", "onyx"]) == 2
+    assert "did you mean 'onnx'" in capsys.readouterr().err
