@@ -16,6 +16,12 @@ _PUBLIC = {
     "compact": "tikhon.compaction",
     "fit": "tikhon.training",
     "Recipe": "tikhon.recipe",
+    "tune": "tikhon.tuning.tune",
+    "path": "tikhon.tuning.path",
+    "stability": "tikhon.tuning.selection",
+    "diagnose": "tikhon.diagnosis",
+    "watch": "tikhon.diagnosis",
+    "cure": "tikhon.diagnosis",
     # what goes where
     "Term": "tikhon.terms",
     "select": "tikhon.targets",
@@ -25,6 +31,12 @@ _PUBLIC = {
     "TargetSparsity": "tikhon.strengths.controllers",
     "NormBound": "tikhon.strengths.controllers",
     "schedules": "tikhon.strengths",
+    # what varies
+    "Space": "tikhon.tuning.space",
+    "Uniform": "tikhon.tuning.space",
+    "Log": "tikhon.tuning.space",
+    "Choice": "tikhon.tuning.space",
+    "PathDisplay": "tikhon.tuning.path_display",
     # penalties
     "Penalty": "tikhon.penalties",
     "Proximable": "tikhon.penalties",

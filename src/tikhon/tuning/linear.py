@@ -6,7 +6,7 @@ float64, with the squared loss 1/(2n)|y - Xw - b|^2, the logistic or the multino
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -70,6 +70,23 @@ class LinearProblem:
         r = r / len(r)
         return r.T @ self.x, r.sum(0)
 
+    def hessian(self, weight: Tensor, bias: Tensor, columns: Tensor) -> Tensor:
+        """Second derivative in (output, column) weights, each output's intercept last."""
+        x = torch.cat([self.x[:, columns], torch.ones_like(self.x[:, :1])], dim=1)
+        z = x[:, :-1] @ weight.T + bias
+        if self.kind == "multinomial":
+            p = torch.softmax(z, 1)
+            curvature = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+        else:
+            p = torch.sigmoid(z)
+            curvature = torch.diag_embed(
+                torch.ones_like(z) if self.kind == "squared" else p - p * p
+            )
+        if self.outputs == 1:
+            return (x * curvature[:, 0]).T @ x / len(x)
+        size = self.outputs * x.shape[1]
+        return torch.einsum("ni,nab,nj->aibj", x, curvature, x).reshape(size, size) / len(x)
+
     def null_gradient(self) -> Tensor:
         """Gradient in the weights at W = 0 with the best intercept: where a path starts."""
         zero = self.x.new_zeros(self.outputs, self.x.shape[1])
@@ -118,6 +135,7 @@ def solve(
         weight = problem.x.new_zeros(problem.outputs, problem.x.shape[1])
         start = Fit(weight, problem.start_bias.clone(), float("inf"), 0)
     weight, bias = start.weight, start.bias
+    max_steps = max_steps if penalty.convex else max_steps // 10
     steps, block = 0, 20
     while True:
         residual = _residual(problem, penalty, weight, bias)
@@ -195,6 +213,7 @@ def _newton(
     limit: int | None = LARGEST_NEWTON,
 ) -> tuple[Tensor, Tensor]:
     """One damped Newton step over the non-zero weights and the intercepts."""
+    projected = mask is None
     mask = weight != 0 if mask is None else mask
     columns = mask.any(0).nonzero().squeeze(1)
     free = mask[:, columns]
@@ -203,15 +222,23 @@ def _newton(
         return weight, bias
     places = free.flatten().nonzero().squeeze(1)
 
-    def objective(theta: Tensor) -> Tensor:
+    def spread(theta: Tensor) -> Tensor:
         flat = theta.new_zeros(free.numel()).index_copy(0, places, theta[:count])
-        part = flat.view(free.shape)
-        value = problem.loss(part, theta[count:], columns)
-        return value + penalty.value(view(penalty, part))
+        return flat.view(free.shape)
+
+    def objective(theta: Tensor) -> Tensor:
+        part = spread(theta)
+        return problem.loss(part, theta[count:], columns) + penalty.value(view(penalty, part))
+
+    def slope(theta: Tensor) -> Tensor:
+        return unview(penalty, penalty.grad(view(penalty, spread(theta)))).flatten()[places]
 
     theta = torch.cat([weight[:, columns][free], bias])
+    numbered = torch.arange(free.numel() + len(bias)).view(len(bias), -1)
+    order = torch.cat([numbered[:, :-1][free], numbered[:, -1]])
+    hessian = problem.hessian(weight[:, columns], bias, columns)[order][:, order]
+    hessian[:count, :count] += torch.func.jacrev(slope)(theta)[:, :count]
     gradient = torch.func.grad(objective)(theta)
-    hessian = torch.func.hessian(objective)(theta)
     factor, info = torch.linalg.cholesky_ex(hessian)
     if int(info):
         return weight, bias
@@ -220,6 +247,9 @@ def _newton(
     size = 1.0
     while size > 1e-3:
         moved = theta + size * direction
+        if projected:  # a weight that would change its sign stops at the kink
+            crossed = moved[:count] * theta[:count] < 0
+            moved[:count] = torch.where(crossed, 0.0, moved[:count])
         if objective(moved) <= before:
             weight = weight.clone()
             part = weight[:, columns]
@@ -228,8 +258,3 @@ def _newton(
             return weight, moved[count:]
         size /= 2
     return weight, bias
-
-
-def with_strength(penalty: Proximable, strength: float | Tensor) -> Proximable:
-    """The same penalty at another strength."""
-    return replace(penalty, strength=strength)

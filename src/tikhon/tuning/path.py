@@ -14,16 +14,7 @@ from torch import Tensor, nn
 from tikhon.data.batches import pair
 from tikhon.errors import InputError
 from tikhon.penalties import Penalty, Proximable
-from tikhon.tuning.linear import (
-    Fit,
-    Kind,
-    LinearProblem,
-    linear_loss,
-    refit,
-    solve,
-    view,
-    with_strength,
-)
+from tikhon.tuning.linear import Fit, Kind, LinearProblem, linear_loss, refit, solve, view
 
 Select = Literal["one_se", "best"]
 
@@ -165,9 +156,9 @@ def path(
     >>> result.counts[0], max(result.residuals) < 1e-8
     (0, True)
     """
-    if not isinstance(penalty, Proximable) or penalty.constraint:
+    if not isinstance(penalty, Proximable) or penalty.constraint or penalty.smooth:
         raise InputError(
-            f"a path needs a penalty with a prox, such as L1 or GroupLasso, not {penalty!r}"
+            f"a path needs a penalty whose prox gives zeros, such as L1, not {penalty!r}"
         )
     x, y = pair(train, name="train")
     held_out = None if valid is None else pair(valid, name="valid")
@@ -208,6 +199,7 @@ def _linear_path(
 ) -> PathResult:
     x, y = data
     kind, outputs = _kind(y, build_model)
+    cuts = fold_rows(y, folds, seed) if folds else []
     problem = LinearProblem(x, y, kind, outputs=outputs)
     if strengths == "universal":
         from tikhon.tuning.selection import universal_strength
@@ -219,7 +211,7 @@ def _linear_path(
     models = [refit(problem, fit.weight != 0) for fit in fits] if debias else fits
     scores, errors = [math.nan] * len(grid), [math.nan] * len(grid)
     if folds:
-        scores, errors = _cross_validated(data, kind, outputs, penalty, grid, folds, debias, seed)
+        scores, errors = _cross_validated(data, kind, outputs, penalty, grid, cuts, debias)
     elif valid is not None:
         rows = [_row_losses(problem, fit, valid, kind) for fit in models]
         scores = [float(r.mean()) for r in rows]
@@ -271,7 +263,7 @@ def descend(problem: LinearProblem, penalty: Proximable, grid: Sequence[float]) 
     fits: list[Fit] = []
     for strength in grid:
         start = fits[-1] if fits else None
-        fits.append(solve(problem, with_strength(penalty, strength), start=start))
+        fits.append(solve(problem, penalty.with_strength(strength), start=start))
     return fits
 
 
@@ -281,14 +273,13 @@ def _cross_validated(
     outputs: int,
     penalty: Proximable,
     grid: Sequence[float],
-    folds: int,
+    cuts: Sequence[tuple[Tensor, Tensor]],
     debias: bool,
-    seed: int,
 ) -> tuple[list[float], list[float]]:
     """Mean over folds of the held-out loss, and its standard error, for every strength."""
     x, y = data
     losses = []
-    for train, test in fold_rows(y, folds, seed):
+    for train, test in cuts:
         problem = LinearProblem(x[train], y[train], kind, outputs=outputs)
         fits = descend(problem, penalty, grid)
         if debias:
@@ -296,7 +287,7 @@ def _cross_validated(
         held_out = (x[test], y[test])
         losses.append([float(_row_losses(problem, f, held_out, kind).mean()) for f in fits])
     table = torch.tensor(losses, dtype=torch.float64)
-    return table.mean(0).tolist(), (table.std(0) / math.sqrt(folds)).tolist()
+    return table.mean(0).tolist(), (table.std(0) / math.sqrt(len(cuts))).tolist()
 
 
 def fold_rows(y: Tensor, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:

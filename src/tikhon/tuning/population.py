@@ -47,6 +47,7 @@ class Population:
         self.settings, self.objective, self.steps = settings, objective, steps
         self.generator = torch.Generator(example.device)
         self.failed: dict[int, str] = {}
+        self.mask: Tensor | None = None  # flat; 0 marks weights that stay as they are
         self._stack(models)
         self._noise()
         self.forward, self.reason = choose(self.model, self.members, self._probe(example))
@@ -210,6 +211,8 @@ class Population:
 
     def _update(self, factor: float) -> None:
         lr = self.settings.lr.to(self.flat) * factor
+        if self.mask is not None:
+            self.gradient.mul_(self.mask)
         self._clip()
         self._penalty_gradients()
         if self.decay is not None:

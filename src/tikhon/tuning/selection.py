@@ -12,7 +12,7 @@ from torch import Tensor
 from tikhon.data.batches import pair
 from tikhon.errors import InputError
 from tikhon.penalties import L1, Proximable
-from tikhon.tuning.linear import Kind, LinearProblem, solve, view, with_strength
+from tikhon.tuning.linear import Kind, LinearProblem, solve, view
 from tikhon.tuning.path import _kind, strength_grid
 
 
@@ -87,7 +87,7 @@ def stability(
         problem = LinearProblem(x[half], y[half], kind, outputs=outputs)
         fit, union = None, torch.zeros(counts.shape[1], dtype=torch.bool)
         for i, strength in enumerate(grid):
-            fit = solve(problem, with_strength(penalty, strength), start=fit, tolerance=1e-5)
+            fit = solve(problem, penalty.with_strength(strength), start=fit, tolerance=1e-5)
             support = (fit.weight != 0).any(0)
             counts[i] += support
             union |= support
@@ -139,28 +139,30 @@ def universal_strength(
     rows = len(problem.x)
     generator = torch.Generator().manual_seed(seed)
 
-    def highest(residual: Tensor) -> float:
-        gradient = residual.T @ problem.x / rows
-        return float(max_strength(penalty, view(penalty, gradient)))
+    # the threshold of a gradient is that of its largest entry or row: found once, then scaled
+    unit = torch.zeros(outputs, problem.x.shape[1], dtype=torch.float64)
+    unit[0, 0] = 1.0
+    factor = float(max_strength(penalty, view(penalty, unit)))
 
-    if kind == "squared":
-        thresholds = []
-        for _ in range(draws):
-            noise = torch.randn(rows, outputs, generator=generator, dtype=torch.float64)
-            noise -= noise.mean(0)
-            thresholds.append(highest(noise / (noise.norm() / math.sqrt(rows * outputs))))
-        pivot = _quantile(thresholds, level)
-        return _noise_fixed_point(problem, penalty, pivot)
-    target = _indicators(problem)
-    thresholds = []
-    for _ in range(draws):
-        drawn = target[torch.randint(rows, (rows,), generator=generator)]
-        thresholds.append(highest(drawn - drawn.mean(0)))
-    return _quantile(thresholds, level)
+    def highest(residuals: Tensor) -> Tensor:
+        """(draws, rows, outputs) -> (draws,)."""
+        gradients = torch.einsum("dno,np->dop", residuals, problem.x) / rows
+        sizes = gradients.abs() if penalty.elementwise else gradients.norm(dim=1)
+        return factor * sizes.flatten(1).amax(1)
 
-
-def _quantile(values: list[float], level: float) -> float:
-    return float(torch.tensor(values, dtype=torch.float64).quantile(1 - level))
+    target = None if kind == "squared" else _indicators(problem)
+    found = []
+    for _ in range(math.ceil(draws / 100)):
+        if target is None:
+            noise = torch.randn(100, rows, outputs, generator=generator, dtype=torch.float64)
+            noise -= noise.mean(1, keepdim=True)
+            noise /= noise.square().mean((1, 2), keepdim=True).sqrt()
+        else:
+            noise = target[torch.randint(rows, (100, rows), generator=generator)]
+            noise = noise - noise.mean(1, keepdim=True)
+        found.append(highest(noise))
+    threshold = float(torch.cat(found).quantile(1 - level))
+    return threshold if target is not None else _noise_fixed_point(problem, penalty, threshold)
 
 
 def _indicators(problem: LinearProblem) -> Tensor:
@@ -174,7 +176,7 @@ def _noise_fixed_point(problem: LinearProblem, penalty: Proximable, pivot: float
     fit = None
     spread = float((problem.y - problem.start_bias).square().mean().sqrt())
     for _ in range(50):
-        fit = solve(problem, with_strength(penalty, pivot * spread), start=fit, tolerance=1e-6)
+        fit = solve(problem, penalty.with_strength(pivot * spread), start=fit, tolerance=1e-6)
         left = problem.y - problem.x @ fit.weight.T - fit.bias
         updated = float(left.square().mean().sqrt())
         if abs(updated - spread) < 1e-4 * spread:
