@@ -94,14 +94,17 @@ class Training:
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         save: Callable[[], None] | None = None,
         save_every: float = 10.0,
+        until: int | None = None,
     ) -> str:
-        """Train to the end, or until `stop()`; returns why it ended.
+        """Train to the end, to the epoch `until`, or until `stop()`; returns why it ended.
 
         `save` is called every `save_every` seconds between two steps, and when stopped.
         """
         clock = _Clock(self.seconds, save_every)
         self.model.train()
         while self.epoch < self.settings.epochs and not self.reason:
+            if self.epoch == until:
+                return "until"
             order = batches.order(len(self.x), seed=self.settings.seed, epoch=self.epoch)
             rows = batches.slices(order.to(self.device), self.settings.batch_size)
             while self.batch < self.batches:
@@ -134,7 +137,9 @@ class Training:
             for group, base in zip(self.optimizer.param_groups, self.base_lrs):
                 group["lr"] = base * rate
         self.optimizer.zero_grad()
-        loss = self.objective(self.model, self.x[rows], self.y[rows])
+        loss = self.objective(
+            self.model, self.x.index_select(0, rows), self.y.index_select(0, rows)
+        )
         loss.backward()
         if self.objective.clips:
             self.objective.clip_(self.model)
