@@ -236,3 +236,41 @@ def path_run(path: Path) -> Path:
         "data": {"name": "diabetes"},
     }
     return save(path, config, [], found.to_dict())
+
+
+def deep_sigmoid() -> nn.Sequential:
+    """Twelve sigmoid layers: no signal reaches the first ones."""
+    layers: list[nn.Module] = []
+    for i in range(12):
+        layers += [nn.Linear(48 if i else 64, 48), nn.Sigmoid()]
+    return nn.Sequential(*layers, nn.Linear(48, 10))
+
+
+def adam(parameters) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, 1e-3)
+
+
+def diagnosis_run(path: Path) -> Path:
+    """A diagnosis of a network whose gradient vanishes."""
+    from tikhon.diagnosis.diagnose import diagnose
+
+    torch.manual_seed(0)
+    data, loss = digits(), nn.CrossEntropyLoss()
+    found = diagnose(
+        deep_sigmoid(), data["train"], loss, optimizer=adam, valid=data["valid"], steps=30
+    )
+    config = {"kind": "diagnosis", "command": ["tikhon", "diagnose", "model.py:make"]}
+    return save(path, config, [], found.to_dict())
+
+
+def cure_run(path: Path) -> Path:
+    """A cure of the same network."""
+    from tikhon.diagnosis.cure import cure
+
+    data, loss = digits(), nn.CrossEntropyLoss()
+    found = cure(
+        deep_sigmoid, data["train"], loss, optimizer=adam, valid=data["valid"], budget="3s",
+        seeds=2, steps=30,
+    )  # fmt: skip
+    config = {"kind": "cure", "command": ["tikhon", "cure", "model.py:make"]}
+    return save(path, config, [], found.to_dict())

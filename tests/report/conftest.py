@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 import browser
-from sample_runs import demo_run, fit_run, path_run, tune_run
+from sample_runs import cure_run, demo_run, diagnosis_run, fit_run, path_run, tune_run
 
 HOSTILE = "<img src=x onerror=alert(1)>{}</script><script>alert(2)</script>"
 
@@ -31,6 +31,16 @@ def tuned(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pathed(tmp_path_factory):
     return path_run(tmp_path_factory.mktemp("runs") / "path")
+
+
+@pytest.fixture(scope="session")
+def diagnosed(tmp_path_factory):
+    return diagnosis_run(tmp_path_factory.mktemp("runs") / "diagnosis")
+
+
+@pytest.fixture(scope="session")
+def cured(tmp_path_factory):
+    return cure_run(tmp_path_factory.mktemp("runs") / "cure")
 
 
 @pytest.fixture

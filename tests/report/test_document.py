@@ -29,7 +29,7 @@ from tikhon.report.page import (
 )
 from tikhon.report.saved import read
 
-KINDS = ["fitted", "demoed", "tuned", "pathed", "hostile"]
+KINDS = ["fitted", "demoed", "tuned", "pathed", "diagnosed", "cured", "hostile"]
 SOURCE = Path(report.__file__).parent
 
 
@@ -56,7 +56,7 @@ def test_every_text_is_used():
         for file in SOURCE.rglob("*")
         if file.suffix in (".py", ".jinja") and file.is_file()
     )
-    families = ("metric_", "part_", "arm_", "about_", "level_")
+    families = ("metric_", "part_", "arm_", "about_", "level_", "finding_", "severity_")
     unused = [
         key for key in strings("en") if f'"{key}"' not in code and not key.startswith(families)
     ]
@@ -79,20 +79,23 @@ def one_language(value, language, key=""):
         if {"en", "zh"} <= value.keys():
             return value[language]
         return {k: one_language(v, language, k) for k, v in value.items()}
+    if key == "colorscale":
+        return [[at, "#123456"] for at, _ in value]
     if isinstance(value, list):
         return [one_language(v, language, key) for v in value]
     return "#123456" if isinstance(value, str) and key.endswith("color") else value
 
 
-def test_palette_names_exist(fitted, demoed, tuned, pathed):
+def test_palette_names_exist(fitted, demoed, tuned, pathed, diagnosed):
     css = (SOURCE / "static/page.css").read_text(encoding="utf-8")
     light, dark = css.split("@media screen and (prefers-color-scheme: dark)")
-    for run in (fitted, demoed, tuned, pathed):
+    for run in (fitted, demoed, tuned, pathed, diagnosed):
         page = report.build(read(run))
         text = json.dumps(
             [jsonable(b.figure) for s in page.sections for b in s.blocks if isinstance(b, Chart)]
         )
-        for name in set(re.findall(r'"[a-z]*color": "([^"]+)"', text)):
+        scale = re.findall(r'\[[0-9.]+, "([a-z]+)"\]', text)
+        for name in {*re.findall(r'"[a-z]*color": "([^"]+)"', text), *scale}:
             assert f"--{name}:" in light, name
             assert f"--{name}:" in dark, name
 
@@ -290,3 +293,24 @@ def test_verdict_agrees_with_the_one_on_screen(tmp_path):
         metrics = {"train/rmse": train, "valid/rmse": valid}
         run = save(tmp_path / "run", {"kind": "fit"}, [metrics], {"metrics": metrics})
         assert ("memorises" in sentence(run)) == verdict(metrics).startswith("Overfits")
+
+
+def test_verdict_of_a_diagnosis(diagnosed, cured, tmp_path):
+    from tikhon.diagnosis.evidence import VANISHED
+    from tikhon.report.kinds.diagnosis import HEALTHY_SIGNAL
+
+    assert HEALTHY_SIGNAL == VANISHED
+    assert sentence(diagnosed).startswith("Vanishing gradient in 0 … ")
+    result = json.loads((diagnosed / "result.json").read_text())
+    well = {**result, "ok": True, "findings": []}
+    run = save(tmp_path / "well", {"kind": "diagnosis"}, [], well)
+    assert sentence(run).startswith("Nothing is wrong with this model")
+    other = {**result["findings"][0], "code": "frozen <b>", "severity": "warning", "where": []}
+    run = save(tmp_path / "other", {"kind": "diagnosis"}, [], {**result, "findings": [other]})
+    assert "frozen &lt;b&gt;" in html(run)
+    assert report.build(read(run)).level == "watch"
+    result = json.loads((cured / "result.json").read_text())
+    assert ("cures it" in sentence(cured)) == result["confirmed"]
+    failed = {**result, "confirmed": False, "treatment": None, "patch": ""}
+    run = save(tmp_path / "failed", {"kind": "cure"}, [], failed)
+    assert sentence(run).startswith("No cure was found")

@@ -99,7 +99,7 @@ def digest(script: str) -> str:
 def both(text: Label | Name | str) -> Markup:
     """A text in every language, of which the style shows one; a name once, isolated."""
     if isinstance(text, Name):
-        return Markup("<bdi>{}</bdi>").format(short(text.text))
+        return Markup("<bdi>{}</bdi>").format(short(text.text, text.width))
     if isinstance(text, str):
         return Markup.escape(text)
     texts = {name: text.text(name) for name in LANGUAGES}
@@ -117,7 +117,7 @@ def plain(text: Label | Name | str, language: str) -> str:
     return text.text(language) if isinstance(text, Label) else getattr(text, "text", str(text))
 
 
-def short(text: str, width: int = 80) -> str:
+def short(text: str, width: int) -> str:
     """A name on one line, cut where it would break the page."""
     flat = " ".join(text.split())
     return flat if len(flat) <= width else f"{flat[: width - 1]}…"

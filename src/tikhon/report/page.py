@@ -56,9 +56,13 @@ def say(key: str, **values: Any) -> Label:
 
 @dataclass(frozen=True)
 class Name:
-    """A text that came with the data (a column, a layer): shown as it is, never translated."""
+    """A text that came with the data (a column, a layer): shown as it is, never translated.
+
+    What is longer than `width` is cut.
+    """
 
     text: str
+    width: int = 80
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,277 @@
+"""The pages of a diagnosis and of a cure: findings, then the layers and the loss behind them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tikhon.report import charts, layer_charts
+from tikhon.report.kinds import parts
+from tikhon.report.page import (
+    Cell,
+    Chart,
+    Code,
+    Fact,
+    Label,
+    Level,
+    Mark,
+    Name,
+    Page,
+    Section,
+    Table,
+    Text,
+    number,
+    percent,
+    say,
+    seconds,
+    strings,
+)
+from tikhon.report.saved import SavedRun
+
+HEALTHY_SIGNAL = 1e-3  # the first layer's share of the last one's backward signal
+PROSE = 400  # letters of a sentence in a table
+SEVERITY: dict[str, Level] = {"critical": "bad", "warning": "watch", "info": "plain"}
+VERDICTS: dict[str, Level] = {"confirmed": "good", "worse": "bad"}
+
+
+def page(run: SavedRun) -> Page:
+    """What is wrong with a model, where, how it is known and what to do."""
+    result = run.result
+    found = list(result.get("findings") or [])
+    record = result.get("record") or {}
+    levels: list[Level] = [SEVERITY.get(f["severity"], "plain") for f in found]
+    return Page(
+        title=say("title_diagnosis", model=record.get("model", run.name)),
+        level="good" if result.get("ok") else parts.worst(levels),
+        verdict=verdict(found),
+        facts=facts(record),
+        about=(*parts.about(run), *about(record)),
+        sections=parts.sections(findings(found), *evidence(record), parts.reproduce(run)),
+    )
+
+
+def code_name(code: str) -> Label | str:
+    """A finding's code in words, where the page has them."""
+    return say(f"finding_{code}") if f"finding_{code}" in strings("en") else code
+
+
+def verdict(found: list[Mapping[str, Any]]) -> Label:
+    """The cause first; consequences of one cause are not counted again."""
+    serious = [f for f in found if f["severity"] != "info" and not f.get("cause")]
+    if not serious:
+        return say("healthy")
+    first = serious[0]
+    values = {"finding": code_name(first["code"]), "where": place(first.get("where") or [])}
+    values["more"] = str(len(serious) - 1)
+    return say("sick_more" if len(serious) > 1 else "sick", **values)
+
+
+def place(where: list[str]) -> Label | str:
+    """Module names, many of them by the first and the last."""
+    if len(where) > 3:
+        return say("place", first=where[0], last=where[-1], count=len(where))
+    return ", ".join(where) or "–"
+
+
+def facts(record: Mapping[str, Any]) -> tuple[Fact, ...]:
+    """Size of the model and of the dry run, and where the loss ended."""
+    shown = [Fact(say("parameters"), f"{record.get('parameters', 0):,}")]
+    if record.get("steps"):
+        shown.append(Fact(say("dry_run"), str(record["steps"]), say("steps")))
+    points = record.get("points") or []
+    if points:
+        note = say("loss_before", loss=number(points[0].get("loss")))
+        shown.append(Fact(say("loss_after"), number(points[-1].get("loss")), note))
+    return tuple(shown)
+
+
+def about(record: Mapping[str, Any]) -> tuple[tuple[Label, str], ...]:
+    """Loss function, optimizer and data as they were observed."""
+    entries = (("about_loss", record.get("loss")), ("about_optimizer", record.get("optimizer")))
+    return tuple((say(key), parts.compact(value)) for key, value in entries if value)
+
+
+def findings(found: list[Mapping[str, Any]]) -> Section:
+    """One row a finding: severity, place, reason, evidence, cures."""
+    if not found:
+        return Section(say("findings"), (Text(say("no_finding")),))
+    rows: list[tuple[Cell, ...]] = []
+    for f in found:
+        name = code_name(f["code"])
+        numbers = ", ".join(f"{k} {number(v)}" for k, v in (f.get("evidence") or {}).items())
+        level = SEVERITY.get(f["severity"], "plain")
+        rows.append((
+            name if isinstance(name, Label) else Name(name),
+            Mark(level, say(f"severity_{level}")),
+            Name(", ".join(f.get("where") or []) or "–"),
+            Name(f.get("why") or f.get("cause") or "–", PROSE),
+            Name(numbers or "–", PROSE),
+            Name("; ".join(f.get("advice") or []) or "–", PROSE),
+        ))  # fmt: skip
+    keys = ("finding", "severity", "where", "why", "measured", "advice")
+    return Section(
+        say("findings"),
+        (Table(say("findings_caption"), tuple(map(say, keys)), tuple(rows)),),
+    )
+
+
+def evidence(record: Mapping[str, Any]) -> list[Section | None]:
+    """The charts behind the findings."""
+    sites, probes = record.get("sites") or [], record.get("probes") or []
+    return [layers(sites, probes), activations(sites, probes), dry_run(record, sites, probes)]
+
+
+def role(sites: list[Mapping[str, Any]], *roles: str) -> tuple[list[int], list[str]]:
+    """Indices and names of the sites with one of some roles."""
+    chain = [i for i, s in enumerate(sites) if s["role"] in roles]
+    return chain, [f"{sites[i]['name'] or 'model'} {sites[i]['kind']}" for i in chain]
+
+
+def ends(probes: list[Mapping[str, Any]]) -> list[tuple[Label, Mapping[str, Any]]]:
+    """The first and the last probe with their labels."""
+    kept = probes[:1] + probes[1:][-1:]
+    return [(say("at_step", step=probe["step"]), probe) for probe in kept]
+
+
+def layers(sites: list[Any], probes: list[Any]) -> Section | None:
+    """Backward signal and forward scale over the depth."""
+    chain, names = role(sites, "weight", "recurrent", "attention")
+    if len(chain) < 2 or not probes:
+        return None
+    signal, scale = [], []
+    for name, probe in ends(probes):
+        readings = [probe["readings"][i] for i in chain]
+        top = readings[-1].get("signal")
+        if top:
+            signal.append((name, [(r.get("signal") or 0) / top for r in readings]))
+        scale.append((name, [r.get("rms") for r in readings]))
+    band = (HEALTHY_SIGNAL, 1 / HEALTHY_SIGNAL)
+    blocks = []
+    if signal:
+        figure = layer_charts.by_layer(names, signal, say("signal"), band=band)
+        reached = number(signal[0][1][0])
+        blocks.append(
+            Chart(say("signal"), figure, say("alt_signal", reached=reached), say("signal_note"))
+        )
+    figure = layer_charts.by_layer(names, scale, say("output_size"))
+    blocks.append(Chart(say("output_size"), figure, say("alt_output_size")))
+    return Section(say("layers"), tuple(blocks), say("layers_lead"))
+
+
+def activations(sites: list[Any], probes: list[Any]) -> Section | None:
+    """Dead and saturated shares at the end."""
+    chain, names = role(sites, "activation")
+    if not chain or not probes:
+        return None
+    last = [probes[-1]["readings"][i] for i in chain]
+    series = [(say(key), [r.get(key) for r in last]) for key in ("dead", "saturated")]
+    series = [(name, values) for name, values in series if charts.finite(values)]
+    if not series:
+        return None
+    figure = layer_charts.shares(names, series, say("share_of_units"))
+    worst = max(v for _, values in series for v in charts.finite(values))
+    if not worst:
+        return None
+    alt = say("alt_shares", worst=percent(worst))
+    return Section(say("activations"), (Chart(say("share_of_units"), figure, alt, wide=True),))
+
+
+def dry_run(record: Mapping[str, Any], sites: list[Any], probes: list[Any]) -> Section | None:
+    """The loss of the dry run, and how much every layer moved at every step."""
+    points = record.get("points") or []
+    blocks = []
+    if len(points) > 1:
+        steps = [p["step"] for p in points]
+        train, valid = ([p.get(k) for p in points] for k in ("eval_loss", "valid_loss"))
+        figure = charts.learning_curves(steps, train, valid, say("metric_loss"), higher=False)
+        figure["layout"]["xaxis"] = charts.axis(say("step"))
+        alt = say(
+            "alt_curves",
+            metric=say("metric_loss"),
+            train=number(train[-1]),
+            valid=number(valid[-1]),
+        )
+        blocks.append(Chart(say("metric_loss"), figure, alt))
+    chain, names = role(sites, "weight", "recurrent", "attention")
+    moved = [p for p in probes if any(p["readings"][i].get("update") for i in chain)]
+    if chain and len(moved) > 1:
+        rows = [[logarithm(p["readings"][i].get("update")) for p in moved] for i in chain]
+        figure = layer_charts.heat(names, [p["step"] for p in moved], rows, (-7.0, 1.0))
+        blocks.append(Chart(say("update"), figure, say("alt_update"), say("update_note")))
+    return Section(say("dry_run"), tuple(blocks)) if blocks else None
+
+
+def logarithm(value: Any) -> float | None:
+    """log10 of a positive number."""
+    return math.log10(value) if charts.finite([value]) and value > 0 else None
+
+
+def cure_page(run: SavedRun) -> Page:
+    """What was tried against the findings, what proved to help, and the patch."""
+    result = run.result
+    arms = list(result.get("arms") or [])
+    inner = result.get("diagnosis") or {}
+    record = inner.get("record") or {}
+    confirmed = bool(result.get("confirmed"))
+    best = next((a for a in arms if a["name"] == result.get("treatment")), None)
+    words = say("no_cure")
+    if confirmed and best:
+        words = say("cured", treatment=best["name"], effect=number(result.get("effect")))
+    tried = [a for a in arms if a["name"] != "nothing"]
+    shown = [Fact(say("tried"), str(len(tried)))]
+    if best:
+        pairs = (("loss_untreated", arms[0]), ("loss_treated", best))
+        shown = [*(Fact(say(key), number(mean(arm["scores"]))) for key, arm in pairs), *shown]
+    if result.get("seconds") is not None:
+        shown.append(Fact(say("time"), seconds(result["seconds"])))
+    patch = (Section(say("patch"), (Code(tuple(result["patch"].splitlines())),)),)
+    return Page(
+        title=say("title_cure", model=record.get("model", run.name)),
+        level="good" if confirmed else "watch",
+        verdict=words,
+        facts=tuple(shown),
+        about=(*parts.about(run), *about(record)),
+        sections=parts.sections(
+            treatments(arms, best), *(patch if result.get("patch") else ()),
+            findings(list(inner.get("findings") or [])), *evidence(record), parts.reproduce(run),
+        ),
+    )  # fmt: skip
+
+
+def mean(values: list[Any]) -> float | None:
+    """The mean of what is finite."""
+    known = charts.finite(values)
+    return sum(known) / len(known) if known else None
+
+
+def treatments(arms: list[Mapping[str, Any]], best: Mapping[str, Any] | None) -> Section | None:
+    """One row a treatment that ran in full, then the effects with their spread."""
+    if not arms:
+        return None
+    longest = max(a["steps"] for a in arms)
+    lasting = [a for a in arms if a["steps"] == longest and a["name"] != "nothing"]
+    lasting.sort(key=lambda a: -(a.get("effect") or 0.0))
+    rows: list[tuple[Cell, ...]] = []
+    for a in lasting:
+        level = VERDICTS.get(a["verdict"], "plain")
+        word = {"good": "confirmed", "bad": "worse"}.get(level, "not_confirmed")
+        low, high = min(a["effects"]), max(a["effects"])
+        rows.append((
+            Name(a["name"]), number(mean(a["scores"])), number(a.get("effect")),
+            f"{number(low)} … {number(high)}", Mark(level, say(word)),
+        ))  # fmt: skip
+    keys = ("treatment", "metric_loss", "effect", "over_seeds", "verdict")
+    chosen = next((i for i, a in enumerate(lasting) if best and a["name"] == best["name"]), None)
+    caption = say("treatments_caption", tried=len(arms) - 1, lasting=len(lasting))
+    table = Table(caption, tuple(map(say, keys)), tuple(rows), chosen)
+    if not lasting:
+        return Section(say("treatments"), (table,))
+    colours = ["series-2" if a["verdict"] == "confirmed" else "muted" for a in lasting]
+    figure = charts.intervals(
+        [Name(a["name"]) for a in lasting], [a.get("effect") for a in lasting],
+        [min(a["effects"]) for a in lasting], [max(a["effects"]) for a in lasting],
+        say("effect"), colours,
+    )  # fmt: skip
+    chart = Chart(say("effect"), figure, say("alt_effect"), say("effect_note"), wide=True)
+    return Section(say("treatments"), (table, chart))

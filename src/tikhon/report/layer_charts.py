@@ -1,0 +1,78 @@
+"""Charts whose axis is the depth of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tikhon.report.charts import PALETTE, Figure, Numbers, axis, literal
+from tikhon.report.page import Label, say
+
+
+def by_layer(
+    layers: Sequence[str],
+    series: Mapping[Label, Numbers] | Sequence[tuple[Label, Numbers]],
+    y: Label,
+    *,
+    band: tuple[float, float] | None = None,
+) -> Figure:
+    """Lines over the layers, first to last, on a log axis; `band` is the healthy range."""
+    pairs = series.items() if isinstance(series, Mapping) else series
+    data: list[dict[str, Any]] = [
+        {
+            "mode": "lines+markers", "x": list(range(len(layers))), "name": name,
+            "y": [v if v and v > 0 else None for v in values],
+            "line": {"color": PALETTE[i * 2 % len(PALETTE)], "width": 2}, "marker": {"size": 6},
+        }
+        for i, (name, values) in enumerate(pairs)
+    ]  # fmt: skip
+    layout: Figure = {"xaxis": names(layers), "yaxis": axis(y, type="log", dtick=None)}
+    if band is not None:
+        layout["shapes"] = [
+            {
+                "type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": band[0], "y1": band[1],
+                "fillcolor": "healthy", "line": {"width": 0}, "layer": "below",
+            }
+        ]  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def names(layers: Sequence[str]) -> dict[str, Any]:
+    """The axis of the layers, at most about twelve of them named."""
+    every = -(-len(layers) // 12)
+    shown = range(0, len(layers), max(every, 1))
+    ticks = [literal(layers[i], 22) for i in shown]
+    return axis(say("layer"), tickvals=list(shown), ticktext=ticks, tickangle=-35)
+
+
+def shares(layers: Sequence[str], series: Sequence[tuple[Label, Numbers]], y: Label) -> Figure:
+    """Bars over the layers: a share of units each."""
+    colours = ("muted", "series-3")
+    data = [
+        {
+            "type": "bar", "x": list(range(len(layers))), "y": list(values), "name": name,
+            "marker": {"color": colours[i % 2]},
+        }
+        for i, (name, values) in enumerate(series)
+    ]  # fmt: skip
+    upright = axis(y, range=[0, 1], tickformat=".0%")
+    return {"data": data, "layout": {"xaxis": names(layers), "yaxis": upright, "barmode": "group"}}
+
+
+def heat(
+    layers: Sequence[str], steps: Sequence[int], rows: Sequence[Numbers], ends: tuple[float, float]
+) -> Figure:
+    """A colour a layer and step, for powers of ten between two ends."""
+    scale = [[0.0, "low"], [0.5, "middle"], [1.0, "high"]]
+    data = [
+        {
+            "type": "heatmap", "x": [str(s) for s in steps], "y": list(range(len(layers))),
+            "z": [list(row) for row in rows], "zmin": ends[0], "zmax": ends[1],
+            "colorscale": scale, "name": say("update_log"),
+            "colorbar": {"thickness": 10, "title": {"text": "log₁₀"}, "outlinewidth": 0},
+            "hovertemplate": "%{y} · %{x}: 10^%{z:.1f}<extra></extra>",
+        }
+    ]  # fmt: skip
+    upright = {**names(layers), "autorange": "reversed", "showgrid": False, "tickangle": 0}
+    layout = {"xaxis": axis(say("step"), type="category"), "yaxis": upright}
+    return {"data": data, "layout": {**layout, "hovermode": "closest"}}
