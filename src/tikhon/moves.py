@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.metric import UNIFORM, stationary_gain
+from tikhon.metric import UNIFORM, Gain, stationary_gain
+from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty, Proximable
 from tikhon.penalties.constraints import TopK
 from tikhon.penalties.elementwise import L2, MCP, SCAD
+from tikhon.penalties.kernels import prox_
 from tikhon.targets import local
 from tikhon.terms import Binding
 
@@ -64,12 +66,19 @@ def shrink(binding: Binding, lr: float | Tensor, measure: bool) -> None:
 
 
 def settle(
-    binding: Binding, step: float | Tensor, skipped: Tensor | None, moved_from: Tensor | None
+    binding: Binding,
+    optimizer: optim.Optimizer,
+    group_of: GroupOf,
+    skipped: Tensor | None,
+    moved_from: Tensor | None,
 ) -> None:
     """Replace the weights by their prox, unless the optimizer has skipped this step."""
     penalty = binding.penalty
     assert isinstance(penalty, Proximable)
+    if skipped is None and moved_from is None and _settle_in_place(binding, optimizer, group_of):
+        return
     w = binding.read()
+    step, _ = gain_of(binding, optimizer, group_of)
     new = penalty.prox(w, step)
     if skipped is not None:
         new = torch.where(skipped.bool(), w, new)
@@ -77,6 +86,26 @@ def settle(
         ours = (new - w).norm()
         binding.share = ours / (ours + (w - moved_from).norm())
     binding.write_(new)
+
+
+def _settle_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf) -> bool:
+    """The same by a kernel without full-size temporaries; False if there is none for the case."""
+    if binding.route != "prox" or len(binding.target.params) != 1:
+        return False
+    (param,) = binding.target.params
+    if binding.how == "decoupled":
+        gain = Gain(group_of(param)["lr"])
+    else:
+        gain = stationary_gain(optimizer, group_of(param), optimizer.state[param])
+    if not gain.root:
+        return False
+    w = binding.read()
+    moment = None if gain.moment is None else binding.arrange([gain.moment])
+    step, scale, eps = gain.numerator, gain.scale, gain.eps
+    if not kernels.prox_(binding.penalty, w, step, moment=moment, scale=scale, eps=eps):
+        return False
+    binding.write_(w)
+    return True
 
 
 def gain_of(

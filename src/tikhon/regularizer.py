@@ -265,8 +265,7 @@ class Regularizer:
         self._consult("moved")
         for route in ("prox", "project"):
             for binding in self._active(route):
-                step, _ = gain_of(binding, optimizer, self._group)
-                settle(binding, step, skipped, moved.get(binding.name))
+                settle(binding, optimizer, self._group, skipped, moved.get(binding.name))
         self.steps += 1
         self._consult("settled")
         for dial in self._dials().values():

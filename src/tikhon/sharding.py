@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tikhon.strengths.controllers import Controller
 from tikhon.targets import local
 from tikhon.terms import Binding
 
@@ -23,8 +24,11 @@ def refuse_inexact(binding: Binding) -> None:
     for param, view in zip(binding.target.params, binding.target.views):
         if not is_sharded(param):
             continue
+        controlled = isinstance(binding.dial.source, Controller)
         fields = [n for n in ("weights", "center") if getattr(binding.base, n, None) is not None]
-        if fields:
+        if controlled:
+            reason = f"a {type(binding.dial.source).__name__} reads whole weights"
+        elif fields:
             reason = f"its {fields[0]} are whole tensors"
         elif binding.base.elementwise and binding.whole:
             continue

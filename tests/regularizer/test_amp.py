@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from regularizer.problems import equal, regression
 from torch import nn, optim
 
 import tikhon as tk
+from regularizer.problems import equal, regression
 
 LOSS = regression(dtype=torch.float32)
 KINDS = {

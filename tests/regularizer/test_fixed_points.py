@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from regularizer.problems import PENALTIES, UNIFORM, WITH_GAIN, linear
-from tikhon.penalties import Proximable
 
 import tikhon as tk
+from regularizer.problems import PENALTIES, UNIFORM, WITH_GAIN, linear
+from tikhon.penalties import Proximable
 
 
 def describe(penalty):
@@ -46,13 +46,14 @@ def step_from(name, penalty, how="objective"):
 def test_one_step_leaves_a_stationary_point(name, penalty):
     exact = name in UNIFORM or penalty.diagonal or penalty.smooth
     if not exact:
-        with pytest.raises(TypeError, match='no exact prox in the metric of .*how="decoupled"'):
+        with pytest.raises(TypeError, match=r'no exact prox in the metric of .*how="decoupled"'):
             step_from(name, penalty)
         return
     before, after = step_from(name, penalty)
     torch.testing.assert_close(after, before, rtol=1e-7, atol=3e-7)
 
 
+@pytest.mark.filterwarnings("ignore:.*decoupled from the metric")
 def test_the_law_notices_a_wrong_gain():
     """The law is not empty: with lr in the place of the gain it fails."""
     for name in ("SGD momentum", "Adam", "RMSprop momentum"):

@@ -10,10 +10,10 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from regularizer.problems import equal, regression, train
 from torch import multiprocessing, nn, optim
 
 import tikhon as tk
+from regularizer.problems import equal, regression, train
 
 LOSS = regression(dtype=torch.float32)
 

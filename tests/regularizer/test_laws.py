@@ -1,4 +1,4 @@
-"""What `regularize` promises on any optimizer: equalities bit for bit, and what stays untouched."""
+"""What `regularize` promises on any optimizer: equal bit for bit, and what stays untouched."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import warnings
 
 import pytest
 import torch
-from regularizer.problems import equal, regression, train
 from torch import nn, optim
 
 import tikhon as tk
+from regularizer.problems import equal, regression, train
 
 IMPLEMENTATIONS = [{"foreach": False}, {"foreach": True}, {"fused": True}]
 LOSS = regression(dtype=torch.float32)
@@ -236,7 +236,7 @@ def test_prox_and_smooth_terms_add_up():
 def test_two_proxes_are_refused_with_the_class_that_is_their_sum():
     model = network()
     optimizer = optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="GroupLasso and L1 on '0.weight'.*SparseGroupLasso"):
+    with pytest.raises(ValueError, match=r"GroupLasso and L1 on '0.weight'.*SparseGroupLasso"):
         tk.regularize(model, optimizer, {"*": tk.L1(0.1), "0.weight": tk.GroupLasso(0.1)})
     with pytest.raises(ValueError, match=r"L1 twice on '0.weight'"):
         tk.regularize(model, optimizer, {"*": tk.L1(0.1), "0.*": tk.L1(0.2)})

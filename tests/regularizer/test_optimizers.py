@@ -6,10 +6,10 @@ import warnings
 
 import pytest
 import torch
-from regularizer.problems import regression, train
 from torch import nn, optim
 
 import tikhon as tk
+from regularizer.problems import regression, train
 
 LOSS = regression(dtype=torch.float32)
 LOOP, FOREACH, FUSED = {"foreach": False}, {"foreach": True}, {"fused": True}

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from regularizer.problems import regression, train
 from torch import nn, optim
 from torch.nn.utils import parametrizations
 
 import tikhon as tk
+from regularizer.problems import regression, train
 
 LOSS = regression(dtype=torch.float32)
 

@@ -1,0 +1,65 @@
+"""DDP and FSDP2 on two gloo processes: as the single process, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch was built without distributed"
+)
+CASES = [
+    f"{name} {kind}"
+    for name in ("elementwise", "rows", "decoupled", "constraints")
+    for kind in ("SGD", "AdamW")
+]
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += [f"--master-port={port}", "--master-addr=127.0.0.1", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("wrapper", ["DDP", "FSDP2"])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_single_process(outcome, case, wrapper):
+    found = outcome["results"][case][wrapper]
+    assert found["weights"] < 1e-6
+    assert found["value"] < 1e-6
+    assert found["same value everywhere"]
+    assert found["zeros"]
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("columns", 'its rows (rows="in") are cut'),
+        ("one group", 'its rows (rows="tensor") are cut'),
+        ("matrix", "it couples rows that other processes hold"),
+        ("smooth matrix", "it couples rows that other processes hold"),
+        ("sorted", 'its rows (rows="tensor") are cut'),
+        ("weighted", "its weights are whole tensors"),
+        ("controlled", "a TargetSparsity reads whole weights"),
+    ],
+)
+def test_what_shards_cannot_do_is_refused_by_name(outcome, case, reason):
+    message = outcome["refusals"][case]
+    assert message.startswith("0.weight/")
+    assert "is not exact on the shards of '0.weight'" in message
+    assert reason in message
