@@ -184,3 +184,29 @@ def test_verdicts():
     assert verdict({"train/accuracy": 0.9, "valid/accuracy": 0.89}).startswith("Does not overfit")
     assert verdict({"train/rmse": 1.0, "valid/rmse": 2.0}).startswith("Overfits")
     assert "cannot be judged" in verdict({"train/accuracy": 0.9})
+
+
+def test_a_verdict_tells_that_the_validation_loss_has_turned():
+    metrics = {"train/accuracy": 1.0, "valid/accuracy": 0.99, "valid/loss": 0.4}
+    history = [{"epoch": 1, "valid/loss": 0.5}, {"epoch": 2, "valid/loss": 0.2}]
+    assert "risen from 0.2000 in epoch 2 to 0.4000" in verdict(metrics, history)
+    assert "risen" not in verdict(metrics | {"valid/loss": 0.21}, history)
+
+
+def test_what_to_run_next_answers_what_was_found(iris):
+    from tikhon.training.fit import Run
+    from tikhon.training.result import next_commands
+
+    command = ("tikhon", "fit", "iris", "--output", "run", "--json", "--lr", "0.1")
+    history = ({"epoch": 1, "valid/loss": 0.2},)
+
+    def after(**metrics):
+        return next_commands(
+            Run(torch.nn.Linear(1, 1), Recipe(), history, "epochs", 1, 1.0, "run",
+                {"train/accuracy": 1.0} | metrics, {}, command)
+        )  # fmt: skip
+
+    again = "tikhon fit iris --lr 0.1"
+    assert after(**{"valid/accuracy": 0.9, "valid/loss": 0.2}) == [f"{again} --l2 auto"]
+    assert after(**{"valid/accuracy": 1.0, "valid/loss": 0.3}) == [f"{again} --early-stopping 5"]
+    assert after(**{"valid/accuracy": 1.0, "valid/loss": 0.2}) == ["tikhon compare iris"]

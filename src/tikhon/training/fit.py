@@ -50,11 +50,12 @@ class Run:
     path: str | None = None
     metrics: Mapping[str, float] | None = None
     penalties: Mapping[str, Mapping[str, float]] | None = None
+    command: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         from tikhon.training.result import verdict
 
-        return verdict(self.metrics or {})
+        return verdict(self.metrics or {}, self.history)
 
 
 def fit(
@@ -140,7 +141,9 @@ def fit(
             saver = _Saver(folder, training, on_warning)
             hooks["on_epoch"] = _both(folder.append, on_epoch)
             ended = training.run(**hooks, save=saver, save_every=checkpoint_every)
-            run = _run(training, ended, str(folder.path), parts[2])
+            run = _run(
+                training, ended, str(folder.path), parts[2], tuple(config.get("command", ()))
+            )
             if ended != "stopped":
                 _close(folder, training, run)
             return run
@@ -269,7 +272,9 @@ def versions() -> dict[str, Any]:
     }
 
 
-def _run(training: Training, ended: str, path: str | None, test: Any) -> Run:
+def _run(
+    training: Training, ended: str, path: str | None, test: Any, command: tuple[str, ...] = ()
+) -> Run:
     model = training.model
     last = training.history[-1] if training.history else {}
     metrics = {k: v for k, v in last.items() if k.startswith(("train/", "valid/"))}
@@ -295,6 +300,7 @@ def _run(training: Training, ended: str, path: str | None, test: Any) -> Run:
         path,
         metrics,
         measures.penalties(training.regularizer),
+        command,
     )
 
 

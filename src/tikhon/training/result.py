@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tikhon.training import measures
@@ -10,14 +12,16 @@ from tikhon.training.fit import Run
 
 _GAP = 0.03  # of accuracy between training and validation rows that is called overfitting
 _RATIO = 1.25  # of their root mean square errors
+_RISE = 1.1  # of the validation loss over its lowest value
 
 
 def result_of(run: Run) -> dict[str, Any]:
     """The `result.json` of a fit."""
+    metrics = dict(run.metrics or {})
     return {
         "kind": "fit",
-        "verdict": verdict(run.metrics or {}),
-        "metrics": dict(run.metrics or {}),
+        "verdict": verdict(metrics, run.history),
+        "metrics": metrics,
         "penalties": dict(run.penalties or {}),
         "weights": measures.weights(run.model),
         "best_epoch": run.best_epoch,
@@ -28,34 +32,69 @@ def result_of(run: Run) -> dict[str, Any]:
     }
 
 
-def verdict(metrics: Mapping[str, float]) -> str:
-    """Overfitting or not, by the gap between training and validation.
+def verdict(metrics: Mapping[str, float], history: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Overfitting or not, by the gap between training and validation and by the loss's turn.
 
     >>> verdict({"train/accuracy": 1.0, "valid/accuracy": 0.8})
     'Overfits: accuracy 1.000 on training rows, 0.800 on validation rows (gap 0.200).'
     """
+    judged = "Overfits" if overfits(metrics) else "Does not overfit"
     if "valid/accuracy" in metrics:
         train, valid = metrics["train/accuracy"], metrics["valid/accuracy"]
-        gap = train - valid
-        judged = "Overfits" if gap > _GAP else "Does not overfit"
-        return (
+        text = (
             f"{judged}: accuracy {train:.3f} on training rows, {valid:.3f} on validation rows "
-            f"(gap {gap:.3f})."
+            f"(gap {train - valid:.3f})"
         )
-    if "valid/rmse" in metrics:
+    elif "valid/rmse" in metrics:
         train, valid = metrics["train/rmse"], metrics["valid/rmse"]
-        judged = "Overfits" if valid > _RATIO * train else "Does not overfit"
-        return (
+        text = (
             f"{judged}: root mean square error {train:.4g} on training rows, {valid:.4g} on "
-            f"validation rows (ratio {valid / train if train else float('inf'):.2f})."
+            f"validation rows (ratio {valid / train if train else math.inf:.2f})"
         )
-    name = next((k for k in ("train/accuracy", "train/rmse") if k in metrics), None)
-    score = f"{name.removeprefix('train/')} {metrics[name]:.4g}, " if name else ""
-    return f"Trained: {score}without validation rows, so overfitting cannot be judged."
+    else:
+        name = next((k for k in ("train/accuracy", "train/rmse") if k in metrics), None)
+        score = f"{name.removeprefix('train/')} {metrics[name]:.4g}, " if name else ""
+        return f"Trained: {score}without validation rows, so overfitting cannot be judged."
+    low = lowest(history)
+    if low is not None and metrics["valid/loss"] > _RISE * low["valid/loss"]:
+        text += (
+            f"; the validation loss has risen from {low['valid/loss']:.4f} in epoch "
+            f"{low['epoch']} to {metrics['valid/loss']:.4f}"
+        )
+    return text + "."
+
+
+def overfits(metrics: Mapping[str, float]) -> bool:
+    """Whether the gap between training and validation rows is beyond the limit."""
+    if "valid/accuracy" in metrics:
+        return metrics["train/accuracy"] - metrics["valid/accuracy"] > _GAP
+    return "valid/rmse" in metrics and metrics["valid/rmse"] > _RATIO * metrics["train/rmse"]
+
+
+def lowest(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The epoch of the lowest validation loss."""
+    return min(
+        (row for row in history if "valid/loss" in row),
+        key=lambda row: row["valid/loss"],
+        default=None,
+    )
 
 
 def next_commands(run: Run) -> list[str]:
-    """What to run next."""
-    if run.path is None:
+    """What to run next: the same with an answer to what was found."""
+    if run.path is None or not run.command:
         return []
-    return [f"tikhon report {run.path}"]
+    again = list(run.command)
+    if "--output" in again:
+        at = again.index("--output")
+        del again[at : at + 2]
+    again = [a for a in again if a not in ("--overwrite", "--json", "--quiet", "-q")]
+    low = lowest(run.history)
+    metrics = run.metrics or {}
+    found = []
+    if overfits(metrics) and "--l2" not in again:
+        found.append(shlex.join([*again, "--l2", "auto"]))
+    if low is not None and metrics["valid/loss"] > _RISE * low["valid/loss"]:
+        if "--early-stopping" not in again:
+            found.append(shlex.join([*again, "--early-stopping", "5"]))
+    return found or [shlex.join(["tikhon", "compare", *run.command[2:3]])]
