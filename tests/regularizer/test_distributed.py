@@ -44,6 +44,7 @@ def test_equals_the_single_process(outcome, case, wrapper):
     assert found["value"] < 1e-6
     assert found["same value everywhere"]
     assert found["zeros"]
+    assert found["trace"] < 1e-6
 
 
 @pytest.mark.parametrize(

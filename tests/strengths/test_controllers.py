@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn, optim
@@ -97,10 +99,10 @@ def test_the_ramp_of_target_sparsity_is_cubic():
 def test_norm_bound_keeps_the_size_without_jumps(make, how):
     free = problem(make, tk.L2(0.0), steps=300, how=how)[1][-1]
     bound = 0.6 * free
-    reg, sizes, _ = problem(make, tk.L2(tk.NormBound(bound)), steps=300, how=how)
+    _, sizes, _ = problem(make, tk.L2(tk.NormBound(bound)), steps=300, how=how)
     assert sizes[-1] == pytest.approx(bound, rel=0.05)
     assert max(sizes[-100:]) < 1.06 * bound
-    decays = [b / a for a, b in zip(sizes, sizes[1:])]
+    decays = [b / a for a, b in pairwise(sizes)]
     assert min(decays) > 0.5
 
 

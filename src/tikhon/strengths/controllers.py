@@ -15,7 +15,7 @@ from tikhon.penalties.base import Penalty, Proximable, is_metric
 from tikhon.penalties.elementwise import L2
 
 _PROPORTIONAL, _INTEGRAL = 0.2, 0.01  # critically damped: the first squared is 4 times the second
-_SAMPLE = 65536  # weights that TargetSparsity looks at
+_SAMPLE = 65536  # weights or rows that TargetSparsity looks at
 _TOLERANCE = 1e-3  # by how much it may exceed its share
 
 
@@ -113,7 +113,8 @@ class TargetSparsity(Controller):
             together) or one each ("layer").
 
     Raises ValueError for a share or a count out of its range; TypeError where the penalty gives
-    no zeros. Where more than 65,536 weights share a strength, a regular sample of them is counted.
+    no zeros. Of more than 65,536 weights (or rows) that share a strength a regular sample is
+    counted.
 
     Reference: the cubic ramp is that of Zhu and Gupta (2017), https://arxiv.org/abs/1710.01878.
 
@@ -239,9 +240,9 @@ def _sample(reading: Reading, among: int) -> tuple[Proximable, Tensor, float | T
     """The penalty, weights and gain of a reading, thinned where many rows or entries are alike."""
     penalty, w, gain = reading.penalty, reading.weights, reading.gain
     assert isinstance(penalty, Proximable)
-    stride = math.ceil(w.numel() * among / _SAMPLE)
-    bound_to_entries = any(isinstance(v, Tensor) for v in vars(penalty).values())
-    if stride <= 1 or bound_to_entries or not (penalty.elementwise or len(w) > 1):
+    units = w.numel() if penalty.elementwise else len(w)  # a row is zero as a whole
+    stride = math.ceil(units * among / _SAMPLE)
+    if stride <= 1 or any(isinstance(value, Tensor) for value in vars(penalty).values()):
         return penalty, w, gain
     if penalty.elementwise:
         w = w.reshape(-1)
