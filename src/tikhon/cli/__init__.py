@@ -17,9 +17,12 @@ from tikhon.errors import DataError, InputError, StorageError, unknown
 
 COMMANDS = (
     "demo",
+    "compare",
     "fit",
     "predict",
     "report",
+    "tune",
+    "path",
 )
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

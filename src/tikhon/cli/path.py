@@ -1,0 +1,162 @@
+"""tikhon path: which features a model needs, from the strongest penalty to the weakest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tikhon.cli import tables
+from tikhon.cli.fit import _about, _command, _output
+from tikhon.cli.options import Data, DataDir, Debug, Json, Output, Overwrite, Quiet, Seed
+from tikhon.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from tikhon.cli.terminal import Terminal
+    from tikhon.tuning.path import PathResult
+
+_NETWORKS = ("hierarchical", "group_lasso")
+
+
+def path(
+    data: Data,
+    penalty: Annotated[
+        str, typer.Option(help="l1, mcp, scad, elastic_net, group_lasso, hierarchical, ...")
+    ] = "l1",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="linear, or a network such as mlp:64 (group_lasso, hierarchical).",
+            show_default="mlp:64 for hierarchical, else linear",
+        ),
+    ] = None,
+    strengths: Annotated[
+        str, typer.Option(help="How many strengths, or universal (no validation).")
+    ] = "100",
+    folds: Annotated[int, typer.Option(help="Folds for the scores of linear models.")] = 5,
+    select: Annotated[str, typer.Option(help="one_se (sparser) or best.")] = "one_se",
+    debias: Annotated[bool, typer.Option("--debias", help="Refit without the penalty.")] = False,
+    test: Annotated[float, typer.Option(help="Share of the rows for testing.")] = 0.2,
+    target: tables.Target = None,
+    task: tables.Task = None,
+    time: tables.Time = None,
+    group: tables.Group = None,
+    drop: tables.Drop = None,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Follow a penalty over its whole range of strengths and choose the features of DATA."""
+    if select not in ("one_se", "best"):
+        raise InputError(unknown("select", select, ("one_se", "best")))
+    from tikhon.recipe import penalty_names
+
+    kinds = penalty_names()
+    if penalty not in kinds:
+        raise InputError(unknown("penalty", penalty, kinds))
+    model = model or ("mlp:64" if penalty == "hierarchical" else "linear")
+    if model != "linear" and penalty not in _NETWORKS:
+        raise InputError(f"a network's path takes {' or '.join(_NETWORKS)}, received {penalty!r}")
+
+    from tikhon.cli.terminal import Terminal
+    from tikhon.cli.threads import limit_threads
+    from tikhon.data import load, split
+    from tikhon.training.run_directory import CONFIG, MODEL, RESULT, RunDirectory, write_tensors
+    from tikhon.tuning.path import path as follow
+
+    terminal = Terminal(json=json, quiet=quiet)
+    table = tables.table_options(data, target, task=task, time=time, group=group, drop=drop)
+    source = load(data, data_dir=data_dir, table=table)
+    parts = split(source, valid=0.2, test=test, seed=seed)
+    folder_path = _output(output, source.name, False)
+    limit_threads(0)
+    train, valid, build = (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y), None
+    settings: dict[str, Any] = {"strengths": _strengths(strengths), "select": select, "seed": seed}
+    if model == "linear":
+        from tikhon.cli.tune import _joined
+
+        train, valid = _joined(parts), None
+        settings |= {"folds": 0 if strengths == "universal" else folds, "debias": debias}
+    else:
+        from tikhon.models import build as named
+
+        def build() -> Any:
+            return named(model, parts.train.shape, source.outputs)
+
+    terminal.note(f"{source.name}: {len(train[0]):,} rows, {train[0][0].numel()} features; "
+                  f"{penalty} path of model {model}")  # fmt: skip
+    with RunDirectory(folder_path) as folder:
+        folder.create(overwrite=overwrite)
+        folder.write(CONFIG, {
+            "kind": "path", "command": _command(folder_path),
+            "data": _about(source, parts, 0.2, test, table),
+            "model": {"name": model, "shape": list(parts.train.shape), "outputs": source.outputs},
+            "optimizer": {}, "recipe": {}, "seed": seed, "device": "cpu", "versions": _versions(),
+        })  # fmt: skip
+        result = follow(
+            build, train, kinds[penalty](), valid=valid, feature_names=parts.train.feature_names,
+            **settings,
+        )  # fmt: skip
+        write_tensors(folder.path / MODEL, result.model().state_dict())
+        folder.write(RESULT, result.to_dict())
+    _conclude(terminal, result, parts, folder_path)
+    return 0
+
+
+def _strengths(text: str) -> int | str:
+    if text == "universal":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"strengths must be a number above 0 or universal, received {text!r}")
+    return int(text)
+
+
+def _versions() -> dict[str, str]:
+    from tikhon.training.fit import versions
+
+    return versions()
+
+
+def _conclude(terminal: Terminal, result: PathResult, parts: Any, folder: Any) -> None:
+    import math
+
+    import torch
+
+    from tikhon.report import write
+
+    rows = parts.test
+    shown, last = [], None
+    for index, (strength, count) in enumerate(zip(result.strengths, result.counts)):
+        if count == last and index != result.chosen:
+            continue
+        last = count
+        score = result.scores[index]
+        shown.append([
+            str(count), f"{strength:.4g}", f"{score:.4f}" if math.isfinite(score) else "",
+            _test(result.model(index), rows), "<- chosen" if index == result.chosen else "",
+        ])  # fmt: skip
+    kind = "test rmse" if rows.y.is_floating_point() else "test accuracy"
+    terminal.table(["features", "strength", "validation loss", kind, ""], shown)
+    names = result.features()
+    listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    terminal.say(f"{len(names)} features: {listed}" if names else "no feature is needed")
+    with torch.no_grad():
+        page = write(folder)
+    terminal.say(f"{result.seconds:.1f} s; report: {page}")
+    terminal.document({"output": str(folder), **result.to_dict()})
+
+
+def _test(model: Any, rows: Any) -> str:
+    import torch
+
+    with torch.no_grad():
+        out = model(rows.x.flatten(1) if isinstance(model, torch.nn.Linear) else rows.x)
+    if rows.y.is_floating_point():
+        error = (out.reshape(rows.y.shape) - rows.y).square().mean().sqrt()
+        return f"{float(error) * rows.unit:.4g}"
+    guess = out.argmax(1) if out.shape[1] > 1 else (out[:, 0] > 0).long()
+    return f"{float((guess == rows.y).float().mean()):.4f}"

@@ -1,0 +1,324 @@
+"""tikhon tune: find the hyperparameters of a network in the time of a few trainings."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tikhon.cli import tables
+from tikhon.cli.fit import _about, _command, _output
+from tikhon.cli.options import (
+    Data,
+    DataDir,
+    Debug,
+    Device,
+    Json,
+    Output,
+    Overwrite,
+    Quiet,
+    Resume,
+    Seed,
+)
+from tikhon.errors import InputError
+
+if TYPE_CHECKING:
+    from tikhon.cli.terminal import Terminal
+    from tikhon.data import Split
+    from tikhon.tuning.tune import TuneResult
+
+
+def tune(
+    data: Data,
+    model: Annotated[str, typer.Option(help="mlp, mlp:300,100, lenet5, convnet.")] = "mlp:64,64",
+    space: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of what varies.", show_default="dropout, lr, weight decay"),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="60s, 5m, 1h or 200runs (full trainings).",
+            metavar="BUDGET",
+            show_default="16runs",
+        ),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(help="Folds, 0 for a held-out part.", show_default="3 under 1,000 rows"),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Length of a full training.", show_default="by rows")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(show_default="by rows")] = None,
+    loss: Annotated[str, typer.Option(help="cross_entropy, mse or auto.")] = "auto",
+    test: Annotated[float, typer.Option(help="Share of the rows for testing.")] = 0.2,
+    target: tables.Target = None,
+    task: tables.Task = None,
+    time: tables.Time = None,
+    group: tables.Group = None,
+    drop: tables.Drop = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Share the search: journal:PATH or a database URL (Optuna)."),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes on the shared search.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to train on: an address, or local.", metavar="ADDRESS"),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    output: Output = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Find dropout, learning rate and weight decay for DATA, with an honest audit.
+
+    Members train together where that is faster; the best are trained again on all rows.
+    """
+    from tikhon.tuning.plan import parse_budget
+    from tikhon.tuning.space import Space
+
+    parse_budget(budget)
+    entries = None if space is None else Space.from_toml(space)
+    if workers < 1:
+        raise InputError(f"workers must be 1 or more, received {workers}")
+
+    from tikhon.cli.terminal import Terminal
+    from tikhon.cli.threads import limit_threads
+    from tikhon.data import load, split
+    from tikhon.models import build
+    from tikhon.training.interrupt import interruptible
+    from tikhon.training.run_directory import CONFIG, RunDirectory
+
+    terminal = Terminal(json=json, quiet=quiet)
+    table = tables.table_options(data, target, task=task, time=time, group=group, drop=drop)
+    source = load(data, data_dir=data_dir, table=table)
+    parts = split(source, valid=0.2, test=test, seed=seed)
+    train = _joined(parts)
+    path = _output(output, source.name, resume)
+
+    def network() -> Any:
+        return build(model, parts.train.shape, source.outputs)
+
+    size = sum(p.numel() for p in network().parameters())
+    limit_threads(size * 64)
+    config = {
+        "kind": "tune",
+        "command": _command(path),
+        "data": _about(source, parts, 0.2, test, table),
+        "model": {"name": model, "shape": list(parts.train.shape), "outputs": source.outputs,
+                  "parameters": size},
+        "optimizer": {"name": "adamw", "schedule": "cosine"}, "recipe": {}, "seed": seed,
+        "device": _device(device), "versions": _versions(),
+    }  # fmt: skip
+    terminal.note(
+        f"{source.name}: {len(train[0]):,} rows to choose and train on, {len(parts.test.x):,} to "
+        f"test; model {model}, {size:,} parameters"
+    )
+    searching: dict[str, Any] = dict(
+        loss=loss, space=entries, budget=budget, seed=seed, folds=folds, epochs=epochs,
+        batch_size=batch_size, device=_device(device), output=path, resume=resume,
+    )  # fmt: skip
+    if storage or ray or workers > 1:
+        searching |= _distributed(storage, workers, ray, path)
+    with RunDirectory(path) as folder:
+        if resume:
+            if not folder.exists:
+                raise InputError(f"nothing to resume: {path} holds no run")
+            folder.lock()
+        else:
+            folder.create(overwrite=overwrite)
+            _clear(path)
+            folder.write(CONFIG, config)
+        with interruptible() as interrupt, Board(terminal) as board:
+            from tikhon.tuning.tune import tune as search
+
+            result = search(
+                network, train, stop=interrupt.__bool__, on_event=board.event, **searching
+            )
+        _save(folder, result)
+    if interrupt:
+        again = shlex.join([*config["command"], "--resume"])
+        terminal.note(f"stopped; all finished trials are kept in {path}; continue with\n  {again}")
+    _conclude(terminal, result, parts, path)
+    return 128 + int(interrupt.signal or 0) if interrupt else 0
+
+
+class Board:
+    """The live table of rungs, survivors and time, on stderr."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        from rich.live import Live
+
+        self._terminal = terminal
+        self._rungs: dict[int, dict[str, Any]] = {}
+        self._began, self._seconds, self._line = perf_counter(), None, ""
+        still = terminal.quiet or not terminal.err.is_terminal
+        self._live = None if still else Live(console=terminal.err, refresh_per_second=4)
+
+    def __enter__(self) -> Board:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Take one event of the search."""
+        kind = event["event"]
+        if kind == "plan":
+            self._plan(event)
+        elif kind == "batch":
+            rung = {"members": event["trials"], "done": 0, "failed": 0, "best": None, "epoch": 0}
+            self._rungs[event["budget"]] = rung
+        elif kind == "epoch" and event["budget"] in self._rungs:
+            self._rungs[event["budget"]]["epoch"] = event["epoch"]
+        elif kind == "outcomes":
+            self._outcomes(event["outcomes"])
+        if self._live is not None:
+            self._live.update(self._table())
+
+    def _plan(self, plan: dict[str, Any]) -> None:
+        self._seconds = plan["seconds"]
+        how = f"{plan['chunk']} at a time" if plan["chunk"] > 1 else "one after another"
+        self._terminal.note(
+            f"plan: {plan['members']} members of {plan['epochs']} epochs, trained {how}"
+        )
+        if plan["chunk"] == 1 and plan["reason"]:
+            self._terminal.note(f"not vectorised: {plan['reason']}", "yellow")
+
+    def _outcomes(self, outcomes: list[Any]) -> None:
+        rung = self._rungs[outcomes[0].trial.budget]
+        rung["done"] += len(outcomes)
+        rung["failed"] += sum(o.failed for o in outcomes)
+        known = [o for o in outcomes if not o.failed]
+        if known:
+            best = min(known, key=lambda o: o.score)
+            if rung["best"] is None or best.score < rung["best"].score:
+                rung["best"] = best
+        if self._live is None:
+            best = rung["best"]
+            shown = "none" if best is None else f"{best.score:.4f} ({_config(best.trial.config)})"
+            self._terminal.note(
+                f"rung of {outcomes[0].trial.budget} epochs: {rung['done']} members, "
+                f"{rung['failed']} diverged, best {shown}"
+            )
+
+    def _table(self) -> Any:
+        from rich.table import Table
+
+        spent = perf_counter() - self._began
+        left = (
+            "" if self._seconds is None else f", about {max(self._seconds - spent, 0):.0f} s left"
+        )
+        table = Table(box=None, pad_edge=False, title=f"{spent:.0f} s{left}", title_justify="left")
+        for name in ("epochs", "members", "at epoch", "diverged", "best", "configuration"):
+            table.add_column(name, justify="left" if name == "configuration" else "right")
+        for budget, rung in self._rungs.items():
+            best = rung["best"]
+            table.add_row(
+                str(budget), str(rung["members"]),
+                str(rung["epoch"]) if rung["done"] < rung["members"] else "done",
+                str(rung["failed"]), "" if best is None else f"{best.score:.4f}",
+                "" if best is None else _config(best.trial.config),
+            )  # fmt: skip
+        return table
+
+
+def _config(config: Any) -> str:
+    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
+                     for k, v in config.items())  # fmt: skip
+
+
+def _joined(parts: Split) -> tuple[Any, Any]:
+    """All rows but the test part: the search divides them itself."""
+    import torch
+
+    pieces = (parts.train, parts.valid)
+    return torch.cat([p.x for p in pieces]), torch.cat([p.y for p in pieces])
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _versions() -> dict[str, str]:
+    from tikhon.training.fit import versions
+
+    return versions()
+
+
+def _clear(path: Path) -> None:
+    """What an earlier search left in a folder that is replaced."""
+    (path / "journal.jsonl").unlink(missing_ok=True)
+    shutil.rmtree(path / "states", ignore_errors=True)
+
+
+def _distributed(storage: str | None, workers: int, ray: str | None, path: Path) -> dict[str, Any]:
+    if ray is not None:
+        from tikhon.integrations.ray import RayRunner
+
+        return {"runner": RayRunner.factory(ray)}
+    from tikhon.integrations.optuna import shared_search
+
+    return {"search": shared_search(storage or f"journal:{path / 'study.log'}", workers)}
+
+
+def _save(folder: Any, result: TuneResult) -> None:
+    from tikhon.training.run_directory import MODEL, RESULT, write_tensors
+
+    write_tensors(folder.path / MODEL, result.model.state_dict())
+    write_tensors(folder.path / "average.safetensors", result.average.state_dict())
+    folder.write(RESULT, result.to_dict())
+
+
+def _conclude(terminal: Terminal, result: TuneResult, parts: Split, path: Path) -> None:
+    from tikhon.report import write
+
+    page = write(path)
+    terminal.say(f"chosen: {_config(result.config)}")
+    for line in result.audit.lines():
+        terminal.say(f"  {line}")
+    if result.stopped:
+        terminal.say(f"  ended early: {result.stopped}")
+    scores = {name: _test(m, parts) for name, m in
+              (("chosen model", result.model), ("average", result.average))}  # fmt: skip
+    kinds = list(scores["average"])
+    terminal.table(
+        ["test rows", *kinds],
+        [[name, *(f"{found[kind]:.4f}" for kind in kinds)] for name, found in scores.items()],
+    )
+    terminal.say(f"{result.seconds:.1f} s; models in {path}")
+    terminal.say(f"report: {page}")
+    terminal.document({"output": str(path), **result.to_dict(), "test": scores})
+
+
+def _test(model: Any, parts: Split) -> dict[str, float]:
+    """Loss, and accuracy or the root mean squared error in the target's unit."""
+    import torch
+    import torch.nn.functional as F
+
+    rows = parts.test
+    with torch.no_grad():
+        out = model.cpu()(rows.x)
+    if rows.y.is_floating_point():
+        error = F.mse_loss(out.reshape(rows.y.shape), rows.y)
+        return {"loss": float(error), "rmse": float(error.sqrt()) * rows.unit}
+    accuracy = (out.argmax(1) == rows.y).float().mean()
+    return {"loss": float(F.cross_entropy(out, rows.y)), "accuracy": float(accuracy)}
