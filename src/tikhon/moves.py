@@ -13,7 +13,6 @@ from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty, Proximable
 from tikhon.penalties.constraints import TopK
 from tikhon.penalties.elementwise import L2, MCP, SCAD
-from tikhon.penalties.kernels import prox_
 from tikhon.targets import local
 from tikhon.terms import Binding
 
@@ -73,19 +72,23 @@ def settle(
     moved_from: Tensor | None,
 ) -> None:
     """Replace the weights by their prox, unless the optimizer has skipped this step."""
-    penalty = binding.penalty
-    assert isinstance(penalty, Proximable)
-    if skipped is None and moved_from is None and _settle_in_place(binding, optimizer, group_of):
+    before = None if skipped is None and moved_from is None else binding.read().clone()
+    # a kernel wherever there is one, measured or not: it rounds in its own way, and a resumed run
+    # measures in other steps
+    if not _settle_in_place(binding, optimizer, group_of):
+        penalty = binding.penalty
+        assert isinstance(penalty, Proximable)
+        step, _ = gain_of(binding, optimizer, group_of)
+        binding.write_(penalty.prox(binding.read(), step))
+    if before is None:
         return
-    w = binding.read()
-    step, _ = gain_of(binding, optimizer, group_of)
-    new = penalty.prox(w, step)
+    after = binding.read()
     if skipped is not None:
-        new = torch.where(skipped.bool(), w, new)
+        after = torch.where(skipped.bool(), before, after)
+        binding.write_(after)
     if moved_from is not None:
-        ours = (new - w).norm()
-        binding.share = ours / (ours + (w - moved_from).norm())
-    binding.write_(new)
+        ours = (after - before).norm()
+        binding.share = ours / (ours + (before - moved_from).norm())
 
 
 def _settle_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf) -> bool:
@@ -104,7 +107,8 @@ def _settle_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: Gro
     step, scale, eps = gain.numerator, gain.scale, gain.eps
     if not kernels.prox_(binding.penalty, w, step, moment=moment, scale=scale, eps=eps):
         return False
-    binding.write_(w)
+    if w.data_ptr() != local(param).data_ptr():  # a copy: rows="in", 16-bit weights
+        binding.write_(w)
     return True
 
 
