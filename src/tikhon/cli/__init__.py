@@ -23,6 +23,8 @@ COMMANDS = (
     "report",
     "tune",
     "path",
+    "diagnose",
+    "cure",
 )
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

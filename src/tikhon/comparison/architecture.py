@@ -1,0 +1,129 @@
+"""Architecture against regularization: width x strength, and depth x remedy x strength."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tikhon.data import Dataset, split
+from tikhon.errors import InputError
+from tikhon.models import MLP
+from tikhon.penalties import L2
+from tikhon.recipe import Recipe
+from tikhon.training import fit
+
+Remedy = Literal["plain", "he", "norm", "residual"]
+REMEDIES: tuple[Remedy, ...] = ("plain", "he", "norm", "residual")
+
+
+class DeepMLP(nn.Module):
+    """Hidden layers of one width: with LeCun's old uniform weights ("plain"), He's, LayerNorm
+    before each layer ("norm"), or that and a residual sum ("residual").
+    """
+
+    def __init__(self, features: int, width: int, depth: int, outputs: int, remedy: Remedy):
+        super().__init__()
+        self.remedy = remedy
+        self.first, self.last = nn.Linear(features, width), nn.Linear(width, outputs)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        normed = remedy in ("norm", "residual")
+        kind = nn.LayerNorm if normed else nn.Identity
+        self.norms = nn.ModuleList(kind(width) for _ in self.hidden)
+        if remedy != "plain":
+            for layer in (self.first, *self.hidden):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # type: ignore[arg-type]
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, ...) -> (rows, outputs)."""
+        x = torch.relu(self.first(x.flatten(1)))
+        for layer, norm in zip(self.hidden, self.norms, strict=True):
+            y = torch.relu(layer(norm(x)))
+            x = x + y if self.remedy == "residual" else y
+        return self.last(x)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What `balance` found: one row a trained network."""
+
+    rows: tuple[dict[str, Any], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"rows": list(self.rows)}
+
+
+def balance(
+    data: Dataset,
+    *,
+    widths: Sequence[int] = (),
+    depths: Sequence[int] = (),
+    strengths: Sequence[float] = (0.0, 1e-4, 1e-3, 1e-2),
+    epochs: int = 30,
+    lr: float = 1e-3,
+    seed: int = 0,
+    on_event: Callable[[str, int, int], None] = lambda text, done, total: None,
+) -> Shapes:
+    """Test scores over width x strength of L2, and over depth x remedy x strength.
+
+    A row of a deep network also holds its backprop ratio: the norm of the loss gradient at the
+    first weight matrix over that at the last, at step 0 (1 is even, 0 has vanished).
+
+    Raises `InputError` for widths or depths below 1.
+    """
+    for name, sizes in (("widths", widths), ("depths", depths)):
+        if any(size < 1 for size in sizes):
+            raise InputError(f"{name} must be 1 or more, received {list(sizes)}")
+    parts = split(data, seed=seed)
+    features, outputs = parts.train.x[0].numel(), parts.train.outputs
+    plans: list[tuple[dict[str, Any], Callable[[], nn.Module]]] = [
+        ({"width": w}, lambda w=w: MLP([features, w, outputs])) for w in widths
+    ]
+    for depth in depths:
+        for remedy in REMEDIES:
+            make = partial(DeepMLP, features, 64, depth, outputs, remedy)
+            plans.append(({"depth": depth, "remedy": remedy}, make))
+    rows, total = [], len(plans) * len(strengths)
+    for about, make in plans:
+        for strength in strengths:
+            on_event(str(about), len(rows), total)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = make()
+            row = {**about, "strength": strength}
+            if "depth" in about:
+                some = parts.train.x[:256], parts.train.y[:256]
+                row["backprop_ratio"] = backprop_ratio(model, *some)
+            recipe = Recipe({"*": L2(strength)}) if strength else Recipe()
+            run = fit(
+                model, (parts.train.x, parts.train.y), recipe,
+                valid=(parts.valid.x, parts.valid.y), test=(parts.test.x, parts.test.y),
+                lr=lr, epochs=epochs, seed=seed, unit=parts.train.unit, device="cpu",
+            )  # fmt: skip
+            rows.append(row | {k: v for k, v in (run.metrics or {}).items() if "/loss" not in k})
+    return Shapes(tuple(rows))
+
+
+def backprop_ratio(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Gradient norm at the first weight matrix over that at the last, in one pass."""
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    output = model(x)
+    if y.is_floating_point():
+        loss = F.mse_loss(output.reshape(y.shape), y)
+    else:
+        loss = F.cross_entropy(output, y)
+    first, last = torch.autograd.grad(loss, [weights[0], _output_weight(model)])
+    return float(first.norm() / last.norm().clamp(min=1e-30))
+
+
+def _output_weight(model: nn.Module) -> Tensor:
+    if isinstance(model, DeepMLP):
+        return model.last.weight
+    return [p for p in model.parameters() if p.ndim > 1][-1]

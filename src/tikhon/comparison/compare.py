@@ -1,0 +1,233 @@
+"""The verb behind `tikhon compare`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import nn
+
+from tikhon.comparison.methods import Method, design
+from tikhon.comparison.statistics import interval, tied
+from tikhon.data import Dataset, Split, split
+from tikhon.errors import InputError
+from tikhon.models import build
+from tikhon.recipe import Recipe
+from tikhon.training import fit
+
+Event = Callable[[str, int, int], None]  # what is done, trainings so far, trainings in all
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """One training: what it was, what it scored."""
+
+    recipe: Recipe
+    lr: float
+    seed: int
+    model: nn.Module
+    metrics: dict[str, float]
+    seconds: float
+
+    def score(self, part: str) -> float:
+        """Higher is better: accuracy, or minus the root mean square error."""
+        if f"{part}/accuracy" in self.metrics:
+            return self.metrics[f"{part}/accuracy"]
+        return -self.metrics[f"{part}/rmse"]
+
+
+@dataclass
+class Arm:
+    """What one method came to, over the splits."""
+
+    method: Method
+    chosen: list[Fitted] = field(default_factory=list)  # one a split
+    reseeded: list[float] = field(default_factory=list)  # test scores on the first split
+    parameters: list[tuple[int, int]] = field(default_factory=list)  # before, after compaction
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of a comparison; `rows` are ordered, the best first."""
+
+    data: str
+    metric: str
+    rows: tuple[dict[str, Any], ...]
+    trials: int
+    splits: int
+    epochs: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for `result.json`."""
+        return {
+            "kind": "compare",
+            "data": self.data,
+            "metric": self.metric,
+            "trials": self.trials,
+            "splits": self.splits,
+            "epochs": self.epochs,
+            "seconds": self.seconds,
+            "verdict": self.verdict(),
+            "methods": list(self.rows),
+        }
+
+    def verdict(self) -> str:
+        """Who is best, and who is as good as far as these splits can tell."""
+        best, *others = self.rows
+        equal = [row["method"] for row in others if row["tied"]]
+        verdict = f"Best: {best['method']} ({self.metric} {abs(best['test']):.4f} on test rows)"
+        if not equal:
+            return f"{verdict}; every other method is worse by more than chance."
+        if len(equal) == len(others):
+            return (
+                f"{verdict}; no other method differs by more than chance on {self.splits} splits."
+            )
+        return f"{verdict}; not told apart from it: {', '.join(equal)}."
+
+
+def compare(
+    data: Dataset,
+    methods: Sequence[str],
+    *,
+    model: str = "mlp",
+    splits: int = 5,
+    trials: int | None = None,
+    epochs: int = 30,
+    batch_size: int = 64,
+    budget: float | None = None,
+    seeds: int = 3,
+    seed: int = 0,
+    on_event: Event = lambda text, done, total: None,
+) -> Comparison:
+    """Tune every method on every split with the same number of trainings, then test the choice.
+
+    Each split is drawn anew (60 % train, 20 % validation, 20 % test). A method tries `trials`
+    points of (learning rate, its strengths); the validation loss chooses; the test rows are read
+    once. The first weights and the learning rates are the same for all methods.
+
+    Args:
+        data: what `tikhon.data.load` gives.
+        methods: names of `tikhon.comparison.NAMES`, joined by "+".
+        model: as for `tikhon fit`.
+        splits: >= 2 for confidence intervals.
+        trials: trainings a method and split; by default what the budget allows, 1 to 16, or 6.
+        epochs, batch_size: of every training.
+        budget: seconds for all, measured on one training; the number of trials follows from it.
+        seeds: test scores of the first split's choice under so many seeds (its stability).
+        seed: of everything.
+
+    Raises `InputError` for unknown methods or ones that need classes.
+    """
+    if splits < 1 or seeds < 1:
+        raise InputError(f"splits and seeds must be 1 or more, received {splits} and {seeds}")
+    arms = [Arm(Method.of(name)) for name in methods]
+    for arm in arms:
+        if arm.method.classes_only and data.task != "classification":
+            raise InputError(f"method {arm.method.name!r} needs classes; the target is a number")
+    started = time.perf_counter()
+    trainer = _Trainer(model, epochs, batch_size)
+    parts = split(data, seed=seed)
+    cost = trainer.cost(parts)
+    fixed = len(arms) * (seeds - 1)
+    trials = trials or _trials(budget, cost, len(arms) * splits, fixed)
+    total, done = len(arms) * splits * trials + fixed, 0
+    for number in range(splits):
+        parts = split(data, seed=seed + number)
+        for arm in arms:
+            on_event(f"split {number + 1}/{splits}: {arm.method.name}", done, total)
+            found = [
+                trainer.fit(parts, *arm.method.recipe(point), seed=seed + number)
+                for point in design(arm.method.dimensions, trials)
+            ]
+            chosen = min(found, key=lambda fitted: fitted.metrics["valid/loss"])
+            arm.chosen.append(chosen)
+            arm.parameters.append(_sizes(chosen.model, parts))
+            done += trials
+            if number == 0:
+                arm.reseeded = [chosen.score("test")] + [
+                    trainer.fit(parts, chosen.recipe, chosen.lr, seed=1000 + s).score("test")
+                    for s in range(1, seeds)
+                ]
+                done += seeds - 1
+    share = len(parts.test.x) / len(parts.train.x)
+    rows = _rows(arms, share)
+    metric = "accuracy" if data.task == "classification" else "rmse"
+    seconds = time.perf_counter() - started
+    return Comparison(data.name, metric, rows, trials, splits, epochs, seconds)
+
+
+def _trials(budget: float | None, cost: float, units: int, fixed: int) -> int:
+    if budget is None:
+        return 6
+    return max(1, min(16, int((budget / cost - fixed) / units)))
+
+
+class _Trainer:
+    """Trains one recipe on one split."""
+
+    def __init__(self, model: str, epochs: int, batch_size: int) -> None:
+        self.model, self.epochs, self.batch_size = model, epochs, batch_size
+
+    def cost(self, parts: Split) -> float:
+        """Seconds of one training, measured (the first one pays for what is loaded)."""
+        self.fit(parts, Recipe(), 1e-3, seed=0)
+        started = time.perf_counter()
+        self.fit(parts, Recipe(), 1e-3, seed=0)
+        return time.perf_counter() - started
+
+    def fit(self, parts: Split, recipe: Recipe, lr: float, *, seed: int) -> Fitted:
+        train, valid, test = ((p.x, p.y) for p in (parts.train, parts.valid, parts.test))
+        rate = recipe.dropout if isinstance(recipe.dropout, float) else 0.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build(self.model, parts.train.shape, parts.train.outputs, rate=rate)
+        run = fit(
+            model, train, recipe, valid=valid, test=test, lr=lr, schedule="cosine",
+            batch_size=self.batch_size, epochs=self.epochs, seed=seed, unit=parts.train.unit,
+            device="cpu",
+        )  # fmt: skip
+        return Fitted(recipe, lr, seed, model, dict(run.metrics or {}), run.seconds)
+
+
+def _sizes(model: nn.Module, parts: Split) -> tuple[int, int]:
+    from tikhon.compaction import compact
+
+    return compact(model, parts.valid.x[:8]).compaction.parameters
+
+
+def _rows(arms: list[Arm], share: float) -> tuple[dict[str, Any], ...]:
+    scores = {arm.method.name: [f.score("test") for f in arm.chosen] for arm in arms}
+    best = tied(scores, share=share)
+    rows = []
+    for arm in arms:
+        mean, low, high = interval(scores[arm.method.name], share=share)
+        gaps = [f.score("train") - f.score("test") for f in arm.chosen]
+        first = arm.chosen[0]
+        rows.append(
+            {
+                "method": arm.method.name,
+                "test": mean,
+                "low": low,
+                "high": high,
+                "tied": arm.method.name in best,
+                "scores": scores[arm.method.name],
+                "gap": fmean(gaps),
+                "zeros": fmean(_zeros(f.model) for f in arm.chosen),
+                "size": fmean(after / before for before, after in arm.parameters),
+                "seed_std": stdev(arm.reseeded) if len(arm.reseeded) > 1 else None,
+                "seconds": fmean(f.seconds for f in arm.chosen),
+                "recipe": first.recipe.to_dict(),
+                "lr": first.lr,
+            }
+        )
+    return tuple(sorted(rows, key=lambda row: -row["test"]))
+
+
+def _zeros(model: nn.Module) -> float:
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    return float(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))

@@ -1,0 +1,75 @@
+"""How sure a comparison over splits is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, variance
+
+
+def interval(
+    values: Sequence[float], *, share: float, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean and confidence interval of scores over resampled splits.
+
+    The splits overlap, so the variance of the mean is taken as (1/k + share) * s^2 with
+    share = test rows / train rows, instead of s^2/k. One value has no interval (nan).
+
+    Reference: Nadeau, Bengio, "Inference for the generalization error", 2003,
+    https://doi.org/10.1023/A:1024068626366
+
+    >>> interval([0.9, 0.9, 0.9], share=0.3)
+    (0.9, 0.9, 0.9)
+    """
+    mean = fmean(values)
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    half = _quantile(len(values) - 1, 0.5 + level / 2) * spread(values, share)
+    return mean, mean - half, mean + half
+
+
+def spread(values: Sequence[float], share: float) -> float:
+    """The corrected standard error of the mean."""
+    return math.sqrt((1 / len(values) + share) * variance(values))
+
+
+def p_value(differences: Sequence[float], *, share: float) -> float:
+    """Two-sided p of "the mean difference over splits is zero" (corrected resampled t-test)."""
+    if len(differences) < 2:
+        return math.nan
+    mean, error = fmean(differences), spread(differences, share)
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    from scipy.stats import t
+
+    return float(2 * t.sf(abs(mean) / error, len(differences) - 1))
+
+
+def tied(scores: Mapping[str, Sequence[float]], *, share: float, level: float = 0.05) -> set[str]:
+    """Names that differ from the best mean by no more than chance (Holm's correction).
+
+    Higher scores are better. The best one is tied with itself.
+
+    >>> sorted(tied({"a": [9, 8, 9], "b": [8, 9, 9], "c": [1, 1, 1.1]}, share=0.2))
+    ['a', 'b']
+    """
+    best = max(scores, key=lambda name: fmean(scores[name]))
+    others = [name for name in scores if name != best]
+    ps = {
+        name: p_value(
+            [a - b for a, b in zip(scores[best], scores[name], strict=True)], share=share
+        )
+        for name in others
+    }
+    found, ordered = {best}, sorted(others, key=lambda name: ps[name])
+    for rank, name in enumerate(ordered):
+        if not ps[name] <= level / (len(ordered) - rank):
+            found.update(ordered[rank:])
+            break
+    return found
+
+
+def _quantile(freedom: int, probability: float) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(probability, freedom))

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from tikhon.comparison import NAMES, Method, balance, compare
+from tikhon.comparison.architecture import DeepMLP, backprop_ratio
+from tikhon.comparison.methods import design
+from tikhon.comparison.statistics import interval, p_value, tied
+from tikhon.data import load
+from tikhon.data.arrays import from_arrays
+from tikhon.errors import InputError
+
+
+@pytest.mark.parametrize("name", [*NAMES, "l2+dropout", "l1+dropout+mixup"])
+def test_every_method_gives_recipes_in_the_whole_cube(name: str):
+    method = Method.of(name)
+    rates = []
+    for point in design(method.dimensions, 20):
+        assert all(0 <= unit < 1 for unit in point)
+        recipe, lr = method.recipe(point)
+        rates.append(lr)
+        assert recipe.from_dict(recipe.to_dict()) == recipe
+    assert rates == [Method.of("none").recipe(p)[1] for p in design(2, 20)]
+    assert min(rates) < 1e-3 < 1e-2 < max(rates)
+
+
+def test_methods_that_cannot_be():
+    with pytest.raises(InputError, match="unknown method 'dropuot'; did you mean 'dropout'"):
+        Method.of("l2+dropuot")
+    with pytest.raises(InputError, match="names a part twice"):
+        Method.of("l2+l2")
+    with pytest.raises(InputError, match="needs classes"):
+        compare(load("diabetes"), ["mixup"])
+
+
+def test_points_fill_the_cube():
+    points = np.array(list(design(3, 64)))
+    for axis in range(3):
+        assert np.histogram(points[:, axis], bins=8, range=(0, 1))[0].min() >= 4
+
+
+def test_interval_and_p_are_the_corrected_t_test():
+    a = [0.9, 0.85, 0.88, 0.91, 0.87]
+    mean, low, high = interval(a, share=0.0)
+    expected = stats.t.interval(0.95, 4, loc=np.mean(a), scale=stats.sem(a))
+    assert (mean, low, high) == pytest.approx((np.mean(a), *expected))
+    assert p_value([x - 0.86 for x in a], share=0.0) == pytest.approx(
+        stats.ttest_1samp(a, 0.86).pvalue
+    )
+    wide = interval(a, share=1 / 3)
+    assert wide[2] - wide[0] == pytest.approx((high - mean) * math.sqrt(1 + 5 / 3))
+    assert all(math.isnan(v) for v in interval([0.9], share=0.3)[1:])
+
+
+def test_the_test_errs_rarely_where_nothing_differs():
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(200):
+        scores = {name: rng.normal(size=5) for name in "abc"}
+        wrong += len(tied(scores, share=0.0)) < 3
+    assert wrong / 200 < 0.12  # 0.05 for one pair; the best of three is compared with two
+
+
+def test_a_planted_difference_is_found():
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 0.01, 8)
+    scores = {"good": 0.9 + base, "same": 0.9 + base + rng.normal(0, 0.001, 8), "bad": 0.7 + base}
+    assert tied(scores, share=0.3) == {"good", "same"}
+
+
+def noisy(rows: int = 90) -> object:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, 30)).astype(np.float32)
+    flip = rng.random(rows) < 0.15
+    return from_arrays(x, (x[:, 0] + x[:, 1] > 0) ^ flip, name="noisy")
+
+
+def test_compare_is_fair_and_complete():
+    told = []
+    found = compare(
+        noisy(), ["none", "group_lasso", "early_stopping", "auto"], splits=2, trials=2, epochs=4,
+        seeds=2, on_event=lambda text, done, total: told.append((done, total)),
+    )  # fmt: skip
+    result = found.to_dict()
+    assert result["kind"] == "compare" and len(result["methods"]) == 4
+    assert told[-1][1] == 4 * 2 * 2 + 4 and told == sorted(told)
+    for row in result["methods"]:
+        assert len(row["scores"]) == 2 and 0 < row["size"] <= 1 and row["seed_std"] >= 0
+        assert row["low"] <= row["test"] <= row["high"]
+    by_name = {row["method"]: row for row in result["methods"]}
+    assert by_name["group_lasso"]["recipe"]["penalties"][0]["rows"] == "in"
+    assert "Best: " in result["verdict"]
+    tests = [row["test"] for row in result["methods"]]
+    assert tests == sorted(tests, reverse=True)
+
+
+def test_regression_reports_errors():
+    found = compare(load("diabetes"), ["none", "l2"], splits=2, trials=1, epochs=2, seeds=1)
+    assert found.metric == "rmse" and all(row["test"] < 0 for row in found.rows)
+    assert found.rows[0]["seed_std"] is None
+
+
+def test_shapes_and_backprop():
+    found = balance(noisy(), widths=[4], depths=[2, 12], strengths=(0.0, 1e-2), epochs=2)
+    assert len(found.rows) == 2 * (1 + 2 * 4)
+    ratio = {(r["depth"], r["remedy"]): r["backprop_ratio"] for r in found.rows if "depth" in r}
+    assert ratio[12, "plain"] < 0.05 * ratio[12, "norm"]
+    with pytest.raises(InputError, match="depths must be 1 or more"):
+        balance(noisy(), depths=[0])
+
+
+def test_the_ratio_is_of_the_first_and_last_weights():
+    torch.manual_seed(0)
+    model = DeepMLP(5, 8, 3, 2, "he")
+    x, y = torch.randn(20, 5), torch.randint(0, 2, (20,))
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    by_hand = model.first.weight.grad.norm() / model.last.weight.grad.norm()
+    assert backprop_ratio(model, x, y) == pytest.approx(float(by_hand), rel=1e-5)
