@@ -1,0 +1,246 @@
+"""Sensitivities against finite differences of whole runs; a strength that finds its way."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import tikhon as tk
+from tikhon.strengths.hypergradient import validation_gradient
+
+CURVATURE = 1.5
+PENALTIES = [tk.L2(), tk.L1(), tk.ElasticNet(l1_ratio=0.3), tk.GroupLasso()]
+STRENGTH = {"L2": 0.3, "L1": 0.1, "ElasticNet": 0.15, "GroupLasso": 0.2}
+
+
+def quadratic(strength, penalty, how, steps, options):
+    """Weights and regularizer after `steps` on a loss whose curvature is CURVATURE everywhere."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4, bias=False).double()
+    with torch.no_grad():
+        model.weight.mul_(3)
+        goal = torch.randn(4, 6, dtype=torch.float64) * torch.tensor([2.0, 1, 0.5, 0.02])[:, None]
+    optimizer = torch.optim.SGD(model.parameters(), **options)
+    reg = tk.regularize(model, optimizer, tk.Term(penalty, strength=strength), how=how)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (CURVATURE / 2 * (model.weight - goal).square().sum()).backward()
+        optimizer.step()
+    return model.weight.detach().clone(), reg
+
+
+def watching(strength, steps):
+    """A hypergradient that never moves: only its sensitivity is looked at."""
+    valid = (torch.zeros(2, 6).double(), torch.zeros(2, 4).double())
+    return tk.Hypergradient(
+        valid,
+        nn.functional.mse_loss,
+        steps=steps,
+        every=1,
+        start=strength,
+        damping=CURVATURE,
+        range=(strength, strength * (1 + 1e-12)),
+    )
+
+
+def sensitivity(reg):
+    (memory,) = reg.state_dict()["memory"].values()
+    return memory["z0"]
+
+
+@pytest.mark.parametrize("how", ["objective", "decoupled"])
+@pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: type(p).__name__)
+def test_sensitivity_is_the_finite_difference_of_whole_runs(penalty, how):
+    strength, steps, e = STRENGTH[type(penalty).__name__], 25, 1e-5
+    options = {"lr": 0.05}
+    _, reg = quadratic(watching(strength, steps), penalty, how, steps, options)
+
+    ahead = isinstance(penalty, tk.L2)  # Z is of the step to come, without the first one
+
+    def moved(log):
+        return lambda step: strength * (1.0 if ahead and not step else math.exp(log))
+
+    high, _ = quadratic(moved(e), penalty, how, steps + ahead, options)
+    low, _ = quadratic(moved(-e), penalty, how, steps + ahead, options)
+    expected = (high - low) / (2 * e)
+    assert expected.abs().max() > 0.05
+    torch.testing.assert_close(
+        sensitivity(reg).double().reshape_as(expected), expected, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_sensitivity_under_momentum_uses_the_effective_gain():
+    strength, steps, e = 0.3, 200, 1e-5
+    options = {"lr": 0.005, "momentum": 0.9}
+    _, reg = quadratic(watching(strength, steps), tk.L2(), "objective", steps, options)
+    high, _ = quadratic(strength * math.exp(e), tk.L2(), "objective", steps, options)
+    low, _ = quadratic(strength * math.exp(-e), tk.L2(), "objective", steps, options)
+    expected = (high - low) / (2 * e)
+    torch.testing.assert_close(
+        sensitivity(reg).double().reshape_as(expected), expected, rtol=0.05, atol=1e-3
+    )
+
+
+@functools.cache
+def noisy_digits():
+    """Train, valid and test rows of a problem that a network memorises: labels are wrong."""
+    x, y = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
+    generator = torch.Generator().manual_seed(3)
+    order = torch.randperm(len(x), generator=generator)
+    x, y = x[order].float() / 16, y[order]
+    wrong = torch.rand(150, generator=generator) < 0.2
+    y[:150][wrong] = torch.randint(10, (int(wrong.sum()),), generator=generator)
+    return (x[:150], y[:150]), (x[150:350], y[150:350]), (x[350:], y[350:])
+
+
+def trained(penalty, *, how="decoupled", steps=600, stop=None, state=None, optimizer=None):
+    """Model, optimizer and regularizer after `stop` of `steps`, from a state if there is one."""
+    (x, y), _, _ = noisy_digits()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    opt = (optimizer or torch.optim.AdamW)(model.parameters(), lr=1e-2, weight_decay=0.0)
+    reg = tk.regularize(model, opt, penalty, how=how)
+    first = 0
+    if state is not None:
+        first = state["first"]
+        model.load_state_dict(state["model"])
+        opt.load_state_dict(state["optimizer"])
+        reg.load_state_dict(state["reg"])
+    for i in range(first, stop or steps):
+        rows = torch.arange(i * 16, i * 16 + 16) % len(x)
+        opt.zero_grad()
+        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        opt.step()
+    return model, opt, reg
+
+
+def adapting(steps=600, **options):
+    _, valid, _ = noisy_digits()
+    return tk.Hypergradient(valid, nn.functional.cross_entropy, steps=steps, **options)
+
+
+def generalisation(model):
+    x, y = noisy_digits()[2]
+    with torch.no_grad():
+        return float(nn.functional.cross_entropy(model(x), y))
+
+
+@pytest.mark.parametrize(
+    ("penalty", "how"),
+    [
+        (tk.L2, "decoupled"),
+        (tk.L2, "objective"),
+        (tk.L1, "objective"),
+        (tk.ElasticNet, "objective"),
+        (tk.GroupLasso, "objective"),
+    ],
+)
+def test_one_run_finds_a_strength_that_generalises(penalty, how):
+    plain = generalisation(trained(penalty(0.0), how=how)[0])
+    adapted = generalisation(trained(penalty(adapting()), how=how)[0])
+    assert adapted < 0.8 * plain
+
+
+def test_strength_rises_where_the_model_overfits_and_falls_where_it_cannot():
+    low = trained(tk.L2(adapting(start=0.01)))[2].state_dict()["strengths"]
+    assert all(value > 0.1 for value in low.values())
+    (x, y), _, _ = noisy_digits()
+    same = tk.Hypergradient((x, y), nn.functional.cross_entropy, steps=600, start=1.0)
+    fitted = trained(tk.L2(same))[2].state_dict()["strengths"]
+    assert all(value < 0.3 for value in fitted.values())
+
+
+def test_resume_is_exact():
+    whole, _, reg = trained(tk.L2(adapting(100)), steps=100)
+    model, opt, half = trained(tk.L2(adapting(100)), steps=100, stop=37)
+    state = {
+        "first": 37,
+        "model": model.state_dict(),
+        "optimizer": opt.state_dict(),
+        "reg": half.state_dict(),
+    }
+    resumed, _, again = trained(tk.L2(adapting(100)), steps=100, state=state)
+    assert again.state_dict()["strengths"] == reg.state_dict()["strengths"]
+    for a, b in zip(whole.parameters(), resumed.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_strength_rests_in_the_last_tenth():
+    before = trained(tk.L2(adapting(100)), steps=100, stop=90)[2].state_dict()["strengths"]
+    after = trained(tk.L2(adapting(100)), steps=100)[2].state_dict()["strengths"]
+    assert before == after
+
+
+def test_decay_never_takes_more_than_half_of_a_weight():
+    strength = adapting(start=1e4, range=(1e3, 1e6))
+    found = trained(tk.L2(strength))[2].state_dict()["strengths"].values()
+    assert all(1e-2 * value <= 0.5 for value in found)
+
+
+def test_validation_gradient_leaves_no_trace():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    model[3].eval()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    state, modes = torch.get_rng_state(), [m.training for m in model.modules()]
+    batch = (torch.randn(5, 4), torch.randn(5, 2))
+    state = torch.get_rng_state()
+    found = validation_gradient(model, nn.functional.mse_loss, batch)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
+    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+    assert model[3].bias.grad is None
+    model.eval()
+    expected = torch.autograd.grad(
+        nn.functional.mse_loss(model(batch[0]), batch[1]), model[3].weight
+    )[0]
+    assert torch.equal(found[model[3].weight], expected)
+
+
+def test_one_strength_for_all_layers():
+    per_term = trained(tk.L2(adapting(per="term")))[2].state_dict()["strengths"]
+    assert len(per_term) == 1
+    assert len(trained(tk.L2(adapting()))[2].state_dict()["strengths"]) == 2
+
+
+def test_loader_and_tensors_give_the_same_strengths():
+    _, valid, _ = noisy_digits()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*valid), batch_size=64)
+    from_loader = tk.Hypergradient(loader, nn.functional.cross_entropy, steps=600)
+    found = [trained(tk.L2(s))[2].state_dict()["strengths"] for s in (from_loader, adapting())]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be the number of optimizer steps, at least 1, received 0"),
+        ({"steps": 10, "every": 0}, "every must be at least 1, received 0"),
+        ({"steps": 10, "range": (0.0, 1.0)}, "range must be 0 < smallest < largest"),
+        ({"steps": 10, "damping": -1.0}, "damping must be >= 0, received -1.0"),
+        ({"steps": 10, "caution": 0.0}, "caution must be in"),
+        ({"steps": 10, "per": "row"}, "per must be 'layer' or 'term', received 'row'"),
+    ],
+)
+def test_arguments_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message.split(",")[0]):
+        tk.Hypergradient(
+            (torch.ones(2, 1), torch.ones(2, 1)), nn.functional.cross_entropy, **options
+        )
+
+
+def test_steps_are_needed():
+    with pytest.raises(TypeError, match="steps"):
+        tk.Hypergradient((torch.ones(2, 1), torch.ones(2, 1)), nn.functional.cross_entropy)
+
+
+def test_a_penalty_without_rule_is_named():
+    with pytest.raises(TypeError, match="no rule for MCP"):
+        trained(tk.MCP(adapting()), how="objective")
