@@ -182,3 +182,10 @@ def test_resume_of_nothing_and_of_a_finished_run(iris, tmp_path):
     run_in(tmp_path / "done", iris)
     with pytest.raises(InputError, match="is finished"):
         run_in(tmp_path / "done", iris, resume=True)
+
+
+def test_resume_on_other_data_is_refused(iris, tmp_path):
+    run_in(tmp_path, iris, stop_at=3)
+    other = split(load("iris"), seed=5)
+    with pytest.raises(InputError, match=r"data.fingerprint"):
+        run_in(tmp_path, other, resume=True)

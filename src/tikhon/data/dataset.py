@@ -56,11 +56,15 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """SHA-256 over shapes and values: tells whether a run continues on the same data."""
-        digest = hashlib.sha256()
-        for part in (self, self.test):
-            if part is not None:
-                for values in (part.x, part.y):
-                    array = values.contiguous().numpy()
-                    digest.update(f"{array.dtype}{array.shape}".encode())
-                    digest.update(memoryview(array).cast("B") if array.size else b"")
-        return digest.hexdigest()
+        parts = [self] if self.test is None else [self, self.test]
+        return fingerprint(*(values for part in parts for values in (part.x, part.y)))
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """SHA-256 over the types, shapes and values of tensors."""
+    digest = hashlib.sha256()
+    for values in tensors:
+        array = values.detach().cpu().contiguous().numpy()
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(memoryview(array).cast("B") if array.size else b"")
+    return digest.hexdigest()

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 import tikhon
 from tikhon.data.batches import pair
+from tikhon.data.dataset import fingerprint
 from tikhon.errors import InputError, StorageError
 from tikhon.recipe import Recipe
 from tikhon.training import checkpoint, measures
@@ -25,6 +26,7 @@ from tikhon.training.run_directory import (
     MODEL,
     RESULT,
     RunDirectory,
+    plain,
     write_bytes,
     write_tensors,
 )
@@ -238,11 +240,13 @@ def _flat(value: Any, prefix: str) -> dict[str, Any]:
 
 
 def _config(training: Training, about: Mapping[str, Any]) -> dict[str, Any]:
-    from tikhon.training.run_directory import plain
-
     defaults = {
         "kind": "fit",
-        "data": {"rows": len(training.x), "features": training.x[0].numel()},
+        "data": {
+            "rows": len(training.x),
+            "features": training.x[0].numel(),
+            **({} if "data" in about else {"fingerprint": fingerprint(training.x, training.y)}),
+        },
         "model": {
             "name": type(training.model).__name__,
             "parameters": sum(p.numel() for p in training.model.parameters()),

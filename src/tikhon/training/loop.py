@@ -146,7 +146,7 @@ class Training:
         self.optimizer.step()
         if self.average is not None and self._averages_now():
             self.average.update_parameters(self.model)
-        self.total += loss.detach() * (len(rows) / len(self.x))
+        self.total.add_(loss.detach(), alpha=len(rows) / len(self.x))
         self.batch += 1
         self.step += 1
 

@@ -158,6 +158,8 @@ class RunDirectory:
         os.ftruncate(handle, 0)
         os.write(handle, str(os.getpid()).encode())
         self._lock = handle
+        for litter in (*self.path.glob(".*.tmp"), *self.path.glob(f"{CHECKPOINT}/.*.tmp")):
+            litter.unlink(missing_ok=True)  # left by a process that was killed while writing
 
     def unlock(self) -> None:
         """Give the folder free and remove what a killed process may have left."""
