@@ -107,7 +107,9 @@ class Recipe:
         found: dict[Any, list[Term]] = {}
         for pattern, term in self.penalties:
             if isinstance(term.strength, Auto) and auto is not None:
-                term = dataclasses.replace(term, strength=auto())
+                # decay outside the metric: Adam's would hide most of the strength from the weights
+                how = "decoupled" if isinstance(term.penalty, penalty_types.L2) else None
+                term = dataclasses.replace(term, strength=auto(), how=term.how or how)
             found.setdefault(pattern, []).append(term)
         return found
 
