@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,3 +249,19 @@ def test_steps_are_needed():
 def test_a_penalty_without_rule_is_named():
     with pytest.raises(TypeError, match="no rule for MCP"):
         trained(tk.MCP(adapting()), how="objective")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_two_processes_that_validate_on_halves_agree_with_one():
+    script = Path(__file__).with_name("two_validators.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*command, str(script)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["alone"].keys() == found["together"].keys()
+    for name, alone in found["alone"].items():
+        assert alone == pytest.approx(found["together"][name], rel=1e-4)
+        assert alone != pytest.approx(1.0, rel=1e-3)
