@@ -108,3 +108,10 @@ def test_the_rate_is_part_of_the_state(example: LayerExample):
 @over()
 def test_nothing_is_written_in_place(example: LayerExample):
     laws.nothing_is_written_in_place(example)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # inductor's own
+@over(where=lambda e: e.name in ("Dropout", "DropPath", "DropBlock2d", "AlphaDropout"))
+def test_compiled_by_inductor_equals_eager_in_distribution(example: LayerExample):
+    laws.compiled_equals_eager(example, "inductor")

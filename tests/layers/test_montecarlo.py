@@ -177,3 +177,26 @@ def test_noise_without_a_trace_is_named():
     model = nn.Sequential(Hidden()).eval()
     with layers.montecarlo(model, also=("0",)):
         assert (model(torch.ones(99)) == 0).any()
+
+
+TINY = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["Bert", "Llama"])
+def test_models_of_transformers_are_as_noisy_as_in_training(kind):
+    transformers = pytest.importorskip("transformers", reason="pip install tikhon[hf]")
+    options = {"attention_dropout": 0.3} if kind == "Llama" else {}
+    sizes = {"hidden_size": 16, "intermediate_size": 32}
+    config = getattr(transformers, f"{kind}Config")(**TINY, **sizes, **options)
+    model = getattr(transformers, f"{kind}Model")(config).train()
+    ids = torch.arange(10).view(2, 5)
+    torch.manual_seed(0)
+    trained = model(ids)[0]
+    model.eval()
+    with layers.montecarlo(model):
+        torch.manual_seed(0)
+        noisy = model(ids)[0]
+    assert torch.equal(noisy, trained)
+    assert not torch.equal(noisy, model(ids)[0])
