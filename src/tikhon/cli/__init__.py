@@ -21,6 +21,7 @@ COMMANDS = (
     "fit",
     "predict",
     "report",
+    "live",
     "tune",
     "path",
     "diagnose",

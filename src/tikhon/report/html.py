@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -28,15 +29,19 @@ from tikhon.report.page import (
     say,
 )
 
+SCRIPTS = ("plotly-cartesian.min.js", "page.js")
 
-def render(page: Page, language: str = "en") -> str:
+
+def render(page: Page, language: str = "en", *, served: Sequence[str] = ()) -> str:
     """The page as HTML: texts in both languages, charts as data, script and style inside.
 
     The content security policy allows these scripts by their hash and no connection at all, so
     the page asks nothing of the network and a name that looks like markup stays a name.
+    A server gives the addresses of script and style files in `served` instead, and sends the
+    policy itself.
     """
     language = check_language(language)
-    scripts = [asset("plotly-cartesian.min.js"), asset("page.js")]
+    scripts = [] if served else [asset(name) for name in SCRIPTS]
     sections = tuple(replace(s, blocks=tuple(arranged(s))) for s in page.sections)
     page = replace(page, sections=sections)
     charts = [block for s in sections for block in s.blocks if isinstance(block, Chart)]
@@ -48,7 +53,8 @@ def render(page: Page, language: str = "en") -> str:
             language=language,
             languages=LANGUAGES,
             policy=policy(scripts),
-            style=Markup(asset("page.css")),
+            style="" if served else Markup(asset("page.css")),
+            served=served,
             scripts=[Markup(script) for script in scripts],
             charts=Markup(script_json({c: resolved(chart) for c, chart in enumerate(charts)})),
             titles={name: plain(page.title, name) for name in LANGUAGES},

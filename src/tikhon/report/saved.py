@@ -49,6 +49,8 @@ def read(run_dir: str | Path) -> SavedRun:
         raise InputError(
             f"{path} is not a run directory: it holds neither config.json nor result.json"
         )
+    if result is None and (path / "journal.jsonl").exists():
+        result = {"trials": _journal(path / "journal.jsonl")}  # a search that still runs
     return SavedRun(path, config or {}, _history(path / "history.jsonl"), result or {})
 
 
@@ -68,6 +70,17 @@ def _document(file: Path) -> dict[str, Any] | None:
             f"{SCHEMA_VERSION}; use the version that wrote it"
         )
     return document
+
+
+def _journal(file: Path) -> list[dict[str, Any]]:
+    """The outcomes in the journal of a search; every line ends in a tab and a checksum."""
+    trials: list[dict[str, Any]] = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            trials += json.loads(line.rpartition("\t")[0]).get("outcomes", ())
+        except ValueError:
+            break  # torn: the writer was stopped inside it
+    return trials
 
 
 def _history(file: Path) -> tuple[dict[str, Any], ...]:

@@ -95,10 +95,11 @@ def checks(run: SavedRun, metric: Metric, record: dict[str, Any]) -> list[tuple[
         level: Level = "good" if rise <= RISE_LIMIT else "watch"
         mark = Mark(level, say("rise_small" if level == "good" else "rise_large"))
         rows.append((say("check_rise"), number(rise), strength(RISE_LIMIT), mark))
-    kept = run.series("train/loss")
-    broken = len(kept) - len(finite(kept))
-    mark = Mark("bad", say("diverged")) if broken else Mark("good", say("all_finite"))
-    rows.append((say("check_finite"), str(broken), "0", mark))
+    broken = [r.get("epoch") for r in run.history if not finite([r.get("train/loss")])]
+    mark = Mark("good", say("all_finite"))
+    if broken:
+        mark = Mark("bad", say("diverged", epoch=broken[0]))
+    rows.append((say("check_finite"), str(len(broken)), "0", mark))
     return rows
 
 

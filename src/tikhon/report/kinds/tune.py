@@ -98,7 +98,9 @@ def verdict(run: SavedRun, audit: Mapping[str, Any]) -> Label:
     """What the search found, in one sentence."""
     config = run.result.get("config")
     if not config:
-        return say("unfinished", epochs=len(run.history))
+        scores = [trial["score"] for trial in run.result.get("trials") or []]
+        best = number(min(charts.finite(scores), default=None))
+        return say("unfinished_search", trials=len(scores), score=best)
     values = {
         "config": ", ".join(f"{k} {short(v)}" for k, v in config.items()),
         "score": number(run.result.get("score")),
@@ -118,7 +120,9 @@ def short(value: Any) -> str:
 
 def facts(run: SavedRun, found: list[Member], audit: Mapping[str, Any]) -> tuple[Fact, ...]:
     """Score, gain, trials, time."""
-    shown = [Fact(say("score"), number(run.result.get("score")))]
+    shown = []
+    if run.result.get("score") is not None:
+        shown.append(Fact(say("score"), number(run.result["score"])))
     if audit.get("gain") is not None:
         better = audit.get("worth_it")
         note = say("plus_minus", error=number(audit.get("gain_error")))

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const root = document.documentElement;
-  const charts = JSON.parse(document.getElementById("charts").textContent);
+  let charts = JSON.parse(document.getElementById("charts").textContent);
   const language = () => root.dataset.language;
   const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim() || name;
   const coloured = /color$/i;
@@ -105,12 +105,36 @@
     return drawAll();
   }
 
+  function listen() {
+    document.querySelectorAll("details.numbers").forEach((details) => {
+      details.addEventListener("toggle", () => { if (details.open) tabulate(details); });
+    });
+  }
+
+  // A newer version of this page (`tikhon live`): charts that are still there move smoothly.
+  document.addEventListener("tikhon:newer", ({ detail: newer }) => {
+    const fresh = JSON.parse(newer.getElementById("charts").textContent);
+    const same = (page) => [...page.querySelectorAll("main h2, main h3")].map((e) => e.textContent).join("\n");
+    const alike = same(newer) === same(document);
+    charts = fresh;
+    if (alike) {
+      for (const selector of [".hero", ".scroll[role]"]) {
+        const [old, now] = [document, newer].map((page) => [...page.querySelectorAll(`main ${selector}`)]);
+        old.forEach((element, i) => element.replaceWith(document.importNode(now[i], true)));
+      }
+    } else {
+      document.querySelectorAll(".chart").forEach((place) => Plotly.purge(place));
+      document.querySelector("main").replaceWith(document.importNode(newer.querySelector("main"), true));
+      document.querySelector(".bar nav").replaceWith(document.importNode(newer.querySelector(".bar nav"), true));
+      listen();
+    }
+    show(language());
+  });
+
   document.querySelectorAll("[data-switch]").forEach((button) => {
     button.addEventListener("click", () => show(button.dataset.switch));
   });
-  document.querySelectorAll("details.numbers").forEach((details) => {
-    details.addEventListener("toggle", () => { if (details.open) tabulate(details); });
-  });
+  listen();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   matchMedia("print").addEventListener("change", drawAll);
   drawAll();

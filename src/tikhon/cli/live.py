@@ -1,0 +1,32 @@
+"""tikhon live: a running fit or search in the browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tikhon.cli.options import Debug, Quiet
+
+
+def live(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="First port to try.")] = 8420,
+    language: Annotated[str, typer.Option(help="en or zh.")] = "en",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show a run in the browser while it runs: read-only, on this machine, with a key."""
+    from tikhon.errors import InputError
+
+    try:
+        from tikhon.live import serve
+    except ImportError as error:
+        raise InputError(f"tikhon live needs {error.name}: pip install 'tikhon[live]'") from error
+    from tikhon.cli.terminal import Terminal
+
+    terminal = Terminal(quiet=quiet)
+    terminal.note("Ctrl-C stops the page, not the run.")
+    serve(run, host=host, port=port, language=language, say=terminal.say)

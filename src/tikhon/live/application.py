@@ -1,0 +1,70 @@
+"""The web application: five fixed addresses, no parameter, nothing that changes anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from importlib.resources import files
+
+from sse_starlette import EventSourceResponse
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from tikhon.live.guard import Access, Application, Guard
+from tikhon.live.watching import Watched
+
+ASSETS = {  # address -> package, file, type
+    "/page.css": ("tikhon.report", "page.css", "text/css"),
+    "/plotly.js": ("tikhon.report", "plotly-cartesian.min.js", "text/javascript"),
+    "/page.js": ("tikhon.report", "page.js", "text/javascript"),
+    "/live.js": ("tikhon.live", "live.js", "text/javascript"),
+}
+
+
+def application(
+    run: Watched, access: Access, hosts: Iterable[str], *, interval: float = 1.0
+) -> Application:
+    """The application for one run.
+
+    Args:
+        run: the run that is shown.
+        access: the key; without its cookie every address answers 403.
+        hosts: the names that a request's Host header may have, port aside.
+        interval: seconds between two looks at the run's files.
+    """
+
+    async def page(request: Request) -> Response:
+        return HTMLResponse(await run_in_threadpool(run.page))
+
+    async def events(request: Request) -> Response:
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
+        return EventSourceResponse(changes(run, interval))
+
+    routes = [Route("/", page), Route("/events", events)]
+    routes += [Route(address, asset(*place)) for address, place in ASSETS.items()]
+    return Guard(Starlette(routes=routes), frozenset(h.lower() for h in hosts), access)
+
+
+async def changes(run: Watched, interval: float) -> AsyncIterator[dict[str, str]]:
+    """One event whenever the run's files differ; a slow reader gets one for many changes."""
+    seen, count = None, 0
+    while True:
+        version = await run_in_threadpool(run.version)
+        if version != seen:
+            seen, count = version, count + 1
+            yield {"event": "changed", "data": str(count)}
+        await asyncio.sleep(interval)
+
+
+def asset(package: str, name: str, media_type: str):
+    """The endpoint of one of the fixed files."""
+    content = (files(package) / "static" / name).read_bytes()
+
+    async def endpoint(request: Request) -> Response:
+        return Response(content, media_type=media_type)
+
+    return endpoint

@@ -1,0 +1,121 @@
+"""Who may ask for what: exact hosts, two methods, a key. Everything else is refused."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z.-]+)(?::\d{1,5})?", re.IGNORECASE)
+COOKIE = "tikhon_live"
+HEADERS = (
+    (
+        "content-security-policy",
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+        "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'",
+    ),
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("referrer-policy", "no-referrer"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("cross-origin-opener-policy", "same-origin"),
+    ("cache-control", "no-store"),
+)
+
+
+class Access:
+    """The key to one server: a token that opens it once, then a cookie that keeps it open."""
+
+    def __init__(self) -> None:
+        self.token: str | None = secrets.token_urlsafe(24)
+        self._cookie = secrets.token_urlsafe(24)
+
+    def redeem(self, token: str) -> str | None:
+        """The cookie for the token, the first time; None ever after."""
+        if self.token is None or not secrets.compare_digest(token.encode(), self.token.encode()):
+            return None
+        self.token = None
+        return self._cookie
+
+    def opens(self, cookie: str) -> bool:
+        """Whether a cookie is the right one."""
+        return secrets.compare_digest(cookie.encode(), self._cookie.encode())
+
+
+class Guard:
+    """Refuses what does not come from the user's own browser tab; adds the headers to the rest."""
+
+    def __init__(self, inner: Application, hosts: frozenset[str], access: Access) -> None:
+        self.inner, self.hosts, self.access = inner, hosts, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request or pass it on."""
+        if scope["type"] == "lifespan":
+            return await self.inner(scope, receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1008})
+        answer = self.judge(scope) or self.inner
+
+        async def sealed(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                names = {name for name, _ in HEADERS}
+                own = [h for h in message.get("headers", ()) if h[0].decode().lower() not in names]
+                message["headers"] = [*own, *((k.encode(), v.encode()) for k, v in HEADERS)]
+            await send(message)
+
+        await answer(scope, receive, sealed)
+
+    def judge(self, scope: Scope) -> Response | None:
+        """The refusal of a request, or the way in for the first one; None if it may pass."""
+        headers = Headers(scope=scope)
+        names = headers.getlist("host")
+        if len(names) != 1 or not self.known(names[0]):
+            return PlainTextResponse("this server answers under its own address only", 403)
+        origin = headers.get("origin")
+        if origin is not None and not self.known(urlsplit(origin).netloc):
+            return PlainTextResponse("other pages may not read this one", 403)
+        if scope["method"] not in ("GET", "HEAD"):
+            return PlainTextResponse("read only", 405, headers={"allow": "GET, HEAD"})
+        allowed = self.access.opens(_cookie(headers.get("cookie", "")))
+        token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if scope["path"] == "/" and token:
+            cookie = None if allowed else self.access.redeem(token)
+            if not allowed and cookie is None:
+                return _closed()
+            answer = RedirectResponse("/", 303)
+            if cookie is not None:
+                answer.set_cookie(COOKIE, cookie, httponly=True, samesite="strict", path="/")
+            return answer
+        return None if allowed else _closed()
+
+    def known(self, host: str) -> bool:
+        """Whether a Host header names this server, port aside."""
+        found = HOST.fullmatch(host)
+        return found is not None and found[1].lower() in self.hosts
+
+
+def _cookie(header: str) -> str:
+    try:
+        found = SimpleCookie(header).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found is not None else ""
+
+
+def _closed() -> Response:
+    words = (
+        "Open the address that tikhon live printed. It opens once; a new start gives a new one."
+    )
+    return PlainTextResponse(words, 403)

@@ -1,0 +1,69 @@
+"""What a run's page looks like now: read without a lock, rendered once for all who look."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+from tikhon.errors import DataError, InputError
+from tikhon.report import build
+from tikhon.report.html import render
+from tikhon.report.saved import SavedRun, read
+
+POINTS = 1000  # epochs that a page shows at most
+FILES = ("config.json", "history.jsonl", "journal.jsonl", "result.json")
+SERVED = ("/page.css", "/plotly.js", "/page.js", "/live.js")
+
+Version = tuple[tuple[int, int], ...]
+
+
+class Watched:
+    """One run directory that may change at any time."""
+
+    def __init__(self, path: str | Path, language: str = "en") -> None:
+        self.path, self.language = Path(path), language
+        self._lock = threading.Lock()
+        self._version: Version = ()
+        self._page = self._render()
+
+    def version(self) -> Version:
+        """Size and time of the run's files: another value says that there is news."""
+        found = []
+        for name in FILES:
+            try:
+                status = (self.path / name).stat()
+                found.append((status.st_size, status.st_mtime_ns))
+            except OSError:
+                found.append((-1, 0))
+        return tuple(found)
+
+    def page(self) -> str:
+        """The page of the run as it is now; the last one while a file is being replaced."""
+        with self._lock:
+            if self.version() != self._version:
+                try:
+                    self._page = self._render()
+                except (DataError, InputError, OSError):
+                    pass  # between two states of the files
+            return self._page
+
+    def _render(self) -> str:
+        version = self.version()
+        page = render(build(thinned(read(self.path))), self.language, served=SERVED)
+        self._version = version
+        return page
+
+
+def thinned(run: SavedRun, points: int = POINTS) -> SavedRun:
+    """The run with at most about `points` epochs, the last one and any divergence among them."""
+    every = -(-len(run.history) // points)
+    if every <= 1:
+        return run
+    last = len(run.history) - 1
+    kept = [r for i, r in enumerate(run.history) if i % every == 0 or i == last or _broken(r)]
+    return replace(run, history=tuple(kept[: 2 * points]))
+
+
+def _broken(record: dict) -> bool:
+    return "train/loss" in record and record["train/loss"] is None

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+import browser
+from sample_runs import fit_run
+
+pytest.importorskip("uvicorn", reason="the extra `live` holds uvicorn")
+import anyio
+import httpx
+
+from tikhon.errors import InputError, StorageError
+from tikhon.live.application import changes
+from tikhon.live.server import TRIES, bind
+from tikhon.live.watching import Watched, thinned
+from tikhon.report.saved import read
+
+NAME = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+SERVE = "from tikhon.live import serve; serve({!r}, port={}, say=lambda s: print(s, flush=True))"
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A run that has not finished, with hostile names, and the address that shows it."""
+    run = fit_run(tmp_path / "run", epochs=4)
+    (run / "result.json").unlink()
+    history = run / "history.jsonl"
+    history.write_text(history.read_text().replace("penalty/l1/", f"penalty/{NAME}/"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE.format(str(run), port)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    yield run, process.stdout.readline().strip()
+    process.terminate()
+    process.wait(timeout=20)
+    process.stdout.close()
+
+
+@pytest.fixture
+def tab():
+    opened = browser.Tab(browser.executable(), limit=120)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.browser
+def test_a_running_fit_in_the_browser(tab, running):
+    run, address = running
+    tab.open(address, ready="document.documentElement.dataset.charts !== undefined")
+    assert "token" not in tab.run("location.href")
+    tab.wait("document.querySelector('h1').innerText.includes('4 epochs so far')")
+    assert tab.run("document.querySelectorAll('img').length") == 0
+    last = json.loads((run / "history.jsonl").read_text().splitlines()[-1])
+    with (run / "history.jsonl").open("a") as file:
+        file.write(json.dumps({**last, "epoch": 5, "valid/accuracy": 0.123}) + "\n")
+    tab.wait("document.querySelector('h1').innerText.includes('5 epochs so far')")
+    points = "document.querySelector('.chart').data[0]"
+    assert tab.run(f"[{points}.x.length, {points}.y[4]]") == [5, 0.123]
+    tab.click("[data-switch=zh]")
+    tab.wait("document.querySelector('h2').innerText === '结论'")
+    with (run / "history.jsonl").open("a") as file:
+        file.write(json.dumps({**last, "epoch": 6, "train/loss": None}) + '\n{"epoch": 7, "tr')
+    tab.wait("document.body.innerText.includes('训练在第 6 轮发散')")
+    assert tab.run("document.documentElement.dataset.language") == "zh"
+    assert tab.run("document.querySelectorAll('img').length") == 0
+    assert tab.complaints == []
+    origin = address.split("?")[0]
+    assert all(url.startswith(origin) for url in tab.requests)
+
+
+def test_many_requests_and_a_slow_reader(running):
+    _, address = running
+    with httpx.Client(follow_redirects=True, timeout=20) as client:
+        assert client.get(address).status_code == 200
+        base = address.split("/?")[0]
+        with client.stream("GET", f"{base}/events") as slow:
+            codes = {client.get(base).status_code for _ in range(200)}
+            assert codes == {200}
+            assert client.get(base, params={"q": "x" * 60_000}).status_code in (200, 400, 414, 431)
+            assert "changed" in next(slow.iter_text())
+        assert client.get(base).status_code == 200
+
+
+PATHS = (
+    b"/../config.json", b"/%2e%2e/config.json", b"/%252e%252e/config.json", b"/config.json",
+    b"/model.safetensors", b"/page.css/../../saved.py", b"/page.css;x", b"/page.js%00",
+    b"/page.js\x00", b"//page.js", b"/static/page.js", b"/..\\config.json", b"/etc/passwd",
+    b"//etc/passwd", b"/page.js/", b"/events/..", b"/\xff", b"config.json",
+    b"http://evil.com/config.json",
+)  # fmt: skip
+
+
+def test_there_are_no_other_addresses(running):
+    _, address = running
+    with httpx.Client(follow_redirects=True) as client:
+        client.get(address)
+        cookie = "; ".join(f"{k}={v}" for k, v in client.cookies.items()).encode()
+    port = int(address.split(":")[2].split("/")[0])
+    for path in PATHS:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
+            head = b"GET %s HTTP/1.1\r\nHost: localhost\r\nCookie: %s\r\nConnection: close\r\n\r\n"
+            raw.sendall(head % (path, cookie))
+            answer = b"".join(iter(lambda: raw.recv(65536), b""))
+        assert answer.split()[1] in (b"400", b"404", b"307"), path
+        assert b"schema_version" not in answer and b"root:" not in answer
+
+
+def test_watching_takes_no_lock_and_changes_nothing(tmp_path):
+    run = fit_run(tmp_path / "run", epochs=3)
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.iterdir()}
+    watched = Watched(run)
+    page = watched.page()
+    assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.iterdir()} == before
+    assert watched.page() is page  # rendered once for all who look
+    (run / "result.json").write_text("{ torn")
+    assert watched.page() is page
+    (run / "result.json").unlink()
+    assert "has not finished" in watched.page()
+
+
+def test_events_come_when_files_change(tmp_path):
+    run = fit_run(tmp_path / "run", epochs=3)
+    watched, seen = Watched(run), []
+
+    async def look():
+        with anyio.fail_after(20):
+            async for event in changes(watched, 0.01):
+                seen.append(event["data"])
+                if len(seen) == 2:
+                    return
+                (run / "history.jsonl").open("a").close()
+                (run / "config.json").write_text((run / "config.json").read_text() + " ")
+
+    anyio.run(look)
+    assert seen == ["1", "2"]
+
+
+def test_long_histories_are_thinned(tmp_path):
+    run = fit_run(tmp_path / "run", epochs=3)
+    record = json.loads((run / "history.jsonl").read_text().splitlines()[0])
+    rows = [
+        {**record, "epoch": e, "train/loss": None if e == 4325 else 1.0} for e in range(1, 9001)
+    ]
+    (run / "history.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    short = thinned(read(run))
+    assert len(short.history) <= 1002
+    assert short.history[-1]["epoch"] == 9000
+    assert any(r["epoch"] == 4325 for r in short.history)
+    start = time.process_time()
+    assert "diverged at epoch 4325" in Watched(run).page()
+    assert time.process_time() - start < 10
+
+
+def test_the_next_free_port():
+    first, port = bind("127.0.0.1", 0)
+    with first:
+        second, other = bind("127.0.0.1", port)
+        with second:
+            assert port < other <= port + TRIES
+
+
+def test_addresses_that_cannot_be_served(tmp_path):
+    with pytest.raises(InputError, match="must be an IP address"):
+        bind("localhost.evil.com", 0)
+    with pytest.raises(InputError, match="not an address of this machine"):
+        bind("192.0.2.1", 0)
+    with pytest.raises(InputError, match="between 0 and 65535"):
+        bind("127.0.0.1", 70_000)
+    taken, port = bind("127.0.0.1", 65_535)
+    with taken, pytest.raises(StorageError, match="no free port"):
+        assert port == 65_535
+        bind("127.0.0.1", 65_535)
+    with pytest.raises(InputError, match="no run directory"):
+        Watched(tmp_path / "none")
