@@ -1,4 +1,4 @@
-"""Why: gains factored into weights and slopes, heads that cannot reach, penalties that dominate."""
+"""Why: gains factored into weights and slopes, heads out of reach, penalties that dominate."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from tikhon.diagnosis.findings import LABELS, SEVERITIES, Finding
 from tikhon.diagnosis.measure import measure
 from tikhon.diagnosis.record import Record, finite
 from tikhon.diagnosis.replica import Loss
+from tikhon.errors import InputError
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -159,7 +160,10 @@ def _draw(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build()
+        model = build()
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the factory must return a module, it returned {type(model).__name__}")
+    return model
 
 
 def _further(

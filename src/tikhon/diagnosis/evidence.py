@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import pairwise
 from statistics import median
 
 from tikhon.diagnosis.record import Point, Probe, Record, Site
@@ -28,7 +29,9 @@ SMALL_WEIGHTS = 0.25  # the same on the other side
 OUTLIER = 20.0  # a layer this many times smaller than the median one is singled out
 LEARNED = 0.9  # skill relative to a shallow model on the same data (convention)
 RISE = 0.15  # relative rise of a loss above its own minimum (convention)
-SWING = 0.08  # mean move of a late loss curve / its level: steady <= 0.06, oscillating >= 0.1 (gap)
+SWING = (
+    0.015  # mean upward move of a late loss curve / its level: else <= 0.011, oscillating >= 0.018
+)
 BACK = 0.34  # share of a loss curve's motion that goes up: 0.5 is a walk without direction
 GAP = 0.1  # train metric minus validation metric (convention)
 FLOOR = 0.1  # share of the trivial loss that the head cannot get below (convention)
@@ -247,13 +250,13 @@ def middle(values: Iterable[float | None]) -> float | None:
 
 def back_share(values: list[float]) -> float:
     """Share of a curve's motion that goes up: 0 falls all the way, 0.5 goes nowhere."""
-    moves = [b - a for a, b in zip(values, values[1:])]
+    moves = [b - a for a, b in pairwise(values)]
     total = sum(abs(m) for m in moves)
     return sum(m for m in moves if m > 0) / total if total > 0 else 0.0
 
 
-def motion(values: list[float]) -> float:
-    """Mean move from one point of a curve to the next, relative to the curve's level."""
-    moves = [abs(b - a) for a, b in zip(values, values[1:])]
+def upward(values: list[float]) -> float:
+    """Mean upward move from one point of a curve to the next, relative to the curve's level."""
+    moves = [max(0.0, b - a) for a, b in pairwise(values)]
     level = abs(median(values)) if values else 0.0
     return sum(moves) / len(moves) / level if moves and level > 0 else 0.0

@@ -16,7 +16,8 @@ from tikhon.diagnosis.findings import Finding
 def faults(ev: Evidence) -> list[Finding]:
     """The findings of the static tier."""
     checks = (
-        _data, _scales, _head, _reduction, _dropout, _batch_of_one, _parameters, _modes, _attention,
+        _data, _scales, _head, _reduction, _dropout, _batch_of_one, _parameters, _modes,
+        _attention,
     )  # fmt: skip
     return [finding for check in checks for finding in check(ev)]
 

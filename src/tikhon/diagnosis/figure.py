@@ -9,7 +9,11 @@ from tikhon.diagnosis.evidence import VANISHED, Evidence
 from tikhon.diagnosis.record import Probe, Record
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from plotly.graph_objects import Figure
+
+    from tikhon.diagnosis.arms import Arm
 
 BLUE, RED, GREY, GREEN = "#2b6cb0", "#c53030", "#718096", "rgba(56,161,105,0.12)"
 
@@ -89,7 +93,10 @@ def updates(record: Record) -> Figure | None:
     if len(probes) < 2:
         return None
     rows = [
-        [math.log10(u) if (u := p.readings[i].update) and math.isfinite(u) else None for p in probes]
+        [
+            math.log10(u) if (u := p.readings[i].update) and math.isfinite(u) else None
+            for p in probes
+        ]
         for i in ev.chain
     ]
     figure = Figure(
@@ -123,6 +130,23 @@ def loss(record: Record) -> Figure | None:
         )
     figure.update_yaxes(title="loss")
     return _dress(figure, "Loss in the dry run", "step")
+
+
+def effects(arms: Sequence[Arm]) -> Figure:
+    """How much lower each treatment's loss is than without it, with the spread over seeds."""
+    from plotly.graph_objects import Bar, Figure
+
+    last = [a for a in arms[1:] if a.steps == arms[0].steps]
+    colors = {"confirmed": BLUE, "worse": RED}
+    figure = Figure(
+        Bar(
+            x=[a.effect for a in last], y=[a.name for a in last], orientation="h",
+            error_x={"array": [a.spread for a in last]},
+            marker_color=[colors.get(a.verdict, GREY) for a in last],
+        )
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return _dress(figure, "Effect of treatments (blue: confirmed)", "loss without - loss with")
 
 
 def _moments(ev: Evidence) -> list[tuple[Probe, str, str]]:

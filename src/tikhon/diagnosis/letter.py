@@ -27,7 +27,7 @@ def letter(diagnosis: Diagnosis) -> str:
     lines = [_title(diagnosis)]
     roots = [f for f in diagnosis.findings if not _folded(f, diagnosis.findings)]
     room = SCREEN - 1 - _table_size(record) - 1
-    detail = 5 if len(roots) * 5 <= room else 2
+    detail = 6 if len(roots) * 6 <= room else 2
     shown = roots[: max(1, room // detail)]
     for place, finding in enumerate(shown, 1):
         lines += _paragraph(place, finding, diagnosis.findings, detail)
@@ -45,7 +45,8 @@ def _title(diagnosis: Diagnosis) -> str:
     how = f"{engine['name']} lr {engine.get('lr', 0):.3g}, {record.steps} steps" if engine else (
         "no optimizer: step 0 only"
     )  # fmt: skip
-    left = f"tikhon diagnose: {record.model}, {layers} weight layers, batch {record.batch_size}, {how}"
+    size = f"{record.model}, {layers} weight layers, batch {record.batch_size}"
+    left = f"tikhon diagnose: {size}, {how}"
     return f"{left}  {VERDICTS[diagnosis.worst()]}"[:WIDTH]
 
 
@@ -69,11 +70,13 @@ def _paragraph(
     where = span(finding.where)
     lines = [f" {place} {finding.code}  {finding.severity}{f'  in {where}' if where else ''}"]
     lines.append(f"   why: {finding.why}")
+    no_cure = CODES[finding.code].no_cure
     if detail > 2:
         lines.append(f"   effect: {finding.effect}")
         if finding.advice:
-            no_cure = CODES[finding.code].no_cure
-            lines.append(f"   cure: {'; '.join(finding.advice)}{f' ({no_cure})' if no_cure else ''}")
+            lines.append(f"   cure: {'; '.join(finding.advice)}")
+        if no_cure:
+            lines.append(f"   no cure: {no_cure}")
     follow = [f for f in findings if f.cause and f is not finding]
     follow = [f for f in follow if _root(f, findings) == finding.code]
     if follow and detail > 2:
@@ -114,8 +117,8 @@ def _layers(record: Record, room: int) -> list[str]:
     gain = {position: value for position, value, _, _ in gains(ev)}
     signals = [ev.first.readings[i].signal for i in ev.chain]
     lines = [f" signal back to the first layer  {sparkline(signals)}  (log scale, first to last)"]
-    header = f" {'layer':34} {'gain':>7} {'signal':>8} {'output':>8} {'dead':>5} {'sat':>5} {'update':>7}"
-    lines.append(header)
+    columns = (("gain", 7), ("signal", 8), ("output", 8), ("dead", 5), ("sat", 5), ("update", 7))
+    lines.append(f" {'layer':34} {' '.join(f'{name:>{width}}' for name, width in columns)}")
     rows = [_row(ev, i, gain.get(i)) for i in ev.chain]
     space = room - len(lines)
     if len(rows) > space:

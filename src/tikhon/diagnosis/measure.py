@@ -99,7 +99,7 @@ def _trial(
     return run(replica, source, steps=steps, batch_size=size, seed=seed, valid=judge)
 
 
-def nudge(replica: Replica, batch: Batch, size: float = 0.01) -> bool:
+def nudge(replica: Replica, batch: Batch, size: float = 0.1) -> bool:
     """Move each weight tensor by `size` of itself against its gradient; False without one."""
     parameters = [p for p in replica.model.parameters() if p.requires_grad]
     with undisturbed(replica.model, training=True):
@@ -111,7 +111,12 @@ def nudge(replica: Replica, batch: Batch, size: float = 0.01) -> bool:
         for parameter, grad in zip(parameters, grads):
             if grad is None or not bool(torch.isfinite(grad).all()) or not bool(grad.any()):
                 continue
-            rms = parameter.square().mean().sqrt().clamp_min(parameter.shape[-1] ** -0.5 / 10)
+            rms = (
+                parameter.square()
+                .mean()
+                .sqrt()
+                .clamp_min((parameter.shape[-1] if parameter.ndim else 1) ** -0.5)
+            )
             parameter -= size * rms * grad / grad.square().mean().sqrt()
     return True
 
@@ -145,7 +150,7 @@ def _optimizer(replica: Replica) -> dict[str, Any]:
     if engine is None:
         return {}
     group = engine.param_groups[0]
-    numbers = {
+    numbers: dict[str, Any] = {
         k: v
         for k, v in group.items()
         if isinstance(v, (int, float)) and not isinstance(v, bool) and v

@@ -189,7 +189,7 @@ class Instruments(TorchFunctionMode):
         return found
 
     def _units(self, values: Tensor) -> Tensor:
-        """Rows of samples by columns of units: channels after a convolution, else the last axis."""
+        """Rows of samples, columns of units: channels after a convolution, else the last axis."""
         if self._channels_first and values.ndim > 2:
             values = values.movedim(1, -1)
         return values.flatten(0, -2) if values.ndim > 2 else values
@@ -269,7 +269,7 @@ def weights(module: nn.Module) -> dict[str, Any]:
         weight = next(p for n, p in module.named_parameters() if n.startswith("weight_hh"))
         rms = float(weight.detach().double().square().mean().sqrt())
         return {"weight_rms": rms, "weight_factor": rms * math.sqrt(weight.shape[1])}
-    if not isinstance(weight, Tensor) or not isinstance(module, WEIGHTED):
+    if weight is None or not isinstance(module, WEIGHTED):
         return {}
     values = weight.detach().double()
     rms = float(values.square().mean().sqrt())
@@ -277,7 +277,7 @@ def weights(module: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {"weight_rms": rms, "weight_factor": rms * math.sqrt(fan_out)}
     found["constant"] = bool(values.numel() > 1 and (values == values.flatten()[0]).all())
     bias = getattr(module, "bias", None)
-    if isinstance(bias, Tensor):
+    if bias is not None:
         found["bias"] = float(bias.detach().double().square().mean().sqrt())
     return found
 

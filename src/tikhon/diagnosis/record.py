@@ -41,7 +41,9 @@ class Reading:
     update: float | None = None  # |change of the weights in one optimizer step| / |weights|
     gradient: float | None = None  # rms of the weight gradient
     penalty: float | None = None  # penalty's share of the gradient, 0 to 1
-    time_ratio: float | None = None  # log10 of gradient at the first / last tenth of the time steps
+    time_ratio: float | None = (
+        None  # log10 of gradient at the first / last tenth of the time steps
+    )
     entropy: float | None = None  # of the attention, 1 = uniform
 
 

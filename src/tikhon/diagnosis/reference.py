@@ -33,11 +33,7 @@ def free_loss(output: Tensor, target: Any, loss: Loss, tail: Loss | None = None)
 def _minimise(
     start: Tensor, rows: int | None, target: Any, loss: Loss, tail: Any, iterations: int = 25
 ) -> float:
-    best = math.inf
-    scale = float(start.abs().mean())
-    for offset in (0.0, 1.0 / max(scale, 1e-3) if scale else 1.0):
-        free = torch.zeros_like(start) if offset == 0 else start + 1.0
-        free = free.clone().requires_grad_()
+    def reach(free: Tensor) -> float:
         solver = torch.optim.LBFGS([free], max_iter=iterations, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
@@ -50,13 +46,15 @@ def _minimise(
 
         try:
             with torch.enable_grad():
-                solver.step(closure)
-                value = float(closure().detach())
+                solver.step(closure)  # type: ignore[arg-type]
+                return float(closure().detach())
         except (RuntimeError, ValueError, IndexError):
-            continue
-        if math.isfinite(value):
-            best = min(best, value)
-    return best if math.isfinite(best) else math.nan
+            return math.nan
+
+    # from zero, and from above: a rectified head is flat at zero
+    starts = (torch.zeros_like(start), start.clone() + 1.0)
+    reached = [reach(s.requires_grad_()) for s in starts]
+    return min((v for v in reached if math.isfinite(v)), default=math.nan)
 
 
 def shallow_skill(batch: Batch, *, width: int = 256, seed: int = 0) -> dict[str, float]:

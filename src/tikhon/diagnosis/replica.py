@@ -94,6 +94,7 @@ def replicate(
                 "the optimizer holds none of the model's parameters; build it from "
                 "model.parameters(), or pass a factory such as lambda p: torch.optim.Adam(p)"
             )
+        assert engine is not None
         engine.zero_grad(set_to_none=True)
     elif optimizer is not None:
         if not callable(optimizer):
@@ -160,7 +161,7 @@ def explain(error: Exception, model: nn.Module, batch: Batch) -> str:
     target = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[1]))
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     hint = ""
-    if "dtype" in text or "Long" in text or "Float" in text or "scalar type" in text:
+    if any(word in text.lower() for word in ("dtype", "long", "float", "scalar type")):
         hint = "; check the dtype of the targets (cross entropy: int64 classes, mse: floats)"
     elif "device" in text:
         hint = "; move the model and the data to one device"
@@ -172,5 +173,3 @@ def explain(error: Exception, model: nn.Module, batch: Batch) -> str:
         f"{type(model).__name__} or its loss failed on a batch with inputs {facts} and target "
         f"{target}: {text}{hint}"
     )
-
-

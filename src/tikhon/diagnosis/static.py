@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.diagnosis.feed import Batch, Feed, call, tensors
+from tikhon.diagnosis.feed import Feed, call, tensors
 from tikhon.diagnosis.observe import ELEMENTWISE, NORMS, SOFTMAXES
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.reference import (
@@ -27,7 +27,10 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, Any]:
     """Frozen, unused or unoptimized parameters, odd dropout, normalisation with a batch of one."""
     model = replica.model
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
-    facts: dict[str, Any] = {"frozen": frozen, "trainable": len(frozen) < len(list(model.parameters()))}
+    facts: dict[str, Any] = {
+        "frozen": frozen,
+        "trainable": len(frozen) < len(list(model.parameters())),
+    }
     if replica.optimizer is not None:
         held = {id(p) for group in replica.optimizer.param_groups for p in group["params"]}
         facts["unoptimized"] = [

@@ -65,7 +65,7 @@ def run(
         if step == steps or (deadline is not None and time.process_time() > deadline):
             break
         replica.model.train()
-        if not _step(trial, replica, next(stream), step):
+        if not advance(trial, replica, next(stream), step):
             break
         trial.steps = step + 1
         if before is not None:
@@ -80,7 +80,7 @@ def probe_steps(steps: int) -> set[int]:
     return {s for s in (0, 1, 2, 5) if s <= steps} | {round(share * steps) for share in shares}
 
 
-def _step(trial: Trial, replica: Replica, batch: Batch, step: int) -> bool:
+def advance(trial: Trial, replica: Replica, batch: Batch, step: int) -> bool:
     """One optimizer step; False where a number stopped being finite."""
     optimizer, model = replica.optimizer, replica.model
     assert optimizer is not None
@@ -127,8 +127,8 @@ def locate(replica: Replica, batch: Batch, step: int) -> Failure:
 
         return hook
 
-    named = [(n, m) for n, m in replica.model.named_modules() if not any(m.children())]
-    handles = [m.register_forward_hook(look(n)) for n, m in named]
+    named = list(replica.model.named_modules())
+    handles = [m.register_forward_hook(look(n or type(m).__name__)) for n, m in named]
     try:
         with torch.no_grad(), undisturbed(replica.model, training=True):
             call(replica.model, batch[0])
@@ -175,7 +175,7 @@ def probe(replica: Replica, batch: Batch, step: int, trial: Trial) -> Probe:
 
 
 def total_norm(tensors: list[Tensor]) -> float:
-    """Global norm, in double precision where the squares overflow: finite unless an entry is not."""
+    """Global norm, in double precision where squares overflow: finite if all entries are."""
     size = float(nn.utils.get_total_norm(tensors)) if tensors else 0.0
     if math.isfinite(size):
         return size
@@ -200,7 +200,7 @@ def _gradients(
 
 def _penalty_gradients(replica: Replica, parameters: list[Any]) -> dict[Tensor, Tensor | None]:
     extra = replica.extra()
-    if not isinstance(extra, Tensor) or not extra.requires_grad or not parameters:
+    if isinstance(extra, float | int) or not extra.requires_grad or not parameters:
         return {}
     return dict(zip(parameters, torch.autograd.grad(extra, parameters, allow_unused=True)))
 

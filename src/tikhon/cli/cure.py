@@ -1,0 +1,66 @@
+"""tikhon cure: find a change that makes a model train, and prove it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tikhon.cli.diagnose import (
+    BatchSize,
+    Clip,
+    DataOption,
+    LossOption,
+    Model,
+    PenaltyOption,
+    ValidOption,
+    read,
+    save,
+)
+from tikhon.cli.options import Debug, Json, Output, Overwrite, Quiet, Seed, seconds
+
+
+def cure(
+    model: Model,
+    data: DataOption,
+    optimizer: Annotated[
+        str,
+        typer.Option(help="adam:1e-3, sgd:0.1,momentum=0.9 or FILE.py:NAME(parameters)."),
+    ],
+    loss: LossOption = "cross_entropy",
+    valid: ValidOption = None,
+    budget: Annotated[str, typer.Option(help="CPU time: 60s, 2m.", metavar="TIME")] = "60s",
+    seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
+    steps: Annotated[int, typer.Option(help="Length of the last rung.")] = 300,
+    batch_size: BatchSize = 64,
+    penalty: PenaltyOption = None,
+    clip: Clip = None,
+    seed: Seed = 0,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Diagnose the model of a Python file and try treatments on copies, against doing nothing.
+
+    Exit code 3 says that no treatment beat doing nothing with every seed.
+    """
+    from tikhon.diagnosis import cure as run
+
+    terminal, program = read(
+        model, data, loss, optimizer, valid, penalty, seed=seed, json=json, quiet=quiet
+    )
+    terminal.note(f"trying treatments for up to {budget} of CPU time")
+    found = run(
+        program.pop("model"), program.pop("data"), program.pop("loss"), seeds=seeds, steps=steps,
+        budget=seconds(budget) or 60.0, batch_size=batch_size, seed=seed, clip=clip, **program,
+    )  # fmt: skip
+    document = found.to_dict()
+    terminal.say(str(found.diagnosis))
+    terminal.say(str(found))
+    if output is not None:
+        save(output, document, overwrite)
+        terminal.note(f"kept in {output}; tikhon report {output} makes a page of it")
+    terminal.document(document)
+    return 0 if found.confirmed or found.diagnosis.ok else 3

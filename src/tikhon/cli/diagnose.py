@@ -1,0 +1,147 @@
+"""tikhon diagnose: find out why a model does not train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tikhon.cli.options import Debug, Json, Output, Overwrite, Quiet, Seed
+from tikhon.errors import InputError, unknown
+
+Model = Annotated[
+    str, typer.Argument(metavar="FILE.py:NAME", help="A module, or a function that makes one.")
+]
+DataOption = Annotated[
+    str, typer.Option("--data", help="digits, mnist, ..., a file, or FILE.py:NAME.")
+]
+ValidOption = Annotated[
+    str | None, typer.Option("--valid", help="Data for validation; named sources bring theirs.")
+]
+LossOption = Annotated[
+    str, typer.Option(help="cross_entropy, mse, mae, bce_with_logits, nll or FILE.py:NAME.")
+]
+OptimizerOption = Annotated[
+    str | None, typer.Option(help="adam:1e-3, sgd:0.1,momentum=0.9 or FILE.py:NAME(parameters).")
+]
+PenaltyOption = Annotated[
+    str | None,
+    typer.Option(help="FILE.py:NAME(model), added to the loss.", metavar="FILE.py:NAME"),
+]
+BatchSize = Annotated[int, typer.Option(help="Rows of a batch.")]
+Clip = Annotated[float | None, typer.Option(help="Largest gradient norm.")]
+
+
+def diagnose(
+    model: Model,
+    data: DataOption,
+    loss: LossOption = "cross_entropy",
+    optimizer: OptimizerOption = None,
+    valid: ValidOption = None,
+    steps: Annotated[int, typer.Option(help="Length of the dry run.")] = 200,
+    batch_size: BatchSize = 64,
+    penalty: PenaltyOption = None,
+    clip: Clip = None,
+    fail_on: Annotated[
+        str | None, typer.Option(help="info, warning or critical: exit with code 3 from there on.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="All findings and layers.")] = False,
+    seed: Seed = 0,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Diagnose the model that a Python file makes, on copies of it.
+
+    The file is your code, and it is run because you name it here. Without --optimizer there is
+    no dry run: facts, and one step's signals.
+    """
+    from tikhon.diagnosis import diagnose as run
+    from tikhon.diagnosis.findings import SEVERITIES
+    from tikhon.diagnosis.letter import full as whole
+
+    if fail_on is not None and fail_on not in SEVERITIES:
+        raise InputError(f"--fail-on: {unknown('severity', fail_on, SEVERITIES)}")
+    terminal, program = read(
+        model, data, loss, optimizer, valid, penalty, seed=seed, json=json, quiet=quiet
+    )
+    found = run(
+        program.pop("model"), program.pop("data"), program.pop("loss"), steps=steps,
+        batch_size=batch_size, seed=seed, clip=clip, **program,
+    )  # fmt: skip
+    document = found.to_dict()
+    terminal.say(whole(found) if full else str(found))
+    if output is not None:
+        save(output, document, overwrite)
+        terminal.note(f"kept in {output}; tikhon report {output} makes a page of it")
+    terminal.document(document)
+    limit = SEVERITIES.index(fail_on) if fail_on is not None else len(SEVERITIES)
+    worst = max((SEVERITIES.index(f.severity) for f in found.findings), default=-1)
+    return 3 if worst >= limit else 0
+
+
+def read(
+    model: str,
+    data: str,
+    loss: str,
+    optimizer: str | None,
+    valid: str | None,
+    penalty: str | None,
+    *,
+    seed: int,
+    json: bool,
+    quiet: bool,
+) -> tuple[Any, dict[str, Any]]:
+    """The terminal, and the program that the options name."""
+    import torch
+
+    from tikhon.cli import named
+    from tikhon.cli.threads import limit_threads
+    from tikhon.cli.terminal import Terminal
+
+    terminal = Terminal(json=json, quiet=quiet)
+    limit_threads(0)
+    torch.manual_seed(seed)
+    made = named.named(model, "MODEL", terminal)
+    if not isinstance(made, torch.nn.Module) and not callable(made):
+        raise InputError(f"MODEL: {model} is a {type(made).__name__}, not a module or a function")
+    train, judge = named.data_of(data, "--data", terminal, seed)
+    if valid is not None:
+        judge = named.data_of(valid, "--valid", terminal, seed)[0]
+    program: dict[str, Any] = {
+        "model": made,
+        "data": train,
+        "valid": judge,
+        "loss": named.loss_of(loss, terminal),
+        "optimizer": named.optimizer_of(optimizer, terminal) if optimizer is not None else None,
+    }
+    if penalty is not None:
+        program["penalty"] = named.named(penalty, "--penalty", terminal)
+    return terminal, program
+
+
+def save(path: Path, document: dict[str, Any], overwrite: bool) -> None:
+    """Keep a result as a run that `tikhon report` reads."""
+    import sys
+
+    from tikhon.training.run_directory import RunDirectory
+
+    folder = RunDirectory(path)
+    folder.create(overwrite=overwrite)
+    record = document.get("record") or document["diagnosis"]["record"]
+    folder.write(
+        "config.json",
+        {
+            "schema_version": 1,
+            "kind": document["kind"],
+            "command": ["tikhon", *sys.argv[1:]],
+            "data": record["data"],
+            "model": {"name": record["model"], "parameters": record["parameters"]},
+            "optimizer": record["optimizer"],
+            "seed": record["seed"],
+        },
+    )
+    folder.write("result.json", document)

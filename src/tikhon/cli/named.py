@@ -1,0 +1,133 @@
+"""Objects in the user's own files, named as train.py:make_model or package.module:name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from tikhon.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from tikhon.cli.terminal import Terminal
+
+LOSSES = ("cross_entropy", "mse", "mae", "bce_with_logits", "nll")
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad")
+_loaded: dict[str, ModuleType] = {}
+
+
+def named(spec: str, option: str, terminal: Terminal) -> Any:
+    """The object behind FILE.py:NAME or MODULE:NAME; running that file is said on stderr.
+
+    Raises `InputError` for a file or name that is not there, closest names first, and for code
+    that fails when it runs.
+    """
+    source, _, name = spec.rpartition(":")
+    if not source or not name:
+        raise InputError(f"{option}: FILE.py:NAME or MODULE:NAME is needed, received {spec!r}")
+    if source not in _loaded:
+        terminal.note(f"running the code of {source}, as {option} asks")
+        _loaded[source] = _import(source, option)
+    module = _loaded[source]
+    if not hasattr(module, name):
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise InputError(f"{option}: {unknown(f'name in {source}', name, public)}")
+    return getattr(module, name)
+
+
+def _import(source: str, option: str) -> ModuleType:
+    try:
+        if not source.endswith(".py"):
+            sys.path.insert(0, str(Path.cwd()))
+            return importlib.import_module(source)
+        path = Path(source).resolve()
+        if not path.is_file():
+            raise InputError(f"{option}: there is no file {source}")
+        sys.path.insert(0, str(path.parent))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)
+        spec.loader.exec_module(module)
+        return module
+    except InputError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        text = f"{type(error).__name__}: {error}"
+        raise InputError(f"{option}: {source} failed when it ran ({text})") from error
+
+
+def given(value: Any, option: str) -> Any:
+    """The value itself, or what it returns if it is a function without arguments."""
+    if inspect.isfunction(value):
+        try:
+            return value()
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            raise InputError(f"{option}: {value.__name__}() failed ({text})") from error
+    return value
+
+
+def loss_of(spec: str, terminal: Terminal) -> Callable[[Any, Any], Any]:
+    """A loss by name, or the user's own."""
+    from torch.nn import functional as F
+
+    if "." in spec.rpartition(":")[0]:
+        return named(spec, "--loss", terminal)
+    known = {
+        "cross_entropy": F.cross_entropy,
+        "mse": F.mse_loss,
+        "mae": F.l1_loss,
+        "bce_with_logits": F.binary_cross_entropy_with_logits,
+        "nll": F.nll_loss,
+    }
+    if spec not in known:
+        raise InputError(f"--loss: {unknown('loss', spec, LOSSES)}, or FILE.py:NAME")
+    return known[spec]
+
+
+def optimizer_of(spec: str, terminal: Terminal) -> Any:
+    """A factory from adam, adam:1e-3 or sgd:0.1,momentum=0.9, or the user's own."""
+    import torch
+
+    name, _, rest = spec.partition(":")
+    known = {n.lower(): n for n in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")}
+    if name.lower() not in known:
+        if "." in spec.rpartition(":")[0]:
+            return named(spec, "--optimizer", terminal)
+        raise InputError(f"--optimizer: {unknown('optimizer', name, OPTIMIZERS)}, or FILE.py:NAME")
+    settings: dict[str, float] = {}
+    for index, part in enumerate(p for p in rest.split(",") if p):
+        key, equals, text = part.rpartition("=")
+        try:
+            settings[key if equals else "lr"] = float(text)
+        except ValueError:
+            raise InputError(f"--optimizer: {part!r} is not a number or KEY=NUMBER") from None
+        if index and not equals:
+            raise InputError(f"--optimizer: only the first value may be bare, received {part!r}")
+    kind = getattr(torch.optim, known[name.lower()])
+    allowed = set(inspect.signature(kind).parameters) - {"params"}
+    for key in settings:
+        if key not in allowed:
+            raise InputError(f"--optimizer: {unknown(f'setting of {name}', key, allowed)}")
+    if kind is torch.optim.SGD:
+        settings.setdefault("lr", 0.01)
+    return lambda parameters: kind(parameters, **settings)
+
+
+def data_of(spec: str, option: str, terminal: Terminal, seed: int) -> tuple[Any, Any]:
+    """(training, validation): the user's own data, or a source cut and scaled as `fit` does."""
+    own = spec.rpartition(":")[0]
+    if own.endswith(".py") or (own and not Path(spec).exists()):
+        return given(named(spec, option, terminal), option), None
+    from tikhon.data import load, split
+
+    parts = split(load(spec), valid=0.2, test=0.2, seed=seed)
+    valid = (parts.valid.x, parts.valid.y) if parts.valid is not None else None
+    return (parts.train.x, parts.train.y), valid

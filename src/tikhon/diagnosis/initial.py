@@ -1,0 +1,134 @@
+"""Weights before the first step: equal, singled out, dead or saturated at birth, large, small.
+
+Pure functions of the evidence; standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tikhon.diagnosis import evidence as e
+from tikhon.diagnosis.causes import decline, names
+from tikhon.diagnosis.evidence import Evidence, middle, number
+from tikhon.diagnosis.findings import Finding
+
+_Judged = tuple[tuple[str, ...], dict[str, float], str] | None
+
+
+def poor_init(ev: Evidence) -> Finding | None:
+    """Weights at step 0 that no signal gets through: too large, too small, all equal, all dead."""
+    first = ev.first
+    if first is None or min(ev.learned, ev.generalised) >= e.LEARNED:
+        return None
+    for judge in (_equal_weights, _singled_out, _dead_at_birth, _too_large, _too_small):
+        found = judge(ev)
+        if found is not None:
+            where, numbers, why = found
+            return Finding("poor_init", "critical", where, numbers, why)
+    return None
+
+
+def _equal_weights(ev: Evidence) -> _Judged:
+    first = ev.first
+    assert first is not None
+    same = [i for i in ev.chain if first.readings[i].constant]
+    # a zero head or branch end is a good idea: it moves in the first step and the rest follows
+    if not same or (len(same) < len(ev.chain) and (ev.early_ratio or 0.0) >= e.VANISHED):
+        return None
+    why = f"all weights of {len(same)} layer(s) are equal: its units get equal gradients for ever"
+    return tuple(ev.site(i).name for i in same), {"constant_layers": len(same)}, why
+
+
+def _singled_out(ev: Evidence) -> _Judged:
+    factors = forward_factors(ev)
+    usual = middle(factors.values())
+    if usual is None or len(factors) < 3:
+        return None
+    small = [i for i, f in factors.items() if 0 < f < usual / e.OUTLIER]
+    large = [i for i, f in factors.items() if f > usual * e.OUTLIER]
+    odd = small or large
+    if not odd or len(odd) > len(factors) / 3:
+        return None
+    worst = factors[odd[0]]
+    why = f"weights of {worst:.2g} (times sqrt(fan_in)) where the other layers have {usual:.2g}"
+    where = tuple(ev.site(i).name for i in odd)
+    return where, {"weight_factor": worst, "usual": usual}, why
+
+
+def _dead_at_birth(ev: Evidence) -> _Judged:
+    first = ev.first
+    assert first is not None
+    for i, reading in enumerate(first.readings):
+        saturated = (reading.saturated or 0.0) >= e.SATURATED
+        if not saturated and (reading.dead is None or reading.dead < 0.95):
+            continue
+        before = ev.layer_before(i)
+        factor = forward_factors(ev).get(before, 1.0) if before is not None else 1.0
+        bias = _bias_share(ev, before)
+        if saturated and bias < 3 and factor < e.LARGE_WEIGHTS:
+            continue  # the inputs are too large, not the weights
+        state = "saturated" if saturated else "dead"
+        cause = f"a bias {bias:.1f} times the weighted input" if bias >= 3 else "weights"
+        why = f"{ev.site(i).name} is {state} before the first step, through {cause}"
+        return names(ev, i), {"bias": bias, "weight_factor": factor}, why
+    return None
+
+
+def _bias_share(ev: Evidence, position: int | None) -> float:
+    """Size of the bias against the rest of a layer's output."""
+    if position is None or ev.first is None:
+        return 0.0
+    reading = ev.first.readings[position]
+    if not reading.bias or reading.rms is None:
+        return 0.0
+    rest = (reading.diversity or 0.0) * reading.rms
+    return reading.bias / rest if rest > 0 else math.inf
+
+
+def _too_large(ev: Evidence) -> _Judged:
+    large = [i for i, f in forward_factors(ev).items() if f > e.LARGE_WEIGHTS]
+    first, trivial = ev.first, ev.trivial
+    if not large or first is None:
+        return None
+    loss = number(first.loss)
+    excess = loss / trivial if loss is not None and trivial else math.inf
+    ratio = ev.first_ratio or 0.0
+    saturated = max((r.saturated or 0.0) for r in first.readings)
+    if excess < e.INITIAL_LOSS and ratio < e.EXPLODED and saturated < e.SATURATED:
+        return None
+    factor = max(forward_factors(ev)[i] for i in large)
+    numbers = {"weight_factor": factor, "initial_loss": excess, "signal_ratio": ratio}
+    why = (
+        f"weights have gain {factor:.1f} (Xavier 1, He 1.4); the first loss is {excess:.1f} times "
+        "that of a constant"
+    )
+    return tuple(ev.site(i).name for i in large), numbers, why
+
+
+def _too_small(ev: Evidence) -> _Judged:
+    if ev.record.failure is not None:
+        return None
+    ratio, early = ev.first_ratio, ev.early_ratio
+    if ratio is None or early is None or max(ratio, early) >= e.VANISHED or ev.silent:
+        return None
+    weights, slopes, numbers = decline(ev)
+    if weights <= slopes:
+        return None
+    why = (
+        f"weights carry back {numbers['weight_factor']:.2f} of the signal per layer, "
+        f"{numbers['ideal']:.2f} would keep its size"
+    )
+    where = tuple(ev.site(i).name for i in ev.chain)
+    return where, {"signal_ratio": ratio, **numbers}, why
+
+
+def forward_factors(ev: Evidence) -> dict[int, float]:
+    """rms(W) * sqrt(fan_in) of the feed-forward layers at step 0."""
+    first = ev.first
+    if first is None:
+        return {}
+    return {
+        i: rms * math.sqrt(ev.site(i).fan_in)
+        for i in ev.chain
+        if ev.site(i).role == "weight" and (rms := first.readings[i].weight_rms) is not None
+    }

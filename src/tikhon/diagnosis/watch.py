@@ -1,0 +1,397 @@
+"""`watch`: the same questions in a live loop, cheaply: sampled steps, one stacked read each."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tikhon.diagnosis.evidence import EXPLODED, SLOW_UPDATE, VANISHED
+from tikhon.diagnosis.feed import tensors
+from tikhon.diagnosis.observe import role_of
+from tikhon.diagnosis.record import finite
+from tikhon.diagnosis.replica import undisturbed, unwrap
+from tikhon.errors import InputError
+
+
+class NonFiniteError(ArithmeticError):
+    """A number stopped being finite; the message names the first bad tensor and the step."""
+
+
+class Watch:
+    """Hooks on an optimizer and a model; a context manager. Use `tikhon.watch` to make one.
+
+    Every `every` steps the norms of all gradients and weights are stacked and read in one go, and
+    tensor hooks on the outputs of the layers read the backward signal. On every step one small
+    gradient of the first layer is looked at: whatever goes wrong on the way there or back ends in
+    it. `rows` holds what was read, newest last; `alarms` names what is out of range.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, every: int, keep: int, output: Path | None,
+        stop: bool,
+    ) -> None:  # fmt: skip
+        self.model, self.optimizer = unwrap(model), optimizer
+        self.every, self.output, self.stop = every, output, stop
+        self.step = 0
+        self.rows: deque[dict[str, Any]] = deque(maxlen=keep)
+        self.failure: dict[str, Any] | None = None
+        self._inner = _unwrap_optimizer(optimizer)
+        self._names = {p: n for n, p in self.model.named_parameters()}
+        self._layers = [(n, m) for n, m in self.model.named_modules() if role_of(m) is not None]
+        self._signals: dict[str, Tensor] = {}
+        self._order: dict[str, None] = {}  # layers as the forward pass calls them
+        self._taps: list[Any] = []
+        self._before: list[Tensor] | None = None
+        self._loss: Tensor | None = None
+        self._inputs: Any = None
+        self._canary = _canary(self.model)
+        self._latch: Tensor | None = None
+        self._handles = [
+            self.model.register_forward_pre_hook(self._remember, with_kwargs=True),
+            self._inner.register_step_pre_hook(self._before_step),
+            self._inner.register_step_post_hook(self._after_step),
+        ]
+        self._listen()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take all hooks off; what was read stays, and goes to the run folder."""
+        for handle in [*self._handles, *self._taps]:
+            handle.remove()
+        self._handles, self._taps = [], []
+        self._save()
+
+    def loss(self, value: Tensor) -> Tensor:
+        """Optional: tell the watch the loss of this step; it is read on sampled steps only."""
+        self._loss = value.detach()
+        return value
+
+    @property
+    def alarms(self) -> dict[str, str]:
+        """Codes that the last readings call for, each with its numbers in words."""
+        found: dict[str, str] = {}
+        recent = [r for r in self.rows][-3:]
+        if self.failure is not None:
+            found["exploding_gradient"] = self.failure["message"]
+        ratios = [r["signal_ratio"] for r in recent if r.get("signal_ratio") is not None]
+        if len(ratios) >= 2 and max(ratios) < VANISHED:
+            found["vanishing_gradient"] = f"signal of the first / last layer {ratios[-1]:.0e}"
+        if len(ratios) >= 2 and min(ratios) > EXPLODED:
+            found.setdefault("exploding_gradient", f"signal ratio {ratios[-1]:.0e}")
+        updates = [r["update"] for r in recent if r.get("update") is not None]
+        if len(updates) >= 2 and max(updates) < SLOW_UPDATE:
+            found["slow_convergence"] = (
+                f"a step moves the weights by {updates[-1]:.0e} of their size"
+            )
+        return found
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return f"tikhon watch: step {self.step}, nothing read yet (every {self.every} steps)"
+        last = self.rows[-1]
+        shown = [f"{k} {v:.2g}" for k, v in last.items() if isinstance(v, float) and k != "step"]
+        lines = [f"tikhon watch: step {last['step']}, {', '.join(shown)}"]
+        lines += [f" {code}: {text}" for code, text in self.alarms.items()]
+        return "\n".join(lines)
+
+    # sampled steps
+
+    def _due(self) -> bool:
+        return self.step % self.every == 0
+
+    def _listen(self) -> None:
+        """Tap the outputs of the layers for the coming step; taps come off after it."""
+        for name, module in self._layers:
+            self._taps.append(module.register_forward_hook(self._tap(name)))
+
+    def _tap(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self._order.setdefault(name)
+            for part in tensors(output)[:1]:
+                if part.requires_grad and not torch.compiler.is_compiling():
+                    part.register_hook(lambda grad: self._hear(name, grad))
+
+        return hook
+
+    def _hear(self, name: str, grad: Tensor) -> None:
+        size = grad.detach().float().square().mean()
+        # accumulated micro-batches add up
+        self._signals[name] = self._signals[name] + size if name in self._signals else size
+
+    def _remember(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._inputs = (args, kwargs)
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        grad = self._canary.grad if self._canary is not None else None
+        if grad is not None and not _skipped(self._inner):
+            self._sing(_local(grad).sum())
+        if self._due():
+            self._before = [p.detach().clone() for p in self._parameters()]
+
+    def _sing(self, canary: Tensor) -> None:
+        """Read the canary at once on a CPU; elsewhere latch it until the next reading."""
+        if canary.device.type == "cpu":
+            if not math.isfinite(float(canary)):
+                self._fail()
+            return
+        bad = ~torch.isfinite(canary)
+        now = torch.where(bad, self.step, torch.inf)
+        self._latch = now if self._latch is None else torch.minimum(self._latch, now)
+
+    def _parameters(self) -> list[Tensor]:
+        return [
+            p for g in self._inner.param_groups for p in g["params"] if p.grad is not None
+        ]  # fmt: skip
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._due() and self._before is not None:
+            self._read(self._before)
+        self._before = None
+        self.step += 1
+        for tap in self._taps:
+            tap.remove()
+        self._taps = []
+        self._signals.clear()
+        if self._due():
+            self._listen()
+
+    def _read(self, before: list[Tensor]) -> None:
+        """Stack every number of this step and read them with one synchronisation."""
+        if _skipped(self._inner):
+            return
+        parameters = self._parameters()
+        grads = [_local(p.grad) for p in parameters if p.grad is not None]
+        now = [_local(p.detach()) for p in parameters]
+        old = [_local(b) for b in before]
+        if not grads:
+            return
+        moved = torch._foreach_sub(now, old)
+        norms = [torch._foreach_norm(part) for part in (grads, old, moved)]
+        heard = [name for name in self._order if name in self._signals]
+        stack = [
+            torch.stack([n.float() for group in norms for n in group]),
+            torch.stack([self._signals[name] for name in heard]).to(norms[0][0].device)
+            if heard
+            else torch.zeros(0, device=norms[0][0].device),
+            (self._loss if self._loss is not None else torch.tensor(math.nan))
+            .float()
+            .reshape(1)
+            .to(norms[0][0].device),
+        ]
+        flat = torch.cat([stack[0].square(), stack[1], stack[2]])
+        values = _reduce(flat, 3 * len(grads)).tolist()
+        self._keep(values, len(grads), heard)
+
+    def _keep(self, values: list[float], count: int, heard: list[str]) -> None:
+        grads, weights, moves = (values[i * count : (i + 1) * count] for i in range(3))
+        signals = [math.sqrt(v) for v in values[3 * count : -1]]
+        scale = self._scale()
+        ratios = sorted(
+            math.sqrt(m / w) for m, w in zip(moves, weights) if w > 0 and math.isfinite(m)
+        )
+        row: dict[str, Any] = {
+            "step": self.step,
+            "loss": values[-1] if self._loss is not None else None,
+            "gradient": math.sqrt(sum(grads)) / scale,
+            "weight": math.sqrt(sum(weights)),
+            "update": ratios[len(ratios) // 2] if ratios else None,
+            "signal_ratio": signals[0] / signals[-1] if signals and signals[-1] else None,
+        }
+        self.rows.append(row)
+        if not all(math.isfinite(v) for v in (*grads, *moves)) or (
+            self._loss is not None and not math.isfinite(values[-1])
+        ):
+            self._fail()
+
+    def _scale(self) -> float:
+        """The factor by which a fused optimizer under GradScaler still sees its gradients."""
+        scale = getattr(self._inner, "grad_scale", None)
+        return float(scale.item()) if scale is not None else 1.0
+
+    # failure
+
+    def check(self, loss: Tensor) -> Tensor:
+        """Stop at once if this loss is not finite, before its backward pass; one read a call."""
+        if not bool(torch.isfinite(loss.detach()).all()):
+            self._loss = loss.detach()
+            self._fail()
+        return loss
+
+    def _fail(self) -> None:
+        step = self.step
+        if self._latch is not None and math.isfinite(float(self._latch)):
+            step = int(self._latch)
+        what, where = self._first_bad()
+        trail = ", ".join(f"{r['gradient']:.2g}" for r in list(self.rows)[-5:])
+        message = (
+            f"step {step}: the first non-finite tensor is {what} {where}; "
+            f"gradient norms before: {trail or 'none read'}"
+        )
+        self.failure = {"step": step, "what": what, "where": where, "message": message}
+        self._save()
+        if self.stop:
+            raise NonFiniteError(message)
+
+    def _first_bad(self) -> tuple[str, str]:
+        """Input, weight, activation (forward order), then gradient (backward order)."""
+        if any(not _fine(part) for part in tensors(list(self._inputs or ()))):
+            return "input", "data"
+        weights = [n for p, n in self._names.items() if not _fine(self._old(p))]
+        if weights:
+            return "weight", weights[0]
+        name = self._first_activation()
+        if name is not None:
+            return "activation", name
+        if self._loss is not None and not _fine(self._loss):
+            return "loss", "loss"
+        grads = [n for p, n in self._names.items() if p.grad is not None and not _fine(p.grad)]
+        return ("gradient", grads[-1]) if grads else ("loss", "loss")
+
+    def _old(self, parameter: Tensor) -> Tensor:
+        """The parameter before this step where it was kept: a bad gradient makes it bad after."""
+        for kept, current in zip(self._before or (), self._parameters()):
+            if current is parameter:
+                return kept
+        return parameter
+
+    def _first_activation(self) -> str | None:
+        if self._inputs is None:
+            return None
+        found: list[str] = []
+
+        def look(name: str) -> Any:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                if any(not _fine(part) for part in tensors(output)):
+                    found.append(name)
+
+            return hook
+
+        named = list(self.model.named_modules())
+        handles = [m.register_forward_hook(look(n or type(m).__name__)) for n, m in named]
+        args, kwargs = self._inputs
+        try:
+            with torch.no_grad(), undisturbed(self.model, training=self.model.training):
+                self.model(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found[0] if found else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ring buffer, alarms and failure as plain values."""
+        return finite(
+            {
+                "schema_version": 1,
+                "kind": "watch",
+                "step": self.step,
+                "rows": list(self.rows),
+                "alarms": self.alarms,
+                "failure": self.failure,
+            }
+        )
+
+    def _save(self) -> None:
+        if self.output is None:
+            return
+        self.output.mkdir(parents=True, exist_ok=True)
+        partial = self.output / "watch.json.partial"
+        partial.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
+        partial.replace(self.output / "watch.json")
+
+
+def _unwrap_optimizer(optimizer: Any) -> Optimizer:
+    while not isinstance(optimizer, Optimizer) or not hasattr(
+        optimizer, "_optimizer_step_pre_hooks"
+    ):
+        inner = getattr(optimizer, "optimizer", None)
+        if inner is None:
+            raise InputError(f"not a torch optimizer: {type(optimizer).__name__}")
+        optimizer = inner
+    return optimizer
+
+
+def _canary(model: nn.Module) -> Tensor | None:
+    """The smallest trainable tensor of the first layer that has one."""
+    for module in model.modules():
+        own = [p for p in module.parameters(recurse=False) if p.requires_grad]
+        if own:
+            return min(own, key=lambda p: p.numel())
+    return None
+
+
+def _fine(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all())
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer under GradScaler leaves this step out: inf is expected there."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found.item())
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process' shard of a distributed tensor."""
+    to_local = getattr(tensor, "to_local", None)
+    return to_local() if to_local is not None else tensor
+
+
+def _reduce(flat: Tensor, count: int) -> Tensor:
+    """Sum the squares over the processes where parameters are sharded: one all-reduce."""
+    sharded = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not sharded or torch.distributed.get_world_size() == 1:
+        return flat
+    torch.distributed.all_reduce(flat)
+    return flat / torch.distributed.get_world_size()
+
+
+def watch(
+    model: nn.Module,
+    optimizer: Any,
+    *,
+    every: int = 50,
+    keep: int = 200,
+    output: str | Path | None = None,
+    stop: bool = True,
+) -> Watch:
+    """Watch a live loop: signal, gradient and update sizes, and the first non-finite number.
+
+    The loop stays as it is; the watch hangs on the optimizer's step and, on sampled steps, on
+    tensor hooks of the layers' outputs. Skipped steps of a `GradScaler` are not counted, scaled
+    gradients of fused optimizers are unscaled, accumulated micro-batches add up.
+
+    Args:
+        model: the module (compiled, data-parallel and sharded ones are unwrapped).
+        optimizer: the optimizer whose steps are watched.
+        every: steps between two readings, >= 1.
+        keep: readings in the ring buffer, >= 1.
+        output: the run folder; `watch.json` is written there at the end and on failure.
+        stop: raise `NonFiniteError` at the first non-finite number; otherwise record it.
+
+    Raises:
+        InputError: something that is not an optimizer, or numbers out of range.
+
+    >>> net = nn.Linear(4, 1)
+    >>> engine = torch.optim.SGD(net.parameters(), lr=0.1)
+    >>> with watch(net, engine, every=1) as health:
+    ...     for _ in range(3):
+    ...         engine.zero_grad()
+    ...         net(torch.ones(8, 4)).square().mean().backward()
+    ...         engine.step()
+    >>> len(health.rows), health.alarms
+    (3, {})
+    """
+    if every < 1 or keep < 1:
+        raise InputError(f"every and keep must be >= 1, received {every} and {keep}")
+    return Watch(model, optimizer, every, keep, Path(output) if output else None, stop)

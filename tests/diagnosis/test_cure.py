@@ -1,0 +1,153 @@
+"""Laws of `cure`: paired, confirmed only where every seed agrees, nothing of the user touched."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
+from tikhon.diagnosis import cure, surgery
+from tikhon.diagnosis.cures import INPUTS, NOTHING, candidates, rate
+from tikhon.diagnosis.feed import feed
+from tikhon.diagnosis.replica import replicate
+from tikhon.errors import InputError
+
+
+def named(name):
+    return next(c for c in FAULTY if c.name == name)
+
+
+def treat(case, **options):
+    torch.manual_seed(0)
+    model = case.build()
+    return cure(
+        model, case.data(), case.loss, optimizer=case.optimizer(model.parameters()),
+        **{"steps": 60, "budget": "8s", **case.options, **options},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "too small a step",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("tanh default", "penalised")),
+    ],
+)
+def test_a_cure_is_found_and_holds_in_a_full_run(name):
+    found = treat(named(name))
+    assert found.confirmed, str(found)
+    assert min(found.best.effects) > 0
+    assert found.best.effect > found.best.spread
+    model, end = found.train(60)
+    assert end.metric > 0.8, str(found)
+    assert found.patch
+    assert all(line in str(found) for line in found.patch.splitlines())
+    x, _ = classes()
+    assert found.model(x).shape == model(x).shape
+    json.loads(found.to_json(), parse_constant=lambda c: pytest.fail(c))
+    assert "effects" in found.figures()
+
+
+def test_the_user_program_is_untouched():
+    model = deep(3, nn.Tanh)
+    engine = sgd(1e-6, momentum=0.9)(model.parameters())
+    before = copy.deepcopy((model.state_dict(), engine.state_dict()))
+    state = torch.get_rng_state()
+    cure(model, classes(), CE, optimizer=engine, steps=5, budget="2s", seeds=2)
+    assert all(torch.equal(a, b) for a, b in zip(before[0].values(), model.state_dict().values()))
+    assert before[1] == engine.state_dict()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_arms_are_paired_and_doing_nothing_has_no_effect():
+    found = treat(named("too small a step"), steps=8, budget="3s")
+    nothing = found.arms[0]
+    assert nothing.name == NOTHING.name
+    assert nothing.effects == (0.0, 0.0, 0.0)
+    for arm in found.arms[1:]:
+        if arm.steps == nothing.steps:
+            pairs = zip(arm.effects, nothing.scores, arm.scores)
+            assert all(e == pytest.approx(b - s) for e, b, s in pairs)
+
+
+def test_a_healthy_program_gets_no_made_up_cure():
+    torch.manual_seed(0)
+    x = torch.randn(200, 4)
+    noise = torch.randint(2, (200,))  # nothing to learn: no treatment can be right
+    model = nn.Linear(4, 2)
+    found = cure(model, (x, noise), CE, valid=(torch.randn(400, 4), torch.randint(2, (400,))),
+                 optimizer=adam(0.01)(model.parameters()), steps=60, budget="4s", seeds=3)  # fmt: skip
+    assert not found.confirmed or found.best.effect < 0.1
+    assert found.confirmed or "no cure found" in str(found)
+
+
+def test_learning_rates_are_always_tried():
+    for codes in ({"vanishing_gradient"}, {"underfitting"}, set()):
+        assert any(t.kind == "lr" for t in candidates(codes))
+
+
+EDITS = [
+    (surgery.reinit, True), (surgery.orthogonal, True), (surgery.lsuv, True),
+    (surgery.to_relu, True), (surgery.normalise, True), (surgery.residual, True),
+    (surgery.widen, True), (surgery.narrow, False), (surgery.add_dropout, True),
+    (surgery.to_gru, False), (surgery.open_head, False), (surgery.ease_dropout, False),
+    (surgery.recurrent_init, False), (surgery.norm_blocks, False), (surgery.to_leaky, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("edit", "applies"), EDITS, ids=[e[0].__name__ for e in EDITS])
+def test_edits_keep_the_model_a_model(edit, applies):
+    torch.manual_seed(0)
+    model = deep(6, nn.Tanh)
+    x, y = classes()
+    assert edit(model, (x, y)) is applies
+    out = model(x)
+    assert out.shape == (len(x), 4)
+    CE(out, y).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_residual_stack_lets_the_signal_through():
+    torch.manual_seed(0)
+    model = deep(25, nn.Tanh)
+    x, y = classes()
+    surgery.residual(model, (x, y))
+    CE(model(x), y).backward()
+    grads = [p.grad.norm() for n, p in model.named_parameters() if n.endswith("weight")]
+    assert min(grads) > 1e-3 * max(grads)
+
+
+def test_frozen_layers_keep_their_weights():
+    model = deep(3, nn.ReLU)
+    model[0].requires_grad_(False)
+    kept = model[0].weight.clone()
+    surgery.reinit(model, classes())
+    assert torch.equal(kept, model[0].weight)
+
+
+def test_treatments_keep_groups_and_settings():
+    model = deep(2, nn.ReLU)
+    groups = [
+        {"params": [*model[0].parameters()], "lr": 0.5},
+        {"params": [*model[2:].parameters()]},
+    ]
+    engine = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    source = feed(classes())
+    treated = rate(0.1).apply(replicate(model, CE, engine), source)
+    assert [g["lr"] for g in treated.optimizer.param_groups] == pytest.approx([0.05, 0.01])
+    assert [g["lr"] for g in engine.param_groups] == [0.5, 0.1]
+    assert treated.optimizer.param_groups[0]["momentum"] == 0.9
+    scaled = INPUTS.apply(replicate(model, CE, engine), feed(classes(scale=50.0)))
+    assert scaled.model[0](classes(scale=50.0)[0]).std() == pytest.approx(1.0, abs=0.1)
+
+
+def test_bad_arguments():
+    model = he(deep(1, nn.ReLU))
+    engine = sgd(0.1)(model.parameters())
+    for change in ({"budget": "soon"}, {"seeds": 1}, {"optimizer": None}):
+        with pytest.raises(InputError):
+            cure(model, numbers(), CE, **{"optimizer": engine, **change})

@@ -1,0 +1,365 @@
+"""Laws of `diagnose`: faults are found and placed, healthy runs left alone, nothing moves."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from faulty import CE, FAULTY, HEALTHY, Faulty, classes, deep, he, mlp, sgd
+from tikhon.diagnosis import LABELS, Record, diagnose, judge
+from tikhon.diagnosis.codes import CODES
+from tikhon.errors import DataError, InputError
+
+
+def run(case: Faulty, steps: int = 150, seed: int = 0):
+    torch.manual_seed(seed)
+    model = case.build()
+    options = dict(case.options)
+    if "valid" in options:
+        options["valid"] = options["valid"]()
+    return diagnose(
+        model,
+        case.data(),
+        case.loss,
+        optimizer=case.optimizer(model.parameters()),
+        steps=steps,
+        seed=seed,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("case", FAULTY, ids=lambda c: c.name)
+def test_each_fault_is_found_and_placed(case):
+    found = run(case)
+    assert found.labels & set(case.codes), str(found)
+    named = {w for f in found.findings if f.code in case.codes for w in f.where}
+    assert not case.where or named & set(case.where), (named, str(found))
+    assert not found.ok
+
+
+@pytest.mark.parametrize("case", HEALTHY, ids=lambda c: c.name)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_healthy_programs_raise_no_alarm(case, seed):
+    found = run(case, seed=seed)
+    assert not found.labels & set(LABELS), str(found)
+
+
+def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    return {
+        "state": {k: v.clone() for k, v in model.state_dict().items()},
+        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "modes": [m.training for m in model.modules()],
+        "versions": [p._version for p in model.parameters()],
+        "hooks": [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+            for m in model.modules()
+        ],
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1].copy(),
+        "python": random.getstate(),
+        "optimizer": copy.deepcopy(optimizer.state_dict()),
+        "requires": [p.requires_grad for p in model.parameters()],
+    }
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("case", [*FAULTY[:3], *HEALTHY[3:5]], ids=lambda c: c.name)
+def test_everything_of_the_user_is_bit_identical_afterwards(case):
+    torch.manual_seed(0)
+    model = case.build()
+    model.eval()
+    list(model.modules())[-1].train()
+    model.register_forward_hook(lambda *a: None)
+    optimizer = case.optimizer(model.parameters())
+    x, y = case.data()
+    case.loss(model(x[:64]), y[:64]).backward()
+    before = fingerprint(model, optimizer)
+    found = diagnose(model, (x, y), case.loss, optimizer=optimizer, steps=15)
+    found.to_json()
+    assert same(before, fingerprint(model, optimizer))
+
+
+def test_the_dry_run_is_the_plain_loop():
+    torch.manual_seed(0)
+    model = he(deep(2, nn.ReLU))
+    twin = copy.deepcopy(model)
+    x, y = classes()
+    found = diagnose(model, (x, y), CE, optimizer=sgd(0.1)(model.parameters()), steps=20, seed=3)
+    engine = sgd(0.1)(twin.parameters())
+    generator = torch.Generator().manual_seed(3)
+    losses = []
+    while len(losses) < 20:
+        order = torch.randperm(len(x), generator=generator)
+        for start in range(0, len(x) - 63, 64):
+            rows = order[start : start + 64]
+            engine.zero_grad()
+            loss = CE(twin(x[rows]), y[rows])
+            loss.backward()
+            engine.step()
+            losses.append(float(loss.detach()))
+    assert list(found.record.losses) == losses[:20]
+
+
+def test_a_saved_record_is_judged_alike(tmp_path):
+    found = run(FAULTY[0], steps=20)
+    found.record.save(tmp_path / "record.json")
+    again = judge(Record.load(tmp_path / "record.json"))
+    assert again.labels == found.labels
+    assert [f.where for f in again.findings] == [f.where for f in found.findings]
+
+
+def test_json_has_no_nan_and_the_letter_fits_a_screen():
+    for case in (FAULTY[1], FAULTY[3], HEALTHY[0]):
+        found = run(case, steps=30)
+        json.loads(found.to_json(), parse_constant=lambda c: pytest.fail(c))
+        lines = str(found).splitlines()
+        assert len(lines) <= 25
+        assert max(map(len, lines)) <= 99
+        assert "<script" not in found._repr_html_()
+
+
+def test_why_factors_the_gain_into_weights_and_slope():
+    found = run(FAULTY[1], steps=10)
+    finding = next(f for f in found.findings if f.code == "vanishing_gradient")
+    assert "weights 0.5" in finding.why
+    assert "tanh slope 0.9" in finding.why or "tanh slope 1.0" in finding.why
+    sigmoid = run(FAULTY[0], steps=10)
+    assert "sigmoid is at fault" in str([f.why for f in sigmoid.findings])
+
+
+def test_consequences_are_folded_but_stay_in_labels():
+    found = run(FAULTY[1])
+    folded = next(f for f in found.findings if f.code == "vanishing_gradient")
+    assert folded.cause == "poor_init"
+    assert {"vanishing_gradient", "poor_init"} <= found.labels
+
+
+def test_every_code_has_words():
+    from tikhon.diagnosis import checks, faults, initial
+
+    for module in (checks, faults, initial):
+        source = Path(module.__file__).read_text(encoding="utf-8")
+        for code in CODES:
+            source = source.replace(f'"{code}"', "")
+        assert 'Finding("' not in source, module
+    assert set(LABELS) <= set(CODES)
+
+
+def test_without_an_optimizer_only_step_zero_runs():
+    found = diagnose(deep(25, nn.Tanh), classes(), CE)
+    assert found.record.steps == 0
+    assert "vanishing_gradient" in found.labels
+    zero = HEALTHY[3].build()
+    assert diagnose(zero, classes(), CE).ok
+    with_optimizer = diagnose(
+        deep(2, nn.ReLU), classes(), CE, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), steps=0
+    )
+    assert with_optimizer.record.losses == ()
+
+
+def test_a_factory_is_drawn_again():
+    found = diagnose(lambda: deep(25, nn.Tanh), classes(), CE)
+    assert "5 of 5 inits" in str([f.why for f in found.findings])
+
+
+STATIC = [
+    ("frozen_parameters", lambda m: m[0].requires_grad_(False), "info"),
+    ("nothing_to_train", lambda m: m.requires_grad_(False), "critical"),
+]
+
+
+@pytest.mark.parametrize(("code", "change", "severity"), STATIC, ids=lambda v: str(v)[:20])
+def test_parameters_out_of_play(code, change, severity):
+    model = deep(2, nn.ReLU)
+    change(model)
+    found = diagnose(model, classes(), CE, optimizer=lambda p: torch.optim.SGD([*p] or [
+        torch.zeros(1, requires_grad=True)], lr=0.1), steps=3)  # fmt: skip
+    assert {f.code: f.severity for f in found.findings}[code] == severity
+
+
+def test_static_findings_on_data_and_loss():
+    x, y = classes()
+    bad = x.clone()
+    bad[3, 2] = torch.nan
+    assert diagnose(deep(1, nn.ReLU), (bad, y), CE).labels == {"non_finite_data"}
+    summed = nn.CrossEntropyLoss(reduction="sum")
+    assert "loss_is_a_sum" in diagnose(deep(1, nn.ReLU), (x, y), summed).labels
+    targets = (numbers := torch.randn(200, 6)), 1000 + 300 * numbers[:, :1]
+    assert "unscaled_targets" in diagnose(mlp(6, 8, 1), targets, nn.MSELoss()).labels
+    assert "unscaled_inputs" in diagnose(deep(1, nn.ReLU), (300 * x, y), CE).labels
+    dropout = nn.Sequential(nn.Linear(16, 8), nn.Dropout(0.95), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    found = diagnose(dropout, (x, y), CE)
+    assert {"excessive_dropout", "dropout_before_norm"} <= {f.code for f in found.findings}
+    assert "batchnorm_batch_of_one" in diagnose(dropout, (x, y), CE, batch_size=1).labels
+
+
+class Leftover(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.left = nn.Linear(16, 4), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+class Restless(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 4)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.layer.weight.mul_(0.99)
+        return self.layer(x)
+
+
+def test_parameters_that_nothing_reaches():
+    model = Leftover()
+    found = diagnose(model, classes(), CE, optimizer=torch.optim.SGD([model.left.weight], lr=0.1),
+                     steps=2)  # fmt: skip
+    assert {"unused_parameters", "missing_from_optimizer"} <= found.labels
+    assert "changes_in_forward" in diagnose(Restless(), classes(), CE).labels
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, first, second):
+        return self.a(first) + self.b(second)
+
+
+def test_inputs_come_in_any_shape():
+    x, y = classes()
+    assert diagnose(Two(), ((x, x), y), CE).ok
+    assert diagnose(Two(), ({"first": x, "second": x}, y), CE).ok
+    assert diagnose(Two(), {"first": x, "second": x, "labels": y}, CE).ok
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x, y), batch_size=50)
+    engine = lambda p: torch.optim.Adam(p, lr=0.01)  # noqa: E731
+    assert diagnose(Two(), loader, CE, optimizer=engine, steps=120).ok
+    assert diagnose(deep(1, nn.ReLU), (x.numpy(), y.numpy()), CE).ok
+
+
+BAD = [
+    (dict(loss=nn.CrossEntropyLoss(reduction="none")), InputError, "reduction='mean'"),
+    (dict(data=(torch.randn(64, 16), torch.randn(64, 4).int())), InputError, "targets"),
+    (dict(data=(torch.randn(64, 16), torch.zeros(63).long())), DataError, "numbers of rows"),
+    (dict(data=(torch.randn(0, 16), torch.zeros(0).long())), DataError, "no rows"),
+    (dict(data=(torch.randn(64, 5), torch.zeros(64).long())), InputError, "failed on a batch"),
+    (dict(steps=-1), InputError, "steps"),
+    (dict(clip=-1.0), InputError, "clip"),
+    (dict(optimizer="adam"), InputError, "optimizer"),
+    (dict(loss="mse"), InputError, "loss"),
+    (dict(data=((torch.randn(64, 16), torch.randn(64, 16)), torch.zeros(64).long())), InputError,
+     "argument"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "error", "words"), BAD, ids=[b[2] for b in BAD])
+def test_bad_input_is_an_error_that_says_what_to_do(change, error, words):
+    values = {"data": classes(), "loss": CE, **change}
+    with pytest.raises(error, match=words):
+        diagnose(deep(1, nn.ReLU), values.pop("data"), values.pop("loss"), **values)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    other = torch.optim.SGD(deep(1, nn.ReLU).parameters(), lr=0.1)
+    with pytest.raises(InputError, match="none of the model's parameters"):
+        diagnose(deep(1, nn.ReLU), classes(), CE, optimizer=other)
+
+
+def test_data_on_another_device_is_refused():
+    model = deep(1, nn.ReLU).to("meta")
+    with pytest.raises(InputError, match="move one of them"):
+        diagnose(model, classes(), CE)
+
+
+LAYERS = [
+    ("conv", lambda: nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 8, 3, padding=1),
+                                   nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)), 2),
+    ("conv1d", lambda: nn.Sequential(nn.Unflatten(1, (1, 16)), nn.Conv1d(1, 8, 3, padding=1),
+                                     nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(128, 4)), 2),
+    ("attention", lambda: nn.Sequential(
+        nn.Unflatten(1, (4, 4)), nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
+        nn.Flatten(), nn.Linear(16, 4)), 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "build", "least"), LAYERS, ids=[row[0] for row in LAYERS])
+def test_other_layers_are_measured(name, build, least):
+    torch.manual_seed(0)
+    found = diagnose(build(), classes(), CE, optimizer=lambda p: torch.optim.Adam(p, 0.01))
+    assert found.ok, str(found)
+    assert len(found.record.sites) >= least
+    assert any(r.signal for r in found.record.probes[0].readings)
+    assert name != "attention" or any(r.entropy for r in found.record.probes[0].readings)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(12, 8)
+        self.core = nn.GRU(8, 8, batch_first=True)
+        self.head = nn.Linear(8, 12, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.head(self.core(self.embed(tokens))[0]).transpose(1, 2)
+
+
+def test_tied_weights_and_recurrent_layers():
+    torch.manual_seed(0)
+    tokens = torch.arange(200)[:, None].add(torch.arange(10)) % 12
+    found = diagnose(Tied(), (tokens, (tokens + 1) % 12), CE, steps=200,
+                     optimizer=lambda p: torch.optim.Adam(p, lr=0.02))  # fmt: skip
+    assert found.ok, str(found)
+    core = next(i for i, s in enumerate(found.record.sites) if s.name == "core")
+    assert found.record.probes[0].readings[core].time_ratio is not None
+
+
+def test_compiled_and_wrapped_modules_are_unwrapped():
+    model = deep(25, nn.Tanh)
+    wrapped = nn.DataParallel(model)
+    assert "vanishing_gradient" in diagnose(wrapped, classes(), CE).labels
+    compiled = torch.compile(model, backend="eager")
+    assert "vanishing_gradient" in diagnose(compiled, classes(), CE).labels
+
+
+def test_a_loss_that_blows_up_names_the_first_bad_tensor():
+    found = run(FAULTY[3])
+    assert found.record.failure is not None
+    assert found.record.failure.what in ("activation", "loss", "gradient", "weight")
+
+
+def test_the_checks_import_no_torch():
+    code = (
+        "import sys, types\n"
+        "package = types.ModuleType('tikhon.diagnosis')\n"
+        "import tikhon, pathlib\n"
+        "package.__path__ = [str(pathlib.Path(tikhon.__file__).parent / 'diagnosis')]\n"
+        "sys.modules['tikhon.diagnosis'] = package\n"
+        "import tikhon.diagnosis.checks, tikhon.diagnosis.faults\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

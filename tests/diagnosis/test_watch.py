@@ -1,0 +1,166 @@
+"""Laws of `watch`: it reads what a loop does, changes nothing, stops at the first bad number."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from faulty import CE, adam, classes, deep, he, sgd
+from tikhon.diagnosis import NonFiniteError, watch
+from tikhon.errors import InputError
+
+
+def train(model, optimizer, steps, *, watched=None, accumulate=1, clip=None, spoil=None):
+    x, y = classes()
+    for step in range(steps):
+        optimizer.zero_grad()
+        for part in range(accumulate):
+            rows = slice(part * 32, part * 32 + 32)
+            if spoil is not None:
+                spoil(step, model)
+            loss = CE(model(x[rows]), y[rows]) / accumulate
+            loss.backward()
+        if watched is not None:
+            watched.loss(loss)
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+
+
+def test_a_watched_run_is_the_same_run():
+    torch.manual_seed(0)
+    model = he(deep(3, nn.ReLU))
+    twin = copy.deepcopy(model)
+    engine = adam(0.01)(model.parameters())
+    with watch(model, engine, every=3) as health:
+        train(model, engine, 10, watched=health)
+    train(twin, adam(0.01)(twin.parameters()), 10)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters()))
+    assert [r["step"] for r in health.rows] == [0, 3, 6, 9]
+    hooks = [m._forward_hooks or m._forward_pre_hooks for m in model.modules()]
+    assert not any(hooks)
+    assert not engine._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_readings_are_what_the_optimizer_saw(accumulate, clip):
+    torch.manual_seed(0)
+    model = he(deep(2, nn.ReLU))
+    engine = sgd(0.1)(model.parameters())
+    seen = []
+    engine.register_step_pre_hook(
+        lambda *a: seen.append(nn.utils.get_total_norm([p.grad for p in model.parameters()]))
+    )
+    with watch(model, engine, every=1) as health:
+        train(model, engine, 3, accumulate=accumulate, clip=clip)
+    for row, norm in zip(health.rows, seen):
+        assert row["gradient"] == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_vanishing_signals_raise_an_alarm_and_healthy_ones_do_not():
+    torch.manual_seed(0)
+    for model, codes in (
+        (deep(20, nn.Tanh), {"vanishing_gradient"}),
+        (he(deep(2, nn.ReLU)), set()),
+    ):
+        engine = sgd(0.05)(model.parameters())
+        with watch(model, engine, every=2) as health:
+            train(model, engine, 7)
+        assert set(health.alarms) & {"vanishing_gradient"} == codes, str(health)
+
+
+def spoil_weight(step, model):
+    if step == 4:
+        with torch.no_grad():
+            model[2].weight[0, 0] = torch.nan
+
+
+class Log(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.shift = nn.Linear(16, 8), nn.Linear(8, 4), 1.0
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x))) * self.shift
+
+
+def spoil_gradient(step, model):
+    if step == 4:
+        model.second.weight.register_hook(lambda g: g * torch.inf)
+        model.first.bias.register_hook(lambda g: g * torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("build", "spoil", "what", "where"),
+    [
+        (lambda: he(deep(2, nn.ReLU)), spoil_weight, "weight", "2.weight"),
+        (Log, spoil_gradient, "gradient", "second.weight"),
+        (
+            Log,
+            lambda step, m: setattr(m, "shift", 1e39 if step == 4 else 1.0),
+            "activation",
+            "Log",
+        ),
+    ],
+)
+def test_it_stops_at_the_first_bad_tensor(build, spoil, what, where, tmp_path):
+    torch.manual_seed(0)
+    model = build()
+    engine = sgd(0.01)(model.parameters())
+    health = watch(model, engine, every=50, output=tmp_path / "run")
+    with health, pytest.raises(NonFiniteError, match="step 4"):
+        train(model, engine, 20, spoil=spoil)
+    assert (health.failure["what"], health.step) == (what, 4)
+    assert health.failure["where"] == where
+    saved = json.loads((tmp_path / "run" / "watch.json").read_text())
+    assert saved["failure"]["step"] == 4
+    if what == "gradient":
+        assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_a_bad_input_is_named():
+    model = he(deep(1, nn.ReLU))
+    engine = sgd(0.01)(model.parameters())
+    x, y = classes()
+    with watch(model, engine, every=50) as health, pytest.raises(NonFiniteError, match="input"):
+        health.check(CE(model(torch.full_like(x, torch.nan)), y))
+
+
+def test_steps_that_a_grad_scaler_skips_are_not_failures():
+    model = he(deep(1, nn.ReLU))
+    engine = sgd(0.01)(model.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=3e38, growth_interval=100)
+    x, y = classes()
+    skipped = 0
+    with watch(model, engine, every=1) as health:
+        for _ in range(12):
+            engine.zero_grad()
+            scaler.scale(CE(100 * model(x), y)).backward()
+            scaler.step(engine)
+            before = scaler.get_scale()
+            scaler.update()
+            skipped += scaler.get_scale() < before
+    assert health.failure is None
+    assert len(health.rows) == health.step
+    assert skipped > 0
+    assert health.step + skipped == 12
+    norm = float(nn.utils.get_total_norm([p.grad for p in model.parameters()]))
+    assert health.rows[-1]["gradient"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_the_buffer_is_a_ring_and_bad_arguments_are_refused():
+    model = he(deep(1, nn.ReLU))
+    engine = sgd(0.01)(model.parameters())
+    with watch(model, engine, every=1, keep=3) as health:
+        train(model, engine, 8)
+    assert [r["step"] for r in health.rows] == [5, 6, 7]
+    assert "nothing read yet" in str(watch(model, engine))
+    with pytest.raises(InputError, match="every"):
+        watch(model, engine, every=0)
+    with pytest.raises(InputError, match="optimizer"):
+        watch(model, object())
