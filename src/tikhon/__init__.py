@@ -28,6 +28,7 @@ _PUBLIC = {
     "audit": "tikhon.assignments",
     # strengths
     "Hypergradient": "tikhon.strengths.hypergradient",
+    "implicit_slopes": "tikhon.strengths.implicit",
     "TargetSparsity": "tikhon.strengths.controllers",
     "NormBound": "tikhon.strengths.controllers",
     "schedules": "tikhon.strengths",
