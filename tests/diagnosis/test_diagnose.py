@@ -122,8 +122,9 @@ def test_the_dry_run_is_the_plain_loop():
 
 def test_a_saved_record_is_judged_alike(tmp_path):
     found = run(FAULTY[0], steps=20)
-    found.record.save(tmp_path / "record.json")
-    again = judge(Record.load(tmp_path / "record.json"))
+    found.save(tmp_path / "diagnosis.json")
+    saved = json.loads((tmp_path / "diagnosis.json").read_text())
+    again = judge(Record.from_dict(saved["record"]))
     assert again.labels == found.labels
     assert [f.where for f in again.findings] == [f.where for f in found.findings]
 
@@ -363,3 +364,9 @@ def test_the_checks_import_no_torch():
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_guide_has_a_section_for_every_code():
+    guide = (Path(__file__).parents[2] / "docs" / "diagnosis.md").read_text(encoding="utf-8")
+    headings = {line[3:] for line in guide.splitlines() if line.startswith("## ")}
+    assert set(CODES) <= headings, set(CODES) - headings

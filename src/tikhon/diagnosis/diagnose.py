@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -75,6 +76,12 @@ class Diagnosis:
     def to_json(self) -> str:
         """`to_dict` as one JSON document."""
         return json.dumps(self.to_dict(), allow_nan=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON, atomically; `Record.from_dict` reads its "record" back."""
+        from tikhon.training.run_directory import write_json
+
+        write_json(Path(path), self.to_dict())
 
     def figures(self) -> dict[str, Figure]:
         """Plotly figures by name: signal, forward, updates, loss; those that apply."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
@@ -127,15 +125,6 @@ class Record:
         kept["inits"] = tuple(tuple(labels) for labels in kept["inits"])
         kept["failure"] = Failure(**kept["failure"]) if kept["failure"] else None
         return cls(**kept)
-
-    def save(self, path: str | Path) -> None:
-        """Write the record as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict()), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Record:
-        """Read a record that `save` wrote."""
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def finite(value: Any) -> Any:

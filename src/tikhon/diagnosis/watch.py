@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from pathlib import Path
@@ -305,10 +304,10 @@ class Watch:
     def _save(self) -> None:
         if self.output is None:
             return
+        from tikhon.training.run_directory import write_json
+
         self.output.mkdir(parents=True, exist_ok=True)
-        partial = self.output / "watch.json.partial"
-        partial.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
-        partial.replace(self.output / "watch.json")
+        write_json(self.output / "watch.json", self.to_dict())
 
 
 def _unwrap_optimizer(optimizer: Any) -> Optimizer:
