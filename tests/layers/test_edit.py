@@ -201,13 +201,15 @@ def test_recurrent_stack_takes_packed_sequences_and_drops_between_layers():
     x = nn.utils.rnn.pack_padded_sequence(
         torch.randn(5, 3, 3), torch.tensor([2, 5, 3]), enforce_sorted=False
     )
-    noisy, _ = own["rnn"](x)
+    noisy, noisy_state = own["rnn"](x)
     layers.set_rate(own, "*", 0.0)
     quiet, state = own["rnn"](x)
     expected, expected_state = theirs.eval()(x)
     torch.testing.assert_close(quiet.data, expected.data)
     torch.testing.assert_close(state, expected_state)
     assert not torch.allclose(noisy.data, quiet.data)
+    same = [torch.allclose(noisy_state[0][k], expected_state[0][k]) for k in (0, 1)]
+    assert same == [True, False]  # noise between the layers, not before the first
 
 
 def test_a_chosen_layer_replaces_the_fixed_one():
