@@ -48,7 +48,7 @@ class Images(Dataset):
 
         image = Image.fromarray(self.images[index].numpy())
         array = torch.from_numpy(np.array(image, np.uint8, copy=True))
-        tensor = array.view(1, image.height, image.width).contiguous()
+        tensor = array.view(image.height, image.width, 1).permute(2, 0, 1).contiguous()
         return tensor.to(torch.float32).div(255), int(self.labels[index])
 
 

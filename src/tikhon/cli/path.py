@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tikhon.cli import tables
-from tikhon.cli.fit import _about, _command, _output
+from tikhon.cli.folders import about_data, command_of, output_of
 from tikhon.cli.options import Data, DataDir, Debug, Json, Output, Overwrite, Quiet, Seed
 from tikhon.errors import InputError, unknown
 
@@ -72,7 +72,7 @@ def path(
     table = tables.table_options(data, target, task=task, time=time, group=group, drop=drop)
     source = load(data, data_dir=data_dir, table=table)
     parts = split(source, valid=0.2, test=test, seed=seed)
-    folder_path = _output(output, source.name, False)
+    folder_path = output_of(output, source.name, False)
     limit_threads(0)
     train, valid, build = (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y), None
     settings: dict[str, Any] = {"strengths": _strengths(strengths), "select": select, "seed": seed}
@@ -92,8 +92,8 @@ def path(
     with RunDirectory(folder_path) as folder:
         folder.create(overwrite=overwrite)
         folder.write(CONFIG, {
-            "kind": "path", "command": _command(folder_path),
-            "data": _about(source, parts, 0.2, test, table),
+            "kind": "path", "command": command_of(folder_path),
+            "data": about_data(source, parts, 0.2, test, table),
             "model": {"name": model, "shape": list(parts.train.shape), "outputs": source.outputs},
             "optimizer": {}, "recipe": {}, "seed": seed, "device": "cpu", "versions": _versions(),
         })  # fmt: skip

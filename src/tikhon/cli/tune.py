@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tikhon.cli import tables
-from tikhon.cli.fit import _about, _command, _output
+from tikhon.cli.folders import about_data, command_of, output_of
 from tikhon.cli.options import (
     Data,
     DataDir,
@@ -105,7 +105,7 @@ def tune(
     source = load(data, data_dir=data_dir, table=table)
     parts = split(source, valid=0.2, test=test, seed=seed)
     train = _joined(parts)
-    path = _output(output, source.name, resume)
+    path = output_of(output, source.name, resume)
 
     def network() -> Any:
         return build(model, parts.train.shape, source.outputs)
@@ -114,8 +114,8 @@ def tune(
     limit_threads(size * 64)
     config = {
         "kind": "tune",
-        "command": _command(path),
-        "data": _about(source, parts, 0.2, test, table),
+        "command": command_of(path),
+        "data": about_data(source, parts, 0.2, test, table),
         "model": {"name": model, "shape": list(parts.train.shape), "outputs": source.outputs,
                   "parameters": size},
         "optimizer": {"name": "adamw", "schedule": "cosine"}, "recipe": {}, "seed": seed,

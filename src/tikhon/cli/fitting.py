@@ -1,0 +1,186 @@
+"""What `tikhon fit` does with its options."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tikhon.cli import compacted, tables
+from tikhon.cli.folders import about_data, command_of, output_of
+from tikhon.cli.options import penalty_entry, seconds, strength
+from tikhon.cli.progress import FitProgress
+from tikhon.cli.terminal import Terminal
+from tikhon.cli.threads import limit_threads
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tikhon.data import Split
+    from tikhon.recipe import Recipe
+    from tikhon.training import Run
+
+_TABLE = ("task", "time", "group", "drop", "categorical", "separator", "decimal", "encoding",
+          "missing", "bad_rows")  # fmt: skip
+_TRAINING = ("loss", "optimizer", "lr", "momentum", "schedule", "batch_size", "epochs", "seed",
+             "device")  # fmt: skip
+_PENALTIES = ("l1", "l2", "elastic_net", "group_lasso")
+_RECIPE = ("dropout", "label_smoothing", "confidence_penalty", "r_drop", "mixup", "cutmix",
+           "input_noise", "clip_norm", "clip_value", "clip_adaptive", "averaging",
+           "early_stopping")  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """All that a training needs, read and checked; nothing is written yet."""
+
+    network: nn.Module
+    parts: Split
+    recipe: Recipe
+    training: dict[str, Any]
+    path: Path
+    about: dict[str, Any]
+
+
+def carry_out(given: Mapping[str, Any]) -> int:
+    """Train as the options say; the exit code."""
+    from tikhon.training import fit
+    from tikhon.training.interrupt import interruptible
+
+    terminal = Terminal(json=given["json"], quiet=given["quiet"])
+    job = _prepare(given)
+    _introduce(terminal, job)
+    limit_threads(job.about["model"]["parameters"] * given["batch_size"])
+    with interruptible() as interrupt, FitProgress(terminal, given["epochs"]) as progress:
+        run = fit(
+            job.network, job.parts.train, job.recipe, valid=job.parts.valid, test=job.parts.test,
+            unit=job.parts.train.unit, output=job.path, about=job.about,
+            resume=given["resume"], overwrite=given["overwrite"],
+            checkpoint_every=given["checkpoint_every"], stop=interrupt.__bool__,
+            on_tick=progress.tick, on_epoch=progress.epoch,
+            on_warning=lambda text: terminal.note(f"warning: {text}", "yellow"),
+            **job.training,
+        )  # fmt: skip
+    if run.ended == "stopped":
+        again = shlex.join([*job.about["command"], "--resume"])
+        terminal.note(f"stopped after step {progress.step:,}, saved in {job.path}; continue with")
+        terminal.note(f"  {again}")
+        return 128 + int(interrupt.signal or 0)
+    more: dict[str, Any] = {}
+    if given["compact"] or given["export"]:
+        more = compacted.finish(
+            terminal, run.model, job.parts.test.x[:256], job.path,
+            shrink=given["compact"], export=given["export"],
+        )  # fmt: skip
+    return _conclude(terminal, run, job.path, more)
+
+
+def _prepare(given: Mapping[str, Any]) -> Job:
+    """Refuse what cannot be carried out, from the cheapest check to reading the data."""
+    import torch
+
+    from tikhon.data import load, split
+    from tikhon.models import build
+    from tikhon.training import Settings
+
+    training: dict[str, Any] = {name: given[name] for name in _TRAINING} | {
+        "budget": seconds(given["budget"])
+    }
+    table = tables.table_options(
+        given["data"], given["target"], **{name: given[name] for name in _TABLE}
+    )
+    compacted.check_export(given["export"])
+    recipe = _recipe(given)
+    Settings(**training)
+    source = load(given["data"], data_dir=given["data_dir"], table=table)
+    parts = split(source, valid=given["valid"], test=given["test"], seed=given["seed"])
+    path = output_of(given["output"], source.name, given["resume"])
+    rate = recipe.dropout if isinstance(recipe.dropout, float) else 0.0
+    shape = parts.train.shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(given["seed"])
+        network = build(given["model"], shape, source.outputs, rate=rate)
+    model = {"name": given["model"], "shape": list(shape), "outputs": source.outputs,
+             "parameters": sum(p.numel() for p in network.parameters())}  # fmt: skip
+    about = {
+        "command": command_of(path),
+        "data": about_data(source, parts, given["valid"], given["test"], table),
+        "model": model,
+    }
+    return Job(network, parts, recipe, training, path, about)
+
+
+def _recipe(given: Mapping[str, Any]) -> Recipe:
+    """The recipe of the file, with what the options say on top."""
+    entries = _penalties(given)
+
+    from tikhon.recipe import Recipe
+
+    plain = Recipe.load(given["recipe"]).to_dict() if given["recipe"] is not None else {}
+    plain |= {name: given[name] for name in _RECIPE if given[name] is not None}
+    if entries:
+        plain["penalties"] = entries
+    return Recipe.from_dict(plain)
+
+
+def _penalties(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Recipe entries of the penalty options."""
+    entries: list[dict[str, Any]] = [
+        {"penalty": name, "strength": strength(given[name], "--" + name.replace("_", "-"))}
+        for name in _PENALTIES
+        if given[name] is not None
+    ]
+    entries += [penalty_entry(text) for text in given["penalty"] or ()]
+    return [entry | ({"how": given["how"]} if given["how"] else {}) for entry in entries]
+
+
+def _introduce(terminal: Terminal, job: Job) -> None:
+    parts, train = job.parts, job.parts.train
+    if "task" in train.origin:
+        terminal.note(str(train.origin["task"]))
+    for notice in train.notices:
+        terminal.note(f"notice: {notice}", "yellow")
+    kind = f"{len(train.classes)} classes" if train.classes else "a number"
+    terminal.note(
+        f"{train.name}: {len(train.x):,} rows to train on, {len(parts.valid.x):,} to validate, "
+        f"{len(parts.test.x):,} to test; {train.x[0].numel()} features, predicting {kind}; "
+        f"model {job.about['model']['name']}"
+    )
+    shown = job.recipe.to_dict()
+    for entry in shown.pop("penalties", []):
+        shown[f"{entry['penalty']} on {entry['pattern']}"] = entry["strength"]
+    text = ", ".join(f"{name} {value}" for name, value in shown.items())
+    terminal.note(f"recipe: {text or 'none'}")
+
+
+def _conclude(terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any]) -> int:
+    from tikhon.report import write
+    from tikhon.training.result import result_of
+    from tikhon.training.run_directory import RESULT, RunDirectory
+
+    result = result_of(run) | dict(more)
+    if more:
+        RunDirectory(path).write(RESULT, result)
+    page = write(path)
+    metrics = result["metrics"]
+    kinds = [k.removeprefix("train/") for k in metrics if k.startswith("train/")]
+    rows = [
+        [part, *(f"{metrics[f'{part}/{kind}']:.4f}" for kind in kinds)]
+        for part in ("train", "valid", "test")
+        if f"{part}/{kinds[0]}" in metrics
+    ]
+    terminal.table(["rows", *kinds], rows)
+    if result["penalties"]:
+        terminal.table(
+            ["penalty", "strength", "value", "exact zeros"],
+            [[name, f"{p['strength']:.3g}", f"{p['value']:.4g}", f"{p['zeros']:.1%}"]
+             for name, p in result["penalties"].items()],
+        )  # fmt: skip
+    terminal.say(f"{result['verdict']} {run.seconds:.1f} s, ended by {run.ended}.")
+    terminal.say(f"report: {page}")
+    for command in result["next"]:
+        terminal.say(f"next:   {command}")
+    terminal.document({"output": str(path), **result})
+    return 0

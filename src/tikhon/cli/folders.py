@@ -1,0 +1,56 @@
+"""The folder of a run: which, by what command, on what data."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tikhon.errors import InputError
+
+if TYPE_CHECKING:
+    from tikhon.data import Dataset, Split
+    from tikhon.data.table import TableOptions
+
+
+def output_of(output: Path | None, name: str, resume: bool) -> Path:
+    """The folder that was given, or the next free one of the data's name."""
+    if output is not None:
+        return output
+    if resume:
+        raise InputError("--resume needs --output RUN, the folder of the run to continue")
+    from tikhon.training.run_directory import next_free
+
+    return next_free(Path("runs"), Path(name).name)
+
+
+def command_of(path: Path) -> list[str]:
+    """The command that repeats this run, with its folder spelled out."""
+    arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--overwrite")]
+    if not any(a == "--output" or a.startswith("--output=") for a in arguments):
+        arguments += ["--output", str(path)]
+    return ["tikhon", *arguments]
+
+
+def about_data(
+    source: Dataset, parts: Split, valid: float, test: float, table: TableOptions | None
+) -> dict[str, Any]:
+    """What `config.json` tells about the data: enough to predict and to know them again."""
+    fitted = parts.preprocessing
+    more: dict[str, Any] = {} if fitted is None else {"preprocessing": fitted.to_dict()}
+    if table is not None and fitted is not None:
+        more["format"] = asdict(table.format) if table.format else {}
+    return more | {
+        "name": source.name,
+        "task": source.task,
+        "rows": {"train": len(parts.train.x), "valid": len(parts.valid.x),
+                 "test": len(parts.test.x)},
+        "features": parts.train.x[0].numel(),
+        "feature_names": list(parts.train.feature_names),
+        "classes": list(source.classes),
+        "split": {"valid": valid, "test": test},
+        "scaling": dict(parts.scaling),
+        "fingerprint": source.fingerprint(),
+        "origin": dict(source.origin),
+    }  # fmt: skip
