@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,6 +72,9 @@ def tune(
         str | None,
         typer.Option(help="Ray cluster to train on: an address, or local.", metavar="ADDRESS"),
     ] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Train for the search in --storage, then end.")
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
@@ -129,8 +133,10 @@ def tune(
         loss=loss, space=entries, budget=budget, seed=seed, folds=folds, epochs=epochs,
         batch_size=batch_size, device=_device(device), output=path, resume=resume,
     )  # fmt: skip
+    if join and not storage:
+        raise InputError("--join needs --storage, the search to train for")
     if storage or ray or workers > 1:
-        searching |= _distributed(storage, workers, ray, path)
+        searching |= _distributed(storage, ray, path, seed)
     with RunDirectory(path) as folder:
         if resume:
             if not folder.exists:
@@ -140,18 +146,35 @@ def tune(
             folder.create(overwrite=overwrite)
             _clear(path)
             folder.write(CONFIG, config)
-        with interruptible() as interrupt, Board(terminal) as board:
-            from tikhon.tuning.tune import tune as search
+        helpers = _start_workers(workers, storage or _own_storage(path), path)
+        try:
+            with interruptible() as interrupt, Board(terminal) as board:
+                from tikhon.tuning.tune import tune as search
 
-            result = search(
-                network, train, stop=interrupt.__bool__, on_event=board.event, **searching
-            )
+                def on_event(event: dict[str, Any]) -> None:
+                    board.event(event)
+                    if join and event["event"] == "searched":
+                        raise _Joined
+
+                result = search(
+                    network, train, stop=interrupt.__bool__, on_event=on_event, **searching
+                )
+        except _Joined:
+            return 0
+        finally:
+            for helper in helpers:
+                helper.terminate()
+                helper.wait()
         _save(folder, result)
     if interrupt:
         again = shlex.join([*config["command"], "--resume"])
         terminal.note(f"stopped; all finished trials are kept in {path}; continue with\n  {again}")
     _conclude(terminal, result, parts, path)
     return 128 + int(interrupt.signal or 0) if interrupt else 0
+
+
+class _Joined(Exception):
+    """This process has done its share of a search that another one concludes."""
 
 
 class Board:
@@ -270,14 +293,38 @@ def _clear(path: Path) -> None:
     shutil.rmtree(path / "states", ignore_errors=True)
 
 
-def _distributed(storage: str | None, workers: int, ray: str | None, path: Path) -> dict[str, Any]:
+def _distributed(storage: str | None, ray: str | None, path: Path, seed: int) -> dict[str, Any]:
     if ray is not None:
         from tikhon.integrations.ray import RayRunner
 
         return {"runner": RayRunner.factory(ray)}
     from tikhon.integrations.optuna import shared_search
 
-    return {"search": shared_search(storage or f"journal:{path / 'study.log'}", workers)}
+    return {"search": shared_search(storage or _own_storage(path), seed=seed)}
+
+
+def _own_storage(path: Path) -> str:
+    return f"journal:{path / 'study.log'}"
+
+
+def _start_workers(count: int, storage: str, path: Path) -> list[subprocess.Popen[bytes]]:
+    """The same command again, each with a folder of its own and no workers."""
+    import sys
+
+    dropped = {"--workers", "--storage", "--output"}
+    kept, skip = [], False
+    for argument in sys.argv[1:]:
+        if not skip and argument.split("=")[0] not in dropped | {"--overwrite", "--resume"}:
+            kept.append(argument)
+        skip = argument in dropped
+    kept += ["--storage", storage, "--join", "--quiet", "--overwrite"]
+    start = [sys.executable, "-c", "from tikhon.cli import main; raise SystemExit(main())"]
+    return [
+        subprocess.Popen(
+            [*start, *kept, "--output", str(path / f"worker-{k}")], stdout=subprocess.DEVNULL
+        )
+        for k in range(2, count + 1)
+    ]
 
 
 def _save(folder: Any, result: TuneResult) -> None:

@@ -32,6 +32,10 @@ class Search(ABC):
     def cost(self) -> int:
         """The most epochs that this search can ask for."""
 
+    def collect(self, history: History) -> History:
+        """The history with what other processes on the same search have found."""
+        return history
+
 
 @dataclass(frozen=True)
 class Design(Search):

@@ -27,6 +27,9 @@ class Trial:
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Trial, (self.id, dict(self.config), self.budget, self.parent)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able numbers."""
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from tikhon.errors import InputError
 from tikhon.tuning.choice import Audit, audit, choose
 from tikhon.tuning.ensemble import Average
 from tikhon.tuning.journal import Journal
-from tikhon.tuning.plan import Plan, default_config, make_plan
+from tikhon.tuning.plan import Plan, make_plan
 from tikhon.tuning.preparation import (
     all_rows,
     check_classes,
@@ -30,17 +31,15 @@ from tikhon.tuning.runners import (
     Config,
     Job,
     PopulationRunner,
-    Stopped,
     populate,
     train_on_all,
     validation_rows,
 )
 from tikhon.tuning.searches import Halving, Search, SpaceFilling
+from tikhon.tuning.session import DEFAULT, TOP, Session, searched
 from tikhon.tuning.space import KNOWN, Space
 from tikhon.tuning.states import StateStore
-from tikhon.tuning.trials import History, Outcome, Trial
-
-TOP = 8  # members of the average
+from tikhon.tuning.trials import History, Outcome
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +105,7 @@ def tune(
     optimizer: Callable[..., optim.Optimizer] = optim.AdamW,
     device: str = "cpu",
     refit: bool = True,
+    runner: Callable[[Job, int], PopulationRunner] = PopulationRunner,
     output: str | Path | None = None,
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -131,6 +131,7 @@ def tune(
         optimizer: class of an optimizer that acts entry by entry.
         device: where to train.
         refit: train the best configurations again on all rows.
+        runner: what trains the trials: called with the job and the chunk size.
         output: folder for the journal and states, which `resume` continues bit for bit.
         stop: asked between batches of trials; once true, what was found is returned.
         on_event: called with dicts that tell the progress.
@@ -159,77 +160,20 @@ def tune(
     full = all_rows(job, x, y, held_out, device)
     strategy = _strategy(search, space, plan, seed)
     store = StateStore(None if output is None else Path(output))
-    runner = PopulationRunner(
-        job, plan.chunk, progress=lambda e: on_event({"event": "epoch", **e})
-    )
+    trainer = runner(job, plan.chunk)
+    trainer.stop = stop
+    trainer.progress = lambda event: on_event({"event": "epoch", **event})
     history = History() if journal is None else journal.history
-    runner.states.update(store.load(history))
-    limit = None if plan.seconds is None else started + plan.seconds
-    history, stopped = _search(strategy, runner, history, journal, store, stop, limit, on_event)
-    if stop():
-        refit = False
-    else:
-        history = _with_default(history, runner, space, plan, journal, store)
-    return _conclude(job, full, space, plan, history, runner, stopped, refit, started)
-
-
-def _search(
-    strategy: Search,
-    runner: PopulationRunner,
-    history: History,
-    journal: Journal | None,
-    store: StateStore,
-    stop: Callable[[], bool],
-    limit: float | None,
-    on_event: Callable[[dict[str, Any]], None],
-) -> tuple[History, str]:
-    while trials := strategy.next(history):
-        if stop():
-            return history, "stopped by request"
-        if limit is not None and history and time.perf_counter() > limit:
-            return history, "the time budget was used up"
-        on_event({"event": "batch", "trials": len(trials), "budget": trials[0].budget})
-        try:
-            outcomes = runner.run(trials)
-        except Stopped:
-            return history, "stopped by request"
-        store.save(runner.states, outcomes)
-        if journal is not None:
-            journal.extend(outcomes)
-        history = history.extended(outcomes)
-        _forget(runner, history)
-        on_event({"event": "outcomes", "outcomes": outcomes, "history": history})
-    return history, ""
-
-
-def _forget(runner: PopulationRunner, history: History) -> None:
-    """Drop the states of trials that were continued or are beaten: only ends are needed."""
-    recent = {o.trial.id for o in history if o.trial.budget == history[-1].trial.budget}
-    kept = {o.trial.id for o in history.ranked()[: 2 * TOP]} | recent
-    for id in [id for id in runner.states if id not in kept]:
-        del runner.states[id]
-
-
-def _with_default(
-    history: History,
-    runner: PopulationRunner,
-    space: Space,
-    plan: Plan,
-    journal: Journal | None,
-    store: StateStore,
-) -> History:
-    """Train the untuned configuration too: one search in ten ends worse than it."""
-    if any(o.trial.id == DEFAULT for o in history):
-        return history
-    trial = Trial(DEFAULT, default_config(space), plan.epochs)
-    outcomes = runner.run([trial])
-    store.save(runner.states, outcomes)
-    if journal is not None:
-        journal.extend(outcomes)
-    return history.extended(outcomes)
-
-
-DEFAULT = -1  # the id of the untuned trial
+    trainer.states.update(store.load(history))
+    deadline = math.inf if plan.seconds is None else started + plan.seconds
+    session = Session(trainer, history, journal, store, deadline, stop, on_event)
+    session.run(strategy)
+    on_event({"event": "searched", "history": session.history})
+    session.history = strategy.collect(session.history)
+    if not stop():
+        session.finish(space, plan)
+    late = stop() or time.perf_counter() > deadline + 0.15 * (plan.seconds or 0)
+    return _conclude(job, full, space, plan, session, refit and not late, started)
 
 
 def _conclude(
@@ -237,12 +181,11 @@ def _conclude(
     full: Job,
     space: Space,
     plan: Plan,
-    history: History,
-    runner: PopulationRunner,
-    stopped: str,
+    session: Session,
     refit: bool,
     started: float,
 ) -> TuneResult:
+    history, runner = session.history, session.runner
     ends = [o for o in _ends(history) if o.trial.id in runner.states]
     if not history:
         raise InputError("stopped before the first rung was complete; resume continues from there")
@@ -262,7 +205,11 @@ def _conclude(
     order = rows.mean(1).argsort().tolist()
     top = [chosen, *[k for k in order if k != chosen]][:TOP]
     states = [runner.states[ends[k].trial.id] for k in top]
-    models = _refitted(full, [configs[k] for k in top], states) if refit else [None] * len(top)
+    models = (
+        _refitted(full, [configs[k] for k in top], states, plan.chunk)
+        if refit
+        else [None] * len(top)
+    )
     members = [
         _model(job, configs[k], state, model) for k, state, model in zip(top, states, models)
     ]
@@ -276,13 +223,13 @@ def _conclude(
         plan=plan,
         space=space,
         seconds=time.perf_counter() - started,
-        stopped=stopped,
+        stopped=session.ended,
     )
 
 
 def _ends(history: History) -> list[Outcome]:
     """The default and the search's longest trials."""
-    found = History(o for o in history if o.trial.id != DEFAULT).ranked()
+    found = searched(history).ranked()
     return [*found, *(o for o in history if o.trial.id == DEFAULT and not o.failed)]
 
 
@@ -301,16 +248,17 @@ def _rows(job: Job, outcome: Outcome, runner: PopulationRunner) -> Tensor:
 
 
 def _refitted(
-    full: Job, configs: list[Config], states: list[dict[str, Tensor]]
+    full: Job, configs: list[Config], states: list[dict[str, Tensor]], chunk: int
 ) -> list[dict[str, Tensor] | None]:
     """Train again on all rows, each with the strengths that its own search found."""
     found: list[dict[str, Tensor] | None] = [None] * len(configs)
     for auto in (True, False):
         places = [k for k, c in enumerate(configs) if (c.get("weight_decay") == "auto") == auto]
-        for group in _same_entries(configs, places):
-            traces = [states[k]["decay.trace"].mean(0) if auto else None for k in group]
-            for k, state in zip(group, train_on_all(full, [configs[k] for k in group], traces)):
-                found[k] = state
+        for alike in _same_entries(configs, places):
+            for group in (alike[i : i + chunk] for i in range(0, len(alike), chunk)):
+                traces = [states[k]["decay.trace"].mean(0) if auto else None for k in group]
+                trained = train_on_all(full, [configs[k] for k in group], traces)
+                found = [dict(zip(group, trained)).get(k, old) for k, old in enumerate(found)]
     return found
 
 

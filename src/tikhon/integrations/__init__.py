@@ -1,0 +1,1 @@
+"""Other frameworks, one file each; a file is imported only by who has the framework."""

@@ -1,0 +1,283 @@
+"""Optuna's samplers as searches, and a search shared by several processes on one study.
+
+Needs `pip install tikhon[search]`. One process asks for a batch of trials at once and trains it
+as one population; `optuna-dashboard` reads the storage.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from tikhon.errors import InputError, unknown
+from tikhon.tuning.plan import Plan
+from tikhon.tuning.searches import Search
+from tikhon.tuning.space import Choice, Log, Space
+from tikhon.tuning.trials import History, Outcome, Trial
+
+try:
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+    from optuna.trial import TrialState
+except ImportError as error:
+    raise ImportError("this search needs Optuna: pip install tikhon[search]") from error
+
+SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=False),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed, scramble=True),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
+}
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """A space in Optuna's words."""
+    found: dict[str, BaseDistribution] = {}
+    for name in space.varying:
+        entry = space.range(name)
+        if isinstance(entry, Choice):
+            found[name] = CategoricalDistribution(list(entry.values))
+        else:
+            found[name] = FloatDistribution(entry.low, entry.high, log=isinstance(entry, Log))
+    return found
+
+
+@dataclass(frozen=True)
+class OptunaSearch(Search):
+    """`count` full trainings proposed by one of Optuna's samplers, a batch at a time.
+
+    The study is rebuilt in memory from the history, so the search stays a pure function of it;
+    with `storage` every batch is mirrored to a journal file or database for the dashboard.
+    """
+
+    count: int = 64
+    batch: int = 16
+    budget: int = 1
+    sampler: str = "tpe"
+    seed: int = 0
+    storage: str | None = None
+    name: str = "tikhon"
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise InputError(unknown("sampler", self.sampler, SAMPLERS))
+
+    def next(self, history: History) -> list[Trial]:
+        """The unfinished part of the present batch, or the one after it."""
+        self._mirror(history)
+        start = len(history) // self.batch * self.batch
+        if start >= self.count:
+            return []
+        with _quiet():
+            study = optuna.create_study(sampler=SAMPLERS[self.sampler](self.seed + start))
+        for outcome in history[:start]:
+            study.add_trial(_frozen(self.space, outcome))
+        asked = [
+            study.ask(distributions(self.space))
+            for _ in range(min(self.batch, self.count - start))
+        ]
+        fixed = {n: e for n, e in self.space.items() if n not in self.space.varying}
+        return history.missing(
+            Trial(start + i, {**fixed, **trial.params}, self.budget)
+            for i, trial in enumerate(asked)
+        )
+
+    def cost(self) -> int:
+        """Trainings times epochs."""
+        return self.count * self.budget
+
+    def _mirror(self, history: History) -> None:
+        if self.storage is None or not history:
+            return
+        with _quiet():
+            study = optuna.create_study(
+                storage=storage_of(self.storage), study_name=self.name, load_if_exists=True
+            )
+        for outcome in history[len(study.get_trials(deepcopy=False)) :]:
+            study.add_trial(_frozen(self.space, outcome))
+
+
+@dataclass(frozen=True)
+class SharedSearch(Search):
+    """One of several processes or hosts on one study: each trains populations of `batch` trials.
+
+    A process tells that it is alive every few seconds; the trials of one that has been silent for
+    `grace` seconds are failed and given to the others, once each.
+    """
+
+    storage: str = ""
+    count: int = 64
+    batch: int = 16
+    budget: int = 1
+    sampler: str = "tpe"
+    seed: int = 0
+    name: str = "tikhon"
+    grace: float = 60.0
+    open: dict[int, Any] = field(default_factory=dict, compare=False)
+    cache: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def next(self, history: History) -> list[Trial]:
+        """Tell what is done, take over what was abandoned, ask for a batch; [] at the end."""
+        study = self._study()
+        self._tell(study, history)
+        while True:
+            self._reclaim(study)
+            trials = self._ask(study)
+            if trials or not self._others(study):
+                return trials
+            time.sleep(min(1.0, self.grace / 4))
+
+    def cost(self) -> int:
+        """Trainings times epochs."""
+        return self.count * self.budget
+
+    def collect(self, history: History) -> History:
+        """With the outcomes of all processes, by trial number."""
+        found = {o.trial.id: o for o in history}
+        for trial in self._study().get_trials(deepcopy=False):
+            row = trial.user_attrs.get("outcome")
+            if row is not None and trial.number not in found:
+                found[trial.number] = Outcome.from_dict(row)
+        return History(found[number] for number in sorted(found))
+
+    def _study(self) -> optuna.Study:
+        if "study" not in self.cache:
+            with _quiet():
+                self.cache["study"] = optuna.create_study(
+                    storage=storage_of(self.storage),
+                    study_name=self.name,
+                    load_if_exists=True,
+                    sampler=SAMPLERS[self.sampler](self.seed + os.getpid()),
+                )
+            self._check_space(self.cache["study"])
+            threading.Thread(target=self._beat, daemon=True).start()
+        return self.cache["study"]
+
+    def _check_space(self, study: optuna.Study) -> None:
+        stored = study.user_attrs.get("space")
+        if stored is None:
+            study.set_user_attr("space", self.space.to_dict())
+        elif stored != self.space.to_dict():
+            raise InputError(
+                f"the study in {self.storage} searches another space: {stored}, now "
+                f"{self.space.to_dict()}; use another storage"
+            )
+
+    def _ask(self, study: optuna.Study) -> list[Trial]:
+        fixed = {n: e for n, e in self.space.items() if n not in self.space.varying}
+        found = []
+        for _ in range(self.batch):
+            retried = sum("retried" in t.user_attrs for t in study.get_trials(deepcopy=False))
+            if len(study.get_trials(deepcopy=False)) - retried >= self.count:
+                if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                    break
+            trial = study.ask(distributions(self.space))
+            if trial.number >= self.count + retried:  # another process was faster
+                trial.set_user_attr("surplus", True)
+                study.tell(trial, state=TrialState.FAIL)
+                break
+            trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+            trial.set_user_attr("beat", time.time())
+            self.open[trial.number] = trial
+            found.append(Trial(trial.number, {**fixed, **trial.params}, self.budget))
+        return found
+
+    def _tell(self, study: optuna.Study, history: History) -> None:
+        for outcome in history:
+            trial = self.open.pop(outcome.trial.id, None)
+            if trial is None:
+                continue
+            trial.set_user_attr("outcome", outcome.to_dict())
+            with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                if outcome.failed:
+                    study.tell(trial, state=TrialState.FAIL)
+                else:
+                    study.tell(trial, outcome.score)
+
+    def _reclaim(self, study: optuna.Study) -> None:
+        """Fail the trials of silent processes and queue their configurations again."""
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+            last = max(trial.user_attrs.get("beat", 0.0), started)
+            if trial.number in self.open or time.time() - last < self.grace:
+                continue
+            try:
+                study.tell(trial.number, state=TrialState.FAIL)
+            except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                continue  # another process took it over
+            study.enqueue_trial(trial.params, user_attrs={"retried": trial.number})
+
+    def _others(self, study: optuna.Study) -> bool:
+        """Whether a trial is still with another process, or waits for one."""
+        states = (TrialState.RUNNING, TrialState.WAITING)
+        waiting = study.get_trials(deepcopy=False, states=states)
+        return any(trial.number not in self.open for trial in waiting)
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(self.grace / 6)
+            for trial in list(self.open.values()):
+                with suppress(Exception):  # a finished trial, or a storage that is away
+                    trial.set_user_attr("beat", time.time())
+
+
+def shared_search(
+    storage: str, *, name: str = "tikhon", grace: float = 60.0, seed: int = 0
+) -> Callable[[Space, Plan], Search]:
+    """For `tune(search=...)`: join the study in `storage`, or start it."""
+
+    def build(space: Space, plan: Plan) -> Search:
+        if plan.seconds is not None:
+            raise InputError("a shared search needs a budget in runs, such as 64runs: every "
+                             "process must plan the same")  # fmt: skip
+        return SharedSearch(
+            space, storage=storage, count=plan.members, batch=plan.chunk, budget=plan.epochs,
+            seed=seed, name=name, grace=grace,
+        )  # fmt: skip
+
+    return build
+
+
+def storage_of(url: str) -> optuna.storages.BaseStorage | str:
+    """`journal:PATH` as a journal file that processes share; anything else is a database URL."""
+    if not url.startswith("journal:"):
+        return url
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    path = os.path.abspath(url.removeprefix("journal:"))
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with _quiet():
+        return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+
+
+def _frozen(space: Space, outcome: Outcome) -> optuna.trial.FrozenTrial:
+    known = distributions(space)
+    return optuna.trial.create_trial(
+        params={name: outcome.trial.config[name] for name in known},
+        distributions=known,
+        value=None if outcome.failed else outcome.score,
+        state=TrialState.FAIL if outcome.failed else TrialState.COMPLETE,
+        user_attrs={"outcome": outcome.to_dict()},
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna announces every study on stderr."""
+    import warnings
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)

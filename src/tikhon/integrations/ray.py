@@ -1,0 +1,83 @@
+"""Populations on a Ray cluster: one task trains one chunk of trials.
+
+Needs `pip install tikhon[ray]`. Ray places the tasks on the CPUs and GPUs of the cluster and runs
+a task again whose node has died; states of parents travel with the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tikhon.tuning.runners import Job, PopulationRunner, State, Stopped
+from tikhon.tuning.trials import Outcome, Trial
+
+try:
+    import ray
+except ImportError as error:
+    raise ImportError("this runner needs Ray: pip install tikhon[ray]") from error
+
+RETRIES = 3
+
+
+@dataclass(eq=False)
+class RayRunner(PopulationRunner):
+    """Trains every chunk as a task of its own; `address` is a cluster's, "auto" or "local"."""
+
+    address: str = "local"
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    @classmethod
+    def factory(
+        cls, address: str = "local", *, cpus: float = 1.0, gpus: float = 0.0
+    ) -> Callable[[Job, int], RayRunner]:
+        """For `tune(runner=...)`."""
+        return lambda job, chunk: cls(job, chunk, address=address, cpus=cpus, gpus=gpus)
+
+    def run(self, trials: Sequence[Trial]) -> list[Outcome]:
+        """Outcomes in the order of the trials, wherever they were trained."""
+        self._connect()
+        train = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES)(_train)
+        job = ray.put(self.job)
+        size = max(1, self.chunk // self.job.folds)
+        parts = [trials[i : i + size] for i in range(0, len(trials), size)]
+        waiting = [train.remote(job, self.chunk, part, self._parents(part)) for part in parts]
+        outcomes: dict[int, Outcome] = {}
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=0.5)
+            for found, states in ray.get(done):
+                outcomes |= {outcome.trial.id: outcome for outcome in found}
+                self.states |= states
+                event = {"epoch": found[0].trial.budget, "budget": found[0].trial.budget}
+                self.progress({**event, "members": len(found)})
+            if self.stop():
+                for task in waiting:
+                    ray.cancel(task)
+                raise Stopped
+        return [outcomes[trial.id] for trial in trials]
+
+    def _connect(self) -> None:
+        if ray.is_initialized():
+            return
+        options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+        if self.address == "local":
+            ray.init(include_dashboard=False, **options)
+        else:
+            ray.init(address=self.address, **options)
+
+    def _parents(self, trials: Sequence[Trial]) -> dict[int, State]:
+        wanted = {trial.parent for trial in trials}
+        return {id: state for id, state in self.states.items() if id in wanted}
+
+
+def _train(
+    job: Job, chunk: int, trials: Sequence[Trial], parents: dict[int, State]
+) -> tuple[list[Outcome], dict[int, State]]:
+    import torch
+
+    torch.set_num_threads(1)
+    runner = PopulationRunner(job, chunk, states=dict(parents))
+    outcomes = runner.run(trials)
+    return outcomes, {t.id: runner.states[t.id] for t in trials if t.id in runner.states}

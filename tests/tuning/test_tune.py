@@ -1,0 +1,337 @@
+"""tune from end to end: the choice, the audit, resuming, and requests that cannot be met."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tikhon.errors import InputError
+from tikhon.layers import Dropout
+from tikhon.models.mlp import MLP
+from tikhon.tuning.choice import at_edges, choose, selection_noise
+from tikhon.tuning.ensemble import Average
+from tikhon.tuning.plan import parse_budget
+from tikhon.tuning.preparation import make_job
+from tikhon.tuning.runners import PopulationRunner, measure_chunk
+from tikhon.tuning.searches import PopulationBased, Random
+from tikhon.tuning.space import Choice, Log, Space, Uniform
+from tikhon.tuning.trials import Trial
+from tikhon.tuning.tune import tune
+
+SPACE = Space(dropout=Uniform(0, 0.6), lr=Log(1e-3, 3e-2), weight_decay="auto")
+
+
+def data(rows=160, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 6, generator=generator)
+    return x, ((x[:, 0] * x[:, 1] + 0.3 * x[:, 2]) > 0).long()
+
+
+def network():
+    return MLP([6, 16, 2])
+
+
+def search(**given):
+    return tune(network, data(), **{"space": SPACE, "budget": "6runs", "epochs": 16, **given})
+
+
+def test_a_search_returns_a_model_an_average_a_table_and_an_audit():
+    result = search(folds=3)
+    x, y = data(400, seed=1)
+    accuracy = (result.average(x).argmax(1) == y).float().mean()
+    assert accuracy > 0.75
+    assert set(result.config) == set(SPACE)
+    assert len(result.average.members) >= 2
+    assert {row["budget"] for row in result.trials} >= {result.plan.epochs}
+    lines = "\n".join(result.audit.lines())
+    assert "selection noise" in lines and "default" in lines
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["kind"] == "tune"
+
+
+def test_the_same_seed_gives_the_same_search():
+    a, b = search(), search()
+    assert [o.score for o in a.history] == [o.score for o in b.history]
+    pairs = zip(a.model.state_dict().values(), b.model.state_dict().values())
+    assert all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize(("folds", "rate"), [(0, 0.5), (2, 0.0)])
+def test_a_runner_gives_the_same_outcomes_whatever_the_chunk(folds, rate):
+    given = (None, "auto", folds, 8, 32, torch.optim.AdamW, "cpu", 0)
+    job = make_job(lambda c: network(), *data(), *given)
+    space = Space(dropout=rate, lr=Log(1e-3, 3e-2), weight_decay=Log(1e-3, 1.0))
+    trials = [Trial(i, c, 5) for i, c in enumerate(Random(space, count=5).configs())]
+    later = [Trial(10 + t.id, t.config, 8, parent=t.id) for t in trials]
+    scores = []
+    for chunk in (1, 4, 16):
+        runner = PopulationRunner(job, chunk)
+        scores.append([o.score for o in runner.run(trials) + runner.run(later)])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert scores[0] == pytest.approx(scores[2], abs=1e-5)
+
+
+def test_a_trial_continued_equals_one_trained_at_once():
+    job = make_job(
+        lambda c: network(), *data(), None, "auto", 0, 8, 32, torch.optim.AdamW, "cpu", 0
+    )
+    config = {"dropout": 0.3, "lr": 0.01, "weight_decay": "auto"}
+    runner = PopulationRunner(job, 1)
+    runner.run([Trial(0, config, 3)])
+    (halves,) = runner.run([Trial(1, config, 8, parent=0)])
+    (whole,) = PopulationRunner(job, 1).run([Trial(0, config, 8)])
+    assert halves.curve[-1] == whole.curve[-1]
+
+
+def test_population_based_training_copies_states():
+    space = Space(lr=Log(1e-3, 3e-2), dropout=Uniform(0, 0.5))
+    result = tune(
+        network, data(), space=space, epochs=6, budget="4runs", folds=0,
+        search=lambda s, plan: PopulationBased(s, Random(s, count=4), full=6, interval=2),
+    )  # fmt: skip
+    parents = [o.trial.parent for o in result.history if o.trial.parent is not None]
+    assert len(parents) > len(set(parents))
+
+
+def test_regression_and_free_architectures_are_served():
+    x, _ = data()
+    y = x[:, 0] * x[:, 1]
+
+    def build(config):
+        return MLP([6, config["width"], 1])
+
+    space = Space(free=True, width=Choice([4, 16]), lr=Log(1e-2, 3e-2))
+    result = tune(build, (x, y), space=space, epochs=20, budget="4runs", folds=0)
+    assert result.config["width"] in (4, 16)
+    assert result.average(x).shape == (160, 1)
+
+
+KILLED = """
+    import os, sys, torch
+    torch.set_num_threads(1)
+    sys.path.insert(0, {tests!r})
+    from test_tune import network, data, SPACE
+    from tikhon.tuning.tune import tune
+    def die(event):
+        if event["event"] == "epoch" and event["budget"] > 4 and {kill}:
+            os.kill(os.getpid(), 9)
+    result = tune(network, data(), space=SPACE, budget="6runs", epochs=16, folds=2,
+                  output={output!r}, resume={resume}, on_event=die)
+    import json
+    rows = [{{**row, "seconds": 0}} for row in result.trials]
+    weights = [float(p.double().sum()) for p in result.model.parameters()]
+    print(json.dumps([rows, weights, result.plan.chunk]))
+"""
+
+
+class Crash(Exception):
+    pass
+
+
+def test_a_search_that_crashes_in_a_rung_resumes_to_the_same_history(tmp_path):
+    def die(event):
+        if event["event"] == "epoch" and event["budget"] > 4:
+            raise Crash
+
+    def rows(result):
+        return [{**row, "seconds": 0} for row in result.trials]
+
+    with pytest.raises(Crash):
+        search(output=tmp_path / "a", on_event=die)
+    journal = tmp_path / "a" / "journal.jsonl"
+    plan = journal.read_text().splitlines(keepends=True)[:2]
+    with journal.open("ab") as file:
+        file.write(b'{"outcomes": [{"id": 4')
+    resumed = search(output=tmp_path / "a", resume=True)
+    (tmp_path / "b").mkdir()  # the same plan: chunk sizes are measured and may differ
+    (tmp_path / "b" / "journal.jsonl").write_text("".join(plan))
+    whole = search(output=tmp_path / "b", resume=True)
+    assert rows(resumed) == rows(whole)
+    pairs = zip(resumed.model.state_dict().values(), whole.model.state_dict().values())
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.slow
+def test_a_search_killed_and_resumed_has_the_history_of_an_uninterrupted_one(tmp_path):
+    tests = os.path.dirname(__file__)
+
+    def run(output, *, kill, resume):
+        code = textwrap.dedent(KILLED).format(
+            tests=tests, kill=kill, output=str(output), resume=resume
+        )
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    killed = run(tmp_path / "a", kill=True, resume=False)
+    assert killed.returncode == -signal.SIGKILL
+    journal = tmp_path / "a" / "journal.jsonl"
+    with journal.open("ab") as file:
+        file.write(b'{"outcomes": [{"id": 4')
+    resumed = run(tmp_path / "a", kill=False, resume=True)
+    assert resumed.returncode == 0, resumed.stderr
+    plan = journal.read_text().splitlines()[1]
+    other = tmp_path / "b" / "journal.jsonl"
+    other.parent.mkdir()  # the same plan: chunk sizes are measured and may differ between runs
+    other.write_text("".join(f"{line}\n" for line in (journal.read_text().splitlines()[0], plan)))
+    whole = run(tmp_path / "b", kill=False, resume=True)
+    assert json.loads(resumed.stdout) == json.loads(whole.stdout)
+
+
+def test_a_resume_with_another_space_or_other_data_is_refused(tmp_path):
+    search(output=tmp_path)
+    with pytest.raises(InputError, match="another space"):
+        search(output=tmp_path, resume=True, space=Space(lr=Log(1e-4, 1e-2)))
+    with pytest.raises(InputError, match="another data"):
+        tune(network, data(seed=5), space=SPACE, budget="6runs", epochs=16,
+             output=tmp_path, resume=True)  # fmt: skip
+    with pytest.raises(InputError, match="resume needs output"):
+        search(resume=True)
+
+
+def test_a_stop_keeps_what_was_found(tmp_path):
+    seen = []
+
+    def stop():
+        return any(e["event"] == "outcomes" for e in seen)
+
+    result = search(output=tmp_path, stop=stop, on_event=seen.append)
+    assert result.stopped == "stopped by request"
+    whole = search(output=tmp_path, resume=True)
+    assert not whole.stopped and len(whole.history) > len(result.history)
+
+
+def test_all_members_diverged_is_a_report_not_a_traceback():
+    def broken(output, target):
+        return (output * math.nan).mean()
+
+    with pytest.raises(InputError, match=r"all \d+ trials failed \(diverged in epoch 1\): lower"):
+        search(space=Space(lr=Log(1e-3, 1e-2)), loss=broken, folds=0)
+
+
+def test_when_only_the_default_survives_it_is_chosen():
+    result = search(space=Space(lr=Log(1e25, 1e30)), folds=0)
+    assert result.config["lr"] == 3e-3 and not result.audit.worth_it
+
+
+def test_a_sick_member_is_reported_and_the_rest_is_used():
+    result = search(space=Space(lr=Choice([1e-2, 3e-2, 1e30])), folds=0)
+    assert result.audit.failed > 0 and result.config["lr"] < 1
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.fc(x) if self.fc.weight.sum() > -100 else self.fc(-x)
+
+
+def test_a_model_that_cannot_be_vectorised_is_trained_one_after_another_and_told_why():
+    seen = []
+    tune(Branching, data(), space=Space(lr=Log(1e-3, 1e-2)), epochs=4, budget="2runs", folds=0,
+         on_event=seen.append)  # fmt: skip
+    plan = next(e for e in seen if e["event"] == "plan")
+    assert plan["chunk"] == 1 and "traced" in plan["reason"]
+
+
+def test_batch_norm_with_folds_is_trained_one_after_another_and_told_why():
+    def build():
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+    job = make_job(lambda c: build(), *data(), None, "auto", 3, 8, 32, torch.optim.AdamW, "cpu", 0)
+    chunk, _, reason = measure_chunk(job, [{"lr": 0.01}] * 4)
+    assert chunk == 1 and "held-out fold" in reason
+    assert measure_chunk(replace(job, kept=None, valid=data(30)), [{"lr": 0.01}] * 4)[2] != reason
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"budget": "0.001s"}, "too small: one trial"),
+        ({"budget": "ten"}, "60s, 5m, 1h, or 200runs"),
+        ({"budget": 0}, "at least one run"),
+        ({"folds": 1}, "at least 2"),
+        ({"folds": 200}, "need at least 200 rows"),
+        ({"loss": "hinge"}, "unknown loss 'hinge'"),
+        ({"valid": (data(20)[0], torch.zeros(20, dtype=torch.long))}, r"lack the classes \[1\]"),
+        ({"valid": (data(20)[0], torch.arange(20))}, "that train lacks"),
+    ],
+)
+def test_requests_that_cannot_be_met_say_why(given, message):
+    with pytest.raises(InputError, match=message):
+        search(**given)
+
+
+def test_dropout_without_a_dropout_layer_says_what_to_add():
+    with pytest.raises(InputError, match="no dropout layer"):
+        tune(lambda: nn.Linear(6, 2), data(), space=SPACE, epochs=4)
+
+
+def test_budgets_are_read():
+    assert parse_budget("60s") == (60.0, None) and parse_budget("3 runs") == (None, 3)
+    assert parse_budget("1h") == (3600.0, None) and parse_budget(None) == (None, 16)
+
+
+def test_the_choice_prefers_regularization_within_one_standard_error():
+    base = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    wobble = torch.tensor([0.02, -0.02]).repeat(100)
+    near, far = base + wobble + 0.001, base + wobble + 0.01
+    rows = torch.stack([base, near, far, base + 0.5])
+    assert choose(rows, [0.0, 0.5, 0.8, 1.0]) == 1  # the error of the difference is 0.0014
+    assert choose(rows, [0.5, 0.0, 0.8, 1.0]) == 0
+
+
+def test_selection_noise_is_zero_for_one_candidate_and_grows_with_noise():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(6, 50, generator=generator)
+    assert selection_noise(rows[:1]) == 0
+    clear = torch.arange(6.0)[:, None] + 0.01 * rows
+    assert selection_noise(clear) < 1e-6 < selection_noise(rows)
+
+
+def test_edges_are_named_unless_they_are_natural_limits():
+    space = Space(dropout=Uniform(0, 0.8), lr=Log(1e-4, 1e-1))
+    assert at_edges(space, {"dropout": 0.0, "lr": 0.0999}, 16) == ["lr"]
+    assert at_edges(space, {"dropout": 0.79, "lr": 0.01}, 16) == ["dropout"]
+    assert at_edges(space, {"dropout": 0.3, "lr": 0.01}, 16) == []
+
+
+def test_an_average_of_probabilities_is_their_mean():
+    models = [nn.Linear(6, 3) for _ in range(3)]
+    x = data(10)[0]
+    expected = torch.stack([m(x).softmax(1) for m in models]).mean(0)
+    assert torch.allclose(Average(models, probabilities=True)(x).softmax(1), expected, atol=1e-6)
+    plain = Average(models, probabilities=False)(x)
+    assert torch.allclose(plain, torch.stack([m(x) for m in models]).mean(0), atol=1e-6)
+
+
+def test_a_population_is_measured_before_it_is_used():
+    job = make_job(
+        lambda c: network(), *data(), None, "auto", 0, 8, 32, torch.optim.AdamW, "cpu", 0
+    )
+    started = time.perf_counter()
+    chunk, table, _ = measure_chunk(job, Random(SPACE, count=16).configs())
+    assert chunk in table and table[chunk] == min(table.values())
+    assert all(math.isfinite(v) and v > 0 for v in table.values())
+    assert time.perf_counter() - started < 60
+
+
+def test_models_with_fixed_dropout_keep_it():
+    def build():
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Dropout(0.25), nn.Linear(8, 2))
+
+    result = tune(
+        build, data(), space=Space(lr=Log(1e-3, 1e-2)), epochs=4, budget="2runs", folds=0
+    )
+    assert float(result.model[2].rate) == 0.25
+    assert result.model[2].generator is None
