@@ -260,3 +260,23 @@ def test_regularizing_a_copy_leaves_the_original():
     tk.regularize(twin, optimizer, tk.L1(1.0))
     train(twin, optimizer, 3, LOSS)
     assert equal(model, before)
+
+
+@pytest.mark.parametrize(
+    "penalty", [tk.MaxNorm(0.3), tk.L2Ball(0.5), tk.GroupLasso(0.01)], ids=str
+)
+def test_weights_without_gradient_do_not_break_the_metric(penalty):
+    """Dead inputs leave Adam's second moment at 0, hence steps of lr/eps beside steps of 1."""
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        x = torch.randn(64, 12, dtype=torch.float64)
+        x[:, 6:] = 0
+        model = nn.Linear(12, 4, bias=False).double()
+        model, x = model.to(dtype), x.to(dtype)
+        optimizer = optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
+        tk.regularize(model, optimizer, {"weight": penalty})
+        loss = lambda m, x=x: (m(x) - x[:, :4]).square().mean()  # noqa: E731
+        results.append(train(model, optimizer, 60, loss).weight.detach().double())
+    assert torch.isfinite(results[0]).all()
+    torch.testing.assert_close(*results, rtol=1e-2, atol=1e-3)

@@ -70,13 +70,16 @@ def _secular(rows: Tensor, metric: Tensor, iterations: int = 12) -> Tensor:
     tiny = torch.finfo(rows.dtype).tiny
     size = rows.abs()
     t = ((size - 1) / metric).amax(1, keepdim=True)
+    beyond = row_norms(rows) - 1  # from outside a closer bound, as no step exceeds 1
+    t = torch.where(beyond > 0, torch.maximum(t, beyond), t)
     for _ in range(iterations):
-        denominator = (1 + t * metric).clamp_min(tiny)
+        # at the root and at every lower bound no entry is above 1, but for rounding
+        denominator = torch.maximum(1 + t * metric, size).clamp_min(tiny)
         ratio = size / denominator
         norm = row_norms(ratio).clamp_min(tiny)
         slope = (ratio.square() * metric / denominator).sum(1, keepdim=True).clamp_min(tiny)
         t = t + (norm - 1).clamp_min(0) * norm.square() / slope
-    solution = rows / (1 + t * metric).clamp_min(tiny)
+    solution = rows / torch.maximum(1 + t * metric, size).clamp_min(tiny)
     return solution / row_norms(solution).clamp_min(tiny)
 
 
