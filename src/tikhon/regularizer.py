@@ -345,8 +345,8 @@ class Regularizer:
 
     def _check_terms(self) -> None:
         for binding in filter(self._held, self._bindings):
-            refuse_unsupported(self.optimizer, binding)
             refuse_inexact(binding)
+            refuse_unsupported(self.optimizer, binding)
 
     def _check_active(self) -> None:
         """Warn if the weights were trained without the hooks, which copies of optimizers lose."""

@@ -1,0 +1,51 @@
+"""The examples of `regularize` run as they stand, the distributed ones on two processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed
+
+FOLDER = Path(__file__).parents[1] / "examples"
+EXPECTED = {
+    "plain_loop": r"(\d+) of 128 neurons left, accuracy 0\.9",
+    "amp": r"399 of 400 steps taken, exact zeros [3-9]\d\.\d%",
+    "gradient_accumulation": r"largest difference between 1 and 4 micro-batches: .*e-0[3-9]",
+    "lbfgs": r"difference to scikit-learn .*e-(0[7-9]|1\d)",
+}
+DISTRIBUTED = {
+    "ddp": r"2 processes, exact zeros \d+\.\d%, penalty 0\.\d+",
+    "fsdp2": r"refused: 0.weight/NuclearNorm is not exact on the shards of '0.weight'",
+}
+
+
+def run(*command: str) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_example(name):
+    shown = run(str(FOLDER / f"{name}.py"))
+    assert re.search(EXPECTED[name], shown), shown
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@pytest.mark.parametrize("name", DISTRIBUTED)
+def test_distributed_example(name):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    shown = run(*launcher, f"--master-port={port}", str(FOLDER / f"{name}.py"))
+    assert re.search(DISTRIBUTED[name], shown), shown
