@@ -133,13 +133,13 @@ class Tab:
                 clickCount=1,
             )
 
-    def size(self, width: int, height: int = 900, *, dark: bool = False) -> None:
-        """Set the window's size and the colour scheme."""
+    def size(self, width: int, height: int = 900, *, dark: bool = False, scale: float = 1) -> None:
+        """Set the window's size, the colour scheme, and the pixels of a CSS pixel."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
             height=height,
-            deviceScaleFactor=1,
+            deviceScaleFactor=scale,
             mobile=False,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

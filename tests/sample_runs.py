@@ -274,3 +274,20 @@ def cure_run(path: Path) -> Path:
     )  # fmt: skip
     config = {"kind": "cure", "command": ["tikhon", "cure", "model.py:make"]}
     return save(path, config, [], found.to_dict())
+
+
+def compare_run(path: Path) -> Path:
+    """A finished comparison of two methods, and of two widths."""
+    from tikhon.comparison.architecture import balance
+    from tikhon.comparison.compare import compare
+    from tikhon.data import load
+
+    data = load("breast_cancer")
+    found = compare(data, ["none", "l1"], splits=2, trials=1, epochs=3, seeds=2)
+    shapes = balance(data, widths=(8, 16), depths=(2, 6), strengths=(0.0, 1e-2), epochs=2)
+    config = {
+        "kind": "compare",
+        "command": ["tikhon", "compare"],
+        "data": {"name": "breast_cancer"},
+    }
+    return save(path, config, [], {**found.to_dict(), "architecture": shapes.to_dict()})

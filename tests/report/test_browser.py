@@ -6,7 +6,7 @@ from sample_runs import fit_run
 from tikhon import report
 
 pytestmark = pytest.mark.browser
-KINDS = ["fitted", "demoed", "tuned", "pathed", "diagnosed", "cured", "hostile"]
+KINDS = ["fitted", "demoed", "tuned", "pathed", "diagnosed", "cured", "compared", "hostile"]
 DRAWN = "document.documentElement.dataset.charts !== undefined"
 
 

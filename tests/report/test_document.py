@@ -29,7 +29,7 @@ from tikhon.report.page import (
 )
 from tikhon.report.saved import read
 
-KINDS = ["fitted", "demoed", "tuned", "pathed", "diagnosed", "cured", "hostile"]
+KINDS = ["fitted", "demoed", "tuned", "pathed", "diagnosed", "cured", "compared", "hostile"]
 SOURCE = Path(report.__file__).parent
 
 
@@ -56,7 +56,7 @@ def test_every_text_is_used():
         for file in SOURCE.rglob("*")
         if file.suffix in (".py", ".jinja") and file.is_file()
     )
-    families = ("metric_", "part_", "arm_", "about_", "level_", "finding_", "severity_")
+    families = ("metric_", "part_", "arm_", "about_", "level_", "finding_", "severity_", "by_")
     unused = [
         key for key in strings("en") if f'"{key}"' not in code and not key.startswith(families)
     ]
@@ -314,3 +314,22 @@ def test_verdict_of_a_diagnosis(diagnosed, cured, tmp_path):
     failed = {**result, "confirmed": False, "treatment": None, "patch": ""}
     run = save(tmp_path / "failed", {"kind": "cure"}, [], failed)
     assert sentence(run).startswith("No cure was found")
+
+
+def test_verdict_of_a_comparison(compared, tmp_path):
+    result = json.loads((compared / "result.json").read_text())
+    best, other = result["methods"]
+    config = {"kind": "compare"}
+
+    def of(*rows, **more):
+        run = save(tmp_path / "run", config, [], {**result, "methods": rows, **more})
+        return sentence(run)
+
+    third = {**other, "method": "third", "tied": False}
+    assert of(best, {**other, "tied": False}).startswith(f"{best['method']} is best")
+    assert "differs by more than chance" in of(best, {**other, "tied": True})
+    assert of(best, {**other, "tied": True}, third).endswith(f"it: {other['method']}.")
+    error = {**best, "test": -2.5, "low": -3.0, "high": -2.0}
+    assert "RMSE 2.500" in of(error, {**error, "tied": False}, metric="rmse")
+    assert "2.000 – 3.000" in html(tmp_path / "run")
+    assert "no_such" not in of(best, {**other, "low": None, "high": None, "tied": True})

@@ -109,6 +109,24 @@ def over_time(
     return {"data": data, "layout": {**layout, "showlegend": len(data) > 1}}
 
 
+def lines(
+    x: Sequence[str], series: Mapping[str, Numbers], x_title: Label, y_title: Label
+) -> Figure:
+    """One line a name over a few named places."""
+    data = [
+        {
+            "mode": "lines+markers", "x": list(x), "y": list(values), "name": literal(name, 24),
+            "line": {
+                "color": PALETTE[i % len(PALETTE)], "width": 2,
+                "dash": "solid" if i < len(PALETTE) else "dash",
+            },
+        }
+        for i, (name, values) in enumerate(series.items())
+    ]  # fmt: skip
+    across = axis(x_title, type="category")
+    return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}
+
+
 @dataclass(frozen=True)
 class Response:
     """A score at several strengths of one method, of which one was chosen."""

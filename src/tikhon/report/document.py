@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tikhon.errors import InputError, unknown
 from tikhon.report.html import render
-from tikhon.report.kinds import demo, diagnosis, fit, path, several, tune
+from tikhon.report.kinds import compare, demo, diagnosis, fit, path, several, tune
 from tikhon.report.page import Page
 from tikhon.report.saved import SavedRun, read
 
@@ -18,6 +18,7 @@ KINDS: dict[str, Callable[[SavedRun], Page]] = {
     "path": path.page,
     "diagnosis": diagnosis.page,
     "cure": diagnosis.cure_page,
+    "compare": compare.page,
 }
 
 

@@ -1,0 +1,205 @@
+"""The page of a comparison: the methods on one scale, and who cannot be told from the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tikhon.report import charts, layer_charts
+from tikhon.report.kinds import parts
+from tikhon.report.page import (
+    Cell,
+    Chart,
+    Code,
+    Fact,
+    Label,
+    Mark,
+    Name,
+    Page,
+    Section,
+    Table,
+    number,
+    percent,
+    say,
+    seconds,
+    strength,
+)
+from tikhon.report.saved import SavedRun
+
+Row = Mapping[str, Any]
+
+
+def page(run: SavedRun) -> Page:
+    """Verdict table, test scores with intervals, the recipes, architecture against strength."""
+    result = run.result
+    rows: list[Row] = list(result.get("methods") or [])
+    higher = result.get("metric") == "accuracy"
+    metric = parts.Metric("accuracy" if higher else "rmse", say(_metric(higher)), higher)
+    return Page(
+        title=say("title_compare", data=parts.data_name(run)),
+        level="plain" if rows else "watch",
+        verdict=verdict(run, rows, metric),
+        facts=facts(run, rows, metric),
+        about=parts.about(run),
+        sections=parts.sections(
+            Section(say("verdict"), (table(rows, metric), scores(rows, metric))) if rows else None,
+            *architecture(result.get("architecture") or {}),
+            recipes(rows),
+            parts.reproduce(run),
+        ),
+    )
+
+
+def _metric(higher: bool) -> str:
+    return "metric_accuracy" if higher else "metric_rmse"
+
+
+def shown(value: Any, metric: parts.Metric) -> Any:
+    """A score as people read it: errors are stored negated, so that more is better."""
+    known = isinstance(value, int | float)
+    return -value if known and not metric.higher else value
+
+
+def ends(row: Row, metric: parts.Metric) -> tuple[Any, Any]:
+    """The interval of a test score, from low to high; an accuracy stays within 0 and 1."""
+    low, high = shown(row.get("low"), metric), shown(row.get("high"), metric)
+    if low is None or high is None:
+        return None, None
+    if metric.higher:
+        return max(low, 0.0), min(high, 1.0)
+    return min(low, high), max(low, high)
+
+
+def verdict(run: SavedRun, rows: list[Row], metric: parts.Metric) -> Label:
+    """Who is best, and who is as good as far as the splits can tell."""
+    if not rows:
+        return say("unfinished", epochs=len(run.history))
+    best, *others = rows
+    equal = [row["method"] for row in others if row["tied"]]
+    values = {
+        "method": best["method"],
+        "metric": parts.word(metric),
+        "score": number(shown(best["test"], metric)),
+        "splits": run.result.get("splits"),
+        "equal": ", ".join(equal),
+    }
+    if not equal:
+        return say("compare_best", **values)
+    return say("compare_all_equal" if len(equal) == len(others) else "compare_tied", **values)
+
+
+def facts(run: SavedRun, rows: list[Row], metric: parts.Metric) -> tuple[Fact, ...]:
+    """The best score, and what the comparison rests on."""
+    if not rows:
+        return ()
+    low, high = ends(rows[0], metric)
+    note = None if low is None else say("interval_95", low=number(low), high=number(high))
+    return (
+        Fact(parts.part_score(metric, "test"), number(shown(rows[0]["test"], metric)), note),
+        Fact(say("methods"), str(len(rows))),
+        Fact(say("splits"), str(run.result.get("splits", "–"))),
+        Fact(say("trainings_each"), str(run.result.get("trials", "–"))),
+        Fact(say("time"), seconds(run.result.get("seconds"))),
+    )
+
+
+def table(rows: list[Row], metric: parts.Metric) -> Table:
+    """One row a method, the best first."""
+    lines: list[tuple[Cell, ...]] = []
+    for i, row in enumerate(rows):
+        low, high = ends(row, metric)
+        mark = Mark("plain", say("worse_than_best"))
+        if i == 0 or row["tied"]:
+            mark = Mark("good", say("best" if i == 0 else "tied"))
+        lines.append((
+            Name(row["method"]), number(shown(row["test"], metric)),
+            f"{number(low)} – {number(high)}", number(row.get("gap")), percent(row.get("zeros")),
+            percent(row.get("size")), number(row.get("seed_std")), seconds(row.get("seconds")),
+            mark,
+        ))  # fmt: skip
+    keys = ("method", "test", "interval", "train_test_gap", "zeros", "size_left", "seed_spread",
+            "time", "verdict")  # fmt: skip
+    return Table(say("compare_caption"), tuple(map(say, keys)), tuple(lines))
+
+
+def scores(rows: list[Row], metric: parts.Metric) -> Chart:
+    """Test score of every method with its interval."""
+    reach = [ends(row, metric) for row in rows]
+    figure = charts.intervals(
+        [Name(row["method"]) for row in rows], [shown(row["test"], metric) for row in rows],
+        [low for low, _ in reach], [high for _, high in reach], parts.part_score(metric, "test"),
+        ["series-2" if row["tied"] else "muted" for row in rows],
+    )  # fmt: skip
+    return Chart(
+        parts.part_score(metric, "test"),
+        figure,
+        say("alt_compare"),
+        say("compare_note"),
+        wide=True,
+    )
+
+
+def recipes(rows: list[Row]) -> Section | None:
+    """What was chosen for every method on the first split."""
+    lines = tuple(
+        f"{row['method']}: lr {strength(row.get('lr'))}, {parts.inline(given(row['recipe']))}"
+        for row in rows
+        if row.get("recipe")
+    )
+    return Section(say("recipes"), (Code(lines),), say("recipes_lead")) if lines else None
+
+
+def given(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe is set."""
+    return {k: v for k, v in recipe.items() if v not in (None, 0, 0.0, "", [], {}, ())}
+
+
+def architecture(found: Mapping[str, Any]) -> list[Section | None]:
+    """Test score over the strength, a line a width, and a line a depth and remedy."""
+    rows: list[Row] = list(found.get("rows") or [])
+    if not rows:
+        return []
+    key = next((k for k in ("test/accuracy", "test/rmse") if k in rows[0]), "test/loss")
+    label = say(f"metric_{key.removeprefix('test/')}")
+    sections: list[Section | None] = []
+    for kind in ("width", "depth"):
+        lines = grouped([row for row in rows if kind in row], kind, key)
+        if not lines:
+            continue
+        strengths = sorted({row["strength"] for row in rows if kind in row})
+        figure = charts.lines(
+            [strength(s) for s in strengths],
+            {name: [line.get(s) for s in strengths] for name, line in lines.items()},
+            say("strength"),
+            label,
+        )
+        chart = Chart(say(f"by_{kind}"), figure, say("alt_architecture"), wide=True)
+        ratios = ratio_chart([row for row in rows if kind in row], kind)
+        blocks = (chart, ratios) if ratios else (chart,)
+        sections.append(Section(say(f"by_{kind}"), blocks, say(f"by_{kind}_lead")))
+    return sections
+
+
+def grouped(rows: Sequence[Row], kind: str, key: str) -> dict[str, dict[float, Any]]:
+    """Score by strength for every network."""
+    lines: dict[str, dict[float, Any]] = {}
+    for row in rows:
+        name = " ".join(str(row[k]) for k in (kind, "remedy") if k in row)
+        lines.setdefault(name, {})[row["strength"]] = row.get(key)
+    return lines
+
+
+def ratio_chart(rows: Sequence[Row], kind: str) -> Chart | None:
+    """How much of the backward signal reaches the first layer, by network."""
+    ratios = {
+        " ".join(str(row[k]) for k in (kind, "remedy") if k in row): row.get("backprop_ratio")
+        for row in rows
+    }
+    known = {n: v for n, v in ratios.items() if isinstance(v, float) and math.isfinite(v)}
+    if not known:
+        return None
+    series = [(say("signal_first"), list(known.values()))]
+    figure = layer_charts.by_layer(list(known), series, say("signal_first"))
+    figure["layout"]["xaxis"]["title"] = {"text": say("network")}
+    return Chart(say("signal_first"), figure, say("alt_ratio"), wide=True)
