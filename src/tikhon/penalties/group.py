@@ -45,17 +45,18 @@ def shrink_rows(rows: Tensor, step: float | Tensor, strength: float | Tensor) ->
     tiny = torch.finfo(rows.dtype).tiny
     if not is_metric(step):
         return rows * (1 - step * strength / row_norms(rows).clamp_min(tiny)).clamp_min(0)
-    shift = strength * step
-    norm = _norm_after(rows, shift, tiny)
-    kept = row_norms(rows / step.clamp_min(tiny)) > strength
-    return torch.where(kept, rows * (norm / (norm + shift).clamp_min(tiny)), 0)
+    shift = (strength * step).clamp_min(tiny)
+    norm = _norm_after(rows, shift)
+    gone = row_norms(rows / step.clamp_min(tiny)) <= strength  # not for NaN: it must show
+    return torch.where(gone, 0, rows * (norm / (norm + shift)))
 
 
-def _norm_after(rows: Tensor, shift: Tensor, tiny: float, iterations: int = 8) -> Tensor:
+def _norm_after(rows: Tensor, shift: Tensor, iterations: int = 6) -> Tensor:
     """Root t of `|rows / (t + shift)| = 1` for each row, shape (rows, 1).
 
     `1/|rows / (t + shift)|` is concave and increasing in t, so Newton's iterates from a lower
     bound of the root rise to it without overshooting (the secular equation of trust regions).
+    Four iterations leave 1e-13 where steps differ by factors of e^20.
     """
     if not rows.numel():
         return rows.new_zeros(rows.shape[0], 1)
@@ -63,12 +64,14 @@ def _norm_after(rows: Tensor, shift: Tensor, tiny: float, iterations: int = 8) -
     t = torch.maximum(
         (size - shift).amax(1, keepdim=True), row_norms(rows) - shift.amax(1, keepdim=True)
     ).clamp_min(0)
+    tiny = torch.finfo(rows.dtype).tiny
     for _ in range(iterations):
-        denominator = (t + shift).clamp_min(tiny)
-        ratio = size / denominator
-        norm = row_norms(ratio).clamp_min(tiny)
-        slope = (ratio.square() / denominator).sum(1, keepdim=True).clamp_min(tiny)
-        t = t + (norm - 1).clamp_min(0) * norm.square() / slope
+        inverse = (t + shift).reciprocal_()
+        ratio = size * inverse  # at most 1: t is at least each size less its shift
+        squares = ratio.mul_(ratio)
+        square = squares.sum(1, keepdim=True)
+        slope = torch.linalg.vecdot(squares, inverse, dim=1)[:, None].clamp_min(tiny)
+        t = t + (square.sqrt() - 1).clamp_min(0) * square / slope
     return t
 
 

@@ -50,10 +50,10 @@ def compile_from(entries: float, device: str = "cpu") -> float:
 def prox_(
     penalty: Penalty,
     w: Tensor,
-    step: float,
+    step: float | Tensor,
     *,
     moment: Tensor | None = None,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     eps: float = 0.0,
 ) -> bool:
     """Replace w by `penalty.prox(w, step)` in place; False if there is no kernel for the case.
@@ -70,7 +70,7 @@ def prox_(
     """
     if not (_fits(penalty, w, step, scale) and (moment is None or _alike(w, moment))):
         return False
-    strength: float = penalty.strength
+    step, scale, strength = float(step), float(scale), float(penalty.strength)
     if moment is not None:
         step, eps = step * scale, eps * scale  # step / (sqrt(moment) + eps)
     if isinstance(penalty, GroupLasso):
@@ -100,7 +100,7 @@ def add_gradient_(penalty: Penalty, gradient: Tensor, w: Tensor) -> bool:
     """
     if isinstance(penalty, GroupLasso) or not (_fits(penalty, w) and _alike(w, gradient)):
         return False
-    strength: float = penalty.strength
+    strength = float(penalty.strength)
     if type(penalty) is L2:
         gradient.add_(w, alpha=strength)
         return True
@@ -182,7 +182,7 @@ def _group_(
 ) -> bool:
     if w.ndim < 2:
         return False
-    rows, strength = w.view(w.shape[0], -1), penalty.strength
+    rows, strength = w.view(w.shape[0], -1), float(penalty.strength)
     if penalty.scale_by_size:
         strength = strength * rows.shape[1] ** 0.5
     tiny = torch.finfo(w.dtype).tiny
