@@ -209,7 +209,7 @@ def draw(results: dict, seeds: int, path: Path) -> None:
             start, end = (max(row[key], 1e-12) for key in ("init", "early"))
             axis.plot([start, end], [k, k], color="#b0b0b0", lw=1, zorder=1)
             axis.scatter(start, k, s=26, facecolor="white", edgecolor="#404040", zorder=2)
-            axis.scatter(end, k, s=26, color="#404040", zorder=3)
+            axis.scatter(end, k, s=26, color="#404040", zorder=3, clip_on=False)
             color = (
                 "#2a7f3f" if row["valid"] > 0.9 else "#404040" if row["valid"] > 0.5 else "#c44e52"
             )

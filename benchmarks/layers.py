@@ -2,8 +2,8 @@
 
 Forward and backward in training mode, our layer and its twin interleaved (A-B-B-A), one median of
 the ratios over rounds. The aim is at most 1.05. timm's files are loaded without its package, which
-needs torchvision (`pip install --no-deps timm`); without timm its rows are left out. Alpha dropout
-runs on torch's own kernel, like Dropout; the other layers build their mask themselves.
+needs torchvision (`pip install --no-deps timm`); without timm its rows are left out. On the CPU
+the layers that torch has run on torch's own kernels; the others build their own mask.
 
     python benchmarks/layers.py                     # about 2 minutes
     python benchmarks/layers.py --compiled          # under torch.compile (needs a C++ compiler)

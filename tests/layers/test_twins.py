@@ -56,15 +56,13 @@ def test_torch_alpha_dropout_under_the_same_mask(theirs, tied, rate):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize(
-    ("theirs", "ours"), [(nn.Dropout, layers.Dropout), (nn.AlphaDropout, layers.AlphaDropout)]
-)
-def test_seeded_masks_on_the_cpu_are_torchs_own(theirs, ours):
-    x = torch.randn(100)
+@pytest.mark.parametrize("name", ["Dropout", "Dropout2d", "AlphaDropout", "FeatureAlphaDropout"])
+def test_seeded_masks_on_the_cpu_are_torchs_own(name):
+    x = torch.randn(4, 6, 5, 5)
     torch.manual_seed(0)
-    expected = theirs(0.5)(x)
+    expected = getattr(nn, name)(0.5)(x)
     torch.manual_seed(0)
-    assert torch.equal(ours(0.5)(x), expected)
+    assert torch.equal(getattr(layers, name)(0.5)(x), expected)
 
 
 @pytest.fixture(scope="module")

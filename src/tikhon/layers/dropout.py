@@ -70,12 +70,8 @@ class FeatureAlphaDropout(NoiseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
         functional.check_rank(x, range(2, 9), self.label, "(N, C, ...)")
-        return functional.alpha_dropout(
-            x,
-            self.rate,
-            tied=range(2, x.ndim),
-            training=self.training,
-            generator=self.generator,
+        return functional.feature_alpha_dropout(
+            x, self.rate, training=self.training, generator=self.generator
         )
 
 

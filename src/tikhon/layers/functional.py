@@ -65,6 +65,9 @@ def spatial_dropout(
 
     Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
     """
+    rate = readable(rate)
+    if training and type(rate) is float and generator is None and uniforms is None:
+        return torch.feature_dropout(x, rate, True)
     tied = range(2, x.ndim)
     return dropout(x, rate, tied=tied, training=training, generator=generator, uniforms=uniforms)
 
@@ -146,6 +149,27 @@ def alpha_dropout(
     noise = torch.where(kept, scale, 0.0).to(x.dtype)
     shift = torch.where(kept, 0.0, scale * SELU_FLOOR) - scale * SELU_FLOOR * p
     return (x * noise).add_(shift.to(x.dtype))
+
+
+def feature_alpha_dropout(
+    x: Tensor,
+    rate: Rate,
+    *,
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Alpha dropout of whole channels of `x` (N, C, ...); `uniforms` are (N, C, 1, ...).
+
+    Reference: Klambauer et al. 2017, https://arxiv.org/abs/1706.02515
+    """
+    rate = readable(rate)
+    if training and type(rate) is float and generator is None and uniforms is None:
+        return torch.feature_alpha_dropout(x, rate, True)
+    tied = range(2, x.ndim)
+    return alpha_dropout(
+        x, rate, tied=tied, training=training, generator=generator, uniforms=uniforms
+    )
 
 
 def gaussian_dropout(
