@@ -44,7 +44,8 @@ def programs(folder: str | Path | None) -> tuple[Any, list[dict[str, Any]]] | No
     module = importlib.util.module_from_spec(spec)
     sys.modules["faulty_programs"] = module
     spec.loader.exec_module(module)
-    return module, module.read_cases(cases)
+    found = json.loads(cases.read_text(encoding="utf-8"))
+    return module, found["cases"] if isinstance(found, dict) else found
 
 
 def arguments(program: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
-from tikhon.diagnosis import cure, surgery
+from tikhon.diagnosis import cure, diagnose, surgery
 from tikhon.diagnosis.cures import INPUTS, NOTHING, candidates, rate
 from tikhon.diagnosis.feed import feed
 from tikhon.diagnosis.replica import replicate
@@ -79,8 +79,9 @@ def test_a_healthy_program_gets_no_made_up_cure():
     x = torch.randn(200, 4)
     noise = torch.randint(2, (200,))  # nothing to learn: no treatment can be right
     model = nn.Linear(4, 2)
-    found = cure(model, (x, noise), CE, valid=(torch.randn(400, 4), torch.randint(2, (400,))),
-                 optimizer=adam(0.01)(model.parameters()), steps=60, budget="4s", seeds=3)  # fmt: skip
+    unseen = torch.randn(400, 4), torch.randint(2, (400,))
+    engine = adam(0.01)(model.parameters())
+    found = cure(model, (x, noise), CE, valid=unseen, optimizer=engine, steps=60, budget="4s")
     assert not found.confirmed or found.best.effect < 0.1
     assert found.confirmed or "no cure found" in str(found)
 
@@ -151,3 +152,18 @@ def test_bad_arguments():
     for change in ({"budget": "soon"}, {"seeds": 1}, {"optimizer": None}):
         with pytest.raises(InputError):
             cure(model, numbers(), CE, **{"optimizer": engine, **change})
+
+
+def test_an_edit_that_does_not_fit_the_shapes_is_left_out():
+    torch.manual_seed(0)
+    x = torch.randn(60, 5, 4)
+    model = deep(2, nn.Tanh, 4)[2:]  # works on the last axis; BatchNorm1d would not
+    engine = sgd(1e-6)(model.parameters())
+    diagnosis = diagnose(deep(25, nn.Tanh), classes(), CE)
+    assert "vanishing_gradient" in diagnosis.labels
+    found = cure(
+        model, (x, (x[..., 0] > 0).long()), lambda o, y: CE(o.transpose(1, 2), y),
+        optimizer=engine, diagnosis=diagnosis, steps=5, budget="2s", seeds=2,
+    )  # fmt: skip
+    assert len(found.arms) > 3
+    assert not any("BatchNorm" in arm.name for arm in found.arms)

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from faulty import CE, FAULTY, HEALTHY, Faulty, classes, deep, he, mlp, sgd
+from faulty import (
+    CE,
+    FAULTY,
+    HEALTHY,
+    Faulty,
+    classes,
+    deep,
+    fingerprint,
+    he,
+    mlp,
+    same,
+    sgd,
+)
 from tikhon.diagnosis import LABELS, Record, diagnose, judge
 from tikhon.diagnosis.codes import CODES
 from tikhon.errors import DataError, InputError
@@ -51,36 +61,6 @@ def test_each_fault_is_found_and_placed(case):
 def test_healthy_programs_raise_no_alarm(case, seed):
     found = run(case, seed=seed)
     assert not found.labels & set(LABELS), str(found)
-
-
-def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    return {
-        "state": {k: v.clone() for k, v in model.state_dict().items()},
-        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        "modes": [m.training for m in model.modules()],
-        "versions": [p._version for p in model.parameters()],
-        "hooks": [
-            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
-            for m in model.modules()
-        ],
-        "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state()[1].copy(),
-        "python": random.getstate(),
-        "optimizer": copy.deepcopy(optimizer.state_dict()),
-        "requires": [p.requires_grad for p in model.parameters()],
-    }
-
-
-def same(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
-    return a == b
 
 
 @pytest.mark.parametrize("case", [*FAULTY[:3], *HEALTHY[3:5]], ids=lambda c: c.name)
@@ -122,8 +102,8 @@ def test_the_dry_run_is_the_plain_loop():
 
 def test_a_saved_record_is_judged_alike(tmp_path):
     found = run(FAULTY[0], steps=20)
-    found.save(tmp_path / "diagnosis.json")
-    saved = json.loads((tmp_path / "diagnosis.json").read_text())
+    found.save(tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
     again = judge(Record.from_dict(saved["record"]))
     assert again.labels == found.labels
     assert [f.where for f in again.findings] == [f.where for f in found.findings]

@@ -6,6 +6,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
+
+from faulty import fingerprint, same
+from tikhon.diagnosis import LABELS, diagnose
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +22,44 @@ def programs(shared_data):
     if found is None:
         pytest.skip("faulty_programs.json absent: set TIKHON_BENCHMARK_DATA to its folder")
     return found
+
+
+def agrees(found, case):
+    expected = set(case["expected"])
+    return (
+        bool(found.labels & expected)
+        if expected != {"healthy"}
+        else not found.labels & set(LABELS)
+    )
+
+
+@pytest.mark.slow
+def test_labels_of_all_programs_and_the_first_seed(programs):
+    runner, cases = programs
+    wrong = []
+    for case in cases:
+        program = runner.load(case, 0)
+        found = diagnose(
+            program.model, program.train, program.loss, optimizer=program.optimizer,
+            valid=program.valid, steps=program.steps, batch_size=program.batch_size,
+            penalty=program.penalty, clip=program.clip,
+        )  # fmt: skip
+        if not agrees(found, case):
+            wrong.append((case["id"], sorted(found.labels)))
+    assert len(wrong) <= 1, wrong
+
+
+def test_all_programs_are_bit_identical_afterwards(programs):
+    runner, cases = programs
+    for case in cases:
+        program = runner.load(case, 1)
+        program.model.eval()
+        before = fingerprint(program.model, program.optimizer)
+        data = [t.clone() for t in program.train]
+        diagnose(
+            program.model, [t[:96] for t in program.train], program.loss,
+            optimizer=program.optimizer, steps=2, batch_size=8, penalty=program.penalty,
+            clip=program.clip,
+        )  # fmt: skip
+        assert same(before, fingerprint(program.model, program.optimizer)), case["id"]
+        assert all(torch.equal(a, b) for a, b in zip(data, program.train)), case["id"]

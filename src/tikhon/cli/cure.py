@@ -15,7 +15,6 @@ from tikhon.cli.diagnose import (
     PenaltyOption,
     ValidOption,
     read,
-    save,
 )
 from tikhon.cli.options import Debug, Json, Output, Overwrite, Quiet, Seed, seconds
 
@@ -60,7 +59,7 @@ def cure(
     terminal.say(str(found.diagnosis))
     terminal.say(str(found))
     if output is not None:
-        save(output, document, overwrite)
+        found.save(output, overwrite=overwrite)
         terminal.note(f"kept in {output}; tikhon report {output} makes a page of it")
     terminal.document(document)
     return 0 if found.confirmed or found.diagnosis.ok else 3

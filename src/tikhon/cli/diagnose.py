@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -75,7 +74,7 @@ def diagnose(
     document = found.to_dict()
     terminal.say(whole(found) if full else str(found))
     if output is not None:
-        save(output, document, overwrite)
+        found.save(output, overwrite=overwrite)
         terminal.note(f"kept in {output}; tikhon report {output} makes a page of it")
     terminal.document(document)
     limit = SEVERITIES.index(fail_on) if fail_on is not None else len(SEVERITIES)
@@ -99,8 +98,8 @@ def read(
     import torch
 
     from tikhon.cli import named
-    from tikhon.cli.threads import limit_threads
     from tikhon.cli.terminal import Terminal
+    from tikhon.cli.threads import limit_threads
 
     terminal = Terminal(json=json, quiet=quiet)
     limit_threads(0)
@@ -121,27 +120,3 @@ def read(
     if penalty is not None:
         program["penalty"] = named.named(penalty, "--penalty", terminal)
     return terminal, program
-
-
-def save(path: Path, document: dict[str, Any], overwrite: bool) -> None:
-    """Keep a result as a run that `tikhon report` reads."""
-    import sys
-
-    from tikhon.training.run_directory import RunDirectory
-
-    folder = RunDirectory(path)
-    folder.create(overwrite=overwrite)
-    record = document.get("record") or document["diagnosis"]["record"]
-    folder.write(
-        "config.json",
-        {
-            "schema_version": 1,
-            "kind": document["kind"],
-            "command": ["tikhon", *sys.argv[1:]],
-            "data": record["data"],
-            "model": {"name": record["model"], "parameters": record["parameters"]},
-            "optimizer": record["optimizer"],
-            "seed": record["seed"],
-        },
-    )
-    folder.write("result.json", document)

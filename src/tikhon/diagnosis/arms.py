@@ -18,6 +18,7 @@ from tikhon.diagnosis.feed import Batch, Feed
 from tikhon.diagnosis.record import Point
 from tikhon.diagnosis.replica import Loss, Replica, isolated, replicate, unwrap
 from tikhon.diagnosis.trial import Trial, advance, score
+from tikhon.errors import InputError
 
 RUNGS = (20, 75, 300)
 WIDTHS = (10, 4)  # arms that go on from the first and the second rung, at most
@@ -163,7 +164,12 @@ class Trials:
 
     def _each(self, arm: Treatment, rung: int, seeds: list[int]) -> None:
         for seed in seeds:
-            self.run(arm, seed, rung)
+            try:
+                self.run(arm, seed, rung)
+            except (InputError, RuntimeError) as error:
+                if arm is NOTHING:
+                    raise
+                raise DoesNotApplyError from error  # shapes that the edit was not made for
 
     def _mean(self, arm: Treatment, rung: int, seeds: list[int]) -> float:
         return mean(self.scores[arm.name, s, rung][0] for s in seeds)

@@ -82,6 +82,12 @@ def why_gain(ev: Evidence) -> tuple[tuple[str, ...], str]:
         f"gain {gain:.2f} per layer = weights {weight:.2f} x {label} slope {slope:.2f}, "
         f"over {len(rows)} layers: {fault} at fault"
     )
+    product = weight * slope
+    if product <= 0 or abs(math.log(max(gain, 1e-30) / product)) > 0.5:
+        why = (
+            f"gain {gain:.2f} per layer over {len(rows)} layers; weights {weight:.2f} x {label} "
+            f"slope {slope:.2f} alone do not explain it: paths around layers, or norms, do"
+        )
     first = ev.first
     assert first is not None
     top = first.readings[ev.chain[-1]].signal or 0.0

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from tikhon.diagnosis.arms import Arm, Trials, factory, shell, train
 from tikhon.diagnosis.cures import NOTHING, Treatment, popular
 from tikhon.diagnosis.diagnose import Diagnosis, diagnose
 from tikhon.diagnosis.feed import Batch, Feed, feed
+from tikhon.diagnosis.keep import keep
 from tikhon.diagnosis.record import Point, finite
 from tikhon.diagnosis.replica import Loss, Replica, isolated
 from tikhon.errors import InputError
@@ -119,6 +121,10 @@ class Cure:
     def to_json(self) -> str:
         """`to_dict` as one JSON document."""
         return json.dumps(self.to_dict(), allow_nan=False)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Keep it as a run folder for `tikhon report`; `result.json` is `to_dict`."""
+        keep(self.to_dict(), path, overwrite=overwrite)
 
     def figures(self) -> dict[str, Figure]:
         """The diagnosis' figures, and the effect of each arm with its spread."""

@@ -17,6 +17,7 @@ from tikhon.diagnosis.codes import CODES, CONSEQUENCES
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.faults import faults
 from tikhon.diagnosis.findings import LABELS, SEVERITIES, Finding
+from tikhon.diagnosis.keep import keep
 from tikhon.diagnosis.measure import measure
 from tikhon.diagnosis.record import Record, finite
 from tikhon.diagnosis.replica import Loss
@@ -77,11 +78,9 @@ class Diagnosis:
         """`to_dict` as one JSON document."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
-    def save(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON, atomically; `Record.from_dict` reads its "record" back."""
-        from tikhon.training.run_directory import write_json
-
-        write_json(Path(path), self.to_dict())
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Keep it as a run folder for `tikhon report`; `result.json` is `to_dict`."""
+        keep(self.to_dict(), path, overwrite=overwrite)
 
     def figures(self) -> dict[str, Figure]:
         """Plotly figures by name: signal, forward, updates, loss; those that apply."""

@@ -115,6 +115,10 @@ def _trainable(layers: Iterator[nn.Module] | list[nn.Module]) -> list[Any]:
 @torch.no_grad()
 def reinit(model: nn.Module, batch: Batch) -> bool:
     """Normal weights with the gain of the activation behind (He, Xavier), biases zero."""
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            nn.init.xavier_uniform_(module.in_proj_weight)
+            nn.init.xavier_uniform_(module.out_proj.weight)
     after = followers(model, batch)
     for layer in _trainable(list(after)):
         gain = next((g for kind, g in GAINS if isinstance(after[layer], kind)), 1.0)

@@ -251,8 +251,11 @@ def skill(output: Any, target: Any) -> float | None:
     if not bool(torch.isfinite(output).all()):
         return math.nan
     if not target.is_floating_point():
-        if output.ndim == target.ndim + 1 and output.shape[1] > 1:
-            return float((output.argmax(1) == target).double().mean())
+        for axis in (1, -1):  # classes second, as torch's losses have it, or last
+            rest = [size for i, size in enumerate(output.shape) if i != axis % output.ndim]
+            if output.ndim == target.ndim + 1 and rest == list(target.shape) != []:
+                if output.shape[axis] > 1:
+                    return float((output.argmax(axis) == target).double().mean())
         if output.numel() != target.numel():
             return None
     flat, goal = output.flatten().double(), target.flatten().double()

@@ -1,0 +1,28 @@
+"""Keeping a diagnosis or a cure as a run folder that `tikhon report` reads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def keep(document: dict[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
+    """Write `config.json` and `result.json` of a document; raises as `RunDirectory.create`."""
+    from tikhon.training.run_directory import RunDirectory
+
+    folder = RunDirectory(path)
+    folder.create(overwrite=overwrite)
+    record = document.get("record") or document["diagnosis"]["record"]
+    config = {
+        "schema_version": 1,
+        "kind": document["kind"],
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "data": record["data"],
+        "model": {"name": record["model"], "parameters": record["parameters"]},
+        "optimizer": record["optimizer"],
+        "seed": record["seed"],
+    }
+    folder.write("config.json", config)
+    folder.write("result.json", document)
+    folder.unlock()

@@ -1,0 +1,104 @@
+"""`tikhon diagnose` and `cure` on a user's own file: documents, exit codes, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from tikhon.cli import main, named
+
+PROGRAM = """
+import torch
+from torch import nn
+
+def make_model():
+    layers = [m for _ in range(20) for m in (nn.Linear(6, 6), nn.Tanh())]
+    return nn.Sequential(*layers, nn.Linear(6, 3))
+
+def small():
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+
+def make_data():
+    torch.manual_seed(1)
+    y = torch.arange(240) % 3
+    return torch.randn(240, 6) + 3 * nn.functional.one_hot(y, 6), y
+
+def make_optimizer(parameters):
+    return torch.optim.SGD(parameters, lr=0.05)
+
+def broken():
+    return nn.Linear(9, 3)
+
+number = 7
+"""
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(named, "_loaded", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "train.py").write_text(PROGRAM)
+    return tmp_path
+
+
+def run(*arguments):
+    return main([str(a) for a in arguments])
+
+
+def test_findings_go_to_stdout_and_the_gate_fails(program, capsys):
+    code = run("diagnose", "train.py:make_model", "--data", "train.py:make_data", "--steps", 10,
+               "--optimizer", "train.py:make_optimizer", "--fail-on", "warning",
+               "--output", "run")  # fmt: skip
+    out, err = capsys.readouterr()
+    assert code == 3
+    assert "vanishing_gradient" in out
+    assert "running the code of train.py" in err
+    result = json.loads((program / "run" / "result.json").read_text())
+    assert result["kind"] == "diagnosis"
+    assert "vanishing_gradient" in result["labels"]
+
+
+def test_json_is_one_document_and_a_healthy_model_passes_the_gate(program, capsys):
+    code = run(
+        "diagnose", "train.py:small", "--data", "train.py:make_data", "--steps", 120,
+        "--optimizer", "adam:0.01", "--fail-on", "warning", "--json", "--quiet",
+    )  # fmt: skip
+    out, err = capsys.readouterr()
+    assert code == 0, out[:500]
+    assert json.loads(out)["ok"]
+    assert err == ""
+
+
+def test_cure_prints_what_helped(program, capsys):
+    code = run("cure", "train.py:small", "--data", "train.py:make_data", "--steps", 30, "--seeds",
+               2, "--optimizer", "sgd:1e-6", "--budget", "3s", "--output", "cured")  # fmt: skip
+    out, _ = capsys.readouterr()
+    assert code == 0
+    assert "confirmed" in out
+    assert "patch:" in out
+    assert json.loads((program / "cured" / "result.json").read_text())["kind"] == "cure"
+
+
+BAD = [
+    (["train.py:make_modle"], "did you mean 'make_model'"),
+    (["nothing.py:make_model"], "there is no file"),
+    (["train.py"], "FILE.py:NAME"),
+    (["train.py:number"], "not a module"),
+    (["train.py:broken"], "failed on a batch"),
+    (["train.py:small", "--optimizer", "adm:1e-3"], "did you mean 'adam'"),
+    (["train.py:small", "--optimizer", "adam:fast"], "not a number"),
+    (["train.py:small", "--optimizer", "sgd:0.1,momentun=0.9"], "did you mean 'momentum'"),
+    (["train.py:small", "--loss", "cross_entrpy"], "did you mean 'cross_entropy'"),
+    (["train.py:small", "--fail-on", "alarm"], "severity"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[b[1] for b in BAD])
+def test_errors_are_one_line_and_exit_code_two(program, capsys, arguments, words):
+    assert run("diagnose", *arguments, "--data", "train.py:make_data") == 2
+    _, err = capsys.readouterr()
+    assert words in err
+    assert "Traceback" not in err
