@@ -35,7 +35,7 @@ class Term:
         strength: replaces the penalty's: a number, a schedule (a callable of the step) or a
             controller.
 
-    >>> Term(L2(1e-3), how="decoupled").how
+    >>> Term(tk.L2(1e-3), how="decoupled").how
     'decoupled'
     """
 
