@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tikhon.layers import functional
 from tikhon.layers.calibration import accuracy_rejection, expected_calibration_error
-from tikhon.layers.common import common_noise
 from tikhon.layers.dropout import (
     AlphaDropout,
     Dropout,
@@ -25,6 +24,7 @@ from tikhon.layers.rates import (
     set_rate_by_depth,
 )
 from tikhon.layers.recurrent import RecurrentDropout
+from tikhon.layers.shared_noise import common_noise
 from tikhon.layers.sources import Audit, NoiseSource, audit
 from tikhon.layers.structured import (
     DropBlock1d,
