@@ -252,3 +252,18 @@ def test_the_small_model_trains_and_is_faster():
     assert speedup(model, small, x, rounds=3, seconds=0.02) > 2
     with pytest.raises(ValueError, match="rounds"):
         speedup(model, small, x, rounds=0)
+
+
+def test_a_small_model_can_be_cut_again():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[0].weight[:, 6:] = 0
+        once = compact(model, torch.randn(4, 10))
+        once.get_submodule("0").linear.weight[:, 1] = 0
+        once.get_submodule("0").linear.weight[2:4] = 0
+    twice = compact(once, torch.randn(4, 10))
+    assert twice.get_submodule("0").columns.tolist() == [0, 2, 3, 4, 5]
+    assert twice.get_submodule("0").linear.weight.shape == (6, 5)
+    x = torch.randn(4, 10)
+    torch.testing.assert_close(twice(x), once(x))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .modules import SelectLinear
 from .units import NO_UNIT, Registry, Units, along, axis_masks, hull, kept, opaque
 
 Reader = Callable[[Tensor], Tensor]  # flags of the units that stay -> ids that must stay too
@@ -21,7 +22,9 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module is one call of the graph."""
         ours = type(m).__module__.startswith("tikhon.layers")
-        return ours or super().is_leaf_module(m, module_qualified_name)
+        return (
+            ours or isinstance(m, SelectLinear) or super().is_leaf_module(m, module_qualified_name)
+        )
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -125,7 +128,7 @@ class Interpreter(fx.Interpreter):
         self.analysis.tied = {
             name
             for name, module in graph.named_modules()
-            if list(module.parameters(recurse=False))
+            if list(module.parameters(recurse=isinstance(module, SelectLinear)))
             and (calls[name] > 1 or any(owners[id(p)] > 1 for p in module._parameters.values()))
         }
 

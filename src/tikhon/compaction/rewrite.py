@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from .analysis import Analysis
 from .attention import Heads
 from .modules import Attention, PartialLayerNorm, SelectLinear
-from .rules import foldable
+from .rules import foldable, selected
 from .units import Units, axis_masks, kept
 
 
@@ -47,7 +47,24 @@ def _along(units: Units, axis: int, keep: Tensor) -> Tensor:
 
 
 def _cut_linear(module: nn.Linear, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
-    seen, out = _inputs(node, analysis), analysis.units[node]
+    return _cut_columns(module, _inputs(node, analysis), analysis.units[node], analysis, keep)
+
+
+def _cut_select(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+    whole, out = _inputs(node, analysis), analysis.units[node]
+    seen = selected(module, whole)
+    inner = _cut_columns(module.linear, seen, out, analysis, keep)
+    place = _along(whole, -1, keep).cumsum(0) - 1  # of a column in the cut input
+    columns = place[module.columns[_along(seen, -1, keep)]]
+    if isinstance(inner, SelectLinear):
+        return SelectLinear(inner.linear, columns[inner.columns])
+    assert isinstance(inner, nn.Linear)
+    return SelectLinear(inner, columns)
+
+
+def _cut_columns(
+    module: nn.Linear, seen: Units, out: Units, analysis: Analysis, keep: Tensor
+) -> nn.Module:
     rows, columns = _along(out, -1, keep), _along(seen, -1, keep)
     fixed, value = seen.uniform(-1)
     weight = module.weight.detach()
@@ -213,6 +230,7 @@ def _reshape_arguments(node: fx.Node, analysis: Analysis, keep: Tensor) -> None:
 
 _CUTS: dict[type, Callable[..., nn.Module]] = {
     nn.Linear: _cut_linear,
+    SelectLinear: _cut_select,
     nn.Conv1d: _cut_convolution,
     nn.Conv2d: _cut_convolution,
     nn.Conv3d: _cut_convolution,

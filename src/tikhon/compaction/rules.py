@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from .analysis import Analysis, Call
 from .attention import attention, multihead
+from .modules import SelectLinear
 from .units import NO_UNIT, Units, kept
 
 
@@ -29,6 +31,16 @@ def linear(call: Call, module: nn.Linear, analysis: Analysis) -> Units:
     const = ~(live & ~fixed).any(1)
     folded = weight @ torch.where(fixed, value, 0.0) + bias
     return Units(ids, const.expand(ids.shape), folded.expand(ids.shape))
+
+
+def select_linear(call: Call, module: SelectLinear, analysis: Analysis) -> Units:
+    """A linear layer of some columns of its input."""
+    return linear(replace(call, seen=(selected(module, call.seen[0]),)), module.linear, analysis)
+
+
+def selected(module: SelectLinear, seen: Units) -> Units:
+    """What the inner layer sees."""
+    return seen.map(lambda t: t.index_select(-1, module.columns.to(t.device)))
 
 
 def convolution(call: Call, module: nn.Module, analysis: Analysis) -> Any:
@@ -300,6 +312,7 @@ _CHANNELWISE = (
 
 RULES: dict[Any, Callable[..., Any]] = {
     nn.Linear: linear,
+    SelectLinear: select_linear,
     nn.Conv1d: convolution,
     nn.Conv2d: convolution,
     nn.Conv3d: convolution,
