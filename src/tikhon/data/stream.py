@@ -31,15 +31,18 @@ class Stream:
     """
 
     def __init__(self, data: Any, *, size: int = 64, seed: int = 0) -> None:
-        self._loader = data if isinstance(data, DataLoader) else None
-        self._pair = None if self._loader is not None else pair(data, name="valid")
+        self._loader: DataLoader[Any] | None = None
+        self._pair: tuple[Tensor, Tensor] | None = None
         self._onwards: Iterator[Any] | None = None
         self.rows = 0
-        if self._pair is not None:
+        if not isinstance(data, DataLoader):
+            self._pair = pair(data, name="valid")
             self.rows = len(self._pair[0])
-        elif not isinstance(self._loader.dataset, IterableDataset):
-            self.rows = len(self._loader.dataset)
-            size = self._loader.batch_size or size
+        else:
+            self._loader = data
+            if not isinstance(data.dataset, IterableDataset):
+                self.rows = len(data.dataset)  # type: ignore[arg-type]
+                size = data.batch_size or size
         self.size = min(size, self.rows) if self.rows else size
         self.seed = seed
         self._order = (-1, torch.empty(0, dtype=torch.long))

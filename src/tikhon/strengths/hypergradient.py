@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tikhon.data.stream import Stream
-from tikhon.penalties import L1, L2, ElasticNet, GroupLasso
+from tikhon.penalties import L1, L2, ElasticNet, GroupLasso, Proximable
 from tikhon.penalties.optimality import max_strength
 from tikhon.strengths.controllers import Controller, Observation, Reading
 
@@ -89,7 +89,6 @@ class Hypergradient(Controller):
     damping: float = field(default=2.0, kw_only=True)
     caution: float = field(default=0.5, kw_only=True)
     batch_size: int = field(default=64, kw_only=True)
-    phase: ClassVar[Literal["settled"]] = "settled"
 
     def __post_init__(self) -> None:
         low, high = self.range
@@ -157,6 +156,7 @@ class Hypergradient(Controller):
         if isinstance(reading.penalty, L2):
             return min(1.0, _HORIZON / (self.steps * max(_median(reading.gain), 1e-12)))
         unit = reading.penalty.with_strength(1.0)
+        assert isinstance(unit, Proximable)
         gradient = reading.arrange([_gradient(p) for p in reading.params]).float()
         return max(_FRACTION * max_strength(unit, gradient), 1e-12)
 
@@ -197,7 +197,8 @@ def carry(z: Tensor, reading: Reading, strength: float, damping: float, steps: i
     w, penalty = reading.weights, reading.penalty.with_strength(strength)
     gain, loss = reading.gain, min(1.0, damping * float(reading.rate))
     if isinstance(penalty, L2):
-        pull, unit = penalty.grad(w), penalty.weights
+        pull = penalty.grad(w)
+        unit: Any = penalty.weights
         drain = gain * strength * (1.0 if unit is None else unit) + loss
         kept = (1 - drain) ** steps
         z.mul_(kept).sub_(gain * (1 - kept) / drain * pull)
@@ -249,7 +250,7 @@ def _gradient(param: nn.Parameter) -> Tensor:
 
 
 def _median(gain: float | Tensor) -> float:
-    return float(gain.median()) if isinstance(gain, Tensor) else gain
+    return float(torch.as_tensor(gain).median())
 
 
 def _cap(reading: Reading) -> float:
