@@ -121,14 +121,20 @@ def list_pages(app, docname: str, source: list[str]) -> None:
     if docname != "index":
         return
     here = Path(app.srcdir)
-    found = {p.stem for p in here.glob("*.md")} - {"index"}
+    found = {p.stem for p in here.glob("*.md") if ".zh-CN" not in p.name} - {"index"}
     known = [*GUIDES, *PROJECT]
     others = sorted(found - set(known))
     lists = {
         "guides": [n for n in GUIDES if n in found] + others,
-        "tutorials": sorted(f"tutorials/{p.stem}" for p in here.glob("tutorials/*.md")),
+        "tutorials": [n for n in _below(here) if not n.endswith(".zh-CN")],
+        "chinese": [n for n in _below(here) if n.endswith(".zh-CN")],
         "reference": ["api/tikhon", *(f"api/{name}" for name in submodules())],
         "project": [n for n in PROJECT if n in found],
     }
     for name, pages in lists.items():
         source[0] = source[0].replace(f"%{name}%", "\n".join(pages))
+
+
+def _below(here: Path) -> list[str]:
+    pages = [*here.glob("tutorials/*.md"), *here.glob("*.zh-CN.md")]
+    return sorted(p.relative_to(here).as_posix().removesuffix(".md") for p in pages)

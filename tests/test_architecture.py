@@ -13,10 +13,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 BUDGET = 400  # lines of a file
 FUNCTION = 60  # lines of a function without its docstring
 
-LONG = {  # file -> its budget, with the reason
-    "training/fit.py": 430,  # one verb with its documented arguments
+LONG: dict[str, int] = {}  # file -> its budget, with the reason
+LONG_FUNCTIONS = {
+    "cli/tune.py:tune": 90,  # one line an option of the command
 }
-LONG_FUNCTIONS: dict[str, int] = {}
 FORBIDDEN = {"utils", "util", "core", "common", "manager", "helper", "helpers", "engine", "misc"}
 WRITERS = {  # files that may write, and what they write
     "training/run_directory.py": "every file of a run",
@@ -55,6 +55,8 @@ def test_exceptions_are_still_needed():
     for name in LONG:
         lines = (SOURCE / name).read_text(encoding="utf-8").count("\n")
         assert lines > BUDGET, f"{name} is short again: take it off the list"
+    for name in LONG_FUNCTIONS:
+        assert (SOURCE / name.split(":")[0]).exists()
     for name in WRITERS:
         assert list(writes(SOURCE / name)), f"{name} no longer writes: take it off the list"
 
@@ -77,6 +79,8 @@ def writes(path: Path):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
         plain = node.func.id if isinstance(node.func, ast.Name) else name
+        if name.startswith("to_") and not node.args:
+            continue  # a frame as text
         if name in WRITING or (plain == "open" and opens_for_writing(node)):
             yield f"line {node.lineno}: {ast.unparse(node.func)}"
         elif name in ("save", "replace") and owner(node) in ("torch", "np", "numpy", "os"):
@@ -107,6 +111,8 @@ def opens_for_writing(call: ast.Call) -> bool:
         ("path.open('ab')", True),
         ("path.open(mode='rb')", False),
         ("path.write_text('x')", True),
+        ("frame.to_csv('f')", True),
+        ("frame.to_csv(index=False)", False),
         ("write_bytes(path, b'')", False),
         ("torch.save(x, 'f')", True),
         ("os.open('f', os.O_RDONLY)", False),

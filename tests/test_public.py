@@ -61,10 +61,11 @@ def parameters(value: object) -> list[str]:
     if dataclasses.is_dataclass(value):
         return [f.name for f in dataclasses.fields(value) if f.init]
     try:
-        signature = inspect.signature(value)  # type: ignore[arg-type]
+        given = inspect.signature(value).parameters.values()  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return []
-    return [n for n in signature.parameters if n not in ("self", "args", "kwargs")]
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in given if p.kind not in several]
 
 
 @pytest.mark.parametrize("name", [n for n, v in NAMES.items() if callable(v)])
@@ -76,7 +77,8 @@ def test_docstring_is_complete(name):
     assert first.rstrip().endswith((".", ":")), f"{name}: the first sentence ends without a point"
     if inspect.isclass(value) and issubclass(value, Exception):
         return
-    given = [p for p in parameters(value) if not p.startswith("_")]
+    text += inherited(value)
+    given = [p for p in parameters(value) if not (p.startswith("_") or p.endswith("_"))]
     silent = [p for p in given if not re.search(rf"\b{re.escape(p)}\b", text)]
     assert not silent, f"{name}: the docstring does not mention {silent}"
 
@@ -86,6 +88,15 @@ def own_docstring(value: object) -> str:
     text = inspect.cleandoc(getattr(value, "__doc__", None) or "")
     name = getattr(value, "__name__", "")
     return "" if text.startswith(f"{name}(") and "\n" not in text else text
+
+
+def inherited(value: object) -> str:
+    """What abstract parents say of a class's fields, and a module of laws of its functions."""
+    parents = value.__mro__[1:] if inspect.isclass(value) else ()
+    texts = [own_docstring(p) for p in parents if p.__module__.startswith("tikhon.")]
+    if getattr(value, "__module__", "") == "tikhon.testing":
+        texts.append(tikhon.testing.__doc__ or "")
+    return "\n".join(texts)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,10 @@
 
 `check_penalty(penalty)` runs all of them on random weights; the single laws take the weights, so
 that a property-based test can supply them. A broken law raises AssertionError.
+
+In all of them `penalty` is the instance on trial, `w` (and `x`, `y`, a scalar `entry`) are
+weights, `step` >= 0 is the step of a prox, `seed` or the number of `seeds` says which random
+numbers are drawn, and `attempts` or `points` how many candidates are compared.
 """
 
 from __future__ import annotations

@@ -25,6 +25,11 @@ def _axes(ax: Any) -> Any:
 class LearningCurveDisplay:
     """The objective, and with early stopping the validation score, of each epoch.
 
+    Args:
+        loss: (epochs,) the objective on the way.
+        valid: (epochs,) validation scores, or None.
+        name: of the estimator, for the title.
+
     >>> LearningCurveDisplay(np.array([1.0, 0.5]), None, "model").loss.tolist()
     [1.0, 0.5]
     """
@@ -61,7 +66,14 @@ class LearningCurveDisplay:
 
 @dataclass(eq=False)
 class PathDisplay:
-    """Test score, with its standard deviation over the folds, at each strength of a path."""
+    """Test score, with its standard deviation over the folds, at each strength of a path.
+
+    Args:
+        alphas: (strengths,).
+        mean, std: (strengths,) of the score over the folds.
+        chosen: the strength in use.
+        name: of the estimator, for the title.
+    """
 
     alphas: np.ndarray
     mean: np.ndarray
@@ -98,7 +110,13 @@ class PathDisplay:
 
 @dataclass(eq=False)
 class GradientFlowDisplay:
-    """Norm of the loss gradient, relative to the weight norm, of each layer."""
+    """Norm of the loss gradient, relative to the weight norm, of each layer.
+
+    Args:
+        layers: their names, from input to output.
+        ratios: (layers,) gradient norm over weight norm.
+        name: of the estimator, for the title.
+    """
 
     layers: list[str]
     ratios: np.ndarray

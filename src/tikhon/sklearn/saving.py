@@ -50,7 +50,7 @@ def save(estimator: Any, path: Any) -> None:
 
 
 def load(path: Any) -> Any:
-    """The fitted estimator that `save` wrote; `partial_fit` continues with a new optimizer state.
+    """The fitted estimator that `save` wrote to `path`; `partial_fit` starts a new optimizer.
 
     Raises DataError for a file of another kind, StorageError for one that cannot be read.
     """
