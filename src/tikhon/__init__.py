@@ -72,6 +72,7 @@ _PUBLIC = {
     "testing": "",
     "strengths": "",
     "layers": "",
+    "sklearn": "",
     "report": "",
 }
 

@@ -177,7 +177,9 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
         alphas: how many strengths from 1 down to 1e-4, or the strengths themselves.
         cv: folds: an int, a splitter or (train, test) pairs; 5 stratified ones by default.
         scoring: as for GridSearchCV; accuracy by default.
-        class_weight, hidden_layer_sizes, and the others: as for RegularizedClassifier.
+        hidden_layer_sizes, activation, l1_ratio, penalty, dropout, batch_size,
+            learning_rate_init, max_iter, tol, n_iter_no_change, standardize, random_state,
+            class_weight: as for RegularizedClassifier.
 
     Attributes:
         alpha_, alphas_, cv_results_, best_score_, best_index_, best_estimator_, and those of
@@ -251,7 +253,13 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
 class RegularizedRegressorCV(RegressorMixin, RegularizedNetworkCV):
     """RegularizedRegressor with `alpha` chosen by cross-validation along a path.
 
-    Args and attributes are those of RegularizedClassifierCV; the score is R2 by default.
+    Attributes are those of RegularizedClassifierCV; the score is R2 by default.
+
+    Args:
+        alphas, cv, scoring: as for RegularizedClassifierCV.
+        hidden_layer_sizes, activation, l1_ratio, penalty, dropout, batch_size,
+            learning_rate_init, max_iter, tol, n_iter_no_change, standardize, random_state:
+            as for RegularizedClassifier.
 
     >>> from sklearn.datasets import load_diabetes
     >>> X, y = load_diabetes(return_X_y=True)

@@ -189,8 +189,14 @@ class RegularizedRegressor(RegressorMixin, RegularizedNetwork):
 
     Minimised is sum_i w_i |y_i - f(x_i)|^2 / (2 sum_i w_i) + alpha * penalty, with standardised
     inputs and targets: for `standardize=False` and `hidden_layer_sizes=()` it is Lasso
-    (`l1_ratio=1`), ElasticNet, or Ridge with `alpha` times the number of rows. Parameters and
-    attributes are those of `RegularizedClassifier`; y may have several columns.
+    (`l1_ratio=1`), ElasticNet, or Ridge with `alpha` times the number of rows. y may have several
+    columns. Attributes are those of `RegularizedClassifier`.
+
+    Args:
+        hidden_layer_sizes, activation, alpha, l1_ratio, penalty, dropout, batch_size,
+            learning_rate_init, max_iter, tol, n_iter_no_change, early_stopping,
+            validation_fraction, standardize, warm_start, random_state: as for
+            RegularizedClassifier.
 
     >>> from sklearn.datasets import load_diabetes
     >>> X, y = load_diabetes(return_X_y=True)
