@@ -11,7 +11,7 @@ from tikhon.tuning.path import PathResult
 
 @dataclass(eq=False)
 class PathDisplay:
-    """Draws a `PathResult` with matplotlib, in the manner of scikit-learn's displays.
+    """Draws `result`, a `PathResult`, with matplotlib, in the manner of scikit-learn's displays.
 
     >>> import matplotlib; matplotlib.use("agg")
     >>> import torch
