@@ -164,11 +164,18 @@ def test_a_population_of_one_is_the_plain_run(name):
 
 @pytest.mark.parametrize(
     ("entry", "make"),
-    [("l1", tk.L1), ("l2", tk.L2), ("elastic_net", tk.ElasticNet), ("group_lasso", tk.GroupLasso)],
+    [
+        ("l1", tk.L1),
+        ("l2", tk.L2),
+        ("elastic_net", tk.ElasticNet),
+        ("group_lasso", tk.GroupLasso),
+        ("huber", tk.Huber),
+        ("max_norm", tk.MaxNorm),
+    ],
 )
 @pytest.mark.parametrize("members", [1, 3])
 def test_penalties_equal_regularize_on_the_separate_run(entry, make, members):
-    scale = 0.5 if entry == "group_lasso" else 0.05
+    scale = {"group_lasso": 0.5, "max_norm": 0.3}.get(entry, 0.05)
     configs = [{"lr": 0.02 * (k + 1), entry: scale * (k + 1)} for k in range(members)]
     found = trained([built("mlp") for _ in configs], configs)
 
@@ -179,7 +186,19 @@ def test_penalties_equal_regularize_on_the_separate_run(entry, make, members):
         alone = separately(built("mlp"), config, {"*": make(config[entry])})
         assert distance(found.state_dict_of(k), alone) < 1e-5
         assert zeros(found.state_dict_of(k)) == zeros(alone)
-        assert entry == "l2" or sum(zeros(alone)) > 0
+        assert entry in ("l2", "huber", "max_norm") or sum(zeros(alone)) > 0
+
+
+def test_a_failed_first_member_leaves_the_penalties_of_the_others_in_force():
+    x, y = data()
+    configs = [{"lr": 1e30, "l1": 0.05}, {"lr": 0.02, "l1": 0.05}]
+    members = population([built("mlp") for _ in configs], configs)
+    for step, rows in batches(x):
+        members.step(x[rows], y[rows], None, step, seed=step)
+        if step == 2:
+            members.fail(0, "diverged")
+    alone = separately(built("mlp"), configs[1], {"*": tk.L1(0.05)})
+    assert distance(members.state_dict_of(1), alone) < 1e-5
 
 
 def test_optimizers_with_momentum_and_clipping_equal_the_separate_run():

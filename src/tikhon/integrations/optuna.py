@@ -4,6 +4,7 @@ Needs `pip install tikhon[search]`. One process asks for a batch of trials at on
 as one population; `optuna-dashboard` reads the storage.
 """
 
+# pyright: reportAttributeAccessIssue=false  (the file has the name of the package it imports)
 from __future__ import annotations
 
 import os
@@ -82,7 +83,7 @@ class OptunaSearch(Search):
             study.ask(distributions(self.space))
             for _ in range(min(self.batch, self.count - start))
         ]
-        fixed = {n: e for n, e in self.space.items() if n not in self.space.varying}
+        fixed = self.space.fixed
         return history.missing(
             Trial(start + i, {**fixed, **trial.params}, self.budget)
             for i, trial in enumerate(asked)
@@ -170,7 +171,7 @@ class SharedSearch(Search):
             )
 
     def _ask(self, study: optuna.Study) -> list[Trial]:
-        fixed = {n: e for n, e in self.space.items() if n not in self.space.varying}
+        fixed = self.space.fixed
         found = []
         for _ in range(self.batch):
             retried = sum("retried" in t.user_attrs for t in study.get_trials(deepcopy=False))

@@ -146,7 +146,7 @@ Run = Callable[..., tuple[Tensor, bool]]
 
 
 def _step(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[str, Run, list[object]]:
-    inputs = [_Name(a.name) if isinstance(a, fx.Node) else a for a in node.args]
+    inputs: list[object] = [_Name(a.name) if isinstance(a, fx.Node) else a for a in node.args]
     if node.op == "placeholder":
         return node.name, _each(lambda x: x), []
     if node.op == "output":

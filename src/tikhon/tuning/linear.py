@@ -33,7 +33,8 @@ class LinearProblem:
     """Centred data in float64 with the loss, its gradient and its curvature bound."""
 
     def __init__(self, x: Tensor, y: Tensor, kind: Kind, *, outputs: int) -> None:
-        self.kind, self.outputs = kind, outputs
+        self.kind: Kind = kind
+        self.outputs = outputs
         x = x.reshape(len(x), -1).double()
         self.mean = x.mean(0)
         self.x = x - self.mean
@@ -214,9 +215,9 @@ def _newton(
 ) -> tuple[Tensor, Tensor]:
     """One damped Newton step over the non-zero weights and the intercepts."""
     projected = mask is None
-    mask = weight != 0 if mask is None else mask
-    columns = mask.any(0).nonzero().squeeze(1)
-    free = mask[:, columns]
+    chosen = weight != 0 if mask is None else mask
+    columns = chosen.any(0).nonzero().squeeze(1)
+    free = chosen[:, columns]
     count = int(free.sum())
     if count == 0 or (limit is not None and count + len(bias) > limit):
         return weight, bias

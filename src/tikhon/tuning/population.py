@@ -199,7 +199,8 @@ class Population:
         generator = torch.Generator().manual_seed(seed + 1)
         order = torch.randperm(len(x), generator=generator)
         unit = torch.rand((), generator=generator, dtype=torch.float64).item()
-        alpha = self.settings.mixup.double().numpy()
+        assert self.settings.mixup is not None
+        alpha = self.settings.mixup.double().cpu().numpy()
         share = torch.from_numpy(betaincinv(alpha.clip(1e-3), alpha.clip(1e-3), unit))
         share = torch.where(self.settings.mixup > 0, share, 1.0).to(x)
         column = self._column(share, x.unsqueeze(0))
@@ -229,7 +230,7 @@ class Population:
             self.move.zero_()
             self.optimizer.step()
             self.flat.addcmul_(self.move, self.rate, value=factor)
-        self._prox(lr)
+        self._prox(lr, factor)
 
     def _clip(self) -> None:
         if self.settings.clip is None:
@@ -257,7 +258,7 @@ class Population:
             (grad,) = self._tensors(binding, self.gradient)
             grad.add_(torch.vmap(gradient)(strengths.to(block), block))
 
-    def _prox(self, lr: Tensor) -> None:
+    def _prox(self, lr: Tensor, factor: float) -> None:
         bindings = [(b, s) for b, s in self.bindings if b.route in ("prox", "project")]
         if not bindings:
             return
@@ -266,25 +267,38 @@ class Population:
         ).dense()
         metric = torch.as_tensor(gain, dtype=self.flat.dtype).expand_as(self.flat)
         if self.members > 1:
-            metric = metric * self.rate * (lr / self.settings.lr.to(lr)).nan_to_num(0)[0]
+            metric = metric * self.rate * factor
         for binding, strengths in bindings:
+            blocks, steps = self._tensors(binding, self.flat), self._tensors(binding, metric)
+            if binding.base.constraint:
+                self._project(binding, strengths, blocks, steps)
+                continue
 
             def move(strength, blocks, steps, binding=binding):
-                if binding.base.constraint:
-                    penalty = type(binding.base)(strength)
-                else:
-                    penalty = binding.base.with_strength(strength)
-                new = penalty.prox(binding.arrange(blocks), binding.arrange(steps))
+                prox = binding.base.with_strength(strength).prox
+                new = prox(binding.arrange(blocks), binding.arrange(steps))
                 if binding.whole:
                     return (new,)
                 written = [block.clone() for block in blocks]
                 binding.target.place_(written, new)
                 return tuple(written)
 
-            blocks = self._tensors(binding, self.flat)
-            steps = self._tensors(binding, metric)
             for block, new in zip(blocks, torch.vmap(move)(strengths.to(lr), blocks, steps)):
                 block.copy_(new)
+
+    @staticmethod
+    def _project(
+        binding: Binding,
+        limits: Tensor,
+        blocks: tuple[Tensor, ...],
+        steps: tuple[Tensor, ...],
+    ) -> None:
+        """A constraint checks its limit, which vmap cannot: member by member."""
+        for member, limit in enumerate(limits.tolist()):
+            own = [block[member] for block in blocks]
+            project = type(binding.base)(limit).prox  # type: ignore[attr-defined]
+            metric = binding.target.arrange([step[member] for step in steps])
+            binding.target.place_(own, project(binding.target.arrange(own), metric))
 
     def adapt(self, x: Tensor, y: Tensor, weights: Tensor | None, step: int) -> None:
         """Let the adaptive weight decay look at one validation batch, if it is due."""

@@ -114,7 +114,9 @@ class PopulationRunner(Runner):
 
         def alike(unit: Unit) -> str:
             config = {k: v == "auto" for k, v in sorted(unit.trial.config.items())}
-            parent = self.states.get(unit.trial.parent, {}).get("epoch")
+            parent = None
+            if unit.trial.parent is not None:
+                parent = self.states.get(unit.trial.parent, {}).get("epoch")
             start = 0 if parent is None else int(parent[0])
             return repr((unit.trial.budget, start, config, _shape(self.job, unit.trial.config)))
 
@@ -129,7 +131,8 @@ class PopulationRunner(Runner):
         first = units[0].trial
         start = 0
         if first.parent is not None:
-            rows = [_row(self.states[u.trial.parent], u.fold) for u in units]
+            parents = [u.trial.parent for u in units if u.trial.parent is not None]
+            rows = [_row(self.states[p], u.fold) for p, u in zip(parents, units)]
             start = int(rows[0].pop("epoch"))
             stacked = {n: torch.stack([row[n] for row in rows]) for n in rows[0]}
             population.load(stacked)

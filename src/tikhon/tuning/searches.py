@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tikhon.errors import InputError
-from tikhon.tuning.space import Choice, Space
+from tikhon.tuning.space import Choice, Range, Space
 from tikhon.tuning.trials import History, Outcome, Trial, Value
 
 
@@ -72,8 +72,8 @@ class Grid(Design):
     def configs(self) -> list[dict[str, Value]]:
         """Every configuration, the last entry varying fastest."""
         axes = [
-            entry.grid(self.points) if name in self.space.varying else [entry]
-            for name, entry in self.space.items()
+            entry.grid(self.points) if isinstance(entry, Range) else [entry]
+            for entry in self.space.values()
         ]
         return [dict(zip(self.space, values)) for values in itertools.product(*axes)]
 

@@ -25,14 +25,11 @@ KNOWN = {
     "l1": True,
     "elastic_net": True,
     "group_lasso": True,
-    "mcp": True,
-    "scad": True,
     "huber": True,
-    "log_sum": True,
     "max_norm": False,
 }
 ADAPTIVE = frozenset({"weight_decay"})  # entries that accept "auto"
-PENALTIES = ("l2", "l1", "elastic_net", "group_lasso", "mcp", "scad", "huber", "log_sum")
+PENALTIES = ("l2", "l1", "elastic_net", "group_lasso", "huber")
 
 
 @dataclass(frozen=True)
@@ -168,8 +165,8 @@ class Space(Mapping[str, "Range | Value"]):
 
     Entries that every model understands: lr, clip, seed, dropout, label_smoothing, mixup,
     weight_decay (a range, a number or "auto": per layer, by hypergradient), the penalties l2, l1,
-    elastic_net, group_lasso, mcp, scad, huber, log_sum (their strength), and max_norm. Any other
-    name is allowed with `free=True`: it reaches `build_model(config)` only.
+    elastic_net, group_lasso and huber (their strength), and max_norm. Any other name is allowed
+    with `free=True`: it reaches `build_model(config)` only.
 
     Raises `InputError` for an empty space, an unknown name (closest names), or a malformed entry.
 
@@ -213,6 +210,11 @@ class Space(Mapping[str, "Range | Value"]):
     def varying(self) -> tuple[str, ...]:
         """The names whose values differ between trials, in order."""
         return tuple(name for name, entry in self.items() if isinstance(entry, Range))
+
+    @property
+    def fixed(self) -> dict[str, Value]:
+        """The entries that are the same in every trial."""
+        return {n: entry for n, entry in self.items() if not isinstance(entry, Range)}
 
     def range(self, name: str) -> Range:
         """The range of a varying entry."""

@@ -115,7 +115,10 @@ class History(tuple[Outcome, ...]):
     def epochs(self) -> int:
         """Epochs trained: a trial with a parent pays only for what it adds."""
         spent = {outcome.trial.id: outcome.trial.budget for outcome in self}
-        return sum(o.trial.budget - spent.get(o.trial.parent, 0) for o in self)
+        return sum(
+            o.trial.budget - (0 if o.trial.parent is None else spent.get(o.trial.parent, 0))
+            for o in self
+        )
 
     def missing(self, trials: Iterable[Trial]) -> list[Trial]:
         """The trials that have no outcome yet."""

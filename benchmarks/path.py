@@ -1,0 +1,223 @@
+"""Paths: exactness against celer, cost and accuracy against lassonet, planted supports.
+
+Three parts, one JSON a cell in --output (a run continues where it stopped):
+  linear   largest difference of coefficients to celer on the same strengths
+  network  CPU time and test accuracy per number of kept features against the lassonet package,
+           A-B in one process, one thread; hidden layer of 64
+  planted  n=200, p=1000, 10 true features: F1 of the support of a debiased L1 path with the
+           one-standard-error rule, beside LassoCV and LassoNetCV
+
+    python benchmarks/path.py --quick      # one seed; minutes
+    python benchmarks/path.py              # 20 planted seeds, 5 splits
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import tikhon as tk
+from tikhon.models.mlp import MLP
+
+DATA = Path(os.environ.get("TIKHON_BENCHMARK_DATA", Path(__file__).parents[2] / "shared/data"))
+NOISE = (1.0, 3.0, 6.0)
+
+
+def standardised(name: str) -> tuple[np.ndarray, np.ndarray]:
+    data = np.load(DATA / f"{name}.npz")
+    x = data["X"].astype(float)
+    spread = x.std(0)
+    return (x - x.mean(0)) / np.where(spread > 0, spread, 1), data["y"]
+
+
+def linear(name: str) -> dict[str, Any]:
+    from celer import celer_path
+
+    x, y = standardised(name)
+    y = y.astype(float)
+    began = time.process_time()
+    result = tk.path(None, (x, y), tk.L1(), strengths=50, smallest=0.01)
+    ours = time.process_time() - began
+    began = time.process_time()
+    _, other, _ = celer_path(
+        x - x.mean(0), y - y.mean(), "lasso", alphas=np.array(result.strengths), tol=1e-14,
+        max_iter=1_000,
+    )  # fmt: skip
+    theirs = time.process_time() - began
+    gap = float(np.abs(result.coefficients[:, 0].numpy() - other.T).max())
+    largest = float(np.abs(other).max())
+    return {"difference": gap, "largest": largest, "cpu": ours, "cpu_celer": theirs}
+
+
+def network(name: str, seed: int) -> dict[str, Any]:
+    from lassonet import LassoNetClassifier
+    from sklearn.model_selection import train_test_split
+
+    x, y = standardised(name)
+    parts = train_test_split(
+        x.astype(np.float32), y.astype(int), test_size=0.3, stratify=y, random_state=seed
+    )
+    xa, xb, ya, yb = parts
+    classes = int(y.max()) + 1
+
+    def ours() -> dict[int, float]:
+        result = tk.path(
+            lambda: MLP([x.shape[1], 64, classes]), (xa, ya), tk.Hierarchical(), seed=seed
+        )
+        found = {}
+        for index, count in enumerate(result.counts):
+            with torch.no_grad():
+                guess = result.model(index)(torch.tensor(xb)).argmax(1).numpy()
+            found[count] = float((guess == yb).mean())
+        return found
+
+    def theirs() -> dict[int, float]:
+        torch.manual_seed(seed)
+        model = LassoNetClassifier(hidden_dims=(64,), M=10, verbose=0)
+        found: dict[int, float] = {}
+        for point in model.path(xa, ya, return_state_dicts=True):
+            model.load(point.state_dict)
+            count = int(point.selected.sum())
+            found[count] = max(found.get(count, 0.0), float((model.predict(xb) == yb).mean()))
+        return found
+
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # torch's optimizers load on first use
+    times: dict[str, float] = {}
+    scores: dict[str, dict[int, float]] = {}
+    order: list[tuple[str, Callable[[], dict[int, float]]]] = [
+        ("ours", ours), ("lassonet", theirs), ("again", ours)]  # fmt: skip
+    for label, run in order:
+        began = time.process_time()
+        scores[label] = run()
+        times[label] = time.process_time() - began
+    return {"cpu": times, "accuracy": {k: scores[k] for k in ("ours", "lassonet")}}
+
+
+def planted(noise: float, seed: int) -> dict[str, Any]:
+    from lassonet import LassoNetRegressorCV
+    from sklearn.linear_model import LassoCV
+
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((200, 1000))
+    w = np.zeros(1000)
+    w[:10] = rng.choice([-1.0, 1.0], 10) * rng.uniform(1, 3, 10)
+    y = x @ w + noise * rng.standard_normal(200)
+    x = (x - x.mean(0)) / x.std(0)
+
+    def one_se() -> np.ndarray:
+        result = tk.path(None, (x, y), tk.L1(), strengths=60, smallest=0.03, folds=5, debias=True)
+        return result.supports[result.chosen].numpy()
+
+    def universal() -> np.ndarray:
+        return tk.path(None, (x, y), tk.L1(), strengths="universal").supports[0].numpy()
+
+    def lasso() -> np.ndarray:
+        return LassoCV(cv=5, random_state=seed).fit(x, y).coef_ != 0
+
+    def lassonet() -> np.ndarray:
+        torch.manual_seed(seed)
+        model = LassoNetRegressorCV(hidden_dims=(32,), cv=3, verbose=0)
+        scaled = ((y - y.mean()) / y.std()).astype(np.float32)
+        model.fit(x.astype(np.float32), scaled)
+        return model.best_selected_.numpy().astype(bool)
+
+    cell: dict[str, Any] = {}
+    methods = {"one_se": one_se, "universal": universal, "LassoCV": lasso, "LassoNetCV": lassonet}
+    for label, run in methods.items():
+        began = time.process_time()
+        support = run()
+        right = int(support[:10].sum())
+        f1 = 2 * right / max(support.sum() + 10, 1)
+        cell[label] = {"f1": float(f1), "size": int(support.sum()),
+                       "cpu": time.process_time() - began}  # fmt: skip
+    return cell
+
+
+def binned(accuracy: dict[str, float], edges: list[tuple[int, int]]) -> list[float | None]:
+    found = []
+    for low, high in edges:
+        values = [v for k, v in accuracy.items() if low <= int(k) <= high]
+        found.append(float(np.mean(values)) if values else None)
+    return found
+
+
+def show(cells: dict[str, Any], wanted: int) -> None:
+    print(f"coverage: {len(cells)} of {wanted} cells")
+    for key, cell in cells.items():
+        if key.startswith("linear"):
+            print(f"{key}: largest difference {cell['difference']:.1e} of coefficients up to "
+                  f"{cell['largest']:.3g}")  # fmt: skip
+    for name in ("breast_cancer", "digits"):
+        runs = [c for k, c in cells.items() if k.startswith(f"network-{name}-")]
+        if not runs:
+            continue
+        ratio = [2 * c["cpu"]["lassonet"] / (c["cpu"]["ours"] + c["cpu"]["again"]) for c in runs]
+        features = max(int(k) for c in runs for k in c["accuracy"]["ours"])
+        cuts = sorted({1, 2, 4, 7, 11, 16, 23, 31, 46, features + 1})
+        cuts = [c for c in cuts if c <= features + 1]
+        edges = [(a, b - 1) for a, b in itertools.pairwise(cuts)]
+        rows = {
+            label: [binned(c["accuracy"][label], edges) for c in runs]
+            for label in ("ours", "lassonet")
+        }
+        print(f"{name}: lassonet / tikhon CPU time {np.median(ratio):.1f} "
+              f"(min {min(ratio):.1f}, {len(runs)} splits)")  # fmt: skip
+        for i, (low, high) in enumerate(edges):
+            means = {
+                label: np.mean([r[i] for r in table if r[i] is not None] or [np.nan])
+                for label, table in rows.items()
+            }
+            print(f"  {low:>2}-{high:<2} features: tikhon {means['ours']:.3f}, "
+                  f"lassonet {means['lassonet']:.3f}")  # fmt: skip
+    for noise in NOISE:
+        runs = [c for k, c in cells.items() if k.startswith(f"planted-{noise}-")]
+        if runs:
+            print(f"planted, noise {noise}: mean F1 over {len(runs)} seeds: " + ", ".join(
+                f"{label} {np.mean([c[label]['f1'] for c in runs]):.3f}" for label in runs[0]
+            ))  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one seed a cell")
+    parser.add_argument("--only", choices=("linear", "network", "planted"), default=None)
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/path"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    options.output.mkdir(parents=True, exist_ok=True)
+    splits, seeds = (1, 1) if options.quick else (5, 20)
+    work: dict[str, Callable[[], dict[str, Any]]] = {}
+    for name in ("diabetes", "communities", "khan_srbct"):
+        work[f"linear-{name}"] = lambda name=name: linear(name)
+    for seed in range(splits):
+        for name in ("breast_cancer", "digits"):
+            work[f"network-{name}-{seed}"] = lambda name=name, seed=seed: network(name, seed)
+    for seed in range(seeds):
+        for noise in NOISE:
+            work[f"planted-{noise}-{seed}"] = lambda noise=noise, seed=seed: planted(noise, seed)
+    for key, run in work.items():
+        file = options.output / f"{key}.json"
+        if not file.exists() and (options.only is None or key.startswith(options.only)):
+            file.write_text(json.dumps(run()))
+            print("done", key, flush=True)
+    cells = {
+        key: json.loads(file.read_text())
+        for key in work
+        if (file := options.output / f"{key}.json").exists()
+    }
+    show(cells, len(work))
+
+
+if __name__ == "__main__":
+    main()
