@@ -20,7 +20,6 @@ import json
 import math
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -57,10 +56,19 @@ def ratio(ours: Run, base: Run, rounds: int) -> float:
 
 
 def peak(run: Run) -> float:
-    """Megabytes by which one call raises the process's largest resident size."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Megabytes by which one call raises the resident size at its peak (Linux; else nan)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the earlier peak
+    except OSError:
+        return math.nan
+    before = _resident("VmRSS")
     run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_resident("VmHWM") - before) / 1024
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 # -- one operation on one tensor ------------------------------------------------------------------
