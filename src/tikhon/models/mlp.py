@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class MLP(nn.Module):
         super().__init__()
         self.sizes = tuple(sizes)
         last = len(sizes) - 1
-        for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:]), start=1):
+        for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
             self.add_module(f"fc{i}", nn.Linear(inputs, outputs))
             if i < last:
                 self.add_module(f"dropout{i}", Dropout(rate))
