@@ -280,3 +280,21 @@ def test_weights_without_gradient_do_not_break_the_metric(penalty):
         results.append(train(model, optimizer, 60, loss).weight.detach().double())
     assert torch.isfinite(results[0]).all()
     torch.testing.assert_close(*results, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_grad_after_closures_is_that_of_the_last_backward(set_to_none):
+    model = network()
+    optimizer = optim.LBFGS(model.parameters(), max_iter=4)
+    tk.regularize(model, optimizer, tk.L2(0.5))
+    last = []
+
+    def closure():
+        optimizer.zero_grad(set_to_none=set_to_none)
+        loss = LOSS(model)
+        loss.backward()
+        last[:] = [p.grad.clone() for p in model.parameters()]
+        return loss
+
+    optimizer.step(closure)
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), last))
