@@ -16,7 +16,7 @@ class Average(nn.Module):
 
     >>> members = [nn.Linear(3, 2) for _ in range(4)]
     >>> average = Average(members, probabilities=True)
-    >>> average(torch.zeros(5, 3)).exp().sum(1)
+    >>> average(torch.zeros(5, 3)).exp().sum(1).detach()
     tensor([1., 1., 1., 1., 1.])
     """
 

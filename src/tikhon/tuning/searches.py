@@ -63,7 +63,8 @@ class Grid(Design):
     """The full grid: `points` values a range, every value of a choice.
 
     >>> from tikhon.tuning.space import Log
-    >>> [trial.config["lr"] for trial in Grid(Space(lr=Log(0.01, 1.0)), points=2).next(History())]
+    >>> grid = Grid(Space(lr=Log(0.01, 1.0)), points=2)
+    >>> [round(trial.config["lr"], 6) for trial in grid.next(History())]
     [0.01, 1.0]
     """
 

@@ -173,8 +173,9 @@ class Space(Mapping[str, "Range | Value"]):
     >>> space = Space(dropout=Uniform(0, 0.8), lr=Log(1e-4, 1e-1), weight_decay="auto")
     >>> space.varying
     ('dropout', 'lr')
-    >>> space.at([0.5, 0.0])
-    {'dropout': 0.4, 'lr': 0.0001, 'weight_decay': 'auto'}
+    >>> at = space.at([0.5, 0.0])
+    >>> at["dropout"], round(at["lr"], 9), at["weight_decay"]
+    (0.4, 0.0001, 'auto')
     """
 
     def __init__(self, *, free: bool = False, **entries: Range | Value) -> None:

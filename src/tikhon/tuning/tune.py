@@ -141,7 +141,7 @@ def tune(
 
     >>> x = torch.randn(300, 5); y = (x[:, 0] * x[:, 1] > 0).long()
     >>> result = tune(lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 2)),
-    ...               (x, y), space=Space(lr=Log(1e-3, 1e-1)), budget="4runs", epochs=8)
+    ...               (x, y), space=Space(lr=tk.Log(1e-3, 1e-1)), budget="4runs", epochs=8)
     >>> sorted(result.config), len(result.audit.lines()) >= 3
     (['lr'], True)
     """
