@@ -162,9 +162,9 @@ def members_may_differ(example: LayerExample, rate: float) -> None:
 
 def seed_decides(example: LayerExample, rate: float) -> None:
     x, layer = example.input(), example.layer(rate)
-    one, two = draws(layer, x, 3), draws(layer, x, 3)
+    one, two = draws(layer, x, 20), draws(layer, x, 20)
     assert torch.equal(one, two)
-    assert not torch.equal(one[0], one[1]) or not torch.equal(one[1], one[2])
+    assert (one != one[:1]).any()
 
 
 def larger_rate_keeps_less(example: LayerExample) -> None:

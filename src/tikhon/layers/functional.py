@@ -47,8 +47,11 @@ def dropout(
     if not training:
         return x
     rate = readable(rate)
-    if type(rate) is float and not tied and generator is None and uniforms is None:
-        return torch.dropout(x, rate, True)
+    if type(rate) is float and generator is None and uniforms is None:
+        if not tied:
+            return torch.dropout(x, rate, True)
+        mask = torch.empty(mask_shape(x, tied), dtype=x.dtype, device=x.device)
+        return x * torch.bernoulli(mask, 1 - rate).mul_(inverse_keep(rate, x.dtype))
     kept = draw(mask_shape(x, tied), x, generator, uniforms) >= rate
     return x * (kept.to(x.dtype) * inverse_keep(rate, x.dtype))
 
