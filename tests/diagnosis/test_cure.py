@@ -52,6 +52,14 @@ def test_a_cure_is_found_and_holds_in_a_full_run(name):
     assert "effects" in found.figures()
 
 
+def test_figures_have_the_axes_that_they_name():
+    figures = diagnose(deep(4, nn.Tanh), classes(), CE).figures()
+    layout = figures["forward"].layout
+    assert (layout.yaxis.type, layout.yaxis2.type) == ("log", None)
+    assert layout.yaxis2.title.text == "share of units"
+    assert figures["signal"].layout.yaxis.type == "log"
+
+
 def test_the_user_program_is_untouched():
     model = deep(3, nn.Tanh)
     engine = sgd(1e-6, momentum=0.9)(model.parameters())

@@ -138,7 +138,10 @@ INIT = _edit(
     "for layer in model.modules():\n"
     "    if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):\n"
     '        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # tanh: xavier_normal_\n'
-    "        nn.init.zeros_(layer.bias)",
+    "        nn.init.zeros_(layer.bias)\n"
+    "    elif isinstance(layer, nn.MultiheadAttention):\n"
+    "        nn.init.xavier_uniform_(layer.in_proj_weight)\n"
+    "        nn.init.xavier_uniform_(layer.out_proj.weight)",
 )  # fmt: skip
 ORTHOGONAL = _edit(
     "orthogonal init", 3, surgery.orthogonal,

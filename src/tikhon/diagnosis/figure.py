@@ -77,10 +77,10 @@ def forward(record: Record) -> Figure | None:
                 Bar(x=names, y=shares, name=name, yaxis="y2", marker_color=color, opacity=0.5)
             )
     figure.update_layout(
+        yaxis={"type": "log", "exponentformat": "power", "title": "output size (rms)"},
         yaxis2={"overlaying": "y", "side": "right", "range": [0, 1], "tickformat": ".0%",
                 "title": "share of units", "showgrid": False}
     )  # fmt: skip
-    figure.update_yaxes(type="log", exponentformat="power", title="output size (rms)", col=None)
     return _dress(figure, "Forward scale, dead and saturated units", "layer, first to last")
 
 
