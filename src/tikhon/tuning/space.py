@@ -118,7 +118,7 @@ class Log(_Interval):
 
     def at(self, unit: float) -> float:
         """The value at `unit` in [0, 1]."""
-        return math.exp(math.log(self.low) + math.log(self.high / self.low) * unit)
+        return min(self.low * (self.high / self.low) ** unit, self.high)  # exact at both ends
 
     def unit(self, value: Value) -> float:
         """Where a value lies in [0, 1]."""
