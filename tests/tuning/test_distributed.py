@@ -134,7 +134,7 @@ def test_a_killed_worker_gives_its_trials_back_to_the_other(tmp_path):
     victim = start(pause=5.0)
     assert victim.stdout.readline() == "epoch\n"
     victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    victim.communicate()  # waits, and closes the pipe
     survivor = start(pause=0.0)
     out, _ = survivor.communicate(timeout=240)
     assert survivor.returncode == 0
