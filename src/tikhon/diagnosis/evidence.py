@@ -1,8 +1,8 @@
 """Quantities derived from a record: ratios and shares without units, so thresholds travel.
 
 Standard library only. Every threshold of the checks is named here, with where it comes from:
-measured gap: no run of 159 healthy and 363 faulty ones lies between the two sides of it;
-convention: a definition of the word.
+gap: no run of 159 healthy and 363 faulty ones lies between the two sides of it; recordings: set on
+recordings of about 180 labelled programs, without a set kept apart; convention: a definition.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ SMALL_WEIGHTS = 0.25  # the same on the other side
 OUTLIER = 20.0  # a layer this many times smaller than the median one is singled out
 LEARNED = 0.9  # skill relative to a shallow model on the same data (convention)
 RISE = 0.15  # relative rise of a loss above its own minimum (convention)
-SWING = (
-    0.015  # mean upward move of a late loss curve / its level: else <= 0.011, oscillating >= 0.018
-)
-BACK = 0.34  # share of a loss curve's motion that goes up: 0.5 is a walk without direction
+# mean upward move of a late loss curve / its level: else <= 0.011, oscillating >= 0.018 (recordings)
+SWING = 0.015
+BACK = 0.34  # share of a loss curve's motion that goes up: 0.5 is a walk (recordings)
 GAP = 0.1  # train metric minus validation metric (convention)
 FLOOR = 0.1  # share of the trivial loss that the head cannot get below (convention)
 DOMINANT = 0.9  # share of a gradient that comes from the penalty (convention)
