@@ -27,6 +27,13 @@ def test_a_bad_rate_names_the_path_and_changes_nothing():
     assert model["encoder"][1].rate == torch.tensor(0.2)
 
 
+def test_a_rate_that_one_layer_refuses_is_given_to_none():
+    model = nn.Sequential(layers.GaussianNoise(0.1), layers.Dropout(0.2))
+    with pytest.raises(ValueError, match=r"^1 \(Dropout\): the rate must be in"):
+        layers.set_rate(model, "*", 1.5)
+    assert model[0].rate == torch.tensor(0.1)
+
+
 def test_a_pattern_that_matches_nothing_names_the_closest():
     model = nn.ModuleDict({"encoder": nn.Sequential(layers.Dropout(0.2))})
     with pytest.raises(

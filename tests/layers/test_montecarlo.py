@@ -146,6 +146,12 @@ def test_calibration_error_equals_torchmetrics():
         assert ours == pytest.approx(theirs.item(), abs=1e-6)
 
 
+def test_neighbouring_bins_do_not_hide_each_other():
+    probabilities = torch.tensor([[0.75, 0.25], [0.95, 0.05]])  # right, then wrong: 0.25 and -0.95
+    error = layers.expected_calibration_error(probabilities, torch.tensor([0, 1]), bins=5)
+    assert error == pytest.approx((0.25 + 0.95) / 2)
+
+
 def test_rejecting_by_a_perfect_score_leaves_the_right_ones():
     correct = torch.tensor([1, 0, 1, 1, 0])
     _, accuracy = layers.accuracy_rejection(1.0 - correct, correct, torch.tensor([0.0, 0.4]))
