@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tikhon.targets import ROWS
 from torch import nn
 
 import tikhon as tk
+from tikhon.targets import ROWS
 
 
 class Attention(nn.Module):

@@ -8,6 +8,7 @@ from subprocess import run
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tikhon.strengths.schedules import Cosine, Cyclic, Linear, WarmUp
 
 LEVEL = st.floats(0, 1e3)
