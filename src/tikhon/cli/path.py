@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -74,7 +75,8 @@ def path(
     parts = split(source, valid=0.2, test=test, seed=seed)
     folder_path = output_of(output, source.name, False)
     limit_threads(0)
-    train, valid, build = (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y), None
+    train, valid = (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y)
+    build: Callable[[], Any] | None = None
     settings: dict[str, Any] = {"strengths": _strengths(strengths), "select": select, "seed": seed}
     if model == "linear":
         from tikhon.cli.tune import _joined
@@ -84,8 +86,10 @@ def path(
     else:
         from tikhon.models import build as named
 
-        def build() -> Any:
+        def network() -> Any:
             return named(model, parts.train.shape, source.outputs)
+
+        build = network
 
     terminal.note(f"{source.name}: {len(train[0]):,} rows, {train[0][0].numel()} features; "
                   f"{penalty} path of model {model}")  # fmt: skip

@@ -4,7 +4,8 @@ Needs `pip install tikhon[search]`. One process asks for a batch of trials at on
 as one population; `optuna-dashboard` reads the storage.
 """
 
-# pyright: reportAttributeAccessIssue=false  (the file has the name of the package it imports)
+# this file has the name of the package that it imports, which misleads the type checker:
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import os

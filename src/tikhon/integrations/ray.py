@@ -4,7 +4,8 @@ Needs `pip install tikhon[ray]`. Ray places the tasks on the CPUs and GPUs of th
 a task again whose node has died; states of parents travel with the task.
 """
 
-# pyright: reportAttributeAccessIssue=false  (the file has the name of the package it imports)
+# this file has the name of the package that it imports, which misleads the type checker:
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

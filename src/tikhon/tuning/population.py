@@ -275,7 +275,8 @@ class Population:
                 continue
 
             def move(strength, blocks, steps, binding=binding):
-                prox = binding.base.with_strength(strength).prox
+                penalty = binding.base.with_strength(strength)
+                prox = penalty.prox  # type: ignore[attr-defined]
                 new = prox(binding.arrange(blocks), binding.arrange(steps))
                 if binding.whole:
                     return (new,)
