@@ -2,7 +2,8 @@
 
 Claim: at most 1.6 % test error with fewer units in all than the published 270-100-15, and a
 smaller, faster, equal model. Strength and epochs are arguments; a run looks at the test rows once,
-after training (the defaults are the fourth recipe that was tried). Prints ratios measured in this run and writes JSON.
+after training (the defaults are the fourth recipe that was tried). Prints ratios measured in this
+run and writes JSON.
 """
 
 from __future__ import annotations

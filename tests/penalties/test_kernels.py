@@ -94,7 +94,7 @@ class Derived(tk.L1):
         (tk.GroupLasso(0.3), lambda w: w[0]),
         (tk.ElasticNet(0.3, l1_ratio=0.0), lambda w: w),
     ],
-    ids=repr,
+    ids=lambda value: None if callable(value) else repr(value),
 )
 def test_without_a_kernel_nothing_is_changed(penalty, change):
     w = change(weights()[0])

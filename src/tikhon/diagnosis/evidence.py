@@ -29,7 +29,7 @@ SMALL_WEIGHTS = 0.25  # the same on the other side
 OUTLIER = 20.0  # a layer this many times smaller than the median one is singled out
 LEARNED = 0.9  # skill relative to a shallow model on the same data (convention)
 RISE = 0.15  # relative rise of a loss above its own minimum (convention)
-# mean upward move of a late loss curve / its level: else <= 0.011, oscillating >= 0.018 (recordings)
+# upward move of a late loss curve / its level: else <= 0.011, oscillating >= 0.018 (recordings)
 SWING = 0.015
 BACK = 0.34  # share of a loss curve's motion that goes up: 0.5 is a walk (recordings)
 GAP = 0.1  # train metric minus validation metric (convention)
