@@ -117,7 +117,8 @@ def nudge(replica: Replica, batch: Batch, size: float = 0.1) -> bool:
                 .sqrt()
                 .clamp_min((parameter.shape[-1] if parameter.ndim else 1) ** -0.5)
             )
-            parameter -= size * rms * grad / grad.square().mean().sqrt()
+            direction = grad / grad.abs().max()  # the square of a vanished gradient underflows
+            parameter -= size * rms * direction / direction.square().mean().sqrt()
     return True
 
 

@@ -155,7 +155,7 @@ class RateSchedule:
     """Rates that follow schedules: the learning-rate scheduler of the noise layers.
 
     `schedules` maps patterns to callables of the step (`Early`, `Late`, `Curriculum`,
-    `tikhon.schedules.linear(...)`, any function); later patterns win. The rates of step 0 are set
+    `tikhon.schedules.Linear(...)`, any function); later patterns win. The rates of step 0 are set
     at once; call `step()` after every optimizer step. Raises ValueError for a pattern that
     matches nothing.
 

@@ -201,8 +201,8 @@ class RegularizedRegressor(RegressorMixin, RegularizedNetwork):
     >>> from sklearn.datasets import load_diabetes
     >>> X, y = load_diabetes(return_X_y=True)
     >>> model = RegularizedRegressor((), alpha=0.1, l1_ratio=1, random_state=0).fit(X, y)
-    >>> int(model.support_.sum())
-    5
+    >>> int(model.support_.sum())  # the columns that Lasso keeps
+    4
     """
 
     _numeric = True
