@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,5 +69,5 @@ def write_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
         )  # fmt: skip
     assert program is not None
     buffer = io.BytesIO()
-    program.save(buffer)
+    program.save(cast("Any", buffer))  # it takes a file too, its annotation does not say so
     write_bytes(path, buffer.getvalue())

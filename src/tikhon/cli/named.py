@@ -102,7 +102,7 @@ def optimizer_of(spec: str, terminal: Terminal) -> Any:
         if "." in spec.rpartition(":")[0]:
             return named(spec, "--optimizer", terminal)
         raise InputError(f"--optimizer: {unknown('optimizer', name, OPTIMIZERS)}, or FILE.py:NAME")
-    settings: dict[str, float] = {}
+    settings: dict[str, Any] = {}
     for index, part in enumerate(p for p in rest.split(",") if p):
         key, equals, text = part.rpartition("=")
         try:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -195,9 +195,10 @@ class _Trainer:
 
 
 def _sizes(model: nn.Module, parts: Split) -> tuple[int, int]:
-    from tikhon.compaction import compact
+    from tikhon.compaction import Compaction, compact
 
-    return compact(model, parts.valid.x[:8]).compaction.parameters
+    small = compact(model, parts.valid.x[:8])
+    return cast("Compaction", small.compaction).parameters
 
 
 def _rows(arms: list[Arm], share: float) -> tuple[dict[str, Any], ...]:

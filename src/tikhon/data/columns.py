@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def infer(source: Source, name: str, *, decimal: str = ".", forced: str | None =
     """
     from pandas.api import types
 
-    series = source.frame[name]
+    series = cast("pd.Series", source.frame[name])
     present = series.dropna()
     if not len(present):
         return Column(name, "dropped", reason="no value in any row")
@@ -223,7 +223,8 @@ def _numbers(text: pd.Series, decimal: str) -> np.ndarray:
 
     if decimal != ".":
         text = text.str.replace(".", "\0", regex=False).str.replace(decimal, ".", regex=False)
-    return np.array(pd.to_numeric(text, errors="coerce").to_numpy(float, na_value=np.nan))
+    numbers = cast("pd.Series", pd.to_numeric(text, errors="coerce"))
+    return np.array(numbers.to_numpy(float, na_value=np.nan))
 
 
 def _finite(source: Source, name: str, values: np.ndarray) -> None:

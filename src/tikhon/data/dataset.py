@@ -66,5 +66,5 @@ def fingerprint(*tensors: Tensor) -> str:
     for values in tensors:
         array = values.detach().cpu().contiguous().numpy()
         digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(memoryview(array).cast("B") if array.size else b"")
+        digest.update(array.data.cast("B") if array.size else b"")
     return digest.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -50,10 +50,10 @@ class Preprocessing:
         from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
         numeric, names = _numeric(values, table.columns)
-        imputer = SimpleImputer(strategy="median", keep_empty_features=True)
+        imputer = cast("Any", SimpleImputer(strategy="median", keep_empty_features=True))
         numbers: dict[str, Numbers] = {}
         if names:
-            scaler = StandardScaler().fit(imputer.fit_transform(numeric))
+            scaler = cast("Any", StandardScaler().fit(imputer.fit_transform(numeric)))
             absent = [bool(np.isnan(cells).any()) for cells in numeric.T]
             numbers = {
                 name: Numbers(float(fill), float(mean), float(scale), bool(gaps))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -55,7 +55,8 @@ class Stream:
         if self._pair is not None:
             return self._pair[0][rows], self._pair[1][rows]
         assert self._loader is not None and self._loader.collate_fn is not None
-        return self._loader.collate_fn([self._loader.dataset[i] for i in rows.tolist()])
+        items = [self._loader.dataset[i] for i in rows.tolist()]
+        return cast("tuple[Any, Any]", self._loader.collate_fn(items))
 
     def _rows(self, k: int) -> Tensor:
         each = max(1, self.rows // self.size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from tikhon.data.columns import Column, encode, infer
 from tikhon.data.dataset import Dataset
 from tikhon.data.reading import Format, Source, listed, read
 from tikhon.errors import DataError, InputError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FEW = 20  # whole numbers with no more values than this are classes
 _RARE_CLASS = 0.1
@@ -128,7 +132,7 @@ def _labelled_rows(source: Source, target: str) -> tuple[Source, list[str]]:
     if present.all():
         return source, []
     lines = [line for line, there in zip(source.lines, present, strict=False) if there]
-    frame = source.frame[present].reset_index(drop=True)
+    frame = cast("pd.DataFrame", source.frame[present]).reset_index(drop=True)
     kept = Source(frame, source.name, lines, source.notices, source.origin)
     return kept, [f"{int((~present).sum())} rows without a {target!r} were left out"]
 
@@ -137,7 +141,7 @@ def _target(
     source: Source, options: TableOptions, decimal: str
 ) -> tuple[Column, np.ndarray, str, str]:
     """The target's column, its values, the task and the reason for the task."""
-    series = source.frame[options.target]
+    series = cast("pd.Series", source.frame[options.target])
     if series.nunique() < 2:
         raise DataError(
             f"{source.name}: the target {options.target!r} is {str(series.iloc[0])!r} in all "
@@ -185,7 +189,8 @@ def _as_numbers(source: Source, name: str, decimal: str) -> tuple[np.ndarray, st
     text = series.astype("string").str.strip()
     if decimal != ".":
         text = text.str.replace(decimal, ".", regex=False)
-    numbers = np.array(pd.to_numeric(text, errors="coerce").to_numpy(float, na_value=np.nan))
+    parsed = cast("pd.Series", pd.to_numeric(text, errors="coerce"))
+    numbers = np.array(parsed.to_numpy(float, na_value=np.nan))
     if np.isnan(numbers).any():
         return numbers, str(series.iloc[int(np.argmax(np.isnan(numbers)))])
     if np.isinf(numbers).any():
@@ -202,7 +207,7 @@ def _split_columns(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     groups = times = None
     if options.group is not None:
-        series = source.frame[options.group]
+        series = cast("pd.Series", source.frame[options.group])
         if series.isna().any():
             row = int(np.argmax(series.isna().to_numpy()))
             raise DataError(f"group column {options.group!r} is empty in {source.line(row)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone, is_classifier
@@ -74,7 +74,9 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         )
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
         self.alphas_ = self._grid()
-        folds = list(check_cv(self.cv, y, classifier=is_classifier(self)).split(X, y))
+        cv = cast("Any", self.cv)
+        cutter = cast("Any", check_cv(cv, y, classifier=is_classifier(self)))
+        folds = list(cutter.split(X, y))
         scorer = check_scoring(self._estimator(), scoring=self.scoring)
         scores = np.array([self._fold(X, y, weights, rows, scorer) for rows in folds]).T
         self._tell(scores)
@@ -117,7 +119,7 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
 
     def _fold(self, X, y, weights, rows, scorer) -> list[float]:
         train, test = rows
-        model, scores = clone(self._estimator()), []
+        model, scores = cast("RegularizedNetwork", clone(self._estimator())), []
         held = None if weights is None else weights[test]
         if held is not None and not held.any():
             held = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
 
     def _check(self, X, y, sample_weight, *, reset: bool) -> tuple[Any, np.ndarray, np.ndarray]:
         self._check_parameters()
-        X, y = validate_data(
+        checked = validate_data(
             self,
             X,
             y,
@@ -104,6 +104,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
             y_numeric=self._numeric,
             reset=reset,
         )
+        X, y = cast("tuple[Any, Any]", checked)
         weights = _check_sample_weight(
             sample_weight, X, dtype=np.float64, ensure_non_negative=True
         )

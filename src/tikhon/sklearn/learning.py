@@ -46,7 +46,8 @@ class Rows:
     @cached_property
     def _dense(self) -> tuple[Tensor, Tensor, Tensor]:
         x = torch.from_numpy(np.require(self.x, requirements=["C", "W"]))
-        return x, *(torch.from_numpy(part).to(x.dtype) for part in (self.y, self.weights))
+        y, weights = (torch.from_numpy(part).to(x.dtype) for part in (self.y, self.weights))
+        return x, y, weights
 
     def batch(self, rows: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Dense tensors of some rows."""
