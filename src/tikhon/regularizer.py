@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn, optim
@@ -100,8 +100,8 @@ class Regularizer:
         self._steps_before = _steps_of(optimizer) - self.steps
         self._last_seen = None
         self._handles = [
-            optimizer.register_step_pre_hook(torch.compiler.disable(self._pre_step)),
-            optimizer.register_step_post_hook(torch.compiler.disable(self._post_step)),
+            optimizer.register_step_pre_hook(cast(Any, torch.compiler.disable)(self._pre_step)),
+            optimizer.register_step_post_hook(cast(Any, torch.compiler.disable)(self._post_step)),
         ]
 
     def remove(self) -> None:
@@ -289,7 +289,7 @@ class Regularizer:
             readings = [self._reading(binding) for binding in bindings]
             observation = Observation(readings, self.model, dial.memory, scratch)
             with torch.enable_grad():
-                dial.set(controller.next(dial.value, observation, step))
+                dial.set(controller.next(cast(float, dial.value), observation, step))
 
     def _reading(self, binding: Binding) -> Reading:
         gain, rate = gain_of(binding, self.optimizer, self._group)

@@ -9,7 +9,6 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from tikhon.errors import unknown
@@ -148,7 +147,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def is_lazy(param: Tensor) -> bool:
     """Whether a lazy module has not yet given the parameter its shape."""
-    return isinstance(param, UninitializedTensorMixin)
+    return nn.parameter.is_lazy(param)
 
 
 def slots(model: nn.Module) -> list[Slot]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from .modules import SelectLinear
 from .units import NO_UNIT, Registry, Units, along, axis_masks, hull, kept, opaque
@@ -144,7 +145,7 @@ class Interpreter(fx.Interpreter):
         analysis = self.analysis
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         known = analysis.units
-        seen = fx.node.map_arg((n.args, n.kwargs), lambda a: known[a])
+        seen = map_arg((n.args, n.kwargs), lambda a: known[a])
         call = Call(n, str(n.target), args, kwargs, tuple(_flat(seen)), out)
         if n.op == "placeholder":
             return _input(out, analysis)

@@ -80,7 +80,7 @@ def _cut_columns(
     return _linear(weight[rows][:, columns], bias, rows)
 
 
-def _folded(module: nn.Module, matrix: Tensor, fixed: Tensor, value: Tensor) -> Tensor | None:
+def _folded(module: Any, matrix: Tensor, fixed: Tensor, value: Tensor) -> Tensor | None:
     """The bias with the constants of the absent columns in it, float64."""
     bias = None if module.bias is None else module.bias.detach().double()
     moved = matrix @ torch.where(fixed, value, 0.0)

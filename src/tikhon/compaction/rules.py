@@ -43,7 +43,7 @@ def selected(module: SelectLinear, seen: Units) -> Units:
     return seen.map(lambda t: t.index_select(-1, module.columns.to(t.device)))
 
 
-def convolution(call: Call, module: nn.Module, analysis: Analysis) -> Any:
+def convolution(call: Call, module: Any, analysis: Analysis) -> Any:
     """A convolution over all channels, or one filter a channel."""
     (seen,) = call.seen
     weight = module.weight.detach()
@@ -69,7 +69,7 @@ def convolution(call: Call, module: nn.Module, analysis: Analysis) -> Any:
     return Units(ids, const.view(shape).expand(ids.shape), folded.view(shape).expand(ids.shape))
 
 
-def foldable(module: nn.Module, seen: Units) -> tuple[Tensor, Tensor]:
+def foldable(module: Any, seen: Units) -> tuple[Tensor, Tensor]:
     """Channels whose constant a convolution turns into a constant: the border sees zeros."""
     fixed, value = seen.uniform(1)
     padded = module.padding_mode == "zeros" and module.padding not in ("valid",)
@@ -77,7 +77,7 @@ def foldable(module: nn.Module, seen: Units) -> tuple[Tensor, Tensor]:
     return (fixed & (value == 0) if padded or module.transposed else fixed), value
 
 
-def _depthwise(call: Call, module: nn.Module, seen: Units) -> Units:
+def _depthwise(call: Call, module: Any, seen: Units) -> Units:
     dead = (module.weight.detach() == 0).flatten(1).all(1)
     bias = torch.zeros(len(dead)) if module.bias is None else module.bias.detach()
     shape = (-1,) + (1,) * (call.out.ndim - 2)
@@ -126,7 +126,7 @@ def _apply(call: Call, module: nn.Module | None, first: Tensor) -> Tensor:
         return call.node.target(first.clone(), *call.args[1:], **call.kwargs)  # type: ignore
 
 
-def batch_norm(call: Call, module: nn.Module, analysis: Analysis) -> Any:
+def batch_norm(call: Call, module: Any, analysis: Analysis) -> Any:
     """An affine map of each channel (evaluation mode)."""
     (seen,) = call.seen
     if module.running_mean is None:

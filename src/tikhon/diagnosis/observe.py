@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -247,7 +247,7 @@ def describe(name: str, role: str, module: nn.Module) -> Site:
     kind = type(module).__name__.removeprefix("NonDynamicallyQuantizable")
     trainable = any(p.requires_grad for p in module.parameters())
     if role == "weight":
-        weight = module.weight
+        weight = cast(Tensor, module.weight)
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         fan_out, fan_in = weight.shape[0], weight[0].numel()
         spatial = weight[0, 0].numel() if weight.ndim > 2 else 1

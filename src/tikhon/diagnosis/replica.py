@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ def replicate(
                 "optimizer must be a torch optimizer or a factory called with the parameters, "
                 f"received {type(optimizer).__name__}"
             )
-        engine = optimizer([p for p in twin.parameters() if p.requires_grad])
+        engine = cast(Optimizer, optimizer([p for p in twin.parameters() if p.requires_grad]))
     added = penalty
     if penalty is not None and not callable(penalty):
         if engine is None:

@@ -159,7 +159,7 @@ def probe(replica: Replica, batch: Batch, step: int, trial: Trial) -> Probe:
             wanted = [*parameters, *instruments.leaves]
             grads = torch.autograd.grad(loss, wanted, allow_unused=True)[: len(parameters)]
         instruments.readings()
-        by_parameter = dict(zip(parameters, grads))
+        by_parameter: dict[Tensor, Tensor | None] = dict(zip(parameters, grads))
         extra = _penalty_gradients(replica, parameters)
         for name, module in instruments.modules.items():
             numbers = instruments.numbers[name]

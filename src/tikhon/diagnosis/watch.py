@@ -176,8 +176,9 @@ class Watch:
         old = [_local(b) for b in before]
         if not grads:
             return
-        moved = torch._foreach_sub(now, old)
-        norms = [torch._foreach_norm(part) for part in (grads, old, moved)]
+        moved = torch._foreach_sub(now, old)  # pyright: ignore[reportPrivateImportUsage]
+        norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+        norms = [norm(part) for part in (grads, old, moved)]
         heard = [name for name in self._order if name in self._signals]
         stack = [
             torch.stack([n.float() for group in norms for n in group]),

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from tikhon.penalties.base import Penalty
 from tikhon.penalties.elementwise import L1, L2, ElasticNet
@@ -128,7 +129,7 @@ def _fits(penalty: Penalty, w: Tensor, *numbers: Any) -> bool:
         and w.numel() > 0
         and not torch.compiler.is_compiling()
         and type(w) in (Tensor, torch.nn.Parameter)
-        and not torch._C._functorch.is_batchedtensor(w)
+        and not is_batchedtensor(w)
     )
 
 

@@ -20,7 +20,7 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD, once more in float64 if it does not converge; ValueError if not finite."""
     try:
         return torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
         bad = int((~matrix.isfinite()).sum())
         if bad:
             raise ValueError(

@@ -144,7 +144,8 @@ class _ByRows(torch.autograd.Function):
         ctx.mark_non_differentiable(output)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, function: Callable[..., Tensor], *matrices: Tensor):
+    def vmap(info: Any, in_dims: tuple, *inputs: Any):
+        function, *matrices = inputs
         batched = [
             (m.expand(info.batch_size, *m.shape) if dim is None else m.movedim(dim, 0))
             for m, dim in zip(matrices, in_dims[1:])

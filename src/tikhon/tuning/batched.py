@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -157,7 +158,7 @@ def _step(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[str, Run, li
         path = str(node.target)
         return node.name, _module(path, modules[path]), inputs
     if node.op == "call_function" and node.target in _FUNCTIONS and not node.kwargs:
-        return node.name, _each(node.target), inputs
+        return node.name, _each(cast(Callable[..., Tensor], node.target)), inputs
     flattens = node.op == "call_method" and node.target == "flatten"
     if (flattens or node.target is torch.flatten) and inputs[1:] == [1] and not node.kwargs:
         return node.name, _flatten, inputs[:1]

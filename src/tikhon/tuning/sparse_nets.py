@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +142,7 @@ class Sweep:
         with torch.no_grad():
             self.target.write_(torch.zeros_like(self.target.read()))
         self._backward(0, full=True)
-        gradient = self.target.arrange([p.grad for p in self.target.params])
+        gradient = self.target.arrange([cast(Tensor, p.grad) for p in self.target.params])
         self.model.load_state_dict(dense)
         top = _threshold(self.penalty, gradient)
         return top / RANGE**0.75, RANGE ** (1 / SWEEP_STEPS)

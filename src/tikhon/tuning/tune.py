@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn, optim
@@ -278,7 +278,7 @@ def _model(
     model = population.model
     for module in model.modules():
         if hasattr(module, "generator"):
-            module.generator = None
+            cast(Any, module).generator = None
     if refitted is not None:
         model.load_state_dict(refitted)
     return model.eval()
