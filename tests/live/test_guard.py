@@ -4,7 +4,7 @@ import pytest
 
 from sample_runs import fit_run
 
-httpx = pytest.importorskip("httpx", reason="the extra `dev` holds httpx")
+httpx = pytest.importorskip("httpx2", reason="the extra `dev` holds httpx2")
 pytest.importorskip("starlette", reason="the extra `live` holds starlette")
 from starlette.testclient import TestClient  # noqa: E402
 

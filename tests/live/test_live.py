@@ -13,7 +13,7 @@ from sample_runs import fit_run
 
 pytest.importorskip("uvicorn", reason="the extra `live` holds uvicorn")
 import anyio
-import httpx
+import httpx2 as httpx
 
 from tikhon.errors import InputError, StorageError
 from tikhon.live.application import changes
