@@ -74,6 +74,7 @@ _PUBLIC = {
     "layers": "",
     "sklearn": "",
     "report": "",
+    "integrations": "",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch.optim import Optimizer
 
 from tikhon.diagnosis.evidence import EXPLODED, SLOW_UPDATE, VANISHED
 from tikhon.diagnosis.feed import tensors
+from tikhon.diagnosis.first_bad import Call, first_bad
 from tikhon.diagnosis.observe import role_of
 from tikhon.diagnosis.record import finite
-from tikhon.diagnosis.replica import undisturbed, unwrap
+from tikhon.diagnosis.replica import unwrap
 from tikhon.errors import InputError
 
 
@@ -49,7 +51,7 @@ class Watch:
         self._taps: list[Any] = []
         self._before: list[Tensor] | None = None
         self._loss: Tensor | None = None
-        self._inputs: Any = None
+        self._calls: list[Call] = []  # what this step's forward began with
         self._canary = _canary(self.model)
         self._latch: Tensor | None = None
         self._handles = [
@@ -130,13 +132,33 @@ class Watch:
         self._signals[name] = self._signals[name] + size if name in self._signals else size
 
     def _remember(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._inputs = (args, kwargs)
+        if module is self.model or any(module is called for called, _, _ in self._calls):
+            self._calls = []
+        self._calls.append((module, args, kwargs))
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._look()
+            return None
+        return (args[0], self._looking(closure)), {}
+
+    def _looking(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure with a look at its gradients: LBFGS and Lightning go backward inside."""
+
+        def evaluate() -> Any:
+            loss = closure()
+            self._look()
+            return loss
+
+        return evaluate
+
+    def _look(self) -> None:
+        """At the canary, and at the weights before the optimizer moves them."""
         grad = self._canary.grad if self._canary is not None else None
         if grad is not None and not _skipped(self._inner):
             self._sing(_local(grad).sum())
-        if self._due():
+        if self._due() and self._before is None:
             self._before = [p.detach().clone() for p in self._parameters()]
 
     def _sing(self, canary: Tensor) -> None:
@@ -159,6 +181,11 @@ class Watch:
             self._read(self._before)
         self._before = None
         self.step += 1
+        if self.step == 1 and not self._calls:  # the loop calls parts, as Lightning modules do
+            self._handles += [
+                part.register_forward_pre_hook(self._remember, with_kwargs=True)
+                for part in self.model.children()
+            ]
         for tap in self._taps:
             tap.remove()
         self._taps = []
@@ -233,7 +260,7 @@ class Watch:
         step = self.step
         if self._latch is not None and math.isfinite(float(self._latch)):
             step = int(self._latch)
-        what, where = self._first_bad()
+        what, where = first_bad(self.model, self._calls, self._loss, self._old)
         trail = ", ".join(f"{r['gradient']:.2g}" for r in list(self.rows)[-5:])
         message = (
             f"step {step}: the first non-finite tensor is {what} {where}; "
@@ -244,50 +271,12 @@ class Watch:
         if self.stop:
             raise NonFiniteError(message)
 
-    def _first_bad(self) -> tuple[str, str]:
-        """Input, weight, activation (forward order), then gradient (backward order)."""
-        if any(not _fine(part) for part in tensors(list(self._inputs or ()))):
-            return "input", "data"
-        weights = [n for p, n in self._names.items() if not _fine(self._old(p))]
-        if weights:
-            return "weight", weights[0]
-        name = self._first_activation()
-        if name is not None:
-            return "activation", name
-        if self._loss is not None and not _fine(self._loss):
-            return "loss", "loss"
-        grads = [n for p, n in self._names.items() if p.grad is not None and not _fine(p.grad)]
-        return ("gradient", grads[-1]) if grads else ("loss", "loss")
-
     def _old(self, parameter: Tensor) -> Tensor:
         """The parameter before this step where it was kept: a bad gradient makes it bad after."""
         for kept, current in zip(self._before or (), self._parameters()):
             if current is parameter:
                 return kept
         return parameter
-
-    def _first_activation(self) -> str | None:
-        if self._inputs is None:
-            return None
-        found: list[str] = []
-
-        def look(name: str) -> Any:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                if any(not _fine(part) for part in tensors(output)):
-                    found.append(name)
-
-            return hook
-
-        named = list(self.model.named_modules())
-        handles = [m.register_forward_hook(look(n or type(m).__name__)) for n, m in named]
-        args, kwargs = self._inputs
-        try:
-            with torch.no_grad(), undisturbed(self.model, training=self.model.training):
-                self.model(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found[0] if found else None
 
     def to_dict(self) -> dict[str, Any]:
         """The ring buffer, alarms and failure as plain values."""
@@ -329,10 +318,6 @@ def _canary(model: nn.Module) -> Tensor | None:
         if own:
             return min(own, key=lambda p: p.numel())
     return None
-
-
-def _fine(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all())
 
 
 def _skipped(optimizer: Optimizer) -> bool:

@@ -1,0 +1,118 @@
+"""Lightning: penalties and the watch as callbacks of the Trainer.
+
+Needs `pip install tikhon[lightning]`. Automatic and manual optimization, gradient accumulation,
+16-bit precision and every strategy work, because the penalty sits on the optimizer's step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tikhon import diagnosis
+from tikhon.integrations.readings import readings
+from tikhon.regularizer import Regularizer, regularize
+from tikhon.terms import How, Terms
+
+try:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise ImportError("these callbacks need Lightning: pip install tikhon[lightning]") from error
+
+
+class Regularize(Callback):
+    """`tikhon.regularize` for a `pytorch_lightning.Trainer`.
+
+    Args:
+        terms: as for `tikhon.regularize`; patterns are names of the LightningModule's parameters.
+        how: "objective" or "decoupled".
+        optimizer: which of the module's optimizers, from 0.
+        log: whether each epoch logs value, strength and zeros of every term.
+
+    `regularizer` is the handle while and after `fit`. Its state (steps, moving strengths) travels
+    in Lightning's checkpoints. Raises IndexError where there is no such optimizer, and what
+    `tikhon.regularize` raises.
+
+        trainer = Trainer(callbacks=[Regularize({"net.*": tk.L1(1e-4)})])
+    """
+
+    def __init__(
+        self, terms: Terms, *, how: How = "objective", optimizer: int = 0, log: bool = True
+    ) -> None:
+        self.terms, self.optimizer, self.logs = terms, optimizer, log
+        self.how: How = how
+        self.regularizer: Regularizer | None = None
+        self._restored: dict[str, Any] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Lightning's key of this callback in a checkpoint: one for each optimizer."""
+        return self._generate_state_key(optimizer=self.optimizer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach: the optimizers exist and are restored by now."""
+        count = len(trainer.optimizers)
+        if self.optimizer >= count:
+            raise IndexError(
+                f"Regularize(optimizer={self.optimizer}): {type(pl_module).__name__} has {count} "
+                f"optimizer{'s' * (count != 1)}; count from 0"
+            )
+        self.regularizer = regularize(
+            pl_module, trainer.optimizers[self.optimizer], self.terms, how=self.how
+        )
+        if self._restored is not None:
+            self.regularizer.load_state_dict(self._restored)
+            self._restored = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log to whatever logger the Trainer has."""
+        if self.logs and self.regularizer is not None:
+            pl_module.log_dict(readings(self.regularizer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Detach; the handle stays readable."""
+        if self.regularizer is not None:
+            self.regularizer.remove()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Detach after a failure too, so that the next `fit` does not penalize twice."""
+        if self.regularizer is not None:
+            self.regularizer.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoint."""
+        return {} if self.regularizer is None else self.regularizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From Lightning's checkpoint, used when training starts."""
+        self._restored = state_dict or None
+
+
+class Watch(Callback):
+    """`tikhon.watch` for a `pytorch_lightning.Trainer`: stops at the first non-finite number.
+
+    Args:
+        every: steps between two readings.
+        optimizer: which of the module's optimizers, from 0.
+        output: a folder for what led to a failure; None writes nothing.
+
+    `watch.rows` and `watch.alarms` hold what was read, also after `fit`.
+    """
+
+    def __init__(
+        self, every: int = 50, *, optimizer: int = 0, output: str | Path | None = None
+    ) -> None:
+        self.every, self.optimizer, self.output = every, optimizer, output
+        self.watch: diagnosis.Watch | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach."""
+        chosen = trainer.optimizers[self.optimizer]
+        self.watch = diagnosis.watch(pl_module, chosen, every=self.every, output=self.output)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Detach."""
+        if self.watch is not None:
+            self.watch.remove()

@@ -1,0 +1,22 @@
+"""MLflow: the penalties of a Regularizer as metrics of the active run.
+
+Needs `pip install tikhon[mlflow]`.
+"""
+
+# this file has the name of the package that it imports, which misleads the type checker:
+# pyright: reportAttributeAccessIssue=false
+from __future__ import annotations
+
+from tikhon.integrations.readings import readings
+from tikhon.regularizer import Regularizer
+
+try:
+    import mlflow
+except ImportError as error:
+    raise ImportError("logging to MLflow needs it: pip install tikhon[mlflow]") from error
+
+
+def log(regularizer: Regularizer, step: int | None = None) -> None:
+    """Log value, strength and zeros of every term at `step` (default: the Regularizer's own)."""
+    at = regularizer.steps if step is None else step
+    mlflow.log_metrics(readings(regularizer), step=at)

@@ -1,0 +1,98 @@
+"""skorch: penalties and the watch as callbacks of a `NeuralNet`.
+
+Needs `pip install tikhon[skorch]`.
+"""
+
+# this file has the name of the package that it imports, which misleads the type checker:
+# pyright: reportAttributeAccessIssue=false
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tikhon import diagnosis
+from tikhon.integrations.readings import readings
+from tikhon.regularizer import Regularizer, regularize
+from tikhon.terms import How, Terms
+
+try:
+    from skorch.callbacks import Callback
+except ImportError as error:
+    raise ImportError("these callbacks need skorch: pip install tikhon[skorch]") from error
+
+
+class Regularize(Callback):
+    """`tikhon.regularize` for a `skorch.NeuralNet`.
+
+    Args:
+        terms: as for `tikhon.regularize`, with the names of the module's parameters.
+        how: "objective" or "decoupled".
+        optimizer: name of the net's optimizer.
+        module: name of the net's module.
+        log: whether value, strength and zeros of every term go into the history of each epoch.
+
+    `regularizer_` is the handle while and after `fit`; `partial_fit` and warm starts continue
+    with it. A grid over `callbacks__<name>__terms` searches penalties. Raises what
+    `tikhon.regularize` raises.
+
+        net = NeuralNetClassifier(Net, callbacks=[("penalty", Regularize(tk.L1(1e-4)))])
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        *,
+        how: How = "objective",
+        optimizer: str = "optimizer",
+        module: str = "module",
+        log: bool = True,
+    ) -> None:
+        self.terms, self.log = terms, log
+        self.how: How = how
+        self.optimizer, self.module = optimizer, module
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Attach to the optimizer, which `initialize` may have built anew."""
+        optimizer = getattr(net, f"{self.optimizer}_")
+        earlier: Regularizer | None = getattr(self, "regularizer_", None)
+        if earlier is not None and earlier.optimizer is optimizer:
+            earlier.attach(optimizer)
+            return
+        module = getattr(net, f"{self.module}_")
+        self.regularizer_ = regularize(module, optimizer, self.terms, how=self.how)
+
+    def on_epoch_end(
+        self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any
+    ) -> None:
+        """Record into the net's history; the keys of the table skip it, files keep it."""
+        if self.log:
+            for key, value in readings(self.regularizer_).items():
+                net.history.record(key, value)
+
+    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Detach; the handle stays readable."""
+        self.regularizer_.remove()
+
+
+class Watch(Callback):
+    """`tikhon.watch` for a `skorch.NeuralNet`: stops at the first non-finite number.
+
+    Args:
+        every: steps between two readings.
+        output: a folder for what led to a failure; None writes nothing.
+
+    `watch_.rows` and `watch_.alarms` hold what was read, also after `fit`.
+    """
+
+    def __init__(self, every: int = 50, *, output: str | Path | None = None) -> None:
+        self.every, self.output = every, output
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Attach."""
+        self.watch_ = diagnosis.watch(
+            net.module_, net.optimizer_, every=self.every, output=self.output
+        )
+
+    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Detach."""
+        self.watch_.remove()

@@ -1,0 +1,26 @@
+"""TensorBoard: the penalties of a Regularizer as scalars.
+
+Works with any writer that has `add_scalar`: `torch.utils.tensorboard`'s, `tensorboardX`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tikhon.integrations.readings import readings
+from tikhon.regularizer import Regularizer
+
+
+class Writer(Protocol):
+    """What a SummaryWriter offers here."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int, /) -> object:
+        """Write one point."""
+        ...
+
+
+def log(writer: Writer, regularizer: Regularizer, step: int | None = None) -> None:
+    """Write value, strength and zeros of every term at `step` (default: the Regularizer's own)."""
+    at = regularizer.steps if step is None else step
+    for tag, value in readings(regularizer).items():
+        writer.add_scalar(tag, value, at)

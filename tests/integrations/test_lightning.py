@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import tikhon as tk
+from integrations import plain
+
+lightning = pytest.importorskip("pytorch_lightning", reason="pip install tikhon[lightning]")
+
+from tikhon.integrations.lightning import Regularize, Watch  # noqa: E402
+
+TERMS = {f"net.{pattern}": term for pattern, term in plain.TERMS.items()}
+QUIET = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, logs and devices
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, kind=plain.optimizer) -> None:
+        super().__init__()
+        self.net, self.kind = plain.net(), kind
+
+    def training_step(self, batch, number):
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return self.kind(self.parameters())
+
+
+class Manual(Module):
+    """Two optimizers, stepped by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, number):
+        loss = nn.functional.mse_loss(self.net(batch[0]), batch[1])
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [plain.optimizer(layer.parameters()) for layer in (self.net[0], self.net[2])]
+
+
+def trainer(tmp_path, *callbacks, epochs=plain.EPOCHS, **options):
+    warnings.simplefilter("ignore")
+    return lightning.Trainer(
+        default_root_dir=tmp_path, max_epochs=epochs, accelerator="cpu", logger=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
+        **{"enable_checkpointing": False, **options},
+    )  # fmt: skip
+
+
+@QUIET
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_fit_equals_the_plain_loop_bit_for_bit(tmp_path, accumulate):
+    module, penalty = Module(), Regularize(TERMS)
+    trainer(tmp_path, penalty, accumulate_grad_batches=accumulate).fit(module, plain.loader())
+    plain.assert_same(module.net, plain.train(accumulate=accumulate))
+    assert max(penalty.regularizer.sparsity().values()) > 0
+    assert penalty.regularizer.steps == plain.EPOCHS * 6 // accumulate
+
+
+@QUIET
+def test_a_resumed_fit_equals_the_uninterrupted_one(tmp_path):
+    first = trainer(tmp_path, Regularize(TERMS), epochs=2)
+    first.fit(Module(), plain.loader())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    module, penalty = Module(), Regularize(TERMS)
+    trainer(tmp_path, penalty).fit(module, plain.loader(), ckpt_path=tmp_path / "half.ckpt")
+    plain.assert_same(module.net, plain.train())
+    assert penalty.regularizer.steps == 24
+
+
+@QUIET
+def test_each_of_two_optimizers_gets_its_own_penalty(tmp_path):
+    module = Manual()
+    strong = Regularize({"net.0.weight": tk.L1(10.0)}, optimizer=0)
+    none = Regularize({"net.2.weight": tk.L1(0.0)}, optimizer=1)
+    trainer(tmp_path, strong, none).fit(module, plain.loader())
+    assert strong.regularizer.sparsity() == {"net.0.weight": 1.0}
+    assert none.regularizer.sparsity() == {"net.2.weight": 0.0}
+    assert strong.state_key != none.state_key
+
+
+@QUIET
+def test_lbfgs_reaches_the_penalized_minimum(tmp_path):
+    def lbfgs(parameters):
+        return torch.optim.LBFGS(parameters, lr=1.0, max_iter=30, line_search_fn="strong_wolfe")
+
+    module = Module(lbfgs)
+    module.net = nn.Linear(6, 1, bias=False)
+    x, y = plain.data()
+    whole = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=48)
+    trainer(tmp_path, Regularize(tk.L2(0.3)), epochs=10).fit(module, whole)
+    # mse is 1/m |Xw - y|^2, so the normal equations read (2/m X'X + s I) w = 2/m X'y
+    expected = torch.linalg.solve(2 / 48 * x.T @ x + 0.3 * torch.eye(6), 2 / 48 * x.T @ y)
+    assert torch.allclose(module.net.weight.flatten(), expected.flatten(), atol=1e-4)
+
+
+@QUIET
+def test_every_epoch_is_logged(tmp_path):
+    fit = trainer(tmp_path, Regularize(TERMS))
+    fit.fit(Module(), plain.loader())
+    logged = {k: float(v) for k, v in fit.logged_metrics.items()}
+    assert logged["penalty/net.0.weight/L1/strength"] == pytest.approx(0.05)
+    assert logged["penalty/net.0.weight/L1/value"] > 0
+
+
+@QUIET
+def test_a_second_fit_does_not_penalize_twice(tmp_path):
+    penalty, module = Regularize(tk.L2(1.0)), Module()
+    for _ in range(2):
+        trainer(tmp_path, penalty, epochs=1).fit(module, plain.loader())
+    hooks = penalty.regularizer.optimizer._optimizer_step_pre_hooks
+    assert not hooks
+
+
+@QUIET
+def test_a_missing_optimizer_is_named(tmp_path):
+    with pytest.raises(IndexError, match="Module has 1 optimizer; count from 0"):
+        trainer(tmp_path, Regularize(tk.L1(0.1), optimizer=1)).fit(Module(), plain.loader())
+
+
+@QUIET
+def test_the_watch_stops_at_the_first_bad_number(tmp_path):
+    x, y = plain.data()
+    x[20] = float("nan")
+    rows = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+    watch = Watch(every=1)
+    with pytest.raises(tk.diagnosis.NonFiniteError, match=r"step 2: .* is input"):
+        trainer(tmp_path, watch).fit(Module(), rows)
+    assert len(watch.watch.rows) >= 2

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import tikhon as tk
+from integrations import plain
+
+transformers = pytest.importorskip("transformers", reason="pip install tikhon[hf]")
+pytest.importorskip("accelerate", reason="pip install tikhon[hf]")
+
+from tikhon.integrations.transformers import Regularize, Watch  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer's advice
+TERMS = {f"net.{pattern}": term for pattern, term in plain.TERMS.items()}
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain.net()
+
+    def forward(self, x, labels):
+        return {"loss": nn.functional.mse_loss(self.net(x), labels)}
+
+
+def rows(count=48):
+    x, y = plain.data()
+    return [{"x": x[i], "labels": y[i]} for i in range(count)]
+
+
+class InOrder(transformers.Trainer):
+    """Batches in the order of the plain loop."""
+
+    def _get_train_sampler(self, *args):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def trainer(tmp_path, *callbacks, data=None, **options):
+    settings = {
+        "per_device_train_batch_size": plain.BATCH, "num_train_epochs": plain.EPOCHS,
+        "report_to": "none", "use_cpu": True, "disable_tqdm": True,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0, "save_strategy": "no", "logging_steps": 6,
+    } | options  # fmt: skip
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), **settings)
+    model = Model()
+    return InOrder(
+        model, arguments, train_dataset=data or rows(), callbacks=list(callbacks),
+        optimizers=(plain.optimizer(model.parameters()), None),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_training_equals_the_plain_loop(tmp_path, accumulate):
+    penalty = Regularize(TERMS)
+    run = trainer(tmp_path, penalty, gradient_accumulation_steps=accumulate)
+    run.train()
+    expected = plain.train(accumulate=accumulate).state_dict()
+    for name, value in run.model.net.state_dict().items():
+        assert torch.allclose(value, expected[name], atol=1e-6), name
+    assert penalty.regularizer.steps == plain.EPOCHS * 6 // accumulate
+    assert max(penalty.regularizer.sparsity().values()) > 0
+
+
+def test_a_resumed_training_equals_the_uninterrupted_one(tmp_path):
+    whole = trainer(tmp_path / "whole", Regularize(TERMS))
+    whole.train()
+    saving = {"save_strategy": "steps", "save_steps": 12, "max_steps": 24}
+    trainer(tmp_path / "half", Regularize(TERMS), **saving).train()
+    penalty = Regularize(TERMS)
+    resumed = trainer(tmp_path / "half", penalty, **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-12"))
+    assert penalty.regularizer.steps == 24
+    plain.assert_same(resumed.model, whole.model)
+
+
+def test_a_checkpoint_without_penalties_is_said(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 12, "max_steps": 24}
+    trainer(tmp_path, **saving).train()
+    resumed = trainer(tmp_path, Regularize(TERMS), **saving)
+    with pytest.warns(UserWarning, match="no state of the penalties"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+
+
+def test_the_log_history_holds_the_penalties(tmp_path):
+    run = trainer(tmp_path, Regularize(TERMS))
+    run.train()
+    logged = [line for line in run.state.log_history if "loss" in line]
+    strengths = [line["penalty/net.0.weight/L1/strength"] for line in logged]
+    assert strengths == sorted(strengths) and strengths[-1] == pytest.approx(0.05)
+
+
+def test_the_watch_stops_at_the_first_bad_number(tmp_path):
+    data = rows()
+    data[20]["x"] = torch.full((6,), float("nan"))
+    with pytest.raises(tk.diagnosis.NonFiniteError, match=r"step 2: .* is input"):
+        trainer(tmp_path, Watch(every=1), data=data).train()
