@@ -13,6 +13,7 @@ from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
 from tikhon.diagnosis import cure, diagnose, surgery
 from tikhon.diagnosis.cures import INPUTS, NOTHING, candidates, rate
 from tikhon.diagnosis.feed import feed
+from tikhon.diagnosis.patch import execute, script
 from tikhon.diagnosis.replica import replicate
 from tikhon.errors import InputError
 
@@ -105,7 +106,12 @@ EDITS = [
     (surgery.widen, True), (surgery.narrow, False), (surgery.add_dropout, True),
     (surgery.to_gru, False), (surgery.open_head, False), (surgery.ease_dropout, False),
     (surgery.recurrent_init, False), (surgery.norm_blocks, False), (surgery.to_leaky, False),
+    (surgery.long_memory, False),
 ]  # fmt: skip
+
+
+def operate(edit, model, batch):
+    return execute(script(edit(model, batch)), model=model, x=batch[0])["model"]
 
 
 @pytest.mark.parametrize(("edit", "applies"), EDITS, ids=[e[0].__name__ for e in EDITS])
@@ -113,8 +119,8 @@ def test_edits_keep_the_model_a_model(edit, applies):
     torch.manual_seed(0)
     model = deep(6, nn.Tanh)
     x, y = classes()
-    assert edit(model, (x, y)) is applies
-    out = model(x)
+    assert bool(edit(model, (x, y))) is applies
+    out = operate(edit, model, (x, y))(x)
     assert out.shape == (len(x), 4)
     CE(out, y).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -124,8 +130,7 @@ def test_a_residual_stack_lets_the_signal_through():
     torch.manual_seed(0)
     model = deep(25, nn.Tanh)
     x, y = classes()
-    surgery.residual(model, (x, y))
-    CE(model(x), y).backward()
+    CE(operate(surgery.residual, model, (x, y))(x), y).backward()
     grads = [p.grad.norm() for n, p in model.named_parameters() if n.endswith("weight")]
     assert min(grads) > 1e-3 * max(grads)
 
@@ -134,7 +139,7 @@ def test_frozen_layers_keep_their_weights():
     model = deep(3, nn.ReLU)
     model[0].requires_grad_(False)
     kept = model[0].weight.clone()
-    surgery.reinit(model, classes())
+    operate(surgery.reinit, model, classes())
     assert torch.equal(kept, model[0].weight)
 
 
@@ -146,11 +151,13 @@ def test_treatments_keep_groups_and_settings():
     ]
     engine = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     source = feed(classes())
-    treated = rate(0.1).apply(replicate(model, CE, engine), source)
+    treated = replicate(model, CE, engine)
+    assert rate(0.1).apply(treated, source)
     assert [g["lr"] for g in treated.optimizer.param_groups] == pytest.approx([0.05, 0.01])
     assert [g["lr"] for g in engine.param_groups] == [0.5, 0.1]
     assert treated.optimizer.param_groups[0]["momentum"] == 0.9
-    scaled = INPUTS.apply(replicate(model, CE, engine), feed(classes(scale=50.0)))
+    scaled = replicate(model, CE, engine)
+    assert INPUTS.apply(scaled, feed(classes(scale=50.0)))
     assert scaled.model[0](classes(scale=50.0)[0]).std() == pytest.approx(1.0, abs=0.1)
 
 

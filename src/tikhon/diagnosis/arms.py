@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from tikhon.diagnosis.feed import Batch, Feed
 from tikhon.diagnosis.record import Point
 from tikhon.diagnosis.replica import Loss, Replica, isolated, replicate, unwrap
 from tikhon.diagnosis.trial import Trial, advance, score
-from tikhon.errors import InputError
 
 RUNGS = (20, 75, 300)
 WIDTHS = (10, 4)  # arms that go on from the first and the second rung, at most
@@ -86,10 +84,9 @@ class Trials:
             engine = factory(self.optimizer, self.model)
             replica = replicate(model, self.loss, engine, penalty=self.penalty, clip=self.clip)
             torch.manual_seed(seed + 1)
-            treated = treatment.apply(replica, self.source)
-        if treated is None:
-            raise DoesNotApplyError
-        return treated
+            if treatment is not NOTHING and not treatment.apply(replica, self.source, self.judge):
+                raise DoesNotApplyError
+        return replica.attach()
 
     def run(self, treatment: Treatment, seed: int, steps: int) -> float:
         """The score after some steps; infinite where the run blew up."""
@@ -100,9 +97,7 @@ class Trials:
             began = time.process_time()
             replica = self.build(treatment, seed)
             size = treatment.batch or self.batch_size
-            end = train(
-                replica, treatment, self.source, self.judge, steps, size, seed, loss=self.loss
-            )
+            end = train(replica, self.source, self.judge, steps, size, seed, loss=self.loss)
             self.pace = max(self.pace, (time.process_time() - began) / (steps + 5))
         self.scores[key] = (self._score(end), end.valid_metric or end.metric)
         return self.scores[key][0]
@@ -166,10 +161,10 @@ class Trials:
         for seed in seeds:
             try:
                 self.run(arm, seed, rung)
-            except (InputError, RuntimeError) as error:
+            except Exception as error:
                 if arm is NOTHING:
                     raise
-                raise DoesNotApplyError from error  # shapes that the edit was not made for
+                raise DoesNotApplyError from error  # not what the edit, or user code, is made for
 
     def _mean(self, arm: Treatment, rung: int, seeds: list[int]) -> float:
         return mean(self.scores[arm.name, s, rung][0] for s in seeds)
@@ -235,41 +230,23 @@ class DoesNotApplyError(Exception):
 
 def train(
     replica: Replica,
-    treatment: Treatment,
     source: Feed,
     judge: Batch | None,
     steps: int,
     size: int,
     seed: int,
     *,
-    loss: Loss | None = None,
+    loss: Loss,
 ) -> Point:
-    """Train a treated replica; the scores at the end (at the best look for early stopping)."""
-    engine = replica.optimizer
-    assert engine is not None
-    teacher = replica
-    scorer = Replica(replica.model, loss if loss is not None else replica.loss)
+    """Train a treated replica; its scores at the end, in the units of the user's loss."""
     stream = source.stream(size, seed)
     trial = Trial()
-    rates = [g["lr"] for g in engine.param_groups]
-    best: tuple[float, Point, dict[str, Any]] | None = None
     for step in range(steps):
-        if treatment.warmup:
-            share = min(1.0, (step + 1) / treatment.warmup)
-            for group, rate in zip(engine.param_groups, rates):
-                group["lr"] = rate * share
-        if treatment.stop_early and step % max(1, steps // 20) == 0:
-            now = score(scorer, source.probe, judge, step)
-            value = now.valid_loss if now.valid_loss is not None else now.eval_loss
-            if value is not None and (best is None or value < best[0]):
-                best = (value, now, copy.deepcopy(replica.model.state_dict()))
-        teacher.model.train()
-        if not advance(trial, teacher, next(stream), step):
+        replica.model.train()
+        if not advance(trial, replica, next(stream), step):
             break
-    if trial.failure is not None and best is None:
+    if trial.failure is not None:
         return Point(trial.failure.step, math.inf, math.inf, math.inf)
-    end = score(scorer, source.probe, judge, steps)
-    if best is not None and best[0] < (end.valid_loss or end.eval_loss or math.inf):
-        replica.model.load_state_dict(best[2])
-        return best[1]
-    return end
+    if replica.finish is not None:
+        replica.finish()
+    return score(Replica(replica.model, loss), source.probe, judge, steps)

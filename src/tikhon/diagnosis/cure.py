@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Cure:
     """What `cure` tried and what proved to help: the treated model, a patch and a recipe.
 
-    `model` is the treated model before training, `optimizer` the one bound to it; `loss`,
-    `penalty`, `clip`, `batch_size` and `warmup` complete the treated program, and `train` runs it.
+    `patch` is the change as the PyTorch code that was run, empty where nothing helped; `model` is
+    the treated model before training, `replica` the whole treated program, and `train` runs it.
     """
 
     diagnosis: Diagnosis
@@ -43,17 +43,14 @@ class Cure:
     batch_size: int
     source: Feed = field(repr=False)
     judge: Batch | None = field(repr=False)
+    loss: Loss = field(repr=False)
+    patch: str = ""
     seconds: float = 0.0
 
     @property
     def confirmed(self) -> bool:
         """Whether a treatment beat doing nothing with every seed, beyond the spread."""
         return self.treatment is not None
-
-    @property
-    def patch(self) -> str:
-        """The change as PyTorch code; empty where no cure was found."""
-        return self.treatment.patch if self.treatment is not None else ""
 
     @property
     def best(self) -> Arm | None:
@@ -68,14 +65,10 @@ class Cure:
         from tikhon.recipe import Recipe
         from tikhon.terms import Term
 
-        chosen = self.treatment or NOTHING
-        decay = Term(L2(chosen.decay), how="decoupled") if chosen.decay else ()
-        return Recipe(
-            decay,
-            dropout=0.5 if "dropout 0.5" in chosen.name else None,
-            clip_norm=chosen.clip,
-            early_stopping=5 if chosen.stop_early else None,
-        )
+        known = dict((self.treatment or NOTHING).recipe)
+        strength = known.pop("decay", None)
+        decay = Term(L2(strength), how="decoupled") if strength else ()
+        return Recipe(decay, **known)
 
     def replica(self, seed: int = 0) -> Replica:
         """The treated program before its first step, drawn with a seed."""
@@ -90,8 +83,9 @@ class Cure:
         """Run the treated program in full; the trained model and its last scores."""
         with isolated(nn.Module(), seed):
             replica = self.program(seed)
-            chosen = self.treatment or NOTHING
-            end = train(replica, chosen, self.source, self.judge, steps, self.batch_size, seed)
+            end = train(
+                replica, self.source, self.judge, steps, self.batch_size, seed, loss=self.loss
+            )
         return replica.model, end
 
     def __str__(self) -> str:
@@ -209,6 +203,8 @@ def cure(
         batch_size=treatment.batch or trials.batch_size,
         source=source,
         judge=judge,
+        loss=loss,
+        patch=trials.build(treatment, seed).patch if chosen is not None else "",
         seconds=time.process_time() - began,
     )
 

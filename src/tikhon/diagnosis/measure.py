@@ -41,7 +41,7 @@ def measure(
         source = feed(data)
         judge = feed(valid, rows=512, name="valid").probe if valid is not None else None
         check_fit(unwrap(model), source.probe)
-        replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip)
+        replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
         size = min(batch_size, source.rows)
         data_facts = static.data_facts(source, replica.model)
         facts = static.model_facts(replica, size)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch.optim import Optimizer
 
 from tikhon.diagnosis.feed import Batch, call
 from tikhon.errors import InputError
+
+if TYPE_CHECKING:
+    from tikhon.regularizer import Regularizer
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -29,6 +32,11 @@ class Replica:
     optimizer: Optimizer | None = None
     penalty: Callable[[nn.Module], Tensor | float] | None = None
     clip: float | None = None
+    terms: Any = None  # penalties as for `regularize`; `attach` puts them on the optimizer
+    regularizer: Regularizer | None = None
+    left_out: frozenset[int] = frozenset()  # ids of parameters that no group holds
+    patch: str = ""  # the code that a treatment ran
+    finish: Callable[[], Any] | None = None  # what a treatment does after training
 
     def value(self, batch: Batch) -> Tensor:
         """The data loss on a batch; raises `InputError` where it is not a number."""
@@ -49,6 +57,15 @@ class Replica:
     def extra(self) -> Tensor | float:
         """What the user's penalty adds to the loss."""
         return self.penalty(self.model) if self.penalty is not None else 0.0
+
+    def attach(self) -> Replica:
+        """Put the penalty terms on the optimizer, as the user's own program has them."""
+        if self.terms is not None:
+            from tikhon.regularizer import regularize
+
+            assert self.optimizer is not None
+            self.regularizer = regularize(self.model, self.optimizer, self.terms)
+        return self
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -103,15 +120,13 @@ def replicate(
                 f"received {type(optimizer).__name__}"
             )
         engine = cast(Optimizer, optimizer([p for p in twin.parameters() if p.requires_grad]))
-    added = penalty
-    if penalty is not None and not callable(penalty):
-        if engine is None:
-            raise InputError("penalty terms need an optimizer; pass one, or a callable penalty")
-        from tikhon.regularizer import regularize
-
-        regularize(twin, engine, penalty)
-        added = None
-    return Replica(twin, loss, engine, added, clip)
+    terms = penalty if penalty is not None and not callable(penalty) else None
+    if terms is not None and engine is None:
+        raise InputError("penalty terms need an optimizer; pass one, or a callable penalty")
+    known = {id(p) for g in (engine.param_groups if engine else ()) for p in g["params"]}
+    left_out = frozenset(id(p) for p in twin.parameters() if id(p) not in known)
+    added: Any = None if terms is not None else penalty
+    return Replica(twin, loss, engine, added, clip, terms, left_out=left_out)
 
 
 @contextmanager

@@ -1,13 +1,15 @@
-"""Edits of a model in place: fresh weights, swapped modules, norms and residual branches.
+"""Edits of a model as lines of code: fresh weights, swapped modules, norms, residual branches.
 
-Each takes a model (a copy; never the user's) and a batch, and changes it. Layers that are frozen
-keep their weights. Random draws come from torch's generator, so a seed pairs them.
+Each function reads a model and a batch and returns the lines that change it; none where the edit
+does not apply. Layers that are frozen keep their weights. Random draws come from torch's
+generator, so a seed pairs them.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -16,28 +18,31 @@ from torch import Tensor, nn
 
 from tikhon.diagnosis.feed import Batch, call
 from tikhon.diagnosis.observe import NORMS, RECURRENT, WEIGHTED
+from tikhon.diagnosis.patch import Line, address
+from tikhon.diagnosis.replica import undisturbed
 
 BOUNDED = (nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Softsign, nn.Hardsigmoid)
-SQUASHING = (nn.Sigmoid, nn.Softmax, nn.Softsign, nn.Hardsigmoid, nn.Softplus, nn.LogSoftmax)
 ACTIVATIONS = (
-    *BOUNDED, *SQUASHING, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
+    *BOUNDED, nn.Softmax, nn.LogSoftmax, nn.Softplus, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU,
+    nn.GELU, nn.SiLU, nn.Mish,
 )  # fmt: skip
 GAINS: tuple[tuple[type[nn.Module], float], ...] = (
     (nn.ReLU, math.sqrt(2)), (nn.LeakyReLU, math.sqrt(2)), (nn.GELU, 1.5), (nn.SiLU, 1.7),
     (nn.Mish, 1.6), (nn.ELU, 1.2), (nn.SELU, 1.0), (nn.Softplus, 1.2), (nn.Tanh, 1.05),
 )  # fmt: skip
-Edit = Callable[[nn.Module, Batch], bool]
+BLOCKS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+Edit = Callable[[nn.Module, Batch], list[Line]]
 
 
 class Residual(nn.Module):
-    """x + layer(activation(norm(x))): the pre-activation residual branch (He et al., 2016)."""
+    """x + layer(activation(norm(x))): the pre-activation branch of He et al., 2016."""
 
-    def __init__(self, norm: nn.Module, activation: nn.Module, layer: nn.Module) -> None:
+    def __init__(self, norm, activation, layer):
         super().__init__()
         self.norm, self.activation, self.layer = norm, activation, layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The sum of the input and its branch."""
+    def forward(self, x):
+        """The input and its branch."""
         return x + self.layer(self.activation(self.norm(x)))
 
 
@@ -57,227 +62,283 @@ class Affine(nn.Module):
         return (x - self.shift) / self.scale
 
 
-def children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """(parent, name, module) of all modules, in the order of registration."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            yield parent, name, child
+class Places:
+    """The modules of a model by their address, in the order in which a forward pass calls them."""
 
+    def __init__(self, model: nn.Module, batch: Batch) -> None:
+        self.model = model
+        self.address = {m: address(model, path) for path, m in model.named_modules()}
+        self.order: list[nn.Module] = []
+        self.steps = 0  # time steps that a recurrent layer reads
+        # torch's own blocks read the weights of their parts: nothing may be put around these
+        self.sealed = {
+            part for m in model.modules() if isinstance(m, BLOCKS) for part in m.modules()
+        }
+        kinds = (*WEIGHTED, *ACTIVATIONS, *NORMS, *RECURRENT)
+        chosen = [m for m in model.modules() if isinstance(m, kinds)]
+        handles = [m.register_forward_hook(self._note) for m in chosen]
+        try:
+            with torch.no_grad(), undisturbed(model, training=model.training):
+                call(model, batch[0])
+        finally:
+            for handle in handles:
+                handle.remove()
 
-def in_order(model: nn.Module, batch: Batch) -> list[nn.Module]:
-    """Layers and activations in the order in which a forward pass calls them."""
-    seen: list[nn.Module] = []
+    def _note(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module not in self.order:
+            self.order.append(module)
+        if isinstance(module, RECURRENT) and args and isinstance(args[0], Tensor):
+            self.steps = max(self.steps, args[0].shape[1 if module.batch_first else 0])
 
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        if module not in seen:
-            seen.append(module)
+    def line(self, module: nn.Module, code: str) -> Line:
+        """Code about a module at its place."""
+        return Line(self.address[module], code)
 
-    kinds = (*WEIGHTED, *ACTIVATIONS, *NORMS, *RECURRENT)
-    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, kinds)]
-    try:
-        with torch.no_grad():
-            call(model, batch[0])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+    def followers(self) -> dict[Any, nn.Module | None]:
+        """The activation behind each layer with weights; None for the head."""
+        found: dict[nn.Module, nn.Module | None] = {}
+        last: nn.Module | None = None
+        for module in self.order:
+            if isinstance(module, WEIGHTED):
+                found[module] = None
+                last = module
+            elif isinstance(module, ACTIVATIONS) and last is not None:
+                found[last] = found[last] or module
+        return found
 
-
-def followers(model: nn.Module, batch: Batch) -> dict[nn.Module, nn.Module | None]:
-    """The activation behind each layer with weights; None for the head."""
-    found: dict[nn.Module, nn.Module | None] = {}
-    last: nn.Module | None = None
-    for module in in_order(model, batch):
-        if isinstance(module, WEIGHTED):
-            found[module] = None
-            last = module
-        elif isinstance(module, ACTIVATIONS) and last is not None:
-            found[last] = found[last] or module
-    return found
-
-
-def place(model: nn.Module, old: nn.Module, new: nn.Module) -> bool:
-    """Put `new` where `old` is; False for the model itself."""
-    for parent, name, child in children(model):
-        if child is old:
-            setattr(parent, name, new)
-            return True
-    return False
+    def hidden(self) -> list[nn.Module]:
+        """The activations before the last layer."""
+        last = max((i for i, m in enumerate(self.order) if isinstance(m, WEIGHTED)), default=-1)
+        return [m for m in self.order[:last] if isinstance(m, ACTIVATIONS)]
 
 
 # fresh weights
 
 
-def _trainable(layers: Iterator[nn.Module] | list[nn.Module]) -> list[Any]:
-    return [m for m in layers if m.weight.requires_grad]  # type: ignore[union-attr]
+def _gain(activation: nn.Module | None) -> float:
+    return next((g for kind, g in GAINS if isinstance(activation, kind)), 1.0)
 
 
-@torch.no_grad()
-def reinit(model: nn.Module, batch: Batch) -> bool:
+def _zero_bias(biased: bool) -> str:
+    return "\nnn.init.zeros_({at}.bias)" if biased else ""
+
+
+def _normal(fan_in: int, activation: nn.Module | None, biased: bool) -> str:
+    deviation = _gain(activation) / math.sqrt(fan_in)
+    return f"nn.init.normal_({{at}}.weight, 0.0, {deviation:.4g}){_zero_bias(biased)}"
+
+
+def reinit(model: nn.Module, batch: Batch) -> list[Line]:
     """Normal weights with the gain of the activation behind (He, Xavier), biases zero."""
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            nn.init.xavier_uniform_(module.in_proj_weight)
-            nn.init.xavier_uniform_(module.out_proj.weight)
-    after = followers(model, batch)
-    for layer in _trainable(list(after)):
-        gain = next((g for kind, g in GAINS if isinstance(after[layer], kind)), 1.0)
-        nn.init.normal_(layer.weight, 0.0, gain / math.sqrt(layer.weight[0].numel()))
-        if layer.bias is not None:
-            layer.bias.zero_()
-    return bool(after)
+    places = Places(model, batch)
+    heads = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    lines = [
+        places.line(m, "nn.init.xavier_uniform_({at}.in_proj_weight)\n"
+                       "nn.init.xavier_uniform_({at}.out_proj.weight)")
+        for m in heads if m.in_proj_weight is not None and m.in_proj_weight.requires_grad
+    ]  # fmt: skip
+    for layer, activation in places.followers().items():
+        if layer.weight.requires_grad:
+            fan_in = layer.weight[0].numel()
+            lines.append(places.line(layer, _normal(fan_in, activation, layer.bias is not None)))
+    return lines
 
 
-@torch.no_grad()
-def orthogonal(model: nn.Module, batch: Batch) -> bool:
+def orthogonal(model: nn.Module, batch: Batch) -> list[Line]:
     """Orthogonal weights with the gain of the activation behind, biases zero."""
-    after = followers(model, batch)
-    for layer in _trainable(list(after)):
-        gain = next((g for kind, g in GAINS if isinstance(after[layer], kind)), 1.0)
-        nn.init.orthogonal_(layer.weight, gain)
-        if layer.bias is not None:
-            layer.bias.zero_()
-    return bool(after)
+    places = Places(model, batch)
+    return [
+        places.line(
+            layer, f"nn.init.orthogonal_({{at}}.weight, {_gain(activation):.4g})"
+                   f"{_zero_bias(layer.bias is not None)}"
+        )
+        for layer, activation in places.followers().items()
+        if layer.weight.requires_grad and layer.weight.ndim > 1
+    ]  # fmt: skip
 
 
-@torch.no_grad()
-def lsuv(model: nn.Module, batch: Batch) -> bool:
+def lsuv(model: nn.Module, batch: Batch) -> list[Line]:
     """Orthogonal weights, then each layer scaled until its output has deviation 1."""
-    if not orthogonal(model, batch):
-        return False
-    for layer in _trainable(list(followers(model, batch))):
-        for _ in range(4):
-            outputs: list[Tensor] = []
-            handle = layer.register_forward_hook(lambda m, a, o, into=outputs: into.append(o))
-            call(model, batch[0])
-            handle.remove()
-            spread = float(outputs[0].float().std())
-            if not math.isfinite(spread) or spread == 0 or abs(spread - 1) < 0.1:
-                break
-            layer.weight /= spread
-    return True
+    places = Places(model, batch)
+    code = (
+        "outputs = []\n"
+        "handle = {at}.register_forward_hook(lambda module, args, out: outputs.append(out))\n"
+        "with torch.no_grad():\n"
+        "    for _ in range(4):  # x: a batch of inputs\n"
+        "        model(x)\n"
+        "        spread = float(outputs[-1].float().std())\n"
+        "        if not math.isfinite(spread) or spread == 0 or abs(spread - 1) < 0.1:\n"
+        "            break\n"
+        "        {at}.weight /= spread\n"
+        "handle.remove()"
+    )
+    fresh = orthogonal(model, batch)
+    tuned = [m for m in places.followers() if m.weight.requires_grad and m.weight.ndim > 1]
+    return fresh + [places.line(layer, code) for layer in tuned]
 
 
-@torch.no_grad()
-def recurrent_init(model: nn.Module, batch: Batch) -> bool:
+def recurrent_init(model: nn.Module, batch: Batch) -> list[Line]:
     """Orthogonal recurrent weights, Xavier inputs, LSTM forget gates open (bias 1)."""
-    found = False
-    for module in model.modules():
-        if not isinstance(module, RECURRENT):
-            continue
-        found = True
-        hidden = module.hidden_size
-        for name, parameter in module.named_parameters():
-            if name.startswith("weight_hh"):
-                for gate in parameter.split(hidden):
-                    nn.init.orthogonal_(gate)
-            elif name.startswith("weight_ih"):
-                nn.init.xavier_uniform_(parameter)
-            else:
-                parameter.zero_()
-                if isinstance(module, nn.LSTM) and name.startswith("bias_ih"):
-                    parameter[hidden : 2 * hidden] = 1.0
-    return found
+    places = Places(model, batch)
+    return [
+        places.line(m, _recurrent(m.hidden_size, isinstance(m, nn.LSTM)))
+        for m in model.modules() if isinstance(m, RECURRENT)
+    ]  # fmt: skip
+
+
+def _recurrent(hidden: int, gated: bool) -> str:
+    opened = f'\n    if name.startswith("bias_ih"):\n        p.data[{hidden} : {2 * hidden}] = 1.0'
+    return (
+        "for name, p in {at}.named_parameters():\n"
+        '    if name.startswith("weight_hh"):\n'
+        f"        for gate in p.data.split({hidden}):\n"
+        "            nn.init.orthogonal_(gate)\n"
+        '    elif name.startswith("weight"):\n'
+        "        nn.init.xavier_uniform_(p)\n"
+        "    else:\n"
+        "        nn.init.zeros_(p)" + (opened if gated else "")
+    )
+
+
+def long_memory(model: nn.Module, batch: Batch) -> list[Line]:
+    """Gates that remember as long as the sequences are: chrono initialisation.
+
+    Biases of the forget (LSTM) or update gates (GRU) are log(U(1, T)) for sequences of T steps.
+    Reference: Tallec and Ollivier, 2018, https://arxiv.org/abs/1804.11188
+    """
+    places = Places(model, batch)
+    lines = []
+    for m in model.modules():
+        if isinstance(m, nn.LSTM | nn.GRU) and m.bias and places.steps > 2:
+            h = m.hidden_size
+            code = (
+                f"{_recurrent(h, False)}\n"
+                'for name, p in {at}.named_parameters():\n    if name.startswith("bias_ih"):\n'
+                f"        p.data[{h} : {2 * h}].uniform_(1, {places.steps - 1}).log_()"
+            )
+            if isinstance(m, nn.LSTM):
+                code += f"\n        p.data[:{h}] = -p.data[{h} : {2 * h}]"
+            lines.append(places.line(m, code))
+    return lines
 
 
 # swapped modules
 
 
-def to_relu(model: nn.Module, batch: Batch) -> bool:
+def to_relu(model: nn.Module, batch: Batch) -> list[Line]:
     """ReLU for every hidden activation, with weights to match; the head stays."""
-    hidden = _hidden_activations(model, batch)
-    swapped = [place(model, old, nn.ReLU()) for old in hidden if not isinstance(old, nn.ReLU)]
-    return any(swapped) and reinit(model, batch)
+    places = Places(model, batch)
+    hidden = places.hidden()
+    swaps = [places.line(m, "{at} = nn.ReLU()") for m in hidden if not isinstance(m, nn.ReLU)]
+    if not swaps:
+        return []
+    after = {k: nn.ReLU() if v in hidden else v for k, v in places.followers().items()}
+    fresh = [
+        places.line(layer, _normal(layer.weight[0].numel(), behind, layer.bias is not None))
+        for layer, behind in after.items() if layer.weight.requires_grad
+    ]  # fmt: skip
+    return swaps + fresh
 
 
-def to_leaky(model: nn.Module, batch: Batch) -> bool:
+def to_leaky(model: nn.Module, batch: Batch) -> list[Line]:
     """Leaky ReLU for every ReLU: units cannot die."""
-    hidden = [m for m in _hidden_activations(model, batch) if isinstance(m, nn.ReLU)]
-    return any([place(model, old, nn.LeakyReLU(0.1)) for old in hidden])
+    places = Places(model, batch)
+    found = [m for m in places.hidden() if isinstance(m, nn.ReLU)]
+    return [places.line(m, "{at} = nn.LeakyReLU(0.1)") for m in found]
 
 
-def _hidden_activations(model: nn.Module, batch: Batch) -> list[nn.Module]:
-    order = in_order(model, batch)
-    last = max((i for i, m in enumerate(order) if isinstance(m, WEIGHTED)), default=-1)
-    return [m for m in order[:last] if isinstance(m, ACTIVATIONS)]
-
-
-def to_gru(model: nn.Module, batch: Batch) -> bool:
+def to_gru(model: nn.Module, batch: Batch) -> list[Line]:
     """A GRU of the same size for every plain RNN: gates keep gradients alive over time."""
-    swapped = False
-    for module in list(model.modules()):
-        if isinstance(module, nn.RNN):
-            options = (module.num_layers, module.bias, module.batch_first, module.dropout)
-            new = nn.GRU(module.input_size, module.hidden_size, *options,
-                         bidirectional=module.bidirectional)  # fmt: skip
-            swapped = place(model, module, new) or swapped
-    return swapped and recurrent_init(model, batch)
+    places = Places(model, batch)
+    lines = []
+    for m in model.modules():
+        if isinstance(m, nn.RNN):
+            plain = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0,
+                     "bidirectional": False}  # fmt: skip
+            options = "".join(
+                f", {k}={getattr(m, k)!r}" for k, v in plain.items() if getattr(m, k) != v
+            )
+            code = f"{{at}} = nn.GRU({m.input_size}, {m.hidden_size}{options})\n"
+            lines.append(places.line(m, code + _recurrent(m.hidden_size, False)))
+    return lines
 
 
-def open_head(model: nn.Module, batch: Batch) -> bool:
+def open_head(model: nn.Module, batch: Batch) -> list[Line]:
     """Without the activation behind the last layer; a softmax over one unit becomes a sigmoid."""
-    order = in_order(model, batch)
+    places = Places(model, batch)
+    order = places.order
     last = max((i for i, m in enumerate(order) if isinstance(m, WEIGHTED)), default=len(order))
     head = [m for m in order[last + 1 :] if isinstance(m, ACTIVATIONS)]
     if not head:
-        return False
+        return []
     units = order[last].weight.shape[0]  # type: ignore[union-attr]
     single = isinstance(head[0], nn.Softmax) and units == 1
-    return place(model, head[0], nn.Sigmoid() if single else nn.Identity())
+    return [places.line(head[0], f"{{at}} = nn.{'Sigmoid' if single else 'Identity'}()")]
 
 
 # norms and residual branches
 
 
-def normalise(model: nn.Module, batch: Batch, *, batchnorm: bool = True) -> bool:
+def normalise(model: nn.Module, batch: Batch, *, batchnorm: bool = True) -> list[Line]:
     """A norm behind every hidden layer that has none."""
-    order = in_order(model, batch)
-    layers = [m for m in order if isinstance(m, WEIGHTED)][:-1]
-    added = False
-    for layer in layers:
-        behind = order[order.index(layer) + 1] if order.index(layer) + 1 < len(order) else None
-        if isinstance(behind, NORMS):
-            continue
+    places = Places(model, batch)
+    order = places.order
+    lines = []
+    for layer in [m for m in order if isinstance(m, WEIGHTED)][:-1]:
+        behind = order[order.index(layer) + 1 :]
         norm = _norm_for(layer, batchnorm)
-        if norm is not None:
-            added = place(model, layer, nn.Sequential(layer, norm)) or added
-    return added
+        if norm and layer not in places.sealed and not isinstance([*behind, None][0], NORMS):
+            lines.append(places.line(layer, f"{{at}} = nn.Sequential({{at}}, {norm})"))
+    return lines
 
 
-def _norm_for(layer: Any, batchnorm: bool) -> nn.Module | None:
+def _norm_for(layer: Any, batchnorm: bool) -> str:
     width = layer.weight.shape[0]
     if isinstance(layer, nn.Linear):
-        return nn.BatchNorm1d(width) if batchnorm else nn.LayerNorm(width)
-    kinds = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
-    kind = kinds.get(type(layer))
-    if kind is None:
-        return None
-    return kind(width) if batchnorm else nn.GroupNorm(1, width)
+        return f"nn.BatchNorm1d({width})" if batchnorm else f"nn.LayerNorm({width})"
+    if type(layer) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        return ""
+    return f"nn.BatchNorm{layer.weight.ndim - 2}d({width})" if batchnorm else (
+        f"nn.GroupNorm(1, {width})"
+    )  # fmt: skip
 
 
-def residual(model: nn.Module, batch: Batch) -> bool:
+def residual(model: nn.Module, batch: Batch) -> list[Line]:
     """Pre-activation residual branches around square layers, and a norm before the head.
 
-    Bounded and squashing activations become GELU inside the branches of vanishing stacks only
-    where they are softmax; others are kept.
+    Activations move into the branches; a hidden softmax becomes GELU there.
     """
-    after = followers(model, batch)
+    places = Places(model, batch)
+    after = places.followers()
     layers = list(after)
-    added = False
+    moved, branches = [], []
     for layer in layers[1:-1] if len(layers) > 2 else []:
         activation = after[layer]
-        square = layer.weight.shape[0] == layer.weight.shape[1]  # type: ignore[union-attr,index]
-        keeps = not isinstance(layer, nn.modules.conv._ConvNd) or _same_size(layer)
-        norm = _norm_for(layer, isinstance(layer, nn.modules.conv._ConvNd))
-        if activation is None or norm is None or not square or not keeps:
+        if isinstance(activation, nn.Softmax):
+            inner = "nn.GELU()"
+        else:
+            inner = f"nn.{activation!r}"
+        square = layer.weight.ndim > 1 and layer.weight.shape[0] == layer.weight.shape[1]
+        conv = isinstance(layer, nn.modules.conv._ConvNd)
+        norm = _norm_for(layer, conv)
+        if (
+            activation is None
+            or layer in places.sealed
+            or not norm
+            or not square
+            or (conv and not _same_size(layer))
+        ):
             continue
-        inner: nn.Module = nn.GELU() if isinstance(activation, nn.Softmax) else activation
-        if place(model, activation, nn.Identity()):
-            added = place(model, layer, Residual(norm, inner, layer)) or added
-    head: Any = layers[-1] if layers else None
-    if added and isinstance(head, nn.Linear):
-        place(model, head, nn.Sequential(nn.LayerNorm(head.in_features), head))
-    return added
+        moved.append(places.line(activation, "{at} = nn.Identity()"))
+        branches.append(places.line(layer, f"{{at}} = Residual({norm}, {inner}, {{at}})"))
+    if not branches:
+        return []
+    head = layers[-1]
+    closing = []
+    if isinstance(head, nn.Linear):
+        closing = [places.line(head, f"{{at}} = nn.Sequential(nn.LayerNorm({head.in_features}), "
+                                     "{at})")]  # fmt: skip
+    return [Line("", inspect.getsource(Residual)), *dict.fromkeys(moved), *branches, *closing]
 
 
 def _same_size(layer: Any) -> bool:
@@ -287,70 +348,87 @@ def _same_size(layer: Any) -> bool:
     return same and all(s == 1 for s in layer.stride)
 
 
-def norm_blocks(model: nn.Module, batch: Batch) -> bool:
-    """A LayerNorm for every `Identity` that stands where a block's norm would, and a zero branch.
+def norm_blocks(model: nn.Module, batch: Batch) -> list[Line]:
+    """Blocks that start as the identity: a norm in front, the last layer of the branch at zero.
 
-    Residual blocks without norms grow with depth: each block starts as the identity instead.
+    For blocks with two or more layers that keep the width and have no norm: residual networks
+    without normalisation grow with depth. Reference: Zhang et al., Fixup, 2019,
+    https://arxiv.org/abs/1901.09321
     """
-    found = False
+    places = Places(model, batch)
+    fronts, ends = [], []
     for parent in model.modules():
-        layers = [m for m in parent.children() if isinstance(m, nn.Linear)]
-        idle = [(n, m) for n, m in parent.named_children() if isinstance(m, nn.Identity)]
-        if isinstance(parent, nn.Sequential) or len(layers) < 2:
+        layers: list[Any] = [m for m in parent.children() if isinstance(m, WEIGHTED)]
+        normed = parent in places.sealed or any(isinstance(m, NORMS) for m in parent.children())
+        if isinstance(parent, nn.Sequential) or len(layers) < 2 or normed:
             continue
-        square = layers[0].in_features == layers[-1].out_features
-        if not square:
+        first, last = layers[0], layers[-1]
+        width = first.weight.shape[1]
+        if width != last.weight.shape[0]:
             continue
-        found = True
-        with torch.no_grad():
-            layers[-1].weight.zero_()
-            if layers[-1].bias is not None:
-                layers[-1].bias.zero_()
-        for name, _ in idle[:1]:
-            setattr(parent, name, nn.LayerNorm(layers[0].in_features))
-    return found
+        norm = f"nn.LayerNorm({width})" if isinstance(first, nn.Linear) else (
+            f"nn.GroupNorm(1, {width})"
+        )  # fmt: skip
+        ends.append(places.line(last, "nn.init.zeros_({at}.weight)"
+                                      f"{_zero_bias(last.bias is not None)}"))  # fmt: skip
+        fronts.append(places.line(first, f"{{at}} = nn.Sequential({norm}, {{at}})"))
+    return ends + fronts
 
 
-# sizes, dropout, scales
+def pre_norm(model: nn.Module, batch: Batch) -> list[Line]:
+    """Norms in front of the branches of torch's transformer layers instead of behind them.
+
+    Reference: Xiong et al., On layer normalization in the transformer architecture, 2020,
+    https://arxiv.org/abs/2002.04745
+    """
+    places = Places(model, batch)
+    kinds = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+    post = [m for m in model.modules() if isinstance(m, kinds) and not m.norm_first]
+    return [places.line(m, "{at}.norm_first = True") for m in post]
 
 
-def widen(model: nn.Module, batch: Batch, *, width: int | None = None) -> bool:
+# sizes, dropout
+
+
+def widen(model: nn.Module, batch: Batch, *, width: int | None = None) -> list[Line]:
     """Hidden widths of a chain of linear layers raised to `width`, with fresh weights."""
     if not isinstance(model, nn.Sequential):
-        return False
+        return []
     linear = [m for m in model if isinstance(m, nn.Linear)]
     other = [m for m in model.modules() if isinstance(m, (*NORMS, *RECURRENT))]
     if len(linear) < 2 or other or any(a.out_features != b.in_features
                                        for a, b in pairwise(linear)):  # fmt: skip
-        return False
+        return []
     size = width or max(64, 2 * max(m.out_features for m in linear[:-1]))
+    places = Places(model, batch)
+    after = places.followers()
+    new, fresh = [], []
     for index, layer in enumerate(linear):
         inputs = layer.in_features if index == 0 else size
         outputs = layer.out_features if index == len(linear) - 1 else size
-        new = nn.Linear(inputs, outputs, layer.bias is not None)
-        place(model, layer, new.to(layer.weight))
-    return reinit(model, batch)
+        biased = layer.bias is not None
+        bias = "" if biased else ", bias=False"
+        new.append(places.line(layer, f"{{at}} = nn.Linear({inputs}, {outputs}{bias})"))
+        fresh.append(places.line(layer, _normal(inputs, after.get(layer), biased)))
+    return new + fresh
 
 
-def narrow(model: nn.Module, batch: Batch) -> bool:
+def narrow(model: nn.Module, batch: Batch) -> list[Line]:
     """Hidden widths of a chain of linear layers at an eighth, at least 8."""
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if len(linear) < 2:
-        return False
-    widest = max(m.out_features for m in linear[:-1])
-    return widest > 16 and widen(model, batch, width=max(8, widest // 8))
+    widest = max((m.out_features for m in linear[:-1]), default=0)
+    return widen(model, batch, width=max(8, widest // 8)) if widest > 16 else []
 
 
-def add_dropout(model: nn.Module, batch: Batch, *, rate: float = 0.5) -> bool:
+def add_dropout(model: nn.Module, batch: Batch, *, rate: float = 0.5) -> list[Line]:
     """Dropout behind every hidden activation."""
-    hidden = _hidden_activations(model, batch)
-    return any([place(model, m, nn.Sequential(m, nn.Dropout(rate))) for m in hidden])
+    places = Places(model, batch)
+    code = f"{{at}} = nn.Sequential({{at}}, nn.Dropout({rate:g}))"
+    return [places.line(m, code) for m in places.hidden()]
 
 
-def ease_dropout(model: nn.Module, batch: Batch, *, rate: float = 0.2) -> bool:
+def ease_dropout(model: nn.Module, batch: Batch, *, rate: float = 0.2) -> list[Line]:
     """All dropout rates at most `rate`."""
+    places = Places(model, batch)
     layers = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
-    eased = [m for m in layers if m.p > rate]
-    for layer in eased:
-        layer.p = rate
-    return bool(eased)
+    return [places.line(m, f"{{at}}.p = {rate:g}") for m in layers if m.p > rate]
