@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from layers import laws
 from layers.laws import LayerExample, module
 from tikhon import layers, penalties
 
@@ -17,6 +18,17 @@ def _moved(mixout: layers.Mixout) -> layers.Mixout:
     with torch.no_grad():
         mixout.module.get_parameter("weight").add_(1.0)  # away from its target
     return mixout
+
+
+def _dropped(layer: layers.NoiseLayer, name: str, weight: torch.Tensor) -> torch.Tensor:
+    """Nothing is left of the weights that the layer drops."""
+    recurrent = isinstance(layer, (layers.WeightDrop, layers.RecurrentDropout))
+    gone = "weight_hh" in name if recurrent else name.endswith("weight")
+    return torch.zeros_like(weight) if gone else weight
+
+
+def _pretrained(layer: layers.NoiseLayer, name: str, weight: torch.Tensor) -> torch.Tensor:
+    return layer.get_buffer("target_" + name.removeprefix("module.").replace(".", "_"))
 
 
 LAYERS = [
@@ -66,7 +78,6 @@ LAYERS = [
         (8, 6),
         variance=_bernoulli,
         tied=(),
-        zero_at_one=False,
     ),
     LayerExample(
         "GaussianNoise",
@@ -75,7 +86,7 @@ LAYERS = [
         variance=lambda std: std**2,
         tied=(),
         multiplicative=False,
-        zero_at_one=False,
+        at_one=laws.unit_noise_is_added,
     ),
     LayerExample(
         "DropPath", layers.DropPath, (8, 2, 3), variance=_bernoulli, tied=(1, 2), monotone=True
@@ -94,7 +105,7 @@ LAYERS = [
         tied=(1, 2),
         variance=lambda rate: (1 - rate) + rate / 3 - (1 - rate) ** 2,
         multiplicative=False,
-        zero_at_one=False,
+        at_one=laws.branch_is_shaken,
         identity=False,
     ),
     LayerExample(
@@ -104,28 +115,28 @@ LAYERS = [
         tied=(1, 2),
         variance=lambda rate: (1 - rate) + rate / 3 - (1 - rate) ** 2,
         multiplicative=False,
-        zero_at_one=False,
+        at_one=laws.branch_is_shaken,
         identity=False,
     ),
     LayerExample(
         "DropBlock1d",
         lambda rate: layers.DropBlock1d(rate, 3),
         (4, 3, 9),
-        zero_at_one=False,
+        at_one=laws.blocks_fall_at_their_seed_rate,
         mean_kept=False,
     ),
     LayerExample(
         "DropBlock2d",
         lambda rate: layers.DropBlock2d(rate, 3),
         (4, 3, 7, 8),
-        zero_at_one=False,
+        at_one=laws.blocks_fall_at_their_seed_rate,
         mean_kept=False,
     ),
     LayerExample(
         "DropBlock2d-shared",
         lambda rate: layers.DropBlock2d(rate, 3, shared=True),
         (4, 3, 7, 7),
-        zero_at_one=False,
+        at_one=laws.blocks_fall_at_their_seed_rate,
         mean_kept=False,
         tied=(1,),
     ),
@@ -133,7 +144,7 @@ LAYERS = [
         "DropBlock3d",
         lambda rate: layers.DropBlock3d(rate, 3),
         (3, 2, 5, 5, 5),
-        zero_at_one=False,
+        at_one=laws.blocks_fall_at_their_seed_rate,
         mean_kept=False,
     ),
     LayerExample(
@@ -150,9 +161,16 @@ LAYERS = [
         (4, 9, 3),
         multiplicative=False,
         mean_kept=False,
-        zero_at_one=False,
-        compiles_whole=False,
-        stackable=False,
+        at_one=laws.one_token_stays,
+        lengths=True,
+    ),
+    LayerExample(
+        "PatchDropout-in-place",
+        lambda rate: layers.PatchDropout(rate, remove=False),
+        (4, 9, 3),
+        mean_kept=False,
+        at_one=laws.one_token_stays,
+        monotone=True,
     ),
     LayerExample(
         "LockedDropout",
@@ -176,14 +194,14 @@ LAYERS = [
         (4, 2, 8, 8),
         mean_kept=False,
         tied=(1,),
-        zero_at_one=False,
+        at_one=laws.square_covers_nine_sixteenths,
     ),
     LayerExample(
         "DropConnect",
         module(lambda: nn.Linear(5, 4), layers.DropConnect),
         (6, 5),
         multiplicative=False,
-        zero_at_one=False,
+        at_one=laws.weights_are(_dropped),
         identity=False,
     ),
     LayerExample(
@@ -195,24 +213,21 @@ LAYERS = [
     ),
     LayerExample(
         "WeightDrop",
-        module(lambda: nn.LSTM(5, 4, batch_first=True), layers.WeightDrop),
+        module(lambda: nn.LSTM(5, 4, 2, batch_first=True), layers.WeightDrop),
         (6, 3, 5),
         mean_kept=False,
         multiplicative=False,
-        zero_at_one=False,
+        at_one=laws.weights_are(_dropped),
         identity=False,
-        compiles_whole=False,
-        stackable=False,
     ),
     LayerExample(
         "RecurrentDropout",
-        module(lambda: nn.GRU(5, 4, batch_first=True), layers.RecurrentDropout),
+        module(lambda: nn.GRU(5, 4, 2, batch_first=True), layers.RecurrentDropout),
         (6, 3, 5),
         mean_kept=False,
         multiplicative=False,
-        zero_at_one=False,
+        at_one=laws.weights_are(_dropped),
         identity=False,
-        compiles_whole=False,
     ),
     LayerExample(
         "EmbeddingDropout",
@@ -227,7 +242,7 @@ LAYERS = [
         module(lambda: nn.Linear(5, 4), lambda m, rate: _moved(layers.Mixout(m, rate))),
         (6, 5),
         multiplicative=False,
-        zero_at_one=False,
+        at_one=laws.weights_are(_pretrained),
         identity=False,
     ),
     LayerExample(
@@ -241,7 +256,7 @@ LAYERS = [
         "VariationalDropout",
         module(lambda: nn.Linear(5, 4), layers.VariationalDropout),
         (6, 5),
-        zero_at_one=False,
+        at_one=laws.no_weight_survives,
         multiplicative=False,
         identity=False,
         learned=True,

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from examples_of import LAYERS
 from tikhon import layers
@@ -71,12 +72,69 @@ def test_a_block_larger_than_the_map_is_refused_with_the_path():
         (layers.TokenDropout(), (3,)),
         (layers.LockedDropout(), (3,)),
         (layers.InputDropout(), (3, 4, 5)),
+        (layers.Dropout(tied=(2,)), (3, 4)),
+        (layers.LockedDropout(time=2), (3, 4)),
+        (layers.WeightDrop(nn.LSTM(4, 2)), (3, 4, 5, 4)),
+        (layers.RecurrentDropout(nn.GRU(4, 2)), (3, 5)),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_wrong_rank_is_refused_by_name(layer, shape):
-    with pytest.raises(ValueError, match=rf"^{type(layer).__name__}: expected .* received shape"):
+    message = rf"{type(layer).__name__}\)?: expected .* received shape"
+    with pytest.raises(ValueError, match=f"^{message}"):
         layer(torch.ones(shape))
+    with pytest.raises(ValueError, match=rf"^body.1 \({message}"):
+        Nested(layer)(torch.ones(shape))
+
+
+class Nested(nn.Module):
+    """A model of a user: nothing of tikhon has walked over it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.body = nn.Sequential(nn.Identity(), layer)
+
+    def forward(model, x):
+        return model.body(x)
+
+
+CALLS = {
+    "plain": lambda model, x: model(x),
+    "inside another": lambda model, x: nn.Sequential(model)(x),
+    "functional": lambda model, x: functional_call(model, dict(model.named_buffers()), (x,)),
+    "vmap": lambda model, x: torch.vmap(model, randomness="different")(x.expand(2, *x.shape)),
+    "compiled": lambda model, x: torch.compile(model, backend="eager")(x),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_error_in_a_running_model_names_the_path(call):
+    model, good, bad = Nested(layers.DropBlock2d(0.1, 3)), torch.ones(2, 1, 5, 5), torch.ones(2, 3)
+    torch.compiler.reset()
+    CALLS[call](model, good)
+    path = "0.body.1" if call == "inside another" else "body.1"
+    with pytest.raises(ValueError, match=rf"^{path} \(DropBlock2d\): expected .* \(2, 3\)"):
+        CALLS[call](model, bad)
+    with pytest.raises(ValueError, match=rf"^{path} \(DropBlock2d\): block_size must be .* map"):
+        CALLS[call](model, torch.ones(2, 1, 5, 2))
+
+
+def test_one_graph_says_which_layer_refuses():
+    run = torch.compile(Nested(layers.Dropout2d()), backend="eager", fullgraph=True)
+    torch.compiler.reset()
+    run(torch.ones(2, 1, 5, 5))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="Dropout2d refuses its input"):
+        run(torch.ones(2, 3))
+
+
+def test_members_of_several_lengths_are_refused_with_the_way_out():
+    model = Nested(layers.PatchDropout(0.5))
+
+    def one(rate):
+        return functional_call(model, {"body.1.rate": rate}, (torch.ones(2, 9, 3),))
+
+    with pytest.raises(ValueError, match=r"^body.1 \(PatchDropout\): .* use remove=False"):
+        torch.vmap(one, randomness="different")(torch.tensor([0.1, 0.5]))
 
 
 def test_other_arguments_are_checked():
@@ -88,7 +146,13 @@ def test_other_arguments_are_checked():
         layers.DropConnect(nn.Linear(2, 2), weights="kernel")
     with pytest.raises(TypeError, match="expected an LSTM or GRU"):
         layers.RecurrentDropout(nn.RNN(2, 2))
-    with pytest.raises(TypeError, match="unpacked sequence of rank 3"):
-        layers.RecurrentDropout(nn.GRU(2, 2))(torch.ones(3, 2))
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2)])
+    with pytest.raises(TypeError, match="a packed sequence has no steps, pad it"):
+        layers.RecurrentDropout(nn.GRU(2, 2))(packed)
+    with pytest.raises(TypeError, match="expected an LSTM, GRU or RNN, received Linear"):
+        layers.WeightDrop(nn.Linear(2, 2))
+    parametrized = nn.utils.parametrizations.weight_norm(nn.GRU(2, 2), "weight_hh_l0")
+    with pytest.raises(TypeError, match="parametrized weights cannot be adopted"):
+        layers.WeightDrop(parametrized)
     with pytest.raises(ValueError, match="uniforms must have the mask's shape"):
         layers.functional.dropout(torch.ones(3), 0.5, uniforms=torch.ones(2))

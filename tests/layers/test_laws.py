@@ -45,8 +45,8 @@ def test_rate_zero_is_evaluation(example: LayerExample):
 
 
 @over()
-def test_rate_one_is_finite_and_zero(example: LayerExample):
-    laws.rate_one_is_finite(example)
+def test_rate_one_is_the_limit_of_the_definition(example: LayerExample):
+    laws.rate_one_is_the_limit(example)
 
 
 @over(where=lambda e: e.tied is not None)
@@ -64,12 +64,12 @@ def test_gradient_flows_through_kept_units_only(example: LayerExample):
     laws.gradient_flows_through_kept_units(example, 0.5)
 
 
-@over(where=lambda e: e.stackable)
+@over(where=lambda e: not e.lengths)
 def test_rates_of_members_under_vmap_equal_a_loop(example: LayerExample):
     laws.members_equal_a_loop(example, (0.1, 0.4, 0.7))
 
 
-@over(where=lambda e: e.stackable)
+@over(where=lambda e: not e.lengths)
 def test_members_under_vmap_draw_their_own_noise(example: LayerExample):
     laws.members_may_differ(example, 0.5)
 
@@ -84,7 +84,12 @@ def test_what_a_larger_rate_keeps_a_smaller_keeps(example: LayerExample):
     laws.larger_rate_keeps_less(example)
 
 
-@over(where=lambda e: e.compiles_whole)
+@over()
+def test_compiled_takes_another_batch_size(example: LayerExample):
+    laws.compiled_takes_another_batch(example)
+
+
+@over()
 def test_compiled_is_one_graph_once_and_equals_eager_in_distribution(example: LayerExample):
     laws.compiled_equals_eager(example)
 

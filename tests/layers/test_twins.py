@@ -212,11 +212,18 @@ def test_mixout_of_the_target_itself_is_the_target():
 
 
 def test_weight_drop_masks_the_recurrent_weights_only():
-    rnn = nn.LSTM(3, 4, 2, bidirectional=True)
+    torch.manual_seed(0)
+    rnn, x = nn.LSTM(3, 4, 2, bidirectional=True), torch.randn(5, 2, 3)
     layer = layers.WeightDrop(rnn, 0.5)
-    assert layer.weights == tuple(
-        f"weight_hh_l{k}{suffix}" for k in (0, 1) for suffix in ("", "_reverse")
-    )
+    assert {*layer.state_dict()} - {"rate"} == {*rnn.state_dict()}  # no name has changed
+    torch.manual_seed(1)
+    found, _ = layer(x)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in rnn.named_parameters():
+            if "weight_hh" in name:
+                weight.copy_(functional.dropout(weight, 0.5))
+    torch.testing.assert_close(found, rnn(x)[0])
 
 
 def test_embedding_dropout_drops_the_same_words_everywhere():

@@ -23,7 +23,7 @@ from tikhon.layers.rates import (
     set_rate,
     set_rate_by_depth,
 )
-from tikhon.layers.recurrent import RecurrentDropout
+from tikhon.layers.recurrent import RecurrentDropout, WeightDrop
 from tikhon.layers.shared_noise import common_noise
 from tikhon.layers.sources import Audit, NoiseSource, audit
 from tikhon.layers.structured import (
@@ -41,7 +41,7 @@ from tikhon.layers.structured import (
     TokenDropout,
     WordDropout,
 )
-from tikhon.layers.weights import DropConnect, EmbeddingDropout, Mixout, WeightDrop
+from tikhon.layers.weights import DropConnect, EmbeddingDropout, Mixout
 
 __all__ = [
     "AlphaDropout",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from tikhon.layers import functional
+from tikhon.layers.masks import check_dims, check_rank
 from tikhon.layers.noise import NoiseLayer
 
 
@@ -29,6 +30,7 @@ class Dropout(NoiseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
+        check_dims(x, self.tied, self)
         return functional.dropout(
             x, self.rate, tied=self.tied, training=self.training, generator=self.generator
         )
@@ -69,7 +71,7 @@ class FeatureAlphaDropout(NoiseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
-        functional.check_rank(x, range(2, 9), self.label, "(N, C, ...)")
+        check_rank(x, range(2, 9), self, "(N, C, ...)")
         return functional.feature_alpha_dropout(
             x, self.rate, training=self.training, generator=self.generator
         )

@@ -14,7 +14,7 @@ from tikhon.layers import attention, dropout, recurrent, structured
 from tikhon.layers.learned import VariationalDropout
 from tikhon.layers.masks import check_rate
 from tikhon.layers.noise import NoiseLayer
-from tikhon.layers.rates import Pattern, matches, named_modules
+from tikhon.layers.paths import Pattern, matches, named_modules
 from tikhon.layers.sources import noise_sources
 from tikhon.layers.weights import _WeightNoise
 
@@ -70,7 +70,7 @@ def insert_dropout(
         raise ValueError(unknown("place", where, CHILD))
     places = {}
     for pattern, layer in layers.items():
-        if isinstance(layer, (_WeightNoise, VariationalDropout, recurrent.RecurrentDropout)):
+        if isinstance(layer, (_WeightNoise, VariationalDropout, recurrent._RecurrentNoise)):
             name = type(layer).__name__
             raise TypeError(
                 f"{name} takes a module: assign it, as in model.fc1 = {name}(model.fc1, 0.2)"

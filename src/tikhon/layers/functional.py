@@ -4,7 +4,7 @@ Every function takes `rate` as a number or as a 0-d tensor. A tensor may be a bu
 between steps, or be batched by `torch.vmap`, so no code branches on its value. Without
 `generator` and `uniforms` the noise comes from torch's global generator; `uniforms` are numbers
 in [0, 1) of the mask's shape, which couples two rates: what the larger keeps, the smaller keeps.
-`where` opens the message of an error.
+`where` opens the message of an error: a name, or the layer that calls.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from torch import Generator, Tensor
 
 from tikhon.layers.masks import (
     Rate,
+    Where,
     check_rank,
     draw,
     draw_normal,
     inverse_keep,
     mask_shape,
+    name_of,
     readable,
 )
+from tikhon.layers.tokens import patch_dropout as patch_dropout
+from tikhon.layers.tokens import word_dropout as word_dropout
 
 
 def dropout(
@@ -185,12 +189,14 @@ def gaussian_dropout(
 ) -> Tensor:
     """Multiply every entry by normal noise of mean 1 and of dropout's variance rate / (1 - rate).
 
+    Zeros at rate 1, where the variance has no value.
     Reference: Srivastava et al. 2014, section 10, https://jmlr.org/papers/v15/srivastava14a.html
     """
     if not training:
         return x
-    scale = (rate * inverse_keep(rate, torch.float32)) ** 0.5
-    return x * draw_normal(x, generator, uniforms).mul(scale).add_(1).to(x.dtype)
+    inverse = inverse_keep(rate, torch.float32)
+    scale, mean = (rate * inverse) ** 0.5, (1 - rate) * inverse  # mean 1, and 0 at rate 1
+    return x * draw_normal(x, generator, uniforms).mul(scale).add_(mean).to(x.dtype)
 
 
 def gaussian_noise(
@@ -219,7 +225,7 @@ def drop_block(
     training: bool = True,
     generator: Generator | None = None,
     uniforms: Tensor | None = None,
-    where: str = "drop_block",
+    where: Where = "drop_block",
 ) -> Tensor:
     """Zero blocks of `block_size` in every spatial dimension of `x` (N, C, ...), rescale the rest.
 
@@ -232,12 +238,12 @@ def drop_block(
     size, pool = x.shape[2:], {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
     if len(size) not in pool:
         raise ValueError(
-            f"{where}: expected (N, C, ...) with 1 to 3 spatial dimensions, "
+            f"{name_of(where)}: expected (N, C, ...) with 1 to 3 spatial dimensions, "
             f"received shape {tuple(x.shape)}"
         )
     if block_size % 2 == 0 or not 1 <= block_size <= min(size):
         raise ValueError(
-            f"{where}: block_size must be odd and fit in the map of {tuple(size)}, "
+            f"{name_of(where)}: block_size must be odd and fit in the map of {tuple(size)}, "
             f"received {block_size}"
         )
     if not training:
@@ -254,56 +260,6 @@ def drop_block(
     kept = 1 - blocks
     mean = kept.mean(dtype=torch.float32)
     return x * (kept * torch.where(mean > 0, 1 / mean, 0.0).to(x.dtype))
-
-
-def patch_dropout(
-    x: Tensor,
-    rate: Rate,
-    *,
-    prefix: int = 1,
-    ordered: bool = False,
-    training: bool = True,
-    generator: Generator | None = None,
-    uniforms: Tensor | None = None,
-    where: str = "patch_dropout",
-) -> Tensor:
-    """Remove tokens of `x` (N, L, D): keep `prefix` and a random max(1, int((L-prefix)(1-rate))).
-
-    The length of the output depends on the rate, which therefore is read as a number.
-    `uniforms` are (N, L - prefix). Reference: Liu et al. 2022, https://arxiv.org/abs/2208.07220
-    """
-    check_rank(x, [3], where, "(batch, tokens, features)")
-    if not training:
-        return x
-    head, body = x[:, :prefix], x[:, prefix:]
-    keep = 1 - float(rate) + 1e-6  # a float32 rate of 0.3 is a little more than 0.3
-    count = min(max(1, int(body.shape[1] * keep)), body.shape[1])
-    order = draw(body.shape[:2], x, generator, uniforms).argsort(dim=1)[:, :count]
-    order = order.sort(dim=1).values if ordered else order
-    index = order.unsqueeze(-1).expand(-1, -1, body.shape[2])
-    return torch.cat([head, body.gather(1, index)], dim=1)
-
-
-def word_dropout(
-    ids: Tensor,
-    rate: Rate,
-    *,
-    unknown: int,
-    protect: Sequence[int] = (),
-    training: bool = True,
-    generator: Generator | None = None,
-    uniforms: Tensor | None = None,
-) -> Tensor:
-    """Replace token ids by `unknown` with probability `rate`, except the ids in `protect`.
-
-    Reference: Bowman et al. 2016, https://arxiv.org/abs/1511.06349
-    """
-    if not training:
-        return ids
-    kept = draw(ids.shape, ids, generator, uniforms) >= rate
-    for special in protect:
-        kept = kept | (ids == special)
-    return torch.where(kept, ids, unknown)
 
 
 def shake_drop(
@@ -338,7 +294,7 @@ def input_dropout(
     training: bool = True,
     generator: Generator | None = None,
     uniforms: Tensor | None = None,
-    where: str = "input_dropout",
+    where: Where = "input_dropout",
 ) -> Tensor:
     """Zero one square of `x` (N, C, H, W) whose area is `rate` of the image (Cutout).
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 Rate = float | Tensor
+Where = str | nn.Module  # who fails: a name, or a layer that knows its `label`
 
 
 def check_rate(rate: object, where: str, *, upper: float = 1.0) -> float:
@@ -23,10 +24,15 @@ def check_rate(rate: object, where: str, *, upper: float = 1.0) -> float:
     return float(rate)
 
 
-def check_rank(x: Tensor, ranks: Sequence[int], where: str, shape: str) -> None:
+def name_of(where: Where) -> str:
+    """How a message begins; asked for only when something fails, since it may search."""
+    return where if isinstance(where, str) else str(where.label)
+
+
+def check_rank(x: Tensor, ranks: Sequence[int], where: Where, shape: str) -> None:
     """An error that names the expected `shape` unless x has one of the ranks."""
     if x.ndim not in ranks:
-        raise ValueError(f"{where}: expected {shape}, received shape {tuple(x.shape)}")
+        raise ValueError(f"{name_of(where)}: expected {shape}, received shape {tuple(x.shape)}")
 
 
 def readable(rate: Rate) -> Rate:
@@ -35,14 +41,22 @@ def readable(rate: Rate) -> Rate:
         return float(rate)
     if torch.compiler.is_compiling() or not rate.is_cpu:
         return rate
-    if torch._C._functorch.is_functorch_wrapped_tensor(rate):  # type: ignore[attr-defined]
-        return rate
-    return rate.item()
+    return rate if batched(rate) else rate.item()
+
+
+def batched(x: Tensor) -> bool:
+    """Whether x is seen through `torch.vmap` or another transform of torch.func."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)  # type: ignore[attr-defined]
 
 
 def draw(shape: Sequence[int], like: Tensor, g: Generator | None, uniforms: Tensor | None):
     """Uniform numbers in [0, 1), in float32: half precision would round the rate."""
     if uniforms is None:
+        # two calls: where a generator is named, even None, torch.rand refuses symbolic sizes
+        if g is None:
+            return torch.rand(tuple(shape), device=like.device)
         return torch.rand(tuple(shape), device=like.device, generator=g)
     if uniforms.shape != torch.Size(shape):
         raise ValueError(
@@ -54,9 +68,20 @@ def draw(shape: Sequence[int], like: Tensor, g: Generator | None, uniforms: Tens
 def draw_normal(like: Tensor, g: Generator | None, uniforms: Tensor | None) -> Tensor:
     """Standard normal numbers of `like`'s shape and dtype; uniforms pass through the quantiles."""
     if uniforms is None:
+        if g is None:
+            return torch.randn(like.shape, dtype=like.dtype, device=like.device)
         return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=g)
     tiny = torch.finfo(torch.float32).eps / 2
     return torch.special.ndtri(draw(like.shape, like, g, uniforms).clamp(tiny, 1 - tiny)).to(like)
+
+
+def check_dims(x: Tensor, dims: Sequence[int], where: Where) -> None:
+    """An error unless x has these dimensions."""
+    if not all(-x.ndim <= d < x.ndim for d in dims):
+        raise ValueError(
+            f"{name_of(where)}: expected an input with dimension {', '.join(map(str, dims))}, "
+            f"received shape {tuple(x.shape)}"
+        )
 
 
 def inverse_keep(rate: Rate, dtype: torch.dtype) -> Rate:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tikhon.errors import unknown
 from tikhon.layers.noise import NoiseLayer
-from tikhon.layers.rates import named_modules
+from tikhon.layers.paths import named_modules
 from tikhon.layers.sources import noise_sources
 
 # their evaluation shortcuts would skip the noise of their children

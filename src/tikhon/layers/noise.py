@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.layers.masks import check_rate
+from tikhon.layers.paths import path_in_running_model
 
 
 class NoiseLayer(nn.Module):
@@ -17,7 +18,7 @@ class NoiseLayer(nn.Module):
     A buffer may change between steps without a new compilation, is part of the state dict, and
     may be stacked by `torch.func.stack_module_state`: one rate for each member of a population.
     `generator` replaces torch's global source of random numbers (eager mode only). `path` is the
-    layer's place in its model, for messages; whatever walks over a model writes it.
+    layer's place in the model that a verb walked over last, for messages.
     """
 
     upper: ClassVar[float] = 1.0  # the rate is in [0, upper)
@@ -29,7 +30,7 @@ class NoiseLayer(nn.Module):
         super().__init__()
         self.generator: torch.Generator | None = None
         self.path = ""
-        self._hold(self.check(rate))
+        self._hold(check_rate(rate, type(self).__name__, upper=self.upper))
 
     def _hold(self, rate: float) -> None:
         self.register_buffer("rate", torch.tensor(rate, dtype=torch.float32))
@@ -40,9 +41,9 @@ class NoiseLayer(nn.Module):
 
     @property
     def label(self) -> str:
-        """The path in the model, if known, and the class."""
-        name = type(self).__name__
-        return f"{self.path} ({name})" if self.path else name
+        """The path in the running or last walked model, if there is one, and the class."""
+        name, path = type(self).__name__, path_in_running_model(self) or self.path
+        return f"{path} ({name})" if path else name
 
     def check(self, rate: float | Tensor) -> float:
         """`rate` as a float in this layer's range, or an error that names the layer's path."""

@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 from tikhon.errors import unknown
 from tikhon.layers.noise import NoiseLayer
-
-Pattern = str | type[nn.Module]
-WRAPPERS = ("_orig_mod", "module")  # torch.compile; DataParallel and its kin
-
-
-def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of every module once, without the names that wrappers add."""
-    wrapped = type(model).__name__ in (
-        "OptimizedModule",
-        "DataParallel",
-        "DistributedDataParallel",
-    )
-    for path, module in model.named_modules():
-        parts = path.split(".")
-        while wrapped and parts and parts[0] in WRAPPERS:
-            parts = parts[1:]
-        yield ".".join(parts), module
-
-
-def matches(pattern: Pattern, path: str, module: nn.Module) -> bool:
-    """Whether a shell glob on module paths or a module type names this module."""
-    if isinstance(pattern, str):
-        return fnmatchcase(path, pattern)
-    return isinstance(module, pattern)
+from tikhon.layers.paths import Pattern, matches, named_modules
 
 
 def noise_layers(model: nn.Module, pattern: Pattern = "*") -> dict[str, NoiseLayer]:

@@ -1,18 +1,27 @@
-"""Noise between the layers and on the recurrent state of LSTM, GRU and RNN."""
+"""Noise between the layers, on the states and on the recurrent weights of LSTM, GRU and RNN."""
 
 from __future__ import annotations
 
-from operator import attrgetter
+from abc import abstractmethod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
 
 from tikhon.layers import functional
+from tikhon.layers.dropout import Dropout
+from tikhon.layers.masks import batched
 from tikhon.layers.noise import NoiseLayer
+
+KERNELS = {
+    "LSTM": torch.lstm,
+    "GRU": torch.gru,
+    "RNN_TANH": torch.rnn_tanh,
+    "RNN_RELU": torch.rnn_relu,
+}
 
 
 class _LayerByLayer(nn.RNNBase):
@@ -24,41 +33,7 @@ class _LayerByLayer(nn.RNNBase):
         """Output and last states, as in torch."""
         if not self.between_layers.training:
             return super().forward(input, hx)
-        directions = 2 if self.bidirectional else 1
-        states = []
-        for k in range(self.num_layers):
-            rows = slice(k * directions, (k + 1) * directions)
-            initial = None if hx is None else _each(hx, lambda h, rows=rows: h[rows])
-            if k > 0:
-                input = _noisy(self.between_layers, input)
-            input, last = functional_call(self._one(k), self._weights(k), (input, initial))
-            states.append(last)
-        if isinstance(states[0], tuple):
-            return input, tuple(torch.cat(parts) for parts in zip(*states, strict=True))
-        return input, torch.cat(states)
-
-    def _weights(self, k: int) -> dict[str, Tensor]:
-        names = [name for name, _ in self.named_parameters(recurse=False)]
-        names = [n for n in names if n.removesuffix("_reverse").endswith(f"_l{k}")]
-        return {n.replace(f"_l{k}", "_l0"): attrgetter(n)(self) for n in names}
-
-    def _one(self, k: int) -> nn.RNNBase:
-        """A one-layer module without weights of its own, for layer k."""
-        directions = 2 if self.bidirectional else 1
-        width = (self.proj_size or self.hidden_size) * directions
-        size = self.input_size if k == 0 else width
-        arguments = {
-            "bias": self.bias,
-            "batch_first": self.batch_first,
-            "bidirectional": self.bidirectional,
-            "device": "meta",
-        }
-        if isinstance(self, nn.LSTM):
-            return nn.LSTM(size, self.hidden_size, proj_size=self.proj_size, **arguments)
-        if isinstance(self, nn.GRU):
-            return nn.GRU(size, self.hidden_size, **arguments)
-        kind = self.mode.removeprefix("RNN_").lower()
-        return nn.RNN(size, self.hidden_size, nonlinearity=kind, **arguments)
+        return _stack(self, self._parameters, input, hx)
 
 
 class LSTM(_LayerByLayer, nn.LSTM):
@@ -73,21 +48,83 @@ class RNN(_LayerByLayer, nn.RNN):
     """`nn.RNN` whose dropout is the child `between_layers`; made by `replace_dropout`."""
 
 
-def _each(hx, function):
-    return tuple(map(function, hx)) if isinstance(hx, tuple) else function(hx)
+class _RecurrentNoise(NoiseLayer):
+    """An LSTM, GRU or RNN with noise inside, which takes the place of the module.
+
+    It adopts the module's parameters under their names; keeping the module would break every
+    compiled graph, because `torch.compile` does not enter those classes.
+    """
+
+    rowwise = False
+
+    def __init__(self, module: nn.RNNBase, rate: float) -> None:
+        kind = type(self).__name__
+        if not isinstance(module, nn.RNNBase):
+            raise TypeError(f"{kind}: expected an LSTM, GRU or RNN, received {module!r}")
+        if is_parametrized(module):
+            raise TypeError(f"{kind}: parametrized weights cannot be adopted, received {module!r}")
+        super().__init__(rate)
+        self.mode, self.input_size, self.hidden_size = (
+            module.mode,
+            module.input_size,
+            module.hidden_size,
+        )
+        self.num_layers, self.proj_size, self.bias = (
+            module.num_layers,
+            module.proj_size,
+            module.bias,
+        )
+        self.batch_first, self.bidirectional = module.batch_first, module.bidirectional
+        for name, parameter in module.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        between = module.num_layers > 1 and module.dropout > 0
+        self.between_layers = Dropout(module.dropout) if between else None
+
+    @abstractmethod
+    def forward(self, x: Any, hx: Any = None) -> Any:  # type: ignore[override]
+        """Output and last states, as in torch."""
+
+    def extra_repr(self) -> str:
+        """The rate and the sizes."""
+        return (
+            f"{super().extra_repr()}, {self.mode}({self.input_size}, {self.hidden_size}), "
+            f"num_layers={self.num_layers}"
+        )
 
 
-def _noisy(layer: NoiseLayer, x):
-    return x._replace(data=layer(x.data)) if isinstance(x, PackedSequence) else layer(x)
+class WeightDrop(_RecurrentNoise):
+    """DropConnect on the hidden-to-hidden weights of an LSTM, GRU or RNN, one mask for all steps.
+
+    It takes the module's place and adopts its parameters: `model.rnn = WeightDrop(model.rnn)`
+    changes no name. Shapes: those of `module`. `rate` is in [0, 1). Raises ValueError for a rate
+    out of range, TypeError for another module.
+    Reference: Merity et al. 2018, https://arxiv.org/abs/1708.02182
+
+    >>> WeightDrop(nn.LSTM(3, 4), 0.5)(torch.ones(5, 1, 3))[0].shape
+    torch.Size([5, 1, 4])
+    """
+
+    def __init__(self, module: nn.RNNBase, rate: float = 0.5) -> None:
+        super().__init__(module, rate)
+
+    def forward(self, x: Any, hx: Any = None) -> Any:
+        """Output and last states, as in torch."""
+        weights: dict[str, Any] = dict(self._parameters)
+        if self.training:
+            for name, weight in list(weights.items()):
+                if name.startswith("weight_hh"):
+                    weights[name] = functional.dropout(weight, self.rate, generator=self.generator)
+        return _stack(self, weights, x, hx)
 
 
-class RecurrentDropout(NoiseLayer):
+class RecurrentDropout(_RecurrentNoise):
     """Dropout of the hidden state inside an LSTM or GRU, one mask a row for all steps.
 
     All gates of step t see mask * h(t-1) / (1 - rate), with one mask for each layer and direction
-    (Keras draws one for each gate); memory cells and outputs are not touched. Training steps
-    through time in Python; evaluation is torch's fused code. Shapes: those of `module`, batched
-    and not packed, without projections. `rate` is in [0, 1). Raises ValueError for a rate out of
+    (Keras draws one for each gate); memory cells and outputs are not touched. It takes the
+    module's place and adopts its parameters: `model.rnn = RecurrentDropout(model.rnn)` changes no
+    name. Training steps through time in Python; evaluation is torch's fused code. Shapes: those of
+    `module`, in training not packed. `rate` is in [0, 1). Raises ValueError for a rate out of
     range, TypeError for another module or input. Reference: Gal and Ghahramani 2016,
     https://arxiv.org/abs/1512.05287
 
@@ -96,71 +133,149 @@ class RecurrentDropout(NoiseLayer):
     torch.Size([2, 5, 4])
     """
 
+    rowwise = True
+
     def __init__(self, module: nn.LSTM | nn.GRU, rate: float = 0.5) -> None:
-        if not isinstance(module, (nn.LSTM, nn.GRU)) or module.proj_size:
-            raise TypeError(
-                "RecurrentDropout: expected an LSTM or GRU without projections, received "
-                f"{module!r}"
-            )
-        super().__init__(rate)
-        self.module = module
+        if not isinstance(module, (nn.LSTM, nn.GRU)):
+            raise TypeError(f"RecurrentDropout: expected an LSTM or GRU, received {module!r}")
+        super().__init__(module, rate)
 
     def forward(self, x: Any, hx: Any = None) -> Any:
         """Output and last states, as in torch."""
         if not self.training:
-            return self.module(x, hx)
-        if isinstance(x, PackedSequence) or x.ndim != 3:
-            raise TypeError(f"{self.label}: expected a batched, unpacked sequence of rank 3")
-        rnn, states = self.module, []
-        x = x.transpose(0, 1) if rnn.batch_first else x
-        for k in range(rnn.num_layers):
-            if k > 0 and rnn.dropout:
-                x = F.dropout(x, rnn.dropout)
-            outputs = []
-            for direction in range(2 if rnn.bidirectional else 1):
-                row = len(states)
-                initial = None if hx is None else _each(hx, lambda h, row=row: h[row])
-                suffix = f"_l{k}" + "_reverse" * direction
-                output, last = self._run(x.flip(0) if direction else x, initial, suffix)
-                outputs.append(output.flip(0) if direction else output)
-                states.append(last)
-            x = torch.cat(outputs, -1)
-        x = x.transpose(0, 1) if rnn.batch_first else x
-        if isinstance(rnn, nn.LSTM):
-            return x, tuple(torch.stack(parts) for parts in zip(*states, strict=True))
-        return x, torch.stack(states)
+            return _stack(self, self._parameters, x, hx)
+        if isinstance(x, PackedSequence):
+            raise TypeError(f"{self.label}: a packed sequence has no steps, pad it")
+        return _stack(self, self._parameters, x, hx, state_noise=self._mask)
 
-    def _run(self, x: Tensor, initial, suffix: str):
-        """One layer in one direction over x (T, N, in)."""
-        rnn = self.module
-        names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if rnn.bias else [])]
-        w_in, w_state, *biases = (getattr(rnn, name + suffix) for name in names)
-        b_in, b_state = biases or (None, None)
-        gates = F.linear(x, w_in, b_in)
-        h = x.new_zeros(x.shape[1], rnn.hidden_size)
-        c = h
-        if initial is not None:
-            h, c = initial if isinstance(initial, tuple) else (initial, h)
-        mask = functional.dropout(torch.ones_like(h), self.rate, generator=self.generator)
-        outputs = []
-        for gate in gates:
-            recurrent = F.linear(h * mask, w_state, b_state)
-            if isinstance(rnn, nn.LSTM):
-                h, c = _lstm(gate + recurrent, c)
-            else:
-                h = _gru(gate, recurrent, h)
-            outputs.append(h)
-        return torch.stack(outputs), (h, c) if isinstance(rnn, nn.LSTM) else h
+    def _mask(self, h: Tensor) -> Tensor:
+        return functional.dropout(torch.ones_like(h), self.rate, generator=self.generator)
 
 
-def _lstm(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    i, f, g, o = gates.chunk(4, -1)
+def _stack(rnn: Any, weights: Any, input: Any, hx: Any, *, state_noise: Any = None) -> Any:
+    """A recurrent stack of rnn's sizes with these weights; `state_noise(h)` masks its states."""
+    packed = isinstance(input, PackedSequence)
+    x: Tensor = input.data if packed else input
+    sizes: Any = input.batch_sizes if packed else None
+    if x.ndim not in ((2,) if packed else (2, 3)) or x.shape[-1] != rnn.input_size:
+        where = rnn.label if isinstance(rnn, NoiseLayer) else type(rnn).__name__
+        raise ValueError(
+            f"{where}: expected (time, batch, {rnn.input_size}) or without a batch, "
+            f"received shape {tuple(x.shape)}"
+        )
+    single = not packed and x.ndim == 2
+    if single:
+        x, hx = x.unsqueeze(1), _each(hx, lambda h: h.unsqueeze(1))
+    elif not packed and rnn.batch_first:
+        x = x.transpose(0, 1)
+    if packed and input.sorted_indices is not None:
+        hx = _each(hx, lambda h: h.index_select(1, input.sorted_indices))
+    hx = _zeros(rnn, x, int(sizes[0]) if packed else x.shape[1]) if hx is None else hx
+    fused = state_noise is None and not _stepwise(rnn, x, weights)
+    states = []
+    directions = 2 if rnn.bidirectional else 1
+    for k in range(rnn.num_layers):
+        if k > 0 and rnn.between_layers is not None:
+            x = rnn.between_layers(x)
+        rows = slice(k * directions, (k + 1) * directions)
+        initial = _each(hx, lambda h, rows=rows: h[rows])
+        suffixes = [f"_l{k}", f"_l{k}_reverse"][:directions]
+        own = [_weights_of(weights, suffix) for suffix in suffixes]
+        if fused or packed:
+            x, last = _fused(rnn, own, x, initial, sizes)
+        else:
+            x, last = _unrolled(rnn, own, x, initial, state_noise)
+        states.append(last)
+    last = tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+    if packed and input.unsorted_indices is not None:
+        last = tuple(h.index_select(1, input.unsorted_indices) for h in last)
+    if single:
+        x, last = x.squeeze(1), tuple(h.squeeze(1) for h in last)
+    elif not packed and rnn.batch_first:
+        x = x.transpose(0, 1)
+    output = input._replace(data=x) if packed else x
+    return output, last if rnn.mode == "LSTM" else last[0]
+
+
+def _stepwise(rnn: Any, x: Tensor, weights: Any) -> bool:
+    """Where torch's fused kernel cannot be called: it has no rule for `vmap`, nor for symbols."""
+    if torch.compiler.is_compiling():
+        return isinstance(rnn, NoiseLayer)  # torch.compile does not enter the others
+    return batched(x) or any(map(batched, weights.values()))
+
+
+def _each(hx: Any, function: Any) -> Any:
+    if hx is None:
+        return None
+    return tuple(map(function, hx)) if isinstance(hx, tuple) else function(hx)
+
+
+def _zeros(rnn: Any, x: Tensor, batch: int) -> Any:
+    count = rnn.num_layers * (2 if rnn.bidirectional else 1)
+    h = x.new_zeros(count, batch, rnn.proj_size or rnn.hidden_size)
+    return (h, x.new_zeros(count, batch, rnn.hidden_size)) if rnn.mode == "LSTM" else h
+
+
+def _weights_of(weights: Any, suffix: str) -> list[Tensor]:
+    """Weights and biases of one layer and direction, in the order of torch's kernels."""
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    return [weights[kind + suffix] for kind in kinds if kind + suffix in weights]
+
+
+def _fused(rnn: Any, own: list, x: Tensor, initial: Any, sizes: Tensor | None) -> tuple:
+    flat = [weight for weights in own for weight in weights]
+    options = (flat, rnn.bias, 1, 0.0, rnn.training, rnn.bidirectional)
+    kernel: Any = KERNELS[rnn.mode]
+    if sizes is None:
+        output, *last = kernel(x, initial, *options, False)
+    else:
+        output, *last = kernel(x, sizes, initial, *options)
+    return output, tuple(last)
+
+
+def _unrolled(rnn: Any, own: list, x: Tensor, initial: Any, noise: Any) -> tuple:
+    """The same, step by step: for masks on states, and for `vmap`, which has no fused rule."""
+    initial = initial if isinstance(initial, tuple) else (initial,)
+    outputs, lasts = [], []
+    for direction, weights in enumerate(own):
+        state = tuple(h[direction] for h in initial)
+        mask = None if noise is None else noise(state[0])
+        output, last = _run(rnn, weights, x.flip(0) if direction else x, state, mask)
+        outputs.append(output.flip(0) if direction else output)
+        lasts.append(last)
+    return torch.cat(outputs, -1), tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
+
+
+def _run(rnn: Any, weights: list, x: Tensor, state: tuple, mask: Tensor | None) -> tuple:
+    """One layer in one direction over x (T, N, in)."""
+    w_in, w_state, *others = weights
+    b_in, b_state = others[:2] if rnn.bias else (None, None)
+    step, outputs = STEPS[rnn.mode], []
+    for gate in F.linear(x, w_in, b_in).unbind():
+        h = state[0] if mask is None else state[0] * mask
+        state = step(gate, F.linear(h, w_state, b_state), *state)
+        if rnn.proj_size:
+            state = (F.linear(state[0], others[-1]), state[1])
+        outputs.append(state[0])
+    return torch.stack(outputs), state
+
+
+def _lstm(gates: Tensor, recurrent: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+    i, f, g, o = (gates + recurrent).chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
 
 
-def _gru(gates: Tensor, recurrent: Tensor, h: Tensor) -> Tensor:
+def _gru(gates: Tensor, recurrent: Tensor, h: Tensor) -> tuple[Tensor, ...]:
     (r, z, n), (hr, hz, hn) = gates.chunk(3, -1), recurrent.chunk(3, -1)
     z = (z + hz).sigmoid()
     n = (n + (r + hr).sigmoid() * hn).tanh()
-    return (1 - z) * n + z * h
+    return ((1 - z) * n + z * h,)
+
+
+STEPS = {
+    "LSTM": _lstm,
+    "GRU": _gru,
+    "RNN_TANH": lambda gates, recurrent, h: ((gates + recurrent).tanh(),),
+    "RNN_RELU": lambda gates, recurrent, h: ((gates + recurrent).relu(),),
+}

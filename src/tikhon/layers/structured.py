@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from tikhon.layers import functional
-from tikhon.layers.masks import check_rank
+from tikhon.layers.masks import check_dims, check_rank
 from tikhon.layers.noise import NoiseLayer
 
 
@@ -21,7 +22,7 @@ class _SpatialDropout(NoiseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
-        check_rank(x, self.ranks, self.label, self.shape)
+        check_rank(x, self.ranks, self, self.shape)
         return functional.spatial_dropout(
             x, self.rate, training=self.training, generator=self.generator
         )
@@ -84,7 +85,7 @@ class _DropBlock(NoiseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
-        check_rank(x, [self.dims + 2], self.label, f"(N, C, ...) with {self.dims + 2} dimensions")
+        check_rank(x, [self.dims + 2], self, f"(N, C, ...) with {self.dims + 2} dimensions")
         return functional.drop_block(
             x,
             self.rate,
@@ -92,7 +93,7 @@ class _DropBlock(NoiseLayer):
             shared=self.shared,
             training=self.training,
             generator=self.generator,
-            where=self.label,
+            where=self,
         )
 
     def extra_repr(self) -> str:
@@ -202,40 +203,60 @@ class TokenDropout(NoiseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
-        check_rank(x, range(2, 9), self.label, "(..., tokens, features)")
+        check_rank(x, range(2, 9), self, "(..., tokens, features)")
         return functional.token_dropout(
             x, self.rate, training=self.training, generator=self.generator
         )
 
 
 class PatchDropout(NoiseLayer):
-    """Remove a share `rate` of the tokens after the first `prefix` ones, without rescaling.
+    """Keep a random share 1 - `rate` of the tokens after the first `prefix` ones, unscaled.
 
-    Shapes: (N, L, D) to (N, prefix + max(1, int((L - prefix)(1 - rate))), D). `rate` is in
-    [0, 1); `ordered` keeps the order of the tokens. The length follows the rate, so a compiled
-    model breaks its graph here and a population cannot have several rates. Raises ValueError
-    otherwise.
-    Reference: Liu et al. 2022, https://arxiv.org/abs/2208.07220
+    Shapes: (N, L, D) to (N, prefix + max(1, int((L - prefix)(1 - rate))), D); `ordered` keeps the
+    order of the tokens. As in timm the length follows the rate: a compiled model compiles again
+    for a new rate, given by `set_rate`, and a population cannot have several. With `remove=False`
+    the other tokens become zeros in their places: one shape, one compilation for all rates, one
+    rate for each member; attention still sees the zeros, unless masked. `rate` is in [0, 1).
+    Raises ValueError otherwise. Reference: Liu et al. 2022, https://arxiv.org/abs/2208.07220
 
     >>> PatchDropout(0.5)(torch.ones(1, 9, 2)).shape
     torch.Size([1, 5, 2])
+    >>> PatchDropout(0.5, remove=False)(torch.ones(1, 9, 1)).sum()
+    tensor(5.)
     """
 
-    def __init__(self, rate: float = 0.5, *, prefix: int = 1, ordered: bool = False) -> None:
+    def __init__(
+        self, rate: float = 0.5, *, prefix: int = 1, ordered: bool = False, remove: bool = True
+    ) -> None:
         super().__init__(rate)
-        self.prefix, self.ordered = prefix, ordered
+        self.prefix, self.ordered, self.remove = prefix, ordered, remove
+
+    def _hold(self, rate: float) -> None:
+        super()._hold(rate)
+        self._static_rate = rate  # the buffer as a number that a compiler may read
+
+    def set_rate(self, rate: float | Tensor) -> None:
+        """Write a rate into the buffer, in place."""
+        super().set_rate(rate)
+        self._static_rate = self.check(rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fewer tokens in training mode, `x` otherwise."""
+        """The kept tokens in training mode, `x` otherwise."""
+        static = self.remove and torch.compiler.is_compiling()
         return functional.patch_dropout(
             x,
-            self.rate,
+            self._static_rate if static else self.rate,
             prefix=self.prefix,
             ordered=self.ordered,
+            remove=self.remove,
             training=self.training,
             generator=self.generator,
-            where=self.label,
+            where=self,
         )
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._static_rate = self.rate.item()
 
 
 class LockedDropout(NoiseLayer):
@@ -255,7 +276,8 @@ class LockedDropout(NoiseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
-        check_rank(x, range(2, 9), self.label, "at least two dimensions, one of them time")
+        check_rank(x, range(2, 9), self, "at least two dimensions, one of them time")
+        check_dims(x, [self.time], self)
         return functional.locked_dropout(
             x, self.rate, time=self.time, training=self.training, generator=self.generator
         )
@@ -306,7 +328,7 @@ class InputDropout(NoiseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """The images with a hole in training mode, `x` otherwise."""
         return functional.input_dropout(
-            x, self.rate, training=self.training, generator=self.generator, where=self.label
+            x, self.rate, training=self.training, generator=self.generator, where=self
         )
 
 

@@ -58,24 +58,6 @@ class DropConnect(_WeightNoise):
         return functional.dropout(weight, self.rate, generator=self.generator)
 
 
-class WeightDrop(_WeightNoise):
-    """DropConnect on the hidden-to-hidden weights of an LSTM, GRU or RNN, one mask for all steps.
-
-    Shapes: those of `module`. `rate` is in [0, 1). Raises ValueError for a rate out of range.
-    Reference: Merity et al. 2018, https://arxiv.org/abs/1708.02182
-
-    >>> WeightDrop(nn.LSTM(3, 4), 0.5)(torch.ones(5, 1, 3))[0].shape
-    torch.Size([5, 1, 4])
-    """
-
-    def __init__(self, module: nn.RNNBase, rate: float = 0.5) -> None:
-        super().__init__(module, rate, "weight_hh*")
-
-    def noisy(self, name: str, weight: Tensor) -> Tensor:
-        """Dropout of the weight."""
-        return functional.dropout(weight, self.rate, generator=self.generator)
-
-
 class EmbeddingDropout(_WeightNoise):
     """Zero whole words of an embedding with probability `rate`, the same words for the batch.
 

@@ -1,0 +1,74 @@
+"""Noise on tokens as pure functions; `tikhon.layers.functional` has them with all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from tikhon.layers.masks import Rate, Where, batched, check_rank, draw, name_of
+
+PATCH_SLACK = 1e-6  # a float32 rate of 0.3 is a little more than 0.3
+
+
+def patch_dropout(
+    x: Tensor,
+    rate: Rate,
+    *,
+    prefix: int = 1,
+    ordered: bool = False,
+    remove: bool = True,
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+    where: Where = "patch_dropout",
+) -> Tensor:
+    """Keep `prefix` tokens of `x` (N, L, D) and a random max(1, int((L - prefix)(1 - rate))).
+
+    The others are removed, so that the length of the output depends on the rate, which is read as
+    a number; with `remove=False` they become zeros in their places and the rate may be any tensor.
+    `uniforms` are (N, L - prefix), the same for both forms: the tokens with the smallest stay.
+    Reference: Liu et al. 2022, https://arxiv.org/abs/2208.07220
+    """
+    check_rank(x, [3], where, "(batch, tokens, features)")
+    if not training:
+        return x
+    head, body = x[:, :prefix], x[:, prefix:]
+    length = body.shape[1]
+    order = draw(body.shape[:2], x, generator, uniforms).argsort(dim=1)
+    if not remove:
+        count = (length * (1 - rate + PATCH_SLACK) // 1) + 0 * order[:1, :1]
+        kept = order.argsort(dim=1) < count.clamp(min(1, length), length)
+        return torch.cat([head, body * kept.unsqueeze(-1).to(x.dtype)], dim=1)
+    if isinstance(rate, Tensor) and batched(rate):
+        raise ValueError(
+            f"{name_of(where)}: members of different rates keep different numbers of tokens, "
+            "which do not stack: use remove=False, which zeroes them"
+        )
+    order = order[:, : min(max(1, int(length * (1 - float(rate) + PATCH_SLACK))), length)]
+    order = order.sort(dim=1).values if ordered else order
+    index = order.unsqueeze(-1).expand(-1, -1, body.shape[2])
+    return torch.cat([head, body.gather(1, index)], dim=1)
+
+
+def word_dropout(
+    ids: Tensor,
+    rate: Rate,
+    *,
+    unknown: int,
+    protect: Sequence[int] = (),
+    training: bool = True,
+    generator: Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Replace token ids by `unknown` with probability `rate`, except the ids in `protect`.
+
+    Reference: Bowman et al. 2016, https://arxiv.org/abs/1511.06349
+    """
+    if not training:
+        return ids
+    kept = draw(ids.shape, ids, generator, uniforms) >= rate
+    for special in protect:
+        kept = kept | (ids == special)
+    return torch.where(kept, ids, unknown)
