@@ -317,8 +317,20 @@ def test_containers_and_wrappers_are_refused():
         layers.insert_dropout(model, {"body": layers.Dropout()})
     with pytest.raises(TypeError, match="DropConnect takes a module"):
         layers.insert_dropout(model, {"body.0": layers.DropConnect(nn.Linear(2, 2))})
-    with pytest.raises(TypeError, match=r"expected a layer of tikhon.layers"):
+    with pytest.raises(TypeError, match=r"^body.0: expected a layer of tikhon.layers"):
         layers.insert_dropout(model, {"body.0": nn.Dropout()})
+
+
+@pytest.mark.parametrize("change", [layers.insert_dropout, layers.replace_dropout])
+@pytest.mark.parametrize("bad", ["0.2", layers.Dropout, 1.0, float("nan"), -0.5], ids=str)
+def test_a_layer_that_is_none_or_has_no_valid_rate_is_refused(change, bad):
+    model = nn.ModuleDict({"body": nn.Dropout(0.3)})
+    if isinstance(bad, float):
+        rate, bad = bad, layers.Dropout()
+        bad.rate.fill_(rate)  # past the checks of set_rate
+    with pytest.raises((TypeError, ValueError), match=r"^body( \(Dropout\))?: .*received"):
+        change(model, {"body": bad})
+    assert list(model.modules())[1:] == [model["body"]] and type(model["body"]) is nn.Dropout
 
 
 def test_a_rate_of_one_in_a_fixed_layer_is_named():

@@ -75,8 +75,7 @@ def insert_dropout(
             raise TypeError(
                 f"{name} takes a module: assign it, as in model.fc1 = {name}(model.fc1, 0.2)"
             )
-        if not isinstance(layer, NoiseLayer):
-            raise TypeError(f"{pattern}: expected a layer of tikhon.layers, received {layer!r}")
+        _check(layer, pattern)
         for path, module in _places(model, pattern):
             if path in places or hasattr(module, CHILD[where]):
                 has = getattr(module, CHILD[where], None) or places[path][1]
@@ -116,7 +115,9 @@ def replace_dropout(
             raise ValueError(unknown("fixed dropout", name, fixed) if fixed else _nothing(model))
         for path in found:
             module, (kind, rate, options) = fixed[path]
-            if layer is None:
+            if layer is not None:
+                _check(layer, pattern)
+            else:
                 check_rate(rate, f"{path} ({type(module).__name__})")
             new = kind(rate, **options) if layer is None else copy.deepcopy(layer)
             chosen[path] = (module, new)
@@ -124,6 +125,14 @@ def replace_dropout(
     for path, (module, new) in chosen.items():
         _replace(edit, model, path, module, new)
     return edit
+
+
+def _check(layer: object, pattern: Pattern) -> None:
+    name = pattern if isinstance(pattern, str) else pattern.__name__
+    if not isinstance(layer, NoiseLayer):
+        raise TypeError(f"{name}: expected a layer of tikhon.layers, received {layer!r}")
+    if "rate" in layer._buffers:
+        check_rate(layer.rate, f"{name} ({type(layer).__name__})", upper=layer.upper)
 
 
 def _nothing(model: nn.Module) -> str:
