@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
+from diagnosed import show
 from torch import nn
-
-import tikhon as tk
 
 
 def data():
@@ -47,29 +44,5 @@ def build() -> nn.Module:
     return Block()
 
 
-def main() -> None:
-    """Diagnose, cure, and keep the pages."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--budget", default="60s")
-    parser.add_argument("--output", help="folder for the report; tikhon report shows it")
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    train, valid, model = *data(), build()
-    program = dict(
-        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3), valid=valid, steps=options.steps
-    )
-    found = tk.diagnose(model, train, nn.CrossEntropyLoss(), **program)
-    print(found)
-    cured = tk.cure(
-        model, train, nn.CrossEntropyLoss(), diagnosis=found, budget=options.budget, **program
-    )
-    print(cured)
-    if options.output:
-        cured.save(options.output, overwrite=True)
-        print(f"page: {tk.report.write(options.output)}")
-
-
 if __name__ == "__main__":
-    main()
+    show(__doc__, data, build, lambda p: torch.optim.AdamW(p, lr=1e-3), steps=150)

@@ -255,12 +255,12 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     """Training ends far from what the data allow, and no broken gradient explains it."""
     explained = {"exploding_gradient", "vanishing_gradient", "slow_convergence", "dying_relu"}
     explained |= {"saturated_activation", "oscillating_loss", "poor_init"}
-    if not ev.trained or ev.record.failure is not None or ev.learned >= 0.6:
+    if not ev.trained or ev.record.failure is not None or ev.learned >= e.RESTRAINED:
         return None
     share = penalty_share(ev)
     dropped = weak_dropout(ev)
     numbers = {"learned": ev.learned}
-    if share >= e.DOMINANT:
+    if share >= (e.DOMINANT if ev.learned < 0.6 or ev.falling else e.BALANCED):
         numbers["penalty_share"] = share
         why = f"the penalty makes up {share:.0%} of what moves the weights"
         return Finding("underfitting", "critical", (), numbers, why)
@@ -269,7 +269,7 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
         numbers["dropout"] = rate
         why = f"dropout passes {1 - rate:.0%} of the units of {dropped[0]}"
         return Finding("underfitting", "critical", dropped, numbers, why)
-    if found & explained or (ev.falling and not _narrow(ev)):
+    if ev.learned >= 0.6 or found & explained or (ev.falling and not _narrow(ev)):
         return None
     narrow = _narrow(ev)
     why = "the network is too small or too restrained for the data"
