@@ -1,4 +1,4 @@
-"""The three moves by which a term acts within one optimizer step."""
+"""The moves by which terms act within one optimizer step, many parameters at a time."""
 
 from __future__ import annotations
 
@@ -12,37 +12,56 @@ from tikhon.metric import UNIFORM, Gain, stationary_gain
 from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty, Proximable
 from tikhon.penalties.constraints import TopK
-from tikhon.penalties.elementwise import L2, MCP, SCAD
+from tikhon.penalties.elementwise import MCP, SCAD
+from tikhon.rounding import SHORT
 from tikhon.targets import local
 from tikhon.terms import Binding
 
+_many: Any = torch  # its _foreach functions are public in all but their names
 Group = dict[str, Any]
 GroupOf = Callable[[nn.Parameter], Group]
 
 
-def add_gradient(binding: Binding, group: Group, scale: Tensor | None, measure: bool) -> None:
-    """Put `grad + gradient of the penalty` in the place of `.grad`, in a tensor of its own.
+def add_gradients(
+    bindings: list[Binding], group_of: GroupOf, scale: Tensor | None, *, measure: bool
+) -> None:
+    """Put `grad + gradient of the penalty` in the place of each `.grad`, in tensors of their own.
 
     `scale` is what a GradScaler has multiplied the gradients by, where the optimizer divides.
     """
-    factor: float | Tensor = -1.0 if group.get("maximize") else 1.0
-    factor = factor if scale is None else factor * scale
-    params = binding.target.params
-    for param in params:
-        if param.grad is not None and param.grad.is_sparse:
-            raise TypeError(
-                f"{binding.name} adds a gradient to {binding.target.name!r}, whose gradient is "
-                f'sparse; use how="decoupled", or an Embedding with sparse=False'
-            )
-    if measure:
-        own = binding.arrange([_gradient(p) for p in params]).norm()
-        ours = (binding.penalty.grad(binding.read()) * factor).norm()
-        binding.share = ours / (ours + own)
-    alpha = factor * binding.dial.value
-    if is_plain_decay(binding) and not isinstance(alpha, Tensor):
+    plain: dict[float, dict[int, nn.Parameter]] = {}
+    for binding in bindings:
+        params = binding.target.params
+        for param in params:
+            if _gradient(param).is_sparse:
+                raise TypeError(
+                    f"{binding.name} adds a gradient to {binding.target.name!r}, whose gradient "
+                    f'is sparse; use how="decoupled", or an Embedding with sparse=False'
+                )
+        factor: float | Tensor = -1.0 if group_of(params[0]).get("maximize") else 1.0
+        factor = factor if scale is None else factor * scale
+        if measure:
+            own = binding.arrange([_gradient(p) for p in params]).norm()
+            ours = (binding.penalty.grad(binding.read()) * factor).norm()
+            binding.share = ours / (ours + own)
+        alpha = factor * binding.dial.value
+        if binding.plain and not isinstance(alpha, Tensor):
+            (param,) = params
+            if id(param) in plain.setdefault(alpha, {}):  # the same penalty twice
+                param.grad = torch.add(_gradient(param), param.detach(), alpha=alpha)
+            plain[alpha][id(param)] = param
+        else:
+            _add_gradient(binding, factor)
+    for alpha, by_id in plain.items():
+        params = tuple(by_id.values())
         # the very operation of torch's own weight_decay, hence equal to it bit for bit
-        params[0].grad = torch.add(_gradient(params[0]), params[0].detach(), alpha=alpha)
-        return
+        totals = _many._foreach_add([_gradient(p) for p in params], params, alpha=alpha)
+        for param, total in zip(params, totals):
+            param.grad = total
+
+
+def _add_gradient(binding: Binding, factor: float | Tensor) -> None:
+    params = binding.target.params
     totals = [_gradient(param).clone() for param in params]
     added = binding.penalty.grad(binding.read()) * factor
     if binding.whole:
@@ -53,53 +72,109 @@ def add_gradient(binding: Binding, group: Group, scale: Tensor | None, measure: 
         param.grad = total
 
 
-def shrink(binding: Binding, lr: float | Tensor, measure: bool) -> None:
-    """Move against the penalty's gradient by lr, outside the optimizer's metric (AdamW)."""
-    w = binding.read()
-    if measure:
-        binding.share = (lr * binding.penalty.grad(w)).norm()
-    if is_plain_decay(binding):
-        binding.write_(w.mul_(1 - lr * binding.dial.value))
-    else:
-        binding.write_(w - lr * binding.penalty.grad(w))
+def shrink(
+    bindings: list[Binding], group_of: GroupOf, skipped: Tensor | None, *, measure: bool
+) -> None:
+    """Move against the penalties' gradients by lr, outside the optimizer's metric (AdamW)."""
+    plain: dict[float, list[nn.Parameter]] = {}
+    for binding in bindings:
+        param = binding.target.params[0]
+        lr = group_of(param)["lr"]
+        lr = lr if skipped is None else lr * (1 - skipped)
+        if measure:
+            binding.share = (lr * binding.penalty.grad(binding.read())).norm()
+        amount = lr * binding.dial.value
+        if binding.plain and not isinstance(amount, Tensor) and param.dtype not in SHORT:
+            plain.setdefault(1 - amount, []).append(param)
+        elif binding.plain:
+            binding.write_(binding.read().mul_(1 - amount))
+        else:
+            w = binding.read()
+            binding.write_(w - lr * binding.penalty.grad(w))
+    for factor, params in plain.items():
+        _many._foreach_mul_(params, factor)
 
 
 def settle(
-    binding: Binding,
+    bindings: list[Binding],
     optimizer: optim.Optimizer,
     group_of: GroupOf,
     skipped: Tensor | None,
-    moved_from: Tensor | None,
+    moved: dict[str, Tensor],
 ) -> None:
-    """Replace the weights by their prox, unless the optimizer has skipped this step."""
-    before = None if skipped is None and moved_from is None else binding.read().clone()
-    # a kernel wherever there is one, measured or not: it rounds in its own way, and a resumed run
-    # measures in other steps
-    if not _settle_in_place(binding, optimizer, group_of):
-        penalty = binding.penalty
-        assert isinstance(penalty, Proximable)
-        step, _ = gain_of(binding, optimizer, group_of)
-        binding.write_(penalty.prox(binding.read(), step))
-    if before is None:
-        return
-    after = binding.read()
-    if skipped is not None:
-        after = torch.where(skipped.bool(), before, after)
-        binding.write_(after)
-    if moved_from is not None:
-        ours = (after - before).norm()
-        binding.share = ours / (ours + (before - moved_from).norm())
+    """Replace the weights by their prox, unless the optimizer has skipped this step.
+
+    `moved` holds the weights from before the step, by the binding's name, where shares are asked.
+    """
+    kept = [b.read().clone() for b in bindings] if skipped is not None or moved else []
+    # by a kernel wherever there is one, measured or not: it rounds in its own way, and a resumed
+    # run measures in other steps
+    together: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = {}
+    for binding in bindings:
+        gain = _gain_for_kernel(binding, optimizer, group_of)
+        if gain is not None and binding.kernel == "entries":
+            l1, l2 = kernels.thresholds(binding.penalty, gain.numerator)  # type: ignore[arg-type]
+            numbers = (gain.moment is None, l1, l2, gain.scale, gain.eps)
+            weights, moments = together.setdefault(numbers, ([], []))
+            weights.append(binding.target.params[0])
+            if gain.moment is not None:
+                moments.append(gain.moment)
+        elif gain is not None:
+            kernels.shrink_rows_(
+                binding.penalty,  # type: ignore[arg-type]
+                binding.target.params[0],
+                gain.numerator,  # type: ignore[arg-type]
+                gain.moment,
+                gain.scale,  # type: ignore[arg-type]
+                gain.eps,
+            )
+        elif not _settle_in_place(binding, optimizer, group_of):
+            penalty = binding.penalty
+            assert isinstance(penalty, Proximable)
+            step, _ = gain_of(binding, optimizer, group_of)
+            binding.write_(penalty.prox(binding.read(), step))
+    for (alone, *numbers), (weights, moments) in together.items():
+        kernels.shrink_(weights, None if alone else moments, tuple(numbers))  # type: ignore[arg-type]
+    for binding, before in zip(bindings, kept):
+        after = binding.read()
+        if skipped is not None:
+            after = torch.where(skipped.bool(), before, after)
+            binding.write_(after)
+        if binding.name in moved:
+            ours = (after - before).norm()
+            binding.share = ours / (ours + (before - moved[binding.name]).norm())
+
+
+def _gain_for_kernel(
+    binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf
+) -> Gain | None:
+    """The step, if a kernel can take it and the parameter as they are."""
+    if not binding.kernel or isinstance(binding.dial.value, Tensor):
+        return None
+    param = binding.target.params[0]
+    if not (binding.whole or binding.by_dim_0) or not kernels.fits(param):
+        return None
+    gain = _gain(binding, optimizer, group_of(param))
+    if not gain.root or isinstance(gain.numerator, Tensor) or isinstance(gain.scale, Tensor):
+        return None
+    if not gain.numerator or (gain.moment is not None and not kernels.alike(param, gain.moment)):
+        return None
+    return gain
+
+
+def _gain(binding: Binding, optimizer: optim.Optimizer, group: Group) -> Gain:
+    """The step of a prox on a single parameter, in parts."""
+    if binding.how == "decoupled":
+        return Gain(group["lr"])
+    return stationary_gain(optimizer, group, optimizer.state[binding.target.params[0]])
 
 
 def _settle_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf) -> bool:
-    """The same by a kernel without full-size temporaries; False if there is none for the case."""
-    if binding.route != "prox" or len(binding.target.params) != 1:
+    """By a kernel without full-size temporaries; False if there is none for the case."""
+    if not binding.kernel:
         return False
     (param,) = binding.target.params
-    if binding.how == "decoupled":
-        gain = Gain(group_of(param)["lr"])
-    else:
-        gain = stationary_gain(optimizer, group_of(param), optimizer.state[param])
+    gain = _gain(binding, optimizer, group_of(param))
     if not gain.root:
         return False
     w = binding.read()
@@ -180,12 +255,6 @@ def _ignores_metric(binding: Binding) -> bool:
     In a metric whose steps grow where gradients vanish TopK would drop the weights that fit.
     """
     return binding.base.constraint and (binding.base.elementwise or isinstance(binding.base, TopK))
-
-
-def is_plain_decay(binding: Binding) -> bool:
-    """Whether the term is weight decay in torch's own sense."""
-    base = binding.base
-    return type(base) is L2 and base.center is None and base.weights is None
 
 
 def _gradient(param: nn.Parameter) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.assignments import Audit, Trace, assign, warn_of_contradictions
-from tikhon.moves import add_gradient, gain_of, refuse_unsupported, settle, shrink
-from tikhon.sharding import refuse_inexact, summed, zeros_of
+from tikhon.moves import add_gradients, gain_of, refuse_unsupported, settle, shrink
+from tikhon.plan import Plan, cloned, is_trained, sizes_of, steps_of
+from tikhon.sharding import refuse_inexact, zeros_of
 from tikhon.strengths.controllers import Controller, Observation, Reading
-from tikhon.targets import is_lazy, slots, unwrap
-from tikhon.terms import Binding, Dial, How, Terms, bind
+from tikhon.targets import is_lazy, slots, summed, unwrap
+from tikhon.terms import Binding, Dial, How, Term, Terms, bind, replayed
 
 
 def regularize(
@@ -88,8 +89,8 @@ class Regularizer:
         while isinstance(inner := getattr(optimizer, "optimizer", None), optim.Optimizer):
             optimizer = inner  # Accelerate's and Lightning's wrappers
         self.optimizer = optimizer
-        self._index_groups()
-        if not any(self._held(binding) for binding in self._bindings):
+        self._plan = Plan.of(optimizer, self._bindings)
+        if not any(self._plan.routes.values()):
             names = ", ".join(binding.target.name for binding in self._bindings[:5])
             raise ValueError(
                 f"the optimizer holds none of the matched parameters ({names}); attach to the "
@@ -97,11 +98,11 @@ class Regularizer:
             )
         self._check_terms()
         warn_of_contradictions(self.model, optimizer, self._bindings)
-        self._steps_before = _steps_of(optimizer) - self.steps
+        self._steps_before = steps_of(optimizer) - self.steps
         self._last_seen = None
         self._handles = [
-            optimizer.register_step_pre_hook(cast(Any, torch.compiler.disable)(self._pre_step)),
-            optimizer.register_step_post_hook(cast(Any, torch.compiler.disable)(self._post_step)),
+            optimizer.register_step_pre_hook(_untraced(self._pre_step)),
+            optimizer.register_step_post_hook(_untraced(self._post_step)),
         ]
 
     def remove(self) -> None:
@@ -117,7 +118,7 @@ class Regularizer:
         self.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        lost = ("_handles", "_group_index", "_last_seen")
+        lost = ("_handles", "_plan", "_last_seen")
         return {k: v for k, v in vars(self).items() if k not in lost}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -146,6 +147,10 @@ class Regularizer:
     def strengths(self) -> dict[str, float]:
         """The strength in force of every term on every parameter, by `parameter/Penalty`."""
         return {b.name: float(b.dial.value) for b in self._bindings if not b.base.constraint}
+
+    def replay(self, steps: int) -> dict[Any, list[Term]]:
+        """The terms with the strengths that `Hypergradient` found, for another run of `steps`."""
+        return replayed(self._bindings, steps)
 
     def audit(self) -> Audit:
         """Who gets what: every parameter, its terms, mode, strength now, and why excluded."""
@@ -182,8 +187,8 @@ class Regularizer:
             "schema_version": 1,
             "steps": self.steps,
             "strengths": {name: dial.value for name, dial in self._dials().items()},
-            "memory": {name: _cloned(dial.memory) for name, dial in self._dials().items()},
-            "rounding": _cloned(self._bindings[0].rounding.lost),
+            "memory": {name: cloned(dial.memory) for name, dial in self._dials().items()},
+            "rounding": cloned(self._bindings[0].rounding.lost),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -196,19 +201,18 @@ class Regularizer:
             )
         self.steps = state["steps"]
         for name, dial in dials.items():
-            dial.memory = _cloned(state["memory"][name])
+            dial.memory = cloned(state["memory"][name])
             dial.turn(self.steps)
             if isinstance(dial.source, Controller):
                 dial.set(state["strengths"][name])
-        self._bindings[0].rounding.lost = _cloned(state["rounding"])
+        self._bindings[0].rounding.lost = cloned(state["rounding"])
 
     # -- one step -----------------------------------------------------------------------------
 
     def _pre_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
         self._rematch()
-        for binding in self._bindings:
-            if isinstance(binding.dial.source, Controller) and binding.dial.source.needs_before:
-                self._earlier[binding.name] = binding.read().clone()
+        for binding in self._plan.copied:
+            self._earlier[binding.name] = binding.read().clone()
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if closure is None:
             self._penalize()
@@ -227,48 +231,53 @@ class Regularizer:
             first = False
             if isinstance(self.optimizer, optim.LBFGS):  # its line search compares losses
                 with torch.no_grad():
-                    loss = loss + sum(self._value(b) for b in self._active("gradient"))
+                    loss = loss + sum(self._value(b) for b in self._plan.active("gradient"))
             return loss
 
         return evaluate
 
-    @torch.no_grad()
     def _penalize(self, *, decay: bool = True) -> None:
         """All that comes before the optimizer's own step."""
+        plan, measure = self._plan, self._moved is not None
+        if not (plan.routes["gradient"] or plan.routes["decay"] or measure):
+            return
         scale = getattr(self.optimizer, "grad_scale", None)  # fused optimizers divide inside
         skipped = getattr(self.optimizer, "found_inf", None)
-        for binding in self._active("gradient"):
-            for param in binding.target.params:
-                self._gradients.setdefault(param, param.grad)
-            group = self._group(binding.target.params[0])
-            add_gradient(binding, group, scale, measure=self._moved is not None)
-        for binding in self._active("decay") if decay else ():
-            lr = self._group(binding.target.params[0])["lr"]
-            lr = lr if skipped is None else lr * (1 - skipped)
-            shrink(binding, lr, measure=self._moved is not None)
-        if self._moved is not None:
-            self._moved = {b.name: b.read().clone() for b in self._bindings}
+        with torch.no_grad():
+            if plan.routes["gradient"]:
+                found = plan.active("gradient")
+                for binding in found:
+                    for param in binding.target.params:
+                        self._gradients.setdefault(param, param.grad)
+                add_gradients(found, self._group, scale, measure=measure)
+            if decay and plan.routes["decay"]:
+                shrink(plan.active("decay"), self._group, skipped, measure=measure)
+            if measure:
+                self._moved = {b.name: b.read().clone() for b in self._bindings}
 
-    @torch.no_grad()
     def _post_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
         """All that comes after it, except when a GradScaler has found an overflow."""
         self._restore_gradients()
+        plan = self._plan
         skipped = getattr(optimizer, "found_inf", None)
-        if skipped is not None and (self._reads_back or skipped.device.type == "cpu"):
+        if skipped is not None and (skipped.device.type == "cpu" or not plan.constant):
             if skipped:
                 return
             skipped = None
         moved, self._moved = self._moved or {}, None
-        for binding in self._active("decay") if moved else ():
-            own = (binding.read() - moved[binding.name]).norm()
-            binding.share = binding.share / (binding.share + own)  # type: ignore[operator]
-        self._consult("moved")
-        for route in ("prox", "project"):
-            for binding in self._active(route):
-                settle(binding, optimizer, self._group, skipped, moved.get(binding.name))
-        self.steps += 1
-        self._consult("settled")
-        for dial in self._dials().values():
+        with torch.no_grad():
+            for binding in plan.active("decay") if moved else ():
+                own = (binding.read() - moved[binding.name]).norm()
+                binding.share = binding.share / (binding.share + own)  # type: ignore[operator]
+            if plan.consulted["moved"]:
+                self._consult("moved")
+            for route in ("prox", "project"):
+                if plan.routes[route]:
+                    settle(plan.active(route), optimizer, self._group, skipped, moved)
+            self.steps += 1
+            if plan.consulted["settled"]:
+                self._consult("settled")
+        for dial in plan.moving:
             dial.turn(self.steps)
         self._last_seen = _Sighting.of(self._bindings[0].target.params[0])
 
@@ -276,14 +285,10 @@ class Regularizer:
         """Ask the controllers of a phase for their strengths."""
         shared: dict[int, dict[str, Any]] = {}
         step = self.steps + (phase == "moved")
-        for dial in self._dials().values():
-            controller = dial.source
-            if not isinstance(controller, Controller) or controller.phase != phase:
-                continue
-            if step % controller.every:
-                continue
-            bindings = [b for b in self._bindings if b.dial is dial and self._trained(b)]
-            if not bindings:
+        for dial, held in self._plan.consulted[phase]:
+            controller = cast(Controller, dial.source)
+            bindings = [binding for binding in held if is_trained(binding)]
+            if step % controller.every or not bindings:
                 continue
             scratch = shared.setdefault(id(controller), {})
             readings = [self._reading(binding) for binding in bindings]
@@ -312,24 +317,11 @@ class Regularizer:
 
     # -- bindings and groups ------------------------------------------------------------------
 
-    def _active(self, route: str) -> Iterator[Binding]:
-        """The bindings of a route that act in this step."""
-        return (b for b in self._bindings if b.route == route and not b.off and self._trained(b))
-
-    def _trained(self, binding: Binding) -> bool:
-        """Whether the optimizer holds the target's parameters, and all of them have gradients."""
-        return self._held(binding) and all(p.grad is not None for p in binding.target.params)
-
     def _held(self, binding: Binding) -> bool:
-        return all(id(param) in self._group_index for param in binding.target.params)
+        return all(id(param) in self._plan.groups for param in binding.target.params)
 
     def _group(self, param: nn.Parameter) -> dict[str, Any]:
-        return self.optimizer.param_groups[self._group_index[id(param)]]
-
-    def _index_groups(self) -> None:
-        groups = self.optimizer.param_groups
-        self._sizes = [len(group["params"]) for group in groups]
-        self._group_index = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
+        return self.optimizer.param_groups[self._plan.groups[id(param)]]
 
     def _rematch(self) -> None:
         """Notice add_param_group, and lazy parameters that have got their shape."""
@@ -339,8 +331,9 @@ class Regularizer:
             for binding in self._bindings:
                 binding.dial = known.get(binding.dial.name, binding.dial)
             self._lazy = False
-        if self._sizes != [len(group["params"]) for group in self.optimizer.param_groups]:
-            self._index_groups()
+            self._plan = Plan.of(self.optimizer, self._bindings)
+        if self._plan.sizes != sizes_of(self.optimizer):
+            self._plan = Plan.of(self.optimizer, self._bindings)
             self._check_terms()
 
     def _check_terms(self) -> None:
@@ -352,7 +345,7 @@ class Regularizer:
         """Warn if the weights were trained without the hooks, which copies of optimizers lose."""
         if not self._handles:
             return
-        missed = _steps_of(self.optimizer) - self._steps_before - self.steps
+        missed = steps_of(self.optimizer) - self._steps_before - self.steps
         first = self._bindings[0].target.params[0]
         behind = self._last_seen is not None and self._last_seen.was_left_behind_by(first)
         if missed > 0 or behind:
@@ -362,11 +355,6 @@ class Regularizer:
                 f"the state_dict of the Regularizer together with the optimizer's",
                 stacklevel=3,
             )
-
-    @property
-    def _reads_back(self) -> bool:
-        """Whether a strength moves with the step, so that skipped steps must be known at once."""
-        return any(not isinstance(d.source, float | int | Tensor) for d in self._dials().values())
 
     def _dials(self) -> dict[str, Dial]:
         return {binding.dial.name: binding.dial for binding in self._bindings}
@@ -391,10 +379,13 @@ class _Sighting:
         return param._version != self.version and param.grad is not None and not same_grad
 
 
-def _steps_of(optimizer: optim.Optimizer) -> int:
-    counts = (state.get("step", 0) for state in optimizer.state.values())
-    return int(max(counts, default=0))
+def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, kept out of the graph when the optimizer's step is compiled."""
+    apart = cast(Any, torch.compiler.disable)(hook)
 
+    def call(optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return apart(optimizer, args, kwargs)
+        return hook(optimizer, args, kwargs)  # the detour costs as much as a small kernel
 
-def _cloned(memory: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in memory.items()}
+    return call

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from tikhon.targets import local
 
+SHORT = (torch.float16, torch.bfloat16)
+
 
 class Rounding:
     """What writing to float16 or bfloat16 weights has lost, given back at the next read.
@@ -22,7 +24,7 @@ class Rounding:
     def read(self, name: str, param: Tensor) -> Tensor:
         """The weights, in float32 with what they have lost if they are 16-bit."""
         w = local(param)
-        if w.dtype not in (torch.float16, torch.bfloat16):
+        if w.dtype not in SHORT:
             return w
         return w.float() + self.lost.get(name, 0.0)
 
@@ -31,5 +33,5 @@ class Rounding:
         w = local(param)
         if exact.data_ptr() != w.data_ptr():
             w.copy_(exact)
-        if w.dtype in (torch.float16, torch.bfloat16):
+        if w.dtype in SHORT:
             self.lost[name] = exact - w.float()

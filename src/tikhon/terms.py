@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tikhon.errors import unknown
+from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty, Proximable, check_strength
+from tikhon.penalties.elementwise import L2
 from tikhon.rounding import Rounding
 from tikhon.strengths.controllers import Controller
 from tikhon.targets import Pattern, Slot, Target, is_lazy, local, match, targets_of
 
 How = Literal["objective", "decoupled"]
+Route = Literal["gradient", "decay", "prox", "project"]
 Strength = float | Tensor | Callable[[int], float] | Controller
 
 _SUMS = {
@@ -73,6 +77,11 @@ class Dial:
         dial.turn(0)
         return dial
 
+    @property
+    def moves(self) -> bool:
+        """Whether the strength is a schedule or a controller."""
+        return not isinstance(self.source, (float, int, Tensor))
+
     def turn(self, step: int) -> None:
         """Set the value that a number or a schedule has at `step`, counted from 0."""
         if isinstance(self.source, Controller):
@@ -105,13 +114,32 @@ class Binding:
         return self.base
 
     @property
-    def route(self) -> Literal["gradient", "decay", "prox", "project"]:
+    def route(self) -> Route:
         """By which of the four moves of a step the term acts."""
         if self.base.constraint:
             return "project"
         if isinstance(self.base, Proximable) and not self.base.smooth:
             return "prox"
         return "gradient" if self.how == "objective" else "decay"
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the term is weight decay in torch's own sense."""
+        base = self.base
+        return type(base) is L2 and base.center is None and base.weights is None
+
+    @cached_property
+    def kernel(self) -> Literal["", "entries", "rows"]:
+        """Whether a kernel may take the prox, for single entries or for rows."""
+        if self.route != "prox" or len(self.target.params) != 1 or not kernels.takes(self.base):
+            return ""
+        return "entries" if self.base.elementwise else "rows"
+
+    @cached_property
+    def by_dim_0(self) -> bool:
+        """Whether the rows are those of the parameter's own memory, without a copy."""
+        (view, *others), (param, *_) = self.target.views, self.target.params
+        return not others and view.lead == (0,) and not view.split and param.ndim > 1
 
     @property
     def off(self) -> bool:
@@ -197,6 +225,31 @@ def bind(
             bindings.append(binding)
     _refuse_two_proxes(bindings)
     return bindings
+
+
+def regroup(bindings: Sequence[Binding], groups: Mapping[int, int]) -> None:
+    """One dial for each parameter group of the optimizer, where a controller asks for it."""
+    dials = {binding.dial.name: binding.dial for binding in bindings}
+    for binding in bindings:
+        source, number = binding.dial.source, groups.get(id(binding.target.params[0]))
+        if isinstance(source, Controller) and source.per == "group" and number is not None:
+            name = f"{binding.dial.name.partition(' of group ')[0]} of group {number}"
+            binding.dial = dials.setdefault(name, Dial.of(name, source))
+
+
+def replayed(bindings: Sequence[Binding], steps: int) -> dict[Any, list[Term]]:
+    """The terms by parameter, with the strengths that a run has found as schedules of another."""
+    from tikhon.strengths.hypergradient import Hypergradient
+
+    terms: dict[Any, list[Term]] = {}
+    for binding in bindings:
+        names, source = binding.target.names, binding.dial.source
+        if isinstance(source, Hypergradient):
+            source = source.recorded(binding.dial.memory, steps)
+        strength = None if binding.base.constraint else source
+        term = Term(binding.base, binding.target.rows, binding.how, strength)
+        terms.setdefault(names[0] if len(names) == 1 else tuple(names), []).append(term)
+    return terms
 
 
 def _refuse_without_zeros(binding: Binding) -> None:

@@ -156,3 +156,44 @@ def test_the_compiled_kernel_is_built_once(monkeypatch):
             torch.testing.assert_close(w, expected)
     assert None not in kernels._compiled.values(), "this machine has no working compiler"
     assert counters["stats"]["unique_graphs"] == len(kernels._compiled) == 2
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_many_small_tensors_go_together_and_large_ones_alone(dtype, ratio, monkeypatch):
+    monkeypatch.setattr(kernels, "SMALL", 30)
+    penalty = tk.ElasticNet(0.3, l1_ratio=ratio)
+    ws = [weights(dtype, (rows, 7))[0] for rows in (1, 2, 3, 4, 9, 20)]
+    moments = [w.square().flip(0) for w in ws]
+    expected = [penalty.prox(w, 0.3 / (m.sqrt() / 0.7 + 0.1)) for w, m in zip(ws, moments)]
+    kernels.shrink_(ws, moments, (*kernels.thresholds(penalty, 0.3), 0.7, 0.1))
+    for w, one in zip(ws, expected):
+        torch.testing.assert_close(w, one)
+        assert torch.equal(w == 0, one == 0)
+
+
+@pytest.mark.parametrize("strength", [1e-9, 1e-5, 1e-3, 1e-2, 0.1, 0.5, 2.0, 20.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_rows_are_as_exact_by_series_as_by_iteration(dtype, strength):
+    """Steps over six orders of magnitude in a row, dead entries, a zero row, rows of all sizes."""
+    w, moment, noise = weights(torch.float64, (64, 50))
+    w *= torch.logspace(-3, 1, 64, dtype=torch.float64)[:, None]
+    moment = moment.square() * torch.logspace(-6, 0, 50, dtype=torch.float64)
+    moment[:, 3] = 0
+    w[:, 3] *= noise[:, 3] > 0
+    w[5] = 0
+    w, moment = w.to(dtype), moment.to(dtype)
+    before, penalty = w.double().clone(), tk.GroupLasso(strength)
+    exact = penalty.prox(before, 0.01 / (moment.double().sqrt() + 1e-3))
+    assert kernels.prox_(penalty, w, 0.01, moment=moment, eps=1e-3)
+    eps = torch.finfo(dtype).eps
+    assert ((w.double() - exact).abs() <= eps * (20 * exact.abs() + 4 * before.abs())).all()
+    edge = (exact == 0).all(1) != (w == 0).all(1)
+    assert not edge.any()
+
+
+def test_a_nan_row_stays_visible_in_a_metric():
+    w, moment, _ = weights()
+    w[4, 2] = math.nan
+    assert kernels.prox_(tk.GroupLasso(0.3), w, 0.5, moment=moment.square(), eps=1e-3)
+    assert w[4].isnan().any() and not w[:4].isnan().any()

@@ -45,9 +45,14 @@ def shrink_rows(rows: Tensor, step: float | Tensor, strength: float | Tensor) ->
     tiny = torch.finfo(rows.dtype).tiny
     if not is_metric(step):
         return rows * (1 - step * strength / row_norms(rows).clamp_min(tiny)).clamp_min(0)
-    shift = (strength * step).clamp_min(tiny)
+    return shrink_by(rows, (strength * step).to(rows.dtype))
+
+
+def shrink_by(rows: Tensor, shift: Tensor) -> Tensor:
+    """The same from `shift = strength * step`, of the rows' shape."""
+    shift = shift.clamp_min(torch.finfo(rows.dtype).tiny)
     norm = _norm_after(rows, shift)
-    gone = row_norms(rows / step.clamp_min(tiny)) <= strength  # not for NaN: it must show
+    gone = row_norms(rows / shift) <= 1  # not for NaN: it must show
     return torch.where(gone, 0, rows * (norm / (norm + shift)))
 
 

@@ -22,12 +22,14 @@ from torch._C._functorch import is_batchedtensor
 
 from tikhon.penalties.base import Penalty
 from tikhon.penalties.elementwise import L1, L2, ElasticNet
-from tikhon.penalties.group import GroupLasso, row_norms, shrink_rows
+from tikhon.penalties.group import GroupLasso, row_norms, shrink_by
 
-BLOCK = 98_304  # entries; smaller ones pay more for calls, and two buffers stay under 1 MB
+_many: Any = torch  # its _foreach functions are public in all but their names
+BLOCK = 122_880  # entries; smaller ones pay more for calls, and two buffers stay under 1 MB
+SMALL = 16_384  # entries up to which tensors go together through torch._foreach
 
 # entries from which a tensor is worth a compilation (seconds, once a process), by device type
-_compile_from: dict[str, float] = {"cpu": 2.0**24, "cuda": 2.0**20}
+_compile_from: dict[str, float] = {"cpu": 2.0**22, "cuda": 2.0**20}
 _compiled: dict[str, Callable[..., None] | None] = {}
 
 
@@ -69,22 +71,53 @@ def prox_(
     >>> prox_(L1(1.0), w, 1.0), w
     (True, tensor([ 2.0000, -0.5000]))
     """
-    if not (_fits(penalty, w, step, scale) and (moment is None or _alike(w, moment))):
+    if not (takes(penalty) and fits(w) and (moment is None or alike(w, moment))):
         return False
-    step, scale, strength = float(step), float(scale), float(penalty.strength)
-    if moment is not None:
-        step, eps = step * scale, eps * scale  # step / (sqrt(moment) + eps)
+    if not all(isinstance(x, (float, int)) for x in (penalty.strength, step, scale)):
+        return False
     if isinstance(penalty, GroupLasso):
-        return _group_(penalty, w, step, moment, eps)
-    ratio = penalty.l1_ratio if isinstance(penalty, ElasticNet) else 1.0
-    l1, l2 = step * strength * ratio, step * strength * (1 - ratio)
-    if isinstance(penalty, L2) or l1 == 0:
+        return shrink_rows_(penalty, w, float(step), moment, float(scale), eps)
+    l1, l2 = thresholds(penalty, float(step))
+    if l1 == 0:
         return False
-    if moment is None:
-        _shrink_(w, l1, l2)
-    elif not _shrink_compiled_(w, moment, l1, l2, eps):
-        _shrink_in_metric_(w, moment, l1, l2, eps)
+    shrink_([w], None if moment is None else [moment], (l1, l2, float(scale), eps))
     return True
+
+
+def thresholds(penalty: Penalty, step: float) -> tuple[float, float]:
+    """By how much a prox of L1 or ElasticNet moves a weight, and the share by which it shrinks."""
+    size = step * float(penalty.strength)
+    ratio = penalty.l1_ratio if isinstance(penalty, ElasticNet) else 1.0
+    return size * ratio, size * (1 - ratio)
+
+
+def shrink_(
+    weights: list[Tensor],
+    moments: list[Tensor] | None,
+    numbers: tuple[float, float, float, float],
+) -> None:
+    """The prox of L1 or ElasticNet, in place, on tensors that share one step.
+
+    `numbers` are the two `thresholds` and the metric's scale and eps. Each tensor must `fits`, its
+    moment be laid out alike. The caller switches gradients off.
+    """
+    l1, l2, scale, eps = numbers
+    if moments is None:
+        for w in weights:
+            _soft_(w, l1, l2)
+        return
+    l1, l2, eps = l1 * scale, l2 * scale, eps * scale  # size / (sqrt(moment) + eps)
+    small: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for w, moment in zip(weights, moments):
+        if w.numel() <= SMALL and len(weights) > 1:
+            small[0].append(w)
+            small[1].append(moment)
+        elif not _shrink_compiled_(w, moment, l1, l2, eps):
+            _shrink_in_metric_(w, moment, l1, l2, eps)
+    at_once = max(1, BLOCK // SMALL)
+    for start in range(0, len(small[0]), at_once):
+        part = slice(start, start + at_once)
+        _shrink_together_(small[0][part], small[1][part], l1, l2, eps)
 
 
 @torch.no_grad()
@@ -99,7 +132,9 @@ def add_gradient_(penalty: Penalty, gradient: Tensor, w: Tensor) -> bool:
     >>> add_gradient_(L2(0.5), gradient, torch.tensor([2.0, -2.0])), gradient
     (True, tensor([2., 0.]))
     """
-    if isinstance(penalty, GroupLasso) or not (_fits(penalty, w) and _alike(w, gradient)):
+    if isinstance(penalty, GroupLasso) or not isinstance(penalty.strength, (float, int)):
+        return False
+    if not (takes(penalty) and fits(w) and alike(w, gradient)):
         return False
     strength = float(penalty.strength)
     if type(penalty) is L2:
@@ -114,26 +149,30 @@ def add_gradient_(penalty: Penalty, gradient: Tensor, w: Tensor) -> bool:
     return True
 
 
-def _fits(penalty: Penalty, w: Tensor, *numbers: Any) -> bool:
-    """Whether there is a kernel for this penalty (exactly), these weights and these numbers."""
-    plain = (
+def takes(penalty: Penalty) -> bool:
+    """Whether there is a kernel: for exactly these classes, without weights, with an L1 part."""
+    return (
         type(penalty) in (L1, L2, ElasticNet, GroupLasso)
+        and getattr(penalty, "l1_ratio", 1.0) > 0
         and getattr(penalty, "weights", None) is None
         and getattr(penalty, "center", None) is None
     )
+
+
+def fits(w: Tensor) -> bool:
+    """Whether the kernels can work in the memory of these weights."""
     return (
-        plain
-        and all(isinstance(x, (float, int)) for x in (penalty.strength, *numbers))
+        type(w) in (Tensor, torch.nn.Parameter)
         and w.dtype in (torch.float32, torch.float64)
         and w.is_contiguous()
         and w.numel() > 0
         and not torch.compiler.is_compiling()
-        and type(w) in (Tensor, torch.nn.Parameter)
         and not is_batchedtensor(w)
     )
 
 
-def _alike(w: Tensor, other: Tensor) -> bool:
+def alike(w: Tensor, other: Tensor) -> bool:
+    """Whether a moment or a gradient lies in memory as the weights do."""
     return (other.shape, other.dtype, other.device, other.is_contiguous()) == (
         w.shape,
         w.dtype,
@@ -148,11 +187,12 @@ def _block(w: Tensor) -> int:
 
 
 def _blocks(*tensors: Tensor, buffers: int) -> Iterator[tuple[Tensor, ...]]:
-    """Corresponding blocks of flat tensors, with buffers of the same length."""
+    """Corresponding blocks of flat tensors, equal in length, with buffers of that length."""
     flat = [tensor.view(-1) for tensor in tensors]
-    size = min(_block(flat[0]), len(flat[0]))
+    entries = len(flat[0])
+    size = -(-entries // -(-entries // _block(flat[0])))
     spare = [flat[0].new_empty(size) for _ in range(buffers)]
-    if size == len(flat[0]):
+    if size == entries:
         yield (*flat, *spare)
         return
     for parts in zip(*(tensor.split(size) for tensor in flat)):
@@ -160,9 +200,11 @@ def _blocks(*tensors: Tensor, buffers: int) -> Iterator[tuple[Tensor, ...]]:
         yield (*parts, *(spare if length == size else [buffer[:length] for buffer in spare]))
 
 
-def _shrink_(w: Tensor, l1: float, l2: float) -> None:
-    if l2 == 0:
+def _soft_(w: Tensor, l1: float, l2: float) -> None:
+    if l2 == 0 or w.numel() <= SMALL:
         torch.ops.aten.softshrink.out(w, l1, out=w)
+        if l2:
+            w.div_(1 + l2)
         return
     for (x,) in _blocks(w, buffers=0):
         torch.ops.aten.softshrink.out(x, l1, out=x)
@@ -182,24 +224,91 @@ def _shrink_in_metric_(w: Tensor, moment: Tensor, l1: float, l2: float, eps: flo
             x.div_(t.mul_(l2 / l1).add_(1))
 
 
-def _group_(
-    penalty: GroupLasso, w: Tensor, step: float, moment: Tensor | None, eps: float
+def _shrink_together_(
+    weights: list[Tensor], moments: list[Tensor], l1: float, l2: float, eps: float
+) -> None:
+    thresholds = _many._foreach_sqrt(moments)
+    _many._foreach_add_(thresholds, eps)
+    _many._foreach_reciprocal_(thresholds)
+    _many._foreach_mul_(thresholds, l1)
+    clipped = _many._foreach_minimum(weights, thresholds)
+    _many._foreach_maximum_(clipped, _many._foreach_neg(thresholds))
+    _many._foreach_sub_(weights, clipped)
+    if l2:
+        _many._foreach_mul_(thresholds, l2 / l1)
+        _many._foreach_add_(thresholds, 1)
+        _many._foreach_div_(weights, thresholds)
+
+
+def shrink_rows_(
+    penalty: GroupLasso,
+    w: Tensor,
+    step: float,
+    moment: Tensor | None = None,
+    scale: float = 1.0,
+    eps: float = 0.0,
 ) -> bool:
+    """The prox of GroupLasso in place, rows being dimension 0; False for fewer dimensions."""
     if w.ndim < 2:
         return False
-    rows, strength = w.view(w.shape[0], -1), float(penalty.strength)
+    rows, size = w.view(w.shape[0], -1), step * float(penalty.strength)
     if penalty.scale_by_size:
-        strength = strength * rows.shape[1] ** 0.5
-    tiny = torch.finfo(w.dtype).tiny
+        size *= rows.shape[1] ** 0.5
     count = max(1, _block(w) // rows.shape[1])
-    moments = [None] * len(rows) if moment is None else moment.view(rows.shape).split(count)
-    for part, v in zip(rows.split(count), moments):
-        if v is None:
-            norms = row_norms(part).clamp_min_(tiny)
-            part.mul_((1 - step * strength / norms).clamp_min_(0))
-        else:
-            part.copy_(shrink_rows(part, step / v.sqrt().add_(eps), strength))
+    if moment is None:
+        tiny = torch.finfo(w.dtype).tiny
+        for part in rows.split(count):
+            norms = row_norms(part)
+            left = torch.nn.functional.softshrink(norms, size)
+            part.mul_(left.div_(norms.clamp_min_(tiny)))
+        return True
+    sizes = w.new_full((), size * scale)
+    for part, v in zip(rows.split(count), moment.view(rows.shape).split(count)):
+        shift = torch.sqrt(v).add_(eps * scale)
+        _shrink_block_(part, torch.div(sizes, shift, out=shift))
     return True
+
+
+def _shrink_block_(rows: Tensor, shift: Tensor) -> None:
+    """Rows shrunk in their metric, `shift` being strength * step: by series where it is exact.
+
+    With p_j = row_j^2/|row|^2 the root of `|row / (t + shift)| = 1` is, in powers of shift/|row|,
+    t = |row| - mean + 3/2 variance/|row|, mean and variance of the shifts under p. What is cut off
+    is at most of the size max(shift) * E[shift^2] / |row|^2, and moves the result by
+    max(shift)/|row| times that. Rows for which it could be seen are solved by iteration.
+    """
+    if rows.device.type != "cpu":  # choosing rows would need a transfer
+        rows.copy_(shrink_by(rows, shift))
+        return
+    limits = torch.finfo(rows.dtype)
+    norms, largest = row_norms(rows).clamp_min_(limits.tiny), shift.amax(1, keepdim=True)
+    moved = rows * shift
+    if (
+        largest <= 0.5 * limits.eps**0.5 * norms
+    ).all():  # then t + shift is |row| but for rounding
+        rows.addcdiv_(moved, norms, value=-1)
+        return
+    squares = norms.square().clamp_min_(limits.tiny)
+    spread = row_norms(moved).square_() / squares
+    seen = largest.square() * spread > limits.eps / 8 * squares.square()
+    far = (seen | (norms < limits.tiny**0.25)).nonzero()[:, 0]  # below that squares underflow
+    solved = _solved(rows[far], shift[far]) if len(far) else None
+    if solved is None or len(far) < len(rows):
+        mean = torch.linalg.vecdot(rows, moved, dim=1)[:, None] / squares
+        root = norms - mean + 1.5 * (spread - mean * mean) / norms
+        rows.addcdiv_(moved, shift.add_(root), value=-1)
+    if solved is not None:
+        rows[far] = solved
+
+
+def _solved(rows: Tensor, shift: Tensor) -> Tensor:
+    """`shrink_by`, iterating on the rows that do not become zero."""
+    gone = row_norms(rows / shift) <= 1  # not for NaN: it must show
+    alive = (~gone).nonzero()[:, 0]
+    shrunk = torch.zeros_like(rows)
+    if len(alive):
+        shrunk[alive] = shrink_by(rows[alive], shift[alive])
+    return shrunk
 
 
 def _shrink_compiled_(w: Tensor, moment: Tensor, l1: float, l2: float, eps: float) -> bool:

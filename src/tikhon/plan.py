@@ -1,0 +1,99 @@
+"""What a step does, worked out once: which term acts by which move, what moves strengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, optim
+
+from tikhon.strengths.controllers import Controller
+from tikhon.terms import Binding, Dial, Route, regroup
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The bindings of the parameters that an optimizer holds, by route, and their dials.
+
+    Attributes:
+        sizes: parameters in each group of the optimizer when the plan was made.
+        groups: the group of each parameter, by its id.
+        routes: the bindings of each route.
+        moving: the dials of schedules, which turn after every step.
+        consulted: the dials of controllers with the bindings they read, by phase.
+        copied: bindings whose weights a controller wants from before the step.
+    """
+
+    sizes: list[int]
+    groups: dict[int, int]
+    routes: dict[Route, tuple[Binding, ...]]
+    moving: tuple[Dial, ...]
+    consulted: dict[str, tuple[tuple[Dial, tuple[Binding, ...]], ...]]
+    copied: tuple[Binding, ...]
+
+    @classmethod
+    def of(cls, optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> Plan:
+        """The plan for the optimizer's groups as they are now."""
+        groups = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
+        regroup(bindings, groups)
+        held = [b for b in bindings if all(id(p) in groups for p in b.target.params)]
+        routes: dict[Route, list[Binding]] = {
+            "gradient": [],
+            "decay": [],
+            "prox": [],
+            "project": [],
+        }
+        for binding in held:
+            routes[binding.route].append(binding)
+        dials = {id(b.dial): b.dial for b in bindings}.values()
+        consulted: dict[str, list[tuple[Dial, tuple[Binding, ...]]]] = {"moved": [], "settled": []}
+        for dial in dials:
+            if isinstance(dial.source, Controller):
+                read = tuple(b for b in held if b.dial is dial)
+                consulted[dial.source.phase].append((dial, read))
+        return cls(
+            sizes=sizes_of(optimizer),
+            groups=groups,
+            routes={route: tuple(found) for route, found in routes.items()},
+            moving=tuple(d for d in dials if d.moves and not isinstance(d.source, Controller)),
+            consulted={phase: tuple(found) for phase, found in consulted.items()},
+            copied=tuple(
+                b
+                for b in bindings
+                if isinstance(b.dial.source, Controller) and b.dial.source.needs_before
+            ),
+        )
+
+    @property
+    def constant(self) -> bool:
+        """Whether no strength moves, so that no step needs to be counted."""
+        return not self.moving and not any(self.consulted.values())
+
+    def active(self, route: Route) -> list[Binding]:
+        """The bindings of a route that act in this step: strength not 0, gradients there."""
+        return [b for b in self.routes[route] if not b.off and is_trained(b)]
+
+
+def sizes_of(optimizer: optim.Optimizer) -> list[int]:
+    """How many parameters each group has: what add_param_group changes."""
+    return [len(group["params"]) for group in optimizer.param_groups]
+
+
+def is_trained(binding: Binding) -> bool:
+    """Whether all parameters of the target have gradients."""
+    for param in binding.target.params:
+        if param.grad is None:
+            return False
+    return True
+
+
+def steps_of(optimizer: optim.Optimizer) -> int:
+    """The largest step counter in the optimizer's state, 0 if it keeps none."""
+    counts = (state.get("step", 0) for state in optimizer.state.values())
+    return int(max(counts, default=0))
+
+
+def cloned(memory: dict[str, Any]) -> dict[str, Any]:
+    """A dict with tensors of its own."""
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in memory.items()}
