@@ -136,12 +136,91 @@ class Patches(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self):
+    """A linear layer, a recurrent stack, a linear layer; `last` reads the last state as well."""
+
+    def __init__(self, kind=nn.GRU, *, last: bool = False, **options):
         super().__init__()
-        self.inp, self.gru, self.out = nn.Linear(4, 6), nn.GRU(6, 5), nn.Linear(5, 2)
+        self.inp, self.rnn = nn.Linear(4, 6), kind(6, 5, **options)
+        self.out, self.last = nn.Linear(5 * (2 if self.rnn.bidirectional else 1), 2), last
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.gru(self.inp(x))[0])
+        states, final = self.rnn(self.inp(x))
+        if not self.last:
+            return self.out(states)
+        final = final[0] + final[1] if isinstance(self.rnn, nn.LSTM) else final
+        return self.out(states) + self.out(final[-1])
+
+
+class HandWritten(nn.Module):
+    """Attention from matrix products; `style` is how the mask and the heads are made."""
+
+    def __init__(self, style: str, size: int = 12, heads: int = 4):
+        super().__init__()
+        self.style, self.heads = style, heads
+        self.embed, self.head = nn.Linear(6, size), nn.Linear(size, 3)
+        self.proj = nn.Linear(size, size)
+        if style == "add":
+            self.apart = nn.ModuleList(nn.Linear(size, size) for _ in range(3))
+        else:
+            self.qkv = nn.Linear(size, 3 * size)
+        self.drop = nn.Dropout(0.1)
+        self.register_buffer("bias", torch.tril(torch.ones(7, 7)).view(1, 1, 7, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        batch, length, size = x.shape
+        if self.style == "add":
+            q, k, v = (project(x) for project in self.apart)
+        else:
+            q, k, v = self.qkv(x).split(size, dim=2)
+        shape = (batch, length, self.heads, size // self.heads)
+        q, k, v = (t.view(*shape).transpose(1, 2) for t in (q, k, v))
+        if self.style == "bmm":
+            flat = (batch * self.heads, length, size // self.heads)
+            q, k, v = (t.reshape(*flat) for t in (q, k, v))
+            weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)) / 1.7, -1)
+            mixed = torch.bmm(weights, v).view(batch, self.heads, length, size // self.heads)
+        else:
+            scores = (q @ k.transpose(-2, -1)) * (k.size(-1) ** -0.5)
+            if self.style == "fill":
+                scores = scores.masked_fill(self.bias[:, :, :length, :length] == 0, float("-inf"))
+            else:
+                scores = scores + torch.triu(torch.full((5, 5), -1e9), 1)
+            mixed = self.drop(F.softmax(scores, dim=-1)) @ v
+        return self.head(
+            x + self.proj(mixed.transpose(1, 2).contiguous().view(batch, length, size))
+        )
+
+
+class Groups(nn.Module):
+    """A ResNeXt block with GroupNorm, InstanceNorm and a transposed grouped convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.inp, self.n1 = nn.Conv2d(3, 12, 1), nn.GroupNorm(3, 12)
+        self.mid, self.n2 = nn.Conv2d(12, 18, 3, padding=1, groups=3), nn.GroupNorm(6, 18)
+        self.up = nn.ConvTranspose2d(18, 12, 2, stride=2, groups=6, bias=False)
+        self.n3, self.out = nn.InstanceNorm2d(12, affine=True), nn.Conv2d(12, 2, 1)
+        self.skip = nn.Conv2d(12, 12, 2, 2, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.n1(self.inp(x)))
+        y = self.n3(self.up(torch.relu(self.n2(self.mid(x)))))
+        return self.out(y).mean((2, 3)) + self.out(x + self.skip(y)).mean((2, 3))
+
+
+class Llama(nn.Module):
+    """RMSNorm and a GLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.inp, self.n1, self.n2 = nn.Linear(5, 12), nn.RMSNorm(12), nn.RMSNorm(12, eps=1e-5)
+        self.both, self.down, self.out = nn.Linear(12, 20), nn.Linear(10, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        x = x + self.down(F.glu(self.both(self.n1(x)), dim=-1))
+        return self.out(self.n2(x) ** 2)
 
 
 def _auto() -> nn.Module:
@@ -176,5 +255,18 @@ MODELS = {
     "language-timm": lambda: (Language("timm"), torch.randint(0, 11, (2, 5))),
     "language-unflatten": lambda: (Language("unflatten"), torch.randint(0, 11, (2, 5))),
     "patches": lambda: (Patches(), torch.randn(2, 3, 8, 8)),
-    "recurrent": lambda: (Recurrent(), torch.randn(4, 2, 4)),
+    "groups": lambda: (Groups(), torch.randn(2, 3, 6, 6)),
+    "llama": lambda: (Llama(), torch.randn(2, 5, 5)),
+    "gru": lambda: (Recurrent(), torch.randn(4, 2, 4)),
+    "gru-deep": lambda: (
+        Recurrent(num_layers=2, bidirectional=True, batch_first=True, dropout=0.2),
+        torch.randn(2, 4, 4),
+    ),
+    "gru-last": lambda: (Recurrent(num_layers=2, last=True), torch.randn(4, 2, 4)),
+    "lstm": lambda: (Recurrent(nn.LSTM, num_layers=2, last=True), torch.randn(4, 2, 4)),
+    "lstm-unbatched": lambda: (Recurrent(nn.LSTM, bidirectional=True), torch.randn(4, 4)),
+    "rnn": lambda: (Recurrent(nn.RNN, nonlinearity="relu", bias=False), torch.randn(4, 2, 4)),
+    "attention-fill": lambda: (HandWritten("fill"), torch.randn(2, 5, 6)),
+    "attention-add": lambda: (HandWritten("add"), torch.randn(2, 5, 6)),
+    "attention-bmm": lambda: (HandWritten("bmm"), torch.randn(2, 5, 6)),
 }  # fmt: skip

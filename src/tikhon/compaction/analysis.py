@@ -20,6 +20,8 @@ Reader = Callable[[Tensor], Tensor]  # flags of the units that stay -> ids that 
 class Tracer(fx.Tracer):
     """Stops at torch's modules and at tikhon's layers, goes into everything else."""
 
+    proxy_buffer_attributes = True  # a mask may be sliced to the length of the input
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module is one call of the graph."""
         ours = type(m).__module__.startswith("tikhon.layers")
@@ -45,10 +47,26 @@ class Call:
 
     node: fx.Node
     name: str  # of the module, or of the node
-    args: tuple  # real values
+    args: tuple[Any, ...]  # real values
     kwargs: dict[str, Any]
-    seen: tuple  # the units of args (None where an argument is not a tensor)
+    seen: tuple[Units, ...]  # the units of args (None where an argument is not a tensor)
     out: Any  # the real result
+
+    def evaluate(self, module: nn.Module | None, first: Tensor) -> Tensor:
+        """The operation with its first tensor replaced (and, of a module, in double precision)."""
+        with torch.no_grad():
+            if module is not None:
+                return in_double(module)(first)
+            if self.node.op == "call_method":
+                return getattr(first.clone(), self.name)(*self.args[1:], **self.kwargs)
+            return self.node.target(first.clone(), *self.args[1:], **self.kwargs)  # type: ignore
+
+
+def in_double(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The module as a function in double precision."""
+    weights = {name: t.detach().double() for name, t in module.named_parameters()}
+    weights |= {name: t.double() for name, t in module.named_buffers() if t.is_floating_point()}
+    return lambda x: torch.func.functional_call(module, weights, (x.clone(),))
 
 
 @dataclass
@@ -60,10 +78,13 @@ class Analysis:
     units: dict[fx.Node, Any] = field(default_factory=dict)
     shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
     readers: list[Reader] = field(default_factory=list)
+    fillers: list[Reader] = field(default_factory=list)  # what stays for the sake of shapes
     origin: list[tuple[int, int, str]] = field(default_factory=list)  # units first..last, module
     tied: set[str] = field(default_factory=set)
     refused: set[fx.Node] = field(default_factory=set)
     heads: dict[str, Tensor] = field(default_factory=dict)  # of nn.MultiheadAttention
+    cells: dict[str, list[Tensor]] = field(default_factory=dict)  # of RNN, GRU, LSTM
+    averaging: set[fx.Node] = field(default_factory=set)  # values whose last axis sums to one
 
     def produce(self, name: str, axis: int, shape: torch.Size) -> Tensor:
         """Ids of an output whose units are new: one for each position of axis."""
@@ -96,16 +117,18 @@ class Analysis:
         while True:
             before = int(keep.sum())
             for reader in reversed(self.readers):
-                keep[reader(keep)] = True
-                keep = _spread(keep, roots)
+                keep = _with(keep, reader(keep), roots)
             for ids in boxes:
                 keep[ids[hull(kept(keep, ids)) & (ids != NO_UNIT)]] = True
             for ids in values:  # a layer of no units at all is more trouble than one unit
                 if ids.numel() and not kept(keep, ids).any():
                     keep[ids.flatten()[0]] = True
             keep = _spread(keep, roots)
-            if int(keep.sum()) == before:
-                return keep
+            if int(keep.sum()) == before:  # nobody reads more: only now even the groups out
+                for filler in self.fillers:
+                    keep = _with(keep, filler(keep), roots)
+                if int(keep.sum()) == before:
+                    return keep
 
     def new_shape(self, node: fx.Node, keep: Tensor) -> list[int]:
         """Shape of the node's tensor after the cut."""
@@ -146,7 +169,8 @@ class Interpreter(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         known = analysis.units
         seen = map_arg((n.args, n.kwargs), lambda a: known[a])
-        call = Call(n, str(n.target), args, kwargs, tuple(_flat(seen)), out)
+        name = n.name if n.op == "call_function" else str(n.target)
+        call = Call(n, name, args, kwargs, tuple(_flat(seen)), out)
         if n.op == "placeholder":
             return _input(out, analysis)
         if n.op == "get_attr":
@@ -164,6 +188,8 @@ class Interpreter(fx.Interpreter):
         if rule is None:
             kind = type(module).__name__ if module is not None else _name(n.target)
             return analysis.refuse(call, f"no rule for {kind}")
+        if not call.args:
+            return analysis.refuse(call, "its input is given by keyword")
         return rule(call, module, analysis)
 
 
@@ -230,6 +256,11 @@ def _has_tensor(out: Any) -> bool:
 
 def _axes_of_variation(ids: Tensor) -> int:
     return sum(bool((ids != ids.narrow(axis, 0, 1)).any()) for axis in range(ids.ndim))
+
+
+def _with(keep: Tensor, found: Tensor, roots: Tensor) -> Tensor:
+    keep[found[found != NO_UNIT]] = True
+    return _spread(keep, roots)
 
 
 def _spread(keep: Tensor, roots: Tensor) -> Tensor:

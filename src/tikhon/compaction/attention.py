@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .analysis import Analysis, Call
-from .units import Units, kept
+from .units import Units, kept, varies
 
 
 def attention(call: Call, module: None, analysis: Analysis) -> Any:
@@ -26,10 +26,68 @@ def attention(call: Call, module: None, analysis: Analysis) -> Any:
     v = parts[2]
     steady = (v.const & (v.value == v.value[:1, :, :1])).all(2, keepdim=True).all(0, keepdim=True)
     shape = call.out.shape
-    ids = v.ids[:1, :, :1, :1].expand(shape)
+    ids = v.ids[:1, :, :1].expand(shape)
     return Units(ids, steady.expand(shape), v.value[:1, :, :1].expand(shape)).with_value(
         steady.expand(shape), v.value[:1, :, :1].expand(shape)
     )
+
+
+def product(call: Call, module: None, analysis: Analysis) -> Any:
+    """q k' or a v of (..., rows, columns): all of a matrix is one unit, which a head is then."""
+    a, *others = call.seen
+    b = others[0] if others else a
+    matrices = len(call.args) == 2 and all(isinstance(x, Tensor) for x in call.args)
+    if not matrices or min(a.ids.ndim, b.ids.ndim) < 3 or a.ids.shape[:-2] != b.ids.shape[:-2]:
+        return analysis.refuse(call, "a product other than of (..., rows, columns) matrices")
+    for units in (a, b):
+        flat = units.ids.flatten(-2)
+        analysis.registry.merge(flat, flat[..., :1])
+    ids = b.ids[..., :1, :].expand(call.out.shape)
+    analysis.registry.merge(ids[..., :1, :1], a.ids[..., :1, :1])
+    zero = (a.const & (a.value == 0)).all(-1, keepdim=True)
+    zero = zero | (b.const & (b.value == 0)).all(-2, keepdim=True)
+    known = a.const.all(-1, keepdim=True) & b.const.all(-2, keepdim=True)
+    value = torch.where(known, a.value @ b.value, 0.0)
+    first: Any = call.node.args
+    if first[0] in analysis.averaging:  # the average of equal rows is that row
+        level = (b.const & (b.value == b.value[..., :1, :])).all(-2, keepdim=True)
+        value = torch.where(level, b.value[..., :1, :].expand(call.out.shape), value)
+        known = known | level
+    const = (known | zero).expand(call.out.shape)
+    return Units(ids, const, value).with_value(const, torch.where(zero, 0.0, value))
+
+
+def softmax(call: Call, module: nn.Module | None, analysis: Analysis) -> Any:
+    """Along an axis of one unit; the last axis then sums to one."""
+    (seen,) = call.seen
+    dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
+    dim = getattr(module, "dim", dim)
+    if dim is None or varies(seen.ids, dim):
+        return analysis.refuse(call, "it normalises over units")
+    if dim in (-1, call.out.ndim - 1):
+        analysis.averaging.add(call.node)
+    const = seen.const.all(dim, keepdim=True).expand(seen.ids.shape)
+    return seen.with_value(const, call.evaluate(module, seen.value))
+
+
+def masked(call: Call, module: None, analysis: Analysis) -> Any:
+    """masked_fill with a mask that is a constant and the same for all units."""
+    seen = call.seen[0]
+    if len(call.seen) != 2 or not beside(call.seen[1], seen):
+        return analysis.refuse(call, "its mask is computed or differs between units")
+    analysis.registry.needed.update(call.seen[1].ids.unique().tolist())
+    mask, value = call.seen[1].value.bool(), call.args[2]
+    const, filled = seen.const | mask, torch.where(mask, float(value), seen.value)
+    return Units(seen.ids, const, filled)
+
+
+def beside(other: Units, units: Units) -> bool:
+    """Whether `other` is a constant that is broadcast along every axis on which units differ."""
+    if not bool(other.const.all()) or other.ids.ndim > units.ids.ndim:
+        return False
+    missing = units.ids.ndim - other.ids.ndim
+    sizes = (1,) * missing + tuple(other.ids.shape)
+    return all(size == 1 or not varies(units.ids, axis) for axis, size in enumerate(sizes))
 
 
 def multihead(call: Call, module: nn.MultiheadAttention, analysis: Analysis) -> Any:

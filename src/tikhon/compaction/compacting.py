@@ -93,10 +93,16 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
         keep = analysis.solve()
         units, stuck = _counts(analysis, keep), _stuck(analysis, keep)
         small = cut(analysis, keep).eval()
-        difference = max(
-            _difference(expected, small(*inputs)),
-            *(_difference(original(*other), small(*other)) for other in _others(inputs)),
-        )
+        try:
+            difference = max(
+                _difference(expected, small(*inputs)),
+                *(_difference(original(*other), small(*other)) for other in _others(inputs)),
+            )
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"compaction left a model that does not run ({error}); please report this model: "
+                f"{type(model).__name__}"
+            ) from error
     if not difference <= TOLERANCE:
         raise RuntimeError(
             f"compaction changed the outputs by {difference:.2g} of their largest value (allowed: "

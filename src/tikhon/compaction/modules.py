@@ -104,3 +104,72 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
+
+
+class PartialRMSNorm(nn.Module):
+    """RMSNorm of entries of which some are absent constants: their squares still count."""
+
+    def __init__(self, weight: Tensor | None, constants: Tensor, *, eps: float):
+        super().__init__()
+        self.weight = None if weight is None else nn.Parameter(weight)
+        self.absent = len(constants)
+        self.squares_of_absent = float(constants.square().sum())
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., kept) -> (..., kept)."""
+        squares = x.square().sum(-1, keepdim=True) + self.squares_of_absent
+        out = x * torch.rsqrt(squares / (x.shape[-1] + self.absent) + self.eps)
+        return out if self.weight is None else out * self.weight
+
+
+class PartialGroupNorm(nn.Module):
+    """GroupNorm over groups of which some channels are absent constants.
+
+    The moments are those of PartialLayerNorm, where a channel counts once a position; `group`
+    is the group of each channel present, `size` the channels of a whole group.
+    """
+
+    group: Tensor
+    absent: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        constants: Tensor,
+        *,
+        missing: Tensor,
+        groups: int,
+        eps: float,
+    ):
+        super().__init__()
+        self.weight = None if weight is None else nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.size, self.eps = len(missing) // groups, eps
+        of = torch.arange(groups).repeat_interleave(self.size)
+        self.register_buffer("group", of[~missing])
+        absent = torch.zeros(3, groups, dtype=torch.float64)
+        for row, values in enumerate((torch.ones_like(constants), constants, constants.square())):
+            absent[row].index_add_(0, of[missing], values[missing])
+        dtype = torch.float32 if weight is None else weight.dtype
+        self.register_buffer("absent", absent.to(dtype))  # count, sum, sum of squares
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, kept, ...) -> the same."""
+        flat = x.flatten(2) if x.ndim > 2 else x[:, :, None]
+        places, (count, total, squares) = flat.shape[2], self.absent.to(x.dtype)
+        mean = (self._sums(flat) / places + total) / self.size
+        centred = flat - mean[:, self.group, None]
+        variance = self._sums(centred.square()) / places
+        variance = (variance + squares - 2 * mean * total + count * mean.square()) / self.size
+        out = centred * torch.rsqrt(variance + self.eps)[:, self.group, None]
+        if self.weight is not None:
+            out = out * self.weight[:, None]
+        if self.bias is not None:
+            out = out + self.bias[:, None]
+        return out.view(x.shape)
+
+    def _sums(self, flat: Tensor) -> Tensor:
+        sums = flat.new_zeros(len(flat), self.absent.shape[1])
+        return sums.index_add(1, self.group, flat.sum(2))

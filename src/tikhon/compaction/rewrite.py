@@ -10,9 +10,11 @@ from torch import Tensor, fx, nn
 
 from .analysis import Analysis
 from .attention import Heads
-from .modules import Attention, PartialLayerNorm, SelectLinear
-from .rules import foldable, selected
-from .units import Units, axis_masks, kept
+from .convolution import foldable, grouped, is_depthwise, summed
+from .modules import Attention, PartialGroupNorm, PartialLayerNorm, PartialRMSNorm, SelectLinear
+from .recurrent import cut_recurrent
+from .rules import selected
+from .units import Units, axis_masks, kept, varies
 
 
 def cut(analysis: Analysis, keep: Tensor) -> fx.GraphModule:
@@ -100,18 +102,25 @@ def _linear(weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> 
 def _cut_convolution(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
     seen, out = _inputs(node, analysis), analysis.units[node]
     rows, columns = _along(out, 1, keep), _along(seen, 1, keep)
-    weight = module.weight.detach()
-    depthwise = module.groups == module.in_channels == module.out_channels and module.groups > 1
-    if depthwise:
-        weight, bias = weight[rows], None if module.bias is None else module.bias.detach()
-        groups = int(rows.sum())
+    weight, bias, groups = module.weight.detach(), None, int(rows.sum())
+    if is_depthwise(module):
+        weight, bias = weight[rows], module.bias
     else:
         fixed, value = foldable(module, seen)
-        first = weight.transpose(0, 1) if module.transposed else weight
-        matrix = first.double().flatten(2).sum(2)
-        bias = _folded(module, matrix, fixed & ~columns, value)
-        weight = weight[columns][:, rows] if module.transposed else weight[rows][:, columns]
-        groups = 1
+        blocks = grouped(module, weight)
+        bias = _folded(module, summed(blocks), fixed & ~columns, value)
+        parts = [
+            block[out_of][:, in_of]
+            for block, out_of, in_of in zip(
+                blocks,
+                rows.view(module.groups, -1),
+                columns.view(module.groups, -1),
+                strict=True,
+            )
+            if bool(out_of.any())
+        ]
+        weight = torch.cat([part.transpose(0, 1) if module.transposed else part for part in parts])
+        groups = len(parts)
     new = type(module)(
         int(columns.sum()), int(rows.sum()), module.kernel_size, stride=module.stride,
         padding=module.padding, dilation=module.dilation, groups=groups, bias=bias is not None,
@@ -120,7 +129,7 @@ def _cut_convolution(module: Any, node: fx.Node, analysis: Analysis, keep: Tenso
     )  # fmt: skip
     new.weight = nn.Parameter(weight.clone())
     if bias is not None:
-        new.bias = nn.Parameter(bias[rows].to(weight.dtype))
+        new.bias = nn.Parameter(bias.detach()[rows].to(weight.dtype))
     return new
 
 
@@ -143,14 +152,65 @@ def _cut_prelu(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> 
     return new
 
 
+def _cut_instance_norm(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+    rows = _along(analysis.units[node], 1, keep)
+    if bool(rows.all()):
+        return module
+    new = type(module)(
+        int(rows.sum()), eps=module.eps, momentum=module.momentum, affine=module.affine,
+        track_running_stats=module.track_running_stats,
+    )  # fmt: skip
+    state = {k: v[rows] if v.ndim else v for k, v in module.state_dict().items()}
+    for value in list(state.values())[:1]:
+        new = new.to(value)
+    new.load_state_dict(state)
+    return new
+
+
 def _cut_layer_norm(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
     seen = _inputs(node, analysis)
     rows = _along(seen, -1, keep)
     if bool(rows.all()):
         return module
-    weight = None if module.weight is None else module.weight.detach()[rows].clone()
-    bias = None if module.bias is None else module.bias.detach()[rows].clone()
-    return PartialLayerNorm(weight, bias, seen.uniform(-1)[1][~rows], eps=module.eps)
+    weight, bias = _affine(module, rows)
+    constants = seen.uniform(-1)[1][~rows]
+    if isinstance(module, nn.RMSNorm):
+        return PartialRMSNorm(weight, constants, eps=_eps(module))
+    return PartialLayerNorm(weight, bias, constants, eps=module.eps)
+
+
+def _cut_group_norm(
+    module: nn.GroupNorm, node: fx.Node, analysis: Analysis, keep: Tensor
+) -> nn.Module:
+    seen = _inputs(node, analysis)
+    rows = _along(seen, 1, keep)
+    if bool(rows.all()):
+        return module
+    weight, bias = _affine(module, rows)
+    stays = rows.view(module.num_groups, -1)
+    stays = stays[stays.any(1)]
+    groups = len(stays)
+    if bool(stays.all()):
+        new = nn.GroupNorm(groups, stays.numel(), eps=module.eps, affine=module.affine)
+        new.weight = None if weight is None else nn.Parameter(weight)  # type: ignore[assignment]
+        new.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
+        return new
+    whole = rows.view(module.num_groups, -1).any(1).repeat_interleave(stays.shape[1])
+    constants = seen.uniform(1)[1][whole]
+    return PartialGroupNorm(
+        weight, bias, constants, missing=~stays.flatten(), groups=groups, eps=module.eps
+    )
+
+
+def _eps(module: nn.RMSNorm) -> float:
+    dtype = torch.get_default_dtype() if module.weight is None else module.weight.dtype
+    return torch.finfo(dtype).eps if module.eps is None else module.eps
+
+
+def _affine(module: Any, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and shift of the entries that stay."""
+    weight, bias = module.weight, getattr(module, "bias", None)
+    return tuple(None if t is None else t.detach()[rows].clone() for t in (weight, bias))  # type: ignore
 
 
 def _cut_embedding(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
@@ -190,6 +250,15 @@ def _cut_multihead(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor)
     )
 
 
+def _cut_recurrent(
+    module: nn.RNNBase, node: fx.Node, analysis: Analysis, keep: Tensor
+) -> nn.Module:
+    seen = _inputs(node, analysis)
+    cells = analysis.cells[str(node.target)]
+    states = analysis.units[node][1] is not None
+    return cut_recurrent(module, seen, cells, _along(seen, -1, keep), keep, states=states)
+
+
 def _attribute(graph: fx.GraphModule, target: str) -> Tensor:
     value: Any = graph
     for name in target.split("."):
@@ -214,18 +283,38 @@ def _reshape_arguments(node: fx.Node, analysis: Analysis, keep: Tensor) -> None:
         size, old = analysis.new_shape(node, keep), analysis.shapes[node]
         nested = len(node.args) == 2 and isinstance(node.args[1], (tuple, list))
         dims = list(node.args[1] if nested else node.args[1:])  # type: ignore[arg-type]
-        new = [s if s != o and d != -1 else d for d, s, o in zip(dims, size, old, strict=True)]
-        if any(s != o for s, o in zip(size, old, strict=True)) or new != dims:
+        ids = analysis.units[node].ids
+        new = [
+            _new_size(d, s, o, ids, axis)
+            for axis, (d, s, o) in enumerate(zip(dims, size, old, strict=True))
+        ]
+        if new != dims and node.target != "expand" and new.count(-1) > 1:
+            raise ValueError(f"{node.name}: sizes that mix units and the batch cannot be cut")
+        if new != dims:
             node.args = (node.args[0], tuple(new)) if nested else (node.args[0], *new)
     elif node.target == "unflatten":
         axis, sizes = int(node.args[1]), node.args[2]  # type: ignore[arg-type, misc]
         axis %= len(analysis.shapes[node.args[0]])  # type: ignore[index]
         new_sizes = analysis.new_shape(node, keep)[axis : axis + len(sizes)]  # type: ignore
         node.args = (node.args[0], axis, tuple(new_sizes))
-    elif node.target in ("split", torch.split) and isinstance(node.args[1], int):
-        axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
+    elif node.target in ("split", torch.split) and isinstance(node.args[1], int | fx.Node):
+        given: Any = node.args
+        axis: Any = node.kwargs.get("dim", given[2] if len(given) > 2 else 0)
         first = analysis.units[node][0]
-        node.args = (node.args[0], int(_along(first, axis, keep).sum()), *node.args[2:])  # type: ignore
+        if isinstance(given[1], int) or varies(first.ids, axis):
+            node.args = (given[0], int(_along(first, axis, keep).sum()), *given[2:])
+
+
+def _new_size(given: Any, size: int, old: int, ids: Tensor, axis: int) -> Any:
+    """The size of an axis: a number for units alone, whatever the forward computed it from."""
+    if isinstance(given, int) and (given == -1 or size == old):
+        return given
+    if isinstance(given, int):
+        return size
+    if not varies(ids, axis):
+        return given
+    line = ids.movedim(axis, 0).flatten(1)[:, 0]
+    return size if len(line.unique()) == len(line) else -1
 
 
 _CUTS: dict[type, Callable[..., nn.Module]] = {
@@ -241,7 +330,13 @@ _CUTS: dict[type, Callable[..., nn.Module]] = {
     nn.BatchNorm2d: _cut_batch_norm,
     nn.BatchNorm3d: _cut_batch_norm,
     nn.LayerNorm: _cut_layer_norm,
+    nn.RMSNorm: _cut_layer_norm,
+    nn.GroupNorm: _cut_group_norm,
+    nn.InstanceNorm1d: _cut_instance_norm,
+    nn.InstanceNorm2d: _cut_instance_norm,
+    nn.InstanceNorm3d: _cut_instance_norm,
     nn.PReLU: _cut_prelu,
     nn.Embedding: _cut_embedding,
     nn.MultiheadAttention: _cut_multihead,
+    nn.RNNBase: _cut_recurrent,
 }

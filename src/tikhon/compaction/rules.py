@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .analysis import Analysis, Call
-from .attention import attention, multihead
+from .attention import attention, beside, masked, multihead, product, softmax
+from .convolution import channelwise, convolution
 from .modules import SelectLinear
-from .units import NO_UNIT, Units, kept
+from .normalisation import batch_norm, group_norm, instance_norm, layer_norm
+from .recurrent import recurrent
+from .units import NO_UNIT, Units, kept, opaque, varies
 
 
 def linear(call: Call, module: nn.Linear, analysis: Analysis) -> Units:
@@ -43,121 +46,6 @@ def selected(module: SelectLinear, seen: Units) -> Units:
     return seen.map(lambda t: t.index_select(-1, module.columns.to(t.device)))
 
 
-def convolution(call: Call, module: Any, analysis: Analysis) -> Any:
-    """A convolution over all channels, or one filter a channel."""
-    (seen,) = call.seen
-    weight = module.weight.detach()
-    if call.out.ndim != weight.ndim:
-        return analysis.refuse(call, "its input has no batch axis")
-    if module.groups == module.in_channels == module.out_channels:
-        return _depthwise(call, module, seen)
-    if module.groups != 1:
-        return analysis.refuse(call, f"a convolution in {module.groups} groups")
-    if module.transposed:
-        weight = weight.transpose(0, 1)
-    fixed, value = foldable(module, seen)
-    ids = analysis.produce(call.name, 1, call.out.shape)
-    rows = ids.movedim(1, -1).reshape(-1, ids.shape[1])[0]
-    live = (weight != 0).flatten(2).any(2)
-    columns = seen.columns(1)
-    analysis.reads(columns.ids, lambda keep: live[kept(keep, rows)].any(0) & ~fixed)
-    const = ~(live & ~fixed).any(1)
-    folded = weight.double().flatten(2).sum(2) @ torch.where(fixed, value, 0.0)
-    if module.bias is not None:
-        folded = folded + module.bias.detach().double()
-    shape = (-1,) + (1,) * (ids.ndim - 2)
-    return Units(ids, const.view(shape).expand(ids.shape), folded.view(shape).expand(ids.shape))
-
-
-def foldable(module: Any, seen: Units) -> tuple[Tensor, Tensor]:
-    """Channels whose constant a convolution turns into a constant: the border sees zeros."""
-    fixed, value = seen.uniform(1)
-    padded = module.padding_mode == "zeros" and module.padding not in ("valid",)
-    padded = padded and (module.padding == "same" or any(module.padding))
-    return (fixed & (value == 0) if padded or module.transposed else fixed), value
-
-
-def _depthwise(call: Call, module: Any, seen: Units) -> Units:
-    dead = (module.weight.detach() == 0).flatten(1).all(1)
-    bias = torch.zeros(len(dead)) if module.bias is None else module.bias.detach()
-    shape = (-1,) + (1,) * (call.out.ndim - 2)
-    with torch.no_grad():
-        value = _double(module)(seen.value)
-    fixed, _ = seen.uniform(1)
-    ids = _channel_ids(seen, call.out.shape)
-    value = torch.where(dead.view(shape), bias.double().view(shape), value)
-    return Units(ids, torch.ones_like(ids, dtype=torch.bool), value).with_value(
-        (dead | fixed).view(shape).expand(ids.shape), value
-    )
-
-
-def _double(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    weights = {name: t.detach().double() for name, t in module.named_parameters()}
-    weights |= {name: t.double() for name, t in module.named_buffers() if t.is_floating_point()}
-    return lambda x: torch.func.functional_call(module, weights, (x.clone(),))
-
-
-def _channel_ids(seen: Units, shape: torch.Size) -> Tensor:
-    first = seen.ids.flatten(2)[:, :, 0]
-    return first.view(*first.shape, *(1,) * (len(shape) - 2)).expand(shape)
-
-
-def channelwise(call: Call, module: nn.Module | None, analysis: Analysis) -> Any:
-    """Pooling, resizing: each channel for itself, over the axes after the second."""
-    seen = call.seen[0]
-    flat = seen.ids.flatten(2) if seen.ids.ndim > 2 else None
-    if flat is None or call.out.ndim < 3 or call.out.shape[:2] != seen.ids.shape[:2]:
-        return analysis.refuse(call, "its input is not (batch, channels, ...)")
-    if bool((flat != flat[:, :, :1]).any()):
-        return analysis.refuse(call, "units differ inside a channel")
-    value = _apply(call, module, seen.value)
-    const = seen.const.flatten(2).all(2)
-    const = const.view(*const.shape, *(1,) * (call.out.ndim - 2)).expand(call.out.shape)
-    return Units(_channel_ids(seen, call.out.shape), const, value).with_value(const, value)
-
-
-def _apply(call: Call, module: nn.Module | None, first: Tensor) -> Tensor:
-    """The operation with its first tensor replaced (and in double precision)."""
-    with torch.no_grad():
-        if module is not None:
-            return _double(module)(first)
-        if call.node.op == "call_method":
-            return getattr(first.clone(), call.name)(*call.args[1:], **call.kwargs)
-        return call.node.target(first.clone(), *call.args[1:], **call.kwargs)  # type: ignore
-
-
-def batch_norm(call: Call, module: Any, analysis: Analysis) -> Any:
-    """An affine map of each channel (evaluation mode)."""
-    (seen,) = call.seen
-    if module.running_mean is None:
-        return analysis.refuse(call, "it normalises by the batch even in evaluation")
-    shape = (-1,) + (1,) * (call.out.ndim - 2)
-    value = _apply(call, module, seen.value)
-    const = seen.const
-    if module.weight is not None:
-        off = (module.weight.detach() == 0).view(shape)
-        value = torch.where(off, module.bias.detach().double().view(shape), value)
-        const = const | off
-    return seen.with_value(const, value)
-
-
-def layer_norm(call: Call, module: nn.LayerNorm, analysis: Analysis) -> Any:
-    """Every entry is read for the mean and the variance, unless it is a constant."""
-    (seen,) = call.seen
-    if len(module.normalized_shape) != 1:
-        return analysis.refuse(call, "it normalises over more than one axis")
-    fixed, _ = seen.uniform(-1)
-    ids = seen.columns(-1).ids
-    analysis.reads(ids, lambda keep: ~fixed & kept(keep, ids).any())
-    const = torch.zeros(len(fixed), dtype=torch.bool)
-    value = torch.zeros(len(fixed)).double()
-    if module.weight is not None:
-        const = module.weight.detach() == 0
-        value = value if module.bias is None else module.bias.detach().double()
-    shape = seen.ids.shape
-    return seen.with_value(const.expand(shape), value.expand(shape))
-
-
 def embedding(call: Call, module: nn.Embedding, analysis: Analysis) -> Units:
     """A table: a column of equal entries is a constant."""
     ids = analysis.produce(call.name, -1, call.out.shape)
@@ -169,7 +57,11 @@ def embedding(call: Call, module: nn.Embedding, analysis: Analysis) -> Units:
 def elementwise(call: Call, module: nn.Module | None, analysis: Analysis) -> Units:
     """A function of each entry."""
     seen = call.seen[0]
-    return seen.with_value(seen.const, _apply(call, module, seen.value))
+    if call.node.args[0] in analysis.averaging and (
+        module is None or isinstance(module, nn.Dropout)
+    ):
+        analysis.averaging.add(call.node)  # dropout is the identity here
+    return seen.with_value(seen.const, call.evaluate(module, seen.value))
 
 
 def arithmetic(call: Call, module: None, analysis: Analysis) -> Any:
@@ -185,7 +77,16 @@ def arithmetic(call: Call, module: None, analysis: Analysis) -> Any:
         return elementwise(call, module, analysis)
     if call.kwargs:
         return analysis.refuse(call, "keyword arguments")
-    a, b = (units.map(lambda t: t.expand(call.out.shape)) for units in call.seen)
+    given = list(call.seen)
+    for one, other in (given, given[::-1]):
+        if beside(other, one):  # a mask or a scale that all units share: it stays, whole
+            analysis.registry.needed.update(other.ids.unique().tolist())
+            given = [
+                g if g is not other else replace(g, ids=torch.full_like(g.ids, NO_UNIT))
+                for g in given
+            ]
+            break
+    a, b = (units.map(lambda t: t.expand(call.out.shape)) for units in given)
     analysis.registry.merge(a.ids, b.ids)
     const = a.const & b.const
     if name == "mul":
@@ -194,6 +95,35 @@ def arithmetic(call: Call, module: None, analysis: Analysis) -> Any:
     return Units(torch.where(a.ids == NO_UNIT, b.ids, a.ids), const, value).with_value(
         const, torch.where(const, value, 0.0)
     )
+
+
+def constant(call: Call, module: None, analysis: Analysis) -> Any:
+    """A tensor that the forward makes by itself, or a comparison of such ones."""
+    if not all(bool(units.const.all()) for units in call.seen):
+        return analysis.refuse(call, "it looks at the data")
+    units = opaque(call.out.shape, analysis.registry, call.name)
+    analysis.registry.needed.update(units.ids.unique().tolist())
+    return Units(units.ids, torch.ones_like(units.const), call.out.double())
+
+
+def attribute(call: Call, module: None, analysis: Analysis) -> Any:
+    """x.T and x.mT."""
+    name = call.args[1]
+    if name not in ("T", "mT"):
+        return analysis.refuse(call, f"no rule for .{name}")
+    return call.seen[0].map(lambda t: getattr(t, name))
+
+
+def glu(call: Call, module: nn.Module | None, analysis: Analysis) -> Units:
+    """One half times the sigmoid of the other: position by position they are one unit."""
+    (seen,) = call.seen
+    dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else -1)
+    dim = getattr(module, "dim", dim)
+    one, gate = (seen.map(lambda t, half=half: t.chunk(2, dim)[half]) for half in (0, 1))
+    analysis.registry.merge(one.ids, gate.ids)
+    const = (one.const & gate.const) | (one.const & (one.value == 0))
+    value = one.value * torch.sigmoid(gate.value)
+    return one.with_value(const, value)
 
 
 def layout(call: Call, module: nn.Module | None, analysis: Analysis) -> Any:
@@ -244,7 +174,7 @@ def item(call: Call, module: None, analysis: Analysis) -> Any:
         if i is Ellipsis:
             axis = seen.ids.ndim - sum(j is not None for j in index[position + 1 :])
         elif i is not None:
-            if i != slice(None) and _varies(seen.ids, axis):
+            if i != slice(None) and varies(seen.ids, axis):
                 columns = seen.columns(axis).ids
                 if isinstance(i, slice):
                     analysis.registry.pin(seen.ids, f"{call.name}: a slice of its units")
@@ -257,14 +187,10 @@ def _whole(columns: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda keep: columns[kept(keep, columns).any(1)].unique()
 
 
-def _varies(ids: Tensor, axis: int) -> bool:
-    return bool((ids != ids.narrow(axis, 0, 1)).any())
-
-
 def reduce(call: Call, module: None, analysis: Analysis) -> Any:
     """mean, amax: constant where everything reduced is constant; sums of units merge them."""
     seen = call.seen[0]
-    value = _apply(call, module, seen.value)
+    value = call.evaluate(module, seen.value)
     if not isinstance(value, Tensor) or value.ndim == 0:
         return analysis.refuse(call, "it reduces over everything")
     dims = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
@@ -293,17 +219,25 @@ _UNARY = (
     torch.relu, torch.tanh, torch.sigmoid, torch.abs, torch.square, torch.neg, torch.exp,
     torch.clamp, F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.tanh,
     F.sigmoid, F.softplus, F.hardtanh, F.hardswish, operator.neg, "relu", "tanh", "sigmoid",
-    "abs", "square", "neg", "clamp", "relu_", "float", "type_as",
+    "abs", "square", "neg", "clamp", "relu_", "float", "type_as", torch.sqrt, torch.rsqrt,
+    torch.log, torch.sin, torch.cos, torch.erf, "sqrt", "rsqrt", "exp", "log",
 )  # fmt: skip
 _ARITHMETIC = (
     operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd, operator.imul,
     torch.add, torch.sub, torch.mul, torch.div, "add", "sub", "mul", "div", "add_", "mul_",
+    operator.pow, torch.pow, "pow",
 )  # fmt: skip
+_CONSTANT = (
+    torch.ones, torch.zeros, torch.full, torch.arange, torch.eye, torch.tril, torch.triu, "tril",
+    "triu", "bool", "logical_not", torch.logical_not, operator.invert, operator.eq, operator.ne,
+    operator.lt, operator.le, operator.gt, operator.ge,
+)  # fmt: skip
+_PRODUCT = (operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm")
 _LAYOUT = (
     nn.Flatten, torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze,
     torch.unsqueeze, torch.cat, torch.concat, torch.stack, "flatten", "view", "reshape",
     "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "unflatten", "expand",
-    "movedim", "clone", "detach",
+    "movedim", "clone", "detach", "flip", torch.flip,
 )  # fmt: skip
 _CHANNELWISE = (
     F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d,
@@ -323,10 +257,27 @@ RULES: dict[Any, Callable[..., Any]] = {
     nn.BatchNorm2d: batch_norm,
     nn.BatchNorm3d: batch_norm,
     nn.LayerNorm: layer_norm,
+    nn.RMSNorm: layer_norm,
+    nn.GroupNorm: group_norm,
+    nn.InstanceNorm1d: instance_norm,
+    nn.InstanceNorm2d: instance_norm,
+    nn.InstanceNorm3d: instance_norm,
     nn.Embedding: embedding,
     nn.MultiheadAttention: multihead,
+    nn.RNN: recurrent,
+    nn.GRU: recurrent,
+    nn.LSTM: recurrent,
     F.scaled_dot_product_attention: attention,
+    nn.Softmax: softmax,
+    F.softmax: softmax,
+    torch.softmax: softmax,
+    "softmax": softmax,
+    "masked_fill": masked,
+    torch.masked_fill: masked,
+    nn.GLU: glu,
+    F.glu: glu,
     operator.getitem: item,
+    getattr: attribute,
     torch.mean: reduce,
     "mean": reduce,
     "chunk": pieces,
@@ -340,4 +291,6 @@ RULES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(_CHANNELWISE_MODULES + _CHANNELWISE, channelwise),
     **dict.fromkeys(_ARITHMETIC, arithmetic),
     **dict.fromkeys(_LAYOUT, layout),
+    **dict.fromkeys(_CONSTANT, constant),
+    **dict.fromkeys(_PRODUCT, product),
 }

@@ -113,6 +113,11 @@ def axis_masks(mask: Tensor) -> list[Tensor]:
     return [mask.movedim(axis, 0).reshape(mask.shape[axis], -1).any(1) for axis in axes]
 
 
+def varies(ids: Tensor, axis: int) -> bool:
+    """Whether positions along axis are of different units."""
+    return bool((ids != ids.narrow(axis, 0, 1)).any())
+
+
 def hull(mask: Tensor) -> Tensor:
     """The smallest box of whole slices that holds the mask: what a dense tensor can be cut to."""
     box = torch.ones_like(mask)

@@ -1,0 +1,118 @@
+"""Rules for convolutions, pooling and resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .analysis import Analysis, Call, in_double
+from .units import Units, kept
+
+
+def convolution(call: Call, module: Any, analysis: Analysis) -> Any:
+    """A convolution: over all channels, in groups, or one filter a channel."""
+    (seen,) = call.seen
+    weight = module.weight.detach()
+    if call.out.ndim != weight.ndim:
+        return analysis.refuse(call, "its input has no batch axis")
+    if is_depthwise(module):
+        return _depthwise(call, module, seen)
+    blocks = grouped(module, weight)
+    fixed, value = foldable(module, seen)
+    ids = analysis.produce(call.name, 1, call.out.shape)
+    rows = ids.movedim(1, -1).reshape(-1, ids.shape[1])[0]
+    live = torch.block_diag(*(blocks != 0).flatten(3).any(3))
+    columns = seen.columns(1)
+    analysis.reads(columns.ids, lambda keep: live[kept(keep, rows)].any(0) & ~fixed)
+    if module.groups > 1:
+        analysis.fillers.append(_equal_groups(rows, columns.ids, module.groups))
+    const = ~(live & ~fixed).any(1)
+    folded = summed(blocks) @ torch.where(fixed, value, 0.0)
+    if module.bias is not None:
+        folded = folded + module.bias.detach().double()
+    shape = (-1,) + (1,) * (ids.ndim - 2)
+    return Units(ids, const.view(shape).expand(ids.shape), folded.view(shape).expand(ids.shape))
+
+
+def is_depthwise(module: Any) -> bool:
+    """One filter a channel."""
+    return module.groups == module.in_channels == module.out_channels > 1
+
+
+def grouped(module: Any, weight: Tensor) -> Tensor:
+    """The weight as (groups, out, in, ...), channels of one group each."""
+    blocks = weight.unflatten(0, (module.groups, -1))
+    return blocks.transpose(1, 2) if module.transposed else blocks
+
+
+def summed(blocks: Tensor) -> Tensor:
+    """What a constant input is multiplied by: (all out, all in), float64."""
+    return torch.block_diag(*blocks.double().flatten(3).sum(3))
+
+
+def _equal_groups(rows: Tensor, ids: Tensor, groups: int) -> Callable[[Tensor], Tensor]:
+    """Groups of one size: of those that stay, the smaller ones keep a few units more."""
+
+    def wanted(keep: Tensor) -> Tensor:
+        out = keep[rows].view(groups, -1)
+        inputs = kept(keep, ids).any(0).view(groups, -1)
+        stays = out.any(1) | inputs.any(1)
+        return torch.cat([rows[_filled(out, stays)], ids[:, _filled(inputs, stays)].flatten()])
+
+    return wanted
+
+
+def _filled(flags: Tensor, stays: Tensor) -> Tensor:
+    """The flags, with as many in every group that stays as in the largest one."""
+    count = flags.sum(1).max().clamp(min=1)
+    order = flags.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    ranks = torch.empty_like(order).scatter_(
+        1, order, torch.arange(flags.shape[1]).expand_as(order)
+    )
+    return (flags | ((ranks < count) & stays[:, None])).flatten()
+
+
+def foldable(module: Any, seen: Units) -> tuple[Tensor, Tensor]:
+    """Channels whose constant a convolution turns into a constant: the border sees zeros."""
+    fixed, value = seen.uniform(1)
+    padded = module.padding_mode == "zeros" and module.padding not in ("valid",)
+    padded = padded and (module.padding == "same" or any(module.padding))
+    return (fixed & (value == 0) if padded or module.transposed else fixed), value
+
+
+def _depthwise(call: Call, module: Any, seen: Units) -> Units:
+    dead = (module.weight.detach() == 0).flatten(1).all(1)
+    bias = torch.zeros(len(dead)) if module.bias is None else module.bias.detach()
+    shape = (-1,) + (1,) * (call.out.ndim - 2)
+    with torch.no_grad():
+        value = in_double(module)(seen.value)
+    fixed, _ = seen.uniform(1)
+    ids = _channel_ids(seen, call.out.shape)
+    value = torch.where(dead.view(shape), bias.double().view(shape), value)
+    return Units(ids, torch.ones_like(ids, dtype=torch.bool), value).with_value(
+        (dead | fixed).view(shape).expand(ids.shape), value
+    )
+
+
+def _channel_ids(seen: Units, shape: torch.Size) -> Tensor:
+    first = seen.ids.flatten(2)[:, :, 0]
+    return first.view(*first.shape, *(1,) * (len(shape) - 2)).expand(shape)
+
+
+def channelwise(call: Call, module: nn.Module | None, analysis: Analysis) -> Any:
+    """Pooling, resizing: each channel for itself, over the axes after the second."""
+    seen = call.seen[0]
+    if not isinstance(call.out, Tensor):
+        return analysis.refuse(call, "more than one result")
+    flat = seen.ids.flatten(2) if seen.ids.ndim > 2 else None
+    if flat is None or call.out.ndim < 3 or call.out.shape[:2] != seen.ids.shape[:2]:
+        return analysis.refuse(call, "its input is not (batch, channels, ...)")
+    if bool((flat != flat[:, :, :1]).any()):
+        return analysis.refuse(call, "units differ inside a channel")
+    value = call.evaluate(module, seen.value)
+    const = seen.const.flatten(2).all(2)
+    const = const.view(*const.shape, *(1,) * (call.out.ndim - 2)).expand(call.out.shape)
+    return Units(_channel_ids(seen, call.out.shape), const, value).with_value(const, value)
