@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tikhon.strengths.controllers import Controller
-from tikhon.targets import local
+from tikhon.targets import local, summed
 from tikhon.terms import Binding
 
 
@@ -24,10 +24,11 @@ def refuse_inexact(binding: Binding) -> None:
     for param, view in zip(binding.target.params, binding.target.views):
         if not is_sharded(param):
             continue
-        controlled = isinstance(binding.dial.source, Controller)
+        source = binding.dial.source
+        controlled = isinstance(source, Controller) and not source.reads_shards
         fields = [n for n in ("weights", "center") if getattr(binding.base, n, None) is not None]
         if controlled:
-            reason = f"a {type(binding.dial.source).__name__} reads whole weights"
+            reason = f"{type(source).__name__} reads whole weights"
         elif fields:
             reason = f"its {fields[0]} are whole tensors"
         elif binding.base.elementwise and binding.whole:
@@ -58,15 +59,6 @@ def _separates_rows(binding: Binding) -> bool:
         return penalty.prox(w, 1.0) if hasattr(penalty, "prox") else penalty.grad(w)  # type: ignore[attr-defined]
 
     return torch.allclose(move(rows), torch.cat([move(rows[:1]), move(rows[1:])]))
-
-
-def summed(amount: Tensor, param: Tensor) -> Tensor:
-    """The sum of `amount` over the processes that hold the parts of `param`; one all-reduce."""
-    for dimension, placement in enumerate(getattr(param, "placements", ())):
-        if not placement.is_replicate():
-            group = param.device_mesh.get_group(dimension)  # type: ignore[attr-defined]
-            torch.distributed.all_reduce(amount, group=group)
-    return amount
 
 
 def zeros_of(param: Tensor) -> tuple[int, int]:

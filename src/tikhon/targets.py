@@ -145,6 +145,15 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
 
 
+def summed(amount: Tensor, param: Tensor) -> Tensor:
+    """The sum of `amount` over the processes that hold the parts of `param`; one all-reduce."""
+    for dimension, placement in enumerate(getattr(param, "placements", ())):
+        if not placement.is_replicate():
+            group = param.device_mesh.get_group(dimension)  # type: ignore[attr-defined]
+            torch.distributed.all_reduce(amount, group=group)
+    return amount
+
+
 def is_lazy(param: Tensor) -> bool:
     """Whether a lazy module has not yet given the parameter its shape."""
     return nn.parameter.is_lazy(param)

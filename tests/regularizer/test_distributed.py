@@ -17,7 +17,14 @@ pytestmark = pytest.mark.skipif(
 )
 CASES = [
     f"{name} {kind}"
-    for name in ("elementwise", "rows", "decoupled", "constraints")
+    for name in (
+        "elementwise",
+        "rows",
+        "decoupled",
+        "constraints",
+        "controllers",
+        "row controllers",
+    )
     for kind in ("SGD", "AdamW")
 ]
 
@@ -45,6 +52,7 @@ def test_equals_the_single_process(outcome, case, wrapper):
     assert found["same value everywhere"]
     assert found["zeros"]
     assert found["trace"] < 1e-6
+    assert found["strengths"] < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -56,7 +64,7 @@ def test_equals_the_single_process(outcome, case, wrapper):
         ("smooth matrix", "it couples rows that other processes hold"),
         ("sorted", 'its rows (rows="tensor") are cut'),
         ("weighted", "its weights are whole tensors"),
-        ("controlled", "a TargetSparsity reads whole weights"),
+        ("controlled", "Own reads whole weights"),
     ],
 )
 def test_what_shards_cannot_do_is_refused_by_name(outcome, case, reason):

@@ -18,12 +18,29 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import tikhon as tk
+from tikhon.strengths.controllers import Controller
 
 warnings.simplefilter("ignore")
+
+
+class Own(Controller):
+    """A controller of a user's own, which has not said that it reads shards."""
+
+    start, per = 0.1, "term"
+
+    def next(self, strength, observation, step):
+        return strength
+
+
 TERMS = {
     "elementwise": {"*": [tk.L1(0.02), tk.L2(0.05)], "0.bias": tk.ElasticNet(0.02)},
     "rows": {"0.weight": tk.GroupLasso(0.05), "2.weight": [tk.SparseGroupLasso(0.03), tk.L2(0.1)]},
     "decoupled": {"*": tk.Term(tk.L2(0.3), how="decoupled")},
+    "controllers": {
+        "0.weight": tk.L1(tk.TargetSparsity(0.6, steps=10)),
+        "2.weight": tk.L2(tk.NormBound(0.05)),
+    },
+    "row controllers": {"0.weight": tk.GroupLasso(tk.TargetSparsity(0.4, steps=10, per="layer"))},
     "constraints": {"0.weight": tk.MaxNorm(0.4), "2.weight": tk.Box(-0.1, 0.2)},
 }
 OPTIMIZERS = {
@@ -37,7 +54,7 @@ REFUSED = {
     "smooth matrix": tk.Term(tk.Orthogonal(0.1)),
     "sorted": tk.Term(tk.SLOPE(0.1)),
     "weighted": tk.Term(tk.L1(0.1, weights=torch.ones(5, 8))),
-    "controlled": tk.Term(tk.L1(tk.TargetSparsity(0.5))),
+    "controlled": tk.Term(tk.L1(Own())),
 }
 
 
@@ -79,6 +96,12 @@ def compare(wrap, terms, make, batches, mine):
         "value": value,
         "same value everywhere": bool(values[0] == values[1]),
         "zeros": reg.sparsity() == reference.sparsity(),
+        "strengths": max(
+            abs(a - b) / max(a, 1e-12)
+            for a, b in zip(reference.strengths().values(), reg.strengths().values())
+        )
+        if reg.strengths()
+        else 0.0,
         "trace": abs(sum(row.value for row in reg.trace()) - float(reg.value())),
     }
 

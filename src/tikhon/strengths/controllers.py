@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tikhon.penalties.base import Penalty, Proximable, is_metric
 from tikhon.penalties.elementwise import L2
+from tikhon.targets import summed
 
 _PROPORTIONAL, _INTEGRAL = 0.2, 0.01  # critically damped: the first squared is 4 times the second
 _SAMPLE = 65536  # weights or rows that TargetSparsity looks at
@@ -57,7 +58,8 @@ class Observation:
     """What a controller is given: the readings that share one strength.
 
     Attributes:
-        readings: one a parameter; all of the term's if `per="term"`, one if `per="layer"`.
+        readings: one a parameter; all of the term's if `per="term"`, those in one parameter group
+            if `per="group"`, one if `per="layer"`.
         model: the (unwrapped) model.
         memory: numbers and tensors that the controller keeps for this strength from step to
             step. The Regularizer owns it and puts it in its state_dict.
@@ -79,17 +81,20 @@ class Controller(ABC):
             strength of the next step. "moved": between the optimizer's move and the prox, the
             answer is used by the prox of this same step.
         needs_before: whether readings hold the weights from before the step (a copy each step).
+        reads_shards: whether `next` is right where a process holds a part of the weights (FSDP2).
 
     Attributes:
         start: the strength of the first step.
-        per: "term" for one strength in all parameters of the term, "layer" for one each.
+        per: "term" for one strength in all parameters of the term, "layer" for one each, "group"
+            for one in each parameter group of the optimizer.
         every: `next` is called at every so manyth step.
     """
 
     phase: ClassVar[Literal["moved", "settled"]] = "settled"
     needs_before: ClassVar[bool] = False
+    reads_shards: ClassVar[bool] = False
     start: float
-    per: Literal["term", "layer"]
+    per: Literal["term", "layer", "group"]
     every: int = 1
 
     @abstractmethod
@@ -127,6 +132,7 @@ class TargetSparsity(Controller):
     per: Literal["term", "layer"] = field(default="term", kw_only=True)
     start: float = field(default=0.0, init=False, repr=False)
     phase: ClassVar[Literal["moved", "settled"]] = "moved"
+    reads_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self, "target", self.target, 0 <= self.target < 1, "in [0, 1)")
@@ -136,14 +142,15 @@ class TargetSparsity(Controller):
     def next(self, strength: float, observation: Observation, step: int) -> float:
         """The strength for the prox of this step."""
         goal = self.target * (1 - (1 - min(step / self.steps, 1.0)) ** 3)
-        parts = [_sample(reading, len(observation.readings)) for reading in observation.readings]
-        total = sum(w.numel() for _, w, _ in parts)
+        readings = observation.readings
+        parts = [(reading, *_sample(reading, len(readings))) for reading in readings]
+        total = sum(_whole(reading, w.numel()) for reading, _, w, _ in parts)
 
         def excess(tried: float) -> float:
-            zeros = 0
-            for penalty, w, gain in parts:
+            zeros = 0.0
+            for reading, penalty, w, gain in parts:
                 left = penalty.with_strength(tried).prox(w, gain)
-                zeros += w.numel() - int(left.count_nonzero())
+                zeros += _whole(reading, w.numel() - int(left.count_nonzero()))
             return zeros / total - goal
 
         low, high = (strength / 1.1, strength * 1.1) if strength else (1e-8, 1e-7)
@@ -196,6 +203,8 @@ class NormBound(Controller):
     per: Literal["term", "layer"] = field(default="layer", kw_only=True)
     start: float = field(default=0.0, init=False, repr=False)
 
+    reads_shards: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         bound, at = self.bound, self.at
         _check(self, "bound", bound, bound is None or 0 < bound < math.inf, "> 0 or None")
@@ -213,8 +222,8 @@ class NormBound(Controller):
                 f"NormBound bounds the size by L2, received {type(readings[0].penalty).__name__}; "
                 f"for other norms use a constraint such as L1Ball or MaxNorm"
             )
-        square = sum(float(reading.weights.double().square().sum()) for reading in readings)
-        size = math.sqrt(square / sum(reading.weights.numel() for reading in readings))
+        square = sum(_whole(r, float(r.weights.double().square().sum())) for r in readings)
+        size = math.sqrt(square / sum(_whole(r, r.weights.numel()) for r in readings))
         if "bound" not in memory and self._is_due(size, memory, step):
             memory["bound"] = self.bound or self.factor * size
             memory["set_at"] = step
@@ -234,6 +243,15 @@ class NormBound(Controller):
         slowed = growth < memory.get("growth", -math.inf)
         memory["size"], memory["growth"] = size, growth
         return slowed
+
+
+def _whole(reading: Reading, amount: float) -> float:
+    """The sum of an amount over all processes that hold a part of the reading's weights."""
+    param = reading.params[0]
+    if not hasattr(param, "placements"):
+        return amount
+    sums = torch.tensor(amount, dtype=torch.float64, device=reading.weights.device)
+    return summed(sums, param).item()
 
 
 def _sample(reading: Reading, among: int) -> tuple[Proximable, Tensor, float | Tensor]:
