@@ -146,7 +146,7 @@ def test_norm_bound_takes_the_size_at_a_step(at, step):
     [
         (lambda: tk.TargetSparsity(1.0), r"target must be in \[0, 1\), received 1.0"),
         (lambda: tk.TargetSparsity(0.5, steps=0), "steps must be at least 1, received 0"),
-        (lambda: tk.TargetSparsity(0.5, per="row"), "per must be 'term' or 'layer'"),
+        (lambda: tk.TargetSparsity(0.5, per="row"), "per must be 'term', 'layer' or 'group'"),
         (lambda: tk.NormBound(0.0), "bound must be > 0 or None, received 0.0"),
         (lambda: tk.NormBound(at=-1), "at must be a step >= 0"),
         (lambda: tk.NormBound(factor=0.0), "factor"),

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from tikhon.penalties.base import Penalty, Proximable, is_metric
 from tikhon.penalties.elementwise import L2
 from tikhon.targets import summed
+
+Per = Literal["term", "layer", "group"]
 
 _PROPORTIONAL, _INTEGRAL = 0.2, 0.01  # critically damped: the first squared is 4 times the second
 _SAMPLE = 65536  # weights or rows that TargetSparsity looks at
@@ -94,7 +96,7 @@ class Controller(ABC):
     needs_before: ClassVar[bool] = False
     reads_shards: ClassVar[bool] = False
     start: float
-    per: Literal["term", "layer", "group"]
+    per: Per
     every: int = 1
 
     @abstractmethod
@@ -115,7 +117,7 @@ class TargetSparsity(Controller):
         steps: optimizer steps until it is reached, at least 1; leave the rest of the run for the
             other weights to settle.
         per: one strength for all parameters of the term ("term": their zeros are counted
-            together) or one each ("layer").
+            together), one each ("layer") or one for each parameter group ("group").
 
     Raises ValueError for a share or a count out of its range; TypeError where the penalty gives
     no zeros. Of more than 65,536 weights (or rows) that share a strength a regular sample is
@@ -129,7 +131,7 @@ class TargetSparsity(Controller):
 
     target: float
     steps: int = field(default=200, kw_only=True)
-    per: Literal["term", "layer"] = field(default="term", kw_only=True)
+    per: Per = field(default="term", kw_only=True)
     start: float = field(default=0.0, init=False, repr=False)
     phase: ClassVar[Literal["moved", "settled"]] = "moved"
     reads_shards: ClassVar[bool] = True
@@ -137,7 +139,7 @@ class TargetSparsity(Controller):
     def __post_init__(self) -> None:
         _check(self, "target", self.target, 0 <= self.target < 1, "in [0, 1)")
         _check(self, "steps", self.steps, self.steps >= 1, "at least 1")
-        _check(self, "per", self.per, self.per in ("term", "layer"), "'term' or 'layer'")
+        _check(self, "per", self.per, self.per in get_args(Per), "'term', 'layer' or 'group'")
 
     def next(self, strength: float, observation: Observation, step: int) -> float:
         """The strength for the prox of this step."""
@@ -185,7 +187,8 @@ class NormBound(Controller):
             which the growth of the size slows down.
         factor: > 0.
         interval: steps between the looks for the inflection, at least 1.
-        per: one bound for each parameter ("layer") or for all of the term ("term").
+        per: one bound for each parameter ("layer"), for each parameter group of the optimizer
+            ("group") or for all of the term ("term").
 
     Raises ValueError for an argument out of its range, TypeError for another penalty than L2 (the
     bound of an L1 norm is a constraint: `L1Ball`).
@@ -200,7 +203,7 @@ class NormBound(Controller):
     at: int | Literal["inflection"] = field(default=0, kw_only=True)
     factor: float = field(default=1.0, kw_only=True)
     interval: int = field(default=10, kw_only=True)
-    per: Literal["term", "layer"] = field(default="layer", kw_only=True)
+    per: Per = field(default="layer", kw_only=True)
     start: float = field(default=0.0, init=False, repr=False)
 
     reads_shards: ClassVar[bool] = True
@@ -212,7 +215,7 @@ class NormBound(Controller):
         _check(self, "at", at, fine, "a step >= 0 or 'inflection'")
         _check(self, "factor", self.factor, 0 < self.factor < math.inf, "> 0")
         _check(self, "interval", self.interval, self.interval >= 1, "at least 1")
-        _check(self, "per", self.per, self.per in ("term", "layer"), "'term' or 'layer'")
+        _check(self, "per", self.per, self.per in get_args(Per), "'term', 'layer' or 'group'")
 
     def next(self, strength: float, observation: Observation, step: int) -> float:
         """The strength of the next step."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,24 @@ from torch import Tensor, nn
 from tikhon.data.stream import Stream
 from tikhon.penalties import L1, L2, ElasticNet, GroupLasso, Proximable
 from tikhon.penalties.optimality import max_strength
-from tikhon.strengths.controllers import Controller, Observation, Reading
+from tikhon.strengths.controllers import Controller, Observation, Per, Reading
+from tikhon.strengths.schedules import Recorded
+from tikhon.strengths.sensitivity import (
+    CAP,
+    CAUTION,
+    DAMPING,
+    FEWEST,
+    FROZEN,
+    HORIZON,
+    begin,
+    carry_decay,
+    carry_prox,
+    descend,
+    rate_of,
+)
+from tikhon.targets import summed
 
-_FROZEN = 0.9  # the strength rests in the last tenth of the run, so that the weights settle
-_MOMENTUM, _SCALE = 0.9, 0.999
-_HORIZON = 2.0  # the first strength of an L2 term shrinks weights by exp(-2) over the whole run
-_FRACTION = 0.05  # the first strength of another term, as a part of its largest gradient
-_CAP = 0.5  # a strength never removes more than half of a weight in one step
+_FRACTION = 0.05  # the first strength of a sparse penalty, as a part of its largest gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +50,8 @@ class Hypergradient(Controller):
 
     and for L1, ElasticNet and GroupLasso through the derivative of their prox, which is zero
     outside the support. Every `every` steps ``log s`` makes a step of Adam against ``<Z, g_v>``,
-    at a rate that could cross `range` in half of the run, and rests in the last tenth.
+    at a rate that could cross `range` in half of the run (at most a factor of 2 a step), and
+    rests in the last tenth.
 
     Looking one step ahead (``Z = -lr*s*W``, the "T1-T2" rule) is short-sighted: early in training
     the validation loss always asks for larger weights. For the same reason a learning rate must
@@ -47,19 +60,22 @@ class Hypergradient(Controller):
     Args:
         valid: validation data that the weights never train on: a pair of tensors, a loader, ...
         loss: callable of (output, target), a 0-d mean.
-        steps: number of optimizer steps of the whole run.
+        steps: number of optimizer steps of the whole run. A strength that can make fewer than 10
+            moves (``0.9 * steps / every``) stays near its start: a warning says so.
         every: steps between two validation gradients (one batch each), at least 1.
         start: the first strength; 0 takes one from the first steps: for L2 the decay that shrinks
-            a weight by exp(-2) over the run, at most 1; for the others a twentieth of the largest
-            gradient.
-        range: smallest and largest strength, relative to `start` where that is 0; clamped.
-        per: one strength for each parameter ("layer") or for all of the term ("term").
+            a weight by exp(-2) over the run, for the others a twentieth of the largest gradient.
+        range: smallest and largest strength of a decoupled L2; of the other terms it is relative
+            to the first strength where `start` is 0.
+        per: one strength for each parameter ("layer"), for each parameter group of the optimizer
+            ("group") or for all of the term ("term").
         damping: ``c`` >= 0, the curvature in the metric of the optimizer; math.inf forgets ``Z``
             at every step, which is the one-step rule.
         caution: factor in (0, 1] on moves towards a smaller strength.
         batch_size: rows of a validation batch.
 
     Raises ValueError for arguments out of their range, TypeError for a penalty without a rule.
+    Works under DDP and FSDP2 (slopes are averaged over the processes) and inside AMP.
 
     References: Luketina et al., "Scalable gradient-based tuning of continuous regularization
     hyperparameters", 2016, https://arxiv.org/abs/1511.06727; Franceschi et al., "Forward and
@@ -69,10 +85,10 @@ class Hypergradient(Controller):
     >>> model = torch.nn.Linear(5, 1)
     >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
     >>> x = torch.randn(20, 5); y = x[:, :1]
-    >>> strength = tikhon.Hypergradient((x[:10], y[:10]), torch.nn.functional.mse_loss, steps=30)
+    >>> strength = tikhon.Hypergradient((x[:10], y[:10]), torch.nn.functional.mse_loss, steps=120)
     >>> penalty = tikhon.L2(strength)
     >>> reg = tikhon.regularize(model, optimizer, penalty, how="decoupled")
-    >>> for _ in range(30):
+    >>> for _ in range(120):
     ...     loss = torch.nn.functional.mse_loss(model(x[10:]), y[10:])
     ...     optimizer.zero_grad(); loss.backward(); optimizer.step()
     >>> all(found > 0 for found in reg.state_dict()["strengths"].values())
@@ -85,10 +101,11 @@ class Hypergradient(Controller):
     every: int = field(default=5, kw_only=True)
     start: float = field(default=0.0, kw_only=True)
     range: tuple[float, float] = field(default=(1e-4, 30.0), kw_only=True)
-    per: Literal["layer", "term"] = field(default="layer", kw_only=True)
-    damping: float = field(default=2.0, kw_only=True)
-    caution: float = field(default=0.5, kw_only=True)
-    batch_size: int = field(default=64, kw_only=True)
+    per: Per = field(default="layer", kw_only=True)
+    damping: float = field(default=DAMPING, kw_only=True)
+    caution: float = field(default=CAUTION, kw_only=True)
+    batch_size: int = field(default=256, kw_only=True)
+    reads_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         low, high = self.range
@@ -100,7 +117,11 @@ class Hypergradient(Controller):
             "damping": (self.damping, self.damping >= 0, ">= 0"),
             "caution": (self.caution, 0 < self.caution <= 1, "in (0, 1]"),
             "batch_size": (self.batch_size, self.batch_size >= 1, "at least 1"),
-            "per": (self.per, self.per in ("layer", "term"), "'layer' or 'term'"),
+            "per": (
+                self.per,
+                self.per in get_args(Per),
+                "'layer', 'group' or 'term'",
+            ),
         }
         for name, (received, fine, rule) in checks.items():
             if not fine:
@@ -110,6 +131,13 @@ class Hypergradient(Controller):
                 f"Hypergradient: loss must be a callable of (output, target), "
                 f"received {self.loss!r}"
             )
+        if (moves := int(FROZEN * self.steps / self.every)) < FEWEST:
+            warnings.warn(
+                f"Hypergradient: {self.steps} steps with every={self.every} leave {moves} moves, "
+                f"too few to get far from the first strength; take every="
+                f"{max(1, int(FROZEN * self.steps / FEWEST))}, more steps, or a fixed strength",
+                stacklevel=3,
+            )
 
     @torch.no_grad()
     def next(self, strength: float, observation: Observation, step: int) -> float:
@@ -118,18 +146,29 @@ class Hypergradient(Controller):
         if "log" not in memory:
             self._begin(readings, memory)
         self._carry(readings, memory, ahead=False)
-        if step < _FROZEN * self.steps:
+        if step < FROZEN * self.steps:
             self._descend(observation)
         memory["strength"] = min([math.exp(memory["log"]), *map(_cap, readings)])
+        self.record(memory, memory["strength"], step)
         self._carry(readings, memory, ahead=True)
         return memory["strength"]
+
+    def record(self, memory: dict[str, Any], strength: float, step: int) -> None:
+        """Note the strength found after `step`, for a repetition of the run."""
+        if "trace" not in memory:
+            memory["trace"] = torch.full((max(1, self.steps // self.every),), strength)
+        memory["trace"][step // self.every - 1 :] = strength
+
+    def recorded(self, memory: dict[str, Any], steps: int) -> Recorded:
+        """The strengths that a run has found, as a schedule of another run of `steps`."""
+        return Recorded(tuple(memory["trace"].tolist()), steps)
 
     def _carry(self, readings: Sequence[Reading], memory: dict[str, Any], *, ahead: bool) -> None:
         """A prox is differentiated at its result; decay acts on these weights in the next step."""
         for i, reading in enumerate(readings):
             if isinstance(reading.penalty, L2) == ahead:
                 strength = memory["strength"] if ahead else reading.penalty.strength
-                carry(memory[f"z{i}"], reading, float(strength), self.damping, self.every)
+                _carry(memory[f"z{i}"], reading, float(strength), self.damping, self.every)
 
     @cached_property
     def stream(self) -> Stream:
@@ -145,16 +184,18 @@ class Hypergradient(Controller):
                     f"strength, a schedule, or tikhon.path"
                 )
             memory[f"z{i}"] = torch.zeros_like(reading.weights, dtype=torch.float32)
-        start = self.start or min(self._first(reading) for reading in readings)
-        scale = 1.0 if self.start else start
+        start = self.start or averaged(min(self._first(reading) for reading in readings))
+        absolute = self.start or all(
+            r.how == "decoupled" and isinstance(r.penalty, L2) for r in readings
+        )
+        scale = 1.0 if absolute else start
         memory["low"], memory["high"] = (math.log(scale * bound) for bound in self.range)
-        memory["log"] = min(max(math.log(start), memory["low"]), memory["high"])
-        memory["count"], memory["mean"], memory["square"] = 0, 0.0, 0.0
+        memory.update(begin(min(max(math.log(start), memory["low"]), memory["high"])))
 
     def _first(self, reading: Reading) -> float:
         """A first strength that neither destroys the weights nor leaves them as they are."""
         if isinstance(reading.penalty, L2):
-            return min(1.0, _HORIZON / (self.steps * max(_median(reading.gain), 1e-12)))
+            return HORIZON / (self.steps * max(_median(reading.gain), 1e-12))
         unit = reading.penalty.with_strength(1.0)
         assert isinstance(unit, Proximable)
         gradient = reading.arrange([_gradient(p) for p in reading.params]).float()
@@ -165,59 +206,35 @@ class Hypergradient(Controller):
         memory = observation.memory
         gradients = observation.shared.get("gradients")
         if gradients is None:
-            number = memory["count"]
-            gradients = validation_gradient(
-                observation.model, self.loss, self.stream.batch(number)
-            )
+            gradients = self.gradient(observation.model, memory["count"])
             observation.shared["gradients"] = gradients
-        slope = 0.0
+        slope = torch.zeros(())
         for i, reading in enumerate(observation.readings):
             gradient = reading.arrange([gradients[p] for p in reading.params])
-            slope = slope + (memory[f"z{i}"] * gradient).sum()
-        slope = float(_averaged(torch.as_tensor(slope)))
-        if not math.isfinite(slope):
-            return  # the run itself diverges: that is not ours to hide
-        memory["count"] += 1
-        memory["mean"] = _MOMENTUM * memory["mean"] + (1 - _MOMENTUM) * slope
-        memory["square"] = _SCALE * memory["square"] + (1 - _SCALE) * slope**2
-        mean = memory["mean"] / (1 - _MOMENTUM ** memory["count"])
-        square = memory["square"] / (1 - _SCALE ** memory["count"])
-        rate = 2 * math.log(self.range[1] / self.range[0]) * self.every / self.steps
-        move = -rate * mean / (math.sqrt(square) + 1e-30)
-        move *= self.caution if move < 0 else 1.0
-        memory["log"] = min(max(memory["log"] + move, memory["low"]), memory["high"])
+            slope = slope + summed((memory[f"z{i}"] * gradient).sum(), reading.params[0])
+        self.move(memory, slope, (memory["low"], memory["high"]))
+
+    def gradient(self, model: nn.Module, number: int) -> dict[nn.Parameter, Tensor]:
+        """Gradient of the loss on validation batch `number`."""
+        return validation_gradient(model, self.loss, self.stream.batch(number))
+
+    def move(self, memory: dict[str, Any], slope: Tensor, bounds: tuple[float, float]) -> None:
+        """Move `log s` against its slope, the mean over all processes."""
+        amount = averaged(slope)
+        if math.isfinite(amount):  # otherwise the run itself diverges: that is not ours to hide
+            rate = rate_of(self.range, self.steps / self.every)
+            descend(memory, amount, rate=rate, caution=self.caution, bounds=bounds)
 
 
-def carry(z: Tensor, reading: Reading, strength: float, damping: float, steps: int = 1) -> None:
-    """Move `z = dW / d log s`, in place, through optimizer steps between which `W` rests.
-
-    The derivative of a prox is taken at its result `W`, by the implicit function theorem:
-    `(I + gain * s * R''(W)) dW = dz - gain * s * R'(W)` on the support, 0 outside.
-    """
+def _carry(z: Tensor, reading: Reading, strength: float, damping: float, steps: int) -> None:
+    """Move `z`, in place, through optimizer steps between which the weights rest."""
     w, penalty = reading.weights, reading.penalty.with_strength(strength)
     gain, loss = reading.gain, min(1.0, damping * float(reading.rate))
     if isinstance(penalty, L2):
-        pull = penalty.grad(w)
-        unit: Any = penalty.weights
-        drain = gain * strength * (1.0 if unit is None else unit) + loss
-        kept = (1 - drain) ** steps
-        z.mul_(kept).sub_(gain * (1 - kept) / drain * pull)
-        return
-    z.mul_((1 - loss) ** steps)
-    gain = gain * steps
-    pull = penalty.grad(w)
-    if isinstance(penalty, GroupLasso):
-        size = torch.linalg.vector_norm(w, dim=1, keepdim=True).clamp_min(1e-30)
-        direction = w / size
-        bend = gain * torch.linalg.vector_norm(pull, dim=1, keepdim=True) / size
-        z.sub_(gain * pull).div_(1 + bend)
-        tilt = direction * bend / (1 + bend)
-        along = (direction * z).sum(1, keepdim=True)
-        z.add_(tilt * (along / (1 - (direction * tilt).sum(1, keepdim=True)).clamp_min(1e-12)))
+        unit = cast("float | Tensor", 1.0 if penalty.weights is None else penalty.weights)
+        carry_decay(z, penalty.grad(w), gain, gain * strength * unit + loss, steps)
     else:
-        curvature = strength * (1 - penalty.l1_ratio) if isinstance(penalty, ElasticNet) else 0.0
-        z.sub_(gain * pull).div_(1 + gain * curvature)
-    z.mul_(w != 0)
+        carry_prox(z, w, penalty, gain, loss, steps)
 
 
 def validation_gradient(
@@ -233,12 +250,26 @@ def validation_gradient(
         for module in training:
             module.training = False
         with torch.random.fork_rng(devices), torch.enable_grad():
-            value = loss(model(inputs), target)
-            found = torch.autograd.grad(value, params, allow_unused=True)
+            found = _gradients(loss(model(inputs), target), params)
     finally:
         for module in training:
             module.training = True
     return {p: torch.zeros_like(p) if g is None else g for p, g in zip(params, found)}
+
+
+def _gradients(value: Tensor, params: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+    """By autograd alone; through `.grad` where FSDP2 gathers and scatters in backward hooks."""
+    if not any(hasattr(p, "placements") for p in params):
+        return torch.autograd.grad(value, params, allow_unused=True)
+    kept = [p.grad for p in params]
+    try:
+        for p in params:
+            p.grad = None
+        value.backward()
+        return [p.grad for p in params]
+    finally:
+        for p, grad in zip(params, kept):
+            p.grad = grad
 
 
 def _on(part: Any, device: torch.device) -> Any:
@@ -257,12 +288,13 @@ def _cap(reading: Reading) -> float:
     """The largest strength that does not overshoot: decay by a fixed factor has no brake."""
     if isinstance(reading.gain, Tensor) or not isinstance(reading.penalty, L2):
         return math.inf
-    return _CAP / max(reading.gain, 1e-30)
+    return CAP / max(reading.gain, 1e-30)
 
 
-def _averaged(slope: Tensor) -> Tensor:
-    """The mean over the processes of a distributed run, in which each may validate on its part."""
+def averaged(amount: float | Tensor) -> float:
+    """The mean over the processes of a distributed run, each of which may see its own rows."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(slope)
-        slope = slope / torch.distributed.get_world_size()
-    return slope
+        amount = torch.as_tensor(amount)
+        torch.distributed.all_reduce(amount)
+        amount = amount / torch.distributed.get_world_size()
+    return float(amount)

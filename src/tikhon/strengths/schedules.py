@@ -128,6 +128,39 @@ class Cyclic:
         return _between(self.low, self.high, 1 - abs(2 * phase - 1))
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """Strengths that another run has followed, at the same shares of a run of `steps`.
+
+    Args:
+        strengths: one a stretch of equal length, each >= 0; at least one.
+        steps: length of the run, at least 1; the last strength stays.
+
+    Raises ValueError for a value out of its range.
+
+    >>> [Recorded((0.1, 0.2), steps=4)(step) for step in range(6)]
+    [0.1, 0.1, 0.2, 0.2, 0.2, 0.2]
+    """
+
+    strengths: tuple[float, ...]
+    steps: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strengths", tuple(self.strengths))
+        if not self.strengths or not all(math.isfinite(s) and s >= 0 for s in self.strengths):
+            raise ValueError(
+                f"Recorded: strengths must be finite and >= 0, at least one, "
+                f"received {self.strengths!r}"
+            )
+        _check(self, levels=(), counts=("steps",))
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+        return self.strengths[
+            min(step * len(self.strengths) // self.steps, len(self.strengths) - 1)
+        ]
+
+
 def _between(start: float, end: float, part: float) -> float:
     return end if part == 1.0 else start + (end - start) * part
 

@@ -59,7 +59,7 @@ class Population:
         self.decay: AdaptiveDecay | None = None
         if settings.adaptive:
             weights = [self.blocks[slot.name].detach() for slot in self.slots]
-            self.decay = AdaptiveDecay(weights, steps=steps)
+            self.decay = AdaptiveDecay(weights, lr=settings.lr, steps=steps)
 
     # ---- building
 

@@ -1,0 +1,94 @@
+"""How weights answer to the logarithm of a strength while they train, and what it does then.
+
+One step of a training maps the weights `W` to others; `Z = dW / d log s` follows the derivative of
+that map. These functions carry `Z` on, and make one step of `log s`, for one strength (numbers)
+or for many at once (tensors that broadcast).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tikhon.penalties import ElasticNet, GroupLasso, Penalty
+
+Number = float | Tensor
+
+DAMPING = 3.0  # curvature of the training loss in the metric of the optimizer
+CAUTION = 0.5  # factor on moves towards a smaller strength
+HORIZON = 2.0  # the first strength of a decay shrinks weights by exp(-2) over the whole run
+FROZEN = 0.9  # share of the run after which a strength rests, so that the weights settle
+CAP = 0.5  # largest share of a weight that one step of decay removes
+FEWEST = 10  # moves of a strength below which its start decides more than the validation loss
+_MOMENTUM, _SCALE = 0.9, 0.999
+_LARGEST = math.log(2)  # largest move of log s, for runs of few moves
+
+
+def carry_decay(z: Tensor, pull: Tensor, gain: Number, drain: Number, steps: int = 1) -> None:
+    """`z <- (1 - drain) z - gain * pull`, in place, `steps` times with the same numbers."""
+    drain = drain.clamp(max=1) if isinstance(drain, Tensor) else min(drain, 1.0)
+    reach: Number = 1.0
+    for _ in range(steps - 1):
+        reach = reach * (1 - drain) + 1
+    z.mul_(1 - drain * reach).sub_(gain * reach * pull)
+
+
+def carry_prox(
+    z: Tensor, w: Tensor, penalty: Penalty, gain: Number, loss: float, steps: int = 1
+) -> None:
+    """The same through the derivative of a prox, taken at its result `w`.
+
+    By the implicit function theorem `(I + gain * s * R''(w)) dw = dz - gain * s * R'(w)` on the
+    support, and 0 outside.
+    """
+    z.mul_((1 - loss) ** steps)
+    gain = gain * steps
+    pull = penalty.grad(w)
+    if isinstance(penalty, GroupLasso):
+        size = torch.linalg.vector_norm(w, dim=1, keepdim=True).clamp_min(1e-30)
+        direction = w / size
+        bend = gain * torch.linalg.vector_norm(pull, dim=1, keepdim=True) / size
+        z.sub_(gain * pull).div_(1 + bend)
+        tilt = direction * bend / (1 + bend)
+        along = (direction * z).sum(1, keepdim=True)
+        z.add_(tilt * (along / (1 - (direction * tilt).sum(1, keepdim=True)).clamp_min(1e-12)))
+    else:
+        is_mixed = isinstance(penalty, ElasticNet)
+        curvature = penalty.strength * (1 - penalty.l1_ratio) if is_mixed else 0.0
+        z.sub_(gain * pull).div_(1 + gain * curvature)
+    z.mul_(w != 0)
+
+
+def rate_of(range: tuple[float, float], moves: float) -> float:
+    """Rate at which `log s` crosses its range in half of the run, but at most doubles `s`."""
+    return min(2 * math.log(range[1] / range[0]) / max(moves, 1), _LARGEST)
+
+
+def begin(log: Number) -> dict[str, Any]:
+    """The memory of a strength that has not moved yet."""
+    nothing = torch.zeros_like(log) if isinstance(log, Tensor) else 0.0
+    return {"log": log, "count": 0, "mean": nothing, "square": nothing}
+
+
+def descend(
+    memory: dict[str, Any],
+    slope: Number,
+    *,
+    rate: float,
+    caution: float,
+    bounds: tuple[float, float],
+) -> None:
+    """One bias-corrected step of Adam on `log s` against its slope, within the bounds."""
+    memory["count"] += 1
+    memory["mean"] = _MOMENTUM * memory["mean"] + (1 - _MOMENTUM) * slope
+    memory["square"] = _SCALE * memory["square"] + (1 - _SCALE) * slope**2
+    mean = memory["mean"] / (1 - _MOMENTUM ** memory["count"])
+    square = memory["square"] / (1 - _SCALE ** memory["count"])
+    move = -rate * mean / (square**0.5 + 1e-30)
+    move = (1 + caution) / 2 * move + (1 - caution) / 2 * abs(move)  # caution * move where < 0
+    log = memory["log"] + move
+    low, high = bounds
+    memory["log"] = log.clamp(low, high) if isinstance(log, Tensor) else min(max(log, low), high)
