@@ -9,6 +9,7 @@ from scipy import stats
 
 from tikhon.comparison import NAMES, Method, balance, compare
 from tikhon.comparison.architecture import DeepMLP, backprop_ratio
+from tikhon.comparison.compare import _plan
 from tikhon.comparison.methods import design
 from tikhon.comparison.statistics import interval, p_value, tied
 from tikhon.data import load
@@ -83,8 +84,8 @@ def noisy(rows: int = 90) -> object:
 def test_compare_is_fair_and_complete():
     told = []
     found = compare(
-        noisy(), ["none", "group_lasso", "early_stopping", "auto"], splits=2, trials=2, epochs=4,
-        seeds=2, on_event=lambda text, done, total: told.append((done, total)),
+        noisy(), ["none", "group_lasso", "early_stopping", "auto"], splits=2, trials=2, epochs=8,
+        batch_size=8, seeds=2, on_event=lambda text, done, total: told.append((done, total)),
     )  # fmt: skip
     result = found.to_dict()
     assert result["kind"] == "compare" and len(result["methods"]) == 4
@@ -97,6 +98,21 @@ def test_compare_is_fair_and_complete():
     assert "Best: " in result["verdict"]
     tests = [row["test"] for row in result["methods"]]
     assert tests == sorted(tests, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("budget", "plan"),
+    [(None, (5, 6)), (1000, (5, 16)), (100, (5, 4)), (64, (4, 3)), (40, (3, 2)), (3, (3, 1))],
+)
+def test_a_short_budget_takes_splits_before_it_takes_the_tuning(budget, plan):
+    assert _plan(budget, 1.0, 4, 5, 8) == plan
+
+
+def test_a_budget_that_is_spent_ends_the_comparison_and_says_so():
+    found = compare(noisy(), ["none", "l2"], splits=9, trials=2, epochs=2, seeds=1, budget=0.01)
+    assert found.splits == 2 and all(len(row["scores"]) == 2 for row in found.rows)
+    assert found.notice.startswith("2 splits of 9 and 2 training(s) a method were done")
+    assert "--budget" in found.to_dict()["notice"]
 
 
 def test_regression_reports_errors():

@@ -167,6 +167,8 @@ def _show(terminal: Any, result: dict[str, Any]) -> None:
         if chosen:
             terminal.table(*_grid(chosen, kind))
     terminal.say(result["verdict"])
+    if result["notice"]:
+        terminal.note(f"notice: {result['notice']}", "yellow")
 
 
 def _range(row: dict[str, Any], sign: int) -> str:

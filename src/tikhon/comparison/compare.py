@@ -19,6 +19,10 @@ from tikhon.models import build
 from tikhon.recipe import Recipe
 from tikhon.training import fit
 
+_TUNED = 3  # trainings below which nothing was chosen
+_SPLITS = 3  # splits below which an interval says little
+_DEARER = 1.3  # a method over a training without one, on average
+
 Event = Callable[[str, int, int], None]  # what is done, trainings so far, trainings in all
 
 
@@ -61,6 +65,7 @@ class Comparison:
     splits: int
     epochs: int
     seconds: float
+    notice: str = ""  # what the budget did not allow
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `result.json`."""
@@ -73,6 +78,7 @@ class Comparison:
             "epochs": self.epochs,
             "seconds": self.seconds,
             "verdict": self.verdict(),
+            "notice": self.notice,
             "methods": list(self.rows),
         }
 
@@ -117,7 +123,9 @@ def compare(
         splits: >= 2 for confidence intervals.
         trials: trainings a method and split; by default what the budget allows, 1 to 16, or 6.
         epochs, batch_size: of every training.
-        budget: seconds for all, measured on one training; the number of trials follows from it.
+        budget: seconds for all, measured on one training. Trials follow from it, and where it is
+            short, fewer splits (3 at least) so that each method is tuned; a split that would
+            exceed it is not begun once there are two.
         seeds: test scores of the first split's choice under so many seeds (its stability).
         seed: of everything.
 
@@ -134,7 +142,9 @@ def compare(
     parts = split(data, seed=seed)
     cost = trainer.cost(parts)
     fixed = len(arms) * (seeds - 1)
-    trials = trials or _trials(budget, cost, len(arms) * splits, fixed)
+    asked = splits
+    if trials is None:
+        splits, trials = _plan(budget, _DEARER * cost, len(arms), splits, fixed)
     total, done = len(arms) * splits * trials + fixed, 0
     for number in range(splits):
         parts = split(data, seed=seed + number)
@@ -154,17 +164,34 @@ def compare(
                     for s in range(1, seeds)
                 ]
                 done += seeds - 1
+        spent = time.perf_counter() - started
+        if budget and number > 0 and spent * (number + 2) / (number + 1) > 1.1 * budget:
+            break
+    splits = len(arms[0].chosen)
     share = len(parts.test.x) / len(parts.train.x)
     rows = _rows(arms, share)
     metric = "accuracy" if data.task == "classification" else "rmse"
     seconds = time.perf_counter() - started
-    return Comparison(data.name, metric, rows, trials, splits, epochs, seconds)
+    notice = ""
+    if trials < _TUNED or splits < asked:
+        enough = 1.2 * seconds * asked * max(trials, _TUNED) / (splits * trials)
+        notice = (
+            f"{splits} splits of {asked} and {trials} training(s) a method were done; for {asked} "
+            f"and {max(trials, _TUNED)} give about --budget {enough:.0f}s"
+        )
+    return Comparison(data.name, metric, rows, trials, splits, epochs, seconds, notice)
 
 
-def _trials(budget: float | None, cost: float, units: int, fixed: int) -> int:
+def _plan(
+    budget: float | None, cost: float, arms: int, splits: int, fixed: int
+) -> tuple[int, int]:
+    """(splits, trainings a method and split) for the budget, in seconds as is the cost."""
     if budget is None:
-        return 6
-    return max(1, min(16, int((budget / cost - fixed) / units)))
+        return splits, 6
+    each = (budget / cost - fixed) / arms
+    fewest = min(splits, _SPLITS)
+    count = next((n for n in range(splits, fewest, -1) if each / n >= _TUNED), fewest)
+    return count, max(1, min(16, int(each / count)))
 
 
 class _Trainer:
