@@ -164,3 +164,25 @@ def test_the_buffer_is_a_ring_and_bad_arguments_are_refused():
         watch(model, engine, every=0)
     with pytest.raises(InputError, match="optimizer"):
         watch(model, object())
+
+
+@pytest.mark.parametrize(
+    ("start", "growth", "factor", "words"),
+    [(2.0**110, 10_000, 1e9, "overflow"), (1.0, 1, 1.0, "tiny"), (2.0, 10_000, 1.0, "")],
+)
+def test_a_loss_scale_that_runs_away_is_an_alarm(start, growth, factor, words):
+    model = he(deep(1, nn.ReLU))
+    engine = sgd(1e-35)(model.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=start, growth_interval=growth)
+    x, y = classes()
+    with watch(model, engine, every=1, scaler=scaler) as health:
+        for step in range(30):
+            engine.zero_grad()
+            scaler.scale(CE(model(x), y) * (1.0 if step < 3 else factor)).backward()
+            scaler.step(engine)
+            scaler.update()
+    assert health.failure is None
+    assert health.rows[0]["scale"] == start
+    assert health.rows[-1]["scale"] in (scaler.get_scale(), scaler.get_scale() / 2)
+    assert words in health.alarms.get("unstable_loss_scale", "")
+    assert bool(words) == ("unstable_loss_scale" in health.alarms)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from tikhon.diagnosis.cures import NOTHING, Treatment, candidates, popular
+from tikhon.diagnosis.diagnose import anew
 from tikhon.diagnosis.feed import Batch, Feed
 from tikhon.diagnosis.record import Point
 from tikhon.diagnosis.replica import Loss, Replica, isolated, replicate, unwrap
@@ -50,14 +50,6 @@ def shell(model: Any) -> nn.Module:
     return unwrap(model) if isinstance(model, nn.Module) else nn.Module()
 
 
-def factory(optimizer: Any, model: Any) -> Any:
-    """The optimizer itself, or its class and settings where the model is a factory."""
-    if isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
-        return optimizer
-    settings = {k: v for k, v in optimizer.defaults.items()}
-    return lambda parameters: type(optimizer)(parameters, **settings)
-
-
 @dataclass
 class Trials:
     """The program under treatment, and the search over treatments."""
@@ -81,7 +73,8 @@ class Trials:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = self.model if isinstance(self.model, nn.Module) else self.model()
-            engine = factory(self.optimizer, self.model)
+            fixed = isinstance(self.model, nn.Module)
+            engine = self.optimizer if fixed else anew(self.optimizer)
             replica = replicate(model, self.loss, engine, penalty=self.penalty, clip=self.clip)
             torch.manual_seed(seed + 1)
             if treatment is not NOTHING and not treatment.apply(replica, self.source, self.judge):

@@ -138,12 +138,17 @@ def head_floor(ev: Evidence) -> float:
 
 
 def penalty_share(ev: Evidence) -> float:
-    """Share of what moves the weights that comes from a penalty or from weight decay."""
+    """Share of what moves the weights that comes from a penalty or from weight decay.
+
+    A run that has settled balances penalty and data at one half: the largest share on the way
+    there counts then.
+    """
     if not ev.record.probes or not ev.trained:
         return 0.0
     last, first = ev.record.probes[-1], ev.record.probes[0]
-    shares = [r.penalty for r in last.readings if r.penalty is not None]
-    share = middle(shares) or 0.0
+    measured = [[r.penalty for r in p.readings if r.penalty is not None] for p in ev.record.probes]
+    shares = [middle(values) or 0.0 for values in measured if values]
+    share = shares[-1] if shares else 0.0
     if share >= e.DOMINANT:
         return share
     before = [first.readings[i].weight_rms for i in ev.chain]
@@ -152,7 +157,7 @@ def penalty_share(ev: Evidence) -> float:
     decays = number(ev.record.optimizer.get("weight_decay")) is not None or bool(shares)
     if decays and left and (middle(left) or 1.0) < 0.1:
         return 1.0 - (middle(left) or 0.0)
-    return share
+    return max(shares) if share >= e.BALANCED else share
 
 
 def weak_dropout(ev: Evidence) -> tuple[str, ...]:

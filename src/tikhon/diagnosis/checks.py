@@ -198,7 +198,12 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     if not ev.trained or ev.record.failure is not None or ev.learned >= e.LEARNED:
         return None
     update = ev.updates
-    if update is None or update >= e.SLOW_UPDATE or _dead_now(ev) or penalty_share(ev) > 0.5:
+    if (
+        update is None
+        or update >= e.SLOW_UPDATE
+        or _dead_now(ev)
+        or penalty_share(ev) > e.RESTRAINING
+    ):
         return None
     numbers = {"update_ratio": update, "healthy_above": e.SLOW_UPDATE, "learned": ev.learned}
     why = _with_cause(ev, f"a step changes the weights by {update:.0e} of their size")
@@ -260,7 +265,7 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     share = penalty_share(ev)
     dropped = weak_dropout(ev)
     numbers = {"learned": ev.learned}
-    if share >= (e.DOMINANT if ev.learned < 0.6 or ev.falling else e.BALANCED):
+    if share >= (e.DOMINANT if ev.falling else e.RESTRAINING):
         numbers["penalty_share"] = share
         why = f"the penalty makes up {share:.0%} of what moves the weights"
         return Finding("underfitting", "critical", (), numbers, why)

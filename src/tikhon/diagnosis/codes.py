@@ -94,6 +94,10 @@ CODES: dict[str, Code] = {
     "collapsed_attention": Code(
         "gradients pass through one position only", ("smaller query and key weights", "QK norm")
     ),
+    "unstable_loss_scale": Code(
+        "steps are skipped, or small gradients are lost in half precision",
+        ("bfloat16 instead of float16", "a smaller learning rate", "a norm before the head"),
+    ),
     "non_finite_data": Code("one NaN makes every weight NaN", ("drop or fill the rows",)),
 }
 

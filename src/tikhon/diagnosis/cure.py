@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from tikhon.diagnosis.arms import Arm, Trials, factory, shell, train
+from tikhon.diagnosis.arms import Arm, Trials, shell, train
 from tikhon.diagnosis.cures import NOTHING, Treatment, popular
-from tikhon.diagnosis.diagnose import Diagnosis, diagnose
+from tikhon.diagnosis.diagnose import Diagnosis, anew, diagnose, draw
 from tikhon.diagnosis.feed import Batch, Feed, feed
 from tikhon.diagnosis.keep import keep
 from tikhon.diagnosis.record import Point, finite
@@ -181,9 +181,11 @@ def cure(
     began = time.process_time()
     limit = began + _seconds(budget)
     if diagnosis is None:
+        fixed = isinstance(model, nn.Module)
         diagnosis = diagnose(
-            model, data, loss, optimizer=factory(optimizer, model), valid=valid,
-            steps=min(steps, 200), batch_size=batch_size, seed=seed, penalty=penalty, clip=clip,
+            model if fixed else draw(model, seed), data, loss,
+            optimizer=optimizer if fixed else anew(optimizer), valid=valid, steps=min(steps, 200),
+            batch_size=batch_size, seed=seed, penalty=penalty, clip=clip,
         )  # fmt: skip
     with isolated(shell(model), seed):
         source = feed(data)

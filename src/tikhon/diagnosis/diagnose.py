@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from tikhon.diagnosis.checks import symptoms
 from tikhon.diagnosis.codes import CODES, CONSEQUENCES
@@ -25,6 +27,8 @@ from tikhon.errors import InputError
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+DRAWS = 5  # of a factory's weights
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,8 @@ def diagnose(
     numbers of the caller are bit for bit the same afterwards.
 
     Args:
-        model: the module, or a factory of it; random symptoms of a factory are also looked for
-            in four further initialisations, before the first step.
+        model: the module, or a factory of it; a factory is drawn five times and every draw runs
+            in full, for some symptoms are random: "in 3 of 5 inits".
         data: a pair (inputs, target) of tensors or arrays (inputs may be a tuple or a
             dictionary for models with several inputs), a loader of such batches, one batch,
             or a path or source name.
@@ -140,47 +144,37 @@ def diagnose(
     >>> sorted(found.labels)
     ['vanishing_gradient']
     """
-    build = None
-    if not isinstance(model, nn.Module) and callable(model):
-        build = model
-        model = _draw(build, seed)
-    record = measure(
-        model,
-        data,
-        loss,
-        optimizer=optimizer,
-        valid=valid,
-        steps=steps,
-        batch_size=batch_size,
-        seed=seed,
-        penalty=penalty,
+    options: dict[str, Any] = dict(
+        optimizer=optimizer, valid=valid, steps=steps, batch_size=batch_size, penalty=penalty,
         clip=clip,
-    )
-    if build is not None:
-        record = replace(record, inits=_further(build, data, loss, batch_size, seed))
-    return judge(record)
+    )  # fmt: skip
+    if isinstance(model, nn.Module) or not callable(model):
+        return judge(measure(model, data, loss, seed=seed, **options))
+    options["optimizer"] = anew(optimizer)
+    draws = [
+        measure(draw(model, seed + k), data, loss, seed=seed + k, **options)
+        for k in range(DRAWS)
+    ]  # fmt: skip
+    found = [tuple(sorted({f.code for f in symptoms(Evidence(record))})) for record in draws]
+    return judge(replace(draws[0], inits=tuple(found)))
 
 
-def _draw(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    import torch
+def anew(optimizer: Any) -> Any:
+    """A factory of the same optimizer for the weights of another draw."""
+    if not isinstance(optimizer, Optimizer):
+        return optimizer
+    kind, settings = type(optimizer), dict(optimizer.defaults)
+    return lambda parameters: kind(parameters, **settings)
 
+
+def draw(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The model of a factory, with the weights of a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build()
     if not isinstance(model, nn.Module):
         raise InputError(f"the factory must return a module, it returned {type(model).__name__}")
     return model
-
-
-def _further(
-    build: Callable[[], nn.Module], data: Any, loss: Loss, batch_size: int, seed: int
-) -> tuple[tuple[str, ...], ...]:
-    """Labels of the step-0 tier for further draws of the weights."""
-    found = []
-    for draw in range(seed, seed + 5):
-        record = measure(_draw(build, draw), data, loss, batch_size=batch_size, seed=draw, steps=0)
-        found.append(tuple(sorted({f.code for f in symptoms(Evidence(record))})))
-    return tuple(found)
 
 
 def judge(record: Record) -> Diagnosis:
@@ -192,12 +186,22 @@ def judge(record: Record) -> Diagnosis:
     """
     ev = Evidence(record)
     found = [*faults(ev), *symptoms(ev)]
+    found += _in_other_inits(record, {f.code for f in found})
     codes = {f.code for f in found}
     if record.failure is not None and record.failure.what == "input":
         found = [f for f in found if f.code not in LABELS]
     dressed = [_dress(f, codes, record) for f in found]
     dressed.sort(key=lambda f: (bool(f.cause), -SEVERITIES.index(f.severity)))
     return Diagnosis(record, tuple(dressed))
+
+
+def _in_other_inits(record: Record, known: set[str]) -> list[Finding]:
+    """Symptoms that the first draw of a factory was spared."""
+    counts = Counter(code for labels in record.inits for code in labels)
+    return [
+        Finding(code, "warning", (), {"inits": count}, "not in the first draw of the weights")
+        for code, count in counts.items() if code not in known
+    ]  # fmt: skip
 
 
 def _dress(finding: Finding, codes: set[str], record: Record) -> Finding:
@@ -208,7 +212,7 @@ def _dress(finding: Finding, codes: set[str], record: Record) -> Finding:
     if record.inits:
         count = Counter(code for labels in record.inits for code in labels)[finding.code]
         if count:
-            why += f" (at step 0 in {count} of {len(record.inits)} inits)"
+            why += f" (in {count} of {len(record.inits)} inits)"
     return replace(
         finding,
         why=why,

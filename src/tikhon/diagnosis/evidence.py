@@ -35,7 +35,8 @@ BACK = 0.34  # share of a loss curve's motion that goes up: 0.5 is a walk (recor
 GAP = 0.1  # train metric minus validation metric (convention)
 FLOOR = 0.1  # share of the trivial loss that the head cannot get below (convention)
 RESTRAINED = 0.85  # skill below which what visibly restrains a network is held against it
-BALANCED = 0.6  # penalty's share where a run has settled: 0.5 balances the data (recordings)
+BALANCED = 0.45  # penalty's share late in a run that settled against it: in theory one half
+RESTRAINING = 0.6  # penalty's share on the way to such a balance (convention)
 DOMINANT = 0.9  # share of a gradient that comes from the penalty (convention)
 NARROW = 1e-3  # diversity below which all samples look alike to the network (measured: sick 3e-4)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tikhon.diagnosis.feed import tensors
 from tikhon.diagnosis.replica import undisturbed
+from tikhon.targets import local
 
 Call = tuple[nn.Module, Any, Any]  # a module with the arguments it was called with
 
@@ -38,6 +39,8 @@ def first_bad(
 
 
 def _first_activation(model: nn.Module, calls: Sequence[Call]) -> str | None:
+    if any(hasattr(p, "to_local") for p in model.parameters()):
+        return None  # another forward pass would wait for the processes that are fine
     found: list[str] = []
 
     def look(name: str) -> Any:
@@ -60,4 +63,5 @@ def _first_activation(model: nn.Module, calls: Sequence[Call]) -> str | None:
 
 
 def _fine(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all())
+    own = local(tensor.detach())
+    return not own.is_floating_point() or bool(torch.isfinite(own).all())

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from tikhon.diagnosis.feed import Batch, Feed, call
 from tikhon.diagnosis.observe import Instruments
 from tikhon.diagnosis.record import Failure, Point, Probe, Reading, Site
 from tikhon.diagnosis.replica import Replica, undisturbed
-from tikhon.errors import InputError
 
 
 @dataclass
@@ -42,7 +40,6 @@ def run(
     valid: Batch | None = None,
     probes: bool = True,
     points: int = 36,
-    deadline: float | None = None,
 ) -> Trial:
     """Train the replica for `steps` and measure it; stops at the first non-finite loss.
 
@@ -62,14 +59,15 @@ def run(
         if step in at:
             _probe(trial, replica, feed.probe, step)
             before = {p: p.detach().clone() for p in replica.model.parameters()}
-        if step == steps or (deadline is not None and time.process_time() > deadline):
+            _shares(replica)  # asks for a measurement of the coming step
+        if step == steps:
             break
         replica.model.train()
         if not advance(trial, replica, next(stream), step):
             break
         trial.steps = step + 1
         if before is not None:
-            _updates(trial, replica.model, before)
+            _updates(trial, replica.model, before, _shares(replica))
     trial.seconds = time.process_time() - began
     return trial
 
@@ -205,8 +203,20 @@ def _penalty_gradients(replica: Replica, parameters: list[Any]) -> dict[Tensor, 
     return dict(zip(parameters, torch.autograd.grad(extra, parameters, allow_unused=True)))
 
 
-def _updates(trial: Trial, model: nn.Module, before: dict[Any, Tensor]) -> None:
-    """Fill the update / weight ratio of the last probe in."""
+def _shares(replica: Replica) -> dict[str, float]:
+    """By module: the largest share of an update that came from a penalty term."""
+    found: dict[str, float] = {}
+    for term in replica.regularizer.trace() if replica.regularizer is not None else ():
+        for name in term.parameter.split("+"):
+            module = name.rpartition(".")[0]
+            found[module] = max(found.get(module, 0.0), term.share or 0.0)
+    return found
+
+
+def _updates(
+    trial: Trial, model: nn.Module, before: dict[Any, Tensor], shares: dict[str, float]
+) -> None:
+    """Fill the update / weight ratio of the last probe in, and the share of penalty terms."""
     last = trial.probes[-1]
     modules = dict(model.named_modules())
     readings = []
@@ -221,7 +231,9 @@ def _updates(trial: Trial, model: nn.Module, before: dict[Any, Tensor]) -> None:
             moved = sum(float((p.detach() - before[p]).double().square().sum()) for p in own)
             size = sum(float(before[p].double().square().sum()) for p in own)
             ratio = math.sqrt(moved / size) if size > 0 else (math.inf if moved > 0 else 0.0)
-            reading = Reading(**{**reading.__dict__, "update": ratio})
+            reading = replace(reading, update=ratio)
+            if site.name in shares:
+                reading = replace(reading, penalty=shares[site.name])
         readings.append(reading)
     trial.probes[-1] = Probe(last.step, last.loss, tuple(readings), last.gradient)
 
@@ -266,17 +278,3 @@ def skill(output: Any, target: Any) -> float | None:
         return float(((flat > (0.5 if probabilities else 0.0)) == (goal > 0.5)).double().mean())
     spread = float((goal - goal.mean()).square().mean())
     return 1 - float((flat - goal).square().mean()) / spread if spread > 0 else None
-
-
-def batches(feed: Feed, size: int, seed: int) -> Iterator[Batch]:
-    """The stream of a feed; named so that treatments can wrap it."""
-    return feed.stream(size, seed)
-
-
-def check_loss(replica: Replica, batch: Batch) -> float:
-    """The loss of one forward pass, or the error that explains why there is none."""
-    with torch.no_grad(), undisturbed(replica.model, training=True):
-        value = float(replica.value(batch))
-    if not replica.model.training and value != value:
-        raise InputError("the loss is NaN")
-    return value

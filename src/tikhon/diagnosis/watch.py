@@ -19,6 +19,9 @@ from tikhon.diagnosis.observe import role_of
 from tikhon.diagnosis.record import finite
 from tikhon.diagnosis.replica import unwrap
 from tikhon.errors import InputError
+from tikhon.targets import local
+
+MOVED_SCALE = 2.0**10  # a loss scale that moved that far from its start (convention)
 
 
 class NonFiniteError(ArithmeticError):
@@ -36,10 +39,11 @@ class Watch:
 
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, every: int, keep: int, output: Path | None,
-        stop: bool,
+        stop: bool, scaler: Any = None,
     ) -> None:  # fmt: skip
         self.model, self.optimizer = unwrap(model), optimizer
         self.every, self.output, self.stop = every, output, stop
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.step = 0
         self.rows: deque[dict[str, Any]] = deque(maxlen=keep)
         self.failure: dict[str, Any] | None = None
@@ -96,7 +100,18 @@ class Watch:
             found["slow_convergence"] = (
                 f"a step moves the weights by {updates[-1]:.0e} of their size"
             )
-        return found
+        return found | self._scale_alarms()
+
+    def _scale_alarms(self) -> dict[str, str]:
+        """A loss scale far below its start says overflow, far above it underflow."""
+        scales = [r["scale"] for r in self.rows if r.get("scale") is not None]
+        if len(scales) < 2 or MOVED_SCALE > scales[-1] / scales[0] > 1 / MOVED_SCALE:
+            return {}
+        way = "fell" if scales[-1] < scales[0] else "grew"
+        cause = "gradients overflow at every larger one" if way == "fell" else "gradients are tiny"
+        return {
+            "unstable_loss_scale": f"it {way} from {scales[0]:.2g} to {scales[-1]:.2g}: {cause}"
+        }
 
     def __str__(self) -> str:
         if not self.rows:
@@ -157,7 +172,7 @@ class Watch:
         """At the canary, and at the weights before the optimizer moves them."""
         grad = self._canary.grad if self._canary is not None else None
         if grad is not None and not _skipped(self._inner):
-            self._sing(_local(grad).sum())
+            self._sing(local(grad).sum())
         if self._due() and self._before is None:
             self._before = [p.detach().clone() for p in self._parameters()]
 
@@ -198,9 +213,9 @@ class Watch:
         if _skipped(self._inner):
             return
         parameters = self._parameters()
-        grads = [_local(p.grad) for p in parameters if p.grad is not None]
-        now = [_local(p.detach()) for p in parameters]
-        old = [_local(b) for b in before]
+        grads = [local(p.grad) for p in parameters if p.grad is not None]
+        now = [local(p.detach()) for p in parameters]
+        old = [local(b) for b in before]
         if not grads:
             return
         moved = torch._foreach_sub(now, old)  # pyright: ignore[reportPrivateImportUsage]
@@ -213,15 +228,17 @@ class Watch:
             if heard
             else torch.zeros(0, device=norms[0][0].device),
             (self._loss if self._loss is not None else torch.tensor(math.nan))
-            .float()
-            .reshape(1)
-            .to(norms[0][0].device),
-        ]
-        flat = torch.cat([stack[0].square(), stack[1], stack[2]])
-        values = _reduce(flat, 3 * len(grads)).tolist()
+            .float().reshape(1).to(norms[0][0].device),
+        ]  # fmt: skip
+        if self.scaler is not None:
+            stack.append(self.scaler.scale(torch.ones(1, device=norms[0][0].device)))
+        flat = torch.cat([stack[0].square(), *stack[1:]])
+        sharded = any(hasattr(p, "to_local") for p in parameters)
+        values = _reduce(flat, 3 * len(grads), sharded).tolist()
         self._keep(values, len(grads), heard)
 
     def _keep(self, values: list[float], count: int, heard: list[str]) -> None:
+        loss_scale = values.pop() if self.scaler is not None else None
         grads, weights, moves = (values[i * count : (i + 1) * count] for i in range(3))
         signals = [math.sqrt(v) for v in values[3 * count : -1]]
         scale = self._scale()
@@ -235,6 +252,7 @@ class Watch:
             "weight": math.sqrt(sum(weights)),
             "update": ratios[len(ratios) // 2] if ratios else None,
             "signal_ratio": signals[0] / signals[-1] if signals and signals[-1] else None,
+            "scale": loss_scale,
         }
         self.rows.append(row)
         if not all(math.isfinite(v) for v in (*grads, *moves)) or (
@@ -326,19 +344,14 @@ def _skipped(optimizer: Optimizer) -> bool:
     return found is not None and bool(found.item())
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """This process' shard of a distributed tensor."""
-    to_local = getattr(tensor, "to_local", None)
-    return to_local() if to_local is not None else tensor
-
-
-def _reduce(flat: Tensor, count: int) -> Tensor:
-    """Sum the squares over the processes where parameters are sharded: one all-reduce."""
-    sharded = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not sharded or torch.distributed.get_world_size() == 1:
+def _reduce(flat: Tensor, squares: int, sharded: bool) -> Tensor:
+    """One all-reduce: squares of shards add up, copies and what batches read are averaged."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not together or torch.distributed.get_world_size() == 1:
         return flat
     torch.distributed.all_reduce(flat)
-    return flat / torch.distributed.get_world_size()
+    mean = flat / torch.distributed.get_world_size()
+    return torch.cat([flat[:squares], mean[squares:]]) if sharded else mean
 
 
 def watch(
@@ -349,6 +362,7 @@ def watch(
     keep: int = 200,
     output: str | Path | None = None,
     stop: bool = True,
+    scaler: Any = None,
 ) -> Watch:
     """Watch a live loop: signal, gradient and update sizes, and the first non-finite number.
 
@@ -363,6 +377,7 @@ def watch(
         keep: readings in the ring buffer, >= 1.
         output: the run folder; `watch.json` is written there at the end and on failure.
         stop: raise `NonFiniteError` at the first non-finite number; otherwise record it.
+        scaler: the `GradScaler` of the loop; its scale is read with the rest.
 
     Raises:
         InputError: something that is not an optimizer, or numbers out of range.
@@ -379,4 +394,4 @@ def watch(
     """
     if every < 1 or keep < 1:
         raise InputError(f"every and keep must be >= 1, received {every} and {keep}")
-    return Watch(model, optimizer, every, keep, Path(output) if output else None, stop)
+    return Watch(model, optimizer, every, keep, Path(output) if output else None, stop, scaler)
