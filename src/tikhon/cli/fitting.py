@@ -151,8 +151,16 @@ def _introduce(terminal: Terminal, job: Job) -> None:
     shown = job.recipe.to_dict()
     for entry in shown.pop("penalties", []):
         shown[f"{entry['penalty']} on {entry['pattern']}"] = entry["strength"]
-    text = ", ".join(f"{name} {value}" for name, value in shown.items())
+    text = ", ".join(f"{name} {_inline(value)}" for name, value in shown.items())
     terminal.note(f"recipe: {text or 'none'}")
+
+
+def _inline(value: Any) -> str:
+    """A setting in words: a table as `Linear(start=0, end=0.1)`, rates by pattern as they are."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    entries = [f"{k}={v}" for k, v in value.items() if k != "kind"]
+    return f"{value.get('kind', '')}({', '.join(entries)})"
 
 
 def _conclude(terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any]) -> int:
