@@ -32,6 +32,7 @@ import tikhon as tk
 from tikhon.penalties import kernels
 
 Run = Callable[[], object]
+SMALLEST = 50_000  # entries from which the compiled kernel is tried in whole steps
 STRENGTH = 1e-6  # weights stay away from zero: no denormals, no work saved
 
 
@@ -154,14 +155,31 @@ def transformer(width: int) -> tuple[nn.Module, torch.Tensor]:
     return model, torch.randn(4, 32, width)
 
 
-def trainer(model: nn.Module, x: torch.Tensor, optimizer, extra: Run | None = None) -> Run:
+MODELS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {
+    "MLP 784-128-10 (1e5)": mlp,
+    "transformer 12 x 64 (6e5)": lambda: transformer(64),
+    "transformer 12 x 88 (1e6)": lambda: transformer(88),
+    "transformer 12 x 344 (1.7e7)": lambda: transformer(344),
+    "transformer 12 x 832 (1e8)": lambda: transformer(832),
+}
+
+
+def trainer(
+    model: nn.Module,
+    x: torch.Tensor,
+    optimizer,
+    extra: Run | None = None,
+    compiled: bool = False,
+) -> Run:
+    update = torch.compile(optimizer.step) if compiled else optimizer.step
+
     def step() -> None:
         optimizer.zero_grad()
         loss = model(x).square().mean()
         if extra is not None:
             loss = loss + extra()
         loss.backward()
-        optimizer.step()
+        update()
 
     return step
 
@@ -176,7 +194,9 @@ def weights_of(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.ndim >= 2]
 
 
-def ways(model: nn.Module, x: torch.Tensor, kind: str) -> Iterator[tuple[str, Run]]:
+def ways(
+    model: nn.Module, x: torch.Tensor, kind: str, compiled: bool = False
+) -> Iterator[tuple[str, Run]]:
     """(name, step) for every way to penalise, each on a copy of the model."""
     terms = {
         "tikhon L1": tk.L1(STRENGTH),
@@ -190,7 +210,19 @@ def ways(model: nn.Module, x: torch.Tensor, kind: str) -> Iterator[tuple[str, Ru
         own = copy.deepcopy(model)
         optimizer = make(kind, own.parameters())
         own.penalties = tk.regularize(own, optimizer, {"*": term})  # keeps the handle alive
-        yield name, trainer(own, x, optimizer)
+        yield name, trainer(own, x, optimizer, compiled=compiled)
+    if compiled:
+        return
+    if kind == "adam":  # the kernel for large tensors, where it is worth a compilation
+        before = kernels.compile_from(SMALLEST)
+        own = copy.deepcopy(model)
+        optimizer = make(kind, own.parameters())
+        own.penalties = tk.regularize(own, optimizer, {"*": terms["tikhon L1"]})
+        step = trainer(own, x, optimizer)
+        step()
+        yield "tikhon L1, compiled kernel", step
+        kernels.compile_from(before)
+        del own, optimizer, step
     own = copy.deepcopy(model)
     chosen = weights_of(own)
     yield (
@@ -245,17 +277,25 @@ def keras_ratio(rounds: int, kind: str) -> float | None:
     return ratio(*runs, rounds)
 
 
-def step_table(models: dict[str, Callable], rounds: int) -> dict[str, float]:
+def step_table(
+    models: list[str], rounds: int, compiled: bool, only: list[str] | None
+) -> dict[str, float]:
     table: dict[str, float] = {}
-    for label, build in models.items():
+    for label in models:
         for kind in ("sgd", "adam"):
-            model, x = build()
+            model, x = MODELS[label]()
             own = copy.deepcopy(model)
-            plain = trainer(own, x, make(kind, own.parameters()))
-            for name, step in ways(model, x, kind):
+            plain = trainer(own, x, make(kind, own.parameters()), compiled=compiled)
+            for name, step in ways(model, x, kind, compiled):
+                if only and name not in only:
+                    continue
                 table[f"{label} | {kind} | {name}"] = found = ratio(step, plain, rounds)
                 print(f"{label:22}{kind:6}{name:24}{found:8.3f}", flush=True)
-            if label.startswith("MLP") and (found := keras_ratio(rounds, kind)):
+            if (
+                label.startswith("MLP")
+                and not (compiled or only)
+                and (found := keras_ratio(rounds, kind))
+            ):
                 table[f"{label} | {kind} | Keras L1"] = found
                 print(f"{label:22}{kind:6}{'Keras L1 (own base)':24}{found:8.3f}", flush=True)
     return table
@@ -267,19 +307,25 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     parser.add_argument("--only", choices=["kernels", "steps"])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, nargs="+", default=[])
+    parser.add_argument("--sizes", type=float, nargs="+", help="entries of the tensor of kernels")
+    parser.add_argument("--models", nargs="+", choices=MODELS)
+    parser.add_argument("--ways", nargs="+", help="measure these of the ways of whole steps only")
+    parser.add_argument("--compiled-step", action="store_true", help="compile optimizer.step")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     sizes = [4096**2] if options.quick else [10**5, 10**6, 4096**2, 10**8]
-    models = {"MLP 784-128-10": mlp, "transformer 12 x 64": lambda: transformer(64)}
-    if not options.quick:
-        models["transformer 12 x 512"] = lambda: transformer(512)
+    sizes = [int(size) for size in options.sizes or sizes]
+    models = options.models or list(MODELS)[: 2 if options.quick else None]
     report: dict = {
         "schema_version": 1,
         "torch": torch.__version__,
         "processor": platform.processor() or platform.machine(),
         "threads": {},
     }
-    for threads in (1,) if options.quick else (1, 2):
+    if not torch.cuda.is_available():
+        print("no GPU here: its section (copies at the device's bandwidth) is skipped")
+    for threads in options.threads or ((1,) if options.quick else (1, 2)):
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         found: dict = {}
@@ -288,7 +334,9 @@ def main() -> None:
             found["kernels"] = kernel_table(sizes, options.rounds, not options.no_compile)
         if options.only != "kernels":
             print(f"\n{threads} thread(s): whole step over the step without a penalty")
-            found["steps"] = step_table(models, options.rounds)
+            found["steps"] = step_table(
+                models, options.rounds, options.compiled_step, options.ways
+            )
         report["threads"][threads] = found
     if options.output:
         options.output.write_text(json.dumps(report, indent=1) + "\n")

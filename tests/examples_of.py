@@ -279,6 +279,12 @@ PENALTIES = [
     penalties.SCAD(0.4, a=2.2),
     penalties.LogSum(0.2, epsilon=0.1),
     penalties.LogSum(0.2, epsilon=1.0),  # convex prox objective
+    penalties.Huber(0.4, weights=torch.rand(4, 6, generator=_SOURCE, dtype=torch.float64)),
+    penalties.MCP(0.4, weights=2 * torch.rand(4, 6, generator=_SOURCE, dtype=torch.float64)),
+    penalties.SCAD(0.4, weights=2 * torch.rand(6, generator=_SOURCE, dtype=torch.float64)),
+    penalties.LogSum(0.2, weights=torch.rand(4, 6, generator=_SOURCE, dtype=torch.float64)),
+    penalties.SparseGroupLasso(0.4, weights=torch.tensor([0.5, 0.0, 2.0, 1.0])),
+    penalties.GroupMCP(0.4, weights=torch.tensor([0.5, 0.0, 2.0, 1.0])),
     penalties.GroupLasso(0.4),
     penalties.GroupLasso(0.4, weights=torch.tensor([0.5, 0.0, 2.0, 1.0]), scale_by_size=True),
     penalties.SparseGroupLasso(0.4, l1_ratio=0.4),

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn, optim
 
 from tikhon.errors import unknown
 from tikhon.metric import UNIFORM
-from tikhon.targets import Slot, is_lazy, slots, unwrap
+from tikhon.strengths.controllers import Controller
+from tikhon.targets import Slot, is_lazy, local, slots, summed, unwrap
 from tikhon.terms import Binding, How, Terms, bind
 
+LOOKS = (1, 10, 100, 1000)  # steps after which layers that were lost are looked for
 _BATCHED = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
@@ -194,6 +198,39 @@ def warn_of_contradictions(
                     f"Dropout directly before {type(second).__name__}: the variance that it "
                     f"learns while training is not that of evaluation; put the dropout after it"
                 )
+
+
+def warn_of_lost_layers(optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> bool:
+    """Warn of tensors of a deep net that a prox in an adaptive metric has zeroed as a whole.
+
+    Early in training the gradients of inner layers are small, hence steps in the metric of Adam
+    and its kin large, and a layer of zeros passes no gradient back: it stays lost. Fewer than
+    three tensors, one number for all steps, or a strength that a controller seeks say nothing.
+    """
+    own = [b for b in bindings if b.how == "objective"]
+    if len(own) < 3 or isinstance(optimizer, UNIFORM):
+        return False
+    params = [p for b in own for p in b.target.params]
+    if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    for binding in own:
+        if isinstance(binding.dial.source, Controller) or _is_alive(binding):
+            continue
+        _warn(
+            f"{binding.name} has made all of {binding.target.name!r} zero: in the metric of "
+            f"{type(optimizer).__name__} weights with small gradients move far, and a layer of "
+            f"zeros passes no gradient on; lower the strength "
+            f"({_plain(binding.dial.value):.3g}), let it rise by tikhon.schedules.WarmUp, use "
+            f'how="decoupled", or leave this parameter out'
+        )
+        return True
+    return False
+
+
+def _is_alive(binding: Binding) -> bool:
+    """Whether any weight of the target's whole parameters is not zero."""
+    found = [local(p).count_nonzero() for p in binding.target.params]
+    return any(int(summed(n, p)) for n, p in zip(found, binding.target.params))
 
 
 def _warn(message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn, optim
@@ -204,20 +204,19 @@ def gain_of(
     ]
     step = binding.arrange(full)
     limit = _convex_limit(binding.penalty)
-    return step if limit is None else step.clamp_max(limit), gains[0].numerator
+    return step if limit is None else step.clamp_max(limit), gains[0].numerator  # type: ignore[arg-type]
 
 
-def _convex_limit(penalty: Penalty) -> float | None:
+def _convex_limit(penalty: Penalty) -> float | Tensor | None:
     """For penalties with a flat part half of the step up to which the prox has one minimum.
 
     Where gradients vanish an adaptive step has no bound, and the prox would jump across the
     valley to zero. Weights in the flat part do not feel the limit.
     """
-    if isinstance(penalty, MCP):
-        return penalty.gamma / 2
-    if isinstance(penalty, SCAD):
-        return (penalty.a - 1) / 2
-    return None
+    if not isinstance(penalty, MCP | SCAD):
+        return None
+    limit = penalty.gamma / 2 if isinstance(penalty, MCP) else (penalty.a - 1) / 2
+    return limit if penalty.weights is None else limit / cast(Tensor, penalty.weights)
 
 
 def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, optim
 
 from tikhon.strengths.controllers import Controller
@@ -97,3 +98,15 @@ def steps_of(optimizer: optim.Optimizer) -> int:
 def cloned(memory: dict[str, Any]) -> dict[str, Any]:
     """A dict with tensors of its own."""
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in memory.items()}
+
+
+def untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, kept out of the graph when the optimizer's step is compiled."""
+    apart = cast(Any, torch.compiler.disable)(hook)
+
+    def call(optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return apart(optimizer, args, kwargs)
+        return hook(optimizer, args, kwargs)  # the detour costs as much as a small kernel
+
+    return call

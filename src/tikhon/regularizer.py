@@ -11,9 +11,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.assignments import Audit, Trace, assign, warn_of_contradictions
+from tikhon.assignments import (
+    LOOKS,
+    Audit,
+    Trace,
+    assign,
+    warn_of_contradictions,
+    warn_of_lost_layers,
+)
 from tikhon.moves import add_gradients, gain_of, refuse_unsupported, settle, shrink
-from tikhon.plan import Plan, cloned, is_trained, sizes_of, steps_of
+from tikhon.plan import Plan, cloned, is_trained, sizes_of, steps_of, untraced
 from tikhon.sharding import refuse_inexact, zeros_of
 from tikhon.strengths.controllers import Controller, Observation, Reading
 from tikhon.targets import is_lazy, slots, summed, unwrap
@@ -78,6 +85,7 @@ class Regularizer:
         self._gradients: dict[nn.Parameter, Tensor | None] = {}  # what the user's backward left
         self._earlier: dict[str, Tensor] = {}  # weights for controllers with needs_before
         self._moved: dict[str, Tensor] | None = {}  # weights that shares are measured from
+        self._warned = False  # of layers that were lost
         self._handles: list[Any] = []
         self.attach(optimizer)
 
@@ -101,8 +109,8 @@ class Regularizer:
         self._steps_before = steps_of(optimizer) - self.steps
         self._last_seen = None
         self._handles = [
-            optimizer.register_step_pre_hook(_untraced(self._pre_step)),
-            optimizer.register_step_post_hook(_untraced(self._post_step)),
+            optimizer.register_step_pre_hook(untraced(self._pre_step)),
+            optimizer.register_step_post_hook(untraced(self._post_step)),
         ]
 
     def remove(self) -> None:
@@ -277,6 +285,8 @@ class Regularizer:
             self.steps += 1
             if plan.consulted["settled"]:
                 self._consult("settled")
+            if self.steps in LOOKS and not self._warned:
+                self._warned = warn_of_lost_layers(optimizer, plan.active("prox"))
         for dial in plan.moving:
             dial.turn(self.steps)
         self._last_seen = _Sighting.of(self._bindings[0].target.params[0])
@@ -377,15 +387,3 @@ class _Sighting:
     def was_left_behind_by(self, param: nn.Parameter) -> bool:
         same_grad = self.grad is not None and self.grad() is param.grad
         return param._version != self.version and param.grad is not None and not same_grad
-
-
-def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook, kept out of the graph when the optimizer's step is compiled."""
-    apart = cast(Any, torch.compiler.disable)(hook)
-
-    def call(optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return apart(optimizer, args, kwargs)
-        return hook(optimizer, args, kwargs)  # the detour costs as much as a small kernel
-
-    return call

@@ -207,7 +207,7 @@ class GroupFirst(tk.SparseGroupLasso):
     """The two proxes in the wrong order."""
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        single, group = self._parts()
+        single, group = self._parts(w)
         return single.prox(group.prox(w, step), step)
 
 

@@ -37,6 +37,7 @@ PENALTIES = [
     tk.ElasticNet(0.3, l1_ratio=0.7),
     tk.Huber(0.3, delta=0.5),
     tk.MCP(0.3),
+    tk.MCP(0.3, weights=torch.linspace(0, 2, 12, dtype=torch.float64).reshape(4, 3)),
     tk.SCAD(0.3),
     tk.LogSum(0.1),
     tk.GroupLasso(0.5),

@@ -318,3 +318,37 @@ def test_a_schedule_that_turns_bad_is_named():
     train(model, optimizer, 1, LOSS)
     with pytest.raises(ValueError, match=r"strength of 0.weight/L1.*received -1.0"):
         train(model, optimizer, 1, LOSS)
+
+
+def deep(depth=4):
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 6) for _ in range(depth)]
+    return nn.Sequential(*(part for layer in layers for part in (layer, nn.Tanh())))
+
+
+def test_a_layer_lost_in_an_adaptive_metric_is_named_once():
+    model = deep()
+    optimizer = adam(model)
+    tk.regularize(model, optimizer, {"*": tk.L1(0.5)})
+    with pytest.warns(UserWarning, match=r"L1 has made all of '.\.weight' zero.*AdamW") as seen:
+        train(model, optimizer, 120, lambda m: m(torch.ones(3, 6)).square().mean())
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "term"),
+    [
+        (optim.SGD, tk.L1(50.0)),  # one step for all weights: nothing but the strength did it
+        (optim.Adam, tk.Term(tk.L1(50.0), how="decoupled")),
+        (optim.Adam, tk.L1(1e-4)),
+    ],
+    ids=["SGD", "decoupled", "weak"],
+)
+@pytest.mark.filterwarnings("ignore:.*decoupled from the metric")
+def test_no_other_layer_is_called_lost(kind, term):
+    model = deep()
+    optimizer = kind(model.parameters(), lr=0.02)
+    tk.regularize(model, optimizer, {"*": term})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, 120, lambda m: m(torch.ones(3, 6)).square().mean())

@@ -168,11 +168,13 @@ class ElasticNet(Proximable):
 class Huber(Proximable):
     """Squared near zero, absolute far from it: outlying weights are drawn less than by L2.
 
-    `strength * sum(h(w))`, h(w) = w^2/2 for |w| <= delta, delta * (|w| - delta/2) beyond.
+    `strength * sum(weights * h(w))`, with h(w) = w^2/2 for |w| <= delta and
+    delta * (|w| - delta/2) beyond.
 
     Args:
         strength: lambda >= 0.
         delta: where the square turns into a line, > 0.
+        weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
 
     Reference: Huber (1964), https://doi.org/10.1214/aoms/1177703732.
 
@@ -181,6 +183,7 @@ class Huber(Proximable):
     """
 
     delta: float = 1.0
+    weights: Tensor | Mapping[str, Tensor] | None = None
 
     smooth: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
@@ -191,18 +194,18 @@ class Huber(Proximable):
         check_number(self, "delta", 0)
 
     def value(self, w: Tensor) -> Tensor:
-        """strength * sum(h(w))."""
+        """strength * sum(weights * h(w))."""
         size = wide(w).abs()
         near = size.clamp(max=self.delta)
-        return self.lam * (near * (size - near / 2)).sum()
+        return self.lam * weighted(near * (size - near / 2), self.weights).sum()
 
     def grad(self, w: Tensor) -> Tensor:
-        """strength * w, clipped at strength * delta."""
-        return (self.lam * w.clamp(-self.delta, self.delta)).to(w.dtype)
+        """strength * weights * w, w clipped at delta."""
+        return weighted(self.lam * w.clamp(-self.delta, self.delta), self.weights).to(w.dtype)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Shrunk as by L2 where the result stays within delta, moved by a constant beyond."""
-        scale = self.lam * step
+        scale = weighted(self.lam * step, self.weights)
         near = w / (1 + scale)
         moved = w - self.delta * scale * torch.sign(w)
         return torch.where(near.abs() <= self.delta, near, moved).to(w.dtype)
@@ -213,11 +216,12 @@ class MCP(Proximable):
     """Minimax concave penalty: exact zeros like L1, and no shrinkage of large weights.
 
     Sum over entries of `strength*|w| - w^2/(2*gamma)` up to |w| = gamma*strength, the constant
-    `gamma*strength^2/2` beyond.
+    `gamma*strength^2/2` beyond, times the entry's weight.
 
     Args:
         strength: lambda >= 0, the threshold at which weights become zero.
         gamma: concavity, > 0; large values approach L1, small ones a hard threshold.
+        weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
 
     Reference: Zhang (2010), https://doi.org/10.1214/09-AOS729.
 
@@ -226,6 +230,7 @@ class MCP(Proximable):
     """
 
     gamma: float = 3.0
+    weights: Tensor | Mapping[str, Tensor] | None = None
 
     convex: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
@@ -237,16 +242,18 @@ class MCP(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the concave quadratic up to gamma*strength, constant beyond."""
-        return mcp_value(wide(w).abs(), self.lam, self.gamma).sum()
+        return weighted(mcp_value(wide(w).abs(), self.lam, self.gamma), self.weights).sum()
 
     def grad(self, w: Tensor) -> Tensor:
-        """sign(w) * max(strength - |w|/gamma, 0)."""
-        return (torch.sign(w) * (self.lam - w.abs() / self.gamma).clamp_min(0)).to(w.dtype)
+        """weights * sign(w) * max(strength - |w|/gamma, 0)."""
+        slope = (self.lam - w.abs() / self.gamma).clamp_min(0)
+        return weighted(torch.sign(w) * slope, self.weights).to(w.dtype)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Firm threshold for step < gamma, hard threshold at strength*sqrt(step*gamma) else."""
         size = wide(w).abs()
-        shrunk = mcp_prox(size, as_scalar(step, size), self.lam, self.gamma)
+        step = as_scalar(weighted(step, self.weights), size)
+        shrunk = mcp_prox(size, step, self.lam, self.gamma)
         return (torch.sign(w) * shrunk).to(w.dtype)
 
 
@@ -271,11 +278,13 @@ class SCAD(Proximable):
     """Smoothly clipped absolute deviation: L1 near zero, no shrinkage of large weights.
 
     Sum over entries of `strength*|w|` up to |w| = strength, `(2*a*strength*|w| - w^2 -
-    strength^2) / (2*(a - 1))` up to a*strength, the constant `strength^2 * (a + 1)/2` beyond.
+    strength^2) / (2*(a - 1))` up to a*strength, the constant `strength^2 * (a + 1)/2` beyond,
+    times the entry's weight.
 
     Args:
         strength: lambda >= 0, the threshold at which weights become zero.
         a: where the penalty turns constant, > 2.
+        weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
 
     Reference: Fan and Li (2001), https://doi.org/10.1198/016214501753382273.
 
@@ -284,6 +293,7 @@ class SCAD(Proximable):
     """
 
     a: float = 3.7
+    weights: Tensor | Mapping[str, Tensor] | None = None
 
     convex: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
@@ -295,17 +305,18 @@ class SCAD(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the three pieces."""
-        return self._pieces(wide(w).abs()).sum()
+        return weighted(self._pieces(wide(w).abs()), self.weights).sum()
 
     def grad(self, w: Tensor) -> Tensor:
-        """sign(w) * (a*strength - |w|)/(a - 1), clipped to [0, strength]."""
+        """weights * sign(w) * (a*strength - |w|)/(a - 1), the slope clipped to [0, strength]."""
         slope = ((self.a * self.lam - w.abs()) / (self.a - 1)).clamp_min(0)
-        return (torch.sign(w) * torch.minimum(slope, as_scalar(self.lam, slope))).to(w.dtype)
+        slope = torch.minimum(slope, as_scalar(self.lam, slope))
+        return weighted(torch.sign(w) * slope, self.weights).to(w.dtype)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Three pieces for step < a - 1; else the better of the two outer pieces."""
         size, lam, a = wide(w).abs(), self.lam, self.a
-        step = as_scalar(step, size)
+        step = as_scalar(weighted(step, self.weights), size)
         convex = step < a - 1
         near = (size - step * lam).clamp_min(0)
         middle = ((a - 1) * size - step * a * lam) / torch.where(convex, a - 1 - step, 1)
@@ -332,11 +343,12 @@ class SCAD(Proximable):
 class LogSum(Proximable):
     """Logarithm of the size: between L1 and counting the non-zeros.
 
-    `strength * sum(log(1 + |w|/epsilon))`.
+    `strength * sum(weights * log(1 + |w|/epsilon))`.
 
     Args:
         strength: lambda >= 0.
         epsilon: the size from which shrinkage fades, > 0.
+        weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
 
     Reference: Candes, Wakin and Boyd (2008), https://doi.org/10.1007/s00041-008-9045-x.
 
@@ -345,6 +357,7 @@ class LogSum(Proximable):
     """
 
     epsilon: float = 0.1
+    weights: Tensor | Mapping[str, Tensor] | None = None
 
     convex: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
@@ -355,17 +368,18 @@ class LogSum(Proximable):
         check_number(self, "epsilon", 0)
 
     def value(self, w: Tensor) -> Tensor:
-        """strength * sum(log(1 + |w|/epsilon))."""
-        return self.lam * torch.log1p(wide(w).abs() / self.epsilon).sum()
+        """strength * sum(weights * log(1 + |w|/epsilon))."""
+        return self.lam * weighted(torch.log1p(wide(w).abs() / self.epsilon), self.weights).sum()
 
     def grad(self, w: Tensor) -> Tensor:
-        """strength * sign(w) / (epsilon + |w|)."""
-        return (self.lam * torch.sign(w) / (self.epsilon + w.abs())).to(w.dtype)
+        """strength * weights * sign(w) / (epsilon + |w|)."""
+        slope = self.lam * torch.sign(w) / (self.epsilon + w.abs())
+        return weighted(slope, self.weights).to(w.dtype)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Larger root of a quadratic; zero instead where that is better or there is no root."""
         size, epsilon = wide(w).abs(), self.epsilon
-        scale = as_scalar(self.lam * step, size)
+        scale = as_scalar(weighted(self.lam * step, self.weights), size)
         discriminant = (size + epsilon).square() - 4 * scale
         root = ((size - epsilon + discriminant.clamp_min(0).sqrt()) / 2).clamp_min(0)
         cost = (root - size).square() / 2 + scale * torch.log1p(root / epsilon)

@@ -80,6 +80,12 @@ def _norm_after(rows: Tensor, shift: Tensor, iterations: int = 6) -> Tensor:
     return t
 
 
+def by_row(weights: Tensor | Mapping[str, Tensor], w: Tensor) -> Tensor:
+    """One factor a row, shaped to multiply w."""
+    factors = weighted(1, weights).to(w.dtype).reshape(-1)
+    return factors.reshape(-1, *[1] * (w.ndim - 1)) if w.ndim >= 2 else factors
+
+
 @dataclass(frozen=True, eq=False)
 class GroupLasso(Proximable):
     """Zeros in whole rows: neurons, filters, input features.
@@ -139,12 +145,13 @@ class GroupLasso(Proximable):
 class SparseGroupLasso(Proximable):
     """The sum of L1 and GroupLasso: zero rows, and zeros within the rows that stay.
 
-    `strength * (l1_ratio * sum|w| + (1 - l1_ratio) * sum_g |w_g|)`.
+    `strength * sum_g weights_g * (l1_ratio * sum|w_g| + (1 - l1_ratio) * |w_g|)`.
 
     Args:
         strength: lambda >= 0.
         l1_ratio: share of the L1 part, in [0, 1].
         scale_by_size: multiply the row norms by sqrt(entries of a row).
+        weights: factors >= 0, one a row, shape (rows,), or a mapping.
 
     Reference: Simon et al. (2013), https://doi.org/10.1080/10618600.2012.681250.
 
@@ -156,6 +163,7 @@ class SparseGroupLasso(Proximable):
 
     l1_ratio: float = 0.5
     scale_by_size: bool = False
+    weights: Tensor | Mapping[str, Tensor] | None = None
 
     rows: ClassVar[str] = "out"
     reference: ClassVar[str] = "Simon et al. 2013"
@@ -166,34 +174,39 @@ class SparseGroupLasso(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the two parts."""
-        single, group = self._parts()
+        single, group = self._parts(w)
         return single.value(w) + group.value(w)
 
     def grad(self, w: Tensor) -> Tensor:
         """Sum of the two gradients."""
-        single, group = self._parts()
+        single, group = self._parts(w)
         return single.grad(w) + group.grad(w)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold first, then the rows; the other order is not the prox."""
-        single, group = self._parts()
+        single, group = self._parts(w)
         return group.prox(single.prox(wide(w), step), step).to(w.dtype)
 
-    def _parts(self) -> tuple[L1, GroupLasso]:
+    def _parts(self, w: Tensor) -> tuple[L1, GroupLasso]:
         single, group = self.l1_ratio * self.lam, (1 - self.l1_ratio) * self.lam
-        return L1(single), GroupLasso(group, scale_by_size=self.scale_by_size)
+        entries = None if self.weights is None else by_row(self.weights, w)
+        return (
+            L1(single, weights=entries),
+            GroupLasso(group, weights=self.weights, scale_by_size=self.scale_by_size),
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class GroupMCP(Proximable):
     """Minimax concave penalty of the row norms: zero rows, large rows not shrunk.
 
-    `sum_g mcp(|w_g|)`, with `mcp` as in `MCP(strength, gamma)`. The prox is exact for one step a
-    row; a step that differs within a row is refused.
+    `sum_g weights_g * mcp(|w_g|)`, with `mcp` as in `MCP(strength, gamma)`. The prox is exact for
+    one step a row; a step that differs within a row is refused.
 
     Args:
         strength: lambda >= 0, the norm under which rows become zero.
         gamma: concavity, > 0.
+        weights: factors >= 0, one a row, shape (rows,), or a mapping.
 
     Reference: Huang, Breheny and Ma (2012), https://doi.org/10.1214/12-STS392.
 
@@ -203,6 +216,7 @@ class GroupMCP(Proximable):
     """
 
     gamma: float = 3.0
+    weights: Tensor | Mapping[str, Tensor] | None = None
 
     convex: ClassVar[bool] = False
     diagonal: ClassVar[bool] = False
@@ -215,13 +229,14 @@ class GroupMCP(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """Sum over rows of the penalty of their norm."""
-        return mcp_value(row_norms(as_rows(wide(w))), self.lam, self.gamma).sum()
+        rows = as_rows(wide(w))
+        return (self._factors(rows) * mcp_value(row_norms(rows), self.lam, self.gamma)).sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """max(strength - |w_g|/gamma, 0) * w_g / |w_g|, 0 for a zero row."""
         rows = as_rows(wide(w))
         norms = row_norms(rows)
-        slope = (self.lam - norms / self.gamma).clamp_min(0)
+        slope = self._factors(rows) * (self.lam - norms / self.gamma).clamp_min(0)
         unit = rows / norms.clamp_min(torch.finfo(rows.dtype).tiny)
         return (slope * unit).reshape(w.shape).to(w.dtype)
 
@@ -230,9 +245,13 @@ class GroupMCP(Proximable):
         refuse_metric(self, step)
         rows = as_rows(wide(w))
         norms = row_norms(rows)
-        shrunk = mcp_prox(norms, as_scalar(step, norms), self.lam, self.gamma)
-        scale = shrunk / norms.clamp_min(torch.finfo(rows.dtype).tiny)
+        step = as_scalar(step * self._factors(rows), norms)
+        scale = mcp_prox(norms, step, self.lam, self.gamma)
+        scale = scale / norms.clamp_min(torch.finfo(rows.dtype).tiny)
         return (rows * scale).reshape(w.shape).to(w.dtype)
+
+    def _factors(self, rows: Tensor) -> float | Tensor:
+        return 1.0 if self.weights is None else by_row(self.weights, rows)
 
 
 @dataclass(frozen=True, eq=False)
