@@ -28,6 +28,7 @@ _PUBLIC = {
     "audit": "tikhon.assignments",
     # strengths
     "Hypergradient": "tikhon.strengths.hypergradient",
+    "LossWeight": "tikhon.strengths.loss_weight",
     "implicit_slopes": "tikhon.strengths.implicit",
     "TargetSparsity": "tikhon.strengths.controllers",
     "NormBound": "tikhon.strengths.controllers",

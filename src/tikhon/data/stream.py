@@ -51,6 +51,8 @@ class Stream:
         """Batch number `k`, counted from 0."""
         if not self.rows:
             return self._read_onwards()
+        if self._pair is not None and self.size == self.rows:
+            return self._pair  # one batch holds all rows: their order says nothing
         rows = self._rows(k)
         if self._pair is not None:
             return self._pair[0][rows], self._pair[1][rows]

@@ -1,0 +1,153 @@
+"""The weight of a part of the training loss, which follows the validation loss in one run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn, optim
+
+from tikhon.metric import stationary_gain
+from tikhon.strengths.hypergradient import Hypergradient
+from tikhon.strengths.sensitivity import FROZEN, begin, carry_decay
+from tikhon.targets import unwrap
+
+
+class LossWeight:
+    r"""A factor of a part of the training loss that descends the validation loss.
+
+    In ``L_train = L + weight * part`` the weights answer to ``log weight`` by
+
+        Z <- (1 - c*lr) * Z - gain * weight * grad(part),      d L_valid / d log weight = <Z, g_v>,
+
+    with the stationary gain of the optimizer: `Hypergradient`'s recursion with the explicit
+    cross-derivative of the loss. It serves whatever enters a loss linearly: auxiliary losses,
+    distillation, the share of label smoothing (``part = loss to the uniform target - loss``).
+
+    Args:
+        model: the module; wrappers are looked through. Not sharded (FSDP2).
+        optimizer: an optimizer whose gain tikhon knows; its steps move the weight.
+        strength: a Hypergradient with a `start` > 0, the first weight; `range` holds the weight,
+            `every` says at how many steps the part's gradient is taken (one more backward pass
+            through the part). `per` is of no use here.
+
+    Call it with the part, once a step, or once for each accumulated batch (their gradients are
+    averaged). Raises ValueError for a start of 0 or outside `range`, TypeError for another
+    strength, for an optimizer without a known gain and for sharded parameters.
+
+    Reference: Luketina et al. (2016), https://arxiv.org/abs/1511.06727.
+
+    >>> import torch, tikhon
+    >>> x = torch.randn(20, 5); y = torch.randint(2, (20,))
+    >>> model = torch.nn.Linear(5, 2)
+    >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    >>> loss = torch.nn.functional.cross_entropy
+    >>> start = tikhon.Hypergradient((x[10:], y[10:]), loss, steps=100, start=0.1, range=(1e-3, 1))
+    >>> smoothing = tikhon.LossWeight(model, optimizer, start)
+    >>> for _ in range(100):
+    ...     out = model(x[:10])
+    ...     right, flat = loss(out, y[:10]), -out.log_softmax(1).mean()
+    ...     optimizer.zero_grad(); (right + smoothing(flat - right)).backward(); optimizer.step()
+    >>> 1e-3 <= smoothing.value <= 1 and smoothing.value != 0.1
+    True
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: optim.Optimizer, strength: Hypergradient
+    ) -> None:
+        if not isinstance(strength, Hypergradient):
+            raise TypeError(f"LossWeight: strength must be a Hypergradient, received {strength!r}")
+        low, high = strength.range
+        if not low <= strength.start <= high:
+            raise ValueError(
+                f"LossWeight: start must be the first weight, within range {strength.range}, "
+                f"received {strength.start!r}"
+            )
+        self.model, self.optimizer, self.strength = unwrap(model), optimizer, strength
+        rule = stationary_gain.dispatch(type(optimizer))
+        if rule is stationary_gain.dispatch(object):
+            rule(optimizer, {}, {})
+        self._params = [p for group in optimizer.param_groups for p in group["params"]]
+        if any(hasattr(p, "placements") for p in self._params):
+            raise TypeError("LossWeight: sharded parameters (DTensor) are not served; use DDP")
+        self.steps = 0
+        self.memory: dict[str, Any] = begin(math.log(strength.start))
+        self._sensitivity = [torch.zeros_like(p, dtype=torch.float32) for p in self._params]
+        self._pulls: list[tuple[Tensor | None, ...]] = []
+        self._handle = optimizer.register_step_post_hook(self._after_step)
+
+    @property
+    def value(self) -> float:
+        """The weight now."""
+        return math.exp(self.memory["log"])
+
+    def __call__(self, part: Tensor) -> Tensor:
+        """`weight * part`, a 0-d tensor of the graph."""
+        if self._due and part.requires_grad:
+            params = [p for p in self._params if p.requires_grad]
+            found = iter(torch.autograd.grad(part, params, retain_graph=True, allow_unused=True))
+            self._pulls.append(
+                tuple(next(found) if p.requires_grad else None for p in self._params)
+            )
+        return self.value * part
+
+    def remove(self) -> None:
+        """Rest: the weight stays as it is."""
+        self._handle.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, the weight's logarithm with its averages, and the sensitivities."""
+        sensitivity = [z.clone() for z in self._sensitivity]
+        return {"steps": self.steps, "memory": dict(self.memory), "sensitivity": sensitivity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where the `state_dict` was taken."""
+        self.steps, self.memory = state["steps"], dict(state["memory"])
+        for z, saved in zip(self._sensitivity, state["sensitivity"], strict=True):
+            z.copy_(saved)
+
+    @property
+    def _due(self) -> bool:
+        return (self.steps + 1) % self.strength.every == 0
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
+        skipped = getattr(optimizer, "found_inf", None)
+        pulls, self._pulls = self._pulls, []
+        if skipped is not None and bool(skipped):
+            return
+        if self._due and pulls:
+            self._carry(pulls)
+            if self.steps + 1 < FROZEN * self.strength.steps:
+                self._descend()
+        self.steps += 1
+
+    def _carry(self, pulls: list[tuple[Tensor | None, ...]]) -> None:
+        """Through the last `every` steps, with the numbers of this one."""
+        groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
+        for i, (param, z) in enumerate(zip(self._params, self._sensitivity)):
+            given = [cast(Tensor, pull[i]) for pull in pulls if pull[i] is not None]
+            if not given or (param not in self.optimizer.state and param.grad is None):
+                continue
+            gain = stationary_gain(self.optimizer, groups[param], self.optimizer.state[param])
+            loss = min(1.0, self.strength.damping * float(gain.numerator))
+            pull = _shared(torch.stack(given).mean(0).float())
+            carry_decay(z, self.value * pull, gain.dense(), loss, self.strength.every)
+
+    def _descend(self) -> None:
+        gradients = self.strength.gradient(self.model, self.memory["count"])
+        slope = torch.zeros(())
+        for param, z in zip(self._params, self._sensitivity):
+            if param in gradients:
+                slope = slope + (z * gradients[param]).sum()
+        low, high = self.strength.range
+        self.strength.move(self.memory, slope, (math.log(low), math.log(high)))
+
+
+def _shared(pull: Tensor) -> Tensor:
+    """The mean over the processes of a distributed run: the optimizer steps by mean gradients."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(pull)
+        pull /= torch.distributed.get_world_size()
+    return pull
