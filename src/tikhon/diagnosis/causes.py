@@ -17,6 +17,11 @@ def names(ev: Evidence, activation: int) -> tuple[str, ...]:
     return (ev.site(before).name, own) if before is not None else (own,)
 
 
+def called(name: str) -> str:
+    """A module's name in a sentence: the numbers of a `Sequential` need a word."""
+    return f"layer {name}" if name.replace(".", "").isdigit() else name or "the model"
+
+
 def gains(ev: Evidence) -> list[tuple[int, float, float, float]]:
     """(position, gain, weight factor, slope factor) of each step back through the chain.
 
@@ -70,7 +75,9 @@ def why_gain(ev: Evidence) -> tuple[tuple[str, ...], str]:
         position, gain, weight, slope = odd[0]
         place = tuple(dict.fromkeys(n for row in odd for n in _culprit(ev, row)))
         blame = "weights" if weight < 0.2 or weight > 5 else "activation"
-        why = f"{ev.site(position).name} passes {gain:.0e} of the signal back: its {blame} "
+        why = (
+            f"{called(ev.site(position).name)} passes {gain:.0e} of the signal back: its {blame} "
+        )
         return place, why + f"(weights {weight:.2g}, slope {slope:.2g})"
     weights, slopes, _ = decline(ev)
     gain = math.exp(sum(math.log(max(g, 1e-30)) for _, g, _, _ in rows) / len(rows))

@@ -9,6 +9,7 @@ import math
 
 from tikhon.diagnosis import evidence as e
 from tikhon.diagnosis.causes import (
+    called,
     head_floor,
     head_site,
     names,
@@ -121,7 +122,7 @@ def dying_relu(ev: Evidence) -> Finding | None:
     where = names(ev, culprit)
     numbers = {"dead": share, "dead_at_start": start, "healthy_below": e.DEAD}
     why = (
-        f"{share:.0%} of the units of {where[-1]} are zero on all samples"
+        f"{share:.0%} of the units of {called(where[-1])} are zero on all samples"
         + (", from the start" if start >= e.DEAD else f" ({start:.0%} at the start)")
     )  # fmt: skip
     return Finding("dying_relu", "critical", where, numbers, _with_cause(ev, why))
@@ -161,7 +162,8 @@ def saturated_activation(ev: Evidence) -> Finding | None:
     position, start, late = (born or sick)[0]
     where = names(ev, position)
     numbers = {"saturated": max(start, late), "at_start": start, "healthy_below": e.SATURATED}
-    why = f"{max(start, late):.0%} of {where[-1]} sits where its slope is below 5 % of the maximum"
+    share = max(start, late)
+    why = f"{share:.0%} of {called(where[-1])} sits where its slope is below 5 % of the maximum"
     return Finding("saturated_activation", "critical", where, numbers, _with_cause(ev, why))
 
 
@@ -272,7 +274,7 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     if dropped:
         rate = ev.record.static["dropout"][dropped[0]]
         numbers["dropout"] = rate
-        why = f"dropout passes {1 - rate:.0%} of the units of {dropped[0]}"
+        why = f"dropout passes {1 - rate:.0%} of the units of {called(dropped[0])}"
         return Finding("underfitting", "critical", dropped, numbers, why)
     if ev.learned >= 0.6 or found & explained or (ev.falling and not _narrow(ev)):
         return None
@@ -281,7 +283,7 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     if narrow:
         width = min(ev.site(i).fan_out for i in ev.chain if ev.site(i).name in narrow)
         numbers["width"] = float(width)
-        why = f"everything passes through {width} unit(s) in {narrow[0]}"
+        why = f"everything passes through {width} unit(s) in {called(narrow[0])}"
     return Finding("underfitting", "warning", narrow, numbers, why)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tikhon.diagnosis import evidence as e
-from tikhon.diagnosis.causes import head_floor, head_site
+from tikhon.diagnosis.causes import called, head_floor, head_site
 from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
 
@@ -53,9 +53,9 @@ def _head(ev: Evidence) -> Iterable[Finding]:
     if single:
         why = "softmax over one unit is the constant 1"
     elif ev.record.static.get("own_softmax"):
-        why = f"the loss applies a softmax of its own to the output of {name}"
+        why = f"the loss applies a softmax of its own to the output of a {name}"
     else:
-        why = f"{name} cannot produce the targets: {floor:.0%} of a constant's loss stays"
+        why = f"a {name} cannot produce the targets: {floor:.0%} of a constant's loss stays"
     yield Finding("head_mismatch", "critical", (head_site(ev),), {"floor": floor}, why)
 
 
@@ -69,10 +69,11 @@ def _reduction(ev: Evidence) -> Iterable[Finding]:
 def _dropout(ev: Evidence) -> Iterable[Finding]:
     for name, rate in (ev.record.static.get("dropout") or {}).items():
         if rate > 0.9:
-            why = f"{name} drops {rate:.0%} of its inputs"
+            why = f"{called(name)} drops {rate:.0%} of its inputs"
             yield Finding("excessive_dropout", "warning", (name,), {"rate": rate}, why)
     for name in ev.record.static.get("dropout_before_norm") or []:
-        why = f"{name} learns the variance of dropped inputs and meets another one at test time"
+        layer = called(name)
+        why = f"{layer} learns the variance of dropped inputs and meets another one at test time"
         yield Finding("dropout_before_norm", "info", (name,), {}, why)
 
 
@@ -124,6 +125,7 @@ def _attention(ev: Evidence) -> Iterable[Finding]:
         return
     for site, reading in zip(ev.record.sites, first.readings):
         if reading.entropy is not None and reading.entropy < 0.1:
-            why = f"{site.name} looks at a single position (entropy {reading.entropy:.2f} of 1)"
+            layer = called(site.name)
+            why = f"{layer} looks at a single position (entropy {reading.entropy:.2f} of 1)"
             numbers = {"entropy": reading.entropy}
             yield Finding("collapsed_attention", "warning", (site.name,), numbers, why)

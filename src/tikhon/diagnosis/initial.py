@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from tikhon.diagnosis import evidence as e
-from tikhon.diagnosis.causes import decline, names
+from tikhon.diagnosis.causes import called, decline, names
 from tikhon.diagnosis.evidence import Evidence, middle, number
 from tikhon.diagnosis.findings import Finding
 
@@ -69,7 +69,7 @@ def _dead_at_birth(ev: Evidence) -> _Judged:
             continue  # the inputs are too large, not the weights
         state = "saturated" if saturated else "dead"
         cause = f"a bias {bias:.1f} times the weighted input" if bias >= 3 else "weights"
-        why = f"{ev.site(i).name} is {state} before the first step, through {cause}"
+        why = f"{called(ev.site(i).name)} is {state} before the first step, through {cause}"
         return names(ev, i), {"bias": bias, "weight_factor": factor}, why
     return None
 

@@ -69,7 +69,7 @@ def _paragraph(
 ) -> list[str]:
     where = span(finding.where)
     lines = [f" {place} {finding.code}  {finding.severity}{f'  in {where}' if where else ''}"]
-    lines.append(f"   why: {finding.why}")
+    lines += _wrapped(f"   why: {finding.why}", detail > 2)
     no_cure = CODES[finding.code].no_cure
     if detail > 2:
         lines.append(f"   effect: {finding.effect}")
@@ -80,8 +80,17 @@ def _paragraph(
     follow = [f for f in findings if f.cause and f is not finding]
     follow = [f for f in follow if _root(f, findings) == finding.code]
     if follow and detail > 2:
-        lines.append(f"   leads to: {', '.join(f'{f.code} ({_brief(f)})' for f in follow)}")
+        named = ", ".join(f"{f.code} ({_brief(f)})" for f in follow)
+        lines += _wrapped(f"   leads to: {named}", True)
     return [line if len(line) <= WIDTH else line[: WIDTH - 1] + "…" for line in lines]
+
+
+def _wrapped(line: str, second: bool) -> list[str]:
+    """The line, continued on a second one where there is room for it."""
+    if not second or len(line) <= WIDTH:
+        return [line]
+    first, *rest = textwrap.wrap(line, WIDTH, subsequent_indent=" " * 8, drop_whitespace=True)
+    return [first, " " * 8 + " ".join(part.strip() for part in rest)] if rest else [first]
 
 
 def _brief(finding: Finding) -> str:

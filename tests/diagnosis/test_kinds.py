@@ -1,0 +1,156 @@
+"""Every kind of model is measured, judged and cured: layers, inputs, wrappers, shared weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import tikhon as tk
+from faulty import CE, adam, classes, deep, fingerprint, he, numbers, same, sgd
+
+
+class Last(nn.Module):
+    def __init__(self, core):
+        super().__init__()
+        self.core, self.head = core, nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.core(x.reshape(-1, 8, 2))[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.mix = nn.Linear(4, 16), nn.MultiheadAttention(16, 4, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        h = self.up(x.reshape(-1, 4, 4))
+        return self.head((h + self.mix(h, h, h, need_weights=False)[0]).mean(1))
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(8, 16)
+        self.hidden, self.act = nn.Linear(16, 16), nn.Tanh()
+        self.head = nn.Linear(16, 8, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.head(self.act(self.hidden(self.embed(tokens).mean(1))))
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 32), nn.Linear(16, 32)
+        self.act, self.head = nn.ReLU(), nn.Linear(32, 4)
+
+    def forward(self, first, second):
+        return self.head(self.act(self.a(first) + self.b(second)))
+
+
+def tokens():
+    x = torch.arange(240)[:, None].repeat(1, 3) % 8
+    return x, x[:, 0]
+
+
+def conv(kind, shape):
+    first = kind(1, 8, 3, padding=1)
+    return nn.Sequential(nn.Unflatten(1, (1, *shape)), first, nn.ReLU(), nn.Flatten(),
+                         nn.Linear(128, 4))  # fmt: skip
+
+
+KINDS = {
+    "Conv1d": (lambda: conv(nn.Conv1d, (16,)), classes, "1"),
+    "Conv2d": (lambda: conv(nn.Conv2d, (4, 4)), classes, "1"),
+    "Conv3d": (lambda: conv(nn.Conv3d, (2, 2, 4)), classes, "1"),
+    "RNN": (lambda: Last(nn.RNN(2, 16, batch_first=True)), classes, "core"),
+    "LSTM": (lambda: Last(nn.LSTM(2, 16, batch_first=True)), classes, "core"),
+    "GRU": (lambda: Last(nn.GRU(2, 16, batch_first=True)), classes, "core"),
+    "MultiheadAttention": (Attention, classes, "mix.attention"),
+    "tied embedding": (Words, tokens, "embed"),
+    "frozen": (lambda: frozen(deep(2, nn.ReLU, 64)), classes, "0"),
+    "a tuple": (Two, lambda: ((classes()[0], classes()[0]), classes()[1]), "a"),
+    "names": (Two, lambda: ({"first": classes()[0], "second": classes()[0]}, classes()[1]), "b"),
+}
+
+
+def frozen(model):
+    model[0].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_healthy_one_is_measured_and_left_alone(name):
+    build, data, site = KINDS[name]
+    torch.manual_seed(0)
+    model = build()
+    engine = adam(0.01)(model.parameters())
+    before = fingerprint(model, engine)
+    found = tk.diagnose(model, data(), CE, optimizer=engine, steps=120)
+    assert same(before, fingerprint(model, engine))
+    assert found.ok, str(found)
+    place = next(i for i, s in enumerate(found.record.sites) if s.name == site)
+    first = found.record.probes[0].readings[place]
+    assert first.entropy is not None if site == "mix.attention" else first.rms is not None
+    chain = [s.name for s in found.record.sites if s.role in ("weight", "recurrent")]
+    assert len(chain) >= 2
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_sick_one_is_found_and_cured(name):
+    build, data, _ = KINDS[name]
+    torch.manual_seed(0)
+    model = build()
+    engine = sgd(1e-6)(model.parameters())
+    found = tk.cure(model, data(), CE, optimizer=engine, steps=40, seeds=2, budget="4s")
+    assert "slow_convergence" in found.diagnosis.labels, str(found.diagnosis)
+    assert found.confirmed, str(found)
+    assert found.best.effect > 0.05
+
+
+@pytest.mark.parametrize("wrap", ["compile", "DataParallel", "DDP"])
+def test_wrappers_are_looked_through(wrap, tmp_path):
+    torch.manual_seed(0)
+    model = deep(25, nn.Tanh)
+    plain = tk.diagnose(copy.deepcopy(model), classes(), CE)
+    if wrap == "compile":
+        wrapped = torch.compile(model, backend="eager")
+    elif wrap == "DataParallel":
+        wrapped = nn.DataParallel(model)
+    else:
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+    try:
+        found = tk.diagnose(wrapped, classes(), CE)
+    finally:
+        if wrap == "DDP":
+            torch.distributed.destroy_process_group()
+    assert found.labels == plain.labels
+    assert [s.name for s in found.record.sites] == [s.name for s in plain.record.sites]
+
+
+def test_scaled_targets_are_cured_and_scored_in_the_users_units():
+    x, y = numbers()
+    y = 2000 + 300 * y
+    torch.manual_seed(0)
+    model = he(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)))
+    engine = sgd(0.05)(model.parameters())
+    found = tk.cure(
+        model, (x, y), nn.MSELoss(), optimizer=engine, steps=100, seeds=2, budget="8s"
+    )  # fmt: skip
+    assert found.treatment.name.startswith("scaled targets"), str(found)
+    assert "y_train = (y_train - shift) / scale" in found.patch
+    trained, end = found.train(100)
+    trained.eval()
+    with torch.no_grad():
+        assert float(trained(x).mean()) == pytest.approx(float(y.mean()), rel=0.1)
+        loss = float(nn.functional.mse_loss(trained(x), y))
+    assert end.eval_loss == pytest.approx(loss, rel=0.3)
+    assert 100 < end.eval_loss < float(y.var())  # squares of the user's units, not of deviations
