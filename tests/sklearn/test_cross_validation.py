@@ -3,6 +3,7 @@ from __future__ import annotations
 import matplotlib.pyplot
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.linear_model import LassoCV
 from sklearn.model_selection import KFold
@@ -18,15 +19,22 @@ from tikhon.sklearn import (
     RegularizedRegressor,
     RegularizedRegressorCV,
 )
+from tikhon.sklearn.population import evolve
 
 matplotlib.use("Agg")
 X, Y = load_diabetes(return_X_y=True)
 XC, YC = load_breast_cancer(return_X_y=True)
 SMALL = {"alphas": [1e-3, 1e-2], "cv": 2, "max_iter": 12}
+POPULATION = {"search": "population", "max_iter": 32}
 
 
 @parametrize_with_checks(
-    [RegularizedClassifierCV((8,), **SMALL), RegularizedRegressorCV((8,), **SMALL)]
+    [
+        RegularizedClassifierCV((8,), **SMALL),
+        RegularizedRegressorCV((8,), **SMALL),
+        RegularizedClassifierCV((8,), **SMALL | POPULATION),
+        RegularizedRegressorCV((8,), **SMALL | POPULATION),
+    ]
 )
 def test_sklearn_contract(estimator, check):
     check(estimator)
@@ -49,6 +57,46 @@ def test_the_path_chooses_what_lasso_cv_chooses():
     assert ours.alpha_ == pytest.approx(theirs.alpha_)
     assert list(ours.alphas_) == sorted(ours.alphas_, reverse=True)
     assert ours.cv_results_["rank_test_score"][ours.best_index_] == 1
+
+
+def test_a_population_finds_a_strength_and_can_be_followed():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 30))
+    y = x[:, :3].sum(1) + 0.5 * rng.normal(size=60)
+    model = RegularizedRegressorCV(
+        (), alphas=6, search="population", cv=3, l1_ratio=1, max_iter=48, random_state=0, tol=0
+    ).fit(x, y)
+    again = clone(model).fit(x, y)
+    assert model.cv_results_["mean_test_score"].shape == (6,)
+    assert (np.diff(model.alphas_) <= 0).all() and model.alphas_.max() <= 1
+    assert sum(epochs for _, epochs in model.schedule_) == 48 == model.n_iter_
+    assert model.schedule_[-1][0] == model.alpha_ == again.alpha_
+    np.testing.assert_array_equal(model.coef_, again.coef_)
+    plain = RegularizedRegressorCV((), alphas=[1e-4], cv=3, l1_ratio=1, max_iter=48).fit(x, y)
+    assert model.best_score_ > plain.best_score_ + 0.02
+    assert model.support_[:3].all() and not model.support_.all()
+
+
+def test_the_worst_members_of_a_population_continue_from_the_best():
+    told = []
+
+    def train(start, alpha, epochs):
+        told.append((start, round(alpha, 6), epochs))
+        return [(start[0] if start else 0.0) + (1.0 if alpha < 0.02 else 0.0)]
+
+    found = evolve([1.0, 0.1, 0.05, 0.01], 16, 0, train, lambda models: models)
+    assert len(told) == 4 * 8 and all(epochs == 2 for *_, epochs in told)
+    assert found.scores.max() == 8  # it has learned in every round,
+    assert len(found.schedule) == 8 and all(a < 0.02 and n == 2 for a, n in found.schedule)
+    assert (found.scores > 0).sum() > 1  # and others copied it
+
+
+def test_a_population_refuses_what_it_cannot_do():
+    for alphas in ([0.0, 1.0], [0.1]):
+        with pytest.raises(ValueError, match="a population needs two different strengths"):
+            RegularizedRegressorCV((), alphas=alphas, search="population").fit(X, Y)
+    with pytest.raises(ValueError, match="did you mean 'population'"):
+        RegularizedRegressorCV((), search="populations").fit(X, Y)
 
 
 def test_strengths_are_checked():

@@ -1,4 +1,4 @@
-"""The estimators with their strength chosen by cross-validation along a path."""
+"""The estimators with their strength chosen by cross-validation: a path or a population."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone, is_classifier
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from tikhon.errors import unknown
 from tikhon.sklearn.estimators import RegularizedClassifier, RegularizedRegressor
 from tikhon.sklearn.fitting import RegularizedNetwork
 
@@ -21,7 +23,7 @@ _RANGE = (1e-4, 1.0)  # strengths of a path, for standardised inputs and mean lo
 
 
 class RegularizedNetworkCV(BaseEstimator, ABC):
-    """What both share: a warm-started path on every fold, then one on all rows."""
+    """What both share: a path or a population on every fold, then the choice on all rows."""
 
     def __init__(
         self,
@@ -29,6 +31,7 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         activation="relu",
         *,
         alphas=8,
+        search="path",
         cv=None,
         scoring=None,
         l1_ratio=0.0,
@@ -45,6 +48,7 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.alphas = alphas
+        self.search = search
         self.cv = cv
         self.scoring = scoring
         self.l1_ratio = l1_ratio
@@ -59,10 +63,13 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         self.random_state = random_state
 
     def fit(self, X, y, sample_weight=None):
-        """Score every strength on every fold, then fit all rows down to the best one.
+        """Score strengths on every fold, then fit all rows in the way that scored best.
 
-        A path starts at the largest strength; each next one continues from the weights before.
+        A path starts at the largest strength; each next one continues from the weights before. A
+        population trains a network a strength and lets the better ones be copied.
         """
+        if self.search not in ("path", "population"):
+            raise ValueError(unknown("search", self.search, ("path", "population")))
         X, y = validate_data(
             self,
             X,
@@ -78,11 +85,14 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         cutter = cast("Any", check_cv(cv, y, classifier=is_classifier(self)))
         folds = list(cutter.split(X, y))
         scorer = check_scoring(self._estimator(), scoring=self.scoring)
-        scores = np.array([self._fold(X, y, weights, rows, scorer) for rows in folds]).T
-        self._tell(scores)
         model = self._estimator()
-        for alpha in self.alphas_[: self.best_index_ + 1]:
-            model = self._follow(model, alpha).fit(X, y, sample_weight=weights)
+        if self.search == "population":
+            model = self._populate(model, (X, y, weights), folds, scorer)
+        else:
+            scores = [self._fold(X, y, weights, rows, scorer) for rows in folds]
+            self._tell(np.array(scores).T)
+            for alpha in self.alphas_[: self.best_index_ + 1]:
+                model = self._follow(model, alpha).fit(X, y, sample_weight=weights)
         self.best_estimator_ = model
         for name in ("n_iter_", "loss_curve_", "support_", "feature_importances_", "coefs_",
                      "intercepts_", "coef_", "intercept_", "classes_"):  # fmt: skip
@@ -117,19 +127,46 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
             model._optimizer_state = None
         return model
 
+    def _populate(self, model, data, folds, scorer) -> RegularizedNetwork:
+        """The network on all rows, through the strengths of the best member."""
+        from tikhon.sklearn.population import evolve
+
+        X, y, weights = data
+
+        def go_on(model, rows, alpha, epochs):
+            model.set_params(alpha=float(alpha), max_iter=int(epochs))
+            part = None if weights is None else weights[rows]
+            return model.fit(X[rows], y[rows], sample_weight=part)
+
+        def train(start, alpha, epochs):
+            start = start or [cast("Any", clone(self._estimator())) for _ in folds]
+            return [go_on(m, rows[0], alpha, epochs) for m, rows in zip(start, folds, strict=True)]
+
+        def score(models):
+            pairs = zip(models, folds, strict=True)
+            return [self._score(m, X, y, weights, test, scorer) for m, (_, test) in pairs]
+
+        seed = check_random_state(self.random_state).randint(2**31)
+        found = evolve(list(self.alphas_), self.max_iter, int(seed), train, score)
+        self.alphas_, self.schedule_ = found.alphas, found.schedule
+        self._tell(found.scores)
+        for alpha, epochs in self.schedule_:
+            model = go_on(model, slice(None), alpha, epochs)
+        return model.set_params(max_iter=self.max_iter)
+
+    def _score(self, model, X, y, weights, test, scorer) -> float:
+        held = None if weights is None else weights[test]
+        if held is None or not held.any():
+            return scorer(model, X[test], y[test])
+        return scorer(model, X[test], y[test], sample_weight=held)
+
     def _fold(self, X, y, weights, rows, scorer) -> list[float]:
         train, test = rows
         model, scores = cast("RegularizedNetwork", clone(self._estimator())), []
-        held = None if weights is None else weights[test]
-        if held is not None and not held.any():
-            held = None
         for alpha in self.alphas_:
             part = None if weights is None else weights[train]
             model = self._follow(model, alpha).fit(X[train], y[train], sample_weight=part)
-            if held is None:
-                scores.append(scorer(model, X[test], y[test]))
-            else:
-                scores.append(scorer(model, X[test], y[test], sample_weight=held))
+            scores.append(self._score(model, X, y, weights, test, scorer))
         return scores
 
     def _tell(self, scores: np.ndarray) -> None:
@@ -173,10 +210,14 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
 
 
 class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
-    """RegularizedClassifier with `alpha` chosen by cross-validation along a path.
+    """RegularizedClassifier with `alpha` chosen by cross-validation.
 
     Args:
         alphas: how many strengths from 1 down to 1e-4, or the strengths themselves.
+        search: "path": the strengths in order, each from the weights of the one before.
+            "population": a network a strength, all `max_iter` epochs; eight times the worst
+            quarter copies the best and moves its strength, so that a strength may change in
+            the course of training (`schedule_`: (strength, epochs) of the best one).
         cv: folds: an int, a splitter or (train, test) pairs; 5 stratified ones by default.
         scoring: as for GridSearchCV; accuracy by default.
         hidden_layer_sizes, activation, l1_ratio, penalty, dropout, batch_size,
@@ -200,6 +241,7 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
         activation="relu",
         *,
         alphas=8,
+        search="path",
         cv=None,
         scoring=None,
         l1_ratio=0.0,
@@ -218,6 +260,7 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
             hidden_layer_sizes=hidden_layer_sizes,
             activation=activation,
             alphas=alphas,
+            search=search,
             cv=cv,
             scoring=scoring,
             l1_ratio=l1_ratio,
@@ -253,12 +296,12 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
 
 
 class RegularizedRegressorCV(RegressorMixin, RegularizedNetworkCV):
-    """RegularizedRegressor with `alpha` chosen by cross-validation along a path.
+    """RegularizedRegressor with `alpha` chosen by cross-validation.
 
     Attributes are those of RegularizedClassifierCV; the score is R2 by default.
 
     Args:
-        alphas, cv, scoring: as for RegularizedClassifierCV.
+        alphas, search, cv, scoring: as for RegularizedClassifierCV.
         hidden_layer_sizes, activation, l1_ratio, penalty, dropout, batch_size,
             learning_rate_init, max_iter, tol, n_iter_no_change, standardize, random_state:
             as for RegularizedClassifier.

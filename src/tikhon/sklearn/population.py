@@ -1,0 +1,91 @@
+"""Population-based choice of a strength, scored on every fold."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tikhon.tuning.searches import Design, PopulationBased
+from tikhon.tuning.space import Log, Space
+from tikhon.tuning.trials import History, Outcome, Trial
+
+_ROUNDS = 8  # exchanges between the members, at most
+
+Continue = Callable[[Any, float, int], list[Any]]  # (the parent's models, alpha, epochs) -> models
+
+
+@dataclass(frozen=True)
+class Given(Design):
+    """The strengths that the population starts from."""
+
+    alphas: tuple[float, ...] = ()
+
+    def configs(self) -> list[dict[str, Any]]:
+        """One member a strength."""
+        return [{"alpha": alpha} for alpha in self.alphas]
+
+
+@dataclass(frozen=True)
+class Members:
+    """The last generation, strongest penalty first, and how the best of it came about."""
+
+    alphas: np.ndarray
+    scores: np.ndarray  # (members, folds)
+    schedule: list[tuple[float, int]]  # (strength, epochs) of the best member, from the start
+
+
+def evolve(
+    alphas: Sequence[float],
+    epochs: int,
+    seed: int,
+    train: Continue,
+    score: Callable[[list[Any]], list[float]],
+) -> Members:
+    """Train one member a strength on all folds; the worst quarter copies the best, and moves on.
+
+    A member is one model a fold with one strength; its score is the mean over the folds. Raises
+    ValueError for fewer than two different strengths, or one that is 0.
+
+    Reference: Jaderberg et al. (2017), https://arxiv.org/abs/1711.09846.
+    """
+    if len(set(alphas)) < 2 or min(alphas) <= 0:
+        raise ValueError(
+            f"a population needs two different strengths or more, all > 0; received "
+            f"alphas={[float(alpha) for alpha in alphas]}"
+        )
+    space = Space(free=True, alpha=Log(float(min(alphas)), float(max(alphas))))
+    design = Given(space, alphas=tuple(map(float, alphas)))
+    interval = max(1, -(-epochs // _ROUNDS))
+    search = PopulationBased(space, design, full=epochs, interval=interval, seed=seed)
+    history, models, scores = History(), {}, {}
+    while trials := search.next(history):
+        old = models
+        models = {}
+        for trial in trials:
+            spent = 0 if trial.parent is None else history.of(trial.parent).trial.budget
+            start = None if trial.parent is None else copy.deepcopy(old[trial.parent])
+            alpha = float(trial.config["alpha"])  # type: ignore[arg-type]
+            models[trial.id] = train(start, alpha, trial.budget - spent)
+            scores[trial.id] = score(models[trial.id])
+        history = history.extended(
+            Outcome(trial, -float(np.mean(scores[trial.id]))) for trial in trials
+        )
+    last = sorted(models, key=lambda i: -float(history.of(i).trial.config["alpha"]))  # type: ignore
+    best = max(last, key=lambda i: np.mean(scores[i]))  # of equals the strongest penalty
+    return Members(
+        np.array([float(history.of(i).trial.config["alpha"]) for i in last]),  # type: ignore
+        np.array([scores[i] for i in last]),
+        _lineage(history, history.of(best).trial),
+    )
+
+
+def _lineage(history: History, trial: Trial) -> list[tuple[float, int]]:
+    """Strength and epochs of every round that led to the trial."""
+    parent = None if trial.parent is None else history.of(trial.parent).trial
+    before = [] if parent is None else _lineage(history, parent)
+    epochs = trial.budget - (0 if parent is None else parent.budget)
+    return [*before, (float(trial.config["alpha"]), epochs)]  # type: ignore[arg-type]
