@@ -84,6 +84,18 @@ def choose(rows: Tensor, weights: Sequence[float]) -> int:
     return max(near, key=lambda k: (weights[k], -float(means[k])))
 
 
+def near_best(rows: Tensor, *, errors: float = 2.0) -> list[int]:
+    """Candidates within `errors` standard errors of the best, best first: worth averaging.
+
+    Rows and errors as in `choose`; one that is clearly worse would spoil a mean of few.
+    """
+    means = rows.mean(1)
+    difference = rows - rows[int(means.argmin())]
+    error = difference.std(1) / math.sqrt(rows.shape[1])
+    near = (difference.mean(1) <= errors * error).tolist()
+    return [k for k in means.argsort().tolist() if near[k]]
+
+
 def selection_noise(rows: Tensor, *, draws: int = 500, seed: int = 0) -> float:
     """Expected loss above the best candidate when the choice is made on as many random rows."""
     generator = torch.Generator().manual_seed(seed)

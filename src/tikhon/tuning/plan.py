@@ -88,7 +88,7 @@ def make_plan(job: Job, space: Space, budget: str | float | None) -> Plan:
         members = max(1, min(MEMBERS // 2, int((affordable / epochs - 2) / 0.45)))
     if not space.varying:
         members = 1
-    return Plan(members, min(epochs, job.epochs), chunk, 0.8 * seconds, reason, measured)
+    return Plan(members, min(epochs, job.epochs), chunk, seconds, reason, measured)
 
 
 def default_config(space: Space) -> Config:

@@ -6,7 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -91,16 +91,27 @@ class PopulationRunner(Runner):
     states: dict[int, State] = field(default_factory=dict)
     progress: Callable[[dict[str, Any]], None] = lambda event: None
     stop: Callable[[], bool] = lambda: False
+    expired: Callable[[], bool] = lambda: False
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
-        """Train every trial from its parent's end to its own budget."""
+        """Train every trial from its parent's end to its own budget.
+
+        Once `expired`, the members in training end with the epoch they are in (their outcome
+        carries the shorter budget) and the rest is left out; at least one trial is finished.
+        """
         units = [Unit(trial, fold) for trial in trials for fold in range(self.job.folds)]
         found: dict[tuple[int, int], Any] = {}
         for chunk in self._chunks(units):
-            found.update(self._train(chunk))
+            whole = self._whole(trials, [*found, *((u.trial.id, u.fold) for u in chunk)])
+            found.update(self._train(chunk, self.expired if whole else lambda: False))
+            if self._whole(trials, found) and self.expired():
+                break
         outcomes = []
-        for trial in trials:
+        for trial in self._whole(trials, found):
             parts = [found[trial.id, fold] for fold in range(self.job.folds)]
+            if len({part[4] for part in parts}) > 1:
+                continue  # its folds ended at different epochs
+            trial = replace(trial, budget=parts[0][4])
             states = [part[0] for part in parts]
             if all(state is not None for state in states):
                 self.states[trial.id] = {
@@ -108,6 +119,12 @@ class PopulationRunner(Runner):
                 }
             outcomes.append(self._outcome(trial, parts))
         return outcomes
+
+    def _whole(self, trials: Sequence[Trial], done: Iterable[tuple[int, int]]) -> list[Trial]:
+        """The trials all of whose folds are in `done`."""
+        known = set(done)
+        folds = range(self.job.folds)
+        return [t for t in trials if all((t.id, fold) in known for fold in folds)]
 
     def _chunks(self, units: list[Unit]) -> Iterable[list[Unit]]:
         """Units that can run side by side: same length, same kind of settings, same shapes."""
@@ -125,7 +142,7 @@ class PopulationRunner(Runner):
             for i in range(0, len(members), self.chunk):
                 yield members[i : i + self.chunk]
 
-    def _train(self, units: list[Unit]) -> dict[tuple[int, int], Any]:
+    def _train(self, units: list[Unit], expired: Callable[[], bool]) -> dict[tuple[int, int], Any]:
         job, started = self.job, time.perf_counter()
         population = populate(job, [unit.trial.config for unit in units])
         first = units[0].trial
@@ -138,6 +155,7 @@ class PopulationRunner(Runner):
             population.load(stacked)
         kept = None if job.kept is None else job.kept[[unit.fold for unit in units]]
         curves: list[list[tuple[int, float]]] = [[] for _ in units]
+        last = first.budget
         for epoch in range(start, first.budget):
             if self.stop():
                 raise Stopped
@@ -145,12 +163,13 @@ class PopulationRunner(Runner):
             for member in (~losses.isfinite()).nonzero().flatten().tolist():
                 if member not in population.failed:
                     population.fail(member, f"diverged in epoch {epoch + 1}")
-            if (epoch + 1) % job.checks == 0 or epoch + 1 == first.budget:
+            last = epoch + 1 if expired() else last
+            if (epoch + 1) % job.checks == 0 or epoch + 1 == last:
                 for member, loss in enumerate(validation(job, population, kept).tolist()):
                     if member not in population.failed:
                         curves[member].append((epoch + 1, loss))
             self.progress({"epoch": epoch + 1, "budget": first.budget, "members": len(units)})
-            if len(population.failed) == len(units):
+            if len(population.failed) == len(units) or epoch + 1 == last:
                 break
         seconds = (time.perf_counter() - started) / len(units)
         state = population.state()
@@ -159,8 +178,8 @@ class PopulationRunner(Runner):
             why = population.failed.get(member, "")
             row = None if why else {name: value[member] for name, value in state.items()}
             if row is not None:
-                row["epoch"] = torch.tensor(first.budget)
-            found[unit.trial.id, unit.fold] = (row, curves[member], why, seconds)
+                row["epoch"] = torch.tensor(last)
+            found[unit.trial.id, unit.fold] = (row, curves[member], why, seconds, last)
         return found
 
     def _outcome(self, trial: Trial, parts: Sequence[Any]) -> Outcome:
@@ -258,11 +277,14 @@ def validation(job: Job, population: Population, kept: Tensor | None) -> Tensor:
 
 
 def train_on_all(
-    job: Job, configs: Sequence[Config], traces: Sequence[Tensor | None]
+    job: Job,
+    configs: Sequence[Config],
+    traces: Sequence[Tensor | None],
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Tensor] | None]:
     """State dicts of one full training each; `traces` replay strengths found before.
 
-    A member that diverges gives None.
+    A member that diverges gives None, as do all of them when `stop` is true before the end.
     """
     population = populate(job, configs)
     if population.decay is not None:
@@ -272,6 +294,8 @@ def train_on_all(
         )
     losses = torch.zeros(len(configs))
     for epoch in range(job.epochs):
+        if stop():
+            return [None] * len(configs)
         losses = train_epoch(job, population, None, epoch)
     healthy = losses.isfinite().tolist()
     return [population.state_dict_of(k) if fine else None for k, fine in enumerate(healthy)]

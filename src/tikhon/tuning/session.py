@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,26 +17,48 @@ from tikhon.tuning.states import StateStore
 from tikhon.tuning.trials import History, Outcome, Trial
 
 TOP = 8  # members of the average
+SEARCH, UNTUNED = 0.8, 0.9  # shares of a budget in seconds
 DEFAULT = -1  # the id of the untuned trial
 
 
 @dataclass(eq=False)
 class Session:
-    """One search under way: its history, and what keeps it safe."""
+    """One search under way: its history, and what keeps it safe.
+
+    A `budget` in seconds is split: the search has until `SEARCH` of it, the untuned trial until
+    `UNTUNED`; the rest is for training again on all rows.
+    """
 
     runner: PopulationRunner
     history: History
     journal: Journal | None
     store: StateStore
-    deadline: float
+    started: float
+    budget: float
     stop: Callable[[], bool]
     on_event: Callable[[dict[str, Any]], None]
     ended: str = ""
 
+    @property
+    def left(self) -> float:
+        """Seconds of the budget."""
+        return self.started + self.budget - time.perf_counter()
+
+    @property
+    def pace(self) -> float:
+        """Seconds that an epoch of one member has taken so far."""
+        epochs = max(self.history.epochs * self.runner.job.folds, 1)
+        return sum(o.seconds for o in self.history) / epochs
+
+    def past(self, share: float) -> bool:
+        """Whether this share of the budget is used up."""
+        return self.left < (1 - share) * self.budget if math.isfinite(self.budget) else False
+
     def run(self, search: Search) -> None:
         """Train what the search asks for until it is done, stopped, or out of time."""
+        self.runner.expired = lambda: self.past(SEARCH)
         while trials := search.next(self.history):
-            if self.history and time.perf_counter() > self.deadline:
+            if self.history and self.past(SEARCH):
                 self.ended = "the time budget was used up"
                 return
             self.on_event({"event": "batch", "trials": len(trials), "budget": trials[0].budget})
@@ -52,6 +75,7 @@ class Session:
 
         Of the best trials, those whose weights are in another process are trained again here.
         """
+        self.runner.expired = lambda: self.past(UNTUNED)
         best = searched(self.history).ranked()[:TOP]
         lost = [
             replace(o.trial, parent=None) for o in best if o.trial.id not in self.runner.states

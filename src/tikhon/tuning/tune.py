@@ -14,7 +14,7 @@ from torch import Tensor, nn, optim
 
 from tikhon.data.batches import pair
 from tikhon.errors import InputError
-from tikhon.tuning.choice import Audit, audit, choose
+from tikhon.tuning.choice import Audit, audit, choose, near_best
 from tikhon.tuning.ensemble import Average
 from tikhon.tuning.journal import Journal
 from tikhon.tuning.plan import Plan, make_plan
@@ -46,9 +46,10 @@ from tikhon.tuning.trials import History, Outcome
 class TuneResult:
     """What a search found.
 
-    `model` is the chosen single model, refitted on all rows; `average` the mean of the best
-    members in one module; `config` the chosen hyperparameters; `trials` every outcome as a row;
-    `audit` how far the choice may be off; `plan` what was decided by measuring.
+    `model` is the chosen single model, refitted on all rows; `average` one module with the mean
+    of the members that are within two standard errors of the best, refitted from several seeds;
+    `config` the chosen hyperparameters; `trials` every outcome as a row; `audit` how far the
+    choice may be off; `plan` what was decided by measuring.
     """
 
     model: nn.Module
@@ -165,15 +166,14 @@ def tune(
     trainer.progress = lambda event: on_event({"event": "epoch", **event})
     history = History() if journal is None else journal.history
     trainer.states.update(store.load(history))
-    deadline = math.inf if plan.seconds is None else started + plan.seconds
-    session = Session(trainer, history, journal, store, deadline, stop, on_event)
+    limit = math.inf if plan.seconds is None else plan.seconds
+    session = Session(trainer, history, journal, store, started, limit, stop, on_event)
     session.run(strategy)
     on_event({"event": "searched", "history": session.history})
     session.history = strategy.collect(session.history)
     if not stop():
         session.finish(space, plan)
-    late = stop() or time.perf_counter() > deadline + 0.15 * (plan.seconds or 0)
-    return _conclude(job, full, space, plan, session, refit and not late, started)
+    return _conclude(job, full, space, plan, session, refit and not stop())
 
 
 def _conclude(
@@ -183,7 +183,6 @@ def _conclude(
     plan: Plan,
     session: Session,
     refit: bool,
-    started: float,
 ) -> TuneResult:
     history, runner = session.history, session.runner
     ends = [o for o in _ends(history) if o.trial.id in runner.states]
@@ -202,16 +201,15 @@ def _conclude(
     default = next((k for k, o in enumerate(ends) if o.trial.id == DEFAULT), None)
     failed = sum(o.failed for o in history)
     judged = audit(space, configs, rows, chosen, default, failed)
-    order = rows.mean(1).argsort().tolist()
-    top = [chosen, *[k for k in order if k != chosen]][:TOP]
-    states = [runner.states[ends[k].trial.id] for k in top]
-    models = (
-        _refitted(full, [configs[k] for k in top], states, plan.chunk)
-        if refit
-        else [None] * len(top)
-    )
+    near = near_best(rows)
+    top = [chosen, *[k for k in near if k != chosen]][:TOP]
+    models: list[dict[str, Tensor] | None] = [None] * len(top)
+    if refit:
+        states = [runner.states[o.trial.id] for o in ends]
+        top, models = _refitted(full, configs, top, states, session, plan.chunk)
     members = [
-        _model(job, configs[k], state, model) for k, state, model in zip(top, states, models)
+        _model(job, configs[k], runner.states[ends[k].trial.id], model)
+        for k, model in zip(top, models)
     ]
     probabilities = job.objective.kind == "cross_entropy"
     return TuneResult(
@@ -222,7 +220,7 @@ def _conclude(
         audit=judged,
         plan=plan,
         space=space,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - session.started,
         stopped=session.ended,
     )
 
@@ -248,25 +246,50 @@ def _rows(job: Job, outcome: Outcome, runner: PopulationRunner) -> Tensor:
 
 
 def _refitted(
-    full: Job, configs: list[Config], states: list[dict[str, Tensor]], chunk: int
-) -> list[dict[str, Tensor] | None]:
-    """Train again on all rows, each with the strengths that its own search found."""
-    found: list[dict[str, Tensor] | None] = [None] * len(configs)
-    for auto in (True, False):
-        places = [k for k, c in enumerate(configs) if (c.get("weight_decay") == "auto") == auto]
-        for alike in _same_entries(configs, places):
-            for group in (alike[i : i + chunk] for i in range(0, len(alike), chunk)):
-                traces = [states[k]["decay.trace"].mean(0) if auto else None for k in group]
-                trained = train_on_all(full, [configs[k] for k in group], traces)
-                found = [dict(zip(group, trained)).get(k, old) for k, old in enumerate(found)]
-    return found
+    full: Job,
+    configs: list[Config],
+    top: list[int],
+    states: list[dict[str, Tensor]],
+    session: Session,
+    chunk: int,
+) -> tuple[list[int], list[dict[str, Tensor] | None]]:
+    """Train again on all rows, each with the strengths that its own search found.
+
+    Up to `TOP` models, as the time allows: the configurations in `top` in turn, each time round
+    from other initial weights, for an average gains from members that differ.
+    """
+    cost = session.pace * full.epochs * len(full.x) / max(len(session.runner.job.x), 1)
+    count = min(TOP, int(0.9 * session.left / cost)) if math.isfinite(session.left) else TOP
+    if count < 1 or session.stop():
+        return top, [None] * len(top)
+    chosen = [top[i % len(top)] for i in range(count)]
+    seeds = [int(configs[k].get("seed", full.seed)) + i // len(top) for i, k in enumerate(chosen)]
+    wanted: list[Config] = [{**configs[k], "seed": seed} for k, seed in zip(chosen, seeds)]
+    found: list[dict[str, Tensor] | None] = [None] * count
+
+    def stop() -> bool:
+        return session.past(1.05) or session.stop()
+
+    for alike in _alike(wanted):
+        for group in (alike[i : i + chunk] for i in range(0, len(alike), chunk)):
+            auto = wanted[group[0]].get("weight_decay") == "auto"
+            traces = [states[chosen[k]]["decay.trace"].mean(0) if auto else None for k in group]
+            for k, model in zip(
+                group, train_on_all(full, [wanted[k] for k in group], traces, stop)
+            ):
+                found[k] = model
+    done = [k for k in range(count) if found[k] is not None]
+    first = [] if 0 in done else [0]
+    return [chosen[k] for k in first + done], [found[k] for k in first + done]
 
 
-def _same_entries(configs: list[Config], places: list[int]) -> list[list[int]]:
+def _alike(configs: list[Config]) -> list[list[int]]:
+    """Places of configurations that one population can train."""
     groups: dict[str, list[int]] = {}
-    for k in places:
-        free = {n: v for n, v in configs[k].items() if n not in KNOWN}
-        groups.setdefault(repr((sorted(configs[k]), sorted(free.items()))), []).append(k)
+    for k, config in enumerate(configs):
+        free = {n: v for n, v in config.items() if n not in KNOWN}
+        key = (sorted(config), config.get("weight_decay") == "auto", sorted(free.items()))
+        groups.setdefault(repr(key), []).append(k)
     return list(groups.values())
 
 
