@@ -58,9 +58,12 @@ class LinearProblem:
         x = self.x if columns is None else self.x[:, columns]
         return linear_loss(x @ weight.T + bias, self.y, self.kind).mean()
 
-    def gradient(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of the mean loss in weights and intercepts."""
-        z = self.x @ weight.T + bias
+    def gradient(
+        self, weight: Tensor, bias: Tensor, columns: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient of the mean loss in weights and intercepts; `columns` as in `loss`."""
+        x = self.x if columns is None else self.x[:, columns]
+        z = x @ weight.T + bias
         if self.kind == "squared":
             r = z - self.y
         elif self.kind == "logistic":
@@ -69,7 +72,7 @@ class LinearProblem:
             r = torch.softmax(z, 1)
             r[torch.arange(len(r)), self.y] -= 1
         r = r / len(r)
-        return r.T @ self.x, r.sum(0)
+        return r.T @ x, r.sum(0)
 
     def hessian(self, weight: Tensor, bias: Tensor, columns: Tensor) -> Tensor:
         """Second derivative in (output, column) weights, each output's intercept last."""
@@ -238,8 +241,13 @@ def _newton(
     numbered = torch.arange(free.numel() + len(bias)).view(len(bias), -1)
     order = torch.cat([numbered[:, :-1][free], numbered[:, -1]])
     hessian = problem.hessian(weight[:, columns], bias, columns)[order][:, order]
-    hessian[:count, :count] += torch.func.jacrev(slope)(theta)[:, :count]
-    gradient = torch.func.grad(objective)(theta)
+    if penalty.elementwise:  # the second derivative is a diagonal: one product finds it
+        ones = torch.ones_like(theta)
+        hessian.diagonal()[:count] += torch.func.jvp(slope, (theta,), (ones,))[1]
+    else:
+        hessian[:count, :count] += torch.func.jacrev(slope)(theta)[:, :count]
+    g_weight, g_bias = problem.gradient(weight[:, columns], bias, columns)
+    gradient = torch.cat([g_weight[free] + slope(theta), g_bias])
     factor, info = torch.linalg.cholesky_ex(hessian)
     if int(info):
         return weight, bias
