@@ -184,7 +184,7 @@ class Hypergradient(Controller):
                     f"strength, a schedule, or tikhon.path"
                 )
             memory[f"z{i}"] = torch.zeros_like(reading.weights, dtype=torch.float32)
-        start = self.start or averaged(min(self._first(reading) for reading in readings))
+        start = self.start or _largest(min(map(self._first, readings)), readings[0].weights.device)
         absolute = self.start or all(
             r.how == "decoupled" and isinstance(r.penalty, L2) for r in readings
         )
@@ -291,10 +291,18 @@ def _cap(reading: Reading) -> float:
     return CAP / max(reading.gain, 1e-30)
 
 
-def averaged(amount: float | Tensor) -> float:
+def averaged(amount: Tensor) -> float:
     """The mean over the processes of a distributed run, each of which may see its own rows."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        amount = torch.as_tensor(amount)
         torch.distributed.all_reduce(amount)
         amount = amount / torch.distributed.get_world_size()
     return float(amount)
+
+
+def _largest(amount: float, device: torch.device) -> float:
+    """The maximum over the processes, each of which may hold a part of the weights (FSDP2)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        shared = torch.tensor(amount, device=device)
+        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+        return float(shared)
+    return amount
