@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 import translation  # noqa: E402
 
+TUTORIALS = [
+    page
+    for page in sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+    if not page.name.endswith(".zh-CN.md")
+]
 ENGLISH = "# a\n\ntop\n\n## One\n\n```sh\n## not a heading\n```\n\n## Two\n\ntext\n"
 CHINESE = "# 甲\n\n顶\n\n## 一\n\n```sh\n## not a heading\n```\n\n## 二\n\n文字\n"
 
@@ -21,6 +27,14 @@ def test_the_readme_has_a_translation():
 def test_translations_are_up_to_date(pair):
     english, chinese = (path.read_text("utf-8") for path in pair)
     assert translation.stale(english, chinese) == []
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)
+def test_every_tutorial_is_there_in_chinese_with_the_same_code(page):
+    twin = page.with_suffix(".zh-CN.md").read_text("utf-8")
+    fences = re.compile(r"```.*?```", re.DOTALL)
+    assert fences.findall(twin) == fences.findall(page.read_text("utf-8"))
+    assert "<!-- executed -->" not in twin  # the English page runs it
 
 
 def test_update_records_what_was_translated():
