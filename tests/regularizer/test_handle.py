@@ -197,13 +197,18 @@ def test_training_with_another_optimizer_is_noticed(kind):
     reg.trace()
 
 
-def test_lost_hooks_are_noticed():
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_lost_hooks_are_noticed(set_to_none):
+    """By the optimizer's own counter where gradients keep their memory."""
     model = network()
     optimizer = adam(model)
     reg = tk.regularize(model, optimizer, {"0.weight": tk.L1(0.1)})
     train(model, optimizer, 2, LOSS)
     optimizer._optimizer_step_post_hooks.clear()
-    train(model, optimizer, 2, LOSS)
+    for _ in range(2):
+        optimizer.zero_grad(set_to_none=set_to_none)
+        LOSS(model).backward()
+        optimizer.step()
     with pytest.warns(UserWarning, match="penalty inactive since step 2"):
         reg.audit()
 
