@@ -260,7 +260,7 @@ _TIME = (RECURRENT_INIT, MEMORY, GRU, CLIP)
 FOR: dict[str, tuple[Treatment, ...]] = {
     "vanishing_gradient": (*_SIGNAL, *_TIME, HEAD),
     "exploding_gradient": (CLIP, ADAPTIVE, INPUTS, TARGETS, *_SIGNAL, *_TIME, WARMUP),
-    "dying_relu": (INIT, LEAKY, BATCHNORM, HEAD, INPUTS, LAYERNORM, CLIP),
+    "dying_relu": (INIT, LEAKY, BATCHNORM, HEAD, INPUTS, LAYERNORM, CLIP, WARMUP, PRENORM),
     "saturated_activation": (INIT, INPUTS, RELU, BATCHNORM, LAYERNORM, RECURRENT_INIT, PRENORM),
     "poor_init": (*_SIGNAL,),
     "oscillating_loss": (BATCH, CLIP, ADAPTIVE, INPUTS, WARMUP, PRENORM),

@@ -92,6 +92,20 @@ def about(record: Mapping[str, Any]) -> tuple[tuple[Label, str], ...]:
     return tuple((say(key), parts.compact(value)) for key, value in entries if value)
 
 
+def _reason(f: Mapping[str, Any]) -> Cell:
+    """What the finding leads to, and what was measured (in the words of the diagnosis)."""
+    why = f.get("why") or f.get("cause") or ""
+    if f"effect_{f['code']}" not in strings("en"):
+        return Name(why or "–", PROSE)
+    effect = say(f"effect_{f['code']}")
+    return say("finding_reason", effect=effect, why=why) if why else effect
+
+
+def _in_words(key: str, text: str) -> Cell:
+    """The page's own words where they say the same as the finding's."""
+    return say(key) if strings("en").get(key) == text else Name(text, PROSE)
+
+
 def findings(found: list[Mapping[str, Any]]) -> Section:
     """One row a finding: severity, place, reason, evidence, cures."""
     if not found:
@@ -101,13 +115,14 @@ def findings(found: list[Mapping[str, Any]]) -> Section:
         name = code_name(f["code"])
         numbers = ", ".join(f"{k} {number(v)}" for k, v in (f.get("evidence") or {}).items())
         level = SEVERITY.get(f["severity"], "plain")
+        where = place(f.get("where") or [])
         rows.append((
             name if isinstance(name, Label) else Name(name),
             Mark(level, say(f"severity_{level}")),
-            Name(", ".join(f.get("where") or []) or "–"),
-            Name(f.get("why") or f.get("cause") or "–", PROSE),
+            where if isinstance(where, Label) else Name(where),
+            _reason(f),
             Name(numbers or "–", PROSE),
-            Name("; ".join(f.get("advice") or []) or "–", PROSE),
+            _in_words(f"cures_{f['code']}", "; ".join(f.get("advice") or []) or "–"),
         ))  # fmt: skip
     keys = ("finding", "severity", "where", "why", "measured", "advice")
     return Section(
@@ -136,7 +151,7 @@ def ends(probes: list[Mapping[str, Any]]) -> list[tuple[Label, Mapping[str, Any]
 
 def layers(sites: list[Any], probes: list[Any]) -> Section | None:
     """Backward signal and forward scale over the depth."""
-    chain, names = role(sites, "weight", "recurrent", "attention")
+    chain, names = role(sites, "weight", "recurrent")
     if len(chain) < 2 or not probes:
         return None
     signal, scale = [], []
@@ -193,7 +208,7 @@ def dry_run(record: Mapping[str, Any], sites: list[Any], probes: list[Any]) -> S
             valid=number(valid[-1]),
         )
         blocks.append(Chart(say("metric_loss"), figure, alt))
-    chain, names = role(sites, "weight", "recurrent", "attention")
+    chain, names = role(sites, "weight", "recurrent")
     moved = [p for p in probes if any(p["readings"][i].get("update") for i in chain)]
     if chain and len(moved) > 1:
         rows = [[logarithm(p["readings"][i].get("update")) for p in moved] for i in chain]
