@@ -47,7 +47,7 @@ def test_every_language_says_the_same_things():
     }
     assert fields["en"] == fields["zh"]
     same = {key for key in strings("en") if strings("en")[key] == strings("zh")[key]}
-    assert same <= {"arm_dropout", "arm_l2", "plus_minus"}
+    assert same <= {"arm_dropout", "arm_l2", "plus_minus", *(f"cures_{code}" for code in SAME)}
 
 
 def test_every_text_is_used():
@@ -56,11 +56,17 @@ def test_every_text_is_used():
         for file in SOURCE.rglob("*")
         if file.suffix in (".py", ".jinja") and file.is_file()
     )
-    families = ("metric_", "part_", "arm_", "about_", "level_", "finding_", "severity_", "by_")
+    families = (
+        "metric_", "part_", "arm_", "about_", "level_", "finding_", "severity_", "by_", "effect_",
+        "cures_", "audit_",
+    )  # fmt: skip
     unused = [
         key for key in strings("en") if f'"{key}"' not in code and not key.startswith(families)
     ]
     assert unused == []
+
+
+SAME = ("frozen_parameters", "loss_is_a_sum", "nothing_to_train")  # code, or a dash
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -314,6 +320,29 @@ def test_verdict_of_a_diagnosis(diagnosed, cured, tmp_path):
     failed = {**result, "confirmed": False, "treatment": None, "patch": ""}
     run = save(tmp_path / "failed", {"kind": "cure"}, [], failed)
     assert sentence(run).startswith("No cure was found")
+
+
+def test_every_finding_is_told_in_both_languages(diagnosed, tmp_path):
+    from tikhon.diagnosis.codes import CODES
+
+    for code, words in CODES.items():
+        assert strings("en")[f"effect_{code}"] == words.effect
+        assert strings("en")[f"cures_{code}"] == ("; ".join(words.cures) or "–")
+        for family in ("finding", "effect", "cures"):
+            chinese = strings("zh")[f"{family}_{code}"]
+            assert chinese != strings("en")[f"{family}_{code}"] or code in SAME, (family, code)
+    result = json.loads((diagnosed / "result.json").read_text())
+    [table] = [
+        b for s in report.build(read(diagnosed)).sections for b in s.blocks
+        if isinstance(b, Table) and b.caption == say("findings_caption")
+    ]  # fmt: skip
+    first = result["findings"][0]
+    assert table.rows[0][3].text("zh").startswith(strings("zh")[f"effect_{first['code']}"])
+    assert first["why"] in table.rows[0][3].text("en")
+    assert table.rows[0][-1].text("zh") == strings("zh")[f"cures_{first['code']}"]
+    mine = {**first, "advice": ["call <b>Bob</b>"]}
+    run = save(tmp_path / "mine", {"kind": "diagnosis"}, [], {**result, "findings": [mine]})
+    assert "call &lt;b&gt;Bob&lt;/b&gt;" in html(run)
 
 
 def test_verdict_of_a_comparison(compared, tmp_path):
