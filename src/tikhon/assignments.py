@@ -165,7 +165,15 @@ def _note(slot: Slot, own: list[Binding], norm: str, optimizer: optim.Optimizer 
 def warn_of_contradictions(
     model: nn.Module, optimizer: optim.Optimizer, bindings: list[Binding]
 ) -> None:
-    """Warn of each pair of settings that is known to be a mistake."""
+    """Warn once a term of each pair of settings that is known to be a mistake."""
+    said: set[tuple[str, str, int]] = set()
+
+    def once(mistake: str, binding: Binding, message: str) -> None:
+        key = (mistake, type(binding.base).__name__, id(binding.dial))
+        if key not in said:
+            said.add(key)
+            _warn(message, depth=6)
+
     decay = {
         id(p): group.get("weight_decay", 0)
         for group in optimizer.param_groups
@@ -175,21 +183,27 @@ def warn_of_contradictions(
         kind, name = type(binding.base).__name__, binding.target.name
         other = max((decay.get(id(p), 0) for p in binding.target.params), default=0)
         if kind in ("L2", "ElasticNet") and other:
-            _warn(
+            once(
+                "decay",
+                binding,
                 f"{binding.name} (strength {_plain(binding.dial.value):.4g}) and the optimizer's "
-                f"weight_decay={other} both shrink {name!r}; set one of them to 0"
+                f"weight_decay={other} both shrink {name!r}; set one of them to 0",
             )
         if binding.route == "prox" and binding.how == "decoupled":
             if not isinstance(optimizer, UNIFORM):
-                _warn(
+                once(
+                    "metric",
+                    binding,
                     f"{binding.name} is decoupled from the metric of {type(optimizer).__name__}: "
                     f"it is not the minimum of loss + penalty that SGD finds; for that use "
-                    f'how="objective"'
+                    f'how="objective"',
                 )
         if name.endswith((".original1", "weight_v")) and "weight" in name:
-            _warn(
+            once(
+                "direction",
+                binding,
                 f"{binding.name} acts on the direction of a weight norm, whose length has no "
-                f"effect on the output; regularize its length (original0, weight_g) instead"
+                f"effect on the output; regularize its length (original0, weight_g) instead",
             )
     for module in model.modules():
         for first, second in pairwise(module.children()):
@@ -233,8 +247,8 @@ def _is_alive(binding: Binding) -> bool:
     return any(int(summed(n, p)) for n, p in zip(found, binding.target.params))
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=5)
+def _warn(message: str, depth: int = 5) -> None:
+    warnings.warn(message, stacklevel=depth)
 
 
 def _plain(value: float | Tensor) -> float:

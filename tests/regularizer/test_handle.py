@@ -275,6 +275,11 @@ class TestContradictions:
         with pytest.warns(UserWarning, match="decoupled from the metric of AdamW.*objective"):
             self.attach({"0.weight": tk.L1(0.1)}, optim.AdamW, how="decoupled")
 
+    def test_one_term_on_many_weights_is_said_once(self):
+        with pytest.warns(UserWarning, match="weight_decay=0.3") as seen:
+            self.attach(tk.L2(0.1), weight_decay=0.3)
+        assert len(seen) == 1
+
     def test_dropout_before_batch_norm(self):
         model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.BatchNorm1d(5), nn.Linear(5, 2))
         with pytest.warns(UserWarning, match="Dropout directly before BatchNorm1d"):
