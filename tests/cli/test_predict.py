@@ -47,10 +47,24 @@ def test_a_table_from_fit_to_predictions(tmp_path: Path, capsys: pytest.CaptureF
     assert (found["prediction"] == new["churned"])[1:].mean() > 0.75
     capsys.readouterr()
     assert main(["predict", str(run), str(tmp_path / "new.csv")]) == 0
-    assert capsys.readouterr().out == out.read_text()
+    said = capsys.readouterr()
+    assert said.out == out.read_text()
+    assert "columns not used: 'extra'" in said.err
+    assert "'city': 1 value(s) that training never saw" in said.err
     assert main(["predict", str(run), str(tmp_path / "new.csv"), "--json", "-q"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["predictions"] == found["prediction"].tolist()
+
+
+def test_a_comparison_says_what_it_inferred(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    frame(60).assign(unit="mm").to_csv(tmp_path / "data.csv", index=False)
+    code = main(
+        ["compare", str(tmp_path / "data.csv"), "--target", "churned", "--methods", "none,l2",
+         "--splits", "2", "--trials", "1", "--epochs", "1", "--output", str(tmp_path / "run")]
+    )  # fmt: skip
+    said = capsys.readouterr().err
+    assert code == 0 and "classification: 'churned' holds text" in said
+    assert "columns not used: 'unit'" in said
 
 
 def test_the_test_rows_score_as_the_run_says(tmp_path: Path):

@@ -74,8 +74,7 @@ def compare(
     if not methods and source.task != "classification":
         names = [name for name in names if not Method.of(name).classes_only]
     folder = _folder(output, source.name, overwrite)
-    for notice in source.notices:
-        terminal.note(f"notice: {notice}", "yellow")
+    tables.introduce(terminal, source)
     with terminal.progress() as bar:
         task_id = bar.add_task("", rate="", note="")
 

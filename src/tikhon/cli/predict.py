@@ -35,6 +35,8 @@ def predict(
     saved = SavedModel.load(run)
     options = {} if data_dir is None else {"data_dir": data_dir}
     frame = saved.predict(saved.read(data, **options))
+    for remark in saved.remarks(data):
+        terminal.note(f"notice: {remark}", "yellow")
     text = frame.to_csv(index=False)
     if output is not None:
         write_bytes(output, text.encode())

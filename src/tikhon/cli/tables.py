@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from tikhon.cli.terminal import Terminal
+    from tikhon.data.dataset import Dataset
     from tikhon.data.table import TableOptions
 
 _PANEL = "Tables (.csv, .tsv, .parquet)"
@@ -68,3 +70,11 @@ def table_options(
         group=group,
         format=Format(separator, decimal, encoding, tuple(missing or ()), bad_rows),
     )
+
+
+def introduce(terminal: Terminal, source: Dataset) -> None:
+    """Say what was inferred from a table: the task, and what was noticed in its columns."""
+    if "task" in source.origin:
+        terminal.note(str(source.origin["task"]))
+    for notice in source.notices:
+        terminal.note(f"notice: {notice}", "yellow")

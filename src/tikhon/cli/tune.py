@@ -107,6 +107,7 @@ def tune(
     terminal = Terminal(json=json, quiet=quiet)
     table = tables.table_options(data, target, task=task, time=time, group=group, drop=drop)
     source = load(data, data_dir=data_dir, table=table)
+    tables.introduce(terminal, source)
     parts = split(source, valid=0.2, test=test, seed=seed)
     train = _joined(parts)
     path = output_of(output, source.name, resume)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from tikhon.data.columns import Column, encode
+from tikhon.data.columns import Column, encode, listed
 from tikhon.data.reading import Source
 from tikhon.data.table import Table
 from tikhon.errors import DataError
@@ -114,6 +114,17 @@ class Preprocessing:
     def transform(self, source: Source) -> np.ndarray:
         """Rows of a file to inputs; columns by name, extra ones are ignored."""
         return self.apply(encode(source, self.columns, decimal=self.decimal))
+
+    def remarks(self, source: Source) -> list[str]:
+        """What new rows hold that the training rows did not: columns, and values of categories."""
+        known = {column.name for column in self.columns}
+        extra = [str(name) for name in source.frame.columns if str(name) not in known]
+        found = [f"columns not used: {listed(extra)}"] if extra else []
+        codes = encode(source, self.columns, decimal=self.decimal)
+        for column, cells in zip(self.columns, codes.T, strict=True):
+            if column.kind == "category" and (unseen := int((cells == -1).sum())):
+                found.append(f"{column.name!r}: {unseen} value(s) that training never saw")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -76,6 +76,12 @@ class SavedModel:
             x = torch.from_numpy((x.double().numpy() - mean) / scale).float()
         return x
 
+    def remarks(self, data: str | Path) -> list[str]:
+        """What the rows of a table hold that training did not see."""
+        if self.preprocessing is None:
+            return []
+        return self.preprocessing.remarks(self._source(Path(data)))
+
     def _source(self, path: Path) -> Any:
         from tikhon.data.reading import SUFFIXES, Format, read
 
