@@ -11,6 +11,7 @@ from torch import nn
 
 from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
 from tikhon.diagnosis import cure, diagnose, surgery
+from tikhon.diagnosis.arms import Trials
 from tikhon.diagnosis.cures import INPUTS, NOTHING, candidates, rate
 from tikhon.diagnosis.feed import feed
 from tikhon.diagnosis.patch import execute, script
@@ -93,6 +94,30 @@ def test_a_healthy_program_gets_no_made_up_cure():
     found = cure(model, (x, noise), CE, valid=unseen, optimizer=engine, steps=60, budget="4s")
     assert not found.confirmed or found.best.effect < 0.1
     assert found.confirmed or "no cure found" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict"),
+    [
+        ((1.0, 1.1, 0.9), "confirmed"),
+        ((1.0, 1.1, 2.1), "not confirmed"),  # one seed disagrees
+        ((1.9, 1.9, 0.1), "not confirmed"),  # the spread is larger than the effect
+        ((1.99, 1.985, 1.98), "not confirmed"),  # sure, and of no use
+        ((2.0, 2.5, 2.2), "worse"),
+    ],
+)
+def test_confirmed_means_with_every_seed_beyond_the_spread_and_of_use(scores, verdict):
+    model = deep(1, nn.ReLU)
+    trials = Trials(
+        model=model, loss=CE, optimizer=sgd(0.1)(model.parameters()), penalty=None, clip=None,
+        source=feed(classes()), judge=None, batch_size=8, seeds=[0, 1, 2], codes=set(), limit=1.0,
+    )  # fmt: skip
+    for seed, score in enumerate(scores):
+        trials.scores[NOTHING.name, seed, 300] = (2.0, None)
+        trials.scores["lr x10", seed, 300] = (score, None)
+    arms, chosen = trials._verdicts({"lr x10": 300}, [rate(10.0)], 300)
+    assert arms[1].verdict == verdict
+    assert (chosen is not None) == (verdict == "confirmed")
 
 
 def test_learning_rates_are_always_tried():

@@ -19,6 +19,7 @@ from tikhon.diagnosis.replica import Loss, Replica, isolated, replicate, unwrap
 from tikhon.diagnosis.trial import Trial, advance, score
 
 RUNGS = (20, 75, 300)
+RELEVANT = 0.02  # of the untreated score: less is no cure, however sure (convention)
 WIDTHS = (10, 4)  # arms that go on from the first and the second rung, at most
 
 
@@ -207,6 +208,7 @@ class Trials:
         verdict = "stopped early"
         if final:
             sure = min(effects) > 0 and mean(effects) > pstdev(effects)
+            sure = sure and mean(effects) > RELEVANT * abs(mean(base))
             verdict = "confirmed" if sure else "worse" if mean(effects) < 0 else "not confirmed"
         return Arm(name, size, rung, scores, effects, verdict, metric)
 

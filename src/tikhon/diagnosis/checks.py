@@ -22,6 +22,11 @@ from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.initial import poor_init
 from tikhon.diagnosis.record import Point
 
+MEMORY_ADVICE = (
+    "gates that stay open (LSTM or GRU, biases of log(U(1, T)))", "orthogonal recurrent weights",
+    "attention",
+)  # fmt: skip
+
 
 def exploding_gradient(ev: Evidence) -> Finding | None:
     """Numbers that grow until they overflow, backwards, over time, or from step to step."""
@@ -71,13 +76,17 @@ def vanishing_gradient(ev: Evidence) -> Finding | None:
     for position, first, later in ev.time_ratios():
         if max(first, later) <= e.TIME_VANISHED and ev.learned < 0.5:
             factor = ev.record.probes[0].readings[position].weight_factor or 0.0
+            left = "zero" if first < -300 else f"10^{first:.0f}"
             why = (
-                f"over the time steps the gradient falls to 10^{first:.0f}; recurrent weights "
+                f"over the time steps the gradient falls to {left}; recurrent weights "
                 f"have gain {factor:.2f} per step"
             )
             numbers = {"time_ratio_log10": first, "recurrent_gain": factor}
             place = (ev.site(position).name,)
-            return Finding("vanishing_gradient", "critical", place, numbers, why)
+            return Finding(
+                "vanishing_gradient", "critical", place, numbers, why,
+                "what came early in a sequence is not learned", MEMORY_ADVICE,
+            )  # fmt: skip
     first, early = ev.first_ratio, ev.early_ratio
     born_low = first is None or first < e.VANISHED
     if not born_low or early is None or early >= e.VANISHED:

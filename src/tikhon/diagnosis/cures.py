@@ -258,7 +258,7 @@ optimizer.register_step_post_hook(keep_the_best)""",
 _SIGNAL = (INIT, ORTHOGONAL, LSUV, RELU, BATCHNORM, LAYERNORM, RESIDUAL, BLOCKS, PRENORM)
 _TIME = (RECURRENT_INIT, MEMORY, GRU, CLIP)
 FOR: dict[str, tuple[Treatment, ...]] = {
-    "vanishing_gradient": (*_SIGNAL, *_TIME, HEAD),
+    "vanishing_gradient": (*_TIME, *_SIGNAL, HEAD),
     "exploding_gradient": (CLIP, ADAPTIVE, INPUTS, TARGETS, *_SIGNAL, *_TIME, WARMUP),
     "dying_relu": (INIT, LEAKY, BATCHNORM, HEAD, INPUTS, LAYERNORM, CLIP, WARMUP, PRENORM),
     "saturated_activation": (INIT, INPUTS, RELU, BATCHNORM, LAYERNORM, RECURRENT_INIT, PRENORM),
@@ -294,14 +294,14 @@ def candidates(codes: set[str]) -> list[Treatment]:
     edits: dict[str, Treatment] = {}
     for code in sorted(codes):
         edits |= {t.name: t for t in FOR.get(code, ())}
-    arms = [*RATES, *ADAMS, *edits.values()]
+    arms = [*RATES[1:5:3], ADAMS[0], *edits.values()]  # first what a short budget must reach
     if codes == {"overfitting"}:
         return [*RATES[:2], *edits.values()]
     for edit in edits.values():
         arms += [edit & rate(0.2), edit & adam(1e-3)] if "optimizer =" not in edit.setup else []
         if edit.kind in ("GRU", RECURRENT_INIT.name, MEMORY.name):
             arms.append(edit & adam(1e-2) & CLIP)
-    return arms
+    return [*arms, *(a for a in (*RATES, *ADAMS) if a not in arms)]
 
 
 def popular(codes: set[str]) -> tuple[Treatment, ...]:

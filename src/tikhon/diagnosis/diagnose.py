@@ -216,8 +216,8 @@ def _dress(finding: Finding, codes: set[str], record: Record) -> Finding:
     return replace(
         finding,
         why=why,
-        effect=words.effect,
-        advice=words.cures,
+        effect=finding.effect or words.effect,
+        advice=finding.advice or words.cures,
         cause=causes[0] if causes else "",
     )
 

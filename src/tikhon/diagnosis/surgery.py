@@ -206,6 +206,8 @@ def long_memory(model: nn.Module, batch: Batch) -> list[Line]:
     Biases of the forget (LSTM) or update gates (GRU) are log(U(1, T)) for sequences of T steps.
     Reference: Tallec and Ollivier, 2018, https://arxiv.org/abs/1804.11188
     """
+    if not any(isinstance(m, nn.LSTM | nn.GRU) for m in model.modules()):
+        return []
     places = Places(model, batch)
     lines = []
     for m in model.modules():
@@ -289,7 +291,7 @@ def normalise(model: nn.Module, batch: Batch, *, batchnorm: bool = True) -> list
         norm = _norm_for(layer, batchnorm)
         if norm and layer not in places.sealed and not isinstance([*behind, None][0], NORMS):
             lines.append(places.line(layer, f"{{at}} = nn.Sequential({{at}}, {norm})"))
-    return lines
+    return sorted(lines, key=lambda line: "".join(c for c in line.at if not c.isdigit()))
 
 
 def _norm_for(layer: Any, batchnorm: bool) -> str:
