@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -344,6 +345,15 @@ def test_an_entirely_dead_layer_keeps_one_unit():
     small = compact(model, x)
     assert small.get_submodule("0").out_features == 1
     torch.testing.assert_close(small(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["residual", "gru-deep", "groups", "attention-fill"])
+def test_a_small_model_can_be_pickled(name: str):
+    model, example = planted(name, seed=1)
+    small = compact(model.eval(), example)
+    again = pickle.loads(pickle.dumps(small))
+    torch.testing.assert_close(again(example), small(example))
+    assert again.compaction == small.compaction
 
 
 def test_a_wrong_cut_is_caught(monkeypatch: pytest.MonkeyPatch):

@@ -102,7 +102,7 @@ def test_compare_is_fair_and_complete():
 
 @pytest.mark.parametrize(
     ("budget", "plan"),
-    [(None, (5, 6)), (1000, (5, 16)), (100, (5, 4)), (64, (4, 3)), (40, (3, 2)), (3, (3, 1))],
+    [(None, 6), (1000, 16), (100, 4), (64, 3), (40, 2), (3, 1)],
 )
 def test_a_short_budget_takes_splits_before_it_takes_the_tuning(budget, plan):
     assert _plan(budget, 1.0, 4, 5, 8) == plan

@@ -33,7 +33,10 @@ class Tracer(fx.Tracer):
 def trace(model: nn.Module) -> fx.GraphModule:
     """The graph of the model; its submodules are the model's own."""
     try:
-        return fx.GraphModule(model, Tracer().trace(model))
+        graph = Tracer().trace(model)
+        for node in graph.nodes:  # an annotation that is text cannot be pickled
+            node.type = None if isinstance(node.type, str) else node.type
+        return fx.GraphModule(model, graph)
     except Exception as error:
         raise ValueError(
             f"{type(model).__name__} cannot be traced by torch.fx ({error}); compact a part of it "

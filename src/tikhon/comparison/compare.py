@@ -123,9 +123,9 @@ def compare(
         splits: >= 2 for confidence intervals.
         trials: trainings a method and split; by default what the budget allows, 1 to 16, or 6.
         epochs, batch_size: of every training.
-        budget: seconds for all, measured on one training. Trials follow from it, and where it is
-            short, fewer splits (3 at least) so that each method is tuned; a split that would
-            exceed it is not begun once there are two.
+        budget: seconds for all. Trials follow from it and the time of one training; where it is
+            short they assume fewer splits (3 at least), so that each method is tuned. A split
+            that would exceed it is not begun once there are two.
         seeds: test scores of the first split's choice under so many seeds (its stability).
         seed: of everything.
 
@@ -142,9 +142,8 @@ def compare(
     parts = split(data, seed=seed)
     cost = trainer.cost(parts)
     fixed = len(arms) * (seeds - 1)
-    asked = splits
     if trials is None:
-        splits, trials = _plan(budget, _DEARER * cost, len(arms), splits, fixed)
+        trials = _plan(budget, _DEARER * cost, len(arms), splits, fixed)
     total, done = len(arms) * splits * trials + fixed, 0
     for number in range(splits):
         parts = split(data, seed=seed + number)
@@ -165,9 +164,9 @@ def compare(
                 ]
                 done += seeds - 1
         spent = time.perf_counter() - started
-        if budget and number > 0 and spent * (number + 2) / (number + 1) > 1.1 * budget:
+        if budget and number > 0 and spent * (number + 2) / (number + 1) > budget:
             break
-    splits = len(arms[0].chosen)
+    asked, splits = splits, len(arms[0].chosen)
     share = len(parts.test.x) / len(parts.train.x)
     rows = _rows(arms, share)
     metric = "accuracy" if data.task == "classification" else "rmse"
@@ -182,16 +181,14 @@ def compare(
     return Comparison(data.name, metric, rows, trials, splits, epochs, seconds, notice)
 
 
-def _plan(
-    budget: float | None, cost: float, arms: int, splits: int, fixed: int
-) -> tuple[int, int]:
-    """(splits, trainings a method and split) for the budget, in seconds as is the cost."""
+def _plan(budget: float | None, cost: float, arms: int, splits: int, fixed: int) -> int:
+    """Trainings a method and split for the budget, in seconds as is the cost."""
     if budget is None:
-        return splits, 6
+        return 6
     each = (budget / cost - fixed) / arms
     fewest = min(splits, _SPLITS)
     count = next((n for n in range(splits, fewest, -1) if each / n >= _TUNED), fewest)
-    return count, max(1, min(16, int(each / count)))
+    return max(1, min(16, int(each / count)))
 
 
 class _Trainer:
