@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from tikhon.diagnosis.cures import NOTHING, Treatment, popular
 from tikhon.diagnosis.diagnose import Diagnosis, anew, diagnose, draw
 from tikhon.diagnosis.feed import Batch, Feed, feed
 from tikhon.diagnosis.keep import keep
+from tikhon.diagnosis.letter import WIDTH
 from tikhon.diagnosis.record import Point, finite
 from tikhon.diagnosis.replica import Loss, Replica, isolated
 from tikhon.errors import InputError
@@ -248,7 +250,8 @@ def _letter(found: Cure) -> str:
     known = {t.name for t in popular(found.diagnosis.labels)}
     failed += [a.name for a in found.arms if a.name in known and a.effect <= 0.05 * base.scores[0]]
     if failed:
-        lines.append(f" did not help: {', '.join(dict.fromkeys(failed))}")
+        text = f"did not help: {', '.join(dict.fromkeys(failed))}"
+        lines += textwrap.wrap(text, WIDTH, initial_indent=" ", subsequent_indent="   ")
     if found.patch:
         lines += [" patch:", *(f"   {line}" for line in found.patch.splitlines())]
     return "\n".join(lines)
