@@ -85,7 +85,7 @@ def build(kind: str, inputs: int, outputs: int, seed: int) -> nn.Module:
     pool = nn.MaxPool2d(2) if side > 8 else nn.Identity()
     features = 16 * (side // 2 // (2 if side > 8 else 1)) ** 2
     return nn.Sequential(
-        nn.Unflatten(1, (1, side)), nn.Unflatten(2, (side, 1)), nn.Flatten(3),
+        nn.Unflatten(1, (1, side, side)),
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), pool,
         nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(features, outputs),

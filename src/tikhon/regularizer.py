@@ -156,6 +156,10 @@ class Regularizer:
         """The strength in force of every term on every parameter, by `parameter/Penalty`."""
         return {b.name: float(b.dial.value) for b in self._bindings if not b.base.constraint}
 
+    def dials(self) -> list[Dial]:
+        """The strengths with what moves them, one for all parameters that share it."""
+        return list(self._dials().values())
+
     def replay(self, steps: int) -> dict[Any, list[Term]]:
         """The terms with the strengths that `Hypergradient` found, for another run of `steps`."""
         return replayed(self._bindings, steps)

@@ -148,7 +148,7 @@ def test_auto_needs_validation_data(iris):
     recipe = Recipe({"*": tk.Term(tk.L2(), strength=Auto())})
     with pytest.raises(InputError, match="validation data"):
         fit(network(iris), iris.train, recipe, epochs=1)
-    run = fit(network(iris), iris.train, recipe, valid=iris.valid, epochs=12)
+    run = fit(network(iris), iris.train, recipe, valid=iris.valid, epochs=60)
     strengths = {row["penalty/fc1.weight/L2/strength"] for row in run.history}
     assert len(strengths) > 1 and max(strengths) > 0
 

@@ -14,6 +14,8 @@ from tikhon.training import checkpoint, fit, loop
 from tikhon.training.loop import Training
 from tikhon.training.settings import Settings
 
+pytestmark = pytest.mark.filterwarnings("ignore:Hypergradient.*moves")  # runs of 8 steps
+
 BATCHES, EPOCHS = 2, 4
 AUTO = tk.Term(tk.L2(), strength=Auto())
 CASES = {

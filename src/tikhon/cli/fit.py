@@ -85,6 +85,14 @@ def fit(
             help="objective (default) or decoupled, as AdamW does.", rich_help_panel=_PENALTIES
         ),
     ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            rich_help_panel=_PENALTIES,
+            help="Train again on train + valid with the strengths that auto has found.",
+        ),
+    ] = False,
     dropout: Amount = None,
     label_smoothing: Amount = None,
     confidence_penalty: Amount = None,

@@ -57,7 +57,7 @@ def carry_out(given: Mapping[str, Any]) -> int:
         run = fit(
             job.network, job.parts.train, job.recipe, valid=job.parts.valid, test=job.parts.test,
             unit=job.parts.train.unit, output=job.path, about=job.about,
-            resume=given["resume"], overwrite=given["overwrite"],
+            refit=given["refit"], resume=given["resume"], overwrite=given["overwrite"],
             checkpoint_every=given["checkpoint_every"], stop=interrupt.__bool__,
             on_tick=progress.tick, on_epoch=progress.epoch,
             on_warning=lambda text: terminal.note(f"warning: {text}", "yellow"),
@@ -181,14 +181,25 @@ def _conclude(terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any])
     ]
     terminal.table(["rows", *kinds], rows)
     if result["penalties"]:
-        terminal.table(
-            ["penalty", "strength", "value", "exact zeros"],
-            [[name, f"{p['strength']:.3g}", f"{p['value']:.4g}", f"{p['zeros']:.1%}"]
-             for name, p in result["penalties"].items()],
-        )  # fmt: skip
+        audited = any("verdict" in p for p in result["penalties"].values())
+        rows = [
+            [name, f"{p['strength']:.3g}", f"{p['value']:.4g}", f"{p['zeros']:.1%}",
+             *((_audit(p),) if audited else ())]
+            for name, p in result["penalties"].items()
+        ]  # fmt: skip
+        head = ["penalty", "strength", "value", "exact zeros", *(("audit",) if audited else ())]
+        terminal.table(head, rows)
+        if audited:
+            terminal.note(
+                "audit: slope of the validation loss in log strength, as a share of that loss"
+            )
     terminal.say(f"{result['verdict']} {run.seconds:.1f} s, ended by {run.ended}.")
     terminal.say(f"report: {page}")
     for command in result["next"]:
         terminal.say(f"next:   {command}")
     terminal.document({"output": str(path), **result})
     return 0
+
+
+def _audit(penalty: Mapping[str, Any]) -> str:
+    return f"{penalty['verdict']} ({penalty['slope']:+.3f})" if "verdict" in penalty else ""

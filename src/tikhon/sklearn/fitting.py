@@ -183,6 +183,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
         if self.alpha != "auto":
             return float(self.alpha)
         from tikhon.strengths.hypergradient import Hypergradient
+        from tikhon.strengths.sensitivity import pace
 
         assert held is not None
         x, y, weights = held.batch(slice(None))
@@ -192,7 +193,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
         def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             return (target[:, -1] * losses(output, target[:, :-1])).mean()
 
-        return Hypergradient((x, packed), loss, steps=steps)
+        return Hypergradient((x, packed), loss, steps=steps, every=pace(steps))
 
     def _epochs(
         self,

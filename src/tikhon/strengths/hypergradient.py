@@ -132,10 +132,11 @@ class Hypergradient(Controller):
                 f"received {self.loss!r}"
             )
         if (moves := int(FROZEN * self.steps / self.every)) < FEWEST:
+            finer = max(1, int(FROZEN * self.steps / FEWEST))
+            advice = f"take every={finer}, more steps" if finer < self.every else "take more steps"
             warnings.warn(
                 f"Hypergradient: {self.steps} steps with every={self.every} leave {moves} moves, "
-                f"too few to get far from the first strength; take every="
-                f"{max(1, int(FROZEN * self.steps / FEWEST))}, more steps, or a fixed strength",
+                f"too few to get far from the first strength; {advice}, or a fixed strength",
                 stacklevel=3,
             )
 
@@ -161,7 +162,8 @@ class Hypergradient(Controller):
 
     def recorded(self, memory: dict[str, Any], steps: int) -> Recorded:
         """The strengths that a run has found, as a schedule of another run of `steps`."""
-        return Recorded(tuple(memory["trace"].tolist()), steps)
+        found = memory["trace"].tolist() if "trace" in memory else [self.start]
+        return Recorded(tuple(found), steps)
 
     def _carry(self, readings: Sequence[Reading], memory: dict[str, Any], *, ahead: bool) -> None:
         """A prox is differentiated at its result; decay acts on these weights in the next step."""

@@ -67,6 +67,11 @@ def rate_of(range: tuple[float, float], moves: float) -> float:
     return min(2 * math.log(range[1] / range[0]) / max(moves, 1), _LARGEST)
 
 
+def pace(steps: int) -> int:
+    """Steps between two moves of a strength: 5, and fewer where a run would have too few moves."""
+    return max(1, min(5, int(FROZEN * steps) // (2 * FEWEST)))
+
+
 def begin(log: Number) -> dict[str, Any]:
     """The memory of a strength that has not moved yet."""
     nothing = torch.zeros_like(log) if isinstance(log, Tensor) else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from tikhon.data.batches import pair
 from tikhon.data.dataset import fingerprint
 from tikhon.errors import InputError, StorageError
 from tikhon.recipe import Recipe
-from tikhon.training import checkpoint, measures
+from tikhon.training import checkpoint, judged, measures
 from tikhon.training.loop import Progress, Training
+from tikhon.training.refit import check_refit, train_again
 from tikhon.training.run_directory import (
     CHECKPOINT,
     CONFIG,
@@ -39,6 +41,8 @@ _SAVE_FAILURES = 3  # checkpoints in a row that may fail (a full disk) before th
 class Run:
     """A finished (or stopped) training.
 
+    `penalties` holds value, strength and zeros of every term at the end and, of strengths that
+    adapted, the `slope` of the validation loss with its `verdict` (`implicit_slopes`).
     `history` has one dict an epoch, keys as in `history.jsonl`; `ended` is "epochs",
     "early stopping", "budget" or "stopped"; `best_epoch` counts from 1.
     """
@@ -51,7 +55,7 @@ class Run:
     seconds: float
     path: str | None = None
     metrics: Mapping[str, float] | None = None
-    penalties: Mapping[str, Mapping[str, float]] | None = None
+    penalties: Mapping[str, Mapping[str, Any]] | None = None
     command: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -80,6 +84,7 @@ def fit(
     unit: float = 1.0,
     output: str | PathLike[str] | None = None,
     about: Mapping[str, Any] | None = None,
+    refit: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     checkpoint_every: float = 10.0,
@@ -105,6 +110,8 @@ def fit(
         budget: seconds after which training stops.
         unit: what 1.0 of a standardised target means, for the reported rmse.
         output: folder of the run: configuration, history, result, weights, checkpoints.
+        refit: train once more from the same start on train + valid, with the strengths that the
+            first training has found ("auto") at the same shares of the way; that model comes out.
         about: what goes into `config.json` beside the settings: data, model, command.
         resume: continue the run in `output` bit for bit from its last checkpoint.
         overwrite: replace a run that is in `output`.
@@ -132,10 +139,15 @@ def fit(
     with torch.random.fork_rng(devices=_cuda_devices()):
         torch.manual_seed(seed)
         assert parts[0] is not None
+        start = copy.deepcopy(model) if refit else None
         training = Training(model, parts[0], recipe, settings, valid=parts[1], unit=unit)
+        if refit:
+            check_refit(training)
         hooks = {"stop": stop, "on_tick": on_tick, "on_epoch": on_epoch}
         if output is None:
             ended = training.run(**hooks)
+            if start is not None and ended != "stopped":
+                ended = train_again(training, start, stop) or ended
             return _run(training, ended, None, parts[2])
         with RunDirectory(output) as folder:
             config = _config(training, about or {})
@@ -143,6 +155,9 @@ def fit(
             saver = _Saver(folder, training, on_warning)
             hooks["on_epoch"] = _both(folder.append, on_epoch)
             ended = training.run(**hooks, save=saver, save_every=checkpoint_every)
+            if start is not None and ended != "stopped":
+                saver()  # a refit that is interrupted begins anew from here
+                ended = train_again(training, start, stop) or ended
             run = _run(
                 training, ended, str(folder.path), parts[2], tuple(config.get("command", ()))
             )
@@ -279,11 +294,11 @@ def versions() -> dict[str, Any]:
 def _run(
     training: Training, ended: str, path: str | None, test: Any, command: tuple[str, ...] = ()
 ) -> Run:
-    model = training.model
+    model, valid = training.model, training.valid
     last = training.history[-1] if training.history else {}
     metrics = {k: v for k, v in last.items() if k.startswith(("train/", "valid/"))}
     if ended != "stopped":
-        parts = {"train": (training.x, training.y), "valid": training.valid}
+        parts = {"train": (training.x, training.y), "valid": valid}
         if test is not None:
             parts["test"] = tuple(part.to(training.device) for part in test)
         metrics = {
@@ -294,6 +309,12 @@ def _run(
                 model, part[0], part[1], training.loss, training.unit
             ).items()
         }
+    penalties = measures.penalties(training.regularizer)
+    if ended != "stopped" and valid is not None and judged.adapts(training.regularizer):
+        assert training.regularizer is not None
+        data = ((training.x, training.y), valid)
+        found = judged.judge(model, training.regularizer, training.loss, *data)
+        penalties = {name: held | found.get(name, {}) for name, held in penalties.items()}
     return Run(
         model,
         training.recipe,
@@ -303,7 +324,7 @@ def _run(
         training.seconds,
         path,
         metrics,
-        measures.penalties(training.regularizer),
+        penalties,
         command,
     )
 

@@ -57,6 +57,7 @@ class Training:
         *,
         valid: tuple[Tensor, Tensor] | None = None,
         unit: float = 1.0,
+        follow: Regularizer | None = None,
     ) -> None:
         if recipe.early_stopping and valid is None:
             raise InputError("early_stopping needs validation data: give `valid`")
@@ -75,7 +76,7 @@ class Training:
         self.objective = Objective(recipe, self.loss, self.x, self.y)
         self.optimizer = settings.build_optimizer(model)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.regularizer = self._regularize()
+        self.regularizer = self._regularize(follow)
         self.average = self._averaged()
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
@@ -226,17 +227,20 @@ class Training:
         """Names of the parameters that a penalty acts on."""
         return [] if self.regularizer is None else list(self.regularizer.sparsity())
 
-    def _regularize(self) -> Regularizer | None:
-        terms = self.recipe.terms(self._adapting)
+    def _regularize(self, follow: Regularizer | None) -> Regularizer | None:
+        """By the recipe, or by the strengths that an earlier training has found."""
+        terms = self.recipe.terms(self._adapting) if follow is None else follow.replay(self.steps)
         with _as_input_errors():
             return regularize(self.model, self.optimizer, terms) if terms else None
 
     def _adapting(self) -> Any:
         from tikhon.strengths.hypergradient import Hypergradient
+        from tikhon.strengths.sensitivity import pace
 
         if self.valid is None:
             raise InputError("strength 'auto' needs validation data: give `valid`")
-        return Hypergradient(self.valid, self.loss, steps=self.steps)
+        every = pace(self.steps)
+        return Hypergradient(self.valid, self.loss, steps=self.steps, every=every)
 
     def _averaged(self) -> torch.optim.swa_utils.AveragedModel | None:
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn

@@ -94,7 +94,8 @@ def next_commands(run: Run) -> list[str]:
     found = []
     if overfits(metrics) and "--l2" not in again:
         found.append(shlex.join([*again, "--l2", "auto"]))
-    if low is not None and metrics["valid/loss"] > _RISE * low["valid/loss"]:
+    final = metrics.get("valid/loss", 0.0)  # absent after a refit: the rows were trained on
+    if low is not None and final > _RISE * low["valid/loss"]:
         if "--early-stopping" not in again:
             found.append(shlex.join([*again, "--early-stopping", "5"]))
     return found or [shlex.join(["tikhon", "compare", *run.command[2:3]])]

@@ -11,6 +11,7 @@ from typing import Any
 from tikhon.report import charts
 from tikhon.report.page import (
     Block,
+    Cell,
     Chart,
     Code,
     Fact,
@@ -177,17 +178,30 @@ def matching(run: SavedRun, pattern: str) -> dict[str, list[Any]]:
 
 def penalty_table(penalties: Mapping[str, Mapping[str, Any]]) -> Table | None:
     """Strength, value and exact zeros of every penalty at the end."""
+    audited = any("verdict" in p for p in penalties.values())
     rows = tuple(
         (
             Name(name),
             strength(p.get("strength")),
             number(p.get("value")),
             percent(p.get("zeros")),
+            *((_audit_mark(p),) if audited else ()),
         )
         for name, p in penalties.items()
     )
     head = (say("penalty"), say("strength"), say("penalty_value"), say("zeros"))
-    return Table(say("penalties_at_end"), head, rows) if rows else None
+    head = (*head, say("audit")) if audited else head
+    caption = say("penalties_at_end_audited") if audited else say("penalties_at_end")
+    return Table(caption, head, rows) if rows else None
+
+
+def _audit_mark(penalty: Mapping[str, Any]) -> Cell:
+    """Whether more or less of the penalty would validate better."""
+    verdict = penalty.get("verdict")
+    if verdict is None:
+        return ""
+    text = say("audit_" + str(verdict).replace(" ", "_"), slope=f"{penalty['slope']:+.3f}")
+    return Mark("good" if verdict == "flat" else "watch", text)
 
 
 def weights(parameters: Mapping[str, Mapping[str, Any]]) -> Section | None:

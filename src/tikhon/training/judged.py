@@ -1,0 +1,77 @@
+"""Whether the strengths that a run has found were right: the slope of the validation loss."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn, optim
+
+from tikhon.metric import UNIFORM, stationary_gain
+from tikhon.penalties import Penalty
+from tikhon.regularizer import Regularizer
+from tikhon.strengths.hypergradient import Hypergradient
+from tikhon.strengths.implicit import implicit_slopes
+from tikhon.training.settings import Loss
+
+_FLAT = 0.01  # of the validation loss: what doubling a strength changes by less is called flat
+_ROWS = 256
+
+
+def adapts(regularizer: Regularizer | None) -> bool:
+    """Whether any strength followed the validation loss."""
+    return regularizer is not None and any(
+        isinstance(dial.source, Hypergradient) for dial in regularizer.dials()
+    )
+
+
+def judge(
+    model: nn.Module,
+    regularizer: Regularizer,
+    loss: Loss,
+    train: tuple[Tensor, Tensor],
+    valid: tuple[Tensor, Tensor],
+) -> dict[str, dict[str, float | str]]:
+    """Slope of the validation loss in each strength, and "too much", "too little" or "flat".
+
+    The slope is that of `implicit_slopes` on a batch, relative to the validation loss there.
+    """
+    in_force = regularizer.strengths()
+    held: dict[str, Penalty] = {}
+    names: dict[str, str] = {}
+    for parameter, terms in regularizer.replay(1).items():
+        for term in terms if isinstance(parameter, str) else ():
+            name = f"{parameter}/{type(term.penalty).__name__}"
+            if name not in in_force or parameter in held:
+                continue
+            penalty = term.penalty.with_strength(in_force[name])
+            param = model.get_parameter(parameter)
+            if term.how == "decoupled":
+                penalty = _coupled(penalty, param, regularizer.optimizer)
+            if penalty is not None:
+                held[parameter], names[parameter] = penalty, name
+    slopes = implicit_slopes(model, loss, train, valid, held, batch_size=_ROWS)
+    with torch.no_grad():
+        scale = max(float(loss(model(valid[0][:_ROWS]), valid[1][:_ROWS])), 1e-12)
+    return {
+        names[parameter]: {"slope": slope / scale, "verdict": _verdict(slope / scale)}
+        for parameter, slope in slopes.items()
+    }
+
+
+def _verdict(slope: float) -> str:
+    if abs(slope) < _FLAT:
+        return "flat"
+    return "too much" if slope > 0 else "too little"
+
+
+def _coupled(penalty: Penalty, param: nn.Parameter, optimizer: optim.Optimizer) -> Penalty | None:
+    """The penalty whose objective rests where the decoupled one does: weighted by lr / gain."""
+    group = next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
+    free = penalty.elementwise and getattr(penalty, "weights", 0) is None
+    ready = isinstance(optimizer, UNIFORM) or param in optimizer.state
+    if not (free and ready and group["lr"]):
+        return None
+    gain = stationary_gain(optimizer, group, optimizer.state[param]).dense()
+    weights = torch.as_tensor(group["lr"] / gain).to(param).expand_as(param)
+    return dataclasses.replace(penalty, weights=weights)  # type: ignore[call-arg]

@@ -1,0 +1,47 @@
+"""The strengths that a training has found, followed once more on all rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from tikhon.errors import InputError
+from tikhon.training.judged import adapts
+from tikhon.training.loop import Training
+
+
+def check_refit(training: Training) -> None:
+    """Raise `InputError` where a refit could not repeat the training."""
+    if training.valid is None:
+        raise InputError("refit trains on train + valid: give `valid`")
+    if not adapts(training.regularizer):
+        raise InputError(
+            "refit follows the strengths that a training has found, and this recipe has none: "
+            "give a penalty the strength 'auto'"
+        )
+    if training.recipe.early_stopping is not None:
+        raise InputError("refit has no validation rows to stop early by: leave early_stopping out")
+
+
+def train_again(training: Training, start: nn.Module, stop: Callable[[], bool]) -> str | None:
+    """Put into `training` the model that `start` becomes on train + valid; "stopped" if it was.
+
+    What `training` knows of its rows follows: all of them have been trained on.
+    """
+    assert training.valid is not None and training.regularizer is not None
+    x, y = (torch.cat(pair) for pair in zip((training.x, training.y), training.valid))
+    torch.manual_seed(training.settings.seed)
+    settings = dataclasses.replace(training.settings, budget=None)
+    again = Training(
+        start, (x, y), training.recipe, settings, unit=training.unit, follow=training.regularizer
+    )
+    if again.run(stop=stop) == "stopped":
+        return "stopped"
+    training.model.load_state_dict(again.model.state_dict())
+    training.x, training.y, training.valid = again.x, again.y, None
+    training.seconds += again.seconds
+    training.regularizer = again.regularizer
+    return None
