@@ -10,7 +10,6 @@ from torch import nn
 from compaction.models_of import MODELS, Block, Patches
 from tikhon.compaction import compact, speedup
 
-
 PLANNED = ("patches", "groups", "lstm", "attention")  # these take a plan, not chance: see below
 
 

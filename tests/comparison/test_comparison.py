@@ -58,6 +58,14 @@ def test_interval_and_p_are_the_corrected_t_test():
     assert all(math.isnan(v) for v in interval([0.9], share=0.3)[1:])
 
 
+def test_equal_shares_on_few_splits_are_no_certainty():
+    same, other = [112 / 114] * 2, [111 / 114] * 2  # one test row of 114 apart, twice
+    assert tied({"a": same, "b": other}, share=1 / 3, step=1 / 114) == {"a", "b"}
+    _, low, high = interval(same, share=1 / 3, step=1 / 114)
+    assert low < 111 / 114 and high > 113 / 114
+    assert tied({"a": [0.9] * 5, "b": [0.5] * 5}, share=1 / 3, step=1 / 114) == {"a"}
+
+
 def test_the_test_errs_rarely_where_nothing_differs():
     rng = np.random.default_rng(0)
     wrong = 0
@@ -102,7 +110,7 @@ def test_compare_is_fair_and_complete():
 
 @pytest.mark.parametrize(
     ("budget", "plan"),
-    [(None, 6), (1000, 16), (100, 4), (64, 3), (40, 2), (3, 1)],
+    [(None, 6), (1000, 8), (100, 4), (64, 3), (40, 2), (3, 1)],
 )
 def test_a_short_budget_takes_splits_before_it_takes_the_tuning(budget, plan):
     assert _plan(budget, 1.0, 4, 5, 8) == plan
@@ -110,8 +118,8 @@ def test_a_short_budget_takes_splits_before_it_takes_the_tuning(budget, plan):
 
 def test_a_budget_that_is_spent_ends_the_comparison_and_says_so():
     found = compare(noisy(), ["none", "l2"], splits=9, trials=2, epochs=2, seeds=1, budget=0.01)
-    assert found.splits == 2 and all(len(row["scores"]) == 2 for row in found.rows)
-    assert found.notice.startswith("2 splits of 9 and 2 training(s) a method were done")
+    assert found.splits == 3 and all(len(row["scores"]) == 3 for row in found.rows)
+    assert found.notice.startswith("3 splits of 9 and 2 training(s) a method were done")
     assert "--budget" in found.to_dict()["notice"]
 
 

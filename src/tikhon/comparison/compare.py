@@ -21,6 +21,7 @@ from tikhon.training import fit
 
 _TUNED = 3  # trainings below which nothing was chosen
 _SPLITS = 3  # splits below which an interval says little
+_MOST = 8  # trainings a split that a budget asks for: more splits tell more
 _DEARER = 1.3  # a method over a training without one, on average
 
 Event = Callable[[str, int, int], None]  # what is done, trainings so far, trainings in all
@@ -121,11 +122,11 @@ def compare(
         methods: names of `tikhon.comparison.NAMES`, joined by "+".
         model: as for `tikhon fit`.
         splits: >= 2 for confidence intervals.
-        trials: trainings a method and split; by default what the budget allows, 1 to 16, or 6.
+        trials: trainings a method and split; by default what the budget allows, 1 to 8, or 6.
         epochs, batch_size: of every training.
         budget: seconds for all. Trials follow from it and the time of one training; where it is
             short they assume fewer splits (3 at least), so that each method is tuned. A split
-            that would exceed it is not begun once there are two.
+            that would exceed it is not begun once there are three.
         seeds: test scores of the first split's choice under so many seeds (its stability).
         seed: of everything.
 
@@ -142,6 +143,7 @@ def compare(
     parts = split(data, seed=seed)
     cost = trainer.cost(parts)
     fixed = len(arms) * (seeds - 1)
+    asked = splits
     if trials is None:
         trials = _plan(budget, _DEARER * cost, len(arms), splits, fixed)
     total, done = len(arms) * splits * trials + fixed, 0
@@ -164,11 +166,16 @@ def compare(
                 ]
                 done += seeds - 1
         spent = time.perf_counter() - started
-        if budget and number > 0 and spent * (number + 2) / (number + 1) > budget:
+        if (
+            budget
+            and number + 1 >= min(asked, _SPLITS)
+            and spent * (number + 2) / (number + 1) > budget
+        ):
             break
-    asked, splits = splits, len(arms[0].chosen)
+    splits = len(arms[0].chosen)
     share = len(parts.test.x) / len(parts.train.x)
-    rows = _rows(arms, share)
+    step = 1 / len(parts.test.x) if data.task == "classification" else 0.0
+    rows = _rows(arms, share, step)
     metric = "accuracy" if data.task == "classification" else "rmse"
     seconds = time.perf_counter() - started
     notice = ""
@@ -188,7 +195,7 @@ def _plan(budget: float | None, cost: float, arms: int, splits: int, fixed: int)
     each = (budget / cost - fixed) / arms
     fewest = min(splits, _SPLITS)
     count = next((n for n in range(splits, fewest, -1) if each / n >= _TUNED), fewest)
-    return max(1, min(16, int(each / count)))
+    return max(1, min(_MOST, int(each / count)))
 
 
 class _Trainer:
@@ -225,12 +232,12 @@ def _sizes(model: nn.Module, parts: Split) -> tuple[int, int]:
     return cast("Compaction", small.compaction).parameters
 
 
-def _rows(arms: list[Arm], share: float) -> tuple[dict[str, Any], ...]:
+def _rows(arms: list[Arm], share: float, step: float) -> tuple[dict[str, Any], ...]:
     scores = {arm.method.name: [f.score("test") for f in arm.chosen] for arm in arms}
-    best = tied(scores, share=share)
+    best = tied(scores, share=share, step=step)
     rows = []
     for arm in arms:
-        mean, low, high = interval(scores[arm.method.name], share=share)
+        mean, low, high = interval(scores[arm.method.name], share=share, step=step)
         gaps = [f.score("train") - f.score("test") for f in arm.chosen]
         first = arm.chosen[0]
         rows.append(

@@ -8,12 +8,14 @@ from statistics import fmean, variance
 
 
 def interval(
-    values: Sequence[float], *, share: float, level: float = 0.95
+    values: Sequence[float], *, share: float, step: float = 0.0, level: float = 0.95
 ) -> tuple[float, float, float]:
     """Mean and confidence interval of scores over resampled splits.
 
     The splits overlap, so the variance of the mean is taken as (1/k + share) * s^2 with
-    share = test rows / train rows, instead of s^2/k. One value has no interval (nan).
+    share = test rows / train rows, instead of s^2/k. One value has no interval (nan). A share of
+    test rows moves in steps of one row (`step`): s is never taken for less, because equal shares
+    on a few splits say that the test rows are few, not that there is no spread.
 
     Reference: Nadeau, Bengio, "Inference for the generalization error", 2003,
     https://doi.org/10.1023/A:1024068626366
@@ -24,20 +26,20 @@ def interval(
     mean = fmean(values)
     if len(values) < 2:
         return mean, math.nan, math.nan
-    half = _quantile(len(values) - 1, 0.5 + level / 2) * spread(values, share)
+    half = _quantile(len(values) - 1, 0.5 + level / 2) * spread(values, share, step)
     return mean, mean - half, mean + half
 
 
-def spread(values: Sequence[float], share: float) -> float:
+def spread(values: Sequence[float], share: float, step: float = 0.0) -> float:
     """The corrected standard error of the mean."""
-    return math.sqrt((1 / len(values) + share) * variance(values))
+    return math.sqrt((1 / len(values) + share) * max(variance(values), step**2))
 
 
-def p_value(differences: Sequence[float], *, share: float) -> float:
+def p_value(differences: Sequence[float], *, share: float, step: float = 0.0) -> float:
     """Two-sided p of "the mean difference over splits is zero" (corrected resampled t-test)."""
     if len(differences) < 2:
         return math.nan
-    mean, error = fmean(differences), spread(differences, share)
+    mean, error = fmean(differences), spread(differences, share, step)
     if error == 0:
         return 1.0 if mean == 0 else 0.0
     from scipy.stats import t
@@ -45,7 +47,9 @@ def p_value(differences: Sequence[float], *, share: float) -> float:
     return float(2 * t.sf(abs(mean) / error, len(differences) - 1))
 
 
-def tied(scores: Mapping[str, Sequence[float]], *, share: float, level: float = 0.05) -> set[str]:
+def tied(
+    scores: Mapping[str, Sequence[float]], *, share: float, step: float = 0.0, level: float = 0.05
+) -> set[str]:
     """Names that differ from the best mean by no more than chance (Holm's correction).
 
     Higher scores are better. The best one is tied with itself.
@@ -57,7 +61,9 @@ def tied(scores: Mapping[str, Sequence[float]], *, share: float, level: float = 
     others = [name for name in scores if name != best]
     ps = {
         name: p_value(
-            [a - b for a, b in zip(scores[best], scores[name], strict=True)], share=share
+            [a - b for a, b in zip(scores[best], scores[name], strict=True)],
+            share=share,
+            step=step,
         )
         for name in others
     }

@@ -113,13 +113,12 @@ def table(rows: list[Row], metric: parts.Metric) -> Table:
         if i == 0 or row["tied"]:
             mark = Mark("good", say("best" if i == 0 else "tied"))
         lines.append((
-            Name(row["method"]), number(shown(row["test"], metric)),
+            Name(row["method"]), mark, number(shown(row["test"], metric)),
             f"{number(low)} – {number(high)}", number(row.get("gap")), percent(row.get("zeros")),
             percent(row.get("size")), number(row.get("seed_std")), seconds(row.get("seconds")),
-            mark,
         ))  # fmt: skip
-    keys = ("method", "test", "interval", "train_test_gap", "zeros", "size_left", "seed_spread",
-            "time", "verdict")  # fmt: skip
+    keys = ("method", "verdict", "test", "interval", "train_test_gap", "zeros", "size_left",
+            "seed_spread", "time")  # fmt: skip
     return Table(say("compare_caption"), tuple(map(say, keys)), tuple(lines))
 
 
