@@ -1,7 +1,8 @@
 """LeNet-300-100 on MNIST: a group lasso on the columns of every layer, cut, trained on.
 
 Aim: at most 1.6 % test error with fewer units in all than the published 270-100-15 (385), and a
-smaller, faster, equal model (docs/compaction.md says what was reached). Three stages: a dense network on shifted and turned digits; from it,
+smaller, faster, equal model (docs/compaction.md says what was reached). Three stages:
+a dense network on shifted and turned digits; from it,
 down to the asked sizes (`TargetSparsity` on the columns of each layer, SGD, digits as they are);
 then the small network learns what the dense one answers on shifted digits. All was chosen on
 5,000 validation rows; the test rows are read only with `--test`. Prints ratios measured in this
