@@ -25,6 +25,7 @@ from tikhon.tuning.population import Population
 from tikhon.tuning.settings import Settings
 
 DENSE_STEPS, SWEEP_STEPS, REFIT_STEPS = 200, 500, 40
+DECAY = 3.0  # decoupled, outside the sweep: without it few rows are learned by heart
 BATCH, MOMENTUM = 128, 0.9
 RANGE = 1e4  # the sweep multiplies the strength by at most this
 
@@ -102,7 +103,9 @@ class Sweep:
 
     def densify(self) -> None:
         """Train without the penalty."""
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2, fused=True)
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=1e-2, weight_decay=DECAY, fused=True
+        )
         for step in range(DENSE_STEPS):
             optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / DENSE_STEPS)
             self._backward(step)
@@ -238,7 +241,9 @@ def _refitted(
         models.append(model)
         masks.append(mask)
     x, y = data
-    settings = Settings(lr=torch.full((len(models),), 5e-3))
+    settings = Settings(
+        lr=torch.full((len(models),), 5e-3), weight_decay=torch.full((len(models),), DECAY)
+    )
     population = Population(
         models, settings, objective=sweep.objective, example=x[:2], steps=REFIT_STEPS
     )
