@@ -10,6 +10,7 @@ import typer
 from tikhon.cli import tables
 from tikhon.cli.folders import about_data, command_of, output_of
 from tikhon.cli.options import Data, DataDir, Debug, Json, Output, Overwrite, Quiet, Seed
+from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def path(
     from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
     from tikhon.data import load, split
+    from tikhon.training.fit import versions
     from tikhon.training.run_directory import CONFIG, MODEL, RESULT, RunDirectory, write_tensors
     from tikhon.tuning.path import path as follow
 
@@ -79,9 +81,7 @@ def path(
     build: Callable[[], Any] | None = None
     settings: dict[str, Any] = {"strengths": _strengths(strengths), "select": select, "seed": seed}
     if model == "linear":
-        from tikhon.cli.tune import _joined
-
-        train, valid = _joined(parts), None
+        train, valid = all_but_test(parts), None
         settings |= {"folds": 0 if strengths == "universal" else folds, "debias": debias}
     else:
         from tikhon.models import build as named
@@ -99,7 +99,7 @@ def path(
             "kind": "path", "command": command_of(folder_path),
             "data": about_data(source, parts, 0.2, test, table),
             "model": {"name": model, "shape": list(parts.train.shape), "outputs": source.outputs},
-            "optimizer": {}, "recipe": {}, "seed": seed, "device": "cpu", "versions": _versions(),
+            "optimizer": {}, "recipe": {}, "seed": seed, "device": "cpu", "versions": versions(),
         })  # fmt: skip
         result = follow(
             build, train, kinds[penalty](), valid=valid, feature_names=parts.train.feature_names,
@@ -117,12 +117,6 @@ def _strengths(text: str) -> int | str:
     if not text.isdigit() or int(text) < 1:
         raise InputError(f"strengths must be a number above 0 or universal, received {text!r}")
     return int(text)
-
-
-def _versions() -> dict[str, str]:
-    from tikhon.training.fit import versions
-
-    return versions()
 
 
 def _conclude(terminal: Terminal, result: PathResult, parts: Any, folder: Any) -> None:

@@ -25,6 +25,7 @@ from tikhon.cli.options import (
     Resume,
     Seed,
 )
+from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def tune(
     from tikhon.cli.threads import limit_threads
     from tikhon.data import load, split
     from tikhon.models import build
+    from tikhon.training.fit import versions
     from tikhon.training.interrupt import interruptible
     from tikhon.training.run_directory import CONFIG, RunDirectory
 
@@ -109,7 +111,7 @@ def tune(
     source = load(data, data_dir=data_dir, table=table)
     tables.introduce(terminal, source)
     parts = split(source, valid=0.2, test=test, seed=seed)
-    train = _joined(parts)
+    train = all_but_test(parts)
     path = output_of(output, source.name, resume)
 
     def network() -> Any:
@@ -124,7 +126,7 @@ def tune(
         "model": {"name": model, "shape": list(parts.train.shape), "outputs": source.outputs,
                   "parameters": size},
         "optimizer": {"name": "adamw", "schedule": "cosine"}, "recipe": {}, "seed": seed,
-        "device": _device(device), "versions": _versions(),
+        "device": _device(device), "versions": versions(),
     }  # fmt: skip
     terminal.note(
         f"{source.name}: {len(train[0]):,} rows to choose and train on, {len(parts.test.x):,} to "
@@ -266,26 +268,12 @@ def _config(config: Any) -> str:
                      for k, v in config.items())  # fmt: skip
 
 
-def _joined(parts: Split) -> tuple[Any, Any]:
-    """All rows but the test part: the search divides them itself."""
-    import torch
-
-    pieces = (parts.train, parts.valid)
-    return torch.cat([p.x for p in pieces]), torch.cat([p.y for p in pieces])
-
-
 def _device(device: str) -> str:
     import torch
 
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _versions() -> dict[str, str]:
-    from tikhon.training.fit import versions
-
-    return versions()
 
 
 def _clear(path: Path) -> None:

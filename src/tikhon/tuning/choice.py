@@ -42,7 +42,7 @@ class Audit:
     def lines(self) -> list[str]:
         """The audit in sentences."""
         found = [
-            f"{self.candidates} candidates trained in full, {self.failed} trials diverged",
+            f"{self.candidates} candidates compared, {self.failed} trials diverged",
             f"expected gap to the best candidate from selection noise: {self.noise:.4f} "
             f"({_share(self.noise, self.chosen_score)} of the chosen {self.chosen_score:.4f})",
         ]

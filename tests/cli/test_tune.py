@@ -1,0 +1,85 @@
+"""tikhon tune as a command: killed and resumed, and shared by processes of which one dies."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+SHORT = ["tune", "digits", "--model", "mlp:16", "--budget", "4runs", "--epochs", "8",
+         "--folds", "0", "--quiet", "--json"]  # fmt: skip
+
+
+def rows(path):
+    """The trials without their times."""
+    found = json.loads((path / "result.json").read_text())
+    return [{**row, "seconds": 0} for row in found["trials"]], found["config"]
+
+
+def outcomes(path):
+    journal = path / "journal.jsonl"
+    return journal.exists() and '"outcomes"' in journal.read_text()
+
+
+def test_kill_9_in_a_search_then_resume_gives_the_uninterrupted_history(tmp_path, command):
+    again = [*SHORT, "--output"]
+    child = command.start([*again, "cut"], tmp_path)
+    child.until(lambda: outcomes(tmp_path / "cut"))
+    child.send(9)
+    assert child.wait().code == -9
+    assert not (tmp_path / "cut/result.json").exists()
+    assert command.run(*again, "cut", "--resume", cwd=tmp_path).code == 0
+    assert command.run(*again, "whole", cwd=tmp_path).code == 0
+    cut, whole = rows(tmp_path / "cut"), rows(tmp_path / "whole")
+    assert [r["id"] for r in cut[0]] == [r["id"] for r in whole[0]]
+    chunks = [json.loads((tmp_path / n / "result.json").read_text())["plan"]["chunk"]
+              for n in ("cut", "whole")]  # fmt: skip
+    if chunks[0] == chunks[1]:  # measured on this machine, twice
+        assert cut == whole
+    for a, b in zip(cut[0], whole[0]):
+        assert a["score"] == pytest.approx(b["score"], abs=1e-4)
+
+
+def test_a_worker_that_is_killed_gives_its_trials_back(tmp_path, command):
+    optuna = pytest.importorskip("optuna")
+    from tikhon.integrations.optuna import shared_search, storage_of
+
+    storage = f"journal:{tmp_path / 'study.log'}"
+    shared = [*SHORT, "--storage", storage, "--output"]
+
+    def impatient():
+        shared_search.__kwdefaults__["grace"] = 2.0
+
+    def hung():  # it takes trials and then hangs in the first of them
+        import time
+
+        from tikhon.tuning import runners
+
+        impatient()
+        runners.PopulationRunner.run = lambda self, trials: time.sleep(600)
+
+    def taken():
+        if not (tmp_path / "study.log").exists():
+            return False
+        try:
+            study = optuna.load_study(study_name="tikhon", storage=storage_of(storage))
+        except KeyError:  # the file is there, the study not yet
+            return False
+        return any(t.state.name == "RUNNING" for t in study.trials)
+
+    victim = command.start([*shared, "victim", "--join"], tmp_path, before=hung)
+    victim.until(taken)
+    victim.send(9)
+    assert victim.wait().code == -9
+    survivor = command.start([*shared, "survivor"], tmp_path, before=impatient)
+    assert survivor.wait().code == 0
+    study = optuna.load_study(study_name="tikhon", storage=storage_of(storage))
+    done = [t for t in study.trials if t.state.name == "COMPLETE"]
+    retried = [t.user_attrs["retried"] for t in study.trials if "retried" in t.user_attrs]
+    assert len(done) == 4 and len({json.dumps(t.params, sort_keys=True) for t in done}) == 4
+    assert retried and len(set(retried)) == len(retried)
+
+
+def test_join_needs_a_storage(tmp_path, command):
+    found = command.run(*SHORT, "--join", cwd=tmp_path)
+    assert found.code == 2 and "--join needs --storage" in found.err
