@@ -103,10 +103,8 @@ def network(name: str, seed: int) -> dict[str, Any]:
     return {"cpu": times, "accuracy": {k: scores[k] for k in ("ours", "lassonet")}}
 
 
-def planted(noise: float, seed: int) -> dict[str, Any]:
-    from lassonet import LassoNetRegressorCV
-    from sklearn.linear_model import LassoCV
-
+def planted(noise: float, seed: int, peer: str) -> dict[str, Any]:
+    """F1 of the supports; `peer` is "linear" (ours and LassoCV) or "lassonet" (minutes)."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((200, 1000))
     w = np.zeros(1000)
@@ -122,9 +120,13 @@ def planted(noise: float, seed: int) -> dict[str, Any]:
         return tk.path(None, (x, y), tk.L1(), strengths="universal").supports[0].numpy()
 
     def lasso() -> np.ndarray:
+        from sklearn.linear_model import LassoCV
+
         return LassoCV(cv=5, random_state=seed).fit(x, y).coef_ != 0
 
     def lassonet() -> np.ndarray:
+        from lassonet import LassoNetRegressorCV
+
         torch.manual_seed(seed)
         model = LassoNetRegressorCV(hidden_dims=(32,), cv=3, verbose=0)
         scaled = ((y - y.mean()) / y.std()).astype(np.float32)
@@ -132,8 +134,8 @@ def planted(noise: float, seed: int) -> dict[str, Any]:
         return model.best_selected_.numpy().astype(bool)
 
     cell: dict[str, Any] = {}
-    methods = {"one_se": one_se, "universal": universal, "LassoCV": lasso, "LassoNetCV": lassonet}
-    for label, run in methods.items():
+    methods = {"one_se": one_se, "universal": universal, "LassoCV": lasso}
+    for label, run in (methods if peer == "linear" else {"LassoNetCV": lassonet}).items():
         began = time.process_time()
         support = run()
         right = int(support[:10].sum())
@@ -180,17 +182,23 @@ def show(cells: dict[str, Any], wanted: int) -> None:
             print(f"  {low:>2}-{high:<2} features: tikhon {means['ours']:.3f}, "
                   f"lassonet {means['lassonet']:.3f}")  # fmt: skip
     for noise in NOISE:
-        runs = [c for k, c in cells.items() if k.startswith(f"planted-{noise}-")]
-        if runs:
-            print(f"planted, noise {noise}: mean F1 over {len(runs)} seeds: " + ", ".join(
-                f"{label} {np.mean([c[label]['f1'] for c in runs]):.3f}" for label in runs[0]
-            ))  # fmt: skip
+        for peer in ("linear", "lassonet"):
+            keys = [k for k in cells if k.startswith(f"planted-{peer}-{noise}-")]
+            pairs = [cells[k] | cells.get(k.replace(peer, "linear"), {}) for k in keys]
+            if pairs:
+                print(f"planted, noise {noise}, {len(pairs)} seeds: " + ", ".join(
+                    f"{label} F1 {np.mean([c[label]['f1'] for c in pairs]):.3f} "
+                    f"({np.mean([c[label]['size'] for c in pairs]):.0f} features, "
+                    f"{np.mean([c[label]['cpu'] for c in pairs]):.1f} CPU-s)"
+                    for label in pairs[0]
+                ))  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed a cell")
-    parser.add_argument("--only", choices=("linear", "network", "planted"), default=None)
+    parser.add_argument("--only", default=None, metavar="PREFIX",
+                        help="of the cells to run, such as linear or planted-linear")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/path"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -203,9 +211,11 @@ def main() -> None:
     for seed in range(splits):
         for name in ("breast_cancer", "digits"):
             work[f"network-{name}-{seed}"] = lambda name=name, seed=seed: network(name, seed)
-    for seed in range(seeds):
-        for noise in NOISE:
-            work[f"planted-{noise}-{seed}"] = lambda noise=noise, seed=seed: planted(noise, seed)
+    for peer in ("linear", "lassonet"):
+        for seed, noise in itertools.product(range(seeds), NOISE):
+            work[f"planted-{peer}-{noise}-{seed}"] = lambda noise=noise, seed=seed, peer=peer: (
+                planted(noise, seed, peer)
+            )
     for key, run in work.items():
         file = options.output / f"{key}.json"
         if not file.exists() and (options.only is None or key.startswith(options.only)):
