@@ -210,3 +210,6 @@ def test_what_to_run_next_answers_what_was_found(iris):
     assert after(**{"valid/accuracy": 0.9, "valid/loss": 0.2}) == [f"{again} --l2 auto"]
     assert after(**{"valid/accuracy": 1.0, "valid/loss": 0.3}) == [f"{again} --early-stopping 5"]
     assert after(**{"valid/accuracy": 1.0, "valid/loss": 0.2}) == ["tikhon compare iris"]
+    command = ("tikhon", "fit", "flowers.csv", "--target", "kind")
+    fine = {"valid/accuracy": 1.0, "valid/loss": 0.2}
+    assert after(**fine) == ["tikhon compare flowers.csv --target kind"]

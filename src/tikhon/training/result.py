@@ -98,4 +98,5 @@ def next_commands(run: Run) -> list[str]:
     if low is not None and final > _RISE * low["valid/loss"]:
         if "--early-stopping" not in again:
             found.append(shlex.join([*again, "--early-stopping", "5"]))
-    return found or [shlex.join(["tikhon", "compare", *run.command[2:3]])]
+    target = again[again.index("--target") :][:2] if "--target" in again else []
+    return found or [shlex.join(["tikhon", "compare", *run.command[2:3], *target])]
