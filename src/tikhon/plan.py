@@ -100,6 +100,11 @@ def cloned(memory: dict[str, Any]) -> dict[str, Any]:
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in memory.items()}
 
 
+def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+    """The closure among the arguments that a step hook sees, the optimizer being the first."""
+    return kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+
+
 def untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
     """The hook, kept out of the graph when the optimizer's step is compiled."""
     apart = cast(Any, torch.compiler.disable)(hook)

@@ -20,7 +20,7 @@ from tikhon.assignments import (
     warn_of_lost_layers,
 )
 from tikhon.moves import add_gradients, gain_of, refuse_unsupported, settle, shrink
-from tikhon.plan import Plan, cloned, is_trained, sizes_of, steps_of, untraced
+from tikhon.plan import Plan, cloned, closure_of, is_trained, sizes_of, steps_of, untraced
 from tikhon.sharding import refuse_inexact, zeros_of
 from tikhon.strengths.controllers import Controller, Observation, Reading
 from tikhon.targets import is_lazy, slots, summed, unwrap
@@ -225,7 +225,7 @@ class Regularizer:
         self._rematch()
         for binding in self._plan.copied:
             self._earlier[binding.name] = binding.read().clone()
-        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        closure = closure_of(args, kwargs)
         if closure is None:
             self._penalize()
             return None

@@ -19,6 +19,7 @@ from tikhon.diagnosis.observe import role_of
 from tikhon.diagnosis.record import finite
 from tikhon.diagnosis.replica import unwrap
 from tikhon.errors import InputError
+from tikhon.plan import closure_of
 from tikhon.targets import local
 
 MOVED_SCALE = 2.0**10  # a loss scale that moved that far from its start (convention)
@@ -152,7 +153,7 @@ class Watch:
         self._calls.append((module, args, kwargs))
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        closure = closure_of(args, kwargs)
         if closure is None:
             self._look()
             return None
