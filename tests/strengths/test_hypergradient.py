@@ -253,9 +253,23 @@ def test_a_run_too_short_to_move_says_so_and_stays_sane():
     with pytest.warns(UserWarning, match="24 steps with every=5 leave 4 moves.*take every=2"):
         strength = adapting(24)
     model, _, reg = trained(tk.L2(strength), steps=24)
-    first = 2 / (24 * 1e-2)  # shrinks weights by exp(-2) over the run
+    first = 0.003 / 1e-2  # shrinks weights by 0.3 % a step
     assert all(first / 16 <= value <= first * 16 for value in reg.strengths().values())
     assert generalisation(model) < 2.4  # not destroyed: chance is log(10)
+
+
+@pytest.mark.parametrize(("steps", "share"), [(100, 0.003), (100_000, 8e-5)])
+def test_the_first_decay_takes_a_share_of_the_weights_that_long_runs_can_stand(steps, share):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    valid = (torch.ones(4, 2), torch.ones(4, 1))
+    strength = tk.Hypergradient(valid, nn.functional.mse_loss, steps=steps)
+    reg = tk.regularize(model, optimizer, tk.L2(strength), how="decoupled")
+    for _ in range(5):  # the first strength and one move of at most a factor of 2
+        optimizer.zero_grad()
+        model(torch.ones(4, 2)).sum().backward()
+        optimizer.step()
+    assert all(share / 2.1 < 0.1 * s < share * 2.1 for s in reg.strengths().values())
 
 
 def test_one_strength_for_each_parameter_group():

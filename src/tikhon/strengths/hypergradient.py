@@ -23,11 +23,11 @@ from tikhon.strengths.sensitivity import (
     DAMPING,
     FEWEST,
     FROZEN,
-    HORIZON,
     begin,
     carry_decay,
     carry_prox,
     descend,
+    first_decay,
     rate_of,
 )
 from tikhon.targets import summed
@@ -64,7 +64,8 @@ class Hypergradient(Controller):
             moves (``0.9 * steps / every``) stays near its start: a warning says so.
         every: steps between two validation gradients (one batch each), at least 1.
         start: the first strength; 0 takes one from the first steps: for L2 the decay that shrinks
-            a weight by exp(-2) over the run, for the others a twentieth of the largest gradient.
+            a weight by 0.3 % a step (by exp(-8) over a long run), for the others a twentieth of
+            the largest gradient.
         range: smallest and largest strength of a decoupled L2; of the other terms it is relative
             to the first strength where `start` is 0.
         per: one strength for each parameter ("layer"), for each parameter group of the optimizer
@@ -104,7 +105,7 @@ class Hypergradient(Controller):
     per: Per = field(default="layer", kw_only=True)
     damping: float = field(default=DAMPING, kw_only=True)
     caution: float = field(default=CAUTION, kw_only=True)
-    batch_size: int = field(default=256, kw_only=True)
+    batch_size: int = field(default=64, kw_only=True)
     reads_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -197,7 +198,7 @@ class Hypergradient(Controller):
     def _first(self, reading: Reading) -> float:
         """A first strength that neither destroys the weights nor leaves them as they are."""
         if isinstance(reading.penalty, L2):
-            return HORIZON / (self.steps * max(_median(reading.gain), 1e-12))
+            return first_decay(self.steps) / max(_median(reading.gain), 1e-12)
         unit = reading.penalty.with_strength(1.0)
         assert isinstance(unit, Proximable)
         gradient = reading.arrange([_gradient(p) for p in reading.params]).float()

@@ -19,12 +19,18 @@ Number = float | Tensor
 
 DAMPING = 3.0  # curvature of the training loss in the metric of the optimizer
 CAUTION = 0.5  # factor on moves towards a smaller strength
-HORIZON = 2.0  # the first strength of a decay shrinks weights by exp(-2) over the whole run
 FROZEN = 0.9  # share of the run after which a strength rests, so that the weights settle
 CAP = 0.5  # largest share of a weight that one step of decay removes
 FEWEST = 10  # moves of a strength below which its start decides more than the validation loss
 _MOMENTUM, _SCALE = 0.9, 0.999
 _LARGEST = math.log(2)  # largest move of log s, for runs of few moves
+_SHRINK = 0.003  # part of a weight that the first strength of a decay removes in a step,
+_HORIZON = 8.0  # but in long runs no more than would shrink it by exp(-8) over the whole run
+
+
+def first_decay(steps: int) -> float:
+    """Gain times the first strength of a decay, for a run of `steps`."""
+    return min(_SHRINK, _HORIZON / steps)
 
 
 def carry_decay(z: Tensor, pull: Tensor, gain: Number, drain: Number, steps: int = 1) -> None:

@@ -14,10 +14,10 @@ from tikhon.strengths.sensitivity import (
     CAUTION,
     DAMPING,
     FROZEN,
-    HORIZON,
     begin,
     carry_decay,
     descend,
+    first_decay,
     rate_of,
 )
 
@@ -41,7 +41,7 @@ class AdaptiveDecay:
         self.every = every
         self.last = round(FROZEN * steps)
         low, high = self.bounds = (math.log(_RANGE[0]), math.log(_RANGE[1]))
-        start = (HORIZON / (steps * lr.double().clamp_min(1e-12))).log().clamp(low, high)[:, None]
+        start = (first_decay(steps) / lr.double().clamp_min(1e-12)).log().clamp(low, high)[:, None]
         self.rate = rate_of(_RANGE, steps / every)
         self.sensitivity = [torch.zeros_like(w) for w in self.weights]
         shape = (len(start), len(self.weights))
