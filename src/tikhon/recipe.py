@@ -288,8 +288,10 @@ def _moving() -> dict[str, type]:
     """Schedules and controllers by class name: a closed list, so a file cannot import anything."""
     from tikhon.strengths import controllers, schedules
 
-    found = (schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.Cyclic,
-             controllers.TargetSparsity, controllers.NormBound)  # fmt: skip
+    found = (
+        *(schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.Cyclic),
+        *(schedules.Recorded, controllers.TargetSparsity, controllers.NormBound),
+    )
     return {item.__name__: item for item in found}
 
 

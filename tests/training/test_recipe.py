@@ -7,7 +7,7 @@ import torch
 import tikhon as tk
 from tikhon.errors import InputError
 from tikhon.recipe import Auto, Recipe, penalty_names
-from tikhon.strengths.schedules import Linear
+from tikhon.strengths.schedules import Linear, Recorded
 from tikhon.terms import Term
 
 RECIPES = {
@@ -19,6 +19,7 @@ RECIPES = {
     "settings": Recipe(tk.MCP(1e-3, gamma=2.5)),
     "weights": Recipe(tk.L1(0.5, weights=torch.tensor([1.0, 2.0]))),
     "schedule": Recipe({"*": Term(tk.L1(), strength=Linear(0.0, 1e-3, steps=100))}),
+    "recorded": Recipe({"*": Term(tk.L1(), strength=Recorded((0.0, 1e-3), steps=100))}),
     "auto": Recipe({"*": Term(tk.L2(), strength=Auto())}),
     "constraint": Recipe({"fc1.weight": tk.MaxNorm(2.0), "*": tk.NonNegative()}),
     "rates": Recipe(dropout={"fc*": 0.25}, input_noise=0.1),
