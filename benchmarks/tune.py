@@ -9,9 +9,11 @@
            and charged at the measured cost of the tight or habitual loop; Optuna's TPE walks the
            same table. `informed` is run for real: 16 trials on the grid's ranges, the tight loop,
            safe pruning. `ours` searches the grid's ranges, `ours_default_space` its own.
-  quality  test log-loss within a time limit beside other tools at their defaults
+  quality  test log-loss within --seconds of CPU time beside other tools (`rivals.py`), which
+           run at their defaults; `--tools` and `--sets` take parts of it
 
-One JSON a cell in --output; a run continues where it stopped.
+One JSON a cell in --output; a run continues where it stopped. The data sets (`NAME.npz` with X, y)
+lie in --data.
 
     python benchmarks/tune.py --quick      # minutes
     python benchmarks/tune.py              # hours
@@ -22,9 +24,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
 import os
-import resource
 import time
 import warnings
 from collections.abc import Callable
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rivals
 import torch
 import torch.nn.functional as F
 
@@ -48,6 +49,7 @@ from tikhon.tuning.trials import History
 DATA = Path(os.environ.get("TIKHON_BENCHMARK_DATA", Path(__file__).parents[2] / "shared/data"))
 SETS = ("german", "breast_cancer", "vehicle", "segment", "digits", "sonar", "phoneme", "splice",
         "satimage", "spambase")  # fmt: skip
+MORE = ("contraceptive", "wa_churn")  # beside SETS in the quality part
 WIDTHS = {"2k": 24, "7k": 64, "26k": 140, "79k": 260, "270k": 500, "1M": 970}
 BATCH, EPOCHS = 32, 60
 NEAR = 1.01  # a goal counts as reached within 1 %
@@ -261,100 +263,6 @@ def tpe_walk(table: History, goal: float, seed: int) -> int:
     return 64
 
 
-def quality(name: str, seed: int, seconds: float) -> dict[str, Any]:
-    """Test log-loss of every tool after at most `seconds` of CPU time, each in its own process."""
-    rows = split(name, seed)
-    tools: dict[str, Callable[..., dict[str, np.ndarray]]] = {
-        "tikhon": _tikhon, "Optuna + PyTorch": _optuna, "scikit-learn MLP + grid": _grid,
-        "LassoNetCV": _lassonet, "RealMLP-TD": _pytabkit("RealMLP_TD_Classifier"),
-        "TabM": _pytabkit("TabM_D_Classifier"),
-        "LightGBM": _gbm("lightgbm", "LGBMClassifier", verbose=-1, n_jobs=1),
-        "XGBoost": _gbm("xgboost", "XGBClassifier", n_jobs=1),
-        "CatBoost": _gbm("catboost", "CatBoostClassifier", verbose=0, thread_count=1,
-                         allow_writing_files=False),
-    }  # fmt: skip
-    cell: dict[str, Any] = {}
-    for label, tool in tools.items():
-        cell |= _limited(label, tool, rows, seed, seconds)
-    return cell
-
-
-def _limited(
-    label: str, tool: Callable[..., dict[str, np.ndarray]], rows: Any, seed: int, seconds: float
-) -> dict[str, Any]:
-    """Run in a forked process that the kernel ends at twice the limit: some overrun a little."""
-    context = multiprocessing.get_context("fork")
-    receiving, sending = context.Pipe(duplex=False)
-
-    def work() -> None:
-        used = int(time.process_time())
-        resource.setrlimit(resource.RLIMIT_CPU, (used + int(2 * seconds),) * 2)
-        began = time.process_time()
-        found = tool(*rows, seed, seconds)
-        sending.send((found, time.process_time() - began))
-
-    process = context.Process(target=work)
-    process.start()
-    sending.close()
-    try:
-        found, cpu = receiving.recv()
-    except EOFError:
-        return {label: {"log_loss": None, "cpu": 2 * seconds}}
-    finally:
-        process.join()
-    truth = rows[5].numpy()
-    return {
-        key: {"log_loss": _log_loss(truth, p), "cpu": cpu, "late": cpu > 1.1 * seconds}
-        for key, p in found.items()
-    }
-
-
-def _log_loss(truth: np.ndarray, p: np.ndarray) -> float:
-    from sklearn.metrics import log_loss
-
-    p = p.astype(float)
-    return float(log_loss(truth, p / p.sum(1, keepdims=True), labels=np.arange(p.shape[1])))
-
-
-def _tikhon(xa, ya, xv, yv, xt, yt, seed: int, seconds: float) -> dict[str, np.ndarray]:
-    x, y = torch.cat([xa, xv]), torch.cat([ya, yv])
-    classes = int(y.max()) + 1
-    found = tk.tune(lambda: MLP([x.shape[1], 64, 64, classes]), (x, y), budget=f"{seconds:g}s",
-                    seed=seed)  # fmt: skip
-    with torch.no_grad():
-        return {
-            "tikhon": found.model(xt).softmax(1).numpy(),
-            "tikhon average": found.average(xt).softmax(1).numpy(),
-        }
-
-
-def _optuna(xa, ya, xv, yv, xt, yt, seed: int, seconds: float) -> dict[str, np.ndarray]:
-    """The habit: TPE over lr, weight decay and dropout, one tight training a trial."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    began, steps = time.process_time(), EPOCHS * max(1, len(xa) // 64)
-    best: dict[str, Any] = {"score": np.inf}
-
-    def objective(trial: Any) -> float:
-        config = {
-            "lr": trial.suggest_float("lr", 1e-4, 1e-1, log=True),
-            "weight_decay": trial.suggest_float("weight_decay", 1e-3, 10, log=True),
-            "dropout": trial.suggest_float("dropout", 0, 0.8),
-        }
-        model = separate(xa, ya, (64, 64), config, steps, seed, 64)(steps).eval()
-        with torch.no_grad():
-            score = float(F.cross_entropy(model(xv), yv))
-            if score < best["score"]:
-                best.update(score=score, p=model(xt).softmax(1).numpy())
-        return score if np.isfinite(score) else 1e6
-
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-    while time.process_time() - began < seconds:
-        study.optimize(objective, n_trials=1)
-    return {"Optuna + PyTorch": best["p"]}
-
-
 def separate(xa, ya, hidden: tuple[int, ...], config, steps: int, seed: int, batch: int):
     """A training of the tight loop as a function that continues it: (upto step) -> model.
 
@@ -385,52 +293,6 @@ def separate(xa, ya, hidden: tuple[int, ...], config, steps: int, seed: int, bat
         return model
 
     return advance
-
-
-def _estimator(label: str, make: Callable[[int], Any]) -> Callable[..., dict[str, np.ndarray]]:
-    def fit(xa, ya, xv, yv, xt, yt, seed: int, seconds: float) -> dict[str, np.ndarray]:
-        x, y = torch.cat([xa, xv]).numpy(), torch.cat([ya, yv]).numpy()
-        return {label: np.asarray(make(seed).fit(x, y).predict_proba(xt.numpy()))}
-
-    return fit
-
-
-def _sklearn_grid(seed: int) -> Any:
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.neural_network import MLPClassifier
-
-    grid = {"alpha": [1e-4, 1e-2, 1.0, 10.0]}
-    return GridSearchCV(MLPClassifier((64, 64), max_iter=100, random_state=seed), grid, cv=3,
-                        scoring="neg_log_loss")  # fmt: skip
-
-
-_grid = _estimator("scikit-learn MLP + grid", _sklearn_grid)
-
-
-def _lassonet_cv(seed: int) -> Any:
-    from lassonet import LassoNetClassifierCV
-
-    return LassoNetClassifierCV(hidden_dims=(64,), cv=3, random_state=seed, verbose=0)
-
-
-_lassonet = _estimator("LassoNetCV", _lassonet_cv)
-
-
-def _pytabkit(name: str) -> Callable[..., dict[str, np.ndarray]]:
-    def make(seed: int) -> Any:
-        import pytabkit
-
-        return getattr(pytabkit, name)(device="cpu", n_threads=1, random_state=seed)
-
-    return _estimator({"RealMLP_TD_Classifier": "RealMLP-TD"}.get(name, "TabM"), make)
-
-
-def _gbm(module: str, name: str, **options: Any) -> Callable[..., dict[str, np.ndarray]]:
-    import importlib
-
-    label = name.removesuffix("Classifier").replace("LGBM", "LightGBM").replace("XGB", "XGBoost")
-    return _estimator(label, lambda seed: getattr(importlib.import_module(module), name)(
-        random_state=seed, **options))  # fmt: skip
 
 
 def peers_of(cell: dict[str, Any]) -> dict[str, float]:
@@ -469,46 +331,47 @@ def show(cells: dict[str, Any], wanted: int) -> None:
             print(f"{label}: reached {sum(found)} of {len(found)} goals")
         met = [peer["reached"] for c in targets.values() for peer in c["informed"]]
         print(f"informed: reached {sum(met)} of {len(met)} goals")
-    runs = [c for k, c in cells.items() if k.startswith("quality")]
-    if runs:
-        ranks: dict[str, list[float]] = {}
-        for cell in runs:
-            scores = {k: v["log_loss"] for k, v in cell.items()}
-            order = sorted(scores, key=lambda k: np.inf if scores[k] is None else scores[k])
-            for rank, label in enumerate(order, 1):
-                ranks.setdefault(label, []).append(rank)
-        for label, values in sorted(ranks.items(), key=lambda item: np.mean(item[1])):
-            finished = [c[label]["log_loss"] for c in runs if c[label]["log_loss"] is not None]
-            cpu = np.mean([c[label]["cpu"] for c in runs])
-            print(f"quality over {len(runs)}: {label}: mean rank {np.mean(values):.2f}, "
-                  f"log-loss {np.mean(finished or [np.nan]):.4f}, {cpu:.0f} CPU-s, "
-                  f"finished {len(finished)}")  # fmt: skip
+
+
+def work_of(options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Every cell that was asked for, by the name of its file."""
+    work: dict[str, Callable[[], dict[str, Any]]] = {}
+    for label in options.widths or (("2k", "7k", "26k") if options.quick else WIDTHS):
+        work[f"speed-{label}"] = lambda w=WIDTHS[label]: costs(40, w, 6)
+    for label in options.widths or (("7k",) if options.quick else ("2k", "7k", "26k")):
+        for name in options.sets or (SETS[:3] if options.quick else SETS):
+            work[f"target-{name}-{label}"] = lambda n=name, w=WIDTHS[label]: target(n, w, 0)
+    for seed in range(*options.splits):
+        for tool in options.tools or rivals.TOOLS:
+            for name in options.sets or (SETS[:3] if options.quick else (*SETS, *MORE)):
+                limit = f"-{options.seconds:g}s" if tool in rivals.ANYTIME else ""
+                work[f"quality-{name}-{seed}-{tool}{limit}"] = lambda t=tool, n=name, s=seed: (
+                    rivals.run(t, split(n, s), s, options.seconds)
+                )
+    return {k: run for k, run in work.items() if not options.only or k.startswith(options.only)}
 
 
 def main() -> None:
+    global DATA
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few cells")
     parser.add_argument("--only", choices=("speed", "target", "quality"), default=None)
     parser.add_argument("--seconds", type=float, default=60.0, help="limit of a quality cell")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with the data sets")
+    parser.add_argument("--sets", type=lambda t: t.split(","), help="instead of all")
+    parser.add_argument("--tools", type=lambda t: t.split(","), help="of quality, instead of all")
+    parser.add_argument("--widths", type=lambda t: t.split(","), help="instead of all")
+    parser.add_argument("--splits", type=int, nargs=2, default=(0, 3), help="first, last + 1")
+    parser.add_argument("--until", type=float, default=np.inf, help="start no cell after so long")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/tune"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     options.output.mkdir(parents=True, exist_ok=True)
-    sets, seeds = (SETS[:3], 1) if options.quick else (SETS, 3)
-    widths = ["2k", "7k", "26k"] if options.quick else list(WIDTHS)
-    work: dict[str, Callable[[], dict[str, Any]]] = {}
-    for label in widths:
-        work[f"speed-{label}"] = lambda w=WIDTHS[label]: costs(40, w, 6)
-    for name in sets:
-        for label in ("7k",) if options.quick else ("2k", "7k", "26k"):
-            work[f"target-{name}-{label}"] = lambda n=name, w=WIDTHS[label]: target(n, w, 0)
-    for seed in range(seeds):
-        for name in sets:
-            work[f"quality-{name}-{seed}"] = lambda n=name, s=seed: quality(n, s, options.seconds)
+    DATA, work, began = options.data, work_of(options), time.monotonic()
     for key, run in work.items():
         file = options.output / f"{key}.json"
-        if not file.exists() and (options.only is None or key.startswith(options.only)):
+        if not file.exists() and time.monotonic() - began < options.until:
             file.write_text(json.dumps(run()))
             print("done", key, flush=True)
     cells = {
@@ -517,6 +380,13 @@ def main() -> None:
         if (file := options.output / f"{key}.json").exists()
     }
     show(cells, len(work))
+    compared: dict[tuple[str, int], dict[str, Any]] = {}
+    for key in (key for key in cells if key.startswith("quality")):
+        _, name, seed, _ = key.split("-", 3)
+        compared.setdefault((name, int(seed)), {}).update(cells[key])
+    compared = {key: cell for key, cell in compared.items() if "tikhon" in cell}
+    if compared:
+        rivals.show(compared, options.seconds)
 
 
 if __name__ == "__main__":

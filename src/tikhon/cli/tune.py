@@ -139,7 +139,7 @@ def tune(
     if join and not storage:
         raise InputError("--join needs --storage, the search to train for")
     if storage or ray or workers > 1:
-        searching |= _distributed(storage, ray, path, seed)
+        searching |= _distributed(storage, ray, path, seed, workers)
     with RunDirectory(path) as folder:
         if resume:
             if not folder.exists:
@@ -149,7 +149,7 @@ def tune(
             folder.create(overwrite=overwrite)
             _clear(path)
             folder.write(CONFIG, config)
-        helpers = _start_workers(workers, storage or _own_storage(path), path)
+        helpers = [] if join else _start_workers(workers, storage or _own_storage(path), path)
         try:
             with interruptible() as interrupt, Board(terminal) as board:
                 from tikhon.tuning.tune import tune as search
@@ -282,14 +282,17 @@ def _clear(path: Path) -> None:
     shutil.rmtree(path / "states", ignore_errors=True)
 
 
-def _distributed(storage: str | None, ray: str | None, path: Path, seed: int) -> dict[str, Any]:
+def _distributed(
+    storage: str | None, ray: str | None, path: Path, seed: int, workers: int
+) -> dict[str, Any]:
     if ray is not None:
         from tikhon.integrations.ray import RayRunner
 
         return {"runner": RayRunner.factory(ray)}
     from tikhon.integrations.optuna import shared_search
 
-    return {"search": shared_search(storage or _own_storage(path), seed=seed)}
+    where = storage or _own_storage(path)
+    return {"search": shared_search(where, seed=seed, workers=workers)}
 
 
 def _own_storage(path: Path) -> str:
@@ -297,10 +300,10 @@ def _own_storage(path: Path) -> str:
 
 
 def _start_workers(count: int, storage: str, path: Path) -> list[subprocess.Popen[bytes]]:
-    """The same command again, each with a folder of its own and no workers."""
+    """The same command again, each with a folder of its own, to join the search."""
     import sys
 
-    dropped = {"--workers", "--storage", "--output"}
+    dropped = {"--storage", "--output"}
     kept, skip = [], False
     for argument in sys.argv[1:]:
         if not skip and argument.split("=")[0] not in dropped | {"--overwrite", "--resume"}:

@@ -8,6 +8,7 @@ as one population; `optuna-dashboard` reads the storage.
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -230,17 +231,20 @@ class SharedSearch(Search):
 
 
 def shared_search(
-    storage: str, *, name: str = "tikhon", grace: float = 60.0, seed: int = 0
+    storage: str, *, name: str = "tikhon", grace: float = 60.0, seed: int = 0, workers: int = 1
 ) -> Callable[[Space, Plan], Search]:
-    """For `tune(search=...)`: join the study in `storage`, or start it."""
+    """For `tune(search=...)`: join the study in `storage`, or start it.
+
+    A batch is what trains best at once, but leaves each of `workers` processes its share.
+    """
 
     def build(space: Space, plan: Plan) -> Search:
         if plan.seconds is not None:
             raise InputError("a shared search needs a budget in runs, such as 64runs: every "
                              "process must plan the same")  # fmt: skip
         return SharedSearch(
-            space, storage=storage, count=plan.members, batch=plan.chunk, budget=plan.epochs,
-            seed=seed, name=name, grace=grace,
+            space, storage=storage, count=plan.members, budget=plan.epochs, seed=seed, name=name,
+            grace=grace, batch=min(plan.chunk, math.ceil(plan.members / workers)),
         )  # fmt: skip
 
     return build
