@@ -33,4 +33,7 @@ def build() -> nn.Module:
 
 
 if __name__ == "__main__":
-    show(__doc__, data, build, lambda p: torch.optim.Adam(p, lr=0.01), steps=60, batch_size=32)
+    show(
+        __doc__, data, build, lambda p: torch.optim.Adam(p, lr=0.01), steps=300, batch_size=32,
+        budget="3m",
+    )  # fmt: skip

@@ -29,11 +29,12 @@ def show(
     *,
     steps: int,
     batch_size: int = 64,
+    budget: str = "60s",
 ) -> None:
     """Diagnose the program, cure it, train both for `steps`, and keep the page if asked to."""
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--budget", default="60s")
+    parser.add_argument("--budget", default=budget)
     parser.add_argument("--output", help="folder for the report; tikhon report shows it")
     options = parser.parse_args()
     torch.manual_seed(0)

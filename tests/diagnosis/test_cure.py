@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from functools import partial
 
 import pytest
 import torch
@@ -149,6 +151,31 @@ def test_edits_keep_the_model_a_model(edit, applies):
     assert out.shape == (len(x), 4)
     CE(out, y).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_forget_gates_open_for_the_whole_sequence():
+    torch.manual_seed(0)
+    model = nn.LSTM(3, 50, batch_first=True)
+    x = torch.randn(4, 100, 3)
+    half = operate(partial(surgery.long_memory, closed=False), model, (x, x)).bias_ih_l0.detach()
+    assert 0 <= half[50:100].min() < 2 < half[50:100].max() <= math.log(99)
+    assert not half[:50].any()
+    closed = operate(surgery.long_memory, model, (x, x)).bias_ih_l0.detach()
+    assert torch.equal(closed[:50], -closed[50:100])
+    assert not surgery.long_memory(nn.GRU(3, 5), (x, x), closed=False)
+
+
+def test_undecided_arms_keep_the_order_of_the_findings():
+    model = deep(1, nn.ReLU)
+    trials = Trials(
+        model=model, loss=CE, optimizer=sgd(0.1)(model.parameters()), penalty=None, clip=None,
+        source=feed(classes()), judge=None, batch_size=8, seeds=[0], codes=set(), limit=1.0,
+    )  # fmt: skip
+    arms = [rate(f) for f in (1.0, 2.0, 3.0, 4.0)]
+    for arm, score in zip((NOTHING, *arms), (2.0, 2.01, 1.99, 1.0, 3.0)):
+        trials.scores[arm.name, 0, 20] = (score, None)
+    kept = trials._best(arms, 20, [0], 3)
+    assert [a.name for a in kept] == ["lr x3", "lr x1", "lr x2"]
 
 
 def test_a_residual_stack_lets_the_signal_through():

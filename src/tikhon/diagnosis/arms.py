@@ -166,15 +166,25 @@ class Trials:
     def _best(
         self, arms: list[Treatment], rung: int, seeds: list[int], count: int
     ) -> list[Treatment]:
-        """The best arms, the best of each kind first in line, so that slow starters stay in."""
-        ranked = sorted(arms, key=lambda a: (self._mean(a, rung, seeds), a.size))
+        """The best arms, the best of each kind first in line, so that slow starters stay in.
+
+        Arms that are no better or worse yet than doing nothing stay in the order in which the
+        findings ask for them: their scores are noise.
+        """
+        base = self._mean(NOTHING, rung, seeds)
+
+        def rank(arm: Treatment) -> tuple[float, int]:
+            score = self._mean(arm, rung, seeds)
+            undecided = abs(score - base) <= RELEVANT * abs(base)
+            return (base, 0) if undecided else (score, arm.size)
+
+        ranked = sorted(arms, key=rank)
         firsts: dict[str, Treatment] = {}
         for arm in ranked:
             firsts.setdefault(arm.kind, arm)
         varied = list(firsts.values())[: max(1, count // 2)]
         rest = [a for a in ranked if a not in varied]
-        kept = varied + rest[: count - len(varied)]
-        return sorted(kept, key=lambda a: (self._mean(a, rung, seeds), a.size))
+        return sorted(varied + rest[: count - len(varied)], key=rank)
 
     def _verdicts(
         self, reached: dict[str, int], finalists: list[Treatment], rung: int

@@ -188,7 +188,8 @@ INIT = _edit("init of the right gain", 3, surgery.reinit)
 ORTHOGONAL = _edit("orthogonal init", 3, surgery.orthogonal)
 LSUV = _edit("LSUV", 3, surgery.lsuv)
 RECURRENT_INIT = _edit("gradient-preserving recurrent init", 3, surgery.recurrent_init)
-MEMORY = _edit("gates open for the whole sequence", 3, surgery.long_memory)
+MEMORY = _edit("chrono init", 3, surgery.long_memory)
+FORGET = _edit("open forget gates", 3, partial(surgery.long_memory, closed=False))
 RELU = _edit("ReLU", 6, surgery.to_relu)
 LEAKY = _edit("leaky ReLU", 6, surgery.to_leaky)
 GRU = _edit("GRU", 7, surgery.to_gru)
@@ -256,7 +257,7 @@ optimizer.register_step_post_hook(keep_the_best)""",
 )  # fmt: skip
 
 _SIGNAL = (INIT, ORTHOGONAL, LSUV, RELU, BATCHNORM, LAYERNORM, RESIDUAL, BLOCKS, PRENORM)
-_TIME = (RECURRENT_INIT, MEMORY, GRU, CLIP)
+_TIME = (RECURRENT_INIT, MEMORY, FORGET, GRU, CLIP)
 FOR: dict[str, tuple[Treatment, ...]] = {
     "vanishing_gradient": (*_TIME, *_SIGNAL, HEAD),
     "exploding_gradient": (CLIP, ADAPTIVE, INPUTS, TARGETS, *_SIGNAL, *_TIME, WARMUP),
@@ -299,8 +300,8 @@ def candidates(codes: set[str]) -> list[Treatment]:
         return [*RATES[:2], *edits.values()]
     for edit in edits.values():
         arms += [edit & rate(0.2), edit & adam(1e-3)] if "optimizer =" not in edit.setup else []
-        if edit.kind in ("GRU", RECURRENT_INIT.name, MEMORY.name):
-            arms.append(edit & adam(1e-2) & CLIP)
+        if edit.kind in (GRU.name, RECURRENT_INIT.name, MEMORY.name, FORGET.name):
+            arms += [edit & adam(1e-2) & CLIP, edit & adam(1e-3) & CLIP]
     return [*arms, *(a for a in (*RATES, *ADAMS) if a not in arms)]
 
 

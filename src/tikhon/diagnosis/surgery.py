@@ -143,27 +143,30 @@ def _recurrent(hidden: int, gated: bool) -> str:
     )
 
 
-def long_memory(model: nn.Module, batch: Batch) -> list[Line]:
+def long_memory(model: nn.Module, batch: Batch, *, closed: bool = True) -> list[Line]:
     """Gates that remember as long as the sequences are: chrono initialisation.
 
     Biases of the forget (LSTM) or update gates (GRU) are log(U(1, T)) for sequences of T steps.
+    An LSTM's input gates get the opposite bias; with `closed=False` they stay half open: what
+    is written then weighs T times as much from the first step on, and so does the noise.
     Reference: Tallec and Ollivier, 2018, https://arxiv.org/abs/1804.11188
     """
-    if not any(isinstance(m, nn.LSTM | nn.GRU) for m in model.modules()):
+    gated = (nn.LSTM, nn.GRU) if closed else nn.LSTM
+    found = [m for m in model.modules() if isinstance(m, gated) and m.bias]
+    places = Places(model, batch) if found else None
+    if places is None or places.steps <= 2:
         return []
-    places = Places(model, batch)
     lines = []
-    for m in model.modules():
-        if isinstance(m, nn.LSTM | nn.GRU) and m.bias and places.steps > 2:
-            h = m.hidden_size
-            code = (
-                f"{_recurrent(h, False)}\n"
-                'for name, p in {at}.named_parameters():\n    if name.startswith("bias_ih"):\n'
-                f"        p.data[{h} : {2 * h}].uniform_(1, {places.steps - 1}).log_()"
-            )
-            if isinstance(m, nn.LSTM):
-                code += f"\n        p.data[:{h}] = -p.data[{h} : {2 * h}]"
-            lines.append(places.line(m, code))
+    for m in found:
+        h = m.hidden_size
+        code = (
+            f"{_recurrent(h, False)}\n"
+            'for name, p in {at}.named_parameters():\n    if name.startswith("bias_ih"):\n'
+            f"        p.data[{h} : {2 * h}].uniform_(1, {places.steps - 1}).log_()"
+        )
+        if isinstance(m, nn.LSTM) and closed:
+            code += f"\n        p.data[:{h}] = -p.data[{h} : {2 * h}]"
+        lines.append(places.line(m, code))
     return lines
 
 
