@@ -20,6 +20,7 @@ from tikhon.terms import Binding
 _many: Any = torch  # its _foreach functions are public in all but their names
 Group = dict[str, Any]
 GroupOf = Callable[[nn.Parameter], Group]
+Rule = Callable[[optim.Optimizer, Group, Any], Gain]
 
 
 def add_gradients(
@@ -107,34 +108,21 @@ def settle(
     `moved` holds the weights from before the step, by the binding's name, where shares are asked.
     """
     kept = [b.read().clone() for b in bindings] if skipped is not None or moved else []
-    # by a kernel wherever there is one, measured or not: it rounds in its own way, and a resumed
-    # run measures in other steps
-    together: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = {}
+    rule = stationary_gain.dispatch(type(optimizer))  # once: it costs as much as a small kernel
+    jobs: list[kernels.Job] = []
     for binding in bindings:
-        gain = _gain_for_kernel(binding, optimizer, group_of)
-        if gain is not None and binding.kernel == "entries":
-            l1, l2 = kernels.thresholds(binding.penalty, gain.numerator)  # type: ignore[arg-type]
-            numbers = (gain.moment is None, l1, l2, gain.scale, gain.eps)
-            weights, moments = together.setdefault(numbers, ([], []))
-            weights.append(binding.target.params[0])
-            if gain.moment is not None:
-                moments.append(gain.moment)
-        elif gain is not None:
-            kernels.shrink_rows_(
-                binding.penalty,  # type: ignore[arg-type]
-                binding.target.params[0],
-                gain.numerator,  # type: ignore[arg-type]
-                gain.moment,
-                gain.scale,  # type: ignore[arg-type]
-                gain.eps,
-            )
+        # by a kernel wherever there is one, measured or not: it rounds in its own way, and a
+        # resumed run measures in other steps
+        job = _job(binding, optimizer, group_of, rule)
+        if job is not None:
+            jobs.append(job)
         elif not _settle_in_place(binding, optimizer, group_of):
             penalty = binding.penalty
             assert isinstance(penalty, Proximable)
             step, _ = gain_of(binding, optimizer, group_of)
             binding.write_(penalty.prox(binding.read(), step))
-    for (alone, *numbers), (weights, moments) in together.items():
-        kernels.shrink_(weights, None if alone else moments, tuple(numbers))  # type: ignore[arg-type]
+    if jobs:
+        kernels.run(jobs)
     for binding, before in zip(bindings, kept):
         after = binding.read()
         if skipped is not None:
@@ -145,21 +133,22 @@ def settle(
             binding.share = ours / (ours + (before - moved[binding.name]).norm())
 
 
-def _gain_for_kernel(
-    binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf
-) -> Gain | None:
-    """The step, if a kernel can take it and the parameter as they are."""
-    if not binding.kernel or isinstance(binding.dial.value, Tensor):
-        return None
+def _job(
+    binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf, rule: Rule
+) -> kernels.Job | None:
+    """The prox by a kernel in the parameter's own memory, if there is one."""
     param = binding.target.params[0]
-    if not (binding.whole or binding.by_dim_0) or not kernels.fits(param):
+    if not (binding.in_place and kernels.fits(param)):
         return None
-    gain = _gain(binding, optimizer, group_of(param))
-    if not gain.root or isinstance(gain.numerator, Tensor) or isinstance(gain.scale, Tensor):
-        return None
-    if not gain.numerator or (gain.moment is not None and not kernels.alike(param, gain.moment)):
-        return None
-    return gain
+    group = group_of(param)
+    if binding.how == "decoupled":
+        gain = Gain(group["lr"])
+    else:
+        gain = rule(optimizer, group, optimizer.state[param])
+        if not gain.root:
+            return None
+    base, strength = binding.base, binding.dial.value
+    return kernels.job(base, strength, param, gain.numerator, gain.moment, gain.scale, gain.eps)
 
 
 def _gain(binding: Binding, optimizer: optim.Optimizer, group: Group) -> Gain:
@@ -203,11 +192,11 @@ def gain_of(
         for gain, p in zip(gains, params)
     ]
     step = binding.arrange(full)
-    limit = _convex_limit(binding.penalty)
+    limit = convex_limit(binding.penalty)
     return step if limit is None else step.clamp_max(limit), gains[0].numerator  # type: ignore[arg-type]
 
 
-def _convex_limit(penalty: Penalty) -> float | Tensor | None:
+def convex_limit(penalty: Penalty) -> float | Tensor | None:
     """For penalties with a flat part half of the step up to which the prox has one minimum.
 
     Where gradients vanish an adaptive step has no bound, and the prox would jump across the

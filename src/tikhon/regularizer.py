@@ -5,8 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn, optim
@@ -377,8 +376,7 @@ class Regularizer:
         return summed(binding.penalty.value(binding.read()), binding.target.params[0])
 
 
-@dataclass(frozen=True)
-class _Sighting:
+class _Sighting(NamedTuple):
     """What a parameter was after our last step: to notice training that goes on without us."""
 
     version: int

@@ -141,6 +141,11 @@ class Binding:
         (view, *others), (param, *_) = self.target.views, self.target.params
         return not others and view.lead == (0,) and not view.split and param.ndim > 1
 
+    @cached_property
+    def in_place(self) -> bool:
+        """Whether a kernel sees the parameter as it lies in memory."""
+        return bool(self.kernel) and (self.whole or self.by_dim_0)
+
     @property
     def off(self) -> bool:
         """Whether the strength is the number 0, so that nothing needs to be done."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tikhon import penalties as tk
-from tikhon.penalties import kernels
+from tikhon.penalties import kernels, native
 
 PENALTIES = [
     tk.L1(0.3),
@@ -18,11 +18,17 @@ PENALTIES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def eager(monkeypatch):
+@pytest.fixture(autouse=True, params=["blocks", "C", "C in threads"])
+def route(request, monkeypatch):
+    """The three ways a kernel works on a CPU."""
     monkeypatch.setattr(kernels, "BLOCK", 64)  # several blocks and a remainder
-    before = kernels.compile_from(math.inf)
-    yield
+    before = kernels.compile_from(math.inf if request.param == "blocks" else 1)
+    if request.param != "blocks" and native.library(torch.float32) is None:
+        pytest.skip("no C compiler here")
+    if request.param == "C in threads":
+        monkeypatch.setattr(native, "SPLIT", 1)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    yield request.param
     kernels.compile_from(before)
 
 
@@ -114,7 +120,81 @@ def test_vmap_takes_the_general_prox():
     assert torch.vmap(lambda row: torch.tensor(kernels.prox_(tk.L1(0.3), row, 1.0)))(w).sum() == 0
 
 
-def test_a_compiler_that_fails_is_replaced_silently(monkeypatch):
+def test_a_compiler_that_fails_is_replaced_silently(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", f"{tmp_path}/none -with 'an option'")
+    native.library.cache_clear()
+    kernels.compile_from(1)
+    w, moment, _ = weights()
+    moment.square_()
+    for penalty in (tk.L1(0.3), tk.GroupLasso(0.3)):
+        found, expected = w.clone(), penalty.prox(w, 0.9 / (moment.sqrt() + 0.1))
+        assert kernels.prox_(penalty, found, 0.9, moment=moment, eps=0.1)
+        torch.testing.assert_close(found, expected)
+    assert native.library(torch.float32) is None
+    native.library.cache_clear()
+
+
+def test_the_switch_in_the_environment(monkeypatch):
+    native.library.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("TIKHON_COMPILE", "0")
+        patch.setattr(native.subprocess, "run", lambda *a, **k: pytest.fail("built all the same"))
+        kernels.compile_from(1)
+        w, moment, _ = weights()
+        assert kernels.prox_(tk.L1(0.3), w, 0.9, moment=moment.square(), eps=0.1)
+    native.library.cache_clear()
+
+
+def test_the_library_is_built_once_and_from_the_size_set(monkeypatch):
+    built = []
+    monkeypatch.setattr(native, "library", lambda dtype: built.append(dtype))
+    w, moment, _ = weights()
+    for size, expected in ((w.numel() + 1, 0), (w.numel(), 1)):
+        kernels.compile_from(size)
+        kernels.prox_(tk.L1(0.3), w, 0.9, moment=moment.square(), eps=0.1)
+        assert len(built) == expected
+    monkeypatch.undo()
+    native.library.cache_clear()
+    kernels.compile_from(1)
+    for strength in (0.1, 0.2, 0.3):
+        kernels.prox_(tk.L1(strength), w, strength, moment=moment.square(), eps=0.1)
+    assert native.library.cache_info().misses == 1
+
+
+def test_writes_are_counted_as_changes_in_place(route):
+    w, moment, _ = weights()
+    for penalty, metric in (
+        (tk.L1(0.1), True),
+        (tk.GroupLasso(0.1), True),
+        (tk.GroupLasso(0.1), False),
+    ):
+        before = w._version
+        chosen = {"moment": moment.square()} if metric else {}
+        assert kernels.prox_(penalty, w, 0.5, eps=0.1, **chosen)
+        assert w._version > before
+
+
+@pytest.mark.slow
+def test_torch_compile_builds_its_kernel_once(monkeypatch, route):
+    if route != "blocks":
+        pytest.skip("has no threads of its own")
+    counters = pytest.importorskip("torch._dynamo.utils").counters
+    counters.clear()
+    monkeypatch.setattr(kernels, "_compiled", {})
+    kernels.compile_from(1)
+    for penalty in (tk.L1(0.3), tk.L1(0.4), tk.ElasticNet(0.3)):
+        for shape in ((37, 11), (5, 200), (1000,)):
+            w, moment, _ = weights(shape=shape)
+            moment.square_()
+            expected = penalty.prox(w, 0.3 / (moment.sqrt() / 0.7 + 0.1))
+            job = kernels.job(penalty, penalty.strength, w, 0.3, moment, 0.7, 0.1)
+            assert kernels._shrink_compiled_(w, moment, job.size, job.ridge, job.eps)
+            torch.testing.assert_close(w, expected)
+    assert None not in kernels._compiled.values(), "this machine has no working compiler"
+    assert counters["stats"]["unique_graphs"] == len(kernels._compiled) == 2
+
+
+def test_torch_compile_failing_is_replaced_silently(monkeypatch):
     def broken(*args, **kwargs):
         def kernel(*tensors):
             raise RuntimeError("no C++ compiler")
@@ -125,48 +205,24 @@ def test_a_compiler_that_fails_is_replaced_silently(monkeypatch):
     monkeypatch.setattr(kernels, "_compiled", {})
     kernels.compile_from(1)
     w, moment, _ = weights()
-    moment.square_()
-    expected = tk.L1(0.3).prox(w, 0.9 / (moment.sqrt() + 0.1))
-    assert kernels.prox_(tk.L1(0.3), w, 0.9, moment=moment, eps=0.1)
-    torch.testing.assert_close(w, expected)
+    before = w.clone()
+    assert not kernels._shrink_compiled_(w, moment.square(), 0.1, 0.0, 0.1)
+    assert torch.equal(w, before)
     assert list(kernels._compiled.values()) == [None]
-
-
-def test_the_switch_in_the_environment(monkeypatch):
-    monkeypatch.setenv("TIKHON_COMPILE", "0")
-    monkeypatch.setattr(kernels, "_compiled", {})
-    kernels.compile_from(1)
-    w, moment, _ = weights()
-    assert kernels.prox_(tk.L1(0.3), w, 0.9, moment=moment.square(), eps=0.1)
-    assert list(kernels._compiled.values()) == [None]
-
-
-@pytest.mark.slow
-def test_the_compiled_kernel_is_built_once(monkeypatch):
-    counters = pytest.importorskip("torch._dynamo.utils").counters
-    counters.clear()
-    monkeypatch.setattr(kernels, "_compiled", {})
-    kernels.compile_from(1)
-    for penalty in (tk.L1(0.3), tk.L1(0.4), tk.ElasticNet(0.3)):
-        for shape in ((37, 11), (5, 200), (1000,)):
-            w, moment, _ = weights(shape=shape)
-            moment.square_()
-            expected = penalty.prox(w, 0.3 / (moment.sqrt() / 0.7 + 0.1))
-            assert kernels.prox_(penalty, w, 0.3, moment=moment, scale=0.7, eps=0.1)
-            torch.testing.assert_close(w, expected)
-    assert None not in kernels._compiled.values(), "this machine has no working compiler"
-    assert counters["stats"]["unique_graphs"] == len(kernels._compiled) == 2
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_many_small_tensors_go_together_and_large_ones_alone(dtype, ratio, monkeypatch):
     monkeypatch.setattr(kernels, "SMALL", 30)
-    penalty = tk.ElasticNet(0.3, l1_ratio=ratio)
     ws = [weights(dtype, (rows, 7))[0] for rows in (1, 2, 3, 4, 9, 20)]
     moments = [w.square().flip(0) for w in ws]
-    expected = [penalty.prox(w, 0.3 / (m.sqrt() / 0.7 + 0.1)) for w, m in zip(ws, moments)]
-    kernels.shrink_(ws, moments, (*kernels.thresholds(penalty, 0.3), 0.7, 0.1))
+    penalties = [tk.ElasticNet(0.3 if i % 2 else 0.2, l1_ratio=ratio) for i in range(6)]
+    expected = [p.prox(w, 0.3 / (m.sqrt() / 0.7 + 0.1)) for p, w, m in zip(penalties, ws, moments)]
+    jobs = [
+        kernels.job(p, p.strength, w, 0.3, m, 0.7, 0.1) for p, w, m in zip(penalties, ws, moments)
+    ]
+    kernels.run(jobs)
     for w, one in zip(ws, expected):
         torch.testing.assert_close(w, one)
         assert torch.equal(w == 0, one == 0)
@@ -197,3 +253,34 @@ def test_a_nan_row_stays_visible_in_a_metric():
     w[4, 2] = math.nan
     assert kernels.prox_(tk.GroupLasso(0.3), w, 0.5, moment=moment.square(), eps=1e-3)
     assert w[4].isnan().any() and not w[:4].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("penalty", [tk.L1(0.3), tk.ElasticNet(0.3)], ids=repr)
+def test_the_kernel_in_c_gives_the_bits_of_the_blocks(penalty, dtype):
+    """A run may go on on a machine without a compiler."""
+    found = []
+    for size in (1, math.inf):
+        kernels.compile_from(size)
+        w, moment, _ = weights(dtype, (50, 41))
+        moment.square_()[3] = 0
+        assert kernels.prox_(penalty, w, 0.3, moment=moment, scale=0.7, eps=1e-8)
+        found.append(w)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("strength", [1e-6, 1.0])
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+def test_rows_with_dead_moments_and_extreme_sizes(strength, eps, route):
+    """A weight without any gradient has no bound on its step: it goes, and takes no row along."""
+    if route == "blocks":
+        pytest.skip("the general solver needs eps > 0")
+    w, moment, _ = weights(torch.float32, (6, 40))
+    moment.square_()[:, ::2] = 0
+    moment[2] = 0
+    w *= torch.tensor([1e-30, 1e-8, 1.0, 1e8, 1e18, 0.0])[:, None]
+    before = w.double()
+    steps = 0.01 / (moment.double().sqrt() + eps)
+    exact = tk.GroupLasso(strength).prox(before, steps.clamp_max(1e300))
+    assert kernels.prox_(tk.GroupLasso(strength), w, 0.01, moment=moment, eps=eps)
+    assert ((w.double() - exact).abs() <= 1e-5 * exact.abs() + 1e-6 * before.abs()).all()

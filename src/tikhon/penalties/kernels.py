@@ -1,8 +1,8 @@
 """Proxes and gradients in place, in about one pass over memory, for the penalties used most.
 
 A kernel changes the weights where they lie. On a CPU it walks through them in blocks that stay in
-the cache, with two small buffers in place of full-size temporaries. In the metric of an adaptive
-optimizer, large tensors go to one kernel built by torch.compile (see `compile_from`).
+the cache, with two small buffers in place of full-size temporaries. From some size on (see
+`compile_from`) one compiled pass takes over: C on a CPU (see `native`), torch.compile on a GPU.
 
 The contract: a function returns True if it has done its work in place, and False, having changed
 nothing, if it has no kernel for the case; then the caller uses `penalty.prox` or `penalty.grad`.
@@ -13,28 +13,31 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
+from tikhon.penalties import native
 from tikhon.penalties.base import Penalty
 from tikhon.penalties.elementwise import L1, L2, ElasticNet
 from tikhon.penalties.group import GroupLasso, row_norms, shrink_by
+from tikhon.penalties.native import Job
 
+softshrink: Any = torch.nn.functional.softshrink  # its stub lacks `out`
 _many: Any = torch  # its _foreach functions are public in all but their names
 BLOCK = 122_880  # entries; smaller ones pay more for calls, and two buffers stay under 1 MB
 SMALL = 16_384  # entries up to which tensors go together through torch._foreach
 
-# entries from which a tensor is worth a compilation (seconds, once a process), by device type
-_compile_from: dict[str, float] = {"cpu": 2.0**22, "cuda": 2.0**20}
+# entries that are worth a compilation once a process: under a second on a CPU, several on a GPU
+_compile_from: dict[str, float] = {"cpu": 2.0**16, "cuda": 2.0**20}
 _compiled: dict[str, Callable[..., None] | None] = {}
 
 
 def compile_from(entries: float, device: str = "cpu") -> float:
-    """Set from how many entries on a device kernels are compiled; returns what it was.
+    """Set from how many entries in a step on a device kernels are compiled; returns what it was.
 
     `math.inf` switches compilation off, as the environment variable `TIKHON_COMPILE=0` does. The
     choice depends on size alone, so that a resumed run takes the same kernels; where there is no
@@ -71,53 +74,86 @@ def prox_(
     >>> prox_(L1(1.0), w, 1.0), w
     (True, tensor([ 2.0000, -0.5000]))
     """
-    if not (takes(penalty) and fits(w) and (moment is None or alike(w, moment))):
+    if not (takes(penalty) and fits(w)):
         return False
-    if not all(isinstance(x, (float, int)) for x in (penalty.strength, step, scale)):
+    found = job(penalty, penalty.strength, w, step, moment, scale, eps)
+    if found is None:
         return False
-    if isinstance(penalty, GroupLasso):
-        return shrink_rows_(penalty, w, float(step), moment, float(scale), eps)
-    l1, l2 = thresholds(penalty, float(step))
-    if l1 == 0:
-        return False
-    shrink_([w], None if moment is None else [moment], (l1, l2, float(scale), eps))
+    run([found])
     return True
 
 
-def thresholds(penalty: Penalty, step: float) -> tuple[float, float]:
-    """By how much a prox of L1 or ElasticNet moves a weight, and the share by which it shrinks."""
-    size = step * float(penalty.strength)
-    ratio = penalty.l1_ratio if isinstance(penalty, ElasticNet) else 1.0
-    return size * ratio, size * (1 - ratio)
+def job(
+    penalty: Penalty,
+    strength: Any,
+    w: Tensor,
+    step: float | Tensor,
+    moment: Tensor | None,
+    scale: float | Tensor,
+    eps: float,
+) -> Job | None:
+    """What `run` does for one tensor, None if nothing would move or a kernel cannot do it.
 
-
-def shrink_(
-    weights: list[Tensor],
-    moments: list[Tensor] | None,
-    numbers: tuple[float, float, float, float],
-) -> None:
-    """The prox of L1 or ElasticNet, in place, on tensors that share one step.
-
-    `numbers` are the two `thresholds` and the metric's scale and eps. Each tensor must `fits`, its
-    moment be laid out alike. The caller switches gradients off.
+    For a penalty that `takes` and weights that `fits`, at a strength in place of its own.
     """
-    l1, l2, scale, eps = numbers
-    if moments is None:
-        for w in weights:
-            _soft_(w, l1, l2)
+    if isinstance(strength, Tensor) or isinstance(step, Tensor) or isinstance(scale, Tensor):
+        return None
+    kind, size, ridge = type(penalty), strength * step, 0.0
+    if moment is not None:  # size / (sqrt(moment) / scale + eps)
+        if not alike(w, moment):
+            return None
+        size, eps = size * scale, eps * scale
+    if kind is ElasticNet:
+        size, ridge = size * penalty.l1_ratio, size * (1 - penalty.l1_ratio)  # type: ignore[attr-defined]
+    rows = kind is GroupLasso
+    if rows and penalty.scale_by_size:  # type: ignore[attr-defined]
+        size *= (w.numel() // len(w)) ** 0.5
+    if size == 0 or (rows and w.ndim < 2):
+        return None
+    return Job(w, moment, size, ridge, eps, rows)
+
+
+def run(jobs: Sequence[Job]) -> None:
+    """The proxes in place. The caller switches gradients off."""
+    others = []
+    for one in jobs:
+        if one.moment is None and not (one.ridge or one.rows):
+            softshrink(one.w, one.size, out=one.w)  # one pass as it is
+        else:
+            others.append(one)
+    if not others:
         return
-    l1, l2, eps = l1 * scale, l2 * scale, eps * scale  # size / (sqrt(moment) + eps)
-    small: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for w, moment in zip(weights, moments):
-        if w.numel() <= SMALL and len(weights) > 1:
-            small[0].append(w)
-            small[1].append(moment)
-        elif not _shrink_compiled_(w, moment, l1, l2, eps):
-            _shrink_in_metric_(w, moment, l1, l2, eps)
+    if _is_native(others):
+        native.run(others)
+    else:
+        _run_in_blocks(others)
+
+
+def _is_native(jobs: Sequence[Job]) -> bool:
+    """Whether the kernels in C do these jobs: large enough in all, and a compiler works."""
+    return sum([job.w.numel() for job in jobs]) >= _compile_from["cpu"] and all(
+        [job.w.is_cpu and native.library(job.w.dtype) is not None for job in jobs]
+    )
+
+
+def _run_in_blocks(jobs: Sequence[Job]) -> None:
+    together: dict[tuple[float, float, float], list[Job]] = {}
+    for job in jobs:
+        w, moment, size, ridge, eps, rows = job
+        if rows:
+            _shrink_rows_(w, moment, size, eps)
+        elif moment is None:
+            _soft_and_divide_(w, size, ridge)
+        elif w.numel() <= SMALL and len(jobs) > 1:
+            together.setdefault((size, ridge, eps), []).append(job)
+        elif w.is_cpu or not _shrink_compiled_(w, moment, size, ridge, eps):
+            _shrink_in_metric_(w, moment, size, ridge, eps)
     at_once = max(1, BLOCK // SMALL)
-    for start in range(0, len(small[0]), at_once):
-        part = slice(start, start + at_once)
-        _shrink_together_(small[0][part], small[1][part], l1, l2, eps)
+    for numbers, small in together.items():
+        for start in range(0, len(small), at_once):
+            part = small[start : start + at_once]
+            moments = [job.moment for job in part if job.moment is not None]
+            _shrink_together_([job.w for job in part], moments, *numbers)
 
 
 @torch.no_grad()
@@ -167,17 +203,17 @@ def fits(w: Tensor) -> bool:
         and w.is_contiguous()
         and w.numel() > 0
         and not torch.compiler.is_compiling()
-        and not is_batchedtensor(w)
+        and not is_functorch_wrapped_tensor(w)
     )
 
 
 def alike(w: Tensor, other: Tensor) -> bool:
     """Whether a moment or a gradient lies in memory as the weights do."""
-    return (other.shape, other.dtype, other.device, other.is_contiguous()) == (
-        w.shape,
-        w.dtype,
-        w.device,
-        True,
+    return (
+        other.dtype is w.dtype
+        and other.is_contiguous()
+        and other.shape == w.shape
+        and other.device == w.device
     )
 
 
@@ -200,14 +236,9 @@ def _blocks(*tensors: Tensor, buffers: int) -> Iterator[tuple[Tensor, ...]]:
         yield (*parts, *(spare if length == size else [buffer[:length] for buffer in spare]))
 
 
-def _soft_(w: Tensor, l1: float, l2: float) -> None:
-    if l2 == 0 or w.numel() <= SMALL:
-        torch.ops.aten.softshrink.out(w, l1, out=w)
-        if l2:
-            w.div_(1 + l2)
-        return
+def _soft_and_divide_(w: Tensor, l1: float, l2: float) -> None:
     for (x,) in _blocks(w, buffers=0):
-        torch.ops.aten.softshrink.out(x, l1, out=x)
+        softshrink(x, l1, out=x)
         x.div_(1 + l2)
 
 
@@ -240,33 +271,20 @@ def _shrink_together_(
         _many._foreach_div_(weights, thresholds)
 
 
-def shrink_rows_(
-    penalty: GroupLasso,
-    w: Tensor,
-    step: float,
-    moment: Tensor | None = None,
-    scale: float = 1.0,
-    eps: float = 0.0,
-) -> bool:
-    """The prox of GroupLasso in place, rows being dimension 0; False for fewer dimensions."""
-    if w.ndim < 2:
-        return False
-    rows, size = w.view(w.shape[0], -1), step * float(penalty.strength)
-    if penalty.scale_by_size:
-        size *= rows.shape[1] ** 0.5
+def _shrink_rows_(w: Tensor, moment: Tensor | None, size: float, eps: float) -> None:
+    rows = w.view(w.shape[0], -1)
     count = max(1, _block(w) // rows.shape[1])
     if moment is None:
         tiny = torch.finfo(w.dtype).tiny
         for part in rows.split(count):
             norms = row_norms(part)
-            left = torch.nn.functional.softshrink(norms, size)
+            left = softshrink(norms, size)
             part.mul_(left.div_(norms.clamp_min_(tiny)))
-        return True
-    sizes = w.new_full((), size * scale)
+        return
+    sizes = w.new_full((), size)
     for part, v in zip(rows.split(count), moment.view(rows.shape).split(count)):
-        shift = torch.sqrt(v).add_(eps * scale)
+        shift = torch.sqrt(v).add_(eps)
         _shrink_block_(part, torch.div(sizes, shift, out=shift))
-    return True
 
 
 def _shrink_block_(rows: Tensor, shift: Tensor) -> None:
@@ -312,7 +330,7 @@ def _solved(rows: Tensor, shift: Tensor) -> Tensor:
 
 
 def _shrink_compiled_(w: Tensor, moment: Tensor, l1: float, l2: float, eps: float) -> bool:
-    """The same in one compiled pass, if the tensor is large and a compiler works."""
+    """The same in one pass by torch.compile, if the tensor is large and a compiler works."""
     if w.numel() < _compile_from.get(w.device.type, float("inf")):
         return False
     fused = _soft if l2 == 0 else _soft_and_scale

@@ -1,0 +1,113 @@
+/* Proxes in one pass over memory. REAL is float or double, given by -DREAL=...
+
+   A comparison with NaN is false; the operands stand such that NaN comes through. Sums are taken
+   in double, so that squares of float neither overflow nor vanish. */
+#include <float.h>
+#include <stddef.h>
+#include <tgmath.h>
+
+#define LARGEST (sizeof(REAL) == sizeof(float) ? (REAL)FLT_MAX : (REAL)DBL_MAX)
+#define TINIEST (sizeof(REAL) == sizeof(float) ? (REAL)FLT_MIN : (REAL)DBL_MIN)
+#define EPSILON (sizeof(REAL) == sizeof(float) ? FLT_EPSILON : DBL_EPSILON)
+
+static inline REAL soft(REAL w, REAL threshold)
+{
+    REAL clipped = w < threshold ? w : threshold;
+    return w - (clipped > -threshold ? clipped : -threshold);
+}
+
+/* L1 (`size`) and ElasticNet (with `ridge`, the L2 part). The step of an entry is
+   1 / (sqrt(moment) + eps), or 1 without a moment. */
+void entries(REAL *restrict w, const REAL *restrict moment, ptrdiff_t count, double size,
+             double ridge, double eps)
+{
+    const REAL first = size, second = ridge, added = eps;
+    if (!moment)
+        for (ptrdiff_t i = 0; i < count; i++)
+            w[i] = soft(w[i], first) / (1 + second);
+    else if (ridge == 0)
+        for (ptrdiff_t i = 0; i < count; i++)
+            w[i] = soft(w[i], first / (sqrt(moment[i]) + added));
+    else
+        for (ptrdiff_t i = 0; i < count; i++) {
+            REAL root = sqrt(moment[i]) + added;
+            w[i] = soft(w[i], first / root) / (1 + second / root);
+        }
+}
+
+/* A row times max(0, 1 - size/|row|). */
+static void shrink(REAL *restrict row, ptrdiff_t length, double size)
+{
+    double square = 0;
+#pragma omp simd reduction(+ : square)
+    for (ptrdiff_t j = 0; j < length; j++)
+        square += (double)row[j] * row[j];
+    double norm = sqrt(square);
+    const REAL kept = norm <= size ? 0 : 1 - size / norm;
+    for (ptrdiff_t j = 0; j < length; j++)
+        row[j] *= kept;
+}
+
+/* Root t of |row / (t + steps)| = 1, or 0 if there is none above 0: Newton's method on
+   1/|row / (t + steps)|, which is concave and increasing, so that from the second iterate on it
+   rises to the root. */
+static double norm_after(const REAL *restrict row, const REAL *restrict steps, ptrdiff_t length,
+                         double start)
+{
+    double t = start > 0 ? start : 0;
+    for (int i = 0; i < 60; i++) {
+        const REAL now = t;
+        double square = 0, slope = 0;
+#pragma omp simd reduction(+ : square, slope)
+        for (ptrdiff_t j = 0; j < length; j++) {
+            REAL inverse = 1 / (now + steps[j]);
+            double ratio = row[j] * inverse;
+            square += ratio * ratio;
+            slope += ratio * ratio * inverse;
+        }
+        if (square == 0)
+            return 0;
+        double before = t, change = (sqrt(square) - 1) * square / slope;
+        t = t + change < 0 ? 0 : t + change;
+        if (!(fabs(t - before) > 0.01 * sqrt(EPSILON) * t))
+            break;
+    }
+    return t;
+}
+
+/* The same where the step of an entry is 1 / (sqrt(moment) + eps); `steps` is room for them.
+   For small steps the root is |row| - mean, the mean of the steps under row^2/|row|^2: the next
+   term of the series is 3/2 variance/|row|. */
+static void shrink_in_metric(REAL *restrict row, const REAL *restrict moment, ptrdiff_t length,
+                             REAL size, REAL eps, REAL *restrict steps)
+{
+    double square = 0, moved = 0, spread = 0;
+#pragma omp simd reduction(+ : square, moved, spread)
+    for (ptrdiff_t j = 0; j < length; j++) {
+        REAL step = size / (sqrt(moment[j]) + eps);
+        step = step < TINIEST ? TINIEST : step;
+        step = step > LARGEST ? LARGEST : step;
+        steps[j] = step;
+        double squared = (double)row[j] * row[j], weighed = squared * step;
+        square += squared;
+        moved += weighed;
+        spread += weighed * step;
+    }
+    double root = square == 0 ? 0 : sqrt(square) - moved / square;
+    if (!(12 * spread <= EPSILON * square * square))
+        root = norm_after(row, steps, length, root);
+    const REAL t = root;
+    for (ptrdiff_t j = 0; j < length; j++)
+        row[j] -= row[j] * (steps[j] / (t + steps[j]));
+}
+
+/* GroupLasso on `count` rows. */
+void rows(REAL *restrict w, const REAL *restrict moment, ptrdiff_t count, ptrdiff_t length,
+          double size, double eps, REAL *restrict steps)
+{
+    for (ptrdiff_t i = 0; i < count * length; i += length)
+        if (moment)
+            shrink_in_metric(w + i, moment + i, length, size, eps, steps);
+        else
+            shrink(w + i, length, size);
+}
