@@ -175,7 +175,7 @@ class Trials:
 
         def rank(arm: Treatment) -> tuple[float, int]:
             score = self._mean(arm, rung, seeds)
-            undecided = abs(score - base) <= RELEVANT * abs(base)
+            undecided = math.isfinite(base) and abs(score - base) <= RELEVANT * abs(base)
             return (base, 0) if undecided else (score, arm.size)
 
         ranked = sorted(arms, key=rank)
