@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -78,6 +83,76 @@ def test_a_worker_that_is_killed_gives_its_trials_back(tmp_path, command):
     retried = [t.user_attrs["retried"] for t in study.trials if "retried" in t.user_attrs]
     assert len(done) == 4 and len({json.dumps(t.params, sort_keys=True) for t in done}) == 4
     assert retried and len(set(retried)) == len(retried)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_of_two_workers_of_one_command_one_is_killed_and_nothing_is_lost(tmp_path, command):
+    optuna = pytest.importorskip("optuna")
+    from tikhon.integrations.optuna import storage_of
+
+    storage = f"journal:{tmp_path / 'study.log'}"
+    child = command.start(
+        ["tune", "digits", "--workers", "2", "--storage", storage, "--budget", "24runs",
+         "--epochs", "150", "--output", "run", "--quiet", "--json"], tmp_path,
+    )  # fmt: skip
+
+    def trials():
+        try:
+            return optuna.load_study(study_name="tikhon", storage=storage_of(storage)).trials
+        except KeyError:  # the study is not there yet
+            return []
+
+    def others():
+        busy = (t.user_attrs.get("worker", ":0") for t in trials() if t.state.name == "RUNNING")
+        return {int(worker.split(":")[1]) for worker in busy} - {0, child.pid}
+
+    child.until(others, timeout=120)
+    (other,) = others()
+    os.kill(other, signal.SIGKILL)
+    found = child.wait(timeout=300)
+    assert found.code == 0, found.err
+    done = [t for t in trials() if t.state.name == "COMPLETE"]
+    retried = [t.user_attrs["retried"] for t in trials() if "retried" in t.user_attrs]
+    assert len(done) == 24 and len({json.dumps(t.params, sort_keys=True) for t in done}) == 24
+    assert retried and len(set(retried)) == len(retried)
+    ids = [row["id"] for row in json.loads(found.out)["trials"] if row["id"] >= 0]
+    assert ids == sorted(t.number for t in done)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.timeout(600)
+def test_a_search_on_two_ray_nodes_survives_the_death_of_one(tmp_path):
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        second = cluster.add_node(**node)
+        again = ["tune", "digits", "--model", "mlp:16", "--budget", "6runs", "--epochs", "1000",
+                 "--folds", "0", "--quiet"]  # fmt: skip
+        start = "from tikhon.cli import main; raise SystemExit(main())"
+        child = subprocess.Popen(
+            [sys.executable, "-c", start, *again, "--ray", cluster.address, "--output", "there"],
+            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        journal = tmp_path / "there/journal.jsonl"
+        while child.poll() is None and not (journal.exists() and "plan" in journal.read_text()):
+            time.sleep(0.1)
+        time.sleep(4)
+        under_way = "outcomes" not in journal.read_text()
+        cluster.remove_node(second, allow_graceful=False)
+        _, error = child.communicate(timeout=400)
+        assert child.returncode == 0, error
+    finally:
+        cluster.shutdown()
+    trials = rows(tmp_path / "there")[0]
+    ids = [row["id"] for row in trials]
+    assert under_way  # a node with a chunk of the first rung was taken away
+    assert len(set(ids)) == len(ids) and {0, 1, 2, 3, 4, 5, -1} <= set(ids)
+    assert not any(row["failure"] for row in trials)
 
 
 def test_join_needs_a_storage(tmp_path, command):

@@ -18,6 +18,7 @@ from torch import Tensor, nn, optim
 from tikhon.errors import InputError
 from tikhon.layers.noise import NoiseLayer
 from tikhon.metric import stationary_gain
+from tikhon.moves import convex_limit
 from tikhon.penalties import Penalty
 from tikhon.recipe import penalty_names
 from tikhon.targets import slots
@@ -276,8 +277,9 @@ class Population:
 
             def move(strength, blocks, steps, binding=binding):
                 penalty = binding.base.with_strength(strength)
-                prox = penalty.prox  # type: ignore[attr-defined]
-                new = prox(binding.arrange(blocks), binding.arrange(steps))
+                prox, limit = penalty.prox, convex_limit(penalty)  # type: ignore[attr-defined]
+                step = binding.arrange(steps)
+                new = prox(binding.arrange(blocks), step.clamp_max(limit) if limit else step)
                 if binding.whole:
                     return (new,)
                 written = [block.clone() for block in blocks]

@@ -25,11 +25,14 @@ KNOWN = {
     "l1": True,
     "elastic_net": True,
     "group_lasso": True,
+    "mcp": True,
+    "scad": True,
+    "log_sum": True,
     "huber": True,
     "max_norm": False,
 }
 ADAPTIVE = frozenset({"weight_decay"})  # entries that accept "auto"
-PENALTIES = ("l2", "l1", "elastic_net", "group_lasso", "huber")
+PENALTIES = ("l2", "l1", "elastic_net", "group_lasso", "mcp", "scad", "log_sum", "huber")
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,8 @@ class Space(Mapping[str, "Range | Value"]):
 
     Entries that every model understands: lr, clip, seed, dropout, label_smoothing, mixup,
     weight_decay (a range, a number or "auto": per layer, by hypergradient), the penalties l2, l1,
-    elastic_net, group_lasso and huber (their strength), and max_norm. Any other name is allowed
-    with `free=True`: it reaches `build_model(config)` only.
+    elastic_net, group_lasso, mcp, scad, log_sum and huber (their strength), and max_norm. Any
+    other name is allowed with `free=True`: it reaches `build_model(config)` only.
 
     Raises `InputError` for an empty space, an unknown name (closest names), or a malformed entry.
 
