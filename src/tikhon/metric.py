@@ -7,9 +7,8 @@ the rule of an optimizer of your own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, optim
 
@@ -19,8 +18,7 @@ Number = float | Tensor
 UNIFORM = (optim.SGD, optim.ASGD)  # the same gain for every weight of a parameter
 
 
-@dataclass(frozen=True, eq=False)
-class Gain:
+class Gain(NamedTuple):
     """`numerator / (sqrt(moment) / scale + eps)`, or just the numerator without a moment.
 
     Kept in parts so that a kernel can fuse it; `dense()` is the number or the full tensor. With

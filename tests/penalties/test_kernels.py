@@ -258,16 +258,37 @@ def test_a_nan_row_stays_visible_in_a_metric():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("penalty", [tk.L1(0.3), tk.ElasticNet(0.3)], ids=repr)
-def test_the_kernel_in_c_gives_the_bits_of_the_blocks(penalty, dtype):
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_kernel_in_c_gives_the_bits_of_the_blocks(adaptive, penalty, dtype):
     """A run may go on on a machine without a compiler."""
     found = []
     for size in (1, math.inf):
         kernels.compile_from(size)
         w, moment, _ = weights(dtype, (50, 41))
         moment.square_()[3] = 0
-        assert kernels.prox_(penalty, w, 0.3, moment=moment, scale=0.7, eps=1e-8)
+        known = moment if adaptive else None
+        assert kernels.prox_(penalty, w, 0.3, moment=known, scale=0.7, eps=1e-8)
         found.append(w)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("penalty", [tk.L1(0.3), tk.ElasticNet(0.3)], ids=repr)
+def test_a_moment_that_has_overflowed_holds_the_weight_still(penalty, dtype):
+    w, moment, _ = weights(dtype)
+    w[3], before = 0.0, w.clone()
+    moment.fill_(math.inf)
+    assert kernels.prox_(penalty, w, 0.3, moment=moment, eps=1e-8)
+    torch.testing.assert_close(w[4:], before[4:])
+    assert not w[3].any()
+
+
+@pytest.mark.parametrize("penalty", [tk.L1(0.3), tk.ElasticNet(0.3)], ids=repr)
+def test_a_nan_moment_stays_visible(penalty):
+    w, moment, _ = weights()
+    moment.square_()[4, 2] = math.nan
+    assert kernels.prox_(penalty, w, 0.3, moment=moment, eps=1e-8)
+    assert w[4, 2].isnan() and w.isnan().sum() == 1
 
 
 @pytest.mark.parametrize("strength", [1e-6, 1.0])

@@ -74,7 +74,7 @@ def prox_(
     >>> prox_(L1(1.0), w, 1.0), w
     (True, tensor([ 2.0000, -0.5000]))
     """
-    if not (takes(penalty) and fits(w)):
+    if torch.compiler.is_compiling() or not (takes(penalty) and fits(w)):
         return False
     found = job(penalty, penalty.strength, w, step, moment, scale, eps)
     if found is None:
@@ -115,18 +115,10 @@ def job(
 
 def run(jobs: Sequence[Job]) -> None:
     """The proxes in place. The caller switches gradients off."""
-    others = []
-    for one in jobs:
-        if one.moment is None and not (one.ridge or one.rows):
-            softshrink(one.w, one.size, out=one.w)  # one pass as it is
-        else:
-            others.append(one)
-    if not others:
-        return
-    if _is_native(others):
-        native.run(others)
+    if _is_native(jobs):
+        native.run(jobs)
     else:
-        _run_in_blocks(others)
+        _run_in_blocks(jobs)
 
 
 def _is_native(jobs: Sequence[Job]) -> bool:
@@ -170,7 +162,7 @@ def add_gradient_(penalty: Penalty, gradient: Tensor, w: Tensor) -> bool:
     """
     if isinstance(penalty, GroupLasso) or not isinstance(penalty.strength, (float, int)):
         return False
-    if not (takes(penalty) and fits(w) and alike(w, gradient)):
+    if torch.compiler.is_compiling() or not (takes(penalty) and fits(w) and alike(w, gradient)):
         return False
     strength = float(penalty.strength)
     if type(penalty) is L2:
@@ -202,7 +194,6 @@ def fits(w: Tensor) -> bool:
         and w.dtype in (torch.float32, torch.float64)
         and w.is_contiguous()
         and w.numel() > 0
-        and not torch.compiler.is_compiling()
         and not is_functorch_wrapped_tensor(w)
     )
 
@@ -237,6 +228,9 @@ def _blocks(*tensors: Tensor, buffers: int) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _soft_and_divide_(w: Tensor, l1: float, l2: float) -> None:
+    if not l2:
+        softshrink(w, l1, out=w)  # one pass as it is
+        return
     for (x,) in _blocks(w, buffers=0):
         softshrink(x, l1, out=x)
         x.div_(1 + l2)
@@ -244,15 +238,18 @@ def _soft_and_divide_(w: Tensor, l1: float, l2: float) -> None:
 
 def _shrink_in_metric_(w: Tensor, moment: Tensor, l1: float, l2: float, eps: float) -> None:
     threshold = w.new_full((), l1)
+    largest = torch.finfo(w.dtype).max ** 0.5  # the root of a moment that has overflowed
     for x, v, t, clipped in _blocks(w, moment, buffers=2):
         torch.sqrt(v, out=t)
         t.add_(eps)
+        if l2:
+            softshrink(x.mul_(t.clamp_max_(largest)), l1, out=x)
+            x.div_(t.add_(l2))
+            continue
         torch.div(threshold, t, out=t)
         torch.neg(t, out=clipped)
         torch.clamp(x, clipped, t, out=clipped)
         x.sub_(clipped)
-        if l2:
-            x.div_(t.mul_(l2 / l1).add_(1))
 
 
 def _shrink_together_(
@@ -260,15 +257,19 @@ def _shrink_together_(
 ) -> None:
     thresholds = _many._foreach_sqrt(moments)
     _many._foreach_add_(thresholds, eps)
+    if l2:
+        _many._foreach_clamp_max_(thresholds, torch.finfo(weights[0].dtype).max ** 0.5)
+        _many._foreach_mul_(weights, thresholds)
+        for w in weights:
+            softshrink(w, l1, out=w)
+        _many._foreach_add_(thresholds, l2)
+        _many._foreach_div_(weights, thresholds)
+        return
     _many._foreach_reciprocal_(thresholds)
     _many._foreach_mul_(thresholds, l1)
     clipped = _many._foreach_minimum(weights, thresholds)
     _many._foreach_maximum_(clipped, _many._foreach_neg(thresholds))
     _many._foreach_sub_(weights, clipped)
-    if l2:
-        _many._foreach_mul_(thresholds, l2 / l1)
-        _many._foreach_add_(thresholds, 1)
-        _many._foreach_div_(weights, thresholds)
 
 
 def _shrink_rows_(w: Tensor, moment: Tensor | None, size: float, eps: float) -> None:
