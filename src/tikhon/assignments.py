@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from itertools import pairwise
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.errors import unknown
-from tikhon.metric import UNIFORM
+from tikhon.metric import UNIFORM, has_gain
 from tikhon.strengths.controllers import Controller
 from tikhon.targets import Slot, is_lazy, local, slots, summed, unwrap
 from tikhon.terms import Binding, How, Terms, bind
@@ -163,17 +164,31 @@ def _note(slot: Slot, own: list[Binding], norm: str, optimizer: optim.Optimizer 
 
 
 def warn_of_contradictions(
-    model: nn.Module, optimizer: optim.Optimizer, bindings: list[Binding]
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    bindings: Sequence[Binding],
+    earlier: Sequence[Binding] = (),
 ) -> None:
-    """Warn once a term of each pair of settings that is known to be a mistake."""
+    """Warn once a term of each pair of settings that is known to be a mistake.
+
+    `earlier` are the bindings of other Regularizers that are attached to the same optimizer.
+    """
     said: set[tuple[str, str, int]] = set()
 
     def once(mistake: str, binding: Binding, message: str) -> None:
         key = (mistake, type(binding.base).__name__, id(binding.dial))
         if key not in said:
             said.add(key)
-            _warn(message, depth=6)
+            warn(message)
 
+    for binding, other in _doubled(bindings, earlier):
+        once(
+            "doubled",
+            binding,
+            f"an earlier Regularizer of this optimizer has {other.name} on "
+            f"{binding.target.name!r}, and both act; remove() that one first (a notebook cell "
+            f"that runs again attaches again)",
+        )
     decay = {
         id(p): group.get("weight_decay", 0)
         for group in optimizer.param_groups
@@ -196,7 +211,7 @@ def warn_of_contradictions(
                     binding,
                     f"{binding.name} is decoupled from the metric of {type(optimizer).__name__}: "
                     f"it is not the minimum of loss + penalty that SGD finds; for that use "
-                    f'how="objective"',
+                    + ('how="objective"' if has_gain(optimizer) else "AdamW or SGD"),
                 )
         if name.endswith((".original1", "weight_v")) and "weight" in name:
             once(
@@ -208,7 +223,7 @@ def warn_of_contradictions(
     for module in model.modules():
         for first, second in pairwise(module.children()):
             if isinstance(first, nn.modules.dropout._DropoutNd) and isinstance(second, _BATCHED):
-                _warn(
+                warn(
                     f"Dropout directly before {type(second).__name__}: the variance that it "
                     f"learns while training is not that of evaluation; put the dropout after it"
                 )
@@ -230,7 +245,7 @@ def warn_of_lost_layers(optimizer: optim.Optimizer, bindings: Sequence[Binding])
     for binding in own:
         if isinstance(binding.dial.source, Controller) or _is_alive(binding):
             continue
-        _warn(
+        warn(
             f"{binding.name} has made all of {binding.target.name!r} zero: in the metric of "
             f"{type(optimizer).__name__} weights with small gradients move far, and a layer of "
             f"zeros passes no gradient on; lower the strength "
@@ -247,8 +262,24 @@ def _is_alive(binding: Binding) -> bool:
     return any(int(summed(n, p)) for n, p in zip(found, binding.target.params))
 
 
-def _warn(message: str, depth: int = 5) -> None:
+def warn(message: str) -> None:
+    """Warn at the line of the user's own code that led here, past tikhon's and torch's."""
+    depth, frame = 1, sys._getframe()
+    while frame and frame.f_globals.get("__name__", "").split(".")[0] in ("tikhon", "torch"):
+        depth, frame = depth + 1, frame.f_back
     warnings.warn(message, stacklevel=depth)
+
+
+def _doubled(
+    bindings: Iterable[Binding], earlier: Sequence[Binding]
+) -> Iterator[tuple[Binding, Binding]]:
+    """Bindings that act a second time: the same penalty on a parameter, or another prox."""
+    for binding in bindings:
+        ours = set(map(id, binding.target.params))
+        for other in earlier:
+            same = type(other.base) is type(binding.base) or other.route == binding.route == "prox"
+            if same and not ours.isdisjoint(map(id, other.target.params)):
+                yield binding, other
 
 
 def _plain(value: float | Tensor) -> float:

@@ -137,6 +137,11 @@ def _(optimizer: optim.ASGD, group: dict[str, Any], state: Any) -> Gain:
     return Gain(lr / (1 + group["lambd"] * lr * steps) ** group["alpha"])
 
 
+def has_gain(optimizer: optim.Optimizer) -> bool:
+    """Whether a rule is registered for this kind of optimizer."""
+    return stationary_gain.dispatch(type(optimizer)) is not stationary_gain.dispatch(object)
+
+
 def number(counter: Any) -> Number:
     """A step counter as a float where that needs no transfer from a device."""
     if isinstance(counter, Tensor) and counter.device.type == "cpu":

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.metric import UNIFORM, Gain, stationary_gain
+from tikhon.metric import UNIFORM, Gain, has_gain, stationary_gain
 from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty, Proximable
 from tikhon.penalties.constraints import TopK
@@ -220,9 +220,8 @@ def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
         )
     if binding.how == "decoupled" or binding.route == "decay" or _ignores_metric(binding):
         return
-    rule = stationary_gain.dispatch(type(optimizer))
-    if rule is stationary_gain.dispatch(object):
-        rule(optimizer, {}, {})
+    if not has_gain(optimizer):
+        stationary_gain(optimizer, {}, {})  # raises
     if isinstance(optimizer, UNIFORM):
         return
     if not base.diagonal:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from tikhon.strengths.controllers import Controller
 from tikhon.terms import Binding, Dial, Route, regroup
@@ -74,6 +75,34 @@ class Plan:
     def active(self, route: Route) -> list[Binding]:
         """The bindings of a route that act in this step: strength not 0, gradients there."""
         return [b for b in self.routes[route] if not b.off and is_trained(b)]
+
+
+class Sighting(NamedTuple):
+    """What a parameter was after our last step: to notice training that goes on without us."""
+
+    version: int
+    grad: weakref.ref[Tensor] | None
+
+    @classmethod
+    def of(cls, param: nn.Parameter) -> Sighting:
+        """The parameter as it is now."""
+        return cls(param._version, None if param.grad is None else weakref.ref(param.grad))
+
+    def was_left_behind_by(self, param: nn.Parameter) -> bool:
+        """Whether the parameter has been trained since."""
+        same_grad = self.grad is not None and self.grad() is param.grad
+        return param._version != self.version and param.grad is not None and not same_grad
+
+
+def innermost(optimizer: Any) -> optim.Optimizer:
+    """The optimizer inside the wrappers of Accelerate and Lightning."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), optim.Optimizer):
+        optimizer = inner
+    if not isinstance(optimizer, optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch optimizer, received {type(optimizer).__name__}"
+        )
+    return optimizer
 
 
 def sizes_of(optimizer: optim.Optimizer) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn, optim
@@ -15,11 +15,22 @@ from tikhon.assignments import (
     Audit,
     Trace,
     assign,
+    warn,
     warn_of_contradictions,
     warn_of_lost_layers,
 )
 from tikhon.moves import add_gradients, gain_of, refuse_unsupported, settle, shrink
-from tikhon.plan import Plan, cloned, closure_of, is_trained, sizes_of, steps_of, untraced
+from tikhon.plan import (
+    Plan,
+    Sighting,
+    cloned,
+    closure_of,
+    innermost,
+    is_trained,
+    sizes_of,
+    steps_of,
+    untraced,
+)
 from tikhon.sharding import refuse_inexact, zeros_of
 from tikhon.strengths.controllers import Controller, Observation, Reading
 from tikhon.targets import is_lazy, slots, summed, unwrap
@@ -93,9 +104,7 @@ class Regularizer:
     def attach(self, optimizer: optim.Optimizer) -> None:
         """Move to `optimizer`, for instance one that was built anew for the same parameters."""
         self.remove()
-        while isinstance(inner := getattr(optimizer, "optimizer", None), optim.Optimizer):
-            optimizer = inner  # Accelerate's and Lightning's wrappers
-        self.optimizer = optimizer
+        self.optimizer = optimizer = innermost(optimizer)
         self._plan = Plan.of(optimizer, self._bindings)
         if not any(self._plan.routes.values()):
             names = ", ".join(binding.target.name for binding in self._bindings[:5])
@@ -104,7 +113,10 @@ class Regularizer:
                 f"optimizer that was built from this model's parameters"
             )
         self._check_terms()
-        warn_of_contradictions(self.model, optimizer, self._bindings)
+        beside = _attached.setdefault(optimizer, weakref.WeakSet())
+        earlier = [binding for other in beside for binding in other._bindings]
+        warn_of_contradictions(self.model, optimizer, self._bindings, earlier)
+        beside.add(self)
         self._steps_before = steps_of(optimizer) - self.steps
         self._last_seen = None
         self._handles = [
@@ -116,7 +128,15 @@ class Regularizer:
         """Detach from the optimizer; weights and the optimizer stay as they are."""
         for handle in self._handles:
             handle.remove()
+        if self._handles:
+            _attached[self.optimizer].discard(self)
         self._handles = []
+
+    def __repr__(self) -> str:
+        names = [binding.name for binding in self._bindings]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        kind = type(self.optimizer).__name__
+        return f"Regularizer({', '.join(names[:3])}{more}; {kind}, step {self.steps})"
 
     def __enter__(self) -> Regularizer:
         return self
@@ -292,7 +312,7 @@ class Regularizer:
                 self._warned = warn_of_lost_layers(optimizer, plan.active("prox"))
         for dial in plan.moving:
             dial.turn(self.steps)
-        self._last_seen = _Sighting.of(self._bindings[0].target.params[0])
+        self._last_seen = Sighting.of(self._bindings[0].target.params[0])
 
     def _consult(self, phase: str) -> None:
         """Ask the controllers of a phase for their strengths."""
@@ -362,11 +382,10 @@ class Regularizer:
         first = self._bindings[0].target.params[0]
         behind = self._last_seen is not None and self._last_seen.was_left_behind_by(first)
         if missed > 0 or behind:
-            warnings.warn(
+            warn(
                 f"penalty inactive since step {self.steps}: the weights were trained on without "
                 f"this Regularizer; call attach(optimizer) with the optimizer in use, and load "
-                f"the state_dict of the Regularizer together with the optimizer's",
-                stacklevel=3,
+                f"the state_dict of the Regularizer together with the optimizer's"
             )
 
     def _dials(self) -> dict[str, Dial]:
@@ -376,16 +395,5 @@ class Regularizer:
         return summed(binding.penalty.value(binding.read()), binding.target.params[0])
 
 
-class _Sighting(NamedTuple):
-    """What a parameter was after our last step: to notice training that goes on without us."""
-
-    version: int
-    grad: weakref.ref[Tensor] | None
-
-    @classmethod
-    def of(cls, param: nn.Parameter) -> _Sighting:
-        return cls(param._version, None if param.grad is None else weakref.ref(param.grad))
-
-    def was_left_behind_by(self, param: nn.Parameter) -> bool:
-        same_grad = self.grad is not None and self.grad() is param.grad
-        return param._version != self.version and param.grad is not None and not same_grad
+_attached: weakref.WeakKeyDictionary[optim.Optimizer, weakref.WeakSet[Regularizer]]
+_attached = weakref.WeakKeyDictionary()

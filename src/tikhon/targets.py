@@ -130,6 +130,8 @@ def select(model: nn.Module, pattern: Pattern = "*", *, rows: str = "tensor") ->
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside DistributedDataParallel, DataParallel, torch.compile and the like."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module, received {type(model).__name__}")
     while True:
         children = dict(model.named_children())
         wrapped = children.get("_orig_mod") or children.get("module")

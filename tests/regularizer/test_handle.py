@@ -285,6 +285,18 @@ class TestContradictions:
         with pytest.warns(UserWarning, match="Dropout directly before BatchNorm1d"):
             self.attach({"3.weight": tk.L2(0.1)}, model=model)
 
+    @pytest.mark.parametrize("second", [tk.L1(0.1), tk.MCP(0.1)], ids=repr)
+    def test_a_second_prox_from_another_handle(self, second):
+        model = network()
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        first = tk.regularize(model, optimizer, tk.L1(0.1))
+        with pytest.warns(UserWarning, match="earlier Regularizer") as said:
+            tk.regularize(model, optimizer, second).remove()
+        assert said[0].filename == __file__
+        tk.regularize(model, optimizer, tk.L2(0.1)).remove()  # others combine
+        first.remove()
+        tk.regularize(model, optimizer, second)
+
     def test_sound_settings_say_nothing(self):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -311,6 +323,21 @@ def test_bad_terms(terms, error, message):
     model = network()
     with pytest.raises(error, match=message):
         tk.regularize(model, adam(model), terms)
+
+
+def test_what_is_no_model_or_optimizer_is_named():
+    model = network()
+    with pytest.raises(TypeError, match="model must be a torch module, received NoneType"):
+        tk.regularize(None, adam(model), tk.L1(0.1))
+    with pytest.raises(TypeError, match="optimizer must be a torch optimizer, received generator"):
+        tk.regularize(model, model.parameters(), tk.L1(0.1))
+
+
+def test_repr_names_terms_optimizer_and_step():
+    model = network()
+    reg = tk.regularize(model, adam(model), tk.L1(0.1))
+    train(model, reg.optimizer, 2, LOSS)
+    assert repr(reg) == "Regularizer(0.weight/L1, 3.weight/L1; AdamW, step 2)"
 
 
 def test_bad_mode():
