@@ -158,8 +158,14 @@ def _note(slot: Slot, own: list[Binding], norm: str, optimizer: optim.Optimizer 
         notes.append("not in the optimizer: untouched")
     if is_lazy(slot.param):
         notes.append("shape not known yet")
-    if norm and any(type(b.base).__name__ == "L2" for b in own):
-        notes.append(f"followed by {norm}: its scale has no effect, L2 acts as a learning rate")
+    kinds = [type(b.base).__name__ for b in own if not b.base.constraint]
+    if norm and kinds:
+        effect = (
+            "L2 acts as a learning rate"
+            if "L2" in kinds
+            else f"{kinds[0]} shrinks all of it before it selects"
+        )
+        notes.append(f"followed by {norm}: its scale has no effect, {effect}")
     return "; ".join(notes)
 
 

@@ -62,6 +62,12 @@ def test_audit_says_who_gets_what():
     )
 
 
+def test_audit_says_that_a_sparse_penalty_shrinks_first_before_a_norm():
+    note = tk.audit(network(), tk.GroupLasso(0.1))["0.weight"].note
+    assert "its scale has no effect, GroupLasso shrinks all of it before it selects" in note
+    assert tk.audit(network(), tk.MaxNorm(1.0))["0.weight"].note == ""
+
+
 def test_audit_of_a_missing_parameter_names_the_closest():
     audit = tk.audit(nn.Linear(2, 2), tk.L2(0.1))
     with pytest.raises(KeyError, match="did you mean 'weight'"):
