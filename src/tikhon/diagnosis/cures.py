@@ -196,6 +196,7 @@ GRU = _edit("GRU", 7, surgery.to_gru)
 HEAD = _edit("a head that fits the loss", 3, surgery.open_head)
 BATCHNORM = _edit("BatchNorm", 7, surgery.normalise)
 LAYERNORM = _edit("LayerNorm", 7, partial(surgery.normalise, batchnorm=False))
+NORMED_RELU = _edit("BatchNorm and ReLU", 8, partial(surgery.to_relu, normed=True))
 RESIDUAL = _edit("residual connections with norms", 8, surgery.residual)
 PRENORM = _edit("pre-norm", 4, surgery.pre_norm)
 BLOCKS = _edit("zero branches with norms", 5, surgery.norm_blocks)
@@ -256,7 +257,9 @@ optimizer.register_step_post_hook(keep_the_best)""",
     after='if "state" in best:\n    model.load_state_dict(best["state"])',
 )  # fmt: skip
 
-_SIGNAL = (INIT, ORTHOGONAL, LSUV, RELU, BATCHNORM, LAYERNORM, RESIDUAL, BLOCKS, PRENORM)
+_SIGNAL = (
+    INIT, ORTHOGONAL, LSUV, RELU, BATCHNORM, NORMED_RELU, LAYERNORM, RESIDUAL, BLOCKS, PRENORM,
+)  # fmt: skip
 _TIME = (RECURRENT_INIT, MEMORY, FORGET, GRU, CLIP)
 FOR: dict[str, tuple[Treatment, ...]] = {
     "vanishing_gradient": (*_TIME, *_SIGNAL, HEAD),

@@ -173,8 +173,8 @@ def long_memory(model: nn.Module, batch: Batch, *, closed: bool = True) -> list[
 # swapped modules
 
 
-def to_relu(model: nn.Module, batch: Batch) -> list[Line]:
-    """ReLU for every hidden activation, with weights to match; the head stays."""
+def to_relu(model: nn.Module, batch: Batch, *, normed: bool = False) -> list[Line]:
+    """ReLU for every hidden activation, with weights to match (and norms); the head stays."""
     places = Places(model, batch)
     hidden = places.hidden()
     swaps = [places.line(m, "{at} = nn.ReLU()") for m in hidden if not isinstance(m, nn.ReLU)]
@@ -185,7 +185,7 @@ def to_relu(model: nn.Module, batch: Batch) -> list[Line]:
         places.line(layer, _normal(layer.weight[0].numel(), behind, layer.bias is not None))
         for layer, behind in after.items() if layer.weight.requires_grad
     ]  # fmt: skip
-    return swaps + fresh
+    return swaps + fresh + (normalise(model, batch) if normed else [])
 
 
 def to_leaky(model: nn.Module, batch: Batch) -> list[Line]:
