@@ -144,6 +144,6 @@ def has_gain(optimizer: optim.Optimizer) -> bool:
 
 def number(counter: Any) -> Number:
     """A step counter as a float where that needs no transfer from a device."""
-    if isinstance(counter, Tensor) and counter.device.type == "cpu":
+    if isinstance(counter, Tensor) and counter.is_cpu:
         return counter.item()
     return counter

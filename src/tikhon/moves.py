@@ -13,16 +13,16 @@ from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty, Proximable
 from tikhon.penalties.constraints import TopK
 from tikhon.penalties.elementwise import MCP, SCAD
+from tikhon.plan import Group, Plan
 from tikhon.rounding import SHORT
 from tikhon.targets import local
-from tikhon.terms import Binding
+from tikhon.terms import Binding, Route
 
 _many: Any = torch  # its _foreach functions are public in all but their names
-Group = dict[str, Any]
 GroupOf = Callable[[nn.Parameter], Group]
-Rule = Callable[[optim.Optimizer, Group, Any], Gain]
 
 
+@torch.no_grad()
 def add_gradients(
     bindings: list[Binding], group_of: GroupOf, scale: Tensor | None, *, measure: bool
 ) -> None:
@@ -73,6 +73,7 @@ def _add_gradient(binding: Binding, factor: float | Tensor) -> None:
         param.grad = total
 
 
+@torch.no_grad()
 def shrink(
     bindings: list[Binding], group_of: GroupOf, skipped: Tensor | None, *, measure: bool
 ) -> None:
@@ -96,31 +97,23 @@ def shrink(
         _many._foreach_mul_(params, factor)
 
 
-def settle(
-    bindings: list[Binding],
-    optimizer: optim.Optimizer,
-    group_of: GroupOf,
-    skipped: Tensor | None,
-    moved: dict[str, Tensor],
-) -> None:
+def settle(plan: Plan, route: Route, skipped: Tensor | None, moved: dict[str, Tensor]) -> None:
     """Replace the weights by their prox, unless the optimizer has skipped this step.
 
     `moved` holds the weights from before the step, by the binding's name, where shares are asked.
     """
+    bindings = plan.active(route)
     kept = [b.read().clone() for b in bindings] if skipped is not None or moved else []
-    rule = stationary_gain.dispatch(type(optimizer))  # once: it costs as much as a small kernel
     jobs: list[kernels.Job] = []
     for binding in bindings:
         # by a kernel wherever there is one, measured or not: it rounds in its own way, and a
         # resumed run measures in other steps
-        job = _job(binding, optimizer, group_of, rule)
-        if job is not None:
+        lane = plan.lanes.get(binding)
+        job = lane and lane.job(plan.optimizer, plan.group(lane.param))
+        if job:
             jobs.append(job)
-        elif not _settle_in_place(binding, optimizer, group_of):
-            penalty = binding.penalty
-            assert isinstance(penalty, Proximable)
-            step, _ = gain_of(binding, optimizer, group_of)
-            binding.write_(penalty.prox(binding.read(), step))
+        else:
+            _replace(binding, plan)
     if jobs:
         kernels.run(jobs)
     for binding, before in zip(bindings, kept):
@@ -133,22 +126,14 @@ def settle(
             binding.share = ours / (ours + (before - moved[binding.name]).norm())
 
 
-def _job(
-    binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf, rule: Rule
-) -> kernels.Job | None:
-    """The prox by a kernel in the parameter's own memory, if there is one."""
-    param = binding.target.params[0]
-    if not (binding.in_place and kernels.fits(param)):
-        return None
-    group = group_of(param)
-    if binding.how == "decoupled":
-        gain = Gain(group["lr"])
-    else:
-        gain = rule(optimizer, group, optimizer.state[param])
-        if not gain.root:
-            return None
-    base, strength = binding.base, binding.dial.value
-    return kernels.job(base, strength, param, gain.numerator, gain.moment, gain.scale, gain.eps)
+@torch.no_grad()
+def _replace(binding: Binding, plan: Plan) -> None:
+    """One prox, by a kernel in a copy if not by the penalty itself."""
+    if not _settle_in_place(binding, plan.optimizer, plan.group):
+        penalty = binding.penalty
+        assert isinstance(penalty, Proximable)
+        step, _ = gain_of(binding, plan.optimizer, plan.group)
+        binding.write_(penalty.prox(binding.read(), step))
 
 
 def _gain(binding: Binding, optimizer: optim.Optimizer, group: Group) -> Gain:

@@ -10,8 +10,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn, optim
 
+from tikhon.metric import Gain, stationary_gain
+from tikhon.penalties import kernels
 from tikhon.strengths.controllers import Controller
 from tikhon.terms import Binding, Dial, Route, regroup
+
+Group = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,20 +23,28 @@ class Plan:
     """The bindings of the parameters that an optimizer holds, by route, and their dials.
 
     Attributes:
+        optimizer: whose steps these are.
         sizes: parameters in each group of the optimizer when the plan was made.
         groups: the group of each parameter, by its id.
         routes: the bindings of each route.
         moving: the dials of schedules, which turn after every step.
         consulted: the dials of controllers with the bindings they read, by phase.
         copied: bindings whose weights a controller wants from before the step.
+        lanes: the bindings whose prox a kernel may do where the weights lie.
+        watched: the parameter that tells whether training goes on without us.
+        late: whether there is nothing to do before the optimizer's own step.
     """
 
+    optimizer: optim.Optimizer
     sizes: list[int]
     groups: dict[int, int]
     routes: dict[Route, tuple[Binding, ...]]
     moving: tuple[Dial, ...]
     consulted: dict[str, tuple[tuple[Dial, tuple[Binding, ...]], ...]]
     copied: tuple[Binding, ...]
+    lanes: dict[Binding, Lane]
+    watched: nn.Parameter
+    late: bool
 
     @classmethod
     def of(cls, optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> Plan:
@@ -48,6 +60,12 @@ class Plan:
         }
         for binding in held:
             routes[binding.route].append(binding)
+        copied = tuple(
+            b
+            for b in bindings
+            if isinstance(b.dial.source, Controller) and b.dial.source.needs_before
+        )
+        rule = stationary_gain.dispatch(type(optimizer))
         dials = {id(b.dial): b.dial for b in bindings}.values()
         consulted: dict[str, list[tuple[Dial, tuple[Binding, ...]]]] = {"moved": [], "settled": []}
         for dial in dials:
@@ -55,16 +73,16 @@ class Plan:
                 read = tuple(b for b in held if b.dial is dial)
                 consulted[dial.source.phase].append((dial, read))
         return cls(
+            optimizer=optimizer,
             sizes=sizes_of(optimizer),
             groups=groups,
             routes={route: tuple(found) for route, found in routes.items()},
             moving=tuple(d for d in dials if d.moves and not isinstance(d.source, Controller)),
             consulted={phase: tuple(found) for phase, found in consulted.items()},
-            copied=tuple(
-                b
-                for b in bindings
-                if isinstance(b.dial.source, Controller) and b.dial.source.needs_before
-            ),
+            copied=copied,
+            lanes={b: Lane(b, b.target.params[0], rule) for b in routes["prox"] if b.in_place},
+            watched=bindings[0].target.params[0],
+            late=not (routes["gradient"] or routes["decay"] or copied),
         )
 
     @property
@@ -73,8 +91,48 @@ class Plan:
         return not self.moving and not any(self.consulted.values())
 
     def active(self, route: Route) -> list[Binding]:
-        """The bindings of a route that act in this step: strength not 0, gradients there."""
-        return [b for b in self.routes[route] if not b.off and is_trained(b)]
+        """The bindings of a route that act in this step."""
+        return [b for b in self.routes[route] if b.acts]
+
+    def group(self, param: nn.Parameter) -> Group:
+        """The parameter's group in the optimizer, which may be another dict in each step."""
+        return self.optimizer.param_groups[self.groups[id(param)]]
+
+
+@dataclass(eq=False, slots=True)
+class Lane:
+    """A binding whose prox a kernel may do where the weights lie, and what was seen of them.
+
+    Tensors are looked at again when they lie elsewhere in memory.
+    """
+
+    binding: Binding
+    param: nn.Parameter
+    rule: Callable[[optim.Optimizer, Group, Any], Gain]
+    form: kernels.Form | None = None
+    seen_at: int | None = None
+    moment: Tensor | None = None
+
+    def job(self, optimizer: optim.Optimizer, group: Group) -> kernels.Job | None:
+        """What the kernel has to do in this step, None where it cannot do it."""
+        param = self.param
+        if param.data_ptr() != self.seen_at:
+            self.form = kernels.form(self.binding.base, param) if kernels.fits(param) else None
+            self.seen_at, self.moment = param.data_ptr(), None
+        if self.form is None:
+            return None
+        if self.binding.how == "decoupled":
+            gain = Gain(group["lr"])
+        else:
+            gain = self.rule(optimizer, group, optimizer.state[param])
+        if gain.moment is not None and gain.moment is not self.moment:
+            if not (gain.root and kernels.alike(param, gain.moment)):
+                return None
+            self.moment = gain.moment
+        strength = self.binding.dial.value
+        return kernels.job(
+            self.form, strength, param, gain.numerator, gain.moment, gain.scale, gain.eps
+        )
 
 
 class Sighting(NamedTuple):
@@ -108,14 +166,6 @@ def innermost(optimizer: Any) -> optim.Optimizer:
 def sizes_of(optimizer: optim.Optimizer) -> list[int]:
     """How many parameters each group has: what add_param_group changes."""
     return [len(group["params"]) for group in optimizer.param_groups]
-
-
-def is_trained(binding: Binding) -> bool:
-    """Whether all parameters of the target have gradients."""
-    for param in binding.target.params:
-        if param.grad is None:
-            return False
-    return True
 
 
 def steps_of(optimizer: optim.Optimizer) -> int:

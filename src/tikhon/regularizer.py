@@ -26,7 +26,6 @@ from tikhon.plan import (
     cloned,
     closure_of,
     innermost,
-    is_trained,
     sizes_of,
     steps_of,
     untraced,
@@ -92,7 +91,7 @@ class Regularizer:
         self.steps = 0
         self._bindings = bind(self.model, slots(self.model), terms, how)
         self._lazy = any(map(is_lazy, self.model.parameters()))
-        self._gradients: dict[nn.Parameter, Tensor | None] = {}  # what the user's backward left
+        self._gradients: list[tuple[nn.Parameter, Tensor | None]] = []  # the user's own
         self._earlier: dict[str, Tensor] = {}  # weights for controllers with needs_before
         self._moved: dict[str, Tensor] | None = {}  # weights that shares are measured from
         self._warned = False  # of layers that were lost
@@ -241,7 +240,10 @@ class Regularizer:
     # -- one step -----------------------------------------------------------------------------
 
     def _pre_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        self._rematch()
+        if self._lazy or self._plan.sizes != sizes_of(optimizer):
+            self._rematch()
+        if self._plan.late and self._moved is None:
+            return None
         for binding in self._plan.copied:
             self._earlier[binding.name] = binding.read().clone()
         closure = closure_of(args, kwargs)
@@ -272,19 +274,16 @@ class Regularizer:
         plan, measure = self._plan, self._moved is not None
         if not (plan.routes["gradient"] or plan.routes["decay"] or measure):
             return
-        scale = getattr(self.optimizer, "grad_scale", None)  # fused optimizers divide inside
-        skipped = getattr(self.optimizer, "found_inf", None)
-        with torch.no_grad():
-            if plan.routes["gradient"]:
-                found = plan.active("gradient")
-                for binding in found:
-                    for param in binding.target.params:
-                        self._gradients.setdefault(param, param.grad)
-                add_gradients(found, self._group, scale, measure=measure)
-            if decay and plan.routes["decay"]:
-                shrink(plan.active("decay"), self._group, skipped, measure=measure)
-            if measure:
-                self._moved = {b.name: b.read().clone() for b in self._bindings}
+        if plan.routes["gradient"]:
+            found = plan.active("gradient")
+            self._gradients += [(p, p.grad) for b in found for p in b.target.params]
+            scale = getattr(self.optimizer, "grad_scale", None)  # fused ones divide inside
+            add_gradients(found, plan.group, scale, measure=measure)
+        if decay and plan.routes["decay"]:
+            skipped = getattr(self.optimizer, "found_inf", None)
+            shrink(plan.active("decay"), plan.group, skipped, measure=measure)
+        if measure:
+            self._moved = {b.name: b.read().clone() for b in self._bindings}
 
     def _post_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
         """All that comes after it, except when a GradScaler has found an overflow."""
@@ -296,31 +295,32 @@ class Regularizer:
                 return
             skipped = None
         moved, self._moved = self._moved or {}, None
-        with torch.no_grad():
-            for binding in plan.active("decay") if moved else ():
-                own = (binding.read() - moved[binding.name]).norm()
-                binding.share = binding.share / (binding.share + own)  # type: ignore[operator]
-            if plan.consulted["moved"]:
-                self._consult("moved")
-            for route in ("prox", "project"):
-                if plan.routes[route]:
-                    settle(plan.active(route), optimizer, self._group, skipped, moved)
-            self.steps += 1
-            if plan.consulted["settled"]:
-                self._consult("settled")
-            if self.steps in LOOKS and not self._warned:
-                self._warned = warn_of_lost_layers(optimizer, plan.active("prox"))
+        for binding in plan.active("decay") if moved else ():
+            own = (binding.read() - moved[binding.name]).norm()
+            binding.share = binding.share / (binding.share + own)  # type: ignore[operator]
+        if plan.consulted["moved"]:
+            self._consult("moved")
+        if plan.routes["prox"]:
+            settle(plan, "prox", skipped, moved)
+        if plan.routes["project"]:
+            settle(plan, "project", skipped, moved)
+        self.steps += 1
+        if plan.consulted["settled"]:
+            self._consult("settled")
+        if self.steps in LOOKS and not self._warned:
+            self._warned = warn_of_lost_layers(optimizer, plan.active("prox"))
         for dial in plan.moving:
             dial.turn(self.steps)
-        self._last_seen = Sighting.of(self._bindings[0].target.params[0])
+        self._last_seen = Sighting.of(plan.watched)
 
+    @torch.no_grad()
     def _consult(self, phase: str) -> None:
         """Ask the controllers of a phase for their strengths."""
         shared: dict[int, dict[str, Any]] = {}
         step = self.steps + (phase == "moved")
         for dial, held in self._plan.consulted[phase]:
             controller = cast(Controller, dial.source)
-            bindings = [binding for binding in held if is_trained(binding)]
+            bindings = [b for b in held if b.trained]
             if step % controller.every or not bindings:
                 continue
             scratch = shared.setdefault(id(controller), {})
@@ -330,7 +330,7 @@ class Regularizer:
                 dial.set(controller.next(cast(float, dial.value), observation, step))
 
     def _reading(self, binding: Binding) -> Reading:
-        gain, rate = gain_of(binding, self.optimizer, self._group)
+        gain, rate = gain_of(binding, self.optimizer, self._plan.group)
         return Reading(
             name=binding.target.name,
             penalty=binding.penalty,
@@ -344,17 +344,14 @@ class Regularizer:
         )
 
     def _restore_gradients(self) -> None:
-        for param, grad in self._gradients.items():
+        for param, grad in reversed(self._gradients):  # the first of several is the user's
             param.grad = grad
-        self._gradients.clear()
+        self._gradients = []
 
     # -- bindings and groups ------------------------------------------------------------------
 
     def _held(self, binding: Binding) -> bool:
         return all(id(param) in self._plan.groups for param in binding.target.params)
-
-    def _group(self, param: nn.Parameter) -> dict[str, Any]:
-        return self.optimizer.param_groups[self._plan.groups[id(param)]]
 
     def _rematch(self) -> None:
         """Notice add_param_group, and lazy parameters that have got their shape."""

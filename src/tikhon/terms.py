@@ -68,6 +68,7 @@ class Dial:
     source: Strength
     value: float | Tensor
     memory: dict[str, Any] = field(default_factory=dict)
+    off: bool = field(default=False, init=False)  # the number 0: nothing needs to be done
 
     @classmethod
     def of(cls, name: str, source: Strength) -> Dial:
@@ -92,6 +93,7 @@ class Dial:
         """Set the value, refusing a negative or non-finite one."""
         check_strength(value, f"the strength of {self.name} from {type(self.source).__name__}")
         self.value = value
+        self.off = not isinstance(value, Tensor) and value == 0
 
 
 @dataclass(eq=False)
@@ -129,11 +131,9 @@ class Binding:
         return type(base) is L2 and base.center is None and base.weights is None
 
     @cached_property
-    def kernel(self) -> Literal["", "entries", "rows"]:
-        """Whether a kernel may take the prox, for single entries or for rows."""
-        if self.route != "prox" or len(self.target.params) != 1 or not kernels.takes(self.base):
-            return ""
-        return "entries" if self.base.elementwise else "rows"
+    def kernel(self) -> bool:
+        """Whether a kernel may take the prox."""
+        return self.route == "prox" and len(self.target.params) == 1 and kernels.takes(self.base)
 
     @cached_property
     def by_dim_0(self) -> bool:
@@ -144,13 +144,20 @@ class Binding:
     @cached_property
     def in_place(self) -> bool:
         """Whether a kernel sees the parameter as it lies in memory."""
-        return bool(self.kernel) and (self.whole or self.by_dim_0)
+        return self.kernel and (self.whole or self.by_dim_0)
 
     @property
-    def off(self) -> bool:
-        """Whether the strength is the number 0, so that nothing needs to be done."""
-        value = self.dial.value
-        return not self.base.constraint and not isinstance(value, Tensor) and value == 0
+    def acts(self) -> bool:
+        """Whether the term does anything in this step: a strength that is not 0, gradients."""
+        return (not self.dial.off or self.base.constraint) and self.trained
+
+    @property
+    def trained(self) -> bool:
+        """Whether all parameters of the target have gradients."""
+        for param in self.target.params:
+            if param.grad is None:
+                return False
+        return True
 
     @property
     def whole(self) -> bool:

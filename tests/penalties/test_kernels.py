@@ -92,6 +92,7 @@ class Derived(tk.L1):
     ("penalty", "change"),
     [
         (tk.MCP(0.3), lambda w: w),
+        (tk.L2(0.3), lambda w: w),
         (Derived(0.3), lambda w: w),
         (tk.L1(0.3, weights=torch.ones(11)), lambda w: w),
         (tk.L1(torch.tensor(0.3)), lambda w: w),
@@ -188,7 +189,8 @@ def test_torch_compile_builds_its_kernel_once(monkeypatch, route):
             w, moment, _ = weights(shape=shape)
             moment.square_()
             expected = penalty.prox(w, 0.3 / (moment.sqrt() / 0.7 + 0.1))
-            job = kernels.job(penalty, penalty.strength, w, 0.3, moment, 0.7, 0.1)
+            form = kernels.form(penalty, w)
+            job = kernels.job(form, penalty.strength, w, 0.3, moment, 0.7, 0.1)
             assert kernels._shrink_compiled_(w, moment, job.size, job.ridge, job.eps)
             torch.testing.assert_close(w, expected)
     assert None not in kernels._compiled.values(), "this machine has no working compiler"
@@ -221,7 +223,8 @@ def test_many_small_tensors_go_together_and_large_ones_alone(dtype, ratio, monke
     penalties = [tk.ElasticNet(0.3 if i % 2 else 0.2, l1_ratio=ratio) for i in range(6)]
     expected = [p.prox(w, 0.3 / (m.sqrt() / 0.7 + 0.1)) for p, w, m in zip(penalties, ws, moments)]
     jobs = [
-        kernels.job(p, p.strength, w, 0.3, m, 0.7, 0.1) for p, w, m in zip(penalties, ws, moments)
+        kernels.job(kernels.form(p, w), p.strength, w, 0.3, m, 0.7, 0.1)
+        for p, w, m in zip(penalties, ws, moments)
     ]
     kernels.run(jobs)
     for w, one in zip(ws, expected):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,15 +76,38 @@ def prox_(
     """
     if torch.compiler.is_compiling() or not (takes(penalty) and fits(w)):
         return False
-    found = job(penalty, penalty.strength, w, step, moment, scale, eps)
+    shape = form(penalty, w)
+    if shape is None or not (moment is None or alike(w, moment)):
+        return False
+    found = job(shape, penalty.strength, w, step, moment, scale, eps)
     if found is None:
         return False
     run([found])
     return True
 
 
+class Form(NamedTuple):
+    """A penalty as the kernels see it: the L1 and L2 parts of its strength, on entries or rows."""
+
+    l1: float
+    l2: float
+    rows: bool
+
+
+def form(penalty: Penalty, w: Tensor) -> Form | None:
+    """How a kernel does the prox on weights of this shape; None if there is no kernel."""
+    if not takes(penalty):
+        return None
+    if isinstance(penalty, ElasticNet):
+        return Form(penalty.l1_ratio, 1 - penalty.l1_ratio, rows=False)
+    if isinstance(penalty, GroupLasso):
+        factor = (w.numel() // len(w)) ** 0.5 if penalty.scale_by_size and len(w) else 1.0
+        return Form(factor, 0.0, rows=True) if w.ndim > 1 else None
+    return Form(1.0, 0.0, rows=False) if isinstance(penalty, L1) else None
+
+
 def job(
-    penalty: Penalty,
+    form: Form,
     strength: Any,
     w: Tensor,
     step: float | Tensor,
@@ -92,42 +115,34 @@ def job(
     scale: float | Tensor,
     eps: float,
 ) -> Job | None:
-    """What `run` does for one tensor, None if nothing would move or a kernel cannot do it.
+    """What `run` does for one tensor; None if nothing would move or a number is a tensor.
 
-    For a penalty that `takes` and weights that `fits`, at a strength in place of its own.
+    For weights that `fits`, and a moment `alike`.
     """
     if isinstance(strength, Tensor) or isinstance(step, Tensor) or isinstance(scale, Tensor):
         return None
-    kind, size, ridge = type(penalty), strength * step, 0.0
+    size = strength * step
     if moment is not None:  # size / (sqrt(moment) / scale + eps)
-        if not alike(w, moment):
-            return None
         size, eps = size * scale, eps * scale
-    if kind is ElasticNet:
-        size, ridge = size * penalty.l1_ratio, size * (1 - penalty.l1_ratio)  # type: ignore[attr-defined]
-    rows = kind is GroupLasso
-    if rows and penalty.scale_by_size:  # type: ignore[attr-defined]
-        size *= (w.numel() // len(w)) ** 0.5
-    if size == 0 or (rows and w.ndim < 2):
-        return None
-    return Job(w, moment, size, ridge, eps, rows)
+    return Job(w, moment, size * form.l1, size * form.l2, eps, form.rows) if size else None
 
 
 def run(jobs: Sequence[Job]) -> None:
-    """The proxes in place. The caller switches gradients off."""
-    if _is_native(jobs):
+    """The proxes in place: in C where they are large enough in all and a compiler works."""
+    entries = 0
+    for job in jobs:
+        entries += job.w.numel()
+    if entries >= _compile_from["cpu"] and all(map(_is_native, jobs)):
         native.run(jobs)
     else:
         _run_in_blocks(jobs)
 
 
-def _is_native(jobs: Sequence[Job]) -> bool:
-    """Whether the kernels in C do these jobs: large enough in all, and a compiler works."""
-    return sum([job.w.numel() for job in jobs]) >= _compile_from["cpu"] and all(
-        [job.w.is_cpu and native.library(job.w.dtype) is not None for job in jobs]
-    )
+def _is_native(job: Job) -> bool:
+    return job.w.is_cpu and native.library(job.w.dtype) is not None
 
 
+@torch.no_grad()
 def _run_in_blocks(jobs: Sequence[Job]) -> None:
     together: dict[tuple[float, float, float], list[Job]] = {}
     for job in jobs:
