@@ -22,24 +22,29 @@ _many: Any = torch  # its _foreach functions are public in all but their names
 GroupOf = Callable[[nn.Parameter], Group]
 
 
-@torch.no_grad()
 def add_gradients(
-    bindings: list[Binding], group_of: GroupOf, scale: Tensor | None, *, measure: bool
-) -> None:
+    plan: Plan, scale: Tensor | None, *, measure: bool
+) -> list[tuple[nn.Parameter, Tensor]]:
     """Put `grad + gradient of the penalty` in the place of each `.grad`, in tensors of their own.
 
-    `scale` is what a GradScaler has multiplied the gradients by, where the optimizer divides.
+    Returns what the gradients were, the first entry of a parameter being the user's. `scale` is
+    what a GradScaler has multiplied them by, where the optimizer divides.
     """
+    before: list[tuple[nn.Parameter, Tensor]] = []
     plain: dict[float, dict[int, nn.Parameter]] = {}
-    for binding in bindings:
+    for binding in plan.routes["gradient"]:
+        if not binding.acts:
+            continue
         params = binding.target.params
         for param in params:
-            if _gradient(param).is_sparse:
+            gradient = _gradient(param)
+            if gradient.is_sparse:
                 raise TypeError(
                     f"{binding.name} adds a gradient to {binding.target.name!r}, whose gradient "
                     f'is sparse; use how="decoupled", or an Embedding with sparse=False'
                 )
-        factor: float | Tensor = -1.0 if group_of(params[0]).get("maximize") else 1.0
+            before.append((param, gradient))
+        factor: float | Tensor = -1.0 if plan.group(params[0]).get("maximize") else 1.0
         factor = factor if scale is None else factor * scale
         if measure:
             own = binding.arrange([_gradient(p) for p in params]).norm()
@@ -49,18 +54,21 @@ def add_gradients(
         if binding.plain and not isinstance(alpha, Tensor):
             (param,) = params
             if id(param) in plain.setdefault(alpha, {}):  # the same penalty twice
-                param.grad = torch.add(_gradient(param), param.detach(), alpha=alpha)
+                param.grad = torch.add(_gradient(param).detach(), param.detach(), alpha=alpha)
             plain[alpha][id(param)] = param
         else:
             _add_gradient(binding, factor)
     for alpha, by_id in plain.items():
         params = tuple(by_id.values())
         # the very operation of torch's own weight_decay, hence equal to it bit for bit
-        totals = _many._foreach_add([_gradient(p) for p in params], params, alpha=alpha)
+        gradients = [_gradient(param).detach() for param in params]
+        totals = _many._foreach_add(gradients, [p.detach() for p in params], alpha=alpha)
         for param, total in zip(params, totals):
             param.grad = total
+    return before
 
 
+@torch.no_grad()
 def _add_gradient(binding: Binding, factor: float | Tensor) -> None:
     params = binding.target.params
     totals = [_gradient(param).clone() for param in params]
@@ -74,14 +82,12 @@ def _add_gradient(binding: Binding, factor: float | Tensor) -> None:
 
 
 @torch.no_grad()
-def shrink(
-    bindings: list[Binding], group_of: GroupOf, skipped: Tensor | None, *, measure: bool
-) -> None:
+def shrink(plan: Plan, skipped: Tensor | None, *, measure: bool) -> None:
     """Move against the penalties' gradients by lr, outside the optimizer's metric (AdamW)."""
     plain: dict[float, list[nn.Parameter]] = {}
-    for binding in bindings:
+    for binding in plan.active("decay"):
         param = binding.target.params[0]
-        lr = group_of(param)["lr"]
+        lr = plan.group(param)["lr"]
         lr = lr if skipped is None else lr * (1 - skipped)
         if measure:
             binding.share = (lr * binding.penalty.grad(binding.read())).norm()

@@ -135,16 +135,17 @@ class Lane:
         )
 
 
+def sight(param: nn.Parameter) -> Sighting:
+    """The parameter as it is now."""
+    grad = param.grad
+    return Sighting(param._version, None if grad is None else weakref.ref(grad))
+
+
 class Sighting(NamedTuple):
     """What a parameter was after our last step: to notice training that goes on without us."""
 
     version: int
     grad: weakref.ref[Tensor] | None
-
-    @classmethod
-    def of(cls, param: nn.Parameter) -> Sighting:
-        """The parameter as it is now."""
-        return cls(param._version, None if param.grad is None else weakref.ref(param.grad))
 
     def was_left_behind_by(self, param: nn.Parameter) -> bool:
         """Whether the parameter has been trained since."""

@@ -22,10 +22,10 @@ from tikhon.assignments import (
 from tikhon.moves import add_gradients, gain_of, refuse_unsupported, settle, shrink
 from tikhon.plan import (
     Plan,
-    Sighting,
     cloned,
     closure_of,
     innermost,
+    sight,
     sizes_of,
     steps_of,
     untraced,
@@ -91,7 +91,7 @@ class Regularizer:
         self.steps = 0
         self._bindings = bind(self.model, slots(self.model), terms, how)
         self._lazy = any(map(is_lazy, self.model.parameters()))
-        self._gradients: list[tuple[nn.Parameter, Tensor | None]] = []  # the user's own
+        self._gradients: list[tuple[nn.Parameter, Tensor]] = []  # the user's own
         self._earlier: dict[str, Tensor] = {}  # weights for controllers with needs_before
         self._moved: dict[str, Tensor] | None = {}  # weights that shares are measured from
         self._warned = False  # of layers that were lost
@@ -275,13 +275,11 @@ class Regularizer:
         if not (plan.routes["gradient"] or plan.routes["decay"] or measure):
             return
         if plan.routes["gradient"]:
-            found = plan.active("gradient")
-            self._gradients += [(p, p.grad) for b in found for p in b.target.params]
             scale = getattr(self.optimizer, "grad_scale", None)  # fused ones divide inside
-            add_gradients(found, plan.group, scale, measure=measure)
+            self._gradients = add_gradients(plan, scale, measure=measure)
         if decay and plan.routes["decay"]:
             skipped = getattr(self.optimizer, "found_inf", None)
-            shrink(plan.active("decay"), plan.group, skipped, measure=measure)
+            shrink(plan, skipped, measure=measure)
         if measure:
             self._moved = {b.name: b.read().clone() for b in self._bindings}
 
@@ -311,7 +309,7 @@ class Regularizer:
             self._warned = warn_of_lost_layers(optimizer, plan.active("prox"))
         for dial in plan.moving:
             dial.turn(self.steps)
-        self._last_seen = Sighting.of(plan.watched)
+        self._last_seen = sight(plan.watched)
 
     @torch.no_grad()
     def _consult(self, phase: str) -> None:

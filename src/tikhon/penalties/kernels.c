@@ -1,7 +1,6 @@
 /* Proxes in one pass over memory. REAL is float or double, given by -DREAL=...
 
-   A comparison with NaN is false; the operands stand such that NaN comes through. Sums are taken
-   in double, so that squares of float neither overflow nor vanish. */
+   A comparison with NaN is false; the operands stand such that NaN comes through. */
 #include <float.h>
 #include <stddef.h>
 #include <tgmath.h>
@@ -9,6 +8,8 @@
 #define LARGEST (sizeof(REAL) == sizeof(float) ? (REAL)FLT_MAX : (REAL)DBL_MAX)
 #define TINIEST (sizeof(REAL) == sizeof(float) ? (REAL)FLT_MIN : (REAL)DBL_MIN)
 #define EPSILON (sizeof(REAL) == sizeof(float) ? FLT_EPSILON : DBL_EPSILON)
+#define SAFE 1e-9 /* squares between this and its inverse are summed in REAL, */
+#define CHUNK 256 /* so many at a time */
 
 static inline REAL soft(REAL w, REAL threshold)
 {
@@ -39,14 +40,30 @@ void entries(REAL *restrict w, const REAL *restrict moment, ptrdiff_t count, dou
         }
 }
 
+/* Norm of a row: short sums in REAL, unless squares overflow or vanish. */
+static double norm_of(const REAL *restrict row, ptrdiff_t length)
+{
+    double square = 0;
+    for (ptrdiff_t start = 0; start < length; start += CHUNK) {
+        const ptrdiff_t end = start + CHUNK < length ? start + CHUNK : length;
+        REAL part = 0;
+#pragma omp simd reduction(+ : part)
+        for (ptrdiff_t j = start; j < end; j++)
+            part += row[j] * row[j];
+        square += part;
+    }
+    if (square > SAFE && square < 1 / SAFE)
+        return sqrt(square);
+    square = 0;
+    for (ptrdiff_t j = 0; j < length; j++)
+        square += (double)row[j] * row[j];
+    return sqrt(square);
+}
+
 /* A row times max(0, 1 - size/|row|). */
 static void shrink(REAL *restrict row, ptrdiff_t length, double size)
 {
-    double square = 0;
-#pragma omp simd reduction(+ : square)
-    for (ptrdiff_t j = 0; j < length; j++)
-        square += (double)row[j] * row[j];
-    double norm = sqrt(square);
+    const double norm = norm_of(row, length);
     const REAL kept = norm <= size ? 0 : 1 - size / norm;
     for (ptrdiff_t j = 0; j < length; j++)
         row[j] *= kept;
@@ -86,23 +103,43 @@ static void shrink_in_metric(REAL *restrict row, const REAL *restrict moment, pt
                              REAL size, REAL eps, REAL *restrict steps)
 {
     double square = 0, moved = 0, spread = 0;
-#pragma omp simd reduction(+ : square, moved, spread)
-    for (ptrdiff_t j = 0; j < length; j++) {
-        REAL step = size / (sqrt(moment[j]) + eps);
-        step = step < TINIEST ? TINIEST : step;
-        step = step > LARGEST ? LARGEST : step;
-        steps[j] = step;
-        double squared = (double)row[j] * row[j], weighed = squared * step;
-        square += squared;
-        moved += weighed;
-        spread += weighed * step;
+    REAL largest = 0;
+    for (ptrdiff_t start = 0; start < length; start += CHUNK) {
+        const ptrdiff_t end = start + CHUNK < length ? start + CHUNK : length;
+        REAL squares = 0, moves = 0, spreads = 0;
+#pragma omp simd reduction(+ : squares, moves, spreads) reduction(max : largest)
+        for (ptrdiff_t j = start; j < end; j++) {
+            REAL step = size / (sqrt(moment[j]) + eps);
+            step = step < TINIEST ? TINIEST : step;
+            step = step > LARGEST ? LARGEST : step;
+            steps[j] = step;
+            const REAL squared = row[j] * row[j], weighed = squared * step;
+            squares += squared;
+            moves += weighed;
+            spreads += weighed * step;
+            largest = step > largest ? step : largest;
+        }
+        square += squares;
+        moved += moves;
+        spread += spreads;
     }
-    double root = square == 0 ? 0 : sqrt(square) - moved / square;
-    if (!(12 * spread <= EPSILON * square * square))
-        root = norm_after(row, steps, length, root);
-    const REAL t = root;
-    for (ptrdiff_t j = 0; j < length; j++)
-        row[j] -= row[j] * (steps[j] / (t + steps[j]));
+    double root;
+    if (!(square > SAFE && square + spread < 1 / SAFE))
+        root = norm_after(row, steps, length, norm_of(row, length));
+    else {
+        root = sqrt(square) - moved / square;
+        if (!(12 * spread <= EPSILON * square * square))
+            root = norm_after(row, steps, length, root);
+    }
+    const REAL t = root, inverse = 1 / root;
+    if (largest < 0.5 * cbrt(EPSILON) * root) /* s/(t + s) = r - r^2 + r^3, r = s/t */
+        for (ptrdiff_t j = 0; j < length; j++) {
+            const REAL ratio = steps[j] * inverse;
+            row[j] -= row[j] * (ratio - ratio * ratio);
+        }
+    else
+        for (ptrdiff_t j = 0; j < length; j++)
+            row[j] -= row[j] * (steps[j] / (t + steps[j]));
 }
 
 /* GroupLasso on `count` rows. */
