@@ -62,6 +62,22 @@ def test_readings_are_what_the_optimizer_saw(accumulate, clip):
         assert row["gradient"] == pytest.approx(float(norm), rel=1e-4)
 
 
+@pytest.mark.parametrize(("width", "tolerance"), [(16, 1e-4), (512, 0.05)])
+def test_sizes_of_weights_and_updates_are_read_from_rows_of_large_tensors(width, tolerance):
+    torch.manual_seed(0)
+    model = nn.Linear(width, width)
+    engine = sgd(0.1)(model.parameters())
+    before = copy.deepcopy(model).requires_grad_(False)
+    with watch(model, engine, every=1) as health:
+        model(torch.randn(32, width)).square().mean().backward()
+        engine.step()
+    pairs = list(zip(model.parameters(), before.parameters()))
+    ratios = sorted(float((p.detach() - q).norm() / q.norm()) for p, q in pairs)
+    size = float(nn.utils.get_total_norm(before.parameters()))
+    assert health.rows[0]["update"] == pytest.approx(ratios[len(ratios) // 2], rel=tolerance)
+    assert health.rows[0]["weight"] == pytest.approx(size, rel=tolerance)
+
+
 def test_vanishing_signals_raise_an_alarm_and_healthy_ones_do_not():
     torch.manual_seed(0)
     for model, codes in (

@@ -23,19 +23,20 @@ from tikhon.plan import closure_of
 from tikhon.targets import local
 
 MOVED_SCALE = 2.0**10  # a loss scale that moved that far from its start (convention)
+SAMPLE = 2**14  # entries of a tensor from which its update is read, about
 
 
 class NonFiniteError(ArithmeticError):
-    """A number stopped being finite; the message names the first bad tensor and the step."""
+    """A number is not finite any more; the message names the first bad tensor and the step."""
 
 
 class Watch:
     """Hooks on an optimizer and a model; a context manager. Use `tikhon.watch` to make one.
 
-    Every `every` steps the norms of all gradients and weights are stacked and read in one go, and
-    tensor hooks on the outputs of the layers read the backward signal. On every step one small
-    gradient of the first layer is looked at: whatever goes wrong on the way there or back ends in
-    it. `rows` holds what was read, newest last; `alarms` names what is out of range.
+    Every `every` steps the norms of all gradients, weights and updates (of large tensors, of some
+    rows) are read in one go, and tensor hooks on the outputs of the layers read the backward
+    signal. On every step one small gradient of the first layer is looked at: whatever goes wrong
+    on the way there or back ends in it. `rows` holds what was read, newest last.
     """
 
     def __init__(
@@ -49,15 +50,15 @@ class Watch:
         self.rows: deque[dict[str, Any]] = deque(maxlen=keep)
         self.failure: dict[str, Any] | None = None
         self._inner = _unwrap_optimizer(optimizer)
-        self._names = {p: n for n, p in self.model.named_parameters()}
         self._layers = [(n, m) for n, m in self.model.named_modules() if role_of(m) is not None]
         self._signals: dict[str, Tensor] = {}
         self._order: dict[str, None] = {}  # layers as the forward pass calls them
         self._taps: list[Any] = []
-        self._before: list[Tensor] | None = None
+        self._before: list[Tensor] | None = None  # of large tensors, some rows
         self._loss: Tensor | None = None
         self._calls: list[Call] = []  # what this step's forward began with
         self._canary = _canary(self.model)
+        self._sharded = any(hasattr(p, "to_local") for p in self.model.parameters())
         self._latch: Tensor | None = None
         self._handles = [
             self.model.register_forward_pre_hook(self._remember, with_kwargs=True),
@@ -125,9 +126,6 @@ class Watch:
 
     # sampled steps
 
-    def _due(self) -> bool:
-        return self.step % self.every == 0
-
     def _listen(self) -> None:
         """Tap the outputs of the layers for the coming step; taps come off after it."""
         for name, module in self._layers:
@@ -143,7 +141,8 @@ class Watch:
         return hook
 
     def _hear(self, name: str, grad: Tensor) -> None:
-        size = grad.detach().float().square().mean()
+        norm = torch.linalg.vector_norm(grad.detach(), dtype=torch.float32)
+        size = norm.square() / grad.numel()
         # accumulated micro-batches add up
         self._signals[name] = self._signals[name] + size if name in self._signals else size
 
@@ -173,29 +172,28 @@ class Watch:
         """At the canary, and at the weights before the optimizer moves them."""
         grad = self._canary.grad if self._canary is not None else None
         if grad is not None and not _skipped(self._inner):
-            self._sing(local(grad).sum())
-        if self._due() and self._before is None:
-            self._before = [p.detach().clone() for p in self._parameters()]
+            self._sing(local(grad) if self._sharded else grad)
+        if self.step % self.every == 0 and self._before is None:
+            self._before = [_rows(p).clone() for p in self._parameters()]
 
     def _sing(self, canary: Tensor) -> None:
         """Read the canary at once on a CPU; elsewhere latch it until the next reading."""
-        if canary.device.type == "cpu":
-            if not math.isfinite(float(canary)):
+        if canary.is_cpu:
+            if not math.isfinite(canary.sum().item()):
                 self._fail()
             return
-        bad = ~torch.isfinite(canary)
+        bad = ~torch.isfinite(canary.sum())
         now = torch.where(bad, self.step, torch.inf)
         self._latch = now if self._latch is None else torch.minimum(self._latch, now)
 
     def _parameters(self) -> list[Tensor]:
-        return [
-            p for g in self._inner.param_groups for p in g["params"] if p.grad is not None
-        ]  # fmt: skip
+        groups = self._inner.param_groups
+        return [p for g in groups for p in g["params"] if p.grad is not None]
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._due() and self._before is not None:
+        if self._before is not None:
             self._read(self._before)
-        self._before = None
+            self._before = None
         self.step += 1
         if self.step == 1 and not self._calls:  # the loop calls parts, as Lightning modules do
             self._handles += [
@@ -204,9 +202,9 @@ class Watch:
             ]
         for tap in self._taps:
             tap.remove()
-        self._taps = []
+        self._taps.clear()
         self._signals.clear()
-        if self._due():
+        if self.step % self.every == 0:
             self._listen()
 
     def _read(self, before: list[Tensor]) -> None:
@@ -215,31 +213,30 @@ class Watch:
             return
         parameters = self._parameters()
         grads = [local(p.grad) for p in parameters if p.grad is not None]
-        now = [local(p.detach()) for p in parameters]
-        old = [local(b) for b in before]
+        now = [_rows(p) for p in parameters]
         if not grads:
             return
-        moved = torch._foreach_sub(now, old)  # pyright: ignore[reportPrivateImportUsage]
+        moved = torch._foreach_sub(now, before)  # pyright: ignore[reportPrivateImportUsage]
         norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
-        norms = [norm(part) for part in (grads, old, moved)]
+        norms = [norm(part) for part in (grads, before, moved)]
         heard = [name for name in self._order if name in self._signals]
+        device = norms[0][0].device
+        loss = self._loss if self._loss is not None else torch.tensor(math.nan)
         stack = [
             torch.stack([n.float() for group in norms for n in group]),
-            torch.stack([self._signals[name] for name in heard]).to(norms[0][0].device)
-            if heard
-            else torch.zeros(0, device=norms[0][0].device),
-            (self._loss if self._loss is not None else torch.tensor(math.nan))
-            .float().reshape(1).to(norms[0][0].device),
-        ]  # fmt: skip
+            *[self._signals[name].reshape(1).to(device) for name in heard],
+            loss.float().reshape(1).to(device),
+        ]
         if self.scaler is not None:
-            stack.append(self.scaler.scale(torch.ones(1, device=norms[0][0].device)))
+            stack.append(self.scaler.scale(torch.ones(1, device=device)))
         flat = torch.cat([stack[0].square(), *stack[1:]])
-        sharded = any(hasattr(p, "to_local") for p in parameters)
-        values = _reduce(flat, 3 * len(grads), sharded).tolist()
-        self._keep(values, len(grads), heard)
+        values = _reduce(flat, 3 * len(grads), self._sharded).tolist()
+        shares = [local(p).numel() / max(1, part.numel()) for p, part in zip(parameters, now)]
+        self._keep(values, shares)
 
-    def _keep(self, values: list[float], count: int, heard: list[str]) -> None:
-        loss_scale = values.pop() if self.scaler is not None else None
+    def _keep(self, values: list[float], shares: list[float]) -> None:
+        """One row: squares of gradients, weights and moves, then signals, loss and loss scale."""
+        loss_scale, count = values.pop() if self.scaler is not None else None, len(shares)
         grads, weights, moves = (values[i * count : (i + 1) * count] for i in range(3))
         signals = [math.sqrt(v) for v in values[3 * count : -1]]
         scale = self._scale()
@@ -250,7 +247,7 @@ class Watch:
             "step": self.step,
             "loss": values[-1] if self._loss is not None else None,
             "gradient": math.sqrt(sum(grads)) / scale,
-            "weight": math.sqrt(sum(weights)),
+            "weight": math.sqrt(sum(w * share for w, share in zip(weights, shares))),
             "update": ratios[len(ratios) // 2] if ratios else None,
             "signal_ratio": signals[0] / signals[-1] if signals and signals[-1] else None,
             "scale": loss_scale,
@@ -291,7 +288,7 @@ class Watch:
             raise NonFiniteError(message)
 
     def _old(self, parameter: Tensor) -> Tensor:
-        """The parameter before this step where it was kept: a bad gradient makes it bad after."""
+        """What was kept of it from before this step: a bad gradient makes it bad after."""
         for kept, current in zip(self._before or (), self._parameters()):
             if current is parameter:
                 return kept
@@ -328,6 +325,12 @@ def _unwrap_optimizer(optimizer: Any) -> Optimizer:
             raise InputError(f"not a torch optimizer: {type(optimizer).__name__}")
         optimizer = inner
     return optimizer
+
+
+def _rows(parameter: Tensor) -> Tensor:
+    """The local part; of a large one, evenly spaced rows."""
+    own = local(parameter)
+    return own[:: own.numel() // SAMPLE + 1] if own.numel() > SAMPLE else own
 
 
 def _canary(model: nn.Module) -> Tensor | None:
