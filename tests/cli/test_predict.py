@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
+import tikhon as tk
 from tikhon.cli import main
+from tikhon.cli.compacted import write_onnx
 
 
 def frame(rows: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -132,6 +136,29 @@ def test_compact_and_export(tmp_path: Path):
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime absent")
     session = runtime.InferenceSession(str(run / "model.onnx"))
     assert session.get_inputs()[0].name == "x"
+
+
+@pytest.mark.slow
+def test_an_exported_small_model_answers_as_the_large_one(tmp_path: Path):
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime absent")
+    pytest.importorskip("onnxscript", reason="onnxscript absent")
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(8 * 16, 20), nn.ReLU(), nn.Linear(20, 3),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        model[0].weight[5:] = 0
+        model[5].weight[12:] = 0
+    example = torch.randn(16, 1, 8, 8)
+    small = tk.compact(model, example)
+    write_onnx(small, example, tmp_path / "model.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
+    for rows in (1, 7, 16):
+        (answers,) = session.run(None, {"x": example[:rows].numpy()})
+        torch.testing.assert_close(
+            torch.as_tensor(answers), model(example[:rows]).detach(), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_compact_writes_a_smaller_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

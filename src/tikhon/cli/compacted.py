@@ -27,7 +27,7 @@ def check_export(export: str | None) -> None:
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise InputError("--export onnx needs onnxscript: pip install onnxscript") from error
+        raise InputError("--export onnx needs onnxscript: pip install 'tikhon[export]'") from error
 
 
 def finish(
