@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from examples_of import PENALTIES
 from tikhon import penalties as tk
 from tikhon.penalties.elementwise import soft_threshold
 from tikhon.penalties.group import as_rows, row_norms
@@ -95,6 +97,33 @@ def test_weights_of_another_kind_are_refused():
         tk.L1(0.1, weights=2.0)
     with pytest.raises(TypeError, match="by parameter name"):
         tk.L1(0.1, weights={"fc": torch.ones(2)}).value(torch.ones(2))
+
+
+@pytest.mark.parametrize("kind", sorted({type(p) for p in PENALTIES}, key=lambda c: c.__name__))
+def test_every_penalty_takes_weights_or_says_why_it_does_not(kind):
+    penalty = next(p for p in PENALTIES if type(p) is kind)
+    if "weights" not in kind.__dataclass_fields__:
+        reason = re.escape(kind.unweighted)
+        assert kind.unweighted != tk.Penalty.unweighted
+        with pytest.raises(TypeError, match=f"{kind.__name__} takes no weights: {reason}"):
+            kind(weights=torch.ones(4))
+        return
+    w = torch.randn(4, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    w = penalty.prox(w, 1.0)  # a point that a Hierarchical allows
+    shape = (4, 6) if penalty.elementwise else (6,) if kind is tk.SLOPE else (4,)
+    ones = torch.ones(shape, dtype=torch.float64)
+    once, twice, never = (replace(penalty, weights=factor * ones) for factor in (1, 2, 0))
+    assert twice.value(w) == 2 * once.value(w) > 0
+    assert torch.equal(twice.grad(w), 2 * once.grad(w))
+    assert never.value(w) == 0 and not never.grad(w).any()
+    torch.testing.assert_close(never.prox(w, 0.7), w)
+    torch.testing.assert_close(twice.prox(w, 0.35), once.prox(w, 0.7))
+    if kind is not tk.SLOPE:  # whose own sequence is not one
+        plain = replace(penalty, weights=None)
+        torch.testing.assert_close(plain.value(w), once.value(w))
+        torch.testing.assert_close(plain.prox(w, 0.7), once.prox(w, 0.7))
+    mixed = replace(penalty, weights=torch.linspace(2, 0, ones.numel()).double().reshape(shape))
+    check_penalty(mixed, seeds=1)
 
 
 def test_hierarchical_needs_features_as_rows():

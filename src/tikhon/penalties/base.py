@@ -38,6 +38,13 @@ class Penalty(ABC):
     diagonal: ClassVar[bool] = True  # the prox is exact for a tensor step (a diagonal metric)
     rows: ClassVar[str] = "tensor"  # the view of the weights that it sees by default
     reference: ClassVar[str] = ""
+    unweighted: ClassVar[str] = "it has no field of that name"  # why it takes no weights
+
+    def __new__(cls, *args: Any, **arguments: Any) -> Self:
+        """Refuse `weights` by name where the class has none."""
+        if "weights" in arguments and "weights" not in cls.__dataclass_fields__:
+            raise TypeError(f"{cls.__name__} takes no weights: {cls.unweighted}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_strength(self.strength, type(self).__name__)

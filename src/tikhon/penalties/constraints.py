@@ -31,6 +31,7 @@ class Constraint(Proximable):
     strength: float = field(default=1.0, init=False, repr=False)
 
     constraint: ClassVar[bool] = True
+    unweighted: ClassVar[str] = "a constraint has no strength that they could multiply"
 
     def value(self, w: Tensor) -> Tensor:
         """0 where w is in the set up to rounding, otherwise infinite."""

@@ -258,10 +258,11 @@ class GroupMCP(Proximable):
 class LInf(Proximable):
     """Largest entry of each row: levels the row's large weights, zeroes the row as a whole.
 
-    `strength * sum_g max|w_g|`.
+    `strength * sum_g weights_g * max|w_g|`.
 
     Args:
         strength: lambda >= 0.
+        weights: factors >= 0, one a row, shape (rows,), or a mapping.
 
     Reference: Turlach, Venables and Wright (2005), https://doi.org/10.1198/004017005000000139.
 
@@ -270,23 +271,28 @@ class LInf(Proximable):
             [0.0000, 0.0000]])
     """
 
+    weights: Tensor | Mapping[str, Tensor] | None = None
+
     rows: ClassVar[str] = "out"
     reference: ClassVar[str] = "Turlach, Venables and Wright 2005"
 
     def value(self, w: Tensor) -> Tensor:
-        """strength * sum of the largest sizes."""
+        """strength * sum of the weighted largest sizes."""
         rows = as_rows(wide(w))
-        return self.lam * (rows.abs().amax(1).sum() if rows.numel() else rows.sum())
+        if not rows.numel():
+            return self.lam * rows.sum()
+        return (self._strengths(rows) * rows.abs().amax(1, keepdim=True)).sum()
 
     def grad(self, w: Tensor) -> Tensor:
-        """strength * sign(w), shared by the largest entries of each row."""
+        """strength * weights * sign(w), shared by the largest entries of each row."""
         if not w.numel():
             return torch.zeros_like(w)
         rows = as_rows(wide(w))
         size = rows.abs()
         largest = (size == size.amax(1, keepdim=True)).to(rows.dtype)
         share = largest / largest.sum(1, keepdim=True)
-        return (self.lam * share * torch.sign(rows)).reshape(w.shape).to(w.dtype)
+        gradient = self._strengths(rows) * share * torch.sign(rows)
+        return gradient.reshape(w.shape).to(w.dtype)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Each row clipped at one level, found by sorting its sizes."""
@@ -295,7 +301,10 @@ class LInf(Proximable):
         rows = as_rows(wide(w))
         if is_metric(step):
             step = as_rows(step.to(rows.dtype))
-        return clip_rows(rows, step, self.lam).reshape(w.shape).to(w.dtype)
+        return clip_rows(rows, step, self._strengths(rows)).reshape(w.shape).to(w.dtype)
+
+    def _strengths(self, rows: Tensor) -> float | Tensor:
+        return self.lam if self.weights is None else self.lam * by_row(self.weights, rows)
 
 
 def clip_rows(rows: Tensor, step: float | Tensor, strength: float | Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tikhon.penalties.base import Proximable, as_scalar, check_number, refuse_metric, wide
+from tikhon.penalties.group import by_row
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,15 +18,16 @@ class Hierarchical(Proximable):
 
     Row j of w holds input feature j: first the `skip` weights v_j of its linear skip connection
     (one an output), then its column u_j of the first layer. The penalty is
-    `strength * sum_j |v_j|` (Euclidean norm) where `max|u_j| <= M * |v_j|` for every feature, and
-    infinite elsewhere. `select(model, ("skip.weight", "fc1.weight"), rows="feature")` gives these
-    rows.
+    `strength * sum_j weights_j * |v_j|` (Euclidean norm) where `max|u_j| <= M * |v_j|` for every
+    feature, and infinite elsewhere. `select(model, ("skip.weight", "fc1.weight"),
+    rows="feature")` gives these rows.
 
     Args:
         strength: lambda >= 0.
         M: hierarchy coefficient, > 0: how large a first-layer weight may be for a skip weight of
             1. Small values approach a linear model.
         skip: how many leading entries of a row are skip weights, >= 1.
+        weights: factors >= 0, one a feature, shape (rows,).
 
     Reference: Lemhadri et al. (2021), https://www.jmlr.org/papers/v22/20-848.html.
 
@@ -37,6 +39,7 @@ class Hierarchical(Proximable):
 
     M: float = 10.0
     skip: int = 1
+    weights: Tensor | None = None
 
     convex: ClassVar[bool] = False
     diagonal: ClassVar[bool] = False
@@ -50,17 +53,19 @@ class Hierarchical(Proximable):
             raise ValueError(f"Hierarchical: skip must be an integer >= 1, received {self.skip!r}")
 
     def value(self, w: Tensor) -> Tensor:
-        """strength * sum of |v_j|, infinite where the hierarchy is violated."""
+        """strength * sum of weighted |v_j|, infinite where the hierarchy is violated."""
         norm, tail = self._parts(wide(w))
         slack = 32 * torch.finfo(w.dtype).eps * (1 + self.M * norm)
         violated = (tail.abs() > self.M * norm + slack).any()
-        return self.lam * norm.sum() + torch.where(violated, torch.inf, 0.0).to(norm.dtype)
+        return (self._strengths(norm) * norm).sum() + torch.where(violated, torch.inf, 0.0).to(
+            norm.dtype
+        )
 
     def grad(self, w: Tensor) -> Tensor:
-        """strength * v_j / |v_j| on the skip weights, 0 elsewhere."""
+        """strength * weights * v_j / |v_j| on the skip weights, 0 elsewhere."""
         norm, tail = self._parts(wide(w))
         head = wide(w)[:, : self.skip] / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-        return torch.cat([self.lam * head, torch.zeros_like(tail)], 1).to(w.dtype)
+        return torch.cat([self._strengths(norm) * head, torch.zeros_like(tail)], 1).to(w.dtype)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The global minimiser of each row, by sorting its first-layer weights.
@@ -69,12 +74,15 @@ class Hierarchical(Proximable):
         """
         refuse_metric(self, step)
         norm, tail = self._parts(wide(w))
-        bound = self._bound(norm, tail, as_scalar(self.lam * step, norm))
+        bound = self._bound(norm, tail, as_scalar(self._strengths(norm) * step, norm))
         first = (torch.arange(self.skip, device=w.device) == 0).to(norm.dtype)
         tiny = torch.finfo(norm.dtype).tiny
         direction = torch.where(norm > 0, wide(w)[:, : self.skip] / norm.clamp_min(tiny), first)
         head = direction * (bound / self.M)
         return torch.cat([head, tail.clamp(-bound, bound)], 1).to(w.dtype)
+
+    def _strengths(self, norm: Tensor) -> float | Tensor:
+        return self.lam if self.weights is None else self.lam * by_row(self.weights, norm)
 
     def _parts(self, w: Tensor) -> tuple[Tensor, Tensor]:
         if w.ndim != 2 or w.shape[1] < self.skip:

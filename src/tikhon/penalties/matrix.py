@@ -15,6 +15,8 @@ from tikhon.penalties.base import Penalty, Proximable, refuse_metric, wide
 from tikhon.penalties.elementwise import soft_threshold
 from tikhon.penalties.group import as_rows, clip_rows
 
+_WHOLE = "singular values belong to the matrix as a whole, not to its entries or rows"
+
 
 def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD, once more in float64 if it does not converge; ValueError if not finite."""
@@ -51,6 +53,7 @@ class NuclearNorm(Proximable):
     diagonal: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
     reference: ClassVar[str] = "Fazel 2002"
+    unweighted: ClassVar[str] = _WHOLE
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of singular values."""
@@ -90,6 +93,7 @@ class SpectralNorm(Proximable):
     diagonal: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
     reference: ClassVar[str] = "Yoshida and Miyato 2017"
+    unweighted: ClassVar[str] = _WHOLE
 
     def value(self, w: Tensor) -> Tensor:
         """strength * largest singular value."""
@@ -134,6 +138,7 @@ class Orthogonal(Penalty):
     convex: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
     reference: ClassVar[str] = "Bansal, Chen and Wang 2018"
+    unweighted: ClassVar[str] = "it compares rows with each other"
 
     def value(self, w: Tensor) -> Tensor:
         """strength * squared Frobenius norm of the Gram matrix minus the identity."""

@@ -109,6 +109,7 @@ class TotalVariation(Proximable):
     diagonal: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
     reference: ClassVar[str] = "Rudin, Osher and Fatemi 1992"
+    unweighted: ClassVar[str] = "it is a sum over jumps between entries, not over entries"
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of absolute differences of neighbours."""
