@@ -23,6 +23,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ import tikhon as tk
 from tikhon.penalties import kernels
 
 Run = Callable[[], object]
-SMALLEST = 50_000  # entries from which the compiled kernel is tried in whole steps
+GPU_TARGET = 1.3  # copies
 STRENGTH = 1e-6  # weights stay away from zero: no denormals, no work saved
 
 
@@ -75,31 +76,36 @@ def _resident(field: str) -> int:
 # -- one operation on one tensor ------------------------------------------------------------------
 
 
-def operations(w: torch.Tensor, compiled: bool) -> Iterator[tuple[str, Run]]:
-    """(name, one pass over w), the in-place kernels first."""
+@contextmanager
+def compiled_from(entries: float, device: str) -> Iterator[None]:
+    before = kernels.compile_from(entries, device)
+    yield
+    kernels.compile_from(before, device)
+
+
+def operations(w: torch.Tensor) -> Iterator[tuple[str, Run]]:
+    """(name, one pass over w): in place by blocks and by compiled kernels, then the others."""
     moment, gradient = torch.rand_like(w).mul_(1e-4), torch.zeros_like(w)
     tiny, lr = STRENGTH * 1e-3, 1e-3
     l1, net, group = tk.L1(tiny), tk.ElasticNet(tiny), tk.GroupLasso(tiny)
-    yield "L1 prox", lambda: kernels.prox_(l1, w, lr)
-    yield "ElasticNet prox", lambda: kernels.prox_(net, w, lr)
-    yield "GroupLasso prox", lambda: kernels.prox_(group, w, lr)
-    kernels.compile_from(math.inf)
+
+    def prox(penalty: tk.Penalty, entries: float, **metric) -> Run:
+        def run() -> None:
+            with compiled_from(entries, w.device.type):
+                kernels.prox_(penalty, w, lr, **metric)
+
+        return run
+
     metric = {"moment": moment, "eps": 1e-8}
-    yield "L1 prox, Adam's metric, eager", lambda: kernels.prox_(l1, w, lr, **metric)
-    yield "ElasticNet prox, Adam's metric, eager", lambda: kernels.prox_(net, w, lr, **metric)
-    if compiled:
-
-        def by_compiler() -> None:
-            before = kernels.compile_from(1)
-            kernels.prox_(l1, w, lr, **metric)
-            kernels.compile_from(before)
-
-        yield "L1 prox, Adam's metric, compiled", by_compiler
+    for penalty in (l1, net, group):
+        kind = type(penalty).__name__
+        for how, entries in (("eager", math.inf), ("compiled", 0)):
+            yield f"{kind} prox, {how}", prox(penalty, entries)
+            yield f"{kind} prox, Adam's metric, {how}", prox(penalty, entries, **metric)
     l2 = tk.L2(tiny)
     yield "L2 gradient", lambda: kernels.add_gradient_(l2, gradient, w)
     yield "ElasticNet gradient", lambda: kernels.add_gradient_(net, gradient, w)
     yield "L1 prox out of place", lambda: l1.prox(w, lr)
-    yield "GroupLasso prox, Adam's metric", lambda: kernels.prox_(group, w, lr, **metric)
     leaf = w.requires_grad_()
 
     def by_autograd() -> None:
@@ -110,25 +116,27 @@ def operations(w: torch.Tensor, compiled: bool) -> Iterator[tuple[str, Run]]:
 
 
 TARGETS = {
-    "L1 prox": 1.6,
+    "L1 prox, eager": 1.6,
+    "L1 prox, compiled": 1.6,
     "L1 prox, Adam's metric, eager": 4.5,
     "L1 prox, Adam's metric, compiled": 1.6,
     "L2 gradient": 2.5,
     "ElasticNet gradient": 2.5,
-    "GroupLasso prox": 3.0,
+    "GroupLasso prox, eager": 3.0,
+    "GroupLasso prox, compiled": 3.0,
 }
 
 
-def kernel_table(sizes: list[int], rounds: int, compiled: bool) -> dict[str, dict]:
+def kernel_table(sizes: list[int], rounds: int) -> dict[str, dict]:
     table: dict[str, dict] = {}
-    for name, run in operations(torch.randn(300, 300), compiled):  # load code before measuring
+    for name, run in operations(torch.randn(300, 300)):  # load code before measuring
         with torch.set_grad_enabled("autograd" in name):
             run()
     for size in sizes:
         rows = max(1, round(size**0.5))
         w = torch.randn(rows, size // rows)
         out = torch.empty_like(w)
-        for name, run in operations(w, compiled):
+        for name, run in operations(w):
             with torch.set_grad_enabled("autograd" in name):
                 extra = peak(run)
                 found = ratio(run, lambda: out.copy_(w.detach()), rounds)  # noqa: B023
@@ -184,10 +192,10 @@ def trainer(
     return step
 
 
-def make(kind: str, params) -> torch.optim.Optimizer:
+def make(kind: str, params, *, fused: bool | None = None) -> torch.optim.Optimizer:
     if kind == "sgd":
-        return torch.optim.SGD(params, lr=1e-4, momentum=0.9)
-    return torch.optim.Adam(params, lr=1e-4)
+        return torch.optim.SGD(params, lr=1e-4, momentum=0.9, fused=fused)
+    return torch.optim.Adam(params, lr=1e-4, fused=fused)
 
 
 def weights_of(model: nn.Module) -> list[nn.Parameter]:
@@ -195,7 +203,11 @@ def weights_of(model: nn.Module) -> list[nn.Parameter]:
 
 
 def ways(
-    model: nn.Module, x: torch.Tensor, kind: str, compiled: bool = False
+    model: nn.Module,
+    x: torch.Tensor,
+    kind: str,
+    compiled: bool = False,
+    fused: bool | None = None,
 ) -> Iterator[tuple[str, Run]]:
     """(name, step) for every way to penalise, each on a copy of the model."""
     terms = {
@@ -208,21 +220,11 @@ def ways(
     }
     for name, term in terms.items():
         own = copy.deepcopy(model)
-        optimizer = make(kind, own.parameters())
+        optimizer = make(kind, own.parameters(), fused=fused)
         own.penalties = tk.regularize(own, optimizer, {"*": term})  # keeps the handle alive
         yield name, trainer(own, x, optimizer, compiled=compiled)
     if compiled:
         return
-    if kind == "adam":  # the kernel for large tensors, where it is worth a compilation
-        before = kernels.compile_from(SMALLEST)
-        own = copy.deepcopy(model)
-        optimizer = make(kind, own.parameters())
-        own.penalties = tk.regularize(own, optimizer, {"*": terms["tikhon L1"]})
-        step = trainer(own, x, optimizer)
-        step()
-        yield "tikhon L1, compiled kernel", step
-        kernels.compile_from(before)
-        del own, optimizer, step
     own = copy.deepcopy(model)
     chosen = weights_of(own)
     yield (
@@ -230,7 +232,7 @@ def ways(
         trainer(
             own,
             x,
-            make(kind, own.parameters()),
+            make(kind, own.parameters(), fused=fused),
             lambda: STRENGTH * sum(p.abs().sum() for p in chosen),
         ),
     )
@@ -301,11 +303,94 @@ def step_table(
     return table
 
 
+# -- on a GPU -------------------------------------------------------------------------------------
+
+
+def gpu_ratio(ours: Run, base: Run, rounds: int) -> float:
+    """Median of ours / base by CUDA events, both sides queued in turn (A-B-B-A)."""
+
+    def elapsed(run: Run) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(20):
+            run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    for run in (ours, base) * 3:  # compile, and fill the allocator's cache
+        elapsed(run)
+    found = []
+    for _ in range(rounds):
+        a, b, b2, a2 = (elapsed(run) for run in (ours, base, base, ours))
+        found.append((a + a2) / (b + b2))
+    return statistics.median(found)
+
+
+def gpu_peak(run: Run) -> float:
+    """Megabytes that one call holds at its peak beyond what was allocated before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1024**2
+
+
+def synchronises(run: Run) -> bool:
+    """Whether a step makes the host wait for the device."""
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False
+
+
+def gpu_table(rounds: int) -> dict[str, dict]:
+    """Operations in copies at the device's bandwidth, and whole steps; {} without a device."""
+    if not torch.cuda.is_available():
+        print("no GPU here: the section of copies at a device's bandwidth is skipped")
+        return {}
+    device = torch.device("cuda")
+    print(f"\n{torch.cuda.get_device_name(device)}: copies of the weights, and extra memory")
+    table: dict[str, dict] = {}
+    for size in (4096**2, 10**8):  # smaller ones stay in the cache of the device
+        rows = round(size**0.5)
+        w = torch.randn(rows, size // rows, device=device)
+        out = torch.empty_like(w)
+        for name, run in operations(w):
+            with torch.set_grad_enabled("autograd" in name):
+                found = gpu_ratio(run, lambda: out.copy_(w.detach()), rounds)  # noqa: B023
+                extra = gpu_peak(run)
+            verdict = "" if "autograd" in name else "ok" if found <= GPU_TARGET else "> 1.3"
+            table[f"{name} | {size:.0e}"] = {"copies": found, "extra_mb": extra}
+            print(f"{name:40}{size:9.0e}{found:9.2f}{extra:9.1f} MB  {verdict}", flush=True)
+    print("\nwhole step over the step without a penalty, fused optimizers")
+    for label, build in MODELS.items():
+        for kind in ("sgd", "adam"):
+            model, x = build()
+            model, x = model.to(device), x.to(device)
+            own = copy.deepcopy(model)
+            plain = trainer(own, x, make(kind, own.parameters(), fused=True))
+            for name, step in ways(model, x, kind, fused=True):
+                found = gpu_ratio(step, plain, rounds)
+                waits = synchronises(step)
+                table[f"{label} | {kind} | {name}"] = {"ratio": found, "synchronises": waits}
+                print(f"{label:30}{kind:6}{name:24}{found:8.3f}{'  waits' * waits}", flush=True)
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, one thread")
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
-    parser.add_argument("--only", choices=["kernels", "steps"])
+    parser.add_argument("--only", choices=["kernels", "steps", "gpu"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[])
     parser.add_argument("--sizes", type=float, nargs="+", help="entries of the tensor of kernels")
@@ -323,15 +408,16 @@ def main() -> None:
         "processor": platform.processor() or platform.machine(),
         "threads": {},
     }
-    if not torch.cuda.is_available():
-        print("no GPU here: its section (copies at the device's bandwidth) is skipped")
-    for threads in options.threads or ((1,) if options.quick else (1, 2)):
+    if options.only in (None, "gpu"):
+        report["gpu"] = gpu_table(options.rounds)
+    counts = options.threads or ((1,) if options.quick else (1, 2))
+    for threads in () if options.only == "gpu" else counts:
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         found: dict = {}
         if options.only != "steps":
             print(f"\n{threads} thread(s): copies of the weights, and extra memory")
-            found["kernels"] = kernel_table(sizes, options.rounds, not options.no_compile)
+            found["kernels"] = kernel_table(sizes, options.rounds)
         if options.only != "kernels":
             print(f"\n{threads} thread(s): whole step over the step without a penalty")
             found["steps"] = step_table(
