@@ -3,6 +3,7 @@
 The programs come from the folder given by --programs or $TIKHON_BENCHMARK_DATA: a file
 `faulty_programs.json` there, and its runner `faulty_programs.py` there or in `../tools`. Each cell
 (program x seed) is one JSON line in --journal; a second start goes on where the first one ended.
+The part `drawn` needs no file: `drawn_programs.py` draws programs of other kinds with --draw.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
+import drawn_programs
 from rival_rules import RIVALS
 
 from tikhon.diagnosis import LABELS, cure, diagnose, watch
@@ -238,6 +240,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=60.0)
     parser.add_argument("--only", default="", help="programs whose name contains this")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--draw", type=int, default=1, help="seed of the drawn programs")
     options = parser.parse_args()
     torch.set_num_threads(1)
     parts = options.parts.split(",")
@@ -245,6 +248,10 @@ def main() -> None:
         print("watch, CPU time of a watched over a plain loop (target 1.01)")
         for name, ratio in watch_ratios(options.rounds, 100).items():
             print(f"  {name:30} {ratio:.3f}", flush=True)
+    if "drawn" in parts:
+        print_drawn(options)
+    if not {"diagnose", "cure"} & set(parts):
+        return
     found = programs(options.programs)
     if found is None:
         print("no programs: give --programs FOLDER or set TIKHON_BENCHMARK_DATA")
@@ -263,8 +270,38 @@ def print_diagnosis(runner: Any, cases: list[dict[str, Any]], options: Any) -> N
     part = "diagnose" if options.steps is None else f"diagnose-{options.steps}"
     rows = cells(options.journal, part, todo,
                  lambda c, s: diagnose_cell(runner, c, s, options.steps))  # fmt: skip
+    print_accuracy(rows, f"diagnose, {len(cases)} programs x {options.seeds} seeds")
+
+
+class Drawn:
+    """The runner of drawn programs."""
+
+    @staticmethod
+    def load(case: dict[str, Any], seed: int) -> drawn_programs.Program:
+        return drawn_programs.load(case["program"], seed)
+
+
+def print_drawn(options: Any) -> None:
+    """Accuracy on the drawn programs that behave as their labels say."""
+    drawn = [
+        {"id": c.id, "expected": c.expected, "also": c.also, "program": c}
+        for c in drawn_programs.draw(options.draw)
+    ]
+    truth = cells(options.journal, "truth", [(case, 0) for case in drawn],
+                  lambda c, s: {"holds": drawn_programs.holds(c["program"])})  # fmt: skip
+    kept = [row["case"] for row in truth if row["holds"]]
+    sick = sum(case["expected"] != ("healthy",) for case in kept)
+    rows = cells(options.journal, "drawn",
+                 [(case, seed) for seed in range(options.seeds) for case in kept],
+                 lambda c, s: diagnose_cell(Drawn, c, s, options.steps))  # fmt: skip
+    print_accuracy(rows, f"drawn, {sick} faulty and {len(kept) - sick} healthy programs of "
+                         f"{len(drawn)} x {options.seeds} seeds")  # fmt: skip
+
+
+def print_accuracy(rows: list[dict[str, Any]], title: str) -> None:
+    """A line for tikhon and for each rival, then what tikhon missed."""
     price = statistics.median(r["seconds"] for r in rows)
-    print(f"diagnose, {len(cases)} programs x {options.seeds} seeds, {price:.1f} CPU seconds each")
+    print(f"{title}, {price:.1f} CPU seconds each")
     columns = ("found", "false alarms", "precision", "culprit")
     print(f"  {'':20}" + "".join(f"{c:>14}" for c in columns))
     goals = (">= 97%", "<= 2%", ">= 93%", ">= 90%")
@@ -274,6 +311,11 @@ def print_diagnosis(runner: Any, cases: list[dict[str, Any]], options: Any) -> N
         shown = [f"{values[c]:>14.1%}" if who == "tikhon" or c != "culprit" else f"{'-':>14}"
                  for c in columns]  # fmt: skip
         print(f"  {who:20}" + "".join(shown))
+    for row in rows:
+        expected, labels = set(row["case"]["expected"]), set(row["labels"]["tikhon"])
+        if bool(labels) if expected == {"healthy"} else not labels & expected:
+            said, wanted = ", ".join(sorted(labels)) or "nothing", ", ".join(sorted(expected))
+            print(f"  {row['id']} seed {row['seed']}: {said}, expected {wanted}")
 
 
 def print_cures(runner: Any, cases: list[dict[str, Any]], options: Any) -> None:

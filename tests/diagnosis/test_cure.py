@@ -221,6 +221,17 @@ def test_bad_arguments():
             cure(model, numbers(), CE, **{"optimizer": engine, **change})
 
 
+def test_what_no_treatment_can_change_is_said():
+    x, y = classes()
+    with pytest.raises(InputError, match="requires_grad_"):
+        cure(deep(1, nn.ReLU).requires_grad_(False), (x, y), CE, optimizer=sgd(0.1))
+    with pytest.raises(InputError, match="received str"):
+        cure("resnet", (x, y), CE, optimizer=sgd(0.1))
+    x[3] = torch.nan
+    found = cure(deep(1, nn.ReLU), (x, y), CE, optimizer=sgd(0.1), steps=3, budget="2s", seeds=2)
+    assert "non_finite_data is yours to change: drop or fill the rows" in str(found)
+
+
 def test_an_edit_that_does_not_fit_the_shapes_is_left_out():
     torch.manual_seed(0)
     x = torch.randn(60, 5, 4)

@@ -27,6 +27,7 @@ from faulty import (
 )
 from tikhon.diagnosis import LABELS, Record, diagnose, judge
 from tikhon.diagnosis.codes import CODES
+from tikhon.diagnosis.replica import undisturbed
 from tikhon.errors import DataError, InputError
 
 
@@ -77,6 +78,18 @@ def test_everything_of_the_user_is_bit_identical_afterwards(case):
     found = diagnose(model, (x, y), case.loss, optimizer=optimizer, steps=15)
     found.to_json()
     assert same(before, fingerprint(model, optimizer))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_look_at_a_model_leaves_it_as_it_was(training):
+    model = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
+    model[2].eval()
+    engine = sgd(0.1)(model.parameters())
+    before = fingerprint(model, engine)
+    with undisturbed(model, training=training):
+        assert all(m.training is training for m in model.modules())
+        model(classes()[0])
+    assert same(before, fingerprint(model, engine))
 
 
 def test_the_dry_run_is_the_plain_loop():
@@ -173,8 +186,7 @@ STATIC = [
 def test_parameters_out_of_play(code, change, severity):
     model = deep(2, nn.ReLU)
     change(model)
-    found = diagnose(model, classes(), CE, optimizer=lambda p: torch.optim.SGD([*p] or [
-        torch.zeros(1, requires_grad=True)], lr=0.1), steps=3)  # fmt: skip
+    found = diagnose(model, classes(), CE, optimizer=sgd(0.1), steps=3)
     assert {f.code: f.severity for f in found.findings}[code] == severity
 
 
@@ -248,6 +260,8 @@ BAD = [
     (dict(data=(torch.randn(64, 16), torch.zeros(63).long())), DataError, "numbers of rows"),
     (dict(data=(torch.randn(0, 16), torch.zeros(0).long())), DataError, "no rows"),
     (dict(data=(torch.randn(64, 5), torch.zeros(64).long())), InputError, "failed on a batch"),
+    (dict(data=(torch.randn(64, 16), 9 + torch.zeros(64).long())), InputError, "classes go from"),
+    (dict(data=(torch.randn(64, 16).half(), torch.zeros(64).long())), InputError, "dtype of the"),
     (dict(steps=-1), InputError, "steps"),
     (dict(clip=-1.0), InputError, "clip"),
     (dict(optimizer="adam"), InputError, "optimizer"),

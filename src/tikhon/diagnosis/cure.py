@@ -189,6 +189,10 @@ def cure(
             optimizer=optimizer if fixed else anew(optimizer), valid=valid, steps=min(steps, 200),
             batch_size=batch_size, seed=seed, penalty=penalty, clip=clip,
         )  # fmt: skip
+    if "nothing_to_train" in diagnosis.labels:
+        raise InputError(
+            "no parameter requires a gradient: call requires_grad_(True) on what is to learn"
+        )
     with isolated(shell(model), seed):
         source = feed(data)
         judge = feed(valid, rows=512, name="valid").probe if valid is not None else None
@@ -233,6 +237,8 @@ def _letter(found: Cure) -> str:
     ]
     if chosen is None:
         lines.append(" no cure found: nothing beat doing nothing with every seed")
+        urgent = [f for f in found.diagnosis.findings if f.severity == "critical" and f.advice]
+        lines += [f" {f.code} is yours to change: {f.advice[0]}" for f in urgent]
     else:
         lines.append(
             f" {chosen.name}: loss {mean(base.scores):.3g} -> {mean(chosen.scores):.3g} "

@@ -169,6 +169,10 @@ def anew(optimizer: Any) -> Any:
 
 def draw(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """The model of a factory, with the weights of a seed."""
+    if not callable(build):
+        raise InputError(
+            f"model must be a torch module or a factory of one, received {type(build).__name__}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build()

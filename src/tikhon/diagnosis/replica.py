@@ -100,8 +100,9 @@ def replicate(
     try:
         twin, engine = copy.deepcopy((model, optimizer if bound else None))
     except (RuntimeError, TypeError) as error:
+        reason = str(error).partition(".")[0]
         raise InputError(
-            f"the model cannot be copied ({error}); diagnose works on copies, so the model must "
+            f"the model cannot be copied ({reason}); diagnose works on copies, so the model must "
             "survive copy.deepcopy: keep no intermediate tensors of a forward pass on it"
         ) from error
     if bound:
@@ -119,7 +120,8 @@ def replicate(
                 "optimizer must be a torch optimizer or a factory called with the parameters, "
                 f"received {type(optimizer).__name__}"
             )
-        engine = cast(Optimizer, optimizer([p for p in twin.parameters() if p.requires_grad]))
+        trainable = [p for p in twin.parameters() if p.requires_grad]
+        engine = cast(Optimizer, optimizer(trainable)) if trainable else None
     terms = penalty if penalty is not None and not callable(penalty) else None
     if terms is not None and engine is None:
         raise InputError("penalty terms need an optimizer; pass one, or a callable penalty")
@@ -174,9 +176,13 @@ def explain(error: Exception, model: nn.Module, batch: Batch) -> str:
 
     facts = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[0]))
     target = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[1]))
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
     hint = ""
-    if any(word in text.lower() for word in ("dtype", "long", "float", "scalar type")):
+    if "mat1" in text or "bias type" in text:
+        hint = "; give the inputs the dtype of the model, with .to(dtype)"
+    elif "out of bounds" in text:
+        hint = "; classes go from 0 to the number of outputs - 1"
+    elif any(word in text.lower() for word in ("dtype", "long", "float", "scalar type")):
         hint = "; check the dtype of the targets (cross entropy: int64 classes, mse: floats)"
     elif "device" in text:
         hint = "; move the model and the data to one device"
