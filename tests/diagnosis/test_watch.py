@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from faulty import CE, adam, classes, deep, he, sgd
+from faulty import CE, adam, classes, deep, fingerprint, he, same, sgd
 from tikhon.diagnosis import NonFiniteError, watch
 from tikhon.errors import InputError
 
@@ -167,6 +167,44 @@ def test_steps_that_a_grad_scaler_skips_are_not_failures():
     assert health.step + skipped == 12
     norm = float(nn.utils.get_total_norm([p.grad for p in model.parameters()]))
     assert health.rows[-1]["gradient"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_an_optimizer_that_unscales_inside_its_step_is_read_unscaled():
+    torch.manual_seed(0)
+    model = he(deep(1, nn.ReLU))
+    engine = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, growth_interval=100)
+    x, y = classes()
+    with watch(model, engine, every=1) as health:
+        for _ in range(40):
+            engine.zero_grad()
+            loss = CE(100 * model(x), y)
+            sizes = torch.autograd.grad(loss, [*model.parameters()], retain_graph=True)
+            scaler.scale(loss).backward()
+            scaler.step(engine)
+            before = scaler.get_scale()
+            scaler.update()
+            if scaler.get_scale() == before:
+                break
+    assert health.failure is None
+    assert health.step > 1  # steps that were left out before it
+    assert len(health.rows) == 1
+    assert health.rows[0]["gradient"] == pytest.approx(float(nn.utils.get_total_norm(sizes)), 1e-3)
+
+
+def test_a_failure_with_stop_off_leaves_the_model_as_it_was():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
+    model[2].eval()
+    engine = sgd(0.1)(model.parameters())
+    x, y = classes()
+    with watch(model, engine, every=50, stop=False) as health:
+        loss = CE(model(x), y) * torch.nan
+        before = fingerprint(model, engine)
+        health.check(loss)
+    assert health.failure["what"] == "loss"
+    before["hooks"] = [(0, 0, 0)] * len(before["hooks"])  # those of the watch are off again
+    assert same(before, fingerprint(model, engine))
 
 
 def test_the_buffer_is_a_ring_and_bad_arguments_are_refused():

@@ -239,14 +239,13 @@ class Watch:
         loss_scale, count = values.pop() if self.scaler is not None else None, len(shares)
         grads, weights, moves = (values[i * count : (i + 1) * count] for i in range(3))
         signals = [math.sqrt(v) for v in values[3 * count : -1]]
-        scale = self._scale()
         ratios = sorted(
             math.sqrt(m / w) for m, w in zip(moves, weights) if w > 0 and math.isfinite(m)
         )
         row: dict[str, Any] = {
             "step": self.step,
             "loss": values[-1] if self._loss is not None else None,
-            "gradient": math.sqrt(sum(grads)) / scale,
+            "gradient": math.sqrt(sum(grads)),  # fused optimizers unscale them in place
             "weight": math.sqrt(sum(w * share for w, share in zip(weights, shares))),
             "update": ratios[len(ratios) // 2] if ratios else None,
             "signal_ratio": signals[0] / signals[-1] if signals and signals[-1] else None,
@@ -257,11 +256,6 @@ class Watch:
             self._loss is not None and not math.isfinite(values[-1])
         ):
             self._fail()
-
-    def _scale(self) -> float:
-        """The factor by which a fused optimizer under GradScaler still sees its gradients."""
-        scale = getattr(self._inner, "grad_scale", None)
-        return float(scale.item()) if scale is not None else 1.0
 
     # failure
 
