@@ -15,6 +15,7 @@ from tikhon.penalties.constraints import TopK
 from tikhon.penalties.elementwise import MCP, SCAD
 from tikhon.plan import Group, Plan
 from tikhon.rounding import SHORT
+from tikhon.strengths.controllers import Reading
 from tikhon.targets import local
 from tikhon.terms import Binding, Route
 
@@ -185,6 +186,22 @@ def gain_of(
     step = binding.arrange(full)
     limit = convex_limit(binding.penalty)
     return step if limit is None else step.clamp_max(limit), gains[0].numerator  # type: ignore[arg-type]
+
+
+def reading_of(binding: Binding, plan: Plan, before: Tensor | None) -> Reading:
+    """What a controller sees of a binding; `before` are its weights from before the step."""
+    gain, rate = gain_of(binding, plan.optimizer, plan.group)
+    return Reading(
+        name=binding.target.name,
+        penalty=binding.penalty,
+        how=binding.how,
+        params=binding.target.params,
+        weights=binding.read(),
+        before=before,
+        gain=gain,
+        rate=rate,
+        arrange=binding.arrange,
+    )
 
 
 def convex_limit(penalty: Penalty) -> float | Tensor | None:

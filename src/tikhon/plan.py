@@ -90,6 +90,11 @@ class Plan:
         """Whether no strength moves, so that no step needs to be counted."""
         return not self.moving and not any(self.consulted.values())
 
+    def is_consulted(self, step: int) -> bool:
+        """Whether a controller looks at the weights in this step, counted from 1."""
+        found = (dial.source for phase in self.consulted.values() for dial, _ in phase)
+        return any(step % cast(Controller, source).every == 0 for source in found)
+
     def active(self, route: Route) -> list[Binding]:
         """The bindings of a route that act in this step."""
         return [b for b in self.routes[route] if b.acts]
@@ -133,6 +138,19 @@ class Lane:
         return kernels.job(
             self.form, strength, param, gain.numerator, gain.moment, gain.scale, gain.eps
         )
+
+
+class Unread:
+    """A flag on its way from a device: read a step later, when the device has long passed it."""
+
+    def __init__(self, flag: Tensor) -> None:
+        self._flag = flag.to("cpu", non_blocking=True)  # into pinned memory
+        self._arrival = torch.Event(flag.device)
+        self._arrival.record()
+
+    def __bool__(self) -> bool:
+        self._arrival.synchronize()  # waits for the copy alone, not for what was queued since
+        return bool(self._flag)
 
 
 def sight(param: nn.Parameter) -> Sighting:

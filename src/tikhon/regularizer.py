@@ -19,9 +19,10 @@ from tikhon.assignments import (
     warn_of_contradictions,
     warn_of_lost_layers,
 )
-from tikhon.moves import add_gradients, gain_of, refuse_unsupported, settle, shrink
+from tikhon.moves import add_gradients, reading_of, refuse_unsupported, settle, shrink
 from tikhon.plan import (
     Plan,
+    Unread,
     cloned,
     closure_of,
     innermost,
@@ -31,7 +32,7 @@ from tikhon.plan import (
     untraced,
 )
 from tikhon.sharding import refuse_inexact, zeros_of
-from tikhon.strengths.controllers import Controller, Observation, Reading
+from tikhon.strengths.controllers import Controller, Observation
 from tikhon.targets import is_lazy, slots, summed, unwrap
 from tikhon.terms import Binding, Dial, How, Term, Terms, bind, replayed
 
@@ -94,6 +95,7 @@ class Regularizer:
         self._gradients: list[tuple[nn.Parameter, Tensor]] = []  # the user's own
         self._earlier: dict[str, Tensor] = {}  # weights for controllers with needs_before
         self._moved: dict[str, Tensor] | None = {}  # weights that shares are measured from
+        self._unread: Unread | None = None  # whether the last step was skipped
         self._warned = False  # of layers that were lost
         self._handles: list[Any] = []
         self.attach(optimizer)
@@ -125,6 +127,7 @@ class Regularizer:
 
     def remove(self) -> None:
         """Detach from the optimizer; weights and the optimizer stay as they are."""
+        self._recount()
         for handle in self._handles:
             handle.remove()
         if self._handles:
@@ -144,6 +147,7 @@ class Regularizer:
         self.remove()
 
     def __getstate__(self) -> dict[str, Any]:
+        self._recount()
         lost = ("_handles", "_plan", "_last_seen")
         return {k: v for k, v in vars(self).items() if k not in lost}
 
@@ -172,6 +176,7 @@ class Regularizer:
 
     def strengths(self) -> dict[str, float]:
         """The strength in force of every term on every parameter, by `parameter/Penalty`."""
+        self._recount()
         return {b.name: float(b.dial.value) for b in self._bindings if not b.base.constraint}
 
     def dials(self) -> list[Dial]:
@@ -213,11 +218,12 @@ class Regularizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Steps, strengths, the memory of controllers and of 16-bit rounding, by name."""
+        dials = self._dials()
         return {
             "schema_version": 1,
             "steps": self.steps,
-            "strengths": {name: dial.value for name, dial in self._dials().items()},
-            "memory": {name: cloned(dial.memory) for name, dial in self._dials().items()},
+            "strengths": {name: dial.value for name, dial in dials.items()},
+            "memory": {name: cloned(dial.memory) for name, dial in dials.items()},
             "rounding": cloned(self._bindings[0].rounding.lost),
         }
 
@@ -240,6 +246,8 @@ class Regularizer:
     # -- one step -----------------------------------------------------------------------------
 
     def _pre_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if self._unread is not None:
+            self._recount()
         if self._lazy or self._plan.sizes != sizes_of(optimizer):
             self._rematch()
         if self._plan.late and self._moved is None:
@@ -272,8 +280,6 @@ class Regularizer:
     def _penalize(self, *, decay: bool = True) -> None:
         """All that comes before the optimizer's own step."""
         plan, measure = self._plan, self._moved is not None
-        if not (plan.routes["gradient"] or plan.routes["decay"] or measure):
-            return
         if plan.routes["gradient"]:
             scale = getattr(self.optimizer, "grad_scale", None)  # fused ones divide inside
             self._gradients = add_gradients(plan, scale, measure=measure)
@@ -288,10 +294,13 @@ class Regularizer:
         self._restore_gradients()
         plan = self._plan
         skipped = getattr(optimizer, "found_inf", None)
-        if skipped is not None and (skipped.device.type == "cpu" or not plan.constant):
-            if skipped:
-                return
-            skipped = None
+        if skipped is not None:
+            if skipped.device.type == "cpu" or plan.is_consulted(self.steps + 1):
+                if skipped:
+                    return
+                skipped = None
+            elif not plan.constant:
+                self._unread = Unread(skipped)
         moved, self._moved = self._moved or {}, None
         for binding in plan.active("decay") if moved else ():
             own = (binding.read() - moved[binding.name]).norm()
@@ -322,24 +331,18 @@ class Regularizer:
             if step % controller.every or not bindings:
                 continue
             scratch = shared.setdefault(id(controller), {})
-            readings = [self._reading(binding) for binding in bindings]
+            readings = [reading_of(b, self._plan, self._earlier.get(b.name)) for b in bindings]
             observation = Observation(readings, self.model, dial.memory, scratch)
             with torch.enable_grad():
                 dial.set(controller.next(cast(float, dial.value), observation, step))
 
-    def _reading(self, binding: Binding) -> Reading:
-        gain, rate = gain_of(binding, self.optimizer, self._plan.group)
-        return Reading(
-            name=binding.target.name,
-            penalty=binding.penalty,
-            how=binding.how,
-            params=binding.target.params,
-            weights=binding.read(),
-            before=self._earlier.get(binding.name),
-            gain=gain,
-            rate=rate,
-            arrange=binding.arrange,
-        )
+    def _recount(self) -> None:
+        """Take the last step back from the count if the device has skipped it."""
+        unread, self._unread = self._unread, None
+        if unread:
+            self.steps -= 1
+            for dial in self._plan.moving:
+                dial.turn(self.steps)
 
     def _restore_gradients(self) -> None:
         for param, grad in reversed(self._gradients):  # the first of several is the user's
@@ -371,6 +374,7 @@ class Regularizer:
 
     def _check_active(self) -> None:
         """Warn if the weights were trained without the hooks, which copies of optimizers lose."""
+        self._recount()
         if not self._handles:
             return
         missed = steps_of(self.optimizer) - self._steps_before - self.steps
@@ -384,6 +388,7 @@ class Regularizer:
             )
 
     def _dials(self) -> dict[str, Dial]:
+        self._recount()
         return {binding.dial.name: binding.dial for binding in self._bindings}
 
     def _value(self, binding: Binding) -> Tensor:

@@ -87,22 +87,66 @@ def test_autocast_run_reaches_exact_zeros():
     assert reg.sparsity()["0.weight"] > 0.5
 
 
-def test_found_inf_is_not_read_for_constant_strengths_on_a_device():
-    """The skip enters by arithmetic: nothing asks for its value."""
-    model, optimizer, _ = build("SGD fused", tk.L1(0.5))
-    twin, plain, _ = build("SGD fused", tk.L1(0.5))
-    LOSS(model).backward()
-    LOSS(twin).backward()
+class OnDevice(torch.Tensor):
+    """Stands for a tensor on a device: its value, and that of all computed from it, is not read.
 
-    class Unreadable(torch.Tensor):
-        def __bool__(self):
-            raise AssertionError("host sync")
+    A copy to the host that does not wait may be read once the event that follows it has come.
+    """
 
-        @property
-        def device(self):
-            return torch.device("cuda")
+    @property
+    def device(self):
+        return torch.device("cuda")
 
-    optimizer.found_inf = torch.zeros(()).as_subclass(Unreadable)
-    optimizer.step()
-    plain.step()
+    @classmethod
+    def __torch_function__(cls, kind, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = kind.__name__
+        if name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+            raise AssertionError(f"host sync by {name}")
+        if name == "to" and args[1:] == ("cpu",):
+            assert kwargs.get("non_blocking"), "host sync by to('cpu')"
+            return args[0].as_subclass(torch.Tensor).clone()
+        return super().__torch_function__(kind, types, args, kwargs)
+
+
+MOVING = {
+    "constant": {},
+    "schedule": {"strength": tk.schedules.Linear(0.1, 0.9, steps=4)},
+    "any callable": {"strength": lambda step: 0.1 * (1 + step)},
+}
+
+
+@pytest.mark.parametrize("moving", MOVING)
+@pytest.mark.parametrize("penalty", [tk.L1(0.2), tk.L2(0.3), tk.MaxNorm(0.5)], ids=repr)
+@pytest.mark.parametrize("kind", ["SGD fused", "AdamW fused"])
+def test_a_step_on_a_device_is_not_waited_for(kind, penalty, moving, monkeypatch):
+    """The skip enters by arithmetic, and the count of steps a step later."""
+    events = []
+
+    class Event:
+        def __init__(self, device):
+            assert device == torch.device("cuda")
+
+        def record(self):
+            events.append("record")
+
+        def synchronize(self):
+            events.append("synchronize")
+
+    monkeypatch.setattr(torch, "Event", Event)
+    term = tk.Term(penalty, **MOVING[moving]) if not penalty.constraint else penalty
+    (model, optimizer, reg), (twin, plain, other) = build(kind, term), build(kind, term)
+    for skipped in (0.0, 1.0, 0.0, 1.0, 1.0, 0.0):
+        for network, owner, place in ((model, optimizer, OnDevice), (twin, plain, torch.Tensor)):
+            owner.zero_grad()
+            (4 * LOSS(network)).backward()
+            owner.grad_scale = torch.tensor(4.0).as_subclass(place)
+            owner.found_inf = torch.tensor(skipped).as_subclass(place)
+            owner.step()
     assert equal(model, twin)
+    assert reg.strengths() == other.strengths()
+    if moving != "constant" and not penalty.constraint:
+        assert reg.steps == other.steps == 3
+        assert events == ["record", "synchronize"] * 6  # never two in flight
+    else:
+        assert not events
