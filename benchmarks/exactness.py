@@ -301,14 +301,22 @@ def main() -> None:
         "--until", type=int, default=0, help="repeat tikhon's misses with 5x the steps up to this"
     )
     parser.add_argument("--only", nargs="+", choices=METHODS, help="these methods alone")
-    parser.add_argument("--output", type=Path, help="write all figures as JSON")
+    parser.add_argument("--sets", nargs="+", choices=SETS, help="these data sets alone")
+    parser.add_argument(
+        "--output", type=Path, help="write all figures as JSON; sets that it holds are kept"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     steps = options.steps or (2000 if options.quick else 4000)
     folder = Path(options.data) if options.data else None
     rows, started = [], time.process_time()
+    if options.output and options.output.exists():
+        rows = json.loads(options.output.read_text(encoding="utf-8"))["rows"]
+    done = {row["data"] for row in rows}
     for name, (x, y) in load(folder, options.quick).items():
+        if name in done or name not in (options.sets or [name]):
+            continue
         for kind in PENALTIES:
             exact = problem(name, kind, x, y)
             for label, method in METHODS.items():
