@@ -62,12 +62,13 @@ class Audit:
         from rich.table import Table
 
         table = Table(box=box.SIMPLE, pad_edge=False)
-        for heading in ("parameter", "shape", "term", "strength", "mode", "note"):
+        for heading in ("parameter", "shape", "before", "term", "strength", "mode", "note"):
             table.add_column(heading, overflow="fold")
         for row in self.assignments:
             table.add_row(
                 row.parameter,
                 "x".join(map(str, row.shape)) or "-",
+                row.before_norm,
                 "\n".join(row.terms) or "-",
                 "\n".join(f"{strength:.4g}" for strength in row.strengths),
                 "\n".join(row.how),

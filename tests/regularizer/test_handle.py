@@ -57,6 +57,7 @@ def test_audit_says_who_gets_what():
     json.dumps(audit.to_dict())
     lines = str(audit).splitlines()
     assert "parameter" in lines[0] and any("0.weight" in line and "5x6" in line for line in lines)
+    assert "before" in lines[0] and "BatchNorm1d" in next(x for x in lines if "0.weight" in x)
     assert asdict(tk.audit(model, {"0.weight": [tk.L2(0.1), tk.L1(0.2)]})["0.weight"]) == asdict(
         row
     )
