@@ -158,7 +158,7 @@ def accuracy(rows: list[dict[str, Any]], who: str) -> dict[str, float]:
         "found": found / max(faulty, 1),
         "false alarms": alarms / max(healthy, 1),
         "precision": good / max(given, 1),
-        "culprit": placed / max(places, 1),
+        "culprit": placed / places if places else math.nan,
     }
 
 
@@ -308,9 +308,9 @@ def print_accuracy(rows: list[dict[str, Any]], title: str) -> None:
     print(f"  {'target':20}" + "".join(f"{goal:>14}" for goal in goals))
     for who in ("tikhon", *RIVALS):
         values = accuracy(rows, who)
-        shown = [f"{values[c]:>14.1%}" if who == "tikhon" or c != "culprit" else f"{'-':>14}"
-                 for c in columns]  # fmt: skip
-        print(f"  {who:20}" + "".join(shown))
+        values["culprit"] = values["culprit"] if who == "tikhon" else math.nan
+        shown = ["-" if math.isnan(values[c]) else f"{values[c]:.1%}" for c in columns]
+        print(f"  {who:20}" + "".join(f"{text:>14}" for text in shown))
     for row in rows:
         expected, labels = set(row["case"]["expected"]), set(row["labels"]["tikhon"])
         if bool(labels) if expected == {"healthy"} else not labels & expected:

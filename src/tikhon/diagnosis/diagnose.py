@@ -175,7 +175,11 @@ def draw(build: Callable[[], nn.Module], seed: int) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build()
+        try:
+            model = build()
+        except Exception as error:
+            kind = type(error).__name__
+            raise InputError(f"the factory of the model failed: {kind}: {error}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"the factory must return a module, it returned {type(model).__name__}")
     return model

@@ -45,7 +45,8 @@ def _title(diagnosis: Diagnosis) -> str:
     how = f"{engine['name']} lr {engine.get('lr', 0):.3g}, {record.steps} steps" if engine else (
         "no optimizer: step 0 only"
     )  # fmt: skip
-    size = f"{record.model}, {layers} weight layers, batch {record.batch_size}"
+    count = f"{layers} weight layer{'s' if layers > 1 else ''}, " if layers else ""
+    size = f"{record.model}, {count}batch {record.batch_size}"
     left = f"tikhon diagnose: {size}, {how}"
     return f"{left}  {VERDICTS[diagnosis.worst()]}"[:WIDTH]
 
