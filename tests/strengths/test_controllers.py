@@ -55,6 +55,34 @@ def test_target_sparsity_is_reached_within_one_percent(make, penalty, target):
     assert accuracy > 0.75 or target > 0.9
 
 
+def test_target_sparsity_counts_rows_where_rows_go_as_a_whole():
+    torch.manual_seed(0)
+    model = nn.Linear(100, 40)
+    with torch.no_grad():
+        model.weight[:20] = 0  # dead units: half of every column
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    term = tk.Term(tk.GroupLasso(), rows="in", strength=tk.TargetSparsity(0.7, steps=1))
+    tk.regularize(model, optimizer, {"weight": term})
+    model.weight.grad = torch.zeros_like(model.weight)
+    optimizer.step()
+    assert int((model.weight == 0).all(0).sum()) == 70
+
+
+@pytest.mark.parametrize("penalty", [tk.L1(), tk.GroupLasso()], ids=repr)
+def test_target_sparsity_makes_zeros_of_weights_that_are_next_to_nothing(penalty):
+    model = nn.Linear(6, 10, bias=False)
+    with torch.no_grad():
+        model.weight[:5] = 1e-16
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    term = tk.Term(penalty, strength=tk.TargetSparsity(0.5, steps=1))
+    reg = tk.regularize(model, optimizer, term)
+    model.weight.grad = torch.zeros_like(model.weight)
+    for _ in range(2):  # the second time there is nothing left to do
+        optimizer.step()
+        assert reg.sparsity() == {"weight": 0.5}
+    assert reg.strengths() == {f"weight/{type(penalty).__name__}": 0.0}
+
+
 def test_target_sparsity_counts_all_parameters_of_a_term_or_each():
     for per in ("term", "layer"):
         torch.manual_seed(0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tikhon.penalties.base import Penalty, Proximable, is_metric
 from tikhon.penalties.elementwise import L2
+from tikhon.penalties.group import GroupLasso, GroupMCP, LInf
 from tikhon.targets import summed
 
 Per = Literal["term", "layer", "group"]
@@ -111,6 +112,7 @@ class TargetSparsity(Controller):
     At step t of the ramp the share is `target * (1 - (1 - t/steps)^3)`, from then on `target`;
     the strength is found by bisection on the prox itself, so it holds for every penalty that
     gives zeros, in every metric. What remains when the weights rest is a penalty of one strength.
+    Where a penalty zeroes rows as a whole, rows are counted, not zeros inside the ones that stay.
 
     Args:
         target: share of zeros, in [0, 1).
@@ -152,7 +154,7 @@ class TargetSparsity(Controller):
             zeros = 0.0
             for reading, penalty, w, gain in parts:
                 left = penalty.with_strength(tried).prox(w, gain)
-                zeros += _whole(reading, w.numel() - int(left.count_nonzero()))
+                zeros += _whole(reading, _zeros(penalty, left))
             return zeros / total - goal
 
         low, high = (strength / 1.1, strength * 1.1) if strength else (1e-8, 1e-7)
@@ -161,7 +163,7 @@ class TargetSparsity(Controller):
         while excess(low) >= 0:
             low, high = low / 4, low
             if low < 1e-12:
-                return 0.0
+                return 0.0 if excess(0.0) >= 0 else high
         while high > 1.0001 * low and beyond > _TOLERANCE:
             middle = (low * high) ** 0.5
             if (reached := excess(middle)) < 0:
@@ -255,6 +257,13 @@ def _whole(reading: Reading, amount: float) -> float:
         return amount
     sums = torch.tensor(amount, dtype=torch.float64, device=reading.weights.device)
     return summed(sums, param).item()
+
+
+def _zeros(penalty: Penalty, w: Tensor) -> int:
+    """Entries that the prox has made zero: those of zero rows, if it goes by rows."""
+    if isinstance(penalty, GroupLasso | GroupMCP | LInf):
+        return w.numel() - int(w.any(1).count_nonzero()) * w.shape[1]
+    return w.numel() - int(w.count_nonzero())
 
 
 def _sample(reading: Reading, among: int) -> tuple[Proximable, Tensor, float | Tensor]:
