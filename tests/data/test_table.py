@@ -89,6 +89,20 @@ def test_parts_are_finite_and_scaled_by_the_training_rows(churn: Path):
     assert "city=(missing)" in parts.train.feature_names
 
 
+def test_a_target_is_scaled_by_the_training_rows(churn: Path):
+    parts = split(table(churn, "income"))
+    assert abs(parts.train.y.mean()) < 1e-6 and abs(parts.train.y.std(correction=0) - 1) < 1e-6
+    assert abs(parts.test.y.mean()) > 1e-4
+
+
+def test_a_class_that_a_group_split_leaves_to_the_test_part_is_named(csv):
+    rows = [f"{i % 7},{i // 10},{'rare' if i < 10 else 'often'}" for i in range(100)]
+    data = table(csv("a,shop,y\n" + "\n".join(rows)), "y", group="shop")
+    with pytest.raises(DataError, match="class 'rare' is not in the training rows"):
+        for seed in range(50):
+            split(data, seed=seed)
+
+
 def test_figures_do_what_the_column_transformer_does(churn: Path):
     data = table(churn, "churned")
     values, columns = data.x.numpy(), data.table.columns
@@ -188,6 +202,7 @@ def test_regression_target_keeps_its_unit(csv):
 
 
 def test_time_and_group_splits(churn: Path):
+    customers().sample(frac=1, random_state=0).to_csv(churn, index=False)  # not in order of time
     data = table(churn, "churned", time="since")
     parts = split(data)
     days = parts.train.feature_names.index("since days")

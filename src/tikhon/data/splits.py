@@ -104,7 +104,7 @@ def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     if seen is not None and bool((seen == 0).any()):
         absent = data.classes[int(seen.argmin())]
         raise DataError(
-            f"{data.name}: class {absent[0]!r} is not in the training rows of this split; "
+            f"{data.name}: class {absent!r} is not in the training rows of this split; "
             "split by rows, or give more data"
         )
     return kept, drawn
