@@ -69,6 +69,43 @@ def test_strength_zero_is_the_plain_optimizer_bit_for_bit(kind, implementation, 
     assert equal(train(ours, optimizer, 10, LOSS), train(theirs, plain, 10, LOSS))
 
 
+class Idle(tk.L1):
+    """Must not be asked for anything."""
+
+    def prox(self, w, step):
+        raise AssertionError("work at strength 0")
+
+
+class IdleAndSmooth(tk.L2):
+    """The same of a gradient."""
+
+    def grad(self, w):
+        raise AssertionError("work at strength 0")
+
+
+@pytest.mark.filterwarnings("ignore:.*decoupled from the metric")
+@pytest.mark.parametrize("how", ["objective", "decoupled"])
+@pytest.mark.parametrize("penalty", [Idle, IdleAndSmooth])
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+def test_strength_zero_costs_no_work(kind, penalty, how):
+    model = network()
+    optimizer = kind(model.parameters(), lr=0.1)
+    late = tk.schedules.WarmUp(0.1, steps=2, delay=2)
+    terms = {"0.weight": penalty(0.0), "2.weight": tk.Term(penalty(), strength=late)}
+    tk.regularize(model, optimizer, terms, how=how)
+    train(model, optimizer, 3, LOSS)
+    with pytest.raises(AssertionError, match="work at strength 0"):
+        train(model, optimizer, 1, LOSS)
+
+
+def test_a_constraint_acts_whatever_its_strength():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.01)
+    tk.regularize(model, optimizer, tk.Term(tk.MaxNorm(0.1), strength=0.0))
+    train(model, optimizer, 1, LOSS)
+    assert (model[0].weight.norm(dim=1) <= 0.1 + 1e-6).all()
+
+
 @pytest.mark.parametrize("penalty", [tk.L2(0.3), tk.Orthogonal(0.3), tk.L1(0.3)], ids=str)
 def test_grad_is_what_backward_left(penalty):
     model = network()
