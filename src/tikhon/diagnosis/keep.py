@@ -18,7 +18,7 @@ def keep(document: dict[str, Any], path: str | Path, *, overwrite: bool = False)
         "schema_version": 1,
         "kind": document["kind"],
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "data": record["data"],
+        "data": {"rows": record["data"].get("rows")},
         "model": {"name": record["model"], "parameters": record["parameters"]},
         "optimizer": record["optimizer"],
         "seed": record["seed"],

@@ -124,22 +124,18 @@ def grows_with_batch(output: Any, target: Any, loss: Loss) -> bool:
 
 
 def scale(value: Any) -> dict[str, float]:
-    """Size of float tensors: rms, absolute maximum, and the widest over the narrowest column."""
+    """Size of float tensors: rms, mean, deviation and absolute maximum."""
     parts = [t.detach().double() for t in tensors(value) if t.is_floating_point()]
     if not parts:
         return {}
-    flat = parts[0].flatten(1) if parts[0].ndim > 1 else parts[0][:, None]
+    flat = parts[0]
     finite = bool(all(bool(torch.isfinite(p).all()) for p in parts))
     if not finite:
         return {"finite": 0.0}
-    spread = flat.std(0) if len(flat) > 1 else flat.abs().amax(0)
-    live = spread[spread > 1e-12]
-    width = float(live.max() / live.min()) if len(live) else 1.0
     return {
         "finite": 1.0,
         "rms": float(flat.square().mean().sqrt()),
         "mean": float(flat.mean()),
         "std": float(flat.std()) if flat.numel() > 1 else 0.0,
         "largest": float(flat.abs().max()),
-        "columns": width,
     }

@@ -87,9 +87,9 @@ def facts(record: Mapping[str, Any]) -> tuple[Fact, ...]:
 
 
 def about(record: Mapping[str, Any]) -> tuple[tuple[Label, str], ...]:
-    """Loss function, optimizer and data as they were observed."""
-    entries = (("about_loss", record.get("loss")), ("about_optimizer", record.get("optimizer")))
-    return tuple((say(key), parts.compact(value)) for key, value in entries if value)
+    """The loss function as it was observed."""
+    loss = record.get("loss")
+    return ((say("about_loss"), parts.compact(loss)),) if loss else ()
 
 
 def _reason(f: Mapping[str, Any]) -> Cell:
