@@ -125,7 +125,7 @@ def main() -> None:
     ]
     epochs = [
         int(n)
-        for n in (options.epochs or ("15,15,15" if options.quick else "30,40,60")).split(",")
+        for n in (options.epochs or ("60,60,60" if options.quick else "30,40,60")).split(",")
     ]
     name, seed = "digits" if options.quick else "mnist", options.seed
     parts = split(load(name, data_dir=options.data_dir), seed=0)
