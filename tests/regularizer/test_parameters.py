@@ -162,6 +162,41 @@ def test_channels_last_weights_keep_their_layout():
     assert models[1].weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("penalty", [tk.L1(0.02), tk.GroupLasso(0.05)], ids=repr)
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+def test_weights_that_change_their_layout_between_steps(penalty, kind):
+    """What was seen of the memory in one step does not hold for the next."""
+    x = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    found = []
+    for moved in (False, True):
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3, bias=False)
+        optimizer = kind(model.parameters(), lr=0.05)
+        tk.regularize(model, optimizer, penalty)
+        train(model, optimizer, 2, lambda own: own(x).square().mean())
+        if moved:
+            model.to(memory_format=torch.channels_last)
+        train(model, optimizer, 2, lambda own: own(x).square().mean())
+        found.append(model.weight.detach())
+    assert found[1].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_become_short_between_steps_keep_what_rounding_loses():
+    model = nn.Linear(2, 3, bias=False)
+    optimizer = optim.SGD(model.parameters(), lr=1.0)
+    tk.regularize(model, optimizer, tk.L1(0.001))
+    nn.init.ones_(model.weight)
+
+    def constant(own):
+        return (own.weight * 0).sum()
+
+    train(model, optimizer, 1, constant)
+    model.to(torch.bfloat16)
+    train(model, optimizer, 100, constant)
+    assert (model.weight < 0.92).all()  # steps of 0.001, spacing 0.004
+
+
 def test_lazy_layers_are_matched_when_they_get_their_shape():
     model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2))
     optimizer = optim.SGD(model.parameters(), lr=0.1)
