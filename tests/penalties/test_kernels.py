@@ -252,6 +252,17 @@ def test_rows_are_as_exact_by_series_as_by_iteration(dtype, strength):
     assert not edge.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_rows_longer_than_what_is_summed_at_once(dtype):
+    w, moment, _ = weights(dtype, (4, 1003))
+    moment.square_()
+    penalty, in_metric = tk.GroupLasso(9.0), w.clone()
+    expected = penalty.prox(w.double(), 0.9), penalty.prox(w.double(), 0.3 / (moment.sqrt() + 0.1))
+    assert kernels.prox_(penalty, w, 0.9)
+    assert kernels.prox_(penalty, in_metric, 0.3, moment=moment, eps=0.1)
+    torch.testing.assert_close((w, in_metric), tuple(one.to(dtype) for one in expected))
+
+
 def test_a_nan_row_stays_visible_in_a_metric():
     w, moment, _ = weights()
     w[4, 2] = math.nan

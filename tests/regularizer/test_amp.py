@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn, optim
 
 import tikhon as tk
+import tikhon.regularizer as regularizer_module
 from regularizer.problems import equal, regression
+from tikhon.strengths.controllers import Controller
 
 LOSS = regression(dtype=torch.float32)
 KINDS = {
@@ -150,3 +154,36 @@ def test_a_step_on_a_device_is_not_waited_for(kind, penalty, moving, monkeypatch
         assert events == ["record", "synchronize"] * 6  # never two in flight
     else:
         assert not events
+
+
+@dataclass(frozen=True, eq=False)
+class EverySecond(Controller):
+    """Doubles the strength at every second step."""
+
+    start: float = 0.1
+    every: int = 2
+    per: str = "term"
+
+    def next(self, strength, observation, step):
+        return 2 * strength
+
+
+def test_a_step_at_which_a_controller_looks_is_read_at_once(monkeypatch):
+    """A controller reads weights there in any case, and must not on a skipped step."""
+    model, optimizer, reg = build("SGD fused", tk.Term(tk.L1(), strength=EverySecond()))
+    monkeypatch.setattr(regularizer_module, "Unread", lambda flag: False)
+    for expected in (0.1, None):
+        LOSS(model).backward()
+        optimizer.found_inf = torch.zeros(()).as_subclass(OnDevice)
+        if expected is None:
+            with pytest.raises(AssertionError, match="host sync by __bool__"):
+                optimizer.step()
+        else:
+            optimizer.step()
+            assert set(reg.strengths().values()) == {expected}
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert set(reg.strengths().values()) == {0.1}
+    optimizer.found_inf = torch.zeros(())
+    optimizer.step()
+    assert set(reg.strengths().values()) == {0.2}
