@@ -19,7 +19,7 @@ from faulty import CE, classes, deep, he, numbers, sgd
 from tikhon.diagnosis import cures
 from tikhon.diagnosis.arms import DoesNotApplyError, Trials, train
 from tikhon.diagnosis.feed import feed
-from tikhon.diagnosis.patch import Line, address, script
+from tikhon.diagnosis.patch import Line, address, execute, script
 from tikhon.errors import InputError
 
 STEPS = 12
@@ -183,3 +183,13 @@ def test_lines_become_loops_where_they_count_up():
     assert script(lines[::2] + lines[3:]).count("\n") == 2
     named = nn.ModuleDict({"a b": nn.ReLU()})
     assert address(named, "a b") == "model['a b']"
+
+
+def test_places_that_do_not_count_up_become_one_loop_over_a_list():
+    model = nn.ModuleList(nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)})
+                          for _ in range(2))  # fmt: skip
+    places = [f"model[{i}][{part!r}]" for i in range(2) for part in "ab"]
+    code = script([Line(at, "w = 3.0\nnn.init.constant_({at}.weight, w)") for at in places])
+    assert code.count("constant_") == 1
+    execute(code, model=model)
+    assert all(float(layer.weight) == 3 for block in model for layer in block.values())

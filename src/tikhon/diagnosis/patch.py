@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,6 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
+_LIST = textwrap.TextWrapper(
+    88, initial_indent="for layer in [\n    ", subsequent_indent="    ", break_long_words=False
+)
 _INDEX = re.compile(r"\[(\d+)\]")
 
 
@@ -47,7 +51,7 @@ def address(model: nn.Module, path: str) -> str:
 
 
 def script(lines: Sequence[Line]) -> str:
-    """The lines as one text, with loops over places that count up evenly.
+    """The lines as one text, with loops over places that count up evenly, or over a list.
 
     >>> print(script([Line(f"model[{i}]", "nn.init.zeros_({at}.bias)") for i in (0, 2, 4)]))
     for i in range(0, 5, 2):
@@ -58,6 +62,9 @@ def script(lines: Sequence[Line]) -> str:
         places = [line.at for line in group]
         while places:
             run, head, name = _run(places)
+            if run <= 2 < len(places) and "\n" in code and "{at} =" not in code:
+                run, name = len(places), "layer"
+                head = _LIST.fill(", ".join(places)) + "\n]:"
             if run > 2:
                 text += [head, *(f"    {row}" for row in code.replace("{at}", name).split("\n"))]
             else:
