@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn, optim
 
 import tikhon as tk
 from regularizer.problems import equal, regression, train
+from tikhon.strengths.controllers import Controller
 
 IMPLEMENTATIONS = [{"foreach": False}, {"foreach": True}, {"fused": True}]
 LOSS = regression(dtype=torch.float32)
@@ -335,3 +337,28 @@ def test_grad_after_closures_is_that_of_the_last_backward(set_to_none):
 
     optimizer.step(closure)
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), last))
+
+
+@dataclass(frozen=True, eq=False)
+class Remembering(Controller):
+    """Keeps what the weights were before each step."""
+
+    seen: list
+    start: float = 0.01
+    every: int = 1
+    per: str = "term"
+    needs_before = True
+
+    def next(self, strength, observation, step):
+        self.seen.append(observation.readings[0].before.clone())
+        return strength
+
+
+def test_a_controller_of_a_prox_sees_the_weights_from_before_every_step():
+    model, seen, expected = network(), [], []
+    optimizer = optim.Adam(model.parameters(), lr=0.1)
+    tk.regularize(model, optimizer, {"0.weight": tk.Term(tk.L1(), strength=Remembering(seen))})
+    for _ in range(3):
+        expected.append(model[0].weight.detach().clone())
+        train(model, optimizer, 1, LOSS)
+    assert all(map(torch.equal, seen, expected)) and len(seen) == 3
