@@ -194,7 +194,7 @@ def activations(sites: list[Any], probes: list[Any]) -> Section | None:
 
 def dry_run(record: Mapping[str, Any], sites: list[Any], probes: list[Any]) -> Section | None:
     """The loss of the dry run, and how much every layer moved at every step."""
-    points = record.get("points") or []
+    points = [p for p in record.get("points") or [] if charts.finite([p.get("eval_loss")])]
     blocks = []
     if len(points) > 1:
         steps = [p["step"] for p in points]
