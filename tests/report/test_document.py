@@ -15,6 +15,7 @@ from tikhon import report
 from tikhon.errors import DataError, InputError, StorageError
 from tikhon.report import charts
 from tikhon.report.html import jsonable, render, script_json
+from tikhon.report.kinds import compare, parts
 from tikhon.report.page import (
     LANGUAGES,
     Chart,
@@ -362,3 +363,18 @@ def test_verdict_of_a_comparison(compared, tmp_path):
     assert "RMSE 2.500" in of(error, {**error, "tied": False}, metric="rmse")
     assert "2.000 – 3.000" in html(tmp_path / "run")
     assert "no_such" not in of(best, {**other, "low": None, "high": None, "tied": True})
+
+
+def test_a_recipe_reads_as_the_command_line_takes_it():
+    recipe = {
+        "penalties": [
+            {"pattern": "*", "penalty": "l2", "strength": "auto", "how": "decoupled"},
+            {"pattern": "fc1", "penalty": "l1", "strength": 0.000316228, "rows": None},
+        ],
+        "dropout": 0.375,
+        "mixup": 0.0,
+    }
+    shown = compare.settings({"lr": 0.003, "recipe": recipe})
+    assert shown == ["lr 0.003", "l2:auto,how=decoupled", "fc1=l1:0.0003162", "dropout 0.375"]
+    data = {"name": "rows", "classes": ["a", "b"], "preprocessing": {"columns": []}}
+    assert parts.compact(data) == "rows, classes=[a, b]"

@@ -142,16 +142,17 @@ def scores(rows: list[Row], metric: parts.Metric) -> Chart:
 def recipes(rows: list[Row]) -> Section | None:
     """What was chosen for every method on the first split."""
     lines = tuple(
-        f"{row['method']}: lr {strength(row.get('lr'))}, {parts.inline(given(row['recipe']))}"
-        for row in rows
-        if row.get("recipe")
+        f"{row['method']}: {', '.join(settings(row))}" for row in rows if row.get("recipe")
     )
     return Section(say("recipes"), (Code(lines),), say("recipes_lead")) if lines else None
 
 
-def given(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a recipe is set."""
-    return {k: v for k, v in recipe.items() if v not in (None, 0, 0.0, "", [], {}, ())}
+def settings(row: Row) -> list[str]:
+    """What of a recipe is set, penalties as the command line takes them."""
+    recipe = {k: v for k, v in row["recipe"].items() if v not in (None, 0, 0.0, "", [], {}, ())}
+    penalties = map(parts.inline, recipe.pop("penalties", []))
+    others = (f"{name} {parts.inline(value)}" for name, value in recipe.items())
+    return [f"lr {strength(row.get('lr'))}", *penalties, *others]
 
 
 def architecture(found: Mapping[str, Any]) -> list[Section | None]:

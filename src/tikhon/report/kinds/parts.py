@@ -96,7 +96,8 @@ def compact(value: Any) -> str:
     """A configuration entry on one line: its name, then the rest as key=value."""
     if not isinstance(value, Mapping):
         return "" if value is None else str(value)
-    entries = {k: v for k, v in value.items() if v not in (None, [], {}, "") and k != "name"}
+    left_out = ("name", "preprocessing", "scaling")  # figures for new rows, not for readers
+    entries = {k: v for k, v in value.items() if v not in (None, [], {}, "") and k not in left_out}
     rest = ", ".join(f"{k}={inline(v)}" for k, v in entries.items())
     return ", ".join(part for part in (str(value.get("name", "")), rest) if part)
 
@@ -104,10 +105,25 @@ def compact(value: Any) -> str:
 def inline(value: Any) -> str:
     """A nested value, shortened to its size where it is long."""
     if isinstance(value, Mapping):
+        if "penalty" in value:
+            return penalty(value)
         return "{" + ", ".join(f"{k}: {inline(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list) and len(value) > 12:
-        return f"[{len(value)}]"
+    if isinstance(value, list):
+        return f"[{len(value)}]" if len(value) > 12 else f"[{', '.join(map(inline, value))}]"
     return number(value) if isinstance(value, float) else str(value)
+
+
+def penalty(value: Mapping[str, Any]) -> str:
+    """A penalty of a recipe as `--penalty` takes it: PATTERN=NAME:S,KEY=VALUE."""
+    pattern, strength = value.get("pattern", "*"), value.get("strength")
+    shown = f"{strength:.4g}" if isinstance(strength, float) else strength
+    named = f"{value['penalty']}" + ("" if shown is None else f":{shown}")
+    others = [
+        f",{k}={inline(v)}"
+        for k, v in value.items()
+        if k not in ("pattern", "penalty", "strength") and v not in (None, [], {}, "")
+    ]
+    return ("" if pattern == "*" else f"{pattern}=") + named + "".join(others)
 
 
 def gap_mark(metric: Metric, gap: float | None) -> Mark:

@@ -273,18 +273,16 @@ def coordinates(
 
 
 def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
-    """The best trials, longest trained first, with their configuration."""
-    order = sorted(
-        range(len(found)),
-        key=lambda i: (found[i].failed, -found[i].budget, found[i].score or 0.0),
-    )[:SHOWN]
+    """The best trials with their configuration, and for how long they were trained."""
+    order = sorted(range(len(found)), key=lambda i: (found[i].failed, found[i].score or 0.0))
+    order = order[:SHOWN]
     names = list(dict.fromkeys(n for m in found for n in m.config))
     if not order:
         return None
     rows = tuple(
         (
             str(position + 1), *(short(found[i].config.get(n, "–")) for n in names),
-            str(found[i].budget), number(found[i].score), number(found[i].error),
+            str(found[i].budget), number(found[i].score), number(found[i].error or None),
         )
         for position, i in enumerate(order)
     )  # fmt: skip
