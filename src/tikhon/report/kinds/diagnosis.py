@@ -8,6 +8,7 @@ from typing import Any
 
 from tikhon.report import charts, layer_charts
 from tikhon.report.kinds import parts
+from tikhon.report.kinds.sentences import sentence
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -93,10 +94,10 @@ def about(record: Mapping[str, Any]) -> tuple[tuple[Label, str], ...]:
 
 
 def _reason(f: Mapping[str, Any]) -> Cell:
-    """What the finding leads to, and what was measured (in the words of the diagnosis)."""
-    why = f.get("why") or f.get("cause") or ""
+    """What the finding leads to, and what was measured."""
+    why = sentence(f["why"]) if f.get("why") else code_name(f.get("cause") or "")
     if f"effect_{f['code']}" not in strings("en"):
-        return Name(why or "–", PROSE)
+        return why if isinstance(why, Label) else Name(why or "–", PROSE)
     effect = say(f"effect_{f['code']}")
     return say("finding_reason", effect=effect, why=why) if why else effect
 

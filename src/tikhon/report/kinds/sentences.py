@@ -1,0 +1,48 @@
+"""Measured sentences of a diagnosis in the page's languages: the English text is the pattern."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from tikhon.report.page import Label, say, strings
+
+_NESTED = ("why", "layer")  # places whose own words are known too
+_FRAMES = ("why_inits", "why_scale", "why_small_batch")  # sentences around another one
+
+
+def sentence(text: str) -> Label | str:
+    """The sentence as a label whose numbers and names are filled in; itself if it is unknown.
+
+    >>> sentence("the penalty makes up 97% of what moves the weights").key
+    'why_penalty'
+    """
+    return _matched(text, "why_")
+
+
+@cache
+def _patterns(prefix: str) -> list[tuple[str, re.Pattern[str]]]:
+    """Keys with their patterns, the most specific first."""
+    found = []
+    for key, words in strings("en").items():
+        if key.startswith(prefix):
+            plain = re.split(r"\{(\w+)\}", words)
+            parts = (f"(?P<{p}>.+?)" if i % 2 else re.escape(p) for i, p in enumerate(plain))
+            found.append((sum(map(len, plain[::2])), key, re.compile("".join(parts))))
+    found.sort(
+        key=lambda entry: (not entry[1].endswith(("_inits", "_scale", "_batch")), -entry[0])
+    )
+    return [(key, pattern) for _, key, pattern in found]
+
+
+def _matched(text: str, prefix: str) -> Label | str:
+    for key, pattern in _patterns(prefix):
+        if match := pattern.fullmatch(text):
+            values = {
+                name: _matched(value, "why_" if name == "why" else "called_")
+                if name in _NESTED
+                else value
+                for name, value in match.groupdict().items()
+            }
+            return say(key, **values)
+    return text
