@@ -7,6 +7,7 @@ import resource
 import numpy as np
 import pytest
 
+from tikhon import cli
 from tikhon.cli import main
 from tikhon.training import checkpoint
 
@@ -194,3 +195,16 @@ def test_resume_with_a_changed_configuration(folder, command, capsys):
     for part in ("model.name", "mlp", "linear", "penalties[0].strength", "0.001", "0.002", "seed"):
         assert part in err
     assert everything(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["--ray"], ["--ray=local"]),
+        (["tune", "--ray", "--seed", "1"], ["tune", "--ray=local", "--seed", "1"]),
+        (["--ray", "auto", "-q"], ["--ray", "auto", "-q"]),
+        (["--ray=10.0.0.1:6379"], ["--ray=10.0.0.1:6379"]),
+    ],
+)
+def test_ray_without_an_address_is_this_machine(given, meant):
+    assert cli._spelled_out(given) == meant

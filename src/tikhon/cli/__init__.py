@@ -66,7 +66,7 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; an error is one message, never a traceback."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = _spelled_out(sys.argv[1:] if arguments is None else arguments)
     command: Any = typer.main.get_command(build())
     try:
         code = command.main(arguments, prog_name="tikhon", standalone_mode=False)
@@ -78,6 +78,15 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _spelled_out(arguments: list[str]) -> list[str]:
+    """`--ray` without an address as `--ray=local`: the parser has no optional values."""
+    following = [*arguments[1:], "-"]
+    return [
+        "--ray=local" if argument == "--ray" and after.startswith("-") else argument
+        for argument, after in zip(arguments, following)
+    ]
 
 
 def _explain(error: Any, arguments: list[str]) -> int:

@@ -71,7 +71,7 @@ def tune(
     workers: Annotated[int, typer.Option(help="Processes on the shared search.")] = 1,
     ray: Annotated[
         str | None,
-        typer.Option(help="Ray cluster to train on: an address, or local.", metavar="ADDRESS"),
+        typer.Option(help="Train on Ray: this machine, or a cluster.", metavar="[ADDRESS]"),
     ] = None,
     join: Annotated[
         bool, typer.Option("--join", help="Train for the search in --storage, then end.")
