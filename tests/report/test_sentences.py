@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import tikhon
+from tikhon.report.kinds import diagnosis
 from tikhon.report.kinds.sentences import sentence
 from tikhon.report.page import Label, strings
 
@@ -80,3 +81,13 @@ def test_a_reason_in_chinese(text, shown):
 
 def test_an_unknown_reason_stays_as_it_is():
     assert sentence("the moon is full") == "the moon is full"
+
+
+def test_the_effect_is_that_of_the_finding():
+    early = "what came early in a sequence is not learned"
+    found = {"code": "vanishing_gradient", "why": "no parameters", "effect": early}
+    cell = diagnosis._reason(found)
+    assert isinstance(cell, Label) and strings("en")[cell.values["effect"].key] == early
+    usual = diagnosis._reason({"code": "vanishing_gradient", "why": "no parameters"})
+    assert isinstance(usual, Label)
+    assert usual.values["effect"].key == "effect_vanishing_gradient"

@@ -96,9 +96,12 @@ def about(record: Mapping[str, Any]) -> tuple[tuple[Label, str], ...]:
 def _reason(f: Mapping[str, Any]) -> Cell:
     """What the finding leads to, and what was measured."""
     why = sentence(f["why"]) if f.get("why") else code_name(f.get("cause") or "")
-    if f"effect_{f['code']}" not in strings("en"):
+    words = strings("en")
+    known = [f"effect_{f['code']}", *(k for k in words if k.startswith("effect_"))]
+    key = next((k for k in known if words.get(k) == f.get("effect", words.get(known[0]))), None)
+    if key is None:
         return why if isinstance(why, Label) else Name(why or "–", PROSE)
-    effect = say(f"effect_{f['code']}")
+    effect = say(key)
     return say("finding_reason", effect=effect, why=why) if why else effect
 
 
