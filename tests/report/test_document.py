@@ -15,7 +15,7 @@ from tikhon import report
 from tikhon.errors import DataError, InputError, StorageError
 from tikhon.report import charts
 from tikhon.report.html import jsonable, render, script_json
-from tikhon.report.kinds import compare, parts
+from tikhon.report.kinds import answers, compare, parts
 from tikhon.report.page import (
     LANGUAGES,
     Chart,
@@ -378,3 +378,21 @@ def test_a_recipe_reads_as_the_command_line_takes_it():
     assert shown == ["lr 0.003", "l2:auto,how=decoupled", "fc1=l1:0.0003162", "dropout 0.375"]
     data = {"name": "rows", "classes": ["a", "b"], "preprocessing": {"columns": []}}
     assert parts.compact(data) == "rows, classes=[a, b]"
+
+
+def test_answers_on_test_rows_are_drawn():
+    counts = [[8, 2], [0, 10]]
+    bins = [
+        {"confidence": 0.7, "accuracy": 0.5, "rows": 4},
+        {"confidence": 0.95, "accuracy": 1.0, "rows": 16},
+    ]
+    found = {"confusion": counts, "classes": ["<b>", "no"], "calibration": bins}
+    matrix, curve = answers.section(found).blocks
+    assert matrix.alt.values == {"wrong": "2", "rows": "20"}
+    assert matrix.figure["data"][0]["z"] == counts
+    assert curve.note.values["error"] == "0.080"
+    (pairs,) = answers.section(
+        {"pairs": [[1.0, 2.0], [3.0, 2.5]], "median_error": 0.75, "largest_error": 1.0}
+    ).blocks
+    assert pairs.figure["data"][0]["x"] == [1.0, 3.0]
+    assert answers.section({}) is None

@@ -48,6 +48,7 @@ def carry_out(given: Mapping[str, Any]) -> int:
     """Train as the options say; the exit code."""
     from tikhon.training import fit
     from tikhon.training.interrupt import interruptible
+    from tikhon.training.predictions import predictions
 
     terminal = Terminal(json=given["json"], quiet=given["quiet"])
     job = _prepare(given)
@@ -68,9 +69,15 @@ def carry_out(given: Mapping[str, Any]) -> int:
         terminal.note(f"stopped after step {progress.step:,}, saved in {job.path}; continue with")
         terminal.note(f"  {again}")
         return 128 + int(interrupt.signal or 0)
-    more: dict[str, Any] = {}
+    test, center = job.parts.test, job.parts.scaling.get("target_mean", 0.0)
+    center = center if isinstance(center, float) else center[0]
+    more: dict[str, Any] = {
+        "predictions": predictions(
+            run.model, test.x, test.y, classes=test.classes, unit=test.unit, center=center
+        )
+    }
     if given["compact"] or given["export"]:
-        more = compacted.finish(
+        more |= compacted.finish(
             terminal, run.model, job.parts.test.x[:256], job.path,
             shrink=given["compact"], export=given["export"],
         )  # fmt: skip
@@ -169,8 +176,7 @@ def _conclude(terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any])
     from tikhon.training.run_directory import RESULT, RunDirectory
 
     result = result_of(run) | dict(more)
-    if more:
-        RunDirectory(path).write(RESULT, result)
+    RunDirectory(path).write(RESULT, result)
     page = write(path)
     metrics = result["metrics"]
     kinds = [k.removeprefix("train/") for k in metrics if k.startswith("train/")]

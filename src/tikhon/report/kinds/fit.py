@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tikhon.report.charts import finite
-from tikhon.report.kinds import parts
+from tikhon.report.kinds import answers, parts
 from tikhon.report.kinds.parts import Metric
 from tikhon.report.page import (
     Cell,
@@ -49,6 +49,7 @@ def page(run: SavedRun) -> Page:
             parts.curves(run, metric, best),
             parts.penalties_over_time(run),
             parts.weights(run.result.get("weights") or {}),
+            answers.section(run.result.get("predictions") or {}),
             parts.reproduce(run),
         ),
     )

@@ -1,0 +1,63 @@
+"""What a trained model says of rows it has not seen: confusion, calibration, residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.training.measures import predict
+
+MOST_CLASSES = 30  # of a confusion matrix that can be read
+MOST_ROWS = 400  # of the pairs of true and predicted values
+_BINS = 10  # of confidence
+
+
+@torch.no_grad()
+def predictions(
+    model: nn.Module, x: Tensor, y: Tensor, *, classes: Sequence[str] = (), unit: float = 1.0,
+    center: float = 0.0,
+) -> dict[str, Any]:  # fmt: skip
+    """For class numbers `y` (N,) `confusion` and `calibration`, for numbers `pairs` and errors.
+
+    `confusion[i][j]` counts rows of class i that are taken for class j, up to 30 classes.
+    `calibration` has mean confidence, accuracy and rows of each tenth of confidence that occurs.
+    `pairs` are (true, predicted) of at most 400 rows, evenly chosen, in the target's own unit:
+    `unit` and `center` undo its scaling.
+    """
+    device = next(model.parameters()).device
+    output, y = predict(model, x.to(device)).double().cpu(), y.cpu()
+    if y.is_floating_point():
+        return _of_numbers(output, y.double(), unit, center)
+    confidence, taken = output.softmax(1).max(1)
+    found: dict[str, Any] = {"calibration": _calibration(confidence, taken == y)}
+    if len(classes) <= MOST_CLASSES:
+        count = output.shape[1]
+        cells = torch.bincount(y * count + taken, minlength=count**2).view(count, count)
+        found |= {"classes": list(map(str, classes)), "confusion": cells.tolist()}
+    return found
+
+
+def _calibration(confidence: Tensor, right: Tensor) -> list[dict[str, float]]:
+    bins = (confidence * _BINS).ceil().long().clamp(1, _BINS)
+    return [
+        {
+            "confidence": float(confidence[bins == b].mean()),
+            "accuracy": float(right[bins == b].double().mean()),
+            "rows": int((bins == b).sum()),
+        }
+        for b in bins.unique().tolist()
+    ]
+
+
+def _of_numbers(output: Tensor, y: Tensor, unit: float, center: float) -> dict[str, Any]:
+    true, predicted = (v.reshape(len(y), -1)[:, 0] * unit + center for v in (y, output))
+    errors = (predicted - true).abs()
+    every = -(-len(true) // MOST_ROWS)
+    return {
+        "pairs": torch.stack([true, predicted], 1)[::every].tolist(),
+        "median_error": float(errors.median()),
+        "largest_error": float(errors.max()),
+    }
