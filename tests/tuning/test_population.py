@@ -217,6 +217,32 @@ def test_optimizers_with_momentum_and_clipping_equal_the_separate_run():
         )
 
 
+@pytest.mark.parametrize("last", [nn.Tanh, lambda: nn.BatchNorm1d(8)], ids=["batched", "vmap"])
+@pytest.mark.parametrize("members", [1, 3])
+def test_fixed_rates_of_the_layers_are_kept_and_a_rate_of_zero_draws_nothing(members, last):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 8), Dropout(0.0), nn.ReLU(), Dropout(0.5), nn.Linear(8, 8, bias=False),
+        last(), nn.Linear(8, 3),
+    )  # fmt: skip
+    configs = [{"lr": 0.01 * (k + 1)} for k in range(members)]
+    found = trained([copy.deepcopy(model) for _ in configs], configs)
+    x, y = data()
+    for k, config in enumerate(configs):
+        alone = copy.deepcopy(model).train()
+        alone[1], alone[3].generator = nn.Identity(), torch.Generator()
+        optimizer = torch.optim.AdamW(alone.parameters(), weight_decay=0.0)
+        for step, rows in batches(x):
+            optimizer.param_groups[0]["lr"] = (
+                config["lr"] * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+            )
+            alone[3].generator.manual_seed(step)
+            optimizer.zero_grad()
+            F.cross_entropy(alone(x[rows]), y[rows]).backward()
+            optimizer.step()
+        assert distance(found.state_dict_of(k), alone.state_dict()) < 1e-5
+
+
 def test_members_may_differ_in_seed():
     configs = [{"lr": 0.01}, {"lr": 0.01}]
     members = trained([built("mlp", 0), built("mlp", 1)], configs)
@@ -280,7 +306,7 @@ def test_a_state_saved_and_loaded_continues_bit_for_bit(adaptive):
     resumed = fresh()
     resumed.load(half.state())
     run(resumed, 13, STEPS)
-    assert torch.equal(whole.flat, resumed.flat)
+    assert torch.equal(whole.stack.flat, resumed.stack.flat)
 
 
 def test_an_adapting_strength_is_the_same_in_a_population_and_alone():

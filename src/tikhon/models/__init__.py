@@ -6,5 +6,6 @@ from tikhon.models.build import NAMES, build
 from tikhon.models.convnet import ConvNet
 from tikhon.models.lenet import LeNet5
 from tikhon.models.mlp import MLP
+from tikhon.models.skip import SkipNetwork
 
-__all__ = ["MLP", "NAMES", "ConvNet", "LeNet5", "build"]
+__all__ = ["MLP", "NAMES", "ConvNet", "LeNet5", "SkipNetwork", "build"]

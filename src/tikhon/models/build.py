@@ -12,6 +12,7 @@ from tikhon.errors import InputError, unknown
 from tikhon.models.convnet import ConvNet
 from tikhon.models.lenet import LeNet5
 from tikhon.models.mlp import MLP
+from tikhon.models.skip import SkipNetwork
 
 # name -> what it is; `mlp-A-B-C` gives every width, `mlp:B` the hidden ones
 NAMES = {
@@ -20,6 +21,7 @@ NAMES = {
     "lenet-300-100": "a perceptron with hidden layers of 300 and 100 units",
     "lenet5": "LeNet-5, for images of 28x28 or 32x32",
     "convnet": "two small convolutions, for images",
+    "skip:mlp": "a network (any of these) beside a linear map of its inputs",
 }
 
 
@@ -35,6 +37,9 @@ def build(name: str, shape: Sequence[int], outputs: int, *, rate: float = 0.0) -
     if not 0 <= rate < 1:
         raise InputError(f"dropout must be in [0, 1), received {rate}")
     features = math.prod(shape)
+    if name.startswith("skip:"):
+        inner = build(name.removeprefix("skip:"), shape, outputs, rate=rate)
+        return SkipNetwork(inner, features, outputs)
     if name == "linear":
         return MLP([features, outputs])
     if name in ("lenet5", "convnet"):

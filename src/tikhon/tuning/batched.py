@@ -37,13 +37,19 @@ class Forward(ABC):
 
     name: str
 
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.training: bool | None = None
+
     @abstractmethod
     def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
         """Outputs of all members; `x` is (rows, ...) when shared, else (members, rows, ...)."""
 
-    @abstractmethod
     def train(self, training: bool) -> None:
         """Switch noise and normalisation on or off."""
+        if self.training is not training:  # the walk over all modules costs more than the check
+            self.training = training
+            self.model.train(training)
 
 
 class Plain(Forward):
@@ -51,25 +57,15 @@ class Plain(Forward):
 
     name = "plain"
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
     def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
         """Outputs with a member axis of one."""
         return self.model(x if shared else x[0]).unsqueeze(0)
-
-    def train(self, training: bool) -> None:
-        """Module mode."""
-        self.model.train(training)
 
 
 class Vectorised(Forward):
     """Any module without data-dependent control flow, by `torch.func`; noise is common."""
 
     name = "vmap"
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
 
     def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
         """Outputs of all members."""
@@ -80,10 +76,6 @@ class Vectorised(Forward):
         mapped = torch.func.vmap(single, in_dims=(0, 0, None if shared else 0), randomness="same")
         return mapped(dict(blocks), dict(buffers), x)
 
-    def train(self, training: bool) -> None:
-        """Module mode."""
-        self.model.train(training)
-
 
 class Batched(Forward):
     """Hand-batched Linear, LayerNorm, activations and dropout, along the model's own graph."""
@@ -91,8 +83,7 @@ class Batched(Forward):
     name = "batched"
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.training = True
+        super().__init__(model)
         try:
             graph = _Tracer().trace(model)
         except Exception as error:
@@ -106,7 +97,7 @@ class Batched(Forward):
         """Outputs of all members."""
         values: dict[str, Tensor] = {}
         common: set[str] = set()  # values without a member axis: the same for all
-        batch = _Batch(blocks, buffers, self.training)
+        batch = _Batch(blocks, buffers)
         out = x
         for name, run, inputs in self.steps:
             named = [i for i in inputs if isinstance(i, _Name)]
@@ -120,10 +111,6 @@ class Batched(Forward):
             out = out.expand(batch.members, *out.shape)
         return out
 
-    def train(self, training: bool) -> None:
-        """Switch dropout on or off."""
-        self.training = training
-
 
 class _Name(str):
     """A value computed by an earlier step."""
@@ -132,8 +119,8 @@ class _Name(str):
 class _Batch:
     """What a step needs beside its inputs."""
 
-    def __init__(self, blocks: Blocks, buffers: Blocks, training: bool) -> None:
-        self.blocks, self.buffers, self.training = blocks, buffers, training
+    def __init__(self, blocks: Blocks, buffers: Blocks) -> None:
+        self.blocks, self.buffers = blocks, buffers
         self.members = next(iter(blocks.values())).shape[0]
 
 
@@ -222,7 +209,7 @@ def _layer_norm(prefix: str, module: nn.LayerNorm) -> Run:
 
 def _dropout(rate: str, module: Dropout) -> Run:
     def run(batch: _Batch, shared: bool, x: Tensor) -> tuple[Tensor, bool]:
-        if not batch.training:
+        if not module.training:
             return x, shared
         rows = x.shape if shared else x.shape[1:]
         rates = batch.buffers[rate].view(-1, *[1] * len(rows))

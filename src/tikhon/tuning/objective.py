@@ -58,13 +58,22 @@ class Objective:
                 return F.cross_entropy(flat, targets, reduction="none").view(members, count)
             log = flat.log_softmax(-1)
             right = log.gather(1, targets[:, None]).view(members, count)
-            share = smoothing[:, None]
+            share = smoothing.to(log)[:, None]
             return -(1 - share) * right - share * log.mean(-1).view(members, count)
         if smoothing is not None:
             raise InputError("label_smoothing needs loss='cross_entropy'")
         call: Callable = self.loss
         single = torch.func.vmap(lambda o, t: call(o[None], t[None]))
         return torch.func.vmap(single, in_dims=(0, None))(output, y)
+
+    def mean(self, output: Tensor, y: Tensor, smoothing: Tensor | None = None) -> Tensor:
+        """The mean loss of one model's outputs (rows, ...), in torch's fused form."""
+        if self.kind == "squared":
+            return F.mse_loss(output.reshape(len(output), -1), y.reshape(len(output), -1))
+        if self.kind == "cross_entropy":
+            share = 0.0 if smoothing is None else float(smoothing)
+            return F.cross_entropy(output.reshape(len(output), -1), y, label_smoothing=share)
+        return self.rows(output.unsqueeze(0), y, smoothing).mean()
 
 
 def mean_over(rows: Tensor, weights: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from tikhon.tuning.trials import Value
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """Hyperparameters as vectors over members; None for what no member uses."""
+    """Hyperparameters as vectors (members,), in float64; None for what no member uses."""
 
     lr: Tensor
     dropout: Tensor | None = None
@@ -33,14 +33,14 @@ class Settings:
         def column(name: str) -> Tensor | None:
             if name not in configs[0]:
                 return None
-            return torch.tensor([float(c[name]) for c in configs])
+            return torch.tensor([float(c[name]) for c in configs], dtype=torch.float64)
 
         adaptive = configs[0].get("weight_decay") == "auto"
         rates = column("lr")
         columns = {n: column(n) for n in ("dropout", "label_smoothing", "mixup", "clip")}
         found = {name: column(name) for name in PENALTIES}
         return cls(
-            lr=torch.full((len(configs),), lr) if rates is None else rates,
+            lr=torch.full((len(configs),), lr, dtype=torch.float64) if rates is None else rates,
             max_norm=column("max_norm"),
             weight_decay=None if adaptive else column("weight_decay"),
             adaptive=adaptive,

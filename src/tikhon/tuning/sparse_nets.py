@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tikhon.data.batches import order
 from tikhon.errors import InputError
+from tikhon.models.skip import SkipNetwork
 from tikhon.penalties import GroupLasso, Hierarchical, Proximable
 from tikhon.targets import Target, select
 from tikhon.tuning.objective import Objective
@@ -28,25 +29,6 @@ DENSE_STEPS, SWEEP_STEPS, REFIT_STEPS = 200, 500, 40
 DECAY = 3.0  # decoupled, outside the sweep: without it few rows are learned by heart
 BATCH, MOMENTUM = 128, 0.9
 RANGE = 1e4  # the sweep multiplies the strength by at most this
-
-
-class SkipNetwork(nn.Module):
-    """A network beside a linear map of the same inputs: what `Hierarchical` needs.
-
-    >>> SkipNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), 4, 2)(
-    ...     torch.zeros(3, 4)).shape
-    torch.Size([3, 2])
-    """
-
-    def __init__(self, net: nn.Module, features: int, outputs: int) -> None:
-        super().__init__()
-        self.net = net
-        self.skip = nn.Linear(features, outputs, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(rows, ...) -> (rows, outputs)."""
-        x = x.flatten(1)
-        return self.net(x) + self.skip(x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +170,10 @@ def _with_skip(
         return build_model, penalty
     features = x[0].numel()
     with torch.no_grad():
-        outputs = build_model().eval()(x[:2]).shape[1]
+        model = build_model().eval()
+        outputs = model(x[:2]).shape[1]
+    if isinstance(model, SkipNetwork):
+        return build_model, replace(penalty, skip=outputs)
 
     def build() -> nn.Module:
         return SkipNetwork(build_model(), features, outputs)
@@ -247,7 +232,7 @@ def _refitted(
     population = Population(
         models, settings, objective=sweep.objective, example=x[:2], steps=REFIT_STEPS
     )
-    stacked = [torch.stack([m[name] for m in masks]).flatten() for name in population.names]
+    stacked = [torch.stack([m[name] for m in masks]).flatten() for name in population.stack.names]
     population.mask = torch.cat(stacked)
     for step in range(REFIT_STEPS):
         rows = order(len(x), seed=seed, epoch=step)[: sweep.batch]
