@@ -240,3 +240,20 @@ def test_classes_that_cannot_be_scored_are_refused():
         path(lambda: MLP([40, 8, 3]), (x, y), L1())
     with pytest.raises(InputError, match="not scored"):
         _ = path(None, planted(), L1(), strengths=3).best
+
+
+def test_progress_counts_every_solution_of_every_fold():
+    x, y = planted()
+    seen = []
+    path(None, (x, y), L1(), strengths=4, folds=3, on_progress=seen.append)
+    assert seen == [pytest.approx((k + 1) / 16) for k in range(16)]
+
+
+def test_a_network_that_has_its_linear_map_already_gets_no_second_one():
+    from tikhon.models import build
+
+    x, y = planted(rows=80, features=8)
+    data = (x.float(), (y > 0).long())
+    named = lambda: build("skip:mlp:8", (8,), 2)  # noqa: E731
+    result = path(named, data, Hierarchical(), strengths=3)
+    assert set(result.states[0]) == set(named().state_dict())

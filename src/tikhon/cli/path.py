@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tikhon.cli.terminal import Terminal
     from tikhon.tuning.path import PathResult
 
@@ -78,19 +81,11 @@ def path(
     folder_path = output_of(output, source.name, False)
     limit_threads(0)
     train, valid = (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y)
-    build: Callable[[], Any] | None = None
+    build = None if model == "linear" else _network(model, parts, source.outputs)
     settings: dict[str, Any] = {"strengths": _strengths(strengths), "select": select, "seed": seed}
-    if model == "linear":
+    if build is None:
         train, valid = all_but_test(parts), None
         settings |= {"folds": 0 if strengths == "universal" else folds, "debias": debias}
-    else:
-        from tikhon.models import build as named
-
-        def network() -> Any:
-            return named(model, parts.train.shape, source.outputs)
-
-        build = network
-
     terminal.note(f"{source.name}: {len(train[0]):,} rows, {train[0][0].numel()} features; "
                   f"{penalty} path of model {model}")  # fmt: skip
     with RunDirectory(folder_path) as folder:
@@ -98,17 +93,49 @@ def path(
         folder.write(CONFIG, {
             "kind": "path", "command": command_of(folder_path),
             "data": about_data(source, parts, 0.2, test, table),
-            "model": {"name": model, "shape": list(parts.train.shape), "outputs": source.outputs},
+            "model": {"name": _saved_name(model, penalty), "shape": list(parts.train.shape),
+                      "outputs": source.outputs},
             "optimizer": {}, "recipe": {}, "seed": seed, "device": "cpu", "versions": versions(),
         })  # fmt: skip
-        result = follow(
-            build, train, kinds[penalty](), valid=valid, feature_names=parts.train.feature_names,
-            **settings,
-        )  # fmt: skip
-        write_tensors(folder.path / MODEL, result.model().state_dict())
+        with terminal.progress() as bar:
+            solving = bar.add_task("solving", total=None, rate="", note="")
+            result = follow(
+                build, train, kinds[penalty](), valid=valid,
+                feature_names=parts.train.feature_names,
+                on_progress=lambda share: bar.update(solving, total=1, completed=share),
+                **settings,
+            )  # fmt: skip
+        write_tensors(folder.path / MODEL, _state(result, source.outputs))
         folder.write(RESULT, result.to_dict())
-    _conclude(terminal, result, parts, folder_path)
+    _conclude(terminal, result, parts, folder_path, data)
     return 0
+
+
+def _network(model: str, parts: Any, outputs: int) -> Callable[[], Any]:
+    from tikhon.models import build
+
+    return lambda: build(model, parts.train.shape, outputs)
+
+
+def _saved_name(model: str, penalty: str) -> str:
+    """The name by which `tikhon.models.build` makes the path's network again."""
+    return f"skip:{model}" if penalty == "hierarchical" and model[:5] != "skip:" else model
+
+
+def _state(result: PathResult, outputs: int) -> dict[str, Tensor]:
+    """The chosen model as the state of the network of that name.
+
+    One logit for two classes becomes two, the first of them 0.
+    """
+    import torch
+
+    state = result.model().state_dict()
+    if result.coefficients is None:
+        return state
+    weight, bias = state.values()
+    if len(bias) < outputs:
+        weight, bias = (torch.cat([torch.zeros_like(t), t]) for t in (weight, bias))
+    return {"fc1.weight": weight, "fc1.bias": bias}
 
 
 def _strengths(text: str) -> int | str:
@@ -119,7 +146,7 @@ def _strengths(text: str) -> int | str:
     return int(text)
 
 
-def _conclude(terminal: Terminal, result: PathResult, parts: Any, folder: Any) -> None:
+def _conclude(terminal: Terminal, result: PathResult, parts: Any, folder: Any, data: str) -> None:
     import math
 
     import torch
@@ -145,6 +172,7 @@ def _conclude(terminal: Terminal, result: PathResult, parts: Any, folder: Any) -
     with torch.no_grad():
         page = write(folder)
     terminal.say(f"{result.seconds:.1f} s; report: {page}")
+    terminal.say(f"next:   {shlex.join(['tikhon', 'predict', str(folder), data])}")
     terminal.document({"output": str(folder), **result.to_dict()})
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tikhon.penalties import Proximable
 
 Kind = Literal["squared", "logistic", "multinomial"]
-LARGEST_NEWTON = 400  # unknowns; beyond it the dense Hessian costs more than it saves
+LARGEST_NEWTON = 1000  # unknowns; beyond it the dense Hessian costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -132,23 +132,27 @@ def solve(
     """The minimiser, to a proximal-gradient residual below `tolerance`.
 
     Blocks of accelerated proximal steps with restarts (Beck and Teboulle 2009; O'Donoghue and
-    Candes 2015) find the support; a Newton step on it, kept only if it lowers the objective,
-    makes the solution exact.
+    Candes 2015) find the support; Newton steps on it, kept only if they lower the objective,
+    make the solution exact.
     """
     if start is None:
         weight = problem.x.new_zeros(problem.outputs, problem.x.shape[1])
         start = Fit(weight, problem.start_bias.clone(), float("inf"), 0)
     weight, bias = start.weight, start.bias
     max_steps = max_steps if penalty.convex else max_steps // 10
-    steps, block = 0, 20
+    steps, block = 0, 5
     while True:
         residual = _residual(problem, penalty, weight, bias)
         if residual < tolerance or steps >= max_steps:
             return Fit(weight, bias, residual, steps)
         weight, bias = _accelerated(problem, penalty, weight, bias, block)
-        weight, bias = _newton(problem, penalty, weight, bias)
+        for _ in range(4):
+            before = weight
+            weight, bias = _newton(problem, penalty, weight, bias)
+            if float((weight - before).abs().max()) < tolerance:
+                break
         steps += block
-        block = min(2 * block, 640)
+        block = min(3 * block // 2, 640)
 
 
 def refit(problem: LinearProblem, support: Tensor, *, ridge: float = 1e-8) -> Fit:

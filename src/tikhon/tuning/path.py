@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -120,6 +121,7 @@ def path(
     select: Select = "one_se",
     feature_names: Sequence[str] = (),
     seed: int = 0,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> PathResult:
     """Solve `mean loss + strength * penalty` along a range of strengths.
 
@@ -143,6 +145,7 @@ def path(
         select: "one_se" (sparsest within one standard error of the best) or "best".
         feature_names: for reading the result.
         seed: of the folds and of a network's training.
+        on_progress: called with the share of the solutions found, in (0, 1] (linear models).
 
     Raises `InputError` for a penalty without a prox, fewer rows than folds, a class missing from
     the training rows, or a malformed range of strengths.
@@ -176,8 +179,9 @@ def path(
         )
     else:
         result = _linear_path(
-            build_model, (x, y), penalty, held_out, folds, strengths, smallest, debias, seed
-        )
+            build_model, (x, y), penalty, held_out, folds, strengths, smallest, debias, seed,
+            on_progress,
+        )  # fmt: skip
     return replace(
         result,
         select=select,
@@ -196,6 +200,7 @@ def _linear_path(
     smallest: float | None,
     debias: bool,
     seed: int,
+    on_progress: Callable[[float], None],
 ) -> PathResult:
     x, y = data
     kind, outputs = _kind(y, build_model)
@@ -207,11 +212,12 @@ def _linear_path(
         grid = [universal_strength(x, y, penalty, kind=kind, outputs=outputs, seed=seed)]
     else:
         grid = strength_grid(problem, penalty, strengths, smallest)
-    fits = descend(problem, penalty, grid)
+    tell = _counted(on_progress, len(grid) * (1 + len(cuts)))
+    fits = descend(problem, penalty, grid, tell=tell)
     models = [refit(problem, fit.weight != 0) for fit in fits] if debias else fits
     scores, errors = [math.nan] * len(grid), [math.nan] * len(grid)
     if folds:
-        scores, errors = _cross_validated(data, kind, outputs, penalty, grid, cuts, debias)
+        scores, errors = _cross_validated(data, kind, outputs, penalty, grid, cuts, debias, tell)
     elif valid is not None:
         rows = [_row_losses(problem, fit, valid, kind) for fit in models]
         scores = [float(r.mean()) for r in rows]
@@ -258,13 +264,31 @@ def strength_grid(
     return (top * torch.logspace(0, math.log10(ratio), strengths, dtype=torch.float64)).tolist()
 
 
-def descend(problem: LinearProblem, penalty: Proximable, grid: Sequence[float]) -> list[Fit]:
+def descend(
+    problem: LinearProblem,
+    penalty: Proximable,
+    grid: Sequence[float],
+    *,
+    tolerance: float = 1e-9,
+    tell: Callable[[], None] = lambda: None,
+) -> list[Fit]:
     """The solutions from the largest strength to the smallest, each from the one before."""
     fits: list[Fit] = []
     for strength in grid:
         start = fits[-1] if fits else None
-        fits.append(solve(problem, penalty.with_strength(strength), start=start))
+        member = penalty.with_strength(strength)
+        fits.append(solve(problem, member, start=start, tolerance=tolerance))
+        tell()
     return fits
+
+
+def _counted(on_progress: Callable[[float], None], total: int) -> Callable[[], None]:
+    """A function that counts its calls and tells which share of the total they are."""
+    done = itertools.count(1)
+    return lambda: on_progress(next(done) / total)
+
+
+SCORED = 1e-5  # optimality of the fits that only give a held-out loss
 
 
 def _cross_validated(
@@ -275,13 +299,14 @@ def _cross_validated(
     grid: Sequence[float],
     cuts: Sequence[tuple[Tensor, Tensor]],
     debias: bool,
+    tell: Callable[[], None],
 ) -> tuple[list[float], list[float]]:
     """Mean over folds of the held-out loss, and its standard error, for every strength."""
     x, y = data
     losses = []
     for train, test in cuts:
         problem = LinearProblem(x[train], y[train], kind, outputs=outputs)
-        fits = descend(problem, penalty, grid)
+        fits = descend(problem, penalty, grid, tolerance=SCORED, tell=tell)
         if debias:
             fits = [refit(problem, fit.weight != 0) for fit in fits]
         held_out = (x[test], y[test])

@@ -1,0 +1,55 @@
+"""tikhon path as a command: what it saves answers for new rows, by the chosen features alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pd = pytest.importorskip("pandas")
+
+KINDS = {
+    "linear, two classes": ["--strengths", "12", "--folds", "3"],
+    "network": ["--penalty", "group_lasso", "--model", "mlp:16"],
+    "network beside a linear map": ["--penalty", "hierarchical", "--model", "mlp:16"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_of_a_path_depend_on_the_chosen_features_alone(kind, tmp_path, command):
+    from sklearn.datasets import load_breast_cancer
+
+    frame = load_breast_cancer(as_frame=True).frame
+    frame["target"] = frame["target"].map({0: "malignant", 1: "benign"})
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    asked = ["path", "rows.csv", "--target", "target", *KINDS[kind], "--output", "run", "--quiet"]
+    assert command.run(*asked, cwd=tmp_path).code == 0
+    selected = json.loads((tmp_path / "run/result.json").read_text())["selected"]
+    assert 0 < len(selected) < 30
+    other = frame.copy()
+    for name in set(frame.columns) - {*selected, "target"}:
+        other[name] = other[name].mean()
+    other.to_csv(tmp_path / "other.csv", index=False)
+    found = []
+    for rows in ("rows.csv", "other.csv"):
+        told = command.run("predict", "run", rows, "--output", "p.csv", cwd=tmp_path)
+        assert told.code == 0, told.err
+        found.append(pd.read_csv(tmp_path / "p.csv"))
+    assert (found[0]["prediction"] == frame["target"]).mean() > 0.9
+    columns = ["probability_malignant", "probability_benign"]
+    assert found[0][columns].sum(axis=1).to_numpy() == pytest.approx(1)
+    assert (found[0][columns] - found[1][columns]).abs().to_numpy().max() < 1e-6
+
+
+def test_regression_answers_in_the_unit_of_the_target(tmp_path, command):
+    from sklearn.datasets import load_diabetes
+
+    frame = load_diabetes(as_frame=True).frame
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    asked = ["path", "rows.csv", "--target", "target", "--strengths", "20", "--output", "run"]
+    told = command.run(*asked, cwd=tmp_path)
+    assert told.code == 0 and "next:   tikhon predict run rows.csv" in told.out
+    command.run("predict", "run", "rows.csv", "--output", "p.csv", cwd=tmp_path)
+    guess = pd.read_csv(tmp_path / "p.csv")["prediction"]
+    assert guess.mean() == pytest.approx(frame["target"].mean(), rel=0.05)
+    assert guess.corr(frame["target"]) > 0.65
