@@ -190,6 +190,7 @@ def test_a_malformed_space_is_refused(entries, message):
         (lambda: Choice("adam"), "a list of values"),
         (lambda: Space.from_dict({"lr": {"kind": "logg"}}), "did you mean 'log'"),
         (lambda: Space.from_dict({"lr": {"kind": "log", "lo": 1}}), "low and high"),
+        (lambda: Space.from_dict({"lr": {"low": 1e-4, "high": 1}}), "has no kind, received"),
         (lambda: Halving(SPACE, Random(SPACE), full=8, factor=1), "factor"),
         (lambda: PopulationBased(SPACE, Random(SPACE), full=8, interval=9), "interval"),
     ],

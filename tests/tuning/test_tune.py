@@ -220,6 +220,7 @@ def test_all_members_diverged_is_a_report_not_a_traceback():
 def test_when_only_the_default_survives_it_is_chosen():
     result = search(space=Space(lr=Log(1e25, 1e30)), folds=0)
     assert result.config["lr"] == 3e-3 and not result.audit.worth_it
+    assert "trials of the space diverged; only the default" in result.audit.lines()[0]
 
 
 def test_a_sick_member_is_reported_and_the_rest_is_used():
@@ -275,6 +276,12 @@ def test_requests_that_cannot_be_met_say_why(given, message):
 def test_dropout_without_a_dropout_layer_says_what_to_add():
     with pytest.raises(InputError, match="no dropout layer"):
         tune(lambda: nn.Linear(6, 2), data(), space=SPACE, epochs=4)
+
+
+def test_a_budget_of_runs_is_the_number_of_configurations():
+    found = search(budget="70runs", epochs=1, folds=0)
+    assert found.plan.members == 70
+    assert len({str(o.trial.config) for o in found.history}) == 71  # the default too
 
 
 def test_budgets_are_read():

@@ -44,7 +44,7 @@ def tune(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="60s, 5m, 1h or 200runs (full trainings).",
+            help="60s, 5m, 1h or 200runs (configurations).",
             metavar="BUDGET",
             show_default="16runs",
         ),
@@ -172,7 +172,7 @@ def tune(
     if interrupt:
         again = shlex.join([*config["command"], "--resume"])
         terminal.note(f"stopped; all finished trials are kept in {path}; continue with\n  {again}")
-    _conclude(terminal, result, parts, path)
+    _conclude(terminal, result, parts, path, data)
     return 128 + int(interrupt.signal or 0) if interrupt else 0
 
 
@@ -327,7 +327,7 @@ def _save(folder: Any, result: TuneResult) -> None:
     folder.write(RESULT, result.to_dict())
 
 
-def _conclude(terminal: Terminal, result: TuneResult, parts: Split, path: Path) -> None:
+def _conclude(terminal: Terminal, result: TuneResult, parts: Split, path: Path, data: str) -> None:
     from tikhon.report import write
 
     page = write(path)
@@ -345,6 +345,7 @@ def _conclude(terminal: Terminal, result: TuneResult, parts: Split, path: Path) 
     )
     terminal.say(f"{result.seconds:.1f} s; models in {path}")
     terminal.say(f"report: {page}")
+    terminal.say(f"next:   {shlex.join(['tikhon', 'predict', str(path), data])}")
     terminal.document({"output": str(path), **result.to_dict(), "test": scores})
 
 

@@ -39,8 +39,18 @@ class Audit:
         """Whether the chosen configuration beats the default by more than the noise."""
         return self.gain > self.gain_error
 
+    @property
+    def only_default(self) -> bool:
+        """Whether nothing of the space could be trained, so that there was no choice."""
+        return self.candidates == 1 and self.failed > 0 and math.isfinite(self.default_score)
+
     def lines(self) -> list[str]:
         """The audit in sentences."""
+        if self.only_default:
+            return [
+                f"all {self.failed} trials of the space diverged; only the default is left "
+                f"({self.default_score:.4f}): lower the learning rates of the space"
+            ]
         found = [
             f"{self.candidates} candidates compared, {self.failed} trials diverged",
             f"expected gap to the best candidate from selection noise: {self.noise:.4f} "

@@ -67,7 +67,7 @@ def make_plan(job: Job, space: Space, budget: str | float | None) -> Plan:
     chunk, table, reason = measure_chunk(job, configs)
     measured = tuple(table.items())
     if seconds is None:
-        members = min(runs or MEMBERS, 64) if space.varying else 1
+        members = (runs or MEMBERS) if space.varying else 1
         return Plan(members, job.epochs, chunk, None, reason, measured)
     step = table.get(chunk, 1e3) * 1e-6 * job.folds
     adapting = 1.4 if space.get("weight_decay") == "auto" else 1.15  # validation, checks

@@ -275,7 +275,12 @@ def _read(name: str, entry: Any) -> Range | Value:
         return entry
     kinds = {"uniform": Uniform, "log": Log, "choice": Choice}
     fields = dict(entry)
-    kind = fields.pop("kind", None)
+    if "kind" not in fields:
+        raise InputError(
+            f"space entry {name!r} has no kind, received {sorted(fields)}: write "
+            'kind = "log" or "uniform" with low and high, or kind = "choice" with values'
+        )
+    kind = fields.pop("kind")
     if kind not in kinds:
         raise InputError(f"space entry {name!r}: {unknown('kind', kind, kinds)}")
     try:

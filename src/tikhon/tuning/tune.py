@@ -124,7 +124,8 @@ def tune(
             1,000 rows 3 folds are made.
         loss: "cross_entropy", "mse", their torch forms, any mean over rows, or "auto" by target.
         space: what varies; by default dropout (if the model has it), lr, and weight_decay="auto".
-        budget: "60s", "5m" (of wall time), "200runs" (full trainings), or a number of runs.
+        budget: "60s", "5m" (of wall time), or "200runs" or 200: so many configurations, of which
+            halving trains most in part.
         seed: of initial weights, batches, noise and the design.
         search: a search, or a function (space, plan) -> search; guarded halving by default.
         folds: number of folds, 0 for a held-out part.
