@@ -274,6 +274,21 @@ def test_search_where_trials_diverged(tuned, tmp_path):
     assert "diverged" in html(run)
 
 
+def test_search_where_only_the_default_was_left(tuned, tmp_path):
+    result = json.loads((tuned / "result.json").read_text())
+    result["audit"] |= {"candidates": 1, "failed": 4, "worth_it": False}
+    run = save(tmp_path / "run", {"kind": "tune"}, [], result)
+    assert sentence(run).startswith("Every configuration of the space diverged")
+
+
+def test_the_features_in_use_are_the_named_lines_of_a_path():
+    rows = [[0.0, 0.1, 0.0], [0.9, 0.2, 0.1]]
+    figure = charts.trails([2.0, 1.0], rows, ["large", "used", "small"], say("importance"), 1, [1])
+    shown = [trace["name"]["text"] if isinstance(trace["name"], dict) else str(trace["name"])
+             for trace in figure["data"] if trace["showlegend"]]  # fmt: skip
+    assert len(shown) == 1 and "used" in shown[0]
+
+
 def test_path_without_scores(pathed, tmp_path):
     result = json.loads((pathed / "result.json").read_text())
     blank = [None] * len(result["scores"])

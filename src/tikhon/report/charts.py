@@ -198,10 +198,10 @@ def close(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
 
 
-def spans_decades(values: Numbers) -> bool:
-    """Whether a log axis reads better: positive values over a factor of thirty or more."""
+def spans_decades(values: Numbers, factor: float = 30) -> bool:
+    """Whether a log axis reads better: positive values over such a factor or more."""
     positive = [v for v in finite(values) if v > 0]
-    return len(positive) > 1 and max(positive) / min(positive) >= 30
+    return len(positive) > 1 and max(positive) / min(positive) >= factor
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], zeros: float | None) -> Figure:
@@ -268,11 +268,17 @@ def over(x: Numbers, y: Numbers, x_title: Label, y_title: Label) -> Figure:
 
 
 def trails(
-    x: Numbers, rows: Sequence[Numbers], names: Sequence[str], y_title: Label, named: int
+    x: Numbers,
+    rows: Sequence[Numbers],
+    names: Sequence[str],
+    y_title: Label,
+    named: int,
+    first: Sequence[int] = (),
 ) -> Figure:
-    """One line a feature from strong to weak; the largest get colours and names."""
+    """One line a feature from strong to weak; `named` get colours: `first`, then the largest."""
     peaks = [max(finite([row[j] for row in rows]), default=0.0) for j in range(len(names))]
-    order = sorted(range(len(names)), key=lambda j: -peaks[j])
+    leading = {j: place for place, j in enumerate(first)}
+    order = sorted(range(len(names)), key=lambda j: (leading.get(j, len(leading)), -peaks[j]))
     data = []
     for rank, j in enumerate(order):
         if not peaks[j]:

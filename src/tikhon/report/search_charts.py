@@ -38,7 +38,7 @@ def scatter(
         })  # fmt: skip
     layout = {
         "xaxis": axis(x_title, **({"type": "log"} if log else {})),
-        "yaxis": axis(y_title, **({"type": "log"} if spans_decades(y) else {})),
+        "yaxis": axis(y_title, **({"type": "log"} if spans_decades(y, 10) else {})),
     }
     return {"data": data, "layout": {**layout, "hovermode": "closest"}}
 

@@ -131,11 +131,15 @@ def scores(run: SavedRun, chosen: int | None) -> Section | None:
 
 
 def importances(run: SavedRun) -> Section | None:
-    """One line a feature over the strength, the largest ones named."""
+    """One line a feature over the strength; those in use are named, then the largest."""
     result = run.result
     rows = result.get("importances") or []
     if not rows:
         return None
-    figure = charts.trails(result["strengths"], rows, names_of(result), say("importance"), LINES)
+    names = names_of(result)
+    kept = [names.index(name) for name in result.get("selected") or ()]
+    figure = charts.trails(
+        result["strengths"], rows, names, say("importance"), LINES, first=kept[:LINES]
+    )
     chart = Chart(say("importance"), figure, say("alt_importance"), wide=True)
     return Section(say("path_title"), (chart,), say("importance_lead"))

@@ -110,6 +110,8 @@ def verdict(run: SavedRun, audit: Mapping[str, Any]) -> Label:
     }
     if audit.get("gain") is None:
         return say("tune_alone", **values)
+    if audit.get("candidates") == 1 and audit.get("failed"):
+        return say("tune_only_default", **values)
     return say("tune_better" if audit.get("worth_it") else "tune_same", **values)
 
 
