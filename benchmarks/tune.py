@@ -3,7 +3,8 @@
   speed    microseconds per step of one configuration: population against a tight PyTorch loop
            (tensors in memory, fused AdamW) and the habitual one (DataLoader, .item()), interleaved
            A-B-C-C-B-A, one thread, CPU time. Equivalence is checked first: after 50 steps every
-           member equals its separate run to 1e-5, otherwise nothing is printed.
+           member equals its separate run to 1e-5, otherwise nothing is printed (in double
+           precision: Adam turns the rounding of a gradient near zero into a whole step).
   target   CPU time until the validation loss of an 8x8 grid (weight decay x dropout, 60 epochs of
            separate runs) is reached. The grid's runs are trained as verified population members
            and charged at the measured cost of the tight or habitual loop; Optuna's TPE walks the
@@ -70,9 +71,9 @@ def split(name: str, seed: int) -> tuple[torch.Tensor, ...]:
     return tuple(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)
 
 
-def network(features: int, width: int, classes: int) -> MLP:
+def network(features: int, width: int, classes: int, dtype: torch.dtype = torch.float32) -> MLP:
     torch.manual_seed(0)
-    return MLP([features, width, width, classes])
+    return MLP([features, width, width, classes]).to(dtype)
 
 
 def configs(count: int) -> list[dict[str, Any]]:
@@ -82,7 +83,7 @@ def configs(count: int) -> list[dict[str, Any]]:
 
 def tight(features: int, width: int, classes: int, x, y, config, steps: int):
     """The fastest plain loop: one model, tensors in memory, fused AdamW, cosine."""
-    model = network(features, width, classes)
+    model = network(features, width, classes, x.dtype)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config["weight_decay"]},
@@ -118,7 +119,7 @@ def habitual(features: int, width: int, classes: int, x, y, config, steps: int):
 
 def population(features: int, width: int, classes: int, x, y, members: list, steps: int):
     found = Population(
-        [network(features, width, classes) for _ in members], Settings.of(members),
+        [network(features, width, classes, x.dtype) for _ in members], Settings.of(members),
         objective=Objective("cross_entropy"), example=x[:2], steps=steps,
     )  # fmt: skip
     for step in range(steps):
@@ -126,16 +127,16 @@ def population(features: int, width: int, classes: int, x, y, members: list, ste
     return found
 
 
-def costs(features: int, width: int, classes: int, steps: int = 60) -> dict[str, Any]:
+def costs(features: int, width: int, classes: int, steps: int = 240) -> dict[str, Any]:
     """Microseconds per step of one configuration by the three ways, interleaved."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(BATCH, features, generator=generator)
     y = torch.randint(classes, (BATCH,), generator=generator)
     members = configs(4)
-    together = population(features, width, classes, x, y, members, 50)
+    together = population(features, width, classes, x.double(), y, members, 50)
     gap = 0.0
     for k, config in enumerate(members):
-        alone = tight(features, width, classes, x, y, config, 50).state_dict()
+        alone = tight(features, width, classes, x.double(), y, config, 50).state_dict()
         state = together.state_dict_of(k)
         gap = max(gap, *(float((state[n] - v).abs().max()) for n, v in alone.items()))
     if gap > 1e-5:
@@ -356,15 +357,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few cells")
     parser.add_argument("--only", choices=("speed", "target", "quality"), default=None)
-    parser.add_argument("--seconds", type=float, default=60.0, help="limit of a quality cell")
+    parser.add_argument("--seconds", type=float, help="limit of a quality cell (60; quick: 15)")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with the data sets")
     parser.add_argument("--sets", type=lambda t: t.split(","), help="instead of all")
     parser.add_argument("--tools", type=lambda t: t.split(","), help="of quality, instead of all")
     parser.add_argument("--widths", type=lambda t: t.split(","), help="instead of all")
-    parser.add_argument("--splits", type=int, nargs=2, default=(0, 3), help="first, last + 1")
+    parser.add_argument("--splits", type=int, nargs=2, help="first, last + 1 (0 3; quick: 0 1)")
     parser.add_argument("--until", type=float, default=np.inf, help="start no cell after so long")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/tune"))
     options = parser.parse_args()
+    options.seconds = options.seconds or (15.0 if options.quick else 60.0)
+    options.splits = options.splits or ((0, 1) if options.quick else (0, 3))
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     options.output.mkdir(parents=True, exist_ok=True)
