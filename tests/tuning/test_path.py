@@ -257,3 +257,20 @@ def test_a_network_that_has_its_linear_map_already_gets_no_second_one():
     named = lambda: build("skip:mlp:8", (8,), 2)  # noqa: E731
     result = path(named, data, Hierarchical(), strengths=3)
     assert set(result.states[0]) == set(named().state_dict())
+
+
+def test_each_strength_of_a_network_ends_with_its_lowest_validation_loss():
+    x, y = planted(rows=60, features=8)
+    y = (y > 0).long()
+    train, valid = (x[:40].float(), 1 - y[:40]), (x[40:].float(), y[40:])  # to learn is to fail
+    build = lambda: MLP([8, 16, 2])  # noqa: E731
+
+    def losses(result):
+        models = (result.model(k)(valid[0]) for k in range(len(result.scores)))
+        return [nn.functional.cross_entropy(output, valid[1]).item() for output in models]
+
+    stopped = path(build, train, GroupLasso(), valid=valid, strengths=4)
+    trained = losses(path(build, train, GroupLasso(), strengths=4))
+    assert stopped.scores == pytest.approx(losses(stopped))
+    assert all(a <= b + 1e-6 for a, b in zip(stopped.scores, trained))
+    assert stopped.scores[0] < trained[0] - 0.01

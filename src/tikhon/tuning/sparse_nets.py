@@ -26,6 +26,7 @@ from tikhon.tuning.population import Population
 from tikhon.tuning.settings import Settings
 
 DENSE_STEPS, SWEEP_STEPS, REFIT_STEPS = 200, 500, 40
+CHECK = 10  # steps of a refit between two validation losses
 DECAY = 3.0  # decoupled, outside the sweep: without it few rows are learned by heart
 BATCH, MOMENTUM = 128, 0.9
 RANGE = 1e4  # the sweep multiplies the strength by at most this
@@ -67,7 +68,9 @@ def network_path(
         sweep = Sweep(build(), (x, y), penalty, seed)
         sweep.densify()
         snapshots = _thinned(sweep.run(), strengths)
-    population = _refitted(build, sweep, snapshots, (x, y), seed)
+    if valid is not None:
+        valid = valid[0].float(), valid[1].float() if valid[1].is_floating_point() else valid[1]
+    population = _refitted(build, sweep, snapshots, (x, y), valid, seed)
     return _result(build, sweep, snapshots, population, valid, penalty)
 
 
@@ -211,9 +214,13 @@ def _refitted(
     sweep: Sweep,
     snapshots: list[Snapshot],
     data: tuple[Tensor, Tensor],
+    valid: tuple[Tensor, Tensor] | None,
     seed: int,
 ) -> Population:
-    """All supports trained on together, without the penalty; a feature that is off stays off."""
+    """All supports trained on together, without the penalty; a feature that is off stays off.
+
+    With validation rows each of them ends with the weights of its lowest validation loss.
+    """
     models, masks = [], []
     for snapshot in snapshots:
         model = build()
@@ -234,9 +241,20 @@ def _refitted(
     )
     stacked = [torch.stack([m[name] for m in masks]).flatten() for name in population.stack.names]
     population.mask = torch.cat(stacked)
+    everything = {**population.stack.blocks, **population.stack.buffers}
+    kept = {name: value.detach().clone() for name, value in everything.items()}
+    best = torch.full((len(models),), math.inf)
     for step in range(REFIT_STEPS):
         rows = order(len(x), seed=seed, epoch=step)[: sweep.batch]
         population.step(x[rows], y[rows], None, step, seed=step)
+        if valid is not None and (step + 1) % CHECK == 0:
+            losses = population.row_losses(*valid).mean(1)
+            lower, best = losses < best, torch.minimum(losses, best)
+            for name, value in everything.items():
+                kept[name][lower] = value.detach()[lower]
+    if valid is not None:
+        for name, value in everything.items():
+            value.detach().copy_(kept[name])
     return population
 
 
@@ -250,8 +268,7 @@ def _result(
 ) -> PathResult:
     scores = errors = [math.nan] * len(snapshots)
     if valid is not None:
-        y = valid[1].float() if valid[1].is_floating_point() else valid[1]
-        rows = population.row_losses(valid[0].float(), y)
+        rows = population.row_losses(*valid)
         scores = rows.mean(1).tolist()
         errors = (rows.std(1) / math.sqrt(rows.shape[1])).tolist()
     states = tuple(population.state_dict_of(k) for k in range(len(snapshots)))
