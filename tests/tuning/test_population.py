@@ -13,6 +13,7 @@ from torch import nn
 import tikhon as tk
 from tikhon.errors import InputError
 from tikhon.layers import Dropout
+from tikhon.models import build
 from tikhon.models.mlp import MLP
 from tikhon.tuning.objective import Objective
 from tikhon.tuning.population import Population, Settings
@@ -69,6 +70,7 @@ MODELS = {
     "mlp": (lambda: MLP([6, 12, 3]), "batched"),
     "sequential": (sequential, "batched"),
     "residual": (Residual, "batched"),
+    "spline": (lambda: build("spline:mlp:8", (6,), 3, rows=data()[0]), "batched"),
     "batch norm": (Normalised, "vmap"),
     "convolution": (Convolution, "vmap"),
 }

@@ -108,7 +108,7 @@ def _prepare(given: Mapping[str, Any]) -> Job:
     shape = parts.train.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(given["seed"])
-        network = build(given["model"], shape, source.outputs, rate=rate)
+        network = build(given["model"], shape, source.outputs, rate=rate, rows=parts.train.x)
     model = {"name": given["model"], "shape": list(shape), "outputs": source.outputs,
              "parameters": sum(p.numel() for p in network.parameters())}  # fmt: skip
     about = {

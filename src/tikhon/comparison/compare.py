@@ -216,7 +216,9 @@ class _Trainer:
         rate = recipe.dropout if isinstance(recipe.dropout, float) else 0.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = build(self.model, parts.train.shape, parts.train.outputs, rate=rate)
+            model = build(
+                self.model, parts.train.shape, parts.train.outputs, rate=rate, rows=parts.train.x
+            )
         run = fit(
             model, train, recipe, valid=valid, test=test, lr=lr, schedule="cosine",
             batch_size=self.batch_size, epochs=self.epochs, seed=seed, unit=parts.train.unit,

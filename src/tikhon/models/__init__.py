@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from tikhon.models.build import NAMES, build
+from tikhon.models.build import NAMES, build, restore
 from tikhon.models.convnet import ConvNet
 from tikhon.models.lenet import LeNet5
 from tikhon.models.mlp import MLP
 from tikhon.models.skip import SkipNetwork
+from tikhon.models.spline import Spline, SplineNetwork
 
-__all__ = ["MLP", "NAMES", "ConvNet", "LeNet5", "SkipNetwork", "build"]
+__all__ = [
+    "MLP",
+    "NAMES",
+    "ConvNet",
+    "LeNet5",
+    "SkipNetwork",
+    "Spline",
+    "SplineNetwork",
+    "build",
+    "restore",
+]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from tikhon.errors import InputError, unknown
 from tikhon.models.convnet import ConvNet
 from tikhon.models.lenet import LeNet5
 from tikhon.models.mlp import MLP
 from tikhon.models.skip import SkipNetwork
+from tikhon.models.spline import Spline, SplineNetwork
 
 # name -> what it is; `mlp-A-B-C` gives every width, `mlp:B` the hidden ones
 NAMES = {
@@ -22,14 +23,23 @@ NAMES = {
     "lenet5": "LeNet-5, for images of 28x28 or 32x32",
     "convnet": "two small convolutions, for images",
     "skip:mlp": "a network (any of these) beside a linear map of its inputs",
+    "spline:mlp": "a perceptron (any of these) of piecewise linear functions of each input",
 }
 
 
-def build(name: str, shape: Sequence[int], outputs: int, *, rate: float = 0.0) -> nn.Module:
+def build(
+    name: str,
+    shape: Sequence[int],
+    outputs: int,
+    *,
+    rate: float = 0.0,
+    rows: Tensor | None = None,
+) -> nn.Module:
     """The network of that name for rows of `shape` and that many outputs.
 
-    `rate` in [0, 1) is its dropout rate. Raises `InputError` for an unknown name and for widths
-    that do not fit the data.
+    `rate` in [0, 1) is its dropout rate; `rows`, (rows, *shape), are the training inputs, at whose
+    quantiles a spline has its knots. Raises `InputError` for an unknown name and for widths that
+    do not fit the data.
 
     >>> build("mlp-64-32-10", (64,), 10).sizes
     (64, 32, 10)
@@ -38,8 +48,12 @@ def build(name: str, shape: Sequence[int], outputs: int, *, rate: float = 0.0) -
         raise InputError(f"dropout must be in [0, 1), received {rate}")
     features = math.prod(shape)
     if name.startswith("skip:"):
-        inner = build(name.removeprefix("skip:"), shape, outputs, rate=rate)
+        inner = build(name.removeprefix("skip:"), shape, outputs, rate=rate, rows=rows)
         return SkipNetwork(inner, features, outputs)
+    if name.startswith("spline:"):
+        if rows is None:
+            raise InputError(f"model {name!r} has its knots at quantiles: give rows to build it")
+        return _behind(Spline.of(rows), name, features, outputs, rate)
     if name == "linear":
         return MLP([features, outputs])
     if name in ("lenet5", "convnet"):
@@ -60,6 +74,32 @@ def build(name: str, shape: Sequence[int], outputs: int, *, rate: float = 0.0) -
             )
         return MLP(sizes, rate=rate)
     raise InputError(unknown("model", name, NAMES))
+
+
+def restore(
+    name: str, shape: Sequence[int], outputs: int, state: Mapping[str, Tensor]
+) -> nn.Module:
+    """The network of that name with the weights of `state`.
+
+    Raises RuntimeError, as torch does, for a state of another network.
+    """
+    if name.startswith("spline:"):
+        missing = {"spline.source", "spline.left", "spline.width", "spline.mean"} - state.keys()
+        if missing:
+            raise RuntimeError(f"the state lacks {', '.join(sorted(missing))}")
+        model = _behind(Spline.restored(state), name, math.prod(shape), outputs, 0.0)
+    else:
+        model = build(name, shape, outputs)
+    model.load_state_dict(state)
+    return model
+
+
+def _behind(spline: Spline, name: str, features: int, outputs: int, rate: float) -> nn.Module:
+    inner = name.removeprefix("spline:")
+    if inner.split(":")[0] in ("lenet5", "convnet", "skip", "spline"):
+        raise InputError(f"model {name!r}: a spline goes before a perceptron, such as spline:mlp")
+    net = build(inner, (features + len(spline.left),), outputs, rate=rate)
+    return SplineNetwork(spline, net)
 
 
 def _widths(name: str, text: str, separator: str) -> list[int]:

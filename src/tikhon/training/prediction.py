@@ -38,7 +38,7 @@ class SavedModel:
         from safetensors.torch import load_file
 
         from tikhon.data.preprocessing import Preprocessing
-        from tikhon.models import build
+        from tikhon.models import restore
 
         config = RunDirectory(path).read(CONFIG)
         about = config.get("model", {})
@@ -46,9 +46,9 @@ class SavedModel:
             raise InputError(f"{path} holds no model that was made by name; predict in Python")
         if not (path / MODEL).is_file():
             raise InputError(f"{path} holds no {MODEL}: is the run finished?")
-        model = build(about["name"], tuple(about["shape"]), about["outputs"])
+        shape = tuple(about["shape"])
         try:
-            model.load_state_dict(load_file(path / MODEL))
+            model = restore(about["name"], shape, about["outputs"], load_file(path / MODEL))
         except (SafetensorError, RuntimeError, OSError) as error:
             raise StorageError(f"{path / MODEL} cannot be used: {error}") from error
         fitted = config["data"].get("preprocessing")

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from tikhon.layers import Dropout
 from tikhon.layers.noise import NoiseLayer
+from tikhon.models.spline import Spline
 
 Blocks = Mapping[str, Tensor]
 
@@ -91,7 +92,8 @@ class Batched(Forward):
                 f"the forward pass cannot be traced: {_first_line(error)}"
             ) from error
         modules = dict(model.named_modules())
-        self.steps = [_step(node, modules) for node in graph.nodes]
+        steps = [_step(node, modules) for node in graph.nodes]
+        self.steps = [(*step, [i for i in step[2] if isinstance(i, _Name)]) for step in steps]
 
     def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
         """Outputs of all members."""
@@ -99,9 +101,8 @@ class Batched(Forward):
         common: set[str] = set()  # values without a member axis: the same for all
         batch = _Batch(blocks, buffers)
         out = x
-        for name, run, inputs in self.steps:
-            named = [i for i in inputs if isinstance(i, _Name)]
-            alike = all(i in common for i in named) if named else shared
+        for name, run, inputs, named in self.steps:
+            alike = common.issuperset(named) if named else shared
             arguments = [values[i] if isinstance(i, _Name) else i for i in inputs] or [x]
             out, alike = run(batch, alike, *arguments)
             values[name] = out
@@ -126,7 +127,9 @@ class _Batch:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, NoiseLayer) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, NoiseLayer | Spline) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 # (batch, whether the inputs lack the member axis, *inputs) -> (value, whether it lacks the axis)
@@ -171,7 +174,7 @@ def _module(path: str, module: nn.Module) -> Run:
         return _dropout(f"{prefix}rate", module)
     if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
         return _flatten
-    if isinstance(module, _ACTIVATIONS):
+    if isinstance(module, (*_ACTIVATIONS, Spline)):
         return _each(module)
     raise Unsupported(f"{type(module).__name__} ({path}) has no batched form")
 
@@ -214,7 +217,9 @@ def _dropout(rate: str, module: Dropout) -> Run:
         rows = x.shape if shared else x.shape[1:]
         rates = batch.buffers[rate].view(-1, *[1] * len(rows))
         uniforms = torch.rand(rows, device=x.device, generator=module.generator)
-        scale = (uniforms >= rates) * (1 / (1 - rates))
+        scale = uniforms.new_empty(len(rates), *rows)
+        torch.ge(uniforms, rates, out=scale)  # three times faster than a bool times a float
+        scale.div_(1 - rates)
         return x * scale, False
 
     return run

@@ -20,6 +20,7 @@ from tikhon.strengths.sensitivity import (
     first_decay,
     rate_of,
 )
+from tikhon.tuning.stack import column
 
 _RANGE = (1e-4, 30.0)
 
@@ -54,18 +55,23 @@ class AdaptiveDecay:
         return self.memory["log"].exp()
 
     @torch.no_grad()
-    def decay_(self, lr: Tensor) -> None:
-        """Shrink the weights by lr * strength and carry their sensitivity along; lr: (members,).
+    def decay_(self, lr: Tensor, step: int) -> None:
+        """Shrink the weights by lr * strength, at most by half; lr: (members,).
 
-        lr * strength is capped at one half.
+        Their sensitivity is carried along, through all the steps until the next move at once.
         """
         rate = (lr[:, None] * self.strength).clamp_max(CAP)
-        drain = rate + DAMPING * lr[:, None]
-        for i, (w, z) in enumerate(zip(self.weights, self.sensitivity)):
-            shape = (-1, *[1] * (w.ndim - 1))
-            share = rate[:, i].view(shape)
-            carry_decay(z, w, share, drain[:, i].view(shape))
-            w.mul_(1 - share)
+        if step % self.every == 0 and step < self.last:
+            drain = rate + DAMPING * lr[:, None]
+            for i, (w, z) in enumerate(zip(self.weights, self.sensitivity)):
+                carry_decay(z, w, column(rate[:, i], w), column(drain[:, i], w), self.every)
+        self.shrink_(rate)
+
+    def shrink_(self, rate: Tensor) -> None:
+        """Take a share of each weight away; rate: (members, layers)."""
+        keep = 1 - rate
+        for i, w in enumerate(self.weights):
+            w.mul_(column(keep[:, i], w))
 
     def due(self, step: int) -> bool:
         """Whether this step wants a validation gradient."""
@@ -106,14 +112,12 @@ class ReplayedDecay(AdaptiveDecay):
     ) -> None:
         super().__init__(weights, lr=lr, steps=steps)
         self.found = trace  # (members, moves, layers)
-        self.now = 0
 
-    def decay_(self, lr: Tensor) -> None:
+    def decay_(self, lr: Tensor, step: int) -> None:
         """Shrink the weights by the strength found at the same share of the training."""
-        place = min(self.now * self.found.shape[1] // self.last, self.found.shape[1] - 1)
+        place = min(step * self.found.shape[1] // self.last, self.found.shape[1] - 1)
         self.memory["log"] = self.found[:, place]
-        self.now += 1
-        super().decay_(lr)
+        self.shrink_((lr[:, None] * self.strength).clamp_max(CAP))
 
     def due(self, step: int) -> bool:
         """Nothing is left to be found."""

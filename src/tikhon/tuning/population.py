@@ -123,7 +123,7 @@ class Population:
         losses = self._losses(x, y, weights, self.settings.label_smoothing, seed)
         (losses if self.members == 1 else losses.sum()).backward()
         with torch.no_grad():
-            self._update(0.5 * (1 + math.cos(math.pi * step / self.steps)))
+            self._update(step)
         return losses.detach()
 
     def _losses(
@@ -163,7 +163,8 @@ class Population:
         """(members, rows, ...)."""
         return self.forward(self.stack.blocks, self.stack.buffers, x, shared=True)
 
-    def _update(self, factor: float) -> None:
+    def _update(self, step: int) -> None:
+        factor = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         if self.mask is not None:
             masks = self.stack.named(self.mask)
             for name, grad in self.stepper.gradients().items():
@@ -171,7 +172,7 @@ class Population:
         self._clip()
         self._penalty_gradients()
         if self.decay is not None:
-            self.decay.decay_(self.settings.lr.to(self.stack.flat) * factor)
+            self.decay.decay_(self.settings.lr.to(self.stack.flat) * factor, step)
         elif self.settings.weight_decay is not None:
             self.stepper.decay_(self.settings.weight_decay.to(self.stack.flat), factor)
         self.stepper.step(factor)

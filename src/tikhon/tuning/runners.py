@@ -22,6 +22,7 @@ from tikhon.tuning.settings import Settings
 from tikhon.tuning.trials import Outcome, Trial, Value
 
 SIZES = (1, 4, 8, 16, 32, 64)
+VALIDATION = 64  # rows of a validation batch that adapts a strength
 Config = Mapping[str, Value]
 State = dict[str, Tensor]
 
@@ -45,6 +46,19 @@ class Job:
     kept: Tensor | None = None
     optimizer: Callable[..., optim.Optimizer] = optim.AdamW
     seed: int = 0
+    _shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict, repr=False)
+
+    def shape(self, config: Config) -> list[tuple[int, ...]]:
+        """Shapes of the parameters, where a configuration may change them."""
+        from tikhon.tuning.space import KNOWN
+
+        free = repr(sorted((n, v) for n, v in config.items() if n not in KNOWN))
+        if free not in self._shapes:
+            model = _build(self, config) if free != "[]" else None
+            self._shapes[free] = (
+                [] if model is None else [tuple(p.shape) for p in model.parameters()]
+            )
+        return self._shapes[free]
 
     @property
     def folds(self) -> int:
@@ -135,7 +149,7 @@ class PopulationRunner(Runner):
             if unit.trial.parent is not None:
                 parent = self.states.get(unit.trial.parent, {}).get("epoch")
             start = 0 if parent is None else int(parent[0])
-            return repr((unit.trial.budget, start, config, _shape(self.job, unit.trial.config)))
+            return repr((unit.trial.budget, start, config, self.job.shape(unit.trial.config)))
 
         for _, group in groupby(sorted(units, key=alike), key=alike):
             members = list(group)
@@ -221,15 +235,6 @@ def _build(job: Job, config: Config) -> nn.Module:
         return job.build(config).to(job.x.device)
 
 
-def _shape(job: Job, config: Config) -> list[tuple[int, ...]]:
-    """Shapes of the parameters, where a configuration may change them."""
-    from tikhon.tuning.space import KNOWN
-
-    if all(name in KNOWN for name in config):
-        return []
-    return [tuple(p.shape) for p in _build(job, config).parameters()]
-
-
 def _row(state: State, fold: int) -> State:
     return {name: value[fold] for name, value in state.items()}
 
@@ -257,7 +262,7 @@ def noise_seed(seed: int, step: int) -> int:
 
 def _validation_batch(job: Job, kept: Tensor | None, step: int) -> tuple[Tensor, Tensor, Any]:
     x, y = (job.x, job.y) if job.valid is None else job.valid
-    size = min(max(256, job.batch_size), len(x))
+    size = min(VALIDATION * job.folds, len(x))  # of which each fold left out its share
     begin = (step * size) % max(len(x) - size + 1, 1)
     rows = slice(begin, begin + size)
     return x[rows], y[rows], None if kept is None else 1 - kept[:, rows]
@@ -306,28 +311,32 @@ def measure_chunk(
 ) -> tuple[int, dict[int, float], str]:
     """The chunk size with the fewest microseconds per config-step, the table, and the reason.
 
+    Where configurations differ in shape, the mean over them counts.
     Sizes are tried in rising order until one is no better than the best so far; a size that the
     vectorised routes refuse ends the search with the reason.
     """
     table: dict[int, float] = {}
     reason = ""
-    job_kept = job.kept
-    shape = _shape(job, configs[0])
-    configs = [config for config in configs if _shape(job, config) == shape]
-    if job_kept is not None and _has_batch_norm(_build(job, configs[0])):
+    if job.kept is not None and _has_batch_norm(_build(job, configs[0])):
         return 1, table, "batch normalisation would see the rows of the held-out fold"
+    groups: dict[str, list[Config]] = {}  # by shape, which members trained at once share
+    for config in configs:
+        groups.setdefault(repr(job.shape(config)), []).append(config)
     _microseconds(job, populate(job, configs[:1]), None, 1)  # torch loads its parts on first use
+    most = max(map(len, groups.values())) * job.folds
     started = time.perf_counter()
-    for size in (s for s in SIZES if s <= max(len(configs) * job.folds, 1)):
-        members = [configs[i % len(configs)] for i in range(size)]
-        kept = None if job_kept is None else job_kept[[i % job.folds for i in range(size)]]
+    for size in (s for s in SIZES if s <= max(most, 1)):
+        kept = None if job.kept is None else job.kept[[i % job.folds for i in range(size)]]
+        spent = 0.0
         try:
-            population = populate(job, members)
+            for group in groups.values():
+                population = populate(job, [group[i % len(group)] for i in range(size)])
+                reason = population.reason or reason
+                spent += len(group) * _microseconds(job, population, kept, repeats) / size
         except Unsupported as error:
             reason = str(error)
             break
-        reason = population.reason or reason
-        table[size] = _microseconds(job, population, kept, repeats) / size
+        table[size] = spent / len(configs)
         best = min(table, key=table.__getitem__)
         if (best != size and size > 2 * best) or time.perf_counter() - started > seconds:
             break
