@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import tikhon as tk
-from tikhon.models.mlp import MLP
+from tikhon.models import build
 
 Fit = Callable[..., dict[str, np.ndarray]]
 EPOCHS = 60  # of one of Optuna's trainings
@@ -71,8 +71,14 @@ def _tikhon(xa, ya, xv, yv, xt, yt, seed: int, seconds: float) -> dict[str, np.n
     time.perf_counter = time.process_time
     x, y = torch.cat([xa, xv]), torch.cat([ya, yv])
     classes = int(y.max()) + 1
-    found = tk.tune(lambda: MLP([x.shape[1], 64, 64, classes]), (x, y), budget=f"{seconds:g}s",
-                    seed=seed)  # fmt: skip
+    names = ("mlp:64,64", "spline:mlp:64,64")  # what `tikhon tune` takes for a table
+    space = tk.Space(free=True, model=tk.Choice(names), dropout=tk.Uniform(0, 0.8),
+                     lr=tk.Log(1e-4, 1e-1), weight_decay="auto")  # fmt: skip
+
+    def network(config: dict[str, Any]) -> torch.nn.Module:
+        return build(config.get("model", names[0]), x.shape[1:], classes, rows=x)
+
+    found = tk.tune(network, (x, y), space=space, budget=f"{seconds:g}s", seed=seed)
     with torch.no_grad():
         return {
             "tikhon": found.model(xt).softmax(1).numpy(),

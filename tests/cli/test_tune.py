@@ -45,6 +45,36 @@ def test_kill_9_in_a_search_then_resume_gives_the_uninterrupted_history(tmp_path
         assert a["score"] == pytest.approx(b["score"], abs=1e-4)
 
 
+def test_a_model_is_chosen_by_the_search_and_answers_for_new_rows(tmp_path, command):
+    rows = ["x,y,z"]
+    for k in range(240):
+        x, y = (k * 37 % 101) / 101, (k * 53 % 89) / 89
+        rows.append(f"{x},{y},{'in' if 0.35 < x < 0.65 else 'out'}")
+    (tmp_path / "band.csv").write_text("\n".join(rows))
+    asked = ["tune", "band.csv", "--target", "z", "--model", "linear|spline:linear",
+             "--budget", "6runs", "--epochs", "30", "--output", "run", "--quiet"]  # fmt: skip
+    told = command.run(*asked, cwd=tmp_path)
+    assert told.code == 0, told.err
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["model"]["name"] == "spline:linear"  # no linear map finds a band
+    assert command.run("predict", "run", "band.csv", "--output", "p.csv", cwd=tmp_path).code == 0
+    found = (tmp_path / "p.csv").read_text().splitlines()[1:]
+    right = [a.split(",")[0] == b.split(",")[2] for a, b in zip(found, rows[1:])]
+    assert sum(right) / len(right) > 0.9
+
+
+def test_the_board_takes_trials_that_ran_out_of_time(capsys):
+    from tikhon.cli.terminal import Terminal
+    from tikhon.cli.tune import Board
+    from tikhon.tuning.trials import Outcome, Trial
+
+    board = Board(Terminal(json=False, quiet=False))
+    board.event({"event": "batch", "trials": 2, "budget": 18})
+    outcome = Outcome(Trial(0, {"lr": 0.1}, 11), 0.5, curve=((11, 0.5),))
+    board.event({"event": "outcomes", "outcomes": [outcome]})
+    assert "1 members" in capsys.readouterr().err
+
+
 def test_a_worker_that_is_killed_gives_its_trials_back(tmp_path, command):
     optuna = pytest.importorskip("optuna")
     from tikhon.integrations.optuna import shared_search, storage_of

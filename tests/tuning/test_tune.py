@@ -116,6 +116,19 @@ def test_regression_and_free_architectures_are_served():
     assert result.average(x).shape == (160, 1)
 
 
+def test_models_of_equal_shapes_that_differ_are_not_trained_as_one():
+    def build(config):
+        bend = nn.Tanh() if config["bend"] == "tanh" else nn.ReLU()
+        return nn.Sequential(nn.Linear(6, 8), bend, nn.Linear(8, 2))
+
+    job = make_job(build, *data(), None, "auto", 0, 8, 32, torch.optim.AdamW, "cpu", 0)
+    trials = [Trial(k, {"lr": 0.01, "bend": bend}, 8) for k, bend in enumerate(("tanh", "relu"))]
+    together = PopulationRunner(job, 4).run(trials)
+    apart = [PopulationRunner(job, 1).run([trial])[0] for trial in trials]
+    assert [o.score for o in together] == pytest.approx([o.score for o in apart], abs=1e-5)
+    assert together[0].score != pytest.approx(together[1].score, abs=1e-4)
+
+
 KILLED = """
     import os, sys, torch
     torch.set_num_threads(1)
@@ -296,6 +309,7 @@ def test_the_choice_prefers_regularization_within_one_standard_error():
     rows = torch.stack([base, near, far, base + 0.5])
     assert choose(rows, [0.0, 0.5, 0.8, 1.0]) == 1  # the error of the difference is 0.0014
     assert choose(rows, [0.5, 0.0, 0.8, 1.0]) == 0
+    assert choose(rows, [0.0, 0.5, 0.8, 1.0], ["a", "b", "b", "a"]) == 0  # of the best's model
 
 
 def test_selection_noise_is_zero_for_one_candidate_and_grows_with_noise():

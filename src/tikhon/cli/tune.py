@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,7 +37,13 @@ if TYPE_CHECKING:
 
 def tune(
     data: Data,
-    model: Annotated[str, typer.Option(help="mlp, mlp:300,100, lenet5, convnet.")] = "mlp:64,64",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="mlp, mlp:300,100, spline:mlp:64, lenet5, convnet; several as A|B.",
+            show_default="mlp:64,64; for a table also spline:mlp:64,64",
+        ),
+    ] = None,
     space: Annotated[
         Path | None,
         typer.Option(help="TOML file of what varies.", show_default="dropout, lr, weight decay"),
@@ -51,7 +58,7 @@ def tune(
     ] = None,
     folds: Annotated[
         int | None,
-        typer.Option(help="Folds, 0 for a held-out part.", show_default="3 under 1,000 rows"),
+        typer.Option(help="Folds, 0 for a held-out part.", show_default="3 under 2,500 rows"),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Length of a full training.", show_default="by rows")
@@ -91,7 +98,8 @@ def tune(
     Members train together where that is faster; the best are trained again on all rows.
     """
     from tikhon.tuning.plan import parse_budget
-    from tikhon.tuning.space import Space
+    from tikhon.tuning.preparation import default_space
+    from tikhon.tuning.space import Choice, Space
 
     parse_budget(budget)
     entries = None if space is None else Space.from_toml(space)
@@ -113,24 +121,29 @@ def tune(
     parts = split(source, valid=0.2, test=test, seed=seed)
     train = all_but_test(parts)
     path = output_of(output, source.name, resume)
+    first, *others = names = _models(model, parts)
 
-    def network() -> Any:
-        return build(model, parts.train.shape, source.outputs)
+    def network(config: Mapping[str, Any]) -> Any:
+        name = config.get("model", first)
+        return build(name, parts.train.shape, source.outputs, rows=parts.train.x)
 
-    size = sum(p.numel() for p in network().parameters())
+    if others:
+        known = dict(entries or default_space(network))
+        entries = Space(free=True, model=Choice(names), **known)
+    size = sum(p.numel() for p in network({}).parameters())
     limit_threads(size * 64)
     config = {
         "kind": "tune",
         "command": command_of(path),
         "data": about_data(source, parts, 0.2, test, table),
-        "model": {"name": model, "shape": list(parts.train.shape), "outputs": source.outputs,
+        "model": {"name": first, "shape": list(parts.train.shape), "outputs": source.outputs,
                   "parameters": size},
         "optimizer": {"name": "adamw", "schedule": "cosine"}, "recipe": {}, "seed": seed,
         "device": _device(device), "versions": versions(),
     }  # fmt: skip
     terminal.note(
         f"{source.name}: {len(train[0]):,} rows to choose and train on, {len(parts.test.x):,} to "
-        f"test; model {model}, {size:,} parameters"
+        f"test; model {' or '.join(names)}, {size:,} parameters"
     )
     searching: dict[str, Any] = dict(
         loss=loss, space=entries, budget=budget, seed=seed, folds=folds, epochs=epochs,
@@ -168,7 +181,7 @@ def tune(
             for helper in helpers:
                 helper.terminate()
                 helper.wait()
-        _save(folder, result)
+        _save(folder, result, config)
     if interrupt:
         again = shlex.join([*config["command"], "--resume"])
         terminal.note(f"stopped; all finished trials are kept in {path}; continue with\n  {again}")
@@ -188,6 +201,7 @@ class Board:
 
         self._terminal = terminal
         self._rungs: dict[int, dict[str, Any]] = {}
+        self._now = 0
         self._began, self._seconds, self._line = perf_counter(), None, ""
         still = terminal.quiet or not terminal.err.is_terminal
         self._live = None if still else Live(console=terminal.err, refresh_per_second=4)
@@ -208,7 +222,7 @@ class Board:
             self._plan(event)
         elif kind == "batch":
             rung = {"members": event["trials"], "done": 0, "failed": 0, "best": None, "epoch": 0}
-            self._rungs[event["budget"]] = rung
+            self._now, self._rungs[event["budget"]] = event["budget"], rung
         elif kind == "epoch" and event["budget"] in self._rungs:
             self._rungs[event["budget"]]["epoch"] = event["epoch"]
         elif kind == "outcomes":
@@ -226,7 +240,7 @@ class Board:
             self._terminal.note(f"not vectorised: {plan['reason']}", "yellow")
 
     def _outcomes(self, outcomes: list[Any]) -> None:
-        rung = self._rungs[outcomes[0].trial.budget]
+        rung = self._rungs[self._now]  # trials that ran out of time carry fewer epochs
         rung["done"] += len(outcomes)
         rung["failed"] += sum(o.failed for o in outcomes)
         known = [o for o in outcomes if not o.failed]
@@ -319,9 +333,20 @@ def _start_workers(count: int, storage: str, path: Path) -> list[subprocess.Pope
     ]
 
 
-def _save(folder: Any, result: TuneResult) -> None:
-    from tikhon.training.run_directory import MODEL, RESULT, write_tensors
+def _models(name: str | None, parts: Split) -> tuple[str, ...]:
+    """The networks to choose from, the plain one first."""
+    if name is not None:
+        return tuple(name.split("|"))
+    return ("mlp:64,64",) if parts.preprocessing is None else ("mlp:64,64", "spline:mlp:64,64")
 
+
+def _save(folder: Any, result: TuneResult, config: dict[str, Any]) -> None:
+    from tikhon.training.run_directory import CONFIG, MODEL, RESULT, write_tensors
+
+    if "model" in result.config:
+        size = sum(p.numel() for p in result.model.parameters())
+        config["model"] |= {"name": result.config["model"], "parameters": size}
+        folder.write(CONFIG, config)
     write_tensors(folder.path / MODEL, result.model.state_dict())
     write_tensors(folder.path / "average.safetensors", result.average.state_dict())
     folder.write(RESULT, result.to_dict())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,17 +80,22 @@ class Audit:
         return {k: None if _lost(v) else v for k, v in fields.items()}
 
 
-def choose(rows: Tensor, weights: Sequence[float]) -> int:
+def choose(
+    rows: Tensor, weights: Sequence[float], models: Sequence[Hashable] | None = None
+) -> int:
     """The most strongly regularized candidate that is within one standard error of the best.
 
-    `rows` (candidates, rows) are validation losses, `weights` how strongly each is regularized.
-    The error is that of the paired difference to the best candidate, row by row.
+    `rows` (candidates, rows) are validation losses, `weights` how strongly each is regularized,
+    which compares among candidates of the same one of `models` only. The error is that of the
+    paired difference to the best candidate, row by row.
     """
     means = rows.mean(1)
     best = int(means.argmin())
     difference = rows - rows[best]
     error = difference.std(1) / math.sqrt(rows.shape[1])
-    near = [k for k in range(len(rows)) if difference[k].mean() <= error[k]]
+    own = list(models or [None] * len(rows))
+    close = (difference.mean(1) <= error).tolist()
+    near = [k for k in range(len(rows)) if close[k] and own[k] == own[best]]
     return max(near, key=lambda k: (weights[k], -float(means[k])))
 
 

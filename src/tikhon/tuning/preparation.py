@@ -20,6 +20,8 @@ from tikhon.tuning.path import fold_rows
 from tikhon.tuning.runners import Config, Job
 from tikhon.tuning.space import Log, Space, Uniform
 
+FEW = 2_500  # rows below which the loss of a single held-out fifth is too noisy to choose by
+
 
 def maker(build_model: Callable[..., nn.Module]) -> Callable[[Config], nn.Module]:
     """`build_model` as a function of the configuration, which it may or may not take."""
@@ -65,7 +67,7 @@ def make_job(
         loss = "mse" if y.is_floating_point() else "cross_entropy"
     if folds is not None and (folds < 0 or folds == 1):
         raise InputError(f"folds must be 0 (a held-out part) or at least 2, received {folds}")
-    folds = 0 if valid is not None else (3 if len(x) < 1_000 else 0) if folds is None else folds
+    folds = 0 if valid is not None else (3 if len(x) < FEW else 0) if folds is None else folds
     kept = None
     if folds:
         kept = torch.ones(folds, len(x))

@@ -19,6 +19,7 @@ from tikhon.tuning.decay import ReplayedDecay
 from tikhon.tuning.objective import Objective, mean_over
 from tikhon.tuning.population import Population
 from tikhon.tuning.settings import Settings
+from tikhon.tuning.space import KNOWN
 from tikhon.tuning.trials import Outcome, Trial, Value
 
 SIZES = (1, 4, 8, 16, 32, 64)
@@ -46,19 +47,6 @@ class Job:
     kept: Tensor | None = None
     optimizer: Callable[..., optim.Optimizer] = optim.AdamW
     seed: int = 0
-    _shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict, repr=False)
-
-    def shape(self, config: Config) -> list[tuple[int, ...]]:
-        """Shapes of the parameters, where a configuration may change them."""
-        from tikhon.tuning.space import KNOWN
-
-        free = repr(sorted((n, v) for n, v in config.items() if n not in KNOWN))
-        if free not in self._shapes:
-            model = _build(self, config) if free != "[]" else None
-            self._shapes[free] = (
-                [] if model is None else [tuple(p.shape) for p in model.parameters()]
-            )
-        return self._shapes[free]
 
     @property
     def folds(self) -> int:
@@ -141,7 +129,7 @@ class PopulationRunner(Runner):
         return [t for t in trials if all((t.id, fold) in known for fold in folds)]
 
     def _chunks(self, units: list[Unit]) -> Iterable[list[Unit]]:
-        """Units that can run side by side: same length, same kind of settings, same shapes."""
+        """Units that can run side by side: same length, same kind of settings, same model."""
 
         def alike(unit: Unit) -> str:
             config = {k: v == "auto" for k, v in sorted(unit.trial.config.items())}
@@ -149,7 +137,7 @@ class PopulationRunner(Runner):
             if unit.trial.parent is not None:
                 parent = self.states.get(unit.trial.parent, {}).get("epoch")
             start = 0 if parent is None else int(parent[0])
-            return repr((unit.trial.budget, start, config, self.job.shape(unit.trial.config)))
+            return repr((unit.trial.budget, start, config, free(unit.trial.config)))
 
         for _, group in groupby(sorted(units, key=alike), key=alike):
             members = list(group)
@@ -235,6 +223,11 @@ def _build(job: Job, config: Config) -> nn.Module:
         return job.build(config).to(job.x.device)
 
 
+def free(config: Config) -> list[tuple[str, Value]]:
+    """The entries that only the model's builder knows: they may change what the model does."""
+    return sorted((name, value) for name, value in config.items() if name not in KNOWN)
+
+
 def _row(state: State, fold: int) -> State:
     return {name: value[fold] for name, value in state.items()}
 
@@ -311,7 +304,7 @@ def measure_chunk(
 ) -> tuple[int, dict[int, float], str]:
     """The chunk size with the fewest microseconds per config-step, the table, and the reason.
 
-    Where configurations differ in shape, the mean over them counts.
+    Where configurations differ in their model, the mean over them counts.
     Sizes are tried in rising order until one is no better than the best so far; a size that the
     vectorised routes refuse ends the search with the reason.
     """
@@ -319,9 +312,9 @@ def measure_chunk(
     reason = ""
     if job.kept is not None and _has_batch_norm(_build(job, configs[0])):
         return 1, table, "batch normalisation would see the rows of the held-out fold"
-    groups: dict[str, list[Config]] = {}  # by shape, which members trained at once share
+    groups: dict[str, list[Config]] = {}  # by model, which members trained at once share
     for config in configs:
-        groups.setdefault(repr(job.shape(config)), []).append(config)
+        groups.setdefault(repr(free(config)), []).append(config)
     _microseconds(job, populate(job, configs[:1]), None, 1)  # torch loads its parts on first use
     most = max(map(len, groups.values())) * job.folds
     started = time.perf_counter()

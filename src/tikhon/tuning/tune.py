@@ -31,13 +31,14 @@ from tikhon.tuning.runners import (
     Config,
     Job,
     PopulationRunner,
+    free,
     populate,
     train_on_all,
     validation_rows,
 )
 from tikhon.tuning.searches import Halving, Search, SpaceFilling
 from tikhon.tuning.session import DEFAULT, TOP, Session, searched
-from tikhon.tuning.space import KNOWN, Space
+from tikhon.tuning.space import Space
 from tikhon.tuning.states import StateStore
 from tikhon.tuning.trials import History, Outcome
 
@@ -121,7 +122,7 @@ def tune(
         build_model: returns a fresh model; called with the trial's `config` if it takes one.
         train: (x, y), a loader, a data set or its name.
         valid: rows for the scores. Without it a fifth of `train` is held out, or with fewer than
-            1,000 rows 3 folds are made.
+            2,500 rows 3 folds are made.
         loss: "cross_entropy", "mse", their torch forms, any mean over rows, or "auto" by target.
         space: what varies; by default dropout (if the model has it), lr, and weight_decay="auto".
         budget: "60s", "5m" (of wall time), or "200runs" or 200: so many configurations, of which
@@ -198,7 +199,7 @@ def _conclude(
     rows = torch.stack([_rows(job, o, runner) for o in ends])
     configs = [o.trial.config for o in ends]
     weights = [-1.0 if o.trial.id == DEFAULT else space.weight(o.trial.config) for o in ends]
-    chosen = choose(rows, weights)
+    chosen = choose(rows, weights, [repr(free(config)) for config in configs])
     default = next((k for k, o in enumerate(ends) if o.trial.id == DEFAULT), None)
     failed = sum(o.failed for o in history)
     judged = audit(space, configs, rows, chosen, default, failed)
@@ -288,8 +289,7 @@ def _alike(configs: list[Config]) -> list[list[int]]:
     """Places of configurations that one population can train."""
     groups: dict[str, list[int]] = {}
     for k, config in enumerate(configs):
-        free = {n: v for n, v in config.items() if n not in KNOWN}
-        key = (sorted(config), config.get("weight_decay") == "auto", sorted(free.items()))
+        key = (sorted(config), config.get("weight_decay") == "auto", free(config))
         groups.setdefault(repr(key), []).append(k)
     return list(groups.values())
 
