@@ -53,3 +53,19 @@ def test_regression_answers_in_the_unit_of_the_target(tmp_path, command):
     guess = pd.read_csv(tmp_path / "p.csv")["prediction"]
     assert guess.mean() == pytest.approx(frame["target"].mean(), rel=0.05)
     assert guess.corr(frame["target"]) > 0.65
+
+
+def test_a_spline_is_refused_before_anything_is_written(tmp_path, command):
+    asked = [
+        "path",
+        "wine",
+        "--penalty",
+        "group_lasso",
+        "--model",
+        "spline:mlp:8",
+        "--output",
+        "r",
+    ]
+    told = command.run(*asked, cwd=tmp_path)
+    assert told.code == 2 and "take 'mlp:8'" in told.err
+    assert not (tmp_path / "r").exists()

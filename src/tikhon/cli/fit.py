@@ -33,7 +33,7 @@ def fit(
     model: Annotated[
         str,
         typer.Option(
-            help="linear, mlp, mlp:300,100, mlp-784-128-10, lenet5, convnet.",
+            help="linear, mlp, mlp:300,100, mlp-784-128-10, spline:mlp, lenet5, convnet.",
             rich_help_panel=_TRAINING,
         ),
     ] = "mlp",

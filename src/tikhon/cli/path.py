@@ -66,6 +66,11 @@ def path(
     model = model or ("mlp:64" if penalty == "hierarchical" else "linear")
     if model != "linear" and penalty not in _NETWORKS:
         raise InputError(f"a network's path takes {' or '.join(_NETWORKS)}, received {penalty!r}")
+    if model.startswith("spline:"):
+        plain = model.removeprefix("spline:")
+        raise InputError(
+            f"model {model!r} makes many inputs of one, so it cannot give one up; take {plain!r}"
+        )
 
     from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
