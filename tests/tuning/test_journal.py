@@ -75,7 +75,7 @@ def test_a_flipped_bit_is_not_believed(tmp_path):
 def test_another_space_or_other_data_are_refused_by_name(tmp_path):
     path = tmp_path / "journal.jsonl"
     written(path)
-    with pytest.raises(InputError, match="another space"):
+    with pytest.raises(InputError, match="different space"):
         Journal(path, {**HEADER, "space": {"lr": 0.2}}, resume=True)
     with pytest.raises(InputError, match="'rows': 10"):
         Journal(path, {**HEADER, "data": {"rows": 11, "sha256": "cd"}}, resume=True)

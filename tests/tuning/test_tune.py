@@ -201,9 +201,9 @@ def test_a_search_killed_and_resumed_has_the_history_of_an_uninterrupted_one(tmp
 
 def test_a_resume_with_another_space_or_other_data_is_refused(tmp_path):
     search(output=tmp_path)
-    with pytest.raises(InputError, match="another space"):
+    with pytest.raises(InputError, match="different space"):
         search(output=tmp_path, resume=True, space=Space(lr=Log(1e-4, 1e-2)))
-    with pytest.raises(InputError, match="another data"):
+    with pytest.raises(InputError, match="different data"):
         tune(network, data(seed=5), space=SPACE, budget="6runs", epochs=16,
              output=tmp_path, resume=True)  # fmt: skip
     with pytest.raises(InputError, match="resume needs output"):

@@ -110,7 +110,7 @@ def _compare(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path) ->
             f"  {n}: {stored.get(n)!r} in the journal, now {asked.get(n)!r}" for n in differing
         ]
         raise InputError(
-            f"cannot resume {path}: it was started with other {', '.join(differing)}\n"
+            f"cannot resume {path}: it was started with different {', '.join(differing)}\n"
             + "\n".join(lines)
             + "\nrepeat the first command's settings, or start a new output folder"
         )
