@@ -124,7 +124,8 @@ def _network(model: str, parts: Any, outputs: int) -> Callable[[], Any]:
 
 def _saved_name(model: str, penalty: str) -> str:
     """The name by which `tikhon.models.build` makes the path's network again."""
-    return f"skip:{model}" if penalty == "hierarchical" and model[:5] != "skip:" else model
+    lacks = penalty == "hierarchical" and not model.startswith("skip:")
+    return f"skip:{model}" if lacks else model
 
 
 def _state(result: PathResult, outputs: int) -> dict[str, Tensor]:

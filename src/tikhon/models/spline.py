@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 ENOUGH = 100_000  # rows that quantiles are taken of
+PARTS = ("source", "left", "width", "mean")  # the buffers of a spline
 SPREAD = 3.0  # standard deviations at which an input begins to saturate
 
 
@@ -40,7 +41,7 @@ class Spline(nn.Module):
 
     def __init__(self, source: Tensor, left: Tensor, width: Tensor, mean: Tensor) -> None:
         super().__init__()
-        for name, value in zip(("source", "left", "width", "mean"), (source, left, width, mean)):
+        for name, value in zip(PARTS, (source, left, width, mean)):
             self.register_buffer(name, value)
 
     @classmethod
@@ -62,8 +63,10 @@ class Spline(nn.Module):
 
     @classmethod
     def restored(cls, state: Mapping[str, Tensor]) -> Spline:
-        """The spline of which `state` was saved (keys `spline.source`, ...)."""
-        return cls(*(state[f"spline.{name}"] for name in ("source", "left", "width", "mean")))
+        """The spline of a `SplineNetwork` whose state this is; RuntimeError for another's."""
+        if missing := [f"spline.{name}" for name in PARTS if f"spline.{name}" not in state]:
+            raise RuntimeError(f"the state lacks {', '.join(missing)}")
+        return cls(*(state[f"spline.{name}"] for name in PARTS))
 
     def pieces(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., pieces)."""

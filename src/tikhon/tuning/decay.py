@@ -60,12 +60,16 @@ class AdaptiveDecay:
 
         Their sensitivity is carried along, through all the steps until the next move at once.
         """
-        rate = (lr[:, None] * self.strength).clamp_max(CAP)
+        rate = self.share(lr)
         if step % self.every == 0 and step < self.last:
             drain = rate + DAMPING * lr[:, None]
             for i, (w, z) in enumerate(zip(self.weights, self.sensitivity)):
                 carry_decay(z, w, column(rate[:, i], w), column(drain[:, i], w), self.every)
         self.shrink_(rate)
+
+    def share(self, lr: Tensor) -> Tensor:
+        """(members, layers) share of a weight that a step takes away, at most a half."""
+        return (lr[:, None] * self.strength).clamp_max(CAP)
 
     def shrink_(self, rate: Tensor) -> None:
         """Take a share of each weight away; rate: (members, layers)."""
@@ -117,7 +121,7 @@ class ReplayedDecay(AdaptiveDecay):
         """Shrink the weights by the strength found at the same share of the training."""
         place = min(step * self.found.shape[1] // self.last, self.found.shape[1] - 1)
         self.memory["log"] = self.found[:, place]
-        self.shrink_((lr[:, None] * self.strength).clamp_max(CAP))
+        self.shrink_(self.share(lr))
 
     def due(self, step: int) -> bool:
         """Nothing is left to be found."""

@@ -304,9 +304,9 @@ def measure_chunk(
 ) -> tuple[int, dict[int, float], str]:
     """The chunk size with the fewest microseconds per config-step, the table, and the reason.
 
-    Where configurations differ in their model, the mean over them counts.
-    Sizes are tried in rising order until one is no better than the best so far; a size that the
-    vectorised routes refuse ends the search with the reason.
+    Where configurations differ in their model, the mean over them counts. Sizes are tried in
+    rising order until one is no better than the best so far; a size that the vectorised routes
+    refuse ends the search with the reason.
     """
     table: dict[int, float] = {}
     reason = ""
@@ -318,7 +318,7 @@ def measure_chunk(
     _microseconds(job, populate(job, configs[:1]), None, 1)  # torch loads its parts on first use
     most = max(map(len, groups.values())) * job.folds
     started = time.perf_counter()
-    for size in (s for s in SIZES if s <= max(most, 1)):
+    for size in (s for s in SIZES if s <= most):
         kept = None if job.kept is None else job.kept[[i % job.folds for i in range(size)]]
         spent = 0.0
         try:
