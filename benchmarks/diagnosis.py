@@ -27,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import drawn_programs
 from rival_rules import RIVALS
 
-from tikhon.diagnosis import LABELS, cure, diagnose, watch
+from tikhon.cures import cure
+from tikhon.diagnosis import LABELS, diagnose
+from tikhon.monitoring import watch
 
 
 def programs(folder: str | Path | None) -> tuple[Any, list[dict[str, Any]]] | None:

@@ -8,7 +8,7 @@ for regression) relative to that choice, geometric mean over the splits; beside 
 all layers, the plain one-step hypergradient, the schedule that was found replayed on train +
 valid, the best fixed value of all, a generic default (0.01) and none.
 
-The MLPs of the grids are trained side by side (`tikhon.tuning.population`: the same initial
+The MLPs of the grids are trained side by side (`tikhon.population.population`: the same initial
 weights and batches as separate runs); CPU time is relative to one plain run at the grid's middle,
 measured right before and after the adapting one.
 
@@ -33,9 +33,9 @@ import torch
 from torch import nn
 
 import tikhon as tk
-from tikhon.tuning.objective import Objective
-from tikhon.tuning.population import Population
-from tikhon.tuning.settings import Settings
+from tikhon.population.hyperparameters import Settings
+from tikhon.population.losses import Objective
+from tikhon.population.population import Population
 
 SELECTION = (
     "sonar german vehicle breast_cancer digits contraceptive "

@@ -39,12 +39,12 @@ import torch.nn.functional as F
 
 import tikhon as tk
 from tikhon.models.mlp import MLP
-from tikhon.tuning.objective import Objective
-from tikhon.tuning.population import Population
+from tikhon.population.hyperparameters import Settings
+from tikhon.population.losses import Objective
+from tikhon.population.population import Population
 from tikhon.tuning.preparation import make_job
 from tikhon.tuning.runners import Job, PopulationRunner, measure_chunk
 from tikhon.tuning.searches import Grid, SpaceFilling
-from tikhon.tuning.settings import Settings
 from tikhon.tuning.trials import History
 
 DATA = Path(os.environ.get("TIKHON_BENCHMARK_DATA", Path(__file__).parents[2] / "shared/data"))

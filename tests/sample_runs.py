@@ -221,7 +221,7 @@ def path_run(path: Path) -> Path:
     from sklearn.datasets import load_diabetes
 
     import tikhon
-    from tikhon.tuning.path import path as solve
+    from tikhon.paths.path import path as solve
 
     bunch = load_diabetes()
     X = torch.tensor(bunch.data, dtype=torch.float32)
@@ -265,7 +265,7 @@ def diagnosis_run(path: Path) -> Path:
 
 def cure_run(path: Path) -> Path:
     """A cure of the same network."""
-    from tikhon.diagnosis.cure import cure
+    from tikhon.cures.cure import cure
 
     data, loss = digits(), nn.CrossEntropyLoss()
     found = cure(

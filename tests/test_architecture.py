@@ -19,7 +19,7 @@ LONG_FUNCTIONS = {
 }
 FORBIDDEN = {"utils", "util", "core", "common", "manager", "helper", "helpers", "engine", "misc"}
 WRITERS = {  # files that may write, and what they write
-    "training/run_directory.py": "every file of a run",
+    "runs/run_directory.py": "every file of a run",
     "data/download.py": "downloads, moved into place when their checksum is right",
     "tuning/journal.py": "the journal of a search, one line an outcome",
 }

@@ -9,7 +9,7 @@ import pytest
 
 from tikhon import cli
 from tikhon.cli import main
-from tikhon.training import checkpoint
+from tikhon.runs import checkpoint
 
 X = np.random.default_rng(0).normal(size=(60, 4))
 Y = np.arange(60) % 3
@@ -175,7 +175,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_continues_later(
 
 
 def test_two_processes_do_not_share_a_folder(folder, command):
-    from tikhon.training.run_directory import RunDirectory
+    from tikhon.runs.run_directory import RunDirectory
 
     with RunDirectory("run") as held:
         held.create()

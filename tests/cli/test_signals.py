@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tikhon.training import checkpoint
+from tikhon.runs import checkpoint
 
 FIT = ["fit", "digits", "--l1", "1e-4", "--dropout", "0.3", "--epochs", "20", "--quiet",
        "--checkpoint-every", "0.1", "--output", "run"]  # fmt: skip

@@ -9,9 +9,9 @@ import torch
 from torch import nn, optim
 
 import tikhon as tk
-import tikhon.regularizer as regularizer_module
+import tikhon.regularizer.regularizer as regularizer_module
 from regularizer.problems import equal, regression
-from tikhon.strengths.controllers import Controller
+from tikhon.regularizer.controller import Controller
 
 LOSS = regression(dtype=torch.float32)
 KINDS = {

@@ -12,7 +12,7 @@ from torch import nn, optim
 
 import tikhon as tk
 from regularizer.problems import equal, regression, train
-from tikhon.strengths.controllers import Controller
+from tikhon.regularizer.controller import Controller
 
 IMPLEMENTATIONS = [{"foreach": False}, {"foreach": True}, {"fused": True}]
 LOSS = regression(dtype=torch.float32)

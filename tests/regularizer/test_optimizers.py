@@ -143,7 +143,7 @@ def test_capturable_on_a_device(name):
 
 
 def test_an_optimizer_of_ones_own_registers_its_gain():
-    from tikhon.metric import Gain, stationary_gain
+    from tikhon.regularizer.metric import Gain, stationary_gain
 
     class Doubling(optim.Optimizer):
         def __init__(self, params):

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import tikhon as tk
-from tikhon.strengths.controllers import Controller
+from tikhon.regularizer.controller import Controller
 
 warnings.simplefilter("ignore")
 

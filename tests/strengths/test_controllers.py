@@ -9,7 +9,7 @@ import torch
 from torch import nn, optim
 
 import tikhon as tk
-from tikhon.strengths.controllers import Controller
+from tikhon.regularizer.controller import Controller
 
 
 def problem(make, term, steps=150, seed=0, how="objective"):

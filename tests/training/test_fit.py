@@ -8,8 +8,8 @@ import tikhon as tk
 from tikhon.data import load, split
 from tikhon.errors import InputError
 from tikhon.models import build
-from tikhon.recipe import Recipe
 from tikhon.training import Diverged, fit
+from tikhon.training.recipe import Recipe
 from tikhon.training.result import verdict
 
 
@@ -143,7 +143,7 @@ def test_regression_reports_its_error_in_the_targets_unit():
 
 
 def test_auto_needs_validation_data(iris):
-    from tikhon.recipe import Auto
+    from tikhon.training.recipe import Auto
 
     recipe = Recipe({"*": tk.Term(tk.L2(), strength=Auto())})
     with pytest.raises(InputError, match="validation data"):

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 
 from tikhon.errors import InputError
 from tikhon.layers import Dropout
-from tikhon.recipe import Recipe
 from tikhon.training.objective import Objective
+from tikhon.training.recipe import Recipe
 from tikhon.training.settings import half_mse
 
 X, Y = torch.randn(32, 6, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 3

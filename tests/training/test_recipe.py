@@ -6,9 +6,9 @@ import torch
 
 import tikhon as tk
 from tikhon.errors import InputError
-from tikhon.recipe import Auto, Recipe, penalty_names
+from tikhon.regularizer.terms import Term
 from tikhon.strengths.schedules import Linear, Recorded
-from tikhon.terms import Term
+from tikhon.training.recipe import Auto, Recipe, penalty_names
 
 RECIPES = {
     "empty": Recipe(),

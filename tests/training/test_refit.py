@@ -8,9 +8,9 @@ from torch import nn
 
 import tikhon as tk
 from tikhon.errors import InputError
-from tikhon.recipe import Auto, Recipe
 from tikhon.training import fit
 from tikhon.training.judged import judge
+from tikhon.training.recipe import Auto, Recipe
 
 AUTO = Recipe(tk.Term(tk.L2(), strength=Auto()))
 

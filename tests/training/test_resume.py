@@ -9,9 +9,10 @@ import tikhon as tk
 from tikhon.data import load, split
 from tikhon.errors import InputError, StorageError
 from tikhon.models import build
-from tikhon.recipe import Auto, Recipe
-from tikhon.training import checkpoint, fit, loop
+from tikhon.runs import checkpoint
+from tikhon.training import fit, loop
 from tikhon.training.loop import Training
+from tikhon.training.recipe import Auto, Recipe
 from tikhon.training.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Hypergradient.*moves")  # runs of 8 steps

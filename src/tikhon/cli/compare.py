@@ -106,7 +106,7 @@ def _sizes(text: str | None, option: str) -> list[int]:
 
 
 def _folder(output: Path | None, name: str, overwrite: bool) -> Path:
-    from tikhon.training.run_directory import RunDirectory, next_free
+    from tikhon.runs.run_directory import RunDirectory, next_free
 
     path = output or next_free(Path("runs"), f"{name}-compare")
     with RunDirectory(path) as folder:
@@ -117,8 +117,8 @@ def _folder(output: Path | None, name: str, overwrite: bool) -> Path:
 def _save(path: Path, source: Any, model: str, result: dict[str, Any], seed: int) -> None:
     import sys
 
+    from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
     from tikhon.training.fit import versions
-    from tikhon.training.run_directory import CONFIG, RESULT, RunDirectory
 
     folder = RunDirectory(path)
     about = {"name": source.name, "task": source.task, "rows": len(source.x),

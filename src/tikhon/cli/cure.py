@@ -45,7 +45,7 @@ def cure(
 
     Exit code 3 says that no treatment beat doing nothing with every seed.
     """
-    from tikhon.diagnosis import cure as run
+    from tikhon.cures import cure as run
 
     terminal, program = read(
         model, data, loss, optimizer, valid, penalty, seed=seed, json=json, quiet=quiet

@@ -29,10 +29,10 @@ def demo(
     from tikhon import report
     from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
+    from tikhon.runs.interrupt import interruptible
+    from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
     from tikhon.training import demonstration
     from tikhon.training.fit import versions
-    from tikhon.training.interrupt import interruptible
-    from tikhon.training.run_directory import CONFIG, RESULT, RunDirectory
 
     terminal = Terminal(json=json, quiet=quiet)
     setting = demonstration.Setting(seeds=(seed, seed + 1, seed + 2))
@@ -67,7 +67,7 @@ def demo(
 
 def _is_demo(folder: Any) -> bool:
     """A demo replaces its own folder, not another run's."""
-    from tikhon.training.run_directory import CONFIG
+    from tikhon.runs.run_directory import CONFIG
 
     return folder.exists and folder.read(CONFIG).get("kind") == "demo"
 

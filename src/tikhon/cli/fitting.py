@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tikhon.data import Split
-    from tikhon.recipe import Recipe
     from tikhon.training import Run
+    from tikhon.training.recipe import Recipe
 
 _TABLE = ("task", "time", "group", "drop", "categorical", "separator", "decimal", "encoding",
           "missing", "bad_rows")  # fmt: skip
@@ -46,8 +46,8 @@ class Job:
 
 def carry_out(given: Mapping[str, Any]) -> int:
     """Train as the options say; the exit code."""
+    from tikhon.runs.interrupt import interruptible
     from tikhon.training import fit
-    from tikhon.training.interrupt import interruptible
     from tikhon.training.predictions import predictions
 
     terminal = Terminal(json=given["json"], quiet=given["quiet"])
@@ -123,7 +123,7 @@ def _recipe(given: Mapping[str, Any]) -> Recipe:
     """The recipe of the file, with what the options say on top."""
     entries = _penalties(given)
 
-    from tikhon.recipe import Recipe
+    from tikhon.training.recipe import Recipe
 
     plain = Recipe.load(given["recipe"]).to_dict() if given["recipe"] is not None else {}
     plain |= {name: given[name] for name in _RECIPE if given[name] is not None}
@@ -172,8 +172,8 @@ def _inline(value: Any) -> str:
 
 def _conclude(terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any]) -> int:
     from tikhon.report import write
+    from tikhon.runs.run_directory import RESULT, RunDirectory
     from tikhon.training.result import result_of
-    from tikhon.training.run_directory import RESULT, RunDirectory
 
     result = result_of(run) | dict(more)
     RunDirectory(path).write(RESULT, result)

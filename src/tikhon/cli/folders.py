@@ -20,7 +20,7 @@ def output_of(output: Path | None, name: str, resume: bool) -> Path:
         return output
     if resume:
         raise InputError("--resume needs --output RUN, the folder of the run to continue")
-    from tikhon.training.run_directory import next_free
+    from tikhon.runs.run_directory import next_free
 
     return next_free(Path("runs"), Path(name).name)
 

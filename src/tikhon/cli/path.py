@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tikhon.cli.terminal import Terminal
-    from tikhon.tuning.path import PathResult
+    from tikhon.paths.path import PathResult
 
 _NETWORKS = ("hierarchical", "group_lasso")
 
@@ -58,7 +58,7 @@ def path(
     """Follow a penalty over its whole range of strengths and choose the features of DATA."""
     if select not in ("one_se", "best"):
         raise InputError(unknown("select", select, ("one_se", "best")))
-    from tikhon.recipe import penalty_names
+    from tikhon.training.recipe import penalty_names
 
     kinds = penalty_names()
     if penalty not in kinds:
@@ -75,9 +75,9 @@ def path(
     from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
     from tikhon.data import load, split
+    from tikhon.paths.path import path as follow
+    from tikhon.runs.run_directory import CONFIG, MODEL, RESULT, RunDirectory, write_tensors
     from tikhon.training.fit import versions
-    from tikhon.training.run_directory import CONFIG, MODEL, RESULT, RunDirectory, write_tensors
-    from tikhon.tuning.path import path as follow
 
     terminal = Terminal(json=json, quiet=quiet)
     table = tables.table_options(data, target, task=task, time=time, group=group, drop=drop)

@@ -28,8 +28,8 @@ def predict(
     name; extra ones are ignored, values never seen in training count as rare ones.
     """
     from tikhon.cli.terminal import Terminal
+    from tikhon.runs.run_directory import write_bytes
     from tikhon.training.prediction import SavedModel
-    from tikhon.training.run_directory import write_bytes
 
     terminal = Terminal(json=json, quiet=quiet)
     saved = SavedModel.load(run)

@@ -110,9 +110,9 @@ def tune(
     from tikhon.cli.threads import limit_threads
     from tikhon.data import load, split
     from tikhon.models import build
+    from tikhon.runs.interrupt import interruptible
+    from tikhon.runs.run_directory import CONFIG, RunDirectory
     from tikhon.training.fit import versions
-    from tikhon.training.interrupt import interruptible
-    from tikhon.training.run_directory import CONFIG, RunDirectory
 
     terminal = Terminal(json=json, quiet=quiet)
     table = tables.table_options(data, target, task=task, time=time, group=group, drop=drop)
@@ -341,7 +341,7 @@ def _models(name: str | None, parts: Split) -> tuple[str, ...]:
 
 
 def _save(folder: Any, result: TuneResult, config: dict[str, Any]) -> None:
-    from tikhon.training.run_directory import CONFIG, MODEL, RESULT, write_tensors
+    from tikhon.runs.run_directory import CONFIG, MODEL, RESULT, write_tensors
 
     if "model" in result.config:
         size = sum(p.numel() for p in result.model.parameters())

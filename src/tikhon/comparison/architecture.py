@@ -15,8 +15,8 @@ from tikhon.data import Dataset, split
 from tikhon.errors import InputError
 from tikhon.models import MLP
 from tikhon.penalties import L2
-from tikhon.recipe import Recipe
 from tikhon.training import fit
+from tikhon.training.recipe import Recipe
 
 Remedy = Literal["plain", "he", "norm", "residual"]
 REMEDIES: tuple[Remedy, ...] = ("plain", "he", "norm", "residual")

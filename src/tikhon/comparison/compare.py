@@ -16,8 +16,8 @@ from tikhon.comparison.statistics import interval, tied
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
 from tikhon.models import build
-from tikhon.recipe import Recipe
 from tikhon.training import fit
+from tikhon.training.recipe import Recipe
 
 _TUNED = 3  # trainings below which nothing was chosen
 _SPLITS = 3  # splits below which an interval says little

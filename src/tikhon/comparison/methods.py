@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tikhon.errors import InputError, unknown
-from tikhon.recipe import Recipe
+from tikhon.training.recipe import Recipe
 
 _LR = (3e-4, 3e-2)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from plotly.graph_objects import Figure
 
-    from tikhon.diagnosis.arms import Arm
+    from tikhon.cures.arms import Arm
 
 BLUE, RED, GREY, GREEN = "#2b6cb0", "#c53030", "#718096", "rgba(56,161,105,0.12)"
 

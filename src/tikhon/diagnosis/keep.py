@@ -9,7 +9,7 @@ from typing import Any
 
 def keep(document: dict[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
     """Write `config.json` and `result.json` of a document; raises as `RunDirectory.create`."""
-    from tikhon.training.run_directory import RunDirectory
+    from tikhon.runs.run_directory import RunDirectory
 
     folder = RunDirectory(path)
     folder.create(overwrite=overwrite)

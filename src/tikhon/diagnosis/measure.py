@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tikhon.diagnosis import static
+from tikhon.diagnosis.dry_run import Trial, probe, run, score
 from tikhon.diagnosis.feed import Batch, Feed, check_fit, feed
 from tikhon.diagnosis.record import Failure, Record
 from tikhon.diagnosis.replica import (
@@ -18,7 +19,6 @@ from tikhon.diagnosis.replica import (
     undisturbed,
     unwrap,
 )
-from tikhon.diagnosis.trial import Trial, probe, run, score
 from tikhon.errors import InputError
 
 

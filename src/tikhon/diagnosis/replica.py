@@ -18,7 +18,7 @@ from tikhon.diagnosis.feed import Batch, call
 from tikhon.errors import InputError
 
 if TYPE_CHECKING:
-    from tikhon.regularizer import Regularizer
+    from tikhon.regularizer.regularizer import Regularizer
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -61,7 +61,7 @@ class Replica:
     def attach(self) -> Replica:
         """Put the penalty terms on the optimizer, as the user's own program has them."""
         if self.terms is not None:
-            from tikhon.regularizer import regularize
+            from tikhon.regularizer.regularizer import regularize
 
             assert self.optimizer is not None
             self.regularizer = regularize(self.model, self.optimizer, self.terms)

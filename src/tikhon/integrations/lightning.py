@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tikhon import diagnosis
+from tikhon import monitoring
 from tikhon.integrations.readings import readings
-from tikhon.regularizer import Regularizer, regularize
-from tikhon.terms import How, Terms
+from tikhon.regularizer.regularizer import Regularizer, regularize
+from tikhon.regularizer.terms import How, Terms
 
 try:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -105,12 +105,12 @@ class Watch(Callback):
         self, every: int = 50, *, optimizer: int = 0, output: str | Path | None = None
     ) -> None:
         self.every, self.optimizer, self.output = every, optimizer, output
-        self.watch: diagnosis.Watch | None = None
+        self.watch: monitoring.Watch | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach."""
         chosen = trainer.optimizers[self.optimizer]
-        self.watch = diagnosis.watch(pl_module, chosen, every=self.every, output=self.output)
+        self.watch = monitoring.watch(pl_module, chosen, every=self.every, output=self.output)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Detach."""

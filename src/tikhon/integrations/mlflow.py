@@ -8,7 +8,7 @@ Needs `pip install tikhon[mlflow]`.
 from __future__ import annotations
 
 from tikhon.integrations.readings import readings
-from tikhon.regularizer import Regularizer
+from tikhon.regularizer.regularizer import Regularizer
 
 try:
     import mlflow

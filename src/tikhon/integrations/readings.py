@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tikhon.regularizer import Regularizer
+from tikhon.regularizer.regularizer import Regularizer
 
 
 def readings(regularizer: Regularizer) -> dict[str, float]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tikhon import diagnosis
+from tikhon import monitoring
 from tikhon.integrations.readings import readings
-from tikhon.regularizer import Regularizer, regularize
-from tikhon.terms import How, Terms
+from tikhon.regularizer.regularizer import Regularizer, regularize
+from tikhon.regularizer.terms import How, Terms
 
 try:
     from skorch.callbacks import Callback
@@ -89,7 +89,7 @@ class Watch(Callback):
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Attach."""
-        self.watch_ = diagnosis.watch(
+        self.watch_ = monitoring.watch(
             net.module_, net.optimizer_, every=self.every, output=self.output
         )
 

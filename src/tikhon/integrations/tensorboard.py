@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from tikhon.integrations.readings import readings
-from tikhon.regularizer import Regularizer
+from tikhon.regularizer.regularizer import Regularizer
 
 
 class Writer(Protocol):

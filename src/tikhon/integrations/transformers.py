@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import nn
 
-from tikhon import diagnosis
+from tikhon import monitoring
 from tikhon.integrations.readings import readings
-from tikhon.regularizer import Regularizer, regularize
-from tikhon.terms import How, Terms
-from tikhon.training import checkpoint
+from tikhon.regularizer.regularizer import Regularizer, regularize
+from tikhon.regularizer.terms import How, Terms
+from tikhon.runs import checkpoint
 
 try:
     from transformers import TrainerCallback
@@ -114,7 +114,7 @@ class Watch(TrainerCallback):
 
     def __init__(self, every: int = 50, *, output: str | Path | None = None) -> None:
         self.every, self.output = every, output
-        self.watch: diagnosis.Watch | None = None
+        self.watch: monitoring.Watch | None = None
 
     def on_train_begin(
         self,
@@ -127,7 +127,7 @@ class Watch(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Attach."""
-        self.watch = diagnosis.watch(model, optimizer, every=self.every, output=self.output)
+        self.watch = monitoring.watch(model, optimizer, every=self.every, output=self.output)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Detach."""

@@ -47,7 +47,7 @@ def write(*run_dirs: str | Path, output: str | Path | None = None, language: str
     html = render(build(*runs), language)
     if output is None:
         output = runs[0].path / "report.html" if len(runs) == 1 else _beside(runs[0].path)
-    from tikhon.training.run_directory import write_bytes  # imports torch: only to write
+    from tikhon.runs.run_directory import write_bytes  # imports torch: only to write
 
     target = Path(output)
     write_bytes(target, html.encode())

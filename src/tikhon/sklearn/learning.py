@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tikhon.regularizer import Regularizer, regularize
+from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.sklearn.network import Network
 
 Losses = Callable[[Tensor, Tensor], Tensor]

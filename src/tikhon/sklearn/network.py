@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tikhon.layers import Dropout
 from tikhon.penalties import L1, L2, ElasticNet, GroupLasso
 from tikhon.penalties.base import Penalty
-from tikhon.terms import Term
+from tikhon.regularizer.terms import Term
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,

@@ -11,8 +11,8 @@ import torch
 
 import tikhon
 from tikhon.errors import DataError, StorageError
+from tikhon.runs.run_directory import SCHEMA_VERSION, plain, write_bytes
 from tikhon.sklearn.network import Network
-from tikhon.training.run_directory import SCHEMA_VERSION, plain, write_bytes
 
 _PLAIN = ("n_features_in_", "n_iter_", "alpha_", "best_loss_", "loss_curve_", "alpha_curve_",
           "validation_scores_")  # fmt: skip

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tikhon.data.stream import Stream
 from tikhon.penalties import L1, L2, ElasticNet, GroupLasso, Proximable
 from tikhon.penalties.optimality import max_strength
-from tikhon.strengths.controllers import Controller, Observation, Per, Reading
+from tikhon.regularizer.controller import Controller, Observation, Per, Reading
+from tikhon.regularizer.targets import summed
 from tikhon.strengths.schedules import Recorded
 from tikhon.strengths.sensitivity import (
     CAP,
@@ -30,7 +31,6 @@ from tikhon.strengths.sensitivity import (
     first_decay,
     rate_of,
 )
-from tikhon.targets import summed
 
 _FRACTION = 0.05  # the first strength of a sparse penalty, as a part of its largest gradient
 

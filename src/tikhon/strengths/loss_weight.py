@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.metric import stationary_gain
+from tikhon.regularizer.metric import stationary_gain
+from tikhon.regularizer.targets import unwrap
 from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.strengths.sensitivity import FROZEN, begin, carry_decay
-from tikhon.targets import unwrap
 
 
 class LossWeight:

@@ -14,8 +14,8 @@ from tikhon.data import Dataset, load
 from tikhon.data.batches import order
 from tikhon.models import build
 from tikhon.penalties import L1, L2
-from tikhon.recipe import Recipe
 from tikhon.training.fit import Run, fit
+from tikhon.training.recipe import Recipe
 
 _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's 97.5 % quantile by number of seeds
 

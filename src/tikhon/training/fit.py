@@ -17,11 +17,8 @@ import tikhon
 from tikhon.data.batches import pair
 from tikhon.data.dataset import fingerprint
 from tikhon.errors import InputError, StorageError
-from tikhon.recipe import Recipe
-from tikhon.training import checkpoint, judged, measures
-from tikhon.training.loop import Progress, Training
-from tikhon.training.refit import check_refit, train_again
-from tikhon.training.run_directory import (
+from tikhon.runs import checkpoint
+from tikhon.runs.run_directory import (
     CHECKPOINT,
     CONFIG,
     HISTORY,
@@ -32,6 +29,10 @@ from tikhon.training.run_directory import (
     write_bytes,
     write_tensors,
 )
+from tikhon.training import judged, measures
+from tikhon.training.loop import Progress, Training
+from tikhon.training.recipe import Recipe
+from tikhon.training.refit import check_refit, train_again
 from tikhon.training.settings import Loss, Settings
 
 _SAVE_FAILURES = 3  # checkpoints in a row that may fail (a full disk) before the run stops

@@ -7,9 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.metric import UNIFORM, stationary_gain
 from tikhon.penalties import Penalty
-from tikhon.regularizer import Regularizer
+from tikhon.regularizer.metric import UNIFORM, stationary_gain
+from tikhon.regularizer.regularizer import Regularizer
 from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.strengths.implicit import implicit_slopes
 from tikhon.training.settings import Loss

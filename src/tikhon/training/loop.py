@@ -15,10 +15,10 @@ from tikhon.data import batches
 from tikhon.errors import InputError
 from tikhon.layers import set_rate
 from tikhon.layers.rates import noise_layers
-from tikhon.recipe import Recipe
-from tikhon.regularizer import Regularizer, regularize
+from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.training import measures
 from tikhon.training.objective import Objective
+from tikhon.training.recipe import Recipe
 from tikhon.training.settings import Settings
 
 _TICK = 0.1  # seconds between two looks at the clock's clients: progress, finiteness, checkpoint

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.regularizer import Regularizer
+from tikhon.regularizer.regularizer import Regularizer
 from tikhon.training.settings import Loss
 
 _ROWS = 4096  # of one evaluation batch

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from tikhon.errors import InputError
-from tikhon.recipe import Recipe
 from tikhon.training.clipping import clip_grad_adaptive_
 from tikhon.training.mixing import Mixed, cutmix, input_noise, mixup
 from tikhon.training.objectives import confidence_penalty, r_drop, smoothed_cross_entropy
+from tikhon.training.recipe import Recipe
 from tikhon.training.settings import Loss
 
 

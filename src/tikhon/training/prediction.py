@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from tikhon.errors import DataError, InputError, StorageError
+from tikhon.runs.run_directory import CONFIG, MODEL, RunDirectory
 from tikhon.training import measures
-from tikhon.training.run_directory import CONFIG, MODEL, RunDirectory
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.errors import InputError
+from tikhon.paths.path import fold_rows
+from tikhon.population.losses import Objective
 from tikhon.tuning.journal import Journal
-from tikhon.tuning.objective import Objective
-from tikhon.tuning.path import fold_rows
 from tikhon.tuning.runners import Config, Job
 from tikhon.tuning.space import Log, Space, Uniform
 

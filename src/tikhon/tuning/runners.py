@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.data.batches import order, slices
-from tikhon.tuning.batched import Unsupported
-from tikhon.tuning.decay import ReplayedDecay
-from tikhon.tuning.objective import Objective, mean_over
-from tikhon.tuning.population import Population
-from tikhon.tuning.settings import Settings
+from tikhon.population.batched import Unsupported
+from tikhon.population.decay import ReplayedDecay
+from tikhon.population.hyperparameters import Settings
+from tikhon.population.losses import Objective, mean_over
+from tikhon.population.population import Population
 from tikhon.tuning.space import KNOWN
 from tikhon.tuning.trials import Outcome, Trial, Value
 

@@ -32,7 +32,6 @@ KNOWN = {
     "max_norm": False,
 }
 ADAPTIVE = frozenset({"weight_decay"})  # entries that accept "auto"
-PENALTIES = ("l2", "l1", "elastic_net", "group_lasso", "mcp", "scad", "log_sum", "huber")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class StateStore:
         """Write the states of these outcomes before the journal names them."""
         if self.folder is None or not outcomes:
             return
-        from tikhon.training.run_directory import write_tensors
+        from tikhon.runs.run_directory import write_tensors
 
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {

@@ -1,0 +1,313 @@
+"""Treatments: named edits with their size and their patch, and which finding asks for which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.cures import surgery
+from tikhon.cures.patch import execute, script
+from tikhon.diagnosis.feed import Batch, Feed
+from tikhon.diagnosis.replica import Replica
+
+BEFORE = "# before the optimizer is built"
+SETUP = "# after the optimizer is built"
+AFTER = "# after training"
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """One change of a program.
+
+    `size` orders edits from small (a number) to large (an architecture). `edit` writes the lines
+    that change the model; `setup` is code for after the optimizer is built, `after` for after
+    training. `recipe` holds what a `Recipe` can say of it.
+    """
+
+    name: str
+    size: int
+    kind: str = ""
+    edit: surgery.Edit | None = None
+    setup: str = ""
+    after: str = ""
+    batch: int | None = None
+    free: bool = False  # without penalty and weight decay
+    scaled: str = ""  # "inputs" | "targets"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def __and__(self, other: Treatment) -> Treatment:
+        """Both treatments: the edit of the first, the training of the second."""
+        return replace(
+            self,
+            name=f"{self.name} + {other.name}",
+            size=self.size + other.size,
+            setup="\n".join(filter(None, (self.setup, other.setup))),
+            after=self.after or other.after,
+            batch=other.batch or self.batch,
+            recipe={**self.recipe, **other.recipe},
+        )
+
+    def apply(self, replica: Replica, feed: Feed, judge: Batch | None = None) -> bool:
+        """Treat the replica in place and leave the patch on it; False where it does not apply."""
+        sections: list[str] = []
+        if self.edit is not None:
+            code = _placed(script(self.edit(replica.model, feed.probe)), replica.model)
+            if not code:
+                return False
+            space = execute(code, model=replica.model, x=feed.probe[0])
+            replica.model = space["model"]
+            _adopt(replica)
+            sections += [BEFORE, code]
+        if self.scaled:
+            code = (_scale_inputs if self.scaled == "inputs" else _scale_targets)(replica, feed)
+            if not code:
+                return False
+            sections += [BEFORE, code]
+        setup = "\n".join(filter(None, (_released(replica) if self.free else "", self.setup)))
+        if self.free and not setup:
+            return False
+        if setup:
+            sections += [SETUP, setup]
+            self._prepare(replica, setup, judge)
+        if self.after:
+            sections += [AFTER, self.after]
+        replica.patch = "\n".join(sections)
+        return True
+
+    def _prepare(self, replica: Replica, setup: str, judge: Batch | None) -> None:
+        names: dict[str, Any] = {"x_valid": None, "y_valid": None}
+        if judge is not None:
+            names = {"x_valid": judge[0], "y_valid": judge[1]}
+        space = execute(
+            setup, model=replica.model, optimizer=replica.optimizer, loss=replica.loss,
+            penalty=replica.penalty, **names,
+        )  # fmt: skip
+        replica.optimizer, replica.penalty = space["optimizer"], space["penalty"]
+        if self.free:
+            replica.terms = None
+        if self.after:
+            replica.finish = lambda: execute(self.after, **space)
+
+
+def _placed(code: str, model: nn.Module) -> str:
+    """The code with new layers moved to where the model is."""
+    first = next(model.parameters(), torch.zeros(()))
+    if code and (first.device.type != "cpu" or first.dtype != torch.float32):
+        return f'{code}\nmodel.to("{first.device}", {first.dtype})'
+    return code
+
+
+def _adopt(replica: Replica) -> None:
+    """New parameters into the first group of the optimizer, and those that are gone out."""
+    engine = replica.optimizer
+    assert engine is not None
+    present = {id(p): p for p in replica.model.parameters()}
+    held = {id(p) for g in engine.param_groups for p in g["params"]}
+    known = held | replica.left_out
+    for group in engine.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) in present]
+    new = [p for i, p in present.items() if i not in known and p.requires_grad]
+    engine.param_groups[0]["params"] += new
+
+
+def _released(replica: Replica) -> str:
+    """Code that takes off what the loss and the optimizer add to the data's gradient."""
+    engine = replica.optimizer
+    assert engine is not None
+    lines = []
+    if replica.penalty is not None or replica.terms is not None:
+        lines.append("penalty = None  # leave it out of the loss")
+    if any(group.get("weight_decay") for group in engine.param_groups):
+        lines.append('for group in optimizer.param_groups:\n    group["weight_decay"] = 0.0')
+    return "\n".join(lines)
+
+
+def _scale_inputs(replica: Replica, feed: Feed) -> str:
+    inputs = feed.source[0] if feed.indexed else feed.probe[0]
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        return ""
+    code = (
+        "shift, scale = x_train.mean(0), x_train.std(0)\n"
+        "scale = torch.where(scale > 1e-3 * scale.max(), scale, scale.max().clamp_min(1e-12))\n"
+        "x_train = (x_train - shift) / scale  # and all inputs from now on"
+    )
+    space = execute(code, x_train=inputs)
+    replica.model = nn.Sequential(surgery.Affine(space["shift"], space["scale"]), replica.model)
+    return code
+
+
+def _scale_targets(replica: Replica, feed: Feed) -> str:
+    target = (feed.source if feed.indexed else feed.probe)[1]
+    if not isinstance(target, Tensor) or not target.is_floating_point():
+        return ""
+    code = (
+        "shift, scale = y_train.mean(0), y_train.std(0).clamp_min(1e-12)\n"
+        "y_train = (y_train - shift) / scale  # predict with model(x) * scale + shift"
+    )
+    space = execute(code, y_train=target)
+    shift, scale = space["shift"], space["scale"]
+    replica.model = nn.Sequential(replica.model, surgery.Affine(-shift / scale, 1 / scale))
+    loss = replica.loss
+    replica.loss = lambda output, y: loss((output - shift) / scale, (y - shift) / scale)
+    return code
+
+
+NOTHING = Treatment("nothing", 0)
+
+
+def rate(factor: float) -> Treatment:
+    """The learning rate times a factor."""
+    code = f'for group in optimizer.param_groups:\n    group["lr"] *= {factor:g}'
+    return Treatment(f"lr x{factor:g}", 1, "lr", setup=code)
+
+
+def adam(lr: float) -> Treatment:
+    """Adam at a learning rate, without weight decay."""
+    code = f"optimizer = torch.optim.Adam(model.parameters(), lr={lr:g})"
+    return Treatment(f"Adam {lr:g}", 2, "adam", setup=code)
+
+
+def decay(strength: float, kind: str = "decay") -> Treatment:
+    """AdamW with decoupled weight decay."""
+    code = f"optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay={strength:g})"
+    return Treatment(
+        f"weight decay {strength:g}", 3, kind, setup=code, recipe={"decay": strength}
+    )  # fmt: skip
+
+
+def _edit(name: str, size: int, edit: Callable[..., Any], **options: Any) -> Treatment:
+    return Treatment(name, size, name, edit=edit, **options)
+
+
+INIT = _edit("init of the right gain", 3, surgery.reinit)
+ORTHOGONAL = _edit("orthogonal init", 3, surgery.orthogonal)
+LSUV = _edit("LSUV", 3, surgery.lsuv)
+RECURRENT_INIT = _edit("gradient-preserving recurrent init", 3, surgery.recurrent_init)
+MEMORY = _edit("chrono init", 3, surgery.long_memory)
+FORGET = _edit("open forget gates", 3, partial(surgery.long_memory, closed=False))
+RELU = _edit("ReLU", 6, surgery.to_relu)
+LEAKY = _edit("leaky ReLU", 6, surgery.to_leaky)
+GRU = _edit("GRU", 7, surgery.to_gru)
+HEAD = _edit("a head that fits the loss", 3, surgery.open_head)
+BATCHNORM = _edit("BatchNorm", 7, surgery.normalise)
+LAYERNORM = _edit("LayerNorm", 7, partial(surgery.normalise, batchnorm=False))
+NORMED_RELU = _edit("BatchNorm and ReLU", 8, partial(surgery.to_relu, normed=True))
+RESIDUAL = _edit("residual connections with norms", 8, surgery.residual)
+PRENORM = _edit("pre-norm", 4, surgery.pre_norm)
+BLOCKS = _edit("zero branches with norms", 5, surgery.norm_blocks)
+WIDER = _edit("wider layers", 6, surgery.widen)
+NARROWER = _edit("a smaller network", 5, surgery.narrow)
+DROPOUT = _edit("dropout 0.5", 4, surgery.add_dropout, recipe={"dropout": 0.5})
+EASE = _edit("dropout 0.2", 2, surgery.ease_dropout, recipe={"dropout": 0.2})
+INPUTS = Treatment("scaled inputs", 2, "scaling", scaled="inputs")
+TARGETS = Treatment("scaled targets", 3, "scaling", scaled="targets")
+CLIP = Treatment(
+    "clipping", 2, "clip", recipe={"clip_norm": 1.0},
+    setup="""\
+def clip(*_):
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+
+optimizer.register_step_pre_hook(clip)""",
+)  # fmt: skip
+ADAPTIVE = Treatment(
+    "adaptive clipping", 2, "adaptive clip", recipe={"clip_adaptive": 0.01},
+    setup="""\
+from tikhon.training.clipping import clip_grad_adaptive_
+
+
+def clip(*_):
+    clip_grad_adaptive_(list(model.parameters())[:-2], 0.01)  # all but the head
+
+
+optimizer.register_step_pre_hook(clip)""",
+)  # fmt: skip
+WARMUP = Treatment(
+    "warm-up", 2, "warmup",
+    setup="""\
+schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 50, total_iters=49)
+optimizer.register_step_post_hook(lambda *_: schedule.step())""",
+)  # fmt: skip
+FREE = Treatment("no penalty", 2, "penalty", free=True)
+BATCH = Treatment("batches of 32", 2, "batch", setup="batch_size = 32", batch=32)
+EARLY = Treatment(
+    "early stopping", 2, "early", recipe={"early_stopping": 5},
+    setup="""\
+best = {"loss": math.inf, "steps": 0}
+
+
+def keep_the_best(*_):
+    best["steps"] += 1
+    if best["steps"] % 10:
+        return
+    model.eval()
+    with torch.no_grad():
+        now = float(loss(model(x_valid), y_valid))
+    model.train()
+    if now < best["loss"]:
+        best.update(loss=now, state=copy.deepcopy(model.state_dict()))
+
+
+optimizer.register_step_post_hook(keep_the_best)""",
+    after='if "state" in best:\n    model.load_state_dict(best["state"])',
+)  # fmt: skip
+
+_SIGNAL = (
+    INIT, ORTHOGONAL, LSUV, RELU, BATCHNORM, NORMED_RELU, LAYERNORM, RESIDUAL, BLOCKS, PRENORM,
+)  # fmt: skip
+_TIME = (RECURRENT_INIT, MEMORY, FORGET, GRU, CLIP)
+FOR: dict[str, tuple[Treatment, ...]] = {
+    "vanishing_gradient": (*_TIME, *_SIGNAL, HEAD),
+    "exploding_gradient": (CLIP, ADAPTIVE, INPUTS, TARGETS, *_SIGNAL, *_TIME, WARMUP),
+    "dying_relu": (INIT, LEAKY, BATCHNORM, HEAD, INPUTS, LAYERNORM, CLIP, WARMUP, PRENORM),
+    "saturated_activation": (INIT, INPUTS, RELU, BATCHNORM, LAYERNORM, RECURRENT_INIT, PRENORM),
+    "poor_init": (*_SIGNAL,),
+    "oscillating_loss": (BATCH, CLIP, ADAPTIVE, INPUTS, WARMUP, PRENORM),
+    "slow_convergence": (HEAD, INPUTS, RELU, BATCHNORM, INIT, MEMORY),
+    "overfitting": (DROPOUT, EARLY, decay(0.1), decay(1.0), NARROWER),
+    "underfitting": (
+        FREE, EASE, WIDER, BATCH, INIT, INPUTS, WARMUP, MEMORY, PRENORM, BLOCKS,
+    ),
+    "head_mismatch": (HEAD,),
+    "unscaled_inputs": (INPUTS,),
+    "unscaled_targets": (TARGETS,),
+    "excessive_dropout": (EASE,),
+    "batchnorm_batch_of_one": (BATCH,),
+    "collapsed_attention": (WARMUP, INIT, PRENORM),
+}  # fmt: skip
+RATES = tuple(rate(f) for f in (0.01, 0.1, 0.3, 3.0, 10.0, 100.0, 1000.0))
+ADAMS = (adam(1e-3), adam(1e-2))
+POPULAR = (
+    Treatment(
+        "L2 1e-3", 2, "popular",
+        setup='for group in optimizer.param_groups:\n    group["weight_decay"] = 1e-3',
+        recipe={"decay": 1e-3},
+    ),
+    replace(DROPOUT, kind="popular"),
+    replace(CLIP, kind="popular"),
+)  # fmt: skip
+
+
+def candidates(codes: set[str]) -> list[Treatment]:
+    """All arms for these findings: learning rates, Adam, edits, and edits with another step."""
+    edits: dict[str, Treatment] = {}
+    for code in sorted(codes):
+        edits |= {t.name: t for t in FOR.get(code, ())}
+    arms = [*RATES[1:5:3], ADAMS[0], *edits.values()]  # first what a short budget must reach
+    if codes == {"overfitting"}:
+        return [*RATES[:2], *edits.values()]
+    for edit in edits.values():
+        arms += [edit & rate(0.2), edit & adam(1e-3)] if "optimizer =" not in edit.setup else []
+        if edit.kind in (GRU.name, RECURRENT_INIT.name, MEMORY.name, FORGET.name):
+            arms += [edit & adam(1e-2) & CLIP, edit & adam(1e-3) & CLIP]
+    return [*arms, *(a for a in (*RATES, *ADAMS) if a not in arms)]
+
+
+def popular(codes: set[str]) -> tuple[Treatment, ...]:
+    """Advice that is often given for these findings; it is tried to say so when it fails."""
+    return POPULAR if codes & {"vanishing_gradient", "poor_init"} else ()

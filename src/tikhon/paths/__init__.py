@@ -1,0 +1,1 @@
+"""A penalty's whole range of strengths, warm-started, scored and chosen."""

@@ -1,0 +1,288 @@
+"""A feature path of a network: dense to sparse in one sweep, then all supports refitted at once.
+
+The strength grows a little with every step, so that features leave one by one; each support met
+on the way is a member of one population that is trained on without the penalty.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.data.batches import order
+from tikhon.errors import InputError
+from tikhon.models.skip import SkipNetwork
+from tikhon.paths.path import PathResult
+from tikhon.penalties import GroupLasso, Hierarchical, Proximable
+from tikhon.population.hyperparameters import Settings
+from tikhon.population.losses import Objective
+from tikhon.population.population import Population
+from tikhon.regularizer.targets import Target, select
+
+DENSE_STEPS, SWEEP_STEPS, REFIT_STEPS = 200, 500, 40
+CHECK = 10  # steps of a refit between two validation losses
+DECAY = 3.0  # decoupled, outside the sweep: without it few rows are learned by heart
+BATCH, MOMENTUM = 128, 0.9
+RANGE = 1e4  # the sweep multiplies the strength by at most this
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The model when it first had this support."""
+
+    strength: float
+    support: Tensor
+    state: dict[str, Tensor]
+
+
+def network_path(
+    build_model: Callable[[], nn.Module],
+    data: tuple[Tensor, Tensor],
+    penalty: Proximable,
+    *,
+    valid: tuple[Tensor, Tensor] | None,
+    strengths: int | Sequence[float] | Any,
+    seed: int,
+) -> PathResult:
+    """The features that a network gives up as the strength grows, and the networks without them.
+
+    `strengths` bounds how many supports are refitted (spread over the numbers of features).
+    """
+    if not isinstance(strengths, int):
+        raise InputError("a network's strengths come from its sweep: give how many, not which")
+    if not isinstance(penalty, (GroupLasso, Hierarchical)):
+        raise InputError(
+            f"a network's path switches features off: use GroupLasso or Hierarchical, not "
+            f"{type(penalty).__name__} (which is for linear models)"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        x, y = data[0].float(), data[1] if not data[1].is_floating_point() else data[1].float()
+        build, penalty = _with_skip(build_model, penalty, x)
+        sweep = Sweep(build(), (x, y), penalty, seed)
+        sweep.densify()
+        snapshots = _thinned(sweep.run(), strengths)
+    if valid is not None:
+        valid = valid[0].float(), valid[1].float() if valid[1].is_floating_point() else valid[1]
+    population = _refitted(build, sweep, snapshots, (x, y), valid, seed)
+    return _result(build, sweep, snapshots, population, valid, penalty)
+
+
+class Sweep:
+    """One model, trained densely and then under a growing penalty on its features."""
+
+    def __init__(
+        self, model: nn.Module, data: tuple[Tensor, Tensor], penalty: Proximable, seed: int
+    ) -> None:
+        self.model, self.penalty, self.seed = model, penalty, seed
+        self.x, self.y = data
+        self.objective = Objective("mse" if self.y.is_floating_point() else "cross_entropy")
+        self.target = _features(model, penalty)
+        self.batch = len(self.x) if len(self.x) <= 2 * BATCH else BATCH
+
+    def densify(self) -> None:
+        """Train without the penalty."""
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=1e-2, weight_decay=DECAY, fused=True
+        )
+        for step in range(DENSE_STEPS):
+            optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / DENSE_STEPS)
+            self._backward(step)
+            optimizer.step()
+
+    def run(self) -> list[Snapshot]:
+        """Raise the strength step by step until no feature is left; a snapshot a support."""
+        lr = 1e-2
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=MOMENTUM, fused=True)
+        gain = lr / (1 - MOMENTUM)
+        strength, growth = self._bracket()
+        support = self._support(self.target.read())
+        found = [self._snapshot(0.0, support)]
+        for step in range(DENSE_STEPS, DENSE_STEPS + 4 * SWEEP_STEPS):
+            self._backward(step)
+            optimizer.step()
+            with torch.no_grad():
+                penalty = self.penalty.with_strength(strength)
+                rows = penalty.prox(self.target.read(), gain)
+                self.target.write_(rows)
+            now = self._support(rows)
+            if not torch.equal(now, support):
+                support = now
+                found.append(self._snapshot(strength, support))
+            if not support.any():
+                break
+            strength *= growth
+        return found
+
+    def _bracket(self) -> tuple[float, float]:
+        """First strength and growth per step: up to where a zero first layer stays zero.
+
+        The upper end follows from the gradient at zero features, the other layers as they are;
+        the sweep itself confirms it (it ends when all features are off).
+        """
+        dense = copy.deepcopy(self.model.state_dict())
+        with torch.no_grad():
+            self.target.write_(torch.zeros_like(self.target.read()))
+        self._backward(0, full=True)
+        gradient = self.target.arrange([cast(Tensor, p.grad) for p in self.target.params])
+        self.model.load_state_dict(dense)
+        top = _threshold(self.penalty, gradient)
+        return top / RANGE**0.75, RANGE ** (1 / SWEEP_STEPS)
+
+    def _backward(self, step: int, *, full: bool = False) -> None:
+        for p in self.model.parameters():
+            p.grad = None
+        if full or self.batch == len(self.x):
+            x, y = self.x, self.y
+        else:
+            per_epoch = len(self.x) // self.batch
+            if step % per_epoch == 0:
+                self.order = order(len(self.x), seed=self.seed, epoch=step // per_epoch)
+            place = step % per_epoch * self.batch
+            rows = self.order[place : place + self.batch]
+            x, y = self.x[rows], self.y[rows]
+        output = self.model(x).unsqueeze(0)
+        self.objective.rows(output, y).mean().backward()
+
+    def _support(self, rows: Tensor) -> Tensor:
+        return (rows != 0).any(1)
+
+    def _snapshot(self, strength: float, support: Tensor) -> Snapshot:
+        state = {name: value.clone() for name, value in self.model.state_dict().items()}
+        return Snapshot(strength, support, state)
+
+
+def _threshold(penalty: Proximable, gradient: Tensor) -> float:
+    """Largest strength that a feature at zero resists: the KKT condition at zero."""
+    if isinstance(penalty, Hierarchical):
+        head, tail = gradient[:, : penalty.skip], gradient[:, penalty.skip :]
+        return float((head.norm(dim=1) + penalty.M * tail.abs().sum(1)).max())
+    return float(gradient.norm(dim=1).max())
+
+
+def _with_skip(
+    build_model: Callable[[], nn.Module], penalty: Proximable, x: Tensor
+) -> tuple[Callable[[], nn.Module], Proximable]:
+    if not isinstance(penalty, Hierarchical):
+        return build_model, penalty
+    features = x[0].numel()
+    with torch.no_grad():
+        model = build_model().eval()
+        outputs = model(x[:2]).shape[1]
+    if isinstance(model, SkipNetwork):
+        return build_model, replace(penalty, skip=outputs)
+
+    def build() -> nn.Module:
+        return SkipNetwork(build_model(), features, outputs)
+
+    return build, replace(penalty, skip=outputs)
+
+
+def _first_weight(model: nn.Module) -> str:
+    for name, p in model.named_parameters():
+        if p.ndim == 2 and not name.startswith("skip."):
+            return name
+    raise InputError(f"{type(model).__name__} has no linear layer whose inputs are features")
+
+
+def _features(model: nn.Module, penalty: Proximable) -> Target:
+    """One row a feature: its first-layer weights, after its skip weights if there are any."""
+    names = (_first_weight(model),)
+    if isinstance(penalty, Hierarchical):
+        names = ("skip.weight", *names)
+    return select(model, names, rows="feature")[0]
+
+
+def _thinned(snapshots: list[Snapshot], limit: int) -> list[Snapshot]:
+    """The last snapshot of each number of features, at most `limit` of them, dense first."""
+    by_count = {int(s.support.sum()): s for s in snapshots}
+    counts = sorted(by_count, reverse=True)
+    if len(counts) > limit:
+        places = torch.linspace(0, len(counts) - 1, limit).round().long().unique().tolist()
+        counts = [counts[i] for i in places]
+    return [by_count[count] for count in counts]
+
+
+def _refitted(
+    build: Callable[[], nn.Module],
+    sweep: Sweep,
+    snapshots: list[Snapshot],
+    data: tuple[Tensor, Tensor],
+    valid: tuple[Tensor, Tensor] | None,
+    seed: int,
+) -> Population:
+    """All supports trained on together, without the penalty; a feature that is off stays off.
+
+    With validation rows each of them ends with the weights of its lowest validation loss.
+    """
+    models, masks = [], []
+    for snapshot in snapshots:
+        model = build()
+        model.load_state_dict(snapshot.state)
+        target = _features(model, sweep.penalty)
+        live = snapshot.support[:, None].expand_as(target.read()).float()
+        mask = {n: torch.ones_like(p) for n, p in model.named_parameters()}
+        names = {id(p): n for n, p in model.named_parameters()}
+        target.place_([mask[names[id(p)]] for p in target.params], live)
+        models.append(model)
+        masks.append(mask)
+    x, y = data
+    settings = Settings(
+        lr=torch.full((len(models),), 5e-3), weight_decay=torch.full((len(models),), DECAY)
+    )
+    population = Population(
+        models, settings, objective=sweep.objective, example=x[:2], steps=REFIT_STEPS
+    )
+    stacked = [torch.stack([m[name] for m in masks]).flatten() for name in population.stack.names]
+    population.mask = torch.cat(stacked)
+    everything = {**population.stack.blocks, **population.stack.buffers}
+    kept = {name: value.detach().clone() for name, value in everything.items()}
+    best = torch.full((len(models),), math.inf)
+    for step in range(REFIT_STEPS):
+        rows = order(len(x), seed=seed, epoch=step)[: sweep.batch]
+        population.step(x[rows], y[rows], None, step, seed=step)
+        if valid is not None and (step + 1) % CHECK == 0:
+            losses = population.row_losses(*valid).mean(1)
+            lower, best = losses < best, torch.minimum(losses, best)
+            for name, value in everything.items():
+                kept[name][lower] = value.detach()[lower]
+    if valid is not None:
+        for name, value in everything.items():
+            value.detach().copy_(kept[name])
+    return population
+
+
+def _result(
+    build: Callable[[], nn.Module],
+    sweep: Sweep,
+    snapshots: list[Snapshot],
+    population: Population,
+    valid: tuple[Tensor, Tensor] | None,
+    penalty: Proximable,
+) -> PathResult:
+    scores = errors = [math.nan] * len(snapshots)
+    if valid is not None:
+        rows = population.row_losses(*valid)
+        scores = rows.mean(1).tolist()
+        errors = (rows.std(1) / math.sqrt(rows.shape[1])).tolist()
+    states = tuple(population.state_dict_of(k) for k in range(len(snapshots)))
+    importances = []
+    for state in states:
+        sweep.model.load_state_dict(state)
+        importances.append(sweep.target.read().norm(dim=1))
+    return PathResult(
+        strengths=tuple(s.strength for s in snapshots),
+        supports=torch.stack([s.support for s in snapshots]),
+        importances=torch.stack(importances),
+        scores=tuple(scores),
+        errors=tuple(errors),
+        states=states,
+        build=build,
+        penalty=type(penalty).__name__,
+    )

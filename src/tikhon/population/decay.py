@@ -1,0 +1,128 @@
+"""Weight decay that adapts while it trains: one strength a layer and member, by hypergradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tikhon.population.stack import column
+from tikhon.strengths.sensitivity import (
+    CAP,
+    CAUTION,
+    DAMPING,
+    FROZEN,
+    begin,
+    carry_decay,
+    descend,
+    first_decay,
+    rate_of,
+)
+
+_RANGE = (1e-4, 30.0)
+
+
+class AdaptiveDecay:
+    """`L2(Hypergradient(...))`, decoupled, for all members and layers of a population at once.
+
+    Args:
+        weights: one tensor a layer, (members, ...).
+        lr: (members,), the largest of the training.
+        steps: of the whole training.
+        every: steps between two validation gradients.
+    """
+
+    def __init__(
+        self, weights: Sequence[Tensor], *, lr: Tensor, steps: int, every: int = 5
+    ) -> None:
+        self.weights = list(weights)
+        self.every = every
+        self.last = round(FROZEN * steps)
+        low, high = self.bounds = (math.log(_RANGE[0]), math.log(_RANGE[1]))
+        start = (first_decay(steps) / lr.double().clamp_min(1e-12)).log().clamp(low, high)[:, None]
+        self.rate = rate_of(_RANGE, steps / every)
+        self.sensitivity = [torch.zeros_like(w) for w in self.weights]
+        shape = (len(start), len(self.weights))
+        self.memory: dict[str, Any] = begin(start.expand(shape).to(self.weights[0]))
+        self.trace: list[Tensor] = []  # (members, layers) after every move
+
+    @property
+    def strength(self) -> Tensor:
+        """(members, layers)."""
+        return self.memory["log"].exp()
+
+    @torch.no_grad()
+    def decay_(self, lr: Tensor, step: int) -> None:
+        """Shrink the weights by lr * strength, at most by half; lr: (members,).
+
+        Their sensitivity is carried along, through all the steps until the next move at once.
+        """
+        rate = self.share(lr)
+        if step % self.every == 0 and step < self.last:
+            drain = rate + DAMPING * lr[:, None]
+            for i, (w, z) in enumerate(zip(self.weights, self.sensitivity)):
+                carry_decay(z, w, column(rate[:, i], w), column(drain[:, i], w), self.every)
+        self.shrink_(rate)
+
+    def share(self, lr: Tensor) -> Tensor:
+        """(members, layers) share of a weight that a step takes away, at most a half."""
+        return (lr[:, None] * self.strength).clamp_max(CAP)
+
+    def shrink_(self, rate: Tensor) -> None:
+        """Take a share of each weight away; rate: (members, layers)."""
+        keep = 1 - rate
+        for i, w in enumerate(self.weights):
+            w.mul_(column(keep[:, i], w))
+
+    def due(self, step: int) -> bool:
+        """Whether this step wants a validation gradient."""
+        return (step + 1) % self.every == 0 and step < self.last
+
+    @torch.no_grad()
+    def adapt_(self, gradients: Sequence[Tensor]) -> None:
+        """One step on the logarithms of the strengths, from validation gradients."""
+        pairs = zip(self.sensitivity, gradients)
+        slope = torch.stack([(z * g).flatten(1).sum(1) for z, g in pairs], dim=1)
+        slope = torch.where(slope.isfinite(), slope, 0.0)
+        descend(self.memory, slope, rate=self.rate, caution=CAUTION, bounds=self.bounds)
+        self.trace.append(self.memory["log"].clone())
+
+    def state(self) -> dict[str, Tensor]:
+        """Per-member rows: everything that the next step depends on."""
+        rows = torch.cat([z.flatten(1) for z in self.sensitivity], dim=1)
+        found = {f"decay.{name}": self.memory[name].clone() for name in ("log", "mean", "square")}
+        counted = rows.new_full((len(rows), 1), self.memory["count"])
+        trace = torch.stack(self.trace or [self.memory["log"]], dim=1)
+        return found | {"decay.sensitivity": rows, "decay.count": counted, "decay.trace": trace}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        sizes = [z[0].numel() for z in self.sensitivity]
+        for z, part in zip(self.sensitivity, state["decay.sensitivity"].split(sizes, dim=1)):
+            z.copy_(part.view_as(z))
+        self.memory = {name: state[f"decay.{name}"].clone() for name in ("log", "mean", "square")}
+        self.memory["count"] = int(state["decay.count"][0, 0])
+        self.trace = list(state["decay.trace"].unbind(1))[: self.memory["count"]]
+
+
+class ReplayedDecay(AdaptiveDecay):
+    """The strengths that an earlier run found, followed by another run of any length."""
+
+    def __init__(
+        self, weights: Sequence[Tensor], trace: Tensor, *, lr: Tensor, steps: int
+    ) -> None:
+        super().__init__(weights, lr=lr, steps=steps)
+        self.found = trace  # (members, moves, layers)
+
+    def decay_(self, lr: Tensor, step: int) -> None:
+        """Shrink the weights by the strength found at the same share of the training."""
+        place = min(step * self.found.shape[1] // self.last, self.found.shape[1] - 1)
+        self.memory["log"] = self.found[:, place]
+        self.shrink_(self.share(lr))
+
+    def due(self, step: int) -> bool:
+        """Nothing is left to be found."""
+        return False

@@ -1,0 +1,303 @@
+"""K models of one architecture, trained at once, each with its own hyperparameters.
+
+No operation mixes members: one that diverges leaves the others bit-identical. A population of one
+is the plain loop: the module's own parameters and gradients, and torch's own weight decay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn, optim
+
+from tikhon.errors import InputError
+from tikhon.layers.noise import NoiseLayer
+from tikhon.penalties import Penalty
+from tikhon.population.batched import Blocks, Forward, choose
+from tikhon.population.decay import AdaptiveDecay
+from tikhon.population.hyperparameters import Settings
+from tikhon.population.losses import Objective, mean_over
+from tikhon.population.stack import Stack, column
+from tikhon.population.steppers import FlatStepper, OwnStepper
+from tikhon.regularizer.step import convex_limit
+from tikhon.regularizer.targets import slots
+from tikhon.regularizer.terms import Binding, bind
+from tikhon.training.recipe import penalty_names
+
+
+class Population:
+    """Members, their optimizer and their penalties; `step` trains all of them on one batch."""
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        settings: Settings,
+        *,
+        objective: Objective,
+        example: Tensor,
+        steps: int,
+        optimizer: Callable[..., optim.Optimizer] = optim.AdamW,
+    ) -> None:
+        self.model, self.members = models[0], len(models)
+        self.settings, self.objective, self.steps = settings, objective, steps
+        self.generator = torch.Generator(example.device)
+        self.failed: dict[int, str] = {}
+        self.mask: Tensor | None = None  # flat; 0 marks weights that stay as they are
+        self.stack = Stack(models)
+        self.silent: list[NoiseLayer] = []
+        self._noise()
+        self.forward, self.reason = choose(self.model, self.members, self._probe(example))
+        self.slots = [s for s in slots(self.model) if not s.excluded and s.param.requires_grad]
+        self.stepper = (
+            OwnStepper(self.model, self.stack, settings.lr, self.slots, optimizer)
+            if self.members == 1
+            else FlatStepper(self.stack, settings.lr, self.slots, optimizer)
+        )
+        self.paths = {id(p): name for name, p in self.model.named_parameters()}
+        self.bindings = self._bindings()
+        self.decay: AdaptiveDecay | None = None
+        if settings.adaptive:
+            weights = [self.stack.blocks[slot.name].detach() for slot in self.slots]
+            self.decay = AdaptiveDecay(weights, lr=settings.lr, steps=steps)
+
+    # ---- building
+
+    def _noise(self) -> None:
+        """All noise comes from one generator, so members share their draws.
+
+        Layers whose rate is 0 in every member draw nothing.
+        """
+        layers = {n: m for n, m in self.model.named_modules() if isinstance(m, NoiseLayer)}
+        rates = self.settings.dropout
+        if rates is not None and not layers:
+            raise InputError(
+                "the space varies dropout, but the model has no dropout layer: add "
+                "tikhon.layers.Dropout (or use tikhon.layers.insert_dropout)"
+            )
+        for name, layer in layers.items():
+            layer.generator = self.generator
+            rate = self.stack.buffers.get(f"{name}.rate" if name else "rate")
+            if rates is not None:
+                cast(Tensor, rate).copy_(rates)
+            elif rate is not None and not rate.any():
+                self.silent.append(layer)
+
+    def _mode(self, training: bool) -> None:
+        self.forward.train(training)
+        for layer in self.silent:
+            layer.training = False
+
+    def _probe(self, example: Tensor) -> Callable[[Forward], None]:
+        def probe(forward: Forward) -> None:
+            buffers = {name: b.clone() for name, b in self.stack.buffers.items()}
+            with torch.no_grad():
+                for training in (True, False):
+                    forward.train(training)
+                    forward(self.stack.blocks, buffers, example, shared=True)
+
+        return probe
+
+    def _bindings(self) -> list[tuple[Binding, Tensor]]:
+        types = penalty_names()
+        pairs: list[tuple[Penalty, Tensor]] = [
+            (types[name](), strengths) for name, strengths in self.settings.penalties.items()
+        ]
+        if self.settings.max_norm is not None:
+            pairs.append((types["max_norm"](), self.settings.max_norm))
+        return [
+            (binding, values)
+            for penalty, values in pairs
+            for binding in bind(self.model, self.slots, {"*": penalty})
+        ]
+
+    # ---- training
+
+    def step(self, x: Tensor, y: Tensor, weights: Tensor | None, step: int, seed: int) -> Tensor:
+        """One optimizer step of every member on one batch; (members,) losses before it."""
+        self._mode(True)
+        self.stepper.zero_grad()
+        self.generator.manual_seed(seed)
+        losses = self._losses(x, y, weights, self.settings.label_smoothing, seed)
+        (losses if self.members == 1 else losses.sum()).backward()
+        with torch.no_grad():
+            self._update(step)
+        return losses.detach()
+
+    def _losses(
+        self, x: Tensor, y: Tensor, weights: Tensor | None, smoothing: Tensor | None, seed: int
+    ) -> Tensor:
+        if weights is not None and self.members == 1:
+            kept = weights[0] > 0
+            x, y, weights = x[kept], y[kept], None
+        if self.settings.mixup is None and weights is None and self.members == 1:
+            return self.objective.mean(self.model(x), y, smoothing).view(1)
+        if self.settings.mixup is None:
+            rows = self.objective.rows(self.outputs(x), y, smoothing)
+            return mean_over(rows, weights)
+        share, mixed, order = self._mixed(x, seed)
+        out = self.forward(self.stack.blocks, self.stack.buffers, mixed, shared=False)
+        first = self.objective.rows(out, y, smoothing)
+        second = self.objective.rows(out, y[order], smoothing)
+        paired = None if weights is None else weights * weights[:, order]
+        rows = share[:, None] * first + (1 - share[:, None]) * second
+        return mean_over(rows, paired)
+
+    def _mixed(self, x: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows mixed in pairs, in a share of each member's own; one draw serves all."""
+        from scipy.special import betaincinv
+
+        generator = torch.Generator().manual_seed(seed + 1)
+        order = torch.randperm(len(x), generator=generator)
+        unit = torch.rand((), generator=generator, dtype=torch.float64).item()
+        assert self.settings.mixup is not None
+        alpha = self.settings.mixup.double().cpu().numpy()
+        share = torch.from_numpy(betaincinv(alpha.clip(1e-3), alpha.clip(1e-3), unit))
+        share = torch.where(self.settings.mixup > 0, share, 1.0).to(x)
+        part = column(share, x.unsqueeze(0))
+        return share, part * x + (1 - part) * x[order], order
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """(members, rows, ...)."""
+        return self.forward(self.stack.blocks, self.stack.buffers, x, shared=True)
+
+    def _update(self, step: int) -> None:
+        factor = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        if self.mask is not None:
+            masks = self.stack.named(self.mask)
+            for name, grad in self.stepper.gradients().items():
+                grad.mul_(masks[name])
+        self._clip()
+        self._penalty_gradients()
+        if self.decay is not None:
+            self.decay.decay_(self.settings.lr.to(self.stack.flat) * factor, step)
+        elif self.settings.weight_decay is not None:
+            self.stepper.decay_(self.settings.weight_decay.to(self.stack.flat), factor)
+        self.stepper.step(factor)
+        self._prox(factor)
+
+    def _clip(self) -> None:
+        if self.settings.clip is None:
+            return
+        blocks = list(self.stepper.gradients().values())
+        norm = torch.stack([b.flatten(1).square().sum(1) for b in blocks]).sum(0).sqrt()
+        scale = (self.settings.clip.to(norm) / (norm + 1e-6)).clamp_max(1)
+        for block in blocks:
+            block.mul_(column(scale, block))
+
+    def _tensors(self, binding: Binding, blocks: Blocks) -> tuple[Tensor, ...]:
+        return tuple(blocks[self.paths[id(p)]] for p in binding.target.params)
+
+    def _penalty_gradients(self) -> None:
+        for binding, strengths in self.bindings:
+            if binding.route != "gradient":
+                continue
+
+            def gradient(strength: Tensor, w: Tensor, penalty=binding.base) -> Tensor:
+                return penalty.with_strength(strength).grad(w)
+
+            (block,) = self._tensors(binding, self.stack.named(self.stack.flat))
+            (grad,) = self._tensors(binding, self.stepper.gradients())
+            grad.add_(torch.vmap(gradient)(strengths.to(block), block))
+
+    def _prox(self, factor: float) -> None:
+        bindings = [(b, s) for b, s in self.bindings if b.route in ("prox", "project")]
+        if not bindings:
+            return
+        weights, metric = self.stack.named(self.stack.flat), self.stepper.metric(factor)
+        for binding, strengths in bindings:
+            blocks, steps = self._tensors(binding, weights), self._tensors(binding, metric)
+            if binding.base.constraint:
+                self._project(binding, strengths, blocks, steps)
+                continue
+
+            def move(strength, blocks, steps, binding=binding):
+                penalty = binding.base.with_strength(strength)
+                prox, limit = penalty.prox, convex_limit(penalty)  # type: ignore[attr-defined]
+                step = binding.arrange(steps)
+                new = prox(binding.arrange(blocks), step.clamp_max(limit) if limit else step)
+                if binding.whole:
+                    return (new,)
+                written = [block.clone() for block in blocks]
+                binding.target.place_(written, new)
+                return tuple(written)
+
+            for block, new in zip(
+                blocks, torch.vmap(move)(strengths.to(blocks[0]), blocks, steps)
+            ):
+                block.copy_(new)
+
+    @staticmethod
+    def _project(
+        binding: Binding,
+        limits: Tensor,
+        blocks: tuple[Tensor, ...],
+        steps: tuple[Tensor, ...],
+    ) -> None:
+        """A constraint checks its limit, which vmap cannot: member by member."""
+        for member, limit in enumerate(limits.tolist()):
+            own = [block[member] for block in blocks]
+            project = type(binding.base)(limit).prox  # type: ignore[attr-defined]
+            metric = binding.target.arrange([step[member] for step in steps])
+            binding.target.place_(own, project(binding.target.arrange(own), metric))
+
+    def adapt(self, x: Tensor, y: Tensor, weights: Tensor | None, step: int) -> None:
+        """Let the adaptive weight decay look at one validation batch, if it is due."""
+        if self.decay is None or not self.decay.due(step):
+            return
+        self._mode(False)
+        rows = self.objective.rows(self.outputs(x), y)
+        gradients = torch.autograd.grad(mean_over(rows, weights).sum(), self.stepper.leaves())
+        self.decay.adapt_([g.view_as(w) for g, w in zip(gradients, self.decay.weights)])
+
+    # ---- reading
+
+    @torch.no_grad()
+    def row_losses(self, x: Tensor, y: Tensor, *, batch: int = 4096) -> Tensor:
+        """(members, rows) losses in evaluation mode."""
+        self._mode(False)
+        parts = zip(x.split(batch), y.split(batch))
+        return torch.cat([self.objective.rows(self.outputs(a), b) for a, b in parts], dim=1)
+
+    def fail(self, member: int, why: str) -> None:
+        """Take a diverged member out: its weights and state become zero and stay so."""
+        self.failed[member] = why
+        remembered, _ = self.stepper.memory()
+        for blocks in (self.stack.views(self.stack.flat), *remembered.values()):
+            for block in blocks:
+                block[member] = 0
+        self.stepper.fail(member)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the next step depends on; every tensor has the member axis first."""
+        remembered, counters = self.stepper.memory()
+        rows = {"weights": self.stack.views(self.stack.flat)}
+        rows |= {f"optimizer.{name}": blocks for name, blocks in remembered.items()}
+        found = {n: torch.cat([b.flatten(1) for b in blocks], dim=1) for n, blocks in rows.items()}
+        found |= {f"counter.{n}": v.reshape(1).repeat(self.members) for n, v in counters.items()}
+        found |= {f"buffer.{name}": b.clone() for name, b in self.stack.buffers.items()}
+        return found | (self.decay.state() if self.decay is not None else {})
+
+    def load(self, state: Blocks) -> None:
+        """Continue from `state()` of a population with the same architecture."""
+        remembered: dict[str, Tensor] = {}
+        counters: dict[str, Tensor] = {}
+        for name, value in state.items():
+            kind, _, rest = name.partition(".")
+            if kind == "counter":
+                counters[rest] = value[0]
+            elif kind == "buffer" and not rest.endswith("rate"):
+                self.stack.buffers[rest].copy_(value)
+            elif kind == "weights":
+                self.stack.fill_(self.stack.flat, value)
+            elif kind == "optimizer":
+                remembered[rest] = self.stack.fill_(torch.zeros_like(self.stack.flat), value)
+        self.stepper.remember(remembered, counters)
+        if self.decay is not None:
+            self.decay.load(dict(state))
+
+    def state_dict_of(self, member: int) -> dict[str, Tensor]:
+        """One member as the state dict of its module."""
+        return self.stack.state_dict_of(member)

@@ -1,0 +1,244 @@
+"""How members move: one by an optimizer on its own module, many by one on a flat buffer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn, optim
+
+from tikhon.errors import InputError
+from tikhon.population.stack import Stack, column
+from tikhon.regularizer.metric import stationary_gain
+from tikhon.regularizer.targets import Slot
+
+Build = Callable[..., optim.Optimizer]
+
+ELEMENTWISE = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad)
+
+
+class Stepper(ABC):
+    """The optimizer of a population; its learning rate is the members' own times a factor."""
+
+    optimizer: optim.Optimizer
+
+    def __init__(self, stack: Stack, lr: Tensor, decayed: Sequence[Slot]) -> None:
+        self.stack, self.lr, self.decayed = stack, lr, decayed
+
+    @abstractmethod
+    def zero_grad(self) -> None:
+        """Before the backward pass."""
+
+    @abstractmethod
+    def gradients(self) -> dict[str, Tensor]:
+        """After the backward pass: its gradients as blocks that can be written to."""
+
+    @abstractmethod
+    def leaves(self) -> list[Tensor]:
+        """What to differentiate by to get the gradients of the decayed weights."""
+
+    @abstractmethod
+    def step(self, factor: float) -> None:
+        """Move every member."""
+
+    @abstractmethod
+    def handles(self) -> list[Tensor]:
+        """What the optimizer holds."""
+
+    @abstractmethod
+    def as_blocks(self, values: Sequence[Tensor | None]) -> list[Tensor]:
+        """One tensor a handle as one block a parameter."""
+
+    @abstractmethod
+    def as_handles(self, flat: Tensor) -> list[Tensor]:
+        """The inverse of `as_blocks`, from a flat tensor."""
+
+    def decay_(self, strengths: Tensor, factor: float) -> None:
+        """Weight decay, decoupled; strengths: (members,)."""
+        keep = 1 - self.lr.to(strengths) * factor * strengths
+        for slot in self.decayed:
+            block = self.stack.blocks[slot.name].detach()
+            block.mul_(column(keep, block))
+
+    def fail(self, member: int) -> None:
+        """Let a member rest."""
+        self.lr[member] = 0
+
+    def _build(self, build: Build, groups: Sequence[Sequence[Tensor]]) -> None:
+        kind = type(build([nn.Parameter(torch.zeros(1))], lr=1.0, weight_decay=0.0))
+        if kind not in ELEMENTWISE:
+            raise InputError(
+                f"{kind.__name__} does not act entry by entry, so it cannot train "
+                f"a population: use one of {', '.join(o.__name__ for o in ELEMENTWISE)}"
+            )
+        parameters = [{"params": list(group)} for group in groups if group]
+        try:
+            self.optimizer = build(parameters, lr=1.0, weight_decay=0.0, fused=True)
+        except (TypeError, RuntimeError):
+            self.optimizer = build(parameters, lr=1.0, weight_decay=0.0)
+
+    def _gains(self) -> list[Tensor]:
+        """The optimizer's gain, one tensor a handle."""
+        found = {}
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                gain = stationary_gain(self.optimizer, group, self.optimizer.state[p]).dense()
+                found[id(p)] = torch.as_tensor(gain, dtype=p.dtype).expand_as(p)
+        return [found[id(p)] for p in self.handles()]
+
+    @abstractmethod
+    def metric(self, factor: float) -> dict[str, Tensor]:
+        """The optimizer's gain for every weight, learning rate included, as blocks."""
+
+    def memory(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+        """The optimizer's state: blocks of all parameters, and counters."""
+        states = [self.optimizer.state.get(handle, {}) for handle in self.handles()]
+        tensors = {n: v for s in states for n, v in s.items() if torch.is_tensor(v)}
+        counters = {n: v.detach() for n, v in tensors.items() if not v.ndim}
+        blocks = {
+            name: self.as_blocks([s.get(name) for s in states])
+            for name in tensors
+            if name not in counters
+        }
+        return blocks, counters
+
+    def remember(self, state: Mapping[str, Tensor], counters: Mapping[str, Tensor]) -> None:
+        """Continue from `memory`, its blocks given as flat tensors."""
+        for name, value in counters.items():
+            for handle in self.handles():
+                self.optimizer.state[handle][name] = value.clone()
+        for name, flat in state.items():
+            for handle, part in zip(self.handles(), self.as_handles(flat)):
+                self.optimizer.state[handle][name] = part
+
+
+class OwnStepper(Stepper):
+    """A population of one: the plain loop on the module's own parameters and gradients."""
+
+    def __init__(
+        self, model: nn.Module, stack: Stack, lr: Tensor, decayed: Sequence[Slot], build: Build
+    ) -> None:
+        super().__init__(stack, lr, decayed)
+        stack.hand_over(model)
+        self.parameters = dict(model.named_parameters())
+        self.trained = {n: p for n, p in self.parameters.items() if p.requires_grad}
+        known = {slot.name for slot in decayed}
+        others = [p for n, p in self.trained.items() if n not in known]
+        self._build(build, [[self.parameters[slot.name] for slot in decayed], others])
+
+    def zero_grad(self) -> None:
+        """Forget the gradients, as `optimizer.zero_grad()` does."""
+        for parameter in self.trained.values():
+            parameter.grad = None
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradients of the module's parameters."""
+        self._fill()
+        return {n: p.grad.unsqueeze(0) for n, p in self.trained.items() if p.grad is not None}
+
+    def _fill(self) -> None:
+        """Zeros where the loss does not reach: the optimizer moves those too, as for many."""
+        for parameter in self.trained.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def leaves(self) -> list[Tensor]:
+        """The module's parameters themselves."""
+        return [self.parameters[slot.name] for slot in self.decayed]
+
+    def step(self, factor: float) -> None:
+        """One step of the optimizer."""
+        self._fill()
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(self.lr) * factor
+        self.optimizer.step()
+
+    def metric(self, factor: float) -> dict[str, Tensor]:
+        """The gain for every parameter; the optimizer's own lr is in it."""
+        return dict(zip(self.stack.names, self.as_blocks(self._gains())))
+
+    def handles(self) -> list[Tensor]:
+        """The parameters that are trained."""
+        return list(self.trained.values())
+
+    def as_blocks(self, values: Sequence[Tensor | None]) -> list[Tensor]:
+        """One tensor a parameter; zeros for those that are not trained."""
+        found = dict(zip(self.trained, values))
+        pairs = [(found.get(n), shape) for n, shape in zip(self.stack.names, self.stack.shapes)]
+        return [
+            self.stack.flat.new_zeros(1, *shape) if value is None else value.detach().unsqueeze(0)
+            for value, shape in pairs
+        ]
+
+    def as_handles(self, flat: Tensor) -> list[Tensor]:
+        """The parts of the parameters that are trained."""
+        return [block[0] for name, block in self.stack.named(flat).items() if name in self.trained]
+
+    def decay_(self, strengths: Tensor, factor: float) -> None:
+        """By torch's own weight decay where the optimizer has it decoupled."""
+        if self.decayed and isinstance(self.optimizer, optim.AdamW):
+            self.optimizer.param_groups[0]["weight_decay"] = float(strengths)
+        else:
+            super().decay_(strengths, factor)
+
+
+class FlatStepper(Stepper):
+    """Many members: an optimizer with lr 1 turns the flat gradient into moves."""
+
+    def __init__(self, stack: Stack, lr: Tensor, decayed: Sequence[Slot], build: Build) -> None:
+        super().__init__(stack, lr, decayed)
+        self.move, self.gradient = torch.zeros_like(stack.flat), torch.zeros_like(stack.flat)
+        self.grads = {
+            n: g for n, g in stack.named(self.gradient).items() if stack.blocks[n].requires_grad
+        }
+        for name, grad in self.grads.items():
+            stack.blocks[name].grad = grad
+        self.handle = nn.Parameter(self.move)
+        self.handle.grad = self.gradient
+        views = stack.views(stack.flat)
+        self.rate = torch.cat([column(lr, v).expand_as(v).reshape(-1) for v in views])
+        self._build(build, [[self.handle]])
+
+    def zero_grad(self) -> None:
+        """The gradients are views of one buffer."""
+        self.gradient.zero_()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Views of the flat gradient."""
+        return self.grads
+
+    def leaves(self) -> list[Tensor]:
+        """The blocks of all members."""
+        return [self.stack.blocks[slot.name] for slot in self.decayed]
+
+    def step(self, factor: float) -> None:
+        """Every member scales its move by its own learning rate."""
+        self.move.zero_()
+        self.optimizer.step()
+        self.stack.flat.addcmul_(self.move, self.rate, value=factor)
+
+    def metric(self, factor: float) -> dict[str, Tensor]:
+        """The gain of the flat move, times each member's learning rate."""
+        (gain,) = self._gains()
+        return self.stack.named(gain * self.rate * factor)
+
+    def handles(self) -> list[Tensor]:
+        """The flat move."""
+        return [self.handle]
+
+    def as_blocks(self, values: Sequence[Tensor | None]) -> list[Tensor]:
+        """Views of the one flat tensor."""
+        (flat,) = values
+        assert flat is not None
+        return self.stack.views(flat.detach())
+
+    def as_handles(self, flat: Tensor) -> list[Tensor]:
+        """The flat tensor itself."""
+        return [flat]
+
+    def fail(self, member: int) -> None:
+        """Let a member rest."""
+        super().fail(member)
+        for block in self.stack.views(self.rate):
+            block[member] = 0

@@ -1,0 +1,1 @@
+"""When: penalties on the user's own optimizer, through its step hooks."""

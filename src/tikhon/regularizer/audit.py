@@ -1,0 +1,304 @@
+"""Who gets what: the table of every parameter and the terms that act on it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from io import StringIO
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from tikhon.errors import unknown
+from tikhon.regularizer.controller import Controller
+from tikhon.regularizer.metric import UNIFORM, has_gain
+from tikhon.regularizer.targets import Slot, is_lazy, local, slots, summed, unwrap
+from tikhon.regularizer.terms import Binding, How, Terms, bind
+
+LOOKS = (1, 10, 100, 1000)  # steps after which layers that were lost are looked for
+_BATCHED = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One parameter: what it is, which terms act on it, and why none does."""
+
+    parameter: str
+    shape: tuple[int, ...]
+    tied_to: tuple[str, ...]
+    before_norm: str
+    terms: tuple[str, ...]
+    strengths: tuple[float, ...]
+    how: tuple[str, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The assignments of a model; `print` shows the table."""
+
+    assignments: tuple[Assignment, ...]
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Plain values, one dict a parameter."""
+        return [asdict(row) for row in self.assignments]
+
+    def __getitem__(self, parameter: str) -> Assignment:
+        by_name = {row.parameter: row for row in self.assignments}
+        if parameter not in by_name:
+            raise KeyError(unknown("parameter", parameter, by_name))
+        return by_name[parameter]
+
+    def __len__(self) -> int:
+        return len(self.assignments)
+
+    def __str__(self) -> str:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE, pad_edge=False)
+        for heading in ("parameter", "shape", "before", "term", "strength", "mode", "note"):
+            table.add_column(heading, overflow="fold")
+        for row in self.assignments:
+            table.add_row(
+                row.parameter,
+                "x".join(map(str, row.shape)) or "-",
+                row.before_norm,
+                "\n".join(row.terms) or "-",
+                "\n".join(f"{strength:.4g}" for strength in row.strengths),
+                "\n".join(row.how),
+                "; ".join(filter(None, [row.note, *(f"tied to {name}" for name in row.tied_to)])),
+            )
+        console = Console(file=StringIO(), width=110, color_system=None)
+        console.print(table)
+        lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one term is and did on one parameter.
+
+    `share` is the norm of the term's own move over that and the optimizer's move together; for
+    a term that acts through the gradient, the same of the two gradients.
+    """
+
+    name: str
+    parameter: str
+    penalty: str
+    how: str
+    strength: float
+    value: float
+    zeros: float
+    share: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def audit(model: nn.Module, terms: Terms, *, how: How = "objective") -> Audit:
+    """The table of who gets what, before anything is attached.
+
+    Args:
+        model: the module.
+        terms: as for `regularize`.
+        how: as for `regularize`.
+
+    >>> rows = tk.audit(nn.Linear(3, 2), tk.L2(1e-3))
+    >>> rows["weight"].terms, rows["bias"].note
+    (('L2',), 'not matched: bias')
+    """
+    model = unwrap(model)
+    candidates = slots(model)
+    return assign(model, candidates, bind(model, candidates, terms, how))
+
+
+def assign(
+    model: nn.Module,
+    candidates: list[Slot],
+    bindings: list[Binding],
+    optimizer: optim.Optimizer | None = None,
+) -> Audit:
+    """One row a parameter, in the model's order."""
+    norms = _followed_by_norm(model)
+    rows = []
+    for slot in candidates:
+        own = [b for b in bindings if any(p is slot.param for p in b.target.params)]
+        norm = next((norms[id(owner)] for owner in slot.owners if id(owner) in norms), "")
+        norm = norm if slot.name.rpartition(".")[2] != "bias" else ""
+        rows.append(
+            Assignment(
+                parameter=slot.name,
+                shape=() if is_lazy(slot.param) else tuple(slot.param.shape),
+                tied_to=slot.names[1:],
+                before_norm=norm,
+                terms=tuple(type(b.base).__name__ for b in own),
+                strengths=tuple(_plain(b.dial.value) for b in own),
+                how=tuple("constraint" if b.base.constraint else b.how for b in own),
+                note=_note(slot, own, norm, optimizer),
+            )
+        )
+    return Audit(tuple(rows))
+
+
+def _note(slot: Slot, own: list[Binding], norm: str, optimizer: optim.Optimizer | None) -> str:
+    if not own:
+        return f"not matched: {slot.excluded}" if slot.excluded else "not matched"
+    notes = []
+    if not slot.param.requires_grad:
+        notes.append("frozen: untouched")
+    elif optimizer is not None and not any(
+        p is slot.param for group in optimizer.param_groups for p in group["params"]
+    ):
+        notes.append("not in the optimizer: untouched")
+    if is_lazy(slot.param):
+        notes.append("shape not known yet")
+    kinds = [type(b.base).__name__ for b in own if not b.base.constraint]
+    if norm and kinds:
+        effect = (
+            "L2 acts as a learning rate"
+            if "L2" in kinds
+            else f"{kinds[0]} shrinks all of it before it selects"
+        )
+        notes.append(f"followed by {norm}: its scale has no effect, {effect}")
+    return "; ".join(notes)
+
+
+def warn_of_contradictions(
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    bindings: Sequence[Binding],
+    earlier: Sequence[Binding] = (),
+) -> None:
+    """Warn once a term of each pair of settings that is known to be a mistake.
+
+    `earlier` are the bindings of other Regularizers that are attached to the same optimizer.
+    """
+    said: set[tuple[str, str, int]] = set()
+
+    def once(mistake: str, binding: Binding, message: str) -> None:
+        key = (mistake, type(binding.base).__name__, id(binding.dial))
+        if key not in said:
+            said.add(key)
+            warn(message)
+
+    for binding, other in _doubled(bindings, earlier):
+        once(
+            "doubled",
+            binding,
+            f"an earlier Regularizer of this optimizer has {other.name} on "
+            f"{binding.target.name!r}, and both act; remove() that one first (a notebook cell "
+            f"that runs again attaches again)",
+        )
+    decay = {
+        id(p): group.get("weight_decay", 0)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    for binding in bindings:
+        kind, name = type(binding.base).__name__, binding.target.name
+        other = max((decay.get(id(p), 0) for p in binding.target.params), default=0)
+        if kind in ("L2", "ElasticNet") and other:
+            once(
+                "decay",
+                binding,
+                f"{binding.name} (strength {_plain(binding.dial.value):.4g}) and the optimizer's "
+                f"weight_decay={other} both shrink {name!r}; set one of them to 0",
+            )
+        if binding.route == "prox" and binding.how == "decoupled":
+            if not isinstance(optimizer, UNIFORM):
+                once(
+                    "metric",
+                    binding,
+                    f"{binding.name} is decoupled from the metric of {type(optimizer).__name__}: "
+                    f"it is not the minimum of loss + penalty that SGD finds; for that use "
+                    + ('how="objective"' if has_gain(optimizer) else "AdamW or SGD"),
+                )
+        if name.endswith((".original1", "weight_v")) and "weight" in name:
+            once(
+                "direction",
+                binding,
+                f"{binding.name} acts on the direction of a weight norm, whose length has no "
+                f"effect on the output; regularize its length (original0, weight_g) instead",
+            )
+    for module in model.modules():
+        for first, second in pairwise(module.children()):
+            if isinstance(first, nn.modules.dropout._DropoutNd) and isinstance(second, _BATCHED):
+                warn(
+                    f"Dropout directly before {type(second).__name__}: the variance that it "
+                    f"learns while training is not that of evaluation; put the dropout after it"
+                )
+
+
+def warn_of_lost_layers(optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> bool:
+    """Warn of tensors of a deep net that a prox in an adaptive metric has zeroed as a whole.
+
+    Early in training the gradients of inner layers are small, hence steps in the metric of Adam
+    and its kin large, and a layer of zeros passes no gradient back: it stays lost. Fewer than
+    three tensors, one number for all steps, or a strength that a controller seeks say nothing.
+    """
+    own = [b for b in bindings if b.how == "objective"]
+    if len(own) < 3 or isinstance(optimizer, UNIFORM):
+        return False
+    params = [p for b in own for p in b.target.params]
+    if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    for binding in own:
+        if isinstance(binding.dial.source, Controller) or _is_alive(binding):
+            continue
+        warn(
+            f"{binding.name} has made all of {binding.target.name!r} zero: in the metric of "
+            f"{type(optimizer).__name__} weights with small gradients move far, and a layer of "
+            f"zeros passes no gradient on; lower the strength "
+            f"({_plain(binding.dial.value):.3g}), let it rise by tikhon.schedules.WarmUp, use "
+            f'how="decoupled", or leave this parameter out'
+        )
+        return True
+    return False
+
+
+def _is_alive(binding: Binding) -> bool:
+    """Whether any weight of the target's whole parameters is not zero."""
+    found = [local(p).count_nonzero() for p in binding.target.params]
+    return any(int(summed(n, p)) for n, p in zip(found, binding.target.params))
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the user's own code that led here, past tikhon's and torch's."""
+    depth, frame = 1, sys._getframe()
+    while frame and frame.f_globals.get("__name__", "").split(".")[0] in ("tikhon", "torch"):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, stacklevel=depth)
+
+
+def _doubled(
+    bindings: Iterable[Binding], earlier: Sequence[Binding]
+) -> Iterator[tuple[Binding, Binding]]:
+    """Bindings that act a second time: the same penalty on a parameter, or another prox."""
+    for binding in bindings:
+        ours = set(map(id, binding.target.params))
+        for other in earlier:
+            same = type(other.base) is type(binding.base) or other.route == binding.route == "prox"
+            if same and not ours.isdisjoint(map(id, other.target.params)):
+                yield binding, other
+
+
+def _plain(value: float | Tensor) -> float:
+    return float(value)
+
+
+def _followed_by_norm(model: nn.Module) -> dict[int, str]:
+    """Modules whose next sibling in a container is a batch, instance or weightless-scale norm."""
+    found = {}
+    for module in model.modules():
+        children = list(module.children())
+        for first, second in pairwise(children):
+            if isinstance(second, _BATCHED):
+                found[id(first)] = type(second).__name__
+    return found

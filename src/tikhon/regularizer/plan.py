@@ -1,0 +1,215 @@
+"""What a step does, worked out once: which term acts by which move, what moves strengths."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn, optim
+
+from tikhon.penalties import kernels
+from tikhon.regularizer.controller import Controller
+from tikhon.regularizer.metric import Gain, stationary_gain
+from tikhon.regularizer.terms import Binding, Dial, Route, regroup
+
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The bindings of the parameters that an optimizer holds, by route, and their dials.
+
+    Attributes:
+        optimizer: whose steps these are.
+        sizes: parameters in each group of the optimizer when the plan was made.
+        groups: the group of each parameter, by its id.
+        routes: the bindings of each route.
+        moving: the dials of schedules, which turn after every step.
+        consulted: the dials of controllers with the bindings they read, by phase.
+        copied: bindings whose weights a controller wants from before the step.
+        lanes: the bindings whose prox a kernel may do where the weights lie.
+        watched: the parameter that tells whether training goes on without us.
+        late: whether there is nothing to do before the optimizer's own step.
+    """
+
+    optimizer: optim.Optimizer
+    sizes: list[int]
+    groups: dict[int, int]
+    routes: dict[Route, tuple[Binding, ...]]
+    moving: tuple[Dial, ...]
+    consulted: dict[str, tuple[tuple[Dial, tuple[Binding, ...]], ...]]
+    copied: tuple[Binding, ...]
+    lanes: dict[Binding, Lane]
+    watched: nn.Parameter
+    late: bool
+
+    @classmethod
+    def of(cls, optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> Plan:
+        """The plan for the optimizer's groups as they are now."""
+        groups = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
+        regroup(bindings, groups)
+        held = [b for b in bindings if all(id(p) in groups for p in b.target.params)]
+        routes: dict[Route, list[Binding]] = {
+            "gradient": [],
+            "decay": [],
+            "prox": [],
+            "project": [],
+        }
+        for binding in held:
+            routes[binding.route].append(binding)
+        copied = tuple(
+            b
+            for b in bindings
+            if isinstance(b.dial.source, Controller) and b.dial.source.needs_before
+        )
+        rule = stationary_gain.dispatch(type(optimizer))
+        dials = {id(b.dial): b.dial for b in bindings}.values()
+        consulted: dict[str, list[tuple[Dial, tuple[Binding, ...]]]] = {"moved": [], "settled": []}
+        for dial in dials:
+            if isinstance(dial.source, Controller):
+                read = tuple(b for b in held if b.dial is dial)
+                consulted[dial.source.phase].append((dial, read))
+        return cls(
+            optimizer=optimizer,
+            sizes=sizes_of(optimizer),
+            groups=groups,
+            routes={route: tuple(found) for route, found in routes.items()},
+            moving=tuple(d for d in dials if d.moves and not isinstance(d.source, Controller)),
+            consulted={phase: tuple(found) for phase, found in consulted.items()},
+            copied=copied,
+            lanes={b: Lane(b, b.target.params[0], rule) for b in routes["prox"] if b.in_place},
+            watched=bindings[0].target.params[0],
+            late=not (routes["gradient"] or routes["decay"] or copied),
+        )
+
+    @property
+    def constant(self) -> bool:
+        """Whether no strength moves, so that no step needs to be counted."""
+        return not self.moving and not any(self.consulted.values())
+
+    def is_consulted(self, step: int) -> bool:
+        """Whether a controller looks at the weights in this step, counted from 1."""
+        found = (dial.source for phase in self.consulted.values() for dial, _ in phase)
+        return any(step % cast(Controller, source).every == 0 for source in found)
+
+    def active(self, route: Route) -> list[Binding]:
+        """The bindings of a route that act in this step."""
+        return [b for b in self.routes[route] if b.acts]
+
+    def group(self, param: nn.Parameter) -> Group:
+        """The parameter's group in the optimizer, which may be another dict in each step."""
+        return self.optimizer.param_groups[self.groups[id(param)]]
+
+
+@dataclass(eq=False, slots=True)
+class Lane:
+    """A binding whose prox a kernel may do where the weights lie, and what was seen of them.
+
+    Tensors are looked at again when they lie elsewhere in memory.
+    """
+
+    binding: Binding
+    param: nn.Parameter
+    rule: Callable[[optim.Optimizer, Group, Any], Gain]
+    form: kernels.Form | None = None
+    seen_at: int | None = None
+    moment: Tensor | None = None
+
+    def job(self, optimizer: optim.Optimizer, group: Group) -> kernels.Job | None:
+        """What the kernel has to do in this step, None where it cannot do it."""
+        param = self.param
+        if param.data_ptr() != self.seen_at:
+            self.form = kernels.form(self.binding.base, param) if kernels.fits(param) else None
+            self.seen_at, self.moment = param.data_ptr(), None
+        if self.form is None:
+            return None
+        if self.binding.how == "decoupled":
+            gain = Gain(group["lr"])
+        else:
+            gain = self.rule(optimizer, group, optimizer.state[param])
+        if gain.moment is not None and gain.moment is not self.moment:
+            if not (gain.root and kernels.alike(param, gain.moment)):
+                return None
+            self.moment = gain.moment
+        strength = self.binding.dial.value
+        return kernels.job(
+            self.form, strength, param, gain.numerator, gain.moment, gain.scale, gain.eps
+        )
+
+
+class Unread:
+    """A flag on its way from a device: read a step later, when the device has long passed it."""
+
+    def __init__(self, flag: Tensor) -> None:
+        self._flag = flag.to("cpu", non_blocking=True)  # into pinned memory
+        self._arrival = torch.Event(flag.device)
+        self._arrival.record()
+
+    def __bool__(self) -> bool:
+        self._arrival.synchronize()  # waits for the copy alone, not for what was queued since
+        return bool(self._flag)
+
+
+def sight(param: nn.Parameter) -> Sighting:
+    """The parameter as it is now."""
+    grad = param.grad
+    return Sighting(param._version, None if grad is None else weakref.ref(grad))
+
+
+class Sighting(NamedTuple):
+    """What a parameter was after our last step: to notice training that goes on without us."""
+
+    version: int
+    grad: weakref.ref[Tensor] | None
+
+    def was_left_behind_by(self, param: nn.Parameter) -> bool:
+        """Whether the parameter has been trained since."""
+        same_grad = self.grad is not None and self.grad() is param.grad
+        return param._version != self.version and param.grad is not None and not same_grad
+
+
+def innermost(optimizer: Any) -> optim.Optimizer:
+    """The optimizer inside the wrappers of Accelerate and Lightning."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), optim.Optimizer):
+        optimizer = inner
+    if not isinstance(optimizer, optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch optimizer, received {type(optimizer).__name__}"
+        )
+    return optimizer
+
+
+def sizes_of(optimizer: optim.Optimizer) -> list[int]:
+    """How many parameters each group has: what add_param_group changes."""
+    return [len(group["params"]) for group in optimizer.param_groups]
+
+
+def steps_of(optimizer: optim.Optimizer) -> int:
+    """The largest step counter in the optimizer's state, 0 if it keeps none."""
+    counts = (state.get("step", 0) for state in optimizer.state.values())
+    return int(max(counts, default=0))
+
+
+def cloned(memory: dict[str, Any]) -> dict[str, Any]:
+    """A dict with tensors of its own."""
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in memory.items()}
+
+
+def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+    """The closure among the arguments that a step hook sees, the optimizer being the first."""
+    return kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+
+
+def untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, kept out of the graph when the optimizer's step is compiled."""
+    apart = cast(Any, torch.compiler.disable)(hook)
+
+    def call(optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return apart(optimizer, args, kwargs)
+        return hook(optimizer, args, kwargs)  # the detour costs as much as a small kernel
+
+    return call

@@ -1,0 +1,69 @@
+"""What is exact on a part of a parameter (DTensor, FSDP2), and sums over all its parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tikhon.regularizer.controller import Controller
+from tikhon.regularizer.targets import local, summed
+from tikhon.regularizer.terms import Binding
+
+
+def is_sharded(param: Tensor) -> bool:
+    """Whether this process holds a part of the parameter only."""
+    return any(not p.is_replicate() for p in getattr(param, "placements", ()))
+
+
+def refuse_inexact(binding: Binding) -> None:
+    """Raise TypeError for a term that the parts of a sharded parameter cannot compute alone.
+
+    Exact are sums over entries, and penalties of whole rows of dimension 0 where that is the
+    dimension cut (FSDP2 cuts dimension 0).
+    """
+    for param, view in zip(binding.target.params, binding.target.views):
+        if not is_sharded(param):
+            continue
+        source = binding.dial.source
+        controlled = isinstance(source, Controller) and not source.reads_shards
+        fields = [n for n in ("weights", "center") if getattr(binding.base, n, None) is not None]
+        if controlled:
+            reason = f"{type(source).__name__} reads whole weights"
+        elif fields:
+            reason = f"its {fields[0]} are whole tensors"
+        elif binding.base.elementwise and binding.whole:
+            continue
+        elif view.lead != (0,) or view.split or not _cut_into_rows(param):
+            reason = f'its rows (rows="{binding.target.rows}") are cut'
+        elif not _separates_rows(binding):
+            reason = "it couples rows that other processes hold"
+        else:
+            continue
+        raise TypeError(
+            f"{binding.name} is not exact on the shards of {binding.target.name!r} "
+            f"({param.placements}): {reason}; "  # type: ignore[attr-defined]
+            f'use a sum over entries or rows="out", or leave this parameter unsharded'
+        )
+
+
+def _cut_into_rows(param: Tensor) -> bool:
+    return all(p.is_replicate() or p.is_shard(0) for p in param.placements)  # type: ignore[attr-defined]
+
+
+def _separates_rows(binding: Binding) -> bool:
+    """Whether the prox (or gradient) of two rows is that of each row, tried on numbers."""
+    penalty = binding.base.with_strength(0.5) if not binding.base.constraint else binding.base
+    rows = torch.tensor([[1.0, -2.0, 0.5], [0.3, 4.0, -1.5]])
+
+    def move(w: Tensor) -> Tensor:
+        return penalty.prox(w, 1.0) if hasattr(penalty, "prox") else penalty.grad(w)  # type: ignore[attr-defined]
+
+    return torch.allclose(move(rows), torch.cat([move(rows[:1]), move(rows[1:])]))
+
+
+def zeros_of(param: Tensor) -> tuple[int, int]:
+    """Exact zeros and entries of the whole parameter."""
+    part = local(param)
+    counts = torch.tensor([part.numel() - int(part.count_nonzero()), part.numel()])
+    zeros, entries = summed(counts.to(part.device), param).tolist()
+    return zeros, entries

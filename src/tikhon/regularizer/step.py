@@ -1,0 +1,257 @@
+"""The moves by which terms act within one optimizer step, many parameters at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn, optim
+
+from tikhon.penalties import kernels
+from tikhon.penalties.base import Penalty, Proximable
+from tikhon.penalties.constraints import TopK
+from tikhon.penalties.elementwise import MCP, SCAD
+from tikhon.regularizer.controller import Reading
+from tikhon.regularizer.metric import UNIFORM, Gain, has_gain, stationary_gain
+from tikhon.regularizer.plan import Group, Plan
+from tikhon.regularizer.rounding import SHORT
+from tikhon.regularizer.targets import local
+from tikhon.regularizer.terms import Binding, Route
+
+_many: Any = torch  # its _foreach functions are public in all but their names
+GroupOf = Callable[[nn.Parameter], Group]
+
+
+def add_gradients(
+    plan: Plan, scale: Tensor | None, *, measure: bool
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """Put `grad + gradient of the penalty` in the place of each `.grad`, in tensors of their own.
+
+    Returns what the gradients were, the first entry of a parameter being the user's. `scale` is
+    what a GradScaler has multiplied them by, where the optimizer divides.
+    """
+    before: list[tuple[nn.Parameter, Tensor]] = []
+    plain: dict[float, dict[int, nn.Parameter]] = {}
+    for binding in plan.routes["gradient"]:
+        if not binding.acts:
+            continue
+        params = binding.target.params
+        for param in params:
+            gradient = _gradient(param)
+            if gradient.is_sparse:
+                raise TypeError(
+                    f"{binding.name} adds a gradient to {binding.target.name!r}, whose gradient "
+                    f'is sparse; use how="decoupled", or an Embedding with sparse=False'
+                )
+            before.append((param, gradient))
+        factor: float | Tensor = -1.0 if plan.group(params[0]).get("maximize") else 1.0
+        factor = factor if scale is None else factor * scale
+        if measure:
+            own = binding.arrange([_gradient(p) for p in params]).norm()
+            ours = (binding.penalty.grad(binding.read()) * factor).norm()
+            binding.share = ours / (ours + own)
+        alpha = factor * binding.dial.value
+        if binding.plain and not isinstance(alpha, Tensor):
+            (param,) = params
+            if id(param) in plain.setdefault(alpha, {}):  # the same penalty twice
+                param.grad = torch.add(_gradient(param).detach(), param.detach(), alpha=alpha)
+            plain[alpha][id(param)] = param
+        else:
+            _add_gradient(binding, factor)
+    for alpha, by_id in plain.items():
+        params = tuple(by_id.values())
+        # the very operation of torch's own weight_decay, hence equal to it bit for bit
+        gradients = [_gradient(param).detach() for param in params]
+        totals = _many._foreach_add(gradients, [p.detach() for p in params], alpha=alpha)
+        for param, total in zip(params, totals):
+            param.grad = total
+    return before
+
+
+@torch.no_grad()
+def _add_gradient(binding: Binding, factor: float | Tensor) -> None:
+    params = binding.target.params
+    totals = [_gradient(param).clone() for param in params]
+    added = binding.penalty.grad(binding.read()) * factor
+    if binding.whole:
+        local(totals[0]).add_(added)
+    else:
+        binding.target.place_(totals, binding.target.arrange(totals) + added)
+    for param, total in zip(params, totals):
+        param.grad = total
+
+
+@torch.no_grad()
+def shrink(plan: Plan, skipped: Tensor | None, *, measure: bool) -> None:
+    """Move against the penalties' gradients by lr, outside the optimizer's metric (AdamW)."""
+    plain: dict[float, list[nn.Parameter]] = {}
+    for binding in plan.active("decay"):
+        param = binding.target.params[0]
+        lr = plan.group(param)["lr"]
+        lr = lr if skipped is None else lr * (1 - skipped)
+        if measure:
+            binding.share = (lr * binding.penalty.grad(binding.read())).norm()
+        amount = lr * binding.dial.value
+        if binding.plain and not isinstance(amount, Tensor) and param.dtype not in SHORT:
+            plain.setdefault(1 - amount, []).append(param)
+        elif binding.plain:
+            binding.write_(binding.read().mul_(1 - amount))
+        else:
+            w = binding.read()
+            binding.write_(w - lr * binding.penalty.grad(w))
+    for factor, params in plain.items():
+        _many._foreach_mul_(params, factor)
+
+
+def settle(plan: Plan, route: Route, skipped: Tensor | None, moved: dict[str, Tensor]) -> None:
+    """Replace the weights by their prox, unless the optimizer has skipped this step.
+
+    `moved` holds the weights from before the step, by the binding's name, where shares are asked.
+    """
+    bindings = plan.active(route)
+    kept = [b.read().clone() for b in bindings] if skipped is not None or moved else []
+    jobs: list[kernels.Job] = []
+    for binding in bindings:
+        # by a kernel wherever there is one, measured or not: it rounds in its own way, and a
+        # resumed run measures in other steps
+        lane = plan.lanes.get(binding)
+        job = lane and lane.job(plan.optimizer, plan.group(lane.param))
+        if job:
+            jobs.append(job)
+        else:
+            _replace(binding, plan)
+    if jobs:
+        kernels.run(jobs)
+    for binding, before in zip(bindings, kept):
+        after = binding.read()
+        if skipped is not None:
+            after = torch.where(skipped.bool(), before, after)
+            binding.write_(after)
+        if binding.name in moved:
+            ours = (after - before).norm()
+            binding.share = ours / (ours + (before - moved[binding.name]).norm())
+
+
+@torch.no_grad()
+def _replace(binding: Binding, plan: Plan) -> None:
+    """One prox, by a kernel in a copy if not by the penalty itself."""
+    if not _settle_in_place(binding, plan.optimizer, plan.group):
+        penalty = binding.penalty
+        assert isinstance(penalty, Proximable)
+        step, _ = gain_of(binding, plan.optimizer, plan.group)
+        binding.write_(penalty.prox(binding.read(), step))
+
+
+def _gain(binding: Binding, optimizer: optim.Optimizer, group: Group) -> Gain:
+    """The step of a prox on a single parameter, in parts."""
+    if binding.how == "decoupled":
+        return Gain(group["lr"])
+    return stationary_gain(optimizer, group, optimizer.state[binding.target.params[0]])
+
+
+def _settle_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf) -> bool:
+    """By a kernel without full-size temporaries; False if there is none for the case."""
+    if not binding.kernel:
+        return False
+    (param,) = binding.target.params
+    gain = _gain(binding, optimizer, group_of(param))
+    if not gain.root:
+        return False
+    w = binding.read()
+    moment = None if gain.moment is None else binding.arrange([gain.moment])
+    step, scale, eps = gain.numerator, gain.scale, gain.eps
+    if not kernels.prox_(binding.penalty, w, step, moment=moment, scale=scale, eps=eps):
+        return False
+    if w.data_ptr() != local(param).data_ptr():  # a copy: rows="in", 16-bit weights
+        binding.write_(w)
+    return True
+
+
+def gain_of(
+    binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf
+) -> tuple[float | Tensor, float | Tensor]:
+    """The step of the prox, one number or a tensor as the penalty sees the weights; its scale."""
+    params = binding.target.params
+    if binding.how == "decoupled" or _ignores_metric(binding):
+        lr = group_of(params[0])["lr"]
+        return lr, lr
+    gains = [stationary_gain(optimizer, group_of(p), optimizer.state[p]) for p in params]
+    if all(gain.moment is None for gain in gains) and len({g.numerator for g in gains}) == 1:
+        return gains[0].numerator, gains[0].numerator
+    full = [
+        torch.as_tensor(gain.dense(), dtype=p.dtype, device=p.device).expand(local(p).shape)
+        for gain, p in zip(gains, params)
+    ]
+    step = binding.arrange(full)
+    limit = convex_limit(binding.penalty)
+    return step if limit is None else step.clamp_max(limit), gains[0].numerator  # type: ignore[arg-type]
+
+
+def reading_of(binding: Binding, plan: Plan, before: Tensor | None) -> Reading:
+    """What a controller sees of a binding; `before` are its weights from before the step."""
+    gain, rate = gain_of(binding, plan.optimizer, plan.group)
+    return Reading(
+        name=binding.target.name,
+        penalty=binding.penalty,
+        how=binding.how,
+        params=binding.target.params,
+        weights=binding.read(),
+        before=before,
+        gain=gain,
+        rate=rate,
+        arrange=binding.arrange,
+    )
+
+
+def convex_limit(penalty: Penalty) -> float | Tensor | None:
+    """For penalties with a flat part half of the step up to which the prox has one minimum.
+
+    Where gradients vanish an adaptive step has no bound, and the prox would jump across the
+    valley to zero. Weights in the flat part do not feel the limit.
+    """
+    if not isinstance(penalty, MCP | SCAD):
+        return None
+    limit = penalty.gamma / 2 if isinstance(penalty, MCP) else (penalty.a - 1) / 2
+    return limit if penalty.weights is None else limit / cast(Tensor, penalty.weights)
+
+
+def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
+    """Raise TypeError where the optimizer's step cannot carry the term exactly."""
+    kind, base = type(optimizer).__name__, binding.base
+    if binding.route == "gradient":
+        return
+    if isinstance(optimizer, optim.LBFGS):
+        raise TypeError(
+            f"{binding.name} would move weights behind the line search of {kind}, whose curvature "
+            f"pairs would be wrong; with {kind} use a smooth penalty in objective mode, such as L2"
+        )
+    if binding.how == "decoupled" or binding.route == "decay" or _ignores_metric(binding):
+        return
+    if not has_gain(optimizer):
+        stationary_gain(optimizer, {}, {})  # raises
+    if isinstance(optimizer, UNIFORM):
+        return
+    if not base.diagonal:
+        raise TypeError(
+            f"{type(base).__name__} has no exact prox in the metric of {kind} (a step of its own "
+            f'for each weight); use Term(..., how="decoupled"), or an optimizer such as SGD'
+        )
+    if any(param.is_complex() for param in binding.target.params):
+        raise TypeError(
+            f"{kind} has separate steps for the real and imaginary parts of "
+            f'{binding.target.name!r}, the modulus has none; use how="decoupled", or SGD'
+        )
+
+
+def _ignores_metric(binding: Binding) -> bool:
+    """Whether the projection is the same in every metric, or TopK, which goes by size alone.
+
+    In a metric whose steps grow where gradients vanish TopK would drop the weights that fit.
+    """
+    return binding.base.constraint and (binding.base.elementwise or isinstance(binding.base, TopK))
+
+
+def _gradient(param: nn.Parameter) -> Tensor:
+    assert param.grad is not None
+    return param.grad

@@ -1,0 +1,309 @@
+"""What applies where: terms, and their bindings to the parameters of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.errors import unknown
+from tikhon.penalties import kernels
+from tikhon.penalties.base import Penalty, Proximable, check_strength
+from tikhon.penalties.elementwise import L2
+from tikhon.regularizer.controller import Controller
+from tikhon.regularizer.rounding import Rounding
+from tikhon.regularizer.targets import Pattern, Slot, Target, is_lazy, local, match, targets_of
+
+How = Literal["objective", "decoupled"]
+Route = Literal["gradient", "decay", "prox", "project"]
+Strength = float | Tensor | Callable[[int], float] | Controller
+
+_SUMS = {
+    frozenset({"L1", "L2"}): "ElasticNet",
+    frozenset({"L1", "GroupLasso"}): "SparseGroupLasso",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A penalty with the way it is applied.
+
+    Args:
+        penalty: the penalty.
+        rows: what a row is (see `select`); the penalty's own default if None.
+        how: "objective" or "decoupled"; that of `regularize` if None.
+        strength: replaces the penalty's: a number, a schedule (a callable of the step) or a
+            controller.
+
+    >>> Term(tk.L2(1e-3), how="decoupled").how
+    'decoupled'
+    """
+
+    penalty: Penalty
+    rows: str | None = None
+    how: How | None = None
+    strength: Strength | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.penalty, Penalty):
+            raise TypeError(f"Term: penalty must be a Penalty, received {self.penalty!r}")
+        if self.how is not None:
+            _check_how(self.how)
+        if self.strength is not None:
+            check_strength(self.strength, f"Term({type(self.penalty).__name__})")
+
+
+Terms = Penalty | Term | Mapping[Any, Penalty | Term | Sequence[Penalty | Term]]
+
+
+@dataclass(eq=False)
+class Dial:
+    """The strength in force of one term, or of one of its parameters, and what moves it."""
+
+    name: str
+    source: Strength
+    value: float | Tensor
+    memory: dict[str, Any] = field(default_factory=dict)
+    off: bool = field(default=False, init=False)  # the number 0: nothing needs to be done
+
+    @classmethod
+    def of(cls, name: str, source: Strength) -> Dial:
+        """A dial at its first position."""
+        dial = cls(name, source, 0.0)
+        dial.value = source.start if isinstance(source, Controller) else 0.0
+        dial.turn(0)
+        return dial
+
+    @property
+    def moves(self) -> bool:
+        """Whether the strength is a schedule or a controller."""
+        return not isinstance(self.source, (float, int, Tensor))
+
+    def turn(self, step: int) -> None:
+        """Set the value that a number or a schedule has at `step`, counted from 0."""
+        if isinstance(self.source, Controller):
+            return
+        self.set(self.source(step) if callable(self.source) else self.source)
+
+    def set(self, value: float | Tensor) -> None:
+        """Set the value, refusing a negative or non-finite one."""
+        check_strength(value, f"the strength of {self.name} from {type(self.source).__name__}")
+        self.value = value
+        self.off = not isinstance(value, Tensor) and value == 0
+
+
+@dataclass(eq=False)
+class Binding:
+    """One term on one target."""
+
+    name: str
+    target: Target
+    base: Penalty
+    how: How
+    dial: Dial
+    rounding: Rounding
+    share: float | Tensor | None = None  # of the last update that was measured
+
+    @property
+    def penalty(self) -> Penalty:
+        """The penalty with the strength in force."""
+        if self.base.strength is not self.dial.value:
+            self.base = self.base.with_strength(self.dial.value)
+        return self.base
+
+    @property
+    def route(self) -> Route:
+        """By which of the four moves of a step the term acts."""
+        if self.base.constraint:
+            return "project"
+        if isinstance(self.base, Proximable) and not self.base.smooth:
+            return "prox"
+        return "gradient" if self.how == "objective" else "decay"
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the term is weight decay in torch's own sense."""
+        base = self.base
+        return type(base) is L2 and base.center is None and base.weights is None
+
+    @cached_property
+    def kernel(self) -> bool:
+        """Whether a kernel may take the prox."""
+        return self.route == "prox" and len(self.target.params) == 1 and kernels.takes(self.base)
+
+    @cached_property
+    def by_dim_0(self) -> bool:
+        """Whether the rows are those of the parameter's own memory, without a copy."""
+        (view, *others), (param, *_) = self.target.views, self.target.params
+        return not others and view.lead == (0,) and not view.split and param.ndim > 1
+
+    @cached_property
+    def in_place(self) -> bool:
+        """Whether a kernel sees the parameter as it lies in memory."""
+        return self.kernel and (self.whole or self.by_dim_0)
+
+    @property
+    def acts(self) -> bool:
+        """Whether the term does anything in this step: a strength that is not 0, gradients."""
+        return (not self.dial.off or self.base.constraint) and self.trained
+
+    @property
+    def trained(self) -> bool:
+        """Whether all parameters of the target have gradients."""
+        for param in self.target.params:
+            if param.grad is None:
+                return False
+        return True
+
+    @property
+    def whole(self) -> bool:
+        """Whether the penalty sees the parameter in its own shape (it is a sum over entries)."""
+        return self.base.elementwise and len(self.target.params) == 1
+
+    def read(self) -> Tensor:
+        """The weights as the penalty sees them; it may be the parameter's own memory."""
+        named = zip(self.target.names, self.target.params)
+        return self.arrange([self.rounding.read(name, param) for name, param in named])
+
+    def write_(self, w: Tensor) -> None:
+        """Set the weights from what `read` returned, changed."""
+        params = self.target.params
+        if w.data_ptr() == local(params[0]).data_ptr() and w.is_contiguous() and w.numel():
+            return  # changed in place: the view was the parameter's own memory
+        if self.whole:
+            exact = [w]
+        else:
+            exact = [torch.empty_like(local(p), dtype=w.dtype) for p in params]
+            self.target.place_(exact, w)
+        for name, param, values in zip(self.target.names, params, exact):
+            self.rounding.write_(name, param, values)
+
+    def arrange(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors of the parameters' shapes as the penalty sees them."""
+        return local(tensors[0]) if self.whole else self.target.arrange(tensors)
+
+
+def as_terms(terms: Terms) -> list[tuple[Pattern, Term]]:
+    """Flat list of (pattern, term) from all that `regularize` accepts."""
+    if not isinstance(terms, Mapping):
+        terms = {"*": terms}
+    flat = []
+    for pattern, value in terms.items():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(item, Penalty | Term):
+                raise TypeError(
+                    f"terms must be a penalty, a Term, or a dict from patterns to them; received "
+                    f"{item!r} for {pattern!r} (a name becomes a penalty by penalties.get(name, "
+                    f"strength))"
+                )
+            flat.append((pattern, item if isinstance(item, Term) else Term(item)))
+    if not flat:
+        raise ValueError("terms are empty: give a penalty such as L2(1e-3)")
+    return flat
+
+
+def bind(
+    model: nn.Module, candidates: Sequence[Slot], terms: Terms, how: How = "objective"
+) -> list[Binding]:
+    """Every term on every parameter that its pattern matches.
+
+    Raises ValueError for a pattern without match and for two prox terms on one parameter.
+    """
+    _check_how(how)
+    bindings: list[Binding] = []
+    rounding = Rounding()
+    for pattern, term in as_terms(terms):
+        chosen = match(model, candidates, pattern)
+        penalty, mode = term.penalty, term.how or how
+        kind = type(penalty).__name__
+        strength = penalty.strength if term.strength is None else term.strength
+        label = pattern if isinstance(pattern, str) else _label(pattern)
+        shared = Dial.of(f"{label}/{kind}", strength)
+        for target in targets_of(chosen, model, term.rows or penalty.rows):
+            name = _unique(f"{target.name}/{kind}", bindings)
+            by_layer = isinstance(strength, Controller) and strength.per == "layer"
+            dial = Dial.of(name, strength) if by_layer else shared
+            binding = Binding(name, target, penalty, mode, dial, rounding)
+            view = None if binding.whole else target.views[0].of
+            alone = len(target.params) == 1 and not is_lazy(target.params[0])
+            shape = target.params[0].shape if alone else None
+            binding.base = penalty.for_parameter(target.name, shape, view)
+            if isinstance(strength, Controller) and strength.phase == "moved":
+                _refuse_without_zeros(binding)
+            bindings.append(binding)
+    _refuse_two_proxes(bindings)
+    return bindings
+
+
+def regroup(bindings: Sequence[Binding], groups: Mapping[int, int]) -> None:
+    """One dial for each parameter group of the optimizer, where a controller asks for it."""
+    dials = {binding.dial.name: binding.dial for binding in bindings}
+    for binding in bindings:
+        source, number = binding.dial.source, groups.get(id(binding.target.params[0]))
+        if isinstance(source, Controller) and source.per == "group" and number is not None:
+            name = f"{binding.dial.name.partition(' of group ')[0]} of group {number}"
+            binding.dial = dials.setdefault(name, Dial.of(name, source))
+
+
+def replayed(bindings: Sequence[Binding], steps: int) -> dict[Any, list[Term]]:
+    """The terms by parameter, with the strengths that a run has found as schedules of another."""
+    terms: dict[Any, list[Term]] = {}
+    for binding in bindings:
+        names, source = binding.target.names, binding.dial.source
+        if isinstance(source, Controller):
+            source = source.recorded(binding.dial.memory, steps)
+        strength = None if binding.base.constraint else source
+        term = Term(binding.base, binding.target.rows, binding.how, strength)
+        terms.setdefault(names[0] if len(names) == 1 else tuple(names), []).append(term)
+    return terms
+
+
+def _refuse_without_zeros(binding: Binding) -> None:
+    if binding.route != "prox":
+        raise TypeError(
+            f"{type(binding.dial.source).__name__} counts the zeros of a prox, and "
+            f"{type(binding.base).__name__} gives none; use L1, GroupLasso or another of the kind"
+        )
+
+
+def _check_how(how: str) -> None:
+    if how not in ("objective", "decoupled"):
+        raise ValueError(unknown("how", how, ("objective", "decoupled")))
+
+
+def _label(pattern: Any) -> str:
+    if isinstance(pattern, tuple):
+        return "|".join(map(_label, pattern))
+    return pattern if isinstance(pattern, str) else pattern.__name__
+
+
+def _unique(name: str, bindings: Sequence[Binding]) -> str:
+    taken = {binding.name for binding in bindings}
+    if name not in taken:
+        return name
+    return next(f"{name}#{n}" for n in range(2, len(taken) + 3) if f"{name}#{n}" not in taken)
+
+
+def _refuse_two_proxes(bindings: Sequence[Binding]) -> None:
+    for route in ("prox", "project"):
+        seen: dict[int, Binding] = {}
+        for binding in bindings:
+            if binding.route != route:
+                continue
+            for param in binding.target.params:
+                other = seen.setdefault(id(param), binding)
+                if other is binding:
+                    continue
+                kinds = frozenset({type(other.base).__name__, type(binding.base).__name__})
+                pair = " and ".join(sorted(kinds)) if len(kinds) > 1 else f"{min(kinds)} twice"
+                what = (
+                    "a prox of a sum is not a sum of proxes"
+                    if route == "prox"
+                    else ("projecting on two sets in turn does not end in both")
+                )
+                hint = f"use {_SUMS[kinds]}" if kinds in _SUMS else "keep one of them"
+                raise ValueError(f"{pair} on {binding.target.name!r}: {what}; {hint}")

@@ -1,0 +1,307 @@
+"""One frozen value that says all that is done against overfitting."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from tikhon import penalties as penalty_types
+from tikhon.errors import InputError, unknown
+from tikhon.penalties.base import Penalty
+from tikhon.regularizer.terms import Term, as_terms
+
+
+@dataclass(frozen=True)
+class Auto:
+    """The strength that one run finds for itself; `fit` gives it data and length."""
+
+    def __call__(self, step: int) -> float:
+        """Not a schedule: it becomes one in `fit`."""
+        raise InputError("strength 'auto' needs validation data: give `valid` to tikhon.fit")
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """Penalties, noise, clipping, averaging and early stopping, as one serialisable value.
+
+    Args:
+        penalties: what `regularize` accepts: a penalty, a `Term`, or a dict from patterns to them.
+        dropout: rate in [0, 1) of every noise layer, or a dict from module patterns to rates;
+            None leaves the model's own rates.
+        label_smoothing: share in [0, 1) of the target spread evenly over the classes.
+        confidence_penalty: weight >= 0 of the negative entropy of the predictions.
+        r_drop: weight >= 0 of the distance between two passes with different dropout masks.
+        mixup, cutmix: alpha >= 0 of the Beta distribution that rows are mixed with; 0 is off.
+        input_noise: standard deviation >= 0 of normal noise added to the inputs.
+        clip_norm, clip_value: largest gradient norm, largest gradient entry; > 0.
+        clip_adaptive: largest ratio of a unit's gradient norm to its weight norm; > 0.
+        averaging: "ema" or "swa" of the weights; the average is what comes out. An average of
+            sparse weights is not sparse: a prox's exact zeros do not survive it.
+        ema_decay: of "ema", in [0, 1).
+        early_stopping: epochs without a better validation score after which training ends and
+            the best state is restored; >= 1.
+
+    Raises `InputError` for values out of range.
+
+    >>> from tikhon import L1
+    >>> recipe = Recipe({"fc1.weight": L1(1e-4)}, dropout=0.5)
+    >>> Recipe.from_dict(recipe.to_dict()) == recipe
+    True
+    """
+
+    penalties: Any = ()
+    dropout: float | Mapping[str, float] | None = None
+    label_smoothing: float = 0.0
+    confidence_penalty: float = 0.0
+    r_drop: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    input_noise: float = 0.0
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    clip_adaptive: float | None = None
+    averaging: str | None = None
+    ema_decay: float = 0.99
+    early_stopping: int | None = None
+
+    def __post_init__(self) -> None:
+        given = self.penalties
+        if isinstance(given, tuple | list) and all(isinstance(i, tuple) for i in given):
+            terms = tuple(given)  # already (pattern, Term) pairs
+        else:
+            terms = tuple(as_terms(cast(Any, given))) if given else ()
+        object.__setattr__(self, "penalties", terms)
+        rates = self.dropout.values() if isinstance(self.dropout, Mapping) else [self.dropout]
+        for rate in rates:
+            _check("dropout", rate, high=1.0)
+        for name in ("label_smoothing", "ema_decay"):
+            _check(name, getattr(self, name), high=1.0)
+        for name in ("confidence_penalty", "r_drop", "mixup", "cutmix", "input_noise"):
+            _check(name, getattr(self, name))
+        for name in ("clip_norm", "clip_value", "clip_adaptive"):
+            _check(name, getattr(self, name), above=True)
+        if self.averaging not in (None, "ema", "swa"):
+            raise InputError(unknown("averaging", self.averaging, ("ema", "swa")))
+        if self.mixup and self.cutmix:
+            raise InputError("mixup and cutmix both mix the rows: give one of them")
+        _check("early_stopping", self.early_stopping, above=True)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_dict(), sort_keys=True))
+
+    def terms(self, auto: Callable[[], Any] | None = None) -> dict[Any, list[Term]]:
+        """The penalties as `regularize` takes them, with `auto()` in place of strengths "auto"."""
+        found: dict[Any, list[Term]] = {}
+        for pattern, term in self.penalties:
+            if isinstance(term.strength, Auto) and auto is not None:
+                # decay outside the metric: Adam's would hide most of the strength from the weights
+                how = "decoupled" if isinstance(term.penalty, penalty_types.L2) else None
+                term = dataclasses.replace(term, strength=auto(), how=term.how or how)
+            found.setdefault(pattern, []).append(term)
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; only what differs from the defaults."""
+        plain: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name == "penalties":
+                value = [_term_to_dict(pattern, term) for pattern, term in value]
+            elif isinstance(value, Mapping):
+                value = dict(value)
+            if value != item.default and value != []:
+                plain[item.name] = value
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Recipe:
+        """The inverse of `to_dict`. Raises `InputError` for unknown keys, closest names first."""
+        known = {item.name for item in dataclasses.fields(cls)}
+        for key in plain:
+            if key not in known:
+                raise InputError(unknown("recipe key", key, known))
+        values = dict(plain)
+        entries = values.pop("penalties", [])
+        if not isinstance(entries, list) or not all(isinstance(e, Mapping) for e in entries):
+            raise InputError(f"recipe: penalties must be a list of tables, received {entries!r}")
+        try:
+            return cls(tuple(_term_from_dict(entry) for entry in entries), **values)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"recipe: {error}") from error
+
+    def to_toml(self) -> str:
+        """TOML text.
+
+        >>> print(Recipe(dropout=0.5).to_toml())
+        dropout = 0.5
+        <BLANKLINE>
+        """
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict())
+
+    def save(self, path: str | Path) -> None:
+        """Write a .toml or .json file."""
+        from tikhon.runs.run_directory import json_text, write_bytes
+
+        text = self.to_toml() if Path(path).suffix == ".toml" else json_text(self.to_dict()) + "\n"
+        write_bytes(Path(path), text.encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a .toml or .json file, or the recipe of a run's folder.
+
+        Raises `InputError` that names the file and the line or key.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / "config.json"
+        try:
+            text = path.read_text(encoding="utf-8")
+            plain = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        except OSError as error:
+            raise InputError(f"recipe {path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"recipe {path}: {error}") from error
+        try:
+            return cls.from_dict(plain["recipe"] if path.name == "config.json" else plain)
+        except (InputError, KeyError) as error:
+            raise InputError(f"{path}: {error}") from error
+
+
+def penalty_names() -> dict[str, type[Penalty]]:
+    """Every public penalty by the name that recipes and the command line use.
+
+    >>> penalty_names()["group_lasso"].__name__
+    'GroupLasso'
+    """
+    found = (getattr(penalty_types, name) for name in penalty_types.__all__)
+    return {
+        snake(item.__name__): item
+        for item in found
+        if isinstance(item, type) and issubclass(item, Penalty) and not _abstract(item)
+    }
+
+
+def snake(name: str) -> str:
+    """A class name as users write it.
+
+    >>> snake("GroupMCP"), snake("L1Ball"), snake("LInf")
+    ('group_mcp', 'l1_ball', 'l_inf')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _abstract(item: type) -> bool:
+    return bool(getattr(item, "__abstractmethods__", ()))
+
+
+def _term_to_dict(pattern: Any, term: Term) -> dict[str, Any]:
+    if not isinstance(pattern, str):
+        raise InputError(f"a recipe can only be saved with text patterns, received {pattern!r}")
+    strength = term.penalty.strength if term.strength is None else term.strength
+    entry: dict[str, Any] = {"pattern": pattern, "penalty": snake(type(term.penalty).__name__)}
+    if not term.penalty.constraint:
+        entry["strength"] = _plain_strength(strength)
+    for item in _settings(type(term.penalty)):
+        value = getattr(term.penalty, item.name)
+        if value is not item.default and value != item.default:
+            entry[item.name] = value.tolist() if isinstance(value, Tensor) else value
+    return entry | {k: v for k in ("rows", "how") if (v := getattr(term, k)) is not None}
+
+
+def _plain_strength(strength: Any) -> Any:
+    if isinstance(strength, Auto):
+        return "auto"
+    if isinstance(strength, Tensor) and strength.ndim == 0:
+        return strength.item()
+    if isinstance(strength, int | float):
+        return strength
+    kinds = _moving()
+    if type(strength).__name__ in kinds and dataclasses.is_dataclass(strength):
+        values = {
+            f.name: getattr(strength, f.name)
+            for f in dataclasses.fields(strength)
+            if getattr(strength, f.name) != f.default
+        }
+        return {"kind": type(strength).__name__, **values}
+    raise InputError(f"a recipe can only be saved with strengths by value, received {strength!r}")
+
+
+def _term_from_dict(entry: Mapping[str, Any]) -> tuple[str, Term]:
+    values = dict(entry)
+    name = values.pop("penalty", None)
+    kinds = penalty_names()
+    if name not in kinds:
+        raise InputError(unknown("penalty", name, kinds))
+    pattern, rows, how = (
+        values.pop("pattern", "*"),
+        values.pop("rows", None),
+        values.pop("how", None),
+    )
+    kind = kinds[name]
+    known = {item.name for item in _settings(kind)}
+    known |= (
+        {"pattern", "rows", "how"} if kind.constraint else {"pattern", "rows", "how", "strength"}
+    )
+    for key in values:
+        if key not in known:
+            raise InputError(unknown(f"setting of {name}", key, known))
+    strength = values.pop("strength", 1.0)
+    values = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in values.items()}
+    if kind.constraint:
+        return pattern, Term(kind(**values), rows, how)
+    if isinstance(strength, int | float):
+        return pattern, Term(kind(strength=float(strength), **values), rows, how)
+    return pattern, Term(kind(**values), rows, how, _strength(strength))
+
+
+def _settings(kind: type[Penalty]) -> list[Any]:
+    """The fields of a penalty beside its strength."""
+    return [item for item in dataclasses.fields(kind) if item.init and item.name != "strength"]
+
+
+def _strength(plain: Any) -> Any:
+    if plain == "auto":
+        return Auto()
+    if isinstance(plain, Mapping) and plain.get("kind") in (kinds := _moving()):
+        return kinds[plain["kind"]](**{k: v for k, v in plain.items() if k != "kind"})
+    if isinstance(plain, Mapping):
+        raise InputError(unknown("kind of strength", plain.get("kind"), _moving()))
+    raise InputError(f'strength must be a number >= 0 or "auto", received {plain!r}')
+
+
+def _moving() -> dict[str, type]:
+    """Schedules and controllers by class name: a closed list, so a file cannot import anything."""
+    from tikhon.strengths import schedules
+    from tikhon.strengths.norm_bound import NormBound
+    from tikhon.strengths.sparsity import TargetSparsity
+
+    found = (
+        *(schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.Cyclic),
+        *(schedules.Recorded, TargetSparsity, NormBound),
+    )
+    return {item.__name__: item for item in found}
+
+
+def _check(name: str, value: Any, *, high: float = math.inf, above: bool = False) -> None:
+    """InputError unless None or a number in [0, high), or > 0 when `above`."""
+    if value is None:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (0 <= value < high) or (above and value == 0):
+        allowed = f"in [0, {high:g})" if high < math.inf else "> 0" if above else "finite and >= 0"
+        raise InputError(f"{name} must be {allowed}, received {value!r}")

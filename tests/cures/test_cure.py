@@ -1,0 +1,248 @@
+"""Laws of `cure`: paired, confirmed only where every seed agrees, nothing of the user touched."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
+from tikhon.cures import cure, surgery
+from tikhon.cures.arms import Trials
+from tikhon.cures.patch import execute, script
+from tikhon.cures.treatments import INPUTS, NOTHING, candidates, rate
+from tikhon.diagnosis import diagnose
+from tikhon.diagnosis.feed import feed
+from tikhon.diagnosis.replica import replicate
+from tikhon.errors import InputError
+
+
+def named(name):
+    return next(c for c in FAULTY if c.name == name)
+
+
+def treat(case, **options):
+    torch.manual_seed(0)
+    model = case.build()
+    return cure(
+        model, case.data(), case.loss, optimizer=case.optimizer(model.parameters()),
+        **{"steps": 60, "budget": "8s", **case.options, **options},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "too small a step",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("tanh default", "penalised")),
+    ],
+)
+def test_a_cure_is_found_and_holds_in_a_full_run(name):
+    found = treat(named(name))
+    assert found.confirmed, str(found)
+    assert min(found.best.effects) > 0
+    assert found.best.effect > found.best.spread
+    model, end = found.train(60)
+    assert end.metric > 0.8, str(found)
+    assert found.patch
+    assert all(line in str(found) for line in found.patch.splitlines())
+    x, _ = classes()
+    assert found.model(x).shape == model(x).shape
+    json.loads(found.to_json(), parse_constant=lambda c: pytest.fail(c))
+    assert "effects" in found.figures()
+
+
+def test_figures_have_the_axes_that_they_name():
+    figures = diagnose(deep(4, nn.Tanh), classes(), CE).figures()
+    layout = figures["forward"].layout
+    assert (layout.yaxis.type, layout.yaxis2.type) == ("log", None)
+    assert layout.yaxis2.title.text == "share of units"
+    assert figures["signal"].layout.yaxis.type == "log"
+
+
+def test_the_user_program_is_untouched():
+    model = deep(3, nn.Tanh)
+    engine = sgd(1e-6, momentum=0.9)(model.parameters())
+    before = copy.deepcopy((model.state_dict(), engine.state_dict()))
+    state = torch.get_rng_state()
+    cure(model, classes(), CE, optimizer=engine, steps=5, budget="2s", seeds=2)
+    assert all(torch.equal(a, b) for a, b in zip(before[0].values(), model.state_dict().values()))
+    assert before[1] == engine.state_dict()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_arms_are_paired_and_doing_nothing_has_no_effect():
+    found = treat(named("too small a step"), steps=8, budget="3s")
+    nothing = found.arms[0]
+    assert nothing.name == NOTHING.name
+    assert nothing.effects == (0.0, 0.0, 0.0)
+    for arm in found.arms[1:]:
+        if arm.steps == nothing.steps:
+            pairs = zip(arm.effects, nothing.scores, arm.scores)
+            assert all(e == pytest.approx(b - s) for e, b, s in pairs)
+
+
+def test_a_healthy_program_gets_no_made_up_cure():
+    torch.manual_seed(0)
+    x = torch.randn(200, 4)
+    noise = torch.randint(2, (200,))  # nothing to learn: no treatment can be right
+    model = nn.Linear(4, 2)
+    unseen = torch.randn(400, 4), torch.randint(2, (400,))
+    engine = adam(0.01)(model.parameters())
+    found = cure(model, (x, noise), CE, valid=unseen, optimizer=engine, steps=60, budget="4s")
+    assert not found.confirmed or found.best.effect < 0.1
+    assert found.confirmed or "no cure found" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict"),
+    [
+        ((1.0, 1.1, 0.9), "confirmed"),
+        ((1.0, 1.1, 2.1), "not confirmed"),  # one seed disagrees
+        ((1.9, 1.9, 0.1), "not confirmed"),  # the spread is larger than the effect
+        ((1.99, 1.985, 1.98), "not confirmed"),  # sure, and of no use
+        ((2.0, 2.5, 2.2), "worse"),
+    ],
+)
+def test_confirmed_means_with_every_seed_beyond_the_spread_and_of_use(scores, verdict):
+    model = deep(1, nn.ReLU)
+    trials = Trials(
+        model=model, loss=CE, optimizer=sgd(0.1)(model.parameters()), penalty=None, clip=None,
+        source=feed(classes()), judge=None, batch_size=8, seeds=[0, 1, 2], codes=set(), limit=1.0,
+    )  # fmt: skip
+    for seed, score in enumerate(scores):
+        trials.scores[NOTHING.name, seed, 300] = (2.0, None)
+        trials.scores["lr x10", seed, 300] = (score, None)
+    arms, chosen = trials._verdicts({"lr x10": 300}, [rate(10.0)], 300)
+    assert arms[1].verdict == verdict
+    assert (chosen is not None) == (verdict == "confirmed")
+
+
+def test_learning_rates_are_always_tried():
+    for codes in ({"vanishing_gradient"}, {"underfitting"}, set()):
+        assert any(t.kind == "lr" for t in candidates(codes))
+
+
+EDITS = [
+    (surgery.reinit, True), (surgery.orthogonal, True), (surgery.lsuv, True),
+    (surgery.to_relu, True), (surgery.normalise, True), (surgery.residual, True),
+    (surgery.widen, True), (surgery.narrow, False), (surgery.add_dropout, True),
+    (surgery.to_gru, False), (surgery.open_head, False), (surgery.ease_dropout, False),
+    (surgery.recurrent_init, False), (surgery.norm_blocks, False), (surgery.to_leaky, False),
+    (surgery.long_memory, False),
+]  # fmt: skip
+
+
+def operate(edit, model, batch):
+    return execute(script(edit(model, batch)), model=model, x=batch[0])["model"]
+
+
+@pytest.mark.parametrize(("edit", "applies"), EDITS, ids=[e[0].__name__ for e in EDITS])
+def test_edits_keep_the_model_a_model(edit, applies):
+    torch.manual_seed(0)
+    model = deep(6, nn.Tanh)
+    x, y = classes()
+    assert bool(edit(model, (x, y))) is applies
+    out = operate(edit, model, (x, y))(x)
+    assert out.shape == (len(x), 4)
+    CE(out, y).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_forget_gates_open_for_the_whole_sequence():
+    torch.manual_seed(0)
+    model = nn.LSTM(3, 50, batch_first=True)
+    x = torch.randn(4, 100, 3)
+    half = operate(partial(surgery.long_memory, closed=False), model, (x, x)).bias_ih_l0.detach()
+    assert 0 <= half[50:100].min() < 2 < half[50:100].max() <= math.log(99)
+    assert not half[:50].any()
+    closed = operate(surgery.long_memory, model, (x, x)).bias_ih_l0.detach()
+    assert torch.equal(closed[:50], -closed[50:100])
+    assert not surgery.long_memory(nn.GRU(3, 5), (x, x), closed=False)
+
+
+def test_undecided_arms_keep_the_order_of_the_findings():
+    model = deep(1, nn.ReLU)
+    trials = Trials(
+        model=model, loss=CE, optimizer=sgd(0.1)(model.parameters()), penalty=None, clip=None,
+        source=feed(classes()), judge=None, batch_size=8, seeds=[0], codes=set(), limit=1.0,
+    )  # fmt: skip
+    arms = [rate(f) for f in (1.0, 2.0, 3.0, 4.0)]
+    for arm, score in zip((NOTHING, *arms), (2.0, 2.01, 1.99, 1.0, 3.0)):
+        trials.scores[arm.name, 0, 20] = (score, None)
+    kept = trials._best(arms, 20, [0], 3)
+    assert [a.name for a in kept] == ["lr x3", "lr x1", "lr x2"]
+
+
+def test_a_residual_stack_lets_the_signal_through():
+    torch.manual_seed(0)
+    model = deep(25, nn.Tanh)
+    x, y = classes()
+    CE(operate(surgery.residual, model, (x, y))(x), y).backward()
+    grads = [p.grad.norm() for n, p in model.named_parameters() if n.endswith("weight")]
+    assert min(grads) > 1e-3 * max(grads)
+
+
+def test_frozen_layers_keep_their_weights():
+    model = deep(3, nn.ReLU)
+    model[0].requires_grad_(False)
+    kept = model[0].weight.clone()
+    operate(surgery.reinit, model, classes())
+    assert torch.equal(kept, model[0].weight)
+
+
+def test_treatments_keep_groups_and_settings():
+    model = deep(2, nn.ReLU)
+    groups = [
+        {"params": [*model[0].parameters()], "lr": 0.5},
+        {"params": [*model[2:].parameters()]},
+    ]
+    engine = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    source = feed(classes())
+    treated = replicate(model, CE, engine)
+    assert rate(0.1).apply(treated, source)
+    assert [g["lr"] for g in treated.optimizer.param_groups] == pytest.approx([0.05, 0.01])
+    assert [g["lr"] for g in engine.param_groups] == [0.5, 0.1]
+    assert treated.optimizer.param_groups[0]["momentum"] == 0.9
+    scaled = replicate(model, CE, engine)
+    assert INPUTS.apply(scaled, feed(classes(scale=50.0)))
+    assert scaled.model[0](classes(scale=50.0)[0]).std() == pytest.approx(1.0, abs=0.1)
+
+
+def test_bad_arguments():
+    model = he(deep(1, nn.ReLU))
+    engine = sgd(0.1)(model.parameters())
+    for change in ({"budget": "soon"}, {"seeds": 1}, {"optimizer": None}):
+        with pytest.raises(InputError):
+            cure(model, numbers(), CE, **{"optimizer": engine, **change})
+
+
+def test_what_no_treatment_can_change_is_said():
+    x, y = classes()
+    with pytest.raises(InputError, match="requires_grad_"):
+        cure(deep(1, nn.ReLU).requires_grad_(False), (x, y), CE, optimizer=sgd(0.1))
+    with pytest.raises(InputError, match="received str"):
+        cure("resnet", (x, y), CE, optimizer=sgd(0.1))
+    x[3] = torch.nan
+    found = cure(deep(1, nn.ReLU), (x, y), CE, optimizer=sgd(0.1), steps=3, budget="2s", seeds=2)
+    assert "non_finite_data is yours to change: drop or fill the rows" in str(found)
+
+
+def test_an_edit_that_does_not_fit_the_shapes_is_left_out():
+    torch.manual_seed(0)
+    x = torch.randn(60, 5, 4)
+    model = deep(2, nn.Tanh, 4)[2:]  # works on the last axis; BatchNorm1d would not
+    engine = sgd(1e-6)(model.parameters())
+    diagnosis = diagnose(deep(25, nn.Tanh), classes(), CE)
+    assert "vanishing_gradient" in diagnosis.labels
+    found = cure(
+        model, (x, (x[..., 0] > 0).long()), lambda o, y: CE(o.transpose(1, 2), y),
+        optimizer=engine, diagnosis=diagnosis, steps=5, budget="2s", seeds=2,
+    )  # fmt: skip
+    assert len(found.arms) > 3
+    assert not any("BatchNorm" in arm.name for arm in found.arms)

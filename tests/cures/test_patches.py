@@ -1,0 +1,195 @@
+"""A patch is the program: pasted into the user's own code it trains the treated model."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tikhon as tk
+from faulty import CE, classes, deep, he, numbers, sgd
+from tikhon.cures import treatments as cures
+from tikhon.cures.arms import DoesNotApplyError, Trials, train
+from tikhon.cures.patch import Line, address, execute, script
+from tikhon.diagnosis.feed import feed
+from tikhon.errors import InputError
+
+STEPS = 12
+
+
+class Block(nn.Module):
+    def __init__(self, layer: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.first, self.act, self.last = layer(), nn.ReLU(), layer()
+
+    def forward(self, x):
+        return x + self.last(self.act(self.first(x)))
+
+
+class Last(nn.Module):
+    def __init__(self, core: nn.Module) -> None:
+        super().__init__()
+        self.core = core
+
+    def forward(self, x):
+        return self.core(x)[0][:, -1]
+
+
+def restrained():
+    head = nn.Sequential(nn.Linear(32, 4), nn.Softmax(-1))
+    return he(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Dropout(0.7), head))
+
+
+def squares(model):
+    return 0.01 * sum(p.square().sum() for p in model.parameters())
+
+
+def recurrent(core):
+    return lambda: nn.Sequential(nn.Unflatten(1, (8, 2)), Last(core()), nn.Linear(8, 4))
+
+
+@dataclass(frozen=True)
+class Program:
+    name: str
+    build: Callable[[], nn.Module]
+    data: Callable[[], Any] = classes
+    loss: Callable[..., Any] = CE
+    penalty: Any = None
+
+
+PROGRAMS = [
+    Program("chain", lambda: deep(5, nn.Sigmoid, 24)),
+    Program("restrained", restrained, penalty=squares),
+    Program("terms", lambda: deep(2, nn.ReLU), penalty={"*.weight": tk.L1(1e-3)}),
+    Program("numbers", lambda: he(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))),
+            numbers, nn.MSELoss()),
+    Program("linear blocks", lambda: nn.Sequential(
+        nn.Linear(16, 8), *[Block(lambda: nn.Linear(8, 8)) for _ in range(3)], nn.Linear(8, 4))),
+    Program("conv blocks", lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), Block(lambda: nn.Conv2d(4, 4, 3, padding=1)),
+        nn.Flatten(), nn.Linear(64, 4))),
+    Program("rnn", recurrent(lambda: nn.RNN(2, 8, batch_first=True))),
+    Program("lstm", recurrent(lambda: nn.LSTM(2, 8, 2, batch_first=True))),
+    Program("gru", recurrent(lambda: nn.GRU(2, 8, batch_first=True))),
+    Program("attention", lambda: nn.Sequential(
+        nn.Unflatten(1, (4, 4)), nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
+        nn.Flatten(), nn.Linear(16, 4))),
+]  # fmt: skip
+ARMS = {t.name: t for arms in cures.FOR.values() for t in arms}
+ARMS |= {t.name: t for t in (*cures.RATES[:4], *cures.ADAMS, *cures.POPULAR)}
+ARMS |= {t.name: t for t in (cures.INIT & cures.adam(1e-3), cures.LAYERNORM & cures.rate(0.2))}
+
+
+def trials(program):
+    data = program.data()
+    judge = tuple(t[:50] for t in data)
+    return Trials(
+        model=program.build, loss=program.loss, optimizer=sgd(0.05, weight_decay=1e-4),
+        penalty=program.penalty, clip=None, source=feed(data), judge=judge, batch_size=64,
+        seeds=[0], codes=set(), limit=math.inf,
+    )  # fmt: skip
+
+
+def paste(program, patch, treated, judge):
+    """The program as a user writes it, with the patch pasted where its comments say."""
+    x, y = program.data()
+    torch.manual_seed(0)
+    names = {"nn": nn, "torch": torch, "math": math, "copy": copy, "model": program.build(),
+             "x_train": x, "y_train": y, "loss": program.loss, "penalty": program.penalty,
+             "x_valid": judge[0], "y_valid": judge[1], "batch_size": 64,
+             "x": feed((x, y)).probe[0]}  # fmt: skip
+    sections = dict.fromkeys((cures.BEFORE, cures.SETUP, cures.AFTER), "")
+    parts = re.split(rf"^({'|'.join(map(re.escape, sections))})$", patch, flags=re.MULTILINE)
+    sections |= dict(zip(parts[1::2], parts[2::2]))
+    torch.manual_seed(1)
+    exec(sections[cures.BEFORE], names)
+    model = names["model"]
+    names["optimizer"] = sgd(0.05, weight_decay=1e-4)(model.parameters())
+    exec(sections[cures.SETUP], names)
+    optimizer, added = names["optimizer"], names["penalty"]
+    if isinstance(added, dict):
+        tk.regularize(model, optimizer, added)
+    torch.manual_seed(9)
+    batches = feed((names["x_train"], names["y_train"])).stream(names["batch_size"], 0)
+    for _ in range(STEPS):
+        model.train()
+        rows, target = next(batches)
+        optimizer.zero_grad()
+        value = program.loss(model(rows), target)
+        (value + added(model) if callable(added) else value).backward()
+        optimizer.step()
+    exec(sections[cures.AFTER], names)
+    return names
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+def test_the_pasted_patch_trains_the_treated_model(program):
+    found = trials(program)
+    applied = 0
+    for arm in ARMS.values():
+        try:
+            replica = found.build(arm, 0)
+        except DoesNotApplyError:
+            continue
+        torch.manual_seed(9)
+        size = arm.batch or 64
+        try:
+            train(replica, found.source, found.judge, STEPS, size, 0, loss=program.loss)
+        except InputError:  # the shapes do not fit: the search leaves the arm out
+            continue
+        applied += 1
+        names = paste(program, replica.patch, replica, found.judge)
+        x, y = program.data()
+        replica.model.eval()
+        user = names["model"].eval()
+        with torch.no_grad():
+            wanted, given = replica.model(x), user(names["x_train"])
+            if arm is cures.TARGETS:
+                given = given * names["scale"] + names["shift"]
+                assert float(wanted.std()) == pytest.approx(float(y.std()), rel=0.9)
+        if bool(torch.isfinite(wanted).all()):  # else the step was too large
+            torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5, msg=arm.name)
+    assert applied >= 10
+
+
+def test_every_treatment_applies_somewhere_and_is_code():
+    left = set(ARMS)
+    for program in PROGRAMS:
+        found = trials(program)
+        for arm in ARMS.values():
+            try:
+                patch = found.build(arm, 0).patch
+            except DoesNotApplyError:
+                continue
+            left -= {arm.name}
+            assert ast.parse(patch).body, (arm.name, "only comments")
+    assert not left
+
+
+def test_lines_become_loops_where_they_count_up():
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(2, 2), nn.ReLU()) for _ in range(4)])
+    lines = [Line(address(model, f"{i}.1"), "{at} = nn.Tanh()") for i in range(4)]
+    assert script(lines) == "for i in range(4):\n    model[i][1] = nn.Tanh()"
+    assert script(lines[:2]) == "model[0][1] = nn.Tanh()\nmodel[1][1] = nn.Tanh()"
+    assert script(lines[::2] + lines[3:]).count("\n") == 2
+    named = nn.ModuleDict({"a b": nn.ReLU()})
+    assert address(named, "a b") == "model['a b']"
+
+
+def test_places_that_do_not_count_up_become_one_loop_over_a_list():
+    model = nn.ModuleList(nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)})
+                          for _ in range(2))  # fmt: skip
+    places = [f"model[{i}][{part!r}]" for i in range(2) for part in "ab"]
+    code = script([Line(at, "w = 3.0\nnn.init.constant_({at}.weight, w)") for at in places])
+    assert code.count("constant_") == 1
+    execute(code, model=model)
+    assert all(float(layer.weight.detach()) == 3 for block in model for layer in block.values())

@@ -1,0 +1,173 @@
+"""Which parameters a pattern covers, and how their rows are read and written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import tikhon as tk
+from tikhon.regularizer.targets import ROWS
+
+
+class Attention(nn.Module):
+    """A small model with one of everything."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(10, 8)
+        self.position = nn.Parameter(torch.randn(1, 5, 8))
+        self.pos_embed = nn.Parameter(torch.randn(1, 5, 8))
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.norm = nn.LayerNorm((4, 8))
+        self.conv = nn.Conv2d(4, 6, 3, groups=2)
+        self.up = nn.ConvTranspose2d(4, 6, 3, groups=2)
+        self.head = nn.Linear(8, 3)
+
+
+MODEL = Attention()
+COVERED = [
+    "position",
+    "attention.in_proj_weight",
+    "attention.out_proj.weight",
+    "conv.weight",
+    "up.weight",
+    "head.weight",
+]
+
+
+def names(pattern, **options):
+    return [target.name for target in tk.select(MODEL, pattern, **options)]
+
+
+def test_default_covers_weights_alone():
+    assert names("*") == COVERED
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("head.*", ["head.weight"]),
+        ("head", ["head.weight"]),
+        ("head.bias", ["head.bias"]),
+        ("norm.weight", ["norm.weight"]),
+        ("*.weight", ["attention.out_proj.weight", "conv.weight", "up.weight", "head.weight"]),
+        (nn.Linear, ["attention.out_proj.weight", "head.weight"]),
+        (nn.LayerNorm, ["norm.weight"]),
+        (nn.Embedding, ["embedding.weight"]),
+        (nn.MultiheadAttention, ["attention.in_proj_weight"]),
+        (Attention, ["position", "pos_embed"]),
+        (("head.weight", nn.Conv2d, "head.*"), ["head.weight", "conv.weight"]),
+    ],
+)
+def test_patterns(pattern, expected):
+    assert names(pattern) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (
+            "haed.weight",
+            r"no parameter matches: unknown pattern 'haed.weight'; did you mean 'head",
+        ),
+        ("*.bias", r"leaves out: attention.out_proj.bias \(bias\).*name them literally"),
+        (nn.GRU, r"no parameter matches: unknown pattern 'GRU'"),
+        (("head.*", "tail.*"), r"unknown pattern 'tail.\*'"),
+    ],
+)
+def test_an_unmatched_pattern_is_an_error_that_helps(pattern, message):
+    with pytest.raises(ValueError, match=message):
+        tk.select(MODEL, pattern)
+
+
+def brute_rows(weight, rows, name):
+    """Rows by explicit loops over channels."""
+    if name == "conv.weight":  # (6, 4/2, 3, 3): output channel o sees inputs of group o // 3
+        out = [weight[o].flatten() for o in range(6)]
+        incoming = [weight[(i // 2) * 3 : (i // 2 + 1) * 3, i % 2].flatten() for i in range(4)]
+    else:  # (4, 6/2, 3, 3): input channel i reaches outputs of group i // 2
+        incoming = [weight[i].flatten() for i in range(4)]
+        out = [weight[(o // 3) * 2 : (o // 3 + 1) * 2, o % 3].flatten() for o in range(6)]
+    return torch.stack(out if rows in ("out", "filter") else incoming)
+
+
+@pytest.mark.parametrize("name", ["conv.weight", "up.weight"])
+@pytest.mark.parametrize("rows", ["out", "in", "filter", "channel"])
+def test_channels_of_grouped_convolutions(name, rows):
+    (target,) = tk.select(MODEL, name, rows=rows)
+    weight = MODEL.get_parameter(name).detach()
+    assert torch.equal(target.read(), brute_rows(weight, rows, name))
+
+
+def test_heads_of_attention():
+    (target,) = tk.select(MODEL, "attention.in_proj_weight", rows="head")
+    weight = MODEL.attention.in_proj_weight.detach()
+    for head in range(2):
+        own = torch.cat([weight[part * 8 + head * 4 :][:4] for part in range(3)])
+        assert torch.equal(target.read()[head], own.flatten())
+    (target,) = tk.select(MODEL, "attention.out_proj.weight", rows="head")
+    assert torch.equal(target.read()[1], MODEL.attention.out_proj.weight[:, 4:].flatten())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "rows", "message"),
+    [
+        ("head.weight", "filter", "needs a convolution, 'head.weight' belongs to Linear"),
+        ("head.weight", "head", "needs a matrix inside a module with num_heads"),
+        ("head.bias", "in", "needs two dimensions, 'head.bias' has 1"),
+        ("head.weight", "row", "unknown rows 'row'.*Valid: channel, feature, filter"),
+        (("head.weight", "conv.weight"), "feature", "same number of input features.*8.*4"),
+    ],
+)
+def test_rows_that_do_not_exist(pattern, rows, message):
+    with pytest.raises(ValueError, match=message):
+        tk.select(MODEL, pattern, rows=rows)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    rows=st.sampled_from(["tensor", "out", "in", "feature"]),
+    last=st.booleans(),
+)
+def test_writing_what_was_read_is_the_identity(shape, rows, last):
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.randn(shape))
+    if last and len(shape) == 4:
+        model.weight.data = model.weight.data.to(memory_format=torch.channels_last)
+    (target,) = tk.select(model, "weight", rows=rows)
+    before, strides = model.weight.detach().clone(), model.weight.stride()
+    matrix = target.read()
+    target.write_(matrix.clone())
+    assert torch.equal(model.weight.detach(), before)
+    target.write_(2 * matrix)
+    assert torch.equal(model.weight.detach(), 2 * before)
+    assert model.weight.stride() == strides
+    expected = {"tensor": 1, "out": shape[0]}.get(rows, shape[1])
+    assert matrix.shape == (expected, before.numel() // expected)
+
+
+def test_every_kind_of_rows_is_covered_here():
+    assert set(ROWS) == {"tensor", "out", "in", "filter", "channel", "head", "feature"}
+
+
+def test_default_rows_are_the_penaltys_own():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.1, 0.1, 0.1], [3.0, 0.0, 0.0]]))
+    reg = tk.regularize(model, optimizer, tk.GroupLasso(1.0))
+    model.weight.grad = torch.zeros_like(model.weight)
+    optimizer.step()
+    torch.testing.assert_close(
+        model.weight.detach(), torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    )
+    reg.remove()
+    tk.regularize(model, optimizer, tk.Term(tk.GroupLasso(1.0), rows="tensor"))
+    optimizer.step()
+    torch.testing.assert_close(
+        model.weight.detach(), torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    )
