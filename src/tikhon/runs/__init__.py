@@ -1,0 +1,1 @@
+"""Run folders: one writer, states that resume, signals that end a run in good order."""

@@ -1,0 +1,128 @@
+"""The one writer of files: each appears whole and verified under its name, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tikhon.errors import StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA_VERSION = 1
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the file at `path` in one step, so that a crash leaves the old or the new one.
+
+    Temporary file in the same folder, fsync, read back, `os.replace`, fsync of the folder. The
+    mode is that of the replaced file or what the umask allows. Raises `StorageError` that names
+    the path, and the space needed and free on a full disk; the old file is then intact.
+    """
+    path = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path} is not a regular file; choose another output")
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
+        )
+        with os.fdopen(handle, "w+b") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            if file.read() != content:
+                raise StorageError(f"{path}: what was read back differs from what was written")
+        os.chmod(temporary, _mode(path))
+        os.replace(temporary, path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise explain(error, path, len(content)) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document with its schema version; numbers that are not finite become null."""
+    write_bytes(path, json_text({"schema_version": SCHEMA_VERSION, **document}).encode() + b"\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> bytes:
+    """Write tensors as safetensors and return the bytes."""
+    from safetensors.torch import save
+
+    content = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+    write_bytes(path, content)
+    return content
+
+
+def json_text(document: Any, *, indent: int | None = 2) -> str:
+    """JSON of plain values; NaN and infinity, which JSON lacks, as null.
+
+    >>> json_text({"a": float("nan"), "b": (1, 2)}, indent=None)
+    '{"a": null, "b": [1, 2]}'
+    """
+    return json.dumps(plain(document), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def plain(value: Any) -> Any:
+    """Dicts, lists, text, finite numbers, booleans and None alone."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if hasattr(value, "tolist"):  # tensors, arrays, numpy scalars
+        return plain(value.tolist())
+    return str(value)
+
+
+def explain(error: OSError, path: Path, size: int) -> StorageError:
+    """The same failure in words that name the path and what can be done."""
+    if isinstance(error, StorageError):
+        return error
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        free = "unknown"
+        with suppress(OSError):
+            free = f"{shutil.disk_usage(path.parent).free:,} bytes"
+        return StorageError(
+            f"no space to write {path}: {size:,} bytes are needed, {free} free "
+            f"({os.strerror(error.errno)}); what was there before is intact"
+        )
+    reason = error.strerror or str(error)
+    return StorageError(f"cannot write {path}: {reason}; choose another --output")
+
+
+def _mode(path: Path) -> int:
+    """The mode of the file that is replaced, else 0666 without the umask."""
+    with suppress(OSError):
+        return stat.S_IMODE(path.stat().st_mode)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _sync_folder(folder: Path) -> None:
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
