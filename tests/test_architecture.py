@@ -19,7 +19,8 @@ LONG_FUNCTIONS = {
 }
 FORBIDDEN = {"utils", "util", "core", "common", "manager", "helper", "helpers", "engine", "misc"}
 WRITERS = {  # files that may write, and what they write
-    "runs/run_directory.py": "every file of a run",
+    "runs/files.py": "every file",
+    "runs/run_directory.py": "the lock of a run and the rows of its history",
     "data/download.py": "downloads, moved into place when their checksum is right",
     "tuning/journal.py": "the journal of a search, one line an outcome",
 }

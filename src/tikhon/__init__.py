@@ -21,6 +21,7 @@ _PUBLIC = {
     "stability": "tikhon.paths.stability",
     "diagnose": "tikhon.diagnosis",
     "watch": "tikhon.monitoring",
+    "NonFiniteError": "tikhon.monitoring",
     "cure": "tikhon.cures",
     # what goes where
     "Term": "tikhon.regularizer.terms",

@@ -37,8 +37,9 @@ def test_fit_writes_a_run_and_prints_what_it_found(folder, capsys):
     out, err = capsys.readouterr()
     run = folder / "runs/iris-1"
     assert {p.name for p in run.iterdir()} == {
-        "config.json", "history.jsonl", "model.safetensors", "report.html", "result.json",
-    }  # fmt: skip
+        *("config.json", "history.jsonl", "manifest.json", "model.safetensors"),
+        *("report.html", "result.json"),
+    }
     for part in ("train", "valid", "test", "fc1.weight/L1", "overfit", "report: runs/iris-1"):
         assert part in out
     for part in ("90 rows to train on", "data loss", "penalty", "fc1 |w|1", "fc1 |w|2", "zeros"):
@@ -143,3 +144,18 @@ def test_a_demo_does_not_replace_another_run(folder, capsys):
     assert main(["fit", "iris", "--epochs", "1", "-q", "--output", "runs/demo"]) == 0
     assert main(["demo", "--quick"]) == 2
     assert "already holds a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", [["report.html", "manifest.json"], ["manifest.json"]])
+def test_resume_completes_a_run_that_was_killed_after_its_training(folder, capsys, missing):
+    arguments = ["fit", "iris", "--epochs", "2", "--output", "run"]
+    assert main(arguments) == 0
+    result = (folder / "run/result.json").read_bytes()
+    for name in missing:
+        (folder / "run" / name).unlink()
+    assert main([*arguments, "--resume"]) == 0
+    assert "written now" in capsys.readouterr().out
+    assert (folder / "run/report.html").exists() and (folder / "run/manifest.json").exists()
+    assert (folder / "run/result.json").read_bytes() == result
+    assert main([*arguments, "--resume"]) == 2
+    assert "is finished" in capsys.readouterr().err

@@ -123,7 +123,7 @@ def test_errors_have_codes_and_names(tmp_path: Path, capsys: pytest.CaptureFixtu
     fails(2, "holds no config.json", str(tmp_path / "nowhere"), "x.csv")
     weights = run / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
-    fails(5, "cannot be used", str(run), str(tmp_path / "data.csv"))
+    fails(4, "is damaged", str(run), str(tmp_path / "data.csv"))
 
 
 @pytest.mark.slow

@@ -134,6 +134,6 @@ def test_the_watch_stops_at_the_first_bad_number(tmp_path):
     x[20] = float("nan")
     rows = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
     watch = Watch(every=1)
-    with pytest.raises(tk.diagnosis.NonFiniteError, match=r"step 2: .* is input"):
+    with pytest.raises(tk.NonFiniteError, match=r"step 2: .* is input"):
         trainer(tmp_path, watch).fit(Module(), rows)
     assert len(watch.watch.rows) >= 2

@@ -60,5 +60,5 @@ def test_a_grid_search_over_penalties():
 def test_the_watch_stops_at_the_first_bad_number():
     x, y = plain.data()
     x[20] = float("nan")
-    with pytest.raises(tk.diagnosis.NonFiniteError, match=r"step 2: .* is input"):
+    with pytest.raises(tk.NonFiniteError, match=r"step 2: .* is input"):
         regressor(Watch(every=1)).fit(x, y)

@@ -95,5 +95,5 @@ def test_the_log_history_holds_the_penalties(tmp_path):
 def test_the_watch_stops_at_the_first_bad_number(tmp_path):
     data = rows()
     data[20]["x"] = torch.full((6,), float("nan"))
-    with pytest.raises(tk.diagnosis.NonFiniteError, match=r"step 2: .* is input"):
+    with pytest.raises(tk.NonFiniteError, match=r"step 2: .* is input"):
         trainer(tmp_path, Watch(every=1), data=data).train()

@@ -86,3 +86,9 @@ def test_a_spline_has_no_pieces_for_two_values_and_saturates_outside_of_its_rows
     far = torch.tensor([[1e9, 1.0, 0.0], [-1e9, 0.0, 0.0]])
     assert torch.equal(spline.pieces(far), spline.pieces(x[[-1, 0]]))
     assert spline(far)[:, 0].abs().max() <= 3.001
+
+
+def test_a_network_too_large_for_its_file_is_refused_before_memory_is_taken():
+    state = build("mlp:4", (3,), 2).state_dict()
+    with pytest.raises(RuntimeError, match="the file holds"):
+        restore("mlp:2000000,2000000", (3,), 2, state)  # 16 TB

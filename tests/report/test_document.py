@@ -227,7 +227,7 @@ def test_what_cannot_be_reported(tmp_path, fitted):
     with pytest.raises(DataError, match="schema_version 99"):
         report.write(odd)
     (odd / "config.json").write_text("{")
-    with pytest.raises(DataError, match="not JSON"):
+    with pytest.raises(DataError, match="cannot be read"):
         report.write(odd)
     with pytest.raises(StorageError):
         report.write(fitted, output=tmp_path / "no" / "such" / "folder.html")

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from tikhon.errors import StorageError
-from tikhon.runs import checkpoint
-from tikhon.runs import run_directory
+from tikhon.runs import checkpoint, files
 
 CALLS = ("mkstemp", "fsync", "chmod", "replace")
 
@@ -51,7 +50,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_killed_at_any_call_the_newest_complete_generation_loads(tmp_path, monkeypatch, name):
-    holder = run_directory.tempfile if name == "mkstemp" else run_directory.os
+    holder = files.tempfile if name == "mkstemp" else files.os
     original = getattr(holder, name)
     for n in itertools.count(1):
         folder = tmp_path / str(n)

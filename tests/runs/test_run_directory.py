@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tikhon.errors import InputError, StorageError
-from tikhon.runs import run_directory
-from tikhon.runs.run_directory import RunDirectory, json_text, write_bytes, write_tensors
+from tikhon.errors import DataError, InputError, StorageError
+from tikhon.runs import files
+from tikhon.runs.files import json_text, write_bytes, write_tensors
+from tikhon.runs.run_directory import RunDirectory
 
 
 @pytest.mark.parametrize("point", ["fsync", "replace", "chmod"])
@@ -25,7 +26,7 @@ def test_a_failure_at_any_point_leaves_the_old_file_and_no_litter(
     def fail(*arguments):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(run_directory.os, point, fail)
+    monkeypatch.setattr(files.os, point, fail)
     with pytest.raises(StorageError, match=str(path)) as caught:
         write_bytes(path, b"new content")
     monkeypatch.undo()
@@ -40,7 +41,7 @@ def test_the_content_is_on_disk_before_it_gets_the_name(tmp_path, monkeypatch):
     for name in ("fsync", "replace"):
         original = getattr(os, name)
         monkeypatch.setattr(
-            run_directory.os, name, lambda *a, n=name, f=original: (events.append(n), f(*a))[1]
+            files.os, name, lambda *a, n=name, f=original: (events.append(n), f(*a))[1]
         )
     write_bytes(tmp_path / "file", b"x")
     assert events == ["fsync", "replace", "fsync"]  # the content, the name, the folder
@@ -68,7 +69,7 @@ def test_what_was_not_written_is_noticed(tmp_path, monkeypatch):
 
         return Lossy()
 
-    monkeypatch.setattr(run_directory.os, "fdopen", lossy)
+    monkeypatch.setattr(files.os, "fdopen", lossy)
     with pytest.raises(StorageError, match="read back differs"):
         write_bytes(tmp_path / "file", b"abc")
     assert not list(tmp_path.iterdir())
@@ -113,7 +114,7 @@ def test_the_folder_is_proved_writable_before_training(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr(run_directory.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(StorageError, match="no space"), RunDirectory(tmp_path / "run") as folder:
         folder.create()
     assert not list((tmp_path / "run").iterdir())
@@ -152,5 +153,5 @@ def test_unreadable_documents(tmp_path):
     with pytest.raises(InputError, match="folder of a run"):
         RunDirectory(tmp_path).read("config.json")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(StorageError, match=r"config.json cannot be read"):
+    with pytest.raises(DataError, match=r"config.json cannot be read"):
         RunDirectory(tmp_path).read("config.json")

@@ -134,7 +134,7 @@ def test_a_resumed_folder_equals_the_uninterrupted_one(iris, tmp_path):
     run_in(tmp_path / "parts", iris, resume=True)
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [
-        "config.json", "history.jsonl", "model.safetensors", "result.json",
+        "config.json", "history.jsonl", "manifest.json", "model.safetensors", "result.json",
     ]  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tikhon.cli.terminal import Terminal
 from tikhon.compaction import Compaction, compact, speedup
 from tikhon.errors import InputError
-from tikhon.runs.run_directory import COMPACT, ONNX, write_bytes, write_tensors
+from tikhon.runs.files import write_bytes, write_tensors
+from tikhon.runs.run_directory import COMPACT, ONNX
 
 EXPORTS = ("onnx",)
 

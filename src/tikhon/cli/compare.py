@@ -134,6 +134,7 @@ def _save(path: Path, source: Any, model: str, result: dict[str, Any], seed: int
     }
     folder.write(CONFIG, config)
     folder.write(RESULT, result)
+    folder.finish()
 
 
 def _show(terminal: Any, result: dict[str, Any]) -> None:

@@ -61,6 +61,7 @@ def demo(
         )
         folder.write(RESULT, result)
         page = report.write(folder.path)
+        folder.finish()
     _conclude(terminal, result, output, page)
     return 0
 

@@ -52,6 +52,8 @@ def carry_out(given: Mapping[str, Any]) -> int:
 
     terminal = Terminal(json=given["json"], quiet=given["quiet"])
     job = _prepare(given)
+    if given["resume"] and _complete(terminal, job.path):
+        return 0
     _introduce(terminal, job)
     limit_threads(job.about["model"]["parameters"] * given["batch_size"])
     with interruptible() as interrupt, FitProgress(terminal, given["epochs"]) as progress:
@@ -82,6 +84,23 @@ def carry_out(given: Mapping[str, Any]) -> int:
             shrink=given["compact"], export=given["export"],
         )  # fmt: skip
     return _conclude(terminal, run, job.path, more)
+
+
+def _complete(terminal: Terminal, path: Path) -> bool:
+    """Write what a killed process had still to write of a run that was trained to its end."""
+    from tikhon.report import write
+    from tikhon.runs.run_directory import REPORT, RESULT, RunDirectory
+
+    with RunDirectory(path) as folder:
+        there = (path / RESULT).exists()
+        if not there or (folder.is_finished and (path / REPORT).exists()):
+            return False
+        folder.lock()
+        page = write(path)
+        folder.finish()
+    terminal.say(f"the training had ended; what was missing is written now\nreport: {page}")
+    terminal.document({"output": str(path), **folder.read(RESULT)})
+    return True
 
 
 def _prepare(given: Mapping[str, Any]) -> Job:
@@ -176,8 +195,10 @@ def _conclude(terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any])
     from tikhon.training.result import result_of
 
     result = result_of(run) | dict(more)
-    RunDirectory(path).write(RESULT, result)
+    folder = RunDirectory(path)
+    folder.write(RESULT, result)
     page = write(path)
+    folder.finish()
     metrics = result["metrics"]
     kinds = [k.removeprefix("train/") for k in metrics if k.startswith("train/")]
     rows = [

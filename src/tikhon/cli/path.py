@@ -76,7 +76,8 @@ def path(
     from tikhon.cli.threads import limit_threads
     from tikhon.data import load, split
     from tikhon.paths.path import path as follow
-    from tikhon.runs.run_directory import CONFIG, MODEL, RESULT, RunDirectory, write_tensors
+    from tikhon.runs.files import write_tensors
+    from tikhon.runs.run_directory import CONFIG, MODEL, RESULT, RunDirectory
     from tikhon.training.fit import versions
 
     terminal = Terminal(json=json, quiet=quiet)
@@ -158,6 +159,7 @@ def _conclude(terminal: Terminal, result: PathResult, parts: Any, folder: Any, d
     import torch
 
     from tikhon.report import write
+    from tikhon.runs.run_directory import RunDirectory
 
     rows = parts.test
     shown, last = [], None
@@ -177,6 +179,7 @@ def _conclude(terminal: Terminal, result: PathResult, parts: Any, folder: Any, d
     terminal.say(f"{len(names)} features: {listed}" if names else "no feature is needed")
     with torch.no_grad():
         page = write(folder)
+    RunDirectory(folder).finish()
     terminal.say(f"{result.seconds:.1f} s; report: {page}")
     terminal.say(f"next:   {shlex.join(['tikhon', 'predict', str(folder), data])}")
     terminal.document({"output": str(folder), **result.to_dict()})

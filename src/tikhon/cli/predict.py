@@ -28,7 +28,7 @@ def predict(
     name; extra ones are ignored, values never seen in training count as rare ones.
     """
     from tikhon.cli.terminal import Terminal
-    from tikhon.runs.run_directory import write_bytes
+    from tikhon.runs.files import write_bytes
     from tikhon.training.prediction import SavedModel
 
     terminal = Terminal(json=json, quiet=quiet)

@@ -45,7 +45,7 @@ class Terminal:
     def document(self, document: Mapping[str, Any]) -> None:
         """The JSON document, if that is what was asked for."""
         if self.json:
-            from tikhon.runs.run_directory import json_text
+            from tikhon.runs.files import json_text
 
             sys.stdout.write(json_text(document) + "\n")
             sys.stdout.flush()

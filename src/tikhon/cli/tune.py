@@ -341,21 +341,24 @@ def _models(name: str | None, parts: Split) -> tuple[str, ...]:
 
 
 def _save(folder: Any, result: TuneResult, config: dict[str, Any]) -> None:
-    from tikhon.runs.run_directory import CONFIG, MODEL, RESULT, write_tensors
+    from tikhon.runs.files import write_tensors
+    from tikhon.runs.run_directory import AVERAGE, CONFIG, MODEL, RESULT
 
     if "model" in result.config:
         size = sum(p.numel() for p in result.model.parameters())
         config["model"] |= {"name": result.config["model"], "parameters": size}
         folder.write(CONFIG, config)
     write_tensors(folder.path / MODEL, result.model.state_dict())
-    write_tensors(folder.path / "average.safetensors", result.average.state_dict())
+    write_tensors(folder.path / AVERAGE, result.average.state_dict())
     folder.write(RESULT, result.to_dict())
 
 
 def _conclude(terminal: Terminal, result: TuneResult, parts: Split, path: Path, data: str) -> None:
     from tikhon.report import write
+    from tikhon.runs.run_directory import RunDirectory
 
     page = write(path)
+    RunDirectory(path).finish()
     terminal.say(f"chosen: {_config(result.config)}")
     for line in result.audit.lines():
         terminal.say(f"  {line}")

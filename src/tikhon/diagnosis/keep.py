@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tikhon.runs.run_directory import RunDirectory
+
 
 def keep(document: dict[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
     """Write `config.json` and `result.json` of a document; raises as `RunDirectory.create`."""
-    from tikhon.runs.run_directory import RunDirectory
-
     folder = RunDirectory(path)
     folder.create(overwrite=overwrite)
     record = document.get("record") or document["diagnosis"]["record"]
@@ -25,4 +25,5 @@ def keep(document: dict[str, Any], path: str | Path, *, overwrite: bool = False)
     }
     folder.write("config.json", config)
     folder.write("result.json", document)
+    folder.finish()
     folder.unlock()

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from tikhon.errors import InputError, unknown
@@ -81,12 +82,25 @@ def restore(
 ) -> nn.Module:
     """The network of that name with the weights of `state`.
 
-    Raises RuntimeError, as torch does, for a state of another network.
+    Raises RuntimeError, as torch does, for a state of another network; the shapes are compared
+    before any memory is taken for the weights.
     """
-    if name.startswith("spline:"):
-        model = _behind(Spline.restored(state), name, math.prod(shape), outputs, 0.0)
-    else:
-        model = build(name, shape, outputs)
+
+    def empty() -> nn.Module:
+        if name.startswith("spline:"):
+            return _behind(Spline.restored(state), name, math.prod(shape), outputs, 0.0)
+        return build(name, shape, outputs)
+
+    with torch.device("meta"):
+        needed = {key: tuple(tensor.shape) for key, tensor in empty().state_dict().items()}
+    given = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    for key in sorted(needed.keys() | given.keys()):
+        if needed.get(key) != given.get(key):
+            raise RuntimeError(
+                f"model {name!r} needs {key!r} of shape {needed.get(key, 'none')}, "
+                f"the file holds {given.get(key, 'none')}"
+            )
+    model = empty()
     model.load_state_dict(state)
     return model
 

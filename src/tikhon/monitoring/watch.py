@@ -21,6 +21,7 @@ from tikhon.errors import InputError
 from tikhon.monitoring.first_bad import Call, first_bad
 from tikhon.regularizer.plan import closure_of
 from tikhon.regularizer.targets import local
+from tikhon.runs.files import write_json
 
 MOVED_SCALE = 2.0**10  # a loss scale that moved that far from its start (convention)
 SAMPLE = 2**14  # entries of a tensor from which its update is read, about
@@ -304,8 +305,6 @@ class Watch:
     def _save(self) -> None:
         if self.output is None:
             return
-        from tikhon.runs.run_directory import write_json
-
         self.output.mkdir(parents=True, exist_ok=True)
         write_json(self.output / "watch.json", self.to_dict())
 

@@ -10,6 +10,8 @@ from tikhon.report.html import render
 from tikhon.report.kinds import compare, demo, diagnosis, fit, path, several, tune
 from tikhon.report.page import Page
 from tikhon.report.saved import SavedRun, read
+from tikhon.runs.files import write_bytes
+from tikhon.runs.manifest import reseal
 
 KINDS: dict[str, Callable[[SavedRun], Page]] = {
     "fit": fit.page,
@@ -47,10 +49,10 @@ def write(*run_dirs: str | Path, output: str | Path | None = None, language: str
     html = render(build(*runs), language)
     if output is None:
         output = runs[0].path / "report.html" if len(runs) == 1 else _beside(runs[0].path)
-    from tikhon.runs.run_directory import write_bytes  # imports torch: only to write
-
     target = Path(output)
     write_bytes(target, html.encode())
+    if len(runs) == 1 and target.parent == runs[0].path:
+        reseal(target.parent, target.name)
     return target
 
 

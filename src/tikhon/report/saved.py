@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tikhon.errors import DataError, InputError
-
-SCHEMA_VERSION = 1
+from tikhon.runs.manifest import verify
+from tikhon.runs.run_directory import read_document
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def read(run_dir: str | Path) -> SavedRun:
     path = Path(run_dir)
     if not path.is_dir():
         raise InputError(f"no run directory at {path}; give the folder that `--output` named")
-    config, result = _document(path / "config.json"), _document(path / "result.json")
+    config, result = (_document(path, name) for name in ("config.json", "result.json"))
     if config is None and result is None:
         raise InputError(
             f"{path} is not a run directory: it holds neither config.json nor result.json"
@@ -54,22 +54,9 @@ def read(run_dir: str | Path) -> SavedRun:
     return SavedRun(path, config or {}, _history(path / "history.jsonl"), result or {})
 
 
-def _document(file: Path) -> dict[str, Any] | None:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON ({error}); run again with --overwrite") from error
-    if not isinstance(document, dict):
-        raise DataError(f"{file} holds {type(document).__name__}, not an object")
-    version = document.get("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
-        raise DataError(
-            f"{file} has schema_version {version!r}, this version of tikhon reads "
-            f"{SCHEMA_VERSION}; use the version that wrote it"
-        )
-    return document
+def _document(folder: Path, name: str) -> dict[str, Any] | None:
+    verify(folder, name)
+    return read_document(folder / name) if (folder / name).exists() else None
 
 
 def _journal(file: Path) -> list[dict[str, Any]]:

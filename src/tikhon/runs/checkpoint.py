@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from tikhon.errors import StorageError
-from tikhon.runs.run_directory import SCHEMA_VERSION, explain, write_bytes, write_tensors
+from tikhon.runs.files import SCHEMA_VERSION, explain, write_bytes, write_tensors
 
 KEPT = 2
 

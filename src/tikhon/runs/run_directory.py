@@ -1,100 +1,24 @@
-"""The one writer of files: each appears whole and verified under its name, or not at all."""
+"""A folder that holds one run, held by one process at a time."""
 
 from __future__ import annotations
 
-import errno
 import json
-import math
 import os
 import shutil
-import stat
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from tikhon.errors import DataError, InputError
+from tikhon.runs.files import SCHEMA_VERSION, explain, json_text, write_bytes, write_json
+from tikhon.runs.manifest import MANIFEST, is_sealed, seal, verify
 
-from tikhon.errors import InputError, StorageError
-
-SCHEMA_VERSION = 1
 CONFIG, HISTORY, RESULT = "config.json", "history.jsonl", "result.json"
 MODEL, REPORT, CHECKPOINT, LOCK = "model.safetensors", "report.html", "checkpoint", ".lock"
-COMPACT, ONNX = "compact.safetensors", "model.onnx"
-_OURS = (CONFIG, HISTORY, RESULT, MODEL, COMPACT, ONNX, REPORT, CHECKPOINT, LOCK)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file at `path` in one step, so that a crash leaves the old or the new one.
-
-    Temporary file in the same folder, fsync, read back, `os.replace`, fsync of the folder. The
-    mode is that of the replaced file or what the umask allows. Raises `StorageError` that names
-    the path, and the space needed and free on a full disk; the old file is then intact.
-    """
-    path = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
-    if path.exists() and not path.is_file():
-        raise StorageError(f"{path} is not a regular file; choose another output")
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
-        )
-        with os.fdopen(handle, "w+b") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(0)
-            if file.read() != content:
-                raise StorageError(f"{path}: what was read back differs from what was written")
-        os.chmod(temporary, _mode(path))
-        os.replace(temporary, path)
-        temporary = None
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise explain(error, path, len(content)) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON document with its schema version; numbers that are not finite become null."""
-    write_bytes(path, json_text({"schema_version": SCHEMA_VERSION, **document}).encode() + b"\n")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> bytes:
-    """Write tensors as safetensors and return the bytes."""
-    from safetensors.torch import save
-
-    content = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
-    write_bytes(path, content)
-    return content
-
-
-def json_text(document: Any, *, indent: int | None = 2) -> str:
-    """JSON of plain values; NaN and infinity, which JSON lacks, as null.
-
-    >>> json_text({"a": float("nan"), "b": (1, 2)}, indent=None)
-    '{"a": null, "b": [1, 2]}'
-    """
-    return json.dumps(plain(document), indent=indent, allow_nan=False, ensure_ascii=False)
-
-
-def plain(value: Any) -> Any:
-    """Dicts, lists, text, finite numbers, booleans and None alone."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if hasattr(value, "tolist"):  # tensors, arrays, numpy scalars
-        return plain(value.tolist())
-    return str(value)
+COMPACT, ONNX, AVERAGE = "compact.safetensors", "model.onnx", "average.safetensors"
+_PROBE = ".probe"
+_OURS = (MANIFEST, CONFIG, HISTORY, RESULT, MODEL, COMPACT, ONNX, REPORT, CHECKPOINT, LOCK, _PROBE)
 
 
 class RunDirectory:
@@ -142,27 +66,38 @@ class RunDirectory:
             import fcntl
         except ImportError:  # no such locks on this system
             return
-        try:
-            handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise explain(error, self.path / LOCK, 0) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.read(handle, 64).decode(errors="replace").strip()
-            os.close(handle)
-            raise InputError(
-                f"output {self.path} is in use by process {owner or '?'}; wait for it or choose "
-                "another --output"
-            ) from error
-        os.ftruncate(handle, 0)
-        os.write(handle, str(os.getpid()).encode())
+        name = self.path / LOCK
+        while True:
+            try:
+                handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise explain(error, name, 0) from error
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                owner = os.read(handle, 64).decode(errors="replace").strip()
+                os.close(handle)
+                raise InputError(
+                    f"output {self.path} is in use by process {owner or '?'}; wait for it or "
+                    "choose another --output"
+                ) from error
+            if _is_open_under(handle, name):
+                break
+            os.close(handle)  # its last holder removed it between our opening and our locking
         self._lock = handle
-        for litter in (*self.path.glob(".*.tmp"), *self.path.glob(f"{CHECKPOINT}/.*.tmp")):
-            litter.unlink(missing_ok=True)  # left by a process that was killed while writing
+        process = str(os.getpid()).encode()
+        try:
+            os.ftruncate(handle, 0)
+            os.write(handle, process)
+        except OSError as error:
+            self.unlock()
+            raise explain(error, name, len(process)) from error
+        leftovers = (".*.tmp", f"{CHECKPOINT}/.*.tmp", _PROBE)
+        for leftover in [file for pattern in leftovers for file in self.path.glob(pattern)]:
+            leftover.unlink(missing_ok=True)  # of a process that was killed while writing
 
     def unlock(self) -> None:
-        """Give the folder free and remove what a killed process may have left."""
+        """Give the folder free."""
         if self._lock is not None:
             with suppress(OSError):
                 os.unlink(self.path / LOCK)
@@ -170,17 +105,25 @@ class RunDirectory:
             self._lock = None
 
     def write(self, name: str, document: Mapping[str, Any]) -> None:
-        """Write one of the run's JSON documents."""
+        """Write one of the run's JSON documents; a finished run is unfinished from then on."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
         write_json(self.path / name, document)
 
     def read(self, name: str) -> dict[str, Any]:
-        """One of the run's JSON documents."""
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise InputError(f"{self.path} holds no {name}; give the folder of a run") from error
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{self.path / name} cannot be read: {error}") from error
+        """One of the run's JSON documents; raises as `read_document`, and for a damaged file."""
+        if not (self.path / name).exists():
+            raise InputError(f"{self.path} holds no {name}; give the folder of a run")
+        verify(self.path, name)
+        return read_document(self.path / name)
+
+    def finish(self) -> None:
+        """Write the manifest of the folder's files: the mark of a finished run."""
+        seal(self.path)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all that the run wrote is there."""
+        return is_sealed(self.path)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Append one row to the history. It is durable with the next checkpoint."""
@@ -208,13 +151,13 @@ class RunDirectory:
 
     def _probe(self) -> None:
         """Write, replace and read a file: some folders fail only then."""
-        probe = self.path / ".probe"
+        probe = self.path / _PROBE
         write_bytes(probe, b"tikhon")
         probe.unlink()
 
     def _clear(self) -> None:
-        for name in (RESULT, MODEL, COMPACT, ONNX, REPORT, HISTORY, CHECKPOINT, CONFIG):
-            target = self.path / name
+        names = (MANIFEST, RESULT, MODEL, COMPACT, ONNX, AVERAGE, REPORT, HISTORY, CHECKPOINT)
+        for target in (self.path / name for name in (*names, CONFIG)):
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             else:
@@ -235,20 +178,36 @@ def next_free(parent: Path, stem: str) -> Path:
     return parent / f"{stem}-{number}"
 
 
-def explain(error: OSError, path: Path, size: int) -> StorageError:
-    """The same failure in words that name the path and what can be done."""
-    if isinstance(error, StorageError):
-        return error
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = "unknown"
-        with suppress(OSError):
-            free = f"{shutil.disk_usage(path.parent).free:,} bytes"
-        return StorageError(
-            f"no space to write {path}: {size:,} bytes are needed, {free} free "
-            f"({os.strerror(error.errno)}); what was there before is intact"
+def read_document(path: Path) -> dict[str, Any]:
+    """A JSON object; raises `DataError` for a file that holds anything else."""
+    try:
+        document = json.loads(path.read_bytes().decode())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = type(error).__name__ if isinstance(error, RecursionError) else error
+        raise DataError(
+            f"{path} cannot be read: {reason}; restore it from a copy, or run again with "
+            "--overwrite"
+        ) from error
+    if not isinstance(document, dict):
+        raise DataError(
+            f"{path} holds {type(document).__name__}, a JSON object is needed; is it a run's file?"
         )
-    reason = error.strerror or str(error)
-    return StorageError(f"cannot write {path}: {reason}; choose another --output")
+    version = document.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{path} has schema_version {version!r}, this version of tikhon reads "
+            f"{SCHEMA_VERSION}; use the version that wrote it"
+        )
+    return document
+
+
+def _is_open_under(handle: int, path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        there, ours = os.stat(path), os.fstat(handle)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 def _rows(lines: list[str]) -> Iterable[dict[str, Any]]:
@@ -257,21 +216,3 @@ def _rows(lines: list[str]) -> Iterable[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:
             return  # torn by a crash: what follows is not trusted either
-
-
-def _mode(path: Path) -> int:
-    """The mode of the file that is replaced, else 0666 without the umask."""
-    with suppress(OSError):
-        return stat.S_IMODE(path.stat().st_mode)
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
-def _sync_folder(folder: Path) -> None:
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -11,7 +11,7 @@ import torch
 
 import tikhon
 from tikhon.errors import DataError, StorageError
-from tikhon.runs.run_directory import SCHEMA_VERSION, plain, write_bytes
+from tikhon.runs.files import SCHEMA_VERSION, plain, write_bytes
 from tikhon.sklearn.network import Network
 
 _PLAIN = ("n_features_in_", "n_iter_", "alpha_", "best_loss_", "loss_curve_", "alpha_curve_",

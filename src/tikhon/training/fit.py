@@ -18,17 +18,8 @@ from tikhon.data.batches import pair
 from tikhon.data.dataset import fingerprint
 from tikhon.errors import InputError, StorageError
 from tikhon.runs import checkpoint
-from tikhon.runs.run_directory import (
-    CHECKPOINT,
-    CONFIG,
-    HISTORY,
-    MODEL,
-    RESULT,
-    RunDirectory,
-    plain,
-    write_bytes,
-    write_tensors,
-)
+from tikhon.runs.files import plain, write_bytes, write_tensors
+from tikhon.runs.run_directory import CHECKPOINT, CONFIG, HISTORY, MODEL, RESULT, RunDirectory
 from tikhon.training import judged, measures
 from tikhon.training.loop import Progress, Training
 from tikhon.training.recipe import Recipe
@@ -199,6 +190,7 @@ def _close(folder: RunDirectory, training: Training, run: Run) -> None:
     if not (folder.path / HISTORY).exists():
         write_bytes(folder.path / HISTORY, b"")
     folder.write(RESULT, result_of(run))
+    folder.finish()
     checkpoint.remove(folder.path / CHECKPOINT)
 
 

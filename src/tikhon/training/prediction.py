@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tikhon.errors import DataError, InputError, StorageError
+from tikhon.errors import DataError, InputError
+from tikhon.runs.manifest import verify
 from tikhon.runs.run_directory import CONFIG, MODEL, RunDirectory
 from tikhon.training import measures
 
@@ -32,7 +33,7 @@ class SavedModel:
     def load(cls, path: Path) -> SavedModel:
         """The model of a finished `fit` run.
 
-        Raises `InputError` for a folder without one, `StorageError` for damaged weights.
+        Raises `InputError` for a folder without one, `DataError` for damaged files.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -47,10 +48,11 @@ class SavedModel:
         if not (path / MODEL).is_file():
             raise InputError(f"{path} holds no {MODEL}: is the run finished?")
         shape = tuple(about["shape"])
+        verify(path, MODEL)
         try:
             model = restore(about["name"], shape, about["outputs"], load_file(path / MODEL))
         except (SafetensorError, RuntimeError, OSError) as error:
-            raise StorageError(f"{path / MODEL} cannot be used: {error}") from error
+            raise DataError(f"{path / MODEL} cannot be used: {error}") from error
         fitted = config["data"].get("preprocessing")
         return cls(
             model.eval(),

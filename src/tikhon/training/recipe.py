@@ -19,6 +19,7 @@ from tikhon import penalties as penalty_types
 from tikhon.errors import InputError, unknown
 from tikhon.penalties.base import Penalty
 from tikhon.regularizer.terms import Term, as_terms
+from tikhon.runs.files import json_text, write_bytes
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,6 @@ class Recipe:
 
     def save(self, path: str | Path) -> None:
         """Write a .toml or .json file."""
-        from tikhon.runs.run_directory import json_text, write_bytes
-
         text = self.to_toml() if Path(path).suffix == ".toml" else json_text(self.to_dict()) + "\n"
         write_bytes(Path(path), text.encode())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tikhon.runs.files import write_tensors
 from tikhon.tuning.trials import History, Outcome
 
 State = dict[str, Tensor]
@@ -24,8 +25,6 @@ class StateStore:
         """Write the states of these outcomes before the journal names them."""
         if self.folder is None or not outcomes:
             return
-        from tikhon.runs.run_directory import write_tensors
-
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             json.dumps([o.trial.id, name]): value
