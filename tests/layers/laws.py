@@ -294,7 +294,7 @@ def batch_of_one_works(example: LayerExample) -> None:
 
 
 def state_is_complete(example: LayerExample) -> None:
-    """The rate is in the state dict; a copy and a reload give the same layer."""
+    """The rate comes with the state dict; a copy and a reload give the same layer."""
     layer = example.layer(0.25)
     other = example.layer(0.75)
     other.load_state_dict(layer.state_dict())

@@ -322,7 +322,7 @@ def test_containers_and_wrappers_are_refused():
 
 
 @pytest.mark.parametrize("change", [layers.insert_dropout, layers.replace_dropout])
-@pytest.mark.parametrize("bad", ["0.2", layers.Dropout, 1.0, float("nan"), -0.5], ids=str)
+@pytest.mark.parametrize("bad", ["0.2", layers.Dropout, 1.5, float("nan"), -0.5], ids=str)
 def test_a_layer_that_is_none_or_has_no_valid_rate_is_refused(change, bad):
     model = nn.ModuleDict({"body": nn.Dropout(0.3)})
     if isinstance(bad, float):
@@ -333,10 +333,10 @@ def test_a_layer_that_is_none_or_has_no_valid_rate_is_refused(change, bad):
     assert list(model.modules())[1:] == [model["body"]] and type(model["body"]) is nn.Dropout
 
 
-def test_a_rate_of_one_in_a_fixed_layer_is_named():
+def test_a_rate_of_one_is_taken_over():
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(1.0))
-    with pytest.raises(ValueError, match=r"^1 \(Dropout\): the rate must be in \[0, 1\)"):
-        layers.replace_dropout(model)
+    layers.replace_dropout(model)
+    assert not model.train()(torch.ones(3, 2)).any()
 
 
 def test_noise_after_something_without_a_tensor_is_refused():
@@ -348,3 +348,32 @@ def test_noise_after_something_without_a_tensor_is_refused():
     layers.insert_dropout(model, {"0": layers.Dropout()})
     with pytest.raises(TypeError, match=r"0.noise_after \(Dropout\): the module returns str"):
         model(torch.ones(1))
+
+
+class Renamed(nn.Dropout):
+    """A subclass that draws what its parent draws."""
+
+
+class Annealed(nn.Dropout):
+    """A subclass with a rule of its own."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, self.p / 2, self.training)
+
+
+def test_subclasses_are_replaced_only_where_they_draw_the_same():
+    model = nn.Sequential(Renamed(0.3), Annealed(0.4), nn.Dropout1d(1.0), nn.Dropout(1))
+    edit = layers.replace_dropout(model)
+    assert edit.paths == ["0", "2", "3"]
+    assert type(model[0]) is layers.Dropout and type(model[1]) is Annealed
+    assert model[2].rate == 1 and model[3].rate == 1
+
+
+class Stacked(nn.LSTM):
+    """A user's own recurrent class."""
+
+
+def test_a_subclass_of_a_recurrent_module_is_left_alone():
+    model = nn.ModuleList([Stacked(3, 3, 2, dropout=0.5), nn.GRU(3, 3, 2, dropout=1)])
+    edit = layers.replace_dropout(model)
+    assert edit.paths == ["1.between_layers"] and type(model[0]) is Stacked

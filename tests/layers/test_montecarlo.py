@@ -1,4 +1,5 @@
 import pytest
+import scipy
 import torch
 from torch import nn
 
@@ -184,6 +185,111 @@ def test_noise_without_a_trace_is_named():
     model = nn.Sequential(Hidden()).eval()
     with layers.montecarlo(model, also=("0",)):
         assert (model(torch.ones(99)) == 0).any()
+    alone = Hidden().eval()
+    with layers.montecarlo(alone, also=("",)):  # the model itself, as for get_submodule("")
+        assert (alone(torch.ones(99)) == 0).any()
+    drawn = layers.predict_distribution(alone, torch.ones(1, 99), samples=9, also=("",))
+    assert len(drawn.samples.unique(dim=0)) == 9
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("shared", [False, True], ids=["rows", "weights"])
+def test_a_loader_gives_the_rows_in_order(labelled, shared):
+    torch.manual_seed(0)
+    noise = layers.DropConnect(nn.Linear(4, 3), 0.5) if shared else nn.Linear(4, 3)
+    model = nn.Sequential(noise, layers.Dropout(0.5))
+    x, y = torch.randn(10, 4), torch.arange(10)
+    data = torch.utils.data.TensorDataset(x, y) if labelled else x
+    loader = torch.utils.data.DataLoader(data, batch_size=4)
+    drawn = layers.predict_distribution(model, loader, samples=2000, output="values")
+    assert drawn.samples.shape == (2000, 10, 3)
+    expected = model.eval()(x)
+    assert ((drawn.mean - expected).abs() <= 4.9 * (drawn.variance / 2000).sqrt() + 1e-6).all()
+    torch.manual_seed(1)
+    one_batch = [(x, y)] if labelled else [x]
+    found = layers.predict_distribution(model, one_batch, samples=3).samples
+    torch.manual_seed(1)
+    assert torch.equal(found, layers.predict_distribution(model, x, samples=3).samples)
+
+
+def test_inputs_of_another_kind_are_refused():
+    model, x = nn.Sequential(nn.Dropout(0.5)), torch.ones(2, 3)
+    with pytest.raises(TypeError, match="received a tuple: give the inputs alone"):
+        layers.predict_distribution(model, (x, x))
+    with pytest.raises(TypeError, match="received a batch of dict"):
+        layers.predict_distribution(model, [{"x": x}])
+    with pytest.raises(ValueError, match="no batch"):
+        layers.predict_distribution(model, [])
+
+
+def overconfident(rows=400):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, 3, generator=generator)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
+    return logits * 4, labels  # the labels follow the logits at temperature 4
+
+
+def test_the_temperature_has_the_lowest_loss():
+    logits, labels = overconfident()
+    found = layers.fit_temperature(logits, labels)
+
+    def loss(inverse):
+        return nn.functional.cross_entropy(logits.double() * inverse, labels).item()
+
+    reference = scipy.optimize.minimize_scalar(loss, bounds=(1e-3, 1e2), method="bounded",
+                                               options={"xatol": 1e-10})  # fmt: skip
+    assert found == pytest.approx(1 / reference.x, rel=1e-5)
+    assert found == pytest.approx(4, rel=0.2)
+    for scale in (1e-6, 1e6):  # the temperature has the unit of the logits
+        scaled = layers.fit_temperature(logits.double() * scale, labels)
+        assert scaled == pytest.approx(found * scale, rel=1e-6)
+
+
+def test_one_logit_is_the_logit_of_class_one():
+    logits, labels = overconfident()
+    two, labels = logits[labels < 2][:, :2], labels[labels < 2]
+    expected = layers.fit_temperature(two, labels)
+    for single in (two[:, 1] - two[:, 0], two[:, 1:] - two[:, :1]):
+        assert layers.fit_temperature(single, labels) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("form", ["pair", "loader"])
+def test_temperature_scaling_calibrates_and_leaves_the_model(form):
+    logits, labels = overconfident(800)
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3, affine=False)).train()
+    model[1].running_var.fill_(1 - model[1].eps)
+    data = (logits[:400], labels[:400])
+    if form == "loader":
+        rows = torch.utils.data.TensorDataset(*data)
+        data = torch.utils.data.DataLoader(rows, batch_size=64, shuffle=True)
+    scaled = layers.scale_temperature(model, data)
+    assert all(module.training for module in model.modules())
+    assert scaled.temperature.item() == pytest.approx(
+        layers.fit_temperature(logits[:400], labels[:400]), rel=1e-4
+    )
+    scaled.eval()
+    errors = [
+        layers.expected_calibration_error(m(logits[400:]).softmax(1), labels[400:])
+        for m in (model, scaled)
+    ]
+    assert errors[1] < 0.5 * errors[0]
+    again = layers.TemperatureScaled(nn.Sequential(*model))
+    again.load_state_dict(scaled.state_dict())
+    assert torch.equal(again.eval()(logits), scaled(logits))
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        ([[2.0, 0.0], [0.0, 1.0]], [0, 1], "every row is right"),
+        ([[2.0, 0.0], [0.0, 1.0]], [1, 0], "no higher logits"),
+        ([[2.0, 0.0]], [0, 1], "expected logits"),
+        ([], [], "expected logits"),
+    ],
+)
+def test_rows_without_a_best_temperature_are_refused(logits, labels, message):
+    with pytest.raises(ValueError, match=message):
+        layers.fit_temperature(torch.tensor(logits), torch.tensor(labels))
 
 
 TINY = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -10,18 +11,25 @@ def network() -> nn.Sequential:
 
 
 def test_a_checkpoint_without_rates_loads_under_strict():
-    plain = {k: v for k, v in network().state_dict().items() if not k.endswith("rate")}
+    plain = dict(network().state_dict())  # no key for a rate, and no metadata
+    assert set(plain) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     model = network()
     layers.set_rate(model, "1", 0.25)
     model.load_state_dict(plain, strict=True)
     assert model[1].rate == 0.25
-    assert "1.rate" not in plain
 
 
-def test_rates_are_part_of_the_state():
+@pytest.mark.parametrize("how", ["direct", "saved", "by key"])
+def test_a_state_dict_brings_its_rates(how, tmp_path):
     model, other = network(), network()
     layers.set_rate(model, "*", 0.125)
-    other.load_state_dict(model.state_dict())
+    state = model.state_dict()
+    if how == "saved":
+        torch.save(state, tmp_path / "model.pt")
+        state = torch.load(tmp_path / "model.pt", weights_only=True)
+    if how == "by key":
+        state = {**state, "1.rate": torch.tensor(0.125)}
+    other.load_state_dict(state, strict=True)
     assert other[1].rate == 0.125
 
 

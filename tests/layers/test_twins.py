@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,43 @@ def test_seeded_masks_on_the_cpu_are_torchs_own(name):
     expected = getattr(nn, name)(0.5)(x)
     torch.manual_seed(0)
     assert torch.equal(getattr(layers, name)(0.5)(x), expected)
+
+
+SHAPES = {
+    "Dropout": [(), (3,), (2, 3, 4), (2,) * 9],
+    "AlphaDropout": [(), (3,), (2, 3, 4)],
+    "FeatureAlphaDropout": [(2, 3), (2, 3, 4, 4), (2,) * 9],
+    "Dropout1d": [(6, 4), (3, 6, 4)],
+    "Dropout2d": [(6, 4), (3, 6, 4), (3, 6, 4, 4), (3, 6, 2, 2, 2)],
+    "Dropout3d": [(6,), (6, 4), (6, 2, 2), (6, 2, 2, 2), (3, 6, 2, 2, 2), (1, 3, 6, 2, 2, 2)],
+}
+
+
+@pytest.mark.parametrize(("name", "shape"), [(n, s) for n, found in SHAPES.items() for s in found])
+@pytest.mark.parametrize("mapped", [False, True], ids=["plain", "vmap"])
+@pytest.mark.parametrize("rate", [0.0, 0.4, 1.0])
+def test_what_torchs_layer_takes_gives_the_same_numbers(name, shape, mapped, rate):
+    x = torch.randn(5, *shape) if mapped else torch.randn(shape)
+    outputs, warned = [], []
+    for layer in (getattr(nn, name)(rate), getattr(layers, name)(rate)):
+        torch.manual_seed(0)
+        run = torch.vmap(layer, randomness="different") if mapped else layer
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            outputs.append(run(x))
+        warned.append(bool(caught))
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=0, equal_nan=True)
+    assert warned[0] == warned[1]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_checkpoint_of_torchs_layer_and_ours_is_the_same(name):
+    theirs = nn.Sequential(nn.Linear(2, 2), getattr(nn, name)(0.3))
+    ours = nn.Sequential(nn.Linear(2, 2), getattr(layers, name)(0.3))
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert ours[1].rate == torch.tensor(0.3)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +253,7 @@ def test_weight_drop_masks_the_recurrent_weights_only():
     torch.manual_seed(0)
     rnn, x = nn.LSTM(3, 4, 2, bidirectional=True), torch.randn(5, 2, 3)
     layer = layers.WeightDrop(rnn, 0.5)
-    assert {*layer.state_dict()} - {"rate"} == {*rnn.state_dict()}  # no name has changed
+    assert {*layer.state_dict()} == {*rnn.state_dict()}  # no name has changed
     torch.manual_seed(1)
     found, _ = layer(x)
     torch.manual_seed(1)

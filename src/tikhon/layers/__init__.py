@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from tikhon.layers import functional
-from tikhon.layers.calibration import accuracy_rejection, expected_calibration_error
+from tikhon.layers.calibration import (
+    TemperatureScaled,
+    accuracy_rejection,
+    expected_calibration_error,
+    fit_temperature,
+    scale_temperature,
+)
 from tikhon.layers.dropout import (
     AlphaDropout,
     Dropout,
@@ -74,6 +80,7 @@ __all__ = [
     "RateSchedule",
     "RecurrentDropout",
     "ShakeDrop",
+    "TemperatureScaled",
     "TokenDropout",
     "VariationalDropout",
     "WeightDrop",
@@ -82,11 +89,13 @@ __all__ = [
     "audit",
     "common_noise",
     "expected_calibration_error",
+    "fit_temperature",
     "functional",
     "insert_dropout",
     "montecarlo",
     "predict_distribution",
     "replace_dropout",
+    "scale_temperature",
     "set_rate",
     "set_rate_by_depth",
 ]

@@ -15,7 +15,7 @@ from tikhon.layers.noise import NoiseLayer
 class Dropout(NoiseLayer):
     """Zero every entry with probability `rate`, scale the rest by 1 / (1 - rate).
 
-    Shapes: any. `rate` is in [0, 1). The mask is constant along the `tied` dimensions. On the CPU
+    Shapes: any. `rate` is in [0, 1]. The mask is constant along the `tied` dimensions. On the CPU
     and without `tied` it draws torch's own masks. Raises ValueError for a rate out of range.
     Reference: Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html
 
@@ -39,7 +39,7 @@ class Dropout(NoiseLayer):
 class AlphaDropout(NoiseLayer):
     """Dropout for SELU networks: dropped entries take SELU's floor, mean and variance are kept.
 
-    Shapes: any. `rate` is in [0, 1). Raises ValueError for a rate out of range.
+    Shapes: any. `rate` is in [0, 1]. Raises ValueError for a rate out of range.
     Reference: Klambauer et al. 2017, https://arxiv.org/abs/1706.02515
 
     >>> AlphaDropout(0.1).eval()(torch.ones(2))
@@ -59,7 +59,7 @@ class AlphaDropout(NoiseLayer):
 class FeatureAlphaDropout(NoiseLayer):
     """Alpha dropout of whole channels.
 
-    Shapes: (N, C, ...). `rate` is in [0, 1). Raises ValueError for a rate out of range or an input
+    Shapes: (N, C, ...). `rate` is in [0, 1]. Raises ValueError for a rate out of range or an input
     without channels. Reference: Klambauer et al. 2017, https://arxiv.org/abs/1706.02515
 
     >>> FeatureAlphaDropout(0.1).eval()(torch.ones(1, 2))
@@ -71,7 +71,7 @@ class FeatureAlphaDropout(NoiseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
-        check_rank(x, range(2, 9), self, "(N, C, ...)")
+        check_rank(x, range(2, 65), self, "(N, C, ...)")
         return functional.feature_alpha_dropout(
             x, self.rate, training=self.training, generator=self.generator
         )
@@ -80,7 +80,7 @@ class FeatureAlphaDropout(NoiseLayer):
 class GaussianDropout(NoiseLayer):
     """Multiply by normal noise of mean 1 and variance rate / (1 - rate), the variance of dropout.
 
-    Shapes: any. `rate` is in [0, 1). Raises ValueError for a rate out of range.
+    Shapes: any. `rate` is in [0, 1]. Raises ValueError for a rate out of range.
     Reference: Srivastava et al. 2014, section 10, https://jmlr.org/papers/v15/srivastava14a.html
 
     >>> GaussianDropout(0.5).eval()(torch.ones(2))

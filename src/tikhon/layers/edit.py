@@ -19,6 +19,14 @@ from tikhon.layers.sources import noise_sources
 from tikhon.layers.weights import _WeightNoise
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+TORCH: dict[type[nn.Module], type[NoiseLayer]] = {
+    nn.Dropout: dropout.Dropout,
+    nn.Dropout1d: structured.Dropout1d,
+    nn.Dropout2d: structured.Dropout2d,
+    nn.Dropout3d: structured.Dropout3d,
+    nn.AlphaDropout: dropout.AlphaDropout,
+    nn.FeatureAlphaDropout: dropout.FeatureAlphaDropout,
+}
 CHILD = {"after": "noise_after", "before": "noise_before"}
 
 
@@ -132,7 +140,9 @@ def _check(layer: object, pattern: Pattern) -> None:
     if not isinstance(layer, NoiseLayer):
         raise TypeError(f"{name}: expected a layer of tikhon.layers, received {layer!r}")
     if "rate" in layer._buffers:
-        check_rate(layer.rate, f"{name} ({type(layer).__name__})", upper=layer.upper)
+        check_rate(
+            layer.rate, f"{name} ({type(layer).__name__})", upper=layer.upper, closed=layer.closed
+        )
 
 
 def _nothing(model: nn.Module) -> str:
@@ -196,9 +206,15 @@ def _counterpart(module: Any) -> tuple[Callable[..., NoiseLayer], float, dict] |
     """The class, rate and options that do what `module` does, or None."""
     name = type(module).__name__
     if isinstance(module, nn.modules.dropout._DropoutNd):
-        own = getattr(dropout, name, None) or getattr(structured, name)
-        return own, float(module.p), {}
-    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        return next(
+            (
+                (own, float(module.p), {})
+                for theirs, own in TORCH.items()
+                if isinstance(module, theirs) and type(module).forward is theirs.forward
+            ),
+            None,
+        )
+    if type(module) in (nn.MultiheadAttention, nn.LSTM, nn.GRU, nn.RNN):
         return dropout.Dropout, float(module.dropout), {}
     if name == "StochasticDepth":
         return structured.DropPath, module.p, {"mode": module.mode}

@@ -25,6 +25,8 @@ class ConcreteDropout(NoiseLayer):
     (0.1, True)
     """
 
+    closed = False  # the rate is the sigmoid of a finite number
+
     def __init__(self, rate: float = 0.1, *, temperature: float = 0.1) -> None:
         if not temperature > 0:
             raise ValueError(f"ConcreteDropout: temperature must be > 0, received {temperature}")
@@ -81,6 +83,8 @@ class VariationalDropout(NoiseLayer):
     >>> layer(torch.ones(5, 3)).shape, round(layer.rate.mean().item(), 3)
     (torch.Size([5, 2]), 0.1)
     """
+
+    closed = False  # at rate 1 the variance has no value
 
     def __init__(self, module: nn.Module, rate: float = 0.05, *, threshold: float = 3.0) -> None:
         if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):

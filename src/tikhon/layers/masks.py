@@ -12,14 +12,19 @@ Rate = float | Tensor
 Where = str | nn.Module  # who fails: a name, or a layer that knows its `label`
 
 
-def check_rate(rate: object, where: str, *, upper: float = 1.0) -> float:
-    """`rate` as a float in [0, upper), or an error that begins with `where`."""
+def check_rate(rate: object, where: str, *, upper: float = 1.0, closed: bool = True) -> float:
+    """`rate` as a float in [0, upper], without `upper` itself unless `closed`.
+
+    The error begins with `where`.
+    """
     if isinstance(rate, Tensor) and rate.numel() == 1:
         rate = rate.item()
     if isinstance(rate, bool) or not isinstance(rate, (int, float)):
         raise TypeError(f"{where}: the rate must be a number, received {rate!r}")
-    if not (math.isfinite(rate) and 0 <= rate < upper):
-        bound = "finite and >= 0" if upper == math.inf else f"in [0, {upper:g})"
+    below = rate <= upper if closed else rate < upper
+    if not (math.isfinite(rate) and 0 <= rate and below):
+        bracket = "]" if closed else ")"
+        bound = "finite and >= 0" if upper == math.inf else f"in [0, {upper:g}{bracket}"
         raise ValueError(f"{where}: the rate must be {bound}, received {rate!r}")
     return float(rate)
 

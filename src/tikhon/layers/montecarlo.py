@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ def montecarlo(model: nn.Module, *, also: tuple[str, ...] = ()) -> Iterator[None
 
     Sources are those of `layers.audit`, attention and recurrent rates included; batch
     normalisation uses its running statistics and does not move them. `also` are globs on the paths
-    of modules whose noise leaves no trace, such as a call of `F.dropout`. All modes are restored
-    on exit. Raises ValueError if there is no noise. Reference: Gal and Ghahramani 2016,
+    of modules whose noise leaves no trace, such as a call of `F.dropout`; "" is `model` itself.
+    All modes are restored on exit. Raises ValueError if there is no noise. Reference: Gal and Ghahramani 2016,
     https://arxiv.org/abs/1506.02142
 
     >>> model = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5))
@@ -116,7 +117,7 @@ OUTPUTS = ("logits", "probabilities", "values")
 @torch.no_grad()
 def predict_distribution(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Iterable[Any],
     *,
     samples: int = 50,
     output: str = "logits",
@@ -125,12 +126,16 @@ def predict_distribution(
 ) -> Distribution:
     """Predict `x` (N, ...) `samples` times under fresh noise, in few large forward passes.
 
+    `x` is a tensor, or a loader whose batches are tensors or sequences that begin with one, such
+    as (inputs, labels); its batches are moved to the model's device, and their order is kept.
+
     `output` says what the model returns: "logits" (N, classes), which pass through a softmax,
     "probabilities" (N, classes) or "values" (a regression). Where the noise of a row does not
     depend on the others, samples are rows of one batch of at most `chunk` rows; noise shared by
     a batch (on weights, DropBlock, ...) is vectorised by `torch.vmap`, except in recurrent
     stacks. `also` as in `montecarlo`.
-    Raises ValueError for an unknown output, samples < 2 and a model without noise.
+    Raises ValueError for an unknown output, samples < 2, no rows and a model without noise,
+    TypeError for batches of another kind.
     Reference: Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142
 
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3))
@@ -143,11 +148,31 @@ def predict_distribution(
     if samples < 2:
         raise ValueError(f"samples must be at least 2, received {samples}")
     with montecarlo(model, also=also):
-        if all(_rowwise(module) for _, module in noise_sources(model)):
-            drawn = _as_rows(model, x, samples, chunk)
-        else:
-            drawn = _under_vmap(model, x, samples, chunk)
+        rowwise = all(_rowwise(module) for _, module in noise_sources(model))
+        sample = _as_rows if rowwise else _under_vmap
+        drawn = [sample(model, batch, samples, chunk) for batch in inputs_of(x, model)]
+    if not drawn:
+        raise ValueError("x has no batch: nothing to predict")
+    drawn = torch.cat(drawn, dim=1)
     return Distribution(drawn.softmax(-1) if output == "logits" else drawn, output != "values")
+
+
+def inputs_of(x: Tensor | Iterable[Any], model: nn.Module) -> Iterator[Tensor]:
+    """A tensor as it is; the inputs of a loader's batches on the model's device."""
+    if isinstance(x, Tensor):
+        yield x
+        return
+    if isinstance(x, tuple):
+        raise TypeError("expected a tensor or a loader, received a tuple: give the inputs alone")
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    for batch in x:
+        first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(first, Tensor):
+            raise TypeError(
+                "expected a tensor, or a loader whose batches are tensors or begin with one; "
+                f"received a batch of {type(batch).__name__}"
+            )
+        yield first.to(device)
 
 
 def _rowwise(module: nn.Module) -> bool:

@@ -15,13 +15,16 @@ from tikhon.layers.paths import path_in_running_model
 class NoiseLayer(nn.Module):
     """A layer that draws noise in training mode, at a rate held in a buffer.
 
-    A buffer may change between steps without a new compilation, is part of the state dict, and
-    may be stacked by `torch.func.stack_module_state`: one rate for each member of a population.
+    A buffer may change between steps without a new compilation, and may be stacked by
+    `torch.func.stack_module_state`: one rate for each member of a population. The state dict has
+    no key for it, as that of torch's dropout, so checkpoints load both ways under `strict=True`;
+    the rate travels in the state dict's metadata, which `torch.save` keeps.
     `generator` replaces torch's global source of random numbers (eager mode only). `path` is the
     layer's place in the model that a verb walked over last, for messages.
     """
 
-    upper: ClassVar[float] = 1.0  # the rate is in [0, upper)
+    upper: ClassVar[float] = 1.0  # the rate is in [0, upper]
+    closed: ClassVar[bool] = True  # whether `upper` itself is a rate
     rowwise: bool = True  # the noise of one row does not depend on the other rows
 
     rate: Tensor
@@ -30,10 +33,11 @@ class NoiseLayer(nn.Module):
         super().__init__()
         self.generator: torch.Generator | None = None
         self.path = ""
-        self._hold(check_rate(rate, type(self).__name__, upper=self.upper))
+        name = type(self).__name__
+        self._hold(check_rate(rate, name, upper=self.upper, closed=self.closed))
 
     def _hold(self, rate: float) -> None:
-        self.register_buffer("rate", torch.tensor(rate, dtype=torch.float32))
+        self.register_buffer("rate", torch.tensor(rate, dtype=torch.float32), persistent=False)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +51,7 @@ class NoiseLayer(nn.Module):
 
     def check(self, rate: float | Tensor) -> float:
         """`rate` as a float in this layer's range, or an error that names the layer's path."""
-        return check_rate(rate, self.label, upper=self.upper)
+        return check_rate(rate, self.label, upper=self.upper, closed=self.closed)
 
     def set_rate(self, rate: float | Tensor) -> None:
         """Write a rate into the buffer, in place."""
@@ -65,8 +69,15 @@ class NoiseLayer(nn.Module):
             self.rate = rate.to(self.rate.device)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # a checkpoint of a model without noise layers has no rates: keep the present one
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if metadata is not None and "rate" in self._buffers:
+            metadata[prefix[:-1]]["rate"] = self.rate.detach().clone()
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
         if "rate" in self._buffers:
-            state_dict.setdefault(prefix + "rate", self.rate)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            rate = state_dict.pop(prefix + "rate", local_metadata.get("rate"))
+            if rate is not None:  # otherwise a checkpoint without rates: the present one stays
+                self.rate.copy_(rate)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)

@@ -34,7 +34,7 @@ def set_rate(model: nn.Module, pattern: Pattern, rate: float | Tensor) -> list[s
     """Set the rate of every noise layer whose module path matches, and return those paths.
 
     `pattern` is a shell glob (`*` crosses dots) or a layer class; `rate` is a number in the
-    layer's range, usually [0, 1). The buffers are written in place, so a compiled model does not
+    layer's range, usually [0, 1]. The buffers are written in place, so a compiled model does not
     compile again. Raises ValueError for a pattern that matches nothing or a rate out of range,
     and then changes nothing.
 
@@ -56,7 +56,7 @@ def set_rate(model: nn.Module, pattern: Pattern, rate: float | Tensor) -> list[s
 def set_rate_by_depth(model: nn.Module, pattern: Pattern, last: float) -> dict[str, float]:
     """Stochastic depth's rule: of L layers that match `pattern`, layer l gets last * l / L.
 
-    Layers count in model order; `last` is in [0, 1). Returns path -> rate. Raises ValueError as
+    Layers count in model order; `last` is in [0, 1]. Returns path -> rate. Raises ValueError as
     `set_rate` does. Reference: Huang et al. 2016, section 3, https://arxiv.org/abs/1603.09382
     (timm starts from 0 instead: l - 1 of L - 1).
 

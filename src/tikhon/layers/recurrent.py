@@ -96,7 +96,7 @@ class WeightDrop(_RecurrentNoise):
     """DropConnect on the hidden-to-hidden weights of an LSTM, GRU or RNN, one mask for all steps.
 
     It takes the module's place and adopts its parameters: `model.rnn = WeightDrop(model.rnn)`
-    changes no name. Shapes: those of `module`. `rate` is in [0, 1). Raises ValueError for a rate
+    changes no name. Shapes: those of `module`. `rate` is in [0, 1]. Raises ValueError for a rate
     out of range, TypeError for another module.
     Reference: Merity et al. 2018, https://arxiv.org/abs/1708.02182
 
@@ -124,7 +124,7 @@ class RecurrentDropout(_RecurrentNoise):
     (Keras draws one for each gate); memory cells and outputs are not touched. It takes the
     module's place and adopts its parameters: `model.rnn = RecurrentDropout(model.rnn)` changes no
     name. Training steps through time in Python; evaluation is torch's fused code. Shapes: those of
-    `module`, in training not packed. `rate` is in [0, 1). Raises ValueError for a rate out of
+    `module`, in training not packed. `rate` is in [0, 1]. Raises ValueError for a rate out of
     range, TypeError for another module or input. Reference: Gal and Ghahramani 2016,
     https://arxiv.org/abs/1512.05287
 

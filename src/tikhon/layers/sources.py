@@ -91,6 +91,8 @@ def _rates(module: nn.Module) -> list[tuple[str | None, float | None]]:
         return [(None, None)]
     if isinstance(module, nn.RNNBase) and module.num_layers == 1:
         return []  # torch drops between layers only
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        return [("dropout", float(module.dropout))] if module.dropout > 0 else []
     names = [n for n in vars(module) if "drop" in n.lower()]
     if any(word in type(module).__name__ for word in ("Drop", "StochasticDepth")):
         names += [n for n in ("p", "prob", "rate") if n in vars(module)]

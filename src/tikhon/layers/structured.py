@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -14,15 +15,33 @@ from tikhon.layers.noise import NoiseLayer
 
 
 class _SpatialDropout(NoiseLayer):
-    ranks: ClassVar[tuple[int, ...]]
+    """Takes every shape that torch's class of the same name takes, and reads it in the same way."""
+
+    spatial: ClassVar[int]
     shape: ClassVar[str]
+    alone: ClassVar[bool] = True  # a missing dimension is the batch
+    strange: ClassVar[bool] = True  # other ranks are taken with a warning
 
     def __init__(self, rate: float = 0.5) -> None:
         super().__init__(rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
-        check_rank(x, self.ranks, self, self.shape)
+        if x.ndim == self.spatial + 2:
+            return self._drop(x)
+        if not (self.alone and x.ndim == self.spatial + 1):
+            check_rank(
+                x, range(1 if self.alone else 2, 65) if self.strange else (), self, self.shape
+            )
+            read = "(C, ...)" if self.alone else "(N, C, ...)"
+            warnings.warn(
+                f"{type(self).__name__} expects {self.shape}; it reads shape {tuple(x.shape)} as "
+                f"{read}, as torch's does. Use Dropout1d, Dropout or the layer of its rank",
+                stacklevel=2,
+            )
+        return self._drop(x.unsqueeze(0)).squeeze(0) if self.alone else self._drop(x)
+
+    def _drop(self, x: Tensor) -> Tensor:
         return functional.spatial_dropout(
             x, self.rate, training=self.training, generator=self.generator
         )
@@ -31,44 +50,47 @@ class _SpatialDropout(NoiseLayer):
 class Dropout1d(_SpatialDropout):
     """Zero whole channels with probability `rate`, scale the rest by 1 / (1 - rate).
 
-    Shapes: (N, C, L). `rate` is in [0, 1). Raises ValueError for another rank or rate.
-    Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
+    Shapes: (N, C, L), or (C, L) without a batch. `rate` is in [0, 1]. Raises ValueError for
+    another rank or rate. Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
 
     >>> Dropout1d(0.5).eval()(torch.ones(1, 2, 3)).shape
     torch.Size([1, 2, 3])
     """
 
-    ranks = (3,)
-    shape = "(N, C, L)"
+    spatial = 1
+    shape = "(N, C, L) or (C, L)"
+    strange = False
 
 
 class Dropout2d(_SpatialDropout):
     """Zero whole channels with probability `rate`, scale the rest by 1 / (1 - rate).
 
-    Shapes: (N, C, H, W); torch's class takes (N, C, L) too, with a warning, this one refuses it.
-    `rate` is in [0, 1). Raises ValueError for another rank or rate.
-    Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
+    Shapes: (N, C, H, W); other ranks are read as (N, C, ...) with a warning, as torch's class
+    reads them, so (C, H, W) needs a batch dimension. `rate` is in [0, 1]. Raises ValueError for
+    another rate. Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
 
     >>> Dropout2d(0.5).eval()(torch.ones(1, 2, 3, 3)).shape
     torch.Size([1, 2, 3, 3])
     """
 
-    ranks = (4,)
+    spatial = 2
     shape = "(N, C, H, W)"
+    alone = False
 
 
 class Dropout3d(_SpatialDropout):
     """Zero whole channels with probability `rate`, scale the rest by 1 / (1 - rate).
 
-    Shapes: (N, C, D, H, W). `rate` is in [0, 1). Raises ValueError for another rank or rate.
-    Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
+    Shapes: (N, C, D, H, W), or (C, D, H, W) without a batch; other ranks are read as (C, ...)
+    with a warning, as torch's class reads them. `rate` is in [0, 1]. Raises ValueError for
+    another rate. Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
 
     >>> Dropout3d(0.5).eval()(torch.ones(1, 2, 3, 3, 3)).shape
     torch.Size([1, 2, 3, 3, 3])
     """
 
-    ranks = (5,)
-    shape = "(N, C, D, H, W)"
+    spatial = 3
+    shape = "(N, C, D, H, W) or (C, D, H, W)"
 
 
 class _DropBlock(NoiseLayer):
@@ -105,7 +127,7 @@ class _DropBlock(NoiseLayer):
 class DropBlock1d(_DropBlock):
     """Zero blocks of `block_size` steps of a channel, keep the mean of the mask at 1.
 
-    Shapes: (N, C, L) with L >= block_size. `rate` is in [0, 1), `block_size` is odd; `shared`
+    Shapes: (N, C, L) with L >= block_size. `rate` is in [0, 1], `block_size` is odd; `shared`
     gives all channels one mask. Raises ValueError otherwise. Reference: Ghiasi et al. 2018,
     https://arxiv.org/abs/1810.12890
 
@@ -119,7 +141,7 @@ class DropBlock1d(_DropBlock):
 class DropBlock2d(_DropBlock):
     """Zero squares of side `block_size` of a channel, keep the mean of the mask at 1.
 
-    Shapes: (N, C, H, W) with H, W >= block_size. `rate` is in [0, 1), `block_size` is odd;
+    Shapes: (N, C, H, W) with H, W >= block_size. `rate` is in [0, 1], `block_size` is odd;
     `shared` gives all channels one mask. Raises ValueError otherwise.
     Reference: Ghiasi et al. 2018, https://arxiv.org/abs/1810.12890
 
@@ -133,7 +155,7 @@ class DropBlock2d(_DropBlock):
 class DropBlock3d(_DropBlock):
     """Zero cubes of side `block_size` of a channel, keep the mean of the mask at 1.
 
-    Shapes: (N, C, D, H, W) with D, H, W >= block_size. `rate` is in [0, 1), `block_size` is odd;
+    Shapes: (N, C, D, H, W) with D, H, W >= block_size. `rate` is in [0, 1], `block_size` is odd;
     `shared` gives all channels one mask. Raises ValueError otherwise.
     Reference: Ghiasi et al. 2018, https://arxiv.org/abs/1810.12890
 
@@ -147,7 +169,7 @@ class DropBlock3d(_DropBlock):
 class DropPath(NoiseLayer):
     """Stochastic depth: zero a residual branch for a row or for the batch, scale the survivors.
 
-    Shapes: (N, ...). `rate` is in [0, 1); `mode` is "row" or "batch". Raises ValueError otherwise.
+    Shapes: (N, ...). `rate` is in [0, 1]; `mode` is "row" or "batch". Raises ValueError otherwise.
     Reference: Huang et al. 2016, https://arxiv.org/abs/1603.09382
 
     >>> DropPath(0.2).eval()(torch.ones(2, 3)).shape
@@ -169,7 +191,7 @@ class DropPath(NoiseLayer):
 class ShakeDrop(NoiseLayer):
     """Stochastic depth that perturbs a branch, forward and backward, where it would drop it.
 
-    Shapes: (N, ...). `rate` is in [0, 1), the probability of perturbing; `mode` is "batch" (one
+    Shapes: (N, ...). `rate` is in [0, 1], the probability of perturbing; `mode` is "batch" (one
     decision a batch, as in the paper) or "row". Evaluation multiplies by the mean 1 - rate.
     Raises ValueError otherwise. Reference: Yamada et al. 2018, https://arxiv.org/abs/1802.02375
 
@@ -192,7 +214,7 @@ class ShakeDrop(NoiseLayer):
 class TokenDropout(NoiseLayer):
     """Zero whole tokens with probability `rate`, scale the rest by 1 / (1 - rate).
 
-    Shapes: (..., tokens, features). `rate` is in [0, 1). Raises ValueError otherwise.
+    Shapes: (..., tokens, features). `rate` is in [0, 1]. Raises ValueError otherwise.
 
     >>> TokenDropout(0.2).eval()(torch.ones(1, 4, 2)).shape
     torch.Size([1, 4, 2])
@@ -216,7 +238,7 @@ class PatchDropout(NoiseLayer):
     order of the tokens. As in timm the length follows the rate: a compiled model compiles again
     for a new rate, given by `set_rate`, and a population cannot have several. With `remove=False`
     the other tokens become zeros in their places: one shape, one compilation for all rates, one
-    rate for each member; attention still sees the zeros, unless masked. `rate` is in [0, 1).
+    rate for each member; attention still sees the zeros, unless masked. `rate` is in [0, 1].
     Raises ValueError otherwise. Reference: Liu et al. 2022, https://arxiv.org/abs/2208.07220
 
     >>> PatchDropout(0.5)(torch.ones(1, 9, 2)).shape
@@ -254,15 +276,15 @@ class PatchDropout(NoiseLayer):
             where=self,
         )
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
         self._static_rate = self.rate.item()
 
 
 class LockedDropout(NoiseLayer):
     """Variational dropout: one mask for all steps along the dimension `time`.
 
-    Shapes: any with a dimension `time` (1 for batch first, 0 for time first). `rate` is in [0, 1).
+    Shapes: any with a dimension `time` (1 for batch first, 0 for time first). `rate` is in [0, 1].
     Raises ValueError otherwise. Reference: Gal and Ghahramani 2016,
     https://arxiv.org/abs/1512.05287
 
@@ -286,7 +308,7 @@ class LockedDropout(NoiseLayer):
 class WordDropout(NoiseLayer):
     """Replace token ids by `unknown` with probability `rate`, except those in `protect`.
 
-    Shapes: integer ids of any shape. `rate` is in [0, 1). Raises ValueError otherwise.
+    Shapes: integer ids of any shape. `rate` is in [0, 1]. Raises ValueError otherwise.
     Reference: Bowman et al. 2016, https://arxiv.org/abs/1511.06349
 
     >>> WordDropout(0.3, unknown=1).eval()(torch.tensor([5, 6]))
@@ -314,7 +336,7 @@ class WordDropout(NoiseLayer):
 class InputDropout(NoiseLayer):
     """Cutout: zero one square of every image, of `rate` times its area, without rescaling.
 
-    Shapes: (N, C, H, W). `rate` is in [0, 1); the border may cut the square, as in the paper.
+    Shapes: (N, C, H, W). `rate` is in [0, 1]; the border may cut the square, as in the paper.
     Raises ValueError otherwise. Reference: DeVries and Taylor 2017,
     https://arxiv.org/abs/1708.04552
 

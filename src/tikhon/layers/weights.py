@@ -41,7 +41,7 @@ class _WeightNoise(NoiseLayer):
 class DropConnect(_WeightNoise):
     """Dropout on the weights of any module, one mask a forward pass.
 
-    Shapes: those of `module`. `rate` is in [0, 1); `weights` is a glob on the module's parameter
+    Shapes: those of `module`. `rate` is in [0, 1]; `weights` is a glob on the module's parameter
     names. Evaluation uses the weights as they are. Raises ValueError for a rate out of range or a
     pattern that matches no weight. Reference: Wan et al. 2013,
     https://proceedings.mlr.press/v28/wan13.html
@@ -61,7 +61,7 @@ class DropConnect(_WeightNoise):
 class EmbeddingDropout(_WeightNoise):
     """Zero whole words of an embedding with probability `rate`, the same words for the batch.
 
-    Shapes: those of `module`, an `nn.Embedding`. `rate` is in [0, 1). Raises ValueError for a rate
+    Shapes: those of `module`, an `nn.Embedding`. `rate` is in [0, 1]. Raises ValueError for a rate
     out of range. Reference: Gal and Ghahramani 2016, https://arxiv.org/abs/1512.05287
 
     >>> EmbeddingDropout(nn.Embedding(9, 2), 0.1)(torch.tensor([[1, 2]])).shape
@@ -80,7 +80,7 @@ class Mixout(_WeightNoise):
     """Weights fall back to their pre-trained values with probability `rate`, the mean is kept.
 
     Shapes: those of `module`. The target is `module`'s weights when this layer is made, held in
-    buffers. `rate` is in [0, 1). Raises ValueError for a rate out of range or a pattern that
+    buffers. `rate` is in [0, 1]. Raises ValueError for a rate out of range or a pattern that
     matches no weight. Reference: Lee et al. 2020, https://arxiv.org/abs/1909.11299
 
     >>> Mixout(nn.Linear(3, 2), 0.9)(torch.ones(1, 3)).shape
