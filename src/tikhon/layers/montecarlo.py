@@ -27,8 +27,8 @@ def montecarlo(model: nn.Module, *, also: tuple[str, ...] = ()) -> Iterator[None
     Sources are those of `layers.audit`, attention and recurrent rates included; batch
     normalisation uses its running statistics and does not move them. `also` are globs on the paths
     of modules whose noise leaves no trace, such as a call of `F.dropout`; "" is `model` itself.
-    All modes are restored on exit. Raises ValueError if there is no noise. Reference: Gal and Ghahramani 2016,
-    https://arxiv.org/abs/1506.02142
+    All modes are restored on exit. Raises ValueError if there is no noise. Reference: Gal and
+    Ghahramani 2016, https://arxiv.org/abs/1506.02142
 
     >>> model = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5))
     >>> with montecarlo(model): model[0].training, model[1].training

@@ -15,7 +15,7 @@ from tikhon.layers.noise import NoiseLayer
 
 
 class _SpatialDropout(NoiseLayer):
-    """Takes every shape that torch's class of the same name takes, and reads it in the same way."""
+    """Takes every shape that torch's class of the same name takes, and reads it as that does."""
 
     spatial: ClassVar[int]
     shape: ClassVar[str]
