@@ -75,9 +75,9 @@ class NoiseLayer(nn.Module):
         if metadata is not None and "rate" in self._buffers:
             metadata[prefix[:-1]]["rate"] = self.rate.detach().clone()
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args, **kwargs) -> None:
         if "rate" in self._buffers:
             rate = state_dict.pop(prefix + "rate", local_metadata.get("rate"))
             if rate is not None:  # otherwise a checkpoint without rates: the present one stays
                 self.rate.copy_(rate)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)

@@ -276,8 +276,8 @@ class PatchDropout(NoiseLayer):
             where=self,
         )
 
-    def _load_from_state_dict(self, *args) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
         self._static_rate = self.rate.item()
 
 
