@@ -2,13 +2,16 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs bench clean
+.PHONY: demo test coverage docs bench clean
 
 demo: $(VENV)/.installed  ## train, overfit and cure an MLP on digits; writes runs/demo
 	$(BIN)/tikhon demo
 
 test: $(VENV)/.dev  ## the whole quick suite
 	$(BIN)/python -m pytest -n 2
+
+coverage: $(VENV)/.dev  ## the quick suite with its coverage, which has a floor
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
 
 docs: $(VENV)/.dev  ## the documentation, in docs/_build
 	$(BIN)/sphinx-build -W -b html docs docs/_build

@@ -14,7 +14,7 @@ GUIDES = (
     "population", "diagnosis", "cure", "compaction", "report", "live", "cli", "data", "sklearn",
     "compare", "integrations", "article", "benchmarks",
 )  # fmt: skip
-PROJECT = ("contributing", "changelog")
+PROJECT = ("architecture", "contributing", "changelog")
 
 
 def submodules() -> list[str]:

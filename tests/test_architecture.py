@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "tikhon"
 FILES = sorted(SOURCE.rglob("*.py"))
-BUDGET = 400  # lines of a file
+BUDGET = 600  # lines of a file
 FUNCTION = 60  # lines of a function without its docstring
 
 LONG: dict[str, int] = {}  # file -> its budget, with the reason
