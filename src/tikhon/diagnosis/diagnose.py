@@ -96,7 +96,7 @@ class Diagnosis:
 def diagnose(
     model: nn.Module | Callable[[], nn.Module],
     data: Any,
-    loss: Loss,
+    loss: Loss | None,
     *,
     optimizer: Any = None,
     valid: Any = None,
@@ -118,7 +118,10 @@ def diagnose(
         data: a pair (inputs, target) of tensors or arrays (inputs may be a tuple or a
             dictionary for models with several inputs), a loader of such batches, one batch,
             or a path or source name.
-        loss: `loss(output, target)`, a number; a function or a torch loss.
+        loss: `loss(output, target)`, a number; a function or a torch loss. A function whose
+            first parameter is named `model` is called with the model and the batch as the data
+            give it. None takes the model's own: `training_step` of a Lightning module, or `.loss`
+            of what a Hugging Face model returns.
         optimizer: the optimizer bound to the model (copied with groups and state), or a factory
             called with the parameters; without it there is no dry run.
         valid: data for validation, like `data`; needed to see overfitting.

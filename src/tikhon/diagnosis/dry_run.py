@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.diagnosis.feed import Batch, Feed, call
+from tikhon.diagnosis.feed import Batch, Feed
 from tikhon.diagnosis.observe import Instruments
 from tikhon.diagnosis.record import Failure, Point, Probe, Reading, Site
-from tikhon.diagnosis.replica import Replica, undisturbed
+from tikhon.diagnosis.replica import Replica, backward, gradients, undisturbed
 
 
 @dataclass
@@ -93,7 +93,7 @@ def advance(trial: Trial, replica: Replica, batch: Batch, step: int) -> bool:
     if not total.requires_grad:
         trial.gradients.append(0.0)
         return False
-    total.backward()
+    backward(total, model)
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     size = total_norm(grads)
     trial.gradients.append(size)
@@ -132,7 +132,7 @@ def locate(replica: Replica, batch: Batch, step: int) -> Failure:
     handles = [m.register_forward_hook(look(n or type(m).__name__)) for n, m in named]
     try:
         with torch.no_grad(), undisturbed(replica.model, training=True):
-            call(replica.model, batch[0])
+            replica.outcome(batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -155,10 +155,8 @@ def probe(replica: Replica, batch: Batch, step: int, trial: Trial) -> Probe:
     with undisturbed(model, training=True):
         with Instruments(model) as instruments:
             loss = replica.value(batch)
-        grads: tuple[Tensor | None, ...] = ()
-        if loss.requires_grad and parameters:
-            wanted = [*parameters, *instruments.leaves]
-            grads = torch.autograd.grad(loss, wanted, allow_unused=True)[: len(parameters)]
+        wanted = [*parameters, *instruments.leaves]
+        grads = gradients(loss, wanted, model)[: len(parameters)]
         instruments.readings()
         by_parameter: dict[Tensor, Tensor | None] = dict(zip(parameters, grads))
         extra = _penalty_gradients(replica, parameters)
@@ -190,7 +188,7 @@ def _gradients(
     if not own:
         return {}
     data = sum(float(grads[p].double().square().sum()) for p in own)  # type: ignore[union-attr]
-    found = {"gradient": math.sqrt(data / sum(p.numel() for p in own))}
+    found = {"gradient": math.sqrt(data / max(1, sum(p.numel() for p in own)))}
     added = [extra.get(p) for p in own]
     if any(g is not None for g in added):
         share = sum(float(g.double().square().sum()) for g in added if g is not None)
@@ -248,14 +246,13 @@ def score(replica: Replica, batch: Batch, valid: Batch | None, step: int) -> Poi
         with undisturbed(model, training=True):
             loss = float(replica.value(batch))
         with undisturbed(model, training=False):
-            output = call(model, batch[0])
-            eval_loss = float(replica.loss(output, batch[1]))
+            output, eval_loss = replica.outcome(batch)
             metric = skill(output, batch[1])
             if valid is None:
-                return Point(step, loss, eval_loss, metric=metric)
-            output = call(model, valid[0])
-            valid_loss = float(replica.loss(output, valid[1]))
-            return Point(step, loss, eval_loss, valid_loss, metric, skill(output, valid[1]))
+                return Point(step, loss, float(eval_loss), metric=metric)
+            output, valid_loss = replica.outcome(valid)
+            known = skill(output, valid[1])
+            return Point(step, loss, float(eval_loss), float(valid_loss), metric, known)
 
 
 def skill(output: Any, target: Any) -> float | None:

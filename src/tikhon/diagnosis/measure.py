@@ -9,11 +9,12 @@ from torch import nn
 
 from tikhon.diagnosis import static
 from tikhon.diagnosis.dry_run import Trial, probe, run, score
-from tikhon.diagnosis.feed import Batch, Feed, check_fit, feed
+from tikhon.diagnosis.feed import Batch, Feed, check_fit, check_target, feed
 from tikhon.diagnosis.record import Failure, Record
 from tikhon.diagnosis.replica import (
     Loss,
     Replica,
+    gradients,
     isolated,
     replicate,
     undisturbed,
@@ -25,7 +26,7 @@ from tikhon.errors import InputError
 def measure(
     model: nn.Module,
     data: Any,
-    loss: Loss,
+    loss: Loss | None,
     *,
     optimizer: Any = None,
     valid: Any = None,
@@ -42,6 +43,8 @@ def measure(
         judge = feed(valid, rows=512, name="valid").probe if valid is not None else None
         check_fit(unwrap(model), source.probe)
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
+        if not replica.whole:
+            check_target(source.probe)
         size = min(batch_size, source.rows)
         data_facts = static.data_facts(source, replica.model)
         facts = static.model_facts(replica, size)
@@ -60,7 +63,7 @@ def measure(
         batch_size=size,
         steps=trial.steps,
         seed=seed,
-        loss=getattr(loss, "__name__", type(loss).__name__),
+        loss=getattr(replica.loss, "__name__", type(loss).__name__),
         optimizer=_optimizer(replica),
         data=data_facts,
         static=facts,
@@ -106,7 +109,7 @@ def nudge(replica: Replica, batch: Batch, size: float = 0.1) -> bool:
         loss = replica.value(batch)
         if not parameters or not loss.requires_grad:
             return False
-        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        grads = gradients(loss, list(parameters), replica.model)
     with torch.no_grad():
         for parameter, grad in zip(parameters, grads):
             if grad is None or not bool(torch.isfinite(grad).all()) or not bool(grad.any()):
@@ -129,15 +132,23 @@ def unused(replica: Replica, batch: Batch) -> list[str]:
         loss = replica.value(batch)
         if not named or not loss.requires_grad:
             return []
-        grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+        grads = gradients(loss, [p for _, p in named], replica.model)
     return [n for (n, _), g in zip(named, grads) if g is None]
 
 
 def _check(model: Any, loss: Any, steps: int, batch_size: int, clip: float | None) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch module, received {type(model).__name__}")
-    if not callable(loss):
-        raise InputError(f"loss must be callable(output, target), received {type(loss).__name__}")
+    if loss is not None and not callable(loss):
+        raise InputError(
+            "loss must be callable(output, target), callable(model, batch) or None for the "
+            f"model's own, received {type(loss).__name__}"
+        )
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        raise InputError(
+            f"{type(model).__name__} has lazy layers without weights; call the model once on a "
+            "batch before it is diagnosed"
+        )
     if steps < 0 or batch_size < 1:
         raise InputError(
             f"steps must be >= 0 and batch_size >= 1, received {steps} and {batch_size}"

@@ -13,8 +13,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
+from tikhon.diagnosis.feed import tensors
 from tikhon.diagnosis.record import Reading, Site
 
 # largest slope of the bounded activations; the others cannot saturate on both sides
@@ -56,16 +58,17 @@ class Instruments(TorchFunctionMode):
         self.sites: dict[str, Site] = {}
         self.numbers: dict[str, dict[str, float]] = {}
         self.modules: dict[str, nn.Module] = {}
-        self._signals: dict[str, list[Tensor]] = {}
+        self._signals: dict[str, list[list[Tensor]]] = {}  # by site: gradients of each output
         self._profiles: dict[str, Tensor] = {}
         self.leaves: list[Tensor] = []  # inputs of recurrent layers, to differentiate as well
         self._stack: list[str] = [""]
         self._handles: list[Any] = []
         self._seen: dict[str, int] = {}
         self._channels_first = False
+        self._named = dict(model.named_modules())
 
     def __enter__(self) -> Instruments:
-        for name, module in self.model.named_modules():
+        for name, module in self._named.items():
             self._handles += [
                 module.register_forward_pre_hook(self._entering(name), with_kwargs=True),
                 module.register_forward_hook(self._leaving(name), always_call=True),
@@ -81,9 +84,13 @@ class Instruments(TorchFunctionMode):
 
     def readings(self) -> tuple[Reading, ...]:
         """One reading a site, in the order of the forward pass; call after the backward pass."""
-        for name, grads in self._signals.items():
-            total = sum(float(g.double().square().sum()) for g in grads)
-            self.numbers[name]["signal"] = math.sqrt(total / sum(g.numel() for g in grads))
+        for name, outputs in self._signals.items():
+            # the first output that the loss sees: a recurrent layer may be read by its last state
+            grads = next((heard for heard in outputs if heard), [])
+            size = sum(g.numel() for g in grads)
+            if size:
+                total = sum(float(g.double().square().sum()) for g in grads)
+                self.numbers[name]["signal"] = math.sqrt(total / size)
         for name, profile in self._profiles.items():
             self.numbers[name]["time_ratio"] = _time_ratio(profile)
         return tuple(Reading(**self.numbers[name]) for name in self.sites)  # type: ignore[arg-type]
@@ -104,15 +111,16 @@ class Instruments(TorchFunctionMode):
             if len(self._stack) > 1:
                 self._stack.pop()
             role = role_of(module)
-            tensor = output[0] if isinstance(output, tuple) and output else output
-            if role is None or not isinstance(tensor, Tensor):
+            outputs = [t for t in tensors(output) if t.is_floating_point()]
+            if role is None or not outputs:
                 return
             with torch._C.DisableTorchFunction():
-                self._layer(name, role, module, tensor)
+                self._layer(name, role, module, outputs)
 
         return leave
 
-    def _layer(self, name: str, role: str, module: nn.Module, output: Tensor) -> None:
+    def _layer(self, name: str, role: str, module: nn.Module, outputs: list[Tensor]) -> None:
+        output = outputs[0]
         if name not in self.sites:
             self.sites[name] = describe(name, role, module)
             self.modules[name] = module
@@ -123,7 +131,7 @@ class Instruments(TorchFunctionMode):
         if isinstance(module, nn.RNN) and module.nonlinearity == "tanh":
             low = 1 - output.detach().square() < 0.05
             self.numbers[name]["saturated"] = float(low.double().mean())
-        self._listen(name, output)
+        self._listen(name, outputs)
 
     def _watch_time(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         inputs = args[0]
@@ -141,9 +149,13 @@ class Instruments(TorchFunctionMode):
         inputs.register_hook(keep)
         return (inputs, *args[1:])
 
-    def _listen(self, name: str, output: Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(self._signals.setdefault(name, []).append)
+    def _listen(self, name: str, outputs: list[Tensor]) -> None:
+        heard = self._signals.setdefault(name, [])
+        for place, output in enumerate(outputs):
+            if place == len(heard):
+                heard.append([])
+            if output.requires_grad:
+                output.register_hook(heard[place].append)
 
     # activations
 
@@ -172,13 +184,15 @@ class Instruments(TorchFunctionMode):
         options = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
         if func in (torch.nn.functional.relu, torch.nn.functional.hardtanh):
             rest = rest if label == "hardtanh" else ()
-        with torch.enable_grad():
-            z = inputs.detach().clone().requires_grad_()
+        with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):  # not a checkpoint's
             try:
+                z = inputs.detach().clone().requires_grad_()
                 value = func(z.clone(), *_without_flags(rest), **options)
                 (slope,) = torch.autograd.grad(value.sum(), z)
             except (TypeError, RuntimeError):
                 return {}
+        if not slope.numel():
+            return {}
         slope = slope.abs()
         found = {"slope": float(slope.square().mean().sqrt())}
         if label in RECTIFIERS:
@@ -196,7 +210,7 @@ class Instruments(TorchFunctionMode):
 
     def _place(self, label: str, found: dict[str, float], output: Tensor) -> None:
         where = self._stack[-1]
-        module = dict(self.model.named_modules()).get(where) if where else None
+        module = self._named.get(where) if where else None
         own = module is not None and not any(True for _ in module.children())
         name = where if own and not list(module.parameters()) else f"{where}.{label}()"  # type: ignore[union-attr]
         name = name.lstrip(".")
@@ -208,7 +222,7 @@ class Instruments(TorchFunctionMode):
             self.sites[name] = Site(name, label, "activation", trainable=False)
             self.numbers[name] = {}
         self.numbers[name] |= found | _spread(output)
-        self._listen(name, output)
+        self._listen(name, [output])
 
     def _attend(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -248,6 +262,8 @@ def describe(name: str, role: str, module: nn.Module) -> Site:
     trainable = any(p.requires_grad for p in module.parameters())
     if role == "weight":
         weight = cast(Tensor, module.weight)
+        if not weight.numel():
+            return Site(name, kind, role, trainable=False)
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         fan_out, fan_in = weight.shape[0], weight[0].numel()
         spatial = weight[0, 0].numel() if weight.ndim > 2 else 1
@@ -269,7 +285,7 @@ def weights(module: nn.Module) -> dict[str, Any]:
         weight = next(p for n, p in module.named_parameters() if n.startswith("weight_hh"))
         rms = float(weight.detach().double().square().mean().sqrt())
         return {"weight_rms": rms, "weight_factor": rms * math.sqrt(weight.shape[1])}
-    if weight is None or not isinstance(module, WEIGHTED):
+    if weight is None or not isinstance(module, WEIGHTED) or not weight.numel():
         return {}
     values = weight.detach().double()
     rms = float(values.square().mean().sqrt())
@@ -284,14 +300,18 @@ def weights(module: nn.Module) -> dict[str, Any]:
 
 def _spread(output: Tensor) -> dict[str, float]:
     values = output.detach()
-    if not values.is_floating_point():
+    if not values.is_floating_point() or not values.numel():
         return {}
     values = values.double()
     rms = float(values.square().mean().sqrt())
-    if len(values) < 2 or not math.isfinite(rms):
+    if values.ndim == 0 or len(values) < 2 or not math.isfinite(rms):
         return {"rms": rms}
     spread = float(values.std(0).square().mean().sqrt())
     return {"rms": rms, "diversity": spread / rms if rms > 0 else 0.0}
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _without_flags(rest: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tikhon.diagnosis.feed import Batch, tensors
 
 Loss = Callable[[Any, Any], Tensor]
+MANY_CLASSES = 1000  # of a ridge on one-hot targets; more are numbers or a vocabulary
 
 
 def constant_loss(output: Tensor, target: Any, loss: Loss, tail: Loss | None = None) -> float:
@@ -74,7 +75,9 @@ def shallow_skill(batch: Batch, *, width: int = 256, seed: int = 0) -> dict[str,
     x = x - x.mean(0)
     x = x / x.std(0).clamp_min(1e-9 + 1e-6 * float(x.abs().max()))
     classes = not target.is_floating_point() and target.ndim == 1
-    y = torch.nn.functional.one_hot(target).double() if classes else target.double()
+    if classes and not 0 <= int(target.min()) <= int(target.max()) < MANY_CLASSES:
+        return {}
+    y = torch.nn.functional.one_hot(target.long()).double() if classes else target.double()
     y = y.reshape(len(y), -1)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     projection = torch.randn(x.shape[1], width, generator=generator, dtype=torch.float64)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tikhon.diagnosis.feed import Batch, call
+from tikhon.diagnosis.feed import Batch, call, whole
 from tikhon.errors import InputError
 
 if TYPE_CHECKING:
     from tikhon.regularizer.regularizer import Regularizer
 
 Loss = Callable[[Any, Any], Tensor]
+MODEL_WORDS = ("model", "net", "network", "module")  # first parameter of a loss(model, batch)
 
 
 @dataclass
@@ -38,21 +40,28 @@ class Replica:
     patch: str = ""  # the code that a treatment ran
     finish: Callable[[], Any] | None = None  # what a treatment does after training
 
+    @property
+    def whole(self) -> bool:
+        """Whether the loss calls the model itself: `loss(model, batch)`, or the model's own."""
+        return takes_model(self.loss)
+
     def value(self, batch: Batch) -> Tensor:
         """The data loss on a batch; raises `InputError` where it is not a number."""
-        inputs, target = batch
         try:
-            value = self.loss(call(self.model, inputs), target)
-        except (RuntimeError, IndexError, TypeError, ValueError, KeyError) as error:
+            if self.whole:
+                return number_of(self.loss(self.model, whole(batch)))
+            return number_of(self.loss(call(self.model, batch[0]), batch[1]))
+        except InputError:
+            raise
+        except Exception as error:  # the user's model and loss may raise anything
             raise InputError(explain(error, self.model, batch)) from error
-        if not isinstance(value, Tensor):
-            value = torch.as_tensor(value, dtype=torch.get_default_dtype())
-        if value.ndim and value.numel() != 1:
-            raise InputError(
-                f"the loss returned shape {tuple(value.shape)}, one number is needed; "
-                "use reduction='mean' or take .mean()"
-            )
-        return value.reshape(())
+
+    def outcome(self, batch: Batch) -> tuple[Any, Tensor]:
+        """(output, loss) on a batch; the output is None where the loss calls the model itself."""
+        if self.whole:
+            return None, self.value(batch)
+        output = call(self.model, batch[0])
+        return output, number_of(self.loss(output, batch[1]))
 
     def extra(self) -> Tensor | float:
         """What the user's penalty adds to the loss."""
@@ -66,6 +75,102 @@ class Replica:
             assert self.optimizer is not None
             self.regularizer = regularize(self.model, self.optimizer, self.terms)
         return self
+
+
+def number_of(value: Any) -> Tensor:
+    """The loss as a 0-d tensor; raises `InputError` where it is not one number."""
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(value, dtype=torch.get_default_dtype())
+    if value.numel() != 1:
+        raise InputError(
+            f"the loss returned shape {tuple(value.shape)}, one number is needed; "
+            "use reduction='mean' or take .mean()"
+        )
+    return value.reshape(())
+
+
+def takes_model(loss: Any) -> bool:
+    """Whether a loss is of the form `loss(model, batch)`, by the name of its first parameter."""
+    if loss is own_loss:
+        return True
+    if isinstance(loss, nn.Module):
+        return False
+    try:
+        words = list(inspect.signature(loss).parameters)
+    except (TypeError, ValueError):
+        return False
+    return bool(words) and words[0] in MODEL_WORDS
+
+
+def own_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The loss that a model computes itself: `training_step`, or `.loss` of what it returns.
+
+    This is what `loss=None` means: a Lightning module or a Hugging Face model as it is.
+    """
+    step = getattr(model, "training_step", None)
+    try:
+        result = step(batch, 0) if callable(step) else _called_with(model, batch)
+    except TypeError as error:
+        raise InputError(_without_loss(model, f"it cannot take the batch: {error}")) from error
+    if isinstance(result, Mapping):
+        result = result.get("loss")
+    elif not isinstance(result, Tensor):
+        result = getattr(result, "loss", None)
+    if not isinstance(result, Tensor) or result.numel() != 1:
+        raise InputError(_without_loss(model, "neither training_step nor .loss of its output"))
+    return result
+
+
+def _without_loss(model: nn.Module, reason: str) -> str:
+    return (
+        f"{type(model).__name__} gives no loss of its own ({reason}); "
+        "pass loss(output, target) or loss(model, batch)"
+    )
+
+
+def _called_with(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple) else model(batch)
+
+
+def gradients(loss: Tensor, wanted: list[Tensor], model: nn.Module) -> list[Tensor | None]:
+    """Gradients of a loss; None where it does not depend on a tensor.
+
+    A reentrant checkpoint refuses `torch.autograd.grad`: there a whole backward pass is run and
+    `.grad` put back. Raises `InputError` where the backward pass of the user's model fails.
+    """
+    if not loss.requires_grad or not wanted:
+        return [None] * len(wanted)
+    try:
+        return list(torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True))
+    except RuntimeError as error:
+        if "heckpoint" not in str(error):
+            raise InputError(_backward(error, model)) from error
+    kept = [w.grad for w in wanted]
+    try:
+        for w in wanted:
+            w.grad = None
+        backward(loss, model)
+        return [w.grad for w in wanted]
+    finally:
+        for w, before in zip(wanted, kept):
+            w.grad = before
+
+
+def backward(loss: Tensor, model: nn.Module) -> None:
+    """`loss.backward()`; raises `InputError` where the backward pass of the user's model fails."""
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        raise InputError(_backward(error, model)) from error
+
+
+def _backward(error: RuntimeError, model: nn.Module) -> str:
+    text = str(error).splitlines()[0].rstrip(".")
+    hint = "; write x = x + y instead of x += y" if "inplace" in text else ""
+    hint = "; the targets need the dtype of the output" if "dtype" in text else hint
+    return f"the backward pass of {type(model).__name__} failed: {text}{hint}"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -83,7 +188,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def replicate(
     model: nn.Module,
-    loss: Loss,
+    loss: Loss | None,
     optimizer: Any = None,
     *,
     penalty: Any = None,
@@ -94,13 +199,14 @@ def replicate(
     `optimizer` may be an instance bound to the model or a factory called with the parameters.
     """
     model = unwrap(model)
+    loss = own_loss if loss is None else loss
     while hasattr(optimizer, "optimizer") and not isinstance(optimizer, Optimizer):
         optimizer = optimizer.optimizer
     bound = isinstance(optimizer, Optimizer)
     try:
         twin, engine = copy.deepcopy((model, optimizer if bound else None))
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).partition(".")[0]
+    except Exception as error:  # locks, files, tensors of a graph: anything a model may hold
+        reason = str(error).partition(".")[0] or type(error).__name__
         raise InputError(
             f"the model cannot be copied ({reason}); diagnose works on copies, so the model must "
             "survive copy.deepcopy: keep no intermediate tensors of a forward pass on it"
@@ -170,6 +276,36 @@ def undisturbed(model: nn.Module, *, training: bool, seed: int = 0) -> Iterator[
                         now.copy_(before)
 
 
+# words of torch's errors, in lower case, and what to do; the first that fits is told
+HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("mat1", "bias type"), "give the inputs the dtype of the model, with .to(dtype)"),
+    (("out of bounds",), "classes go from 0 to the number of outputs - 1"),
+    (
+        ("more than 1 value per channel",),
+        "BatchNorm cannot train on one row: drop_last=True in the loader",
+    ),
+    (
+        ("multi-target not supported", "class probabilities, got long"),
+        "the target is one class number a row: y.argmax(1) of one-hot rows, y.squeeze(1)",
+    ),
+    (
+        ("between 0 and 1",),
+        "binary_cross_entropy wants probabilities: use binary_cross_entropy_with_logits",
+    ),
+    (
+        ("the same as input size", "must be the same as the input"),
+        "give target and output one shape, as with target.view_as(output)",
+    ),
+    (
+        ("dtype", "long", "float", "scalar type"),
+        "check the dtype of the targets (cross entropy: int64 classes, mse: floats)",
+    ),
+    (("device",), "move the model and the data to one device"),
+    (("argument",), "several inputs are given as a tuple, named ones as a dictionary"),
+    (("shape", "size"), "compare the shapes of output and target"),
+)
+
+
 def explain(error: Exception, model: nn.Module, batch: Batch) -> str:
     """A sentence for an error inside the user's model or loss."""
     from tikhon.diagnosis.feed import tensors
@@ -177,20 +313,9 @@ def explain(error: Exception, model: nn.Module, batch: Batch) -> str:
     facts = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[0]))
     target = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[1]))
     text = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-    hint = ""
-    if "mat1" in text or "bias type" in text:
-        hint = "; give the inputs the dtype of the model, with .to(dtype)"
-    elif "out of bounds" in text:
-        hint = "; classes go from 0 to the number of outputs - 1"
-    elif any(word in text.lower() for word in ("dtype", "long", "float", "scalar type")):
-        hint = "; check the dtype of the targets (cross entropy: int64 classes, mse: floats)"
-    elif "device" in text:
-        hint = "; move the model and the data to one device"
-    elif "argument" in text:
-        hint = "; several inputs are given as a tuple, named ones as a dictionary"
-    elif "shape" in text or "size" in text:
-        hint = "; compare the shapes of output and target"
+    lower = text.lower()
+    hint = next((then for words, then in HINTS if any(w in lower for w in words)), "")
     return (
         f"{type(model).__name__} or its loss failed on a batch with inputs {facts} and target "
-        f"{target}: {text}{hint}"
+        f"{target}: {text}" + (f"; {hint}" if hint else "")
     )

@@ -80,13 +80,16 @@ def data_facts(feed: Feed, model: nn.Module) -> dict[str, Any]:
 def forward_facts(replica: Replica, feed: Feed, sites: tuple[Site, ...]) -> dict[str, Any]:
     """Yardsticks of the loss: trivial predictor, floor of the head, growth with the batch."""
     model, (inputs, target) = replica.model, feed.probe
+    if replica.whole:
+        return {}
     before = {n: (p._version, p.shape) for n, p in model.named_parameters()}
     with torch.no_grad(), undisturbed(model, training=True):
         again = [call(model, inputs)]
     after = {n: (p._version, p.shape) for n, p in model.named_parameters()}
     facts: dict[str, Any] = {"changes_in_forward": before != after}
     output = again[0]
-    if not isinstance(output, Tensor) or not bool(torch.isfinite(output).all()):
+    plain = isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
+    if not plain or not output.numel() or not bool(torch.isfinite(output).all()):
         return facts
     facts["grows_with_batch"] = grows_with_batch(output, target, replica.loss)
     facts["output_units"] = int(output.shape[1]) if output.ndim > 1 else 1

@@ -1,0 +1,214 @@
+"""Programs in all their forms: losses that call the model, models with a loss, batches by name."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+from faulty import CE, adam, classes, deep, fingerprint, he, same
+from tikhon.diagnosis import diagnose
+from tikhon.diagnosis.feed import feed, split, take, whole
+from tikhon.errors import DataError, InputError
+
+
+def by_name():
+    x, y = classes()
+    return {"features": x, "labels": y}
+
+
+class Pretrained(nn.Module):
+    """Takes its labels and returns its loss, as the models of Hugging Face do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = he(deep(2, nn.ReLU, 32))
+
+    def forward(self, features, labels=None):
+        logits = self.body(features)
+        loss = CE(logits, labels) if labels is not None else None
+        return SimpleNamespace(loss=loss, logits=logits)
+
+
+class Lightning(nn.Module):
+    """Computes its loss in `training_step`, as Lightning modules do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = he(deep(2, nn.ReLU, 32))
+
+    def forward(self, x):
+        return self.body(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return {"loss": CE(self(x), y)}
+
+
+def closure(model, batch):
+    x, y = batch
+    return CE(model(x), y) + 1e-4 * model[0].weight.square().sum()
+
+
+FORMS = {
+    "closure": (lambda: he(deep(2, nn.ReLU, 32)), classes, closure),
+    "own loss": (Pretrained, by_name, None),
+    "training_step": (Lightning, classes, None),
+    "unsupervised": (lambda: nn.Linear(16, 16), lambda: classes()[0],
+                     lambda model, batch: (model(batch) - batch).square().mean()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_healthy_program_of_any_form_is_trained_and_left_alone(name):
+    build, data, loss = FORMS[name]
+    torch.manual_seed(0)
+    model = build()
+    engine = adam(0.01)(model.parameters())
+    before = fingerprint(model, engine)
+    found = diagnose(model, data(), loss, optimizer=engine, valid=data(), steps=150)
+    assert same(before, fingerprint(model, engine))
+    assert found.ok, str(found)
+    losses = found.record.losses
+    assert losses[-1] < 0.5 * losses[0]
+    assert found.record.points[-1].valid_loss is not None
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_sick_program_of_any_form_is_found(name):
+    build, data, loss = FORMS[name]
+    torch.manual_seed(0)
+    found = diagnose(build(), data(), loss, optimizer=adam(1e-7), steps=60)
+    assert "slow_convergence" in found.labels, str(found)
+
+
+def test_a_model_without_a_loss_of_its_own_is_refused():
+    with pytest.raises(
+        InputError, match=r"gives no loss of its own .*pass loss\(output, target\)"
+    ):
+        diagnose(deep(1, nn.ReLU), classes(), None)
+
+
+def test_data_without_a_target_need_a_loss_that_calls_the_model():
+    with pytest.raises(DataError, match=r"loss\(model, batch\)"):
+        diagnose(deep(1, nn.ReLU), classes()[0], CE)
+    with pytest.raises(DataError, match="received names features"):
+        diagnose(Pretrained(), {"features": classes()[0]}, CE)
+
+
+class Ragged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.core, self.head = nn.GRU(2, 16, batch_first=True), nn.Linear(16, 2)
+
+    def forward(self, rows):
+        return self.head(self.core(rows)[1][-1])
+
+
+def sequences():
+    generator = torch.Generator().manual_seed(0)
+    lengths = (torch.arange(160) % 5 + 2).tolist()
+    rows = [torch.randn(length, 2, generator=generator) for length in lengths]
+    return rows, torch.stack([(row[0, 0] > 0).long() for row in rows])
+
+
+def test_packed_sequences_are_inputs():
+    rows, y = sequences()
+    torch.manual_seed(0)
+    packed = pack_sequence(rows, enforce_sorted=False)
+    found = diagnose(Ragged(), (packed, y), CE, optimizer=adam(0.02), steps=150)
+    assert found.record.losses[-1] < 0.5 * found.record.losses[0], str(found)
+
+
+def test_a_loader_may_pad_each_batch_to_a_length_of_its_own():
+    rows, y = sequences()
+    pad = nn.utils.rnn.pad_sequence
+    batches = [(pad(rows[k : k + 16], batch_first=True), y[k : k + 16]) for k in range(0, 160, 16)]
+    torch.manual_seed(0)
+    found = diagnose(Ragged(), batches, CE, optimizer=adam(0.02), steps=80)
+    assert found.record.losses[-1] < found.record.losses[0]
+
+
+def test_rows_of_unequal_length_are_refused_with_the_way_out():
+    with pytest.raises(DataError, match="pad_sequence"):
+        diagnose(Ragged(), ([[1.0, 2.0], [1.0]], [0, 1]), CE)
+
+
+def test_a_dataset_is_refused_with_the_way_out():
+    data = torch.utils.data.TensorDataset(*classes())
+    with pytest.raises(DataError, match=r"DataLoader\(dataset"):
+        diagnose(deep(1, nn.ReLU), data, CE)
+
+
+BATCHES = [
+    (torch.zeros(3, 2), torch.zeros(3)),
+    (torch.zeros(3, 2), torch.ones(3), torch.zeros(3)),
+    {"a": torch.zeros(3), "target": torch.ones(3)},
+    {"a": torch.zeros(3), "b": torch.ones(3)},
+]
+
+
+@pytest.mark.parametrize("batch", BATCHES, ids=["pair", "three", "names", "no target"])
+def test_a_batch_is_given_back_as_it_came(batch):
+    again = whole(take(split(batch), torch.arange(3)))
+    assert type(again) is type(batch)
+    if isinstance(batch, dict):
+        assert batch.keys() == again.keys()
+        assert all(torch.equal(batch[k], again[k]) for k in batch)
+    else:
+        assert all(torch.equal(a, b) for a, b in zip(batch, again, strict=True))
+    assert feed(batch).rows == 3
+
+
+class Raises(nn.Module):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.layer, self.error = nn.Linear(16, 4), error
+
+    def forward(self, x):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [AssertionError("shape"), AttributeError("no w"),
+                                   ZeroDivisionError("by zero"), NotImplementedError("later")],
+                         ids=lambda e: type(e).__name__)  # fmt: skip
+def test_whatever_the_model_raises_is_explained(error):
+    with pytest.raises(InputError, match=r"Raises or its loss failed on a batch with inputs"):
+        diagnose(Raises(error), classes(), CE)
+
+
+HINTS = [
+    (nn.BCEWithLogitsLoss(), lambda y: (y > 1).float(), 1, "view_as"),
+    (CE, lambda y: nn.functional.one_hot(y), 4, "argmax"),
+    (nn.BCELoss(), lambda y: (y[:, None] > 1).float(), 1, "with_logits"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("loss", "change", "outputs", "words"), HINTS, ids=[h[3] for h in HINTS])
+def test_the_usual_errors_of_losses_say_what_to_write(loss, change, outputs, words):
+    x, y = classes()
+    with pytest.raises(InputError, match=words):
+        diagnose(nn.Linear(16, outputs), (5 * x, change(y)), loss, optimizer=adam(0.01), steps=2)
+
+
+def test_a_backward_pass_that_fails_is_explained():
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 4)
+
+        def forward(self, x):
+            y = torch.sigmoid(self.layer(x))
+            y += 1
+            return y
+
+    with pytest.raises(InputError, match=r"backward pass of InPlace failed.*x = x \+ y"):
+        diagnose(InPlace(), classes(), CE, optimizer=adam(0.01), steps=2)
+
+
+def test_lazy_layers_are_refused():
+    with pytest.raises(InputError, match="call the model once"):
+        diagnose(nn.LazyLinear(4), classes(), CE)
