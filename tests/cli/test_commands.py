@@ -5,8 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from tikhon import __version__
+from tikhon import __version__, report
 from tikhon.cli import COMMANDS, main
+from tikhon.report.page import Label, Table
+from tikhon.report.saved import read
 
 
 @pytest.fixture(autouse=True)
@@ -33,14 +35,15 @@ def test_help_and_version_import_nothing_heavy(arguments):
 
 
 def test_fit_writes_a_run_and_prints_what_it_found(folder, capsys):
-    assert main(["fit", "iris", "--l1", "1e-2", "--l2", "1e-3", "--epochs", "3"]) == 0
+    arguments = ["fit", "iris", "--l1", "1e-2", "--l2", "1e-3", "--epochs", "3", "--verbose"]
+    assert main(arguments) == 0
     out, err = capsys.readouterr()
     run = folder / "runs/iris-1"
     assert {p.name for p in run.iterdir()} == {
         *("config.json", "history.jsonl", "manifest.json", "model.safetensors"),
         *("report.html", "result.json"),
     }
-    for part in ("train", "valid", "test", "fc1.weight/L1", "overfit", "report: runs/iris-1"):
+    for part in ("Training", "Validation", "Test", "fc1.weight/L1", "report: runs/iris-1"):
         assert part in out
     for part in ("90 rows to train on", "data loss", "penalty", "fc1 |w|1", "fc1 |w|2", "zeros"):
         assert part in err
@@ -56,10 +59,48 @@ def test_fit_writes_a_run_and_prints_what_it_found(folder, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("data", ["iris", "diabetes"])
+def test_the_terminal_and_the_page_say_the_same(folder, capsys, data):
+    """All sentences and numbers of the page's first section are printed, with the yardsticks."""
+    assert main(["fit", data, "--epochs", "3", "-q", "-o", "run"]) == 0
+    out = capsys.readouterr().out
+    page = report.build(read(folder / "run"))
+    for words in (page.verdict, *page.more):
+        assert words.text("en") in out
+    tables = [block for block in page.sections[0].blocks if isinstance(block, Table)]
+    cells = [cell for table in tables for row in table.rows for cell in row]
+    assert len(cells) > 10
+    for cell in cells:
+        assert (cell.text("en") if isinstance(cell, Label) else str(cell)) in out
+    assert "Always" in out and "Linear model, validation" in out
+    assert all(command in out for command in page.following) and page.following
+
+
+def test_without_epochs_it_trains_until_it_no_longer_improves(folder, capsys):
+    assert main(["fit", "iris", "-o", "run"]) == 0
+    out, err = capsys.readouterr()
+    assert "until the validation loss has not improved for 50 epochs" in err
+    assert "stopped after" in out and "Still improving" not in out
+    assert len(err.splitlines()) < 20  # a line for some of the epochs, where there is no terminal
+    config = json.loads((folder / "run/config.json").read_text())
+    assert config["recipe"]["early_stopping"] == 50
+    assert main(["fit", "iris", "--schedule", "cosine", "-o", "fixed"]) == 0
+    assert "20 epochs, because schedule cosine spans them" in capsys.readouterr().err
+    history = (folder / "fixed/history.jsonl").read_text().splitlines()
+    assert len(history) == 20
+
+
+def test_a_linear_yardstick_can_be_left_out(capsys):
+    assert main(["fit", "iris", "--epochs", "2", "-q", "--no-linear"]) == 0
+    out = capsys.readouterr().out
+    assert "Linear" not in out and "Always" in out
+
+
 def test_json_is_one_document_and_quiet_is_silent(capsys):
     assert main(["fit", "iris", "--epochs", "2", "--json", "--quiet"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["metrics"]["test/accuracy"] >= 0 and err == ""
+    assert len(out) < 5000, "the histograms and curves are in result.json"
 
 
 def test_same_seed_same_result(capsys):
@@ -110,7 +151,7 @@ def test_own_files_regression_and_models(folder, capsys):
     x = generator.normal(size=(80, 36)).astype(np.float32)
     np.savez(folder / "own.npz", X=x, y=x[:, 0] * 3 + 1)
     assert main(["fit", "own.npz", "--epochs", "2", "-q", "--model", "linear"]) == 0
-    assert "rmse" in capsys.readouterr().out
+    assert "RMSE" in capsys.readouterr().out
     assert main(["fit", "diabetes", "--epochs", "1", "-q", "--model", "mlp:8,4"]) == 0
     assert main(["fit", "digits", "--epochs", "1", "-q", "--model", "convnet"]) == 0
 

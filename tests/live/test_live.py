@@ -66,7 +66,7 @@ def test_a_running_fit_in_the_browser(tab, running):
     points = "document.querySelector('.chart').data[0]"
     assert tab.run(f"[{points}.x.length, {points}.y[4]]") == [5, 0.123]
     tab.click("[data-switch=zh]")
-    tab.wait("document.querySelector('h2').innerText === '结论'")
+    tab.wait("document.querySelector('h2').innerText === '得分'")
     with (run / "history.jsonl").open("a") as file:
         file.write(json.dumps({**last, "epoch": 6, "train/loss": None}) + '\n{"epoch": 7, "tr')
     tab.wait("document.body.innerText.includes('训练在第 6 轮发散')")
@@ -156,7 +156,7 @@ def test_long_histories_are_thinned(tmp_path):
     assert short.history[-1]["epoch"] == 9000
     assert any(r["epoch"] == 4325 for r in short.history)
     start = time.process_time()
-    assert "diverged at epoch 4325" in Watched(run).page()
+    assert "diverged in epoch 4325" in Watched(run).page()
     assert time.process_time() - start < 10
 
 

@@ -83,7 +83,7 @@ def test_a_run_that_diverged(tab, tmp_path):
     (run / "history.jsonl").write_text("\n".join([*history, broken]))
     opened(tab, run, tmp_path)
     assert tab.complaints == []
-    assert "the training diverged" in tab.run("document.body.innerText")
+    assert "The training diverged" in tab.run("document.body.innerText")
 
 
 # Every text whose contrast with the painted background is under WCAG's 4.5:1 (3:1 if large).

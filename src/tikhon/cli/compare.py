@@ -9,11 +9,13 @@ import typer
 
 from tikhon.cli import tables
 from tikhon.cli.options import (
+    MODEL,
+    REGULARIZATION,
+    TRAINING,
     Budget,
     Data,
     DataDir,
     Debug,
-    Epochs,
     Json,
     Output,
     Overwrite,
@@ -23,29 +25,51 @@ from tikhon.cli.options import (
 )
 from tikhon.errors import InputError
 
-Sizes = Annotated[str | None, typer.Option(metavar="N,N,...")]
+
+def _sizes_option(help: str) -> Any:
+    return typer.Option(metavar="N,N,...", help=help, show_default="none", rich_help_panel=MODEL)
 
 
 def compare(
     data: Data,
-    methods: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,A+B,...", help="none, l1, l2, dropout, auto, l2+dropout, ..."),
-    ] = None,
-    model: Annotated[str, typer.Option(help="As for fit.")] = "mlp",
-    splits: Annotated[int, typer.Option(help="Splits of the rows, each drawn anew.")] = 5,
-    trials: Annotated[
-        int | None, typer.Option(help="Trainings a method and split; from the budget if left out.")
-    ] = None,
-    widths: Sizes = None,
-    depths: Sizes = None,
     target: tables.Target = None,
     task: tables.Task = None,
-    epochs: Epochs = 30,
-    batch_size: int = 64,
+    data_dir: DataDir = None,
+    model: Annotated[str, typer.Option(help="As for fit.", rich_help_panel=MODEL)] = "mlp",
+    widths: Annotated[
+        str | None, _sizes_option("Hidden widths to try with strengths of L2.")
+    ] = None,
+    depths: Annotated[
+        str | None, _sizes_option("Depths to try with remedies and strengths of L2.")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,A+B,...",
+            help="none, l1, l2, dropout, auto, l2+dropout, ...",
+            show_default="eleven of them",
+            rich_help_panel=REGULARIZATION,
+        ),
+    ] = None,
+    splits: Annotated[
+        int, typer.Option(help="Splits of the rows, each drawn anew.", rich_help_panel=TRAINING)
+    ] = 5,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            help="Trainings for each method and split.",
+            show_default="6, or by the budget",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(help="Passes over the training rows.", rich_help_panel=TRAINING)
+    ] = 30,
+    batch_size: Annotated[
+        int, typer.Option(help="Rows of a step.", rich_help_panel=TRAINING)
+    ] = 64,
     budget: Budget = None,
     seed: Seed = 0,
-    data_dir: DataDir = None,
     output: Output = None,
     overwrite: Overwrite = False,
     json: Json = False,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tikhon.cli import compacted, tables
+from tikhon.cli.conclusion import conclude_fit
 from tikhon.cli.folders import about_data, command_of, output_of
+from tikhon.cli.length import length_of, needs_length
 from tikhon.cli.options import penalty_entry, seconds, strength
 from tikhon.cli.progress import FitProgress
 from tikhon.cli.terminal import Terminal
@@ -19,13 +21,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tikhon.data import Split
-    from tikhon.training import Run
     from tikhon.training.recipe import Recipe
 
 _TABLE = ("task", "time", "group", "drop", "categorical", "separator", "decimal", "encoding",
           "missing", "bad_rows")  # fmt: skip
-_TRAINING = ("loss", "optimizer", "lr", "momentum", "schedule", "batch_size", "epochs", "seed",
-             "device")  # fmt: skip
+_TRAINING = ("loss", "optimizer", "lr", "momentum", "schedule", "batch_size", "seed", "device")
 _PENALTIES = ("l1", "l2", "elastic_net", "group_lasso")
 _RECIPE = ("dropout", "label_smoothing", "confidence_penalty", "r_drop", "mixup", "cutmix",
            "input_noise", "clip_norm", "clip_value", "clip_adaptive", "averaging",
@@ -42,6 +42,7 @@ class Job:
     training: dict[str, Any]
     path: Path
     about: dict[str, Any]
+    length: str  # how long it trains, in words, where the options do not say
 
 
 def carry_out(given: Mapping[str, Any]) -> int:
@@ -56,11 +57,13 @@ def carry_out(given: Mapping[str, Any]) -> int:
         return 0
     _introduce(terminal, job)
     limit_threads(job.about["model"]["parameters"] * given["batch_size"])
-    with interruptible() as interrupt, FitProgress(terminal, given["epochs"]) as progress:
+    showing = FitProgress(terminal, verbose=given["verbose"])
+    with interruptible() as interrupt, showing as progress:
         run = fit(
             job.network, job.parts.train, job.recipe, valid=job.parts.valid, test=job.parts.test,
             unit=job.parts.train.unit, output=job.path, about=job.about,
-            refit=given["refit"], resume=given["resume"], overwrite=given["overwrite"],
+            refit=given["refit"], linear=given["linear"],
+            resume=given["resume"], overwrite=given["overwrite"],
             checkpoint_every=given["checkpoint_every"], stop=interrupt.__bool__,
             on_tick=progress.tick, on_epoch=progress.epoch,
             on_warning=lambda text: terminal.note(f"warning: {text}", "yellow"),
@@ -83,7 +86,8 @@ def carry_out(given: Mapping[str, Any]) -> int:
             terminal, run.model, job.parts.test.x[:256], job.path,
             shrink=given["compact"], export=given["export"],
         )  # fmt: skip
-    return _conclude(terminal, run, job.path, more)
+    conclude_fit(terminal, run, job.path, more, job.parts.train.classes)
+    return 0
 
 
 def _complete(terminal: Terminal, path: Path) -> bool:
@@ -111,17 +115,22 @@ def _prepare(given: Mapping[str, Any]) -> Job:
     from tikhon.models import build
     from tikhon.training import Settings
 
-    training: dict[str, Any] = {name: given[name] for name in _TRAINING} | {
-        "budget": seconds(given["budget"])
-    }
+    training: dict[str, Any] = {name: given[name] for name in _TRAINING}
+    budget, epochs = seconds(given["budget"]), given["epochs"]
     table = tables.table_options(
         given["data"], given["target"], **{name: given[name] for name in _TABLE}
     )
     compacted.check_export(given["export"])
     recipe = _recipe(given)
-    Settings(**training)
+    Settings(**training, budget=budget, epochs=1 if epochs is None else epochs)
     source = load(given["data"], data_dir=given["data_dir"], table=table)
     parts = split(source, valid=given["valid"], test=given["test"], seed=given["seed"])
+    length = length_of(
+        epochs, budget, recipe, batches=-(-len(parts.train.x) // given["batch_size"]),
+        needs=needs_length(given, recipe, len(parts.valid.x) > 0),
+    )  # fmt: skip
+    recipe = replace(recipe, early_stopping=length.patience)
+    training |= {"epochs": length.epochs, "budget": length.budget}
     path = output_of(given["output"], source.name, given["resume"])
     rate = recipe.dropout if isinstance(recipe.dropout, float) else 0.0
     shape = parts.train.shape
@@ -135,7 +144,7 @@ def _prepare(given: Mapping[str, Any]) -> Job:
         "data": about_data(source, parts, given["valid"], given["test"], table),
         "model": model,
     }
-    return Job(network, parts, recipe, training, path, about)
+    return Job(network, parts, recipe, training, path, about, length.words)
 
 
 def _recipe(given: Mapping[str, Any]) -> Recipe:
@@ -175,10 +184,14 @@ def _introduce(terminal: Terminal, job: Job) -> None:
         f"model {job.about['model']['name']}"
     )
     shown = job.recipe.to_dict()
+    if job.length:
+        shown.pop("early_stopping", None)  # the line below says it
     for entry in shown.pop("penalties", []):
         shown[f"{entry['penalty']} on {entry['pattern']}"] = entry["strength"]
     text = ", ".join(f"{name} {_inline(value)}" for name, value in shown.items())
     terminal.note(f"recipe: {text or 'none'}")
+    if job.length:
+        terminal.note(f"trains {job.length}")
 
 
 def _inline(value: Any) -> str:
@@ -187,46 +200,3 @@ def _inline(value: Any) -> str:
         return str(value)
     entries = [f"{k}={v}" for k, v in value.items() if k != "kind"]
     return f"{value.get('kind', '')}({', '.join(entries)})"
-
-
-def _conclude(terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any]) -> int:
-    from tikhon.report import write
-    from tikhon.runs.run_directory import RESULT, RunDirectory
-    from tikhon.training.result import result_of
-
-    result = result_of(run) | dict(more)
-    folder = RunDirectory(path)
-    folder.write(RESULT, result)
-    page = write(path)
-    folder.finish()
-    metrics = result["metrics"]
-    kinds = [k.removeprefix("train/") for k in metrics if k.startswith("train/")]
-    rows = [
-        [part, *(f"{metrics[f'{part}/{kind}']:.4f}" for kind in kinds)]
-        for part in ("train", "valid", "test")
-        if f"{part}/{kinds[0]}" in metrics
-    ]
-    terminal.table(["rows", *kinds], rows)
-    if result["penalties"]:
-        audited = any("verdict" in p for p in result["penalties"].values())
-        rows = [
-            [name, f"{p['strength']:.3g}", f"{p['value']:.4g}", f"{p['zeros']:.1%}",
-             *((_audit(p),) if audited else ())]
-            for name, p in result["penalties"].items()
-        ]  # fmt: skip
-        head = ["penalty", "strength", "value", "exact zeros", *(("audit",) if audited else ())]
-        terminal.table(head, rows)
-        if audited:
-            terminal.note(
-                "audit: slope of the validation loss in log strength, as a share of that loss"
-            )
-    terminal.say(f"{result['verdict']} {run.seconds:.1f} s, ended by {run.ended}.")
-    terminal.say(f"report: {page}")
-    for command in result["next"]:
-        terminal.say(f"next:   {command}")
-    terminal.document({"output": str(path), **result})
-    return 0
-
-
-def _audit(penalty: Mapping[str, Any]) -> str:
-    return f"{penalty['verdict']} ({penalty['slope']:+.3f})" if "verdict" in penalty else ""

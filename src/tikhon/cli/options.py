@@ -11,26 +11,61 @@ import typer
 
 from tikhon.errors import InputError
 
+# The panels of --help, in this order.
+DATA, MODEL, REGULARIZATION = "Data", "Model", "Regularization"
+TRAINING, OUTPUT = "Training", "Output"
+
 Data = Annotated[
-    str, typer.Argument(metavar="DATA", help="digits, mnist, ... or a file or folder of arrays.")
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="digits, mnist, ..., a table with --target, or a file or folder of arrays.",
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", rich_help_panel=TRAINING)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=TRAINING)]
 Output = Annotated[
-    Path | None, typer.Option(help="Folder of the run.", metavar="RUN", show_default="runs/DATA-N")
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Folder of the run.", metavar="RUN", show_default="runs/DATA-N",
+        rich_help_panel=OUTPUT,
+    ),
+]  # fmt: skip
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as one JSON document.", rich_help_panel=OUTPUT),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Epochs = Annotated[int, typer.Option(help="Passes over the training rows.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=OUTPUT)
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="A line per epoch, with penalties and norms.",
+        rich_help_panel=OUTPUT,
+    ),
+]  # fmt: skip
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT),
+]
 Budget = Annotated[
-    str | None, typer.Option(help="Stop after this time: 60s, 5m, 1h.", metavar="TIME")
+    str | None,
+    typer.Option(
+        help="Stop after this time: 60s, 5m, 1h.", metavar="TIME", rich_help_panel=TRAINING
+    ),
 ]
 DataDir = Annotated[
-    Path | None, typer.Option(help="Folder that holds the data's files.", metavar="DIR")
+    Path | None,
+    typer.Option(help="Folder that holds the data's files.", metavar="DIR", rich_help_panel=DATA),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in --output.", rich_help_panel=OUTPUT)
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace the run in --output.", rich_help_panel=OUTPUT),
+]
 
 
 def seconds(text: str | None) -> float | None:

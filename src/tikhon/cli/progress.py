@@ -1,7 +1,8 @@
-"""The progress of a training: a bar within the epoch, a line for each."""
+"""The progress of a training: a bar within the epoch, a line for some epochs or for each."""
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,17 @@ _SHOWN = 3  # weights whose norms fit on a line; the history file has all
 
 
 class FitProgress:
-    """Shows where a training is and one line an epoch, on stderr."""
+    """Shows where a training is, on stderr.
 
-    def __init__(self, terminal: Terminal, epochs: int) -> None:
-        self._terminal, self._bar = terminal, terminal.progress()
+    On a terminal a bar with loss, score and time left; elsewhere a line for the epochs 1, 2, 5,
+    10, 20, 50, ... `verbose` prints a line per epoch with penalties and norms on either.
+    """
+
+    def __init__(self, terminal: Terminal, *, verbose: bool = False) -> None:
+        self._terminal, self._verbose = terminal, verbose
+        self._bar = terminal.progress()
         self._task = self._bar.add_task("", total=None, rate="", note="")
-        self._epochs, self._header = epochs, ""
+        self._header, self._score = "", ""
         self._began: tuple[float, int] | None = None
         self.step = 0
 
@@ -40,33 +46,52 @@ class FitProgress:
             total=progress.steps,
             completed=progress.step,
             rate=f"{steps:,.0f} steps/s" if steps else "",
-            note=f"loss {progress.loss:.4f}",
+            note=f"loss {progress.loss:.3f}{self._score}",
         )
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the line of an epoch, under a header where the columns change."""
         self.step = row["step"]
-        cells = self._cells(row)
+        kind = "accuracy" if "train/accuracy" in row else "rmse"
+        if f"valid/{kind}" in row:
+            self._score = f", valid {kind} {row[f'valid/{kind}']:.4g}"
+        if not self._verbose and (not self._bar.disable or not _round(row["epoch"])):
+            return
+        cells = _wide(row, kind) if self._verbose else _narrow(row, kind)
         header = "  ".join(name.rjust(len(value)) for name, value in cells)
         if header.split() != self._header.split():
             self._header = header
             self._terminal.note(header, "bold")
         self._terminal.note("  ".join(value.rjust(len(name)) for name, value in cells))
 
-    def _cells(self, row: dict[str, Any]) -> list[tuple[str, str]]:
-        kind = "accuracy" if "train/accuracy" in row else "rmse"
-        cells = [("epoch", f"{row['epoch']:>5}"), ("data loss", f"{row['train/loss']:9.4f}")]
-        values = [v for k, v in row.items() if k.startswith("penalty/") and k.endswith("/value")]
-        if values:
-            cells.append(("penalty", f"{sum(values):8.4f}"))
-        zeros = {k.split("/")[1]: v for k, v in row.items() if k.endswith("/zeros")}
-        params = list(dict.fromkeys(k.split("/")[1] for k in row if k.startswith("norm/")))
-        for name in params[:_SHOWN]:
-            short = name.removesuffix(".weight")
-            cells.append((f"{short} |w|1", f"{row[f'norm/{name}/l1']:8.2f}"))
-            cells.append((f"{short} |w|2", f"{row[f'norm/{name}/l2']:8.3f}"))
-            cells.append((f"{short} zeros", f"{zeros.get(name, 0.0):7.1%}"))
-        for part in ("train", "valid"):
-            if f"{part}/{kind}" in row:
-                cells.append((f"{part} {kind}", f"{row[f'{part}/{kind}']:8.4f}"))
-        return cells
+
+def _round(epoch: int) -> bool:
+    """Whether an epoch is 1, 2 or 5 times a power of ten."""
+    return epoch / 10 ** math.floor(math.log10(epoch)) in (1, 2, 5)
+
+
+def _narrow(row: dict[str, Any], kind: str) -> list[tuple[str, str]]:
+    cells = [("epoch", f"{row['epoch']:>5}"), ("seconds", f"{row['seconds']:7.1f}")]
+    for part in ("train", "valid"):
+        for key in ("loss", kind):
+            if f"{part}/{key}" in row:
+                cells.append((f"{part} {key}", f"{row[f'{part}/{key}']:8.4f}"))
+    return cells
+
+
+def _wide(row: dict[str, Any], kind: str) -> list[tuple[str, str]]:
+    cells = [("epoch", f"{row['epoch']:>5}"), ("data loss", f"{row['train/loss']:9.4f}")]
+    values = [v for k, v in row.items() if k.startswith("penalty/") and k.endswith("/value")]
+    if values:
+        cells.append(("penalty", f"{sum(values):8.4f}"))
+    zeros = {k.split("/")[1]: v for k, v in row.items() if k.endswith("/zeros")}
+    params = list(dict.fromkeys(k.split("/")[1] for k in row if k.startswith("norm/")))
+    for name in params[:_SHOWN]:
+        short = name.removesuffix(".weight")
+        cells.append((f"{short} |w|1", f"{row[f'norm/{name}/l1']:8.2f}"))
+        cells.append((f"{short} |w|2", f"{row[f'norm/{name}/l2']:8.3f}"))
+        cells.append((f"{short} zeros", f"{zeros.get(name, 0.0):7.1%}"))
+    for part in ("train", "valid"):
+        if f"{part}/{kind}" in row:
+            cells.append((f"{part} {kind}", f"{row[f'{part}/{kind}']:8.4f}"))
+    return cells

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tikhon.data.dataset import Dataset
     from tikhon.data.table import TableOptions
 
-_PANEL = "Tables (.csv, .tsv, .parquet)"
+_PANEL = "Data"
 
 
 def _option(help: str, metavar: str | None = None, name: str | None = None):

@@ -31,13 +31,17 @@ class Terminal:
         """A line of the result."""
         self.out.print(text, style=style or None, markup=False)
 
+    def tell(self, text: str) -> None:
+        """A sentence of the result, wrapped between words on a terminal."""
+        self.out.print(text, markup=False, soft_wrap=not self.out.is_terminal)
+
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     ) -> None:
         """A table of the result; the first column is text, the others are numbers."""
         table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="right" if i else "left", no_wrap=True)
+            table.add_column(column, justify="right" if i else "left")
         for row in rows:
             table.add_row(*row)
         self.out.print(table)

@@ -222,7 +222,7 @@ class _Trainer:
         run = fit(
             model, train, recipe, valid=valid, test=test, lr=lr, schedule="cosine",
             batch_size=self.batch_size, epochs=self.epochs, seed=seed, unit=parts.train.unit,
-            device="cpu",
+            device="cpu", linear=False,
         )  # fmt: skip
         return Fitted(recipe, lr, seed, model, dict(run.metrics or {}), run.seconds)
 

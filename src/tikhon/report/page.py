@@ -144,11 +144,17 @@ class Fact:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report: the verdict first, then the sections that support it."""
+    """A whole report: the verdict first, then the sections that support it.
+
+    `more` are sentences that follow the verdict, `following` the commands to run next. The
+    terminal prints these, and the tables of the first section, from the same value.
+    """
 
     title: Label | Name
     level: Level
     verdict: Label | Name
+    more: tuple[Label | Name, ...] = ()
+    following: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
     about: tuple[tuple[Label, str], ...] = ()  # data, model, seed, versions: small print
     sections: tuple[Section, ...] = ()

@@ -94,7 +94,7 @@ def train(
     return fit(
         model, parts.train, arm.recipe(strength), valid=parts.valid, test=parts.test,
         lr=setting.lr, batch_size=setting.batch_size, epochs=setting.epochs, seed=seed,
-        device="cpu", stop=stop,
+        device="cpu", stop=stop, linear=False,
     )  # fmt: skip
 
 

@@ -20,11 +20,12 @@ from tikhon.errors import InputError, StorageError
 from tikhon.runs import checkpoint
 from tikhon.runs.files import plain, write_bytes, write_tensors
 from tikhon.runs.run_directory import CHECKPOINT, CONFIG, HISTORY, MODEL, RESULT, RunDirectory
-from tikhon.training import judged, measures
+from tikhon.training import judged, measures, yardsticks
 from tikhon.training.loop import Progress, Training
 from tikhon.training.recipe import Recipe
 from tikhon.training.refit import check_refit, train_again
 from tikhon.training.settings import Loss, Settings
+from tikhon.training.yardsticks import Assessment
 
 _SAVE_FAILURES = 3  # checkpoints in a row that may fail (a full disk) before the run stops
 
@@ -36,7 +37,8 @@ class Run:
     `penalties` holds value, strength and zeros of every term at the end and, of strengths that
     adapted, the `slope` of the validation loss with its `verdict` (`implicit_slopes`).
     `history` has one dict an epoch, keys as in `history.jsonl`; `ended` is "epochs",
-    "early stopping", "budget" or "stopped"; `best_epoch` counts from 1.
+    "early stopping", "budget" or "stopped"; `best_epoch` counts from 1. `assessment` has the
+    scores beside their yardsticks, and how far they can be trusted; None if it was stopped.
     """
 
     model: nn.Module
@@ -49,11 +51,12 @@ class Run:
     metrics: Mapping[str, float] | None = None
     penalties: Mapping[str, Mapping[str, Any]] | None = None
     command: tuple[str, ...] = ()
+    assessment: Assessment | None = None
 
     def __str__(self) -> str:
-        from tikhon.training.result import verdict
+        from tikhon.training.result import statements
 
-        return verdict(self.metrics or {}, self.history)
+        return " ".join(map(str, statements(self)))
 
 
 def fit(
@@ -77,6 +80,7 @@ def fit(
     output: str | PathLike[str] | None = None,
     about: Mapping[str, Any] | None = None,
     refit: bool = False,
+    linear: bool = True,
     resume: bool = False,
     overwrite: bool = False,
     checkpoint_every: float = 10.0,
@@ -104,6 +108,7 @@ def fit(
         output: folder of the run: configuration, history, result, weights, checkpoints.
         refit: train once more from the same start on train + valid, with the strengths that the
             first training has found ("auto") at the same shares of the way; that model comes out.
+        linear: train a linear model beside it, as a yardstick of the scores.
         about: what goes into `config.json` beside the settings: data, model, command.
         resume: continue the run in `output` bit for bit from its last checkpoint.
         overwrite: replace a run that is in `output`.
@@ -140,7 +145,7 @@ def fit(
             ended = training.run(**hooks)
             if start is not None and ended != "stopped":
                 ended = train_again(training, start, stop) or ended
-            return _run(training, ended, None, parts[2])
+            return _run(training, ended, None, parts[2], linear=linear)
         with RunDirectory(output) as folder:
             config = _config(training, about or {})
             _open(folder, training, config, resume=resume, overwrite=overwrite)
@@ -150,9 +155,8 @@ def fit(
             if start is not None and ended != "stopped":
                 saver()  # a refit that is interrupted begins anew from here
                 ended = train_again(training, start, stop) or ended
-            run = _run(
-                training, ended, str(folder.path), parts[2], tuple(config.get("command", ()))
-            )
+            command = tuple(config.get("command", ()))
+            run = _run(training, ended, str(folder.path), parts[2], command, linear=linear)
             if ended != "stopped":
                 _close(folder, training, run)
             return run
@@ -285,23 +289,26 @@ def versions() -> dict[str, Any]:
 
 
 def _run(
-    training: Training, ended: str, path: str | None, test: Any, command: tuple[str, ...] = ()
-) -> Run:
+    training: Training, ended: str, path: str | None, test: Any, command: tuple[str, ...] = (),
+    *, linear: bool,
+) -> Run:  # fmt: skip
     model, valid = training.model, training.valid
     last = training.history[-1] if training.history else {}
-    metrics = {k: v for k, v in last.items() if k.startswith(("train/", "valid/"))}
+    metrics: Mapping[str, float] = {
+        k: v for k, v in last.items() if k.startswith(("train/", "valid/"))
+    }
+    assessment = None
     if ended != "stopped":
-        parts = {"train": (training.x, training.y), "valid": valid}
+        parts = {"train": (training.x, training.y)}
+        if valid is not None:
+            parts["valid"] = valid
         if test is not None:
             parts["test"] = tuple(part.to(training.device) for part in test)
-        metrics = {
-            f"{name}/{key}": value
-            for name, part in parts.items()
-            if part is not None
-            for key, value in measures.score(
-                model, part[0], part[1], training.loss, training.unit
-            ).items()
-        }
+        known = isinstance(training.settings.loss, str)
+        assessment = yardsticks.assess(
+            model, parts, training.loss, unit=training.unit, linear=linear, known_loss=known
+        )
+        metrics = assessment.metrics
     penalties = measures.penalties(training.regularizer)
     if ended != "stopped" and valid is not None and judged.adapts(training.regularizer):
         assert training.regularizer is not None
@@ -319,6 +326,7 @@ def _run(
         metrics,
         penalties,
         command,
+        assessment,
     )
 
 

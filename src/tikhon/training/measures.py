@@ -25,19 +25,47 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
         model.train(training)
 
 
-@torch.no_grad()
 def score(
     model: nn.Module, x: Tensor, y: Tensor, loss: Loss, unit: float = 1.0
 ) -> dict[str, float]:
-    """Loss, and accuracy or, for float targets, root mean square error in the target's unit."""
-    output = predict(model, x)
+    """`scores_of` the model's outputs."""
+    return scores_of(predict(model, x), y, loss, unit)
+
+
+@torch.no_grad()
+def scores_of(
+    output: Tensor, y: Tensor, loss: Loss, unit: float = 1.0, *, imbalanced: bool = False
+) -> dict[str, float]:
+    """Loss and accuracy; for float targets root mean square error, in their unit, and R2.
+
+    `imbalanced` adds what rare classes are judged by: the mean of the classes' recalls and the
+    mean of their average precisions (scikit-learn's). R2 is left out where the targets are equal.
+    """
     found = {"loss": float(loss(output, y))}
-    if y.is_floating_point():
-        error = output.reshape(y.shape) - y
-        found["rmse"] = float(error.square().mean().sqrt()) * unit
-    else:
+    if not y.is_floating_point():
         found["accuracy"] = float((output.argmax(1) == y).double().mean())
+        return found | (_of_rare_classes(output, y) if imbalanced else {})
+    error = (output.reshape(y.shape) - y).square()
+    found["rmse"] = float(error.mean().sqrt()) * unit
+    spread = float((y - y.mean(0)).square().mean())
+    if spread > 0:
+        found["r2"] = 1 - float(error.mean()) / spread
     return found
+
+
+def _of_rare_classes(output: Tensor, y: Tensor) -> dict[str, float]:
+    from sklearn.metrics import average_precision_score, recall_score
+
+    known, there = y.cpu().numpy(), y.unique().tolist()
+    shares = output.double().softmax(1).cpu().numpy()
+    recall = recall_score(
+        known, output.argmax(1).cpu().numpy(), labels=there, average="macro", zero_division=0
+    )
+    precisions = [average_precision_score(known == k, shares[:, k]) for k in there]
+    return {
+        "balanced_accuracy": float(recall),
+        "average_precision": float(sum(precisions) / len(precisions)),
+    }
 
 
 @torch.no_grad()

@@ -22,7 +22,8 @@ def predictions(
 ) -> dict[str, Any]:  # fmt: skip
     """For class numbers `y` (N,) `confusion` and `calibration`, for numbers `pairs` and errors.
 
-    `confusion[i][j]` counts rows of class i that are taken for class j, up to 30 classes.
+    `confusion[i][j]` counts rows of class i that are taken for class j, `recall[i]` is the share
+    of them taken for class i; up to 30 classes.
     `calibration` has mean confidence, accuracy and rows of each tenth of confidence that occurs.
     `pairs` are (true, predicted) of at most 400 rows, evenly chosen, in the target's own unit:
     `unit` and `center` undo its scaling.
@@ -37,6 +38,7 @@ def predictions(
         count = output.shape[1]
         cells = torch.bincount(y * count + taken, minlength=count**2).view(count, count)
         found |= {"classes": list(map(str, classes)), "confusion": cells.tolist()}
+        found["recall"] = (cells.diag() / cells.sum(1).clamp(min=1)).tolist()
     return found
 
 

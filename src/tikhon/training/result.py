@@ -1,102 +1,105 @@
-"""What a run came to, in one document and one sentence."""
+"""What a run came to, in one document: its scores, its verdict, what to run next."""
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tikhon.training import measures
 from tikhon.training.fit import Run
+from tikhon.training.verdict import Scores, Statement, judge
 
-_GAP = 0.03  # of accuracy between training and validation rows that is called overfitting
-_RATIO = 1.25  # of their root mean square errors
-_RISE = 1.1  # of the validation loss over its lowest value
+_LONGER = 5  # times the epochs of a run that was still improving
+_UNREPEATED = ("--overwrite", "--json", "--quiet", "-q", "--verbose")
 
 
-def result_of(run: Run) -> dict[str, Any]:
-    """The `result.json` of a fit."""
-    metrics = dict(run.metrics or {})
+def result_of(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """The `result.json` of a fit; `classes` are the names of the class numbers."""
+    found = statements(run, classes)
+    scores = scores_of(run, classes)
     return {
         "kind": "fit",
-        "verdict": verdict(metrics, run.history),
-        "metrics": metrics,
+        "verdict": " ".join(map(str, found)),
+        "statements": [statement.to_dict() for statement in found],
+        "metrics": dict(run.metrics or {}),
+        "rows": dict(scores.rows),
+        "errors": dict(scores.errors),
+        "answer": scores.answer,
+        "yardsticks": {name: dict(held) for name, held in (scores.yardsticks or {}).items()},
+        "margins": {name: dict(held) for name, held in (scores.margins or {}).items()},
         "penalties": dict(run.penalties or {}),
         "weights": measures.weights(run.model),
         "best_epoch": run.best_epoch,
         "epochs": len(run.history),
         "ended": run.ended,
         "seconds": run.seconds,
-        "next": next_commands(run),
+        "next": next_commands(run, found),
     }
 
 
-def verdict(metrics: Mapping[str, float], history: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Overfitting or not, by the gap between training and validation and by the loss's turn.
-
-    >>> verdict({"train/accuracy": 1.0, "valid/accuracy": 0.8})
-    'Overfits: accuracy 1.000 on training rows, 0.800 on validation rows (gap 0.200).'
-    """
-    judged = "Overfits" if overfits(metrics) else "Does not overfit"
-    if "valid/accuracy" in metrics:
-        train, valid = metrics["train/accuracy"], metrics["valid/accuracy"]
-        text = (
-            f"{judged}: accuracy {train:.3f} on training rows, {valid:.3f} on validation rows "
-            f"(gap {train - valid:.3f})"
-        )
-    elif "valid/rmse" in metrics:
-        train, valid = metrics["train/rmse"], metrics["valid/rmse"]
-        text = (
-            f"{judged}: root mean square error {train:.4g} on training rows, {valid:.4g} on "
-            f"validation rows (ratio {valid / train if train else math.inf:.2f})"
-        )
-    else:
-        name = next((k for k in ("train/accuracy", "train/rmse") if k in metrics), None)
-        score = f"{name.removeprefix('train/')} {metrics[name]:.4g}, " if name else ""
-        return f"Trained: {score}without validation rows, so overfitting cannot be judged."
-    low = lowest(history)
-    if low is not None and metrics["valid/loss"] > _RISE * low["valid/loss"]:
-        text += (
-            f"; the validation loss has risen from {low['valid/loss']:.4f} in epoch "
-            f"{low['epoch']} to {metrics['valid/loss']:.4f}"
-        )
-    return text + "."
+def statements(run: Run, classes: Sequence[str] = ()) -> tuple[Statement, ...]:
+    """The sentences of the verdict, the one that matters most first."""
+    return judge(scores_of(run, classes), run.history, run.ended)
 
 
-def overfits(metrics: Mapping[str, float]) -> bool:
-    """Whether the gap between training and validation rows is beyond the limit."""
-    if "valid/accuracy" in metrics:
-        return metrics["train/accuracy"] - metrics["valid/accuracy"] > _GAP
-    return "valid/rmse" in metrics and metrics["valid/rmse"] > _RATIO * metrics["train/rmse"]
+def scores_of(run: Run, classes: Sequence[str] = ()) -> Scores:
+    """What the verdict of a run rests on."""
+    found = run.assessment
+    if found is None:
+        return Scores(run.metrics or {}, {}, {})
+    answer = None
+    if found.answer is not None:
+        name = classes[found.answer] if found.answer < len(classes) else str(found.answer)
+        answer = repr(str(name)) if classes else f"class {name}"
+    weights = [p for p in run.model.parameters() if p.ndim > 1]
+    return Scores(
+        found.metrics, found.rows, found.errors, found.part, answer, found.yardsticks,
+        found.margins, linear=len(weights) == 1,
+    )  # fmt: skip
 
 
-def lowest(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The epoch of the lowest validation loss."""
-    return min(
-        (row for row in history if "valid/loss" in row),
-        key=lambda row: row["valid/loss"],
-        default=None,
-    )
-
-
-def next_commands(run: Run) -> list[str]:
+def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:
     """What to run next: the same with an answer to what was found."""
     if run.path is None or not run.command:
         return []
-    again = list(run.command)
-    if "--output" in again:
-        at = again.index("--output")
-        del again[at : at + 2]
-    again = [a for a in again if a not in ("--overwrite", "--json", "--quiet", "-q")]
-    low = lowest(run.history)
-    metrics = run.metrics or {}
-    found = []
-    if overfits(metrics) and "--l2" not in again:
-        found.append(shlex.join([*again, "--l2", "auto"]))
-    final = metrics.get("valid/loss", 0.0)  # absent after a refit: the rows were trained on
-    if low is not None and final > _RISE * low["valid/loss"]:
-        if "--early-stopping" not in again:
-            found.append(shlex.join([*again, "--early-stopping", "5"]))
-    target = again[again.index("--target") :][:2] if "--target" in again else []
-    return found or [shlex.join(["tikhon", "compare", *run.command[2:3], *target])]
+    again = _without(run.command, "--output", "-o")
+    again = [a for a in again if a not in _UNREPEATED]
+    codes = {statement.code.removesuffix("_ratio") for statement in found}
+    if codes & {"improving", "one_epoch"}:
+        return [shlex.join(_longer(run, again))]
+    commands = []
+    if "overfits" in codes and "--l2" not in again:
+        commands.append(shlex.join([*again, "--l2", "auto"]))
+    if "rising" in codes and "--early-stopping" not in again:
+        commands.append(shlex.join([*again, "--early-stopping", "5"]))
+    if codes & {"no_better_class", "no_better_mean", "linear_better"} and not commands:
+        return [shlex.join(["tikhon", "tune", *_data(again)])]
+    return commands or [shlex.join(["tikhon", "compare", *_data(again)])]
+
+
+def _longer(run: Run, again: Sequence[str]) -> list[str]:
+    """The command with more of what ended the run."""
+    if run.ended == "budget":
+        minutes = max(2, -(-_LONGER * round(run.seconds) // 60))
+        return [*_without(again, "--budget"), "--budget", f"{minutes}m"]
+    if any(a.split("=")[0] == "--epochs" for a in again):
+        return _without(again, "--epochs")  # until it stops improving
+    return [*again, "--epochs", str(_LONGER * len(run.history))]
+
+
+def _without(command: Sequence[str], *options: str) -> list[str]:
+    """The command without options that take a value, in either spelling."""
+    kept, skip = [], False
+    for argument in command:
+        named = argument.split("=")[0] in options
+        if not skip and not named:
+            kept.append(argument)
+        skip = named and "=" not in argument
+    return kept
+
+
+def _data(command: Sequence[str]) -> list[str]:
+    """DATA and its target, for another verb on the same rows."""
+    at = command.index("--target") if "--target" in command else None
+    return [*command[2:3], *(command[at : at + 2] if at is not None else ())]

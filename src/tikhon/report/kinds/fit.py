@@ -8,11 +8,10 @@ from tikhon.report.charts import finite
 from tikhon.report.kinds import answers, parts
 from tikhon.report.kinds.parts import Metric
 from tikhon.report.page import (
-    Cell,
     Fact,
     Label,
     Level,
-    Mark,
+    Name,
     Page,
     Section,
     Table,
@@ -20,32 +19,30 @@ from tikhon.report.page import (
     percent,
     say,
     seconds,
-    strength,
 )
 from tikhon.report.saved import SavedRun
 
-RISE_LIMIT = 1.1  # last validation loss over the smallest one
+PARTS = {"train": "training", "valid": "validation", "test": "test"}
 
 
 def page(run: SavedRun) -> Page:
-    """Verdict table, learning curves, penalties over time, weights, how to reproduce."""
-    metric = parts.metric_of(run.history)
+    """Verdict, scores beside their yardsticks, learning curves, penalties, weights, answers."""
+    metric = parts.metric_of([*run.history, run.result.get("metrics") or {}])
     best = run.result.get("best_epoch")
     record = parts.final_record(run)
-    rows = checks(run, metric, record)
-    marks: list[Level] = [cell.level for row in rows for cell in row if isinstance(cell, Mark)]
-    head = (say("check"), say("value"), say("limit"), say("verdict"))
-    table = Table(say("checks_caption"), head, tuple(rows))
+    sentences = verdict(run, metric, record)
     penalties = parts.penalty_table(run.result.get("penalties") or {})
-    summary = (table, penalties) if penalties else (table,)
+    summary = (scores(run, metric, record), recalls(run), penalties)
     return Page(
         title=say("title_fit", data=parts.data_name(run)),
-        level=parts.worst(marks) if run.result else "watch",
-        verdict=verdict(run, metric, record),
+        level=level(run),
+        verdict=sentences[0],
+        more=sentences[1:],
+        following=tuple(map(str, run.result.get("next") or ())),
         facts=facts(run, metric, record),
         about=parts.about(run),
         sections=parts.sections(
-            Section(say("verdict"), summary),
+            Section(say("scores"), tuple(table for table in summary if table)),
             parts.curves(run, metric, best),
             parts.penalties_over_time(run),
             parts.weights(run.result.get("weights") or {}),
@@ -55,53 +52,84 @@ def page(run: SavedRun) -> Page:
     )
 
 
-def gap(metric: Metric, record: dict[str, Any]) -> float | None:
-    """Gap between train and validation score in one record."""
-    train, valid = record.get(f"train/{metric.key}"), record.get(f"valid/{metric.key}")
-    match finite([train, valid]):
-        case [train, valid]:
-            return metric.gap(train, valid)
-    return None
-
-
-def verdict(run: SavedRun, metric: Metric, record: dict[str, Any]) -> Label:
-    """What the run shows, in one sentence."""
+def level(run: SavedRun) -> Level:
+    """The most severe of the sentences; no verdict on a run that goes on."""
+    if broken(run):
+        return "bad"
     if not run.result:
-        return say("unfinished", epochs=len(run.history))
-    values = {
-        "metric": metric.label,
-        "train": number(record.get(f"train/{metric.key}")),
-        "valid": number(record.get(f"valid/{metric.key}")),
-    }
-    size = gap(metric, record)
-    if size is None:
-        return say("fit_no_valid", **values)
-    return say("fit_memorises" if size > metric.limit else "fit_even", **values)
+        return "plain"
+    return parts.worst(found["level"] for found in run.result.get("statements") or ())
 
 
-def checks(run: SavedRun, metric: Metric, record: dict[str, Any]) -> list[tuple[Cell, ...]]:
-    """Value, limit and verdict of every check that this run allows."""
-    size = gap(metric, record)
-    rows: list[tuple[Cell, ...]] = [
-        (
-            say("check_gap") if metric.higher else say("check_ratio"),
-            number(size),
-            strength(metric.limit),
-            parts.gap_mark(metric, size),
-        )
+def broken(run: SavedRun) -> Any:
+    """The first epoch whose loss is not finite."""
+    known = (r for r in run.history if "train/loss" in r)
+    return next((r.get("epoch") for r in known if not finite([r["train/loss"]])), None)
+
+
+def verdict(run: SavedRun, metric: Metric, record: dict[str, Any]) -> tuple[Label, ...]:
+    """What the run shows: the sentences that it printed, the one that matters most first."""
+    if (epoch := broken(run)) is not None:
+        return (say("diverged", epoch=epoch),)
+    if not run.result:
+        return (say("unfinished", epochs=len(run.history)),)
+    found = [sentence(entry) for entry in run.result.get("statements") or ()]
+    if found:
+        return tuple(found)
+    values = {part: number(record.get(f"{part}/{metric.key}")) for part in ("train", "valid")}
+    key = "fit_plain" if values["valid"] != "–" else "fit_no_valid"
+    return (say(key, metric=metric.label, **values),)  # of a version that kept no sentences
+
+
+def sentence(entry: dict[str, Any]) -> Label:
+    """One kept sentence in the page's languages."""
+    values = {k: v for k, v in entry.items() if k not in ("code", "level")}
+    if "part" in values:
+        values["part"] = say(f"rows_of_{values['part']}")
+    return say(f"verdict_{entry['code']}", **values)
+
+
+def scores(run: SavedRun, metric: Metric, record: dict[str, Any]) -> Table | None:
+    """The scores of every part of the data, then those of the yardsticks on the same rows."""
+    names = ("train", "valid", "test")
+    keys = dict.fromkeys(k.partition("/")[2] for k in record if k.partition("/")[0] in names)
+    first = [metric.key, *(k for k in parts.SCORES if k != metric.key)]
+    keys = [k for k in first if k in keys]
+    held: list[tuple[Label, dict[str, Any], str]] = [
+        (say(f"part_{part}"), record, part) for part in names
     ]
-    losses = finite(run.series("valid/loss"))
-    if losses and min(losses) > 0:
-        rise = losses[-1] / min(losses)
-        level: Level = "good" if rise <= RISE_LIMIT else "watch"
-        mark = Mark(level, say("rise_small" if level == "good" else "rise_large"))
-        rows.append((say("check_rise"), number(rise), strength(RISE_LIMIT), mark))
-    broken = [r.get("epoch") for r in run.history if not finite([r.get("train/loss")])]
-    mark = Mark("good", say("all_finite"))
-    if broken:
-        mark = Mark("bad", say("diverged", epoch=broken[0]))
-    rows.append((say("check_finite"), str(len(broken)), "0", mark))
-    return rows
+    for name, found in (run.result.get("yardsticks") or {}).items():
+        for part in names:
+            held.append((yardstick(run, name, say(f"rows_of_{PARTS[part]}")), found, part))
+    rows = tuple(
+        (label, *(number(found.get(f"{part}/{key}")) for key in keys))
+        for label, found, part in held
+        if any(f"{part}/{key}" in found for key in keys)
+    )
+    head = (say("rows"), *(say(f"metric_{key}") for key in keys))
+    return Table(say("scores_caption"), head, rows) if rows else None
+
+
+def yardstick(run: SavedRun, name: str, part: Label) -> Label:
+    """What a yardstick answers, on some rows."""
+    if name == "constant" and run.result.get("answer"):
+        return say("yardstick_class", answer=run.result["answer"], part=part)
+    return say("yardstick_mean" if name == "constant" else "yardstick_linear", part=part)
+
+
+def recalls(run: SavedRun) -> Table | None:
+    """The share of every class that is found, where classes are of unequal size."""
+    found = run.result.get("predictions") or {}
+    metrics = run.result.get("metrics") or {}
+    if "recall" not in found or "test/balanced_accuracy" not in metrics:
+        return None
+    counts = [sum(row) for row in found["confusion"]]
+    rows = tuple(
+        (Name(name), f"{count:,}", number(recall))
+        for name, count, recall in zip(found["classes"], counts, found["recall"])
+    )
+    head = (say("true_class"), say("test_rows"), say("recall"))
+    return Table(say("recall_caption"), head, rows)
 
 
 def facts(run: SavedRun, metric: Metric, record: dict[str, Any]) -> tuple[Fact, ...]:

@@ -31,6 +31,7 @@ from tikhon.report.saved import SavedRun
 
 GAP_LIMIT = 0.03  # accuracy on the training rows above accuracy on held-out rows
 RATIO_LIMIT = 1.25  # held-out error over training error, for regression
+SCORES = ("accuracy", "rmse", "r2", "balanced_accuracy", "average_precision", "loss")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""The end of a command: the page's own sentences and tables, printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tikhon.report.page import Label, Mark, Name, Page, Section, Table
+
+if TYPE_CHECKING:
+    from tikhon.cli.terminal import Terminal
+    from tikhon.training.fit import Run
+
+_LEFT_OUT = ("weights", "predictions", "statements", "errors", "margins")  # result.json has them
+_ENDED = {
+    "epochs": "epochs trained: {epochs}",
+    "early stopping": "stopped after {epochs} epochs, the state of epoch {best_epoch} was kept",
+    "budget": "its time was over after {epochs} epochs",
+}
+
+
+def conclude_fit(
+    terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any], classes: Sequence[str]
+) -> None:
+    """Write result and page of a fit, and print them."""
+    from tikhon.runs.run_directory import RESULT, RunDirectory
+    from tikhon.training.result import result_of
+
+    result = result_of(run, classes) | dict(more)
+    folder = RunDirectory(path)
+    folder.write(RESULT, result)
+    page = write(path)
+    folder.finish()
+    show(terminal, path)
+    ended = _ENDED[run.ended].format_map(result)
+    terminal.say(f"{run.seconds:.1f} s, {ended}.")
+    following(terminal, page, result["next"])
+    small = {key: value for key, value in result.items() if key not in _LEFT_OUT}
+    terminal.document({"output": str(path), "report": str(page), **small})
+
+
+def write(path: Path) -> Path:
+    """The page of a finished run."""
+    from tikhon import report
+
+    return report.write(path)
+
+
+def show(terminal: Terminal, path: Path) -> Page:
+    """Print the tables and the sentences of a run's page."""
+    from tikhon import report
+    from tikhon.report.saved import read
+
+    page = report.build(read(path))
+    for table in _tables(page.sections[0]):
+        terminal.table([text(head) for head in table.head], cells(table))
+    for sentence in (page.verdict, *page.more):
+        terminal.tell(text(sentence))
+    return page
+
+
+def following(terminal: Terminal, page: Path, commands: Sequence[str]) -> None:
+    """Where the page is, and what to run next."""
+    terminal.say(f"report: {page}")
+    for command in commands:
+        terminal.say(f"next:   {command}")
+
+
+def _tables(section: Section) -> list[Table]:
+    return [block for block in section.blocks if isinstance(block, Table)]
+
+
+def cells(table: Table) -> list[list[str]]:
+    """The rows of a page's table as text; the chosen one is marked."""
+    rows = [[text(cell) for cell in row] for row in table.rows]
+    if table.chosen is not None:
+        rows[table.chosen][0] += " *"
+    return rows
+
+
+def text(cell: Any) -> str:
+    """A text of the page in English."""
+    if isinstance(cell, Mark):
+        return cell.label.text("en")
+    if isinstance(cell, Label):
+        return cell.text("en")
+    return cell.text if isinstance(cell, Name) else str(cell)

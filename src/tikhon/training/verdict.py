@@ -1,0 +1,283 @@
+"""What a training came to, in sentences with their numbers: pure, from scores and history."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+GAP = 0.03  # of accuracy between training and validation rows: less is no overfitting
+RATIO = 1.25  # of their root mean square errors
+RISE = 1.1  # of the validation loss over its lowest value
+FALL = 0.02  # of the validation loss over the last quarter of the epochs: more is improving
+SHARE = 0.1  # of its whole fall that came in the last quarter: more is improving, however slowly
+CERTAIN = 1.96  # standard errors of a 95% interval
+
+# The page carries these sentences too, as `verdict_<code>`, and in Chinese.
+WORDS = {
+    "no_better_class": "No better than always answering {answer}, as far as {rows} {part} rows "
+    "tell: accuracy {score} against {baseline}.",
+    "no_better_mean": "No better than always answering the mean, as far as {rows} {part} rows "
+    "tell: RMSE {score} against {baseline}.",
+    "only_probabilities": "Right no more often than always answering {answer} (accuracy {score} "
+    "against {baseline} on {rows} {part} rows); its probabilities are better (loss {loss} "
+    "against {baseline_loss}).",
+    "improving": "Still improving when it ended after {epochs} epochs: train longer.",
+    "one_epoch": "Trained for one epoch only: train longer.",
+    "overfits": "Overfits: accuracy {train} on training rows, {valid} on validation rows (gap "
+    "{gap}, 95% interval {low} to {high}).",
+    "overfits_ratio": "Overfits: RMSE {train} on training rows, {valid} on validation rows "
+    "(ratio {gap}, 95% interval {low} to {high}).",
+    "even": "Does not overfit: accuracy {train} on training rows, {valid} on validation rows "
+    "(gap {gap}, 95% interval {low} to {high}).",
+    "even_ratio": "Does not overfit: RMSE {train} on training rows, {valid} on validation rows "
+    "(ratio {gap}, 95% interval {low} to {high}).",
+    "unsure": "Cannot tell on {rows} validation rows whether it overfits: accuracy {train} on "
+    "training rows, {valid} on validation rows (gap {gap}, 95% interval {low} to {high}).",
+    "unsure_ratio": "Cannot tell on {rows} validation rows whether it overfits: RMSE {train} on "
+    "training rows, {valid} on validation rows (ratio {gap}, 95% interval {low} to {high}).",
+    "rising": "The validation loss rose from {lowest} in epoch {epoch} to {last}: stop earlier.",
+    "linear_better": "A linear model does better: {score} against {own} on {rows} {part} rows.",
+    "linear_equal": "A linear model does as well, as far as {rows} {part} rows tell: {score} "
+    "against {own}.",
+    "unjudged": "Without validation rows overfitting cannot be judged.",
+}
+LEVELS = {
+    "no_better_class": "bad",
+    "no_better_mean": "bad",
+    "only_probabilities": "watch",
+    "improving": "watch",
+    "one_epoch": "watch",
+    "overfits": "bad",
+    "overfits_ratio": "bad",
+    "unsure": "plain",
+    "unsure_ratio": "plain",
+    "rising": "watch",
+    "linear_better": "watch",
+    "linear_equal": "plain",
+    "unjudged": "plain",
+}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One sentence: its code, and its numbers as they are printed."""
+
+    code: str
+    values: Mapping[str, str]
+
+    @property
+    def level(self) -> str:
+        """good, plain, watch or bad."""
+        return LEVELS.get(self.code, "good")
+
+    def __str__(self) -> str:
+        return WORDS[self.code].format_map(self.values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"code": self.code, "level": self.level, **self.values}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a verdict rests on; the fields are those of `yardsticks.Assessment`."""
+
+    metrics: Mapping[str, float]
+    rows: Mapping[str, int]
+    errors: Mapping[str, float]
+    part: str = ""
+    answer: str | None = None
+    yardsticks: Mapping[str, Mapping[str, float]] | None = None
+    margins: Mapping[str, Mapping[str, Sequence[float]]] | None = None
+    linear: bool = False  # the model itself is linear
+
+    @property
+    def key(self) -> str:
+        """The score that people read: accuracy or rmse."""
+        return "accuracy" if f"{self.part or 'train'}/accuracy" in self.metrics else "rmse"
+
+
+def judge(
+    scores: Scores, history: Sequence[Mapping[str, Any]] = (), ended: str = ""
+) -> tuple[Statement, ...]:
+    """The sentences of a run, the one that matters most first.
+
+    A model that learned nothing and a run that was cut short come before anything else, so that
+    neither is praised.
+
+    >>> metrics = {"train/accuracy": 1.0, "valid/accuracy": 0.8}
+    >>> errors = {"train/accuracy": 0.01, "valid/accuracy": 0.04}
+    >>> [found] = judge(Scores(metrics, {"train": 300, "valid": 100}, errors))
+    >>> found.code, found.values["low"], found.values["high"]
+    ('overfits', '0.119', '0.281')
+    """
+    found = [*_learned(scores), *_ended(history, ended)]
+    cut_short = bool(found)
+    gap = _gap(scores)
+    if gap is not None and not (cut_short and gap.level == "good"):
+        found.append(gap)
+    found += _risen(scores, history)
+    if not scores.linear and not any(s.code.startswith("no_better") for s in found):
+        found += _beside_linear(scores)
+    return tuple(found)
+
+
+def _learned(scores: Scores) -> list[Statement]:
+    """Nothing where the model is better than an answer that needs no features."""
+    margins = (scores.margins or {}).get("constant")
+    if not margins:
+        return []
+    baseline = (scores.yardsticks or {})["constant"]
+    at = f"{scores.part}/{scores.key}"
+    values = {
+        "answer": scores.answer or "",
+        "rows": f"{scores.rows[scores.part]:,}",
+        "part": _PARTS[scores.part],
+        "score": shown(scores.metrics[at], scores.key),
+        "baseline": shown(baseline[at], scores.key),
+    }
+    if _better(margins[scores.key]):
+        return []
+    if scores.key == "rmse":
+        return [Statement("no_better_mean", values)]
+    if not _better(margins["loss"]):
+        return [Statement("no_better_class", values)]
+    loss = f"{scores.part}/loss"
+    losses = {"loss": f"{scores.metrics[loss]:.3f}", "baseline_loss": f"{baseline[loss]:.3f}"}
+    return [Statement("only_probabilities", values | losses)]
+
+
+_PARTS = {"train": "training", "valid": "validation", "test": "test"}
+
+
+def _better(margin: Sequence[float]) -> bool:
+    mean, error = margin
+    return mean > CERTAIN * error
+
+
+def _ended(history: Sequence[Mapping[str, Any]], ended: str) -> list[Statement]:
+    if ended == "early stopping" or not history:
+        return []
+    if len(history) == 1:
+        return [Statement("one_epoch", {})]
+    if improving(history):
+        return [Statement("improving", {"epochs": f"{len(history):,}"})]
+    return []
+
+
+def improving(history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the validation loss was at its lowest and still falling at the end.
+
+    Its minimum lies in the last tenth of the epochs, and over the last quarter it fell by more
+    than 2 %, or by more than a tenth of its whole fall: a small learning rate falls slowly.
+    Without validation rows nobody can tell: False.
+
+    >>> improving([{"valid/loss": 1 / epoch} for epoch in range(1, 21)])
+    True
+    """
+    losses = [row["valid/loss"] for row in history if "valid/loss" in row]
+    if len(losses) < 2 or len(losses) < len(history):
+        return False
+    before, last = losses[-1 - max(1, len(losses) // 4)], losses[-1]
+    if losses.index(min(losses)) < len(losses) - max(1, len(losses) // 10):
+        return False
+    fall, whole = before - last, losses[0] - last
+    return fall > FALL * abs(before) or fall > SHARE * whole > 0
+
+
+def interval(scores: Scores) -> tuple[float, float, float] | None:
+    """The gap between training and validation rows with its 95 % interval.
+
+    A difference of accuracies, or a ratio of errors; the rows of the two parts are different
+    ones, so their variances add. None without both scores and their errors.
+    """
+    key = scores.key
+    names = [f"{part}/{key}" for part in ("train", "valid")]
+    if any(name not in scores.metrics or name not in scores.errors for name in names):
+        return None
+    train, valid = (scores.metrics[name] for name in names)
+    half = CERTAIN * math.hypot(*(scores.errors[name] for name in names))
+    if key == "accuracy":
+        return train - valid, train - valid - half, train - valid + half
+    if not train > 0:
+        return None
+    return valid / train, valid / train * math.exp(-half), valid / train * math.exp(half)
+
+
+def _gap(scores: Scores) -> Statement | None:
+    found = interval(scores)
+    if found is None:
+        return None if f"valid/{scores.key}" in scores.metrics else Statement("unjudged", {})
+    gap, low, high = found
+    even, limit = (0.0, GAP) if scores.key == "accuracy" else (1.0, RATIO)
+    code = "unsure"
+    if low > even and gap > limit:
+        code = "overfits"
+    elif low > even or high <= limit:
+        code = "even"
+    digits = 3 if scores.key == "accuracy" else 2
+    values = {
+        "rows": f"{scores.rows['valid']:,}",
+        "train": shown(scores.metrics[f"train/{scores.key}"], scores.key),
+        "valid": shown(scores.metrics[f"valid/{scores.key}"], scores.key),
+        **{k: f"{v:.{digits}f}" for k, v in zip(("gap", "low", "high"), found)},
+    }
+    return Statement(code if scores.key == "accuracy" else f"{code}_ratio", values)
+
+
+def lowest(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The epoch of the lowest validation loss."""
+    return min(
+        (row for row in history if "valid/loss" in row),
+        key=lambda row: row["valid/loss"],
+        default=None,
+    )
+
+
+def risen(metrics: Mapping[str, float], history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the validation loss of the model is well above its lowest value."""
+    low = lowest(history)
+    last = metrics.get("valid/loss")  # absent after a refit: the rows were trained on
+    return low is not None and last is not None and last > RISE * low["valid/loss"]
+
+
+def _risen(scores: Scores, history: Sequence[Mapping[str, Any]]) -> list[Statement]:
+    if not risen(scores.metrics, history):
+        return []
+    low = lowest(history) or {}
+    return [
+        Statement(
+            "rising",
+            {
+                "lowest": f"{low['valid/loss']:.3f}",
+                "epoch": str(low["epoch"]),
+                "last": f"{scores.metrics['valid/loss']:.3f}",
+            },
+        )
+    ]
+
+
+def _beside_linear(scores: Scores) -> list[Statement]:
+    margins = (scores.margins or {}).get("linear")
+    if not margins:
+        return []
+    at = f"{scores.part}/{scores.key}"
+    linear = (scores.yardsticks or {})["linear"]
+    values = {
+        "rows": f"{scores.rows[scores.part]:,}",
+        "part": _PARTS[scores.part],
+        "score": shown(linear[at], scores.key),
+        "own": shown(scores.metrics[at], scores.key),
+    }
+    mean, error = margins[scores.key]
+    if _better((mean, error)):
+        return []
+    worse = _better((-mean, error))
+    return [Statement("linear_better" if worse else "linear_equal", values)]
+
+
+def shown(value: float, key: str) -> str:
+    """A score as the sentences print it."""
+    return f"{value:.3f}" if key != "rmse" else f"{value:.4g}"

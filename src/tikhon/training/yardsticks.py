@@ -1,0 +1,196 @@
+"""What a score stands beside: always the same answer, and a linear model of the same rows."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.training import measures
+from tikhon.training.settings import Loss
+
+Part = tuple[Tensor, Tensor]
+Answer = Callable[[Tensor], Tensor]
+
+_CELLS = 4_000_000  # of the table that the linear model is trained on: it stays cheap
+_IMBALANCE = 2.0  # rows of the largest class over those of the smallest, from where it is told
+_FLOOR = 1e-12  # probability of a class that the rows do not have
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The scores of a trained model, how far they can be trusted, what they stand beside.
+
+    `metrics` holds the scores of every part ("valid/accuracy"), `rows` its rows, `errors` the
+    standard error of a score (of an rmse the one of its logarithm). `yardsticks` has the scores
+    of "constant" (always the most frequent class, or the mean) and "linear", keys as in
+    `metrics`; `margins` by how much the model is better than each in accuracy, squared error or
+    cross-entropy on the rows of `part`, with the standard error of the paired difference.
+    `answer` is the number of the most frequent class, None for the mean.
+    """
+
+    metrics: Mapping[str, float]
+    rows: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+    part: str = ""
+    answer: int | None = None
+    yardsticks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    margins: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+
+
+def assess(
+    model: nn.Module, parts: Mapping[str, Part], loss: Loss, *, unit: float = 1.0,
+    linear: bool = True, known_loss: bool = True,
+) -> Assessment:  # fmt: skip
+    """Score a model, and the yardsticks on the same rows.
+
+    Args:
+        model: the trained one.
+        parts: (x, y) of "train" and, where there are some, of "valid" and "test".
+        loss: of the training.
+        unit: of a standardised target.
+        linear: whether a linear model is trained beside it.
+        known_loss: whether `loss` takes the logits or means that the yardsticks answer with.
+    """
+    x, y = parts["train"]
+    told = imbalanced(y)
+    outputs = {name: measures.predict(model, part[0]) for name, part in parts.items()}
+    metrics, errors = {}, {}
+    for name, (_, known) in parts.items():
+        found = measures.scores_of(outputs[name], known, loss, unit, imbalanced=told)
+        metrics |= {f"{name}/{key}": value for key, value in found.items()}
+        errors |= {f"{name}/{key}": e for key, e in _errors(outputs[name], known).items()}
+    rows = {name: len(part[0]) for name, part in parts.items()}
+    judged = next((name for name in ("valid", "test") if name in parts), "train")
+    if not known_loss or not _answerable(outputs["train"], y):
+        return Assessment(metrics, rows, errors, judged)
+    answers = {"constant": constant(y, outputs["train"].shape[-1])}
+    if linear and x.is_floating_point() and bool(torch.isfinite(x).all()):
+        answers["linear"] = linear_model(x, y, outputs["train"].shape[-1])
+    scores: dict[str, dict[str, float]] = {name: {} for name in answers}
+    margins = {}
+    for name, answer in answers.items():
+        for part in [part for part in parts if part != "train"] or ["train"]:
+            rows_x, known = parts[part]
+            given = answer(rows_x)
+            found = measures.scores_of(given, known, loss, unit, imbalanced=told)
+            scores[name] |= {f"{part}/{key}": value for key, value in found.items()}
+            if part == judged:
+                margins[name] = _margins(given, outputs[part], known)
+    most = None if y.is_floating_point() else int(y.bincount().argmax())
+    return Assessment(metrics, rows, errors, judged, most, scores, margins)
+
+
+def imbalanced(y: Tensor) -> bool:
+    """Whether accuracy alone would mislead: one class has twice the rows of another."""
+    if y.is_floating_point() or y.ndim != 1:
+        return False
+    counts = y.bincount()
+    counts = counts[counts > 0]
+    return len(counts) > 1 and int(counts.max()) >= _IMBALANCE * int(counts.min())
+
+
+def constant(y: Tensor, outputs: int) -> Answer:
+    """The shares of the classes as logits, or the mean: what needs no features at all."""
+    if y.is_floating_point():
+        center = y.mean(0)
+        return lambda x: center.expand(len(x), *y.shape[1:])
+    shares = y.bincount(minlength=outputs) / len(y)
+    logits = shares.clamp(min=_FLOOR).log()
+    return lambda x: logits.expand(len(x), -1)
+
+
+def linear_model(x: Tensor, y: Tensor, outputs: int) -> Answer:
+    """scikit-learn's logistic regression, or ridge, on standardised columns."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    every = -(-x.numel() // _CELLS)
+    table, known = _table(x[::every]), y[::every].cpu().numpy()
+    classes = not y.is_floating_point()
+    if classes and len(set(known.tolist())) < 2:
+        return constant(y, outputs)
+    made = make_pipeline(StandardScaler(), LogisticRegression() if classes else Ridge())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        made.fit(table, known)
+
+    def answer(rows: Tensor) -> Tensor:
+        if not classes:
+            given = made.predict(_table(rows))
+            return torch.as_tensor(given, dtype=y.dtype, device=y.device).reshape(-1, *y.shape[1:])
+        logits = torch.full((len(rows), outputs), math.log(_FLOOR), device=y.device)
+        columns = torch.as_tensor(made.classes_, device=y.device)
+        logits[:, columns] = torch.as_tensor(made.predict_log_proba(_table(rows))).to(logits)
+        return logits.clamp(min=math.log(_FLOOR))
+
+    return answer
+
+
+def _table(x: Tensor) -> Any:
+    return x.flatten(1).cpu().double().numpy()
+
+
+def _answerable(output: Tensor, y: Tensor) -> bool:
+    """Whether a row has one answer: a class of logits, or numbers of the output's own shape."""
+    if y.is_floating_point():
+        return output.numel() == y.numel() and y.ndim <= 2
+    return y.ndim == 1 and output.ndim == 2
+
+
+def _errors(output: Tensor, y: Tensor) -> dict[str, float]:
+    """Standard error of the accuracy, or of the logarithm of the rmse."""
+    if y.is_floating_point():
+        squares = _squares(output, y)
+        mean = float(squares.mean())
+        if len(squares) < 2 or not mean > 0:
+            return {}
+        return {"rmse": float(squares.std()) / math.sqrt(len(squares)) / (2 * mean)}
+    right = (output.argmax(1) == y).double().flatten()
+    # Two more rows of each kind: without them an accuracy of 1 would be certain.
+    # Agresti, Coull, "Approximate is better than exact", 1998.
+    count = len(right) + 4
+    share = (float(right.sum()) + 2) / count
+    return {"accuracy": math.sqrt(share * (1 - share) / count)}
+
+
+def _squares(output: Tensor, y: Tensor) -> Tensor:
+    return (output.reshape(y.shape) - y).double().square().reshape(len(y), -1).mean(1)
+
+
+def _margins(theirs: Tensor, ours: Tensor, y: Tensor) -> dict[str, tuple[float, float]]:
+    """Mean and standard error of the difference row by row, above zero where ours is better."""
+    if y.is_floating_point():
+        return {"rmse": _paired(_squares(theirs, y) - _squares(ours, y))}
+    right = [(output.argmax(1) == y).double() for output in (ours, theirs)]
+    losses = [
+        nn.functional.cross_entropy(output.double(), y, reduction="none")
+        for output in (theirs, ours)
+    ]
+    return {
+        "accuracy": _discordant(right[0] - right[1]),
+        "loss": _paired(losses[0] - losses[1]),
+    }
+
+
+def _paired(difference: Tensor) -> tuple[float, float]:
+    if len(difference) < 2:
+        return float(difference.mean()), math.inf
+    return float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
+
+
+def _discordant(difference: Tensor) -> tuple[float, float]:
+    """Of paired shares: half a row more in each cell, without which few rows prove too much.
+
+    Agresti, Min, "Effects and non-effects of paired identical observations", 2004.
+    """
+    count, better = len(difference) + 2, float(difference.sum())
+    apart = float(difference.abs().sum()) + 1
+    return better / count, math.sqrt(apart - better**2 / count) / count

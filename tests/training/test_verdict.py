@@ -1,0 +1,250 @@
+"""What a run is said to have come to: no praise without a reason, no claim in the noise."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tikhon as tk
+from tikhon.training import fit
+from tikhon.training.fit import Run
+from tikhon.training.result import next_commands, result_of, statements
+from tikhon.training.settings import mse
+from tikhon.training.verdict import GAP, WORDS, Scores, Statement, improving, interval, judge
+from tikhon.training.yardsticks import assess
+
+PRAISE = {"even", "even_ratio"}
+
+
+def accuracy(train, valid, rows=400):
+    """Scores of a classifier as they are measured on so many rows."""
+    shares = {"train": train, "valid": valid}
+    errors = {f"{k}/accuracy": (max(v * (1 - v), 1e-4) / rows) ** 0.5 for k, v in shares.items()}
+    metrics = {f"{k}/accuracy": v for k, v in shares.items()}
+    return Scores(metrics, {"train": rows, "valid": rows}, errors)
+
+
+def codes(found):
+    return [statement.code for statement in found]
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "rows", "code"),
+    [
+        (1.0, 0.8, 400, "overfits"),
+        (0.9, 0.89, 4000, "even"),
+        (0.90, 0.95, 400, "even"),
+        (0.90, 0.865, 160, "unsure"),
+        (1.0, 0.5, 10, "overfits"),
+    ],
+)
+def test_a_gap_counts_where_its_interval_says_so(train, valid, rows, code):
+    assert codes(judge(accuracy(train, valid, rows))) == [code]
+
+
+def test_the_same_gap_is_judged_by_the_rows_that_it_rests_on():
+    """A fixed limit would call it the same on 20 rows and on 20,000."""
+    found = [codes(judge(accuracy(0.95, 0.95 - 2 * GAP, n)))[0] for n in (20, 160, 20_000)]
+    assert found[0] == "unsure" and found[-1] == "overfits"
+
+
+def test_the_interval_covers_the_gap_95_times_in_100():
+    generator = np.random.default_rng(0)
+    covered = []
+    for _ in range(2000):
+        shares = {"train": generator.binomial(300, 0.95) / 300,
+                  "valid": generator.binomial(100, 0.85) / 100}  # fmt: skip
+        scores = Scores(
+            {f"{k}/accuracy": v for k, v in shares.items()}, {"train": 300, "valid": 100},
+            {f"{k}/accuracy": (v * (1 - v) / n) ** 0.5
+             for (k, v), n in zip(shares.items(), (300, 100))},
+        )  # fmt: skip
+        found = interval(scores)
+        assert found is not None
+        covered.append(found[1] <= 0.1 <= found[2])
+    assert 0.92 < np.mean(covered) < 0.98
+
+
+def test_without_validation_rows_nothing_is_claimed():
+    assert codes(judge(Scores({"train/accuracy": 0.9}, {"train": 9}, {}))) == ["unjudged"]
+
+
+def noise(classes: bool, rows=400, seed=0):
+    """Targets that no feature says anything about, as train, valid and test."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 3, generator=generator)
+    y = torch.randn(rows, generator=generator)
+    y = (y > 0.6).long() if classes else y
+    return [(x[a:b], y[a:b]) for a, b in ((0, rows // 2), (rows // 2, 3 * rows // 4),
+                                          (3 * rows // 4, rows))]  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_a_model_that_cannot_learn_is_never_praised(classes, seed, epochs):
+    train, valid, test = noise(classes, seed=seed)
+    torch.manual_seed(seed)
+    model = nn.Linear(3, 2 if classes else 1)
+    run = fit(model, train, valid=valid, test=test, epochs=epochs, linear=False)
+    found = statements(run)
+    assert found[0].code == ("no_better_class" if classes else "no_better_mean")
+    assert not PRAISE & set(codes(found))
+    assert "always answering" in str(run)
+
+
+def test_a_model_that_learned_is_not_called_ignorant():
+    train, valid, _ = ((x, (x[:, 0] > 0).long()) for x, _ in noise(True))
+    run = fit(nn.Linear(3, 2), train, valid=valid, epochs=60, lr=0.05)
+    assert not {"no_better_class", "only_probabilities"} & set(codes(statements(run)))
+
+
+def test_probabilities_without_decisions_are_told_apart():
+    """One class in ten that no row reaches one half for: the ranking is right all the same."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 1, generator=generator)
+    share = torch.sigmoid(x[:, 0] * 0.8 - 2.5)
+    y = (torch.rand(4000, generator=generator) < share).long()
+    run = fit(nn.Linear(1, 2), (x[:2000], y[:2000]), valid=(x[2000:], y[2000:]), epochs=40,
+              lr=0.05)  # fmt: skip
+    assert codes(statements(run))[0] == "only_probabilities"
+    metrics = run.metrics or {}
+    assert metrics["valid/balanced_accuracy"] < 0.55 < 5 * metrics["valid/average_precision"]
+
+
+@pytest.mark.parametrize("epochs", [2, 5, 20])
+def test_a_run_that_was_cut_short_is_never_praised(epochs):
+    (x, y), (v, w), _ = noise(True)
+    y, w = (x[:, 0] > 0).long(), (v[:, 0] > 0).long()
+    run = fit(nn.Linear(3, 2), (x, y), valid=(v, w), epochs=epochs, lr=1e-3)
+    found = codes(statements(run))
+    assert "improving" in found and not PRAISE & set(found)
+
+
+def test_what_counts_as_improving():
+    falling = [{"epoch": e, "valid/loss": 1 / e} for e in range(1, 21)]
+    flat = [{"epoch": e, "valid/loss": 0.5 + 0.5**e} for e in range(1, 21)]
+    turned = [{"epoch": e, "valid/loss": abs(e - 15) / 15 + 0.1} for e in range(1, 21)]
+    assert [improving(h) for h in (falling, flat, turned, falling[:1])] == [True] + 3 * [False]
+    assert not improving([{"epoch": e} for e in range(9)])
+    assert codes(judge(accuracy(0.9, 0.9), falling, "epochs"))[0] == "improving"
+    assert "improving" not in codes(judge(accuracy(0.9, 0.9), falling, "early stopping"))
+    assert codes(judge(accuracy(0.9, 0.9), falling[:1], "epochs"))[0] == "one_epoch"
+
+
+def test_a_loss_that_has_turned_is_told():
+    metrics = {"train/accuracy": 1.0, "valid/accuracy": 0.99, "valid/loss": 0.4}
+    history = [{"epoch": 1, "valid/loss": 0.5}, {"epoch": 2, "valid/loss": 0.2}]
+    errors = {"train/accuracy": 0.01, "valid/accuracy": 0.01}
+    for last, told in ((0.4, True), (0.21, False)):
+        scores = Scores(metrics | {"valid/loss": last}, {"train": 99, "valid": 99}, errors)
+        assert ("rising" in codes(judge(scores, history, "epochs"))) == told
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_yardsticks_are_those_of_scikit_learn(classes):
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.metrics import log_loss, r2_score, root_mean_squared_error
+    from sklearn.preprocessing import StandardScaler
+
+    (x, y), (v, w), _ = noise(classes, seed=1)
+    x, v = x * torch.tensor([1.0, 30.0, 1e-3]) + 2, v * torch.tensor([1.0, 30.0, 1e-3]) + 2
+    if classes:
+        y, w = y + (x[:, 0] > 2).long(), w + (v[:, 0] > 2).long()
+    else:
+        y, w = y + x[:, 0], w + v[:, 0]
+    model = nn.Linear(3, 3 if classes else 1)
+    loss = nn.functional.cross_entropy if classes else mse
+    found = assess(model, {"train": (x, y), "valid": (v, w)}, loss)
+    scaler = StandardScaler().fit(x.double())
+    peers = {
+        "constant": DummyClassifier(strategy="prior") if classes else DummyRegressor(),
+        "linear": LogisticRegression() if classes else Ridge(),
+    }
+    for name, peer in peers.items():
+        peer.fit(scaler.transform(x.double()), y.numpy())
+        given = scaler.transform(v.double())
+        ours = found.yardsticks[name]
+        if classes:
+            assert ours["valid/accuracy"] == pytest.approx(peer.score(given, w.numpy()))
+            wanted = log_loss(w, peer.predict_proba(given), labels=[0, 1, 2])
+            assert ours["valid/loss"] == pytest.approx(wanted, rel=1e-4)
+        else:
+            guess = peer.predict(given)
+            assert ours["valid/rmse"] == pytest.approx(root_mean_squared_error(w, guess), rel=1e-4)
+            assert ours["valid/r2"] == pytest.approx(r2_score(w, guess), rel=1e-3, abs=1e-4)
+
+
+def test_a_margin_needs_more_than_a_few_rows():
+    """Four rows of 160 prove nothing; McNemar's exact test gives p = 0.125."""
+    y = torch.zeros(160, dtype=torch.long)
+    ours = torch.zeros(160, 2)
+    ours[:, 0] = 1.0
+    theirs = ours.clone()
+    theirs[:4, 1] = 2.0
+
+    class Answers(nn.Module):
+        def forward(self, x):
+            return ours[: len(x)]
+
+    from tikhon.training import yardsticks
+
+    mean, error = yardsticks._margins(theirs, ours, y)["accuracy"]
+    assert 0 < mean < 1.96 * error
+
+
+def test_targets_without_one_answer_a_row_have_no_yardstick():
+    """Segmentation, tokens, a loss of one's own: scored as before, compared with nothing."""
+    x, y = torch.randn(30, 2, 4), torch.randint(0, 2, (30, 4))
+    run = fit(nn.Conv1d(2, 2, 1), (x, y), epochs=2)
+    assert run.assessment is not None and run.assessment.yardsticks == {}
+    own = fit(nn.Linear(4, 2), (x[:, 0], y[:, 0]), epochs=2, loss=lambda o, t: o.square().mean())
+    assert own.assessment is not None and own.assessment.yardsticks == {}
+    tokens = fit(nn.Sequential(nn.Embedding(3, 2), nn.Flatten()),
+                 (torch.randint(0, 3, (30, 1)), y[:, 0]), epochs=2)  # fmt: skip
+    assert tokens.assessment is not None and set(tokens.assessment.yardsticks) == {"constant"}
+
+
+def test_every_sentence_can_be_printed():
+    values = {"answer": "'a'", "rows": "9", "part": "validation", "score": "1", "baseline": "2",
+              "loss": "3", "baseline_loss": "4", "epochs": "5", "train": "6", "valid": "7",
+              "gap": "8", "low": "0", "high": "1", "lowest": "2", "epoch": "3", "last": "4",
+              "own": "5"}  # fmt: skip
+    texts = [str(Statement(code, values)) for code in WORDS]
+    assert len(set(texts)) == len(texts) and all(t.endswith(".") for t in texts)
+
+
+def test_what_to_run_next_answers_what_was_found():
+    run = _run(("tikhon", "fit", "iris", "--output", "run", "--json", "--lr", "0.1"))
+    again = "tikhon fit iris --lr 0.1"
+
+    def after(*found, of=run):
+        return next_commands(of, [Statement(code, {}) for code in found])
+
+    assert after("overfits") == after("overfits_ratio") == [f"{again} --l2 auto"]
+    assert after("rising") == [f"{again} --early-stopping 5"]
+    assert after("overfits", "rising") == [f"{again} --l2 auto", f"{again} --early-stopping 5"]
+    assert after("improving", "overfits") == [f"{again} --epochs 40"]
+    exact = _run(("tikhon", "fit", "iris", "--epochs=8", "-o", "run", "--lr", "0.1"))
+    assert after("improving", of=exact) == after("one_epoch", of=exact) == [again]
+    late = _run(("tikhon", "fit", "iris", "--lr", "0.1", "--budget", "10s"), "budget", 10.0)
+    assert after("improving", of=late) == [f"{again} --budget 2m"]
+    assert after("even") == ["tikhon compare iris"]
+    table = _run(("tikhon", "fit", "flowers.csv", "--target", "kind"))
+    assert after("even", of=table) == ["tikhon compare flowers.csv --target kind"]
+    assert after("no_better_class", of=table) == ["tikhon tune flowers.csv --target kind"]
+
+
+def _run(command, ended="epochs", seconds=1.0):
+    history = tuple({"epoch": e} for e in range(1, 9))
+    return Run(nn.Linear(1, 1), tk.Recipe(), history, ended, 1, seconds, "run", {}, {}, command)
+
+
+def test_a_result_names_the_class_that_is_always_answered():
+    train, valid, _ = noise(True)
+    result = result_of(fit(nn.Linear(3, 2), train, valid=valid, epochs=2), classes=("no", "yes"))
+    assert result["answer"] == "'no'" and "always answering 'no'" in result["verdict"]
+    assert list(itertools.islice(result, 3)) == ["kind", "verdict", "statements"]
