@@ -58,9 +58,7 @@ def _of_rare_classes(output: Tensor, y: Tensor) -> dict[str, float]:
 
     known, there = y.cpu().numpy(), y.unique().tolist()
     shares = output.double().softmax(1).cpu().numpy()
-    recall = recall_score(
-        known, output.argmax(1).cpu().numpy(), labels=there, average="macro", zero_division=0
-    )
+    recall = recall_score(known, output.argmax(1).cpu().numpy(), labels=there, average="macro")
     precisions = [average_precision_score(known == k, shares[:, k]) for k in there]
     return {
         "balanced_accuracy": float(recall),
