@@ -265,7 +265,7 @@ BAD = [
     (dict(steps=-1), InputError, "steps"),
     (dict(clip=-1.0), InputError, "clip"),
     (dict(optimizer="adam"), InputError, "optimizer"),
-    (dict(loss="mse"), InputError, "loss"),
+    (dict(loss="msee"), InputError, "mse"),
     (dict(data=((torch.randn(64, 16), torch.randn(64, 16)), torch.zeros(64).long())), InputError,
      "argument"),
 ]  # fmt: skip

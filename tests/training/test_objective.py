@@ -6,7 +6,6 @@ from tikhon.errors import InputError
 from tikhon.layers import Dropout
 from tikhon.training.objective import Objective
 from tikhon.training.recipe import Recipe
-from tikhon.training.settings import half_mse
 
 X, Y = torch.randn(32, 6, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 3
 
@@ -88,8 +87,8 @@ def test_clipping_bounds_the_gradient(recipe, norm):
 @pytest.mark.parametrize(
     "asked, message",
     [
-        ({"label_smoothing": 0.1, "y": torch.rand(32), "loss": half_mse}, "is for classes"),
-        ({"r_drop": 1.0, "y": torch.rand(32), "loss": half_mse}, "is for classes"),
+        ({"label_smoothing": 0.1, "y": torch.rand(32), "loss": "half_mse"}, "is for classes"),
+        ({"r_drop": 1.0, "y": torch.rand(32), "loss": "half_mse"}, "is for classes"),
         ({"label_smoothing": 0.1, "loss": F.multi_margin_loss}, "needs the loss cross_entropy"),
         ({"cutmix": 1.0}, r"cutmix needs images .* the rows are \(6,\)"),
     ],

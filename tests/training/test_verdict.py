@@ -10,8 +10,8 @@ from torch import nn
 import tikhon as tk
 from tikhon.training import fit
 from tikhon.training.fit import Run
+from tikhon.training.losses import loss_of
 from tikhon.training.result import next_commands, result_of, statements
-from tikhon.training.settings import mse
 from tikhon.training.verdict import GAP, WORDS, Scores, Statement, improving, interval, judge
 from tikhon.training.yardsticks import assess
 
@@ -157,7 +157,7 @@ def test_yardsticks_are_those_of_scikit_learn(classes):
     else:
         y, w = y + x[:, 0], w + v[:, 0]
     model = nn.Linear(3, 3 if classes else 1)
-    loss = nn.functional.cross_entropy if classes else mse
+    loss = loss_of("cross_entropy" if classes else "mse")
     found = assess(model, {"train": (x, y), "valid": (v, w)}, loss)
     scaler = StandardScaler().fit(x.double())
     peers = {

@@ -19,7 +19,7 @@ ValidOption = Annotated[
     str | None, typer.Option("--valid", help="Data for validation; named sources bring theirs.")
 ]
 LossOption = Annotated[
-    str, typer.Option(help="cross_entropy, mse, mae, bce_with_logits, nll or FILE.py:NAME.")
+    str, typer.Option(help="cross_entropy, bce, mse, half_mse, mae, ... or FILE.py:NAME.")
 ]
 OptimizerOption = Annotated[
     str | None, typer.Option(help="adam:1e-3, sgd:0.1,momentum=0.9 or FILE.py:NAME(parameters).")

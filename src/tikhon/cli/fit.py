@@ -177,7 +177,9 @@ def fit(
     lr: Annotated[float, _training("Learning rate.")] = 1e-3,
     momentum: Annotated[float, _training("Of sgd and rmsprop.")] = 0.0,
     schedule: Annotated[str, _training("constant, cosine, linear or warmup_cosine.")] = "constant",
-    loss: Annotated[str, _training("cross_entropy, mse, half_mse, mae or auto.")] = "auto",
+    loss: Annotated[
+        str, _training("cross_entropy, bce, mse, half_mse, mae, ... or auto.")
+    ] = "auto",
     batch_size: Annotated[int, _training("Rows of a step.")] = 64,
     seed: Seed = 0,
     device: Device = "auto",

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from tikhon.errors import InputError, unknown
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
 
-LOSSES = ("cross_entropy", "mse", "mae", "bce_with_logits", "nll")
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad")
 _loaded: dict[str, ModuleType] = {}
 
@@ -74,22 +72,16 @@ def given(value: Any, option: str) -> Any:
     return value
 
 
-def loss_of(spec: str, terminal: Terminal) -> Callable[[Any, Any], Any]:
-    """A loss by name, or the user's own."""
-    from torch.nn import functional as F
-
+def loss_of(spec: str, terminal: Terminal) -> Any:
+    """A loss by name, checked, or the user's own."""
     if "." in spec.rpartition(":")[0]:
         return named(spec, "--loss", terminal)
-    known = {
-        "cross_entropy": F.cross_entropy,
-        "mse": F.mse_loss,
-        "mae": F.l1_loss,
-        "bce_with_logits": F.binary_cross_entropy_with_logits,
-        "nll": F.nll_loss,
-    }
-    if spec not in known:
-        raise InputError(f"--loss: {unknown('loss', spec, LOSSES)}, or FILE.py:NAME")
-    return known[spec]
+    from tikhon.training.losses import known_name
+
+    try:
+        return spec if spec == "auto" else known_name(spec)
+    except InputError as error:
+        raise InputError(f"--loss: {error}, or FILE.py:NAME") from error
 
 
 def optimizer_of(spec: str, terminal: Terminal) -> Any:

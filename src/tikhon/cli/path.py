@@ -188,10 +188,12 @@ def _conclude(terminal: Terminal, result: PathResult, parts: Any, folder: Any, d
 def _test(model: Any, rows: Any) -> str:
     import torch
 
+    from tikhon.training.losses import Kind
+    from tikhon.training.measures import quality
+
     with torch.no_grad():
         out = model(rows.x.flatten(1) if isinstance(model, torch.nn.Linear) else rows.x)
-    if rows.y.is_floating_point():
-        error = (out.reshape(rows.y.shape) - rows.y).square().mean().sqrt()
-        return f"{float(error) * rows.unit:.4g}"
-    guess = out.argmax(1) if out.shape[1] > 1 else (out[:, 0] > 0).long()
-    return f"{float((guess == rows.y).float().mean()):.4f}"
+    single: Kind = "binary" if out.shape[1] == 1 else "classes"
+    kind: Kind = "numbers" if rows.y.is_floating_point() else single
+    (value,) = quality(out, rows.y, kind, rows.unit).values()
+    return f"{value:.4g}" if kind == "numbers" else f"{value:.4f}"

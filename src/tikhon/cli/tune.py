@@ -64,7 +64,7 @@ def tune(
         int | None, typer.Option(help="Length of a full training.", show_default="by rows")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(show_default="by rows")] = None,
-    loss: Annotated[str, typer.Option(help="cross_entropy, mse or auto.")] = "auto",
+    loss: Annotated[str, typer.Option(help="As for fit.")] = "auto",
     test: Annotated[float, typer.Option(help="Share of the rows for testing.")] = 0.2,
     target: tables.Target = None,
     task: tables.Task = None,
@@ -185,7 +185,7 @@ def tune(
     if interrupt:
         again = shlex.join([*config["command"], "--resume"])
         terminal.note(f"stopped; all finished trials are kept in {path}; continue with\n  {again}")
-    _conclude(terminal, result, parts, path, data)
+    _conclude(terminal, result, parts, path, data, loss)
     return 128 + int(interrupt.signal or 0) if interrupt else 0
 
 
@@ -353,7 +353,9 @@ def _save(folder: Any, result: TuneResult, config: dict[str, Any]) -> None:
     folder.write(RESULT, result.to_dict())
 
 
-def _conclude(terminal: Terminal, result: TuneResult, parts: Split, path: Path, data: str) -> None:
+def _conclude(
+    terminal: Terminal, result: TuneResult, parts: Split, path: Path, data: str, loss: str
+) -> None:
     from tikhon.report import write
     from tikhon.runs.run_directory import RunDirectory
 
@@ -364,7 +366,7 @@ def _conclude(terminal: Terminal, result: TuneResult, parts: Split, path: Path, 
         terminal.say(f"  {line}")
     if result.stopped:
         terminal.say(f"  ended early: {result.stopped}")
-    scores = {name: _test(m, parts) for name, m in
+    scores = {name: _test(m, parts, loss) for name, m in
               (("chosen model", result.model), ("average", result.average))}  # fmt: skip
     kinds = list(scores["average"])
     terminal.table(
@@ -377,16 +379,9 @@ def _conclude(terminal: Terminal, result: TuneResult, parts: Split, path: Path, 
     terminal.document({"output": str(path), **result.to_dict(), "test": scores})
 
 
-def _test(model: Any, parts: Split) -> dict[str, float]:
-    """Loss, and accuracy or the root mean squared error in the target's unit."""
-    import torch
-    import torch.nn.functional as F
+def _test(model: Any, parts: Split, loss: str) -> dict[str, float]:
+    from tikhon.training.losses import loss_of
+    from tikhon.training.measures import score
 
     rows = parts.test
-    with torch.no_grad():
-        out = model.cpu()(rows.x)
-    if rows.y.is_floating_point():
-        error = F.mse_loss(out.reshape(rows.y.shape), rows.y)
-        return {"loss": float(error), "rmse": float(error.sqrt()) * rows.unit}
-    accuracy = (out.argmax(1) == rows.y).float().mean()
-    return {"loss": float(F.cross_entropy(out, rows.y)), "accuracy": float(accuracy)}
+    return score(model.cpu(), rows.x, rows.y, loss_of(loss, rows.y), rows.unit)

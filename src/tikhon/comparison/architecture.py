@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tikhon.data import Dataset, split
 from tikhon.errors import InputError
 from tikhon.models import MLP
 from tikhon.penalties import L2
 from tikhon.training import fit
+from tikhon.training.losses import loss_of
 from tikhon.training.recipe import Recipe
 
 Remedy = Literal["plain", "he", "norm", "residual"]
@@ -116,11 +116,9 @@ def backprop_ratio(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Gradient norm at the first weight matrix over that at the last, in one pass."""
     weights = [p for p in model.parameters() if p.ndim > 1]
     output = model(x)
-    if y.is_floating_point():
-        loss = F.mse_loss(output.reshape(y.shape), y)
-    else:
-        loss = F.cross_entropy(output, y)
-    first, last = torch.autograd.grad(loss, [weights[0], _output_weight(model)])
+    first, last = torch.autograd.grad(
+        loss_of("auto", y)(output, y), [weights[0], _output_weight(model)]
+    )
     return float(first.norm() / last.norm().clamp(min=1e-30))
 
 

@@ -23,6 +23,7 @@ from tikhon.diagnosis.letter import WIDTH
 from tikhon.diagnosis.record import Point, finite
 from tikhon.diagnosis.replica import Loss, Replica, isolated
 from tikhon.errors import InputError
+from tikhon.training.losses import in_a_loop
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -132,7 +133,7 @@ class Cure:
 def cure(
     model: nn.Module | Callable[[], nn.Module],
     data: Any,
-    loss: Loss,
+    loss: str | Loss,
     *,
     optimizer: Any,
     diagnosis: Diagnosis | None = None,
@@ -195,6 +196,7 @@ def cure(
         )
     with isolated(shell(model), seed):
         source = feed(data)
+        loss = in_a_loop(loss, source.probe[1])
         judge = feed(valid, rows=512, name="valid").probe if valid is not None else None
     trials = Trials(
         model=model, loss=loss, optimizer=optimizer, penalty=penalty, clip=clip, source=source,

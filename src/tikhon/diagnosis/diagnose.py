@@ -96,7 +96,7 @@ class Diagnosis:
 def diagnose(
     model: nn.Module | Callable[[], nn.Module],
     data: Any,
-    loss: Loss | None,
+    loss: str | Loss | None,
     *,
     optimizer: Any = None,
     valid: Any = None,
@@ -118,7 +118,8 @@ def diagnose(
         data: a pair (inputs, target) of tensors or arrays (inputs may be a tuple or a
             dictionary for models with several inputs), a loader of such batches, one batch,
             or a path or source name.
-        loss: `loss(output, target)`, a number; a function or a torch loss. A function whose
+        loss: `loss(output, target)`, a number: a function or module as your loop calls it, or a
+            name of `fit`'s, for torch's own function of that name. A function whose
             first parameter is named `model` is called with the model and the batch as the data
             give it. None takes the model's own: `training_step` of a Lightning module, or `.loss`
             of what a Hugging Face model returns.

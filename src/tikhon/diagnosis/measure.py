@@ -21,12 +21,13 @@ from tikhon.diagnosis.replica import (
     unwrap,
 )
 from tikhon.errors import InputError
+from tikhon.training.losses import in_a_loop
 
 
 def measure(
     model: nn.Module,
     data: Any,
-    loss: Loss | None,
+    loss: str | Loss | None,
     *,
     optimizer: Any = None,
     valid: Any = None,
@@ -37,9 +38,10 @@ def measure(
     clip: float | None = None,
 ) -> Record:
     """Measure a copy of the model and train it for `steps`; the arguments are `diagnose`'s."""
-    _check(model, loss, steps, batch_size, clip)
+    _check(model, steps, batch_size, clip)
     with isolated(unwrap(model), seed):
         source = feed(data)
+        loss = None if loss is None else in_a_loop(loss, source.probe[1])
         judge = feed(valid, rows=512, name="valid").probe if valid is not None else None
         check_fit(unwrap(model), source.probe)
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
@@ -136,14 +138,9 @@ def unused(replica: Replica, batch: Batch) -> list[str]:
     return [n for (n, _), g in zip(named, grads) if g is None]
 
 
-def _check(model: Any, loss: Any, steps: int, batch_size: int, clip: float | None) -> None:
+def _check(model: Any, steps: int, batch_size: int, clip: float | None) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch module, received {type(model).__name__}")
-    if loss is not None and not callable(loss):
-        raise InputError(
-            "loss must be callable(output, target), callable(model, batch) or None for the "
-            f"model's own, received {type(loss).__name__}"
-        )
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         raise InputError(
             f"{type(model).__name__} has lazy layers without weights; call the model once on a "

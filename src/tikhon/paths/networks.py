@@ -82,7 +82,7 @@ class Sweep:
     ) -> None:
         self.model, self.penalty, self.seed = model, penalty, seed
         self.x, self.y = data
-        self.objective = Objective("mse" if self.y.is_floating_point() else "cross_entropy")
+        self.objective = Objective("auto", self.y)
         self.target = _features(model, penalty)
         self.batch = len(self.x) if len(self.x) <= 2 * BATCH else BATCH
 

@@ -2,78 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from tikhon.errors import InputError, unknown
-
-_NAMES = {
-    "cross_entropy": "cross_entropy",
-    "mse": "squared",
-    "squared": "squared",
-}
-_FUNCTIONS = {F.cross_entropy: "cross_entropy", F.mse_loss: "squared"}
+from tikhon.errors import InputError
+from tikhon.training.losses import loss_of
 
 
 class Objective:
     """Row losses of stacked outputs, with a label smoothing of each member's own.
 
-    `loss` is "cross_entropy", "mse", the functions or modules of torch with these names, or any
-    function (output, target) -> scalar that is a mean over rows.
+    `loss` is whatever `tikhon.training.losses.loss_of` takes that is a mean over rows; "auto" is
+    by the targets `y`.
     """
 
-    def __init__(self, loss: Any) -> None:
-        self.loss = loss
-        self.kind = self._recognised(loss)
+    def __init__(self, loss: Any, y: Tensor | None = None) -> None:
+        self.loss = loss_of(loss, y)
+        self._checked = False
 
-    @staticmethod
-    def _recognised(loss: Any) -> str:
-        if isinstance(loss, str):
-            if loss not in _NAMES:
-                raise InputError(unknown("loss", loss, _NAMES))
-            return _NAMES[loss]
-        if isinstance(loss, nn.CrossEntropyLoss):
-            plain = loss.weight is None and not loss.label_smoothing
-            return "cross_entropy" if plain and loss.reduction == "mean" else "custom"
-        if isinstance(loss, nn.MSELoss):
-            return "squared" if loss.reduction == "mean" else "custom"
-        if not callable(loss):
-            raise InputError(f"loss must be a function (output, target) -> scalar, not {loss!r}")
-        return _FUNCTIONS.get(loss, "custom")
+    @property
+    def classifies(self) -> bool:
+        """Whether outputs are logits of classes."""
+        return self.loss.name == "cross_entropy"
 
     def rows(self, output: Tensor, y: Tensor, smoothing: Tensor | None = None) -> Tensor:
         """(members, rows) losses of outputs (members, rows, ...) against targets (rows, ...)."""
         members, count = output.shape[:2]
-        if self.kind == "squared":
-            difference = output.reshape(members, count, -1) - y.reshape(1, count, -1)
-            return difference.square().mean(-1)
-        if self.kind == "cross_entropy":
-            flat = output.reshape(members * count, -1)
-            targets = y if members == 1 else y.repeat(members)
-            if smoothing is None:
-                return F.cross_entropy(flat, targets, reduction="none").view(members, count)
-            log = flat.log_softmax(-1)
-            right = log.gather(1, targets[:, None]).view(members, count)
-            share = smoothing.to(log)[:, None]
-            return -(1 - share) * right - share * log.mean(-1).view(members, count)
-        if smoothing is not None:
-            raise InputError("label_smoothing needs loss='cross_entropy'")
-        call: Callable = self.loss
-        single = torch.func.vmap(lambda o, t: call(o[None], t[None]))
+        if smoothing is not None and not self.classifies:
+            raise InputError("label_smoothing needs the loss cross_entropy")
+        _, targets = self.loss.agreed(output[0], y)
+        if self.loss.entries is not None:
+            flat = output.reshape(members, count, -1), targets.reshape(1, count, -1)
+            return self.loss.entries(*torch.broadcast_tensors(*flat)).mean(-1)
+        if self.classifies and output.ndim == 3:
+            return self._cross_entropy(output, targets, smoothing)
+        self._check(output[0], y)
+        single = torch.func.vmap(lambda o, t: self.loss(o[None], t[None]))
         return torch.func.vmap(single, in_dims=(0, None))(output, y)
+
+    def _cross_entropy(self, output: Tensor, y: Tensor, smoothing: Tensor | None) -> Tensor:
+        members, count, classes = output.shape
+        flat, shares = output.reshape(members * count, classes), y.is_floating_point()
+        if smoothing is None:
+            targets = y if members == 1 else y.repeat(members, *[1] * (y.ndim - 1))
+            return F.cross_entropy(flat, targets, reduction="none").view(members, count)
+        log = flat.log_softmax(-1).view(members, count, classes)
+        where = y.expand(members, count, classes) if shares else y.expand(members, count)
+        right = (log * where).sum(-1) if shares else log.gather(2, where[..., None]).squeeze(-1)
+        share = smoothing.to(log)[:, None]
+        return -(1 - share) * right - share * log.mean(-1)
 
     def mean(self, output: Tensor, y: Tensor, smoothing: Tensor | None = None) -> Tensor:
         """The mean loss of one model's outputs (rows, ...), in torch's fused form."""
-        if self.kind == "squared":
-            return F.mse_loss(output.reshape(len(output), -1), y.reshape(len(output), -1))
-        if self.kind == "cross_entropy":
-            share = 0.0 if smoothing is None else float(smoothing)
-            return F.cross_entropy(output.reshape(len(output), -1), y, label_smoothing=share)
-        return self.rows(output.unsqueeze(0), y, smoothing).mean()
+        if smoothing is None:
+            return self.loss(output, y)
+        if not self.classifies:
+            raise InputError("label_smoothing needs the loss cross_entropy")
+        output, y = self.loss.agreed(output, y)
+        return F.cross_entropy(output, y, label_smoothing=float(smoothing))
+
+    @torch.no_grad()
+    def _check(self, output: Tensor, y: Tensor) -> None:
+        """Refuse, once, a loss that is no mean over rows: members and folds weigh single rows."""
+        if self._checked or len(output) < 2 or not bool(torch.isfinite(output).all()):
+            return
+        whole = self.loss(output, y)
+        rows = torch.stack([self.loss(output[i : i + 1], y[i : i + 1]) for i in range(len(y))])
+        if not torch.allclose(whole.double(), rows.double().mean(), rtol=1e-3, equal_nan=True):
+            raise InputError(
+                f"the loss {self.loss.name} is not the mean of the losses of its rows "
+                f"({float(whole):.4g} against {float(rows.mean()):.4g}), and what trains many "
+                "models at once weighs rows one by one: use a mean over rows (no sum, no weights "
+                "of classes)"
+            )
+        self._checked = True
 
 
 def mean_over(rows: Tensor, weights: Tensor | None) -> Tensor:

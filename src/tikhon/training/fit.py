@@ -22,9 +22,10 @@ from tikhon.runs.files import plain, write_bytes, write_tensors
 from tikhon.runs.run_directory import CHECKPOINT, CONFIG, HISTORY, MODEL, RESULT, RunDirectory
 from tikhon.training import judged, measures, yardsticks
 from tikhon.training.loop import Progress, Training
+from tikhon.training.losses import LossFunction
 from tikhon.training.recipe import Recipe
 from tikhon.training.refit import check_refit, train_again
-from tikhon.training.settings import Loss, Settings
+from tikhon.training.settings import Settings
 from tikhon.training.yardsticks import Assessment
 
 _SAVE_FAILURES = 3  # checkpoints in a row that may fail (a full disk) before the run stops
@@ -66,7 +67,7 @@ def fit(
     *,
     valid: Any = None,
     test: Any = None,
-    loss: str | Loss = "auto",
+    loss: str | LossFunction = "auto",
     optimizer: str | Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] = "adam",
     lr: float = 1e-3,
     momentum: float = 0.0,
@@ -95,8 +96,9 @@ def fit(
         model: the module; it is moved to the device.
         train, valid, test: a pair of tensors or arrays, a DataLoader, a `Dataset` or a path.
         recipe: penalties, dropout, clipping, ...; none if None.
-        loss: "cross_entropy", "mse", "half_mse", "mae", a callable of (output, target), or "auto"
-            (cross-entropy for integer targets, otherwise mean squares).
+        loss: "cross_entropy", "nll", "bce", "mse", "half_mse", "mae", "huber", a function or
+            module of torch, a callable of (output, target), or "auto" (cross-entropy for integer
+            targets, otherwise mean squares). Outputs (rows, 1) and targets (rows,) agree.
         optimizer: "sgd", "adam", "adamw", ..., a factory of the parameters, or an instance.
         lr, momentum: > 0; in [0, 1).
         schedule: of lr: "constant", "cosine", "linear" or "warmup_cosine".
@@ -304,9 +306,8 @@ def _run(
             parts["valid"] = valid
         if test is not None:
             parts["test"] = tuple(part.to(training.device) for part in test)
-        known = isinstance(training.settings.loss, str)
         assessment = yardsticks.assess(
-            model, parts, training.loss, unit=training.unit, linear=linear, known_loss=known
+            model, parts, training.loss, unit=training.unit, linear=linear
         )
         metrics = assessment.metrics
     penalties = measures.penalties(training.regularizer)

@@ -12,7 +12,7 @@ from tikhon.regularizer.metric import UNIFORM, stationary_gain
 from tikhon.regularizer.regularizer import Regularizer
 from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.strengths.implicit import implicit_slopes
-from tikhon.training.settings import Loss
+from tikhon.training.losses import Loss
 
 _FLAT = 0.01  # of the validation loss: what doubling a strength changes by less is called flat
 _ROWS = 256

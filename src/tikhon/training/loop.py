@@ -17,6 +17,7 @@ from tikhon.layers import set_rate
 from tikhon.layers.rates import noise_layers
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.training import measures
+from tikhon.training.losses import loss_of
 from tikhon.training.objective import Objective
 from tikhon.training.recipe import Recipe
 from tikhon.training.settings import Settings
@@ -72,7 +73,7 @@ class Training:
             apply_dropout(model, recipe)
         self.batches = len(batches.slices(torch.empty(len(self.x)), settings.batch_size))
         self.steps = self.batches * settings.epochs
-        self.loss = settings.loss_function(self.y)
+        self.loss = loss_of(settings.loss, self.y)
         self.objective = Objective(recipe, self.loss, self.x, self.y)
         self.optimizer = settings.build_optimizer(model)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.regularizer.regularizer import Regularizer
-from tikhon.training.settings import Loss
+from tikhon.training.losses import Kind, Loss
 
 _ROWS = 4096  # of one evaluation batch
 _BINS = 41
@@ -36,21 +36,41 @@ def score(
 def scores_of(
     output: Tensor, y: Tensor, loss: Loss, unit: float = 1.0, *, imbalanced: bool = False
 ) -> dict[str, float]:
-    """Loss and accuracy; for float targets root mean square error, in their unit, and R2.
+    """Loss and accuracy; for numbers root mean square error, in their unit, and R2.
 
     `imbalanced` adds what rare classes are judged by: the mean of the classes' recalls and the
     mean of their average precisions (scikit-learn's). R2 is left out where the targets are equal.
     """
-    found = {"loss": float(loss(output, y))}
-    if not y.is_floating_point():
-        found["accuracy"] = float((output.argmax(1) == y).double().mean())
-        return found | (_of_rare_classes(output, y) if imbalanced else {})
-    error = (output.reshape(y.shape) - y).square()
-    found["rmse"] = float(error.mean().sqrt()) * unit
-    spread = float((y - y.mean(0)).square().mean())
-    if spread > 0:
-        found["r2"] = 1 - float(error.mean()) / spread
+    found = {"loss": float(loss(output, y)), **quality(output, y, loss.kind, unit)}
+    if imbalanced and output.ndim == 2 and output.shape[1] > 1 and "accuracy" in found:
+        found |= _of_rare_classes(output, y)
     return found
+
+
+def quality(output: Tensor, y: Tensor, kind: Kind, unit: float = 1.0) -> dict[str, float]:
+    """`accuracy` for classes and logits of two, `rmse` in the target's unit and `r2` for numbers.
+
+    A custom loss is judged by its targets: floats are numbers, integers classes. Outputs that do
+    not hold one answer a target (a mean and a variance, say) have neither.
+    """
+    numbers = kind == "numbers" or (kind == "custom" and y.is_floating_point())
+    single = output.numel() == y.numel()
+    if numbers and single:
+        return _of_numbers(output.reshape(y.shape), y.to(output.dtype), unit)
+    if kind == "binary" or (kind == "custom" and single and not numbers):
+        return {"accuracy": float(((output.reshape(y.shape) > 0) == (y > 0.5)).double().mean())}
+    if numbers or output.ndim < 2:
+        return {}
+    taken = output.argmax(1)
+    classes = y.argmax(1) if y.is_floating_point() else y.reshape(taken.shape)
+    return {"accuracy": float((taken == classes).double().mean())}
+
+
+def _of_numbers(output: Tensor, y: Tensor, unit: float) -> dict[str, float]:
+    error = float((output - y).square().mean())
+    spread = float((y - y.mean(0)).square().mean())
+    found = {"rmse": error**0.5 * unit}
+    return found | ({"r2": 1 - error / spread} if spread > 0 else {})
 
 
 def _of_rare_classes(output: Tensor, y: Tensor) -> dict[str, float]:

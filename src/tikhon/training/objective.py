@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from tikhon.errors import InputError
 from tikhon.training.clipping import clip_grad_adaptive_
+from tikhon.training.losses import LossFunction, loss_of
 from tikhon.training.mixing import Mixed, cutmix, input_noise, mixup
 from tikhon.training.objectives import confidence_penalty, r_drop, smoothed_cross_entropy
 from tikhon.training.recipe import Recipe
-from tikhon.training.settings import Loss
 
 
 class Objective:
     """The data loss with what the recipe does to inputs, targets, outputs and gradients."""
 
-    def __init__(self, recipe: Recipe, loss: Loss, x: Tensor, y: Tensor) -> None:
-        self.recipe, self.loss = recipe, loss
+    def __init__(self, recipe: Recipe, loss: LossFunction, x: Tensor, y: Tensor) -> None:
+        self.recipe, self.loss = recipe, loss_of(loss)
         for name in ("label_smoothing", "confidence_penalty", "r_drop"):
             if getattr(recipe, name) and y.is_floating_point():
                 raise InputError(f"{name} is for classes; the targets are numbers")
         if recipe.label_smoothing:
-            if loss is not F.cross_entropy:
+            if self.loss.name != "cross_entropy":
                 raise InputError("label_smoothing needs the loss cross_entropy")
-            self.loss = partial(smoothed_cross_entropy, smoothing=recipe.label_smoothing)
+            smoothed = partial(smoothed_cross_entropy, smoothing=recipe.label_smoothing)
+            self.loss = replace(self.loss, function=smoothed)
         if recipe.cutmix and x.ndim != 4:
             raise InputError(
                 f"cutmix needs images (channels, height, width), the rows are {tuple(x.shape[1:])}"

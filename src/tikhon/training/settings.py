@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from tikhon.errors import InputError, unknown
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+from tikhon.training.losses import LossFunction, known_name, name_of
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -29,31 +27,6 @@ _FUSED = ("sgd", "adam", "adamw")  # one call a step also on the CPU
 _MOMENTUM = ("sgd", "rmsprop")
 
 
-def half_mse(output: Tensor, target: Tensor) -> Tensor:
-    """1/(2m) * sum((y - yhat)**2): the loss of the textbooks' lasso and ridge.
-
-    >>> half_mse(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
-    tensor(1.)
-    """
-    return 0.5 * F.mse_loss(_like(output, target), target)
-
-
-def mse(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error."""
-    return F.mse_loss(_like(output, target), target)
-
-
-def mae(output: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error."""
-    return F.l1_loss(_like(output, target), target)
-
-
-LOSSES: dict[str, Loss] = {
-    "cross_entropy": F.cross_entropy,
-    "mse": mse,
-    "half_mse": half_mse,
-    "mae": mae,
-}
 SCHEDULES = ("constant", "cosine", "linear", "warmup_cosine")
 
 
@@ -65,7 +38,7 @@ class Settings:
     then has its own lr and momentum); `loss` a name, a callable or "auto"; `budget` in seconds.
     """
 
-    loss: str | Loss = "auto"
+    loss: str | LossFunction = "auto"
     optimizer: str | Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] = "adam"
     lr: float = 1e-3
     momentum: float = 0.0
@@ -79,8 +52,8 @@ class Settings:
     def __post_init__(self) -> None:
         if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
             raise InputError(unknown("optimizer", self.optimizer, OPTIMIZERS))
-        if isinstance(self.loss, str) and self.loss not in (*LOSSES, "auto"):
-            raise InputError(unknown("loss", self.loss, (*LOSSES, "auto")))
+        if isinstance(self.loss, str) and self.loss != "auto":
+            known_name(self.loss)
         if self.schedule not in SCHEDULES:
             raise InputError(unknown("schedule", self.schedule, SCHEDULES))
         if not (0 < self.lr < math.inf):
@@ -121,14 +94,6 @@ class Settings:
             options["fused"] = True
         return OPTIMIZERS[self.optimizer](params, **options)
 
-    def loss_function(self, y: Tensor) -> Loss:
-        """The loss; "auto" is cross-entropy for integer targets and mean squares otherwise."""
-        if not isinstance(self.loss, str):
-            return self.loss
-        if self.loss == "auto":
-            return LOSSES["mse" if y.is_floating_point() else "cross_entropy"]
-        return LOSSES[self.loss]
-
     def rate(self, step: int, steps: int) -> float:
         """The factor on lr at `step` of `steps`, a function of these alone: no state to resume.
 
@@ -150,7 +115,6 @@ class Settings:
     def describe(self) -> dict[str, Any]:
         """The optimizer's part of a run's configuration."""
         name = self.optimizer if isinstance(self.optimizer, str) else type(self.optimizer).__name__
-        loss = self.loss if isinstance(self.loss, str) else _name(self.loss)
         return {
             "name": name,
             "lr": self.lr,
@@ -158,7 +122,7 @@ class Settings:
             "schedule": self.schedule,
             "batch_size": self.batch_size,
             "epochs": self.epochs,
-            "loss": loss,
+            "loss": name_of(self.loss),
         }
 
 
@@ -181,12 +145,3 @@ def pick_device(name: str) -> torch.device:
     if not there[kind]:
         raise InputError(f"device {name!r} is not available on this machine; use cpu or auto")
     return torch.device(name)
-
-
-def _like(output: Tensor, target: Tensor) -> Tensor:
-    """(rows, 1) as (rows,) where the target has no second axis: otherwise they broadcast."""
-    return output.squeeze(-1) if output.ndim == target.ndim + 1 else output
-
-
-def _name(loss: Loss) -> str:
-    return getattr(loss, "__name__", type(loss).__name__)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.training import measures
-from tikhon.training.settings import Loss
+from tikhon.training.losses import Loss
 
 Part = tuple[Tensor, Tensor]
 Answer = Callable[[Tensor], Tensor]
@@ -45,7 +45,7 @@ class Assessment:
 
 def assess(
     model: nn.Module, parts: Mapping[str, Part], loss: Loss, *, unit: float = 1.0,
-    linear: bool = True, known_loss: bool = True,
+    linear: bool = True,
 ) -> Assessment:  # fmt: skip
     """Score a model, and the yardsticks on the same rows.
 
@@ -55,7 +55,6 @@ def assess(
         loss: of the training.
         unit: of a standardised target.
         linear: whether a linear model is trained beside it.
-        known_loss: whether `loss` takes the logits or means that the yardsticks answer with.
     """
     x, y = parts["train"]
     told = imbalanced(y)
@@ -64,10 +63,10 @@ def assess(
     for name, (_, known) in parts.items():
         found = measures.scores_of(outputs[name], known, loss, unit, imbalanced=told)
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
-        errors |= {f"{name}/{key}": e for key, e in _errors(outputs[name], known).items()}
+        errors |= {f"{name}/{key}": e for key, e in _errors(outputs[name], known, loss).items()}
     rows = {name: len(part[0]) for name, part in parts.items()}
     judged = next((name for name in ("valid", "test") if name in parts), "train")
-    if not known_loss or not _answerable(outputs["train"], y):
+    if not _answerable(outputs["train"], y, loss):
         return Assessment(metrics, rows, errors, judged)
     answers = {"constant": constant(y, outputs["train"].shape[-1])}
     if linear and x.is_floating_point() and bool(torch.isfinite(x).all()):
@@ -138,15 +137,20 @@ def _table(x: Tensor) -> Any:
     return x.flatten(1).cpu().double().numpy()
 
 
-def _answerable(output: Tensor, y: Tensor) -> bool:
+def _answerable(output: Tensor, y: Tensor, loss: Loss) -> bool:
     """Whether a row has one answer: a class of logits, or numbers of the output's own shape."""
-    if y.is_floating_point():
+    numbers = y.is_floating_point()
+    if loss.kind != ("numbers" if numbers else "classes") or loss.name == "nll":
+        return False
+    if numbers:
         return output.numel() == y.numel() and y.ndim <= 2
     return y.ndim == 1 and output.ndim == 2
 
 
-def _errors(output: Tensor, y: Tensor) -> dict[str, float]:
+def _errors(output: Tensor, y: Tensor, loss: Loss) -> dict[str, float]:
     """Standard error of the accuracy, or of the logarithm of the rmse."""
+    if not _answerable(output, y, loss):
+        return {}
     if y.is_floating_point():
         squares = _squares(output, y)
         mean = float(squares.mean())

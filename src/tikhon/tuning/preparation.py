@@ -63,8 +63,6 @@ def make_job(
     seed: int,
 ) -> Job:
     """The rows to train on and to score by, the lengths, the loss."""
-    if loss == "auto":
-        loss = "mse" if y.is_floating_point() else "cross_entropy"
     if folds is not None and (folds < 0 or folds == 1):
         raise InputError(f"folds must be 0 (a held-out part) or at least 2, received {folds}")
     folds = 0 if valid is not None else (3 if len(x) < FEW else 0) if folds is None else folds
@@ -85,7 +83,7 @@ def make_job(
         y=y.to(device),
         valid=None if valid is None else (valid[0].to(device), valid[1].to(device)),
         kept=None if kept is None else kept.to(device),
-        objective=Objective(loss),
+        objective=Objective(loss, y),
         epochs=epochs,
         batch_size=batch_size,
         optimizer=optimizer,

@@ -123,7 +123,7 @@ def tune(
         train: (x, y), a loader, a data set or its name.
         valid: rows for the scores. Without it a fifth of `train` is held out, or with fewer than
             2,500 rows 3 folds are made.
-        loss: "cross_entropy", "mse", their torch forms, any mean over rows, or "auto" by target.
+        loss: as for `fit`: a name, a function or module of torch, or a callable; a mean over rows.
         space: what varies; by default dropout (if the model has it), lr, and weight_decay="auto".
         budget: "60s", "5m" (of wall time), or "200runs" or 200: so many configurations, of which
             halving trains most in part.
@@ -213,7 +213,7 @@ def _conclude(
         _model(job, configs[k], runner.states[ends[k].trial.id], model)
         for k, model in zip(top, models)
     ]
-    probabilities = job.objective.kind == "cross_entropy"
+    probabilities = job.objective.classifies
     return TuneResult(
         model=members[0],
         average=Average(members, probabilities=probabilities).eval(),

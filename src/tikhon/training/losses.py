@@ -1,0 +1,254 @@
+"""The one table of losses: names, torch's functions and modules, callables; shapes agree here."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tikhon.errors import InputError, unknown
+
+LossFunction = Callable[[Any, Any], Tensor]
+Kind = Literal["classes", "binary", "numbers", "custom"]
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A loss of (output, target) whose shapes are made to agree before they are compared.
+
+    A column (rows, 1) and (rows,) are the same numbers: torch would broadcast them to a table of
+    rows x rows. Other shapes that differ are refused. `kind` tells how a model is scored:
+    "classes" (outputs (rows, classes), targets of class numbers), "binary" (logits of 0 and 1),
+    "numbers", or "custom", which is judged by its targets.
+
+    `entries`, where there is one, is the loss of every entry, of which `function` is the mean.
+    """
+
+    name: str
+    function: LossFunction
+    kind: Kind = "custom"
+    entries: LossFunction | None = None
+    _broadcasting: dict[bool, bool] = field(default_factory=dict, repr=False)
+
+    def __call__(self, output: Any, target: Any) -> Tensor:
+        """The mean loss of a batch, 0-d. Raises `InputError` for shapes that do not agree."""
+        output, target = self.agreed(output, target)
+        value = self.function(output, target)
+        if value.ndim:
+            raise InputError(
+                f"the loss {self.name} returned shape {tuple(value.shape)}, one number is needed; "
+                "use reduction='mean' or take .mean()"
+            )
+        return value
+
+    def agreed(self, output: Any, target: Any) -> tuple[Any, Any]:
+        """Output and target in the shapes and types that the loss compares."""
+        if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
+            return output, target
+        if self.kind == "classes":
+            return output, _class_numbers(self.name, output, target)
+        if self.kind in ("numbers", "binary"):
+            return _same_shape(self.name, output, target), target.to(output.dtype)
+        if output.shape != target.shape and _alike(output, target):
+            column = output.ndim > target.ndim
+            if column not in self._broadcasting:
+                self._broadcasting[column] = broadcasts(self.function, column=column)
+            if self._broadcasting[column]:
+                return output.reshape(target.shape), target
+        return output, target
+
+
+def _mse(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target).square()
+
+
+def _half_mse(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target).square() / 2
+
+
+def _mae(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target).abs()
+
+
+def _bce(output: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(output, target, reduction="none")
+
+
+def _half_mse_loss(output: Tensor, target: Tensor) -> Tensor:
+    """1/(2m) * sum((y - yhat)**2): the loss of the textbooks' lasso and ridge."""
+    return 0.5 * F.mse_loss(output, target)
+
+
+LOSSES = {
+    loss.name: loss
+    for loss in (
+        Loss("cross_entropy", F.cross_entropy, "classes"),
+        Loss("nll", F.nll_loss, "classes"),
+        Loss("bce", F.binary_cross_entropy_with_logits, "binary", _bce),
+        Loss("mse", F.mse_loss, "numbers", _mse),
+        Loss("half_mse", _half_mse_loss, "numbers", _half_mse),
+        Loss("mae", F.l1_loss, "numbers", _mae),
+        Loss("huber", F.huber_loss, "numbers"),
+    )
+}
+NAMES = tuple(LOSSES)
+_ALSO = {"bce_with_logits": "bce", "squared": "mse", "l1": "mae"}
+_MODULES: dict[type[nn.Module], str] = {
+    nn.CrossEntropyLoss: "cross_entropy",
+    nn.NLLLoss: "nll",
+    nn.BCEWithLogitsLoss: "bce",
+    nn.MSELoss: "mse",
+    nn.L1Loss: "mae",
+    nn.HuberLoss: "huber",
+}
+_ENTRYWISE = (nn.SmoothL1Loss, nn.PoissonNLLLoss)  # outputs and targets of one shape
+_ENTRYWISE_FUNCTIONS = (F.smooth_l1_loss, F.poisson_nll_loss)
+
+
+def loss_of(loss: Any, y: Tensor | None = None) -> Loss:
+    """The `Loss` behind a name, a function or module of torch, or a callable (output, target).
+
+    "auto" is mean squares for targets of floats and cross-entropy for class numbers `y`. A mean
+    of torch's is the same loss however it is given.
+
+    Raises `InputError` for another name, closest names first, and for what cannot be called.
+
+    >>> x, y = torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 1.0])
+    >>> [float(loss_of(loss)(x, y)) for loss in ("mse", F.mse_loss, nn.MSELoss(), "half_mse")]
+    [2.0, 2.0, 2.0, 1.0]
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if isinstance(loss, str):
+        auto = "mse" if y is not None and y.is_floating_point() else "cross_entropy"
+        return LOSSES[auto if loss == "auto" else known_name(loss)]
+    if not callable(loss):
+        raise InputError(
+            f"loss must be a name ({', '.join(NAMES)}) or a callable of (output, target) that "
+            f"gives one number, received {loss!r}"
+        )
+    if isinstance(loss, nn.Module):
+        return _of_module(loss)
+    for entry in LOSSES.values():
+        if loss is entry.function:
+            return entry
+    kind: Kind = "numbers" if loss in _ENTRYWISE_FUNCTIONS else "custom"
+    return Loss(name_of(loss), cast(LossFunction, loss), kind)
+
+
+def known_name(name: str) -> str:
+    """The table's name; another one raises `InputError`, closest names first."""
+    name = _ALSO.get(name, name)
+    if name not in LOSSES:
+        raise InputError(unknown("loss", name, (*NAMES, "auto")))
+    return name
+
+
+def name_of(loss: Any) -> str:
+    """What a run calls its loss."""
+    if isinstance(loss, str):
+        return loss
+    return getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__)
+
+
+def _of_module(module: nn.Module) -> Loss:
+    name = _MODULES.get(type(module))
+    if name is None:
+        kind: Kind = "numbers" if isinstance(module, _ENTRYWISE) else "custom"
+        return Loss(type(module).__name__, module, kind)
+    settings, usual = (
+        {k: v for k, v in vars(m).items() if not k.startswith("_") and k != "training"}
+        for m in (module, type(module)())
+    )
+    buffers = any(buffer is not None for buffer in module.buffers())
+    if settings == usual and not buffers:
+        return LOSSES[name]
+    return Loss(type(module).__name__, module, LOSSES[name].kind)
+
+
+def _class_numbers(name: str, output: Tensor, target: Tensor) -> Tensor:
+    """Targets for outputs (rows, classes, ...): class numbers, or probabilities of that shape."""
+    if output.ndim < 2 or output.shape[1] == 1:
+        raise InputError(
+            f"{name} needs one output for each class, received outputs of shape "
+            f"{tuple(output.shape)}; one logit of two classes goes with loss='bce', numbers with "
+            "'mse'"
+        )
+    if target.is_floating_point():
+        if target.shape == output.shape:
+            return target
+        raise InputError(
+            f"{name} needs class numbers (integers) or probabilities of the outputs' shape "
+            f"{tuple(output.shape)}, received {target.dtype} targets of shape "
+            f"{tuple(target.shape)}; numbers go with loss='mse'"
+        )
+    if target.ndim == output.ndim and target.shape[1] == 1:
+        target = target.squeeze(1)
+    return target.long()
+
+
+def _same_shape(name: str, output: Tensor, target: Tensor) -> Tensor:
+    if output.shape == target.shape:
+        return output
+    if not _alike(output, target):
+        raise InputError(
+            f"{name} compares outputs with targets entry by entry, received outputs of shape "
+            f"{tuple(output.shape)} and targets of shape {tuple(target.shape)}; only a column "
+            "(rows, 1) counts as (rows,)"
+        )
+    return output.reshape(target.shape)
+
+
+def _alike(output: Tensor, target: Tensor) -> bool:
+    """Whether two shapes hold the same numbers for each row: they differ by axes of 1 alone."""
+    if not (output.ndim and target.ndim) or len(output) != len(target):
+        return False
+    return [n for n in output.shape[1:] if n > 1] == [n for n in target.shape[1:] if n > 1]
+
+
+def broadcasts(loss: LossFunction, *, column: bool = True) -> bool:
+    """Whether a loss, given outputs (rows, 1) and targets (rows,), compares rows x rows.
+
+    It is asked on two rows: then it is neither the mean nor the sum of the losses of its rows,
+    but would be if both came as (rows,). With `column=False` the targets are the column.
+
+    >>> broadcasts(lambda output, target: (output - target).square().mean())
+    True
+    >>> broadcasts(lambda output, target: (output[:, 0] - target).square().mean())
+    False
+    """
+    output, target = torch.tensor([0.3, 0.8]), torch.tensor([0.1, 0.9])
+    wide = (output[:, None], target) if column else (output, target[:, None])
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own about broadcasting
+        rows = [_value(loss, output[i : i + 1], target[i : i + 1]) for i in range(2)]
+        given, flat = _value(loss, *wide), _value(loss, output, target)
+    return not _joins(given, rows) and _joins(flat, rows)
+
+
+def _value(loss: LossFunction, output: Tensor, target: Tensor) -> float:
+    """NaN where the loss cannot read such outputs."""
+    try:
+        return float(loss(output, target))
+    except Exception:
+        return math.nan
+
+
+def _joins(value: float, rows: list[float]) -> bool:
+    return any(math.isclose(value, sum(rows) / n, rel_tol=1e-5) for n in (1, len(rows)))
+
+
+def in_a_loop(loss: Any, target: Any = None) -> LossFunction:
+    """What a loop of the user's own calls by that name: torch's function, shapes as they come.
+
+    Whoever measures such a loop must not hide that it broadcasts.
+    """
+    if not isinstance(loss, str):
+        return cast(LossFunction, loss) if callable(loss) else loss_of(loss)  # which refuses it
+    return loss_of(loss, target if isinstance(target, Tensor) else None).function

@@ -1,0 +1,142 @@
+"""One table of losses: a loss is the same however it is given, and shapes agree first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tikhon.errors import InputError
+from tikhon.population.losses import Objective
+from tikhon.training.losses import LOSSES, NAMES, broadcasts, loss_of
+
+ROWS = 7
+OUTPUT, TARGET = torch.linspace(-1, 2, ROWS), torch.linspace(0.5, -1, ROWS).exp()
+LOGITS, CLASSES = torch.linspace(-2, 3, ROWS * 3).view(ROWS, 3).sin(), torch.arange(ROWS) % 3
+BITS = torch.arange(ROWS) % 2
+o, t, b = OUTPUT.double().numpy(), TARGET.double().numpy(), BITS.numpy()
+LOG = (LOGITS - LOGITS.exp().sum(1, keepdim=True).log()).double().numpy()
+TRUE = {  # by numpy alone
+    "mse": np.mean((o - t) ** 2),
+    "half_mse": np.mean((o - t) ** 2) / 2,
+    "mae": np.mean(abs(o - t)),
+    "huber": np.mean(np.where(abs(o - t) < 1, (o - t) ** 2 / 2, abs(o - t) - 0.5)),
+    "bce": np.mean(np.log1p(np.exp(o)) - b * o),
+    "cross_entropy": -np.mean(LOG[range(ROWS), CLASSES]),
+}
+FORMS = {
+    "mse": ["mse", F.mse_loss, nn.MSELoss(), lambda o, t: (o - t).square().mean()],
+    "half_mse": ["half_mse", lambda o, t: ((o - t) ** 2).mean() / 2],
+    "mae": ["mae", F.l1_loss, nn.L1Loss(), lambda o, t: (o - t).abs().mean()],
+    "huber": ["huber", F.huber_loss, nn.HuberLoss(), F.smooth_l1_loss, nn.SmoothL1Loss()],
+    "bce": ["bce", F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss(),
+            lambda o, t: F.binary_cross_entropy_with_logits(o, t.float())],
+    "cross_entropy": ["cross_entropy", F.cross_entropy, nn.CrossEntropyLoss()],
+}  # fmt: skip
+CELLS = [(name, form) for name, forms in FORMS.items() for form in forms]
+
+
+def shaped(name: str):
+    """Output and target in every pair of shapes, types and orders that mean the same."""
+    if name == "cross_entropy":
+        return [(LOGITS, CLASSES), (LOGITS, CLASSES.int()), (LOGITS, CLASSES[:, None]),
+                (LOGITS, F.one_hot(CLASSES, 3).float())]  # fmt: skip
+    target = BITS if name == "bce" else TARGET
+    kinds = [target.float(), target.double()] + [target, target.bool()] * (name == "bce")
+    pairs = [(OUTPUT, kind) for kind in kinds]
+    return [(a, c) for x, y in pairs for a in (x, x[:, None]) for c in (y, y[:, None])]
+
+
+@pytest.mark.parametrize(("name", "form"), CELLS, ids=lambda v: v if type(v) is str else "f")
+@pytest.mark.filterwarnings("error")
+def test_a_loss_is_the_same_in_every_form_and_shape(name, form):
+    for output, target in shaped(name):
+        if callable(form) and name != "cross_entropy":
+            target = target.float() if loss_of(form).kind == "custom" else target
+        value = loss_of(form)(output, target)
+        assert float(value) == pytest.approx(TRUE[name], rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "form"), CELLS, ids=lambda v: v if type(v) is str else "f")
+def test_rows_of_a_population_have_the_loss_as_their_mean(name, form):
+    for output, target in shaped(name):
+        if not target.is_floating_point() and loss_of(form).kind == "custom":
+            target = target.float()
+        rows = Objective(form).rows(torch.stack([output, output + 1]), target)
+        assert rows.shape == (2, ROWS)
+        assert float(rows[0].mean()) == pytest.approx(TRUE[name], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda o, t: F.mse_loss(o[:, 0], t),
+        lambda o, t: F.mse_loss(o[..., 0], t),
+        lambda o, t: F.mse_loss(o.squeeze(1), t),
+        lambda o, t: F.mse_loss(o.flatten(), t),
+        lambda o, t: F.mse_loss(o, t[:, None]),
+        lambda o, t: F.mse_loss(o.view_as(t), t),
+    ],
+)
+def test_a_callable_that_reads_the_column_itself_gets_the_column(loss):
+    assert not broadcasts(loss)
+    assert float(loss_of(loss)(OUTPUT[:, None], TARGET)) == pytest.approx(TRUE["mse"], rel=1e-5)
+
+
+def test_a_callable_of_two_outputs_a_row_is_left_alone():
+    def likelihood(o, t):
+        return (o[:, 1] + (o[:, 0] - t).square() * (-o[:, 1]).exp()).mean()
+
+    output = torch.stack([OUTPUT, torch.zeros(ROWS)], 1)
+    assert float(loss_of(likelihood)(output, TARGET)) == pytest.approx(TRUE["mse"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mse", "half_mse", "mae", "huber", "bce"])
+@pytest.mark.parametrize("shape", [(ROWS, 2), (ROWS, 1, 2), (1, ROWS)])
+def test_shapes_that_do_not_agree_are_refused_by_every_form(name, shape):
+    for form in FORMS[name]:
+        if loss_of(form).kind != "custom":
+            with pytest.raises(InputError, match="entry by entry"):
+                loss_of(form)(torch.zeros(shape), BITS.float())
+
+
+@pytest.mark.parametrize(
+    ("output", "target", "said"),
+    [
+        (OUTPUT[:, None], BITS, "loss='bce'"),
+        (OUTPUT, BITS, "loss='bce'"),
+        (LOGITS, TARGET, "loss='mse'"),
+    ],
+)
+def test_what_cannot_be_classes_is_refused(output, target, said):
+    for form in FORMS["cross_entropy"]:
+        with pytest.raises(InputError, match=said):
+            loss_of(form)(output, target)
+
+
+def test_settings_of_a_module_count():
+    weighted = loss_of(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])))
+    smoothed = loss_of(nn.CrossEntropyLoss(label_smoothing=0.2))
+    assert loss_of(nn.CrossEntropyLoss()) is LOSSES["cross_entropy"]
+    assert len({float(loss(LOGITS, CLASSES)) for loss in (weighted, smoothed)}) == 2
+    assert {weighted.kind, smoothed.kind} == {"classes"}
+    with pytest.raises(InputError, match="one number is needed"):
+        loss_of(nn.MSELoss(reduction="none"))(OUTPUT, TARGET)
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 9.0])),
+             nn.CrossEntropyLoss(reduction="sum"), lambda o, t: F.cross_entropy(o, t) ** 2],
+)  # fmt: skip
+def test_a_population_refuses_what_is_no_mean_over_rows(loss):
+    with pytest.raises(InputError, match="not the mean of the losses of its rows"):
+        Objective(loss).rows(LOGITS[None], CLASSES)
+
+
+def test_unknown_losses_name_the_closest():
+    with pytest.raises(InputError, match="did you mean 'cross_entropy'"):
+        loss_of("crossentropy")
+    with pytest.raises(InputError, match=", ".join(NAMES)):
+        loss_of(3)
