@@ -160,6 +160,7 @@ def test_exact_zeros_select_features():
     assert selected.shape[1] == model.support_.sum()
 
 
+@pytest.mark.filterwarnings("ignore:Hypergradient.*upper end")  # 29 of 30 columns are noise
 def test_auto_finds_a_strength_in_one_run():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(150, 30)), rng.normal(size=150)

@@ -90,6 +90,7 @@ def test_a_stopped_refit_continues_to_the_same_model(tmp_path):
         ("decoupled", torch.optim.AdamW, 3.0, "too much"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Hypergradient.*upper end")  # held there
 def test_a_wrong_strength_is_judged_wrong(how, optimizer, strength, verdict):
     """Ridge with nearly as many inputs as rows: it fits noise, or little at all."""
     generator = torch.Generator().manual_seed(0)

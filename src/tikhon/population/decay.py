@@ -82,12 +82,13 @@ class AdaptiveDecay:
         return (step + 1) % self.every == 0 and step < self.last
 
     @torch.no_grad()
-    def adapt_(self, gradients: Sequence[Tensor]) -> None:
-        """One step on the logarithms of the strengths, from validation gradients."""
+    def adapt_(self, losses: Tensor, gradients: Sequence[Tensor]) -> None:
+        """One step on the logarithms of the strengths, from (members,) losses and gradients."""
         pairs = zip(self.sensitivity, gradients)
         slope = torch.stack([(z * g).flatten(1).sum(1) for z, g in pairs], dim=1)
         slope = torch.where(slope.isfinite(), slope, 0.0)
-        descend(self.memory, slope, rate=self.rate, caution=CAUTION, bounds=self.bounds)
+        level = torch.where(losses.isfinite(), losses, 0.0)[:, None].to(slope)
+        descend(self.memory, slope, level, rate=self.rate, caution=CAUTION, bounds=self.bounds)
         self.trace.append(self.memory["log"].clone())
 
     def state(self) -> dict[str, Tensor]:

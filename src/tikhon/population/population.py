@@ -249,8 +249,11 @@ class Population:
             return
         self._mode(False)
         rows = self.objective.rows(self.outputs(x), y)
-        gradients = torch.autograd.grad(mean_over(rows, weights).sum(), self.stepper.leaves())
-        self.decay.adapt_([g.view_as(w) for g, w in zip(gradients, self.decay.weights)])
+        losses = mean_over(rows, weights)
+        gradients = torch.autograd.grad(losses.sum(), self.stepper.leaves())
+        self.decay.adapt_(
+            losses.detach(), [g.view_as(w) for g, w in zip(gradients, self.decay.weights)]
+        )
 
     # ---- reading
 

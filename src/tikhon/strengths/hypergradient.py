@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tikhon.data.stream import Stream
 from tikhon.penalties import L1, L2, ElasticNet, GroupLasso, Proximable
 from tikhon.penalties.optimality import max_strength
+from tikhon.regularizer.audit import warn
 from tikhon.regularizer.controller import Controller, Observation, Per, Reading
 from tikhon.regularizer.targets import summed
 from tikhon.strengths.schedules import Recorded
@@ -25,12 +26,14 @@ from tikhon.strengths.sensitivity import (
     FEWEST,
     FROZEN,
     begin,
+    brevity,
     carry_decay,
     carry_prox,
     descend,
     first_decay,
     rate_of,
 )
+from tikhon.strengths.validation import validation_gradient
 
 _FRACTION = 0.05  # the first strength of a sparse penalty, as a part of its largest gradient
 
@@ -50,8 +53,13 @@ class Hypergradient(Controller):
 
     and for L1, ElasticNet and GroupLasso through the derivative of their prox, which is zero
     outside the support. Every `every` steps ``log s`` makes a step of Adam against ``<Z, g_v>``,
-    at a rate that could cross `range` in half of the run (at most a factor of 2 a step), and
-    rests in the last tenth.
+    at a rate that could cross `range` in half of the run (at most a factor of 1.22 a step, so
+    that a short run makes no leaps), and rests in the last tenth. A slope that promises less than
+    a thousandth of the loss moves it as much less.
+
+    The validation loss is that of the function that is trained: no dropout, and layers such as
+    BatchNorm on the statistics of the validation batch, since their running averages lag behind
+    the weights early in training. A layer that is kept in eval mode is taken in eval mode.
 
     Looking one step ahead (``Z = -lr*s*W``, the "T1-T2" rule) is short-sighted: early in training
     the validation loss always asks for larger weights. For the same reason a learning rate must
@@ -64,10 +72,10 @@ class Hypergradient(Controller):
             moves (``0.9 * steps / every``) stays near its start: a warning says so.
         every: steps between two validation gradients (one batch each), at least 1.
         start: the first strength; 0 takes one from the first steps: for L2 the decay that shrinks
-            a weight by 0.3 % a step (by exp(-8) over a long run), for the others a twentieth of
-            the largest gradient.
+            a weight by 0.3 % a step (by exp(-8) over a long run, and by much less a step in a run
+            of under 1000), for the others a twentieth of the largest gradient.
         range: smallest and largest strength of a decoupled L2; of the other terms it is relative
-            to the first strength where `start` is 0.
+            to the first strength of a long run where `start` is 0.
         per: one strength for each parameter ("layer"), for each parameter group of the optimizer
             ("group") or for all of the term ("term").
         damping: ``c`` >= 0, the curvature in the metric of the optimizer; math.inf forgets ``Z``
@@ -75,7 +83,9 @@ class Hypergradient(Controller):
         caution: factor in (0, 1] on moves towards a smaller strength.
         batch_size: rows of a validation batch.
 
-    Raises ValueError for arguments out of their range, TypeError for a penalty without a rule.
+    Raises ValueError for arguments out of their range and for data that cannot be read, TypeError
+    for a penalty without a rule. Warns once when a strength comes to rest at the upper end of its
+    range, and when the run goes on past `steps`.
     Works under DDP and FSDP2 (slopes are averaged over the processes) and inside AMP.
 
     References: Luketina et al., "Scalable gradient-based tuning of continuous regularization
@@ -132,6 +142,7 @@ class Hypergradient(Controller):
                 f"Hypergradient: loss must be a callable of (output, target), "
                 f"received {self.loss!r}"
             )
+        _ = self.stream  # data that cannot be read are refused here, not within a step
         if (moves := int(FROZEN * self.steps / self.every)) < FEWEST:
             finer = max(1, int(FROZEN * self.steps / FEWEST))
             advice = f"take every={finer}, more steps" if finer < self.every else "take more steps"
@@ -151,9 +162,31 @@ class Hypergradient(Controller):
         if step < FROZEN * self.steps:
             self._descend(observation)
         memory["strength"] = min([math.exp(memory["log"]), *map(_cap, readings)])
+        self._warn_of_ends(readings, memory, step)
         self.record(memory, memory["strength"], step)
         self._carry(readings, memory, ahead=True)
         return memory["strength"]
+
+    def _warn_of_ends(
+        self, readings: Sequence[Reading], memory: dict[str, Any], step: int
+    ) -> None:
+        """Say once that a strength has come to the end of its range, or of its run."""
+        name = readings[0].name + (f" and {len(readings) - 1} more" if len(readings) > 1 else "")
+        rests = step >= FROZEN * self.steps
+        if rests and memory["log"] >= memory["high"] and not memory.get("met"):
+            memory["met"] = True
+            warn(
+                f"Hypergradient: the strength on {name} rests at the upper end of its range, "
+                f"{math.exp(memory['high']):.3g}; if the validation loss is worse than without "
+                "it, give a smaller range, otherwise a larger one"
+            )
+        if step > self.steps and not memory.get("over"):
+            memory["over"] = True
+            warn(
+                f"Hypergradient: the run goes on past steps={self.steps}; the strength on {name} "
+                f"has rested since step {int(FROZEN * self.steps)}; give the number of optimizer "
+                "steps of the whole run"
+            )
 
     def record(self, memory: dict[str, Any], strength: float, step: int) -> None:
         """Note the strength found after `step`, for a repetition of the run."""
@@ -191,7 +224,8 @@ class Hypergradient(Controller):
         absolute = self.start or all(
             r.how == "decoupled" and isinstance(r.penalty, L2) for r in readings
         )
-        scale = 1.0 if absolute else start
+        usual = start / brevity(self.steps) if isinstance(readings[0].penalty, L2) else start
+        scale = 1.0 if absolute else usual
         memory["low"], memory["high"] = (math.log(scale * bound) for bound in self.range)
         memory.update(begin(min(max(math.log(start), memory["low"]), memory["high"])))
 
@@ -207,26 +241,27 @@ class Hypergradient(Controller):
     def _descend(self, observation: Observation) -> None:
         """One step of Adam on log s against `<Z, g_v>`."""
         memory = observation.memory
-        gradients = observation.shared.get("gradients")
-        if gradients is None:
-            gradients = self.gradient(observation.model, memory["count"])
-            observation.shared["gradients"] = gradients
+        if "gradients" not in observation.shared:
+            observation.shared["gradients"] = self.gradient(observation.model, memory["count"])
+        loss, gradients = observation.shared["gradients"]
         slope = torch.zeros(())
         for i, reading in enumerate(observation.readings):
             gradient = reading.arrange([gradients[p] for p in reading.params])
             slope = slope + summed((memory[f"z{i}"] * gradient).sum(), reading.params[0])
-        self.move(memory, slope, (memory["low"], memory["high"]))
+        self.move(memory, slope, loss, (memory["low"], memory["high"]))
 
-    def gradient(self, model: nn.Module, number: int) -> dict[nn.Parameter, Tensor]:
-        """Gradient of the loss on validation batch `number`."""
+    def gradient(self, model: nn.Module, number: int) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+        """The loss on validation batch `number`, and its gradient."""
         return validation_gradient(model, self.loss, self.stream.batch(number))
 
-    def move(self, memory: dict[str, Any], slope: Tensor, bounds: tuple[float, float]) -> None:
-        """Move `log s` against its slope, the mean over all processes."""
-        amount = averaged(slope)
-        if math.isfinite(amount):  # otherwise the run itself diverges: that is not ours to hide
+    def move(
+        self, memory: dict[str, Any], slope: Tensor, loss: Tensor, bounds: tuple[float, float]
+    ) -> None:
+        """Move `log s` against its slope; slope and loss are the means over all processes."""
+        amount, level = averaged(torch.stack([slope.to(loss), loss])).tolist()
+        if math.isfinite(amount + level):  # otherwise the run itself diverges: not ours to hide
             rate = rate_of(self.range, self.steps / self.every)
-            descend(memory, amount, rate=rate, caution=self.caution, bounds=bounds)
+            descend(memory, amount, level, rate=rate, caution=self.caution, bounds=bounds)
 
 
 def _carry(z: Tensor, reading: Reading, strength: float, damping: float, steps: int) -> None:
@@ -238,45 +273,6 @@ def _carry(z: Tensor, reading: Reading, strength: float, damping: float, steps: 
         carry_decay(z, penalty.grad(w), gain, gain * strength * unit + loss, steps)
     else:
         carry_prox(z, w, penalty, gain, loss, steps)
-
-
-def validation_gradient(
-    model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: tuple[Any, Any]
-) -> dict[nn.Parameter, Tensor]:
-    """Gradient of the loss in eval mode; `.grad`, buffers, random state and modes stay."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    device = params[0].device
-    inputs, target = (_on(part, device) for part in batch)
-    training = [module for module in model.modules() if module.training]
-    devices = [device] if device.type == "cuda" else []
-    try:
-        for module in training:
-            module.training = False
-        with torch.random.fork_rng(devices), torch.enable_grad():
-            found = _gradients(loss(model(inputs), target), params)
-    finally:
-        for module in training:
-            module.training = True
-    return {p: torch.zeros_like(p) if g is None else g for p, g in zip(params, found)}
-
-
-def _gradients(value: Tensor, params: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
-    """By autograd alone; through `.grad` where FSDP2 gathers and scatters in backward hooks."""
-    if not any(hasattr(p, "placements") for p in params):
-        return torch.autograd.grad(value, params, allow_unused=True)
-    kept = [p.grad for p in params]
-    try:
-        for p in params:
-            p.grad = None
-        value.backward()
-        return [p.grad for p in params]
-    finally:
-        for p, grad in zip(params, kept):
-            p.grad = grad
-
-
-def _on(part: Any, device: torch.device) -> Any:
-    return part.to(device, non_blocking=True) if isinstance(part, Tensor) else part
 
 
 def _gradient(param: nn.Parameter) -> Tensor:
@@ -294,12 +290,12 @@ def _cap(reading: Reading) -> float:
     return CAP / max(reading.gain, 1e-30)
 
 
-def averaged(amount: Tensor) -> float:
+def averaged(amounts: Tensor) -> Tensor:
     """The mean over the processes of a distributed run, each of which may see its own rows."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(amount)
-        amount = amount / torch.distributed.get_world_size()
-    return float(amount)
+        torch.distributed.all_reduce(amounts)
+        amounts = amounts / torch.distributed.get_world_size()
+    return amounts
 
 
 def _largest(amount: float, device: torch.device) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tikhon.data.stream import Stream
 from tikhon.errors import unknown
 from tikhon.penalties import Penalty
+from tikhon.strengths.validation import trained_function
 
 
 def implicit_slopes(
@@ -37,7 +38,8 @@ def implicit_slopes(
     weak; near zero it is right. With few terms of the series only the stiff directions count.
 
     Args:
-        model: at (nearly) stationary weights; put in eval mode meanwhile, left as found.
+        model: at (nearly) stationary weights; without dropout meanwhile, left as found. Layers in
+            training mode that normalise by running averages take the statistics of the batch.
         loss: callable of (output, target), a 0-d mean.
         train, valid: data as for `Hypergradient`; one batch of `batch_size` rows of each is used.
         penalties: for each parameter's name the penalty it was trained with, at the strength in
@@ -68,10 +70,8 @@ def implicit_slopes(
     if missing := [name for name in penalties if name not in named]:
         raise ValueError(unknown("parameter", missing[0], named))
     params, held = list(named.values()), [penalties.get(name) for name in named]
-    modes = {module: module.training for module in model.modules()}
     generator = torch.Generator().manual_seed(seed)
-    try:
-        model.eval()
+    with trained_function(model):
         inputs, target = Stream(train, size=batch_size, seed=seed).batch(0)
         gradient = torch.autograd.grad(loss(model(inputs), target), params, create_graph=True)
         inputs, target = Stream(valid, size=batch_size, seed=seed).batch(0)
@@ -87,9 +87,6 @@ def implicit_slopes(
 
         alpha = 1 / _largest_curvature(curved, params, generator)
         answer = _neumann(curved, slope, alpha, iterations)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return {
         name: -float((penalty.grad(w.detach()) * p).sum())
         for name, penalty, w, p in zip(named, held, params, answer)

@@ -23,14 +23,21 @@ FROZEN = 0.9  # share of the run after which a strength rests, so that the weigh
 CAP = 0.5  # largest share of a weight that one step of decay removes
 FEWEST = 10  # moves of a strength below which its start decides more than the validation loss
 _MOMENTUM, _SCALE = 0.9, 0.999
-_LARGEST = math.log(2)  # largest move of log s, for runs of few moves
+_LARGEST = 0.2  # largest move of log s: a short run is no reason for a leap
 _SHRINK = 0.003  # part of a weight that the first strength of a decay removes in a step,
-_HORIZON = 8.0  # but in long runs no more than would shrink it by exp(-8) over the whole run
+_HORIZON = 8.0  # but in long runs no more than would shrink it by exp(-8) over the whole run,
+_WARM = 1000  # and in runs of fewer steps less, by the square of their number
+_NEGLIGIBLE = 1e-3  # slope of log s, as a part of the loss, that is not worth a full move
 
 
 def first_decay(steps: int) -> float:
     """Gain times the first strength of a decay, for a run of `steps`."""
-    return min(_SHRINK, _HORIZON / steps)
+    return min(_SHRINK, _HORIZON / steps) * brevity(steps)
+
+
+def brevity(steps: int) -> float:
+    """By how much the first strength of a decay is smaller because a run is short."""
+    return min(1.0, steps / _WARM) ** 2
 
 
 def carry_decay(z: Tensor, pull: Tensor, gain: Number, drain: Number, steps: int = 1) -> None:
@@ -69,7 +76,7 @@ def carry_prox(
 
 
 def rate_of(range: tuple[float, float], moves: float) -> float:
-    """Rate at which `log s` crosses its range in half of the run, but at most doubles `s`."""
+    """Rate at which `log s` crosses its range in half of the run, if the run is long enough."""
     return min(2 * math.log(range[1] / range[0]) / max(moves, 1), _LARGEST)
 
 
@@ -87,18 +94,23 @@ def begin(log: Number) -> dict[str, Any]:
 def descend(
     memory: dict[str, Any],
     slope: Number,
+    loss: Number,
     *,
     rate: float,
     caution: float,
     bounds: tuple[float, float],
 ) -> None:
-    """One bias-corrected step of Adam on `log s` against its slope, within the bounds."""
+    """One bias-corrected step of Adam on `log s` against its slope, within the bounds.
+
+    Adam's epsilon has the unit of the loss: a slope that promises next to nothing (before a layer
+    whose scale the next one divides away, or early in training) moves the strength as little.
+    """
     memory["count"] += 1
     memory["mean"] = _MOMENTUM * memory["mean"] + (1 - _MOMENTUM) * slope
     memory["square"] = _SCALE * memory["square"] + (1 - _SCALE) * slope**2
     mean = memory["mean"] / (1 - _MOMENTUM ** memory["count"])
     square = memory["square"] / (1 - _SCALE ** memory["count"])
-    move = -rate * mean / (square**0.5 + 1e-30)
+    move = -rate * mean / (square**0.5 + _NEGLIGIBLE * abs(loss) + 1e-30)
     move = (1 + caution) / 2 * move + (1 - caution) / 2 * abs(move)  # caution * move where < 0
     log = memory["log"] + move
     low, high = bounds
