@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, cast, get_args
@@ -194,7 +194,7 @@ class Hypergradient(Controller):
             memory["trace"] = torch.full((max(1, self.steps // self.every),), strength)
         memory["trace"][step // self.every - 1 :] = strength
 
-    def recorded(self, memory: dict[str, Any], steps: int) -> Recorded:
+    def recorded(self, memory: Mapping[str, Any], steps: int) -> Recorded:
         """The strengths that a run has found, as a schedule of another run of `steps`."""
         found = memory["trace"].tolist() if "trace" in memory else [self.start]
         return Recorded(tuple(found), steps)
