@@ -163,7 +163,7 @@ def test_new_rows_by_name_in_any_order_with_unseen_values(churn: Path, tmp_path:
     with pytest.raises(DataError, match=r"column 'age' holds numbers.*'old' in line 2"):
         fitted.transform(read(tmp_path / "e.csv"))
     frame.assign(since="soon").to_csv(tmp_path / "f.csv", index=False)
-    with pytest.raises(DataError, match="column 'since' holds dates, but 'soon' in line 2"):
+    with pytest.raises(DataError, match=r"column 'since' holds dates, but .*'soon' in line 2"):
         fitted.transform(read(tmp_path / "f.csv"))
 
 
@@ -243,8 +243,8 @@ GOOD = "a,b,y\n" + BODY
         pytest.param("a,b,y\n1,2,3,u\n", r"line 2: 4 fields, the header has 3", id="D3"),
         pytest.param(GOOD + "1,2,a,9\n1,2,a,9\n", r"line 62: 4 fields.*1 more such", id="D4-long"),
         pytest.param(GOOD + "1\n", r"line 62: 1 fields", id="D4-short"),
-        pytest.param("a;y\n1,5;u\n2;v\n", r"separated by ';'.*--decimal ,", id="D5"),
-        pytest.param("a\ty\n1\tu\n", r"separated by '\\t'", id="D5-tab"),
+        pytest.param("a;b|y\n1;2|u\n2;1|v\n", r"more than one separator; say --sep", id="D5"),
+        pytest.param("a;y\n1,u\n2,v\n", r"separated by ';'", id="D5-other"),
         pytest.param(b"a,y\n1,caf\xe9\n", r"line 2: byte 0xe9.*--encoding", id="D6"),
         pytest.param(GOOD.encode("utf-16"), r"utf-16 text; read it with --encoding", id="D6-16"),
         pytest.param("a,y\n1,u\n2,\0v\n", r"line 3 holds a NUL byte", id="D7"),
@@ -253,12 +253,11 @@ GOOD = "a,b,y\n" + BODY
         pytest.param("a,b,y\n", r"no data rows in .*data.csv", id="D8-header"),
         pytest.param("a,b,y\n1,2,u\n", r"is 'u' in all 1 rows", id="D8-one"),
         pytest.param(GOOD + "x7,1,a\n", r"column 'a' holds numbers.*'x7' in line 62", id="D9"),
-        pytest.param(GOOD + "NA,1,a\n", r"use --na-values NA", id="D9-na"),
         pytest.param(GOOD + "inf,1,a\n1e400,1,b\n", r"'a' has 2 infinite.*line 62", id="D11"),
-        pytest.param('a,b,y\n"1,000",2,u\n"2,500",1,v\n', r"thousands separator", id="D12"),
+        pytest.param('a,b,y\n"1,000",2,u\n"2,500",1,v\n', r"1000 or 1, .*--decimal", id="D12"),
         pytest.param("a,y\n1,u\n2,u\n3,u\n", r"is 'u' in all 3 rows", id="D14"),
         pytest.param("a,y\n1,\n2,\n", r"target 'y' is empty in every row", id="D15-empty"),
-        pytest.param('a,y\n1,"u\n2,v\n', r"line 3: ", id="quote"),
+        pytest.param('a,y\n1,"u\n2,v\n', r"line 2: a quote is opened and never", id="quote"),
     ],
 )  # fmt: skip
 def test_bad_files(csv, text: str | bytes, message: str):
@@ -327,8 +326,11 @@ def test_d13_empty_columns_are_dropped(csv):
 
 def test_d14_rare_classes_and_text_targets(csv):
     rows = "".join(f"{i % 7},{'uv'[i % 2]}\n" for i in range(30))
-    with pytest.raises(DataError, match="class 'w' has 1 row"):
-        split(table(csv("a,y\n" + rows + "1,w\n")))
+    parts = split(table(csv("a,y\n" + rows + "1,w\n")))
+    assert (parts.train.y == 2).sum() == 1 and not (parts.test.y == 2).any()
+    assert any("class 'w' has too few rows" in notice for notice in parts.train.notices)
+    with pytest.raises(DataError, match="class 'u' has 1 row.* smaller fraction"):
+        split(table(csv("a,y\n1,u\n2,v\n3,w\n")), test=0.4)
     with pytest.raises(DataError, match="regression needs numbers, but 'y' holds 'u'"):
         table(csv("a,y\n" + rows), task="regression")
     many = "".join(f"{i % 7},{i / 3}\n" for i in range(60))
@@ -397,9 +399,9 @@ def test_ambiguous_dates_are_not_guessed(csv):
         data = table(csv("d,a,y\n" + rows))
         return kinds(data)["d"] + " clock" * data.table.columns[0].clock
 
-    assert kind([f"{i % 12 + 1:02d}/{i % 11 + 1:02d}/2020" for i in range(60)]) == "dropped"
+    with pytest.raises(DataError, match=r"'12/01/2020' .*2020-01-12 or 2020-12-01.*--dates dmy"):
+        kind([f"{i % 12 + 1:02d}/{i % 11 + 1:02d}/2020" for i in range(11, 60)])
     assert kind([f"{i % 28 + 1:02d}/{i % 11 + 1:02d}/2020" for i in range(60)]) == "date"
-    assert kind([f"2020-01-{i % 28 + 1} {i % 24:02d}:00" for i in range(9, 60)]) != "date"
     assert kind([f"2020-01-{i % 28 + 1:02d} {i % 24:02d}:00" for i in range(60)]) == "date clock"
 
 

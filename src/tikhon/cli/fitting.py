@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tikhon.data import Split
     from tikhon.training.recipe import Recipe
 
-_TABLE = ("task", "time", "group", "drop", "categorical", "separator", "decimal", "encoding",
-          "missing", "bad_rows")  # fmt: skip
+_TABLE = ("task", "time", "group", "drop", "categorical", "separator", "decimal", "dates",
+          "encoding", "missing", "bad_rows")  # fmt: skip
 _TRAINING = ("loss", "optimizer", "lr", "momentum", "schedule", "batch_size", "seed", "device")
 _PENALTIES = ("l1", "l2", "elastic_net", "group_lasso")
 _RECIPE = ("dropout", "label_smoothing", "confidence_penalty", "r_drop", "mixup", "cutmix",

@@ -17,6 +17,10 @@ def predict(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="CSV to write; stdout if left out."),
     ] = None,
+    spreadsheet: Annotated[
+        bool,
+        typer.Option("--spreadsheet", help="Escape labels that a spreadsheet would run."),
+    ] = False,
     data_dir: DataDir = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -25,19 +29,21 @@ def predict(
     """Predict the rows of DATA with the model and the preprocessing of RUN.
 
     One row for each row, in order: `prediction`, then `probability_<class>`. Columns are found by
-    name; extra ones are ignored, values never seen in training count as rare ones.
+    name; extra ones are ignored, values never seen in training count as rare ones. A label such as
+    `=1+1` would be a formula in a spreadsheet: --spreadsheet puts a `'` before it.
     """
     from tikhon.cli.terminal import Terminal
     from tikhon.runs.files import write_bytes
-    from tikhon.training.prediction import SavedModel
+    from tikhon.training.prediction import SavedModel, escaped
 
     terminal = Terminal(json=json, quiet=quiet)
     saved = SavedModel.load(run)
     options = {} if data_dir is None else {"data_dir": data_dir}
-    frame = saved.predict(saved.read(data, **options))
-    for remark in saved.remarks(data):
+    x, remarks = saved.read_with_remarks(data, **options)
+    frame = saved.predict(x)
+    for remark in remarks:
         terminal.note(f"notice: {remark}", "yellow")
-    text = frame.to_csv(index=False)
+    text = (escaped(frame) if spreadsheet else frame).to_csv(index=False)
     if output is not None:
         write_bytes(output, text.encode())
         terminal.note(f"{len(frame):,} predictions in {output}")

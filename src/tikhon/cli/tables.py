@@ -27,8 +27,14 @@ Drop = Annotated[list[str] | None, _option("Column to leave out; may be repeated
 Categorical = Annotated[
     list[str] | None, _option("Column to read as text; may be repeated.", "COLUMN")
 ]
-Separator = Annotated[str | None, _option("Character between fields.", name="--sep")]
-Decimal = Annotated[str, _option("'.' or ',' in numbers.")]
+Separator = Annotated[
+    str | None, _option("Character between fields; found if left out.", name="--sep")
+]
+Decimal = Annotated[str | None, _option("'.' or ',' in numbers; found if left out.")]
+Dates = Annotated[
+    str | None,
+    _option("dmy, mdy, ymd or a format as %d/%m/%Y; found if left out.", "ORDER"),
+]
 Encoding = Annotated[str, _option("Of the text: utf-8, latin-1, utf-16, ...")]
 Missing = Annotated[
     list[str] | None,
@@ -47,10 +53,11 @@ def table_options(
     drop: list[str] | None = None,
     categorical: list[str] | None = None,
     separator: str | None = None,
-    decimal: str = ".",
+    decimal: str | None = None,
     encoding: str = "utf-8",
     missing: list[str] | None = None,
     bad_rows: str = "error",
+    dates: str | None = None,
 ) -> TableOptions | None:
     """What the options say of a table; None without a target."""
     if target is None:
@@ -58,9 +65,8 @@ def table_options(
     from tikhon.data.reading import Format
     from tikhon.data.table import TableOptions
 
-    if separator is None:
-        separator = "\t" if data.endswith(".tsv") else ","
-    separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
+    if separator is not None:
+        separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
     return TableOptions(
         target,
         task=task,
@@ -68,7 +74,7 @@ def table_options(
         categorical=tuple(categorical or ()),
         time=time,
         group=group,
-        format=Format(separator, decimal, encoding, tuple(missing or ()), bad_rows),
+        format=Format(separator, decimal, encoding, tuple(missing or ()), bad_rows, dates),
     )
 
 

@@ -1,233 +1,368 @@
-"""What the columns of a table are, and their cells as numbers."""
+"""What the columns of a table are: kinds inferred from all cells, and asked for where they tell
+two stories.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import numpy as np
 
+from tikhon.data import dates, numerals
+from tikhon.data.cells import Cells, plain_numbers, texts_of
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["number", "boolean", "category", "date", "dropped"]
+Kind = Literal["number", "boolean", "category", "date", "time", "text", "dropped"]
 
-_TRUTH = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
-_TRUE = {"true", "yes", "t", "y"}
-_DATES = ("ISO8601", "%Y/%m/%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y")
-_MISSPELT = 0.05  # a text column with fewer other cells than this was meant to be numeric
-_UNREADABLE = {"na", "n/a", "nan", "null", "none", "?", "-", "."}
+TRUTH = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
+TRUE = {"true", "yes", "t", "y"}
+_MOSTLY = 0.5  # a column with more numbers (or dates) than this is one of numbers
+_MISSPELT = 0.05  # other texts in fewer cells than this were meant to be numbers
+_FEW = 20  # words among numbers, and levels that are a category whatever they look like
+_PROSE = 3  # words of an average cell of free text
+_WIDTHS = {"words": 64, "letters": 32}  # hashed features of free text
 _ID_NAME = re.compile(r"(^|[_\s.-])(id|uuid|guid|key|index|rownames?)$|^unnamed|^$", re.IGNORECASE)
+_HEX = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{2,})*", re.IGNORECASE)
+_FORMATS = {"ISO8601": "ymd", "%Y/%m/%d": "ymd", "%d.%m.%Y": "dmy", "%d/%m/%Y": "dmy",
+            "%m/%d/%Y": "mdy"}  # fmt: skip  # as older runs name them
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its kind, the texts behind its codes, how its dates are written."""
+    """One column: its kind, and all that is needed to read the same kind of cells again."""
 
     name: str
     kind: Kind
     categories: tuple[str, ...] = ()
-    format: str = ""
+    format: str = ""  # of dates: ymd, dmy, mdy, or strptime's; of text: words or letters
     clock: bool = False  # its dates have a time of day
     reason: str = ""  # why it is dropped
+    decimal: str = "."  # "" if each cell proves its own decimal mark
+    unit: str = ""  # a currency, "%" or letters around the numbers
+    words: tuple[str, ...] = ()  # texts and bounds among numbers or dates, a flag each
+    missing: tuple[str, ...] = ()  # texts among numbers or dates that were read as no value
+    short: bool = False  # its years have two digits
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; the inverse of `Column(**values)` up to lists."""
-        return {key: value for key, value in asdict(self).items() if value not in ("", (), False)}
+        """Plain values; the inverse of `from_dict`."""
+        usual = {f.name: f.default for f in fields(self)}
+        return {key: value for key, value in asdict(self).items() if value != usual[key]}
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Column:
-        """The inverse of `to_dict`."""
-        return cls(**{**plain, "categories": tuple(plain.get("categories", ()))})
+    def from_dict(cls, plain: dict[str, Any], *, decimal: str = ".") -> Column:
+        """The inverse of `to_dict`; `decimal` is the one that older runs kept for all columns."""
+        lists = {k: tuple(plain.get(k, ())) for k in ("categories", "words", "missing")}
+        format = plain.get("format", "")
+        found = {"decimal": decimal, **plain, **lists, "format": _FORMATS.get(format, format)}
+        return cls(**found)
+
+    @property
+    def width(self) -> int:
+        """How many numbers a cell is encoded as."""
+        if self.kind == "text":
+            return 1 + _WIDTHS[self.format]
+        return 2 if self.words else 1
+
+    @property
+    def reading(self) -> str:
+        """What was decided about the way its cells are written; "" for the usual way."""
+        said = []
+        if self.decimal != ".":
+            said.append("decimal comma" if self.decimal else "each cell by its own decimal mark")
+        if self.unit:
+            said.append(f"in {self.unit}")
+        if self.format in ("dmy", "mdy"):
+            said.append("day before month" if self.format == "dmy" else "month before day")
+        if self.short:
+            said.append("years 00 to 68 as 20xx, 69 to 99 as 19xx")
+        if bounds := [w for w in self.words if w in ("<", ">", "~")]:
+            said.append(f"limits ({' '.join(bounds)}) as the number and a flag")
+        if words := [w for w in self.words if w not in ("<", ">", "~")]:
+            said.append(f"{listed(words)} as a flag of its own")
+        if self.missing:
+            said.append(f"{listed(self.missing)} as no value")
+        if self.kind == "text":
+            said.append(f"free text, hashed by {self.format}")
+        return ", ".join(said)
 
 
-def infer(source: Source, name: str, *, decimal: str = ".", forced: str | None = None) -> Column:
+def infer(source: Source, name: str, *, forced: str | None = None) -> Column:
     """What the column is: constants and identifiers are dropped, with the reason.
 
-    `forced` is "number" or "category" where the user decides. Raises `DataError` for numbers with
-    a few texts among them, thousands separators and infinities.
+    `forced` is "number" or "category" where the user decides. Raises `DataError` where the cells
+    can be read in two ways and nothing in the file decides, and for infinities.
     """
     from pandas.api import types
 
+    if what := source.foreign.get(name):
+        raise DataError(
+            f"{source.name}: column {name!r} holds {what}, not one value a cell; --drop {name}, "
+            "or spread them over columns of their own"
+        )
     series = cast("pd.Series", source.frame[name])
     present = series.dropna()
     if not len(present):
         return Column(name, "dropped", reason="no value in any row")
-    if present.nunique() == 1:
-        return Column(
-            name, "dropped", reason=f"the same value {str(present.iloc[0])[:40]!r} in all rows"
-        )
     if forced == "category":
-        return _category(source, name, forced=True)
-    if types.is_bool_dtype(present):
+        return _category(name, texts_of(series), forced=True)
+    if types.is_bool_dtype(present) or all(isinstance(v, bool) for v in present.head(99)):
         return Column(name, "boolean", categories=("False", "True"))
     if types.is_datetime64_any_dtype(present):
         clock = bool((present.dt.normalize() != present).any())
-        return Column(name, "date", format="datetime", clock=clock)
+        words = tuple(sorted(set(never(days_of(series)).values())))
+        return Column(name, "date", format="datetime", clock=clock, words=words)
     if types.is_numeric_dtype(present):
-        _finite(source, name, series.to_numpy(float))
-        return _number(source, name)
-    if isinstance(present.iloc[0], bool) and present.map(lambda v: isinstance(v, bool)).all():
-        return Column(name, "boolean", categories=("False", "True"))
-    return _text(source, name, decimal, forced)
+        values = series.to_numpy(float, na_value=np.nan)
+        finite(source, name, values)
+        return _number(Column(name, "number"), values)
+    return _text(source, name, texts_of(series), forced)
 
 
-def _text(source: Source, name: str, decimal: str, forced: str | None) -> Column:
-    series = source.frame[name].astype("string").str.strip()
-    present = series.dropna()
+def _text(source: Source, name: str, texts: pd.Series, forced: str | None) -> Column:
+    present = texts.dropna()
+    if not len(present):
+        return Column(name, "dropped", reason="no value in any row")
     words = set(present.str.lower().unique()) if present.nunique() <= 6 else set()
-    if any(words == pair for pair in _TRUTH):
-        false, true = sorted(words, key=lambda w: w in _TRUE)
+    if any(words == pair for pair in TRUTH):
+        false, true = sorted(words, key=lambda w: w in TRUE)
         return Column(name, "boolean", categories=(false, true))
-    numbers = _numbers(series, decimal)
-    other = series.notna() & np.isnan(numbers)
-    if not other.any():
-        if forced is None and bool(present.str.match(r"^0\d").any()):
-            return _category(source, name, leading_zeros=True)
-        _finite(source, name, numbers)
-        return _number(source, name, numbers)
-    if bool(present.str.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?").any()):
-        row = int(np.argmax(present.str.contains(",")))
-        raise DataError(
-            f"column {name!r}: {present.iloc[row]!r} ({source.line(int(present.index[row]))}) "
-            "has a thousands separator; write numbers without one"
-        )
-    if forced == "number" or other.sum() <= _MISSPELT * len(present):
-        raise DataError(_misspelt(source, name, series, other))
-    if format := _date_format(present):
-        return Column(name, "date", format=format, clock=bool(present.str.contains(":").any()))
-    return _category(source, name)
-
-
-def _misspelt(source: Source, name: str, series: pd.Series, other: pd.Series) -> str:
-    row = int(np.argmax(other.to_numpy()))
-    value = str(series.iloc[row])
-    remedy = (
-        f"if it means no value, use --na-values {value}" if value.lower() in _UNREADABLE else ""
-    )
+    zeros = bool(present.str.match(r"^0\d+$").any())
+    if zeros and forced is None:
+        return _category(name, texts)
+    if (values := plain_numbers(texts, source.decimal)) is not None:
+        finite(source, name, values)
+        return _number(Column(name, "number"), values)
+    cells = Cells.of(texts)
     return (
-        f"column {name!r} holds numbers, but {int(other.sum())} cell(s) are text, first "
-        f"{value[:40]!r} in {source.line(row)}; {remedy}"
+        _number_column(source, name, cells, forced)
+        or _date_column(source, name, cells)
+        or _time_column(source, name, cells)
+        or _category(name, texts)
     )
 
 
-def _number(source: Source, name: str, numbers: np.ndarray | None = None) -> Column:
-    values = source.frame[name].to_numpy(float) if numbers is None else numbers
+def _number_column(
+    source: Source, name: str, cells: Cells, forced: str | None = None
+) -> Column | None:
+    """A column most of whose texts are numbers; None if it is not one."""
+    found = [numerals.numeral(text) for text in cells.texts]
+    is_number = np.array([one is not None for one in found])
+    if cells.share(is_number) <= _MOSTLY and forced != "number":
+        return None
+    numbers = [one for one in found if one is not None]
+    units = numerals.units(numbers)
+    if units is None:
+        if cells.share(is_number) < 1 or len(cells.texts) <= _FEW:
+            return None
+        different = sorted({one.unit or "none" for one in numbers})
+        raise DataError(
+            f"column {name!r} holds numbers in several units ({listed(different)}); write one "
+            f"unit, or say --categorical {name}"
+        )
+    decimal = decimal_mark(source, name, cells, found)
+    values, bounds = numerals.read(cells.texts, decimal)
+    finite(source, name, cells.spread(values))
+    fractions = bool(np.any(values != np.floor(values), where=~np.isnan(values)))
+    words = _words(source, name, cells, ~np.isnan(values), "numbers", ask=fractions)
+    if words is None:
+        return None
+    limits = [b for b in "<>~" if b in bounds]
+    column = Column(
+        name,
+        "number",
+        decimal=decimal,
+        unit="".join(units),
+        words=(*limits, *words),
+        missing=cells.missing,
+    )
+    return _number(column, cells.spread(values))
+
+
+def decimal_mark(
+    source: Source, name: str, cells: Cells, found: Sequence[numerals.Numeral | None]
+) -> str:
+    """The decimal mark of a column; "" where each cell proves its own. Raises where two fit."""
+    if source.format.decimal:
+        return source.format.decimal
+    votes = numerals.votes(one for one in found if one is not None)
+    certain = votes - {"?"}
+    if len(certain) == 1:
+        return next(iter(certain))
+    if not votes:
+        return source.decimal or "."
+    if not certain and source.decimal:
+        return source.decimal
+    if "?" not in votes:
+        return ""
+    row = cells.first([one is not None and one.vote == "?" for one in found])
+    text = cells.texts[cells.codes[row]]
+    one = next(one for one in found if one is not None and one.vote == "?")
+    raise DataError(
+        f"column {name!r}: {text!r} in {source.line(row)} can be {one.dot:.10g} or "
+        f"{one.comma:.10g}, and nothing in the file decides; say --decimal . or --decimal ,"
+    )
+
+
+def _words(
+    source: Source, name: str, cells: Cells, fits: np.ndarray, kind: str, *, ask: bool = True
+) -> tuple[str, ...] | None:
+    """The texts among numbers or dates that are kept as flags; None if it is a column of text.
+
+    Few words that repeat are certain. Raises `DataError` where they may as well be misspelt.
+    """
+    other = ~fits & ~cells.is_missing
+    count, distinct = int(cells.counts[other].sum()), int(other.sum())
+    if not count:
+        return ()
+    if distinct <= _FEW and cells.counts[other].min() >= 2:
+        return tuple(sorted(text for text, is_other in zip(cells.texts, other) if is_other))
+    if not ask and count > _MISSPELT * len(cells.codes):
+        return None
+    misspelt(source, name, cells, other, kind)
+
+
+def misspelt(source: Source, name: str, cells: Cells, other: np.ndarray, kind: str) -> NoReturn:
+    """Refuse texts among numbers or dates, with the first one and what can be done."""
+    row = cells.first(other)
+    text = cells.texts[cells.codes[row]][:40]
+    raise DataError(
+        f"column {name!r} holds {kind}, but {int(cells.counts[other].sum())} cell(s) are text, "
+        f"first {text!r} in {source.line(row)}; correct them, or say --na-values {text!r} if it "
+        f"means no value, or --categorical {name} to read the column as text"
+    )
+
+
+def _date_column(source: Source, name: str, cells: Cells) -> Column | None:
+    asked = source.format.dates
+    if "%" in (asked or ""):
+        return _custom_dates(source, name, cells, str(asked))
+    found = [dates.moment(text) for text in cells.texts]
+    is_date = np.array([one is not None for one in found])
+    if cells.share(is_date) <= _MOSTLY:
+        return None
+    order = asked or _order(source, name, cells, found)
+    if not asked and any(one is not None and one.doubtful for one in found):
+        row = cells.first([one is not None and one.doubtful for one in found])
+        raise DataError(
+            f"column {name!r}: the year of {cells.texts[cells.codes[row]]!r} in "
+            f"{source.line(row)} may be of either century; write four digits, or say --dates "
+            f"{order} to read 00 to 68 as 20xx and 69 to 99 as 19xx"
+        )
+    days = dates.read(cells.texts, order)
+    words = _words(source, name, cells, ~np.isnan(days), "dates") or ()
+    return Column(
+        name,
+        "date",
+        format=order,
+        clock=any(one is not None and one.clock for one in found),
+        words=(*sorted(set(never(days).values())), *words),
+        missing=cells.missing,
+        short=any(one is not None and one.short for one in found),
+    )
+
+
+def _order(source: Source, name: str, cells: Cells, found: Sequence[dates.Moment | None]) -> str:
+    """The one order of day and month that all dates of a column have."""
+    moments = [one for one in found if one is not None]
+    fitting = [o for o in dates.ORDERS if all(o in one.days for one in moments)]
+    if not fitting:
+        raise DataError(
+            f"column {name!r} holds dates in several orders of day and month; write them as "
+            f"2021-12-31, or --drop {name}"
+        )
+    differ = [one is not None and len({one.days[o] for o in fitting}) > 1 for one in found]
+    if not any(differ):
+        return fitting[0]
+    row = cells.first(differ)
+    one = next(one for one, d in zip(found, differ) if d and one is not None)
+    meanings = " or ".join(dates.day_name(one.days[o]) for o in fitting)
+    raise DataError(
+        f"column {name!r}: {cells.texts[cells.codes[row]]!r} in {source.line(row)} can be "
+        f"{meanings}, and no other row decides; say --dates {' or --dates '.join(fitting)}"
+    )
+
+
+def _custom_dates(source: Source, name: str, cells: Cells, format: str) -> Column | None:
+    days = strptime_days(cells.texts, format)
+    if cells.share(~np.isnan(days)) <= _MOSTLY:
+        return None
+    words = _words(source, name, cells, ~np.isnan(days), "dates") or ()
+    clock = bool(np.any(days != np.floor(days), where=~np.isnan(days)))
+    return Column(name, "date", format=format, clock=clock, words=words, missing=cells.missing)
+
+
+def strptime_days(texts: Sequence[str], format: str) -> np.ndarray:
+    """Days since 1970 of texts in strptime's notation, NaN for others."""
+    import pandas as pd
+
+    parsed = pd.to_datetime(pd.Series(list(texts)), format=format, errors="coerce", utc=True)
+    return days_of(parsed)
+
+
+def days_of(series: pd.Series) -> np.ndarray:
+    """Days since 1970 of datetimes of any unit, NaN for none."""
+    if getattr(series.dtype, "tz", None) is not None:
+        series = series.dt.tz_convert("UTC").dt.tz_localize(None)
+    moments = series.to_numpy("datetime64[us]")
+    days = moments.astype(np.int64) / 86_400e6
+    return np.where(np.isnat(moments), np.nan, days)
+
+
+def never(days: np.ndarray) -> dict[int, str]:
+    """Cell -> date of those that stand for "no end" or "no beginning" (9999-12-31, 0001-01-01)."""
+    outside = (days < dates.NEVER[0]) | (days >= dates.NEVER[1])
+    return {int(i): dates.day_name(days[i]) for i in np.flatnonzero(outside)}
+
+
+def _time_column(source: Source, name: str, cells: Cells) -> Column | None:
+    values = [dates.clock_time(text) for text in cells.texts]
+    fits = np.array([value is not None for value in values])
+    if cells.share(fits) <= _MOSTLY:
+        return None
+    words = _words(source, name, cells, fits, "times") or ()
+    return Column(name, "time", words=words, missing=cells.missing)
+
+
+def _number(column: Column, values: np.ndarray) -> Column:
     present = values[~np.isnan(values)]
     whole = bool(np.all(present == np.floor(present)))
-    if whole and len(np.unique(present)) == len(values) and _ID_NAME.search(name):
-        return Column(name, "dropped", reason="an identifier: another whole number in every row")
-    return Column(name, "number")
+    if whole and len(np.unique(present)) == len(values) > 1 and _ID_NAME.search(column.name):
+        reason = "an identifier: another whole number in every row"
+        return Column(column.name, "dropped", reason=reason)
+    return column
 
 
-def _category(
-    source: Source, name: str, *, forced: bool = False, leading_zeros: bool = False
-) -> Column:
-    series = source.frame[name].astype("string").str.strip().dropna()
-    levels = sorted(series.unique())
-    distinct = len(levels) / len(series)
-    if not forced and len(levels) > 20 and distinct > 0.95:
-        what = "codes with leading zeros" if leading_zeros else "texts"
-        return Column(name, "dropped", reason=f"an identifier: {len(levels)} different {what}")
+def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
+    present = texts.dropna()
+    levels = sorted(present.unique())
+    if not forced and len(levels) > _FEW:
+        if len(levels) == len(texts) and _look_like_identifiers(name, levels):
+            reason = f"an identifier: another code in each of {len(levels)} rows"
+            return Column(name, "dropped", reason=reason)
+        spaces = sum(level.count(" ") for level in levels) / len(levels)
+        if spaces + 1 >= _PROSE or len(levels) > len(present) / 2:
+            return Column(name, "text", format="words" if spaces >= 1 else "letters")
     return Column(name, "category", categories=tuple(levels))
 
 
-def _date_format(present: pd.Series) -> str:
-    """The one format in which all cells are dates; "" for none, or for two that disagree."""
-    import pandas as pd
-
-    if not present.str.contains(r"\d", regex=True).all():
-        return ""
-    fitting = []
-    for format in _DATES:
-        parsed = pd.to_datetime(present, format=format, errors="coerce", utc=True)
-        if parsed.notna().all():
-            fitting.append((format, parsed))
-    if len(fitting) > 1 and not all((p == fitting[0][1]).all() for _, p in fitting):
-        return ""
-    return fitting[0][0] if fitting else ""
+def _look_like_identifiers(name: str, levels: Sequence[str]) -> bool:
+    """Codes of one make: a name that says so, hexadecimal, or digits in the same frame."""
+    if _ID_NAME.search(name) or all(_HEX.fullmatch(level) for level in levels):
+        return True
+    if not all(re.search(r"\d", level) and " " not in level for level in levels):
+        return False
+    return len({re.sub(r"\d+", "#", level) for level in levels}) <= max(1, len(levels) // 20)
 
 
-def encode(source: Source, columns: tuple[Column, ...], *, decimal: str = ".") -> np.ndarray:
-    """The cells as float64 (rows, columns): missing is NaN, a category is its code, -1 is unseen.
-
-    Columns are found by name, in any order. Raises `DataError` that lists the missing ones, and
-    for cells that are not of their column's kind.
-    """
-    there = set(map(str, source.frame.columns))
-    if missing := [c.name for c in columns if c.name not in there]:
-        extra = sorted(there - {c.name for c in columns})
-        raise DataError(
-            f"{source.name} lacks {len(missing)} column(s) that the model was trained on: "
-            f"{listed(missing)}" + (f"; it has besides: {listed(extra)}" if extra else "")
-        )
-    if not columns:
-        return np.zeros((len(source.frame), 0))
-    return np.stack([_encode(source, column, decimal) for column in columns], axis=1)
-
-
-def _encode(source: Source, column: Column, decimal: str) -> np.ndarray:
-    import pandas as pd
-
-    series = source.frame[column.name]
-    if column.kind == "date":
-        return _days(source, column)
-    if column.kind == "number":
-        if pd.api.types.is_numeric_dtype(series):
-            numbers = series.to_numpy(float, na_value=np.nan)
-        else:
-            text = series.astype("string").str.strip()
-            numbers = _numbers(text, decimal)
-            if (other := text.notna() & np.isnan(numbers)).any():
-                raise DataError(_misspelt(source, column.name, text, other))
-        _finite(source, column.name, numbers)
-        return numbers
-    text = series.astype("string").str.strip()
-    if column.kind == "boolean":
-        text = text.str.lower()
-    codes = {level.lower() if column.kind == "boolean" else level: code
-             for code, level in enumerate(column.categories)}  # fmt: skip
-    encoded = text.map(codes).to_numpy(float, na_value=np.nan)
-    encoded[np.isnan(encoded) & series.notna().to_numpy()] = -1
-    if column.kind == "boolean":
-        encoded[encoded < 0] = np.nan
-    return encoded
-
-
-def _days(source: Source, column: Column) -> np.ndarray:
-    """Days since 1970, with fractions."""
-    import pandas as pd
-
-    series = source.frame[column.name]
-    if column.format == "datetime":
-        parsed = pd.to_datetime(series, utc=True, errors="coerce")
-    else:
-        text = series.astype("string").str.strip()
-        parsed = pd.to_datetime(text, format=column.format, errors="coerce", utc=True)
-    if (bad := parsed.isna() & series.notna()).any():
-        row = int(np.argmax(bad.to_numpy()))
-        raise DataError(
-            f"column {column.name!r} holds dates, but {str(series.iloc[row])[:40]!r} in "
-            f"{source.line(row)} is not one ({column.format})"
-        )
-    return ((parsed - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1)).to_numpy(float)
-
-
-def _numbers(text: pd.Series, decimal: str) -> np.ndarray:
-    """The texts as numbers; NaN where there is none or another text (also the word "nan")."""
-    import pandas as pd
-
-    if decimal != ".":
-        text = text.str.replace(".", "\0", regex=False).str.replace(decimal, ".", regex=False)
-    numbers = cast("pd.Series", pd.to_numeric(text, errors="coerce"))
-    return np.array(numbers.to_numpy(float, na_value=np.nan))
-
-
-def _finite(source: Source, name: str, values: np.ndarray) -> None:
+def finite(source: Source, name: str, values: np.ndarray) -> None:
+    """Refuse infinite cells, with the first one."""
     bad = np.isinf(values)
     if bad.any():
         row = int(np.argmax(bad))

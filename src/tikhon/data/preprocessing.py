@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
 
-from tikhon.data.columns import Column, encode, listed
-from tikhon.data.reading import Source
+from tikhon.data.columns import Column
+from tikhon.data.encoding import blocks, encode
+from tikhon.data.reading import Source, listed
 from tikhon.data.table import Table
 from tikhon.errors import DataError
 
 _LEVELS = 50  # columns that one category becomes at most
+_MANY = 20  # a category with more levels, some of them rare, gives its target means as well
+_CLASSES = 10  # with more classes than this, target means would be more columns than they tell
+_FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Figures of one number: its fill value, its scaling, whether its absence is a feature."""
+    """Figures of one number: its fill value, its scaling, whether its absence is a feature.
+
+    A scale of 0 is that of a number which is the same in all training rows: it is no input.
+    """
 
     fill: float
     mean: float
@@ -28,128 +35,171 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Levels:
-    """Codes of one category that have a column of their own; -2 stands for "missing"."""
+    """Codes of one category that have a column of their own; -2 stands for "missing".
+
+    `means` are the mean targets of each code, -1 for unseen ones, in standard deviations around
+    the mean of all: one for each class, or one in all.
+    """
 
     codes: tuple[int, ...]
     rare: bool  # the others, and unseen ones, share a column
+    means: tuple[tuple[int, tuple[float, ...]], ...] = ()
+
+    def mean_of(self, codes: np.ndarray) -> np.ndarray:
+        """The mean targets of codes (rows, targets)."""
+        known = dict(self.means)
+        width = len(self.means[0][1]) if self.means else 0
+        unseen = known.get(-1, (0.0,) * width)
+        found = {code: known.get(code, unseen) for code in np.unique(codes).tolist()}
+        return np.array([found[code] for code in codes.tolist()]).reshape(len(codes), width)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The fitted steps from cells to inputs, as figures: no pickle, the same for new rows."""
+    """The fitted steps from cells to inputs, as figures: no pickle, the same for new rows.
+
+    Figures belong to columns by place, never by name: `numbers` to the numeric features in order,
+    `levels` to the categories and the flags beside numbers, in order.
+    """
 
     columns: tuple[Column, ...]
-    numbers: Mapping[str, Numbers] = field(default_factory=dict)  # feature -> figures
-    levels: Mapping[str, Levels] = field(default_factory=dict)
-    decimal: str = "."
+    numbers: tuple[Numbers, ...] = ()
+    levels: tuple[Levels, ...] = ()
 
     @classmethod
-    def fit(cls, values: np.ndarray, table: Table) -> Preprocessing:
-        """Fit scikit-learn's imputer, scaler and encoder on the training rows of a table."""
-        from sklearn.impute import SimpleImputer
-        from sklearn.preprocessing import OneHotEncoder, StandardScaler
+    def fit(cls, values: np.ndarray, table: Table, y: np.ndarray | None = None) -> Preprocessing:
+        """Fit scikit-learn's imputer, scaler and encoders on the training rows of a table.
 
-        numeric, names = _numeric(values, table.columns)
-        imputer = cast("Any", SimpleImputer(strategy="median", keep_empty_features=True))
-        numbers: dict[str, Numbers] = {}
-        if names:
-            scaler = cast("Any", StandardScaler().fit(imputer.fit_transform(numeric)))
-            absent = [bool(np.isnan(cells).any()) for cells in numeric.T]
-            numbers = {
-                name: Numbers(float(fill), float(mean), float(scale), bool(gaps))
-                for name, fill, mean, scale, gaps in zip(
-                    names, imputer.statistics_, scaler.mean_, scaler.scale_, absent, strict=True
-                )
-            }
-        levels: dict[str, Levels] = {}
-        for column, cells in zip(table.columns, values.T, strict=True):
-            if column.kind == "category":
-                codes = np.where(np.isnan(cells), -2, cells).astype(int)
-                encoder = OneHotEncoder(
-                    min_frequency=rare_below(len(cells)),
-                    max_categories=_LEVELS,
-                    handle_unknown="infrequent_if_exist",
-                    sparse_output=False,
-                ).fit(codes[:, None])
-                rare = encoder.infrequent_categories_[0]
-                rare = set() if rare is None else {int(code) for code in rare}
-                own = [int(code) for code in encoder.categories_[0] if int(code) not in rare]
-                levels[column.name] = Levels(tuple(own), bool(rare))
-        return cls(table.columns, numbers, levels, table.decimal)
+        `y` are their targets (classes or numbers), for the target means of large categories.
+        """
+        targets = None if y is None else _standard(y, len(table.target.categories))
+        numbers = tuple(
+            _figures(cells, first) for _, cells, first in _numeric(values, table.columns)
+        )
+        levels = tuple(
+            _levels(codes, None if column.words else targets)
+            for column, codes in _coded(values, table.columns)
+        )
+        return cls(table.columns, numbers, levels)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the inputs, in order."""
-        names = [*self.numbers, *(f"{n} missing" for n, f in self.numbers.items() if f.indicator)]
+        """Names of the inputs, in order; for reading only, two columns may give the same."""
+        empty = np.zeros((0, sum(column.width for column in self.columns)))
+        numeric = [name for name, _, _ in _numeric(empty, self.columns)]
+        names = list(numeric)
+        names += [
+            f"{n} missing" for n, f in zip(numeric, self.numbers, strict=True) if f.indicator
+        ]
+        for (column, _), levels in zip(_coded(empty, self.columns), self.levels, strict=True):
+            texts = column.words or column.categories
+            join = " " if column.words else "="
+            shown = ["(missing)" if c == -2 else texts[c] for c in levels.codes]
+            names += [f"{column.name}{join}{text}" for text in shown]
+            names += [f"{column.name}{join}(rare)"] if levels.rare else []
+            width = len(levels.means[0][1]) if levels.means else 0
+            names += [f"{column.name}: mean target" + f" {i}" * (width > 1) for i in range(width)]
         for column in self.columns:
-            if column.kind == "category":
-                levels = self.levels[column.name]
-                texts = ["(missing)" if c == -2 else column.categories[c] for c in levels.codes]
-                names += [f"{column.name}={text}" for text in texts]
-                names += [f"{column.name}=(rare)"] if levels.rare else []
+            if column.kind == "text":
+                names += [f"{column.name} hash {i}" for i in range(column.width - 1)]
         return tuple(names)
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Encoded cells (rows, columns) to inputs (rows, features), float32."""
+        """Encoded cells (rows, widths) to inputs (rows, features), float32."""
+        return self._inputs(values, None)
+
+    def apply_training(self, values: np.ndarray, y: np.ndarray, table: Table) -> np.ndarray:
+        """The inputs of the rows that were fitted on: a row's target means leave its own fold out,
+        so that they tell no more of its target than those of a new row would.
+        """
+        return self._inputs(values, _standard(y, len(table.target.categories)))
+
+    def _inputs(self, values: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
         parts: list[np.ndarray] = []
-        numeric, names = _numeric(values, self.columns)
-        if names:
-            figures = [self.numbers[name] for name in names]
-            fill, mean, scale = (
-                np.array([getattr(f, key) for f in figures]) for key in ("fill", "mean", "scale")
-            )
-            absent = np.isnan(numeric)
-            parts.append((np.where(absent, fill, numeric) - mean) / scale)
-            parts.append(absent[:, [f.indicator for f in figures]].astype(float))
-        for column, cells in zip(self.columns, values.T, strict=True):
-            if column.kind == "category":
-                levels = self.levels[column.name]
-                codes = np.where(np.isnan(cells), -2, cells).astype(int)
-                hot = (codes[:, None] == np.array(levels.codes, int)[None]).astype(float)
-                parts.append(hot)
-                if levels.rare:
-                    parts.append(1.0 - hot.sum(1, keepdims=True))
+        absent: list[np.ndarray] = []
+        numeric = _numeric(values, self.columns)
+        for (_, cells, _), figures in zip(numeric, self.numbers, strict=True):
+            gaps = np.isnan(cells)
+            scaled = (np.where(gaps, figures.fill, cells) - figures.mean) / (figures.scale or 1.0)
+            parts.append(scaled if figures.scale else np.zeros(len(cells)))
+            if figures.indicator:
+                absent.append(gaps.astype(float))
+        parts = [np.stack([*parts, *absent], axis=1)] if parts or absent else []
+        for (_, codes), levels in zip(_coded(values, self.columns), self.levels, strict=True):
+            hot = (codes[:, None] == np.array(levels.codes, int)[None]).astype(float)
+            parts.append(hot)
+            if levels.rare:
+                parts.append(1.0 - hot.sum(1, keepdims=True))
+            if levels.means:
+                fitted = levels.mean_of(codes)
+                parts.append(fitted if targets is None else _out_of_fold(codes, targets))
+        for column, place in zip(self.columns, blocks(self.columns), strict=True):
+            if column.kind == "text":
+                parts.append(values[:, place][:, 1:])
+        if not parts:
+            return np.zeros((len(values), 0), np.float32)
         return np.concatenate(parts, axis=1).astype(np.float32)
 
     def transform(self, source: Source) -> np.ndarray:
         """Rows of a file to inputs; columns by name, extra ones are ignored."""
-        return self.apply(encode(source, self.columns, decimal=self.decimal))
+        return self.apply(encode(source, self.columns))
 
-    def remarks(self, source: Source) -> list[str]:
-        """What new rows hold that the training rows did not: columns, and values of categories."""
-        known = {column.name for column in self.columns}
+    def remarks(self, source: Source, values: np.ndarray) -> list[str]:
+        """What new rows hold that the training rows did not: columns, and values of categories.
+
+        `values` are the rows as `encode` gives them.
+        """
+        known = {name for column in self.columns for name in (column.name, column.name.strip())}
         extra = [str(name) for name in source.frame.columns if str(name) not in known]
         found = [f"columns not used: {listed(extra)}"] if extra else []
-        codes = encode(source, self.columns, decimal=self.decimal)
-        for column, cells in zip(self.columns, codes.T, strict=True):
-            if column.kind == "category" and (unseen := int((cells == -1).sum())):
+        for column, codes in _coded(values, self.columns):
+            if unseen := int((codes == -1).sum()):
                 found.append(f"{column.name!r}: {unseen} value(s) that training never saw")
+        numeric = _numeric(values, self.columns)
+        for (name, cells, first), figures in zip(numeric, self.numbers, strict=True):
+            if first and not figures.indicator and (gaps := int(np.isnan(cells).sum())):
+                found.append(f"{name!r}: {gaps} cell(s) without a value, training had none")
         return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "columns": [column.to_dict() for column in self.columns],
-            "numbers": {name: asdict(figures) for name, figures in self.numbers.items()},
-            "levels": {name: asdict(levels) for name, levels in self.levels.items()},
-            "decimal": self.decimal,
+            "numbers": [asdict(figures) for figures in self.numbers],
+            "levels": [
+                {**asdict(levels), "means": {str(code): m for code, m in levels.means}}
+                for levels in self.levels
+            ],
         }
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`. Raises `DataError` for a document of another kind."""
+        """The inverse of `to_dict`; documents of older runs hold figures by name, in the same
+        order. Raises `DataError` for a document of another kind.
+        """
         try:
-            return cls(
-                tuple(Column.from_dict(column) for column in plain["columns"]),
-                {name: Numbers(**figures) for name, figures in plain["numbers"].items()},
-                {
-                    name: Levels(tuple(levels["codes"]), levels["rare"])
-                    for name, levels in plain["levels"].items()
-                },
-                plain["decimal"],
+            decimal = plain.get("decimal", ".")
+            found = cls(
+                tuple(Column.from_dict(column, decimal=decimal) for column in plain["columns"]),
+                tuple(Numbers(**figures) for figures in _listed(plain["numbers"])),
+                tuple(_levels_from(levels) for levels in _listed(plain["levels"])),
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"not a table's preprocessing: {error!r}") from error
+            found.feature_names  # noqa: B018  # as many figures as the columns need
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise DataError(
+                f"not a table's preprocessing ({error}): its figures do not fit its columns; "
+                "train again"
+            ) from error
+        return found
+
+
+def _listed(figures: Any) -> list[Any]:
+    return list(figures.values()) if isinstance(figures, Mapping) else list(figures)
+
+
+def _levels_from(plain: Mapping[str, Any]) -> Levels:
+    means = tuple((int(code), tuple(m)) for code, m in plain.get("means", {}).items())
+    return Levels(tuple(plain["codes"]), plain["rare"], means)
 
 
 def rare_below(rows: int) -> int:
@@ -157,26 +207,112 @@ def rare_below(rows: int) -> int:
     return max(2, min(10, rows // 100))
 
 
-def _numeric(values: np.ndarray, columns: tuple[Column, ...]) -> tuple[np.ndarray, list[str]]:
-    """Numbers, truth values and the parts of dates, with their names."""
-    parts: list[np.ndarray] = []
-    names: list[str] = []
-    for column, cells in zip(columns, values.T, strict=True):
+def _figures(cells: np.ndarray, first: bool) -> Numbers:
+    """Fill, mean and scale of one number; taken around the fill value, so that large numbers that
+    differ little keep their digits. Only the `first` number of a column tells that it is missing.
+    """
+    from sklearn.impute import SimpleImputer
+    from sklearn.preprocessing import StandardScaler
+
+    imputer = cast("Any", SimpleImputer(strategy="median", keep_empty_features=True))
+    filled = imputer.fit_transform(cells[:, None])
+    fill = float(imputer.statistics_[0])
+    fill = fill if np.isfinite(fill) else 0.0
+    around = filled - fill
+    indicator = first and bool(np.isnan(cells).any())
+    if np.ptp(around) <= 4 * np.spacing(np.abs(filled).max()):  # nothing but rounding is left
+        return Numbers(fill, fill, 0.0, indicator)
+    scaler = cast("Any", StandardScaler().fit(around))
+    return Numbers(fill, fill + float(scaler.mean_[0]), float(scaler.scale_[0]), indicator)
+
+
+def _levels(codes: np.ndarray, targets: np.ndarray | None) -> Levels:
+    from sklearn.preprocessing import OneHotEncoder
+
+    encoder = OneHotEncoder(
+        min_frequency=rare_below(len(codes)),
+        max_categories=_LEVELS,
+        handle_unknown="infrequent_if_exist",
+        sparse_output=False,
+    ).fit(codes[:, None])
+    rare = encoder.infrequent_categories_[0]
+    rare = set() if rare is None else {int(code) for code in rare}
+    seen = [int(code) for code in encoder.categories_[0]]
+    own = tuple(code for code in seen if code not in rare)
+    if targets is None or not rare or len(seen) <= _MANY:
+        return Levels(own, bool(rare))
+    means = _target_means(codes, targets, np.array([*seen, -1]))
+    return Levels(own, True, tuple(zip((*seen, -1), map(tuple, means.tolist()), strict=True)))
+
+
+def _standard(y: np.ndarray, classes: int) -> np.ndarray | None:
+    """Targets (rows, 1 or classes), each with mean 0 and variance 1; None for too many."""
+    if classes > _CLASSES or y.ndim > 1:
+        return None
+    wide = np.eye(classes)[y.astype(int)] if classes > 2 else y.astype(float)[:, None]
+    scale = wide.std(axis=0)
+    return (wide - wide.mean(axis=0)) / np.where(scale > 0, scale, 1.0)
+
+
+def _target_means(codes: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Mean targets of the asked codes, shrunk towards the mean of all."""
+    from sklearn.preprocessing import TargetEncoder
+
+    means = []
+    for target in targets.T:
+        encoder = TargetEncoder(target_type="continuous").fit(codes[:, None], target)
+        means.append(cast("np.ndarray", encoder.transform(asked[:, None]))[:, 0])
+    return np.stack(means, axis=1)
+
+
+def _out_of_fold(codes: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Each row's target means by the rows of the other folds."""
+    from sklearn.model_selection import KFold
+
+    found = np.zeros((len(codes), targets.shape[1]))
+    folds = KFold(min(_FOLDS, len(codes)), shuffle=True, random_state=0)
+    for others, fold in folds.split(codes):
+        found[fold] = _target_means(codes[others], targets[others], codes[fold])
+    return found
+
+
+def _coded(values: np.ndarray, columns: tuple[Column, ...]) -> Iterator[tuple[Column, np.ndarray]]:
+    """Codes of categories and of the flags beside numbers; -2 is a missing one, or no flag."""
+    for column, place in zip(columns, blocks(columns), strict=True):
+        if column.kind == "category" or column.words:
+            cells = values[:, place][:, -1]
+            yield column, np.where(np.isnan(cells), -2, cells).astype(int)
+
+
+def _numeric(
+    values: np.ndarray, columns: tuple[Column, ...]
+) -> Iterator[tuple[str, np.ndarray, bool]]:
+    """Numbers, truth values, lengths of texts and the parts of dates: name, cells, and whether
+    they are the first ones of their column.
+    """
+    for column, place in zip(columns, blocks(columns), strict=True):
+        if column.kind == "category":
+            continue
+        cells = values[:, place][:, 0]
         if column.kind in ("number", "boolean"):
-            parts.append(cells)
-            names.append(column.name)
-        elif column.kind == "date":
-            for name, part in _date_parts(cells, column.clock):
-                parts.append(part)
-                names.append(f"{column.name} {name}")
-    return (np.stack(parts, axis=1) if parts else np.zeros((len(values), 0))), names
+            yield column.name, cells, True
+        elif column.kind == "text":
+            yield f"{column.name} length", cells, True
+        else:
+            for i, (name, part) in enumerate(_date_parts(cells, column)):
+                yield f"{column.name} {name}", part, i == 0
 
 
-def _date_parts(days: np.ndarray, clock: bool) -> list[tuple[str, np.ndarray]]:
+def _date_parts(days: np.ndarray, column: Column) -> Iterator[tuple[str, np.ndarray]]:
     """A date as days, and where it is in its year, week and day, on a circle."""
-    parts = [("days", days)]
     cycles = [("year", days / 365.2425), ("week", (days + 3) / 7), ("day", days)]
-    for name, turns in cycles if clock else cycles[:2]:
+    if column.kind == "time":
+        yield "time", days
+        cycles = cycles[2:]
+    else:
+        yield "days", days
+        cycles = cycles if column.clock else cycles[:2]
+    for name, turns in cycles:
         angle = 2 * np.pi * (turns - np.floor(turns))
-        parts += [(f"{name} sin", np.sin(angle)), (f"{name} cos", np.cos(angle))]
-    return parts
+        yield f"{name} sin", np.sin(angle)
+        yield f"{name} cos", np.cos(angle)

@@ -1,22 +1,32 @@
-"""CSV and Parquet files as frames, after checks that pandas does not make."""
+"""Files as frames, after checks that pandas does not make."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tikhon.data import typed
+from tikhon.data.cells import decimal_of, texts_of
 from tikhon.errors import DataError, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
+SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".feather", ".jsonl", ".ndjson", ".xlsx")
 _MANY = 8  # names and lines that a message shows at most
+_SEPARATORS = (",", ";", "\t", "|")
+_LONGEST = 1 << 24  # characters of a field; the csv module stops at 131,072
+_LIMIT = 1 << 34  # bytes that a compressed file may unpack to
+_SAMPLE = 100  # rows that tell the separator
 
 
 @dataclass(frozen=True)
@@ -24,29 +34,38 @@ class Format:
     """How a text file is written.
 
     Args:
-        separator: one character between fields.
-        decimal: "." or "," in numbers.
+        separator: one character between fields; None for the one that fits.
+        decimal: "." or "," in numbers; None for the one that the numbers prove.
         encoding: of the text; a byte order mark is dropped.
         missing: texts that mean "no value", besides the empty field.
         bad_rows: "error", or "skip" to leave out rows of the wrong length and count them.
+        dates: "dmy", "mdy" or "ymd", the order of day, month and year, or a strptime format;
+            None for the order that the dates prove.
 
     Raises `InputError` for anything else.
     """
 
-    separator: str = ","
-    decimal: str = "."
+    separator: str | None = None
+    decimal: str | None = None
     encoding: str = "utf-8"
     missing: tuple[str, ...] = ()
     bad_rows: str = "error"
+    dates: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "missing", tuple(self.missing))
-        if len(self.separator) != 1:
+        if self.separator is not None and len(self.separator) != 1:
             raise InputError(f"separator must be one character, received {self.separator!r}")
-        if self.decimal not in (".", ","):
+        if self.decimal not in (None, ".", ","):
             raise InputError(f"decimal must be '.' or ',', received {self.decimal!r}")
         if self.bad_rows not in ("error", "skip"):
             raise InputError(f"bad_rows must be 'error' or 'skip', received {self.bad_rows!r}")
+        if self.dates is not None and self.dates not in ("dmy", "mdy", "ymd"):
+            if "%" not in self.dates:
+                raise InputError(
+                    "dates must be dmy, mdy, ymd or a format such as '%d/%m/%Y', received "
+                    f"{self.dates!r}"
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,20 +77,38 @@ class Source:
     lines: Sequence[int] = ()  # line of the file for each row, where it has lines
     notices: tuple[str, ...] = ()
     origin: dict[str, Any] = field(default_factory=dict)
+    format: Format = Format()
+    foreign: dict[str, str] = field(default_factory=dict)  # columns of lists and the like
 
     def line(self, row: int) -> str:
         """Where a row is, in words."""
         return f"line {self.lines[row]}" if len(self.lines) else f"row {row}"
 
+    @cached_property
+    def decimal(self) -> str:
+        """The decimal mark of the file: asked for, or proved by its numbers; "" for neither."""
+        from pandas.api import types
+
+        if self.format.decimal:
+            return self.format.decimal
+        columns: list[Any] = [self.frame[name] for name in self.frame.columns]
+        return decimal_of([texts_of(c) for c in columns if not types.is_numeric_dtype(c)])
+
+
+def is_table(path: Path) -> bool:
+    """Whether a path is named as a table: `.csv`, `.CSV`, `.csv.gz`, `.parquet`, ..."""
+    name = path.name.lower().removesuffix(".gz")
+    return name.endswith(SUFFIXES)
+
 
 def read(path: Path, format: Format | None = None) -> Source:
-    """The rows of a CSV, TSV or Parquet file.
+    """The rows of a CSV, TSV, JSON lines, Excel, Feather or Parquet file, gzipped or not.
 
-    Raises `DataError` for what cannot be read without a guess, with the line and the remedy:
-    duplicate columns, rows longer or shorter than the header, another separator, another encoding,
-    NUL bytes, no rows, a damaged Parquet file.
+    What a file is is told by its content, then by its name. Raises `DataError` for what cannot be
+    read without a guess, with the line and the remedy: duplicate columns, rows longer or shorter
+    than the header, another encoding, NUL bytes, no rows, an open quote, a damaged file.
     """
-    format = format or Format(separator="\t" if path.suffix == ".tsv" else ",")
+    format = format or Format()
     try:
         content = path.read_bytes()
         modified = path.stat().st_mtime
@@ -83,9 +120,66 @@ def read(path: Path, format: Format | None = None) -> Source:
         "modified": modified,
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    if path.suffix in (".parquet", ".pq"):
-        return Source(_parquet(path, content), path.name, origin=origin)
-    return _csv(path, content, format, origin)
+    name = path.name.lower()
+    if content.startswith(b"\x1f\x8b") or name.endswith(".gz"):
+        content = _unzipped(path, content)
+        name = name.removesuffix(".gz")
+    kind = _kind(path, name, content)
+    if kind == "csv":
+        return _csv(path, content, format, origin)
+    if kind == "json":
+        text = _decode(path, content, format)
+        frame, foreign, lines = typed.json_lines(path, text)
+        if not lines:
+            raise DataError(f"no data rows in {path}")
+        frame = frame.replace(list(format.missing), None) if format.missing else frame
+        return Source(frame, path.name, lines, (), origin, format, foreign)
+    if kind == "xlsx":
+        frame, foreign = typed.workbook(path, content)
+    else:
+        frame, foreign = typed.arrow(path, content, kind)
+    notice = frame.attrs.pop("notice", None)
+    if format.missing:
+        frame = frame.replace(list(format.missing), None)
+    return Source(frame, path.name, (), (notice,) if notice else (), origin, format, foreign)
+
+
+def _kind(path: Path, name: str, content: bytes) -> str:
+    """What a file is: by its first bytes, then by its name."""
+    if content.startswith(b"PAR1") or name.endswith((".parquet", ".pq")):
+        return "Parquet"
+    if content.startswith((b"ARROW1", b"FEA1")) or name.endswith(".feather"):
+        return "Feather"
+    if name.endswith(".xlsx") or (content.startswith(b"PK\3\4") and b"xl/" in content):
+        return "xlsx"
+    for start, what in _OTHERS.items():
+        if content.startswith(start):
+            raise DataError(f"{path} is {what}, not a table: save it as .csv, .xlsx or .parquet")
+    return "json" if name.endswith((".jsonl", ".ndjson")) else "csv"
+
+
+_OTHERS = {
+    b"PK\3\4": "a zip archive (unpack it first)",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls)",
+    b"BZh": "compressed with bzip2 (unpack it first)",
+    b"\xfd7zXZ": "compressed with xz (unpack it first)",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd (unpack it first)",
+    b"%PDF": "a PDF document",
+    b"\x89PNG": "a picture",
+    b"\x89HDF": "an HDF5 file",
+    b"SQLite format 3": "a SQLite database",
+}
+
+
+def _unzipped(path: Path, content: bytes) -> bytes:
+    try:
+        with gzip.open(io.BytesIO(content)) as stream:
+            found = stream.read(_LIMIT + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is not a complete gzip file ({error}); copy it again") from error
+    if len(found) > _LIMIT:
+        raise DataError(f"{path} unpacks to more than {_LIMIT:,} bytes, the limit")
+    return found
 
 
 def _csv(path: Path, content: bytes, format: Format, origin: dict[str, Any]) -> Source:
@@ -94,8 +188,9 @@ def _csv(path: Path, content: bytes, format: Format, origin: dict[str, Any]) -> 
     if not content.strip():
         raise DataError(f"{path} is empty: a header and rows are needed")
     text = _decode(path, content, format)
-    header, rows, lines, skipped = _scan(path, text, format)
-    _check_header(path, header, format)
+    separator = format.separator or _separator(path, text)
+    header, rows, lines, skipped = _scan(path, text, separator, keep=format.bad_rows == "skip")
+    header = _tidy_header(path, header, separator)
     if skipped and format.bad_rows == "error":
         line, width = skipped[0]
         raise DataError(
@@ -106,22 +201,28 @@ def _csv(path: Path, content: bytes, format: Format, origin: dict[str, Any]) -> 
     if not lines:
         raise DataError(f"no data rows in {path}: it holds the header alone")
     if skipped:
-        text = _joined([header, *rows], format)
-    frame = pd.read_csv(
-        io.StringIO(text),
-        sep=format.separator,
-        dtype=str,
-        keep_default_na=False,
-        na_values=["", *format.missing],
-        header=0,
-        names=header,
-        index_col=False,
-    )
+        text = _joined([header, *rows], separator)
+    try:
+        frame = pd.read_csv(
+            io.StringIO(text),
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            na_values=["", *format.missing],
+            header=0,
+            names=header,
+            index_col=False,
+        )
+    except (ValueError, pd.errors.ParserError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
     notices = (f"{len(skipped)} rows of the wrong length were left out",) if skipped else ()
-    return Source(frame, path.name, lines, notices, origin)
+    if format.separator is None and separator != _usual(path):
+        notices += (f"fields are separated by {separator!r}",)
+    return Source(frame, path.name, lines, notices, origin, format)
 
 
 def _decode(path: Path, content: bytes, format: Format) -> str:
+    """The text, with one kind of line end."""
     for mark, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
         if content.startswith(mark) and "16" not in format.encoding:
             raise DataError(f"{path} is {encoding} text; read it with --encoding {encoding}")
@@ -136,46 +237,115 @@ def _decode(path: Path, content: bytes, format: Format) -> str:
             f"{path} line {line}: byte 0x{content[error.start]:02x} is not {format.encoding} "
             "text; give the file's encoding, for example --encoding latin-1"
         ) from error
+    except UnicodeError as error:
+        raise DataError(f"{path} is not {format.encoding} text: {error}") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(f"{path} line {line} holds a NUL byte: the file is damaged or not text")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _usual(path: Path) -> str:
+    return "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
+
+
+def _separator(path: Path, text: str) -> str:
+    """The one separator that gives all of the first rows as many fields as the header."""
+    usual = _usual(path)
+    widths = {}
+    for separator in (usual, *(s for s in _SEPARATORS if s != usual)):
+        found = _widths(text, separator)
+        widths[separator] = found[0] if len(set(found)) == 1 else 0
+    if widths[usual] > 1:
+        return usual
+    fitting = [separator for separator, width in widths.items() if width > 1]
+    if len(fitting) > 1:
+        shown = " or ".join(f"--sep {separator!r}" for separator in fitting)
+        raise DataError(f"{path}: the fields fit more than one separator; say {shown}")
+    return fitting[0] if fitting else usual
+
+
+def _widths(text: str, separator: str) -> list[int]:
+    """Fields of the first rows; [0] where quotes are broken."""
+    widths: list[int] = []
+    with _long_fields():
+        try:
+            for row in csv.reader(io.StringIO(text), delimiter=separator, strict=True):
+                if row:
+                    widths.append(len(row))
+                if len(widths) > _SAMPLE:
+                    break
+        except csv.Error:
+            return [0]
+    return widths or [0]
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """The csv module with a limit that fits free text."""
+    before = csv.field_size_limit(_LONGEST)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _scan(
-    path: Path, text: str, format: Format
+    path: Path, text: str, separator: str, *, keep: bool
 ) -> tuple[list[str], list[list[str]], list[int], list[tuple[int, int]]]:
     """Header, rows (kept only where they may be written again), their lines, the bad ones."""
-    reader = csv.reader(io.StringIO(text), delimiter=format.separator, strict=True)
+    reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
     rows: list[list[str]] = []
     lines: list[int] = []
     bad: list[tuple[int, int]] = []
     header: list[str] | None = None
+    start = 1
     try:
-        for row in reader:
-            if not row:
-                continue
-            if header is None:
-                header = row
-            elif len(row) != len(header):
-                bad.append((reader.line_num, len(row)))
-            else:
-                lines.append(reader.line_num)
-                if format.bad_rows == "skip":
-                    rows.append(row)
+        with _long_fields():
+            for row in reader:
+                start = reader.line_num + 1
+                if not row:
+                    continue
+                if header is None:
+                    header = row
+                elif len(row) != len(header):
+                    bad.append((reader.line_num, len(row)))
+                else:
+                    lines.append(reader.line_num)
+                    if keep:
+                        rows.append(row)
     except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: {error}") from error
+        raise DataError(_quoting(path, error, start, reader.line_num, separator)) from error
     return header or [], rows, lines, bad
 
 
-def _check_header(path: Path, header: list[str], format: Format) -> None:
+def _quoting(path: Path, error: csv.Error, start: int, line: int, separator: str) -> str:
+    """The csv module's complaint in words."""
+    if "unexpected end of data" in str(error):
+        return f"{path} line {start}: a quote is opened and never closed, up to line {line}"
+    if "expected after" in str(error):
+        return (
+            f"{path} line {line}: a quoted field goes on after its closing quote; double the "
+            f"quotes inside it, or put {separator!r} after it"
+        )
+    if "field larger" in str(error):
+        return (
+            f"{path} line {start}: a field of more than {_LONGEST:,} characters; most likely a "
+            "quote is opened there and never closed"
+        )
+    return f"{path} line {line}: {error}"
+
+
+def _tidy_header(path: Path, header: list[str], separator: str) -> list[str]:
+    """The names without blanks around them, where they stay different."""
+    stripped = [name.strip() for name in header]
+    header = stripped if len(set(stripped)) == len(set(header)) else header
     if len(header) == 1:
-        for other in (c for c in ";\t|," if c != format.separator and c in header[0]):
-            decimal = " --decimal ," if other == ";" else ""
+        for other in (c for c in _SEPARATORS if c != separator and c in header[0]):
             shown = "'\\t'" if other == "\t" else f"'{other}'"
             raise DataError(
                 f"{path}: one column found ({header[0][:60]!r}); the file looks like it is "
-                f"separated by {shown}: use --sep {shown}{decimal}"
+                f"separated by {shown}: use --sep {shown}"
             )
     first: dict[str, int] = {}
     for position, name in enumerate(header, start=1):
@@ -185,33 +355,13 @@ def _check_header(path: Path, header: list[str], format: Format) -> None:
                 f"{position}; rename one of them"
             )
         first[name] = position
+    return header
 
 
-def _joined(rows: list[list[str]], format: Format) -> str:
+def _joined(rows: list[list[str]], separator: str) -> str:
     out = io.StringIO()
-    csv.writer(out, delimiter=format.separator).writerows(rows)
+    csv.writer(out, delimiter=separator).writerows(rows)
     return out.getvalue()
-
-
-def _parquet(path: Path, content: bytes) -> pd.DataFrame:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise InputError("Parquet files need pyarrow: pip install 'tikhon[tables]'") from error
-    try:
-        table = parquet.read_table(io.BytesIO(content))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise DataError(
-            f"{path} is not a complete Parquet file ({reason}); copy it again"
-        ) from error
-    names = table.column_names
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise DataError(f"{path}: columns appear twice: {', '.join(map(repr, sorted(twice)))}")
-    if not table.num_rows:
-        raise DataError(f"no data rows in {path}")
-    return table.to_pandas().reset_index(drop=True)
 
 
 def _others(count: int) -> str:

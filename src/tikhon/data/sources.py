@@ -12,7 +12,7 @@ import torch
 
 from tikhon.data import arrays, mnist
 from tikhon.data.dataset import Dataset
-from tikhon.data.reading import SUFFIXES
+from tikhon.data.reading import is_table
 from tikhon.data.table import TableOptions, load_table
 from tikhon.errors import DataError, InputError, unknown
 
@@ -26,8 +26,9 @@ def load(
 ) -> Dataset:
     """The data set of a name (`digits`, `mnist`, ...), of a table, or of a file of arrays.
 
-    A `.csv`, `.tsv` or `.parquet` file is a table: `table` names its target. Another file is an
-    `.npz` with `X` and `y`; a folder holds `X.npy` and `y.npy`, or one `.npz`, or
+    A `.csv`, `.tsv`, `.jsonl`, `.xlsx`, `.feather` or `.parquet` file, gzipped or not, is a table:
+    `table` names its target. Another file is an `.npz` with `X` and `y`; a folder holds `X.npy`
+    and `y.npy`, or one `.npz`, or
     the four IDX files of an MNIST-like set. `data_dir` is searched first for MNIST and
     Fashion-MNIST, then `$TIKHON_DATA`, then the cache folder, then they are downloaded.
 
@@ -48,7 +49,7 @@ def load(
             (p for p in (Path(data_dir) / name, Path(data_dir) / f"{name}.npz") if p.exists()),
             path,
         )
-    if path.is_file() and path.suffix in SUFFIXES:
+    if path.is_file() and is_table(path):
         if table is None:
             raise InputError(f"{path} is a table: name the column to predict with --target COLUMN")
         return load_table(path, table)

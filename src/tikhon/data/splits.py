@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,10 +33,11 @@ def split(
 ) -> Split:
     """Split by rows, classes in proportion; a source's own test rows stay the test part.
 
+    A class with one row is in the training part, with a notice.
     A table with a time column gives its latest rows to the test part and the ones before them to
     validation; one with a group column never splits a group.
     `valid` and `test` are fractions in (0, 1) of all rows; `largest` bounds either part.
-    Raises `DataError` when a class has too few rows to be in every part.
+    Raises `DataError` when there are too few rows.
 
     >>> from tikhon.data import load
     >>> parts = split(load("iris"))
@@ -60,28 +62,46 @@ def _draw(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
     if data.table is not None and (data.table.times is not None or data.table.groups is not None):
         return _draw_blocks(data, count, seed)
-    stratify = None
-    if data.classes:
-        sizes = torch.bincount(data.y, minlength=len(data.classes))
-        if sizes.min() < 2 or count < len(data.classes):
-            least = int(sizes.argmin())
-            raise DataError(
-                f"{data.name}: class {data.classes[least]!r} has {int(sizes[least])} row(s) left "
-                f"and {count} rows are to be held out for {len(data.classes)} classes; "
-                "give more rows or a larger fraction"
-            )
-        stratify = data.y.numpy()
-    elif not 0 < count < len(data.x):
+    if not 0 < count < len(data.x):
         raise DataError(f"{data.name}: {len(data.x)} rows are too few to hold out {count}")
+    rows, stratify = torch.arange(len(data.x)), None
+    if data.classes:
+        rows, stratify = _drawable(data, count)
     kept, drawn = train_test_split(
-        range(len(data.x)), test_size=count, random_state=seed, stratify=stratify
+        rows.numpy(), test_size=count, random_state=seed, stratify=stratify
     )
-    return torch.tensor(kept), torch.tensor(drawn)
+    if len(rows) < len(data.x):  # some rows could not be drawn: they stay too
+        kept = np.setdiff1d(np.arange(len(data.x)), drawn)
+    return torch.from_numpy(kept), torch.from_numpy(drawn)
+
+
+def _drawable(data: Dataset, count: int) -> tuple[Tensor, Any]:
+    """The rows that may be held out, and the classes to keep in proportion (None: as they come).
+
+    A class with one row is learnt from and never tested; where more classes than held-out rows
+    remain, one row of each stays.
+    """
+    sizes = torch.bincount(data.y, minlength=len(data.classes))
+    rows = torch.nonzero(sizes[data.y] > 1)[:, 0]
+    if count < int((sizes > 1).sum()):
+        first = torch.zeros(len(data.x), dtype=torch.bool)
+        first[[int((data.y == code).nonzero()[0]) for code in data.y.unique()]] = True
+        rows = torch.nonzero(~first)[:, 0]
+    if count >= len(rows):
+        least = int(sizes.argmin())
+        raise DataError(
+            f"{data.name}: class {data.classes[least]!r} has {int(sizes[least])} row(s) left "
+            f"and {count} rows are to be held out for {len(data.classes)} classes; "
+            "give more rows or a smaller fraction"
+        )
+    left = torch.bincount(data.y[rows], minlength=len(data.classes))
+    possible = count >= int((left > 0).sum()) and int(left[left > 0].min()) > 1
+    possible = possible and len(rows) - count >= int((left > 0).sum())
+    return rows, data.y[rows].numpy() if possible else None
 
 
 def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """The latest rows, or whole groups."""
-    import numpy as np
     from sklearn.model_selection import GroupShuffleSplit
 
     table = data.table
@@ -110,22 +130,39 @@ def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return kept, drawn
 
 
+def _noticed(train: Dataset, valid: Dataset, test: Dataset) -> list[str]:
+    """What is said of classes that cannot be tested, and of a table's rows in two parts."""
+    from tikhon.data.noticing import repeated, untested
+
+    found = []
+    if train.classes:
+        counts = [np.bincount(part.y.numpy(), minlength=len(train.classes))
+                  for part in (train, valid, test)]  # fmt: skip
+        found = untested(train.classes, counts[0], counts[1:])
+    if train.table is not None:
+        rows = [torch.cat([p.x, p.y.double()[:, None]], 1).numpy() for p in (train, valid, test)]
+        found += repeated(rows[0], rows[1], "validation") + repeated(rows[0], rows[2], "test")
+    return found
+
+
 def _scaled(train: Dataset, valid: Dataset, test: Dataset) -> Split:
-    parts, scaling = [replace(part, test=None) for part in (train, valid, test)], {}
+    notices = (*train.notices, *_noticed(train, valid, test))
+    parts = [replace(part, test=None, notices=notices) for part in (train, valid, test)]
+    scaling: dict[str, Any] = {}
     preprocessing = None
     if train.table is not None:
         from tikhon.data.preprocessing import Preprocessing
 
-        preprocessing = Preprocessing.fit(train.x.numpy(), train.table)
+        values, y = train.x.numpy(), train.y.numpy()
+        preprocessing = Preprocessing.fit(values, train.table, y)
         names = preprocessing.feature_names
+        inputs = [
+            preprocessing.apply_training(values, y, train.table),
+            *(preprocessing.apply(part.x.numpy()) for part in (valid, test)),
+        ]
         parts = [
-            replace(
-                part,
-                x=torch.from_numpy(preprocessing.apply(part.x.numpy())),
-                feature_names=names,
-                table=None,
-            )
-            for part in parts
+            replace(part, x=torch.from_numpy(x), feature_names=names, table=None)
+            for part, x in zip(parts, inputs, strict=True)
         ]
     if train.scale:
         mean, scale = _moments(train.x)

@@ -62,8 +62,14 @@ class SavedModel:
 
     def read(self, data: str | Path, **options: Any) -> torch.Tensor:
         """Rows of a file as the model's inputs: columns by name for a table."""
+        return self.read_with_remarks(data, **options)[0]
+
+    def read_with_remarks(
+        self, data: str | Path, **options: Any
+    ) -> tuple[torch.Tensor, list[str]]:
+        """The inputs, and what the rows of a table hold that training did not see."""
         if self.preprocessing is not None:
-            return torch.from_numpy(self.preprocessing.transform(self._source(Path(data))))
+            return self._read_table(Path(data), self.preprocessing)
         from tikhon.data import load
 
         found = load(data, **options)
@@ -76,25 +82,26 @@ class SavedModel:
                     f"{mean.shape}"
                 )
             x = torch.from_numpy((x.double().numpy() - mean) / scale).float()
-        return x
+        return x, []
 
-    def remarks(self, data: str | Path) -> list[str]:
-        """What the rows of a table hold that training did not see."""
-        if self.preprocessing is None:
-            return []
-        return self.preprocessing.remarks(self._source(Path(data)))
-
-    def _source(self, path: Path) -> Any:
-        from tikhon.data.reading import SUFFIXES, Format, read
+    def _read_table(self, path: Path, fitted: Preprocessing) -> tuple[torch.Tensor, list[str]]:
+        from tikhon.data.encoding import encode
+        from tikhon.data.reading import SUFFIXES, Format, is_table, read
 
         if not path.is_file():
             raise DataError(f"no file {path}")
-        if path.suffix not in SUFFIXES:
+        if not is_table(path):
             raise DataError(
                 f"{path}: the model was trained on a table; give {', '.join(SUFFIXES)}"
             )
-        plain = self.data.get("format") or {}
-        return read(path, Format(**{**plain, "missing": tuple(plain.get("missing", ()))}))
+        try:
+            format = Format(**(self.data.get("format") or {}))
+        except (TypeError, InputError) as error:
+            raise DataError(f"the format of the run's table cannot be used: {error}") from error
+        source = read(path, format)
+        values = encode(source, fitted.columns)
+        remarks = [*source.notices, *fitted.remarks(source, values)]
+        return torch.from_numpy(fitted.apply(values)), remarks
 
     def predict(self, x: torch.Tensor) -> pd.DataFrame:
         """`prediction`, and for classes `probability_<class>`: one row for each row, in order."""
@@ -118,3 +125,24 @@ class SavedModel:
         labels = np.array(classes, object)[probabilities.argmax(1)]
         frame.insert(0, "prediction", labels)
         return frame
+
+
+def escaped(frame: pd.DataFrame) -> pd.DataFrame:
+    """Predictions for a spreadsheet: texts that one would run as a formula get a leading `'`.
+
+    Texts that begin with `=`, `+`, `-`, `@`, a tab or a line end are formulas to Excel and
+    LibreOffice (OWASP, "CSV Injection"); numbers stay numbers.
+    """
+    from pandas.api import types
+
+    def plain(cell: Any) -> Any:
+        starts = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+        return f"'{cell}" if starts and not _is_number(cell) else cell
+
+    safe = frame.set_axis([plain(name) for name in frame], axis=1)
+    texts = [name for name in safe if not types.is_numeric_dtype(safe[name])]
+    return safe.assign(**{str(name): safe[name].map(plain) for name in texts})
+
+
+def _is_number(text: str) -> bool:
+    return text.lstrip("+-").replace(".", "", 1).isdecimal()

@@ -1,0 +1,116 @@
+"""The texts of one column, each different one read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from tikhon.data import numerals
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SAMPLE = 1_000  # different texts that are looked at before all are
+_AMBIGUOUS = r"[-+]?[1-9]\d{0,2}\.\d{3}"
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The different texts of a column and where they are; code -1 is an empty cell."""
+
+    codes: np.ndarray  # (rows,)
+    texts: list[str]
+    counts: np.ndarray  # (texts,)
+    is_missing: np.ndarray  # (texts,) the ones that say "no value" among numbers
+
+    @classmethod
+    def of(cls, texts: pd.Series) -> Cells:
+        """The cells of a column of `texts_of`."""
+        import pandas as pd
+
+        codes, levels = pd.factorize(texts.to_numpy(object))
+        found = [str(level) for level in levels]
+        counts = np.bincount(codes[codes >= 0], minlength=len(found))
+        none = [text.lower() in numerals.MISSING or _no_date(text) for text in found]
+        return cls(codes, found, counts, np.array(none, bool))
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The texts that say "no value"."""
+        return tuple(sorted(text for text, none in zip(self.texts, self.is_missing) if none))
+
+    def share(self, which: np.ndarray) -> float:
+        """Which share of the cells with a value these texts are."""
+        total = self.counts[~self.is_missing].sum()
+        return float(self.counts[which & ~self.is_missing].sum() / total) if total else 0.0
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """A number for each text as a number for each row, NaN for an empty cell."""
+        return np.append(np.asarray(values, float), np.nan)[self.codes]
+
+    def first(self, which: Sequence[bool] | np.ndarray) -> int:
+        """The first row that holds one of these texts."""
+        return int(np.argmax(np.append(np.asarray(which, bool), False)[self.codes]))
+
+
+def _no_date(text: str) -> bool:
+    """0000-00-00 and its like."""
+    return len(text) >= 8 and not text.strip("0-/.: ")
+
+
+def texts_of(series: pd.Series) -> pd.Series:
+    """The cells as texts without outer blanks; blank ones are missing, whole floats lose ".0"."""
+    from pandas.api import types
+
+    if types.is_float_dtype(series.dtype):
+        present = series.dropna()
+        if len(present) and bool(
+            (present == np.floor(present)).all() & np.isfinite(present).all()
+        ):
+            series = series.map(lambda value: f"{value:.0f}", na_action="ignore")
+    texts = series.astype("string").str.strip()
+    return cast("pd.Series", texts.mask(texts == ""))
+
+
+def plain_numbers(texts: pd.Series, decimal: str) -> np.ndarray | None:
+    """The column as numbers if all its texts are plain ones (`12`, `-0.5`, `1e-3`) and nothing
+    about them is in doubt; None if they have to be read one by one.
+
+    `decimal` is the mark that is known for it, "" for none.
+    """
+    import pandas as pd
+
+    if decimal == ",":
+        return None
+    try:
+        parsed = cast("pd.Series", pd.to_numeric(texts, errors="coerce"))
+    except (OverflowError, ValueError):
+        return None
+    values = np.array(parsed.to_numpy(float, na_value=np.nan))
+    if np.isnan(values).any(where=texts.notna().to_numpy()):
+        return None
+    if decimal == "." or _proves_the_point(texts.head(_SAMPLE)) or _proves_the_point(texts):
+        return values
+    return values if not bool(texts.str.contains(".", regex=False).any()) else None
+
+
+def _proves_the_point(texts: pd.Series) -> bool:
+    """Whether some number can only have "." as its decimal mark: `0.5`, not `1.036`."""
+    pointed = cast(
+        "pd.Series", texts[texts.str.contains(".", regex=False).fillna(False).to_numpy(bool)]
+    )
+    return not bool(pointed.str.fullmatch(_AMBIGUOUS).all())
+
+
+def decimal_of(columns: Sequence[pd.Series]) -> str:
+    """The decimal mark that the numbers of a file prove: "." or ",", "" for none or both."""
+    found: set[str] = set()
+    for texts in columns:
+        different = texts.dropna().unique()[:_SAMPLE]
+        numbers = [one for text in different if (one := numerals.numeral(str(text))) is not None]
+        if len(numbers) > len(different) / 2:
+            found |= numerals.votes(numbers) - {"?"}
+    return next(iter(found)) if len(found) == 1 else ""

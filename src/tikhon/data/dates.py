@@ -1,0 +1,165 @@
+"""Dates and times as people write them; an order of day and month is never guessed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+
+from tikhon.data.numerals import tidy
+
+ORDERS = ("ymd", "dmy", "mdy")
+EPOCH = date(1970, 1, 1).toordinal()
+NEVER = (date(2, 1, 1).toordinal() - EPOCH, date(9000, 1, 1).toordinal() - EPOCH)
+_PIVOT = 69  # POSIX: 69 to 99 are 1969 to 1999, 00 to 68 are 2000 to 2068
+_CERTAIN = (30, 70)  # two-digit years between these may be of either century
+
+_MONTHS = {name: i + 1 for i, name in enumerate(
+    "jan feb mar apr may jun jul aug sep oct nov dec".split())}  # fmt: skip
+_CLOCK = r"(?P<h>\d{1,2}):(?P<min>\d\d)(?::(?P<s>\d\d)(?:[.,](?P<f>\d{1,9}))?)?" \
+         r"(?:\s*(?P<half>[AaPp])\.?[Mm]\.?)?"  # fmt: skip
+_ZONE = r"(?:\s*(?P<zone>Z|UTC|GMT|[-+]\d\d:?\d\d|[-+]\d\d))?"
+_TAIL = rf"(?:(?:T|,?\s+){_CLOCK}{_ZONE})?"
+_WEEKDAY = r"(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+)?"
+_MONTH = r"(?P<name>[A-Za-z]{3,9})\.?"
+_NUMERIC = re.compile(
+    rf"(?P<a>\d{{1,4}})(?P<sep>[-/. ])(?P<b>\d{{1,2}})(?P=sep)(?P<c>\d{{1,4}}){_TAIL}"
+)
+_FORMS = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"(?P<y>\d{{4}})(?P<m>\d\d)(?P<d>\d\d)T(?P<h>\d\d)(?P<min>\d\d)(?P<s>\d\d)?{_ZONE}",
+        r"(?P<y>\d{4})[-/](?P<m>\d\d)",
+        rf"{_WEEKDAY}(?P<d>\d{{1,2}})[-. /]*{_MONTH},?[-. /]*(?P<y>\d{{4}}|\d\d){_TAIL}",
+        rf"{_WEEKDAY}{_MONTH}\s+(?P<d>\d{{1,2}})(?:st|nd|rd|th)?,?\s+(?P<y>\d{{4}}){_TAIL}",
+        rf"(?P<y>\d{{4}})[-. /]{_MONTH}[-. /](?P<d>\d{{1,2}}){_TAIL}",
+    )
+]  # fmt: skip
+_TIME = re.compile(_CLOCK)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One text as a date: days since 1970 by the order of its fields; `short` years have two
+    digits, `clock` tells a time of day, `doubtful` that the short year may be of either century.
+    """
+
+    days: dict[str, float]  # order -> days, the possible ones
+    clock: bool = False
+    short: bool = False
+    doubtful: bool = False
+    separator: str = ""
+
+
+def moment(text: str) -> Moment | None:
+    """The date that a text is, or None.
+
+    >>> sorted(moment("03/04/2021").days), moment("3 Mar 2021 2:30 PM").days["dmy"]
+    (['dmy', 'mdy'], 18689.604166666668)
+    """
+    text = tidy(text)
+    if found := _NUMERIC.fullmatch(text):
+        return _numeric(found)
+    for form in _FORMS:
+        if found := form.fullmatch(text):
+            return _named(found)
+    return None
+
+
+def clock_time(text: str) -> float | None:
+    """A time of day, or a duration, in days; None for another text.
+
+    >>> clock_time("6:00 PM")
+    0.75
+    """
+    found = _TIME.fullmatch(tidy(text))
+    return None if found is None else _seconds(found)
+
+
+def _numeric(found: re.Match[str]) -> Moment | None:
+    a, b, c = found["a"], found["b"], found["c"]
+    fraction = _seconds(found)
+    if fraction is None:
+        return None
+    if len(a) == 4:
+        fields = {"ymd": (a, b, c)}
+    elif len(c) == 4:
+        fields = {"dmy": (c, b, a), "mdy": (c, a, b)}
+    elif len(a) <= 2 and len(c) == 2:
+        fields = {"dmy": (c, b, a), "mdy": (c, a, b)}
+        if len(a) == 2 and found["sep"] == "-":
+            fields["ymd"] = (a, b, c)
+    else:
+        return None
+    if found["sep"] == ".":  # nobody puts the month first before a full stop
+        fields.pop("mdy", None)
+    short = all(len(year) == 2 for year, _, _ in fields.values())
+    days = {
+        order: day + fraction
+        for order, (year, month, d) in fields.items()
+        if (day := _day(year, int(month), int(d))) is not None
+    }
+    if "ymd" in fields and len(a) == 4:
+        days = {order: days["ymd"] for order in ORDERS} if days else {}
+    doubtful = short and any(_CERTAIN[0] < int(fields[order][0]) < _CERTAIN[1] for order in days)
+    return Moment(days, found["h"] is not None, short, doubtful, found["sep"]) if days else None
+
+
+def _named(found: re.Match[str]) -> Moment | None:
+    """A date whose month is a name, or whose fields can stand in one order alone."""
+    parts = found.groupdict()
+    name = parts.get("name")
+    month = _MONTHS.get(name[:3].lower()) if name else int(parts["m"])
+    fraction = _seconds(found)
+    day = None if month is None else _day(parts["y"], month, int(parts.get("d") or 1))
+    if day is None or fraction is None:
+        return None
+    short = len(parts["y"]) == 2
+    doubtful = short and _CERTAIN[0] < int(parts["y"]) < _CERTAIN[1]
+    days: dict[str, float] = {order: day + fraction for order in ORDERS}
+    return Moment(days, parts.get("h") is not None, short, doubtful)
+
+
+def _day(year: str, month: int, day: int) -> int | None:
+    number = int(year)
+    if len(year) == 2:
+        number += 1900 if number >= _PIVOT else 2000
+    try:
+        return date(number, month, day).toordinal() - EPOCH
+    except ValueError:
+        return None
+
+
+def _seconds(found: re.Match[str]) -> float | None:
+    """The time of day of a match in days; 0 without one, None for one that no clock shows."""
+    parts = found.groupdict()
+    if parts.get("h") is None:
+        return 0.0
+    hour, minute, second = int(parts["h"]), int(parts["min"]), int(parts["s"] or 0)
+    if half := parts.get("half"):
+        if not 1 <= hour <= 12:
+            return None
+        hour = hour % 12 + (12 if half in "pP" else 0)
+    if hour > 24 or minute > 59 or second > 60:
+        return None
+    fraction = float(f"0.{parts.get('f') or 0}")
+    zone = parts.get("zone") or ""
+    if zone[:1] in ("+", "-"):
+        digits = zone[1:].replace(":", "").ljust(4, "0")
+        minutes = int(digits[:2]) * 60 + int(digits[2:])
+        minute -= minutes if zone[0] == "+" else -minutes
+    return (hour * 3600 + minute * 60 + second + fraction) / 86400
+
+
+def read(texts: Sequence[str], order: str) -> np.ndarray:
+    """Days since 1970 of texts under an order, NaN for one that is no date under it."""
+    found = (moment(text) for text in texts)
+    return np.array([np.nan if one is None else one.days.get(order, np.nan) for one in found])
+
+
+def day_name(days: float) -> str:
+    """The date of a number of days since 1970, as ISO writes it."""
+    return date.fromordinal(int(np.floor(days)) + EPOCH).isoformat()

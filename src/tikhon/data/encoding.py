@@ -1,0 +1,183 @@
+"""Cells as numbers, by what was learnt of their columns: the same for old rows and new."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from tikhon.data import dates, numerals
+from tikhon.data.cells import Cells, plain_numbers, texts_of
+from tikhon.data.columns import (
+    TRUE,
+    TRUTH,
+    Column,
+    days_of,
+    finite,
+    misspelt,
+    never,
+    strptime_days,
+)
+from tikhon.data.reading import Source, listed
+from tikhon.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def encode(source: Source, columns: Sequence[Column]) -> np.ndarray:
+    """The cells as float64 (rows, widths): missing is NaN, a category is its code, -1 is unseen.
+
+    Numbers and dates with `words` have a second number, the code of the word; free text has its
+    length and hashed words. Columns are found by name, in any order. Raises `DataError` that lists
+    the missing ones, and for cells that are not of their column's kind.
+    """
+    there = set(map(str, source.frame.columns))
+    if missing := [c.name for c in columns if c.name not in there and c.name.strip() not in there]:
+        extra = sorted(there - {c.name for c in columns})
+        raise DataError(
+            f"{source.name} lacks {len(missing)} column(s) that the model was trained on: "
+            f"{listed(missing)}" + (f"; it has besides: {listed(extra)}" if extra else "")
+        )
+    if not columns:
+        return np.zeros((len(source.frame), 0))
+    return np.concatenate([encode_one(source, column) for column in columns], axis=1)
+
+
+def blocks(columns: Sequence[Column]) -> list[slice]:
+    """Where each column's numbers are in `encode`."""
+    ends = np.cumsum([column.width for column in columns]).tolist()
+    return [slice(end - c.width, end) for c, end in zip(columns, ends, strict=True)]
+
+
+def encode_one(source: Source, column: Column) -> np.ndarray:
+    """One column's numbers (rows, width)."""
+    name = column.name if column.name in source.frame.columns else column.name.strip()
+    if what := source.foreign.get(name):
+        raise DataError(f"{source.name}: column {name!r} holds {what}, not one value a cell")
+    series = cast("pd.Series", source.frame[name])
+    if column.kind == "number":
+        return _numbers(source, column, series)
+    if column.kind == "date":
+        return _dates(source, column, series)
+    if column.kind == "time":
+        return _times(source, column, texts_of(series))
+    if column.kind == "text":
+        return _hashed(column, texts_of(series))
+    return _codes(column, texts_of(series))[:, None]
+
+
+def _numbers(source: Source, column: Column, series: pd.Series) -> np.ndarray:
+    from pandas.api import types
+
+    if types.is_numeric_dtype(series) and not types.is_bool_dtype(series):
+        values = series.to_numpy(float, na_value=np.nan)
+        finite(source, column.name, values)
+        return _beside(column, values)
+    texts = texts_of(series)
+    plain = plain_numbers(texts, column.decimal) if column.decimal == "." else None
+    if plain is not None:
+        finite(source, column.name, plain)
+        return _beside(column, plain)
+    cells = Cells.of(texts)
+    values, bounds = numerals.read(cells.texts, column.decimal)
+    finite(source, column.name, cells.spread(values))
+    words = [bound or text for bound, text in zip(bounds, cells.texts, strict=True)]
+    return _with_words(source, column, cells, values, words, "numbers")
+
+
+def _dates(source: Source, column: Column, series: pd.Series) -> np.ndarray:
+    from pandas.api import types
+
+    if types.is_datetime64_any_dtype(series):
+        return _with_sentinels(column, days_of(series))
+    texts = texts_of(series)
+    cells = Cells.of(texts)
+    if "%" in column.format:
+        days = strptime_days(cells.texts, column.format)
+    else:  # "datetime", of a typed file, is written as ISO where it is text
+        days = dates.read(cells.texts, "ymd" if column.format == "datetime" else column.format)
+    words = [never(days[i : i + 1]).get(0, text) for i, text in enumerate(cells.texts)]
+    ended = np.array([bool(never(days[i : i + 1])) for i in range(len(days))], bool)
+    known = [not end or word in column.words for end, word in zip(ended, words, strict=True)]
+    values = np.where(ended, np.nan, days)
+    if not all(known):  # a date that stands for none, in a column that had none: no value
+        cells.is_missing[~np.array(known)] = True
+    return _with_words(source, column, cells, values, words, "dates")
+
+
+def _with_sentinels(column: Column, days: np.ndarray) -> np.ndarray:
+    ended = never(days)
+    values = days.copy()
+    values[list(ended)] = np.nan
+    if not column.words:
+        return values[:, None]
+    codes = np.full(len(days), np.nan)
+    for row, word in ended.items():
+        codes[row] = column.words.index(word) if word in column.words else -1
+    return np.stack([values, codes], axis=1)
+
+
+def _times(source: Source, column: Column, texts: pd.Series) -> np.ndarray:
+    cells = Cells.of(texts)
+    found = (dates.clock_time(text) for text in cells.texts)
+    values = np.array([np.nan if value is None else value for value in found], float)
+    return _with_words(source, column, cells, values, cells.texts, "times")
+
+
+def _with_words(
+    source: Source,
+    column: Column,
+    cells: Cells,
+    values: np.ndarray,
+    words: Sequence[str],
+    kind: str,
+) -> np.ndarray:
+    """Values, and beside them the code of the word or bound that is a cell's flag."""
+    other = np.isnan(values) & ~cells.is_missing
+    if not column.words:
+        if other.any():
+            misspelt(source, column.name, cells, other, kind)
+        return cells.spread(values)[:, None]
+    index = {word: code for code, word in enumerate(column.words)}
+    codes = np.array([index.get(word, np.nan) for word in words], float)
+    codes[other & np.isnan(codes)] = -1
+    return np.stack([cells.spread(values), cells.spread(codes)], axis=1)
+
+
+def _beside(column: Column, values: np.ndarray) -> np.ndarray:
+    """Plain values; no flag where the column has flags."""
+    if not column.words:
+        return values[:, None]
+    return np.stack([values, np.full(len(values), np.nan)], axis=1)
+
+
+def _hashed(column: Column, texts: pd.Series) -> np.ndarray:
+    """The length of a text (as a logarithm), and its words or letters hashed."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    by: dict[str, Any] = {"analyzer": "word"}
+    if column.format == "letters":
+        by = {"analyzer": "char_wb", "ngram_range": (2, 3)}
+    vectorizer = HashingVectorizer(n_features=column.width - 1, dtype=np.float64, **by)
+    filled = texts.fillna("").to_list()
+    lengths = np.log1p(texts.str.len().to_numpy(float, na_value=np.nan))
+    hashed = cast("Any", vectorizer.transform(filled)).toarray()
+    return np.concatenate([lengths[:, None], hashed], axis=1)
+
+
+def _codes(column: Column, texts: pd.Series) -> np.ndarray:
+    """The code of each cell; an unseen truth value is missing, an unseen category -1."""
+    if column.kind == "boolean":
+        texts = texts.str.lower()
+        codes: dict[str, float] = {"1": 1.0, "0": 0.0} if column.categories[0] == "False" else {}
+        for words in TRUTH:
+            if {level.lower() for level in column.categories} == words:
+                codes |= {word: float(word in TRUE) for word in words}
+        encoded = texts.map(codes).to_numpy(float, na_value=np.nan)
+        return encoded
+    levels = {level: float(code) for code, level in enumerate(column.categories)}
+    encoded = np.array(texts.map(levels).to_numpy(float, na_value=np.nan))
+    encoded[np.isnan(encoded) & texts.notna().to_numpy()] = -1
+    return encoded

@@ -1,0 +1,188 @@
+"""Numbers as people write them, read without a guess: the one parser of numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MISSING = frozenset(
+    "na n/a n.a. n.a <na> nan null none nil ? - -- --- . .. … #n/a #n/a! #null! #div/0! #value! "
+    "#ref! #num! #name? missing".split()
+)  # among numbers or dates these say "no value"; among other texts they are texts
+
+_SYMBOLS = "$€£¥₹₽₩₺₴₪₫₦฿¢₱₿"
+_CURRENCIES = frozenset(
+    "USD EUR GBP JPY CHF CAD AUD NZD CNY RMB INR SEK NOK DKK PLN CZK HUF RON BRL MXN ZAR KRW RUB "
+    "TRY SGD HKD THB ILS".split()
+)
+_MULTIPLES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "bn": 1e9}
+_BOUNDS = {"≤": "<", "≥": ">", "<=": "<", ">=": ">", "≈": "~"}
+_NUMBER = re.compile(
+    rf"""(?P<bound><=|>=|[<>≤≥~≈])?\s*
+    (?P<open>\()?\s*(?P<sign>[-+])?\s*
+    (?P<before>[A-Z]{{0,3}}[{_SYMBOLS}]|[A-Z]{{3}}(?=[\s\d]))?\s*(?P<second>[-+])?
+    (?P<digits>[\d.,'’_ ]*\d[.,]?)(?P<exponent>[eE][-+]?\d{{1,4}})?
+    \s*(?P<after>[%‰{_SYMBOLS}]|°?[^\W\d_]{{1,6}}(?:/[^\W\d_]{{1,5}})?[23]?)?
+    \s*(?P<trail>[-+])?\s*(?P<close>\))?""",
+    re.VERBOSE,
+)
+_GROUPED = {
+    ".": re.compile(r"[1-9]\d{0,2}(?:([, '’_])\d{3})(?:\1\d{3})*|[1-9]\d?(?:,\d\d)+,\d{3}"),
+    ",": re.compile(r"[1-9]\d{0,2}(?:([. '’_])\d{3})(?:\1\d{3})*"),
+}
+_INFINITE = re.compile(r"([-+]?)(?:inf|infinity|∞)", re.IGNORECASE)
+_PLAIN = re.compile(r"[-+]?\d+")
+
+
+@dataclass(frozen=True)
+class Numeral:
+    """One text as a number: its value if "." is the decimal mark, and if "," is; None for none.
+
+    `bound` is "<" or ">" for a limit (`<0.5`, `65+`), "~" for an estimate; `unit` is the text
+    around the digits, a currency, "%" or letters.
+    """
+
+    dot: float | None
+    comma: float | None
+    bound: str = ""
+    unit: str = ""
+
+    @property
+    def vote(self) -> str:
+        """Which decimal mark the text proves: "." or ","; "?" if either gives another number."""
+        if self.dot is None:
+            return ","
+        if self.comma is None:
+            return "."
+        return "" if self.dot == self.comma else "?"
+
+    def value(self, decimal: str) -> float | None:
+        """The number under a decimal mark; under "" only one that no mark changes."""
+        if decimal:
+            return self.dot if decimal == "." else self.comma
+        if self.vote == "?":
+            return None
+        return self.comma if self.dot is None else self.dot
+
+
+def tidy(text: str) -> str:
+    """The text with one kind of space, minus and digit.
+
+    >>> tidy("1\\u202f036"), tidy("\\u22125")
+    ('1 036', '-5')
+    """
+    if text.isascii():
+        return text.strip()
+    text = (
+        unicodedata.normalize("NFKC", text).strip().replace("\u2212", "-").replace("\ufe63", "-")
+    )
+    return re.sub(r"^[\u2010-\u2013](?=[\d.,])", "-", text)
+
+
+def numeral(text: str) -> Numeral | None:
+    """The number that a text is, or None.
+
+    >>> numeral("1.234,50").value(","), numeral("($1,036)").value("."), numeral("1.036").vote
+    (1234.5, -1036.0, '?')
+    """
+    text = tidy(text)
+    if _PLAIN.fullmatch(text):
+        value = float(text)
+        return Numeral(value, value)
+    found = _NUMBER.fullmatch(text)
+    if not found:
+        if infinite := _INFINITE.fullmatch(text):
+            value = math.copysign(math.inf, -1 if infinite[1] == "-" else 1)
+            return Numeral(value, value)
+        return None
+    if _contradicts(found):
+        return None
+    unit, factor = _unit(found["before"], found["after"])
+    if unit is None:
+        return None
+    negative = "-" in (found["sign"], found["second"], found["trail"]) or bool(found["open"])
+    readings = [
+        None if value is None else (-value if negative else value) * factor
+        for value in (_value(found["digits"], found["exponent"], mark) for mark in ".,")
+    ]
+    if readings == [None, None]:
+        return None
+    bound = found["bound"] or (">" if found["trail"] == "+" else "")
+    return Numeral(readings[0], readings[1], _BOUNDS.get(bound, bound), unit)
+
+
+def _contradicts(found: re.Match[str]) -> bool:
+    """Two signs, or half a pair of parentheses."""
+    signs = [s for s in (found["sign"], found["second"], found["trail"]) if s]
+    closed = bool(found["open"]) == bool(found["close"])
+    return len(signs) > 1 or not closed or (bool(found["open"]) and bool(signs))
+
+
+def _unit(before: str | None, after: str | None) -> tuple[str | None, float]:
+    """The unit (None if the text is no number after all) and the factor of its multiple."""
+    if before and before[-1] not in _SYMBOLS and before not in _CURRENCIES:
+        return None, 1.0
+    factor = _MULTIPLES.get(after or "", 1.0)
+    if after in _MULTIPLES:
+        return before or f"*{after}", factor
+    if before and after and after not in _CURRENCIES:
+        return None, 1.0
+    return before or after or "", 1.0
+
+
+def _value(digits: str, exponent: str | None, decimal: str) -> float | None:
+    whole, _, fraction = digits.rstrip().partition(decimal)
+    if fraction and not (fraction.isascii() and fraction.isdecimal()):
+        return None
+    if whole and not (whole.isascii() and whole.isdecimal()):
+        if exponent or not _GROUPED[decimal].fullmatch(whole):
+            return None
+        whole = re.sub(r"\D", "", whole)
+    if not whole and not fraction:
+        return None
+    return float(f"{whole or '0'}.{fraction or '0'}{exponent or ''}")
+
+
+def is_currency(unit: str) -> bool:
+    """Whether a unit is money: a sign that some cells of a column may leave out."""
+    return unit in _CURRENCIES or (unit != "" and unit[-1] in _SYMBOLS)
+
+
+def units(found: Iterable[Numeral]) -> tuple[str, ...] | None:
+    """The units of one column's numbers; None where together they are no numbers of one kind.
+
+    One unit in every cell but zeros, one currency in some, or multiples (`1.2k`, `3M`) are fine.
+    """
+    plain, seen = False, set()
+    for one in found:
+        if one.unit:
+            seen.add("*" if one.unit.startswith("*") else one.unit)
+        elif one.dot != 0 or one.comma != 0:
+            plain = True
+    seen.discard("*")
+    if len(seen) > 1:
+        return None
+    if plain and seen and not is_currency(next(iter(seen))):
+        return None
+    return tuple(seen)
+
+
+def votes(found: Iterable[Numeral]) -> frozenset[str]:
+    """What the texts prove about the decimal mark: a set of ".", "," and "?"."""
+    return frozenset(one.vote for one in found if one.vote)
+
+
+def read(texts: Sequence[str], decimal: str) -> tuple[np.ndarray, list[str]]:
+    """Values (NaN for a text that is no number under the mark) and bounds of texts."""
+    values = np.full(len(texts), np.nan)
+    bounds = [""] * len(texts)
+    for i, text in enumerate(texts):
+        one = numeral(text)
+        if one is not None and (value := one.value(decimal)) is not None:
+            values[i], bounds[i] = value, one.bound
+    return values, bounds

@@ -1,0 +1,219 @@
+"""The column to predict: numbers, or classes in all their spellings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from tikhon.data import numerals
+from tikhon.data.cells import Cells, plain_numbers, texts_of
+from tikhon.data.columns import TRUTH, Column, decimal_mark, finite
+from tikhon.data.reading import Source, listed
+from tikhon.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FEW = 20  # whole numbers with no more values than this are classes
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The target of the rows that have one, and what was decided about it."""
+
+    column: Column
+    y: np.ndarray
+    task: str
+    why: str
+    source: Source  # the rows that have a target
+    notices: tuple[str, ...]
+
+
+def read_target(source: Source, name: str, task: str | None) -> Target:
+    """Numbers or classes of the target column; rows without one are left out and counted.
+
+    Raises `DataError` for a target that cannot be learnt, or that is neither numbers nor classes.
+    """
+    if what := source.foreign.get(name):
+        raise DataError(f"{source.name}: the target {name!r} holds {what}, not one value a cell")
+    texts = texts_of(cast("pd.Series", source.frame[name]))
+    cells = Cells.of(texts)
+    found = _numbers(source, name, texts, cells)
+    empty = cells.codes < 0
+    if found is not None:
+        empty |= np.append(cells.is_missing, False)[cells.codes]
+    if empty.all():
+        raise DataError(f"{source.name}: the target {name!r} is empty in every row")
+    notices = []
+    if empty.any():
+        said = f" ({listed(cells.missing)} read as no value)" if found and cells.missing else ""
+        notices = [f"{int(empty.sum())} rows without a {name!r} were left out{said}"]
+        source = _rows(source, ~empty)
+        texts = cast("pd.Series", texts[~empty]).reset_index(drop=True)
+        cells = Cells.of(texts)
+    if found is None:
+        _refuse_mixtures(source, name, cells)
+        notices += _blanks(source, name)
+        return _classes(source, name, cells, task, None, notices)
+    column, values = found[0], found[1][~empty]
+    if column.reading:
+        notices.append(f"{name!r}: {column.reading}")
+    levels = len(np.unique(values))
+    whole = bool(np.all(values == np.floor(values)))
+    few = levels == 2 or (whole and levels <= min(_FEW, max(2, len(values) // 5)))
+    if task == "classification" or (task is None and few):
+        return _classes(source, name, cells, task, values, notices)
+    _refuse_constants(source, name, levels, cells)
+    finite(source, name, values)
+    why = f"regression: {name!r} holds {levels} different numbers"
+    why = why if task is None else f"{task}: as asked for"
+    return Target(column, values, "regression", why, source, tuple(notices))
+
+
+def _numbers(
+    source: Source, name: str, texts: pd.Series, cells: Cells
+) -> tuple[Column, np.ndarray] | None:
+    """The column as numbers; None if one of its cells is another text, or a code (`007`)."""
+    from pandas.api import types
+
+    series = source.frame[name]
+    if types.is_bool_dtype(series) or types.is_datetime64_any_dtype(series):
+        return None
+    if types.is_numeric_dtype(series):
+        return Column(name, "number"), series.to_numpy(float, na_value=np.nan)
+    if any(re.fullmatch(r"0\d+", text) for text in cells.texts):
+        return None
+    if (plain := plain_numbers(texts, source.decimal)) is not None:
+        return Column(name, "number"), plain
+    found = [None if none else numerals.numeral(text)
+             for text, none in zip(cells.texts, cells.is_missing)]  # fmt: skip
+    numbers = [one for one in found if one is not None]
+    if not numbers or len(numbers) + int(cells.is_missing.sum()) < len(found):
+        return None
+    if (units := numerals.units(numbers)) is None:
+        return None
+    decimal = decimal_mark(source, name, cells, found)
+    values, bounds = numerals.read(cells.texts, decimal)
+    if np.isnan(values).any(where=~cells.is_missing):
+        return None
+    words = tuple(bound for bound in "<>~" if bound in bounds)
+    column = Column(name, "number", decimal=decimal, unit="".join(units), words=words)
+    return column, cells.spread(values)
+
+
+def _rows(source: Source, there: np.ndarray) -> Source:
+    lines = [line for line, is_there in zip(source.lines, there, strict=False) if is_there]
+    frame = cast("pd.DataFrame", source.frame[there]).reset_index(drop=True)
+    return replace(source, frame=frame, lines=lines)
+
+
+def _refuse_mixtures(source: Source, name: str, cells: Cells) -> None:
+    """Refuse a target of many numbers and some texts: classes of it could not be learnt."""
+    found = [numerals.numeral(text) for text in cells.texts]
+    is_number = np.array([one is not None for one in found])
+    if is_number.sum() <= _FEW or cells.share(is_number) <= 0.5 or is_number.all():
+        return
+    row = cells.first(~is_number)
+    text = cells.texts[cells.codes[row]][:40]
+    raise DataError(
+        f"{source.name}: regression needs numbers, but {name!r} holds {text!r} in "
+        f"{source.line(row)} among {int(is_number.sum())} different numbers; correct it, or say "
+        f"--na-values {text!r} to leave such rows out"
+    )
+
+
+def _classes(
+    source: Source,
+    name: str,
+    cells: Cells,
+    task: str | None,
+    values: np.ndarray | None,
+    notices: Sequence[str],
+) -> Target:
+    """Classes: spellings of one label are one class, and said."""
+    if task == "regression":
+        raise DataError(
+            f"{source.name}: regression needs numbers, but {name!r} holds "
+            f"{cells.texts[cells.codes[0]]!r}; leave --task out or correct the target"
+        )
+    keys: list[str] | list[float] = (
+        _label_keys(cells.texts) if values is None else _values_of(cells, values)
+    )
+    spellings: dict[str | float, list[int]] = {}
+    for i, key in enumerate(keys):
+        spellings.setdefault(key, []).append(i)
+    order = sorted(spellings, key=lambda key: (str(key), 0.0) if values is None else ("", key))
+    _refuse_constants(source, name, len(order), cells)
+    if len(order) > max(_FEW, len(cells.codes) // 2):
+        what = "texts" if values is None else "numbers"
+        raise DataError(
+            f"{source.name}: {name!r} holds {len(order)} different {what} in {len(cells.codes)} "
+            "rows; as classes they cannot be learnt: " + ("name another target"
+            if values is None else "leave --task out")
+        )  # fmt: skip
+    label = {key: cells.texts[max(spellings[key], key=lambda i: cells.counts[i])] for key in order}
+    shown = sorted(order, key=lambda key: label[key]) if values is None else order
+    merged = [listed([cells.texts[i] for i in spellings[key]]) for key in shown
+              if len(spellings[key]) > 1]  # fmt: skip
+    said = [f"labels {one} of {name!r} are one class" for one in merged]
+    if values is None:
+        said += _close(name, [label[key] for key in shown])
+    code = {key: i for i, key in enumerate(shown)}
+    y = np.array([code[key] for key in keys], np.int64)[cells.codes]
+    if task is None:
+        why = "holds text" if values is None else f"holds {len(order)} different numbers"
+        why = f"classification: {name!r} {why}"
+    else:
+        why = f"{task}: as asked for"
+    column = Column(name, "category", categories=tuple(label[key] for key in shown))
+    return Target(column, y, "classification", why, source, (*notices, *said))
+
+
+def _values_of(cells: Cells, values: np.ndarray) -> list[float]:
+    """The number of each different text."""
+    found = np.zeros(len(cells.texts))
+    found[cells.codes] = values
+    return found.tolist()
+
+
+def _label_keys(texts: Sequence[str]) -> list[str]:
+    """What makes two labels one: inner blanks, and capitals in words of two letters or more; the
+    letters of `y/n` and `t/f` too, where they are all the labels.
+    """
+    spaced = [" ".join(numerals.tidy(text).split()) for text in texts]
+    lower = {text.lower() for text in spaced}
+    letters = any(lower == pair for pair in TRUTH)
+    return [text.lower() if len(text) > 1 or letters else text for text in spaced]
+
+
+def _blanks(source: Source, name: str) -> list[str]:
+    """Labels that differ in outer blanks alone, which `texts_of` takes away."""
+    raw = cast("pd.Series", source.frame[name]).dropna().astype("string")
+    different = raw.drop_duplicates()
+    stripped = different.str.strip()
+    twice = [str(text) for text in different[stripped.duplicated(keep=False).to_numpy()]]
+    if not twice:
+        return []
+    return [
+        f"labels {listed(sorted(twice))} of {name!r} are told apart by blanks alone: one class"
+    ]
+
+
+def _close(name: str, labels: Sequence[str]) -> list[str]:
+    """Single letters that differ in capitals alone are kept apart, and said."""
+    found = [label for label in labels if len(label) == 1 and label.swapcase() in labels]
+    if not found:
+        return []
+    return [f"labels {listed(found)} of {name!r} are kept as different classes"]
+
+
+def _refuse_constants(source: Source, name: str, levels: int, cells: Cells) -> None:
+    if levels < 2:
+        raise DataError(
+            f"{source.name}: the target {name!r} is {cells.texts[cells.codes[0]]!r} in all "
+            f"{len(cells.codes)} rows; two or more different values are needed"
+        )

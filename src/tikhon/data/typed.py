@@ -1,0 +1,197 @@
+"""Files whose cells have types: Parquet, Feather, JSON lines and Excel workbooks."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from datetime import date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tikhon.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+Frame = tuple["pd.DataFrame", dict[str, str]]  # and the columns that hold no cells: name -> what
+
+
+def arrow(path: Path, content: bytes, kind: str) -> Frame:
+    """A Parquet or Feather file. Raises `DataError` for a damaged one."""
+    try:
+        import pyarrow
+        from pyarrow import feather, parquet
+    except ImportError as error:
+        raise InputError(f"{kind} files need pyarrow: pip install 'tikhon[tables]'") from error
+    reader = parquet.read_table if kind == "Parquet" else feather.read_table
+    try:
+        table = reader(io.BytesIO(content))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise DataError(
+            f"{path} is not a complete {kind} file ({reason}); copy it again"
+        ) from error
+    names = table.column_names
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise DataError(f"{path}: columns appear twice: {', '.join(map(repr, sorted(twice)))}")
+    if not table.num_rows:
+        raise DataError(f"no data rows in {path}")
+    return _from_arrow(path, table)
+
+
+def _from_arrow(path: Path, table: pa.Table) -> Frame:
+    import pandas as pd
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    foreign: dict[str, str] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            plain, what = _plain(column)
+            columns[name] = plain.to_pandas(date_as_object=False, timestamp_as_object=False)
+        except (pa.ArrowException, ValueError, OverflowError, TypeError) as error:
+            raise DataError(f"{path}: column {name!r} cannot be read: {error}") from error
+        if what:
+            foreign[name] = what
+    return pd.DataFrame(columns), foreign
+
+
+def _plain(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
+    """The column as numbers, texts, truth values or moments; or what else it holds."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type)
+        kind = column.type
+    if types.is_dictionary(kind):
+        return _plain(column.cast(kind.value_type))
+    if types.is_decimal(kind) or types.is_float16(kind):
+        return column.cast(pa.float64()), ""
+    if types.is_date(kind):
+        return column.cast(pa.timestamp("s")), ""
+    if types.is_time(kind):
+        return column.cast(pa.string()), ""
+    if types.is_duration(kind):
+        ticks = column.cast(pa.duration("us"), safe=False).cast(pa.int64())
+        return ticks.cast(pa.float64(), safe=False), ""
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        try:
+            return column.cast(pa.binary()).cast(pa.string()), ""
+        except pa.ArrowInvalid:
+            return pa.chunked_array([pa.nulls(len(column))]), "binary data"
+    if types.is_nested(kind):
+        what = "lists" if "list" in str(kind) else "maps" if types.is_map(kind) else "structs"
+        return pa.chunked_array([pa.nulls(len(column))]), what
+    return column, ""
+
+
+def json_lines(path: Path, text: str) -> tuple[pd.DataFrame, dict[str, str], list[int]]:
+    """One JSON object a line; the lines of the rows come with it."""
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_once)
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise DataError(f"{path} line {number} is not JSON ({reason})") from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path} line {number} holds {type(row).__name__}, an object was expected: one "
+                '{"column": value, ...} a line'
+            )
+        rows.append(row)
+        lines.append(number)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    frame, foreign = frame_of({name: [row.get(name) for row in rows] for name in names})
+    return frame, foreign, lines
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} appears twice")
+    return found
+
+
+def workbook(path: Path, content: bytes) -> Frame:
+    """The first sheet of an .xlsx file; formulas by the values that were saved with them."""
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise InputError("Excel files need openpyxl: pip install 'tikhon[tables]'") from error
+    try:
+        book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
+        rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
+        others = [sheet.title for sheet in book.worksheets[1:]]
+    except Exception as error:  # a damaged archive fails anywhere in zipfile, XML or openpyxl
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise DataError(
+            f"{path} is not a complete .xlsx file ({reason}); copy it again"
+        ) from error
+    rows = [row for row in rows if any(cell is not None for cell in row)]
+    if not rows:
+        raise DataError(f"{path} is empty: a header and rows are needed")
+    header = ["" if cell is None else str(cell).strip() for cell in rows[0]]
+    while header and not header[-1] and all(len(r) < len(header) or r[len(header) - 1] is None
+                                            for r in rows[1:]):  # fmt: skip
+        header.pop()  # columns that are formatted but empty
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise DataError(f"{path}: column {twice[:60]!r} appears twice; rename one of them")
+    if len(rows) < 2:
+        raise DataError(f"no data rows in {path}: its first sheet holds the header alone")
+    cells = {name: [row[i] if i < len(row) else None for row in rows[1:]]
+             for i, name in enumerate(header)}  # fmt: skip
+    frame, foreign = frame_of(cells)
+    if others:
+        frame.attrs["notice"] = f"the first sheet is read, not {', '.join(map(repr, others[:8]))}"
+    return frame, foreign
+
+
+def frame_of(columns: Mapping[str, list[Any]]) -> Frame:
+    """A frame of Python values: each column numbers, truth values, moments, or texts."""
+    import numpy as np
+    import pandas as pd
+
+    found: dict[str, Any] = {}
+    foreign: dict[str, str] = {}
+    for name, cells in columns.items():
+        kinds = {type(cell) for cell in cells if cell is not None}
+        if nested := kinds & {list, dict}:
+            foreign[name] = "lists" if list in nested else "objects"
+            found[name] = pd.Series([None] * len(cells), dtype=object)
+        elif kinds and kinds <= {int, float, Decimal}:
+            found[name] = np.array([np.nan if c is None else _float(c) for c in cells])
+        elif kinds and kinds <= {datetime, date}:
+            found[name] = pd.to_datetime(pd.Series(cells, dtype=object), errors="coerce")
+        elif kinds == {bool}:
+            found[name] = pd.Series(cells, dtype="boolean")
+        else:
+            texts = [None if cell is None else _text(cell) for cell in cells]
+            found[name] = pd.Series(texts, dtype="string").replace("", None)
+    return pd.DataFrame(found), foreign
+
+
+def _float(cell: float | Decimal) -> float:
+    try:
+        return float(cell)
+    except OverflowError:
+        return float("inf") if cell > 0 else float("-inf")
+
+
+def _text(cell: Any) -> str:
+    """A cell of a column of several types, as it would be typed."""
+    if isinstance(cell, float) and cell.is_integer():
+        return f"{cell:.0f}"
+    if isinstance(cell, datetime | date | time):
+        return cell.isoformat()
+    return str(cell)
