@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 import tikhon as tk
 from tikhon.regularizer.targets import ROWS
@@ -171,3 +172,50 @@ def test_default_rows_are_the_penaltys_own():
     torch.testing.assert_close(
         model.weight.detach(), torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     )
+
+
+class NormFreeLinear(nn.Linear):
+    """A linear layer, whatever its name says."""
+
+
+class LayerNormCell(nn.Module):
+    """A cell with matrices and a scale a channel, as people write them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight_hh = nn.Parameter(torch.randn(8, 4))
+        self.gamma = nn.Parameter(torch.ones(1, 8, 1, 1))
+
+
+def test_defaults_go_by_what_a_module_is():
+    model = nn.Sequential(NormFreeLinear(4, 4), LayerNormCell(), nn.LayerNorm((4, 8)))
+    assert [target.name for target in tk.select(model)] == ["0.weight", "1.weight_hh"]
+    notes = {row.parameter: row.note for row in tk.audit(model, tk.L2(0.1)).assignments}
+    assert notes["1.gamma"] == "not matched: one number a channel"
+    assert notes["2.weight"] == "not matched: normalisation scale"
+
+
+def test_a_layer_with_one_output_is_no_scale():
+    model = nn.Sequential(nn.Linear(5, 1), nn.Conv2d(3, 1, 1), nn.Conv1d(1, 1, 4))
+    assert len(tk.select(model)) == 3
+
+
+def test_a_pruned_weight_is_explained_as_one():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    note = tk.audit(model, {"1.weight": tk.L1(0.1)})["0.weight_orig"].note
+    assert "pruned by torch.nn.utils.prune" in note
+    with pytest.raises(ValueError, match=r"'0.weight' is pruned.*prune.remove"):
+        tk.select(model, "0.weight")
+    assert [target.name for target in tk.select(model, "0.weight_orig")] == ["0.weight_orig"]
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+def test_older_reparametrisations_are_named_by_what_they_are():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
+    nn.utils.spectral_norm(model[1])
+    notes = {
+        row.parameter: row.note for row in tk.audit(model, {"0.bias": tk.L2(0.1)}).assignments
+    }
+    assert "direction of a weight under weight_norm" in notes["0.weight_v"]
+    assert "stored values of a weight under spectral_norm" in notes["1.weight_orig"]

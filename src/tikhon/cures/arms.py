@@ -16,7 +16,8 @@ from tikhon.diagnosis.diagnose import anew
 from tikhon.diagnosis.dry_run import Trial, advance, score
 from tikhon.diagnosis.feed import Batch, Feed
 from tikhon.diagnosis.record import Point
-from tikhon.diagnosis.replica import Loss, Replica, isolated, replicate, unwrap
+from tikhon.diagnosis.replica import Loss, Replica, isolated, replicate
+from tikhon.wrappers import unwrap
 
 RUNGS = (20, 75, 300)
 RELEVANT = 0.02  # of the untreated score: less is no cure, however sure (convention)

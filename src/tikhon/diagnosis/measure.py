@@ -18,10 +18,10 @@ from tikhon.diagnosis.replica import (
     isolated,
     replicate,
     undisturbed,
-    unwrap,
 )
 from tikhon.errors import InputError
 from tikhon.training.losses import in_a_loop
+from tikhon.wrappers import unwrap
 
 
 def measure(

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from tikhon.diagnosis.feed import Batch, call, whole
 from tikhon.errors import InputError
+from tikhon.wrappers import unwrap
 
 if TYPE_CHECKING:
     from tikhon.regularizer.regularizer import Regularizer
@@ -171,19 +172,6 @@ def _backward(error: RuntimeError, model: nn.Module) -> str:
     hint = "; write x = x + y instead of x += y" if "inplace" in text else ""
     hint = "; the targets need the dtype of the output" if "dtype" in text else hint
     return f"the backward pass of {type(model).__name__} failed: {text}{hint}"
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The eager module behind `torch.compile` and the data-parallel wrappers."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(
-            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        ):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def replicate(

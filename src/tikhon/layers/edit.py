@@ -14,9 +14,10 @@ from tikhon.layers import attention, dropout, recurrent, structured
 from tikhon.layers.learned import VariationalDropout
 from tikhon.layers.masks import check_rate
 from tikhon.layers.noise import NoiseLayer
-from tikhon.layers.paths import Pattern, matches, named_modules
+from tikhon.layers.paths import Pattern, matches
 from tikhon.layers.sources import noise_sources
 from tikhon.layers.weights import _WeightNoise
+from tikhon.wrappers import named_modules
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 TORCH: dict[type[nn.Module], type[NoiseLayer]] = {

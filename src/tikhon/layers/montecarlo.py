@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tikhon.errors import unknown
 from tikhon.layers.noise import NoiseLayer
-from tikhon.layers.paths import named_modules
 from tikhon.layers.sources import noise_sources
+from tikhon.wrappers import named_modules
 
 # their evaluation shortcuts would skip the noise of their children
 SHORTCUTS = (nn.TransformerEncoder, nn.TransformerEncoderLayer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from types import FrameType
 from typing import cast
@@ -11,22 +11,9 @@ from typing import cast
 import torch
 from torch import nn
 
+from tikhon.wrappers import named_modules
+
 Pattern = str | type[nn.Module]
-WRAPPERS = ("_orig_mod", "module")  # torch.compile; DataParallel and its kin
-
-
-def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of every module once, without the names that wrappers add."""
-    wrapped = type(model).__name__ in (
-        "OptimizedModule",
-        "DataParallel",
-        "DistributedDataParallel",
-    )
-    for path, module in model.named_modules():
-        parts = path.split(".")
-        while wrapped and parts and parts[0] in WRAPPERS:
-            parts = parts[1:]
-        yield ".".join(parts), module
 
 
 def matches(pattern: Pattern, path: str, module: nn.Module) -> bool:

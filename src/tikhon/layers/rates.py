@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tikhon.errors import unknown
 from tikhon.layers.noise import NoiseLayer
-from tikhon.layers.paths import Pattern, matches, named_modules
+from tikhon.layers.paths import Pattern, matches
+from tikhon.wrappers import named_modules
 
 
 def noise_layers(model: nn.Module, pattern: Pattern = "*") -> dict[str, NoiseLayer]:

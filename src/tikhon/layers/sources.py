@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tikhon.layers.noise import NoiseLayer
-from tikhon.layers.paths import named_modules
+from tikhon.wrappers import named_modules
 
 ALWAYS_ON = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 

@@ -16,12 +16,12 @@ from tikhon.diagnosis.evidence import EXPLODED, SLOW_UPDATE, VANISHED
 from tikhon.diagnosis.feed import tensors
 from tikhon.diagnosis.observe import role_of
 from tikhon.diagnosis.record import finite
-from tikhon.diagnosis.replica import unwrap
 from tikhon.errors import InputError
 from tikhon.monitoring.first_bad import Call, first_bad
 from tikhon.regularizer.plan import closure_of
 from tikhon.regularizer.targets import local
 from tikhon.runs.files import write_json
+from tikhon.wrappers import unwrap
 
 MOVED_SCALE = 2.0**10  # a loss scale that moved that far from its start (convention)
 SAMPLE = 2**14  # entries of a tensor from which its update is read, about

@@ -16,8 +16,9 @@ from torch import Tensor, nn, optim
 from tikhon.errors import unknown
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.metric import UNIFORM, has_gain
-from tikhon.regularizer.targets import Slot, is_lazy, local, slots, summed, unwrap
+from tikhon.regularizer.targets import Slot, is_lazy, local, slots, summed
 from tikhon.regularizer.terms import Binding, How, Terms, bind
+from tikhon.wrappers import unwrap
 
 LOOKS = (1, 10, 100, 1000)  # steps after which layers that were lost are looked for
 _BATCHED = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

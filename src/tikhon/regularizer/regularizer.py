@@ -33,8 +33,9 @@ from tikhon.regularizer.plan import (
 )
 from tikhon.regularizer.shards import refuse_inexact, zeros_of
 from tikhon.regularizer.step import add_gradients, reading_of, refuse_unsupported, settle, shrink
-from tikhon.regularizer.targets import is_lazy, slots, summed, unwrap
+from tikhon.regularizer.targets import is_lazy, slots, summed
 from tikhon.regularizer.terms import Binding, Dial, How, Term, Terms, bind, replayed
+from tikhon.wrappers import unwrap
 
 
 def regularize(

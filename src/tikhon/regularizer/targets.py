@@ -12,11 +12,17 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tikhon.errors import unknown
+from tikhon.wrappers import named_modules, unwrap
 
 ROWS = ("tensor", "out", "in", "filter", "channel", "head", "feature")
 Pattern = str | type[nn.Module] | tuple["str | type[nn.Module]", ...]
 
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -128,19 +134,6 @@ def select(model: nn.Module, pattern: Pattern = "*", *, rows: str = "tensor") ->
     return targets_of(match(model, slots(model), pattern), model, rows)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel, DataParallel, torch.compile and the like."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch module, received {type(model).__name__}")
-    while True:
-        children = dict(model.named_children())
-        wrapped = children.get("_orig_mod") or children.get("module")
-        own = any(True for _ in model.parameters(recurse=False))
-        if wrapped is None or len(children) > 1 or own or isinstance(model, nn.Sequential):
-            return model
-        model = wrapped
-
-
 def local(tensor: Tensor) -> Tensor:
     """The tensor itself without gradient, or this process's part of a DTensor."""
     tensor = tensor.detach()
@@ -164,11 +157,9 @@ def is_lazy(param: Tensor) -> bool:
 def slots(model: nn.Module) -> list[Slot]:
     """Every parameter of the (unwrapped) model once, in order, under all its names."""
     found: dict[int, tuple[list[str], nn.Parameter, list[nn.Module]]] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
+    for prefix, module in named_modules(model, remove_duplicate=False):
         for attribute, param in module.named_parameters(recurse=False):
             name = f"{prefix}.{attribute}" if prefix else attribute
-            for wrapper in _WRAPPERS:
-                name = name.replace(wrapper, "")
             names, _, owners = found.setdefault(id(param), ([], param, []))
             names.append(name)
             owners.append(module)
@@ -183,17 +174,40 @@ def _why_excluded(names: list[str], param: nn.Parameter, owners: list[nn.Module]
         attribute = name.rpartition(".")[2]
         if ".parametrizations." in f".{name}":
             return f"part of the parametrised {name.replace('parametrizations.', '', 1)}"
-        if attribute in ("weight_g", "weight_v", "weight_orig"):
-            return f"{attribute} of a weight_norm or spectral_norm"
+        if factored := _factored(owner, attribute):
+            return factored
         if attribute.startswith("bias") or attribute.endswith("_bias"):
             return "bias"
         if isinstance(owner, nn.Embedding | nn.EmbeddingBag) or "embed" in attribute:
             return "embedding"
-        if "Norm" in type(owner).__name__:
+        if isinstance(owner, NORMS):
             return "normalisation scale"
     if not is_lazy(param) and param.ndim < 2:
         return "fewer than two dimensions"
+    if not is_lazy(param) and _is_scale(param, owners):
+        return "one number a channel"
     return ""
+
+
+def _factored(owner: nn.Module, attribute: str) -> str:
+    """What a parameter is that older functions of torch.nn.utils put in a weight's place."""
+    weight, _, part = attribute.rpartition("_")
+    if weight in owner._parameters or not weight:
+        return ""
+    if part == "orig" and f"{weight}_mask" in owner._buffers:
+        return f"the stored values of a {weight} pruned by torch.nn.utils.prune"
+    if part == "orig" and f"{weight}_u" in owner._buffers:
+        return f"the stored values of a {weight} under spectral_norm"
+    if part in ("g", "v") and {f"{weight}_g", f"{weight}_v"} <= owner._parameters.keys():
+        return f"the {'length' if part == 'g' else 'direction'} of a {weight} under weight_norm"
+    return ""
+
+
+def _is_scale(param: nn.Parameter, owners: list[nn.Module]) -> bool:
+    """Whether a parameter of shape (1, C, 1, 1) or the like only scales or shifts what passes."""
+    if param.ndim < 3 or any(isinstance(owner, _CONVOLUTIONS + _TRANSPOSED) for owner in owners):
+        return False
+    return sum(size > 1 for size in param.shape) <= 1
 
 
 def match(model: nn.Module, candidates: Sequence[Slot], pattern: Pattern) -> list[Slot]:
@@ -240,6 +254,12 @@ def _refuse_parametrised(model: nn.Module, name: str) -> None:
         module = model.get_submodule(path)
     except AttributeError:
         return
+    if f"{attribute}_orig" in module._parameters and f"{attribute}_mask" in module._buffers:
+        raise ValueError(
+            f"{name!r} is pruned by torch.nn.utils.prune: it is computed as {name}_orig times a "
+            f"mask, so no prox can set it; make the pruning permanent by prune.remove(module, "
+            f"{attribute!r}), or name '{name}_orig' if the stored values are what you mean"
+        )
     if is_parametrized(module, attribute):
         kinds = [type(p).__name__ for p in module.parametrizations[attribute]]  # type: ignore[index]
         raise ValueError(

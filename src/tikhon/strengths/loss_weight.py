@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.regularizer.metric import stationary_gain
-from tikhon.regularizer.targets import unwrap
 from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.strengths.sensitivity import FROZEN, begin, carry_decay
+from tikhon.wrappers import unwrap
 
 
 class LossWeight:

@@ -1,0 +1,65 @@
+"""The modules that torch and its frameworks put around a user's model, known by their types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+# by full name, so that nothing is imported to look for what cannot be there
+_INSIDE = {
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
+        "_fsdp_wrapped_module"
+    ),
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper": (
+        "_checkpoint_wrapped_module"
+    ),
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "deepspeed.runtime.engine.DeepSpeedEngine": "module",
+    "lightning_fabric.wrappers._FabricModule": "_forward_module",
+    "lightning.fabric.wrappers._FabricModule": "_forward_module",
+}
+
+
+def wrapped_name(module: nn.Module) -> str | None:
+    """The attribute under which a wrapper holds the model; None if the module is no wrapper."""
+    for kind in type(module).__mro__:
+        found = _INSIDE.get(f"{kind.__module__}.{kind.__qualname__}")
+        if found is not None:
+            return found
+    return None
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside DistributedDataParallel, torch.compile and the like.
+
+    By the wrapper's type, so a module of your own with a child called `module` is itself.
+
+    >>> inner = nn.Linear(2, 2)
+    >>> unwrap(nn.DataParallel(inner)) is inner
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module, received {type(model).__name__}")
+    while (inner := model._modules.get(wrapped_name(model) or "")) is not None:
+        model = inner
+    return model
+
+
+def named_modules(
+    model: nn.Module, *, remove_duplicate: bool = True
+) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of every module, without the names that wrappers add to paths."""
+    skipped: dict[str, str] = {}  # the prefix that a wrapper adds, and what stands for it
+    for path, module in model.named_modules(remove_duplicate=remove_duplicate):
+        short = path
+        for prefix, plain in reversed(skipped.items()):  # the innermost wrapper first
+            if path == prefix or path.startswith(f"{prefix}."):
+                short = f"{plain}{path[len(prefix) :]}".strip(".")
+                break
+        if (name := wrapped_name(module)) is not None:
+            skipped[f"{path}.{name}".strip(".")] = short
+        yield short, module
