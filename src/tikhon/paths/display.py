@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tikhon.paths.path import PathResult
+from tikhon.paths.result import PathResult
 
 
 @dataclass(eq=False)

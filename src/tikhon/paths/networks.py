@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from tikhon.data.batches import order
 from tikhon.errors import InputError
 from tikhon.models.skip import SkipNetwork
-from tikhon.paths.path import PathResult
+from tikhon.paths.result import PathResult
 from tikhon.penalties import GroupLasso, Hierarchical, Proximable
+from tikhon.penalties.optimality import max_strength
 from tikhon.population.hyperparameters import Settings
 from tikhon.population.losses import Objective
 from tikhon.population.population import Population
@@ -65,6 +66,7 @@ def network_path(
         torch.manual_seed(seed)
         x, y = data[0].float(), data[1] if not data[1].is_floating_point() else data[1].float()
         build, penalty = _with_skip(build_model, penalty, x)
+        penalty = _with_factors(penalty, build(), x[0].numel())
         sweep = Sweep(build(), (x, y), penalty, seed)
         sweep.densify()
         snapshots = _thinned(sweep.run(), strengths)
@@ -162,8 +164,9 @@ def _threshold(penalty: Proximable, gradient: Tensor) -> float:
     """Largest strength that a feature at zero resists: the KKT condition at zero."""
     if isinstance(penalty, Hierarchical):
         head, tail = gradient[:, : penalty.skip], gradient[:, penalty.skip :]
-        return float((head.norm(dim=1) + penalty.M * tail.abs().sum(1)).max())
-    return float(gradient.norm(dim=1).max())
+        sizes = head.norm(dim=1) + penalty.M * tail.abs().sum(1)
+        return float((sizes if penalty.weights is None else sizes / penalty.weights).max())
+    return max_strength(penalty, gradient)
 
 
 def _with_skip(
@@ -182,6 +185,22 @@ def _with_skip(
         return SkipNetwork(build_model(), features, outputs)
 
     return build, replace(penalty, skip=outputs)
+
+
+def _with_factors(penalty: Proximable, model: nn.Module, features: int) -> Proximable:
+    """The penalty with its factors, one a feature, if it has any."""
+    try:
+        penalty = penalty.for_parameter(_first_weight(model))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    factors = getattr(penalty, "weights", None)
+    if factors is not None and (factors.numel() != features or not (factors > 0).all()):
+        raise InputError(
+            f"{type(penalty).__name__}: a network's path needs weights > 0, one for each of the "
+            f"{features} features (one that is 0 is never switched off), received shape "
+            f"{tuple(factors.shape)}"
+        )
+    return penalty
 
 
 def _first_weight(model: nn.Module) -> str:

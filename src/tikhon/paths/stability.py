@@ -11,9 +11,11 @@ from torch import Tensor
 
 from tikhon.data.batches import pair
 from tikhon.errors import InputError
-from tikhon.paths.linear import Kind, LinearProblem, solve, view
-from tikhon.paths.path import _kind, strength_grid
-from tikhon.penalties import L1, Proximable
+from tikhon.paths.exact import LinearPath, strength_grid
+from tikhon.paths.linear import LinearProblem
+from tikhon.paths.penalised import FeaturePenalty
+from tikhon.paths.solver import solve
+from tikhon.penalties import L1, GroupLasso, GroupMCP, Penalty
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,7 @@ class Stability:
 
 def stability(
     train: Any,
-    penalty: Proximable | None = None,
+    penalty: Penalty | None = None,
     *,
     draws: int = 100,
     threshold: float = 0.7,
@@ -76,18 +78,16 @@ def stability(
         raise InputError(f"draws come in complementary pairs: an even number, not {draws}")
     if len(x) < 4:
         raise InputError(f"stability needs at least 4 rows to halve, received {len(x)}")
-    penalty = penalty or L1()
-    kind, outputs = _kind(y, None)
-    whole = LinearProblem(x, y, kind, outputs=outputs)
-    grid = strength_grid(whole, penalty, strengths, smallest)
+    path = LinearPath.of(None, x, y, penalty or L1(), weights=None, positive=False, debias=False)
+    grid = strength_grid(path.problem(), path.penalty, strengths, smallest)
     generator = torch.Generator().manual_seed(seed)
     counts = torch.zeros(len(grid), x[0].numel(), dtype=torch.float64)
     sizes = []
-    for half in _halves(y, draws, generator):
-        problem = LinearProblem(x[half], y[half], kind, outputs=outputs)
+    for half in _halves(path.targets.codes, draws, generator):
+        problem = path.problem(half)
         fit, union = None, torch.zeros(counts.shape[1], dtype=torch.bool)
         for i, strength in enumerate(grid):
-            fit = solve(problem, penalty.with_strength(strength), start=fit, tolerance=1e-5)
+            fit = solve(problem, path.penalty.at(strength), start=fit, tolerance=1e-5)
             support = (fit.weight != 0).any(0)
             counts[i] += support
             union |= support
@@ -112,12 +112,9 @@ def _halves(y: Tensor, draws: int, generator: torch.Generator) -> list[Tensor]:
 
 
 def universal_strength(
-    x: Tensor,
-    y: Tensor,
-    penalty: Proximable,
+    problem: LinearProblem,
+    penalty: FeaturePenalty,
     *,
-    kind: Kind,
-    outputs: int,
     level: float = 0.05,
     draws: int = 2_000,
     seed: int = 0,
@@ -126,35 +123,41 @@ def universal_strength(
 
     With no dependence at all, the model stays empty with probability 1 - `level`: the quantile of
     the penalty's `max_strength` over simulated responses. For the squared loss the noise level is
-    the fixed point of the residual's (the square-root lasso), so none has to be given.
+    the fixed point of the residual's (the square-root lasso), so none has to be given. Raises
+    `InputError` for a penalty whose threshold is not that of one entry or one row.
 
     Reference: Giacobino, Sardy, Diaz-Rodriguez and Hengartner (2017), Quantile universal
     threshold; Sun and Zhang (2012), Scaled sparse linear regression.
     """
-    from tikhon.penalties.optimality import max_strength
-
     if not 0 < level < 1:
         raise InputError(f"level is a probability in (0, 1), received {level}")
-    problem = LinearProblem(x, y, kind, outputs=outputs)
+    alike = penalty.layout == "entries" or isinstance(penalty.penalty, GroupLasso | GroupMCP)
+    weighted = getattr(penalty.penalty, "weights", None) is not None
+    if not alike or weighted or penalty.positive or problem.weights is not None:
+        raise InputError(
+            f"strengths='universal' is for L1, ElasticNet, MCP, SCAD, LogSum, GroupLasso and "
+            f"GroupMCP without weights or signs, not for this {penalty.name}: use folds"
+        )
     rows = len(problem.x)
     generator = torch.Generator().manual_seed(seed)
 
     # the threshold of a gradient is that of its largest entry or row: found once, then scaled
-    unit = torch.zeros(outputs, problem.x.shape[1], dtype=torch.float64)
+    unit = torch.zeros(problem.outputs, problem.x.shape[1], dtype=torch.float64)
     unit[0, 0] = 1.0
-    factor = float(max_strength(penalty, view(penalty, unit)))
+    factor = penalty.max_strength(unit, problem.largest_step)
 
     def highest(residuals: Tensor) -> Tensor:
         """(draws, rows, outputs) -> (draws,)."""
         gradients = torch.einsum("dno,np->dop", residuals, problem.x) / rows
-        sizes = gradients.abs() if penalty.elementwise else gradients.norm(dim=1)
+        sizes = gradients.abs() if penalty.layout == "entries" else gradients.norm(dim=1)
         return factor * sizes.flatten(1).amax(1)
 
-    target = None if kind == "squared" else _indicators(problem)
+    target = None if problem.kind == "squared" else _indicators(problem)
     found = []
     for _ in range(math.ceil(draws / 100)):
         if target is None:
-            noise = torch.randn(100, rows, outputs, generator=generator, dtype=torch.float64)
+            shape = (100, rows, problem.outputs)
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
             noise -= noise.mean(1, keepdim=True)
             noise /= noise.square().mean((1, 2), keepdim=True).sqrt()
         else:
@@ -171,15 +174,15 @@ def _indicators(problem: LinearProblem) -> Tensor:
     return problem.y
 
 
-def _noise_fixed_point(problem: LinearProblem, penalty: Proximable, pivot: float) -> float:
+def _noise_fixed_point(problem: LinearProblem, penalty: FeaturePenalty, pivot: float) -> float:
     """strength = pivot * standard deviation of the residual that it leaves."""
     fit = None
-    spread = float((problem.y - problem.start_bias).square().mean().sqrt())
+    spread = float(problem.y.square().mean().sqrt())
     for _ in range(50):
-        fit = solve(problem, penalty.with_strength(pivot * spread), start=fit, tolerance=1e-6)
+        fit = solve(problem, penalty.at(pivot * spread), start=fit, tolerance=1e-6)
         left = problem.y - problem.x @ fit.weight.T - fit.bias
         updated = float(left.square().mean().sqrt())
-        if abs(updated - spread) < 1e-4 * spread:
+        if abs(updated - spread) <= 1e-4 * spread:
             break
         spread = updated
     return pivot * spread

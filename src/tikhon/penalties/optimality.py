@@ -29,15 +29,16 @@ def residual(
     return torch.linalg.vector_norm(wide((w - moved) / step))
 
 
-def max_strength(penalty: Proximable, gradient: Tensor) -> float:
+def max_strength(penalty: Proximable, gradient: Tensor, *, step: float = 1e-6) -> float:
     """Smallest strength at which w = 0 is a stationary point: where a path begins.
 
     Args:
         penalty: the penalty; its own strength is ignored.
         gradient: gradient of the loss at w = 0 (with the intercept fitted), w's shape.
+        step: > 0; it matters to concave penalties alone, whose prox is stationarity for a small
+            step and a jump for a large one.
 
-    It is found by bisection on `prox(-step*gradient, step) == 0` for a small step (where the
-    prox of concave penalties is stationarity, not a jump), to the last digits of float64. For
+    It is found by bisection on `prox(-step*gradient, step) == 0`, to the last digits of float64. For
     `L1` it is max|gradient|, for `ElasticNet` that over l1_ratio, for `GroupLasso` the largest
     row norm. ValueError for a penalty that gives no zeros (L2) and for a constraint.
 
@@ -48,7 +49,6 @@ def max_strength(penalty: Proximable, gradient: Tensor) -> float:
     2.0
     """
     name = type(penalty).__name__
-    step = 1e-6
     point = -step * gradient.detach().double()
     if penalty.constraint:
         raise ValueError(f"{name} is a constraint: it has no strength")

@@ -31,6 +31,7 @@ class Stack:
         for name, view in self.named(self.flat).items():
             view.copy_(torch.stack([p[name].detach() for p in named]))
             self.blocks[name] = view.detach().requires_grad_(named[0][name].requires_grad)
+        self.saved = frozenset(models[0].state_dict())  # a rate of noise is a buffer, not saved
         stacks = [dict(m.named_buffers()) for m in models]
         self.buffers = {n: torch.stack([b[n] for b in stacks]) for n in stacks[0]}
 
@@ -62,7 +63,11 @@ class Stack:
     def state_dict_of(self, member: int) -> dict[str, Tensor]:
         """One member as the state dict of its module."""
         tensors = {**self.blocks, **self.buffers}
-        return {name: block.detach()[member].clone() for name, block in tensors.items()}
+        return {
+            name: block.detach()[member].clone()
+            for name, block in tensors.items()
+            if name in self.saved
+        }
 
 
 def column(values: Tensor, block: Tensor) -> Tensor:

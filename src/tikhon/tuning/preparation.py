@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.errors import InputError
-from tikhon.paths.path import fold_rows
+from tikhon.paths.targets import fold_rows
 from tikhon.population.losses import Objective
 from tikhon.tuning.journal import Journal
 from tikhon.tuning.runners import Config, Job

@@ -1,0 +1,230 @@
+"""The path of a linear model: exact solutions from the largest strength down, and their scores."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.errors import InputError
+from tikhon.paths.linear import Fit, LinearProblem, linear_loss
+from tikhon.paths.penalised import FeaturePenalty
+from tikhon.paths.result import PathResult
+from tikhon.paths.solver import TOLERANCE, refit, solve
+from tikhon.paths.targets import Targets, fold_rows
+from tikhon.penalties import Penalty
+
+SCORED = 1e-5  # residual of the fits that only give a held-out loss
+
+
+@dataclass(frozen=True, eq=False)
+class LinearPath:
+    """A linear model on some rows, its penalty, and how its solutions are taken."""
+
+    x: Tensor
+    targets: Targets
+    penalty: FeaturePenalty
+    weights: Tensor | None = None
+    debias: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        build_model: Callable[[], nn.Module] | None,
+        x: Tensor,
+        y: Tensor,
+        penalty: Penalty,
+        *,
+        weights: Tensor | None,
+        positive: bool,
+        debias: bool,
+    ) -> LinearPath:
+        """From what the verb is given."""
+        model = build_model() if build_model else None
+        name, layer = ("weight", None) if model is None else linear_layer(model)
+        targets = Targets.of(y, None if layer is None else layer.out_features)
+        if layer is not None and layer.out_features != targets.outputs:
+            raise InputError(
+                f"the model has {layer.out_features} outputs, the targets {targets.outputs}"
+            )
+        features = x[0].numel()
+        seen = FeaturePenalty.of(penalty, targets.outputs, features, positive=positive, name=name)
+        if debias and positive:
+            raise InputError("debias refits without any penalty or sign: leave positive out")
+        return cls(x, targets, seen, weights, debias)
+
+    def problem(self, rows: Tensor | slice = slice(None)) -> LinearProblem:
+        """The loss on some of the rows."""
+        return LinearProblem(
+            self.x[rows],
+            self.targets.codes[rows],
+            self.targets.kind,
+            outputs=self.targets.outputs,
+            weights=None if self.weights is None else self.weights[rows],
+        )
+
+    def scores(
+        self,
+        cuts: Sequence[tuple[Tensor, Tensor]],
+        grid: Sequence[float],
+        tell: Callable[[], None],
+    ) -> tuple[list[float], list[float]]:
+        """Mean over folds of the held-out loss, and its standard error, for every strength."""
+        losses = []
+        for train, test in cuts:
+            problem = self.problem(train)
+            fits = descend(problem, self.penalty, grid, tolerance=SCORED, tell=tell)
+            if self.debias:
+                fits = [refit(problem, fit.weight != 0) for fit in fits]
+            held_out = self.x[test], self.targets.codes[test]
+            own = None if self.weights is None else self.weights[test]
+            losses.append([_mean(row_losses(problem, fit, *held_out), own) for fit in fits])
+        table = torch.tensor(losses, dtype=torch.float64)
+        return table.mean(0).tolist(), (table.std(0) / math.sqrt(len(cuts))).tolist()
+
+
+def follow(
+    path: LinearPath,
+    build_model: Callable[[], nn.Module] | None,
+    *,
+    valid: tuple[Tensor, Tensor] | None,
+    folds: int,
+    strengths: int | Sequence[float] | str,
+    smallest: float | None,
+    seed: int,
+    on_progress: Callable[[float], None],
+) -> PathResult:
+    """Every solution, scored on folds or on validation rows if there are any."""
+    cuts = fold_rows(path.targets.codes, folds, seed) if folds else []
+    problem = path.problem()
+    if isinstance(strengths, str):
+        from tikhon.paths.stability import universal_strength
+
+        grid = [universal_strength(problem, path.penalty, seed=seed)]
+    else:
+        grid = strength_grid(problem, path.penalty, strengths, smallest)
+    tell = _counted(on_progress, len(grid) * (1 + len(cuts)))
+    fits = descend(problem, path.penalty, grid, tell=tell)
+    models = [refit(problem, fit.weight != 0) for fit in fits] if path.debias else fits
+    scores, errors = [math.nan] * len(grid), [math.nan] * len(grid)
+    if folds:
+        scores, errors = path.scores(cuts, grid, tell)
+    elif valid is not None:
+        codes = path.targets.encode(valid[1])
+        rows = [row_losses(problem, fit, valid[0], codes) for fit in models]
+        scores = [float(r.mean()) for r in rows]
+        errors = [float(r.std() / math.sqrt(len(r))) for r in rows]
+    supports = torch.stack([(fit.weight != 0).any(0) for fit in fits])
+    return _result(path, build_model, problem, grid, models, fits, supports, scores, errors)
+
+
+def _result(
+    path: LinearPath,
+    build_model: Callable[[], nn.Module] | None,
+    problem: LinearProblem,
+    grid: Sequence[float],
+    models: Sequence[Fit],
+    fits: Sequence[Fit],
+    supports: Tensor,
+    scores: Sequence[float],
+    errors: Sequence[float],
+) -> PathResult:
+    weight = torch.stack([fit.weight for fit in models])
+    bias = torch.stack([problem.raw_bias(fit) for fit in models])
+    dtype = torch.get_default_dtype()
+
+    def build() -> nn.Module:
+        return build_model() if build_model else nn.Linear(weight.shape[2], weight.shape[1])
+
+    keys = list(build().state_dict())
+    return PathResult(
+        strengths=tuple(grid),
+        supports=supports,
+        importances=weight.norm(dim=1),
+        scores=tuple(scores),
+        errors=tuple(errors),
+        states=tuple(dict(zip(keys, (w.to(dtype), b.to(dtype)))) for w, b in zip(weight, bias)),
+        build=build,
+        penalty=path.penalty.name,
+        coefficients=weight,
+        intercepts=bias,
+        residuals=tuple(fit.residual for fit in fits),
+        classes=path.targets.classes,
+    )
+
+
+def strength_grid(
+    problem: LinearProblem,
+    penalty: FeaturePenalty,
+    strengths: int | Sequence[float] | Any,
+    smallest: float | None,
+) -> list[float]:
+    """Log-spaced from the strength that empties the model, or the given ones, largest first.
+
+    Features whose factor is 0 are never emptied: they are in the model from the start.
+    """
+    if not isinstance(strengths, int):
+        return sorted((float(s) for s in strengths), reverse=True)
+    free = penalty.unpenalised(problem.empty().weight.shape)
+    null = refit(problem, free) if free.any() else problem.empty()
+    gradient = problem.gradient(null.weight, null.bias)[0].masked_fill(free, 0.0)
+    nothing = problem.spread == 0 or problem.distance(gradient, null.bias * 0) < TOLERANCE
+    top = 0.0 if nothing else penalty.max_strength(gradient, problem.largest_step)
+    if top == 0:
+        raise InputError("the targets do not depend on any feature: nothing to select")
+    rows, columns = problem.x.shape
+    ratio = smallest or (1e-3 if rows > columns else 1e-2)
+    return (top * torch.logspace(0, math.log10(ratio), strengths, dtype=torch.float64)).tolist()
+
+
+def descend(
+    problem: LinearProblem,
+    penalty: FeaturePenalty,
+    grid: Sequence[float],
+    *,
+    tolerance: float = TOLERANCE,
+    tell: Callable[[], None] = lambda: None,
+) -> list[Fit]:
+    """The solutions from the largest strength to the smallest, each from the one before."""
+    fits: list[Fit] = []
+    for strength in grid:
+        start = fits[-1] if fits else None
+        fits.append(solve(problem, penalty.at(strength), start=start, tolerance=tolerance))
+        tell()
+    return fits
+
+
+def row_losses(problem: LinearProblem, fit: Fit, x: Tensor, codes: Tensor) -> Tensor:
+    """The loss of each of some rows under a solution."""
+    z = x.reshape(len(x), -1).double() @ fit.weight.T + problem.raw_bias(fit)
+    return linear_loss(z, codes if problem.kind == "multinomial" else codes.double(), problem.kind)
+
+
+def _mean(losses: Tensor, weights: Tensor | None) -> float:
+    if weights is None or not weights.any():
+        return float(losses.mean())
+    return float((losses * weights).sum() / weights.sum())
+
+
+def _counted(on_progress: Callable[[float], None], total: int) -> Callable[[], None]:
+    """A function that counts its calls and tells which share of the total they are."""
+    done = itertools.count(1)
+    return lambda: on_progress(next(done) / total)
+
+
+def linear_layer(model: nn.Module) -> tuple[str, nn.Linear]:
+    """The name of the linear layer's weight, and the layer."""
+    path, layer = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear))
+    return f"{path}.weight" if path else "weight", layer
+
+
+def is_linear(model: nn.Module) -> bool:
+    """Whether the model is one linear layer with a bias (a Flatten before it is allowed)."""
+    leaves = [m for m in model.modules() if not list(m.children())]
+    layers = [m for m in leaves if not isinstance(m, (nn.Flatten, nn.Identity))]
+    return len(layers) == 1 and isinstance(layers[0], nn.Linear) and layers[0].bias is not None

@@ -1,0 +1,181 @@
+"""Exact solutions of penalised linear models: proximal steps, then Newton on the support."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tikhon.paths.linear import Fit, LinearProblem
+from tikhon.paths.penalised import FeaturePenalty
+from tikhon.penalties import L2
+
+LARGEST_NEWTON = 1000  # unknowns; beyond it the dense Hessian costs more than it saves
+DAMPING = 1e-10  # of a Newton step, as a share of each diagonal entry
+TOLERANCE = 1e-9  # of the residual, as a share of the largest gradient there can be
+
+
+def solve(
+    problem: LinearProblem,
+    penalty: FeaturePenalty,
+    *,
+    start: Fit | None = None,
+    tolerance: float = TOLERANCE,
+    max_steps: int = 20_000,
+) -> Fit:
+    """The minimiser of loss and penalty, to a residual (`problem.distance`) below `tolerance`.
+
+    Blocks of accelerated proximal steps with restarts (Beck and Teboulle 2009; O'Donoghue and
+    Candes 2015) find the support; Newton steps on it, kept only if they lower the objective,
+    make the solution exact. A penalty that is no sum over features has the first alone.
+    """
+    start = start or problem.empty()
+    weight, bias = start.weight, start.bias
+    if penalty.positive:
+        weight = weight.clamp_min(0)
+    max_steps = max_steps if penalty.penalty.convex else max_steps // 10
+    taken, block = 0, 5
+    while True:
+        residual = _residual(problem, penalty, weight, bias)
+        if residual < tolerance or taken >= max_steps:
+            return Fit(weight, problem.settled(bias), residual, taken)
+        weight, bias = _accelerated(problem, penalty, weight, bias, block)
+        for _ in range(4 if penalty.separable else 0):
+            before = weight
+            weight, bias = _newton(problem, penalty, weight, bias)
+            if problem.move(weight - before) < tolerance:
+                break
+        taken += block
+        block = min(3 * block // 2, 640)
+
+
+def refit(problem: LinearProblem, support: Tensor, *, ridge: float = 1e-8) -> Fit:
+    """The model on a support (outputs, features) without its penalty (debiased).
+
+    `ridge` keeps it finite where columns depend on each other: a share of the mean curvature.
+
+    Reference: Meinshausen (2007), Relaxed lasso; Belloni and Chernozhukov (2013).
+    """
+    weight, bias = torch.zeros_like(support, dtype=torch.float64), problem.start_bias.clone()
+    strengths = ridge * problem.unit.square()
+    penalty = FeaturePenalty(L2(1.0, weights=strengths.expand(support.shape)), "entries")
+    moved, steps = 0.0, 0
+    while support.any() and steps < 50:
+        updated = _newton(problem, penalty, weight, bias, mask=support, limit=None)
+        moved = problem.move(updated[0] - weight)
+        weight, bias = updated
+        steps += 1
+        if moved < TOLERANCE:
+            break
+    return Fit(weight, problem.settled(bias), moved, steps)
+
+
+def _steps(problem: LinearProblem, penalty: FeaturePenalty) -> float | Tensor:
+    return problem.steps if penalty.diagonal else problem.step
+
+
+def _prox_step(
+    problem: LinearProblem, penalty: FeaturePenalty, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    step = _steps(problem, penalty)
+    g_weight, g_bias = problem.gradient(weight, bias)
+    return penalty.prox(weight - step * g_weight, step), bias - problem.bias_step * g_bias
+
+
+def _residual(
+    problem: LinearProblem, penalty: FeaturePenalty, weight: Tensor, bias: Tensor
+) -> float:
+    """The size of (w - prox(w - t g, t)) / t, with the intercept's gradient."""
+    new_weight, new_bias = _prox_step(problem, penalty, weight, bias)
+    step = _steps(problem, penalty)
+    return problem.distance((new_weight - weight) / step, (new_bias - bias) / problem.bias_step)
+
+
+def _accelerated(
+    problem: LinearProblem, penalty: FeaturePenalty, weight: Tensor, bias: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    step = _steps(problem, penalty)
+    ahead = (weight, bias)
+    momentum = 1.0
+    for _ in range(steps):
+        new = _prox_step(problem, penalty, *ahead)
+        move = (new[0] - weight, new[1] - bias)
+        uphill = ((ahead[0] - new[0]) * move[0] / step).sum()
+        uphill = uphill + ((ahead[1] - new[1]) * move[1]).sum() / problem.bias_step
+        if uphill > 0:  # the momentum points uphill: restart it
+            momentum, ahead = 1.0, (weight, bias)
+            new = _prox_step(problem, penalty, *ahead)
+            move = (new[0] - weight, new[1] - bias)
+        following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        gain = (momentum - 1) / following
+        momentum = following
+        weight, bias = new
+        ahead = (weight + gain * move[0], bias + gain * move[1])
+    return weight, bias
+
+
+def _newton(
+    problem: LinearProblem,
+    penalty: FeaturePenalty,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    mask: Tensor | None = None,
+    limit: int | None = LARGEST_NEWTON,
+) -> tuple[Tensor, Tensor]:
+    """One damped Newton step over the non-zero weights and the intercepts."""
+    projected = mask is None
+    chosen = weight != 0 if mask is None else mask
+    columns = chosen.any(0).nonzero().squeeze(1)
+    free = chosen[:, columns]
+    count = int(free.sum())
+    if count == 0 or (limit is not None and count + len(bias) > limit):
+        return weight, bias
+    places = free.flatten().nonzero().squeeze(1)
+    penalty = penalty.only(columns)
+
+    def spread(theta: Tensor) -> Tensor:
+        flat = theta.new_zeros(free.numel()).index_copy(0, places, theta[:count])
+        return flat.view(free.shape)
+
+    def objective(theta: Tensor) -> Tensor:
+        part = spread(theta)
+        return problem.loss(part, theta[count:], columns) + penalty.value(part)
+
+    def slope(theta: Tensor) -> Tensor:
+        return penalty.grad(spread(theta)).flatten()[places]
+
+    theta = torch.cat([weight[:, columns][free], bias])
+    numbered = torch.arange(free.numel() + len(bias)).view(len(bias), -1)
+    order = torch.cat([numbered[:, :-1][free], numbered[:, -1]])
+    smooth = problem.hessian(weight[:, columns], bias, columns)[order][:, order]
+    # softmax does not see a shift of all classes: along it the curvature is 0, and the gradient
+    smooth.diagonal().mul_(1 + DAMPING)
+    hessian = smooth.clone()
+    if penalty.layout == "entries":  # the second derivative is a diagonal: one product finds it
+        ones = torch.ones_like(theta)
+        hessian.diagonal()[:count] += torch.func.jvp(slope, (theta,), (ones,))[1]
+    else:
+        hessian[:count, :count] += torch.func.jacrev(slope)(theta)[:, :count]
+    g_weight, g_bias = problem.gradient(weight[:, columns], bias, columns)
+    gradient = torch.cat([g_weight[free] + slope(theta), g_bias])
+    factor, info = torch.linalg.cholesky_ex(hessian)
+    if int(info):  # a concave penalty outweighs the loss: its curvature is left out
+        factor, info = torch.linalg.cholesky_ex(smooth)
+    if int(info):
+        return weight, bias
+    direction = -torch.cholesky_solve(gradient[:, None], factor).squeeze(1)
+    before = objective(theta)
+    size = 1.0
+    while size > 1e-3:
+        moved = theta + size * direction
+        if projected:  # a weight that would change its sign stops at the kink
+            crossed = moved[:count] * theta[:count] < 0
+            moved[:count] = torch.where(crossed, 0.0, moved[:count])
+        if objective(moved) <= before:
+            weight = weight.clone()
+            part = weight[:, columns]
+            part[free] = moved[:count]
+            weight[:, columns] = part
+            return weight, moved[count:]
+        size /= 2
+    return weight, bias

@@ -1,0 +1,113 @@
+"""What the targets of a linear path are: numbers or classes, and the rows of each fold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tikhon.errors import InputError
+from tikhon.paths.linear import Kind
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """The targets as the loss reads them: `codes`, classes numbered in the order of `classes`."""
+
+    kind: Kind
+    outputs: int
+    codes: Tensor
+    classes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, y: Tensor, outputs: int | None = None) -> Targets:
+        """Float targets are numbers, integers and booleans classes, whatever their labels.
+
+        `outputs` is what a model given has; labels that number its outputs stay as they are.
+        """
+        if y.is_floating_point():
+            if not y.isfinite().all():
+                raise InputError("the targets hold NaN or infinite numbers: drop those rows")
+            return cls("squared", y.reshape(len(y), -1).shape[1], y)
+        y = _labels(y)
+        classes = torch.unique(y)
+        _check_classes(classes, len(y))
+        if outputs is not None and outputs > 1:
+            if int(classes[0]) < 0 or int(classes[-1]) >= outputs:
+                raise InputError(
+                    f"the model has {outputs} outputs, so the targets must be 0 to {outputs - 1}; "
+                    f"received classes {_some(classes)}"
+                )
+            return cls("multinomial", outputs, y.long(), tuple(range(outputs)))
+        kind: Kind = "logistic" if len(classes) == 2 else "multinomial"
+        if kind == "multinomial" and outputs == 1:
+            raise InputError(f"one output tells two classes apart, received {_some(classes)}")
+        found = 1 if kind == "logistic" else len(classes)
+        return cls(kind, found, torch.searchsorted(classes, y), tuple(classes.tolist()))
+
+    def encode(self, y: Tensor, *, name: str = "validation") -> Tensor:
+        """Other targets as codes; a class that was not there cannot be scored."""
+        if not self.classes:
+            return y
+        y = _labels(y)
+        present = {self.classes[code] for code in torch.unique(self.codes).tolist()}
+        if unseen := set(y.tolist()) - present:
+            raise InputError(f"the {name} rows hold classes {sorted(unseen)} that train lacks")
+        return torch.searchsorted(torch.tensor(self.classes), y)
+
+
+def _labels(y: Tensor) -> Tensor:
+    if y.ndim > 1 and y[0].numel() != 1:
+        raise InputError(f"one class a row is needed, received targets of shape {tuple(y.shape)}")
+    return y.reshape(-1).long()
+
+
+def _check_classes(classes: Tensor, rows: int) -> None:
+    if len(classes) < 2:
+        raise InputError(f"the training rows hold the single class {classes.tolist()}")
+    if len(classes) > 20 and 2 * len(classes) > rows:
+        raise InputError(
+            f"integer targets are classes, but there are {len(classes)} of them in {rows} rows: "
+            "for a regression give them as floating point numbers"
+        )
+
+
+def _some(classes: Tensor) -> str:
+    found = classes.tolist()
+    return f"{found[:8]}{' and more' if len(found) > 8 else ''}"
+
+
+def row_weights(weights: Any, rows: int) -> Tensor | None:
+    """Sample weights as a tensor (rows,): finite, >= 0, not all 0."""
+    if weights is None:
+        return None
+    found = torch.as_tensor(weights, dtype=torch.float64).flatten()
+    if len(found) != rows:
+        raise InputError(
+            f"sample_weight must have one entry a row ({rows}), received {len(found)}"
+        )
+    if not found.isfinite().all() or (found < 0).any() or not found.any():
+        raise InputError("sample_weight must be finite and >= 0, and not 0 for every row")
+    return found
+
+
+def fold_rows(y: Tensor, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """(training rows, held-out rows) of each fold, classes in proportion."""
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    if folds > len(y):
+        raise InputError(f"{folds} folds need at least {folds} rows, received {len(y)}")
+    if y.is_floating_point():
+        cut = KFold(folds, shuffle=True, random_state=seed).split(y)
+    else:
+        least = int(torch.unique(y, return_counts=True)[1].min())
+        if least < folds:
+            raise InputError(
+                f"{folds} folds, but the rarest class has {least} rows: use {least} folds or fewer"
+                if least > 1
+                else "a class has a single row: it cannot be in every fold; drop it or give valid"
+            )
+        cut = StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y)
+    return [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in cut]
