@@ -69,3 +69,50 @@ def test_a_spline_is_refused_before_anything_is_written(tmp_path, command):
     told = command.run(*asked, cwd=tmp_path)
     assert told.code == 2 and "take 'mlp:8'" in told.err
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("penalty", "why"),
+    [("total_variation", "no strength of TotalVariation"), ("max_norm", "MaxNorm is a constraint"),
+     ("l2", "L2 gives no zeros"), ("elastic_net", None)],
+)  # fmt: skip
+def test_a_penalty_that_cannot_be_followed_is_named_before_anything_is_written(
+    penalty, why, tmp_path, command
+):
+    asked = ["path", "diabetes", "--penalty", penalty, "--strengths", "3", "--output", "r"]
+    told = command.run(*asked, cwd=tmp_path)
+    if why is None:
+        assert told.code == 0
+        return
+    assert told.code == 2 and why in told.err and "unexpected" not in told.err
+    assert not (tmp_path / "r").exists()
+
+
+def test_strengths_may_be_named(tmp_path, command):
+    asked = ["path", "diabetes", "--penalty", "total_variation", "--strengths", "0.1,1,0"]
+    told = command.run(*asked, "--json", "--output", "r", cwd=tmp_path)
+    assert told.code == 0 and json.loads(told.out)["strengths"] == [1.0, 0.1, 0.0]
+    told = command.run("path", "diabetes", "--strengths", "many", cwd=tmp_path)
+    assert told.code == 2 and "received 'many'" in told.err
+
+
+def test_units_and_labels_do_not_change_the_features(tmp_path, command):
+    from sklearn.datasets import make_regression
+
+    x, y = make_regression(90, 5, n_informative=2, noise=20.0, random_state=0)
+    frame = pd.DataFrame(x, columns=list("abcde"))
+    found = []
+    for scale in (1.0, 1e-8, 1e8):
+        frame.assign(y=y * scale).to_csv(tmp_path / "t.csv", index=False)
+        asked = ["path", "t.csv", "--target", "y", "--strengths", "10", "--json", "--overwrite"]
+        found.append(json.loads(command.run(*asked, "--output", "r", cwd=tmp_path).out))
+    assert found[0]["counts"] == found[1]["counts"] == found[2]["counts"]
+    assert found[0]["selected"] == found[1]["selected"] == found[2]["selected"]
+    frame.assign(y=(y > 50).astype(int) - (y < -50).astype(int)).to_csv(
+        tmp_path / "signs.csv", index=False
+    )
+    asked = ["path", "signs.csv", "--target", "y", "--strengths", "10", "--output", "s"]
+    assert command.run(*asked, cwd=tmp_path).code == 0
+    command.run("predict", "s", "signs.csv", "--output", "p.csv", cwd=tmp_path)
+    told = pd.read_csv(tmp_path / "p.csv")
+    assert set(told["prediction"]) <= {-1, 0, 1} and "probability_-1" in told

@@ -36,7 +36,8 @@ def path(
         ),
     ] = None,
     strengths: Annotated[
-        str, typer.Option(help="How many strengths, or universal (no validation).")
+        str,
+        typer.Option(help="How many, a list such as 1,0.1,0.01, or universal (no validation)."),
     ] = "100",
     folds: Annotated[int, typer.Option(help="Folds for the scores of linear models.")] = 5,
     select: Annotated[str, typer.Option(help="one_se (sparser) or best.")] = "one_se",
@@ -75,6 +76,7 @@ def path(
     from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
     from tikhon.data import load, split
+    from tikhon.paths.path import check_linear
     from tikhon.paths.path import path as follow
     from tikhon.runs.files import write_tensors
     from tikhon.runs.run_directory import CONFIG, MODEL, RESULT, RunDirectory
@@ -91,6 +93,7 @@ def path(
     settings: dict[str, Any] = {"strengths": _strengths(strengths), "select": select, "seed": seed}
     if build is None:
         train, valid = all_but_test(parts), None
+        check_linear(train, kinds[penalty](), strengths=settings["strengths"], debias=debias)
         settings |= {"folds": 0 if strengths == "universal" else folds, "debias": debias}
     terminal.note(f"{source.name}: {len(train[0]):,} rows, {train[0][0].numel()} features; "
                   f"{penalty} path of model {model}")  # fmt: skip
@@ -132,7 +135,8 @@ def _saved_name(model: str, penalty: str) -> str:
 def _state(result: PathResult, outputs: int) -> dict[str, Tensor]:
     """The chosen model as the state of the network of that name.
 
-    One logit for two classes becomes two, the first of them 0.
+    One logit for two classes becomes two, the first of them 0. A class without training rows
+    keeps a logit that no row reaches.
     """
     import torch
 
@@ -140,17 +144,28 @@ def _state(result: PathResult, outputs: int) -> dict[str, Tensor]:
     if result.coefficients is None:
         return state
     weight, bias = state.values()
-    if len(bias) < outputs:
+    if result.classes and len(bias) == 1:
         weight, bias = (torch.cat([torch.zeros_like(t), t]) for t in (weight, bias))
+    if result.classes and len(bias) < outputs:
+        seen = list(result.classes)
+        every = torch.zeros(outputs, weight.shape[1]), torch.full((outputs,), -1e4)
+        every[0][seen], every[1][seen] = weight, bias
+        weight, bias = every
     return {"fc1.weight": weight, "fc1.bias": bias}
 
 
-def _strengths(text: str) -> int | str:
+def _strengths(text: str) -> int | str | list[float]:
     if text == "universal":
         return text
-    if not text.isdigit() or int(text) < 1:
-        raise InputError(f"strengths must be a number above 0 or universal, received {text!r}")
-    return int(text)
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"strengths must be a number of strengths, a list such as 1,0.1,0.01 or universal, "
+            f"received {text!r}"
+        ) from None
 
 
 def _conclude(terminal: Terminal, result: PathResult, parts: Any, folder: Any, data: str) -> None:

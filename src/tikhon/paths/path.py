@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tikhon.data.batches import pair
 from tikhon.errors import InputError, unknown
-from tikhon.paths.exact import LinearPath, follow, is_linear
+from tikhon.paths.exact import LinearPath, follow, is_linear, strength_grid
 from tikhon.paths.penalised import check_penalty
 from tikhon.paths.result import PathResult, Select
 from tikhon.paths.targets import row_weights
@@ -121,6 +121,15 @@ def path(
         feature_names=tuple(feature_names),
         seconds=time.perf_counter() - started,
     )
+
+
+def check_linear(
+    train: tuple[Tensor, Tensor], penalty: Penalty, *, strengths: Any, debias: bool
+) -> None:
+    """Raise what `path` would raise for a linear model, before anything is solved."""
+    given = LinearPath.of(None, *train, penalty, weights=None, positive=False, debias=debias)
+    if strengths != "universal":
+        strength_grid(given.problem(), given.penalty, strengths, None)
 
 
 def _tell_unfinished(result: PathResult) -> None:

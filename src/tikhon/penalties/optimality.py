@@ -38,8 +38,8 @@ def max_strength(penalty: Proximable, gradient: Tensor, *, step: float = 1e-6) -
         step: > 0; it matters to concave penalties alone, whose prox is stationarity for a small
             step and a jump for a large one.
 
-    It is found by bisection on `prox(-step*gradient, step) == 0`, to the last digits of float64. For
-    `L1` it is max|gradient|, for `ElasticNet` that over l1_ratio, for `GroupLasso` the largest
+    It is found by bisection on `prox(-step*gradient, step) == 0`, to the last digits of float64.
+    For `L1` it is max|gradient|, for `ElasticNet` that over l1_ratio, for `GroupLasso` the largest
     row norm. ValueError for a penalty that gives no zeros (L2) and for a constraint.
 
     Reference: Friedman, Hastie and Tibshirani (2010), https://doi.org/10.18637/jss.v033.i01.
