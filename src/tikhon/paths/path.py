@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tikhon.data.batches import pair
 from tikhon.errors import InputError, unknown
 from tikhon.paths.exact import LinearPath, follow, is_linear, strength_grid
-from tikhon.paths.penalised import check_penalty
+from tikhon.paths.penalised import followed
 from tikhon.paths.result import PathResult, Select
 from tikhon.paths.targets import row_weights
 from tikhon.penalties import Penalty
@@ -81,7 +81,7 @@ def path(
     >>> result.counts[0], max(result.residuals) < 1e-8
     (0, True)
     """
-    check_penalty(penalty)
+    penalty = followed(penalty)
     if select not in ("one_se", "best"):
         raise InputError(unknown("select", select, ("one_se", "best")))
     x, y = pair(train, name="train")

@@ -23,8 +23,8 @@ Layout = Literal["entries", "features", "matrix", "whole"]
 _MATRIX = (TotalVariation, NuclearNorm, SpectralNorm)
 
 
-def check_penalty(penalty: Penalty) -> None:
-    """Raise `InputError` unless a path can follow the penalty, linear or of a network."""
+def followed(penalty: Penalty) -> Proximable:
+    """The penalty itself, if a path can follow it; otherwise `InputError`, by name."""
     name = type(penalty).__name__
     if penalty.constraint:
         raise InputError(
@@ -36,6 +36,7 @@ def check_penalty(penalty: Penalty) -> None:
             f"{name} gives no zeros at any strength: a path needs a penalty whose prox gives "
             "zeros, such as L1, not L2, Huber or Orthogonal"
         )
+    return penalty
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +67,7 @@ class FeaturePenalty:
 
         Raises `InputError` for what a linear path cannot solve, by name.
         """
-        check_penalty(penalty)
-        assert isinstance(penalty, Proximable)
+        penalty = followed(penalty)
         kind = type(penalty).__name__
         if isinstance(penalty, Hierarchical):
             raise InputError(
