@@ -64,14 +64,7 @@ def path(
     kinds = penalty_names()
     if penalty not in kinds:
         raise InputError(unknown("penalty", penalty, kinds))
-    model = model or ("mlp:64" if penalty == "hierarchical" else "linear")
-    if model != "linear" and penalty not in _NETWORKS:
-        raise InputError(f"a network's path takes {' or '.join(_NETWORKS)}, received {penalty!r}")
-    if model.startswith("spline:"):
-        plain = model.removeprefix("spline:")
-        raise InputError(
-            f"model {model!r} makes many inputs of one, so it cannot give one up; take {plain!r}"
-        )
+    model = _model(model, penalty)
 
     from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
@@ -118,6 +111,19 @@ def path(
         folder.write(RESULT, result.to_dict())
     _conclude(terminal, result, parts, folder_path, data)
     return 0
+
+
+def _model(model: str | None, penalty: str) -> str:
+    """The model of a path, checked."""
+    model = model or ("mlp:64" if penalty == "hierarchical" else "linear")
+    if model != "linear" and penalty not in _NETWORKS:
+        raise InputError(f"a network's path takes {' or '.join(_NETWORKS)}, received {penalty!r}")
+    if model.startswith("spline:"):
+        plain = model.removeprefix("spline:")
+        raise InputError(
+            f"model {model!r} makes many inputs of one, so it cannot give one up; take {plain!r}"
+        )
+    return model
 
 
 def _network(model: str, parts: Any, outputs: int) -> Callable[[], Any]:
