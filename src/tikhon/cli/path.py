@@ -216,5 +216,5 @@ def _test(model: Any, rows: Any) -> str:
         out = model(rows.x.flatten(1) if isinstance(model, torch.nn.Linear) else rows.x)
     single: Kind = "binary" if out.shape[1] == 1 else "classes"
     kind: Kind = "numbers" if rows.y.is_floating_point() else single
-    (value,) = quality(out, rows.y, kind, rows.unit).values()
-    return f"{value:.4g}" if kind == "numbers" else f"{value:.4f}"
+    found = quality(out, rows.y, kind, rows.unit)
+    return f"{found['rmse']:.4g}" if kind == "numbers" else f"{found['accuracy']:.4f}"
