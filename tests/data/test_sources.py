@@ -181,8 +181,8 @@ def test_pair_takes_what_users_call_data():
         (([[1.0], [float("nan")]], [0, 1]), "1 value.* first in row 1, column 0"),
         ((np.zeros((0, 3)), []), "no rows"),
         ((["a"], [0]), "must be numeric"),
-        (42, "a pair of tensors"),
-        (([1.0], [1], [2]), "received 3 items"),
+        (42, "a pair .* received int"),
+        (([1.0],), "received inputs alone"),
     ],
 )
 def test_pair_refuses(data, message):

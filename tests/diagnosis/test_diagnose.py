@@ -25,6 +25,7 @@ from faulty import (
     same,
     sgd,
 )
+from tikhon.data.batches import order
 from tikhon.diagnosis import LABELS, Record, diagnose, judge
 from tikhon.diagnosis.codes import CODES
 from tikhon.diagnosis.replica import undisturbed
@@ -99,12 +100,9 @@ def test_the_dry_run_is_the_plain_loop():
     x, y = classes()
     found = diagnose(model, (x, y), CE, optimizer=sgd(0.1)(model.parameters()), steps=20, seed=3)
     engine = sgd(0.1)(twin.parameters())
-    generator = torch.Generator().manual_seed(3)
     losses = []
-    while len(losses) < 20:
-        order = torch.randperm(len(x), generator=generator)
-        for start in range(0, len(x) - 63, 64):
-            rows = order[start : start + 64]
+    for epoch in range(10):
+        for rows in order(len(x), seed=3, epoch=epoch).split(64):
             engine.zero_grad()
             loss = CE(twin(x[rows]), y[rows])
             loss.backward()

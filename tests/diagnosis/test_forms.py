@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from faulty import CE, adam, classes, deep, fingerprint, he, same
+from tikhon.data.rows import split, take, whole
 from tikhon.diagnosis import diagnose
-from tikhon.diagnosis.feed import feed, split, take, whole
+from tikhon.diagnosis.feed import feed
 from tikhon.errors import DataError, InputError
 
 
@@ -137,10 +138,10 @@ def test_rows_of_unequal_length_are_refused_with_the_way_out():
         diagnose(Ragged(), ([[1.0, 2.0], [1.0]], [0, 1]), CE)
 
 
-def test_a_dataset_is_refused_with_the_way_out():
-    data = torch.utils.data.TensorDataset(*classes())
-    with pytest.raises(DataError, match=r"DataLoader\(dataset"):
-        diagnose(deep(1, nn.ReLU), data, CE)
+def test_a_data_set_is_the_pair_of_its_tensors():
+    pair, model = classes(), deep(1, nn.ReLU)
+    found = [diagnose(model, d, CE) for d in (pair, torch.utils.data.TensorDataset(*pair))]
+    assert found[0].to_dict() == found[1].to_dict()
 
 
 BATCHES = [

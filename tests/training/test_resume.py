@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tikhon as tk
-from tikhon.data import load, split
+from tikhon.data import load, split, stream
 from tikhon.errors import InputError, StorageError
 from tikhon.models import build
 from tikhon.runs import checkpoint
@@ -99,7 +99,7 @@ def test_the_comparison_can_fail(iris, tmp_path, monkeypatch, forgotten):
     if forgotten == "rng":
         monkeypatch.setattr(loop, "_set_rng_state", lambda *a: None)
     if forgotten == "order":
-        monkeypatch.setattr(loop.batches, "order", lambda rows, seed, epoch: torch.randperm(rows))
+        monkeypatch.setattr(stream, "order", lambda rows, seed, epoch: torch.randperm(rows))
     if forgotten == "optimizer":
         original = Training.state_dict
         monkeypatch.setattr(

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from tikhon.cures.treatments import NOTHING, Treatment, candidates, popular
+from tikhon.data.rows import Batch
 from tikhon.diagnosis.diagnose import anew
 from tikhon.diagnosis.dry_run import Trial, advance, score
-from tikhon.diagnosis.feed import Batch, Feed
+from tikhon.diagnosis.feed import Feed
 from tikhon.diagnosis.record import Point
 from tikhon.diagnosis.replica import Loss, Replica, isolated, replicate
 from tikhon.wrappers import unwrap

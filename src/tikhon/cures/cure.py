@@ -16,8 +16,9 @@ from torch import nn
 
 from tikhon.cures.arms import Arm, Trials, shell, train
 from tikhon.cures.treatments import NOTHING, Treatment, popular
+from tikhon.data.rows import Batch
 from tikhon.diagnosis.diagnose import Diagnosis, anew, diagnose, draw
-from tikhon.diagnosis.feed import Batch, Feed, feed
+from tikhon.diagnosis.feed import Feed, feed
 from tikhon.diagnosis.keep import keep
 from tikhon.diagnosis.letter import WIDTH
 from tikhon.diagnosis.record import Point, finite

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.cures.patch import Line, address
-from tikhon.diagnosis.feed import Batch, call
+from tikhon.data.rows import Batch, call
 from tikhon.diagnosis.observe import NORMS, RECURRENT, WEIGHTED
 from tikhon.diagnosis.replica import undisturbed
 

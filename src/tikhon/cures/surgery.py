@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tikhon.cures.patch import Line
 from tikhon.cures.places import ACTIVATIONS, Places
-from tikhon.diagnosis.feed import Batch
+from tikhon.data.rows import Batch
 from tikhon.diagnosis.observe import NORMS, RECURRENT, WEIGHTED
 
 GAINS: tuple[tuple[type[nn.Module], float], ...] = (

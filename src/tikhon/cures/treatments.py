@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tikhon.cures import surgery
 from tikhon.cures.patch import execute, script
-from tikhon.diagnosis.feed import Batch, Feed
+from tikhon.data.rows import Batch
+from tikhon.diagnosis.feed import Feed
 from tikhon.diagnosis.replica import Replica
 
 BEFORE = "# before the optimizer is built"

@@ -1,49 +1,99 @@
-"""Pairs of tensors in, batches by index out: no per-sample Python."""
+"""The one door for data: whatever the user calls data, as inputs and targets in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
+from tikhon.data.rows import TARGETS, Batch, each, join, length, split
 from tikhon.errors import DataError
 
+_READ = 256  # rows of a batch in which a data set is read whole
 
-def pair(data: Any, *, name: str = "data") -> tuple[Tensor, Tensor]:
-    """The pair (x, y) behind whatever the user calls data.
 
-    Accepted: a pair of tensors or arrays, anything with `x` and `y` (a `Dataset`), a `DataLoader`
-    or other iterable of (x, y) batches (it is read once, whole), and a path or a source name.
+def pair(data: Any, *, name: str = "data") -> tuple[Any, Tensor]:
+    """The rows (inputs, targets) behind whatever the user calls data, in memory.
+
+    Accepted, by every verb: a pair (x, y) of tensors, arrays or data frames, where x may be a
+    tuple of inputs or a dictionary of named ones; (a, b, y); a dictionary with one of `labels`,
+    `label`, `target`, `targets`, `y`; anything with `x` and `y`; a `TensorDataset` or any data
+    set with a length; a `DataLoader` or another iterable of batches (read once, whole, in the
+    order of its data set); a path or a source name.
     Arrays of floats become torch's default float type and tensors of floats keep theirs; integers
-    become int64, bytes (images) floats.
+    become int64, bytes (images) and booleans among the inputs floats.
 
-    Raises `DataError` for rows that do not match, empty data and non-finite inputs.
+    Raises `DataError` for rows that do not match, empty data, targets that are no tensor,
+    non-finite numbers, and a loader whose sampler does not give every row once.
 
     >>> x, y = pair(([[0.0, 1.0], [1.0, 0.0]], [0, 1]))
     >>> tuple(x.shape), y.dtype
     ((2, 2), torch.int64)
     """
+    batch, source = opened(data, name)
+    if batch is None:
+        assert source is not None
+        batch = _drain(_in_order(source, name), name)
+    inputs, target = batch
+    if not isinstance(target, Tensor):
+        raise DataError(
+            f"{name}: (inputs, target) is needed, or names with one of {', '.join(TARGETS)}, "
+            f"received {_words(inputs, target)}"
+        )
+    x = each(inputs, lambda part: _checked(part, f"{name} x", inputs=True))
+    y = _checked(target, f"{name} y", inputs=False)
+    _check_rows(x, y, name)
+    return x, y
+
+
+def opened(data: Any, name: str = "data") -> tuple[Batch | None, Iterable[Any] | None]:
+    """(rows in memory, None), or (None, what gives batches); nothing is read or checked yet."""
     if isinstance(data, str | PathLike):
         from tikhon.data.sources import load
 
         data = load(data)
     if hasattr(data, "x") and hasattr(data, "y"):
-        data = (data.x, data.y)
-    if not isinstance(data, tuple | list):
-        data = _drain(data, name)
-    if len(data) != 2:
-        raise DataError(f"{name}: a pair (x, y) is needed, received {len(data)} items")
-    x, y = _as_tensor(data[0], f"{name} x"), _as_tensor(data[1], f"{name} y")
-    if x.ndim == 0 or len(x) == 0:
-        raise DataError(f"{name} has no rows: x is of shape {tuple(x.shape)}")
-    if y.ndim == 0 or len(x) != len(y):
-        rows = len(y) if y.ndim else "no"
-        raise DataError(f"{name}: x has {len(x)} rows but y has {rows}; give one target per row")
-    return x, y
+        return split((data.x, data.y), name), None
+    if isinstance(data, TensorDataset):
+        return split(tuple(data.tensors), name), None
+    if isinstance(data, list) and data and all(map(_is_batch, data)):
+        return None, data
+    if isinstance(data, tuple | list | Mapping | Tensor | np.ndarray | PackedSequence):
+        return split(data, name), None
+    sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and sized:
+        return None, DataLoader(data, batch_size=_READ)
+    if not isinstance(data, Iterable) or hasattr(data, "columns"):
+        raise DataError(
+            f"{name}: a pair (x, y) of tensors, arrays or data frames, a data set, a DataLoader, "
+            f"a path or a source name is needed, received {type(data).__name__}"
+        )
+    return None, data
+
+
+def one_tensor(inputs: Any, *, name: str, verb: str) -> Tensor:
+    """The inputs, for a verb whose models take one tensor; several are refused by name."""
+    if isinstance(inputs, Tensor):
+        return inputs
+    raise DataError(
+        f"{name}: {verb} takes models of one input tensor, received {_words(inputs, None)}; "
+        "give one tensor, or use fit, diagnose or cure, which take several"
+    )
 
 
 def order(rows: int, *, seed: int, epoch: int) -> Tensor:
@@ -55,9 +105,14 @@ def order(rows: int, *, seed: int, epoch: int) -> Tensor:
     >>> torch.equal(order(5, seed=1, epoch=2), order(5, seed=1, epoch=2))
     True
     """
-    mixed = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(mixed >> 1))
+    generator = torch.Generator().manual_seed(mixed(seed, epoch))
     return torch.randperm(rows, generator=generator)
+
+
+def mixed(seed: int, epoch: int) -> int:
+    """One seed from two numbers."""
+    found = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
+    return int(found >> 1)
 
 
 def slices(order: Tensor, size: int) -> list[Tensor]:
@@ -74,30 +129,65 @@ def slices(order: Tensor, size: int) -> list[Tensor]:
     return parts
 
 
-def _drain(loader: Iterable[Any], name: str) -> tuple[Tensor, Tensor]:
-    """All batches of a loader, joined."""
-    try:
-        batches = [(torch.as_tensor(x), torch.as_tensor(y)) for x, y in loader]
-    except (TypeError, ValueError) as error:
+def _is_batch(value: Any) -> bool:
+    """A batch of its own, in a list of them: names, or a pair that holds arrays."""
+    if isinstance(value, tuple | list):
+        return any(isinstance(v, Tensor | np.ndarray | Mapping) for v in value)
+    return isinstance(value, Mapping)
+
+
+def _in_order(source: Iterable[Any], name: str) -> Iterable[Any]:
+    """The batches of a loader in the order of its data set, every row once."""
+    if not isinstance(source, DataLoader) or source.batch_size is None:
+        if not isinstance(source, DataLoader) or source.batch_sampler is None:
+            return source
+    if isinstance(source.dataset, IterableDataset):
+        return source
+    sampler, rows = source.sampler, source.dataset
+    if type(sampler) is SubsetRandomSampler:
+        rows = Subset(rows, sorted(sampler.indices))
+    elif not once(source):
+        kind = type(sampler if source.batch_size is not None else source.batch_sampler).__name__
         raise DataError(
-            f"{name}: a pair of tensors or arrays, a DataLoader of (x, y) batches, a path or a "
-            f"source name is needed, received {type(loader).__name__} ({error})"
+            f"{name}: the loader draws its rows by {kind}, and here every row is needed once; "
+            "give its data set, or a loader without a sampler of its own"
+        )
+    return DataLoader(
+        rows, source.batch_size, collate_fn=source.collate_fn, num_workers=source.num_workers
+    )
+
+
+def once(loader: DataLoader[Any]) -> bool:
+    """Whether a loader over a data set gives every row once an epoch, in order or shuffled."""
+    sampler = loader.sampler
+    if loader.batch_size is None:
+        return False
+    if type(sampler) is RandomSampler:
+        return not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    return type(sampler) is SequentialSampler
+
+
+def _drain(source: Iterable[Any], name: str) -> Batch:
+    """All batches, joined."""
+    try:
+        batches = [split(batch, name) for batch in source]
+        for batch in batches:
+            length(batch)
+        if batches:
+            return join(batches)
+    except (TypeError, RuntimeError) as error:
+        raise DataError(
+            f"{name}: the batches of {type(source).__name__} cannot be joined to one set of rows "
+            f"({error})"
         ) from error
-    if not batches:
-        raise DataError(f"{name}: the loader gave no batch")
-    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    raise DataError(f"{name}: the loader gave no batch")
 
 
-def _as_tensor(values: Any, name: str) -> Tensor:
+def _checked(values: Tensor, name: str, *, inputs: bool) -> Tensor:
     """A finite float tensor, or an int64 one."""
-    if not isinstance(values, Tensor):
-        array = np.asarray(values)
-        if array.dtype.kind not in "biuf":
-            raise DataError(f"{name} must be numeric, received an array of {array.dtype}")
-        values = torch.from_numpy(np.ascontiguousarray(array))
-        if values.is_floating_point():
-            values = values.to(torch.get_default_dtype())
-    if values.dtype == torch.uint8 and values.ndim > 1:
+    if inputs and (
+        values.dtype == torch.bool or (values.dtype == torch.uint8 and values.ndim > 1)
+    ):
         values = values.to(torch.get_default_dtype())
     if not values.is_floating_point():
         return values.long()
@@ -106,8 +196,31 @@ def _as_tensor(values: Any, name: str) -> Tensor:
         where = (~finite).nonzero()[0].tolist()
         column = f", column {where[1]}" if len(where) == 2 else ""
         count = int((~finite).sum())
+        row = where[0] if where else 0
         raise DataError(
-            f"{name} has {count} value(s) that are not finite, first in row {where[0]}{column} "
+            f"{name} has {count} value(s) that are not finite, first in row {row}{column} "
             f"({values[tuple(where)].item()}); remove or fill them before training"
         )
     return values
+
+
+def _check_rows(x: Any, y: Tensor, name: str) -> None:
+    if isinstance(x, Tensor) and (x.ndim == 0 or len(x) == 0):
+        raise DataError(f"{name} has no rows: x is of shape {tuple(x.shape)}")
+    if isinstance(x, Tensor) and (y.ndim == 0 or len(x) != len(y)):
+        rows = len(y) if y.ndim else "no"
+        raise DataError(f"{name}: x has {len(x)} rows but y has {rows}; give one target per row")
+    try:
+        length((x, y))
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _words(inputs: Any, target: Any) -> str:
+    if isinstance(inputs, Mapping):
+        return f"the names {', '.join(map(str, inputs))}"
+    if isinstance(inputs, tuple):
+        return f"{len(inputs)} inputs"
+    if target is None:
+        return "inputs alone"
+    return f"targets of type {type(target).__name__}"

@@ -1,28 +1,43 @@
-"""Batch number k of any data, so that whoever reads it can stop and continue anywhere."""
+"""The one stream of batches: batch number k of any data, so that a reader can stop and go on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
-from tikhon.data.batches import order, pair
+from tikhon.data.batches import mixed, once, opened, order, pair, slices
+from tikhon.data.rows import Batch, each, length, split, take
+from tikhon.errors import DataError
+
+_KEPT = 2**26  # numbers of a sample of a loader's rows: it is held in memory
 
 
 class Stream:
-    """An endless, shuffled stream of batches (inputs, targets), addressed by number.
+    """An endless stream of batches (inputs, targets), addressed by number or epoch by epoch.
 
-    Data in memory (tensors, arrays, a path) and loaders over an indexable data set are read by
-    index, so batch `k` is the same whenever it is asked for. A loader over an iterable data set
-    can only be read onwards, again and again from its start.
+    Batch `k` is the same whenever it is asked for: a function of the data, the seed and `k`.
+    Rows in memory and data sets with a length are shuffled anew each epoch and cut by `slices`.
+    A loader over a data set with a length brings its own batch size, sampler, collation and
+    workers; its random numbers of torch (order, augmentation) start from the seed and the epoch.
+    Other iterables can only be read onwards, again and again from their start.
 
     Args:
-        data: whatever `tikhon.data.batches.pair` takes, or a DataLoader (never read whole).
+        data: whatever `tikhon.data.batches.pair` takes; a loader is never read whole.
         size: rows of a batch; a loader's own batch size goes first.
         seed: of the order of the rows.
+        name: of the data, in errors.
 
     >>> x, y = torch.arange(6.0)[:, None], torch.arange(6)
     >>> stream = Stream((x, y), size=4)
@@ -30,49 +45,133 @@ class Stream:
     (4, True)
     """
 
-    def __init__(self, data: Any, *, size: int = 64, seed: int = 0) -> None:
-        self._loader: DataLoader[Any] | None = None
-        self._pair: tuple[Tensor, Tensor] | None = None
-        self._onwards: Iterator[Any] | None = None
-        self.rows = 0
-        if not isinstance(data, DataLoader):
-            self._pair = pair(data, name="valid")
-            self.rows = len(self._pair[0])
+    def __init__(self, data: Any, *, size: int = 64, seed: int = 0, name: str = "data") -> None:
+        self.seed, self.name = seed, name
+        self.held: Batch | None = None  # rows in memory
+        self._loader: Any = None
+        self._place = (-1, -1)
+        self._open: Iterator[Batch] = iter(())
+        batch, source = opened(data, name)
+        self._cuts = source is not data  # by `slices`; a loader has cut its batches itself
+        if batch is not None or _only_shuffles(source):
+            self.held = pair(data, name=name)
+            self.rows = length(self.held)
         else:
-            self._loader = data
-            if not isinstance(data.dataset, IterableDataset):
-                self.rows = len(data.dataset)  # type: ignore[arg-type]
-                size = data.batch_size or size
+            self._loader = source
+            known = isinstance(source, DataLoader) and not isinstance(
+                source.dataset, IterableDataset
+            )
+            self.rows = len(cast(DataLoader, source).dataset) if known else 0  # type: ignore[arg-type]
+        if not self._cuts:
+            size = getattr(source, "batch_size", None) or size
         self.size = min(size, self.rows) if self.rows else size
-        self.seed = seed
-        self._order = (-1, torch.empty(0, dtype=torch.long))
 
-    def batch(self, k: int) -> tuple[Any, Any]:
-        """Batch number `k`, counted from 0."""
-        if not self.rows:
-            return self._read_onwards()
-        if self._pair is not None and self.size == self.rows:
-            return self._pair  # one batch holds all rows: their order says nothing
-        rows = self._rows(k)
-        if self._pair is not None:
-            return self._pair[0][rows], self._pair[1][rows]
-        assert self._loader is not None and self._loader.collate_fn is not None
-        items = [self._loader.dataset[i] for i in rows.tolist()]
-        return cast("tuple[Any, Any]", self._loader.collate_fn(items))
+    @property
+    def batches(self) -> int | None:
+        """Batches of an epoch; None where only reading tells."""
+        if self.held is not None or (self.rows and self._cuts):
+            return len(self._cut(torch.empty(self.rows)))
+        return len(self._loader) if self.rows else None
 
-    def _rows(self, k: int) -> Tensor:
-        each = max(1, self.rows // self.size)
-        epoch, place = divmod(k, each)
-        if self._order[0] != epoch:
-            self._order = (epoch, order(self.rows, seed=self.seed, epoch=epoch))
-        return self._order[1][place * self.size : (place + 1) * self.size]
+    def _cut(self, shuffled: Tensor) -> Sequence[Tensor]:
+        return slices(shuffled, self.size) if self._cuts else shuffled.split(self.size)
 
-    def _read_onwards(self) -> tuple[Any, Any]:
-        assert self._loader is not None
-        if self._onwards is None:
-            self._onwards = iter(self._loader)
-        batch = next(self._onwards, None)
+    def to(self, device: torch.device) -> Stream:
+        """The same stream with the rows in memory on a device."""
+        if self.held is not None:
+            self.held = each(self.held, lambda part: part.to(device))
+        return self
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from batch `start` on."""
+        if self.held is None:
+            return itertools.islice(self._read(number), start, None)
+        shuffled = order(self.rows, seed=self.seed, epoch=number)
+        shuffled = shuffled.to(cast(Tensor, self.held[1]).device)
+        return (take(self.held, rows) for rows in self._cut(shuffled)[start:])
+
+    def batch(self, k: int) -> Batch:
+        """Batch number `k`, counted from 0 through all epochs."""
+        count = self.batches
+        if count is None:
+            return self._onwards()
+        epoch, place = divmod(k, count)
+        if self._place != (epoch, place):
+            self._open = self.epoch(epoch, place)
+        self._place = divmod(k + 1, count)
+        found = next(self._open)
+        if self._place[0] != epoch:
+            self._place = (-1, -1)  # the epoch is over: the next one is opened anew
+        return found
+
+    def sample(self, most: int) -> tuple[Any, Tensor]:
+        """At most `most` rows, evenly chosen: of a loader those of its data set."""
+        if self.held is not None:
+            every = 1 + (self.rows - 1) // most
+            return cast("tuple[Any, Tensor]", each(self.held, lambda part: part[::every]))
+        assert self.rows
+        rows = self._loader.dataset
+        probe = pair(self._gathered(rows, range(min(2, self.rows))), name=self.name)
+        cells: list[int] = []
+        each(probe, lambda part: cells.append(part[0].numel()) or part)
+        most = max(2, min(most, _KEPT // max(1, sum(cells))))
+        every = 1 + (self.rows - 1) // most
+        return pair(self._gathered(rows, range(0, self.rows, every)), name=self.name)
+
+    def _gathered(self, rows: Any, chosen: range) -> DataLoader[Any]:
+        return DataLoader(
+            Subset(rows, chosen), self._loader.batch_size or 64,
+            collate_fn=self._loader.collate_fn, num_workers=self._loader.num_workers,
+        )  # fmt: skip
+
+    def _read(self, epoch: int) -> Iterator[Batch]:
+        """The loader's batches; its random numbers are those of (seed, epoch), and its own."""
+        state = torch.Generator().manual_seed(mixed(self.seed, epoch)).get_state()
+        loader = self._loader
+        if self._cuts:
+            shuffled = order(self.rows, seed=self.seed, epoch=epoch)
+            cuts = [rows.tolist() for rows in self._cut(shuffled)]
+            loader = DataLoader(loader.dataset, batch_sampler=cuts)
+        parts: list[Any] = [loader, getattr(loader, "sampler", None)]
+        for part in parts:
+            if getattr(part, "generator", None) is not None:
+                part.generator.manual_seed(mixed(self.seed, epoch))
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        batches = None
+        while True:
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(state)
+                batches = iter(loader) if batches is None else batches
+                batch = next(batches, None)
+                state = torch.get_rng_state()
+            if batch is None:
+                return
+            yield self._whole(batch)
+
+    def _onwards(self) -> Batch:
+        batch = next(self._open, None)
         if batch is None:
-            self._onwards = iter(self._loader)
-            batch = next(self._onwards)
-        return batch[0], batch[1]
+            self._open = map(self._whole, iter(self._loader))
+            batch = next(self._open, None)
+        if batch is None:
+            raise DataError(f"{self.name}: the loader gave no batch")
+        return batch
+
+    def _whole(self, batch: Any) -> Batch:
+        inputs, target = split(batch, self.name)
+        if not isinstance(target, Tensor):
+            raise DataError(f"{self.name}: batches of (inputs, target) are needed")
+        return inputs, target
+
+
+def _only_shuffles(source: Any) -> bool:
+    """Whether reading a loader's tensors by shuffled index gives what the loader gives."""
+    return (
+        isinstance(source, DataLoader)
+        and type(source.dataset) is TensorDataset
+        and type(source.sampler) is RandomSampler
+        and source.collate_fn is default_collate
+        and once(source)
+        and not (source.drop_last or source.generator or source.sampler.generator)
+    )

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.diagnosis.feed import Batch, Feed
+from tikhon.data.rows import Batch
+from tikhon.diagnosis.feed import Feed
 from tikhon.diagnosis.observe import Instruments
 from tikhon.diagnosis.record import Failure, Point, Probe, Reading, Site
 from tikhon.diagnosis.replica import Replica, backward, gradients, undisturbed
@@ -110,7 +111,7 @@ def advance(trial: Trial, replica: Replica, batch: Batch, step: int) -> bool:
 
 def locate(replica: Replica, batch: Batch, step: int) -> Failure:
     """The first tensor that is not finite, in the order in which a step computes them."""
-    from tikhon.diagnosis.feed import tensors
+    from tikhon.data.rows import tensors
 
     for part in tensors(batch):
         if part.is_floating_point() and not bool(torch.isfinite(part).all()):

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tikhon.data.rows import Batch
 from tikhon.diagnosis import static
 from tikhon.diagnosis.dry_run import Trial, probe, run, score
-from tikhon.diagnosis.feed import Batch, Feed, check_fit, check_target, feed
+from tikhon.diagnosis.feed import Feed, check_fit, check_target, feed
 from tikhon.diagnosis.record import Failure, Record
 from tikhon.diagnosis.replica import (
     Loss,

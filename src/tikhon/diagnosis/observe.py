@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from tikhon.diagnosis.feed import tensors
+from tikhon.data.rows import tensors
 from tikhon.diagnosis.record import Reading, Site
 
 # largest slope of the bounded activations; the others cannot saturate on both sides

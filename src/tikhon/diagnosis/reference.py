@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tikhon.diagnosis.feed import Batch, tensors
+from tikhon.data.rows import Batch, tensors
 
 Loss = Callable[[Any, Any], Tensor]
 MANY_CLASSES = 1000  # of a ridge on one-hot targets; more are numbers or a vocabulary

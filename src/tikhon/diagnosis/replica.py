@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tikhon.diagnosis.feed import Batch, call, whole
+from tikhon.data.rows import Batch, call, whole
 from tikhon.errors import InputError
 from tikhon.wrappers import unwrap
 
@@ -296,7 +296,7 @@ HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 def explain(error: Exception, model: nn.Module, batch: Batch) -> str:
     """A sentence for an error inside the user's model or loss."""
-    from tikhon.diagnosis.feed import tensors
+    from tikhon.data.rows import tensors
 
     facts = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[0]))
     target = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[1]))

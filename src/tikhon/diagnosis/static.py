@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.diagnosis.feed import Feed, call, tensors
+from tikhon.data.rows import call, tensors
+from tikhon.diagnosis.feed import Feed
 from tikhon.diagnosis.observe import ELEMENTWISE, NORMS, SOFTMAXES
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.reference import (
@@ -169,7 +170,7 @@ def reference(feed: Feed) -> dict[str, float]:
     """Skill of a shallow model on the same rows (see `shallow_skill`)."""
     batch = feed.probe
     if feed.indexed:
-        from tikhon.diagnosis.feed import take
+        from tikhon.data.rows import take
 
         count = min(feed.rows, 1200)
         order = torch.randperm(feed.rows, generator=torch.Generator().manual_seed(1))[:count]

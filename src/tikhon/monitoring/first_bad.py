@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.diagnosis.feed import tensors
+from tikhon.data.rows import tensors
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.regularizer.targets import local
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tikhon.data.rows import tensors
 from tikhon.diagnosis.evidence import EXPLODED, SLOW_UPDATE, VANISHED
-from tikhon.diagnosis.feed import tensors
 from tikhon.diagnosis.observe import role_of
 from tikhon.diagnosis.record import finite
 from tikhon.errors import InputError

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 import tikhon
 from tikhon.data.batches import pair
 from tikhon.data.dataset import fingerprint
+from tikhon.data.rows import each, tensors
 from tikhon.errors import InputError, StorageError
 from tikhon.runs import checkpoint
 from tikhon.runs.files import plain, write_bytes, write_tensors
@@ -94,7 +95,10 @@ def fit(
 
     Args:
         model: the module; it is moved to the device.
-        train, valid, test: a pair of tensors or arrays, a DataLoader, a `Dataset` or a path.
+        train, valid, test: data in any form of `tikhon.data.pair`: (x, y) of tensors, arrays or
+            frames, where x may be a tuple or a dictionary of inputs, a data set, a DataLoader, a
+            path, a name. A loader of `train` over a data set with a length is read anew each
+            epoch, with its own batch size, sampler and workers; `valid` and `test` are read once.
         recipe: penalties, dropout, clipping, ...; none if None.
         loss: "cross_entropy", "nll", "bce", "mse", "half_mse", "mae", "huber", a function or
             module of torch, a callable of (output, target), or "auto" (cross-entropy for integer
@@ -131,15 +135,12 @@ def fit(
     settings = Settings(
         loss, optimizer, lr, momentum, schedule, batch_size, epochs, seed, device, budget
     )
-    parts = [
-        None if d is None else pair(d, name=n)
-        for n, d in (("train", train), ("valid", valid), ("test", test))
-    ]
+    held = None if valid is None else pair(valid, name="valid")
+    tested = None if test is None else pair(test, name="test")
     with torch.random.fork_rng(devices=_cuda_devices()):
         torch.manual_seed(seed)
-        assert parts[0] is not None
         start = copy.deepcopy(model) if refit else None
-        training = Training(model, parts[0], recipe, settings, valid=parts[1], unit=unit)
+        training = Training(model, train, recipe, settings, valid=held, unit=unit)
         if refit:
             check_refit(training)
         hooks = {"stop": stop, "on_tick": on_tick, "on_epoch": on_epoch}
@@ -147,7 +148,7 @@ def fit(
             ended = training.run(**hooks)
             if start is not None and ended != "stopped":
                 ended = train_again(training, start, stop) or ended
-            return _run(training, ended, None, parts[2], linear=linear)
+            return _run(training, ended, None, tested, linear=linear)
         with RunDirectory(output) as folder:
             config = _config(training, about or {})
             _open(folder, training, config, resume=resume, overwrite=overwrite)
@@ -158,7 +159,7 @@ def fit(
                 saver()  # a refit that is interrupted begins anew from here
                 ended = train_again(training, start, stop) or ended
             command = tuple(config.get("command", ()))
-            run = _run(training, ended, str(folder.path), parts[2], command, linear=linear)
+            run = _run(training, ended, str(folder.path), tested, command, linear=linear)
             if ended != "stopped":
                 _close(folder, training, run)
             return run
@@ -257,9 +258,13 @@ def _config(training: Training, about: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {
         "kind": "fit",
         "data": {
-            "rows": len(training.x),
-            "features": training.x[0].numel(),
-            **({} if "data" in about else {"fingerprint": fingerprint(training.x, training.y)}),
+            "rows": training.stream.rows,
+            "features": sum(part[0].numel() for part in tensors(training.x)),
+            **(
+                {}
+                if "data" in about or training.stream.held is None
+                else {"fingerprint": fingerprint(*tensors(training.x), training.y)}
+            ),
         },
         "model": {
             "name": type(training.model).__name__,
@@ -305,7 +310,7 @@ def _run(
         if valid is not None:
             parts["valid"] = valid
         if test is not None:
-            parts["test"] = tuple(part.to(training.device) for part in test)
+            parts["test"] = each(test, lambda part: part.to(training.device))
         assessment = yardsticks.assess(
             model, parts, training.loss, unit=training.unit, linear=linear
         )

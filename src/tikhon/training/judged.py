@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn, optim
 
+from tikhon.data.rows import call, each
 from tikhon.penalties import Penalty
 from tikhon.regularizer.metric import UNIFORM, stationary_gain
 from tikhon.regularizer.regularizer import Regularizer
@@ -51,8 +52,9 @@ def judge(
             if penalty is not None:
                 held[parameter], names[parameter] = penalty, name
     slopes = implicit_slopes(model, loss, train, valid, held, batch_size=_ROWS)
+    x, y = each(valid, lambda part: part[:_ROWS])
     with torch.no_grad():
-        scale = max(float(loss(model(valid[0][:_ROWS]), valid[1][:_ROWS])), 1e-12)
+        scale = max(float(loss(call(model, x), y)), 1e-12)
     return {
         names[parameter]: {"slope": slope / scale, "verdict": _verdict(slope / scale)}
         for parameter, slope in slopes.items()

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.data import batches
-from tikhon.errors import InputError
+from tikhon.data.batches import pair
+from tikhon.data.rows import call, each
+from tikhon.data.stream import Stream
+from tikhon.errors import DataError, InputError
 from tikhon.layers import set_rate
 from tikhon.layers.rates import noise_layers
 from tikhon.regularizer.regularizer import Regularizer, regularize
@@ -52,11 +54,11 @@ class Training:
     def __init__(
         self,
         model: nn.Module,
-        train: tuple[Tensor, Tensor],
+        train: Any,
         recipe: Recipe,
         settings: Settings,
         *,
-        valid: tuple[Tensor, Tensor] | None = None,
+        valid: tuple[Any, Tensor] | None = None,
         unit: float = 1.0,
         follow: Regularizer | None = None,
     ) -> None:
@@ -65,13 +67,16 @@ class Training:
         self.recipe, self.settings, self.unit = recipe, settings, unit
         self.device = settings.place()
         self.model = model.to(self.device)
-        self.x, self.y = (part.to(self.device) for part in train)
-        self.valid = (
-            None if valid is None else (valid[0].to(self.device), valid[1].to(self.device))
-        )
+        stream = Stream(train, size=settings.batch_size, seed=settings.seed, name="train")
+        if stream.batches is None:  # only reading tells where an epoch ends: it is read once
+            held = pair(train, name="train")
+            stream = Stream(held, size=settings.batch_size, seed=settings.seed, name="train")
+        self.stream = stream.to(self.device)
+        self.x, self.y = self._there(self.stream.held or self.stream.sample(_SCORED))
+        self.valid = None if valid is None else self._there(valid)
         with _as_input_errors():
             apply_dropout(model, recipe)
-        self.batches = len(batches.slices(torch.empty(len(self.x)), settings.batch_size))
+        self.batches = self.stream.batches or 0
         self.steps = self.batches * settings.epochs
         self.loss = loss_of(settings.loss, self.y)
         self.objective = Objective(recipe, self.loss, self.x, self.y)
@@ -81,6 +86,7 @@ class Training:
         self.average = self._averaged()
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
+        self.seen = 0  # rows of this epoch so far
         self.total = torch.zeros((), device=self.device, dtype=torch.float32)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"score": float("inf"), "epoch": 0, "model": {}}
@@ -107,10 +113,9 @@ class Training:
         while self.epoch < self.settings.epochs and not self.reason:
             if self.epoch == until:
                 return "until"
-            order = batches.order(len(self.x), seed=self.settings.seed, epoch=self.epoch)
-            rows = batches.slices(order.to(self.device), self.settings.batch_size)
+            batches = self.stream.epoch(self.epoch, self.batch)
             while self.batch < self.batches:
-                self._step(rows[self.batch])
+                self._step(self._next(batches))
                 if stop():
                     self.seconds = clock.elapsed()
                     if save is not None:
@@ -133,22 +138,32 @@ class Training:
         self._finish()
         return self.reason or "epochs"
 
-    def _step(self, rows: Tensor) -> None:
+    def _there(self, rows: Any) -> Any:
+        return each(rows, lambda part: part.to(self.device))
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        batch = next(batches, None)
+        if batch is None:
+            raise DataError(
+                f"train: the loader has a length of {self.batches} and gave {self.batch} batches"
+            )
+        return batch if self.stream.held is not None else self._there(batch)
+
+    def _step(self, batch: tuple[Any, Tensor]) -> None:
         if self.settings.schedule != "constant":
             rate = self.settings.rate(self.step, self.steps)
             for group, base in zip(self.optimizer.param_groups, self.base_lrs):
                 group["lr"] = base * rate
         self.optimizer.zero_grad()
-        loss = self.objective(
-            self.model, self.x.index_select(0, rows), self.y.index_select(0, rows)
-        )
+        loss = self.objective(self.model, *batch)
         loss.backward()
         if self.objective.clips:
             self.objective.clip_(self.model)
         self.optimizer.step()
         if self.average is not None and self._averages_now():
             self.average.update_parameters(self.model)
-        self.total.add_(loss.detach(), alpha=len(rows) / len(self.x))
+        self.seen += len(batch[1])
+        self.total.add_(loss.detach(), alpha=len(batch[1]))
         self.batch += 1
         self.step += 1
 
@@ -158,16 +173,16 @@ class Training:
         if not (abs(total) < float("inf")):
             self._diverged(total)
         if on_tick is not None:
-            loss = total * self.batches / max(1, self.batch)
+            loss = total / max(1, self.seen)
             on_tick(Progress(self.epoch, self.settings.epochs, self.step, self.steps, loss))
         if self.settings.budget is not None and clock.elapsed() >= self.settings.budget:
             self.reason = "budget"
 
     def _end_epoch(self) -> None:
-        objective = self.total.item()
+        objective = self.total.item() / max(1, self.seen)
         if not (abs(objective) < float("inf")):
             self._diverged(objective)
-        self.epoch, self.batch = self.epoch + 1, 0
+        self.epoch, self.batch, self.seen = self.epoch + 1, 0, 0
         self.total.zero_()
         self.history.append(self._row(objective))
         self._judge(self.history[-1])
@@ -180,8 +195,8 @@ class Training:
             "lr": self.optimizer.param_groups[0]["lr"],
             "train/objective": objective,
         }
-        thin = slice(None, None, 1 + (len(self.x) - 1) // _SCORED)
-        parts = {"train": (self.x[thin], self.y[thin])}
+        thin = slice(None, None, 1 + (len(self.y) - 1) // _SCORED)
+        parts = {"train": each((self.x, self.y), lambda part: part[thin])}
         if self.valid is not None:
             parts["valid"] = self.valid
         for part, (x, y) in parts.items():
@@ -189,8 +204,8 @@ class Training:
                 row[f"{part}/{key}"] = value
         for name, reading in measures.penalties(self.regularizer).items():
             row.update({f"penalty/{name}/{key}": value for key, value in reading.items()})
-        for name, pair in measures.norms(self.model, self.regularized).items():
-            row.update({f"norm/{name}/{key}": value for key, value in pair.items()})
+        for name, sizes in measures.norms(self.model, self.regularized).items():
+            row.update({f"norm/{name}/{key}": value for key, value in sizes.items()})
         return row
 
     def _judge(self, row: Mapping[str, Any]) -> None:
@@ -210,7 +225,7 @@ class Training:
         if self.average is not None and not self.best["model"]:
             if self.average.n_averaged > 0:
                 self.model.load_state_dict(self.average.module.state_dict())
-                torch.optim.swa_utils.update_bn([self.x], self.model, device=self.device)
+                torch.optim.swa_utils.update_bn([(self.x,)], _Called(self.model))
         elif self.best["model"]:
             self.model.load_state_dict(self.best["model"])
 
@@ -284,6 +299,7 @@ class Training:
             "average": None if self.average is None else dict(self.average.state_dict()),
             "rng": _rng_state(self.device),
             "total": self.total,
+            "seen": self.seen,
             "best": self.best,
             "history": self.history,
             "epoch": self.epoch,
@@ -309,10 +325,23 @@ class Training:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.total.copy_(state["total"])
+        self.seen = state["seen"]
         self.best, self.history = dict(state["best"]), list(state["history"])
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.seconds, self.reason = state["seconds"], state["reason"]
         _set_rng_state(state["rng"], self.device)
+
+
+class _Called(nn.Module):
+    """A model as a function of its inputs as one value."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Any) -> Any:
+        """The model's outputs."""
+        return call(self.model, inputs)
 
 
 class _Clock:

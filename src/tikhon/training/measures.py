@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tikhon.data.rows import call, each, tensors
 from tikhon.regularizer.regularizer import Regularizer
 from tikhon.training.losses import Kind, Loss
 
@@ -15,19 +16,21 @@ _BINS = 41
 
 
 @torch.no_grad()
-def predict(model: nn.Module, x: Tensor) -> Tensor:
+def predict(model: nn.Module, x: Any) -> Tensor:
     """The model's outputs in eval mode; its mode is put back."""
     training = model.training
     model.eval()
     try:
-        return torch.cat([model(part) for part in x.split(_ROWS)])
+        rows = len(tensors(x)[0])
+        parts = (
+            each(x, lambda part, at=at: part[at : at + _ROWS]) for at in range(0, rows, _ROWS)
+        )
+        return torch.cat([call(model, part) for part in parts])
     finally:
         model.train(training)
 
 
-def score(
-    model: nn.Module, x: Tensor, y: Tensor, loss: Loss, unit: float = 1.0
-) -> dict[str, float]:
+def score(model: nn.Module, x: Any, y: Tensor, loss: Loss, unit: float = 1.0) -> dict[str, float]:
     """`scores_of` the model's outputs."""
     return scores_of(predict(model, x), y, loss, unit)
 

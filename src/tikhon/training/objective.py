@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from tikhon.data.rows import call
 from tikhon.errors import InputError
 from tikhon.training.clipping import clip_grad_adaptive_
 from tikhon.training.losses import LossFunction, loss_of
@@ -19,7 +21,7 @@ from tikhon.training.recipe import Recipe
 class Objective:
     """The data loss with what the recipe does to inputs, targets, outputs and gradients."""
 
-    def __init__(self, recipe: Recipe, loss: LossFunction, x: Tensor, y: Tensor) -> None:
+    def __init__(self, recipe: Recipe, loss: LossFunction, x: Any, y: Tensor) -> None:
         self.recipe, self.loss = recipe, loss_of(loss)
         for name in ("label_smoothing", "confidence_penalty", "r_drop"):
             if getattr(recipe, name) and y.is_floating_point():
@@ -29,6 +31,9 @@ class Objective:
                 raise InputError("label_smoothing needs the loss cross_entropy")
             smoothed = partial(smoothed_cross_entropy, smoothing=recipe.label_smoothing)
             self.loss = replace(self.loss, function=smoothed)
+        for name in ("mixup", "cutmix", "input_noise"):
+            if getattr(recipe, name) and not isinstance(x, Tensor):
+                raise InputError(f"{name} changes one tensor of inputs; this model takes several")
         if recipe.cutmix and x.ndim != 4:
             raise InputError(
                 f"cutmix needs images (channels, height, width), the rows are {tuple(x.shape[1:])}"
@@ -44,10 +49,10 @@ class Objective:
             )
         )
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, model: nn.Module, x: Any, y: Tensor) -> Tensor:
         """The loss of one batch, 0-d."""
         if self.plain:
-            return self.loss(model(x), y)
+            return self.loss(call(model, x), y)
         recipe = self.recipe
         if recipe.input_noise:
             x = input_noise(x, recipe.input_noise)
@@ -57,10 +62,10 @@ class Objective:
         elif recipe.cutmix:
             mixed = cutmix(x, y, recipe.cutmix)
         x = x if mixed is None else mixed.x
-        output = model(x)
+        output = call(model, x)
         loss = self._data_loss(output, y, mixed)
         if recipe.r_drop:
-            again = model(x)  # the same rows under another draw of the model's noise
+            again = call(model, x)  # the same rows under another draw of the model's noise
             loss = (loss + self._data_loss(again, y, mixed)) / 2
             loss = loss + recipe.r_drop * r_drop(output, again)
         if recipe.confidence_penalty:

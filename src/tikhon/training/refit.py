@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from tikhon.data.rows import join
 from tikhon.errors import InputError
 from tikhon.training.judged import adapts
 from tikhon.training.loop import Training
@@ -15,6 +16,8 @@ from tikhon.training.loop import Training
 
 def check_refit(training: Training) -> None:
     """Raise `InputError` where a refit could not repeat the training."""
+    if training.stream.held is None:
+        raise InputError("refit joins train and valid in memory: give rows, not a loader")
     if training.valid is None:
         raise InputError("refit trains on train + valid: give `valid`")
     if not adapts(training.regularizer):
@@ -32,11 +35,11 @@ def train_again(training: Training, start: nn.Module, stop: Callable[[], bool]) 
     What `training` knows of its rows follows: all of them have been trained on.
     """
     assert training.valid is not None and training.regularizer is not None
-    x, y = (torch.cat(pair) for pair in zip((training.x, training.y), training.valid))
+    rows = join([(training.x, training.y), training.valid])
     torch.manual_seed(training.settings.seed)
     settings = dataclasses.replace(training.settings, budget=None)
     again = Training(
-        start, (x, y), training.recipe, settings, unit=training.unit, follow=training.regularizer
+        start, rows, training.recipe, settings, unit=training.unit, follow=training.regularizer
     )
     if again.run(stop=stop) == "stopped":
         return "stopped"

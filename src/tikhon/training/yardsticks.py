@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tikhon.data.rows import tensors
 from tikhon.training import measures
 from tikhon.training.losses import Loss
 
-Part = tuple[Tensor, Tensor]
+Part = tuple[Any, Tensor]
 Answer = Callable[[Tensor], Tensor]
 
 _CELLS = 4_000_000  # of the table that the linear model is trained on: it stays cheap
@@ -64,19 +65,24 @@ def assess(
         found = measures.scores_of(outputs[name], known, loss, unit, imbalanced=told)
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
         errors |= {f"{name}/{key}": e for key, e in _errors(outputs[name], known, loss).items()}
-    rows = {name: len(part[0]) for name, part in parts.items()}
+    rows = {name: len(part[1]) for name, part in parts.items()}
     judged = next((name for name in ("valid", "test") if name in parts), "train")
     if not _answerable(outputs["train"], y, loss):
         return Assessment(metrics, rows, errors, judged)
     answers = {"constant": constant(y, outputs["train"].shape[-1])}
-    if linear and x.is_floating_point() and bool(torch.isfinite(x).all()):
+    if (
+        linear
+        and isinstance(x, Tensor)
+        and x.is_floating_point()
+        and bool(torch.isfinite(x).all())
+    ):
         answers["linear"] = linear_model(x, y, outputs["train"].shape[-1])
     scores: dict[str, dict[str, float]] = {name: {} for name in answers}
     margins = {}
     for name, answer in answers.items():
         for part in [part for part in parts if part != "train"] or ["train"]:
             rows_x, known = parts[part]
-            given = answer(rows_x)
+            given = answer(tensors(rows_x)[0])
             found = measures.scores_of(given, known, loss, unit, imbalanced=told)
             scores[name] |= {f"{part}/{key}": value for key, value in found.items()}
             if part == judged:

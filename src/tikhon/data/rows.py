@@ -1,0 +1,173 @@
+"""Rows of whatever a model eats: tensors, tuples for several inputs, dictionaries for names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from tikhon.errors import DataError
+
+Batch = tuple[Any, Any]  # (inputs, target)
+
+
+class Named(dict[str, Any]):
+    """Inputs by name, and the name that their target had beside them."""
+
+    target = "labels"
+
+
+TARGETS = ("labels", "label", "target", "targets", "y")
+
+
+def split(batch: Any, name: str = "data") -> Batch:
+    """Inputs and target of one batch, arrays as tensors; no target is None."""
+    try:
+        if isinstance(batch, Mapping):
+            values = Named(batch)
+            values.target = next((k for k in TARGETS if k in values), "")
+            target = values.pop(values.target, None)
+            return as_tensors(values, f"{name} x"), as_tensors(target, f"{name} y")
+        if not isinstance(batch, tuple | list) or isinstance(batch, PackedSequence):
+            return as_tensors(batch), None
+        if len(batch) < 2:
+            return as_tensors(batch[0] if batch else None), None
+        *inputs, target = batch
+        x = inputs[0] if len(inputs) == 1 else tuple(inputs)
+        return as_tensors(x, f"{name} x"), as_tensors(target, f"{name} y")
+    except ValueError as error:  # numpy's, about rows of unequal length
+        raise DataError(
+            f"{name}: rows of unequal length cannot be one tensor ({error}); pad them, with "
+            "torch.nn.utils.rnn.pad_sequence, in the collate_fn of the loader"
+        ) from error
+
+
+def whole(batch: Batch) -> Any:
+    """The batch as the data gave it: the inverse of `split`."""
+    inputs, target = batch
+    if isinstance(inputs, Named):
+        return {**inputs, inputs.target: target} if inputs.target else dict(inputs)
+    if target is None:
+        return inputs
+    return (*inputs, target) if isinstance(inputs, tuple) else (inputs, target)
+
+
+def as_tensors(value: Any, name: str = "data") -> Any:
+    """Arrays, frames and lists of numbers as tensors, floats in torch's default type."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, Mapping):
+        return _named(value, {k: as_tensors(v, f"{name} {k}") for k, v in value.items()})
+    if isinstance(value, PackedSequence):
+        return value
+    if isinstance(value, tuple) or (
+        isinstance(value, list) and any(isinstance(v, Tensor | tuple | Mapping) for v in value)
+    ):
+        return tuple(as_tensors(v, name) for v in value)
+    if isinstance(value, list | int | float) or hasattr(value, "__array__"):
+        array = np.require(np.asarray(value), requirements=["C", "W"])
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{name} must be numeric, received an array of {array.dtype}")
+        tensor = torch.as_tensor(array)
+        floating = tensor.is_floating_point()
+        return tensor.to(torch.get_default_dtype()) if floating else tensor
+    return value
+
+
+def _named(like: Mapping[Any, Any], values: dict[Any, Any]) -> dict[Any, Any]:
+    """The values, with the name of the target that `like` knows."""
+    if not isinstance(like, Named):
+        return values
+    named = Named(values)
+    named.target = like.target
+    return named
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors of a nested value, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, f.name) for f in fields(value)]
+    if isinstance(value, tuple | list):
+        return [t for part in value for t in tensors(part)]
+    return []
+
+
+def length(batch: Batch) -> int:
+    """Rows of a batch; raises `DataError` where inputs and target disagree or are empty."""
+    counts = [len(t) if t.ndim else 0 for part in batch for t in _columns(part)]
+    if not counts or min(counts) == 0:
+        raise DataError("data has no rows")
+    if len(set(counts)) > 1:
+        raise DataError(f"inputs and target have different numbers of rows: {counts}")
+    return counts[0]
+
+
+def _columns(value: Any) -> list[Tensor]:
+    """The tensors with a row for each sample: those of a packed sequence have none."""
+    if isinstance(value, PackedSequence):
+        return [torch.empty(int(value.batch_sizes[0]))]
+    if isinstance(value, tuple):
+        return [t for part in value for t in _columns(part)]
+    return tensors(value)
+
+
+def take(batch: Any, index: Tensor) -> Any:
+    """The rows of a nested batch."""
+    if isinstance(batch, Tensor):
+        return batch.index_select(0, index.to(batch.device))
+    if isinstance(batch, Mapping):
+        return _named(batch, {k: take(v, index) for k, v in batch.items()})
+    if isinstance(batch, PackedSequence):
+        rows, lengths = pad_packed_sequence(batch, batch_first=True)
+        return pack_padded_sequence(
+            rows[index], lengths[index], batch_first=True, enforce_sorted=False
+        )
+    if isinstance(batch, tuple | list):
+        return tuple(take(v, index) for v in batch)
+    return batch
+
+
+def join(parts: list[Any]) -> Any:
+    """Nested batches as one."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if isinstance(first, Mapping):
+        return _named(first, {k: join([p[k] for p in parts]) for k in first})
+    if isinstance(first, PackedSequence):
+        raise TypeError("packed sequences are not joined")
+    if isinstance(first, tuple | list):
+        return tuple(join(list(column)) for column in zip(*parts))
+    return first
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model on its inputs: a tuple is several arguments, a dictionary named ones."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
+        return model(*inputs)
+    return model(inputs)
+
+
+def each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested value with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return _named(value, {k: each(v, change) for k, v in value.items()})
+    if isinstance(value, tuple | list) and not isinstance(value, PackedSequence):
+        return tuple(each(v, change) for v in value)
+    if isinstance(value, PackedSequence):
+        moved: Any = value
+        return moved.to(change(torch.empty(0)).device)
+    return value
