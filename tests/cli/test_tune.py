@@ -146,7 +146,11 @@ def test_of_two_workers_of_one_command_one_is_killed_and_nothing_is_lost(tmp_pat
     retried = [t.user_attrs["retried"] for t in trials() if "retried" in t.user_attrs]
     assert len(done) == 24 and len({json.dumps(t.params, sort_keys=True) for t in done}) == 24
     assert retried and len(set(retried)) == len(retried)
-    ids = [row["id"] for row in json.loads(found.out)["trials"] if row["id"] >= 0]
+    ids = [
+        row["id"]
+        for row in json.loads((tmp_path / "run/result.json").read_text())["trials"]
+        if row["id"] >= 0
+    ]
     assert ids == sorted(t.number for t in done)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import string
@@ -288,11 +289,50 @@ def test_path_without_scores(pathed, tmp_path):
     assert sentence(run).startswith("20 strengths were solved; there were no validation rows")
 
 
-def test_several_runs(fitted, demoed, tuned, tmp_path):
-    target = report.write(fitted, tuned, demoed, output=tmp_path / "all.html")
-    text = target.read_text(encoding="utf-8")
-    assert "fit has the best validation accuracy of 3 runs" in text
-    assert sentence(tuned) in text.replace("&#39;", "'")
+def fits(tmp_path, *names, data="a", **scores):
+    """Saved fits on some data, with a validation accuracy and its standard error each."""
+    made = []
+    for name in names:
+        accuracy, error = scores.get(name, (0.9, 0.01))
+        row = {"epoch": 1, "train/accuracy": 1.0, "valid/accuracy": accuracy, "train/loss": 0.1}
+        config = {"kind": "fit", "data": {"name": data, "task": "classification",
+                                          "fingerprint": data}, "optimizer": {"lr": len(made)},
+                  "recipe": {"dropout": 0.5} if name == "b" else {}}  # fmt: skip
+        result = {"kind": "fit", "metrics": row, "score_errors": {"valid/accuracy": error}}
+        made.append(save(tmp_path / f"{data}-{name}", config, [row], result))
+    return made
+
+
+def test_runs_are_compared_where_data_and_score_are_the_same(tmp_path, fitted, demoed, tuned):
+    a, b = fits(tmp_path, "a", "b", a=(0.95, 0.005))
+    page = report.build(read(a), read(b))
+    assert page.verdict.text("en") == "a-a has the best validation accuracy of 2 runs: 0.950."
+    score, settings = page.sections[0].blocks
+    assert score.chosen == 0 and score.tag == "best"
+    assert [row[0].text for row in settings.rows] == ["lr", "dropout"]
+    (c,) = fits(tmp_path, "c", data="other", c=(0.99, 0.001))
+    mixed = report.build(read(a), read(b), read(c))
+    assert mixed.verdict.text("en").startswith("3 runs with 2 kinds of data or score")
+    apart = report.build(read(a), read(c), read(tuned), read(demoed))
+    assert apart.verdict.text("en").startswith("Nothing to compare")
+    blocks = [block for section in apart.sections for block in section.blocks]
+    assert not any(isinstance(block, Table) and block.chosen is not None for block in blocks)
+    assert all(words not in render(apart) for words in ("has the best", ">best<"))
+
+
+def test_a_difference_within_the_noise_makes_no_run_the_best(tmp_path):
+    a, b = fits(tmp_path, "a", "b", a=(0.92, 0.02))
+    page = report.build(read(a), read(b))
+    assert page.verdict.text("en").endswith("but is not told apart from a-b.")
+    assert page.sections[0].blocks[0].chosen is None
+
+
+def test_an_accuracy_is_not_ranked_against_an_error(tmp_path):
+    (a,) = fits(tmp_path, "a")
+    row = {"epoch": 1, "train/rmse": 1.0, "valid/rmse": 0.5, "train/loss": 0.1}
+    config = {"kind": "fit", "data": {"name": "a", "fingerprint": "a", "task": "regression"}}
+    b = save(tmp_path / "b", config, [row], {"kind": "fit", "metrics": row})
+    assert report.build(read(a), read(b)).verdict.text("en").startswith("Nothing to compare")
 
 
 def test_the_page_of_a_fit_says_what_the_run_said(tmp_path):
@@ -364,13 +404,22 @@ def test_verdict_of_a_comparison(compared, tmp_path):
         run = save(tmp_path / "run", config, [], {**result, "methods": rows, **more})
         return sentence(run)
 
+    from tikhon.comparison.compare import WORDS, Comparison
+
+    for code, words in WORDS.items():
+        assert strings("en")[code] == words
     third = {**other, "method": "third", "tied": False}
-    assert of(best, {**other, "tied": False}).startswith(f"{best['method']} is best")
-    assert "differs by more than chance" in of(best, {**other, "tied": True})
-    assert of(best, {**other, "tied": True}, third).endswith(f"it: {other['method']}.")
+    for bare, tied in itertools.product(("none", "third"), (True, False)):
+        for first, second in ((bare, "l2"), ("l2", bare)):
+            rows = ({**best, "method": first, "tied": True},
+                    {**other, "method": second, "tied": tied}, third)  # fmt: skip
+            said = Comparison("d", "accuracy", rows, 1, result["splits"], 1, 1.0).verdict()
+            assert of(*rows) == said
+            helps = bare == "none" and first == "l2" and not tied
+            assert said.startswith("Regularization helps") == helps
     error = {**best, "test": -2.5, "low": -3.0, "high": -2.0}
     assert "RMSE 2.500" in of(error, {**error, "tied": False}, metric="rmse")
-    assert "2.000 – 3.000" in html(tmp_path / "run")
+    assert "2.000–3.000" in html(tmp_path / "run")
     assert "no_such" not in of(best, {**other, "low": None, "high": None, "tied": True})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,7 +77,7 @@ def compare(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Tune every method with the same budget on several splits, and say who is really better.
+    """Tune every method with the same budget on several splits: which is better, or none?
 
     --widths draws the test score over width x strength, --depths over depth x remedy x strength.
     """
@@ -84,12 +85,15 @@ def compare(
     wide, deep = _sizes(widths, "--widths"), _sizes(depths, "--depths")
     table = tables.table_options(data, target, task=task)
 
+    from tikhon.cli.conclusion import following, show, write
+    from tikhon.cli.progress import StepProgress
     from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
     from tikhon.comparison import DEFAULT, Method
     from tikhon.comparison import balance as over_shapes
     from tikhon.comparison import compare as over_methods
     from tikhon.data import load
+    from tikhon.runs.run_directory import RunDirectory
 
     terminal = Terminal(json=json, quiet=quiet)
     limit_threads(0)
@@ -99,12 +103,7 @@ def compare(
         names = [name for name in names if not Method.of(name).classes_only]
     folder = _folder(output, source.name, overwrite)
     tables.introduce(terminal, source)
-    with terminal.progress() as bar:
-        task_id = bar.add_task("", rate="", note="")
-
-        def on_event(text: str, done: int, total: int) -> None:
-            bar.update(task_id, description=text, completed=done, total=total)
-
+    with StepProgress(terminal) as on_event:
         found = over_methods(
             source, names, model=model, splits=splits, trials=trials, epochs=epochs,
             batch_size=batch_size, budget=stop_after, seed=seed, on_event=on_event,
@@ -114,10 +113,40 @@ def compare(
             shapes = over_shapes(source, widths=wide, depths=deep, epochs=epochs, seed=seed,
                                  on_event=on_event)  # fmt: skip
             result["architecture"] = shapes.to_dict()
+    result["next"] = [shlex.join(_following(result, data, target))]
     _save(folder, source, model, result, seed)
-    _show(terminal, result)
-    terminal.say(f"result: {folder / 'result.json'}")
-    terminal.document({"output": str(folder), **result})
+    page = write(folder)
+    RunDirectory(folder).finish()
+    show(terminal, folder)
+    terminal.say(
+        "as good: not told apart from the first; seed spread: standard deviation of the test "
+        "score over seeds"
+    )
+    shapes = result.get("architecture", {}).get("rows", [])
+    for kind in ("width", "depth"):
+        if chosen := [row for row in shapes if kind in row]:
+            terminal.table(*_grid(chosen, kind))
+    following(terminal, page, result["next"])
+    terminal.document({"output": str(folder), "report": str(page), **result})
+
+
+def _following(result: dict[str, Any], data: str, target: str | None) -> list[str]:
+    """The command that trains with the first method, as it was chosen on the first split."""
+    from tikhon.report.kinds.parts import penalty as penalty_of
+
+    named = [data, *(("--target", target) if target else ())]
+    first, *others = result["methods"]
+    if any(row["method"] == "none" and row["tied"] for row in (first, *others)):
+        return ["tikhon", "tune", *named]  # regularization is not what is missing
+    options = ["--lr", f"{first['lr']:.3g}"]
+    for name, value in first["recipe"].items():
+        if name == "penalties":
+            for entry in value:
+                options += ["--penalty", penalty_of(entry)]
+        else:
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            options += [f"--{name.replace('_', '-')}", shown]
+    return ["tikhon", "fit", *named, *options]
 
 
 def _sizes(text: str | None, option: str) -> list[int]:
@@ -158,48 +187,6 @@ def _save(path: Path, source: Any, model: str, result: dict[str, Any], seed: int
     }
     folder.write(CONFIG, config)
     folder.write(RESULT, result)
-    folder.finish()
-
-
-def _show(terminal: Any, result: dict[str, Any]) -> None:
-    sign = 1 if result["metric"] == "accuracy" else -1
-    rows = [
-        [
-            f"{row['method']}{' =' if row['tied'] else ''}",
-            f"{sign * row['test']:.4f}",
-            _range(row, sign),
-            f"{row['gap']:.4f}",
-            f"{row['zeros']:.1%}",
-            f"{row['size']:.2f}",
-            "-" if row["seed_std"] is None else f"{row['seed_std']:.4f}",
-            f"{row['seconds']:.2f}",
-        ]
-        for row in result["methods"]
-    ]
-    terminal.table(
-        ["method", result["metric"], "95 % interval", "gap", "zeros", "size", "seed", "s"],
-        rows,
-        title=f"{result['data']}: {result['splits']} splits, {result['trials']} trainings each",
-    )
-    terminal.say(
-        "test rows; = not told apart from the best; gap: train minus test; size: parameters left "
-        "after compaction; seed: standard deviation over seeds; s: one training"
-    )
-    shapes = result.get("architecture", {}).get("rows", [])
-    for kind in ("width", "depth"):
-        chosen = [row for row in shapes if kind in row]
-        if chosen:
-            terminal.table(*_grid(chosen, kind))
-    terminal.say(result["verdict"])
-    if result["notice"]:
-        terminal.note(f"notice: {result['notice']}", "yellow")
-
-
-def _range(row: dict[str, Any], sign: int) -> str:
-    ends = sorted((sign * row["low"], sign * row["high"]))
-    if sign > 0:
-        ends = [max(ends[0], 0.0), min(ends[1], 1.0)]  # shares end at 0 and 1
-    return "-" if ends[0] != ends[0] else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def _grid(rows: list[dict[str, Any]], kind: str) -> tuple[list[str], list[list[str]]]:

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
     from tikhon.training.fit import Run
 
-_LEFT_OUT = ("weights", "predictions", "statements", "errors", "margins")  # result.json has them
+_LEFT_OUT = (
+    "weights",
+    "predictions",
+    "statements",
+    "score_errors",
+    "margins",
+)  # result.json has them
 _ENDED = {
     "epochs": "epochs trained: {epochs}",
     "early stopping": "stopped after {epochs} epochs, the state of epoch {best_epoch} was kept",
@@ -38,6 +44,30 @@ def conclude_fit(
     following(terminal, page, result["next"])
     small = {key: value for key, value in result.items() if key not in _LEFT_OUT}
     terminal.document({"output": str(path), "report": str(page), **small})
+
+
+def tested(
+    model: Any, train: tuple[Any, Any], test: Any, loss: str = "auto", *, linear: bool = True
+) -> dict[str, Any]:
+    """Scores of a chosen model on test rows beside their yardsticks, for its `result.json`.
+
+    `train` are the rows that it was chosen and trained on, `test` a `Dataset`.
+    """
+    from tikhon.training.losses import loss_of
+    from tikhon.training.result import name_of
+    from tikhon.training.yardsticks import assess
+
+    if not len(test.x):
+        return {}
+    parts = {"train": train, "test": (test.x, test.y)}
+    found = assess(model.cpu(), parts, loss_of(loss, test.y), unit=test.unit, linear=linear)
+    return {
+        "metrics": {k: v for k, v in found.metrics.items() if k.startswith("test/")},
+        "score_errors": {k: v for k, v in found.errors.items() if k.startswith("test/")},
+        "rows": dict(found.rows),
+        "answer": name_of(found.answer, test.classes),
+        "yardsticks": {name: dict(held) for name, held in found.yardsticks.items()},
+    }
 
 
 def write(path: Path) -> Path:

@@ -14,7 +14,10 @@ def live(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="First port to try.")] = 8420,
-    language: Annotated[str, typer.Option(help="en or zh.")] = "en",
+    language: Annotated[
+        str | None,
+        typer.Option(help="en or zh.", metavar="NAME", show_default="the browser's"),
+    ] = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:

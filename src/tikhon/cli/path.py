@@ -15,6 +15,8 @@ from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from tikhon.cli.terminal import Terminal
@@ -66,6 +68,7 @@ def path(
         raise InputError(unknown("penalty", penalty, kinds))
     model = _model(model, penalty)
 
+    from tikhon.cli.progress import StepProgress
     from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
     from tikhon.data import load, split
@@ -99,17 +102,20 @@ def path(
                       "outputs": source.outputs},
             "optimizer": {}, "recipe": {}, "seed": seed, "device": "cpu", "versions": versions(),
         })  # fmt: skip
-        with terminal.progress() as bar:
-            solving = bar.add_task("solving", total=None, rate="", note="")
+        with StepProgress(terminal) as on_step:
             result = follow(
                 build, train, kinds[penalty](), valid=valid,
                 feature_names=parts.train.feature_names,
-                on_progress=lambda share: bar.update(solving, total=1, completed=share),
-                **settings,
+                on_progress=lambda share: on_step("solving", share, 1), **settings,
             )  # fmt: skip
-        write_tensors(folder.path / MODEL, _state(result, source.outputs))
-        folder.write(RESULT, result.to_dict())
-    _conclude(terminal, result, parts, folder_path, data)
+        state = _state(result, source.outputs)
+        write_tensors(folder.path / MODEL, state)
+        document = result.to_dict() | _tests(
+            result, state, parts, _saved_name(model, penalty), source.outputs
+        )
+        document["next"] = [shlex.join(["tikhon", "predict", str(folder_path), data])]
+        folder.write(RESULT, document)
+    _conclude(terminal, document, folder_path)
     return 0
 
 
@@ -174,47 +180,47 @@ def _strengths(text: str) -> int | str | list[float]:
         ) from None
 
 
-def _conclude(terminal: Terminal, result: PathResult, parts: Any, folder: Any, data: str) -> None:
-    import math
-
-    import torch
-
-    from tikhon.report import write
+def _conclude(terminal: Terminal, document: dict[str, Any], path: Path) -> None:
+    from tikhon.cli.conclusion import following, show, write
     from tikhon.runs.run_directory import RunDirectory
 
-    rows = parts.test
-    shown, last = [], None
-    for index, (strength, count) in enumerate(zip(result.strengths, result.counts)):
-        if count == last and index != result.chosen:
-            continue
-        last = count
-        score = result.scores[index]
-        shown.append([
-            str(count), f"{strength:.4g}", f"{score:.4f}" if math.isfinite(score) else "",
-            _test(result.model(index), rows), "<- chosen" if index == result.chosen else "",
-        ])  # fmt: skip
-    kind = "test rmse" if rows.y.is_floating_point() else "test accuracy"
-    terminal.table(["features", "strength", "validation loss", kind, ""], shown)
-    names = result.features()
-    listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    terminal.say(f"{len(names)} features: {listed}" if names else "no feature is needed")
-    with torch.no_grad():
-        page = write(folder)
-    RunDirectory(folder).finish()
-    terminal.say(f"{result.seconds:.1f} s; report: {page}")
-    terminal.say(f"next:   {shlex.join(['tikhon', 'predict', str(folder), data])}")
-    terminal.document({"output": str(folder), **result.to_dict()})
+    page = write(path)
+    RunDirectory(path).finish()
+    show(terminal, path)
+    terminal.say(f"{document['seconds']:.1f} s; model in {path}")
+    following(terminal, page, document["next"])
+    left_out = ("importances", "errors", "score_errors")
+    small = {k: v for k, v in document.items() if k not in left_out}
+    terminal.document({"output": str(path), "report": str(page), **small})
 
 
-def _test(model: Any, rows: Any) -> str:
+def _tests(
+    result: PathResult, state: dict[str, Tensor], parts: Any, name: str, outputs: int
+) -> dict[str, Any]:
+    """The chosen model's test scores beside their yardsticks, and one score a strength."""
+    from tikhon.cli.conclusion import tested
+    from tikhon.models import build
+
+    chosen = build(name, parts.train.shape, outputs)
+    chosen.load_state_dict(state)
+    found = tested(chosen, all_but_test(parts), parts.test)
+    return {**found, "test_scores": _test_scores(result, parts.test)}
+
+
+def _test_scores(result: PathResult, rows: Any) -> list[float]:
+    """Accuracy, or root mean square error in the target's unit, of the model at every strength."""
     import torch
 
     from tikhon.training.losses import Kind
     from tikhon.training.measures import quality
 
-    with torch.no_grad():
-        out = model(rows.x.flatten(1) if isinstance(model, torch.nn.Linear) else rows.x)
-    single: Kind = "binary" if out.shape[1] == 1 else "classes"
-    kind: Kind = "numbers" if rows.y.is_floating_point() else single
-    found = quality(out, rows.y, kind, rows.unit)
-    return f"{found['rmse']:.4g}" if kind == "numbers" else f"{found['accuracy']:.4f}"
+    found = []
+    for index in range(len(result.strengths)):
+        model = result.model(index)
+        with torch.no_grad():
+            out = model(rows.x.flatten(1) if isinstance(model, torch.nn.Linear) else rows.x)
+        single: Kind = "binary" if out.shape[1] == 1 else "classes"
+        kind: Kind = "numbers" if rows.y.is_floating_point() else single
+        told = quality(out, rows.y, kind, rows.unit)
+        found.append(told["rmse" if kind == "numbers" else "accuracy"])
+    return found

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
     from tikhon.training import Progress
 
+_EVERY = 5.0  # seconds between two lines where there is no bar
 _SHOWN = 3  # weights whose norms fit on a line; the history file has all
 
 
@@ -63,6 +64,31 @@ class FitProgress:
             self._header = header
             self._terminal.note(header, "bold")
         self._terminal.note("  ".join(value.rjust(len(name)) for name, value in cells))
+
+
+class StepProgress:
+    """What is being done and how much of it is over: a bar, or a line every few seconds."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal, self._bar = terminal, terminal.progress()
+        self._task = self._bar.add_task("", total=None, rate="", note="")
+        self._began, self._said = time.perf_counter(), -math.inf
+
+    def __enter__(self) -> StepProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, text: str, done: float, total: float) -> None:
+        """Say that `done` of `total` is over, and what comes next."""
+        self._bar.update(self._task, description=text, completed=done, total=total)
+        spent = time.perf_counter() - self._began
+        if self._bar.disable and spent - self._said >= _EVERY:
+            self._said = spent
+            share = f"{done / total:.0%}" if total else ""
+            self._terminal.note(f"{spent:5.0f} s  {share:>4}  {text}")
 
 
 def _round(epoch: int) -> bool:

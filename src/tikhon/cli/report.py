@@ -7,29 +7,60 @@ from typing import Annotated
 
 import typer
 
-from tikhon.cli.options import Debug, Json, Quiet
+from tikhon.cli.options import OUTPUT, Debug, Json, Quiet
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     output: Annotated[
         Path | None,
-        typer.Option(help="The file.", metavar="FILE", show_default="RUN/report.html"),
+        typer.Option(
+            "--output",
+            "-o",
+            help="The file.",
+            metavar="FILE",
+            show_default="RUN/report.html",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    language: Annotated[str, typer.Option(help="Shown at first: en or zh.")] = "en",
+    language: Annotated[
+        str | None,
+        typer.Option(
+            help="Shown at first: en or zh.",
+            metavar="NAME",
+            show_default="the browser's",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--open", help="Open it in the browser.", rich_help_panel=OUTPUT)
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write one page, offline, that a team can pass around; several runs are compared."""
+    """Write one page, offline, that a team can pass around.
+
+    Several runs are compared where their data and their score are the same.
+    """  # fmt: skip
     from tikhon import report as page
+    from tikhon.cli.conclusion import text
     from tikhon.cli.terminal import Terminal
     from tikhon.errors import InputError
+    from tikhon.report.saved import read
 
     for run in runs:
         if not (run / "config.json").is_file():
             raise InputError(f"{run} is not the folder of a run: it has no config.json")
     path = page.write(*runs, output=output, language=language)
+    found = page.build(*map(read, runs))
     terminal = Terminal(json=json, quiet=quiet)
+    said = [text(sentence) for sentence in (found.verdict, *found.more)]
+    for sentence in said:
+        terminal.note(sentence)
     terminal.say(str(path))
-    terminal.document({"report": str(path)})
+    if show:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    terminal.document({"report": str(path), "verdict": " ".join(said)})

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+_PROSE = 30  # letters of a cell from where it is text
+
 
 class Terminal:
     """Two consoles; colours go when NO_COLOR is set or a stream is no terminal (rich sees to it).
@@ -41,7 +43,10 @@ class Terminal:
         """A table of the result; the first column is text, the others are numbers."""
         table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="right" if i else "left")
+            widest = max((len(row[i]) for row in rows), default=0)
+            head = column if len(column) <= widest else column.replace(" ", "\n")
+            long = widest > _PROSE  # sentences may be broken, numbers and names not
+            table.add_column(head, justify="right" if i else "left", no_wrap=not long)
         for row in rows:
             table.add_row(*row)
         self.out.print(table)

@@ -103,8 +103,7 @@ def tune(
 
     parse_budget(budget)
     entries = None if space is None else Space.from_toml(space)
-    if workers < 1:
-        raise InputError(f"workers must be 1 or more, received {workers}")
+    _check_sharing(workers, join, storage)
 
     from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
@@ -149,8 +148,6 @@ def tune(
         loss=loss, space=entries, budget=budget, seed=seed, folds=folds, epochs=epochs,
         batch_size=batch_size, device=_device(device), output=path, resume=resume,
     )  # fmt: skip
-    if join and not storage:
-        raise InputError("--join needs --storage, the search to train for")
     if storage or ray or workers > 1:
         searching |= _distributed(storage, ray, path, seed, workers)
     with RunDirectory(path) as folder:
@@ -181,12 +178,21 @@ def tune(
             for helper in helpers:
                 helper.terminate()
                 helper.wait()
-        _save(folder, result, config)
+        answers = shlex.join(["tikhon", "predict", str(path), data])
+        more = _tests(result, train, parts, loss) | {"next": [answers]}
+        document = _save(folder, result, config, more)
     if interrupt:
         again = shlex.join([*config["command"], "--resume"])
         terminal.note(f"stopped; all finished trials are kept in {path}; continue with\n  {again}")
-    _conclude(terminal, result, parts, path, data, loss)
+    _conclude(terminal, document, path)
     return 128 + int(interrupt.signal or 0) if interrupt else 0
+
+
+def _check_sharing(workers: int, join: bool, storage: str | None) -> None:
+    if workers < 1:
+        raise InputError(f"workers must be 1 or more, received {workers}")
+    if join and not storage:
+        raise InputError("--join needs --storage, the search to train for")
 
 
 class _Joined(Exception):
@@ -340,7 +346,9 @@ def _models(name: str | None, parts: Split) -> tuple[str, ...]:
     return ("mlp:64,64",) if parts.preprocessing is None else ("mlp:64,64", "spline:mlp:64,64")
 
 
-def _save(folder: Any, result: TuneResult, config: dict[str, Any]) -> None:
+def _save(
+    folder: Any, result: TuneResult, config: dict[str, Any], more: dict[str, Any]
+) -> dict[str, Any]:
     from tikhon.runs.files import write_tensors
     from tikhon.runs.run_directory import AVERAGE, CONFIG, MODEL, RESULT
 
@@ -350,38 +358,30 @@ def _save(folder: Any, result: TuneResult, config: dict[str, Any]) -> None:
         folder.write(CONFIG, config)
     write_tensors(folder.path / MODEL, result.model.state_dict())
     write_tensors(folder.path / AVERAGE, result.average.state_dict())
-    folder.write(RESULT, result.to_dict())
+    document = result.to_dict() | more
+    folder.write(RESULT, document)
+    return document
 
 
-def _conclude(
-    terminal: Terminal, result: TuneResult, parts: Split, path: Path, data: str, loss: str
-) -> None:
-    from tikhon.report import write
+def _tests(result: TuneResult, train: tuple[Any, Any], parts: Split, loss: str) -> dict[str, Any]:
+    """Test scores of the chosen model beside their yardsticks, and those of the average."""
+    from tikhon.cli.conclusion import tested
+
+    average = tested(result.average, train, parts.test, loss, linear=False)
+    found = tested(result.model, train, parts.test, loss)
+    return found | {"average": average.get("metrics", {})}
+
+
+def _conclude(terminal: Terminal, document: dict[str, Any], path: Path) -> None:
+    from tikhon.cli.conclusion import following, show, write
     from tikhon.runs.run_directory import RunDirectory
 
     page = write(path)
     RunDirectory(path).finish()
-    terminal.say(f"chosen: {_config(result.config)}")
-    for line in result.audit.lines():
-        terminal.say(f"  {line}")
-    if result.stopped:
-        terminal.say(f"  ended early: {result.stopped}")
-    scores = {name: _test(m, parts, loss) for name, m in
-              (("chosen model", result.model), ("average", result.average))}  # fmt: skip
-    kinds = list(scores["average"])
-    terminal.table(
-        ["test rows", *kinds],
-        [[name, *(f"{found[kind]:.4f}" for kind in kinds)] for name, found in scores.items()],
-    )
-    terminal.say(f"{result.seconds:.1f} s; models in {path}")
-    terminal.say(f"report: {page}")
-    terminal.say(f"next:   {shlex.join(['tikhon', 'predict', str(path), data])}")
-    terminal.document({"output": str(path), **result.to_dict(), "test": scores})
-
-
-def _test(model: Any, parts: Split, loss: str) -> dict[str, float]:
-    from tikhon.training.losses import loss_of
-    from tikhon.training.measures import score
-
-    rows = parts.test
-    return score(model.cpu(), rows.x, rows.y, loss_of(loss, rows.y), rows.unit)
+    show(terminal, path)
+    terminal.say(f"{document['seconds']:.1f} s; models in {path}")
+    following(terminal, page, document["next"])
+    small = {
+        k: v for k, v in document.items() if k not in ("trials", "space", "plan", "score_errors")
+    }
+    terminal.document({"output": str(path), "report": str(page), **small})

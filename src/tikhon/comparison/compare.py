@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, cast
@@ -84,17 +84,58 @@ class Comparison:
         }
 
     def verdict(self) -> str:
-        """Who is best, and who is as good as far as these splits can tell."""
+        """In one sentence: whether regularization pays here, or else which method is best.
+
+        "As good" means not told apart on these splits (`statistics.tied`).
+        """
         best, *others = self.rows
         equal = [row["method"] for row in others if row["tied"]]
-        verdict = f"Best: {best['method']} ({self.metric} {abs(best['test']):.4f} on test rows)"
-        if not equal:
-            return f"{verdict}; every other method is worse by more than chance."
-        if len(equal) == len(others):
-            return (
-                f"{verdict}; no other method differs by more than chance on {self.splits} splits."
-            )
-        return f"{verdict}; not told apart from it: {', '.join(equal)}."
+        bare = next((row for row in self.rows if row["method"] == "none"), None)
+        values = {
+            "method": best["method"],
+            "metric": _METRICS[self.metric],
+            "score": shown(best["test"]),
+            "bare": "" if bare is None else shown(bare["test"]),
+            "splits": self.splits,
+            "equal": ", ".join(equal),
+        }
+        return WORDS[verdict_code(best, bare, equal)].format_map(values)
+
+
+# The page carries these sentences too, and in Chinese.
+WORDS = {
+    "compare_none_best": "No measurable benefit from regularization here: doing nothing comes "
+    "first, with {metric} {score} on test rows of {splits} splits.",
+    "compare_none_tied": "No measurable benefit from regularization here: doing nothing is as "
+    "good ({metric} {bare}, the best {score} with {method}, on test rows of {splits} splits).",
+    "compare_helps": "Regularization helps: {metric} {score} with {method}, {bare} without, on "
+    "test rows of {splits} splits.",
+    "compare_helps_tied": "Regularization helps: {metric} {score} with {method}, {bare} without, "
+    "on test rows of {splits} splits; as good as {method}: {equal}.",
+    "compare_best": "{method} is best: {metric} {score} on test rows of {splits} splits.",
+    "compare_tied": "{method} comes first with {metric} {score} on test rows of {splits} splits; "
+    "as good: {equal}.",
+}
+_METRICS = {"accuracy": "accuracy", "rmse": "RMSE"}
+
+
+def verdict_code(best: Mapping[str, Any], bare: Mapping[str, Any] | None, equal: list[str]) -> str:
+    """Which sentence of `WORDS` it is."""
+    if bare is None:
+        return "compare_tied" if equal else "compare_best"
+    if best is bare:
+        return "compare_none_best"
+    if bare["tied"]:
+        return "compare_none_tied"
+    return "compare_helps_tied" if equal else "compare_helps"
+
+
+def shown(score: float) -> str:
+    """A score as the page prints it; errors are stored negated."""
+    value = abs(score)
+    if value == 0 or 1e-3 <= value < 10:
+        return f"{value:.3f}"
+    return f"{value:.1f}" if 10 <= value < 1e5 else f"{value:.3g}"
 
 
 def compare(

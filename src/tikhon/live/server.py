@@ -23,7 +23,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = PORT,
-    language: str = "en",
+    language: str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Show a run in the browser while it runs; returns when it is stopped.
@@ -33,7 +33,7 @@ def serve(
         host: an address of this machine; another one than 127.0.0.1 or ::1 lets others connect,
             who still need the printed address.
         port: the first port to try, the next free one is taken.
-        language: "en" or "zh".
+        language: "en" or "zh"; by default the browser's.
         say: called with the lines to show, the address among them.
 
     Raises `InputError` for a folder that is not a run or a host that is not an address of this

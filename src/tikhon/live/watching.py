@@ -21,7 +21,7 @@ Version = tuple[tuple[int, int], ...]
 class Watched:
     """One run directory that may change at any time."""
 
-    def __init__(self, path: str | Path, language: str = "en") -> None:
+    def __init__(self, path: str | Path, language: str | None = None) -> None:
         self.path, self.language = Path(path), language
         self._lock = threading.Lock()
         self._version: Version = ()

@@ -42,6 +42,29 @@ def axis(text: Label | Name | str = "", **more: Any) -> dict[str, Any]:
     return {"title": {"text": title(text)}, **more}
 
 
+def logarithmic(values: Numbers) -> dict[str, Any]:
+    """A log axis with ticks at round numbers; a linear one where too few would fall on it.
+
+    >>> logarithmic([0.002, 0.06])["ticktext"]
+    ['0.002', '0.005', '0.01', '0.02', '0.05']
+    >>> logarithmic([0.21, 0.24])
+    {}
+    """
+    known = [v for v in finite(values) if v > 0]
+    if len(known) < 2:
+        return {}
+    low, high = math.log10(min(known)), math.log10(max(known))
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    every = max(1, -(-len(powers) // 8))
+    steps = (1, 2, 3, 5, 7) if high - low <= 1 else (1, 2, 5) if high - low <= 2.5 else (1,)
+    powers = [p for p in powers if p % every == 0] if steps == (1,) else powers
+    ticks = [m * 10.0**p for p in powers for m in steps]
+    ticks = [t for t in ticks if low - 0.02 <= math.log10(t) <= high + 0.02]
+    if len(ticks) < 2:
+        return {}
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{t:.3g}" for t in ticks]}
+
+
 def finite(values: Numbers) -> list[float]:
     """The finite numbers among `values`."""
     return [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
@@ -104,7 +127,7 @@ def over_time(
         }
         for i, (name, values) in enumerate(series.items())
     ]
-    scale = {"type": "log"} if log else {}
+    scale = logarithmic([v for values in series.values() for v in values]) if log else {}
     layout = {"xaxis": axis(say("epoch")), "yaxis": axis(y, **scale, **more)}
     return {"data": data, "layout": {**layout, "showlegend": len(data) > 1}}
 
@@ -173,7 +196,7 @@ def score_against_strength(response: Response, **range_: Any) -> Figure:
             },
         })  # fmt: skip
     layout: Figure = {
-        "xaxis": axis(response.x, **({"type": "log"} if log else {})),
+        "xaxis": axis(response.x, **(logarithmic(x) if log else {})),
         "yaxis": axis(response.y, **range_),
     }
     if response.baseline is not None and x:
@@ -262,7 +285,7 @@ def over(x: Numbers, y: Numbers, x_title: Label, y_title: Label) -> Figure:
     """A stepped line over a log axis that runs from strong to weak."""
     line = {"color": "series-2", "width": 2, "shape": "hv"}
     data = [{"mode": "lines", "x": list(x), "y": list(y), "name": y_title, "line": line}]
-    across = axis(x_title, type="log", autorange="reversed")
+    across = axis(x_title, **logarithmic(x), autorange="reversed")
     layout = {"xaxis": across, "yaxis": axis(y_title, rangemode="tozero"), "showlegend": False}
     return {"data": data, "layout": layout}
 
@@ -290,7 +313,7 @@ def trails(
             "name": literal(names[j], 24), "showlegend": rank < named,
             "line": {"color": colour, "width": 2 if rank < named else 1, "dash": dash},
         })  # fmt: skip
-    across = axis(say("strength"), type="log", autorange="reversed")
+    across = axis(say("strength"), **logarithmic(x), autorange="reversed")
     return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}
 
 
@@ -325,5 +348,5 @@ def banded(
             "mode": "markers", "x": [x[i]], "y": [y[i]], "name": say(key),
             "marker": {**ring, "line": {"width": 3, "color": colours[key]}},
         })  # fmt: skip
-    across = axis(x_title, type="log", autorange="reversed")
+    across = axis(x_title, **logarithmic(x), autorange="reversed")
     return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}

@@ -24,7 +24,9 @@ KINDS: dict[str, Callable[[SavedRun], Page]] = {
 }
 
 
-def write(*run_dirs: str | Path, output: str | Path | None = None, language: str = "en") -> Path:
+def write(
+    *run_dirs: str | Path, output: str | Path | None = None, language: str | None = None
+) -> Path:
     """Write the report of one run, or the comparison of several, and return the file's path.
 
     The page is one HTML file that works offline: verdict first, then what supports it. It carries
@@ -34,7 +36,7 @@ def write(*run_dirs: str | Path, output: str | Path | None = None, language: str
         run_dirs: folders of runs, one or more.
         output: the file; by default `report.html` in the run's folder, or `comparison.html`
             beside the first of several runs.
-        language: "en" or "zh", the one shown at first.
+        language: "en" or "zh", the one shown at first; by default the browser's.
 
     Raises `InputError` for a folder that is not a run, an unknown language or a kind of run
     without a page, `DataError` for a run that cannot be read, `StorageError` if the file cannot

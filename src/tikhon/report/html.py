@@ -32,15 +32,15 @@ from tikhon.report.page import (
 SCRIPTS = ("plotly-cartesian.min.js", "page.js")
 
 
-def render(page: Page, language: str = "en", *, served: Sequence[str] = ()) -> str:
+def render(page: Page, language: str | None = None, *, served: Sequence[str] = ()) -> str:
     """The page as HTML: texts in both languages, charts as data, script and style inside.
 
-    The content security policy allows these scripts by their hash and no connection at all, so
-    the page asks nothing of the network and a name that looks like markup stays a name.
-    A server gives the addresses of script and style files in `served` instead, and sends the
-    policy itself.
+    Without a `language` the page follows the browser's. The content security policy allows these
+    scripts by their hash and no connection at all, so the page makes no network requests and a
+    name that looks like markup stays a name. A server gives the addresses of script and style
+    files in `served` instead, and sends the policy itself.
     """
-    language = check_language(language)
+    follows, language = language is None, check_language(language or "en")
     scripts = [] if served else [asset(name) for name in SCRIPTS]
     sections = tuple(replace(s, blocks=tuple(arranged(s))) for s in page.sections)
     page = replace(page, sections=sections)
@@ -51,6 +51,7 @@ def render(page: Page, language: str = "en", *, served: Sequence[str] = ()) -> s
         .render(
             page=page,
             language=language,
+            follows=follows,
             languages=LANGUAGES,
             policy=policy(scripts),
             style="" if served else Markup(asset("page.css")),

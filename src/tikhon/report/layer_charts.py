@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tikhon.report.charts import PALETTE, Figure, Numbers, axis, literal
+from tikhon.report.charts import PALETTE, Figure, Numbers, axis, literal, logarithmic
 from tikhon.report.page import Label, say
 
 
@@ -26,7 +26,9 @@ def by_layer(
         }
         for i, (name, values) in enumerate(pairs)
     ]  # fmt: skip
-    layout: Figure = {"xaxis": names(layers), "yaxis": axis(y, type="log", dtick=None)}
+    heights = [v for trace in data for v in trace["y"]]
+    scale = logarithmic(heights) or {"type": "log"}
+    layout: Figure = {"xaxis": names(layers), "yaxis": axis(y, **scale)}
     if band is not None:
         layout["shapes"] = [
             {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tikhon.report.charts import Figure, Numbers, axis, finite, literal, spans_decades
+from tikhon.report.charts import Figure, Numbers, axis, finite, literal, logarithmic, spans_decades
 from tikhon.report.page import Label, Name, say
 
 
@@ -20,8 +20,18 @@ def scatter(
     faint: Sequence[bool],
     log: bool,
 ) -> Figure:
-    """One dot a trial; those cut short (`faint`) are hollow, the chosen one is ringed."""
+    """One dot a trial; those cut short (`faint`) are hollow, the chosen one is ringed.
+
+    Where a value is a word ("auto"), every value is one, in its order.
+    """
     data = []
+    across: dict[str, Any] = logarithmic(x) if log else {}
+    if len(finite(x)) < len(x):
+        numbers = sorted(set(finite(x)))
+        words = sorted({"–" if v is None else str(v) for v in x if v not in numbers})
+        order = [f"{v:.3g}" for v in numbers] + words
+        x = [f"{v:.3g}" if v in numbers else "–" if v is None else str(v) for v in x]
+        across = {"type": "category", "categoryorder": "array", "categoryarray": order}
     for hollow, name, colour in (
         (True, "stopped_early", "muted"),
         (False, "finished", "series-1"),
@@ -37,8 +47,8 @@ def scatter(
             "marker": {**ring, "line": {"width": 3, "color": "chosen"}},
         })  # fmt: skip
     layout = {
-        "xaxis": axis(x_title, **({"type": "log"} if log else {})),
-        "yaxis": axis(y_title, **({"type": "log"} if spans_decades(y, 10) else {})),
+        "xaxis": axis(x_title, **across),
+        "yaxis": axis(y_title, **(logarithmic(y) if spans_decades(y, 10) else {})),
     }
     return {"data": data, "layout": {**layout, "hovermode": "closest"}}
 
@@ -61,7 +71,8 @@ def fates(
         trace["x"] += [*x, None]
         trace["y"] += [*values, None]
     data = [traces[key] for key in colours if key in traces]
-    log = {"type": "log"} if spans_decades([v for t in data for v in t["y"]]) else {}
+    heights = [v for trace in data for v in trace["y"]]
+    log = logarithmic(heights) if spans_decades(heights) else {}
     layout = {"xaxis": axis(say("epoch")), "yaxis": axis(y, **log), "hovermode": False}
     return {"data": data, "layout": layout}
 

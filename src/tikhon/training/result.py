@@ -24,7 +24,7 @@ def result_of(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
         "statements": [statement.to_dict() for statement in found],
         "metrics": dict(run.metrics or {}),
         "rows": dict(scores.rows),
-        "errors": dict(scores.errors),
+        "score_errors": dict(scores.errors),
         "answer": scores.answer,
         "yardsticks": {name: dict(held) for name, held in (scores.yardsticks or {}).items()},
         "margins": {name: dict(held) for name, held in (scores.margins or {}).items()},
@@ -48,15 +48,23 @@ def scores_of(run: Run, classes: Sequence[str] = ()) -> Scores:
     found = run.assessment
     if found is None:
         return Scores(run.metrics or {}, {}, {})
-    answer = None
-    if found.answer is not None:
-        name = classes[found.answer] if found.answer < len(classes) else str(found.answer)
-        answer = repr(str(name)) if classes else f"class {name}"
+    answer = name_of(found.answer, classes)
     weights = [p for p in run.model.parameters() if p.ndim > 1]
     return Scores(
         found.metrics, found.rows, found.errors, found.part, answer, found.yardsticks,
         found.margins, linear=len(weights) == 1,
     )  # fmt: skip
+
+
+def name_of(answer: int | None, classes: Sequence[str]) -> str | None:
+    """The class that is always answered as the sentences name it.
+
+    >>> name_of(1, ("no", "yes")), name_of(1, ()), name_of(None, ())
+    ("'yes'", 'class 1', None)
+    """
+    if answer is None:
+        return None
+    return repr(str(classes[answer])) if answer < len(classes) else f"class {answer}"
 
 
 def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:

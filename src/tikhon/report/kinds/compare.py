@@ -38,8 +38,10 @@ def page(run: SavedRun) -> Page:
     metric = parts.Metric("accuracy" if higher else "rmse", say(_metric(higher)), higher)
     return Page(
         title=say("title_compare", data=parts.data_name(run)),
-        level="plain" if rows else "watch",
+        level="plain",
         verdict=verdict(run, rows, metric),
+        more=(say("compare_notice", notice=notice),) if (notice := result.get("notice")) else (),
+        following=tuple(map(str, result.get("next") or ())),
         facts=facts(run, rows, metric),
         about=parts.about(run),
         sections=parts.sections(
@@ -72,21 +74,29 @@ def ends(row: Row, metric: parts.Metric) -> tuple[Any, Any]:
 
 
 def verdict(run: SavedRun, rows: list[Row], metric: parts.Metric) -> Label:
-    """Who is best, and who is as good as far as the splits can tell."""
+    """Whether regularization pays, or else which method is best: as `Comparison.verdict`."""
     if not rows:
         return say("unfinished", epochs=len(run.history))
     best, *others = rows
+    bare = next((row for row in rows if row["method"] == "none"), None)
     equal = [row["method"] for row in others if row["tied"]]
-    values = {
-        "method": best["method"],
-        "metric": parts.word(metric),
-        "score": number(shown(best["test"], metric)),
-        "splits": run.result.get("splits"),
-        "equal": ", ".join(equal),
-    }
-    if not equal:
-        return say("compare_best", **values)
-    return say("compare_all_equal" if len(equal) == len(others) else "compare_tied", **values)
+    if bare is None:
+        key = "compare_tied" if equal else "compare_best"
+    elif best is bare:
+        key = "compare_none_best"
+    elif bare["tied"]:
+        key = "compare_none_tied"
+    else:
+        key = "compare_helps_tied" if equal else "compare_helps"
+    return say(
+        key,
+        method=best["method"],
+        metric=parts.word(metric),
+        score=number(shown(best["test"], metric)),
+        bare="" if bare is None else number(shown(bare["test"], metric)),
+        splits=run.result.get("splits"),
+        equal=", ".join(equal),
+    )
 
 
 def facts(run: SavedRun, rows: list[Row], metric: parts.Metric) -> tuple[Fact, ...]:
@@ -111,10 +121,11 @@ def table(rows: list[Row], metric: parts.Metric) -> Table:
         low, high = ends(row, metric)
         mark = Mark("plain", say("worse_than_best"))
         if i == 0 or row["tied"]:
-            mark = Mark("good", say("best" if i == 0 else "tied"))
+            alone = not any(other["tied"] for other in rows[1:])
+            mark = Mark("good", say("tied" if i else "best" if alone else "first"))
         lines.append((
             Name(row["method"]), mark, number(shown(row["test"], metric)),
-            f"{number(low)} – {number(high)}", number(row.get("gap")), percent(row.get("zeros")),
+            f"{number(low)}–{number(high)}", number(row.get("gap")), percent(row.get("zeros")),
             percent(row.get("size")), number(row.get("seed_std")), seconds(row.get("seconds")),
         ))  # fmt: skip
     keys = ("method", "verdict", "test", "interval", "train_test_gap", "zeros", "size_left",

@@ -5,24 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from tikhon.report.charts import finite
-from tikhon.report.kinds import answers, parts
+from tikhon.report.kinds import answers, parts, scores
 from tikhon.report.kinds.parts import Metric
 from tikhon.report.page import (
     Fact,
     Label,
     Level,
-    Name,
     Page,
     Section,
-    Table,
     number,
     percent,
     say,
     seconds,
 )
 from tikhon.report.saved import SavedRun
-
-PARTS = {"train": "training", "valid": "validation", "test": "test"}
 
 
 def page(run: SavedRun) -> Page:
@@ -32,7 +28,7 @@ def page(run: SavedRun) -> Page:
     record = parts.final_record(run)
     sentences = verdict(run, metric, record)
     penalties = parts.penalty_table(run.result.get("penalties") or {})
-    summary = (scores(run, metric, record), recalls(run), penalties)
+    summary = (scores.table(run, scores.of_parts(record)), scores.recalls(run), penalties)
     return Page(
         title=say("title_fit", data=parts.data_name(run)),
         level=level(run),
@@ -87,49 +83,6 @@ def sentence(entry: dict[str, Any]) -> Label:
     if "part" in values:
         values["part"] = say(f"rows_of_{values['part']}")
     return say(f"verdict_{entry['code']}", **values)
-
-
-def scores(run: SavedRun, metric: Metric, record: dict[str, Any]) -> Table | None:
-    """The scores of every part of the data, then those of the yardsticks on the same rows."""
-    names = ("train", "valid", "test")
-    keys = dict.fromkeys(k.partition("/")[2] for k in record if k.partition("/")[0] in names)
-    first = [metric.key, *(k for k in parts.SCORES if k != metric.key)]
-    keys = [k for k in first if k in keys]
-    held: list[tuple[Label, dict[str, Any], str]] = [
-        (say(f"part_{part}"), record, part) for part in names
-    ]
-    for name, found in (run.result.get("yardsticks") or {}).items():
-        for part in names:
-            held.append((yardstick(run, name, say(f"rows_of_{PARTS[part]}")), found, part))
-    rows = tuple(
-        (label, *(number(found.get(f"{part}/{key}")) for key in keys))
-        for label, found, part in held
-        if any(f"{part}/{key}" in found for key in keys)
-    )
-    head = (say("rows"), *(say(f"metric_{key}") for key in keys))
-    return Table(say("scores_caption"), head, rows) if rows else None
-
-
-def yardstick(run: SavedRun, name: str, part: Label) -> Label:
-    """What a yardstick answers, on some rows."""
-    if name == "constant" and run.result.get("answer"):
-        return say("yardstick_class", answer=run.result["answer"], part=part)
-    return say("yardstick_mean" if name == "constant" else "yardstick_linear", part=part)
-
-
-def recalls(run: SavedRun) -> Table | None:
-    """The share of every class that is found, where classes are of unequal size."""
-    found = run.result.get("predictions") or {}
-    metrics = run.result.get("metrics") or {}
-    if "recall" not in found or "test/balanced_accuracy" not in metrics:
-        return None
-    counts = [sum(row) for row in found["confusion"]]
-    rows = tuple(
-        (Name(name), f"{count:,}", number(recall))
-        for name, count, recall in zip(found["classes"], counts, found["recall"])
-    )
-    head = (say("true_class"), say("test_rows"), say("recall"))
-    return Table(say("recall_caption"), head, rows)
 
 
 def facts(run: SavedRun, metric: Metric, record: dict[str, Any]) -> tuple[Fact, ...]:

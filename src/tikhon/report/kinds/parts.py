@@ -31,7 +31,6 @@ from tikhon.report.saved import SavedRun
 
 GAP_LIMIT = 0.03  # accuracy on the training rows above accuracy on held-out rows
 RATIO_LIMIT = 1.25  # held-out error over training error, for regression
-SCORES = ("accuracy", "rmse", "r2", "balanced_accuracy", "average_precision", "loss")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def metric_of(records: Iterable[Mapping[str, Any]]) -> Metric:
     """Accuracy where the records have it, else RMSE, else the loss."""
     keys = {key for record in records for key in record}
     for name, higher in (("accuracy", True), ("rmse", False)):
-        if f"train/{name}" in keys or f"valid/{name}" in keys:
+        if any(f"{part}/{name}" in keys for part in ("train", "valid", "test")):
             return Metric(name, say(f"metric_{name}"), higher)
     return Metric("loss", say("metric_loss"), False)
 

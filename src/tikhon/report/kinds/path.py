@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tikhon.report import charts
-from tikhon.report.kinds import parts
+from tikhon.report.kinds import parts, scores
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -33,10 +33,12 @@ def page(run: SavedRun) -> Page:
         title=say("title_path", data=parts.data_name(run), penalty=result.get("penalty", "")),
         level="plain" if chosen is None else "good",
         verdict=verdict(run, chosen),
+        more=more(run, chosen),
+        following=tuple(map(str, result.get("next") or ())),
         facts=facts(run, chosen),
         about=parts.about(run),
         sections=parts.sections(
-            features(run, chosen), scores(run, chosen), importances(run), parts.reproduce(run)
+            summary(run, chosen), responses(run, chosen), importances(run), parts.reproduce(run)
         ),
     )
 
@@ -69,13 +71,36 @@ def verdict(run: SavedRun, chosen: int | None) -> Label:
     )
 
 
+def more(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
+    """What leaving features out costs on test rows, and whether the range was wide enough."""
+    found = []
+    metrics, held = run.result.get("metrics") or {}, run.result.get("yardsticks") or {}
+    key = next((k for k in ("accuracy", "rmse") if f"test/{k}" in metrics), None)
+    at = f"test/{key}"
+    if key and chosen is not None and at in held.get("linear", {}):
+        found.append(
+            say(
+                "path_cost", metric=say(f"metric_{key}"), score=number(metrics[at]),
+                rows=f"{(run.result.get('rows') or {}).get('test', 0):,}",
+                all=total(run.result), linear=number(held["linear"][at]),
+            )
+        )  # fmt: skip
+    strengths = run.result.get("strengths") or []
+    if chosen is not None and len(strengths) > 1 and strengths[chosen] == min(strengths):
+        found.append(say("path_edge", strength=strength(strengths[chosen])))
+    return tuple(found)
+
+
 def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
     """Kept features, score, strength, time."""
     result, shown = run.result, []
     if chosen is not None:
         error = result["errors"][chosen]
         note = say("plus_minus", error=number(error)) if error is not None else None
+        metrics = result.get("metrics") or {}
+        tested = parts.score_fact(parts.metric_of([metrics]), metrics, "test")
         shown = [
+            *((tested,) if tested else ()),
             Fact(say("kept"), str(result["counts"][chosen]), say("of_all", all=total(result))),
             Fact(say("valid_loss"), number(result["scores"][chosen]), note),
             Fact(say("chosen_strength"), strength(result["strengths"][chosen])),
@@ -90,7 +115,39 @@ def names_of(result: dict[str, Any]) -> list[str]:
     return list(result.get("feature_names") or map(str, range(total(result))))
 
 
-def features(run: SavedRun, chosen: int | None) -> Section | None:
+def summary(run: SavedRun, chosen: int | None) -> Section | None:
+    """Test scores beside all features, the models along the path, the selected features."""
+    held = [(say("chosen_model"), run.result.get("metrics") or {}, "test")]
+    # a path's own loss of numbers is half the mean square: another one beside it would confuse
+    other = "loss" if "test/rmse" in (run.result.get("metrics") or {}) else ""
+    table = scores.table(run, held, without=other)
+    tables = (table, steps(run, chosen), features(run, chosen))
+    found = tuple(one for one in tables if one)
+    return Section(say("verdict"), found) if found else None
+
+
+def steps(run: SavedRun, chosen: int | None) -> Table | None:
+    """One row a number of features: the strength, its validation loss and its test score."""
+    result = run.result
+    tests = result.get("test_scores") or []
+    if not tests:
+        return None
+    rows: list[tuple[Cell, ...]] = []
+    mark, last = None, None
+    for i, count in enumerate(result["counts"]):
+        if count == last and i != chosen:
+            continue
+        last, mark = count, len(rows) if i == chosen else mark
+        rows.append((
+            str(count), strength(result["strengths"][i]), number(result["scores"][i]),
+            number(tests[i]),
+        ))  # fmt: skip
+    metric = parts.metric_of([result.get("metrics") or {}, {"train/loss": 0}])
+    head = (say("kept"), say("strength"), say("valid_loss"), parts.part_score(metric, "test"))
+    return Table(say("steps_caption"), head, tuple(rows), mark)
+
+
+def features(run: SavedRun, chosen: int | None) -> Table | None:
     """The selected features, the most important first, and the strength where each came in."""
     result = run.result
     if chosen is None or not result.get("selected"):
@@ -103,11 +160,10 @@ def features(run: SavedRun, chosen: int | None) -> Section | None:
         weight = rows[chosen][column] if rows else None
         lines.append((Name(name), number(weight), strength(max(entered, default=None))))
     head = (say("feature"), say("importance"), say("entered_at"))
-    table = Table(say("features_caption"), head, tuple(lines))
-    return Section(say("verdict"), (table,))
+    return Table(say("features_caption"), head, tuple(lines))
 
 
-def scores(run: SavedRun, chosen: int | None) -> Section | None:
+def responses(run: SavedRun, chosen: int | None) -> Section | None:
     """Validation loss with its error, and the number of features, over the strength."""
     result, best = run.result, best_of(run.result)
     if best is None:

@@ -1,14 +1,19 @@
-"""Several runs on one page: a table, their validation curves together, then each verdict."""
+"""Several runs on one page: compared where data and metric are the same, else side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from tikhon.report import charts
 from tikhon.report.kinds import parts
 from tikhon.report.page import (
+    Block,
     Cell,
     Chart,
+    Label,
     Mark,
     Name,
     Page,
@@ -21,54 +26,191 @@ from tikhon.report.page import (
 )
 from tikhon.report.saved import SavedRun
 
+CERTAIN = 1.96  # standard errors of a difference that is told apart
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs on the same data with the same metric, with their pages and scores."""
+
+    runs: tuple[SavedRun, ...]
+    pages: tuple[Page, ...]
+    records: tuple[Mapping[str, Any], ...]
+    metric: parts.Metric
+    data: str
+
+    @property
+    def scores(self) -> list[Any]:
+        """Validation score of every run."""
+        return [record.get(f"valid/{self.metric.key}") for record in self.records]
+
+    @property
+    def leader(self) -> int | None:
+        """The run with the best validation score."""
+        known = charts.finite(self.scores)
+        if not known:
+            return None
+        return self.scores.index((max if self.metric.higher else min)(known))
+
+    def tied(self) -> list[str]:
+        """Names of the runs that the validation rows do not tell apart from the leader."""
+        best = self.leader
+        if best is None:
+            return []
+        return [
+            run.name
+            for i, run in enumerate(self.runs)
+            if i != best and not self._apart(best, i) and charts.finite([self.scores[i]])
+        ]
+
+    def _apart(self, first: int, second: int) -> bool:
+        key = f"valid/{self.metric.key}"
+        errors = [
+            (self.runs[i].result.get("score_errors") or {}).get(key) for i in (first, second)
+        ]
+        known = charts.finite(errors)
+        if len(known) < 2:
+            return False
+        scores = [self.scores[i] for i in (first, second)]
+        if not self.metric.higher:  # its errors are those of the logarithm
+            scores = [math.log(max(score, 1e-300)) for score in scores]
+        return abs(scores[0] - scores[1]) > CERTAIN * math.hypot(*known)
+
 
 def page(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Page:
     """Compare runs; `pages` are their own pages, in the same order."""
-    fits = [run for run in runs if run.kind == "fit"]
-    records = [parts.final_record(run) if run in fits else {} for run in runs]
-    metric = parts.metric_of(records)
-    scores = [record.get(f"valid/{metric.key}") for record in records]
-    known = charts.finite(scores)
-    top = (max if metric.higher else min)(known) if known else None
-    best = None if top is None else scores.index(top)
-    verdict = say("several_unscored", runs=len(runs))
-    if best is not None:
-        values = {"run": runs[best].name, "score": number(scores[best]), "runs": len(runs)}
-        verdict = say("several_best", metric=parts.word(metric), **values)
+    groups = grouped(runs, pages)
+    compared = [group for group in groups if len(group.runs) > 1]
+    sections = [section for group in compared for section in of_group(group)]
+    title = say("title_several", runs=len(runs)) if compared else say("title_beside")
     return Page(
-        title=say("title_several", runs=len(runs)),
+        title=title,
         level="plain",
-        verdict=verdict,
-        sections=parts.sections(
-            Section(say("verdict"), (table(runs, pages, records, metric, best),)),
-            curves(fits, metric),
-            verdicts(runs, pages),
-        ),
+        verdict=verdict(runs, groups),
+        sections=parts.sections(*sections, verdicts(runs, pages)),
     )
 
 
-def table(runs, pages, records, metric, best) -> Table:
-    """One row a run."""
-    rows: list[tuple[Cell, ...]] = []
-    for run, own, record in zip(runs, pages, records):
+def grouped(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[Group]:
+    """The runs by kind of score, data fingerprint and task, in the order given."""
+    found: dict[tuple[Any, ...], list[int]] = {}
+    records = [parts.final_record(run) for run in runs]
+    metrics = [parts.metric_of([record]) for record in records]
+    for i, run in enumerate(runs):
+        data = run.config.get("data")
+        held = data if isinstance(data, Mapping) else {}
+        same = held.get("fingerprint") or (parts.data_name(run), str(held.get("rows")))
+        key = (metrics[i].key, str(same), held.get("task"), run.kind == "fit" or run.path)
+        found.setdefault(key, []).append(i)
+    return [
+        Group(
+            tuple(runs[i] for i in members), tuple(pages[i] for i in members),
+            tuple(records[i] for i in members), metrics[members[0]],
+            parts.data_name(runs[members[0]]),
+        )
+        for members in found.values()
+    ]  # fmt: skip
+
+
+def verdict(runs: Sequence[SavedRun], groups: Sequence[Group]) -> Label:
+    """Who is best where that can be said."""
+    if len(groups) > 1:
+        shared = any(len(group.runs) > 1 for group in groups)
+        key = "several_groups" if shared else "several_apart"
+        return say(key, runs=len(runs), groups=len(groups))
+    [group] = groups
+    best = group.leader
+    if best is None:
+        return say("several_unscored", runs=len(runs))
+    values = {
+        "metric": parts.word(group.metric),
+        "run": group.runs[best].name,
+        "score": number(group.scores[best]),
+        "runs": len(runs),
+    }
+    if equal := group.tied():
+        return say("several_tied", equal=", ".join(equal), **values)
+    return say("several_best", **values)
+
+
+def of_group(group: Group) -> list[Section]:
+    """Scores, what differs, and curves of comparable runs."""
+    blocks: list[Block] = [table(group)]
+    if differing := settings(group):
+        blocks.append(differing)
+    title = say("several_on", data=group.data, metric=parts.word(group.metric))
+    lead = None if _same_rows(group) else say("several_rows")
+    found = [Section(title, tuple(blocks), lead)]
+    return found + [section for section in (curves(group),) if section]
+
+
+def _same_rows(group: Group) -> bool:
+    """Whether the runs were judged on the same validation rows."""
+    held = [(run.config.get("seed"), (run.config.get("data") or {})) for run in group.runs]
+    cuts = {(seed, str(data.get("split")) if isinstance(data, Mapping) else "")
+            for seed, data in held}  # fmt: skip
+    return len(cuts) == 1
+
+
+def table(group: Group) -> Table:
+    """One row a run; only a run that is told apart from all others is called the best."""
+    metric, rows = group.metric, []
+    for run, own, record in zip(group.runs, group.pages, group.records):
         zeros = charts.finite(
             [p.get("zeros") for p in (run.result.get("penalties") or {}).values()]
         )
-        rows.append((
-            Name(run.name), Name(run.kind),
+        cells: tuple[Cell, ...] = (
+            Name(run.name), Name(group.data),
             *(number(record.get(f"{part}/{metric.key}")) for part in ("train", "valid", "test")),
             percent(max(zeros, default=None)), seconds(run.result.get("seconds")),
             Mark(own.level, say(f"level_{own.level}")),
-        ))  # fmt: skip
-    keys = ("about_run", "kind", "train", "valid", "test", "zeros", "time", "verdict")
+        )  # fmt: skip
+        rows.append(cells)
+    keys = ("about_run", "about_data", "train", "valid", "test", "zeros", "time", "verdict")
     caption = say("several_caption", metric=metric.label)
+    best = None if group.tied() else group.leader
     return Table(caption, tuple(say(key) for key in keys), tuple(rows), best, tag="best")
 
 
-def curves(runs: Sequence[SavedRun], metric: parts.Metric) -> Section | None:
+def settings(group: Group) -> Table | None:
+    """What the runs were made with, where it differs."""
+    held = [_flat(run.config) for run in group.runs]
+    names = list(dict.fromkeys(name for found in held for name in found))
+    differing = [n for n in names if len({str(found.get(n)) for found in held}) > 1]
+    if not differing:
+        return None
+    rows = tuple(
+        (Name(name), *(Name(str(found.get(name, "–")), 40) for found in held))
+        for name in differing
+    )
+    head = (say("setting"), *(Name(run.name) for run in group.runs))
+    return Table(say("settings_caption"), head, rows)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a run that its user chooses, one name each."""
+    found: dict[str, str] = {}
+    for key in ("model", "optimizer", "recipe"):
+        value = config.get(key)
+        entries = value.items() if isinstance(value, Mapping) else ()
+        for name, entry in entries:
+            if (key, name) == ("recipe", "penalties"):
+                found["penalties"] = ", ".join(parts.inline(p) for p in entry)
+            elif name not in ("shape", "outputs"):
+                found[f"{key} {name}" if name == "name" else name] = parts.inline(entry)
+    data = config.get("data")
+    if isinstance(data, Mapping) and data.get("split"):
+        found["split"] = parts.inline(data["split"])
+    if config.get("seed") is not None:
+        found["seed"] = str(config["seed"])
+    return found
+
+
+def curves(group: Group) -> Section | None:
     """Validation scores over the epochs, a line a run."""
-    drawn = [run for run in runs if charts.finite(run.series(f"valid/{metric.key}"))]
-    if not drawn:
+    metric = group.metric
+    drawn = [run for run in group.runs if charts.finite(run.series(f"valid/{metric.key}"))]
+    if len(drawn) < 2:
         return None
     longest = max(drawn, key=lambda run: len(run.history))
     series = {run.name: run.series(f"valid/{metric.key}") for run in drawn}
@@ -81,6 +223,9 @@ def curves(runs: Sequence[SavedRun], metric: parts.Metric) -> Section | None:
 
 def verdicts(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Section:
     """What each run's own page says."""
-    rows = tuple((Name(run.name), own.verdict) for run, own in zip(runs, pages))
-    head = (say("about_run"), say("verdict"))
+    rows = tuple(
+        (Name(run.name), Name(run.kind), Name(parts.data_name(run)), own.verdict)
+        for run, own in zip(runs, pages)
+    )
+    head = (say("about_run"), say("kind"), say("about_data"), say("verdict"))
     return Section(say("verdicts"), (Table(say("verdicts_caption"), head, rows),))

@@ -9,12 +9,13 @@ from statistics import median
 from typing import Any
 
 from tikhon.report import charts, search_charts
-from tikhon.report.kinds import parts
+from tikhon.report.kinds import parts, scores
 from tikhon.report.page import (
     Cell,
     Chart,
     Fact,
     Label,
+    Level,
     Mark,
     Name,
     Page,
@@ -49,20 +50,46 @@ def page(run: SavedRun) -> Page:
     found = members(run.result.get("trials") or [])
     chosen = chosen_of(found, run.result.get("config") or {})
     audit = run.result.get("audit") or {}
+    summary = (scores.table(run, tested(run)), choice(run), audit_table(audit))
     return Page(
         title=say("title_tune", data=parts.data_name(run)),
-        level="good" if audit.get("worth_it") else "watch",
+        level=level(run, audit),
         verdict=verdict(run, audit),
+        more=more(run, audit),
+        following=tuple(map(str, run.result.get("next") or ())),
         facts=facts(run, found, audit),
         about=parts.about(run),
         sections=parts.sections(
-            Section(say("verdict"), tuple(t for t in (choice(run), audit_table(audit)) if t)),
+            Section(say("verdict"), tuple(t for t in summary if t)),
             rungs(run, found, chosen),
             responses(run, found, chosen),
             table(run, found, chosen),
             parts.reproduce(run),
         ),
     )
+
+
+def level(run: SavedRun, audit: Mapping[str, Any]) -> Level:
+    """Good where the search gained; nothing is said of one that goes on."""
+    if not run.result.get("config"):
+        return "plain"
+    return "good" if audit.get("worth_it") and not audit.get("edges") else "watch"
+
+
+def tested(run: SavedRun) -> list[scores.Held]:
+    """Test scores of the chosen model and of the average."""
+    held = [("chosen_model", run.result.get("metrics")), ("average", run.result.get("average"))]
+    return [(say(key), found, "test") for key, found in held if found]
+
+
+def more(run: SavedRun, audit: Mapping[str, Any]) -> tuple[Label, ...]:
+    """What the test rows say, then what may be wrong with the choice."""
+    found = [scores.beside(run)]
+    if audit.get("edges"):
+        found.append(say("tune_edge", names=", ".join(audit["edges"])))
+    if run.result.get("stopped"):
+        found.append(say("tune_stopped", trials=len(run.result.get("trials") or [])))
+    return tuple(sentence for sentence in found if sentence)
 
 
 def members(trials: list[dict[str, Any]]) -> list[Member]:
@@ -98,9 +125,9 @@ def verdict(run: SavedRun, audit: Mapping[str, Any]) -> Label:
     """What the search found, in one sentence."""
     config = run.result.get("config")
     if not config:
-        scores = [trial["score"] for trial in run.result.get("trials") or []]
-        best = number(min(charts.finite(scores), default=None))
-        return say("unfinished_search", trials=len(scores), score=best)
+        losses = [trial["score"] for trial in run.result.get("trials") or []]
+        best = number(min(charts.finite(losses), default=None))
+        return say("unfinished_search", trials=len(losses), score=best)
     values = {
         "config": ", ".join(f"{k} {short(v)}" for k, v in config.items()),
         "score": number(run.result.get("score")),
@@ -122,7 +149,12 @@ def short(value: Any) -> str:
 
 def facts(run: SavedRun, found: list[Member], audit: Mapping[str, Any]) -> tuple[Fact, ...]:
     """Score, gain, trials, time."""
-    shown = []
+    metrics = run.result.get("metrics") or {}
+    shown = [
+        fact
+        for metric in (parts.metric_of([metrics]),)
+        if (fact := parts.score_fact(metric, metrics, "test"))
+    ]
     if run.result.get("score") is not None:
         shown.append(Fact(say("score"), number(run.result["score"])))
     if audit.get("gain") is not None:
@@ -212,10 +244,10 @@ def rung_table(run: SavedRun) -> Table:
     for trial in run.result["trials"]:
         budgets.setdefault(trial["budget"], []).append(trial["score"])
     rows = []
-    for budget, scores in sorted(budgets.items()):
-        known = charts.finite(scores)
+    for budget, losses in sorted(budgets.items()):
+        known = charts.finite(losses)
         rows.append((
-            str(budget), str(len(scores)), str(len(scores) - len(known)),
+            str(budget), str(len(losses)), str(len(losses) - len(known)),
             number(min(known, default=None)), number(median(known) if known else None),
         ))  # fmt: skip
     keys = ("epochs", "tried", "diverged_trials", "best_score", "median_score")
@@ -276,15 +308,18 @@ def coordinates(
 
 def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
     """The best trials with their configuration, and for how long they were trained."""
-    order = sorted(range(len(found)), key=lambda i: (found[i].failed, found[i].score or 0.0))
-    order = order[:SHOWN]
+    order = sorted(
+        range(len(found)), key=lambda i: (found[i].failed, -found[i].budget, found[i].score or 0.0)
+    )[:SHOWN]
     names = list(dict.fromkeys(n for m in found for n in m.config))
     if not order:
         return None
     rows = tuple(
         (
             str(position + 1), *(short(found[i].config.get(n, "–")) for n in names),
-            str(found[i].budget), number(found[i].score), number(found[i].error or None),
+            str(found[i].budget),
+            number(run.result["score"] if i == chosen else found[i].score),  # as judged at the end
+            number(found[i].error or None),
         )
         for position, i in enumerate(order)
     )  # fmt: skip

@@ -24,11 +24,19 @@
       gridcolor: colour("grid"), zeroline: false, linecolor: colour("rule"), automargin: true,
       tickfont: { color: colour("muted"), size: 12 }, ticks: "",
     };
-    if (own.type === "log") Object.assign(base, { dtick: 1, exponentformat: "power" });
+    if (own.type === "log" && !own.tickvals) Object.assign(base, { dtick: 1, exponentformat: "power" });
     const named = (own.title && own.title.text) || "";
     const text = named === heading ? "" : named; // the chart's own heading says it already
     const title = { text, standoff: side === "x" ? 8 : 6, font: { color: colour("muted"), size: 12 } };
     return { ...base, ...own, title };
+  }
+
+  // A viewBox lets print shrink a chart to the sheet, whatever the window it was drawn in.
+  function scalable(place) {
+    place.querySelectorAll("svg.main-svg").forEach((svg) => {
+      const [width, height] = [svg.getAttribute("width"), svg.getAttribute("height")];
+      if (width && height) svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    });
   }
 
   function draw(place) {
@@ -52,7 +60,9 @@
       ...layout, ...axes, showlegend: legend,
     };
     if (narrow && whole.yaxis2) whole.yaxis2.title = { text: "" };
-    return Plotly.react(place, data, whole, { responsive: true, displayModeBar: false }).then(() => { place.dataset.drawn = language(); });
+    const drawing = Plotly.react(place, data, whole, { responsive: true, displayModeBar: false });
+    scalable(place);
+    return drawing.then(() => { scalable(place); place.dataset.drawn = language(); });
   }
 
   // The numbers behind a chart as a table: one row an x, one column a series.
@@ -137,5 +147,6 @@
   listen();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   matchMedia("print").addEventListener("change", drawAll);
-  drawAll();
+  const wanted = (navigator.language || "en").toLowerCase().startsWith("zh") ? "zh" : "en";
+  if ("follows" in root.dataset && wanted !== language()) show(wanted); else drawAll();
 })();

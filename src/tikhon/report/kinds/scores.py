@@ -1,0 +1,83 @@
+"""The table of scores: of the model on every part of the data, then of its yardsticks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tikhon.report.page import Label, Name, Table, number, say
+from tikhon.report.saved import SavedRun
+
+PARTS = {"train": "training", "valid": "validation", "test": "test"}  # key -> rows of
+KEYS = ("accuracy", "rmse", "r2", "balanced_accuracy", "average_precision", "loss")
+
+Held = tuple[Label, Mapping[str, Any], str]  # what it is, its scores, on which part
+
+
+def of_parts(record: Mapping[str, Any]) -> list[Held]:
+    """The scores of one model on training, validation and test rows."""
+    return [(say(f"part_{part}"), record, part) for part in PARTS]
+
+
+def table(run: SavedRun, held: Sequence[Held], *, without: str = "") -> Table | None:
+    """One row a model and part, then those of the yardsticks on the same rows."""
+    held = [*held, *yardsticks(run)]
+    found = {key for _, record, part in held for key in KEYS if f"{part}/{key}" in record}
+    keys = [key for key in KEYS if key in found and key != without]
+    rows = tuple(
+        (label, *(number(record.get(f"{part}/{key}")) for key in keys))
+        for label, record, part in held
+        if any(f"{part}/{key}" in record for key in keys)
+    )
+    head = (say("rows"), *(say(f"metric_{key}") for key in keys))
+    return Table(say("scores_caption"), head, rows) if rows else None
+
+
+def yardsticks(run: SavedRun) -> list[Held]:
+    """What needs no features at all, and a linear model, on validation and test rows."""
+    return [
+        (yardstick(run, name, say(f"rows_of_{PARTS[part]}")), record, part)
+        for name, record in (run.result.get("yardsticks") or {}).items()
+        for part in PARTS
+    ]
+
+
+def yardstick(run: SavedRun, name: str, part: Label) -> Label:
+    """What a yardstick answers, on some rows."""
+    if name == "constant" and run.result.get("answer"):
+        return say("yardstick_class", answer=run.result["answer"], part=part)
+    return say("yardstick_mean" if name == "constant" else "yardstick_linear", part=part)
+
+
+def recalls(run: SavedRun) -> Table | None:
+    """The share of every class that is found, where classes are of unequal size."""
+    found = run.result.get("predictions") or {}
+    metrics = run.result.get("metrics") or {}
+    if "recall" not in found or "test/balanced_accuracy" not in metrics:
+        return None
+    counts = [sum(row) for row in found["confusion"]]
+    rows = tuple(
+        (Name(name), f"{count:,}", number(recall))
+        for name, count, recall in zip(found["classes"], counts, found["recall"])
+    )
+    head = (say("true_class"), say("test_rows"), say("recall"))
+    return Table(say("recall_caption"), head, rows)
+
+
+def beside(run: SavedRun) -> Label | None:
+    """The test score in a sentence, with what the yardsticks score on the same rows."""
+    metrics, held = run.result.get("metrics") or {}, run.result.get("yardsticks") or {}
+    key = next((k for k in ("accuracy", "rmse") if f"test/{k}" in metrics), None)
+    if key is None or "constant" not in held:
+        return None
+    at = f"test/{key}"
+    values: dict[str, Any] = {
+        "metric": say(f"metric_{key}"),
+        "score": number(metrics[at]),
+        "rows": f"{(run.result.get('rows') or {}).get('test', 0):,}",
+        "constant": number(held["constant"].get(at)),
+        "answer": run.result.get("answer") or say("the_mean"),
+    }
+    if at not in held.get("linear", {}):
+        return say("score_beside_constant", **values)
+    return say("score_beside", linear=number(held["linear"][at]), **values)
