@@ -27,6 +27,7 @@ _PUBLIC = {
     "Term": "tikhon.regularizer.terms",
     "select": "tikhon.regularizer.targets",
     "audit": "tikhon.regularizer.audit",
+    "register_gain": "tikhon.regularizer.metric",
     # strengths
     "Hypergradient": "tikhon.strengths.hypergradient",
     "LossWeight": "tikhon.strengths.loss_weight",

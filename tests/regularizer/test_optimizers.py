@@ -13,7 +13,7 @@ from regularizer.problems import regression, train
 
 LOSS = regression(dtype=torch.float32)
 LOOP, FOREACH, FUSED = {"foreach": False}, {"foreach": True}, {"fused": True}
-OK, NO_GAIN, LINE_SEARCH, SPARSE = "", "no known stationary gain", "line search", "sparse"
+OK, LINE_SEARCH, SPARSE = "", "line search", "sparse"
 
 # optimizer -> its implementations on this machine, and what each kind of term does:
 # smooth objective, smooth decoupled, prox objective, prox decoupled
@@ -28,11 +28,11 @@ TABLE = {
     "Adagrad": ([LOOP, FOREACH, FUSED], [OK, OK, OK, OK]),
     "Adadelta": ([LOOP, FOREACH], [OK, OK, OK, OK]),
     "ASGD": ([LOOP, FOREACH], [OK, OK, OK, OK]),
-    "Rprop": ([LOOP, FOREACH], [OK, OK, NO_GAIN, OK]),
-    "Adafactor": ([LOOP, FOREACH], [OK, OK, NO_GAIN, OK]),
-    "Muon": ([{}], [OK, OK, NO_GAIN, OK]),
+    "Rprop": ([LOOP, FOREACH], [OK, OK, OK, OK]),
+    "Adafactor": ([LOOP, FOREACH], [OK, OK, OK, OK]),
+    "Muon": ([{}], [OK, OK, OK, OK]),
     "LBFGS": ([{}], [OK, LINE_SEARCH, LINE_SEARCH, LINE_SEARCH]),
-    "SparseAdam": ([{}], [SPARSE, OK, NO_GAIN, OK]),
+    "SparseAdam": ([{}], [SPARSE, OK, SPARSE, OK]),
 }
 TERMS = [
     tk.Term(tk.L2(5.0)),
@@ -140,30 +140,3 @@ def test_capturable_on_a_device(name):
         x = torch.randn(32, 6, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
         results.append(train(model, optimizer, 15, lambda m, x=x: m(x).square().mean()).weight)
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
-
-
-def test_an_optimizer_of_ones_own_registers_its_gain():
-    from tikhon.regularizer.metric import Gain, stationary_gain
-
-    class Doubling(optim.Optimizer):
-        def __init__(self, params):
-            super().__init__(params, {"lr": 0.1})
-
-        def step(self, closure=None):
-            with torch.no_grad():
-                for group in self.param_groups:
-                    for p in group["params"]:
-                        p.sub_(p.grad, alpha=2 * group["lr"])
-
-    model = nn.Linear(6, 2, bias=False).double()
-    with pytest.raises(TypeError, match=r"Doubling has no known stationary gain.*register"):
-        tk.regularize(model, Doubling(model.parameters()), tk.L1(0.1))
-    stationary_gain.register(Doubling, lambda optimizer, group, state: Gain(2 * group["lr"]))
-    optimizer = Doubling(model.parameters())
-    tk.regularize(model, optimizer, tk.L1(0.1))
-    train(model, optimizer, 500, regression())
-    reference = nn.Linear(6, 2, bias=False).double()
-    sgd = optim.SGD(reference.parameters(), lr=0.2)
-    tk.regularize(reference, sgd, tk.L1(0.1))
-    train(reference, sgd, 500, regression())
-    torch.testing.assert_close(model.weight, reference.weight)

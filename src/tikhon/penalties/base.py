@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import Any, ClassVar, Self, TypeGuard
+from typing import Any, ClassVar, NamedTuple, Self, TypeGuard
 
 import torch
 from torch import Tensor
@@ -123,6 +123,17 @@ class Penalty(ABC):
         return view(held) if view else held
 
 
+class Slopes(NamedTuple):
+    """How steeply a penalty leaves zero: numbers or tensors that broadcast to what it sees.
+
+    At w = 0 it grows as `entries * sum|w| + rows * |w_g|`, |w_g| the norms of the rows; None where
+    there is no such part.
+    """
+
+    entries: float | Tensor | None = None
+    rows: float | Tensor | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Proximable(Penalty):
     """A penalty with a proximal operator."""
@@ -137,6 +148,27 @@ class Proximable(Penalty):
     def support(self, w: Tensor) -> Tensor:
         """Bool mask, w's shape: the entries that the penalty leaves non-zero."""
         return w != 0
+
+    def slopes(self, w: Tensor) -> Slopes | None:
+        """What holds weights at zero; None unless it is a slope of entries, of rows or of both.
+
+        With it zeros are exact under optimizers that know no prox: a zero is left only where the
+        gradient of the loss is steeper.
+        """
+        return None
+
+    def steepness(self, w: Tensor) -> float | Tensor:
+        """How large the entries of its gradient are near zero; over a row, their root mean square.
+
+        The strength, unless the slopes tell it.
+        """
+        found = self.slopes(w)
+        if found is None:
+            return self.lam
+        entries = 0.0 if found.entries is None else found.entries
+        if found.rows is None:
+            return entries
+        return entries + found.rows / max(1, w[0].numel() if w.ndim > 1 else w.numel()) ** 0.5
 
 
 def check_strength(strength: Any, owner: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tikhon.penalties.base import (
     Proximable,
+    Slopes,
     as_scalar,
     check_number,
     check_ratio,
@@ -65,6 +66,10 @@ class L1(Proximable):
     def grad(self, w: Tensor) -> Tensor:
         """strength * weights * sign(w), 0 at 0."""
         return weighted(self.lam * torch.sgn(w), self.weights).to(w.dtype)
+
+    def slopes(self, w: Tensor) -> Slopes:
+        """strength * weights, on entries."""
+        return Slopes(entries=weighted(self.lam, self.weights))
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold at step * strength * weights."""
@@ -156,6 +161,14 @@ class ElasticNet(Proximable):
         """strength * weights * (l1_ratio * sign(w) + (1 - l1_ratio) * w)."""
         entries = self.l1_ratio * torch.sgn(w) + (1 - self.l1_ratio) * w
         return weighted(self.lam * entries, self.weights).to(w.dtype)
+
+    def slopes(self, w: Tensor) -> Slopes:
+        """strength * l1_ratio * weights, on entries."""
+        return Slopes(entries=weighted(self.lam * self.l1_ratio, self.weights))
+
+    def steepness(self, w: Tensor) -> float | Tensor:
+        """strength * weights, up to a size of 1."""
+        return weighted(self.lam, self.weights)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold, then division by 1 + step * strength * (1 - l1_ratio) * weights."""
@@ -249,6 +262,10 @@ class MCP(Proximable):
         slope = (self.lam - w.abs() / self.gamma).clamp_min(0)
         return weighted(torch.sign(w) * slope, self.weights).to(w.dtype)
 
+    def slopes(self, w: Tensor) -> Slopes:
+        """strength * weights, on entries."""
+        return Slopes(entries=weighted(self.lam, self.weights))
+
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Firm threshold for step < gamma, hard threshold at strength*sqrt(step*gamma) else."""
         size = wide(w).abs()
@@ -313,6 +330,10 @@ class SCAD(Proximable):
         slope = torch.minimum(slope, as_scalar(self.lam, slope))
         return weighted(torch.sign(w) * slope, self.weights).to(w.dtype)
 
+    def slopes(self, w: Tensor) -> Slopes:
+        """strength * weights, on entries."""
+        return Slopes(entries=weighted(self.lam, self.weights))
+
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Three pieces for step < a - 1; else the better of the two outer pieces."""
         size, lam, a = wide(w).abs(), self.lam, self.a
@@ -375,6 +396,10 @@ class LogSum(Proximable):
         """strength * weights * sign(w) / (epsilon + |w|)."""
         slope = self.lam * torch.sign(w) / (self.epsilon + w.abs())
         return weighted(slope, self.weights).to(w.dtype)
+
+    def slopes(self, w: Tensor) -> Slopes:
+        """strength * weights / epsilon, on entries."""
+        return Slopes(entries=weighted(self.lam / self.epsilon, self.weights))
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Larger root of a quadratic; zero instead where that is better or there is no root."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tikhon.penalties.base import (
     Proximable,
+    Slopes,
     as_scalar,
     check_number,
     check_ratio,
@@ -126,6 +127,10 @@ class GroupLasso(Proximable):
         gradient = self._strengths(rows) * rows / row_norms(rows).clamp_min(tiny)
         return gradient.reshape(w.shape).to(w.dtype)
 
+    def slopes(self, w: Tensor) -> Slopes:
+        """strength * weights, on rows."""
+        return Slopes(rows=self._strengths(as_rows(w)))
+
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Each row shrunk by its norm; in a diagonal metric one scalar equation a row."""
         rows = as_rows(wide(w))
@@ -181,6 +186,11 @@ class SparseGroupLasso(Proximable):
         """Sum of the two gradients."""
         single, group = self._parts(w)
         return single.grad(w) + group.grad(w)
+
+    def slopes(self, w: Tensor) -> Slopes:
+        """The slopes of both parts."""
+        single, group = self._parts(w)
+        return Slopes(single.slopes(w).entries, group.slopes(w).rows)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold first, then the rows; the other order is not the prox."""
@@ -240,6 +250,11 @@ class GroupMCP(Proximable):
         unit = rows / norms.clamp_min(torch.finfo(rows.dtype).tiny)
         return (slope * unit).reshape(w.shape).to(w.dtype)
 
+    def slopes(self, w: Tensor) -> Slopes:
+        """strength * weights, on rows."""
+        rows = as_rows(w)
+        return Slopes(rows=self._factors(rows) * self.lam)
+
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Each row scaled to the prox of its norm."""
         refuse_metric(self, step)
@@ -293,6 +308,11 @@ class LInf(Proximable):
         share = largest / largest.sum(1, keepdim=True)
         gradient = self._strengths(rows) * share * torch.sign(rows)
         return gradient.reshape(w.shape).to(w.dtype)
+
+    def steepness(self, w: Tensor) -> float | Tensor:
+        """strength * weights on the norm of a row's gradient, which one entry may hold alone."""
+        rows = as_rows(w)
+        return self._strengths(rows) / max(1, rows.shape[1]) ** 0.5
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Each row clipped at one level, found by sorting its sizes."""

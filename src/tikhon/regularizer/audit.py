@@ -15,7 +15,8 @@ from torch import Tensor, nn, optim
 
 from tikhon.errors import unknown
 from tikhon.regularizer.controller import Controller
-from tikhon.regularizer.metric import UNIFORM, has_gain
+from tikhon.regularizer.metric import has_gain, is_uniform
+from tikhon.regularizer.plan import is_euclidean, route_of
 from tikhon.regularizer.targets import Slot, is_lazy, local, slots, summed
 from tikhon.regularizer.terms import Binding, How, Terms, bind
 from tikhon.wrappers import unwrap
@@ -26,7 +27,12 @@ _BATCHED = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNo
 
 @dataclass(frozen=True)
 class Assignment:
-    """One parameter: what it is, which terms act on it, and why none does."""
+    """One parameter: what it is, which terms act on it, and why none does.
+
+    `route` says by which move of a step each term acts: "gradient", "decay", "prox" in the
+    optimizer's metric, "orthant" where that is not known, "project" in the metric for constraints
+    or "project, Euclidean".
+    """
 
     parameter: str
     shape: tuple[int, ...]
@@ -35,6 +41,7 @@ class Assignment:
     terms: tuple[str, ...]
     strengths: tuple[float, ...]
     how: tuple[str, ...]
+    route: tuple[str, ...]
     note: str
 
 
@@ -72,7 +79,7 @@ class Audit:
                 row.before_norm,
                 "\n".join(row.terms) or "-",
                 "\n".join(f"{strength:.4g}" for strength in row.strengths),
-                "\n".join(row.how),
+                "\n".join(map(_mode, row.how, row.route)),
                 "; ".join(filter(None, [row.note, *(f"tied to {name}" for name in row.tied_to)])),
             )
         console = Console(file=StringIO(), width=110, color_system=None)
@@ -142,10 +149,27 @@ def assign(
                 terms=tuple(type(b.base).__name__ for b in own),
                 strengths=tuple(_plain(b.dial.value) for b in own),
                 how=tuple("constraint" if b.base.constraint else b.how for b in own),
+                route=tuple(_route(b, optimizer) for b in own),
                 note=_note(slot, own, norm, optimizer),
             )
         )
     return Audit(tuple(rows))
+
+
+def _route(binding: Binding, optimizer: optim.Optimizer | None) -> str:
+    if optimizer is None:
+        return binding.route
+    matters = not (binding.base.elementwise or is_uniform(optimizer))
+    if matters and is_euclidean(binding, optimizer):
+        return "project, Euclidean"
+    return route_of(binding, optimizer)
+
+
+def _mode(how: str, route: str) -> str:
+    """The mode column: what the term means, and how it acts where that says more."""
+    if how == "objective" and route in ("prox", "orthant"):
+        return f"{how}, {route}"
+    return f"{how}, Euclidean" if route.endswith("Euclidean") else how
 
 
 def _note(slot: Slot, own: list[Binding], norm: str, optimizer: optim.Optimizer | None) -> str:
@@ -213,7 +237,7 @@ def warn_of_contradictions(
                 f"weight_decay={other} both shrink {name!r}; set one of them to 0",
             )
         if binding.route == "prox" and binding.how == "decoupled":
-            if not isinstance(optimizer, UNIFORM):
+            if not is_uniform(optimizer):
                 once(
                     "metric",
                     binding,
@@ -245,7 +269,7 @@ def warn_of_lost_layers(optimizer: optim.Optimizer, bindings: Sequence[Binding])
     three tensors, one number for all steps, or a strength that a controller seeks say nothing.
     """
     own = [b for b in bindings if b.how == "objective"]
-    if len(own) < 3 or isinstance(optimizer, UNIFORM):
+    if len(own) < 3 or is_uniform(optimizer):
         return False
     params = [p for b in own for p in b.target.params]
     if params[0].is_cuda and torch.cuda.is_current_stream_capturing():

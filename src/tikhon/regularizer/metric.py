@@ -1,13 +1,19 @@
 """The stationary gain of an optimizer: the metric in which a prox keeps the objective's minimum.
 
 The gain is the factor by which a constant gradient moves a weight once the optimizer's state is
-steady, read from its hyper-parameters and state after the step. `stationary_gain.register` takes
-the rule of an optimizer of your own.
+steady, read from its hyper-parameters and state after the step. `register_gain` takes the rule of
+an optimizer of your own.
+
+Where gradients have been zero an adaptive gain has no bound: a prox in it would erase in one step
+the rows of an embedding that no batch has held. So the second moments of weights under a penalty
+of slope `s` are kept from falling to where the gain would exceed lr / s (see `Memory`).
 """
 
 from __future__ import annotations
 
-from functools import singledispatch
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, optim
@@ -15,7 +21,7 @@ from torch import Tensor, optim
 from tikhon.regularizer.targets import local
 
 Number = float | Tensor
-UNIFORM = (optim.SGD, optim.ASGD)  # the same gain for every weight of a parameter
+Group = dict[str, Any]
 
 
 class Gain(NamedTuple):
@@ -40,11 +46,118 @@ class Gain(NamedTuple):
         return self.numerator / denominator
 
 
-@singledispatch
-def stationary_gain(optimizer: optim.Optimizer, group: dict[str, Any], state: Any) -> Gain:
+class Memory(NamedTuple):
+    """The tensor of an optimizer's state that must not vanish, and what becomes of it in a step.
+
+    With every entry at least `share * s**power (+ beyond)` before a step, no denominator of the
+    gain is below `s` after it, whatever the gradient. The optimizer's own move and the prox read
+    the same tensor, so the metric of both is changed alike and the minimum stays where it is; a
+    bound on the prox alone would move it. Where gradients exceed `s` nothing changes, and where
+    they are smaller a weight shrinks by about lr a step, as it would with the penalty in the loss.
+    """
+
+    tensor: Tensor
+    share: Number
+    power: int = 2
+    beyond: Tensor | None = None
+
+    def least(self, slope: Number) -> Number:
+        """What entries must be at least under a penalty of this slope."""
+        least = self.share * slope**self.power
+        return least if self.beyond is None else least + self.beyond
+
+
+GainOf = Callable[[optim.Optimizer, Group, Any], Gain]
+MemoryOf = Callable[[Group, Any], Memory]
+
+
+class Rule(NamedTuple):
+    """What is known of a class of optimizers."""
+
+    gain: GainOf
+    memory: MemoryOf | None
+    uniform: bool
+
+
+_rules: dict[type[optim.Optimizer], Rule] = {}
+
+
+def register_gain(
+    optimizer_class: type[optim.Optimizer],
+    rule: Callable[[optim.Optimizer, Group, Any], Gain | Number],
+    *,
+    uniform: bool = False,
+    memory: MemoryOf | None = None,
+) -> None:
+    """Tell the stationary gain of an optimizer of your own, so that proxes act in its metric.
+
+    The gain is the factor by which a constant gradient moves a weight once the optimizer's state
+    is steady. A subclass that does not override `step` shares the rule; one that does has a rule
+    of its own or none. Without a rule penalties with zeros go another way, by pseudo-gradients.
+
+    Args:
+        optimizer_class: the class.
+        rule: called after a step with the optimizer, the parameter's group and its state; gives a
+            number, a tensor of the parameter's shape, or a `Gain`.
+        uniform: whether the gain is always one number for all weights of a parameter.
+        memory: called with group and state; gives the `Memory` that bounds the gain where
+            gradients have been zero. Without it nothing does.
+
+    >>> class Doubled(torch.optim.SGD):
+    ...     def step(self, closure=None):
+    ...         for group in self.param_groups:
+    ...             for p in group["params"]:
+    ...                 p.data.sub_(p.grad, alpha=2 * group["lr"])
+    >>> tk.register_gain(Doubled, lambda optimizer, group, state: 2 * group["lr"], uniform=True)
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> optimizer = Doubled(model.parameters(), lr=0.1)
+    >>> reg = tk.regularize(model, optimizer, tk.L1(0.5))
+    >>> _ = nn.init.constant_(model.weight, 1.0)
+    >>> model.weight.grad = torch.zeros(1, 2)
+    >>> optimizer.step()
+    >>> model.weight.data
+    tensor([[0.9000, 0.9000]])
+    """
+    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, optim.Optimizer)):
+        raise TypeError(f"register_gain takes a class of optimizers, received {optimizer_class!r}")
+
+    def gain(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
+        found = rule(optimizer, group, state)
+        return found if isinstance(found, Gain) else Gain(found)
+
+    _rules[optimizer_class] = Rule(gain, memory, uniform)
+    _rule_of.cache_clear()
+
+
+def rule_of(optimizer: optim.Optimizer) -> Rule | None:
+    """What is known of this optimizer; None where its class overrides a known class's `step`."""
+    return _rule_of(type(optimizer))
+
+
+@functools.lru_cache(maxsize=256)
+def _rule_of(kind: type[optim.Optimizer]) -> Rule | None:
+    known = next((base for base in kind.__mro__ if base in _rules), None)
+    # torch wraps `step` in the class of the first instance, which is no override
+    if known is None or inspect.unwrap(kind.step) is not inspect.unwrap(known.step):
+        return None
+    return _rules[known]
+
+
+def has_gain(optimizer: optim.Optimizer) -> bool:
+    """Whether the gain of this kind of optimizer is known."""
+    return rule_of(optimizer) is not None
+
+
+def is_uniform(optimizer: optim.Optimizer) -> bool:
+    """Whether the gain is known and one number for all weights of a parameter."""
+    rule = rule_of(optimizer)
+    return rule is not None and rule.uniform
+
+
+def stationary_gain(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     """The gain for one parameter, from its group and its state after the step.
 
-    Raises TypeError for an optimizer whose step is not a gain times the gradient.
+    Raises TypeError for an optimizer whose step is not known to be a gain times the gradient.
 
     >>> import torch
     >>> w = nn.Parameter(torch.zeros(2))
@@ -52,28 +165,27 @@ def stationary_gain(optimizer: optim.Optimizer, group: dict[str, Any], state: An
     >>> round(stationary_gain(sgd, sgd.param_groups[0], {}).dense(), 6)
     1.0
     """
-    raise TypeError(
-        f"{type(optimizer).__name__} has no known stationary gain, so a prox cannot keep the "
-        f'objective\'s minimum; use how="decoupled", an optimizer such as AdamW or SGD, or '
-        f"register its rule with tikhon.regularizer.metric.stationary_gain.register"
-    )
+    rule = rule_of(optimizer)
+    if rule is None:
+        raise TypeError(
+            f"{type(optimizer).__name__} has no known stationary gain; if you know the factor by "
+            f"which a constant gradient moves a weight, tell it by tikhon.register_gain"
+        )
+    return rule.gain(optimizer, group, state)
 
 
-@stationary_gain.register
-def _(optimizer: optim.SGD, group: dict[str, Any], state: Any) -> Gain:
+def _sgd(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     kept = 1 - group["dampening"] if group["momentum"] else 1
     return Gain(group["lr"] * kept / (1 - group["momentum"]))
 
 
-@stationary_gain.register
-def _(optimizer: optim.Adam, group: dict[str, Any], state: Any) -> Gain:
+def _adam(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     moment = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
     correction = 1 - group["betas"][1] ** number(state["step"])
     return Gain(group["lr"], moment, correction**0.5, group["eps"])
 
 
-@stationary_gain.register
-def _(optimizer: optim.NAdam, group: dict[str, Any], state: Any) -> Gain:
+def _nadam(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     beta1, beta2 = group["betas"]
     step, product = number(state["step"]), number(state["mu_product"])
     mu = beta1 * (1 - 0.5 * 0.96 ** (step * group["momentum_decay"]))
@@ -84,8 +196,7 @@ def _(optimizer: optim.NAdam, group: dict[str, Any], state: Any) -> Gain:
     return Gain(group["lr"] * (now + carried), state["exp_avg_sq"], scale, group["eps"])
 
 
-@stationary_gain.register
-def _(optimizer: optim.RAdam, group: dict[str, Any], state: Any) -> Gain:
+def _radam(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     beta2, step = group["betas"][1], number(state["step"])
     correction = 1 - beta2**step
     longest = 2 / (1 - beta2) - 1
@@ -101,27 +212,23 @@ def _(optimizer: optim.RAdam, group: dict[str, Any], state: Any) -> Gain:
     return Gain(numerator, state["exp_avg_sq"], 1.0, group["eps"])
 
 
-@stationary_gain.register
-def _(optimizer: optim.Adamax, group: dict[str, Any], state: Any) -> Gain:
+def _adamax(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     return Gain(group["lr"], state["exp_inf"], root=False)
 
 
-@stationary_gain.register
-def _(optimizer: optim.RMSprop, group: dict[str, Any], state: Any) -> Gain:
+def _rmsprop(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     moment = state["square_avg"]
     if group["centered"]:
         moment = moment.addcmul(state["grad_avg"], state["grad_avg"], value=-1).clamp_min_(0)
     return Gain(group["lr"] / (1 - group["momentum"]), moment, eps=group["eps"])
 
 
-@stationary_gain.register
-def _(optimizer: optim.Adagrad, group: dict[str, Any], state: Any) -> Gain:
+def _adagrad(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     lr = group["lr"] / (1 + (number(state["step"]) - 1) * group["lr_decay"])
     return Gain(lr, state["sum"], eps=group["eps"])
 
 
-@stationary_gain.register
-def _(optimizer: optim.Adadelta, group: dict[str, Any], state: Any) -> Gain:
+def _adadelta(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     # undo the last update of acc_delta, by a gradient of the size that square_avg remembers
     rho, eps = group["rho"], group["eps"]
     square, after = local(state["square_avg"]), local(state["acc_delta"])
@@ -130,16 +237,52 @@ def _(optimizer: optim.Adadelta, group: dict[str, Any], state: Any) -> Gain:
     return Gain(group["lr"] * (before.clamp_min(0) + eps).sqrt(), square + eps)
 
 
-@stationary_gain.register
-def _(optimizer: optim.ASGD, group: dict[str, Any], state: Any) -> Gain:
+def _asgd(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     # the state already holds the eta of the next step
     lr, steps = group["lr"], number(state["step"]) - 1
     return Gain(lr / (1 + group["lambd"] * lr * steps) ** group["alpha"])
 
 
-def has_gain(optimizer: optim.Optimizer) -> bool:
-    """Whether a rule is registered for this kind of optimizer."""
-    return stationary_gain.dispatch(type(optimizer)) is not stationary_gain.dispatch(object)
+def _second_moment(name: str, decay: Callable[[Group], float]) -> MemoryOf:
+    """The memory of an average of squares that is corrected for its start, as Adam's."""
+
+    def memory(group: Group, state: Any) -> Memory:
+        kept = decay(group)
+        held = "max_exp_avg_sq" if group.get("amsgrad") else name
+        return Memory(state[held], (1 - kept ** (number(state["step"]) + 1)) / kept)
+
+    return memory
+
+
+def _square_avg(group: Group, state: Any) -> Memory:
+    """That of RMSprop, whose averages are not corrected; the variance decays no faster."""
+    mean = local(state["grad_avg"]).square() if group["centered"] else None
+    return Memory(state["square_avg"], 1 / group["alpha"], beyond=mean)
+
+
+_ADAMS = _second_moment("exp_avg_sq", lambda group: group["betas"][1])
+_rules.update(
+    {
+        optim.SGD: Rule(_sgd, None, uniform=True),
+        optim.ASGD: Rule(_asgd, None, uniform=True),
+        optim.Adam: Rule(_adam, _ADAMS, uniform=False),
+        optim.AdamW: Rule(_adam, _ADAMS, uniform=False),
+        optim.NAdam: Rule(_nadam, _ADAMS, uniform=False),
+        optim.RAdam: Rule(_radam, _ADAMS, uniform=False),
+        optim.Adamax: Rule(
+            _adamax,
+            lambda group, state: Memory(state["exp_inf"], 1 / group["betas"][1], power=1),
+            uniform=False,
+        ),
+        optim.RMSprop: Rule(_rmsprop, _square_avg, uniform=False),
+        optim.Adagrad: Rule(
+            _adagrad,
+            lambda group, state: Memory(state["sum"], number(state["step"]) + 1),
+            uniform=False,
+        ),
+        optim.Adadelta: Rule(_adadelta, None, uniform=False),  # its eps, 1e-6 in the root, is one
+    }
+)
 
 
 def number(counter: Any) -> Number:

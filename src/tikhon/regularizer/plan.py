@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.penalties import kernels
+from tikhon.penalties.constraints import TopK
 from tikhon.regularizer.controller import Controller
-from tikhon.regularizer.metric import Gain, stationary_gain
+from tikhon.regularizer.metric import Gain, GainOf, Group, Rule, has_gain, is_uniform, rule_of
+from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.terms import Binding, Dial, Route, regroup
-
-Group = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +24,7 @@ class Plan:
 
     Attributes:
         optimizer: whose steps these are.
+        rule: what is known of its gain; None where that is nothing.
         sizes: parameters in each group of the optimizer when the plan was made.
         groups: the group of each parameter, by its id.
         routes: the bindings of each route.
@@ -31,11 +32,13 @@ class Plan:
         consulted: the dials of controllers with the bindings they read, by phase.
         copied: bindings whose weights a controller wants from before the step.
         lanes: the bindings whose prox a kernel may do where the weights lie.
+        bounded: the bindings whose gain must not grow without bound.
         watched: the parameter that tells whether training goes on without us.
         late: whether there is nothing to do before the optimizer's own step.
     """
 
     optimizer: optim.Optimizer
+    rule: Rule | None
     sizes: list[int]
     groups: dict[int, int]
     routes: dict[Route, tuple[Binding, ...]]
@@ -43,6 +46,7 @@ class Plan:
     consulted: dict[str, tuple[tuple[Dial, tuple[Binding, ...]], ...]]
     copied: tuple[Binding, ...]
     lanes: dict[Binding, Lane]
+    bounded: tuple[Binding, ...]
     watched: nn.Parameter
     late: bool
 
@@ -56,33 +60,47 @@ class Plan:
             "gradient": [],
             "decay": [],
             "prox": [],
+            "orthant": [],
             "project": [],
         }
         for binding in held:
-            routes[binding.route].append(binding)
+            routes[route_of(binding, optimizer)].append(binding)
         copied = tuple(
             b
             for b in bindings
             if isinstance(b.dial.source, Controller) and b.dial.source.needs_before
         )
-        rule = stationary_gain.dispatch(type(optimizer))
+        rule = rule_of(optimizer)
         dials = {id(b.dial): b.dial for b in bindings}.values()
         consulted: dict[str, list[tuple[Dial, tuple[Binding, ...]]]] = {"moved": [], "settled": []}
         for dial in dials:
             if isinstance(dial.source, Controller):
                 read = tuple(b for b in held if b.dial is dial)
                 consulted[dial.source.phase].append((dial, read))
+        # what seeks zeros in each step tries strengths that must not stay in the moments
+        seeking = [b for dial, read in consulted["moved"] for b in read]
+        bounded = [b for b in routes["prox"] if b.how == "objective" and b not in seeking]
+        if not (rule and rule.memory):
+            bounded = []
         return cls(
             optimizer=optimizer,
+            rule=rule,
             sizes=sizes_of(optimizer),
             groups=groups,
             routes={route: tuple(found) for route, found in routes.items()},
             moving=tuple(d for d in dials if d.moves and not isinstance(d.source, Controller)),
             consulted={phase: tuple(found) for phase, found in consulted.items()},
             copied=copied,
-            lanes={b: Lane(b, b.target.params[0], rule) for b in routes["prox"] if b.in_place},
+            lanes={
+                b: Lane(b, b.target.params[0], rule and rule.gain)
+                for b in routes["prox"]
+                if b.in_place
+            },
+            bounded=tuple(bounded),
             watched=bindings[0].target.params[0],
-            late=not (routes["gradient"] or routes["decay"] or copied),
+            late=not (
+                routes["gradient"] or routes["decay"] or routes["orthant"] or bounded or copied
+            ),
         )
 
     @property
@@ -104,6 +122,35 @@ class Plan:
         return self.optimizer.param_groups[self.groups[id(param)]]
 
 
+def route_of(binding: Binding, optimizer: optim.Optimizer) -> Route:
+    """By which move of a step the term acts under this optimizer."""
+    if binding.how == "decoupled":
+        return binding.route
+    if binding.route == "prox" and not has_gain(optimizer):
+        return "orthant"
+    # a 16-bit sum of weight and small gradient rounds to the weight: moved apart, it adds up
+    short = any(param.dtype in SHORT for param in binding.target.params)
+    if binding.route == "gradient" and short and is_uniform(optimizer):
+        return "decay"
+    return binding.route
+
+
+def is_euclidean(binding: Binding, optimizer: optim.Optimizer) -> bool:
+    """Whether a projection of the term goes by plain distance, not by that in the metric.
+
+    It does where the two are the same; where the metric of the optimizer is not known, or the
+    projection in it; and for TopK, which goes by size alone: in a metric whose steps grow where
+    gradients vanish it would drop the weights that fit.
+    """
+    base = binding.base
+    if not base.constraint:
+        return False
+    plain = base.elementwise or isinstance(base, TopK) or binding.how == "decoupled"
+    if plain or not has_gain(optimizer):
+        return True
+    return not (base.diagonal or is_uniform(optimizer))
+
+
 @dataclass(eq=False, slots=True)
 class Lane:
     """A binding whose prox a kernel may do where the weights lie, and what was seen of them.
@@ -113,7 +160,7 @@ class Lane:
 
     binding: Binding
     param: nn.Parameter
-    rule: Callable[[optim.Optimizer, Group, Any], Gain]
+    gain: GainOf | None
     form: kernels.Form | None = None
     seen_at: int | None = None
     moment: Tensor | None = None
@@ -126,10 +173,10 @@ class Lane:
             self.seen_at, self.moment = param.data_ptr(), None
         if self.form is None:
             return None
-        if self.binding.how == "decoupled":
+        if self.binding.how == "decoupled" or self.gain is None:
             gain = Gain(group["lr"])
         else:
-            gain = self.rule(optimizer, group, optimizer.state[param])
+            gain = self.gain(optimizer, group, optimizer.state[param])
         if gain.moment is not None and gain.moment is not self.moment:
             if not (gain.root and kernels.alike(param, gain.moment)):
                 return None

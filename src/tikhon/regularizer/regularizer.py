@@ -20,6 +20,7 @@ from tikhon.regularizer.audit import (
     warn_of_lost_layers,
 )
 from tikhon.regularizer.controller import Controller, Observation
+from tikhon.regularizer.orthant import add_pseudo_gradients, keep_orthants
 from tikhon.regularizer.plan import (
     Plan,
     Unread,
@@ -32,7 +33,14 @@ from tikhon.regularizer.plan import (
     untraced,
 )
 from tikhon.regularizer.shards import refuse_inexact, zeros_of
-from tikhon.regularizer.step import add_gradients, reading_of, refuse_unsupported, settle, shrink
+from tikhon.regularizer.step import (
+    add_gradients,
+    bound_gains,
+    reading_of,
+    refuse_unsupported,
+    settle,
+    shrink,
+)
 from tikhon.regularizer.targets import is_lazy, slots, summed
 from tikhon.regularizer.terms import Binding, Dial, How, Term, Terms, bind, replayed
 from tikhon.wrappers import unwrap
@@ -96,6 +104,7 @@ class Regularizer:
         self._gradients: list[tuple[nn.Parameter, Tensor]] = []  # the user's own
         self._earlier: dict[str, Tensor] = {}  # weights for controllers with needs_before
         self._moved: dict[str, Tensor] | None = {}  # weights that shares are measured from
+        self._fresh: list[Binding] = []  # whose parameters have no state before the step
         self._unread: Unread | None = None  # whether the last step was skipped
         self._warned = False  # of layers that were lost
         self._handles: list[Any] = []
@@ -218,7 +227,7 @@ class Regularizer:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, strengths, the memory of controllers and of 16-bit rounding, by name."""
+        """Steps, strengths, the memory of controllers, of 16-bit rounding and of gradients."""
         dials = self._dials()
         return {
             "schema_version": 1,
@@ -226,6 +235,9 @@ class Regularizer:
             "strengths": {name: dial.value for name, dial in dials.items()},
             "memory": {name: cloned(dial.memory) for name, dial in dials.items()},
             "rounding": cloned(self._bindings[0].rounding.lost),
+            "averages": cloned(
+                {b.name: b.average for b in self._bindings if b.average is not None}
+            ),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -243,6 +255,9 @@ class Regularizer:
             if isinstance(dial.source, Controller):
                 dial.set(state["strengths"][name])
         self._bindings[0].rounding.lost = cloned(state["rounding"])
+        averages = cloned(state.get("averages", {}))
+        for binding in self._bindings:
+            binding.average = averages.get(binding.name)
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -251,6 +266,7 @@ class Regularizer:
             self._recount()
         if self._lazy or self._plan.sizes != sizes_of(optimizer):
             self._rematch()
+        self._fresh = bound_gains(self._plan, self._plan.bounded) if self._plan.bounded else []
         if self._plan.late and self._moved is None:
             return None
         for binding in self._plan.copied:
@@ -281,11 +297,15 @@ class Regularizer:
     def _penalize(self, *, decay: bool = True) -> None:
         """All that comes before the optimizer's own step."""
         plan, measure = self._plan, self._moved is not None
+        scale = getattr(self.optimizer, "grad_scale", None)  # fused ones divide inside
+        skipped = getattr(self.optimizer, "found_inf", None)
         if plan.routes["gradient"]:
-            scale = getattr(self.optimizer, "grad_scale", None)  # fused ones divide inside
             self._gradients = add_gradients(plan, scale, measure=measure)
+        if plan.routes["orthant"]:
+            self._gradients += add_pseudo_gradients(
+                plan, scale, skipped, first=decay, measure=measure
+            )
         if decay and plan.routes["decay"]:
-            skipped = getattr(self.optimizer, "found_inf", None)
             shrink(plan, skipped, measure=measure)
         if measure:
             self._moved = {b.name: b.read().clone() for b in self._bindings}
@@ -306,8 +326,12 @@ class Regularizer:
         for binding in plan.active("decay") if moved else ():
             own = (binding.read() - moved[binding.name]).norm()
             binding.share = binding.share / (binding.share + own)  # type: ignore[operator]
+        if self._fresh:
+            bound_gains(plan, self._fresh)
         if plan.consulted["moved"]:
             self._consult("moved")
+        if plan.routes["orthant"]:
+            keep_orthants(plan)
         if plan.routes["prox"]:
             settle(plan, "prox", skipped, moved)
         if plan.routes["project"]:

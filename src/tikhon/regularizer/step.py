@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn, optim
 
 from tikhon.penalties import kernels
-from tikhon.penalties.base import Penalty, Proximable
-from tikhon.penalties.constraints import TopK
+from tikhon.penalties.base import Penalty, Proximable, is_metric
 from tikhon.penalties.elementwise import MCP, SCAD
-from tikhon.regularizer.controller import Reading
-from tikhon.regularizer.metric import UNIFORM, Gain, has_gain, stationary_gain
-from tikhon.regularizer.plan import Group, Plan
+from tikhon.regularizer.controller import Controller, Reading
+from tikhon.regularizer.metric import Gain, Group, has_gain, is_uniform, stationary_gain
+from tikhon.regularizer.plan import Plan, is_euclidean
 from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.targets import local
 from tikhon.regularizer.terms import Binding, Route
 
 _many: Any = torch  # its _foreach functions are public in all but their names
+_UNKNOWN = "{} has no known stationary gain: tell it by tikhon.register_gain,"
 GroupOf = Callable[[nn.Parameter], Group]
 
 
@@ -83,12 +83,67 @@ def _add_gradient(binding: Binding, factor: float | Tensor) -> None:
 
 
 @torch.no_grad()
+def bound_gains(plan: Plan, bindings: Sequence[Binding]) -> list[Binding]:
+    """Keep the gain of weights under a prox from growing without bound where gradients vanish.
+
+    Before the optimizer's step, so that its move and the prox share the metric. Returns the
+    bindings with parameters that have no state yet: for them again after the step.
+    """
+    assert plan.rule and plan.rule.memory
+    fresh: list[Binding] = []
+    alike: dict[float, list[Tensor]] = {}
+    for binding in bindings:
+        if binding.dial.off:  # gradients may yet come, from a closure
+            continue
+        params = binding.target.params
+        if not all(plan.optimizer.state.get(param) for param in params):
+            fresh.append(binding)
+            continue
+        slope = _slope(binding, plan)
+        if is_metric(slope):
+            slopes = [torch.empty_like(local(param), dtype=slope.dtype) for param in params]
+            if binding.whole:
+                slopes[0].copy_(slope)
+            else:
+                binding.target.place_(slopes, slope.expand_as(binding.read()))
+        else:
+            slopes = [slope] * len(params)
+        for param, own in zip(params, slopes):
+            memory = plan.rule.memory(plan.group(param), plan.optimizer.state[param])
+            least = memory.least(own)
+            held = local(memory.tensor)
+            if isinstance(least, float | int):
+                alike.setdefault(least, []).append(held)
+            else:
+                held.clamp_min_(least.to(held))
+    for least, tensors in alike.items():
+        _many._foreach_clamp_min_(tensors, least)
+    return fresh
+
+
+def _slope(binding: Binding, plan: Plan) -> float | Tensor:
+    """What the denominators of the binding's gain must not fall below."""
+    slope, limit = binding.dial.value * binding.steepness, convex_limit(binding.penalty)
+    if limit is None:
+        return slope
+    param = binding.target.params[0]
+    gain = stationary_gain(plan.optimizer, plan.group(param), plan.optimizer.state[param])
+    most = gain.numerator / limit
+    if isinstance(most, Tensor) or isinstance(slope, Tensor):
+        return torch.maximum(*(torch.as_tensor(x).to(binding.read()) for x in (most, slope)))
+    return max(most, slope)
+
+
+@torch.no_grad()
 def shrink(plan: Plan, skipped: Tensor | None, *, measure: bool) -> None:
-    """Move against the penalties' gradients by lr, outside the optimizer's metric (AdamW)."""
+    """Move against the penalties' gradients by lr, outside the optimizer's metric (AdamW).
+
+    In objective mode (16-bit weights) by the gain instead.
+    """
     plain: dict[float, list[nn.Parameter]] = {}
     for binding in plan.active("decay"):
         param = binding.target.params[0]
-        lr = plan.group(param)["lr"]
+        lr = _gain(binding, plan.optimizer, plan.group(param)).numerator
         lr = lr if skipped is None else lr * (1 - skipped)
         if measure:
             binding.share = (lr * binding.penalty.grad(binding.read())).norm()
@@ -173,19 +228,23 @@ def gain_of(
 ) -> tuple[float | Tensor, float | Tensor]:
     """The step of the prox, one number or a tensor as the penalty sees the weights; its scale."""
     params = binding.target.params
-    if binding.how == "decoupled" or _ignores_metric(binding):
+    if binding.how == "decoupled" or is_euclidean(binding, optimizer):
         lr = group_of(params[0])["lr"]
         return lr, lr
     gains = [stationary_gain(optimizer, group_of(p), optimizer.state[p]) for p in params]
-    if all(gain.moment is None for gain in gains) and len({g.numerator for g in gains}) == 1:
-        return gains[0].numerator, gains[0].numerator
+    rate = gains[0].numerator
+    dense = any(g.moment is not None or getattr(g.numerator, "ndim", 0) for g in gains)
+    if not dense and len({g.numerator for g in gains}) == 1:
+        return rate, rate
     full = [
         torch.as_tensor(gain.dense(), dtype=p.dtype, device=p.device).expand(local(p).shape)
         for gain, p in zip(gains, params)
     ]
     step = binding.arrange(full)
     limit = convex_limit(binding.penalty)
-    return step if limit is None else step.clamp_max(limit), gains[0].numerator  # type: ignore[arg-type]
+    if is_metric(rate):
+        rate = rate.mean()
+    return step if limit is None else step.clamp_max(limit), rate  # type: ignore[arg-type]
 
 
 def reading_of(binding: Binding, plan: Plan, before: Tensor | None) -> Reading:
@@ -219,6 +278,12 @@ def convex_limit(penalty: Penalty) -> float | Tensor | None:
 def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
     """Raise TypeError where the optimizer's step cannot carry the term exactly."""
     kind, base = type(optimizer).__name__, binding.base
+    source = binding.dial.source
+    if isinstance(source, Controller) and binding.how == "objective" and not has_gain(optimizer):
+        raise TypeError(
+            f"{type(source).__name__} of {binding.name} works with the optimizer's gain, and "
+            f'{_UNKNOWN.format(kind)} or give the term how="decoupled"'
+        )
     if binding.route == "gradient":
         return
     if isinstance(optimizer, optim.LBFGS):
@@ -226,11 +291,12 @@ def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
             f"{binding.name} would move weights behind the line search of {kind}, whose curvature "
             f"pairs would be wrong; with {kind} use a smooth penalty in objective mode, such as L2"
         )
-    if binding.how == "decoupled" or binding.route == "decay" or _ignores_metric(binding):
+    if binding.how == "decoupled" or binding.route != "prox":
         return
     if not has_gain(optimizer):
-        stationary_gain(optimizer, {}, {})  # raises
-    if isinstance(optimizer, UNIFORM):
+        _refuse_without_orthant(optimizer, binding)
+        return
+    if is_uniform(optimizer):
         return
     if not base.diagonal:
         raise TypeError(
@@ -244,12 +310,24 @@ def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
         )
 
 
-def _ignores_metric(binding: Binding) -> bool:
-    """Whether the projection is the same in every metric, or TopK, which goes by size alone.
-
-    In a metric whose steps grow where gradients vanish TopK would drop the weights that fit.
-    """
-    return binding.base.constraint and (binding.base.elementwise or isinstance(binding.base, TopK))
+def _refuse_without_orthant(optimizer: optim.Optimizer, binding: Binding) -> None:
+    """Raise TypeError for what cannot do without the optimizer's gain."""
+    kind, name = type(optimizer).__name__, type(binding.base).__name__
+    if isinstance(optimizer, optim.SparseAdam):
+        raise TypeError(
+            f"{binding.name} needs the gradient of every weight, and those of {kind} are sparse; "
+            f'use how="decoupled", or an Embedding with sparse=False and Adam'
+        )
+    if getattr(type(binding.base), "slopes", None) is Proximable.slopes:
+        raise TypeError(
+            f"{name} holds zeros by more than a slope, so it needs the optimizer's gain, and "
+            f'{_UNKNOWN.format(kind)} use how="decoupled", or an optimizer such as AdamW or SGD'
+        )
+    if any(param.is_complex() for param in binding.target.params):
+        raise TypeError(
+            f"{binding.target.name!r} is complex, and {_UNKNOWN.format(kind)} use "
+            f'how="decoupled", or SGD'
+        )
 
 
 def _gradient(param: nn.Parameter) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from tikhon.regularizer.rounding import Rounding
 from tikhon.regularizer.targets import Pattern, Slot, Target, is_lazy, local, match, targets_of
 
 How = Literal["objective", "decoupled"]
-Route = Literal["gradient", "decay", "prox", "project"]
+Route = Literal["gradient", "decay", "prox", "orthant", "project"]
 Strength = float | Tensor | Callable[[int], float] | Controller
 
 _SUMS = {
@@ -107,6 +107,8 @@ class Binding:
     dial: Dial
     rounding: Rounding
     share: float | Tensor | None = None  # of the last update that was measured
+    average: Tensor | None = None  # of gradients, on the orthant route
+    facing: Tensor | None = None  # the orthant of the step that is under way
 
     @property
     def penalty(self) -> Penalty:
@@ -117,7 +119,7 @@ class Binding:
 
     @property
     def route(self) -> Route:
-        """By which of the four moves of a step the term acts."""
+        """By which move of a step the term acts, where the optimizer has a gain (see `Plan`)."""
         if self.base.constraint:
             return "project"
         if isinstance(self.base, Proximable) and not self.base.smooth:
@@ -129,6 +131,12 @@ class Binding:
         """Whether the term is weight decay in torch's own sense."""
         base = self.base
         return type(base) is L2 and base.center is None and base.weights is None
+
+    @cached_property
+    def steepness(self) -> float | Tensor:
+        """How large the entries of the penalty's gradient are near zero, at a strength of 1."""
+        penalty = cast(Proximable, self.base.with_strength(1.0))
+        return penalty.steepness(self.read())
 
     @cached_property
     def kernel(self) -> bool:

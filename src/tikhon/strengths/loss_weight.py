@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.regularizer.metric import stationary_gain
+from tikhon.regularizer.metric import has_gain, stationary_gain
 from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.strengths.sensitivity import FROZEN, begin, carry_decay
 from tikhon.wrappers import unwrap
@@ -65,9 +65,8 @@ class LossWeight:
                 f"received {strength.start!r}"
             )
         self.model, self.optimizer, self.strength = unwrap(model), optimizer, strength
-        rule = stationary_gain.dispatch(type(optimizer))
-        if rule is stationary_gain.dispatch(object):
-            rule(optimizer, {}, {})
+        if not has_gain(optimizer):
+            stationary_gain(optimizer, {}, {})  # raises
         self._params = [p for group in optimizer.param_groups for p in group["params"]]
         if any(hasattr(p, "placements") for p in self._params):
             raise TypeError("LossWeight: sharded parameters (DTensor) are not served; use DDP")

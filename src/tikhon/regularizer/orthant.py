@@ -1,0 +1,120 @@
+"""Exact zeros under any optimizer: it sees a pseudo-gradient, and no weight crosses zero.
+
+Where the metric of an optimizer is not known, no prox keeps the minimum of loss + penalty. This
+way needs none (Andrew and Gao 2007, https://doi.org/10.1145/1273496.1273501, for rows too): the
+weights stay for a step within one orthant, where the penalty is smooth and the optimizer sees its
+gradient. A weight that would leave it stops at zero, and is held there, whatever the optimizer's
+own state, until the gradient of the loss is steeper than the penalty. The gradient of one batch
+is noise, so an average over some fifty steps decides.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.penalties.base import Proximable, Slopes, wide
+from tikhon.penalties.elementwise import soft_threshold
+from tikhon.penalties.group import row_norms
+from tikhon.regularizer.plan import Plan
+from tikhon.regularizer.targets import local
+from tikhon.regularizer.terms import Binding
+
+KEPT = 0.98  # of the average of gradients, a step
+_OUT = 1e-6  # the size that a released zero is given to find the side of the penalty's slope
+
+
+@torch.no_grad()
+def add_pseudo_gradients(
+    plan: Plan, scale: Tensor | None, skipped: Tensor | None, *, first: bool, measure: bool
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """Put the pseudo-gradient in the place of each `.grad`; returns what the gradients were.
+
+    `first` says whether this is the first evaluation of the step: later ones, at points that a
+    closure tries, keep its orthant. `scale` and `skipped` are a GradScaler's.
+    """
+    before: list[tuple[nn.Parameter, Tensor]] = []
+    for binding in plan.active("orthant"):
+        params = binding.target.params
+        gradients = [cast(Tensor, param.grad) for param in params]
+        if any(gradient.is_sparse for gradient in gradients):
+            raise TypeError(
+                f"{binding.name} reads the gradient of {binding.target.name!r}, which is sparse; "
+                f'use how="decoupled", or an Embedding with sparse=False'
+            )
+        before += zip(params, gradients)
+        factor: float | Tensor = -1.0 if plan.group(params[0]).get("maximize") else 1.0
+        factor = factor if scale is None else factor * scale
+        own = wide(binding.arrange(gradients)) / factor
+        if first or binding.facing is None:
+            binding.facing = _facing(binding, own, skipped)
+        facing = binding.facing
+        pull = binding.penalty.grad(facing)
+        if measure:
+            binding.share = pull.norm() / (pull.norm() + own.norm())
+        # a NaN is not equal to zero, so it comes through
+        seen = torch.where(facing == 0, 0, own + pull) * factor
+        totals = [gradient.clone() for gradient in gradients]
+        if binding.whole:
+            local(totals[0]).copy_(seen)
+        else:
+            binding.target.place_(totals, seen)
+        for param, total in zip(params, totals):
+            param.grad = total
+    return before
+
+
+def _facing(binding: Binding, gradient: Tensor, skipped: Tensor | None) -> Tensor:
+    """A point of the orthant of this step: the weights, and of zeros the side they may go to."""
+    average = gradient
+    if binding.average is not None and binding.average.shape == gradient.shape:
+        average = binding.average.to(gradient).lerp(gradient, 1 - KEPT)
+        if skipped is not None:
+            average = torch.where(skipped.bool(), binding.average, average)
+    if skipped is None or binding.average is not None:
+        binding.average = average
+    w = wide(binding.read())
+    slopes = _slopes(binding, w)
+    leaving = _steeper(-average, slopes.entries)
+    if slopes.rows is not None:
+        tiny = torch.finfo(leaving.dtype).tiny
+        left = leaving * (1 - slopes.rows / row_norms(leaving).clamp_min(tiny)).clamp_min(0)
+        leaving = torch.where((w == 0).all(1, keepdim=True), left, leaving)
+    return torch.where(w == 0, _OUT * leaving, w)
+
+
+@torch.no_grad()
+def keep_orthants(plan: Plan) -> None:
+    """Set to zero what has left its orthant in this step; what is not finite stays to be seen."""
+    for binding in plan.active("orthant"):
+        facing, binding.facing = binding.facing, None
+        if facing is None:  # its gradient came within the step
+            continue
+        w = wide(binding.read())
+        slopes = _slopes(binding, w)
+        if slopes.entries is not None:
+            w = _without(torch.sign(facing) * w <= 0, w)
+        if slopes.rows is not None:
+            w = _without(torch.linalg.vecdot(facing, w, dim=1)[:, None] <= 0, w)
+            # a row seldom passes through zero: it is there where it is shorter than its step,
+            # and the gradient would hold it
+            near = row_norms(w) <= row_norms(w - facing)
+            pull = row_norms(_steeper(cast(Tensor, binding.average), slopes.entries))
+            w = _without(near & (pull <= slopes.rows), w)
+        binding.write_(w)
+
+
+def _slopes(binding: Binding, w: Tensor) -> Slopes:
+    return cast(Slopes, cast(Proximable, binding.penalty).slopes(w))
+
+
+def _steeper(gradient: Tensor, slope: float | Tensor | None) -> Tensor:
+    """What is left of a gradient beyond the penalty's slope."""
+    return gradient if slope is None else soft_threshold(gradient, slope)
+
+
+def _without(gone: Tensor, w: Tensor) -> Tensor:
+    """Zero where `gone`; what is not finite stays to be seen."""
+    return torch.where(gone & w.isfinite(), 0, w)
