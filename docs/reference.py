@@ -10,10 +10,10 @@ from types import ModuleType
 import tikhon
 
 GUIDES = (
-    "regularize", "penalties", "strengths", "layers", "mc_dropout", "recipe", "path", "tuning",
-    "population", "diagnosis", "cure", "compaction", "report", "live", "cli", "data", "sklearn",
-    "compare", "integrations", "article", "benchmarks",
-)  # fmt: skip
+    *("regularize", "penalties", "strengths", "layers", "mc_dropout", "recipe", "path", "tuning"),
+    *("population", "diagnosis", "cure", "sparsity", "compaction", "report", "live", "cli"),
+    *("data", "sklearn", "compare", "integrations", "article", "benchmarks"),
+)
 PROJECT = ("architecture", "contributing", "changelog")
 
 

@@ -14,6 +14,7 @@ _PUBLIC = {
     # verbs
     "regularize": "tikhon.regularizer.regularizer",
     "compact": "tikhon.compaction",
+    "sparsify": "tikhon.sparsity",
     "fit": "tikhon.training",
     "Recipe": "tikhon.training.recipe",
     "tune": "tikhon.tuning.tune",
