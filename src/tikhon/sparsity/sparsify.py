@@ -164,7 +164,8 @@ class Sparsifier:
     ) -> None:
         _check(share, of, steps, per, multiple, warmup, repair)
         self.model, self.optimizer = unwrap(model), optimizer
-        self.share, self.of, self.per, self.multiple = share, of, per, multiple
+        self.share, self.of, self.multiple = share, of, multiple
+        self.per: Per = per
         self.steps, self.step = steps, 0
         self.layers = _layers(self.model, of, example, pattern)
         self.begin, self.end = round(warmup * steps), max(1, round((1 - repair) * steps))

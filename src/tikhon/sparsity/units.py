@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -194,7 +194,7 @@ def heads(model: nn.Module, pattern: Pattern) -> list[Layer]:
         three = torch.cat([own + k * count * size for k in range(3)], dim=1)
         parts = [
             Part(f"{prefix}in_proj_weight", module.in_proj_weight, 0, three),
-            Part(f"{prefix}out_proj.weight", module.out_proj.weight, 1, own),
+            Part(f"{prefix}out_proj.weight", cast(nn.Parameter, module.out_proj.weight), 1, own),
         ]
         if module.in_proj_bias is not None:
             parts.append(Part(f"{prefix}in_proj_bias", module.in_proj_bias, 0, three))
