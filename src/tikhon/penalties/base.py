@@ -168,7 +168,8 @@ class Proximable(Penalty):
         entries = 0.0 if found.entries is None else found.entries
         if found.rows is None:
             return entries
-        return entries + found.rows / max(1, w[0].numel() if w.ndim > 1 else w.numel()) ** 0.5
+        size = math.prod(w.shape[1:]) if w.ndim > 1 else w.numel()
+        return entries + found.rows / max(1, size) ** 0.5
 
 
 def check_strength(strength: Any, owner: str) -> None:
