@@ -1,0 +1,359 @@
+"""Files as people have them, each with the right reading of every cell, written down by hand.
+
+`python tests/data/corpus.py FOLDER` writes them all, and beside them `classification.csv` and
+`regression.csv`, two larger tables of the same kinds of cells.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A cell that is a word or a bound, with the number beside it if there is one."""
+
+    word: str
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """A cell of free text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One file: what it holds and how it is to be read, or the error it is to give."""
+
+    name: str
+    content: bytes
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    target: list[Any] | None = None  # None: not judged
+    options: dict[str, Any] = field(default_factory=dict)  # of the format
+    dropped: dict[str, str] = field(default_factory=dict)  # column -> part of the reason
+    error: str = ""
+    said: str = ""  # part of a notice
+
+
+def quoted(cell: str, separator: str = ",") -> str:
+    needs = separator in cell or '"' in cell or "\n" in cell
+    return '"' + cell.replace('"', '""') + '"' if needs else cell
+
+
+def written(columns: dict[str, Sequence[str]], separator: str = ",") -> str:
+    lines = [separator.join(columns)]
+    for row in zip(*columns.values(), strict=True):
+        lines.append(separator.join(quoted(cell, separator) for cell in row))
+    return "\n".join(lines) + "\n"
+
+
+def labels(count: int) -> list[str]:
+    return [("p", "n", "n")[i % 3] for i in range(count)]
+
+
+def column(
+    name: str, cells: str | Sequence[str], right: Sequence[Any] | None = None, **more: Any
+) -> Case:
+    """A file with one column `a` and labels; cells may be given separated by ` | `."""
+    cells = cells.split(" | ") if isinstance(cells, str) else list(cells)
+    text = written({"a": cells, "y": labels(len(cells))})
+    columns = {} if right is None else {"a": list(right)}
+    return Case(f"{name}.csv", text.encode(), columns, **more)
+
+
+def pair(name: str, first: str, second: str, right: tuple[list, list], **more: Any) -> Case:
+    """A file with columns `a` and `b`, where one decides for the other."""
+    a, b = first.split(" | "), second.split(" | ")
+    text = written({"a": a, "b": b, "y": labels(len(a))}, more.pop("separator", ","))
+    return Case(f"{name}.csv", text.encode(), {"a": right[0], "b": right[1]}, **more)
+
+
+def target(name: str, cells: str, right: Sequence[Any] | None, **more: Any) -> Case:
+    """A file whose target has these cells."""
+    values = cells.split(" | ")
+    text = written({"a": [str(i % 5) for i in range(len(values))], "y": values})
+    return Case(f"{name}.csv", text.encode(), {}, None if right is None else list(right), **more)
+
+
+M, NB, THIN = "\u2212", "\u00a0", "\u2009"
+NUMBERS = [
+    column("plain", "1 | -2.5 | 1e-3 | +4 | .5 | 6.", [1, -2.5, 1e-3, 4, 0.5, 6]),
+    column("european", "1.234,50 | 0,5 | 12 | 7,25", [1234.5, 0.5, 12, 7.25], said="decimal comma"),
+    column("american", "1,234.50 | 0.5 | 12 | 7,250", [1234.5, 0.5, 12, 7250]),
+    column("german_thousands", "1.036 | 2.500 | 0,5 | 12", [1036, 2500, 0.5, 12]),
+    column("point_by_zero", "1.036 | 2.500 | 0.512 | 12", [1.036, 2.5, 0.512, 12]),
+    column("ambiguous_point", "1.036 | 2.500 | 3.125 | 12", error=r"'1.036' in line 2 can be 1.036 "
+           r"or 1036, .*--decimal \. or --decimal ,"),
+    column("ambiguous_comma", "1,036 | 2,500 | 3,125 | 12", error=r"1036 or 1.036"),
+    column("ambiguous_told_point", "1.036 | 2.500 | 3.125", [1.036, 2.5, 3.125],
+           options={"decimal": "."}),
+    column("ambiguous_told_comma", "1.036 | 2.500 | 3.125", [1036, 2500, 3125],
+           options={"decimal": ","}),
+    column("groups_of_three", "1,036,000 | 2,500 | 12", [1036000, 2500, 12]),
+    column("groups_european", "1.036.000 | 2.500 | 12", [1036000, 2500, 12]),
+    column("indian", "12,34,567 | 1,00,000.5 | 99", [1234567, 100000.5, 99]),
+    column("swiss", "1'036.50 | 12 | 2\u2019000", [1036.5, 12, 2000]),
+    column("spaces", f"1 036 | 2{NB}500 | 3{THIN}125,5 | 4\u202f000", [1036, 2500, 3125.5, 4000]),
+    column("both_marks", "1.5 | 2,5 | 1.234,5 | 1,234.5", [1.5, 2.5, 1234.5, 1234.5],
+           said="each cell by its own decimal mark"),
+    column("both_marks_and_doubt", "1.5 | 2,5 | 1.036 | 4", error=r"'1.036' in line 4 can be"),
+    pair("other_column_decides", "1.036 | 2.500 | 3.125", "0,5 | 1,25 | 2,5",
+         ([1036, 2500, 3125], [0.5, 1.25, 2.5])),
+    pair("other_column_decides_point", "1,036 | 2,500 | 3,125", "0.5 | 1.25 | 2.5",
+         ([1036, 2500, 3125], [0.5, 1.25, 2.5])),
+    pair("semicolons", "1,5 | 2,25 | 3,75", "7 | 8 | 9", ([1.5, 2.25, 3.75], [7, 8, 9]),
+         separator=";", said="separated by ';'"),
+    column("minus_sign", f"{M}5 | {M}0.25 | 3 | \u20131", [-5, -0.25, 3, -1]),
+    column("accounting", "(12.50) | 3 | ($1,000.25) | 12.75-", [-12.5, 3, -1000.25, -12.75]),
+    column("dollars", "$12.30 | $1,036.10 | $0.5 | -$4", [12.3, 1036.1, 0.5, -4], said="in $"),
+    column("euros", "12,30 \u20ac | 1.036,10 \u20ac | 0,5 \u20ac", [12.3, 1036.1, 0.5]),
+    column("some_with_currency", "$12.30 | 4 | $5", [12.3, 4, 5]),
+    column("percent", "3.2% | 10 % | 0.5% | 0", [3.2, 10, 0.5, 0], said="in %"),
+    column("unit", "5 kg | 7.5 kg | 10kg", [5, 7.5, 10], said="in kg"),
+    column("two_units", " | ".join(f"{i}.5 {'kg' if i % 2 else 'lb'}" for i in range(24)),
+           error="several units"),
+    column("multiples", "1.2k | 3M | 900 | 15k", [1200, 3e6, 900, 15000]),
+    column("limits", "<0.5 | 0.75 | >100 | 2 | \u22640.5",
+           [Flag("<", 0.5), 0.75, Flag(">", 100), 2, Flag("<", 0.5)], said="limits (< >)"),
+    column("top_coded", "12 | 65+ | 40 | 65+", [12, Flag(">", 65), 40, Flag(">", 65)]),
+    column("words", "1.5 | low | 2.5 | high | 4 | low | 8 | high | 9 | 10",
+           [1.5, Flag("low"), 2.5, Flag("high"), 4, Flag("low"), 8, Flag("high"), 9, 10]),
+    column("odd_text", "1 | 2 | 3 | x7 | 5 | 6.5", error=r"'x7' in line 5.*--na-values 'x7'"),
+    column("odd_text_told", "1 | 2 | 3 | x7 | 5 | 6.5", [1, 2, 3, None, 5, 6.5],
+           options={"missing": ("x7",)}),
+    column("no_values", "1 | NA | 2.5 | NaN | #N/A | ? | - | n/a | 4",
+           [1, None, 2.5, None, None, None, None, None, 4], said="as no value"),
+    column("blank_cells", ["1", " ", "2", "\t", "3"], [1, None, 2, None, 3]),
+    column("wide_digits", "\uff11\uff12 | \uff13.\uff15 | 4", [12, 3.5, 4]),
+    column("exponents", "1E+05 | 2.5e-3 | 1e2", [1e5, 2.5e-3, 100]),
+    column("infinite", "1 | 2 | inf", error="1 infinite value"),
+    column("overflow", "1 | 2 | 1e400", error="1 infinite value"),
+    column("leading_zeros", "00123 | 00456 | 10101", ["00123", "00456", "10101"]),
+    column("huge_and_alike", [str(10**30 + i) for i in range(6)],
+           error="no column is left to learn from"),
+    column("large_and_near", [str(10**15 + i) for i in range(6)], [10**15 + i for i in range(6)]),
+    column("versions", "1.2.3 | 1.2.4 | 1.2.3 | 1.2.4", ["1.2.3", "1.2.4", "1.2.3", "1.2.4"]),
+    column("sizes", "10A | 12B | 10A | 7C", ["10A", "12B", "10A", "7C"]),
+]  # fmt: skip
+
+
+def d(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+DATES = [
+    column("iso", "2021-03-04 | 2021-12-31 | 2020-02-29", [d("2021-03-04"), d("2021-12-31"),
+           d("2020-02-29")]),
+    column("iso_clock", "2021-03-04T10:30:00Z | 2021-03-04 12:00 | 2021-03-04T12:00:00+02:00",
+           [d("2021-03-04T10:30"), d("2021-03-04T12:00"), d("2021-03-04T10:00")]),
+    column("day_first", "03/04/2021 | 13/04/2021 | 05/06/2021",
+           [d("2021-04-03"), d("2021-04-13"), d("2021-06-05")], said="day before month"),
+    column("month_first", "03/04/2021 | 04/13/2021 | 05/06/2021",
+           [d("2021-03-04"), d("2021-04-13"), d("2021-05-06")], said="month before day"),
+    column("ambiguous_date", "03/04/2021 | 05/06/2021 | 07/08/2021",
+           error=r"'03/04/2021' in line 2 can be 2021-04-03 or 2021-03-04.*--dates dmy"),
+    column("ambiguous_date_told", "03/04/2021 | 05/06/2021", [d("2021-04-03"), d("2021-06-05")],
+           options={"dates": "dmy"}),
+    column("date_format_told", "03-04-21 10h | 05-06-21 11h",
+           [d("2021-04-03T10:00"), d("2021-06-05T11:00")], options={"dates": "%d-%m-%y %Hh"}),
+    column("both_orders", "13/04/2021 | 04/14/2021 | 01/02/2021", error="several orders of day"),
+    column("dots", "04.03.2021 | 05.06.2021 | 1.2.2021",
+           [d("2021-03-04"), d("2021-06-05"), d("2021-02-01")]),
+    column("short_years", "31/12/99 | 15/01/05 | 02/03/21",
+           [d("1999-12-31"), d("2005-01-15"), d("2021-03-02")], said="69 to 99 as 19xx"),
+    column("doubtful_century", "31/12/45 | 15/01/05 | 02/03/21", error="of either century"),
+    column("clock_of_twelve", "03/14/2021 2:30 PM | 03/15/2021 12:05 AM | 03/16/2021 12:00 pm",
+           [d("2021-03-14T14:30"), d("2021-03-15T00:05"), d("2021-03-16T12:00")]),
+    column("month_names", "3 Mar 2021 | 14 April 2021 | Mar 5, 2021 | 06-Mar-2021",
+           [d("2021-03-03"), d("2021-04-14"), d("2021-03-05"), d("2021-03-06")]),
+    column("no_end", "2021-03-04 | 9999-12-31 | 2021-03-06 | 0001-01-01",
+           [d("2021-03-04"), Flag("9999-12-31"), d("2021-03-06"), Flag("0001-01-01")]),
+    column("dates_and_words", "2021-03-04 | never | 2021-03-06 | never | 2021-03-08",
+           [d("2021-03-04"), Flag("never"), d("2021-03-06"), Flag("never"), d("2021-03-08")]),
+    column("zero_dates", "2021-03-04 | 0000-00-00 | 2021-03-06", [d("2021-03-04"), None,
+           d("2021-03-06")]),
+    column("impossible_date", "2021-02-28 | 2021-02-30 | 2021-03-01 | 2021-03-02",
+           error=r"'2021-02-30' in line 3"),
+    column("times", "14:30 | 06:00 | 23:59", [time(14, 30), time(6), time(23, 59)]),
+    column("times_of_twelve", "2:30 PM | 12:00 AM | 6:15 am", [time(14, 30), time(0),
+           time(6, 15)]),
+    column("months", "2021-03 | 2021-04 | 2020-12", [d("2021-03-01"), d("2021-04-01"),
+           d("2020-12-01")]),
+]  # fmt: skip
+
+TEXTS = [f"{who} bought {what} on a {when}" for who in ("Ann", "Bob", "Cy") for what in
+         ("bread", "milk", "tea", "rice") for when in ("Monday", "Friday")]  # fmt: skip
+WORDS = [
+    column("truth", "TRUE | true | False | FALSE", [True, True, False, False]),
+    column("yes_no", "yes | NO | Yes | no", [True, False, True, False]),
+    column("na_is_text", "NA | DE | FR | NA", ["NA", "DE", "FR", "NA"]),
+    column("blanks_around", " Rome | Rome | Oslo | Oslo ", ["Rome", "Rome", "Oslo", "Oslo"]),
+    column("free_text", TEXTS, [Text(text) for text in TEXTS], said="free text"),
+    column("unique_names", [f"{a}{b}" for a in ("Ka", "Lo", "Mi", "Su", "Re")
+                            for b in ("ra", "tin", "vel", "dor", "nash")],
+           [Text(f"{a}{b}") for a in ("Ka", "Lo", "Mi", "Su", "Re")
+            for b in ("ra", "tin", "vel", "dor", "nash")]),
+    pair("identifiers", " | ".join(f"u{i}" for i in range(30)),
+         " | ".join(str(i % 7) for i in range(30)), ([], [i % 7 for i in range(30)]),
+         dropped={"a": "an identifier"}),
+    pair("uuids", " | ".join(f"{i:08x}-{i * 7919:012x}" for i in range(10, 40)),
+         " | ".join(str(i % 7) for i in range(30)), ([], [i % 7 for i in range(30)]),
+         dropped={"a": "an identifier"}),
+    pair("a_flag_or_nothing", "yes |  | yes | ", "1 | 2 | 3 | 4",
+         (["yes", None, "yes", None], [1, 2, 3, 4])),
+    pair("one_value", "5 | 5.0 | 5", "1 | 2 | 3", ([], [1, 2, 3]), dropped={"a": "same value"}),
+    pair("no_cells", " |  | ", "1 | 2 | 3", ([], [1, 2, 3]), dropped={"a": "no value"}),
+]  # fmt: skip
+
+TARGETS = [
+    target("one_truth", "TRUE | True | false | true | FALSE | False",
+           ["TRUE", "TRUE", "false", "TRUE", "false", "false"], said="are one class"),
+    target("one_yes", "yes | YES | no | yes | No | no", ["yes", "yes", "no", "yes", "no", "no"]),
+    target("blank_labels", "a | a  | b | a | b | b ", ["a", "a", "b", "a", "b", "b"],
+           said="blanks alone"),
+    target("blank_labels_alone", "a |  a | a | a ", None, error="is 'a' in all 4 rows"),
+    target("one_and_one_point_nought", "1 | 1.0 | 0 | 1 | 0 | 0.0", ["1", "1", "0", "1", "0", "0"],
+           said="'1', '1.0' of 'y' are one class"),
+    target("signs", "-1 | 1 | -1 | +1 | 1 | -1", ["-1", "1", "-1", "1", "1", "-1"]),
+    target("single_letters", "m | M | m | M", ["m", "M", "m", "M"], said="different classes"),
+    target("codes", "01 | 1 | 01 | 1", ["01", "1", "01", "1"]),
+    target("numbers_with_nan", "1.5 | NaN | $100.05 | 2.25 | 7.5 | 3.125",
+           [1.5, 100.05, 2.25, 7.5, 3.125], said="'NaN' read as no value"),
+    target("comma_target", "1,5 | 2,25 | 7,125 | 100,5", [1.5, 2.25, 7.125, 100.5]),
+    target("limits_in_target", "<0.5 | 1.25 | 2.5 | 7.5", [0.5, 1.25, 2.5, 7.5]),
+    target("mixed_target", " | ".join([str(i / 7) for i in range(30)] + ["low"] * 3), None,
+           error=r"holds 'low' in line 32 among 30 different numbers.*--na-values"),
+    target("text_target", " | ".join(f"text {i}" for i in range(30)), None,
+           error="30 different texts in 30 rows"),
+]  # fmt: skip
+
+BODY = "a,y\n1,p\n2,n\n3.5,n\n"
+READ = {"a": [1, 2, 3.5]}
+FRAME = pd.DataFrame({"a": [1, 2, 3.5], "y": ["p", "n", "n"]})
+
+
+def saved(write: Callable[[io.BytesIO], Any]) -> bytes:
+    buffer = io.BytesIO()
+    write(buffer)
+    return buffer.getvalue()
+
+
+def parquet(**columns: Any) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    table = pa.table({**columns, "y": ["p", "n", "n"]})
+    return saved(lambda out: pq.write_table(table, out))
+
+
+def excel(rows: list[list[Any]]) -> bytes:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    return saved(book.save)
+
+
+def files() -> list[Case]:
+    """Formats, and what goes wrong with whole files."""
+    rows = [["a", "b", "c", "y"], [1, "x", date(2021, 3, 4), "p"], [2.5, "z", None, "n"],
+            [None, "x", datetime(2021, 3, 6, 12), "n"]]  # fmt: skip
+    lines = ('{"a": 1, "b": "x", "y": "p"}\n{"a": 2.5, "y": "n"}\n\n'
+             '{"y": "n", "b": "z", "a": null}\n')  # fmt: skip
+    binary = parquet(a=[b"\xff\xfe", b"\x80", b"\x81"], b=[1, 2, 3])
+    return [
+        Case("capitals.CSV", BODY.encode(), READ),
+        Case("tabs.tsv", BODY.replace(",", "\t").encode(), READ),
+        Case("tabs_in_csv.csv", BODY.replace(",", "\t").encode(), READ, said="separated by"),
+        Case("pipes.txt", BODY.replace(",", "|").encode(), READ),
+        Case("zipped.csv.gz", gzip.compress(BODY.encode()), READ),
+        Case("zipped_in_secret.csv", gzip.compress(BODY.encode()), READ),
+        Case("cut.csv.gz", gzip.compress(BODY.encode())[:-9], error="not a complete gzip file"),
+        Case("parquet_in_secret.csv", saved(FRAME.to_parquet), READ),
+        Case("cut.parquet", saved(FRAME.to_parquet)[:-9], error="not a complete Parquet file"),
+        Case("feathers.feather", saved(FRAME.to_feather), READ),
+        Case("cut.feather", saved(FRAME.to_feather)[:60], error="not a complete Feather file"),
+        Case("sheet.xlsx", excel(rows), {"a": [1, 2.5, None], "b": ["x", "z", "x"],
+             "c": [d("2021-03-04"), None, d("2021-03-06T12:00")]}),
+        Case("sheet_mixed.xlsx", excel([["a", "y"], [1, "p"], ["low", "n"], [3, "n"], ["low", "p"],
+             [5, "n"]]), {"a": [1, Flag("low"), 3, Flag("low"), 5]}),
+        Case("cut.xlsx", excel(rows)[:-30], error="not a complete .xlsx file"),
+        Case("lines.jsonl", lines.encode(), {"a": [1, 2.5, None], "b": ["x", None, "z"]}),
+        Case("nested.jsonl", b'{"a": [1], "y": "p"}\n{"a": [2], "y": "n"}\n',
+             error="column 'a' holds lists"),
+        Case("broken.jsonl", b'{"a": 1, "y": "p"}\n{"a": 2,\n', error="line 2 is not JSON"),
+        Case("twice.ndjson", b'{"a": 1, "a": 2, "y": "p"}\n', error="'a' appears twice"),
+        Case("array.jsonl", b"[1, 2]\n", error="line 1 holds list"),
+        Case("lists.parquet", parquet(a=[[1], [2], [3]]), error="column 'a' holds lists"),
+        Case("structs.parquet", parquet(a=[{"k": 1}] * 3), error="column 'a' holds structs"),
+        Case("binary.parquet", binary, error="column 'a' holds binary data"),
+        Case("old_mac.csv", BODY.replace("\n", "\r").encode(), READ),
+        Case("windows.csv", b"\xef\xbb\xbf" + BODY.replace("\n", "\r\n").encode(), READ),
+        Case("open_quote.csv", b'a,y\n1,"p\n2,n\n', error="line 2: a quote is opened and never"),
+        Case("quote_inside.csv", b'a,y\n"b"c,p\n2,n\n', error="line 2: a quoted field goes on"),
+        Case("long_field.csv", b"a,b,y\n1," + b"x" * 200_000 + b",p\n2,z,n\n3,z,n\n",
+             {"a": [1, 2, 3], "b": ["x" * 200_000, "z", "z"]}),
+        Case("blank_lines.csv", b"a,y\n\n1,p\n\n2,n\n3.5,n\n\n", READ),
+        Case("names_with_blanks.csv", b"a , y\n1,p\n2,n\n3.5,n\n", READ),
+        Case("same_name.csv", b"a,a,y\n1,2,p\n", error="'a' appears twice"),
+        Case("long_row.csv", b"a,y\n1,p\n2,n,3\n", error="line 3: 3 fields"),
+        Case("latin.csv", "a,y\n1,caf\xe9\n".encode("latin-1"), error="line 2: byte 0xe9"),
+        Case("nothing.csv", b"", error="is empty"),
+        Case("header.csv", b"a,y\n", error="no data rows"),
+        Case("picture.csv", b"\x89PNG\r\n\x1a\n....", error="is a picture, not a table"),
+        Case("old_excel.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", error=r"old Excel workbook"),
+    ]  # fmt: skip
+
+
+def cases() -> list[Case]:
+    return [*NUMBERS, *DATES, *WORDS, *TARGETS, *files()]
+
+
+def larger(rows: int = 400, seed: int = 0) -> pd.DataFrame:
+    """A table of the same kinds of cells, with both a class and a number to predict."""
+    rng = np.random.default_rng(seed)
+    price, dose, day = (
+        rng.lognormal(6, 1, rows),
+        rng.exponential(2, rows),
+        rng.integers(0, 900, rows),
+    )
+    shop = rng.integers(0, 80, rows)
+    moment = pd.Timestamp("2021-01-01") + pd.to_timedelta(day, unit="D")
+    hot = np.log(price) + 0.5 * dose + np.sin(shop) + rng.normal(0, 0.3, rows) > 7
+    return pd.DataFrame({
+        "price": [f"{p:,.2f} \u20ac".translate(str.maketrans(",.", ".,")) for p in price],
+        "dose": ["<0,5" if v < 0.5 else f"{v:.2f}".replace(".", ",") for v in dose],
+        "sold": moment.strftime("%d/%m/%Y"),
+        "shop": [f"shop {s}" for s in shop],
+        "note": [TEXTS[i % len(TEXTS)] for i in day],
+        "hot": np.where(hot, "YES", np.where(rng.random(rows) < 0.5, "no", "No")),
+        "total": [f"{t:.2f}".replace(".", ",") for t in np.log(price) * 3 + dose],
+    })  # fmt: skip
+
+
+def write(folder: Path) -> None:
+    """All files of the corpus, and the two larger tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases():
+        (folder / case.name).write_bytes(case.content)
+    frame = larger()
+    frame.drop(columns="total").to_csv(folder / "classification.csv", sep=";", index=False)
+    frame.drop(columns="hot").to_csv(folder / "regression.csv", sep=";", index=False)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

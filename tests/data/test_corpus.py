@@ -1,0 +1,110 @@
+"""Every file of the corpus is read as it was written down, cell by cell, now and for new rows."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data import corpus
+from data.corpus import Case, Flag, Text
+
+from tikhon.data import split
+from tikhon.data.columns import Column
+from tikhon.data.encoding import blocks, encode
+from tikhon.data.reading import Format, read
+from tikhon.data.table import TableOptions, load_table
+from tikhon.errors import DataError
+
+CASES = corpus.cases()
+
+
+def decoded(column: Column, cells: np.ndarray) -> Any:
+    """A cell as a person would name it, from the numbers it was encoded as."""
+    value, code = cells[0], cells[-1]
+    if column.kind == "text":
+        return None if np.isnan(value) else round(np.expm1(value))
+    if column.kind == "category":
+        return None if np.isnan(value) else column.categories[int(value)]
+    if column.words and not np.isnan(code):
+        return Flag(column.words[int(code)], None if np.isnan(value) else float(value))
+    if np.isnan(value):
+        return None
+    return bool(value) if column.kind == "boolean" else float(value)
+
+
+def expected(cell: Any) -> Any:
+    if isinstance(cell, datetime):
+        return (cell - datetime(1970, 1, 1)).total_seconds() / 86400
+    if isinstance(cell, time):
+        return (cell.hour * 60 + cell.minute) / 1440
+    return len(cell.text) if isinstance(cell, Text) else cell
+
+
+def test_the_corpus_is_large():
+    assert len(CASES) >= 80 and len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_file_is_read_as_it_was_written_down(case: Case, tmp_path: Path):
+    path = tmp_path / case.name
+    path.write_bytes(case.content)
+    options = TableOptions("y", format=Format(**case.options))
+    if case.error:
+        with pytest.raises(DataError, match=case.error):
+            load_table(path, options)
+        return
+    data = load_table(path, options)
+    assert data.table is not None
+    assert {c.name for c in data.table.dropped} == set(case.dropped)
+    for column in data.table.dropped:
+        assert case.dropped[column.name] in column.reason
+    if case.columns:
+        assert [c.name for c in data.table.columns] == [n for n in case.columns
+                                                        if n not in case.dropped]  # fmt: skip
+        judge(data.table.columns, data.x.numpy(), case)
+    if case.target is not None:
+        found = [data.classes[i] for i in data.y] if data.classes else data.y.tolist()
+        assert found == case.target
+    assert case.said in " ".join(data.notices)
+
+
+def judge(columns: tuple[Column, ...], values: np.ndarray, case: Case) -> None:
+    for column, place in zip(columns, blocks(columns), strict=True):
+        found = [decoded(column, row) for row in values[:, place]]
+        for row, (received, right) in enumerate(
+            zip(found, case.columns[column.name], strict=True)
+        ):
+            right = expected(right)
+            same = received == right or received == pytest.approx(right, rel=1e-12, abs=1e-9)
+            assert same, f"{case.name}, column {column.name}, row {row}: {received} for {right}"
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.columns], ids=lambda case: case.name)
+def test_new_rows_are_read_alike_through_what_a_run_keeps(case: Case, tmp_path: Path):
+    path = tmp_path / case.name
+    path.write_bytes(case.content)
+    data = load_table(path, TableOptions("y", format=Format(**case.options)))
+    assert data.table is not None
+    plain = json.loads(json.dumps([c.to_dict() for c in data.table.columns], allow_nan=False))
+    columns = tuple(Column.from_dict(column) for column in plain)
+    assert columns == data.table.columns
+    again = encode(read(path, Format(**case.options)), columns)
+    np.testing.assert_array_equal(again, data.x.numpy())
+
+
+@pytest.mark.parametrize("name", ["classification", "regression"])
+def test_the_larger_tables_are_learnt_from_whole(name: str, tmp_path: Path):
+    corpus.write(tmp_path)
+    data = load_table(tmp_path / f"{name}.csv", TableOptions({"c": "hot", "r": "total"}[name[0]]))
+    assert data.table is not None and not data.table.dropped
+    kinds = {c.name: c.kind for c in data.table.columns}
+    assert kinds == {"price": "number", "dose": "number", "sold": "date", "shop": "category",
+                     "note": "text"}  # fmt: skip
+    assert data.task == name
+    assert data.classes == (("no", "YES") if name[0] == "c" else ())
+    parts = split(data)
+    assert all(np.isfinite(p.x.numpy()).all() for p in (parts.train, parts.valid, parts.test))
