@@ -91,12 +91,13 @@ def target(name: str, cells: str, right: Sequence[Any] | None, **more: Any) -> C
 M, NB, THIN = "\u2212", "\u00a0", "\u2009"
 NUMBERS = [
     column("plain", "1 | -2.5 | 1e-3 | +4 | .5 | 6.", [1, -2.5, 1e-3, 4, 0.5, 6]),
-    column("european", "1.234,50 | 0,5 | 12 | 7,25", [1234.5, 0.5, 12, 7.25], said="decimal comma"),
+    column("european", "1.234,50 | 0,5 | 12 | 7,25", [1234.5, 0.5, 12, 7.25],
+           said="decimal comma"),
     column("american", "1,234.50 | 0.5 | 12 | 7,250", [1234.5, 0.5, 12, 7250]),
     column("german_thousands", "1.036 | 2.500 | 0,5 | 12", [1036, 2500, 0.5, 12]),
     column("point_by_zero", "1.036 | 2.500 | 0.512 | 12", [1.036, 2.5, 0.512, 12]),
-    column("ambiguous_point", "1.036 | 2.500 | 3.125 | 12", error=r"'1.036' in line 2 can be 1.036 "
-           r"or 1036, .*--decimal \. or --decimal ,"),
+    column("ambiguous_point", "1.036 | 2.500 | 3.125 | 12",
+           error=r"'1.036' in line 2 can be 1.036 or 1036, .*--decimal \. or --decimal ,"),
     column("ambiguous_comma", "1,036 | 2,500 | 3,125 | 12", error=r"1036 or 1.036"),
     column("ambiguous_told_point", "1.036 | 2.500 | 3.125", [1.036, 2.5, 3.125],
            options={"decimal": "."}),

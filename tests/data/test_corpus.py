@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from data import corpus
 from data.corpus import Case, Flag, Text
-
 from tikhon.data import split
 from tikhon.data.columns import Column
 from tikhon.data.encoding import blocks, encode

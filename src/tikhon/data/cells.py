@@ -105,6 +105,26 @@ def _proves_the_point(texts: pd.Series) -> bool:
     return not bool(pointed.str.fullmatch(_AMBIGUOUS).all())
 
 
+def iso_days(texts: pd.Series) -> np.ndarray | None:
+    """Days since 1970 if all texts are dates as ISO 8601 writes them; None if one is not."""
+    import pandas as pd
+
+    present = texts.notna().to_numpy(bool)
+    if not bool(texts.head(_SAMPLE).dropna().str.match(r"\d{4}-\d\d").all()):
+        return None
+    parsed = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
+    days = days_of(cast("pd.Series", parsed))
+    return None if np.isnan(days[present]).any() else days
+
+
+def days_of(series: pd.Series) -> np.ndarray:
+    """Days since 1970 of datetimes of any unit, NaN for none."""
+    if getattr(series.dtype, "tz", None) is not None:
+        series = series.dt.tz_convert("UTC").dt.tz_localize(None)
+    moments = series.to_numpy("datetime64[us]")
+    return np.where(np.isnat(moments), np.nan, moments.astype(np.int64) / 86_400e6)
+
+
 def decimal_of(columns: Sequence[pd.Series]) -> str:
     """The decimal mark that the numbers of a file prove: "." or ",", "" for none or both."""
     found: set[str] = set()

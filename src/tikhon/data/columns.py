@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 import numpy as np
 
 from tikhon.data import dates, numerals
-from tikhon.data.cells import Cells, plain_numbers, texts_of
+from tikhon.data.cells import Cells, days_of, iso_days, plain_numbers, texts_of
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
 
@@ -25,6 +25,7 @@ TRUTH = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
 TRUE = {"true", "yes", "t", "y"}
 _MOSTLY = 0.5  # a column with more numbers (or dates) than this is one of numbers
 _MISSPELT = 0.05  # other texts in fewer cells than this were meant to be numbers
+_LARGEST = 1e150
 _FEW = 20  # words among numbers, and levels that are a category whatever they look like
 _PROSE = 3  # words of an average cell of free text
 _WIDTHS = {"words": 64, "letters": 32}  # hashed features of free text
@@ -139,6 +140,10 @@ def _text(source: Source, name: str, texts: pd.Series, forced: str | None) -> Co
     if (values := plain_numbers(texts, source.decimal)) is not None:
         finite(source, name, values)
         return _number(Column(name, "number"), values)
+    if source.format.dates is None and (days := iso_days(texts)) is not None:
+        words = tuple(sorted(set(never(days).values())))
+        clock = bool(present.str.contains(":").any())
+        return Column(name, "date", format="ymd", clock=clock, words=words)
     cells = Cells.of(texts)
     return (
         _number_column(source, name, cells, forced)
@@ -306,15 +311,6 @@ def strptime_days(texts: Sequence[str], format: str) -> np.ndarray:
     return days_of(parsed)
 
 
-def days_of(series: pd.Series) -> np.ndarray:
-    """Days since 1970 of datetimes of any unit, NaN for none."""
-    if getattr(series.dtype, "tz", None) is not None:
-        series = series.dt.tz_convert("UTC").dt.tz_localize(None)
-    moments = series.to_numpy("datetime64[us]")
-    days = moments.astype(np.int64) / 86_400e6
-    return np.where(np.isnat(moments), np.nan, days)
-
-
 def never(days: np.ndarray) -> dict[int, str]:
     """Cell -> date of those that stand for "no end" or "no beginning" (9999-12-31, 0001-01-01)."""
     outside = (days < dates.NEVER[0]) | (days >= dates.NEVER[1])
@@ -362,11 +358,12 @@ def _look_like_identifiers(name: str, levels: Sequence[str]) -> bool:
 
 
 def finite(source: Source, name: str, values: np.ndarray) -> None:
-    """Refuse infinite cells, with the first one."""
-    bad = np.isinf(values)
+    """Refuse infinite cells, and those whose squares would be, with the first one."""
+    bad = np.abs(values) > _LARGEST
     if bad.any():
         row = int(np.argmax(bad))
+        what = "infinite value(s)" if np.isinf(values[row]) else f"value(s) beyond {_LARGEST:g}"
         raise DataError(
-            f"column {name!r} has {int(bad.sum())} infinite value(s), first in "
-            f"{source.line(row)}; correct them or leave the cells empty"
+            f"column {name!r} has {int(bad.sum())} {what}, first in {source.line(row)}; correct "
+            "them or leave the cells empty (--na-values TEXT reads a text as no value)"
         )

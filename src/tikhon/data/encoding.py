@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from tikhon.data import dates, numerals
-from tikhon.data.cells import Cells, plain_numbers, texts_of
+from tikhon.data.cells import Cells, days_of, iso_days, plain_numbers, texts_of
 from tikhon.data.columns import (
     TRUE,
     TRUTH,
     Column,
-    days_of,
     finite,
     misspelt,
     never,
@@ -93,17 +92,19 @@ def _dates(source: Source, column: Column, series: pd.Series) -> np.ndarray:
     if types.is_datetime64_any_dtype(series):
         return _with_sentinels(column, days_of(series))
     texts = texts_of(series)
+    if "%" not in column.format and (days := iso_days(texts)) is not None:
+        return _with_sentinels(column, days)
     cells = Cells.of(texts)
     if "%" in column.format:
         days = strptime_days(cells.texts, column.format)
     else:  # "datetime", of a typed file, is written as ISO where it is text
         days = dates.read(cells.texts, "ymd" if column.format == "datetime" else column.format)
-    words = [never(days[i : i + 1]).get(0, text) for i, text in enumerate(cells.texts)]
-    ended = np.array([bool(never(days[i : i + 1])) for i in range(len(days))], bool)
-    known = [not end or word in column.words for end, word in zip(ended, words, strict=True)]
-    values = np.where(ended, np.nan, days)
-    if not all(known):  # a date that stands for none, in a column that had none: no value
-        cells.is_missing[~np.array(known)] = True
+    words = list(cells.texts)
+    values = days.copy()
+    for i, word in never(days).items():
+        words[i], values[i] = word, np.nan
+        if word not in column.words:  # it stands for no date, in a column that had none
+            cells.is_missing[i] = True
     return _with_words(source, column, cells, values, words, "dates")
 
 

@@ -11,6 +11,7 @@ from tikhon.data.encoding import blocks
 from tikhon.data.reading import Source, listed
 
 _RARE_CLASS = 0.1
+_SAMPLE = 5_000
 _SENTINELS = (-1.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, 99.0, 999.0, 9999.0, 99999.0, 999999.0)
 
 
@@ -54,12 +55,19 @@ def imbalance(y: np.ndarray, target: Column, task: str) -> list[str]:
 
 def leaks(values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: str) -> list[str]:
     """Columns that alone tell the target: usually they were written down after it."""
-    found = [
-        column.name
-        for column, place in zip(columns, blocks(columns), strict=True)
-        if column.kind != "text" and any(_tells(cells, y, task, column.kind == "category")
-                                         for cells in values[:, place].T)
-    ]  # fmt: skip
+    some = np.random.default_rng(0).permutation(len(y))[
+        :_SAMPLE
+    ]  # what they do not tell, no row does
+    found = []
+    for column, place in zip(columns, blocks(columns), strict=True):
+        unordered = column.kind == "category"
+        cells = [] if column.kind == "text" else values[:, place].T
+        if any(
+            _tells(part[some], y[some], task, unordered)
+            and (len(y) <= _SAMPLE or _tells(part, y, task, unordered))
+            for part in cells
+        ):
+            found.append(column.name)
     if not found:
         return []
     return [

@@ -18,6 +18,8 @@ _LEVELS = 50  # columns that one category becomes at most
 _MANY = 20  # a category with more levels, some of them rare, gives its target means as well
 _CLASSES = 10  # with more classes than this, target means would be more columns than they tell
 _FOLDS = 5
+_OUTSIDE = 1e3  # standard deviations from which a new number is said to be far outside
+_FARTHEST = 1e6  # and where it is cut off, so that inputs stay numbers
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,7 @@ class Preprocessing:
         numeric = _numeric(values, self.columns)
         for (_, cells, _), figures in zip(numeric, self.numbers, strict=True):
             gaps = np.isnan(cells)
-            scaled = (np.where(gaps, figures.fill, cells) - figures.mean) / (figures.scale or 1.0)
-            parts.append(scaled if figures.scale else np.zeros(len(cells)))
+            parts.append(_scaled(np.where(gaps, figures.fill, cells), figures))
             if figures.indicator:
                 absent.append(gaps.astype(float))
         parts = [np.stack([*parts, *absent], axis=1)] if parts or absent else []
@@ -159,6 +160,8 @@ class Preprocessing:
         for (name, cells, first), figures in zip(numeric, self.numbers, strict=True):
             if first and not figures.indicator and (gaps := int(np.isnan(cells).sum())):
                 found.append(f"{name!r}: {gaps} cell(s) without a value, training had none")
+            if far := int((np.abs(_scaled(cells, figures)) > _OUTSIDE).sum()):
+                found.append(f"{name!r}: {far} value(s) far outside those of training")
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -200,6 +203,12 @@ def _listed(figures: Any) -> list[Any]:
 def _levels_from(plain: Mapping[str, Any]) -> Levels:
     means = tuple((int(code), tuple(m)) for code, m in plain.get("means", {}).items())
     return Levels(tuple(plain["codes"]), plain["rare"], means)
+
+
+def _scaled(cells: np.ndarray, figures: Numbers) -> np.ndarray:
+    if not figures.scale:
+        return np.zeros(len(cells))
+    return np.clip((cells - figures.mean) / figures.scale, -_FARTHEST, _FARTHEST)
 
 
 def rare_below(rows: int) -> int:

@@ -156,7 +156,11 @@ def _classes(
             if values is None else "leave --task out")
         )  # fmt: skip
     label = {key: cells.texts[max(spellings[key], key=lambda i: cells.counts[i])] for key in order}
-    shown = sorted(order, key=lambda key: label[key]) if values is None else order
+    shown = (
+        sorted(order, key=lambda key: (label[key].lower(), label[key]))
+        if values is None
+        else order
+    )
     merged = [listed([cells.texts[i] for i in spellings[key]]) for key in shown
               if len(spellings[key]) > 1]  # fmt: skip
     said = [f"labels {one} of {name!r} are one class" for one in merged]
