@@ -96,6 +96,50 @@ def test_regression_answers_in_the_targets_unit(tmp_path: Path):
     assert np.abs(found["prediction"] - truth["price"])[known].mean() < 40
 
 
+def test_labels_that_a_spreadsheet_would_run_can_be_escaped(tmp_path: Path):
+    rows = [f"{i % 9},{['=1+1', '-2', '@x', 'fine'][i % 4]}" for i in range(120)]
+    (tmp_path / "t.csv").write_text("a,y\n" + "\n".join(rows) + "\n")
+    run, out = tmp_path / "run", tmp_path / "p.csv"
+    base = ["fit", str(tmp_path / "t.csv"), "--target", "y", "--epochs", "1", "-q"]
+    assert main([*base, "--output", str(run)]) == 0
+    ask = ["predict", str(run), str(tmp_path / "t.csv"), "-o", str(out), "-q"]
+    assert main(ask) == 0
+    plain = pd.read_csv(out, dtype=str)
+    assert set(plain["prediction"]) <= {"=1+1", "-2", "@x", "fine"}
+    assert main([*ask, "--spreadsheet"]) == 0
+    safe = pd.read_csv(out, dtype=str)
+    written = {"=1+1": "'=1+1", "@x": "'@x"}
+    assert list(safe["prediction"]) == [written.get(v, v) for v in plain["prediction"]]
+    assert list(safe.columns) == list(plain.columns)
+
+
+@pytest.mark.parametrize("name", ["cut.csv.gz", "cut.parquet", "cut.xlsx", "broken.jsonl"])
+def test_damaged_tables_end_with_4_and_their_name(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from data import corpus
+
+    case = next(case for case in corpus.cases() if case.name == name)
+    (tmp_path / name).write_bytes(case.content)
+    assert main(["fit", str(tmp_path / name), "--target", "y"]) == 4
+    said = capsys.readouterr().err
+    assert name in said and "unexpected" not in said
+
+
+@pytest.mark.parametrize("verb", ["fit", "tune", "path", "compare"])
+def test_every_verb_has_the_option_that_its_question_names(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [f"{1 + i % 9}.{i:03d},{'pn'[i % 2]}" for i in range(100, 180)]
+    (tmp_path / "t.csv").write_text("a,y\n" + "\n".join(rows) + "\n")
+    less = {"tune": ["--budget", "1runs"], "path": ["--strengths", "3"],
+            "compare": ["--methods", "none", "--splits", "2", "--trials", "1"]}  # fmt: skip
+    ask = [verb, str(tmp_path / "t.csv"), "--target", "y", *less.get(verb, [])]
+    ask += ["--output", str(tmp_path / "run"), *(["--epochs", "1"] if verb != "path" else [])]
+    assert main(ask) == 4 and "say --decimal . or --decimal ," in capsys.readouterr().err
+    assert main([*ask, "--decimal", ","]) == 0
+
+
 def test_named_data_predict_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = tmp_path / "run"
     base = ["fit", "wine", "--epochs", "5", "--lr", "0.01", "--output", str(run), "-q"]

@@ -32,9 +32,18 @@ def _sizes_option(help: str) -> Any:
 
 
 def compare(
+    context: typer.Context,
     data: Data,
     target: tables.Target = None,
     task: tables.Task = None,
+    drop: tables.Drop = None,
+    categorical: tables.Categorical = None,
+    separator: tables.Separator = None,
+    decimal: tables.Decimal = None,
+    dates: tables.Dates = None,
+    encoding: tables.Encoding = "utf-8",
+    missing: tables.Missing = None,
+    bad_rows: tables.BadRows = "error",
     data_dir: DataDir = None,
     model: Annotated[str, typer.Option(help="As for fit.", rich_help_panel=MODEL)] = "mlp",
     widths: Annotated[
@@ -83,7 +92,7 @@ def compare(
     """
     stop_after = seconds(budget)
     wide, deep = _sizes(widths, "--widths"), _sizes(depths, "--depths")
-    table = tables.table_options(data, target, task=task)
+    table = tables.table_options(context.params)
 
     from tikhon.cli.conclusion import following, show, write
     from tikhon.cli.progress import StepProgress

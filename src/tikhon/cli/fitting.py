@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from tikhon.data import Split
     from tikhon.training.recipe import Recipe
 
-_TABLE = ("task", "time", "group", "drop", "categorical", "separator", "decimal", "dates",
-          "encoding", "missing", "bad_rows")  # fmt: skip
 _TRAINING = ("loss", "optimizer", "lr", "momentum", "schedule", "batch_size", "seed", "device")
 _PENALTIES = ("l1", "l2", "elastic_net", "group_lasso")
 _RECIPE = ("dropout", "label_smoothing", "confidence_penalty", "r_drop", "mixup", "cutmix",
@@ -117,9 +115,7 @@ def _prepare(given: Mapping[str, Any]) -> Job:
 
     training: dict[str, Any] = {name: given[name] for name in _TRAINING}
     budget, epochs = seconds(given["budget"]), given["epochs"]
-    table = tables.table_options(
-        given["data"], given["target"], **{name: given[name] for name in _TABLE}
-    )
+    table = tables.table_options(given)
     compacted.check_export(given["export"])
     recipe = _recipe(given)
     Settings(**training, budget=budget, epochs=1 if epochs is None else epochs)

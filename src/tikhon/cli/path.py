@@ -26,6 +26,7 @@ _NETWORKS = ("hierarchical", "group_lasso")
 
 
 def path(
+    context: typer.Context,
     data: Data,
     penalty: Annotated[
         str, typer.Option(help="l1, mcp, scad, elastic_net, group_lasso, hierarchical, ...")
@@ -50,6 +51,13 @@ def path(
     time: tables.Time = None,
     group: tables.Group = None,
     drop: tables.Drop = None,
+    categorical: tables.Categorical = None,
+    separator: tables.Separator = None,
+    decimal: tables.Decimal = None,
+    dates: tables.Dates = None,
+    encoding: tables.Encoding = "utf-8",
+    missing: tables.Missing = None,
+    bad_rows: tables.BadRows = "error",
     seed: Seed = 0,
     data_dir: DataDir = None,
     output: Output = None,
@@ -79,9 +87,10 @@ def path(
     from tikhon.training.fit import versions
 
     terminal = Terminal(json=json, quiet=quiet)
-    table = tables.table_options(data, target, task=task, time=time, group=group, drop=drop)
+    table = tables.table_options(context.params)
     source = load(data, data_dir=data_dir, table=table)
     parts = split(source, valid=0.2, test=test, seed=seed)
+    tables.introduce(terminal, parts.train)
     folder_path = output_of(output, source.name, False)
     limit_threads(0)
     train, valid = (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,38 +44,29 @@ Missing = Annotated[
 BadRows = Annotated[str, _option("Rows of the wrong length: error or skip.", name="--on-bad-row")]
 
 
-def table_options(
-    data: str,
-    target: str | None,
-    *,
-    task: str | None = None,
-    time: str | None = None,
-    group: str | None = None,
-    drop: list[str] | None = None,
-    categorical: list[str] | None = None,
-    separator: str | None = None,
-    decimal: str | None = None,
-    encoding: str = "utf-8",
-    missing: list[str] | None = None,
-    bad_rows: str = "error",
-    dates: str | None = None,
-) -> TableOptions | None:
-    """What the options say of a table; None without a target."""
-    if target is None:
+def table_options(given: Mapping[str, Any]) -> TableOptions | None:
+    """What a command's options say of a table; None without a target."""
+    if given["target"] is None:
         return None
     from tikhon.data.reading import Format
     from tikhon.data.table import TableOptions
 
-    if separator is not None:
-        separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
+    separator: str | None = given["separator"]
     return TableOptions(
-        target,
-        task=task,
-        drop=tuple(drop or ()),
-        categorical=tuple(categorical or ()),
-        time=time,
-        group=group,
-        format=Format(separator, decimal, encoding, tuple(missing or ()), bad_rows, dates),
+        given["target"],
+        task=given.get("task"),
+        drop=tuple(given.get("drop") or ()),
+        categorical=tuple(given.get("categorical") or ()),
+        time=given.get("time"),
+        group=given.get("group"),
+        format=Format(
+            separator="\t" if separator in ("\\t", "tab") else separator,
+            decimal=given["decimal"],
+            encoding=given["encoding"],
+            missing=tuple(given["missing"] or ()),
+            bad_rows=given["bad_rows"],
+            dates=given["dates"],
+        ),
     )
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 def tune(
+    context: typer.Context,
     data: Data,
     model: Annotated[
         str | None,
@@ -71,6 +72,13 @@ def tune(
     time: tables.Time = None,
     group: tables.Group = None,
     drop: tables.Drop = None,
+    categorical: tables.Categorical = None,
+    separator: tables.Separator = None,
+    decimal: tables.Decimal = None,
+    dates: tables.Dates = None,
+    encoding: tables.Encoding = "utf-8",
+    missing: tables.Missing = None,
+    bad_rows: tables.BadRows = "error",
     storage: Annotated[
         str | None,
         typer.Option(help="Share the search: journal:PATH or a database URL (Optuna)."),
@@ -114,10 +122,10 @@ def tune(
     from tikhon.training.fit import versions
 
     terminal = Terminal(json=json, quiet=quiet)
-    table = tables.table_options(data, target, task=task, time=time, group=group, drop=drop)
+    table = tables.table_options(context.params)
     source = load(data, data_dir=data_dir, table=table)
-    tables.introduce(terminal, source)
     parts = split(source, valid=0.2, test=test, seed=seed)
+    tables.introduce(terminal, parts.train)
     train = all_but_test(parts)
     path = output_of(output, source.name, resume)
     first, *others = names = _models(model, parts)

@@ -31,8 +31,13 @@ _PROSE = 3  # words of an average cell of free text
 _WIDTHS = {"words": 64, "letters": 32}  # hashed features of free text
 _ID_NAME = re.compile(r"(^|[_\s.-])(id|uuid|guid|key|index|rownames?)$|^unnamed|^$", re.IGNORECASE)
 _HEX = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{2,})*", re.IGNORECASE)
-_FORMATS = {"ISO8601": "ymd", "%Y/%m/%d": "ymd", "%d.%m.%Y": "dmy", "%d/%m/%Y": "dmy",
-            "%m/%d/%Y": "mdy"}  # fmt: skip  # as older runs name them
+_FORMATS = {
+    "ISO8601": "ymd",
+    "%Y/%m/%d": "ymd",
+    "%d.%m.%Y": "dmy",
+    "%d/%m/%Y": "dmy",
+    "%m/%d/%Y": "mdy",
+}  # as older runs name them
 
 
 @dataclass(frozen=True)

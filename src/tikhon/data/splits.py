@@ -136,8 +136,10 @@ def _noticed(train: Dataset, valid: Dataset, test: Dataset) -> list[str]:
 
     found = []
     if train.classes:
-        counts = [np.bincount(part.y.numpy(), minlength=len(train.classes))
-                  for part in (train, valid, test)]  # fmt: skip
+        counts = [
+            np.bincount(part.y.numpy(), minlength=len(train.classes))
+            for part in (train, valid, test)
+        ]
         found = untested(train.classes, counts[0], counts[1:])
     if train.table is not None:
         rows = [torch.cat([p.x, p.y.double()[:, None]], 1).numpy() for p in (train, valid, test)]

@@ -89,8 +89,10 @@ def _numbers(
         return None
     if (plain := plain_numbers(texts, source.decimal)) is not None:
         return Column(name, "number"), plain
-    found = [None if none else numerals.numeral(text)
-             for text, none in zip(cells.texts, cells.is_missing)]  # fmt: skip
+    found = [
+        None if none else numerals.numeral(text)
+        for text, none in zip(cells.texts, cells.is_missing)
+    ]
     numbers = [one for one in found if one is not None]
     if not numbers or len(numbers) + int(cells.is_missing.sum()) < len(found):
         return None
@@ -152,17 +154,20 @@ def _classes(
         what = "texts" if values is None else "numbers"
         raise DataError(
             f"{source.name}: {name!r} holds {len(order)} different {what} in {len(cells.codes)} "
-            "rows; as classes they cannot be learnt: " + ("name another target"
-            if values is None else "leave --task out")
-        )  # fmt: skip
+            "rows; as classes they cannot be learnt: "
+            + ("name another target" if values is None else "leave --task out")
+        )
     label = {key: cells.texts[max(spellings[key], key=lambda i: cells.counts[i])] for key in order}
     shown = (
         sorted(order, key=lambda key: (label[key].lower(), label[key]))
         if values is None
         else order
     )
-    merged = [listed([cells.texts[i] for i in spellings[key]]) for key in shown
-              if len(spellings[key]) > 1]  # fmt: skip
+    merged = [
+        listed([cells.texts[i] for i in spellings[key]])
+        for key in shown
+        if len(spellings[key]) > 1
+    ]
     said = [f"labels {one} of {name!r} are one class" for one in merged]
     if values is None:
         said += _close(name, [label[key] for key in shown])

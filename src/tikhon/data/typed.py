@@ -142,15 +142,20 @@ def workbook(path: Path, content: bytes) -> Frame:
     if not rows:
         raise DataError(f"{path} is empty: a header and rows are needed")
     header = ["" if cell is None else str(cell).strip() for cell in rows[0]]
-    while header and not header[-1] and all(len(r) < len(header) or r[len(header) - 1] is None
-                                            for r in rows[1:]):  # fmt: skip
+    while (
+        header
+        and not header[-1]
+        and all(len(r) < len(header) or r[len(header) - 1] is None for r in rows[1:])
+    ):
         header.pop()  # columns that are formatted but empty
     if twice := next((name for name in header if header.count(name) > 1), None):
         raise DataError(f"{path}: column {twice[:60]!r} appears twice; rename one of them")
     if len(rows) < 2:
         raise DataError(f"no data rows in {path}: its first sheet holds the header alone")
-    cells = {name: [row[i] if i < len(row) else None for row in rows[1:]]
-             for i, name in enumerate(header)}  # fmt: skip
+    cells = {
+        name: [row[i] if i < len(row) else None for row in rows[1:]]
+        for i, name in enumerate(header)
+    }
     frame, foreign = frame_of(cells)
     if others:
         frame.attrs["notice"] = f"the first sheet is read, not {', '.join(map(repr, others[:8]))}"
