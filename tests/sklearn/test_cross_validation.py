@@ -22,6 +22,8 @@ from tikhon.sklearn import (
 from tikhon.sklearn.population import evolve
 
 matplotlib.use("Agg")
+# most tests train for a few epochs only
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 X, Y = load_diabetes(return_X_y=True)
 XC, YC = load_breast_cancer(return_X_y=True)
 SMALL = {"alphas": [1e-3, 1e-2], "cv": 2, "max_iter": 12}
@@ -69,7 +71,7 @@ def test_a_population_finds_a_strength_and_can_be_followed():
     again = clone(model).fit(x, y)
     assert model.cv_results_["mean_test_score"].shape == (6,)
     assert (np.diff(model.alphas_) <= 0).all() and model.alphas_.max() <= 1
-    assert sum(epochs for _, epochs in model.schedule_) == 48 == model.n_iter_
+    assert sum(epochs for _, epochs in model.schedule_) == 48
     assert model.schedule_[-1][0] == model.alpha_ == again.alpha_
     np.testing.assert_array_equal(model.coef_, again.coef_)
     plain = RegularizedRegressorCV((), alphas=[1e-4], cv=3, l1_ratio=1, max_iter=48).fit(x, y)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import joblib
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, make_regression
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_selection import SelectFromModel
 from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -20,6 +22,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from tikhon.errors import DataError, StorageError
 from tikhon.sklearn import RegularizedClassifier, RegularizedRegressor, load
 
+# most tests train for a few epochs only
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 X, Y = load_diabetes(return_X_y=True)
 XC, YC = load_breast_cancer(return_X_y=True)
 BOTH = [RegularizedClassifier, RegularizedRegressor]
@@ -221,10 +225,13 @@ def test_saved_estimators_predict_the_same(model, tmp_path):
     assert again.get_params() == model.get_params()
     np.testing.assert_array_equal(again.support_, model.support_)
     assert again.loss_curve_ == model.loss_curve_
-    again.partial_fit(frame, y)
+    if not model.early_stopping:
+        again.partial_fit(frame, y)
     unpickled = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(unpickled.predict(frame), model.predict(frame))
-    assert unpickled.partial_fit(frame, y).loss_curve_ == model.partial_fit(frame, y).loss_curve_
+    if not model.early_stopping:
+        both = [m.partial_fit(frame, y).loss_curve_ for m in (unpickled, model)]
+        assert both[0] == both[1]
 
 
 def test_foreign_files_are_refused(tmp_path):
@@ -247,9 +254,121 @@ def test_foreign_files_are_refused(tmp_path):
         ({"activation": "relo"}, "did you mean 'relu'"),
         ({"penalty": "l3"}, "unknown penalty 'l3'"),
         ({"max_iter": 0}, "max_iter must be a positive integer"),
+        ({"n_iter_no_change": 0}, "n_iter_no_change must be a positive integer or np.inf"),
         ({"learning_rate_init": 1e12, "max_iter": 50, "standardize": False}, "the loss is"),
     ],
 )
 def test_bad_parameters_are_named(parameters, message):
     with pytest.raises(ValueError, match=message):
-        RegularizedRegressor(**{"hidden_layer_sizes": (4,), **parameters}).fit(X * 1e6, Y * 1e200)
+        RegularizedRegressor(**{"hidden_layer_sizes": (4,), **parameters}).fit(X * 1e200, Y)
+
+
+def test_targets_that_no_float_can_square_are_named():
+    with pytest.raises(ValueError, match=r"y is too large to be squared, up to 3.46e\+202"):
+        RegularizedRegressor((4,)).fit(X, Y * 1e200)
+
+
+SCALES = [1e-6, 1e-2, 1e6]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("first", "second"), [(5.0, 0.0), (0.0, 2.0), (2.5, 2.5)])
+def test_a_linear_regressor_is_exact_at_every_scale(scale, first, second):
+    """At its defaults; `first` and `second` are the strengths of the two parts of the penalty."""
+    x, y = PLANTED
+    alpha = first * scale + second  # the first part has the unit of the targets
+    model = RegularizedRegressor(
+        (), standardize=False, alpha=alpha, l1_ratio=first * scale / alpha
+    ).fit(x, y * scale)
+    total, exact = first + second, {"tol": 1e-12, "max_iter": 100_000}
+    theirs = ElasticNet(total, l1_ratio=first / total, **exact)
+    theirs = theirs if first else Ridge(second * len(x), tol=1e-12)
+    theirs.fit(x, y)
+    np.testing.assert_allclose(model.coef_ / scale, theirs.coef_, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(model.intercept_ / scale, theirs.intercept_, rtol=1e-5)
+    np.testing.assert_array_equal(model.support_, theirs.coef_ != 0)
+    scaled = [RegularizedRegressor((), alpha=0.1, l1_ratio=0.5).fit(x, v) for v in (y, y * scale)]
+    np.testing.assert_allclose(scaled[1].coef_, scaled[0].coef_ * scale, rtol=1e-7)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_linear_classifier_is_exact_for_any_kind_of_classes():
+    x = StandardScaler().fit_transform(XC)
+    for y in (YC, np.where(YC, 1, -1), np.digitize(XC[:, 0], [12, 16])):
+        model = RegularizedClassifier((), alpha=0.02, standardize=False).fit(x, y)
+        classes = len(model.classes_)
+        strength = 0.01 if classes == 2 else 0.02  # of two symmetric logits each has half
+        theirs = LogisticRegression(C=1 / (strength * len(x)), tol=1e-10, max_iter=5000)
+        np.testing.assert_allclose(model.coef_, theirs.fit(x, y).coef_, atol=1e-4)
+    labels = np.stack([YC, XC[:, 0] > 14], axis=1).astype(int)
+    both = RegularizedClassifier((), alpha=0.02).fit(XC, labels)
+    alone = [RegularizedClassifier((), alpha=0.02).fit(XC, labels[:, [k, k]]) for k in (0, 1)]
+    for k in (0, 1):
+        np.testing.assert_allclose(both.coef_[k], alone[k].coef_[k], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("hidden", [(), (6,)])
+def test_float32_and_float64_rows_give_the_same_model(kind, hidden):
+    x, y = (XC, YC) if kind is RegularizedClassifier else (X, Y)
+    model = kind(hidden, dropout=0.2, max_iter=3, random_state=0)
+    wide, narrow = (clone(model).fit(rows, y) for rows in (x, x.astype(np.float32)))
+    for a, b in zip(wide.coefs_, narrow.coefs_, strict=True):
+        assert b.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_network_learns_targets_in_any_unit(scale):
+    plain = RegularizedRegressor((8,), alpha=0, standardize=False, max_iter=30, random_state=0)
+    other = clone(plain).fit(SCALED[0], SCALED[1] * scale)
+    plain.fit(*SCALED)
+    rows = SCALED[0][:20] + 0.1
+    np.testing.assert_allclose(other.predict(rows) / scale, plain.predict(rows), rtol=1e-6)
+    assert other.loss_curve_ == pytest.approx([loss * scale**2 for loss in plain.loss_curve_])
+
+
+def test_the_objective_of_a_network_is_in_the_units_of_its_targets():
+    model = RegularizedRegressor(
+        (5,), alpha=0.3, l1_ratio=0.4, standardize=False, max_iter=4, random_state=0, batch_size=80
+    ).fit(*SCALED)
+    before = clone(model).set_params(max_iter=3).fit(*SCALED)
+    loss = 0.5 * np.mean((SCALED[1] - before.predict(SCALED[0])) ** 2)
+    weights = np.concatenate([w.ravel() for w in before.coefs_])
+    after = np.concatenate([w.ravel() for w in model.coefs_])
+    penalty = 0.3 * (0.4 * np.abs(after).sum() + 0.3 * (after**2).sum())
+    assert model.loss_curve_[-1] == pytest.approx(loss + penalty, rel=1e-6)
+    hidden = np.maximum(SCALED[0] @ before.coefs_[0] + before.intercepts_[0], 0)
+    by_hand = hidden @ before.coefs_[1] + before.intercepts_[1]
+    np.testing.assert_allclose(before.predict(SCALED[0]), by_hand[:, 0])
+    assert len(weights) == len(after)
+
+
+@pytest.mark.filterwarnings("default::sklearn.exceptions.ConvergenceWarning")
+def test_training_that_is_cut_short_is_told():
+    with pytest.warns(ConvergenceWarning, match="3 epochs of training did not converge"):
+        RegularizedRegressor((4,), max_iter=3).fit(X, Y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RegularizedRegressor((4,), max_iter=3, n_iter_no_change=np.inf).fit(X, Y)  # asked for
+        RegularizedRegressor((4,)).partial_fit(X, Y)
+
+
+@pytest.mark.parametrize("name", ["early_stopping", "alpha"])
+def test_partial_fit_refuses_what_needs_a_whole_run(name):
+    model = RegularizedRegressor((4,), **{name: True if name == "early_stopping" else "auto"})
+    with pytest.raises(ValueError, match=f"partial_fit does not support {name}"):
+        model.partial_fit(X, Y)
+
+
+def test_logarithms_of_probabilities_are_finite():
+    x, y = XC[:, :1] - XC[:, 0].mean(), (XC[:, 0] > XC[:, 0].mean()).astype(int)
+    model = RegularizedClassifier((), alpha=1e-6, standardize=False).fit(x, y)
+    assert (model.predict_proba(x * 1e6) == 0).any()
+    log = model.predict_log_proba(x * 1e6)
+    assert np.isfinite(log).all()
+    np.testing.assert_allclose(np.exp(model.predict_log_proba(x)), model.predict_proba(x))
+    labels = np.stack([y, 1 - y], axis=1)
+    two = RegularizedClassifier((), alpha=1e-6, standardize=False).fit(x, labels)
+    assert np.isfinite(two.predict_log_proba(x * 1e6)).all()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone, is_classifier
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
 from sklearn.utils import check_random_state
@@ -85,20 +87,43 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         cutter = cast("Any", check_cv(cv, y, classifier=is_classifier(self)))
         folds = list(cutter.split(X, y))
         scorer = check_scoring(self._estimator(), scoring=self.scoring)
-        model = self._estimator()
-        if self.search == "population":
-            model = self._populate(model, (X, y, weights), folds, scorer)
-        else:
-            scores = [self._fold(X, y, weights, rows, scorer) for rows in folds]
-            self._tell(np.array(scores).T)
-            for alpha in self.alphas_[: self.best_index_ + 1]:
-                model = self._follow(model, alpha).fit(X, y, sample_weight=weights)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            model = self._searched(X, y, weights, folds, scorer)
         self.best_estimator_ = model
+        self._tell_warnings(caught)
         for name in ("n_iter_", "loss_curve_", "support_", "feature_importances_", "coefs_",
                      "intercepts_", "coef_", "intercept_", "classes_"):  # fmt: skip
             if hasattr(model, name):
                 setattr(self, name, getattr(model, name))
         return self
+
+    def _searched(self, X, y, weights, folds, scorer) -> RegularizedNetwork:
+        """The model on all rows, after the strengths that scored best."""
+        model = self._estimator()
+        if self.search == "population":
+            return self._populate(model, (X, y, weights), folds, scorer)
+        scores = [self._fold(X, y, weights, rows, scorer) for rows in folds]
+        self._tell(np.array(scores).T)
+        for alpha in self.alphas_[: self.best_index_ + 1]:
+            model = self._follow(model, alpha).fit(X, y, sample_weight=weights)
+        return model
+
+    def _tell_warnings(self, caught: list[warnings.WarningMessage]) -> None:
+        """One line for all fits that did not converge; rounds of a population are short anyway."""
+        unfinished = [w for w in caught if issubclass(w.category, ConvergenceWarning)]
+        for warning in caught:
+            if warning not in unfinished:
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
+        if unfinished and self.search == "path":
+            warnings.warn(
+                f"{len(unfinished)} fits of the path did not converge: raise max_iter (now "
+                f"{self.max_iter}) or the smallest of alphas",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
 
     def _grid(self) -> np.ndarray:
         if isinstance(self.alphas, int | np.integer) and not isinstance(self.alphas, bool):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import compute_sample_weight
@@ -24,7 +25,9 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
     rows. Inputs are standardised inside, with the sample weights.
 
     Args:
-        hidden_layer_sizes: units of each hidden layer; () is a linear model.
+        hidden_layer_sizes: units of each hidden layer; () is a linear model, which is solved
+            exactly (without "auto", early stopping and `partial_fit`, and for up to 50 million
+            entries of X): batch_size, learning_rate_init, max_iter, tol do not matter to it.
         activation: "relu", "tanh", "logistic" or "identity".
         alpha: strength, finite and >= 0; "auto" finds it in the run from a fifth of the rows.
         l1_ratio: 0 is L2, 1 is L1, between them the elastic net.
@@ -35,7 +38,9 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
         learning_rate_init: of Adam, > 0.
         max_iter: epochs at most, >= 1.
         tol, n_iter_no_change: training ends when the objective has not fallen by `tol` for so
-            many epochs (with early stopping: when the validation loss has not fallen).
+            many epochs (with early stopping: when the validation loss has not fallen); `tol` is
+            in units of the targets' variance for a regressor. ConvergenceWarning if it did not
+            end in `max_iter` epochs; np.inf means all epochs, without a warning.
         early_stopping: hold out `validation_fraction` of the rows and keep the best weights.
         standardize: whether inputs (and targets of a regressor) are standardised.
         warm_start: `fit` continues from the last weights, scaling and optimizer state.
@@ -128,8 +133,9 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
         return (found.sigmoid() if self._multilabel else found.softmax(1)).numpy()
 
     def predict_log_proba(self, X):
-        """Logarithms of the probabilities."""
-        return np.log(self.predict_proba(X))
+        """Logarithms of the probabilities, finite where a probability rounds to 0."""
+        found = torch.from_numpy(self._answers(X))
+        return (F.logsigmoid(found) if self._multilabel else found.log_softmax(1)).numpy()
 
     def decision_function(self, X):
         """Logits: (rows,) for two classes, (rows, classes) otherwise."""
@@ -160,6 +166,9 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
         if self.class_weight is not None:
             weights = weights * compute_sample_weight(self.class_weight, y)
         return np.eye(len(self.classes_))[codes], weights
+
+    def _kind_of_loss(self):
+        return "logistic" if self._multilabel else "multinomial"
 
     def _losses_of(self, targets):
         return binary_cross_entropy if self._multilabel else cross_entropy
@@ -227,6 +236,9 @@ class RegularizedRegressor(RegressorMixin, RegularizedNetwork):
                 f"y has {y.shape[1]} outputs, before it had {self.network_.sizes[-1]}"
             )
         return y, weights
+
+    def _kind_of_loss(self):
+        return "squared"
 
     def _losses_of(self, targets):
         return half_squares

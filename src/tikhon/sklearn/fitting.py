@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from numbers import Integral, Real
 from typing import Any, ClassVar, cast
@@ -9,18 +10,21 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from tikhon.errors import unknown
+from tikhon.paths.linear import Kind
+from tikhon.sklearn.exact import solvable, solve_exactly
 from tikhon.sklearn.learning import Learner, Losses, Rows, answers
 from tikhon.sklearn.network import (
     ACTIVATIONS,
     PENALTIES,
     Network,
     moments,
+    penalty_of,
     terms,
 )
 
@@ -81,10 +85,61 @@ class RegularizedNetwork(BaseEstimator, ABC):
         X, targets, weights = self._check(X, y, sample_weight, reset=not again)
         if not again:
             self._begin(X, targets, weights)
-        self._train(X, targets, weights, self.max_iter)
+        exact = not self.hidden_layers and not self.early_stopping and self.alpha != "auto"
+        if exact and solvable(X):
+            self._solve(X, targets, weights, again=again)
+        else:
+            self._train(X, targets, weights, self.max_iter)
         return self
 
+    @property
+    def hidden_layers(self) -> int:
+        """How many hidden layers there are; without one the model is linear."""
+        return int(np.atleast_1d(self.hidden_layer_sizes).size)
+
+    def _solve(self, X: Any, targets: np.ndarray, weights: np.ndarray, *, again: bool) -> None:
+        """A linear model's exact solution: one entry of the loss curve."""
+        network = self.network_
+        rows = Rows.of(X, self._scaled(targets), weights)
+        unit = self._penalty_unit()
+        penalty = penalty_of(
+            self.penalty, float(self.alpha), float(self.l1_ratio), linear=1 / unit
+        )
+        objective, converged = solve_exactly(
+            network, rows, self._kind_of_loss(), penalty, again=again
+        )
+        if not converged:
+            self._tell_unfinished("the solver of the linear model")
+        self.loss_curve_.append(objective * unit**2)
+        self.n_iter_ += 1
+        self.best_loss_, self.alpha_ = objective * unit**2, float(self.alpha)
+        self._optimizer_state = None
+        self._publish()
+
+    def _scaled(self, targets: np.ndarray) -> np.ndarray:
+        """The targets as the network learns them."""
+        if not self._numeric:
+            return targets
+        offset, unit = (b.double().numpy() for b in (self.network_.offset, self.network_.unit))
+        return (targets - offset) / unit
+
+    def _penalty_unit(self) -> float:
+        """What the targets are divided by without the objective being meant to change."""
+        return 1.0 if self.standardize else float(self.network_.unit[0])
+
+    def _tell_unfinished(self, what: str) -> None:
+        warnings.warn(
+            f"{what} did not converge: raise max_iter (now {self.max_iter}) or alpha, or let "
+            "standardize=True scale the inputs",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+
     def _partial(self, X, y, sample_weight) -> Any:
+        for name, on in (("early_stopping=True", self.early_stopping),
+                         ('alpha="auto"', self.alpha == "auto")):  # fmt: skip
+            if on:
+                raise ValueError(f"partial_fit does not support {name}: it needs whole runs")
         first = not hasattr(self, "network_")
         X, targets, weights = self._check(X, y, sample_weight, reset=first)
         if first:
@@ -120,12 +175,15 @@ class RegularizedNetwork(BaseEstimator, ABC):
         dtype = torch.float32 if X.dtype == np.float32 else torch.float64
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._random.randint(2**31))
-            self.network_ = Network(
-                (*sizes, targets.shape[1]), self.activation, self.dropout, dtype
-            ).eval()
+            self.network_ = (
+                Network(  # drawn in one type: float32 rows give the same model
+                    (*sizes, targets.shape[1]), self.activation, self.dropout, torch.float64
+                )
+                .to(dtype)
+                .eval()
+            )
         rows = Rows.of(X, targets, weights)
-        if self.standardize:
-            self._standardize(rows)
+        self._standardize(rows)
         self._optimizer_state = None
         self.loss_curve_: list[float] = []
         self.alpha_curve_: list[float] = []
@@ -133,10 +191,18 @@ class RegularizedNetwork(BaseEstimator, ABC):
         self.n_iter_ = 0
 
     def _standardize(self, rows: Rows) -> None:
-        shift, scale = moments(rows.x, rows.weights)
-        figures = {"shift": shift, "scale": scale}
+        figures = {}
+        if self.standardize:
+            figures["shift"], figures["scale"] = moments(rows.x, rows.weights)
         if self._numeric:
-            figures["offset"], figures["unit"] = moments(rows.y, rows.weights)
+            with np.errstate(over="ignore"):
+                figures["offset"], unit = moments(rows.y, rows.weights)
+            if not np.isfinite(unit).all():
+                raise ValueError(
+                    f"y is too large to be squared, up to {np.abs(rows.y).max():.3g}: scale it"
+                )
+            # otherwise one unit for all outputs: their shares in the loss stay as they are
+            figures["unit"] = unit if self.standardize else np.full_like(unit, unit.max())
         for name, value in figures.items():
             getattr(self.network_, name).copy_(torch.from_numpy(value))
 
@@ -144,9 +210,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
         self, X: Any, targets: np.ndarray, weights: np.ndarray, epochs: int, *, stops: bool = True
     ) -> None:
         network = self.network_
-        if self._numeric:
-            targets = (targets - network.offset.numpy()) / network.unit.numpy()
-        rows, held = self._hold_out(Rows.of(X, targets, weights))
+        rows, held = self._hold_out(Rows.of(X, self._scaled(targets), weights))
         size = min(_AUTO_BATCH, len(rows)) if self.batch_size == "auto" else int(self.batch_size)
         steps = epochs * -(-len(rows) // size)
         with torch.random.fork_rng(devices=[]):
@@ -154,7 +218,13 @@ class RegularizedNetwork(BaseEstimator, ABC):
             learner = Learner(
                 network,
                 self._losses_of(targets),
-                terms(self.penalty, self._strength(held, steps), float(self.l1_ratio)),
+                terms(
+                    self.penalty,
+                    self._strength(held, steps),
+                    float(self.l1_ratio),
+                    layers=len(network.linear),
+                    unit=self._penalty_unit(),
+                ),
                 lr=self.learning_rate_init,
                 optimizer_state=self._optimizer_state,
             )
@@ -205,6 +275,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
         stops: bool,
     ) -> None:
         best, idle, kept = np.inf, 0, None
+        unit, ended = self._penalty_unit() ** 2, not stops or self.alpha == "auto"
         for _ in range(epochs):
             loss = learner.epoch(rows, size, self._random)
             if not np.isfinite(loss):
@@ -212,7 +283,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
                     f"the loss is {loss} after epoch {self.n_iter_ + 1}; lower "
                     f"learning_rate_init (now {self.learning_rate_init:g})"
                 )
-            self.loss_curve_.append(loss)
+            self.loss_curve_.append(loss * unit)
             self.n_iter_ += 1
             if self.alpha == "auto":
                 self.alpha_curve_.append(self._strength_found(learner))
@@ -231,10 +302,13 @@ class RegularizedNetwork(BaseEstimator, ABC):
                     state = learner.network.state_dict()
                     kept = {name: value.clone() for name, value in state.items()}
             if stops and idle >= self.n_iter_no_change and self.alpha != "auto":
+                ended = True
                 break
+        if not ended and np.isfinite(self.n_iter_no_change):
+            self._tell_unfinished(f"{epochs} epochs of training")
         if kept is not None:
             learner.network.load_state_dict(kept)
-        self.best_loss_ = float(best)
+        self.best_loss_ = float(best) * unit
 
     def _strength_found(self, learner: Learner) -> float:
         if self.alpha != "auto":
@@ -246,8 +320,11 @@ class RegularizedNetwork(BaseEstimator, ABC):
     def _publish(self) -> None:
         """The fitted weights, under scikit-learn's names; `coef_` only of a linear model."""
         linear = [m.weight.detach().numpy().T.copy() for m in self.network_.linear]  # type: ignore
-        self.coefs_ = linear
-        self.intercepts_ = [m.bias.detach().numpy().copy() for m in self.network_.linear]  # type: ignore
+        biases = [m.bias.detach().numpy().copy() for m in self.network_.linear]  # type: ignore
+        self.coefs_, self.intercepts_ = list(linear), list(biases)
+        if not self.standardize:
+            unit, offset = self.network_.unit.numpy(), self.network_.offset.numpy()
+            self.coefs_[-1], self.intercepts_[-1] = linear[-1] * unit, biases[-1] * unit + offset
         self.n_layers_ = len(linear) + 1
         self.n_outputs_ = linear[-1].shape[1]
         self.support_ = (linear[0] != 0).any(1)
@@ -255,7 +332,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
         if len(linear) == 1:
             network = self.network_
             coef = linear[0].T / network.scale.numpy() * network.unit.numpy()[:, None]
-            intercept = self.intercepts_[0] * network.unit.numpy() + network.offset.numpy()
+            intercept = biases[0] * network.unit.numpy() + network.offset.numpy()
             self.coef_, self.intercept_ = coef, intercept - coef @ network.shift.numpy()
             self._shorten()
 
@@ -272,7 +349,10 @@ class RegularizedNetwork(BaseEstimator, ABC):
             "learning_rate_init": (_within(self.learning_rate_init, 1e-300, np.inf), "> 0"),
             "max_iter": (_whole(self.max_iter), "a positive integer"),
             "tol": (_within(self.tol, 0, np.inf), ">= 0"),
-            "n_iter_no_change": (_whole(self.n_iter_no_change), "a positive integer"),
+            "n_iter_no_change": (
+                _whole(self.n_iter_no_change) or self.n_iter_no_change == np.inf,
+                "a positive integer or np.inf",
+            ),
             "validation_fraction": (_within(self.validation_fraction, 1e-300, 1), "in (0, 1)"),
         }
         for name, (fine, rule) in checks.items():
@@ -317,6 +397,10 @@ class RegularizedNetwork(BaseEstimator, ABC):
         self, y: np.ndarray, weights: np.ndarray, *, reset: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Targets (rows, outputs) as numbers, and the weights."""
+
+    @abstractmethod
+    def _kind_of_loss(self) -> Kind:
+        """The loss of a linear model, in the words of the solver."""
 
     @abstractmethod
     def _losses_of(self, targets: np.ndarray) -> Losses:

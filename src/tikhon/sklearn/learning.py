@@ -76,7 +76,7 @@ class Learner:
         if optimizer_state is not None:
             self.optimizer.load_state_dict(optimizer_state)
         self.regularizer: Regularizer | None = None
-        if terms is not None:
+        if terms:
             self.regularizer = regularize(network, self.optimizer, terms)
 
     def epoch(self, rows: Rows, size: int, rng: np.random.RandomState) -> float:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tikhon.layers import Dropout
 from tikhon.penalties import L1, L2, ElasticNet, GroupLasso
-from tikhon.penalties.base import Penalty
+from tikhon.penalties.base import Proximable
 from tikhon.regularizer.terms import Term
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -92,15 +92,42 @@ def half_squares(output: Tensor, target: Tensor) -> Tensor:
     return 0.5 * (output - target).square().sum(1)
 
 
-def terms(kind: str, strength: Any, l1_ratio: float) -> dict[str, Term] | None:
-    """The penalty of the estimators: on all weights, or on the columns of the first layer."""
-    if isinstance(strength, float | int) and strength == 0:
-        return None
+def terms(
+    kind: str, strength: Any, l1_ratio: float, *, layers: int, unit: float = 1.0
+) -> dict[str, Term]:
+    """The penalty of the estimators: on all weights, or on the columns of the first layer.
+
+    Where the network learns the targets divided by `unit`, its last weights are divided by it
+    and its objective by `unit` squared: the strengths are those that leave the minimum in place.
+    """
+    found = {}
+    for layer in range(1 if kind == "group_lasso" else layers):
+        size = unit if layer == layers - 1 else 1.0
+        penalty = penalty_of(
+            kind, strength, l1_ratio, linear=size / unit**2, square=size**2 / unit**2
+        )
+        if penalty is not None:
+            rows = "in" if kind == "group_lasso" else "tensor"
+            found[f"linear.{layer}.weight"] = Term(penalty, rows=rows)
+    return found
+
+
+def penalty_of(
+    kind: str, strength: Any, l1_ratio: float, *, linear: float = 1.0, square: float = 1.0
+) -> Proximable | None:
+    """The penalty of one layer; `linear` and `square` multiply its parts of those orders.
+
+    A strength that is found in training is taken as it is.
+    """
+    if not isinstance(strength, float | int):
+        if kind == "group_lasso":
+            return GroupLasso(strength)
+        if 0 < l1_ratio < 1:
+            return ElasticNet(strength, l1_ratio=l1_ratio)
+        return L1(strength) if l1_ratio else L2(strength)
     if kind == "group_lasso":
-        return {"linear.0.weight": Term(GroupLasso(strength), rows="in")}
-    penalty: Penalty = L2(strength)
-    if l1_ratio == 1:
-        penalty = L1(strength)
-    elif l1_ratio > 0:
-        penalty = ElasticNet(strength, l1_ratio=l1_ratio)
-    return {"linear.*": Term(penalty)}
+        return GroupLasso(strength * linear) if strength else None
+    first, second = strength * l1_ratio * linear, strength * (1 - l1_ratio) * square
+    if not first:
+        return L2(second) if second else None
+    return ElasticNet(first + second, l1_ratio=first / (first + second)) if second else L1(first)

@@ -1,0 +1,55 @@
+"""Linear models without a training loop: the solver of `tikhon.path`, on the estimators' rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tikhon.paths.linear import Fit, Kind, LinearProblem
+from tikhon.paths.penalised import FeaturePenalty
+from tikhon.paths.solver import solve
+from tikhon.penalties import L2
+from tikhon.penalties.base import Proximable
+from tikhon.sklearn.learning import Rows
+from tikhon.sklearn.network import Network
+
+MOST_ENTRIES = 50_000_000  # of X in float64: 400 MB
+LARGEST_SIDE = 2_000  # of a square matrix whose eigenvalues are found
+CONVERGED = 1e-6  # of the residual, as a share of the largest gradient there can be
+
+
+def solvable(x: Any) -> bool:
+    """Whether the exact solver is quicker than a training loop."""
+    return x.shape[0] * x.shape[1] <= MOST_ENTRIES and min(x.shape) <= LARGEST_SIDE
+
+
+def solve_exactly(
+    network: Network, rows: Rows, kind: Kind, penalty: Proximable | None, *, again: bool
+) -> tuple[float, bool]:
+    """Write the minimiser of mean loss and penalty into a network of one layer.
+
+    Returns the objective there, and whether the solution is one. `again` starts from the weights
+    that the network has. The penalty sees the weights, one row a feature if it is a group's.
+    """
+    x = rows.x.toarray() if hasattr(rows.x, "toarray") else np.array(rows.x)
+    scaled = (torch.from_numpy(x).double() - network.shift.double()) / network.scale.double()
+    y = torch.from_numpy(np.asarray(rows.y))
+    codes = y.argmax(1) if kind == "multinomial" else y
+    problem = LinearProblem(
+        scaled, codes, kind, outputs=y.shape[1], weights=torch.from_numpy(rows.weights)
+    )
+    layer: Any = network.linear[0]
+    start = None
+    if again:
+        weight, raw = (p.detach().double() for p in (layer.weight, layer.bias))
+        start = Fit(weight, problem.centred_bias(weight, raw), float("inf"), 0)
+    own = penalty or L2(0.0)
+    seen = FeaturePenalty(own, "entries" if own.elementwise else "features")
+    found = solve(problem, seen, start=start)
+    with torch.no_grad():
+        layer.weight.copy_(found.weight)
+        layer.bias.copy_(problem.raw_bias(found))
+    objective = problem.loss(found.weight, found.bias) + seen.value(found.weight)
+    return float(objective), found.residual < CONVERGED
