@@ -9,11 +9,15 @@ from types import ModuleType
 
 import tikhon
 
-GUIDES = (
-    *("regularize", "penalties", "strengths", "layers", "mc_dropout", "recipe", "path", "tuning"),
-    *("population", "diagnosis", "cure", "sparsity", "compaction", "report", "live", "cli"),
-    *("data", "sklearn", "compare", "integrations", "article", "benchmarks"),
-)
+GUIDES = {  # the groups of the front page, in reading order
+    "start": ("quickstart", "concepts", "words"),
+    "regularize": ("regularize", "penalties", "layers", "mc_dropout", "sparsity", "compaction"),
+    "strengths": ("hypergradient", "tuning"),
+    "diagnose": ("diagnosis",),
+    "shell": ("cli", "data", "report", "compare", "live"),
+    "integrations": ("sklearn", "integrations"),
+    "background": ("article", "article_gradients", "article_faq", "spred", "benchmarks"),
+}
 PROJECT = ("architecture", "contributing", "changelog")
 
 
@@ -122,15 +126,15 @@ def list_pages(app, docname: str, source: list[str]) -> None:
         return
     here = Path(app.srcdir)
     found = {p.stem for p in here.glob("*.md") if ".zh-CN" not in p.name} - {"index"}
-    known = [*GUIDES, *PROJECT]
-    others = sorted(found - set(known))
+    known = {name for names in (*GUIDES.values(), PROJECT) for name in names}
     lists = {
-        "guides": [n for n in GUIDES if n in found] + others,
+        **{group: [n for n in names if n in found] for group, names in GUIDES.items()},
         "tutorials": [n for n in _below(here) if not n.endswith(".zh-CN")],
         "chinese": [n for n in _below(here) if n.endswith(".zh-CN")],
         "reference": ["api/tikhon", *(f"api/{name}" for name in submodules())],
         "project": [n for n in PROJECT if n in found],
     }
+    lists["background"] += sorted(found - known)
     for name, pages in lists.items():
         source[0] = source[0].replace(f"%{name}%", "\n".join(pages))
 
