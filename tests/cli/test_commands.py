@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,43 @@ def test_help_and_version_import_nothing_heavy(arguments):
     )
     assert done.returncode == 0, done.stderr
     assert __version__ in done.stdout or "Usage" in done.stdout
+
+
+def test_a_fit_imports_no_compiler_and_trains_the_same(folder, capsys):
+    """torch's optimizers import `torch._dynamo` at their first step; the command spares it."""
+    arguments = ["fit", "iris", "--epochs", "3", "--l2", "1e-3", "--json", "-q", "-o"]
+    program = (
+        "import sys; from tikhon.cli import main; code = main(); "
+        "sys.exit(code or ('torch._dynamo' in sys.modules and 99))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments, "a"],
+        capture_output=True, text=True, check=False, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert main([*arguments, "b"]) == 0
+    spared, usual = json.loads(done.stdout), json.loads(capsys.readouterr().out)
+    assert spared["metrics"] == usual["metrics"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_tikhon_alone_shows_its_help(arguments, capsys):
+    assert main(arguments) == 0
+    assert "diagnose" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_described(command):
+    """And `-o` is `--output` wherever there is one."""
+    import typer
+
+    from tikhon.cli import build
+
+    group: Any = typer.main.get_command(build())
+    for option in group.commands[command].params:
+        assert option.help or option.name == "help", f"{command} {option.name}"
+        if "--output" in option.opts:
+            assert "-o" in option.opts
 
 
 def test_fit_writes_a_run_and_prints_what_it_found(folder, capsys):

@@ -60,7 +60,7 @@ def test_every_text_is_used():
     )
     families = (
         "metric_", "part_", "arm_", "about_", "level_", "finding_", "severity_", "by_", "effect_",
-        "cures_", "audit_", "why_", "called_", "verdict_", "rows_of_",
+        "cures_", "audit_", "why_", "called_", "verdict_", "rows_of_", "column_",
     )  # fmt: skip
     unused = [
         key for key in strings("en") if f'"{key}"' not in code and not key.startswith(families)
@@ -434,8 +434,33 @@ def test_a_recipe_reads_as_the_command_line_takes_it():
     }
     shown = compare.settings({"lr": 0.003, "recipe": recipe})
     assert shown == ["lr 0.003", "l2:auto,how=decoupled", "fc1=l1:0.0003162", "dropout 0.375"]
-    data = {"name": "rows", "classes": ["a", "b"], "preprocessing": {"columns": []}}
-    assert parts.compact(data) == "rows, classes=[a, b]"
+    assert parts.listed(recipe) == (
+        "penalties l2:auto,how=decoupled and fc1=l1:0.0003162, dropout 0.375"
+    )
+
+
+def test_the_small_print_is_words(tmp_path, fitted):
+    """No braces, no keys of a dictionary, in either language."""
+    data = {"name": "rows.csv", "rows": {"train": 1200, "valid": 40, "test": 40}, "features": 3,
+            "classes": ["a", "<b>"], "fingerprint": "ab" * 32, "split": {"valid": 0.2},
+            "origin": {"source": "rows.csv", "sha256": "0123456789abcdef", "target": "y"},
+            "preprocessing": {"columns": [{"name": "age", "kind": "number"},
+                                          {"name": "plan", "kind": "category",
+                                           "categories": ["x", "y"]}],
+                              "numbers": [{"mean": 40.0, "scale": 2.0}]}}  # fmt: skip
+    config = {"kind": "fit", "data": data, "optimizer": {"name": "adam", "lr": 0.001}, "seed": 0,
+              "model": {"name": "mlp", "shape": [3], "parameters": 1026}}  # fmt: skip
+    page = report.build(read(save(tmp_path / "run", config, [], {"kind": "fit"})))
+    told = [value.text("en") if isinstance(value, Label) else value for _, value in page.about]
+    assert "rows.csv: 1,200 rows to train on, 40 to validate, 40 to test; 3 features" in told
+    assert "rows.csv (SHA-256 0123456789ab)" in told and "mlp, 1,026 parameters" in told
+    assert "adam, learning rate 0.001" in told
+    assert not any(sign in text for text in told for sign in "{}=[]_")
+    [section] = [s for s in page.sections if s.title == say("about_data")]
+    [table] = section.blocks
+    assert [cell.text for row in table.rows for cell in (row[0], row[2])] == [
+        "age", "40.0 ± 2.000", "plan", "x, y",
+    ]  # fmt: skip
 
 
 def test_answers_on_test_rows_are_drawn():

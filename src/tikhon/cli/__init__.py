@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tikhon import __version__
+from tikhon.cli import startup
 from tikhon.cli.configuration import defaults
 from tikhon.errors import DataError, InputError, StorageError, unknown
 
@@ -35,8 +36,8 @@ def build() -> typer.Typer:
     """The application. The files of commands import nothing heavy at their top."""
     app = typer.Typer(
         name="tikhon",
-        no_args_is_help=True,
-        add_completion=False,
+        invoke_without_command=True,
+        add_completion=True,
         pretty_exceptions_enable=False,
         context_settings=SETTINGS,
         help="Find out why a PyTorch model overfits or does not train, and fix it.",
@@ -61,11 +62,15 @@ def _root(
         bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
     context.default_map = defaults(Path("tikhon.toml"), context)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; an error is one message, never a traceback."""
+    startup.is_program = arguments is None
     arguments = _spelled_out(sys.argv[1:] if arguments is None else arguments)
     command: Any = typer.main.get_command(build())
     try:

@@ -19,7 +19,10 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer strengths and epochs.")] = False,
     seed: Annotated[int, typer.Option(help="First of the three seeds.")] = 0,
     output: Annotated[
-        Path, typer.Option(help="Folder of the run; a demo replaces its own.", metavar="RUN")
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder of the run; a demo replaces its own.", metavar="RUN"
+        ),
     ] = Path("runs/demo"),
     json: Json = False,
     quiet: Quiet = False,

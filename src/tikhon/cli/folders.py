@@ -28,7 +28,8 @@ def output_of(output: Path | None, name: str, resume: bool) -> Path:
 def command_of(path: Path) -> list[str]:
     """The command that repeats this run, with its folder spelled out."""
     arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--overwrite")]
-    if not any(a == "--output" or a.startswith("--output=") for a in arguments):
+    named = ("--output", "--output=", "-o")
+    if not any(a in named or a.startswith(named[1:]) for a in arguments):
         arguments += ["--output", str(path)]
     return ["tikhon", *arguments]
 

@@ -1,6 +1,8 @@
-"""How many threads a small network deserves."""
+"""What a command sets up before it trains: threads that a small network deserves."""
 
 from __future__ import annotations
+
+from tikhon.cli import startup
 
 _SMALL = 50_000_000  # parameters times rows of a batch
 
@@ -14,5 +16,7 @@ def limit_threads(work: int) -> None:
 
     import torch
 
+    if startup.is_program:
+        startup.spare_the_compiler()
     if work < _SMALL and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

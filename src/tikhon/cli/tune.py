@@ -64,7 +64,9 @@ def tune(
     epochs: Annotated[
         int | None, typer.Option(help="Length of a full training.", show_default="by rows")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(show_default="by rows")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows of a step.", show_default="by rows")
+    ] = None,
     loss: Annotated[str, typer.Option(help="As for fit.")] = "auto",
     test: Annotated[float, typer.Option(help="Share of the rows for testing.")] = 0.2,
     target: tables.Target = None,

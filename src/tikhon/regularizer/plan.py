@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -252,7 +253,9 @@ def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], An
 
 def untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
     """The hook, kept out of the graph when the optimizer's step is compiled."""
-    apart = cast(Any, torch.compiler.disable)(hook)
+    # The optimizer's own making imported the compiler, unless the command line spares it.
+    compiler = "torch._dynamo" in sys.modules
+    apart = cast(Any, torch.compiler.disable)(hook) if compiler else hook
 
     def call(optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_compiling():

@@ -156,7 +156,7 @@ class Page:
     more: tuple[Label | Name, ...] = ()
     following: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
-    about: tuple[tuple[Label, str], ...] = ()  # data, model, seed, versions: small print
+    about: tuple[tuple[Label, Label | str], ...] = ()  # data, model, seed, versions: small print
     sections: tuple[Section, ...] = ()
 
 

@@ -35,6 +35,8 @@ def page(run: SavedRun) -> Page:
         title=say("title_demo"),
         level="good" if arms and best is not baseline(arms) else "watch",
         verdict=verdict(arms, best),
+        more=wrong_labels(run.result.get("setting") or {}),
+        following=tuple(map(str, run.result.get("next") or ())),
         facts=facts(arms, best),
         about=about(run),
         sections=parts.sections(
@@ -47,10 +49,18 @@ def page(run: SavedRun) -> Page:
     )
 
 
-def about(run: SavedRun) -> tuple[tuple[Label, str], ...]:
+def about(run: SavedRun) -> tuple[tuple[Label, Label | str], ...]:
     """The setting of the demo, then the usual small print."""
     setting = run.result.get("setting") or {}
-    return ((say("about_setting"), parts.compact(setting)), *parts.about(run))
+    return ((say("about_setting"), parts.listed(setting)), *parts.about(run))
+
+
+def wrong_labels(setting: Mapping[str, Any]) -> tuple[Label, ...]:
+    """What makes the network overfit here: labels that are wrong on purpose."""
+    share, rows = setting.get("wrong_labels"), setting.get("train_rows")
+    if not share or not rows:
+        return ()
+    return (say("demo_wrong", share=percent(share), wrong=round(share * rows), rows=f"{rows:,}"),)
 
 
 def label(arm: Arm) -> Label | Name:

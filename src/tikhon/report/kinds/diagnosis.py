@@ -87,10 +87,12 @@ def facts(record: Mapping[str, Any]) -> tuple[Fact, ...]:
     return tuple(shown)
 
 
-def about(record: Mapping[str, Any]) -> tuple[tuple[Label, str], ...]:
+def about(record: Mapping[str, Any]) -> tuple[tuple[Label, Label | str], ...]:
     """The loss function as it was observed."""
     loss = record.get("loss")
-    return ((say("about_loss"), parts.compact(loss)),) if loss else ()
+    if not loss:
+        return ()
+    return ((say("about_loss"), parts.listed(loss) if isinstance(loss, Mapping) else str(loss)),)
 
 
 def _reason(f: Mapping[str, Any]) -> Cell:

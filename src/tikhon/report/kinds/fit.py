@@ -43,9 +43,16 @@ def page(run: SavedRun) -> Page:
             parts.penalties_over_time(run),
             parts.weights(run.result.get("weights") or {}),
             answers.section(run.result.get("predictions") or {}),
+            data(run),
             parts.reproduce(run),
         ),
     )
+
+
+def data(run: SavedRun) -> Section | None:
+    """The columns of a table as they were read."""
+    table = parts.columns(run)
+    return Section(say("about_data"), (table,)) if table else None
 
 
 def level(run: SavedRun) -> Level:

@@ -77,29 +77,101 @@ def final_record(run: SavedRun) -> dict[str, Any]:
     return {**kept, **(run.result.get("metrics") or {})}
 
 
-def about(run: SavedRun) -> tuple[tuple[Label, str], ...]:
-    """The small print: data, model, optimizer, seed, device, versions."""
+def about(run: SavedRun) -> tuple[tuple[Label, Label | str], ...]:
+    """The small print in words: data, model, optimizer, seed, device, versions."""
     config = run.config
-    lines = [(say("about_run"), run.name)]
-    for key in ("data", "model", "optimizer", "recipe"):
-        if text := compact(config.get(key)):
+    lines: list[tuple[Label, Label | str]] = [(say("about_run"), run.name)]
+    data, model = _entries(config.get("data")), _entries(config.get("model"))
+    if data:
+        lines += of_data(data)
+    elif config.get("data"):
+        lines.append((say("about_data"), str(config["data"])))
+    if size := model.get("parameters"):
+        lines.append((say("about_model"), say("model_of", name=model["name"], size=f"{size:,}")))
+    elif model:
+        lines.append((say("about_model"), str(model.get("name", ""))))
+    for key in ("optimizer", "recipe"):
+        if text := listed(_entries(config.get(key))):
             lines.append((say(f"about_{key}"), text))
     for key in ("seed", "device"):
         if config.get(key) is not None:
             lines.append((say(f"about_{key}"), str(config[key])))
-    if text := compact(config.get("versions")):
+    if text := listed(_entries(config.get("versions"))):
         lines.append((say("about_versions"), text))
     return tuple(lines)
 
 
-def compact(value: Any) -> str:
-    """A configuration entry on one line: its name, then the rest as key=value."""
-    if not isinstance(value, Mapping):
-        return "" if value is None else str(value)
-    left_out = ("name", "preprocessing", "scaling")  # figures for new rows, not for readers
-    entries = {k: v for k, v in value.items() if v not in (None, [], {}, "") and k not in left_out}
-    rest = ", ".join(f"{k}={inline(v)}" for k, v in entries.items())
-    return ", ".join(part for part in (str(value.get("name", "")), rest) if part)
+def _entries(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def of_data(data: Mapping[str, Any]) -> list[tuple[Label, Label | str]]:
+    """Name, rows and features of the data; the file, the target and the classes of a table."""
+    origin, rows = _entries(data.get("origin")), data.get("rows")
+    count = {k: f"{v:,}" for k, v in _entries(rows).items() if isinstance(v, int)}
+    values = {"name": data.get("name", "–"), "features": data.get("features", "–")}
+    if {"train", "valid", "test"} <= count.keys():
+        found: list[tuple[Label, Label | str]] = [
+            (say("about_data"), say("data_split", **count, **values))
+        ]
+    else:
+        known = f"{rows:,}" if isinstance(rows, int) else "–"
+        found = [(say("about_data"), say("data_rows", rows=known, **values))]
+    if origin.get("source"):
+        digest = str(origin.get("sha256") or data.get("fingerprint") or "")[:12]
+        found.append((say("about_file"), f"{origin['source']} (SHA-256 {digest})"))
+    if origin.get("target"):
+        found.append((say("about_target"), str(origin["target"])))
+    classes = data.get("classes")
+    if isinstance(classes, list) and classes:
+        shown = ", ".join(map(str, classes[:12])) + (", ..." if len(classes) > 12 else "")
+        found.append((say("about_classes"), shown))
+    return found
+
+
+def columns(run: SavedRun) -> Table | None:
+    """The columns of a table as they were read: numbers, categories, times, what was filled in."""
+    data = _entries(run.config.get("data"))
+    fitted = _entries(data.get("preprocessing"))
+    read = [c for c in fitted.get("columns") or () if isinstance(c, Mapping)]
+    if not read:
+        return None
+    numbers = iter(fitted.get("numbers") or ())
+    rows: list[tuple[Cell, ...]] = []
+    for column in read:
+        kind, detail = str(column.get("kind", "")), "–"
+        if kind == "number":
+            found = _entries(next(numbers, None))
+            detail = f"{number(found.get('mean'))} ± {number(found.get('scale'))}"
+        elif column.get("categories"):
+            levels = [str(level) for level in column["categories"]]
+            detail = ", ".join(levels[:8]) + (", ..." if len(levels) > 8 else "")
+        known = kind if kind in ("number", "category", "time") else "other"
+        rows.append((Name(str(column.get("name"))), say(f"column_{known}"), Name(detail)))
+    head = (say("column"), say("kind"), say("column_values"))
+    return Table(say("columns_caption"), head, tuple(rows))
+
+
+def listed(entries: Mapping[str, Any]) -> str:
+    """Settings in words: the name, then "learning rate 0.001, batch size 64".
+
+    >>> listed({"name": "adam", "lr": 0.001, "batch_size": 64, "momentum": 0.0})
+    'adam, learning rate 0.001, batch size 64'
+    """
+    kept = {
+        k: v for k, v in entries.items()
+        if v not in (None, [], {}, "", 0.0) and k != "name"
+    }  # fmt: skip
+    words = {"lr": "learning rate"}
+    rest = [f"{words.get(k, k.replace('_', ' '))} {_plain(v)}" for k, v in kept.items()]
+    return ", ".join(part for part in (str(entries.get("name", "")), *rest) if part)
+
+
+def _plain(value: Any) -> str:
+    """A setting's value without brackets where it is a short list."""
+    if isinstance(value, list) and len(value) <= 12:
+        return " and ".join(map(inline, value))
+    return f"{value:g}" if isinstance(value, float) else inline(value)
 
 
 def inline(value: Any) -> str:
@@ -240,12 +312,10 @@ def weights(parameters: Mapping[str, Mapping[str, Any]]) -> Section | None:
 
 
 def reproduce(run: SavedRun) -> Section | None:
-    """The command that made this run, and what to run next."""
+    """The command that made this run."""
     blocks = []
     if command := run.config.get("command"):
         blocks.append(Code((shlex.join(map(str, command)),), say("made_by")))
-    if following := run.result.get("next"):
-        blocks.append(Code(tuple(map(str, following)), say("run_next")))
     return Section(say("reproduce"), tuple(blocks)) if blocks else None
 
 
