@@ -37,6 +37,7 @@ def check_penalty(penalty: Penalty, shape: tuple[int, ...] = (4, 6), seeds: int 
                 prox_is_minimal(penalty, w, one, seed=seed)
                 prox_is_firm(penalty, w, other, one)
                 envelope_gradient(penalty, w, one)
+                non_finite_stays_visible(penalty, w, one)
             zero_step_is_identity(penalty, w)
             constant_metric_is_a_number(penalty, w, 0.5)
             vmap_is_a_loop(penalty, torch.stack([w, other]))
@@ -139,6 +140,23 @@ def envelope_gradient(penalty: Proximable, w: Tensor, step: float | Tensor) -> N
     behind = moreau_envelope(penalty, w - small * direction, step)
     slope = (ahead - behind) / (2 * small)
     torch.testing.assert_close(slope, (expected * direction).sum(), rtol=1e-4, atol=1e-4)
+
+
+def non_finite_stays_visible(penalty: Proximable, w: Tensor, step: float | Tensor) -> None:
+    """A weight that is NaN or infinite stays so, with its step too, or a ValueError names it."""
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for entry in (0, -1):
+            diverged, size = w.clone(), step
+            diverged.view(-1)[entry] = bad
+            if isinstance(step, Tensor) and bad != bad:
+                size = step.clone()
+                size.view(-1)[entry] = bad
+            try:
+                left = penalty.prox(diverged, size).reshape(-1)[entry]
+            except ValueError as error:
+                assert "NaN or infinite" in str(error), error
+                continue
+            assert not left.isfinite(), f"{bad} becomes {left}"
 
 
 def zero_step_is_identity(penalty: Proximable, w: Tensor) -> None:

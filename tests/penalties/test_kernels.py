@@ -305,6 +305,17 @@ def test_a_nan_moment_stays_visible(penalty):
     assert w[4, 2].isnan() and w.isnan().sum() == 1
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("penalty", [tk.L1(0.3), tk.ElasticNet(0.3), tk.GroupLasso(0.3)], ids=repr)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_what_is_not_finite_stays_visible(penalty, bad, adaptive, route):
+    w, moment, _ = weights()
+    w[4, 2] = bad
+    known = moment.square() if adaptive else None
+    assert kernels.prox_(penalty, w, 0.5, moment=known, eps=1e-3)
+    assert not w[4, 2].isfinite() and w[:4].isfinite().all()
+
+
 @pytest.mark.parametrize("strength", [1e-6, 1.0])
 @pytest.mark.parametrize("eps", [0.0, 1e-8])
 def test_rows_with_dead_moments_and_extreme_sizes(strength, eps, route):

@@ -122,6 +122,14 @@ def test_envelope_gradient(penalty, w, step):
 
 @every(PROXIMABLE)
 @quick
+@given(w=weights, data=st.data())
+def test_non_finite_stays_visible(penalty, w, data):
+    laws.non_finite_stays_visible(penalty, w, data.draw(steps_of(penalty)))
+    laws.non_finite_stays_visible(penalty, w, 100.0)
+
+
+@every(PROXIMABLE)
+@quick
 @given(w=weights)
 def test_zero_step_is_identity(penalty, w):
     laws.zero_step_is_identity(penalty, w)

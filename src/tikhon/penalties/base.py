@@ -242,6 +242,11 @@ def wide(w: Tensor) -> Tensor:
     return w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
 
 
+def visible(moved: Tensor, w: Tensor) -> Tensor:
+    """`moved` where w is finite, w itself elsewhere: what has diverged must show."""
+    return torch.where(w.isfinite(), moved, w)
+
+
 def weighted(x: Any, weights: Tensor | Mapping[str, Tensor] | None) -> Any:
     """`x * weights`, or x where there are none."""
     if isinstance(weights, Mapping):

@@ -18,6 +18,7 @@ from tikhon.penalties.base import (
     check_number,
     is_metric,
     refuse_metric,
+    visible,
     wide,
 )
 from tikhon.penalties.group import as_rows, relative_step, row_norms
@@ -164,7 +165,7 @@ class UnitNorm(Constraint):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Rows moved onto the unit sphere."""
         rows, metric = _rows_and_metric(w, step)
-        rows = torch.where(row_norms(rows) > torch.finfo(rows.dtype).tiny, rows, 1.0)
+        rows = torch.where(row_norms(rows) <= torch.finfo(rows.dtype).tiny, 1.0, rows)
         return _scale_to(rows, metric, 1.0, inside=False).reshape(w.shape).to(w.dtype)
 
 
@@ -183,7 +184,7 @@ class NonNegative(Constraint):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """max(w, 0)."""
-        return w.clamp_min(0)
+        return visible(w.clamp_min(0), w)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +214,7 @@ class Box(Constraint):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """w clipped."""
-        return w.clamp(self.low, self.high)
+        return visible(w.clamp(self.low, self.high), w)
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +243,7 @@ class Simplex(Constraint):
         rows, metric = _rows_and_metric(w, step)
         if not w.numel():
             return w.clone()
-        return _onto_simplex(rows, metric, self.total).reshape(w.shape).to(w.dtype)
+        return visible(_onto_simplex(rows, metric, self.total).reshape(w.shape).to(w.dtype), w)
 
 
 @dataclass(frozen=True, eq=False)

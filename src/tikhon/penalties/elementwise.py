@@ -15,6 +15,7 @@ from tikhon.penalties.base import (
     as_scalar,
     check_number,
     check_ratio,
+    visible,
     weighted,
     wide,
 )
@@ -286,7 +287,7 @@ def mcp_prox(size: Tensor, step: Tensor, strength: float | Tensor, gamma: float)
     slope = torch.where(firm, 1 - step / gamma, 1)
     inner = (size - step * strength).clamp_min(0) / slope
     soft = torch.where(size <= gamma * strength, inner, size)
-    hard = torch.where(size > strength * (step * gamma).sqrt(), size, 0)
+    hard = torch.where(size <= strength * (step * gamma).sqrt(), 0, size)  # NaN stays
     return torch.where(firm, soft, hard)
 
 
@@ -346,9 +347,8 @@ class SCAD(Proximable):
         low = torch.minimum(near, as_scalar(lam, size))
         high = torch.maximum(size, as_scalar(a * lam, size))
         worse = self._objective(low, size, step) > self._objective(high, size, step)
-        return (torch.sign(w) * torch.where(convex, pieces, torch.where(worse, high, low))).to(
-            w.dtype
-        )
+        left = torch.sign(w) * torch.where(convex, pieces, torch.where(worse, high, low))
+        return visible(left.to(w.dtype), w)
 
     def _pieces(self, size: Tensor) -> Tensor:
         lam, a = self.lam, self.a
@@ -410,4 +410,4 @@ class LogSum(Proximable):
         cost = (root - size).square() / 2 + scale * torch.log1p(root / epsilon)
         # up to scale = epsilon^2 the objective is convex: comparing costs would only add noise
         keep = (discriminant >= 0) & ((scale <= epsilon**2) | (cost < size.square() / 2))
-        return (torch.sign(w) * torch.where(keep, root, 0)).to(w.dtype)
+        return visible((torch.sign(w) * torch.where(keep, root, 0)).to(w.dtype), w)
