@@ -148,8 +148,7 @@ def non_finite_stays_visible(penalty: Proximable, w: Tensor, step: float | Tenso
         for entry in (0, -1):
             diverged, size = w.clone(), step
             diverged.view(-1)[entry] = bad
-            if isinstance(step, Tensor) and bad != bad:
-                size = step.clone()
+            if bad != bad and (size := torch.as_tensor(step).clone()).ndim:
                 size.view(-1)[entry] = bad
             try:
                 left = penalty.prox(diverged, size).reshape(-1)[entry]

@@ -219,3 +219,61 @@ def test_older_reparametrisations_are_named_by_what_they_are():
     }
     assert "direction of a weight under weight_norm" in notes["0.weight_v"]
     assert "stored values of a weight under spectral_norm" in notes["1.weight_orig"]
+
+
+def test_rows_of_conv1d_are_those_of_the_linear_layer_it_is():
+    Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
+
+    class Attention(nn.Module):
+        def __init__(self, c_attn, c_proj):
+            super().__init__()
+            self.num_heads, self.c_attn, self.c_proj = 3, c_attn, c_proj
+
+    stored, usual = (
+        Attention(Conv1D(18, 6), Conv1D(6, 6)),
+        Attention(nn.Linear(6, 18), nn.Linear(6, 6)),
+    )
+    for name in ("c_attn", "c_proj"):
+        with torch.no_grad():
+            getattr(usual, name).weight.copy_(getattr(stored, name).weight.T)
+        for rows in ("out", "in", "head"):
+            (one,), (other,) = (tk.select(m, f"{name}.weight", rows=rows) for m in (stored, usual))
+            first, second = one.read(), other.read()
+            assert (
+                len(first)
+                == len(second)
+                == {"out": 18 if name == "c_attn" else 6}.get(rows, 3 if rows == "head" else 6)
+            )
+            for a, b in zip(first, second):  # the same numbers in each row
+                assert torch.equal(a.sort().values, b.sort().values)
+
+
+def test_group_lasso_on_conv1d_zeroes_outputs():
+    Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    layer = Conv1D(3, 5)
+    nn.init.constant_(layer.weight, 1.0)
+    layer.weight.data[:, 1] = 0.01
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    tk.regularize(layer, optimizer, {"weight": tk.GroupLasso(1.0)})
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    optimizer.step()
+    assert layer.weight.any(0).tolist() == [True, False, True]
+
+
+PADDED = [tk.UnitNorm(), tk.MaxNorm(0.1), tk.Box(0.2, 0.3), tk.Simplex(), tk.L1(1.0)]
+
+
+@pytest.mark.parametrize("penalty", PADDED, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_the_padding_row_of_an_embedding_is_no_weight(kind, penalty, start):
+    model = kind(5, 3, padding_idx=2)
+    nn.init.constant_(model.weight, 1.0)
+    model.weight.data[2] = start
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    tk.regularize(model, optimizer, {"weight": tk.Term(penalty, rows="out")})
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.tensor([[0, 1, 2]])).sum().backward()
+        optimizer.step()
+    assert (model.weight[2] == start).all() and (model.weight[[0, 1, 3]] != 1.0).any()

@@ -166,6 +166,7 @@ def settle(plan: Plan, route: Route, skipped: Tensor | None, moved: dict[str, Te
     """
     bindings = plan.active(route)
     kept = [b.read().clone() for b in bindings] if skipped is not None or moved else []
+    paddings = [(row, row.clone()) for row in map(_padding_row, bindings) if row is not None]
     jobs: list[kernels.Job] = []
     for binding in bindings:
         # by a kernel wherever there is one, measured or not: it rounds in its own way, and a
@@ -178,6 +179,8 @@ def settle(plan: Plan, route: Route, skipped: Tensor | None, moved: dict[str, Te
             _replace(binding, plan)
     if jobs:
         kernels.run(jobs)
+    for row, before in paddings:
+        row.copy_(before)
     for binding, before in zip(bindings, kept):
         after = binding.read()
         if skipped is not None:
@@ -186,6 +189,13 @@ def settle(plan: Plan, route: Route, skipped: Tensor | None, moved: dict[str, Te
         if binding.name in moved:
             ours = (after - before).norm()
             binding.share = ours / (ours + (before - moved[binding.name]).norm())
+
+
+def _padding_row(binding: Binding) -> Tensor | None:
+    """The row of an embedding that is no weight: moved, it would not come back by any gradient."""
+    param, padding = binding.target.params[0], binding.target.padding
+    part = local(param)
+    return None if padding is None or part.shape != param.shape else part[padding]
 
 
 @torch.no_grad()

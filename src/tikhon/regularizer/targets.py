@@ -66,6 +66,7 @@ class Target:
     params: tuple[nn.Parameter, ...]
     rows: str = "tensor"
     views: tuple[RowView, ...] = (RowView(),)
+    padding: int | None = None  # the row of an embedding that is no weight
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -275,7 +276,7 @@ def targets_of(chosen: Sequence[Slot], model: nn.Module, rows: str) -> list[Targ
         raise ValueError(unknown("rows", rows, ROWS))
     if rows != "feature":
         return [
-            Target(slot.name, (slot.param,), rows, (row_view(slot, model, rows),))
+            Target(slot.name, (slot.param,), rows, (row_view(slot, model, rows),), _padding(slot))
             for slot in chosen
         ]
     views = tuple(row_view(slot, model, "in") for slot in chosen)
@@ -305,12 +306,27 @@ def row_view(slot: Slot, model: nn.Module, rows: str) -> RowView:
         return _head_view(slot, model)
     if rows in ("in", "feature") and param.ndim < 2:
         raise ValueError(f"rows={rows!r} needs two dimensions, {slot.name!r} has {param.ndim}")
-    transposed = isinstance(owner, _TRANSPOSED)
+    transposed = _stores_inputs_first(owner) and param.ndim > 1
     grouped = getattr(owner, "groups", 1) if isinstance(owner, _CONVOLUTIONS + _TRANSPOSED) else 1
     stored_first = (rows == "out") != transposed
     if stored_first:
         return RowView((0,))
     return RowView((0, 2), (0, (grouped, -1))) if grouped > 1 else RowView((1,))
+
+
+def _padding(slot: Slot) -> int | None:
+    """The row that an embedding never trains; none where another module reads the rows too."""
+    found = {getattr(owner, "padding_idx", None) for owner in slot.owners}
+    embeds = all(isinstance(owner, nn.Embedding | nn.EmbeddingBag) for owner in slot.owners)
+    return found.pop() if embeds and len(found) == 1 else None
+
+
+def _stores_inputs_first(owner: nn.Module) -> bool:
+    """Whether dimension 0 is the inputs: of transposed convolutions, and of GPT-2's Conv1D."""
+    return isinstance(owner, _TRANSPOSED) or any(
+        kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
+        for kind in type(owner).__mro__
+    )
 
 
 def _head_view(slot: Slot, model: nn.Module) -> RowView:
@@ -320,11 +336,14 @@ def _head_view(slot: Slot, model: nn.Module) -> RowView:
         heads = getattr(module, "num_heads", None) or getattr(module, "num_attention_heads", None)
         if isinstance(heads, int) and slot.param.ndim == 2:
             inner = ".".join(path[depth:])
-            if inner.startswith(("in_proj", "qkv")):
-                return RowView((1,), (0, (3, heads, -1)))
             if inner.startswith(("out", "o_proj", "proj.", "c_proj")):
-                return RowView((1,), (1, (heads, -1)))
-            return RowView((0,), (0, (heads, -1)))
+                dim, split = 1, (heads, -1)
+            elif inner.startswith(("in_proj", "qkv", "c_attn")):
+                dim, split = 0, (3, heads, -1)
+            else:
+                dim, split = 0, (heads, -1)
+            stored = 1 - dim if _stores_inputs_first(slot.owners[0]) else dim
+            return RowView((stored + len(split) - 2,), (stored, split))
     raise ValueError(
         f'rows="head" needs a matrix inside a module with num_heads, {slot.name!r} has none; '
         f'use rows="out"'
