@@ -1,0 +1,178 @@
+"""What the sampled steps of a loop showed, as plain values: how often, since when, where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+COLLAPSED = 5e-3  # of the largest learning rate: a cosine ends below it for its last 5 %
+REPLACED = 0.1  # share of the weights that changed between two steps (convention)
+SUDDEN = 10.0  # the same, in steps of the optimizer
+RESOLVED = 1e-5  # a relative move that a norm in float32 shows
+DIFFERENT = 1e-4  # relative, of norms on two processes
+
+
+@dataclass(frozen=True)
+class TensorReading:
+    """One tensor of the optimizer at a sampled step; norms of the entries that were read."""
+
+    gradient: float | None
+    weight: float
+    move: float
+    outside: float  # what changed since the step before, not by the optimizer
+    rate: float
+    whole: bool  # all entries were read
+    kind: str  # its type, such as bfloat16
+    vector: bool  # a bias or a scale: a loss may well not depend on it
+    foreign: bool  # not a parameter of the model
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one sampled step saw."""
+
+    step: int
+    forwards: int
+    backwards: int
+    unfinished: bool
+    training: bool | None
+    stale: bool
+    arrived: bool
+    reached: Mapping[str, bool]
+    listening: bool  # hooks on tensors could see backward passes
+    tapped: bool  # the outputs of layers could be listened to
+    signal: bool  # a gradient came through one of them
+    rates: tuple[float, ...]
+    tensors: Mapping[str, TensorReading]
+    held: int  # tensors of the optimizer
+    shared: int  # those that are the model's too
+    doubled: tuple[str, ...]
+    strangers: Mapping[str, float]  # trainable tensors of the model with a gradient, left out
+    own: float | None  # a norm of the model's weights where the optimizer has none of them
+    repeated: bool  # the batch of the step before
+    handed: bool  # in the very same tensor
+    apart: float  # relative distance to the mean of the processes
+
+
+@dataclass
+class Streak:
+    """How many sampled steps in a row showed something, and since which."""
+
+    count: int = 0
+    first: int = 0
+
+    def add(self, seen: bool, step: int) -> None:
+        """One more sampled step."""
+        self.first = step if seen and not self.count else self.first
+        self.count = self.count + 1 if seen else 0
+
+
+@dataclass
+class History:
+    """All sampled steps, condensed."""
+
+    samples: int = 0
+    last: Sample | None = None
+    first_step: int = 0
+    streaks: dict[str, Streak] = field(default_factory=dict)
+    still: dict[str, Streak] = field(default_factory=dict)  # by tensor: it has never moved
+    silent: dict[str, Streak] = field(default_factory=dict)  # by tensor: it never had a gradient
+    left_out: dict[str, Streak] = field(default_factory=dict)
+    replaced: list[tuple[int, str, float]] = field(default_factory=list)
+    largest: list[float] = field(default_factory=list)  # learning rate by group
+    low: list[Streak] = field(default_factory=list)
+    _moved: set[str] = field(default_factory=set)
+    _strangers: Mapping[str, float] = field(default_factory=dict)
+    _own: float | None = None
+    _weights: tuple[float, ...] = ()
+
+    def streak(self, name: str) -> Streak:
+        """A streak by name; a new one is empty."""
+        return self.streaks.setdefault(name, Streak())
+
+    def add(self, sample: Sample) -> None:
+        """Condense one more sampled step."""
+        if not self.samples:
+            self.first_step = sample.step
+        self.samples += 1
+        self._passes(sample)
+        self._structure(sample)
+        self._tensors(sample)
+        self._rates(sample)
+        self.last = sample
+
+    def _passes(self, sample: Sample) -> None:
+        step, graded = sample.step, _graded(sample)
+        late = sample.unfinished and 0 < sample.forwards == sample.backwards
+        zero = graded and not any(t.gradient for t in sample.tensors.values())
+        beside = graded and sample.tapped and not (sample.signal or zero or late)
+        for name, seen in {
+            "stale": sample.stale and graded,
+            "late": late and graded,
+            "eval": sample.training is False,
+            "zero": zero,
+            "beside": beside and sample.backwards > 0,
+            "repeated": sample.repeated,
+            "handed": sample.repeated and sample.handed,
+            "apart": sample.apart > DIFFERENT,
+        }.items():
+            self.streak(name).add(seen, step)
+
+    def _structure(self, sample: Sample) -> None:
+        """Tensors that only one of model and optimizer has, and do not move."""
+        foreign = sample.held > 0 and sample.shared == 0
+        still = sample.own is not None and sample.own == self._own
+        silent = not _graded(sample)
+        self.streak("foreign").add(foreign and (still or silent), sample.step)
+        self._own = sample.own
+        for name in list(self.left_out):
+            if name not in sample.strangers:
+                del self.left_out[name]
+        for name, size in sample.strangers.items():
+            unmoved = self._strangers.get(name, size) == size
+            self.left_out.setdefault(name, Streak()).add(unmoved, sample.step)
+        self._strangers = sample.strangers
+
+    def _tensors(self, sample: Sample) -> None:
+        if not _graded(sample):
+            return
+        for name, tensor in sample.tensors.items():
+            if tensor.rate == 0 or name in self._moved:
+                continue
+            none = not tensor.gradient
+            still = tensor.whole and not none and tensor.move == 0
+            if not none and not still:
+                self._moved.add(name)
+            self.silent.setdefault(name, Streak()).add(none, sample.step)
+            self.still.setdefault(name, Streak()).add(still, sample.step)
+        for known in (self.silent, self.still):
+            for name in known.keys() - sample.tensors.keys():
+                del known[name]  # frozen meanwhile
+        self._overwritten(sample)
+
+    def _overwritten(self, sample: Sample) -> None:
+        """Weights that were set between two steps, to something else or back."""
+        read = [t for t in sample.tensors.values() if t.gradient is not None]
+        size = math.hypot(*(t.weight for t in read)) or 1.0
+        move = math.hypot(*(t.move for t in read)) / size
+        outside = math.hypot(*(t.outside for t in read)) / size
+        if outside > REPLACED and outside > SUDDEN * move:
+            where = max(sample.tensors, key=lambda n: sample.tensors[n].outside)
+            self.replaced.append((sample.step, where, outside))
+        weights = tuple(t.weight for t in read)
+        back = move > RESOLVED and weights == self._weights
+        self.streak("back").add(back, sample.step)
+        self._weights = weights
+
+    def _rates(self, sample: Sample) -> None:
+        for index, rate in enumerate(sample.rates):
+            if index == len(self.largest):
+                self.largest.append(rate)
+                self.low.append(Streak())
+            self.largest[index] = max(rate, self.largest[index])
+            self.low[index].add(rate < COLLAPSED * self.largest[index], sample.step)
+
+
+def _graded(sample: Sample) -> bool:
+    return any(t.gradient is not None for t in sample.tensors.values())

@@ -1,0 +1,364 @@
+"""Laws of a training step: what a loop breaks, each with its line to change.
+
+Pure functions of plain values. A law needs `ENOUGH` sampled steps in a row; once the loop has
+ended two are enough, for then nothing more will come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tikhon.monitoring.history import History, Streak
+
+ENOUGH = 3  # sampled steps in a row
+MANY = 20  # steps, or forward passes, without what must happen in each
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One law that a loop breaks.
+
+    `step` is the first step that showed it, `where` the tensors, `meaning` what it does to
+    training, `change` the line to change; `severity` is "warning" or "info".
+    """
+
+    code: str
+    step: int
+    meaning: str
+    change: str
+    where: tuple[str, ...] = ()
+    severity: str = "warning"
+
+    def __str__(self) -> str:
+        tensors = f" ({_few(self.where)})" if self.where else ""
+        return f"since step {self.step}{tensors}: {self.meaning}; {self.change}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop as far as it went: counts of every step, and the history of the sampled ones."""
+
+    steps: int
+    forwards: int  # passes of the model that built a graph
+    backwards: bool  # a gradient of the model is there
+    empty: int  # steps in a row in which no tensor of the optimizer had a gradient
+    frozen: frozenset[str]  # tensors that did not require a gradient when the watch began
+    modal: bool  # layers that differ between train and eval mode
+    ended: bool
+    history: History
+
+    def lasts(self, streak: Streak, enough: int = ENOUGH) -> bool:
+        """Whether a streak is long enough to speak of."""
+        shortest = 2 if enough <= ENOUGH else ENOUGH
+        return streak.count >= (min(shortest, enough) if self.ended else enough)
+
+
+Law = Callable[[Loop], Alarm | None]
+
+
+def alarms(loop: Loop) -> list[Alarm]:
+    """What the loop breaks, causes before their consequences; at most one alarm a law."""
+    return list(_broken(loop))
+
+
+def _broken(loop: Loop) -> Iterator[Alarm]:
+    first = [found for law in ROOTS if (found := law(loop)) is not None]
+    yield from first[:1]
+    for law in OTHERS:
+        found = law(loop)
+        if found is not None:
+            yield found
+
+
+def step_never_called(loop: Loop) -> Alarm | None:
+    """Forward passes and no step of the optimizer."""
+    if loop.steps or loop.forwards < (1 if loop.ended else 5 * MANY):
+        return None
+    lacking = "" if loop.backwards else " and no backward pass reached the model"
+    return Alarm(
+        "step_never_called", 0,
+        f"{loop.forwards} forward passes, but this optimizer never made a step{lacking}: "
+        "the weights stay as they are",
+        "call optimizer.step() of the optimizer that is watched, after loss.backward(), "
+        "and build it once, before the loop",
+    )  # fmt: skip
+
+
+def never_called(loop: Loop) -> Alarm | None:
+    """Nothing happened at all."""
+    if not loop.ended or loop.steps or loop.forwards:
+        return None
+    return Alarm(
+        "nothing_happened", 0, "neither the model was called nor the optimizer stepped",
+        "watch the model and the optimizer that the loop uses", severity="info",
+    )  # fmt: skip
+
+
+def other_model(loop: Loop) -> Alarm | None:
+    """An optimizer that was built for tensors that are not the model's."""
+    streak, last = loop.history.streak("foreign"), loop.history.last
+    if last is None or not loop.lasts(streak):
+        return None
+    return Alarm(
+        "optimizer_of_another_model", streak.first,
+        f"none of the {last.held} tensors of the optimizer is a parameter of this model, which "
+        "does not move: it was built for another, perhaps an older, model",
+        "build the optimizer from model.parameters() after the last line that makes, wraps or "
+        "moves the model",
+    )  # fmt: skip
+
+
+def no_gradient(loop: Loop) -> Alarm | None:
+    """Steps without a gradient, and what the order of the passes says about why."""
+    history, last = loop.history, loop.history.last
+    if loop.empty >= (2 if loop.ended else MANY):
+        said = f"{loop.empty} steps, no parameter of this optimizer had a gradient"
+        step = loop.steps - loop.empty
+    elif loop.lasts(history.streak("zero")):
+        step = history.streak("zero").first
+        said = "every gradient of this optimizer is exactly zero"
+    else:
+        return None
+    if last is None or not last.listening:
+        why, change = "no step changes a weight", "check that loss.backward() runs before the step"
+    elif last.reached.get("optimizer") and last.unfinished:
+        why = "the step comes before the backward pass"
+        change = "call loss.backward() before optimizer.step()"
+    elif last.reached.get("optimizer") and last.arrived:
+        why = "they are cleared between the backward pass and the step"
+        change = "move optimizer.zero_grad() before loss.backward(), or behind optimizer.step()"
+    elif last.reached.get("optimizer"):
+        why = "the loss does not depend on them (a constant, or a rounded or clamped output)"
+        change = "compute the loss from model(x) with operations that have a gradient"
+    elif last.reached.get("model"):
+        why = "the backward pass reaches the model, but none of the optimizer's tensors"
+        change = "build the optimizer from the parameters that the loss trains"
+    else:
+        why = "no backward pass reaches them: the loss is not connected to the model"
+        change = (
+            "compute the loss from model(x) itself, without .item(), .detach(), .data, argmax, "
+            "numpy or a new torch.tensor, and call loss.backward()"
+        )
+    return Alarm("no_gradient", step, f"{said}: {why}", change)
+
+
+def beside_the_model(loop: Loop) -> Alarm | None:
+    """Gradients that come from something else than the outputs of the layers."""
+    streak = loop.history.streak("beside")
+    if not loop.lasts(streak):
+        return None
+    return Alarm(
+        "loss_not_connected", streak.first,
+        "the weights have gradients, but none comes through an output of a layer: only a penalty "
+        "on the weights is trained",
+        "compute the loss from model(x) itself, without .item(), .detach() or argmax",
+    )  # fmt: skip
+
+
+def not_cleared(loop: Loop) -> Alarm | None:
+    """The new gradient is added to those of earlier steps."""
+    streak = loop.history.streak("stale")
+    if not loop.lasts(streak):
+        return None
+    return Alarm(
+        "gradients_not_cleared", streak.first,
+        "the gradients are not cleared: each step moves along the sum of all gradients so far",
+        "call optimizer.zero_grad() once a step, before loss.backward()",
+    )  # fmt: skip
+
+
+def late_backward(loop: Loop) -> Alarm | None:
+    """Each step uses the gradient of the batch before."""
+    streak = loop.history.streak("late")
+    if not loop.lasts(streak):
+        return None
+    return Alarm(
+        "step_before_backward", streak.first,
+        "the step comes before the backward pass of its batch: it moves along the gradient of the "
+        "batch before",
+        "call loss.backward() before optimizer.step()",
+    )  # fmt: skip
+
+
+def doubled(loop: Loop) -> Alarm | None:
+    """A tensor that stands twice in the optimizer."""
+    last = loop.history.last
+    if last is None or not last.doubled:
+        return None
+    return Alarm(
+        "duplicated_parameters", last.step, "they stand twice in the optimizer and move twice",
+        "give each parameter to the optimizer once", last.doubled,
+    )  # fmt: skip
+
+
+def left_out(loop: Loop) -> Alarm | None:
+    """Trainable tensors with a gradient that no optimizer moves."""
+    last = loop.history.last
+    if last is None or loop.lasts(loop.history.streak("foreign"), 1):
+        return None
+    names = _lasting(loop, loop.history.left_out)
+    if not names:
+        return None
+    step = min(loop.history.left_out[n].first for n in names)
+    late = [n for n in names if n in loop.frozen]
+    meaning = "they get gradients, but are not in the optimizer and never move"
+    if late:
+        meaning = "they were unfrozen after the optimizer was built, which does not have them"
+    return Alarm(
+        "missing_from_optimizer", step, meaning,
+        'add them with optimizer.add_param_group({"params": ...}), or freeze them with '
+        "requires_grad_(False) if they are to stay",
+        tuple(late or names),
+    )  # fmt: skip
+
+
+def unreached(loop: Loop) -> Alarm | None:
+    """Tensors of the optimizer that never get a gradient."""
+    history, last = loop.history, loop.history.last
+    if last is None or loop.lasts(history.streak("zero")):
+        return None
+    silent = {n: last.tensors[n] for n in _lasting(loop, history.silent) if n in last.tensors}
+    foreign = [n for n, t in silent.items() if t.foreign]
+    if foreign and left_out(loop) is None:
+        return Alarm(
+            "optimizer_of_another_model", min(history.silent[n].first for n in foreign),
+            "they are in the optimizer, but not in the model, and never get a gradient",
+            "build the optimizer after the last line that changes the model's layers",
+            tuple(foreign),
+        )  # fmt: skip
+    own = {n: t for n, t in silent.items() if not t.foreign}
+    if not own:
+        return None
+    # a difference of outputs does not depend on the last bias, and such a gradient is zero
+    free = all(t.vector and t.gradient is not None for t in own.values())
+    return Alarm(
+        "unmoved_parameters", min(history.silent[n].first for n in own),
+        "they never get a gradient, so they keep their first values: the loss does not reach "
+        "them, or they are behind a detach, dead units or a branch that is not used",
+        "let the loss depend on them, or take them out of the model", tuple(own),
+        "info" if free else "warning",
+    )  # fmt: skip
+
+
+def unmoved(loop: Loop) -> Alarm | None:
+    """Tensors of the optimizer whose gradient never moves them."""
+    history, last = loop.history, loop.history.last
+    names = _lasting(loop, history.still)
+    if last is None or not names:
+        return None
+    kind = last.tensors[names[0]].kind if names[0] in last.tensors else ""
+    half = kind in ("bfloat16", "float16")
+    cause = f"a step is below the resolution of {kind}" if half else "the step rounds to nothing"
+    change = "keep the weights in float32 and use torch.autocast" if half else (
+        "raise the learning rate of their group"
+    )  # fmt: skip
+    return Alarm(
+        "unmoved_parameters", min(history.still[n].first for n in names),
+        f"they get a gradient and never move: {cause}", change, tuple(names),
+    )  # fmt: skip
+
+
+def overwritten(loop: Loop) -> Alarm | None:
+    """Weights that something else sets between the steps."""
+    back, replaced = loop.history.streak("back"), loop.history.replaced
+    change = "load, initialise or copy weights before the loop, not inside it"
+    if loop.lasts(back):
+        return Alarm(
+            "weights_overwritten", back.first,
+            "the weights are set back to the same values between steps: nothing is kept", change,
+        )  # fmt: skip
+    if not replaced:
+        return None
+    step, where, share = replaced[0]
+    often = len(replaced) > 1
+    return Alarm(
+        "weights_overwritten", step,
+        f"something else than this optimizer changed the weights by {share:.0%} of their size "
+        f"between two steps{f', {len(replaced)} times' if often else ''}",
+        change, (where,), "warning" if often else "info",
+    )  # fmt: skip
+
+
+def eval_mode(loop: Loop) -> Alarm | None:
+    """Training in eval mode."""
+    streak = loop.history.streak("eval")
+    if not loop.modal or not loop.lasts(streak):
+        return None
+    return Alarm(
+        "eval_mode_in_training", streak.first,
+        "the model trains in eval mode: dropout is off and BatchNorm keeps its old statistics",
+        "call model.train() before the training batches, after every evaluation",
+    )  # fmt: skip
+
+
+def repeated(loop: Loop) -> Alarm | None:
+    """The same batch in every step."""
+    streak, handed = loop.history.streak("repeated"), loop.history.streak("handed")
+    if not loop.lasts(streak, ENOUGH + 2):
+        return None
+    if loop.lasts(handed, ENOUGH + 2):
+        return Alarm(
+            "repeated_batch", streak.first, "the model sees the same tensor in every step",
+            "this is right for training on all rows at once", severity="info",
+        )  # fmt: skip
+    return Alarm(
+        "repeated_batch", streak.first,
+        "every step sees the same batch, if these are not all of your rows: the others are never "
+        "learned",
+        "iterate with `for x, y in loader:`; next(iter(loader)) starts again at the first batch",
+    )  # fmt: skip
+
+
+def collapsed_rate(loop: Loop) -> Alarm | None:
+    """A learning rate that fell to nothing long before the end."""
+    last = loop.history.last
+    for index, low in enumerate(loop.history.low):
+        if last is None or not low.count or loop.steps < MANY:
+            continue
+        if loop.steps - low.first >= max(0.2 * loop.steps, MANY / 2):
+            return Alarm(
+                "learning_rate_collapsed", low.first,
+                f"the learning rate of group {index} fell from {loop.history.largest[index]:.2g} "
+                f"to {last.rates[index]:.2g} and stays there: the weights stand still",
+                "call scheduler.step() once an epoch, outside the loop over batches, or give the "
+                "schedule its length in steps",
+            )  # fmt: skip
+    return None
+
+
+def apart(loop: Loop) -> Alarm | None:
+    """Replicas that should be equal."""
+    streak = loop.history.streak("apart")
+    if not loop.lasts(streak, 2) or loop.history.last is None:
+        return None
+    return Alarm(
+        "replicas_differ", streak.first,
+        f"the weights of the processes differ by {loop.history.last.apart:.0e} of their size: "
+        "each trains a model of its own",
+        "call the DistributedDataParallel module, not its .module, and change weights on every "
+        "process alike",
+    )  # fmt: skip
+
+
+def _lasting(loop: Loop, streaks: Mapping[str, Streak]) -> list[str]:
+    return [name for name, streak in streaks.items() if loop.lasts(streak, ENOUGH + 2)]
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+# the first of these explains the others
+ROOTS: tuple[Law, ...] = (
+    never_called, step_never_called, other_model, no_gradient, beside_the_model,
+)  # fmt: skip
+OTHERS: tuple[Law, ...] = (
+    not_cleared, late_backward, doubled, left_out, unreached, unmoved, overwritten, eval_mode,
+    repeated, collapsed_rate, apart,
+)  # fmt: skip

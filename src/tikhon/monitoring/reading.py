@@ -1,0 +1,122 @@
+"""What is read of the tensors of a sampled step, stacked so that one synchronisation is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tikhon.diagnosis.feed import tensors
+from tikhon.regularizer.targets import local
+
+ENTRIES = 2**14  # of a tensor from which its update is read, about
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The tensors of the optimizer just before its step, and copies of some of their rows."""
+
+    parameters: list[Tensor]
+    gradients: list[Tensor]
+    before: list[Tensor]
+
+    def old(self, parameter: Tensor) -> Tensor:
+        """What was kept of a parameter from before the step: a bad gradient makes it bad after."""
+        for kept, current in zip(self.before, self.parameters):
+            if current is parameter:
+                return kept
+        return parameter
+
+
+def keep(optimizer: Optimizer) -> Kept:
+    """What has a gradient; the gradients themselves stay reachable whoever clears them."""
+    held = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    return Kept(held, [_dense(p.grad) for p in held], [rows(p).clone() for p in held])
+
+
+def _dense(gradient: Tensor | None) -> Tensor:
+    """The local part; of a sparse one, the entries that are there."""
+    assert gradient is not None
+    own = local(gradient)
+    return own.coalesce().values() if own.is_sparse else own
+
+
+def rows(parameter: Tensor) -> Tensor:
+    """The local part; of a large one, evenly spaced rows."""
+    own = local(parameter)
+    return own[:: own.numel() // ENTRIES + 1] if own.numel() > ENTRIES else own
+
+
+def copies(optimizer: Optimizer) -> dict[int, Tensor]:
+    """Rows of everything trainable, by identity."""
+    held = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
+    return {id(p): rows(p).clone() for p in held}
+
+
+def squares(kept: Kept, earlier: Mapping[int, Tensor]) -> Tensor:
+    """Squared norms, one a tensor: of gradients, weights, moves, and changes since `earlier`."""
+    now = [rows(p) for p in kept.parameters]
+    then = [earlier.get(id(p), old) for p, old in zip(kept.parameters, kept.before)]
+    then = [a if a.shape == b.shape else b for a, b in zip(then, kept.before)]
+    subtract = torch._foreach_sub  # pyright: ignore[reportPrivateImportUsage]
+    norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+    parts = (kept.gradients, kept.before, subtract(now, kept.before), subtract(kept.before, then))
+    device = now[0].device
+    return torch.stack([n.float().to(device) for part in parts for n in norm(part)]).square()
+
+
+def norms(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Norms of some rows of each tensor."""
+    if not parameters:
+        return []
+    norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+    return [n.float() for n in norm([rows(p) for p in parameters])]
+
+
+def fingerprint(arguments: Any) -> list[Tensor]:
+    """Two numbers that tell one batch from another, whatever the order of its rows."""
+    found = [local(t).reshape(-1) for t in tensors(arguments) if t.numel() and not t.is_complex()]
+    if not found:
+        return [torch.tensor(torch.nan)] * 2
+    first, second = torch.zeros(()), torch.zeros(())
+    for part in found:
+        part = part[:: part.numel() // ENTRIES + 1].float()
+        ramp = torch.linspace(1.0, 2.0, part.numel(), device=part.device)
+        first = first.to(part.device) + part @ ramp
+        second = second.to(part.device) + part.square() @ ramp
+    return [first, second]
+
+
+def trainable_elsewhere(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Trainable tensors of the model that have a gradient and are not in the optimizer."""
+    held = {id(p) for g in optimizer.param_groups for p in g["params"]}
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.grad is not None and id(p) not in held
+    }
+
+
+def named(model: nn.Module, optimizer: Optimizer) -> dict[int, str]:
+    """Names of the optimizer's tensors: the model's, or their place in a group."""
+    names = {
+        id(p): f"group {g}, tensor {k}"
+        for g, group in enumerate(optimizer.param_groups)
+        for k, p in enumerate(group["params"])
+    }
+    return names | {id(p): name for name, p in model.named_parameters() if id(p) in names}
+
+
+def reduced(flat: Tensor, count: int, sharded: bool) -> Tensor:
+    """One all-reduce: squares of shards add up, copies and what batches read are averaged."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not together or torch.distributed.get_world_size() == 1:
+        return flat
+    flat = flat.clone()
+    torch.distributed.all_reduce(flat)
+    mean = flat / torch.distributed.get_world_size()
+    return torch.cat([flat[:count], mean[count:]]) if sharded else mean

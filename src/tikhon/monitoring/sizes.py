@@ -1,0 +1,110 @@
+"""Alarms of sizes: signals, updates, the loss scale, spikes, and numbers that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tikhon.diagnosis.thresholds import EXPLODED, SLOW_UPDATE, VANISHED
+from tikhon.monitoring.laws import ENOUGH, Alarm
+from tikhon.monitoring.spikes import Spike
+
+MOVED_SCALE = 2.0**10  # a loss scale that moved that far from its start (convention)
+STANDSTILL = 1e-7  # update / weight in a step: ten million steps move a weight by its size
+
+
+def of_rows(
+    rows: Sequence[dict[str, Any]], failure: dict[str, Any] | None, *, wired: bool
+) -> list[Alarm]:
+    """What the sizes call for; a signal tells nothing about a loop that is wired wrongly."""
+    found = [*_failed(failure), *_loss_scale(rows)]
+    if wired:
+        found += [*_signal(rows, failure), *_update(rows)]
+    return found
+
+
+def of_spikes(spikes: Sequence[Spike]) -> list[Alarm]:
+    """One alarm for all spikes, with the first of them."""
+    if not spikes:
+        return []
+    first = spikes[0]
+    name, value = ("loss", first.loss) if first.loss is not None else ("norm", first.gradient)
+    more = f", and {len(spikes) - 1} more" if len(spikes) > 1 else ""
+    return [
+        Alarm(
+            "loss_spike", first.step,
+            f"{name} {value:.3g} where {first.median:.3g} is usual "
+            f"({first.z:.0f} robust standard deviations){more}",
+            'look at the batch of that step, and clip gradients or pass on_spike="skip"',
+        )
+    ]  # fmt: skip
+
+
+def _failed(failure: dict[str, Any] | None) -> list[Alarm]:
+    if failure is None:
+        return []
+    return [
+        Alarm(
+            "exploding_gradient", failure["step"], failure["message"],
+            "lower the learning rate, clip gradients, or drop the rows that are not finite",
+            (failure["where"],),
+        )
+    ]  # fmt: skip
+
+
+def _signal(rows: Sequence[dict[str, Any]], failure: dict[str, Any] | None) -> list[Alarm]:
+    read = [r for r in rows if r.get("signal_ratio") is not None][-3:]
+    ratios = [r["signal_ratio"] for r in read]
+    if len(read) < 2:
+        return []
+    if max(ratios) < VANISHED:
+        return [
+            Alarm(
+                "vanishing_gradient", read[0]["step"],
+                f"the signal of the first layer is {ratios[-1]:.0e} of the last one's",
+                "use residual connections with norms, or weights of the right gain",
+            )
+        ]  # fmt: skip
+    if min(ratios) > EXPLODED and failure is None:
+        return [
+            Alarm(
+                "exploding_gradient", read[0]["step"],
+                f"the signal of the first layer is {ratios[-1]:.0e} times the last one's",
+                "use norms, or weights of the right gain",
+            )
+        ]  # fmt: skip
+    return []
+
+
+def _update(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    """Steps that never moved anything: a schedule that ends at zero did before."""
+    read = [r for r in rows if r.get("update") is not None]
+    largest = max((r["update"] for r in read), default=0.0)
+    if len(read) < ENOUGH or not 0 < largest < SLOW_UPDATE:
+        return []
+    still = largest < STANDSTILL
+    return [
+        Alarm(
+            "slow_convergence", read[0]["step"],
+            f"no step moved the weights by more than {largest:.0e} of their size",
+            "raise the learning rate, unless fine steps are meant",
+            severity="warning" if still else "info",
+        )
+    ]  # fmt: skip
+
+
+def _loss_scale(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    """A loss scale far below its start says overflow, far above it underflow."""
+    read = [r for r in rows if r.get("scale") is not None]
+    scales = [r["scale"] for r in read]
+    if len(read) < 2 or MOVED_SCALE > scales[-1] / scales[0] > 1 / MOVED_SCALE:
+        return []
+    way = "fell" if scales[-1] < scales[0] else "grew"
+    cause = "gradients overflow at every larger one" if way == "fell" else "gradients are tiny"
+    return [
+        Alarm(
+            "unstable_loss_scale", read[0]["step"],
+            f"the loss scale {way} from {scales[0]:.2g} to {scales[-1]:.2g}: {cause}",
+            "use bfloat16, which needs no scale, or a smaller learning rate",
+        )
+    ]  # fmt: skip

@@ -1,0 +1,137 @@
+"""Spikes of the loss and of the gradient norm: robust z-scores over the last readings."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+ENOUGH = 16  # readings before anything is called a spike
+ALONE = 20.0  # robust z-score of a loss without a gradient norm beside it: noise stays below 8
+TOGETHER = 8.0  # of both
+JUMP = 5.0  # times the median of the gradient norm
+LASTING = 3
+FLOOR = 0.1  # of the first level: what is smaller does no harm
+
+
+@dataclass(frozen=True)
+class Spike:
+    """A loss or gradient norm far above the last ones.
+
+    `z` is the distance to the median in robust standard deviations (1.4826 times the median
+    absolute deviation) of the loss, or of the logarithm of the norm.
+    """
+
+    step: int
+    loss: float | None
+    gradient: float | None
+    median: float
+    z: float
+
+
+class Level:
+    """The last values of one number, and how far a new one is above them."""
+
+    def __init__(self, keep: int = 64) -> None:
+        self._values: deque[float] = deque(maxlen=keep)
+        self._start: float | None = None
+
+    @property
+    def median(self) -> float:
+        """Of the last values."""
+        return median(self._values) if self._values else math.nan
+
+    def z(self, value: float) -> float:
+        """The robust z-score of a value; 0 while there is too little to compare with."""
+        if len(self._values) < ENOUGH or not math.isfinite(value):
+            return 0.0
+        middle = self.median
+        spread = 1.4826 * median(abs(v - middle) for v in self._values)
+        return (value - middle) / max(spread, 1e-3 * abs(middle), 1e-12)
+
+    def add(self, value: float) -> None:
+        """One more value."""
+        if math.isfinite(value):
+            self._values.append(value)
+        if self._start is None and len(self._values) == ENOUGH:
+            self._start = median(abs(v) for v in self._values)
+
+    def small(self, value: float) -> bool:
+        """Whether the value is small beside what training started with."""
+        return self._start is None or abs(value) < FLOOR * self._start
+
+
+class Spikes:
+    """Judges losses and gradient norms, one step after the other."""
+
+    def __init__(self) -> None:
+        self.losses, self._sizes, self._logs = Level(), Level(), Level()
+        self._run = 0  # spikes in a row: a level that stays high is the new level
+
+    def judge(self, step: int, loss: float | None, gradient: float | None) -> Spike | None:
+        """The spike at a step, if it is one; a spike does not move the level it is judged by."""
+        z_loss = self.losses.z(loss) if loss is not None else 0.0
+        if loss is not None and (
+            self.losses.small(loss) or loss - self.losses.median < abs(self.losses.median)
+        ):
+            z_loss = 0.0
+        z_size = 0.0
+        if gradient:
+            jump = gradient / self._sizes.median if self._sizes.median else math.inf
+            z_size = self._logs.z(math.log(gradient))
+            z_size = 0.0 if jump < JUMP or self._sizes.small(gradient) else z_size
+        both = min(z_loss, z_size) >= TOGETHER if loss is not None else z_size >= ALONE
+        self._run = self._run + 1 if both or z_loss >= ALONE else 0
+        if 0 < self._run <= LASTING:
+            level = self.losses.median if loss is not None else self._sizes.median
+            return Spike(step, loss, gradient, level, max(z_loss, z_size))
+        if loss is not None:
+            self.losses.add(loss)
+        if gradient:
+            self._sizes.add(gradient)
+            self._logs.add(math.log(gradient))
+        return None
+
+
+OnSpike = Literal["warn", "skip"] | Callable[[Spike], str | None]
+
+
+class SpikeGuard:
+    """Judges steps before they are made, if asked to, and leaves out those that spike."""
+
+    def __init__(self, optimizer: Optimizer, action: OnSpike) -> None:
+        self._optimizer, self._action = optimizer, action
+        self._spikes = Spikes()
+        self._withheld: list[tuple[Tensor, Tensor | None]] = []
+
+    def judge(self, step: int, loss: float | None, gradient: float | None) -> Spike | None:
+        """A step that was read afterwards; None where steps are judged before they are made."""
+        return self._spikes.judge(step, loss, gradient) if self._action == "warn" else None
+
+    def before(self, step: int, loss: Tensor | None) -> Spike | None:
+        """Judge the coming step; a spike that is skipped finds no gradient to follow."""
+        if self._action == "warn":
+            return None
+        held = [p for g in self._optimizer.param_groups for p in g["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in held]) if held else None
+        value = float(loss) if loss is not None else None
+        spike = self._spikes.judge(step, value, float(norm) if norm is not None else None)
+        if spike is not None:
+            answer = self._action if self._action == "skip" else self._action(spike)
+            if answer == "skip":
+                self._withheld = [(p, p.grad) for p in held]
+                for p in held:
+                    p.grad = None
+        return spike
+
+    def after(self) -> None:
+        """Give back the gradients of a step that was left out."""
+        for parameter, gradient in self._withheld:
+            parameter.grad = gradient
+        self._withheld = []

@@ -1,0 +1,118 @@
+"""What happens between two steps of an optimizer: forward and backward passes, and their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Probe = tuple[str, Tensor]  # "optimizer" or "model", and a trainable tensor of it
+
+
+class Window:
+    """The passes since the last step, seen by hooks on a few trainable tensors.
+
+    Just before a backward pass adds to the gradient of a probe, the window notes whether the old
+    one was cleared: exact for every optimizer, and accumulated micro-batches are no exception,
+    for the first of them finds a cleared gradient.
+    """
+
+    def __init__(self, probes: Sequence[Probe]) -> None:
+        self.forwards = 0
+        self.unfinished = False  # a forward pass whose backward pass has not run yet
+        self.training: bool | None = None  # the mode of the pass that went backward last
+        self._mode = True
+        self._passes = [0] * len(probes)
+        self._owners = [owner for owner, _ in probes]
+        self._pending: list[tuple[Tensor, Tensor] | None] = [None] * len(probes)
+        self._stale: list[Tensor | None] = [None] * len(probes)
+        self._arrived: list[Tensor | None] = [None] * len(probes)
+        self._handles: list[Any] = []
+        for index, (_, parameter) in enumerate(probes):
+            self._handles += [
+                parameter.register_hook(self._arriving(index, parameter)),
+                parameter.register_post_accumulate_grad_hook(self._accumulated(index)),
+            ]
+
+    def forward(self, module: nn.Module) -> None:
+        """A forward pass of the model that builds a graph."""
+        self.forwards += 1
+        self.unfinished = True
+        self._mode = module.training
+
+    @property
+    def backwards(self) -> int:
+        """Backward passes that reached a probe."""
+        return max(self._passes, default=0)
+
+    def reached(self, owner: str) -> bool:
+        """Whether a backward pass reached a probe of the optimizer or of the model."""
+        return any(n for n, whose in zip(self._passes, self._owners) if whose == owner)
+
+    def flags(self) -> list[Tensor]:
+        """Two 0-d tensors: whether a gradient was never cleared, whether one was not zero."""
+        stale = [flag for flag in self._stale if flag is not None]
+        arrived = [flag for flag in self._arrived if flag is not None]
+        return [_any(stale), _any(arrived)]
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _arriving(self, index: int, parameter: Tensor) -> Any:
+        def hook(gradient: Tensor) -> None:
+            old = parameter.grad
+            if gradient.layout != torch.strided or torch.compiler.is_compiling():
+                return
+            kept = _nonzero(old) if old is not None else gradient.new_zeros((), dtype=torch.float)
+            self._pending[index] = (kept, _nonzero(gradient))
+
+        return hook
+
+    def _accumulated(self, index: int) -> Any:
+        def hook(parameter: Tensor) -> None:
+            self._passes[index] += 1
+            self.training, self.unfinished = self._mode, False
+            pending, self._pending[index] = self._pending[index], None
+            if pending is None:  # sparse gradients tell nothing about the old one
+                return
+            stale, arrived = self._stale[index], self._arrived[index]
+            self._stale[index] = pending[0] if stale is None else stale * pending[0]
+            self._arrived[index] = pending[1] if arrived is None else arrived + pending[1]
+
+        return hook
+
+
+def probes_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Probe]:
+    """A small tensor from the front and the back of the optimizer, and of the model's first layer.
+
+    Sharded tensors are left out: backward passes reach their gathered copies.
+    """
+    held = [p for g in optimizer.param_groups for p in g["params"] if _readable(p)]
+    ends = [min(part, key=Tensor.numel) for part in (held[:4], held[-4:]) if part]
+    own = [p for p in model.parameters() if _readable(p)]
+    known = {id(p) for p in own}
+    chosen: dict[int, Probe] = {id(p): ("model", p) for p in own[:1]}
+    chosen |= {id(p): ("optimizer", p) for p in ends}
+    first = ends[0] if ends else None
+    if first is not None and id(first) in known:  # a probe of both
+        chosen = {k: v for k, v in chosen.items() if v[0] == "optimizer"}
+    return list(chosen.values())
+
+
+def _readable(parameter: Tensor) -> bool:
+    return parameter.requires_grad and parameter.is_leaf and not hasattr(parameter, "to_local")
+
+
+def _nonzero(tensor: Tensor) -> Tensor:
+    return tensor.detach().count_nonzero().clamp(max=1).float()
+
+
+def _any(flags: list[Tensor]) -> Tensor:
+    if not flags:
+        return torch.zeros(())
+    return torch.stack([flag.to(flags[0].device) for flag in flags]).amax()
