@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tikhon.diagnosis.feed import tensors
+from tikhon.data.rows import tensors
 from tikhon.regularizer.targets import local
 
 ENTRIES = 2**14  # of a tensor from which its update is read, about

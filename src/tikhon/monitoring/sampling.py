@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tikhon.diagnosis.feed import tensors
+from tikhon.data.rows import tensors
 from tikhon.diagnosis.observe import role_of
 from tikhon.monitoring import reading
 from tikhon.monitoring.history import Sample, TensorReading

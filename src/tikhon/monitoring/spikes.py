@@ -123,7 +123,7 @@ class SpikeGuard:
         value = float(loss) if loss is not None else None
         spike = self._spikes.judge(step, value, float(norm) if norm is not None else None)
         if spike is not None:
-            answer = self._action if self._action == "skip" else self._action(spike)
+            answer = self._action(spike) if callable(self._action) else self._action
             if answer == "skip":
                 self._withheld = [(p, p.grad) for p in held]
                 for p in held:

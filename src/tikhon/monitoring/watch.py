@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tikhon.diagnosis.record import finite
-from tikhon.diagnosis.replica import unwrap
 from tikhon.errors import InputError
 from tikhon.monitoring.first_bad import Call, first_bad
 from tikhon.monitoring.history import History
@@ -25,6 +24,7 @@ from tikhon.regularizer.audit import warn
 from tikhon.regularizer.plan import closure_of
 from tikhon.regularizer.targets import local
 from tikhon.runs.files import write_json
+from tikhon.wrappers import unwrap
 
 _MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)  # differ in eval mode
 
