@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from tikhon import notebook
 from tikhon.comparison.methods import Method, design
 from tikhon.comparison.statistics import interval, tied
 from tikhon.data import Dataset, Split, split
@@ -82,6 +83,26 @@ class Comparison:
             "notice": self.notice,
             "methods": list(self.rows),
         }
+
+    def __str__(self) -> str:
+        return self.verdict()
+
+    def __repr__(self) -> str:
+        best = self.rows[0]
+        return (
+            f"Comparison({self.data}, {len(self.rows)} methods, {self.splits} splits; first "
+            f"{best['method']}, {self.metric} {shown(best['test'])})"
+        )
+
+    def _repr_html_(self) -> str:
+        sign = 1 if self.metric == "accuracy" else -1
+        rows = []
+        for row in self.rows:
+            low, high = sorted((sign * row["low"], sign * row["high"]))
+            told = "as good as the first" if row["tied"] else "worse"
+            rows.append((row["method"], sign * row["test"], low, high, told))
+        head = ("method", f"test {self.metric}", "low", "high", "")
+        return notebook.card(repr(self), [self.verdict()], head, rows)
 
     def verdict(self) -> str:
         """In one sentence: whether regularization pays here, or else which method is best.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from tikhon import notebook
 from tikhon.errors import InputError
 
 Select = Literal["one_se", "best"]
@@ -41,6 +42,26 @@ class PathResult:
     classes: tuple[int, ...] = ()
     feature_names: tuple[str, ...] = ()
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        counts = self.counts
+        span = f"{len(self.strengths)} strengths, {min(counts)} to {max(counts)} features"
+        scored = len(self.strengths) == 1 or any(map(math.isfinite, self.scores))
+        chosen = f", {counts[self.chosen]} chosen" if scored else ""
+        return f"PathResult({self.penalty}, {span}{chosen})"
+
+    def _repr_html_(self) -> str:
+        rows, last = [], None
+        for i, count in enumerate(self.counts):
+            if count != last:
+                rows.append((count, self.strengths[i], self.scores[i]))
+            last = count
+        series: dict[str, notebook.Line] = {"": (self.strengths, self.scores)}
+        chart = notebook.lines(series, "strength", "validation loss", log=True)
+        scored = len(self.strengths) == 1 or any(map(math.isfinite, self.scores))
+        said = [f"chosen: {', '.join(self.features()) or 'no feature'}"] if scored else []
+        head = ("features", "from strength", "validation loss")
+        return notebook.card(repr(self), said, head, rows, chart)
 
     @property
     def counts(self) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
+from tikhon import notebook
 from tikhon.errors import unknown
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.metric import has_gain, is_uniform
@@ -64,6 +65,21 @@ class Audit:
     def __len__(self) -> int:
         return len(self.assignments)
 
+    def __repr__(self) -> str:
+        matched = sum(bool(row.terms) for row in self.assignments)
+        return f"Audit({len(self)} parameters, {matched} regularized)"
+
+    def _repr_html_(self) -> str:
+        head = ("parameter", "shape", "terms", "strength", "mode", "note")
+        rows = [
+            (
+                row.parameter, "x".join(map(str, row.shape)), ", ".join(row.terms),
+                ", ".join(f"{s:.4g}" for s in row.strengths), ", ".join(row.how), row.note,
+            )
+            for row in self.assignments
+        ]  # fmt: skip
+        return notebook.card(repr(self), (), head, rows)
+
     def __str__(self) -> str:
         from rich import box
         from rich.console import Console
@@ -108,6 +124,10 @@ class Trace:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        rows = [(name, "" if v is None else v) for name, v in self.to_dict().items()]
+        return notebook.card(f"Trace of {self.name}", (), ("", "value"), rows)
 
 
 def audit(model: nn.Module, terms: Terms, *, how: How = "objective") -> Audit:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn, optim
 
+from tikhon import notebook
 from tikhon.regularizer.audit import (
     LOOKS,
     Audit,
@@ -149,6 +150,14 @@ class Regularizer:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         kind = type(self.optimizer).__name__
         return f"Regularizer({', '.join(names[:3])}{more}; {kind}, step {self.steps})"
+
+    def _repr_html_(self) -> str:
+        head = ("term", "mode", "strength", "value", "zeros", "share of the move")
+        rows = [
+            (t.name, t.how, t.strength, t.value, t.zeros, "" if t.share is None else t.share)
+            for t in self.trace()
+        ]
+        return notebook.card(repr(self), (), head, rows)
 
     def __enter__(self) -> Regularizer:
         return self

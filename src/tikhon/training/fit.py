@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 import tikhon
+from tikhon import notebook
 from tikhon.data.batches import pair
 from tikhon.data.dataset import fingerprint
 from tikhon.data.rows import each, tensors
@@ -54,6 +55,26 @@ class Run:
     penalties: Mapping[str, Mapping[str, Any]] | None = None
     command: tuple[str, ...] = ()
     assessment: Assessment | None = None
+
+    def __repr__(self) -> str:
+        known = [f"{k} {v:.4g}" for k, v in (self.metrics or {}).items() if "/loss" not in k]
+        scores = f", {', '.join(known[:3])}" if known else ""
+        return f"Run({type(self.model).__name__}, {len(self.history)} epochs{scores})"
+
+    def _repr_html_(self) -> str:
+        key = "accuracy" if "train/accuracy" in (self.metrics or {}) else "loss"
+        epochs = [float(row["epoch"]) for row in self.history]
+        series: dict[str, notebook.Line] = {
+            part: (epochs, [row.get(f"{part}/{key}") for row in self.history])
+            for part in ("train", "valid")
+        }
+        held = self.assessment.yardsticks.items() if self.assessment is not None else ()
+        names = {"constant": "always the same answer", "linear": "a linear model"}
+        scores = {"this model": self.metrics or {}} | {names[k]: v for k, v in held}
+        rows = [(name, k, v) for name, found in scores.items() for k, v in found.items()]
+        rows = [row for row in rows if "/loss" not in row[1]]
+        chart = notebook.lines(series, "epoch", key)
+        return notebook.card(repr(self), [str(self)], ("", "score", "value"), rows, chart)
 
     def __str__(self) -> str:
         from tikhon.training.result import statements

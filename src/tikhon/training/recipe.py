@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tikhon import notebook
 from tikhon import penalties as penalty_types
 from tikhon.errors import InputError, unknown
 from tikhon.penalties.base import Penalty
@@ -99,6 +100,31 @@ class Recipe:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.to_dict() == other.to_dict()
+
+    def __repr__(self) -> str:
+        entries = self.to_dict()
+        penalties = [
+            f"{p['penalty']} {p.get('strength', '')} on {p['pattern']}".replace("  ", " ")
+            for p in entries.pop("penalties", [])
+        ]
+        return f"Recipe({', '.join([*penalties, *(f'{k}={v}' for k, v in entries.items())])})"
+
+    def _repr_html_(self) -> str:
+        entries = self.to_dict()
+        rows = [
+            (
+                p.pop("pattern"),
+                p.pop("penalty"),
+                p.pop("strength", ""),
+                ", ".join(map(str, p.values())),
+            )
+            for p in entries.pop("penalties", [])
+        ]
+        said = [f"{name.replace('_', ' ')}: {value}" for name, value in entries.items()]
+        head = ("weights", "penalty", "strength", "more")
+        return notebook.card(
+            "Recipe", said or ([] if rows else ["nothing is regularized"]), head, rows
+        )
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.to_dict(), sort_keys=True))

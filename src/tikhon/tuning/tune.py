@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn, optim
 
+from tikhon import notebook
 from tikhon.data.batches import pair
 from tikhon.errors import InputError
 from tikhon.tuning.choice import Audit, audit, choose, near_best
@@ -82,6 +83,28 @@ class TuneResult:
             "seconds": self.seconds,
             "stopped": self.stopped,
         }
+
+    def __repr__(self) -> str:
+        entries = ", ".join(f"{k}={_short(v)}" for k, v in self.config.items())
+        return f"TuneResult({entries}; loss {self.audit.chosen_score:.4g})"
+
+    def _repr_html_(self) -> str:
+        ranked = sorted(
+            (o for o in self.history if not o.failed), key=lambda o: (-o.trial.budget, o.score)
+        )
+        names = list(dict.fromkeys(name for o in ranked for name in o.trial.config))
+        rows = [
+            (o.trial.budget, o.score, *(_short(o.trial.config.get(n, "")) for n in names))
+            for o in ranked
+        ]
+        curves: dict[str, notebook.Line] = {
+            f"trial {o.trial.id}": tuple(zip(*o.curve))
+            for o in ranked[:5]
+            if o.curve  # type: ignore[misc]
+        }
+        chart = notebook.lines(curves, "epoch", "validation loss")
+        head = ("epochs", "validation loss", *names)
+        return notebook.card(repr(self), str(self).splitlines(), head, rows, chart)
 
     def __str__(self) -> str:
         entries = ", ".join(f"{k}={_short(v)}" for k, v in self.config.items())
