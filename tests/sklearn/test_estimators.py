@@ -347,8 +347,9 @@ def test_the_objective_of_a_network_is_in_the_units_of_its_targets():
 
 @pytest.mark.filterwarnings("default::sklearn.exceptions.ConvergenceWarning")
 def test_training_that_is_cut_short_is_told():
-    with pytest.warns(ConvergenceWarning, match="3 epochs of training did not converge"):
+    with pytest.warns(ConvergenceWarning, match="3 epochs of training did not converge") as told:
         RegularizedRegressor((4,), max_iter=3).fit(X, Y)
+    assert told[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         RegularizedRegressor((4,), max_iter=3, n_iter_no_change=np.inf).fit(X, Y)  # asked for

@@ -59,7 +59,8 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
 
     >>> from sklearn.datasets import load_breast_cancer
     >>> X, y = load_breast_cancer(return_X_y=True)
-    >>> model = RegularizedClassifier((16,), alpha=0.05, penalty="group_lasso", random_state=0)
+    >>> model = RegularizedClassifier(
+    ...     (16,), alpha=0.05, penalty="group_lasso", max_iter=400, random_state=0)
     >>> model = model.fit(X[:400], y[:400])
     >>> model.score(X[400:], y[400:]) > 0.9, int(model.support_.sum()) < 30
     (True, True)

@@ -109,7 +109,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
             network, rows, self._kind_of_loss(), penalty, again=again
         )
         if not converged:
-            self._tell_unfinished("the solver of the linear model")
+            self._tell_unfinished("the solver of the linear model", depth=4)
         self.loss_curve_.append(objective * unit**2)
         self.n_iter_ += 1
         self.best_loss_, self.alpha_ = objective * unit**2, float(self.alpha)
@@ -127,12 +127,13 @@ class RegularizedNetwork(BaseEstimator, ABC):
         """What the targets are divided by without the objective being meant to change."""
         return 1.0 if self.standardize else float(self.network_.unit[0])
 
-    def _tell_unfinished(self, what: str) -> None:
+    def _tell_unfinished(self, what: str, *, depth: int) -> None:
+        """A warning at the line that called `fit`, so many calls above."""
         warnings.warn(
             f"{what} did not converge: raise max_iter (now {self.max_iter}) or alpha, or let "
             "standardize=True scale the inputs",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=depth,
         )
 
     def _partial(self, X, y, sample_weight) -> Any:
@@ -305,7 +306,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
                 ended = True
                 break
         if not ended and np.isfinite(self.n_iter_no_change):
-            self._tell_unfinished(f"{epochs} epochs of training")
+            self._tell_unfinished(f"{epochs} epochs of training", depth=5)
         if kept is not None:
             learner.network.load_state_dict(kept)
         self.best_loss_ = float(best) * unit
