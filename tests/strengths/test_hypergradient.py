@@ -295,14 +295,18 @@ def test_one_strength_for_all_layers():
 
 
 def test_loader_and_tensors_give_the_same_strengths():
+    """All rows in one batch: the order, which is the loader's own, says nothing."""
     _, valid, _ = noisy_digits()
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*valid), batch_size=64)
+    rows = len(valid[0])
+    data = torch.utils.data.TensorDataset(*valid)
+    loader = torch.utils.data.DataLoader(data, batch_size=rows)
     from_loader = tk.Hypergradient(loader, nn.functional.cross_entropy, steps=600)
     found = [
         trained(tk.L2(s))[2].state_dict()["strengths"]
-        for s in (from_loader, adapting(batch_size=64))
+        for s in (from_loader, adapting(batch_size=rows))
     ]
-    assert found[0] == found[1]
+    for name, strength in found[0].items():
+        assert strength == pytest.approx(found[1][name], rel=1e-4)
 
 
 @pytest.mark.parametrize(
