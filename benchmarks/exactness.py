@@ -2,7 +2,8 @@
 
 The lasso, the elastic net and the group lasso (a group is a feature, over all outputs) of a
 linear model are trained by full-batch gradients and a decaying learning rate, in float64, through
-`regularize` and through what else there is. The minimum is that of scikit-learn's coordinate
+`regularize` and through what else there is. Of the last five optimizers no metric is known:
+`regularize` goes the way of orthants. The minimum is that of scikit-learn's coordinate
 descent (Lasso, ElasticNet, MultiTaskLasso) to a tolerance of 1e-13; the strength is a tenth of
 the one that zeroes everything. Reported are the relative gap of the objective,
 (F - F*) / F*, and the F1 score of the support, each at its worst of the data sets.
@@ -97,6 +98,35 @@ def problem(name: str, kind: str, x: np.ndarray, y: np.ndarray) -> Problem:
     return Problem(name, kind, float(strength), gram, as_tensor(cross), constant, found)
 
 
+class ByHand(optim.Optimizer):
+    """The loop of an optimizer that somebody wrote: nothing is known of its metric."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Move every weight."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(group["lr"] * self.direction(self.state[p], p.grad))
+
+    def direction(self, state: dict[str, Any], gradient: Tensor) -> Tensor:
+        """signSGD."""
+        return gradient.sign()
+
+
+class Lion(ByHand):
+    """The rule of Chen et al. (2023), https://arxiv.org/abs/2302.06675."""
+
+    def direction(self, state: dict[str, Any], gradient: Tensor) -> Tensor:
+        """The sign of an average that looks ahead."""
+        mean = state.setdefault("mean", torch.zeros_like(gradient))
+        ahead = (0.9 * mean + 0.1 * gradient).sign()
+        mean.lerp_(gradient, 0.01)
+        return ahead
+
+
 def optimizers(problem: Problem) -> dict[str, Any]:
     """Optimizers with the step size that suits each: 1/L of the loss, or 0.01."""
     largest = float(torch.linalg.eigvalsh(problem.gram)[-1])
@@ -108,13 +138,22 @@ def optimizers(problem: Problem) -> dict[str, Any]:
         "RMSprop": (optim.RMSprop, {"lr": 0.01}),
         "Adam": (optim.Adam, {"lr": 0.01}),
         "AdamW": (optim.AdamW, {"lr": 0.01, "weight_decay": 0.0}),
+        "NAdam": (optim.NAdam, {"lr": 0.01}),
+        "Adamax": (optim.Adamax, {"lr": 0.01}),
+        "Adagrad": (optim.Adagrad, {"lr": 0.1}),
+        "Muon": (optim.Muon, {"lr": 0.01, "weight_decay": 0.0}),
+        "Adafactor": (optim.Adafactor, {"lr": 0.02, "weight_decay": 0.0}),
+        "Rprop": (optim.Rprop, {"lr": 0.01}),
+        "signSGD by hand": (ByHand, {"lr": 0.01}),
+        "Lion by hand": (Lion, {"lr": 0.01}),
     }
 
 
 class Regularized:
     """tikhon: the user's optimizer, with `regularize` attached."""
 
-    runs = ("SGD", "SGD momentum", "SGD nesterov", "RMSprop", "Adam", "AdamW")
+    runs = ("SGD", "SGD momentum", "SGD nesterov", "RMSprop", "Adam", "AdamW", "NAdam", "Adamax")
+    runs += ("Adagrad", "Muon", "Adafactor", "Rprop", "signSGD by hand", "Lion by hand")
     kinds = PENALTIES
 
     def __init__(self, problem: Problem, model: nn.Module, make: Any) -> None:
@@ -226,7 +265,7 @@ def train(problem: Problem, method: Any, run: str, steps: int) -> dict[str, Any]
     torch.manual_seed(0)
     model = nn.Linear(problem.gram.shape[0], len(problem.cross), bias=False).double()
     fitted = method(problem, model, lambda params: kind(params, **options))
-    adaptive = kind is not optim.SGD
+    adaptive = kind is not optim.SGD  # Rprop keeps the steps that it has found
     decay = 1e-5 ** (2 / steps) if adaptive else 1.0
     for step in range(steps):
         model.weight.grad = problem.gradient(model.weight.detach())

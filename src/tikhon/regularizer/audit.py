@@ -15,6 +15,7 @@ from torch import Tensor, nn, optim
 
 from tikhon import notebook
 from tikhon.errors import unknown
+from tikhon.penalties.base import Proximable
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.metric import has_gain, is_uniform
 from tikhon.regularizer.plan import is_euclidean, route_of
@@ -256,14 +257,14 @@ def warn_of_contradictions(
                 f"{binding.name} (strength {_plain(binding.dial.value):.4g}) and the optimizer's "
                 f"weight_decay={other} both shrink {name!r}; set one of them to 0",
             )
-        if binding.route == "prox" and binding.how == "decoupled":
+        if binding.route == "prox" and binding.how != "objective":
             if not is_uniform(optimizer):
                 once(
                     "metric",
                     binding,
                     f"{binding.name} is decoupled from the metric of {type(optimizer).__name__}: "
                     f"it is not the minimum of loss + penalty that SGD finds; for that use "
-                    + ('how="objective"' if has_gain(optimizer) else "AdamW or SGD"),
+                    + ('how="objective"' if _serves(optimizer, binding) else "AdamW or SGD"),
                 )
         if name.endswith((".original1", "weight_v")) and "weight" in name:
             once(
@@ -332,6 +333,13 @@ def _doubled(
             same = type(other.base) is type(binding.base) or other.route == binding.route == "prox"
             if same and not ours.isdisjoint(map(id, other.target.params)):
                 yield binding, other
+
+
+def _serves(optimizer: optim.Optimizer, binding: Binding) -> bool:
+    """Whether the term has an exact way under this optimizer in objective mode."""
+    return (
+        has_gain(optimizer) or getattr(type(binding.base), "slopes", None) is not Proximable.slopes
+    )
 
 
 def _plain(value: float | Tensor) -> float:

@@ -154,6 +154,18 @@ def is_uniform(optimizer: optim.Optimizer) -> bool:
     return rule is not None and rule.uniform
 
 
+def own_rate(how: str, group: Group) -> Number:
+    """How far a term outside the metric moves a step, over its strength.
+
+    By lr, as AdamW decays in torch; "independent" of lr by 1, times the share of its start (or
+    its peak) that a scheduler has made of it, as in the paper of AdamW.
+    """
+    if how != "independent":
+        return group["lr"]
+    start = group.get("max_lr", group.get("initial_lr"))
+    return group["lr"] / start if start else 1.0
+
+
 def stationary_gain(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     """The gain for one parameter, from its group and its state after the step.
 

@@ -14,7 +14,16 @@ from torch import Tensor, nn, optim
 from tikhon.penalties import kernels
 from tikhon.penalties.constraints import TopK
 from tikhon.regularizer.controller import Controller
-from tikhon.regularizer.metric import Gain, GainOf, Group, Rule, has_gain, is_uniform, rule_of
+from tikhon.regularizer.metric import (
+    Gain,
+    GainOf,
+    Group,
+    Rule,
+    has_gain,
+    is_uniform,
+    own_rate,
+    rule_of,
+)
 from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.terms import Binding, Dial, Route, regroup
 
@@ -60,6 +69,7 @@ class Plan:
         routes: dict[Route, list[Binding]] = {
             "gradient": [],
             "decay": [],
+            "cautious": [],
             "prox": [],
             "orthant": [],
             "project": [],
@@ -100,7 +110,12 @@ class Plan:
             bounded=tuple(bounded),
             watched=bindings[0].target.params[0],
             late=not (
-                routes["gradient"] or routes["decay"] or routes["orthant"] or bounded or copied
+                routes["gradient"]
+                or routes["decay"]
+                or routes["cautious"]
+                or routes["orthant"]
+                or bounded
+                or copied
             ),
         )
 
@@ -125,7 +140,7 @@ class Plan:
 
 def route_of(binding: Binding, optimizer: optim.Optimizer) -> Route:
     """By which move of a step the term acts under this optimizer."""
-    if binding.how == "decoupled":
+    if binding.how != "objective":
         return binding.route
     if binding.route == "prox" and not has_gain(optimizer):
         return "orthant"
@@ -146,7 +161,7 @@ def is_euclidean(binding: Binding, optimizer: optim.Optimizer) -> bool:
     base = binding.base
     if not base.constraint:
         return False
-    plain = base.elementwise or isinstance(base, TopK) or binding.how == "decoupled"
+    plain = base.elementwise or isinstance(base, TopK) or binding.how != "objective"
     if plain or not has_gain(optimizer):
         return True
     return not (base.diagonal or is_uniform(optimizer))
@@ -174,8 +189,8 @@ class Lane:
             self.seen_at, self.moment = param.data_ptr(), None
         if self.form is None:
             return None
-        if self.binding.how == "decoupled" or self.gain is None:
-            gain = Gain(group["lr"])
+        if self.binding.how != "objective" or self.gain is None:
+            gain = Gain(own_rate(self.binding.how, group))
         else:
             gain = self.gain(optimizer, group, optimizer.state[param])
         if gain.moment is not None and gain.moment is not self.moment:

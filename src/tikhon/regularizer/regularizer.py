@@ -39,8 +39,10 @@ from tikhon.regularizer.step import (
     bound_gains,
     reading_of,
     refuse_unsupported,
+    remember,
     settle,
     shrink,
+    shrink_cautiously,
 )
 from tikhon.regularizer.targets import is_lazy, slots, summed
 from tikhon.regularizer.terms import Binding, Dial, How, Term, Terms, bind, replayed
@@ -54,7 +56,9 @@ def regularize(
 
     `how="objective"` minimises exactly `loss + strength * penalty`: by gradient for smooth
     penalties, otherwise by prox in the optimizer's own metric, which leaves exact zeros.
-    `how="decoupled"` moves by `lr * strength` outside the metric, as AdamW decays weights.
+    `how="decoupled"` moves by `lr * strength` outside the metric, as AdamW decays weights;
+    "independent" by `strength` times what a scheduler has made of lr (lr over its start), as in
+    AdamW's paper; "cautious" as "decoupled", only where the optimizer's own move agrees.
 
     Args:
         model: the module; wrappers (DistributedDataParallel, torch.compile) are looked through.
@@ -316,6 +320,8 @@ class Regularizer:
             )
         if decay and plan.routes["decay"]:
             shrink(plan, skipped, measure=measure)
+        if decay and plan.routes["cautious"]:
+            remember(plan)
         if measure:
             self._moved = {b.name: b.read().clone() for b in self._bindings}
 
@@ -339,6 +345,8 @@ class Regularizer:
             bound_gains(plan, self._fresh)
         if plan.consulted["moved"]:
             self._consult("moved")
+        if plan.routes["cautious"]:
+            shrink_cautiously(plan, skipped, measure=bool(moved))
         if plan.routes["orthant"]:
             keep_orthants(plan)
         if plan.routes["prox"]:

@@ -12,7 +12,7 @@ from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty, Proximable, is_metric
 from tikhon.penalties.elementwise import MCP, SCAD
 from tikhon.regularizer.controller import Controller, Reading
-from tikhon.regularizer.metric import Gain, Group, has_gain, is_uniform, stationary_gain
+from tikhon.regularizer.metric import Gain, Group, has_gain, is_uniform, own_rate, stationary_gain
 from tikhon.regularizer.plan import Plan, is_euclidean
 from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.targets import local
@@ -159,6 +159,32 @@ def shrink(plan: Plan, skipped: Tensor | None, *, measure: bool) -> None:
         _many._foreach_mul_(params, factor)
 
 
+def remember(plan: Plan) -> None:
+    """Keep the weights from before the step, where a decay asks which way the optimizer goes."""
+    for binding in plan.active("cautious"):
+        binding.before = binding.read().clone()
+
+
+@torch.no_grad()
+def shrink_cautiously(plan: Plan, skipped: Tensor | None, *, measure: bool) -> None:
+    """Decay by lr the entries that the optimizer has not moved against the decay.
+
+    Chen et al. (2025), https://arxiv.org/abs/2510.12402.
+    """
+    for binding in plan.active("cautious"):
+        before, binding.before = binding.before, None
+        if before is None:  # its gradient came within the step
+            continue
+        lr = plan.group(binding.target.params[0])["lr"]
+        lr = lr if skipped is None else lr * (1 - skipped)
+        w = binding.read()
+        own, ours = before - w, lr * binding.penalty.grad(before)
+        ours = torch.where(own * ours < 0, 0, ours)
+        if measure:
+            binding.share = ours.norm() / (ours.norm() + own.norm())
+        binding.write_(w - ours)
+
+
 def settle(plan: Plan, route: Route, skipped: Tensor | None, moved: dict[str, Tensor]) -> None:
     """Replace the weights by their prox, unless the optimizer has skipped this step.
 
@@ -210,8 +236,8 @@ def _replace(binding: Binding, plan: Plan) -> None:
 
 def _gain(binding: Binding, optimizer: optim.Optimizer, group: Group) -> Gain:
     """The step of a prox on a single parameter, in parts."""
-    if binding.how == "decoupled":
-        return Gain(group["lr"])
+    if binding.how != "objective":
+        return Gain(own_rate(binding.how, group))
     return stationary_gain(optimizer, group, optimizer.state[binding.target.params[0]])
 
 
@@ -238,9 +264,9 @@ def gain_of(
 ) -> tuple[float | Tensor, float | Tensor]:
     """The step of the prox, one number or a tensor as the penalty sees the weights; its scale."""
     params = binding.target.params
-    if binding.how == "decoupled" or is_euclidean(binding, optimizer):
-        lr = group_of(params[0])["lr"]
-        return lr, lr
+    if binding.how != "objective" or is_euclidean(binding, optimizer):
+        rate = own_rate(binding.how, group_of(params[0]))
+        return rate, rate
     gains = [stationary_gain(optimizer, group_of(p), optimizer.state[p]) for p in params]
     rate = gains[0].numerator
     dense = any(g.moment is not None or getattr(g.numerator, "ndim", 0) for g in gains)
@@ -263,7 +289,7 @@ def reading_of(binding: Binding, plan: Plan, before: Tensor | None) -> Reading:
     return Reading(
         name=binding.target.name,
         penalty=binding.penalty,
-        how=binding.how,
+        how=cast(Any, binding.how),  # others take no controller
         params=binding.target.params,
         weights=binding.read(),
         before=before,
@@ -289,6 +315,16 @@ def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
     """Raise TypeError where the optimizer's step cannot carry the term exactly."""
     kind, base = type(optimizer).__name__, binding.base
     source = binding.dial.source
+    if isinstance(source, Controller) and binding.how in ("independent", "cautious"):
+        raise TypeError(
+            f"{type(source).__name__} of {binding.name} knows objective and decoupled terms, not "
+            f"how={binding.how!r}"
+        )
+    if binding.how == "cautious" and binding.route != "cautious" and not base.constraint:
+        raise TypeError(
+            f"{binding.name} acts by its prox, and cautious decay by the sign of a gradient: use "
+            f"a smooth penalty, such as L2"
+        )
     if isinstance(source, Controller) and binding.how == "objective" and not has_gain(optimizer):
         raise TypeError(
             f"{type(source).__name__} of {binding.name} works with the optimizer's gain, and "
@@ -301,7 +337,7 @@ def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
             f"{binding.name} would move weights behind the line search of {kind}, whose curvature "
             f"pairs would be wrong; with {kind} use a smooth penalty in objective mode, such as L2"
         )
-    if binding.how == "decoupled" or binding.route != "prox":
+    if binding.how != "objective" or binding.route != "prox":
         return
     if not has_gain(optimizer):
         _refuse_without_orthant(optimizer, binding)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.rounding import Rounding
 from tikhon.regularizer.targets import Pattern, Slot, Target, is_lazy, local, match, targets_of
 
-How = Literal["objective", "decoupled"]
-Route = Literal["gradient", "decay", "prox", "orthant", "project"]
+How = Literal["objective", "decoupled", "independent", "cautious"]
+Route = Literal["gradient", "decay", "cautious", "prox", "orthant", "project"]
 Strength = float | Tensor | Callable[[int], float] | Controller
 
 _SUMS = {
@@ -35,7 +35,7 @@ class Term:
     Args:
         penalty: the penalty.
         rows: what a row is (see `select`); the penalty's own default if None.
-        how: "objective" or "decoupled"; that of `regularize` if None.
+        how: "objective", "decoupled", "independent" or "cautious"; that of `regularize` if None.
         strength: replaces the penalty's: a number, a schedule (a callable of the step) or a
             controller.
 
@@ -109,6 +109,7 @@ class Binding:
     share: float | Tensor | None = None  # of the last update that was measured
     average: Tensor | None = None  # of gradients, on the orthant route
     facing: Tensor | None = None  # the orthant of the step that is under way
+    before: Tensor | None = None  # the weights before it, where a decay asks for its direction
 
     @property
     def penalty(self) -> Penalty:
@@ -124,6 +125,8 @@ class Binding:
             return "project"
         if isinstance(self.base, Proximable) and not self.base.smooth:
             return "prox"
+        if self.how == "cautious":
+            return "cautious"
         return "gradient" if self.how == "objective" else "decay"
 
     @cached_property
@@ -279,8 +282,8 @@ def _refuse_without_zeros(binding: Binding) -> None:
 
 
 def _check_how(how: str) -> None:
-    if how not in ("objective", "decoupled"):
-        raise ValueError(unknown("how", how, ("objective", "decoupled")))
+    if how not in get_args(How):
+        raise ValueError(unknown("how", how, get_args(How)))
 
 
 def _label(pattern: Any) -> str:

@@ -47,6 +47,8 @@ def judge(
                 continue
             penalty = term.penalty.with_strength(in_force[name])
             param = model.get_parameter(parameter)
+            if term.how in ("independent", "cautious"):  # no objective rests where they do
+                continue
             if term.how == "decoupled":
                 penalty = _coupled(penalty, param, regularizer.optimizer)
             if penalty is not None:

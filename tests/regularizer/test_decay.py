@@ -1,0 +1,134 @@
+"""Decay as people ask for it: independent of lr, and only where the optimizer agrees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn, optim
+
+import tikhon as tk
+from regularizer.problems import equal, regression, train
+from regularizer.rules import Lion
+
+LOSS = regression()
+
+
+def linear():
+    torch.manual_seed(0)
+    return nn.Linear(6, 2, bias=False).double()
+
+
+def quiet(model, optimizer, steps=1):
+    for _ in range(steps):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+    return model.weight.detach()
+
+
+@pytest.mark.parametrize("make", [optim.SGD, optim.AdamW, Lion, optim.Muon, optim.Adafactor])
+@pytest.mark.parametrize("lr", [1e-4, 1e-2])
+def test_independent_decay_does_not_depend_on_lr(make, lr):
+    model = linear()
+    options = {} if make in (optim.SGD, Lion) else {"weight_decay": 0.0}
+    optimizer = make(model.parameters(), lr=lr, **options)
+    before = model.weight.detach().clone()
+    tk.regularize(model, optimizer, tk.L2(0.01), how="independent")
+    torch.testing.assert_close(quiet(model, optimizer, 10), before * 0.99**10)
+
+
+def test_independent_decay_follows_a_scheduler_as_in_the_paper_of_adamw():
+    model, factors = linear(), (0.5, 1.0, 0.25)
+    optimizer = optim.AdamW(model.parameters(), lr=0.03, weight_decay=0.0)
+    scheduler = optim.lr_scheduler.LambdaLR(optimizer, lambda step: (*factors, 0.0)[step])
+    tk.regularize(model, optimizer, tk.L2(0.1), how="independent")
+    expected = model.weight.detach().clone()
+    for factor in factors:
+        expected = expected * (1 - 0.1 * factor)
+        torch.testing.assert_close(quiet(model, optimizer), expected)
+        scheduler.step()
+
+
+def test_one_cycle_counts_from_its_peak():
+    model = linear()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    scheduler = optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=10)
+    tk.regularize(model, optimizer, tk.L2(0.1), how="independent")
+    for _ in range(9):
+        before, share = model.weight.detach().clone(), optimizer.param_groups[0]["lr"] / 0.5
+        torch.testing.assert_close(quiet(model, optimizer), before * (1 - 0.1 * share))
+        scheduler.step()
+
+
+def test_an_independent_threshold_is_the_strength():
+    model = linear()
+    optimizer = optim.SGD(model.parameters(), lr=1e-3)
+    before = model.weight.detach().clone()
+    tk.regularize(model, optimizer, tk.L1(0.05), how="independent")
+    torch.testing.assert_close(quiet(model, optimizer), tk.L1(0.05).prox(before, 1.0))
+
+
+@pytest.mark.parametrize("make", [optim.SGD, optim.Adam, Lion])
+def test_cautious_decay_acts_where_the_move_agrees(make):
+    ours, plain = linear(), linear()
+    optimizer, alone = make(ours.parameters(), lr=0.02), make(plain.parameters(), lr=0.02)
+    reg = tk.regularize(ours, optimizer, tk.L2(0.5), how="cautious")
+    assert reg.audit()["weight"].how == reg.audit()["weight"].route == ("cautious",)
+    for _ in range(20):
+        start = ours.weight.detach().clone()
+        gradient = torch.randn_like(start)
+        for model, one in ((ours, optimizer), (plain, alone)):
+            with torch.no_grad():
+                model.weight.copy_(start)
+            model.weight.grad = gradient.clone()
+            one.step()
+        moved = plain.weight.detach()
+        agrees = (start - moved) * start >= 0
+        expected = torch.where(agrees, moved - 0.02 * 0.5 * start, moved)
+        torch.testing.assert_close(ours.weight.detach(), expected)
+        assert agrees.any() and not agrees.all()
+
+
+def test_cautious_decay_towards_a_center_goes_by_the_way_there():
+    model, center = linear(), torch.ones(2, 6).double()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    tk.regularize(model, optimizer, tk.L2(1.0, center=center), how="cautious")
+    start = model.weight.detach().clone()
+    model.weight.grad = torch.ones_like(start)  # away from the center, which is above
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), start - 0.1)
+
+
+def test_cautious_decay_with_a_closure_and_strength_0():
+    results = []
+    for strength, by_closure in ((0.5, True), (0.5, False), (0.0, False), (None, False)):
+        model = linear()
+        optimizer = optim.Adam(model.parameters(), lr=0.02)
+        if strength is not None:
+            tk.regularize(model, optimizer, tk.L2(strength), how="cautious")
+        if not by_closure:
+            results.append(train(model, optimizer, 6, LOSS))
+            continue
+        for _ in range(6):
+
+            def closure(model=model, optimizer=optimizer):
+                optimizer.zero_grad()
+                value = LOSS(model)
+                value.backward()
+                return value
+
+            optimizer.step(closure)
+        results.append(model)
+    assert equal(*results[:2]) and equal(*results[2:]) and not equal(*results[1:3])
+
+
+def test_what_decay_cannot_be_is_refused_by_name():
+    model = linear()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"weight/L1 acts by its prox.*smooth penalty, such as L2"):
+        tk.regularize(model, optimizer, tk.L1(0.1), how="cautious")
+    with pytest.raises(TypeError, match=r"NormBound of weight/L2.*not how='cautious'"):
+        tk.regularize(model, optimizer, tk.L2(tk.NormBound(0.1)), how="cautious")
+    with pytest.raises(ValueError, match=r"'cautios'.*cautious"):
+        tk.regularize(model, optimizer, tk.L2(0.1), how="cautios")
+    with pytest.raises(TypeError, match=r"line search of LBFGS"):
+        tk.regularize(model, optim.LBFGS(model.parameters()), tk.L2(0.1), how="cautious")
