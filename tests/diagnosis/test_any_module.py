@@ -130,13 +130,17 @@ PARTS = {
     "empty": lambda: nn.Sequential(),
     "softmax": lambda: nn.Softmax(-1),
     "dropout": lambda: nn.Dropout(0.5),
-    "conv": lambda: nn.Sequential(nn.Unflatten(1, (1, SIZE)), nn.Conv1d(1, 2, 3, padding=1),
-                                  nn.Flatten(), nn.Linear(2 * SIZE, SIZE)),
+    "conv": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, SIZE)),
+        nn.Conv1d(1, 2, 3, padding=1),
+        nn.Flatten(),
+        nn.Linear(2 * SIZE, SIZE),
+    ),
     "parametrized": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(SIZE, SIZE)),
     "frozen": lambda: nn.Linear(SIZE, SIZE).requires_grad_(False),
     "lazy bias": lambda: nn.Linear(SIZE, SIZE, bias=False),
     "no columns": lambda: nn.Sequential(nn.Unflatten(1, (SIZE, 1)), nn.Flatten()),
-}  # fmt: skip
+}
 OUTPUTS = ("tensor", "tuple", "dict", "dataclass")
 
 
@@ -180,14 +184,20 @@ def data(rows: int = 40):
     form=st.sampled_from(OUTPUTS),
     trained=st.booleans(),
 )
-@settings(max_examples=40, deadline=None, derandomize=True,
-          suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+@settings(
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 def test_no_module_makes_it_fail(parts, form, trained):
     torch.manual_seed(0)
     found = diagnose(
-        Drawn(parts, form), data(), loss, optimizer=adam(0.01) if trained else None,
-        valid=data(20), steps=4, batch_size=16,
-    )  # fmt: skip
+        Drawn(parts, form),
+        data(),
+        loss,
+        optimizer=adam(0.01) if trained else None,
+        valid=data(20),
+        steps=4,
+        batch_size=16,
+    )
     assert str(found)
     again = judge(Record.from_dict(found.to_dict()["record"]))
     assert [f.code for f in again.findings] == [f.code for f in found.findings]

@@ -226,8 +226,9 @@ class Restless(nn.Module):
 
 def test_parameters_that_nothing_reaches():
     model = Leftover()
-    found = diagnose(model, classes(), CE, optimizer=torch.optim.SGD([model.left.weight], lr=0.1),
-                     steps=2)  # fmt: skip
+    found = diagnose(
+        model, classes(), CE, optimizer=torch.optim.SGD([model.left.weight], lr=0.1), steps=2
+    )
     assert {"unused_parameters", "missing_from_optimizer"} <= found.labels
     assert "changes_in_forward" in diagnose(Restless(), classes(), CE).labels
 
@@ -264,9 +265,12 @@ BAD = [
     (dict(clip=-1.0), InputError, "clip"),
     (dict(optimizer="adam"), InputError, "optimizer"),
     (dict(loss="msee"), InputError, "mse"),
-    (dict(data=((torch.randn(64, 16), torch.randn(64, 16)), torch.zeros(64).long())), InputError,
-     "argument"),
-]  # fmt: skip
+    (
+        dict(data=((torch.randn(64, 16), torch.randn(64, 16)), torch.zeros(64).long())),
+        InputError,
+        "argument",
+    ),
+]
 
 
 @pytest.mark.parametrize(("change", "error", "words"), BAD, ids=[b[2] for b in BAD])
@@ -289,14 +293,39 @@ def test_data_on_another_device_is_refused():
 
 
 LAYERS = [
-    ("conv", lambda: nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 8, 3, padding=1),
-                                   nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)), 2),
-    ("conv1d", lambda: nn.Sequential(nn.Unflatten(1, (1, 16)), nn.Conv1d(1, 8, 3, padding=1),
-                                     nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(128, 4)), 2),
-    ("attention", lambda: nn.Sequential(
-        nn.Unflatten(1, (4, 4)), nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
-        nn.Flatten(), nn.Linear(16, 4)), 5),
-]  # fmt: skip
+    (
+        "conv",
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 4, 4)),
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(128, 4),
+        ),
+        2,
+    ),
+    (
+        "conv1d",
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 16)),
+            nn.Conv1d(1, 8, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(128, 4),
+        ),
+        2,
+    ),
+    (
+        "attention",
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (4, 4)),
+            nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
+            nn.Flatten(),
+            nn.Linear(16, 4),
+        ),
+        5,
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "build", "least"), LAYERS, ids=[row[0] for row in LAYERS])
@@ -324,8 +353,13 @@ class Tied(nn.Module):
 def test_tied_weights_and_recurrent_layers():
     torch.manual_seed(0)
     tokens = torch.arange(200)[:, None].add(torch.arange(10)) % 12
-    found = diagnose(Tied(), (tokens, (tokens + 1) % 12), CE, steps=200,
-                     optimizer=lambda p: torch.optim.Adam(p, lr=0.02))  # fmt: skip
+    found = diagnose(
+        Tied(),
+        (tokens, (tokens + 1) % 12),
+        CE,
+        steps=200,
+        optimizer=lambda p: torch.optim.Adam(p, lr=0.02),
+    )
     assert found.ok, str(found)
     core = next(i for i, s in enumerate(found.record.sites) if s.name == "core")
     assert found.record.probes[0].readings[core].time_ratio is not None

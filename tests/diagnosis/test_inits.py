@@ -43,9 +43,13 @@ def test_random_symptoms_are_counted():
 
 def test_oscillation_is_looked_for_in_every_draw():
     jumping = tk.diagnose(
-        lambda: he(deep(2, nn.Tanh)), classes(), CE, optimizer=sgd(1.5, momentum=0.95), steps=150,
+        lambda: he(deep(2, nn.Tanh)),
+        classes(),
+        CE,
+        optimizer=sgd(1.5, momentum=0.95),
+        steps=150,
         batch_size=4,
-    )  # fmt: skip
+    )
     codes = [code for labels in jumping.record.inits for code in labels]
     assert len(jumping.record.inits) == DRAWS
     assert codes.count("oscillating_loss") >= 2, str(jumping)

@@ -61,8 +61,9 @@ def tokens():
 
 def conv(kind, shape):
     first = kind(1, 8, 3, padding=1)
-    return nn.Sequential(nn.Unflatten(1, (1, *shape)), first, nn.ReLU(), nn.Flatten(),
-                         nn.Linear(128, 4))  # fmt: skip
+    return nn.Sequential(
+        nn.Unflatten(1, (1, *shape)), first, nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
+    )
 
 
 KINDS = {
@@ -142,9 +143,7 @@ def test_scaled_targets_are_cured_and_scored_in_the_users_units():
     torch.manual_seed(0)
     model = he(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)))
     engine = sgd(0.05)(model.parameters())
-    found = tk.cure(
-        model, (x, y), nn.MSELoss(), optimizer=engine, steps=100, seeds=2, budget="8s"
-    )  # fmt: skip
+    found = tk.cure(model, (x, y), nn.MSELoss(), optimizer=engine, steps=100, seeds=2, budget="8s")
     assert found.treatment.name.startswith("scaled targets"), str(found)
     assert "y_train = (y_train - shift) / scale" in found.patch
     trained, end = found.train(100)

@@ -15,13 +15,17 @@ def run(penalty=None, optimizer=None, **options):
     torch.manual_seed(0)
     model = he(deep(2, nn.ReLU, 32))
     engine = (optimizer or adam(0.01))(model.parameters())
-    return tk.diagnose(model, classes(), CE, optimizer=engine, steps=120, penalty=penalty,
-                       **options)  # fmt: skip
+    return tk.diagnose(
+        model, classes(), CE, optimizer=engine, steps=120, penalty=penalty, **options
+    )
 
 
 TERMS = [
-    tk.L2(20.0), tk.L1(1.0), tk.Term(tk.L2(30.0), how="decoupled"), {"*.weight": tk.GroupLasso(3)},
-]  # fmt: skip
+    tk.L2(20.0),
+    tk.L1(1.0),
+    tk.Term(tk.L2(30.0), how="decoupled"),
+    {"*.weight": tk.GroupLasso(3)},
+]
 
 
 @pytest.mark.parametrize("term", TERMS, ids=["L2", "L1", "decoupled L2", "GroupLasso"])

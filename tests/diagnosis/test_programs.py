@@ -40,10 +40,16 @@ def test_labels_of_all_programs_and_the_first_seed(programs):
     for case in cases:
         program = runner.load(case, 0)
         found = diagnose(
-            program.model, program.train, program.loss, optimizer=program.optimizer,
-            valid=program.valid, steps=program.steps, batch_size=program.batch_size,
-            penalty=program.penalty, clip=program.clip,
-        )  # fmt: skip
+            program.model,
+            program.train,
+            program.loss,
+            optimizer=program.optimizer,
+            valid=program.valid,
+            steps=program.steps,
+            batch_size=program.batch_size,
+            penalty=program.penalty,
+            clip=program.clip,
+        )
         if not agrees(found, case):
             wrong.append((case["id"], sorted(found.labels)))
     assert len(wrong) <= 1, wrong
@@ -57,9 +63,14 @@ def test_all_programs_are_bit_identical_afterwards(programs):
         before = fingerprint(program.model, program.optimizer)
         data = [t.clone() for t in program.train]
         diagnose(
-            program.model, [t[:96] for t in program.train], program.loss,
-            optimizer=program.optimizer, steps=2, batch_size=8, penalty=program.penalty,
+            program.model,
+            [t[:96] for t in program.train],
+            program.loss,
+            optimizer=program.optimizer,
+            steps=2,
+            batch_size=8,
+            penalty=program.penalty,
             clip=program.clip,
-        )  # fmt: skip
+        )
         assert same(before, fingerprint(program.model, program.optimizer)), case["id"]
         assert all(torch.equal(a, b) for a, b in zip(data, program.train)), case["id"]

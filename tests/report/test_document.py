@@ -352,7 +352,7 @@ def test_the_page_of_a_fit_says_what_the_run_said(tmp_path):
 
 
 def test_verdict_of_a_diagnosis(diagnosed, cured, tmp_path):
-    from tikhon.diagnosis.evidence import VANISHED
+    from tikhon.diagnosis.thresholds import VANISHED
     from tikhon.report.kinds.diagnosis import HEALTHY_SIGNAL
 
     assert HEALTHY_SIGNAL == VANISHED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tikhon.diagnosis import evidence as e
+from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, middle, number
 
 
@@ -98,10 +98,16 @@ def why_gain(ev: Evidence) -> tuple[tuple[str, ...], str]:
     first = ev.first
     assert first is not None
     top = first.readings[ev.chain[-1]].signal or 0.0
-    far = [
-        i for i in ev.chain
-        if (s := first.readings[i].signal) is not None and not e.VANISHED <= s / top <= e.EXPLODED
-    ] if top else []  # fmt: skip
+    far = (
+        [
+            i
+            for i in ev.chain
+            if (s := first.readings[i].signal) is not None
+            and not e.VANISHED <= s / top <= e.EXPLODED
+        ]
+        if top
+        else []
+    )
     return tuple(ev.site(i).name for i in far or ev.chain), why
 
 

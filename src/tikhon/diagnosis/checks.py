@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from tikhon.diagnosis import evidence as e
+from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.causes import (
     called,
     head_floor,
@@ -22,10 +22,12 @@ from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.initial import poor_init
 from tikhon.diagnosis.record import Point
 
+NEXT = ("more steps", "tikhon cure: it tries learning rates and treatments and measures them")
 MEMORY_ADVICE = (
-    "gates that stay open (LSTM or GRU, biases of log(U(1, T)))", "orthogonal recurrent weights",
+    "gates that stay open (LSTM or GRU, biases of log(U(1, T)))",
+    "orthogonal recurrent weights",
     "attention",
-)  # fmt: skip
+)
 
 
 def exploding_gradient(ev: Evidence) -> Finding | None:
@@ -84,15 +86,20 @@ def vanishing_gradient(ev: Evidence) -> Finding | None:
             numbers = {"time_ratio_log10": first, "recurrent_gain": factor}
             place = (ev.site(position).name,)
             return Finding(
-                "vanishing_gradient", "critical", place, numbers, why,
-                "what came early in a sequence is not learned", MEMORY_ADVICE,
-            )  # fmt: skip
+                "vanishing_gradient",
+                "critical",
+                place,
+                numbers,
+                why,
+                "what came early in a sequence is not learned",
+                MEMORY_ADVICE,
+            )
     first, early = ev.first_ratio, ev.early_ratio
     born_low = first is None or first < e.VANISHED
     if not born_low or early is None or early >= e.VANISHED:
         return None
     where, why = why_gain(ev)
-    numbers = {"signal_ratio": early, "healthy_above": e.VANISHED}
+    numbers = {"signal_ratio": early}
     return Finding("vanishing_gradient", "critical", where, numbers, why)
 
 
@@ -129,11 +136,10 @@ def dying_relu(ev: Evidence) -> Finding | None:
     start = first.readings[sick[0]].dead or 0.0
     culprit = next((i for i in sick if (probe.readings[i].dead or 0) > 0.95), sick[0])
     where = names(ev, culprit)
-    numbers = {"dead": share, "dead_at_start": start, "healthy_below": e.DEAD}
-    why = (
-        f"{share:.0%} of the units of {called(where[-1])} are zero on all samples"
-        + (", from the start" if start >= e.DEAD else f" ({start:.0%} at the start)")
-    )  # fmt: skip
+    numbers = {"dead": share, "dead_at_start": start}
+    why = f"{share:.0%} of the units of {called(where[-1])} are zero on all samples" + (
+        ", from the start" if start >= e.DEAD else f" ({start:.0%} at the start)"
+    )
     return Finding("dying_relu", "critical", where, numbers, _with_cause(ev, why))
 
 
@@ -170,7 +176,7 @@ def saturated_activation(ev: Evidence) -> Finding | None:
     born = [s for s in sick if s[1] >= e.SATURATED]
     position, start, late = (born or sick)[0]
     where = names(ev, position)
-    numbers = {"saturated": max(start, late), "at_start": start, "healthy_below": e.SATURATED}
+    numbers = {"saturated": max(start, late), "at_start": start}
     share = max(start, late)
     why = f"{share:.0%} of {called(where[-1])} sits where its slope is below 5 % of the maximum"
     return Finding("saturated_activation", "critical", where, numbers, _with_cause(ev, why))
@@ -216,8 +222,10 @@ def slow_convergence(ev: Evidence) -> Finding | None:
         or penalty_share(ev) > e.RESTRAINING
     ):
         return None
-    numbers = {"update_ratio": update, "healthy_above": e.SLOW_UPDATE, "learned": ev.learned}
+    numbers = {"update_ratio": update, "learned": max(ev.learned, 0.0)}
     why = _with_cause(ev, f"a step changes the weights by {update:.0e} of their size")
+    if update == 0:
+        why = "a step leaves the weights as they are"
     return Finding("slow_convergence", "warning", (), numbers, why)
 
 
@@ -275,7 +283,7 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
         return None
     share = penalty_share(ev)
     dropped = weak_dropout(ev)
-    numbers = {"learned": ev.learned}
+    numbers = {"learned": max(ev.learned, 0.0)}
     if share >= (e.DOMINANT if ev.falling else e.RESTRAINING):
         numbers["penalty_share"] = share
         why = f"the penalty makes up {share:.0%} of what moves the weights"
@@ -285,20 +293,44 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
         numbers["dropout"] = rate
         why = f"dropout passes {1 - rate:.0%} of the units of {called(dropped[0])}"
         return Finding("underfitting", "critical", dropped, numbers, why)
-    if ev.learned >= 0.6 or found & explained or (ev.falling and not _narrow(ev)):
-        return None
     narrow = _narrow(ev)
-    why = "the network is too small or too restrained for the data"
+    if ev.learned >= 0.6 or found & explained or (ev.falling and not narrow):
+        return None
     if narrow:
         width = min(ev.site(i).fan_out for i in ev.chain if ev.site(i).name in narrow)
         numbers["width"] = float(width)
         why = f"everything passes through {width} unit(s) in {called(narrow[0])}"
-    return Finding("underfitting", "warning", narrow, numbers, why)
+        return Finding("underfitting", "warning", narrow, numbers, why)
+    return _unexplained(ev, numbers)
+
+
+def _unexplained(ev: Evidence, numbers: dict[str, float]) -> Finding:
+    """Behind a yardstick and no test says why: what was ruled out, and what to try next."""
+    end, trivial = ev.end, ev.trivial
+    if ev.reach is not None:
+        shallow = number(ev.record.reference.get("shallow")) or 0.0
+        metric = (number(end.metric) if end is not None else None) or 0.0
+        why = (
+            f"training rows are answered at {metric:.2f} where a shallow model has {shallow:.2f} "
+            f"on rows it never saw; no test says why (ruled out: dead and "
+            "saturated units, steps too small, a loss that jumps, penalties and dropout)"
+        )
+        return Finding("underfitting", "warning", (), numbers, why, advice=NEXT)
+    loss = (number(end.eval_loss) if end is not None else None) or 0.0
+    best = trivial if trivial is not None else (number(ev.start.loss) if ev.start else None) or 0.0
+    why = (
+        f"the loss ends at {loss:.3g}, a constant has {best:.3g}, and nothing measured says that "
+        "more can be had (ruled out: dead and saturated units, steps too small, a loss that "
+        "jumps, penalties and dropout)"
+    )
+    return Finding("underfitting", "info", (), numbers, why, advice=NEXT)
 
 
 def _narrow(ev: Evidence) -> tuple[str, ...]:
     """Hidden layers with fewer units than the outputs need directions."""
     outputs = ev.record.static.get("output_units") or 1
+    if ev.record.wiring.get("target_is_input"):
+        return ()  # what an autoencoder is for
     hidden = [i for i in ev.chain[:-1] if ev.site(i).role == "weight"]
     return tuple(
         ev.site(i).name
@@ -311,9 +343,10 @@ def still_falling(ev: Evidence, found: set[str]) -> Finding | None:
     """Nothing is broken, nothing is learned yet, and the loss still falls: it takes more steps."""
     if found or not ev.trained or ev.record.failure is not None or ev.learned >= 0.6:
         return None
-    numbers = {"learned": ev.learned, "update_ratio": ev.updates or 0.0}
+    numbers = {"learned": max(ev.learned, 0.0), "update_ratio": ev.updates or 0.0}
     why = f"after {ev.record.steps} steps the loss still falls steadily"
-    return Finding("slow_convergence", "warning", (), numbers, why)
+    severity = "warning" if ev.learned < e.HARDLY else "info"
+    return Finding("slow_convergence", severity, (), numbers, why, advice=NEXT)
 
 
 def _with_cause(ev: Evidence, why: str) -> str:

@@ -18,6 +18,121 @@ class Code:
 
 
 CODES: dict[str, Code] = {
+    "loss_not_connected": Code(
+        "no step can change anything",
+        ("compute the loss from the model's output with torch functions alone",),
+        "no learning rate, loss or network helps",
+    ),
+    "unregistered_parameters": Code(
+        "these layers keep their first random weights",
+        ("nn.ModuleList for layers in a list, nn.ModuleDict in a dictionary, nn.Parameter",),
+    ),
+    "layers_made_in_forward": Code(
+        "whatever they learn is thrown away before the next batch",
+        ("make the layers once, in __init__",),
+    ),
+    "detached": Code(
+        "these layers keep their first random weights",
+        ("leave the detach out", "requires_grad_(False) on what is to stay"),
+    ),
+    "broadcast_loss": Code(
+        "the best answer to every row is the mean of all targets",
+        ("give output and target one shape",),
+        "a longer run, another learning rate or a larger network do not help",
+    ),
+    "loss_mixes_rows": Code(
+        "the loss of a row depends on its batch", ("large batches, if it is meant",)
+    ),
+    "rows_mixed": Code(
+        "the answer to a row depends on which rows stand beside it",
+        ("keep the axis of the rows out of sums, views, softmaxes and time",),
+        "more data or steps do not separate rows that are mixed",
+    ),
+    "future_visible": Code(
+        "the training loss is excellent and the network cannot predict",
+        ("a causal mask", "one direction only"),
+    ),
+    "positions_mixed": Code(
+        "what is learned for one position lands at another",
+        ("transpose or permute the axes; view only splits and joins neighbours",),
+    ),
+    "target_out_of_range": Code(
+        "the loss falls without end and means nothing",
+        ("targets in the range that the loss is made for", "the loss that fits the targets"),
+    ),
+    "missing_log": Code(
+        "the loss falls without end or hardly at all, and means nothing",
+        ("log_softmax before the loss", "cross-entropy on the scores"),
+    ),
+    "multilabel_softmax": Code(
+        "of the classes of a row the network can name one",
+        ("a sigmoid for each class: binary cross-entropy on the scores",),
+    ),
+    "classes_as_numbers": Code(
+        "class 2 counts as between 1 and 3, which names of classes are not",
+        ("one output a class and cross-entropy",),
+    ),
+    "ignored_rows": Code(
+        "these classes are never learned",
+        ("another ignore_index", "class weights above 0"),
+    ),
+    "undefined_operation": Code(
+        "one such number makes every weight NaN",
+        ("keep the argument away from the edge", "the loss on scores that torch offers"),
+        "a smaller learning rate only postpones it",
+    ),
+    "no_nonlinearity": Code(
+        "however deep, the network is one linear layer",
+        ("an activation between the layers",),
+        "more or wider linear layers do not help",
+    ),
+    "no_positions": Code(
+        "the network sees a bag of tokens, not a sequence",
+        ("add positional embeddings to the inputs of the attention",),
+    ),
+    "random_in_eval": Code(
+        "predictions change from call to call",
+        ("draw only while self.training is true",),
+    ),
+    "batchnorm_few_rows": Code(
+        "noise in every pass, and running statistics that fit no batch",
+        ("larger batches", "GroupNorm or LayerNorm"),
+    ),
+    "updates_lost": Code(
+        "the optimizer steps and the weights stay",
+        ("weights in float32, 16 bits in autocast only", "a larger learning rate"),
+    ),
+    "shared_layers": Code(
+        "they learn one set of weights for all places", ("a new layer for each place, or none",)
+    ),
+    "constant_inputs": Code(
+        "there is nothing to tell rows apart by",
+        ("look at where the inputs are read, scaled or masked",),
+    ),
+    "unrelated_labels": Code(
+        "all that can be learned is the rows by heart",
+        ("check that row k of the inputs belongs to target k", "other inputs"),
+        "no learning rate, network or number of steps helps",
+    ),
+    "class_imbalance": Code(
+        "the rare classes are never answered",
+        ("class weights in the loss", "batches with as many of each class", "judge by recall"),
+    ),
+    "target_among_inputs": Code(
+        "the network copies, and fails where the column is missing",
+        ("take the column out of the inputs",),
+    ),
+    "valid_differs": Code(
+        "validation judges another task than the one that is trained",
+        ("one scaling for both, taken from the training rows", "a shuffled split"),
+    ),
+    "rows_in_both": Code(
+        "validation rewards rows learned by heart", ("split before anything repeats rows",)
+    ),
+    "sorted_batches": Code(
+        "each batch pulls the network to its own class",
+        ("shuffle the rows of an epoch",),
+    ),
     "vanishing_gradient": Code(
         "the first layers receive no signal and stay what chance made them",
         ("residual connections with a norm", "weights of the right gain", "normalisation layers"),
@@ -102,19 +217,86 @@ CODES: dict[str, Code] = {
 }
 
 # consequence -> causes under which it is printed
+_DISCONNECTED = (
+    "loss_not_connected",
+    "unregistered_parameters",
+    "layers_made_in_forward",
+    "detached",
+)
+_HOPELESS = (
+    *_DISCONNECTED,
+    "constant_inputs",
+    "broadcast_loss",
+    "rows_mixed",
+    "positions_mixed",
+    "target_out_of_range",
+    "missing_log",
+    "updates_lost",
+    "unrelated_labels",
+    "no_nonlinearity",
+    "no_positions",
+    "multilabel_softmax",
+    "classes_as_numbers",
+    "ignored_rows",
+    "class_imbalance",
+    "sorted_batches",
+    "batchnorm_few_rows",
+)
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
-    "exploding_gradient": ("unscaled_inputs", "unscaled_targets", "poor_init"),
-    "vanishing_gradient": ("poor_init", "head_mismatch", "dying_relu", "saturated_activation"),
-    "dying_relu": ("exploding_gradient", "poor_init", "head_mismatch", "unscaled_inputs"),
-    "saturated_activation": ("poor_init", "unscaled_inputs"),
-    "oscillating_loss": ("saturated_activation", "unscaled_inputs", "exploding_gradient"),
+    "unused_parameters": _DISCONNECTED,
+    "nothing_to_train": _DISCONNECTED,
+    "future_visible": ("positions_mixed", "rows_mixed"),
+    "overfitting": ("unrelated_labels", "valid_differs"),
+    "train_eval_mismatch": ("rows_mixed", "batchnorm_few_rows", "random_in_eval"),
+    "exploding_gradient": (
+        "undefined_operation",
+        "target_out_of_range",
+        "missing_log",
+        "unscaled_inputs",
+        "unscaled_targets",
+        "poor_init",
+    ),
+    "vanishing_gradient": (
+        *_DISCONNECTED,
+        "constant_inputs",
+        "poor_init",
+        "head_mismatch",
+        "dying_relu",
+        "saturated_activation",
+    ),
+    "dying_relu": (
+        "constant_inputs",
+        "undefined_operation",
+        "exploding_gradient",
+        "poor_init",
+        "head_mismatch",
+        "unscaled_inputs",
+    ),
+    "saturated_activation": ("target_out_of_range", "missing_log", "poor_init", "unscaled_inputs"),
+    "oscillating_loss": (
+        *_HOPELESS,
+        "saturated_activation",
+        "unscaled_inputs",
+        "exploding_gradient",
+    ),
     "slow_convergence": (
-        "head_mismatch", "vanishing_gradient", "dying_relu", "saturated_activation", "poor_init",
+        *_HOPELESS,
+        "head_mismatch",
+        "vanishing_gradient",
+        "dying_relu",
+        "saturated_activation",
+        "poor_init",
         "unscaled_inputs",
     ),
     "underfitting": (
-        "excessive_dropout", "vanishing_gradient", "dying_relu", "saturated_activation",
-        "poor_init", "oscillating_loss", "head_mismatch",
+        *_HOPELESS,
+        "excessive_dropout",
+        "vanishing_gradient",
+        "dying_relu",
+        "saturated_activation",
+        "poor_init",
+        "oscillating_loss",
+        "head_mismatch",
     ),
     "excessive_dropout": (),
-}  # fmt: skip
+}

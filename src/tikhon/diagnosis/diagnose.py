@@ -21,8 +21,10 @@ from tikhon.diagnosis.faults import faults
 from tikhon.diagnosis.findings import LABELS, SEVERITIES, Finding
 from tikhon.diagnosis.keep import keep
 from tikhon.diagnosis.measure import measure
+from tikhon.diagnosis.miswired import miswired
 from tikhon.diagnosis.record import Record, finite
 from tikhon.diagnosis.replica import Loss
+from tikhon.diagnosis.signal import unsound
 from tikhon.errors import InputError
 
 if TYPE_CHECKING:
@@ -149,16 +151,19 @@ def diagnose(
     ['vanishing_gradient']
     """
     options: dict[str, Any] = dict(
-        optimizer=optimizer, valid=valid, steps=steps, batch_size=batch_size, penalty=penalty,
+        optimizer=optimizer,
+        valid=valid,
+        steps=steps,
+        batch_size=batch_size,
+        penalty=penalty,
         clip=clip,
-    )  # fmt: skip
+    )
     if isinstance(model, nn.Module) or not callable(model):
         return judge(measure(model, data, loss, seed=seed, **options))
     options["optimizer"] = anew(optimizer)
     draws = [
-        measure(draw(model, seed + k), data, loss, seed=seed + k, **options)
-        for k in range(DRAWS)
-    ]  # fmt: skip
+        measure(draw(model, seed + k), data, loss, seed=seed + k, **options) for k in range(DRAWS)
+    ]
     found = [tuple(sorted({f.code for f in symptoms(Evidence(record))})) for record in draws]
     return judge(replace(draws[0], inits=tuple(found)))
 
@@ -197,14 +202,27 @@ def judge(record: Record) -> Diagnosis:
     True
     """
     ev = Evidence(record)
-    found = [*faults(ev), *symptoms(ev)]
+    wired = [*miswired(ev), *unsound(ev)]
+    found = [*wired, *faults(ev), *symptoms(ev)]
     found += _in_other_inits(record, {f.code for f in found})
-    codes = {f.code for f in found}
+    codes = {f.code for f in found if f.severity != "info"}
     if record.failure is not None and record.failure.what == "input":
         found = [f for f in found if f.code not in LABELS]
     dressed = [_dress(f, codes, record) for f in found]
-    dressed.sort(key=lambda f: (bool(f.cause), -SEVERITIES.index(f.severity)))
+    causes = {f.code for f in wired}
+    dressed.sort(key=lambda f: _rank(f, causes))
     return Diagnosis(record, tuple(dressed))
+
+
+def _rank(finding: Finding, causes: set[str]) -> tuple[bool, bool, bool, int]:
+    """Causes first: what is wired wrong, symptoms by severity, what follows from them."""
+    info = finding.severity == "info"
+    return (
+        info,
+        bool(finding.cause),
+        finding.code not in causes,
+        -SEVERITIES.index(finding.severity),
+    )
 
 
 def _in_other_inits(record: Record, known: set[str]) -> list[Finding]:
@@ -212,8 +230,9 @@ def _in_other_inits(record: Record, known: set[str]) -> list[Finding]:
     counts = Counter(code for labels in record.inits for code in labels)
     return [
         Finding(code, "warning", (), {"inits": count}, "not in the first draw of the weights")
-        for code, count in counts.items() if code not in known
-    ]  # fmt: skip
+        for code, count in counts.items()
+        if code not in known
+    ]
 
 
 def _dress(finding: Finding, codes: set[str], record: Record) -> Finding:

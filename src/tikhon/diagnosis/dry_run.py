@@ -15,7 +15,9 @@ from tikhon.data.rows import Batch
 from tikhon.diagnosis.feed import Feed
 from tikhon.diagnosis.observe import Instruments
 from tikhon.diagnosis.record import Failure, Point, Probe, Reading, Site
+from tikhon.diagnosis.reference import IGNORED, binary
 from tikhon.diagnosis.replica import Replica, backward, gradients, undisturbed
+from tikhon.diagnosis.wiring.calls import FirstBad
 
 
 @dataclass
@@ -137,12 +139,19 @@ def locate(replica: Replica, batch: Batch, step: int) -> Failure:
     finally:
         for handle in handles:
             handle.remove()
+    bad = FirstBad()
+    with torch.no_grad(), undisturbed(replica.model, training=True), bad:
+        replica.value(batch)
     if found:
-        return Failure(step, "activation", found[0])
+        return Failure(step, "activation", found[0], bad.name, bad.place, bad.smallest)
     for name, parameter in replica.model.named_parameters():
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-            return Failure(step, "gradient", name)
-    return Failure(step, "loss", "loss")
+            if not bad.name:
+                bad = FirstBad(slopes=True)
+                with undisturbed(replica.model, training=True), bad:
+                    replica.value(batch)
+            return Failure(step, "gradient", name, bad.name, bad.place, bad.smallest)
+    return Failure(step, "loss", "loss", bad.name, bad.place, bad.smallest)
 
 
 def _probe(trial: Trial, replica: Replica, batch: Batch, step: int) -> None:
@@ -233,11 +242,20 @@ def _updates(
             moved = sum(float((p.detach() - before[p]).double().square().sum()) for p in own)
             size = sum(float(before[p].double().square().sum()) for p in own)
             ratio = math.sqrt(moved / size) if size > 0 else (math.inf if moved > 0 else 0.0)
-            reading = replace(reading, update=ratio)
+            reading = replace(reading, update=ratio, stuck=_stuck(own, before))
             if site.name in shares:
                 reading = replace(reading, penalty=shares[site.name])
         readings.append(reading)
     trial.probes[-1] = Probe(last.step, last.loss, tuple(readings), last.gradient)
+
+
+def _stuck(own: list[Any], before: dict[Any, Tensor]) -> float | None:
+    """Share of the 16-bit entries with a gradient that the step could not move."""
+    short = [p for p in own if p.dtype in (torch.bfloat16, torch.float16) and p.grad is not None]
+    asked = sum(int((p.grad != 0).sum()) for p in short)
+    if not asked:
+        return None
+    return sum(int(((p.grad != 0) & (p.detach() == before[p])).sum()) for p in short) / asked
 
 
 def score(replica: Replica, batch: Batch, valid: Batch | None, step: int) -> Point:
@@ -267,15 +285,17 @@ def skill(output: Any, target: Any) -> float | None:
         for axis in (1, -1):  # classes second, as torch's losses have it, or last
             rest = [size for i, size in enumerate(output.shape) if i != axis % output.ndim]
             if output.ndim == target.ndim + 1 and rest == list(target.shape) != []:
-                if output.shape[axis] > 1:
-                    return float((output.argmax(axis) == target).double().mean())
+                counted = target != IGNORED
+                if output.shape[axis] > 1 and bool(counted.any()):
+                    right = (output.argmax(axis) == target)[counted]
+                    return float(right.double().mean())
         if output.numel() != target.numel():
             return None
     flat, goal = output.flatten().double(), target.flatten().double()
     if flat.shape != goal.shape:
         return None
-    if bool(((goal == 0) | (goal == 1)).all()):
-        probabilities = bool(((flat >= 0) & (flat <= 1)).all())
-        return float(((flat > (0.5 if probabilities else 0.0)) == (goal > 0.5)).double().mean())
+    high = goal > 0
+    if binary(goal):  # scores change sign, probabilities pass one half
+        return max(float(((flat > cut) == high).double().mean()) for cut in (0.0, 0.5))
     spread = float((goal - goal.mean()).square().mean())
     return 1 - float((flat - goal).square().mean()) / spread if spread > 0 else None

@@ -1,8 +1,6 @@
 """Quantities derived from a record: ratios and shares without units, so thresholds travel.
 
-Standard library only. Every threshold of the checks is named here, with where it comes from:
-gap: no run of 159 healthy and 363 faulty ones lies between the two sides of it; recordings: set on
-recordings of about 180 labelled programs, without a set kept apart; convention: a definition.
+Standard library only. The thresholds are in `thresholds.py`.
 """
 
 from __future__ import annotations
@@ -14,37 +12,7 @@ from itertools import pairwise
 from statistics import median
 
 from tikhon.diagnosis.record import Point, Probe, Record, Site
-
-VANISHED = 1e-3  # backprop signal, first / last layer: sick <= 2.1e-4, healthy >= 6.9e-3 (gap)
-EXPLODED = 1e3  # the same on the other side: healthy <= 46, exploding >= 2e4 (gap)
-TIME_VANISHED = -10.0  # log10 over the time steps: healthy >= -8, vanishing underflows (gap)
-TIME_EXPLODED = 3.0  # log10 over the time steps: healthy <= 0, exploding >= 6 (gap)
-DEAD = 0.6  # share of dead units of a layer: healthy <= 0.56, dying >= 0.96 (gap)
-SATURATED = 0.5  # share of saturated entries: healthy <= 0.40, saturated >= 0.54 (gap)
-SLOW_UPDATE = 1e-4  # update / weight in a step: healthy >= 1.6e-4, too small <= 3e-5 (gap)
-SPIKE = 1e3  # largest gradient norm / first one, while nothing is learned (convention)
-INITIAL_LOSS = 3.0  # first loss / trivial loss, only together with large weights (convention)
-LARGE_WEIGHTS = 2.5  # rms(W) * sqrt(fan_in): He 1.41, Xavier and LeCun 1, PyTorch default 0.58
-SMALL_WEIGHTS = 0.25  # the same on the other side
-OUTLIER = 20.0  # a layer this many times smaller than the median one is singled out
-LEARNED = 0.9  # skill relative to a shallow model on the same data (convention)
-RISE = 0.15  # relative rise of a loss above its own minimum (convention)
-# upward move of a late loss curve / its level: else <= 0.011, oscillating >= 0.018 (recordings)
-SWING = 0.015
-BACK = 0.34  # share of a loss curve's motion that goes up: 0.5 is a walk (recordings)
-GAP = 0.1  # train metric minus validation metric (convention)
-FLOOR = 0.1  # share of the trivial loss that the head cannot get below (convention)
-RESTRAINED = 0.85  # skill below which what visibly restrains a network is held against it
-BALANCED = 0.45  # penalty's share late in a run that settled against it: in theory one half
-RESTRAINING = 0.6  # penalty's share on the way to such a balance (convention)
-DOMINANT = 0.9  # share of a gradient that comes from the penalty (convention)
-NARROW = 1e-3  # diversity below which all samples look alike to the network (measured: sick 3e-4)
-
-# the weight factor rms(W) * sqrt(fan) that keeps a signal's size through an activation
-IDEAL = {
-    "relu": 1.41, "relu6": 1.41, "leaky_relu": 1.41, "gelu": 1.5, "silu": 1.7, "mish": 1.6,
-    "elu": 1.2, "softplus": 1.2, "hardswish": 1.7,
-}  # fmt: skip
+from tikhon.diagnosis.thresholds import NARROW, RELATED, WEAK
 
 
 class Evidence:
@@ -151,9 +119,11 @@ class Evidence:
     def updates(self) -> float | None:
         """The median update / weight ratio over layers and probes."""
         return middle(
-            p.readings[i].update for p in self.record.probes for i in self.chain
+            p.readings[i].update
+            for p in self.record.probes
+            for i in self.chain
             if self.site(i).trainable
-        )  # fmt: skip
+        )
 
     @cached_property
     def blind(self) -> bool:
@@ -202,22 +172,38 @@ class Evidence:
             return 0.0
         return self._skill(self.end.valid_metric, self.end.valid_loss)
 
-    def _skill(self, metric: float | None, loss: float | None) -> float:
+    @cached_property
+    def reach(self) -> float | None:
+        """How much better than a constant a shallow model is on held-out rows; None if it is not.
+
+        A low ceiling counts where the relation itself is beyond chance: noisy data are no fault.
+        """
         shallow = number(self.record.reference.get("shallow"))
         constant = number(self.record.reference.get("constant"))
-        metric = number(metric)
-        if shallow is not None and constant is not None and metric is not None:
-            reach = shallow - constant
-            if reach > 0.1:
-                return (metric - constant) / reach
-        return self._loss_skill(loss)
+        if shallow is None or constant is None:
+            return None
+        related = (number(self.record.wiring.get("relation")) or 0.0) >= RELATED
+        gain = shallow - constant
+        return gain if gain > 0.1 or (related and gain > WEAK) else None
+
+    def _skill(self, metric: float | None, loss: float | None) -> float:
+        constant = number(self.record.reference.get("constant"))
+        metric, by_loss = number(metric), self._loss_skill(loss)
+        if self.reach is None or constant is None or metric is None:
+            return by_loss
+        skill = (metric - constant) / self.reach
+        # outputs that are no answers in the targets' own units: log rates, margins, embeddings
+        return by_loss if by_loss - skill > 0.5 else skill
 
     def _loss_skill(self, loss: float | None) -> float:
         loss = number(loss)
         if loss is None:
             return 0.0
-        if self.trivial is not None and self.trivial > 0:
-            return 1 - loss / self.trivial
+        trivial, lowest = self.trivial, number(self.record.static.get("lowest"))
+        if trivial is not None and trivial > 0:
+            # soft targets leave a loss that no answer is without
+            floor = lowest if lowest is not None and 0 < lowest < trivial else 0.0
+            return (trivial - loss) / (trivial - floor)
         first = number(self.start.loss) if self.start else None
         return 1 - loss / first if first is not None and first > 0 else 0.0
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tikhon.diagnosis import evidence as e
+from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.causes import called, head_floor, head_site
 from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
@@ -16,9 +16,16 @@ from tikhon.diagnosis.findings import Finding
 def faults(ev: Evidence) -> list[Finding]:
     """The findings of the static tier."""
     checks = (
-        _data, _scales, _head, _reduction, _dropout, _batch_of_one, _parameters, _modes,
+        _data,
+        _scales,
+        _head,
+        _reduction,
+        _dropout,
+        _batch_of_one,
+        _parameters,
+        _modes,
         _attention,
-    )  # fmt: skip
+    )
     return [finding for check in checks for finding in check(ev)]
 
 
@@ -46,13 +53,24 @@ def _scales(ev: Evidence) -> Iterable[Finding]:
 def _head(ev: Evidence) -> Iterable[Finding]:
     floor = head_floor(ev)
     head = ev.record.static.get("head") or []
-    single = head == ["softmax"] and ev.record.static.get("output_units") == 1
-    if not head or not (single or floor >= e.FLOOR):
-        return
-    name = " and ".join(head)
+    place = ev.record.wiring.get("softmax_over_one")
+    single = bool(place) or (head == ["softmax"] and ev.record.static.get("output_units") == 1)
     if single:
         why = "softmax over one unit is the constant 1"
-    elif ev.record.static.get("own_softmax"):
+        where = (place or head_site(ev),)
+        yield Finding(
+            "head_mismatch",
+            "critical",
+            where,
+            {"floor": floor},
+            why,
+            fix="as many outputs as classes; or nn.BCEWithLogitsLoss() with one output",
+        )
+        return
+    if not head or floor < e.FLOOR:
+        return
+    name = " and ".join(head)
+    if ev.record.static.get("own_softmax"):
         why = f"the loss applies a softmax of its own to the output of a {name}"
     else:
         why = f"a {name} cannot produce the targets: {floor:.0%} of a constant's loss stays"
@@ -90,13 +108,18 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
         why = "no parameter requires a gradient" if ev.record.parameters else "no parameters"
         yield Finding("nothing_to_train", "critical", (), {}, why)
         return
+    cut = set(ev.record.wiring.get("detached") or ())
     rows = (
         ("frozen", "frozen_parameters", "info", "they do not require a gradient"),
         ("unused", "unused_parameters", "warning", "the loss does not depend on them"),
         ("unoptimized", "missing_from_optimizer", "warning", "no parameter group holds them"),
     )
     for key, code, severity, why in rows:
-        listed = tuple(static.get(key) or ())
+        listed = tuple(n for n in static.get(key) or () if key != "unused" or n not in cut)
+        if key == "unoptimized" and (
+            set(listed) <= cut or (ev.trained and ev.learned >= e.LEARNED)
+        ):
+            severity = "info"  # the part that is to stay, as in fine-tuning
         if listed:
             yield Finding(code, severity, listed, {"parameters": float(len(listed))}, why)
     if static.get("changes_in_forward"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tikhon.diagnosis.evidence import VANISHED, Evidence
+from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.record import Probe, Record
+from tikhon.diagnosis.thresholds import VANISHED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,10 +43,14 @@ def signal(record: Record) -> Figure | None:
         shares = [v / top if v else None for v in values]
         figure.add_trace(
             Scatter(
-                x=names, y=shares, name=title, mode="lines+markers", line={"color": color},
+                x=names,
+                y=shares,
+                name=title,
+                mode="lines+markers",
+                line={"color": color},
                 hovertemplate="%{x}<br>%{y:.2e} of the last layer's signal<extra></extra>",
             )
-        )  # fmt: skip
+        )
     if not figure.data:
         return None
     figure.add_hrect(y0=VANISHED, y1=1 / VANISHED, fillcolor=GREEN, line_width=0)
@@ -78,9 +83,15 @@ def forward(record: Record) -> Figure | None:
             )
     figure.update_layout(
         yaxis={"type": "log", "exponentformat": "power", "title": "output size (rms)"},
-        yaxis2={"overlaying": "y", "side": "right", "range": [0, 1], "tickformat": ".0%",
-                "title": "share of units", "showgrid": False}
-    )  # fmt: skip
+        yaxis2={
+            "overlaying": "y",
+            "side": "right",
+            "range": [0, 1],
+            "tickformat": ".0%",
+            "title": "share of units",
+            "showgrid": False,
+        },
+    )
     return _dress(figure, "Forward scale, dead and saturated units", "layer, first to last")
 
 
@@ -101,11 +112,16 @@ def updates(record: Record) -> Figure | None:
     ]
     figure = Figure(
         Heatmap(
-            z=rows, x=[str(p.step) for p in probes], y=_names(ev), colorscale="RdBu_r",
-            zmin=-7, zmax=1, colorbar={"title": "log10"},
+            z=rows,
+            x=[str(p.step) for p in probes],
+            y=_names(ev),
+            colorscale="RdBu_r",
+            zmin=-7,
+            zmax=1,
+            colorbar={"title": "log10"},
             hovertemplate="step %{x}, %{y}<br>10^%{z:.1f} of the weights<extra></extra>",
         )
-    )  # fmt: skip
+    )
     return _dress(figure, "Update / weight in a step (healthy: about -3)", "step")
 
 
@@ -118,8 +134,10 @@ def loss(record: Record) -> Figure | None:
         return None
     steps = [p.step for p in points]
     figure = Figure()
-    curves = (("train", [p.loss for p in points], BLUE),
-              ("validation", [p.valid_loss for p in points], RED))  # fmt: skip
+    curves = (
+        ("train", [p.loss for p in points], BLUE),
+        ("validation", [p.valid_loss for p in points], RED),
+    )
     for name, values, color in curves:
         if any(v is not None for v in values):
             figure.add_trace(Scatter(x=steps, y=values, name=name, line={"color": color}))
@@ -140,11 +158,13 @@ def effects(arms: Sequence[Arm]) -> Figure:
     colors = {"confirmed": BLUE, "worse": RED}
     figure = Figure(
         Bar(
-            x=[a.effect for a in last], y=[a.name for a in last], orientation="h",
+            x=[a.effect for a in last],
+            y=[a.name for a in last],
+            orientation="h",
             error_x={"array": [a.spread for a in last]},
             marker_color=[colors.get(a.verdict, GREY) for a in last],
         )
-    )  # fmt: skip
+    )
     figure.update_yaxes(autorange="reversed", automargin=True)
     return _dress(figure, "Effect of treatments (blue: confirmed)", "loss without - loss with")
 
@@ -163,8 +183,10 @@ def _names(ev: Evidence) -> list[str]:
 
 def _dress(figure: Figure, title: str, bottom: str) -> Figure:
     figure.update_layout(
-        title=title, template="plotly_white", margin={"l": 70, "r": 20, "t": 50, "b": 60},
+        title=title,
+        template="plotly_white",
+        margin={"l": 70, "r": 20, "t": 50, "b": 60},
         legend={"orientation": "h", "y": 1.08, "x": 1, "xanchor": "right"},
-    )  # fmt: skip
+    )
     figure.update_xaxes(title=bottom)
     return figure

@@ -31,6 +31,7 @@ class Finding:
     effect: str = ""
     advice: tuple[str, ...] = ()
     cause: str = ""
+    fix: str = ""  # the line of code to change or to write
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -42,9 +42,11 @@ def _title(diagnosis: Diagnosis) -> str:
     record = diagnosis.record
     layers = sum(s.role in ("weight", "recurrent") for s in record.sites)
     engine = record.optimizer
-    how = f"{engine['name']} lr {engine.get('lr', 0):.3g}, {record.steps} steps" if engine else (
-        "no optimizer: step 0 only"
-    )  # fmt: skip
+    how = (
+        f"{engine['name']} lr {engine.get('lr', 0):.3g}, {record.steps} steps"
+        if engine
+        else ("no optimizer: step 0 only")
+    )
     count = f"{layers} weight layer{'s' if layers > 1 else ''}, " if layers else ""
     size = f"{record.model}, {count}batch {record.batch_size}"
     left = f"tikhon diagnose: {size}, {how}"
@@ -76,7 +78,9 @@ def _paragraph(
         lines.append(f"   effect: {finding.effect}")
         if finding.advice:
             lines.append(f"   cure: {'; '.join(finding.advice)}")
-        if no_cure:
+        if finding.fix:
+            lines += _wrapped(f"   write: {finding.fix}", True)
+        elif no_cure:
             lines.append(f"   no cure: {no_cure}")
     follow = [f for f in findings if f.cause and f is not finding]
     follow = [f for f in follow if _root(f, findings) == finding.code]
@@ -185,13 +189,15 @@ def full(diagnosis: Diagnosis) -> str:
             ("why", finding.why),
             ("effect", finding.effect),
             ("cure", "; ".join(finding.advice)),
+            ("write", finding.fix),
             ("no cure", CODES[finding.code].no_cure),
             ("evidence", ", ".join(f"{k} {v:.3g}" for k, v in finding.evidence.items())),
             ("follows from", finding.cause),
         ):
             if text:
-                lines += textwrap.wrap(f"{label}: {text}", WIDTH, initial_indent="  ",
-                                       subsequent_indent="    ")  # fmt: skip
+                lines += textwrap.wrap(
+                    f"{label}: {text}", WIDTH, initial_indent="  ", subsequent_indent="    "
+                )
     return "\n".join([*lines, *_layers(diagnosis.record, 1000)])
 
 
@@ -199,8 +205,13 @@ def letter_html(diagnosis: Diagnosis) -> str:
     """The letter for a notebook: no script, every text escaped."""
     rows = []
     for finding in diagnosis.findings:
-        cells = (finding.code, finding.severity, span(finding.where), finding.why,
-                 "; ".join(finding.advice))  # fmt: skip
+        cells = (
+            finding.code,
+            finding.severity,
+            span(finding.where),
+            finding.why,
+            "; ".join(finding.advice),
+        )
         rows.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
     head = "".join(f"<th>{h}</th>" for h in ("finding", "severity", "where", "why", "cure"))
     table = f"<table><tr>{head}</tr>{''.join(rows)}</table>" if rows else ""

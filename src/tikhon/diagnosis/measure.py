@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from tikhon.data.rows import Batch
+from tikhon.data.rows import Batch, take
 from tikhon.diagnosis import static
 from tikhon.diagnosis.dry_run import Trial, probe, run, score
 from tikhon.diagnosis.feed import Feed, check_fit, check_target, feed
@@ -20,9 +22,13 @@ from tikhon.diagnosis.replica import (
     replicate,
     undisturbed,
 )
+from tikhon.diagnosis.thresholds import RELATED
+from tikhon.diagnosis.wiring import wiring_facts
 from tikhon.errors import InputError
 from tikhon.training.losses import in_a_loop
 from tikhon.wrappers import unwrap
+
+SHUFFLED = 2  # runs on shuffled targets where nothing shallow relates them to the inputs
 
 
 def measure(
@@ -53,9 +59,28 @@ def measure(
         facts = static.model_facts(replica, size)
         trial = Trial()
         reference: dict[str, Any] = {}
+        wiring: dict[str, Any] = {}
         if not data_facts["nonfinite"]:
+            wired = replicate(model, loss)  # a copy that no step has touched
             trial = _trial(replica, source, facts, steps, size, seed, judge)
+            wiring = wiring_facts(
+                wired,
+                source,
+                valid=judge,
+                sites=trial.sites,
+                batch_size=size,
+                held=_held(optimizer),
+            )
             reference = static.reference(source)
+            if "shallow" in reference and "constant" in reference and wiring.get("amounts"):
+                best = max(reference["shallow"], wiring.get("explained_bent", -math.inf))
+                reference["shallow"] = best
+            if _doubtful(wiring, trial, source):
+                twins = [
+                    replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
+                    for _ in range(SHUFFLED)
+                ]
+                reference["advantage"] = _advantage(twins, source, trial, facts, size, seed)
         else:
             trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
     model = unwrap(model)
@@ -77,7 +102,45 @@ def measure(
         gradients=tuple(trial.gradients),
         reference=reference,
         failure=trial.failure,
+        wiring=wiring,
     )
+
+
+def _doubtful(wiring: dict[str, Any], trial: Trial, source: Feed) -> bool:
+    """Whether no shallow model finds a relation, so that the network is asked itself."""
+    relation = wiring.get("relation")
+    target = source.source[1] if source.indexed else None
+    asked = relation is not None and relation < RELATED and isinstance(target, torch.Tensor)
+    return asked and trial.steps > 0 and trial.failure is None
+
+
+def _advantage(
+    twins: list[Replica], source: Feed, trial: Trial, facts: dict[str, Any], size: int, seed: int
+) -> float | None:
+    """How much lower the loss ends on the true targets than on shuffled ones, as a share of a
+
+    constant's loss: the same run with the targets in another order is what chance can learn.
+    """
+    tail = max(1, trial.steps // 4)
+    ends = []
+    for number, twin in enumerate(twins):
+        order = torch.randperm(source.rows, generator=torch.Generator().manual_seed(number))
+        shuffled = (source.source[0], take(source.source[1], order))
+        other = replace(source, source=shuffled, probe=take(shuffled, torch.arange(2)))
+        run_of = run(
+            twin, other, steps=trial.steps, batch_size=size, seed=seed, probes=False, points=0
+        )
+        ends.append(sum(run_of.losses[-tail:]) / tail)
+    trivial = facts.get("trivial")
+    if not trivial or not ends:
+        return None
+    return (min(ends) - sum(trial.losses[-tail:]) / tail) / abs(trivial)
+
+
+def _held(optimizer: Any) -> set[int]:
+    """Ids of what the user's own optimizer trains; nothing for a factory."""
+    groups = getattr(optimizer, "param_groups", None) or ()
+    return {id(p) for group in groups for p in group["params"]}
 
 
 def _trial(

@@ -36,6 +36,7 @@ class Reading:
     slope: float | None = None  # rms of the activation's derivative
     dead: float | None = None  # share of units with a zero derivative on the whole probe batch
     saturated: float | None = None  # share of entries below 5 % of the largest slope
+    stuck: float | None = None  # share of 16-bit weights that a step with a gradient left alone
     update: float | None = None  # |change of the weights in one optimizer step| / |weights|
     gradient: float | None = None  # rms of the weight gradient
     penalty: float | None = None  # penalty's share of the gradient, 0 to 1
@@ -74,6 +75,9 @@ class Failure:
     step: int
     what: str  # "input" | "activation" | "loss" | "gradient" | "weight"
     where: str
+    call: str = ""  # the torch function that made it of finite numbers
+    place: str = ""  # the user's line of that call, or the module
+    smallest: float | None = None  # the argument of that function nearest to where it has no value
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Record:
     gradients: tuple[float | None, ...] = ()
     reference: dict[str, float | None] = field(default_factory=dict)
     failure: Failure | None = None
+    wiring: dict[str, Any] = field(default_factory=dict)  # facts of `tikhon.diagnosis.wiring`
     inits: tuple[tuple[str, ...], ...] = ()  # labels at step 0 of further draws of a factory
     schema_version: int = SCHEMA_VERSION
 

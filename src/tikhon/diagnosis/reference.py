@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from tikhon.data.rows import Batch, tensors
+from tikhon.diagnosis.replica import number_of
 
 Loss = Callable[[Any, Any], Tensor]
 MANY_CLASSES = 1000  # of a ridge on one-hot targets; more are numbers or a vocabulary
+IGNORED = -100  # torch's own mark of a target that does not count
+MANY_COLUMNS = 4096  # of a design whose normal equations are still solved in a moment
 
 
 def constant_loss(output: Tensor, target: Any, loss: Loss, tail: Loss | None = None) -> float:
@@ -40,7 +43,7 @@ def _minimise(
         def closure() -> Tensor:
             solver.zero_grad()
             output = free if rows is None else free.expand(rows, *free.shape[1:])
-            value = loss(tail(output) if tail is not None else output, target)
+            value = number_of(loss(tail(output) if tail is not None else output, target))
             if value.requires_grad:
                 value.backward()
             return value
@@ -49,7 +52,7 @@ def _minimise(
             with torch.enable_grad():
                 solver.step(closure)  # type: ignore[arg-type]
                 return float(closure().detach())
-        except (RuntimeError, ValueError, IndexError):
+        except Exception:  # the user's loss, on outputs that it was not written for
             return math.nan
 
     # from zero, and from above: a rectified head is flat at zero
@@ -69,34 +72,74 @@ def shallow_skill(batch: Batch, *, width: int = 256, seed: int = 0) -> dict[str,
         return {}
     if not inputs.is_floating_point() or target.ndim > 2 or len(inputs) < 24:
         return {}
-    x = inputs.detach().double().flatten(1)
-    if x.shape[1] > 4096 or not bool(torch.isfinite(x).all()):
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    design, _ = design_of(inputs, width=width, generator=generator)
+    if design is None:
         return {}
-    x = x - x.mean(0)
-    x = x / x.std(0).clamp_min(1e-9 + 1e-6 * float(x.abs().max()))
     classes = not target.is_floating_point() and target.ndim == 1
     if classes and not 0 <= int(target.min()) <= int(target.max()) < MANY_CLASSES:
         return {}
     y = torch.nn.functional.one_hot(target.long()).double() if classes else target.double()
     y = y.reshape(len(y), -1)
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    projection = torch.randn(x.shape[1], width, generator=generator, dtype=torch.float64)
-    shift = torch.randn(width, generator=generator, dtype=torch.float64)
-    hidden = torch.relu(x.cpu() @ projection / math.sqrt(x.shape[1]) + shift)
-    design = torch.cat([torch.ones(len(x), 1, dtype=torch.float64), x.cpu(), hidden], 1)
-    order = torch.randperm(len(x), generator=generator)
-    fit, judge = order[: len(x) // 2], order[len(x) // 2 :]
+    signs = not classes and binary(y)
+    order = torch.randperm(len(design), generator=generator)
+    fit, judge = order[: len(design) // 2], order[len(design) // 2 :]
     y = y.cpu()
     best = -math.inf
     for ridge in (0.3, 10.0, 300.0):
         gram = design[fit].T @ design[fit] + ridge * torch.eye(design.shape[1]).double()
         weights = torch.linalg.solve(gram, design[fit].T @ y[fit])
-        best = max(best, _held_out(design[judge] @ weights, y[judge], classes))
+        best = max(best, _held_out(design[judge] @ weights, y[judge], classes, signs))
     constant = float(y.mean(0).max()) if classes else 0.0
+    if signs:
+        share = (y > 0).double().mean(0)
+        constant = float(torch.maximum(share, 1 - share).mean())
     return {"shallow": best, "constant": constant}
 
 
-def _held_out(output: Tensor, y: Tensor, classes: bool) -> float:
+def design_of(
+    inputs: Tensor, *, width: int = 256, generator: torch.Generator | None = None
+) -> tuple[Tensor | None, int]:
+    """Columns of a shallow model, and how many of them are straight: 1, inputs, random features.
+
+    Integer inputs are tokens: how often each occurs, and where, as far as that fits. None where
+    there are too many columns or numbers that are not finite.
+    """
+    x = inputs.detach().flatten(1).cpu() if inputs.ndim > 1 else inputs.detach().cpu()[:, None]
+    x = x.double() if x.is_floating_point() else _occurrences(x.long())
+    if x.shape[1] > MANY_COLUMNS or not x.shape[1] or not bool(torch.isfinite(x).all()):
+        return None, 0
+    x = x - x.mean(0)
+    x = x / x.std(0).clamp_min(1e-9 + 1e-6 * float(x.abs().max()))
+    generator = generator or torch.Generator(device="cpu").manual_seed(0)
+    projection = torch.randn(x.shape[1], width, generator=generator, dtype=torch.float64)
+    shift = torch.randn(width, generator=generator, dtype=torch.float64)
+    hidden = torch.relu(x @ projection / math.sqrt(x.shape[1]) + shift)
+    ones = torch.ones(len(x), 1, dtype=torch.float64)
+    return torch.cat([ones, x, hidden], 1), 1 + x.shape[1]
+
+
+def _occurrences(tokens: Tensor) -> Tensor:
+    """Counts of every token; and of every token at every position where these are few columns."""
+    if int(tokens.min()) < 0 or int(tokens.max()) >= MANY_CLASSES:
+        return torch.zeros(len(tokens), 0, dtype=torch.float64)
+    where = torch.nn.functional.one_hot(tokens).double()
+    counts = where.sum(1)
+    if where[0].numel() > MANY_CLASSES:
+        return counts
+    return torch.cat([counts, where.flatten(1)], 1)
+
+
+def binary(values: Tensor) -> bool:
+    """Whether numbers are the two ends of a yes or no: 0 and 1, or -1 and 1."""
+    low = values.min() if values.numel() else 0.0
+    return low <= 0 and bool(((values == 1) | (values == (0.0 if low == 0 else -1.0))).all())
+
+
+def _held_out(output: Tensor, y: Tensor, classes: bool, signs: bool) -> float:
+    if signs:
+        cut = 0.5 if float(y.min()) == 0 else 0.0
+        return float(((output > cut) == (y > 0)).double().mean())
     if classes:
         return float((output.argmax(1) == y.argmax(1)).double().mean())
     spread = float((y - y.mean(0)).square().mean())
@@ -108,7 +151,7 @@ def shifts_out(output: Tensor, target: Any, loss: Loss) -> bool:
     try:
         with torch.no_grad():
             before, after = float(loss(output, target)), float(loss(output + 0.7, target))
-    except (RuntimeError, ValueError, IndexError):
+    except Exception:  # as above
         return False
     return math.isfinite(before) and abs(after - before) <= 1e-4 * (abs(before) + 1e-6)
 
@@ -121,7 +164,7 @@ def grows_with_batch(output: Any, target: Any, loss: Loss) -> bool:
         with torch.no_grad():
             once = float(loss(output, target))
             twice = float(loss(torch.cat([output] * 2), torch.cat([target] * 2)))
-    except (RuntimeError, ValueError, IndexError):
+    except Exception:  # as above
         return False
     return once > 0 and math.isfinite(once) and abs(twice / once - 2) < 0.02
 

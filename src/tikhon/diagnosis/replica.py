@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -230,7 +231,13 @@ def isolated(model: nn.Module, seed: int) -> Iterator[None]:
     """Random numbers of torch, numpy and Python start from `seed` and are put back afterwards."""
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+    ):
+        # told as a finding, once, and not at every batch
+        warnings.filterwarnings("ignore", message="Using a target size")
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, Any]:
             n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held
         ]
     modules = list(model.named_modules())
+    facts["shared"] = _shared(model)
     rates = {n: float(getattr(m, "p", 0.0)) for n, m in modules if isinstance(m, DROPOUTS)}
     facts["dropout"] = rates
     if batch_size == 1:
@@ -45,6 +47,21 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, Any]:
         facts["batch_of_one"] = [n for n, m in modules if isinstance(m, norm)]
     facts["dropout_before_norm"] = _dropout_before_norm(model)
     return facts
+
+
+def _shared(model: nn.Module) -> list[str]:
+    """Names in one container under which the same layer with weights stands again."""
+    found: list[str] = []
+    for prefix, parent in model.named_modules():
+        if isinstance(parent, nn.Sequential | nn.ModuleList):
+            children = [(n, c) for n, c in parent._modules.items() if c is not None]
+            counts = Counter(id(c) for _, c in children)
+            found += [
+                f"{prefix}.{n}".lstrip(".")
+                for n, c in children
+                if counts[id(c)] > 1 and any(True for _ in c.parameters())
+            ]
+    return found
 
 
 def _dropout_before_norm(model: nn.Module) -> list[str]:
@@ -101,10 +118,11 @@ def forward_facts(replica: Replica, feed: Feed, sites: tuple[Site, ...]) -> dict
     z = tail[0] if tail else output
     steps = _compose(tail[1]) if tail else None
     facts["trivial"] = constant_loss(z, target, replica.loss, steps)
+    facts["lowest"] = free_loss(output, target, replica.loss)
     if names:
         facts["floor"] = free_loss(z, target, replica.loss, steps)
         if not facts["probabilities"] or facts["own_softmax"]:
-            facts["free_floor"] = free_loss(output, target, replica.loss)
+            facts["free_floor"] = facts["lowest"]
             facts["free_trivial"] = constant_loss(output, target, replica.loss)
     return facts
 

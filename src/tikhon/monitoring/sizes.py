@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tikhon.diagnosis.evidence import EXPLODED, SLOW_UPDATE, VANISHED
+from tikhon.diagnosis.thresholds import EXPLODED, SLOW_UPDATE, VANISHED
 from tikhon.monitoring.laws import ENOUGH, Alarm
 from tikhon.monitoring.spikes import Spike
 

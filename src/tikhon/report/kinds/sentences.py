@@ -8,7 +8,15 @@ from functools import cache
 from tikhon.report.page import Label, say, strings
 
 _NESTED = ("why", "layer")  # places whose own words are known too
-_FRAMES = ("why_inits", "why_scale", "why_small_batch")  # sentences around another one
+_FRAMES = (
+    "why_inits",
+    "why_scale",
+    "why_small_batch",
+    "why_neighbours",
+    "why_bends",
+    "why_order_gain",
+    "why_control",
+)  # sentences around another one
 
 
 def sentence(text: str) -> Label | str:
@@ -29,9 +37,7 @@ def _patterns(prefix: str) -> list[tuple[str, re.Pattern[str]]]:
             plain = re.split(r"\{(\w+)\}", words)
             parts = (f"(?P<{p}>.+?)" if i % 2 else re.escape(p) for i, p in enumerate(plain))
             found.append((sum(map(len, plain[::2])), key, re.compile("".join(parts))))
-    found.sort(
-        key=lambda entry: (not entry[1].endswith(("_inits", "_scale", "_batch")), -entry[0])
-    )
+    found.sort(key=lambda entry: (entry[1] not in _FRAMES, -entry[0]))
     return [(key, pattern) for _, key, pattern in found]
 
 

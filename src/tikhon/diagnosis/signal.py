@@ -1,0 +1,191 @@
+"""Findings about the data: do the inputs say anything about the targets, and validation the same?
+
+Pure functions of the evidence; standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tikhon.diagnosis import thresholds as e
+from tikhon.diagnosis.evidence import Evidence, number
+from tikhon.diagnosis.findings import Finding
+
+
+def unsound(ev: Evidence) -> list[Finding]:
+    """The findings about inputs, targets and validation data together."""
+    checks = (_constant, _unrelated, _imbalance, _copied, _validation, _sorted)
+    return [finding for check in checks for finding in check(ev)]
+
+
+def _constant(ev: Evidence) -> Iterable[Finding]:
+    w = ev.record.wiring
+    share = number(w.get("constant_columns"))
+    if share is None or share < 0.9:
+        return
+    count = float(w.get("columns") or 0)
+    numbers = {"constant_columns": share, "columns": count}
+    if share == 1:
+        why = f"all {count:.0f} input columns are constant: every row is the same"
+        if w.get("all_zero"):
+            why = f"all {count:.0f} input columns are zero"
+        yield Finding(
+            "constant_inputs",
+            "critical",
+            ("inputs",),
+            numbers,
+            why,
+            fix="print(x[:2]) where the inputs are read",
+        )
+    else:
+        why = f"{share:.0%} of the {count:.0f} input columns are constant"
+        yield Finding(
+            "constant_inputs", "info", ("inputs",), numbers, why, fix="x = x[:, x.std(0) > 0]"
+        )
+
+
+def _unrelated(ev: Evidence) -> Iterable[Finding]:
+    w = ev.record.wiring
+    z, rows = number(w.get("relation")), number(w.get("related_rows"))
+    if z is None or rows is None or rows < e.RELATED_ROWS or z >= e.RELATED:
+        return
+    if w.get("constant_columns") == 1:
+        return
+    control = ev.record.reference
+    advantage = number(control.get("advantage"))
+    if advantage is not None and advantage >= e.ADVANTAGE:
+        return  # the network itself tells true targets from shuffled ones
+    if _validated(ev):
+        return
+    numbers = {"relation": z, "related_rows": rows}
+    why = (
+        f"the inputs say nothing about the targets that any test finds: shallow models agree with "
+        f"held-out targets as with shuffled ones ({z:.1f} deviations, {e.RELATED:.0f} would tell)"
+    )
+    if advantage is not None:
+        numbers["advantage"] = advantage
+        why += "; the network learns shuffled targets as fast"
+    severity = "critical" if advantage is not None else "warning"
+    yield Finding(
+        "unrelated_labels",
+        severity,
+        ("target",),
+        numbers,
+        why,
+        fix="shuffle x and y with one order: x[order], y[order]; look at ten rows of both",
+    )
+
+
+def _validated(ev: Evidence) -> bool:
+    """Whether the network does better than a constant on validation rows."""
+    if ev.end is None or ev.end.valid_loss is None:
+        return False
+    valid, share = number(ev.end.valid_metric), number(ev.record.wiring.get("majority"))
+    if valid is None:
+        return False
+    return valid > (share or 0.0) + 0.1
+
+
+def _imbalance(ev: Evidence) -> Iterable[Finding]:
+    w = ev.record.wiring
+    share, end = number(w.get("majority")), ev.end
+    metric = number(end.metric) if end is not None else None
+    if share is None or share < e.MAJORITY or metric is None or not ev.trained:
+        return
+    if abs(metric - share) > 0.02 or ev.record.failure is not None:
+        return
+    value = number(w.get("majority_value")) or 0.0
+    numbers = {"majority": share, "accuracy": metric}
+    why = (
+        f"an accuracy of {metric:.2f} is that of always answering {value:.0f}, the class of "
+        f"{share:.0%} of the rows"
+    )
+    yield Finding(
+        "class_imbalance",
+        "warning",
+        ("target",),
+        numbers,
+        why,
+        fix="nn.CrossEntropyLoss(weight=len(y) / (classes * y.bincount().float()))",
+    )
+
+
+def _copied(ev: Evidence) -> Iterable[Finding]:
+    columns = ev.record.wiring.get("target_columns_in_inputs") or []
+    if columns:
+        named = ", ".join(map(str, columns))
+        why = f"column {named} of the inputs is the target itself, row for row"
+        yield Finding(
+            "target_among_inputs",
+            "warning",
+            ("inputs",),
+            {"columns": float(len(columns))},
+            why,
+            fix=f"x = np.delete(x, {columns}, axis=1)",
+        )
+
+
+def _validation(ev: Evidence) -> Iterable[Finding]:
+    w = ev.record.wiring
+    shift, scale = number(w.get("valid_shift")), number(w.get("valid_scale"))
+    if shift is not None and scale is not None:
+        if shift > e.SHIFT or not 1 / e.STRETCH <= scale <= e.STRETCH:
+            why = (
+                f"validation inputs are {shift:.1f} deviations off the training inputs and "
+                f"{scale:.2g} times as wide"
+            )
+            yield Finding(
+                "valid_differs",
+                "warning",
+                ("valid",),
+                {"valid_shift": shift, "valid_scale": scale},
+                why,
+                fix="scale both by the training rows: (x - x_train.mean(0)) / x_train.std(0)",
+            )
+    new, moved = w.get("new_classes") or [], number(w.get("class_shift")) or 0.0
+    if new or moved > e.CLASS_SHIFT:
+        why = f"{moved:.0%} of the validation rows would have to change class to match training"
+        if new:
+            why = f"validation has {len(new)} class(es) that training never shows, as {new[0]}"
+        numbers = {"new_classes": float(len(new)), "class_shift": moved}
+        yield Finding(
+            "valid_differs",
+            "warning",
+            ("valid",),
+            numbers,
+            why,
+            fix="shuffle before the split: train_test_split(x, y, stratify=y)",
+        )
+    both, again = number(w.get("rows_in_both")) or 0.0, number(w.get("rows_repeated")) or 0.0
+    if both - again > e.DOUBLES:
+        why = f"{both:.0%} of the validation rows are training rows too: it cannot see overfitting"
+        yield Finding(
+            "rows_in_both",
+            "warning",
+            ("valid",),
+            {"rows_in_both": both},
+            why,
+            fix="x.drop_duplicates() before the split",
+        )
+
+
+def _sorted(ev: Evidence) -> Iterable[Finding]:
+    w = ev.record.wiring
+    within, every = number(w.get("classes_in_batch")), number(w.get("classes_in_all"))
+    expected = number(w.get("classes_expected"))
+    if within is None or not expected or every is None or every < 2:
+        return
+    if within < e.SORTED * expected:
+        numbers = {"classes_in_batch": within, "classes_in_all": every}
+        why = (
+            f"a batch holds {within:.1f} classes on average where a shuffled one holds "
+            f"{expected:.1f}: the loader goes through sorted rows"
+        )
+        yield Finding(
+            "sorted_batches",
+            "warning",
+            ("data",),
+            numbers,
+            why,
+            fix="DataLoader(..., shuffle=True)",
+        )

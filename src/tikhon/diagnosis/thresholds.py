@@ -1,0 +1,166 @@
+"""Every threshold of the checks, in one place: its unit, and where it comes from.
+
+gap: no run of 159 healthy and 363 faulty ones lies between the two sides of it; recordings: set on
+recordings of about 180 labelled programs, without a set kept apart; twins: set between programs
+with one fault and the same programs without it; convention: a definition.
+Standard library only. `MEASURES` says the unit and the healthy range of all evidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# symptoms
+
+VANISHED = 1e-3  # backprop signal, first / last layer: sick <= 2.1e-4, healthy >= 6.9e-3 (gap)
+EXPLODED = 1e3  # the same on the other side: healthy <= 46, exploding >= 2e4 (gap)
+TIME_VANISHED = -10.0  # log10 over the time steps: healthy >= -8, vanishing underflows (gap)
+TIME_EXPLODED = 3.0  # log10 over the time steps: healthy <= 0, exploding >= 6 (gap)
+DEAD = 0.6  # share of dead units of a layer: healthy <= 0.56, dying >= 0.96 (gap)
+SATURATED = 0.5  # share of saturated entries: healthy <= 0.40, saturated >= 0.54 (gap)
+SLOW_UPDATE = 1e-4  # update / weight in a step: healthy >= 1.6e-4, too small <= 3e-5 (gap)
+SPIKE = 1e3  # largest gradient norm / first one, while nothing is learned (convention)
+INITIAL_LOSS = 3.0  # first loss / trivial loss, only together with large weights (convention)
+LARGE_WEIGHTS = 2.5  # rms(W) * sqrt(fan_in): He 1.41, Xavier and LeCun 1, PyTorch default 0.58
+SMALL_WEIGHTS = 0.25  # the same on the other side
+OUTLIER = 20.0  # a layer this many times smaller than the median one is singled out
+LEARNED = 0.9  # skill relative to a shallow model on the same data (convention)
+RISE = 0.15  # relative rise of a loss above its own minimum (convention)
+# upward move of a late loss curve / its level: else <= 0.011, oscillating >= 0.018 (recordings)
+SWING = 0.015
+BACK = 0.34  # share of a loss curve's motion that goes up: 0.5 is a walk (recordings)
+GAP = 0.1  # train metric minus validation metric (convention)
+FLOOR = 0.1  # share of the trivial loss that the head cannot get below (convention)
+RESTRAINED = 0.85  # skill below which what visibly restrains a network is held against it
+BALANCED = 0.45  # penalty's share late in a run that settled against it: in theory one half
+RESTRAINING = 0.6  # penalty's share on the way to such a balance (convention)
+DOMINANT = 0.9  # share of a gradient that comes from the penalty (convention)
+NARROW = 1e-3  # diversity below which all samples look alike to the network (measured: sick 3e-4)
+
+# the weight factor rms(W) * sqrt(fan) that keeps a signal's size through an activation
+IDEAL = {
+    "relu": 1.41,
+    "relu6": 1.41,
+    "leaky_relu": 1.41,
+    "gelu": 1.5,
+    "silu": 1.7,
+    "mish": 1.6,
+    "elu": 1.2,
+    "softplus": 1.2,
+    "hardswish": 1.7,
+}
+
+HARDLY = 0.3  # skill below which a run that still falls has not begun to learn (convention)
+
+# wiring
+
+# change of an answer that should not change / size of the answers [ratio]: arithmetic in another
+# order leaves up to 2e-6, missing batch_first, a softmax over rows or a missing mask 0.1 and more
+APART = 1e-3
+# change of the loss gradient at other rows / at the row whose target changed [ratio]: 0 for losses
+# that are means over rows, 1/rows for roots of means, 1 where shapes broadcast (twins)
+PULL = 0.5
+# bend of the network / spread of its answers [ratio]: a straight network leaves 1e-6, one ReLU 0.1
+BENT = 1e-3
+# agreement with held-out targets [deviations of shuffled targets]: the largest of four looks at
+# chance stays below 3 in 99 of 100 draws (convention)
+RELATED = 3.0
+RELATED_ROWS = 200  # [rows] below which three deviations need a relation stronger than usual ones
+ADVANTAGE = 0.05  # true over shuffled targets, of the trivial loss, after the dry run (convention)
+MAJORITY = 0.75  # share of one class from which an accuracy can be its own [share] (convention)
+SHIFT = 1.0  # distance of validation from training inputs [deviations of training] (convention)
+STRETCH = 3.0  # deviation of validation / training inputs, or its inverse [ratio] (convention)
+CLASS_SHIFT = 0.3  # total variation of class shares, training to validation [share] (convention)
+DOUBLES = 0.2  # validation rows that are training rows, beyond what repeats there [share]
+SORTED = 0.6  # classes in a batch / classes expected in a shuffled one [ratio] (convention)
+FEW_VALUES = 4  # that a batch normalisation averages over [rows x pixels]: deviation known to 40 %
+STUCK = 0.5  # weights with a gradient that a step leaves as they are [share] (convention)
+BENDS = 0.05  # what bends explain beyond straight lines [share of the variance] (convention)
+BY_CLASS = 0.15  # accuracy by classes above that of rounded numbers [share] (convention)
+WEAK = 0.02  # skill of a shallow model that counts as a ceiling if it is beyond chance [share]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The unit of a number of evidence and the range in which healthy programs have it."""
+
+    unit: str
+    low: float | None = None
+    high: float | None = None
+
+
+MEASURES: dict[str, Measure] = {
+    "signal_ratio": Measure("signal at the first layer / at the last", VANISHED, EXPLODED),
+    "time_ratio_log10": Measure(
+        "log10 of the gradient, first / last steps", TIME_VANISHED, TIME_EXPLODED
+    ),
+    "recurrent_gain": Measure("factor per time step", 0.5, 1.5),
+    "gradient_spike": Measure("times the first gradient norm", None, SPIKE),
+    "step": Measure("optimizer steps"),
+    "dead": Measure("share of units", None, DEAD),
+    "dead_at_start": Measure("share of units", None, DEAD),
+    "saturated": Measure("share of entries", None, SATURATED),
+    "at_start": Measure("share of entries", None, SATURATED),
+    "floor": Measure("share of a constant's loss", None, FLOOR),
+    "weight_factor": Measure("rms(W) sqrt(fan_in)", SMALL_WEIGHTS, LARGE_WEIGHTS),
+    "usual": Measure("rms(W) sqrt(fan_in)"),
+    "ideal": Measure("rms(W) sqrt(fan_out)"),
+    "initial_loss": Measure("times a constant's loss", None, INITIAL_LOSS),
+    "constant_layers": Measure("layers", None, 0),
+    "bias": Measure("times the weighted input", None, 3.0),
+    "swing": Measure("rise per look / loss", None, SWING),
+    "upward_share": Measure("share of the motion of the loss", None, BACK),
+    "update_ratio": Measure("change of weights per step / weights", SLOW_UPDATE, 0.1),
+    "gap": Measure("training minus validation metric", None, GAP),
+    "rise": Measure("share of the lowest validation loss", None, RISE),
+    "best_step": Measure("optimizer steps"),
+    "learned": Measure("0 a constant, 1 a shallow model", LEARNED, None),
+    "penalty_share": Measure("share of the gradient", None, RESTRAINING),
+    "dropout": Measure("share of units dropped", 0.0, 0.9),
+    "rate": Measure("share of units dropped", 0.0, 0.9),
+    "width": Measure("units"),
+    "tensors": Measure("tensors", None, 0),
+    "parameters": Measure("parameter tensors"),
+    "rms": Measure("root mean square", 0.01, 10.0),
+    "batch_size": Measure("rows", 2, None),
+    "train_mode_loss": Measure("loss"),
+    "eval_mode_loss": Measure("loss"),
+    "entropy": Measure("share of uniform attention", 0.1, None),
+    "scale": Measure("last / first loss scale", 1 / 1024, 1024),
+    "inits": Measure("draws of the weights", None, 0),
+    "pull_on_others": Measure("gradient at other rows / at the own row", None, PULL),
+    "rows_apart": Measure("change of answers / answers", None, APART),
+    "future_apart": Measure("change of answers / answers", None, APART),
+    "order_apart": Measure("change of answers / answers", APART, None),
+    "eval_spread": Measure("change of answers / answers", None, APART),
+    "bend": Measure("bend / spread of the answers", BENT, None),
+    "target_low": Measure("target"),
+    "target_high": Measure("target"),
+    "log_sum": Measure("largest |log of the sum of probabilities|", None, 1e-3),
+    "ones_in_a_row": Measure("classes per row", None, 1.0),
+    "class_gain": Measure("accuracy by classes minus by rounding", None, BY_CLASS),
+    "relation": Measure("deviations of shuffled targets", RELATED, None),
+    "advantage": Measure("loss on shuffled minus on true targets / trivial loss", ADVANTAGE, None),
+    "related_rows": Measure("rows"),
+    "constant_columns": Measure("share of input columns", None, 0.9),
+    "columns": Measure("input columns", None, 0),
+    "majority": Measure("share of rows", None, MAJORITY),
+    "accuracy": Measure("share of rows"),
+    "valid_shift": Measure("deviations of training inputs", None, SHIFT),
+    "valid_scale": Measure("deviation, validation / training", 1 / STRETCH, STRETCH),
+    "class_shift": Measure("total variation of class shares", None, CLASS_SHIFT),
+    "new_classes": Measure("classes", None, 0),
+    "rows_in_both": Measure("share of validation rows", None, DOUBLES),
+    "classes_in_batch": Measure("classes per batch"),
+    "classes_in_all": Measure("classes"),
+    "norm_values": Measure("values per channel in a batch", FEW_VALUES + 1, None),
+    "stuck": Measure("share of weights with a gradient", None, STUCK),
+    "explained_bent": Measure("share of the variance, held out"),
+    "explained_straight": Measure("share of the variance, held out"),
+    "silent_classes": Measure("classes", None, 0),
+    "smallest": Measure("argument of the function"),
+    "unfrozen": Measure("0 a constant, 1 a shallow model"),
+    "layers": Measure("layers with weights"),
+    "made": Measure("trainable tensors per forward pass", None, 0),
+    "loss": Measure("loss"),
+}

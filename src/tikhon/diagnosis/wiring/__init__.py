@@ -1,0 +1,84 @@
+"""How a program is wired, measured on a few rows: shapes, rows, positions, targets, data, graph.
+
+Every test is a handful of passes in evaluation mode. They only measure: `miswired.py` judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from tikhon.data.rows import Batch, take
+from tikhon.diagnosis.feed import Feed
+from tikhon.diagnosis.record import Site
+from tikhon.diagnosis.replica import Replica, undisturbed
+from tikhon.diagnosis.wiring import graph, rows, shapes, signal, targets
+from tikhon.diagnosis.wiring.subject import subject_of
+
+
+def wiring_facts(
+    replica: Replica,
+    source: Feed,
+    *,
+    valid: Batch | None,
+    sites: tuple[Site, ...],
+    batch_size: int,
+    held: set[int],
+) -> dict[str, Any]:
+    """All facts of the wiring, and under `unmeasured` the tests that the program did not let run.
+
+    A test changes batches, and the user's code may raise anything on what it was not written for:
+    that is no fault of the program, so it is kept as a reason and not raised.
+    """
+    subject = subject_of(replica, source)
+    layers = [s.name for s in sites if s.role in ("weight", "recurrent")]
+    last = layers[-1] if layers else ""
+    tests: dict[str, Callable[[], dict[str, Any]]] = {
+        "graph": partial(graph.graph_facts, subject, held),
+        "random": partial(rows.random_facts, subject),
+        "rows": partial(rows.row_facts, subject),
+        "order": partial(rows.order_facts, subject),
+        "line": partial(rows.line_facts, subject, last, len(layers)),
+        "targets": partial(targets.target_facts, subject),
+        "shapes": partial(shapes.shape_facts, subject),
+        "signal": partial(signal.signal_facts, source, valid),
+        "loader": partial(signal.loader_facts, source),
+        "norms": partial(norm_facts, replica, source, batch_size),
+    }
+    facts: dict[str, Any] = {"rows": subject.rows}
+    unmeasured: dict[str, str] = {}
+    for name, test in tests.items():
+        try:
+            facts |= test()
+        except Exception as error:
+            unmeasured[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    return facts | {"unmeasured": unmeasured}
+
+
+def norm_facts(replica: Replica, source: Feed, batch_size: int) -> dict[str, Any]:
+    """How many values a batch normalisation averages over, in a batch of training."""
+    counts: dict[str, int] = {}
+
+    def hook(name: str) -> Any:
+        def enter(module: nn.Module, args: Any) -> None:
+            counts[name] = args[0].numel() // max(1, args[0].shape[1])
+
+        return enter
+
+    norm = nn.modules.batchnorm._BatchNorm
+    found = [(n, m) for n, m in replica.model.named_modules() if isinstance(m, norm)]
+    if not found:
+        return {}
+    handles = [m.register_forward_pre_hook(hook(n)) for n, m in found]
+    batch = take(source.probe, torch.arange(min(batch_size, source.rows)))
+    try:
+        with torch.no_grad(), undisturbed(replica.model, training=False):
+            replica.outcome(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {"norm_values": counts}

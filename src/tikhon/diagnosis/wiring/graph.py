@@ -1,0 +1,129 @@
+"""What the autograd graph knows: tensors that are not the model's, parameters it cannot reach."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tikhon.diagnosis.replica import gradients, undisturbed
+from tikhon.diagnosis.wiring.calls import LOSS, Calls, Joined
+from tikhon.diagnosis.wiring.subject import Subject
+from tikhon.errors import InputError
+
+NODES = 200_000  # of a graph that is walked
+MAKERS = ("kaiming_uniform", "empty", "randn", "rand", "zeros", "ones")
+DEEP = 4  # containers in containers that are searched for a tensor
+
+
+def graph_facts(subject: Subject, held: set[int]) -> dict[str, Any]:
+    """Trainable tensors outside of the model, and parameters that something cuts off.
+
+    `held` are the ids of what the user's own optimizer trains.
+    """
+    model = subject.model
+    facts: dict[str, Any] = {}
+    first, tape, found = _pass(subject)
+    second, _, _ = _pass(subject)
+    facts["connected"] = any(g is not None for g in found)
+    if facts["connected"]:
+        facts |= _strangers(subject, first, second, held)
+        made = [c.line for c in tape.named(*MAKERS) if c.line and c.module != LOSS]
+        facts["made_place"] = made[0] if made and facts["made_in_forward"] else ""
+    without = [n for (n, _), g in zip(_trainable(model), found) if g is None]
+    return facts | (_cut(subject, without, tape) if without else {})
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+
+
+def _pass(subject: Subject) -> tuple[Tensor, Calls, list[Tensor | None]]:
+    model = subject.model
+    with undisturbed(model, training=True):
+        with Calls(model) as tape:
+            loss = subject.replica.value(subject.batch)
+        return loss, tape, gradients(loss, [p for _, p in _trainable(model)], model)
+
+
+def _strangers(subject: Subject, first: Tensor, second: Tensor, held: set[int]) -> dict[str, Any]:
+    """Trainable tensors of two passes that neither the model nor the optimizer knows."""
+    own = {id(p) for p in subject.model.parameters()}
+    named = list(_loose(subject.model))
+    strange = [t for t in leaves(first) if id(t) not in own | held]
+    lasting = {id(t) for t in leaves(second)}
+    known = [(t, next((n for n, other in named if other is t), "")) for t in strange]
+    return {
+        "unregistered": [n for _, n in known if n],
+        "made_in_forward": sum(id(t) not in lasting for t, n in known if not n),
+        "outside": sum(id(t) in lasting for t, n in known if not n),
+    }
+
+
+def leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors at which a backward pass would leave a gradient."""
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    todo = [loss.grad_fn] if loss.grad_fn is not None else []
+    while todo and len(seen) < NODES:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        todo += [following for following, _ in node.next_functions]
+    return found
+
+
+def _loose(model: nn.Module) -> Any:
+    """(name, tensor) of what hangs on the modules without being registered."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in ("_parameters", "_modules", "_buffers"):
+                yield from _search(value, f"{prefix}.{key}".lstrip("."), DEEP, seen)
+
+
+def _search(value: Any, name: str, deep: int, seen: set[int]) -> Any:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, nn.Module) and id(value) not in seen:
+        seen.add(id(value))
+        yield from ((f"{name}.{n}", p) for n, p in value.named_parameters())
+        for inner, tensor in _loose(value):
+            yield f"{name}.{inner}", tensor
+    elif isinstance(value, list | tuple) and deep:
+        for k, part in enumerate(value):
+            yield from _search(part, f"{name}[{k}]", deep - 1, seen)
+    elif isinstance(value, dict) and deep:
+        for k, part in value.items():
+            yield from _search(part, f"{name}[{k!r}]", deep - 1, seen)
+
+
+def _cut(subject: Subject, without: list[str], tape: Calls) -> dict[str, Any]:
+    """What keeps gradients from parameters, by name and place.
+
+    That a call is the cause is tried: with `.detach()`, `.data` and `no_grad` out of force, do the
+    parameters get a gradient?
+    """
+    model = subject.model
+    lost = [(n, p) for n, p in _trainable(model) if n in set(without)]
+    try:
+        with undisturbed(model, training=True):
+            with Joined():
+                joined = subject.replica.value(subject.batch)
+            again = gradients(joined, [p for _, p in lost], model)
+    except InputError:  # numpy, for one, takes no tensor that is still attached
+        again = [None] * len(lost)
+    detached = [n for (n, _), g in zip(lost, again) if g is not None]
+    cuts = [c for c in tape.calls if c.cut or c.silent]
+    if detached:
+        cuts = [c for c in cuts if c.silent or c.name in ("detach", "data")]
+    distinct = {(c.name, c.place): c for c in cuts}.values()
+    return {
+        "without_gradient": without,
+        "detached": detached,
+        "cuts": [{"name": c.name if c.cut else "no_grad", "place": c.place} for c in distinct][:3],
+    }

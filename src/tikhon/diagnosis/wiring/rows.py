@@ -1,0 +1,227 @@
+"""Who sees whom in a forward pass: rows each other, positions the future; does order matter?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.data.rows import Batch, tensors
+from tikhon.diagnosis.replica import undisturbed
+from tikhon.diagnosis.wiring.calls import DRAWS, DROPOUTS, Calls, Calm
+from tikhon.diagnosis.wiring.subject import Subject, difference, floats, mapped, watched
+
+ATTENTION = (
+    "scaled_dot_product_attention",
+    "multi_head_attention_forward",
+    "_transformer_encoder_layer_fwd",
+)
+SHIFTED = 0.95  # share of a target that must be the next input, to be called the next input
+
+
+def random_facts(subject: Subject) -> dict[str, Any]:
+    """Two passes in evaluation mode on the same rows: what differs is drawn at random."""
+    first = subject.outputs(subject.batch, seed=1)
+    apart = difference(first, subject.outputs(subject.batch, seed=2), slice(None))
+    if not apart:
+        return {"eval_spread": 0.0}
+    with torch.no_grad(), undisturbed(subject.model, training=False), Calls(subject.model) as tape:
+        subject.answer(subject.batch)
+    drawn = tape.named(*DROPOUTS) or tape.named(*DRAWS)
+    active = [n for n, m in subject.model.named_modules() if "Dropout" in type(m).__name__]
+    calls = [call for call in drawn if call.module not in active or call.line]
+    with Calm():
+        calm = subject.outputs(subject.batch, seed=1)
+        left = difference(calm, subject.outputs(subject.batch, seed=2), slice(None))
+    return {
+        "eval_spread": apart,
+        "eval_dropout": left < apart / 100,
+        "eval_places": list(dict.fromkeys(call.place for call in calls))[:3],
+    }
+
+
+def row_facts(subject: Subject) -> dict[str, Any]:
+    """Even rows stay, odd rows are replaced: the answers to the even ones must stay as well."""
+    odd = torch.arange(subject.rows) % 2 == 1
+    if subject.rows < 3:
+        return {}
+    swapped = _swapped(subject, odd)
+    with Calm():
+        before, after = subject.outputs(subject.batch), subject.outputs(swapped)
+        again = subject.outputs(subject.batch)
+    own = [t for t in before if t.ndim and len(t) == subject.rows]
+    noise = difference(before, again, ~odd) if own else 0.0
+    if not own or noise > 0:
+        return {}
+    moved = max(
+        difference([a], [b], ~odd)
+        for a, b in zip(before, after)
+        if a.ndim and len(a) == subject.rows
+    )
+    facts: dict[str, Any] = {"rows_apart": moved}
+    if moved > 1e-4:
+        facts["rows_place"] = _place(subject, swapped, ~odd)
+    return facts
+
+
+def _swapped(subject: Subject, odd: Tensor) -> Batch:
+    pairs = iter(tensors(subject.others))
+
+    def change(t: Tensor) -> Tensor:
+        other = next(pairs)
+        if t.shape != other.shape or not t.ndim or len(t) != subject.rows:
+            return t
+        mask = odd.to(t.device).reshape(-1, *[1] * (t.ndim - 1))
+        return torch.where(mask, other, t)
+
+    inputs, target = subject.batch
+    return mapped(inputs, change), target
+
+
+def _place(subject: Subject, swapped: Batch, even: Tensor) -> dict[str, str]:
+    """The first module that gets even rows untouched and gives them changed; else what is before
+
+    the first module that gets them changed.
+    """
+    passes = []
+    for batch in (subject.batch, swapped):
+        with watched(subject.model) as seen, Calm():
+            subject.outputs(batch)
+        passes.append(seen)
+    modules = dict(subject.model.named_modules())
+    last = ""
+    for (name, ins, outs), (_, other_ins, other_outs) in zip(*passes):
+        arrived = [t for t in ins if t.ndim and len(t) == subject.rows]
+        kind = type(modules[name]).__name__
+        leaf = not any(True for _ in modules[name].children()) or isinstance(
+            modules[name], nn.MultiheadAttention
+        )
+        if arrived and difference(ins, other_ins, even) > 1e-5:
+            return {"after": last, "before": f"{name} ({kind})"}
+        fits = [t for t in outs if t.ndim and len(t) == subject.rows]
+        if leaf and arrived and fits and _moved(outs, other_outs, even, subject.rows) > 1e-5:
+            return {"module": name, "kind": kind}
+        last = f"{name} ({kind})" if leaf else last
+    return {"after": last}
+
+
+def _moved(before: list[Tensor], after: list[Tensor], even: Tensor, rows: int) -> float:
+    pairs = [(a, b) for a, b in zip(before, after) if a.ndim and len(a) == rows]
+    return max((difference([a], [b], even) for a, b in pairs), default=0.0)
+
+
+def order_facts(subject: Subject) -> dict[str, Any]:
+    """Whether a position sees later ones that hold its target; whether order is seen at all."""
+    inputs, target = subject.batch
+    facts: dict[str, Any] = {}
+    axis = {t.shape[1] for t in tensors(inputs) if t.ndim >= 2 and t.shape[1] > 2}
+    for part in tensors(inputs):
+        share = next_share(part, target)
+        if share is not None:
+            facts["target_is_next"] = max(share, facts.get("target_is_next", 0.0))
+            if share >= SHIFTED:
+                facts["future_apart"] = _future(subject, part.shape[1])
+    if len(axis) == 1 and has_attention(subject):
+        facts["order_apart"] = _order(subject, axis.pop())
+    return facts
+
+
+def next_share(inputs: Tensor, target: Any) -> float | None:
+    """Share of a target sequence that is the input one position later; None for no sequences."""
+    if not isinstance(target, Tensor) or inputs.ndim < 2 or inputs.shape[1] < 3:
+        return None
+    if inputs.ndim == target.ndim + 1 and inputs.shape[-1] == 1:
+        inputs = inputs.squeeze(-1)
+    if inputs.shape != target.shape or inputs.is_floating_point() != target.is_floating_point():
+        return None
+    later, earlier = inputs[:, 1:], target[:, :-1]
+    if bool((later == later.flatten()[0]).all()):
+        return None
+    same = torch.isclose(later, earlier) if later.is_floating_point() else later == earlier
+    now = inputs == target
+    return float(same.double().mean()) if float(now.double().mean()) < SHIFTED else None
+
+
+def _future(subject: Subject, size: int) -> float:
+    """Change of the answers at the first half of the positions when the second half changes."""
+    half = size // 2
+
+    def change(t: Tensor) -> Tensor:
+        if t.ndim < 2 or t.shape[1] != size:
+            return t
+        changed = t.clone()
+        changed[:, half:] = t.roll(1, 0)[:, half:]
+        return changed
+
+    return _at(subject, mapped(subject.batch[0], change), size, slice(0, half))
+
+
+def _order(subject: Subject, size: int) -> float:
+    """Change of the answers, put back in order, when the positions are shuffled."""
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(3))
+
+    def change(t: Tensor) -> Tensor:
+        return t[:, order.to(t.device)] if t.ndim >= 2 and t.shape[1] == size else t
+
+    return _at(subject, mapped(subject.batch[0], change), size, slice(None), order)
+
+
+def _at(
+    subject: Subject, inputs: Any, size: int, where: slice, order: Tensor | None = None
+) -> float:
+    with Calm():
+        before = subject.outputs(subject.batch)
+        after = subject.outputs((inputs, subject.batch[1]))
+    worst = 0.0
+    for a, b in zip(before, after):
+        axis = next((k for k in (1, a.ndim - 1) if 0 < k < a.ndim and a.shape[k] == size), None)
+        if a.shape != b.shape or (axis is None and order is None):
+            continue
+        if axis is not None:
+            a, b = a.movedim(axis, 0), b.movedim(axis, 0)
+            a = a[order.to(a.device)] if order is not None else a
+        worst = max(worst, difference([a], [b], where))
+    return worst
+
+
+def has_attention(subject: Subject) -> bool:
+    """Whether positions look at each other through attention, as a layer or written by hand."""
+    if any(isinstance(m, nn.MultiheadAttention) for m in subject.model.modules()):
+        return True
+    with torch.no_grad(), undisturbed(subject.model, training=False), Calls(subject.model) as tape:
+        subject.answer(subject.batch)
+    square = [c for c in tape.named("softmax") if c.shapes and len(c.shapes[0]) >= 3]
+    scores = [c for c in square if c.shapes[0][-1] == c.shapes[0][-2] > 2]
+    return bool(tape.named(*ATTENTION) or scores)
+
+
+def line_facts(subject: Subject, last: str, layers: int) -> dict[str, Any]:
+    """Whether what enters the head is a straight function of the inputs though there are layers.
+
+    `last` is the name of the last layer with weights, `layers` how many there are.
+    """
+    inputs = subject.batch[0]
+    if layers < 2 or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        return {}
+    module = subject.model.get_submodule(last)
+    found: list[Tensor] = []
+
+    def keep(m: nn.Module, args: Any, output: Any) -> None:
+        found.extend(floats(output)[:1])
+
+    other = subject.others[0]
+    handle = module.register_forward_hook(keep)
+    try:
+        with Calm():
+            for x in (inputs, other, 0.3 * inputs + 0.7 * other):
+                subject.outputs((x, subject.batch[1]))
+    finally:
+        handle.remove()
+    if len(found) != 3:
+        return {}
+    a, b, mixed = (t.double() for t in found)
+    spread = float((a - b).square().mean().sqrt())
+    if spread == 0:
+        return {}
+    return {"bend": float((mixed - 0.3 * a - 0.7 * b).square().mean().sqrt()) / spread}

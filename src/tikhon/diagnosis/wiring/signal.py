@@ -1,0 +1,284 @@
+"""What the data hold before any network: is there a relation, and does validation share it?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tikhon.data.rows import Batch, split, take, tensors
+from tikhon.diagnosis.feed import Feed
+from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of
+
+SAMPLE = 1200  # rows that are judged, at most
+SHUFFLES = 100  # draws of shuffled targets, the noise of a relation
+FEW_COLUMNS = 64  # whose curves are fitted one by one
+FEW_CLASSES = 20  # whole numbers that may be the names of classes
+BATCHES = 8  # of a loader, to see whether it shuffles
+
+
+def signal_facts(source: Feed, valid: Batch | None) -> dict[str, Any]:
+    """Facts of inputs and targets together; empty where they are no plain tensors."""
+    inputs, target = sample(source)
+    facts: dict[str, Any] = _constants(inputs)
+    if isinstance(target, Tensor):
+        facts |= _targets(target)
+        if isinstance(inputs, Tensor):
+            facts["target_is_input"] = _same(inputs, target)
+            facts |= _copies(inputs, target)
+            facts |= relation(inputs, target)
+    if valid is not None:
+        whole = source.source[1] if source.indexed else target  # all rows: classes may be rare
+        facts |= _apart((inputs, whole), valid)
+    return facts
+
+
+def sample(source: Feed) -> Batch:
+    """At most `SAMPLE` rows: of a pair anywhere in it, of a loader those that were read."""
+    if not source.indexed:
+        return source.probe
+    count = min(source.rows, SAMPLE)
+    order = torch.randperm(source.rows, generator=torch.Generator().manual_seed(1))[:count]
+    return take(source.source, order)
+
+
+def _constants(inputs: Any) -> dict[str, Any]:
+    """The share of the input columns that are the same in all rows, and whether all are zero."""
+    parts = [t.detach().flatten(1) for t in tensors(inputs) if t.ndim and len(t) > 1]
+    columns = sum(p.shape[1] for p in parts if p.ndim > 1)
+    if not columns:
+        return {}
+    still = sum(int((p == p[:1]).all(0).sum()) for p in parts)
+    zero = all(not bool(p.any()) for p in parts)
+    return {"constant_columns": still / columns, "all_zero": zero, "columns": columns}
+
+
+def _targets(target: Tensor) -> dict[str, Any]:
+    """Range of the targets; the share of the largest class where there are few values."""
+    values = target.detach().reshape(len(target), -1).double()
+    facts: dict[str, Any] = {"target_low": float(values.min()), "target_high": float(values.max())}
+    facts["amounts"] = target.is_floating_point() and not binary(values)
+    facts["target_columns"] = values.shape[1]
+    if values.shape[1] != 1 or len(values) < 20:
+        return facts
+    distinct, counts = values.flatten().unique(return_counts=True)
+    whole = bool((distinct == distinct.round()).all())
+    facts["target_values"] = len(distinct)
+    facts["target_whole"] = whole
+    if whole and 2 <= len(distinct) <= MANY_CLASSES:
+        facts["majority"] = float(counts.max()) / len(values)
+        facts["majority_value"] = float(distinct[counts.argmax()])
+    return facts
+
+
+def _same(inputs: Tensor, target: Tensor) -> bool:
+    """Whether the inputs themselves are to be given back, as by an autoencoder."""
+    if inputs.shape[0] != target.shape[0] or inputs.numel() != target.numel():
+        return False
+    return torch.allclose(inputs.flatten().double(), target.flatten().double())
+
+
+def _copies(inputs: Tensor, target: Tensor) -> dict[str, Any]:
+    """Columns of the inputs that are the target itself."""
+    if inputs.ndim != 2 or not inputs.is_floating_point():  # tokens repeat each other
+        return {}
+    if target.reshape(len(target), -1).shape[1] != 1 or len(inputs) < 20:
+        return {}
+    goal = target.detach().double().reshape(-1, 1)
+    if bool((goal == goal[0]).all()) or inputs.shape[1] < 2:
+        return {}
+    same = (inputs.detach().double() == goal).all(0)
+    return {"target_columns_in_inputs": [int(k) for k in same.nonzero().flatten()[:5]]}
+
+
+def relation(inputs: Tensor, target: Tensor) -> dict[str, Any]:
+    """Held-out agreement of shallow predictions with the targets, in deviations of shuffled ones.
+
+    Ridges on half of the rows predict the other half, and back; the statistic is the sum of
+    prediction times target, and its noise that of the same sum with the targets shuffled. Given
+    the fitted half, the null is exact: without a relation, two deviations are chance.
+    """
+    design, straight = design_of(inputs)
+    y = _columns(target)
+    if design is None or y is None or len(design) < 60:
+        return {}
+    hinges = _hinges(design[:, 1:straight])
+    y = y - y.mean(0)
+    spread = y.std(0)
+    if not bool((spread > 0).any()):
+        return {}
+    y = y[:, spread > 0] / spread[spread > 0]
+    generator = torch.Generator().manual_seed(2)
+    order = torch.randperm(len(y), generator=generator)
+    halves = order[: len(y) // 2], order[len(y) // 2 :]
+    facts: dict[str, Any] = {"related_rows": len(y)}
+    best = -math.inf
+    skills: dict[str, float] = {}
+    designs = {"straight": design[:, :straight], "bent": design, "added": hinges}
+    for name, x in designs.items():
+        for strength in (1.0, 100.0) if x.shape[1] else ():
+            scores = torch.zeros_like(y)
+            for fit, judge in (halves, halves[::-1]):
+                scores[judge] = x[judge] @ _ridge(x[fit], y[fit], strength)
+            best = max(best, _deviations(scores, y, halves, generator))
+            explained = 1 - float((y - scores).square().mean() / y.square().mean())
+            skills[name] = max(skills.get(name, -math.inf), explained)
+    facts["relation"] = best
+    facts |= _as_classes(design, target, halves)
+    if straight > 1 and not inputs.is_floating_point():
+        facts["order_gain"] = skills["straight"] - _bag_skill(inputs, y, halves)
+    facts["explained_straight"] = skills["straight"]
+    facts["explained_bent"] = max(skills["bent"], skills.get("added", -math.inf))
+    return facts
+
+
+def _hinges(x: Tensor) -> Tensor:
+    """Each column bent at its quartiles: sums of curves, where there are few columns."""
+    if not 0 < x.shape[1] <= FEW_COLUMNS:
+        return x[:, :0]
+    knots = torch.quantile(x, torch.tensor([0.25, 0.5, 0.75], dtype=x.dtype), dim=0)
+    bends = [torch.relu(x - knot) for knot in knots]
+    return torch.cat([torch.ones_like(x[:, :1]), x, *bends], 1)
+
+
+def _as_classes(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> dict[str, Any]:
+    """How much more often held-out rows are right when whole numbers are taken as classes."""
+    values = target.detach().double().reshape(len(target), -1).cpu()
+    if values.shape[1] != 1 or bool((values != values.round()).any()):
+        return {}
+    distinct = values.unique()
+    if not 3 <= len(distinct) <= FEW_CLASSES:
+        return {}
+    classes = torch.searchsorted(distinct, values.flatten())
+    hot = torch.nn.functional.one_hot(classes, len(distinct)).double()
+    mean = values.mean()
+    right = {"classes": 0.0, "numbers": 0.0}
+    for fit, judge in (halves, halves[::-1]):
+        both = torch.cat([hot[fit], values[fit] - mean], 1)
+        scores = design[judge] @ _ridge(design[fit], both, 10.0)
+        near = (scores[:, -1:] + mean - distinct).abs().argmin(1)
+        for name, answer in (("classes", scores[:, :-1].argmax(1)), ("numbers", near)):
+            right[name] += float((answer == classes[judge]).sum()) / len(values)
+    return {"class_gain": right["classes"] - right["numbers"]}
+
+
+def _bag_skill(inputs: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float:
+    """Held-out share of the variance that the counts of tokens explain, without their order."""
+    shuffled = torch.stack([row[torch.randperm(len(row))] for row in inputs.flatten(1)])
+    design, straight = design_of(shuffled)
+    best = -math.inf
+    for strength in (1.0, 100.0):
+        scores = torch.zeros_like(y)
+        for fit, judge in (halves, halves[::-1]):
+            assert design is not None
+            x = design[:, :straight]
+            scores[judge] = x[judge] @ _ridge(x[fit], y[fit], strength)
+        best = max(best, 1 - float((y - scores).square().mean() / y.square().mean()))
+    return best
+
+
+def _ridge(x: Tensor, y: Tensor, strength: float) -> Tensor:
+    eye = torch.eye(x.shape[1], dtype=x.dtype)
+    return torch.linalg.solve(x.T @ x + strength * eye, x.T @ y)
+
+
+def _deviations(
+    scores: Tensor, y: Tensor, halves: tuple[Tensor, ...], generator: torch.Generator
+) -> float:
+    """The agreement of scores and targets over the deviation of that of shuffled targets."""
+    seen = sum(float((scores[h] * y[h]).sum()) for h in halves)
+    drawn = []
+    for _ in range(SHUFFLES):
+        total = 0.0
+        for half in halves:
+            shuffled = half[torch.randperm(len(half), generator=generator)]
+            total += float((scores[half] * y[shuffled]).sum())
+        drawn.append(total)
+    noise = torch.tensor(drawn, dtype=torch.float64)
+    return (seen - float(noise.mean())) / max(float(noise.std()), 1e-12)
+
+
+def _columns(target: Tensor) -> Tensor | None:
+    """Targets as columns of numbers: classes one-hot; None for what is neither."""
+    if target.is_floating_point() or target.dtype == torch.bool:
+        return target.detach().double().reshape(len(target), -1)[:, :64].cpu()
+    if target.ndim != 1 or not 0 <= int(target.min()) <= int(target.max()) < MANY_CLASSES:
+        return None
+    return torch.nn.functional.one_hot(target.detach().long()).double().cpu()
+
+
+def _apart(train: Batch, valid: Batch) -> dict[str, Any]:
+    """How validation data differ from training data: scale, classes, rows that are in both."""
+    facts: dict[str, Any] = {}
+    x, other = train[0], valid[0]
+    if isinstance(x, Tensor) and isinstance(other, Tensor) and x.shape[1:] == other.shape[1:]:
+        if x.is_floating_point():
+            facts |= _scales(x, other)
+        facts |= _shared(x, other)
+    if isinstance(train[1], Tensor) and isinstance(valid[1], Tensor):
+        facts |= _classes(train[1], valid[1])
+    return facts
+
+
+def _classes(y: Tensor, goal: Tensor) -> dict[str, Any]:
+    """Classes of validation that training does not have, and how far their shares are apart."""
+    if any(t.is_floating_point() or t.ndim != 1 for t in (y, goal)):
+        return {}
+    known, asked = set(y.unique().tolist()), set(goal.unique().tolist())
+    if len(goal) < 10 * len(known | asked) or len(y) < 10 * len(known | asked):
+        return {}  # too few rows of a class for shares
+    shares = {
+        v: (float((y == v).double().mean()), float((goal == v).double().mean()))
+        for v in known | asked
+    }
+    return {
+        "new_classes": sorted(v for v in asked - known if shares[v][1] > 0.02)[:5],
+        "class_shift": sum(abs(a - b) for a, b in shares.values()) / 2,
+    }
+
+
+def _scales(x: Tensor, other: Tensor) -> dict[str, Any]:
+    a, b = (t.detach().double().flatten(1) for t in (x, other))
+    deviation = a.std(0)
+    moving = deviation > 0
+    if not bool(moving.any()) or len(b) < 10:
+        return {}
+    shift = (b.mean(0) - a.mean(0)).abs()[moving] / deviation[moving]
+    ratio = b.std(0)[moving] / deviation[moving]
+    return {"valid_shift": float(shift.median()), "valid_scale": float(ratio.median())}
+
+
+def _shared(x: Tensor, other: Tensor) -> dict[str, Any]:
+    """Share of validation rows that are training rows, beyond what repeats within training."""
+    rows = [t.detach().flatten(1).cpu().contiguous().numpy() for t in (x, other)]
+    train = [row.tobytes() for row in rows[0]]
+    known = set(train)
+    both = sum(row.tobytes() in known for row in rows[1]) / len(rows[1])
+    return {"rows_in_both": both, "rows_repeated": 1 - len(known) / len(train)}
+
+
+def loader_facts(source: Feed) -> dict[str, Any]:
+    """Whether the batches of a loader hold fewer classes than all of them together."""
+    if source.indexed:
+        return {}
+    seen = []
+    for number, batch in enumerate(source.source):
+        target = split(batch)[1]
+        plain = isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point()
+        if not plain or number >= BATCHES:
+            break
+        seen.append(target)
+    if len(seen) < 4 or min(len(t) for t in seen[:-1]) < 8:
+        return {}
+    values, counts = torch.cat(seen).unique(return_counts=True)
+    shares = counts.double() / counts.sum()
+    # classes that a batch of its size holds when rows are drawn at random
+    expected = sum(float((1 - (1 - shares) ** len(t)).sum()) for t in seen) / len(seen)
+    within = sum(len(t.unique()) for t in seen) / len(seen)
+    return {
+        "classes_in_batch": within,
+        "classes_in_all": len(values),
+        "classes_expected": expected,
+    }

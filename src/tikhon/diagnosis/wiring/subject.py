@@ -1,0 +1,112 @@
+"""The program as the wiring tests see it: a replica, a few rows of data, outputs on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.data.rows import Batch, call, length, take, tensors
+from tikhon.diagnosis.feed import Feed
+from tikhon.diagnosis.replica import Replica, undisturbed
+
+ROWS = (13, 11, 7, 17, 5, 3)  # primes: a size that tells the axis of the rows from others
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A replica with `rows` rows to look at, and as many others in their place."""
+
+    replica: Replica
+    batch: Batch
+    others: Batch
+    rows: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The copy of the user's model."""
+        return self.replica.model
+
+    def outputs(self, batch: Batch, *, seed: int = 0) -> list[Tensor]:
+        """Float tensors of the model's answer in evaluation mode, without gradients."""
+        with torch.no_grad(), undisturbed(self.model, training=False, seed=seed):
+            return floats(self.answer(batch))
+
+    def answer(self, batch: Batch) -> Any:
+        """What the model returns on a batch, in the mode and with the gradients of the moment."""
+        if not self.replica.whole:
+            return call(self.model, batch[0])
+        found: list[Any] = []
+        handle = self.model.register_forward_hook(lambda m, a, output: found.append(output))
+        try:
+            self.replica.value(batch)
+        finally:
+            handle.remove()
+        return found[-1] if found else None
+
+
+def subject_of(replica: Replica, source: Feed) -> Subject:
+    """The subject with a prime number of rows where the data have twice as many."""
+    total = length(source.probe)
+    sizes = {s for t in tensors(source.probe) for s in t.shape[1:]}
+    rows = next((n for n in ROWS if 2 * n <= total and n not in sizes), max(1, total // 2))
+    first, second = torch.arange(rows), torch.arange(rows, 2 * rows) % total
+    return Subject(replica, take(source.probe, first), take(source.probe, second), rows)
+
+
+def floats(value: Any) -> list[Tensor]:
+    """The float tensors of a nested value."""
+    return [t for t in tensors(value) if t.is_floating_point() and t.numel()]
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested value with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {k: mapped(v, change) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(v, change) for v in value))
+    if isinstance(value, tuple | list):
+        return type(value)(mapped(v, change) for v in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: mapped(getattr(value, f.name), change) for f in fields(value)}
+        return type(value)(**changed)
+    return value
+
+
+def difference(before: list[Tensor], after: list[Tensor], index: Any) -> float:
+    """Largest rms change of an indexed part over the rms of the whole; 0 where nothing fits."""
+    worst = 0.0
+    for a, b in zip(before, after):
+        if a.shape != b.shape or a.ndim == 0:
+            continue
+        size = float(a.double().square().mean().sqrt())
+        part = a[index].double() - b[index].double()
+        if size > 0 and part.numel():
+            worst = max(worst, float(part.square().mean().sqrt()) / size)
+    return worst
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[list[tuple[str, list[Tensor], list[Tensor]]]]:
+    """Inputs and outputs of every module in the order of the calls."""
+    seen: list[tuple[str, list[Tensor], list[Tensor]]] = []
+
+    def hook(name: str) -> Any:
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            kept = [[t.detach().clone() for t in floats(v)] for v in (args, output)]
+            seen.append((name, kept[0], kept[1]))
+
+        return leave
+
+    handles = [m.register_forward_hook(hook(n)) for n, m in model.named_modules() if n]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

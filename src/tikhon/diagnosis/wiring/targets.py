@@ -1,0 +1,247 @@
+"""Whom a target pulls: shapes that broadcast, positions that slip, rows that send no gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tikhon.diagnosis.reference import IGNORED
+from tikhon.diagnosis.replica import number_of, undisturbed
+from tikhon.diagnosis.wiring.calls import LOSS, Call, Calls
+from tikhon.diagnosis.wiring.subject import Subject, mapped
+
+SIGMOIDS = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+
+
+def target_facts(subject: Subject) -> dict[str, Any]:
+    """How the loss of a batch uses outputs and targets; empty where it calls the model itself."""
+    target = subject.batch[1]
+    if subject.replica.whole or not isinstance(target, Tensor) or not target.ndim:
+        return {}
+    with undisturbed(subject.model, training=False), torch.no_grad():
+        output = mapped(subject.answer(subject.batch), lambda t: t.detach().clone())
+    facts = _pulls(subject, output, target)
+    facts |= _loss_calls(subject, output, target)
+    facts |= _kinds(output, target)
+    return facts
+
+
+class Bench:
+    """The loss of fixed outputs as a function of the targets, and its gradient at the outputs."""
+
+    def __init__(self, subject: Subject, output: Any) -> None:
+        self.loss = subject.replica.loss
+        self.leaves: list[Tensor] = []
+
+        def leaf(t: Tensor) -> Tensor:
+            if not t.is_floating_point():
+                return t
+            # a head of zeros or ones would hide which entries a target pulls at
+            generator = torch.Generator(device="cpu").manual_seed(len(self.leaves))
+            noise = torch.rand(t.shape, generator=generator, dtype=torch.float32).to(t)
+            # and one of huge scores saturates a softmax until rows send no gradient
+            large = max(1.0, float(t.abs().max()) / 3)
+            self.leaves.append((t / large * (0.95 + 0.05 * noise)).requires_grad_())
+            return self.leaves[-1]
+
+        self.output = mapped(output, leaf)
+
+    def gradient(self, target: Tensor) -> list[Tensor] | None:
+        """Gradients of the loss at the float tensors of the output; None where there are none."""
+        with torch.enable_grad():
+            loss = number_of(self.loss(self.output, target))
+        if not loss.requires_grad or not bool(torch.isfinite(loss)):
+            return None
+        found = torch.autograd.grad(loss, self.leaves, allow_unused=True)
+        return [torch.zeros_like(t) if g is None else g for g, t in zip(found, self.leaves)]
+
+
+def _pulls(subject: Subject, output: Any, target: Tensor) -> dict[str, Any]:
+    """Change one target and see at which outputs the gradient of the loss changes."""
+    bench = Bench(subject, output)
+    rows = subject.rows
+    if rows < 3 or not any(t.ndim and len(t) == rows for t in bench.leaves):
+        return {"loss_connected": bench.gradient(target) is not None}
+    base = bench.gradient(target)
+    if base is None:
+        return {"loss_connected": False}
+    facts: dict[str, Any] = {"loss_connected": True}
+    others = []
+    for row in (0, rows // 2, rows - 1):
+        index = (row, *[0] * (target.ndim - 1))
+        ends = [bench.gradient(with_entry(target, index, value)) for value in extremes(target)]
+        if len(ends) < 2 or ends[0] is None or ends[1] is None:
+            continue
+        size = _by_row(ends[0], ends[1], rows)
+        rest = torch.cat([size[:row], size[row + 1 :]])
+        if float(size.max()) > 0:
+            others.append(float(rest.median() / size.max()))
+    if others:
+        facts["pull_on_others"] = min(others)
+    if target.ndim >= 2 and target.shape[1] > 2:
+        facts["positions_slip"] = _slips(bench, base, target)
+    return facts | _silent_classes(base, target, rows)
+
+
+def extremes(target: Tensor) -> list[float]:
+    """Two values that a target may have, far apart; fewer where all are the same."""
+    if target.dtype == torch.bool:
+        return [False, True]
+    values = [v for v in target.detach().unique().tolist() if v != IGNORED]
+    if len(values) < 2 or not target.is_floating_point() or (values[0] >= 0 and values[-1] <= 1):
+        return [values[0], values[-1]] if len(values) > 1 else []
+    # past all outputs of an untrained network, so that signs change as well
+    reach = 10 * max(abs(values[0]), abs(values[-1]))
+    return [-reach, reach]
+
+
+def with_entry(target: Tensor, index: tuple[int, ...], value: float) -> Tensor:
+    """The targets with one entry changed."""
+    changed = target.clone()
+    changed[index] = value
+    return changed
+
+
+def _by_row(before: list[Tensor], after: list[Tensor], rows: int) -> Tensor:
+    total = torch.zeros(rows, dtype=torch.float64)
+    for a, b in zip(before, after):
+        if a.ndim and len(a) == rows:
+            total += (
+                (a - b).double().abs().flatten(1 if a.ndim > 1 else 0).reshape(rows, -1).sum(1)
+            )
+    return total
+
+
+def _slips(bench: Bench, base: list[Tensor], target: Tensor) -> bool | None:
+    """Whether the outputs that a position's target pulls at do not lie at one position.
+
+    Right: the entries differ along the axis of the classes, the same for all positions, and move
+    along another axis from position to position. None where it cannot be told.
+    """
+    leaf = max(range(len(base)), key=lambda k: base[k].numel())
+    if base[leaf].ndim < 3 or target.is_floating_point():
+        return None
+    values = [v for v in target.unique().tolist() if v != IGNORED]
+    if len(values) < 2:
+        return None
+    touched = []
+    for position in range(min(4, target.shape[1])):
+        index = (0, position, *[0] * (target.ndim - 2))
+        entries = []
+        for high in (values[-1], values[len(values) // 2]):
+            pair = [bench.gradient(with_entry(target, index, v)) for v in (values[0], high)]
+            if high == values[0] or pair[0] is None or pair[1] is None:
+                continue
+            change = (pair[0][leaf] - pair[1][leaf]).abs()
+            entries.append(torch.nonzero(change > 0.2 * change.max()) if change.any() else None)
+        found = [e for e in entries if e is not None and len(e)]
+        if found:
+            touched.append(torch.cat(found))
+    if len(touched) < 2:
+        return None
+    varies = [
+        torch.tensor([bool((t[:, k] != t[0, k]).any()) for k in range(t.shape[1])])
+        for t in touched
+    ]
+    classes = torch.stack(varies).any(0)
+    if int(classes.sum()) > 1:
+        return True
+    places = [tuple(t[0][~classes].tolist()) for t in touched]
+    return len(set(places)) < len(places)
+
+
+def _silent_classes(base: list[Tensor], target: Tensor, rows: int) -> dict[str, Any]:
+    """Classes whose rows send no gradient at all: ignored, or of weight zero."""
+    if target.is_floating_point() or target.ndim != 1 or target.dtype == torch.bool:
+        return {}
+    size = _by_row(base, [torch.zeros_like(g) for g in base], rows)
+    heard = [int(v) for v in target.unique() if bool((size[target.cpu() == v] > 0).any())]
+    silent = [int(v) for v in target.unique() if int(v) not in heard and int(v) != IGNORED]
+    return {"silent_classes": silent} if heard and silent else {}
+
+
+def _loss_calls(subject: Subject, output: Any, target: Tensor) -> dict[str, Any]:
+    """The functions that the loss is made of, and what goes into them."""
+    bench = Bench(subject, output)
+    with Calls(subject.model) as tape, torch.no_grad():
+        subject.replica.loss(bench.output, target)
+    used = [c for c in tape.calls if c.module == LOSS]
+    spread = [c for c in used if _broadcasts(c, subject.rows)]
+    facts: dict[str, Any] = {"loss_functions": sorted({c.name for c in used} & LOSSES)}
+    if spread:
+        call = spread[0]
+        facts["broadcast"] = {
+            "function": call.name,
+            "shapes": [list(s) for s in call.shapes[:2]],
+            "place": call.line,
+        }
+    batch_softmax = [c for c in used if c.dim == 0 and c.shapes[0][:1] == (subject.rows,)]
+    if batch_softmax and len(batch_softmax[0].shapes[0]) > 1:
+        facts["softmax_over_rows"] = batch_softmax[0].place
+    return facts
+
+
+LOSSES = {
+    "cross_entropy",
+    "nll_loss",
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "kl_div",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "poisson_nll_loss",
+    "log",
+    "gaussian_nll_loss",
+    "log_softmax",
+    "logsigmoid",
+    "cosine_similarity",
+    "triplet_margin_loss",
+    "cosine_embedding_loss",
+    "ctc_loss",
+    "multi_margin_loss",
+    "multilabel_margin_loss",
+    "hinge_embedding_loss",
+    "margin_ranking_loss",
+    "soft_margin_loss",
+    "softmax",
+    "sigmoid",
+}
+
+
+def _broadcasts(call: Call, rows: int) -> bool:
+    """An elementwise function whose second tensor gets an axis that it was not given."""
+    if len(call.shapes) < 2 or not all(call.shapes[:2]):
+        return False
+    a, b = call.shapes[:2]
+    try:
+        together = torch.broadcast_shapes(a, b)
+    except RuntimeError:
+        return False
+    numbers = [torch.Size(s).numel() for s in (a, b)]
+    result = torch.Size(together).numel()
+    elementwise = call.output in (tuple(together), ())
+    return len(a) != len(b) and result > max(numbers) and rows in a and rows in b and elementwise
+
+
+def _kinds(output: Any, target: Tensor) -> dict[str, Any]:
+    """Shapes and values that a loss may not be made for."""
+    values = target.detach()
+    facts: dict[str, Any] = {"target_shape": list(target.shape[1:])}
+    if isinstance(output, Tensor):
+        facts["output_shape"] = list(output.shape[1:])
+        if output.ndim >= 2 and output.is_floating_point() and output.shape[1] > 0:
+            total = torch.logsumexp(output.detach().double(), 1)
+            facts["log_probabilities"] = float(total.abs().max())
+    if values.numel() and not values.is_complex():
+        number = values.double()
+        facts["target_range"] = [float(number.min()), float(number.max())]
+    if target.ndim == 2 and target.shape[1] > 1 and target.is_floating_point():
+        sums = target.detach().double().sum(1)
+        inside = bool(((target >= 0) & (target <= 1)).all())
+        if inside:
+            facts["target_sums"] = [float(sums.min()), float(sums.max())]
+    return facts
