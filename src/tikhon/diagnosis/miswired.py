@@ -72,10 +72,11 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
     cuts = w.get("cuts") or []
     if w.get("connected") is False and ev.record.trainable and not w.get("detached"):
         name = cuts[0]["name"] if cuts else ""
-        where = (cuts[0]["place"],) if cuts else ()
+        place = cuts[0]["place"] if cuts else ""
+        where = (place,) if place else ()
         why = "no parameter has a path to the loss: backward() would change nothing"
         if cuts:
-            why = f"{name} cuts every path from the parameters to the loss, at {where[0]}"
+            why = f"{name} cuts every path from the parameters to the loss, at {place}"
         yield Finding(
             "loss_not_connected",
             "critical",

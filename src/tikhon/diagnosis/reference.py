@@ -132,7 +132,7 @@ def _occurrences(tokens: Tensor) -> Tensor:
 
 def binary(values: Tensor) -> bool:
     """Whether numbers are the two ends of a yes or no: 0 and 1, or -1 and 1."""
-    low = values.min() if values.numel() else 0.0
+    low = float(values.min()) if values.numel() else 1.0
     return low <= 0 and bool(((values == 1) | (values == (0.0 if low == 0 else -1.0))).all())
 
 

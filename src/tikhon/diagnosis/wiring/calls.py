@@ -240,10 +240,11 @@ def user_line() -> str:
 
 def _dim(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     """The axis of a softmax, counted from the front; what None meant before it had to be given."""
-    if name not in ("softmax", "log_softmax") or not args or not isinstance(args[0], Tensor):
+    values = [*args[:2], None, None]
+    if name not in ("softmax", "log_softmax") or not isinstance(values[0], Tensor):
         return None
-    given = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    ndim = args[0].ndim
+    given = kwargs.get("dim", values[1])
+    ndim = values[0].ndim
     if not isinstance(given, int):
         return 0 if ndim in (0, 1, 3) else 1
     return given % ndim if ndim else None
