@@ -72,7 +72,8 @@ def texts_of(series: pd.Series) -> pd.Series:
         ):
             series = series.map(lambda value: f"{value:.0f}", na_action="ignore")
     texts = series.astype("string").str.strip()
-    return cast("pd.Series", texts.mask(texts == ""))
+    blank = (texts == "").fillna(False).to_numpy(bool)
+    return cast("pd.Series", texts.mask(blank) if blank.any() else texts)
 
 
 def plain_numbers(texts: pd.Series, decimal: str) -> np.ndarray | None:

@@ -52,6 +52,7 @@ class Column:
     reason: str = ""  # why it is dropped
     decimal: str = "."  # "" if each cell proves its own decimal mark
     unit: str = ""  # a currency, "%" or letters around the numbers
+    hashes: int = 0  # columns that its free text is hashed into
     words: tuple[str, ...] = ()  # texts and bounds among numbers or dates, a flag each
     missing: tuple[str, ...] = ()  # texts among numbers or dates that were read as no value
     short: bool = False  # its years have two digits
@@ -73,7 +74,7 @@ class Column:
     def width(self) -> int:
         """How many numbers a cell is encoded as."""
         if self.kind == "text":
-            return 1 + _WIDTHS[self.format]
+            return 1 + self.hashes
         return 2 if self.words else 1
 
     @property
@@ -142,7 +143,7 @@ def _text(source: Source, name: str, texts: pd.Series, forced: str | None) -> Co
     zeros = bool(present.str.match(r"^0\d+$").any())
     if zeros and forced is None:
         return _category(name, texts)
-    if (values := plain_numbers(texts, source.decimal)) is not None:
+    if (values := plain_numbers(texts, source.format.decimal or "")) is not None:
         finite(source, name, values)
         return _number(Column(name, "number"), values)
     if source.format.dates is None and (days := iso_days(texts)) is not None:
@@ -349,8 +350,14 @@ def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
             return Column(name, "dropped", reason=reason)
         spaces = sum(level.count(" ") for level in levels) / len(levels)
         if spaces + 1 >= _PROSE or len(levels) > len(present) / 2:
-            return Column(name, "text", format="words" if spaces >= 1 else "letters")
+            by = "words" if spaces >= 1 else "letters"
+            return Column(name, "text", format=by, hashes=_hashes(by, len(texts)))
     return Column(name, "category", categories=tuple(levels))
+
+
+def _hashes(by: str, rows: int) -> int:
+    """As many hashed columns as the rows can tell apart: a power of two, 8 at least."""
+    return max(8, min(_WIDTHS[by], 1 << (rows // 8).bit_length() - 1 if rows >= 8 else 8))
 
 
 def _look_like_identifiers(name: str, levels: Sequence[str]) -> bool:

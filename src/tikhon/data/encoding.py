@@ -161,7 +161,7 @@ def _hashed(column: Column, texts: pd.Series) -> np.ndarray:
     by: dict[str, Any] = {"analyzer": "word"}
     if column.format == "letters":
         by = {"analyzer": "char_wb", "ngram_range": (2, 3)}
-    vectorizer = HashingVectorizer(n_features=column.width - 1, dtype=np.float64, **by)
+    vectorizer = HashingVectorizer(n_features=column.hashes, dtype=np.float64, **by)
     filled = texts.fillna("").to_list()
     lengths = np.log1p(texts.str.len().to_numpy(float, na_value=np.nan))
     hashed = cast("Any", vectorizer.transform(filled)).toarray()

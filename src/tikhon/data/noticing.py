@@ -163,7 +163,7 @@ def repeated(train: np.ndarray, other: np.ndarray, part: str) -> list[str]:
         return []
     return [
         f"{count} of {len(other)} {part} rows stand among the training rows too, target included: "
-        "scores on them are too good (leave duplicates out, or hold them together with --group)"
+        "they do not test new rows (leave duplicates out, or hold them together with --group)"
     ]
 
 
@@ -173,6 +173,6 @@ def untested(classes: Sequence[str], train: np.ndarray, others: Sequence[np.ndar
     if not few:
         return []
     return [
-        f"class {listed(few)} has too few rows to be held out everywhere: it is learnt from the "
-        "training rows, and the scores hardly tell how well"
+        f"too few rows to be held out everywhere: class {listed(few)}; learnt from the training "
+        "rows, hardly tested"
     ]

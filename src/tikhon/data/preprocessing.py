@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -75,9 +75,7 @@ class Preprocessing:
         `y` are their targets (classes or numbers), for the target means of large categories.
         """
         targets = None if y is None else _standard(y, len(table.target.categories))
-        numbers = tuple(
-            _figures(cells, first) for _, cells, first in _numeric(values, table.columns)
-        )
+        numbers = _figures([(cells, first) for _, cells, first in _numeric(values, table.columns)])
         levels = tuple(
             _levels(codes, None if column.words else targets)
             for column, codes in _coded(values, table.columns)
@@ -216,23 +214,27 @@ def rare_below(rows: int) -> int:
     return max(2, min(10, rows // 100))
 
 
-def _figures(cells: np.ndarray, first: bool) -> Numbers:
-    """Fill, mean and scale of one number; taken around the fill value, so that large numbers that
-    differ little keep their digits. Only the `first` number of a column tells that it is missing.
+def _figures(numeric: Sequence[tuple[np.ndarray, bool]]) -> tuple[Numbers, ...]:
+    """Fill, mean and scale of numbers; taken around the fill value, so that large numbers that
+    differ little keep their digits. Only the first number of a column tells that it is missing.
     """
     from sklearn.impute import SimpleImputer
     from sklearn.preprocessing import StandardScaler
 
+    if not numeric:
+        return ()
+    cells = np.stack([column for column, _ in numeric], axis=1)
     imputer = cast("Any", SimpleImputer(strategy="median", keep_empty_features=True))
-    filled = imputer.fit_transform(cells[:, None])
-    fill = float(imputer.statistics_[0])
-    fill = fill if np.isfinite(fill) else 0.0
+    filled = imputer.fit_transform(cells)
+    fill = np.nan_to_num(imputer.statistics_)
+    rounding = 4 * np.spacing(np.abs(filled).max(axis=0))
     around = filled - fill
-    indicator = first and bool(np.isnan(cells).any())
-    if np.ptp(around) <= 4 * np.spacing(np.abs(filled).max()):  # nothing but rounding is left
-        return Numbers(fill, fill, 0.0, indicator)
     scaler = cast("Any", StandardScaler().fit(around))
-    return Numbers(fill, fill + float(scaler.mean_[0]), float(scaler.scale_[0]), indicator)
+    scale = np.where(np.ptp(around, axis=0) > rounding, scaler.scale_, 0.0)
+    mean = fill + np.where(scale > 0, scaler.mean_, 0.0)
+    absent = np.isnan(cells).any(axis=0) & np.array([first for _, first in numeric])
+    figures = zip(fill.tolist(), mean.tolist(), scale.tolist(), absent.tolist(), strict=True)
+    return tuple(Numbers(*each) for each in figures)
 
 
 def _levels(codes: np.ndarray, targets: np.ndarray | None) -> Levels:

@@ -87,7 +87,7 @@ def _numbers(
         return Column(name, "number"), series.to_numpy(float, na_value=np.nan)
     if any(re.fullmatch(r"0\d+", text) for text in cells.texts):
         return None
-    if (plain := plain_numbers(texts, source.decimal)) is not None:
+    if (plain := plain_numbers(texts, source.format.decimal or "")) is not None:
         return Column(name, "number"), plain
     found = [
         None if none else numerals.numeral(text)
