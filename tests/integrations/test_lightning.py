@@ -90,6 +90,42 @@ def test_each_of_two_optimizers_gets_its_own_penalty(tmp_path):
 
 
 @QUIET
+def test_all_optimizers_are_one_by_default(tmp_path):
+    module, penalty = Manual(), Regularize(tk.L1(10.0))
+    trainer(tmp_path, penalty).fit(module, plain.loader())
+    assert penalty.regularizer.sparsity() == {"net.0.weight": 1.0, "net.2.weight": 1.0}
+
+
+class Pretrained(Module):
+    """A backbone that is frozen for an epoch, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = self.net[:2], self.net[2:]
+
+    def configure_optimizers(self):
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.SGD(trained, lr=0.1)
+
+
+@QUIET
+@pytest.mark.parametrize("terms", [{"backbone.*": tk.L1(10.0)}, tk.L1(10.0)], ids=["part", "all"])
+def test_a_backbone_that_unfreezes_later_is_regularized(tmp_path, terms):
+    module, penalty = Pretrained(), Regularize(terms)
+    thaw = lightning.callbacks.BackboneFinetuning(unfreeze_backbone_at_epoch=1)
+    before = module.net[0].weight.detach().clone()
+    kept = []
+
+    class Look(lightning.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            kept.append(module.net[0].weight.detach().clone())
+
+    trainer(tmp_path, thaw, penalty, Look(), epochs=2).fit(module, plain.loader())
+    assert torch.equal(kept[0], before)
+    assert not kept[1].any()
+
+
+@QUIET
 def test_lbfgs_reaches_the_penalized_minimum(tmp_path):
     def lbfgs(parameters):
         return torch.optim.LBFGS(parameters, lr=1.0, max_iter=30, line_search_fn="strong_wolfe")

@@ -9,7 +9,7 @@ import torch
 from torch import nn, optim
 
 import tikhon as tk
-import tikhon.regularizer.regularizer as regularizer_module
+import tikhon.regularizer.attachment as attachment_module
 from regularizer.problems import equal, regression
 from tikhon.regularizer.controller import Controller
 
@@ -171,7 +171,7 @@ class EverySecond(Controller):
 def test_a_step_at_which_a_controller_looks_is_read_at_once(monkeypatch):
     """A controller reads weights there in any case, and must not on a skipped step."""
     model, optimizer, reg = build("SGD fused", tk.Term(tk.L1(), strength=EverySecond()))
-    monkeypatch.setattr(regularizer_module, "Unread", lambda flag: False)
+    monkeypatch.setattr(attachment_module, "Unread", lambda flag: False)
     for expected in (0.1, None):
         LOSS(model).backward()
         optimizer.found_inf = torch.zeros(()).as_subclass(OnDevice)

@@ -26,18 +26,24 @@ class Regularize(Callback):
     Args:
         terms: as for `tikhon.regularize`; patterns are names of the LightningModule's parameters.
         how: "objective" or "decoupled".
-        optimizer: which of the module's optimizers, from 0.
+        optimizer: which of the module's optimizers, from 0; None for all of them together.
         log: whether each epoch logs value, strength and zeros of every term.
 
     `regularizer` is the handle while and after `fit`. Its state (steps, moving strengths) travels
-    in Lightning's checkpoints. Raises IndexError where there is no such optimizer, and what
+    in Lightning's checkpoints. Layers that a `BackboneFinetuning` sets free later join in when it
+    gives them to the optimizer. Raises IndexError where there is no such optimizer, and what
     `tikhon.regularize` raises.
 
         trainer = Trainer(callbacks=[Regularize({"net.*": tk.L1(1e-4)})])
     """
 
     def __init__(
-        self, terms: Terms, *, how: How = "objective", optimizer: int = 0, log: bool = True
+        self,
+        terms: Terms,
+        *,
+        how: How = "objective",
+        optimizer: int | None = None,
+        log: bool = True,
     ) -> None:
         self.terms, self.optimizer, self.logs = terms, optimizer, log
         self.how: How = how
@@ -46,20 +52,21 @@ class Regularize(Callback):
 
     @property
     def state_key(self) -> str:
-        """Lightning's key of this callback in a checkpoint: one for each optimizer."""
+        """Lightning's key of this callback in a checkpoint, which names the optimizer."""
         return self._generate_state_key(optimizer=self.optimizer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach: the optimizers exist and are restored by now."""
         count = len(trainer.optimizers)
-        if self.optimizer >= count:
+        if self.optimizer is not None and self.optimizer >= count:
             raise IndexError(
                 f"Regularize(optimizer={self.optimizer}): {type(pl_module).__name__} has {count} "
                 f"optimizer{'s' * (count != 1)}; count from 0"
             )
-        self.regularizer = regularize(
-            pl_module, trainer.optimizers[self.optimizer], self.terms, how=self.how
-        )
+        chosen = trainer.optimizers
+        if self.optimizer is not None:
+            chosen = [chosen[self.optimizer]]
+        self.regularizer = regularize(pl_module, chosen, self.terms, how=self.how)
         if self._restored is not None:
             self.regularizer.load_state_dict(self._restored)
             self._restored = None

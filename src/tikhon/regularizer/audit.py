@@ -18,7 +18,7 @@ from tikhon.errors import unknown
 from tikhon.penalties.base import Proximable
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.metric import has_gain, is_uniform
-from tikhon.regularizer.plan import is_euclidean, route_of
+from tikhon.regularizer.plan import held_by, is_euclidean, route_of
 from tikhon.regularizer.targets import Slot, is_lazy, local, slots, summed
 from tikhon.regularizer.terms import Binding, How, Terms, bind
 from tikhon.wrappers import unwrap
@@ -150,12 +150,13 @@ def audit(model: nn.Module, terms: Terms, *, how: How = "objective") -> Audit:
 
 def assign(
     model: nn.Module,
-    candidates: list[Slot],
-    bindings: list[Binding],
-    optimizer: optim.Optimizer | None = None,
+    candidates: Sequence[Slot],
+    bindings: Sequence[Binding],
+    optimizers: Sequence[optim.Optimizer] | None = None,
 ) -> Audit:
     """One row a parameter, in the model's order."""
     norms = _followed_by_norm(model)
+    held = {id(p) for o in optimizers or () for group in o.param_groups for p in group["params"]}
     rows = []
     for slot in candidates:
         own = [b for b in bindings if any(p is slot.param for p in b.target.params)]
@@ -170,14 +171,16 @@ def assign(
                 terms=tuple(type(b.base).__name__ for b in own),
                 strengths=tuple(_plain(b.dial.value) for b in own),
                 how=tuple("constraint" if b.base.constraint else b.how for b in own),
-                route=tuple(_route(b, optimizer) for b in own),
-                note=_note(slot, own, norm, optimizer),
+                route=tuple(_route(b, optimizers or ()) for b in own),
+                note=_note(slot, own, norm, optimizers is None or id(slot.param) in held),
             )
         )
     return Audit(tuple(rows))
 
 
-def _route(binding: Binding, optimizer: optim.Optimizer | None) -> str:
+def _route(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> str:
+    """By which move of a step the term acts, in the first optimizer that holds its parameters."""
+    optimizer = next((o for o in optimizers if held_by(o, [binding])), None)
     if optimizer is None:
         return binding.route
     matters = not (binding.base.elementwise or is_uniform(optimizer))
@@ -193,16 +196,20 @@ def _mode(how: str, route: str) -> str:
     return f"{how}, Euclidean" if route.endswith("Euclidean") else how
 
 
-def _note(slot: Slot, own: list[Binding], norm: str, optimizer: optim.Optimizer | None) -> str:
+def _note(slot: Slot, own: list[Binding], norm: str, held: bool) -> str:
     if not own:
         return f"not matched: {slot.excluded}" if slot.excluded else "not matched"
     notes = []
-    if not slot.param.requires_grad:
+    if not held:
+        frozen = "" if slot.param.requires_grad else "frozen, "
+        notes.append(f"{frozen}not in the optimizer: untouched")
+    elif not slot.param.requires_grad and slot.param.grad is None:
         notes.append("frozen: untouched")
-    elif optimizer is not None and not any(
-        p is slot.param for group in optimizer.param_groups for p in group["params"]
-    ):
-        notes.append("not in the optimizer: untouched")
+    elif not slot.param.requires_grad:
+        notes.append(
+            "frozen, but a gradient is left over: optimizer and penalty move it until `.grad` "
+            "is None"
+        )
     if is_lazy(slot.param):
         notes.append("shape not known yet")
     kinds = [type(b.base).__name__ for b in own if not b.base.constraint]
@@ -214,6 +221,39 @@ def _note(slot: Slot, own: list[Binding], norm: str, optimizer: optim.Optimizer 
         )
         notes.append(f"followed by {norm}: its scale has no effect, {effect}")
     return "; ".join(notes)
+
+
+def say_who_is_left_out(
+    bindings: Sequence[Binding], optimizers: Sequence[optim.Optimizer]
+) -> None:
+    """Tell of terms on parameters that no optimizer holds.
+
+    Raises ValueError if that is all of them, unless they are frozen and may be added later.
+    """
+    held = {binding for optimizer in optimizers for binding in held_by(optimizer, bindings)}
+    kinds = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
+    if bindings and not held and any(map(_is_trained, bindings)):
+        names = ", ".join(binding.target.name for binding in bindings[:5])
+        raise ValueError(
+            f"the optimizer ({kinds}) holds none of the matched parameters ({names}); attach to "
+            f"the optimizer that was built from this model's parameters"
+        )
+    for term in dict.fromkeys(binding.term for binding in bindings):
+        own = [binding for binding in bindings if binding.term == term]
+        if not held.isdisjoint(own):
+            continue
+        names = ", ".join(binding.target.name for binding in own[:5])
+        why = (
+            f"not in {kinds}; give all optimizers to regularize as a list"
+            if any(map(_is_trained, own))
+            else "frozen (requires_grad=False) and not in the optimizer; the term joins in when "
+            "they are added by add_param_group"
+        )
+        warn(f"the term {term} acts on nothing: its parameters ({names}) are {why}")
+
+
+def _is_trained(binding: Binding) -> bool:
+    return any(param.requires_grad for param in binding.target.params)
 
 
 def warn_of_contradictions(

@@ -28,14 +28,19 @@ _OUT = 1e-6  # the size that a released zero is given to find the side of the pe
 
 @torch.no_grad()
 def add_pseudo_gradients(
-    plan: Plan, scale: Tensor | None, skipped: Tensor | None, *, first: bool, measure: bool
-) -> list[tuple[nn.Parameter, Tensor]]:
-    """Put the pseudo-gradient in the place of each `.grad`; returns what the gradients were.
+    plan: Plan,
+    scale: Tensor | None,
+    skipped: Tensor | None,
+    before: list[tuple[nn.Parameter, Tensor]],
+    *,
+    first: bool,
+    measure: bool,
+) -> None:
+    """Put the pseudo-gradient in the place of each `.grad`; notes what that was in `before`.
 
     `first` says whether this is the first evaluation of the step: later ones, at points that a
     closure tries, keep its orthant. `scale` and `skipped` are a GradScaler's.
     """
-    before: list[tuple[nn.Parameter, Tensor]] = []
     for binding in plan.active("orthant"):
         params = binding.target.params
         gradients = [cast(Tensor, param.grad) for param in params]
@@ -63,7 +68,6 @@ def add_pseudo_gradients(
             binding.target.place_(totals, seen)
         for param, total in zip(params, totals):
             param.grad = total
-    return before
 
 
 def _facing(binding: Binding, gradient: Tensor, skipped: Tensor | None) -> Tensor:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,7 +24,16 @@ from tikhon.regularizer.metric import (
     rule_of,
 )
 from tikhon.regularizer.rounding import SHORT
+from tikhon.regularizer.targets import is_lazy
 from tikhon.regularizer.terms import Binding, Dial, Route, regroup
+
+
+class Place(NamedTuple):
+    """Where a module holds a parameter."""
+
+    held: dict[str, nn.Parameter | None]  # the parameters of the module
+    attribute: str
+    param: nn.Parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +43,16 @@ class Plan:
     Attributes:
         optimizer: whose steps these are.
         rule: what is known of its gain; None where that is nothing.
-        sizes: parameters in each group of the optimizer when the plan was made.
+        params: the parameters of each group of the optimizer when the plan was made.
+        places: where the model held the parameters of the terms.
+        lazy: parameters of the terms that had no shape yet.
+        held: the bindings of parameters that the optimizer holds.
         groups: the group of each parameter, by its id.
+        numbers: the groups whose parameters have terms.
         routes: the bindings of each route.
+        turning: all dials, which have the strength of a step after `turn`.
         moving: the dials of schedules, which turn after every step.
+        tensors: the dials of tensors, whose values may change in place.
         consulted: the dials of controllers with the bindings they read, by phase.
         copied: bindings whose weights a controller wants from before the step.
         lanes: the bindings whose prox a kernel may do where the weights lie.
@@ -49,23 +63,34 @@ class Plan:
 
     optimizer: optim.Optimizer
     rule: Rule | None
-    sizes: list[int]
+    params: tuple[tuple[nn.Parameter, ...], ...]
+    places: tuple[Place, ...]
+    lazy: tuple[nn.Parameter, ...]
+    held: tuple[Binding, ...]
     groups: dict[int, int]
+    numbers: tuple[int, ...]
     routes: dict[Route, tuple[Binding, ...]]
+    turning: tuple[Dial, ...]
     moving: tuple[Dial, ...]
+    tensors: tuple[Dial, ...]
     consulted: dict[str, tuple[tuple[Dial, tuple[Binding, ...]], ...]]
     copied: tuple[Binding, ...]
     lanes: dict[Binding, Lane]
     bounded: tuple[Binding, ...]
-    watched: nn.Parameter
+    watched: nn.Parameter | None
     late: bool
 
     @classmethod
-    def of(cls, optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> Plan:
+    def of(
+        cls,
+        optimizer: optim.Optimizer,
+        bindings: Sequence[Binding],
+        places: Sequence[Place],
+    ) -> Plan:
         """The plan for the optimizer's groups as they are now."""
         groups = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
         regroup(bindings, groups)
-        held = [b for b in bindings if all(id(p) in groups for p in b.target.params)]
+        held = held_by(optimizer, bindings)
         routes: dict[Route, list[Binding]] = {
             "gradient": [],
             "decay": [],
@@ -77,12 +102,10 @@ class Plan:
         for binding in held:
             routes[route_of(binding, optimizer)].append(binding)
         copied = tuple(
-            b
-            for b in bindings
-            if isinstance(b.dial.source, Controller) and b.dial.source.needs_before
+            b for b in held if isinstance(b.dial.source, Controller) and b.dial.source.needs_before
         )
         rule = rule_of(optimizer)
-        dials = {id(b.dial): b.dial for b in bindings}.values()
+        dials = tuple({id(b.dial): b.dial for b in bindings}.values())
         consulted: dict[str, list[tuple[Dial, tuple[Binding, ...]]]] = {"moved": [], "settled": []}
         for dial in dials:
             if isinstance(dial.source, Controller):
@@ -96,10 +119,16 @@ class Plan:
         return cls(
             optimizer=optimizer,
             rule=rule,
-            sizes=sizes_of(optimizer),
+            params=tuple(tuple(group["params"]) for group in optimizer.param_groups),
+            places=tuple(places),
+            lazy=tuple(place.param for place in places if is_lazy(place.param)),
+            held=tuple(held),
             groups=groups,
+            numbers=tuple({groups[id(p)]: None for b in held for p in b.target.params}),
             routes={route: tuple(found) for route, found in routes.items()},
+            turning=dials,
             moving=tuple(d for d in dials if d.moves and not isinstance(d.source, Controller)),
+            tensors=tuple(d for d in dials if isinstance(d.source, Tensor)),
             consulted={phase: tuple(found) for phase, found in consulted.items()},
             copied=copied,
             lanes={
@@ -108,7 +137,7 @@ class Plan:
                 if b.in_place
             },
             bounded=tuple(bounded),
-            watched=bindings[0].target.params[0],
+            watched=held[0].target.params[0] if held else None,
             late=not (
                 routes["gradient"]
                 or routes["decay"]
@@ -118,6 +147,19 @@ class Plan:
                 or copied
             ),
         )
+
+    def is_current(self) -> bool:
+        """Whether optimizer and model hold the parameters that they held; identity decides."""
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self.params):
+            return False
+        for group, params in zip(groups, self.params):
+            if len(group["params"]) != len(params) or not all(map(is_, group["params"], params)):
+                return False
+        for held, attribute, param in self.places:
+            if held.get(attribute) is not param:
+                return False
+        return not self.lazy or any(map(is_lazy, self.lazy))
 
     @property
     def constant(self) -> bool:
@@ -132,6 +174,11 @@ class Plan:
     def active(self, route: Route) -> list[Binding]:
         """The bindings of a route that act in this step."""
         return [b for b in self.routes[route] if b.acts]
+
+    @property
+    def rated(self) -> list[Group]:
+        """The groups whose parameters have terms, as they are in this step."""
+        return [self.optimizer.param_groups[number] for number in self.numbers]
 
     def group(self, param: nn.Parameter) -> Group:
         """The parameter's group in the optimizer, which may be another dict in each step."""
@@ -216,44 +263,10 @@ class Unread:
         return bool(self._flag)
 
 
-def sight(param: nn.Parameter) -> Sighting:
-    """The parameter as it is now."""
-    grad = param.grad
-    return Sighting(param._version, None if grad is None else weakref.ref(grad))
-
-
-class Sighting(NamedTuple):
-    """What a parameter was after our last step: to notice training that goes on without us."""
-
-    version: int
-    grad: weakref.ref[Tensor] | None
-
-    def was_left_behind_by(self, param: nn.Parameter) -> bool:
-        """Whether the parameter has been trained since."""
-        same_grad = self.grad is not None and self.grad() is param.grad
-        return param._version != self.version and param.grad is not None and not same_grad
-
-
-def innermost(optimizer: Any) -> optim.Optimizer:
-    """The optimizer inside the wrappers of Accelerate and Lightning."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), optim.Optimizer):
-        optimizer = inner
-    if not isinstance(optimizer, optim.Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch optimizer, received {type(optimizer).__name__}"
-        )
-    return optimizer
-
-
-def sizes_of(optimizer: optim.Optimizer) -> list[int]:
-    """How many parameters each group has: what add_param_group changes."""
-    return [len(group["params"]) for group in optimizer.param_groups]
-
-
-def steps_of(optimizer: optim.Optimizer) -> int:
-    """The largest step counter in the optimizer's state, 0 if it keeps none."""
-    counts = (state.get("step", 0) for state in optimizer.state.values())
-    return int(max(counts, default=0))
+def held_by(optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> list[Binding]:
+    """The bindings all of whose parameters the optimizer holds."""
+    ours = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    return [b for b in bindings if all(id(param) in ours for param in b.target.params)]
 
 
 def cloned(memory: dict[str, Any]) -> dict[str, Any]:
@@ -264,17 +277,3 @@ def cloned(memory: dict[str, Any]) -> dict[str, Any]:
 def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
     """The closure among the arguments that a step hook sees, the optimizer being the first."""
     return kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-
-
-def untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook, kept out of the graph when the optimizer's step is compiled."""
-    # The optimizer's own making imported the compiler, unless the command line spares it.
-    compiler = "torch._dynamo" in sys.modules
-    apart = cast(Any, torch.compiler.disable)(hook) if compiler else hook
-
-    def call(optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return apart(optimizer, args, kwargs)
-        return hook(optimizer, args, kwargs)  # the detour costs as much as a small kernel
-
-    return call

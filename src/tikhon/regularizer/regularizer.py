@@ -4,53 +4,40 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
+from torch.optim.swa_utils import AveragedModel
 
 from tikhon import notebook
+from tikhon.penalties.base import Proximable
+from tikhon.regularizer.attachment import Attachment, value_of
 from tikhon.regularizer.audit import (
-    LOOKS,
     Audit,
     Trace,
     assign,
+    say_who_is_left_out,
     warn,
     warn_of_contradictions,
-    warn_of_lost_layers,
 )
-from tikhon.regularizer.controller import Controller, Observation
-from tikhon.regularizer.orthant import add_pseudo_gradients, keep_orthants
-from tikhon.regularizer.plan import (
-    Plan,
-    Unread,
-    cloned,
-    closure_of,
-    innermost,
-    sight,
-    sizes_of,
-    steps_of,
-    untraced,
-)
+from tikhon.regularizer.bound import Bound
+from tikhon.regularizer.controller import Controller
+from tikhon.regularizer.optimizers import refuse_copies, stepping, warn_of_synchronised_copies
+from tikhon.regularizer.plan import cloned, held_by
 from tikhon.regularizer.shards import refuse_inexact, zeros_of
-from tikhon.regularizer.step import (
-    add_gradients,
-    bound_gains,
-    reading_of,
-    refuse_unsupported,
-    remember,
-    settle,
-    shrink,
-    shrink_cautiously,
-)
-from tikhon.regularizer.targets import is_lazy, slots, summed
-from tikhon.regularizer.terms import Binding, Dial, How, Term, Terms, bind, replayed
+from tikhon.regularizer.step import refuse_unsupported
+from tikhon.regularizer.targets import local, slots
+from tikhon.regularizer.terms import Dial, How, Term, Terms, replayed, share_out
 from tikhon.wrappers import unwrap
+
+Optimizers = optim.Optimizer | Sequence[optim.Optimizer]
 
 
 def regularize(
-    model: nn.Module, optimizer: optim.Optimizer, terms: Terms, *, how: How = "objective"
+    model: nn.Module, optimizer: Optimizers, terms: Terms, *, how: How = "objective"
 ) -> Regularizer:
     """Put penalties and constraints on the weights that `optimizer` trains; your loop stays.
 
@@ -62,7 +49,9 @@ def regularize(
 
     Args:
         model: the module; wrappers (DistributedDataParallel, torch.compile) are looked through.
-        optimizer: any torch optimizer; wrappers such as Accelerate's are looked through.
+        optimizer: any torch optimizer, or a list of those that train the model together (Muon
+            for matrices, AdamW for the rest); of a wrapper such as Accelerate's or SAM, the
+            optimizer inside it whose `step` moves the weights is taken.
         terms: a penalty for all weights, or a dict from patterns (see `select`) to a penalty, a
             `Term` or a list of these. Every matching term applies.
         how: the mode of terms that do not name their own.
@@ -84,76 +73,124 @@ def regularize(
 
 
 class Regularizer:
-    """Penalties attached to an optimizer; a handle, and a context manager that removes itself.
+    """Penalties attached to one or more optimizers; a handle, and a context manager.
 
     The order within a step: penalty gradients (after the user's own clipping), decoupled smooth
-    decay, the optimizer's step, prox, constraints, controllers. After the step `.grad` is what the
-    user's backward left there. A parameter whose `.grad` is None is left alone, as weight_decay
-    leaves it alone. Pickled or deep-copied together with its optimizer, it attaches itself again.
+    decay, the optimizer's step, prox, constraints, controllers. After the step, also one that
+    raised, `.grad` is what the user's backward left there. A parameter whose `.grad` is None is
+    left alone, as weight_decay leaves it alone. Parameters that are replaced or added later are
+    followed. Pickled or deep-copied together with its optimizer, it attaches itself again.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: optim.Optimizer,
+        optimizer: Optimizers,
         terms: Terms,
         *,
         how: How = "objective",
     ) -> None:
+        if isinstance(model, AveragedModel):
+            raise TypeError(
+                "AveragedModel holds averages of weights, which no optimizer trains; regularize "
+                "the model that it was made from"
+            )
         self.model = unwrap(model)
         self.terms = terms
         self.how: How = how
-        self.steps = 0
-        self._bindings = bind(self.model, slots(self.model), terms, how)
-        self._lazy = any(map(is_lazy, self.model.parameters()))
-        self._gradients: list[tuple[nn.Parameter, Tensor]] = []  # the user's own
-        self._earlier: dict[str, Tensor] = {}  # weights for controllers with needs_before
-        self._moved: dict[str, Tensor] | None = {}  # weights that shares are measured from
-        self._fresh: list[Binding] = []  # whose parameters have no state before the step
-        self._unread: Unread | None = None  # whether the last step was skipped
-        self._warned = False  # of layers that were lost
-        self._handles: list[Any] = []
-        self.attach(optimizer)
+        self._attachments: list[Attachment] = []
+        self._bound = Bound.of(self.model, terms, how)
+        self._said: set[str] = set()
+        self._attach(optimizer, [])
 
-    # -- the handle ---------------------------------------------------------------------------
+    # -- what is attached ---------------------------------------------------------------------
 
-    def attach(self, optimizer: optim.Optimizer) -> None:
-        """Move to `optimizer`, for instance one that was built anew for the same parameters."""
+    def attach(self, optimizer: Optimizers) -> None:
+        """Move to `optimizer` (or several), for instance built anew for the same parameters."""
+        steps = [attachment.steps for attachment in self._attachments]
         self.remove()
-        self.optimizer = optimizer = innermost(optimizer)
-        self._plan = Plan.of(optimizer, self._bindings)
-        if not any(self._plan.routes.values()):
-            names = ", ".join(binding.target.name for binding in self._bindings[:5])
-            raise ValueError(
-                f"the optimizer holds none of the matched parameters ({names}); attach to the "
-                f"optimizer that was built from this model's parameters"
-            )
-        self._check_terms()
-        beside = _attached.setdefault(optimizer, weakref.WeakSet())
-        earlier = [binding for other in beside for binding in other._bindings]
-        warn_of_contradictions(self.model, optimizer, self._bindings, earlier)
-        beside.add(self)
-        self._steps_before = steps_of(optimizer) - self.steps
-        self._last_seen = None
-        self._handles = [
-            optimizer.register_step_pre_hook(untraced(self._pre_step)),
-            optimizer.register_step_post_hook(untraced(self._post_step)),
+        self._attach(optimizer, steps)
+
+    def _attach(self, optimizer: Optimizers, steps: Sequence[int]) -> None:
+        given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+        found = list({id(one): one for one in map(stepping, given)}.values())
+        if not found:
+            raise ValueError("regularize needs an optimizer, received an empty list")
+        counts = [*steps, *[max(steps, default=0)] * len(found)]
+        attachments = [
+            Attachment(one, self.model, count, self._rebind) for one, count in zip(found, counts)
         ]
+        self._plan(attachments)
+        say_who_is_left_out(self._bound.bindings, found)
+        for attachment in attachments:
+            own = attachment.plan.held
+            refuse_copies(attachment.optimizer, own)
+            beside = _attached.setdefault(attachment.optimizer, weakref.WeakSet())
+            earlier = [binding for other in beside for binding in other._bound.bindings]
+            warn_of_contradictions(self.model, attachment.optimizer, own, earlier)
+            beside.add(self)
+        for one in given:
+            warn_of_synchronised_copies(one, self._bound.bindings)
+        self._attachments = attachments
+        for attachment in attachments:
+            attachment.begin()
+
+    def _plan(self, attachments: Sequence[Attachment]) -> None:
+        """Give every attachment its terms: those on parameters that its optimizer holds."""
+        bindings = self._bound.bindings
+        owners = [held_by(attachment.optimizer, bindings) for attachment in attachments]
+        first = {b: i for i in reversed(range(len(owners))) for b in owners[i]}
+        share_out(bindings, first)
+        free = [binding for binding in bindings if binding not in first]
+        for i, (attachment, own) in enumerate(zip(attachments, owners)):
+            seen = [*own, *free] if i == 0 else own  # strengths that act on nothing move as well
+            attachment.plan_steps(seen, self._bound.places)
+            for binding in attachment.plan.held:
+                refuse_inexact(binding)
+                refuse_unsupported(attachment.optimizer, binding)
+
+    def _rebind(self) -> None:
+        """Follow parameters that were replaced or added, in the model or in an optimizer."""
+        self._bound = self._bound.renewed(self._say_once)
+        self._plan(self._attachments)
+        if not any(attachment.plan.held for attachment in self._attachments):
+            self._say_once(
+                "the optimizer holds none of the regularized parameters any more: those of the "
+                "model were replaced; give the new ones to the optimizer (add_param_group), or "
+                "build it anew and call attach(optimizer)"
+            )
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            warn(message)
 
     def remove(self) -> None:
         """Detach from the optimizer; weights and the optimizer stay as they are."""
-        self._recount()
-        for handle in self._handles:
-            handle.remove()
-        if self._handles:
-            _attached[self.optimizer].discard(self)
-        self._handles = []
+        for attachment in self._attachments:
+            attachment.remove()
+            _attached[attachment.optimizer].discard(self)
+
+    @property
+    def steps(self) -> int:
+        """Steps taken, skipped ones not counted; the most of several optimizers."""
+        return max(attachment.steps for attachment in self._attachments)
+
+    @property
+    def optimizer(self) -> optim.Optimizer:
+        """The (first) optimizer."""
+        return self._attachments[0].optimizer
+
+    @property
+    def optimizers(self) -> list[optim.Optimizer]:
+        """All optimizers."""
+        return [attachment.optimizer for attachment in self._attachments]
 
     def __repr__(self) -> str:
-        names = [binding.name for binding in self._bindings]
+        names = [binding.name for binding in self._bound.bindings]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        kind = type(self.optimizer).__name__
-        return f"Regularizer({', '.join(names[:3])}{more}; {kind}, step {self.steps})"
+        kinds = ", ".join(type(one).__name__ for one in self.optimizers)
+        return f"Regularizer({', '.join(names[:3])}{more}; {kinds}, step {self.steps})"
 
     def _repr_html_(self) -> str:
         head = ("term", "mode", "strength", "value", "zeros", "share of the move")
@@ -171,14 +208,53 @@ class Regularizer:
 
     def __getstate__(self) -> dict[str, Any]:
         self._recount()
-        lost = ("_handles", "_plan", "_last_seen")
-        return {k: v for k, v in vars(self).items() if k not in lost}
+        kept = {k: v for k, v in vars(self).items() if k != "_attachments"}
+        attached = [(a.optimizer, a.steps, a.activity.uncounted) for a in self._attachments]
+        return {**kept, "attached": attached}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _handles=[])
+        attached = state.pop("attached")
+        vars(self).update(state, _attachments=[])
         with warnings.catch_warnings(action="ignore"):
-            self.attach(self.optimizer)
-        self._steps_before = state["_steps_before"]
+            self._attach([optimizer for optimizer, _, _ in attached], [n for _, n, _ in attached])
+        for attachment, (_, _, uncounted) in zip(self._attachments, attached):
+            attachment.activity.uncounted = uncounted
+
+    @torch.no_grad()
+    def apply(self, copy: nn.Module) -> None:
+        """Give a copy of the model (an EMA, a SWA average) its zeros and constraints.
+
+        An average over steps has zeros only where a weight was zero in all of them. Raises
+        ValueError for a copy of another model.
+
+        >>> model = nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> reg = tk.regularize(model, optimizer, tk.L1(10.0))
+        >>> average = torch.optim.swa_utils.AveragedModel(model)
+        >>> for _ in range(9):
+        ...     model(torch.ones(1, 3)).sum().backward()
+        ...     optimizer.step(); optimizer.zero_grad()
+        ...     average.update_parameters(model)
+        >>> reg.apply(average)
+        >>> bool(average.module.weight.any())
+        False
+        """
+        self._check_active()
+        there = {name: slot.param for slot in slots(unwrap(copy)) for name in slot.names}
+        for binding in self._bound.bindings:
+            target = binding.target
+            if missing := [name for name in target.names if name not in there]:
+                raise ValueError(f"the copy has no parameter {missing[0]!r}; is it of this model?")
+            params = tuple(there[name] for name in target.names)
+            if binding.route == "prox":
+                for own, trained in zip(params, target.params):
+                    own.masked_fill_(trained == 0, 0)
+            elif binding.route == "project":
+                assert isinstance(binding.base, Proximable)
+                held = replace(target, params=params)
+                whole = local(params[0]) if binding.whole else held.read()
+                projected = binding.base.prox(whole, 1.0)
+                local(params[0]).copy_(projected) if binding.whole else held.write_(projected)
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -186,21 +262,23 @@ class Regularizer:
     def value(self) -> Tensor:
         """Sum of all penalties over the whole weights, a detached 0-d tensor."""
         self._check_active()
-        values = [self._value(b) for b in self._bindings if not b.base.constraint]
+        values = [value_of(b) for b in self._bound.bindings if not b.base.constraint]
         return sum(values[1:], values[0]) if values else torch.zeros(())
 
     @torch.no_grad()
     def sparsity(self) -> dict[str, float]:
         """Share of exact zeros in each regularized parameter."""
         self._check_active()
-        params = {n: p for b in self._bindings for n, p in zip(b.target.names, b.target.params)}
+        bindings = self._bound.bindings
+        params = {n: p for b in bindings for n, p in zip(b.target.names, b.target.params)}
         counts = {name: zeros_of(param) for name, param in params.items()}
         return {name: zeros / max(1, entries) for name, (zeros, entries) in counts.items()}
 
     def strengths(self) -> dict[str, float]:
         """The strength in force of every term on every parameter, by `parameter/Penalty`."""
         self._recount()
-        return {b.name: float(b.dial.value) for b in self._bindings if not b.base.constraint}
+        bindings = self._bound.bindings
+        return {b.name: float(b.dial.value) for b in bindings if not b.base.constraint}
 
     def dials(self) -> list[Dial]:
         """The strengths with what moves them, one for all parameters that share it."""
@@ -208,12 +286,12 @@ class Regularizer:
 
     def replay(self, steps: int) -> dict[Any, list[Term]]:
         """The terms with the strengths that `Hypergradient` found, for another run of `steps`."""
-        return replayed(self._bindings, steps)
+        return replayed(self._bound.bindings, steps)
 
     def audit(self) -> Audit:
         """Who gets what: every parameter, its terms, mode, strength now, and why excluded."""
         self._check_active()
-        return assign(self.model, slots(self.model), self._bindings, self.optimizer)
+        return assign(self.model, slots(self.model), self._bound.bindings, self.optimizers)
 
     @torch.no_grad()
     def trace(self) -> list[Trace]:
@@ -224,7 +302,8 @@ class Regularizer:
         """
         self._check_active()
         zeros = self.sparsity()
-        self._moved = {} if self._moved is None else self._moved
+        for attachment in self._attachments:
+            attachment.measure()
         return [
             Trace(
                 name=b.name,
@@ -232,12 +311,44 @@ class Regularizer:
                 penalty=type(b.base).__name__,
                 how="constraint" if b.base.constraint else b.how,
                 strength=float(b.dial.value),
-                value=float(self._value(b)),
+                value=float(value_of(b)),
                 zeros=sum(zeros[name] for name in b.target.names) / len(b.target.names),
                 share=None if b.share is None else float(b.share),
             )
-            for b in self._bindings
+            for b in self._bound.bindings
         ]
+
+    def _check_active(self) -> None:
+        """Look at the weights that are there now; warn if they were trained without the hooks."""
+        self._recount()
+        if not self._bound.is_current():
+            self._rebind()
+        for dial in self._dials().values():
+            if dial.refused is not None and (count := int(dial.refused)):
+                dial.refused = None
+                self._say_once(
+                    f"the strength of {dial.name} was negative or not finite at {count} readings "
+                    f"on the device, and taken as 0 there; look at what computes it"
+                )
+        for attachment in self._attachments:
+            if attachment.acts and attachment.activity.trained_without_us(attachment.steps):
+                kind = type(attachment.optimizer).__name__
+                warn(
+                    f"penalty inactive since step {attachment.steps}: the weights were trained on "
+                    f"without this Regularizer, which acts in the `step` of its {kind}; call "
+                    f"attach(optimizer) with the optimizer whose `step` moves the weights, and "
+                    f"load the state_dict of the Regularizer together with the optimizer's"
+                )
+
+    def _recount(self) -> None:
+        for attachment in self._attachments:
+            attachment.recount()
+
+    def _dials(self) -> dict[str, Dial]:
+        self._recount()
+        return {binding.dial.name: binding.dial for binding in self._bound.bindings}
+
+    # -- state --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Steps, strengths, the memory of controllers, of 16-bit rounding and of gradients."""
@@ -245,11 +356,12 @@ class Regularizer:
         return {
             "schema_version": 1,
             "steps": self.steps,
+            "steps_of_each": [attachment.steps for attachment in self._attachments],
             "strengths": {name: dial.value for name, dial in dials.items()},
             "memory": {name: cloned(dial.memory) for name, dial in dials.items()},
-            "rounding": cloned(self._bindings[0].rounding.lost),
+            "rounding": cloned(self._bound.rounding.lost),
             "averages": cloned(
-                {b.name: b.average for b in self._bindings if b.average is not None}
+                {b.name: b.average for b in self._bound.bindings if b.average is not None}
             ),
         }
 
@@ -261,180 +373,25 @@ class Regularizer:
                 f"the state is of other terms: it has {sorted(state['strengths'])}, this "
                 f"Regularizer has {sorted(dials)}; build it with the same terms first"
             )
-        self.steps = state["steps"]
+        counts = state.get("steps_of_each", [state["steps"]])
+        if len(counts) != len(self._attachments):
+            raise ValueError(
+                f"the state is of {len(counts)} optimizers, this Regularizer has "
+                f"{len(self._attachments)}; give regularize the same optimizers in the same order"
+            )
         for name, dial in dials.items():
             dial.memory = cloned(state["memory"][name])
-            dial.turn(self.steps)
+        for attachment, count in zip(self._attachments, counts):
+            attachment.steps = count
+            for dial in attachment.plan.turning:
+                dial.turn(count)
+        for name, dial in dials.items():
             if isinstance(dial.source, Controller):
                 dial.set(state["strengths"][name])
-        self._bindings[0].rounding.lost = cloned(state["rounding"])
+        self._bound.rounding.lost = cloned(state["rounding"])
         averages = cloned(state.get("averages", {}))
-        for binding in self._bindings:
+        for binding in self._bound.bindings:
             binding.average = averages.get(binding.name)
-
-    # -- one step -----------------------------------------------------------------------------
-
-    def _pre_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if self._unread is not None:
-            self._recount()
-        if self._lazy or self._plan.sizes != sizes_of(optimizer):
-            self._rematch()
-        self._fresh = bound_gains(self._plan, self._plan.bounded) if self._plan.bounded else []
-        if self._plan.late and self._moved is None:
-            return None
-        for binding in self._plan.copied:
-            self._earlier[binding.name] = binding.read().clone()
-        closure = closure_of(args, kwargs)
-        if closure is None:
-            self._penalize()
-            return None
-        return (args[0], self._penalized(closure)), {}
-
-    def _penalized(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The closure with the penalties inside: it zeroes what a pre-hook adds to `.grad`."""
-        first = True
-
-        def evaluate() -> Any:
-            nonlocal first
-            self._restore_gradients()
-            loss = closure()
-            self._penalize(decay=first)
-            first = False
-            if isinstance(self.optimizer, optim.LBFGS):  # its line search compares losses
-                with torch.no_grad():
-                    loss = loss + sum(self._value(b) for b in self._plan.active("gradient"))
-            return loss
-
-        return evaluate
-
-    def _penalize(self, *, decay: bool = True) -> None:
-        """All that comes before the optimizer's own step."""
-        plan, measure = self._plan, self._moved is not None
-        scale = getattr(self.optimizer, "grad_scale", None)  # fused ones divide inside
-        skipped = getattr(self.optimizer, "found_inf", None)
-        if plan.routes["gradient"]:
-            self._gradients = add_gradients(plan, scale, measure=measure)
-        if plan.routes["orthant"]:
-            self._gradients += add_pseudo_gradients(
-                plan, scale, skipped, first=decay, measure=measure
-            )
-        if decay and plan.routes["decay"]:
-            shrink(plan, skipped, measure=measure)
-        if decay and plan.routes["cautious"]:
-            remember(plan)
-        if measure:
-            self._moved = {b.name: b.read().clone() for b in self._bindings}
-
-    def _post_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """All that comes after it, except when a GradScaler has found an overflow."""
-        self._restore_gradients()
-        plan = self._plan
-        skipped = getattr(optimizer, "found_inf", None)
-        if skipped is not None:
-            if skipped.device.type == "cpu" or plan.is_consulted(self.steps + 1):
-                if skipped:
-                    return
-                skipped = None
-            elif not plan.constant:
-                self._unread = Unread(skipped)
-        moved, self._moved = self._moved or {}, None
-        for binding in plan.active("decay") if moved else ():
-            own = (binding.read() - moved[binding.name]).norm()
-            binding.share = binding.share / (binding.share + own)  # type: ignore[operator]
-        if self._fresh:
-            bound_gains(plan, self._fresh)
-        if plan.consulted["moved"]:
-            self._consult("moved")
-        if plan.routes["cautious"]:
-            shrink_cautiously(plan, skipped, measure=bool(moved))
-        if plan.routes["orthant"]:
-            keep_orthants(plan)
-        if plan.routes["prox"]:
-            settle(plan, "prox", skipped, moved)
-        if plan.routes["project"]:
-            settle(plan, "project", skipped, moved)
-        self.steps += 1
-        if plan.consulted["settled"]:
-            self._consult("settled")
-        if self.steps in LOOKS and not self._warned:
-            self._warned = warn_of_lost_layers(optimizer, plan.active("prox"))
-        for dial in plan.moving:
-            dial.turn(self.steps)
-        self._last_seen = sight(plan.watched)
-
-    @torch.no_grad()
-    def _consult(self, phase: str) -> None:
-        """Ask the controllers of a phase for their strengths."""
-        shared: dict[int, dict[str, Any]] = {}
-        step = self.steps + (phase == "moved")
-        for dial, held in self._plan.consulted[phase]:
-            controller = cast(Controller, dial.source)
-            bindings = [b for b in held if b.trained]
-            if step % controller.every or not bindings:
-                continue
-            scratch = shared.setdefault(id(controller), {})
-            readings = [reading_of(b, self._plan, self._earlier.get(b.name)) for b in bindings]
-            observation = Observation(readings, self.model, dial.memory, scratch)
-            with torch.enable_grad():
-                dial.set(controller.next(cast(float, dial.value), observation, step))
-
-    def _recount(self) -> None:
-        """Take the last step back from the count if the device has skipped it."""
-        unread, self._unread = self._unread, None
-        if unread:
-            self.steps -= 1
-            for dial in self._plan.moving:
-                dial.turn(self.steps)
-
-    def _restore_gradients(self) -> None:
-        for param, grad in reversed(self._gradients):  # the first of several is the user's
-            param.grad = grad
-        self._gradients = []
-
-    # -- bindings and groups ------------------------------------------------------------------
-
-    def _held(self, binding: Binding) -> bool:
-        return all(id(param) in self._plan.groups for param in binding.target.params)
-
-    def _rematch(self) -> None:
-        """Notice add_param_group, and lazy parameters that have got their shape."""
-        if self._lazy and not any(map(is_lazy, self.model.parameters())):
-            known = self._dials()
-            self._bindings = bind(self.model, slots(self.model), self.terms, self.how)
-            for binding in self._bindings:
-                binding.dial = known.get(binding.dial.name, binding.dial)
-            self._lazy = False
-            self._plan = Plan.of(self.optimizer, self._bindings)
-        if self._plan.sizes != sizes_of(self.optimizer):
-            self._plan = Plan.of(self.optimizer, self._bindings)
-            self._check_terms()
-
-    def _check_terms(self) -> None:
-        for binding in filter(self._held, self._bindings):
-            refuse_inexact(binding)
-            refuse_unsupported(self.optimizer, binding)
-
-    def _check_active(self) -> None:
-        """Warn if the weights were trained without the hooks, which copies of optimizers lose."""
-        self._recount()
-        if not self._handles:
-            return
-        missed = steps_of(self.optimizer) - self._steps_before - self.steps
-        first = self._bindings[0].target.params[0]
-        behind = self._last_seen is not None and self._last_seen.was_left_behind_by(first)
-        if missed > 0 or behind:
-            warn(
-                f"penalty inactive since step {self.steps}: the weights were trained on without "
-                f"this Regularizer; call attach(optimizer) with the optimizer in use, and load "
-                f"the state_dict of the Regularizer together with the optimizer's"
-            )
-
-    def _dials(self) -> dict[str, Dial]:
-        self._recount()
-        return {binding.dial.name: binding.dial for binding in self._bindings}
-
-    def _value(self, binding: Binding) -> Tensor:
-        return summed(binding.penalty.value(binding.read()), binding.target.params[0])
 
 
 _attached: weakref.WeakKeyDictionary[optim.Optimizer, weakref.WeakSet[Regularizer]]

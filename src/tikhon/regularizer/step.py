@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -20,18 +21,22 @@ from tikhon.regularizer.terms import Binding, Route
 
 _many: Any = torch  # its _foreach functions are public in all but their names
 _UNKNOWN = "{} has no known stationary gain: tell it by tikhon.register_gain,"
+_ROUNDS = 30
 GroupOf = Callable[[nn.Parameter], Group]
 
 
 def add_gradients(
-    plan: Plan, scale: Tensor | None, *, measure: bool
-) -> list[tuple[nn.Parameter, Tensor]]:
+    plan: Plan,
+    scale: Tensor | None,
+    before: list[tuple[nn.Parameter, Tensor]],
+    *,
+    measure: bool,
+) -> None:
     """Put `grad + gradient of the penalty` in the place of each `.grad`, in tensors of their own.
 
-    Returns what the gradients were, the first entry of a parameter being the user's. `scale` is
-    what a GradScaler has multiplied them by, where the optimizer divides.
+    Notes in `before` what the gradients were, the first entry of a parameter being the user's.
+    `scale` is what a GradScaler has multiplied them by, where the optimizer divides.
     """
-    before: list[tuple[nn.Parameter, Tensor]] = []
     plain: dict[float, dict[int, nn.Parameter]] = {}
     for binding in plan.routes["gradient"]:
         if not binding.acts:
@@ -66,7 +71,6 @@ def add_gradients(
         totals = _many._foreach_add(gradients, [p.detach() for p in params], alpha=alpha)
         for param, total in zip(params, totals):
             param.grad = total
-    return before
 
 
 @torch.no_grad()
@@ -135,12 +139,13 @@ def _slope(binding: Binding, plan: Plan) -> float | Tensor:
 
 
 @torch.no_grad()
-def shrink(plan: Plan, skipped: Tensor | None, *, measure: bool) -> None:
+def shrink(plan: Plan, skipped: Tensor | None, done: list[Binding], *, measure: bool) -> None:
     """Move against the penalties' gradients by lr, outside the optimizer's metric (AdamW).
 
-    In objective mode (16-bit weights) by the gain instead.
+    In objective mode (16-bit weights) by the gain instead. Notes in `done` what has been moved.
     """
     plain: dict[float, list[nn.Parameter]] = {}
+    later: list[Binding] = []
     for binding in plan.active("decay"):
         param = binding.target.params[0]
         lr = _gain(binding, plan.optimizer, plan.group(param)).numerator
@@ -150,15 +155,20 @@ def shrink(plan: Plan, skipped: Tensor | None, *, measure: bool) -> None:
         amount = lr * binding.dial.value
         if binding.plain and not isinstance(amount, Tensor) and param.dtype not in SHORT:
             plain.setdefault(1 - amount, []).append(param)
+            later.append(binding)
         elif binding.plain:
             binding.write_(binding.read().mul_(1 - amount))
+            done.append(binding)
         else:
             w = binding.read()
             binding.write_(w - lr * binding.penalty.grad(w))
+            done.append(binding)
     for factor, params in plain.items():
         _many._foreach_mul_(params, factor)
+    done += later
 
 
+@torch.no_grad()
 def remember(plan: Plan) -> None:
     """Keep the weights from before the step, where a decay asks which way the optimizer goes."""
     for binding in plan.active("cautious"):
@@ -185,11 +195,30 @@ def shrink_cautiously(plan: Plan, skipped: Tensor | None, *, measure: bool) -> N
         binding.write_(w - ours)
 
 
-def settle(plan: Plan, route: Route, skipped: Tensor | None, moved: dict[str, Tensor]) -> None:
+@torch.no_grad()
+def unshrink(plan: Plan, moved: Sequence[Binding]) -> None:
+    """Take back what `shrink` did in a step that failed, to the last digits."""
+    for binding in reversed(moved):
+        lr = _gain(binding, plan.optimizer, plan.group(binding.target.params[0])).numerator
+        after = binding.read()
+        if binding.plain:
+            binding.write_(after / (1 - lr * binding.dial.value))
+            continue
+        w = after
+        for _ in range(_ROUNDS):  # w - lr grad(w) = after, a contraction where decay is stable
+            w = after + lr * binding.penalty.grad(w)
+        binding.write_(w)
+
+
+def settle(
+    plan: Plan, route: Route, skipped: Tensor | None, moved: dict[str, Tensor]
+) -> list[Exception]:
     """Replace the weights by their prox, unless the optimizer has skipped this step.
 
     `moved` holds the weights from before the step, by the binding's name, where shares are asked.
+    Returns what proxes have raised: theirs are left as the optimizer moved them.
     """
+    errors: list[Exception] = []
     bindings = plan.active(route)
     kept = [b.read().clone() for b in bindings] if skipped is not None or moved else []
     paddings = [(row, row.clone()) for row in map(_padding_row, bindings) if row is not None]
@@ -201,8 +230,11 @@ def settle(plan: Plan, route: Route, skipped: Tensor | None, moved: dict[str, Te
         job = lane and lane.job(plan.optimizer, plan.group(lane.param))
         if job:
             jobs.append(job)
-        else:
+            continue
+        try:
             _replace(binding, plan)
+        except Exception as error:
+            errors.append(error)
     if jobs:
         kernels.run(jobs)
     for row, before in paddings:
@@ -215,6 +247,7 @@ def settle(plan: Plan, route: Route, skipped: Tensor | None, moved: dict[str, Te
         if binding.name in moved:
             ours = (after - before).norm()
             binding.share = ours / (ours + (before - moved[binding.name]).norm())
+    return errors
 
 
 def _padding_row(binding: Binding) -> Tensor | None:
@@ -297,6 +330,20 @@ def reading_of(binding: Binding, plan: Plan, before: Tensor | None) -> Reading:
         rate=rate,
         arrange=binding.arrange,
     )
+
+
+def check_rates(plan: Plan) -> None:
+    """Raise ValueError for a learning rate that is negative or not finite."""
+    for group in plan.rated:
+        lr = group.get("lr", 0.0)
+        if isinstance(lr, Tensor) and not lr.is_cpu:
+            continue  # reading it would wait for the device
+        if not 0 <= lr < math.inf:
+            kind = type(plan.optimizer).__name__
+            raise ValueError(
+                f"the learning rate of {kind} must be finite and >= 0, received lr={float(lr)}; "
+                f"nothing has moved: look at the schedule that set it"
+            )
 
 
 def convex_limit(penalty: Penalty) -> float | Tensor | None:

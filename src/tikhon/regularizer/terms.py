@@ -69,6 +69,7 @@ class Dial:
     value: float | Tensor
     memory: dict[str, Any] = field(default_factory=dict)
     off: bool = field(default=False, init=False)  # the number 0: nothing needs to be done
+    refused: Tensor | None = field(default=None, init=False)  # values that a device has clamped
 
     @classmethod
     def of(cls, name: str, source: Strength) -> Dial:
@@ -90,10 +91,30 @@ class Dial:
         self.set(self.source(step) if callable(self.source) else self.source)
 
     def set(self, value: float | Tensor) -> None:
-        """Set the value, refusing a negative or non-finite one."""
-        check_strength(value, f"the strength of {self.name} from {type(self.source).__name__}")
+        """Set the value; a negative or non-finite one is refused, or is 0 on a device."""
+        if isinstance(value, Tensor):
+            value = self._checked(value)
+        else:
+            check_strength(value, self._owner)
         self.value = value
         self.off = not isinstance(value, Tensor) and value == 0
+
+    @property
+    def _owner(self) -> str:
+        return f"the strength of {self.name} from {type(self.source).__name__}"
+
+    def _checked(self, value: Tensor) -> Tensor:
+        check_strength(value, self._owner)
+        if not value.is_cpu:  # counted there, and told of when the host next waits for it
+            fine = value.detach().isfinite() & (value.detach() >= 0)
+            self.refused = (~fine).long() + (0 if self.refused is None else self.refused)
+            return torch.where(fine, value, 0)
+        try:
+            number = float(value.detach())
+        except RuntimeError:  # one of many within vmap
+            return value
+        check_strength(number, self._owner)
+        return value
 
 
 @dataclass(eq=False)
@@ -106,6 +127,7 @@ class Binding:
     how: How
     dial: Dial
     rounding: Rounding
+    term: str = ""  # the pattern and the penalty of the term
     share: float | Tensor | None = None  # of the last update that was measured
     average: Tensor | None = None  # of gradients, on the orthant route
     facing: Tensor | None = None  # the orthant of the step that is under way
@@ -218,17 +240,29 @@ def as_terms(terms: Terms) -> list[tuple[Pattern, Term]]:
 
 
 def bind(
-    model: nn.Module, candidates: Sequence[Slot], terms: Terms, how: How = "objective"
+    model: nn.Module,
+    candidates: Sequence[Slot],
+    terms: Terms,
+    how: How = "objective",
+    *,
+    absent: Callable[[str], None] | None = None,
 ) -> list[Binding]:
     """Every term on every parameter that its pattern matches.
 
-    Raises ValueError for a pattern without match and for two prox terms on one parameter.
+    Raises ValueError for a pattern without match, unless `absent` is there to be told, and for
+    two prox terms on one parameter.
     """
     _check_how(how)
     bindings: list[Binding] = []
     rounding = Rounding()
     for pattern, term in as_terms(terms):
-        chosen = match(model, candidates, pattern)
+        try:
+            chosen = match(model, candidates, pattern)
+        except ValueError as error:
+            if absent is None:
+                raise
+            absent(str(error))
+            continue
         penalty, mode = term.penalty, term.how or how
         kind = type(penalty).__name__
         strength = penalty.strength if term.strength is None else term.strength
@@ -238,7 +272,7 @@ def bind(
             name = _unique(f"{target.name}/{kind}", bindings)
             by_layer = isinstance(strength, Controller) and strength.per == "layer"
             dial = Dial.of(name, strength) if by_layer else shared
-            binding = Binding(name, target, penalty, mode, dial, rounding)
+            binding = Binding(name, target, penalty, mode, dial, rounding, shared.name)
             view = None if binding.whole else target.views[0].of
             alone = len(target.params) == 1 and not is_lazy(target.params[0])
             shape = target.params[0].shape if alone else None
@@ -258,6 +292,22 @@ def regroup(bindings: Sequence[Binding], groups: Mapping[int, int]) -> None:
         if isinstance(source, Controller) and source.per == "group" and number is not None:
             name = f"{binding.dial.name.partition(' of group ')[0]} of group {number}"
             binding.dial = dials.setdefault(name, Dial.of(name, source))
+
+
+def share_out(bindings: Sequence[Binding], held_by: Mapping[Binding, int]) -> None:
+    """One dial for each optimizer, where a strength that moves serves parameters of several.
+
+    Each moves with the steps of its own optimizer.
+    """
+    first: dict[str, int] = {}
+    dials = {binding.dial.name: binding.dial for binding in bindings}
+    for binding in bindings:
+        number, name = held_by.get(binding), binding.dial.name
+        if number is None or not binding.dial.moves:
+            continue
+        if first.setdefault(name, number) != number:
+            name = f"{name} of optimizer {number}"
+            binding.dial = dials.setdefault(name, Dial.of(name, binding.dial.source))
 
 
 def replayed(bindings: Sequence[Binding], steps: int) -> dict[Any, list[Term]]:

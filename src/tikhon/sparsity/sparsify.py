@@ -12,10 +12,11 @@ from torch import Tensor, nn, optim
 
 from tikhon.errors import unknown
 from tikhon.regularizer.audit import warn
-from tikhon.regularizer.plan import untraced
-from tikhon.regularizer.targets import Pattern, unwrap
+from tikhon.regularizer.hooks import untraced
+from tikhon.regularizer.targets import Pattern
 from tikhon.sparsity import units
 from tikhon.sparsity.allocation import Per, keeps
+from tikhon.wrappers import unwrap
 
 Of = Literal["weights", "channels", "heads"]
 SCHEMA_VERSION = 1

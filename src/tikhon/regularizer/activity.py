@@ -1,0 +1,90 @@
+"""Whether weights are trained without us: hooks lost, another optimizer, no call of `step`."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from tikhon.regularizer.targets import is_lazy, local
+
+_EDITS = 4  # changes that a user's own code makes to a weight between attaching and training
+_SAMPLE = 16
+
+
+class Activity:
+    """What one parameter was after our last step, to notice training that goes on without us.
+
+    Between two of our steps others may move it as well (a second optimizer on a shared trunk,
+    the two passes of SAM): the most that was seen between two of them is allowed again.
+    """
+
+    def __init__(self, optimizer: optim.Optimizer, param: nn.Parameter | None, steps: int) -> None:
+        self.optimizer, self.param = optimizer, param
+        self.uncounted = steps_of(optimizer) - steps  # steps of the optimizer that were not ours
+        self._allowed = 0
+        self._begun = 0
+        self._acted = False
+        self._sample: Tensor | None = None  # of the weights, until our first step
+        self.look()
+
+    def begin(self) -> None:
+        """Our step begins."""
+        if self.param is not None:
+            self._begun = self.param._version
+            if self._acted:
+                self._allowed = max(self._allowed, self._begun - self._version)
+
+    def moved(self) -> None:
+        """The optimizer has made its move of this step."""
+        if self.param is not None:
+            self._allowed = max(self._allowed, self.param._version - self._begun)
+
+    def end(self) -> None:
+        """Our step ends."""
+        self._acted = True
+        self.look()
+
+    def trained_without_us(self, steps: int) -> bool:
+        """Whether the parameter has been trained since our last step."""
+        if steps_of(self.optimizer) - self.uncounted > steps:
+            return True
+        if self.param is None or is_lazy(self.param):
+            return False
+        moved, grad = self.param._version - self._version, self.param.grad
+        fresh = grad is not None and (self._grad() is not grad or grad._version != self._backward)
+        if self._acted:
+            return fresh and moved > self._allowed
+        if moved:
+            return moved > _EDITS or (fresh and moved > 1)
+        # moved behind autograd's back, as by `param.data.sub_`
+        return self._sample is not None and not torch.equal(self._sample, _sample(self.param))
+
+    def look(self) -> None:
+        """What the parameter is now is known."""
+        param = self.param
+        if param is None:
+            return
+        readable = not (self._acted or is_lazy(param) or param.is_meta)
+        self._sample = _sample(param) if readable else None
+        grad = param.grad
+        self._version = param._version
+        self._grad: Any = _nothing if grad is None else weakref.ref(grad)
+        self._backward = 0 if grad is None else grad._version
+
+
+def steps_of(optimizer: optim.Optimizer) -> int:
+    """The largest step counter in the optimizer's state, 0 if it keeps none."""
+    states = [state for state in optimizer.state.values() if isinstance(state, dict)]
+    return int(max((state.get("step", 0) for state in states), default=0))
+
+
+def _sample(param: nn.Parameter) -> Tensor:
+    weights = local(param).flatten()
+    return weights[:: max(1, weights.numel() // _SAMPLE)][:_SAMPLE].clone()
+
+
+def _nothing() -> None:
+    return None

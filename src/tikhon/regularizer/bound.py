@@ -1,0 +1,118 @@
+"""The terms bound to the parameters that a model has now, and bound anew as these change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tikhon.regularizer.plan import Place
+from tikhon.regularizer.rounding import Rounding
+from tikhon.regularizer.targets import Slot, is_lazy, slots
+from tikhon.regularizer.terms import Binding, How, Terms, bind
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """Every term on every parameter that it matches.
+
+    Attributes:
+        model: the model.
+        terms: what `regularize` was given.
+        how: the mode of terms that do not name their own.
+        seen: the parameters that the model had.
+        bindings: the terms on them.
+        rounding: what 16-bit weights have lost.
+        lazy: whether a parameter had no shape yet.
+    """
+
+    model: nn.Module
+    terms: Terms
+    how: How
+    seen: tuple[Slot, ...]
+    bindings: tuple[Binding, ...]
+    rounding: Rounding
+    lazy: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, terms: Terms, how: How) -> Bound:
+        """The terms on the parameters of the model; ValueError for a pattern without match."""
+        seen = slots(model)
+        return cls._on(model, terms, how, seen, bind(model, seen, terms, how))
+
+    @classmethod
+    def _on(
+        cls, model: nn.Module, terms: Terms, how: How, seen: list[Slot], found: list[Binding]
+    ) -> Bound:
+        rounding = found[0].rounding if found else Rounding()
+        lazy = any(is_lazy(slot.param) for slot in seen)
+        return cls(model, terms, how, tuple(seen), tuple(found), rounding, lazy)
+
+    @property
+    def places(self) -> list[Place]:
+        """Where the model holds the parameters that terms act on."""
+        bound = {id(param) for binding in self.bindings for param in binding.target.params}
+        return [
+            Place(owner._parameters, name.rpartition(".")[2], slot.param)
+            for slot in self.seen
+            if id(slot.param) in bound
+            for name, owner in zip(slot.names, slot.owners)
+        ]
+
+    def is_current(self) -> bool:
+        """Whether the model has the same parameters under the same names; identity decides."""
+        now = slots(self.model)
+        if self.lazy and not any(is_lazy(slot.param) for slot in now):
+            return False
+        return len(now) == len(self.seen) and all(
+            new.param is old.param and new.names == old.names for new, old in zip(now, self.seen)
+        )
+
+    def renewed(self, absent: Callable[[str], None]) -> Bound:
+        """The terms on the parameters that the model has now.
+
+        Parameters that are the same keep all that was known of them; strengths go on where they
+        were. `absent` is told of patterns that match nothing any more.
+        """
+        seen = slots(self.model)
+        known = {binding.name: binding for binding in self.bindings}
+        dials = {binding.dial.name: binding.dial for binding in self.bindings}
+        found: list[Binding] = []
+        for binding in bind(self.model, seen, self.terms, self.how, absent=absent):
+            before = known.get(binding.name)
+            if before is not None and not self.lazy and _same(before, binding):
+                found.append(before)
+                continue
+            if before is not None:
+                for name in before.target.names:
+                    self.rounding.lost.pop(name, None)
+                binding.dial = before.dial
+            binding.dial = dials.get(binding.dial.name, binding.dial)
+            binding.rounding = self.rounding
+            found.append(binding)
+        _forget_other_weights(self.bindings, found)
+        fresh = self._on(self.model, self.terms, self.how, seen, found)
+        return fresh if found else Bound(**{**vars(fresh), "rounding": self.rounding})
+
+
+def _same(one: Binding, other: Binding) -> bool:
+    ours, theirs = one.target.params, other.target.params
+    return len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs))
+
+
+def _forget_other_weights(before: Sequence[Binding], now: Sequence[Binding]) -> None:
+    """Controllers remember by weights: where these have other shapes, they begin anew."""
+    known, shapes = _shapes(before), _shapes(now)
+    for dial in {id(binding.dial): binding.dial for binding in now}.values():
+        if dial.name in known and known[dial.name] != shapes[dial.name]:
+            dial.memory.clear()
+
+
+def _shapes(bindings: Sequence[Binding]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for binding in bindings:
+        shapes = tuple(() if is_lazy(p) else tuple(p.shape) for p in binding.target.params)
+        found.setdefault(binding.dial.name, {})[binding.name] = shapes
+    return found

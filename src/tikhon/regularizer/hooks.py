@@ -1,0 +1,144 @@
+"""Step hooks that run once, around the outermost `step`, and hear of steps that raise.
+
+torch wraps `step` in every class of optimizers, so hooks run again within a `step` that calls
+`super().step()`, and its post hooks do not run after an exception. Here the outermost call
+counts, and a guard around the optimizer's own `step` tells of an exception at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from torch import optim
+
+_TORCH = cast(Any, optim.Optimizer.profile_hook_step).__code__.co_filename
+
+
+class StepHooks:
+    """Three functions on the steps of an optimizer.
+
+    Attributes:
+        before: called with the arguments of the outermost `step`; may return them changed, as
+            (args, kwargs).
+        after: called when that `step` has returned.
+        failed: called when it, or one of the two, has raised.
+    """
+
+    def __init__(
+        self,
+        optimizer: optim.Optimizer,
+        before: Callable[[tuple[Any, ...], dict[str, Any]], Any],
+        after: Callable[[], None],
+        failed: Callable[[], None],
+    ) -> None:
+        self.before, self.after, self.failed = before, after, failed
+        self.guarded = False  # whether the step under way would tell of an exception
+        self._depth = 0
+        self._optimizer = optimizer
+        self._handles = [
+            optimizer.register_step_pre_hook(untraced(self._enter)),
+            optimizer.register_step_post_hook(untraced(self._leave)),
+        ]
+        _guard(optimizer).add(self)
+
+    def remove(self) -> None:
+        """Take the hooks off the optimizer, and its guard if no others are left."""
+        for handle in self._handles:
+            handle.remove()
+        guarded = _guarded.get(self._optimizer, weakref.WeakSet())
+        guarded.discard(self)
+        if not guarded:
+            _unguard(self._optimizer)
+
+    def abandon(self) -> None:
+        """The step under way has raised."""
+        self._depth = 0
+        self.failed()
+
+    def _enter(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if self._depth and _steps_under_way(optimizer) == 1:
+            self.abandon()  # the last one raised, and was called past the guard
+        self._depth += 1
+        return self.before(args, kwargs) if self._depth == 1 else None
+
+    def _leave(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._depth:
+            return  # attached within this step
+        self._depth -= 1
+        if self._depth and _steps_under_way(optimizer) == 1:
+            self._depth = 0  # an inner step raised, and the outer one went on
+        if not self._depth:
+            self.after()
+
+
+_guarded: weakref.WeakKeyDictionary[optim.Optimizer, weakref.WeakSet[StepHooks]]
+_guarded = weakref.WeakKeyDictionary()
+
+
+def _guard(optimizer: optim.Optimizer) -> weakref.WeakSet[StepHooks]:
+    """See that exceptions of the optimizer's `step` are heard of; the hooks that hear them."""
+    earlier = vars(optimizer).get("step")  # such as the wrapper of a learning rate scheduler
+    if getattr(earlier, "guards", False):
+        return _guarded[optimizer]
+
+    @functools.wraps(earlier or type(optimizer).step)
+    def step(self: optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        own = earlier or functools.partial(type(self).step, self)
+        hooks = tuple(_guarded.get(self, ()))
+        try:
+            for one in hooks:
+                one.guarded = True
+            return own(*args, **kwargs)
+        except BaseException:
+            for one in hooks:
+                one.abandon()
+            raise
+        finally:
+            for one in hooks:
+                one.guarded = False
+
+    guard = cast(Any, step)
+    guard.guards, guard.earlier = True, earlier
+    vars(optimizer)["step"] = types.MethodType(step, optimizer)
+    return _guarded.setdefault(optimizer, weakref.WeakSet())
+
+
+def _unguard(optimizer: optim.Optimizer) -> None:
+    """Give the optimizer its own `step` back, unless something else has been put around it."""
+    guard = vars(optimizer).get("step")
+    if getattr(guard, "guards", False):
+        del vars(optimizer)["step"]
+        if cast(Any, guard).earlier is not None:
+            vars(optimizer)["step"] = cast(Any, guard).earlier
+
+
+def _steps_under_way(optimizer: optim.Optimizer) -> int:
+    """How many calls of this optimizer's `step` the stack holds, this hook's own included."""
+    count, frame = 0, cast("FrameType | None", sys._getframe(1))
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == _TORCH and "wrapper" in code.co_name:
+            count += frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return count
+
+
+def untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, kept out of the graph when the optimizer's step is compiled."""
+    # The optimizer's own making imported the compiler, unless the command line spares it.
+    compiler = "torch._dynamo" in sys.modules
+    apart = cast(Any, torch.compiler.disable)(hook) if compiler else hook
+
+    def call(optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return apart(optimizer, args, kwargs)
+        return hook(optimizer, args, kwargs)  # the detour costs as much as a small kernel
+
+    return call

@@ -1,0 +1,230 @@
+"""Parameters that are replaced, added, frozen or set free after attaching: identity decides."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn, optim
+from torch.nn.utils import prune
+
+import tikhon as tk
+
+
+def push(model, optimizer, steps=1):
+    """Steps with gradients of zero."""
+    for _ in range(steps):
+        for param in model.parameters():
+            param.grad = torch.zeros_like(param) if param.requires_grad else None
+        optimizer.step()
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+def replace_in_group(optimizer, old, new):
+    for group in optimizer.param_groups:
+        group["params"] = [new if p is old else p for p in group["params"]]
+    if old in optimizer.state:
+        optimizer.state[new] = optimizer.state.pop(old)
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+def test_a_parameter_of_another_size_takes_the_place_of_one(kind):
+    """Densification: every Gaussian is one row, and their number changes."""
+    model = network()
+    optimizer = kind(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, {"*": tk.L1(0.1), "0.weight": tk.L2(0.1)})
+    push(model, optimizer)
+    old = model[0].weight
+    new = nn.Parameter(torch.cat([old.detach(), old.detach()[:2]]))
+    model[0].weight, model[0].out_features = new, 6
+    replace_in_group(optimizer, old, new)
+    optimizer.state.pop(new, None)
+    before, dead = new.detach().clone(), old.detach().clone()
+    push(model, optimizer)
+    assert new.norm() < 0.99 * before.norm()
+    assert torch.equal(old, dead)
+    new.data.zero_()
+    assert reg.sparsity()["0.weight"] == 1.0
+    assert reg.audit()["0.weight"].shape == (6, 3)
+
+
+def test_the_order_of_replacing_does_not_matter():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    tk.regularize(model, optimizer, {"0.weight": tk.L2(1.0)})
+    old, new = model[0].weight, nn.Parameter(torch.ones(4, 3))
+    replace_in_group(optimizer, old, new)
+    new.grad = torch.zeros_like(new)
+    with pytest.warns(UserWarning, match="holds none of the regularized parameters any more"):
+        optimizer.step()  # not the model's: nobody's yet
+    assert (new == 1).all()
+    model[0].weight = new
+    push(model, optimizer)
+    torch.testing.assert_close(new.detach(), torch.full((4, 3), 0.9))
+
+
+def test_a_new_head_joins_its_pattern_when_the_optimizer_takes_it():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L2(tk.schedules.Linear(1.0, 2.0, 2)))
+    push(model, optimizer, 2)
+    model[1] = nn.Linear(4, 5)
+    nn.init.ones_(model[1].weight)
+    optimizer.add_param_group({"params": list(model[1].parameters())})
+    push(model, optimizer)
+    torch.testing.assert_close(model[1].weight.detach(), torch.full((5, 4), 0.8))
+    assert reg.strengths() == {"0.weight/L2": 2.0, "1.weight/L2": 2.0}
+    assert list(reg.sparsity()) == ["0.weight", "1.weight"]
+
+
+def test_a_layer_that_is_new_to_the_model_joins_in():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L1(1e3))
+    model.append(nn.Linear(2, 2))
+    assert "2.weight" in reg.sparsity()
+    optimizer.add_param_group({"params": list(model[2].parameters())})
+    push(model, optimizer)
+    assert reg.sparsity()["2.weight"] == 1.0
+
+
+def test_weights_assigned_by_load_state_dict_are_read_and_their_optimizer_asked_for():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, {"0.weight": tk.L2(1.0)})
+    push(model, optimizer)
+    state = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    with pytest.warns(UserWarning, match=r"give the new ones to the optimizer"):
+        assert reg.sparsity() == {"0.weight": 1.0}
+    assert reg.value() == 0
+    nn.init.ones_(model[0].weight)
+    reg.attach(optim.SGD(model.parameters(), lr=0.1))
+    push(model, reg.optimizer)
+    torch.testing.assert_close(model[0].weight.detach(), torch.full((4, 3), 0.9))
+    assert reg.steps == 2
+
+
+def test_a_pattern_whose_layers_are_gone_is_dropped_with_a_word():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, {"0.weight": tk.L2(1.0), "1.weight": tk.L1(0.1)})
+    model[1] = nn.Identity()
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    with pytest.warns(UserWarning, match="no parameter matches: unknown pattern '1.weight'"):
+        push(model, optimizer)
+    assert list(reg.sparsity()) == ["0.weight"]
+
+
+def test_a_weight_that_is_pruned_later_is_named():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    tk.regularize(model, optimizer, {"0.weight": tk.L2(1.0), "1.weight": tk.L2(1.0)})
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    with pytest.warns(UserWarning, match=r"'0.weight' is pruned.*prune.remove"):
+        push(model, optimizer)
+
+
+def test_layers_that_unfreeze_later_are_told_of_and_join_in():
+    model = network()
+    model[0].requires_grad_(False)
+    optimizer = optim.SGD(model[1].parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"0.\*/L2 acts on nothing.*0.weight.*frozen") as said:
+        reg = tk.regularize(model, optimizer, {"0.*": tk.L2(1.0)})
+    assert said[0].filename == __file__
+    assert reg.audit()["0.weight"].note == "frozen, not in the optimizer: untouched"
+    before = model[0].weight.detach().clone()
+    push(model, optimizer)
+    assert torch.equal(model[0].weight, before)
+    model[0].requires_grad_(True)
+    optimizer.add_param_group({"params": list(model[0].parameters())})
+    push(model, optimizer)
+    torch.testing.assert_close(model[0].weight.detach(), 0.9 * before)
+
+
+def test_a_term_on_another_optimizers_parameters_says_so():
+    model = network()
+    optimizer = optim.SGD(model[1].parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"0.weight/L1 acts on nothing.*not in SGD.*as a list"):
+        tk.regularize(model, optimizer, {"0.weight": tk.L1(1.0), "1.weight": tk.L1(1.0)})
+
+
+def test_frozen_in_the_optimizer_is_told_by_its_gradient():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, {"0.weight": tk.L2(1.0)})
+    push(model, optimizer)
+    model[0].requires_grad_(False)
+    assert "a gradient is left over" in reg.audit()["0.weight"].note
+    before = model[0].weight.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(model[0].weight.detach(), 0.9 * before)
+    optimizer.zero_grad()
+    assert reg.audit()["0.weight"].note == "frozen: untouched"
+    before = model[0].weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(model[0].weight, before)
+
+
+def test_controllers_begin_anew_where_weights_have_another_shape():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    term = tk.Term(tk.L1(), strength=tk.TargetSparsity(0.5, steps=3))
+    reg = tk.regularize(model, optimizer, {"0.weight": term})
+    push(model, optimizer, 4)
+    assert reg.sparsity()["0.weight"] >= 0.5
+    old, new = model[0].weight, nn.Parameter(torch.randn(8, 3))
+    model[0].weight = new
+    replace_in_group(optimizer, old, new)
+    push(model, optimizer, 4)
+    assert reg.sparsity()["0.weight"] >= 0.5
+    assert new.numel() == 24
+
+
+def test_rounding_of_the_old_weights_is_no_loss_of_the_new():
+    model = network().to(torch.bfloat16)
+    optimizer = optim.SGD(model.parameters(), lr=1e-3)
+    reg = tk.regularize(model, optimizer, {"0.weight": tk.L1(0.1)})
+    push(model, optimizer, 5)
+    old, new = model[0].weight, nn.Parameter(torch.ones(6, 3, dtype=torch.bfloat16))
+    model[0].weight = new
+    replace_in_group(optimizer, old, new)
+    push(model, optimizer)
+    lost = reg.state_dict()["rounding"]["0.weight"]
+    torch.testing.assert_close(lost, torch.full((6, 3), -1e-4))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_copy_follows_the_copied_model(alone):
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, {"0.weight": tk.L2(1.0)})
+    if alone:
+        other = copy.deepcopy(reg)
+    else:
+        _, _, other = copy.deepcopy((model, optimizer, reg))
+    twin = other.model
+    new = nn.Parameter(torch.ones(4, 3))
+    replace_in_group(other.optimizer, twin[0].weight, new)
+    twin[0].weight = new
+    push(twin, other.optimizer)
+    torch.testing.assert_close(new.detach(), torch.full((4, 3), 0.9))
+    assert (reg.steps, other.steps) == (0, 1)
+
+
+def test_steps_of_an_unchanged_model_rebind_nothing(monkeypatch):
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L2(1.0))
+    bound = reg._bound
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        push(model, optimizer, 3)
+        reg.audit(), reg.trace()
+    assert reg._bound is bound

@@ -1,0 +1,341 @@
+"""Optimizers that people bring: SAM, Lookahead, schedule-free, averages; served, or told of."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn, optim
+from torch.optim.swa_utils import AveragedModel
+
+import tikhon as tk
+from tikhon.regularizer.optimizers import copies_in
+
+
+def ones(n=4):
+    model = nn.Linear(n, 1, bias=False)
+    nn.init.ones_(model.weight)
+    return model
+
+
+def pull(model):
+    """Half the squared distance of the weights from 1; with L2(1) they rest at 0.5."""
+    return 0.5 * (model.weight - 1).square().sum()
+
+
+class SAM(optim.Optimizer):
+    """Sharpness-aware minimisation with an optimizer inside, under any attribute."""
+
+    def __init__(self, params, base, rho=0.05, **options):
+        super().__init__(params, {"rho": rho, **options})
+        self.inside = base(self.param_groups, **options)
+        self.param_groups = self.inside.param_groups
+
+    @torch.no_grad()
+    def first_step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["offset"] = group["rho"] * p.grad / (p.grad.norm() + 1e-12)
+                p.add_(self.state[p]["offset"])
+
+    @torch.no_grad()
+    def second_step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(self.state[p]["offset"])
+        self.inside.step()
+
+
+class Alone(SAM):
+    """The same without an optimizer inside, moving `.data` behind autograd's back."""
+
+    def __init__(self, params, lr, rho=0.05):
+        optim.Optimizer.__init__(self, params, {"rho": rho, "lr": lr})
+
+    @torch.no_grad()
+    def first_step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["offset"] = group["rho"] * p.grad / (p.grad.norm() + 1e-12)
+                p.data.add_(self.state[p]["offset"])
+
+    def second_step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.sub_(self.state[p]["offset"])
+                p.data.sub_(group["lr"] * p.grad)
+
+
+def train_sam(model, optimizer, steps):
+    for _ in range(steps):
+        pull(model).backward()
+        optimizer.first_step()
+        optimizer.zero_grad()
+        pull(model).backward()
+        optimizer.second_step()
+        optimizer.zero_grad()
+
+
+def test_sam_is_served_at_the_optimizer_inside():
+    model = ones()
+    optimizer = SAM(model.parameters(), optim.SGD, lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reg = tk.regularize(model, optimizer, tk.L2(1.0))
+        for _ in range(200):
+            train_sam(model, optimizer, 1)
+            reg.value(), reg.sparsity(), reg.audit()
+    assert reg.optimizer is optimizer.inside and reg.steps == 200
+    torch.testing.assert_close(model.weight.detach(), torch.full((1, 4), 0.5), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("reading", ["value", "sparsity", "audit", "trace"])
+@pytest.mark.parametrize("cleared", [True, False])
+def test_a_step_that_is_never_called_is_told_of(reading, cleared):
+    model = ones()
+    nn.init.constant_(model.weight, 2.0)
+    optimizer = Alone(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L2(1.0))
+    getattr(reg, reading)()
+    train_sam(model, optimizer, 3)
+    if not cleared:
+        pull(model).backward()
+    with pytest.warns(UserWarning, match=r"inactive since step 0.*`step` of its Alone") as said:
+        getattr(reg, reading)()
+    assert said[0].filename == __file__
+
+
+def test_initialising_after_attaching_is_no_training():
+    model = ones()
+    reg = tk.regularize(model, optim.SGD(model.parameters(), lr=0.1), tk.L2(1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nn.init.normal_(model.weight)
+        model.load_state_dict(copy.deepcopy(model.state_dict()))
+        reg.value()
+
+
+class ScheduleFree(optim.Optimizer):
+    """The parameter lies between the iterate `z` and an average (Defazio et al. 2024)."""
+
+    def __init__(self, params, lr, beta=0.9):
+        super().__init__(params, {"lr": lr, "k": 0, "beta": beta})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["k"] += 1
+            beta = group["beta"]
+            for p in group["params"]:
+                z = self.state[p].setdefault("z", p.detach().clone())
+                x = (p - (1 - beta) * z) / beta
+                z.sub_(group["lr"] * p.grad)
+                x.lerp_(z, 1 / group["k"])
+                p.copy_(beta * x + (1 - beta) * z)
+
+
+class Trained(ScheduleFree):
+    """With the modes of the reference implementation."""
+
+    training = False
+
+    def train(self):
+        self.training = True
+
+    def step(self, closure=None):
+        if not self.training:
+            raise RuntimeError("call train() first")
+        return super().step(closure)
+
+
+class SlowWeights(optim.SGD):
+    """Lookahead in one class (Ranger): slow weights every sixth step."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                state.setdefault("slow", p.detach().clone())
+                state["count"] = state.get("count", 0) + 1
+                if state["count"] % 6 == 0:
+                    state["slow"].lerp_(p, 0.5)
+                    p.copy_(state["slow"])
+
+
+class Anchored(optim.SGD):
+    """Keeps the first weights, as Prodigy does, and a sum of gradients of their shape."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p].setdefault("p0", p.detach().clone())
+                self.state[p].setdefault("sum", torch.zeros_like(p)).add_(p.grad)
+        return super().step(closure)
+
+
+class NeedsClosure(optim.SGD):
+    """Cannot be tried out without the user's loss."""
+
+    def step(self, closure=None):
+        return super().step(closure) + closure()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (ScheduleFree, ("z", True)),
+        (Trained, ("z", True)),
+        (SlowWeights, ("slow", False)),
+        (Anchored, None),
+        (NeedsClosure, None),
+        (optim.ASGD, None),
+        (optim.Adam, None),
+    ],
+)
+@pytest.mark.parametrize("shape", [(3,), (4, 2), (5, 3, 2, 2)])
+def test_copies_of_the_weights_are_found_without_a_trace(kind, expected, shape):
+    param = nn.Parameter(torch.ones(shape))
+    optimizer = kind([param], lr=0.0)
+    torch.manual_seed(0)
+    random = torch.get_rng_state()
+    before = copy.deepcopy(optimizer.state_dict())
+    found = copies_in(optimizer)
+    assert (None if found is None else (found.key, found.every_step)) == expected
+    assert optimizer.state_dict() == before and (param == 1).all() and param.grad is None
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("kind", [ScheduleFree, Trained])
+@pytest.mark.parametrize(
+    "term",
+    [
+        tk.Term(tk.L2(0.5), how="decoupled"),
+        tk.Term(tk.L1(0.5), how="decoupled"),
+        tk.MaxNorm(0.5),
+        tk.Box(-0.5, 0.5),
+    ],
+    ids=repr,
+)
+def test_moves_of_a_parameter_that_is_not_the_iterate_are_refused(kind, term):
+    model = ones()
+    with pytest.raises(TypeError, match=rf"{kind.__name__} keeps other weights.*'z'.*objective"):
+        tk.regularize(model, kind(model.parameters(), lr=0.1), term)
+
+
+def test_a_penalty_in_the_gradient_is_right_under_schedule_free():
+    model = ones()
+    optimizer = ScheduleFree(model.parameters(), lr=0.1)
+    tk.regularize(model, optimizer, tk.L2(0.5))
+    for _ in range(3000):
+        optimizer.zero_grad()
+        pull(model).backward()
+        optimizer.step()
+    z = optimizer.state[model.weight]["z"]
+    average = (model.weight.detach() - 0.1 * z) / 0.9
+    torch.testing.assert_close(average, torch.full((1, 4), 2 / 3), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [ScheduleFree, SlowWeights])
+def test_zeros_that_do_not_last_are_told_of(kind):
+    model = ones()
+    with pytest.warns(UserWarning, match=f"L1: {kind.__name__} keeps other weights"):
+        tk.regularize(model, kind(model.parameters(), lr=0.1), tk.L1(0.5))
+
+
+class Lookahead(optim.Optimizer):
+    """Slow weights around any optimizer (Zhang et al. 2019)."""
+
+    def __init__(self, fast, period=5):
+        self.fast, self.period, self.count = fast, period, 0
+        self.param_groups = fast.param_groups
+        self.slow = [[p.detach().clone() for p in g["params"]] for g in self.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.fast.step(closure)
+        self.count += 1
+        if self.count % self.period == 0:
+            for group, slow in zip(self.param_groups, self.slow):
+                for p, held in zip(group["params"], slow):
+                    held.lerp_(p, 0.5)
+                    p.copy_(held)
+
+    def zero_grad(self, set_to_none=True):
+        self.fast.zero_grad(set_to_none)
+
+
+def test_lookahead_is_told_of_where_zeros_matter():
+    model = ones()
+    optimizer = Lookahead(optim.SGD(model.parameters(), lr=0.1))
+    with pytest.warns(UserWarning, match=r"acts in the steps of SGD, and Lookahead around it"):
+        tk.regularize(model, optimizer, tk.L1(0.5)).remove()
+    tk.regularize(model, optimizer, tk.L2(1.0))
+    for _ in range(300):
+        optimizer.zero_grad()
+        pull(model).backward()
+        optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), torch.full((1, 4), 0.5))
+
+
+def test_several_optimizers_inside_one_are_asked_for_as_a_list():
+    class Both(optim.Optimizer):
+        def __init__(self, *inside):
+            self.first, self.second = inside
+
+    model = nn.Sequential(ones(), ones(1))
+    inside = [optim.SGD(layer.parameters(), lr=0.1) for layer in model]
+    with pytest.raises(TypeError, match=r"Both steps several optimizers \(SGD, SGD\).*a list"):
+        tk.regularize(model, Both(*inside), tk.L2(1.0))
+
+
+def test_an_optimizer_that_steps_more_than_one_inside_it_is_itself():
+    class Mixed(optim.SGD):
+        """Its own rule for matrices, and an optimizer inside for the rest."""
+
+        def __init__(self, matrices, rest):
+            super().__init__([*matrices, *rest], lr=0.1)
+            self.rest = optim.SGD(rest, lr=0.1)
+
+    model = nn.Linear(2, 2)
+    optimizer = Mixed([model.weight], [model.bias])
+    assert tk.regularize(model, optimizer, tk.L2(1.0)).optimizer is optimizer
+
+
+@pytest.mark.parametrize("rows", ["out", "in"])
+def test_an_average_gets_the_zeros_and_bounds_of_the_trained_weights(rows):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5, bias=False))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    bound = tk.Term(tk.MaxNorm(0.3), rows=rows)
+    terms = {"0.weight": tk.GroupLasso(0.5), "1.weight": [tk.L1(0.1), bound]}
+    reg = tk.regularize(model, optimizer, terms)
+    average = AveragedModel(model)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+        average.update_parameters(model)
+    assert reg.sparsity()["0.weight"] > 0.5
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    reg.apply(average)
+    for name, held in average.module.named_parameters():
+        trained = before[name]
+        assert torch.equal(trained, model.get_parameter(name))
+        if name != "0.bias":
+            assert not held[trained == 0].any() and held[trained != 0].all()
+    (target,) = tk.select(average.module, "1.weight", rows=rows)
+    assert target.read().norm(dim=1).max() <= 0.3 + 1e-6
+    with pytest.raises(ValueError, match=r"no parameter '0.weight'; is it of this model"):
+        reg.apply(nn.Linear(2, 2))
+
+
+def test_an_average_of_weights_is_no_model_that_is_trained():
+    model = ones()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"AveragedModel holds averages.*the model that it was"):
+        tk.regularize(AveragedModel(model), optimizer, tk.L1(0.1))

@@ -1,0 +1,334 @@
+"""A step acts once and leaves nothing behind, whoever calls whom and whatever raises."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn, optim
+
+import tikhon as tk
+
+
+def weights(*shape, value=1.0):
+    model = nn.Linear(shape[-1], shape[0], bias=False)
+    nn.init.constant_(model.weight, value)
+    return model
+
+
+def zero_gradients(model):
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param)
+
+
+def caller(kind, levels=1):
+    """A subclass of an optimizer that calls `super().step()`, `levels` deep."""
+    kind([nn.Parameter(torch.ones(1))], lr=0.1)  # torch wraps `step` with a class's first instance
+    for _ in range(levels):
+
+        class Calling(kind):
+            def step(self, closure=None):
+                return super().step(closure)
+
+        Calling([nn.Parameter(torch.ones(1))], lr=0.1)
+        kind = Calling
+    return kind
+
+
+def wrapped_by_scheduler(optimizer):
+    optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return optimizer.step
+
+
+CALLS = {
+    "step": lambda optimizer: optimizer.step,
+    "a scheduler around it": wrapped_by_scheduler,
+    "compiled": lambda optimizer: torch.compile(optimizer.step, backend="eager"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("levels", [0, 1, 3])
+@pytest.mark.parametrize("closure", [False, True])
+def test_the_outermost_step_alone_acts(levels, call, closure):
+    model = weights(1, 3)
+    optimizer = caller(optim.SGD, levels)(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L1(0.5))
+    step = CALLS[call](optimizer)
+
+    def evaluate():
+        zero_gradients(model)
+        return model.weight.sum()
+
+    for count in (1, 2, 3):
+        if closure:
+            step(evaluate)
+        else:
+            zero_gradients(model)
+            step()
+        torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 1 - 0.05 * count))
+        assert reg.steps == count
+        assert not model.weight.grad.any()
+
+
+@pytest.mark.parametrize("levels", [0, 1, 3])
+def test_the_gradient_is_the_users_own_after_the_step(levels):
+    model = weights(1, 3)
+    optimizer = caller(optim.SGD, levels)(model.parameters(), lr=0.1)
+    tk.regularize(model, optimizer, tk.L2(1.0))
+    zero_gradients(model)
+    own = model.weight.grad
+    optimizer.step()
+    assert model.weight.grad is own and not own.any()
+    torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 0.9))
+
+
+def test_an_inner_step_that_raises_and_is_caught_does_not_count():
+    class Careful(optim.SGD):
+        """Falls back to a step of its own where the parent's raises."""
+
+        def step(self, closure=None):
+            try:
+                super().step(lambda: 1 / 0)
+            except ZeroDivisionError:
+                with torch.no_grad():
+                    for p in self.param_groups[0]["params"]:
+                        p.sub_(self.param_groups[0]["lr"] * p.grad)
+
+    optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    model = weights(1, 3)
+    optimizer = Careful(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L2(1.0))
+    for count in (1, 2):
+        zero_gradients(model)
+        optimizer.step()
+        assert not model.weight.grad.any()
+        assert reg.steps == count
+        torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 0.9**count))
+
+
+class Failing(tk.L2):
+    """A user's penalty that raises when it is told to."""
+
+    broken = False
+
+    def grad(self, w):
+        if type(self).broken:
+            raise RuntimeError("out of memory")
+        return super().grad(w)
+
+
+class FailingProx(tk.L1):
+    """A user's prox that raises when it is told to."""
+
+    broken = False
+
+    def prox(self, w, step):
+        if type(self).broken:
+            raise RuntimeError("out of memory")
+        return super().prox(w, step)
+
+
+@pytest.fixture(autouse=True)
+def mend():
+    yield
+    Failing.broken = FailingProx.broken = False
+
+
+def two_layers():
+    model = nn.Sequential(weights(2, 3), weights(2, 2))
+    return model
+
+
+def failing_optimizer(model):
+    class Breaking(optim.SGD):
+        broken = False
+
+        def step(self, closure=None):
+            if self.broken:
+                raise RuntimeError("out of memory")
+            return super().step(closure)
+
+    return Breaking(model.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("how", ["objective", "decoupled"])
+@pytest.mark.parametrize("penalty", [tk.L2(1.0), tk.Huber(1.0, delta=0.5)], ids=repr)
+def test_an_optimizer_that_raises_leaves_gradients_and_weights(how, penalty):
+    model = two_layers()
+    optimizer = failing_optimizer(model)
+    reg = tk.regularize(model, optimizer, penalty, how=how)
+    before = copy.deepcopy(model)
+    optimizer.broken = True
+    zero_gradients(model)
+    own = [p.grad for p in model.parameters()]
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            optimizer.step()
+    for p, q, grad in zip(model.parameters(), before.parameters(), own):
+        assert p.grad is grad and not grad.any()
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+    assert reg.steps == 0
+    optimizer.broken = False
+    optimizer.step()  # the retry counts the penalty once
+    expected = 0.9 if isinstance(penalty, tk.L2) else 0.95
+    torch.testing.assert_close(model[0].weight.detach(), torch.full((2, 3), expected))
+    assert reg.steps == 1
+
+
+@pytest.mark.parametrize("how", ["objective", "decoupled"])
+def test_a_penalty_that_raises_before_the_step_moves_nothing(how):
+    model = two_layers()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    terms = {"0.weight": tk.L2(1.0), "1.weight": Failing(1.0)}
+    reg = tk.regularize(model, optimizer, terms, how=how)
+    zero_gradients(model)
+    own = [p.grad for p in model.parameters()]
+    Failing.broken = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    assert [p.grad is g for p, g in zip(model.parameters(), own)] == [True, True]
+    assert all(bool((p == 1).all()) for p in model.parameters())
+    assert reg.steps == 0
+    Failing.broken = False
+    optimizer.step()
+    for p in model.parameters():
+        torch.testing.assert_close(p.detach(), torch.full_like(p, 0.9))
+
+
+def test_a_closure_that_raises_leaves_its_gradients():
+    model = weights(1, 3)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L2(1.0))
+    own = torch.full_like(model.weight, 2.0)
+
+    def closure():
+        model.weight.grad = own
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure)
+    assert model.weight.grad is own and (own == 2).all() and reg.steps == 0
+    model.weight.grad.zero_()
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 0.9))
+
+
+def test_a_prox_that_raises_is_the_only_one_left_out():
+    model = two_layers()
+    optimizer = optim.Adam(model.parameters(), lr=0.1)
+    terms = {"0.weight": FailingProx(1.0), "1.weight": [tk.L1(1e3), tk.MaxNorm(0.5)]}
+    reg = tk.regularize(model, optimizer, terms)
+    zero_gradients(model)
+    FailingProx.broken = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    assert model[1].weight.norm(dim=1).max() < 0.5 + 1e-6
+    assert (model[0].weight == 1).all()
+    assert not model[0].weight.grad.any()
+    assert reg.steps == int(optimizer.state[model[0].weight]["step"]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reg.sparsity()
+
+
+def test_a_step_past_the_guard_that_raises_is_made_good_in_the_next():
+    """A bound `step` that was taken before attaching, as a compiled one may have been."""
+    model = weights(1, 3)
+    optimizer = failing_optimizer(model)
+    step = optimizer.step
+    reg = tk.regularize(model, optimizer, tk.L2(1.0))
+    zero_gradients(model)
+    optimizer.broken = True
+    with pytest.raises(RuntimeError):
+        step()
+    optimizer.broken = False
+    step()
+    torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 0.9))
+    assert reg.steps == 1 and not model.weight.grad.any()
+
+
+def test_a_step_is_the_optimizers_own_again_after_remove():
+    model = weights(1, 3)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    optim.lr_scheduler.ConstantLR(optimizer)
+    before = optimizer.step
+    first = tk.regularize(model, optimizer, tk.L2(1.0))
+    second = tk.regularize(model, optimizer, tk.Huber(1.0))
+    first.remove()
+    second.remove()
+    assert optimizer.step is before
+
+
+@pytest.mark.parametrize("lr", [-0.1, math.nan, math.inf, torch.tensor(-0.1)])
+@pytest.mark.parametrize("term", [tk.L1(0.5), tk.L2(0.5), tk.MaxNorm(0.1)], ids=repr)
+def test_a_bad_learning_rate_is_refused_before_anything_moves(lr, term):
+    model = weights(1, 3)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, term)
+    zero_gradients(model)
+    optimizer.param_groups[0]["lr"] = lr
+    with pytest.raises(ValueError, match=r"learning rate of SGD.*received lr=.*nothing has moved"):
+        optimizer.step()
+    assert (model.weight == 1).all() and reg.steps == 0 and not model.weight.grad.any()
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    assert reg.steps == 1
+
+
+class TestStrengths:
+    @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
+    def test_tensors_are_checked(self, bad):
+        model = weights(1, 3)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        with pytest.raises(ValueError, match=r"weight|L1"):
+            tk.regularize(model, optimizer, tk.L1(torch.tensor(bad)))
+
+    def test_a_tensor_that_is_changed_in_place_is_checked_at_each_step(self):
+        model = weights(1, 3)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        strength = torch.tensor(0.5)
+        tk.regularize(model, optimizer, tk.L1(strength))
+        zero_gradients(model)
+        optimizer.step()
+        strength.fill_(1.0)
+        optimizer.step()
+        torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 0.85))
+        strength.fill_(-1.0)
+        with pytest.raises(ValueError, match=r"strength of \*/L1.*received -1.0"):
+            optimizer.step()
+        torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 0.85))
+
+    def test_schedules_may_give_tensors(self):
+        model = weights(1, 3)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        tk.regularize(model, optimizer, tk.L1(lambda step: torch.tensor(0.5 - step)))
+        zero_gradients(model)
+        with pytest.raises(ValueError, match=r"strength of \*/L1.*received -0.5"):
+            optimizer.step()
+        torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 0.95))
+
+    @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
+    def test_on_a_device_bad_ones_are_zero_and_named_at_the_next_reading(self, bad):
+        class OnDevice(torch.Tensor):
+            """Stands for a tensor that is not on the host."""
+
+            @property
+            def is_cpu(self):
+                return False
+
+        model = weights(1, 3)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        strength = torch.tensor(0.5).as_subclass(OnDevice)
+        reg = tk.regularize(model, optimizer, {"weight": tk.Huber(strength, delta=0.1)})
+        zero_gradients(model)
+        strength.fill_(bad)
+        optimizer.step()
+        optimizer.step()
+        assert (model.weight == 1).all()
+        with pytest.warns(UserWarning, match="weight/Huber was negative or not finite at 2"):
+            reg.strengths(), reg.value()
