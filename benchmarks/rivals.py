@@ -72,7 +72,7 @@ def _tikhon(xa, ya, xv, yv, xt, yt, seed: int, seconds: float) -> dict[str, np.n
     x, y = torch.cat([xa, xv]), torch.cat([ya, yv])
     classes = int(y.max()) + 1
     names = ("mlp:64,64", "spline:mlp:64,64")  # what `tikhon tune` takes for a table
-    space = tk.Space(free=True, model=tk.Choice(names), dropout=tk.Uniform(0, 0.8),
+    space = tk.Space(model=tk.Choice(names), dropout=tk.Uniform(0, 0.8),
                      lr=tk.Log(1e-4, 1e-1), weight_decay="auto")  # fmt: skip
 
     def network(config: dict[str, Any]) -> torch.nn.Module:

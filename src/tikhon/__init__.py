@@ -39,6 +39,7 @@ _PUBLIC = {
     # what varies
     "Space": "tikhon.tuning.space",
     "Uniform": "tikhon.tuning.space",
+    "Int": "tikhon.tuning.space",
     "Log": "tikhon.tuning.space",
     "Choice": "tikhon.tuning.space",
     "PathDisplay": "tikhon.paths.display",

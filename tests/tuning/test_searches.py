@@ -165,7 +165,6 @@ def test_history_counts_only_what_a_continued_trial_adds():
     ("entries", "message"),
     [
         ({}, "the space is empty"),
-        ({"droput": Uniform(0, 1)}, "did you mean 'dropout'"),
         ({"lr": []}, r"space entry 'lr' is \[\]"),
         ({"lr": None}, "space entry 'lr' is None"),
         ({"dropout": Uniform(0, 1)}, r"a rate lies in \[0, 1\)"),

@@ -110,7 +110,7 @@ def test_regression_and_free_architectures_are_served():
     def build(config):
         return MLP([6, config["width"], 1])
 
-    space = Space(free=True, width=Choice([4, 16]), lr=Log(1e-2, 3e-2))
+    space = Space(width=Choice([4, 16]), lr=Log(1e-2, 3e-2))
     result = tune(build, (x, y), space=space, epochs=20, budget="4runs", folds=0)
     assert result.config["width"] in (4, 16)
     assert result.average(x).shape == (160, 1)

@@ -138,7 +138,7 @@ def tune(
 
     if others:
         known = dict(entries or default_space(network))
-        entries = Space(free=True, model=Choice(names), **known)
+        entries = Space(model=Choice(names), **known)
     size = sum(p.numel() for p in network({}).parameters())
     limit_threads(size * 64)
     config = {

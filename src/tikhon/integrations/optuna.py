@@ -21,12 +21,17 @@ from typing import Any
 from tikhon.errors import InputError, unknown
 from tikhon.tuning.plan import Plan
 from tikhon.tuning.searches import Search
-from tikhon.tuning.space import Choice, Log, Space
+from tikhon.tuning.space import Choice, Int, Log, Space
 from tikhon.tuning.trials import History, Outcome, Trial
 
 try:
     import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+    from optuna.distributions import (
+        BaseDistribution,
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
     from optuna.trial import TrialState
 except ImportError as error:
     raise ImportError("this search needs Optuna: pip install tikhon[search]") from error
@@ -46,6 +51,8 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
         entry = space.range(name)
         if isinstance(entry, Choice):
             found[name] = CategoricalDistribution(list(entry.values))
+        elif isinstance(entry, Int):
+            found[name] = IntDistribution(int(entry.low), int(entry.high), log=entry.log)
         else:
             found[name] = FloatDistribution(entry.low, entry.high, log=isinstance(entry, Log))
     return found

@@ -57,7 +57,7 @@ def evolve(
             f"a population needs two different strengths or more, all > 0; received "
             f"alphas={[float(alpha) for alpha in alphas]}"
         )
-    space = Space(free=True, alpha=Log(float(min(alphas)), float(max(alphas))))
+    space = Space(alpha=Log(float(min(alphas)), float(max(alphas))))
     design = Given(space, alphas=tuple(map(float, alphas)))
     interval = max(1, -(-epochs // _ROUNDS))
     search = PopulationBased(space, design, full=epochs, interval=interval, seed=seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,22 +20,6 @@ from tikhon.tuning.runners import Config, Job
 from tikhon.tuning.space import Log, Space, Uniform
 
 FEW = 2_500  # rows below which the loss of a single held-out fifth is too noisy to choose by
-
-
-def maker(build_model: Callable[..., nn.Module]) -> Callable[[Config], nn.Module]:
-    """`build_model` as a function of the configuration, which it may or may not take."""
-    takes = [
-        p
-        for p in inspect.signature(build_model).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return (lambda config: build_model(config)) if takes else (lambda config: build_model())
-
-
-def check_free(space: Space, build_model: Callable[..., nn.Module]) -> None:
-    """Free entries must reach somebody."""
-    if space.free and not inspect.signature(build_model).parameters:
-        raise InputError("a free space needs a build_model that takes the trial's config")
 
 
 def default_space(make: Callable[[Config], nn.Module]) -> Space:

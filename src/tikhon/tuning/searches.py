@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tikhon.errors import InputError
-from tikhon.tuning.space import Choice, Range, Space
+from tikhon.tuning.space import Choice, Int, Range, Space
 from tikhon.tuning.trials import History, Outcome, Trial, Value
 
 
@@ -255,7 +255,8 @@ class PopulationBased(Search):
                 moved[name] = entry.at(draw.random())
             else:
                 value = float(config[name]) * draw.choice((0.8, 1.2))
-                moved[name] = min(max(value, entry.at(0.0)), entry.at(1.0))
+                value = min(max(value, entry.at(0.0)), entry.at(1.0))
+                moved[name] = round(value) if isinstance(entry, Int) else value
         return moved
 
 

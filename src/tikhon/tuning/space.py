@@ -128,6 +128,53 @@ class Log(_Interval):
 
 
 @dataclass(frozen=True)
+class Int(_Interval):
+    """A whole number from `low` to `high`, both included, evenly or, if `log`, in its logarithm.
+
+    >>> Int(1, 4).grid(4), Int(8, 128, log=True).at(0.5)
+    ([1, 2, 3, 4], 31)
+    """
+
+    log: bool = False
+    kind: ClassVar[str] = "int"
+
+    def __post_init__(self) -> None:
+        _Interval.__post_init__(self)
+        if self.low != int(self.low) or self.high != int(self.high):
+            raise InputError(f"Int({self.low}, {self.high}): both ends must be whole numbers")
+        if self.log and self.low < 1:
+            raise InputError(f"Int({self.low}, {self.high}, log=True) starts below 1")
+
+    def at(self, unit: float) -> int:
+        """The number whose cell holds `unit`."""
+        low, high = self.low - 0.5, self.high + 0.5
+        value = low * (high / low) ** unit if self.log else low + (high - low) * unit
+        return int(min(max(round(value), self.low), self.high))
+
+    def unit(self, value: Value) -> float:
+        """The middle of the number's cell."""
+        low, high = self.low - 0.5, self.high + 0.5
+        if self.log:
+            return math.log(float(value) / low) / math.log(high / low)
+        return (float(value) - low) / (high - low)
+
+    def grid(self, count: int) -> list[Value]:
+        """At most `count` different numbers from end to end."""
+        if count == 1 or self.low == self.high:
+            return [self.at(0.5)]
+        found = [self._between(i / (count - 1)) for i in range(count)]
+        return list(dict.fromkeys(found))
+
+    def _between(self, share: float) -> int:
+        span = self.high / self.low if self.log else self.high - self.low
+        return round(self.low * span**share if self.log else self.low + span * share)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {**super().to_dict(), "log": self.log}
+
+
+@dataclass(frozen=True)
 class Choice(Range):
     """One of the given values (numbers, strings or booleans).
 
@@ -168,9 +215,9 @@ class Space(Mapping[str, "Range | Value"]):
     Entries that every model understands: lr, clip, seed, dropout, label_smoothing, mixup,
     weight_decay (a range, a number or "auto": per layer, by hypergradient), the penalties l2, l1,
     elastic_net, group_lasso, mcp, scad, log_sum and huber (their strength), and max_norm. Any
-    other name is allowed with `free=True`: it reaches `build_model(config)` only.
+    other name is for the builder of the model; `tune` refuses one that nobody reads.
 
-    Raises `InputError` for an empty space, an unknown name (closest names), or a malformed entry.
+    Raises `InputError` for an empty space or a malformed entry.
 
     >>> space = Space(dropout=Uniform(0, 0.8), lr=Log(1e-4, 1e-1), weight_decay="auto")
     >>> space.varying
@@ -180,12 +227,10 @@ class Space(Mapping[str, "Range | Value"]):
     (0.4, 0.0001, 'auto')
     """
 
-    def __init__(self, *, free: bool = False, **entries: Range | Value) -> None:
+    def __init__(self, **entries: Range | Value) -> None:
         if not entries:
             raise InputError(f"the space is empty: give at least one of {', '.join(KNOWN)}")
         for name, entry in entries.items():
-            if name not in KNOWN and not free:
-                raise InputError(unknown("space entry", name, KNOWN))
             if entry is None or isinstance(entry, (list, tuple, dict, set)):
                 raise InputError(
                     f"space entry {name!r} is {entry!r}: give Uniform(low, high), "
@@ -195,7 +240,6 @@ class Space(Mapping[str, "Range | Value"]):
                 raise InputError(f"{name}='auto': only {', '.join(sorted(ADAPTIVE))} adapts")
             _check_domain(name, entry)
         self._entries = dict(entries)
-        self.free = free
 
     def __getitem__(self, name: str) -> Range | Value:
         return self._entries[name]
@@ -251,9 +295,9 @@ class Space(Mapping[str, "Range | Value"]):
         }
 
     @classmethod
-    def from_dict(cls, entries: Mapping[str, Any], *, free: bool = False) -> Space:
+    def from_dict(cls, entries: Mapping[str, Any]) -> Space:
         """From JSON or TOML: `{"lr": {"kind": "log", "low": 1e-4, "high": 0.1}}`."""
-        return cls(free=free, **{name: _read(name, entry) for name, entry in entries.items()})
+        return cls(**{name: _read(name, entry) for name, entry in entries.items()})
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Space:
@@ -272,12 +316,12 @@ class Space(Mapping[str, "Range | Value"]):
 def _read(name: str, entry: Any) -> Range | Value:
     if not isinstance(entry, Mapping):
         return entry
-    kinds = {"uniform": Uniform, "log": Log, "choice": Choice}
+    kinds = {"uniform": Uniform, "log": Log, "int": Int, "choice": Choice}
     fields = dict(entry)
     if "kind" not in fields:
         raise InputError(
             f"space entry {name!r} has no kind, received {sorted(fields)}: write "
-            'kind = "log" or "uniform" with low and high, or kind = "choice" with values'
+            'kind = "log", "uniform" or "int" with low and high, or kind = "choice" with values'
         )
     kind = fields.pop("kind")
     if kind not in kinds:

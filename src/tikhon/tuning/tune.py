@@ -15,17 +15,16 @@ from torch import Tensor, nn, optim
 from tikhon import notebook
 from tikhon.data.batches import pair
 from tikhon.errors import InputError
+from tikhon.tuning.builder import Builder
 from tikhon.tuning.choice import Audit, audit, choose, near_best
 from tikhon.tuning.ensemble import Average
 from tikhon.tuning.journal import Journal
-from tikhon.tuning.plan import Plan, make_plan
+from tikhon.tuning.plan import Plan, default_config, make_plan
 from tikhon.tuning.preparation import (
     all_rows,
     check_classes,
-    check_free,
     default_space,
     make_job,
-    maker,
     open_journal,
 )
 from tikhon.tuning.runners import (
@@ -142,7 +141,9 @@ def tune(
     given time before it is judged; where rows are few, cross-validation folds are members too.
 
     Args:
-        build_model: returns a fresh model; called with the trial's `config` if it takes one.
+        build_model: a function or class that returns a fresh model. Its parameters that are named
+            as entries of the space receive them, `**kwargs` the rest of those that training does
+            not know; a single other one (or one called config) receives the whole configuration.
         train: (x, y), a loader, a data set or its name.
         valid: rows for the scores. Without it a fifth of `train` is held out, or with fewer than
             2,500 rows 3 folds are made.
@@ -175,9 +176,9 @@ def tune(
     x, y = pair(train, name="train")
     held_out = None if valid is None else pair(valid, name="valid")
     check_classes(y, held_out)
-    make = maker(build_model)
+    make = Builder(build_model, space or {})
     space = space or default_space(make)
-    check_free(space, build_model)
+    make.check(space, default_config(space))
     job = make_job(make, x, y, held_out, loss, folds, epochs, batch_size, optimizer, device, seed)
     journal = open_journal(output, resume, space, job, budget)
     plan = _plan(job, space, budget, journal)

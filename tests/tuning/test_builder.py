@@ -1,0 +1,161 @@
+"""How people write a builder: each form is called with what it accepts, and nothing is lost."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from tikhon.errors import InputError
+from tikhon.tuning.builder import Builder
+from tikhon.tuning.searches import Grid, PopulationBased, Random
+from tikhon.tuning.space import Choice, Int, Log, Space, Uniform
+from tikhon.tuning.trials import History, Outcome
+from tikhon.tuning.tune import tune
+
+
+def net(width, bend=nn.ReLU):
+    return nn.Sequential(nn.Linear(5, width), bend(), nn.Linear(width, 2))
+
+
+class Net(nn.Sequential):
+    def __init__(self, width, bend=nn.ReLU):
+        super().__init__(*net(width, bend))
+
+
+def positional(width, /):
+    return net(width)
+
+
+def inner(inputs, width, outputs):
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, outputs))
+
+
+FORMS = {
+    "a default": lambda width=8: net(width),
+    "required": lambda width: net(width),
+    "keyword only": lambda *, width: net(width),
+    "with others": lambda width=8, **others: net(width),
+    "others alone": lambda **others: net(others["width"]),
+    "config": lambda config: net(config["width"]),
+    "config with a default": lambda config=None: net(config["width"]),
+    "any one name": lambda c: net(c["width"]),
+    "as a namespace": lambda hp: net(hp.width),
+    "unpacked": lambda config: net(**{k: v for k, v in config.items() if k == "width"}),
+    "get": lambda config: net(config.get("width", 8)),
+    "config and a name": lambda config, width: net(width),
+    "a class": Net,
+    "partial of a class": functools.partial(Net, bend=nn.Tanh),
+    "partial": functools.partial(inner, 5, outputs=2),
+    "a method": type("Maker", (), {"build": lambda self, width=8: net(width)})().build,
+    "a callable": type("Maker", (), {"__call__": lambda self, width: net(width)})(),
+}
+SPACE = Space(lr=Log(1e-3, 1e-1), width=Choice([4, 64]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_builder_builds_what_is_reported(form):
+    build = Builder(FORMS[form], SPACE)
+    for width in (4, 64):
+        assert build({"lr": 0.01, "width": width})[0].out_features == width
+    build.check(SPACE, {"lr": 3e-3, "width": 4})
+
+
+def test_the_chosen_configuration_is_the_one_that_was_built():
+    x = torch.randn(120, 5, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    built = []
+
+    def build(width=8, **others):
+        built.append((width, others))
+        return net(width)
+
+    space = Space(lr=Log(1e-3, 1e-1), width=Int(4, 24), tag=Choice(["a", "b"]))
+    result = tune(build, (x, y), space=space, budget="3runs", epochs=3)
+    assert result.model[0].out_features == result.config["width"]
+    assert {outcome["config"]["width"] for outcome in result.trials} <= {w for w, _ in built}
+    assert all(set(others) == {"tag"} for _, others in built)
+
+
+UNREAD = {
+    "no parameter": lambda: net(8),
+    "another name": lambda depth=3: net(8),
+    "a config that is not read": lambda config: net(8),
+    "a class": functools.partial(Net, width=8),
+}
+
+
+@pytest.mark.parametrize("form", UNREAD)
+def test_an_entry_that_nobody_reads_is_an_error_with_its_name(form):
+    x, y = torch.randn(60, 5), torch.arange(60) % 2
+    build = UNREAD[form]
+    space = Space(lr=Log(1e-3, 1e-1), widht=Choice([4, 64]))
+    with pytest.raises(InputError, match=r"unknown space entry 'widht'"):
+        tune(build, (x, y), space=space, budget="2runs", epochs=2)
+
+
+def test_a_misspelt_hyperparameter_names_the_closest():
+    x, y = torch.randn(60, 5), torch.arange(60) % 2
+    with pytest.raises(InputError, match="'wieght_decay'; did you mean 'weight_decay'"):
+        tune(lambda: net(8), (x, y), space=Space(wieght_decay=Log(1e-4, 1e-1)), budget="2runs")
+
+
+def test_a_parameter_that_nothing_gives_is_named():
+    x, y = torch.randn(60, 5), torch.arange(60) % 2
+    for build in (lambda *, width, lr: net(width), lambda width, depth: net(width)):
+        with pytest.raises(InputError, match="build_model needs"):
+            tune(build, (x, y), space=Space(lr=Log(1e-3, 1e-1)), budget="2runs", epochs=2)
+    with pytest.raises(InputError, match="build_model must be a function"):
+        tune(None, (x, y))
+
+
+def test_an_entry_that_is_read_under_one_choice_alone_is_read():
+    def build(config):
+        return net(config["width"] if config["kind"] == "wide" else 4)
+
+    space = Space(kind=Choice(["plain", "wide"]), width=Int(8, 16))
+    Builder(build, space).check(space, {"kind": "plain", "width": 8})
+
+
+@pytest.mark.parametrize(
+    "entry", [Int(1, 4), Int(8, 512, log=True), Int(-3, 3), Int(5, 5)], ids=repr
+)
+def test_whole_numbers_are_drawn_in_their_range(entry):
+    values = [entry.at(u / 200) for u in range(201)]
+    assert all(type(v) is int and entry.low <= v <= entry.high for v in values)
+    assert values == sorted(values) and {values[0], values[-1]} == {entry.low, entry.high}
+    assert all(entry.at(entry.unit(v)) == v for v in set(values))
+    assert entry.grid(3)[0] == entry.low or entry.low == entry.high
+    assert Space.from_dict(Space(n=entry).to_dict())["n"] == entry
+    if not entry.log and entry.low < entry.high:
+        counts = [values.count(v) for v in set(values)]
+        assert max(counts) <= 1.3 * min(counts)  # every number has a cell of one size
+
+
+def test_searches_keep_whole_numbers_whole():
+    space = Space(width=Int(4, 64, log=True), dropout=Uniform(0, 0.5))
+    for design in (Random(space, count=6), Grid(space, points=3)):
+        assert all(type(c["width"]) is int for c in design.configs())
+    search = PopulationBased(space, Random(space, count=8), full=4, interval=1)
+    history = History()
+    while trials := search.next(history):
+        assert all(type(t.config["width"]) is int for t in trials)
+        history = history.extended(Outcome(t, float(t.config["width"])) for t in trials)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((1.5, 4), "whole numbers"), ((0, 4, True), "starts below 1")]
+)
+def test_ends_that_cannot_be_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Int(*arguments)
+
+
+def test_optuna_is_told_of_whole_numbers():
+    pytest.importorskip("optuna", reason="pip install 'tikhon[search]'")
+    from tikhon.integrations.optuna import distributions
+
+    found = distributions(Space(width=Int(8, 64, log=True), lr=Log(1e-3, 1e-1)))["width"]
+    assert (found.low, found.high, found.log) == (8, 64, True)
