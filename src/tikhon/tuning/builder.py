@@ -97,7 +97,8 @@ class Builder:
             raise InputError(self._lost(lost[0]))
 
     def _lost(self, name: str) -> str:
-        accepted = [p.name for p in _parameters(self.build_model) if p.kind in _NAMED]
+        own = [p.name for p in _parameters(self.build_model) if p.kind in _NAMED]
+        accepted = [parameter for parameter in own if parameter not in WHOLE]
         found = unknown("space entry", name, [*KNOWN, *accepted])
         return (
             f"{found}. Neither the training nor build_model reads it: name a parameter of "

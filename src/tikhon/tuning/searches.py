@@ -256,7 +256,7 @@ class PopulationBased(Search):
             else:
                 value = float(config[name]) * draw.choice((0.8, 1.2))
                 value = min(max(value, entry.at(0.0)), entry.at(1.0))
-                moved[name] = round(value) if isinstance(entry, Int) else value
+                moved[name] = round(float(value)) if isinstance(entry, Int) else value
         return moved
 
 
