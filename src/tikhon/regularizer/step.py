@@ -16,7 +16,7 @@ from tikhon.regularizer.controller import Controller, Reading
 from tikhon.regularizer.metric import Gain, Group, has_gain, is_uniform, own_rate, stationary_gain
 from tikhon.regularizer.plan import Plan, is_euclidean
 from tikhon.regularizer.rounding import SHORT
-from tikhon.regularizer.targets import local
+from tikhon.regularizer.targets import Product, local
 from tikhon.regularizer.terms import Binding, Route
 
 _many: Any = torch  # its _foreach functions are public in all but their names
@@ -53,8 +53,7 @@ def add_gradients(
         factor: float | Tensor = -1.0 if plan.group(params[0]).get("maximize") else 1.0
         factor = factor if scale is None else factor * scale
         if measure:
-            own = binding.arrange([_gradient(p) for p in params]).norm()
-            ours = (binding.penalty.grad(binding.read()) * factor).norm()
+            own, ours = _norm([_gradient(p) for p in params]), _norm(_pulls(binding, factor))
             binding.share = ours / (ours + own)
         alpha = factor * binding.dial.value
         if binding.plain and not isinstance(alpha, Tensor):
@@ -75,15 +74,27 @@ def add_gradients(
 
 @torch.no_grad()
 def _add_gradient(binding: Binding, factor: float | Tensor) -> None:
-    params = binding.target.params
-    totals = [_gradient(param).clone() for param in params]
-    added = binding.penalty.grad(binding.read()) * factor
-    if binding.whole:
-        local(totals[0]).add_(added)
-    else:
-        binding.target.place_(totals, binding.target.arrange(totals) + added)
-    for param, total in zip(params, totals):
+    for param, pull in zip(binding.target.params, _pulls(binding, factor)):
+        total = _gradient(param).clone()
+        local(total).add_(pull)
         param.grad = total
+
+
+def _pulls(binding: Binding, factor: float | Tensor) -> list[Tensor]:
+    """The penalty's gradient in the shapes of the parameters."""
+    gradient, target = binding.penalty.grad(binding.read()) * factor, binding.target
+    if binding.whole:
+        return [gradient]
+    if isinstance(target, Product):
+        return target.pull_back(gradient)
+    pulls = [torch.empty_like(local(param), dtype=gradient.dtype) for param in target.params]
+    target.place_(pulls, gradient)
+    return pulls
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of all the entries, of the parts that this process holds."""
+    return torch.stack([local(tensor).norm() for tensor in tensors]).norm()
 
 
 @torch.no_grad()

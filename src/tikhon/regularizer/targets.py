@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from tikhon.errors import unknown
 from tikhon.wrappers import named_modules, unwrap
 
-ROWS = ("tensor", "out", "in", "filter", "channel", "head", "feature")
+ROWS = ("tensor", "out", "in", "filter", "channel", "head", "feature", "product")
 Pattern = str | type[nn.Module] | tuple["str | type[nn.Module]", ...]
 
 NORMS = (
@@ -94,6 +94,30 @@ class Target:
 
 
 @dataclass(frozen=True, eq=False)
+class Product(Target):
+    """Two matrices that the model multiplies, seen as the matrix `params[0] @ params[1]`.
+
+    LoRA's pairs: a penalty of the product is one of the change that is learned, whichever way its
+    size is shared by the factors. It can be read and differentiated, not set.
+    """
+
+    @property
+    def shape(self) -> torch.Size:
+        """The product's."""
+        return torch.Size((self.params[0].shape[0], self.params[1].shape[1]))
+
+    def arrange(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The product."""
+        first, second = map(local, tensors)
+        return first @ second
+
+    def pull_back(self, gradient: Tensor) -> list[Tensor]:
+        """The gradients of the factors from that of the product."""
+        first, second = (local(param).to(gradient) for param in self.params)
+        return [gradient @ second.mT, first.mT @ gradient]
+
+
+@dataclass(frozen=True, eq=False)
 class Slot:
     """One parameter of the model with all its names, and why a glob leaves it out (or "")."""
 
@@ -120,7 +144,8 @@ def select(model: nn.Module, pattern: Pattern = "*", *, rows: str = "tensor") ->
         rows: what a row is. "tensor": everything is one row. "out"/"in": an output or input
             channel (dims 0 and 1; the other way round for transposed convolutions). "filter" and
             "channel": the same for convolutions only. "head": an attention head. "feature": an
-            input feature, across all matching parameters together.
+            input feature, across all matching parameters together. "product": the matrix that
+            two factors make, `lora_B` and `lora_A` of each module or the two that are named.
 
     Raises ValueError for a pattern that matches nothing (with the closest names), for a
     parametrised weight, and for rows that a parameter does not have.
@@ -274,6 +299,11 @@ def targets_of(chosen: Sequence[Slot], model: nn.Module, rows: str) -> list[Targ
     """One target a slot, or one for all of them when rows are features."""
     if rows not in ROWS:
         raise ValueError(unknown("rows", rows, ROWS))
+    if rows == "product":
+        return [
+            Product(f"{a.name}+{b.name}", (a.param, b.param), rows, (RowView(), RowView()))
+            for a, b in _factors(chosen)
+        ]
     if rows != "feature":
         return [
             Target(slot.name, (slot.param,), rows, (row_view(slot, model, rows),), _padding(slot))
@@ -288,6 +318,33 @@ def targets_of(chosen: Sequence[Slot], model: nn.Module, rows: str) -> list[Targ
         )
     name = "+".join(slot.name for slot in chosen)
     return [Target(name, tuple(slot.param for slot in chosen), rows, views)]
+
+
+def _factors(chosen: Sequence[Slot]) -> list[tuple[Slot, Slot]]:
+    """The pairs whose product the model uses, the left factor first."""
+    named = {slot.name: slot for slot in chosen}
+    pairs = []
+    if any("lora_B" in name for name in named):
+        pairs = [
+            (slot, named[other])
+            for name, slot in named.items()
+            if "lora_B" in name and (other := name.replace("lora_B", "lora_A")) in named
+        ]
+    elif len(chosen) == 2:
+        first, second = chosen
+        fits = first.param.ndim == 2 and first.param.shape[-1] == second.param.shape[0]
+        pairs = [(first, second) if fits else (second, first)]
+    fitting = all(
+        a.param.ndim == b.param.ndim == 2 and a.param.shape[1] == b.param.shape[0]
+        for a, b in pairs
+    )
+    if not (pairs and fitting and 2 * len(pairs) == len(chosen)):
+        shapes = {slot.name: tuple(slot.param.shape) for slot in chosen}
+        raise ValueError(
+            f'rows="product" needs pairs of matrices (rows, r) and (r, columns), named lora_B and '
+            f"lora_A or two in all, received {shapes}"
+        )
+    return pairs
 
 
 def row_view(slot: Slot, model: nn.Module, rows: str) -> RowView:

@@ -16,7 +16,16 @@ from tikhon.penalties.base import Penalty, Proximable, check_strength
 from tikhon.penalties.elementwise import L2
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.rounding import Rounding
-from tikhon.regularizer.targets import Pattern, Slot, Target, is_lazy, local, match, targets_of
+from tikhon.regularizer.targets import (
+    Pattern,
+    Product,
+    Slot,
+    Target,
+    is_lazy,
+    local,
+    match,
+    targets_of,
+)
 
 How = Literal["objective", "decoupled", "independent", "cautious"]
 Route = Literal["gradient", "decay", "cautious", "prox", "orthant", "project"]
@@ -155,7 +164,8 @@ class Binding:
     def plain(self) -> bool:
         """Whether the term is weight decay in torch's own sense."""
         base = self.base
-        return type(base) is L2 and base.center is None and base.weights is None
+        alone = len(self.target.params) == 1
+        return alone and type(base) is L2 and base.center is None and base.weights is None
 
     @cached_property
     def steepness(self) -> float | Tensor:
@@ -276,6 +286,9 @@ def bind(
             view = None if binding.whole else target.views[0].of
             alone = len(target.params) == 1 and not is_lazy(target.params[0])
             shape = target.params[0].shape if alone else None
+            if isinstance(target, Product):
+                _refuse_in_factors(binding)
+                shape, view = target.shape, None
             binding.base = penalty.for_parameter(target.name, shape, view)
             if isinstance(strength, Controller) and strength.phase == "moved":
                 _refuse_without_zeros(binding)
@@ -328,6 +341,16 @@ def _refuse_without_zeros(binding: Binding) -> None:
         raise TypeError(
             f"{type(binding.dial.source).__name__} counts the zeros of a prox, and "
             f"{type(binding.base).__name__} gives none; use L1, GroupLasso or another of the kind"
+        )
+
+
+def _refuse_in_factors(binding: Binding) -> None:
+    """Raise TypeError for what does not act on a product through the gradients of its factors."""
+    if binding.route != "gradient" or isinstance(binding.dial.source, Controller):
+        raise TypeError(
+            f'{binding.name}: rows="product" takes smooth penalties in objective mode, such as L2, '
+            f"with a number or a schedule as strength; the nuclear norm of a product is L2 of the "
+            f"same strength on both factors"
         )
 
 
