@@ -152,7 +152,8 @@ def test_writing_what_was_read_is_the_identity(shape, rows, last):
 
 
 def test_every_kind_of_rows_is_covered_here():
-    assert set(ROWS) == {"tensor", "out", "in", "filter", "channel", "head", "feature"}
+    here = {"tensor", "out", "in", "filter", "channel", "head", "feature"}
+    assert set(ROWS) == here | {"product"}  # in test_product.py
 
 
 def test_default_rows_are_the_penaltys_own():

@@ -348,7 +348,7 @@ def _refuse_in_factors(binding: Binding) -> None:
     """Raise TypeError for what does not act on a product through the gradients of its factors."""
     if binding.route != "gradient" or isinstance(binding.dial.source, Controller):
         raise TypeError(
-            f'{binding.name}: rows="product" takes smooth penalties in objective mode, such as L2, '
+            f'{binding.name}: rows="product" takes smooth penalties in objective mode, as L2, '
             f"with a number or a schedule as strength; the nuclear norm of a product is L2 of the "
             f"same strength on both factors"
         )
