@@ -14,7 +14,7 @@ def test_compare_writes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
                  "1", "--epochs", "2", "--widths", "4", "--output", str(run), "-q"]  # fmt: skip
     assert main(arguments) == 0
     shown = capsys.readouterr().out
-    assert "Interval" in shown and "l2+dropout" in shown and "egularization" in shown
+    assert "interval" in shown and "l2+dropout" in shown and "egularization" in shown
     assert (run / "report.html").exists() and "next:   tikhon" in shown
     result = json.loads((run / "result.json").read_text())
     config = json.loads((run / "config.json").read_text())

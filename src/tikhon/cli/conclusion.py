@@ -42,8 +42,17 @@ def conclude_fit(
     ended = _ENDED[run.ended].format_map(result)
     terminal.say(f"{run.seconds:.1f} s, {ended}.")
     following(terminal, page, result["next"])
-    small = {key: value for key, value in result.items() if key not in _LEFT_OUT}
-    terminal.document({"output": str(path), "report": str(page), **small})
+    document(terminal, path, page, result, _LEFT_OUT)
+
+
+def document(
+    terminal: Terminal, path: Path, page: Path, result: Mapping[str, Any], left_out: Sequence[str]
+) -> None:
+    """The small JSON document: the result without what only the folder needs."""
+    metrics = result.get("metrics") or {}
+    test = {k.removeprefix("test/"): v for k, v in metrics.items() if k.startswith("test/")}
+    small = {key: value for key, value in result.items() if key not in left_out}
+    terminal.document({"output": str(path), "report": str(page), "test": test, **small})
 
 
 def tested(

@@ -190,6 +190,7 @@ def _strengths(text: str) -> int | str | list[float]:
 
 
 def _conclude(terminal: Terminal, document: dict[str, Any], path: Path) -> None:
+    from tikhon.cli.conclusion import document as as_json
     from tikhon.cli.conclusion import following, show, write
     from tikhon.runs.run_directory import RunDirectory
 
@@ -198,9 +199,7 @@ def _conclude(terminal: Terminal, document: dict[str, Any], path: Path) -> None:
     show(terminal, path)
     terminal.say(f"{document['seconds']:.1f} s; model in {path}")
     following(terminal, page, document["next"])
-    left_out = ("importances", "errors", "score_errors")
-    small = {k: v for k, v in document.items() if k not in left_out}
-    terminal.document({"output": str(path), "report": str(page), **small})
+    as_json(terminal, path, page, document, ("importances", "errors", "score_errors"))
 
 
 def _tests(

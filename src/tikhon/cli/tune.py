@@ -383,6 +383,7 @@ def _tests(result: TuneResult, train: tuple[Any, Any], parts: Split, loss: str) 
 
 
 def _conclude(terminal: Terminal, document: dict[str, Any], path: Path) -> None:
+    from tikhon.cli.conclusion import document as as_json
     from tikhon.cli.conclusion import following, show, write
     from tikhon.runs.run_directory import RunDirectory
 
@@ -391,7 +392,4 @@ def _conclude(terminal: Terminal, document: dict[str, Any], path: Path) -> None:
     show(terminal, path)
     terminal.say(f"{document['seconds']:.1f} s; models in {path}")
     following(terminal, page, document["next"])
-    small = {
-        k: v for k, v in document.items() if k not in ("trials", "space", "plan", "score_errors")
-    }
-    terminal.document({"output": str(path), "report": str(page), **small})
+    as_json(terminal, path, page, document, ("trials", "space", "plan", "score_errors"))

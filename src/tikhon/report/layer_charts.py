@@ -27,8 +27,7 @@ def by_layer(
         for i, (name, values) in enumerate(pairs)
     ]  # fmt: skip
     heights = [v for trace in data for v in trace["y"]]
-    scale = logarithmic(heights) or {"type": "log"}
-    layout: Figure = {"xaxis": names(layers), "yaxis": axis(y, **scale)}
+    layout: Figure = {"xaxis": names(layers), "yaxis": axis(y, **logarithmic(heights))}
     if band is not None:
         layout["shapes"] = [
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,8 @@ def page(run: SavedRun) -> Page:
         title=say("title_diagnosis", model=record.get("model", run.name)),
         level="good" if result.get("ok") else parts.worst(levels),
         verdict=verdict(found),
+        more=consequence(found),
+        following=following(run) if not result.get("ok") else (),
         facts=facts(record),
         about=(*parts.about(run), *about(record)),
         sections=parts.sections(findings(found), *evidence(record), parts.reproduce(run)),
@@ -66,6 +69,34 @@ def verdict(found: list[Mapping[str, Any]]) -> Label:
     values = {"finding": code_name(first["code"]), "where": place(first.get("where") or [])}
     values["more"] = str(len(serious) - 1)
     return say("sick_more" if len(serious) > 1 else "sick", **values)
+
+
+def consequence(found: list[Mapping[str, Any]]) -> tuple[Label | Name, ...]:
+    """What the first serious finding leads to, and what to do about it."""
+    serious = [f for f in found if f["severity"] != "info" and not f.get("cause")]
+    if not serious:
+        return ()
+    first = serious[0]
+    advice = _in_words(f"cures_{first['code']}", "; ".join(first.get("advice") or []) or "–")
+    said = _reason(first)
+    to_do = advice if isinstance(advice, Label) else getattr(advice, "text", str(advice))
+    words = (said,) if isinstance(said, Label | Name) else ()
+    return (*words, say("finding_cure", advice=to_do))
+
+
+def following(run: SavedRun) -> tuple[str, ...]:
+    """The command that tries treatments on the same program."""
+    command = [str(part) for part in run.config.get("command") or ()]
+    if command[:2] != ["tikhon", "diagnose"] or "--optimizer" not in command:
+        return ()
+    kept, skip = ["tikhon", "cure"], False
+    for part in command[2:]:
+        valued = part in ("--steps", "--output", "-o", "--fail-on")
+        flag = part in ("--full", "--quiet", "-q", "--json", "--overwrite")
+        if not (skip or valued or flag):
+            kept.append(part)
+        skip = valued
+    return (shlex.join(kept),)
 
 
 def place(where: list[str]) -> Label | str:
@@ -119,7 +150,9 @@ def findings(found: list[Mapping[str, Any]]) -> Section:
     rows: list[tuple[Cell, ...]] = []
     for f in found:
         name = code_name(f["code"])
-        numbers = ", ".join(f"{k} {number(v)}" for k, v in (f.get("evidence") or {}).items())
+        numbers = ", ".join(
+            f"{k.replace('_', ' ')} {number(v)}" for k, v in (f.get("evidence") or {}).items()
+        )
         level = SEVERITY.get(f["severity"], "plain")
         where = place(f.get("where") or [])
         rows.append((

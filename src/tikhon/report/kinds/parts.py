@@ -116,7 +116,8 @@ def of_data(data: Mapping[str, Any]) -> list[tuple[Label, Label | str]]:
         ]
     else:
         known = f"{rows:,}" if isinstance(rows, int) else "–"
-        found = [(say("about_data"), say("data_rows", rows=known, **values))]
+        key = "data_rows" if data.get("name") and data.get("features") else "data_size"
+        found = [(say("about_data"), say(key, rows=known, **values))]
     if origin.get("source"):
         digest = str(origin.get("sha256") or data.get("fingerprint") or "")[:12]
         found.append((say("about_file"), f"{origin['source']} (SHA-256 {digest})"))
