@@ -66,6 +66,32 @@ def test_contrast_and_width(tab, demoed, tmp_path, width, dark):
     assert tab.run(names)
 
 
+def test_charts_fit_the_sheet_from_any_window(tab, demoed, tmp_path):
+    """A sheet is narrower than the window that the charts were drawn in, and tells no script."""
+    tab.size(1400)
+    opened(tab, demoed, tmp_path)
+    tab.call("Emulation.setEmulatedMedia", media="print")
+    tab.run("document.querySelector('main').style.width = '690px'")
+    overflowing = """[...document.querySelectorAll('.chart')].filter(chart => {
+        const held = chart.closest('figure').getBoundingClientRect();
+        return [...chart.querySelectorAll('svg.main-svg')].some(svg => {
+          const box = svg.getBoundingClientRect();
+          return box.width > held.width || box.bottom > held.bottom + 1;
+        });
+      }).length"""
+    assert tab.run(overflowing) == 0
+    assert len(tab.call("Page.printToPDF", printBackground=True)["data"]) > 20_000
+
+
+def test_the_language_is_the_browsers(tab, fitted, tmp_path):
+    chinese = "Object.defineProperty(navigator, 'language', {get: () => 'zh-CN'})"
+    tab.call("Page.addScriptToEvaluateOnNewDocument", source=chinese)
+    opened(tab, fitted, tmp_path)
+    assert tab.run("document.documentElement.lang") == "zh-CN"
+    opened(tab, fitted, tmp_path, language="en")
+    assert tab.run("document.documentElement.lang") == "en"
+
+
 def test_without_scripts_the_tables_remain(tab, fitted, tmp_path):
     tab.call("Emulation.setScriptExecutionDisabled", value=True)
     page = report.write(fitted, output=tmp_path / "page.html")

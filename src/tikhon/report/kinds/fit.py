@@ -64,6 +64,11 @@ def level(run: SavedRun) -> Level:
     return parts.worst(found["level"] for found in run.result.get("statements") or ())
 
 
+def last_epoch(run: SavedRun) -> int:
+    """How far the history goes; it may be thinned."""
+    return int(run.history[-1].get("epoch", len(run.history))) if run.history else 0
+
+
 def broken(run: SavedRun) -> Any:
     """The first epoch whose loss is not finite."""
     known = (r for r in run.history if "train/loss" in r)
@@ -75,7 +80,9 @@ def verdict(run: SavedRun, metric: Metric, record: dict[str, Any]) -> tuple[Labe
     if (epoch := broken(run)) is not None:
         return (say("diverged", epoch=epoch),)
     if not run.result:
-        return (say("unfinished", epochs=len(run.history)),)
+        most = (run.config.get("optimizer") or {}).get("epochs")
+        key = "unfinished_of" if most else "unfinished"
+        return (say(key, epochs=last_epoch(run), **({"all": most} if most else {})),)
     found = [sentence(entry) for entry in run.result.get("statements") or ()]
     if found:
         return tuple(found)
