@@ -96,6 +96,24 @@ def test_regression_answers_in_the_targets_unit(tmp_path: Path):
     assert np.abs(found["prediction"] - truth["price"])[known].mean() < 40
 
 
+MALFORMED = {
+    "a list for the model": {"model": []},
+    "a number for the name": {"model": {"name": 5, "shape": [3], "outputs": 2}, "data": {}},
+    "a text for the shape": {"model": {"name": "linear", "shape": "x", "outputs": 2}, "data": {}},
+    "a list for the data": {"model": {"name": "linear", "shape": [3], "outputs": 2}, "data": []},
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_foreign_configuration_is_named(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "config.json").write_text(json.dumps({"schema_version": 1, **MALFORMED[kind]}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert main(["predict", str(tmp_path), "new.csv"]) == 4
+    assert "config.json is no run's configuration" in capsys.readouterr().err
+
+
 def test_labels_that_a_spreadsheet_would_run_can_be_escaped(tmp_path: Path):
     rows = [f"{i % 9},{['=1+1', '-2', '@x', 'fine'][i % 4]}" for i in range(120)]
     (tmp_path / "t.csv").write_text("a,y\n" + "\n".join(rows) + "\n")

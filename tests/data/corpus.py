@@ -96,6 +96,7 @@ NUMBERS = [
     column("american", "1,234.50 | 0.5 | 12 | 7,250", [1234.5, 0.5, 12, 7250]),
     column("german_thousands", "1.036 | 2.500 | 0,5 | 12", [1036, 2500, 0.5, 12]),
     column("point_by_zero", "1.036 | 2.500 | 0.512 | 12", [1.036, 2.5, 0.512, 12]),
+    column("comma_by_zero", "1,036 | 2,500 | 0,512 | 12", [1.036, 2.5, 0.512, 12]),
     column("ambiguous_point", "1.036 | 2.500 | 3.125 | 12",
            error=r"'1.036' in line 2 can be 1.036 or 1036, .*--decimal \. or --decimal ,"),
     column("ambiguous_comma", "1,036 | 2,500 | 3,125 | 12", error=r"1036 or 1.036"),

@@ -42,23 +42,22 @@ class SavedModel:
         from tikhon.models import restore
 
         config = RunDirectory(path).read(CONFIG)
-        about = config.get("model", {})
-        if not {"name", "shape", "outputs"} <= about.keys():
-            raise InputError(f"{path} holds no model that was made by name; predict in Python")
+        name, shape, outputs = _named_model(path, config)
         if not (path / MODEL).is_file():
             raise InputError(f"{path} holds no {MODEL}: is the run finished?")
-        shape = tuple(about["shape"])
         verify(path, MODEL)
         try:
-            model = restore(about["name"], shape, about["outputs"], load_file(path / MODEL))
+            model = restore(name, shape, outputs, load_file(path / MODEL))
         except (SafetensorError, RuntimeError, OSError) as error:
             raise DataError(f"{path / MODEL} cannot be used: {error}") from error
-        fitted = config["data"].get("preprocessing")
-        return cls(
-            model.eval(),
-            config["data"],
-            None if fitted is None else Preprocessing.from_dict(fitted),
-        )
+        plain = config["data"].get("preprocessing")
+        fitted = None if plain is None else Preprocessing.from_dict(plain)
+        if fitted is not None and (count := len(fitted.feature_names)) != shape[0]:
+            raise DataError(
+                f"{path / CONFIG}: its preprocessing makes {count} inputs, its model takes "
+                f"{shape[0]}"
+            )
+        return cls(model.eval(), config["data"], fitted)
 
     def read(self, data: str | Path, **options: Any) -> torch.Tensor:
         """Rows of a file as the model's inputs: columns by name for a table."""
@@ -125,6 +124,19 @@ class SavedModel:
         labels = np.array(classes, object)[probabilities.argmax(1)]
         frame.insert(0, "prediction", labels)
         return frame
+
+
+def _named_model(path: Path, config: dict[str, Any]) -> tuple[str, tuple[int, ...], int]:
+    """Name, shape of a row and outputs of the model that a run's configuration tells of."""
+    about, data = config.get("model", {}), config.get("data", {})
+    if isinstance(about, dict) and not {"name", "shape", "outputs"} <= about.keys():
+        raise InputError(f"{path} holds no model that was made by name; predict in Python")
+    whole = isinstance(about, dict) and isinstance(data, dict)
+    if whole and isinstance(about["name"], str) and isinstance(about["shape"], list):
+        sizes = [*about["shape"], about["outputs"]]
+        if about["shape"] and all(type(size) is int and size > 0 for size in sizes):
+            return about["name"], tuple(about["shape"]), about["outputs"]
+    raise DataError(f"{path / CONFIG} is no run's configuration: its model or data are malformed")
 
 
 def escaped(frame: pd.DataFrame) -> pd.DataFrame:
