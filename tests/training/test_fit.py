@@ -130,7 +130,7 @@ def test_schedules_end_low(iris, schedule):
 
 
 def test_budget_ends_the_run(iris):
-    run = fit(network(iris), iris.train, epochs=100_000, budget=0.3)
+    run = fit(network(iris), iris.train, epochs=100_000, budget="300ms")
     assert run.ended == "budget" and len(run.history) < 100_000
 
 
@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_is_named(iris):
         ({"momentum": 0.9}, "momentum is for sgd"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"epochs": 0}, "epochs must be 1 or more"),
-        ({"budget": -1.0}, "budget must be > 0"),
+        ({"budget": 60.0}, "budget must be a time such as 60s"),
         ({"recipe": Recipe(tk.L1(1e-3), early_stopping=2)}, "needs validation data"),
         ({"recipe": Recipe({"fc9.weight": tk.L1(1e-3)})}, "no parameter matches"),
     ],

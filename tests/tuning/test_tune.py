@@ -21,7 +21,6 @@ from tikhon.layers import Dropout
 from tikhon.models.mlp import MLP
 from tikhon.tuning.choice import at_edges, choose, selection_noise
 from tikhon.tuning.ensemble import Average
-from tikhon.tuning.plan import parse_budget
 from tikhon.tuning.preparation import make_job
 from tikhon.tuning.runners import PopulationRunner, measure_chunk
 from tikhon.tuning.searches import PopulationBased, Random
@@ -272,13 +271,12 @@ def test_batch_norm_with_folds_is_trained_one_after_another_and_told_why():
     ("given", "message"),
     [
         ({"budget": "0.001s"}, "too small: one trial"),
-        ({"budget": "ten"}, "60s, 5m, 1h, or 200runs"),
-        ({"budget": 0}, "at least one run"),
+        ({"budget": "ten"}, "60s, 5m or 1h .* 200runs"),
+        ({"budget": 20}, "budget must be a time such as"),
         ({"folds": 1}, "at least 2"),
         ({"folds": 200}, "need at least 200 rows"),
         ({"loss": "hinge"}, "unknown loss 'hinge'"),
-        ({"valid": (data(20)[0], torch.zeros(20, dtype=torch.long))}, r"lack the classes \[1\]"),
-        ({"valid": (data(20)[0], torch.arange(20))}, "that train lacks"),
+        ({"valid": (data(20)[0], torch.arange(20))}, "which train lacks"),
     ],
 )
 def test_requests_that_cannot_be_met_say_why(given, message):
@@ -295,11 +293,6 @@ def test_a_budget_of_runs_is_the_number_of_configurations():
     found = search(budget="70runs", epochs=1, folds=0)
     assert found.plan.members == 70
     assert len({str(o.trial.config) for o in found.history}) == 71  # the default too
-
-
-def test_budgets_are_read():
-    assert parse_budget("60s") == (60.0, None) and parse_budget("3 runs") == (None, 3)
-    assert parse_budget("1h") == (3600.0, None) and parse_budget(None) == (None, 16)
 
 
 def test_the_choice_prefers_regularization_within_one_standard_error():

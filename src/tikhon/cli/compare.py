@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tikhon.budget import seconds_of
 from tikhon.cli import tables
 from tikhon.cli.options import (
     MODEL,
@@ -22,7 +23,6 @@ from tikhon.cli.options import (
     Overwrite,
     Quiet,
     Seed,
-    seconds,
 )
 from tikhon.errors import InputError
 
@@ -90,7 +90,7 @@ def compare(
 
     --widths draws the test score over width x strength, --depths over depth x remedy x strength.
     """
-    stop_after = seconds(budget)
+    seconds_of(budget)
     wide, deep = _sizes(widths, "--widths"), _sizes(depths, "--depths")
     table = tables.table_options(context.params)
 
@@ -115,7 +115,7 @@ def compare(
     with StepProgress(terminal) as on_event:
         found = over_methods(
             source, names, model=model, splits=splits, trials=trials, epochs=epochs,
-            batch_size=batch_size, budget=stop_after, seed=seed, on_event=on_event,
+            batch_size=batch_size, budget=budget, seed=seed, on_event=on_event,
         )  # fmt: skip
         result = found.to_dict()
         if wide or deep:

@@ -16,7 +16,7 @@ from tikhon.cli.diagnose import (
     ValidOption,
     read,
 )
-from tikhon.cli.options import Debug, Json, Output, Overwrite, Quiet, Seed, seconds
+from tikhon.cli.options import Debug, Json, Output, Overwrite, Quiet, Seed
 
 
 def cure(
@@ -53,7 +53,7 @@ def cure(
     terminal.note(f"trying treatments for up to {budget} of CPU time")
     found = run(
         program.pop("model"), program.pop("data"), program.pop("loss"), seeds=seeds, steps=steps,
-        budget=seconds(budget) or 60.0, batch_size=batch_size, seed=seed, clip=clip, **program,
+        budget=budget, batch_size=batch_size, seed=seed, clip=clip, **program,
     )  # fmt: skip
     document = found.to_dict()
     terminal.say(str(found.diagnosis))

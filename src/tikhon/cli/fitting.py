@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tikhon.budget import seconds_of
 from tikhon.cli import compacted, tables
 from tikhon.cli.conclusion import conclude_fit
 from tikhon.cli.folders import about_data, command_of, output_of
 from tikhon.cli.length import length_of, needs_length
-from tikhon.cli.options import penalty_entry, seconds, strength
+from tikhon.cli.options import penalty_entry, strength
 from tikhon.cli.progress import FitProgress
 from tikhon.cli.terminal import Terminal
 from tikhon.cli.threads import limit_threads
@@ -114,7 +115,7 @@ def _prepare(given: Mapping[str, Any]) -> Job:
     from tikhon.training import Settings
 
     training: dict[str, Any] = {name: given[name] for name in _TRAINING}
-    budget, epochs = seconds(given["budget"]), given["epochs"]
+    budget, epochs = seconds_of(given["budget"]), given["epochs"]
     table = tables.table_options(given)
     compacted.check_export(given["export"])
     recipe = _recipe(given)
@@ -126,7 +127,10 @@ def _prepare(given: Mapping[str, Any]) -> Job:
         needs=needs_length(given, recipe, len(parts.valid.x) > 0),
     )  # fmt: skip
     recipe = replace(recipe, early_stopping=length.patience)
-    training |= {"epochs": length.epochs, "budget": length.budget}
+    training |= {
+        "epochs": length.epochs,
+        "budget": None if length.budget is None else f"{length.budget:g}s",
+    }
     path = output_of(given["output"], source.name, given["resume"])
     rate = recipe.dropout if isinstance(recipe.dropout, float) else 0.0
     shape = parts.train.shape

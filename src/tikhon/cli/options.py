@@ -68,20 +68,6 @@ Overwrite = Annotated[
 ]
 
 
-def seconds(text: str | None) -> float | None:
-    """Seconds of a text like 90, 60s, 5m, 1.5h.
-
-    >>> seconds("1.5m")
-    90.0
-    """
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([smh]?)", text.strip())
-    if not found or float(found[1]) == 0:
-        raise InputError(f"budget must be a time like 60s, 5m or 1h, received {text!r}")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-
-
 def strength(text: str, option: str) -> float | str:
     """A strength: a finite number >= 0, or "auto".
 

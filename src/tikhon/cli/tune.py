@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tikhon.budget import Budget
 from tikhon.cli import tables
 from tikhon.cli.folders import about_data, command_of, output_of
 from tikhon.cli.options import (
@@ -107,11 +108,10 @@ def tune(
 
     Members train together where that is faster; the best are trained again on all rows.
     """
-    from tikhon.tuning.plan import parse_budget
     from tikhon.tuning.preparation import default_space
     from tikhon.tuning.space import Choice, Space
 
-    parse_budget(budget)
+    Budget.of(budget)
     entries = None if space is None else Space.from_toml(space)
     _check_sharing(workers, join, storage)
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tikhon import notebook
+from tikhon.budget import seconds_of
 from tikhon.comparison.methods import Method, design
 from tikhon.comparison.statistics import interval, tied
 from tikhon.data import Dataset, Split, split
@@ -168,7 +169,7 @@ def compare(
     trials: int | None = None,
     epochs: int = 30,
     batch_size: int = 64,
-    budget: float | None = None,
+    budget: str | None = None,
     seeds: int = 3,
     seed: int = 0,
     on_event: Event = lambda text, done, total: None,
@@ -186,9 +187,9 @@ def compare(
         splits: >= 2 for confidence intervals.
         trials: trainings a method and split; by default what the budget allows, 1 to 8, or 6.
         epochs, batch_size: of every training.
-        budget: seconds for all. Trials follow from it and the time of one training; where it is
-            short they assume fewer splits (3 at least), so that each method is tuned. A split
-            that would exceed it is not begun once there are three.
+        budget: a time for all, such as "5m". Trials follow from it and the time of one
+            training; where it is short they assume fewer splits (3 at least), so that each
+            method is tuned. A split that would exceed it is not begun once there are three.
         seeds: test scores of the first split's choice under so many seeds (its stability).
         seed: of everything.
 
@@ -196,6 +197,7 @@ def compare(
     """
     if splits < 1 or seeds < 1:
         raise InputError(f"splits and seeds must be 1 or more, received {splits} and {seeds}")
+    limit = seconds_of(budget)
     arms = [Arm(Method.of(name)) for name in methods]
     for arm in arms:
         if arm.method.classes_only and data.task != "classification":
@@ -207,7 +209,7 @@ def compare(
     fixed = len(arms) * (seeds - 1)
     asked = splits
     if trials is None:
-        trials = _plan(budget, _DEARER * cost, len(arms), splits, fixed)
+        trials = _plan(limit, _DEARER * cost, len(arms), splits, fixed)
     total, done = len(arms) * splits * trials + fixed, 0
     for number in range(splits):
         parts = split(data, seed=seed + number)
@@ -229,9 +231,9 @@ def compare(
                 done += seeds - 1
         spent = time.perf_counter() - started
         if (
-            budget
+            limit
             and number + 1 >= min(asked, _SPLITS)
-            and spent * (number + 2) / (number + 1) > budget
+            and spent * (number + 2) / (number + 1) > limit
         ):
             break
     splits = len(arms[0].chosen)

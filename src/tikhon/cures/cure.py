@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 import textwrap
 import time
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from tikhon.budget import seconds_of
 from tikhon.cures.arms import Arm, Trials, shell, train
 from tikhon.cures.treatments import NOTHING, Treatment, popular
 from tikhon.data.rows import Batch
@@ -139,7 +140,7 @@ def cure(
     optimizer: Any,
     diagnosis: Diagnosis | None = None,
     valid: Any = None,
-    budget: str | float = "60s",
+    budget: str = "60s",
     seeds: int = 3,
     steps: int = 300,
     batch_size: int = 64,
@@ -160,7 +161,7 @@ def cure(
         data, loss, valid, batch_size, penalty, clip: as for `diagnose`.
         optimizer: an optimizer bound to the model, or a factory called with the parameters.
         diagnosis: of the same program; None diagnoses first, within the budget.
-        budget: CPU seconds, a number or a text like "60s" or "2m".
+        budget: a time such as "60s" or "2m", counted in CPU seconds: other programs take none.
         seeds: paired repetitions, >= 2.
         steps: length of the last rung, >= 1.
 
@@ -183,7 +184,7 @@ def cure(
     if seeds < 2 or steps < 1:
         raise InputError(f"seeds must be >= 2 and steps >= 1, received {seeds} and {steps}")
     began = time.process_time()
-    limit = began + _seconds(budget)
+    limit = began + (seconds_of(budget) or math.inf)
     if diagnosis is None:
         fixed = isinstance(model, nn.Module)
         diagnosis = diagnose(
@@ -218,15 +219,6 @@ def cure(
         patch=trials.build(treatment, seed).patch if chosen is not None else "",
         seconds=time.process_time() - began,
     )
-
-
-def _seconds(budget: str | float) -> float:
-    if isinstance(budget, (int, float)) and budget > 0:
-        return float(budget)
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(budget).strip())
-    if not found or float(found[1]) == 0:
-        raise InputError(f"budget must be a time like 60s or 2m, received {budget!r}")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def _letter(found: Cure) -> str:

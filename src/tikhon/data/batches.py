@@ -21,7 +21,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from tikhon.data.rows import TARGETS, Batch, each, join, length, split
+from tikhon.data.rows import TARGETS, Batch, each, join, length, split, tensors
 from tikhon.errors import DataError
 
 _READ = 256  # rows of a batch in which a data set is read whole
@@ -57,7 +57,7 @@ def pair(data: Any, *, name: str = "data") -> tuple[Any, Tensor]:
         )
     x = each(inputs, lambda part: _checked(part, f"{name} x", inputs=True))
     y = _checked(target, f"{name} y", inputs=False)
-    _check_rows(x, y, name)
+    count_rows((x, y), name)
     return x, y
 
 
@@ -88,8 +88,9 @@ def opened(data: Any, name: str = "data") -> tuple[Batch | None, Iterable[Any] |
 
 def one_tensor(inputs: Any, *, name: str, verb: str) -> Tensor:
     """The inputs, for a verb whose models take one tensor; several are refused by name."""
-    if isinstance(inputs, Tensor):
-        return inputs
+    found = tensors(inputs)
+    if len(found) == 1:
+        return found[0]
     raise DataError(
         f"{name}: {verb} takes models of one input tensor, received {_words(inputs, None)}; "
         "give one tensor, or use fit, diagnose or cure, which take several"
@@ -204,14 +205,16 @@ def _checked(values: Tensor, name: str, *, inputs: bool) -> Tensor:
     return values
 
 
-def _check_rows(x: Any, y: Tensor, name: str) -> None:
+def count_rows(batch: Batch, name: str = "data") -> int:
+    """How many rows there are; `DataError` where there are none, or not as many targets."""
+    x, y = batch
     if isinstance(x, Tensor) and (x.ndim == 0 or len(x) == 0):
         raise DataError(f"{name} has no rows: x is of shape {tuple(x.shape)}")
-    if isinstance(x, Tensor) and (y.ndim == 0 or len(x) != len(y)):
+    if isinstance(x, Tensor) and isinstance(y, Tensor) and (y.ndim == 0 or len(x) != len(y)):
         rows = len(y) if y.ndim else "no"
         raise DataError(f"{name}: x has {len(x)} rows but y has {rows}; give one target per row")
     try:
-        length((x, y))
+        return length(batch)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 

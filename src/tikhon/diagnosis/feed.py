@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tikhon.data.batches import opened, order, slices
+from tikhon.data.batches import count_rows, opened, order, slices
 from tikhon.data.rows import (
     TARGETS,
     Batch,
@@ -54,7 +54,7 @@ def feed(data: Any, *, rows: int = 256, name: str = "data") -> Feed:
     if batches is not None:
         return _from_loader(batches, rows, name)
     assert source is not None
-    count = length(source)
+    count = count_rows(source, name)
     some = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:rows]
     return Feed(take(source, some.sort().values), source, count, True)
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.batches import order
+from tikhon.data.stream import Stream
 from tikhon.errors import InputError
 from tikhon.models.skip import SkipNetwork
 from tikhon.paths.result import PathResult
@@ -82,11 +82,12 @@ class Sweep:
     def __init__(
         self, model: nn.Module, data: tuple[Tensor, Tensor], penalty: Proximable, seed: int
     ) -> None:
-        self.model, self.penalty, self.seed = model, penalty, seed
+        self.model, self.penalty = model, penalty
         self.x, self.y = data
         self.objective = Objective("auto", self.y)
         self.target = _features(model, penalty)
-        self.batch = len(self.x) if len(self.x) <= 2 * BATCH else BATCH
+        size = len(self.x) if len(self.x) <= 2 * BATCH else BATCH
+        self.stream = Stream(data, size=size, seed=seed)
 
     def densify(self) -> None:
         """Train without the penalty."""
@@ -140,17 +141,8 @@ class Sweep:
     def _backward(self, step: int, *, full: bool = False) -> None:
         for p in self.model.parameters():
             p.grad = None
-        if full or self.batch == len(self.x):
-            x, y = self.x, self.y
-        else:
-            per_epoch = len(self.x) // self.batch
-            if step % per_epoch == 0:
-                self.order = order(len(self.x), seed=self.seed, epoch=step // per_epoch)
-            place = step % per_epoch * self.batch
-            rows = self.order[place : place + self.batch]
-            x, y = self.x[rows], self.y[rows]
-        output = self.model(x).unsqueeze(0)
-        self.objective.rows(output, y).mean().backward()
+        x, y = (self.x, self.y) if full else self.stream.batch(step)
+        self.objective.mean(self.model(x), y).backward()
 
     def _support(self, rows: Tensor) -> Tensor:
         return (rows != 0).any(1)
@@ -251,7 +243,7 @@ def _refitted(
         target.place_([mask[names[id(p)]] for p in target.params], live)
         models.append(model)
         masks.append(mask)
-    x, y = data
+    x, _ = data
     settings = Settings(
         lr=torch.full((len(models),), 5e-3), weight_decay=torch.full((len(models),), DECAY)
     )
@@ -264,8 +256,7 @@ def _refitted(
     kept = {name: value.detach().clone() for name, value in everything.items()}
     best = torch.full((len(models),), math.inf)
     for step in range(REFIT_STEPS):
-        rows = order(len(x), seed=seed, epoch=step)[: sweep.batch]
-        population.step(x[rows], y[rows], None, step, seed=step)
+        population.step(*sweep.stream.batch(step), None, step, seed=step)
         if valid is not None and (step + 1) % CHECK == 0:
             losses = population.row_losses(*valid).mean(1)
             lower, best = losses < best, torch.minimum(losses, best)

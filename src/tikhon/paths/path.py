@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.batches import pair
+from tikhon.data.batches import one_tensor, pair
+from tikhon.data.classes import check_classes
 from tikhon.errors import InputError, unknown
 from tikhon.paths.exact import LinearPath, follow, is_linear, strength_grid
 from tikhon.paths.penalised import followed
@@ -85,7 +86,11 @@ def path(
     if select not in ("one_se", "best"):
         raise InputError(unknown("select", select, ("one_se", "best")))
     x, y = pair(train, name="train")
+    x = one_tensor(x, name="train", verb="path")
     held_out = None if valid is None else pair(valid, name="valid")
+    if held_out is not None:
+        held_out = one_tensor(held_out[0], name="valid", verb="path"), held_out[1]
+    check_classes(y, None if held_out is None else held_out[1])
     strengths = _check_grid(strengths, smallest, folds, len(x))
     started = time.perf_counter()
     if build_model is None or is_linear(build_model()):

@@ -65,8 +65,6 @@ def _labels(y: Tensor) -> Tensor:
 
 
 def _check_classes(classes: Tensor, rows: int) -> None:
-    if len(classes) < 2:
-        raise InputError(f"the training rows hold the single class {classes.tolist()}")
     if len(classes) > 20 and 2 * len(classes) > rows:
         raise InputError(
             f"integer targets are classes, but there are {len(classes)} of them in {rows} rows: "

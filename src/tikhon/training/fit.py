@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 
 import tikhon
 from tikhon import notebook
+from tikhon.budget import seconds_of
 from tikhon.data.batches import pair
+from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
 from tikhon.data.rows import each, tensors
 from tikhon.errors import InputError, StorageError
@@ -98,7 +100,7 @@ def fit(
     epochs: int = 20,
     seed: int = 0,
     device: str = "auto",
-    budget: float | None = None,
+    budget: str | None = None,
     unit: float = 1.0,
     output: str | PathLike[str] | None = None,
     about: Mapping[str, Any] | None = None,
@@ -130,7 +132,7 @@ def fit(
         batch_size, epochs: 1 or more.
         seed: of the row order and of all noise; the initial weights are the model's own.
         device: "auto", "cpu", "cuda" or "mps".
-        budget: seconds after which training stops.
+        budget: a time after which training stops, such as "60s", "5m" or "1h".
         unit: what 1.0 of a standardised target means, for the reported rmse.
         output: folder of the run: configuration, history, result, weights, checkpoints.
         refit: train once more from the same start on train + valid, with the strengths that the
@@ -154,7 +156,16 @@ def fit(
     """
     recipe = recipe or Recipe()
     settings = Settings(
-        loss, optimizer, lr, momentum, schedule, batch_size, epochs, seed, device, budget
+        loss,
+        optimizer,
+        lr,
+        momentum,
+        schedule,
+        batch_size,
+        epochs,
+        seed,
+        device,
+        seconds_of(budget),
     )
     held = None if valid is None else pair(valid, name="valid")
     tested = None if test is None else pair(test, name="test")
@@ -162,6 +173,8 @@ def fit(
         torch.manual_seed(seed)
         start = copy.deepcopy(model) if refit else None
         training = Training(model, train, recipe, settings, valid=held, unit=unit)
+        if training.stream.held is not None:
+            check_classes(training.y, None if held is None else held[1])
         if refit:
             check_refit(training)
         hooks = {"stop": stop, "on_tick": on_tick, "on_epoch": on_epoch}

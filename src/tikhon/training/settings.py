@@ -69,8 +69,6 @@ class Settings:
                 raise InputError(f"{name} must be 1 or more, received {getattr(self, name)!r}")
         if self.seed < 0:
             raise InputError(f"seed must be 0 or more, received {self.seed!r}")
-        if self.budget is not None and not self.budget > 0:
-            raise InputError(f"budget must be > 0 seconds, received {self.budget!r}")
 
     def place(self) -> torch.device:
         """The device to train on."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tikhon.budget import Budget
 from tikhon.errors import InputError
 from tikhon.tuning.runners import Config, Job, measure_chunk
 from tikhon.tuning.searches import SpaceFilling
@@ -36,33 +36,13 @@ class Plan:
         return {**asdict(self), "microseconds": [list(pair) for pair in self.microseconds]}
 
 
-def parse_budget(budget: str | float | None) -> tuple[float | None, int | None]:
-    """(seconds, runs): one of them, from "60s", "5m", "1.5h", "200runs" or a number of runs.
-
-    >>> parse_budget("1.5m"), parse_budget("200runs"), parse_budget(20)
-    ((90.0, None), (None, 200), (None, 20))
-    """
-    if budget is None:
-        return None, MEMBERS
-    if isinstance(budget, (int, float)) and not isinstance(budget, bool):
-        if budget < 1:
-            raise InputError(f"budget {budget}: at least one run is needed")
-        return None, int(budget)
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(s|m|h|runs?)\s*", str(budget))
-    if not found or float(found[1]) <= 0:
-        raise InputError(f"budget {budget!r}: give a time such as 60s, 5m, 1h, or 200runs")
-    number, unit = float(found[1]), found[2]
-    if unit.startswith("run"):
-        return None, max(int(number), 1)
-    return number * {"s": 1, "m": 60, "h": 3600}[unit], None
-
-
-def make_plan(job: Job, space: Space, budget: str | float | None) -> Plan:
+def make_plan(job: Job, space: Space, budget: str | None) -> Plan:
     """Measure a step at several chunk sizes, then fit members and epochs into the budget.
 
     Raises `InputError` for a budget that one trial does not fit into.
     """
-    seconds, runs = parse_budget(budget)
+    given = Budget.of(budget)
+    seconds, runs = given.seconds, given.runs
     configs = SpaceFilling(space, count=MEMBERS).configs()
     chunk, table, reason = measure_chunk(job, configs)
     measured = tuple(table.items())

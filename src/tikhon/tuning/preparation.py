@@ -105,22 +105,3 @@ def open_journal(
         "budget": str(budget),
     }
     return Journal(Path(output) / "journal.jsonl", header, resume=resume)
-
-
-def check_classes(y: Tensor, valid: tuple[Tensor, Tensor] | None) -> None:
-    """Every class has to be there to be learned, and to be scored."""
-    if y.is_floating_point():
-        return
-    present = set(y.tolist())
-    if len(present) < 2:
-        raise InputError(f"the training rows hold the single class {sorted(present)}")
-    if valid is None:
-        return
-    scored = set(valid[1].tolist())
-    if unseen := scored - present:
-        raise InputError(f"the validation rows hold classes {sorted(unseen)} that train lacks")
-    if missing := present - scored:
-        raise InputError(
-            f"the validation rows lack the classes {sorted(missing)}: their errors would not "
-            "count; draw them in proportion, or leave valid out"
-        )

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon import notebook
-from tikhon.data.batches import pair
+from tikhon.data.batches import one_tensor, pair
+from tikhon.data.classes import check_classes
 from tikhon.errors import InputError
 from tikhon.tuning.builder import Builder
 from tikhon.tuning.choice import Audit, audit, choose, near_best
@@ -22,7 +23,6 @@ from tikhon.tuning.journal import Journal
 from tikhon.tuning.plan import Plan, default_config, make_plan
 from tikhon.tuning.preparation import (
     all_rows,
-    check_classes,
     default_space,
     make_job,
     open_journal,
@@ -120,7 +120,7 @@ def tune(
     valid: Any = None,
     loss: Any = "auto",
     space: Space | None = None,
-    budget: str | float | None = None,
+    budget: str | None = None,
     seed: int = 0,
     search: Search | Callable[[Space, Plan], Search] | None = None,
     folds: int | None = None,
@@ -149,7 +149,7 @@ def tune(
             2,500 rows 3 folds are made.
         loss: as for `fit`: a name, a function or module of torch, or a callable; a mean over rows.
         space: what varies; by default dropout (if the model has it), lr, and weight_decay="auto".
-        budget: "60s", "5m" (of wall time), or "200runs" or 200: so many configurations, of which
+        budget: "60s", "5m" (of wall time), or "200runs": so many configurations, of which
             halving trains most in part.
         seed: of initial weights, batches, noise and the design.
         search: a search, or a function (space, plan) -> search; guarded halving by default.
@@ -174,8 +174,11 @@ def tune(
     """
     started = time.perf_counter()
     x, y = pair(train, name="train")
+    x = one_tensor(x, name="train", verb="tune")
     held_out = None if valid is None else pair(valid, name="valid")
-    check_classes(y, held_out)
+    if held_out is not None:
+        held_out = one_tensor(held_out[0], name="valid", verb="tune"), held_out[1]
+    check_classes(y, None if held_out is None else held_out[1])
     make = Builder(build_model, space or {})
     space = space or default_space(make)
     make.check(space, default_config(space))

@@ -1,0 +1,37 @@
+"""Whether the classes of the rows that train and the rows that score go together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from tikhon.errors import DataError
+
+
+def check_classes(y: Tensor, valid: Tensor | None = None, *, stacklevel: int = 3) -> None:
+    """Every class has to be there to be learned; one that `valid` lacks is warned of.
+
+    `y` and `valid` are targets; floats have no classes. Raises `DataError` for rows of a single
+    class and for classes that only `valid` holds.
+    """
+    if y.is_floating_point() or (valid is not None and valid.is_floating_point()):
+        return
+    present = set(y.unique().tolist())
+    if len(present) < 2:
+        raise DataError(f"train holds the single class {_listed(present)}: nothing can be learned")
+    scored = present if valid is None else set(valid.unique().tolist())
+    if unseen := scored - present:
+        raise DataError(f"valid holds the class(es) {_listed(unseen)}, which train lacks")
+    if missing := present - scored:
+        warnings.warn(
+            f"valid lacks the class(es) {_listed(missing)}: errors on them do not count in its "
+            "scores; draw it in proportion",
+            stacklevel=stacklevel,
+        )
+
+
+def _listed(classes: Iterable[int]) -> str:
+    found = sorted(classes)
+    return ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")
