@@ -38,7 +38,7 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
-html_extra_path = ["llms.txt"]
+html_extra_path = ["llms.txt", "diagnosis.schema.json"]
 html_title = "tikhon"
 html_copy_source = False
 html_show_sphinx = False

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from tikhon.diagnosis.checks import symptoms
 from tikhon.diagnosis.codes import CODES, CONSEQUENCES
+from tikhon.diagnosis.document import SCHEMA_VERSION
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.faults import faults
 from tikhon.diagnosis.findings import LABELS, SEVERITIES, Finding
@@ -69,9 +70,12 @@ class Diagnosis:
         return letter_html(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values without NaN: verdict, labels, findings and the record."""
+        """Plain values without NaN: verdict, labels, findings and the record.
+
+        Its form is versioned: `tikhon.diagnosis.document`.
+        """
         return {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "kind": "diagnosis",
             "ok": self.ok,
             "worst": self.worst(),

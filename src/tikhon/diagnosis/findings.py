@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from tikhon.diagnosis.record import finite
+from tikhon.diagnosis.thresholds import MEASURES
 
 SEVERITIES = ("info", "warning", "critical")
 LABELS = (
@@ -34,7 +37,6 @@ class Finding:
     fix: str = ""  # the line of code to change or to write
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        from tikhon.diagnosis.record import finite
-
-        return finite(self)
+        """Plain values; `measures` has the unit and the healthy range of each number."""
+        known = {name: asdict(MEASURES[name]) for name in self.evidence if name in MEASURES}
+        return {**finite(self), "measures": known}
