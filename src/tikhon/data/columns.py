@@ -29,7 +29,9 @@ _LARGEST = 1e150
 _FEW = 20  # words among numbers, and levels that are a category whatever they look like
 _PROSE = 3  # words of an average cell of free text
 _WIDTHS = {"words": 64, "letters": 32}  # hashed features of free text
-_ID_NAME = re.compile(r"(^|[_\s.-])(id|uuid|guid|key|index|rownames?)$|^unnamed|^$", re.IGNORECASE)
+_ID_NAME = re.compile(
+    r"(?i:(^|[_\s.-])(id|uuid|guid|key|index|rownames?)$|^unnamed|^$)|(?<=[a-z])I[dD]$"
+)
 _HEX = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{2,})*", re.IGNORECASE)
 _FORMATS = {
     "ISO8601": "ymd",
