@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import time
+import warnings
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,11 +16,14 @@ from torch import nn
 
 from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
 from tikhon.cures import cure, surgery
-from tikhon.cures.arms import Trials
+from tikhon.cures import treatments as cures
+from tikhon.cures.arms import DoesNotApplyError, Trials
 from tikhon.cures.patch import execute, script
 from tikhon.cures.treatments import INPUTS, NOTHING, candidates, rate
+from tikhon.cures.yardstick import Yardstick
 from tikhon.diagnosis import diagnose
 from tikhon.diagnosis.feed import feed
+from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.replica import replicate
 from tikhon.errors import InputError
 
@@ -246,3 +252,123 @@ def test_an_edit_that_does_not_fit_the_shapes_is_left_out():
     )  # fmt: skip
     assert len(found.arms) > 3
     assert not any("BatchNorm" in arm.name for arm in found.arms)
+
+
+def bare(**options):
+    model = deep(1, nn.ReLU)
+    return Trials(
+        **{
+            "model": model, "loss": CE, "optimizer": sgd(0.1)(model.parameters()), "penalty": None,
+            "clip": None, "source": feed(classes()), "judge": None, "batch_size": 32,
+            "seeds": [0, 1], "codes": set(), "limit": math.inf, **options,
+        }
+    )  # fmt: skip
+
+
+def test_what_a_finding_names_first_is_never_dropped_on_the_first_rungs():
+    trials = bare(codes={"unscaled_inputs", "dying_relu"})
+    found, _ = trials.search(80)
+    reached = {a.name: a.steps for a in found}
+    assert reached["scaled inputs"] == 80
+    assert len([name for name, steps in reached.items() if steps == 20]) > 5
+
+
+def test_the_rest_of_the_budget_goes_into_longer_rungs():
+    torch.manual_seed(0)
+    noise = torch.randint(2, (60,))
+    model = nn.Linear(4, 2)
+    trials = bare(
+        model=model, optimizer=adam(0.01)(model.parameters()),
+        source=feed((torch.randn(60, 4), noise)), judge=(torch.randn(60, 4), noise.flip(0)),
+        limit=time.perf_counter() + 2.0,
+    )  # fmt: skip
+    found, chosen = trials.search(5)
+    assert chosen is None
+    assert found[0].steps >= 15
+    assert found[0].steps % 3 == 0
+
+
+def test_the_budget_is_kept():
+    torch.manual_seed(0)
+    model = deep(25, nn.Tanh)
+    told = []
+    known = diagnose(model, classes(), CE)
+    began = time.perf_counter()
+    cure(
+        model, classes(), CE, optimizer=sgd(0.05)(model.parameters()), diagnosis=known,
+        steps=300, budget=3.0,
+        on_progress=lambda text, done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert time.perf_counter() - began < 3.0 * 1.1 + 0.5  # what ends the last run
+    assert told[0][0] < told[-1][0] <= told[-1][1] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("treatment", "options"),
+    [
+        (cures.adam(1e-3), {"optimizer": adam(1e-3)}),
+        (cures.BATCH, {}),
+        (cures.decay(0.1), {"optimizer": partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1)}),
+    ],
+)
+def test_the_own_program_under_another_name_is_no_treatment(treatment, options):
+    with pytest.raises(DoesNotApplyError):
+        bare(**options).build(treatment, 0)
+    bare(batch_size=8).build(treatment, 0)
+
+
+def test_equal_is_judged_among_the_treated():
+    trials = bare()
+    values = {NOTHING.name: 4e10, "lr x10": 9e8, "warm-up": 5e8}
+    for name, value in values.items():
+        for seed in (0, 1):
+            trials.scores[name, seed, 300] = (value, None)
+    trials._yardstick = Yardstick()
+    reached = dict.fromkeys(list(values)[1:], 300)
+    trials.codes = {"exploding_gradient"}
+    _, chosen = trials._verdicts(reached, [rate(10.0), cures.WARMUP], 300)
+    assert chosen is cures.WARMUP
+
+
+@pytest.mark.parametrize(
+    ("score", "skill", "worth"),
+    [
+        (0.3, 0.9, True),
+        (0.3, None, True),
+        (0.69, 0.9, False),  # no better than a constant
+        (0.3, 0.505, False),  # accuracy at chance
+        (0.3, 0.65, False),  # far below what a plain reference does
+    ],
+)
+def test_a_cure_is_worth_something_in_itself(score, skill, worth):
+    assert Yardstick(loss=0.693, chance=0.5, reference=0.95).beaten(score, skill) is worth
+    assert Yardstick().beaten(score, skill)
+
+
+def test_a_yardstick_is_read_from_the_data():
+    measured = bare().yardstick
+    assert measured.loss == pytest.approx(math.log(4), rel=0.05)
+    assert measured.chance < 0.5 < measured.reference
+
+
+@pytest.mark.parametrize("name", ["reshaped", "straight"])
+def test_causes_in_the_wiring_have_treatments(name):
+    torch.manual_seed(0)
+    x = torch.randn(300, 6)
+    if name == "reshaped":
+        data, loss, code = (x, x @ torch.randn(6)), nn.functional.mse_loss, "broadcast_loss"
+        model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 1))
+    else:
+        data, loss, code = (x, (x[:, :2].prod(1) > 0).long()), CE, "no_nonlinearity"
+        model = nn.Sequential(nn.Linear(6, 32), nn.Linear(32, 32), nn.Linear(32, 2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using a target size")
+        told = replace(diagnose(model, data, loss), findings=(Finding(code, "critical"),))
+        found = cure(
+            model, data, loss, optimizer=adam(1e-2)(model.parameters()), diagnosis=told,
+            steps=100, budget="20s", seeds=2,
+        )  # fmt: skip
+    kinds = {a.name for a in found.arms if a.verdict == "confirmed"}
+    wanted = {"reshaped": cures.RESHAPE, "straight": cures.NONLINEAR}[name]
+    assert any(wanted.name in n for n in kinds), str(found)
+    assert wanted.name in found.best.name, str(found)

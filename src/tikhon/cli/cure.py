@@ -28,7 +28,7 @@ def cure(
     ],
     loss: LossOption = "cross_entropy",
     valid: ValidOption = None,
-    budget: Annotated[str, typer.Option(help="CPU time: 60s, 2m.", metavar="TIME")] = "60s",
+    budget: Annotated[str, typer.Option(help="Time in all: 60s, 2m.", metavar="TIME")] = "60s",
     seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
     steps: Annotated[int, typer.Option(help="Length of the last rung.")] = 300,
     batch_size: BatchSize = 64,
@@ -45,16 +45,19 @@ def cure(
 
     Exit code 3 says that no treatment beat doing nothing with every seed.
     """
+    from tikhon.cli.progress import StepProgress
     from tikhon.cures import cure as run
 
     terminal, program = read(
         model, data, loss, optimizer, valid, penalty, seed=seed, json=json, quiet=quiet
     )
-    terminal.note(f"trying treatments for up to {budget} of CPU time")
-    found = run(
-        program.pop("model"), program.pop("data"), program.pop("loss"), seeds=seeds, steps=steps,
-        budget=budget, batch_size=batch_size, seed=seed, clip=clip, **program,
-    )  # fmt: skip
+    terminal.note(f"trying treatments for up to {budget}")
+    with StepProgress(terminal) as progress:
+        found = run(
+            program.pop("model"), program.pop("data"), program.pop("loss"), seeds=seeds,
+            steps=steps, budget=budget, batch_size=batch_size, seed=seed,
+            clip=clip, on_progress=progress, **program,
+        )  # fmt: skip
     document = found.to_dict()
     terminal.say(str(found.diagnosis))
     terminal.say(str(found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import mean, pstdev
 from typing import Any
@@ -11,7 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from tikhon.cures.treatments import NOTHING, Treatment, candidates, popular
+from tikhon.cures.treatments import (
+    ADAMS,
+    NOTHING,
+    Treatment,
+    candidates,
+    named,
+    popular,
+)
+from tikhon.cures.yardstick import Yardstick, yardstick
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.diagnose import anew
 from tikhon.diagnosis.dry_run import Trial, advance, score
@@ -21,6 +30,7 @@ from tikhon.diagnosis.replica import Loss, Replica, isolated, replicate
 from tikhon.wrappers import unwrap
 
 RUNGS = (20, 75, 300)
+LONGER = 3  # times the steps of the last rung, while nothing is confirmed and time is left
 RELEVANT = 0.02  # of the untreated score: less is no cure, however sure (convention)
 WIDTHS = (10, 4)  # arms that go on from the first and the second rung, at most
 
@@ -48,6 +58,11 @@ class Arm:
         return pstdev(self.effects)
 
 
+def in_one_shape(loss: Loss) -> Loss:
+    """The loss with targets in the shape of the outputs: one that broadcasts judges nothing."""
+    return lambda output, y: loss(output, y.reshape(output.shape))
+
+
 def shell(model: Any) -> nn.Module:
     """Something to read devices from."""
     return unwrap(model) if isinstance(model, nn.Module) else nn.Module()
@@ -69,7 +84,10 @@ class Trials:
     codes: set[str]
     limit: float
     scores: dict[tuple[str, int, int], tuple[float, float | None]] = field(default_factory=dict)
-    pace: float = 0.0  # CPU seconds per step of the slowest arm seen
+    judged_by: Loss | None = None  # what scores are losses of, where the user's is the fault
+    on_progress: Callable[[str], None] = lambda text: None
+    pace: float = 0.0  # seconds per step of the slowest treatment seen
+    _yardstick: Yardstick | None = None
 
     def build(self, treatment: Treatment, seed: int) -> Replica:
         """The treated program with the weights of a seed."""
@@ -80,9 +98,18 @@ class Trials:
             engine = self.optimizer if fixed else anew(self.optimizer)
             replica = replicate(model, self.loss, engine, penalty=self.penalty, clip=self.clip)
             torch.manual_seed(seed + 1)
-            if treatment is not NOTHING and not treatment.apply(replica, self.source, self.judge):
-                raise DoesNotApplyError
+            if treatment is not NOTHING:
+                self._treat(treatment, replica)
         return replica.attach()
+
+    def _treat(self, treatment: Treatment, replica: Replica) -> None:
+        """Apply it; the user's own program under another name is not a treatment."""
+        same = treatment.kind == "batch" and treatment.batch == self.batch_size
+        changes_only_settings = "register" not in treatment.setup and treatment.edit is None
+        if treatment.kind in ("adam", "decay", "popular") and changes_only_settings:
+            same = treatment.is_optimizer_of(replica)
+        if same or not treatment.apply(replica, self.source, self.judge):
+            raise DoesNotApplyError
 
     def run(self, treatment: Treatment, seed: int, steps: int) -> float:
         """The score after some steps; infinite where the run blew up."""
@@ -90,11 +117,14 @@ class Trials:
         if key in self.scores:
             return self.scores[key][0]
         with isolated(shell(self.model), seed):
-            began = time.process_time()
+            began = time.perf_counter()
             replica = self.build(treatment, seed)
             size = treatment.batch or self.batch_size
-            end = train(replica, self.source, self.judge, steps, size, seed, loss=self.loss)
-            self.pace = max(self.pace, (time.process_time() - began) / (steps + 5))
+            end = train(
+                replica, self.source, self.judge, steps, size, seed,
+                loss=self.judged_by or self.loss, deadline=self.limit,
+            )  # fmt: skip
+            self.pace = max(self.pace, (time.perf_counter() - began) / (steps + 5))
         self.scores[key] = (self._score(end), end.valid_metric or end.metric)
         return self.scores[key][0]
 
@@ -111,56 +141,116 @@ class Trials:
         return "overfitting" in self.codes and self.judge is not None
 
     def search(self, steps: int) -> tuple[tuple[Arm, ...], Treatment | None]:
-        """Successive halving; all arms with their verdicts, and the one to keep."""
-        rungs = [r for r in RUNGS if r < steps] + [steps]
-        rungs = rungs[-3:]
-        arms = candidates(self.codes)
-        arms += [t for t in popular(self.codes) if t.name not in {a.name for a in arms}]
+        """Successive halving, then longer rungs; all arms, and the treatment to keep.
+
+        What the findings name first is carried to the last rung however it starts: a cure of a
+        cause may well be slow in the first twenty steps.
+        """
+        rungs = ([r for r in RUNGS if r < steps] + [steps])[-3:]
+        arms = self._arms()
+        kept = named(self.codes)
         reached: dict[str, int] = {}
+        done: tuple[list[Treatment], int] = ([], rungs[0])
         for place, rung in enumerate(rungs):
             last = place == len(rungs) - 1
-            seeds = self.seeds if place or len(rungs) == 1 else self.seeds[:1]
+            seeds = self.seeds if place or last else self.seeds[:1]
             if last:
                 arms = arms[: self._affordable(rung, len(arms))]
-            arms = self._rung(arms, rung, seeds, last)
-            reached |= {a.name: rung for a in arms}
+            ran = self._rung(arms, rung, seeds, last)
+            if ran is None:
+                break
+            done = (ran, rung)
+            reached |= {a.name: rung for a in ran}
             if not last:
-                arms = self._best(arms, rung, seeds, WIDTHS[-len(rungs) + 1 :][place])
-        return self._verdicts(reached, arms, rungs[-1])
+                arms = self._best(ran, rung, seeds, WIDTHS[-len(rungs) + 1 :][place])
+                arms += [a for a in ran if a.name in kept and a not in arms]
+        return self._longer(reached, *done)
+
+    def _arms(self) -> list[Treatment]:
+        """Treatments to try: those of the findings first, for a short budget reaches no more."""
+        arms = candidates(self.codes)
+        arms += [t for t in popular(self.codes) if t.name not in {a.name for a in arms}]
+        with isolated(shell(self.model), self.seeds[0]):
+            own = self.build(NOTHING, self.seeds[0])
+        same = [t.name for t in ADAMS if t.is_optimizer_of(own)]
+        arms = [a for a in arms if not any(a.name.endswith(f"+ {name}") for name in same)]
+        first = named(self.codes)
+        return sorted(arms, key=lambda arm: arm.name not in first)
+
+    def _longer(
+        self, reached: dict[str, int], finalists: list[Treatment], rung: int
+    ) -> tuple[tuple[Arm, ...], Treatment | None]:
+        """The verdicts; while nothing is confirmed, more steps for the best and what was named."""
+        arms, chosen = self._verdicts(reached, finalists, rung)
+        kept = named(self.codes)
+        while chosen is None and finalists and math.isfinite(self.limit):
+            rung *= LONGER
+            count = self._affordable(rung, len(finalists))
+            if self.pace * rung * len(self.seeds) * 2 > self.limit - time.perf_counter():
+                break
+            before = rung // LONGER
+            ranked = sorted(finalists, key=lambda t: self._mean(t, before, self.seeds))
+            first = ranked[0]
+            ranked.sort(key=lambda t: t.name not in kept and t is not first)
+            ran = self._rung(ranked[:count], rung, self.seeds, True)
+            if ran is None:
+                break
+            finalists = ran
+            reached |= {a.name: rung for a in ran}
+            arms, chosen = self._verdicts(reached, finalists, rung)
+        return arms, chosen
 
     def _affordable(self, rung: int, count: int) -> int:
-        """How many arms the rest of the budget pays for in the last rung, one at least."""
-        left = self.limit - time.process_time()
+        """How many treatments the rest of the budget pays for in a rung, one at least."""
+        left = self.limit - time.perf_counter()
         each = max(self.pace, 1e-6) * rung * len(self.seeds)
-        return max(1, min(count, int(left / each) - 1))
+        return max(1, min(count, int(min(left / each, count + 1)) - 1))
 
     def _rung(
         self, arms: list[Treatment], rung: int, seeds: list[int], last: bool
-    ) -> list[Treatment]:
-        """The arms that apply, run for a rung; a cut where the budget for it is spent."""
-        self._each(NOTHING, rung, seeds)
+    ) -> list[Treatment] | None:
+        """Those that apply, run for a rung; a cut where its time is spent, None before any."""
         done: list[Treatment] = []
-        now = time.process_time()
+        now = time.perf_counter()
         share = 1.0 if last else 0.35
         stop = now + share * max(0.0, self.limit - now)
-        for arm in arms:
-            if done and time.process_time() > stop:
-                break
-            try:
-                self._each(arm, rung, seeds)
-            except DoesNotApplyError:
-                continue
-            done.append(arm)
-        return done
+        try:
+            self._each(NOTHING, rung, seeds)
+            for arm in arms:
+                if done and time.perf_counter() > stop:
+                    break
+                self.on_progress(f"{arm.name}, {rung} steps")
+                try:
+                    self._each(arm, rung, seeds)
+                except DoesNotApplyError:
+                    continue
+                done.append(arm)
+        except OutOfTimeError:
+            pass
+        return done or None
 
     def _each(self, arm: Treatment, rung: int, seeds: list[int]) -> None:
         for seed in seeds:
             try:
                 self.run(arm, seed, rung)
+            except OutOfTimeError:
+                raise
             except Exception as error:
                 if arm is NOTHING:
                     raise
                 raise DoesNotApplyError from error  # not what the edit, or user code, is made for
+
+    @property
+    def yardstick(self) -> Yardstick:
+        """Of this program's data and loss; measured once."""
+        if self._yardstick is None:
+            with isolated(shell(self.model), self.seeds[0]):
+                own = self.build(NOTHING, self.seeds[0])
+                plain = Replica(own.model, self.judged_by or self.loss)
+                self._yardstick = yardstick(
+                    plain, self.source.probe, self.judge, held_out=self._memorises
+                )
+        return self._yardstick
 
     def _mean(self, arm: Treatment, rung: int, seeds: list[int]) -> float:
         return mean(self.scores[arm.name, s, rung][0] for s in seeds)
@@ -191,6 +281,8 @@ class Trials:
     def _verdicts(
         self, reached: dict[str, int], finalists: list[Treatment], rung: int
     ) -> tuple[tuple[Arm, ...], Treatment | None]:
+        if (NOTHING.name, self.seeds[0], rung) not in self.scores:
+            return (), None
         arms = [self._arm(NOTHING.name, 0, rung, False)]
         sizes = {t.name: t.size for t in (*candidates(self.codes), *popular(self.codes))}
         final = {t.name for t in finalists}
@@ -200,14 +292,20 @@ class Trials:
         good.sort(key=lambda a: mean(a.scores))
         chosen = None
         if good:
-            best = good[0]
-            margin = max(0.05 * best.effect, 0.5 * min(best.spread, best.effect))
-            equal = [a for a in good if mean(a.scores) <= mean(best.scores) + margin]
+            equal = [a for a in good if self._equal(a, good[0])]
             name = min(equal, key=lambda a: (a.size, mean(a.scores))).name
             chosen = next(t for t in finalists if t.name == name)
         order = {"confirmed": 0, "not confirmed": 1, "worse": 2, "stopped early": 3}
         arms[1:] = sorted(arms[1:], key=lambda a: (order[a.verdict], -a.steps, mean(a.scores)))
         return tuple(arms), chosen
+
+    def _equal(self, arm: Arm, best: Arm) -> bool:
+        """Whether two treated results are equal among the treated, not beside the untreated."""
+        gaps = [a - b for a, b in zip(arm.scores, best.scores)]
+        constant = self.yardstick.loss
+        fine = 0.01 * abs(constant) if math.isfinite(constant) else 0.0
+        noise = min(gaps) <= 0 and mean(gaps) <= pstdev(gaps)
+        return noise or mean(gaps) <= max(0.05 * abs(mean(best.scores)), fine)
 
     def _arm(self, name: str, size: int, rung: int, final: bool) -> Arm:
         seeds = [s for s in self.seeds if (name, s, rung) in self.scores]
@@ -220,7 +318,8 @@ class Trials:
         verdict = "stopped early"
         if final:
             sure = min(effects) > 0 and mean(effects) > pstdev(effects)
-            sure = sure and mean(effects) > RELEVANT * abs(mean(base))
+            sure = sure and mean(effects) > RELEVANT * abs(mean(base)) and len(effects) > 1
+            sure = sure and self.yardstick.beaten(mean(scores), metric)
             verdict = "confirmed" if sure else "worse" if mean(effects) < 0 else "not confirmed"
         return Arm(name, size, rung, scores, effects, verdict, metric)
 
@@ -229,6 +328,10 @@ class Trials:
         found = [v for (_, s, r), (v, _) in self.scores.items() if r == rung and s in seeds]
         known = [v for v in found if math.isfinite(v)]
         return 2 * max(known, default=1.0) + 1e-12
+
+
+class OutOfTimeError(Exception):
+    """The budget ended within a run."""
 
 
 class DoesNotApplyError(Exception):
@@ -244,11 +347,17 @@ def train(
     seed: int,
     *,
     loss: Loss,
+    deadline: float = math.inf,
 ) -> Point:
-    """Train a treated replica; its scores at the end, in the units of the user's loss."""
+    """Train a treated replica; its scores at the end, in the units of the user's loss.
+
+    Raises `OutOfTimeError` past the deadline, a value of `time.perf_counter()`.
+    """
     stream = source.stream(size, seed)
     trial = Trial()
     for step in range(steps):
+        if time.perf_counter() > deadline:
+            raise OutOfTimeError
         replica.model.train()
         if not advance(trial, replica, next(stream), step):
             break

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tikhon.budget import seconds_of
-from tikhon.cures.arms import Arm, Trials, shell, train
+from tikhon.cures.arms import Arm, Trials, in_one_shape, shell, train
 from tikhon.cures.treatments import NOTHING, Treatment, popular
+from tikhon.cures.yardstick import Yardstick
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.diagnose import Diagnosis, anew, diagnose, draw
 from tikhon.diagnosis.feed import Feed, feed
@@ -49,6 +50,7 @@ class Cure:
     source: Feed = field(repr=False)
     judge: Batch | None = field(repr=False)
     loss: Loss = field(repr=False)
+    yardstick: Yardstick = field(default_factory=Yardstick)
     patch: str = ""
     seconds: float = 0.0
 
@@ -112,6 +114,7 @@ class Cure:
             "patch": self.patch,
             "recipe": self.recipe.to_dict(),
             "effect": finite(best.effect) if best else None,
+            "yardstick": finite(self.yardstick),
             "seconds": self.seconds,
             "arms": [finite({**a.__dict__, "effect": a.effect}) for a in self.arms],
             "diagnosis": self.diagnosis.to_dict(),
@@ -147,23 +150,28 @@ def cure(
     seed: int = 0,
     penalty: Any = None,
     clip: float | None = None,
+    on_progress: Callable[[str, float, float], None] | None = None,
 ) -> Cure:
     """Find a change that makes the model train, and prove it against doing nothing.
 
     The findings choose treatments; each is tried on copies with the same seeds, batches and draws
     as the untreated program, in rungs of 20, 75 and `steps` steps; learning rates are always
-    tried too. The score is the training loss plus the validation loss (the validation loss alone
-    against overfitting). "Confirmed" means: better with every seed, by more than the spread.
-    Among equals the smallest edit wins.
+    tried too. What the findings name first reaches the last rung however it starts, and while
+    nothing is confirmed the rest of the budget goes into longer rungs. The score is the training
+    loss plus the validation loss (the validation loss alone against overfitting). "Confirmed"
+    means: better with every seed, by more than the spread, better than a constant answer, and at
+    least half of the skill that a plain reference has on the same data. Among equals the smallest
+    edit wins.
 
     Args:
         model: the module, or a factory of it (then each seed draws new weights).
         data, loss, valid, batch_size, penalty, clip: as for `diagnose`.
         optimizer: an optimizer bound to the model, or a factory called with the parameters.
         diagnosis: of the same program; None diagnoses first, within the budget.
-        budget: a time such as "60s" or "2m", counted in CPU seconds: other programs take none.
+        budget: wall-clock seconds, a number or a text like "60s" or "2m"; the diagnosis counts.
         seeds: paired repetitions, >= 2.
-        steps: length of the last rung, >= 1.
+        steps: length of the last planned rung, >= 1.
+        on_progress: called with what is tried, the seconds spent and the budget.
 
     Raises:
         InputError: as `diagnose`, and for a missing optimizer or a budget that is no time.
@@ -183,8 +191,14 @@ def cure(
         raise InputError("cure trains: pass an optimizer, or a factory such as torch.optim.Adam")
     if seeds < 2 or steps < 1:
         raise InputError(f"seeds must be >= 2 and steps >= 1, received {seeds} and {steps}")
-    began = time.process_time()
+    began = time.perf_counter()
     limit = began + (seconds_of(budget) or math.inf)
+
+    def told(text: str) -> None:
+        if on_progress is not None:
+            on_progress(text, time.perf_counter() - began, limit - began)
+
+    told("diagnosing")
     if diagnosis is None:
         fixed = isinstance(model, nn.Module)
         diagnosis = diagnose(
@@ -200,10 +214,12 @@ def cure(
         source = feed(data)
         loss = in_a_loop(loss, source.probe[1])
         judge = feed(valid, rows=512, name="valid").probe if valid is not None else None
+    judged_by = in_one_shape(loss) if "broadcast_loss" in diagnosis.labels else loss
     trials = Trials(
         model=model, loss=loss, optimizer=optimizer, penalty=penalty, clip=clip, source=source,
         judge=judge, batch_size=min(batch_size, source.rows),
         seeds=[seed + i for i in range(seeds)], codes=diagnosis.labels, limit=limit,
+        judged_by=judged_by, on_progress=told,
     )  # fmt: skip
     arms, chosen = trials.search(steps)
     treatment = chosen or NOTHING
@@ -215,30 +231,31 @@ def cure(
         batch_size=treatment.batch or trials.batch_size,
         source=source,
         judge=judge,
-        loss=loss,
+        loss=judged_by,
+        yardstick=trials.yardstick,
         patch=trials.build(treatment, seed).patch if chosen is not None else "",
-        seconds=time.process_time() - began,
+        seconds=time.perf_counter() - began,
     )
 
 
 def _letter(found: Cure) -> str:
     """The verdict, the arms that were tried to the end, what failed, and the patch."""
-    base = found.arms[0]
-    chosen = found.best
+    lines = [f"tikhon cure: {max(0, len(found.arms) - 1)} treatments in {found.seconds:.0f} s"]
+    if not found.arms:
+        lines.append(" no cure found: the budget ended before the untreated program had run once")
+        return "\n".join([*lines, *_yours(found)])
+    base, chosen = found.arms[0], found.best
     seeds, steps = len(base.scores), base.steps
-    lines = [
-        f"tikhon cure: {len(found.arms) - 1} treatments, {seeds} seeds x {steps} steps, "
-        f"{found.seconds:.0f} CPU seconds"
-    ]
+    lines[0] += f", {seeds} seeds x {steps} steps"
     if chosen is None:
-        lines.append(" no cure found: nothing beat doing nothing with every seed")
-        urgent = [f for f in found.diagnosis.findings if f.severity == "critical" and f.advice]
-        lines += [f" {f.code} is yours to change: {f.advice[0]}" for f in urgent]
+        lines.append(" no cure found: nothing was better with every seed and of use")
+        lines += _yours(found)
     else:
         lines.append(
             f" {chosen.name}: loss {mean(base.scores):.3g} -> {mean(chosen.scores):.3g} "
             f"({chosen.effect:.3g} ± {chosen.spread:.2g}), confirmed by {seeds} of {seeds} seeds"
         )
+    lines += _compared(found)
     lines.append(f" {'treatment':44} {'loss':>9} {'effect':>9} {'±':>8}  verdict")
     finals = [a for a in found.arms if a.steps == steps]
     for arm in finals:
@@ -256,3 +273,22 @@ def _letter(found: Cure) -> str:
     if found.patch:
         lines += [" patch:", *(f"   {line}" for line in found.patch.splitlines())]
     return "\n".join(lines)
+
+
+def _yours(found: Cure) -> list[str]:
+    """What no treatment can edit, as the line to change."""
+    urgent = [f for f in found.diagnosis.findings if f.severity != "info" and f.advice]
+    return [f" {f.code} is yours to change: {f.advice[0]}" for f in urgent if not f.cause]
+
+
+def _compared(found: Cure) -> list[str]:
+    """What a constant answer and a plain reference reach on the same data."""
+    known = found.yardstick
+    parts = [f"a constant answer has loss {known.loss:.3g}"] if math.isfinite(known.loss) else []
+    metric = found.arms[0].metric if found.best is None else found.best.metric
+    if metric is not None and math.isfinite(known.reference):
+        parts.append(
+            f"skill {metric:.2f}, of a constant {known.chance:.2f}, of a plain reference "
+            f"{known.reference:.2f}"
+        )
+    return [f" {'; '.join(parts)}"] if parts else []

@@ -6,6 +6,7 @@ become one loop.
 
 from __future__ import annotations
 
+import ast
 import copy
 import math
 import re
@@ -95,6 +96,19 @@ def _run(places: list[str]) -> tuple[int, str, str]:
     indexed = [f"[{part}]" if k % 2 else part for k, part in enumerate(cuts[0])]
     indexed[at] = "[i]"
     return count, f"for i in range({span}):", "".join(indexed)
+
+
+def with_imports(patch: str) -> str:
+    """The patch with the imports that its names need, so that it runs where it is pasted.
+
+    >>> print(with_imports("scale = math.pi"))
+    import math
+    scale = math.pi
+    """
+    used = {node.id for node in ast.walk(ast.parse(patch)) if isinstance(node, ast.Name)}
+    lines = [f"import {name}" for name in ("copy", "math", "torch") if name in used]
+    lines += ["from torch import nn"] if "nn" in used else []
+    return "\n".join([*lines, patch])
 
 
 def execute(code: str, **names: Any) -> dict[str, Any]:

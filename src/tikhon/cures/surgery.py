@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tikhon.cures.patch import Line
@@ -193,6 +194,41 @@ def to_leaky(model: nn.Module, batch: Batch) -> list[Line]:
     places = Places(model, batch)
     found = [m for m in places.hidden() if isinstance(m, nn.ReLU)]
     return [places.line(m, "{at} = nn.LeakyReLU(0.1)") for m in found]
+
+
+def bend(model: nn.Module, batch: Batch) -> list[Line]:
+    """ReLU behind every hidden layer that has no activation, with weights to match."""
+    places = Places(model, batch)
+    after = places.followers()
+    layers = [m for m in after if m not in places.sealed]
+    bare = [m for m in layers[:-1] if after[m] is None]
+    return [
+        places.line(
+            m, "{at} = nn.Sequential({at}, nn.ReLU())\n"
+               "nn.init.kaiming_normal_({at}[0].weight, nonlinearity=\"relu\")"
+        )
+        for m in bare if m.weight.requires_grad and m.weight.ndim > 1
+    ]  # fmt: skip
+
+
+def rows_first(model: nn.Module, batch: Batch) -> list[Line]:
+    """Recurrent and attention layers that read the first axis as the batch."""
+    kinds = (*RECURRENT, nn.MultiheadAttention)
+    places = Places(model, batch)
+    found = [m for m in model.modules() if isinstance(m, kinds) and not m.batch_first]
+    return [places.line(m, "{at}.batch_first = True") for m in found]
+
+
+def to_float32(model: nn.Module, batch: Batch) -> list[Line]:
+    """Weights in float32 where they are in 16 bits: steps below their resolution are lost."""
+    half = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
+    return [Line("model", "{at} = {at}.float()  # 16 bits in torch.autocast only")] if half else []
+
+
+def unfreeze(model: nn.Module, batch: Batch) -> list[Line]:
+    """Every parameter trained."""
+    frozen = any(not p.requires_grad for p in model.parameters())
+    return [Line("model", "{at}.requires_grad_(True)")] if frozen else []
 
 
 def to_gru(model: nn.Module, batch: Batch) -> list[Line]:

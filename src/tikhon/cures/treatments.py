@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.cures import surgery
-from tikhon.cures.patch import execute, script
+from tikhon.cures.patch import execute, script, with_imports
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.feed import Feed
 from tikhon.diagnosis.replica import Replica
@@ -39,6 +39,7 @@ class Treatment:
     batch: int | None = None
     free: bool = False  # without penalty and weight decay
     scaled: str = ""  # "inputs" | "targets"
+    lacking: bool = False  # only where the optimizer lacks trainable tensors
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def __and__(self, other: Treatment) -> Treatment:
@@ -56,13 +57,16 @@ class Treatment:
     def apply(self, replica: Replica, feed: Feed, judge: Batch | None = None) -> bool:
         """Treat the replica in place and leave the patch on it; False where it does not apply."""
         sections: list[str] = []
+        if self.lacking and not _lacking(replica):
+            return False
         if self.edit is not None:
+            frozen = {id(p) for p in replica.model.parameters() if not p.requires_grad}
             code = _placed(script(self.edit(replica.model, feed.probe)), replica.model)
             if not code:
                 return False
             space = execute(code, model=replica.model, x=feed.probe[0])
             replica.model = space["model"]
-            _adopt(replica)
+            _adopt(replica, frozen)
             sections += [BEFORE, code]
         if self.scaled:
             code = (_scale_inputs if self.scaled == "inputs" else _scale_targets)(replica, feed)
@@ -77,8 +81,14 @@ class Treatment:
             self._prepare(replica, setup, judge)
         if self.after:
             sections += [AFTER, self.after]
-        replica.patch = "\n".join(sections)
+        replica.patch = with_imports("\n".join(sections))
         return True
+
+    def is_optimizer_of(self, replica: Replica) -> bool:
+        """Whether the setup makes the optimizer that the program has."""
+        own = settings(replica.optimizer)
+        space = execute(self.setup, model=replica.model, optimizer=replica.optimizer)
+        return settings(space["optimizer"]) == own
 
     def _prepare(self, replica: Replica, setup: str, judge: Batch | None) -> None:
         names: dict[str, Any] = {"x_valid": None, "y_valid": None}
@@ -89,6 +99,7 @@ class Treatment:
             penalty=replica.penalty, **names,
         )  # fmt: skip
         replica.optimizer, replica.penalty = space["optimizer"], space["penalty"]
+        replica.loss = space["loss"]
         if self.free:
             replica.terms = None
         if self.after:
@@ -103,17 +114,24 @@ def _placed(code: str, model: nn.Module) -> str:
     return code
 
 
-def _adopt(replica: Replica) -> None:
+def _adopt(replica: Replica, frozen: set[int]) -> None:
     """New parameters into the first group of the optimizer, and those that are gone out."""
     engine = replica.optimizer
     assert engine is not None
     present = {id(p): p for p in replica.model.parameters()}
     held = {id(p) for g in engine.param_groups for p in g["params"]}
-    known = held | replica.left_out
+    known = held | (replica.left_out - frozen)
     for group in engine.param_groups:
         group["params"] = [p for p in group["params"] if id(p) in present]
     new = [p for i, p in present.items() if i not in known and p.requires_grad]
     engine.param_groups[0]["params"] += new
+
+
+def _lacking(replica: Replica) -> bool:
+    """Whether the optimizer lacks trainable tensors of the model."""
+    assert replica.optimizer is not None
+    held = {id(p) for g in replica.optimizer.param_groups for p in g["params"]}
+    return any(p.requires_grad and id(p) not in held for p in replica.model.parameters())
 
 
 def _released(replica: Replica) -> str:
@@ -201,12 +219,32 @@ NORMED_RELU = _edit("BatchNorm and ReLU", 8, partial(surgery.to_relu, normed=Tru
 RESIDUAL = _edit("residual connections with norms", 8, surgery.residual)
 PRENORM = _edit("pre-norm", 4, surgery.pre_norm)
 BLOCKS = _edit("zero branches with norms", 5, surgery.norm_blocks)
+NONLINEAR = _edit("ReLU between the layers", 4, surgery.bend)
+ROWS_FIRST = _edit("batch_first", 1, surgery.rows_first)
+FLOAT32 = _edit("weights in float32", 2, surgery.to_float32)
+UNFREEZE = _edit("nothing frozen", 2, surgery.unfreeze)
 WIDER = _edit("wider layers", 6, surgery.widen)
 NARROWER = _edit("a smaller network", 5, surgery.narrow)
 DROPOUT = _edit("dropout 0.5", 4, surgery.add_dropout, recipe={"dropout": 0.5})
 EASE = _edit("dropout 0.2", 2, surgery.ease_dropout, recipe={"dropout": 0.2})
 INPUTS = Treatment("scaled inputs", 2, "scaling", scaled="inputs")
 TARGETS = Treatment("scaled targets", 3, "scaling", scaled="targets")
+ADOPT = Treatment(
+    "all parameters in the optimizer", 1, "adopt", lacking=True,
+    setup="""\
+held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+missing = [p for p in model.parameters() if p.requires_grad and id(p) not in held]
+optimizer.add_param_group({"params": missing})""",
+)  # fmt: skip
+RESHAPE = Treatment(
+    "targets in the shape of the output", 1, "shape",
+    setup="""\
+plain_loss = loss
+
+
+def loss(output, y):
+    return plain_loss(output, y.reshape(output.shape))""",
+)  # fmt: skip
 CLIP = Treatment(
     "clipping", 2, "clip", recipe={"clip_norm": 1.0},
     setup="""\
@@ -272,13 +310,21 @@ FOR: dict[str, tuple[Treatment, ...]] = {
     "slow_convergence": (HEAD, INPUTS, RELU, BATCHNORM, INIT, MEMORY),
     "overfitting": (DROPOUT, EARLY, decay(0.1), decay(1.0), NARROWER),
     "underfitting": (
-        FREE, EASE, WIDER, BATCH, INIT, INPUTS, WARMUP, MEMORY, PRENORM, BLOCKS,
+        FREE, EASE, WIDER, BATCH, INIT, INPUTS, WARMUP, MEMORY, PRENORM, BLOCKS, NONLINEAR,
+        UNFREEZE,
     ),
     "head_mismatch": (HEAD,),
     "unscaled_inputs": (INPUTS,),
     "unscaled_targets": (TARGETS,),
     "excessive_dropout": (EASE,),
     "batchnorm_batch_of_one": (BATCH,),
+    "batchnorm_few_rows": (BATCH,),
+    "no_nonlinearity": (NONLINEAR,),
+    "rows_mixed": (ROWS_FIRST,),
+    "updates_lost": (FLOAT32,),
+    "nothing_to_train": (UNFREEZE,),
+    "missing_from_optimizer": (ADOPT,),
+    "broadcast_loss": (RESHAPE,),
     "collapsed_attention": (WARMUP, INIT, PRENORM),
 }  # fmt: skip
 RATES = tuple(rate(f) for f in (0.01, 0.1, 0.3, 3.0, 10.0, 100.0, 1000.0))
@@ -294,8 +340,25 @@ POPULAR = (
 )  # fmt: skip
 
 
+def settings(optimizer: Any) -> list[Any]:
+    """What makes two optimizers one; AdamW without decay is Adam."""
+    kind = torch.optim.Adam if isinstance(optimizer, torch.optim.Adam) else type(optimizer)
+    groups = []
+    for group in optimizer.param_groups:
+        known = {k: v for k, v in group.items() if k != "params"}
+        if not known.get("weight_decay"):
+            known.pop("decoupled_weight_decay", None)
+        groups.append({**known, "count": len(group["params"])})
+    return [kind, *groups]
+
+
+def named(codes: set[str]) -> set[str]:
+    """Names of the treatments that the findings name first: two for each."""
+    return {t.name for code in codes for t in FOR.get(code, ())[:2]}
+
+
 def candidates(codes: set[str]) -> list[Treatment]:
-    """All arms for these findings: learning rates, Adam, edits, and edits with another step."""
+    """All treatments for these findings: learning rates, Adam, edits, and both together."""
     edits: dict[str, Treatment] = {}
     for code in sorted(codes):
         edits |= {t.name: t for t in FOR.get(code, ())}
