@@ -296,7 +296,7 @@ def test_the_budget_is_kept():
     began = time.perf_counter()
     cure(
         model, classes(), CE, optimizer=sgd(0.05)(model.parameters()), diagnosis=known,
-        steps=300, budget=3.0,
+        steps=300, budget="3s",
         on_progress=lambda text, done, total: told.append((done, total)),
     )  # fmt: skip
     assert time.perf_counter() - began < 3.0 * 1.1 + 0.5  # what ends the last run

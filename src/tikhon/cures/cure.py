@@ -168,7 +168,7 @@ def cure(
         data, loss, valid, batch_size, penalty, clip: as for `diagnose`.
         optimizer: an optimizer bound to the model, or a factory called with the parameters.
         diagnosis: of the same program; None diagnoses first, within the budget.
-        budget: wall-clock seconds, a number or a text like "60s" or "2m"; the diagnosis counts.
+        budget: a wall-clock time such as "60s" or "2m"; the diagnosis counts.
         seeds: paired repetitions, >= 2.
         steps: length of the last planned rung, >= 1.
         on_progress: called with what is tried, the seconds spent and the budget.
