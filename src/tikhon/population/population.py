@@ -175,7 +175,10 @@ class Population:
             self.decay.decay_(self.settings.lr.to(self.stack.flat) * factor, step)
         elif self.settings.weight_decay is not None:
             self.stepper.decay_(self.settings.weight_decay.to(self.stack.flat), factor)
+        begun = self._bound_gains(factor)
         self.stepper.step(factor)
+        if not begun:
+            self._bound_gains(factor)
         self._prox(factor)
 
     def _clip(self) -> None:
@@ -201,6 +204,30 @@ class Population:
             (block,) = self._tensors(binding, self.stack.named(self.stack.flat))
             (grad,) = self._tensors(binding, self.stepper.gradients())
             grad.add_(torch.vmap(gradient)(strengths.to(block), block))
+
+    def _bound_gains(self, factor: float) -> bool:
+        """Keep gains bounded where gradients vanish, as `regularize` does; False without a state.
+
+        The moments that the optimizer divides by do not fall below the slope of the penalty.
+        """
+        bindings = [(b, s) for b, s in self.bindings if b.route == "prox"]
+        held = self.stepper.held(factor) if bindings else {}
+        if held is None:
+            return False
+        for binding, strengths in bindings:
+            limit = convex_limit(binding.base)
+            for name, slopes in zip(self._names(binding), slopes_of(binding)):
+                if name not in held:
+                    continue
+                block, least, rate = held[name]
+                slope = column(strengths.to(block), block) * slopes.to(block)
+                if limit is not None:
+                    slope = torch.maximum(slope, column(rate.to(block) / limit, block))
+                block.clamp_min_(least(slope))
+        return True
+
+    def _names(self, binding: Binding) -> list[str]:
+        return [self.paths[id(p)] for p in binding.target.params]
 
     def _prox(self, factor: float) -> None:
         bindings = [(b, s) for b, s in self.bindings if b.route in ("prox", "project")]
@@ -304,3 +331,12 @@ class Population:
     def state_dict_of(self, member: int) -> dict[str, Tensor]:
         """One member as the state dict of its module."""
         return self.stack.state_dict_of(member)
+
+
+def slopes_of(binding: Binding) -> list[Tensor]:
+    """The slope of a penalty of strength 1 at zero, for each entry of the binding's parameters."""
+    params = binding.target.params
+    found = [torch.empty_like(p, requires_grad=False) for p in params]
+    whole = torch.as_tensor(binding.steepness).to(found[0])
+    binding.target.place_(found, whole.expand(binding.read().shape))
+    return found

@@ -10,10 +10,12 @@ from torch import Tensor, nn, optim
 
 from tikhon.errors import InputError
 from tikhon.population.stack import Stack, column
-from tikhon.regularizer.metric import stationary_gain
+from tikhon.regularizer.metric import rule_of, stationary_gain
 from tikhon.regularizer.targets import Slot
 
 Build = Callable[..., optim.Optimizer]
+# a block of a moment, what it must be at least for a slope, and the members' rates
+Held = tuple[Tensor, Callable[[Tensor], Tensor], Tensor]
 
 ELEMENTWISE = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad)
 
@@ -86,6 +88,31 @@ class Stepper(ABC):
                 gain = stationary_gain(self.optimizer, group, self.optimizer.state[p]).dense()
                 found[id(p)] = torch.as_tensor(gain, dtype=p.dtype).expand_as(p)
         return [found[id(p)] for p in self.handles()]
+
+    def held(self, factor: float) -> dict[str, Held] | None:
+        """What must not vanish in the optimizer's state, by parameter; None before any state."""
+        rule = rule_of(self.optimizer)
+        if rule is None or rule.memory is None:
+            return {}
+        (group, *_), handles = self.optimizer.param_groups, self.handles()
+        states = [self.optimizer.state.get(handle) for handle in handles]
+        if not all(states):
+            return None
+        memories = [rule.memory(group, state) for state in states]
+        beyond = [memory.beyond for memory in memories]
+        gain = stationary_gain(self.optimizer, group, states[0])
+        rate = self.lr * factor * (gain.numerator / group["lr"] if group["lr"] else 1.0)
+        blocks = self.as_blocks([m.tensor for m in memories])
+        added = self.as_blocks(beyond) if any(b is not None for b in beyond) else blocks
+        first = memories[0]
+
+        def least(own: Tensor | None) -> Callable[[Tensor], Tensor]:
+            return lambda slope: first._replace(beyond=own).least(slope)  # type: ignore[return-value]
+
+        return {
+            name: (block, least(own if first.beyond is not None else None), rate)
+            for name, block, own in zip(self.stack.names, blocks, added)
+        }
 
     @abstractmethod
     def metric(self, factor: float) -> dict[str, Tensor]:
