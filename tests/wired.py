@@ -458,6 +458,14 @@ FAULTY = [
         "detached",
         "x.data",
     ),
+    Wired(
+        "numpy and back",
+        lambda: body(lambda m, x: torch.tensor(torch.relu(m.body(x)).detach().numpy())),
+        classes,
+        CE,
+        "detached",
+        "body.weight",
+    ),
     Wired("no_grad", lambda: body(without_gradients), classes, CE, "detached", "no_grad"),
     Wired(
         "argmax",

@@ -246,6 +246,14 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "unused_parameters": _DISCONNECTED,
     "nothing_to_train": _DISCONNECTED,
     "future_visible": ("positions_mixed", "rows_mixed"),
+    # a network that cannot learn is no witness of what its targets say
+    "unrelated_labels": (
+        *_DISCONNECTED,
+        "broadcast_loss",
+        "rows_mixed",
+        "positions_mixed",
+        "no_nonlinearity",
+    ),
     "overfitting": ("unrelated_labels", "valid_differs"),
     "train_eval_mismatch": ("rows_mixed", "batchnorm_few_rows", "random_in_eval"),
     "exploding_gradient": (

@@ -115,12 +115,14 @@ def _cut(subject: Subject, without: list[str], tape: Calls) -> dict[str, Any]:
             with Joined():
                 joined = subject.replica.value(subject.batch)
             again = gradients(joined, [p for _, p in lost], model)
-    except InputError:  # numpy, for one, takes no tensor that is still attached
-        again = [None] * len(lost)
-    detached = [n for (n, _), g in zip(lost, again) if g is not None]
+        detached = [n for (n, _), g in zip(lost, again) if g is not None]
+    except InputError as error:
+        # numpy takes no tensor that is still attached: that it refuses one proves the cut
+        partly = len(without) < len(_trainable(model))
+        detached = without if partly and "numpy" in str(error) else []
     cuts = [c for c in tape.calls if c.cut or c.silent]
     if detached:
-        cuts = [c for c in cuts if c.silent or c.name in ("detach", "data")]
+        cuts = [c for c in cuts if c.silent or c.name in ("detach", "data")] or cuts
     distinct = {(c.name, c.place): c for c in cuts}.values()
     return {
         "without_gradient": without,
