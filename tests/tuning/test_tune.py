@@ -19,6 +19,7 @@ from torch import nn
 from tikhon.errors import InputError
 from tikhon.layers import Dropout
 from tikhon.models.mlp import MLP
+from tikhon.training import fit
 from tikhon.tuning.choice import at_edges, choose, selection_noise
 from tikhon.tuning.ensemble import Average
 from tikhon.tuning.preparation import make_job
@@ -349,3 +350,19 @@ def test_models_with_fixed_dropout_keep_it():
     )
     assert float(result.model[2].rate) == 0.25
     assert result.model[2].generator is None
+
+
+def test_the_choice_makes_a_recipe_that_fit_repeats():
+    def build():
+        return nn.Linear(6, 2)
+
+    x, y = data()
+    found = tune(build, (x, y), space=Space(lr=0.02, weight_decay=0.5, l2=0.01), epochs=3,
+                 budget="1runs", folds=0)  # fmt: skip
+    torch.manual_seed(found.settings["seed"])
+    run = fit(build(), (x, y), found.recipe, **found.settings)
+    chosen = found.to_dict()
+    assert chosen["settings"]["schedule"] == "cosine"
+    assert [p["how"] for p in chosen["recipe"]["penalties"] if "how" in p] == ["decoupled"]
+    for a, b in zip(run.model.parameters(), found.model.parameters()):
+        assert torch.allclose(a, b, atol=1e-6)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,8 @@ from tikhon import notebook
 from tikhon.data.batches import one_tensor, pair
 from tikhon.data.classes import check_classes
 from tikhon.errors import InputError
+from tikhon.training.losses import name_of
+from tikhon.training.recipe import Recipe
 from tikhon.tuning.builder import Builder
 from tikhon.tuning.choice import Audit, audit, choose, near_best
 from tikhon.tuning.ensemble import Average
@@ -27,6 +29,7 @@ from tikhon.tuning.preparation import (
     make_job,
     open_journal,
 )
+from tikhon.tuning.repetition import recipe_of, settings_of
 from tikhon.tuning.runners import (
     Config,
     Job,
@@ -50,7 +53,9 @@ class TuneResult:
     `model` is the chosen single model, refitted on all rows; `average` one module with the mean
     of the members that are within two standard errors of the best, refitted from several seeds;
     `config` the chosen hyperparameters; `trials` every outcome as a row; `audit` how far the
-    choice may be off; `plan` what was decided by measuring.
+    choice may be off; `plan` what was decided by measuring. `recipe` and `settings` are the
+    chosen configuration as `fit` takes it: `fit(model, train, result.recipe, **result.settings)`
+    (a strength "auto" is found again, and needs `valid`).
     """
 
     model: nn.Module
@@ -62,6 +67,12 @@ class TuneResult:
     space: Space
     seconds: float
     stopped: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The regularization of the chosen configuration."""
+        return recipe_of(self.config)
 
     @property
     def trials(self) -> list[dict[str, Any]]:
@@ -74,6 +85,8 @@ class TuneResult:
             "schema_version": 1,
             "kind": "tune",
             "config": dict(self.config),
+            "recipe": self.recipe.to_dict(),
+            "settings": {k: name_of(v) if callable(v) else v for k, v in self.settings.items()},
             "score": self.audit.chosen_score,
             "audit": self.audit.to_dict(),
             "plan": self.plan.to_dict(),
@@ -251,6 +264,7 @@ def _conclude(
         space=space,
         seconds=time.perf_counter() - session.started,
         stopped=session.ended,
+        settings=settings_of(configs[chosen], full),
     )
 
 
