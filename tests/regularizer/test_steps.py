@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -252,6 +254,16 @@ def test_a_step_past_the_guard_that_raises_is_made_good_in_the_next():
     assert reg.steps == 1 and not model.weight.grad.any()
 
 
+def test_an_optimizer_is_not_kept_alive_by_its_hooks():
+    model = weights(1, 3)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    tk.regularize(model, optimizer, tk.L2(1.0))
+    gone = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert gone() is None
+
+
 def test_a_step_is_the_optimizers_own_again_after_remove():
     model = weights(1, 3)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
@@ -262,6 +274,20 @@ def test_a_step_is_the_optimizers_own_again_after_remove():
     first.remove()
     second.remove()
     assert optimizer.step is before
+
+
+def test_a_scheduler_that_came_later_keeps_its_step():
+    model = weights(1, 3)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L2(1.0))
+    optim.lr_scheduler.ConstantLR(optimizer)
+    before = optimizer.step
+    tk.regularize(model, optimizer, tk.Huber(1.0)).remove()
+    reg.remove()
+    assert optimizer.step is before
+    zero_gradients(model)
+    optimizer.step()
+    assert (model.weight == 1).all()
 
 
 @pytest.mark.parametrize("lr", [-0.1, math.nan, math.inf, torch.tensor(-0.1)])

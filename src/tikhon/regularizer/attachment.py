@@ -46,7 +46,7 @@ class Attachment:
         self.activity: Activity
         self._notice = notice  # called where parameters were replaced or added
         self._gradients: list[tuple[nn.Parameter, Tensor]] = []  # the user's own
-        self._replaced: list[Tensor | None] = []  # what stands in their place, if unguarded
+        self._replaced: list[Tensor | None] = []  # what stands in their place
         self._decayed: list[Binding] = []
         self._averages: list[tuple[Binding, Tensor | None]] = []  # from before the step
         self._fresh: list[Binding] = []  # whose parameters have no state before the step
@@ -147,7 +147,7 @@ class Attachment:
             add_pseudo_gradients(
                 plan, scale, skipped, self._gradients, first=decay, measure=measure
             )
-        if self._gradients and not (self._hooks and self._hooks.guarded):
+        if self._gradients:
             self._replaced = [param.grad for param, _ in self._gradients]
         if decay and plan.routes["decay"]:
             shrink(plan, skipped, self._decayed, measure=measure)
@@ -225,7 +225,7 @@ class Attachment:
 
     def _failed(self) -> None:
         """The step has raised: gradients and weights become the user's own again."""
-        if self._replaced:  # late: they may have been zeroed or computed anew since
+        if self._replaced:  # if told late, they may have been zeroed or computed anew since
             still = [p.grad is ours for (p, _), ours in zip(self._gradients, self._replaced)]
             self._gradients = [pair for pair, same in zip(self._gradients, still) if same]
         self._restore_gradients()

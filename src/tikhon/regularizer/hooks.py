@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import sys
 import types
-import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, cast
@@ -39,22 +38,22 @@ class StepHooks:
         failed: Callable[[], None],
     ) -> None:
         self.before, self.after, self.failed = before, after, failed
-        self.guarded = False  # whether the step under way would tell of an exception
         self._depth = 0
         self._optimizer = optimizer
         self._handles = [
             optimizer.register_step_pre_hook(untraced(self._enter)),
             optimizer.register_step_post_hook(untraced(self._leave)),
         ]
-        _guard(optimizer).add(self)
+        self._heard = _guard(optimizer)
+        self._heard.append(self)
 
     def remove(self) -> None:
         """Take the hooks off the optimizer, and its guard if no others are left."""
         for handle in self._handles:
             handle.remove()
-        guarded = _guarded.get(self._optimizer, weakref.WeakSet())
-        guarded.discard(self)
-        if not guarded:
+        if self in self._heard:
+            self._heard.remove(self)
+        if not self._heard:
             _unguard(self._optimizer)
 
     def abandon(self) -> None:
@@ -78,42 +77,32 @@ class StepHooks:
             self.after()
 
 
-_guarded: weakref.WeakKeyDictionary[optim.Optimizer, weakref.WeakSet[StepHooks]]
-_guarded = weakref.WeakKeyDictionary()
-
-
-def _guard(optimizer: optim.Optimizer) -> weakref.WeakSet[StepHooks]:
+def _guard(optimizer: optim.Optimizer) -> list[StepHooks]:
     """See that exceptions of the optimizer's `step` are heard of; the hooks that hear them."""
     earlier = vars(optimizer).get("step")  # such as the wrapper of a learning rate scheduler
-    if getattr(earlier, "guards", False):
-        return _guarded[optimizer]
+    if hasattr(earlier, "guards"):  # also of one that a scheduler has wrapped
+        return cast(Any, earlier).hooks
+    hooks: list[StepHooks] = []
 
     @functools.wraps(earlier or type(optimizer).step)
     def step(self: optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-        own = earlier or functools.partial(type(self).step, self)
-        hooks = tuple(_guarded.get(self, ()))
         try:
-            for one in hooks:
-                one.guarded = True
-            return own(*args, **kwargs)
+            return earlier(*args, **kwargs) if earlier else type(self).step(self, *args, **kwargs)
         except BaseException:
-            for one in hooks:
+            for one in tuple(hooks):
                 one.abandon()
             raise
-        finally:
-            for one in hooks:
-                one.guarded = False
 
     guard = cast(Any, step)
-    guard.guards, guard.earlier = True, earlier
+    guard.guards, guard.earlier, guard.hooks = step, earlier, hooks
     vars(optimizer)["step"] = types.MethodType(step, optimizer)
-    return _guarded.setdefault(optimizer, weakref.WeakSet())
+    return hooks
 
 
 def _unguard(optimizer: optim.Optimizer) -> None:
     """Give the optimizer its own `step` back, unless something else has been put around it."""
     guard = vars(optimizer).get("step")
-    if getattr(guard, "guards", False):
+    if getattr(guard, "__func__", None) is getattr(guard, "guards", guard):
         del vars(optimizer)["step"]
         if cast(Any, guard).earlier is not None:
             vars(optimizer)["step"] = cast(Any, guard).earlier
