@@ -269,7 +269,7 @@ def cure_run(path: Path) -> Path:
 
     data, loss = digits(), nn.CrossEntropyLoss()
     found = cure(
-        deep_sigmoid, data["train"], loss, optimizer=adam, valid=data["valid"], budget="3s",
+        deep_sigmoid, data["train"], loss, optimizer=adam, valid=data["valid"], budget="10s",
         seeds=2, steps=30,
     )  # fmt: skip
     config = {"kind": "cure", "command": ["tikhon", "cure", "model.py:make"]}
