@@ -37,12 +37,7 @@ def test_kill_9_in_a_search_then_resume_gives_the_uninterrupted_history(tmp_path
     assert command.run(*again, "whole", cwd=tmp_path).code == 0
     cut, whole = rows(tmp_path / "cut"), rows(tmp_path / "whole")
     assert [r["id"] for r in cut[0]] == [r["id"] for r in whole[0]]
-    chunks = [json.loads((tmp_path / n / "result.json").read_text())["plan"]["chunk"]
-              for n in ("cut", "whole")]  # fmt: skip
-    if chunks[0] == chunks[1]:  # measured on this machine, twice
-        assert cut == whole
-    for a, b in zip(cut[0], whole[0]):
-        assert a["score"] == pytest.approx(b["score"], abs=1e-4)
+    assert cut == whole
 
 
 def test_a_model_is_chosen_by_the_search_and_answers_for_new_rows(tmp_path, command):

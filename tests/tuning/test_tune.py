@@ -23,7 +23,7 @@ from tikhon.training import fit
 from tikhon.tuning.choice import at_edges, choose, selection_noise
 from tikhon.tuning.ensemble import Average
 from tikhon.tuning.preparation import make_job
-from tikhon.tuning.runners import PopulationRunner, measure_chunk
+from tikhon.tuning.runners import PopulationRunner, choose_chunk, measure_chunk
 from tikhon.tuning.searches import PopulationBased, Random
 from tikhon.tuning.space import Choice, Log, Space, Uniform
 from tikhon.tuning.trials import Trial
@@ -162,13 +162,10 @@ def test_a_search_that_crashes_in_a_rung_resumes_to_the_same_history(tmp_path):
     with pytest.raises(Crash):
         search(output=tmp_path / "a", on_event=die)
     journal = tmp_path / "a" / "journal.jsonl"
-    plan = journal.read_text().splitlines(keepends=True)[:2]
     with journal.open("ab") as file:
         file.write(b'{"outcomes": [{"id": 4')
     resumed = search(output=tmp_path / "a", resume=True)
-    (tmp_path / "b").mkdir()  # the same plan: chunk sizes are measured and may differ
-    (tmp_path / "b" / "journal.jsonl").write_text("".join(plan))
-    whole = search(output=tmp_path / "b", resume=True)
+    whole = search(output=tmp_path / "b")
     assert rows(resumed) == rows(whole)
     pairs = zip(resumed.model.state_dict().values(), whole.model.state_dict().values())
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -191,11 +188,7 @@ def test_a_search_killed_and_resumed_has_the_history_of_an_uninterrupted_one(tmp
         file.write(b'{"outcomes": [{"id": 4')
     resumed = run(tmp_path / "a", kill=False, resume=True)
     assert resumed.returncode == 0, resumed.stderr
-    plan = journal.read_text().splitlines()[1]
-    other = tmp_path / "b" / "journal.jsonl"
-    other.parent.mkdir()  # the same plan: chunk sizes are measured and may differ between runs
-    other.write_text("".join(f"{line}\n" for line in (journal.read_text().splitlines()[0], plan)))
-    whole = run(tmp_path / "b", kill=False, resume=True)
+    whole = run(tmp_path / "b", kill=False, resume=False)
     assert json.loads(resumed.stdout) == json.loads(whole.stdout)
 
 
@@ -263,9 +256,11 @@ def test_batch_norm_with_folds_is_trained_one_after_another_and_told_why():
         return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
 
     job = make_job(lambda c: build(), *data(), None, "auto", 3, 8, 32, torch.optim.AdamW, "cpu", 0)
-    chunk, _, reason = measure_chunk(job, [{"lr": 0.01}] * 4)
-    assert chunk == 1 and "held-out fold" in reason
-    assert measure_chunk(replace(job, kept=None, valid=data(30)), [{"lr": 0.01}] * 4)[2] != reason
+    for sized in (choose_chunk, measure_chunk):
+        chunk, *_, reason = sized(job, [{"lr": 0.01}] * 4)
+        assert chunk == 1 and "held-out fold" in reason
+        apart = replace(job, kept=None, valid=data(30))
+        assert sized(apart, [{"lr": 0.01}] * 4)[-1] != reason
 
 
 @pytest.mark.parametrize(
@@ -339,6 +334,36 @@ def test_a_population_is_measured_before_it_is_used():
     assert chunk in table and table[chunk] == min(table.values())
     assert all(math.isfinite(v) and v > 0 for v in table.values())
     assert time.perf_counter() - started < 60
+
+
+def test_the_same_seed_gives_the_same_trials_whatever_the_clock_says(monkeypatch):
+    """The size of a chunk decides the last bits, so no stopwatch may choose it."""
+    found = []
+    for slow in (1, 7):
+        paces = iter(range(1, 10**6))
+        monkeypatch.setattr(
+            "tikhon.tuning.runners.time.perf_counter_ns",
+            lambda paces=paces, slow=slow: next(paces) ** 2 * 1000 % (977 * slow),
+        )
+        result = tune(lambda: network(), data(), space=SPACE, epochs=8, budget="6runs", seed=0)
+        kept = ("id", "config", "budget", "score", "curve", "strengths")
+        found.append([{name: row[name] for name in kept} for row in result.trials])
+    assert found[0] == found[1]
+    assert result.plan.chunk > 1
+
+
+SIZES = [(4, 32, 64), (64, 32, 32), (128, 32, 8), (256, 128, 1)]
+
+
+@pytest.mark.parametrize(("width", "rows", "chunk"), SIZES)
+def test_smaller_models_and_batches_train_more_members_at_once(width, rows, chunk):
+    x = torch.randn(400, 30)
+    job = make_job(
+        lambda c: MLP([30, width, width, 2]), x, torch.arange(400) % 2, None, "auto", 0, 8, rows,
+        torch.optim.AdamW, "cpu", 0,
+    )  # fmt: skip
+    assert choose_chunk(job, [{"lr": 0.01}] * 64)[0] == chunk
+    assert choose_chunk(job, [{"lr": 0.01}])[0] == 1  # one member is plain PyTorch
 
 
 def test_models_with_fixed_dropout_keep_it():

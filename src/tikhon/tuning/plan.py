@@ -8,7 +8,7 @@ from typing import Any
 
 from tikhon.budget import Budget
 from tikhon.errors import InputError
-from tikhon.tuning.runners import Config, Job, measure_chunk
+from tikhon.tuning.runners import Config, Job, choose_chunk, step_time
 from tikhon.tuning.searches import SpaceFilling
 from tikhon.tuning.space import Choice, Space
 
@@ -21,7 +21,7 @@ DEFAULTS = {"lr": 3e-3, "dropout": 0.1, "weight_decay": 0.01}
 class Plan:
     """What was decided before the first trial; written to the journal, so a resume repeats it.
 
-    `microseconds` holds the measured time of one step of one member for each chunk size.
+    `microseconds` holds the size of a chunk and the measured time of one step of one member in it.
     """
 
     members: int
@@ -37,19 +37,23 @@ class Plan:
 
 
 def make_plan(job: Job, space: Space, budget: str | None) -> Plan:
-    """Measure a step at several chunk sizes, then fit members and epochs into the budget.
+    """The size of a chunk from the model; members and epochs from the budget.
+
+    A budget in runs gives the same plan on every machine; one in seconds measures a step, and the
+    plan that follows is recorded in the journal.
 
     Raises `InputError` for a budget that one trial does not fit into.
     """
     given = Budget.of(budget)
     seconds, runs = given.seconds, given.runs
     configs = SpaceFilling(space, count=MEMBERS).configs()
-    chunk, table, reason = measure_chunk(job, configs)
-    measured = tuple(table.items())
+    chunk, reason = choose_chunk(job, configs)
+    pace = step_time(job, configs, chunk)
+    measured = ((chunk, pace),)
     if seconds is None:
         members = (runs or MEMBERS) if space.varying else 1
         return Plan(members, job.epochs, chunk, None, reason, measured)
-    step = table.get(chunk, 1e3) * 1e-6 * job.folds
+    step = pace * 1e-6 * job.folds
     adapting = 1.4 if space.get("weight_decay") == "auto" else 1.15  # validation, checks
     epoch = step * job.steps_per_epoch * adapting
     affordable = 0.8 * seconds / epoch

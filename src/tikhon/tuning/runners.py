@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -299,10 +300,59 @@ def train_on_all(
     return [population.state_dict_of(k) if fine else None for k, fine in enumerate(healthy)]
 
 
+WORK = 11_000_000  # parameters times rows of a batch times members, beyond which a CPU is full
+CACHED = 320_000  # parameters of all members together, beyond which they leave a core's cache
+REUSED = 25  # how often a convolution uses a weight on a row, roughly
+ACCELERATOR = 50  # how much more of both an accelerator takes
+ALONE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.RNNBase)  # no batching rule
+
+
+def choose_chunk(job: Job, configs: Sequence[Config]) -> tuple[int, str]:
+    """How many members to train at once, and why not more: from the model and the batch alone.
+
+    A stopwatch would choose by what else the machine does, and the size of a chunk decides how
+    sums are rounded: the same search has to choose the same. The limits fit the fastest sizes that
+    `measure_chunk` finds on an idle core for perceptrons and small convolutions.
+    """
+    if job.kept is not None and _has_batch_norm(_build(job, configs[0])):
+        return 1, "batch normalisation would see the rows of the held-out fold"
+    model = _build(job, configs[0])
+    if found := next((m for m in model.modules() if isinstance(m, ALONE)), None):
+        return 1, f"{type(found).__name__} has no batched form that is faster"
+    try:
+        reason = populate(job, [configs[0]] * 2).reason
+    except Unsupported as error:
+        return 1, str(error)
+    groups = Counter(repr(free(config)) for config in configs)
+    most = max(groups.values()) * job.folds
+    size = sum(p.numel() for p in model.parameters())
+    spatial = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
+    work = size * min(job.batch_size, len(job.x)) * (REUSED if spatial else 1)
+    room = 1 if job.x.device.type == "cpu" else ACCELERATOR
+    fits = [
+        s for s in SIZES if s <= most and s * work <= room * WORK and s * size <= room * CACHED
+    ]
+    return max(fits, default=1), reason
+
+
+def step_time(job: Job, configs: Sequence[Config], chunk: int, *, repeats: int = 8) -> float:
+    """Microseconds of one step of one member, in chunks of this size."""
+    members = [configs[i % len(configs)] for i in range(chunk)]
+    members = [c for c in members if free(c) == free(members[0])]
+    kept = None
+    if job.kept is not None:
+        kept = job.kept[[i % job.folds for i in range(len(members))]]
+    population = populate(job, members)
+    _microseconds(job, population, kept, 1)  # torch loads its parts on first use
+    return _microseconds(job, population, kept, repeats) / len(members)
+
+
 def measure_chunk(
     job: Job, configs: Sequence[Config], *, repeats: int = 8, seconds: float = 5.0
 ) -> tuple[int, dict[int, float], str]:
     """The chunk size with the fewest microseconds per config-step, the table, and the reason.
+
+    What `choose_chunk` is held to by the benchmark; a search does not decide by it.
 
     Where configurations differ in their model, the mean over them counts. Sizes are tried in
     rising order until one is no better than the best so far; a size that the vectorised routes
