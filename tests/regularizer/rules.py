@@ -86,7 +86,6 @@ class OwnSGD(optim.SGD):
 
 # with the learning rate that suits a well-conditioned problem
 WITHOUT_GAIN = {
-    "Muon": (optim.Muon, {"lr": 0.02, "weight_decay": 0.0}),
     "Adafactor": (optim.Adafactor, {"lr": 0.05, "weight_decay": 0.0}),
     "Rprop": (optim.Rprop, {"lr": 0.01}),
     "Sign": (Sign, {"lr": 0.01}),
@@ -96,3 +95,5 @@ WITHOUT_GAIN = {
     "OwnAdam": (OwnAdam, {"lr": 0.02}),
     "OwnSGD": (OwnSGD, {"lr": 0.05}),
 }
+MUON = [optim.Muon] if hasattr(optim, "Muon") else []  # of torch 2.9 and newer
+WITHOUT_GAIN |= {muon.__name__: (muon, {"lr": 0.02, "weight_decay": 0.0}) for muon in MUON}

@@ -8,7 +8,7 @@ from torch import nn, optim
 
 import tikhon as tk
 from regularizer.problems import equal, regression, train
-from regularizer.rules import Lion
+from regularizer.rules import MUON, Lion
 
 LOSS = regression()
 
@@ -25,7 +25,7 @@ def quiet(model, optimizer, steps=1):
     return model.weight.detach()
 
 
-@pytest.mark.parametrize("make", [optim.SGD, optim.AdamW, Lion, optim.Muon, optim.Adafactor])
+@pytest.mark.parametrize("make", [optim.SGD, optim.AdamW, Lion, *MUON, optim.Adafactor])
 @pytest.mark.parametrize("lr", [1e-4, 1e-2])
 def test_independent_decay_does_not_depend_on_lr(make, lr):
     model = linear()

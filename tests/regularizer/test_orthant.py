@@ -8,7 +8,7 @@ from sklearn.linear_model import ElasticNet, Lasso, MultiTaskLasso
 from torch import nn, optim
 
 import tikhon as tk
-from regularizer.rules import WITHOUT_GAIN, Heavy, Lion, OwnAdam, Sign
+from regularizer.rules import MUON, WITHOUT_GAIN, Heavy, Lion, OwnAdam, Sign
 
 ROWS, COLUMNS, OUTPUTS, STRENGTH = 60, 8, 3, 0.15
 
@@ -175,7 +175,7 @@ def runs(make, steps=6):
     return model, optimizer, reg
 
 
-@pytest.mark.parametrize("make", [Lion, Heavy, optim.Muon, optim.Rprop])
+@pytest.mark.parametrize("make", [Lion, Heavy, *MUON, optim.Rprop])
 def test_a_closure_changes_nothing(make):
     results = []
     for by_closure in (False, True):

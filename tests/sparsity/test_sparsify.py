@@ -140,6 +140,18 @@ def test_biases_norms_and_embeddings_are_left_alone():
     assert all((p != 0).all() for name, p in model.named_parameters() if p.ndim == 1)
 
 
+class Wrapped(torch.optim.Adam):
+    """A rule whose step calls the step of another."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_a_step_of_a_subclass_counts_once():
+    _, _, handle = sparse(plain, 0.5, optimizer=Wrapped)
+    assert handle.step == STEPS
+
+
 def test_heads_go_whole():
     class Net(nn.Module):
         def __init__(self):

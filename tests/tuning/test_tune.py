@@ -377,13 +377,14 @@ def test_models_with_fixed_dropout_keep_it():
     assert result.model[2].generator is None
 
 
-def test_the_choice_makes_a_recipe_that_fit_repeats():
+@pytest.mark.parametrize("penalty", ["l1", "l2", "elastic_net", "group_lasso", "mcp"])
+def test_the_choice_makes_a_recipe_that_fit_repeats(penalty):
     def build():
         return nn.Linear(6, 2)
 
     x, y = data()
-    found = tune(build, (x, y), space=Space(lr=0.02, weight_decay=0.5, l2=0.01), epochs=3,
-                 budget="1runs", folds=0)  # fmt: skip
+    space = Space(lr=0.02, weight_decay=0.5, **{penalty: 0.01})
+    found = tune(build, (x, y), space=space, epochs=3, budget="1runs", folds=0)
     torch.manual_seed(found.settings["seed"])
     run = fit(build(), (x, y), found.recipe, **found.settings)
     chosen = found.to_dict()

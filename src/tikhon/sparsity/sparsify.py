@@ -12,7 +12,7 @@ from torch import Tensor, nn, optim
 
 from tikhon.errors import unknown
 from tikhon.regularizer.audit import warn
-from tikhon.regularizer.hooks import untraced
+from tikhon.regularizer.hooks import StepHooks
 from tikhon.regularizer.targets import Pattern
 from tikhon.sparsity import units
 from tikhon.sparsity.allocation import Per, keeps
@@ -183,7 +183,7 @@ class Sparsifier:
                 "all of the model"
             )
         _attached[optimizer] = weakref.ref(self)
-        self._handle = optimizer.register_step_post_hook(untraced(self._after_step))
+        self._hooks = StepHooks(optimizer, _nothing, self._after_step, _nothing)
 
     @property
     def phase(self) -> str:
@@ -247,7 +247,7 @@ class Sparsifier:
                     "asked; give `steps` the optimizer steps of the whole run"
                 )
             del _attached[self.optimizer]
-        self._handle.remove()
+        self._hooks.remove()
 
     def __enter__(self) -> Sparsifier:
         return self
@@ -260,7 +260,7 @@ class Sparsifier:
 
     # one step
 
-    def _after_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self) -> None:
         self.step += 1
         if self.step <= self.begin:
             return
@@ -293,6 +293,10 @@ class Sparsifier:
 
 
 _attached = weakref.WeakKeyDictionary()
+
+
+def _nothing(*step: Any) -> None:
+    """Before a step, and after one that has raised."""
 
 
 def _layers(model: nn.Module, of: Of, example: Any, pattern: Pattern) -> list[units.Layer]:
