@@ -15,7 +15,10 @@ FUNCTION = 60  # lines of a function without its docstring
 
 LONG: dict[str, int] = {}  # file -> its budget, with the reason
 LONG_FUNCTIONS = {
-    "cli/tune.py:tune": 90,  # one line an option of the command
+    # one line an option or an argument that is handed on
+    "cli/tune.py:tune": 105,
+    "cli/path.py:path": 80,
+    "cures/cure.py:cure": 66,
 }
 FORBIDDEN = {"utils", "util", "core", "common", "manager", "helper", "helpers", "engine", "misc"}
 WRITERS = {  # files that may write, and what they write
@@ -60,6 +63,10 @@ def test_exceptions_are_still_needed():
         assert (SOURCE / name.split(":")[0]).exists()
     for name in WRITERS:
         assert list(writes(SOURCE / name)), f"{name} no longer writes: take it off the list"
+
+
+def test_nothing_is_kept_from_the_formatter():
+    assert [identify(path) for path in FILES if "fmt: skip" in path.read_text("utf-8")] == []
 
 
 def test_names_say_what_is_inside():

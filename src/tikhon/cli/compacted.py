@@ -32,9 +32,14 @@ def check_export(export: str | None) -> None:
 
 
 def finish(
-    terminal: Terminal, model: nn.Module, example: Tensor, path: Path, *,
-    shrink: bool, export: str | None,
-) -> dict[str, Any]:  # fmt: skip
+    terminal: Terminal,
+    model: nn.Module,
+    example: Tensor,
+    path: Path,
+    *,
+    shrink: bool,
+    export: str | None,
+) -> dict[str, Any]:
     """Compact and export the trained model; what was done, for the result document."""
     model, example = model.cpu().eval(), example.cpu()
     done: dict[str, Any] = {}
@@ -65,9 +70,14 @@ def write_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model.eval(), (example,), dynamo=True, input_names=["x"], output_names=["y"],
-            dynamic_shapes=({0: rows},), verbose=False,
-        )  # fmt: skip
+            model.eval(),
+            (example,),
+            dynamo=True,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_shapes=({0: rows},),
+            verbose=False,
+        )
     assert program is not None
     buffer = io.BytesIO()
     program.save(cast("Any", buffer))  # it takes a file too, its annotation does not say so

@@ -114,13 +114,22 @@ def compare(
     tables.introduce(terminal, source)
     with StepProgress(terminal) as on_event:
         found = over_methods(
-            source, names, model=model, splits=splits, trials=trials, epochs=epochs,
-            batch_size=batch_size, budget=budget, seed=seed, on_event=on_event,
-        )  # fmt: skip
+            source,
+            names,
+            model=model,
+            splits=splits,
+            trials=trials,
+            epochs=epochs,
+            batch_size=batch_size,
+            budget=budget,
+            seed=seed,
+            on_event=on_event,
+        )
         result = found.to_dict()
         if wide or deep:
-            shapes = over_shapes(source, widths=wide, depths=deep, epochs=epochs, seed=seed,
-                                 on_event=on_event)  # fmt: skip
+            shapes = over_shapes(
+                source, widths=wide, depths=deep, epochs=epochs, seed=seed, on_event=on_event
+            )
             result["architecture"] = shapes.to_dict()
     result["next"] = [shlex.join(_following(result, data, target))]
     _save(folder, source, model, result, seed)
@@ -183,8 +192,13 @@ def _save(path: Path, source: Any, model: str, result: dict[str, Any], seed: int
     from tikhon.training.fit import versions
 
     folder = RunDirectory(path)
-    about = {"name": source.name, "task": source.task, "rows": len(source.x),
-             "features": source.x[0].numel(), "classes": list(source.classes)}  # fmt: skip
+    about = {
+        "name": source.name,
+        "task": source.task,
+        "rows": len(source.x),
+        "features": source.x[0].numel(),
+        "classes": list(source.classes),
+    }
     config = {
         "kind": "compare",
         "command": ["tikhon", *sys.argv[1:]],

@@ -54,10 +54,18 @@ def cure(
     terminal.note(f"trying treatments for up to {budget}")
     with StepProgress(terminal) as progress:
         found = run(
-            program.pop("model"), program.pop("data"), program.pop("loss"), seeds=seeds,
-            steps=steps, budget=budget, batch_size=batch_size, seed=seed,
-            clip=clip, on_progress=progress, **program,
-        )  # fmt: skip
+            program.pop("model"),
+            program.pop("data"),
+            program.pop("loss"),
+            seeds=seeds,
+            steps=steps,
+            budget=budget,
+            batch_size=batch_size,
+            seed=seed,
+            clip=clip,
+            on_progress=progress,
+            **program,
+        )
     document = found.to_dict()
     terminal.say(str(found.diagnosis))
     terminal.say(str(found))

@@ -47,11 +47,20 @@ def demo(
     began = time.perf_counter()
     with RunDirectory(output) as folder:
         folder.create(overwrite=_is_demo(folder))
-        folder.write(CONFIG, {"kind": "demo", "command": ["tikhon", *sys.argv[1:]],
-                              "data": {"name": setting.data, "rows": setting.train_rows},
-                              "model": {"name": setting.model}, "optimizer": {"name": "adam"},
-                              "recipe": {}, "seed": seed, "device": "cpu",
-                              "versions": versions()})  # fmt: skip
+        folder.write(
+            CONFIG,
+            {
+                "kind": "demo",
+                "command": ["tikhon", *sys.argv[1:]],
+                "data": {"name": setting.data, "rows": setting.train_rows},
+                "model": {"name": setting.model},
+                "optimizer": {"name": "adam"},
+                "recipe": {},
+                "seed": seed,
+                "device": "cpu",
+                "versions": versions(),
+            },
+        )
         with interruptible() as interrupt, _Bar(terminal, setting, arms) as on_run:
             try:
                 result = demonstration.run(setting, arms, on_run=on_run, stop=interrupt.__bool__)
@@ -105,22 +114,29 @@ class _Bar:
         self._done += 1
         rate = self._done / (time.perf_counter() - self._began)
         self._bar.update(
-            self._task, advance=1, description=f"{arm.label:<8}", rate=f"{rate:.1f} trainings/s",
+            self._task,
+            advance=1,
+            description=f"{arm.label:<8}",
+            rate=f"{rate:.1f} trainings/s",
             note=f"strength {strength:g}: valid {run.metrics['valid/accuracy']:.3f}",
-        )  # fmt: skip
+        )
 
 
 def _conclude(terminal: Terminal, result: dict[str, Any], output: Path, page: Path) -> None:
     rows = []
     for arm in result["arms"]:
         test = arm["test_accuracy"]
-        rows.append([
-            arm["label"],
-            "-" if arm["name"] == "none" else f"{arm['chosen_strength']:g}",
-            f"{arm['train_accuracy']:.3f}", f"{arm['valid_accuracy']:.3f}", f"{arm['gap']:+.3f}",
-            f"{arm['zeros']:.0%}",
-            f"{test['mean']:.3f}  [{test['low']:.3f}, {test['high']:.3f}]",
-        ])  # fmt: skip
+        rows.append(
+            [
+                arm["label"],
+                "-" if arm["name"] == "none" else f"{arm['chosen_strength']:g}",
+                f"{arm['train_accuracy']:.3f}",
+                f"{arm['valid_accuracy']:.3f}",
+                f"{arm['gap']:+.3f}",
+                f"{arm['zeros']:.0%}",
+                f"{test['mean']:.3f}  [{test['low']:.3f}, {test['high']:.3f}]",
+            ]
+        )
     terminal.table(
         ["trained with", "strength", "train", "valid", "gap", "zeros", "test [95 % of 3 seeds]"],
         rows,

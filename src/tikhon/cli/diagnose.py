@@ -68,9 +68,15 @@ def diagnose(
         model, data, loss, optimizer, valid, penalty, seed=seed, json=json, quiet=quiet
     )
     found = run(
-        program.pop("model"), program.pop("data"), program.pop("loss"), steps=steps,
-        batch_size=batch_size, seed=seed, clip=clip, **program,
-    )  # fmt: skip
+        program.pop("model"),
+        program.pop("data"),
+        program.pop("loss"),
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        clip=clip,
+        **program,
+    )
     document = found.to_dict()
     terminal.say(whole(found) if full else str(found))
     if output is not None:

@@ -26,9 +26,20 @@ if TYPE_CHECKING:
 
 _TRAINING = ("loss", "optimizer", "lr", "momentum", "schedule", "batch_size", "seed", "device")
 _PENALTIES = ("l1", "l2", "elastic_net", "group_lasso")
-_RECIPE = ("dropout", "label_smoothing", "confidence_penalty", "r_drop", "mixup", "cutmix",
-           "input_noise", "clip_norm", "clip_value", "clip_adaptive", "averaging",
-           "early_stopping")  # fmt: skip
+_RECIPE = (
+    "dropout",
+    "label_smoothing",
+    "confidence_penalty",
+    "r_drop",
+    "mixup",
+    "cutmix",
+    "input_noise",
+    "clip_norm",
+    "clip_value",
+    "clip_adaptive",
+    "averaging",
+    "early_stopping",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +70,25 @@ def carry_out(given: Mapping[str, Any]) -> int:
     showing = FitProgress(terminal, verbose=given["verbose"])
     with interruptible() as interrupt, showing as progress:
         run = fit(
-            job.network, job.parts.train, job.recipe, valid=job.parts.valid, test=job.parts.test,
-            unit=job.parts.train.unit, output=job.path, about=job.about,
-            refit=given["refit"], linear=given["linear"],
-            resume=given["resume"], overwrite=given["overwrite"],
-            checkpoint_every=given["checkpoint_every"], stop=interrupt.__bool__,
-            on_tick=progress.tick, on_epoch=progress.epoch,
+            job.network,
+            job.parts.train,
+            job.recipe,
+            valid=job.parts.valid,
+            test=job.parts.test,
+            unit=job.parts.train.unit,
+            output=job.path,
+            about=job.about,
+            refit=given["refit"],
+            linear=given["linear"],
+            resume=given["resume"],
+            overwrite=given["overwrite"],
+            checkpoint_every=given["checkpoint_every"],
+            stop=interrupt.__bool__,
+            on_tick=progress.tick,
+            on_epoch=progress.epoch,
             on_warning=lambda text: terminal.note(f"warning: {text}", "yellow"),
             **job.training,
-        )  # fmt: skip
+        )
     if run.ended == "stopped":
         again = shlex.join([*job.about["command"], "--resume"])
         terminal.note(f"stopped after step {progress.step:,}, saved in {job.path}; continue with")
@@ -82,9 +103,13 @@ def carry_out(given: Mapping[str, Any]) -> int:
     }
     if given["compact"] or given["export"]:
         more |= compacted.finish(
-            terminal, run.model, job.parts.test.x[:256], job.path,
-            shrink=given["compact"], export=given["export"],
-        )  # fmt: skip
+            terminal,
+            run.model,
+            job.parts.test.x[:256],
+            job.path,
+            shrink=given["compact"],
+            export=given["export"],
+        )
     conclude_fit(terminal, run, job.path, more, job.parts.train.classes)
     return 0
 
@@ -123,9 +148,12 @@ def _prepare(given: Mapping[str, Any]) -> Job:
     source = load(given["data"], data_dir=given["data_dir"], table=table)
     parts = split(source, valid=given["valid"], test=given["test"], seed=given["seed"])
     length = length_of(
-        epochs, budget, recipe, batches=-(-len(parts.train.x) // given["batch_size"]),
+        epochs,
+        budget,
+        recipe,
+        batches=-(-len(parts.train.x) // given["batch_size"]),
         needs=needs_length(given, recipe, len(parts.valid.x) > 0),
-    )  # fmt: skip
+    )
     recipe = replace(recipe, early_stopping=length.patience)
     training |= {
         "epochs": length.epochs,
@@ -137,8 +165,12 @@ def _prepare(given: Mapping[str, Any]) -> Job:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(given["seed"])
         network = build(given["model"], shape, source.outputs, rate=rate, rows=parts.train.x)
-    model = {"name": given["model"], "shape": list(shape), "outputs": source.outputs,
-             "parameters": sum(p.numel() for p in network.parameters())}  # fmt: skip
+    model = {
+        "name": given["model"],
+        "shape": list(shape),
+        "outputs": source.outputs,
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
     about = {
         "command": command_of(path),
         "data": about_data(source, parts, given["valid"], given["test"], table),

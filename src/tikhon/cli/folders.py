@@ -45,8 +45,11 @@ def about_data(
     return more | {
         "name": source.name,
         "task": source.task,
-        "rows": {"train": len(parts.train.x), "valid": len(parts.valid.x),
-                 "test": len(parts.test.x)},
+        "rows": {
+            "train": len(parts.train.x),
+            "valid": len(parts.valid.x),
+            "test": len(parts.test.x),
+        },
         "features": parts.train.x[0].numel(),
         "feature_names": list(parts.train.feature_names),
         "classes": list(source.classes),
@@ -54,4 +57,4 @@ def about_data(
         "scaling": dict(parts.scaling),
         "fingerprint": source.fingerprint(),
         "origin": dict(source.origin),
-    }  # fmt: skip
+    }

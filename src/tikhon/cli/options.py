@@ -27,10 +27,14 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_p
 Output = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", help="Folder of the run.", metavar="RUN", show_default="runs/DATA-N",
+        "--output",
+        "-o",
+        help="Folder of the run.",
+        metavar="RUN",
+        show_default="runs/DATA-N",
         rich_help_panel=OUTPUT,
     ),
-]  # fmt: skip
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print the result as one JSON document.", rich_help_panel=OUTPUT),
@@ -41,10 +45,12 @@ Quiet = Annotated[
 Verbose = Annotated[
     bool,
     typer.Option(
-        "--verbose", "-v", help="A line per epoch, with penalties and norms.",
+        "--verbose",
+        "-v",
+        help="A line per epoch, with penalties and norms.",
         rich_help_panel=OUTPUT,
     ),
-]  # fmt: skip
+]
 Debug = Annotated[
     bool,
     typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT),

@@ -100,23 +100,40 @@ def path(
         train, valid = all_but_test(parts), None
         check_linear(train, kinds[penalty](), strengths=settings["strengths"], debias=debias)
         settings |= {"folds": 0 if strengths == "universal" else folds, "debias": debias}
-    terminal.note(f"{source.name}: {len(train[0]):,} rows, {train[0][0].numel()} features; "
-                  f"{penalty} path of model {model}")  # fmt: skip
+    terminal.note(
+        f"{source.name}: {len(train[0]):,} rows, {train[0][0].numel()} features; "
+        f"{penalty} path of model {model}"
+    )
     with RunDirectory(folder_path) as folder:
         folder.create(overwrite=overwrite)
-        folder.write(CONFIG, {
-            "kind": "path", "command": command_of(folder_path),
-            "data": about_data(source, parts, 0.2, test, table),
-            "model": {"name": _saved_name(model, penalty), "shape": list(parts.train.shape),
-                      "outputs": source.outputs},
-            "optimizer": {}, "recipe": {}, "seed": seed, "device": "cpu", "versions": versions(),
-        })  # fmt: skip
+        folder.write(
+            CONFIG,
+            {
+                "kind": "path",
+                "command": command_of(folder_path),
+                "data": about_data(source, parts, 0.2, test, table),
+                "model": {
+                    "name": _saved_name(model, penalty),
+                    "shape": list(parts.train.shape),
+                    "outputs": source.outputs,
+                },
+                "optimizer": {},
+                "recipe": {},
+                "seed": seed,
+                "device": "cpu",
+                "versions": versions(),
+            },
+        )
         with StepProgress(terminal) as on_step:
             result = follow(
-                build, train, kinds[penalty](), valid=valid,
+                build,
+                train,
+                kinds[penalty](),
+                valid=valid,
                 feature_names=parts.train.feature_names,
-                on_progress=lambda share: on_step("solving", share, 1), **settings,
-            )  # fmt: skip
+                on_progress=lambda share: on_step("solving", share, 1),
+                **settings,
+            )
         state = _state(result, source.outputs)
         write_tensors(folder.path / MODEL, state)
         document = result.to_dict() | _tests(

@@ -42,7 +42,7 @@ def report(
     """Write one page, offline, that a team can pass around.
 
     Several runs are compared where their data and their score are the same.
-    """  # fmt: skip
+    """
     from tikhon import report as page
     from tikhon.cli.conclusion import text
     from tikhon.cli.terminal import Terminal

@@ -16,8 +16,9 @@ _PANEL = "Data"
 
 
 def _option(help: str, metavar: str | None = None, name: str | None = None):
-    return typer.Option(*([name] if name else []), help=help, metavar=metavar,
-                        rich_help_panel=_PANEL)  # fmt: skip
+    return typer.Option(
+        *([name] if name else []), help=help, metavar=metavar, rich_help_panel=_PANEL
+    )
 
 
 Target = Annotated[str | None, _option("Column to predict.", "COLUMN")]

@@ -145,19 +145,34 @@ def tune(
         "kind": "tune",
         "command": command_of(path),
         "data": about_data(source, parts, 0.2, test, table),
-        "model": {"name": first, "shape": list(parts.train.shape), "outputs": source.outputs,
-                  "parameters": size},
-        "optimizer": {"name": "adamw", "schedule": "cosine"}, "recipe": {}, "seed": seed,
-        "device": _device(device), "versions": versions(),
-    }  # fmt: skip
+        "model": {
+            "name": first,
+            "shape": list(parts.train.shape),
+            "outputs": source.outputs,
+            "parameters": size,
+        },
+        "optimizer": {"name": "adamw", "schedule": "cosine"},
+        "recipe": {},
+        "seed": seed,
+        "device": _device(device),
+        "versions": versions(),
+    }
     terminal.note(
         f"{source.name}: {len(train[0]):,} rows to choose and train on, {len(parts.test.x):,} to "
         f"test; model {' or '.join(names)}, {size:,} parameters"
     )
     searching: dict[str, Any] = dict(
-        loss=loss, space=entries, budget=budget, seed=seed, folds=folds, epochs=epochs,
-        batch_size=batch_size, device=_device(device), output=path, resume=resume,
-    )  # fmt: skip
+        loss=loss,
+        space=entries,
+        budget=budget,
+        seed=seed,
+        folds=folds,
+        epochs=epochs,
+        batch_size=batch_size,
+        device=_device(device),
+        output=path,
+        resume=resume,
+    )
     if storage or ray or workers > 1:
         searching |= _distributed(storage, ray, path, seed, workers)
     with RunDirectory(path) as folder:
@@ -285,17 +300,20 @@ class Board:
         for budget, rung in self._rungs.items():
             best = rung["best"]
             table.add_row(
-                str(budget), str(rung["members"]),
+                str(budget),
+                str(rung["members"]),
                 str(rung["epoch"]) if rung["done"] < rung["members"] else "done",
-                str(rung["failed"]), "" if best is None else f"{best.score:.4f}",
+                str(rung["failed"]),
+                "" if best is None else f"{best.score:.4f}",
                 "" if best is None else _config(best.trial.config),
-            )  # fmt: skip
+            )
         return table
 
 
 def _config(config: Any) -> str:
-    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
-                     for k, v in config.items())  # fmt: skip
+    return ", ".join(
+        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in config.items()
+    )
 
 
 def _device(device: str) -> str:

@@ -171,9 +171,12 @@ def _cell(
     kind: Callable[..., nn.RNNBase] = {"LSTM": nn.LSTM, "GRU": nn.GRU}.get(module.mode, nn.RNN)
     plain = {"RNN_TANH": {"nonlinearity": "tanh"}, "RNN_RELU": {"nonlinearity": "relu"}}
     new = kind(
-        int(columns.sum()), int(rows.sum()), bias=bias, batch_first=module.batch_first,
+        int(columns.sum()),
+        int(rows.sum()),
+        bias=bias,
+        batch_first=module.batch_first,
         **plain.get(module.mode, {}),
-    )  # fmt: skip
+    )
     state = {
         "weight_ih_l0": cell.inputs[:, rows][:, :, columns],
         "weight_hh_l0": cell.state[:, rows][:, :, rows],

@@ -122,11 +122,18 @@ def _cut_convolution(module: Any, node: fx.Node, analysis: Analysis, keep: Tenso
         weight = torch.cat([part.transpose(0, 1) if module.transposed else part for part in parts])
         groups = len(parts)
     new = type(module)(
-        int(columns.sum()), int(rows.sum()), module.kernel_size, stride=module.stride,
-        padding=module.padding, dilation=module.dilation, groups=groups, bias=bias is not None,
-        padding_mode=module.padding_mode, device="meta",
+        int(columns.sum()),
+        int(rows.sum()),
+        module.kernel_size,
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        groups=groups,
+        bias=bias is not None,
+        padding_mode=module.padding_mode,
+        device="meta",
         **({"output_padding": module.output_padding} if module.transposed else {}),
-    )  # fmt: skip
+    )
     new.weight = nn.Parameter(weight.clone())
     if bias is not None:
         new.bias = nn.Parameter(bias.detach()[rows].to(weight.dtype))
@@ -157,9 +164,12 @@ def _cut_instance_norm(module: Any, node: fx.Node, analysis: Analysis, keep: Ten
     if bool(rows.all()):
         return module
     new = type(module)(
-        int(rows.sum()), eps=module.eps, momentum=module.momentum, affine=module.affine,
+        int(rows.sum()),
+        eps=module.eps,
+        momentum=module.momentum,
+        affine=module.affine,
         track_running_stats=module.track_running_stats,
-    )  # fmt: skip
+    )
     state = {k: v[rows] if v.ndim else v for k, v in module.state_dict().items()}
     for value in list(state.values())[:1]:
         new = new.to(value)

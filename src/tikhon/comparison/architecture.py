@@ -103,11 +103,18 @@ def balance(
                 row["backprop_ratio"] = backprop_ratio(model, *some)
             recipe = Recipe({"*": L2(strength)}) if strength else Recipe()
             run = fit(
-                model, (parts.train.x, parts.train.y), recipe,
-                valid=(parts.valid.x, parts.valid.y), test=(parts.test.x, parts.test.y),
-                lr=lr, epochs=epochs, seed=seed, unit=parts.train.unit, device="cpu",
+                model,
+                (parts.train.x, parts.train.y),
+                recipe,
+                valid=(parts.valid.x, parts.valid.y),
+                test=(parts.test.x, parts.test.y),
+                lr=lr,
+                epochs=epochs,
+                seed=seed,
+                unit=parts.train.unit,
+                device="cpu",
                 linear=False,
-            )  # fmt: skip
+            )
             rows.append(row | {k: v for k, v in (run.metrics or {}).items() if "/loss" not in k})
     return Shapes(tuple(rows))
 

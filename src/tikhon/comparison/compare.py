@@ -284,10 +284,20 @@ class _Trainer:
                 self.model, parts.train.shape, parts.train.outputs, rate=rate, rows=parts.train.x
             )
         run = fit(
-            model, train, recipe, valid=valid, test=test, lr=lr, schedule="cosine",
-            batch_size=self.batch_size, epochs=self.epochs, seed=seed, unit=parts.train.unit,
-            device="cpu", linear=False,
-        )  # fmt: skip
+            model,
+            train,
+            recipe,
+            valid=valid,
+            test=test,
+            lr=lr,
+            schedule="cosine",
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            seed=seed,
+            unit=parts.train.unit,
+            device="cpu",
+            linear=False,
+        )
         return Fitted(recipe, lr, seed, model, dict(run.metrics or {}), run.seconds)
 
 

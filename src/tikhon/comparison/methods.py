@@ -38,8 +38,19 @@ _PARTS: dict[str, tuple[Callable[[float], float], Callable[[float], dict[str, An
     "ema": (_log(0.9, 0.999), lambda s: {"averaging": "ema", "ema_decay": s}),
 }
 NAMES = tuple(_PARTS)
-DEFAULT = ("none", "l1", "l2", "elastic_net", "dropout", "early_stopping", "label_smoothing",
-           "mixup", "auto", "l2+dropout", "l1+dropout")  # fmt: skip
+DEFAULT = (
+    "none",
+    "l1",
+    "l2",
+    "elastic_net",
+    "dropout",
+    "early_stopping",
+    "label_smoothing",
+    "mixup",
+    "auto",
+    "l2+dropout",
+    "l1+dropout",
+)
 _CLASSES_ONLY = ("label_smoothing", "mixup")
 
 

@@ -121,17 +121,25 @@ class Trials:
             replica = self.build(treatment, seed)
             size = treatment.batch or self.batch_size
             end = train(
-                replica, self.source, self.judge, steps, size, seed,
-                loss=self.judged_by or self.loss, deadline=self.limit,
-            )  # fmt: skip
+                replica,
+                self.source,
+                self.judge,
+                steps,
+                size,
+                seed,
+                loss=self.judged_by or self.loss,
+                deadline=self.limit,
+            )
             self.pace = max(self.pace, (time.perf_counter() - began) / (steps + 5))
         self.scores[key] = (self._score(end), end.valid_metric or end.metric)
         return self.scores[key][0]
 
     def _score(self, end: Point) -> float:
-        losses = [end.valid_loss] if self._memorises and end.valid_loss is not None else [
-            end.eval_loss, *([end.valid_loss] if self.judge is not None else [])
-        ]  # fmt: skip
+        losses = (
+            [end.valid_loss]
+            if self._memorises and end.valid_loss is not None
+            else [end.eval_loss, *([end.valid_loss] if self.judge is not None else [])]
+        )
         if any(v is None or not math.isfinite(v) for v in losses):
             return math.inf
         return mean(v for v in losses if v is not None)

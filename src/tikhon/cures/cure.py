@@ -202,10 +202,17 @@ def cure(
     if diagnosis is None:
         fixed = isinstance(model, nn.Module)
         diagnosis = diagnose(
-            model if fixed else draw(model, seed), data, loss,
-            optimizer=optimizer if fixed else anew(optimizer), valid=valid, steps=min(steps, 200),
-            batch_size=batch_size, seed=seed, penalty=penalty, clip=clip,
-        )  # fmt: skip
+            model if fixed else draw(model, seed),
+            data,
+            loss,
+            optimizer=optimizer if fixed else anew(optimizer),
+            valid=valid,
+            steps=min(steps, 200),
+            batch_size=batch_size,
+            seed=seed,
+            penalty=penalty,
+            clip=clip,
+        )
     if "nothing_to_train" in diagnosis.labels:
         raise InputError(
             "no parameter requires a gradient: call requires_grad_(True) on what is to learn"
@@ -216,11 +223,20 @@ def cure(
         judge = feed(valid, rows=512, name="valid").probe if valid is not None else None
     judged_by = in_one_shape(loss) if "broadcast_loss" in diagnosis.labels else loss
     trials = Trials(
-        model=model, loss=loss, optimizer=optimizer, penalty=penalty, clip=clip, source=source,
-        judge=judge, batch_size=min(batch_size, source.rows),
-        seeds=[seed + i for i in range(seeds)], codes=diagnosis.labels, limit=limit,
-        judged_by=judged_by, on_progress=told,
-    )  # fmt: skip
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        penalty=penalty,
+        clip=clip,
+        source=source,
+        judge=judge,
+        batch_size=min(batch_size, source.rows),
+        seeds=[seed + i for i in range(seeds)],
+        codes=diagnosis.labels,
+        limit=limit,
+        judged_by=judged_by,
+        on_progress=told,
+    )
     arms, chosen = trials.search(steps)
     treatment = chosen or NOTHING
     return Cure(

@@ -14,9 +14,18 @@ from tikhon.diagnosis.replica import undisturbed
 
 BOUNDED = (nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Softsign, nn.Hardsigmoid)
 ACTIVATIONS = (
-    *BOUNDED, nn.Softmax, nn.LogSoftmax, nn.Softplus, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU,
-    nn.GELU, nn.SiLU, nn.Mish,
-)  # fmt: skip
+    *BOUNDED,
+    nn.Softmax,
+    nn.LogSoftmax,
+    nn.Softplus,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+)
 BLOCKS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 

@@ -22,9 +22,16 @@ from tikhon.data.rows import Batch
 from tikhon.diagnosis.observe import NORMS, RECURRENT, WEIGHTED
 
 GAINS: tuple[tuple[type[nn.Module], float], ...] = (
-    (nn.ReLU, math.sqrt(2)), (nn.LeakyReLU, math.sqrt(2)), (nn.GELU, 1.5), (nn.SiLU, 1.7),
-    (nn.Mish, 1.6), (nn.ELU, 1.2), (nn.SELU, 1.0), (nn.Softplus, 1.2), (nn.Tanh, 1.05),
-)  # fmt: skip
+    (nn.ReLU, math.sqrt(2)),
+    (nn.LeakyReLU, math.sqrt(2)),
+    (nn.GELU, 1.5),
+    (nn.SiLU, 1.7),
+    (nn.Mish, 1.6),
+    (nn.ELU, 1.2),
+    (nn.SELU, 1.0),
+    (nn.Softplus, 1.2),
+    (nn.Tanh, 1.05),
+)
 Edit = Callable[[nn.Module, Batch], list[Line]]
 
 
@@ -77,10 +84,14 @@ def reinit(model: nn.Module, batch: Batch) -> list[Line]:
     places = Places(model, batch)
     heads = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
     lines = [
-        places.line(m, "nn.init.xavier_uniform_({at}.in_proj_weight)\n"
-                       "nn.init.xavier_uniform_({at}.out_proj.weight)")
-        for m in heads if m.in_proj_weight is not None and m.in_proj_weight.requires_grad
-    ]  # fmt: skip
+        places.line(
+            m,
+            "nn.init.xavier_uniform_({at}.in_proj_weight)\n"
+            "nn.init.xavier_uniform_({at}.out_proj.weight)",
+        )
+        for m in heads
+        if m.in_proj_weight is not None and m.in_proj_weight.requires_grad
+    ]
     for layer, activation in places.followers().items():
         if layer.weight.requires_grad:
             fan_in = layer.weight[0].numel()
@@ -93,12 +104,13 @@ def orthogonal(model: nn.Module, batch: Batch) -> list[Line]:
     places = Places(model, batch)
     return [
         places.line(
-            layer, f"nn.init.orthogonal_({{at}}.weight, {_gain(activation):.4g})"
-                   f"{_zero_bias(layer.bias is not None)}"
+            layer,
+            f"nn.init.orthogonal_({{at}}.weight, {_gain(activation):.4g})"
+            f"{_zero_bias(layer.bias is not None)}",
         )
         for layer, activation in places.followers().items()
         if layer.weight.requires_grad and layer.weight.ndim > 1
-    ]  # fmt: skip
+    ]
 
 
 def lsuv(model: nn.Module, batch: Batch) -> list[Line]:
@@ -126,8 +138,9 @@ def recurrent_init(model: nn.Module, batch: Batch) -> list[Line]:
     places = Places(model, batch)
     return [
         places.line(m, _recurrent(m.hidden_size, isinstance(m, nn.LSTM)))
-        for m in model.modules() if isinstance(m, RECURRENT)
-    ]  # fmt: skip
+        for m in model.modules()
+        if isinstance(m, RECURRENT)
+    ]
 
 
 def _recurrent(hidden: int, gated: bool) -> str:
@@ -184,8 +197,9 @@ def to_relu(model: nn.Module, batch: Batch, *, normed: bool = False) -> list[Lin
     after = {k: nn.ReLU() if v in hidden else v for k, v in places.followers().items()}
     fresh = [
         places.line(layer, _normal(layer.weight[0].numel(), behind, layer.bias is not None))
-        for layer, behind in after.items() if layer.weight.requires_grad
-    ]  # fmt: skip
+        for layer, behind in after.items()
+        if layer.weight.requires_grad
+    ]
     return swaps + fresh + (normalise(model, batch) if normed else [])
 
 
@@ -204,11 +218,13 @@ def bend(model: nn.Module, batch: Batch) -> list[Line]:
     bare = [m for m in layers[:-1] if after[m] is None]
     return [
         places.line(
-            m, "{at} = nn.Sequential({at}, nn.ReLU())\n"
-               "nn.init.kaiming_normal_({at}[0].weight, nonlinearity=\"relu\")"
+            m,
+            "{at} = nn.Sequential({at}, nn.ReLU())\n"
+            'nn.init.kaiming_normal_({at}[0].weight, nonlinearity="relu")',
         )
-        for m in bare if m.weight.requires_grad and m.weight.ndim > 1
-    ]  # fmt: skip
+        for m in bare
+        if m.weight.requires_grad and m.weight.ndim > 1
+    ]
 
 
 def rows_first(model: nn.Module, batch: Batch) -> list[Line]:
@@ -237,8 +253,13 @@ def to_gru(model: nn.Module, batch: Batch) -> list[Line]:
     lines = []
     for m in model.modules():
         if isinstance(m, nn.RNN):
-            plain = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0,
-                     "bidirectional": False}  # fmt: skip
+            plain = {
+                "num_layers": 1,
+                "bias": True,
+                "batch_first": False,
+                "dropout": 0.0,
+                "bidirectional": False,
+            }
             options = "".join(
                 f", {k}={getattr(m, k)!r}" for k, v in plain.items() if getattr(m, k) != v
             )
@@ -282,9 +303,11 @@ def _norm_for(layer: Any, batchnorm: bool) -> str:
         return f"nn.BatchNorm1d({width})" if batchnorm else f"nn.LayerNorm({width})"
     if type(layer) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return ""
-    return f"nn.BatchNorm{layer.weight.ndim - 2}d({width})" if batchnorm else (
-        f"nn.GroupNorm(1, {width})"
-    )  # fmt: skip
+    return (
+        f"nn.BatchNorm{layer.weight.ndim - 2}d({width})"
+        if batchnorm
+        else (f"nn.GroupNorm(1, {width})")
+    )
 
 
 def residual(model: nn.Module, batch: Batch) -> list[Line]:
@@ -320,8 +343,9 @@ def residual(model: nn.Module, batch: Batch) -> list[Line]:
     head = layers[-1]
     closing = []
     if isinstance(head, nn.Linear):
-        closing = [places.line(head, f"{{at}} = nn.Sequential(nn.LayerNorm({head.in_features}), "
-                                     "{at})")]  # fmt: skip
+        closing = [
+            places.line(head, f"{{at}} = nn.Sequential(nn.LayerNorm({head.in_features}), {{at}})")
+        ]
     return [Line("", inspect.getsource(Residual)), *dict.fromkeys(moved), *branches, *closing]
 
 
@@ -350,11 +374,14 @@ def norm_blocks(model: nn.Module, batch: Batch) -> list[Line]:
         width = first.weight.shape[1]
         if width != last.weight.shape[0]:
             continue
-        norm = f"nn.LayerNorm({width})" if isinstance(first, nn.Linear) else (
-            f"nn.GroupNorm(1, {width})"
-        )  # fmt: skip
-        ends.append(places.line(last, "nn.init.zeros_({at}.weight)"
-                                      f"{_zero_bias(last.bias is not None)}"))  # fmt: skip
+        norm = (
+            f"nn.LayerNorm({width})"
+            if isinstance(first, nn.Linear)
+            else (f"nn.GroupNorm(1, {width})")
+        )
+        ends.append(
+            places.line(last, f"nn.init.zeros_({{at}}.weight){_zero_bias(last.bias is not None)}")
+        )
         fronts.append(places.line(first, f"{{at}} = nn.Sequential({norm}, {{at}})"))
     return ends + fronts
 
@@ -380,8 +407,11 @@ def widen(model: nn.Module, batch: Batch, *, width: int | None = None) -> list[L
         return []
     linear = [m for m in model if isinstance(m, nn.Linear)]
     other = [m for m in model.modules() if isinstance(m, (*NORMS, *RECURRENT))]
-    if len(linear) < 2 or other or any(a.out_features != b.in_features
-                                       for a, b in pairwise(linear)):  # fmt: skip
+    if (
+        len(linear) < 2
+        or other
+        or any(a.out_features != b.in_features for a, b in pairwise(linear))
+    ):
         return []
     size = width or max(64, 2 * max(m.out_features for m in linear[:-1]))
     places = Places(model, batch)

@@ -95,9 +95,13 @@ class Treatment:
         if judge is not None:
             names = {"x_valid": judge[0], "y_valid": judge[1]}
         space = execute(
-            setup, model=replica.model, optimizer=replica.optimizer, loss=replica.loss,
-            penalty=replica.penalty, **names,
-        )  # fmt: skip
+            setup,
+            model=replica.model,
+            optimizer=replica.optimizer,
+            loss=replica.loss,
+            penalty=replica.penalty,
+            **names,
+        )
         replica.optimizer, replica.penalty = space["optimizer"], space["penalty"]
         replica.loss = space["loss"]
         if self.free:
@@ -194,9 +198,7 @@ def adam(lr: float) -> Treatment:
 def decay(strength: float, kind: str = "decay") -> Treatment:
     """AdamW with decoupled weight decay."""
     code = f"optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay={strength:g})"
-    return Treatment(
-        f"weight decay {strength:g}", 3, kind, setup=code, recipe={"decay": strength}
-    )  # fmt: skip
+    return Treatment(f"weight decay {strength:g}", 3, kind, setup=code, recipe={"decay": strength})
 
 
 def _edit(name: str, size: int, edit: Callable[..., Any], **options: Any) -> Treatment:
@@ -230,32 +232,43 @@ EASE = _edit("dropout 0.2", 2, surgery.ease_dropout, recipe={"dropout": 0.2})
 INPUTS = Treatment("scaled inputs", 2, "scaling", scaled="inputs")
 TARGETS = Treatment("scaled targets", 3, "scaling", scaled="targets")
 ADOPT = Treatment(
-    "all parameters in the optimizer", 1, "adopt", lacking=True,
+    "all parameters in the optimizer",
+    1,
+    "adopt",
+    lacking=True,
     setup="""\
 held = {id(p) for group in optimizer.param_groups for p in group["params"]}
 missing = [p for p in model.parameters() if p.requires_grad and id(p) not in held]
 optimizer.add_param_group({"params": missing})""",
-)  # fmt: skip
+)
 RESHAPE = Treatment(
-    "targets in the shape of the output", 1, "shape",
+    "targets in the shape of the output",
+    1,
+    "shape",
     setup="""\
 plain_loss = loss
 
 
 def loss(output, y):
     return plain_loss(output, y.reshape(output.shape))""",
-)  # fmt: skip
+)
 CLIP = Treatment(
-    "clipping", 2, "clip", recipe={"clip_norm": 1.0},
+    "clipping",
+    2,
+    "clip",
+    recipe={"clip_norm": 1.0},
     setup="""\
 def clip(*_):
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
 
 
 optimizer.register_step_pre_hook(clip)""",
-)  # fmt: skip
+)
 ADAPTIVE = Treatment(
-    "adaptive clipping", 2, "adaptive clip", recipe={"clip_adaptive": 0.01},
+    "adaptive clipping",
+    2,
+    "adaptive clip",
+    recipe={"clip_adaptive": 0.01},
     setup="""\
 from tikhon.training.clipping import clip_grad_adaptive_
 
@@ -265,17 +278,22 @@ def clip(*_):
 
 
 optimizer.register_step_pre_hook(clip)""",
-)  # fmt: skip
+)
 WARMUP = Treatment(
-    "warm-up", 2, "warmup",
+    "warm-up",
+    2,
+    "warmup",
     setup="""\
 schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 50, total_iters=49)
 optimizer.register_step_post_hook(lambda *_: schedule.step())""",
-)  # fmt: skip
+)
 FREE = Treatment("no penalty", 2, "penalty", free=True)
 BATCH = Treatment("batches of 32", 2, "batch", setup="batch_size = 32", batch=32)
 EARLY = Treatment(
-    "early stopping", 2, "early", recipe={"early_stopping": 5},
+    "early stopping",
+    2,
+    "early",
+    recipe={"early_stopping": 5},
     setup="""\
 best = {"loss": math.inf, "steps": 0}
 
@@ -294,11 +312,20 @@ def keep_the_best(*_):
 
 optimizer.register_step_post_hook(keep_the_best)""",
     after='if "state" in best:\n    model.load_state_dict(best["state"])',
-)  # fmt: skip
+)
 
 _SIGNAL = (
-    INIT, ORTHOGONAL, LSUV, RELU, BATCHNORM, NORMED_RELU, LAYERNORM, RESIDUAL, BLOCKS, PRENORM,
-)  # fmt: skip
+    INIT,
+    ORTHOGONAL,
+    LSUV,
+    RELU,
+    BATCHNORM,
+    NORMED_RELU,
+    LAYERNORM,
+    RESIDUAL,
+    BLOCKS,
+    PRENORM,
+)
 _TIME = (RECURRENT_INIT, MEMORY, FORGET, GRU, CLIP)
 FOR: dict[str, tuple[Treatment, ...]] = {
     "vanishing_gradient": (*_TIME, *_SIGNAL, HEAD),
@@ -310,7 +337,17 @@ FOR: dict[str, tuple[Treatment, ...]] = {
     "slow_convergence": (HEAD, INPUTS, RELU, BATCHNORM, INIT, MEMORY),
     "overfitting": (DROPOUT, EARLY, decay(0.1), decay(1.0), NARROWER),
     "underfitting": (
-        FREE, EASE, WIDER, BATCH, INIT, INPUTS, WARMUP, MEMORY, PRENORM, BLOCKS, NONLINEAR,
+        FREE,
+        EASE,
+        WIDER,
+        BATCH,
+        INIT,
+        INPUTS,
+        WARMUP,
+        MEMORY,
+        PRENORM,
+        BLOCKS,
+        NONLINEAR,
         UNFREEZE,
     ),
     "head_mismatch": (HEAD,),
@@ -326,18 +363,20 @@ FOR: dict[str, tuple[Treatment, ...]] = {
     "missing_from_optimizer": (ADOPT,),
     "broadcast_loss": (RESHAPE,),
     "collapsed_attention": (WARMUP, INIT, PRENORM),
-}  # fmt: skip
+}
 RATES = tuple(rate(f) for f in (0.01, 0.1, 0.3, 3.0, 10.0, 100.0, 1000.0))
 ADAMS = (adam(1e-3), adam(1e-2))
 POPULAR = (
     Treatment(
-        "L2 1e-3", 2, "popular",
+        "L2 1e-3",
+        2,
+        "popular",
         setup='for group in optimizer.param_groups:\n    group["weight_decay"] = 1e-3',
         recipe={"decay": 1e-3},
     ),
     replace(DROPOUT, kind="popular"),
     replace(CLIP, kind="popular"),
-)  # fmt: skip
+)
 
 
 def settings(optimizer: Any) -> list[Any]:

@@ -120,9 +120,11 @@ class Stream:
 
     def _gathered(self, rows: Any, chosen: range) -> DataLoader[Any]:
         return DataLoader(
-            Subset(rows, chosen), self._loader.batch_size or 64,
-            collate_fn=self._loader.collate_fn, num_workers=self._loader.num_workers,
-        )  # fmt: skip
+            Subset(rows, chosen),
+            self._loader.batch_size or 64,
+            collate_fn=self._loader.collate_fn,
+            num_workers=self._loader.num_workers,
+        )
 
     def _read(self, epoch: int) -> Iterator[Batch]:
         """The loader's batches; its random numbers are those of (seed, epoch), and its own."""

@@ -247,12 +247,20 @@ def shared_search(
 
     def build(space: Space, plan: Plan) -> Search:
         if plan.seconds is not None:
-            raise InputError("a shared search needs a budget in runs, such as 64runs: every "
-                             "process must plan the same")  # fmt: skip
+            raise InputError(
+                "a shared search needs a budget in runs, such as 64runs: every "
+                "process must plan the same"
+            )
         return SharedSearch(
-            space, storage=storage, count=plan.members, budget=plan.epochs, seed=seed, name=name,
-            grace=grace, batch=min(plan.chunk, math.ceil(plan.members / workers)),
-        )  # fmt: skip
+            space,
+            storage=storage,
+            count=plan.members,
+            budget=plan.epochs,
+            seed=seed,
+            name=name,
+            grace=grace,
+            batch=min(plan.chunk, math.ceil(plan.members / workers)),
+        )
 
     return build
 

@@ -49,9 +49,14 @@ def serve(
         shown = sorted(names)[0]
     say(f"http://{shown}:{port}/?token={access.token}")
     config = uvicorn.Config(
-        application(run, access, names), access_log=False, log_level="warning",
-        limit_concurrency=64, timeout_graceful_shutdown=1, server_header=False, lifespan="off",
-    )  # fmt: skip
+        application(run, access, names),
+        access_log=False,
+        log_level="warning",
+        limit_concurrency=64,
+        timeout_graceful_shutdown=1,
+        server_header=False,
+        lifespan="off",
+    )
     with listener:
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -82,12 +82,13 @@ def step_never_called(loop: Loop) -> Alarm | None:
         return None
     lacking = "" if loop.backwards else " and no backward pass reached the model"
     return Alarm(
-        "step_never_called", 0,
+        "step_never_called",
+        0,
         f"{loop.forwards} forward passes, but this optimizer never made a step{lacking}: "
         "the weights stay as they are",
         "call optimizer.step() of the optimizer that is watched, after loss.backward(), "
         "and build it once, before the loop",
-    )  # fmt: skip
+    )
 
 
 def never_called(loop: Loop) -> Alarm | None:
@@ -95,9 +96,12 @@ def never_called(loop: Loop) -> Alarm | None:
     if not loop.ended or loop.steps or loop.forwards:
         return None
     return Alarm(
-        "nothing_happened", 0, "neither the model was called nor the optimizer stepped",
-        "watch the model and the optimizer that the loop uses", severity="info",
-    )  # fmt: skip
+        "nothing_happened",
+        0,
+        "neither the model was called nor the optimizer stepped",
+        "watch the model and the optimizer that the loop uses",
+        severity="info",
+    )
 
 
 def other_model(loop: Loop) -> Alarm | None:
@@ -106,12 +110,13 @@ def other_model(loop: Loop) -> Alarm | None:
     if last is None or not loop.lasts(streak):
         return None
     return Alarm(
-        "optimizer_of_another_model", streak.first,
+        "optimizer_of_another_model",
+        streak.first,
         f"none of the {last.held} tensors of the optimizer is a parameter of this model, which "
         "does not move: it was built for another, perhaps an older, model",
         "build the optimizer from model.parameters() after the last line that makes, wraps or "
         "moves the model",
-    )  # fmt: skip
+    )
 
 
 def no_gradient(loop: Loop) -> Alarm | None:
@@ -154,11 +159,12 @@ def beside_the_model(loop: Loop) -> Alarm | None:
     if not loop.lasts(streak):
         return None
     return Alarm(
-        "loss_not_connected", streak.first,
+        "loss_not_connected",
+        streak.first,
         "the weights have gradients, but none comes through an output of a layer: only a penalty "
         "on the weights is trained",
         "compute the loss from model(x) itself, without .item(), .detach() or argmax",
-    )  # fmt: skip
+    )
 
 
 def not_cleared(loop: Loop) -> Alarm | None:
@@ -167,10 +173,11 @@ def not_cleared(loop: Loop) -> Alarm | None:
     if not loop.lasts(streak):
         return None
     return Alarm(
-        "gradients_not_cleared", streak.first,
+        "gradients_not_cleared",
+        streak.first,
         "the gradients are not cleared: each step moves along the sum of all gradients so far",
         "call optimizer.zero_grad() once a step, before loss.backward()",
-    )  # fmt: skip
+    )
 
 
 def late_backward(loop: Loop) -> Alarm | None:
@@ -179,11 +186,12 @@ def late_backward(loop: Loop) -> Alarm | None:
     if not loop.lasts(streak):
         return None
     return Alarm(
-        "step_before_backward", streak.first,
+        "step_before_backward",
+        streak.first,
         "the step comes before the backward pass of its batch: it moves along the gradient of the "
         "batch before",
         "call loss.backward() before optimizer.step()",
-    )  # fmt: skip
+    )
 
 
 def doubled(loop: Loop) -> Alarm | None:
@@ -192,9 +200,12 @@ def doubled(loop: Loop) -> Alarm | None:
     if last is None or not last.doubled:
         return None
     return Alarm(
-        "duplicated_parameters", last.step, "they stand twice in the optimizer and move twice",
-        "give each parameter to the optimizer once", last.doubled,
-    )  # fmt: skip
+        "duplicated_parameters",
+        last.step,
+        "they stand twice in the optimizer and move twice",
+        "give each parameter to the optimizer once",
+        last.doubled,
+    )
 
 
 def left_out(loop: Loop) -> Alarm | None:
@@ -211,11 +222,13 @@ def left_out(loop: Loop) -> Alarm | None:
     if late:
         meaning = "they were unfrozen after the optimizer was built, which does not have them"
     return Alarm(
-        "missing_from_optimizer", step, meaning,
+        "missing_from_optimizer",
+        step,
+        meaning,
         'add them with optimizer.add_param_group({"params": ...}), or freeze them with '
         "requires_grad_(False) if they are to stay",
         tuple(late or names),
-    )  # fmt: skip
+    )
 
 
 def unreached(loop: Loop) -> Alarm | None:
@@ -227,23 +240,26 @@ def unreached(loop: Loop) -> Alarm | None:
     foreign = [n for n, t in silent.items() if t.foreign]
     if foreign and left_out(loop) is None:
         return Alarm(
-            "optimizer_of_another_model", min(history.silent[n].first for n in foreign),
+            "optimizer_of_another_model",
+            min(history.silent[n].first for n in foreign),
             "they are in the optimizer, but not in the model, and never get a gradient",
             "build the optimizer after the last line that changes the model's layers",
             tuple(foreign),
-        )  # fmt: skip
+        )
     own = {n: t for n, t in silent.items() if not t.foreign}
     if not own:
         return None
     # a difference of outputs does not depend on the last bias, and such a gradient is zero
     free = all(t.vector and t.gradient is not None for t in own.values())
     return Alarm(
-        "unmoved_parameters", min(history.silent[n].first for n in own),
+        "unmoved_parameters",
+        min(history.silent[n].first for n in own),
         "they never get a gradient, so they keep their first values: the loss does not reach "
         "them, or they are behind a detach, dead units or a branch that is not used",
-        "let the loss depend on them, or take them out of the model", tuple(own),
+        "let the loss depend on them, or take them out of the model",
+        tuple(own),
         "info" if free else "warning",
-    )  # fmt: skip
+    )
 
 
 def unmoved(loop: Loop) -> Alarm | None:
@@ -255,13 +271,18 @@ def unmoved(loop: Loop) -> Alarm | None:
     kind = last.tensors[names[0]].kind if names[0] in last.tensors else ""
     half = kind in ("bfloat16", "float16")
     cause = f"a step is below the resolution of {kind}" if half else "the step rounds to nothing"
-    change = "keep the weights in float32 and use torch.autocast" if half else (
-        "raise the learning rate of their group"
-    )  # fmt: skip
+    change = (
+        "keep the weights in float32 and use torch.autocast"
+        if half
+        else ("raise the learning rate of their group")
+    )
     return Alarm(
-        "unmoved_parameters", min(history.still[n].first for n in names),
-        f"they get a gradient and never move: {cause}", change, tuple(names),
-    )  # fmt: skip
+        "unmoved_parameters",
+        min(history.still[n].first for n in names),
+        f"they get a gradient and never move: {cause}",
+        change,
+        tuple(names),
+    )
 
 
 def overwritten(loop: Loop) -> Alarm | None:
@@ -270,19 +291,24 @@ def overwritten(loop: Loop) -> Alarm | None:
     change = "load, initialise or copy weights before the loop, not inside it"
     if loop.lasts(back):
         return Alarm(
-            "weights_overwritten", back.first,
-            "the weights are set back to the same values between steps: nothing is kept", change,
-        )  # fmt: skip
+            "weights_overwritten",
+            back.first,
+            "the weights are set back to the same values between steps: nothing is kept",
+            change,
+        )
     if not replaced:
         return None
     step, where, share = replaced[0]
     often = len(replaced) > 1
     return Alarm(
-        "weights_overwritten", step,
+        "weights_overwritten",
+        step,
         f"something else than this optimizer changed the weights by {share:.0%} of their size "
         f"between two steps{f', {len(replaced)} times' if often else ''}",
-        change, (where,), "warning" if often else "info",
-    )  # fmt: skip
+        change,
+        (where,),
+        "warning" if often else "info",
+    )
 
 
 def eval_mode(loop: Loop) -> Alarm | None:
@@ -291,10 +317,11 @@ def eval_mode(loop: Loop) -> Alarm | None:
     if not loop.modal or not loop.lasts(streak):
         return None
     return Alarm(
-        "eval_mode_in_training", streak.first,
+        "eval_mode_in_training",
+        streak.first,
         "the model trains in eval mode: dropout is off and BatchNorm keeps its old statistics",
         "call model.train() before the training batches, after every evaluation",
-    )  # fmt: skip
+    )
 
 
 def repeated(loop: Loop) -> Alarm | None:
@@ -304,15 +331,19 @@ def repeated(loop: Loop) -> Alarm | None:
         return None
     if loop.lasts(handed, ENOUGH + 2):
         return Alarm(
-            "repeated_batch", streak.first, "the model sees the same tensor in every step",
-            "this is right for training on all rows at once", severity="info",
-        )  # fmt: skip
+            "repeated_batch",
+            streak.first,
+            "the model sees the same tensor in every step",
+            "this is right for training on all rows at once",
+            severity="info",
+        )
     return Alarm(
-        "repeated_batch", streak.first,
+        "repeated_batch",
+        streak.first,
         "every step sees the same batch, if these are not all of your rows: the others are never "
         "learned",
         "iterate with `for x, y in loader:`; next(iter(loader)) starts again at the first batch",
-    )  # fmt: skip
+    )
 
 
 def collapsed_rate(loop: Loop) -> Alarm | None:
@@ -323,12 +354,13 @@ def collapsed_rate(loop: Loop) -> Alarm | None:
             continue
         if loop.steps - low.first >= max(0.2 * loop.steps, MANY / 2):
             return Alarm(
-                "learning_rate_collapsed", low.first,
+                "learning_rate_collapsed",
+                low.first,
                 f"the learning rate of group {index} fell from {loop.history.largest[index]:.2g} "
                 f"to {last.rates[index]:.2g} and stays there: the weights stand still",
                 "call scheduler.step() once an epoch, outside the loop over batches, or give the "
                 "schedule its length in steps",
-            )  # fmt: skip
+            )
     return None
 
 
@@ -338,12 +370,13 @@ def apart(loop: Loop) -> Alarm | None:
     if not loop.lasts(streak, 2) or loop.history.last is None:
         return None
     return Alarm(
-        "replicas_differ", streak.first,
+        "replicas_differ",
+        streak.first,
         f"the weights of the processes differ by {loop.history.last.apart:.0e} of their size: "
         "each trains a model of its own",
         "call the DistributedDataParallel module, not its .module, and change weights on every "
         "process alike",
-    )  # fmt: skip
+    )
 
 
 def _lasting(loop: Loop, streaks: Mapping[str, Streak]) -> list[str]:
@@ -356,9 +389,22 @@ def _few(names: tuple[str, ...]) -> str:
 
 # the first of these explains the others
 ROOTS: tuple[Law, ...] = (
-    never_called, step_never_called, other_model, no_gradient, beside_the_model,
-)  # fmt: skip
+    never_called,
+    step_never_called,
+    other_model,
+    no_gradient,
+    beside_the_model,
+)
 OTHERS: tuple[Law, ...] = (
-    not_cleared, late_backward, doubled, left_out, unreached, unmoved, overwritten, eval_mode,
-    repeated, collapsed_rate, apart,
-)  # fmt: skip
+    not_cleared,
+    late_backward,
+    doubled,
+    left_out,
+    unreached,
+    unmoved,
+    overwritten,
+    eval_mode,
+    repeated,
+    collapsed_rate,
+    apart,
+)

@@ -113,9 +113,12 @@ class Sampler:
         own = [p for p in self.model.parameters() if p.requires_grad][:1]
         prints = self._batch[0] if self._batch is not None else [torch.tensor(torch.nan)] * 2
         beside = [
-            *self._window.flags(), *prints, *reading.fingerprint(batch),
-            *reading.norms([*own, *others.values()]), *told,
-        ]  # fmt: skip
+            *self._window.flags(),
+            *prints,
+            *reading.fingerprint(batch),
+            *reading.norms([*own, *others.values()]),
+            *told,
+        ]
         numbers = self._numbers(self.kept, loss, beside)
         row = _row(step, numbers, self.kept, loss is not None) if self.kept.gradients else None
         tail = numbers.beside[6 + len(own) :]
@@ -128,9 +131,11 @@ class Sampler:
         count = len(kept.gradients)
         device = kept.gradients[0].device if count else beside[0].device
         size = loss if loss is not None else torch.tensor(math.nan)
-        last = [size] if self.scaler is None else [
-            size, self.scaler.scale(torch.ones(1, device=device)).reshape(())
-        ]  # fmt: skip
+        last = (
+            [size]
+            if self.scaler is None
+            else [size, self.scaler.scale(torch.ones(1, device=device)).reshape(())]
+        )
         signals = [self._signals[n] for n in self._order if n in self._signals]
         flat = _stacked([*signals, *last], device)
         if count:
@@ -145,9 +150,13 @@ class Sampler:
         scale = rest.pop(len(signals) + 1) if self.scaler is not None else None
         cut = len(signals)
         return Numbers(
-            *parts, signals=[math.sqrt(v) for v in rest[:cut]], loss=rest[cut], scale=scale,
-            apart=0.0 if self.sharded or not count else rest[cut + 1] / 2, beside=rest[cut + 2 :],
-        )  # fmt: skip
+            *parts,
+            signals=[math.sqrt(v) for v in rest[:cut]],
+            loss=rest[cut],
+            scale=scale,
+            apart=0.0 if self.sharded or not count else rest[cut + 1] / 2,
+            beside=rest[cut + 2 :],
+        )
 
     def _sample(
         self, step: int, batch: Any, numbers: Numbers, strangers: dict[str, float], owned: bool
@@ -160,9 +169,11 @@ class Sampler:
         shared = len({id(p) for p in held} & known)
         repeated, handed = self._compared(batch, numbers.beside[2:6])
         names = reading.named(self.model, self.optimizer)
-        twice = [names[id(p)] for k, p in enumerate(held) if any(p is q for q in held[:k])] if (
-            len({id(p) for p in held}) < len(held)
-        ) else []  # fmt: skip
+        twice = (
+            [names[id(p)] for k, p in enumerate(held) if any(p is q for q in held[:k])]
+            if (len({id(p) for p in held}) < len(held))
+            else []
+        )
         return Sample(
             step=step,
             forwards=window.forwards,
@@ -202,13 +213,14 @@ class Sampler:
                 squares = (numbers.gradients, numbers.weights, numbers.moves, numbers.outside)
                 sizes = [math.sqrt(part[k]) for part in squares] if k is not None else [0.0] * 4
                 found[names[id(p)]] = TensorReading(
-                    sizes[0] if k is not None else None, *sizes[1:],
+                    sizes[0] if k is not None else None,
+                    *sizes[1:],
                     rate=float(group.get("lr", 1.0)),
                     whole=k is not None and self.kept.before[k].numel() == p.numel(),
                     kind=str(p.dtype).removeprefix("torch."),
                     vector=p.ndim < 2,
                     foreign=id(p) not in known,
-                )  # fmt: skip
+                )
         return found
 
     def _compared(self, batch: Any, prints: list[float]) -> tuple[bool, bool]:

@@ -32,12 +32,13 @@ def of_spikes(spikes: Sequence[Spike]) -> list[Alarm]:
     more = f", and {len(spikes) - 1} more" if len(spikes) > 1 else ""
     return [
         Alarm(
-            "loss_spike", first.step,
+            "loss_spike",
+            first.step,
             f"{name} {value:.3g} where {first.median:.3g} is usual "
             f"({first.z:.0f} robust standard deviations){more}",
             'look at the batch of that step, and clip gradients or pass on_spike="skip"',
         )
-    ]  # fmt: skip
+    ]
 
 
 def _failed(failure: dict[str, Any] | None) -> list[Alarm]:
@@ -45,11 +46,13 @@ def _failed(failure: dict[str, Any] | None) -> list[Alarm]:
         return []
     return [
         Alarm(
-            "exploding_gradient", failure["step"], failure["message"],
+            "exploding_gradient",
+            failure["step"],
+            failure["message"],
             "lower the learning rate, clip gradients, or drop the rows that are not finite",
             (failure["where"],),
         )
-    ]  # fmt: skip
+    ]
 
 
 def _signal(rows: Sequence[dict[str, Any]], failure: dict[str, Any] | None) -> list[Alarm]:
@@ -60,19 +63,21 @@ def _signal(rows: Sequence[dict[str, Any]], failure: dict[str, Any] | None) -> l
     if max(ratios) < VANISHED:
         return [
             Alarm(
-                "vanishing_gradient", read[0]["step"],
+                "vanishing_gradient",
+                read[0]["step"],
                 f"the signal of the first layer is {ratios[-1]:.0e} of the last one's",
                 "use residual connections with norms, or weights of the right gain",
             )
-        ]  # fmt: skip
+        ]
     if min(ratios) > EXPLODED and failure is None:
         return [
             Alarm(
-                "exploding_gradient", read[0]["step"],
+                "exploding_gradient",
+                read[0]["step"],
                 f"the signal of the first layer is {ratios[-1]:.0e} times the last one's",
                 "use norms, or weights of the right gain",
             )
-        ]  # fmt: skip
+        ]
     return []
 
 
@@ -85,12 +90,13 @@ def _update(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     still = largest < STANDSTILL
     return [
         Alarm(
-            "slow_convergence", read[0]["step"],
+            "slow_convergence",
+            read[0]["step"],
             f"no step moved the weights by more than {largest:.0e} of their size",
             "raise the learning rate, unless fine steps are meant",
             severity="warning" if still else "info",
         )
-    ]  # fmt: skip
+    ]
 
 
 def _loss_scale(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
@@ -103,8 +109,9 @@ def _loss_scale(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     cause = "gradients overflow at every larger one" if way == "fell" else "gradients are tiny"
     return [
         Alarm(
-            "unstable_loss_scale", read[0]["step"],
+            "unstable_loss_scale",
+            read[0]["step"],
             f"the loss scale {way} from {scales[0]:.2g} to {scales[-1]:.2g}: {cause}",
             "use bfloat16, which needs no scale, or a smaller learning rate",
         )
-    ]  # fmt: skip
+    ]

@@ -141,8 +141,9 @@ class Watch:
             sizes = [f"{k} {v:.2g}" for k, v in last.items() if isinstance(v, float)]
             shown = f"step {last['step']}, {', '.join(sizes)}"
         lines = [f"tikhon watch: {shown}"]
-        lines += [f" {a.code}: {a}" if a.severity == "warning" else f" note: {a}"
-                  for a in self.findings]  # fmt: skip
+        lines += [
+            f" {a.code}: {a}" if a.severity == "warning" else f" note: {a}" for a in self.findings
+        ]
         return "\n".join(lines)
 
     # hooks

@@ -23,11 +23,29 @@ from tikhon.models.spline import Spline
 Blocks = Mapping[str, Tensor]
 
 _ACTIVATIONS = (
-    nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Softplus, nn.Identity,
-    nn.Mish, nn.Hardtanh, nn.SELU,
-)  # fmt: skip
-_FUNCTIONS = (torch.relu, F.relu, torch.tanh, F.gelu, F.silu, torch.sigmoid, operator.add,
-              operator.mul)  # fmt: skip
+    nn.ReLU,
+    nn.GELU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.SiLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.Softplus,
+    nn.Identity,
+    nn.Mish,
+    nn.Hardtanh,
+    nn.SELU,
+)
+_FUNCTIONS = (
+    torch.relu,
+    F.relu,
+    torch.tanh,
+    F.gelu,
+    F.silu,
+    torch.sigmoid,
+    operator.add,
+    operator.mul,
+)
 
 
 class Unsupported(Exception):

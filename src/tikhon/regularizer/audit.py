@@ -74,11 +74,15 @@ class Audit:
         head = ("parameter", "shape", "terms", "strength", "mode", "note")
         rows = [
             (
-                row.parameter, "x".join(map(str, row.shape)), ", ".join(row.terms),
-                ", ".join(f"{s:.4g}" for s in row.strengths), ", ".join(row.how), row.note,
+                row.parameter,
+                "x".join(map(str, row.shape)),
+                ", ".join(row.terms),
+                ", ".join(f"{s:.4g}" for s in row.strengths),
+                ", ".join(row.how),
+                row.note,
             )
             for row in self.assignments
-        ]  # fmt: skip
+        ]
         return notebook.card(repr(self), (), head, rows)
 
     def __str__(self) -> str:

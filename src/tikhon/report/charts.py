@@ -96,21 +96,30 @@ def learning_curves(
         layout["shapes"] = [vertical(best)]
         layout["annotations"] = [
             {
-                "x": best, "y": 0.03 if higher else 0.97, "yref": "paper", "showarrow": False,
+                "x": best,
+                "y": 0.03 if higher else 0.97,
+                "yref": "paper",
+                "showarrow": False,
                 "yanchor": "bottom" if higher else "top",
-                "xanchor": "right" if late else "left", "font": {"color": "muted", "size": 11},
+                "xanchor": "right" if late else "left",
+                "font": {"color": "muted", "size": 11},
                 "text": say("best_epoch_short", epoch=best),
             }
-        ]  # fmt: skip
+        ]
     return {"data": data, "layout": layout}
 
 
 def vertical(x: float) -> dict[str, Any]:
     """A dotted line at x."""
     return {
-        "type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper",
+        "type": "line",
+        "x0": x,
+        "x1": x,
+        "y0": 0,
+        "y1": 1,
+        "yref": "paper",
         "line": {"color": "muted", "width": 1, "dash": "dot"},
-    }  # fmt: skip
+    }
 
 
 def over_time(
@@ -138,14 +147,18 @@ def lines(
     """One line a name over a few named places."""
     data = [
         {
-            "mode": "lines+markers", "x": list(x), "y": list(values), "name": literal(name, 24),
+            "mode": "lines+markers",
+            "x": list(x),
+            "y": list(values),
+            "name": literal(name, 24),
             "line": {
-                "color": PALETTE[i % len(PALETTE)], "width": 2,
+                "color": PALETTE[i % len(PALETTE)],
+                "width": 2,
                 "dash": "solid" if i < len(PALETTE) else "dash",
             },
         }
         for i, (name, values) in enumerate(series.items())
-    ]  # fmt: skip
+    ]
     across = axis(x_title, type="category")
     return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}
 
@@ -180,40 +193,73 @@ def score_against_strength(response: Response, **range_: Any) -> Figure:
     x = [s for s, _, _ in points]
     data: list[dict[str, Any]] = [
         {
-            "mode": "lines+markers", "x": x, "y": [v for _, v, _ in points], "name": response.y,
-            "line": {"color": response.colour, "width": 2}, "marker": {"size": 6},
+            "mode": "lines+markers",
+            "x": x,
+            "y": [v for _, v, _ in points],
+            "name": response.y,
+            "line": {"color": response.colour, "width": 2},
+            "marker": {"size": 6},
         }
-    ]  # fmt: skip
+    ]
     chosen = [
         (s, v) for s, v, _ in points if response.chosen is not None and close(s, response.chosen)
     ]
     if chosen:
-        data.append({
-            "mode": "markers", "x": [chosen[0][0]], "y": [chosen[0][1]], "name": say("chosen"),
-            "marker": {
-                "size": 15, "symbol": "circle-open", "color": "chosen",
-                "line": {"width": 3, "color": "chosen"},
-            },
-        })  # fmt: skip
+        data.append(_ring(*chosen[0]))
     layout: Figure = {
         "xaxis": axis(response.x, **(logarithmic(x) if log else {})),
         "yaxis": axis(response.y, **range_),
     }
     if response.baseline is not None and x:
-        data.append({
-            "mode": "lines", "x": [x[0], x[-1]], "y": [response.baseline] * 2,
-            "name": say("unregularized"), "line": {"color": "muted", "width": 1.5, "dash": "dash"},
-        })  # fmt: skip
+        data.append(_level(x, response.baseline))
     if any(finite([z for _, _, z in points])) and any(z for _, _, z in points):
-        data.append({
-            "mode": "lines", "x": x, "y": [z for _, _, z in points], "yaxis": "y2",
-            "name": say("zeros"), "line": {"color": "zeros", "width": 1.5, "dash": "dot"},
-        })  # fmt: skip
+        data.append(
+            {
+                "mode": "lines",
+                "x": x,
+                "y": [z for _, _, z in points],
+                "yaxis": "y2",
+                "name": say("zeros"),
+                "line": {"color": "zeros", "width": 1.5, "dash": "dot"},
+            }
+        )
         layout["yaxis2"] = axis(
-            say("zeros"), overlaying="y", side="right", range=[-0.02, 1.02], tickformat=".0%",
-            showgrid=False, tickvals=[0, 0.25, 0.5, 0.75, 1],
-        )  # fmt: skip
+            say("zeros"),
+            overlaying="y",
+            side="right",
+            range=[-0.02, 1.02],
+            tickformat=".0%",
+            showgrid=False,
+            tickvals=[0, 0.25, 0.5, 0.75, 1],
+        )
     return {"data": data, "layout": layout}
+
+
+def _ring(x: float, y: float) -> dict[str, Any]:
+    """A ring around the chosen point."""
+    return {
+        "mode": "markers",
+        "x": [x],
+        "y": [y],
+        "name": say("chosen"),
+        "marker": {
+            "size": 15,
+            "symbol": "circle-open",
+            "color": "chosen",
+            "line": {"width": 3, "color": "chosen"},
+        },
+    }
+
+
+def _level(x: Sequence[float], score: float) -> dict[str, Any]:
+    """A dashed line at the score without a penalty."""
+    return {
+        "mode": "lines",
+        "x": [x[0], x[-1]],
+        "y": [score] * 2,
+        "name": say("unregularized"),
+        "line": {"color": "muted", "width": 1.5, "dash": "dash"},
+    }
 
 
 def close(a: float, b: float) -> bool:
@@ -246,11 +292,16 @@ def histogram(edges: Sequence[float], counts: Sequence[int], zeros: float | None
         layout |= {"barmode": "stack", "yaxis": axis(say("count"), range=[0, top])}
         layout["annotations"] = [
             {
-                "x": centres[home] + width, "y": 0.97, "yref": "paper", "xanchor": "left",
-                "yanchor": "top", "showarrow": False, "font": {"color": "zeros", "size": 12},
+                "x": centres[home] + width,
+                "y": 0.97,
+                "yref": "paper",
+                "xanchor": "left",
+                "yanchor": "top",
+                "showarrow": False,
+                "font": {"color": "zeros", "size": 12},
                 "text": say("zeros_of", zeros=exact, all=sum(counts)),
             }
-        ]  # fmt: skip
+        ]
     return {"data": data, "layout": layout}
 
 
@@ -266,15 +317,23 @@ def intervals(
     data = []
     for i, (mean, low, high) in enumerate(zip(means, lows, highs)):
         whole = None not in (mean, low, high)
-        data.append({
-            "mode": "markers", "x": [mean], "y": [i], "name": title(names[i]),
-            "marker": {"size": 11, "color": colours[i % len(colours)]},
-            "error_x": {
-                "type": "data", "symmetric": False, "thickness": 2.5, "width": 7,
-                "array": [high - mean] if whole else [0],  # type: ignore[operator]
-                "arrayminus": [mean - low] if whole else [0],  # type: ignore[operator]
-            },
-        })  # fmt: skip
+        data.append(
+            {
+                "mode": "markers",
+                "x": [mean],
+                "y": [i],
+                "name": title(names[i]),
+                "marker": {"size": 11, "color": colours[i % len(colours)]},
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "thickness": 2.5,
+                    "width": 7,
+                    "array": [high - mean] if whole else [0],  # type: ignore[operator]
+                    "arrayminus": [mean - low] if whole else [0],  # type: ignore[operator]
+                },
+            }
+        )
     ticks = {"tickvals": list(range(len(names))), "ticktext": [title(n) for n in names]}
     rows = {"autorange": False, "range": [len(names) - 0.5, -0.5], "showgrid": False}
     layout = {"xaxis": axis(x), "yaxis": axis("", **ticks, **rows, automargin=True)}
@@ -308,11 +367,16 @@ def trails(
             continue
         colour = PALETTE[rank % len(PALETTE)] if rank < named else "rule"
         dash = "solid" if rank < len(PALETTE) else "dash"
-        data.append({
-            "mode": "lines", "x": list(x), "y": [row[j] for row in rows],
-            "name": literal(names[j], 24), "showlegend": rank < named,
-            "line": {"color": colour, "width": 2 if rank < named else 1, "dash": dash},
-        })  # fmt: skip
+        data.append(
+            {
+                "mode": "lines",
+                "x": list(x),
+                "y": [row[j] for row in rows],
+                "name": literal(names[j], 24),
+                "showlegend": rank < named,
+                "line": {"color": colour, "width": 2 if rank < named else 1, "dash": dash},
+            }
+        )
     across = axis(say("strength"), **logarithmic(x), autorange="reversed")
     return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}
 
@@ -333,20 +397,32 @@ def banded(
     data: list[dict[str, Any]] = [
         {**edge, "x": xs, "y": [v + e for v, e in zip(ys, spread)], "showlegend": False},
         {
-            **edge, "x": xs, "y": [v - e for v, e in zip(ys, spread)], "name": say("one_error"),
-            "fill": "tonexty", "fillcolor": "band",
+            **edge,
+            "x": xs,
+            "y": [v - e for v, e in zip(ys, spread)],
+            "name": say("one_error"),
+            "fill": "tonexty",
+            "fillcolor": "band",
         },
         {
-            "mode": "lines", "x": xs, "y": ys, "name": y_title,
+            "mode": "lines",
+            "x": xs,
+            "y": ys,
+            "name": y_title,
             "line": {"color": "series-1", "width": 2.5},
         },
-    ]  # fmt: skip
+    ]
     colours = {"chosen": "chosen", "best_score": "muted"}
     for key, i in marks.items():
         ring = {"size": 14, "symbol": "circle-open", "color": colours[key]}
-        data.append({
-            "mode": "markers", "x": [x[i]], "y": [y[i]], "name": say(key),
-            "marker": {**ring, "line": {"width": 3, "color": colours[key]}},
-        })  # fmt: skip
+        data.append(
+            {
+                "mode": "markers",
+                "x": [x[i]],
+                "y": [y[i]],
+                "name": say(key),
+                "marker": {**ring, "line": {"width": 3, "color": colours[key]}},
+            }
+        )
     across = axis(x_title, **logarithmic(x), autorange="reversed")
     return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}

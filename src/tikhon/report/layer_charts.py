@@ -20,21 +20,31 @@ def by_layer(
     pairs = series.items() if isinstance(series, Mapping) else series
     data: list[dict[str, Any]] = [
         {
-            "mode": "lines+markers", "x": list(range(len(layers))), "name": name,
+            "mode": "lines+markers",
+            "x": list(range(len(layers))),
+            "name": name,
             "y": [v if v and v > 0 else None for v in values],
-            "line": {"color": PALETTE[i * 2 % len(PALETTE)], "width": 2}, "marker": {"size": 6},
+            "line": {"color": PALETTE[i * 2 % len(PALETTE)], "width": 2},
+            "marker": {"size": 6},
         }
         for i, (name, values) in enumerate(pairs)
-    ]  # fmt: skip
+    ]
     heights = [v for trace in data for v in trace["y"]]
     layout: Figure = {"xaxis": names(layers), "yaxis": axis(y, **logarithmic(heights))}
     if band is not None:
         layout["shapes"] = [
             {
-                "type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": band[0], "y1": band[1],
-                "fillcolor": "healthy", "line": {"width": 0}, "layer": "below",
+                "type": "rect",
+                "xref": "paper",
+                "x0": 0,
+                "x1": 1,
+                "y0": band[0],
+                "y1": band[1],
+                "fillcolor": "healthy",
+                "line": {"width": 0},
+                "layer": "below",
             }
-        ]  # fmt: skip
+        ]
     return {"data": data, "layout": layout}
 
 
@@ -51,11 +61,14 @@ def shares(layers: Sequence[str], series: Sequence[tuple[Label, Numbers]], y: La
     colours = ("muted", "series-3")
     data = [
         {
-            "type": "bar", "x": list(range(len(layers))), "y": list(values), "name": name,
+            "type": "bar",
+            "x": list(range(len(layers))),
+            "y": list(values),
+            "name": name,
             "marker": {"color": colours[i % 2]},
         }
         for i, (name, values) in enumerate(series)
-    ]  # fmt: skip
+    ]
     upright = axis(y, range=[0, 1], tickformat=".0%")
     return {"data": data, "layout": {"xaxis": names(layers), "yaxis": upright, "barmode": "group"}}
 
@@ -67,13 +80,18 @@ def heat(
     scale = [[0.0, "low"], [0.5, "middle"], [1.0, "high"]]
     data = [
         {
-            "type": "heatmap", "x": [str(s) for s in steps], "y": list(range(len(layers))),
-            "z": [list(row) for row in rows], "zmin": ends[0], "zmax": ends[1],
-            "colorscale": scale, "name": say("update_log"),
+            "type": "heatmap",
+            "x": [str(s) for s in steps],
+            "y": list(range(len(layers))),
+            "z": [list(row) for row in rows],
+            "zmin": ends[0],
+            "zmax": ends[1],
+            "colorscale": scale,
+            "name": say("update_log"),
             "colorbar": {"thickness": 10, "title": {"text": "log₁₀"}, "outlinewidth": 0},
             "hovertemplate": "%{y} · %{x}: 10^%{z:.1f}<extra></extra>",
         }
-    ]  # fmt: skip
+    ]
     upright = {**names(layers), "autorange": "reversed", "showgrid": False, "tickangle": 0}
     layout = {"xaxis": axis(say("step"), type="category"), "yaxis": upright}
     return {"data": data, "layout": {**layout, "hovermode": "closest"}}

@@ -42,10 +42,15 @@ def scatter(
         data.append({"mode": "markers", **points, "name": say(name), "marker": marker})
     if chosen is not None:
         ring = {"size": 15, "symbol": "circle-open", "color": "chosen"}
-        data.append({
-            "mode": "markers", "x": [x[chosen]], "y": [y[chosen]], "name": say("chosen"),
-            "marker": {**ring, "line": {"width": 3, "color": "chosen"}},
-        })  # fmt: skip
+        data.append(
+            {
+                "mode": "markers",
+                "x": [x[chosen]],
+                "y": [y[chosen]],
+                "name": say("chosen"),
+                "marker": {**ring, "line": {"width": 3, "color": "chosen"}},
+            }
+        )
     layout = {
         "xaxis": axis(x_title, **across),
         "yaxis": axis(y_title, **(logarithmic(y) if spans_decades(y, 10) else {})),
@@ -63,11 +68,16 @@ def fates(
         trace = traces.setdefault(
             fate.key,
             {
-                "mode": "lines", "x": [], "y": [], "name": fate, "hoverinfo": "skip",
-                "connectgaps": False, "opacity": 1 if thick > 1 else 0.55,
+                "mode": "lines",
+                "x": [],
+                "y": [],
+                "name": fate,
+                "hoverinfo": "skip",
+                "connectgaps": False,
+                "opacity": 1 if thick > 1 else 0.55,
                 "line": {"color": colours[fate.key], "width": thick},
             },
-        )  # fmt: skip
+        )
         trace["x"] += [*x, None]
         trace["y"] += [*values, None]
     data = [traces[key] for key in colours if key in traces]

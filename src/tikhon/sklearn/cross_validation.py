@@ -18,9 +18,20 @@ from tikhon.errors import unknown
 from tikhon.sklearn.estimators import RegularizedClassifier, RegularizedRegressor
 from tikhon.sklearn.fitting import RegularizedNetwork
 
-_SHARED = ("hidden_layer_sizes", "activation", "l1_ratio", "penalty", "dropout", "batch_size",
-           "learning_rate_init", "max_iter", "tol", "n_iter_no_change", "standardize",
-           "random_state")  # fmt: skip
+_SHARED = (
+    "hidden_layer_sizes",
+    "activation",
+    "l1_ratio",
+    "penalty",
+    "dropout",
+    "batch_size",
+    "learning_rate_init",
+    "max_iter",
+    "tol",
+    "n_iter_no_change",
+    "standardize",
+    "random_state",
+)
 _RANGE = (1e-4, 1.0)  # strengths of a path, for standardised inputs and mean losses
 
 
@@ -92,8 +103,17 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
             model = self._searched(X, y, weights, folds, scorer)
         self.best_estimator_ = model
         self._tell_warnings(caught)
-        for name in ("n_iter_", "loss_curve_", "support_", "feature_importances_", "coefs_",
-                     "intercepts_", "coef_", "intercept_", "classes_"):  # fmt: skip
+        for name in (
+            "n_iter_",
+            "loss_curve_",
+            "support_",
+            "feature_importances_",
+            "coefs_",
+            "intercepts_",
+            "coef_",
+            "intercept_",
+            "classes_",
+        ):
             if hasattr(model, name):
                 setattr(self, name, getattr(model, name))
         return self

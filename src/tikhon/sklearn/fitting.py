@@ -137,8 +137,10 @@ class RegularizedNetwork(BaseEstimator, ABC):
         )
 
     def _partial(self, X, y, sample_weight) -> Any:
-        for name, on in (("early_stopping=True", self.early_stopping),
-                         ('alpha="auto"', self.alpha == "auto")):  # fmt: skip
+        for name, on in (
+            ("early_stopping=True", self.early_stopping),
+            ('alpha="auto"', self.alpha == "auto"),
+        ):
             if on:
                 raise ValueError(f"partial_fit does not support {name}: it needs whole runs")
         first = not hasattr(self, "network_")

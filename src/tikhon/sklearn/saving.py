@@ -14,8 +14,15 @@ from tikhon.errors import DataError, StorageError
 from tikhon.runs.files import SCHEMA_VERSION, plain, write_bytes
 from tikhon.sklearn.network import Network
 
-_PLAIN = ("n_features_in_", "n_iter_", "alpha_", "best_loss_", "loss_curve_", "alpha_curve_",
-          "validation_scores_")  # fmt: skip
+_PLAIN = (
+    "n_features_in_",
+    "n_iter_",
+    "alpha_",
+    "best_loss_",
+    "loss_curve_",
+    "alpha_curve_",
+    "validation_scores_",
+)
 
 
 def save(estimator: Any, path: Any) -> None:

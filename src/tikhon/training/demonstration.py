@@ -92,10 +92,19 @@ def train(
         torch.manual_seed(seed)
         model = build(setting.model, data.shape, data.outputs)
     return fit(
-        model, parts.train, arm.recipe(strength), valid=parts.valid, test=parts.test,
-        lr=setting.lr, batch_size=setting.batch_size, epochs=setting.epochs, seed=seed,
-        device="cpu", stop=stop, linear=False,
-    )  # fmt: skip
+        model,
+        parts.train,
+        arm.recipe(strength),
+        valid=parts.valid,
+        test=parts.test,
+        lr=setting.lr,
+        batch_size=setting.batch_size,
+        epochs=setting.epochs,
+        seed=seed,
+        device="cpu",
+        stop=stop,
+        linear=False,
+    )
 
 
 def run(

@@ -330,9 +330,14 @@ def versions() -> dict[str, Any]:
 
 
 def _run(
-    training: Training, ended: str, path: str | None, test: Any, command: tuple[str, ...] = (),
-    *, linear: bool,
-) -> Run:  # fmt: skip
+    training: Training,
+    ended: str,
+    path: str | None,
+    test: Any,
+    command: tuple[str, ...] = (),
+    *,
+    linear: bool,
+) -> Run:
     model, valid = training.model, training.valid
     last = training.history[-1] if training.history else {}
     metrics: Mapping[str, float] = {

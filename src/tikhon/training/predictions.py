@@ -17,9 +17,14 @@ _BINS = 10  # of confidence
 
 @torch.no_grad()
 def predictions(
-    model: nn.Module, x: Tensor, y: Tensor, *, classes: Sequence[str] = (), unit: float = 1.0,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    classes: Sequence[str] = (),
+    unit: float = 1.0,
     center: float = 0.0,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """For class numbers `y` (N,) `confusion` and `calibration`, for numbers `pairs` and errors.
 
     `confusion[i][j]` counts rows of class i that are taken for class j, `recall[i]` is the share

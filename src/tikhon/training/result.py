@@ -51,9 +51,15 @@ def scores_of(run: Run, classes: Sequence[str] = ()) -> Scores:
     answer = name_of(found.answer, classes)
     weights = [p for p in run.model.parameters() if p.ndim > 1]
     return Scores(
-        found.metrics, found.rows, found.errors, found.part, answer, found.yardsticks,
-        found.margins, linear=len(weights) == 1,
-    )  # fmt: skip
+        found.metrics,
+        found.rows,
+        found.errors,
+        found.part,
+        answer,
+        found.yardsticks,
+        found.margins,
+        linear=len(weights) == 1,
+    )
 
 
 def name_of(answer: int | None, classes: Sequence[str]) -> str | None:

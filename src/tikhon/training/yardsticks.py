@@ -45,9 +45,13 @@ class Assessment:
 
 
 def assess(
-    model: nn.Module, parts: Mapping[str, Part], loss: Loss, *, unit: float = 1.0,
+    model: nn.Module,
+    parts: Mapping[str, Part],
+    loss: Loss,
+    *,
+    unit: float = 1.0,
     linear: bool = True,
-) -> Assessment:  # fmt: skip
+) -> Assessment:
     """Score a model, and the yardsticks on the same rows.
 
     Args:

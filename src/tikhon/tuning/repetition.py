@@ -28,8 +28,12 @@ def recipe_of(config: Config) -> Recipe:
     terms += [kinds[name](float(config[name])) for name in PENALTIES if config.get(name)]
     if "max_norm" in config:
         terms.append(MaxNorm(float(config["max_norm"])))
-    names = {"dropout": "dropout", "label_smoothing": "label_smoothing", "mixup": "mixup",
-             "clip": "clip_norm"}  # fmt: skip
+    names = {
+        "dropout": "dropout",
+        "label_smoothing": "label_smoothing",
+        "mixup": "mixup",
+        "clip": "clip_norm",
+    }
     more: dict[str, Any] = {
         to: float(config[name]) for name, to in names.items() if name in config
     }

@@ -29,11 +29,16 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Chart:
     places = list(range(len(names)))
     data: list[dict[str, Any]] = [
         {
-            "type": "heatmap", "x": places, "y": places, "z": [list(row) for row in counts],
-            "colorscale": [[0.0, "middle"], [1.0, "high"]], "showscale": False,
-            "texttemplate": "%{z}", "name": say("test_rows"),
+            "type": "heatmap",
+            "x": places,
+            "y": places,
+            "z": [list(row) for row in counts],
+            "colorscale": [[0.0, "middle"], [1.0, "high"]],
+            "showscale": False,
+            "texttemplate": "%{z}",
+            "name": say("test_rows"),
         }
-    ]  # fmt: skip
+    ]
     ticks = {"tickvals": places, "ticktext": names, "showgrid": False}
     layout = {
         "xaxis": axis(say("predicted_class"), **ticks),

@@ -123,13 +123,30 @@ def table(rows: list[Row], metric: parts.Metric) -> Table:
         if i == 0 or row["tied"]:
             alone = not any(other["tied"] for other in rows[1:])
             mark = Mark("good", say("tied" if i else "best" if alone else "first"))
-        lines.append((
-            Name(row["method"]), mark, number(shown(row["test"], metric)),
-            f"{number(low)}–{number(high)}", number(row.get("gap")), percent(row.get("zeros")),
-            percent(row.get("size")), number(row.get("seed_std")), seconds(row.get("seconds")),
-        ))  # fmt: skip
-    keys = ("method", "verdict", "test", "interval", "train_test_gap", "zeros", "size_left",
-            "seed_spread", "time")  # fmt: skip
+        lines.append(
+            (
+                Name(row["method"]),
+                mark,
+                number(shown(row["test"], metric)),
+                f"{number(low)}–{number(high)}",
+                number(row.get("gap")),
+                percent(row.get("zeros")),
+                percent(row.get("size")),
+                number(row.get("seed_std")),
+                seconds(row.get("seconds")),
+            )
+        )
+    keys = (
+        "method",
+        "verdict",
+        "test",
+        "interval",
+        "train_test_gap",
+        "zeros",
+        "size_left",
+        "seed_spread",
+        "time",
+    )
     return Table(say("compare_caption"), tuple(map(say, keys)), tuple(lines))
 
 
@@ -137,10 +154,13 @@ def scores(rows: list[Row], metric: parts.Metric) -> Chart:
     """Test score of every method with its interval."""
     reach = [ends(row, metric) for row in rows]
     figure = charts.intervals(
-        [Name(row["method"]) for row in rows], [shown(row["test"], metric) for row in rows],
-        [low for low, _ in reach], [high for _, high in reach], parts.part_score(metric, "test"),
+        [Name(row["method"]) for row in rows],
+        [shown(row["test"], metric) for row in rows],
+        [low for low, _ in reach],
+        [high for _, high in reach],
+        parts.part_score(metric, "test"),
         ["series-2" if row["tied"] else "muted" for row in rows],
-    )  # fmt: skip
+    )
     return Chart(
         parts.part_score(metric, "test"),
         figure,

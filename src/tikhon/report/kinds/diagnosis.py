@@ -155,14 +155,16 @@ def findings(found: list[Mapping[str, Any]]) -> Section:
         )
         level = SEVERITY.get(f["severity"], "plain")
         where = place(f.get("where") or [])
-        rows.append((
-            name if isinstance(name, Label) else Name(name),
-            Mark(level, say(f"severity_{level}")),
-            where if isinstance(where, Label) else Name(where),
-            _reason(f),
-            Name(numbers or "–", PROSE),
-            _in_words(f"cures_{f['code']}", "; ".join(f.get("advice") or []) or "–"),
-        ))  # fmt: skip
+        rows.append(
+            (
+                name if isinstance(name, Label) else Name(name),
+                Mark(level, say(f"severity_{level}")),
+                where if isinstance(where, Label) else Name(where),
+                _reason(f),
+                Name(numbers or "–", PROSE),
+                _in_words(f"cures_{f['code']}", "; ".join(f.get("advice") or []) or "–"),
+            )
+        )
     keys = ("finding", "severity", "where", "why", "measured", "advice")
     return Section(
         say("findings"),
@@ -287,10 +289,13 @@ def cure_page(run: SavedRun) -> Page:
         facts=tuple(shown),
         about=(*parts.about(run), *about(record)),
         sections=parts.sections(
-            treatments(arms, best), *(patch if result.get("patch") else ()),
-            findings(list(inner.get("findings") or [])), *evidence(record), parts.reproduce(run),
+            treatments(arms, best),
+            *(patch if result.get("patch") else ()),
+            findings(list(inner.get("findings") or [])),
+            *evidence(record),
+            parts.reproduce(run),
         ),
-    )  # fmt: skip
+    )
 
 
 def mean(values: list[Any]) -> float | None:
@@ -311,10 +316,15 @@ def treatments(arms: list[Mapping[str, Any]], best: Mapping[str, Any] | None) ->
         level = VERDICTS.get(a["verdict"], "plain")
         word = {"good": "confirmed", "bad": "worse"}.get(level, "not_confirmed")
         low, high = min(a["effects"]), max(a["effects"])
-        rows.append((
-            Name(a["name"]), number(mean(a["scores"])), number(a.get("effect")),
-            f"{number(low)} … {number(high)}", Mark(level, say(word)),
-        ))  # fmt: skip
+        rows.append(
+            (
+                Name(a["name"]),
+                number(mean(a["scores"])),
+                number(a.get("effect")),
+                f"{number(low)} … {number(high)}",
+                Mark(level, say(word)),
+            )
+        )
     keys = ("treatment", "metric_loss", "effect", "over_seeds", "verdict")
     chosen = next((i for i, a in enumerate(lasting) if best and a["name"] == best["name"]), None)
     caption = say("treatments_caption", tried=len(arms) - 1, lasting=len(lasting))
@@ -323,9 +333,12 @@ def treatments(arms: list[Mapping[str, Any]], best: Mapping[str, Any] | None) ->
         return Section(say("treatments"), (table,))
     colours = ["series-2" if a["verdict"] == "confirmed" else "muted" for a in lasting]
     figure = charts.intervals(
-        [Name(a["name"]) for a in lasting], [a.get("effect") for a in lasting],
-        [min(a["effects"]) for a in lasting], [max(a["effects"]) for a in lasting],
-        say("effect"), colours,
-    )  # fmt: skip
+        [Name(a["name"]) for a in lasting],
+        [a.get("effect") for a in lasting],
+        [min(a["effects"]) for a in lasting],
+        [max(a["effects"]) for a in lasting],
+        say("effect"),
+        colours,
+    )
     chart = Chart(say("effect"), figure, say("alt_effect"), say("effect_note"), wide=True)
     return Section(say("treatments"), (table, chart))

@@ -159,10 +159,7 @@ def listed(entries: Mapping[str, Any]) -> str:
     >>> listed({"name": "adam", "lr": 0.001, "batch_size": 64, "momentum": 0.0})
     'adam, learning rate 0.001, batch size 64'
     """
-    kept = {
-        k: v for k, v in entries.items()
-        if v not in (None, [], {}, "", 0.0) and k != "name"
-    }  # fmt: skip
+    kept = {k: v for k, v in entries.items() if v not in (None, [], {}, "", 0.0) and k != "name"}
     words = {"lr": "learning rate"}
     rest = [f"{words.get(k, k.replace('_', ' '))} {_plain(v)}" for k, v in kept.items()]
     return ", ".join(part for part in (str(entries.get("name", "")), *rest) if part)

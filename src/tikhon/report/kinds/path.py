@@ -80,11 +80,14 @@ def more(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
     if key and chosen is not None and at in held.get("linear", {}):
         found.append(
             say(
-                "path_cost", metric=say(f"metric_{key}"), score=number(metrics[at]),
+                "path_cost",
+                metric=say(f"metric_{key}"),
+                score=number(metrics[at]),
                 rows=f"{(run.result.get('rows') or {}).get('test', 0):,}",
-                all=total(run.result), linear=number(held["linear"][at]),
+                all=total(run.result),
+                linear=number(held["linear"][at]),
             )
-        )  # fmt: skip
+        )
     strengths = run.result.get("strengths") or []
     if chosen is not None and len(strengths) > 1 and strengths[chosen] == min(strengths):
         found.append(say("path_edge", strength=strength(strengths[chosen])))
@@ -138,10 +141,14 @@ def steps(run: SavedRun, chosen: int | None) -> Table | None:
         if count == last and i != chosen:
             continue
         last, mark = count, len(rows) if i == chosen else mark
-        rows.append((
-            str(count), strength(result["strengths"][i]), number(result["scores"][i]),
-            number(tests[i]),
-        ))  # fmt: skip
+        rows.append(
+            (
+                str(count),
+                strength(result["strengths"][i]),
+                number(result["scores"][i]),
+                number(tests[i]),
+            )
+        )
     metric = parts.metric_of([result.get("metrics") or {}, {"train/loss": 0}])
     head = (say("kept"), say("strength"), say("valid_loss"), parts.part_score(metric, "test"))
     return Table(say("steps_caption"), head, tuple(rows), mark)
@@ -170,9 +177,13 @@ def responses(run: SavedRun, chosen: int | None) -> Section | None:
         return None
     marks = {"best_score": best} | ({} if chosen is None else {"chosen": chosen})
     figure = charts.banded(
-        result["strengths"], result["scores"], result["errors"], say("strength"),
-        say("valid_loss"), marks,
-    )  # fmt: skip
+        result["strengths"],
+        result["scores"],
+        result["errors"],
+        say("strength"),
+        say("valid_loss"),
+        marks,
+    )
     alt = say(
         "alt_path",
         best=strength(result["strengths"][best]),

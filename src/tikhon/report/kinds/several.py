@@ -104,12 +104,14 @@ def grouped(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[Group]:
         found.setdefault(key, []).append(i)
     return [
         Group(
-            tuple(runs[i] for i in members), tuple(pages[i] for i in members),
-            tuple(records[i] for i in members), metrics[members[0]],
+            tuple(runs[i] for i in members),
+            tuple(pages[i] for i in members),
+            tuple(records[i] for i in members),
+            metrics[members[0]],
             parts.data_name(runs[members[0]]),
         )
         for members in found.values()
-    ]  # fmt: skip
+    ]
 
 
 def verdict(runs: Sequence[SavedRun], groups: Sequence[Group]) -> Label:
@@ -147,8 +149,9 @@ def of_group(group: Group) -> list[Section]:
 def _same_rows(group: Group) -> bool:
     """Whether the runs were judged on the same validation rows."""
     held = [(run.config.get("seed"), (run.config.get("data") or {})) for run in group.runs]
-    cuts = {(seed, str(data.get("split")) if isinstance(data, Mapping) else "")
-            for seed, data in held}  # fmt: skip
+    cuts = {
+        (seed, str(data.get("split")) if isinstance(data, Mapping) else "") for seed, data in held
+    }
     return len(cuts) == 1
 
 
@@ -160,11 +163,13 @@ def table(group: Group) -> Table:
             [p.get("zeros") for p in (run.result.get("penalties") or {}).values()]
         )
         cells: tuple[Cell, ...] = (
-            Name(run.name), Name(group.data),
+            Name(run.name),
+            Name(group.data),
             *(number(record.get(f"{part}/{metric.key}")) for part in ("train", "valid", "test")),
-            percent(max(zeros, default=None)), seconds(run.result.get("seconds")),
+            percent(max(zeros, default=None)),
+            seconds(run.result.get("seconds")),
             Mark(own.level, say(f"level_{own.level}")),
-        )  # fmt: skip
+        )
         rows.append(cells)
     keys = ("about_run", "about_data", "train", "valid", "test", "zeros", "time", "verdict")
     caption = say("several_caption", metric=metric.label)

@@ -104,10 +104,15 @@ def members(trials: list[dict[str, Any]]) -> list[Member]:
         curve = {epoch: loss for row in rows for epoch, loss in row.get("curve") or []}
         found.append(
             Member(
-                last["config"], last["budget"], last["score"], last.get("error"),
-                tuple(sorted(curve.items())), last.get("strengths") or {}, last["score"] is None,
+                last["config"],
+                last["budget"],
+                last["score"],
+                last.get("error"),
+                tuple(sorted(curve.items())),
+                last.get("strengths") or {},
+                last["score"] is None,
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -246,10 +251,15 @@ def rung_table(run: SavedRun) -> Table:
     rows = []
     for budget, losses in sorted(budgets.items()):
         known = charts.finite(losses)
-        rows.append((
-            str(budget), str(len(losses)), str(len(losses) - len(known)),
-            number(min(known, default=None)), number(median(known) if known else None),
-        ))  # fmt: skip
+        rows.append(
+            (
+                str(budget),
+                str(len(losses)),
+                str(len(losses) - len(known)),
+                number(min(known, default=None)),
+                number(median(known) if known else None),
+            )
+        )
     keys = ("epochs", "tried", "diverged_trials", "best_score", "median_score")
     return Table(say("rungs_caption"), tuple(say(key) for key in keys), tuple(rows))
 
@@ -316,13 +326,14 @@ def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | N
         return None
     rows = tuple(
         (
-            str(position + 1), *(short(found[i].config.get(n, "–")) for n in names),
+            str(position + 1),
+            *(short(found[i].config.get(n, "–")) for n in names),
             str(found[i].budget),
             number(run.result["score"] if i == chosen else found[i].score),  # as judged at the end
             number(found[i].error or None),
         )
         for position, i in enumerate(order)
-    )  # fmt: skip
+    )
     head = (
         say("rank"),
         *map(Name, names),
