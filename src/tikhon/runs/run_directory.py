@@ -18,6 +18,7 @@ CONFIG, HISTORY, RESULT = "config.json", "history.jsonl", "result.json"
 MODEL, REPORT, CHECKPOINT, LOCK = "model.safetensors", "report.html", "checkpoint", ".lock"
 COMPACT, ONNX, AVERAGE = "compact.safetensors", "model.onnx", "average.safetensors"
 _PROBE = ".probe"
+NEWEST = {"diagnosis": 2}  # kinds of documents with a version of their own
 _OURS = (MANIFEST, CONFIG, HISTORY, RESULT, MODEL, COMPACT, ONNX, REPORT, CHECKPOINT, LOCK, _PROBE)
 
 
@@ -192,11 +193,12 @@ def read_document(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} holds {type(document).__name__}, a JSON object is needed; is it a run's file?"
         )
+    newest = NEWEST.get(str(document.get("kind")), SCHEMA_VERSION)
     version = document.get("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
+    if version not in range(1, newest + 1):
         raise DataError(
-            f"{path} has schema_version {version!r}, this version of tikhon reads "
-            f"{SCHEMA_VERSION}; use the version that wrote it"
+            f"{path} has schema_version {version!r}, this version of tikhon reads up to "
+            f"{newest}; use the version that wrote it"
         )
     return document
 
