@@ -235,7 +235,7 @@ def score_against_strength(response: Response, **range_: Any) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def _ring(x: float, y: float) -> dict[str, Any]:
+def _ring(x: float, y: float | None) -> dict[str, Any]:
     """A ring around the chosen point."""
     return {
         "mode": "markers",
