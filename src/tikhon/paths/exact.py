@@ -17,6 +17,7 @@ from tikhon.paths.penalised import FeaturePenalty
 from tikhon.paths.result import PathResult
 from tikhon.paths.solver import TOLERANCE, refit, solve
 from tikhon.paths.targets import Targets, fold_rows
+from tikhon.paths.universal import universal_strength
 from tikhon.penalties import Penalty
 
 SCORED = 1e-5  # residual of the fits that only give a held-out loss
@@ -103,8 +104,6 @@ def follow(
     cuts = fold_rows(path.targets.codes, folds, seed) if folds else []
     problem = path.problem()
     if isinstance(strengths, str):
-        from tikhon.paths.stability import universal_strength
-
         grid = [universal_strength(problem, path.penalty, seed=seed)]
     else:
         grid = strength_grid(problem, path.penalty, strengths, smallest)

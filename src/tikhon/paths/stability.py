@@ -1,8 +1,7 @@
-"""Choosing a support without a validation set: stability selection, the universal threshold."""
+"""Choosing a support without a validation set: stability selection."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,8 @@ from torch import Tensor
 from tikhon.data.batches import pair
 from tikhon.errors import InputError
 from tikhon.paths.exact import LinearPath, strength_grid
-from tikhon.paths.linear import LinearProblem
-from tikhon.paths.penalised import FeaturePenalty
 from tikhon.paths.solver import solve
-from tikhon.penalties import L1, GroupLasso, GroupMCP, Penalty
+from tikhon.penalties import L1, Penalty
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,80 +106,3 @@ def _halves(y: Tensor, draws: int, generator: torch.Generator) -> list[Tensor]:
         second = torch.cat([part[len(part) // 2 :] for part in shuffled])
         halves += [first, second]
     return halves
-
-
-def universal_strength(
-    problem: LinearProblem,
-    penalty: FeaturePenalty,
-    *,
-    level: float = 0.05,
-    draws: int = 2_000,
-    seed: int = 0,
-) -> float:
-    """The quantile-universal threshold: the strength that keeps pure noise out.
-
-    With no dependence at all, the model stays empty with probability 1 - `level`: the quantile of
-    the penalty's `max_strength` over simulated responses. For the squared loss the noise level is
-    the fixed point of the residual's (the square-root lasso), so none has to be given. Raises
-    `InputError` for a penalty whose threshold is not that of one entry or one row.
-
-    Reference: Giacobino, Sardy, Diaz-Rodriguez and Hengartner (2017), Quantile universal
-    threshold; Sun and Zhang (2012), Scaled sparse linear regression.
-    """
-    if not 0 < level < 1:
-        raise InputError(f"level is a probability in (0, 1), received {level}")
-    alike = penalty.layout == "entries" or isinstance(penalty.penalty, GroupLasso | GroupMCP)
-    weighted = getattr(penalty.penalty, "weights", None) is not None
-    if not alike or weighted or penalty.positive or problem.weights is not None:
-        raise InputError(
-            f"strengths='universal' is for L1, ElasticNet, MCP, SCAD, LogSum, GroupLasso and "
-            f"GroupMCP without weights or signs, not for this {penalty.name}: use folds"
-        )
-    rows = len(problem.x)
-    generator = torch.Generator().manual_seed(seed)
-
-    # the threshold of a gradient is that of its largest entry or row: found once, then scaled
-    unit = torch.zeros(problem.outputs, problem.x.shape[1], dtype=torch.float64)
-    unit[0, 0] = 1.0
-    factor = penalty.max_strength(unit, problem.largest_step)
-
-    def highest(residuals: Tensor) -> Tensor:
-        """(draws, rows, outputs) -> (draws,)."""
-        gradients = torch.einsum("dno,np->dop", residuals, problem.x) / rows
-        sizes = gradients.abs() if penalty.layout == "entries" else gradients.norm(dim=1)
-        return factor * sizes.flatten(1).amax(1)
-
-    target = None if problem.kind == "squared" else _indicators(problem)
-    found = []
-    for _ in range(math.ceil(draws / 100)):
-        if target is None:
-            shape = (100, rows, problem.outputs)
-            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-            noise -= noise.mean(1, keepdim=True)
-            noise /= noise.square().mean((1, 2), keepdim=True).sqrt()
-        else:
-            noise = target[torch.randint(rows, (100, rows), generator=generator)]
-            noise = noise - noise.mean(1, keepdim=True)
-        found.append(highest(noise))
-    threshold = float(torch.cat(found).quantile(1 - level))
-    return threshold if target is not None else _noise_fixed_point(problem, penalty, threshold)
-
-
-def _indicators(problem: LinearProblem) -> Tensor:
-    if problem.kind == "multinomial":
-        return torch.nn.functional.one_hot(problem.y, problem.outputs).double()
-    return problem.y
-
-
-def _noise_fixed_point(problem: LinearProblem, penalty: FeaturePenalty, pivot: float) -> float:
-    """strength = pivot * standard deviation of the residual that it leaves."""
-    fit = None
-    spread = float(problem.y.square().mean().sqrt())
-    for _ in range(50):
-        fit = solve(problem, penalty.at(pivot * spread), start=fit, tolerance=1e-6)
-        left = problem.y - problem.x @ fit.weight.T - fit.bias
-        updated = float(left.square().mean().sqrt())
-        if abs(updated - spread) <= 1e-4 * spread:
-            break
-        spread = updated
-    return pivot * spread

@@ -14,6 +14,7 @@ from sklearn.utils.validation import column_or_1d
 from tikhon.sklearn.fitting import RegularizedNetwork
 from tikhon.sklearn.learning import answers
 from tikhon.sklearn.network import binary_cross_entropy, cross_entropy, half_squares
+from tikhon.sklearn.saving import saveable
 
 
 class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
@@ -262,3 +263,7 @@ class RegularizedRegressor(RegressorMixin, RegularizedNetwork):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+
+for _kind in (RegularizedClassifier, RegularizedRegressor):
+    saveable(_kind)

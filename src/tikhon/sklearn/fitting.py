@@ -27,6 +27,7 @@ from tikhon.sklearn.network import (
     penalty_of,
     terms,
 )
+from tikhon.sklearn.saving import save
 
 _AUTO_BATCH = 200
 _AUTO_FRACTION = 0.2  # of the rows, for the strength of alpha="auto"
@@ -380,8 +381,6 @@ class RegularizedNetwork(BaseEstimator, ABC):
 
         Raises NotFittedError before `fit`, and ValueError for parameters that JSON cannot hold.
         """
-        from tikhon.sklearn.saving import save
-
         if not hasattr(self, "network_"):
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: nothing to save")
         save(self, path)

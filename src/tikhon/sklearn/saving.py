@@ -24,6 +24,13 @@ _PLAIN = (
     "validation_scores_",
 )
 
+_KINDS: dict[str, type] = {}  # what may be read, by name
+
+
+def saveable(kind: type) -> None:
+    """Let estimators of this class be read by `load`."""
+    _KINDS[kind.__name__] = kind
+
 
 def save(estimator: Any, path: Any) -> None:
     """Write a fitted estimator; see `RegularizedClassifier.save`."""
@@ -63,21 +70,18 @@ def load(path: Any) -> Any:
     """
     from safetensors import SafetensorError, safe_open
 
-    from tikhon.sklearn import estimators
-
-    kinds = ("RegularizedClassifier", "RegularizedRegressor")
     try:
         with safe_open(str(path), framework="pt") as file:
             header = (file.metadata() or {}).get("estimator", "{}")
             state = {name: file.get_tensor(name) for name in file.keys()}
         document = json.loads(header)
-        if document.get("kind") not in kinds:
+        if document.get("kind") not in _KINDS:
             raise DataError(f"{path} is not an estimator of tikhon.sklearn")
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
     except (SafetensorError, ValueError) as error:
         raise DataError(f"{path} is not an estimator of tikhon.sklearn ({error})") from error
-    return _restored(getattr(estimators, document["kind"]), document, state)
+    return _restored(_KINDS[document["kind"]], document, state)
 
 
 def _restored(kind: type, document: dict[str, Any], state: dict[str, torch.Tensor]) -> Any:

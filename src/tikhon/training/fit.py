@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 import tikhon
-from tikhon import notebook
 from tikhon.budget import seconds_of
 from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
@@ -29,59 +27,10 @@ from tikhon.training.loop import Progress, Training
 from tikhon.training.losses import LossFunction
 from tikhon.training.recipe import Recipe
 from tikhon.training.refit import check_refit, train_again
+from tikhon.training.result import Run, result_of
 from tikhon.training.settings import Settings
-from tikhon.training.yardsticks import Assessment
 
 _SAVE_FAILURES = 3  # checkpoints in a row that may fail (a full disk) before the run stops
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A finished (or stopped) training.
-
-    `penalties` holds value, strength and zeros of every term at the end and, of strengths that
-    adapted, the `slope` of the validation loss with its `verdict` (`implicit_slopes`).
-    `history` has one dict an epoch, keys as in `history.jsonl`; `ended` is "epochs",
-    "early stopping", "budget" or "stopped"; `best_epoch` counts from 1. `assessment` has the
-    scores beside their yardsticks, and how far they can be trusted; None if it was stopped.
-    """
-
-    model: nn.Module
-    recipe: Recipe
-    history: tuple[dict[str, Any], ...]
-    ended: str
-    best_epoch: int
-    seconds: float
-    path: str | None = None
-    metrics: Mapping[str, float] | None = None
-    penalties: Mapping[str, Mapping[str, Any]] | None = None
-    command: tuple[str, ...] = ()
-    assessment: Assessment | None = None
-
-    def __repr__(self) -> str:
-        known = [f"{k} {v:.4g}" for k, v in (self.metrics or {}).items() if "/loss" not in k]
-        scores = f", {', '.join(known[:3])}" if known else ""
-        return f"Run({type(self.model).__name__}, {len(self.history)} epochs{scores})"
-
-    def _repr_html_(self) -> str:
-        key = "accuracy" if "train/accuracy" in (self.metrics or {}) else "loss"
-        epochs = [float(row["epoch"]) for row in self.history]
-        series: dict[str, notebook.Line] = {
-            part: (epochs, [row.get(f"{part}/{key}") for row in self.history])
-            for part in ("train", "valid")
-        }
-        held = self.assessment.yardsticks.items() if self.assessment is not None else ()
-        names = {"constant": "always the same answer", "linear": "a linear model"}
-        scores = {"this model": self.metrics or {}} | {names[k]: v for k, v in held}
-        rows = [(name, k, v) for name, found in scores.items() for k, v in found.items()]
-        rows = [row for row in rows if "/loss" not in row[1]]
-        chart = notebook.lines(series, "epoch", key)
-        return notebook.card(repr(self), [str(self)], ("", "score", "value"), rows, chart)
-
-    def __str__(self) -> str:
-        from tikhon.training.result import statements
-
-        return " ".join(map(str, statements(self)))
 
 
 def fit(
@@ -225,8 +174,6 @@ def _open(
 
 def _close(folder: RunDirectory, training: Training, run: Run) -> None:
     """Write what the run came to; the checkpoints have done their work."""
-    from tikhon.training.result import result_of
-
     write_tensors(folder.path / MODEL, dict(training.model.state_dict()))
     if not (folder.path / HISTORY).exists():
         write_bytes(folder.path / HISTORY, b"")

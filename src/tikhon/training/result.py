@@ -3,15 +3,67 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
+from tikhon import notebook
 from tikhon.training import measures
-from tikhon.training.fit import Run
+from tikhon.training.recipe import Recipe
 from tikhon.training.verdict import Scores, Statement, judge
+from tikhon.training.yardsticks import Assessment
 
 _LONGER = 5  # times the epochs of a run that was still improving
 _UNREPEATED = ("--overwrite", "--json", "--quiet", "-q", "--verbose")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished (or stopped) training.
+
+    `penalties` holds value, strength and zeros of every term at the end and, of strengths that
+    adapted, the `slope` of the validation loss with its `verdict` (`implicit_slopes`).
+    `history` has one dict an epoch, keys as in `history.jsonl`; `ended` is "epochs",
+    "early stopping", "budget" or "stopped"; `best_epoch` counts from 1. `assessment` has the
+    scores beside their yardsticks, and how far they can be trusted; None if it was stopped.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    history: tuple[dict[str, Any], ...]
+    ended: str
+    best_epoch: int
+    seconds: float
+    path: str | None = None
+    metrics: Mapping[str, float] | None = None
+    penalties: Mapping[str, Mapping[str, Any]] | None = None
+    command: tuple[str, ...] = ()
+    assessment: Assessment | None = None
+
+    def __repr__(self) -> str:
+        known = [f"{k} {v:.4g}" for k, v in (self.metrics or {}).items() if "/loss" not in k]
+        scores = f", {', '.join(known[:3])}" if known else ""
+        return f"Run({type(self.model).__name__}, {len(self.history)} epochs{scores})"
+
+    def _repr_html_(self) -> str:
+        key = "accuracy" if "train/accuracy" in (self.metrics or {}) else "loss"
+        epochs = [float(row["epoch"]) for row in self.history]
+        series: dict[str, notebook.Line] = {
+            part: (epochs, [row.get(f"{part}/{key}") for row in self.history])
+            for part in ("train", "valid")
+        }
+        held = self.assessment.yardsticks.items() if self.assessment is not None else ()
+        names = {"constant": "always the same answer", "linear": "a linear model"}
+        scores = {"this model": self.metrics or {}} | {names[k]: v for k, v in held}
+        rows = [(name, k, v) for name, found in scores.items() for k, v in found.items()]
+        rows = [row for row in rows if "/loss" not in row[1]]
+        chart = notebook.lines(series, "epoch", key)
+        return notebook.card(repr(self), [str(self)], ("", "score", "value"), rows, chart)
+
+    def __str__(self) -> str:
+        return " ".join(map(str, statements(self)))
 
 
 def result_of(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
