@@ -87,11 +87,12 @@ def diagnose(data: Any, loss: Any, model: nn.Module) -> float:
 
 
 def cure(data: Any, loss: Any, model: nn.Module) -> float:
+    """The best constant's loss: how many steps a treatment gets depends on the clock."""
     found = tk.cure(
         model, data, loss, optimizer=sgd, valid=data, steps=1, seeds=2, budget="1s",
         batch_size=ROWS, diagnosis=DIAGNOSIS,
     )  # fmt: skip
-    return found.arms[0].scores[0]
+    return found.yardstick.loss
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:

@@ -256,7 +256,7 @@ def test_inputs_come_in_any_shape():
 BAD = [
     (dict(loss=nn.CrossEntropyLoss(reduction="none")), InputError, "reduction='mean'"),
     (dict(data=(torch.randn(64, 16), torch.randn(64, 4).int())), InputError, "targets"),
-    (dict(data=(torch.randn(64, 16), torch.zeros(63).long())), DataError, "numbers of rows"),
+    (dict(data=(torch.randn(64, 16), torch.zeros(63).long())), DataError, "one target per row"),
     (dict(data=(torch.randn(0, 16), torch.zeros(0).long())), DataError, "no rows"),
     (dict(data=(torch.randn(64, 5), torch.zeros(64).long())), InputError, "failed on a batch"),
     (dict(data=(torch.randn(64, 16), 9 + torch.zeros(64).long())), InputError, "classes go from"),
