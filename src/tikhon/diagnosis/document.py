@@ -1,17 +1,16 @@
-"""The document of a diagnosis, as `to_dict`, `--json` and `result.json` give it; its JSON Schema.
+"""The document of a diagnosis, as `to_dict`, `--json` and `result.json` give it.
 
-Standard library only, but for `json_schema`.
+`docs/diagnosis.schema.json` is made from these types by `docs/diagnosis_schema.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from tikhon.diagnosis.record import Record
 
 SCHEMA_VERSION = 2  # 2: findings have a fix, and the unit and healthy range of their evidence
-ADDRESS = "https://json-schema.org/draft/2020-12/schema"
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,3 @@ class Document:
     labels: list[str]
     findings: list[FindingDocument]
     record: Record
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the document; `docs/diagnosis.schema.json` holds the same."""
-    from pydantic import TypeAdapter
-
-    return {
-        "$schema": ADDRESS,
-        **TypeAdapter(Document).json_schema(),
-        "title": f"tikhon diagnosis {SCHEMA_VERSION}",
-    }
