@@ -377,6 +377,22 @@ def test_models_with_fixed_dropout_keep_it():
     assert result.model[2].generator is None
 
 
+def test_a_choice_of_an_optimizer_without_a_name_is_repeated_by_it():
+    def build():
+        return nn.Linear(6, 2)
+
+    def make(params, **options):
+        return torch.optim.Adam(params, betas=(0.5, 0.9), **options)
+
+    x, y = data()
+    space = Space(lr=0.02)
+    found = tune(build, (x, y), space=space, epochs=3, budget="1runs", folds=0, optimizer=make)
+    torch.manual_seed(found.settings["seed"])
+    run = fit(build(), (x, y), found.recipe, **found.settings)
+    for a, b in zip(run.model.parameters(), found.model.parameters()):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
 @pytest.mark.parametrize("penalty", ["l1", "l2", "elastic_net", "group_lasso", "mcp"])
 def test_the_choice_makes_a_recipe_that_fit_repeats(penalty):
     def build():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from tikhon.penalties import L2, MaxNorm
@@ -43,11 +44,12 @@ def recipe_of(config: Config) -> Recipe:
 def settings_of(config: Config, job: Job) -> dict[str, Any]:
     """What a trial was trained with beside its recipe, under the names of `fit`'s arguments."""
     known = {kind: name for name, kind in OPTIMIZERS.items()}
-    loss = job.objective.loss
+    loss, lr = job.objective.loss, float(config.get("lr", 1e-3))
+    own = partial(job.optimizer, lr=lr, weight_decay=0.0)  # a factory that has no name
     return {
-        "lr": float(config.get("lr", 1e-3)),
+        "lr": lr,
         "schedule": "cosine",
-        "optimizer": known.get(job.optimizer, "adamw"),  # type: ignore[call-overload]
+        "optimizer": known.get(job.optimizer, own),  # type: ignore[call-overload]
         "batch_size": job.batch_size,
         "epochs": job.epochs,
         "loss": loss.name if loss.name in LOSSES else loss.function,
