@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 WIDTH = 99
 SCREEN = 25
-VERDICTS = {"fine": "HEALTHY", "info": "HEALTHY", "warning": "NEEDS ATTENTION", "critical": "SICK"}
+VERDICTS = {
+    "fine": "HEALTHY",
+    "info": "HEALTHY",
+    "warning": "NEEDS ATTENTION",
+    "critical": "PROBLEMS FOUND",
+}
 
 
 def letter(diagnosis: Diagnosis) -> str:
@@ -81,7 +86,7 @@ def _paragraph(
         if finding.fix:
             lines += _wrapped(f"   write: {finding.fix}", True)
         elif no_cure:
-            lines.append(f"   no cure: {no_cure}")
+            lines.append(f"   will not help: {no_cure}")
     follow = [f for f in findings if f.cause and f is not finding]
     follow = [f for f in follow if _root(f, findings) == finding.code]
     if follow and detail > 2:
