@@ -10,7 +10,7 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from tikhon.live import Access, application  # noqa: E402
 from tikhon.live.application import ASSETS  # noqa: E402
-from tikhon.live.guard import COOKIE, HEADERS  # noqa: E402
+from tikhon.live.guard import HEADERS  # noqa: E402
 from tikhon.live.server import own_names  # noqa: E402
 from tikhon.live.watching import Watched  # noqa: E402
 
@@ -39,7 +39,7 @@ def inside(client, access):
     return client
 
 
-def test_the_printed_address_opens_once(client, access):
+def test_the_printed_address_opens_until_the_end(client, access):
     token = access.token
     first = client.get("/", params={"token": token})
     assert (first.status_code, first.headers["location"]) == (303, "/")
@@ -47,14 +47,34 @@ def test_the_printed_address_opens_once(client, access):
     assert "HttpOnly" in cookie and "SameSite=strict" in cookie and token not in cookie
     assert client.get("/").status_code == 200
     assert client.get("/", params={"token": token}).status_code == 303  # the same browser again
-    client.cookies.clear()
-    assert client.get("/", params={"token": token}).status_code == 403
+    client.cookies.clear()  # another browser, after a preview of the address
+    assert client.get("/", params={"token": token}).status_code == 303
+
+
+def test_two_servers_of_one_host_do_not_lock_each_other_out(watched):
+    hosts = own_names("127.0.0.1")
+    keys = Access(), Access()
+    apps = [application(watched, key, hosts) for key in keys]
+    jar: dict[str, str] = {}
+    for app, key in zip(apps, keys):
+        visitor = TestClient(app, base_url="http://127.0.0.1", follow_redirects=False)
+        jar |= visitor.get("/", params={"token": key.token}).cookies
+    for app in apps:  # a browser sends all cookies of a host to every port
+        visitor = TestClient(app, base_url="http://127.0.0.1", cookies=jar)
+        assert visitor.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "", "null", "//", "http://a]b"])
+def test_an_origin_that_is_no_address_is_refused(inside, origin):
+    answer = inside.get("/", headers={"origin": origin})
+    assert answer.status_code == 403
+    assert answer.headers["x-frame-options"] == "DENY"
 
 
 @pytest.mark.parametrize("address", [*ADDRESSES, "/events"])
 @pytest.mark.parametrize("cookie", [None, "", "wrong", 'x"; y', "é"])
 def test_nothing_without_the_key(client, access, address, cookie):
-    headers = {} if cookie is None else {"cookie": f"{COOKIE}={cookie}".encode()}
+    headers = {} if cookie is None else {"cookie": f"{access.name}={cookie}".encode()}
     answer = client.get(address, headers=headers)
     assert answer.status_code == 403
     assert access.token not in answer.text

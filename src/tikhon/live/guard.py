@@ -18,7 +18,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z.-]+)(?::\d{1,5})?", re.IGNORECASE)
-COOKIE = "tikhon_live"
 HEADERS = (
     (
         "content-security-policy",
@@ -36,17 +35,21 @@ HEADERS = (
 
 
 class Access:
-    """The key to one server: a token that opens it once, then a cookie that keeps it open."""
+    """The key to one server: a token in the address that it prints, then a cookie.
+
+    The token is good until the server ends, so that a preview cannot use it up. The cookie has a
+    name of its own, since browsers send it to every port of a host.
+    """
 
     def __init__(self) -> None:
-        self.token: str | None = secrets.token_urlsafe(24)
+        self.token = secrets.token_urlsafe(24)
+        self.name = f"tikhon_live_{secrets.token_hex(4)}"
         self._cookie = secrets.token_urlsafe(24)
 
     def redeem(self, token: str) -> str | None:
-        """The cookie for the token, the first time; None ever after."""
-        if self.token is None or not secrets.compare_digest(token.encode(), self.token.encode()):
+        """The cookie for the token; None for another."""
+        if not secrets.compare_digest(token.encode(), self.token.encode()):
             return None
-        self.token = None
         return self._cookie
 
     def opens(self, cookie: str) -> bool:
@@ -84,11 +87,11 @@ class Guard:
         if len(names) != 1 or not self.known(names[0]):
             return PlainTextResponse("this server answers under its own address only", 403)
         origin = headers.get("origin")
-        if origin is not None and not self.known(urlsplit(origin).netloc):
+        if origin is not None and not self.known(_host(origin)):
             return PlainTextResponse("other pages may not read this one", 403)
         if scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("read only", 405, headers={"allow": "GET, HEAD"})
-        allowed = self.access.opens(_cookie(headers.get("cookie", "")))
+        allowed = self.access.opens(_cookie(headers.get("cookie", ""), self.access.name))
         token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if scope["path"] == "/" and token:
             cookie = None if allowed else self.access.redeem(token)
@@ -96,7 +99,9 @@ class Guard:
                 return _closed()
             answer = RedirectResponse("/", 303)
             if cookie is not None:
-                answer.set_cookie(COOKIE, cookie, httponly=True, samesite="strict", path="/")
+                answer.set_cookie(
+                    self.access.name, cookie, httponly=True, samesite="strict", path="/"
+                )
             return answer
         return None if allowed else _closed()
 
@@ -106,16 +111,22 @@ class Guard:
         return found is not None and found[1].lower() in self.hosts
 
 
-def _cookie(header: str) -> str:
+def _host(origin: str) -> str:
+    """The host of an Origin header; empty, which nobody is called, where it is not an address."""
     try:
-        found = SimpleCookie(header).get(COOKIE)
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
+
+
+def _cookie(header: str, name: str) -> str:
+    try:
+        found = SimpleCookie(header).get(name)
     except CookieError:
         return ""
     return found.value if found is not None else ""
 
 
 def _closed() -> Response:
-    words = (
-        "Open the address that tikhon live printed. It opens once; a new start gives a new one."
-    )
+    words = "Open the address that tikhon live printed; a new start gives a new one."
     return PlainTextResponse(words, 403)
