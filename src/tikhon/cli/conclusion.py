@@ -45,6 +45,25 @@ def conclude_fit(
     document(terminal, path, page, result, _LEFT_OUT)
 
 
+def conclude_saved(
+    terminal: Terminal,
+    result: Mapping[str, Any],
+    path: Path,
+    *,
+    kept: str,
+    left_out: Sequence[str],
+) -> None:
+    """Write the page of a run whose result is saved, and print it; `kept` is what it left."""
+    from tikhon.runs.run_directory import RunDirectory
+
+    page = write(path)
+    RunDirectory(path).finish()
+    show(terminal, path)
+    terminal.say(f"{result['seconds']:.1f} s; {kept} in {path}")
+    following(terminal, page, result["next"])
+    document(terminal, path, page, result, left_out)
+
+
 def document(
     terminal: Terminal, path: Path, page: Path, result: Mapping[str, Any], left_out: Sequence[str]
 ) -> None:

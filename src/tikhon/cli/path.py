@@ -207,16 +207,10 @@ def _strengths(text: str) -> int | str | list[float]:
 
 
 def _conclude(terminal: Terminal, document: dict[str, Any], path: Path) -> None:
-    from tikhon.cli.conclusion import document as as_json
-    from tikhon.cli.conclusion import following, show, write
-    from tikhon.runs.run_directory import RunDirectory
+    from tikhon.cli.conclusion import conclude_saved
 
-    page = write(path)
-    RunDirectory(path).finish()
-    show(terminal, path)
-    terminal.say(f"{document['seconds']:.1f} s; model in {path}")
-    following(terminal, page, document["next"])
-    as_json(terminal, path, page, document, ("importances", "errors", "score_errors"))
+    left_out = ("importances", "errors", "score_errors")
+    conclude_saved(terminal, document, path, kept="model", left_out=left_out)
 
 
 def _tests(

@@ -401,13 +401,7 @@ def _tests(result: TuneResult, train: tuple[Any, Any], parts: Split, loss: str) 
 
 
 def _conclude(terminal: Terminal, document: dict[str, Any], path: Path) -> None:
-    from tikhon.cli.conclusion import document as as_json
-    from tikhon.cli.conclusion import following, show, write
-    from tikhon.runs.run_directory import RunDirectory
+    from tikhon.cli.conclusion import conclude_saved
 
-    page = write(path)
-    RunDirectory(path).finish()
-    show(terminal, path)
-    terminal.say(f"{document['seconds']:.1f} s; models in {path}")
-    following(terminal, page, document["next"])
-    as_json(terminal, path, page, document, ("trials", "space", "plan", "score_errors"))
+    left_out = ("trials", "space", "plan", "score_errors")
+    conclude_saved(terminal, document, path, kept="models", left_out=left_out)
