@@ -35,21 +35,21 @@ WIDE = "document.querySelector('.chart svg').clientWidth > 420"
 
 def curves(run: SavedRun) -> Page:
     """The same network without regularization and with the chosen method, side by side."""
-    arms = run.result["arms"]
-    bare, best = demo.baseline(arms), demo.winner(arms)
+    methods = run.result["arms"]
+    bare, best = demo.baseline(methods), demo.winner(methods)
     assert bare is not None and best is not None
     blocks = []
-    for arm in (bare, best):
-        records = demo.history(arm)
+    for method in (bare, best):
+        records = demo.history(method)
         epochs, train, valid = (
             [r[key] for r in records] for key in ("epoch", "train/accuracy", "valid/accuracy")
         )
         figure = charts.learning_curves(
             epochs, train, valid, say("metric_accuracy"), higher=True, range=[0.4, 1.02]
         )
-        name = demo.label(arm)
+        name = demo.label(method)
         words = name.text("en") if not isinstance(name, Name) else name.text
-        title = f"{words}: test accuracy {number(demo.test(arm))}"
+        title = f"{words}: test accuracy {number(demo.test(method))}"
         blocks.append(Chart(Name(title), figure, say("alt_arms")))
     return Page(
         Name("curves"), "plain", Name("curves"), sections=(Section(Name("c"), tuple(blocks)),)

@@ -17,14 +17,14 @@ from torch import nn
 from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
 from tikhon.cures import cure, surgery
 from tikhon.cures import treatments as cures
-from tikhon.cures.arms import DoesNotApplyError, Trials
 from tikhon.cures.patch import execute, script
 from tikhon.cures.treatments import INPUTS, NOTHING, candidates, rate
+from tikhon.cures.trials import DoesNotApplyError, Trials
 from tikhon.cures.yardstick import Yardstick
 from tikhon.diagnosis import diagnose
-from tikhon.diagnosis.feed import feed
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.replica import replicate
+from tikhon.diagnosis.samples import samples
 from tikhon.errors import InputError
 
 
@@ -84,12 +84,12 @@ def test_the_user_program_is_untouched():
 
 def test_arms_are_paired_and_doing_nothing_has_no_effect():
     found = treat(named("too small a step"), steps=8, budget="3s")
-    nothing = found.arms[0]
+    nothing = found.treatments[0]
     assert nothing.name == NOTHING.name
     assert nothing.effects == (0.0, 0.0, 0.0)
-    for arm in found.arms[1:]:
-        if arm.steps == nothing.steps:
-            pairs = zip(arm.effects, nothing.scores, arm.scores)
+    for treatment in found.treatments[1:]:
+        if treatment.steps == nothing.steps:
+            pairs = zip(treatment.effects, nothing.scores, treatment.scores)
             assert all(e == pytest.approx(b - s) for e, b, s in pairs)
 
 
@@ -119,13 +119,14 @@ def test_confirmed_means_with_every_seed_beyond_the_spread_and_of_use(scores, ve
     model = deep(1, nn.ReLU)
     trials = Trials(
         model=model, loss=CE, optimizer=sgd(0.1)(model.parameters()), penalty=None, clip=None,
-        source=feed(classes()), judge=None, batch_size=8, seeds=[0, 1, 2], codes=set(), limit=1.0,
+        source=samples(classes()), judge=None, batch_size=8, seeds=[0, 1, 2], codes=set(),
+        limit=1.0,
     )  # fmt: skip
     for seed, score in enumerate(scores):
         trials.scores[NOTHING.name, seed, 300] = (2.0, None)
         trials.scores["lr x10", seed, 300] = (score, None)
-    arms, chosen = trials._verdicts({"lr x10": 300}, [rate(10.0)], 300)
-    assert arms[1].verdict == verdict
+    treatments, chosen = trials._verdicts({"lr x10": 300}, [rate(10.0)], 300)
+    assert treatments[1].verdict == verdict
     assert (chosen is not None) == (verdict == "confirmed")
 
 
@@ -176,12 +177,12 @@ def test_undecided_arms_keep_the_order_of_the_findings():
     model = deep(1, nn.ReLU)
     trials = Trials(
         model=model, loss=CE, optimizer=sgd(0.1)(model.parameters()), penalty=None, clip=None,
-        source=feed(classes()), judge=None, batch_size=8, seeds=[0], codes=set(), limit=1.0,
+        source=samples(classes()), judge=None, batch_size=8, seeds=[0], codes=set(), limit=1.0,
     )  # fmt: skip
-    arms = [rate(f) for f in (1.0, 2.0, 3.0, 4.0)]
-    for arm, score in zip((NOTHING, *arms), (2.0, 2.01, 1.99, 1.0, 3.0)):
-        trials.scores[arm.name, 0, 20] = (score, None)
-    kept = trials._best(arms, 20, [0], 3)
+    treatments = [rate(f) for f in (1.0, 2.0, 3.0, 4.0)]
+    for treatment, score in zip((NOTHING, *treatments), (2.0, 2.01, 1.99, 1.0, 3.0)):
+        trials.scores[treatment.name, 0, 20] = (score, None)
+    kept = trials._best(treatments, 20, [0], 3)
     assert [a.name for a in kept] == ["lr x3", "lr x1", "lr x2"]
 
 
@@ -209,14 +210,14 @@ def test_treatments_keep_groups_and_settings():
         {"params": [*model[2:].parameters()]},
     ]
     engine = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
-    source = feed(classes())
+    source = samples(classes())
     treated = replicate(model, CE, engine)
     assert rate(0.1).apply(treated, source)
     assert [g["lr"] for g in treated.optimizer.param_groups] == pytest.approx([0.05, 0.01])
     assert [g["lr"] for g in engine.param_groups] == [0.5, 0.1]
     assert treated.optimizer.param_groups[0]["momentum"] == 0.9
     scaled = replicate(model, CE, engine)
-    assert INPUTS.apply(scaled, feed(classes(scale=50.0)))
+    assert INPUTS.apply(scaled, samples(classes(scale=50.0)))
     assert scaled.model[0](classes(scale=50.0)[0]).std() == pytest.approx(1.0, abs=0.1)
 
 
@@ -250,8 +251,8 @@ def test_an_edit_that_does_not_fit_the_shapes_is_left_out():
         model, (x, (x[..., 0] > 0).long()), lambda o, y: CE(o.transpose(1, 2), y),
         optimizer=engine, diagnosis=diagnosis, steps=5, budget="2s", seeds=2,
     )  # fmt: skip
-    assert len(found.arms) > 3
-    assert not any("BatchNorm" in arm.name for arm in found.arms)
+    assert len(found.treatments) > 3
+    assert not any("BatchNorm" in treatment.name for treatment in found.treatments)
 
 
 def bare(**options):
@@ -259,7 +260,7 @@ def bare(**options):
     return Trials(
         **{
             "model": model, "loss": CE, "optimizer": sgd(0.1)(model.parameters()), "penalty": None,
-            "clip": None, "source": feed(classes()), "judge": None, "batch_size": 32,
+            "clip": None, "source": samples(classes()), "judge": None, "batch_size": 32,
             "seeds": [0, 1], "codes": set(), "limit": math.inf, **options,
         }
     )  # fmt: skip
@@ -279,7 +280,7 @@ def test_the_rest_of_the_budget_goes_into_longer_rungs():
     model = nn.Linear(4, 2)
     trials = bare(
         model=model, optimizer=adam(0.01)(model.parameters()),
-        source=feed((torch.randn(60, 4), noise)), judge=(torch.randn(60, 4), noise.flip(0)),
+        source=samples((torch.randn(60, 4), noise)), judge=(torch.randn(60, 4), noise.flip(0)),
         limit=time.perf_counter() + 2.0,
     )  # fmt: skip
     found, chosen = trials.search(5)
@@ -368,7 +369,7 @@ def test_causes_in_the_wiring_have_treatments(name):
             model, data, loss, optimizer=adam(1e-2)(model.parameters()), diagnosis=told,
             steps=100, budget="20s", seeds=2,
         )  # fmt: skip
-    kinds = {a.name for a in found.arms if a.verdict == "confirmed"}
+    kinds = {a.name for a in found.treatments if a.verdict == "confirmed"}
     wanted = {"reshaped": cures.RESHAPE, "straight": cures.NONLINEAR}[name]
     assert any(wanted.name in n for n in kinds), str(found)
     assert wanted.name in found.best.name, str(found)

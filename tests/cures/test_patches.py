@@ -16,9 +16,9 @@ from torch import nn
 import tikhon as tk
 from faulty import CE, classes, deep, he, numbers, sgd
 from tikhon.cures import treatments as cures
-from tikhon.cures.arms import DoesNotApplyError, Trials, train
 from tikhon.cures.patch import Line, address, execute, script
-from tikhon.diagnosis.feed import feed
+from tikhon.cures.trials import DoesNotApplyError, Trials, train
+from tikhon.diagnosis.samples import samples
 from tikhon.errors import InputError
 
 STEPS = 12
@@ -115,9 +115,11 @@ PROGRAMS = [
         nn.Unflatten(1, (4, 4)), nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
         nn.Flatten(), nn.Linear(16, 4))),
 ]  # fmt: skip
-ARMS = {t.name: t for arms in cures.FOR.values() for t in arms}
-ARMS |= {t.name: t for t in (*cures.RATES[:4], *cures.ADAMS, *cures.POPULAR)}
-ARMS |= {t.name: t for t in (cures.INIT & cures.adam(1e-3), cures.LAYERNORM & cures.rate(0.2))}
+TREATMENTS = {t.name: t for treatments in cures.FOR.values() for t in treatments}
+TREATMENTS |= {t.name: t for t in (*cures.RATES[:4], *cures.ADAMS, *cures.POPULAR)}
+TREATMENTS |= {
+    t.name: t for t in (cures.INIT & cures.adam(1e-3), cures.LAYERNORM & cures.rate(0.2))
+}
 
 
 def trials(program):
@@ -125,7 +127,7 @@ def trials(program):
     judge = tuple(t[:50] for t in data)
     return Trials(
         model=program.build, loss=program.loss, optimizer=program.optimizer,
-        penalty=program.penalty, clip=None, source=feed(data), judge=judge, batch_size=64,
+        penalty=program.penalty, clip=None, source=samples(data), judge=judge, batch_size=64,
         seeds=[0], codes=set(), limit=math.inf,
     )  # fmt: skip
 
@@ -137,7 +139,7 @@ def paste(program, patch, treated, judge):
     names = {  # what a user's program has, and no module: a patch imports what it needs
         "model": program.build(), "x_train": x, "y_train": y, "loss": program.loss,
         "penalty": program.penalty, "x_valid": judge[0], "y_valid": judge[1], "batch_size": 64,
-        "x": feed((x, y)).probe[0],
+        "x": samples((x, y)).probe[0],
     }  # fmt: skip
     sections = dict.fromkeys((cures.BEFORE, cures.SETUP, cures.AFTER), "")
     parts = re.split(rf"^({'|'.join(map(re.escape, sections))})$", patch, flags=re.MULTILINE)
@@ -152,7 +154,7 @@ def paste(program, patch, treated, judge):
     if isinstance(added, dict):
         tk.regularize(model, optimizer, added)
     torch.manual_seed(9)
-    batches = feed((names["x_train"], names["y_train"])).stream(names["batch_size"], 0)
+    batches = samples((names["x_train"], names["y_train"])).stream(names["batch_size"], 0)
     for _ in range(STEPS):
         model.train()
         rows, target = next(batches)
@@ -168,18 +170,18 @@ def paste(program, patch, treated, judge):
 def test_the_pasted_patch_trains_the_treated_model(program):
     found = trials(program)
     applied = 0
-    for arm in ARMS.values():
-        if program.optimizer is first_layer_only and arm.edit is not None:
+    for treatment in TREATMENTS.values():
+        if program.optimizer is first_layer_only and treatment.edit is not None:
             continue  # an optimizer by position takes new layers in one of the two only
         try:
-            replica = found.build(arm, 0)
+            replica = found.build(treatment, 0)
         except (DoesNotApplyError, NotImplementedError):  # torch lacks some of it for 16 bits
             continue
         torch.manual_seed(9)
-        size = arm.batch or 64
+        size = treatment.batch or 64
         try:
             train(replica, found.source, found.judge, STEPS, size, 0, loss=program.loss)
-        except InputError:  # the shapes do not fit: the search leaves the arm out
+        except InputError:  # the shapes do not fit: the search leaves the treatment out
             continue
         applied += 1
         names = paste(program, replica.patch, replica, found.judge)
@@ -188,25 +190,25 @@ def test_the_pasted_patch_trains_the_treated_model(program):
         user = names["model"].eval()
         with torch.no_grad():
             wanted, given = replica.model(x), user(names["x_train"])
-            if arm is cures.TARGETS:
+            if treatment is cures.TARGETS:
                 given = given * names["scale"] + names["shift"]
                 assert float(wanted.std()) == pytest.approx(float(y.std()), rel=0.9)
         if bool(torch.isfinite(wanted).all()):  # else the step was too large
-            torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5, msg=arm.name)
+            torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5, msg=treatment.name)
     assert applied >= 10
 
 
 def test_every_treatment_applies_somewhere_and_is_code():
-    left = set(ARMS)
+    left = set(TREATMENTS)
     for program in PROGRAMS:
         found = trials(program)
-        for arm in ARMS.values():
+        for treatment in TREATMENTS.values():
             try:
-                patch = found.build(arm, 0).patch
+                patch = found.build(treatment, 0).patch
             except (DoesNotApplyError, NotImplementedError):
                 continue
-            left -= {arm.name}
-            assert ast.parse(patch).body, (arm.name, "only comments")
+            left -= {treatment.name}
+            assert ast.parse(patch).body, (treatment.name, "only comments")
     assert not left
 
 

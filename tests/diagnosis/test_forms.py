@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_sequence
 from faulty import CE, adam, classes, deep, fingerprint, he, same
 from tikhon.data.rows import split, take, whole
 from tikhon.diagnosis import diagnose
-from tikhon.diagnosis.feed import feed
+from tikhon.diagnosis.samples import samples
 from tikhon.errors import DataError, InputError
 
 
@@ -171,7 +171,7 @@ def test_a_batch_is_given_back_as_it_came(batch):
         assert all(torch.equal(batch[k], again[k]) for k in batch)
     else:
         assert all(torch.equal(a, b) for a, b in zip(batch, again, strict=True))
-    assert feed(batch).rows == 3
+    assert samples(batch).rows == 3
 
 
 class Raises(nn.Module):

@@ -62,7 +62,7 @@ def compare(
         ),
     ] = None,
     splits: Annotated[
-        int, typer.Option(help="Splits of the rows, each drawn anew.", rich_help_panel=TRAINING)
+        int, typer.Option(help="Random splits of the rows.", rich_help_panel=TRAINING)
     ] = 5,
     trials: Annotated[
         int | None,

@@ -39,9 +39,9 @@ def demo(
 
     terminal = Terminal(json=json, quiet=quiet)
     setting = demonstration.Setting(seeds=(seed, seed + 1, seed + 2))
-    arms = demonstration.ARMS
+    methods = demonstration.METHODS
     if quick:
-        setting, arms = demonstration.quick(setting)
+        setting, methods = demonstration.quick(setting)
     _introduce(terminal, setting)
     limit_threads(1)
     began = time.perf_counter()
@@ -61,15 +61,19 @@ def demo(
                 "versions": versions(),
             },
         )
-        with interruptible() as interrupt, _Bar(terminal, setting, arms) as on_run:
+        with interruptible() as interrupt, _Bar(terminal, setting, methods) as on_run:
             try:
-                result = demonstration.run(setting, arms, on_run=on_run, stop=interrupt.__bool__)
+                result = demonstration.run(
+                    setting, methods, on_run=on_run, stop=interrupt.__bool__
+                )
             except KeyboardInterrupt:
                 terminal.note("stopped; run tikhon demo to start again")
                 return 128 + int(interrupt.signal or 2)
         result["seconds"] = round(time.perf_counter() - began, 1)
         folder.rewrite_history(
-            {"arm": arm["name"], **row} for arm in result["arms"] for row in arm["history"]
+            {"arm": method["name"], **row}
+            for method in result["arms"]
+            for row in method["history"]
         )
         folder.write(RESULT, result)
         page = report.write(folder.path)
@@ -97,9 +101,9 @@ def _introduce(terminal: Terminal, setting: Any) -> None:
 class _Bar:
     """The progress over all trainings; calling it counts one."""
 
-    def __init__(self, terminal: Terminal, setting: Any, arms: Any) -> None:
+    def __init__(self, terminal: Terminal, setting: Any, methods: Any) -> None:
         self._bar, self._terminal = terminal.progress(), terminal
-        total = sum(len(arm.strengths) for arm in arms) * len(setting.seeds)
+        total = sum(len(method.strengths) for method in methods) * len(setting.seeds)
         self._task = self._bar.add_task("", total=total, rate="", note="")
         self._began, self._done = time.perf_counter(), 0
 
@@ -110,13 +114,13 @@ class _Bar:
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def __call__(self, arm: Any, strength: float, seed: int, run: Any) -> None:
+    def __call__(self, method: Any, strength: float, seed: int, run: Any) -> None:
         self._done += 1
         rate = self._done / (time.perf_counter() - self._began)
         self._bar.update(
             self._task,
             advance=1,
-            description=f"{arm.label:<8}",
+            description=f"{method.label:<8}",
             rate=f"{rate:.1f} trainings/s",
             note=f"strength {strength:g}: valid {run.metrics['valid/accuracy']:.3f}",
         )
@@ -124,16 +128,16 @@ class _Bar:
 
 def _conclude(terminal: Terminal, result: dict[str, Any], output: Path, page: Path) -> None:
     rows = []
-    for arm in result["arms"]:
-        test = arm["test_accuracy"]
+    for method in result["arms"]:
+        test = method["test_accuracy"]
         rows.append(
             [
-                arm["label"],
-                "-" if arm["name"] == "none" else f"{arm['chosen_strength']:g}",
-                f"{arm['train_accuracy']:.3f}",
-                f"{arm['valid_accuracy']:.3f}",
-                f"{arm['gap']:+.3f}",
-                f"{arm['zeros']:.0%}",
+                method["label"],
+                "-" if method["name"] == "none" else f"{method['chosen_strength']:g}",
+                f"{method['train_accuracy']:.3f}",
+                f"{method['valid_accuracy']:.3f}",
+                f"{method['gap']:+.3f}",
+                f"{method['zeros']:.0%}",
                 f"{test['mean']:.3f}  [{test['low']:.3f}, {test['high']:.3f}]",
             ]
         )

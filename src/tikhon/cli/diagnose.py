@@ -60,7 +60,7 @@ def diagnose(
     """
     from tikhon.diagnosis import diagnose as run
     from tikhon.diagnosis.findings import SEVERITIES
-    from tikhon.diagnosis.letter import full as whole
+    from tikhon.diagnosis.text import full as whole
 
     if fail_on is not None and fail_on not in SEVERITIES:
         raise InputError(f"--fail-on: {unknown('severity', fail_on, SEVERITIES)}")

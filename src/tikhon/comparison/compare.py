@@ -48,7 +48,7 @@ class Fitted:
 
 
 @dataclass
-class Arm:
+class Contender:
     """What one method came to, over the splits."""
 
     method: Method
@@ -176,7 +176,7 @@ def compare(
 ) -> Comparison:
     """Tune every method on every split with the same number of trainings, then test the choice.
 
-    Each split is drawn anew (60 % train, 20 % validation, 20 % test). A method tries `trials`
+    Each split is drawn at random (60 % train, 20 % validation, 20 % test). A method tries `trials`
     points of (learning rate, its strengths); the validation loss chooses; the test rows are read
     once. The first weights and the learning rates are the same for all methods.
 
@@ -198,33 +198,35 @@ def compare(
     if splits < 1 or seeds < 1:
         raise InputError(f"splits and seeds must be 1 or more, received {splits} and {seeds}")
     limit = seconds_of(budget)
-    arms = [Arm(Method.of(name)) for name in methods]
-    for arm in arms:
-        if arm.method.classes_only and data.task != "classification":
-            raise InputError(f"method {arm.method.name!r} needs classes; the target is a number")
+    contenders = [Contender(Method.of(name)) for name in methods]
+    for contender in contenders:
+        if contender.method.classes_only and data.task != "classification":
+            raise InputError(
+                f"method {contender.method.name!r} needs classes; the target is a number"
+            )
     started = time.perf_counter()
     trainer = _Trainer(model, epochs, batch_size)
     parts = split(data, seed=seed)
     cost = trainer.cost(parts)
-    fixed = len(arms) * (seeds - 1)
+    fixed = len(contenders) * (seeds - 1)
     asked = splits
     if trials is None:
-        trials = _plan(limit, _DEARER * cost, len(arms), splits, fixed)
-    total, done = len(arms) * splits * trials + fixed, 0
+        trials = _plan(limit, _DEARER * cost, len(contenders), splits, fixed)
+    total, done = len(contenders) * splits * trials + fixed, 0
     for number in range(splits):
         parts = split(data, seed=seed + number)
-        for arm in arms:
-            on_event(f"split {number + 1}/{splits}: {arm.method.name}", done, total)
+        for contender in contenders:
+            on_event(f"split {number + 1}/{splits}: {contender.method.name}", done, total)
             found = [
-                trainer.fit(parts, *arm.method.recipe(point), seed=seed + number)
-                for point in design(arm.method.dimensions, trials)
+                trainer.fit(parts, *contender.method.recipe(point), seed=seed + number)
+                for point in design(contender.method.dimensions, trials)
             ]
             chosen = min(found, key=lambda fitted: fitted.metrics["valid/loss"])
-            arm.chosen.append(chosen)
-            arm.parameters.append(_sizes(chosen.model, parts))
+            contender.chosen.append(chosen)
+            contender.parameters.append(_sizes(chosen.model, parts))
             done += trials
             if number == 0:
-                arm.reseeded = [chosen.score("test")] + [
+                contender.reseeded = [chosen.score("test")] + [
                     trainer.fit(parts, chosen.recipe, chosen.lr, seed=1000 + s).score("test")
                     for s in range(1, seeds)
                 ]
@@ -236,10 +238,10 @@ def compare(
             and spent * (number + 2) / (number + 1) > limit
         ):
             break
-    splits = len(arms[0].chosen)
+    splits = len(contenders[0].chosen)
     share = len(parts.test.x) / len(parts.train.x)
     step = 1 / len(parts.test.x) if data.task == "classification" else 0.0
-    rows = _rows(arms, share, step)
+    rows = _rows(contenders, share, step)
     metric = "accuracy" if data.task == "classification" else "rmse"
     seconds = time.perf_counter() - started
     notice = ""
@@ -252,11 +254,11 @@ def compare(
     return Comparison(data.name, metric, rows, trials, splits, epochs, seconds, notice)
 
 
-def _plan(budget: float | None, cost: float, arms: int, splits: int, fixed: int) -> int:
+def _plan(budget: float | None, cost: float, contenders: int, splits: int, fixed: int) -> int:
     """Trainings a method and split for the budget, in seconds as is the cost."""
     if budget is None:
         return 6
-    each = (budget / cost - fixed) / arms
+    each = (budget / cost - fixed) / contenders
     fewest = min(splits, _SPLITS)
     count = next((n for n in range(splits, fewest, -1) if each / n >= _TUNED), fewest)
     return max(1, min(_MOST, int(each / count)))
@@ -308,27 +310,30 @@ def _sizes(model: nn.Module, parts: Split) -> tuple[int, int]:
     return cast("Compaction", small.compaction).parameters
 
 
-def _rows(arms: list[Arm], share: float, step: float) -> tuple[dict[str, Any], ...]:
-    scores = {arm.method.name: [f.score("test") for f in arm.chosen] for arm in arms}
+def _rows(contenders: list[Contender], share: float, step: float) -> tuple[dict[str, Any], ...]:
+    scores = {
+        contender.method.name: [f.score("test") for f in contender.chosen]
+        for contender in contenders
+    }
     best = tied(scores, share=share, step=step)
     rows = []
-    for arm in arms:
-        mean, low, high = interval(scores[arm.method.name], share=share, step=step)
-        gaps = [f.score("train") - f.score("test") for f in arm.chosen]
-        first = arm.chosen[0]
+    for contender in contenders:
+        mean, low, high = interval(scores[contender.method.name], share=share, step=step)
+        gaps = [f.score("train") - f.score("test") for f in contender.chosen]
+        first = contender.chosen[0]
         rows.append(
             {
-                "method": arm.method.name,
+                "method": contender.method.name,
                 "test": mean,
                 "low": low,
                 "high": high,
-                "tied": arm.method.name in best,
-                "scores": scores[arm.method.name],
+                "tied": contender.method.name in best,
+                "scores": scores[contender.method.name],
                 "gap": fmean(gaps),
-                "zeros": fmean(_zeros(f.model) for f in arm.chosen),
-                "size": fmean(after / before for before, after in arm.parameters),
-                "seed_std": stdev(arm.reseeded) if len(arm.reseeded) > 1 else None,
-                "seconds": fmean(f.seconds for f in arm.chosen),
+                "zeros": fmean(_zeros(f.model) for f in contender.chosen),
+                "size": fmean(after / before for before, after in contender.parameters),
+                "seed_std": stdev(contender.reseeded) if len(contender.reseeded) > 1 else None,
+                "seconds": fmean(f.seconds for f in contender.chosen),
                 "recipe": first.recipe.to_dict(),
                 "lr": first.lr,
             }

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tikhon.budget import seconds_of
-from tikhon.cures.arms import Arm, Trials, in_one_shape, shell, train
 from tikhon.cures.treatments import NOTHING, Treatment, popular
+from tikhon.cures.trials import TreatmentResult, Trials, in_one_shape, shell, train
 from tikhon.cures.yardstick import Yardstick
 from tikhon.data.rows import Batch
-from tikhon.diagnosis.diagnose import Diagnosis, anew, diagnose, draw
-from tikhon.diagnosis.feed import Feed, feed
-from tikhon.diagnosis.keep import keep
-from tikhon.diagnosis.letter import WIDTH
+from tikhon.diagnosis.diagnose import Diagnosis, diagnose, draw, rebuilder
 from tikhon.diagnosis.record import Point, finite
 from tikhon.diagnosis.replica import Loss, Replica, isolated
+from tikhon.diagnosis.samples import Samples, samples
+from tikhon.diagnosis.save import save
+from tikhon.diagnosis.text import WIDTH
 from tikhon.errors import InputError
 from tikhon.training.losses import in_a_loop
 
@@ -43,11 +43,11 @@ class Cure:
     """
 
     diagnosis: Diagnosis
-    arms: tuple[Arm, ...]
+    treatments: tuple[TreatmentResult, ...]
     treatment: Treatment | None
     program: Callable[[int], Replica] = field(repr=False)
     batch_size: int
-    source: Feed = field(repr=False)
+    source: Samples = field(repr=False)
     judge: Batch | None = field(repr=False)
     loss: Loss = field(repr=False)
     yardstick: Yardstick = field(default_factory=Yardstick)
@@ -60,10 +60,10 @@ class Cure:
         return self.treatment is not None
 
     @property
-    def best(self) -> Arm | None:
-        """The arm of the chosen treatment."""
+    def best(self) -> TreatmentResult | None:
+        """The treatment of the chosen treatment."""
         name = self.treatment.name if self.treatment is not None else None
-        return next((a for a in self.arms if a.name == name), None)
+        return next((a for a in self.treatments if a.name == name), None)
 
     @property
     def recipe(self) -> Recipe:
@@ -96,7 +96,7 @@ class Cure:
         return replica.model, end
 
     def __str__(self) -> str:
-        return _letter(self)
+        return _text(self)
 
     def _repr_html_(self) -> str:
         import html
@@ -116,7 +116,7 @@ class Cure:
             "effect": finite(best.effect) if best else None,
             "yardstick": finite(self.yardstick),
             "seconds": self.seconds,
-            "arms": [finite({**a.__dict__, "effect": a.effect}) for a in self.arms],
+            "arms": [finite({**a.__dict__, "effect": a.effect}) for a in self.treatments],
             "diagnosis": self.diagnosis.to_dict(),
         }
 
@@ -126,13 +126,13 @@ class Cure:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Keep it as a run folder for `tikhon report`; `result.json` is `to_dict`."""
-        keep(self.to_dict(), path, overwrite=overwrite)
+        save(self.to_dict(), path, overwrite=overwrite)
 
     def figures(self) -> dict[str, Figure]:
-        """The diagnosis' figures, and the effect of each arm with its spread."""
+        """The diagnosis' figures, and the effect of each treatment with its spread."""
         from tikhon.diagnosis.figure import effects
 
-        return {**self.diagnosis.figures(), "effects": effects(self.arms)}
+        return {**self.diagnosis.figures(), "effects": effects(self.treatments)}
 
 
 def cure(
@@ -205,7 +205,7 @@ def cure(
             model if fixed else draw(model, seed),
             data,
             loss,
-            optimizer=optimizer if fixed else anew(optimizer),
+            optimizer=optimizer if fixed else rebuilder(optimizer),
             valid=valid,
             steps=min(steps, 200),
             batch_size=batch_size,
@@ -218,9 +218,9 @@ def cure(
             "no parameter requires a gradient: call requires_grad_(True) on what is to learn"
         )
     with isolated(shell(model), seed):
-        source = feed(data)
+        source = samples(data)
         loss = in_a_loop(loss, source.probe[1])
-        judge = feed(valid, rows=512, name="valid").probe if valid is not None else None
+        judge = samples(valid, rows=512, name="valid").probe if valid is not None else None
     judged_by = in_one_shape(loss) if "broadcast_loss" in diagnosis.labels else loss
     trials = Trials(
         model=model,
@@ -237,11 +237,11 @@ def cure(
         judged_by=judged_by,
         on_progress=told,
     )
-    arms, chosen = trials.search(steps)
+    treatments, chosen = trials.search(steps)
     treatment = chosen or NOTHING
     return Cure(
         diagnosis=diagnosis,
-        arms=arms,
+        treatments=treatments,
         treatment=chosen,
         program=lambda s: trials.build(treatment, s),
         batch_size=treatment.batch or trials.batch_size,
@@ -254,13 +254,15 @@ def cure(
     )
 
 
-def _letter(found: Cure) -> str:
-    """The verdict, the arms that were tried to the end, what failed, and the patch."""
-    lines = [f"tikhon cure: {max(0, len(found.arms) - 1)} treatments in {found.seconds:.0f} s"]
-    if not found.arms:
+def _text(found: Cure) -> str:
+    """The verdict, the treatments that were tried to the end, what failed, and the patch."""
+    lines = [
+        f"tikhon cure: {max(0, len(found.treatments) - 1)} treatments in {found.seconds:.0f} s"
+    ]
+    if not found.treatments:
         lines.append(" no cure found: the budget ended before the untreated program had run once")
         return "\n".join([*lines, *_yours(found)])
-    base, chosen = found.arms[0], found.best
+    base, chosen = found.treatments[0], found.best
     seeds, steps = len(base.scores), base.steps
     lines[0] += f", {seeds} seeds x {steps} steps"
     if chosen is None:
@@ -273,16 +275,18 @@ def _letter(found: Cure) -> str:
         )
     lines += _compared(found)
     lines.append(f" {'treatment':44} {'loss':>9} {'effect':>9} {'±':>8}  verdict")
-    finals = [a for a in found.arms if a.steps == steps]
-    for arm in finals:
-        verdict = arm.verdict if arm is not base else ""
+    finals = [a for a in found.treatments if a.steps == steps]
+    for treatment in finals:
+        verdict = treatment.verdict if treatment is not base else ""
         lines.append(
-            f" {arm.name[:44]:44} {mean(arm.scores):>9.3g} {arm.effect:>9.3g} {arm.spread:>8.2g}"
-            f"  {verdict}"
+            f" {treatment.name[:44]:44} {mean(treatment.scores):>9.3g} {treatment.effect:>9.3g}"
+            f" {treatment.spread:>8.2g}  {verdict}"
         )
-    failed = [a.name for a in found.arms if a.verdict in ("worse", "not confirmed")]
+    failed = [a.name for a in found.treatments if a.verdict in ("worse", "not confirmed")]
     known = {t.name for t in popular(found.diagnosis.labels)}
-    failed += [a.name for a in found.arms if a.name in known and a.effect <= 0.05 * base.scores[0]]
+    failed += [
+        a.name for a in found.treatments if a.name in known and a.effect <= 0.05 * base.scores[0]
+    ]
     if failed:
         text = f"did not help: {', '.join(dict.fromkeys(failed))}"
         lines += textwrap.wrap(text, WIDTH, initial_indent=" ", subsequent_indent="   ")
@@ -301,7 +305,7 @@ def _compared(found: Cure) -> list[str]:
     """What a constant answer and a plain reference reach on the same data."""
     known = found.yardstick
     parts = [f"a constant answer has loss {known.loss:.3g}"] if math.isfinite(known.loss) else []
-    metric = found.arms[0].metric if found.best is None else found.best.metric
+    metric = found.treatments[0].metric if found.best is None else found.best.metric
     if metric is not None and math.isfinite(known.reference):
         parts.append(
             f"skill {metric:.2f}, of a constant {known.chance:.2f}, of a plain reference "

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tikhon.cures import surgery
 from tikhon.cures.patch import execute, script, with_imports
 from tikhon.data.rows import Batch
-from tikhon.diagnosis.feed import Feed
 from tikhon.diagnosis.replica import Replica
+from tikhon.diagnosis.samples import Samples
 
 BEFORE = "# before the optimizer is built"
 SETUP = "# after the optimizer is built"
@@ -54,22 +54,22 @@ class Treatment:
             recipe={**self.recipe, **other.recipe},
         )
 
-    def apply(self, replica: Replica, feed: Feed, judge: Batch | None = None) -> bool:
+    def apply(self, replica: Replica, samples: Samples, judge: Batch | None = None) -> bool:
         """Treat the replica in place and leave the patch on it; False where it does not apply."""
         sections: list[str] = []
         if self.lacking and not _lacking(replica):
             return False
         if self.edit is not None:
             frozen = {id(p) for p in replica.model.parameters() if not p.requires_grad}
-            code = _placed(script(self.edit(replica.model, feed.probe)), replica.model)
+            code = _placed(script(self.edit(replica.model, samples.probe)), replica.model)
             if not code:
                 return False
-            space = execute(code, model=replica.model, x=feed.probe[0])
+            space = execute(code, model=replica.model, x=samples.probe[0])
             replica.model = space["model"]
             _adopt(replica, frozen)
             sections += [BEFORE, code]
         if self.scaled:
-            code = (_scale_inputs if self.scaled == "inputs" else _scale_targets)(replica, feed)
+            code = (_scale_inputs if self.scaled == "inputs" else _scale_targets)(replica, samples)
             if not code:
                 return False
             sections += [BEFORE, code]
@@ -150,8 +150,8 @@ def _released(replica: Replica) -> str:
     return "\n".join(lines)
 
 
-def _scale_inputs(replica: Replica, feed: Feed) -> str:
-    inputs = feed.source[0] if feed.indexed else feed.probe[0]
+def _scale_inputs(replica: Replica, samples: Samples) -> str:
+    inputs = samples.source[0] if samples.indexed else samples.probe[0]
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return ""
     code = (
@@ -164,8 +164,8 @@ def _scale_inputs(replica: Replica, feed: Feed) -> str:
     return code
 
 
-def _scale_targets(replica: Replica, feed: Feed) -> str:
-    target = (feed.source if feed.indexed else feed.probe)[1]
+def _scale_targets(replica: Replica, samples: Samples) -> str:
+    target = (samples.source if samples.indexed else samples.probe)[1]
     if not isinstance(target, Tensor) or not target.is_floating_point():
         return ""
     code = (
@@ -401,14 +401,16 @@ def candidates(codes: set[str]) -> list[Treatment]:
     edits: dict[str, Treatment] = {}
     for code in sorted(codes):
         edits |= {t.name: t for t in FOR.get(code, ())}
-    arms = [*RATES[1:5:3], ADAMS[0], *edits.values()]  # first what a short budget must reach
+    treatments = [*RATES[1:5:3], ADAMS[0], *edits.values()]  # first what a short budget must reach
     if codes == {"overfitting"}:
         return [*RATES[:2], *edits.values()]
     for edit in edits.values():
-        arms += [edit & rate(0.2), edit & adam(1e-3)] if "optimizer =" not in edit.setup else []
+        treatments += (
+            [edit & rate(0.2), edit & adam(1e-3)] if "optimizer =" not in edit.setup else []
+        )
         if edit.kind in (GRU.name, RECURRENT_INIT.name, MEMORY.name, FORGET.name):
-            arms += [edit & adam(1e-2) & CLIP, edit & adam(1e-3) & CLIP]
-    return [*arms, *(a for a in (*RATES, *ADAMS) if a not in arms)]
+            treatments += [edit & adam(1e-2) & CLIP, edit & adam(1e-3) & CLIP]
+    return [*treatments, *(a for a in (*RATES, *ADAMS) if a not in treatments)]
 
 
 def popular(codes: set[str]) -> tuple[Treatment, ...]:

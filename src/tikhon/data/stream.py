@@ -28,7 +28,7 @@ class Stream:
     """An endless stream of batches (inputs, targets), addressed by number or epoch by epoch.
 
     Batch `k` is the same whenever it is asked for: a function of the data, the seed and `k`.
-    Rows in memory and data sets with a length are shuffled anew each epoch and cut by `slices`.
+    Rows in memory and data sets with a length are shuffled again each epoch and cut by `slices`.
     A loader over a data set with a length brings its own batch size, sampler, collation and
     workers; its random numbers of torch (order, augmentation) start from the seed and the epoch.
     Other iterables can only be read onwards, again and again from their start.
@@ -101,7 +101,7 @@ class Stream:
         self._place = divmod(k + 1, count)
         found = next(self._open)
         if self._place[0] != epoch:
-            self._place = (-1, -1)  # the epoch is over: the next one is opened anew
+            self._place = (-1, -1)  # the epoch is over: the next one is opened
         return found
 
     def sample(self, most: int) -> tuple[Any, Tensor]:

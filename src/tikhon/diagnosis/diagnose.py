@@ -20,11 +20,11 @@ from tikhon.diagnosis.document import SCHEMA_VERSION
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.faults import faults
 from tikhon.diagnosis.findings import LABELS, SEVERITIES, Finding
-from tikhon.diagnosis.keep import keep
 from tikhon.diagnosis.measure import measure
 from tikhon.diagnosis.miswired import miswired
 from tikhon.diagnosis.record import Record, finite
 from tikhon.diagnosis.replica import Loss
+from tikhon.diagnosis.save import save
 from tikhon.diagnosis.signal import unsound
 from tikhon.errors import InputError
 
@@ -60,14 +60,14 @@ class Diagnosis:
         return SEVERITIES[max(found)] if found else "fine"
 
     def __str__(self) -> str:
-        from tikhon.diagnosis.letter import letter
+        from tikhon.diagnosis.text import screen
 
-        return letter(self)
+        return screen(self)
 
     def _repr_html_(self) -> str:
-        from tikhon.diagnosis.letter import letter_html
+        from tikhon.diagnosis.text import html_page
 
-        return letter_html(self)
+        return html_page(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values without NaN: verdict, labels, findings and the record.
@@ -90,7 +90,7 @@ class Diagnosis:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Keep it as a run folder for `tikhon report`; `result.json` is `to_dict`."""
-        keep(self.to_dict(), path, overwrite=overwrite)
+        save(self.to_dict(), path, overwrite=overwrite)
 
     def figures(self) -> dict[str, Figure]:
         """Plotly figures by name: signal, forward, updates, loss; those that apply."""
@@ -164,7 +164,7 @@ def diagnose(
     )
     if isinstance(model, nn.Module) or not callable(model):
         return judge(measure(model, data, loss, seed=seed, **options))
-    options["optimizer"] = anew(optimizer)
+    options["optimizer"] = rebuilder(optimizer)
     draws = [
         measure(draw(model, seed + k), data, loss, seed=seed + k, **options) for k in range(DRAWS)
     ]
@@ -172,7 +172,7 @@ def diagnose(
     return judge(replace(draws[0], inits=tuple(found)))
 
 
-def anew(optimizer: Any) -> Any:
+def rebuilder(optimizer: Any) -> Any:
     """A factory of the same optimizer for the weights of another draw."""
     if not isinstance(optimizer, Optimizer):
         return optimizer

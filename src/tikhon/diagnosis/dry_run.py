@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.data.rows import Batch
-from tikhon.diagnosis.feed import Feed
 from tikhon.diagnosis.observe import Instruments
 from tikhon.diagnosis.record import Failure, Point, Probe, Reading, Site
 from tikhon.diagnosis.reference import IGNORED, binary
 from tikhon.diagnosis.replica import Replica, backward, gradients, undisturbed
+from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.calls import FirstBad
 
 
@@ -36,7 +36,7 @@ class Trial:
 
 def run(
     replica: Replica,
-    feed: Feed,
+    samples: Samples,
     *,
     steps: int,
     batch_size: int,
@@ -53,15 +53,15 @@ def run(
     began = time.process_time()
     at = probe_steps(steps) if probes else set()
     pace = max(1, steps // points) if points else steps + 1
-    stream = feed.stream(batch_size, seed)
+    stream = samples.stream(batch_size, seed)
     optimizer = replica.optimizer
     assert optimizer is not None
     for step in range(steps + 1):
         if points and (step % pace == 0 or step == steps):
-            trial.points.append(score(replica, feed.probe, valid, step))
+            trial.points.append(score(replica, samples.probe, valid, step))
         before = None
         if step in at:
-            _probe(trial, replica, feed.probe, step)
+            _probe(trial, replica, samples.probe, step)
             before = {p: p.detach().clone() for p in replica.model.parameters()}
             _shares(replica)  # asks for a measurement of the coming step
         if step == steps:

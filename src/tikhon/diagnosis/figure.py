@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from plotly.graph_objects import Figure
 
-    from tikhon.cures.arms import Arm
+    from tikhon.cures.trials import TreatmentResult
 
 BLUE, RED, GREY, GREEN = "#2b6cb0", "#c53030", "#718096", "rgba(56,161,105,0.12)"
 
@@ -150,11 +150,11 @@ def loss(record: Record) -> Figure | None:
     return _dress(figure, "Loss in the dry run", "step")
 
 
-def effects(arms: Sequence[Arm]) -> Figure:
+def effects(treatments: Sequence[TreatmentResult]) -> Figure:
     """How much lower each treatment's loss is than without it, with the spread over seeds."""
     from plotly.graph_objects import Bar, Figure
 
-    last = [a for a in arms[1:] if a.steps == arms[0].steps]
+    last = [a for a in treatments[1:] if a.steps == treatments[0].steps]
     colors = {"confirmed": BLUE, "worse": RED}
     figure = Figure(
         Bar(

@@ -12,7 +12,6 @@ from torch import nn
 from tikhon.data.rows import Batch, take
 from tikhon.diagnosis import static
 from tikhon.diagnosis.dry_run import Trial, probe, run, score
-from tikhon.diagnosis.feed import Feed, check_fit, check_target, feed
 from tikhon.diagnosis.record import Failure, Record
 from tikhon.diagnosis.replica import (
     Loss,
@@ -22,6 +21,7 @@ from tikhon.diagnosis.replica import (
     replicate,
     undisturbed,
 )
+from tikhon.diagnosis.samples import Samples, check_fit, check_target, samples
 from tikhon.diagnosis.thresholds import RELATED
 from tikhon.diagnosis.wiring import wiring_facts
 from tikhon.errors import InputError
@@ -47,9 +47,9 @@ def measure(
     """Measure a copy of the model and train it for `steps`; the arguments are `diagnose`'s."""
     _check(model, steps, batch_size, clip)
     with isolated(unwrap(model), seed):
-        source = feed(data)
+        source = samples(data)
         loss = None if loss is None else in_a_loop(loss, source.probe[1])
-        judge = feed(valid, rows=512, name="valid").probe if valid is not None else None
+        judge = samples(valid, rows=512, name="valid").probe if valid is not None else None
         check_fit(unwrap(model), source.probe)
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
         if not replica.whole:
@@ -106,7 +106,7 @@ def measure(
     )
 
 
-def _doubtful(wiring: dict[str, Any], trial: Trial, source: Feed) -> bool:
+def _doubtful(wiring: dict[str, Any], trial: Trial, source: Samples) -> bool:
     """Whether no shallow model finds a relation, so that the network is asked itself."""
     relation = wiring.get("relation")
     target = source.source[1] if source.indexed else None
@@ -115,7 +115,12 @@ def _doubtful(wiring: dict[str, Any], trial: Trial, source: Feed) -> bool:
 
 
 def _advantage(
-    twins: list[Replica], source: Feed, trial: Trial, facts: dict[str, Any], size: int, seed: int
+    twins: list[Replica],
+    source: Samples,
+    trial: Trial,
+    facts: dict[str, Any],
+    size: int,
+    seed: int,
 ) -> float | None:
     """How much lower the loss ends on the true targets than on shuffled ones, as a share of a
 
@@ -145,7 +150,7 @@ def _held(optimizer: Any) -> set[int]:
 
 def _trial(
     replica: Replica,
-    source: Feed,
+    source: Samples,
     facts: dict[str, Any],
     steps: int,
     size: int,

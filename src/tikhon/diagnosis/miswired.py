@@ -103,7 +103,7 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
     if w.get("made_in_forward"):
         made = float(w["made_in_forward"])
         where = (w["made_place"],) if w.get("made_place") else ()
-        why = f"{made:.0f} trainable tensor(s) are made anew in every forward pass"
+        why = f"{made:.0f} trainable tensor(s) are created again in every forward pass"
         yield Finding(
             "layers_made_in_forward",
             "critical",

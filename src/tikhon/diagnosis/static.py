@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.data.rows import call, tensors
-from tikhon.diagnosis.feed import Feed
 from tikhon.diagnosis.observe import ELEMENTWISE, NORMS, SOFTMAXES
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.reference import (
@@ -21,6 +20,7 @@ from tikhon.diagnosis.reference import (
     shifts_out,
 )
 from tikhon.diagnosis.replica import Replica, undisturbed
+from tikhon.diagnosis.samples import Samples
 
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
 
@@ -78,16 +78,16 @@ def _dropout_before_norm(model: nn.Module) -> list[str]:
     return found
 
 
-def data_facts(feed: Feed, model: nn.Module) -> dict[str, Any]:
+def data_facts(samples: Samples, model: nn.Module) -> dict[str, Any]:
     """Scale of inputs and targets, and whether everything is finite."""
-    inputs, target = feed.probe if not feed.indexed else feed.source
+    inputs, target = samples.probe if not samples.indexed else samples.source
     bad = [
         f"{'inputs' if whole is inputs else 'target'}"
         for whole in (inputs, target)
         for part in tensors(whole)
         if part.is_floating_point() and not bool(torch.isfinite(part).all())
     ]
-    facts: dict[str, Any] = {"rows": feed.rows, "nonfinite": bad}
+    facts: dict[str, Any] = {"rows": samples.rows, "nonfinite": bad}
     facts["inputs"] = scale(inputs) if "inputs" not in bad else {}
     facts["target"] = scale(target) if "target" not in bad else {}
     first = next((m for m in model.modules() if not any(m.children())), None)
@@ -95,9 +95,9 @@ def data_facts(feed: Feed, model: nn.Module) -> dict[str, Any]:
     return facts
 
 
-def forward_facts(replica: Replica, feed: Feed, sites: tuple[Site, ...]) -> dict[str, Any]:
+def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -> dict[str, Any]:
     """Yardsticks of the loss: trivial predictor, floor of the head, growth with the batch."""
-    model, (inputs, target) = replica.model, feed.probe
+    model, (inputs, target) = replica.model, samples.probe
     if replica.whole:
         return {}
     before = {n: (p._version, p.shape) for n, p in model.named_parameters()}
@@ -184,13 +184,13 @@ class _Tape(torch.overrides.TorchFunctionMode):
         return result
 
 
-def reference(feed: Feed) -> dict[str, float]:
+def reference(samples: Samples) -> dict[str, float]:
     """Skill of a shallow model on the same rows (see `shallow_skill`)."""
-    batch = feed.probe
-    if feed.indexed:
+    batch = samples.probe
+    if samples.indexed:
         from tikhon.data.rows import take
 
-        count = min(feed.rows, 1200)
-        order = torch.randperm(feed.rows, generator=torch.Generator().manual_seed(1))[:count]
-        batch = take(feed.source, order)
+        count = min(samples.rows, 1200)
+        order = torch.randperm(samples.rows, generator=torch.Generator().manual_seed(1))[:count]
+        batch = take(samples.source, order)
     return shallow_skill(batch)

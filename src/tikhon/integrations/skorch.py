@@ -52,7 +52,7 @@ class Regularize(Callback):
         self.optimizer, self.module = optimizer, module
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Attach to the optimizer, which `initialize` may have built anew."""
+        """Attach to the optimizer, which `initialize` may have rebuilt."""
         optimizer = getattr(net, f"{self.optimizer}_")
         earlier: Regularizer | None = getattr(self, "regularizer_", None)
         if earlier is not None and earlier.optimizer is optimizer:

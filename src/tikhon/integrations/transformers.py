@@ -97,7 +97,7 @@ class Regularize(TrainerCallback):
             self.regularizer.load_state_dict(checkpoint.load(folder))
         else:
             warnings.warn(
-                f"{folder} holds no state of the penalties: schedules and controllers start anew",
+                f"{folder} holds no state of the penalties: schedules and controllers start over",
                 stacklevel=2,
             )
 

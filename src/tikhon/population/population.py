@@ -23,7 +23,7 @@ from tikhon.population.losses import Objective, mean_over
 from tikhon.population.stack import Stack, column
 from tikhon.population.steppers import FlatStepper, OwnStepper
 from tikhon.regularizer.step import convex_limit
-from tikhon.regularizer.targets import slots
+from tikhon.regularizer.targets import entries_of
 from tikhon.regularizer.terms import Binding, bind
 from tikhon.training.recipe import penalty_names
 
@@ -50,17 +50,19 @@ class Population:
         self.silent: list[NoiseLayer] = []
         self._noise()
         self.forward, self.reason = choose(self.model, self.members, self._probe(example))
-        self.slots = [s for s in slots(self.model) if not s.excluded and s.param.requires_grad]
+        self.entries = [
+            s for s in entries_of(self.model) if not s.excluded and s.param.requires_grad
+        ]
         self.stepper = (
-            OwnStepper(self.model, self.stack, settings.lr, self.slots, optimizer)
+            OwnStepper(self.model, self.stack, settings.lr, self.entries, optimizer)
             if self.members == 1
-            else FlatStepper(self.stack, settings.lr, self.slots, optimizer)
+            else FlatStepper(self.stack, settings.lr, self.entries, optimizer)
         )
         self.paths = {id(p): name for name, p in self.model.named_parameters()}
         self.bindings = self._bindings()
         self.decay: AdaptiveDecay | None = None
         if settings.adaptive:
-            weights = [self.stack.blocks[slot.name].detach() for slot in self.slots]
+            weights = [self.stack.blocks[entry.name].detach() for entry in self.entries]
             self.decay = AdaptiveDecay(weights, lr=settings.lr, steps=steps)
 
     # ---- building
@@ -110,7 +112,7 @@ class Population:
         return [
             (binding, values)
             for penalty, values in pairs
-            for binding in bind(self.model, self.slots, {"*": penalty})
+            for binding in bind(self.model, self.entries, {"*": penalty})
         ]
 
     # ---- training

@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 from tikhon.errors import InputError
 from tikhon.population.stack import Stack, column
 from tikhon.regularizer.metric import rule_of, stationary_gain
-from tikhon.regularizer.targets import Slot
+from tikhon.regularizer.targets import Entry
 
 Build = Callable[..., optim.Optimizer]
 # a block of a moment, what it must be at least for a slope, and the members' rates
@@ -25,7 +25,7 @@ class Stepper(ABC):
 
     optimizer: optim.Optimizer
 
-    def __init__(self, stack: Stack, lr: Tensor, decayed: Sequence[Slot]) -> None:
+    def __init__(self, stack: Stack, lr: Tensor, decayed: Sequence[Entry]) -> None:
         self.stack, self.lr, self.decayed = stack, lr, decayed
 
     @abstractmethod
@@ -59,8 +59,8 @@ class Stepper(ABC):
     def decay_(self, strengths: Tensor, factor: float) -> None:
         """Weight decay, decoupled; strengths: (members,)."""
         keep = 1 - self.lr.to(strengths) * factor * strengths
-        for slot in self.decayed:
-            block = self.stack.blocks[slot.name].detach()
+        for entry in self.decayed:
+            block = self.stack.blocks[entry.name].detach()
             block.mul_(column(keep, block))
 
     def fail(self, member: int) -> None:
@@ -144,15 +144,15 @@ class OwnStepper(Stepper):
     """A population of one: the plain loop on the module's own parameters and gradients."""
 
     def __init__(
-        self, model: nn.Module, stack: Stack, lr: Tensor, decayed: Sequence[Slot], build: Build
+        self, model: nn.Module, stack: Stack, lr: Tensor, decayed: Sequence[Entry], build: Build
     ) -> None:
         super().__init__(stack, lr, decayed)
         stack.hand_over(model)
         self.parameters = dict(model.named_parameters())
         self.trained = {n: p for n, p in self.parameters.items() if p.requires_grad}
-        known = {slot.name for slot in decayed}
+        known = {entry.name for entry in decayed}
         others = [p for n, p in self.trained.items() if n not in known]
-        self._build(build, [[self.parameters[slot.name] for slot in decayed], others])
+        self._build(build, [[self.parameters[entry.name] for entry in decayed], others])
 
     def zero_grad(self) -> None:
         """Forget the gradients, as `optimizer.zero_grad()` does."""
@@ -172,7 +172,7 @@ class OwnStepper(Stepper):
 
     def leaves(self) -> list[Tensor]:
         """The module's parameters themselves."""
-        return [self.parameters[slot.name] for slot in self.decayed]
+        return [self.parameters[entry.name] for entry in self.decayed]
 
     def step(self, factor: float) -> None:
         """One step of the optimizer."""
@@ -213,7 +213,7 @@ class OwnStepper(Stepper):
 class FlatStepper(Stepper):
     """Many members: an optimizer with lr 1 turns the flat gradient into moves."""
 
-    def __init__(self, stack: Stack, lr: Tensor, decayed: Sequence[Slot], build: Build) -> None:
+    def __init__(self, stack: Stack, lr: Tensor, decayed: Sequence[Entry], build: Build) -> None:
         super().__init__(stack, lr, decayed)
         self.move, self.gradient = torch.zeros_like(stack.flat), torch.zeros_like(stack.flat)
         self.grads = {
@@ -237,7 +237,7 @@ class FlatStepper(Stepper):
 
     def leaves(self) -> list[Tensor]:
         """The blocks of all members."""
-        return [self.stack.blocks[slot.name] for slot in self.decayed]
+        return [self.stack.blocks[entry.name] for entry in self.decayed]
 
     def step(self, factor: float) -> None:
         """Every member scales its move by its own learning rate."""

@@ -20,7 +20,7 @@ from tikhon.regularizer.step import (
     check_rates,
     reading_of,
     remember,
-    settle,
+    replace_weights,
     shrink,
     shrink_cautiously,
     unshrink,
@@ -88,8 +88,8 @@ class Attachment:
         unread, self._unread = self._unread, None
         if unread:
             self.steps -= 1
-            for dial in self.plan.moving:
-                dial.turn(self.steps)
+            for live in self.plan.scheduled:
+                live.update(self.steps)
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("an attachment is bound to its optimizer: copy the Regularizer")
@@ -103,8 +103,8 @@ class Attachment:
             self._notice()
         plan = self.plan
         check_rates(plan)
-        for dial in plan.tensors:
-            dial.turn(self.steps)
+        for live in plan.tensors:
+            live.update(self.steps)
         self.activity.begin()
         self._fresh = bound_gains(plan, plan.bounded) if plan.bounded else []
         if plan.late and self._moved is None:
@@ -181,10 +181,10 @@ class Attachment:
         finally:  # the optimizer has taken its step, whatever a penalty of the user's raises
             self.steps += 1
             self.activity.end()
-            for dial in plan.moving:
-                dial.turn(self.steps)
-        if plan.consulted["settled"]:
-            self._consult("settled")
+            for live in plan.scheduled:
+                live.update(self.steps)
+        if plan.consulted["after_prox"]:
+            self._consult("after_prox")
         if self.steps in LOOKS and not self._warned:
             self._warned = warn_of_lost_layers(self.optimizer, plan.active("prox"))
 
@@ -193,17 +193,17 @@ class Attachment:
         plan = self.plan
         if self._fresh:
             bound_gains(plan, self._fresh)
-        if plan.consulted["moved"]:
-            self._consult("moved")
+        if plan.consulted["before_prox"]:
+            self._consult("before_prox")
         if plan.routes["cautious"]:
             shrink_cautiously(plan, skipped, measure=bool(moved))
         if plan.routes["orthant"]:
             keep_orthants(plan)
         errors: list[Exception] = []
         if plan.routes["prox"]:
-            errors += settle(plan, "prox", skipped, moved)
+            errors += replace_weights(plan, "prox", skipped, moved)
         if plan.routes["project"]:
-            errors += settle(plan, "project", skipped, moved)
+            errors += replace_weights(plan, "project", skipped, moved)
         if errors:
             raise errors[0]
 
@@ -211,21 +211,21 @@ class Attachment:
     def _consult(self, phase: str) -> None:
         """Ask the controllers of a phase for their strengths."""
         shared: dict[int, dict[str, Any]] = {}
-        step = self.steps + (phase == "moved")
-        for dial, held in self.plan.consulted[phase]:
-            controller = cast(Controller, dial.source)
+        step = self.steps + (phase == "before_prox")
+        for live, held in self.plan.consulted[phase]:
+            controller = cast(Controller, live.source)
             bindings = [b for b in held if b.trained]
             if step % controller.every or not bindings:
                 continue
             scratch = shared.setdefault(id(controller), {})
             readings = [reading_of(b, self.plan, self._earlier.get(b.name)) for b in bindings]
-            observation = Observation(readings, self.model, dial.memory, scratch)
+            observation = Observation(readings, self.model, live.memory, scratch)
             with torch.enable_grad():
-                dial.set(controller.next(cast(float, dial.value), observation, step))
+                live.set(controller.next(cast(float, live.value), observation, step))
 
     def _failed(self) -> None:
         """The step has raised: gradients and weights become the user's own again."""
-        if self._replaced:  # if told late, they may have been zeroed or computed anew since
+        if self._replaced:  # if told late, they may have been zeroed or recomputed since
             still = [p.grad is ours for (p, _), ours in zip(self._gradients, self._replaced)]
             self._gradients = [pair for pair, same in zip(self._gradients, still) if same]
         self._restore_gradients()

@@ -19,7 +19,7 @@ from tikhon.penalties.base import Proximable
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.metric import has_gain, is_uniform
 from tikhon.regularizer.plan import held_by, is_euclidean, route_of
-from tikhon.regularizer.targets import Slot, is_lazy, local, slots, summed
+from tikhon.regularizer.targets import Entry, entries_of, is_lazy, local, summed
 from tikhon.regularizer.terms import Binding, How, Terms, bind
 from tikhon.wrappers import unwrap
 
@@ -148,13 +148,13 @@ def audit(model: nn.Module, terms: Terms, *, how: How = "objective") -> Audit:
     (('L2',), 'not matched: bias')
     """
     model = unwrap(model)
-    candidates = slots(model)
+    candidates = entries_of(model)
     return assign(model, candidates, bind(model, candidates, terms, how))
 
 
 def assign(
     model: nn.Module,
-    candidates: Sequence[Slot],
+    candidates: Sequence[Entry],
     bindings: Sequence[Binding],
     optimizers: Sequence[optim.Optimizer] | None = None,
 ) -> Audit:
@@ -162,21 +162,21 @@ def assign(
     norms = _followed_by_norm(model)
     held = {id(p) for o in optimizers or () for group in o.param_groups for p in group["params"]}
     rows = []
-    for slot in candidates:
-        own = [b for b in bindings if any(p is slot.param for p in b.target.params)]
-        norm = next((norms[id(owner)] for owner in slot.owners if id(owner) in norms), "")
-        norm = norm if slot.name.rpartition(".")[2] != "bias" else ""
+    for entry in candidates:
+        own = [b for b in bindings if any(p is entry.param for p in b.target.params)]
+        norm = next((norms[id(owner)] for owner in entry.owners if id(owner) in norms), "")
+        norm = norm if entry.name.rpartition(".")[2] != "bias" else ""
         rows.append(
             Assignment(
-                parameter=slot.name,
-                shape=() if is_lazy(slot.param) else tuple(slot.param.shape),
-                tied_to=slot.names[1:],
+                parameter=entry.name,
+                shape=() if is_lazy(entry.param) else tuple(entry.param.shape),
+                tied_to=entry.names[1:],
                 before_norm=norm,
                 terms=tuple(type(b.base).__name__ for b in own),
-                strengths=tuple(_plain(b.dial.value) for b in own),
+                strengths=tuple(_plain(b.live.value) for b in own),
                 how=tuple("constraint" if b.base.constraint else b.how for b in own),
                 route=tuple(_route(b, optimizers or ()) for b in own),
-                note=_note(slot, own, norm, optimizers is None or id(slot.param) in held),
+                note=_note(entry, own, norm, optimizers is None or id(entry.param) in held),
             )
         )
     return Audit(tuple(rows))
@@ -200,21 +200,21 @@ def _mode(how: str, route: str) -> str:
     return f"{how}, Euclidean" if route.endswith("Euclidean") else how
 
 
-def _note(slot: Slot, own: list[Binding], norm: str, held: bool) -> str:
+def _note(entry: Entry, own: list[Binding], norm: str, held: bool) -> str:
     if not own:
-        return f"not matched: {slot.excluded}" if slot.excluded else "not matched"
+        return f"not matched: {entry.excluded}" if entry.excluded else "not matched"
     notes = []
     if not held:
-        frozen = "" if slot.param.requires_grad else "frozen, "
+        frozen = "" if entry.param.requires_grad else "frozen, "
         notes.append(f"{frozen}not in the optimizer: untouched")
-    elif not slot.param.requires_grad and slot.param.grad is None:
+    elif not entry.param.requires_grad and entry.param.grad is None:
         notes.append("frozen: untouched")
-    elif not slot.param.requires_grad:
+    elif not entry.param.requires_grad:
         notes.append(
             "frozen, but a gradient is left over: optimizer and penalty move it until `.grad` "
             "is None"
         )
-    if is_lazy(slot.param):
+    if is_lazy(entry.param):
         notes.append("shape not known yet")
     kinds = [type(b.base).__name__ for b in own if not b.base.constraint]
     if norm and kinds:
@@ -273,7 +273,7 @@ def warn_of_contradictions(
     said: set[tuple[str, str, int]] = set()
 
     def once(mistake: str, binding: Binding, message: str) -> None:
-        key = (mistake, type(binding.base).__name__, id(binding.dial))
+        key = (mistake, type(binding.base).__name__, id(binding.live))
         if key not in said:
             said.add(key)
             warn(message)
@@ -298,7 +298,7 @@ def warn_of_contradictions(
             once(
                 "decay",
                 binding,
-                f"{binding.name} (strength {_plain(binding.dial.value):.4g}) and the optimizer's "
+                f"{binding.name} (strength {_plain(binding.live.value):.4g}) and the optimizer's "
                 f"weight_decay={other} both shrink {name!r}; set one of them to 0",
             )
         if binding.route == "prox" and binding.how != "objective":
@@ -340,13 +340,13 @@ def warn_of_lost_layers(optimizer: optim.Optimizer, bindings: Sequence[Binding])
     if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return False
     for binding in own:
-        if isinstance(binding.dial.source, Controller) or _is_alive(binding):
+        if isinstance(binding.live.source, Controller) or _is_alive(binding):
             continue
         warn(
             f"{binding.name} has made all of {binding.target.name!r} zero: in the metric of "
             f"{type(optimizer).__name__} weights with small gradients move far, and a layer of "
             f"zeros passes no gradient on; lower the strength "
-            f"({_plain(binding.dial.value):.3g}), let it rise by tikhon.schedules.WarmUp, use "
+            f"({_plain(binding.live.value):.3g}), let it rise by tikhon.schedules.WarmUp, use "
             f'how="decoupled", or leave this parameter out'
         )
         return True

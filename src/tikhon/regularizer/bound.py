@@ -1,4 +1,4 @@
-"""The terms bound to the parameters that a model has now, and bound anew as these change."""
+"""The terms bound to the parameters that a model has now, and bound again as these change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from tikhon.regularizer.plan import Place
 from tikhon.regularizer.rounding import Rounding
-from tikhon.regularizer.targets import Slot, is_lazy, slots
+from tikhon.regularizer.targets import Entry, entries_of, is_lazy
 from tikhon.regularizer.terms import Binding, How, Terms, bind
 
 
@@ -31,7 +31,7 @@ class Bound:
     model: nn.Module
     terms: Terms
     how: How
-    seen: tuple[Slot, ...]
+    seen: tuple[Entry, ...]
     bindings: tuple[Binding, ...]
     rounding: Rounding
     lazy: bool
@@ -39,15 +39,15 @@ class Bound:
     @classmethod
     def of(cls, model: nn.Module, terms: Terms, how: How) -> Bound:
         """The terms on the parameters of the model; ValueError for a pattern without match."""
-        seen = slots(model)
+        seen = entries_of(model)
         return cls._on(model, terms, how, seen, bind(model, seen, terms, how))
 
     @classmethod
     def _on(
-        cls, model: nn.Module, terms: Terms, how: How, seen: list[Slot], found: list[Binding]
+        cls, model: nn.Module, terms: Terms, how: How, seen: list[Entry], found: list[Binding]
     ) -> Bound:
         rounding = found[0].rounding if found else Rounding()
-        lazy = any(is_lazy(slot.param) for slot in seen)
+        lazy = any(is_lazy(entry.param) for entry in seen)
         return cls(model, terms, how, tuple(seen), tuple(found), rounding, lazy)
 
     @property
@@ -55,16 +55,16 @@ class Bound:
         """Where the model holds the parameters that terms act on."""
         bound = {id(param) for binding in self.bindings for param in binding.target.params}
         return [
-            Place(owner._parameters, name.rpartition(".")[2], slot.param)
-            for slot in self.seen
-            if id(slot.param) in bound
-            for name, owner in zip(slot.names, slot.owners)
+            Place(owner._parameters, name.rpartition(".")[2], entry.param)
+            for entry in self.seen
+            if id(entry.param) in bound
+            for name, owner in zip(entry.names, entry.owners)
         ]
 
     def is_current(self) -> bool:
         """Whether the model has the same parameters under the same names; identity decides."""
-        now = slots(self.model)
-        if self.lazy and not any(is_lazy(slot.param) for slot in now):
+        now = entries_of(self.model)
+        if self.lazy and not any(is_lazy(entry.param) for entry in now):
             return False
         return len(now) == len(self.seen) and all(
             new.param is old.param and new.names == old.names for new, old in zip(now, self.seen)
@@ -76,9 +76,9 @@ class Bound:
         Parameters that are the same keep all that was known of them; strengths go on where they
         were. `absent` is told of patterns that match nothing any more.
         """
-        seen = slots(self.model)
+        seen = entries_of(self.model)
         known = {binding.name: binding for binding in self.bindings}
-        dials = {binding.dial.name: binding.dial for binding in self.bindings}
+        live_strengths = {binding.live.name: binding.live for binding in self.bindings}
         found: list[Binding] = []
         for binding in bind(self.model, seen, self.terms, self.how, absent=absent):
             before = known.get(binding.name)
@@ -88,8 +88,8 @@ class Bound:
             if before is not None:
                 for name in before.target.names:
                     self.rounding.lost.pop(name, None)
-                binding.dial = before.dial
-            binding.dial = dials.get(binding.dial.name, binding.dial)
+                binding.live = before.live
+            binding.live = live_strengths.get(binding.live.name, binding.live)
             binding.rounding = self.rounding
             found.append(binding)
         _forget_other_weights(self.bindings, found)
@@ -103,16 +103,16 @@ def _same(one: Binding, other: Binding) -> bool:
 
 
 def _forget_other_weights(before: Sequence[Binding], now: Sequence[Binding]) -> None:
-    """Controllers remember by weights: where these have other shapes, they begin anew."""
+    """Controllers remember by weights: where these have other shapes, they start over."""
     known, shapes = _shapes(before), _shapes(now)
-    for dial in {id(binding.dial): binding.dial for binding in now}.values():
-        if dial.name in known and known[dial.name] != shapes[dial.name]:
-            dial.memory.clear()
+    for live in {id(binding.live): binding.live for binding in now}.values():
+        if live.name in known and known[live.name] != shapes[live.name]:
+            live.memory.clear()
 
 
 def _shapes(bindings: Sequence[Binding]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for binding in bindings:
         shapes = tuple(() if is_lazy(p) else tuple(p.shape) for p in binding.target.params)
-        found.setdefault(binding.dial.name, {})[binding.name] = shapes
+        found.setdefault(binding.live.name, {})[binding.name] = shapes
     return found

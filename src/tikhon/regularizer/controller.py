@@ -27,8 +27,8 @@ class Reading:
         penalty: the penalty with the strength in force at this step.
         how: "objective" or "decoupled".
         params: the parameters themselves (their `.grad` is what the user's backward left).
-        weights: after this step; for a controller with `phase="moved"`, between the optimizer's
-            move and the prox.
+        weights: after this step; for a controller with `phase="before_prox"`, between the
+            optimizer's move and the prox.
         before: before this step, if the controller has `needs_before`, otherwise None.
         gain: the factor between the strength and the move that the penalty makes: the optimizer's
             stationary gain (a number, or a tensor of the shape of `weights`) in objective mode,
@@ -73,9 +73,9 @@ class Controller(ABC):
     """A strength that answers to the weights; a frozen value, its state is in `memory`.
 
     Class variables:
-        phase: when `next` is called. "settled": after prox and constraints, the answer is the
-            strength of the next step. "moved": between the optimizer's move and the prox, the
-            answer is used by the prox of this same step.
+        phase: when `next` is called. "after_prox": after prox and constraints, the answer is the
+            strength of the next step. "before_prox": between the optimizer's move and the prox,
+            the answer is used by the prox of this same step.
         needs_before: whether readings hold the weights from before the step (a copy each step).
         reads_shards: whether `next` is right where a process holds a part of the weights (FSDP2).
 
@@ -86,7 +86,7 @@ class Controller(ABC):
         every: `next` is called at every so manyth step.
     """
 
-    phase: ClassVar[Literal["moved", "settled"]] = "settled"
+    phase: ClassVar[Literal["before_prox", "after_prox"]] = "after_prox"
     needs_before: ClassVar[bool] = False
     reads_shards: ClassVar[bool] = False
     start: float

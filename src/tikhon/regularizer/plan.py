@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import is_
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn, optim
@@ -25,7 +25,7 @@ from tikhon.regularizer.metric import (
 )
 from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.targets import is_lazy
-from tikhon.regularizer.terms import Binding, Dial, Route, regroup
+from tikhon.regularizer.terms import Binding, LiveStrength, Route, regroup
 
 
 class Place(NamedTuple):
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The bindings of the parameters that an optimizer holds, by route, and their dials.
+    """The bindings of the parameters that an optimizer holds, by route, and their live strengths.
 
     Attributes:
         optimizer: whose steps these are.
@@ -50,12 +50,12 @@ class Plan:
         groups: the group of each parameter, by its id.
         numbers: the groups whose parameters have terms.
         routes: the bindings of each route.
-        turning: all dials, which have the strength of a step after `turn`.
-        moving: the dials of schedules, which turn after every step.
-        tensors: the dials of tensors, whose values may change in place.
-        consulted: the dials of controllers with the bindings they read, by phase.
+        live: all live strengths, which have the strength of a step after `turn`.
+        scheduled: those of schedules, which change after every step.
+        tensors: the live strengths of tensors, whose values may change in place.
+        consulted: the live strengths of controllers with the bindings they read, by phase.
         copied: bindings whose weights a controller wants from before the step.
-        lanes: the bindings whose prox a kernel may do where the weights lie.
+        fused: the bindings whose prox a kernel may do where the weights lie.
         bounded: the bindings whose gain must not grow without bound.
         watched: the parameter that tells whether training goes on without us.
         late: whether there is nothing to do before the optimizer's own step.
@@ -70,12 +70,12 @@ class Plan:
     groups: dict[int, int]
     numbers: tuple[int, ...]
     routes: dict[Route, tuple[Binding, ...]]
-    turning: tuple[Dial, ...]
-    moving: tuple[Dial, ...]
-    tensors: tuple[Dial, ...]
-    consulted: dict[str, tuple[tuple[Dial, tuple[Binding, ...]], ...]]
+    live: tuple[LiveStrength, ...]
+    scheduled: tuple[LiveStrength, ...]
+    tensors: tuple[LiveStrength, ...]
+    consulted: dict[str, tuple[tuple[LiveStrength, tuple[Binding, ...]], ...]]
     copied: tuple[Binding, ...]
-    lanes: dict[Binding, Lane]
+    fused: dict[Binding, FusedProx]
     bounded: tuple[Binding, ...]
     watched: nn.Parameter | None
     late: bool
@@ -91,28 +91,24 @@ class Plan:
         groups = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
         regroup(bindings, groups)
         held = held_by(optimizer, bindings)
-        routes: dict[Route, list[Binding]] = {
-            "gradient": [],
-            "decay": [],
-            "cautious": [],
-            "prox": [],
-            "orthant": [],
-            "project": [],
-        }
+        routes: dict[Route, list[Binding]] = {route: [] for route in get_args(Route)}
         for binding in held:
             routes[route_of(binding, optimizer)].append(binding)
         copied = tuple(
-            b for b in held if isinstance(b.dial.source, Controller) and b.dial.source.needs_before
+            b for b in held if isinstance(b.live.source, Controller) and b.live.source.needs_before
         )
         rule = rule_of(optimizer)
-        dials = tuple({id(b.dial): b.dial for b in bindings}.values())
-        consulted: dict[str, list[tuple[Dial, tuple[Binding, ...]]]] = {"moved": [], "settled": []}
-        for dial in dials:
-            if isinstance(dial.source, Controller):
-                read = tuple(b for b in held if b.dial is dial)
-                consulted[dial.source.phase].append((dial, read))
+        live_strengths = tuple({id(b.live): b.live for b in bindings}.values())
+        consulted: dict[str, list[tuple[LiveStrength, tuple[Binding, ...]]]] = {
+            "before_prox": [],
+            "after_prox": [],
+        }
+        for live in live_strengths:
+            if isinstance(live.source, Controller):
+                read = tuple(b for b in held if b.live is live)
+                consulted[live.source.phase].append((live, read))
         # what seeks zeros in each step tries strengths that must not stay in the moments
-        seeking = [b for dial, read in consulted["moved"] for b in read]
+        seeking = [b for live, read in consulted["before_prox"] for b in read]
         bounded = [b for b in routes["prox"] if b.how == "objective" and b not in seeking]
         if not (rule and rule.memory):
             bounded = []
@@ -126,13 +122,15 @@ class Plan:
             groups=groups,
             numbers=tuple({groups[id(p)]: None for b in held for p in b.target.params}),
             routes={route: tuple(found) for route, found in routes.items()},
-            turning=dials,
-            moving=tuple(d for d in dials if d.moves and not isinstance(d.source, Controller)),
-            tensors=tuple(d for d in dials if isinstance(d.source, Tensor)),
+            live=live_strengths,
+            scheduled=tuple(
+                d for d in live_strengths if d.varies and not isinstance(d.source, Controller)
+            ),
+            tensors=tuple(s for s in live_strengths if isinstance(s.source, Tensor)),
             consulted={phase: tuple(found) for phase, found in consulted.items()},
             copied=copied,
-            lanes={
-                b: Lane(b, b.target.params[0], rule and rule.gain)
+            fused={
+                b: FusedProx(b, b.target.params[0], rule and rule.gain)
                 for b in routes["prox"]
                 if b.in_place
             },
@@ -164,11 +162,11 @@ class Plan:
     @property
     def constant(self) -> bool:
         """Whether no strength moves, so that no step needs to be counted."""
-        return not self.moving and not any(self.consulted.values())
+        return not self.scheduled and not any(self.consulted.values())
 
     def is_consulted(self, step: int) -> bool:
         """Whether a controller looks at the weights in this step, counted from 1."""
-        found = (dial.source for phase in self.consulted.values() for dial, _ in phase)
+        found = (live.source for phase in self.consulted.values() for live, _ in phase)
         return any(step % cast(Controller, source).every == 0 for source in found)
 
     def active(self, route: Route) -> list[Binding]:
@@ -215,7 +213,7 @@ def is_euclidean(binding: Binding, optimizer: optim.Optimizer) -> bool:
 
 
 @dataclass(eq=False, slots=True)
-class Lane:
+class FusedProx:
     """A binding whose prox a kernel may do where the weights lie, and what was seen of them.
 
     Tensors are looked at again when they lie elsewhere in memory.
@@ -244,7 +242,7 @@ class Lane:
             if not (gain.root and kernels.alike(param, gain.moment)):
                 return None
             self.moment = gain.moment
-        strength = self.binding.dial.value
+        strength = self.binding.live.value
         return kernels.job(
             self.form, strength, param, gain.numerator, gain.moment, gain.scale, gain.eps
         )

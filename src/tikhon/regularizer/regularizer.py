@@ -29,8 +29,8 @@ from tikhon.regularizer.optimizers import refuse_copies, stepping, warn_of_synch
 from tikhon.regularizer.plan import cloned, held_by
 from tikhon.regularizer.shards import refuse_inexact, zeros_of
 from tikhon.regularizer.step import refuse_unsupported
-from tikhon.regularizer.targets import local, slots
-from tikhon.regularizer.terms import Dial, How, Term, Terms, replayed, share_out
+from tikhon.regularizer.targets import entries_of, local
+from tikhon.regularizer.terms import How, LiveStrength, Term, Terms, replayed, share_out
 from tikhon.wrappers import unwrap
 
 Optimizers = optim.Optimizer | Sequence[optim.Optimizer]
@@ -106,7 +106,7 @@ class Regularizer:
     # -- what is attached ---------------------------------------------------------------------
 
     def attach(self, optimizer: Optimizers) -> None:
-        """Move to `optimizer` (or several), for instance built anew for the same parameters."""
+        """Move to `optimizer` (or several), for instance rebuilt for the same parameters."""
         steps = [attachment.steps for attachment in self._attachments]
         self.remove()
         self._attach(optimizer, steps)
@@ -157,7 +157,7 @@ class Regularizer:
             self._say_once(
                 "the optimizer holds none of the regularized parameters any more: those of the "
                 "model were replaced; give the new ones to the optimizer (add_param_group), or "
-                "build it anew and call attach(optimizer)"
+                "build it again and call attach(optimizer)"
             )
 
     def _say_once(self, message: str) -> None:
@@ -240,7 +240,7 @@ class Regularizer:
         False
         """
         self._check_active()
-        there = {name: slot.param for slot in slots(unwrap(copy)) for name in slot.names}
+        there = {name: entry.param for entry in entries_of(unwrap(copy)) for name in entry.names}
         for binding in self._bound.bindings:
             target = binding.target
             if missing := [name for name in target.names if name not in there]:
@@ -278,11 +278,11 @@ class Regularizer:
         """The strength in force of every term on every parameter, by `parameter/Penalty`."""
         self._recount()
         bindings = self._bound.bindings
-        return {b.name: float(b.dial.value) for b in bindings if not b.base.constraint}
+        return {b.name: float(b.live.value) for b in bindings if not b.base.constraint}
 
-    def dials(self) -> list[Dial]:
+    def live_strengths(self) -> list[LiveStrength]:
         """The strengths with what moves them, one for all parameters that share it."""
-        return list(self._dials().values())
+        return list(self._live_strengths().values())
 
     def replay(self, steps: int) -> dict[Any, list[Term]]:
         """The terms with the strengths that `Hypergradient` found, for another run of `steps`."""
@@ -291,7 +291,7 @@ class Regularizer:
     def audit(self) -> Audit:
         """Who gets what: every parameter, its terms, mode, strength now, and why excluded."""
         self._check_active()
-        return assign(self.model, slots(self.model), self._bound.bindings, self.optimizers)
+        return assign(self.model, entries_of(self.model), self._bound.bindings, self.optimizers)
 
     @torch.no_grad()
     def trace(self) -> list[Trace]:
@@ -310,7 +310,7 @@ class Regularizer:
                 parameter=b.target.name,
                 penalty=type(b.base).__name__,
                 how="constraint" if b.base.constraint else b.how,
-                strength=float(b.dial.value),
+                strength=float(b.live.value),
                 value=float(value_of(b)),
                 zeros=sum(zeros[name] for name in b.target.names) / len(b.target.names),
                 share=None if b.share is None else float(b.share),
@@ -323,11 +323,11 @@ class Regularizer:
         self._recount()
         if not self._bound.is_current():
             self._rebind()
-        for dial in self._dials().values():
-            if dial.refused is not None and (count := int(dial.refused)):
-                dial.refused = None
+        for live in self._live_strengths().values():
+            if live.refused is not None and (count := int(live.refused)):
+                live.refused = None
                 self._say_once(
-                    f"the strength of {dial.name} was negative or not finite at {count} readings "
+                    f"the strength of {live.name} was negative or not finite at {count} readings "
                     f"on the device, and taken as 0 there; look at what computes it"
                 )
         for attachment in self._attachments:
@@ -344,21 +344,21 @@ class Regularizer:
         for attachment in self._attachments:
             attachment.recount()
 
-    def _dials(self) -> dict[str, Dial]:
+    def _live_strengths(self) -> dict[str, LiveStrength]:
         self._recount()
-        return {binding.dial.name: binding.dial for binding in self._bound.bindings}
+        return {binding.live.name: binding.live for binding in self._bound.bindings}
 
     # -- state --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Steps, strengths, the memory of controllers, of 16-bit rounding and of gradients."""
-        dials = self._dials()
+        live_strengths = self._live_strengths()
         return {
             "schema_version": 1,
             "steps": self.steps,
             "steps_of_each": [attachment.steps for attachment in self._attachments],
-            "strengths": {name: dial.value for name, dial in dials.items()},
-            "memory": {name: cloned(dial.memory) for name, dial in dials.items()},
+            "strengths": {name: live.value for name, live in live_strengths.items()},
+            "memory": {name: cloned(live.memory) for name, live in live_strengths.items()},
             "rounding": cloned(self._bound.rounding.lost),
             "averages": cloned(
                 {b.name: b.average for b in self._bound.bindings if b.average is not None}
@@ -367,11 +367,11 @@ class Regularizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the `state_dict` was taken; ValueError if the terms are others."""
-        dials = self._dials()
-        if set(dials) != set(state["strengths"]):
+        live_strengths = self._live_strengths()
+        if set(live_strengths) != set(state["strengths"]):
             raise ValueError(
                 f"the state is of other terms: it has {sorted(state['strengths'])}, this "
-                f"Regularizer has {sorted(dials)}; build it with the same terms first"
+                f"Regularizer has {sorted(live_strengths)}; build it with the same terms first"
             )
         counts = state.get("steps_of_each", [state["steps"]])
         if len(counts) != len(self._attachments):
@@ -379,15 +379,15 @@ class Regularizer:
                 f"the state is of {len(counts)} optimizers, this Regularizer has "
                 f"{len(self._attachments)}; give regularize the same optimizers in the same order"
             )
-        for name, dial in dials.items():
-            dial.memory = cloned(state["memory"][name])
+        for name, live in live_strengths.items():
+            live.memory = cloned(state["memory"][name])
         for attachment, count in zip(self._attachments, counts):
             attachment.steps = count
-            for dial in attachment.plan.turning:
-                dial.turn(count)
-        for name, dial in dials.items():
-            if isinstance(dial.source, Controller):
-                dial.set(state["strengths"][name])
+            for live in attachment.plan.live:
+                live.update(count)
+        for name, live in live_strengths.items():
+            if isinstance(live.source, Controller):
+                live.set(state["strengths"][name])
         self._bound.rounding.lost = cloned(state["rounding"])
         averages = cloned(state.get("averages", {}))
         for binding in self._bound.bindings:

@@ -24,7 +24,7 @@ def refuse_inexact(binding: Binding) -> None:
     for param, view in zip(binding.target.params, binding.target.views):
         if not is_sharded(param):
             continue
-        source = binding.dial.source
+        source = binding.live.source
         controlled = isinstance(source, Controller) and not source.reads_shards
         fields = [n for n in ("weights", "center") if getattr(binding.base, n, None) is not None]
         if controlled:

@@ -55,7 +55,7 @@ def add_gradients(
         if measure:
             own, ours = _norm([_gradient(p) for p in params]), _norm(_pulls(binding, factor))
             binding.share = ours / (ours + own)
-        alpha = factor * binding.dial.value
+        alpha = factor * binding.live.value
         if binding.plain and not isinstance(alpha, Tensor):
             (param,) = params
             if id(param) in plain.setdefault(alpha, {}):  # the same penalty twice
@@ -108,7 +108,7 @@ def bound_gains(plan: Plan, bindings: Sequence[Binding]) -> list[Binding]:
     fresh: list[Binding] = []
     alike: dict[float, list[Tensor]] = {}
     for binding in bindings:
-        if binding.dial.off:  # gradients may yet come, from a closure
+        if binding.live.off:  # gradients may yet come, from a closure
             continue
         params = binding.target.params
         if not all(plan.optimizer.state.get(param) for param in params):
@@ -138,7 +138,7 @@ def bound_gains(plan: Plan, bindings: Sequence[Binding]) -> list[Binding]:
 
 def _slope(binding: Binding, plan: Plan) -> float | Tensor:
     """What the denominators of the binding's gain must not fall below."""
-    slope, limit = binding.dial.value * binding.steepness, convex_limit(binding.penalty)
+    slope, limit = binding.live.value * binding.steepness, convex_limit(binding.penalty)
     if limit is None:
         return slope
     param = binding.target.params[0]
@@ -163,7 +163,7 @@ def shrink(plan: Plan, skipped: Tensor | None, done: list[Binding], *, measure: 
         lr = lr if skipped is None else lr * (1 - skipped)
         if measure:
             binding.share = (lr * binding.penalty.grad(binding.read())).norm()
-        amount = lr * binding.dial.value
+        amount = lr * binding.live.value
         if binding.plain and not isinstance(amount, Tensor) and param.dtype not in SHORT:
             plain.setdefault(1 - amount, []).append(param)
             later.append(binding)
@@ -213,7 +213,7 @@ def unshrink(plan: Plan, moved: Sequence[Binding]) -> None:
         lr = _gain(binding, plan.optimizer, plan.group(binding.target.params[0])).numerator
         after = binding.read()
         if binding.plain:
-            binding.write_(after / (1 - lr * binding.dial.value))
+            binding.write_(after / (1 - lr * binding.live.value))
             continue
         w = after
         for _ in range(_ROUNDS):  # w - lr grad(w) = after, a contraction where decay is stable
@@ -221,7 +221,7 @@ def unshrink(plan: Plan, moved: Sequence[Binding]) -> None:
         binding.write_(w)
 
 
-def settle(
+def replace_weights(
     plan: Plan, route: Route, skipped: Tensor | None, moved: dict[str, Tensor]
 ) -> list[Exception]:
     """Replace the weights by their prox, unless the optimizer has skipped this step.
@@ -237,8 +237,8 @@ def settle(
     for binding in bindings:
         # by a kernel wherever there is one, measured or not: it rounds in its own way, and a
         # resumed run measures in other steps
-        lane = plan.lanes.get(binding)
-        job = lane and lane.job(plan.optimizer, plan.group(lane.param))
+        fused = plan.fused.get(binding)
+        job = fused and fused.job(plan.optimizer, plan.group(fused.param))
         if job:
             jobs.append(job)
             continue
@@ -372,7 +372,7 @@ def convex_limit(penalty: Penalty) -> float | Tensor | None:
 def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
     """Raise TypeError where the optimizer's step cannot carry the term exactly."""
     kind, base = type(optimizer).__name__, binding.base
-    source = binding.dial.source
+    source = binding.live.source
     if isinstance(source, Controller) and binding.how in ("independent", "cautious"):
         raise TypeError(
             f"{type(source).__name__} of {binding.name} knows objective and decoupled terms, not "

@@ -118,7 +118,7 @@ class Product(Target):
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
+class Entry:
     """One parameter of the model with all its names, and why a glob leaves it out (or "")."""
 
     names: tuple[str, ...]
@@ -157,7 +157,7 @@ def select(model: nn.Module, pattern: Pattern = "*", *, rows: str = "tensor") ->
     [torch.Size([2, 3])]
     """
     model = unwrap(model)
-    return targets_of(match(model, slots(model), pattern), model, rows)
+    return targets_of(match(model, entries_of(model), pattern), model, rows)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def is_lazy(param: Tensor) -> bool:
     return nn.parameter.is_lazy(param)
 
 
-def slots(model: nn.Module) -> list[Slot]:
+def entries_of(model: nn.Module) -> list[Entry]:
     """Every parameter of the (unwrapped) model once, in order, under all its names."""
     found: dict[int, tuple[list[str], nn.Parameter, list[nn.Module]]] = {}
     for prefix, module in named_modules(model, remove_duplicate=False):
@@ -190,7 +190,7 @@ def slots(model: nn.Module) -> list[Slot]:
             names.append(name)
             owners.append(module)
     return [
-        Slot(tuple(names), param, tuple(owners), _why_excluded(names, param, owners))
+        Entry(tuple(names), param, tuple(owners), _why_excluded(names, param, owners))
         for names, param, owners in found.values()
     ]
 
@@ -236,18 +236,18 @@ def _is_scale(param: nn.Parameter, owners: list[nn.Module]) -> bool:
     return sum(size > 1 for size in param.shape) <= 1
 
 
-def match(model: nn.Module, candidates: Sequence[Slot], pattern: Pattern) -> list[Slot]:
-    """The slots that a pattern covers, in the pattern's own order for a tuple."""
+def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> list[Entry]:
+    """The entries that a pattern covers, in the pattern's own order for a tuple."""
     if isinstance(pattern, tuple):
-        found = [slot for part in pattern for slot in match(model, candidates, part)]
+        found = [entry for part in pattern for entry in match(model, candidates, part)]
         return list(dict.fromkeys(found))
     if isinstance(pattern, str):
-        exact = [slot for slot in candidates if pattern in slot.names]
+        exact = [entry for entry in candidates if pattern in entry.names]
         if exact:
             return exact
         _refuse_parametrised(model, pattern)
         hits = [s for s in candidates if any(_covers(pattern, name) for name in s.names)]
-        known = [name for slot in candidates for name in slot.names]
+        known = [name for entry in candidates for name in entry.names]
         label = pattern
     else:
         hits = [s for s in candidates if any(isinstance(owner, pattern) for owner in s.owners)]
@@ -258,9 +258,9 @@ def match(model: nn.Module, candidates: Sequence[Slot], pattern: Pattern) -> lis
         hits = [s for s in candidates if id(s.param) in inside]
         known = sorted({type(module).__name__ for module in model.modules()})
         label = pattern.__name__
-    chosen = [slot for slot in hits if not slot.excluded]
+    chosen = [entry for entry in hits if not entry.excluded]
     if hits and not chosen:
-        reasons = ", ".join(f"{slot.name} ({slot.excluded})" for slot in hits[:5])
+        reasons = ", ".join(f"{entry.name} ({entry.excluded})" for entry in hits[:5])
         raise ValueError(
             f"pattern {label!r} matches only parameters that a pattern leaves out: {reasons}; "
             f"name them literally to include them"
@@ -295,8 +295,8 @@ def _refuse_parametrised(model: nn.Module, name: str) -> None:
         )
 
 
-def targets_of(chosen: Sequence[Slot], model: nn.Module, rows: str) -> list[Target]:
-    """One target a slot, or one for all of them when rows are features."""
+def targets_of(chosen: Sequence[Entry], model: nn.Module, rows: str) -> list[Target]:
+    """One target a entry, or one for all of them when rows are features."""
     if rows not in ROWS:
         raise ValueError(unknown("rows", rows, ROWS))
     if rows == "product":
@@ -306,28 +306,30 @@ def targets_of(chosen: Sequence[Slot], model: nn.Module, rows: str) -> list[Targ
         ]
     if rows != "feature":
         return [
-            Target(slot.name, (slot.param,), rows, (row_view(slot, model, rows),), _padding(slot))
-            for slot in chosen
+            Target(
+                entry.name, (entry.param,), rows, (row_view(entry, model, rows),), _padding(entry)
+            )
+            for entry in chosen
         ]
-    views = tuple(row_view(slot, model, "in") for slot in chosen)
-    counts = {slot.name: view.of(slot.param).shape[0] for slot, view in zip(chosen, views)}
+    views = tuple(row_view(entry, model, "in") for entry in chosen)
+    counts = {entry.name: view.of(entry.param).shape[0] for entry, view in zip(chosen, views)}
     if len(set(counts.values())) > 1:
         raise ValueError(
             f'rows="feature" couples parameters with the same number of input features, '
             f"received {counts}; match only the layers that read the input"
         )
-    name = "+".join(slot.name for slot in chosen)
-    return [Target(name, tuple(slot.param for slot in chosen), rows, views)]
+    name = "+".join(entry.name for entry in chosen)
+    return [Target(name, tuple(entry.param for entry in chosen), rows, views)]
 
 
-def _factors(chosen: Sequence[Slot]) -> list[tuple[Slot, Slot]]:
+def _factors(chosen: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
     """The pairs whose product the model uses, the left factor first."""
-    named = {slot.name: slot for slot in chosen}
+    named = {entry.name: entry for entry in chosen}
     pairs = []
     if any("lora_B" in name for name in named):
         pairs = [
-            (slot, named[other])
-            for name, slot in named.items()
+            (entry, named[other])
+            for name, entry in named.items()
             if "lora_B" in name and (other := name.replace("lora_B", "lora_A")) in named
         ]
     elif len(chosen) == 2:
@@ -339,7 +341,7 @@ def _factors(chosen: Sequence[Slot]) -> list[tuple[Slot, Slot]]:
         for a, b in pairs
     )
     if not (pairs and fitting and 2 * len(pairs) == len(chosen)):
-        shapes = {slot.name: tuple(slot.param.shape) for slot in chosen}
+        shapes = {entry.name: tuple(entry.param.shape) for entry in chosen}
         raise ValueError(
             f'rows="product" needs pairs of matrices (rows, r) and (r, columns), named lora_B and '
             f"lora_A or two in all, received {shapes}"
@@ -347,22 +349,22 @@ def _factors(chosen: Sequence[Slot]) -> list[tuple[Slot, Slot]]:
     return pairs
 
 
-def row_view(slot: Slot, model: nn.Module, rows: str) -> RowView:
+def row_view(entry: Entry, model: nn.Module, rows: str) -> RowView:
     """How `rows` reads one parameter; ValueError where it has no such rows."""
-    owner, param = slot.owners[0], slot.param
+    owner, param = entry.owners[0], entry.param
     if rows == "tensor" or is_lazy(param):
         return RowView()
     if rows in ("filter", "channel"):
         if not isinstance(owner, _CONVOLUTIONS + _TRANSPOSED):
             raise ValueError(
-                f"rows={rows!r} needs a convolution, {slot.name!r} belongs to "
+                f"rows={rows!r} needs a convolution, {entry.name!r} belongs to "
                 f'{type(owner).__name__}; use rows="out" or rows="in"'
             )
         rows = "out" if rows == "filter" else "in"
     if rows == "head":
-        return _head_view(slot, model)
+        return _head_view(entry, model)
     if rows in ("in", "feature") and param.ndim < 2:
-        raise ValueError(f"rows={rows!r} needs two dimensions, {slot.name!r} has {param.ndim}")
+        raise ValueError(f"rows={rows!r} needs two dimensions, {entry.name!r} has {param.ndim}")
     transposed = _stores_inputs_first(owner) and param.ndim > 1
     grouped = getattr(owner, "groups", 1) if isinstance(owner, _CONVOLUTIONS + _TRANSPOSED) else 1
     stored_first = (rows == "out") != transposed
@@ -371,10 +373,10 @@ def row_view(slot: Slot, model: nn.Module, rows: str) -> RowView:
     return RowView((0, 2), (0, (grouped, -1))) if grouped > 1 else RowView((1,))
 
 
-def _padding(slot: Slot) -> int | None:
+def _padding(entry: Entry) -> int | None:
     """The row that an embedding never trains; none where another module reads the rows too."""
-    found = {getattr(owner, "padding_idx", None) for owner in slot.owners}
-    embeds = all(isinstance(owner, nn.Embedding | nn.EmbeddingBag) for owner in slot.owners)
+    found = {getattr(owner, "padding_idx", None) for owner in entry.owners}
+    embeds = all(isinstance(owner, nn.Embedding | nn.EmbeddingBag) for owner in entry.owners)
     return found.pop() if embeds and len(found) == 1 else None
 
 
@@ -386,12 +388,12 @@ def _stores_inputs_first(owner: nn.Module) -> bool:
     )
 
 
-def _head_view(slot: Slot, model: nn.Module) -> RowView:
-    path = slot.name.split(".")
+def _head_view(entry: Entry, model: nn.Module) -> RowView:
+    path = entry.name.split(".")
     for depth in range(len(path) - 1, -1, -1):
         module = model.get_submodule(".".join(path[:depth]))
         heads = getattr(module, "num_heads", None) or getattr(module, "num_attention_heads", None)
-        if isinstance(heads, int) and slot.param.ndim == 2:
+        if isinstance(heads, int) and entry.param.ndim == 2:
             inner = ".".join(path[depth:])
             if inner.startswith(("out", "o_proj", "proj.", "c_proj")):
                 dim, split = 1, (heads, -1)
@@ -399,9 +401,9 @@ def _head_view(slot: Slot, model: nn.Module) -> RowView:
                 dim, split = 0, (3, heads, -1)
             else:
                 dim, split = 0, (heads, -1)
-            stored = 1 - dim if _stores_inputs_first(slot.owners[0]) else dim
+            stored = 1 - dim if _stores_inputs_first(entry.owners[0]) else dim
             return RowView((stored + len(split) - 2,), (stored, split))
     raise ValueError(
-        f'rows="head" needs a matrix inside a module with num_heads, {slot.name!r} has none; '
+        f'rows="head" needs a matrix inside a module with num_heads, {entry.name!r} has none; '
         f'use rows="out"'
     )

@@ -17,9 +17,9 @@ from tikhon.penalties.elementwise import L2
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.rounding import Rounding
 from tikhon.regularizer.targets import (
+    Entry,
     Pattern,
     Product,
-    Slot,
     Target,
     is_lazy,
     local,
@@ -70,7 +70,7 @@ Terms = Penalty | Term | Mapping[Any, Penalty | Term | Sequence[Penalty | Term]]
 
 
 @dataclass(eq=False)
-class Dial:
+class LiveStrength:
     """The strength in force of one term, or of one of its parameters, and what moves it."""
 
     name: str
@@ -81,19 +81,19 @@ class Dial:
     refused: Tensor | None = field(default=None, init=False)  # values that a device has clamped
 
     @classmethod
-    def of(cls, name: str, source: Strength) -> Dial:
-        """A dial at its first position."""
-        dial = cls(name, source, 0.0)
-        dial.value = source.start if isinstance(source, Controller) else 0.0
-        dial.turn(0)
-        return dial
+    def of(cls, name: str, source: Strength) -> LiveStrength:
+        """A live at its first position."""
+        live = cls(name, source, 0.0)
+        live.value = source.start if isinstance(source, Controller) else 0.0
+        live.update(0)
+        return live
 
     @property
-    def moves(self) -> bool:
+    def varies(self) -> bool:
         """Whether the strength is a schedule or a controller."""
         return not isinstance(self.source, (float, int, Tensor))
 
-    def turn(self, step: int) -> None:
+    def update(self, step: int) -> None:
         """Set the value that a number or a schedule has at `step`, counted from 0."""
         if isinstance(self.source, Controller):
             return
@@ -134,7 +134,7 @@ class Binding:
     target: Target
     base: Penalty
     how: How
-    dial: Dial
+    live: LiveStrength
     rounding: Rounding
     term: str = ""  # the pattern and the penalty of the term
     share: float | Tensor | None = None  # of the last update that was measured
@@ -145,8 +145,8 @@ class Binding:
     @property
     def penalty(self) -> Penalty:
         """The penalty with the strength in force."""
-        if self.base.strength is not self.dial.value:
-            self.base = self.base.with_strength(self.dial.value)
+        if self.base.strength is not self.live.value:
+            self.base = self.base.with_strength(self.live.value)
         return self.base
 
     @property
@@ -192,7 +192,7 @@ class Binding:
     @property
     def acts(self) -> bool:
         """Whether the term does anything in this step: a strength that is not 0, gradients."""
-        return (not self.dial.off or self.base.constraint) and self.trained
+        return (not self.live.off or self.base.constraint) and self.trained
 
     @property
     def trained(self) -> bool:
@@ -251,7 +251,7 @@ def as_terms(terms: Terms) -> list[tuple[Pattern, Term]]:
 
 def bind(
     model: nn.Module,
-    candidates: Sequence[Slot],
+    candidates: Sequence[Entry],
     terms: Terms,
     how: How = "objective",
     *,
@@ -277,12 +277,12 @@ def bind(
         kind = type(penalty).__name__
         strength = penalty.strength if term.strength is None else term.strength
         label = pattern if isinstance(pattern, str) else _label(pattern)
-        shared = Dial.of(f"{label}/{kind}", strength)
+        shared = LiveStrength.of(f"{label}/{kind}", strength)
         for target in targets_of(chosen, model, term.rows or penalty.rows):
             name = _unique(f"{target.name}/{kind}", bindings)
             by_layer = isinstance(strength, Controller) and strength.per == "layer"
-            dial = Dial.of(name, strength) if by_layer else shared
-            binding = Binding(name, target, penalty, mode, dial, rounding, shared.name)
+            live = LiveStrength.of(name, strength) if by_layer else shared
+            binding = Binding(name, target, penalty, mode, live, rounding, shared.name)
             view = None if binding.whole else target.views[0].of
             alone = len(target.params) == 1 and not is_lazy(target.params[0])
             shape = target.params[0].shape if alone else None
@@ -290,7 +290,7 @@ def bind(
                 _refuse_in_factors(binding)
                 shape, view = target.shape, None
             binding.base = penalty.for_parameter(target.name, shape, view)
-            if isinstance(strength, Controller) and strength.phase == "moved":
+            if isinstance(strength, Controller) and strength.phase == "before_prox":
                 _refuse_without_zeros(binding)
             bindings.append(binding)
     _refuse_two_proxes(bindings)
@@ -298,38 +298,40 @@ def bind(
 
 
 def regroup(bindings: Sequence[Binding], groups: Mapping[int, int]) -> None:
-    """One dial for each parameter group of the optimizer, where a controller asks for it."""
-    dials = {binding.dial.name: binding.dial for binding in bindings}
+    """One live for each parameter group of the optimizer, where a controller asks for it."""
+    live_strengths = {binding.live.name: binding.live for binding in bindings}
     for binding in bindings:
-        source, number = binding.dial.source, groups.get(id(binding.target.params[0]))
+        source, number = binding.live.source, groups.get(id(binding.target.params[0]))
         if isinstance(source, Controller) and source.per == "group" and number is not None:
-            name = f"{binding.dial.name.partition(' of group ')[0]} of group {number}"
-            binding.dial = dials.setdefault(name, Dial.of(name, source))
+            name = f"{binding.live.name.partition(' of group ')[0]} of group {number}"
+            binding.live = live_strengths.setdefault(name, LiveStrength.of(name, source))
 
 
 def share_out(bindings: Sequence[Binding], held_by: Mapping[Binding, int]) -> None:
-    """One dial for each optimizer, where a strength that moves serves parameters of several.
+    """One live for each optimizer, where a strength that moves serves parameters of several.
 
     Each moves with the steps of its own optimizer.
     """
     first: dict[str, int] = {}
-    dials = {binding.dial.name: binding.dial for binding in bindings}
+    live_strengths = {binding.live.name: binding.live for binding in bindings}
     for binding in bindings:
-        number, name = held_by.get(binding), binding.dial.name
-        if number is None or not binding.dial.moves:
+        number, name = held_by.get(binding), binding.live.name
+        if number is None or not binding.live.varies:
             continue
         if first.setdefault(name, number) != number:
             name = f"{name} of optimizer {number}"
-            binding.dial = dials.setdefault(name, Dial.of(name, binding.dial.source))
+            binding.live = live_strengths.setdefault(
+                name, LiveStrength.of(name, binding.live.source)
+            )
 
 
 def replayed(bindings: Sequence[Binding], steps: int) -> dict[Any, list[Term]]:
     """The terms by parameter, with the strengths that a run has found as schedules of another."""
     terms: dict[Any, list[Term]] = {}
     for binding in bindings:
-        names, source = binding.target.names, binding.dial.source
+        names, source = binding.target.names, binding.live.source
         if isinstance(source, Controller):
-            source = source.recorded(binding.dial.memory, steps)
+            source = source.recorded(binding.live.memory, steps)
         strength = None if binding.base.constraint else source
         term = Term(binding.base, binding.target.rows, binding.how, strength)
         terms.setdefault(names[0] if len(names) == 1 else tuple(names), []).append(term)
@@ -339,14 +341,14 @@ def replayed(bindings: Sequence[Binding], steps: int) -> dict[Any, list[Term]]:
 def _refuse_without_zeros(binding: Binding) -> None:
     if binding.route != "prox":
         raise TypeError(
-            f"{type(binding.dial.source).__name__} counts the zeros of a prox, and "
+            f"{type(binding.live.source).__name__} counts the zeros of a prox, and "
             f"{type(binding.base).__name__} gives none; use L1, GroupLasso or another of the kind"
         )
 
 
 def _refuse_in_factors(binding: Binding) -> None:
     """Raise TypeError for what does not act on a product through the gradients of its factors."""
-    if binding.route != "gradient" or isinstance(binding.dial.source, Controller):
+    if binding.route != "gradient" or isinstance(binding.live.source, Controller):
         raise TypeError(
             f'{binding.name}: rows="product" takes smooth penalties in objective mode, as L2, '
             f"with a number or a schedule as strength; the nuclear norm of a product is L2 of the "

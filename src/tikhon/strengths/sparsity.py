@@ -54,7 +54,7 @@ class TargetSparsity(Controller):
     steps: int = field(default=200, kw_only=True)
     per: Per = field(default="term", kw_only=True)
     start: float = field(default=0.0, init=False, repr=False)
-    phase: ClassVar[Literal["moved", "settled"]] = "moved"
+    phase: ClassVar[Literal["before_prox", "after_prox"]] = "before_prox"
     reads_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Method:
     """One way of training, at several strengths."""
 
     name: str
@@ -45,11 +45,11 @@ class Arm:
     recipe: Callable[[float], Recipe]
 
 
-ARMS = (
-    Arm("none", "none", (0.0,), lambda s: Recipe()),
-    Arm("l1", "L1", (3e-4, 1e-3, 2e-3, 4e-3), lambda s: Recipe(L1(s))),
-    Arm("l2", "L2", (3e-3, 1e-2, 3e-2, 6e-2), lambda s: Recipe(L2(s))),
-    Arm("dropout", "dropout", (0.3, 0.5, 0.7, 0.85), lambda s: Recipe(dropout=s)),
+METHODS = (
+    Method("none", "none", (0.0,), lambda s: Recipe()),
+    Method("l1", "L1", (3e-4, 1e-3, 2e-3, 4e-3), lambda s: Recipe(L1(s))),
+    Method("l2", "L2", (3e-3, 1e-2, 3e-2, 6e-2), lambda s: Recipe(L2(s))),
+    Method("dropout", "dropout", (0.3, 0.5, 0.7, 0.85), lambda s: Recipe(dropout=s)),
 )
 
 
@@ -81,20 +81,20 @@ def draw(data: Dataset, setting: Setting, seed: int) -> Parts:
 def train(
     data: Dataset,
     parts: Parts,
-    arm: Arm,
+    method: Method,
     strength: float,
     setting: Setting,
     seed: int,
     stop: Callable[[], bool],
 ) -> Run:
-    """One training of one arm."""
+    """One training with one method."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(setting.model, data.shape, data.outputs)
     return fit(
         model,
         parts.train,
-        arm.recipe(strength),
+        method.recipe(strength),
         valid=parts.valid,
         test=parts.test,
         lr=setting.lr,
@@ -109,29 +109,29 @@ def train(
 
 def run(
     setting: Setting,
-    arms: Sequence[Arm] = ARMS,
+    methods: Sequence[Method] = METHODS,
     *,
-    on_run: Callable[[Arm, float, int, Run], None] = lambda *a: None,
+    on_run: Callable[[Method, float, int, Run], None] = lambda *a: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train every arm at every strength and seed; the strength is chosen on validation rows alone.
+    """Train every method at every strength and seed; validation rows alone choose the strength.
 
     Returns the `result.json` of a demo.
     """
     data = load(setting.data)
     parts = {seed: draw(data, setting, seed) for seed in setting.seeds}
     results = []
-    for arm in arms:
+    for method in methods:
         grid: list[tuple[float, list[Run]]] = []
-        for strength in arm.strengths:
+        for strength in method.strengths:
             runs = []
             for seed in setting.seeds:
-                runs.append(train(data, parts[seed], arm, strength, setting, seed, stop))
+                runs.append(train(data, parts[seed], method, strength, setting, seed, stop))
                 if stop():
                     raise KeyboardInterrupt
-                on_run(arm, strength, seed, runs[-1])
+                on_run(method, strength, seed, runs[-1])
             grid.append((strength, runs))
-        results.append(_arm_result(arm, grid))
+        results.append(_method_result(method, grid))
     return {
         "kind": "demo",
         "verdict": _verdict(results),
@@ -145,7 +145,7 @@ def run(
     }
 
 
-def _arm_result(arm: Arm, grid: list[tuple[float, list[Run]]]) -> dict[str, Any]:
+def _method_result(method: Method, grid: list[tuple[float, list[Run]]]) -> dict[str, Any]:
     points = [
         {
             "strength": strength,
@@ -163,8 +163,8 @@ def _arm_result(arm: Arm, grid: list[tuple[float, list[Run]]]) -> dict[str, Any]
     tests = [(r.metrics or {})["test/accuracy"] for r in runs]
     mean, half = sum(tests) / len(tests), _half_width(tests)
     return {
-        "name": arm.name,
-        "label": arm.label,
+        "name": method.name,
+        "label": method.label,
         "chosen_strength": chosen["strength"],
         "grid": points,
         "train_accuracy": chosen["train_accuracy"],
@@ -196,9 +196,9 @@ def _zeros(run: Run) -> float:
     return 1 - sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
 
 
-def _verdict(arms: Sequence[dict[str, Any]]) -> str:
-    plain = arms[0]
-    best = max(arms[1:], key=_standing)
+def _verdict(methods: Sequence[dict[str, Any]]) -> str:
+    plain = methods[0]
+    best = max(methods[1:], key=_standing)
     gained = best["test_accuracy"]["mean"] - plain["test_accuracy"]["mean"]
     how = f"{best['label']} at {best['chosen_strength']:g}"
     if gained <= 0:
@@ -211,10 +211,10 @@ def _verdict(arms: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _standing(arm: dict[str, Any]) -> tuple[float, float]:
-    """What the validation rows say of an arm; the test rows choose nothing."""
-    (chosen,) = (p for p in arm["grid"] if p["strength"] == arm["chosen_strength"])
-    return arm["valid_accuracy"], -chosen["valid_loss"]
+def _standing(method: dict[str, Any]) -> tuple[float, float]:
+    """What the validation rows say of a method; the test rows choose nothing."""
+    (chosen,) = (p for p in method["grid"] if p["strength"] == method["chosen_strength"])
+    return method["valid_accuracy"], -chosen["valid_loss"]
 
 
 def _describe(setting: Setting, data: Dataset) -> dict[str, Any]:
@@ -234,7 +234,11 @@ def _describe(setting: Setting, data: Dataset) -> dict[str, Any]:
     }
 
 
-def quick(setting: Setting, arms: Sequence[Arm] = ARMS) -> tuple[Setting, tuple[Arm, ...]]:
-    """A smaller form: two strengths an arm, a third of the epochs."""
-    fewer = tuple(replace(arm, strengths=arm.strengths[1:3] or arm.strengths) for arm in arms)
+def quick(
+    setting: Setting, methods: Sequence[Method] = METHODS
+) -> tuple[Setting, tuple[Method, ...]]:
+    """A smaller form: two strengths for each method, a third of the epochs."""
+    fewer = tuple(
+        replace(method, strengths=method.strengths[1:3] or method.strengths) for method in methods
+    )
     return replace(setting, epochs=setting.epochs // 3), fewer

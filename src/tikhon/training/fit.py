@@ -69,7 +69,7 @@ def fit(
         model: the module; it is moved to the device.
         train, valid, test: data in any form of `tikhon.data.pair`: (x, y) of tensors, arrays or
             frames, where x may be a tuple or a dictionary of inputs, a data set, a DataLoader, a
-            path, a name. A loader of `train` over a data set with a length is read anew each
+            path, a name. A loader of `train` over a data set with a length is read again each
             epoch, with its own batch size, sampler and workers; `valid` and `test` are read once.
         recipe: penalties, dropout, clipping, ...; none if None.
         loss: "cross_entropy", "nll", "bce", "mse", "half_mse", "mae", "huber", a function or
@@ -139,7 +139,7 @@ def fit(
             hooks["on_epoch"] = _both(folder.append, on_epoch)
             ended = training.run(**hooks, save=saver, save_every=checkpoint_every)
             if start is not None and ended != "stopped":
-                saver()  # a refit that is interrupted begins anew from here
+                saver()  # a refit that is interrupted restarts here
                 ended = train_again(training, start, stop) or ended
             command = tuple(config.get("command", ()))
             run = _run(training, ended, str(folder.path), tested, command, linear=linear)
@@ -219,7 +219,7 @@ def same_configuration(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
         raise InputError(
             "the configuration changed, so this would not continue the run:\n"
             + "\n".join([head, *lines])
-            + "\ngive the same settings, or start anew with --overwrite"
+            + "\ngive the same settings, or start over with --overwrite"
         )
 
 

@@ -22,7 +22,7 @@ _ROWS = 256
 def adapts(regularizer: Regularizer | None) -> bool:
     """Whether any strength followed the validation loss."""
     return regularizer is not None and any(
-        isinstance(dial.source, Hypergradient) for dial in regularizer.dials()
+        isinstance(live.source, Hypergradient) for live in regularizer.live_strengths()
     )
 
 

@@ -194,7 +194,7 @@ class PopulationBased(Search):
     """A population that copies its better half-way results (Jaderberg et al., 2017).
 
     Every `interval` epochs the worst quarter continues from a member of the best quarter, with
-    each hyperparameter moved up or down (x1.2 or x0.8 in its range) or drawn anew (1 in 4).
+    each hyperparameter moved up or down (x1.2 or x0.8 in its range) or redrawn (1 in 4).
     """
 
     design: Design

@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from tikhon.data.rows import Batch, take
-from tikhon.diagnosis.feed import Feed
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.replica import Replica, undisturbed
+from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring import graph, rows, shapes, signal, targets
 from tikhon.diagnosis.wiring.subject import subject_of
 
 
 def wiring_facts(
     replica: Replica,
-    source: Feed,
+    source: Samples,
     *,
     valid: Batch | None,
     sites: tuple[Site, ...],
@@ -59,7 +59,7 @@ def wiring_facts(
     return facts | {"unmeasured": unmeasured}
 
 
-def norm_facts(replica: Replica, source: Feed, batch_size: int) -> dict[str, Any]:
+def norm_facts(replica: Replica, source: Samples, batch_size: int) -> dict[str, Any]:
     """How many values a batch normalisation averages over, in a batch of training."""
     counts: dict[str, int] = {}
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tikhon.data.rows import Batch, split, take, tensors
-from tikhon.diagnosis.feed import Feed
 from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of
+from tikhon.diagnosis.samples import Samples
 
 SAMPLE = 1200  # rows that are judged, at most
 SHUFFLES = 100  # draws of shuffled targets, the noise of a relation
@@ -19,7 +19,7 @@ FEW_CLASSES = 20  # whole numbers that may be the names of classes
 BATCHES = 8  # of a loader, to see whether it shuffles
 
 
-def signal_facts(source: Feed, valid: Batch | None) -> dict[str, Any]:
+def signal_facts(source: Samples, valid: Batch | None) -> dict[str, Any]:
     """Facts of inputs and targets together; empty where they are no plain tensors."""
     inputs, target = sample(source)
     facts: dict[str, Any] = _constants(inputs)
@@ -35,7 +35,7 @@ def signal_facts(source: Feed, valid: Batch | None) -> dict[str, Any]:
     return facts
 
 
-def sample(source: Feed) -> Batch:
+def sample(source: Samples) -> Batch:
     """At most `SAMPLE` rows: of a pair anywhere in it, of a loader those that were read."""
     if not source.indexed:
         return source.probe
@@ -259,7 +259,7 @@ def _shared(x: Tensor, other: Tensor) -> dict[str, Any]:
     return {"rows_in_both": both, "rows_repeated": 1 - len(known) / len(train)}
 
 
-def loader_facts(source: Feed) -> dict[str, Any]:
+def loader_facts(source: Samples) -> dict[str, Any]:
     """Whether the batches of a loader hold fewer classes than all of them together."""
     if source.indexed:
         return {}

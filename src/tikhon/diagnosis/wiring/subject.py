@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.data.rows import Batch, call, length, take, tensors
-from tikhon.diagnosis.feed import Feed
 from tikhon.diagnosis.replica import Replica, undisturbed
+from tikhon.diagnosis.samples import Samples
 
 ROWS = (13, 11, 7, 17, 5, 3)  # primes: a size that tells the axis of the rows from others
 
@@ -49,7 +49,7 @@ class Subject:
         return found[-1] if found else None
 
 
-def subject_of(replica: Replica, source: Feed) -> Subject:
+def subject_of(replica: Replica, source: Samples) -> Subject:
     """The subject with a prime number of rows where the data have twice as many."""
     total = length(source.probe)
     sizes = {s for t in tensors(source.probe) for s in t.shape[1:]}

@@ -23,27 +23,27 @@ from tikhon.report.page import (
 )
 from tikhon.report.saved import SavedRun
 
-Arm = Mapping[str, Any]
+Method = Mapping[str, Any]
 COLOURS = {"none": "muted", "l1": "series-1", "l2": "series-2", "dropout": "series-3"}
 
 
 def page(run: SavedRun) -> Page:
-    """Verdict table of the arms, test scores with intervals, curves, responses, zeros."""
-    arms: list[Arm] = list(run.result.get("arms") or [])
-    best = winner(arms)
+    """Verdict table of the methods, test scores with intervals, curves, responses, zeros."""
+    methods: list[Method] = list(run.result.get("arms") or [])
+    best = winner(methods)
     return Page(
         title=say("title_demo"),
-        level="good" if arms and best is not baseline(arms) else "watch",
-        verdict=verdict(arms, best),
+        level="good" if methods and best is not baseline(methods) else "watch",
+        verdict=verdict(methods, best),
         more=wrong_labels(run.result.get("setting") or {}),
         following=tuple(map(str, run.result.get("next") or ())),
-        facts=facts(arms, best),
+        facts=facts(methods, best),
         about=about(run),
         sections=parts.sections(
-            Section(say("verdict"), (table(arms, best), *scores(arms))),
-            curves(arms),
-            responses(arms),
-            penalties(arms),
+            Section(say("verdict"), (table(methods, best), *scores(methods))),
+            curves(methods),
+            responses(methods),
+            penalties(methods),
             parts.reproduce(run),
         ),
     )
@@ -63,49 +63,47 @@ def wrong_labels(setting: Mapping[str, Any]) -> tuple[Label, ...]:
     return (say("demo_wrong", share=percent(share), wrong=round(share * rows), rows=f"{rows:,}"),)
 
 
-def label(arm: Arm) -> Label | Name:
-    """An arm's name in the page's language where it is one of ours."""
+def label(method: Method) -> Label | Name:
+    """A method's name in the page's language where it is one of ours."""
     known = {"none", "l1", "l2", "dropout"}
-    return say(f"arm_{arm['name']}") if arm["name"] in known else Name(str(arm["label"]))
+    return say(f"arm_{method['name']}") if method["name"] in known else Name(str(method["label"]))
 
 
-def colour(arm: Arm) -> str:
-    """One colour an arm, the same in every chart."""
-    return COLOURS.get(arm["name"], "series-4")
+def colour(method: Method) -> str:
+    """One colour a method, the same in every chart."""
+    return COLOURS.get(method["name"], "series-4")
 
 
-def test(arm: Arm, key: str = "mean") -> float | None:
-    """Test accuracy of an arm: its mean or an end of its interval."""
-    value = (arm.get("test_accuracy") or {}).get(key)
+def test(method: Method, key: str = "mean") -> float | None:
+    """Test accuracy of a method: its mean or an end of its interval."""
+    value = (method.get("test_accuracy") or {}).get(key)
     return value if charts.finite([value]) else None
 
 
-def winner(arms: list[Arm]) -> Arm | None:
-    """The arm that the validation rows prefer; the smaller validation loss breaks a tie."""
+def winner(methods: list[Method]) -> Method | None:
+    """The method that the validation rows prefer; the smaller validation loss breaks a tie."""
 
-    def standing(arm: Arm) -> tuple[float, float]:
-        at = next(
-            (p for p in arm.get("grid") or [] if p.get("strength") == arm.get("chosen_strength")),
-            {},
-        )
-        return arm.get("valid_accuracy") or 0.0, -(at.get("valid_loss") or 0.0)
+    def standing(method: Method) -> tuple[float, float]:
+        chosen = method.get("chosen_strength")
+        at = next((p for p in method.get("grid") or [] if p.get("strength") == chosen), {})
+        return method.get("valid_accuracy") or 0.0, -(at.get("valid_loss") or 0.0)
 
-    return max(arms, key=standing, default=None)
+    return max(methods, key=standing, default=None)
 
 
-def baseline(arms: list[Arm]) -> Arm | None:
-    """The arm without regularization."""
-    return next((arm for arm in arms if arm["name"] == "none"), None)
+def baseline(methods: list[Method]) -> Method | None:
+    """The method without regularization."""
+    return next((method for method in methods if method["name"] == "none"), None)
 
 
 def shown(name: Label | Name) -> Label | str:
-    """An arm's name as a value inside another text."""
+    """A method's name as a value inside another text."""
     return name if isinstance(name, Label) else name.text
 
 
-def verdict(arms: list[Arm], best: Arm | None) -> Label:
+def verdict(methods: list[Method], best: Method | None) -> Label:
     """What the demo showed, in one sentence."""
-    bare = baseline(arms)
+    bare = baseline(methods)
     if best is None or bare is None:
         return say("unfinished", epochs=0)
     values = {
@@ -118,12 +116,12 @@ def verdict(arms: list[Arm], best: Arm | None) -> Label:
     return say("demo_unchanged" if best is bare else "demo_cured", **values)
 
 
-def facts(arms: list[Arm], best: Arm | None) -> tuple[Fact, ...]:
-    """Before, after, and the sparsest arm."""
-    bare = baseline(arms)
+def facts(methods: list[Method], best: Method | None) -> tuple[Fact, ...]:
+    """Before, after, and the sparsest method."""
+    bare = baseline(methods)
     if best is None or bare is None:
         return ()
-    sparsest = max(arms, key=lambda arm: arm.get("zeros") or 0.0)
+    sparsest = max(methods, key=lambda method: method.get("zeros") or 0.0)
     found = [
         Fact(say("test_without"), number(test(bare)), interval(bare), "bad"),
         Fact(
@@ -136,66 +134,66 @@ def facts(arms: list[Arm], best: Arm | None) -> tuple[Fact, ...]:
     return tuple(found)
 
 
-def interval(arm: Arm) -> Label | None:
-    """The interval of an arm's test accuracy, in words."""
-    low, high = test(arm, "low"), test(arm, "high")
-    seeds = len((arm.get("test_accuracy") or {}).get("seeds") or [])
+def interval(method: Method) -> Label | None:
+    """The interval of a method's test accuracy, in words."""
+    low, high = test(method, "low"), test(method, "high")
+    seeds = len((method.get("test_accuracy") or {}).get("seeds") or [])
     if low is None or high is None:
         return None
     return say("interval_over", low=number(low), high=number(high), seeds=seeds)
 
 
-def table(arms: list[Arm], best: Arm | None) -> Table:
-    """One row an arm: what it scored and what it cost in zeros."""
+def table(methods: list[Method], best: Method | None) -> Table:
+    """One row a method: what it scored and what it cost in zeros."""
     accuracy = parts.Metric("accuracy", say("metric_accuracy"), higher=True)
     rows: list[tuple[Cell, ...]] = [
         (
-            label(arm),
-            strength(arm.get("chosen_strength")),
-            number(arm.get("train_accuracy")),
-            number(arm.get("valid_accuracy")),
-            number(arm.get("gap")),
-            percent(arm.get("zeros")),
-            number(test(arm)),
-            f"{number(test(arm, 'low'))} – {number(test(arm, 'high'))}",
-            parts.gap_mark(accuracy, arm.get("gap")),
+            label(method),
+            strength(method.get("chosen_strength")),
+            number(method.get("train_accuracy")),
+            number(method.get("valid_accuracy")),
+            number(method.get("gap")),
+            percent(method.get("zeros")),
+            number(test(method)),
+            f"{number(test(method, 'low'))} – {number(test(method, 'high'))}",
+            parts.gap_mark(accuracy, method.get("gap")),
         )
-        for arm in arms
+        for method in methods
     ]
     keys = ("method", "chosen_strength", "train", "valid", "gap", "zeros", "test", "interval")
     head = (*(say(key) for key in keys), say("verdict"))
-    chosen = next((i for i, arm in enumerate(arms) if arm is best), None)
+    chosen = next((i for i, method in enumerate(methods) if method is best), None)
     return Table(say("arms_caption"), head, tuple(rows), chosen)
 
 
-def scores(arms: list[Arm]) -> tuple[Chart, ...]:
-    """Test accuracy of every arm with its interval."""
-    if not arms:
+def scores(methods: list[Method]) -> tuple[Chart, ...]:
+    """Test accuracy of every method with its interval."""
+    if not methods:
         return ()
     figure = charts.intervals(
-        [label(arm) for arm in arms],
-        [test(arm) for arm in arms],
-        [test(arm, "low") for arm in arms],
-        [test(arm, "high") for arm in arms],
+        [label(method) for method in methods],
+        [test(method) for method in methods],
+        [test(method, "low") for method in methods],
+        [test(method, "high") for method in methods],
         say("test_accuracy"),
-        [colour(arm) for arm in arms],
+        [colour(method) for method in methods],
     )
     return (Chart(say("test_accuracy"), figure, say("alt_arms"), say("arms_note"), wide=True),)
 
 
-def curves(arms: list[Arm]) -> Section | None:
-    """Accuracy over the epochs of every arm, on one scale, with the gap shaded."""
+def curves(methods: list[Method]) -> Section | None:
+    """Accuracy over the epochs of every method, on one scale, with the gap shaded."""
     blocks = []
     known = [
         v
-        for arm in arms
-        for r in history(arm)
+        for method in methods
+        for r in history(method)
         for v in (r.get("train/accuracy"), r.get("valid/accuracy"))
     ]
     low = min(charts.finite(known), default=0.0)
-    for arm in filter(history, arms):
+    for method in filter(history, methods):
         epochs, train, valid = (
-            [r.get(key) for r in history(arm)]
+            [r.get(key) for r in history(method)]
             for key in ("epoch", "train/accuracy", "valid/accuracy")
         )
         figure = charts.learning_curves(
@@ -212,50 +210,52 @@ def curves(arms: list[Arm]) -> Section | None:
             train=number(train[-1]),
             valid=number(valid[-1]),
         )
-        blocks.append(Chart(label(arm), figure, alt))
+        blocks.append(Chart(label(method), figure, alt))
     if not blocks:
         return None
     return Section(say("learning_curves"), tuple(blocks), say("demo_curves_lead"))
 
 
-def history(arm: Arm) -> list[dict[str, Any]]:
-    """The records of an arm's chosen run."""
-    return list(arm.get("history") or [])
+def history(method: Method) -> list[dict[str, Any]]:
+    """The records of a method's chosen run."""
+    return list(method.get("history") or [])
 
 
-def responses(arms: list[Arm]) -> Section | None:
-    """Validation accuracy over the strength, an arm a chart, the chosen strength ringed."""
-    bare = baseline(arms)
-    tried = [arm for arm in arms if len(arm.get("grid") or []) > 1]
-    values = [p.get("valid_accuracy") for arm in tried for p in arm["grid"]]
+def responses(methods: list[Method]) -> Section | None:
+    """Validation accuracy over the strength, a method a chart, the chosen strength ringed."""
+    bare = baseline(methods)
+    tried = [method for method in methods if len(method.get("grid") or []) > 1]
+    values = [p.get("valid_accuracy") for method in tried for p in method["grid"]]
     known = charts.finite([*values, (bare or {}).get("valid_accuracy")])
     if not known:
         return None
     reach = [min(known) - 0.02, min(1.0, max(known) + 0.02)]
     blocks = []
-    for arm in tried:
-        grid = arm["grid"]
+    for method in tried:
+        grid = method["grid"]
         response = charts.Response(
             strengths=[p["strength"] for p in grid],
             scores=[p.get("valid_accuracy") for p in grid],
-            chosen=arm.get("chosen_strength"),
+            chosen=method.get("chosen_strength"),
             zeros=[p.get("zeros") for p in grid],
-            x=say("dropout_rate" if arm["name"] == "dropout" else "strength"),
+            x=say("dropout_rate" if method["name"] == "dropout" else "strength"),
             y=say("valid_accuracy"),
             baseline=bare.get("valid_accuracy") if bare else None,
-            colour=colour(arm),
+            colour=colour(method),
         )
-        alt = say("alt_response", chosen=strength(arm.get("chosen_strength")))
-        blocks.append(Chart(label(arm), charts.score_against_strength(response, range=reach), alt))
+        alt = say("alt_response", chosen=strength(method.get("chosen_strength")))
+        blocks.append(
+            Chart(label(method), charts.score_against_strength(response, range=reach), alt)
+        )
     return Section(say("responses"), tuple(blocks), say("responses_lead"))
 
 
-def penalties(arms: list[Arm]) -> Section | None:
-    """Exact zeros over the epochs of every arm that makes some."""
+def penalties(methods: list[Method]) -> Section | None:
+    """Exact zeros over the epochs of every method that makes some."""
     series: dict[str, list[Any]] = {}
     epochs: list[Any] = []
-    for arm in arms:
-        records = history(arm)
+    for method in methods:
+        records = history(method)
         keys = [k for k in (records[-1] if records else {}) if k.endswith("/zeros")]
         for key in keys:
             values = [r.get(key) for r in records]

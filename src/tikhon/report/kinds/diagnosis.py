@@ -266,19 +266,19 @@ def logarithm(value: Any) -> float | None:
 def cure_page(run: SavedRun) -> Page:
     """What was tried against the findings, what proved to help, and the patch."""
     result = run.result
-    arms = list(result.get("arms") or [])
+    results = list(result.get("arms") or [])
     inner = result.get("diagnosis") or {}
     record = inner.get("record") or {}
     confirmed = bool(result.get("confirmed"))
-    best = next((a for a in arms if a["name"] == result.get("treatment")), None)
+    best = next((a for a in results if a["name"] == result.get("treatment")), None)
     words = say("no_cure")
     if confirmed and best:
         words = say("cured", treatment=best["name"], effect=number(result.get("effect")))
-    tried = [a for a in arms if a["name"] != "nothing"]
+    tried = [a for a in results if a["name"] != "nothing"]
     shown = [Fact(say("tried"), str(len(tried)))]
     if best:
-        pairs = (("loss_untreated", arms[0]), ("loss_treated", best))
-        shown = [*(Fact(say(key), number(mean(arm["scores"]))) for key, arm in pairs), *shown]
+        pairs = (("loss_untreated", results[0]), ("loss_treated", best))
+        shown = [*(Fact(say(key), number(mean(a["scores"]))) for key, a in pairs), *shown]
     if result.get("seconds") is not None:
         shown.append(Fact(say("time"), seconds(result["seconds"])))
     patch = (Section(say("patch"), (Code(tuple(result["patch"].splitlines())),)),)
@@ -289,7 +289,7 @@ def cure_page(run: SavedRun) -> Page:
         facts=tuple(shown),
         about=(*parts.about(run), *about(record)),
         sections=parts.sections(
-            treatments(arms, best),
+            treatments(results, best),
             *(patch if result.get("patch") else ()),
             findings(list(inner.get("findings") or [])),
             *evidence(record),
@@ -304,12 +304,12 @@ def mean(values: list[Any]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def treatments(arms: list[Mapping[str, Any]], best: Mapping[str, Any] | None) -> Section | None:
+def treatments(results: list[Mapping[str, Any]], best: Mapping[str, Any] | None) -> Section | None:
     """One row a treatment that ran in full, then the effects with their spread."""
-    if not arms:
+    if not results:
         return None
-    longest = max(a["steps"] for a in arms)
-    lasting = [a for a in arms if a["steps"] == longest and a["name"] != "nothing"]
+    longest = max(a["steps"] for a in results)
+    lasting = [a for a in results if a["steps"] == longest and a["name"] != "nothing"]
     lasting.sort(key=lambda a: -(a.get("effect") or 0.0))
     rows: list[tuple[Cell, ...]] = []
     for a in lasting:
@@ -327,7 +327,7 @@ def treatments(arms: list[Mapping[str, Any]], best: Mapping[str, Any] | None) ->
         )
     keys = ("treatment", "metric_loss", "effect", "over_seeds", "verdict")
     chosen = next((i for i, a in enumerate(lasting) if best and a["name"] == best["name"]), None)
-    caption = say("treatments_caption", tried=len(arms) - 1, lasting=len(lasting))
+    caption = say("treatments_caption", tried=len(results) - 1, lasting=len(lasting))
     table = Table(caption, tuple(map(say, keys)), tuple(rows), chosen)
     if not lasting:
         return Section(say("treatments"), (table,))

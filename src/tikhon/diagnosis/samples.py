@@ -25,7 +25,7 @@ from tikhon.errors import DataError, InputError
 
 
 @dataclass(frozen=True)
-class Feed:
+class Samples:
     """A source of training batches, and one fixed batch to measure on."""
 
     probe: Batch
@@ -45,8 +45,8 @@ class Feed:
                 yield take(self.source, rows)
 
 
-def feed(data: Any, *, rows: int = 256, name: str = "data") -> Feed:
-    """The feed behind a pair, a loader, one batch, a path or a source name.
+def samples(data: Any, *, rows: int = 256, name: str = "data") -> Samples:
+    """The samples behind a pair, a loader, one batch, a path or a source name.
 
     Raises `DataError` where there are no rows or inputs and targets do not match.
     """
@@ -56,10 +56,10 @@ def feed(data: Any, *, rows: int = 256, name: str = "data") -> Feed:
     assert source is not None
     count = count_rows(source, name)
     some = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:rows]
-    return Feed(take(source, some.sort().values), source, count, True)
+    return Samples(take(source, some.sort().values), source, count, True)
 
 
-def _from_loader(loader: Iterable[Any], rows: int, name: str) -> Feed:
+def _from_loader(loader: Iterable[Any], rows: int, name: str) -> Samples:
     parts: list[Batch] = []
     count = 0
     for batch in loader:
@@ -71,12 +71,12 @@ def _from_loader(loader: Iterable[Any], rows: int, name: str) -> Feed:
         raise DataError(f"{name}: the loader gave no batch")
     if iter(loader) is loader:
         # an iterator is spent after one pass: what was read is all there is to train on
-        return Feed(join(parts), join(parts), count, True)
+        return Samples(join(parts), join(parts), count, True)
     try:
         joined = join(parts)
     except (RuntimeError, TypeError):  # batches of unequal shapes: sequences without padding
         joined = parts[0]
-    return Feed(joined, loader, count, False)
+    return Samples(joined, loader, count, False)
 
 
 def check_target(batch: Batch, name: str = "data") -> None:

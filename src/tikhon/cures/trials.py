@@ -1,4 +1,4 @@
-"""The arms of a cure: treatments run against doing nothing, paired, by successive halving."""
+"""Treatments run against doing nothing, paired, by successive halving."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from tikhon.cures.treatments import (
 )
 from tikhon.cures.yardstick import Yardstick, yardstick
 from tikhon.data.rows import Batch
-from tikhon.diagnosis.diagnose import anew
+from tikhon.diagnosis.diagnose import rebuilder
 from tikhon.diagnosis.dry_run import Trial, advance, score
-from tikhon.diagnosis.feed import Feed
 from tikhon.diagnosis.record import Point
 from tikhon.diagnosis.replica import Loss, Replica, isolated, replicate
+from tikhon.diagnosis.samples import Samples
 from tikhon.wrappers import unwrap
 
 RUNGS = (20, 75, 300)
 LONGER = 3  # times the steps of the last rung, while nothing is confirmed and time is left
 RELEVANT = 0.02  # of the untreated score: less is no cure, however sure (convention)
-WIDTHS = (10, 4)  # arms that go on from the first and the second rung, at most
+WIDTHS = (10, 4)  # treatments that go on from the first and the second rung, at most
 
 
 @dataclass(frozen=True)
-class Arm:
+class TreatmentResult:
     """One treatment that was tried: its scores (lower is better) against doing nothing, paired."""
 
     name: str
     size: int
     steps: int  # of the last rung that it reached
     scores: tuple[float, ...]  # one a seed
-    effects: tuple[float, ...]  # do-nothing minus this arm, one a seed
+    effects: tuple[float, ...]  # do-nothing minus this treatment, one a seed
     verdict: str  # "confirmed" | "not confirmed" | "worse" | "stopped early"
     metric: float | None = None
 
@@ -77,7 +77,7 @@ class Trials:
     optimizer: Any
     penalty: Any
     clip: float | None
-    source: Feed
+    source: Samples
     judge: Batch | None
     batch_size: int
     seeds: list[int]
@@ -95,7 +95,7 @@ class Trials:
             torch.manual_seed(seed)
             model = self.model if isinstance(self.model, nn.Module) else self.model()
             fixed = isinstance(self.model, nn.Module)
-            engine = self.optimizer if fixed else anew(self.optimizer)
+            engine = self.optimizer if fixed else rebuilder(self.optimizer)
             replica = replicate(model, self.loss, engine, penalty=self.penalty, clip=self.clip)
             torch.manual_seed(seed + 1)
             if treatment is not NOTHING:
@@ -148,14 +148,14 @@ class Trials:
     def _memorises(self) -> bool:
         return "overfitting" in self.codes and self.judge is not None
 
-    def search(self, steps: int) -> tuple[tuple[Arm, ...], Treatment | None]:
-        """Successive halving, then longer rungs; all arms, and the treatment to keep.
+    def search(self, steps: int) -> tuple[tuple[TreatmentResult, ...], Treatment | None]:
+        """Successive halving, then longer rungs; all treatments, and the treatment to keep.
 
         What the findings name first is carried to the last rung however it starts: a cure of a
         cause may well be slow in the first twenty steps.
         """
         rungs = ([r for r in RUNGS if r < steps] + [steps])[-3:]
-        arms = self._arms()
+        treatments = self._planned()
         kept = named(self.codes)
         reached: dict[str, int] = {}
         done: tuple[list[Treatment], int] = ([], rungs[0])
@@ -163,33 +163,37 @@ class Trials:
             last = place == len(rungs) - 1
             seeds = self.seeds if place or last else self.seeds[:1]
             if last:
-                arms = arms[: self._affordable(rung, len(arms))]
-            ran = self._rung(arms, rung, seeds, last)
+                treatments = treatments[: self._affordable(rung, len(treatments))]
+            ran = self._rung(treatments, rung, seeds, last)
             if ran is None:
                 break
             done = (ran, rung)
             reached |= {a.name: rung for a in ran}
             if not last:
-                arms = self._best(ran, rung, seeds, WIDTHS[-len(rungs) + 1 :][place])
-                arms += [a for a in ran if a.name in kept and a not in arms]
+                treatments = self._best(ran, rung, seeds, WIDTHS[-len(rungs) + 1 :][place])
+                treatments += [a for a in ran if a.name in kept and a not in treatments]
         return self._longer(reached, *done)
 
-    def _arms(self) -> list[Treatment]:
+    def _planned(self) -> list[Treatment]:
         """Treatments to try: those of the findings first, for a short budget reaches no more."""
-        arms = candidates(self.codes)
-        arms += [t for t in popular(self.codes) if t.name not in {a.name for a in arms}]
+        treatments = candidates(self.codes)
+        treatments += [
+            t for t in popular(self.codes) if t.name not in {a.name for a in treatments}
+        ]
         with isolated(shell(self.model), self.seeds[0]):
             own = self.build(NOTHING, self.seeds[0])
         same = [t.name for t in ADAMS if t.is_optimizer_of(own)]
-        arms = [a for a in arms if not any(a.name.endswith(f"+ {name}") for name in same)]
+        treatments = [
+            a for a in treatments if not any(a.name.endswith(f"+ {name}") for name in same)
+        ]
         first = named(self.codes)
-        return sorted(arms, key=lambda arm: arm.name not in first)
+        return sorted(treatments, key=lambda treatment: treatment.name not in first)
 
     def _longer(
         self, reached: dict[str, int], finalists: list[Treatment], rung: int
-    ) -> tuple[tuple[Arm, ...], Treatment | None]:
+    ) -> tuple[tuple[TreatmentResult, ...], Treatment | None]:
         """The verdicts; while nothing is confirmed, more steps for the best and what was named."""
-        arms, chosen = self._verdicts(reached, finalists, rung)
+        treatments, chosen = self._verdicts(reached, finalists, rung)
         kept = named(self.codes)
         while chosen is None and finalists and math.isfinite(self.limit):
             rung *= LONGER
@@ -205,8 +209,8 @@ class Trials:
                 break
             finalists = ran
             reached |= {a.name: rung for a in ran}
-            arms, chosen = self._verdicts(reached, finalists, rung)
-        return arms, chosen
+            treatments, chosen = self._verdicts(reached, finalists, rung)
+        return treatments, chosen
 
     def _affordable(self, rung: int, count: int) -> int:
         """How many treatments the rest of the budget pays for in a rung, one at least."""
@@ -215,7 +219,7 @@ class Trials:
         return max(1, min(count, int(min(left / each, count + 1)) - 1))
 
     def _rung(
-        self, arms: list[Treatment], rung: int, seeds: list[int], last: bool
+        self, treatments: list[Treatment], rung: int, seeds: list[int], last: bool
     ) -> list[Treatment] | None:
         """Those that apply, run for a rung; a cut where its time is spent, None before any."""
         done: list[Treatment] = []
@@ -224,27 +228,27 @@ class Trials:
         stop = now + share * max(0.0, self.limit - now)
         try:
             self._each(NOTHING, rung, seeds)
-            for arm in arms:
+            for treatment in treatments:
                 if done and time.perf_counter() > stop:
                     break
-                self.on_progress(f"{arm.name}, {rung} steps")
+                self.on_progress(f"{treatment.name}, {rung} steps")
                 try:
-                    self._each(arm, rung, seeds)
+                    self._each(treatment, rung, seeds)
                 except DoesNotApplyError:
                     continue
-                done.append(arm)
+                done.append(treatment)
         except OutOfTimeError:
             pass
         return done or None
 
-    def _each(self, arm: Treatment, rung: int, seeds: list[int]) -> None:
+    def _each(self, treatment: Treatment, rung: int, seeds: list[int]) -> None:
         for seed in seeds:
             try:
-                self.run(arm, seed, rung)
+                self.run(treatment, seed, rung)
             except OutOfTimeError:
                 raise
             except Exception as error:
-                if arm is NOTHING:
+                if treatment is NOTHING:
                     raise
                 raise DoesNotApplyError from error  # not what the edit, or user code, is made for
 
@@ -260,43 +264,45 @@ class Trials:
                 )
         return self._yardstick
 
-    def _mean(self, arm: Treatment, rung: int, seeds: list[int]) -> float:
-        return mean(self.scores[arm.name, s, rung][0] for s in seeds)
+    def _mean(self, treatment: Treatment, rung: int, seeds: list[int]) -> float:
+        return mean(self.scores[treatment.name, s, rung][0] for s in seeds)
 
     def _best(
-        self, arms: list[Treatment], rung: int, seeds: list[int], count: int
+        self, treatments: list[Treatment], rung: int, seeds: list[int], count: int
     ) -> list[Treatment]:
-        """The best arms, the best of each kind first in line, so that slow starters stay in.
+        """The best treatments, the best of each kind first in line, so that slow starters stay in.
 
         Arms that are no better or worse yet than doing nothing stay in the order in which the
         findings ask for them: their scores are noise.
         """
         base = self._mean(NOTHING, rung, seeds)
 
-        def rank(arm: Treatment) -> tuple[float, int]:
-            score = self._mean(arm, rung, seeds)
+        def rank(treatment: Treatment) -> tuple[float, int]:
+            score = self._mean(treatment, rung, seeds)
             undecided = math.isfinite(base) and abs(score - base) <= RELEVANT * abs(base)
-            return (base, 0) if undecided else (score, arm.size)
+            return (base, 0) if undecided else (score, treatment.size)
 
-        ranked = sorted(arms, key=rank)
+        ranked = sorted(treatments, key=rank)
         firsts: dict[str, Treatment] = {}
-        for arm in ranked:
-            firsts.setdefault(arm.kind, arm)
+        for treatment in ranked:
+            firsts.setdefault(treatment.kind, treatment)
         varied = list(firsts.values())[: max(1, count // 2)]
         rest = [a for a in ranked if a not in varied]
         return sorted(varied + rest[: count - len(varied)], key=rank)
 
     def _verdicts(
         self, reached: dict[str, int], finalists: list[Treatment], rung: int
-    ) -> tuple[tuple[Arm, ...], Treatment | None]:
+    ) -> tuple[tuple[TreatmentResult, ...], Treatment | None]:
         if (NOTHING.name, self.seeds[0], rung) not in self.scores:
             return (), None
-        arms = [self._arm(NOTHING.name, 0, rung, False)]
+        treatments = [self._result_of(NOTHING.name, 0, rung, False)]
         sizes = {t.name: t.size for t in (*candidates(self.codes), *popular(self.codes))}
         final = {t.name for t in finalists}
         for name, step in reached.items():
-            arms.append(self._arm(name, sizes[name], step, name in final and step == rung))
-        good = [a for a in arms if a.verdict == "confirmed"]
+            treatments.append(
+                self._result_of(name, sizes[name], step, name in final and step == rung)
+            )
+        good = [a for a in treatments if a.verdict == "confirmed"]
         good.sort(key=lambda a: mean(a.scores))
         chosen = None
         if good:
@@ -304,18 +310,20 @@ class Trials:
             name = min(equal, key=lambda a: (a.size, mean(a.scores))).name
             chosen = next(t for t in finalists if t.name == name)
         order = {"confirmed": 0, "not confirmed": 1, "worse": 2, "stopped early": 3}
-        arms[1:] = sorted(arms[1:], key=lambda a: (order[a.verdict], -a.steps, mean(a.scores)))
-        return tuple(arms), chosen
+        treatments[1:] = sorted(
+            treatments[1:], key=lambda a: (order[a.verdict], -a.steps, mean(a.scores))
+        )
+        return tuple(treatments), chosen
 
-    def _equal(self, arm: Arm, best: Arm) -> bool:
+    def _equal(self, treatment: TreatmentResult, best: TreatmentResult) -> bool:
         """Whether two treated results are equal among the treated, not beside the untreated."""
-        gaps = [a - b for a, b in zip(arm.scores, best.scores)]
+        gaps = [a - b for a, b in zip(treatment.scores, best.scores)]
         constant = self.yardstick.loss
         fine = 0.01 * abs(constant) if math.isfinite(constant) else 0.0
         noise = min(gaps) <= 0 and mean(gaps) <= pstdev(gaps)
         return noise or mean(gaps) <= max(0.05 * abs(mean(best.scores)), fine)
 
-    def _arm(self, name: str, size: int, rung: int, final: bool) -> Arm:
+    def _result_of(self, name: str, size: int, rung: int, final: bool) -> TreatmentResult:
         seeds = [s for s in self.seeds if (name, s, rung) in self.scores]
         scores = tuple(self.scores[name, s, rung][0] for s in seeds)
         ceiling = self._ceiling(rung, seeds)
@@ -329,7 +337,7 @@ class Trials:
             sure = sure and mean(effects) > RELEVANT * abs(mean(base)) and len(effects) > 1
             sure = sure and self.yardstick.beaten(mean(scores), metric)
             verdict = "confirmed" if sure else "worse" if mean(effects) < 0 else "not confirmed"
-        return Arm(name, size, rung, scores, effects, verdict, metric)
+        return TreatmentResult(name, size, rung, scores, effects, verdict, metric)
 
     def _ceiling(self, rung: int, seeds: list[int]) -> float:
         """What an infinite score counts as: twice the largest finite one of the rung."""
@@ -348,7 +356,7 @@ class DoesNotApplyError(Exception):
 
 def train(
     replica: Replica,
-    source: Feed,
+    source: Samples,
     judge: Batch | None,
     steps: int,
     size: int,

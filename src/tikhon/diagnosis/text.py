@@ -1,4 +1,4 @@
-"""The diagnosis in words: a letter whose first screen says it all, and the same as HTML."""
+"""The diagnosis in words: a text whose first screen says it all, and the same as HTML."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VERDICTS = {
 }
 
 
-def letter(diagnosis: Diagnosis) -> str:
+def screen(diagnosis: Diagnosis) -> str:
     """Verdict, findings with their consequences folded under them, and the layers, in 25 lines."""
     record = diagnosis.record
     lines = [_title(diagnosis)]
@@ -206,8 +206,8 @@ def full(diagnosis: Diagnosis) -> str:
     return "\n".join([*lines, *_layers(diagnosis.record, 1000)])
 
 
-def letter_html(diagnosis: Diagnosis) -> str:
-    """The letter for a notebook: no script, every text escaped."""
+def html_page(diagnosis: Diagnosis) -> str:
+    """The text for a notebook: no script, every text escaped."""
     rows = []
     for finding in diagnosis.findings:
         cells = (

@@ -1,4 +1,4 @@
-"""Keeping a diagnosis or a cure as a run folder that `tikhon report` reads."""
+"""Saving a diagnosis or a cure as a run folder that `tikhon report` reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tikhon.runs.run_directory import RunDirectory
 
 
-def keep(document: dict[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
+def save(document: dict[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
     """Write `config.json` and `result.json` of a document; raises as `RunDirectory.create`."""
     folder = RunDirectory(path)
     folder.create(overwrite=overwrite)
