@@ -25,7 +25,7 @@ WRITERS = {  # files that may write, and what they write
     "runs/files.py": "every file",
     "runs/run_directory.py": "the lock of a run and the rows of its history",
     "data/download.py": "downloads, moved into place when their checksum is right",
-    "tuning/journal.py": "the journal of a search, one line an outcome",
+    "runs/journal.py": "the journal of a search or a comparison, one line an event",
 }
 WRITING = {
     "write_text", "write_bytes", "to_csv", "to_parquet", "to_json", "savetxt", "savez", "dump",

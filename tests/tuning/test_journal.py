@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tikhon.errors import InputError, StorageError
-from tikhon.tuning.journal import Journal
+from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.trials import Outcome, Trial
 
 HEADER = {"space": {"lr": 0.1}, "data": {"rows": 10, "sha256": "ab"}, "seed": 0}
@@ -19,7 +19,7 @@ OUTCOMES = [
 
 
 def written(path):
-    journal = Journal(path, HEADER, resume=False)
+    journal = SearchJournal(path, HEADER, resume=False)
     journal.record_plan({"members": 2, "epochs": 5})
     journal.extend(OUTCOMES[:2])
     journal.extend(OUTCOMES[2:])
@@ -33,10 +33,10 @@ def same(a, b):
 def test_a_journal_read_back_is_the_history(tmp_path):
     path = tmp_path / "journal.jsonl"
     written(path)
-    journal = Journal(path, HEADER, resume=True)
+    journal = SearchJournal(path, HEADER, resume=True)
     assert same(journal.history, OUTCOMES)
     assert journal.plan == {"members": 2, "epochs": 5}
-    assert journal.torn is None
+    assert journal.record.torn is None
 
 
 def test_a_journal_cut_at_any_byte_keeps_its_whole_lines_and_goes_on(tmp_path):
@@ -47,10 +47,10 @@ def test_a_journal_cut_at_any_byte_keeps_its_whole_lines_and_goes_on(tmp_path):
     for cut in range(len(lines[0]), len(data), 7):
         path.write_bytes(data[:cut])
         kept = (0, 0, 0, 2, 3)[data[:cut].count(b"\n")]
-        journal = Journal(path, HEADER, resume=True)
+        journal = SearchJournal(path, HEADER, resume=True)
         assert same(journal.history, OUTCOMES[:kept])
         journal.extend(OUTCOMES[kept:])
-        assert same(Journal(path, HEADER, resume=True).history, OUTCOMES)
+        assert same(SearchJournal(path, HEADER, resume=True).history, OUTCOMES)
 
 
 def test_a_torn_tail_is_kept_beside_the_journal(tmp_path):
@@ -58,8 +58,8 @@ def test_a_torn_tail_is_kept_beside_the_journal(tmp_path):
     written(path)
     with path.open("ab") as file:
         file.write(b'{"id": 3, "sco')
-    journal = Journal(path, HEADER, resume=True)
-    assert journal.torn == f"{path}.torn"
+    journal = SearchJournal(path, HEADER, resume=True)
+    assert journal.record.torn == f"{path}.torn"
     assert (tmp_path / "journal.jsonl.torn").read_bytes() == b'{"id": 3, "sco'
     assert same(journal.history, OUTCOMES)
 
@@ -69,25 +69,25 @@ def test_a_flipped_bit_is_not_believed(tmp_path):
     written(path)
     data = path.read_bytes()
     path.write_bytes(data.replace(b'"score": 0.2,', b'"score": 0.1,'))
-    assert len(Journal(path, HEADER, resume=True).history) == 2
+    assert len(SearchJournal(path, HEADER, resume=True).history) == 2
 
 
 def test_another_space_or_other_data_are_refused_by_name(tmp_path):
     path = tmp_path / "journal.jsonl"
     written(path)
     with pytest.raises(InputError, match="different space"):
-        Journal(path, {**HEADER, "space": {"lr": 0.2}}, resume=True)
+        SearchJournal(path, {**HEADER, "space": {"lr": 0.2}}, resume=True)
     with pytest.raises(InputError, match="'rows': 10"):
-        Journal(path, {**HEADER, "data": {"rows": 11, "sha256": "cd"}}, resume=True)
+        SearchJournal(path, {**HEADER, "data": {"rows": 11, "sha256": "cd"}}, resume=True)
 
 
 def test_an_existing_journal_is_not_overwritten_and_a_missing_one_not_resumed(tmp_path):
     path = tmp_path / "journal.jsonl"
     with pytest.raises(InputError, match="nothing to resume"):
-        Journal(path, HEADER, resume=True)
+        SearchJournal(path, HEADER, resume=True)
     written(path)
-    with pytest.raises(InputError, match="holds a search already"):
-        Journal(path, HEADER, resume=False)
+    with pytest.raises(InputError, match="is there already"):
+        SearchJournal(path, HEADER, resume=False)
 
 
 def test_a_full_disk_is_a_storage_error(tmp_path, monkeypatch):

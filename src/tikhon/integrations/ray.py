@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tikhon.tuning.runners import Job, PopulationRunner, State, Stopped
+from tikhon.runs.interrupt import Stopped
+from tikhon.tuning.runners import Job, PopulationRunner, State
 from tikhon.tuning.trials import Outcome, Trial
 
 try:
@@ -51,7 +52,7 @@ class RayRunner(PopulationRunner):
             done, waiting = ray.wait(waiting, timeout=0.5)
             for found, states in ray.get(done):
                 outcomes |= {outcome.trial.id: outcome for outcome in found}
-                self.states |= states
+                self.states.update(states)
                 event = {"epoch": found[0].trial.budget, "budget": found[0].trial.budget}
                 self.progress({**event, "members": len(found)})
             if self.stop():
@@ -70,8 +71,8 @@ class RayRunner(PopulationRunner):
             ray.init(address=self.address, **options)
 
     def _parents(self, trials: Sequence[Trial]) -> dict[int, State]:
-        wanted = {trial.parent for trial in trials}
-        return {id: state for id, state in self.states.items() if id in wanted}
+        wanted = {trial.parent for trial in trials if trial.parent is not None}
+        return {id: self.states[id] for id in wanted if id in self.states}
 
 
 def _train(

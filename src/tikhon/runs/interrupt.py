@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Stopped(Exception):
+    """The work was asked to stop before its end; what is done is saved."""
+
+
 class Interrupt:
     """Becomes true when the run is asked to stop; `signal` is what asked."""
 

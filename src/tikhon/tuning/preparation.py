@@ -15,7 +15,8 @@ from torch import Tensor, nn, optim
 from tikhon.errors import InputError
 from tikhon.paths.targets import fold_rows
 from tikhon.population.losses import Objective
-from tikhon.tuning.journal import Journal
+from tikhon.runs.journal import JOURNAL
+from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.runners import Config, Job
 from tikhon.tuning.space import Log, Space, Uniform
 
@@ -85,7 +86,7 @@ def all_rows(
 
 def open_journal(
     output: str | Path | None, resume: bool, space: Space, job: Job, budget: Any
-) -> Journal | None:
+) -> SearchJournal | None:
     """The journal in `output`, new or continued; None without a folder."""
     if output is None:
         if resume:
@@ -104,4 +105,4 @@ def open_journal(
         "batch_size": job.batch_size,
         "budget": str(budget),
     }
-    return Journal(Path(output) / "journal.jsonl", header, resume=resume)
+    return SearchJournal(Path(output) / JOURNAL, header, resume=resume)

@@ -6,7 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -20,6 +20,7 @@ from tikhon.population.decay import ReplayedDecay
 from tikhon.population.hyperparameters import Settings
 from tikhon.population.losses import Objective, mean_over
 from tikhon.population.population import Population
+from tikhon.runs.interrupt import Stopped
 from tikhon.tuning.space import KNOWN
 from tikhon.tuning.trials import Outcome, Trial, Value
 
@@ -73,10 +74,6 @@ class Unit:
     fold: int
 
 
-class Stopped(Exception):
-    """The trials were asked to stop before their end."""
-
-
 class Runner(ABC):
     """Executes trials; keeps their states so that later trials can continue them."""
 
@@ -91,7 +88,7 @@ class PopulationRunner(Runner):
 
     job: Job
     chunk: int = 1
-    states: dict[int, State] = field(default_factory=dict)
+    states: MutableMapping[int, State] = field(default_factory=dict)
     progress: Callable[[dict[str, Any]], None] = lambda event: None
     stop: Callable[[], bool] = lambda: False
     expired: Callable[[], bool] = lambda: False
@@ -104,24 +101,34 @@ class PopulationRunner(Runner):
         """
         units = [Unit(trial, fold) for trial in trials for fold in range(self.job.folds)]
         found: dict[tuple[int, int], Any] = {}
+        ended: dict[int, Outcome | None] = {}
         for chunk in self._chunks(units):
             whole = self._whole(trials, [*found, *((u.trial.id, u.fold) for u in chunk)])
             found.update(self._train(chunk, self.expired if whole else lambda: False))
-            if self._whole(trials, found) and self.expired():
+            whole = self._whole(trials, found)
+            ended |= {t.id: self._ended(t, found) for t in whole if t.id not in ended}
+            if whole and self.expired():
                 break
-        outcomes = []
-        for trial in self._whole(trials, found):
-            parts = [found[trial.id, fold] for fold in range(self.job.folds)]
-            if len({part[4] for part in parts}) > 1:
-                continue  # its folds ended at different epochs
-            trial = replace(trial, budget=parts[0][4])
-            states = [part[0] for part in parts]
-            if all(state is not None for state in states):
-                self.states[trial.id] = {
-                    name: torch.stack([s[name] for s in states if s]) for name in states[0] or {}
-                }
-            outcomes.append(self._outcome(trial, parts))
-        return outcomes
+        outcomes = (ended.get(trial.id) for trial in trials)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _ended(self, trial: Trial, found: dict[tuple[int, int], Any]) -> Outcome | None:
+        """The outcome of a trial all of whose folds are found; its state is kept, once.
+
+        None where its folds ended at different epochs.
+        """
+        keys = [(trial.id, fold) for fold in range(self.job.folds)]
+        parts = [found[key] for key in keys]
+        found |= {key: () for key in keys}  # what is kept twice is memory
+        if len({part[4] for part in parts}) > 1:
+            return None
+        trial = replace(trial, budget=parts[0][4])
+        states = [part[0] for part in parts]
+        if all(state is not None for state in states):
+            self.states[trial.id] = {
+                name: torch.stack([s[name] for s in states if s]) for name in states[0] or {}
+            }
+        return self._outcome(trial, parts)
 
     def _whole(self, trials: Sequence[Trial], done: Iterable[tuple[int, int]]) -> list[Trial]:
         """The trials all of whose folds are in `done`."""
@@ -131,13 +138,13 @@ class PopulationRunner(Runner):
 
     def _chunks(self, units: list[Unit]) -> Iterable[list[Unit]]:
         """Units that can run side by side: same length, same kind of settings, same model."""
+        parents = {u.trial.parent for u in units if u.trial.parent is not None}
+        starts = {p: int(self.states[p]["epoch"][0]) for p in parents if p in self.states}
 
         def alike(unit: Unit) -> str:
             config = {k: v == "auto" for k, v in sorted(unit.trial.config.items())}
-            parent = None
-            if unit.trial.parent is not None:
-                parent = self.states.get(unit.trial.parent, {}).get("epoch")
-            start = 0 if parent is None else int(parent[0])
+            parent = unit.trial.parent
+            start = 0 if parent is None else starts.get(parent, 0)
             return repr((unit.trial.budget, start, config, free(unit.trial.config)))
 
         for _, group in groupby(sorted(units, key=alike), key=alike):

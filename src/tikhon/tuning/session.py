@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tikhon.tuning.journal import Journal
+from tikhon.runs.interrupt import Stopped
+from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.plan import Plan, default_config
-from tikhon.tuning.runners import PopulationRunner, Stopped
+from tikhon.tuning.runners import PopulationRunner
 from tikhon.tuning.searches import Search
 from tikhon.tuning.space import Space
-from tikhon.tuning.states import StateStore
+from tikhon.tuning.states import States
 from tikhon.tuning.trials import History, Outcome, Trial
 
 TOP = 8  # members of the average
@@ -30,9 +31,9 @@ class Session:
     """
 
     runner: PopulationRunner
+    states: States
     history: History
-    journal: Journal | None
-    store: StateStore
+    journal: SearchJournal | None
     started: float
     budget: float
     stop: Callable[[], bool]
@@ -56,19 +57,21 @@ class Session:
 
     def run(self, search: Search) -> None:
         """Train what the search asks for until it is done, stopped, or out of time."""
-        self.runner.expired = lambda: self.past(SEARCH)
-        while trials := search.next(self.history):
-            if self.history and self.past(SEARCH):
-                self.ended = "the time budget was used up"
-                return
-            self.on_event({"event": "batch", "trials": len(trials), "budget": trials[0].budget})
-            try:
+        try:
+            self._take_up()
+            self.runner.expired = lambda: self.past(SEARCH)
+            while trials := search.next(self.history):
+                if self.history and self.past(SEARCH):
+                    self.ended = "the time budget was used up"
+                    return
+                batch = {"trials": len(trials), "budget": trials[0].budget}
+                self.on_event({"event": "batch", **batch})
                 outcomes = self._train(trials)
-            except Stopped:
-                self.ended = "stopped by request"
-                return
-            self._forget()
-            self.on_event({"event": "outcomes", "outcomes": outcomes, "history": self.history})
+                self._forget()
+                told = {"outcomes": outcomes, "history": self.history}
+                self.on_event({"event": "outcomes", **told})
+        except Stopped:
+            self.ended = "stopped by request"
 
     def finish(self, space: Space, plan: Plan) -> None:
         """Train the untuned configuration too: one search in ten ends worse than it.
@@ -76,33 +79,58 @@ class Session:
         Of the best trials, those whose weights are in another process are trained again here.
         """
         self.runner.expired = lambda: self.past(UNTUNED)
-        best = searched(self.history).ranked()[:TOP]
-        lost = [
-            replace(o.trial, parent=None) for o in best if o.trial.id not in self.runner.states
-        ]
         try:
-            if lost:
-                self.runner.run(lost)
+            self._train_again(o.trial.id for o in searched(self.history).ranked()[:TOP])
             if DEFAULT not in self.history.ids:
                 self._train([Trial(DEFAULT, default_config(space), plan.epochs)])
         except Stopped:
             self.ended = "stopped by request"
 
+    def _take_up(self) -> None:
+        """Read the states that an earlier process left; train again what is damaged.
+
+        The scores stay those of the journal.
+        """
+        if self.journal is None:
+            return
+        damaged = self.states.adopt(self.journal.seals)
+        again = self._train_again(_needed(self.history))
+        if again:
+            self.on_event({"event": "damaged", "files": damaged, "trials": again})
+            self.journal.extend([], self.states.seal())
+
     def _train(self, trials: Sequence[Trial]) -> list[Outcome]:
         outcomes = self.runner.run(trials)
-        self.store.save(self.runner.states, outcomes)
+        seals = self.states.seal()
         if self.journal is not None:
-            self.journal.extend(outcomes)
+            self.journal.extend(outcomes, seals)
         self.history = self.history.extended(outcomes)
         return outcomes
 
+    def _train_again(self, ids: Iterable[int]) -> list[int]:
+        """Make the states of trials that have none here, from their nearest ancestor that has."""
+        lost: dict[int, Trial] = {}
+        for id in ids:
+            for outcome in self.history.lineage(id):
+                if outcome.trial.id in self.states or outcome.failed:
+                    break
+                lost[outcome.trial.id] = outcome.trial
+        for budget in sorted({trial.budget for trial in lost.values()}):
+            self.runner.run([trial for trial in lost.values() if trial.budget == budget])
+        return sorted(lost)
+
     def _forget(self) -> None:
         """Drop the states of trials that were continued or are beaten: only ends are needed."""
-        newest = self.history[-1].trial.budget
-        kept = {o.trial.id for o in self.history if o.trial.budget == newest}
-        kept |= {o.trial.id for o in self.history.ranked()[: 2 * TOP]}
-        for id in [id for id in self.runner.states if id not in kept]:
-            del self.runner.states[id]
+        kept = _needed(self.history)
+        for id in [id for id in self.states if id not in kept]:
+            del self.states[id]
+
+
+def _needed(history: History) -> set[int]:
+    """The trials that may be continued or chosen."""
+    newest = history[-1].trial.budget if history else 0
+    ends = {o.trial.id for o in history if o.trial.budget == newest}
+    return ends | {o.trial.id for o in history.ranked()[: 2 * TOP]}
 
 
 def searched(history: History) -> History:

@@ -1,65 +1,148 @@
-"""The weights and optimizer states of trials on disk, so that a killed search continues."""
+"""The weights and optimizer states of trials: few in memory, the others in sealed files."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import hashlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
-from tikhon.runs.files import write_tensors
-from tikhon.tuning.trials import History, Outcome
+from tikhon.errors import DataError
+from tikhon.runs.files import explain, write_tensors
 
 State = dict[str, Tensor]
+FOLDER = "states"  # in the folder of a search
+MEMORY = 64 * 2**20  # bytes of states that wait for a file
 
 
-class StateStore:
-    """One safetensors file a batch of outcomes; files that no later trial needs are removed."""
+class States(MutableMapping[int, State]):
+    """States by trial, of which about `memory` bytes are held; the rest lies in files.
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = None if folder is None else folder / "states"
+    With the folder of a search they are what a resumed search continues from: `seal` writes all
+    that is new and tells the SHA-256 of each new file, for the journal. Without one they are
+    temporary. A file goes when none of its trials is wanted any more.
 
-    def save(self, states: Mapping[int, State], outcomes: Sequence[Outcome]) -> None:
-        """Write the states of these outcomes before the journal names them."""
-        if self.folder is None or not outcomes:
+    Raises `StorageError` where a file cannot be written, `DataError` where one cannot be read.
+    """
+
+    def __init__(self, folder: Path | None = None, *, memory: int = MEMORY) -> None:
+        self._folder, self._limit = folder, memory
+        self._temporary: Path | None = None
+        self._held: dict[int, State] = {}
+        self._size = 0
+        self._files: dict[int, Path] = {}
+        self._new: dict[str, str] = {}
+        self._number = 0
+
+    def __getitem__(self, id: int) -> State:
+        if id in self._held:
+            return self._held[id]
+        from safetensors import SafetensorError, safe_open
+
+        path, start = self._files[id], f"{id}/"
+        try:
+            with safe_open(path, framework="pt") as file:
+                keys = [key for key in file.keys() if key.startswith(start)]
+                return {key.removeprefix(start): file.get_tensor(key) for key in keys}
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{path} cannot be read ({error}); continue the search with --resume, which "
+                "trains its trials again"
+            ) from error
+
+    def __setitem__(self, id: int, state: State) -> None:
+        self.pop(id, None)
+        self._held[id] = state
+        self._size += _bytes(state)
+        if self._size > self._limit:
+            self._write()
+
+    def __delitem__(self, id: int) -> None:
+        if id in self._held:
+            self._size -= _bytes(self._held.pop(id))
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            json.dumps([o.trial.id, name]): value
-            for o in outcomes
-            for name, value in states.get(o.trial.id, {}).items()
-        }
-        if tensors:
-            write_tensors(self.folder / f"from-{outcomes[0].trial.id}.safetensors", tensors)
-        self._prune(states, outcomes)
+        path = self._files.pop(id)
+        if path not in self._files.values():
+            self._new.pop(path.name, None)
+            with suppress(OSError):
+                path.unlink()
 
-    def load(self, history: History) -> dict[int, State]:
-        """The states of the journal's outcomes."""
-        if self.folder is None or not self.folder.is_dir():
+    def __iter__(self) -> Iterator[int]:
+        return iter([*self._files, *self._held])
+
+    def __len__(self) -> int:
+        return len(self._files) + len(self._held)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._held or id in self._files
+
+    def seal(self) -> dict[str, str]:
+        """Write what is held, if it is to outlive the process; the SHA-256 of each new file."""
+        if self._folder is None:
             return {}
-        from safetensors.torch import load_file
+        self._write()
+        new, self._new = self._new, {}
+        return new
 
-        known = history.ids
-        found: dict[int, State] = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
-            for key, value in load_file(path).items():
-                id, name = json.loads(key)
-                if id in known:
-                    found.setdefault(id, {})[name] = value
-        return found
+    def adopt(self, seals: Mapping[str, str]) -> list[Path]:
+        """Take up the files of an earlier process; those that differ from their seal, left out.
 
-    def _prune(self, states: Mapping[int, State], outcomes: Sequence[Outcome]) -> None:
-        """Remove files all of whose trials have left memory."""
+        A file that a crash has left without a seal is removed.
+        """
+        if self._folder is None or not self._folder.is_dir():
+            return []
         from safetensors import safe_open
 
-        current = f"from-{outcomes[0].trial.id}.safetensors"
-        for path in self.folder.glob("*.safetensors") if self.folder else ():
-            if path.name == current:
-                continue
-            with safe_open(path, framework="pt") as file:
-                ids = {json.loads(key)[0] for key in file.keys()}
-            if not ids & set(states):
+        damaged = []
+        for path in sorted(self._folder.glob("*.safetensors")):
+            if path.name not in seals:
                 with suppress(OSError):
                     path.unlink()
+            elif not _intact(path, seals[path.name]):
+                damaged.append(path)
+            else:
+                with safe_open(path, framework="pt") as file:
+                    ids = {int(key.partition("/")[0]) for key in file.keys()}
+                self._files |= dict.fromkeys(ids, path)
+        self._number = max((int(n.partition(".")[0]) for n in seals), default=0)
+        return damaged
+
+    def _write(self) -> None:
+        if not self._held:
+            return
+        folder = self._place()
+        self._number += 1
+        path = folder / f"{self._number}.safetensors"
+        tensors = {f"{id}/{n}": t for id, state in self._held.items() for n, t in state.items()}
+        self._new[path.name] = hashlib.sha256(write_tensors(path, tensors)).hexdigest()
+        self._files |= dict.fromkeys(self._held, path)
+        self._held, self._size = {}, 0
+
+    def _place(self) -> Path:
+        try:
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                return self._folder
+            if self._temporary is None:
+                self._temporary = Path(tempfile.mkdtemp(prefix="tikhon-states-"))
+                weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
+            return self._temporary
+        except OSError as error:
+            raise explain(error, self._folder or Path(tempfile.gettempdir()), 0) from error
+
+
+def _bytes(state: State) -> int:
+    return sum(t.numel() * t.element_size() for t in state.values())
+
+
+def _intact(path: Path, seal: str) -> bool:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == seal
+    except OSError:
+        return False

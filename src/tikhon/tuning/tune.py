@@ -21,7 +21,7 @@ from tikhon.training.recipe import Recipe
 from tikhon.tuning.builder import Builder
 from tikhon.tuning.choice import Audit, audit, choose, near_best
 from tikhon.tuning.ensemble import Average
-from tikhon.tuning.journal import Journal
+from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.plan import Plan, default_config, make_plan
 from tikhon.tuning.preparation import (
     all_rows,
@@ -42,7 +42,7 @@ from tikhon.tuning.runners import (
 from tikhon.tuning.searches import Halving, Search, SpaceFilling
 from tikhon.tuning.session import DEFAULT, TOP, Session, searched
 from tikhon.tuning.space import Space
-from tikhon.tuning.states import StateStore
+from tikhon.tuning.states import FOLDER, States
 from tikhon.tuning.trials import History, Outcome
 
 
@@ -202,14 +202,13 @@ def tune(
     job = replace(job, epochs=plan.epochs)
     full = all_rows(job, x, y, held_out, device)
     strategy = _strategy(search, space, plan, seed)
-    store = StateStore(None if output is None else Path(output))
     trainer = runner(job, plan.chunk)
+    trainer.states = states = States(None if output is None else Path(output) / FOLDER)
     trainer.stop = stop
     trainer.progress = lambda event: on_event({"event": "epoch", **event})
     history = History() if journal is None else journal.history
-    trainer.states.update(store.load(history))
     limit = math.inf if plan.seconds is None else plan.seconds
-    session = Session(trainer, history, journal, store, started, limit, stop, on_event)
+    session = Session(trainer, states, history, journal, started, limit, stop, on_event)
     session.run(strategy)
     on_event({"event": "searched", "history": session.history})
     session.history = strategy.collect(session.history)
@@ -247,8 +246,8 @@ def _conclude(
     top = [chosen, *[k for k in near if k != chosen]][:TOP]
     models: list[dict[str, Tensor] | None] = [None] * len(top)
     if refit:
-        states = [runner.states[o.trial.id] for o in ends]
-        top, models = _refitted(full, configs, top, states, session, plan.chunk)
+        ids = [o.trial.id for o in ends]
+        top, models = _refitted(full, configs, top, ids, session, plan.chunk)
     members = [
         _model(job, configs[k], runner.states[ends[k].trial.id], model)
         for k, model in zip(top, models)
@@ -292,7 +291,7 @@ def _refitted(
     full: Job,
     configs: list[Config],
     top: list[int],
-    states: list[dict[str, Tensor]],
+    ids: list[int],
     session: Session,
     chunk: int,
 ) -> tuple[list[int], list[dict[str, Tensor] | None]]:
@@ -316,7 +315,7 @@ def _refitted(
     for alike in _alike(wanted):
         for group in (alike[i : i + chunk] for i in range(0, len(alike), chunk)):
             auto = wanted[group[0]].get("weight_decay") == "auto"
-            traces = [states[chosen[k]]["decay.trace"].mean(0) if auto else None for k in group]
+            traces = [_trace(session, ids[chosen[k]]) if auto else None for k in group]
             for k, model in zip(
                 group, train_on_all(full, [wanted[k] for k in group], traces, stop)
             ):
@@ -324,6 +323,11 @@ def _refitted(
     done = [k for k in range(count) if found[k] is not None]
     first = [] if 0 in done else [0]
     return [chosen[k] for k in first + done], [found[k] for k in first + done]
+
+
+def _trace(session: Session, id: int) -> Tensor:
+    """The strengths that a trial has found, the mean over its folds."""
+    return session.states[id]["decay.trace"].mean(0)
 
 
 def _alike(configs: list[Config]) -> list[list[int]]:
@@ -360,9 +364,12 @@ def _strategy(
     return Halving(space, design, full=plan.epochs)
 
 
-def _plan(job: Job, space: Space, budget: Any, journal: Journal | None) -> Plan:
+def _plan(job: Job, space: Space, budget: Any, journal: SearchJournal | None) -> Plan:
     if journal is not None and journal.plan is not None:
-        return Plan(**journal.plan)
+        try:
+            return Plan(**journal.plan)
+        except TypeError as error:
+            raise journal.record.malformed(error) from error
     plan = make_plan(job, space, budget)
     if journal is not None:
         journal.record_plan(plan.to_dict())

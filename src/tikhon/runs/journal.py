@@ -1,0 +1,131 @@
+"""An append-only record on disk: a header and events, one checked JSON line each."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tikhon.errors import DataError, InputError
+from tikhon.runs.files import SCHEMA_VERSION, explain, write_bytes
+
+JOURNAL = "journal.jsonl"
+
+
+class Journal:
+    """A header (what is asked, of which data), then the events so far.
+
+    Every line ends in a checksum of its text. A line that a crash has torn, or a damaged one, is
+    cut off with all behind it when the journal is opened again: what was cut is kept beside it as
+    `NAME.torn`, and `torn` names that file.
+
+    Raises `InputError` for a journal that is there without `resume`, is not there with it, or was
+    started with another header, `DataError` for a file that is no journal, and `StorageError` when
+    it cannot be written.
+    """
+
+    def __init__(self, path: str | Path, header: Mapping[str, Any], *, resume: bool) -> None:
+        self.path = Path(path)
+        self.torn: str | None = None
+        if resume and not self.path.exists():
+            raise InputError(f"nothing to resume: {self.path} does not exist")
+        lines = self._repaired() if self.path.exists() else []
+        if lines and not resume:
+            raise InputError(
+                f"{self.path} is there already: continue it with resume, or give another output "
+                "folder"
+            )
+        header = {"schema_version": SCHEMA_VERSION, **_plain(header)}
+        if lines:
+            compare_headers(lines[0], header, self.path)
+        else:
+            self._make_folder()
+            self.append(header)
+        self.events: list[dict[str, Any]] = lines[1:]
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Append one event and see it safely on disk before returning."""
+        line = f"{_line(event)}\n".encode()
+        try:
+            size = self.path.stat().st_size if self.path.exists() else 0
+            try:
+                with self.path.open("ab") as file:
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(self.path, size)  # a part of a line would spoil the next one
+                raise
+        except OSError as error:
+            raise explain(error, self.path, len(line)) from error
+
+    def malformed(self, error: Exception) -> DataError:
+        """The error for events that no version of this program can have written."""
+        return DataError(
+            f"{self.path} is no journal of this kind ({type(error).__name__}: {error}); restore "
+            "it from a copy, or run again with --overwrite"
+        )
+
+    def _make_folder(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain(error, self.path.parent, 0) from error
+
+    def _repaired(self) -> list[dict[str, Any]]:
+        data = self.path.read_bytes()
+        lines, good = [], 0
+        for event, size in _events(data):
+            lines.append(event)
+            good += size
+        if good == 0 and b"\n" in data:
+            raise DataError(
+                f"{self.path} is damaged in its first line, or no journal; restore it from a "
+                "copy, or run again with --overwrite"
+            )
+        if good < len(data):
+            self.torn = f"{self.path}.torn"
+            write_bytes(Path(self.torn), data[good:])
+            write_bytes(self.path, data[:good])
+        return lines
+
+
+def compare_headers(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+    """Raise `InputError` with what differs between a run that is there and the one asked for."""
+    differing = [name for name in {**stored, **asked} if stored.get(name) != asked.get(name)]
+    if differing:
+        lines = [f"  {n}: {stored.get(n)!r} there, now {asked.get(n)!r}" for n in differing]
+        raise InputError(
+            f"cannot resume {path}: it was started with different {', '.join(differing)}\n"
+            + "\n".join(lines)
+            + "\nrepeat the first command's settings, or start a new output folder"
+        )
+
+
+def _events(data: bytes) -> Iterator[tuple[dict[str, Any], int]]:
+    """The events up to the first line that is torn or damaged, and the bytes of each."""
+    for raw in data.splitlines(keepends=True):
+        text, tab, checksum = raw.rpartition(b"\t")
+        if not tab or checksum != f"{zlib.crc32(text):08x}\n".encode():
+            return
+        try:
+            event = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(event, dict):
+            return
+        yield event, len(raw)
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    text = json.dumps(event, ensure_ascii=False, allow_nan=False, sort_keys=True)
+    return f"{text}\t{zlib.crc32(text.encode()):08x}"
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(value, allow_nan=False))
