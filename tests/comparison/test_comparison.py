@@ -7,14 +7,16 @@ import pytest
 import torch
 from scipy import stats
 
-from tikhon.comparison import NAMES, Method, balance, compare
+from tikhon.comparison import NAMES, Method, Records, balance, compare
 from tikhon.comparison.architecture import DeepMLP, backprop_ratio
 from tikhon.comparison.compare import _plan
 from tikhon.comparison.methods import design
 from tikhon.comparison.statistics import interval, p_value, tied
 from tikhon.data import load
 from tikhon.data.arrays import from_arrays
-from tikhon.errors import InputError
+from tikhon.errors import DataError, InputError
+from tikhon.runs.interrupt import Stopped
+from tikhon.runs.journal import Journal
 
 
 @pytest.mark.parametrize("name", [*NAMES, "l2+dropout", "l1+dropout+mixup"])
@@ -145,3 +147,47 @@ def test_the_ratio_is_of_the_first_and_last_weights():
     torch.nn.functional.cross_entropy(model(x), y).backward()
     by_hand = model.first.weight.grad.norm() / model.last.weight.grad.norm()
     assert backprop_ratio(model, x, y) == pytest.approx(float(by_hand), rel=1e-5)
+
+
+# -- interrupted -------------------------------------------------------------------------------
+
+ASKED = {"splits": 2, "trials": 2, "epochs": 2, "batch_size": 8, "seeds": 2}
+
+
+def timeless(result):
+    """Without what a clock decides."""
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in result["methods"]]
+    return {**result, "methods": rows, "seconds": 0}
+
+
+def found(records):
+    shapes = balance(noisy(), widths=[3], strengths=(0.0, 0.1), epochs=2, records=records)
+    result = compare(noisy(), ["none", "auto"], **ASKED, records=records).to_dict()
+    return timeless(result), shapes.to_dict()
+
+
+def test_a_comparison_stopped_at_every_training_ends_as_if_it_never_was(tmp_path):
+    whole, path, stops = found(Records()), tmp_path / "journal.jsonl", 0
+    while True:
+        known = len(Records(Journal(path, {}, resume=path.exists()))) if path.exists() else 0
+        records = Records(Journal(path, {}, resume=path.exists()))
+        records.stop = lambda r=records, n=known: len(r) > n  # after one training more
+        try:
+            assert found(records) == whole
+            break
+        except Stopped:
+            stops += 1
+            assert len(records) == known + 1
+    assert stops == 2 + 4 * 2 + 2
+
+
+def test_a_journal_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path, {}, resume=False)
+    journal.append({"name": "split 1, none, point 1", "found": {"lr": 1}, "seconds": 0})
+    records = Records(Journal(path, {}, resume=True))
+    with pytest.raises(DataError, match="no journal of this kind"):
+        compare(noisy(), ["none"], **ASKED, records=records)
+    journal.append({"outcomes": []})
+    with pytest.raises(DataError, match="no journal of this kind"):
+        Records(Journal(path, {}, resume=True))

@@ -10,8 +10,9 @@ import torch
 
 from tikhon.errors import DataError
 from tikhon.models.mlp import MLP
+from tikhon.runs.run_directory import STATES
 from tikhon.tuning.space import Log, Space
-from tikhon.tuning.states import FOLDER, States
+from tikhon.tuning.states import States
 from tikhon.tuning.tune import tune
 
 
@@ -132,7 +133,7 @@ def test_a_search_whose_states_are_damaged_ends_as_if_they_were_not(
     interrupted, whole, tmp_path, damage
 ):
     run = shutil.copytree(interrupted, tmp_path / "run")
-    for path in (run / FOLDER).glob("*.safetensors"):
+    for path in (run / STATES).glob("*.safetensors"):
         DAMAGE[damage](path)
     result, told = search(run, resume=True)
     damaged = [event for event in told if event["event"] == "damaged"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tikhon.budget import seconds_of
 from tikhon.cli import tables
+from tikhon.cli.folders import command_of, output_of
 from tikhon.cli.options import (
     MODEL,
     REGULARIZATION,
@@ -22,9 +23,15 @@ from tikhon.cli.options import (
     Output,
     Overwrite,
     Quiet,
+    Resume,
     Seed,
 )
+from tikhon.cli.resuming import completed, interrupted, take
 from tikhon.errors import InputError
+
+if TYPE_CHECKING:
+    from tikhon.cli.terminal import Terminal
+    from tikhon.data import Dataset
 
 
 def _sizes_option(help: str) -> Any:
@@ -81,11 +88,12 @@ def compare(
     budget: Budget = None,
     seed: Seed = 0,
     output: Output = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
-) -> None:
+) -> int:
     """Tune every method with the same budget on several splits: which is better, or none?
 
     --widths draws the test score over width x strength, --depths over depth x remedy x strength.
@@ -94,48 +102,79 @@ def compare(
     wide, deep = _sizes(widths, "--widths"), _sizes(depths, "--depths")
     table = tables.table_options(context.params)
 
-    from tikhon.cli.conclusion import following, show, write
     from tikhon.cli.progress import StepProgress
     from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
-    from tikhon.comparison import DEFAULT, Method
-    from tikhon.comparison import balance as over_shapes
-    from tikhon.comparison import compare as over_methods
+    from tikhon.comparison import DEFAULT, Method, Records
     from tikhon.data import load
-    from tikhon.runs.run_directory import RunDirectory
+    from tikhon.runs.interrupt import Stopped, interruptible
+    from tikhon.runs.journal import Journal
+    from tikhon.runs.run_directory import JOURNAL, RunDirectory
 
     terminal = Terminal(json=json, quiet=quiet)
     limit_threads(0)
     source = load(data, data_dir=data_dir, table=table)
-    names = methods.split(",") if methods else list(DEFAULT)
+    names: list[str] = methods.split(",") if methods else list(DEFAULT)
     if not methods and source.task != "classification":
         names = [name for name in names if not Method.of(name).classes_only]
-    folder = _folder(output, source.name, overwrite)
+    settings = {
+        "model": model,
+        "splits": splits,
+        "trials": trials,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "budget": budget,
+    }
+    path = output_of(output, f"{source.name}-compare", resume)
     tables.introduce(terminal, source)
-    with StepProgress(terminal) as on_event:
-        found = over_methods(
-            source,
-            names,
-            model=model,
-            splits=splits,
-            trials=trials,
-            epochs=epochs,
-            batch_size=batch_size,
-            budget=budget,
-            seed=seed,
-            on_event=on_event,
-        )
-        result = found.to_dict()
-        if wide or deep:
-            shapes = over_shapes(
-                source, widths=wide, depths=deep, epochs=epochs, seed=seed, on_event=on_event
-            )
-            result["architecture"] = shapes.to_dict()
-    result["next"] = [shlex.join(_following(result, data, target))]
-    _save(folder, source, model, result, seed)
-    page = write(folder)
-    RunDirectory(folder).finish()
-    show(terminal, folder)
+    if resume and completed(terminal, path):
+        return 0
+    config = _config(path, source, model, seed)
+    with RunDirectory(path) as folder:
+        take(folder, config, resume=resume, overwrite=overwrite)
+        header = {**settings, "methods": names, "seed": seed, "widths": wide, "depths": deep}
+        going_on = resume and (path / JOURNAL).exists()
+        journal = Journal(path / JOURNAL, header, resume=going_on)
+        if journal.torn is not None:
+            terminal.note(f"the end of {journal.path} is damaged: it is done again", "yellow")
+        with interruptible() as interrupt, StepProgress(terminal) as on_event:
+            records = Records(journal, stop=interrupt.__bool__)
+            given: dict[str, Any] = {"seed": seed, "records": records, "on_event": on_event}
+            try:
+                result = _result(source, names, settings, wide, deep, given)
+            except Stopped:
+                kept = f"{len(records)} trainings are kept in {path}"
+                return interrupted(terminal, interrupt, config["command"], kept)
+        result["next"] = [shlex.join(_following(result, data, target))]
+        folder.write("result.json", result)
+        _conclude(terminal, path, result)
+    return 0
+
+
+def _result(
+    source: Any,
+    names: list[str],
+    settings: dict[str, Any],
+    wide: list[int],
+    deep: list[int],
+    given: dict[str, Any],
+) -> dict[str, Any]:
+    from tikhon.comparison import balance, compare
+
+    result = compare(source, names, **settings, **given).to_dict()
+    if wide or deep:
+        shapes = balance(source, widths=wide, depths=deep, epochs=settings["epochs"], **given)
+        result["architecture"] = shapes.to_dict()
+    return result
+
+
+def _conclude(terminal: Terminal, path: Path, result: dict[str, Any]) -> None:
+    from tikhon.cli.conclusion import following, show, write
+    from tikhon.runs.run_directory import RunDirectory
+
+    page = write(path)
+    RunDirectory(path).finish()
+    show(terminal, path)
     terminal.say(
         "as good: not told apart from the first; seed spread: standard deviation of the test "
         "score over seeds"
@@ -145,7 +184,7 @@ def compare(
         if chosen := [row for row in shapes if kind in row]:
             terminal.table(*_grid(chosen, kind))
     following(terminal, page, result["next"])
-    terminal.document({"output": str(folder), "report": str(page), **result})
+    terminal.document({"output": str(path), "report": str(page), **result})
 
 
 def _following(result: dict[str, Any], data: str, target: str | None) -> list[str]:
@@ -176,40 +215,26 @@ def _sizes(text: str | None, option: str) -> list[int]:
         raise InputError(f"{option} takes whole numbers like 32,128, received {text!r}") from error
 
 
-def _folder(output: Path | None, name: str, overwrite: bool) -> Path:
-    from tikhon.runs.run_directory import RunDirectory, next_free
-
-    path = output or next_free(Path("runs"), f"{name}-compare")
-    with RunDirectory(path) as folder:
-        folder.create(overwrite=overwrite)
-    return path
-
-
-def _save(path: Path, source: Any, model: str, result: dict[str, Any], seed: int) -> None:
-    import sys
-
-    from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
+def _config(path: Path, source: Dataset, model: str, seed: int) -> dict[str, Any]:
     from tikhon.training.fit import versions
 
-    folder = RunDirectory(path)
     about = {
         "name": source.name,
         "task": source.task,
         "rows": len(source.x),
         "features": source.x[0].numel(),
         "classes": list(source.classes),
+        "fingerprint": source.fingerprint(),
     }
-    config = {
+    return {
         "kind": "compare",
-        "command": ["tikhon", *sys.argv[1:]],
+        "command": command_of(path),
         "data": about,
         "model": {"name": model},
         "seed": seed,
         "device": "cpu",
         "versions": versions(),
     }
-    folder.write(CONFIG, config)
-    folder.write(RESULT, result)
 
 
 def _grid(rows: list[dict[str, Any]], kind: str) -> tuple[list[str], list[list[str]]]:

@@ -54,10 +54,12 @@ def conclude_saved(
     left_out: Sequence[str],
 ) -> None:
     """Write the page of a run whose result is saved, and print it; `kept` is what it left."""
+    from tikhon.runs.interrupt import REQUESTED
     from tikhon.runs.run_directory import RunDirectory
 
     page = write(path)
-    RunDirectory(path).finish()
+    if result.get("stopped") != REQUESTED:
+        RunDirectory(path).finish()
     show(terminal, path)
     terminal.say(f"{result['seconds']:.1f} s; {kept} in {path}")
     following(terminal, page, result["next"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from tikhon.cli.folders import about_data, command_of, output_of
 from tikhon.cli.length import length_of, needs_length
 from tikhon.cli.options import penalty_entry, strength
 from tikhon.cli.progress import FitProgress
+from tikhon.cli.resuming import completed, interrupted
 from tikhon.cli.terminal import Terminal
 from tikhon.cli.threads import limit_threads
 
@@ -63,7 +63,7 @@ def carry_out(given: Mapping[str, Any]) -> int:
 
     terminal = Terminal(json=given["json"], quiet=given["quiet"])
     job = _prepare(given)
-    if given["resume"] and _complete(terminal, job.path):
+    if given["resume"] and completed(terminal, job.path):
         return 0
     _introduce(terminal, job)
     limit_threads(job.about["model"]["parameters"] * given["batch_size"])
@@ -90,10 +90,8 @@ def carry_out(given: Mapping[str, Any]) -> int:
             **job.training,
         )
     if run.ended == "stopped":
-        again = shlex.join([*job.about["command"], "--resume"])
-        terminal.note(f"stopped after step {progress.step:,}, saved in {job.path}; continue with")
-        terminal.note(f"  {again}")
-        return 128 + int(interrupt.signal or 0)
+        kept = f"step {progress.step:,} is saved in {job.path}"
+        return interrupted(terminal, interrupt, job.about["command"], kept)
     test, center = job.parts.test, job.parts.scaling.get("target_mean", 0.0)
     center = center if isinstance(center, float) else center[0]
     more: dict[str, Any] = {
@@ -112,23 +110,6 @@ def carry_out(given: Mapping[str, Any]) -> int:
         )
     conclude_fit(terminal, run, job.path, more, job.parts.train.classes)
     return 0
-
-
-def _complete(terminal: Terminal, path: Path) -> bool:
-    """Write what a killed process had still to write of a run that was trained to its end."""
-    from tikhon.report import write
-    from tikhon.runs.run_directory import REPORT, RESULT, RunDirectory
-
-    with RunDirectory(path) as folder:
-        there = (path / RESULT).exists()
-        if not there or (folder.is_finished and (path / REPORT).exists()):
-            return False
-        folder.lock()
-        page = write(path)
-        folder.finish()
-    terminal.say(f"the training had ended; what was missing is written now\nreport: {page}")
-    terminal.document({"output": str(path), **folder.read(RESULT)})
-    return True
 
 
 def _prepare(given: Mapping[str, Any]) -> Job:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from tikhon.cli.options import (
     Resume,
     Seed,
 )
+from tikhon.cli.resuming import completed, interrupted, take
 from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError
 
@@ -119,8 +119,8 @@ def tune(
     from tikhon.cli.threads import limit_threads
     from tikhon.data import load, split
     from tikhon.models import build
-    from tikhon.runs.interrupt import interruptible
-    from tikhon.runs.run_directory import CONFIG, RunDirectory
+    from tikhon.runs.interrupt import Stopped, interruptible
+    from tikhon.runs.run_directory import CONFIG, JOURNAL, RunDirectory
     from tikhon.training.fit import versions
 
     terminal = Terminal(json=json, quiet=quiet)
@@ -171,22 +171,19 @@ def tune(
         batch_size=batch_size,
         device=_device(device),
         output=path,
-        resume=resume,
+        resume=resume and (path / JOURNAL).exists(),
     )
     if storage or ray or workers > 1:
         searching |= _distributed(storage, ray, path, seed, workers)
+    if resume and completed(terminal, path):
+        return 0
     with RunDirectory(path) as folder:
-        if resume:
-            if not folder.exists:
-                raise InputError(f"nothing to resume: {path} holds no run")
-            folder.lock()
-        else:
-            folder.create(overwrite=overwrite)
-            _clear(path)
-            folder.write(CONFIG, config)
+        if others and resume and folder.exists:  # it is named by the choice at the end
+            config["model"] = folder.read(CONFIG).get("model")
+        take(folder, config, resume=resume, overwrite=overwrite)
         helpers = [] if join else _start_workers(workers, storage or _own_storage(path), path)
         try:
-            with interruptible() as interrupt, Board(terminal) as board:
+            with interruptible() as interrupt:
                 from tikhon.tuning.tune import tune as search
 
                 def on_event(event: dict[str, Any]) -> None:
@@ -194,9 +191,13 @@ def tune(
                     if join and event["event"] == "searched":
                         raise _Joined
 
-                result = search(
-                    network, train, stop=interrupt.__bool__, on_event=on_event, **searching
-                )
+                searching |= {"stop": interrupt.__bool__, "on_event": on_event}
+                try:
+                    with Board(terminal) as board:
+                        result = search(network, train, **searching)
+                except Stopped:
+                    kept = f"no trial was finished yet in {path}"
+                    return interrupted(terminal, interrupt, config["command"], kept)
         except _Joined:
             return 0
         finally:
@@ -206,11 +207,11 @@ def tune(
         answers = shlex.join(["tikhon", "predict", str(path), data])
         more = _tests(result, train, parts, loss) | {"next": [answers]}
         document = _save(folder, result, config, more)
-    if interrupt:
-        again = shlex.join([*config["command"], "--resume"])
-        terminal.note(f"stopped; all finished trials are kept in {path}; continue with\n  {again}")
     _conclude(terminal, document, path)
-    return 128 + int(interrupt.signal or 0) if interrupt else 0
+    if not interrupt:
+        return 0
+    kept = f"the finished trials are kept in {path}"
+    return interrupted(terminal, interrupt, config["command"], kept)
 
 
 def _check_sharing(workers: int, join: bool, storage: str | None) -> None:
@@ -258,6 +259,8 @@ class Board:
             self._rungs[event["budget"]]["epoch"] = event["epoch"]
         elif kind == "outcomes":
             self._outcomes(event["outcomes"])
+        elif kind == "damaged":
+            self._damaged(event)
         if self._live is not None:
             self._live.update(self._table())
 
@@ -269,6 +272,12 @@ class Board:
         )
         if plan["chunk"] == 1 and plan["reason"]:
             self._terminal.note(f"not vectorised: {plan['reason']}", "yellow")
+
+    def _damaged(self, event: dict[str, Any]) -> None:
+        found = ", ".join(map(str, event["files"]))
+        why = f"{found} is damaged" if found else "their states are gone"
+        again = ", ".join(map(str, event["trials"])) or "those after it"
+        self._terminal.note(f"{why}: trials {again} are trained again", "yellow")
 
     def _outcomes(self, outcomes: list[Any]) -> None:
         rung = self._rungs[self._now]  # trials that ran out of time carry fewer epochs
@@ -322,12 +331,6 @@ def _device(device: str) -> str:
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _clear(path: Path) -> None:
-    """What an earlier search left in a folder that is replaced."""
-    (path / "journal.jsonl").unlink(missing_ok=True)
-    shutil.rmtree(path / "states", ignore_errors=True)
 
 
 def _distributed(

@@ -3,5 +3,6 @@
 from tikhon.comparison.architecture import Shapes, balance
 from tikhon.comparison.compare import Comparison, compare
 from tikhon.comparison.methods import DEFAULT, NAMES, Method
+from tikhon.comparison.trainings import Records
 
-__all__ = ["DEFAULT", "NAMES", "Comparison", "Method", "Shapes", "balance", "compare"]
+__all__ = ["DEFAULT", "NAMES", "Comparison", "Method", "Records", "Shapes", "balance", "compare"]

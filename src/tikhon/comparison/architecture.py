@@ -10,10 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tikhon.data import Dataset, split
+from tikhon.comparison.trainings import Records
+from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
 from tikhon.models import MLP
 from tikhon.penalties import L2
+from tikhon.runs.interrupt import Stopped
 from tikhon.training import fit
 from tikhon.training.losses import loss_of
 from tikhon.training.recipe import Recipe
@@ -69,6 +71,7 @@ def balance(
     epochs: int = 30,
     lr: float = 1e-3,
     seed: int = 0,
+    records: Records | None = None,
     on_event: Callable[[str, int, int], None] = lambda text, done, total: None,
 ) -> Shapes:
     """Test scores over width x strength of L2, and over depth x remedy x strength.
@@ -76,8 +79,11 @@ def balance(
     A row of a deep network also holds its backprop ratio: the norm of the loss gradient at the
     first weight matrix over that at the last, at step 0 (1 is even, 0 has vanished).
 
-    Raises `InputError` for widths or depths below 1.
+    `records` are those of `compare`.
+
+    Raises `InputError` for widths or depths below 1, `Stopped` when it was asked to stop.
     """
+    records = Records() if records is None else records
     for name, sizes in (("widths", widths), ("depths", depths)):
         if any(size < 1 for size in sizes):
             raise InputError(f"{name} must be 1 or more, received {list(sizes)}")
@@ -94,29 +100,45 @@ def balance(
     for about, make in plans:
         for strength in strengths:
             on_event(str(about), len(rows), total)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                model = make()
-            row = {**about, "strength": strength}
-            if "depth" in about:
-                some = parts.train.x[:256], parts.train.y[:256]
-                row["backprop_ratio"] = backprop_ratio(model, *some)
-            recipe = Recipe({"*": L2(strength)}) if strength else Recipe()
-            run = fit(
-                model,
-                (parts.train.x, parts.train.y),
-                recipe,
-                valid=(parts.valid.x, parts.valid.y),
-                test=(parts.test.x, parts.test.y),
-                lr=lr,
-                epochs=epochs,
-                seed=seed,
-                unit=parts.train.unit,
-                device="cpu",
-                linear=False,
-            )
-            rows.append(row | {k: v for k, v in (run.metrics or {}).items() if "/loss" not in k})
+            asked = about | {"strength": strength}
+            find = partial(_trained, make, parts, asked, epochs, lr, seed, records.stop)
+            rows.append(records.once(str(asked), find))
     return Shapes(tuple(rows))
+
+
+def _trained(
+    make: Callable[[], nn.Module],
+    parts: Split,
+    asked: dict[str, Any],
+    epochs: int,
+    lr: float,
+    seed: int,
+    stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """One row: what was asked for, and the scores of the network that it gives."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+    row = dict(asked)
+    if "depth" in asked:
+        row["backprop_ratio"] = backprop_ratio(model, parts.train.x[:256], parts.train.y[:256])
+    run = fit(
+        model,
+        (parts.train.x, parts.train.y),
+        Recipe({"*": L2(asked["strength"])}) if asked["strength"] else Recipe(),
+        valid=(parts.valid.x, parts.valid.y),
+        test=(parts.test.x, parts.test.y),
+        lr=lr,
+        epochs=epochs,
+        seed=seed,
+        unit=parts.train.unit,
+        device="cpu",
+        linear=False,
+        stop=stop,
+    )
+    if run.ended == "stopped":
+        raise Stopped
+    return row | {k: v for k, v in (run.metrics or {}).items() if "/loss" not in k}
 
 
 def backprop_ratio(model: nn.Module, x: Tensor, y: Tensor) -> float:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean, stdev
-from typing import Any, cast
-
-import torch
-from torch import nn
+from typing import Any
 
 from tikhon import notebook
 from tikhon.budget import seconds_of
 from tikhon.comparison.methods import Method, design
 from tikhon.comparison.statistics import interval, tied
+from tikhon.comparison.trainings import Fitted, Records, Trainer
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
-from tikhon.models import build
-from tikhon.training import fit
-from tikhon.training.recipe import Recipe
 
 _TUNED = 3  # trainings below which nothing was chosen
 _SPLITS = 3  # splits below which an interval says little
@@ -29,24 +24,6 @@ _DEARER = 1.3  # a method over a training without one, on average
 Event = Callable[[str, int, int], None]  # what is done, trainings so far, trainings in all
 
 
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """One training: what it was, what it scored."""
-
-    recipe: Recipe
-    lr: float
-    seed: int
-    model: nn.Module
-    metrics: dict[str, float]
-    seconds: float
-
-    def score(self, part: str) -> float:
-        """Higher is better: accuracy, or minus the root mean square error."""
-        if f"{part}/accuracy" in self.metrics:
-            return self.metrics[f"{part}/accuracy"]
-        return -self.metrics[f"{part}/rmse"]
-
-
 @dataclass
 class Contender:
     """What one method came to, over the splits."""
@@ -54,7 +31,32 @@ class Contender:
     method: Method
     chosen: list[Fitted] = field(default_factory=list)  # one a split
     reseeded: list[float] = field(default_factory=list)  # test scores on the first split
-    parameters: list[tuple[int, int]] = field(default_factory=list)  # before, after compaction
+
+    def tune(
+        self, trainer: Trainer, records: Records, parts: Split, trials: int, number: int, seed: int
+    ) -> None:
+        """Choose on one split: every point is trained, the validation loss decides."""
+        found = []
+        for place, point in enumerate(design(self.method.dimensions, trials)):
+            recipe, lr = self.method.recipe(point)
+            found.append(
+                records.fitted(
+                    f"split {number + 1}, {self.method.name}, point {place + 1}",
+                    partial(trainer.fit, parts, recipe, lr, seed=seed),
+                )
+            )
+        self.chosen.append(min(found, key=lambda fitted: fitted.metrics["valid/loss"]))
+
+    def repeat(self, trainer: Trainer, records: Records, parts: Split, seeds: int) -> None:
+        """Train the choice of the first split again from other seeds."""
+        chosen = self.chosen[0]
+        self.reseeded = [chosen.score("test")]
+        for place in range(1, seeds):
+            again = records.fitted(
+                f"split 1, {self.method.name}, seed {place + 1}",
+                partial(trainer.fit, parts, chosen.recipe, chosen.lr, seed=1000 + place),
+            )
+            self.reseeded.append(again.score("test"))
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ def compare(
     budget: str | None = None,
     seeds: int = 3,
     seed: int = 0,
+    records: Records | None = None,
     on_event: Event = lambda text, done, total: None,
 ) -> Comparison:
     """Tune every method on every split with the same number of trainings, then test the choice.
@@ -192,11 +195,16 @@ def compare(
             method is tuned. A split that would exceed it is not begun once there are three.
         seeds: test scores of the first split's choice under so many seeds (its stability).
         seed: of everything.
+        records: what an earlier process has found, and where this one writes it down; its `stop`
+            ends the comparison.
 
-    Raises `InputError` for unknown methods or ones that need classes.
+    Raises `InputError` for unknown methods or ones that need classes, `Stopped` when it was asked
+    to stop.
     """
     if splits < 1 or seeds < 1:
         raise InputError(f"splits and seeds must be 1 or more, received {splits} and {seeds}")
+    if trials is not None and trials < 1:
+        raise InputError(f"trials must be 1 or more, received {trials}")
     limit = seconds_of(budget)
     contenders = [Contender(Method.of(name)) for name in methods]
     for contender in contenders:
@@ -204,38 +212,33 @@ def compare(
             raise InputError(
                 f"method {contender.method.name!r} needs classes; the target is a number"
             )
-    started = time.perf_counter()
-    trainer = _Trainer(model, epochs, batch_size)
-    parts = split(data, seed=seed)
-    cost = trainer.cost(parts)
+    records = Records() if records is None else records
+    trainer = Trainer(model, epochs, batch_size, records.stop)
     fixed = len(contenders) * (seeds - 1)
     asked = splits
+
+    parts = split(data, seed=seed)
+
+    def planned() -> int:
+        cost = 0.0 if limit is None else trainer.cost(parts)
+        return _plan(limit, _DEARER * cost, len(contenders), splits, fixed)
+
     if trials is None:
-        trials = _plan(limit, _DEARER * cost, len(contenders), splits, fixed)
+        trials = int(records.once("trainings a method and split", planned))
     total, done = len(contenders) * splits * trials + fixed, 0
     for number in range(splits):
-        parts = split(data, seed=seed + number)
+        if number:
+            parts = split(data, seed=seed + number)
         for contender in contenders:
             on_event(f"split {number + 1}/{splits}: {contender.method.name}", done, total)
-            found = [
-                trainer.fit(parts, *contender.method.recipe(point), seed=seed + number)
-                for point in design(contender.method.dimensions, trials)
-            ]
-            chosen = min(found, key=lambda fitted: fitted.metrics["valid/loss"])
-            contender.chosen.append(chosen)
-            contender.parameters.append(_sizes(chosen.model, parts))
+            contender.tune(trainer, records, parts, trials, number=number, seed=seed + number)
             done += trials
             if number == 0:
-                contender.reseeded = [chosen.score("test")] + [
-                    trainer.fit(parts, chosen.recipe, chosen.lr, seed=1000 + s).score("test")
-                    for s in range(1, seeds)
-                ]
+                contender.repeat(trainer, records, parts, seeds)
                 done += seeds - 1
-        spent = time.perf_counter() - started
-        if (
-            limit
-            and number + 1 >= min(asked, _SPLITS)
-            and spent * (number + 2) / (number + 1) > limit
+        if number + 1 >= min(asked, _SPLITS) and not records.once(
+            f"time is left after split {number + 1}",
+            lambda n=number: not limit or records.seconds * (n + 2) / (n + 1) <= limit,
         ):
             break
     splits = len(contenders[0].chosen)
@@ -243,15 +246,20 @@ def compare(
     step = 1 / len(parts.test.x) if data.task == "classification" else 0.0
     rows = _rows(contenders, share, step)
     metric = "accuracy" if data.task == "classification" else "rmse"
-    seconds = time.perf_counter() - started
-    notice = ""
-    if trials < _TUNED or splits < asked:
-        enough = 1.2 * seconds * asked * max(trials, _TUNED) / (splits * trials)
-        notice = (
-            f"{splits} splits of {asked} and {trials} training(s) a method were done; for {asked} "
-            f"and {max(trials, _TUNED)} give about --budget {enough:.0f}s"
-        )
+    seconds = records.seconds
+    notice = _notice(trials, splits, asked, seconds)
     return Comparison(data.name, metric, rows, trials, splits, epochs, seconds, notice)
+
+
+def _notice(trials: int, splits: int, asked: int, seconds: float) -> str:
+    """What the budget did not allow; empty if nothing."""
+    if trials >= _TUNED and splits >= asked:
+        return ""
+    enough = 1.2 * seconds * asked * max(trials, _TUNED) / (splits * trials)
+    return (
+        f"{splits} splits of {asked} and {trials} training(s) a method were done; for {asked} "
+        f"and {max(trials, _TUNED)} give about --budget {enough:.0f}s"
+    )
 
 
 def _plan(budget: float | None, cost: float, contenders: int, splits: int, fixed: int) -> int:
@@ -262,52 +270,6 @@ def _plan(budget: float | None, cost: float, contenders: int, splits: int, fixed
     fewest = min(splits, _SPLITS)
     count = next((n for n in range(splits, fewest, -1) if each / n >= _TUNED), fewest)
     return max(1, min(_MOST, int(each / count)))
-
-
-class _Trainer:
-    """Trains one recipe on one split."""
-
-    def __init__(self, model: str, epochs: int, batch_size: int) -> None:
-        self.model, self.epochs, self.batch_size = model, epochs, batch_size
-
-    def cost(self, parts: Split) -> float:
-        """Seconds of one training, measured (the first one pays for what is loaded)."""
-        self.fit(parts, Recipe(), 1e-3, seed=0)
-        started = time.perf_counter()
-        self.fit(parts, Recipe(), 1e-3, seed=0)
-        return time.perf_counter() - started
-
-    def fit(self, parts: Split, recipe: Recipe, lr: float, *, seed: int) -> Fitted:
-        train, valid, test = ((p.x, p.y) for p in (parts.train, parts.valid, parts.test))
-        rate = recipe.dropout if isinstance(recipe.dropout, float) else 0.0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = build(
-                self.model, parts.train.shape, parts.train.outputs, rate=rate, rows=parts.train.x
-            )
-        run = fit(
-            model,
-            train,
-            recipe,
-            valid=valid,
-            test=test,
-            lr=lr,
-            schedule="cosine",
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            seed=seed,
-            unit=parts.train.unit,
-            device="cpu",
-            linear=False,
-        )
-        return Fitted(recipe, lr, seed, model, dict(run.metrics or {}), run.seconds)
-
-
-def _sizes(model: nn.Module, parts: Split) -> tuple[int, int]:
-    from tikhon.compaction import Compaction, compact
-
-    small = compact(model, parts.valid.x[:8])
-    return cast("Compaction", small.compaction).parameters
 
 
 def _rows(contenders: list[Contender], share: float, step: float) -> tuple[dict[str, Any], ...]:
@@ -330,8 +292,8 @@ def _rows(contenders: list[Contender], share: float, step: float) -> tuple[dict[
                 "tied": contender.method.name in best,
                 "scores": scores[contender.method.name],
                 "gap": fmean(gaps),
-                "zeros": fmean(_zeros(f.model) for f in contender.chosen),
-                "size": fmean(after / before for before, after in contender.parameters),
+                "zeros": fmean(f.zeros for f in contender.chosen),
+                "size": fmean(f.parameters[1] / f.parameters[0] for f in contender.chosen),
                 "seed_std": stdev(contender.reseeded) if len(contender.reseeded) > 1 else None,
                 "seconds": fmean(f.seconds for f in contender.chosen),
                 "recipe": first.recipe.to_dict(),
@@ -339,8 +301,3 @@ def _rows(contenders: list[Contender], share: float, step: float) -> tuple[dict[
             }
         )
     return tuple(sorted(rows, key=lambda row: -row["test"]))
-
-
-def _zeros(model: nn.Module) -> float:
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    return float(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+REQUESTED = "stopped by request"  # how a result that is not the whole one ended
+
 
 class Stopped(Exception):
     """The work was asked to stop before its end; what is done is saved."""

@@ -13,8 +13,6 @@ from typing import Any
 from tikhon.errors import DataError, InputError
 from tikhon.runs.files import SCHEMA_VERSION, explain, write_bytes
 
-JOURNAL = "journal.jsonl"
-
 
 class Journal:
     """A header (what is asked, of which data), then the events so far.

@@ -17,9 +17,14 @@ from tikhon.runs.manifest import MANIFEST, is_sealed, seal, verify
 CONFIG, HISTORY, RESULT = "config.json", "history.jsonl", "result.json"
 MODEL, REPORT, CHECKPOINT, LOCK = "model.safetensors", "report.html", "checkpoint", ".lock"
 COMPACT, ONNX, AVERAGE = "compact.safetensors", "model.onnx", "average.safetensors"
+JOURNAL, TORN, STATES = "journal.jsonl", "journal.jsonl.torn", "states"
 _PROBE = ".probe"
 NEWEST = {"diagnosis": 2}  # kinds of documents with a version of their own
-_OURS = (MANIFEST, CONFIG, HISTORY, RESULT, MODEL, COMPACT, ONNX, REPORT, CHECKPOINT, LOCK, _PROBE)
+_MADE = (
+    *(MANIFEST, RESULT, MODEL, COMPACT, ONNX, AVERAGE, REPORT, HISTORY, CHECKPOINT),
+    *(JOURNAL, TORN, STATES, CONFIG),
+)
+_OURS = (*_MADE, LOCK, _PROBE)
 
 
 class RunDirectory:
@@ -43,9 +48,10 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output {self.path} is a file; give a folder")
         if self.exists and not overwrite:
+            going_on = "" if self.is_finished else "continue it with --resume, "
             raise InputError(
-                f"output {self.path} already holds a run; continue it with --resume, replace it "
-                "with --overwrite or choose another --output"
+                f"output {self.path} already holds a run; {going_on}replace it with --overwrite "
+                "or choose another --output"
             )
         if self.path.is_dir() and not self.exists and (other := self._foreign()):
             raise InputError(
@@ -157,8 +163,7 @@ class RunDirectory:
         probe.unlink()
 
     def _clear(self) -> None:
-        names = (MANIFEST, RESULT, MODEL, COMPACT, ONNX, AVERAGE, REPORT, HISTORY, CHECKPOINT)
-        for target in (self.path / name for name in (*names, CONFIG)):
+        for target in (self.path / name for name in _MADE):
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             else:
@@ -201,6 +206,38 @@ def read_document(path: Path) -> dict[str, Any]:
             f"{newest}; use the version that wrote it"
         )
     return document
+
+
+def same_configuration(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise `InputError` with a table of what differs and would make a resume another run."""
+    rows = []
+    for key in ("data", "model", "optimizer", "recipe", "seed", "device"):
+        before, after = _flat(stored.get(key), key), _flat(wanted.get(key), key)
+        rows += [
+            (name, before.get(name, "-"), after.get(name, "-"))
+            for name in sorted(before.keys() | after.keys())
+            if before.get(name) != after.get(name)
+        ]
+    if rows:
+        lines = [f"  {name:<28} {before!s:<24} {after}" for name, before, after in rows]
+        head = f"  {'':<28} {'the run':<24} now"
+        raise InputError(
+            "the configuration changed, so this would not continue the run:\n"
+            + "\n".join([head, *lines])
+            + "\ngive the same settings, or start over with --overwrite"
+        )
+
+
+def _flat(value: Any, prefix: str) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {
+            k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}").items()
+        }
+    if isinstance(value, list):
+        return {
+            k: v for i, item in enumerate(value) for k, v in _flat(item, f"{prefix}[{i}]").items()
+        }
+    return {prefix: value}
 
 
 def _is_open_under(handle: int, path: Path) -> bool:

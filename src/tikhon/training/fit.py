@@ -21,7 +21,15 @@ from tikhon.data.rows import each, tensors
 from tikhon.errors import InputError, StorageError
 from tikhon.runs import checkpoint
 from tikhon.runs.files import plain, write_bytes, write_tensors
-from tikhon.runs.run_directory import CHECKPOINT, CONFIG, HISTORY, MODEL, RESULT, RunDirectory
+from tikhon.runs.run_directory import (
+    CHECKPOINT,
+    CONFIG,
+    HISTORY,
+    MODEL,
+    RESULT,
+    RunDirectory,
+    same_configuration,
+)
 from tikhon.training import judged, measures, yardsticks
 from tikhon.training.loop import Progress, Training
 from tikhon.training.losses import LossFunction
@@ -201,38 +209,6 @@ class _Saver:
                 raise
             if self._warn is not None:
                 self._warn(f"checkpoint not written, training goes on: {error}")
-
-
-def same_configuration(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise `InputError` with a table of what differs and would make a resume another run."""
-    rows = []
-    for key in ("data", "model", "optimizer", "recipe", "seed", "device"):
-        before, after = _flat(stored.get(key), key), _flat(wanted.get(key), key)
-        rows += [
-            (name, before.get(name, "-"), after.get(name, "-"))
-            for name in sorted(before.keys() | after.keys())
-            if before.get(name) != after.get(name)
-        ]
-    if rows:
-        lines = [f"  {name:<28} {before!s:<24} {after}" for name, before, after in rows]
-        head = f"  {'':<28} {'the run':<24} now"
-        raise InputError(
-            "the configuration changed, so this would not continue the run:\n"
-            + "\n".join([head, *lines])
-            + "\ngive the same settings, or start over with --overwrite"
-        )
-
-
-def _flat(value: Any, prefix: str) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return {
-            k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}").items()
-        }
-    if isinstance(value, list):
-        return {
-            k: v for i, item in enumerate(value) for k, v in _flat(item, f"{prefix}[{i}]").items()
-        }
-    return {prefix: value}
 
 
 def _config(training: Training, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn, optim
 from tikhon.errors import InputError
 from tikhon.paths.targets import fold_rows
 from tikhon.population.losses import Objective
-from tikhon.runs.journal import JOURNAL
+from tikhon.runs.run_directory import JOURNAL
 from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.runners import Config, Job
 from tikhon.tuning.space import Log, Space, Uniform

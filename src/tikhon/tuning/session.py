@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tikhon.runs.interrupt import Stopped
+from tikhon.runs.interrupt import REQUESTED, Stopped
 from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.plan import Plan, default_config
 from tikhon.tuning.runners import PopulationRunner
@@ -71,7 +71,7 @@ class Session:
                 told = {"outcomes": outcomes, "history": self.history}
                 self.on_event({"event": "outcomes", **told})
         except Stopped:
-            self.ended = "stopped by request"
+            self.ended = REQUESTED
 
     def finish(self, space: Space, plan: Plan) -> None:
         """Train the untuned configuration too: one search in ten ends worse than it.
@@ -84,7 +84,7 @@ class Session:
             if DEFAULT not in self.history.ids:
                 self._train([Trial(DEFAULT, default_config(space), plan.epochs)])
         except Stopped:
-            self.ended = "stopped by request"
+            self.ended = REQUESTED
 
     def _take_up(self) -> None:
         """Read the states that an earlier process left; train again what is damaged.
@@ -93,6 +93,9 @@ class Session:
         """
         if self.journal is None:
             return
+        if self.journal.record.torn is not None:
+            told = {"files": [self.journal.record.path], "trials": []}
+            self.on_event({"event": "damaged", **told})
         damaged = self.states.adopt(self.journal.seals)
         again = self._train_again(_needed(self.history))
         if again:

@@ -16,8 +16,7 @@ from tikhon.errors import DataError
 from tikhon.runs.files import explain, write_tensors
 
 State = dict[str, Tensor]
-FOLDER = "states"  # in the folder of a search
-MEMORY = 64 * 2**20  # bytes of states that wait for a file
+MEMORY = 16 * 2**20  # bytes of states that wait for a file (writing one takes four times that)
 
 
 class States(MutableMapping[int, State]):

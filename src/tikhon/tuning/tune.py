@@ -16,6 +16,8 @@ from tikhon import notebook
 from tikhon.data.batches import one_tensor, pair
 from tikhon.data.classes import check_classes
 from tikhon.errors import InputError
+from tikhon.runs.interrupt import Stopped
+from tikhon.runs.run_directory import STATES
 from tikhon.training.losses import name_of
 from tikhon.training.recipe import Recipe
 from tikhon.tuning.builder import Builder
@@ -42,7 +44,7 @@ from tikhon.tuning.runners import (
 from tikhon.tuning.searches import Halving, Search, SpaceFilling
 from tikhon.tuning.session import DEFAULT, TOP, Session, searched
 from tikhon.tuning.space import Space
-from tikhon.tuning.states import FOLDER, States
+from tikhon.tuning.states import States
 from tikhon.tuning.trials import History, Outcome
 
 
@@ -173,7 +175,8 @@ def tune(
         refit: train the best configurations again on all rows.
         runner: what trains the trials: called with the job and the chunk size.
         output: folder for the journal and states, which `resume` continues bit for bit.
-        stop: asked between batches of trials; once true, what was found is returned.
+        stop: asked between epochs; once true, what was found is returned (or `Stopped` raised,
+            where nothing was).
         on_event: called with dicts that tell the progress.
 
     Raises `InputError` for a budget below one trial, fewer rows than folds, a validation set
@@ -203,7 +206,7 @@ def tune(
     full = all_rows(job, x, y, held_out, device)
     strategy = _strategy(search, space, plan, seed)
     trainer = runner(job, plan.chunk)
-    trainer.states = states = States(None if output is None else Path(output) / FOLDER)
+    trainer.states = states = States(None if output is None else Path(output) / STATES)
     trainer.stop = stop
     trainer.progress = lambda event: on_event({"event": "epoch", **event})
     history = History() if journal is None else journal.history
@@ -228,7 +231,7 @@ def _conclude(
     history, runner = session.history, session.runner
     ends = [o for o in _ends(history) if o.trial.id in runner.states]
     if not history:
-        raise InputError("stopped before the first rung was complete; resume continues from there")
+        raise Stopped("before the first rung was complete")
     if not ends:
         failures = sorted({o.failure for o in history if o.failed})[:3]
         raise InputError(

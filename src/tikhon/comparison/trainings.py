@@ -1,0 +1,164 @@
+"""The trainings of a comparison: each is done once, whatever kills the process in between."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from tikhon.data import Split
+from tikhon.models import build
+from tikhon.runs.files import plain
+from tikhon.runs.interrupt import Stopped
+from tikhon.runs.journal import Journal
+from tikhon.training import fit
+from tikhon.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One training: what it was, what it scored, how much of the model it left."""
+
+    recipe: Recipe
+    lr: float
+    metrics: dict[str, float]
+    seconds: float
+    zeros: float  # share of the weights
+    parameters: tuple[int, int]  # before and after compaction
+
+    def score(self, part: str) -> float:
+        """Higher is better: accuracy, or minus the root mean square error."""
+        if f"{part}/accuracy" in self.metrics:
+            return self.metrics[f"{part}/accuracy"]
+        return -self.metrics[f"{part}/rmse"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return plain({**self.__dict__, "recipe": self.recipe.to_dict()})
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Fitted:
+        """The inverse of `to_dict`."""
+        before, after = row["parameters"]
+        return cls(
+            Recipe.from_dict(row["recipe"]),
+            float(row["lr"]),
+            {k: math.nan if v is None else float(v) for k, v in row["metrics"].items()},
+            float(row["seconds"]),
+            float(row["zeros"]),
+            (int(before), int(after)),
+        )
+
+
+class Records:
+    """What a comparison has found so far, by name, and the seconds that it took.
+
+    With a journal every finding is on disk before it is used, and an earlier process's findings
+    are given back instead of being made again. Raises `Stopped` once `stop` is true.
+    """
+
+    def __init__(
+        self, journal: Journal | None = None, *, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._journal, self.stop = journal, stop
+        self._known: dict[str, Any] = {}
+        before = 0.0
+        for event in journal.events if journal is not None else ():
+            try:
+                self._known[event["name"]] = event["found"]
+                before = float(event["seconds"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise cast(Journal, journal).malformed(error) from error
+        self._started = time.perf_counter() - before
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @property
+    def seconds(self) -> float:
+        """Since the comparison began, without the time between two processes."""
+        return time.perf_counter() - self._started
+
+    def once(self, name: str, find: Callable[[], Any]) -> Any:
+        """The finding of this name, as JSON gives it back: made now unless it is known."""
+        if name in self._known:
+            return self._known[name]
+        if self.stop():
+            raise Stopped
+        found = plain(find())
+        if self._journal is not None:
+            self._journal.append({"name": name, "found": found, "seconds": self.seconds})
+        self._known[name] = found
+        return found
+
+    def fitted(self, name: str, find: Callable[[], Fitted]) -> Fitted:
+        """The training of this name."""
+        row = self.once(name, lambda: find().to_dict())
+        try:
+            return Fitted.from_dict(row)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise cast(Journal, self._journal).malformed(error) from error
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains one recipe on one split."""
+
+    model: str
+    epochs: int
+    batch_size: int
+    stop: Callable[[], bool]
+
+    def cost(self, parts: Split) -> float:
+        """Seconds of one training, measured (the first one pays for what is loaded)."""
+        self.fit(parts, Recipe(), 1e-3, seed=0)
+        started = time.perf_counter()
+        self.fit(parts, Recipe(), 1e-3, seed=0)
+        return time.perf_counter() - started
+
+    def fit(self, parts: Split, recipe: Recipe, lr: float, *, seed: int) -> Fitted:
+        """One training. Raises `Stopped`."""
+        train, valid, test = ((p.x, p.y) for p in (parts.train, parts.valid, parts.test))
+        rate = recipe.dropout if isinstance(recipe.dropout, float) else 0.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build(
+                self.model, parts.train.shape, parts.train.outputs, rate=rate, rows=parts.train.x
+            )
+        run = fit(
+            model,
+            train,
+            recipe,
+            valid=valid,
+            test=test,
+            lr=lr,
+            schedule="cosine",
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            seed=seed,
+            unit=parts.train.unit,
+            device="cpu",
+            linear=False,
+            stop=self.stop,
+        )
+        if run.ended == "stopped":
+            raise Stopped
+        sizes = _sizes(model, parts)
+        return Fitted(recipe, lr, dict(run.metrics or {}), run.seconds, _zeros(model), sizes)
+
+
+def _sizes(model: nn.Module, parts: Split) -> tuple[int, int]:
+    from tikhon.compaction import Compaction, compact
+
+    small = compact(model, parts.valid.x[:8])
+    return cast("Compaction", small.compaction).parameters
+
+
+def _zeros(model: nn.Module) -> float:
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    return float(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))
