@@ -42,7 +42,6 @@ _PUBLIC = {
     "Int": "tikhon.tuning.space",
     "Log": "tikhon.tuning.space",
     "Choice": "tikhon.tuning.space",
-    "PathDisplay": "tikhon.paths.display",
     # penalties
     "Penalty": "tikhon.penalties",
     "Proximable": "tikhon.penalties",

@@ -60,15 +60,6 @@ def test_a_cure_is_found_and_holds_in_a_full_run(name):
     x, _ = classes()
     assert found.model(x).shape == model(x).shape
     json.loads(found.to_json(), parse_constant=lambda c: pytest.fail(c))
-    assert "effects" in found.figures()
-
-
-def test_figures_have_the_axes_that_they_name():
-    figures = diagnose(deep(4, nn.Tanh), classes(), CE).figures()
-    layout = figures["forward"].layout
-    assert (layout.yaxis.type, layout.yaxis2.type) == ("log", None)
-    assert layout.yaxis2.title.text == "share of units"
-    assert figures["signal"].layout.yaxis.type == "log"
 
 
 def test_the_user_program_is_untouched():

@@ -9,7 +9,6 @@ from torch import nn
 
 from tikhon.errors import InputError
 from tikhon.models.mlp import MLP
-from tikhon.paths.display import PathDisplay
 from tikhon.paths.linear import LinearProblem
 from tikhon.paths.path import path
 from tikhon.paths.penalised import FeaturePenalty
@@ -170,14 +169,13 @@ def test_a_feature_that_is_off_has_no_influence():
     assert torch.equal(model(x), model(changed))
 
 
-def test_a_display_draws_curves_and_scores():
+def test_a_plot_draws_curves_and_scores():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
     x, y = planted()
     result = path(None, (x, y), L1(), strengths=10, folds=3)
-    display = PathDisplay.from_result(result)
+    display = result.plot()
     assert len(display.axes_[0].lines) == 40
-    assert "PathDisplay" not in result.to_dict() and result.to_dict()["kind"] == "path"
     matplotlib.pyplot.close("all")
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
-from tikhon import notebook
+from tikhon import notebook, plotting
 from tikhon.budget import seconds_of
 from tikhon.comparison.methods import Method, design
 from tikhon.comparison.statistics import interval, tied
@@ -106,6 +106,28 @@ class Comparison:
             rows.append((row["method"], sign * row["test"], low, high, told))
         head = ("method", f"test {self.metric}", "low", "high", "")
         return notebook.card(repr(self), [self.verdict()], head, rows)
+
+    def plot(self, *, ax: Any = None) -> plotting.Display:
+        """Test score of each method with its interval; grey where it is worse than the first.
+
+        Args:
+            ax: matplotlib axes to draw on; a new figure if None.
+
+        Raises:
+            InputError: if matplotlib is not installed.
+        """
+        display = plotting.canvas(ax)
+        sign = 1 if self.metric == "accuracy" else -1
+        plotting.intervals(
+            display.ax_,
+            [row["method"] for row in self.rows],
+            [sign * row["test"] for row in self.rows],
+            [(sign * row["low"], sign * row["high"]) for row in self.rows],
+            x=f"test {self.metric}",
+            colours=[plotting.BLUE if row["tied"] else plotting.GREY for row in self.rows],
+        )
+        display.ax_.set_title(f"{self.data}, {self.splits} splits")
+        return display
 
     def verdict(self) -> str:
         """In one sentence: whether regularization pays here, or else which method is best.

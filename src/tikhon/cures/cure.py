@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from tikhon import plotting
 from tikhon.budget import seconds_of
 from tikhon.cures.treatments import NOTHING, Treatment, popular
 from tikhon.cures.trials import TreatmentResult, Trials, in_one_shape, shell, train
@@ -29,8 +30,6 @@ from tikhon.errors import InputError
 from tikhon.training.losses import in_a_loop
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from tikhon.training.recipe import Recipe
 
 
@@ -128,11 +127,28 @@ class Cure:
         """Keep it as a run folder for `tikhon report`; `result.json` is `to_dict`."""
         save(self.to_dict(), path, overwrite=overwrite)
 
-    def figures(self) -> dict[str, Figure]:
-        """The diagnosis' figures, and the effect of each treatment with its spread."""
-        from tikhon.diagnosis.figure import effects
+    def plot(self, *, ax: Any = None) -> plotting.Display:
+        """How much lower each treatment's loss is than without it, with the spread over seeds.
 
-        return {**self.diagnosis.figures(), "effects": effects(self.treatments)}
+        Args:
+            ax: matplotlib axes to draw on; a new figure if None.
+
+        Raises:
+            InputError: if matplotlib is not installed.
+        """
+        display = plotting.canvas(ax)
+        last = [r for r in self.treatments[1:] if r.steps == self.treatments[0].steps]
+        colours = {"confirmed": plotting.BLUE, "worse": plotting.RED}
+        plotting.bars(
+            display.ax_,
+            [r.name for r in last],
+            [r.effect for r in last],
+            x="loss without the treatment - loss with it",
+            spread=[r.spread for r in last],
+            colours=[colours.get(r.verdict, plotting.GREY) for r in last],
+        )
+        display.ax_.set_title("Effect of treatments (blue: confirmed)")
+        return display
 
 
 def cure(

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from tikhon import plotting
+from tikhon.diagnosis import picture
 from tikhon.diagnosis.checks import symptoms
 from tikhon.diagnosis.codes import CODES, CONSEQUENCES
 from tikhon.diagnosis.document import SCHEMA_VERSION
@@ -27,9 +29,6 @@ from tikhon.diagnosis.replica import Loss
 from tikhon.diagnosis.save import save
 from tikhon.diagnosis.signal import unsound
 from tikhon.errors import InputError
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 DRAWS = 5  # of a factory's weights
 
@@ -58,6 +57,10 @@ class Diagnosis:
         """The highest severity found: "fine", "info", "warning" or "critical"."""
         found = [SEVERITIES.index(f.severity) for f in self.findings]
         return SEVERITIES[max(found)] if found else "fine"
+
+    def __repr__(self) -> str:
+        codes = ", ".join(f.code for f in self.findings) or "nothing found"
+        return f"Diagnosis({self.record.model}, {self.worst()}: {codes})"
 
     def __str__(self) -> str:
         from tikhon.diagnosis.text import screen
@@ -92,11 +95,16 @@ class Diagnosis:
         """Keep it as a run folder for `tikhon report`; `result.json` is `to_dict`."""
         save(self.to_dict(), path, overwrite=overwrite)
 
-    def figures(self) -> dict[str, Figure]:
-        """Plotly figures by name: signal, forward, updates, loss; those that apply."""
-        from tikhon.diagnosis.figure import figures
+    def plot(self, *, ax: Any = None) -> plotting.Display:
+        """The signal per layer, forward scale, updates and the loss; those that were measured.
 
-        return figures(self.record)
+        Args:
+            ax: as many matplotlib axes to draw on; a new figure if None.
+
+        Raises:
+            InputError: if matplotlib is not installed.
+        """
+        return picture.plot(self.record, ax)
 
 
 def diagnose(

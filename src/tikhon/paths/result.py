@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from tikhon import notebook
+from tikhon import notebook, plotting
 from tikhon.errors import InputError
 
 Select = Literal["one_se", "best"]
@@ -62,6 +62,58 @@ class PathResult:
         said = [f"chosen: {', '.join(self.features()) or 'no feature'}"] if scored else []
         head = ("features", "from strength", "validation loss")
         return notebook.card(repr(self), said, head, rows, chart)
+
+    def plot(self, *, ax: Any = None, top: int = 12) -> plotting.Display:
+        """Coefficients (or importances) over the strength above, the scores below.
+
+        Args:
+            ax: two matplotlib axes to draw on; a new figure if None.
+            top: how many features are named.
+
+        Raises:
+            InputError: if matplotlib is not installed.
+
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> x = torch.randn(50, 4); y = x[:, 0] - 2 * x[:, 1]
+        >>> display = tk.path(None, (x, y), tk.L1(), strengths=10, folds=3).plot()
+        >>> len(display.axes_)
+        2
+        """
+        display = plotting.canvas(ax, 1, 0.6)
+        self._plot_curves(display.axes_[0], top)
+        self._plot_scores(display.axes_[1])
+        return display
+
+    def _places(self) -> list[float]:
+        """log10 of the strengths; the dense model (strength 0) stands left of the smallest."""
+        positive = [s for s in self.strengths if s > 0]
+        left = math.log10(min(positive)) - 0.1 if positive else 0.0
+        return [math.log10(s) if s > 0 else left for s in self.strengths]
+
+    def _plot_curves(self, axes: Any, top: int) -> None:
+        single = self.coefficients is not None and self.coefficients.shape[1] == 1
+        curves = self.coefficients[:, 0] if single else self.importances  # type: ignore[index]
+        named = set(curves.abs().amax(0).argsort(descending=True)[:top].tolist())
+        names = self.feature_names or tuple(map(str, range(curves.shape[1])))
+        for j in range(curves.shape[1]):
+            style = {"label": names[j]} if j in named else {"color": "0.8", "zorder": 0}
+            axes.plot(self._places(), curves[:, j].tolist(), **style)
+        axes.set_ylabel("coefficient" if single else "norm of the feature's weights")
+        axes.set_title(f"{self.penalty} path")
+        axes.legend(fontsize="small", ncols=2)
+
+    def _plot_scores(self, axes: Any) -> None:
+        places = self._places()
+        axes.set_xlabel("log10(strength)")
+        if not any(map(math.isfinite, self.scores)):
+            axes.plot(places, self.counts)
+            axes.set_ylabel("features in use")
+            return
+        axes.set_ylabel("validation loss")
+        axes.errorbar(places, self.scores, yerr=self.errors, fmt=".-", ecolor="0.7")
+        for index, style, label in ((self.best, ":", "best"), (self.one_se, "--", "one SE")):
+            axes.axvline(places[index], linestyle=style, color="0.3", label=label)
+        axes.legend(fontsize="small")
 
     @property
     def counts(self) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon import notebook
+from tikhon import notebook, plotting
 from tikhon.errors import unknown
 from tikhon.penalties.base import Proximable
 from tikhon.regularizer.controller import Controller
@@ -84,6 +84,26 @@ class Audit:
             for row in self.assignments
         ]
         return notebook.card(repr(self), (), head, rows)
+
+    def plot(self, *, ax: Any = None) -> plotting.Display:
+        """The strength of every term on every parameter, on a logarithmic scale.
+
+        Args:
+            ax: matplotlib axes to draw on; a new figure if None.
+
+        Raises:
+            InputError: if matplotlib is not installed.
+        """
+        display = plotting.canvas(ax)
+        pairs = [
+            (f"{row.parameter} {term}", strength)
+            for row in self.assignments
+            for term, strength in zip(row.terms, row.strengths)
+        ]
+        names, strengths = [name for name, _ in pairs], [strength for _, strength in pairs]
+        plotting.bars(display.ax_, names, strengths, x="strength", log=True)
+        display.ax_.set_title(repr(self))
+        return display
 
     def __str__(self) -> str:
         from rich import box

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel
 
-from tikhon import notebook
+from tikhon import notebook, plotting
 from tikhon.penalties.base import Proximable
 from tikhon.regularizer.attachment import Attachment, value_of
 from tikhon.regularizer.audit import (
@@ -199,6 +199,26 @@ class Regularizer:
             for t in self.trace()
         ]
         return notebook.card(repr(self), (), head, rows)
+
+    def plot(self, *, ax: Any = None) -> plotting.Display:
+        """Zeros of every term's parameter above, the term's share of the last move below.
+
+        Args:
+            ax: two matplotlib axes to draw on; a new figure if None.
+
+        Raises:
+            InputError: if matplotlib is not installed.
+        """
+        traces = self.trace()
+        display = plotting.canvas(ax, 1, 1)
+        names = [trace.name for trace in traces]
+        plotting.bars(display.axes_[0], names, [t.zeros for t in traces], x="share of zeros")
+        shares = [0.0 if t.share is None else t.share for t in traces]
+        plotting.bars(display.axes_[1], names, shares, x="share of the move")
+        for axes in display.axes_:
+            axes.set_xlim(0, 1)
+        display.ax_.set_title(f"step {self.steps}")
+        return display
 
     def __enter__(self) -> Regularizer:
         return self

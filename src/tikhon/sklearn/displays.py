@@ -8,17 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tikhon.errors import InputError
-
-
-def _axes(ax: Any) -> Any:
-    if ax is not None:
-        return ax
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise InputError("displays need matplotlib: pip install 'tikhon[plot]'") from error
-    return plt.subplots()[1]
+from tikhon import plotting
 
 
 @dataclass(eq=False)
@@ -48,7 +38,7 @@ class LearningCurveDisplay:
 
     def plot(self, *, ax: Any = None) -> LearningCurveDisplay:
         """Draw on `ax`, or on a new figure."""
-        ax = _axes(ax)
+        ax = plotting.canvas(ax).ax_
         epochs = np.arange(1, len(self.loss) + 1)
         ax.plot(epochs, self.loss, label="objective (training rows)")
         ax.set(xlabel="epoch", ylabel="objective", title=self.name)
@@ -96,7 +86,7 @@ class PathDisplay:
 
     def plot(self, *, ax: Any = None) -> PathDisplay:
         """Draw on `ax`, or on a new figure."""
-        ax = _axes(ax)
+        ax = plotting.canvas(ax).ax_
         ax.plot(self.alphas, self.mean, marker="o")
         ax.fill_between(self.alphas, self.mean - self.std, self.mean + self.std, alpha=0.2)
         ax.axvline(self.chosen, linestyle="--", label=f"chosen: {self.chosen:.3g}")
@@ -145,7 +135,7 @@ class GradientFlowDisplay:
 
     def plot(self, *, ax: Any = None) -> GradientFlowDisplay:
         """Draw on `ax`, or on a new figure."""
-        ax = _axes(ax)
+        ax = plotting.canvas(ax).ax_
         ax.bar(self.layers, self.ratios)
         ax.set(yscale="log", ylabel="gradient norm / weight norm", title=self.name)
         self.ax_ = ax

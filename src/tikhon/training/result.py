@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from tikhon import notebook
+from tikhon import notebook, plotting
 from tikhon.training import measures
 from tikhon.training.recipe import Recipe
 from tikhon.training.verdict import Scores, Statement, judge
 from tikhon.training.yardsticks import Assessment
 
 _LONGER = 5  # times the epochs of a run that was still improving
+_YARDSTICKS = {"constant": "always the same answer", "linear": "a linear model"}
 _UNREPEATED = ("--overwrite", "--json", "--quiet", "-q", "--verbose")
 
 
@@ -43,8 +44,10 @@ class Run:
     assessment: Assessment | None = None
 
     def __repr__(self) -> str:
-        known = [f"{k} {v:.4g}" for k, v in (self.metrics or {}).items() if "/loss" not in k]
-        scores = f", {', '.join(known[:3])}" if known else ""
+        metrics = self.metrics or {}
+        part = next((p for p in ("test", "valid", "train") if f"{p}/loss" in metrics), "")
+        known = [f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith(f"{part}/")]
+        scores = f", {', '.join(known[:3])}" if part else ""
         return f"Run({type(self.model).__name__}, {len(self.history)} epochs{scores})"
 
     def _repr_html_(self) -> str:
@@ -55,12 +58,37 @@ class Run:
             for part in ("train", "valid")
         }
         held = self.assessment.yardsticks.items() if self.assessment is not None else ()
-        names = {"constant": "always the same answer", "linear": "a linear model"}
-        scores = {"this model": self.metrics or {}} | {names[k]: v for k, v in held}
+        scores = {"this model": self.metrics or {}} | {_YARDSTICKS[k]: v for k, v in held}
         rows = [(name, k, v) for name, found in scores.items() for k, v in found.items()]
         rows = [row for row in rows if "/loss" not in row[1]]
         chart = notebook.lines(series, "epoch", key)
         return notebook.card(repr(self), [str(self)], ("", "score", "value"), rows, chart)
+
+    def plot(self, *, ax: Any = None) -> plotting.Display:
+        """Training and validation score (accuracy or loss) by epoch, beside the yardsticks.
+
+        Args:
+            ax: matplotlib axes to draw on; a new figure if None.
+
+        Raises:
+            InputError: if matplotlib is not installed.
+        """
+        display = plotting.canvas(ax)
+        key = "accuracy" if "train/accuracy" in (self.metrics or {}) else "loss"
+        epochs = [float(row["epoch"]) for row in self.history]
+        series: dict[str, plotting.Line] = {
+            name: (epochs, [row.get(f"{part}/{key}") for row in self.history])
+            for part, name in (("train", "training rows"), ("valid", "validation rows"))
+            if any(f"{part}/{key}" in row for row in self.history)
+        }
+        plotting.lines(display.ax_, series, x="epoch", y=key)
+        held = self.assessment.yardsticks if self.assessment is not None else {}
+        for yardstick, label in _YARDSTICKS.items():
+            score = held.get(yardstick, {}).get(f"valid/{key}")
+            if score is not None:
+                plotting.level(display.ax_, score, label)
+        display.ax_.set_title(type(self.model).__name__)
+        return display
 
     def __str__(self) -> str:
         return " ".join(map(str, statements(self)))

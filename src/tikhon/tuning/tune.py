@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon import notebook
+from tikhon import notebook, plotting
 from tikhon.data.batches import one_tensor, pair
 from tikhon.data.classes import check_classes
 from tikhon.errors import InputError
@@ -112,13 +113,39 @@ class TuneResult:
             for o in ranked
         ]
         curves: dict[str, notebook.Line] = {
-            f"trial {o.trial.id}": tuple(zip(*o.curve))
+            _title(o): tuple(zip(*o.curve))
             for o in ranked[:5]
             if o.curve  # type: ignore[misc]
         }
         chart = notebook.lines(curves, "epoch", "validation loss")
         head = ("epochs", "validation loss", *names)
         return notebook.card(repr(self), str(self).splitlines(), head, rows, chart)
+
+    def plot(self, *, ax: Any = None) -> plotting.Display:
+        """The curves of the five best trials above, the best score found so far below.
+
+        Args:
+            ax: two matplotlib axes to draw on; a new figure if None.
+
+        Raises:
+            InputError: if matplotlib is not installed.
+        """
+        display = plotting.canvas(ax, 1, 0.6)
+        finished = [outcome for outcome in self.history if not outcome.failed]
+        ranked = sorted(finished, key=lambda o: (-o.trial.budget, o.score))
+        curves: dict[str, plotting.Line] = {
+            _title(o): ([e for e, _ in o.curve], [loss for _, loss in o.curve]) for o in ranked[:5]
+        }
+        above, below = display.axes_
+        plotting.lines(above, curves, x="epoch", y="validation loss")
+        above.set_title(repr(self))
+        scores = [outcome.score for outcome in finished]
+        places = range(1, len(scores) + 1)
+        below.plot(places, scores, ".", color=plotting.GREY, label="trial")
+        below.step(places, list(accumulate(scores, min)), where="post", label="best so far")
+        below.set(xlabel="trials finished", ylabel="score (lower is better)")
+        below.legend(fontsize="small")
+        return display
 
     def __str__(self) -> str:
         entries = ", ".join(f"{k}={_short(v)}" for k, v in self.config.items())
@@ -381,3 +408,7 @@ def _plan(job: Job, space: Space, budget: Any, journal: SearchJournal | None) ->
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _title(outcome: Outcome) -> str:
+    return "the default" if outcome.trial.id == DEFAULT else f"trial {outcome.trial.id}"
