@@ -4,6 +4,8 @@ The programs come from the folder given by --programs or $TIKHON_BENCHMARK_DATA:
 `faulty_programs.json` there, and its runner `faulty_programs.py` there or in `../tools`. Each cell
 (program x seed) is one JSON line in --journal; a second start goes on where the first one ended.
 The part `drawn` needs no file: `drawn_programs.py` draws programs of other kinds with --draw.
+The part `programs` asks about programs and loops from public reports, with their repaired twins:
+--half frozen or developed, a folder of `benchmarks/programs`; --result keeps its figures as JSON.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 import drawn_programs
+from programs import exam, form
 from rival_rules import RIVALS
 
 from tikhon.cures import cure
@@ -243,6 +246,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="programs whose name contains this")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--draw", type=int, default=1, help="seed of the drawn programs")
+    parser.add_argument("--half", default="frozen", help="folder of benchmarks/programs")
+    parser.add_argument("--result", type=Path, help="file for the figures of the part programs")
     options = parser.parse_args()
     torch.set_num_threads(1)
     parts = options.parts.split(",")
@@ -252,6 +257,8 @@ def main() -> None:
             print(f"  {name:30} {ratio:.3f}", flush=True)
     if "drawn" in parts:
         print_drawn(options)
+    if "programs" in parts:
+        print_exam(options)
     if not {"diagnose", "cure"} & set(parts):
         return
     found = programs(options.programs)
@@ -298,6 +305,19 @@ def print_drawn(options: Any) -> None:
                  lambda c, s: diagnose_cell(Drawn, c, s, options.steps))  # fmt: skip
     print_accuracy(rows, f"drawn, {sick} faulty and {len(kept) - sick} healthy programs of "
                          f"{len(drawn)} x {options.seeds} seeds")  # fmt: skip
+
+
+def print_exam(options: Any) -> None:
+    """What tikhon says of programs and loops from public reports."""
+    items = [i for group in form.load(options.half) for i in group if options.only in i.name]
+    todo = [(case, seed) for case in exam.cases(items) for seed in range(options.seeds)]
+    part = f"programs-{options.half}" + ("" if options.steps is None else f"-{options.steps}")
+    rows = cells(options.journal, part, todo, lambda c, s: exam.ask(c, s, options.steps))
+    print(exam.table(rows, options.half), *exam.misses(rows), sep="\n")
+    if options.result is not None:
+        said = {"half": options.half, "seeds": options.seeds, "figures": exam.figures(rows)}
+        said |= {"by_cause": exam.by_cause(rows), "misses": exam.misses(rows)}
+        options.result.write_text(json.dumps(said, indent=1) + "\n")
 
 
 def print_accuracy(rows: list[dict[str, Any]], title: str) -> None:
