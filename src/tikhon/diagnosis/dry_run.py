@@ -15,9 +15,10 @@ from tikhon.data.rows import Batch
 from tikhon.diagnosis.observe import Instruments
 from tikhon.diagnosis.record import Failure, Point, Probe, Reading, Site
 from tikhon.diagnosis.reference import IGNORED, binary
-from tikhon.diagnosis.replica import Replica, backward, gradients, undisturbed
+from tikhon.diagnosis.replica import Replica, gradients, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.calls import FirstBad
+from tikhon.training.step import Step
 
 
 @dataclass
@@ -84,31 +85,45 @@ def probe_steps(steps: int) -> set[int]:
 
 def advance(trial: Trial, replica: Replica, batch: Batch, step: int) -> bool:
     """One optimizer step; False where a number stopped being finite."""
-    optimizer, model = replica.optimizer, replica.model
-    assert optimizer is not None
-    optimizer.zero_grad(set_to_none=True)
-    loss = replica.value(batch)
-    trial.losses.append(float(loss.detach()))
-    if not math.isfinite(trial.losses[-1]):
+    assert replica.optimizer is not None
+
+    def loss(batch: Batch) -> Tensor:
+        value = replica.value(batch)
+        trial.losses.append(float(value.detach()))
+        if not math.isfinite(trial.losses[-1]):
+            raise _NotFiniteError
+        total = value + replica.extra()
+        if not total.requires_grad:
+            trial.gradients.append(0.0)
+            raise _NoGradientError
+        return total
+
+    def clip(model: nn.Module) -> None:
+        size = total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        trial.gradients.append(size)
+        if not math.isfinite(size):
+            raise _NotFiniteError
+        if replica.clip:
+            nn.utils.clip_grad_norm_(model.parameters(), replica.clip)
+
+    try:
+        with warnings.catch_warnings():  # a layer that the terms zero becomes a finding
+            warnings.filterwarnings("ignore", message=".* has made all of")
+            Step(replica.model, replica.optimizer, loss, clip=clip)(batch)
+    except _NotFiniteError:
         trial.failure = locate(replica, batch, step)
         return False
-    total = loss + replica.extra()
-    if not total.requires_grad:
-        trial.gradients.append(0.0)
+    except _NoGradientError:
         return False
-    backward(total, model)
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    size = total_norm(grads)
-    trial.gradients.append(size)
-    if not math.isfinite(size):
-        trial.failure = locate(replica, batch, step)
-        return False
-    if replica.clip:
-        nn.utils.clip_grad_norm_(model.parameters(), replica.clip)
-    with warnings.catch_warnings():  # a layer that the terms zero becomes a finding
-        warnings.filterwarnings("ignore", message=".* has made all of")
-        optimizer.step()
     return True
+
+
+class _NotFiniteError(Exception):
+    """The loss or a gradient of a step is not finite: the step is not taken."""
+
+
+class _NoGradientError(Exception):
+    """Nothing that trains has a part in the loss."""
 
 
 def locate(replica: Replica, batch: Batch, step: int) -> Failure:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from tikhon.data.rows import Batch, call, whole
 from tikhon.errors import InputError
+from tikhon.training.step import backward, backward_failed
 from tikhon.wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def gradients(loss: Tensor, wanted: list[Tensor], model: nn.Module) -> list[Tens
         return list(torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True))
     except RuntimeError as error:
         if "heckpoint" not in str(error):
-            raise InputError(_backward(error, model)) from error
+            raise InputError(backward_failed(error, model)) from error
     kept = [w.grad for w in wanted]
     try:
         for w in wanted:
@@ -158,21 +159,6 @@ def gradients(loss: Tensor, wanted: list[Tensor], model: nn.Module) -> list[Tens
     finally:
         for w, before in zip(wanted, kept):
             w.grad = before
-
-
-def backward(loss: Tensor, model: nn.Module) -> None:
-    """`loss.backward()`; raises `InputError` where the backward pass of the user's model fails."""
-    try:
-        loss.backward()
-    except RuntimeError as error:
-        raise InputError(_backward(error, model)) from error
-
-
-def _backward(error: RuntimeError, model: nn.Module) -> str:
-    text = str(error).splitlines()[0].rstrip(".")
-    hint = "; write x = x + y instead of x += y" if "inplace" in text else ""
-    hint = "; the targets need the dtype of the output" if "dtype" in text else hint
-    return f"the backward pass of {type(model).__name__} failed: {text}{hint}"
 
 
 def replicate(

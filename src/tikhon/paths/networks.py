@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from tikhon.population.hyperparameters import Settings
 from tikhon.population.losses import Objective
 from tikhon.population.population import Population
 from tikhon.regularizer.targets import Target, select
+from tikhon.training.step import Step
 
 DENSE_STEPS, SWEEP_STEPS, REFIT_STEPS = 200, 500, 40
 CHECK = 10  # steps of a refit between two validation losses
@@ -94,22 +95,22 @@ class Sweep:
         optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-2, weight_decay=DECAY, fused=True
         )
+        advance = Step(
+            self.model, optimizer, self._loss, rate=lambda number: 1 - number / DENSE_STEPS
+        )
         for step in range(DENSE_STEPS):
-            optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / DENSE_STEPS)
-            self._backward(step)
-            optimizer.step()
+            advance(self.stream.batch(step), step)
 
     def run(self) -> list[Snapshot]:
         """Raise the strength step by step until no feature is left; a snapshot a support."""
         lr = 1e-2
         optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=MOMENTUM, fused=True)
-        gain = lr / (1 - MOMENTUM)
+        advance, gain = Step(self.model, optimizer, self._loss), lr / (1 - MOMENTUM)
         strength, growth = self._bracket()
         support = self._support(self.target.read())
         found = [self._snapshot(0.0, support)]
         for step in range(DENSE_STEPS, DENSE_STEPS + 4 * SWEEP_STEPS):
-            self._backward(step)
-            optimizer.step()
+            advance(self.stream.batch(step))
             with torch.no_grad():
                 penalty = self.penalty.with_strength(strength)
                 rows = penalty.prox(self.target.read(), gain)
@@ -132,17 +133,15 @@ class Sweep:
         dense = copy.deepcopy(self.model.state_dict())
         with torch.no_grad():
             self.target.write_(torch.zeros_like(self.target.read()))
-        self._backward(0, full=True)
-        gradient = self.target.arrange([cast(Tensor, p.grad) for p in self.target.params])
+        gradients = torch.autograd.grad(self._loss((self.x, self.y)), self.target.params)
+        gradient = self.target.arrange(list(gradients))
         self.model.load_state_dict(dense)
         top = _threshold(self.penalty, gradient)
         return top / RANGE**0.75, RANGE ** (1 / SWEEP_STEPS)
 
-    def _backward(self, step: int, *, full: bool = False) -> None:
-        for p in self.model.parameters():
-            p.grad = None
-        x, y = (self.x, self.y) if full else self.stream.batch(step)
-        self.objective.mean(self.model(x), y).backward()
+    def _loss(self, batch: Any) -> Tensor:
+        x, y = batch
+        return self.objective.mean(self.model(x), y)
 
     def _support(self, rows: Tensor) -> Tensor:
         return (rows != 0).any(1)

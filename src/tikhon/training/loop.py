@@ -23,6 +23,7 @@ from tikhon.training.losses import loss_of
 from tikhon.training.objective import Objective
 from tikhon.training.recipe import Recipe
 from tikhon.training.settings import Settings
+from tikhon.training.step import Step
 
 _TICK = 0.1  # seconds between two looks at the clock's clients: progress, finiteness, checkpoint
 _SCORED = 10_000  # training rows at most that are scored after an epoch
@@ -81,7 +82,14 @@ class Training:
         self.loss = loss_of(settings.loss, self.y)
         self.objective = Objective(recipe, self.loss, self.x, self.y)
         self.optimizer = settings.build_optimizer(model)
-        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        moving = settings.schedule != "constant"
+        self._advance = Step(
+            model,
+            self.optimizer,
+            lambda batch: self.objective(model, *batch),
+            clip=self.objective.clip_ if self.objective.clips else None,
+            rate=(lambda step: settings.rate(step, self.steps)) if moving else None,
+        )
         self.regularizer = self._regularize(follow)
         self.average = self._averaged()
         self.epoch = self.batch = self.step = 0
@@ -150,20 +158,11 @@ class Training:
         return batch if self.stream.held is not None else self._there(batch)
 
     def _step(self, batch: tuple[Any, Tensor]) -> None:
-        if self.settings.schedule != "constant":
-            rate = self.settings.rate(self.step, self.steps)
-            for group, base in zip(self.optimizer.param_groups, self.base_lrs):
-                group["lr"] = base * rate
-        self.optimizer.zero_grad()
-        loss = self.objective(self.model, *batch)
-        loss.backward()
-        if self.objective.clips:
-            self.objective.clip_(self.model)
-        self.optimizer.step()
+        loss = self._advance(batch, self.step)
         if self.average is not None and self._averages_now():
             self.average.update_parameters(self.model)
         self.seen += len(batch[1])
-        self.total.add_(loss.detach(), alpha=len(batch[1]))
+        self.total.add_(loss, alpha=len(batch[1]))
         self.batch += 1
         self.step += 1
 
