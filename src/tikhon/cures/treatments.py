@@ -270,11 +270,11 @@ ADAPTIVE = Treatment(
     "adaptive clip",
     recipe={"clip_adaptive": 0.01},
     setup="""\
-from tikhon.training.clipping import clip_grad_adaptive_
+from tikhon.training.clipping import below_the_last, clip_grad_adaptive_
 
 
 def clip(*_):
-    clip_grad_adaptive_(list(model.parameters())[:-2], 0.01)  # all but the head
+    clip_grad_adaptive_(below_the_last(model), 0.01)
 
 
 optimizer.register_step_pre_hook(clip)""",

@@ -18,6 +18,7 @@ from tikhon.diagnosis.reference import IGNORED, binary
 from tikhon.diagnosis.replica import Replica, gradients, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.calls import FirstBad
+from tikhon.training.clipping import Clipping
 from tikhon.training.step import Step
 
 
@@ -103,8 +104,7 @@ def advance(trial: Trial, replica: Replica, batch: Batch, step: int) -> bool:
         trial.gradients.append(size)
         if not math.isfinite(size):
             raise _NotFiniteError
-        if replica.clip:
-            nn.utils.clip_grad_norm_(model.parameters(), replica.clip)
+        Clipping(norm=replica.clip)(model)
 
     try:
         with warnings.catch_warnings():  # a layer that the terms zero becomes a finding

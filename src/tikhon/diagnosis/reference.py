@@ -40,7 +40,7 @@ def _minimise(
     def reach(free: Tensor) -> float:
         solver = torch.optim.LBFGS([free], max_iter=iterations, line_search_fn="strong_wolfe")
 
-        def closure() -> Tensor:
+        def closure() -> Tensor:  # of a line search: no step of training
             solver.zero_grad()
             output = free if rows is None else free.expand(rows, *free.shape[1:])
             value = number_of(loss(tail(output) if tail is not None else output, target))

@@ -34,7 +34,7 @@ class Objective:
         if smoothing is not None and not self.classifies:
             raise InputError("label_smoothing needs the loss cross_entropy")
         _, targets = self.loss.agreed(output[0], y)
-        if self.loss.entries is not None:
+        if self.loss.entries is not None and self.loss.kind in ("numbers", "binary"):
             flat = output.reshape(members, count, -1), targets.reshape(1, count, -1)
             return self.loss.entries(*torch.broadcast_tensors(*flat)).mean(-1)
         if self.classifies and output.ndim == 3:
@@ -48,7 +48,7 @@ class Objective:
         flat, shares = output.reshape(members * count, classes), y.is_floating_point()
         if smoothing is None:
             targets = y if members == 1 else y.repeat(members, *[1] * (y.ndim - 1))
-            return F.cross_entropy(flat, targets, reduction="none").view(members, count)
+            return self.loss.rows(flat, targets).view(members, count)
         log = flat.log_softmax(-1).view(members, count, classes)
         where = y.expand(members, count, classes) if shares else y.expand(members, count)
         right = (log * where).sum(-1) if shares else log.gather(2, where[..., None]).squeeze(-1)
@@ -70,7 +70,7 @@ class Objective:
         if self._checked or len(output) < 2 or not bool(torch.isfinite(output).all()):
             return
         whole = self.loss(output, y)
-        rows = torch.stack([self.loss(output[i : i + 1], y[i : i + 1]) for i in range(len(y))])
+        rows = self.loss.rows(output, y)
         if not torch.allclose(whole.double(), rows.double().mean(), rtol=1e-3, equal_nan=True):
             raise InputError(
                 f"the loss {self.loss.name} is not the mean of the losses of its rows "

@@ -118,7 +118,10 @@ class Population:
     # ---- training
 
     def step(self, x: Tensor, y: Tensor, weights: Tensor | None, step: int, seed: int) -> Tensor:
-        """One optimizer step of every member on one batch; (members,) losses before it."""
+        """One optimizer step of every member on one batch; (members,) losses before it.
+
+        The twin of `tikhon.training.step.Step`: a population of one is that step.
+        """
         self._mode(True)
         self.stepper.zero_grad()
         self.generator.manual_seed(seed)

@@ -120,10 +120,11 @@ class GradientFlowDisplay:
         network = estimator.network_
         if estimator._numeric:
             targets = (targets - network.offset.numpy()) / network.unit.numpy()
-        from tikhon.sklearn.learning import Rows
+        from tikhon.sklearn.learning import Rows, summed
 
         x, target, weight = Rows.of(X, targets, weights).batch(slice(None))
-        loss = (weight * estimator._losses_of(targets)(network(x), target)).sum() / weight.sum()
+        losses = summed(estimator._loss, network(x), target)
+        loss = (weight * losses).sum() / weight.sum()
         layers = list(network.linear)
         gradients = torch.autograd.grad(loss, [layer.weight for layer in layers])
         ratios = [

@@ -12,9 +12,9 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import column_or_1d
 
 from tikhon.sklearn.fitting import RegularizedNetwork
-from tikhon.sklearn.learning import answers
-from tikhon.sklearn.network import binary_cross_entropy, cross_entropy, half_squares
+from tikhon.sklearn.learning import outputs
 from tikhon.sklearn.saving import saveable
+from tikhon.training.losses import LOSSES
 
 
 class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
@@ -169,17 +169,15 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
             weights = weights * compute_sample_weight(self.class_weight, y)
         return np.eye(len(self.classes_))[codes], weights
 
-    def _kind_of_loss(self):
-        return "logistic" if self._multilabel else "multinomial"
-
-    def _losses_of(self, targets):
-        return binary_cross_entropy if self._multilabel else cross_entropy
+    @property
+    def _loss(self):
+        return LOSSES["bce" if self._multilabel else "cross_entropy"]
 
     def _strata(self, targets):
         return None if self._multilabel else targets.argmax(1)
 
     def _score_of(self, network, rows):
-        found = answers(network, rows.x)
+        found = outputs(network, rows.x).numpy()
         if self._multilabel:
             return float(accuracy_score(rows.y > 0, found > 0, sample_weight=rows.weights))
         return float(accuracy_score(rows.y.argmax(1), found.argmax(1), sample_weight=rows.weights))
@@ -239,19 +237,15 @@ class RegularizedRegressor(RegressorMixin, RegularizedNetwork):
             )
         return y, weights
 
-    def _kind_of_loss(self):
-        return "squared"
-
-    def _losses_of(self, targets):
-        return half_squares
+    @property
+    def _loss(self):
+        return LOSSES["half_mse"]
 
     def _strata(self, targets):
         return None
 
     def _score_of(self, network, rows):
-        with torch.no_grad():
-            x = rows.batch(slice(None))[0]
-            found = network(x).numpy()
+        found = outputs(network, rows.x).numpy()
         return float(r2_score(rows.y, found, sample_weight=rows.weights))
 
     def _shorten(self):

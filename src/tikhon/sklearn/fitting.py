@@ -18,7 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from tikhon.errors import unknown
 from tikhon.paths.linear import Kind
 from tikhon.sklearn.exact import solvable, solve_exactly
-from tikhon.sklearn.learning import Learner, Losses, Rows, answers
+from tikhon.sklearn.learning import Learner, Rows, answers, summed
 from tikhon.sklearn.network import (
     ACTIVATIONS,
     PENALTIES,
@@ -28,15 +28,19 @@ from tikhon.sklearn.network import (
     terms,
 )
 from tikhon.sklearn.saving import save
+from tikhon.training.losses import Loss
 
 _AUTO_BATCH = 200
+_SOLVERS: dict[str, Kind] = {  # of a linear model's loss
+    "cross_entropy": "multinomial",
+    "bce": "logistic",
+    "half_mse": "squared",
+}
 _AUTO_FRACTION = 0.2  # of the rows, for the strength of alpha="auto"
 
 
 class RegularizedNetwork(BaseEstimator, ABC):
     """What both estimators share."""
-
-    _losses: ClassVar[Any]
 
     def __init__(
         self,
@@ -107,7 +111,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
             self.penalty, float(self.alpha), float(self.l1_ratio), linear=1 / unit
         )
         objective, converged = solve_exactly(
-            network, rows, self._kind_of_loss(), penalty, again=again
+            network, rows, _SOLVERS[self._loss.name], penalty, again=again
         )
         if not converged:
             self._tell_unfinished("the solver of the linear model", depth=4)
@@ -217,11 +221,13 @@ class RegularizedNetwork(BaseEstimator, ABC):
         rows, held = self._hold_out(Rows.of(X, self._scaled(targets), weights))
         size = min(_AUTO_BATCH, len(rows)) if self.batch_size == "auto" else int(self.batch_size)
         steps = epochs * -(-len(rows) // size)
+        seed = int(self._random.randint(2**31))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._random.randint(2**31))
+            torch.manual_seed(seed)
             learner = Learner(
                 network,
-                self._losses_of(targets),
+                self._loss,
+                rows,
                 terms(
                     self.penalty,
                     self._strength(held, steps),
@@ -230,9 +236,11 @@ class RegularizedNetwork(BaseEstimator, ABC):
                     unit=self._penalty_unit(),
                 ),
                 lr=self.learning_rate_init,
+                size=size,
+                seed=seed,
                 optimizer_state=self._optimizer_state,
             )
-            self._epochs(learner, rows, held, size, epochs, stops)
+            self._epochs(learner, held, epochs, stops)
             self.alpha_ = self._strength_found(learner)
             self._optimizer_state = learner.close()
         self._publish()
@@ -262,26 +270,17 @@ class RegularizedNetwork(BaseEstimator, ABC):
         assert held is not None
         x, y, weights = held.batch(slice(None))
         packed = torch.cat([y, (weights / weights.mean())[:, None]], dim=1)
-        losses = self._losses_of(held.y)
 
         def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            return (target[:, -1] * losses(output, target[:, :-1])).mean()
+            return (target[:, -1] * summed(self._loss, output, target[:, :-1])).mean()
 
         return Hypergradient((x, packed), loss, steps=steps, every=pace(steps))
 
-    def _epochs(
-        self,
-        learner: Learner,
-        rows: Rows,
-        held: Rows | None,
-        size: int,
-        epochs: int,
-        stops: bool,
-    ) -> None:
+    def _epochs(self, learner: Learner, held: Rows | None, epochs: int, stops: bool) -> None:
         best, idle, kept = np.inf, 0, None
         unit, ended = self._penalty_unit() ** 2, not stops or self.alpha == "auto"
-        for _ in range(epochs):
-            loss = learner.epoch(rows, size, self._random)
+        for number in range(epochs):
+            loss = learner.epoch(number)
             if not np.isfinite(loss):
                 raise ValueError(
                     f"the loss is {loss} after epoch {self.n_iter_ + 1}; lower "
@@ -295,7 +294,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
             if self.early_stopping and held is not None:
                 assert self.validation_scores_ is not None
                 self.validation_scores_.append(self._score_of(learner.network, held))
-                score = learner.loss(held)
+                score = learner.score(held)
             if score < best - (0 if self.early_stopping else self.tol):
                 idle = 0
             else:
@@ -400,13 +399,10 @@ class RegularizedNetwork(BaseEstimator, ABC):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Targets (rows, outputs) as numbers, and the weights."""
 
+    @property
     @abstractmethod
-    def _kind_of_loss(self) -> Kind:
-        """The loss of a linear model, in the words of the solver."""
-
-    @abstractmethod
-    def _losses_of(self, targets: np.ndarray) -> Losses:
-        """The loss of each row."""
+    def _loss(self) -> Loss:
+        """The loss that is minimised, of the one table."""
 
     @abstractmethod
     def _strata(self, targets: np.ndarray) -> np.ndarray | None:

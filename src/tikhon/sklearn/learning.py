@@ -1,12 +1,11 @@
-"""A training loop with sample weights, in the float type of the inputs.
+"""The epochs of an estimator: the batches, step and losses of `tikhon.fit`, with sample weights.
 
-`tikhon.fit` has neither: an estimator promises that weighting a row is repeating it, that a row
-of weight zero is not there, and that `partial_fit` continues.
+An estimator promises what `fit` does not: that weighting a row is repeating it, that a row of
+weight zero is not there, that `partial_fit` continues, and the float type of the inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,10 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tikhon.data.stream import Stream
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.sklearn.network import Network
+from tikhon.training.losses import Loss
+from tikhon.training.measures import predict
+from tikhon.training.step import Step
 
-Losses = Callable[[Tensor, Tensor], Tensor]
+_CHUNK = 4096  # sparse rows that are made dense at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,60 +57,66 @@ class Rows:
         if not hasattr(self.x, "toarray"):
             x, y, weights = self._dense
             return x[rows], y[rows], weights[rows]
-        x = torch.from_numpy(self.x[rows].toarray())
-        y, weights = (torch.from_numpy(part[rows]).to(x.dtype) for part in (self.y, self.weights))
+        index = rows.numpy() if isinstance(rows, Tensor) else rows
+        x = torch.from_numpy(self.x[index].toarray())
+        y, weights = (torch.from_numpy(part[index]).to(x.dtype) for part in (self.y, self.weights))
         return x, y, weights
 
 
+def summed(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+    """(rows,) losses, summed over the outputs as in scikit-learn; classes are one of several."""
+    return loss.rows(output, target) * (1 if loss.kind == "classes" else target.shape[1])
+
+
 class Learner:
-    """One network, its optimizer and its penalty, trained epoch by epoch."""
+    """One network, its rows, its optimizer and its penalty, trained epoch by epoch."""
 
     def __init__(
         self,
         network: Network,
-        losses: Losses,
+        loss: Loss,
+        rows: Rows,
         terms: Any,
         *,
         lr: float,
+        size: int,
+        seed: int,
         optimizer_state: Any = None,
     ) -> None:
-        self.network, self.losses = network, losses
+        self.network, self.loss, self.rows = network, loss, rows
         self.optimizer = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
         if optimizer_state is not None:
             self.optimizer.load_state_dict(optimizer_state)
         self.regularizer: Regularizer | None = None
         if terms:
             self.regularizer = regularize(network, self.optimizer, terms)
+        numbers = torch.arange(len(rows))
+        self._stream = Stream((numbers, numbers), size=size, seed=seed)
+        self._weight = rows.weights.sum() / len(rows)
+        self._step = Step(network, self.optimizer, self._objective)
 
-    def epoch(self, rows: Rows, size: int, rng: np.random.RandomState) -> float:
+    def _objective(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y, weights = self.rows.batch(batch[0])
+        losses = summed(self.loss, self.network(x), y)
+        return (weights * losses).sum() / (self._weight * len(x))
+
+    def epoch(self, number: int) -> float:
         """One pass; the objective (loss and penalty) as it was on the way."""
-        count = len(rows)
-        mean_weight = rows.weights.sum() / count
-        if size >= count:
-            batches: list[Any] = [slice(None)]
-        else:
-            order = rng.permutation(count)
-            batches = [order[i : i + size] for i in range(0, count, size)]
         total = 0.0
         self.network.train()
-        for batch in batches:
-            x, y, weights = rows.batch(batch)
-            loss = (weights * self.losses(self.network(x), y)).sum() / (mean_weight * len(x))
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            total += loss.item() * len(x) / count
+        for batch in self._stream.epoch(number):
+            total += self._step(batch).item() * len(batch[0]) / len(self.rows)
         self.network.eval()
         if self.regularizer is not None:
             total += float(self.regularizer.value())
         return total
 
     @torch.no_grad()
-    def loss(self, rows: Rows) -> float:
-        """Weighted mean loss in evaluation mode."""
-        x, y, weights = rows.batch(slice(None))
-        self.network.eval()
-        return float((weights * self.losses(self.network(x), y)).sum() / weights.sum())
+    def score(self, rows: Rows) -> float:
+        """Weighted mean loss of some rows in evaluation mode; lower is better."""
+        found = outputs(self.network, rows.x)
+        y, weights = (torch.from_numpy(part).to(found) for part in (rows.y, rows.weights))
+        return float((weights * summed(self.loss, found, y)).sum() / weights.sum())
 
     def close(self) -> Any:
         """Take the hooks off; the optimizer's state, to continue from."""
@@ -116,13 +125,14 @@ class Learner:
         return self.optimizer.state_dict()
 
 
-@torch.no_grad()
-def answers(network: Network, x: Any, size: int = 4096) -> np.ndarray:
-    """The network's answers for dense or CSR rows."""
-    parts = []
-    for start in range(0, x.shape[0], size):
-        part = x[start : start + size]
-        part = part.toarray() if hasattr(part, "toarray") else part
-        dtype = network.shift.dtype
-        parts.append(network.answer(torch.from_numpy(np.array(part)).to(dtype)).numpy())
-    return np.concatenate(parts)
+def outputs(network: Network, x: Any) -> Tensor:
+    """The network's outputs for dense or CSR rows, in the units that it learns in."""
+    if not hasattr(x, "toarray"):
+        return predict(network, torch.from_numpy(np.array(x)).to(network.shift.dtype))
+    chunks = (x[at : at + _CHUNK].toarray() for at in range(0, x.shape[0], _CHUNK))
+    return torch.cat([outputs(network, chunk) for chunk in chunks])
+
+
+def answers(network: Network, x: Any) -> np.ndarray:
+    """The network's answers for dense or CSR rows, in the target's own units."""
+    return (outputs(network, x) * network.unit + network.offset).numpy()

@@ -1,4 +1,4 @@
-"""The network that the estimators train, its losses and its penalties."""
+"""The network that the estimators train, its scaling and its penalties."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tikhon.layers import Dropout
 from tikhon.penalties import L1, L2, ElasticNet, GroupLasso
@@ -28,8 +27,8 @@ PENALTIES = ("elastic_net", "group_lasso")
 class Network(nn.Module):
     """Linear layers with an activation and dropout between them; inputs are standardised first.
 
-    `shift` and `scale` (features,) are applied to the inputs, `unit` and `offset` (outputs,) to
-    the outputs by `answer`: training sees standardised targets.
+    `shift` and `scale` (features,) are applied to the inputs; `unit` and `offset` (outputs,) turn
+    outputs into answers: training sees standardised targets.
     """
 
     shift: Tensor
@@ -56,10 +55,6 @@ class Network(nn.Module):
             x = dropout(activation(linear(x)))
         return self.linear[-1](x)
 
-    def answer(self, x: Tensor) -> Tensor:
-        """The outputs in the target's own unit."""
-        return self(x) * self.unit + self.offset
-
 
 def moments(x: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted mean and standard deviation of every column; sparse columns are not centred."""
@@ -75,21 +70,6 @@ def moments(x: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _positive(scale: np.ndarray, threshold: Any) -> np.ndarray:
     return np.where(scale > threshold, scale, 1.0)
-
-
-def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """(rows,) of one-hot targets."""
-    return -(target * torch.log_softmax(output, 1)).sum(1)
-
-
-def binary_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """(rows,) of 0/1 targets, summed over the labels."""
-    return F.binary_cross_entropy_with_logits(output, target, reduction="none").sum(1)
-
-
-def half_squares(output: Tensor, target: Tensor) -> Tensor:
-    """(rows,) half squared errors, summed over the outputs: Lasso's 1/(2n)."""
-    return 0.5 * (output - target).square().sum(1)
 
 
 def terms(

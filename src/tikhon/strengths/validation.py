@@ -68,7 +68,7 @@ def _gradients(value: Tensor, params: Sequence[nn.Parameter]) -> Sequence[Tensor
     try:
         for p in params:
             p.grad = None
-        value.backward()
+        value.backward()  # only to read the gradient: no step of training
         return [p.grad for p in params]
     finally:
         for p, grad in zip(params, kept):

@@ -1,11 +1,65 @@
-"""Adaptive gradient clipping; by norm and by value are torch's own functions."""
+"""Clipping of the gradients of a step; by norm and by value are torch's own functions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from tikhon.errors import InputError
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """The largest entry, unit and whole of a gradient; called with a model, it clips in place.
+
+    Entries come first, then the units of all layers but the last, then the whole.
+
+    Args:
+        value: largest entry, > 0.
+        adaptive: largest ratio of a unit's gradient norm to its weight norm, > 0.
+        norm: largest norm of all gradients together, > 0.
+    """
+
+    value: float | None = None
+    adaptive: float | None = None
+    norm: float | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is clipped."""
+        return any((self.value, self.adaptive, self.norm))
+
+    def __call__(self, model: nn.Module) -> None:
+        """Clip every `.grad` of the model."""
+        if self.value:
+            clip_grad_value_(model.parameters(), self.value)
+        if self.adaptive:
+            clip_grad_adaptive_(below_the_last(model), self.adaptive)
+        if self.norm:
+            clip_grad_norm_(model.parameters(), self.norm)
+
+
+def below_the_last(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that adaptive clipping acts on: of all layers but the last.
+
+    The last layer is the last module that holds parameters of its own; what it shares with
+    another layer (a tied embedding) is left free too. Raises `InputError` where nothing is left.
+
+    >>> len(below_the_last(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))))
+    2
+    """
+    layers = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+    free = {id(p) for p in layers[-1].parameters()} if layers else set()
+    found = [p for p in model.parameters() if id(p) not in free]
+    if not found:
+        raise InputError(
+            f"adaptive clipping leaves the last layer free, and {type(model).__name__} has no "
+            "other; clip by norm or by value"
+        )
+    return found
 
 
 @torch.no_grad()
@@ -16,8 +70,8 @@ def clip_grad_adaptive_(
 
     g_i <- g_i * min(1, ratio * max(|w_i|, floor) / |g_i|) for every row i of a weight (all
     dimensions but the first), and for a vector as a whole; `ratio` > 0. The paper leaves the last
-    layer out: do not pass it. Gradients that are None are left alone. Raises ValueError for
-    another ratio. Reference: Brock et al. 2021, https://arxiv.org/abs/2102.06171
+    layer out: pass `below_the_last(model)`. Gradients that are None are left alone. Raises
+    ValueError for another ratio. Reference: Brock et al. 2021, https://arxiv.org/abs/2102.06171
 
     >>> w = torch.tensor([[3.0, 4.0]], requires_grad=True)
     >>> (w * 10).sum().backward()

@@ -87,7 +87,7 @@ class Training:
             model,
             self.optimizer,
             lambda batch: self.objective(model, *batch),
-            clip=self.objective.clip_ if self.objective.clips else None,
+            clip=recipe.clipping or None,
             rate=(lambda step: settings.rate(step, self.steps)) if moving else None,
         )
         self.regularizer = self._regularize(follow)

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -27,7 +28,8 @@ class Loss:
     "classes" (outputs (rows, classes), targets of class numbers), "binary" (logits of 0 and 1),
     "numbers", or "custom", which is judged by its targets.
 
-    `entries`, where there is one, is the loss of every entry, of which `function` is the mean.
+    `entries`, where there is one, is the loss of every entry (of classes: of every class number),
+    of which `function` is the mean.
     """
 
     name: str
@@ -46,6 +48,14 @@ class Loss:
                 "use reduction='mean' or take .mean()"
             )
         return value
+
+    def rows(self, output: Any, target: Any) -> Tensor:
+        """The loss of every row, (rows,): of a loss that is a mean over rows, what it is of."""
+        if self.entries is None:
+            pairs = zip(output.split(1), target.split(1))
+            return torch.stack([self(o, t) for o, t in pairs])
+        output, target = self.agreed(output, target)
+        return self.entries(output, target).reshape(len(output), -1).mean(1)
 
     def agreed(self, output: Any, target: Any) -> tuple[Any, Any]:
         """Output and target in the shapes and types that the loss compares."""
@@ -76,8 +86,8 @@ def _mae(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).abs()
 
 
-def _bce(output: Tensor, target: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(output, target, reduction="none")
+def _each(function: LossFunction) -> LossFunction:
+    return partial(function, reduction="none")
 
 
 def _half_mse_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -88,13 +98,18 @@ def _half_mse_loss(output: Tensor, target: Tensor) -> Tensor:
 LOSSES = {
     loss.name: loss
     for loss in (
-        Loss("cross_entropy", F.cross_entropy, "classes"),
-        Loss("nll", F.nll_loss, "classes"),
-        Loss("bce", F.binary_cross_entropy_with_logits, "binary", _bce),
+        Loss("cross_entropy", F.cross_entropy, "classes", _each(F.cross_entropy)),
+        Loss("nll", F.nll_loss, "classes", _each(F.nll_loss)),
+        Loss(
+            "bce",
+            F.binary_cross_entropy_with_logits,
+            "binary",
+            _each(F.binary_cross_entropy_with_logits),
+        ),
         Loss("mse", F.mse_loss, "numbers", _mse),
         Loss("half_mse", _half_mse_loss, "numbers", _half_mse),
         Loss("mae", F.l1_loss, "numbers", _mae),
-        Loss("huber", F.huber_loss, "numbers"),
+        Loss("huber", F.huber_loss, "numbers", _each(F.huber_loss)),
     )
 }
 NAMES = tuple(LOSSES)

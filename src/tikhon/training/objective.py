@@ -1,4 +1,4 @@
-"""The training objective of one batch, and the clipping of its gradient."""
+"""The training objective of one batch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from tikhon.data.rows import call
 from tikhon.errors import InputError
-from tikhon.training.clipping import clip_grad_adaptive_
 from tikhon.training.losses import LossFunction, loss_of
 from tikhon.training.mixing import Mixed, cutmix, input_noise, mixup
 from tikhon.training.objectives import confidence_penalty, r_drop, smoothed_cross_entropy
@@ -19,7 +17,7 @@ from tikhon.training.recipe import Recipe
 
 
 class Objective:
-    """The data loss with what the recipe does to inputs, targets, outputs and gradients."""
+    """The data loss with what the recipe does to inputs, targets and outputs."""
 
     def __init__(self, recipe: Recipe, loss: LossFunction, x: Any, y: Tensor) -> None:
         self.recipe, self.loss = recipe, loss_of(loss)
@@ -30,7 +28,7 @@ class Objective:
             if self.loss.name != "cross_entropy":
                 raise InputError("label_smoothing needs the loss cross_entropy")
             smoothed = partial(smoothed_cross_entropy, smoothing=recipe.label_smoothing)
-            self.loss = replace(self.loss, function=smoothed)
+            self.loss = replace(self.loss, function=smoothed, entries=None)
         for name in ("mixup", "cutmix", "input_noise"):
             if getattr(recipe, name) and not isinstance(x, Tensor):
                 raise InputError(f"{name} changes one tensor of inputs; this model takes several")
@@ -38,7 +36,6 @@ class Objective:
             raise InputError(
                 f"cutmix needs images (channels, height, width), the rows are {tuple(x.shape[1:])}"
             )
-        self.clips = any((recipe.clip_norm, recipe.clip_value, recipe.clip_adaptive))
         self.plain = not any(
             (
                 recipe.mixup,
@@ -74,17 +71,3 @@ class Objective:
 
     def _data_loss(self, output: Tensor, y: Tensor, mixed: Mixed | None) -> Tensor:
         return self.loss(output, y) if mixed is None else mixed.loss(self.loss, output)
-
-    def clip_(self, model: nn.Module) -> None:
-        """Clip the gradients in place: entries first, then units, then the whole."""
-        params = list(model.parameters())
-        if self.recipe.clip_value is not None:
-            clip_grad_value_(params, self.recipe.clip_value)
-        if self.recipe.clip_adaptive is not None:
-            last = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))][
-                -1
-            ]
-            out = {id(p) for p in last.parameters()}  # the paper leaves the last layer free
-            clip_grad_adaptive_([p for p in params if id(p) not in out], self.recipe.clip_adaptive)
-        if self.recipe.clip_norm is not None:
-            clip_grad_norm_(params, self.recipe.clip_norm)

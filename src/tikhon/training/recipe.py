@@ -21,6 +21,7 @@ from tikhon.errors import InputError, unknown
 from tikhon.penalties.base import Penalty
 from tikhon.regularizer.terms import Term, as_terms
 from tikhon.runs.files import json_text, write_bytes
+from tikhon.training.clipping import Clipping
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,11 @@ class Recipe:
                 term = dataclasses.replace(term, strength=auto(), how=term.how or how)
             found.setdefault(pattern, []).append(term)
         return found
+
+    @property
+    def clipping(self) -> Clipping:
+        """What a step does to the gradients."""
+        return Clipping(self.clip_value, self.clip_adaptive, self.clip_norm)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; only what differs from the defaults."""

@@ -83,5 +83,7 @@ def backward_failed(error: RuntimeError, model: nn.Module) -> str:
     """What an error of a backward pass means, and what to change where that is known."""
     text = str(error).splitlines()[0].rstrip(".")
     hint = "; write x = x + y instead of x += y" if "inplace" in text else ""
+    if "does not require grad" in text:
+        hint = "; nothing that trains has a part in the loss: look for detach(), item() or numpy()"
     hint = "; the targets need the dtype of the output" if "dtype" in text else hint
     return f"the backward pass of {type(model).__name__} failed: {text}{hint}"
