@@ -433,7 +433,7 @@ def regularized(data: Any, loss: Any, model: nn.Module) -> float:
 
 
 def penalised(data: Any, loss: Any, model: nn.Module) -> float:
-    recipe = tk.Recipe({"module.weight": tk.L1(0.1)}, clip_adaptive=0.5)
+    recipe = tk.Recipe({"module.weight": tk.L1(0.1)}, clip_norm=0.5)
     run = tk.fit(model, data, recipe, valid=data, loss=loss, epochs=2, batch_size=ROWS, lr=0.1,
                  optimizer="sgd")  # fmt: skip
     assert list(run.penalties) == ["module.weight/L1"]
