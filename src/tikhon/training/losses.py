@@ -86,7 +86,7 @@ def _mae(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).abs()
 
 
-def _each(function: LossFunction) -> LossFunction:
+def _each(function: Callable[..., Tensor]) -> LossFunction:
     return partial(function, reduction="none")
 
 
