@@ -1,4 +1,5 @@
 import json
+import shlex
 import subprocess
 import sys
 from typing import Any
@@ -179,10 +180,15 @@ def test_a_recipe_file_and_a_run_are_recipes(folder):
     assert main([*fit, "--recipe", "r.toml", "--clip-norm", "1", "--output", "a"]) == 0
     assert main([*fit, "--recipe", "a", "--output", "b"]) == 0
     recipes = [json.loads((folder / n / "config.json").read_text())["recipe"] for n in "ab"]
-    assert recipes[0] == recipes[1] == {
-        "penalties": [{"pattern": "*", "penalty": "l1", "strength": 1e-3}],
-        "dropout": 0.25, "clip_norm": 1.0,
-    }  # fmt: skip
+    assert (
+        recipes[0]
+        == recipes[1]
+        == {
+            "penalties": [{"pattern": "*", "penalty": "l1", "strength": 1e-3, "how": "objective"}],
+            "dropout": 0.25,
+            "clip_norm": 1.0,
+        }
+    )
 
 
 def test_own_files_regression_and_models(folder, capsys):
@@ -199,6 +205,48 @@ def test_strength_auto_moves(folder):
     assert main(["fit", "iris", "--l2", "auto", "--epochs", "10", "-q", "--output", "run"]) == 0
     rows = [json.loads(line) for line in (folder / "run/history.jsonl").read_text().splitlines()]
     assert len({row["penalty/fc1.weight/L2/strength"] for row in rows}) > 2
+
+
+@pytest.mark.parametrize("option", ["--l2", "--weight-decay", "--elastic-net"])
+def test_what_auto_found_can_be_typed_back(folder, capsys, monkeypatch, option):
+    """A strength is printed with its mode; as an option it gives weights of the same size."""
+    arguments = ["fit", "digits", option, "auto", "--epochs", "25", "-q", "-o", "auto"]
+    monkeypatch.setattr(sys, "argv", ["tikhon", *arguments])
+    assert main() == 0
+    out = capsys.readouterr().out
+    mode = "decoupled" if option == "--weight-decay" else "objective"
+    shown = [line for line in out.splitlines() if line.startswith(("fc1.weight/", "fc2.weight/"))]
+    assert len(shown) == 2 and all(mode in line for line in shown)
+    auto = json.loads((folder / "auto/result.json").read_text())
+    assert {told["how"] for told in auto["penalties"].values()} == {mode}
+    config = json.loads((folder / "auto/config.json").read_text())
+    assert config["recipe"]["penalties"][0]["how"] == mode
+    command = shlex.split(auto["next"][-1])
+    assert command.count("--penalty") == 2 and option not in command and auto["next"][-1] in out
+    assert main([*command[1:], "-q", "-o", "typed"]) == 0
+    typed = json.loads((folder / "typed/result.json").read_text())
+    for name, told in auto["penalties"].items():
+        assert typed["penalties"][name]["strength"] == pytest.approx(told["strength"], rel=1e-3)
+        assert typed["penalties"][name]["how"] == mode
+    for name, weight in auto["weights"].items():
+        assert typed["weights"][name]["l2"] == pytest.approx(weight["l2"], rel=0.15)
+
+
+def test_weight_decay_is_decoupled_and_l2_part_of_the_objective(folder):
+    """One name, one unit: of the objective's, Adam's metric makes another move."""
+
+    def trained(run, *options):
+        assert main(["fit", "digits", *options, "--epochs", "25", "-q", "-o", run]) == 0
+        found = json.loads((folder / run / "result.json").read_text())
+        (how,) = {told["how"] for told in found["penalties"].values()}
+        return how, found["weights"]["fc1.weight"]["l2"]
+
+    decay = trained("decay", "--weight-decay", "0.05")
+    assert decay == trained("named", "--penalty", "l2:0.05,how=decoupled")
+    assert decay == trained("by how", "--l2", "0.05", "--how", "decoupled")
+    assert decay == trained("kept", "--weight-decay", "0.05", "--how", "objective")
+    how, norm = trained("objective", "--l2", "0.05")
+    assert (decay[0], how) == ("decoupled", "objective") and decay[1] > 1.5 * norm
 
 
 def test_report_rewrites_the_page(folder, capsys):

@@ -126,8 +126,8 @@ def separately(model, config, terms=None, make=torch.optim.AdamW):
         optimizer.zero_grad()
         smoothing = config.get("label_smoothing", 0.0)
         F.cross_entropy(model(x[rows]), y[rows], label_smoothing=smoothing).backward()
-        if "clip" in config:
-            nn.utils.clip_grad_norm_(model.parameters(), config["clip"])
+        if "clip_norm" in config:
+            nn.utils.clip_grad_norm_(model.parameters(), config["clip_norm"])
         optimizer.step()
     return model.state_dict()
 
@@ -207,7 +207,7 @@ def test_a_failed_first_member_leaves_the_penalties_of_the_others_in_force():
 
 
 def test_optimizers_with_momentum_and_clipping_equal_the_separate_run():
-    configs = [{"lr": 0.1, "clip": 0.3}, {"lr": 0.02, "clip": 5.0}]
+    configs = [{"lr": 0.1, "clip_norm": 0.3}, {"lr": 0.02, "clip_norm": 5.0}]
 
     def sgd(parameters, lr, **kwargs):
         return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
@@ -269,7 +269,7 @@ def test_a_diverged_member_leaves_the_others_bit_identical(name):
 
 
 def test_clipping_is_per_member_so_a_nan_stays_where_it_is():
-    configs = [{"lr": 0.01, "clip": 1.0}, {"lr": 1e30, "clip": 1.0}]
+    configs = [{"lr": 0.01, "clip_norm": 1.0}, {"lr": 1e30, "clip_norm": 1.0}]
     members = trained([built("mlp") for _ in configs], configs)
     alone = separately(built("mlp"), configs[0])
     assert distance(members.state_dict_of(0), alone) < 1e-5

@@ -46,8 +46,8 @@ def test_the_file_reads_like_a_recipe():
     assert tomllib.loads(text) == {
         "dropout": 0.5,
         "penalties": [
-            {"pattern": "fc1.weight", "penalty": "l1", "strength": 1e-4},
-            {"pattern": "*", "penalty": "l2", "strength": 1e-3},
+            {"pattern": "fc1.weight", "penalty": "l1", "strength": 1e-4, "how": "objective"},
+            {"pattern": "*", "penalty": "l2", "strength": 1e-3, "how": "objective"},
         ],
     }
 

@@ -224,12 +224,15 @@ def test_what_to_run_next_answers_what_was_found():
     def after(*found, of=run):
         return next_commands(of, [Statement(code, {}) for code in found])
 
-    assert after("overfits") == after("overfits_ratio") == [f"{again} --l2 auto"]
+    decay = f"{again} --weight-decay auto"
+    assert after("overfits") == after("overfits_ratio") == [decay]
     assert after("rising") == [f"{again} --early-stopping 5"]
-    assert after("overfits", "rising") == [f"{again} --l2 auto", f"{again} --early-stopping 5"]
+    assert after("overfits", "rising") == [decay, f"{again} --early-stopping 5"]
     assert after("improving", "overfits") == [f"{again} --epochs 40"]
     exact = _run(("tikhon", "fit", "iris", "--epochs=8", "-o", "run", "--lr", "0.1"))
     assert after("improving", of=exact) == after("one_epoch", of=exact) == [again]
+    spanned = _run(("tikhon", "fit", "iris", "--schedule", "cosine", "--epochs", "8"))
+    assert after("improving", of=spanned) == ["tikhon fit iris --schedule cosine --epochs 40"]
     late = _run(("tikhon", "fit", "iris", "--lr", "0.1", "--budget", "10s"), "budget", 10.0)
     assert after("improving", of=late) == [f"{again} --budget 2m"]
     assert after("even") == ["tikhon compare iris"]

@@ -23,7 +23,7 @@ optuna = pytest.importorskip("optuna")
 
 from tikhon.integrations.optuna import OptunaSearch, SharedSearch, shared_search  # noqa: E402
 
-SPACE = Space(dropout=Uniform(0, 0.5), lr=Log(1e-3, 1e-1), mixup=Choice([0.0, 0.2]), clip=1.0)
+SPACE = Space(dropout=Uniform(0, 0.5), lr=Log(1e-3, 1e-1), mixup=Choice([0.0, 0.2]), clip_norm=1.0)
 
 
 def data(rows=120):
@@ -48,7 +48,7 @@ def test_an_optuna_search_is_a_pure_function_of_the_history(sampler):
     search = OptunaSearch(SPACE, count=20, batch=6, sampler=sampler, budget=3)
     whole = run(search)
     assert len(whole) == 20 and len(whole.ids) == 20
-    assert all(o.trial.config["clip"] == 1.0 for o in whole)
+    assert all(o.trial.config["clip_norm"] == 1.0 for o in whole)
     resumed = run(search, History(whole[:9]))
     assert [o.trial for o in resumed] == [o.trial for o in whole]
 
@@ -86,7 +86,7 @@ def test_the_trials_of_a_silent_process_are_given_to_another_once(tmp_path):
     assert sorted(retried) == [t.id for t in lost]
     done = [t for t in study.trials if t.state.name == "COMPLETE"]
     assert len(done) == len(history) == 6
-    wanted = [{k: v for k, v in t.config.items() if k != "clip"} for t in lost]
+    wanted = [{k: v for k, v in t.config.items() if k != "clip_norm"} for t in lost]
     assert all(w in [t.params for t in done] for w in wanted)
 
 

@@ -14,6 +14,7 @@ import typer
 from tikhon import __version__
 from tikhon.cli import startup
 from tikhon.cli.configuration import defaults
+from tikhon.cli.groups import expand
 from tikhon.errors import DataError, InputError, StorageError, unknown
 
 COMMANDS = (
@@ -45,7 +46,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     for name in COMMANDS:
-        command = getattr(import_module(f"tikhon.cli.{name}"), name)
+        command = expand(getattr(import_module(f"tikhon.cli.{name}"), name))
         app.command(name, context_settings=SETTINGS)(command)
     return app
 

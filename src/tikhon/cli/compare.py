@@ -11,23 +11,10 @@ import typer
 from tikhon.budget import seconds_of
 from tikhon.cli import tables
 from tikhon.cli.folders import command_of, output_of
-from tikhon.cli.options import (
-    MODEL,
-    REGULARIZATION,
-    TRAINING,
-    Budget,
-    Data,
-    DataDir,
-    Debug,
-    Json,
-    Output,
-    Overwrite,
-    Quiet,
-    Resume,
-    Seed,
-)
+from tikhon.cli.options import BatchSize, Budget, Data, DataDir, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted, take
 from tikhon.errors import InputError
+from tikhon.options import MODEL, REGULARIZATION, TRAINING, typed
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
@@ -39,19 +26,10 @@ def _sizes_option(help: str) -> Any:
 
 
 def compare(
-    context: typer.Context,
     data: Data,
-    target: tables.Target = None,
-    task: tables.Task = None,
-    drop: tables.Drop = None,
-    categorical: tables.Categorical = None,
-    separator: tables.Separator = None,
-    decimal: tables.Decimal = None,
-    dates: tables.Dates = None,
-    encoding: tables.Encoding = "utf-8",
-    missing: tables.Missing = None,
-    bad_rows: tables.BadRows = "error",
+    table: tables.Unsplit,
     data_dir: DataDir = None,
+    *,
     model: Annotated[str, typer.Option(help="As for fit.", rich_help_panel=MODEL)] = "mlp",
     widths: Annotated[
         str | None, _sizes_option("Hidden widths to try with strengths of L2.")
@@ -82,17 +60,10 @@ def compare(
     epochs: Annotated[
         int, typer.Option(help="Passes over the training rows.", rich_help_panel=TRAINING)
     ] = 30,
-    batch_size: Annotated[
-        int, typer.Option(help="Rows of a step.", rich_help_panel=TRAINING)
-    ] = 64,
+    batch_size: BatchSize = 64,
     budget: Budget = None,
     seed: Seed = 0,
-    output: Output = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    run: Resumable,
 ) -> int:
     """Tune every method with the same budget on several splits: which is better, or none?
 
@@ -100,10 +71,8 @@ def compare(
     """
     seconds_of(budget)
     wide, deep = _sizes(widths, "--widths"), _sizes(depths, "--depths")
-    table = tables.table_options(context.params)
 
     from tikhon.cli.progress import StepProgress
-    from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
     from tikhon.comparison import DEFAULT, Method, Records
     from tikhon.data import load
@@ -111,9 +80,9 @@ def compare(
     from tikhon.runs.journal import Journal
     from tikhon.runs.run_directory import JOURNAL, RunDirectory
 
-    terminal = Terminal(json=json, quiet=quiet)
+    terminal = run.terminal()
     limit_threads(0)
-    source = load(data, data_dir=data_dir, table=table)
+    source = load(data, data_dir=data_dir, table=table.read())
     names: list[str] = methods.split(",") if methods else list(DEFAULT)
     if not methods and source.task != "classification":
         names = [name for name in names if not Method.of(name).classes_only]
@@ -125,15 +94,15 @@ def compare(
         "batch_size": batch_size,
         "budget": budget,
     }
-    path = output_of(output, f"{source.name}-compare", resume)
+    path = output_of(run.output, f"{source.name}-compare", run.resume)
     tables.introduce(terminal, source)
-    if resume and completed(terminal, path):
+    if run.resume and completed(terminal, path):
         return 0
     config = _config(path, source, model, seed)
     with RunDirectory(path) as folder:
-        take(folder, config, resume=resume, overwrite=overwrite)
+        take(folder, config, resume=run.resume, overwrite=run.overwrite)
         header = {**settings, "methods": names, "seed": seed, "widths": wide, "depths": deep}
-        going_on = resume and (path / JOURNAL).exists()
+        going_on = run.resume and (path / JOURNAL).exists()
         journal = Journal(path / JOURNAL, header, resume=going_on)
         if journal.torn is not None:
             terminal.note(f"the end of {journal.path} is damaged: it is done again", "yellow")
@@ -145,7 +114,7 @@ def compare(
             except Stopped:
                 kept = f"{len(records)} trainings are kept in {path}"
                 return interrupted(terminal, interrupt, config["command"], kept)
-        result["next"] = [shlex.join(_following(result, data, target))]
+        result["next"] = [shlex.join(_following(result, data, table.target))]
         folder.write("result.json", result)
         _conclude(terminal, path, result)
     return 0
@@ -182,15 +151,14 @@ def _conclude(terminal: Terminal, path: Path, result: dict[str, Any]) -> None:
     shapes = result.get("architecture", {}).get("rows", [])
     for kind in ("width", "depth"):
         if chosen := [row for row in shapes if kind in row]:
-            terminal.table(*_grid(chosen, kind))
+            head, body = _grid(chosen, kind)
+            terminal.table(head, body, "test score by the strength of L2 (objective)")
     following(terminal, page, result["next"])
     terminal.document({"output": str(path), "report": str(page), **result})
 
 
 def _following(result: dict[str, Any], data: str, target: str | None) -> list[str]:
     """The command that trains with the first method, as it was chosen on the first split."""
-    from tikhon.report.kinds.parts import penalty as penalty_of
-
     named = [data, *(("--target", target) if target else ())]
     first, *others = result["methods"]
     if any(row["method"] == "none" and row["tied"] for row in (first, *others)):
@@ -199,7 +167,7 @@ def _following(result: dict[str, Any], data: str, target: str | None) -> list[st
     for name, value in first["recipe"].items():
         if name == "penalties":
             for entry in value:
-                options += ["--penalty", penalty_of(entry)]
+                options += ["--penalty", typed(entry)]
         else:
             shown = f"{value:.4g}" if isinstance(value, float) else str(value)
             options += [f"--{name.replace('_', '-')}", shown]

@@ -16,7 +16,7 @@ from tikhon.cli.diagnose import (
     ValidOption,
     read,
 )
-from tikhon.cli.options import Debug, Json, Output, Overwrite, Quiet, Seed
+from tikhon.cli.options import Plain, Seed
 
 
 def cure(
@@ -35,25 +35,21 @@ def cure(
     penalty: PenaltyOption = None,
     clip: Clip = None,
     seed: Seed = 0,
-    output: Output = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    run: Plain,
 ) -> int:
     """Diagnose the model of a Python file and try treatments on copies, against doing nothing.
 
     Exit code 3 says that no treatment beat doing nothing with every seed.
     """
     from tikhon.cli.progress import StepProgress
-    from tikhon.cures import cure as run
+    from tikhon.cures import cure as search
 
-    terminal, program = read(
-        model, data, loss, optimizer, valid, penalty, seed=seed, json=json, quiet=quiet
-    )
+    terminal = run.terminal()
+    program = read(model, data, loss, optimizer, valid, penalty, seed=seed, terminal=terminal)
     terminal.note(f"trying treatments for up to {budget}")
     with StepProgress(terminal) as progress:
-        found = run(
+        found = search(
             program.pop("model"),
             program.pop("data"),
             program.pop("loss"),
@@ -69,8 +65,8 @@ def cure(
     document = found.to_dict()
     terminal.say(str(found.diagnosis))
     terminal.say(str(found))
-    if output is not None:
-        found.save(output, overwrite=overwrite)
-        terminal.note(f"kept in {output}; tikhon report {output} makes a page of it")
+    if run.output is not None:
+        found.save(run.output, overwrite=run.overwrite)
+        terminal.note(f"kept in {run.output}; tikhon report {run.output} makes a page of it")
     terminal.document(document)
     return 0 if found.confirmed or found.diagnosis.ok else 3

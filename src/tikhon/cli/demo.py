@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tikhon.cli.options import Debug, Json, Quiet
+from tikhon.cli.options import Printed
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
@@ -24,20 +24,18 @@ def demo(
             "--output", "-o", help="Folder of the run; a demo replaces its own.", metavar="RUN"
         ),
     ] = Path("runs/demo"),
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    shown: Printed,
 ) -> int:
     """Overfit digits with wrong labels, then compare L1, L2 and dropout, in under a minute."""
     from tikhon import report
-    from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
     from tikhon.runs.interrupt import interruptible
     from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
     from tikhon.training import demonstration
     from tikhon.training.fit import versions
 
-    terminal = Terminal(json=json, quiet=quiet)
+    terminal = shown.terminal()
     setting = demonstration.Setting(seeds=(seed, seed + 1, seed + 2))
     methods = demonstration.METHODS
     if quick:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tikhon.cli.options import Debug, Json, Output, Overwrite, Quiet, Seed
+from tikhon.cli.options import Plain, Seed
 from tikhon.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from tikhon.cli.terminal import Terminal
 
 Model = Annotated[
     str, typer.Argument(metavar="FILE.py:NAME", help="A module, or a function that makes one.")
@@ -47,27 +50,23 @@ def diagnose(
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="All findings and layers.")] = False,
     seed: Seed = 0,
-    output: Output = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    run: Plain,
 ) -> int:
     """Diagnose the model that a Python file makes, on copies of it.
 
     The file is your code, and it is run because you name it here. Without --optimizer there is
     no dry run: facts, and one step's signals.
     """
-    from tikhon.diagnosis import diagnose as run
+    from tikhon.diagnosis import diagnose as examine
     from tikhon.diagnosis.findings import SEVERITIES
     from tikhon.diagnosis.text import full as whole
 
     if fail_on is not None and fail_on not in SEVERITIES:
         raise InputError(f"--fail-on: {unknown('severity', fail_on, SEVERITIES)}")
-    terminal, program = read(
-        model, data, loss, optimizer, valid, penalty, seed=seed, json=json, quiet=quiet
-    )
-    found = run(
+    terminal = run.terminal()
+    program = read(model, data, loss, optimizer, valid, penalty, seed=seed, terminal=terminal)
+    found = examine(
         program.pop("model"),
         program.pop("data"),
         program.pop("loss"),
@@ -79,9 +78,9 @@ def diagnose(
     )
     document = found.to_dict()
     terminal.say(whole(found) if full else str(found))
-    if output is not None:
-        found.save(output, overwrite=overwrite)
-        terminal.note(f"kept in {output}; tikhon report {output} makes a page of it")
+    if run.output is not None:
+        found.save(run.output, overwrite=run.overwrite)
+        terminal.note(f"kept in {run.output}; tikhon report {run.output} makes a page of it")
     terminal.document(document)
     limit = SEVERITIES.index(fail_on) if fail_on is not None else len(SEVERITIES)
     worst = max((SEVERITIES.index(f.severity) for f in found.findings), default=-1)
@@ -97,17 +96,14 @@ def read(
     penalty: str | None,
     *,
     seed: int,
-    json: bool,
-    quiet: bool,
-) -> tuple[Any, dict[str, Any]]:
-    """The terminal, and the program that the options name."""
+    terminal: Terminal,
+) -> dict[str, Any]:
+    """The program that the options name."""
     import torch
 
     from tikhon.cli import named
-    from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
 
-    terminal = Terminal(json=json, quiet=quiet)
     limit_threads(0)
     torch.manual_seed(seed)
     made = named.named(model, "MODEL", terminal)
@@ -125,4 +121,4 @@ def read(
     }
     if penalty is not None:
         program["penalty"] = named.named(penalty, "--penalty", terminal)
-    return terminal, program
+    return program

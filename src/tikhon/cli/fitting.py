@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tikhon.budget import seconds_of
-from tikhon.cli import compacted, tables
+from tikhon.cli import compacted
 from tikhon.cli.conclusion import conclude_fit
 from tikhon.cli.folders import about_data, command_of, output_of
 from tikhon.cli.length import length_of, needs_length
 from tikhon.cli.options import penalty_entry, strength
 from tikhon.cli.progress import FitProgress
 from tikhon.cli.resuming import completed, interrupted
-from tikhon.cli.terminal import Terminal
 from tikhon.cli.threads import limit_threads
+from tikhon.options import STRENGTHS
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from tikhon.cli.fit import Network, Request
+    from tikhon.cli.terminal import Terminal
     from tikhon.data import Split
     from tikhon.training.recipe import Recipe
-
-_TRAINING = ("loss", "optimizer", "lr", "momentum", "schedule", "batch_size", "seed", "device")
-_PENALTIES = ("l1", "l2", "elastic_net", "group_lasso")
-_RECIPE = (
-    "dropout",
-    "label_smoothing",
-    "confidence_penalty",
-    "r_drop",
-    "mixup",
-    "cutmix",
-    "input_noise",
-    "clip_norm",
-    "clip_value",
-    "clip_adaptive",
-    "averaging",
-    "early_stopping",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,21 +40,21 @@ class Job:
     length: str  # how long it trains, in words, where the options do not say
 
 
-def carry_out(given: Mapping[str, Any]) -> int:
+def carry_out(request: Request) -> int:
     """Train as the options say; the exit code."""
     from tikhon.runs.interrupt import interruptible
     from tikhon.training import fit
-    from tikhon.training.predictions import predictions
 
-    terminal = Terminal(json=given["json"], quiet=given["quiet"])
-    job = _prepare(given)
-    if given["resume"] and completed(terminal, job.path):
+    run = request.run
+    terminal = run.terminal()
+    job = _prepare(request)
+    if run.resume and completed(terminal, job.path):
         return 0
     _introduce(terminal, job)
-    limit_threads(job.about["model"]["parameters"] * given["batch_size"])
-    showing = FitProgress(terminal, verbose=given["verbose"])
+    limit_threads(job.about["model"]["parameters"] * request.training["batch_size"])
+    showing = FitProgress(terminal, verbose=run.verbose)
     with interruptible() as interrupt, showing as progress:
-        run = fit(
+        found = fit(
             job.network,
             job.parts.train,
             job.recipe,
@@ -78,110 +63,123 @@ def carry_out(given: Mapping[str, Any]) -> int:
             unit=job.parts.train.unit,
             output=job.path,
             about=job.about,
-            refit=given["refit"],
-            linear=given["linear"],
-            resume=given["resume"],
-            overwrite=given["overwrite"],
-            checkpoint_every=given["checkpoint_every"],
+            refit=request.refit,
+            linear=request.network.linear,
+            resume=run.resume,
+            overwrite=run.overwrite,
+            checkpoint_every=request.checkpoint_every,
             stop=interrupt.__bool__,
             on_tick=progress.tick,
             on_epoch=progress.epoch,
             on_warning=lambda text: terminal.note(f"warning: {text}", "yellow"),
             **job.training,
         )
-    if run.ended == "stopped":
+    if found.ended == "stopped":
         kept = f"step {progress.step:,} is saved in {job.path}"
         return interrupted(terminal, interrupt, job.about["command"], kept)
-    test, center = job.parts.test, job.parts.scaling.get("target_mean", 0.0)
-    center = center if isinstance(center, float) else center[0]
-    more: dict[str, Any] = {
-        "predictions": predictions(
-            run.model, test.x, test.y, classes=test.classes, unit=test.unit, center=center
-        )
-    }
-    if given["compact"] or given["export"]:
-        more |= compacted.finish(
-            terminal,
-            run.model,
-            job.parts.test.x[:256],
-            job.path,
-            shrink=given["compact"],
-            export=given["export"],
-        )
-    conclude_fit(terminal, run, job.path, more, job.parts.train.classes)
+    more = _more(terminal, request.network, job, found.model)
+    conclude_fit(terminal, found, job.path, more, job.parts.train.classes)
     return 0
 
 
-def _prepare(given: Mapping[str, Any]) -> Job:
-    """Refuse what cannot be carried out, from the cheapest check to reading the data."""
-    import torch
+def _more(terminal: Terminal, asked: Network, job: Job, model: nn.Module) -> dict[str, Any]:
+    """What the trained model says of the test rows, and what else was made of it."""
+    from tikhon.training.predictions import predictions
 
+    test, center = job.parts.test, job.parts.scaling.get("target_mean", 0.0)
+    center = center if isinstance(center, float) else center[0]
+    told = predictions(model, test.x, test.y, classes=test.classes, unit=test.unit, center=center)
+    more: dict[str, Any] = {"predictions": told}
+    if asked.compact or asked.export:
+        more |= compacted.finish(
+            terminal, model, test.x[:256], job.path, shrink=asked.compact, export=asked.export
+        )
+    return more
+
+
+def _prepare(request: Request) -> Job:
+    """Refuse what cannot be carried out, from the cheapest check to reading the data."""
     from tikhon.data import load, split
-    from tikhon.models import build
     from tikhon.training import Settings
 
-    training: dict[str, Any] = {name: given[name] for name in _TRAINING}
-    budget, epochs = seconds_of(given["budget"]), given["epochs"]
-    table = tables.table_options(given)
-    compacted.check_export(given["export"])
-    recipe = _recipe(given)
+    training, shares, run = dict(request.training), request.shares, request.run
+    budget, epochs = seconds_of(training.pop("budget")), training.pop("epochs")
+    table = request.table.read()
+    compacted.check_export(request.network.export)
+    recipe = _recipe(request)
     Settings(**training, budget=budget, epochs=1 if epochs is None else epochs)
-    source = load(given["data"], data_dir=given["data_dir"], table=table)
-    parts = split(source, valid=given["valid"], test=given["test"], seed=given["seed"])
+    source = load(request.data, data_dir=request.data_dir, table=table)
+    parts = split(source, valid=shares.valid, test=shares.test, seed=training["seed"])
     length = length_of(
         epochs,
         budget,
         recipe,
-        batches=-(-len(parts.train.x) // given["batch_size"]),
-        needs=needs_length(given, recipe, len(parts.valid.x) > 0),
+        batches=-(-len(parts.train.x) // training["batch_size"]),
+        needs=needs_length(
+            recipe,
+            training["schedule"],
+            refit=request.refit,
+            validated=len(parts.valid.x) > 0,
+        ),
     )
     recipe = replace(recipe, early_stopping=length.patience)
     training |= {
         "epochs": length.epochs,
         "budget": None if length.budget is None else f"{length.budget:g}s",
     }
-    path = output_of(given["output"], source.name, given["resume"])
-    rate = recipe.dropout if isinstance(recipe.dropout, float) else 0.0
-    shape = parts.train.shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(given["seed"])
-        network = build(given["model"], shape, source.outputs, rate=rate, rows=parts.train.x)
+    path = output_of(run.output, source.name, run.resume)
+    network = _network(request, recipe, parts, source.outputs)
     model = {
-        "name": given["model"],
-        "shape": list(shape),
+        "name": request.network.model,
+        "shape": list(parts.train.shape),
         "outputs": source.outputs,
         "parameters": sum(p.numel() for p in network.parameters()),
     }
     about = {
         "command": command_of(path),
-        "data": about_data(source, parts, given["valid"], given["test"], table),
+        "data": about_data(source, parts, shares.valid, shares.test, table),
         "model": model,
     }
     return Job(network, parts, recipe, training, path, about, length.words)
 
 
-def _recipe(given: Mapping[str, Any]) -> Recipe:
-    """The recipe of the file, with what the options say on top."""
-    entries = _penalties(given)
+def _network(request: Request, recipe: Recipe, parts: Split, outputs: int) -> nn.Module:
+    """The network, whose first weights are the seed's."""
+    import torch
 
+    from tikhon.models import build
+
+    rate = recipe.dropout if isinstance(recipe.dropout, float) else 0.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.training["seed"])
+        name, shape = request.network.model, parts.train.shape
+        return build(name, shape, outputs, rate=rate, rows=parts.train.x)
+
+
+def _recipe(request: Request) -> Recipe:
+    """The recipe of the file, with what the options say on top."""
     from tikhon.training.recipe import Recipe
 
-    plain = Recipe.load(given["recipe"]).to_dict() if given["recipe"] is not None else {}
-    plain |= {name: given[name] for name in _RECIPE if given[name] is not None}
-    if entries:
-        plain["penalties"] = entries
+    plain = Recipe.load(request.recipe).to_dict() if request.recipe is not None else {}
+    plain |= request.given
+    if request.penalties:
+        plain["penalties"] = request.penalties
     return Recipe.from_dict(plain)
 
 
-def _penalties(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Recipe entries of the penalty options."""
-    entries: list[dict[str, Any]] = [
-        {"penalty": name, "strength": strength(given[name], "--" + name.replace("_", "-"))}
-        for name in _PENALTIES
-        if given[name] is not None
-    ]
-    entries += [penalty_entry(text) for text in given["penalty"] or ()]
-    return [entry | ({"how": given["how"]} if given["how"] else {}) for entry in entries]
+def penalty_entries(
+    strengths: Mapping[str, str], penalties: Sequence[str], how: str | None
+) -> list[Mapping[str, object]]:
+    """Recipe entries of the penalty options; weight decay is decoupled whatever `how` says."""
+    entries: list[Mapping[str, object]] = []
+    for name, text in strengths.items():
+        told = STRENGTHS[name]
+        mode = told.how if told.how == "decoupled" else how or told.how
+        given = strength(text, "--" + name.replace("_", "-"))
+        entries.append({"penalty": told.penalty, "strength": given, "how": mode})
+    for text in penalties:
+        entries.append(({"how": how} if how else {}) | penalty_entry(text))
+    return entries
 
 
 def _introduce(terminal: Terminal, job: Job) -> None:
@@ -199,12 +197,20 @@ def _introduce(terminal: Terminal, job: Job) -> None:
     shown = job.recipe.to_dict()
     if job.length:
         shown.pop("early_stopping", None)  # the line below says it
-    for entry in shown.pop("penalties", []):
-        shown[f"{entry['penalty']} on {entry['pattern']}"] = entry["strength"]
-    text = ", ".join(f"{name} {_inline(value)}" for name, value in shown.items())
+    told = [_penalty(entry) for entry in shown.pop("penalties", [])]
+    told += [f"{name} {_inline(value)}" for name, value in shown.items()]
+    text = ", ".join(told)
     terminal.note(f"recipe: {text or 'none'}")
     if job.length:
         terminal.note(f"trains {job.length}")
+
+
+def _penalty(entry: Mapping[str, Any]) -> str:
+    """A penalty with its strength and the mode that gives it its unit."""
+    named = f"{entry['penalty']} on {entry['pattern']}"
+    if "strength" not in entry:
+        return named
+    return f"{named} {_inline(entry['strength'])} ({entry['how']})"
 
 
 def _inline(value: Any) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tikhon.training.recipe import Recipe
@@ -47,14 +46,14 @@ def length_of(
     return Length(most, patience, budget, words)
 
 
-def needs_length(given: Mapping[str, Any], recipe: Recipe, validated: bool) -> str:
+def needs_length(recipe: Recipe, schedule: str, *, refit: bool, validated: bool) -> str:
     """What of a training depends on its number of epochs, in words; empty if nothing does."""
     if not validated:
         return "there are no validation rows to stop by"
-    if given["refit"]:
+    if refit:
         return "--refit trains twice"
-    if given["schedule"] != "constant":
-        return f"schedule {given['schedule']} spans them"
+    if schedule != "constant":
+        return f"schedule {schedule} spans them"
     if recipe.averaging == "swa":
         return "swa averages the last quarter of them"
     for entry in recipe.to_dict().get("penalties", []):

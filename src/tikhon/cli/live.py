@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tikhon.cli.options import Debug, Quiet
+from tikhon.cli.options import Silent
 
 
 def live(
@@ -18,8 +18,8 @@ def live(
         str | None,
         typer.Option(help="en or zh.", metavar="NAME", show_default="the browser's"),
     ] = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    shown: Silent,
 ) -> None:
     """Show a run in the browser while it runs: read-only, on this machine, with a key."""
     from tikhon.errors import InputError
@@ -28,8 +28,6 @@ def live(
         from tikhon.live import serve
     except ImportError as error:
         raise InputError(f"tikhon live needs {error.name}: pip install 'tikhon[live]'") from error
-    from tikhon.cli.terminal import Terminal
-
-    terminal = Terminal(quiet=quiet)
+    terminal = shown.terminal()
     terminal.note("Ctrl-C stops the page, not the run.")
     serve(run, host=host, port=port, language=language, say=terminal.say)

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tikhon.cli.groups import as_flag, given_of, values_of
 from tikhon.errors import InputError
+from tikhon.options import (
+    DATA,
+    OUTPUT,
+    REGULARIZATION,
+    STRENGTHS,
+    Option,
+    RecipeOptions,
+    TrainingOptions,
+    option,
+    options_of,
+)
 
-# The panels of --help, in this order.
-DATA, MODEL, REGULARIZATION = "Data", "Model", "Regularization"
-TRAINING, OUTPUT = "Training", "Output"
+if TYPE_CHECKING:
+    from tikhon.cli.terminal import Terminal
 
 Data = Annotated[
     str,
@@ -22,56 +35,92 @@ Data = Annotated[
         help="digits, mnist, ..., a table with --target, or a file or folder of arrays.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", rich_help_panel=TRAINING)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=TRAINING)]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        help="Folder of the run.",
-        metavar="RUN",
-        show_default="runs/DATA-N",
-        rich_help_panel=OUTPUT,
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Print the result as one JSON document.", rich_help_panel=OUTPUT),
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=OUTPUT)
-]
-Verbose = Annotated[
-    bool,
-    typer.Option(
-        "--verbose",
-        "-v",
-        help="A line per epoch, with penalties and norms.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-Debug = Annotated[
-    bool,
-    typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT),
-]
-Budget = Annotated[
-    str | None,
-    typer.Option(
-        help="Stop after this time: 60s, 5m, 1h.", metavar="TIME", rich_help_panel=TRAINING
-    ),
-]
 DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder that holds the data's files.", metavar="DIR", rich_help_panel=DATA),
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue the run in --output.", rich_help_panel=OUTPUT)
+_training = {name: as_flag(told) for name, (told, _) in options_of(TrainingOptions).items()}
+Seed = Annotated[int, _training["seed"]]
+Device = Annotated[str, _training["device"]]
+Budget = Annotated[str | None, _training["budget"]]
+BatchSize = Annotated[int, _training["batch_size"]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run is kept, and what is said of it."""
+
+    output: Path | None = field(
+        default=None,
+        metadata=option(
+            "Folder of the run.",
+            Path,
+            OUTPUT,
+            flags=("--output", "-o"),
+            metavar="RUN",
+            shown="runs/DATA-N",
+        ),
+    )
+    resume: bool = field(
+        default=False,
+        metadata=option("Continue the run in --output.", bool, OUTPUT, flags=("--resume",)),
+    )
+    overwrite: bool = field(
+        default=False,
+        metadata=option("Replace the run in --output.", bool, OUTPUT, flags=("--overwrite",)),
+    )
+    json: bool = field(
+        default=False,
+        metadata=option("Print the result as one JSON document.", bool, OUTPUT, flags=("--json",)),
+    )
+    quiet: bool = field(
+        default=False,
+        metadata=option("No progress on stderr.", bool, OUTPUT, flags=("--quiet", "-q")),
+    )
+    verbose: bool = field(
+        default=False,
+        metadata=option(
+            "A line per epoch, with penalties and norms.", bool, OUTPUT, flags=("--verbose", "-v")
+        ),
+    )
+    debug: bool = field(
+        default=False,
+        metadata=option("Show the traceback of an error.", bool, OUTPUT, flags=("--debug",)),
+    )
+
+    def terminal(self) -> Terminal:
+        """The terminal that shows what was asked for."""
+        from tikhon.cli.terminal import Terminal
+
+        return Terminal(json=self.json, quiet=self.quiet)
+
+
+Output = Annotated[Run, values_of(Run)]  # of what trains for long
+Resumable = Annotated[Run, values_of(Run, without=("verbose",))]
+Plain = Annotated[Run, values_of(Run, without=("resume", "verbose"))]
+_kept = ("output", "resume", "overwrite", "verbose")
+Printed = Annotated[Run, values_of(Run, without=_kept)]
+Silent = Annotated[Run, values_of(Run, without=(*_kept, "json"))]
+
+Given = Mapping[str, Any]  # the options of a group that were given
+Strengths = Annotated[
+    Given,
+    given_of(
+        {
+            name: Option(
+                f"{told.help} on all weight matrices, or auto.",
+                panel=REGULARIZATION,
+                metavar="S",
+                shown="off",
+            )
+            for name, told in STRENGTHS.items()
+            if told.flag
+        }
+    ),
 ]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Replace the run in --output.", rich_help_panel=OUTPUT),
-]
+_recipe = {name: told for name, (told, _) in options_of(RecipeOptions).items()}
+Penalties = Annotated[list[str] | None, as_flag(_recipe.pop("penalties"))]
+RecipeGiven = Annotated[Given, given_of(_recipe)]
 
 
 def strength(text: str, option: str) -> float | str:

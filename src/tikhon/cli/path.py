@@ -10,7 +10,7 @@ import typer
 
 from tikhon.cli import tables
 from tikhon.cli.folders import about_data, command_of, output_of
-from tikhon.cli.options import Data, DataDir, Debug, Json, Output, Overwrite, Quiet, Seed
+from tikhon.cli.options import Data, DataDir, Plain, Seed
 from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError, unknown
 
@@ -26,7 +26,6 @@ _NETWORKS = ("hierarchical", "group_lasso")
 
 
 def path(
-    context: typer.Context,
     data: Data,
     penalty: Annotated[
         str, typer.Option(help="l1, mcp, scad, elastic_net, group_lasso, hierarchical, ...")
@@ -46,25 +45,11 @@ def path(
     select: Annotated[str, typer.Option(help="one_se (sparser) or best.")] = "one_se",
     debias: Annotated[bool, typer.Option("--debias", help="Refit without the penalty.")] = False,
     test: Annotated[float, typer.Option(help="Share of the rows for testing.")] = 0.2,
-    target: tables.Target = None,
-    task: tables.Task = None,
-    time: tables.Time = None,
-    group: tables.Group = None,
-    drop: tables.Drop = None,
-    categorical: tables.Categorical = None,
-    separator: tables.Separator = None,
-    decimal: tables.Decimal = None,
-    dates: tables.Dates = None,
-    encoding: tables.Encoding = "utf-8",
-    missing: tables.Missing = None,
-    bad_rows: tables.BadRows = "error",
+    *,
+    table: tables.Rows,
     seed: Seed = 0,
     data_dir: DataDir = None,
-    output: Output = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    run: Plain,
 ) -> int:
     """Follow a penalty over its whole range of strengths and choose the features of DATA."""
     if select not in ("one_se", "best"):
@@ -77,7 +62,6 @@ def path(
     model = _model(model, penalty)
 
     from tikhon.cli.progress import StepProgress
-    from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
     from tikhon.data import load, split
     from tikhon.paths.path import check_linear
@@ -86,12 +70,11 @@ def path(
     from tikhon.runs.run_directory import CONFIG, MODEL, RESULT, RunDirectory
     from tikhon.training.fit import versions
 
-    terminal = Terminal(json=json, quiet=quiet)
-    table = tables.table_options(context.params)
-    source = load(data, data_dir=data_dir, table=table)
+    terminal, read = run.terminal(), table.read()
+    source = load(data, data_dir=data_dir, table=read)
     parts = split(source, valid=0.2, test=test, seed=seed)
     tables.introduce(terminal, parts.train)
-    folder_path = output_of(output, source.name, False)
+    folder_path = output_of(run.output, source.name, False)
     limit_threads(0)
     train, valid = (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y)
     build = None if model == "linear" else _network(model, parts, source.outputs)
@@ -105,13 +88,13 @@ def path(
         f"{penalty} path of model {model}"
     )
     with RunDirectory(folder_path) as folder:
-        folder.create(overwrite=overwrite)
+        folder.create(overwrite=run.overwrite)
         folder.write(
             CONFIG,
             {
                 "kind": "path",
                 "command": command_of(folder_path),
-                "data": about_data(source, parts, 0.2, test, table),
+                "data": about_data(source, parts, 0.2, test, read),
                 "model": {
                     "name": _saved_name(model, penalty),
                     "shape": list(parts.train.shape),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tikhon.cli.options import DataDir, Debug, Json, Quiet
+from tikhon.cli.options import DataDir, Printed
 
 
 def predict(
@@ -22,9 +22,8 @@ def predict(
         typer.Option("--spreadsheet", help="Escape labels that a spreadsheet would run."),
     ] = False,
     data_dir: DataDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    shown: Printed,
 ) -> None:
     """Predict the rows of DATA with the model and the preprocessing of RUN.
 
@@ -32,11 +31,10 @@ def predict(
     name; extra ones are ignored, values never seen in training count as rare ones. A label such as
     `=1+1` would be a formula in a spreadsheet: --spreadsheet puts a `'` before it.
     """
-    from tikhon.cli.terminal import Terminal
     from tikhon.runs.files import write_bytes
     from tikhon.training.prediction import SavedModel, escaped
 
-    terminal = Terminal(json=json, quiet=quiet)
+    terminal = shown.terminal()
     saved = SavedModel.load(run)
     options = {} if data_dir is None else {"data_dir": data_dir}
     x, remarks = saved.read_with_remarks(data, **options)
@@ -47,7 +45,7 @@ def predict(
     if output is not None:
         write_bytes(output, text.encode())
         terminal.note(f"{len(frame):,} predictions in {output}")
-    elif not json:
+    elif not shown.json:
         print(text, end="")
     written = None if output is None else str(output)
     answers = frame.iloc[:, 0].tolist() if output is None else None

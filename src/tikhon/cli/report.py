@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tikhon.cli.options import OUTPUT, Debug, Json, Quiet
+from tikhon.cli.options import Printed
+from tikhon.options import OUTPUT
 
 
 def report(
@@ -35,9 +36,8 @@ def report(
     show: Annotated[
         bool, typer.Option("--open", help="Open it in the browser.", rich_help_panel=OUTPUT)
     ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    shown: Printed,
 ) -> None:
     """Write one page, offline, that a team can pass around.
 
@@ -45,7 +45,6 @@ def report(
     """
     from tikhon import report as page
     from tikhon.cli.conclusion import text
-    from tikhon.cli.terminal import Terminal
     from tikhon.errors import InputError
     from tikhon.report.saved import read
 
@@ -54,7 +53,7 @@ def report(
             raise InputError(f"{run} is not the folder of a run: it has no config.json")
     path = page.write(*runs, output=output, language=language)
     found = page.build(*map(read, runs))
-    terminal = Terminal(json=json, quiet=quiet)
+    terminal = shown.terminal()
     said = [text(sentence) for sentence in (found.verdict, *found.more)]
     for sentence in said:
         terminal.note(sentence)

@@ -2,73 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from tikhon.cli.groups import values_of
+from tikhon.options import DATA, Option, option
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
     from tikhon.data.dataset import Dataset
     from tikhon.data.table import TableOptions
 
-_PANEL = "Data"
+
+def _column(
+    help: str, kind: Any = str, *flags: str, metavar: str | None = None
+) -> dict[str, Option]:
+    return option(help, kind, DATA, flags=flags, metavar=metavar)
 
 
-def _option(help: str, metavar: str | None = None, name: str | None = None):
-    return typer.Option(
-        *([name] if name else []), help=help, metavar=metavar, rich_help_panel=_PANEL
+@dataclass(frozen=True)
+class Table:
+    """How a table is read, and which of its columns are what."""
+
+    target: str | None = field(
+        default=None, metadata=_column("Column to predict.", metavar="COLUMN")
     )
-
-
-Target = Annotated[str | None, _option("Column to predict.", "COLUMN")]
-Task = Annotated[str | None, _option("classification or regression; inferred if left out.")]
-Time = Annotated[str | None, _option("Hold out the latest rows by this column.", "COLUMN")]
-Group = Annotated[str | None, _option("Never split rows that share this value.", "COLUMN")]
-Drop = Annotated[list[str] | None, _option("Column to leave out; may be repeated.", "COLUMN")]
-Categorical = Annotated[
-    list[str] | None, _option("Column to read as text; may be repeated.", "COLUMN")
-]
-Separator = Annotated[
-    str | None, _option("Character between fields; found if left out.", name="--sep")
-]
-Decimal = Annotated[str | None, _option("'.' or ',' in numbers; found if left out.")]
-Dates = Annotated[
-    str | None,
-    _option("dmy, mdy, ymd or a format as %d/%m/%Y; found if left out.", "ORDER"),
-]
-Encoding = Annotated[str, _option("Of the text: utf-8, latin-1, utf-16, ...")]
-Missing = Annotated[
-    list[str] | None,
-    _option("Text that means no value; may be repeated.", "TEXT", name="--na-values"),
-]
-BadRows = Annotated[str, _option("Rows of the wrong length: error or skip.", name="--on-bad-row")]
-
-
-def table_options(given: Mapping[str, Any]) -> TableOptions | None:
-    """What a command's options say of a table; None without a target."""
-    if given["target"] is None:
-        return None
-    from tikhon.data.reading import Format
-    from tikhon.data.table import TableOptions
-
-    separator: str | None = given["separator"]
-    return TableOptions(
-        given["target"],
-        task=given.get("task"),
-        drop=tuple(given.get("drop") or ()),
-        categorical=tuple(given.get("categorical") or ()),
-        time=given.get("time"),
-        group=given.get("group"),
-        format=Format(
-            separator="\t" if separator in ("\\t", "tab") else separator,
-            decimal=given["decimal"],
-            encoding=given["encoding"],
-            missing=tuple(given["missing"] or ()),
-            bad_rows=given["bad_rows"],
-            dates=given["dates"],
+    task: str | None = field(
+        default=None, metadata=_column("classification or regression; inferred if left out.")
+    )
+    time: str | None = field(
+        default=None,
+        metadata=_column("Hold out the latest rows by this column.", metavar="COLUMN"),
+    )
+    group: str | None = field(
+        default=None, metadata=_column("Never split rows that share this value.", metavar="COLUMN")
+    )
+    drop: list[str] | None = field(
+        default=None,
+        metadata=_column("Column to leave out; may be repeated.", list[str], metavar="COLUMN"),
+    )
+    categorical: list[str] | None = field(
+        default=None,
+        metadata=_column("Column to read as text; may be repeated.", list[str], metavar="COLUMN"),
+    )
+    separator: str | None = field(
+        default=None,
+        metadata=_column("Character between fields; found if left out.", str, "--sep"),
+    )
+    decimal: str | None = field(
+        default=None, metadata=_column("'.' or ',' in numbers; found if left out.")
+    )
+    dates: str | None = field(
+        default=None,
+        metadata=_column(
+            "dmy, mdy, ymd or a format as %d/%m/%Y; found if left out.", metavar="ORDER"
         ),
     )
+    encoding: str = field(
+        default="utf-8", metadata=option("Of the text: utf-8, latin-1, utf-16, ...", panel=DATA)
+    )
+    missing: list[str] | None = field(
+        default=None,
+        metadata=_column(
+            "Text that means no value; may be repeated.", list[str], "--na-values", metavar="TEXT"
+        ),
+    )
+    bad_rows: str = field(
+        default="error",
+        metadata=option(
+            "Rows of the wrong length: error or skip.", panel=DATA, flags=("--on-bad-row",)
+        ),
+    )
+
+    def read(self) -> TableOptions | None:
+        """What is said of the table; None without a target."""
+        if self.target is None:
+            return None
+        from tikhon.data.reading import Format
+        from tikhon.data.table import TableOptions
+
+        return TableOptions(
+            self.target,
+            task=self.task,
+            drop=tuple(self.drop or ()),
+            categorical=tuple(self.categorical or ()),
+            time=self.time,
+            group=self.group,
+            format=Format(
+                separator="\t" if self.separator in ("\\t", "tab") else self.separator,
+                decimal=self.decimal,
+                encoding=self.encoding,
+                missing=tuple(self.missing or ()),
+                bad_rows=self.bad_rows,
+                dates=self.dates,
+            ),
+        )
+
+
+Rows = Annotated[Table, values_of(Table)]
+Unsplit = Annotated[Table, values_of(Table, without=("time", "group"))]  # split by the verb itself
 
 
 def introduce(terminal: Terminal, source: Dataset) -> None:

@@ -14,21 +14,11 @@ import typer
 from tikhon.budget import Budget
 from tikhon.cli import tables
 from tikhon.cli.folders import about_data, command_of, output_of
-from tikhon.cli.options import (
-    Data,
-    DataDir,
-    Debug,
-    Device,
-    Json,
-    Output,
-    Overwrite,
-    Quiet,
-    Resume,
-    Seed,
-)
+from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted, take
 from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError
+from tikhon.options import with_mode
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
@@ -37,7 +27,6 @@ if TYPE_CHECKING:
 
 
 def tune(
-    context: typer.Context,
     data: Data,
     model: Annotated[
         str | None,
@@ -70,18 +59,8 @@ def tune(
     ] = None,
     loss: Annotated[str, typer.Option(help="As for fit.")] = "auto",
     test: Annotated[float, typer.Option(help="Share of the rows for testing.")] = 0.2,
-    target: tables.Target = None,
-    task: tables.Task = None,
-    time: tables.Time = None,
-    group: tables.Group = None,
-    drop: tables.Drop = None,
-    categorical: tables.Categorical = None,
-    separator: tables.Separator = None,
-    decimal: tables.Decimal = None,
-    dates: tables.Dates = None,
-    encoding: tables.Encoding = "utf-8",
-    missing: tables.Missing = None,
-    bad_rows: tables.BadRows = "error",
+    *,
+    table: tables.Rows,
     storage: Annotated[
         str | None,
         typer.Option(help="Share the search: journal:PATH or a database URL (Optuna)."),
@@ -97,12 +76,7 @@ def tune(
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
-    output: Output = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    run: Resumable,
 ) -> int:
     """Find dropout, learning rate and weight decay for DATA, with an honest audit.
 
@@ -115,7 +89,6 @@ def tune(
     entries = None if space is None else Space.from_toml(space)
     _check_sharing(workers, join, storage)
 
-    from tikhon.cli.terminal import Terminal
     from tikhon.cli.threads import limit_threads
     from tikhon.data import load, split
     from tikhon.models import build
@@ -123,13 +96,12 @@ def tune(
     from tikhon.runs.run_directory import CONFIG, JOURNAL, RunDirectory
     from tikhon.training.fit import versions
 
-    terminal = Terminal(json=json, quiet=quiet)
-    table = tables.table_options(context.params)
-    source = load(data, data_dir=data_dir, table=table)
+    terminal, read = run.terminal(), table.read()
+    source = load(data, data_dir=data_dir, table=read)
     parts = split(source, valid=0.2, test=test, seed=seed)
     tables.introduce(terminal, parts.train)
     train = all_but_test(parts)
-    path = output_of(output, source.name, resume)
+    path = output_of(run.output, source.name, run.resume)
     first, *others = names = _models(model, parts)
 
     def network(config: Mapping[str, Any]) -> Any:
@@ -144,7 +116,7 @@ def tune(
     config = {
         "kind": "tune",
         "command": command_of(path),
-        "data": about_data(source, parts, 0.2, test, table),
+        "data": about_data(source, parts, 0.2, test, read),
         "model": {
             "name": first,
             "shape": list(parts.train.shape),
@@ -171,16 +143,16 @@ def tune(
         batch_size=batch_size,
         device=_device(device),
         output=path,
-        resume=resume and (path / JOURNAL).exists(),
+        resume=run.resume and (path / JOURNAL).exists(),
     )
     if storage or ray or workers > 1:
         searching |= _distributed(storage, ray, path, seed, workers)
-    if resume and completed(terminal, path):
+    if run.resume and completed(terminal, path):
         return 0
     with RunDirectory(path) as folder:
-        if others and resume and folder.exists:  # it is named by the choice at the end
+        if others and run.resume and folder.exists:  # it is named by the choice at the end
             config["model"] = folder.read(CONFIG).get("model")
-        take(folder, config, resume=resume, overwrite=overwrite)
+        take(folder, config, resume=run.resume, overwrite=run.overwrite)
         helpers = [] if join else _start_workers(workers, storage or _own_storage(path), path)
         try:
             with interruptible() as interrupt:
@@ -320,9 +292,8 @@ class Board:
 
 
 def _config(config: Any) -> str:
-    return ", ".join(
-        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in config.items()
-    )
+    shown = {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in config.items()}
+    return ", ".join(f"{with_mode(name)} {value}" for name, value in shown.items())
 
 
 def _device(device: str) -> str:

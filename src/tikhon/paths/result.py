@@ -167,6 +167,7 @@ class PathResult:
             "kind": "path",
             "penalty": self.penalty,
             "strengths": list(self.strengths),
+            "how": "objective",
             "counts": self.counts,
             "scores": [s if math.isfinite(s) else None for s in self.scores],
             "errors": [e if math.isfinite(e) else None for e in self.errors],

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tikhon.options import STRENGTHS
+
 Value = float | int | str | bool
-PENALTIES = ("l2", "l1", "elastic_net", "group_lasso", "mcp", "scad", "log_sum", "huber")
+PENALTIES = tuple(name for name, told in STRENGTHS.items() if told.how == "objective")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +22,7 @@ class Settings:
     dropout: Tensor | None = None
     label_smoothing: Tensor | None = None
     mixup: Tensor | None = None
-    clip: Tensor | None = None
+    clip_norm: Tensor | None = None
     max_norm: Tensor | None = None
     weight_decay: Tensor | None = None
     adaptive: bool = False
@@ -37,7 +39,7 @@ class Settings:
 
         adaptive = configs[0].get("weight_decay") == "auto"
         rates = column("lr")
-        columns = {n: column(n) for n in ("dropout", "label_smoothing", "mixup", "clip")}
+        columns = {n: column(n) for n in ("dropout", "label_smoothing", "mixup", "clip_norm")}
         found = {name: column(name) for name in PENALTIES}
         return cls(
             lr=torch.full((len(configs),), lr, dtype=torch.float64) if rates is None else rates,

@@ -187,11 +187,11 @@ class Population:
         self._prox(factor)
 
     def _clip(self) -> None:
-        if self.settings.clip is None:
+        if self.settings.clip_norm is None:
             return
         blocks = list(self.stepper.gradients().values())
         norm = torch.stack([b.flatten(1).square().sum(1) for b in blocks]).sum(0).sqrt()
-        scale = (self.settings.clip.to(norm) / (norm + 1e-6)).clamp_max(1)
+        scale = (self.settings.clip_norm.to(norm) / (norm + 1e-6)).clamp_max(1)
         for block in blocks:
             block.mul_(column(scale, block))
 

@@ -34,7 +34,7 @@ from tikhon.training import judged, measures, yardsticks
 from tikhon.training.loop import Progress, Training
 from tikhon.training.losses import LossFunction
 from tikhon.training.recipe import Recipe
-from tikhon.training.refit import check_refit, train_again
+from tikhon.training.refit import check_refit, fixed, train_again
 from tikhon.training.result import Run, result_of
 from tikhon.training.settings import Settings
 
@@ -295,6 +295,7 @@ def _run(
         penalties,
         command,
         assessment,
+        fixed(training.recipe, training.regularizer),
     )
 
 

@@ -202,7 +202,8 @@ class Training:
             for key, value in measures.score(self.scored, x, y, self.loss, self.unit).items():
                 row[f"{part}/{key}"] = value
         for name, reading in measures.penalties(self.regularizer).items():
-            row.update({f"penalty/{name}/{key}": value for key, value in reading.items()})
+            numbers = {key: value for key, value in reading.items() if key != "how"}
+            row.update({f"penalty/{name}/{key}": value for key, value in numbers.items()})
         for name, sizes in measures.norms(self.model, self.regularized).items():
             row.update({f"norm/{name}/{key}": value for key, value in sizes.items()})
         return row

@@ -90,12 +90,17 @@ def _of_rare_classes(output: Tensor, y: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def penalties(regularizer: Regularizer | None) -> dict[str, dict[str, float]]:
-    """Value, strength and share of exact zeros of every term on every parameter."""
+def penalties(regularizer: Regularizer | None) -> dict[str, dict[str, float | str]]:
+    """Value, strength with its mode, and share of exact zeros of every term on every parameter."""
     if regularizer is None:
         return {}
     return {
-        term.name: {"value": term.value, "strength": term.strength, "zeros": term.zeros}
+        term.name: {
+            "value": term.value,
+            "strength": term.strength,
+            "how": term.how,
+            "zeros": term.zeros,
+        }
         for term in regularizer.trace()
     }
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tikhon import notebook
 from tikhon import penalties as penalty_types
 from tikhon.errors import InputError, unknown
+from tikhon.options import RecipeOptions
 from tikhon.penalties.base import Penalty
 from tikhon.regularizer.terms import Term, as_terms
 from tikhon.runs.files import json_text, write_bytes
@@ -34,7 +35,7 @@ class Auto:
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class Recipe(RecipeOptions):
     """Penalties, noise, clipping, averaging and early stopping, as one serialisable value.
 
     Args:
@@ -50,7 +51,7 @@ class Recipe:
         clip_adaptive: largest ratio of a unit's gradient norm to its weight norm; > 0.
         averaging: "ema" or "swa" of the weights; the average is what comes out. An average of
             sparse weights is not sparse: a prox's exact zeros do not survive it.
-        ema_decay: of "ema", in [0, 1).
+        ema_decay: what a step of "ema" keeps of the average, in [0, 1).
         early_stopping: epochs without a better validation score after which training ends and
             the best state is restored; >= 1.
 
@@ -61,21 +62,6 @@ class Recipe:
     >>> Recipe.from_dict(recipe.to_dict()) == recipe
     True
     """
-
-    penalties: Any = ()
-    dropout: float | Mapping[str, float] | None = None
-    label_smoothing: float = 0.0
-    confidence_penalty: float = 0.0
-    r_drop: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    input_noise: float = 0.0
-    clip_norm: float | None = None
-    clip_value: float | None = None
-    clip_adaptive: float | None = None
-    averaging: str | None = None
-    ema_decay: float = 0.99
-    early_stopping: int | None = None
 
     def __post_init__(self) -> None:
         given = self.penalties
@@ -135,9 +121,7 @@ class Recipe:
         found: dict[Any, list[Term]] = {}
         for pattern, term in self.penalties:
             if isinstance(term.strength, Auto) and auto is not None:
-                # decay outside the metric: Adam's would hide most of the strength from the weights
-                how = "decoupled" if isinstance(term.penalty, penalty_types.L2) else None
-                term = dataclasses.replace(term, strength=auto(), how=term.how or how)
+                term = dataclasses.replace(term, strength=auto())
             found.setdefault(pattern, []).append(term)
         return found
 
@@ -251,7 +235,11 @@ def _term_to_dict(pattern: Any, term: Term) -> dict[str, Any]:
         value = getattr(term.penalty, item.name)
         if value is not item.default and value != item.default:
             entry[item.name] = value.tolist() if isinstance(value, Tensor) else value
-    return entry | {k: v for k in ("rows", "how") if (v := getattr(term, k)) is not None}
+    if term.rows is not None:
+        entry["rows"] = term.rows
+    if not term.penalty.constraint:
+        entry["how"] = term.how or "objective"  # a strength has the unit of its mode
+    return entry
 
 
 def _plain_strength(strength: Any) -> Any:

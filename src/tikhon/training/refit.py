@@ -10,8 +10,12 @@ from torch import nn
 
 from tikhon.data.rows import join
 from tikhon.errors import InputError
+from tikhon.regularizer.regularizer import Regularizer
+from tikhon.regularizer.terms import Term
+from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.training.judged import adapts
 from tikhon.training.loop import Training
+from tikhon.training.recipe import Auto, Recipe
 
 
 def check_refit(training: Training) -> None:
@@ -27,6 +31,26 @@ def check_refit(training: Training) -> None:
         )
     if training.recipe.early_stopping is not None:
         raise InputError("refit has no validation rows to stop early by: leave early_stopping out")
+
+
+def fixed(recipe: Recipe, regularizer: Regularizer | None) -> Recipe | None:
+    """The recipe with the strengths found for each parameter as numbers; None if none adapted."""
+    if regularizer is None or not adapts(regularizer):
+        return None
+    found = {
+        live.name: float(live.value)
+        for live in regularizer.live_strengths()
+        if isinstance(live.source, Hypergradient)
+    }
+    terms = [pair for pair in recipe.penalties if not isinstance(pair[1].strength, Auto)]
+    for parameter, replayed in regularizer.replay(1).items():
+        for term in replayed:
+            strength = found.pop(f"{parameter}/{type(term.penalty).__name__}", None)
+            if strength is not None:
+                rows = None if term.rows == term.penalty.rows else term.rows
+                penalty = term.penalty.with_strength(strength)
+                terms.append((parameter, Term(penalty, rows, term.how)))
+    return None if found else dataclasses.replace(recipe, penalties=tuple(terms))
 
 
 def train_again(training: Training, start: nn.Module, stop: Callable[[], bool]) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from tikhon import notebook, plotting
+from tikhon.options import STRENGTHS, typed
 from tikhon.training import measures
 from tikhon.training.recipe import Recipe
 from tikhon.training.verdict import Scores, Statement, judge
@@ -24,11 +25,14 @@ _UNREPEATED = ("--overwrite", "--json", "--quiet", "-q", "--verbose")
 class Run:
     """A finished (or stopped) training.
 
-    `penalties` holds value, strength and zeros of every term at the end and, of strengths that
-    adapted, the `slope` of the validation loss with its `verdict` (`implicit_slopes`).
+    `penalties` holds value, strength, its mode (`how`) and zeros of every term at the end and,
+    where a strength adapted, the `slope` of the validation loss with its `verdict`
+    (`implicit_slopes`).
     `history` has one dict an epoch, keys as in `history.jsonl`; `ended` is "epochs",
     "early stopping", "budget" or "stopped"; `best_epoch` counts from 1. `assessment` has the
     scores beside their yardsticks, and how far they can be trusted; None if it was stopped.
+    `found` is the recipe with the strengths that adapted as numbers, one penalty a parameter: it
+    gives weights of about the same size again.
     """
 
     model: nn.Module
@@ -42,6 +46,7 @@ class Run:
     penalties: Mapping[str, Mapping[str, Any]] | None = None
     command: tuple[str, ...] = ()
     assessment: Assessment | None = None
+    found: Recipe | None = None
 
     def __repr__(self) -> str:
         metrics = self.metrics or {}
@@ -109,6 +114,7 @@ def result_of(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
         "yardsticks": {name: dict(held) for name, held in (scores.yardsticks or {}).items()},
         "margins": {name: dict(held) for name, held in (scores.margins or {}).items()},
         "penalties": dict(run.penalties or {}),
+        **({} if run.found is None else {"found": run.found.to_dict()}),
         "weights": measures.weights(run.model),
         "best_epoch": run.best_epoch,
         "epochs": len(run.history),
@@ -160,26 +166,40 @@ def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:
     again = _without(run.command, "--output", "-o")
     again = [a for a in again if a not in _UNREPEATED]
     codes = {statement.code.removesuffix("_ratio") for statement in found}
+    same = [shlex.join(_repeated(run, again))] if run.found is not None else []
     if codes & {"improving", "one_epoch"}:
-        return [shlex.join(_longer(run, again))]
+        return [shlex.join(_longer(run, again)), *same]
     commands = []
-    if "overfits" in codes and "--l2" not in again:
-        commands.append(shlex.join([*again, "--l2", "auto"]))
+    if "overfits" in codes and not {"--l2", "--weight-decay"} & set(again):
+        commands.append(shlex.join([*again, "--weight-decay", "auto"]))
     if "rising" in codes and "--early-stopping" not in again:
         commands.append(shlex.join([*again, "--early-stopping", "5"]))
     if codes & {"no_better_class", "no_better_mean", "linear_better"} and not commands:
         return [shlex.join(["tikhon", "tune", *_data(again)])]
-    return commands or [shlex.join(["tikhon", "compare", *_data(again)])]
+    return [*(commands or [shlex.join(["tikhon", "compare", *_data(again)])]), *same]
+
+
+def _repeated(run: Run, again: Sequence[str]) -> list[str]:
+    """The command with the strengths that the run found, in their modes, instead of auto."""
+    assert run.found is not None
+    strengths = (f"--{name.replace('_', '-')}" for name in STRENGTHS)
+    kept = _without(again, "--penalty", "--how", "--epochs", *strengths)
+    entries = run.found.to_dict()["penalties"]
+    penalties = [part for entry in entries for part in ("--penalty", typed(entry))]
+    return [*kept, "--epochs", str(len(run.history)), *penalties]
 
 
 def _longer(run: Run, again: Sequence[str]) -> list[str]:
     """The command with more of what ended the run."""
+    spanned = run.recipe.averaging == "swa" or {"--schedule", "--refit"} & set(again)
     if run.ended == "budget":
         minutes = max(2, -(-_LONGER * round(run.seconds) // 60))
         return [*_without(again, "--budget"), "--budget", f"{minutes}m"]
-    if any(a.split("=")[0] == "--epochs" for a in again):
+    known = run.found is not None or spanned  # it must know its length beforehand
+    if any(a.split("=")[0] == "--epochs" for a in again) and not known:
         return _without(again, "--epochs")  # until it stops improving
-    return [*again, "--epochs", str(_LONGER * len(run.history))]
+    kept = _without(again, "--epochs")
+    return [*kept, "--epochs", str(_LONGER * len(run.history))]
 
 
 def _without(command: Sequence[str], *options: str) -> list[str]:

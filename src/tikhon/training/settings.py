@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tikhon.errors import InputError, unknown
-from tikhon.training.losses import LossFunction, known_name, name_of
+from tikhon.options import TrainingOptions
+from tikhon.training.losses import known_name, name_of
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -31,23 +31,12 @@ SCHEDULES = ("constant", "cosine", "linear", "warmup_cosine")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(TrainingOptions):
     """Optimizer, loss, length and seed of a training.
 
     `optimizer` is a name, a factory of the parameters, or an instance bound to the model (which
     then has its own lr and momentum); `loss` a name, a callable or "auto"; `budget` in seconds.
     """
-
-    loss: str | LossFunction = "auto"
-    optimizer: str | Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] = "adam"
-    lr: float = 1e-3
-    momentum: float = 0.0
-    schedule: str = "constant"
-    batch_size: int = 64
-    epochs: int = 20
-    seed: int = 0
-    device: str = "auto"
-    budget: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from tikhon.errors import InputError, unknown
+from tikhon.options import training_fields
 from tikhon.tuning.space import KNOWN, Choice, Space
 from tikhon.tuning.trials import Value
 
@@ -97,6 +98,9 @@ class Builder:
             raise InputError(self._lost(lost[0]))
 
     def _lost(self, name: str) -> str:
+        told = {option: found.search for option, found, _ in training_fields()}
+        if isinstance(why := told.get(name), str):
+            return f"a search does not vary {name!r}: {why}"
         own = [p.name for p in _parameters(self.build_model) if p.kind in _NAMED]
         accepted = [parameter for parameter in own if parameter not in WHOLE]
         found = unknown("space entry", name, [*KNOWN, *accepted])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from tikhon.options import RecipeOptions, options_of
 from tikhon.penalties import L2, MaxNorm
 from tikhon.population.hyperparameters import PENALTIES
 from tikhon.regularizer.terms import Term
@@ -29,15 +30,8 @@ def recipe_of(config: Config) -> Recipe:
     terms += [kinds[name](float(config[name])) for name in PENALTIES if config.get(name)]
     if "max_norm" in config:
         terms.append(MaxNorm(float(config["max_norm"])))
-    names = {
-        "dropout": "dropout",
-        "label_smoothing": "label_smoothing",
-        "mixup": "mixup",
-        "clip": "clip_norm",
-    }
-    more: dict[str, Any] = {
-        to: float(config[name]) for name, to in names.items() if name in config
-    }
+    own = options_of(RecipeOptions)
+    more: dict[str, Any] = {name: float(value) for name, value in config.items() if name in own}
     return Recipe({"*": terms} if terms else (), **more)
 
 

@@ -10,25 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tikhon.errors import InputError, unknown
+from tikhon.options import STRENGTHS, training_fields
 from tikhon.tuning.trials import Value
 
 # What the runners know how to vary, and whether more of it means a simpler model.
 KNOWN = {
-    "lr": False,
-    "clip": False,
-    "seed": False,
-    "dropout": True,
-    "label_smoothing": True,
-    "mixup": True,
-    "weight_decay": True,
-    "l2": True,
-    "l1": True,
-    "elastic_net": True,
-    "group_lasso": True,
-    "mcp": True,
-    "scad": True,
-    "log_sum": True,
-    "huber": True,
+    **{name: told.search for name, told, _ in training_fields() if told.search in (True, False)},
+    **dict.fromkeys(STRENGTHS, True),
     "max_norm": False,
 }
 ADAPTIVE = frozenset({"weight_decay"})  # entries that accept "auto"
@@ -212,7 +200,7 @@ class Choice(Range):
 class Space(Mapping[str, "Range | Value"]):
     """Hyperparameters by name: a `Range` varies, a plain value is fixed, `"auto"` adapts.
 
-    Entries that every model understands: lr, clip, seed, dropout, label_smoothing, mixup,
+    Entries that every model understands: lr, clip_norm, seed, dropout, label_smoothing, mixup,
     weight_decay (a range, a number or "auto": per layer, by hypergradient), the penalties l2, l1,
     elastic_net, group_lasso, mcp, scad, log_sum and huber (their strength), and max_norm. Any
     other name is for the builder of the model; `tune` refuses one that nobody reads.
@@ -345,5 +333,5 @@ def _check_domain(name: str, entry: Range | Value) -> None:
             raise InputError(f"space entry {name!r} holds {end!r}: give a finite number >= 0")
         if name in ("dropout", "label_smoothing") and end >= 1:
             raise InputError(f"space entry {name!r} holds {end!r}: a rate lies in [0, 1)")
-        if name in ("lr", "max_norm", "clip") and end == 0:
+        if name in ("lr", "max_norm", "clip_norm") and end == 0:
             raise InputError(f"space entry {name!r} holds 0: give a number above 0")

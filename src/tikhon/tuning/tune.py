@@ -17,6 +17,7 @@ from tikhon import notebook, plotting
 from tikhon.data.batches import one_tensor, pair
 from tikhon.data.classes import check_classes
 from tikhon.errors import InputError
+from tikhon.options import with_mode
 from tikhon.runs.interrupt import Stopped
 from tikhon.runs.run_directory import STATES
 from tikhon.training.losses import name_of
@@ -118,7 +119,7 @@ class TuneResult:
             if o.curve  # type: ignore[misc]
         }
         chart = notebook.lines(curves, "epoch", "validation loss")
-        head = ("epochs", "validation loss", *names)
+        head = ("epochs", "validation loss", *map(with_mode, names))
         return notebook.card(repr(self), str(self).splitlines(), head, rows, chart)
 
     def plot(self, *, ax: Any = None) -> plotting.Display:
@@ -148,7 +149,7 @@ class TuneResult:
         return display
 
     def __str__(self) -> str:
-        entries = ", ".join(f"{k}={_short(v)}" for k, v in self.config.items())
+        entries = ", ".join(f"{with_mode(k)} {_short(v)}" for k, v in self.config.items())
         lines = [f"chosen: {entries}", *self.audit.lines()]
         if self.stopped:
             lines.append(f"ended early: {self.stopped}")

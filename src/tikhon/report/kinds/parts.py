@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tikhon.options import typed
 from tikhon.report import charts
 from tikhon.report.page import (
     Block,
@@ -176,24 +177,11 @@ def inline(value: Any) -> str:
     """A nested value, shortened to its size where it is long."""
     if isinstance(value, Mapping):
         if "penalty" in value:
-            return penalty(value)
+            return typed(value)
         return "{" + ", ".join(f"{k}: {inline(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return f"[{len(value)}]" if len(value) > 12 else f"[{', '.join(map(inline, value))}]"
     return number(value) if isinstance(value, float) else str(value)
-
-
-def penalty(value: Mapping[str, Any]) -> str:
-    """A penalty of a recipe as `--penalty` takes it: PATTERN=NAME:S,KEY=VALUE."""
-    pattern, strength = value.get("pattern", "*"), value.get("strength")
-    shown = f"{strength:.4g}" if isinstance(strength, float) else strength
-    named = f"{value['penalty']}" + ("" if shown is None else f":{shown}")
-    others = [
-        f",{k}={inline(v)}"
-        for k, v in value.items()
-        if k not in ("pattern", "penalty", "strength") and v not in (None, [], {}, "")
-    ]
-    return ("" if pattern == "*" else f"{pattern}=") + named + "".join(others)
 
 
 def gap_mark(metric: Metric, gap: float | None) -> Mark:
@@ -269,16 +257,23 @@ def penalty_table(penalties: Mapping[str, Mapping[str, Any]]) -> Table | None:
         (
             Name(name),
             strength(p.get("strength")),
+            mode(p.get("how")),
             number(p.get("value")),
             percent(p.get("zeros")),
             *((_audit_mark(p),) if audited else ()),
         )
         for name, p in penalties.items()
     )
-    head = (say("penalty"), say("strength"), say("penalty_value"), say("zeros"))
+    keys = ("penalty", "strength", "mode", "penalty_value", "zeros")
+    head = tuple(say(key) for key in keys)
     head = (*head, say("audit")) if audited else head
     caption = say("penalties_at_end_audited") if audited else say("penalties_at_end")
     return Table(caption, head, rows) if rows else None
+
+
+def mode(how: str | None) -> Cell:
+    """How a penalty acts, which gives its strength its unit; runs of older versions lack it."""
+    return "–" if how is None else say(f"mode_{how}")
 
 
 def _audit_mark(penalty: Mapping[str, Any]) -> Cell:

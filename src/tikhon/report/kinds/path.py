@@ -106,7 +106,11 @@ def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
             *((tested,) if tested else ()),
             Fact(say("kept"), str(result["counts"][chosen]), say("of_all", all=total(result))),
             Fact(say("valid_loss"), number(result["scores"][chosen]), note),
-            Fact(say("chosen_strength"), strength(result["strengths"][chosen])),
+            Fact(
+                say("chosen_strength"),
+                strength(result["strengths"][chosen]),
+                say("mode_objective"),
+            ),
         ]
     if result.get("seconds") is not None:
         shown.append(Fact(say("time"), seconds(result["seconds"])))

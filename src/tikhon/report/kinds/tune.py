@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from tikhon.options import with_mode
 from tikhon.report import charts, search_charts
 from tikhon.report.kinds import parts, scores
 from tikhon.report.page import (
@@ -134,7 +135,7 @@ def verdict(run: SavedRun, audit: Mapping[str, Any]) -> Label:
         best = number(min(charts.finite(losses), default=None))
         return say("unfinished_search", trials=len(losses), score=best)
     values = {
-        "config": ", ".join(f"{k} {short(v)}" for k, v in config.items()),
+        "config": ", ".join(f"{with_mode(k)} {short(v)}" for k, v in config.items()),
         "score": number(run.result.get("score")),
         "default": number(audit.get("default_score")),
         "gain": number(audit.get("gain")),
@@ -176,7 +177,8 @@ def choice(run: SavedRun) -> Table | None:
     """The chosen hyperparameters and where they were looked for."""
     config, space = run.result.get("config") or {}, run.result.get("space") or {}
     rows: list[tuple[Cell, ...]] = [
-        (Name(name), short(value), Name(entry(space.get(name)))) for name, value in config.items()
+        (Name(with_mode(name)), short(value), Name(entry(space.get(name))))
+        for name, value in config.items()
     ]
     head = (say("hyperparameter"), say("value"), say("searched"))
     return Table(say("choice_caption"), head, tuple(rows)) if rows else None
@@ -277,13 +279,13 @@ def responses(run: SavedRun, found: list[Member], chosen: int | None) -> Section
         figure = search_charts.scatter(
             [found[i].config.get(name) for i in shown],
             [found[i].score for i in shown],
-            Name(name),
+            Name(with_mode(name)),
             say("valid_loss"),
             shown.index(chosen) if chosen in shown else None,
             faint=[found[i].budget < longest for i in shown],
             log=name in logarithmic(run),
         )
-        blocks.append(Chart(Name(name), figure, say("alt_scatter", name=name)))
+        blocks.append(Chart(Name(with_mode(name)), figure, say("alt_scatter", name=name)))
     if chosen in shown and len(varying) > 1:
         blocks.append(coordinates(run, found, shown, varying, chosen))
     return Section(say("hyperparameters"), tuple(blocks), say("hyperparameters_lead"))
@@ -307,7 +309,8 @@ def coordinates(
         ends = [v for v in values if v is not None]
         numeric = len(charts.finite(ends)) == len(ends)
         ends = sorted(ends, key=None if numeric else str)
-        axes.append(search_charts.Coordinate(name, places, short(ends[0]), short(ends[-1])))
+        reach = short(ends[0]), short(ends[-1])
+        axes.append(search_charts.Coordinate(with_mode(name), places, *reach))
     order = sorted(range(len(shown)), key=lambda k: found[shown[k]].score or 0.0)
     rank = {k: position / len(shown) for position, k in enumerate(order)}
     figure = search_charts.parallel(
@@ -336,7 +339,7 @@ def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | N
     )
     head = (
         say("rank"),
-        *map(Name, names),
+        *(Name(with_mode(name)) for name in names),
         say("epochs"),
         say("valid_loss"),
         say("standard_error"),

@@ -1,0 +1,84 @@
+"""Commands whose parameters stand for whole groups of options, as the parser takes them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from tikhon.options import Option, options_of
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The options that a parameter stands for, and what is made of their values."""
+
+    options: Mapping[str, tuple[Option, Any]]
+    make: Callable[[dict[str, Any]], Any]
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """One parameter an option."""
+        return [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default,
+                annotation=Annotated[told.kind | None if default is None else told.kind, flag],
+            )
+            for name, (told, default) in self.options.items()
+            for flag in [as_flag(told)]
+        ]
+
+
+def values_of(kind: type, *, without: tuple[str, ...] = ()) -> Group:
+    """The fields of a dataclass, to be an instance of it; those left out keep their defaults."""
+    kept = {name: found for name, found in options_of(kind).items() if name not in without}
+    return Group(kept, lambda values: kind(**values))
+
+
+def given_of(options: Mapping[str, Option]) -> Group:
+    """Options that may all be left out: a mapping of those that were given."""
+    return Group(
+        {name: (told, None) for name, told in options.items()},
+        lambda values: {name: value for name, value in values.items() if value is not None},
+    )
+
+
+def as_flag(told: Option) -> Any:
+    """An option as the parser takes it."""
+    return typer.Option(
+        *told.flags,
+        help=told.help,
+        metavar=told.metavar,
+        show_default=told.shown or True,
+        rich_help_panel=told.panel,
+    )
+
+
+def expand(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with one parameter an option, in the order of its own parameters."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Group] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        hint = hints[name]
+        group = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Group)), None)
+        if group is None:
+            own = parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY)
+            parameters.append(own)
+        else:
+            groups[name] = group
+            parameters += group.parameters()
+
+    def call(**values: Any) -> Any:
+        for name, group in groups.items():
+            values[name] = group.make({option: values.pop(option) for option in group.options})
+        return command(**values)
+
+    call.__doc__ = command.__doc__
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call

@@ -1,0 +1,270 @@
+"""Every option of a training, once: for Python, recipe files, the shell and search spaces.
+
+The fields of `Recipe` and `Settings` stand here, apart from what they do, so that the shell can
+tell of them before torch is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+# The panels of --help.
+DATA, MODEL, REGULARIZATION = "Data", "Model", "Regularization"
+TRAINING, OUTPUT = "Training", "Output"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is said of a field, and how the shell and a search take it.
+
+    Args:
+        help: one sentence.
+        kind: what the shell reads; a value without default may be left out.
+        panel: of --help; the general one if None.
+        flags: its names in the shell, where they are not the field's own.
+        metavar: the placeholder of its value.
+        shown: its default in words.
+        search: whether more of it makes a simpler model, where a search varies it; otherwise what
+            to do instead, in words.
+    """
+
+    help: str
+    kind: Any = str
+    panel: str | None = None
+    flags: tuple[str, ...] = ()
+    metavar: str | None = None
+    shown: str | None = None
+    search: bool | str = ""
+
+
+def option(
+    help: str,
+    kind: Any = str,
+    panel: str | None = None,
+    *,
+    flags: tuple[str, ...] = (),
+    metavar: str | None = None,
+    shown: str | None = None,
+    search: bool | str = "",
+) -> dict[str, Option]:
+    """The metadata of a field that is an option; the arguments are those of `Option`."""
+    return {"option": Option(help, kind, panel, flags, metavar, shown, search)}
+
+
+def options_of(kind: type) -> dict[str, tuple[Option, Any]]:
+    """The options among the fields of a dataclass, with their defaults.
+
+    >>> told, default = options_of(TrainingOptions)["batch_size"]
+    >>> told.help, default
+    ('Rows of a step.', 64)
+    """
+    fields = dataclasses.fields(kind)
+    return {f.name: (f.metadata["option"], f.default) for f in fields if "option" in f.metadata}
+
+
+_ALONE = "search once for each value"
+_OWN = "give it to tune, as its own argument"
+
+
+def _off(help: str, metavar: str = "X", search: bool | str = _ALONE) -> dict[str, Option]:
+    return option(help, float, REGULARIZATION, metavar=metavar, shown="off", search=search)
+
+
+@dataclass(frozen=True, eq=False)
+class RecipeOptions:
+    """The fields of a `Recipe`. In the shell all may be left out: a recipe file may say them."""
+
+    penalties: Any = field(
+        default=(),
+        metadata=option(
+            "Any penalty on the weights that the pattern names; may be repeated.",
+            list[str],
+            REGULARIZATION,
+            flags=("--penalty",),
+            metavar="[PATTERN=]NAME:S[,KEY=VALUE]",
+            search="name a penalty, such as l1, with the range of its strength",
+        ),
+    )
+    dropout: float | Mapping[str, float] | None = field(
+        default=None, metadata=_off("Share of hidden units dropped.", "RATE", search=True)
+    )
+    label_smoothing: float = field(
+        default=0.0, metadata=_off("Share of each label spread over all classes.", search=True)
+    )
+    confidence_penalty: float = field(
+        default=0.0, metadata=_off("Weight of the negative entropy of the predictions.")
+    )
+    r_drop: float = field(
+        default=0.0, metadata=_off("Weight of the distance between two passes with dropout.")
+    )
+    mixup: float = field(
+        default=0.0, metadata=_off("Alpha of Beta: mixes pairs of rows.", "ALPHA", search=True)
+    )
+    cutmix: float = field(
+        default=0.0, metadata=_off("Alpha of Beta: pastes patches of images.", "ALPHA")
+    )
+    input_noise: float = field(
+        default=0.0, metadata=_off("Standard deviation of noise on the inputs.")
+    )
+    clip_norm: float | None = field(
+        default=None, metadata=_off("Largest norm of the gradient.", search=False)
+    )
+    clip_value: float | None = field(default=None, metadata=_off("Largest entry of the gradient."))
+    clip_adaptive: float | None = field(
+        default=None, metadata=_off("Largest gradient norm of a unit over its weight norm.")
+    )
+    averaging: str | None = field(
+        default=None,
+        metadata=option(
+            "ema or swa of the weights.",
+            str,
+            REGULARIZATION,
+            metavar="NAME",
+            shown="off",
+            search=_ALONE,
+        ),
+    )
+    ema_decay: float = field(
+        default=0.99,
+        metadata=option(
+            "Of ema: what a step keeps of the average.",
+            float,
+            REGULARIZATION,
+            metavar="X",
+            shown="0.99",
+            search=_ALONE,
+        ),
+    )
+    early_stopping: int | None = field(
+        default=None,
+        metadata=option(
+            "Epochs without improvement after which it ends; the best state is kept.",
+            int,
+            REGULARIZATION,
+            metavar="EPOCHS",
+            shown="off with --epochs, else by rows",
+            search="a search ends poor trials by itself",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The fields of `Settings`: how a model is trained, apart from what regularizes it."""
+
+    loss: str | Callable[..., Any] = field(
+        default="auto",
+        metadata=option(
+            "cross_entropy, bce, mse, half_mse, mae, ... or auto.", panel=TRAINING, search=_OWN
+        ),
+    )
+    optimizer: str | Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] = field(
+        default="adam", metadata=option("sgd, adam, adamw, ...", panel=TRAINING, search=_OWN)
+    )
+    lr: float = field(
+        default=1e-3, metadata=option("Learning rate.", float, TRAINING, search=False)
+    )
+    momentum: float = field(
+        default=0.0, metadata=option("Of sgd and rmsprop.", float, TRAINING, search=_ALONE)
+    )
+    schedule: str = field(
+        default="constant",
+        metadata=option(
+            "constant, cosine, linear or warmup_cosine.",
+            panel=TRAINING,
+            search="every trial has the cosine schedule",
+        ),
+    )
+    batch_size: int = field(
+        default=64, metadata=option("Rows of a step.", int, TRAINING, search=_OWN)
+    )
+    epochs: int = field(
+        default=20,
+        metadata=option(
+            "Exactly so many passes over the training rows.",
+            int,
+            TRAINING,
+            metavar="N",
+            shown="until the validation loss stops improving, at most 60 s",
+            search=_OWN,
+        ),
+    )
+    seed: int = field(
+        default=0, metadata=option("Seed of all random numbers.", int, TRAINING, search=False)
+    )
+    device: str = field(
+        default="auto", metadata=option("auto, cpu, cuda or mps.", panel=TRAINING, search=_OWN)
+    )
+    budget: float | None = field(
+        default=None,
+        metadata=option(
+            "Stop after this time: 60s, 5m, 1h.", panel=TRAINING, metavar="TIME", search=_OWN
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Strength:
+    """A penalty on all weight matrices under a name of its own: its strength is its option."""
+
+    penalty: str
+    how: str  # the mode, which gives the strength its unit
+    help: str
+    flag: bool = True  # whether the shell has it by that name; `--penalty NAME:S` in any case
+
+
+# In the shell each is `--NAME S`, in a space `NAME = range`, elsewhere an entry of `penalties`.
+STRENGTHS = {
+    "l1": Strength("l1", "objective", "Strength of the sum of sizes"),
+    "l2": Strength("l2", "objective", "Strength of half the sum of squares"),
+    "weight_decay": Strength("l2", "decoupled", "Decay of the weights, as AdamW's,"),
+    "elastic_net": Strength("elastic_net", "objective", "Strength of L1 and L2 in equal parts"),
+    "group_lasso": Strength("group_lasso", "objective", "Strength of the sum of row norms"),
+    "mcp": Strength("mcp", "objective", "Strength of the minimax concave penalty", False),
+    "scad": Strength("scad", "objective", "Strength of SCAD", False),
+    "log_sum": Strength("log_sum", "objective", "Strength of the sum of logarithms", False),
+    "huber": Strength("huber", "objective", "Strength of Huber's penalty", False),
+}
+
+
+def with_mode(name: str) -> str:
+    """The name of a hyperparameter, with the mode of a strength, which gives it its unit.
+
+    >>> with_mode("weight_decay"), with_mode("lr")
+    ('weight_decay (decoupled)', 'lr')
+    """
+    return f"{name} ({STRENGTHS[name].how})" if name in STRENGTHS else name
+
+
+def training_fields() -> Iterator[tuple[str, Option, Any]]:
+    """Every field of a recipe and of the settings: name, what is said of it, default."""
+    for kind in (RecipeOptions, TrainingOptions):
+        for name, (told, default) in options_of(kind).items():
+            yield name, told, default
+
+
+def typed(entry: Mapping[str, Any]) -> str:
+    """An entry of a recipe's penalties as `--penalty` takes it.
+
+    >>> typed({"pattern": "fc1.weight", "penalty": "l2", "strength": 0.01, "how": "decoupled"})
+    'fc1.weight=l2:0.01,how=decoupled'
+    """
+    pattern, strength = entry.get("pattern", "*"), entry.get("strength")
+    named = entry["penalty"] if strength is None else f"{entry['penalty']}:{_short(strength)}"
+    others = [
+        f",{key}={_short(value)}"
+        for key, value in entry.items()
+        if key not in ("pattern", "penalty", "strength") and value not in (None, [], {}, "")
+    ]
+    return ("" if pattern == "*" else f"{pattern}=") + named + "".join(others)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

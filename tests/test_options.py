@@ -1,0 +1,161 @@
+"""An option exists once: the same name in Python, in recipe files, in the shell and in a space."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import torch
+import typer
+
+import tikhon as tk
+from tikhon.cli import build
+from tikhon.cli.groups import expand, given_of, values_of
+from tikhon.errors import InputError
+from tikhon.options import (
+    STRENGTHS,
+    Option,
+    RecipeOptions,
+    TrainingOptions,
+    option,
+    options_of,
+    training_fields,
+)
+from tikhon.training.recipe import Recipe, penalty_names
+from tikhon.training.settings import Settings
+
+FIELDS = {name: (told, default) for name, told, default in training_fields()}
+OTHER = {  # a value that is not the default
+    "penalties": [{"pattern": "*", "penalty": "l1", "strength": 0.1, "how": "objective"}],
+    "averaging": "ema",
+    "early_stopping": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def shell() -> dict[str, Any]:
+    group: Any = typer.main.get_command(build())
+    return {p.name: p for p in group.commands["fit"].params}
+
+
+def test_the_fields_are_those_of_recipe_and_settings():
+    of_recipe, of_settings = ({f.name for f in dataclasses.fields(k)} for k in (Recipe, Settings))
+    assert of_recipe == set(options_of(RecipeOptions))
+    assert of_settings == set(options_of(TrainingOptions))
+    assert len(FIELDS) == len(of_recipe) + len(of_settings), "one name, one meaning"
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_described_and_in_the_shell(name, shell):
+    told, default = FIELDS[name]
+    assert told.help.endswith(".") and told.panel
+    flag = "penalty" if name == "penalties" else name
+    assert shell[flag].help == told.help
+    if name in options_of(TrainingOptions) and name != "epochs":
+        assert shell[flag].default == default
+    else:  # left out, the recipe file's value stands
+        assert shell[flag].default is None
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_an_argument_in_python(name):
+    _, default = FIELDS[name]
+    where: Any = Recipe if name in options_of(RecipeOptions) else tk.fit
+    parameter = inspect.signature(where).parameters[name]
+    assert parameter.default == default
+    words = where.__doc__.partition("Args:")[2]
+    assert name in words, f"{name} is not in the docstring of {where.__name__}"
+
+
+@pytest.mark.parametrize("name", options_of(RecipeOptions))
+def test_every_field_of_a_recipe_is_a_key_of_its_file(name, tmp_path):
+    value = OTHER.get(name, 0.5)
+    recipe = Recipe.from_dict({name: value})
+    recipe.save(tmp_path / "recipe.toml")
+    assert Recipe.load(tmp_path / "recipe.toml").to_dict()[name] == value
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_tikhon_toml_gives_every_option_another_default(name, tmp_path, monkeypatch):
+    from tikhon.cli.configuration import defaults
+
+    key = "penalty" if name == "penalties" else name.replace("_", "-")
+    (tmp_path / "tikhon.toml").write_text(f'[fit]\n{key} = "1"\n')
+    context: Any = typer.main.get_command(build()).make_context("tikhon", ["fit"])
+    found = defaults(tmp_path / "tikhon.toml", context)
+    assert found["fit"] == {key.replace("-", "_"): "1"}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_space_varies_a_field_or_says_what_to_do_instead(name):
+    told, _ = FIELDS[name]
+    x, y = torch.randn(40, 3), torch.randint(2, (40,))
+
+    def search(**entries: Any) -> Any:
+        return tk.tune(
+            lambda: torch.nn.Sequential(tk.layers.Dropout(0.1), torch.nn.Linear(3, 2)),
+            (x, y),
+            space=tk.Space(**entries),
+            budget="2runs",
+            epochs=1,
+            folds=0,
+        )
+
+    if isinstance(told.search, str):
+        assert told.search
+        with pytest.raises(InputError, match=f"does not vary '{name}': {told.search}"):
+            search(**{name: 0.5})
+        return
+    space = tk.Choice([1, 2]) if name == "seed" else tk.Uniform(0.1, 0.2)
+    assert name in search(**{name: space}).config
+
+
+@pytest.mark.parametrize("name", STRENGTHS)
+def test_a_strength_has_one_name_in_shell_and_space(name, shell):
+    told = STRENGTHS[name]
+    assert told.penalty in penalty_names()
+    assert (name in shell) == told.flag
+    assert name in tk.Space(**{name: 0.1})
+
+
+def test_the_page_of_the_command_line_has_the_tables():
+    """After a change: run docs/options.py."""
+    import sys
+
+    docs = Path(__file__).parents[1] / "docs"
+    sys.path.insert(0, str(docs))
+    try:
+        from options import page
+    finally:
+        sys.path.remove(str(docs))
+    text = (docs / "cli.md").read_text(encoding="utf-8")
+    assert page(text) == text
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    width: int = dataclasses.field(default=3, metadata=option("Width.", int))
+    tall: bool = dataclasses.field(default=False, metadata=option("Tall.", bool))
+
+
+def test_a_group_becomes_options_and_comes_back_as_one_value():
+    found: list[Any] = []
+
+    def command(
+        name: str,
+        shape: Annotated[Shape, values_of(Shape, without=("tall",))],
+        given: Annotated[Any, given_of({"rate": Option("Rate.", float), "other": Option("O.")})],
+    ) -> None:
+        """Say it."""
+        found.extend((name, shape, given))
+
+    app = typer.Typer()
+    app.command()(expand(command))
+    parsed: Any = typer.main.get_command(app)
+    parsed.main(["it", "--width", "5", "--rate", "0.5"], standalone_mode=False)
+    assert found == ["it", Shape(width=5), {"rate": 0.5}]
+    assert {p.name for p in parsed.params} >= {"name", "width", "rate", "other"}
+    assert "tall" not in {p.name for p in parsed.params} and parsed.help == "Say it."
