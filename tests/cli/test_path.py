@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 
 import pytest
 
@@ -116,3 +118,46 @@ def test_units_and_labels_do_not_change_the_features(tmp_path, command):
     command.run("predict", "s", "signs.csv", "--output", "p.csv", cwd=tmp_path)
     told = pd.read_csv(tmp_path / "p.csv")
     assert set(told["prediction"]) <= {-1, 0, 1} and "probability_-1" in told
+
+
+SHORT = ["path", "wine", "--strengths", "12", "--folds", "3", "--output"]
+
+
+def left_in(run):
+    result = json.loads((run / "result.json").read_text())
+    return {**result, "seconds": 0, "next": []}, (run / "model.safetensors").read_bytes()
+
+
+def at_the_twentieth_solution(number):
+    """In the child: save at every solution, and get a signal at the twentieth."""
+
+    def prepare():
+        from tikhon.runs import checkpoint
+
+        checkpoint.Keeper.__init__.__kwdefaults__["every"] = 0.0
+        offer, calls = checkpoint.Keeper.offer, itertools.count(1)
+
+        def offered(self, state):
+            if next(calls) == 20:
+                os.kill(os.getpid(), number)
+            offer(self, state)
+
+        checkpoint.Keeper.offer = offered
+
+    return prepare
+
+
+def test_an_interrupted_path_resumes_to_the_uninterrupted_one(tmp_path, command):
+    assert command.run(*SHORT, "whole", "--quiet", cwd=tmp_path).code == 0
+    whole = left_in(tmp_path / "whole")
+    child = command.start([*SHORT, "killed"], tmp_path, before=at_the_twentieth_solution(9))
+    assert child.wait().code == -9
+    assert command.run(*SHORT, "killed", "--resume", cwd=tmp_path).code == 0
+    assert left_in(tmp_path / "killed") == whole
+    assert not (tmp_path / "killed/checkpoint").exists()
+    child = command.start([*SHORT, "cut"], tmp_path, before=at_the_twentieth_solution(15))
+    ended = child.wait()
+    assert ended.code == 143 and "what is solved is kept in cut" in ended.err
+    again = ended.err.strip().splitlines()[-1].split()
+    assert again[-1] == "--resume" and command.run(*again[1:], cwd=tmp_path).code == 0
+    assert left_in(tmp_path / "cut") == whole

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from tikhon.paths.penalised import FeaturePenalty
 from tikhon.paths.solver import refit, solve
 from tikhon.paths.stability import stability
 from tikhon.penalties import L1, L2, MCP, ElasticNet, GroupLasso, Hierarchical
+from tikhon.runs.interrupt import Stopped
 
 celer = pytest.importorskip("celer")
 
@@ -248,3 +251,56 @@ def test_each_strength_of_a_network_ends_with_its_lowest_validation_loss():
     assert stopped.scores == pytest.approx(losses(stopped))
     assert all(a <= b + 1e-6 for a, b in zip(stopped.scores, trained))
     assert stopped.scores[0] < trained[0] - 0.01
+
+
+# -- interrupted -------------------------------------------------------------------------------
+
+
+def asked(kind):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 5, generator=generator)
+    if kind == "network":
+        y = (x[:, 0] * x[:, 1] > 0).long()
+        return (lambda: MLP([5, 4, 2]), (x, y), GroupLasso()), {"valid": (x, y), "strengths": 5}
+    y = x[:, 0] - x[:, 2] + 0.1 * torch.randn(60, generator=generator)
+    return (None, (x, y), L1()), {"strengths": 6, "folds": 3, "debias": kind == "debiased"}
+
+
+def timeless(result):
+    return {**result.to_dict(), "seconds": 0}
+
+
+@pytest.mark.parametrize("kind", ["linear", "debiased", "network"])
+def test_a_path_stopped_again_and_again_ends_as_if_it_never_was(tmp_path, kind):
+    given, options = asked(kind)
+    whole, stops = path(*given, **options), 0
+    every = 150 if kind == "network" else 1  # steps of a sweep, or solutions
+    while True:
+        calls = itertools.count(1)
+        try:
+            result = path(
+                *given, **options, output=tmp_path / "run", resume=stops > 0,
+                stop=lambda calls=calls: next(calls) > every,
+            )  # fmt: skip
+            break
+        except Stopped:
+            stops += 1
+    assert stops >= (2 if kind == "network" else 11)
+    assert timeless(result) == timeless(whole)
+    for a, b in zip(result.states, whole.states, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_another_path_is_not_continued(tmp_path):
+    given, options = asked("linear")
+    with pytest.raises(Stopped):
+        path(*given, **options, output=tmp_path, stop=lambda: True)
+    for other in ({"folds": 2}, {"seed": 1}, {"strengths": 7}, {"sample_weight": [1.0] * 60}):
+        with pytest.raises(InputError, match=f"different {next(iter(other))}"):
+            path(*given, **options | other, output=tmp_path, resume=True)
+    with pytest.raises(InputError, match="different penalty"):
+        path(None, given[1], MCP(), **options, output=tmp_path, resume=True)
+    with pytest.raises(InputError, match="different data"):
+        path(None, (given[1][0] * 2, given[1][1]), L1(), **options, output=tmp_path, resume=True)
+    with pytest.raises(InputError, match="resume needs output"):
+        path(*given, **options, resume=True)

@@ -6,8 +6,9 @@ import os
 import pytest
 import torch
 
-from tikhon.errors import StorageError
+from tikhon.errors import DataError, InputError
 from tikhon.runs import checkpoint, files
+from tikhon.runs.interrupt import Stopped
 
 CALLS = ("mkstemp", "fsync", "chmod", "replace")
 
@@ -91,11 +92,41 @@ def test_a_damaged_newest_generation_is_skipped(tmp_path, suffix, damage):
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
+    told = []
+    assert same(checkpoint.load(tmp_path / "c", say=told.append), state(1))
+    newest_is_known = (suffix, damage) != ("json", "gone")  # without a manifest there is none
+    assert [f"{tmp_path / 'c' / '2'}.json" in text for text in told] == [True] * newest_is_known
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "[]", '"x"', "{}", "[" * 100_000, '{"schema_version": 1}']
+)
+def test_foreign_documents_are_named_and_an_older_generation_is_used(tmp_path, text):
+    checkpoint.save(tmp_path / "c", state(1))
+    (tmp_path / "c/2.json").write_text(text)
     assert same(checkpoint.load(tmp_path / "c"), state(1))
+    (tmp_path / "c/1.json").unlink()
+    with pytest.raises(DataError, match=r"2\.json.*--overwrite"):
+        checkpoint.load(tmp_path / "c")
+
+
+def test_a_keeper_gives_back_what_was_saved_last_and_refuses_another_header(tmp_path):
+    first = checkpoint.Keeper(tmp_path / "c", {"seed": 1}, every=0.0)
+    for n in range(3):
+        first.offer(lambda n=n: {"n": n})
+    again = checkpoint.Keeper(tmp_path / "c", {"seed": 1}, resume=True, stop=lambda: True)
+    assert again.found == {"n": 2}
+    with pytest.raises(Stopped):
+        again.offer(lambda: {"n": 3})
+    assert checkpoint.Keeper(tmp_path / "c", {"seed": 1}, resume=True).found == {"n": 3}
+    with pytest.raises(InputError, match="different seed"):
+        checkpoint.Keeper(tmp_path / "c", {"seed": 2}, resume=True)
+    assert checkpoint.Keeper(tmp_path / "c", {"seed": 2}).found == {}
+    assert not checkpoint.exists(tmp_path / "c")
 
 
 def test_nothing_usable_says_what_to_do(tmp_path):
-    with pytest.raises(StorageError, match=r"it is empty.*--overwrite"):
+    with pytest.raises(DataError, match=r"it is empty.*--overwrite"):
         checkpoint.load(tmp_path)
     assert os.listdir(tmp_path) == []
 

@@ -10,7 +10,8 @@ import typer
 
 from tikhon.cli import tables
 from tikhon.cli.folders import about_data, command_of, output_of
-from tikhon.cli.options import Data, DataDir, Plain, Seed
+from tikhon.cli.options import Data, DataDir, Resumable, Seed
+from tikhon.cli.resuming import completed, interrupted, take
 from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError, unknown
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from tikhon.cli.terminal import Terminal
     from tikhon.paths.path import PathResult
+    from tikhon.runs.run_directory import RunDirectory
 
 _NETWORKS = ("hierarchical", "group_lasso")
 
@@ -49,7 +51,7 @@ def path(
     table: tables.Rows,
     seed: Seed = 0,
     data_dir: DataDir = None,
-    run: Plain,
+    run: Resumable,
 ) -> int:
     """Follow a penalty over its whole range of strengths and choose the features of DATA."""
     if select not in ("one_se", "best"):
@@ -66,15 +68,16 @@ def path(
     from tikhon.data import load, split
     from tikhon.paths.path import check_linear
     from tikhon.paths.path import path as follow
-    from tikhon.runs.files import write_tensors
-    from tikhon.runs.run_directory import CONFIG, MODEL, RESULT, RunDirectory
+    from tikhon.runs import checkpoint
+    from tikhon.runs.interrupt import Stopped, interruptible
+    from tikhon.runs.run_directory import CHECKPOINT, RunDirectory
     from tikhon.training.fit import versions
 
     terminal, read = run.terminal(), table.read()
     source = load(data, data_dir=data_dir, table=read)
     parts = split(source, valid=0.2, test=test, seed=seed)
     tables.introduce(terminal, parts.train)
-    folder_path = output_of(run.output, source.name, False)
+    folder_path = output_of(run.output, source.name, run.resume)
     limit_threads(0)
     train, valid = (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y)
     build = None if model == "linear" else _network(model, parts, source.outputs)
@@ -87,45 +90,60 @@ def path(
         f"{source.name}: {len(train[0]):,} rows, {train[0][0].numel()} features; "
         f"{penalty} path of model {model}"
     )
+    if run.resume and completed(terminal, folder_path):
+        return 0
+    config = {
+        "kind": "path",
+        "command": command_of(folder_path),
+        "data": about_data(source, parts, 0.2, test, read),
+        "model": {
+            "name": _saved_name(model, penalty),
+            "shape": list(parts.train.shape),
+            "outputs": source.outputs,
+        },
+        "optimizer": {},
+        "recipe": {},
+        "seed": seed,
+        "device": "cpu",
+        "versions": versions(),
+    }
     with RunDirectory(folder_path) as folder:
-        folder.create(overwrite=run.overwrite)
-        folder.write(
-            CONFIG,
-            {
-                "kind": "path",
-                "command": command_of(folder_path),
-                "data": about_data(source, parts, 0.2, test, read),
-                "model": {
-                    "name": _saved_name(model, penalty),
-                    "shape": list(parts.train.shape),
-                    "outputs": source.outputs,
-                },
-                "optimizer": {},
-                "recipe": {},
-                "seed": seed,
-                "device": "cpu",
-                "versions": versions(),
-            },
-        )
-        with StepProgress(terminal) as on_step:
-            result = follow(
-                build,
-                train,
-                kinds[penalty](),
-                valid=valid,
-                feature_names=parts.train.feature_names,
-                on_progress=lambda share: on_step("solving", share, 1),
-                **settings,
-            )
-        state = _state(result, source.outputs)
-        write_tensors(folder.path / MODEL, state)
-        document = result.to_dict() | _tests(
-            result, state, parts, _saved_name(model, penalty), source.outputs
-        )
-        document["next"] = [shlex.join(["tikhon", "predict", str(folder_path), data])]
-        folder.write(RESULT, document)
-    _conclude(terminal, document, folder_path)
+        take(folder, config, resume=run.resume, overwrite=run.overwrite)
+        with interruptible() as interrupt, StepProgress(terminal) as on_step:
+            try:
+                result = follow(
+                    build,
+                    train,
+                    kinds[penalty](),
+                    valid=valid,
+                    feature_names=parts.train.feature_names,
+                    output=folder_path,
+                    resume=run.resume,
+                    stop=interrupt.__bool__,
+                    on_progress=lambda share: on_step("solving", share, 1),
+                    **settings,
+                )
+            except Stopped:
+                kept = f"what is solved is kept in {folder_path}"
+                return interrupted(terminal, interrupt, config["command"], kept)
+        document = _save(folder, result, parts, config["model"], [folder_path, data])
+        _conclude(terminal, document, folder_path)
+        checkpoint.remove(folder_path / CHECKPOINT)
     return 0
+
+
+def _save(
+    folder: RunDirectory, result: PathResult, parts: Any, model: dict[str, Any], named: list[Any]
+) -> dict[str, Any]:
+    from tikhon.runs.files import write_tensors
+    from tikhon.runs.run_directory import MODEL, RESULT
+
+    state = _state(result, model["outputs"])
+    write_tensors(folder.path / MODEL, state)
+    document = result.to_dict() | _tests(result, state, parts, model["name"], model["outputs"])
+    document["next"] = [shlex.join(["tikhon", "predict", *map(str, named)])]
+    folder.write(RESULT, document)
+    return document
 
 
 def _model(model: str | None, penalty: str) -> str:

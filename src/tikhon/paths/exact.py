@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from tikhon.paths.solver import TOLERANCE, refit, solve
 from tikhon.paths.targets import Targets, fold_rows
 from tikhon.paths.universal import universal_strength
 from tikhon.penalties import Penalty
+from tikhon.runs.checkpoint import Keeper
 
 SCORED = 1e-5  # residual of the fits that only give a held-out loss
 
@@ -73,20 +74,54 @@ class LinearPath:
         self,
         cuts: Sequence[tuple[Tensor, Tensor]],
         grid: Sequence[float],
+        solved: Solved,
         tell: Callable[[], None],
     ) -> tuple[list[float], list[float]]:
         """Mean over folds of the held-out loss, and its standard error, for every strength."""
-        losses = []
-        for train, test in cuts:
+        for fold, (train, test) in enumerate(cuts):
+            if fold == len(solved.losses):
+                solved.losses.append([])
+                solved.last = None
+            losses = solved.losses[fold]
+            if len(losses) == len(grid):
+                continue  # by an earlier process
             problem = self.problem(train)
-            fits = descend(problem, self.penalty, grid, tolerance=SCORED, tell=tell)
-            if self.debias:
-                fits = [refit(problem, fit.weight != 0) for fit in fits]
             held_out = self.x[test], self.targets.codes[test]
             own = None if self.weights is None else self.weights[test]
-            losses.append([_mean(row_losses(problem, fit, *held_out), own) for fit in fits])
-        table = torch.tensor(losses, dtype=torch.float64)
+            left = grid[len(losses) :]
+            for fit in descend(problem, self.penalty, left, tolerance=SCORED, start=solved.last):
+                model = refit(problem, fit.weight != 0) if self.debias else fit
+                losses.append(_mean(row_losses(problem, model, *held_out), own))
+                solved.last = fit
+                tell()
+        table = torch.tensor(solved.losses, dtype=torch.float64)
         return table.mean(0).tolist(), (table.std(0) / math.sqrt(len(cuts))).tolist()
+
+
+@dataclass(eq=False)
+class Solved:
+    """What of a path is solved: the solutions, the held-out losses of each fold, the last fit."""
+
+    fits: list[Fit]
+    losses: list[list[float]]
+    last: Fit | None = None
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Solved:
+        """From `state()`; an empty one is a path's beginning."""
+        last = state.get("last")
+        fits = [Fit(*row) for row in state.get("fits", ())]
+        losses = [list(row) for row in state.get("losses", ())]
+        return cls(fits, losses, None if last is None else Fit(*last))
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        last = None if self.last is None else _plain(self.last)
+        return {"fits": [_plain(f) for f in self.fits], "losses": self.losses, "last": last}
+
+
+def _plain(fit: Fit) -> list[Any]:
+    return [fit.weight, fit.bias, fit.residual, fit.steps]
 
 
 def follow(
@@ -98,6 +133,7 @@ def follow(
     strengths: int | Sequence[float] | str,
     smallest: float | None,
     seed: int,
+    keeper: Keeper,
     on_progress: Callable[[float], None],
 ) -> PathResult:
     """Every solution, scored on folds or on validation rows if there are any."""
@@ -107,12 +143,23 @@ def follow(
         grid = [universal_strength(problem, path.penalty, seed=seed)]
     else:
         grid = strength_grid(problem, path.penalty, strengths, smallest)
-    tell = _counted(on_progress, len(grid) * (1 + len(cuts)))
-    fits = descend(problem, path.penalty, grid, tell=tell)
+    solved = Solved.of(keeper.found)
+    done = len(solved.fits) + sum(map(len, solved.losses))
+    count, total = itertools.count(done + 1), len(grid) * (1 + len(cuts))
+
+    def tell() -> None:
+        on_progress(next(count) / total)
+        keeper.offer(solved.state)
+
+    fits = solved.fits
+    start = fits[-1] if fits else None
+    for fit in descend(problem, path.penalty, grid[len(fits) :], start=start):
+        fits.append(fit)
+        tell()
     models = [refit(problem, fit.weight != 0) for fit in fits] if path.debias else fits
     scores, errors = [math.nan] * len(grid), [math.nan] * len(grid)
     if folds:
-        scores, errors = path.scores(cuts, grid, tell)
+        scores, errors = path.scores(cuts, grid, solved, tell)
     elif valid is not None:
         codes = path.targets.encode(valid[1])
         rows = [row_losses(problem, fit, valid[0], codes) for fit in models]
@@ -187,15 +234,12 @@ def descend(
     grid: Sequence[float],
     *,
     tolerance: float = TOLERANCE,
-    tell: Callable[[], None] = lambda: None,
-) -> list[Fit]:
+    start: Fit | None = None,
+) -> Iterator[Fit]:
     """The solutions from the largest strength to the smallest, each from the one before."""
-    fits: list[Fit] = []
     for strength in grid:
-        start = fits[-1] if fits else None
-        fits.append(solve(problem, penalty.at(strength), start=start, tolerance=tolerance))
-        tell()
-    return fits
+        start = solve(problem, penalty.at(strength), start=start, tolerance=tolerance)
+        yield start
 
 
 def row_losses(problem: LinearProblem, fit: Fit, x: Tensor, codes: Tensor) -> Tensor:
@@ -208,12 +252,6 @@ def _mean(losses: Tensor, weights: Tensor | None) -> float:
     if weights is None or not weights.any():
         return float(losses.mean())
     return float((losses * weights).sum() / weights.sum())
-
-
-def _counted(on_progress: Callable[[float], None], total: int) -> Callable[[], None]:
-    """A function that counts its calls and tells which share of the total they are."""
-    done = itertools.count(1)
-    return lambda: on_progress(next(done) / total)
 
 
 def linear_layer(model: nn.Module) -> tuple[str, nn.Linear]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from tikhon.population.hyperparameters import Settings
 from tikhon.population.losses import Objective
 from tikhon.population.population import Population
 from tikhon.regularizer.targets import Target, select
+from tikhon.runs.checkpoint import Keeper
 from tikhon.training.step import Step
 
 DENSE_STEPS, SWEEP_STEPS, REFIT_STEPS = 200, 500, 40
@@ -43,6 +44,28 @@ class Snapshot:
     state: dict[str, Tensor]
 
 
+@dataclass(eq=False)
+class Place:
+    """How far a sweep is: its next step and strength, and the snapshots so far."""
+
+    step: int
+    strength: float
+    growth: float
+    found: list[Snapshot]
+
+    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "step": self.step,
+            "strength": self.strength,
+            "growth": self.growth,
+            "found": [[s.strength, s.support, s.state] for s in self.found],
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+
+
 def network_path(
     build_model: Callable[[], nn.Module],
     data: tuple[Tensor, Tensor],
@@ -51,6 +74,7 @@ def network_path(
     valid: tuple[Tensor, Tensor] | None,
     strengths: int | Sequence[float] | Any,
     seed: int,
+    keeper: Keeper,
 ) -> PathResult:
     """The features that a network gives up as the strength grows, and the networks without them.
 
@@ -69,8 +93,7 @@ def network_path(
         build, penalty = _with_skip(build_model, penalty, x)
         penalty = _with_factors(penalty, build(), x[0].numel())
         sweep = Sweep(build(), (x, y), penalty, seed)
-        sweep.densify()
-        snapshots = _thinned(sweep.run(), strengths)
+        snapshots = _thinned(sweep.run(keeper), strengths)
     if valid is not None:
         valid = valid[0].float(), valid[1].float() if valid[1].is_floating_point() else valid[1]
     population = _refitted(build, sweep, snapshots, (x, y), valid, seed)
@@ -101,28 +124,40 @@ class Sweep:
         for step in range(DENSE_STEPS):
             advance(self.stream.batch(step), step)
 
-    def run(self) -> list[Snapshot]:
+    def run(self, keeper: Keeper) -> list[Snapshot]:
         """Raise the strength step by step until no feature is left; a snapshot a support."""
         lr = 1e-2
         optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=MOMENTUM, fused=True)
         advance, gain = Step(self.model, optimizer, self._loss), lr / (1 - MOMENTUM)
-        strength, growth = self._bracket()
-        support = self._support(self.target.read())
-        found = [self._snapshot(0.0, support)]
-        for step in range(DENSE_STEPS, DENSE_STEPS + 4 * SWEEP_STEPS):
-            advance(self.stream.batch(step))
+        place = self._begin(keeper.found, optimizer)
+        support = place.found[-1].support
+        while place.step < DENSE_STEPS + 4 * SWEEP_STEPS and support.any():
+            keeper.offer(lambda: place.state(self.model, optimizer))
+            advance(self.stream.batch(place.step))
             with torch.no_grad():
-                penalty = self.penalty.with_strength(strength)
+                penalty = self.penalty.with_strength(place.strength)
                 rows = penalty.prox(self.target.read(), gain)
                 self.target.write_(rows)
             now = self._support(rows)
             if not torch.equal(now, support):
                 support = now
-                found.append(self._snapshot(strength, support))
-            if not support.any():
-                break
-            strength *= growth
-        return found
+                place.found.append(self._snapshot(place.strength, support))
+            place.strength *= place.growth
+            place.step += 1
+        return place.found
+
+    def _begin(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> Place:
+        """Where an earlier process has come to, or after the dense training."""
+        if state:
+            self.model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["random"])
+            found = [Snapshot(*row) for row in state["found"]]
+            return Place(state["step"], state["strength"], state["growth"], found)
+        self.densify()
+        strength, growth = self._bracket()
+        dense = self._snapshot(0.0, self._support(self.target.read()))
+        return Place(DENSE_STEPS, strength, growth, [dense])
 
     def _bracket(self) -> tuple[float, float]:
         """First strength and growth per step: up to where a zero first layer stays zero.

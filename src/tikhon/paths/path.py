@@ -6,7 +6,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 
 from tikhon.data.batches import one_tensor, pair
 from tikhon.data.classes import check_classes
+from tikhon.data.dataset import fingerprint
 from tikhon.errors import InputError, unknown
 from tikhon.paths.exact import LinearPath, follow, is_linear, strength_grid
 from tikhon.paths.penalised import followed
 from tikhon.paths.result import PathResult, Select
 from tikhon.paths.targets import row_weights
 from tikhon.penalties import Penalty
+from tikhon.runs.checkpoint import Keeper
+from tikhon.runs.run_directory import CHECKPOINT
 
 CONVERGED = 1e-6  # residual above which a solution is told to be unfinished
 
@@ -39,6 +43,9 @@ def path(
     select: Select = "one_se",
     feature_names: Sequence[str] = (),
     seed: int = 0,
+    output: str | Path | None = None,
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> PathResult:
     """Solve `mean loss + strength * penalty` along a range of strengths.
@@ -67,11 +74,15 @@ def path(
         select: "one_se" (sparsest within one standard error of the best) or "best".
         feature_names: for reading the result.
         seed: of the folds and of a network's training.
+        output: folder for checkpoints, one every ten seconds; `resume` continues them bit for bit.
+        stop: asked after every solution or step; once true, the path is saved and `Stopped`
+            raised.
         on_progress: called with the share of the solutions found, in (0, 1] (linear models).
 
     Raises `InputError` for a penalty that gives no zeros or that no path can follow (by name),
-    fewer rows than folds, a class missing from the training rows, or a malformed range of
-    strengths. Warns of solutions that did not converge.
+    fewer rows than folds, a class missing from the training rows, a malformed range of
+    strengths, or a resume with other settings or other data. Warns of solutions that did not
+    converge.
 
     Reference: Friedman, Hastie and Tibshirani (2010), https://doi.org/10.18637/jss.v033.i01
 
@@ -93,20 +104,25 @@ def path(
     check_classes(y, None if held_out is None else held_out[1])
     strengths = _check_grid(strengths, smallest, folds, len(x))
     started = time.perf_counter()
+    asked: dict[str, Any] = {
+        "strengths": strengths,
+        "smallest": smallest,
+        "folds": folds,
+        "debias": debias,
+        "positive": positive,
+        "sample_weight": None if sample_weight is None else list(map(float, sample_weight)),
+        "seed": seed,
+    }
+    data = (x, y, *(held_out or ()))
+    keeper = _keeper(output, resume, stop, penalty, build_model, data, asked)
+    shared = {"valid": held_out, "strengths": strengths, "seed": seed, "keeper": keeper}
     if build_model is None or is_linear(build_model()):
         weights = row_weights(sample_weight, len(x))
         given = LinearPath.of(
             build_model, x, y, penalty, weights=weights, positive=positive, debias=debias
         )
         result = follow(
-            given,
-            build_model,
-            valid=held_out,
-            folds=folds,
-            strengths=strengths,
-            smallest=smallest,
-            seed=seed,
-            on_progress=on_progress,
+            given, build_model, folds=folds, smallest=smallest, on_progress=on_progress, **shared
         )
         _tell_unfinished(result)
     else:
@@ -117,15 +133,52 @@ def path(
                 "folds, 'universal', debias, positive and sample_weight are for linear models; a "
                 "network is scored on valid"
             )
-        result = network_path(
-            build_model, (x, y), penalty, valid=held_out, strengths=strengths, seed=seed
-        )
+        result = network_path(build_model, (x, y), penalty, **shared)
     return replace(
         result,
         select=select,
         feature_names=tuple(feature_names),
         seconds=time.perf_counter() - started,
     )
+
+
+def _keeper(
+    output: str | Path | None,
+    resume: bool,
+    stop: Callable[[], bool],
+    penalty: Penalty,
+    build_model: Callable[[], nn.Module] | None,
+    data: tuple[Tensor, ...],
+    asked: dict[str, Any],
+) -> Keeper:
+    if output is None:
+        if resume:
+            raise InputError("resume needs output, the folder of the path to continue")
+        return Keeper(stop=stop)
+    header = asked | {
+        "penalty": _described(penalty),
+        "model": _shapes(build_model),
+        "data": fingerprint(*data),
+    }
+    return Keeper(Path(output) / CHECKPOINT, header, resume=resume, stop=stop)
+
+
+def _described(penalty: Penalty) -> dict[str, Any]:
+    """A penalty as a checkpoint knows it: without its own strength, tensors by their digest."""
+    found: dict[str, Any] = {"name": type(penalty).__name__}
+    for entry in fields(penalty):
+        value = getattr(penalty, entry.name)
+        if entry.name != "strength":
+            found[entry.name] = fingerprint(value) if isinstance(value, Tensor) else repr(value)
+    return found
+
+
+def _shapes(build_model: Callable[[], nn.Module] | None) -> list[Any]:
+    """The parameters of a model, by name and shape."""
+    if build_model is None:
+        return []
+    with torch.random.fork_rng(devices=[]):
+        return [[n, list(p.shape)] for n, p in build_model().named_parameters()]
 
 
 def check_linear(

@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+import time
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from tikhon.errors import StorageError
+from tikhon.errors import DataError
 from tikhon.runs.files import SCHEMA_VERSION, explain, write_bytes, write_tensors
+from tikhon.runs.interrupt import Stopped
+from tikhon.runs.journal import compare_headers
 
 KEPT = 2
 
@@ -25,7 +29,7 @@ KEPT = 2
 def save(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a new generation; older ones go only after it is on disk and verified."""
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain(error, folder, 0) from error
     number = max(_generations(folder), default=0) + 1
@@ -46,15 +50,25 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
                 (folder / f"{old}.{suffix}").unlink()
 
 
-def load(folder: Path) -> dict[str, Any]:
-    """The newest generation that is intact. Raises `StorageError` when there is none."""
+def load(folder: Path, *, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """The newest generation that is intact; `say` is told of newer ones that are not.
+
+    Raises `DataError` when there is none.
+    """
+    from safetensors import SafetensorError
+
+    damaged = (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError)
     reasons = []
     for number in sorted(_generations(folder), reverse=True):
         try:
-            return _read(folder, number)
-        except (OSError, ValueError, KeyError) as error:
-            reasons.append(f"generation {number}: {error}")
-    raise StorageError(
+            found = _read(folder, number)
+        except damaged as error:
+            reasons.append(f"{folder / str(number)}.json: {error}")
+            continue
+        if reasons:
+            say(f"{'; '.join(reasons)}; going on from the one before it")
+        return found
+    raise DataError(
         f"{folder} holds no usable checkpoint ({'; '.join(reasons) or 'it is empty'}); "
         "start again with --overwrite"
     )
@@ -121,3 +135,39 @@ def _generations(folder: Path) -> list[int]:
 def remove(folder: Path) -> None:
     """Delete the checkpoints of a run that is finished."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+class Keeper:
+    """Saves a state that grows, every few seconds; `found` is what an earlier process saved.
+
+    Without a folder nothing is saved. The header says what is asked of which data: a state that
+    was saved under another one is refused with an `InputError`.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        header: Mapping[str, Any] | None = None,
+        *,
+        resume: bool = False,
+        stop: Callable[[], bool] = lambda: False,
+        every: float = 10.0,
+    ) -> None:
+        self._folder, self._header, self._stop = folder, dict(header or {}), stop
+        self._every, self._saved = every, time.monotonic()
+        self.found: dict[str, Any] = {}
+        if folder is not None and not resume:
+            remove(folder)  # of another run
+        if folder is not None and exists(folder):
+            stored = load(folder, say=lambda text: warnings.warn(text, stacklevel=4))
+            compare_headers(stored.get("header", {}), self._header, folder)
+            self.found = stored["state"]
+
+    def offer(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Save the state if it is time to; raise `Stopped`, with it saved, if that is asked."""
+        stop = self._stop()
+        if self._folder is not None and (stop or time.monotonic() - self._saved >= self._every):
+            save(self._folder, {"header": self._header, "state": state()})
+            self._saved = time.monotonic()
+        if stop:
+            raise Stopped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import Any
@@ -142,7 +143,8 @@ def fit(
             return _run(training, ended, None, tested, linear=linear)
         with RunDirectory(output) as folder:
             config = _config(training, about or {})
-            _open(folder, training, config, resume=resume, overwrite=overwrite)
+            say = on_warning or (lambda text: warnings.warn(text, stacklevel=2))
+            _open(folder, training, config, say, resume=resume, overwrite=overwrite)
             saver = _Saver(folder, training, on_warning)
             hooks["on_epoch"] = _both(folder.append, on_epoch)
             ended = training.run(**hooks, save=saver, save_every=checkpoint_every)
@@ -160,6 +162,7 @@ def _open(
     folder: RunDirectory,
     training: Training,
     config: dict[str, Any],
+    say: Callable[[str], None],
     *,
     resume: bool,
     overwrite: bool,
@@ -176,7 +179,7 @@ def _open(
     same_configuration(folder.read(CONFIG), config)
     folder.lock()
     if checkpoint.exists(folder.path / CHECKPOINT):
-        training.load_state_dict(checkpoint.load(folder.path / CHECKPOINT))
+        training.load_state_dict(checkpoint.load(folder.path / CHECKPOINT, say=say))
     folder.rewrite_history(training.history)
 
 
