@@ -11,6 +11,7 @@ from torch import nn, optim
 from torch.nn.utils import prune
 
 import tikhon as tk
+from tikhon.regularizer.attachment import LOOKS
 
 
 def push(model, optimizer, steps=1):
@@ -228,3 +229,35 @@ def test_steps_of_an_unchanged_model_rebind_nothing(monkeypatch):
         push(model, optimizer, 3)
         reg.audit(), reg.trace()
     assert reg._bound is bound
+
+
+COMPUTED = {
+    "parametrised": lambda layer: nn.utils.parametrizations.weight_norm(layer),
+    "pruned by": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("word", COMPUTED)
+def test_one_weight_of_a_pattern_that_is_computed_from_then_on_is_told_of_once(word):
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L1(0.1))
+    COMPUTED[word](model[0])
+    with pytest.warns(UserWarning, match=f"0.weight/L1 acts no more: '0.weight' is {word}"):
+        push(model, optimizer)
+    push(model, optimizer)
+    assert list(reg.strengths()) == ["1.weight/L1"]
+
+
+def test_a_replaced_layer_that_no_optimizer_holds_is_told_of_once():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    tk.regularize(model, optimizer, tk.L1(0.1))
+    model[1] = nn.Linear(4, 5)  # the old layer knows nothing of it: seen at the next look
+    with pytest.warns(UserWarning, match="'1.weight' was replaced and no optimizer holds"):
+        push(model, optimizer, max(LOOKS) + 1)
+    push(model, optimizer)
+    optimizer.add_param_group({"params": model[1].parameters()})
+    before = model[1].weight.detach().clone()
+    push(model, optimizer)
+    assert model[1].weight.abs().sum() < before.abs().sum()

@@ -39,11 +39,17 @@ class Attachment:
     """
 
     def __init__(
-        self, optimizer: optim.Optimizer, model: nn.Module, steps: int, notice: Callable[[], None]
+        self,
+        optimizer: optim.Optimizer,
+        model: nn.Module,
+        steps: int,
+        is_bound: Callable[[], bool],
+        notice: Callable[[], None],
     ) -> None:
         self.optimizer, self.model, self.steps = optimizer, model, steps
         self.plan: Plan
         self.activity: Activity
+        self._is_bound = is_bound  # whether the whole model is as it was; asked now and then
         self._notice = notice  # called where parameters were replaced or added
         self._gradients: list[tuple[nn.Parameter, Tensor]] = []  # the user's own
         self._replaced: list[Tensor | None] = []  # what stands in their place
@@ -99,7 +105,7 @@ class Attachment:
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._unread is not None:
             self.recount()
-        if not self.plan.is_current():
+        if not self.plan.is_current() or (self.steps in LOOKS and not self._is_bound()):
             self._notice()
         plan = self.plan
         check_rates(plan)

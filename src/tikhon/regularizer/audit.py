@@ -19,7 +19,14 @@ from tikhon.penalties.base import Proximable
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.metric import has_gain, is_uniform
 from tikhon.regularizer.plan import held_by, is_euclidean, route_of
-from tikhon.regularizer.targets import Entry, entries_of, is_lazy, local, summed
+from tikhon.regularizer.targets import (
+    Entry,
+    entries_of,
+    is_lazy,
+    local,
+    summed,
+    why_computed,
+)
 from tikhon.regularizer.terms import Binding, How, Terms, bind
 from tikhon.wrappers import unwrap
 
@@ -274,6 +281,28 @@ def say_who_is_left_out(
             "they are added by add_param_group"
         )
         warn(f"the term {term} acts on nothing: its parameters ({names}) are {why}")
+
+
+def changes(
+    model: nn.Module,
+    before: Sequence[Binding],
+    now: Sequence[Binding],
+    optimizers: Sequence[optim.Optimizer],
+) -> Iterator[str]:
+    """What terms lost when parameters of the model were replaced after attaching."""
+    present = {name: binding for binding in now for name in binding.target.names}
+    held = {binding for optimizer in optimizers for binding in held_by(optimizer, now)}
+    for binding in before:
+        for name in binding.target.names:
+            after = present.get(name)
+            if after is None and (why := why_computed(model, name)):
+                yield f"{binding.name} acts no more: {why}"
+            elif after not in (None, binding) and after not in held and _is_trained(after):
+                yield (
+                    f"{binding.name} acts on nothing: {name!r} was replaced and no optimizer "
+                    f"holds the new parameter, which is not trained either; give it to one by "
+                    f"add_param_group"
+                )
 
 
 def _is_trained(binding: Binding) -> bool:

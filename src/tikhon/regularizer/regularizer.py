@@ -19,6 +19,7 @@ from tikhon.regularizer.audit import (
     Audit,
     Trace,
     assign,
+    changes,
     say_who_is_left_out,
     warn,
     warn_of_contradictions,
@@ -118,7 +119,8 @@ class Regularizer:
             raise ValueError("regularize needs an optimizer, received an empty list")
         counts = [*steps, *[max(steps, default=0)] * len(found)]
         attachments = [
-            Attachment(one, self.model, count, self._rebind) for one, count in zip(found, counts)
+            Attachment(one, self.model, count, self._is_bound, self._rebind)
+            for one, count in zip(found, counts)
         ]
         self._plan(attachments)
         say_who_is_left_out(self._bound.bindings, found)
@@ -149,11 +151,18 @@ class Regularizer:
                 refuse_inexact(binding)
                 refuse_unsupported(attachment.optimizer, binding)
 
+    def _is_bound(self) -> bool:
+        return self._bound.is_current()
+
     def _rebind(self) -> None:
         """Follow parameters that were replaced or added, in the model or in an optimizer."""
+        before = [b for attachment in self._attachments for b in attachment.plan.held]
         self._bound = self._bound.renewed(self._say_once)
         self._plan(self._attachments)
-        if not any(attachment.plan.held for attachment in self._attachments):
+        if any(attachment.plan.held for attachment in self._attachments):
+            for message in changes(self.model, before, self._bound.bindings, self.optimizers):
+                self._say_once(message)
+        else:
             self._say_once(
                 "the optimizer holds none of the regularized parameters any more: those of the "
                 "model were replaced; give the new ones to the optimizer (add_param_group), or "

@@ -245,7 +245,8 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
         exact = [entry for entry in candidates if pattern in entry.names]
         if exact:
             return exact
-        _refuse_parametrised(model, pattern)
+        if why := why_computed(model, pattern):
+            raise ValueError(why)
         hits = [s for s in candidates if any(_covers(pattern, name) for name in s.names)]
         known = [name for entry in candidates for name in entry.names]
         label = pattern
@@ -274,25 +275,27 @@ def _covers(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
 
 
-def _refuse_parametrised(model: nn.Module, name: str) -> None:
+def why_computed(model: nn.Module, name: str) -> str:
+    """Why a weight is computed from others and not stored, with what to do; "" where it is not."""
     path, _, attribute = name.rpartition(".")
     try:
         module = model.get_submodule(path)
     except AttributeError:
-        return
+        return ""
     if f"{attribute}_orig" in module._parameters and f"{attribute}_mask" in module._buffers:
-        raise ValueError(
+        return (
             f"{name!r} is pruned by torch.nn.utils.prune: it is computed as {name}_orig times a "
             f"mask, so no prox can set it; make the pruning permanent by prune.remove(module, "
             f"{attribute!r}), or name '{name}_orig' if the stored values are what you mean"
         )
     if is_parametrized(module, attribute):
         kinds = [type(p).__name__ for p in module.parametrizations[attribute]]  # type: ignore[index]
-        raise ValueError(
+        return (
             f"{name!r} is parametrised ({', '.join(kinds)}): it is computed, not stored, so no "
             f"prox can set it; remove the parametrisation, or name one of its factors, such as "
             f"'{path}.parametrizations.{attribute}.original0', if that is what you mean"
         )
+    return ""
 
 
 def targets_of(chosen: Sequence[Entry], model: nn.Module, rows: str) -> list[Target]:
