@@ -352,6 +352,41 @@ def test_the_same_seed_gives_the_same_trials_whatever_the_clock_says(monkeypatch
     assert result.plan.chunk > 1
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 32])
+def test_a_chunk_is_part_of_the_plan_and_repeats_every_bit(chunk, tmp_path, monkeypatch):
+    """How many members train at once decides the last bits: recorded, and replayed."""
+
+    def forced(size):
+        monkeypatch.setattr("tikhon.tuning.plan.choose_chunk", lambda job, configs: (size, ""))
+
+    def bits(result):
+        kept = ("id", "config", "budget", "score", "curve", "strengths")
+        trials = [{name: row[name] for name in kept} for row in result.trials]
+        return trials, [v.tolist() for v in result.model.state_dict().values()]
+
+    given = {"epochs": 8, "budget": "5runs", "folds": 2}
+    forced(chunk)
+    whole = search(output=tmp_path, **given)
+    assert whole.plan.chunk == chunk
+    journal = tmp_path / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(line for line in lines if b"outcomes" not in line))
+    forced(8)  # what another version, or a machine with other limits, would choose
+    assert bits(search(output=tmp_path, resume=True, **given)) == bits(whole)
+
+
+def test_a_resume_with_other_threads_says_what_it_cannot_repeat(tmp_path):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        search(output=tmp_path)
+        torch.set_num_threads(2)
+        with pytest.warns(UserWarning, match=r"set_num_threads\(1\) repeats it"):
+            search(output=tmp_path, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+
+
 SIZES = [(4, 32, 64), (64, 32, 32), (128, 32, 8), (256, 128, 1)]
 
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from tikhon.budget import Budget
 from tikhon.errors import InputError
 from tikhon.tuning.runners import Config, Job, choose_chunk, step_time
@@ -21,7 +23,9 @@ DEFAULTS = {"lr": 3e-3, "dropout": 0.1, "weight_decay": 0.01}
 class Plan:
     """What was decided before the first trial; written to the journal, so a resume repeats it.
 
-    `microseconds` holds the size of a chunk and the measured time of one step of one member in it.
+    `microseconds` holds the size of a chunk and the measured time of one step of one member in it,
+    `threads` what torch computed with (0: not recorded): like the chunk, it decides how sums are
+    rounded.
     """
 
     members: int
@@ -30,6 +34,7 @@ class Plan:
     seconds: float | None = None
     reason: str = ""
     microseconds: tuple[tuple[int, float], ...] = ()
+    threads: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -49,10 +54,10 @@ def make_plan(job: Job, space: Space, budget: str | None) -> Plan:
     configs = SpaceFilling(space, count=MEMBERS).configs()
     chunk, reason = choose_chunk(job, configs)
     pace = step_time(job, configs, chunk)
-    measured = ((chunk, pace),)
+    measured, threads = ((chunk, pace),), torch.get_num_threads()
     if seconds is None:
         members = (runs or MEMBERS) if space.varying else 1
-        return Plan(members, job.epochs, chunk, None, reason, measured)
+        return Plan(members, job.epochs, chunk, None, reason, measured, threads)
     step = pace * 1e-6 * job.folds
     adapting = 1.4 if space.get("weight_decay") == "auto" else 1.15  # validation, checks
     epoch = step * job.steps_per_epoch * adapting
@@ -72,7 +77,7 @@ def make_plan(job: Job, space: Space, budget: str | None) -> Plan:
         members = max(1, min(MEMBERS // 2, int((affordable / epochs - 2) / 0.45)))
     if not space.varying:
         members = 1
-    return Plan(members, min(epochs, job.epochs), chunk, seconds, reason, measured)
+    return Plan(members, min(epochs, job.epochs), chunk, seconds, reason, measured, threads)
 
 
 def default_config(space: Space) -> Config:

@@ -18,6 +18,7 @@ from tikhon.data.batches import one_tensor, pair
 from tikhon.data.classes import check_classes
 from tikhon.errors import InputError
 from tikhon.options import with_mode
+from tikhon.regularizer.audit import warn
 from tikhon.runs.interrupt import Stopped
 from tikhon.runs.run_directory import STATES
 from tikhon.training.losses import name_of
@@ -398,9 +399,17 @@ def _strategy(
 def _plan(job: Job, space: Space, budget: Any, journal: SearchJournal | None) -> Plan:
     if journal is not None and journal.plan is not None:
         try:
-            return Plan(**journal.plan)
+            plan = Plan(**journal.plan)
         except TypeError as error:
             raise journal.record.malformed(error) from error
+        if plan.threads not in (0, threads := torch.get_num_threads()):
+            warn(
+                f"tune: this search began with {plan.threads} threads of torch and goes on with "
+                f"{threads}: what is trained from here on agrees to rounding with what one run "
+                f"would have found, not in every bit; torch.set_num_threads({plan.threads}) "
+                "repeats it"
+            )
+        return plan
     plan = make_plan(job, space, budget)
     if journal is not None:
         journal.record_plan(plan.to_dict())
