@@ -1,47 +1,79 @@
-"""One run of `sparsify` against pruning as it is done today, at equal total steps.
+"""One run of `sparsify` against pruning as it is published, at equal steps.
 
-Weights: against global magnitude pruning in one shot at half of the run, then fine-tuning, and
-against gradual global magnitude pruning (the same cubic schedule, masks that only grow). Channels:
-against filters of the smallest norm removed in one shot at half of the run, and against a small
-network trained from scratch for the whole run. Accuracy on test rows, mean over the seeds.
+Small networks: a convolutional one with BatchNorm on noisy digits and on MNIST (10,000 rows, 14 x
+14), a perceptron on the table satimage, a GPT over characters of Python's own help texts. Ways:
+`pruners.py`. A way has a few settings (learning rates, strengths, intervals); the one with the
+best loss on validation rows, at one share and a seed of its own, is run on the others. The test
+rows are read once for each cell, at its end.
 
-    python benchmarks/sparsity.py --quick                    # one network, one seed
-    python benchmarks/sparsity.py --output sparsity.jsonl    # resumes
+    python benchmarks/sparsity.py --quick                           # one network, one seed
+    python benchmarks/sparsity.py --folder cells --data-dir DIR     # resumes: one JSON a cell
+    python benchmarks/sparsity.py --folder cells --table            # what is there
+
+Without --data-dir (MNIST's IDX files, satimage.npz) the digits and the GPT run alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import functools
 import json
+import math
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from no_harm import data
-from torch import nn
+from no_harm import data as digits
+from pruners import PRUNERS, matrices
+from torch import Tensor, nn
 
 import tikhon as tk
+from tikhon.data import load, split
 
-STEPS, LR = 900, 3e-3
+Pair = tuple[Tensor, Tensor]
 WEIGHTS, CHANNELS = (0.9, 0.95, 0.98), (0.5, 0.75)
+CHOICE = {"weights": 0.95, "channels": 0.5}  # the share at which settings are chosen
+CHOICE_SEED, SEEDS = 100, (20, 21, 22)
+RATES = [{"lr": lr} for lr in (1e-3, 3e-3, 1e-2)]
+RESTART = {"lr": 3e-3, "restart": True}  # the learning rate begins again after the cut
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "one shot": [*RATES, RESTART],
+    "filter norm": [*RATES, RESTART],
+    "slimming": [
+        {"lr": 3e-3, "strength": 1e-4},
+        {"lr": 3e-3, "strength": 1e-3},
+        {"lr": 3e-3, "strength": 1e-2},
+        {"lr": 1e-2, "strength": 1e-3},
+    ],
+    "RigL": [{"lr": lr, "every": every} for lr in (3e-3, 1e-2) for every in (20, 60)],
+    "SET": [{"lr": lr, "every": every} for lr in (3e-3, 1e-2) for every in (20, 60)],
+}
+WAYS = {
+    "weights": ("one shot", "gradual", "torch prune", "RigL", "SET", "sparsify"),
+    "channels": ("filter norm", "slimming", "small from scratch", "sparsify"),
+}
 
 
-def network(kind: str, width: float = 1.0) -> nn.Module:
-    """About 24,000 weights at width 1."""
+@dataclass(frozen=True)
+class Work:
+    """A network with its data: a chance to be pruned."""
+
+    build: Callable[[float], nn.Module]  # of a width
+    rows: Callable[[int], tuple[Pair, Pair, Pair]]  # of a seed: train, valid, test
+    steps: int
+    batch: int
+    kinds: tuple[str, ...] = ("weights", "channels")
+
+
+def convnet(side: int, width: float = 1.0) -> nn.Module:
     a, b, c = (max(1, round(width * n)) for n in (16, 32, 64))
-    if kind == "mlp":
-        return nn.Sequential(
-            nn.Linear(64, 2 * c),
-            nn.ReLU(),
-            nn.Linear(2 * c, 2 * c),
-            nn.ReLU(),
-            nn.Linear(2 * c, 10),
-        )
     return nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)),
+        nn.Unflatten(1, (1, side, side)),
         nn.Conv2d(1, a, 3, padding=1), nn.BatchNorm2d(a), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(b, c, 3, padding=1), nn.BatchNorm2d(c), nn.ReLU(),
@@ -49,131 +81,262 @@ def network(kind: str, width: float = 1.0) -> nn.Module:
     )  # fmt: skip
 
 
-def run(model: nn.Module, seed: int, act: Callable[[int], None]) -> float:
-    """Test accuracy after STEPS steps; `act` is called after each."""
-    rows, _, test = data(seed)
-    optimizer = model.optimizer
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+def perceptron(width: float = 1.0) -> nn.Module:
+    n = max(1, round(128 * width))
+    return nn.Sequential(
+        nn.Linear(36, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 6)
+    )  # fmt: skip
+
+
+class Block(nn.Module):
+    """Causal attention and a perceptron, each added to the stream."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        qkv = self.qkv(self.first(x)).view(b, t, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).reshape(b, t, c))
+        return x + self.down(F.gelu(self.up(self.second(x))))
+
+
+class GPT(nn.Module):
+    """Two blocks over characters."""
+
+    def __init__(self, letters: int, width: int = 48, context: int = 48) -> None:
+        super().__init__()
+        self.letter, self.place = nn.Embedding(letters, width), nn.Embedding(context, width)
+        self.blocks = nn.Sequential(Block(width, 4), Block(width, 4))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, letters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.place(torch.arange(x.shape[1]))
+        return self.head(self.norm(self.blocks(self.letter(x) + places))).transpose(1, 2)
+
+
+@functools.cache
+def letters() -> tuple[Tensor, int]:
+    """Python's help texts as numbers: the 60 most frequent characters, the rest is one."""
+    from pydoc_data.topics import topics
+
+    text = "\n".join(topics[name] for name in sorted(topics))
+    common = sorted(set(text), key=lambda c: (-text.count(c), c))[:60]
+    numbers = {c: i for i, c in enumerate(common)}
+    return torch.tensor([numbers.get(c, 60) for c in text]), 61
+
+
+def passages(seed: int) -> tuple[Pair, Pair, Pair]:
+    """4,000 passages of 48 characters from 80 % of the text, 500 from each other 10 %."""
+    text, _ = letters()
     generator = torch.Generator().manual_seed(seed)
-    left = iter(())
-    for step in range(STEPS):
-        i = next(left, None)
-        if i is None:
-            left = iter(torch.randperm(1000, generator=generator).split(32)[:-1])
-            i = next(left)
-        optimizer.zero_grad()
-        F.cross_entropy(model(rows[0][i]), rows[1][i]).backward()
-        optimizer.step()
-        schedule.step()
-        act(step + 1)
+    edges = [0, int(0.8 * len(text)), int(0.9 * len(text)), len(text)]
+
+    def some(count: int, first: int, last: int) -> Pair:
+        starts = torch.randint(first, last - 49, (count, 1), generator=generator)
+        return text[starts + torch.arange(48)], text[starts + torch.arange(1, 49)]
+
+    counts = (4000, 500, 500)
+    return tuple(some(n, a, b) for n, a, b in zip(counts, edges, edges[1:]))  # type: ignore
+
+
+def drawn(x: Tensor, y: Tensor, seed: int, *counts: int) -> tuple[Pair, ...]:
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    return tuple((x[i], y[i]) for i in rows[: sum(counts)].split(list(counts)))
+
+
+@functools.cache
+def satimage(data_dir: str) -> tuple[Tensor, Tensor]:
+    table = load("satimage", data_dir=data_dir)
+    return (table.x - table.x.mean(0)) / table.x.std(0), table.y
+
+
+@functools.cache
+def mnist(data_dir: str) -> tuple[Pair, Pair]:
+    parts = split(load("mnist", data_dir=data_dir), seed=0)
+
+    def smaller(x: Tensor) -> Tensor:
+        small = F.avg_pool2d(x.reshape(-1, 1, 28, 28), 2).flatten(1)
+        return (small - 0.13) / 0.27
+
+    return (smaller(parts.train.x), parts.train.y), (smaller(parts.test.x), parts.test.y)
+
+
+def works(data_dir: str | None) -> dict[str, Work]:
+    def some_of_mnist(seed: int) -> tuple[Pair, Pair, Pair]:
+        train, test = mnist(data_dir)
+        return (*drawn(*train, seed, 10_000, 5_000), test)  # type: ignore
+
+    def table(seed: int) -> tuple[Pair, Pair, Pair]:
+        return drawn(*satimage(data_dir), seed, 3_000, 1_000, 2_000)  # type: ignore
+
+    found = {"digits": Work(functools.partial(convnet, 8), digits, 900, 32)}
+    if data_dir:
+        found["satimage"] = Work(perceptron, table, 900, 64)
+    found["gpt"] = Work(lambda width: GPT(letters()[1]), passages, 400, 16, ("weights",))
+    if data_dir:
+        found["mnist"] = Work(functools.partial(convnet, 14), some_of_mnist, 624, 64)
+    return found
+
+
+def batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(count, generator=generator).split(size)[: count // size]
+
+
+def judged(model: nn.Module, rows: Pair) -> dict[str, float]:
     model.eval()
     with torch.no_grad():
-        return float((model(test[0]).argmax(1) == test[1]).float().mean())
+        out = model(rows[0])
+    wrong = float((out.argmax(1) != rows[1]).float().mean())
+    return {"loss": float(F.cross_entropy(out, rows[1])), "wrong": wrong}
 
 
-def matrices(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.ndim > 1]
-
-
-@torch.no_grad()
-def magnitude(model: nn.Module, share: float) -> list[torch.Tensor]:
-    """Masks of the largest weights over the whole model."""
-    flat = torch.cat([p.abs().flatten() for p in matrices(model)])
-    edge = flat.kthvalue(max(1, round(share * len(flat)))).values
-    return [(p.abs() > edge).to(p.dtype) for p in matrices(model)]
-
-
-@torch.no_grad()
-def filters(model: nn.Module, share: float) -> list[torch.Tensor]:
-    """Masks of the hidden layers' output rows of the largest norm, with what follows each row."""
-    masks, modules = [], list(model)
-    weighted = [m for m in modules if isinstance(m, nn.Linear | nn.Conv2d)]
-    for layer in weighted[:-1]:
-        size = layer.weight.flatten(1).norm(dim=1)
-        keep = torch.zeros_like(size)
-        keep[size.topk(len(size) - round(share * len(size))).indices] = 1
-        masks.append(keep)
-    return masks
-
-
-@torch.no_grad()
-def apply_filters(model: nn.Module, masks: list[torch.Tensor]) -> None:
-    modules = list(model)
-    weighted = [i for i, m in enumerate(modules) if isinstance(m, nn.Linear | nn.Conv2d)]
-    for i, keep in zip(weighted, masks):
-        modules[i].weight.mul_(keep.view(-1, *[1] * (modules[i].weight.ndim - 1)))
-        modules[i].bias.mul_(keep)
-        if isinstance(modules[i + 1], nn.BatchNorm2d):
-            modules[i + 1].weight.mul_(keep)
-            modules[i + 1].bias.mul_(keep)
-
-
-def train(kind: str, of: str, share: float, way: str, seed: int) -> float:
+def train(
+    work: Work, of: str, share: float, way: str, setting: dict, seed: int, part: int
+) -> dict:
+    """One run; `part` 1 reads the validation rows at its end, 2 the test rows."""
+    rows = work.rows(seed)
     torch.manual_seed(seed)
-    model = network(kind, 1 - share if way == "from scratch" else 1.0)
-    model.optimizer = torch.optim.Adam(model.parameters(), LR)
-    masks: list[torch.Tensor] = []
+    model = work.build(1 - share if way == "small from scratch" else 1.0)
+    options = {k: v for k, v in setting.items() if k not in ("lr", "restart")}
     if way == "sparsify":
-        tk.sparsify(
-            model, model.optimizer, share, of=of, steps=STEPS, example=data(seed)[0][0][:2]
-        )
-        return run(model, seed, lambda step: None)
+        options |= {"of": of, "example": rows[0][0][:2]}
+    optimizer = torch.optim.Adam(model.parameters(), setting["lr"])
+    cycle = work.steps // 2 if setting.get("restart") else work.steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: (1 + math.cos(math.pi * (t % cycle) / cycle)) / 2
+    )
+    began = time.process_time()
+    pruner = PRUNERS[way](model, optimizer, share, work.steps, **options)
+    order = batches(len(rows[0][0]), work.batch, seed)
+    for step in range(1, work.steps + 1):
+        i = next(order)
+        optimizer.zero_grad()
+        F.cross_entropy(model(rows[0][0][i]), rows[0][1][i]).backward()
+        pruner.gradients(step)
+        optimizer.step()
+        schedule.step()
+        pruner.after(step)
+    zeros = sum(int((p == 0).sum()) for p in matrices(model))
+    weights = sum(p.numel() for p in matrices(model))
+    found = judged(model, rows[part]) | {"zeros": zeros / weights}
+    if of == "channels" and way != "dense":
+        small = tk.compact(model, rows[0][0][:4])
+        found |= {
+            "parameters": small.compaction.parameters[1],
+            "flops": small.compaction.flops[1],
+        }
+    return found | {"seconds": time.process_time() - began}
 
-    def act(step: int) -> None:
-        if way == "one shot" and step == STEPS // 2:
-            masks[:] = (magnitude if of == "weights" else filters)(model, share)
-        if way == "gradual" and step <= 0.65 * STEPS and step % 10 == 0:
-            progress = max(0.0, (step / STEPS - 0.1) / 0.55)
-            masks[:] = magnitude(model, max(1e-6, share * (1 - (1 - progress) ** 3)))
-        if masks and of == "weights":
-            with torch.no_grad():
-                for p, mask in zip(matrices(model), masks):
-                    p.mul_(mask)
-        elif masks:
-            apply_filters(model, masks)
 
-    return run(model, seed, act)
+@dataclass(frozen=True)
+class Bench:
+    """The cells of a folder: each is run once."""
+
+    works: dict[str, Work]
+    folder: Path | None
+    only_read: bool = False
+    ways: tuple[str, ...] = tuple(PRUNERS)
+
+    def cell(self, *key: Any) -> dict | None:
+        """Of a work, a kind, a share, a way, a setting, a seed and the part that judges."""
+        name, of, share, way, setting, seed, part = key
+        told = "_".join(f"{k}{v:g}" for k, v in setting.items()).replace("restartTrue", "restart")
+        text = f"{name} {of} {share:g} {way} {told} {seed} {('', 'valid', 'test')[part]}"
+        path = self.folder / (text.replace(" ", "-") + ".json") if self.folder else None
+        if path and path.exists():
+            return json.loads(path.read_text())
+        if self.only_read:
+            return None
+        found = train(self.works[name], of, share, way, setting, seed, part)
+        print(text, json.dumps(found), flush=True)
+        if path:
+            path.write_text(json.dumps({"schema_version": 1, "cell": text, **found}) + "\n")
+        return found
+
+    def setting(self, name: str, of: str, way: str) -> dict | None:
+        """The one with the best loss on the validation rows; MNIST takes that of the digits."""
+        name = "digits" if name == "mnist" else name
+        share = CHOICE[of] if way != "dense" else 0.0
+        options = SETTINGS.get(way, RATES)
+        scores = [self.cell(name, of, share, way, s, CHOICE_SEED, 1) for s in options]
+        pairs = [(s["loss"], i) for i, s in enumerate(scores) if s is not None]
+        return options[min(pairs)[1]] if len(pairs) == len(options) else None
+
+    def results(self, name: str, of: str, share: float, way: str, seeds) -> list[dict]:
+        setting = self.setting(name, of, way) if way in self.ways else None
+        if setting is None:
+            return []
+        found = [self.cell(name, of, share, way, setting, seed, 2) for seed in seeds]
+        return [one for one in found if one is not None]
+
+
+def cells(works: dict[str, Work]) -> Iterator[tuple[str, str, float, str]]:
+    for name, work in works.items():
+        yield name, "weights", 0.0, "dense"
+        for of in work.kinds:
+            for share in WEIGHTS if of == "weights" else CHANNELS:
+                for way in WAYS[of]:
+                    if way != "slimming" or name != "satimage":  # it needs norms
+                        yield name, of, share, way
+
+
+def told(results: list[dict], name: str) -> str:
+    """Mean and standard error of a cell: the loss of the GPT, wrong answers in % elsewhere."""
+    if not results:
+        return ""
+    values = [r["loss"] if name == "gpt" else 100 * r["wrong"] for r in results]
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.3f} ± {error:.3f}"
+
+
+def table(bench: Bench, seeds) -> None:
+    for of in ("weights", "channels"):
+        print(f"\n| {of} | share | dense | {' | '.join(WAYS[of])} |")
+        print("|---" * (3 + len(WAYS[of])) + "|")
+        for name, work in bench.works.items():
+            if of not in work.kinds:
+                continue
+            dense = told(bench.results(name, "weights", 0.0, "dense", seeds), name)
+            for share in WEIGHTS if of == "weights" else CHANNELS:
+                ways = [w for w in WAYS[of] if w != "slimming" or name != "satimage"]
+                row = {w: told(bench.results(name, of, share, w, seeds), name) for w in ways}
+                texts = [row.get(w, "") for w in WAYS[of]]
+                print(f"| {name} | {share:.0%} | {dense} | {' | '.join(texts)} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--data-dir")
+    parser.add_argument("--only", help="networks to run, separated by commas")
+    parser.add_argument("--ways", help="ways to run, separated by commas")
+    parser.add_argument("--table", action="store_true", help="of the cells that are there")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    kinds, seeds = (
-        (("convnet",), range(20, 21)) if options.quick else (("convnet", "mlp"), range(20, 25))
-    )
-    done = {}
-    if options.output and options.output.exists():
-        for line in options.output.read_text().splitlines():
-            row = json.loads(line)
-            done[tuple(row["key"])] = row["accuracy"]
-    ways = {"weights": ("one shot", "gradual", "sparsify"),
-            "channels": ("one shot", "from scratch", "sparsify")}  # fmt: skip
-
-    def mean(*cell) -> str:
-        found = []
-        for seed in seeds:
-            key = (*cell, seed)
-            if key not in done:
-                done[key] = train(*cell, seed)
-                if options.output:
-                    with options.output.open("a") as file:
-                        file.write(json.dumps({"key": key, "accuracy": done[key]}) + "\n")
-            found.append(done[key])
-        spread = statistics.stdev(found) / len(found) ** 0.5 if len(found) > 1 else 0.0
-        return f"{statistics.mean(found):.3f} ± {spread:.3f}"
-
-    print("| network | what | share | dense | one shot | gradual / from scratch | sparsify |")
-    print("|---|---|---|---|---|---|---|")
-    for kind, (of, shares) in itertools.product(
-        kinds, (("weights", WEIGHTS), ("channels", CHANNELS))
-    ):
-        for share in shares:
-            cells = [mean(kind, of, share, way) for way in ways[of]]
-            dense = mean(kind, "weights", 0.0, "dense")
-            print(f"| {kind} | {of} | {share:.0%} | {dense} | {' | '.join(cells)} |", flush=True)
+    chosen = works(options.data_dir)
+    if options.quick or options.only:
+        wanted = ["digits"] if options.quick else options.only.split(",")
+        chosen = {name: chosen[name] for name in wanted}
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    seeds = SEEDS[:1] if options.quick else SEEDS
+    ways = tuple(options.ways.split(",")) if options.ways else tuple(PRUNERS)
+    bench = Bench(chosen, options.folder, options.table, ways)
+    if not options.table:
+        for seed in seeds:  # a whole table of one seed first
+            for name, of, share, way in cells(chosen):
+                bench.results(name, of, share, way, [seed])
+    table(bench, seeds)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tikhon as tk
-from tikhon.sparsity.allocation import keeps
+from tikhon.sparsity.allocation import Sizes, stay
 
 STEPS = 60
 
@@ -213,13 +213,36 @@ def test_layers_keep_a_multiple(multiple):
     assert all((x.units - x.zeros) % multiple == 0 for x in handle.audit().layers)
 
 
-def test_the_largest_stay():
-    torch.manual_seed(0)
-    scores = [torch.rand(20), torch.rand(30)]
-    kept = keeps(scores, 0.6, per="model")
-    left = torch.cat([s[k] for s, k in zip(scores, kept)])
-    gone = torch.cat([s[~k] for s, k in zip(scores, kept)])
-    assert len(left) == 20 and left.min() > gone.max()
+def lamp(sizes):
+    """The scores as their paper defines them."""
+    squares = sizes.double().square()
+    return squares / (squares[None] * (squares[None] >= squares[:, None])).sum(1)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9])
+def test_the_largest_stay(share):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [torch.rand(200, generator=generator) ** k for k in (1, 3, 6)]
+    layers = [Sizes.of(one) for one in sizes]
+    counts = stay(layers, share, per="model")
+    assert sum(counts) == 600 - round(600 * share)
+    kept = [layer.largest(count) for layer, count in zip(layers, counts)]
+    for one, flags, count in zip(sizes, kept, counts):
+        assert flags.sum() == count
+        assert count == 200 or one[flags].min() >= one[~flags].max()
+    scores = [lamp(one) for one in sizes]
+    worst = min(float(s[k].min()) for s, k in zip(scores, kept))
+    best = max(float(s[~k].max()) for s, k in zip(scores, kept) if not k.all())
+    assert best <= 1.1 * worst  # sizes within a percent count as equal
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_sizes_of_any_scale_and_ties_are_counted_exactly(dtype):
+    sizes = torch.tensor([0.0, 0.0, 1e-30, 1.0, 1.0, 1.0, 3e30], dtype=dtype)
+    layer = Sizes.of(sizes)
+    for count in range(1, 8):
+        flags = layer.largest(count)
+        assert flags.sum() == count and (count == 7 or sizes[flags].min() >= sizes[~flags].max())
 
 
 BAD = {
@@ -262,5 +285,5 @@ def test_one_handle_an_optimizer_and_an_end_before_time_is_said():
     with tk.sparsify(model, optimizer, 0.5, steps=5) as again:
         train(model, optimizer, 0, 5)
     assert again.audit().share == pytest.approx(0.5, abs=0.01)
-    with pytest.raises(ValueError, match=r"asked=0\.5"):
+    with pytest.raises(ValueError, match=r"share=0\.5"):
         sparse(plain, 0.6, run=0)[2].load_state_dict(again.state_dict())

@@ -71,7 +71,9 @@ class Attachment:
 
     def begin(self) -> None:
         """Act from the next step on."""
-        self._hooks = StepHooks(self.optimizer, self._before, self._after, self._failed)
+        self._hooks = StepHooks(
+            self.optimizer, self._before, self._after, self._failed, owner=self
+        )
 
     def remove(self) -> None:
         """Act no more."""

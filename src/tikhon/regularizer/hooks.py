@@ -28,6 +28,7 @@ class StepHooks:
             (args, kwargs).
         after: called when that `step` has returned.
         failed: called when it, or one of the two, has raised.
+        owner: whose functions these are.
     """
 
     def __init__(
@@ -36,8 +37,11 @@ class StepHooks:
         before: Callable[[tuple[Any, ...], dict[str, Any]], Any],
         after: Callable[[], None],
         failed: Callable[[], None],
+        *,
+        owner: object,
     ) -> None:
         self.before, self.after, self.failed = before, after, failed
+        self.owner = owner
         self._depth = 0
         self._optimizer = optimizer
         self._handles = [
@@ -75,6 +79,12 @@ class StepHooks:
             self._depth = 0  # an inner step raised, and the outer one went on
         if not self._depth:
             self.after()
+
+
+def heard_by(optimizer: optim.Optimizer) -> list[object]:
+    """The owners of all hooks on the steps of this optimizer."""
+    guard = vars(optimizer).get("step")
+    return [one.owner for one in getattr(guard, "hooks", ())]
 
 
 def _guard(optimizer: optim.Optimizer) -> list[StepHooks]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +25,7 @@ from tikhon.regularizer.audit import (
 )
 from tikhon.regularizer.bound import Bound
 from tikhon.regularizer.controller import Controller
+from tikhon.regularizer.hooks import heard_by
 from tikhon.regularizer.optimizers import refuse_copies, stepping, warn_of_synchronised_copies
 from tikhon.regularizer.plan import cloned, held_by
 from tikhon.regularizer.shards import refuse_inexact, zeros_of
@@ -127,10 +127,9 @@ class Regularizer:
         for attachment in attachments:
             own = attachment.plan.held
             refuse_copies(attachment.optimizer, own)
-            beside = _attached.setdefault(attachment.optimizer, weakref.WeakSet())
-            earlier = [binding for other in beside for binding in other._bound.bindings]
+            beside = [x for x in heard_by(attachment.optimizer) if isinstance(x, Attachment)]
+            earlier = [binding for other in beside for binding in other.plan.held]
             warn_of_contradictions(self.model, attachment.optimizer, own, earlier)
-            beside.add(self)
         for one in given:
             warn_of_synchronised_copies(one, self._bound.bindings)
         self._attachments = attachments
@@ -178,7 +177,6 @@ class Regularizer:
         """Detach from the optimizer; weights and the optimizer stay as they are."""
         for attachment in self._attachments:
             attachment.remove()
-            _attached[attachment.optimizer].discard(self)
 
     @property
     def steps(self) -> int:
@@ -421,7 +419,3 @@ class Regularizer:
         averages = cloned(state.get("averages", {}))
         for binding in self._bound.bindings:
             binding.average = averages.get(binding.name)
-
-
-_attached: weakref.WeakKeyDictionary[optim.Optimizer, weakref.WeakSet[Regularizer]]
-_attached = weakref.WeakKeyDictionary()

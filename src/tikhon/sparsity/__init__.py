@@ -1,5 +1,6 @@
-"""One run to a sparse network: a share of weights, channels or heads to zero, then repair."""
+"""One run to a sparse network: a share of weights, channels, heads ... to zero, then repair."""
 
-from tikhon.sparsity.sparsify import Sparsifier, sparsify
+from tikhon.sparsity.sparsify import Sparsifier, Sparsity, sparsify
+from tikhon.sparsity.thinning import Thinning
 
-__all__ = ["Sparsifier", "sparsify"]
+__all__ = ["Sparsifier", "Sparsity", "Thinning", "sparsify"]

@@ -2,59 +2,153 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 Per = Literal["model", "layer"]
+Counts = list[int]  # of the units that stay, layer by layer
+Price = Callable[[Counts], float]  # of a model that keeps so many; rises with each of them
+
+_SHIFT = 16  # bits of a float32 that are not looked at: sizes within 0.8 % count as equal
+_CLASSES = 1 << (31 - _SHIFT)
 
 
-def keeps(scores: Sequence[Tensor], share: float, *, per: Per, multiple: int = 1) -> list[Tensor]:
-    """Flags of the units that stay, for each layer; the largest scores stay.
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """The sizes of one layer's units, sorted into classes.
 
-    `share` of all units go (`per="model"`), or of each layer's (`per="layer"`): exactly, to the
-    unit. A layer keeps one unit at least. With `multiple` a layer of as many units or more keeps
-    a multiple of that number, the nearest to what it would keep otherwise.
+    The score of a unit is its squared size over the sum of those in its layer that are not
+    smaller (Lee et al. 2021): what goes by the smallest scores is the smallest part of what each
+    layer then still has. Scores are of classes: no layer is sorted for them.
 
-    >>> [k.tolist() for k in keeps([torch.tensor([3.0, 1.0]), torch.tensor([2.0, 0.1])], 0.5,
-    ...                            per="model")]
-    [[True, False], [True, False]]
+    Attributes:
+        sizes: (units,).
+        classes: of each unit, a larger number for a larger size, (units,).
+        found: the classes that have units, from the largest; `counts` and `scores` are theirs.
     """
-    counts = [len(s) for s in scores]
+
+    sizes: Tensor
+    classes: Tensor
+    found: Tensor
+    counts: Tensor
+    scores: Tensor
+
+    @classmethod
+    def of(cls, sizes: Tensor) -> Sizes:
+        """From norms, (units,).
+
+        >>> Sizes.of(torch.tensor([3.0, 1.0, 1.0])).scores
+        tensor([1.0000, 0.1010], dtype=torch.float64)
+        """
+        sizes = sizes.float().nan_to_num(0.0)
+        classes = sizes.view(torch.int32) >> _SHIFT
+        counts = torch.bincount(classes, minlength=_CLASSES)
+        found = counts.nonzero().flatten().flip(0)
+        middles = ((found.int() << _SHIFT) + (1 << (_SHIFT - 1))).view(torch.float32).double()
+        squares = torch.where(found > 0, middles, 0.0).square()
+        counts = counts[found]
+        left = (squares * counts).cumsum(0).clamp_min(1e-300)
+        return cls(sizes, classes, found, counts, squares / left)
+
+    def largest(self, count: int) -> Tensor:
+        """Flags of the `count` largest, (units,)."""
+        within = self.counts.cumsum(0)
+        place = int(torch.searchsorted(within, count))  # of the class that is divided
+        keep = self.classes > self.found[place]
+        members = (self.classes == self.found[place]).nonzero().flatten()
+        missing = count - int(within[place] - self.counts[place])
+        keep[members[self.sizes[members].topk(missing).indices]] = True
+        return keep
+
+
+class Order:
+    """The classes of all layers, from the highest score to the lowest.
+
+    With `costs` (of a unit of each layer) a score counts by what the unit costs.
+    """
+
+    def __init__(self, layers: Sequence[Sizes], costs: Sequence[float] | None = None) -> None:
+        self.layers = layers
+        costs = costs or [1.0] * len(layers)
+        first = [torch.full((1,), torch.inf).double() for _ in layers]  # each layer keeps a unit
+        scores = torch.cat(
+            [torch.cat([top, x.scores.cpu() / c]) for top, x, c in zip(first, layers, costs)]
+        )
+        counts = torch.cat([_one_apart(x.counts.cpu()) for x in layers])
+        owners = torch.cat([torch.full((len(x.counts) + 1,), i) for i, x in enumerate(layers)])
+        order = scores.argsort(descending=True, stable=True)
+        self._counts, self._owners = counts[order], owners[order]
+        self._within = self._counts.cumsum(0)
+
+    def keep(self, total: int) -> Counts:
+        """How many units of each layer are among the `total` first of the model."""
+        total = max(total, len(self.layers))
+        place = int(torch.searchsorted(self._within, total))
+        taken = self._counts[: place + 1].clone()
+        taken[place] -= self._within[place] - total
+        found = torch.zeros(len(self.layers), dtype=torch.long)
+        return found.index_add_(0, self._owners[: place + 1], taken).tolist()
+
+
+def stay(layers: Sequence[Sizes], share: float, *, per: Per, price: Price = sum) -> Counts:
+    """How many units of each layer stay when `share` of the model's price, or of each layer, goes.
+
+    Exact: over the model the price of what stays is at most `1 - share` of the whole, by less
+    than a unit. A layer keeps one unit at least.
+
+    >>> layers = [Sizes.of(torch.tensor([3.0, 1.0])), Sizes.of(torch.tensor([2.0, 0.1]))]
+    >>> stay(layers, 0.25, per="model"), stay(layers, 0.5, per="layer")
+    ([2, 1], [1, 1])
+    """
+    units = [len(x.sizes) for x in layers]
     if per == "layer":
-        stay = [max(1, n - round(share * n)) for n in counts]
-    else:
-        stay = _over_the_model(scores, sum(counts) - round(share * sum(counts)))
-    stay = [_rounded(k, n, multiple) for k, n in zip(stay, counts)]
-    return [_largest(s, k) for s, k in zip(scores, stay)]
+        return [max(1, n - round(share * n)) for n in units]
+    if price is sum:
+        return Order(layers).keep(sum(units) - round(share * sum(units)))
+    whole = price(units)
+    costs = [whole - price([k - (i == j) for j, k in enumerate(units)]) for i in range(len(units))]
+    order = Order(layers, [max(c, 1e-9 * whole) for c in costs])
+    budget = (1 - share) * whole
+    totals = range(len(layers), sum(units) + 1)
+    fitting = bisect.bisect_right(totals, budget, key=lambda n: price(order.keep(n)))
+    return order.keep(totals[max(0, fitting - 1)])
 
 
-def _over_the_model(scores: Sequence[Tensor], total: int) -> list[int]:
-    """The `total` largest scores of all layers, after one of each layer."""
-    total = max(total, len(scores))
-    if not scores:
-        return []
-    flat = torch.cat([s.flatten().float() for s in scores])
-    owner = torch.cat([torch.full((len(s),), i, device=s.device) for i, s in enumerate(scores)])
-    firsts, start = [], 0
-    for s in scores:
-        firsts.append(start + int(s.argmax()))
-        start += len(s)
-    flat = flat.clone()
-    flat[firsts] = torch.inf
-    chosen = flat.topk(total).indices
-    return torch.bincount(owner[chosen], minlength=len(scores)).tolist()
+def in_multiples(
+    counts: Counts, units: Counts, multiple: int, *, per: Per, final: bool, price: Price = sum
+) -> Counts:
+    """The counts in multiples of a number, in layers that have as many units.
+
+    Rounded up while layers still lose units. In the end to the nearest, in each layer or so that
+    the price comes near to that of `counts`: down, and up in the layers first that lose most.
+
+    >>> in_multiples([11, 19], [16, 32], 8, per="layer", final=True)
+    [8, 16]
+    """
+    large = [n >= multiple for n in units]
+    up = [
+        min(n, -(-k // multiple) * multiple) if b else k for k, n, b in zip(counts, units, large)
+    ]
+    if not final:
+        return up
+    down = [max(multiple, k - k % multiple) if b else k for k, b in zip(counts, large)]
+    if per == "layer":
+        return [a if k - b > a - k else b for k, a, b in zip(counts, up, down)]
+    aim, found = price(counts), down
+    for i in sorted(range(len(counts)), key=lambda i: down[i] - counts[i]):
+        trial = [*found[:i], up[i], *found[i + 1 :]]
+        if abs(price(trial) - aim) < abs(price(found) - aim):
+            found = trial
+    return found
 
 
-def _rounded(stay: int, units: int, multiple: int) -> int:
-    if multiple <= 1 or units < multiple:
-        return stay
-    return min(units, max(multiple, multiple * round(stay / multiple)))
-
-
-def _largest(scores: Tensor, count: int) -> Tensor:
-    keep = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-    keep[scores.topk(count).indices] = True
-    return keep
+def _one_apart(counts: Tensor) -> Tensor:
+    """The counts of the classes, the first unit as one of its own."""
+    rest = counts.clone()
+    rest[0] -= 1
+    return torch.cat([torch.ones(1, dtype=torch.long), rest])

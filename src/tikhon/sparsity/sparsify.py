@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.errors import unknown
 from tikhon.regularizer.audit import warn
-from tikhon.regularizer.hooks import StepHooks
+from tikhon.regularizer.hooks import StepHooks, heard_by
+from tikhon.regularizer.optimizers import stepping
 from tikhon.regularizer.targets import Pattern
-from tikhon.sparsity import units
-from tikhon.sparsity.allocation import Per, keeps
+from tikhon.sparsity.allocation import Per, Sizes, in_multiples, stay
+from tikhon.sparsity.kinds import find
+from tikhon.sparsity.thinning import Cost, Of, Thinning
+from tikhon.sparsity.units import Layer
 from tikhon.wrappers import unwrap
 
-Of = Literal["weights", "channels", "heads"]
-SCHEMA_VERSION = 1
+Optimizers = optim.Optimizer | Sequence[optim.Optimizer]
+SCHEMA_VERSION = 2
+DECISIONS = 50  # of what goes next, over the thinning
 
-_attached: weakref.WeakKeyDictionary[optim.Optimizer, weakref.ref[Sparsifier]]
+_many: Any = torch  # its _foreach functions are public in all but their names
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Sparsity:
     step: int
     steps: int
     layers: tuple[LayerShare, ...]
+    cost: str | None = None
+    saved: float | None = None  # share of the cost that went
 
     @property
     def share(self) -> float:
@@ -56,12 +60,15 @@ class Sparsity:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self)
+        return asdict(self) | {"share": self.share}
 
     def __str__(self) -> str:
         width = max([len("layer"), *(len(x.layer) for x in self.layers)])
+        asked = f"{self.asked:.2%} asked"
+        if self.saved is not None:
+            asked = f"{self.saved:.2%} of the {self.cost} went, {asked}"
         lines = [
-            f"{self.share:.2%} of the {self.of} are zero ({self.asked:.2%} asked); "
+            f"{self.share:.2%} of the {self.of} are zero ({asked}); "
             f"{self.phase}, step {self.step} of {self.steps}",
             f"{'layer':<{width}}  {self.of:>9}  {'zero':>9}  share",
         ]
@@ -73,7 +80,7 @@ class Sparsity:
 
 def sparsify(
     model: nn.Module,
-    optimizer: optim.Optimizer,
+    optimizer: Optimizers,
     share: float,
     *,
     of: Of = "weights",
@@ -81,6 +88,7 @@ def sparsify(
     example: Any = None,
     pattern: Pattern = "*",
     per: Per | None = None,
+    cost: Cost | None = None,
     multiple: int = 1,
     warmup: float = 0.1,
     repair: float = 0.35,
@@ -93,27 +101,35 @@ def sparsify(
     at its end they are exactly zero. In the repair the zeros are frozen and nothing presses on
     the weights that stay, which keep the optimizer's state.
 
-    The score of a unit is its squared norm over the sum of those in its layer that are not
-    smaller, so that layers compare and none is emptied. Where a BatchNorm, InstanceNorm or
-    GroupNorm follows, its weight stands for the norm, since the scale of what stands before it is
-    free; unit and norm go together, with the norm's bias, so `tikhon.compact` removes all of them.
+    The score of a unit is its squared size over the sum of those in its layer that are not
+    smaller (sizes within 0.8 % count as equal), so that layers compare and none is emptied. Where
+    a BatchNorm, InstanceNorm or GroupNorm follows, its weight stands for the size, since the
+    scale of what stands before it is free; unit and norm go together, with the norm's bias, so
+    `tikhon.compact` removes all of them.
 
     Args:
         model: the module; wrappers are looked through.
-        optimizer: any torch optimizer; its `step` drives the schedule.
+        optimizer: any torch optimizer, or a list of those that train the model together, whose
+            last one's steps are counted.
         share: of the units that go, in (0, 1); exact to the unit.
         of: "weights" (single entries), "channels" (output units of linear and convolutional
-            layers, coupled ones together) or "heads" (of `nn.MultiheadAttention`).
+            layers, coupled ones together), "heads" (of attention), "features" (inputs of the
+            model: their columns in all layers that read them) or "ranks" (of pairs of factors as
+            LoRA's: a row of one with a column of the other).
         steps: optimizer steps of the whole run.
-        example: one batch of inputs, for "channels": the model is traced with it once.
+        example: one batch of inputs (a tuple for several), where the model is traced once: for
+            "channels", "features", heads outside `nn.MultiheadAttention`, and `cost`.
         pattern: which weights may go, as for `select`: by default no biases, norms, embeddings.
-        per: "model" counts over all layers together (the default for weights), "layer" in each.
-        multiple: layers keep a multiple of so many channels, for hardware that likes 8.
+        per: "model" counts over all layers together (the default for weights and ranks), "layer"
+            in each.
+        cost: "flops" makes `share` one of the floating-point operations of a forward pass, and
+            a unit goes by its score over what it costs.
+        multiple: layers keep a multiple of so many units, for hardware that likes 8.
         warmup: share of the steps before anything goes, in [0, 1).
         repair: share of the steps after everything has gone, in [0, 1); `warmup + repair < 1`.
 
     Raises ValueError for arguments out of their range and where no unit may go (with the reason),
-    RuntimeError for a second handle on one optimizer.
+    RuntimeError for a second handle on the same weights.
 
     References: Zhu and Gupta (2017), https://arxiv.org/abs/1710.01878 (the cubic schedule); Lee
     et al. (2021), https://arxiv.org/abs/2010.07611 (the score); Liu et al. (2017),
@@ -130,19 +146,8 @@ def sparsify(
     >>> sparse.audit().share
     0.75
     """
-    return Sparsifier(
-        model,
-        optimizer,
-        share,
-        of=of,
-        steps=steps,
-        example=example,
-        pattern=pattern,
-        per=per or ("model" if of == "weights" else "layer"),
-        multiple=multiple,
-        warmup=warmup,
-        repair=repair,
-    )
+    thinning = Thinning(share, of, pattern, per, cost, multiple, warmup, repair)
+    return Sparsifier(model, optimizer, thinning, steps=steps, example=example)
 
 
 class Sparsifier:
@@ -151,39 +156,41 @@ class Sparsifier:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: optim.Optimizer,
-        share: float,
+        optimizer: Optimizers,
+        thinning: Thinning,
         *,
-        of: Of,
         steps: int,
-        example: Any,
-        pattern: Pattern,
-        per: Per,
-        multiple: int,
-        warmup: float,
-        repair: float,
+        example: Any = None,
     ) -> None:
-        _check(share, of, steps, per, multiple, warmup, repair)
-        self.model, self.optimizer = unwrap(model), optimizer
-        self.share, self.of, self.multiple = share, of, multiple
-        self.per: Per = per
-        self.steps, self.step = steps, 0
-        self.layers = _layers(self.model, of, example, pattern)
-        self.begin, self.end = round(warmup * steps), max(1, round((1 - repair) * steps))
-        self.every = max(1, (self.end - self.begin) // 50)
-        self._keep: list[Tensor] = [
-            torch.ones(layer.units, dtype=torch.bool, device=layer.parts[0].parameter.device)
-            for layer in self.layers
-        ]
-        self._gone = [keep.clone() for keep in self._keep]  # True for what has not gone for good
-        earlier = _attached.get(optimizer)
-        if earlier is not None and earlier() is not None:
-            raise RuntimeError(
-                "this optimizer has a sparsify handle already; remove() it, or give one handle "
-                "all of the model"
+        if not steps >= 1:
+            raise ValueError(
+                f"sparsify: steps must be the optimizer steps of the whole run, 1 or more, "
+                f"received {steps!r}"
             )
-        _attached[optimizer] = weakref.ref(self)
-        self._hooks = StepHooks(optimizer, _nothing, self._after_step, _nothing)
+        self.model, self.thinning = unwrap(model), thinning
+        given = optimizer if isinstance(optimizer, Sequence) else [optimizer]
+        self.optimizers = list({id(one): one for one in map(stepping, given)}.values())
+        self.steps, self.step = steps, 0
+        found, self._price = find(self.model, thinning, example)
+        self.layers = self._trained(found)
+        self.begin = round(thinning.warmup * steps)
+        self.end = max(1, round((1 - thinning.repair) * steps))
+        self.every = max(1, (self.end - self.begin) // DECISIONS)
+        self._keep = [
+            torch.ones(x.units, dtype=torch.bool, device=_device(x)) for x in self.layers
+        ]
+        self._gone = [keep.clone() for keep in self._keep]  # False for what has gone for good
+        self._parts = [part for layer in self.layers for part in layer.parts]
+        self._params = [part.parameter for part in self._parts]
+        self._held: list[Tensor] | None = None  # 0 for what has gone, else 1
+        self._pressed: list[Tensor] | None = None  # 1 for what fades, else 0
+        self._hooks: list[StepHooks] = []
+        self._attach()
+
+    @property
+    def optimizer(self) -> optim.Optimizer:
+        """The one whose steps are counted."""
+        return self.optimizers[-1]
 
     @property
     def phase(self) -> str:
@@ -195,59 +202,79 @@ class Sparsifier:
     def audit(self) -> Sparsity:
         """What is zero now, layer by layer, beside what was asked."""
         rows = tuple(LayerShare(x.name, x.units, x.zeros()) for x in self.layers)
-        return Sparsity(self.of, self.share, self.phase, self.step, self.steps, rows)
+        saved = None
+        if self.thinning.cost is not None:
+            whole = self._price([x.units for x in rows])
+            saved = 1 - self._price([x.units - x.zeros for x in rows]) / whole
+        return Sparsity(
+            self.thinning.of,
+            self.thinning.share,
+            self.phase,
+            self.step,
+            self.steps,
+            rows,
+            self.thinning.cost,
+            saved,
+        )
 
     @torch.no_grad()
     def apply(self, copy: nn.Module) -> None:
-        """Zero in a copy of the model (an EMA, a SWA average) what has gone in the model."""
-        parameters = dict(unwrap(copy).named_parameters())
+        """Zero in a copy of the model (an EMA, a SWA average) what has gone in the model.
+
+        Raises ValueError for a copy of another model.
+        """
+        theirs = dict(unwrap(copy).named_parameters(remove_duplicate=False))
         for layer, keep in zip(self.layers, self._gone):
             for part in layer.parts:
-                if part.name not in parameters:
+                if part.name not in theirs:
                     raise ValueError(
                         f"the copy has no parameter {part.name!r}; is it of this model?"
                     )
-                own = parameters[part.name]
-                own.mul_(part.mask(keep).to(own))
+                own = theirs[part.name]
+                own.mul_(1 - part.spread(~keep).to(own))
 
     def state_dict(self) -> dict[str, Any]:
         """The step and what has gone, by layer."""
         return {
             "schema_version": SCHEMA_VERSION,
             "step": self.step,
-            "asked": self.share,
-            "of": self.of,
             "steps": self.steps,
+            "asked": self.thinning.plain(),
             "keep": {x.name: k.clone() for x, k in zip(self.layers, self._keep)},
             "gone": {x.name: k.clone() for x, k in zip(self.layers, self._gone)},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the `state_dict` was taken; ValueError for another target."""
-        for name in ("asked", "of", "steps"):
-            ours = self.share if name == "asked" else getattr(self, name)
-            if state[name] != ours:
+        ours = {"steps": self.steps, **self.thinning.plain()}
+        theirs = {"steps": state["steps"], **state["asked"]}
+        for name in sorted(ours.keys() | theirs.keys()):
+            if ours.get(name) != theirs.get(name):
                 raise ValueError(
-                    f"the state is of a run with {name}={state[name]!r}, this one has {ours!r}"
+                    f"the state is of a run with {name}={theirs.get(name)!r}, this one has "
+                    f"{ours.get(name)!r}; give the same arguments, or start the run anew"
                 )
-        if set(state["keep"]) != {x.name for x in self.layers}:
+        sizes = {x.name: x.units for x in self.layers}
+        if {name: len(flags) for name, flags in state["keep"].items()} != sizes:
             raise ValueError("the state is of another model: its layers differ")
         self.step = state["step"]
         self._keep = [state["keep"][x.name].to(k) for x, k in zip(self.layers, self._keep)]
         self._gone = [state["gone"][x.name].to(k) for x, k in zip(self.layers, self._gone)]
+        self._spread()
 
     def remove(self) -> None:
         """Detach; the zeros stay, but the optimizer may move them from now on."""
-        if self.optimizer in _attached:
-            if self.step < self.end:
-                reached = self.audit().share
-                warn(
-                    f"sparsify was removed at step {self.step}, before its schedule ended at "
-                    f"{self.end}: {reached:.1%} of the {self.of} are zero, {self.share:.1%} "
-                    "asked; give `steps` the optimizer steps of the whole run"
-                )
-            del _attached[self.optimizer]
-        self._hooks.remove()
+        if self._hooks and self.step < self.end:
+            reached = self.audit().share
+            warn(
+                f"sparsify was removed at step {self.step}, before its schedule ended at "
+                f"{self.end}: {reached:.1%} of the {self.thinning.of} are zero, "
+                f"{self.thinning.share:.1%} asked; give `steps` the optimizer steps of the whole "
+                "run"
+            )
+        for hooks in self._hooks:
+            hooks.remove()
+        self._hooks = []
 
     def __enter__(self) -> Sparsifier:
         return self
@@ -256,81 +283,109 @@ class Sparsifier:
         self.remove()
 
     def __repr__(self) -> str:
-        return f"Sparsifier({self.share:.0%} of {self.of}, {self.phase}, step {self.step})"
+        asked = f"{self.thinning.share:.0%} of {self.thinning.cost or self.thinning.of}"
+        return f"Sparsifier({asked}, {self.phase}, step {self.step} of {self.steps})"
 
-    # one step
+    # -- what is attached ---------------------------------------------------------------------
+
+    def _trained(self, found: list[Layer]) -> list[Layer]:
+        """The layers that the optimizers hold: what goes elsewhere would not be repaired."""
+        held = {
+            id(param)
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for param in group["params"]
+        }
+        free = [x for x in found if not all(id(p.parameter) in held for p in x.parts)]
+        if not free:
+            return found
+        names = ", ".join(x.name for x in free[:5]) + ", ..." * (len(free) > 5)
+        if len(free) == len(found):
+            raise ValueError(
+                f"sparsify: the optimizer holds none of the chosen weights ({names}); give the "
+                "one that was built from this model's parameters, or all of them as a list"
+            )
+        warn(
+            f"sparsify leaves out {names}: the optimizer does not hold them, so nothing would "
+            "repair what goes; give all optimizers as a list, or name a pattern"
+        )
+        return [x for x in found if x not in free]
+
+    def _attach(self) -> None:
+        ours = {id(param) for param in self._params}
+        for optimizer in self.optimizers:
+            for other in heard_by(optimizer):
+                if isinstance(other, Sparsifier) and ours & {id(p) for p in other._params}:
+                    raise RuntimeError(
+                        "these weights have a sparsify handle already; remove() it first, or give "
+                        "each handle weights of its own by pattern="
+                    )
+        for optimizer in self.optimizers:
+            counts = optimizer is self.optimizers[-1]
+            after = self._after_step if counts else self._hold
+            self._hooks.append(StepHooks(optimizer, _nothing, after, _nothing, owner=self))
+
+    # -- one step -----------------------------------------------------------------------------
 
     def _after_step(self) -> None:
         self.step += 1
         if self.step <= self.begin:
             return
-        if self.step >= self.end:
-            if self.step == self.end:
-                self._keep = self._gone = self._choose(self.share)
-            self._fade(self._gone, 0.0)
-            return
         place = (self.step - self.begin) % self.every
-        if place == 0 and self.step > self.begin + 1:
-            self._gone = self._choose(self._planned(self.step))
-        if place in (0, 1) or self.every == 1:
-            self._keep = self._choose(self._planned(min(self.step + self.every, self.end)))
-        left = self.every - place
-        self._fade(self._keep, 1 - 1 / (left + 1))
-        self._fade(self._gone, 0.0)
+        first = self.step == self.begin + 1
+        if self.step == self.end or (self.step < self.end and (first or place == 0)):
+            self._decide(first)
+        self._hold()
+        if self._pressed is not None:
+            part = 1 / (self.every - place + 1)  # of what is left, so that the fading is linear
+            with torch.no_grad():
+                _many._foreach_addcmul_(self._params, self._params, self._pressed, value=-part)
 
-    def _planned(self, step: int) -> float:
+    @torch.no_grad()
+    def _hold(self) -> None:
+        """What has gone stays zero."""
+        if self._held is not None:
+            _many._foreach_mul_(self._params, self._held)
+
+    def _decide(self, first: bool) -> None:
+        """What goes for good now, and what fades until the next decision."""
+        sizes = [Sizes.of(layer.sizes()) for layer in self.layers]
+        if not first:
+            self._gone = self._staying(sizes, self.step)
+        if self.step < self.end:
+            self._keep = self._staying(sizes, min(self.step + self.every, self.end))
+        else:
+            self._keep = self._gone
+        self._spread()
+
+    def _staying(self, sizes: Sequence[Sizes], step: int) -> list[Tensor]:
+        asked = self.thinning
         progress = (step - self.begin) / max(1, self.end - self.begin)
-        return self.share * (1 - (1 - min(max(progress, 0.0), 1.0)) ** 3)
+        share = asked.share * (1 - (1 - min(progress, 1.0)) ** 3)
+        counts = stay(sizes, share, per=asked.counted, price=self._price)
+        if asked.multiple > 1:
+            units = [layer.units for layer in self.layers]
+            counts = in_multiples(
+                counts, units, asked.multiple, per=asked.counted, final=step >= self.end,
+                price=self._price,
+            )  # fmt: skip
+        return [one.largest(count) for one, count in zip(sizes, counts)]
 
-    def _choose(self, share: float) -> list[Tensor]:
-        scores = [layer.scores() for layer in self.layers]
-        multiple = self.multiple if share == self.share else 1
-        return keeps(scores, share, per=self.per, multiple=multiple)
-
-    def _fade(self, keep: Sequence[Tensor], factor: float) -> None:
-        for layer, flags in zip(self.layers, keep):
-            layer.fade_(flags, factor)
-
-
-_attached = weakref.WeakKeyDictionary()
+    def _spread(self) -> None:
+        """The flags of units as factors of the parameters' entries."""
+        gone = [~flags for flags in self._gone]
+        fading = [~flags for flags in self._keep]
+        owners = [i for i, layer in enumerate(self.layers) for _ in layer.parts]
+        spread = [(part, owner) for part, owner in zip(self._parts, owners)]
+        some = any(bool(flags.any()) for flags in gone)
+        self._held = [1 - part.spread(gone[i]) for part, i in spread] if some else None
+        thinning = self.begin < self.step < self.end
+        self._pressed = [part.spread(fading[i]) for part, i in spread] if thinning else None
 
 
 def _nothing(*step: Any) -> None:
     """Before a step, and after one that has raised."""
 
 
-def _layers(model: nn.Module, of: Of, example: Any, pattern: Pattern) -> list[units.Layer]:
-    if of == "weights":
-        return units.weights(model, pattern)
-    if of == "heads":
-        found = units.heads(model, pattern)
-        if not found:
-            raise ValueError('of="heads": the model has no nn.MultiheadAttention that matches')
-        return found
-    if example is None:
-        raise ValueError('of="channels" traces the model once: give example, one batch of inputs')
-    found = units.channels(model, example, pattern)
-    if not found:
-        raise ValueError(
-            "no layer may lose channels: every one is an output of the model, or is held by an "
-            "operation without a rule; tikhon.compact names them"
-        )
-    return found
-
-
-def _check(
-    share: float, of: str, steps: int, per: str, multiple: int, warmup: float, repair: float
-) -> None:
-    rules = {
-        "share": (share, 0 < share < 1, "in (0, 1): the part that goes"),
-        "steps": (steps, steps >= 1, "the optimizer steps of the whole run, at least 1"),
-        "per": (per, per in get_args(Per), "'model' or 'layer'"),
-        "multiple": (multiple, multiple >= 1, "at least 1"),
-        "warmup": (warmup, 0 <= warmup < 1, "in [0, 1)"),
-        "repair": (repair, 0 <= repair < 1 - warmup, "in [0, 1), and less than 1 - warmup"),
-    }
-    if of not in get_args(Of):
-        raise ValueError(f"sparsify: {unknown('kind of unit', of, get_args(Of))}")
-    for name, (received, fine, rule) in rules.items():
-        if not fine:
-            raise ValueError(f"sparsify: {name} must be {rule}, received {received!r}")
+def _device(layer: Layer) -> torch.device:
+    return layer.parts[0].parameter.device

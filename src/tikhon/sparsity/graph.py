@@ -1,0 +1,216 @@
+"""The units of a traced model, as `sparsify` asks for them."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from tikhon.compaction.analysis import Analysis, Interpreter, trace
+from tikhon.compaction.rules import RULES
+from tikhon.sparsity.allocation import Counts, Price
+from tikhon.sparsity.units import Layer
+
+_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A module or parameter, and the unit of each of its output (or input) positions."""
+
+    name: str
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    owners: Tensor  # (positions,)
+    dim: int = 0  # of the weight, along which the positions are
+    own: bool = False  # a parameter that is no module's weight
+
+    @property
+    def weight_name(self) -> str:
+        """The parameter's name."""
+        return self.name if self.own else f"{self.name}.weight"
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The analysis of a model on one batch, with merged units under one number each."""
+
+    model: nn.Module
+    analysis: Analysis
+    roots: Tensor
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Any) -> Graph:
+        """Trace the model in evaluation mode; it is left in the mode it was in."""
+        inputs = example if isinstance(example, tuple) else (example,)
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            model.eval()
+            with torch.no_grad():
+                interpreter = Interpreter(trace(model), RULES)
+                interpreter.run(*inputs)
+        finally:
+            for module, training in modes:
+                module.training = training
+        return cls(model, interpreter.analysis, interpreter.analysis.registry.roots())
+
+    # -- who makes which units ----------------------------------------------------------------
+
+    def coupled(self) -> list[list[Block]]:
+        """Linear and convolutional layers whose outputs are the same units, together."""
+        found: dict[int, list[Block]] = defaultdict(list)
+        for name, owners in self._origins():
+            module = self._module(name)
+            if isinstance(module, _WEIGHTED) and name not in self.analysis.tied:
+                dim = int(isinstance(module, nn.modules.conv._ConvTransposeNd))
+                bias = module.bias if isinstance(module.bias, nn.Parameter) else None
+                block = Block(name, module.weight, bias, owners, dim)  # type: ignore[arg-type]
+                found[int(owners.min())].append(block)
+        return list(found.values())
+
+    def may_go(self, order: Sequence[int]) -> bool:
+        """Whether nothing holds these units: an output, an operation without a rule, or a layer.
+
+        Embeddings, recurrent layers and the outputs of attention hold what they make.
+        """
+        registry = self.analysis.registry
+        held = {int(self.roots[unit]) for unit in registry.pinned}
+        held |= {int(self.roots[unit]) for unit in registry.needed if unit >= 0}
+        parameters = dict(self.model.named_parameters())
+        buffers = dict(self.model.named_buffers())
+        for name, owners in self._origins():
+            loose = isinstance(self._module(name), _WEIGHTED) and name not in self.analysis.tied
+            if not loose and name not in parameters and name not in buffers:
+                held |= set(owners.tolist())
+        return not held & set(order)
+
+    def norms(self, kinds: tuple[type, ...]) -> Iterator[Block]:
+        """Norms with a weight for each channel."""
+        for node, units in self.analysis.units.items():
+            module = self._called(node)
+            if not isinstance(module, kinds) or getattr(module, "weight", None) is None:
+                continue
+            ids = units.ids.movedim(1, 0).reshape(units.ids.shape[1], -1)[:, 0]
+            if (ids >= 0).all():
+                bias: Any = module.bias
+                yield Block(str(node.target), module.weight, bias, self.roots[ids])  # type: ignore
+
+    def parameters(self, order: Sequence[int]) -> Iterator[Block]:
+        """Parameters of the model's own that are added to, or multiply, these units."""
+        parameters = dict(self.model.named_parameters())
+        for name, owners in self._origins():
+            if name in parameters and set(owners.tolist()) == set(order):
+                param = parameters[name]
+                wide = [axis for axis, size in enumerate(param.shape) if size > 1]
+                yield Block(name, param, None, owners, wide[-1], own=True)
+
+    def units_of(self, targets: set[Any]) -> set[int]:
+        """The units of the results of these operations."""
+        found: set[int] = set()
+        for node, units in self.analysis.units.items():
+            if node.op != "call_module" and node.target in targets and units is not None:
+                found |= set(self.roots[units.ids[units.ids >= 0]].tolist())
+        return found
+
+    # -- who reads the input ------------------------------------------------------------------
+
+    def inputs(self) -> Iterator[tuple[str, Tensor]]:
+        """Names of the inputs of two or more dimensions, and their units."""
+        for node, units in self.analysis.units.items():
+            if node.op == "placeholder" and units is not None and units.ids.ndim > 1:
+                yield str(node.target), self.roots[units.ids.unique()].unique()
+
+    def readers(self, inputs: Tensor) -> Iterator[Block]:
+        """Linear and convolutional layers that read some of these units."""
+        for node, owners in self._read():
+            module = self._called(node)
+            grouped = getattr(module, "groups", 1) != 1
+            turned = isinstance(module, nn.modules.conv._ConvTransposeNd)
+            name = str(node.target)
+            if grouped or turned or name in self.analysis.tied:
+                continue
+            if torch.isin(owners, inputs).any():
+                yield Block(name, module.weight, None, owners, 1)  # type: ignore[arg-type, union-attr]
+
+    def _read(self) -> Iterator[tuple[fx.Node, Tensor]]:
+        """Calls of linear and convolutional layers with the unit of each input position."""
+        for node in self.analysis.units:
+            module = self._called(node)
+            source: Any = node.args[0] if node.args else None
+            seen = self.analysis.units.get(source) if isinstance(source, fx.Node) else None
+            if isinstance(module, _WEIGHTED) and seen is not None:
+                axis = -1 if isinstance(module, nn.Linear) else 1
+                ids = seen.ids.movedim(axis, 0).reshape(seen.ids.shape[axis], -1)
+                same = (ids == ids[:, :1]).all(1) & (ids[:, 0] >= 0)
+                yield node, torch.where(same, self.roots[ids[:, 0].clamp_min(0)], -1)
+
+    # -- what it costs ------------------------------------------------------------------------
+
+    def price(self, layers: Sequence[Layer]) -> Price:
+        """Multiplications of the linear and convolutional layers, by the counts that stay.
+
+        Raises ValueError for a layer whose units cost none of them.
+        """
+        makers = {p.name: i for i, x in enumerate(layers) for p in x.parts if not p.dim}
+        makers |= {p.name: i for i, x in enumerate(layers) for p in x.parts[:1]}
+        single = {i for i, x in enumerate(layers) if x.parts[0].index is None}
+        owner = {
+            unit: makers[block.weight_name]
+            for members in self.coupled()
+            for block in members
+            if block.weight_name in makers
+            for unit in block.owners.tolist()
+        }
+        terms = [
+            self._term(node, owners, makers, {} if single else owner)
+            for node, owners in self._read()
+        ]
+
+        def price(counts: Counts) -> float:
+            shares = [k / x.units for k, x in zip(counts, layers)]
+            return sum(
+                whole
+                * (1.0 if made is None else shares[made])
+                * sum(part if i is None else part * shares[i] for i, part in read.items())
+                for whole, made, read in terms
+            )
+
+        units = [x.units for x in layers]
+        for i, layer in enumerate(layers):
+            if not price([n - (i == j) for j, n in enumerate(units)]) < price(units):
+                raise ValueError(
+                    f"sparsify: cost='flops' counts linear and convolutional layers, and no unit "
+                    f"of {layer.name} costs any; name a pattern without it"
+                )
+        return price
+
+    def _term(
+        self, node: fx.Node, owners: Tensor, makers: dict[str, int], owner: dict[int, int]
+    ) -> tuple[float, int | None, dict[int | None, float]]:
+        """Multiplications of one call, the layer of its outputs, those of its inputs by part."""
+        module: Any = self._called(node)
+        shape = self.analysis.shapes[node]
+        outputs = module.weight.shape[int(isinstance(module, nn.modules.conv._ConvTransposeNd))]
+        whole = math.prod(shape) / shape[0] * module.weight.numel() / outputs
+        made = makers.get(f"{node.target}.weight")
+        if getattr(module, "groups", 1) == len(owners) > 1:  # each output reads its own input
+            return whole, made, {None: 1.0}
+        read: dict[int | None, float] = defaultdict(float)
+        for unit in owners.tolist():
+            read[owner.get(unit)] += 1 / len(owners)
+        return whole, made, dict(read)
+
+    def _origins(self) -> Iterator[tuple[str, Tensor]]:
+        for first, last, name in self.analysis.origin:
+            yield name, self.roots[first:last]
+
+    def _module(self, name: str) -> nn.Module | None:
+        return dict(self.model.named_modules()).get(name)
+
+    def _called(self, node: fx.Node) -> nn.Module | None:
+        return self._module(str(node.target)) if node.op == "call_module" else None

@@ -1,0 +1,204 @@
+"""The kinds of units: weights, channels with their norms, heads, features, ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.compaction.attention import attention, product
+from tikhon.compaction.rules import RULES
+from tikhon.regularizer.targets import Pattern, select
+from tikhon.sparsity.allocation import Price
+from tikhon.sparsity.graph import Block, Graph
+from tikhon.sparsity.thinning import Thinning
+from tikhon.sparsity.units import Layer, Part
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.GroupNorm)
+_HEADS = {target for target, rule in RULES.items() if rule in (attention, product)}
+
+
+def find(model: nn.Module, asked: Thinning, example: Any) -> tuple[list[Layer], Price]:
+    """The layers that may lose units, and the price of a model that keeps so many of each.
+
+    Raises ValueError where there are none, with the reason.
+    """
+    traced = asked.of in ("channels", "features") or asked.cost is not None
+    if traced and example is None:
+        what = "cost='flops'" if asked.cost else f"of={asked.of!r}"
+        raise ValueError(
+            f"sparsify: {what} traces the model once: give example, one batch of inputs"
+        )
+    graph = Graph.of(model, example) if traced or example is not None else None
+    layers = _KINDS[asked.of](model, asked.pattern, graph)
+    if not layers:
+        raise ValueError(f"sparsify: {_NONE[asked.of]}")
+    if asked.cost is None:
+        return layers, sum
+    if asked.of in ("features", "ranks"):
+        raise ValueError(
+            f"sparsify: cost='flops' counts weights, channels and heads, received of={asked.of!r}"
+        )
+    assert graph is not None
+    return layers, graph.price(layers)
+
+
+_NONE = {
+    "weights": "no weight may go",
+    "channels": (
+        "no layer may lose channels: every one is an output of the model, shares its units with "
+        "an embedding or a recurrent layer, or is held by an operation without a rule; "
+        "tikhon.compact names them"
+    ),
+    "heads": (
+        "the model has no nn.MultiheadAttention that matches; attention of your own is found in "
+        "the traced model: give example, one batch of inputs"
+    ),
+    "features": (
+        "no linear or convolutional layer that matches reads the model's input directly, or with "
+        "no more than norms and activations between"
+    ),
+    "ranks": (
+        "no pair of factors matches: name them lora_A and lora_B in one module, as peft does, or "
+        "give a pattern of exactly two matrices"
+    ),
+}
+
+
+def weights(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:
+    """Every weight a unit; a layer is a parameter."""
+    return [
+        Layer(target.name, target.params[0].numel(), (Part(target.name, target.params[0]),))
+        for target in select(model, pattern)
+    ]
+
+
+def channels(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:
+    """Output units of linear and convolutional layers, with their biases and norms.
+
+    What stands or falls together (residual sums, depthwise convolutions, norms) is one unit;
+    units that an output, an input or an unknown operation holds are left out, and those of heads.
+    """
+    assert graph is not None
+    heads = graph.units_of(_HEADS)
+    return [layer for order, layer in _coupled(model, pattern, graph) if not heads & set(order)]
+
+
+def heads(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:
+    """The heads of `nn.MultiheadAttention`, and of attention that the traced model shows."""
+    found = _of_modules(model, pattern)
+    if graph is not None:
+        units = graph.units_of(_HEADS)
+        found += [layer for order, layer in _coupled(model, pattern, graph) if units & set(order)]
+    return found
+
+
+def features(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:
+    """The model's inputs: their columns in all layers that read them."""
+    assert graph is not None
+    wanted = _names(model, pattern)
+    found = []
+    for name, inputs in graph.inputs():
+        order = inputs.tolist()
+        parts = [
+            Part(f"{block.name}.weight", block.weight, 1, index)
+            for block in graph.readers(inputs)
+            if f"{block.name}.weight" in wanted
+            and (index := _positions(block.owners, order)) is not None
+        ]
+        if parts:
+            found.append(Layer(name, len(order), tuple(parts)))
+    return found
+
+
+def ranks(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:
+    """Pairs of factors (rows, r) and (r, columns): a column of the one with a row of the other."""
+    names = [name for name, _ in model.named_parameters() if ".lora_" in f".{name}"]
+    if pattern == "*" and not names:
+        return []
+    chosen = tuple(names) if pattern == "*" else pattern
+    found = []
+    for target in select(model, chosen, rows="product"):
+        left, right = target.params
+        each = torch.arange(right.shape[0], device=right.device)[:, None]
+        parts = (Part(target.names[0], left, 1, each), Part(target.names[1], right, 0, each))
+        found.append(Layer(target.name, len(each), parts, product=True))
+    return found
+
+
+_Kind = Callable[[nn.Module, Pattern, "Graph | None"], list[Layer]]
+_KINDS: dict[str, _Kind] = {
+    "weights": weights,
+    "channels": channels,
+    "heads": heads,
+    "features": features,
+    "ranks": ranks,
+}
+
+
+def _names(model: nn.Module, pattern: Pattern) -> set[str]:
+    return {name for target in select(model, pattern) for name in target.names}
+
+
+def _coupled(model: nn.Module, pattern: Pattern, graph: Graph) -> list[tuple[list[int], Layer]]:
+    """One layer for each set of coupled producers that may all go, with its units in the graph."""
+    wanted = _names(model, pattern)
+    found = []
+    for members in graph.coupled():
+        order = members[0].owners.unique().tolist()
+        same = all(set(block.owners.tolist()) == set(order) for block in members)
+        chosen = all(f"{block.name}.weight" in wanted for block in members)
+        if not (same and chosen and graph.may_go(order)):
+            continue
+        parts = [part for block in members for part in _parts(block, order)]
+        for norm in graph.norms(_NORMS):
+            if set(norm.owners.tolist()) == set(order):
+                parts += _parts(norm, order, scale=True)
+        for block in graph.parameters(order):
+            parts += _parts(block, order)
+        name = "+".join(block.name for block in members)
+        found.append((order, Layer(name, len(order), tuple(parts))))
+    return found
+
+
+def _parts(block: Block, order: Sequence[int], *, scale: bool = False) -> list[Part]:
+    """The weight and bias of a module, by output position."""
+    index = _positions(block.owners, order)
+    assert index is not None
+    parts = [Part(block.weight_name, block.weight, block.dim, index, scale)]
+    if block.bias is not None:
+        parts.append(Part(f"{block.name}.bias", block.bias, 0, index))
+    return parts
+
+
+def _positions(owners: Tensor, order: Sequence[int]) -> Tensor | None:
+    """Where the units stand, (units, positions); None where not as many times each."""
+    places = [(owners == unit).nonzero().flatten() for unit in order]
+    if len({len(place) for place in places}) != 1 or not len(places[0]):
+        return None
+    return torch.stack(places)
+
+
+def _of_modules(model: nn.Module, pattern: Pattern) -> list[Layer]:
+    """Heads of `nn.MultiheadAttention`: rows of the projections, columns of the last."""
+    wanted = _names(model, pattern)
+    found = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.MultiheadAttention) or module.in_proj_weight is None:
+            continue
+        prefix = f"{name}." if name else ""
+        if f"{prefix}in_proj_weight" not in wanted:
+            continue
+        size, count = module.head_dim, module.num_heads
+        own = torch.arange(count * size, device=module.in_proj_weight.device).view(count, size)
+        three = torch.cat([own + k * count * size for k in range(3)], dim=1)
+        parts = [
+            Part(f"{prefix}in_proj_weight", module.in_proj_weight, 0, three),
+            Part(f"{prefix}out_proj.weight", cast(nn.Parameter, module.out_proj.weight), 1, own),
+        ]
+        if module.in_proj_bias is not None:
+            parts.append(Part(f"{prefix}in_proj_bias", module.in_proj_bias, 0, three))
+        found.append(Layer(name or "attention", count, tuple(parts)))
+    return found

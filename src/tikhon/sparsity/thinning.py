@@ -1,0 +1,116 @@
+"""What `sparsify` is asked for, as a value."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from tikhon.errors import unknown
+from tikhon.regularizer.targets import Pattern
+from tikhon.sparsity.allocation import Per
+
+Of = Literal["weights", "channels", "heads", "features", "ranks"]
+Cost = Literal["flops"]
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """How much of what goes, when, and how it is counted; the arguments are those of `sparsify`.
+
+    Raises ValueError for arguments out of their range.
+
+    >>> Thinning.of_text("50%,of=channels,multiple=8").plain()
+    {'share': 0.5, 'of': 'channels', 'multiple': 8}
+    """
+
+    share: float
+    of: Of = "weights"
+    pattern: Pattern = "*"
+    per: Per | None = None
+    cost: Cost | None = None
+    multiple: int = 1
+    warmup: float = 0.1
+    repair: float = 0.35
+
+    def __post_init__(self) -> None:
+        if self.of not in get_args(Of):
+            raise ValueError(f"sparsify: {unknown('kind of unit', self.of, get_args(Of))}")
+        number = int | float
+        rules = {
+            "share": (_is(self.share, number) and 0 < self.share < 1, "in (0, 1): what goes"),
+            "per": (self.per in (None, *get_args(Per)), "'model' or 'layer'"),
+            "cost": (self.cost in (None, *get_args(Cost)), "None or 'flops'"),
+            "multiple": (_is(self.multiple, int) and self.multiple >= 1, "1 or more"),
+            "warmup": (_is(self.warmup, number) and 0 <= self.warmup < 1, "in [0, 1)"),
+            "repair": (
+                _is(self.repair, number) and 0 <= self.repair < 1 - self.warmup,
+                "in [0, 1), and less than 1 - warmup",
+            ),
+        }
+        for name, (fine, rule) in rules.items():
+            if not fine:
+                received = getattr(self, name)
+                raise ValueError(f"sparsify: {name} must be {rule}, received {received!r}")
+        if self.cost is not None and self.per == "layer":
+            raise ValueError(
+                "sparsify: a share of the flops is one of the whole model: leave out per='layer'"
+            )
+
+    @property
+    def counted(self) -> Per:
+        """Over the model or in each layer: `per`, or what suits the kind of unit."""
+        over = self.cost is not None or self.of in ("weights", "ranks")
+        return self.per or ("model" if over else "layer")
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values; only what differs from the defaults."""
+        return {
+            item.name: value
+            for item in dataclasses.fields(self)
+            if (value := getattr(self, item.name)) != item.default
+        }
+
+    @classmethod
+    def read(cls, given: Thinning | float | str | Mapping[str, Any]) -> Thinning:
+        """A share alone, a text as "90%" or "50%,of=channels", or a table of the arguments."""
+        if isinstance(given, Thinning):
+            return given
+        if isinstance(given, str):
+            return cls.of_text(given)
+        if not isinstance(given, Mapping):
+            return cls(given)
+        known = [item.name for item in dataclasses.fields(cls)]
+        for key in given:
+            if key not in known:
+                raise ValueError(f"sparsify: {unknown('setting', key, known)}")
+        if "share" not in given:
+            raise ValueError("sparsify: share is missing: the part that goes, in (0, 1)")
+        return cls(**given)
+
+    @classmethod
+    def of_text(cls, text: str) -> Thinning:
+        """From "SHARE[,KEY=VALUE]", the share as 0.9 or 90%."""
+        first, *rest = [part.strip() for part in text.split(",")]
+        found: dict[str, Any] = {"share": _number(first)}
+        for part in rest:
+            key, equals, value = part.partition("=")
+            if not equals:
+                raise ValueError(f"sparsify: expected KEY=VALUE, received {part!r}")
+            found[key.strip()] = _number(value.strip())
+        return cls.read(found)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _number(text: str) -> Any:
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return text
