@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from tikhon.compaction.analysis import Analysis, Interpreter, trace
+from tikhon.compaction.convolution import is_depthwise
 from tikhon.compaction.rules import RULES
 from tikhon.sparsity.allocation import Counts, Price
 from tikhon.sparsity.units import Layer
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.GroupNorm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,16 +91,20 @@ class Graph:
                 held |= set(owners.tolist())
         return not held & set(order)
 
-    def norms(self, kinds: tuple[type, ...]) -> Iterator[Block]:
-        """Norms with a weight for each channel."""
+    def channelwise(self) -> Iterator[tuple[Block, bool]]:
+        """Norms and convolutions of one filter a channel: what follows a unit and is its own.
+
+        With each, whether it sets the scale of what comes before it, as a norm does.
+        """
         for node, units in self.analysis.units.items():
-            module = self._called(node)
-            if not isinstance(module, kinds) or getattr(module, "weight", None) is None:
+            module: Any = self._called(node)
+            deep = isinstance(module, _WEIGHTED[1]) and is_depthwise(module)
+            norm = isinstance(module, _NORMS) and module.weight is not None
+            if units is None or not (deep or norm):
                 continue
             ids = units.ids.movedim(1, 0).reshape(units.ids.shape[1], -1)[:, 0]
             if (ids >= 0).all():
-                bias: Any = module.bias
-                yield Block(str(node.target), module.weight, bias, self.roots[ids])  # type: ignore
+                yield Block(str(node.target), module.weight, module.bias, self.roots[ids]), norm
 
     def parameters(self, order: Sequence[int]) -> Iterator[Block]:
         """Parameters of the model's own that are added to, or multiply, these units."""

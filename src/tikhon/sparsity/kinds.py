@@ -16,7 +16,6 @@ from tikhon.sparsity.graph import Block, Graph
 from tikhon.sparsity.thinning import Thinning
 from tikhon.sparsity.units import Layer, Part
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.GroupNorm)
 _HEADS = {target for target, rule in RULES.items() if rule in (attention, product)}
 
 
@@ -153,9 +152,9 @@ def _coupled(model: nn.Module, pattern: Pattern, graph: Graph) -> list[tuple[lis
         if not (same and chosen and graph.may_go(order)):
             continue
         parts = [part for block in members for part in _parts(block, order)]
-        for norm in graph.norms(_NORMS):
-            if set(norm.owners.tolist()) == set(order):
-                parts += _parts(norm, order, scale=True)
+        for block, norm in graph.channelwise():
+            if set(block.owners.tolist()) == set(order):
+                parts += _parts(block, order, scale=norm)
         for block in graph.parameters(order):
             parts += _parts(block, order)
         name = "+".join(block.name for block in members)
