@@ -115,6 +115,7 @@ class Analysis:
         fixed = [u for u, why in self.registry.pinned.items() if pins or why in _ENDS]
         fixed += [u for u in self.registry.needed if u != NO_UNIT]
         keep[fixed] = True
+        keep = _spread(keep, roots)
         values = [units.ids for units in _flat(tuple(self.units.values()))]
         boxes = [ids for ids in values if _axes_of_variation(ids) > 1]
         while True:
@@ -123,15 +124,21 @@ class Analysis:
                 keep = _with(keep, reader(keep), roots)
             for ids in boxes:
                 keep[ids[hull(kept(keep, ids)) & (ids != NO_UNIT)]] = True
-            for ids in values:  # a layer of no units at all is more trouble than one unit
-                if ids.numel() and not kept(keep, ids).any():
-                    keep[ids.flatten()[0]] = True
             keep = _spread(keep, roots)
             if int(keep.sum()) == before:  # nobody reads more: only now even the groups out
-                for filler in self.fillers:
-                    keep = _with(keep, filler(keep), roots)
+                keep = self._filled(keep, values, roots)
                 if int(keep.sum()) == before:
                     return keep
+
+    def _filled(self, keep: Tensor, values: list[Tensor], roots: Tensor) -> Tensor:
+        """With what must stay for the sake of shapes alone."""
+        for ids in values:  # a layer of no units at all is more trouble than one unit
+            if ids.numel() and not kept(keep, ids).any():
+                keep[ids.flatten()[0]] = True
+        keep = _spread(keep, roots)
+        for filler in self.fillers:
+            keep = _with(keep, filler(keep), roots)
+        return keep
 
     def new_shape(self, node: fx.Node, keep: Tensor) -> list[int]:
         """Shape of the node's tensor after the cut."""

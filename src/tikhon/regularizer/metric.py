@@ -39,11 +39,15 @@ class Gain(NamedTuple):
 
     def dense(self) -> Number:
         """The gain as one number or as a tensor of the parameter's (local) shape."""
+        stiffness = self.stiffness()
+        return self.numerator if stiffness is None else self.numerator / stiffness
+
+    def stiffness(self) -> Tensor | None:
+        """The denominator, of the parameter's (local) shape; None without a moment."""
         if self.moment is None:
-            return self.numerator
+            return None
         moment = local(self.moment)
-        denominator = (moment.sqrt() if self.root else moment) / self.scale + self.eps
-        return self.numerator / denominator
+        return (moment.sqrt() if self.root else moment) / self.scale + self.eps
 
 
 class Memory(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor, nn, optim
 
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.hooks import StepHooks, heard_by
+from tikhon.regularizer.metric import rule_of
 from tikhon.regularizer.optimizers import stepping
 from tikhon.regularizer.targets import Pattern
 from tikhon.sparsity.allocation import Per, Sizes, in_multiples, stay
@@ -349,7 +350,7 @@ class Sparsifier:
 
     def _decide(self, first: bool) -> None:
         """What goes for good now, and what fades until the next decision."""
-        sizes = [Sizes.of(layer.sizes()) for layer in self.layers]
+        sizes = [Sizes.of(layer.sizes(self._metric)) for layer in self.layers]
         if not first:
             self._gone = self._staying(sizes, self.step)
         if self.step < self.end:
@@ -357,6 +358,16 @@ class Sparsifier:
         else:
             self._keep = self._gone
         self._spread()
+
+    def _metric(self, param: nn.Parameter) -> Tensor | None:
+        """The denominators of an adaptive optimizer: large where the loss is steep."""
+        for optimizer in self.optimizers:
+            state, rule = optimizer.state.get(param), rule_of(optimizer)
+            if not state or rule is None or rule.uniform:
+                continue
+            group = next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
+            return rule.gain(optimizer, group, state).stiffness()
+        return None
 
     def _staying(self, sizes: Sequence[Sizes], step: int) -> list[Tensor]:
         asked = self.thinning

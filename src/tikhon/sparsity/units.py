@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+# what a change of each entry of a parameter weighs, squared; None where all weigh alike
+Metric = Callable[[nn.Parameter], Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +25,12 @@ class Part:
     index: Tensor | None = None  # (units, positions a unit)
     scale: bool = False  # the weight of a norm: the size of a unit is read from it
 
-    def sizes(self) -> Tensor:
+    def sizes(self, metric: Metric) -> Tensor:
         """The norm of each unit, (units,)."""
         w = self.parameter.detach().float()
+        stiffness = metric(self.parameter)
+        if stiffness is not None:
+            w = w * stiffness.sqrt()
         if self.index is None:
             return w.abs().flatten()
         rows = w.movedim(self.dim, 0).reshape(w.shape[self.dim], -1)
@@ -59,13 +66,13 @@ class Layer:
     product: bool = False  # the size of a unit is the product of its parts', as of two factors
 
     @torch.no_grad()
-    def sizes(self) -> Tensor:
-        """The size of each unit, (units,).
+    def sizes(self, metric: Metric) -> Tensor:
+        """The size of each unit in a metric, (units,).
 
         Where a norm follows, of its weight alone: the scale of what stands before it is free.
         """
-        sizes = [part.sizes() for part in self.parts if part.scale]
-        sizes = sizes or [part.sizes() for part in self.parts]
+        sizes = [part.sizes(metric) for part in self.parts if part.scale]
+        sizes = sizes or [part.sizes(metric) for part in self.parts]
         if len(sizes) == 1:
             return sizes[0]
         return torch.stack(sizes).prod(0) if self.product else torch.stack(sizes).norm(dim=0)
