@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -97,7 +97,7 @@ class Graph:
         With each, whether it sets the scale of what comes before it, as a norm does.
         """
         for node, units in self.analysis.units.items():
-            module: Any = self._called(node)
+            module = cast(Any, self._called(node))
             deep = isinstance(module, _WEIGHTED[1]) and is_depthwise(module)
             norm = isinstance(module, _NORMS) and module.weight is not None
             if units is None or not (deep or norm):

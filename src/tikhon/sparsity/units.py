@@ -26,13 +26,11 @@ class Part:
     scale: bool = False  # the weight of a norm: the size of a unit is read from it
 
     def sizes(self, metric: Metric) -> Tensor:
-        """The norm of each unit, (units,)."""
+        """The norm of each unit, (units,); of single entries in the metric."""
         w = self.parameter.detach().float()
-        stiffness = metric(self.parameter)
-        if stiffness is not None:
-            w = w * stiffness.sqrt()
         if self.index is None:
-            return w.abs().flatten()
+            stiffness = metric(self.parameter)
+            return (w if stiffness is None else w * stiffness.sqrt()).abs().flatten()
         rows = w.movedim(self.dim, 0).reshape(w.shape[self.dim], -1)
         return torch.linalg.vector_norm(rows, dim=1)[self.index].norm(dim=1)
 
