@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -69,10 +69,7 @@ class Graph:
         for name, owners in self._origins():
             module = self._module(name)
             if isinstance(module, _WEIGHTED) and name not in self.analysis.tied:
-                dim = int(isinstance(module, nn.modules.conv._ConvTransposeNd))
-                bias = module.bias if isinstance(module.bias, nn.Parameter) else None
-                block = Block(name, module.weight, bias, owners, dim)  # type: ignore[arg-type]
-                found[int(owners.min())].append(block)
+                found[int(owners.min())].append(_block(name, module, owners))
         return list(found.values())
 
     def may_go(self, order: Sequence[int]) -> bool:
@@ -97,14 +94,14 @@ class Graph:
         With each, whether it sets the scale of what comes before it, as a norm does.
         """
         for node, units in self.analysis.units.items():
-            module = cast(Any, self._called(node))
+            module = self._called(node)
             deep = isinstance(module, _WEIGHTED[1]) and is_depthwise(module)
             norm = isinstance(module, _NORMS) and module.weight is not None
             if units is None or not (deep or norm):
                 continue
             ids = units.ids.movedim(1, 0).reshape(units.ids.shape[1], -1)[:, 0]
             if (ids >= 0).all():
-                yield Block(str(node.target), module.weight, module.bias, self.roots[ids]), norm
+                yield _block(str(node.target), module, self.roots[ids]), norm
 
     def parameters(self, order: Sequence[int]) -> Iterator[Block]:
         """Parameters of the model's own that are added to, or multiply, these units."""
@@ -220,3 +217,8 @@ class Graph:
 
     def _called(self, node: fx.Node) -> nn.Module | None:
         return self._module(str(node.target)) if node.op == "call_module" else None
+
+
+def _block(name: str, module: Any, owners: Tensor) -> Block:
+    dim = int(isinstance(module, nn.modules.conv._ConvTransposeNd) and not is_depthwise(module))
+    return Block(name, module.weight, module.bias, owners, dim)
