@@ -220,5 +220,6 @@ class Graph:
 
 
 def _block(name: str, module: Any, owners: Tensor) -> Block:
-    dim = int(isinstance(module, nn.modules.conv._ConvTransposeNd) and not is_depthwise(module))
+    turned = issubclass(type(module), nn.modules.conv._ConvTransposeNd)
+    dim = int(turned and not is_depthwise(module))
     return Block(name, module.weight, module.bias, owners, dim)
