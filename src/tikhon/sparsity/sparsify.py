@@ -92,7 +92,7 @@ def sparsify(
     cost: Cost | None = None,
     multiple: int = 1,
     warmup: float = 0.1,
-    repair: float = 0.35,
+    repair: float = 0.5,
 ) -> Sparsifier:
     r"""Zero a share of the model while it trains, then let the rest repair the damage.
 

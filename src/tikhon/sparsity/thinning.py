@@ -33,7 +33,7 @@ class Thinning:
     cost: Cost | None = None
     multiple: int = 1
     warmup: float = 0.1
-    repair: float = 0.35
+    repair: float = 0.5
 
     def __post_init__(self) -> None:
         if self.of not in get_args(Of):
