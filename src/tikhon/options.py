@@ -120,6 +120,17 @@ class RecipeOptions:
     clip_adaptive: float | None = field(
         default=None, metadata=_off("Largest gradient norm of a unit over its weight norm.")
     )
+    sparsify: Any = field(
+        default=None,
+        metadata=option(
+            "Share that is exactly zero at the end, such as 90%: of the weights, or of=channels.",
+            str,
+            REGULARIZATION,
+            metavar="SHARE[,KEY=VALUE]",
+            shown="off",
+            search=_ALONE,
+        ),
+    )
     averaging: str | None = field(
         default=None,
         metadata=option(

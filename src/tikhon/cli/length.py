@@ -54,6 +54,8 @@ def needs_length(recipe: Recipe, schedule: str, *, refit: bool, validated: bool)
         return "--refit trains twice"
     if schedule != "constant":
         return f"schedule {schedule} spans them"
+    if recipe.sparsify is not None:
+        return "sparsify takes weights away over them"
     if recipe.averaging == "swa":
         return "swa averages the last quarter of them"
     for entry in recipe.to_dict().get("penalties", []):

@@ -50,6 +50,7 @@ class Sparsity:
     phase: str
     step: int
     steps: int
+    end: int  # the step at which all that was asked is gone
     layers: tuple[LayerShare, ...]
     cost: str | None = None
     saved: float | None = None  # share of the cost that went
@@ -213,6 +214,7 @@ class Sparsifier:
             self.phase,
             self.step,
             self.steps,
+            self.end,
             rows,
             self.thinning.cost,
             saved,
@@ -375,11 +377,14 @@ class Sparsifier:
         share = asked.share * (1 - (1 - min(progress, 1.0)) ** 3)
         counts = stay(sizes, share, per=asked.counted, price=self._price)
         if asked.multiple > 1:
-            units = [layer.units for layer in self.layers]
             counts = in_multiples(
-                counts, units, asked.multiple, per=asked.counted, final=step >= self.end,
+                counts,
+                [layer.units for layer in self.layers],
+                asked.multiple,
+                per=asked.counted,
+                final=step >= self.end,
                 price=self._price,
-            )  # fmt: skip
+            )
         return [one.largest(count) for one, count in zip(sizes, counts)]
 
     def _spread(self) -> None:

@@ -299,6 +299,7 @@ def _run(
         command,
         assessment,
         fixed(training.recipe, training.regularizer),
+        None if training.sparsifier is None else training.sparsifier.audit(),
     )
 
 

@@ -18,6 +18,7 @@ from tikhon.errors import DataError, InputError
 from tikhon.layers import set_rate
 from tikhon.layers.rates import noise_layers
 from tikhon.regularizer.regularizer import Regularizer, regularize
+from tikhon.sparsity import Sparsifier
 from tikhon.training import measures
 from tikhon.training.losses import loss_of
 from tikhon.training.objective import Objective
@@ -91,6 +92,7 @@ class Training:
             rate=(lambda step: settings.rate(step, self.steps)) if moving else None,
         )
         self.regularizer = self._regularize(follow)
+        self.sparsifier = self._sparsify()
         self.average = self._averaged()
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
@@ -183,6 +185,8 @@ class Training:
             self._diverged(objective)
         self.epoch, self.batch, self.seen = self.epoch + 1, 0, 0
         self.total.zero_()
+        if self.average is not None and self.sparsifier is not None:
+            self.sparsifier.apply(self.average)
         self.history.append(self._row(objective))
         self._judge(self.history[-1])
 
@@ -204,12 +208,19 @@ class Training:
         for name, reading in measures.penalties(self.regularizer).items():
             numbers = {key: value for key, value in reading.items() if key != "how"}
             row.update({f"penalty/{name}/{key}": value for key, value in numbers.items()})
+        if self.sparsifier is not None:
+            row["sparsity/zeros"] = self.sparsifier.audit().share
         for name, sizes in measures.norms(self.model, self.regularized).items():
             row.update({f"norm/{name}/{key}": value for key, value in sizes.items()})
         return row
 
     def _judge(self, row: Mapping[str, Any]) -> None:
-        """Keep the best state by validation loss, and stop when patience is over."""
+        """Keep the best state by validation loss, and stop when patience is over.
+
+        While `sparsify` still takes weights away no state is one that was asked for.
+        """
+        if self.sparsifier is not None and self.sparsifier.phase != "repair":
+            return
         score = row.get("valid/loss", row["train/loss"])
         if score < self.best["score"]:
             self.best = {"score": score, "epoch": self.epoch, "model": {}}
@@ -223,6 +234,8 @@ class Training:
     def _finish(self) -> None:
         """Leave in the model what the recipe asks for: the best state, the average or the last."""
         if self.average is not None and not self.best["model"]:
+            if self.sparsifier is not None:
+                self.sparsifier.apply(self.average)
             if self.average.n_averaged > 0:
                 self.model.load_state_dict(self.average.module.state_dict())
                 torch.optim.swa_utils.update_bn([(self.x,)], _Called(self.model))
@@ -248,6 +261,14 @@ class Training:
         terms = self.recipe.terms(self._adapting) if follow is None else follow.replay(self.steps)
         with _as_input_errors():
             return regularize(self.model, self.optimizer, terms) if terms else None
+
+    def _sparsify(self) -> Sparsifier | None:
+        asked = self.recipe.sparsify
+        if asked is None:
+            return None
+        example = each(self.x, lambda part: part[:2])
+        with _as_input_errors():
+            return Sparsifier(self.model, self.optimizer, asked, steps=self.steps, example=example)
 
     def _adapting(self) -> Any:
         from tikhon.strengths.hypergradient import Hypergradient
@@ -296,6 +317,7 @@ class Training:
             "optimizer": optimizer,
             "lrs": [group["lr"] for group in self.optimizer.param_groups],
             "regularizer": None if self.regularizer is None else self.regularizer.state_dict(),
+            "sparsity": None if self.sparsifier is None else self.sparsifier.state_dict(),
             "average": None if self.average is None else dict(self.average.state_dict()),
             "rng": _rng_state(self.device),
             "total": self.total,
@@ -322,6 +344,8 @@ class Training:
             group["lr"] = lr
         if self.regularizer is not None:
             self.regularizer.load_state_dict(state["regularizer"])
+        if self.sparsifier is not None:
+            self.sparsifier.load_state_dict(state["sparsity"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.total.copy_(state["total"])

@@ -22,6 +22,7 @@ from tikhon.options import RecipeOptions
 from tikhon.penalties.base import Penalty
 from tikhon.regularizer.terms import Term, as_terms
 from tikhon.runs.files import json_text, write_bytes
+from tikhon.sparsity.thinning import Thinning
 from tikhon.training.clipping import Clipping
 
 
@@ -49,8 +50,11 @@ class Recipe(RecipeOptions):
         input_noise: standard deviation >= 0 of normal noise added to the inputs.
         clip_norm, clip_value: largest gradient norm, largest gradient entry; > 0.
         clip_adaptive: largest ratio of a unit's gradient norm to its weight norm; > 0.
+        sparsify: the share that is exactly zero at the end: a number in (0, 1), a text as "90%"
+            or "50%,of=channels,multiple=8", a table, or a `Thinning`; see `tikhon.sparsify`.
         averaging: "ema" or "swa" of the weights; the average is what comes out. An average of
-            sparse weights is not sparse: a prox's exact zeros do not survive it.
+            sparse weights is not sparse: a prox's exact zeros do not survive it, those of
+            `sparsify` do.
         ema_decay: what a step of "ema" keeps of the average, in [0, 1).
         early_stopping: epochs without a better validation score after which training ends and
             the best state is restored; >= 1.
@@ -84,6 +88,11 @@ class Recipe(RecipeOptions):
         if self.mixup and self.cutmix:
             raise InputError("mixup and cutmix both mix the rows: give one of them")
         _check("early_stopping", self.early_stopping, above=True)
+        if self.sparsify is not None:
+            try:
+                object.__setattr__(self, "sparsify", Thinning.read(self.sparsify))
+            except (TypeError, ValueError) as error:
+                raise InputError(str(error)) from error
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.to_dict() == other.to_dict()
@@ -137,6 +146,9 @@ class Recipe(RecipeOptions):
             value = getattr(self, item.name)
             if item.name == "penalties":
                 value = [_term_to_dict(pattern, term) for pattern, term in value]
+            elif isinstance(value, Thinning):
+                table = value.plain()
+                value = table if len(table) > 1 else value.share
             elif isinstance(value, Mapping):
                 value = dict(value)
             if value != item.default and value != []:

@@ -70,5 +70,5 @@ def train_again(training: Training, start: nn.Module, stop: Callable[[], bool]) 
     training.model.load_state_dict(again.model.state_dict())
     training.x, training.y, training.valid = again.x, again.y, None
     training.seconds += again.seconds
-    training.regularizer = again.regularizer
+    training.regularizer, training.sparsifier = again.regularizer, again.sparsifier
     return None

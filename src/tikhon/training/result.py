@@ -11,9 +11,10 @@ from torch import nn
 
 from tikhon import notebook, plotting
 from tikhon.options import STRENGTHS, typed
+from tikhon.sparsity import Sparsity
 from tikhon.training import measures
 from tikhon.training.recipe import Recipe
-from tikhon.training.verdict import Scores, Statement, judge
+from tikhon.training.verdict import Scores, Statement, judge, thinned
 from tikhon.training.yardsticks import Assessment
 
 _LONGER = 5  # times the epochs of a run that was still improving
@@ -32,7 +33,7 @@ class Run:
     "early stopping", "budget" or "stopped"; `best_epoch` counts from 1. `assessment` has the
     scores beside their yardsticks, and how far they can be trusted; None if it was stopped.
     `found` is the recipe with the strengths that adapted as numbers, one penalty a parameter: it
-    gives weights of about the same size again.
+    gives weights of about the same size again. `sparsity` is what `sparsify` left.
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class Run:
     command: tuple[str, ...] = ()
     assessment: Assessment | None = None
     found: Recipe | None = None
+    sparsity: Sparsity | None = None
 
     def __repr__(self) -> str:
         metrics = self.metrics or {}
@@ -115,6 +117,7 @@ def result_of(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
         "margins": {name: dict(held) for name, held in (scores.margins or {}).items()},
         "penalties": dict(run.penalties or {}),
         **({} if run.found is None else {"found": run.found.to_dict()}),
+        **({} if run.sparsity is None else {"sparsity": run.sparsity.to_dict()}),
         "weights": measures.weights(run.model),
         "best_epoch": run.best_epoch,
         "epochs": len(run.history),
@@ -126,7 +129,8 @@ def result_of(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
 
 def statements(run: Run, classes: Sequence[str] = ()) -> tuple[Statement, ...]:
     """The sentences of the verdict, the one that matters most first."""
-    return judge(scores_of(run, classes), run.history, run.ended)
+    sentences = judge(scores_of(run, classes), run.history, run.ended)
+    return sentences if run.sparsity is None else (*sentences, thinned(run.sparsity))
 
 
 def scores_of(run: Run, classes: Sequence[str] = ()) -> Scores:
@@ -191,7 +195,9 @@ def _repeated(run: Run, again: Sequence[str]) -> list[str]:
 
 def _longer(run: Run, again: Sequence[str]) -> list[str]:
     """The command with more of what ended the run."""
-    spanned = run.recipe.averaging == "swa" or {"--schedule", "--refit"} & set(again)
+    spanned = (
+        run.recipe.averaging == "swa" or run.sparsity or {"--schedule", "--refit"} & set(again)
+    )
     if run.ended == "budget":
         minutes = max(2, -(-_LONGER * round(run.seconds) // 60))
         return [*_without(again, "--budget"), "--budget", f"{minutes}m"]

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tikhon.sparsity import Sparsity
+
 GAP = 0.03  # of accuracy between training and validation rows: less is no overfitting
 RATIO = 1.25  # of their root mean square errors
 RISE = 1.1  # of the validation loss over its lowest value
@@ -42,6 +44,11 @@ WORDS = {
     "linear_equal": "A linear model does as well, as far as {rows} {part} rows tell: {score} "
     "against {own}.",
     "unjudged": "Without validation rows overfitting cannot be judged.",
+    "sparse": "{share} of the {units} are exactly zero; {asked} were asked for.",
+    "not_sparse": "Only {share} of the {units} are exactly zero, {asked} were asked for: it ended "
+    "at step {step}, and what goes is gone at step {end}.",
+    "cheaper": "{saved} of the {cost} went, {asked} were asked for; {share} of the {units} are "
+    "exactly zero.",
 }
 LEVELS = {
     "no_better_class": "bad",
@@ -57,6 +64,9 @@ LEVELS = {
     "linear_better": "watch",
     "linear_equal": "plain",
     "unjudged": "plain",
+    "sparse": "plain",
+    "not_sparse": "watch",
+    "cheaper": "plain",
 }
 
 
@@ -122,6 +132,22 @@ def judge(
     if not scores.linear and not any(s.code.startswith("no_better") for s in found):
         found += _beside_linear(scores)
     return tuple(found)
+
+
+def thinned(found: Sparsity) -> Statement:
+    """What `sparsify` was asked for, and what is there."""
+    values = {
+        "share": f"{found.share:.2%}",
+        "asked": f"{found.asked:.2%}",
+        "units": found.of,
+        "step": f"{found.step:,}",
+        "end": f"{found.end:,}",
+        "saved": f"{found.saved or 0:.2%}",
+        "cost": found.cost or "",
+    }
+    if found.step < found.end:
+        return Statement("not_sparse", values)
+    return Statement("sparse" if found.saved is None else "cheaper", values)
 
 
 def _learned(scores: Scores) -> list[Statement]:

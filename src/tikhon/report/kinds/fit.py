@@ -28,7 +28,8 @@ def page(run: SavedRun) -> Page:
     record = parts.final_record(run)
     sentences = verdict(run, metric, record)
     penalties = parts.penalty_table(run.result.get("penalties") or {})
-    summary = (scores.table(run, scores.of_parts(record)), scores.recalls(run), penalties)
+    thinned = parts.sparsity_table(run.result.get("sparsity") or {})
+    tables = (scores.table(run, scores.of_parts(record)), scores.recalls(run), penalties, thinned)
     return Page(
         title=say("title_fit", data=parts.data_name(run)),
         level=level(run),
@@ -38,7 +39,7 @@ def page(run: SavedRun) -> Page:
         facts=facts(run, metric, record),
         about=parts.about(run),
         sections=parts.sections(
-            Section(say("scores"), tuple(table for table in summary if table)),
+            Section(say("scores"), tuple(table for table in tables if table)),
             parts.curves(run, metric, best),
             parts.penalties_over_time(run),
             parts.weights(run.result.get("weights") or {}),
@@ -96,6 +97,9 @@ def sentence(entry: dict[str, Any]) -> Label:
     values = {k: v for k, v in entry.items() if k not in ("code", "level")}
     if "part" in values:
         values["part"] = say(f"rows_of_{values['part']}")
+    for kind in ("units", "cost"):
+        if values.get(kind):
+            values[kind] = say(f"{kind}_{values[kind]}")
     return say(f"verdict_{entry['code']}", **values)
 
 

@@ -271,6 +271,22 @@ def penalty_table(penalties: Mapping[str, Mapping[str, Any]]) -> Table | None:
     return Table(caption, head, rows) if rows else None
 
 
+def sparsity_table(found: Mapping[str, Any]) -> Table | None:
+    """What `sparsify` left of each layer."""
+    rows = tuple(
+        (
+            Name(layer["layer"]),
+            f"{layer['units']:,}",
+            percent(layer["zeros"] / max(1, layer["units"])),
+        )
+        for layer in found.get("layers", ())
+    )
+    if not rows:
+        return None
+    head = (say("layer_thinned"), say(f"units_{found['of']}"), say("zeros"))
+    return Table(say("sparsity_at_end"), head, rows)
+
+
 def mode(how: str | None) -> Cell:
     """How a penalty acts, which gives its strength its unit; runs of older versions lack it."""
     return "–" if how is None else say(f"mode_{how}")
