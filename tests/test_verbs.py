@@ -26,6 +26,12 @@ from tikhon.budget import Budget, seconds_of
 from tikhon.comparison import compare
 from tikhon.data import load
 from tikhon.errors import InputError
+from tikhon.sklearn import (
+    RegularizedClassifier,
+    RegularizedClassifierCV,
+    RegularizedRegressor,
+    RegularizedRegressorCV,
+)
 
 ROWS, FEATURES = 24, 3
 STILL = 1e-30  # a learning rate that leaves the weights as they are
@@ -303,6 +309,93 @@ def test_a_broadcast_in_the_users_own_loop_is_not_hidden():
         with torch.no_grad():
             table = (made(outputs=1)(X) - NUMBERS[None]).square().mean()
         assert found.record.points[0].eval_loss == pytest.approx(float(table), rel=1e-5)
+
+
+# ---- estimators: X and y come apart, and the loss is the estimator's own
+
+ESTIMATORS = (
+    RegularizedClassifier,
+    RegularizedRegressor,
+    RegularizedClassifierCV,
+    RegularizedRegressorCV,
+)
+APART = ("tensors", "list", "arrays", "frames", "numbers")
+
+
+def estimate(kind: Any, x: Any, y: Any = None) -> Any:
+    """A fitted estimator of any of the four kinds."""
+    more = {"cv": 2, "alphas": [1e-2, 1e-3]} if kind.__name__.endswith("CV") else {}
+    model = kind((4,), max_iter=3, batch_size=9, random_state=0, **more)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.fit(x, y)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ESTIMATORS, ids=lambda k: k.__name__)
+def test_estimators_take_data_in_every_form_that_holds_x_and_y_apart(kind, form):
+    y = CLASSES if kind.__name__.startswith("RegularizedClassifier") else NUMBERS
+    if form not in APART:
+        with pytest.raises(ValueError, match="estimator requires y to be passed"):
+            estimate(kind, FORMS[form](X, y))
+        return
+    wanted, found = estimate(kind, X, y), estimate(kind, *FORMS[form](X, y))
+    assert found.loss_curve_ == pytest.approx(wanted.loss_curve_, rel=1e-5)
+    assert found.alpha_ == getattr(wanted, "alpha_", None)
+
+
+@pytest.mark.parametrize("what", ["text among the inputs", "another number of rows", "no rows"])
+def test_estimators_refuse_nonsense_in_one_sentence(what):
+    found = set()
+    for kind in ESTIMATORS:
+        with pytest.raises(ValueError) as error:
+            estimate(kind, *NONSENSE[what])
+        found.add(re.sub(r"Regularized\w+", "*", str(error.value)))
+    assert len(found) == 1, found
+
+
+def objective_at_rest(meaning: str, y: Any) -> tuple[float, Tensor]:
+    """An estimator's loss where nothing moves, and the outputs that it is of."""
+    numeric = meaning in ("column", "wide")
+    kind = RegularizedRegressor if numeric else RegularizedClassifier
+    model = kind(
+        (4,), alpha=0.0, max_iter=1, batch_size=7, learning_rate_init=1e-300, random_state=0,
+        n_iter_no_change=np.inf, **({"standardize": False} if numeric else {}),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(X.double(), y)
+    answers = model.predict(X) if numeric else model.predict_log_proba(X)
+    return model.loss_curve_[-1], torch.as_tensor(answers).reshape(ROWS, -1)
+
+
+@pytest.mark.parametrize(
+    ("meaning", "form"), [(m, form) for m, forms in TARGETS.items() for form in forms]
+)
+def test_the_loss_of_an_estimator_is_that_of_the_table_for_every_shape(meaning, form):
+    y = next(iter(TARGETS[meaning].values()))
+    found, output = objective_at_rest(meaning, TARGETS[meaning][form])
+    if meaning in ("column", "wide"):
+        wanted = OUTPUTS[meaning] * exact("half_mse", output, y)  # summed over the outputs
+    else:
+        wanted = exact("cross_entropy", output, y.long().flatten())
+    assert found == pytest.approx(wanted, rel=1e-5)
+    name = "half_mse" if meaning in ("column", "wide") else "cross_entropy"
+    model = Fixed(output)
+    run = still_fit((X.double(), y if name == "half_mse" else y.long()), name, model)
+    assert OUTPUTS[meaning] ** (name == "half_mse") * run == pytest.approx(found, rel=1e-4)
+
+
+class Fixed(nn.Module):
+    """What an estimator answers, as a model: one row of outputs a row of data, in order."""
+
+    def __init__(self, outputs: Tensor) -> None:
+        super().__init__()
+        self.outputs = nn.Parameter(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = (x[:, None] == X.double()).all(2).double()  # which row each of them is
+        return rows @ self.outputs
 
 
 # ---- a valid part without a class
