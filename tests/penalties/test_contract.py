@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -24,6 +24,53 @@ def test_a_strength_is_finite_and_not_negative(strength):
         tk.L1(strength)
     with pytest.raises(ValueError, match="strength must be finite"):
         tk.L1(0.1).with_strength(strength)
+
+
+STRENGTHS = sorted({type(p) for p in PENALTIES if not p.constraint}, key=str)
+
+
+@pytest.mark.parametrize("kind", STRENGTHS, ids=lambda kind: kind.__name__)
+def test_every_penalty_checks_its_strength_and_its_weights(kind):
+    with pytest.raises(ValueError, match=f"{kind.__name__}: strength must be finite and >= 0"):
+        kind(-0.5)
+    if "weights" in kind.__dataclass_fields__:
+        with pytest.raises((TypeError, ValueError), match="weights"):
+            kind(0.5, weights="heavy")
+
+
+DEFAULTS = {
+    "ElasticNet": {"l1_ratio": 0.5},
+    "Huber": {"delta": 1.0},
+    "MCP": {"gamma": 3.0},
+    "SCAD": {"a": 3.7},
+    "LogSum": {"epsilon": 0.1},
+    "SLOPE": {"q": 0.1},
+    "GroupLasso": {"scale_by_size": False},
+    "SparseGroupLasso": {"l1_ratio": 0.5, "scale_by_size": False},
+    "GroupMCP": {"gamma": 3.0},
+    "Hierarchical": {"M": 10.0, "skip": 1},
+    "L1Ball": {"radius": 1.0},
+    "L2Ball": {"radius": 1.0},
+    "SpectralBall": {"radius": 1.0},
+    "MaxNorm": {"limit": 3.0},
+    "Simplex": {"total": 1.0},
+    "Box": {"low": -1.0, "high": 1.0},
+    "TopK": {"k": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "kind", sorted({type(p) for p in PENALTIES}, key=str), ids=lambda kind: kind.__name__
+)
+def test_what_is_left_out_has_the_promised_value(kind):
+    """A recipe leaves out what equals its default, so a default never moves."""
+    usual = {
+        item.name: item.default
+        for item in fields(kind)
+        if item.init and item.name not in ("strength", "weights", "center")
+    }
+    assert usual == DEFAULTS.get(kind.__name__, {})
+    assert kind().strength == 1.0
 
 
 @pytest.mark.parametrize("strength", ["0.1", None, True, [0.1]])
@@ -53,6 +100,21 @@ def test_with_strength_keeps_everything_else():
     assert (penalty.strength, changed.strength) == (0.1, 0.2)
     box = tk.Box(-1, 2)
     assert box.with_strength(0.2) is box
+
+
+@dataclass(frozen=True, eq=False)
+class Quartic(tk.Penalty):
+    """A penalty of somebody's own, which tells its value alone."""
+
+    def value(self, w: Tensor) -> Tensor:
+        return self.lam * w.pow(4).sum()
+
+
+def test_a_penalty_of_ones_own_needs_a_value_alone():
+    w = torch.tensor([[1.0, -2.0]], requires_grad=True)
+    with torch.no_grad():
+        found = Quartic(0.5).grad(w)
+    assert torch.equal(found, torch.tensor([[2.0, -16.0]])) and not found.requires_grad
 
 
 # -- arguments ------------------------------------------------------------------------------------

@@ -209,7 +209,8 @@ def test_torch_compile_failing_is_replaced_silently(monkeypatch):
     kernels.compile_from(1)
     w, moment, _ = weights()
     before = w.clone()
-    assert not kernels._shrink_compiled_(w, moment.square(), 0.1, 0.0, 0.1)
+    for _ in range(2):  # the second time it is known
+        assert not kernels._shrink_compiled_(w, moment.square(), 0.1, 0.0, 0.1)
     assert torch.equal(w, before)
     assert list(kernels._compiled.values()) == [None]
 

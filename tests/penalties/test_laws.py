@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 
 import pytest
 import torch
@@ -147,6 +148,50 @@ def test_constant_metric_is_a_number(penalty, w, step):
 @given(w=weights, other=weights)
 def test_vmap_is_a_loop(penalty, w, other):
     laws.vmap_is_a_loop(penalty, torch.stack([w, other]))
+
+
+@every([p for p in PROXIMABLE if p.slopes(torch.ones(SIZE)) is not None])
+def test_slopes_are_the_gradient_next_to_zero(penalty):
+    """Of entries or of rows; of a penalty that has both, together at most."""
+    w = 1e-7 * torch.randn(SIZE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    slopes, gradient = penalty.slopes(w), penalty.grad(w)
+    entries, rows = (
+        torch.as_tensor(0.0 if s is None else s) for s in (slopes.entries, slopes.rows)
+    )
+    if slopes.rows is None:
+        wanted = entries.expand(SIZE)
+        torch.testing.assert_close(gradient.abs(), wanted.to(gradient), rtol=1e-5, atol=1e-7)
+    elif slopes.entries is None:
+        wanted = torch.broadcast_to(rows.reshape(-1, 1) if rows.ndim else rows, (len(w), 1))
+        size = gradient.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(size, wanted.to(size), rtol=1e-5, atol=1e-7)
+    else:
+        most = (entries.expand(SIZE).norm(dim=1) + rows.expand(len(w), 1).flatten()).to(gradient)
+        assert (gradient.norm(dim=1) <= most * (1 + 1e-6)).all()
+
+
+ROWWISE = (penalties.GroupLasso, penalties.GroupMCP, penalties.LInf)
+
+
+@every([p for p in PROXIMABLE if isinstance(p, ROWWISE)])
+def test_steepness_is_the_size_of_a_rows_gradient_next_to_zero(penalty):
+    w = 1e-7 * torch.randn(SIZE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = torch.as_tensor(penalty.steepness(w)).to(w).reshape(-1, 1)
+    wanted = penalty.grad(w).square().mean(1, keepdim=True).sqrt()
+    torch.testing.assert_close(found.expand_as(wanted), wanted, rtol=1e-5, atol=1e-7)
+
+
+@every(PROXIMABLE)
+def test_elementwise_is_what_no_other_entry_has_a_part_in(penalty):
+    alone = True
+    for size, place in itertools.product((0.1, 1.0), ((0, 0), (3, 5), (1, 2))):
+        w = size * torch.linspace(-2.3, 1.9, 24, dtype=torch.float64).reshape(SIZE)
+        other = w.clone()
+        other[place] += 0.7
+        moved = penalty.prox(other, 0.6) != penalty.prox(w, 0.6)
+        moved[place] = False
+        alone &= not moved.any()
+    assert alone == penalty.elementwise
 
 
 @every(PENALTIES)

@@ -128,6 +128,18 @@ def test_concave_proxes_are_skglms(step):
     same(log_sum, each(prox_funcs.prox_log_sum, 0.8 * step, 1.5))
 
 
+@pytest.mark.parametrize("epsilon", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("step", [0.1, 0.5, 2.0])
+def test_the_log_sum_prox_is_the_lowest_of_a_fine_grid(step, epsilon):
+    penalty = tk.LogSum(0.4, epsilon=epsilon)
+    grid = torch.linspace(-6, 6, 24001, dtype=torch.float64)
+    costs = (grid - ENTRIES[:, None]).square() / (2 * step)
+    costs += 0.4 * torch.log1p(grid.abs() / epsilon)
+    found = penalty.prox(ENTRIES, step)
+    cost = (found - ENTRIES).square() / (2 * step) + 0.4 * torch.log1p(found.abs() / epsilon)
+    assert (cost <= costs.amin(1) + 1e-12).all()
+
+
 def test_group_mcp_is_skglms_block_mcp():
     w = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     peer = skglm.penalties.BlockMCPenalty(0.8, 2.5)
@@ -169,6 +181,29 @@ def test_hierarchical_is_lassonets_prox():
         found = tk.Hierarchical(strength, M=m, skip=3).prox(w, 1.0)
         head, tail = lassonet.prox(w[:, :3].T, w[:, 3:].T, lambda_=strength, lambda_bar=0.0, M=m)
         same(found, torch.cat([head, tail]).T, 1e-10)
+
+
+def test_a_feature_without_skip_weights_that_stays_gets_its_skip_on_the_first_output():
+    w = torch.tensor([[0.0, 0.0, 3.0, -1.0], [2.0, 0.0, 3.0, -1.0]], dtype=torch.float64)
+    penalty = tk.Hierarchical(0.1, M=1.0, skip=2)
+    found = penalty.prox(w, 1.0)
+    assert found[0, 0] > 0 and found[0, 1] == 0
+    assert found[0, 2:].abs().max() == pytest.approx(float(found[0, 0]))  # M times its skip
+
+    def cost(row: torch.Tensor) -> float:
+        return float((row - w[0]).square().sum() / 2 + penalty.value(row[None]))
+
+    without = torch.cat([torch.zeros(4, dtype=torch.float64)])
+    assert cost(found[0]) < cost(without)
+
+
+def test_a_step_of_zero_holds_an_entry_of_a_row_still():
+    w = torch.tensor([[3.0, -2.0, 1.0], [0.5, 4.0, -4.0]], dtype=torch.float64)
+    step = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
+    found = tk.LInf(0.5).prox(w, step)
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found[step == 0], w[step == 0])
+    torch.testing.assert_close(found, tk.LInf(0.5).prox(w, step.clamp_min(1e-12)))
 
 
 METRIC_GROUPS = [
