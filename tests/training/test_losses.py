@@ -10,7 +10,7 @@ from torch import nn
 
 from tikhon.errors import InputError
 from tikhon.population.losses import Objective
-from tikhon.training.losses import LOSSES, NAMES, broadcasts, loss_of
+from tikhon.training.losses import LOSSES, NAMES, broadcasts, in_a_loop, loss_of, name_of
 
 ROWS = 7
 OUTPUT, TARGET = torch.linspace(-1, 2, ROWS), torch.linspace(0.5, -1, ROWS).exp()
@@ -140,3 +140,55 @@ def test_unknown_losses_name_the_closest():
         loss_of("crossentropy")
     with pytest.raises(InputError, match=", ".join(NAMES)):
         loss_of(3)
+
+
+def test_other_names_of_a_loss_are_known():
+    for other, name in {"bce_with_logits": "bce", "squared": "mse", "l1": "mae"}.items():
+        assert loss_of(other) is LOSSES[name]
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        ("mse", "mse"),
+        (F.mse_loss, "mse_loss"),
+        (nn.HuberLoss(delta=2.0), "HuberLoss"),
+        (LOSSES["half_mse"], "half_mse"),
+    ],
+)
+def test_what_a_run_calls_its_loss(loss, name):
+    assert name_of(loss) == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_have_the_loss_as_their_mean_in_every_shape(name):
+    if name in ("cross_entropy", "nll"):
+        pairs = [(LOGITS, CLASSES), (LOGITS, CLASSES[:, None])]
+        pairs.append((torch.stack([LOGITS, -LOGITS], 2), torch.stack([CLASSES, CLASSES], 1)))
+    else:
+        wide = torch.stack([OUTPUT, -OUTPUT, OUTPUT * 2], 1)
+        pairs = [(OUTPUT, TARGET), (OUTPUT[:, None], TARGET), (OUTPUT, TARGET[:, None])]
+        pairs += [(wide, wide.flip(0).double()), (wide[:, :, None], wide.flip(0)[:, :, None])]
+    for output, target in pairs:
+        rows = LOSSES[name].rows(output, target)
+        alone = [LOSSES[name](output[i : i + 1], target[i : i + 1]) for i in range(ROWS)]
+        assert rows.shape == (ROWS,)
+        torch.testing.assert_close(rows, torch.stack(alone))
+        torch.testing.assert_close(rows.mean(), LOSSES[name](output, target))
+
+
+def test_rows_of_a_callable_are_asked_one_by_one():
+    loss = loss_of(lambda output, target: (output - target).abs().max())
+    torch.testing.assert_close(loss.rows(OUTPUT, TARGET), (OUTPUT - TARGET).abs())
+
+
+def test_outputs_that_are_no_tensors_go_to_a_callable_as_they_are():
+    loss = loss_of(lambda output, target: (output["mean"] - target["y"]).square().mean())
+    assert float(loss({"mean": OUTPUT}, {"y": TARGET})) == pytest.approx(TRUE["mse"], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("loss", ["mse", F.mse_loss, nn.MSELoss()])
+def test_a_loop_of_ones_own_broadcasts_as_torch_does(loss):
+    found = in_a_loop(loss, TARGET)(OUTPUT[:, None], TARGET)
+    assert float(found) == pytest.approx(np.mean((o[:, None] - t) ** 2), rel=1e-5)

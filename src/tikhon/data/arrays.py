@@ -161,7 +161,8 @@ def _target(y: np.ndarray, name: str, classes: Any) -> tuple[Tensor, Task, tuple
     found, codes = np.unique(y, return_inverse=True)
     if len(found) < 2:
         raise DataError(
-            f"{name}: y holds one class only ({found.tolist()[0]!r}, {len(y)} rows); two or more are needed"
+            f"{name}: y holds one class only ({found.tolist()[0]!r}, {len(y)} rows); two or more "
+            "are needed"
         )
     labels = [str(c) for c in found]
     if classes is not None and y.dtype.kind in "iuf" and len(classes) > int(found.max()):
