@@ -129,6 +129,11 @@ def test_what_counts_as_improving():
     turned = [{"epoch": e, "valid/loss": abs(e - 15) / 15 + 0.1} for e in range(1, 21)]
     assert [improving(h) for h in (falling, flat, turned, falling[:1])] == [True] + 3 * [False]
     assert not improving([{"epoch": e} for e in range(9)])
+    solved = [
+        {"valid/loss": 0.7 * 0.99**e} for e in range(1000)
+    ]  # falls by the same share for ever
+    slow = [{"valid/loss": 2.3 - 1e-5 * e} for e in range(100)]  # a rate that is far too small
+    assert improving(solved[:200]) and not improving(solved) and improving(slow)
     assert codes(judge(accuracy(0.9, 0.9), falling, "epochs"))[0] == "improving"
     assert "improving" not in codes(judge(accuracy(0.9, 0.9), falling, "early stopping"))
     assert codes(judge(accuracy(0.9, 0.9), falling[:1], "epochs"))[0] == "one_epoch"

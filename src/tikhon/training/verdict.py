@@ -13,6 +13,7 @@ GAP = 0.03  # of accuracy between training and validation rows: less is no overf
 RATIO = 1.25  # of their root mean square errors
 RISE = 1.1  # of the validation loss over its lowest value
 FALL = 0.02  # of the validation loss over the last quarter of the epochs: more is improving
+FLOOR = 1e-3  # of the first validation loss: a smaller fall is nothing, once half of it is gone
 SHARE = 0.1  # of its whole fall that came in the last quarter: more is improving, however slowly
 CERTAIN = 1.96  # standard errors of a 95% interval
 
@@ -197,7 +198,8 @@ def improving(history: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the validation loss was at its lowest and still falling at the end.
 
     Its minimum lies in the last tenth of the epochs, and over the last quarter it fell by more
-    than 2 %, or by more than a tenth of its whole fall: a small learning rate falls slowly.
+    than 2 %, or by more than a tenth of its whole fall: a small learning rate falls slowly. Once
+    half of it is gone, less than a thousandth of it is nothing: a solved task falls for ever.
     Without validation rows nobody can tell: False.
 
     >>> improving([{"valid/loss": 1 / epoch} for epoch in range(1, 21)])
@@ -210,6 +212,8 @@ def improving(history: Sequence[Mapping[str, Any]]) -> bool:
     if losses.index(min(losses)) < len(losses) - max(1, len(losses) // 10):
         return False
     fall, whole = before - last, losses[0] - last
+    if last < losses[0] / 2 and fall < FLOOR * losses[0]:
+        return False
     return fall > FALL * abs(before) or fall > SHARE * whole > 0
 
 
