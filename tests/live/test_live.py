@@ -22,7 +22,10 @@ from tikhon.live.watching import Watched, thinned
 from tikhon.report.saved import read
 
 NAME = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
-SERVE = "from tikhon.live import serve; serve({!r}, port={}, say=lambda s: print(s, flush=True))"
+SERVE = (
+    "from tikhon.live import connections, serve; connections.ASKING = 3.0; "
+    "serve({!r}, port={}, say=lambda s: print(s, flush=True))"
+)
 
 
 @pytest.fixture
@@ -97,6 +100,48 @@ PATHS = (
     b"//etc/passwd", b"/page.js/", b"/events/..", b"/\xff", b"config.json",
     b"http://evil.com/config.json",
 )  # fmt: skip
+
+
+def port_of(address):
+    return int(address.split(":")[2].split("/")[0])
+
+
+@pytest.mark.parametrize("head", [b"", b"GET / HT", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n"])
+def test_connections_that_never_ask_do_not_keep_the_owner_out(running, head):
+    _, address = running
+    opened = []
+    try:
+        for _ in range(130):
+            opened.append(socket.create_connection(("127.0.0.1", port_of(address)), timeout=20))
+            opened[-1].sendall(head)
+        with httpx.Client(follow_redirects=True, timeout=20) as client:
+            assert client.get(address).status_code == 200
+    finally:
+        for raw in opened:
+            raw.close()
+
+
+def test_a_request_that_comes_drop_by_drop_is_cut_off(running):
+    _, address = running
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port_of(address)), timeout=20) as raw:
+        with pytest.raises(OSError):
+            while time.monotonic() - began < 20:
+                raw.sendall(b"G" if time.monotonic() - began < 0.1 else b"x")
+                time.sleep(0.1)
+    assert 2.5 < time.monotonic() - began < 15
+
+
+def test_events_last_longer_than_a_request_may_take(running):
+    run, address = running
+    with httpx.Client(follow_redirects=True, timeout=20) as client:
+        client.get(address)
+        with client.stream("GET", f"{address.split('/?')[0]}/events") as events:
+            told = events.iter_text()
+            assert "changed" in next(told)
+            time.sleep(4)
+            (run / "config.json").write_text((run / "config.json").read_text() + " ")
+            assert any("data: 2" in text for text in told)
 
 
 def test_there_are_no_other_addresses(running):

@@ -204,7 +204,7 @@ def _csv(path: Path, content: bytes, format: Format, origin: dict[str, Any]) -> 
         text = _joined([header, *rows], separator)
     try:
         frame = pd.read_csv(
-            io.StringIO(text),
+            io.BytesIO(text.encode()),  # a StringIO holds four bytes a character
             sep=separator,
             dtype=str,
             keep_default_na=False,
@@ -270,7 +270,7 @@ def _widths(text: str, separator: str) -> list[int]:
     widths: list[int] = []
     with _long_fields():
         try:
-            for row in csv.reader(io.StringIO(text), delimiter=separator, strict=True):
+            for row in csv.reader(_lines(text), delimiter=separator, strict=True):
                 if row:
                     widths.append(len(row))
                 if len(widths) > _SAMPLE:
@@ -278,6 +278,15 @@ def _widths(text: str, separator: str) -> list[int]:
         except csv.Error:
             return [0]
     return widths or [0]
+
+
+def _lines(text: str) -> Iterator[str]:
+    """One line after another, without a copy of the whole."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        yield text[start:end]
+        start = end
 
 
 @contextmanager
@@ -294,7 +303,7 @@ def _scan(
     path: Path, text: str, separator: str, *, keep: bool
 ) -> tuple[list[str], list[list[str]], list[int], list[tuple[int, int]]]:
     """Header, rows (kept only where they may be written again), their lines, the bad ones."""
-    reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+    reader = csv.reader(_lines(text), delimiter=separator, strict=True)
     rows: list[list[str]] = []
     lines: list[int] = []
     bad: list[tuple[int, int]] = []

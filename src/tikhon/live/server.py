@@ -11,6 +11,7 @@ import uvicorn
 
 from tikhon.errors import InputError, StorageError
 from tikhon.live.application import application
+from tikhon.live.connections import Connection
 from tikhon.live.guard import Access
 from tikhon.live.watching import Watched
 
@@ -52,7 +53,7 @@ def serve(
         application(run, access, names),
         access_log=False,
         log_level="warning",
-        limit_concurrency=64,
+        http=Connection,
         timeout_graceful_shutdown=1,
         server_header=False,
         lifespan="off",
