@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from importlib import import_module
@@ -15,7 +14,9 @@ from tikhon import __version__
 from tikhon.cli import startup
 from tikhon.cli.configuration import defaults
 from tikhon.cli.groups import expand
+from tikhon.cli.streams import Printed, give_up
 from tikhon.errors import DataError, InputError, StorageError, unknown
+from tikhon.runs.files import FULL
 
 COMMANDS = (
     "demo",
@@ -76,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     command: Any = typer.main.get_command(build())
     try:
         code = command.main(arguments, prog_name="tikhon", standalone_mode=False)
+        Printed().flush()
         return code if isinstance(code, int) else 0
     except Exception as error:
         if "--debug" in arguments:
@@ -97,7 +99,7 @@ def _spelled_out(arguments: list[str]) -> list[str]:
 
 def _explain(error: Any, arguments: list[str]) -> int:
     if isinstance(error, BrokenPipeError):
-        sys.stdout = open(os.devnull, "w")
+        give_up()
         return 128 + signal.SIGPIPE
     if hasattr(error, "format_message"):  # an error of the argument parser
         shown = error.format_message()
@@ -109,10 +111,13 @@ def _explain(error: Any, arguments: list[str]) -> int:
         return 2
     if type(error).__name__ in ("Abort", "Exit"):
         return getattr(error, "exit_code", 1)
+    if isinstance(error, OSError) and error.errno in FULL and not isinstance(error, StorageError):
+        error = StorageError(f"no space to write or print ({error})")
     kinds = ((DataError, 4), (InputError, 2), (StorageError, 5))
     for kind, code in kinds:
         if isinstance(error, kind):
             print(f"tikhon: {error}", file=sys.stderr)
+            give_up()
             return code
     print(
         f"tikhon: unexpected {type(error).__name__}: {error}\n  --debug shows where",

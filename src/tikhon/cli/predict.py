@@ -46,7 +46,7 @@ def predict(
         write_bytes(output, text.encode())
         terminal.note(f"{len(frame):,} predictions in {output}")
     elif not shown.json:
-        print(text, end="")
+        terminal.write(text)
     written = None if output is None else str(output)
     answers = frame.iloc[:, 0].tolist() if output is None else None
     terminal.document({"rows": len(frame), "output": written, "predictions": answers})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from tikhon.cli.streams import Printed, Told
 
 _PROSE = 30  # letters of a cell from where it is text
 
@@ -22,8 +23,11 @@ class Terminal:
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
-        self.out = Console(highlight=False, soft_wrap=True, quiet=json)
-        self.err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self.printed, told = Printed(), Told()
+        out: Any = self.printed
+        err: Any = told
+        self.out = Console(file=out, highlight=False, soft_wrap=True, quiet=json)
+        self.err = Console(file=err, stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
 
     def note(self, text: str, style: str = "") -> None:
         """A line of progress."""
@@ -51,13 +55,17 @@ class Terminal:
             table.add_row(*row)
         self.out.print(table)
 
+    def write(self, text: str) -> None:
+        """A text as it is, on stdout."""
+        self.printed.write(text)
+        self.printed.flush()
+
     def document(self, document: Mapping[str, Any]) -> None:
         """The JSON document, if that is what was asked for."""
         if self.json:
             from tikhon.runs.files import json_text
 
-            sys.stdout.write(json_text(document) + "\n")
-            sys.stdout.flush()
+            self.write(json_text(document) + "\n")
 
     def progress(self) -> Progress:
         """A bar with the rate and the time left; nothing where stderr is no terminal."""

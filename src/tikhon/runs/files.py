@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA_VERSION = 1
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the ways in which a disk is full
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -98,7 +99,7 @@ def explain(error: OSError, path: Path, size: int) -> StorageError:
     """The same failure in words that name the path and what can be done."""
     if isinstance(error, StorageError):
         return error
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in FULL:
         free = "unknown"
         with suppress(OSError):
             free = f"{shutil.disk_usage(path.parent).free:,} bytes"

@@ -1,0 +1,76 @@
+"""stdout and stderr, of which the first may not fail silently and the second may."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from tikhon.errors import StorageError
+
+
+class Printed:
+    """stdout as it is now; a full disk behind it says how many bytes did not fit."""
+
+    def __init__(self) -> None:
+        self._waiting = 0  # bytes since the last flush
+
+    def write(self, text: str) -> int:
+        """Hand on. Raises `StorageError`."""
+        self._waiting += len(text.encode(errors="replace"))
+        return self._checked(lambda: sys.stdout.write(text))
+
+    def flush(self) -> None:
+        """Hand on. Raises `StorageError`."""
+        self._checked(sys.stdout.flush)
+        self._waiting = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+    def _checked(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"cannot print the result ({error.strerror}): {self._waiting:,} bytes are "
+                f"needed, {_free()} free; files that were written are complete"
+            ) from error
+
+
+class Told:
+    """stderr as it is now; progress that cannot be written ends no training."""
+
+    def write(self, text: str) -> int:
+        """Hand on, if it is possible."""
+        with suppress(OSError):
+            return sys.stderr.write(text)
+        return 0
+
+    def flush(self) -> None:
+        """Hand on, if it is possible."""
+        with suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+def give_up() -> None:
+    """Lose what stdout holds and cannot take: the end of the process must not trip on it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")
+
+
+def _free() -> str:
+    """The space where stdout goes."""
+    with suppress(OSError, ValueError, AttributeError):
+        status = os.fstatvfs(sys.stdout.fileno())
+        return f"{status.f_bavail * status.f_frsize:,} bytes"
+    return "unknown"

@@ -1,0 +1,78 @@
+"""Small jobs of every command that leaves something behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tally import timeless
+
+PROGRAM = """
+import torch
+from torch import nn
+x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+data = x, (x[:, 0] > 0).long()
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2))
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command, what it leaves, and how it is taken up after a kill."""
+
+    arguments: tuple[str, ...]
+    again: str = "--overwrite"  # the option of the second try; "" for none
+    output: str = "run"
+
+    @property
+    def resumable(self) -> bool:
+        return self.again == "--resume"
+
+
+def _job(text: str, again: str = "--overwrite", output: str = "run") -> Job:
+    return Job(tuple(f"{text} --quiet --output {output}".split()), again, output)
+
+
+JOBS = {
+    "fit": _job(
+        "fit iris --epochs 40 --dropout 0.2 --no-linear --checkpoint-every 0.02", "--resume"
+    ),
+    "tune": _job("tune iris --model mlp:8 --budget 4runs --epochs 8 --folds 0", "--resume"),
+    "compare": _job("compare iris --methods none,l2 --splits 2 --trials 2 --epochs 3", "--resume"),
+    "path": _job("path iris --strengths 10 --folds 3", "--resume"),
+    "demo": _job("demo --quick", ""),
+    "diagnose": _job("diagnose program.py:model --data program.py:data --optimizer sgd:0.1"),
+    "cure": _job(
+        "cure program.py:model --data program.py:data --optimizer sgd:0.1 --budget 3s --steps 20 "
+        "--seeds 2"
+    ),
+    "predict": _job("predict fitted iris", "", "predictions.csv"),
+    "report": _job("report fitted", "", "fitted/report.html"),
+}
+SAME = ("fit", "tune", "compare", "path", "demo", "diagnose", "predict")  # no clock decides
+
+
+def left_in(path: Path) -> object:
+    """What a job leaves, without times."""
+    if path.is_file():
+        return path.read_bytes()
+    found: dict[str, object] = {}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.suffix == ".safetensors" and "states/" not in name:
+            found[name] = file.read_bytes()
+        elif name == "result.json":
+            found[name] = timeless(json.loads(file.read_text()))
+        elif name == "history.jsonl":
+            found[name] = [timeless(json.loads(x)) for x in file.read_text().splitlines()]
+    return found
+
+
+def leftovers(path: Path) -> list[str]:
+    """What no finished job may leave."""
+    names = [p.name for p in path.rglob("*")] if path.is_dir() else []
+    names += [p.name for p in path.parent.glob(".*")]
+    return [n for n in names if n.endswith(".tmp") or n in (".lock", ".probe", "checkpoint")]
