@@ -7,10 +7,10 @@ import signal
 import time
 
 import pytest
-from cli.process import Tikhon
 from jobs import JOBS, PROGRAM, SAME, left_in, leftovers
 from tally import SHARE, Tally, count, disorder, rng
 
+from cli.process import Tikhon
 from tikhon.cli import main
 from tikhon.runs.manifest import is_sealed, verify
 

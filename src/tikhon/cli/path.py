@@ -121,6 +121,7 @@ def path(
                     resume=run.resume,
                     stop=interrupt.__bool__,
                     on_progress=lambda share: on_step("solving", share, 1),
+                    on_warning=lambda text: terminal.note(f"warning: {text}", "yellow"),
                     **settings,
                 )
             except Stopped:

@@ -47,6 +47,7 @@ def path(
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[float], None] = lambda share: None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> PathResult:
     """Solve `mean loss + strength * penalty` along a range of strengths.
 
@@ -78,6 +79,7 @@ def path(
         stop: asked after every solution or step; once true, the path is saved and `Stopped`
             raised.
         on_progress: called with the share of the solutions found, in (0, 1] (linear models).
+        on_warning: told of a damaged checkpoint that was passed over, instead of a warning.
 
     Raises `InputError` for a penalty that gives no zeros or that no path can follow (by name),
     fewer rows than folds, a class missing from the training rows, a malformed range of
@@ -114,7 +116,8 @@ def path(
         "seed": seed,
     }
     data = (x, y, *(held_out or ()))
-    keeper = _keeper(output, resume, stop, penalty, build_model, data, asked)
+    saving = {"resume": resume, "stop": stop, "say": on_warning}
+    keeper = _keeper(output, saving, penalty, build_model, data, asked)
     shared = {"valid": held_out, "strengths": strengths, "seed": seed, "keeper": keeper}
     if build_model is None or is_linear(build_model()):
         weights = row_weights(sample_weight, len(x))
@@ -144,23 +147,22 @@ def path(
 
 def _keeper(
     output: str | Path | None,
-    resume: bool,
-    stop: Callable[[], bool],
+    saving: dict[str, Any],
     penalty: Penalty,
     build_model: Callable[[], nn.Module] | None,
     data: tuple[Tensor, ...],
     asked: dict[str, Any],
 ) -> Keeper:
     if output is None:
-        if resume:
+        if saving["resume"]:
             raise InputError("resume needs output, the folder of the path to continue")
-        return Keeper(stop=stop)
+        return Keeper(stop=saving["stop"])
     header = asked | {
         "penalty": _described(penalty),
         "model": _shapes(build_model),
         "data": fingerprint(*data),
     }
-    return Keeper(Path(output) / CHECKPOINT, header, resume=resume, stop=stop)
+    return Keeper(Path(output) / CHECKPOINT, header, **saving)
 
 
 def _described(penalty: Penalty) -> dict[str, Any]:

@@ -141,7 +141,8 @@ class Keeper:
     """Saves a state that grows, every few seconds; `found` is what an earlier process saved.
 
     Without a folder nothing is saved. The header says what is asked of which data: a state that
-    was saved under another one is refused with an `InputError`.
+    was saved under another one is refused with an `InputError`. `say` is told of a damaged
+    checkpoint that was passed over; without it that is a warning.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class Keeper:
         resume: bool = False,
         stop: Callable[[], bool] = lambda: False,
         every: float = 10.0,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self._folder, self._header, self._stop = folder, dict(header or {}), stop
         self._every, self._saved = every, time.monotonic()
@@ -159,7 +161,7 @@ class Keeper:
         if folder is not None and not resume:
             remove(folder)  # of another run
         if folder is not None and exists(folder):
-            stored = load(folder, say=lambda text: warnings.warn(text, stacklevel=4))
+            stored = load(folder, say=say or (lambda text: warnings.warn(text, stacklevel=6)))
             compare_headers(stored.get("header", {}), self._header, folder)
             self.found = stored["state"]
 
