@@ -69,6 +69,40 @@ def test_nothing_is_kept_from_the_formatter():
     assert [identify(path) for path in FILES if "fmt: skip" in path.read_text("utf-8")] == []
 
 
+HIDDEN = {  # where functions import tikhon itself, and why
+    "cli": "a command tells its options before torch is imported",
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=identify)
+def test_no_import_of_the_package_hides_in_a_function(path):
+    """What a file needs of the package stands at its top: the contracts hold the order there."""
+    if identify(path).split("/")[0] not in HIDDEN:
+        assert list(hidden_imports(ast.parse(path.read_text(encoding="utf-8")))) == []
+
+
+def hidden_imports(tree: ast.Module):
+    """Imports of the package within functions."""
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for node in ast.walk(function):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            if any(name.split(".")[0] == "tikhon" for name in names):
+                yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_a_hidden_import_is_recognised():
+    for line in ("from tikhon.data import load", "import tikhon.data", "import tikhon"):
+        assert list(hidden_imports(ast.parse(f"def f():\n    if True:\n        {line}\n")))
+        assert not list(hidden_imports(ast.parse(f"{line}\ndef f():\n    import pandas\n")))
+    for name in HIDDEN:
+        files = (path for path in FILES if identify(path).split("/")[0] == name)
+        assert any(list(hidden_imports(ast.parse(path.read_text("utf-8")))) for path in files)
+
+
 def test_names_say_what_is_inside():
     parts = {part for path in FILES for part in path.relative_to(SOURCE).with_suffix("").parts}
     assert parts & FORBIDDEN == set()

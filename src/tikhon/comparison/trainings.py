@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from tikhon.compaction import Compaction, compact
 from tikhon.data import Split
 from tikhon.models import build
 from tikhon.runs.files import plain
@@ -153,8 +154,6 @@ class Trainer:
 
 
 def _sizes(model: nn.Module, parts: Split) -> tuple[int, int]:
-    from tikhon.compaction import Compaction, compact
-
     small = compact(model, parts.valid.x[:8])
     return cast("Compaction", small.compaction).parameters
 

@@ -27,7 +27,10 @@ from tikhon.diagnosis.samples import Samples, samples
 from tikhon.diagnosis.save import save
 from tikhon.diagnosis.text import WIDTH
 from tikhon.errors import InputError
+from tikhon.penalties import L2
+from tikhon.regularizer.terms import Term
 from tikhon.training.losses import in_a_loop
+from tikhon.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from tikhon.training.recipe import Recipe
@@ -67,10 +70,6 @@ class Cure:
     @property
     def recipe(self) -> Recipe:
         """What of the cure a recipe can hold: clipping, dropout, decay and early stopping."""
-        from tikhon.penalties import L2
-        from tikhon.regularizer.terms import Term
-        from tikhon.training.recipe import Recipe
-
         known = dict((self.treatment or NOTHING).recipe)
         strength = known.pop("decay", None)
         decay = Term(L2(strength), how="decoupled") if strength else ()

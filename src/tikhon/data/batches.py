@@ -22,6 +22,7 @@ from torch.utils.data import (
 )
 
 from tikhon.data.rows import TARGETS, Batch, each, join, length, split, tensors
+from tikhon.data.sources import load
 from tikhon.errors import DataError
 
 _READ = 256  # rows of a batch in which a data set is read whole
@@ -64,8 +65,6 @@ def pair(data: Any, *, name: str = "data") -> tuple[Any, Tensor]:
 def opened(data: Any, name: str = "data") -> tuple[Batch | None, Iterable[Any] | None]:
     """(rows in memory, None), or (None, what gives batches); nothing is read or checked yet."""
     if isinstance(data, str | PathLike):
-        from tikhon.data.sources import load
-
         data = load(data)
     if hasattr(data, "x") and hasattr(data, "y"):
         return split((data.x, data.y), name), None

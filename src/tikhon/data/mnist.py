@@ -12,6 +12,7 @@ import torch
 
 from tikhon.data import idx
 from tikhon.data.dataset import Dataset
+from tikhon.data.download import fetch
 from tikhon.errors import DataError
 
 PARTS = (
@@ -129,8 +130,6 @@ def _either(folder: Path, part: str) -> Path | None:
 
 
 def _download(name: str, spec: _Idx) -> list[Path]:
-    from tikhon.data.download import fetch
-
     try:
         return [
             fetch(f"{part}.gz", spec.mirrors, sha256=sha256, folder=_cache() / name)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from tikhon.data.dataset import Dataset
+from tikhon.data.noticing import repeated, untested
+from tikhon.data.preprocessing import Preprocessing
 from tikhon.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -132,8 +134,6 @@ def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def _noticed(train: Dataset, valid: Dataset, test: Dataset) -> list[str]:
     """What is said of classes that cannot be tested, and of a table's rows in two parts."""
-    from tikhon.data.noticing import repeated, untested
-
     found = []
     if train.classes:
         counts = [
@@ -153,8 +153,6 @@ def _scaled(train: Dataset, valid: Dataset, test: Dataset) -> Split:
     scaling: dict[str, Any] = {}
     preprocessing = None
     if train.table is not None:
-        from tikhon.data.preprocessing import Preprocessing
-
         values, y = train.x.numpy(), train.y.numpy()
         preprocessing = Preprocessing.fit(values, train.table, y)
         names = preprocessing.feature_names

@@ -28,6 +28,7 @@ from tikhon.diagnosis.record import Record, finite
 from tikhon.diagnosis.replica import Loss
 from tikhon.diagnosis.save import save
 from tikhon.diagnosis.signal import unsound
+from tikhon.diagnosis.text import html_page, screen
 from tikhon.errors import InputError
 
 DRAWS = 5  # of a factory's weights
@@ -63,13 +64,9 @@ class Diagnosis:
         return f"Diagnosis({self.record.model}, {self.worst()}: {codes})"
 
     def __str__(self) -> str:
-        from tikhon.diagnosis.text import screen
-
         return screen(self)
 
     def _repr_html_(self) -> str:
-        from tikhon.diagnosis.text import html_page
-
         return html_page(self)
 
     def to_dict(self) -> dict[str, Any]:

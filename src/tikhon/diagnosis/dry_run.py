@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import Batch
+from tikhon.data.rows import Batch, tensors
 from tikhon.diagnosis.observe import Instruments
 from tikhon.diagnosis.record import Failure, Point, Probe, Reading, Site
 from tikhon.diagnosis.reference import IGNORED, binary
@@ -128,8 +128,6 @@ class _NoGradientError(Exception):
 
 def locate(replica: Replica, batch: Batch, step: int) -> Failure:
     """The first tensor that is not finite, in the order in which a step computes them."""
-    from tikhon.data.rows import tensors
-
     for part in tensors(batch):
         if part.is_floating_point() and not bool(torch.isfinite(part).all()):
             return Failure(step, "input", "data")

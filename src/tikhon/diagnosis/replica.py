@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tikhon.data.rows import Batch, call, whole
+from tikhon.data.rows import Batch, call, tensors, whole
 from tikhon.errors import InputError
+from tikhon.regularizer.regularizer import regularize
 from tikhon.training.step import backward, backward_failed
 from tikhon.wrappers import unwrap
 
@@ -73,8 +74,6 @@ class Replica:
     def attach(self) -> Replica:
         """Put the penalty terms on the optimizer, as the user's own program has them."""
         if self.terms is not None:
-            from tikhon.regularizer.regularizer import regularize
-
             assert self.optimizer is not None
             self.regularizer = regularize(self.model, self.optimizer, self.terms)
         return self
@@ -289,8 +288,6 @@ HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 def explain(error: Exception, model: nn.Module, batch: Batch) -> str:
     """A sentence for an error inside the user's model or loss."""
-    from tikhon.data.rows import tensors
-
     facts = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[0]))
     target = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[1]))
     text = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import call, tensors
+from tikhon.data.rows import call, take, tensors
 from tikhon.diagnosis.observe import ELEMENTWISE, NORMS, SOFTMAXES
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.reference import (
@@ -188,8 +188,6 @@ def reference(samples: Samples) -> dict[str, float]:
     """Skill of a shallow model on the same rows (see `shallow_skill`)."""
     batch = samples.probe
     if samples.indexed:
-        from tikhon.data.rows import take
-
         count = min(samples.rows, 1200)
         order = torch.randperm(samples.rows, generator=torch.Generator().manual_seed(1))[:count]
         batch = take(samples.source, order)

@@ -18,6 +18,7 @@ from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
 from tikhon.errors import InputError, unknown
 from tikhon.paths.exact import LinearPath, follow, is_linear, strength_grid
+from tikhon.paths.networks import network_path
 from tikhon.paths.penalised import followed
 from tikhon.paths.result import PathResult, Select
 from tikhon.paths.targets import row_weights
@@ -129,8 +130,6 @@ def path(
         )
         _tell_unfinished(result)
     else:
-        from tikhon.paths.networks import network_path
-
         if folds or strengths == "universal" or positive or debias or sample_weight is not None:
             raise InputError(
                 "folds, 'universal', debias, positive and sample_weight are for linear models; a "

@@ -17,6 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from tikhon.errors import unknown
 from tikhon.sklearn.estimators import RegularizedClassifier, RegularizedRegressor
 from tikhon.sklearn.fitting import RegularizedNetwork
+from tikhon.sklearn.population import evolve
 
 _SHARED = (
     "hidden_layer_sizes",
@@ -174,8 +175,6 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
 
     def _populate(self, model, data, folds, scorer) -> RegularizedNetwork:
         """The network on all rows, through the strengths of the best member."""
-        from tikhon.sklearn.population import evolve
-
         X, y, weights = data
 
         def go_on(model, rows, alpha, epochs):

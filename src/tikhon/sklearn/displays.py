@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tikhon import plotting
+from tikhon.sklearn.learning import Rows, summed
 
 
 @dataclass(eq=False)
@@ -120,8 +121,6 @@ class GradientFlowDisplay:
         network = estimator.network_
         if estimator._numeric:
             targets = (targets - network.offset.numpy()) / network.unit.numpy()
-        from tikhon.sklearn.learning import Rows, summed
-
         x, target, weight = Rows.of(X, targets, weights).batch(slice(None))
         losses = summed(estimator._loss, network(x), target)
         loss = (weight * losses).sum() / weight.sum()

@@ -28,6 +28,8 @@ from tikhon.sklearn.network import (
     terms,
 )
 from tikhon.sklearn.saving import save
+from tikhon.strengths.hypergradient import Hypergradient
+from tikhon.strengths.sensitivity import pace
 from tikhon.training.losses import Loss
 
 _AUTO_BATCH = 200
@@ -264,9 +266,6 @@ class RegularizedNetwork(BaseEstimator, ABC):
     def _strength(self, held: Rows | None, steps: int) -> Any:
         if self.alpha != "auto":
             return float(self.alpha)
-        from tikhon.strengths.hypergradient import Hypergradient
-        from tikhon.strengths.sensitivity import pace
-
         assert held is not None
         x, y, weights = held.batch(slice(None))
         packed = torch.cat([y, (weights / weights.mean())[:, None]], dim=1)

@@ -19,6 +19,8 @@ from tikhon.layers import set_rate
 from tikhon.layers.rates import noise_layers
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.sparsity import Sparsifier
+from tikhon.strengths.hypergradient import Hypergradient
+from tikhon.strengths.sensitivity import pace
 from tikhon.training import measures
 from tikhon.training.losses import loss_of
 from tikhon.training.objective import Objective
@@ -271,9 +273,6 @@ class Training:
             return Sparsifier(self.model, self.optimizer, asked, steps=self.steps, example=example)
 
     def _adapting(self) -> Any:
-        from tikhon.strengths.hypergradient import Hypergradient
-        from tikhon.strengths.sensitivity import pace
-
         if self.valid is None:
             raise InputError("strength 'auto' needs validation data: give `valid`")
         every = pace(self.steps)

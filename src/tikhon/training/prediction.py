@@ -10,7 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from tikhon.data import load
+from tikhon.data.encoding import encode
+from tikhon.data.preprocessing import Preprocessing
+from tikhon.data.reading import SUFFIXES, Format, is_table, read
 from tikhon.errors import DataError, InputError
+from tikhon.models import restore
 from tikhon.runs.manifest import verify
 from tikhon.runs.run_directory import CONFIG, MODEL, RunDirectory
 from tikhon.training import measures
@@ -37,9 +42,6 @@ class SavedModel:
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
-
-        from tikhon.data.preprocessing import Preprocessing
-        from tikhon.models import restore
 
         config = RunDirectory(path).read(CONFIG)
         name, shape, outputs = _named_model(path, config)
@@ -69,8 +71,6 @@ class SavedModel:
         """The inputs, and what the rows of a table hold that training did not see."""
         if self.preprocessing is not None:
             return self._read_table(Path(data), self.preprocessing)
-        from tikhon.data import load
-
         found = load(data, **options)
         x = found.x if found.test is None else found.test.x
         if "mean" in self.data.get("scaling", {}):
@@ -84,9 +84,6 @@ class SavedModel:
         return x, []
 
     def _read_table(self, path: Path, fitted: Preprocessing) -> tuple[torch.Tensor, list[str]]:
-        from tikhon.data.encoding import encode
-        from tikhon.data.reading import SUFFIXES, Format, is_table, read
-
         if not path.is_file():
             raise DataError(f"no file {path}")
         if not is_table(path):

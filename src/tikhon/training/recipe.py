@@ -23,6 +23,9 @@ from tikhon.penalties.base import Penalty
 from tikhon.regularizer.terms import Term, as_terms
 from tikhon.runs.files import json_text, write_bytes
 from tikhon.sparsity.thinning import Thinning
+from tikhon.strengths import schedules
+from tikhon.strengths.norm_bound import NormBound
+from tikhon.strengths.sparsity import TargetSparsity
 from tikhon.training.clipping import Clipping
 
 
@@ -317,10 +320,6 @@ def _strength(plain: Any) -> Any:
 
 def _moving() -> dict[str, type]:
     """Schedules and controllers by class name: a closed list, so a file cannot import anything."""
-    from tikhon.strengths import schedules
-    from tikhon.strengths.norm_bound import NormBound
-    from tikhon.strengths.sparsity import TargetSparsity
-
     found = (
         *(schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.Cyclic),
         *(schedules.Recorded, TargetSparsity, NormBound),

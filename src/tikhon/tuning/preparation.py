@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.errors import InputError
+from tikhon.layers.noise import NoiseLayer
 from tikhon.paths.targets import fold_rows
 from tikhon.population.losses import Objective
 from tikhon.runs.run_directory import JOURNAL
@@ -25,8 +26,6 @@ FEW = 2_500  # rows below which the loss of a single held-out fifth is too noisy
 
 def default_space(make: Callable[[Config], nn.Module]) -> Space:
     """lr and an adapting weight decay, and the dropout rate where the model has the layer."""
-    from tikhon.layers.noise import NoiseLayer
-
     entries: dict[str, Any] = {"lr": Log(1e-4, 1e-1), "weight_decay": "auto"}
     if any(isinstance(m, NoiseLayer) for m in make({}).modules()):
         entries = {"dropout": Uniform(0, 0.8), **entries}

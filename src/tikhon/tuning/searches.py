@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tikhon.errors import InputError
-from tikhon.tuning.space import Choice, Int, Range, Space
+from tikhon.tuning.space import KNOWN, Choice, Int, Range, Space
 from tikhon.tuning.trials import History, Outcome, Trial, Value
 
 
@@ -279,6 +279,4 @@ def still_falling(outcome: Outcome) -> bool:
 
 
 def _regularizes(space: Space) -> bool:
-    from tikhon.tuning.space import KNOWN
-
     return any(KNOWN.get(name) for name in space.varying)
