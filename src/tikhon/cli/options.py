@@ -142,21 +142,28 @@ def strength(text: str, option: str) -> float | str:
     return number
 
 
+_PENALTY = re.compile(
+    r"(?:(?P<pattern>[^=:]+)=)?(?P<name>[a-z0-9_]+)(?::(?P<strength>[^,]+))?"
+    r"(?P<settings>(?:,\w+=[^,]+)*)"
+)
+
+
 def penalty_entry(text: str) -> dict[str, Any]:
     """A recipe entry of PATTERN=NAME:STRENGTH[,KEY=VALUE...]; the pattern may be left out.
 
     >>> penalty_entry("fc1.weight=mcp:1e-3,gamma=3")
     {'pattern': 'fc1.weight', 'penalty': 'mcp', 'strength': 0.001, 'gamma': 3.0}
     """
-    found = re.fullmatch(r"(?:([^=:]+)=)?([a-z0-9_]+)(?::([^,]+))?((?:,\w+=[^,]+)*)", text.strip())
+    found = _PENALTY.fullmatch(text.strip())
     if not found:
         raise InputError(
             f"--penalty: [PATTERN=]NAME:STRENGTH[,KEY=VALUE] is needed, received {text!r}"
         )
-    entry: dict[str, Any] = {"pattern": found[1] or "*", "penalty": found[2]}
-    if found[3]:
-        entry["strength"] = strength(found[3], f"--penalty {found[2]}")
-    for setting in filter(None, found[4].split(",")):
+    name = found["name"]
+    entry: dict[str, Any] = {"pattern": found["pattern"] or "*", "penalty": name}
+    if found["strength"]:
+        entry["strength"] = strength(found["strength"], f"--penalty {name}")
+    for setting in filter(None, found["settings"].split(",")):
         key, _, value = setting.partition("=")
         entry[key] = _value(value)
     return entry

@@ -364,7 +364,8 @@ FOR: dict[str, tuple[Treatment, ...]] = {
     "broadcast_loss": (RESHAPE,),
     "collapsed_attention": (WARMUP, INIT, PRENORM),
 }
-RATES = tuple(rate(f) for f in (0.01, 0.1, 0.3, 3.0, 10.0, 100.0, 1000.0))
+SLOWER, FASTER = rate(0.1), rate(10.0)
+RATES = (rate(0.01), SLOWER, rate(0.3), rate(3.0), FASTER, rate(100.0), rate(1000.0))
 ADAMS = (adam(1e-3), adam(1e-2))
 POPULAR = (
     Treatment(
@@ -401,9 +402,9 @@ def candidates(codes: set[str]) -> list[Treatment]:
     edits: dict[str, Treatment] = {}
     for code in sorted(codes):
         edits |= {t.name: t for t in FOR.get(code, ())}
-    treatments = [*RATES[1:5:3], ADAMS[0], *edits.values()]  # first what a short budget must reach
     if codes == {"overfitting"}:
-        return [*RATES[:2], *edits.values()]
+        return [rate(0.01), SLOWER, *edits.values()]
+    treatments = [SLOWER, FASTER, ADAMS[0], *edits.values()]  # what a short budget must reach
     for edit in edits.values():
         treatments += (
             [edit & rate(0.2), edit & adam(1e-3)] if "optimizer =" not in edit.setup else []

@@ -95,7 +95,7 @@ def own_names(host: str) -> frozenset[str]:
         return frozenset({shown, "localhost"} if address.is_loopback else {shown})
     name = socket.gethostname()
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(name, None)}
+        found = {where[0] for _, _, _, _, where in socket.getaddrinfo(name, None)}
     except OSError:
         found = set()
     every = {f"[{a}]" if ":" in str(a) else str(a) for a in found}

@@ -16,7 +16,7 @@ from tikhon.data.rows import call, each
 from tikhon.data.stream import Stream
 from tikhon.errors import DataError, InputError
 from tikhon.layers import set_rate
-from tikhon.layers.rates import noise_layers
+from tikhon.layers.noise import NoiseLayer
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.sparsity import Sparsifier
 from tikhon.strengths.hypergradient import Hypergradient
@@ -396,19 +396,12 @@ class _Clock:
 
 def apply_dropout(model: nn.Module, recipe: Recipe) -> None:
     """Set the rates of the model's noise layers as the recipe says."""
-    if recipe.dropout is None or (recipe.dropout == 0 and not noise_layers_of(model)):
+    noisy = any(isinstance(module, NoiseLayer) for module in model.modules())
+    if recipe.dropout is None or (recipe.dropout == 0 and not noisy):
         return
     rates = recipe.dropout if isinstance(recipe.dropout, Mapping) else {"*": recipe.dropout}
     for pattern, rate in rates.items():
         set_rate(model, pattern, rate)
-
-
-def noise_layers_of(model: nn.Module) -> bool:
-    """Whether the model has any noise layer."""
-    try:
-        return bool(noise_layers(model))
-    except ValueError:
-        return False
 
 
 @contextmanager

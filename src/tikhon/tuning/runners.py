@@ -74,6 +74,20 @@ class Unit:
     fold: int
 
 
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What one unit came to: its state unless it failed, and the validation losses by epoch."""
+
+    state: State | None
+    curve: list[tuple[int, float]]
+    failure: str
+    seconds: float
+    epochs: int
+
+
+Found = dict[tuple[int, int], Trained]  # by trial and fold
+
+
 class Runner(ABC):
     """Executes trials; keeps their states so that later trials can continue them."""
 
@@ -100,33 +114,32 @@ class PopulationRunner(Runner):
         carries the shorter budget) and the rest is left out; at least one trial is finished.
         """
         units = [Unit(trial, fold) for trial in trials for fold in range(self.job.folds)]
-        found: dict[tuple[int, int], Any] = {}
+        found: Found = {}
+        done: list[tuple[int, int]] = []
         ended: dict[int, Outcome | None] = {}
         for chunk in self._chunks(units):
-            whole = self._whole(trials, [*found, *((u.trial.id, u.fold) for u in chunk)])
+            done += [(unit.trial.id, unit.fold) for unit in chunk]
+            whole = self._whole(trials, done)
             found.update(self._train(chunk, self.expired if whole else lambda: False))
-            whole = self._whole(trials, found)
             ended |= {t.id: self._ended(t, found) for t in whole if t.id not in ended}
             if whole and self.expired():
                 break
         outcomes = (ended.get(trial.id) for trial in trials)
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _ended(self, trial: Trial, found: dict[tuple[int, int], Any]) -> Outcome | None:
-        """The outcome of a trial all of whose folds are found; its state is kept, once.
+    def _ended(self, trial: Trial, found: Found) -> Outcome | None:
+        """The outcome of a trial all of whose folds are found, which are taken; its state is kept.
 
         None where its folds ended at different epochs.
         """
-        keys = [(trial.id, fold) for fold in range(self.job.folds)]
-        parts = [found[key] for key in keys]
-        found |= {key: () for key in keys}  # what is kept twice is memory
-        if len({part[4] for part in parts}) > 1:
+        parts = [found.pop((trial.id, fold)) for fold in range(self.job.folds)]
+        if len({part.epochs for part in parts}) > 1:
             return None
-        trial = replace(trial, budget=parts[0][4])
-        states = [part[0] for part in parts]
-        if all(state is not None for state in states):
+        trial = replace(trial, budget=parts[0].epochs)
+        states = [part.state for part in parts if part.state is not None]
+        if len(states) == len(parts):
             self.states[trial.id] = {
-                name: torch.stack([s[name] for s in states if s]) for name in states[0] or {}
+                name: torch.stack([state[name] for state in states]) for name in states[0]
             }
         return self._outcome(trial, parts)
 
@@ -152,7 +165,7 @@ class PopulationRunner(Runner):
             for i in range(0, len(members), self.chunk):
                 yield members[i : i + self.chunk]
 
-    def _train(self, units: list[Unit], expired: Callable[[], bool]) -> dict[tuple[int, int], Any]:
+    def _train(self, units: list[Unit], expired: Callable[[], bool]) -> Found:
         job, started = self.job, time.perf_counter()
         population = populate(job, [unit.trial.config for unit in units])
         first = units[0].trial
@@ -183,24 +196,25 @@ class PopulationRunner(Runner):
                 break
         seconds = (time.perf_counter() - started) / len(units)
         state = population.state()
-        found = {}
+        found: Found = {}
         for member, unit in enumerate(units):
             why = population.failed.get(member, "")
             row = None if why else {name: value[member] for name, value in state.items()}
             if row is not None:
                 row["epoch"] = torch.tensor(last)
-            found[unit.trial.id, unit.fold] = (row, curves[member], why, seconds, last)
+            found[unit.trial.id, unit.fold] = Trained(row, curves[member], why, seconds, last)
         return found
 
-    def _outcome(self, trial: Trial, parts: Sequence[Any]) -> Outcome:
-        why = next((part[2] for part in parts if part[2]), "")
-        seconds = sum(part[3] for part in parts)
+    def _outcome(self, trial: Trial, parts: Sequence[Trained]) -> Outcome:
+        why = next((part.failure for part in parts if part.failure), "")
+        seconds = sum(part.seconds for part in parts)
         if why:
             return Outcome(trial, math.nan, seconds, failure=why)
-        checks = zip(*(part[1] for part in parts))
-        curve = tuple((fold[0][0], sum(p[1] for p in fold) / len(fold)) for fold in checks)
+        epochs = [epoch for epoch, _ in parts[0].curve]
+        losses = zip(*([loss for _, loss in part.curve] for part in parts))
+        curve = tuple(zip(epochs, (sum(folds) / len(folds) for folds in losses)))
         last = [loss for _, loss in curve[-3:]]
-        finals = torch.tensor([part[1][-1][1] for part in parts if part[1]])
+        finals = torch.tensor([loss for part in parts for _, loss in part.curve[-1:]])
         error = float(finals.std() / math.sqrt(len(finals))) if len(finals) > 1 else 0.0
         strengths = {}
         trace = self.states[trial.id].get("decay.log")
