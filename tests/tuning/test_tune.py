@@ -440,6 +440,6 @@ def test_the_choice_makes_a_recipe_that_fit_repeats(penalty):
     run = fit(build(), (x, y), found.recipe, **found.settings)
     chosen = found.to_dict()
     assert chosen["settings"]["schedule"] == "cosine"
-    assert [p["how"] for p in chosen["recipe"]["penalties"] if "how" in p] == ["decoupled"]
+    assert [p["how"] for p in chosen["recipe"]["penalties"]] == ["decoupled", "objective"]
     for a, b in zip(run.model.parameters(), found.model.parameters()):
         assert torch.allclose(a, b, atol=1e-6)
