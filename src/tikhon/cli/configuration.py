@@ -20,7 +20,7 @@ def defaults(path: Path, context: typer.Context) -> dict[str, Any]:
         return {}
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: {error}") from error
     group: Any = context.command
     options = {

@@ -204,7 +204,7 @@ class Recipe(RecipeOptions):
             plain = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         except OSError as error:
             raise InputError(f"recipe {path} cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"recipe {path}: {error}") from error
         try:
             return cls.from_dict(plain["recipe"] if path.name == "config.json" else plain)

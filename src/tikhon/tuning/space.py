@@ -296,9 +296,12 @@ class Space(Mapping[str, "Range | Value"]):
             entries = tomllib.loads(Path(path).read_text("utf-8"))
         except OSError as error:
             raise InputError(f"cannot read the space {path}: {error.strerror}") from error
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, nested too deeply
             raise InputError(f"{path} is not TOML: {error}") from error
-        return cls.from_dict(entries.get("space", entries))
+        entries = entries.get("space", entries)
+        if not isinstance(entries, dict):
+            raise InputError(f"{path}: space must be a table, received {entries!r}")
+        return cls.from_dict(entries)
 
 
 def _read(name: str, entry: Any) -> Range | Value:
@@ -312,7 +315,7 @@ def _read(name: str, entry: Any) -> Range | Value:
             'kind = "log", "uniform" or "int" with low and high, or kind = "choice" with values'
         )
     kind = fields.pop("kind")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise InputError(f"space entry {name!r}: {unknown('kind', kind, kinds)}")
     try:
         return kinds[kind](**fields)
