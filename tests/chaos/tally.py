@@ -62,7 +62,17 @@ def disorder(text: str) -> str:
 
 def timeless(value: object) -> object:
     """A document without what a clock or a folder's name decides."""
-    gone = {"seconds", "microseconds", "command", "next", "output", "report", "path", "reason"}
+    gone = {
+        "seconds",
+        "microseconds",
+        "command",
+        "next",
+        "output",
+        "report",
+        "path",
+        "reason",
+        "notice",
+    }
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if k not in gone}
     if isinstance(value, list):

@@ -49,6 +49,8 @@ class Tikhon:
             from tikhon.cli import main
 
             code = main(arguments)
+        except KeyboardInterrupt:  # before the command has begun, or after it
+            code = 128 + signal.SIGINT
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
