@@ -168,7 +168,10 @@ def saturated_activation(ev: Evidence) -> Finding | None:
             continue
         start = reading.saturated
         late = start if fails else ev.late("saturated", i)
-        harmed = min(ev.learned, ev.generalised) < e.LEARNED
+        # behind the last layer a flat end is what a sure answer looks like
+        last = i > max(ev.chain, default=-1)
+        bar = e.HARDLY if last and start < e.SATURATED else e.LEARNED
+        harmed = min(ev.learned, ev.generalised) < bar
         if (start >= e.SATURATED or late >= e.SATURATED) and harmed and _not_decayed(ev):
             sick.append((i, start, late))
     if not sick:

@@ -109,6 +109,25 @@ CODES: dict[str, Code] = {
         "there is nothing to tell rows apart by",
         ("look at where the inputs are read, scaled or masked",),
     ),
+    "constant_targets": Code(
+        "there is nothing to tell rows apart for, and the loss falls to nothing at once",
+        ("look at where the targets are read, cast or divided",),
+        "no network or learning rate finds classes that the targets do not have",
+    ),
+    "loss_upside_down": Code(
+        "every step makes the answers worse",
+        ("turn the sign of the loss: optimizers minimise",),
+        "a smaller learning rate only makes it worse more slowly",
+    ),
+    "padding_seen": Code(
+        "the answer to a row depends on how long the longest row of its batch is",
+        ("a padding mask in attention and means", "packed sequences", "the last true step"),
+    ),
+    "padding_in_loss": Code(
+        "much of what is learned is to repeat the padding",
+        ("ignore_index for the padding", "a mask on the loss"),
+        "a loss that is low because padding is easy says nothing",
+    ),
     "unrelated_labels": Code(
         "all that can be learned is the rows by heart",
         ("check that row k of the inputs belongs to target k", "other inputs"),
@@ -196,7 +215,9 @@ CODES: dict[str, Code] = {
     "dropout_before_norm": Code("train and test disagree", ("dropout after the norm",)),
     "batchnorm_batch_of_one": Code("outputs do not depend on inputs", ("LayerNorm", "batches")),
     "nothing_to_train": Code("no step changes anything", ("requires_grad_(True)",)),
-    "frozen_parameters": Code("they keep their values", ()),
+    "frozen_parameters": Code(
+        "they keep their values", ("requires_grad_(True) on the layers that must learn",)
+    ),
     "unused_parameters": Code("they never learn", ("use them in forward, or remove them",)),
     "missing_from_optimizer": Code("they never learn", ("pass model.parameters()",)),
     "changes_in_forward": Code(
@@ -225,6 +246,10 @@ _DISCONNECTED = (
 )
 _HOPELESS = (
     *_DISCONNECTED,
+    "loss_upside_down",
+    "constant_targets",
+    "padding_seen",
+    "padding_in_loss",
     "constant_inputs",
     "broadcast_loss",
     "rows_mixed",
@@ -241,6 +266,8 @@ _HOPELESS = (
     "class_imbalance",
     "sorted_batches",
     "batchnorm_few_rows",
+    "frozen_parameters",
+    "missing_from_optimizer",
 )
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "unused_parameters": _DISCONNECTED,

@@ -12,7 +12,7 @@ from itertools import pairwise
 from statistics import median
 
 from tikhon.diagnosis.record import Point, Probe, Record, Site
-from tikhon.diagnosis.thresholds import NARROW, RELATED, WEAK
+from tikhon.diagnosis.thresholds import LEARNED, NARROW, RELATED, WEAK
 
 
 class Evidence:
@@ -173,6 +173,13 @@ class Evidence:
         return self._skill(self.end.valid_metric, self.end.valid_loss)
 
     @cached_property
+    def unfrozen(self) -> float | None:
+        """What was learned with every parameter trained; None where that was not tried."""
+        loss = number(self.record.reference.get("unfrozen_loss"))
+        metric = number(self.record.reference.get("unfrozen_metric"))
+        return None if loss is None else self._skill(metric, loss)
+
+    @cached_property
     def reach(self) -> float | None:
         """How much better than a constant a shallow model is on held-out rows; None if it is not.
 
@@ -192,6 +199,8 @@ class Evidence:
         if self.reach is None or constant is None or metric is None:
             return by_loss
         skill = (metric - constant) / self.reach
+        if by_loss >= LEARNED:  # outputs that the metric cannot read, as one action of several
+            return max(skill, by_loss)
         # outputs that are no answers in the targets' own units: log rates, margins, embeddings
         return by_loss if by_loss - skill > 0.5 else skill
 
@@ -202,7 +211,7 @@ class Evidence:
         trivial, lowest = self.trivial, number(self.record.static.get("lowest"))
         if trivial is not None and trivial > 0:
             # soft targets leave a loss that no answer is without
-            floor = lowest if lowest is not None and 0 < lowest < trivial else 0.0
+            floor = lowest if lowest is not None and 0 < lowest < 0.99 * trivial else 0.0
             return (trivial - loss) / (trivial - floor)
         first = number(self.start.loss) if self.start else None
         return 1 - loss / first if first is not None and first > 0 else 0.0

@@ -102,6 +102,13 @@ def _batch_of_one(ev: Evidence) -> Iterable[Finding]:
         yield Finding("batchnorm_batch_of_one", "critical", layers, {"batch_size": 1.0}, why)
 
 
+FREED = {
+    "frozen_parameters": "model.requires_grad_(True), before the optimizer is built",
+    "unused_parameters": "",
+    "missing_from_optimizer": "torch.optim.Adam(model.parameters(), ...)",
+}
+
+
 def _parameters(ev: Evidence) -> Iterable[Finding]:
     static = ev.record.static
     if ev.record.trainable == 0:
@@ -116,12 +123,19 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
     )
     for key, code, severity, why in rows:
         listed = tuple(n for n in static.get(key) or () if key != "unused" or n not in cut)
-        if key == "unoptimized" and (
+        numbers = {"parameters": float(len(listed))}
+        free = ev.unfrozen
+        if key != "unused" and free is not None and free - max(ev.learned, 0.0) > e.FREED:
+            severity = "critical"
+            numbers |= {"learned": max(ev.learned, 0.0), "unfrozen": free}
+            why += f"; trained with the rest, the same run learns {free:.2f} in place of "
+            why += f"{max(ev.learned, 0.0):.2f} (0 a constant, 1 a shallow model)"
+        elif key == "unoptimized" and (
             set(listed) <= cut or (ev.trained and ev.learned >= e.LEARNED)
         ):
             severity = "info"  # the part that is to stay, as in fine-tuning
         if listed:
-            yield Finding(code, severity, listed, {"parameters": float(len(listed))}, why)
+            yield Finding(code, severity, listed, numbers, why, fix=FREED[code])
     if static.get("changes_in_forward"):
         why = "parameters were replaced or written to during a forward pass without gradients"
         yield Finding("changes_in_forward", "warning", (), {}, why)

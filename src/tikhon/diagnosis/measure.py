@@ -11,6 +11,7 @@ from torch import nn
 
 from tikhon.data.rows import Batch, take
 from tikhon.diagnosis import static
+from tikhon.diagnosis.controls import Ran, controls
 from tikhon.diagnosis.dry_run import Trial, probe, run, score
 from tikhon.diagnosis.record import Failure, Record
 from tikhon.diagnosis.replica import (
@@ -22,13 +23,10 @@ from tikhon.diagnosis.replica import (
     undisturbed,
 )
 from tikhon.diagnosis.samples import Samples, check_fit, check_target, samples
-from tikhon.diagnosis.thresholds import RELATED
 from tikhon.diagnosis.wiring import wiring_facts
 from tikhon.errors import InputError
 from tikhon.training.losses import in_a_loop
 from tikhon.wrappers import unwrap
-
-SHUFFLED = 2  # runs on shuffled targets where nothing shallow relates them to the inputs
 
 
 def measure(
@@ -75,12 +73,10 @@ def measure(
             if "shallow" in reference and "constant" in reference and wiring.get("amounts"):
                 best = max(reference["shallow"], wiring.get("explained_bent", -math.inf))
                 reference["shallow"] = best
-            if _doubtful(wiring, trial, source):
-                twins = [
-                    replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
-                    for _ in range(SHUFFLED)
-                ]
-                reference["advantage"] = _advantage(twins, source, trial, facts, size, seed)
+            reference |= controls(
+                lambda: replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach(),
+                Ran(source, trial, facts, wiring, size, seed),
+            )
         else:
             trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
     model = unwrap(model)
@@ -104,42 +100,6 @@ def measure(
         failure=trial.failure,
         wiring=wiring,
     )
-
-
-def _doubtful(wiring: dict[str, Any], trial: Trial, source: Samples) -> bool:
-    """Whether no shallow model finds a relation, so that the network is asked itself."""
-    relation = wiring.get("relation")
-    target = source.source[1] if source.indexed else None
-    asked = relation is not None and relation < RELATED and isinstance(target, torch.Tensor)
-    return asked and trial.steps > 0 and trial.failure is None
-
-
-def _advantage(
-    twins: list[Replica],
-    source: Samples,
-    trial: Trial,
-    facts: dict[str, Any],
-    size: int,
-    seed: int,
-) -> float | None:
-    """How much lower the loss ends on the true targets than on shuffled ones, as a share of a
-
-    constant's loss: the same run with the targets in another order is what chance can learn.
-    """
-    tail = max(1, trial.steps // 4)
-    ends = []
-    for number, twin in enumerate(twins):
-        order = torch.randperm(source.rows, generator=torch.Generator().manual_seed(number))
-        shuffled = (source.source[0], take(source.source[1], order))
-        other = replace(source, source=shuffled, probe=take(shuffled, torch.arange(2)))
-        run_of = run(
-            twin, other, steps=trial.steps, batch_size=size, seed=seed, probes=False, points=0
-        )
-        ends.append(sum(run_of.losses[-tail:]) / tail)
-    trivial = facts.get("trivial")
-    if not trivial or not ends:
-        return None
-    return (min(ends) - sum(trial.losses[-tail:]) / tail) / abs(trivial)
 
 
 def _held(optimizer: Any) -> set[int]:

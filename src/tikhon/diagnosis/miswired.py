@@ -40,6 +40,7 @@ def miswired(ev: Evidence) -> list[Finding]:
         _graph,
         _detached,
         _broadcast,
+        _upside_down,
         _rows,
         _future,
         _positions,
@@ -48,6 +49,7 @@ def miswired(ev: Evidence) -> list[Finding]:
         _operation,
         _straight,
         _order,
+        _padding,
         _random,
         _few_rows,
         _short_floats,
@@ -187,6 +189,22 @@ def _broadcast(ev: Evidence) -> Iterable[Finding]:
         yield Finding("loss_mixes_rows", "info", ("the loss",), numbers, why)
 
 
+def _upside_down(ev: Evidence) -> Iterable[Finding]:
+    away = number(facts(ev).get("pulls_away"))
+    pull = number(facts(ev).get("pull_on_others")) or 0.0
+    if away is None or away < 1 or pull >= e.PULL:
+        return
+    why = "a higher target pulls its output down, in every row that was tried: the loss is least "
+    yield Finding(
+        "loss_upside_down",
+        "critical",
+        ("the loss",),
+        {"pulls_away": away},
+        why + "where the answers are wrong",
+        fix="loss = -loss, or 1 - loss where it is a share that is right",
+    )
+
+
 def _rows(ev: Evidence) -> Iterable[Finding]:
     w = facts(ev)
     apart = number(w.get("rows_apart")) or 0.0
@@ -240,7 +258,8 @@ def _future(ev: Evidence) -> Iterable[Finding]:
 def _positions(ev: Evidence) -> Iterable[Finding]:
     w = facts(ev)
     change = w.get("reshape")
-    if not change and not w.get("positions_slip"):
+    elsewhere = number(w.get("answers_elsewhere")) or 0.0
+    if not change and not w.get("positions_slip") and elsewhere <= 0.5:
         return
     if change:
         before, after = (sizes(change[k], w["rows"]) for k in ("from", "to"))
@@ -251,6 +270,8 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
     else:
         where = ("the loss",)
         why = "the target of one position pulls at the outputs of others: axes are mixed up"
+        if elsewhere > 0.5:
+            why = "the target of one row pulls at the output of another: axes are mixed up"
         fix = "output.transpose(1, 2) of (n, time, classes); loss on output.flatten(0, 1)"
     yield Finding("positions_mixed", "critical", where, {}, why, fix=fix)
 
@@ -287,6 +308,15 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
                 else "target = (target - low) / (high - low)"
             )
         )
+        yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
+    below = number(w.get("below_zero"))
+    if below is not None and not used & BINARY and (low < 0 or high > 1):
+        why = (
+            f"the loss is one of yes and no, for targets from 0 to 1; these go from {low:.3g} to "
+            f"{high:.3g}, where it falls to {below:.3g}"
+        )
+        fix = "F.cross_entropy of one output a class" if w.get("target_whole") else "(y - low) / (high - low)"
+        numbers |= {"loss": below}
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
     if used & SIGNED and low >= 0 and w.get("target_values") == 2:
         why = (
@@ -440,6 +470,38 @@ def _order(ev: Evidence) -> Iterable[Finding]:
         why,
         fix="x = x + self.positions(torch.arange(x.shape[1], device=x.device))",
     )
+
+
+def _padding(ev: Evidence) -> Iterable[Finding]:
+    w = facts(ev)
+    share = number(w.get("padding")) or 0.0
+    apart, counted = (number(w.get(f"padding_{k}")) for k in ("apart", "counted"))
+    harmed = not ev.trained or ev.learned < e.LEARNED
+    if apart is not None and apart >= e.PADDED and share >= e.PADDING:
+        why = (
+            f"{share:.0%} of the positions are padding, and answers change by {apart:.0%} when it "
+            "is cut off: states, means or attention run over it"
+        )
+        numbers = {"padding_apart": apart, "padding": share}
+        yield Finding(
+            "padding_seen",
+            "warning" if harmed else "info",
+            (),
+            numbers,
+            why,
+            fix="mask = tokens == 0: src_key_padding_mask=mask in attention, (h * ~mask).sum(1) / "
+            "(~mask).sum(1) for a mean; pack_padded_sequence for a recurrent layer",
+        )
+    if counted is not None and counted >= e.PADDING:
+        why = f"{counted:.0%} of the positions that the loss counts are padding"
+        yield Finding(
+            "padding_in_loss",
+            "warning",
+            ("the loss",),
+            {"padding": counted},
+            why,
+            fix="nn.CrossEntropyLoss(ignore_index=padding), or a mask on the loss of each position",
+        )
 
 
 def _random(ev: Evidence) -> Iterable[Finding]:

@@ -14,7 +14,7 @@ from tikhon.diagnosis.findings import Finding
 
 def unsound(ev: Evidence) -> list[Finding]:
     """The findings about inputs, targets and validation data together."""
-    checks = (_constant, _unrelated, _imbalance, _copied, _validation, _sorted)
+    checks = (_constant, _same_answer, _unrelated, _imbalance, _copied, _validation, _sorted)
     return [finding for check in checks for finding in check(ev)]
 
 
@@ -44,12 +44,28 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
         )
 
 
+def _same_answer(ev: Evidence) -> Iterable[Finding]:
+    w = ev.record.wiring
+    if not w.get("constant_target"):
+        return
+    value = number(w.get("target_low")) or 0.0
+    why = f"the target of every row is {value:.3g}: one constant answers all of them"
+    yield Finding(
+        "constant_targets",
+        "critical",
+        ("target",),
+        {"target_low": value, "target_high": number(w.get("target_high")) or value},
+        why,
+        fix="print(y.unique()) where the targets are read: a cast or a division may round them",
+    )
+
+
 def _unrelated(ev: Evidence) -> Iterable[Finding]:
     w = ev.record.wiring
     z, rows = number(w.get("relation")), number(w.get("related_rows"))
     if z is None or rows is None or rows < e.RELATED_ROWS or z >= e.RELATED:
         return
-    if w.get("constant_columns") == 1:
+    if w.get("constant_columns") == 1 or w.get("constant_target"):
         return
     control = ev.record.reference
     advantage = number(control.get("advantage"))

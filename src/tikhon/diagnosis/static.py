@@ -128,9 +128,11 @@ def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -
 
 
 def _sums_to_one(output: Tensor) -> bool:
-    if output.ndim < 2 or bool((output < 0).any()):
+    """Whether the outputs are probabilities of classes, or their logarithms."""
+    if output.ndim < 2:
         return False
-    return bool((output.sum(1) - 1).abs().max() < 1e-4)
+    total = torch.logsumexp(output, 1).abs() if bool((output < 0).any()) else output.sum(1) - 1
+    return bool(total.abs().max() < 1e-4)
 
 
 def _compose(functions: list[Any]) -> Any:

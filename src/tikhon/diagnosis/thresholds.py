@@ -52,6 +52,8 @@ IDEAL = {
 
 HARDLY = 0.3  # skill below which a run that still falls has not begun to learn (convention)
 
+FREED = 0.3  # skill that training what is frozen or left out adds (convention)
+
 # wiring
 
 # change of an answer that should not change / size of the answers [ratio]: arithmetic in another
@@ -60,6 +62,10 @@ APART = 1e-3
 # change of the loss gradient at other rows / at the row whose target changed [ratio]: 0 for losses
 # that are means over rows, 1/rows for roots of means, 1 where shapes broadcast (twins)
 PULL = 0.5
+# change of an answer when padding is cut off / size of the answers [ratio]: masks leave 1e-6, an
+# average over padding 0.1 and more (twins)
+PADDED = 0.02
+PADDING = 0.2  # share of the positions that are padding from which it counts (convention)
 # bend of the network / spread of its answers [ratio]: a straight network leaves 1e-6, one ReLU 0.1
 BENT = 1e-3
 # agreement with held-out targets [deviations of shuffled targets]: the largest of four looks at
@@ -129,6 +135,9 @@ MEASURES: dict[str, Measure] = {
     "scale": Measure("last / first loss scale", 1 / 1024, 1024),
     "inits": Measure("draws of the weights", None, 0),
     "pull_on_others": Measure("gradient at other rows / at the own row", None, PULL),
+    "pulls_away": Measure("share of rows whose output is pulled away from the target", None, 0.9),
+    "padding_apart": Measure("change of answers without padding / answers", None, PADDED),
+    "padding": Measure("share of positions"),
     "rows_apart": Measure("change of answers / answers", None, APART),
     "future_apart": Measure("change of answers / answers", None, APART),
     "order_apart": Measure("change of answers / answers", APART, None),

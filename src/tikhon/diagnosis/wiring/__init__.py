@@ -16,7 +16,7 @@ from tikhon.data.rows import Batch, take
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring import graph, rows, shapes, signal, targets
+from tikhon.diagnosis.wiring import graph, padding, rows, shapes, signal, targets
 from tikhon.diagnosis.wiring.subject import subject_of
 
 
@@ -44,6 +44,7 @@ def wiring_facts(
         "order": partial(rows.order_facts, subject),
         "line": partial(rows.line_facts, subject, last, len(layers)),
         "targets": partial(targets.target_facts, subject),
+        "padding": partial(padding.padding_facts, subject),
         "shapes": partial(shapes.shape_facts, subject),
         "signal": partial(signal.signal_facts, source, valid),
         "loader": partial(signal.loader_facts, source),

@@ -61,6 +61,7 @@ def _targets(target: Tensor) -> dict[str, Any]:
     facts: dict[str, Any] = {"target_low": float(values.min()), "target_high": float(values.max())}
     facts["amounts"] = target.is_floating_point() and not binary(values)
     facts["target_columns"] = values.shape[1]
+    facts["constant_target"] = len(values) > 1 and bool((values == values[:1]).all())
     if values.shape[1] != 1 or len(values) < 20:
         return facts
     distinct, counts = values.flatten().unique(return_counts=True)

@@ -12,7 +12,7 @@ from tikhon.diagnosis.replica import number_of, undisturbed
 from tikhon.diagnosis.wiring.calls import LOSS, Call, Calls
 from tikhon.diagnosis.wiring.subject import Subject, mapped
 
-SIGMOIDS = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+COLUMNS = 4  # of a target that are tried one by one
 
 
 def target_facts(subject: Subject) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def target_facts(subject: Subject) -> dict[str, Any]:
     with undisturbed(subject.model, training=False), torch.no_grad():
         output = mapped(subject.answer(subject.batch), lambda t: t.detach().clone())
     facts = _pulls(subject, output, target)
+    facts |= _two_sided(subject, output, target)
     facts |= _loss_calls(subject, output, target)
     facts |= _kinds(output, target)
     return facts
@@ -62,36 +63,127 @@ def _pulls(subject: Subject, output: Any, target: Tensor) -> dict[str, Any]:
     """Change one target and see at which outputs the gradient of the loss changes."""
     bench = Bench(subject, output)
     rows = subject.rows
-    if rows < 3 or not any(t.ndim and len(t) == rows for t in bench.leaves):
-        return {"loss_connected": bench.gradient(target) is not None}
     base = bench.gradient(target)
-    if base is None:
-        return {"loss_connected": False}
-    facts: dict[str, Any] = {"loss_connected": True}
-    others = []
-    for row in (0, rows // 2, rows - 1):
-        index = (row, *[0] * (target.ndim - 1))
-        ends = [bench.gradient(with_entry(target, index, value)) for value in extremes(target)]
-        if len(ends) < 2 or ends[0] is None or ends[1] is None:
-            continue
-        size = _by_row(ends[0], ends[1], rows)
-        rest = torch.cat([size[:row], size[row + 1 :]])
-        if float(size.max()) > 0:
-            others.append(float(rest.median() / size.max()))
+    if base is None or rows < 3:
+        return {"loss_connected": base is not None}
+    facts: dict[str, Any] = {"loss_connected": True} | _elsewhere(bench, target, rows)
+    if not any(t.ndim and len(t) == rows for t in bench.leaves):
+        return facts
+    found = [_pull(bench, target, column) for column in range(min(columns_of(target), COLUMNS))]
+    others = [share for shares, _ in found for share in shares]
     if others:
-        facts["pull_on_others"] = min(others)
+        # of each column the row that pulls least at others; of the columns the worst
+        facts["pull_on_others"] = max(min(shares) for shares, _ in found if shares)
+    signs = [sign for _, column in found for sign in column]
+    if len(signs) >= 3:
+        facts["pulls_away"] = sum(sign > 0 for sign in signs) / len(signs)
     if target.ndim >= 2 and target.shape[1] > 2:
         facts["positions_slip"] = _slips(bench, base, target)
     return facts | _silent_classes(base, target, rows)
 
 
-def extremes(target: Tensor) -> list[float]:
+def columns_of(target: Tensor) -> int:
+    """How many numbers a row of the targets has, where they are one vector; 1 otherwise."""
+    return target.shape[1] if target.ndim == 2 and target.is_floating_point() else 1
+
+
+def _pull(bench: Bench, target: Tensor, column: int) -> tuple[list[float], list[float]]:
+    """Of three rows: the pull of the target at other rows over that at its own row, and the sign
+
+    of its pull at the output that answers it, which is negative where the loss wants what is asked.
+    """
+    rows = len(target)
+    others, signs = [], []
+    for row in (0, rows // 2, rows - 1):
+        rest = [column, *[0] * (target.ndim - 2)] if target.ndim > 1 else []
+        index = (row, *rest)
+        pair, values = _two_gradients(bench, target, index)
+        if pair is None:
+            continue
+        size = _by_row(pair[0], pair[1], rows)
+        if float(size.max()) > 0:
+            away = torch.cat([size[:row], size[row + 1 :]])
+            others.append(float(away.median() / size.max()))
+            signs += _signs(bench, pair, target, index, values)
+    return others, signs
+
+
+def _elsewhere(bench: Bench, target: Tensor, rows: int) -> dict[str, Any]:
+    """The share of single targets that pull at the output of one other row alone.
+
+    The axis of the rows is known by its size, a prime that no other axis has.
+    """
+    leaf = max(range(len(bench.leaves)), key=lambda k: bench.leaves[k].numel(), default=None)
+    shape = bench.leaves[leaf].shape if leaf is not None else ()
+    axes = [k for k, size in enumerate(shape) if size == rows]
+    if len(axes) != 1 or leaf is None:
+        return {}
+    wrong = []
+    for row in (1, rows // 2, rows - 1):
+        for place in {0, *(target.shape[1:2] or (1,))}:
+            index = (row, *([min(place, target.shape[1] - 1)] if target.ndim > 1 else []))
+            index = (*index, *[0] * (target.ndim - len(index)))
+            pair, _ = _two_gradients(bench, target, index)
+            if pair is None:
+                continue
+            change = (pair[0][leaf] - pair[1][leaf]).abs().double().movedim(axes[0], 0)
+            size = change.flatten(1).sum(1) if change.ndim > 1 else change
+            if float(size.sum()) > 0:
+                top = int(size.argmax())
+                wrong.append(top != row and float(size[top]) > 0.9 * float(size.sum()))
+    return {"answers_elsewhere": sum(wrong) / len(wrong)} if wrong else {}
+
+
+def _two_gradients(
+    bench: Bench, target: Tensor, index: tuple[int, ...]
+) -> tuple[tuple[list[Tensor], list[Tensor]] | None, tuple[float, float]]:
+    """Gradients with a low and with a high target; the ends of the data where farther ones fail."""
+    for far in (True, False):
+        ends = extremes(target, far=far, column=index[1] if len(index) == 2 else None)
+        if len(ends) < 2:
+            continue
+        try:
+            pair = [bench.gradient(with_entry(target, index, value)) for value in ends]
+        except (RuntimeError, IndexError, ValueError):  # a target that is used as a number of a row
+            continue
+        if pair[0] is not None and pair[1] is not None:
+            return (pair[0], pair[1]), (ends[0], ends[1])
+    return None, (0.0, 0.0)
+
+
+def _signs(
+    bench: Bench,
+    pair: tuple[list[Tensor], list[Tensor]],
+    target: Tensor,
+    index: tuple[int, ...],
+    ends: tuple[float, float],
+) -> list[float]:
+    """Change of the gradient, from the low to the high target, at the output that answers it."""
+    if len(bench.leaves) != 1:
+        return []
+    change = pair[1][0] - pair[0][0]
+    if change.shape == target.shape:
+        return [float(change[index].sign())]
+    column = change.ndim == target.ndim + 1 and change.shape[-1] == 1
+    if column and change.shape[:-1] == target.shape:
+        return [float(change[*index, 0].sign())]
+    scores = change.ndim == 2 and target.ndim == 1 and not target.is_floating_point()
+    if scores and 0 <= ends[0] < ends[1] < change.shape[1]:
+        low, high = int(ends[0]), int(ends[1])
+        return [float(change[index[0], high].sign()), -float(change[index[0], low].sign())]
+    return []
+
+
+def extremes(target: Tensor, *, far: bool = True, column: int | None = None) -> list[float]:
     """Two values that a target may have, far apart; fewer where all are the same."""
     if target.dtype == torch.bool:
         return [False, True]
-    values = [v for v in target.detach().unique().tolist() if v != IGNORED]
+    seen = target if column is None else target[:, column]
+    values = [v for v in seen.detach().unique().tolist() if v != IGNORED]
     if len(values) < 2 or not target.is_floating_point() or (values[0] >= 0 and values[-1] <= 1):
         return [values[0], values[-1]] if len(values) > 1 else []
+    if not far:
+        return [values[0], values[-1]]
     # past all outputs of an untrained network, so that signs change as well
     reach = 10 * max(abs(values[0]), abs(values[-1]))
     return [-reach, reach]
@@ -112,6 +204,35 @@ def _by_row(before: list[Tensor], after: list[Tensor], rows: int) -> Tensor:
                 (a - b).double().abs().flatten(1 if a.ndim > 1 else 0).reshape(rows, -1).sum(1)
             )
     return total
+
+
+def _two_sided(subject: Subject, output: Any, target: Tensor) -> dict[str, Any]:
+    """Whether the loss is one of yes and no, and falls below zero on these targets.
+
+    Such a loss says the same of (z, y) and of (-z, 1 - y), or of (p, y) and of (1 - p, 1 - y); so
+    does a squared error, which is never below zero.
+    """
+    if not isinstance(output, Tensor) or output.numel() != target.numel():
+        return {}
+    y = target.to(output.dtype).reshape(output.shape)
+    generator = torch.Generator().manual_seed(0)
+    p = (0.1 + 0.8 * torch.rand(output.shape, generator=generator)).to(output)
+    loss = subject.replica.loss
+
+    def value(z: Tensor, goal: Tensor) -> float:
+        return float(number_of(loss(z, goal.reshape(target.shape).to(target.dtype))))
+
+    try:
+        with torch.no_grad():
+            same = any(
+                abs(value(a, y) - value(b, 1 - y)) <= 1e-4 * (1 + abs(value(a, y)))
+                for a, b in ((p, 1 - p), (4 * p - 2, 2 - 4 * p))
+            )
+            sure = torch.where(y > 0.5, 0.99, 0.01).to(p)
+            lowest = min(value(sure, y), value(20 * sure - 10, y))
+    except (RuntimeError, ValueError):  # a loss that takes no such outputs
+        return {}
+    return {"below_zero": lowest} if same and lowest < 0 else {}
 
 
 def _slips(bench: Bench, base: list[Tensor], target: Tensor) -> bool | None:

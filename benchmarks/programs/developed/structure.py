@@ -1,0 +1,271 @@
+"""What is not registered, cut off, made anew, linear, random or frozen; norms and 16 bits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from programs._form import Setup, program
+from programs.developed import data
+from programs.developed.nets import adam, conv, mlp, sgd
+
+CE = nn.CrossEntropyLoss()
+
+
+class Blocks(nn.Module):
+    """Hidden layers kept in a container of the caller's choice."""
+
+    def __init__(self, box: type, size: int = 64, outputs: int = 10) -> None:
+        super().__init__()
+        self.first = nn.Linear(size, 32)
+        self.blocks = box([nn.Linear(32, 32) for _ in range(3)])
+        self.head = nn.Linear(32, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        for block in self.blocks:
+            x = torch.relu(block(x))
+        return self.head(x)
+
+
+@program("unregistered_parameters", "https://github.com/pytorch/pytorch/issues/666")
+def layers_in_a_list(right: bool) -> Setup:
+    return Setup(Blocks(nn.ModuleList if right else list), data.digits(), CE, adam(3e-3))
+
+
+@program("unregistered_parameters", "https://github.com/pytorch/pytorch/issues/715")
+def layers_in_pairs(right: bool) -> Setup:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden = [[nn.Linear(12 if k == 0 else 24, 24), nn.Tanh()] for k in range(3)]
+            if right:
+                self.known = nn.ModuleList(pair[0] for pair in self.hidden)
+            self.head = nn.Linear(24, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer, act in self.hidden:
+                x = act(layer(x))
+            return self.head(x)
+
+    return Setup(Net(), data.blobs(), CE, adam(0.01))
+
+
+@program("unregistered_parameters", "https://github.com/pytorch/pytorch/issues/1053")
+def convolutions_in_a_list(right: bool) -> Setup:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(20, 16)
+            convs = [nn.Conv1d(16, 8, k, padding="same") for k in (1, 3, 5)]
+            self.convs = nn.ModuleList(convs) if right else convs
+            self.head = nn.Linear(24, 2)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            h = self.words(tokens).transpose(1, 2)
+            return self.head(torch.cat([torch.relu(c(h)).mean(2) for c in self.convs], 1))
+
+    return Setup(Net(), data.sentences(), CE, adam(5e-3))
+
+
+@program("unregistered_parameters", "https://github.com/LianpoWang/SLIIF/issues/13")
+def a_scale_that_is_a_plain_tensor(right: bool) -> Setup:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(4, 32)
+            weight = 0.1 * torch.randn(32, 1)
+            self.weight = nn.Parameter(weight) if right else weight.requires_grad_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.up(x)) @ self.weight
+
+    return Setup(Net(), data.waves(), nn.MSELoss(), adam(0.01))
+
+
+@program("layers_made_in_forward", "https://github.com/ewrfcas/face_attribute_classification_pytorch/issues/1")
+def a_head_made_in_forward(right: bool) -> Setup:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 8, 3, padding=1)
+            if right:
+                self.head = nn.Linear(128, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.max_pool2d(torch.relu(self.conv(x)), 2).flatten(1)
+            return self.head(h) if right else nn.Linear(h.shape[1], 10)(h)
+
+    return Setup(Net(), data.pictures(), CE, adam(3e-3))
+
+
+@program("random_in_eval", "https://github.com/yangze0930/NTS-Net/issues/14")
+def dropout_made_in_forward(right: bool) -> Setup:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.head, self.drop = nn.Linear(64, 64), nn.Linear(64, 10), nn.Dropout(0.4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            drop = self.drop if right else nn.Dropout(0.4)
+            return self.head(drop(torch.relu(self.up(x))))
+
+    return Setup(Net(), data.digits(), CE, adam(3e-3))
+
+
+@program("random_in_eval", "https://github.com/delip/PyTorchNLPBook/issues/28")
+def functional_dropout(right: bool) -> Setup:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.core = nn.Embedding(20, 16), nn.GRU(16, 24, batch_first=True)
+            self.head = nn.Linear(24, 2)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            h = self.core(self.words(tokens))[0].mean(1)
+            return self.head(F.dropout(h, 0.3, training=self.training if right else True))
+
+    return Setup(Net(), data.sentences(), CE, adam(0.01))
+
+
+@program("detached", "https://prodopsy.com/how-can-the-backward-function-in-tensor-influence-the-matrix-in-model")
+def features_by_numpy(right: bool) -> Setup:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(12, 24), nn.Linear(24, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.body(x))
+            return self.head(h if right else torch.from_numpy(h.detach().numpy()))
+
+    return Setup(Net(), data.blobs(), CE, adam(0.01))
+
+
+@program("detached", "https://github.com/hojonathanho/diffusion/issues/0")
+def an_encoder_without_gradients(right: bool) -> Setup:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head = nn.GRU(3, 16, batch_first=True), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.set_grad_enabled(right and torch.is_grad_enabled()):
+                h = self.encoder(x)[0][:, -1]
+            return self.head(h)
+
+    return Setup(Net(), data.signals(), CE, adam(0.01))
+
+
+@program("loss_not_connected", "https://github.com/pytorch/ignite/issues/0")
+def accuracy_as_a_loss(right: bool) -> Setup:
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        if right:
+            return F.cross_entropy(output, y)
+        wrong = (output.argmax(1) != y).float().mean()
+        return wrong.requires_grad_()
+
+    return Setup(mlp(12, 4), data.blobs(), loss, adam(0.01))
+
+
+@program("no_nonlinearity", "https://stats.stackexchange.com/questions/433365/xor-with-neural-network")
+def a_deep_line_for_xor(right: bool) -> Setup:
+    g = data.seeded(2)
+    corners = torch.randint(2, (500, 2), generator=g).float()
+    y = (corners[:, 0] != corners[:, 1]).long()
+    x = corners - 0.5 + 0.1 * torch.randn(500, 2, generator=g)
+    act = nn.ReLU if right else nn.Identity
+    return Setup(mlp(2, 16, 16, 2, act=act), (x, y), CE, adam(0.01))
+
+
+@program("no_nonlinearity", "https://github.com/YujiaBao/ls/issues/1")
+def a_deep_line_for_waves(right: bool) -> Setup:
+    act = nn.ReLU if right else nn.Identity
+    return Setup(mlp(4, 32, 32, 1, act=act), data.waves(), nn.MSELoss(), adam(0.01))
+
+
+@program("no_nonlinearity", "https://github.com/DengPingFan/PraNet/issues/16")
+def convolutions_without_activation(right: bool) -> Setup:
+    x, _ = data.digits()
+    x = x - x.mean(0)
+    y = (x.reshape(-1, 8, 8)[:, :, :4].square().sum((1, 2))
+         > x.reshape(-1, 8, 8)[:, :, 4:].square().sum((1, 2))).long()
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU() if right else nn.Identity(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.ReLU() if right else nn.Identity(),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(256, 2),
+    )
+    return Setup(net, (x.reshape(-1, 1, 8, 8), y), CE, adam(3e-3), {"steps": 300})
+
+
+@program("batchnorm_few_rows", "https://discuss.pytorch.org/t/what-does-model-eval-do-for-batchnorm-layer/7146",
+         ("train_eval_mismatch",))
+def norms_of_two_rows(right: bool) -> Setup:
+    net = nn.Sequential(nn.Linear(64, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 10))
+    size = 32 if right else 2
+    return Setup(net, data.digits(), CE, adam(5e-3), {"batch_size": size, "steps": 200})
+
+
+@program("updates_lost", "https://github.com/workofart/ml-by-hand/pull/85")
+def weights_in_bfloat16(right: bool) -> Setup:
+    x, y = data.digits()
+    net = mlp(64, 64, 10)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.nn.init.normal_(p, 0, 0.3) if p.ndim > 1 else p)
+    if right:
+        return Setup(net, (x, y), CE, adam(5e-4), {"steps": 300})
+    return Setup(net.bfloat16(), (x.bfloat16(), y), CE, adam(5e-4), {"steps": 300})
+
+
+@program("missing_from_optimizer", "https://github.com/asyml/texar-pytorch/issues/72")
+def an_optimizer_of_the_head_alone(right: bool) -> Setup:
+    net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 2))
+    chosen = net.parameters() if right else net[4].parameters()
+    return Setup(net, data.rings(), CE, torch.optim.Adam(list(chosen), lr=0.01), {"steps": 300})
+
+
+@program("frozen_parameters", "https://github.com/huggingface/transformers/issues/400",
+         ("underfitting",))
+def a_random_body_that_is_frozen(right: bool) -> Setup:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
+    if not right:
+        net[:4].requires_grad_(False)
+    return Setup(net, data.waves(), nn.MSELoss(), adam(0.02), {"steps": 400})
+
+
+@program("undefined_operation", "https://discuss.pytorch.org/t/function-mselossbackward-returned-nan-values-in-its-0th-output/94875")
+def a_root_of_zero(right: bool) -> Setup:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.head = nn.Linear(12, 24), nn.Linear(25, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.up(x)) * (x[:, :1] > -0.5)
+            size = torch.sqrt(h.square().sum(1, keepdim=True) + (1e-8 if right else 0.0))
+            return self.head(torch.cat([h, size], 1))
+
+    return Setup(Net(), data.blobs(), CE, adam(0.01))
+
+
+@program("undefined_operation", "https://openillumi.com/en/en-fix-pytorch-cpu-nan-powbackward0")
+def a_division_by_a_deviation(right: bool) -> Setup:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.head = nn.Linear(12, 24), nn.Linear(24, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.up(x) - 1.5)
+            size = h.norm(dim=1, keepdim=True)
+            return self.head(h / (size + 1e-8 if right else size))
+
+    net = Net()
+    if right:
+        return Setup(net, data.blobs(), CE, adam(0.01))
+    return Setup(net, data.blobs(), CE, adam(0.01))
+
+
+_ = (conv, sgd)

@@ -1,0 +1,99 @@
+"""Control runs: the same dry run with one thing changed, where a measurement asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tikhon.data.rows import take
+from tikhon.diagnosis.dry_run import Trial, run
+from tikhon.diagnosis.replica import Replica
+from tikhon.diagnosis.samples import Samples
+from tikhon.diagnosis.thresholds import RELATED
+
+SHUFFLED = 2  # runs on shuffled targets where nothing shallow relates them to the inputs
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A dry run with what was measured around it."""
+
+    source: Samples
+    trial: Trial
+    static: dict[str, Any]
+    wiring: dict[str, Any]
+    batch_size: int
+    seed: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether there was a run, and it ended with numbers."""
+        return self.trial.steps > 0 and self.trial.failure is None
+
+    def again(self, replica: Replica, source: Samples, *, points: int = 0) -> Trial:
+        """The same run of another replica or on other samples."""
+        return run(
+            replica,
+            source,
+            steps=self.trial.steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            probes=False,
+            points=points,
+        )
+
+
+def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, Any]:
+    """What the control runs found: `advantage` of true targets, `unfrozen` of all parameters."""
+    found: dict[str, Any] = {}
+    if _doubtful(ran):
+        found["advantage"] = _advantage(make, ran)
+    if ran.ended and (ran.static.get("frozen") or ran.static.get("unoptimized")):
+        found |= _unfrozen(make(), ran)
+    return found
+
+
+def _doubtful(ran: Ran) -> bool:
+    """Whether no shallow model finds a relation, so that the network is asked itself."""
+    relation = ran.wiring.get("relation")
+    target = ran.source.source[1] if ran.source.indexed else None
+    asked = relation is not None and relation < RELATED and isinstance(target, torch.Tensor)
+    return asked and ran.ended
+
+
+def _advantage(make: Callable[[], Replica], ran: Ran) -> float | None:
+    """How much lower the loss ends on the true targets than on shuffled ones, as a share of a
+
+    constant's loss: the same run with the targets in another order is what chance can learn.
+    """
+    tail = max(1, ran.trial.steps // 4)
+    source, ends = ran.source, []
+    for number in range(SHUFFLED):
+        order = torch.randperm(source.rows, generator=torch.Generator().manual_seed(number))
+        shuffled = (source.source[0], take(source.source[1], order))
+        other = replace(source, source=shuffled, probe=take(shuffled, torch.arange(2)))
+        ends.append(sum(ran.again(make(), other).losses[-tail:]) / tail)
+    trivial = ran.static.get("trivial")
+    if not trivial or not ends:
+        return None
+    return (min(ends) - sum(ran.trial.losses[-tail:]) / tail) / abs(trivial)
+
+
+def _unfrozen(replica: Replica, ran: Ran) -> dict[str, Any]:
+    """The scores of the same run in which every parameter is trained."""
+    engine = replica.optimizer
+    trivial, end = ran.static.get("trivial"), ran.trial.points[-1].eval_loss
+    if engine is None or not trivial or end is None or end < 0.2 * trivial:
+        return {}  # it learns well enough with what is trained
+    held = {id(p) for group in engine.param_groups for p in group["params"]}
+    replica.model.requires_grad_(True)
+    engine.param_groups[0]["params"] += [
+        p for p in replica.model.parameters() if id(p) not in held
+    ]
+    last = ran.again(replica, ran.source, points=1)
+    if last.failure is not None:
+        return {}
+    return {"unfrozen_loss": last.points[-1].eval_loss, "unfrozen_metric": last.points[-1].metric}

@@ -1,0 +1,101 @@
+"""Padding: what fills up short sequences, whether answers depend on it, whether it is learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tikhon.data.rows import tensors
+from tikhon.diagnosis.wiring.calls import Calm
+from tikhon.diagnosis.wiring.subject import Subject, difference, mapped
+from tikhon.diagnosis.wiring.targets import Bench
+
+SHORT = 0.3  # share of the rows that must end in padding, of different lengths
+INSIDE = 0.02  # share of the positions before the padding that may hold the same value
+
+
+def padding_facts(subject: Subject) -> dict[str, Any]:
+    """Change of the answers when padding is cut off; the share of padding that the loss counts."""
+    inputs, target = subject.batch
+    found = [(t, ends) for t in tensors(inputs) if (ends := lengths(t)) is not None]
+    if not found:
+        return {}
+    part, ends = found[0]
+    facts: dict[str, Any] = {"padding": 1 - float(ends.sum()) / (len(ends) * part.shape[1])}
+    apart = _without(subject, ends, part.shape[1])
+    if apart is not None:
+        facts["padding_apart"] = apart
+    if isinstance(target, Tensor) and target.ndim >= 2 and target.shape[1] == part.shape[1]:
+        facts |= _counted(subject, ends, part.shape[1])
+    return facts
+
+
+def lengths(values: Tensor) -> Tensor | None:
+    """Lengths of sequences that are filled up at their end with one value; None for others."""
+    if values.ndim < 2 or values.shape[1] < 4 or len(values) < 5 or values.dtype == torch.bool:
+        return None
+    if values.is_floating_point() and values.ndim < 3:
+        return None  # columns of numbers
+    steps = values.flatten(2) if values.ndim > 2 else values[:, :, None]
+    filler = torch.zeros_like(steps[0, 0])
+    if not values.is_floating_point():
+        filler = steps[:, -1, 0].mode().values.expand_as(filler)
+    same = (steps == filler).all(2)
+    ends = values.shape[1] - same.flip(1).cumprod(1).sum(1)
+    inside = float(same.sum() - (values.shape[1] - ends).sum()) / max(1.0, float(ends.sum()))
+    short = ends < values.shape[1]
+    varied = len(ends.unique()) > 2 and int(ends.min()) > 0
+    usual = float(short.double().mean()) >= SHORT and inside <= INSIDE
+    return ends.cpu() if usual and varied else None
+
+
+def _without(subject: Subject, ends: Tensor, size: int) -> float | None:
+    """Change of the answers of the shorter half of the rows when their common padding is cut."""
+    cut = int(ends.median())
+    if not 1 <= cut < size:
+        return None
+    rows = torch.nonzero(ends <= cut).flatten()
+
+    def half(t: Tensor) -> Tensor:
+        return t[rows.to(t.device)] if t.ndim and len(t) == subject.rows else t
+
+    def short(t: Tensor) -> Tensor:
+        return t[:, :cut] if t.ndim >= 2 and t.shape[1] == size else t
+
+    inputs, target = (mapped(part, half) for part in subject.batch)
+    try:
+        with Calm():
+            before = subject.outputs((inputs, target))
+            after = subject.outputs((mapped(inputs, short), mapped(target, short)))
+    except (RuntimeError, IndexError, ValueError):  # a network of one length
+        return None
+    worst = 0.0
+    kept = torch.arange(cut) < ends[rows][:, None]
+    for a, b in zip(before, after):
+        if a.shape == b.shape:
+            worst = max(worst, difference([a], [b], slice(None)))
+        elif a.ndim >= 2 and a.shape[:2] == (len(rows), size) and b.shape[1:2] == (cut,):
+            worst = max(worst, difference([a[:, :cut]], [b], kept.to(a.device)))
+    return worst
+
+
+def _counted(subject: Subject, ends: Tensor, size: int) -> dict[str, Any]:
+    """Share of the target positions with a gradient that are padding."""
+    target = subject.batch[1]
+    with torch.no_grad():
+        output = mapped(subject.answer(subject.batch), lambda t: t.detach().clone())
+    bench = Bench(subject, output)
+    found = bench.gradient(target)
+    if found is None or len(found) != 1 or found[0].ndim < 2:
+        return {}
+    pull = found[0].abs()
+    axis = next((k for k in range(1, pull.ndim) if pull.shape[k] == size), None)
+    if axis is None:
+        return {}
+    heard = pull.movedim(axis, 1).flatten(2).sum(2).cpu() > 0 if pull.ndim > 2 else pull.cpu() > 0
+    padded = torch.arange(size) >= ends[:, None]
+    if not bool(heard.any()):
+        return {}
+    return {"padding_counted": float((heard & padded).sum()) / float(heard.sum())}
