@@ -274,7 +274,253 @@ def sixteen_bits(lr: float):
     )
 
 
+def sentences(rows: int = 400, time: int = 16):
+    """Tokens padded with 0 to unequal lengths; the class is that of the mean token."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, 12, (rows, time), generator=generator)
+    length = torch.randint(3, time + 1, (rows, 1), generator=generator)
+    tokens = tokens * (torch.arange(time) < length)
+    return tokens, (tokens.sum(1) > 6 * length[:, 0]).long()
+
+
+def averaging(masked: bool):
+    def forward(m, tokens):
+        kept = (tokens > 0)[:, :, None].float() if masked else torch.ones(*tokens.shape, 1)
+        return m.head((m.core(m.embed(tokens))[0] * kept).sum(1) / kept.sum(1))
+
+    return Fn(
+        forward,
+        embed=nn.Embedding(12, 16),
+        core=nn.GRU(16, 16, batch_first=True),
+        head=nn.Linear(16, 2),
+    )
+
+
+def padded_counting():
+    tokens, target = counting()
+    kept = torch.arange(8) < torch.arange(len(tokens))[:, None] % 5 + 2
+    return (tokens + 1) * kept, (target + 1) * kept
+
+
+def seven_words():
+    return Fn(
+        lambda m, tokens: m.head(m.core(m.embed(tokens))[0]).transpose(1, 2),
+        embed=nn.Embedding(7, 16),
+        core=nn.LSTM(16, 16, batch_first=True),
+        head=nn.Linear(16, 7),
+    )
+
+
+def time_first(right: bool):
+    """A recurrent net that is given time first, and a loss that flattens in that order or not."""
+
+    def loss(scores, target):
+        return CE(scores.flatten(0, 1), (target.T if right else target).reshape(-1))
+
+    model = Fn(
+        lambda m, tokens: m.head(m.core(m.embed(tokens.T))[0]),
+        embed=nn.Embedding(6, 16),
+        core=nn.LSTM(16, 16),
+        head=nn.Linear(16, 6),
+    )
+    return dict(model=lambda: model, data=counting, loss=loss)
+
+
+def by_hand(output, target):
+    p = torch.sigmoid(output[:, 0]).clamp(1e-6, 1 - 1e-6)
+    return -(target * p.log() + (1 - target) * (1 - p).log()).mean()
+
+
+def three_numbers():
+    x, y = classes()
+    return x, (y % 3).float()
+
+
+def likelihood(sign: float):
+    return lambda o, y: sign * o.log_softmax(1).gather(1, y[:, None]).mean()
+
+
+def similarity(sign: float):
+    return lambda o, y: sign * F.cosine_similarity(o, y).mean()
+
+
+def directions():
+    x, _ = classes()
+    return x, torch.tanh(x @ torch.randn(16, 6, generator=torch.Generator().manual_seed(3)))
+
+
+def places(axis: int):
+    """Attention with positions taken from an axis of the batch."""
+    table = torch.randn(600, 16, generator=torch.Generator().manual_seed(5))
+
+    def forward(m, tokens):
+        count = tokens.shape[axis]
+        place = table[:count] if axis else table[:count, None]
+        return m.head(m.mix(m.embed(tokens) + place).mean(1))
+
+    return Fn(
+        forward,
+        embed=nn.Embedding(6, 16),
+        head=nn.Linear(16, 2),
+        mix=nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True),
+    )
+
+
+def cast(scale: float):
+    return Fn(
+        lambda m, x: m.head(torch.relu(m.embed((scale * torch.sigmoid(x)).long()).flatten(1))),
+        embed=nn.Embedding(16, 4),
+        head=nn.Linear(64, 4),
+    )
+
+
+def heads_of_attention(right: bool):
+    def forward(m, tokens):
+        n, size = tokens.shape
+        h = m.embed(tokens) + m.place
+        q, k, v = (f(h).view(n, size, 4, 6).transpose(1, 2) for f in (m.q, m.k, m.v))
+        mixed = torch.softmax(q @ k.transpose(2, 3), -1) @ v
+        mixed = mixed.transpose(1, 2) if right else mixed
+        return m.head(mixed.reshape(n, size, 24)).transpose(1, 2)
+
+    return Fn(
+        forward,
+        embed=nn.Embedding(6, 24),
+        place=nn.Parameter(0.5 * torch.randn(8, 24)),
+        q=nn.Linear(24, 24),
+        k=nn.Linear(24, 24),
+        v=nn.Linear(24, 24),
+        head=nn.Linear(24, 6),
+    )
+
+
+def backwards():
+    tokens, _ = counting()
+    return tokens, tokens.flip(1)
+
+
+def unit(scale: float):
+    return Fn(lambda m, x: scale * F.normalize(m.body(x), dim=1), body=mlp(16, 4))
+
+
+def sorted_numbers(shuffle: bool):
+    x, y = column()
+    rows = torch.utils.data.TensorDataset(x[y[:, 0].argsort()], y.sort(0).values)
+    return torch.utils.data.DataLoader(rows, batch_size=32, shuffle=shuffle)
+
+
+def narrow(frozen: bool):
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 1))
+    model[:4].requires_grad_(not frozen)
+    return model
+
+
+def zero_head():
+    model = mlp()
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    return model
+
+
+def beside_the_targets(columns: Callable[[Tensor], Tensor]):
+    x, y = curve()
+    return torch.cat([x, columns(y[:, None])], 1), y[:, None]
+
+
 FAULTY = [
+    Wired(
+        "mean over padding",
+        lambda: averaging(False),
+        sentences,
+        CE,
+        "padding_seen",
+        "padding",
+        {"steps": 1},
+    ),
+    Wired("padding learned", seven_words, padded_counting, CE, "padding_in_loss", "ignore_index"),
+    Wired(
+        "flattened in another order", code="positions_mixed", says="another", **time_first(False)
+    ),
+    Wired(
+        "three classes by hand",
+        lambda: mlp(16, 1),
+        three_numbers,
+        by_hand,
+        "target_out_of_range",
+        "yes and no",
+    ),
+    Wired(
+        "one answer to all",
+        mlp,
+        lambda: (classes()[0], classes()[1] * 0),
+        CE,
+        "constant_targets",
+        "every row is 0",
+    ),
+    Wired("likelihood minimised", mlp, classes, likelihood(1.0), "loss_upside_down", "-loss"),
+    Wired(
+        "similarity minimised",
+        lambda: mlp(16, 6),
+        directions,
+        similarity(1.0),
+        "loss_upside_down",
+        "-loss",
+    ),
+    Wired(
+        "climbing",
+        mlp,
+        classes,
+        CE,
+        "loss_upside_down",
+        "maximize=False",
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.01, maximize=True),
+    ),
+    Wired("places of rows", lambda: places(0), first_token, CE, "rows_mixed", "change places"),
+    Wired("cast to nothing", lambda: cast(0.99), classes, CE, "inputs_ignored", "embed"),
+    Wired(
+        "norm of one",
+        lambda: nn.Sequential(*mlp(4, 1), nn.LayerNorm(1)),
+        column,
+        nn.MSELoss(),
+        "inputs_ignored",
+        "one value",
+    ),
+    Wired(
+        "heads spliced",
+        lambda: heads_of_attention(False),
+        counting,
+        CE,
+        "positions_mixed",
+        "order in memory",
+    ),
+    Wired("one row heard", mlp, classes, lambda o, y: CE(o[:1], y[:1]), "ignored_rows", "92%"),
+    Wired("scores of length one", lambda: unit(1.0), classes, CE, "head_mismatch", "length 1"),
+    Wired(
+        "sorted numbers",
+        lambda: mlp(4, 1),
+        lambda: sorted_numbers(False),
+        nn.MSELoss(),
+        "sorted_batches",
+        "shuffle",
+    ),
+    Wired(
+        "random body",
+        lambda: narrow(True),
+        column,
+        nn.MSELoss(),
+        "frozen_parameters",
+        "requires_grad_(True)",
+        {"steps": 300},
+        adam(0.02),
+    ),
+    Wired(
+        "scaled copy",
+        lambda: mlp(5, 1),
+        lambda: beside_the_targets(lambda y: 3 * y + 1),
+        nn.MSELoss(),
+        "target_among_inputs",
+        "column 4",
+    ),
     Wired(
         "squares broadcast",
         lambda: mlp(4, 1),
@@ -558,6 +804,24 @@ FAULTY = [
     Wired("sorted", lambda: mlp(16, 6), lambda: loader(False), CE, "sorted_batches", "shuffle"),
 ]
 RIGHT = [
+    Wired("mean of what is there", lambda: averaging(True), sentences, CE),
+    Wired("padding left out", seven_words, padded_counting, nn.CrossEntropyLoss(ignore_index=0)),
+    Wired("flattened in one order", **time_first(True)),
+    Wired("likelihood", mlp, classes, likelihood(-1.0)),
+    Wired("similarity", lambda: mlp(16, 6), directions, similarity(-1.0)),
+    Wired("places of tokens", lambda: places(1), first_token, CE),
+    Wired("cast to sixteen", lambda: cast(15.9), classes, CE),
+    Wired(
+        "norm of many",
+        lambda: nn.Sequential(nn.Linear(4, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 1)),
+        column,
+        nn.MSELoss(),
+    ),
+    Wired("heads joined", lambda: heads_of_attention(True), backwards, CE),
+    Wired("scores of length twelve", lambda: unit(12.0), classes, CE),
+    Wired("shuffled numbers", lambda: mlp(4, 1), lambda: sorted_numbers(True), nn.MSELoss()),
+    Wired("zero head", lambda: zero_head(), classes, CE),
+    Wired("log_softmax twice", lambda: nn.Sequential(*mlp(), nn.LogSoftmax(1)), classes, CE),
     Wired("squares", lambda: mlp(4, 1), column, nn.MSELoss(), optimizer=adam(0.02)),
     Wired("squeezed", lambda: mlp(4, 1), curve, lambda o, y: F.mse_loss(o.squeeze(-1), y)),
     Wired(

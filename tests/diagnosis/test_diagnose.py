@@ -280,10 +280,12 @@ def test_bad_input_is_an_error_that_says_what_to_do(change, error, words):
         diagnose(deep(1, nn.ReLU), values.pop("data"), values.pop("loss"), **values)
 
 
-def test_an_optimizer_of_another_model_is_refused():
+def test_an_optimizer_of_another_model_is_named():
     other = torch.optim.SGD(deep(1, nn.ReLU).parameters(), lr=0.1)
-    with pytest.raises(InputError, match="none of the model's parameters"):
-        diagnose(deep(1, nn.ReLU), classes(), CE, optimizer=other)
+    found = diagnose(deep(1, nn.ReLU), classes(), CE, optimizer=other)
+    assert found.findings[0].code == "missing_from_optimizer"
+    assert found.findings[0].severity == "critical"
+    assert "built for another" in str(found)
 
 
 def test_data_on_another_device_is_refused():

@@ -12,7 +12,13 @@ from tikhon.diagnosis import Record, diagnose, judge
 from tikhon.diagnosis.miswired import order_of, registered
 from tikhon.diagnosis.thresholds import MEASURES
 
-SLOW = ("unrelated_labels", "class_imbalance", "undefined_operation", "no_nonlinearity")
+SLOW = (
+    "unrelated_labels",
+    "frozen_parameters",
+    "class_imbalance",
+    "undefined_operation",
+    "no_nonlinearity",
+)
 
 
 def run(program, steps=200):

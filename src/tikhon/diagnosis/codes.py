@@ -114,6 +114,11 @@ CODES: dict[str, Code] = {
         ("look at where the targets are read, cast or divided",),
         "no network or learning rate finds classes that the targets do not have",
     ),
+    "inputs_ignored": Code(
+        "no step can teach it to tell rows apart",
+        ("look at what enters and leaves the place that is named",),
+        "no learning rate or number of steps helps",
+    ),
     "loss_upside_down": Code(
         "every step makes the answers worse",
         ("turn the sign of the loss: optimizers minimise",),
@@ -247,6 +252,9 @@ _DISCONNECTED = (
 _HOPELESS = (
     *_DISCONNECTED,
     "loss_upside_down",
+    "inputs_ignored",
+    "shared_layers",
+    "target_among_inputs",
     "constant_targets",
     "padding_seen",
     "padding_in_loss",
@@ -284,6 +292,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "overfitting": ("unrelated_labels", "valid_differs"),
     "train_eval_mismatch": ("rows_mixed", "batchnorm_few_rows", "random_in_eval"),
     "exploding_gradient": (
+        "loss_upside_down",
         "undefined_operation",
         "target_out_of_range",
         "missing_log",
@@ -294,20 +303,29 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "vanishing_gradient": (
         *_DISCONNECTED,
         "constant_inputs",
+        "inputs_ignored",
         "poor_init",
         "head_mismatch",
         "dying_relu",
         "saturated_activation",
     ),
+    "poor_init": ("inputs_ignored",),
     "dying_relu": (
         "constant_inputs",
+        "inputs_ignored",
         "undefined_operation",
         "exploding_gradient",
         "poor_init",
         "head_mismatch",
         "unscaled_inputs",
     ),
-    "saturated_activation": ("target_out_of_range", "missing_log", "poor_init", "unscaled_inputs"),
+    "saturated_activation": (
+        "loss_upside_down",
+        "target_out_of_range",
+        "missing_log",
+        "poor_init",
+        "unscaled_inputs",
+    ),
     "oscillating_loss": (
         *_HOPELESS,
         "saturated_activation",

@@ -23,6 +23,7 @@ from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.faults import faults
 from tikhon.diagnosis.findings import LABELS, SEVERITIES, Finding
 from tikhon.diagnosis.measure import measure
+from tikhon.diagnosis.mistargeted import mistargeted
 from tikhon.diagnosis.miswired import miswired
 from tikhon.diagnosis.record import Record, finite
 from tikhon.diagnosis.replica import Loss
@@ -211,7 +212,7 @@ def judge(record: Record) -> Diagnosis:
     True
     """
     ev = Evidence(record)
-    wired = [*miswired(ev), *unsound(ev)]
+    wired = [*miswired(ev), *mistargeted(ev), *unsound(ev)]
     found = [*wired, *faults(ev), *symptoms(ev)]
     found += _in_other_inits(record, {f.code for f in found})
     codes = {f.code for f in found if f.severity != "info"}

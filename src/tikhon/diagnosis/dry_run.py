@@ -287,6 +287,25 @@ def score(replica: Replica, batch: Batch, valid: Batch | None, step: int) -> Poi
             return Point(step, loss, float(eval_loss), float(valid_loss), metric, known)
 
 
+def commonest(replica: Replica, batch: Batch) -> float | None:
+    """Share of the rows that get the most frequent answer; None where answers are no classes."""
+    target = batch[1]
+    plain = isinstance(target, Tensor) and target.reshape(len(target), -1).shape[1] == 1
+    if replica.whole or not plain:
+        return None
+    with torch.no_grad(), undisturbed(replica.model, training=False):
+        output, _ = replica.outcome(batch)
+    if not isinstance(output, Tensor) or len(output) != len(target):
+        return None
+    scores = output.reshape(len(output), -1)
+    if scores.shape[1] == 1:
+        cut = 0.5 if bool((scores >= 0).all()) else 0.0
+        answers = (scores[:, 0] > cut).long()
+    else:
+        answers = scores.argmax(1)
+    return float(answers.bincount().max()) / len(answers)
+
+
 def skill(output: Any, target: Any) -> float | None:
     """Accuracy for classes, R2 for numbers; None where the task is neither."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):

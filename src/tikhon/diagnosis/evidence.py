@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 from tikhon.diagnosis.record import Point, Probe, Record, Site
 from tikhon.diagnosis.thresholds import LEARNED, NARROW, RELATED, WEAK
@@ -230,6 +231,17 @@ class Evidence:
         total = max(self.curve) - min(self.curve)
         recent = tail[-len(tail) // 3] - tail[-1]
         return total > 0 and recent > 0.05 * total and back_share(tail) < 0.2
+
+
+def facts(ev: Evidence) -> dict[str, Any]:
+    """What the wiring tests measured; a test that could not run leaves nothing."""
+    return ev.record.wiring
+
+
+def sizes(shape: Iterable[int], rows: int) -> str:
+    """A shape with n in the place of the rows."""
+    inner = ["n" if s == rows else str(s) for s in shape]
+    return f"({', '.join(inner)}{',' if len(inner) == 1 else ''})"
 
 
 def number(value: object) -> float | None:

@@ -67,6 +67,15 @@ def _head(ev: Evidence) -> Iterable[Finding]:
             fix="as many outputs as classes; or nn.BCEWithLogitsLoss() with one output",
         )
         return
+    unit = number(ev.record.wiring.get("unit_scores"))
+    if unit is not None and unit >= e.FLOOR:
+        why = (
+            f"the scores of a row have length 1: a softmax of them cannot get below {unit:.0%} of "
+            "a constant's loss"
+        )
+        fix = "scores times 10 or more: self.scale = nn.Parameter(torch.tensor(10.0))"
+        yield Finding("head_mismatch", "critical", (head_site(ev),), {"floor": unit}, why, fix=fix)
+        return
     if not head or floor < e.FLOOR:
         return
     name = " and ".join(head)
@@ -115,6 +124,11 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
         why = "no parameter requires a gradient" if ev.record.parameters else "no parameters"
         yield Finding("nothing_to_train", "critical", (), {}, why)
         return
+    if static.get("foreign_optimizer"):
+        why = "no tensor of the optimizer is a parameter of this model: it was built for another"
+        numbers = {"parameters": float(ev.record.trainable)}
+        fix = "build the optimizer after the last line that makes, loads or wraps the model"
+        yield Finding("missing_from_optimizer", "critical", ("optimizer",), numbers, why, fix=fix)
     cut = set(ev.record.wiring.get("detached") or ())
     rows = (
         ("frozen", "frozen_parameters", "info", "they do not require a gradient"),
@@ -150,7 +164,7 @@ def _modes(ev: Evidence) -> Iterable[Finding]:
     if train is None or evaluated is None or not trivial or ev.record.steps < 50:
         return
     excess = (evaluated - train) / trivial
-    if excess > 0.5 and evaluated > 2 * train:
+    if excess > e.EXCESS and evaluated > 3 * train:
         numbers = {"train_mode_loss": train, "eval_mode_loss": evaluated}
         why = f"on the same rows the loss is {train:.3g} in train mode, {evaluated:.3g} in eval"
         yield Finding("train_eval_mismatch", "warning", (), numbers, why)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from tikhon.data.rows import Batch, take
+from tikhon.data.rows import Batch
 from tikhon.diagnosis import static
 from tikhon.diagnosis.controls import Ran, controls
-from tikhon.diagnosis.dry_run import Trial, probe, run, score
+from tikhon.diagnosis.dry_run import Trial, commonest, probe, run, score
 from tikhon.diagnosis.record import Failure, Record
 from tikhon.diagnosis.replica import (
     Loss,
@@ -24,6 +23,8 @@ from tikhon.diagnosis.replica import (
 )
 from tikhon.diagnosis.samples import Samples, check_fit, check_target, samples
 from tikhon.diagnosis.wiring import wiring_facts
+from tikhon.diagnosis.wiring.rows import blind_facts
+from tikhon.diagnosis.wiring.subject import subject_of
 from tikhon.errors import InputError
 from tikhon.training.losses import in_a_loop
 from tikhon.wrappers import unwrap
@@ -47,6 +48,8 @@ def measure(
     with isolated(unwrap(model), seed):
         source = samples(data)
         loss = None if loss is None else in_a_loop(loss, source.probe[1])
+        foreign = holds_nothing(optimizer, unwrap(model))
+        optimizer = None if foreign else optimizer
         judge = samples(valid, rows=512, name="valid").probe if valid is not None else None
         check_fit(unwrap(model), source.probe)
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
@@ -55,6 +58,7 @@ def measure(
         size = min(batch_size, source.rows)
         data_facts = static.data_facts(source, replica.model)
         facts = static.model_facts(replica, size)
+        facts["foreign_optimizer"] = foreign
         trial = Trial()
         reference: dict[str, Any] = {}
         wiring: dict[str, Any] = {}
@@ -69,6 +73,8 @@ def measure(
                 batch_size=size,
                 held=_held(optimizer),
             )
+            if trial.steps and trial.failure is None:
+                wiring |= _afterwards(replica, source, wiring)
             reference = static.reference(source)
             if "shallow" in reference and "constant" in reference and wiring.get("amounts"):
                 best = max(reference["shallow"], wiring.get("explained_bent", -math.inf))
@@ -100,6 +106,16 @@ def measure(
         failure=trial.failure,
         wiring=wiring,
     )
+
+
+def _afterwards(replica: Replica, source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
+    """What of the wiring shows in the trained network: one answer for all rows."""
+    facts: dict[str, Any] = {}
+    if "majority" in wiring:
+        facts["answered"] = commonest(replica, source.probe)
+    if wiring.get("alike") and not blind_facts(subject_of(replica, source)):
+        facts["alike"] = None  # a head that begins with zeros
+    return facts
 
 
 def _held(optimizer: Any) -> set[int]:
@@ -165,6 +181,12 @@ def unused(replica: Replica, batch: Batch) -> list[str]:
             return []
         grads = gradients(loss, [p for _, p in named], replica.model)
     return [n for (n, _), g in zip(named, grads) if g is None]
+
+
+def holds_nothing(optimizer: Any, model: nn.Module) -> bool:
+    """Whether an optimizer has tensors, and none of them is a parameter of the model."""
+    held, own = _held(optimizer), {id(p) for p in model.parameters()}
+    return bool(held and own) and not held & own
 
 
 def _check(model: Any, steps: int, batch_size: int, clip: float | None) -> None:

@@ -1,7 +1,7 @@
-"""Findings about how a program is wired: graph, loss, rows, positions, structure.
+"""Findings about how a program is wired: graph, rows, positions, structure.
 
 Pure functions of the evidence; standard library only. What is measured: `tikhon.diagnosis.wiring`.
-The data have a file of their own, `signal.py`.
+Loss and targets: `mistargeted.py`; the data: `signal.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.causes import called
-from tikhon.diagnosis.evidence import Evidence, middle, number
+from tikhon.diagnosis.evidence import Evidence, facts, middle, number, sizes
 from tikhon.diagnosis.findings import Finding
 
 CUT_FIXES = {
@@ -28,10 +28,6 @@ CUT_FIXES = {
     "long": "leave out .long() on what is to be learned",
     "int": "leave out .int() on what is to be learned",
 }
-REGRESSIONS = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
-BINARY = {"binary_cross_entropy", "binary_cross_entropy_with_logits"}
-SIGNED = {"soft_margin_loss", "hinge_embedding_loss"}
-ENTROPIES = {"cross_entropy", "log_softmax", "softmax"}
 
 
 def miswired(ev: Evidence) -> list[Finding]:
@@ -39,34 +35,18 @@ def miswired(ev: Evidence) -> list[Finding]:
     checks = (
         _graph,
         _detached,
-        _broadcast,
-        _upside_down,
+        _blind,
         _rows,
         _future,
         _positions,
-        _domain,
-        _kind_of_loss,
-        _operation,
         _straight,
         _order,
-        _padding,
         _random,
         _few_rows,
         _short_floats,
         _shared,
     )
     return [finding for check in checks for finding in check(ev)]
-
-
-def facts(ev: Evidence) -> dict[str, Any]:
-    """What the wiring tests measured; a test that could not run leaves nothing."""
-    return ev.record.wiring
-
-
-def sizes(shape: Iterable[int], rows: int) -> str:
-    """A shape with n in the place of the rows."""
-    inner = ["n" if s == rows else str(s) for s in shape]
-    return f"({', '.join(inner)}{',' if len(inner) == 1 else ''})"
 
 
 def _graph(ev: Evidence) -> Iterable[Finding]:
@@ -159,57 +139,57 @@ def _detached(ev: Evidence) -> Iterable[Finding]:
     )
 
 
-def _broadcast(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
-    pull = number(w.get("pull_on_others"))
-    if pull is None or pull < e.PULL:
+def _blind(ev: Evidence) -> Iterable[Finding]:
+    single = tuple(facts(ev).get("norms_of_one") or ())
+    if single:
+        why = f"{called(single[0])} takes mean and deviation of one value, which leaves 0 of it"
+        fix = "a norm over more values: fewer groups, or the axis of the features"
+        yield Finding("inputs_ignored", "critical", single, {"norm_values": 1.0}, why, fix=fix)
         return
-    spread = w.get("broadcast")
-    output, target = w.get("output_shape"), w.get("target_shape")
-    numbers = {"pull_on_others": pull}
-    if spread:
-        a, b = (sizes(s, w["rows"]) for s in spread["shapes"])
-        where = (spread["place"] or "the loss",)
-        why = (
-            f"{spread['function']} gets shapes {a} and {b}: they broadcast, and every target "
-            "pulls at every row"
-        )
-        yield Finding(
-            "broadcast_loss",
-            "critical",
-            where,
-            numbers,
-            why,
-            fix="loss(output, target.view_as(output))"
-            if output != target
-            else "give both one shape: .squeeze(-1) on neither, or on both",
-        )
-    else:
-        why = "the target of one row changes the gradient of all rows, as in contrastive losses"
-        yield Finding("loss_mixes_rows", "info", ("the loss",), numbers, why)
+    alike = facts(ev).get("alike")
+    if alike is None or (alike.get("zero") and not ev.trained):
+        return
+    if _named_otherwise(ev, alike):
+        return
+    module, after = alike.get("module", ""), alike.get("after", "")
+    where = (module,) if module else tuple(v for v in (after, alike.get("before")) if v)
+    place = f"{called(module)} ({alike.get('kind')})" if module else f"what follows {after}"
+    why = f"different rows get one and the same answer: {place} makes them alike"
+    if not module and not after:
+        why = "different rows get one and the same answer: the inputs are lost before any layer"
+    fix = "print(h[:3]) in front of it and behind it; a mask, a cast or a norm of one value"
+    yield Finding("inputs_ignored", "critical", where, {}, why, fix=fix)
 
 
-def _upside_down(ev: Evidence) -> Iterable[Finding]:
-    away = number(facts(ev).get("pulls_away"))
-    pull = number(facts(ev).get("pull_on_others")) or 0.0
-    if away is None or away < 1 or pull >= e.PULL:
-        return
-    why = "a higher target pulls its output down, in every row that was tried: the loss is least "
-    yield Finding(
-        "loss_upside_down",
-        "critical",
-        ("the loss",),
-        {"pulls_away": away},
-        why + "where the answers are wrong",
-        fix="loss = -loss, or 1 - loss where it is a share that is right",
-    )
+def _named_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
+    """Whether dead or saturated units or equal weights, with names of their own, make it so."""
+    first = ev.first
+    if first is None:
+        return False
+    near = {alike.get("module", ""), alike.get("after", "").partition(" ")[0]}
+    for i, site in enumerate(ev.record.sites):
+        follower = ev.activation_after(i) if site.name in near and i in ev.chain else None
+        here = [
+            first.readings[k]
+            for k in (i if site.name in near else None, follower)
+            if k is not None
+        ]
+        if any((r.dead or 0) > 0.95 or (r.saturated or 0) > 0.95 or r.constant for r in here):
+            return True
+    return False
 
 
 def _rows(ev: Evidence) -> Iterable[Finding]:
     w = facts(ev)
     apart = number(w.get("rows_apart")) or 0.0
     softmax = w.get("softmax_over_rows")
+    order = number(w.get("order_of_rows")) or 0.0
+    if apart < e.APART and not softmax and order < e.APART:
+        return
     if apart < e.APART and not softmax:
+        why = f"answers change by {order:.0%} when the rows of a batch change places"
+        fix = "the axis of time in the place of the rows: x.shape[1], positions of (1, time, size)"
+        yield Finding("rows_mixed", "critical", (), {"order_of_rows": order}, why, fix=fix)
         return
     place = w.get("rows_place") or {}
     module, kind = place.get("module", ""), place.get("kind", "")
@@ -266,7 +246,7 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
         axes = order_of(change["from"], change["to"])
         where = (change["place"],)
         why = f"a reshape from {before} to {after} keeps the order in memory: it mixes the axes"
-        fix = f".permute({', '.join(map(str, axes))}) in place of the view" if axes else ".permute"
+        fix = f".permute({', '.join(map(str, axes))}) in place of the view" if axes else ".transpose or .permute before it"
     else:
         where = ("the loss",)
         why = "the target of one position pulls at the outputs of others: axes are mixed up"
@@ -285,139 +265,6 @@ def order_of(before: list[int], after: list[int]) -> list[int]:
     if sorted(before) != sorted(after) or len(set(before)) != len(before):
         return []
     return [before.index(size) for size in after]
-
-
-def _domain(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
-    used = set(w.get("loss_functions") or ())
-    low, high = number(w.get("target_low")), number(w.get("target_high"))
-    if low is None or high is None:
-        return
-    numbers = {"target_low": low, "target_high": high}
-    if used & BINARY and (low < 0 or high > 1):
-        why = (
-            f"binary cross-entropy is for targets from 0 to 1, these go from {low:.3g} to "
-            f"{high:.3g}: the loss has no lower end"
-        )
-        fix = (
-            "target = (target + 1) / 2"
-            if (low, high) == (-1, 1)
-            else (
-                "nn.CrossEntropyLoss() for more classes than two"
-                if w.get("target_whole")
-                else "target = (target - low) / (high - low)"
-            )
-        )
-        yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
-    below = number(w.get("below_zero"))
-    if below is not None and not used & BINARY and (low < 0 or high > 1):
-        why = (
-            f"the loss is one of yes and no, for targets from 0 to 1; these go from {low:.3g} to "
-            f"{high:.3g}, where it falls to {below:.3g}"
-        )
-        fix = "F.cross_entropy of one output a class" if w.get("target_whole") else "(y - low) / (high - low)"
-        numbers |= {"loss": below}
-        yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
-    if used & SIGNED and low >= 0 and w.get("target_values") == 2:
-        why = (
-            f"{sorted(used & SIGNED)[0]} is for targets -1 and 1, these are {low:.3g}, {high:.3g}"
-        )
-        fix = "target = 2 * target - 1"
-        yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
-    gap = number(w.get("log_probabilities"))
-    logs = used & {"nll_loss", "kl_div"}
-    if logs and not used & {"log_softmax", "log"} and gap is not None and gap > 1e-3:
-        why = f"{sorted(logs)[0]} is for log-probabilities, and these outputs are none"
-        fix = "F.log_softmax(output, dim=1) before it; or nn.CrossEntropyLoss() of the scores"
-        yield Finding("missing_log", "critical", ("the loss",), {"log_sum": gap}, why, fix=fix)
-
-
-def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
-    used = set(w.get("loss_functions") or ())
-    most = number((w.get("target_sums") or [0, 0])[1]) or 0.0
-    if used & ENTROPIES and not used & BINARY and most > 1.01:
-        why = (
-            f"rows have up to {most:.0f} classes at once, and a softmax gives one only: its "
-            "probabilities add up to 1"
-        )
-        yield Finding(
-            "multilabel_softmax",
-            "warning",
-            ("the loss",),
-            {"ones_in_a_row": most},
-            why,
-            fix="nn.BCEWithLogitsLoss() on the scores",
-        )
-    gain = number(w.get("class_gain"))
-    one = w.get("output_shape") in ([], [1])
-    if used & REGRESSIONS and one and gain is not None and gain > e.BY_CLASS:
-        values = int(w.get("target_values") or 0)
-        why = (
-            f"the targets are {values} class numbers regressed as amounts; taken as classes, a "
-            f"shallow model is right {gain:.0%} more often"
-        )
-        fix = f"nn.Linear(..., {values}) as the head, nn.CrossEntropyLoss(), target.long()"
-        yield Finding(
-            "classes_as_numbers", "warning", ("the loss",), {"class_gain": gain}, why, fix=fix
-        )
-    silent = w.get("silent_classes") or []
-    if silent:
-        named = ", ".join(map(str, silent[:5]))
-        why = f"rows of class {named} send no gradient: ignore_index, or a weight of zero"
-        numbers = {"silent_classes": float(len(silent))}
-        yield Finding(
-            "ignored_rows",
-            "warning",
-            ("the loss",),
-            numbers,
-            why,
-            fix="another ignore_index (torch's own is -100), weights above 0",
-        )
-
-
-OPERATIONS = {
-    "log": "torch.log(x.clamp_min(1e-8)); or log_softmax, logsigmoid, a loss on the scores",
-    "log2": "torch.log2(x.clamp_min(1e-8))",
-    "log10": "torch.log10(x.clamp_min(1e-8))",
-    "log1p": "torch.log1p(x.clamp_min(-1 + 1e-6))",
-    "sqrt": "torch.sqrt(x + 1e-8): its slope at 0 is infinite",
-    "rsqrt": "torch.rsqrt(x + 1e-8)",
-    "div": "x / (y + 1e-8)",
-    "true_divide": "x / (y + 1e-8)",
-    "__truediv__": "x / (y + 1e-8)",
-    "__rtruediv__": "x / (y + 1e-8)",
-    "reciprocal": "1 / (x + 1e-8)",
-    "pow": "(x + 1e-8) ** p",
-    "__pow__": "(x + 1e-8) ** p",
-    "norm": "torch.sqrt((x ** 2).sum() + 1e-8): the slope of a norm at 0 has no value",
-    "acos": "x.clamp(-1 + 1e-6, 1 - 1e-6)",
-    "asin": "x.clamp(-1 + 1e-6, 1 - 1e-6)",
-    "std": "torch.sqrt(x.var() + 1e-8)",
-}
-
-
-def _operation(ev: Evidence) -> Iterable[Finding]:
-    failure = ev.record.failure
-    if failure is None or failure.call not in OPERATIONS:
-        return
-    smallest = number(failure.smallest)
-    numbers = {"step": float(failure.step)} | (
-        {"smallest": smallest} if smallest is not None else {}
-    )
-    name = failure.call.strip("_")
-    why = (
-        f"{name} at {failure.place} has no finite value or slope for its argument of "
-        f"{smallest if smallest is not None else 0:.3g}, at step {failure.step}"
-    )
-    yield Finding(
-        "undefined_operation",
-        "critical",
-        (failure.place,),
-        numbers,
-        why,
-        fix=OPERATIONS[failure.call],
-    )
 
 
 def _straight(ev: Evidence) -> Iterable[Finding]:
@@ -470,38 +317,6 @@ def _order(ev: Evidence) -> Iterable[Finding]:
         why,
         fix="x = x + self.positions(torch.arange(x.shape[1], device=x.device))",
     )
-
-
-def _padding(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
-    share = number(w.get("padding")) or 0.0
-    apart, counted = (number(w.get(f"padding_{k}")) for k in ("apart", "counted"))
-    harmed = not ev.trained or ev.learned < e.LEARNED
-    if apart is not None and apart >= e.PADDED and share >= e.PADDING:
-        why = (
-            f"{share:.0%} of the positions are padding, and answers change by {apart:.0%} when it "
-            "is cut off: states, means or attention run over it"
-        )
-        numbers = {"padding_apart": apart, "padding": share}
-        yield Finding(
-            "padding_seen",
-            "warning" if harmed else "info",
-            (),
-            numbers,
-            why,
-            fix="mask = tokens == 0: src_key_padding_mask=mask in attention, (h * ~mask).sum(1) / "
-            "(~mask).sum(1) for a mean; pack_padded_sequence for a recurrent layer",
-        )
-    if counted is not None and counted >= e.PADDING:
-        why = f"{counted:.0%} of the positions that the loss counts are padding"
-        yield Finding(
-            "padding_in_loss",
-            "warning",
-            ("the loss",),
-            {"padding": counted},
-            why,
-            fix="nn.CrossEntropyLoss(ignore_index=padding), or a mask on the loss of each position",
-        )
 
 
 def _random(ev: Evidence) -> Iterable[Finding]:
@@ -572,9 +387,10 @@ def _shared(ev: Evidence) -> Iterable[Finding]:
     shared = tuple(ev.record.static.get("shared") or ())
     if shared:
         why = f"the same layer stands in {len(shared)} places of one container"
+        harmed = ev.trained and ev.learned < e.LEARNED
         yield Finding(
             "shared_layers",
-            "info",
+            "warning" if harmed else "info",
             shared,
             {"layers": float(len(shared))},
             why,

@@ -320,9 +320,16 @@ def _without_flags(rest: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _time_ratio(profile: Tensor) -> float:
-    """log10 of the gradient's size at the first over the last tenth of the time steps."""
+    """log10 of the gradient's size at the first over the last tenth of the time steps.
+
+    Steps at the end that no gradient enters are padding.
+    """
+    heard = profile.nonzero().flatten()
+    if not len(heard):
+        return math.nan
+    profile = profile[: int(heard[-1]) + 1]
     width = max(1, len(profile) // 10)
     first, last = float(profile[:width].mean()), float(profile[-width:].mean())
     if last == 0 or not math.isfinite(first) or not math.isfinite(last):
-        return math.nan if last == 0 and first == 0 else 400.0
+        return 400.0
     return math.log10(first / last) if first > 0 else -400.0

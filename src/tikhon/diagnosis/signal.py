@@ -106,9 +106,11 @@ def _imbalance(ev: Evidence) -> Iterable[Finding]:
     w = ev.record.wiring
     share, end = number(w.get("majority")), ev.end
     metric = number(end.metric) if end is not None else None
+    answered = number(w.get("answered"))
     if share is None or share < e.MAJORITY or metric is None or not ev.trained:
         return
-    if abs(metric - share) > 0.02 or ev.record.failure is not None:
+    always = abs(metric - share) <= 0.02 if answered is None else answered >= e.ALWAYS
+    if not always or ev.record.failure is not None:
         return
     value = number(w.get("majority_value")) or 0.0
     numbers = {"majority": share, "accuracy": metric}
@@ -116,6 +118,8 @@ def _imbalance(ev: Evidence) -> Iterable[Finding]:
         f"an accuracy of {metric:.2f} is that of always answering {value:.0f}, the class of "
         f"{share:.0%} of the rows"
     )
+    if answered is not None:
+        numbers["answered"] = answered
     yield Finding(
         "class_imbalance",
         "warning",
@@ -187,6 +191,14 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
 
 def _sorted(ev: Evidence) -> Iterable[Finding]:
     w = ev.record.wiring
+    between = number(w.get("between"))
+    if between is not None and between > e.BETWEEN:
+        why = (
+            f"the means of batches vary {between:.0f} times as much as shuffled ones do: the "
+            "loader goes through sorted rows"
+        )
+        fix = "DataLoader(..., shuffle=True)"
+        yield Finding("sorted_batches", "warning", ("data",), {"between": between}, why, fix=fix)
     within, every = number(w.get("classes_in_batch")), number(w.get("classes_in_all"))
     expected = number(w.get("classes_expected"))
     if within is None or not expected or every is None or every < 2:

@@ -38,6 +38,7 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, Any]:
         facts["unoptimized"] = [
             n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held
         ]
+        facts["maximize"] = any(g.get("maximize") for g in replica.optimizer.param_groups)
     modules = list(model.named_modules())
     facts["shared"] = _shared(model)
     rates = {n: float(getattr(m, "p", 0.0)) for n, m in modules if isinstance(m, DROPOUTS)}

@@ -52,6 +52,7 @@ IDEAL = {
 
 HARDLY = 0.3  # skill below which a run that still falls has not begun to learn (convention)
 
+EXCESS = 0.2  # loss in eval mode above that in train mode / a constant's loss (convention)
 FREED = 0.3  # skill that training what is frozen or left out adds (convention)
 
 # wiring
@@ -65,6 +66,9 @@ PULL = 0.5
 # change of an answer when padding is cut off / size of the answers [ratio]: masks leave 1e-6, an
 # average over padding 0.1 and more (twins)
 PADDED = 0.02
+BETWEEN = 8.0  # variance of batch means / that of shuffled batches: 8 means stay below 3 (theory)
+UNHEARD = 0.5  # rows whose targets move no gradient [share] (convention)
+ALWAYS = 0.98  # rows that get one answer, to be called always that answer [share] (convention)
 PADDING = 0.2  # share of the positions that are padding from which it counts (convention)
 # bend of the network / spread of its answers [ratio]: a straight network leaves 1e-6, one ReLU 0.1
 BENT = 1e-3
@@ -135,6 +139,10 @@ MEASURES: dict[str, Measure] = {
     "scale": Measure("last / first loss scale", 1 / 1024, 1024),
     "inits": Measure("draws of the weights", None, 0),
     "pull_on_others": Measure("gradient at other rows / at the own row", None, PULL),
+    "order_of_rows": Measure("change of answers / answers", None, APART),
+    "unheard": Measure("share of rows", None, UNHEARD),
+    "answered": Measure("share of rows that get the majority's answer"),
+    "between": Measure("variance of the means of batches / expected one", None, BETWEEN),
     "pulls_away": Measure("share of rows whose output is pulled away from the target", None, 0.9),
     "padding_apart": Measure("change of answers without padding / answers", None, PADDED),
     "padding": Measure("share of positions"),

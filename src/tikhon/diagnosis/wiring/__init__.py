@@ -5,12 +5,13 @@ Every test is a handful of passes in evaluation mode. They only measure: `miswir
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tikhon.data.rows import Batch, take
 from tikhon.diagnosis.record import Site
@@ -41,6 +42,7 @@ def wiring_facts(
         "graph": partial(graph.graph_facts, subject, held),
         "random": partial(rows.random_facts, subject),
         "rows": partial(rows.row_facts, subject),
+        "blind": partial(rows.blind_facts, subject),
         "order": partial(rows.order_facts, subject),
         "line": partial(rows.line_facts, subject, last, len(layers)),
         "targets": partial(targets.target_facts, subject),
@@ -61,17 +63,19 @@ def wiring_facts(
 
 
 def norm_facts(replica: Replica, source: Samples, batch_size: int) -> dict[str, Any]:
-    """How many values a batch normalisation averages over, in a batch of training."""
+    """How many values each normalisation averages over, in a batch of training."""
     counts: dict[str, int] = {}
 
     def hook(name: str) -> Any:
         def enter(module: nn.Module, args: Any) -> None:
-            counts[name] = args[0].numel() // max(1, args[0].shape[1])
+            counts[name] = averaged(module, args[0])
 
         return enter
 
-    norm = nn.modules.batchnorm._BatchNorm
-    found = [(n, m) for n, m in replica.model.named_modules() if isinstance(m, norm)]
+    batches = nn.modules.batchnorm._BatchNorm
+    found = [
+        (n, m) for n, m in replica.model.named_modules() if isinstance(m, (batches, *ROWWISE))
+    ]
     if not found:
         return {}
     handles = [m.register_forward_pre_hook(hook(n)) for n, m in found]
@@ -82,4 +86,20 @@ def norm_facts(replica: Replica, source: Samples, batch_size: int) -> dict[str, 
     finally:
         for handle in handles:
             handle.remove()
-    return {"norm_values": counts}
+    across = {n: counts[n] for n, m in found if isinstance(m, batches) and n in counts}
+    single = [n for n, m in found if not isinstance(m, batches) and counts.get(n) == 1]
+    return {"norm_values": across, "norms_of_one": single}
+
+
+ROWWISE = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+def averaged(module: nn.Module, values: Tensor) -> int:
+    """How many values go into one mean and deviation of a normalisation."""
+    if isinstance(module, nn.LayerNorm):
+        return math.prod(module.normalized_shape)
+    if isinstance(module, nn.GroupNorm):
+        return values[0].numel() // module.num_groups
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        return math.prod(values.shape[2:])
+    return values.numel() // max(1, values.shape[1])

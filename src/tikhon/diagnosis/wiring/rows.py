@@ -17,6 +17,8 @@ ATTENTION = (
     "multi_head_attention_forward",
     "_transformer_encoder_layer_fwd",
 )
+ALIKE = 1e-5  # spread of the rows / size of the values: rounding leaves less
+APART = 1e-3  # spread in front of the place that makes them alike at once
 SHIFTED = 0.95  # share of a target that must be the next input, to be called the next input
 
 
@@ -59,10 +61,67 @@ def row_facts(subject: Subject) -> dict[str, Any]:
         for a, b in zip(before, after)
         if a.ndim and len(a) == subject.rows
     )
-    facts: dict[str, Any] = {"rows_apart": moved}
+    facts: dict[str, Any] = {"rows_apart": moved, "order_of_rows": _rolled(subject, before)}
     if moved > 1e-4:
         facts["rows_place"] = _place(subject, swapped, ~odd)
     return facts
+
+
+def _rolled(subject: Subject, before: list[Tensor]) -> float:
+    """Change of the answers when every row moves by one place in the batch."""
+
+    def roll(t: Tensor) -> Tensor:
+        return t.roll(1, 0) if t.ndim and len(t) == subject.rows else t
+
+    inputs, target = subject.batch
+    with Calm():
+        after = subject.outputs((mapped(inputs, roll), mapped(target, roll)))
+    back = [roll(a) for a in before]
+    return difference(back, after, slice(None))
+
+
+def blind_facts(subject: Subject) -> dict[str, Any]:
+    """Whether different rows get one answer, and the first module that makes them alike."""
+    inputs = subject.batch[0]
+    if not any(_spread(t) > 0 for t in tensors(inputs) if t.ndim and len(t) == subject.rows):
+        return {}
+    with watched(subject.model) as seen, Calm():
+        answers = subject.outputs(subject.batch)
+    own = [t for t in answers if t.ndim and len(t) == subject.rows]
+    if not own or max(_spread(t) for t in own) > ALIKE:
+        return {}
+    zero = not any(bool(t.any()) for t in own)  # as a head of zeros gives, until it is trained
+    place = _where_alike(subject, seen)
+    return {"alike": place | {"zero": zero}} if place else {}
+
+
+def _where_alike(subject: Subject, seen: list[Any]) -> dict[str, Any]:
+    """The one place at which rows become alike; nothing where they do little by little."""
+    modules = dict(subject.model.named_modules())
+    last, before = "", 1.0
+    for name, ins, outs in seen:
+        if any(True for _ in modules[name].children()):
+            continue
+        kind = type(modules[name]).__name__
+        own = [[t for t in part if t.ndim and len(t) == subject.rows] for part in (ins, outs)]
+        entered, left = (max((_spread(t) for t in part), default=None) for part in own)
+        if entered is not None and entered <= ALIKE:
+            sudden = before > APART
+            return {"after": last, "before": f"{name} ({kind})"} if sudden else {}
+        if left is not None and left <= ALIKE:
+            sudden = entered is None or entered > APART
+            return {"module": name, "kind": kind} if sudden else {}
+        last, before = f"{name} ({kind})", left if left is not None else before
+    return {"after": last} if before > APART else {}
+
+
+def _spread(t: Tensor) -> float:
+    """Largest distance of a row to the first one, over the size of all."""
+    if not t.numel() or t.dtype == torch.bool:
+        return 0.0
+    size = float(t.double().square().mean().sqrt())
+    apart = float((t.double() - t[:1].double()).abs().max())
+    return apart / size if size > 0 else 0.0
 
 
 def _swapped(subject: Subject, odd: Tensor) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ def shape_facts(subject: Subject) -> dict[str, Any]:
             "to": list(call.output or ()),
             "place": call.place,
         }
+    facts |= _unit_scores(subject, tape)
     over_rows = [
         c
         for c in tape.calls
@@ -48,15 +50,49 @@ def shape_facts(subject: Subject) -> dict[str, Any]:
     return facts
 
 
+def _unit_scores(subject: Subject, tape: Calls) -> dict[str, Any]:
+    """Scores of length one for a softmax: the least loss that they can have, of a constant's."""
+    answers = subject.outputs(subject.batch)
+    target = subject.batch[1]
+    if not tape.named("cross_entropy") or len(answers) != 1 or answers[0].ndim != 2:
+        return {}
+    length, classes = answers[0].norm(dim=1), answers[0].shape[1]
+    plain = isinstance(target, torch.Tensor) and target.ndim == 1
+    if not plain or classes < 3 or float((length - 1).abs().max()) > 1e-3:
+        return {}
+    # the best vector of length one points at its class and away from all others alike
+    high = math.sqrt((classes - 1) / classes)
+    gap = high + high / (classes - 1)
+    return {"unit_scores": math.log1p((classes - 1) * math.exp(-gap)) / math.log(classes)}
+
+
 def reorders(call: Call) -> bool:
-    """Whether a reshape gives the same sizes, none of them 1, in another order of axes.
+    """Whether a reshape gives an axis the size of another one that lies elsewhere in memory.
 
     Memory is read in the old order, so the values of the axes get mixed: a permutation was meant.
+    Sizes that occur twice say nothing; what keeps its stride was only split off or joined.
     """
     if not call.shapes or call.output is None:
         return False
-    before = [s for s in call.shapes[0] if s != 1]
-    after = [s for s in call.output if s != 1]
-    moved = {s for s, t in zip(before, after) if s != t} if len(before) == len(after) else set()
+    before, after = strides(call.shapes[0]), strides(call.output)
+    moved = {s for s in before.keys() & after.keys() if before[s] != after[s]}
+    same = sorted(before) == sorted(after)
+    if not moved or (len(moved) == 1 and not same and max(moved) < 4):
+        return False
     # a square and its shift by one is how relative positions are read, on purpose
-    return bool(moved) and sorted(before) == sorted(after) and max(moved) - min(moved) > 1
+    return not same or max(moved) - min(moved) > 1 or len(moved) == 1
+
+
+def strides(shape: tuple[int, ...]) -> dict[int, int]:
+    """The distance in memory of two neighbours on each axis, by the sizes that occur once.
+
+    >>> strides((2, 5, 3))
+    {2: 15, 5: 3, 3: 1}
+    """
+    found: dict[int, int] = {}
+    step = 1
+    for size in reversed(shape):
+        found[size] = step
+        step *= size
+    counts = {size: shape.count(size) for size in shape}
+    return {s: found[s] for s in reversed(list(found)) if s > 1 and counts[s] == 1}

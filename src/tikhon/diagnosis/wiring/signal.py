@@ -90,8 +90,25 @@ def _copies(inputs: Tensor, target: Tensor) -> dict[str, Any]:
     goal = target.detach().double().reshape(-1, 1)
     if bool((goal == goal[0]).all()) or inputs.shape[1] < 2:
         return {}
-    same = (inputs.detach().double() == goal).all(0)
+    x = inputs.detach().double()
+    same = (x == goal).all(0) | _tied(x, goal)
+    if not target.is_floating_point() and len(goal.unique()) > 2:
+        for value in goal.unique()[:FEW_CLASSES]:  # a column of its own for each class
+            same |= _tied(x, (goal == value).double())
     return {"target_columns_in_inputs": [int(k) for k in same.nonzero().flatten()[:5]]}
+
+
+def _tied(x: Tensor, goal: Tensor) -> Tensor:
+    """Columns that are the target times a number plus another, to the last digits."""
+    a, b = x - x.mean(0), goal - goal.mean(0)
+    size = (a.square().sum(0) * b.square().sum(0)).sqrt()
+    # a line through the origin of few columns is what is to be learned, not a leak
+    few = x.shape[1] < 3
+    return (
+        torch.zeros_like(size, dtype=torch.bool)
+        if few
+        else ((a * b).sum(0).abs() > (1 - 1e-9) * size) & (size > 0)
+    )
 
 
 def relation(inputs: Tensor, target: Tensor) -> dict[str, Any]:
@@ -261,18 +278,21 @@ def _shared(x: Tensor, other: Tensor) -> dict[str, Any]:
 
 
 def loader_facts(source: Samples) -> dict[str, Any]:
-    """Whether the batches of a loader hold fewer classes than all of them together."""
+    """Whether the batches of a loader are less varied than all of them together."""
     if source.indexed:
         return {}
     seen = []
     for number, batch in enumerate(source.source):
         target = split(batch)[1]
-        plain = isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point()
-        if not plain or number >= BATCHES:
+        if not isinstance(target, Tensor) or number >= BATCHES:
             break
-        seen.append(target)
+        if target.reshape(len(target), -1).shape[1] != 1:
+            break
+        seen.append(target.reshape(-1))
     if len(seen) < 4 or min(len(t) for t in seen[:-1]) < 8:
         return {}
+    if seen[0].is_floating_point():
+        return _means_of_batches([t.double() for t in seen])
     values, counts = torch.cat(seen).unique(return_counts=True)
     shares = counts.double() / counts.sum()
     # classes that a batch of its size holds when rows are drawn at random
@@ -283,3 +303,12 @@ def loader_facts(source: Samples) -> dict[str, Any]:
         "classes_in_all": len(values),
         "classes_expected": expected,
     }
+
+
+def _means_of_batches(seen: list[Tensor]) -> dict[str, Any]:
+    """Variance of the means of batches over what drawing rows at random gives."""
+    whole = torch.cat(seen)
+    size = sum(len(t) for t in seen) / len(seen)
+    expected = float(whole.var()) / size
+    between = float(torch.stack([t.mean() for t in seen]).var())
+    return {"between": between / expected} if expected > 0 else {}

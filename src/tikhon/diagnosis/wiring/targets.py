@@ -79,6 +79,11 @@ def _pulls(subject: Subject, output: Any, target: Tensor) -> dict[str, Any]:
         facts["pulls_away"] = sum(sign > 0 for sign in signs) / len(signs)
     if target.ndim >= 2 and target.shape[1] > 2:
         facts["positions_slip"] = _slips(bench, base, target)
+    size = _by_row(base, [torch.zeros_like(g) for g in base], rows)
+    counts = target.flatten(1) != IGNORED if target.ndim > 1 else (target != IGNORED)[:, None]
+    meant = counts.any(1).cpu()
+    if bool(meant.any()) and bool((size > 0).any()):
+        facts["unheard"] = float((size[meant] == 0).double().mean())
     return facts | _silent_classes(base, target, rows)
 
 
@@ -88,9 +93,9 @@ def columns_of(target: Tensor) -> int:
 
 
 def _pull(bench: Bench, target: Tensor, column: int) -> tuple[list[float], list[float]]:
-    """Of three rows: the pull of the target at other rows over that at its own row, and the sign
+    """Pulls of the targets of three rows: at other rows over at the own row; and their signs at
 
-    of its pull at the output that answers it, which is negative where the loss wants what is asked.
+    the output that answers, which are negative where the loss wants what is asked.
     """
     rows = len(target)
     others, signs = [], []
@@ -137,14 +142,18 @@ def _elsewhere(bench: Bench, target: Tensor, rows: int) -> dict[str, Any]:
 def _two_gradients(
     bench: Bench, target: Tensor, index: tuple[int, ...]
 ) -> tuple[tuple[list[Tensor], list[Tensor]] | None, tuple[float, float]]:
-    """Gradients with a low and with a high target; the ends of the data where farther ones fail."""
+    """Gradients with a low and a high target; the ends of the data where farther ones fail."""
     for far in (True, False):
         ends = extremes(target, far=far, column=index[1] if len(index) == 2 else None)
         if len(ends) < 2:
             continue
         try:
             pair = [bench.gradient(with_entry(target, index, value)) for value in ends]
-        except (RuntimeError, IndexError, ValueError):  # a target that is used as a number of a row
+        except (
+            RuntimeError,
+            IndexError,
+            ValueError,
+        ):  # a target that is used as a number of a row
             continue
         if pair[0] is not None and pair[1] is not None:
             return (pair[0], pair[1]), (ends[0], ends[1])
@@ -278,6 +287,9 @@ def _silent_classes(base: list[Tensor], target: Tensor, rows: int) -> dict[str, 
     if target.is_floating_point() or target.ndim != 1 or target.dtype == torch.bool:
         return {}
     size = _by_row(base, [torch.zeros_like(g) for g in base], rows)
+    known = torch.isin(target.cpu(), target.cpu()[size > 0])
+    if bool(known.any()) and float((size[known] > 0).double().mean()) < 0.5:
+        return {}  # rows are left out, whatever their class
     heard = [int(v) for v in target.unique() if bool((size[target.cpu() == v] > 0).any())]
     silent = [int(v) for v in target.unique() if int(v) not in heard and int(v) != IGNORED]
     return {"silent_classes": silent} if heard and silent else {}

@@ -1,0 +1,248 @@
+"""Findings about a loss and its targets: shapes, signs, ranges, padding, undefined operations.
+
+Pure functions of the evidence; standard library only. What is measured: `tikhon.diagnosis.wiring`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tikhon.diagnosis import thresholds as e
+from tikhon.diagnosis.evidence import Evidence, facts, number, sizes
+from tikhon.diagnosis.findings import Finding
+
+REGRESSIONS = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
+BINARY = {"binary_cross_entropy", "binary_cross_entropy_with_logits"}
+SIGNED = {"soft_margin_loss", "hinge_embedding_loss"}
+ENTROPIES = {"cross_entropy", "log_softmax", "softmax"}
+OPERATIONS = {
+    "log": "torch.log(x.clamp_min(1e-8)); or log_softmax, logsigmoid, a loss on the scores",
+    "log2": "torch.log2(x.clamp_min(1e-8))",
+    "log10": "torch.log10(x.clamp_min(1e-8))",
+    "log1p": "torch.log1p(x.clamp_min(-1 + 1e-6))",
+    "sqrt": "torch.sqrt(x + 1e-8): its slope at 0 is infinite",
+    "rsqrt": "torch.rsqrt(x + 1e-8)",
+    "div": "x / (y + 1e-8)",
+    "true_divide": "x / (y + 1e-8)",
+    "__truediv__": "x / (y + 1e-8)",
+    "__rtruediv__": "x / (y + 1e-8)",
+    "reciprocal": "1 / (x + 1e-8)",
+    "pow": "(x + 1e-8) ** p",
+    "__pow__": "(x + 1e-8) ** p",
+    "norm": "torch.sqrt((x ** 2).sum() + 1e-8): the slope of a norm at 0 has no value",
+    "acos": "x.clamp(-1 + 1e-6, 1 - 1e-6)",
+    "asin": "x.clamp(-1 + 1e-6, 1 - 1e-6)",
+    "std": "torch.sqrt(x.var() + 1e-8)",
+}
+
+
+def mistargeted(ev: Evidence) -> list[Finding]:
+    """The findings about loss and targets, causes before what follows from them."""
+    checks = (_broadcast, _upside_down, _domain, _kind_of_loss, _padding, _operation)
+    return [finding for check in checks for finding in check(ev)]
+
+
+def _broadcast(ev: Evidence) -> Iterable[Finding]:
+    w = facts(ev)
+    pull = number(w.get("pull_on_others"))
+    if pull is None or pull < e.PULL:
+        return
+    spread = w.get("broadcast")
+    output, target = w.get("output_shape"), w.get("target_shape")
+    numbers = {"pull_on_others": pull}
+    if spread:
+        a, b = (sizes(s, w["rows"]) for s in spread["shapes"])
+        where = (spread["place"] or "the loss",)
+        why = (
+            f"{spread['function']} gets shapes {a} and {b}: they broadcast, and every target "
+            "pulls at every row"
+        )
+        yield Finding(
+            "broadcast_loss",
+            "critical",
+            where,
+            numbers,
+            why,
+            fix="loss(output, target.view_as(output))"
+            if output != target
+            else "give both one shape: .squeeze(-1) on neither, or on both",
+        )
+    else:
+        why = "the target of one row changes the gradient of all rows, as in contrastive losses"
+        yield Finding("loss_mixes_rows", "info", ("the loss",), numbers, why)
+
+
+def _upside_down(ev: Evidence) -> Iterable[Finding]:
+    if ev.record.static.get("maximize"):
+        why = "the optimizer climbs: maximize=True makes every step raise the loss"
+        fix = "maximize=False"
+        yield Finding("loss_upside_down", "critical", ("optimizer",), {}, why, fix=fix)
+        return
+    away = number(facts(ev).get("pulls_away"))
+    pull = number(facts(ev).get("pull_on_others")) or 0.0
+    if away is None or away < 1 or pull >= e.PULL:
+        return
+    why = "a higher target pulls its output down, in every row that was tried: the loss is least "
+    yield Finding(
+        "loss_upside_down",
+        "critical",
+        ("the loss",),
+        {"pulls_away": away},
+        why + "where the answers are wrong",
+        fix="loss = -loss, or 1 - loss where it is a share that is right",
+    )
+
+
+def _domain(ev: Evidence) -> Iterable[Finding]:
+    w = facts(ev)
+    used = set(w.get("loss_functions") or ())
+    low, high = number(w.get("target_low")), number(w.get("target_high"))
+    if low is None or high is None:
+        return
+    numbers = {"target_low": low, "target_high": high}
+    if used & BINARY and (low < 0 or high > 1):
+        why = (
+            f"binary cross-entropy is for targets from 0 to 1, these go from {low:.3g} to "
+            f"{high:.3g}: the loss has no lower end"
+        )
+        fix = (
+            "target = (target + 1) / 2"
+            if (low, high) == (-1, 1)
+            else (
+                "nn.CrossEntropyLoss() for more classes than two"
+                if w.get("target_whole")
+                else "target = (target - low) / (high - low)"
+            )
+        )
+        yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
+    below = number(w.get("below_zero"))
+    if below is not None and not used & BINARY and (low < 0 or high > 1):
+        why = (
+            f"the loss is one of yes and no, for targets from 0 to 1; these go from {low:.3g} to "
+            f"{high:.3g}, where it falls to {below:.3g}"
+        )
+        fix = (
+            "F.cross_entropy of one output a class"
+            if w.get("target_whole")
+            else "(y - low) / (high - low)"
+        )
+        numbers |= {"loss": below}
+        yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
+    if used & SIGNED and low >= 0 and w.get("target_values") == 2:
+        why = (
+            f"{sorted(used & SIGNED)[0]} is for targets -1 and 1, these are {low:.3g}, {high:.3g}"
+        )
+        fix = "target = 2 * target - 1"
+        yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
+    gap = number(w.get("log_probabilities"))
+    logs = used & {"nll_loss", "kl_div"}
+    if logs and not used & {"log_softmax", "log"} and gap is not None and gap > 1e-3:
+        why = f"{sorted(logs)[0]} is for log-probabilities, and these outputs are none"
+        fix = "F.log_softmax(output, dim=1) before it; or nn.CrossEntropyLoss() of the scores"
+        yield Finding("missing_log", "critical", ("the loss",), {"log_sum": gap}, why, fix=fix)
+
+
+def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
+    w = facts(ev)
+    used = set(w.get("loss_functions") or ())
+    most = number((w.get("target_sums") or [0, 0])[1]) or 0.0
+    if used & ENTROPIES and not used & BINARY and most > 1.01:
+        why = (
+            f"rows have up to {most:.0f} classes at once, and a softmax gives one only: its "
+            "probabilities add up to 1"
+        )
+        yield Finding(
+            "multilabel_softmax",
+            "warning",
+            ("the loss",),
+            {"ones_in_a_row": most},
+            why,
+            fix="nn.BCEWithLogitsLoss() on the scores",
+        )
+    gain = number(w.get("class_gain"))
+    one = w.get("output_shape") in ([], [1])
+    if used & REGRESSIONS and one and gain is not None and gain > e.BY_CLASS:
+        values = int(w.get("target_values") or 0)
+        why = (
+            f"the targets are {values} class numbers regressed as amounts; taken as classes, a "
+            f"shallow model is right {gain:.0%} more often"
+        )
+        fix = f"nn.Linear(..., {values}) as the head, nn.CrossEntropyLoss(), target.long()"
+        yield Finding(
+            "classes_as_numbers", "warning", ("the loss",), {"class_gain": gain}, why, fix=fix
+        )
+    unheard = number(w.get("unheard")) or 0.0
+    silent = w.get("silent_classes") or []
+    if unheard >= e.UNHEARD and not silent:
+        why = f"{unheard:.0%} of the rows of a batch have no part in its loss"
+        fix = "loss(output, target) of all rows, not of output[0] or a part of them"
+        yield Finding(
+            "ignored_rows", "critical", ("the loss",), {"unheard": unheard}, why, fix=fix
+        )
+    if silent:
+        named = ", ".join(map(str, silent[:5]))
+        why = f"rows of class {named} send no gradient: ignore_index, or a weight of zero"
+        numbers = {"silent_classes": float(len(silent))}
+        yield Finding(
+            "ignored_rows",
+            "warning",
+            ("the loss",),
+            numbers,
+            why,
+            fix="another ignore_index (torch's own is -100), weights above 0",
+        )
+
+
+def _operation(ev: Evidence) -> Iterable[Finding]:
+    failure = ev.record.failure
+    if failure is None or failure.call not in OPERATIONS:
+        return
+    smallest = number(failure.smallest)
+    numbers = {"step": float(failure.step)} | (
+        {"smallest": smallest} if smallest is not None else {}
+    )
+    name = failure.call.strip("_")
+    why = (
+        f"{name} at {failure.place} has no finite value or slope for its argument of "
+        f"{smallest if smallest is not None else 0:.3g}, at step {failure.step}"
+    )
+    yield Finding(
+        "undefined_operation",
+        "critical",
+        (failure.place,),
+        numbers,
+        why,
+        fix=OPERATIONS[failure.call],
+    )
+
+
+def _padding(ev: Evidence) -> Iterable[Finding]:
+    w = facts(ev)
+    share = number(w.get("padding")) or 0.0
+    apart, counted = (number(w.get(f"padding_{k}")) for k in ("apart", "counted"))
+    harmed = not ev.trained or ev.learned < e.LEARNED
+    if apart is not None and apart >= e.PADDED and share >= e.PADDING:
+        why = (
+            f"{share:.0%} of the positions are padding, and answers change by {apart:.0%} when it "
+            "is cut off: states, means or attention run over it"
+        )
+        numbers = {"padding_apart": apart, "padding": share}
+        yield Finding(
+            "padding_seen",
+            "warning" if harmed else "info",
+            (),
+            numbers,
+            why,
+            fix="mask = tokens == 0: src_key_padding_mask=mask in attention, (h * ~mask).sum(1) / "
+            "(~mask).sum(1) for a mean; pack_padded_sequence for a recurrent layer",
+        )
+    if counted is not None and counted >= e.PADDING:
+        why = f"{counted:.0%} of the positions that the loss counts are padding"
+        yield Finding(
+            "padding_in_loss",
+            "warning",
+            ("the loss",),
+            {"padding": counted},
+            why,
+            fix="nn.CrossEntropyLoss(ignore_index=padding), or a mask on the loss",
+        )
