@@ -86,7 +86,7 @@ def waves(rows: int = 600, seed: int = 0) -> Pair:
 
 
 def signals(rows: int = 500, time: int = 12, size: int = 3, seed: int = 0) -> Pair:
-    """Sequences of numbers; the class is told by the mean of one channel and the end of another."""
+    """Sequences of numbers; the mean of one channel and the end of another tell the class."""
     g = seeded(seed)
     x = torch.randn(rows, time, size, generator=g)
     return x, (x[:, :, 0].mean(1) * time**0.5 + x[:, -1, 1] > 0).long()

@@ -6,30 +6,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from programs._form import Setup, program
 from programs.developed import data
-from programs.developed.nets import adam, mlp, sgd, step_by_step
+from programs.developed.nets import adam, mlp, step_by_step
+from programs.developed.twins import parts, twins, unseen_future
+from programs.form import Parts, Program
 
 CE = nn.CrossEntropyLoss()
+PROGRAMS: list[Program] = []
 
 
-@program("broadcast_loss", "https://github.com/pytorch/pytorch/issues/19699")
-def target_without_a_column(right: bool) -> Setup:
+@twins(PROGRAMS, "broadcast_loss", "https://github.com/pytorch/pytorch/issues/19699")
+def target_without_a_column(right: bool) -> Parts:
     x, y = data.waves()
-    return Setup(mlp(4, 1), (x, y if right else y[:, 0]), nn.MSELoss(), adam(0.01))
+    return parts(mlp(4, 1), (x, y if right else y[:, 0]), nn.MSELoss(), adam(0.01))
 
 
-@program("broadcast_loss", "https://github.com/pytorch/pytorch/issues/16045")
-def errors_by_hand(right: bool) -> Setup:
+@twins(PROGRAMS, "broadcast_loss", "https://github.com/pytorch/pytorch/issues/16045")
+def errors_by_hand(right: bool) -> Parts:
     def loss(output: Tensor, y: Tensor) -> Tensor:
         return ((output.squeeze(1) if right else output) - y).abs().mean()
 
     x, y = data.diabetes()
-    return Setup(mlp(10, 1), (x, data.scaled(y)[:, 0]), loss, adam(0.01))
+    return parts(mlp(10, 1), (x, data.scaled(y)[:, 0]), loss, adam(0.01))
 
 
-@program("broadcast_loss", "https://github.com/sunwuzhou03/reinforcement-learning-lab/issues/1")
-def values_of_actions(right: bool) -> Setup:
+@twins(
+    PROGRAMS,
+    "broadcast_loss",
+    "https://github.com/sunwuzhou03/reinforcement-learning-lab/issues/1",
+)
+def values_of_actions(right: bool) -> Parts:
     def loss(values: Tensor, batch: Tensor) -> Tensor:
         action, reward = batch[:, :1].long(), batch[:, 1]
         chosen = values.gather(1, action)
@@ -38,26 +44,44 @@ def values_of_actions(right: bool) -> Setup:
     x, y = data.waves()
     action = (x[:, 3:] > 0).float()
     reward = y + action * x[:, :1]
-    return Setup(mlp(4, 2), (x, torch.cat([action, reward], 1)), loss, adam(0.01))
+
+    def worth(model: nn.Module) -> float:
+        chosen = model(x).gather(1, action.long())
+        return 1 - float((chosen - reward).square().mean() / reward.var())
+
+    pairs = torch.cat([action, reward], 1)
+    return parts(mlp(4, 2), (x, pairs), loss, adam(0.01), score=worth)
 
 
-@program("broadcast_loss", "https://discuss.pytorch.org/t/loss-not-decreasing-in-lstm-network/159152")
-def forecast_without_a_column(right: bool) -> Setup:
+@twins(
+    PROGRAMS,
+    "broadcast_loss",
+    "https://discuss.pytorch.org/t/loss-not-decreasing-in-lstm-network/159152",
+)
+def forecast_without_a_column(right: bool) -> Parts:
     x, y = data.forecasts()
     net = step_by_step(nn.LSTM(1, 24, batch_first=True), nn.Linear(24, 1))
-    return Setup(net, (x, y if right else y[:, 0]), nn.MSELoss(), adam(0.01))
+    return parts(net, (x, y if right else y[:, 0]), nn.MSELoss(), adam(0.01))
 
 
-@program("rows_mixed", "https://discuss.pytorch.org/t/lstm-change-batch-first-true-loss-does-not-decrease/62364")
-def time_for_rows_in_an_lstm(right: bool) -> Setup:
+@twins(
+    PROGRAMS,
+    "rows_mixed",
+    "https://discuss.pytorch.org/t/lstm-change-batch-first-true-loss-does-not-decrease/62364",
+)
+def time_for_rows_in_an_lstm(right: bool) -> Parts:
     net = step_by_step(nn.LSTM(3, 24, batch_first=right), nn.Linear(24, 2))
-    return Setup(net, data.signals(), CE, adam(0.01))
+    return parts(net, data.signals(), CE, adam(0.01))
 
 
-@program("rows_mixed", "https://discuss.pytorch.org/t/could-someone-explain-batch-first-true-in-lstm/15402")
-def time_for_rows_in_a_gru(right: bool) -> Setup:
+@twins(
+    PROGRAMS,
+    "rows_mixed",
+    "https://discuss.pytorch.org/t/could-someone-explain-batch-first-true-in-lstm/15402",
+)
+def time_for_rows_in_a_gru(right: bool) -> Parts:
     net = step_by_step(nn.GRU(1, 16, 2, batch_first=right), nn.Linear(16, 1))
-    return Setup(net, data.forecasts(), nn.MSELoss(), adam(0.01))
+    return parts(net, data.forecasts(), nn.MSELoss(), adam(0.01))
 
 
 class Sentence(nn.Module):
@@ -76,9 +100,13 @@ class Sentence(nn.Module):
         return self.head(joined)
 
 
-@program("rows_mixed", "https://medium.com/mcgill-artificial-intelligence-review/the-dangers-of-reshaping-and-other-fun-mistakes-ive-learnt-from-pytorch-b6a5bdc1c275")
-def two_states_reshaped(right: bool) -> Setup:
-    return Setup(Sentence(right), data.sentences(), CE, adam(0.01))
+@twins(
+    PROGRAMS,
+    "rows_mixed",
+    "https://medium.com/mcgill-artificial-intelligence-review/the-dangers-of-reshaping-and-other-fun-mistakes-ive-learnt-from-pytorch-b6a5bdc1c275",
+)
+def two_states_reshaped(right: bool) -> Parts:
+    return parts(Sentence(right), data.sentences(), CE, adam(0.01))
 
 
 class Mixed(nn.Module):
@@ -97,15 +125,15 @@ class Mixed(nn.Module):
         return self.head(h.flatten(1))
 
 
-@program("rows_mixed", "https://github.com/dhimasryan/MOSA-Net-Cross-Domain/issues/10")
-def attention_over_the_batch(right: bool) -> Setup:
-    return Setup(Mixed(right), data.rows_of_digits(), CE, adam(3e-3))
+@twins(PROGRAMS, "rows_mixed", "https://github.com/dhimasryan/MOSA-Net-Cross-Domain/issues/10")
+def attention_over_the_batch(right: bool) -> Parts:
+    return parts(Mixed(right), data.rows_of_digits(), CE, adam(3e-3))
 
 
-@program("rows_mixed", "https://github.com/fxia22/pointnet.pytorch/issues/27")
-def probabilities_over_the_batch(right: bool) -> Setup:
+@twins(PROGRAMS, "rows_mixed", "https://github.com/fxia22/pointnet.pytorch/issues/27")
+def probabilities_over_the_batch(right: bool) -> Parts:
     net = nn.Sequential(*mlp(12, 4), nn.LogSoftmax(1 if right else 0))
-    return Setup(net, data.blobs(), nn.NLLLoss(), adam(0.01))
+    return parts(net, data.blobs(), nn.NLLLoss(), adam(0.01))
 
 
 class Pooled(nn.Module):
@@ -124,9 +152,9 @@ class Pooled(nn.Module):
         return self.head((weights * h).sum(1))
 
 
-@program("rows_mixed", "https://github.com/Lackel/DPN/issues/1")
-def attention_weights_over_the_batch(right: bool) -> Setup:
-    return Setup(Pooled(right), data.signals(), CE, adam(0.01))
+@twins(PROGRAMS, "rows_mixed", "https://github.com/Lackel/DPN/issues/1")
+def attention_weights_over_the_batch(right: bool) -> Parts:
+    return parts(Pooled(right), data.signals(), CE, adam(0.01))
 
 
 class Centred(nn.Module):
@@ -139,11 +167,6 @@ class Centred(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(self.up(x))
         return self.head(h - h.mean(1 if self.right else 0, keepdim=True))
-
-
-@program("rows_mixed", "https://github.com/ethanfetaya/NRI/issues/25")
-def mean_over_the_batch(right: bool) -> Setup:
-    return Setup(Centred(right), data.blobs(), CE, adam(0.01))
 
 
 class Speaker(nn.Module):
@@ -161,14 +184,14 @@ class Speaker(nn.Module):
         return scores.permute(0, 2, 1)
 
 
-@program("positions_mixed", "https://github.com/BonnBytes/PyTorch-FWD/issues/16")
-def classes_viewed_to_the_front(right: bool) -> Setup:
+@twins(PROGRAMS, "positions_mixed", "https://github.com/BonnBytes/PyTorch-FWD/issues/16")
+def classes_viewed_to_the_front(right: bool) -> Parts:
     core = nn.LSTM(24, 24, batch_first=True)
-    return Setup(Speaker(core, "permute" if right else "view"), data.counting(), CE, adam(0.01))
+    return parts(Speaker(core, "permute" if right else "view"), data.counting(), CE, adam(0.01))
 
 
-@program("positions_mixed", "https://github.com/Selen-Suyue/DensePolicy2D/issues/3")
-def channels_viewed_to_the_front(right: bool) -> Setup:
+@twins(PROGRAMS, "positions_mixed", "https://github.com/Selen-Suyue/DensePolicy2D/issues/3")
+def channels_viewed_to_the_front(right: bool) -> Parts:
     x, _ = data.digits()
     colour = torch.stack([x, 1 - x, x.roll(1, 1)], 2).reshape(-1, 8, 8, 3)
     target = (colour[:, :4, :, 0].sum((1, 2)) > colour[:, 4:, :, 0].sum((1, 2))).long()
@@ -183,20 +206,7 @@ def channels_viewed_to_the_front(right: bool) -> Setup:
             turned = images.permute(0, 3, 1, 2) if right else images.reshape(-1, 3, 8, 8)
             return self.head(F.max_pool2d(torch.relu(self.conv(turned)), 2).flatten(1))
 
-    return Setup(Turned(), (colour, target), CE, adam(3e-3))
-
-
-@program("positions_mixed", "https://github.com/deeplearning4j/nd4j/issues/1128")
-def scores_flattened_in_another_order(right: bool) -> Setup:
-    class Net(Speaker):
-        def forward(self, tokens: Tensor) -> Tensor:
-            hidden, _ = self.core(self.words(tokens.T))
-            return self.head(hidden)  # (time, n, classes)
-
-    def loss(scores: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(scores.flatten(0, 1), (y.T if right else y).reshape(-1))
-
-    return Setup(Net(nn.GRU(24, 24), ""), data.counting(), loss, adam(0.01))
+    return parts(Turned(), (colour, target), CE, adam(3e-3))
 
 
 class Decoder(nn.Module):
@@ -217,19 +227,25 @@ class Decoder(nn.Module):
         return self.head(self.core(hidden, mask=mask)).transpose(1, 2)
 
 
-@program("future_visible", "https://github.com/alex-matton/causal-transformer-decoder/issues/1")
-def decoder_without_a_mask(right: bool) -> Setup:
-    return Setup(Decoder(right), data.counting(), CE, adam(3e-3))
+@twins(
+    PROGRAMS,
+    "future_visible",
+    "https://github.com/alex-matton/causal-transformer-decoder/issues/1",
+)
+def decoder_without_a_mask(right: bool) -> Parts:
+    x, y = data.counting()
+    return parts(Decoder(right), (x, y), CE, adam(3e-3), score=unseen_future(x, y))
 
 
-@program("future_visible", "https://github.com/huggingface/transformers/issues/48745")
-def language_model_of_both_directions(right: bool) -> Setup:
+@twins(PROGRAMS, "future_visible", "https://github.com/huggingface/transformers/issues/48745")
+def language_model_of_both_directions(right: bool) -> Parts:
+    x, y = data.counting()
     core = nn.LSTM(24, 24 if right else 12, batch_first=True, bidirectional=not right)
-    return Setup(Speaker(core, "permute"), data.counting(), CE, adam(0.01))
+    return parts(Speaker(core, "permute"), (x, y), CE, adam(0.01), score=unseen_future(x, y))
 
 
-@program("future_visible", "https://github.com/paarthneekhara/byteNet-tensorflow/issues/10")
-def convolution_padded_on_both_sides(right: bool) -> Setup:
+@twins(PROGRAMS, "future_visible", "https://github.com/rainmaker22/SMART/issues/42")
+def convolution_padded_on_both_sides(right: bool) -> Parts:
     class Waves(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -243,42 +259,58 @@ def convolution_padded_on_both_sides(right: bool) -> Setup:
                 h = torch.relu(conv(F.pad(h, (2, 0) if right else (1, 1))))
             return self.head(h)
 
-    return Setup(Waves(), data.counting(), CE, adam(5e-3))
+    x, y = data.counting()
+    return parts(Waves(), (x, y), CE, adam(5e-3), score=unseen_future(x, y))
 
 
-@program("no_positions", "https://stackoverflow.com/questions/61550026")
-def tokens_without_places(right: bool) -> Setup:
-    class Reader(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words, self.places = nn.Embedding(12, 24), nn.Embedding(10, 24)
-            self.mix = nn.TransformerEncoderLayer(24, 4, 48, 0.0, batch_first=True)
-            self.head = nn.Linear(24, 2)
+class Heads(nn.Module):
+    """Attention by hand: its heads side by side again, or not."""
 
-        def forward(self, tokens: Tensor) -> Tensor:
-            h = self.words(tokens)
-            h = h + self.places(torch.arange(tokens.shape[1])) if right else h
-            return self.head(self.mix(h).mean(1))
+    def __init__(self, right: bool) -> None:
+        super().__init__()
+        self.right = right
+        self.words, self.place = nn.Embedding(11, 24), nn.Parameter(0.5 * torch.randn(9, 24))
+        self.q, self.k, self.v = (nn.Linear(24, 24) for _ in range(3))
+        self.head = nn.Linear(24, 11)
 
-    g = data.seeded(4)
-    tokens = torch.randint(12, (700, 10), generator=g)
-    return Setup(Reader(), (tokens, (tokens[:, 0] > tokens[:, -1]).long()), CE, adam(3e-3),
-                 {"steps": 300})
+    def forward(self, tokens: Tensor) -> Tensor:
+        n, size = tokens.shape
+        h = self.words(tokens) + self.place
+        q, k, v = (f(h).view(n, size, 4, 6).transpose(1, 2) for f in (self.q, self.k, self.v))
+        mixed = torch.softmax(q @ k.transpose(2, 3) / 6**0.5, -1) @ v
+        mixed = mixed.transpose(1, 2) if self.right else mixed
+        return self.head(mixed.reshape(n, size, 24)).transpose(1, 2)
 
 
-@program("rows_mixed", "https://discuss.pytorch.org/t/understanding-output-of-lstm/12320")
-def output_of_the_last_row(right: bool) -> Setup:
+@twins(PROGRAMS, "positions_mixed", "https://github.com/meta-pytorch/opacus/pull/825")
+def heads_spliced_into_time(right: bool) -> Parts:
+    tokens = torch.randint(11, (600, 9))
+    return parts(Heads(right), (tokens, tokens.flip(1)), CE, adam(3e-3), steps=300)
+
+
+@twins(PROGRAMS, "rows_mixed", "https://github.com/aipixel/AEMatter/issues/3")
+def encoder_over_the_batch(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.core, self.head = nn.RNN(8, 32, batch_first=True), nn.Linear(32, 10)
+            self.up, self.place = nn.Linear(3, 24), nn.Parameter(0.3 * torch.randn(12, 24))
+            self.mix = nn.TransformerEncoderLayer(24, 4, 48, 0.0, batch_first=right)
+            self.head = nn.Linear(24, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            out = self.core(x)[0]
-            last = out[:, -1] if right else out.reshape(x.shape[1], len(x), -1)[-1]
-            return self.head(last)
+            return self.head(self.mix(self.up(x) + self.place).mean(1))
 
-    return Setup(Net(), data.rows_of_digits(), CE, adam(5e-3))
+    return parts(Net(), data.signals(), CE, adam(3e-3))
 
 
-_ = sgd
+@twins(
+    PROGRAMS,
+    "rows_mixed",
+    "https://github.com/DeepReinforcementLearning/DeepReinforcementLearningInAction/issues/32",
+)
+def a_policy_over_the_batch(right: bool) -> Parts:
+    def loss(chances: Tensor, y: Tensor) -> Tensor:
+        return -chances.gather(1, y[:, None]).clamp_min(1e-8).log().mean()
+
+    net = nn.Sequential(*mlp(12, 4, act=nn.LeakyReLU), nn.Softmax(1 if right else 0))
+    return parts(net, data.blobs(), loss, adam(0.01))

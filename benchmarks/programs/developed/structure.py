@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from programs._form import Setup, program
 from programs.developed import data
-from programs.developed.nets import adam, conv, mlp, sgd
+from programs.developed.nets import adam, mlp
+from programs.developed.twins import parts, steady, twins
+from programs.form import Parts, Program
 
 CE = nn.CrossEntropyLoss()
+PROGRAMS: list[Program] = []
 
 
 class Blocks(nn.Module):
@@ -29,13 +31,13 @@ class Blocks(nn.Module):
         return self.head(x)
 
 
-@program("unregistered_parameters", "https://github.com/pytorch/pytorch/issues/666")
-def layers_in_a_list(right: bool) -> Setup:
-    return Setup(Blocks(nn.ModuleList if right else list), data.digits(), CE, adam(3e-3))
+@twins(PROGRAMS, "unregistered_parameters", "https://github.com/pytorch/pytorch/issues/666")
+def layers_in_a_list(right: bool) -> Parts:
+    return parts(Blocks(nn.ModuleList if right else list), data.digits(), CE, adam(3e-3))
 
 
-@program("unregistered_parameters", "https://github.com/pytorch/pytorch/issues/715")
-def layers_in_pairs(right: bool) -> Setup:
+@twins(PROGRAMS, "unregistered_parameters", "https://github.com/pytorch/pytorch/issues/715")
+def layers_in_pairs(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -49,11 +51,11 @@ def layers_in_pairs(right: bool) -> Setup:
                 x = act(layer(x))
             return self.head(x)
 
-    return Setup(Net(), data.blobs(), CE, adam(0.01))
+    return parts(Net(), data.blobs(), CE, adam(0.01))
 
 
-@program("unregistered_parameters", "https://github.com/pytorch/pytorch/issues/1053")
-def convolutions_in_a_list(right: bool) -> Setup:
+@twins(PROGRAMS, "unregistered_parameters", "https://github.com/pytorch/pytorch/issues/1053")
+def convolutions_in_a_list(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -66,11 +68,11 @@ def convolutions_in_a_list(right: bool) -> Setup:
             h = self.words(tokens).transpose(1, 2)
             return self.head(torch.cat([torch.relu(c(h)).mean(2) for c in self.convs], 1))
 
-    return Setup(Net(), data.sentences(), CE, adam(5e-3))
+    return parts(Net(), data.sentences(), CE, adam(5e-3))
 
 
-@program("unregistered_parameters", "https://github.com/LianpoWang/SLIIF/issues/13")
-def a_scale_that_is_a_plain_tensor(right: bool) -> Setup:
+@twins(PROGRAMS, "unregistered_parameters", "https://github.com/kymatio/murenn/issues/42")
+def a_scale_that_is_a_plain_tensor(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -81,27 +83,11 @@ def a_scale_that_is_a_plain_tensor(right: bool) -> Setup:
         def forward(self, x: Tensor) -> Tensor:
             return torch.tanh(self.up(x)) @ self.weight
 
-    return Setup(Net(), data.waves(), nn.MSELoss(), adam(0.01))
+    return parts(Net(), data.waves(), nn.MSELoss(), adam(0.01))
 
 
-@program("layers_made_in_forward", "https://github.com/ewrfcas/face_attribute_classification_pytorch/issues/1")
-def a_head_made_in_forward(right: bool) -> Setup:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(1, 8, 3, padding=1)
-            if right:
-                self.head = nn.Linear(128, 10)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = F.max_pool2d(torch.relu(self.conv(x)), 2).flatten(1)
-            return self.head(h) if right else nn.Linear(h.shape[1], 10)(h)
-
-    return Setup(Net(), data.pictures(), CE, adam(3e-3))
-
-
-@program("random_in_eval", "https://github.com/yangze0930/NTS-Net/issues/14")
-def dropout_made_in_forward(right: bool) -> Setup:
+@twins(PROGRAMS, "random_in_eval", "https://github.com/yangze0930/NTS-Net/issues/14")
+def dropout_made_in_forward(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -111,11 +97,12 @@ def dropout_made_in_forward(right: bool) -> Setup:
             drop = self.drop if right else nn.Dropout(0.4)
             return self.head(drop(torch.relu(self.up(x))))
 
-    return Setup(Net(), data.digits(), CE, adam(3e-3))
+    x, y = data.digits()
+    return parts(Net(), (x, y), CE, adam(3e-3), score=steady(x))
 
 
-@program("random_in_eval", "https://github.com/delip/PyTorchNLPBook/issues/28")
-def functional_dropout(right: bool) -> Setup:
+@twins(PROGRAMS, "random_in_eval", "https://github.com/delip/PyTorchNLPBook/issues/28")
+def functional_dropout(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -126,11 +113,16 @@ def functional_dropout(right: bool) -> Setup:
             h = self.core(self.words(tokens))[0].mean(1)
             return self.head(F.dropout(h, 0.3, training=self.training if right else True))
 
-    return Setup(Net(), data.sentences(), CE, adam(0.01))
+    x, y = data.sentences()
+    return parts(Net(), (x, y), CE, adam(0.01), score=steady(x))
 
 
-@program("detached", "https://prodopsy.com/how-can-the-backward-function-in-tensor-influence-the-matrix-in-model")
-def features_by_numpy(right: bool) -> Setup:
+@twins(
+    PROGRAMS,
+    "detached",
+    "https://prodopsy.com/how-can-the-backward-function-in-tensor-influence-the-matrix-in-model",
+)
+def features_by_numpy(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -140,103 +132,79 @@ def features_by_numpy(right: bool) -> Setup:
             h = torch.relu(self.body(x))
             return self.head(h if right else torch.from_numpy(h.detach().numpy()))
 
-    return Setup(Net(), data.blobs(), CE, adam(0.01))
+    return parts(Net(), data.blobs(), CE, adam(0.01))
 
 
-@program("detached", "https://github.com/hojonathanho/diffusion/issues/0")
-def an_encoder_without_gradients(right: bool) -> Setup:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder, self.head = nn.GRU(3, 16, batch_first=True), nn.Linear(16, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.set_grad_enabled(right and torch.is_grad_enabled()):
-                h = self.encoder(x)[0][:, -1]
-            return self.head(h)
-
-    return Setup(Net(), data.signals(), CE, adam(0.01))
-
-
-@program("loss_not_connected", "https://github.com/pytorch/ignite/issues/0")
-def accuracy_as_a_loss(right: bool) -> Setup:
-    def loss(output: Tensor, y: Tensor) -> Tensor:
-        if right:
-            return F.cross_entropy(output, y)
-        wrong = (output.argmax(1) != y).float().mean()
-        return wrong.requires_grad_()
-
-    return Setup(mlp(12, 4), data.blobs(), loss, adam(0.01))
-
-
-@program("no_nonlinearity", "https://stats.stackexchange.com/questions/433365/xor-with-neural-network")
-def a_deep_line_for_xor(right: bool) -> Setup:
+@twins(
+    PROGRAMS,
+    "no_nonlinearity",
+    "https://stats.stackexchange.com/questions/433365/xor-with-neural-network",
+)
+def a_deep_line_for_xor(right: bool) -> Parts:
     g = data.seeded(2)
     corners = torch.randint(2, (500, 2), generator=g).float()
     y = (corners[:, 0] != corners[:, 1]).long()
     x = corners - 0.5 + 0.1 * torch.randn(500, 2, generator=g)
     act = nn.ReLU if right else nn.Identity
-    return Setup(mlp(2, 16, 16, 2, act=act), (x, y), CE, adam(0.01))
+    return parts(mlp(2, 16, 16, 2, act=act), (x, y), CE, adam(0.01))
 
 
-@program("no_nonlinearity", "https://github.com/YujiaBao/ls/issues/1")
-def a_deep_line_for_waves(right: bool) -> Setup:
+@twins(PROGRAMS, "no_nonlinearity", "https://github.com/YujiaBao/ls/issues/1")
+def a_deep_line_for_waves(right: bool) -> Parts:
     act = nn.ReLU if right else nn.Identity
-    return Setup(mlp(4, 32, 32, 1, act=act), data.waves(), nn.MSELoss(), adam(0.01))
+    return parts(mlp(4, 32, 32, 1, act=act), data.waves(), nn.MSELoss(), adam(0.01))
 
 
-@program("no_nonlinearity", "https://github.com/DengPingFan/PraNet/issues/16")
-def convolutions_without_activation(right: bool) -> Setup:
+@twins(PROGRAMS, "no_nonlinearity", "https://github.com/DengPingFan/PraNet/issues/16")
+def convolutions_without_activation(right: bool) -> Parts:
     x, _ = data.digits()
     x = x - x.mean(0)
-    y = (x.reshape(-1, 8, 8)[:, :, :4].square().sum((1, 2))
-         > x.reshape(-1, 8, 8)[:, :, 4:].square().sum((1, 2))).long()
+    y = (
+        x.reshape(-1, 8, 8)[:, :, :4].square().sum((1, 2))
+        > x.reshape(-1, 8, 8)[:, :, 4:].square().sum((1, 2))
+    ).long()
     net = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU() if right else nn.Identity(),
-        nn.Conv2d(16, 16, 3, padding=1), nn.ReLU() if right else nn.Identity(),
-        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(256, 2),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU() if right else nn.Identity(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU() if right else nn.Identity(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(256, 2),
     )
-    return Setup(net, (x.reshape(-1, 1, 8, 8), y), CE, adam(3e-3), {"steps": 300})
+    return parts(net, (x.reshape(-1, 1, 8, 8), y), CE, adam(3e-3), steps=300)
 
 
-@program("batchnorm_few_rows", "https://discuss.pytorch.org/t/what-does-model-eval-do-for-batchnorm-layer/7146",
-         ("train_eval_mismatch",))
-def norms_of_two_rows(right: bool) -> Setup:
+@twins(
+    PROGRAMS,
+    "batchnorm_few_rows",
+    "https://discuss.pytorch.org/t/what-does-model-eval-do-for-batchnorm-layer/7146",
+    "train_eval_mismatch",
+)
+def norms_of_two_rows(right: bool) -> Parts:
     net = nn.Sequential(nn.Linear(64, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 10))
     size = 32 if right else 2
-    return Setup(net, data.digits(), CE, adam(5e-3), {"batch_size": size, "steps": 200})
+    return parts(net, data.digits(), CE, adam(5e-3), batch_size=size, steps=200)
 
 
-@program("updates_lost", "https://github.com/workofart/ml-by-hand/pull/85")
-def weights_in_bfloat16(right: bool) -> Setup:
+@twins(PROGRAMS, "updates_lost", "https://github.com/workofart/ml-by-hand/pull/85")
+def weights_in_bfloat16(right: bool) -> Parts:
     x, y = data.digits()
     net = mlp(64, 64, 10)
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.nn.init.normal_(p, 0, 0.3) if p.ndim > 1 else p)
     if right:
-        return Setup(net, (x, y), CE, adam(5e-4), {"steps": 300})
-    return Setup(net.bfloat16(), (x.bfloat16(), y), CE, adam(5e-4), {"steps": 300})
+        return parts(net, (x, y), CE, adam(5e-4), steps=300)
+    return parts(net.bfloat16(), (x.bfloat16(), y), CE, adam(5e-4), steps=300)
 
 
-@program("missing_from_optimizer", "https://github.com/asyml/texar-pytorch/issues/72")
-def an_optimizer_of_the_head_alone(right: bool) -> Setup:
-    net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 2))
-    chosen = net.parameters() if right else net[4].parameters()
-    return Setup(net, data.rings(), CE, torch.optim.Adam(list(chosen), lr=0.01), {"steps": 300})
-
-
-@program("frozen_parameters", "https://github.com/huggingface/transformers/issues/400",
-         ("underfitting",))
-def a_random_body_that_is_frozen(right: bool) -> Setup:
-    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
-    if not right:
-        net[:4].requires_grad_(False)
-    return Setup(net, data.waves(), nn.MSELoss(), adam(0.02), {"steps": 400})
-
-
-@program("undefined_operation", "https://discuss.pytorch.org/t/function-mselossbackward-returned-nan-values-in-its-0th-output/94875")
-def a_root_of_zero(right: bool) -> Setup:
+@twins(
+    PROGRAMS,
+    "undefined_operation",
+    "https://discuss.pytorch.org/t/function-mselossbackward-returned-nan-values-in-its-0th-output/94875",
+)
+def a_root_of_zero(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -247,11 +215,15 @@ def a_root_of_zero(right: bool) -> Setup:
             size = torch.sqrt(h.square().sum(1, keepdim=True) + (1e-8 if right else 0.0))
             return self.head(torch.cat([h, size], 1))
 
-    return Setup(Net(), data.blobs(), CE, adam(0.01))
+    return parts(Net(), data.blobs(), CE, adam(0.01))
 
 
-@program("undefined_operation", "https://openillumi.com/en/en-fix-pytorch-cpu-nan-powbackward0")
-def a_division_by_a_deviation(right: bool) -> Setup:
+@twins(
+    PROGRAMS,
+    "undefined_operation",
+    "https://openillumi.com/en/en-fix-pytorch-cpu-nan-powbackward0",
+)
+def a_division_by_a_deviation(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -264,8 +236,5 @@ def a_division_by_a_deviation(right: bool) -> Setup:
 
     net = Net()
     if right:
-        return Setup(net, data.blobs(), CE, adam(0.01))
-    return Setup(net, data.blobs(), CE, adam(0.01))
-
-
-_ = (conv, sgd)
+        return parts(net, data.blobs(), CE, adam(0.01))
+    return parts(net, data.blobs(), CE, adam(0.01))

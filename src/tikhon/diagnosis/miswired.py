@@ -164,8 +164,9 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
 def _named_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
     """Whether dead or saturated units or equal weights, with names of their own, make it so."""
     first = ev.first
-    if first is None:
-        return False
+    head = (ev.record.static.get("head"), ev.record.static.get("output_units"))
+    if first is None or facts(ev).get("softmax_over_one") or head == (["softmax"], 1):
+        return True
     near = {alike.get("module", ""), alike.get("after", "").partition(" ")[0]}
     for i, site in enumerate(ev.record.sites):
         follower = ev.activation_after(i) if site.name in near and i in ev.chain else None
@@ -246,7 +247,11 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
         axes = order_of(change["from"], change["to"])
         where = (change["place"],)
         why = f"a reshape from {before} to {after} keeps the order in memory: it mixes the axes"
-        fix = f".permute({', '.join(map(str, axes))}) in place of the view" if axes else ".transpose or .permute before it"
+        fix = (
+            f".permute({', '.join(map(str, axes))}) in place of the view"
+            if axes
+            else ".transpose or .permute before it"
+        )
     else:
         where = ("the loss",)
         why = "the target of one position pulls at the outputs of others: axes are mixed up"
