@@ -21,6 +21,8 @@ PROGRAMS: list[Program] = []
     "oscillating_loss",
     "exploding_gradient",
     "dying_relu",
+    low=0.7,
+    high=0.9,
 )
 def cancer_as_measured(right: bool) -> Parts:
     x, y = data.cancer()
@@ -36,6 +38,8 @@ def cancer_as_measured(right: bool) -> Parts:
     "dying_relu",
     "exploding_gradient",
     "saturated_activation",
+    low=-0.95,
+    high=0.8,
 )
 def money_beside_age(right: bool) -> Parts:
     x, y = data.waves()
@@ -51,6 +55,8 @@ def money_beside_age(right: bool) -> Parts:
     "exploding_gradient",
     "dying_relu",
     "saturated_activation",
+    low=0.35,
+    high=0.85,
 )
 def grey_values_up_to_255(right: bool) -> Parts:
     x, y = data.digits()
@@ -65,6 +71,8 @@ def grey_values_up_to_255(right: bool) -> Parts:
     "slow_convergence",
     "unscaled_inputs",
     "exploding_gradient",
+    low=-0.35,
+    high=0.95,
 )
 def a_fourth_power(right: bool) -> Parts:
     x = torch.linspace(-100, 100, 400)[:, None]
@@ -81,6 +89,8 @@ def a_fourth_power(right: bool) -> Parts:
     "unscaled_targets",
     "oscillating_loss",
     "dying_relu",
+    low=0.05,
+    high=0.95,
 )
 def a_parabola_with_long_steps(right: bool) -> Parts:
     g = data.seeded(3)
@@ -91,7 +101,13 @@ def a_parabola_with_long_steps(right: bool) -> Parts:
     return parts(mlp(1, 50, 30, 1), (x, y), nn.MSELoss(), sgd(0.1), steps=300)
 
 
-@twins(PROGRAMS, "slow_convergence", "https://stats.stackexchange.com/questions/376851")
+@twins(
+    PROGRAMS,
+    "slow_convergence",
+    "https://stats.stackexchange.com/questions/376851",
+    low=0.1,
+    high=0.95,
+)
 def tiny_steps_of_an_lstm(right: bool) -> Parts:
     net = step_by_step(nn.LSTM(1, 24, batch_first=True), nn.Linear(24, 1))
     return parts(net, data.forecasts(), nn.MSELoss(), adam(0.01 if right else 2e-6))
@@ -102,6 +118,8 @@ def tiny_steps_of_an_lstm(right: bool) -> Parts:
     "poor_init",
     "https://community.deeplearning.ai/t/why-dont-weights-get-adjusted-when-initialized-to-0/431799",
     "vanishing_gradient",
+    low=0.15,
+    high=0.85,
 )
 def all_weights_zero(right: bool) -> Parts:
     net = mlp(64, 32, 10)
@@ -116,6 +134,8 @@ def all_weights_zero(right: bool) -> Parts:
     "poor_init",
     "https://github.com/c-schicho/ZeroInitializationSymmetry",
     "underfitting",
+    low=0.75,
+    high=0.9,
 )
 def all_weights_equal(right: bool) -> Parts:
     net = mlp(2, 16, 2)
@@ -125,7 +145,14 @@ def all_weights_equal(right: bool) -> Parts:
     return parts(net, data.rings(), CE, adam(0.02), steps=300)
 
 
-@twins(PROGRAMS, "vanishing_gradient", "https://stackoverflow.com/questions/39217567", "poor_init")
+@twins(
+    PROGRAMS,
+    "vanishing_gradient",
+    "https://stackoverflow.com/questions/39217567",
+    "poor_init",
+    low=0.35,
+    high=0.9,
+)
 def six_sigmoid_layers(right: bool) -> Parts:
     act = nn.ReLU if right else nn.Sigmoid
     return parts(mlp(12, *[24] * 6, 4, act=act), data.blobs(), CE, sgd(0.1), steps=300)
@@ -137,12 +164,20 @@ def six_sigmoid_layers(right: bool) -> Parts:
     "https://chenzhang.org/notes/developer/loss-and-accuracy-get-stuck-in-keras/",
     "dying_relu",
     "oscillating_loss",
+    low=0.15,
+    high=0.8,
 )
 def long_steps(right: bool) -> Parts:
     return parts(conv(8, 8), data.pictures(), CE, sgd(0.1 if right else 20.0))
 
 
-@twins(PROGRAMS, "overfitting", "https://github.com/paarthneekhara/byteNet-tensorflow/issues/10")
+@twins(
+    PROGRAMS,
+    "overfitting",
+    "https://github.com/paarthneekhara/byteNet-tensorflow/issues/10",
+    low=0.75,
+    high=0.75,
+)
 def sixty_rows(right: bool) -> Parts:
     x, y = data.blobs(rows=900, size=30)
     flip = torch.rand(len(y), generator=data.seeded(8)) < 0.25
@@ -157,7 +192,12 @@ def sixty_rows(right: bool) -> Parts:
 
 
 @twins(
-    PROGRAMS, "slow_convergence", "https://stackoverflow.com/questions/50306988", "underfitting"
+    PROGRAMS,
+    "slow_convergence",
+    "https://stackoverflow.com/questions/50306988",
+    "underfitting",
+    low=0.55,
+    high=0.95,
 )
 def two_sigmoid_units_for_five_epochs(right: bool) -> Parts:
     low = 0.2 + 0.2 * torch.rand(200, 2)

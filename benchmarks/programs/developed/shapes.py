@@ -15,13 +15,25 @@ CE = nn.CrossEntropyLoss()
 PROGRAMS: list[Program] = []
 
 
-@twins(PROGRAMS, "broadcast_loss", "https://github.com/pytorch/pytorch/issues/19699")
+@twins(
+    PROGRAMS,
+    "broadcast_loss",
+    "https://github.com/pytorch/pytorch/issues/19699",
+    low=0.1,
+    high=0.8,
+)
 def target_without_a_column(right: bool) -> Parts:
     x, y = data.waves()
     return parts(mlp(4, 1), (x, y if right else y[:, 0]), nn.MSELoss(), adam(0.01))
 
 
-@twins(PROGRAMS, "broadcast_loss", "https://github.com/pytorch/pytorch/issues/16045")
+@twins(
+    PROGRAMS,
+    "broadcast_loss",
+    "https://github.com/pytorch/pytorch/issues/16045",
+    low=0.05,
+    high=0.55,
+)
 def errors_by_hand(right: bool) -> Parts:
     def loss(output: Tensor, y: Tensor) -> Tensor:
         return ((output.squeeze(1) if right else output) - y).abs().mean()
@@ -34,6 +46,8 @@ def errors_by_hand(right: bool) -> Parts:
     PROGRAMS,
     "broadcast_loss",
     "https://github.com/sunwuzhou03/reinforcement-learning-lab/issues/1",
+    low=0.1,
+    high=0.85,
 )
 def values_of_actions(right: bool) -> Parts:
     def loss(values: Tensor, batch: Tensor) -> Tensor:
@@ -57,6 +71,8 @@ def values_of_actions(right: bool) -> Parts:
     PROGRAMS,
     "broadcast_loss",
     "https://discuss.pytorch.org/t/loss-not-decreasing-in-lstm-network/159152",
+    low=0.1,
+    high=0.95,
 )
 def forecast_without_a_column(right: bool) -> Parts:
     x, y = data.forecasts()
@@ -68,6 +84,8 @@ def forecast_without_a_column(right: bool) -> Parts:
     PROGRAMS,
     "rows_mixed",
     "https://discuss.pytorch.org/t/lstm-change-batch-first-true-loss-does-not-decrease/62364",
+    low=0.85,
+    high=0.95,
 )
 def time_for_rows_in_an_lstm(right: bool) -> Parts:
     net = step_by_step(nn.LSTM(3, 24, batch_first=right), nn.Linear(24, 2))
@@ -78,6 +96,8 @@ def time_for_rows_in_an_lstm(right: bool) -> Parts:
     PROGRAMS,
     "rows_mixed",
     "https://discuss.pytorch.org/t/could-someone-explain-batch-first-true-in-lstm/15402",
+    low=0.85,
+    high=0.95,
 )
 def time_for_rows_in_a_gru(right: bool) -> Parts:
     net = step_by_step(nn.GRU(1, 16, 2, batch_first=right), nn.Linear(16, 1))
@@ -104,6 +124,8 @@ class Sentence(nn.Module):
     PROGRAMS,
     "rows_mixed",
     "https://medium.com/mcgill-artificial-intelligence-review/the-dangers-of-reshaping-and-other-fun-mistakes-ive-learnt-from-pytorch-b6a5bdc1c275",
+    low=0.7,
+    high=0.95,
 )
 def two_states_reshaped(right: bool) -> Parts:
     return parts(Sentence(right), data.sentences(), CE, adam(0.01))
@@ -125,12 +147,24 @@ class Mixed(nn.Module):
         return self.head(h.flatten(1))
 
 
-@twins(PROGRAMS, "rows_mixed", "https://github.com/dhimasryan/MOSA-Net-Cross-Domain/issues/10")
+@twins(
+    PROGRAMS,
+    "rows_mixed",
+    "https://github.com/dhimasryan/MOSA-Net-Cross-Domain/issues/10",
+    low=1,
+    high=0.9,
+)
 def attention_over_the_batch(right: bool) -> Parts:
     return parts(Mixed(right), data.rows_of_digits(), CE, adam(3e-3))
 
 
-@twins(PROGRAMS, "rows_mixed", "https://github.com/fxia22/pointnet.pytorch/issues/27")
+@twins(
+    PROGRAMS,
+    "rows_mixed",
+    "https://github.com/fxia22/pointnet.pytorch/issues/27",
+    low=1,
+    high=0.95,
+)
 def probabilities_over_the_batch(right: bool) -> Parts:
     net = nn.Sequential(*mlp(12, 4), nn.LogSoftmax(1 if right else 0))
     return parts(net, data.blobs(), nn.NLLLoss(), adam(0.01))
@@ -152,7 +186,7 @@ class Pooled(nn.Module):
         return self.head((weights * h).sum(1))
 
 
-@twins(PROGRAMS, "rows_mixed", "https://github.com/Lackel/DPN/issues/1")
+@twins(PROGRAMS, "rows_mixed", "https://github.com/Lackel/DPN/issues/1", low=0.8, high=0.8)
 def attention_weights_over_the_batch(right: bool) -> Parts:
     return parts(Pooled(right), data.signals(), CE, adam(0.01))
 
@@ -184,13 +218,25 @@ class Speaker(nn.Module):
         return scores.permute(0, 2, 1)
 
 
-@twins(PROGRAMS, "positions_mixed", "https://github.com/BonnBytes/PyTorch-FWD/issues/16")
+@twins(
+    PROGRAMS,
+    "positions_mixed",
+    "https://github.com/BonnBytes/PyTorch-FWD/issues/16",
+    low=1,
+    high=0.85,
+)
 def classes_viewed_to_the_front(right: bool) -> Parts:
     core = nn.LSTM(24, 24, batch_first=True)
     return parts(Speaker(core, "permute" if right else "view"), data.counting(), CE, adam(0.01))
 
 
-@twins(PROGRAMS, "positions_mixed", "https://github.com/Selen-Suyue/DensePolicy2D/issues/3")
+@twins(
+    PROGRAMS,
+    "positions_mixed",
+    "https://github.com/Selen-Suyue/DensePolicy2D/issues/3",
+    low=1,
+    high=0.9,
+)
 def channels_viewed_to_the_front(right: bool) -> Parts:
     x, _ = data.digits()
     colour = torch.stack([x, 1 - x, x.roll(1, 1)], 2).reshape(-1, 8, 8, 3)
@@ -231,20 +277,30 @@ class Decoder(nn.Module):
     PROGRAMS,
     "future_visible",
     "https://github.com/alex-matton/causal-transformer-decoder/issues/1",
+    low=0.5,
+    high=0.95,
 )
 def decoder_without_a_mask(right: bool) -> Parts:
     x, y = data.counting()
     return parts(Decoder(right), (x, y), CE, adam(3e-3), score=unseen_future(x, y))
 
 
-@twins(PROGRAMS, "future_visible", "https://github.com/huggingface/transformers/issues/48745")
+@twins(
+    PROGRAMS,
+    "future_visible",
+    "https://github.com/huggingface/transformers/issues/48745",
+    low=1,
+    high=0.95,
+)
 def language_model_of_both_directions(right: bool) -> Parts:
     x, y = data.counting()
     core = nn.LSTM(24, 24 if right else 12, batch_first=True, bidirectional=not right)
     return parts(Speaker(core, "permute"), (x, y), CE, adam(0.01), score=unseen_future(x, y))
 
 
-@twins(PROGRAMS, "future_visible", "https://github.com/rainmaker22/SMART/issues/42")
+@twins(
+    PROGRAMS, "future_visible", "https://github.com/rainmaker22/SMART/issues/42", low=1, high=0.95
+)
 def convolution_padded_on_both_sides(right: bool) -> Parts:
     class Waves(nn.Module):
         def __init__(self) -> None:
@@ -282,13 +338,19 @@ class Heads(nn.Module):
         return self.head(mixed.reshape(n, size, 24)).transpose(1, 2)
 
 
-@twins(PROGRAMS, "positions_mixed", "https://github.com/meta-pytorch/opacus/pull/825")
+@twins(
+    PROGRAMS,
+    "positions_mixed",
+    "https://github.com/meta-pytorch/opacus/pull/825",
+    low=1,
+    high=0.95,
+)
 def heads_spliced_into_time(right: bool) -> Parts:
     tokens = torch.randint(11, (600, 9))
     return parts(Heads(right), (tokens, tokens.flip(1)), CE, adam(3e-3), steps=300)
 
 
-@twins(PROGRAMS, "rows_mixed", "https://github.com/aipixel/AEMatter/issues/3")
+@twins(PROGRAMS, "rows_mixed", "https://github.com/aipixel/AEMatter/issues/3", low=1, high=0.9)
 def encoder_over_the_batch(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -307,6 +369,8 @@ def encoder_over_the_batch(right: bool) -> Parts:
     PROGRAMS,
     "rows_mixed",
     "https://github.com/DeepReinforcementLearning/DeepReinforcementLearningInAction/issues/32",
+    low=1,
+    high=0.95,
 )
 def a_policy_over_the_batch(right: bool) -> Parts:
     def loss(chances: Tensor, y: Tensor) -> Tensor:

@@ -31,12 +31,24 @@ class Blocks(nn.Module):
         return self.head(x)
 
 
-@twins(PROGRAMS, "unregistered_parameters", "https://github.com/pytorch/pytorch/issues/666")
+@twins(
+    PROGRAMS,
+    "unregistered_parameters",
+    "https://github.com/pytorch/pytorch/issues/666",
+    low=0.8,
+    high=0.8,
+)
 def layers_in_a_list(right: bool) -> Parts:
     return parts(Blocks(nn.ModuleList if right else list), data.digits(), CE, adam(3e-3))
 
 
-@twins(PROGRAMS, "unregistered_parameters", "https://github.com/pytorch/pytorch/issues/715")
+@twins(
+    PROGRAMS,
+    "unregistered_parameters",
+    "https://github.com/pytorch/pytorch/issues/715",
+    low=1,
+    high=0.95,
+)
 def layers_in_pairs(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -54,7 +66,13 @@ def layers_in_pairs(right: bool) -> Parts:
     return parts(Net(), data.blobs(), CE, adam(0.01))
 
 
-@twins(PROGRAMS, "unregistered_parameters", "https://github.com/pytorch/pytorch/issues/1053")
+@twins(
+    PROGRAMS,
+    "unregistered_parameters",
+    "https://github.com/pytorch/pytorch/issues/1053",
+    low=1,
+    high=0.9,
+)
 def convolutions_in_a_list(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -71,7 +89,13 @@ def convolutions_in_a_list(right: bool) -> Parts:
     return parts(Net(), data.sentences(), CE, adam(5e-3))
 
 
-@twins(PROGRAMS, "unregistered_parameters", "https://github.com/kymatio/murenn/issues/42")
+@twins(
+    PROGRAMS,
+    "unregistered_parameters",
+    "https://github.com/kymatio/murenn/issues/42",
+    low=0.75,
+    high=0.8,
+)
 def a_scale_that_is_a_plain_tensor(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -86,7 +110,13 @@ def a_scale_that_is_a_plain_tensor(right: bool) -> Parts:
     return parts(Net(), data.waves(), nn.MSELoss(), adam(0.01))
 
 
-@twins(PROGRAMS, "random_in_eval", "https://github.com/yangze0930/NTS-Net/issues/14")
+@twins(
+    PROGRAMS,
+    "random_in_eval",
+    "https://github.com/yangze0930/NTS-Net/issues/14",
+    low=0.05,
+    high=0.95,
+)
 def dropout_made_in_forward(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -101,7 +131,13 @@ def dropout_made_in_forward(right: bool) -> Parts:
     return parts(Net(), (x, y), CE, adam(3e-3), score=steady(x))
 
 
-@twins(PROGRAMS, "random_in_eval", "https://github.com/delip/PyTorchNLPBook/issues/28")
+@twins(
+    PROGRAMS,
+    "random_in_eval",
+    "https://github.com/delip/PyTorchNLPBook/issues/28",
+    low=0.05,
+    high=0.95,
+)
 def functional_dropout(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -121,6 +157,8 @@ def functional_dropout(right: bool) -> Parts:
     PROGRAMS,
     "detached",
     "https://prodopsy.com/how-can-the-backward-function-in-tensor-influence-the-matrix-in-model",
+    low=1,
+    high=0.95,
 )
 def features_by_numpy(right: bool) -> Parts:
     class Net(nn.Module):
@@ -139,6 +177,8 @@ def features_by_numpy(right: bool) -> Parts:
     PROGRAMS,
     "no_nonlinearity",
     "https://stats.stackexchange.com/questions/433365/xor-with-neural-network",
+    low=0.55,
+    high=0.95,
 )
 def a_deep_line_for_xor(right: bool) -> Parts:
     g = data.seeded(2)
@@ -149,13 +189,19 @@ def a_deep_line_for_xor(right: bool) -> Parts:
     return parts(mlp(2, 16, 16, 2, act=act), (x, y), CE, adam(0.01))
 
 
-@twins(PROGRAMS, "no_nonlinearity", "https://github.com/YujiaBao/ls/issues/1")
+@twins(PROGRAMS, "no_nonlinearity", "https://github.com/YujiaBao/ls/issues/1", low=0.4, high=0.85)
 def a_deep_line_for_waves(right: bool) -> Parts:
     act = nn.ReLU if right else nn.Identity
     return parts(mlp(4, 32, 32, 1, act=act), data.waves(), nn.MSELoss(), adam(0.01))
 
 
-@twins(PROGRAMS, "no_nonlinearity", "https://github.com/DengPingFan/PraNet/issues/16")
+@twins(
+    PROGRAMS,
+    "no_nonlinearity",
+    "https://github.com/DengPingFan/PraNet/issues/16",
+    low=0.9,
+    high=0.85,
+)
 def convolutions_without_activation(right: bool) -> Parts:
     x, _ = data.digits()
     x = x - x.mean(0)
@@ -180,6 +226,8 @@ def convolutions_without_activation(right: bool) -> Parts:
     "batchnorm_few_rows",
     "https://discuss.pytorch.org/t/what-does-model-eval-do-for-batchnorm-layer/7146",
     "train_eval_mismatch",
+    low=0.8,
+    high=0.9,
 )
 def norms_of_two_rows(right: bool) -> Parts:
     net = nn.Sequential(nn.Linear(64, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 10))
@@ -187,7 +235,9 @@ def norms_of_two_rows(right: bool) -> Parts:
     return parts(net, data.digits(), CE, adam(5e-3), batch_size=size, steps=200)
 
 
-@twins(PROGRAMS, "updates_lost", "https://github.com/workofart/ml-by-hand/pull/85")
+@twins(
+    PROGRAMS, "updates_lost", "https://github.com/workofart/ml-by-hand/pull/85", low=0.55, high=0.8
+)
 def weights_in_bfloat16(right: bool) -> Parts:
     x, y = data.digits()
     net = mlp(64, 64, 10)
@@ -203,6 +253,8 @@ def weights_in_bfloat16(right: bool) -> Parts:
     PROGRAMS,
     "undefined_operation",
     "https://discuss.pytorch.org/t/function-mselossbackward-returned-nan-values-in-its-0th-output/94875",
+    low=0.35,
+    high=0.8,
 )
 def a_root_of_zero(right: bool) -> Parts:
     class Net(nn.Module):
@@ -222,6 +274,8 @@ def a_root_of_zero(right: bool) -> Parts:
     PROGRAMS,
     "undefined_operation",
     "https://openillumi.com/en/en-fix-pytorch-cpu-nan-powbackward0",
+    low=0.35,
+    high=0.9,
 )
 def a_division_by_a_deviation(right: bool) -> Parts:
     class Net(nn.Module):

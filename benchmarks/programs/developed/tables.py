@@ -15,7 +15,13 @@ CE = nn.CrossEntropyLoss()
 PROGRAMS: list[Program] = []
 
 
-@twins(PROGRAMS, "unrelated_labels", "https://stackoverflow.com/questions/39217567")
+@twins(
+    PROGRAMS,
+    "unrelated_labels",
+    "https://stackoverflow.com/questions/39217567",
+    low=0.2,
+    high=0.85,
+)
 def targets_shuffled_alone(right: bool) -> Parts:
     x, y = data.digits()
     order = torch.randperm(len(y), generator=data.seeded(9))
@@ -27,6 +33,8 @@ def targets_shuffled_alone(right: bool) -> Parts:
     PROGRAMS,
     "unrelated_labels",
     "https://decodetrail.com/question/why-does-my-cnn-predict-only-one-class-no-matter-what-image-i-give-it/?show=recent",
+    low=0.1,
+    high=0.5,
 )
 def amounts_sorted_alone(right: bool) -> Parts:
     x, y = data.diabetes()
@@ -40,6 +48,8 @@ def amounts_sorted_alone(right: bool) -> Parts:
     PROGRAMS,
     "class_imbalance",
     "https://decodetrail.com/question/why-does-my-cnn-predict-only-one-class-no-matter-what-image-i-give-it/?show=recent",
+    low=0.55,
+    high=0.7,
 )
 def one_in_forty(right: bool) -> Parts:
     x, y = data.rare(rows=1600, share=0.04)
@@ -47,7 +57,7 @@ def one_in_forty(right: bool) -> Parts:
     return parts(mlp(10, 16, 2), (x, y), loss, adam(3e-3), score=balanced(x, y))
 
 
-@twins(PROGRAMS, "rows_in_both", "https://arxiv.org/abs/1902.00423")
+@twins(PROGRAMS, "rows_in_both", "https://arxiv.org/abs/1902.00423", low=0.85, high=0.9)
 def rows_repeated_before_the_split(right: bool) -> Parts:
     x, y = data.blobs(rows=1000)
     noisy = torch.where(torch.rand(1000) < 0.3, torch.randint(4, (1000,)), y)
@@ -94,18 +104,32 @@ class Reader(nn.Module):
     PROGRAMS,
     "padding_seen",
     "https://stackoverflow.com/questions/51030782/why-do-we-pack-the-sequences-in-pytorch",
+    low=1,
+    high=0.9,
 )
 def the_last_step_is_padding(right: bool) -> Parts:
     tokens, y = data.sentences(time=40)
     return parts(Reader("end" if right else "last"), (tokens, y), CE, adam(0.01))
 
 
-@twins(PROGRAMS, "padding_seen", "https://github.com/DaoyuanLi2816/Molecule-Generator/pull/20")
+@twins(
+    PROGRAMS,
+    "padding_seen",
+    "https://github.com/DaoyuanLi2816/Molecule-Generator/pull/20",
+    low=1,
+    high=0.95,
+)
 def padding_in_the_mean(right: bool) -> Parts:
     return parts(Reader("kept" if right else "mean"), data.sentences(time=24), CE, adam(0.01))
 
 
-@twins(PROGRAMS, "padding_seen", "https://github.com/jingyaogong/minimind-v/issues/76")
+@twins(
+    PROGRAMS,
+    "padding_seen",
+    "https://github.com/jingyaogong/minimind-v/issues/76",
+    low=1,
+    high=0.95,
+)
 def padding_in_the_attention(right: bool) -> Parts:
     class Net(nn.Module):
         def __init__(self) -> None:
