@@ -75,10 +75,7 @@ def measure(
             )
             if trial.steps and trial.failure is None:
                 wiring |= _afterwards(replica, source, wiring)
-            reference = static.reference(source)
-            if "shallow" in reference and "constant" in reference and wiring.get("amounts"):
-                best = max(reference["shallow"], wiring.get("explained_bent", -math.inf))
-                reference["shallow"] = best
+            reference = _yardsticks(source, wiring)
             reference |= controls(
                 lambda: replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach(),
                 Ran(source, trial, facts, wiring, size, seed),
@@ -106,6 +103,14 @@ def measure(
         failure=trial.failure,
         wiring=wiring,
     )
+
+
+def _yardsticks(source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
+    """What a constant and a shallow model reach; for amounts, with sums of curves too."""
+    known: dict[str, Any] = dict(static.reference(source))
+    if "shallow" in known and "constant" in known and wiring.get("amounts"):
+        known["shallow"] = max(known["shallow"], wiring.get("explained_bent", -math.inf))
+    return known
 
 
 def _afterwards(replica: Replica, source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
