@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _LEFT_OUT = (
     "weights",
     "predictions",
+    "importances",
     "statements",
     "score_errors",
     "margins",

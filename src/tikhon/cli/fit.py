@@ -68,6 +68,10 @@ class Network:
         default=True,
         metadata=option("Train a linear model beside it, as a yardstick.", bool, MODEL),
     )
+    importances: bool = field(
+        default=True,
+        metadata=option("Measure which columns of a table the model relies on.", bool, MODEL),
+    )
 
 
 _told = options_of(TrainingOptions)

@@ -90,11 +90,34 @@ def _more(terminal: Terminal, asked: Network, job: Job, model: nn.Module) -> dic
     center = center if isinstance(center, float) else center[0]
     told = predictions(model, test.x, test.y, classes=test.classes, unit=test.unit, center=center)
     more: dict[str, Any] = {"predictions": told}
+    if asked.importances and job.parts.preprocessing is not None:
+        more["importances"] = _importances(model, job)
     if asked.compact or asked.export:
         more |= compacted.finish(
             terminal, model, test.x[:256], job.path, shrink=asked.compact, export=asked.export
         )
     return more
+
+
+def _importances(model: nn.Module, job: Job) -> dict[str, Any]:
+    """By how much the loss of validation and test rows rests on each column of the table."""
+    import torch
+
+    from tikhon.training.importance import importances
+    from tikhon.training.losses import loss_of
+
+    fitted, held = job.parts.preprocessing, (job.parts.valid, job.parts.test)
+    assert fitted is not None
+    names = [column.name for column in fitted.columns]
+    y = torch.cat([part.y for part in held])
+    return importances(
+        model,
+        torch.cat([part.x for part in held]),
+        y,
+        dict(zip(names, fitted.inputs, strict=True)),
+        loss_of(job.training["loss"], y),
+        seed=job.training["seed"],
+    )
 
 
 def _prepare(request: Request) -> Job:

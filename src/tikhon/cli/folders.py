@@ -38,10 +38,13 @@ def about_data(
     source: Dataset, parts: Split, valid: float, test: float, table: TableOptions | None
 ) -> dict[str, Any]:
     """What `config.json` tells about the data: enough to predict and to know them again."""
+    from tikhon.data.description import describe
+
     fitted = parts.preprocessing
     more: dict[str, Any] = {} if fitted is None else {"preprocessing": fitted.to_dict()}
     if table is not None and fitted is not None:
         more["format"] = asdict(table.format) if table.format else {}
+        more["table"] = _with_options(describe(source, parts), table)
     return more | {
         "name": source.name,
         "task": source.task,
@@ -58,3 +61,11 @@ def about_data(
         "fingerprint": source.fingerprint(),
         "origin": dict(source.origin),
     }
+
+
+def _with_options(table: dict[str, Any], options: TableOptions) -> dict[str, Any]:
+    """The description of a table, with the columns that the options leave out."""
+    asked = [{"name": name, "reason": "left out by --drop"} for name in options.drop]
+    if options.group is not None:
+        asked.append({"name": options.group, "reason": "its rows stay together (--group)"})
+    return table | {"left_out": [*table["left_out"], *asked]}

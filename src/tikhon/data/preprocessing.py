@@ -85,24 +85,35 @@ class Preprocessing:
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the inputs, in order; for reading only, two columns may give the same."""
-        empty = np.zeros((0, sum(column.width for column in self.columns)))
-        numeric = [name for name, _, _ in _numeric(empty, self.columns)]
-        names = list(numeric)
-        names += [
-            f"{n} missing" for n, f in zip(numeric, self.numbers, strict=True) if f.indicator
+        return tuple(name for _, name in self._features())
+
+    @property
+    def inputs(self) -> tuple[tuple[int, ...], ...]:
+        """The places of the inputs that each column became."""
+        owners = [owner for owner, _ in self._features()]
+        return tuple(
+            tuple(i for i, owner in enumerate(owners) if owner == column)
+            for column in range(len(self.columns))
+        )
+
+    def _features(self) -> Iterator[tuple[int, str]]:
+        """The column that each input stands for, by its place, and the input's name."""
+        numeric = [
+            (i, name)
+            for i, column in enumerate(self.columns)
+            for name, _, _ in _numeric(np.zeros((0, column.width)), (column,))
         ]
-        for (column, _), levels in zip(_coded(empty, self.columns), self.levels, strict=True):
-            texts = column.words or column.categories
-            join = " " if column.words else "="
-            shown = ["(missing)" if c == -2 else texts[c] for c in levels.codes]
-            names += [f"{column.name}{join}{text}" for text in shown]
-            names += [f"{column.name}{join}(rare)"] if levels.rare else []
-            width = len(levels.means[0][1]) if levels.means else 0
-            names += [f"{column.name}: mean target" + f" {i}" * (width > 1) for i in range(width)]
-        for column in self.columns:
+        coded = [(i, c) for i, c in enumerate(self.columns) if c.kind == "category" or c.words]
+        yield from numeric
+        for (i, name), figures in zip(numeric, self.numbers, strict=True):
+            if figures.indicator:
+                yield i, f"{name} missing"
+        for (i, column), levels in zip(coded, self.levels, strict=True):
+            for name in _names_of(column, levels):
+                yield i, name
+        for i, column in enumerate(self.columns):
             if column.kind == "text":
-                names += [f"{column.name} hash {i}" for i in range(column.width - 1)]
-        return tuple(names)
+                yield from ((i, f"{column.name} hash {n}") for n in range(column.width - 1))
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         """Encoded cells (rows, widths) to inputs (rows, features), float32."""
@@ -192,6 +203,17 @@ class Preprocessing:
                 "train again"
             ) from error
         return found
+
+
+def _names_of(column: Column, levels: Levels) -> list[str]:
+    """Names of the inputs that a category, or the flags beside numbers, became."""
+    texts = column.words or column.categories
+    join = " " if column.words else "="
+    shown = ["(missing)" if c == -2 else texts[c] for c in levels.codes]
+    names = [f"{column.name}{join}{text}" for text in shown]
+    names += [f"{column.name}{join}(rare)"] if levels.rare else []
+    width = len(levels.means[0][1]) if levels.means else 0
+    return names + [f"{column.name}: mean target" + f" {i}" * (width > 1) for i in range(width)]
 
 
 def _listed(figures: Any) -> list[Any]:

@@ -163,8 +163,8 @@ class Page:
 def number(value: Any) -> str:
     """A number as the page prints it; `–` for a missing one, so that no cell says NaN.
 
-    >>> number(0.84912), number(1e-05), number(113.005), number(None), number(float("nan"))
-    ('0.849', '1e-05', '113.0', '–', '–')
+    >>> number(0.84912), number(1e-05), number(113.005), number(123456.7), number(float("nan"))
+    ('0.849', '1e-05', '113.0', '123,457', '–')
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return "–"
@@ -172,7 +172,9 @@ def number(value: Any) -> str:
         return str(value)
     if value == 0 or 1e-3 <= abs(value) < 10:
         return f"{value:.3f}"
-    return f"{value:.1f}" if 10 <= abs(value) < 1e5 else f"{value:.3g}"
+    if 1e4 <= abs(value) < 1e9:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if 10 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
 def strength(value: Any) -> str:

@@ -310,4 +310,6 @@ def _beside_linear(scores: Scores) -> list[Statement]:
 
 def shown(value: float, key: str) -> str:
     """A score as the sentences print it."""
-    return f"{value:.3f}" if key != "rmse" else f"{value:.4g}"
+    if key != "rmse":
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"

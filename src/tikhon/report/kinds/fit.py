@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tikhon.report.charts import finite
-from tikhon.report.kinds import answers, parts, scores
+from tikhon.report.kinds import answers, columns, parts, scores
 from tikhon.report.kinds.parts import Metric
 from tikhon.report.page import (
     Fact,
@@ -41,19 +41,14 @@ def page(run: SavedRun) -> Page:
         sections=parts.sections(
             Section(say("scores"), tuple(table for table in tables if table)),
             parts.curves(run, metric, best),
+            columns.importances(run),
             parts.penalties_over_time(run),
             parts.weights(run.result.get("weights") or {}),
             answers.section(run.result.get("predictions") or {}),
-            data(run),
+            columns.section(run),
             parts.reproduce(run),
         ),
     )
-
-
-def data(run: SavedRun) -> Section | None:
-    """The columns of a table as they were read."""
-    table = parts.columns(run)
-    return Section(say("about_data"), (table,)) if table else None
 
 
 def level(run: SavedRun) -> Level:
@@ -86,7 +81,8 @@ def verdict(run: SavedRun, metric: Metric, record: dict[str, Any]) -> tuple[Labe
         return (say(key, epochs=last_epoch(run), **({"all": most} if most else {})),)
     found = [sentence(entry) for entry in run.result.get("statements") or ()]
     if found:
-        return tuple(found)
+        relied = columns.relied_on(run)
+        return (*found, relied) if relied is not None else tuple(found)
     values = {part: number(record.get(f"{part}/{metric.key}")) for part in ("train", "valid")}
     key = "fit_plain" if values["valid"] != "–" else "fit_no_valid"
     return (say(key, metric=metric.label, **values),)  # of a version that kept no sentences

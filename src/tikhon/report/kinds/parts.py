@@ -131,29 +131,6 @@ def of_data(data: Mapping[str, Any]) -> list[tuple[Label, Label | str]]:
     return found
 
 
-def columns(run: SavedRun) -> Table | None:
-    """The columns of a table as they were read: numbers, categories, times, what was filled in."""
-    data = _entries(run.config.get("data"))
-    fitted = _entries(data.get("preprocessing"))
-    read = [c for c in fitted.get("columns") or () if isinstance(c, Mapping)]
-    if not read:
-        return None
-    numbers = iter(fitted.get("numbers") or ())
-    rows: list[tuple[Cell, ...]] = []
-    for column in read:
-        kind, detail = str(column.get("kind", "")), "–"
-        if kind == "number":
-            found = _entries(next(numbers, None))
-            detail = f"{number(found.get('mean'))} ± {number(found.get('scale'))}"
-        elif column.get("categories"):
-            levels = [str(level) for level in column["categories"]]
-            detail = ", ".join(levels[:8]) + (", ..." if len(levels) > 8 else "")
-        known = kind if kind in ("number", "category", "time") else "other"
-        rows.append((Name(str(column.get("name"))), say(f"column_{known}"), Name(detail)))
-    head = (say("column"), say("kind"), say("column_values"))
-    return Table(say("columns_caption"), head, tuple(rows))
-
-
 def listed(entries: Mapping[str, Any]) -> str:
     """Settings in words: the name, then "learning rate 0.001, batch size 64".
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tikhon.report import charts
-from tikhon.report.kinds import parts, scores
+from tikhon.report.kinds import columns, parts, scores
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -38,7 +38,11 @@ def page(run: SavedRun) -> Page:
         facts=facts(run, chosen),
         about=parts.about(run),
         sections=parts.sections(
-            summary(run, chosen), responses(run, chosen), importances(run), parts.reproduce(run)
+            summary(run, chosen),
+            responses(run, chosen),
+            importances(run),
+            columns.section(run),
+            parts.reproduce(run),
         ),
     )
 

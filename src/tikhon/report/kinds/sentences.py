@@ -1,4 +1,4 @@
-"""Measured sentences of a diagnosis in the page's languages: the English text is the pattern."""
+"""Sentences of a diagnosis or a table in the page's languages: the English text is the pattern."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ _FRAMES = (
 )  # sentences around another one
 
 
-def sentence(text: str) -> Label | str:
+def sentence(text: str, prefix: str = "why_") -> Label | str:
     """The sentence as a label whose numbers and names are filled in; itself if it is unknown.
+
+    `prefix` is that of the keys to look among.
 
     >>> sentence("the penalty makes up 97% of what moves the weights").key
     'why_penalty'
     """
-    return _matched(text, "why_")
+    return _matched(text, prefix)
 
 
 @cache

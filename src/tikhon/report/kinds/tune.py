@@ -10,7 +10,7 @@ from typing import Any
 
 from tikhon.options import with_mode
 from tikhon.report import charts, search_charts
-from tikhon.report.kinds import parts, scores
+from tikhon.report.kinds import columns, parts, scores
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -65,6 +65,7 @@ def page(run: SavedRun) -> Page:
             rungs(run, found, chosen),
             responses(run, found, chosen),
             table(run, found, chosen),
+            columns.section(run),
             parts.reproduce(run),
         ),
     )

@@ -1,0 +1,95 @@
+"""A table in words and counts, for whoever looks at a run: columns, what is missing, targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tikhon.data.columns import Column
+from tikhon.data.dates import day_name
+from tikhon.data.encoding import blocks
+
+if TYPE_CHECKING:
+    from tikhon.data.dataset import Dataset
+    from tikhon.data.splits import Split
+
+_LEVELS = 8  # of a category that are named
+
+
+def describe(source: Dataset, parts: Split) -> dict[str, Any]:
+    """Plain values of a table's data set and its split; empty for other data.
+
+    `columns` has name, kind, missing cells, how many inputs a column became, how its cells were
+    read and what all rows hold of it (mean and deviation, levels, or the first and last day),
+    `left_out` the names and reasons of the others, `target` the rows of each class by
+    part, or mean, deviation and range in the target's own unit, `notices` what was printed.
+    """
+    table, fitted = source.table, parts.preprocessing
+    if table is None or fitted is None:
+        return {}
+    cells, inputs = source.x.numpy(), fitted.inputs
+    return {
+        "columns": [
+            {
+                "name": column.name,
+                "kind": column.kind,
+                "missing": _missing(column, cells[:, place]),
+                "inputs": len(inputs[i]),
+                "reading": column.reading,
+                **_cells(column, cells[:, place]),
+            }
+            for i, (column, place) in enumerate(
+                zip(table.columns, blocks(table.columns), strict=True)
+            )
+        ],
+        "left_out": [{"name": c.name, "reason": c.reason} for c in table.dropped],
+        "target": _target(parts),
+        "notices": list(parts.train.notices),
+    }
+
+
+def _missing(column: Column, cells: np.ndarray) -> int:
+    """Cells without a value; a word or a bound among numbers is one."""
+    empty = np.isnan(cells)
+    return int((empty[:, :2].all(axis=1) if column.words else empty[:, 0]).sum())
+
+
+def _cells(column: Column, cells: np.ndarray) -> dict[str, Any]:
+    """What a column holds, in a few plain values."""
+    if column.kind in ("category", "boolean"):
+        return {"levels": list(column.categories[:_LEVELS]), "of": len(column.categories)}
+    present = cells[:, 0][~np.isnan(cells[:, 0])]
+    if column.kind == "number" and len(present):
+        with np.errstate(over="ignore"):
+            return {"mean": float(present.mean()), "deviation": float(present.std())}
+    if column.kind == "date" and len(present):
+        return {"first": day_name(present.min()), "last": day_name(present.max())}
+    return {}
+
+
+def _target(parts: Split) -> dict[str, Any]:
+    named = {"train": parts.train, "valid": parts.valid, "test": parts.test}
+    classes = parts.train.classes
+    if classes:
+        counts = {
+            name: np.bincount(part.y.numpy(), minlength=len(classes)).tolist()
+            for name, part in named.items()
+        }
+        return {"classes": list(classes), "rows": counts}
+    return {"numbers": {name: _figures(part, parts.scaling) for name, part in named.items()}}
+
+
+def _figures(part: Dataset, scaling: Mapping[str, Any]) -> dict[str, float]:
+    """Mean, deviation and range of a target in its own unit."""
+    y = part.y.double().numpy().reshape(len(part.y), -1)
+    y = y * np.array(scaling["target_scale"]) + np.array(scaling["target_mean"])
+    if not len(y):
+        return {}
+    return {
+        "mean": float(y.mean()),
+        "deviation": float(y.std()),
+        "least": float(y.min()),
+        "largest": float(y.max()),
+    }

@@ -1,0 +1,144 @@
+"""A table as it was read: its columns, its target, what was noticed, what the model relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tikhon.report import charts
+from tikhon.report.kinds.sentences import sentence
+from tikhon.report.page import Block, Chart, Label, Name, Section, Table, number, say
+from tikhon.report.saved import SavedRun
+
+PARTS = ("train", "valid", "test")
+_TOLD = 3  # columns that the sentence names
+_DRAWN = 25  # columns of the chart
+
+
+def section(run: SavedRun) -> Section | None:
+    """The columns used and left out, the target and what was noticed; None if not of a table."""
+    table = _entries(_entries(run.config.get("data")).get("table"))
+    target = _entries(table.get("target"))
+    blocks: list[Block | None] = [
+        used(table),
+        left_out(table),
+        classes(target) if "classes" in target else figures(target),
+        noticed(table),
+    ]
+    found = tuple(block for block in blocks if block is not None)
+    return Section(say("columns"), found, say("columns_lead")) if found else None
+
+
+def used(table: Mapping[str, Any]) -> Table | None:
+    """Every column with its kind, what its cells hold, missing ones, and what it became."""
+    rows = tuple(
+        (
+            Name(str(column["name"])),
+            say(f"column_{column['kind']}"),
+            _held(column),
+            _count(column["missing"]),
+            _count(column["inputs"]),
+        )
+        for column in table.get("columns") or ()
+    )
+    keys = ("column", "kind", "column_values", "missing_cells", "inputs")
+    return Table(say("columns_caption"), tuple(map(say, keys)), rows) if rows else None
+
+
+def _held(column: Mapping[str, Any]) -> Name:
+    """Mean and deviation, levels or days of a column, and how it was read if unusually."""
+    told = []
+    if "levels" in column:
+        more = ", ..." if column["of"] > len(column["levels"]) else ""
+        told.append(", ".join(map(str, column["levels"])) + more)
+    elif "mean" in column:
+        told.append(f"{number(column['mean'])} ± {number(column['deviation'])}")
+    elif "first" in column:
+        told.append(f"{column['first']} – {column['last']}")
+    told += [column["reading"]] if column.get("reading") else []
+    return Name("; ".join(told) or "–")
+
+
+def left_out(table: Mapping[str, Any]) -> Table | None:
+    """The columns that the model does not see, each with the reason."""
+    rows = tuple(
+        (Name(str(column["name"])), _told(str(column["reason"]), "reason_"))
+        for column in table.get("left_out") or ()
+    )
+    head = (say("column"), say("reason"))
+    return Table(say("left_out_caption"), head, rows) if rows else None
+
+
+def classes(target: Mapping[str, Any]) -> Table:
+    """How many rows of each class every part of the data holds."""
+    counts = [target["rows"][part] for part in PARTS]
+    rows = tuple(
+        (Name(str(name)), *(_count(part[i]) for part in counts))
+        for i, name in enumerate(target["classes"])
+    )
+    head = (say("true_class"), *(say(f"part_{part}") for part in PARTS))
+    return Table(say("classes_caption"), head, rows)
+
+
+def figures(target: Mapping[str, Any]) -> Table | None:
+    """Mean, deviation and range of the numbers to predict, in their own unit."""
+    found = _entries(target.get("numbers"))
+    keys = ("mean", "deviation", "least", "largest")
+    rows = tuple(
+        (say(f"part_{part}"), *(number(_entries(found[part]).get(key)) for key in keys))
+        for part in PARTS
+        if part in found
+    )
+    head = (say("rows"), *(say(f"target_{key}") for key in keys))
+    return Table(say("numbers_caption"), head, rows) if rows else None
+
+
+def noticed(table: Mapping[str, Any]) -> Table | None:
+    """What was noticed: suspected leaks, rows that stand in two parts, unusual cells."""
+    left = "columns not used: "  # a table of its own
+    told = [str(text) for text in table.get("notices") or () if not str(text).startswith(left)]
+    rows = tuple((_told(text, "notice_"),) for text in told)
+    return Table(say("notices_caption"), (say("notice"),), rows) if rows else None
+
+
+def _told(text: str, prefix: str) -> Label | Name:
+    found = sentence(text, prefix)
+    return found if isinstance(found, Label) else Name(found, 400)
+
+
+def importances(run: SavedRun) -> Section | None:
+    """By how much the loss rises without each column, with its interval."""
+    found = _entries(run.result.get("importances"))
+    entries = list(found.get("columns") or ())[:_DRAWN]
+    if not entries:
+        return None
+    names, means, lows, highs = zip(*entries, strict=True)
+    colours = ["series-1" if low > 0 else "muted" for low in lows]
+    figure = charts.intervals(
+        [Name(str(name)) for name in names], means, lows, highs, say("loss_rise"), colours
+    )
+    alt = relied_on(run)
+    assert alt is not None
+    note = say("relies_note", rows=f"{found['rows']:,}")
+    return Section(say("relies"), (Chart(say("loss_rise"), figure, alt, note, wide=True),))
+
+
+def relied_on(run: SavedRun) -> Label | None:
+    """The columns whose shuffling certainly raises the loss, in a sentence."""
+    found = _entries(run.result.get("importances"))
+    entries: Sequence[Any] = found.get("columns") or ()
+    if not entries:
+        return None
+    certain = [(name, mean) for name, mean, low, _ in entries if low > 0][:_TOLD]
+    if not certain:
+        return say("relies_on_none", rows=f"{found['rows']:,}")
+    shown = ", ".join(f"{name} (+{number(mean)})" for name, mean in certain)
+    return say("relies_on", columns=shown)
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "–"
+
+
+def _entries(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

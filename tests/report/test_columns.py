@@ -1,0 +1,116 @@
+"""The page of a table: columns, reasons, notices and what the model relies on."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import tikhon
+from sample_runs import save
+from tikhon import report
+from tikhon.report.kinds import columns
+from tikhon.report.kinds.sentences import sentence
+from tikhon.report.page import Label, Page, Table
+from tikhon.report.saved import read
+
+DATA = Path(tikhon.__file__).parent / "data"
+TABLE = {
+    "columns": [
+        {"name": "age", "kind": "number", "missing": 1200, "inputs": 2, "reading": "in kg",
+         "mean": 40.0, "deviation": 2.0},
+        {"name": "plan", "kind": "category", "missing": 0, "inputs": 9, "reading": "",
+         "levels": ["x", "y"], "of": 9},
+    ],
+    "left_out": [{"name": "id", "reason": "an identifier: another code in each of 30 rows"}],
+    "target": {"classes": ["no", "yes"],
+               "rows": {"train": [5, 4], "valid": [2, 1], "test": [1, 1]}},
+    "notices": ["'plan' alone tells the target: was it known beforehand? (--drop leaves it out)",
+                "columns not used: 'id' (an identifier)"],
+}  # fmt: skip
+RELIED = {"rows": 364, "columns": [["age", 0.2, 0.1, 0.3], ["plan", 0.01, -0.01, 0.03]]}
+
+
+def page(folder: Path, relied: dict) -> Page:
+    config = {"kind": "fit", "data": {"name": "t", "table": TABLE}}
+    result = {"kind": "fit", "importances": relied, "statements": [{"code": "one_epoch"}]}
+    result["statements"][0]["level"] = "watch"
+    return report.build(read(save(folder, config, [], result)))
+
+
+def tables(page: Page) -> dict[str, Table]:
+    blocks = [b for s in page.sections for b in s.blocks if isinstance(b, Table)]
+    return {table.caption.key: table for table in blocks}
+
+
+def shown(cell, language: str = "en") -> str:
+    return cell.text(language) if isinstance(cell, Label) else getattr(cell, "text", cell)
+
+
+def test_columns_of_a_table_are_shown(tmp_path):
+    found = tables(page(tmp_path / "run", RELIED))
+    used = [[shown(cell) for cell in row] for row in found["columns_caption"].rows]
+    assert used[0] == ["age", "number", "40.0 ± 2.000; in kg", "1,200", "2"]
+    assert used[1][:3] == ["plan", "category", "x, y, ..."]
+    [[_, reason]] = found["left_out_caption"].rows
+    assert shown(reason, "zh") == "标识符：30 行各有不同的编码"
+    assert [row[1:] for row in found["classes_caption"].rows] == [("5", "2", "1"), ("4", "1", "1")]
+    [[notice]] = found["notices_caption"].rows
+    assert "就能得出目标" in shown(notice, "zh")
+
+
+def test_only_a_certain_rise_is_relied_on(tmp_path):
+    told = page(tmp_path / "a", RELIED)
+    assert [shown(s) for s in told.more] == [
+        "Relies most on (rise of the loss when shuffled): age (+0.200)."
+    ]
+    [chart] = next(s for s in told.sections if s.title.key == "relies").blocks
+    assert [trace["marker"]["color"] for trace in chart.figure["data"]] == ["series-1", "muted"]
+    none = {"rows": 9, "columns": [["age", 0.2, -0.1, 0.5]]}
+    assert "no single column" in shown(page(tmp_path / "b", none).more[0])
+    assert page(tmp_path / "c", {}).more == ()
+
+
+def texts(name: str, wanted) -> list[str]:
+    """The sentences of a module, with 7 in the place of every number and name."""
+    found = []
+    for node in ast.walk(ast.parse((DATA / name).read_text(encoding="utf-8"))):
+        found += [filled(part) for part in wanted(node)]
+    return [text for text in found if " " in text]
+
+
+def filled(node: ast.expr) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(v.value if isinstance(v, ast.Constant) else "7" for v in node.values)
+    return str(node.value) if isinstance(node, ast.Constant) else ""
+
+
+def returned(node: ast.AST) -> list[ast.expr]:
+    """The texts of lists that a function returns, adds to, or appends to."""
+    if isinstance(node, ast.Return | ast.AugAssign) and isinstance(
+        node.value, ast.List | ast.ListComp
+    ):
+        return node.value.elts if isinstance(node.value, ast.List) else [node.value.elt]
+    if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "append":
+        return node.args
+    return []
+
+
+def reasons(node: ast.AST) -> list[ast.expr]:
+    if isinstance(node, ast.keyword) and node.arg == "reason":
+        return [node.value]
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason":
+        return [node.value]
+    return []
+
+
+def test_every_notice_and_reason_is_told_in_both_languages():
+    notices = [
+        t.replace("7 rows stand", "test rows stand") for t in texts("noticing.py", returned)
+    ]
+    notices += [t for t in texts("target.py", returned) if "row" in t or "label" in t]
+    assert len(notices) >= 9
+    assert [t for t in notices if not isinstance(sentence(t, "notice_"), Label)] == []
+    why = [*texts("columns.py", reasons), *texts("table.py", reasons)]
+    assert len(why) >= 5
+    assert [t for t in why if not isinstance(sentence(t, "reason_"), Label)] == []
+    assert isinstance(columns._told("something else", "notice_"), columns.Name)
