@@ -109,7 +109,7 @@ def test_a_sick_one_is_found_and_cured(name):
     torch.manual_seed(0)
     model = build()
     engine = sgd(1e-6)(model.parameters())
-    found = tk.cure(model, data(), CE, optimizer=engine, steps=40, seeds=2, budget="4s")
+    found = tk.cure(model, data(), CE, optimizer=engine, steps=40, seeds=2, budget="60s")
     assert "slow_convergence" in found.diagnosis.labels, str(found.diagnosis)
     assert found.confirmed, str(found)
     assert found.best.effect > 0.05
@@ -143,7 +143,9 @@ def test_scaled_targets_are_cured_and_scored_in_the_users_units():
     torch.manual_seed(0)
     model = he(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)))
     engine = sgd(0.05)(model.parameters())
-    found = tk.cure(model, (x, y), nn.MSELoss(), optimizer=engine, steps=100, seeds=2, budget="8s")
+    found = tk.cure(
+        model, (x, y), nn.MSELoss(), optimizer=engine, steps=100, seeds=2, budget="60s"
+    )
     assert found.treatment.name.startswith("scaled targets"), str(found)
     assert "y_train = (y_train - shift) / scale" in found.patch
     trained, end = found.train(100)
