@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn.utils import prune
 
 import tikhon as tk
 from tikhon.regularizer.attachment import LOOKS
+from tikhon.regularizer.controller import Controller
 
 
 def push(model, optimizer, steps=1):
@@ -261,3 +263,48 @@ def test_a_replaced_layer_that_no_optimizer_holds_is_told_of_once():
     before = model[1].weight.detach().clone()
     push(model, optimizer)
     assert model[1].weight.abs().sum() < before.abs().sum()
+
+
+@dataclass(frozen=True)
+class Remembering(Controller):
+    """Adds the weights up, which fails where these change their shape."""
+
+    start: float = 0.1
+    per: str = "layer"
+    every: int = 1
+
+    def next(self, strength, observation, step):
+        memory, (reading,) = observation.memory, observation.readings
+        memory["sum"] = memory.get("sum", 0) + reading.weights.abs()
+        memory["steps"] = memory.get("steps", 0) + 1
+        return strength
+
+
+@pytest.mark.parametrize(("rows", "remembered"), [(4, 5), (6, 3)])
+def test_a_controller_starts_over_where_the_weights_have_another_shape(rows, remembered):
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L1(Remembering()))
+    push(model, optimizer, 2)
+    old, new = model[0].weight, nn.Parameter(torch.ones(rows, 3))
+    model[0].weight = new
+    replace_in_group(optimizer, old, new)
+    push(model, optimizer, 3)
+    memories = {live.name: live.memory for live in reg.live_strengths()}
+    assert memories["0.weight/L1"]["steps"] == remembered
+    assert memories["1.weight/L1"]["steps"] == 5
+
+
+def test_what_a_replaced_weight_of_16_bits_loses_is_in_the_state():
+    model = network().to(torch.bfloat16)
+    optimizer = optim.SGD(model.parameters(), lr=1e-3)
+    reg = tk.regularize(model, optimizer, tk.Term(tk.L2(1e-2), how="decoupled"))
+    push(model, optimizer)
+    before = set(reg.state_dict()["rounding"])
+    old = model[0].weight
+    model[0].weight = nn.Parameter(torch.ones(6, 3, dtype=torch.bfloat16))
+    replace_in_group(optimizer, old, model[0].weight)
+    push(model, optimizer)
+    found = reg.state_dict()["rounding"]
+    assert set(found) == before and before
+    assert {tuple(lost.shape) for lost in found.values()} == {(6, 3), (2, 4)}
