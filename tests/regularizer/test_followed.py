@@ -308,3 +308,28 @@ def test_what_a_replaced_weight_of_16_bits_loses_is_in_the_state():
     found = reg.state_dict()["rounding"]
     assert set(found) == before and before
     assert {tuple(lost.shape) for lost in found.values()} == {(6, 3), (2, 4)}
+
+
+def test_a_step_that_raises_takes_back_its_own_decay_alone():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    tk.regularize(model, optimizer, tk.Term(tk.L2(0.5), how="decoupled"))
+    push(model, optimizer, 3)
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def closure():
+        raise RuntimeError("no more data")
+
+    with pytest.raises(RuntimeError, match="no more data"):
+        optimizer.step(closure)
+    for param, kept in zip(model.parameters(), before):
+        torch.testing.assert_close(param.detach(), kept)
+
+
+def test_a_weight_with_a_spectral_norm_is_not_called_pruned():
+    model = network()
+    nn.utils.spectral_norm(model[0])
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"0\.weight") as refusal:
+        tk.regularize(model, optimizer, {"0.weight": tk.L1(0.1)})
+    assert "prune" not in str(refusal.value)
