@@ -182,6 +182,30 @@ def test_an_optimizer_that_raises_leaves_gradients_and_weights(how, penalty):
     assert reg.steps == 1
 
 
+def test_a_step_that_raises_and_is_tried_again_counts_its_gradient_once():
+    """Where zeros come from averages of gradients: the optimizer's gain is not known."""
+    found = []
+    for fails in (False, True):
+        model, draws = two_layers(), torch.Generator().manual_seed(0)
+        optimizer = failing_optimizer(model)
+        reg = tk.regularize(model, optimizer, tk.L1(0.5))
+        assert reg.audit()["0.weight"].route == ("orthant",)
+        for number in range(6):
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=draws)
+            if fails and number in (1, 3):
+                optimizer.broken = True
+                with pytest.raises(RuntimeError, match="out of memory"):
+                    optimizer.step()
+                optimizer.broken = False
+            optimizer.step()
+        state = reg.state_dict()["averages"]
+        found.append([p.detach() for p in model.parameters()] + list(state.values()))
+    assert len(found[0]) == 4
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("how", ["objective", "decoupled"])
 def test_a_penalty_that_raises_before_the_step_moves_nothing(how):
     model = two_layers()
