@@ -332,3 +332,20 @@ def test_rows_with_dead_moments_and_extreme_sizes(strength, eps, route):
     exact = tk.GroupLasso(strength).prox(before, steps.clamp_max(1e300))
     assert kernels.prox_(tk.GroupLasso(strength), w, 0.01, moment=moment, eps=eps)
     assert ((w.double() - exact).abs() <= 1e-5 * exact.abs() + 1e-6 * before.abs()).all()
+
+
+@pytest.mark.parametrize("penalty", [tk.L1(0.3), tk.GroupLasso(0.3)], ids=repr)
+def test_c_lifts_moments_for_the_next_step_after_it_has_read_them(route, penalty):
+    w, moment, _ = weights()
+    moment.square_()
+    moment[3, 4] = math.nan
+    expected, lifted = penalty.prox(w, 0.3 / (moment.sqrt() + 0.1)), moment.clamp_min(0.5)
+    form = kernels.form(penalty, w)
+    job = kernels.job(form, penalty.strength, w, 0.3, moment, 1.0, 0.1, 0.5)
+    before = moment.clone()
+    in_c = kernels.run([job])
+    assert in_c == (route != "blocks")
+    seen = expected.isfinite()
+    torch.testing.assert_close(w[seen], expected[seen])
+    assert torch.equal(moment.nan_to_num(), (lifted if in_c else before).nan_to_num())
+    assert moment[3, 4].isnan()

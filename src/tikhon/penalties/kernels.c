@@ -10,6 +10,7 @@
 #define EPSILON (sizeof(REAL) == sizeof(float) ? FLT_EPSILON : DBL_EPSILON)
 #define SAFE 1e-9 /* squares between this and its inverse are summed in REAL, */
 #define CHUNK 256 /* so many at a time */
+#define PART 4096 /* entries that stay in the nearest cache with their moments */
 
 static inline REAL soft(REAL w, REAL threshold)
 {
@@ -19,8 +20,8 @@ static inline REAL soft(REAL w, REAL threshold)
 
 /* L1 (`size`) and ElasticNet (with `ridge`, the L2 part). The step of an entry is
    1 / (sqrt(moment) + eps), or 1 without a moment. Divisions cost more than all the rest. */
-void entries(REAL *restrict w, const REAL *restrict moment, ptrdiff_t count, double size,
-             double ridge, double eps)
+static void entries(REAL *restrict w, const REAL *restrict moment, ptrdiff_t count, double size,
+                    double ridge, double eps)
 {
     const REAL first = size, second = ridge, added = eps, largest = sqrt(LARGEST);
     if (!moment && ridge == 0)
@@ -142,13 +143,42 @@ static void shrink_in_metric(REAL *restrict row, const REAL *restrict moment, pt
             row[j] -= row[j] * (steps[j] / (t + steps[j]));
 }
 
-/* GroupLasso on `count` rows. */
-void rows(REAL *restrict w, const REAL *restrict moment, ptrdiff_t count, ptrdiff_t length,
-          double size, double eps, REAL *restrict steps)
+/* Entries at least `least`, for the next step; written only where some are below. */
+static void lift(REAL *restrict moment, ptrdiff_t count, REAL least)
 {
-    for (ptrdiff_t i = 0; i < count * length; i += length)
-        if (moment)
-            shrink_in_metric(w + i, moment + i, length, size, eps, steps);
-        else
-            shrink(w + i, length, size);
+    REAL smallest = least;
+#pragma omp simd reduction(min : smallest)
+    for (ptrdiff_t i = 0; i < count; i++)
+        smallest = moment[i] < smallest ? moment[i] : smallest;
+    if (smallest < least)
+        for (ptrdiff_t i = 0; i < count; i++)
+            moment[i] = moment[i] < least ? least : moment[i];
+}
+
+/* One prox in place. `length` is that of a row of GroupLasso, 0 for single entries; a moment is
+   lifted to `least` while it lies in the cache. */
+struct job {
+    REAL *w, *moment;
+    ptrdiff_t count, length;
+    double size, ridge, eps, least;
+};
+
+/* The jobs one after another; `room` holds the longest row. */
+void run(const struct job *jobs, ptrdiff_t count, REAL *room)
+{
+    for (const struct job *job = jobs; job < jobs + count; job++) {
+        const ptrdiff_t each = job->length ? job->length : PART;
+        for (ptrdiff_t i = 0; i < job->count; i += each) {
+            const ptrdiff_t size = each < job->count - i ? each : job->count - i;
+            REAL *w = job->w + i, *moment = job->moment ? job->moment + i : NULL;
+            if (!job->length)
+                entries(w, moment, size, job->size, job->ridge, job->eps);
+            else if (moment)
+                shrink_in_metric(w, moment, size, job->size, job->eps, room);
+            else
+                shrink(w, size, job->size);
+            if (moment && job->least > 0)
+                lift(moment, size, job->least);
+        }
+    }
 }

@@ -115,28 +115,33 @@ def job(
     moment: Tensor | None,
     scale: float | Tensor,
     eps: float,
+    least: float | Tensor = 0.0,
 ) -> Job | None:
     """What `run` does for one tensor; None if nothing would move or a number is a tensor.
 
-    For weights that `fits`, and a moment `alike`.
+    For weights that `fits`, and a moment `alike`, which C lifts to `least` afterwards.
     """
-    if isinstance(strength, Tensor) or isinstance(step, Tensor) or isinstance(scale, Tensor):
+    if Tensor in (type(strength), type(step), type(scale), type(least)):
         return None
     size = strength * step
     if moment is not None:  # size / (sqrt(moment) / scale + eps)
         size, eps = size * scale, eps * scale
-    return Job(w, moment, size * form.l1, size * form.l2, eps, form.rows) if size else None
+    return Job(w, moment, size * form.l1, size * form.l2, eps, form.rows, least) if size else None
 
 
-def run(jobs: Sequence[Job]) -> None:
-    """The proxes in place: in C where they are large enough in all and a compiler works."""
+def run(jobs: Sequence[Job]) -> bool:
+    """The proxes in place: in C where they are large enough in all and a compiler works.
+
+    Returns whether it was C, which lifts moments.
+    """
     entries = 0
     for job in jobs:
         entries += job.w.numel()
     if entries >= _compile_from["cpu"] and all(map(_is_native, jobs)):
         native.run(jobs)
-    else:
-        _run_in_blocks(jobs)
+        return True
+    _run_in_blocks(jobs)
+    return False
 
 
 def _is_native(job: Job) -> bool:
@@ -147,7 +152,7 @@ def _is_native(job: Job) -> bool:
 def _run_in_blocks(jobs: Sequence[Job]) -> None:
     together: dict[tuple[float, float, float], list[Job]] = {}
     for job in jobs:
-        w, moment, size, ridge, eps, rows = job
+        w, moment, size, ridge, eps, rows, _ = job
         if rows:
             _shrink_rows_(w, moment, size, eps)
         elif moment is None:

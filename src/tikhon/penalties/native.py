@@ -11,6 +11,7 @@ import ctypes
 import functools
 import os
 import shlex
+import struct
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -29,18 +30,14 @@ _FLAGS = (
     "-std=c11 -O3 -march=native -shared -fPIC "
     "-fno-math-errno -fno-trapping-math -ffp-contract=off -fopenmp-simd"
 )
-_POINTER, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_double
-_SIGNATURES = {
-    "entries": [_POINTER, _POINTER, _COUNT, _NUMBER, _NUMBER, _NUMBER],
-    "rows": [_POINTER, _POINTER, _COUNT, _COUNT, _NUMBER, _NUMBER, _POINTER],
-}
+_JOB = struct.Struct("PPnndddd")  # the fields of `struct job` in kernels.c
 
 
 class Job(NamedTuple):
     """One prox in place: of L1 and ElasticNet, or with `rows` of GroupLasso on dimension 0.
 
     An entry is moved by `size / (sqrt(moment) + eps)`, without a moment by `size`; `ridge` is the
-    L2 part in the same unit.
+    L2 part in the same unit. In C the moment is then lifted to `least`, for the next step.
     """
 
     w: Tensor
@@ -49,6 +46,7 @@ class Job(NamedTuple):
     ridge: float
     eps: float
     rows: bool
+    least: float = 0.0
 
 
 @functools.cache
@@ -68,32 +66,34 @@ def library(dtype: torch.dtype) -> Any:
             found = ctypes.CDLL(str(built))
         except (OSError, subprocess.CalledProcessError):
             return None
-    for name, arguments in _SIGNATURES.items():
-        kernel = getattr(found, name)
-        kernel.argtypes, kernel.restype = arguments, None
+    found.run.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t, ctypes.c_void_p]
+    found.run.restype = None
     return found
 
 
 def run(jobs: Sequence[Job]) -> None:
     """The jobs one after another, large tensors in as many threads as torch uses."""
-    threads = torch.get_num_threads()
-    for job in jobs:
-        if threads > 1 and job.w.numel() >= SPLIT:
-            list(_threads(threads).map(_run, _parts(job, threads)))
-        else:
-            _run(job)
+    threads, together = torch.get_num_threads(), jobs
+    if threads > 1:
+        together = [job for job in jobs if job.w.numel() < SPLIT]
+        for job in jobs if len(together) < len(jobs) else ():
+            if job.w.numel() >= SPLIT:
+                list(_threads(threads).map(_run, ([part] for part in _parts(job, threads))))
+    for dtype in {job.w.dtype: None for job in together}:
+        _run([job for job in together if job.w.dtype is dtype])
     torch.autograd.graph.increment_version([job.w for job in jobs])
 
 
-def _run(job: Job) -> None:
-    w, moment, size, ridge, eps, rows = job
-    kernels, at = library(w.dtype), None if moment is None else moment.data_ptr()
-    if rows:
-        length = w.numel() // len(w)
-        room = w.new_empty(length)
-        kernels.rows(w.data_ptr(), at, len(w), length, size, eps, room.data_ptr())
-    else:
-        kernels.entries(w.data_ptr(), at, w.numel(), size, ridge, eps)
+def _run(jobs: Sequence[Job]) -> None:
+    packed, longest = [], 0
+    for w, moment, size, ridge, eps, rows, least in jobs:
+        at, count = 0 if moment is None else moment.data_ptr(), w.numel()
+        length = count // len(w) if rows else 0
+        if length > longest:
+            longest = length
+        packed.append(_JOB.pack(w.data_ptr(), at, count, length, size, ridge, eps, least))
+    room = jobs[0].w.new_empty(longest)
+    library(room.dtype).run(b"".join(packed), len(packed), room.data_ptr())
 
 
 def _parts(job: Job, count: int) -> list[Job]:

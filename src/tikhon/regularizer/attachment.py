@@ -11,6 +11,7 @@ from torch import Tensor, nn, optim
 from tikhon.regularizer.activity import Activity
 from tikhon.regularizer.audit import LOOKS, warn_of_lost_layers
 from tikhon.regularizer.controller import Controller, Observation
+from tikhon.regularizer.coupled import OwnDecay
 from tikhon.regularizer.hooks import StepHooks
 from tikhon.regularizer.orthant import add_pseudo_gradients, keep_orthants
 from tikhon.regularizer.plan import Place, Plan, Unread, closure_of
@@ -65,6 +66,7 @@ class Attachment:
     def plan_steps(self, bindings: Sequence[Binding], places: Sequence[Place]) -> None:
         """Work out what a step does, for these terms and the parameters as they are now."""
         self.plan = Plan.of(self.optimizer, bindings, places)
+        self._own_decay = OwnDecay(self.plan)
         before = getattr(self, "activity", None)
         if before is None or before.param is not self.plan.watched:
             self.activity = Activity(self.optimizer, self.plan.watched, self.steps)
@@ -121,7 +123,7 @@ class Attachment:
             self._earlier[binding.name] = binding.read().clone()
         closure = closure_of(args, kwargs)
         if closure is None:
-            self._penalize()
+            self._penalize(lent=True)
             return None
         return (args[0], self._penalized(closure)), {}
 
@@ -142,13 +144,18 @@ class Attachment:
 
         return evaluate
 
-    def _penalize(self, *, decay: bool = True) -> None:
-        """All that comes before the optimizer's own move."""
+    def _penalize(self, *, decay: bool = True, lent: bool = False) -> None:
+        """All that comes before the optimizer's own move.
+
+        `lent` says whether its own weight_decay may be used for that move.
+        """
         plan, measure = self.plan, self._moved is not None
         scale = getattr(self.optimizer, "grad_scale", None)  # fused ones divide inside
         skipped = getattr(self.optimizer, "found_inf", None)
+        own_decay: dict[int, float] | None = None
         if plan.routes["gradient"]:
-            add_gradients(plan, scale, self._gradients, measure=measure)
+            own_decay = {} if lent and plan.coupled else None
+            add_gradients(plan, scale, self._gradients, measure=measure, own_decay=own_decay)
         if plan.routes["orthant"]:
             if decay:
                 self._averages = [(b, b.average) for b in plan.routes["orthant"]]
@@ -163,6 +170,8 @@ class Attachment:
             remember(plan)
         if measure:
             self._moved = {b.name: b.read().clone() for b in plan.held}
+        if own_decay:
+            self._own_decay.lend(own_decay)
 
     def _after(self) -> None:
         """All that comes after it, except when a GradScaler has found an overflow."""
@@ -248,6 +257,7 @@ class Attachment:
         self.activity.look()
 
     def _restore_gradients(self) -> None:
+        self._own_decay.give_back()
         for param, grad in reversed(self._gradients):  # the first of several is the user's
             param.grad = grad
         self._gradients, self._replaced = [], []

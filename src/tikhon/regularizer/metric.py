@@ -81,6 +81,7 @@ class Rule(NamedTuple):
     gain: GainOf
     memory: MemoryOf | None
     uniform: bool
+    couples: bool = False  # its `weight_decay` is added to the gradient, unless a group says no
 
 
 _rules: dict[type[optim.Optimizer], Rule] = {}
@@ -156,6 +157,12 @@ def is_uniform(optimizer: optim.Optimizer) -> bool:
     """Whether the gain is known and one number for all weights of a parameter."""
     rule = rule_of(optimizer)
     return rule is not None and rule.uniform
+
+
+def decays(rule: Rule | None, group: Group) -> bool:
+    """Whether the optimizer adds `weight_decay * w` to the gradients of the group itself."""
+    coupled = rule is not None and rule.couples and not group.get("decoupled_weight_decay")
+    return coupled and isinstance(group.get("weight_decay"), float | int)
 
 
 def own_rate(how: str, group: Group) -> Number:
@@ -279,24 +286,28 @@ def _square_avg(group: Group, state: Any) -> Memory:
 _ADAMS = _second_moment("exp_avg_sq", lambda group: group["betas"][1])
 _rules.update(
     {
-        optim.SGD: Rule(_sgd, None, uniform=True),
-        optim.ASGD: Rule(_asgd, None, uniform=True),
-        optim.Adam: Rule(_adam, _ADAMS, uniform=False),
+        optim.SGD: Rule(_sgd, None, uniform=True, couples=True),
+        optim.ASGD: Rule(_asgd, None, uniform=True, couples=True),
+        optim.Adam: Rule(_adam, _ADAMS, uniform=False, couples=True),
         optim.AdamW: Rule(_adam, _ADAMS, uniform=False),
-        optim.NAdam: Rule(_nadam, _ADAMS, uniform=False),
-        optim.RAdam: Rule(_radam, _ADAMS, uniform=False),
+        optim.NAdam: Rule(_nadam, _ADAMS, uniform=False, couples=True),
+        optim.RAdam: Rule(_radam, _ADAMS, uniform=False, couples=True),
         optim.Adamax: Rule(
             _adamax,
             lambda group, state: Memory(state["exp_inf"], 1 / group["betas"][1], power=1),
             uniform=False,
+            couples=True,
         ),
-        optim.RMSprop: Rule(_rmsprop, _square_avg, uniform=False),
+        optim.RMSprop: Rule(_rmsprop, _square_avg, uniform=False, couples=True),
         optim.Adagrad: Rule(
             _adagrad,
             lambda group, state: Memory(state["sum"], number(state["step"]) + 1),
             uniform=False,
+            couples=True,
         ),
-        optim.Adadelta: Rule(_adadelta, None, uniform=False),  # its eps, 1e-6 in the root, is one
+        optim.Adadelta: Rule(
+            _adadelta, None, uniform=False, couples=True
+        ),  # its eps, 1e-6 in the root, is one
     }
 )
 

@@ -15,9 +15,9 @@ from tikhon.penalties.constraints import TopK
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.metric import (
     Gain,
-    GainOf,
     Group,
     Rule,
+    decays,
     has_gain,
     is_uniform,
     own_rate,
@@ -57,6 +57,7 @@ class Plan:
         copied: bindings whose weights a controller wants from before the step.
         fused: the bindings whose prox a kernel may do where the weights lie.
         bounded: the bindings whose gain must not grow without bound.
+        coupled: those of L2 that are what the optimizer's own weight_decay is.
         watched: the parameter that tells whether training goes on without us.
         late: whether there is nothing to do before the optimizer's own step.
     """
@@ -77,6 +78,7 @@ class Plan:
     copied: tuple[Binding, ...]
     fused: dict[Binding, FusedProx]
     bounded: tuple[Binding, ...]
+    coupled: frozenset[Binding]
     watched: nn.Parameter | None
     late: bool
 
@@ -112,6 +114,7 @@ class Plan:
         bounded = [b for b in routes["prox"] if b.how == "objective" and b not in seeking]
         if not (rule and rule.memory):
             bounded = []
+        lifting = {b for b in bounded if b.live.is_number and not b.live.varies}
         return cls(
             optimizer=optimizer,
             rule=rule,
@@ -130,11 +133,18 @@ class Plan:
             consulted={phase: tuple(found) for phase, found in consulted.items()},
             copied=copied,
             fused={
-                b: FusedProx(b, b.target.params[0], rule and rule.gain)
+                b: FusedProx(
+                    b, b.target.params[0], groups[id(b.target.params[0])], rule, b in lifting
+                )
                 for b in routes["prox"]
                 if b.in_place
             },
             bounded=tuple(bounded),
+            coupled=frozenset(
+                b
+                for b in routes["gradient"]
+                if b.plain and decays(rule, optimizer.param_groups[groups[id(b.target.params[0])]])
+            ),
             watched=held[0].target.params[0] if held else None,
             late=not (
                 routes["gradient"]
@@ -221,30 +231,53 @@ class FusedProx:
 
     binding: Binding
     param: nn.Parameter
-    gain: GainOf | None
+    number: int  # of its group in the optimizer
+    rule: Rule | None
+    lifts: bool  # whether the kernel may bound the gain of the next step as well
     form: kernels.Form | None = None
     seen_at: int | None = None
     moment: Tensor | None = None
+    state: Any = None  # the optimizer's, in which the moment was lifted
+    version: int = -1  # of the moment then
 
-    def job(self, optimizer: optim.Optimizer, group: Group) -> kernels.Job | None:
+    def is_bounded(self, optimizer: optim.Optimizer) -> bool:
+        """Whether the gain of the step that begins is bounded, by the kernel of the last one."""
+        return (
+            self.state is optimizer.state
+            and self.moment is not None
+            and self.moment._version == self.version
+        )
+
+    def lifted(self, optimizer: optim.Optimizer) -> None:
+        """The kernel has bounded the gain of the next step."""
+        self.state, self.version = optimizer.state, cast(Tensor, self.moment)._version
+
+    def job(self, optimizer: optim.Optimizer) -> kernels.Job | None:
         """What the kernel has to do in this step, None where it cannot do it."""
-        param = self.param
+        group = optimizer.param_groups[self.number]
+        param, rule, least = self.param, self.rule, 0.0
         if param.data_ptr() != self.seen_at:
             self.form = kernels.form(self.binding.base, param) if kernels.fits(param) else None
             self.seen_at, self.moment = param.data_ptr(), None
         if self.form is None:
             return None
-        if self.binding.how != "objective" or self.gain is None:
+        strength = self.binding.live.value
+        if self.binding.how != "objective" or rule is None:
             gain = Gain(own_rate(self.binding.how, group))
         else:
-            gain = self.gain(optimizer, group, optimizer.state[param])
-        if gain.moment is not None and gain.moment is not self.moment:
-            if not (gain.root and kernels.alike(param, gain.moment)):
-                return None
-            self.moment = gain.moment
-        strength = self.binding.live.value
+            state = optimizer.state[param]
+            gain = rule.gain(optimizer, group, state)
+            if gain.moment is not None and gain.moment is not self.moment:
+                if not (gain.root and kernels.alike(param, gain.moment)):
+                    return None
+                self.moment, self.state = gain.moment, None
+            if self.lifts and gain.moment is not None:
+                assert rule.memory
+                memory = rule.memory(group, state)
+                if memory.tensor is gain.moment and memory.beyond is None:
+                    least = memory.least(strength * self.binding.steepness)
         return kernels.job(
-            self.form, strength, param, gain.numerator, gain.moment, gain.scale, gain.eps
+            self.form, strength, param, gain.numerator, gain.moment, gain.scale, gain.eps, least
         )
 
 

@@ -14,7 +14,7 @@ from tikhon.penalties.base import Penalty, Proximable, is_metric
 from tikhon.penalties.elementwise import MCP, SCAD
 from tikhon.regularizer.controller import Controller, Reading
 from tikhon.regularizer.metric import Gain, Group, has_gain, is_uniform, own_rate, stationary_gain
-from tikhon.regularizer.plan import Plan, is_euclidean
+from tikhon.regularizer.plan import FusedProx, Plan, is_euclidean
 from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.targets import Product, local
 from tikhon.regularizer.terms import Binding, Route
@@ -31,30 +31,34 @@ def add_gradients(
     before: list[tuple[nn.Parameter, Tensor]],
     *,
     measure: bool,
+    own_decay: dict[int, float] | None = None,
 ) -> None:
     """Put `grad + gradient of the penalty` in the place of each `.grad`, in tensors of their own.
 
     Notes in `before` what the gradients were, the first entry of a parameter being the user's.
-    `scale` is what a GradScaler has multiplied them by, where the optimizer divides.
+    `scale` is what a GradScaler has multiplied them by, where the optimizer divides. What the
+    optimizer can add itself goes to `own_decay`, by the id of the parameter.
     """
     plain: dict[float, dict[int, nn.Parameter]] = {}
     for binding in plan.routes["gradient"]:
         if not binding.acts:
             continue
         params = binding.target.params
-        for param in params:
-            gradient = _gradient(param)
-            if gradient.is_sparse:
-                raise TypeError(
-                    f"{binding.name} adds a gradient to {binding.target.name!r}, whose gradient "
-                    f'is sparse; use how="decoupled", or an Embedding with sparse=False'
-                )
-            before.append((param, gradient))
+        if any(_gradient(param).is_sparse for param in params):
+            raise TypeError(
+                f"{binding.name} adds a gradient to {binding.target.name!r}, whose gradient "
+                f'is sparse; use how="decoupled", or an Embedding with sparse=False'
+            )
         factor: float | Tensor = -1.0 if plan.group(params[0]).get("maximize") else 1.0
         factor = factor if scale is None else factor * scale
         if measure:
             own, ours = _norm([_gradient(p) for p in params]), _norm(_pulls(binding, factor))
             binding.share = ours / (ours + own)
+        if own_decay is not None and binding in plan.coupled and binding.live.is_number:
+            key = id(params[0])
+            own_decay[key] = own_decay.get(key, 0.0) + cast(float, binding.live.value)
+            continue
+        before += [(param, _gradient(param)) for param in params]
         alpha = factor * binding.live.value
         if binding.plain and not isinstance(alpha, Tensor):
             (param,) = params
@@ -109,6 +113,9 @@ def bound_gains(plan: Plan, bindings: Sequence[Binding]) -> list[Binding]:
     alike: dict[float, list[Tensor]] = {}
     for binding in bindings:
         if binding.live.off:  # gradients may yet come, from a closure
+            continue
+        fused = plan.fused.get(binding)
+        if fused is not None and fused.is_bounded(plan.optimizer):
             continue
         params = binding.target.params
         if not all(plan.optimizer.state.get(param) for param in params):
@@ -233,21 +240,23 @@ def replace_weights(
     bindings = plan.active(route)
     kept = [b.read().clone() for b in bindings] if skipped is not None or moved else []
     paddings = [(row, row.clone()) for row in map(_padding_row, bindings) if row is not None]
-    jobs: list[kernels.Job] = []
+    jobs: list[tuple[FusedProx, kernels.Job]] = []
     for binding in bindings:
         # by a kernel wherever there is one, measured or not: it rounds in its own way, and a
         # resumed run measures in other steps
         fused = plan.fused.get(binding)
-        job = fused and fused.job(plan.optimizer, plan.group(fused.param))
-        if job:
-            jobs.append(job)
+        job = fused and fused.job(plan.optimizer)
+        if fused and job:
+            jobs.append((fused, job))
             continue
         try:
             _replace(binding, plan)
         except Exception as error:
             errors.append(error)
-    if jobs:
-        kernels.run(jobs)
+    if jobs and kernels.run([job for _, job in jobs]):
+        for fused, job in jobs:
+            if job.least:
+                fused.lifted(plan.optimizer)
     for row, before in paddings:
         row.copy_(before)
     for binding, before in zip(bindings, kept):
@@ -264,8 +273,10 @@ def replace_weights(
 def _padding_row(binding: Binding) -> Tensor | None:
     """The row of an embedding that is no weight: moved, it would not come back by any gradient."""
     param, padding = binding.target.params[0], binding.target.padding
+    if padding is None:
+        return None
     part = local(param)
-    return None if padding is None or part.shape != param.shape else part[padding]
+    return None if part.shape != param.shape else part[padding]
 
 
 @torch.no_grad()

@@ -93,6 +93,11 @@ class LiveStrength:
         """Whether the strength is a schedule or a controller."""
         return not isinstance(self.source, (float, int, Tensor))
 
+    @property
+    def is_number(self) -> bool:
+        """Whether the strength in force is a number, not a tensor."""
+        return not isinstance(self.value, Tensor)
+
     def update(self, step: int) -> None:
         """Set the value that a number or a schedule has at `step`, counted from 0."""
         if isinstance(self.source, Controller):
