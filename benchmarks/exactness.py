@@ -2,14 +2,16 @@
 
 The lasso, the elastic net and the group lasso (a group is a feature, over all outputs) of a
 linear model are trained by full-batch gradients and a decaying learning rate, in float64, through
-`regularize` and through what else there is. Of the last five optimizers no metric is known:
-`regularize` goes the way of orthants. The minimum is that of scikit-learn's coordinate
-descent (Lasso, ElasticNet, MultiTaskLasso) to a tolerance of 1e-13; the strength is a tenth of
-the one that zeroes everything. Reported are the relative gap of the objective,
+`regularize` and through what else there is: torch's optimizers, those of the packages
+pytorch-optimizer and schedulefree where they are installed, and two written by hand. Where no
+metric is known `regularize` goes the way of orthants. The minimum is that of scikit-learn's
+coordinate descent (Lasso, ElasticNet, MultiTaskLasso) to a tolerance of 1e-13; the strength is a
+tenth of the one that zeroes everything. Reported are the relative gap of the objective,
 (F - F*) / F*, and the F1 score of the support, each at its worst of the data sets.
 
     python benchmarks/exactness.py --data DIR         DIR holds NAME.npz with X and y
     python benchmarks/exactness.py --quick            two data sets of scikit-learn, fewer steps
+    python benchmarks/exactness.py --batch-size 256   gradients of random rows instead of all
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import json
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +53,17 @@ class Problem:
     cross: Tensor
     constant: float
     solution: Tensor
+    x: Tensor
+    y: Tensor
 
     def gradient(self, w: Tensor) -> Tensor:
         """Of the loss."""
         return w @ self.gram - self.cross
+
+    def estimate(self, w: Tensor, rows: Tensor) -> Tensor:
+        """The gradient over some rows."""
+        x = self.x[rows]
+        return (x @ w.T - self.y[rows]).T @ x / len(rows)
 
     def penalty(self) -> tk.Term:
         """The penalty in tikhon's words."""
@@ -95,7 +105,17 @@ def problem(name: str, kind: str, x: np.ndarray, y: np.ndarray) -> Problem:
     gram = as_tensor(x.T @ x / m)
     constant = float((targets**2).sum() / (2 * m))
     found = as_tensor(np.ascontiguousarray(solution))
-    return Problem(name, kind, float(strength), gram, as_tensor(cross), constant, found)
+    return Problem(
+        name,
+        kind,
+        float(strength),
+        gram,
+        as_tensor(cross),
+        constant,
+        found,
+        as_tensor(x),
+        as_tensor(targets),
+    )
 
 
 class ByHand(optim.Optimizer):
@@ -127,37 +147,78 @@ class Lion(ByHand):
         return ahead
 
 
-def optimizers(problem: Problem) -> dict[str, Any]:
+def by_orthants(kind: type[optim.Optimizer]) -> type[optim.Optimizer]:
+    """The same optimizer as one whose metric is not known: its `step` is overridden."""
+
+    def step(self: Any, closure: Any = None) -> Any:
+        return kind.step(self, closure)
+
+    return type(f"{kind.__name__}ByOrthants", (kind,), {"step": step})
+
+
+def optimizers(problem: Problem) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Optimizers with the step size that suits each: 1/L of the loss, or 0.01."""
     largest = float(torch.linalg.eigvalsh(problem.gram)[-1])
     momentum = {"momentum": 0.9, "lr": 0.3 / largest}
-    return {
+    plain = {"lr": 0.01, "weight_decay": 0.0}
+    found = {
         "SGD": (optim.SGD, {"lr": 1 / largest}),
         "SGD momentum": (optim.SGD, momentum),
         "SGD nesterov": (optim.SGD, momentum | {"nesterov": True}),
+        "ASGD": (optim.ASGD, {"lr": 1 / largest}),
         "RMSprop": (optim.RMSprop, {"lr": 0.01}),
         "Adam": (optim.Adam, {"lr": 0.01}),
-        "AdamW": (optim.AdamW, {"lr": 0.01, "weight_decay": 0.0}),
+        "AdamW": (optim.AdamW, plain),
         "NAdam": (optim.NAdam, {"lr": 0.01}),
+        "RAdam": (optim.RAdam, {"lr": 0.01}),
         "Adamax": (optim.Adamax, {"lr": 0.01}),
         "Adagrad": (optim.Adagrad, {"lr": 0.1}),
-        "Muon": (optim.Muon, {"lr": 0.01, "weight_decay": 0.0}),
+        "Adadelta": (optim.Adadelta, {"lr": 1.0}),
+        "Muon": (optim.Muon, plain),
         "Adafactor": (optim.Adafactor, {"lr": 0.02, "weight_decay": 0.0}),
         "Rprop": (optim.Rprop, {"lr": 0.01}),
         "signSGD by hand": (ByHand, {"lr": 0.01}),
         "Lion by hand": (Lion, {"lr": 0.01}),
+        "SGD momentum, by orthants": (by_orthants(optim.SGD), momentum),
+        "Adam, by orthants": (by_orthants(optim.Adam), {"lr": 0.01}),
     }
+    return found | {name: found_there for name, found_there in third_party(largest)}
+
+
+def third_party(largest: float) -> Iterator[tuple[str, tuple[Any, dict[str, Any]]]]:
+    """Those of packages that are installed."""
+    plain = {"lr": 0.01, "weight_decay": 0.0}
+    if importlib.util.find_spec("pytorch_optimizer"):
+        import pytorch_optimizer as theirs
+
+        for name in ("Lion", "SOAP", "StableAdamW", "Adan", "AdaBelief"):
+            yield name, (getattr(theirs, name), plain)
+        # the default of its slow average remembers 10,000 steps
+        yield "AdEMAMix", (theirs.AdEMAMix, plain | {"betas": (0.9, 0.999, 0.99)})
+        yield "Prodigy", (theirs.Prodigy, plain | {"lr": 1.0})
+    if importlib.util.find_spec("schedulefree"):
+        import schedulefree as theirs
+
+        yield "SGDScheduleFree", (theirs.SGDScheduleFree, {"lr": 5 / largest})
+        yield "AdamWScheduleFree", (theirs.AdamWScheduleFree, {"lr": 0.003})
+
+
+TORCHS = ("SGD", "SGD momentum", "SGD nesterov", "ASGD", "RMSprop", "Adam", "AdamW", "NAdam")
+TORCHS += ("RAdam", "Adamax", "Adagrad", "Adadelta", "Muon", "Adafactor", "Rprop")
+OTHERS = ("signSGD by hand", "Lion by hand", "Lion", "SOAP", "AdEMAMix", "Prodigy")
+OTHERS += ("StableAdamW", "Adan", "AdaBelief", "SGDScheduleFree", "AdamWScheduleFree")
+TWINS = ("SGD momentum, by orthants", "Adam, by orthants")
 
 
 class Regularized:
     """tikhon: the user's optimizer, with `regularize` attached."""
 
-    runs = ("SGD", "SGD momentum", "SGD nesterov", "RMSprop", "Adam", "AdamW", "NAdam", "Adamax")
-    runs += ("Adagrad", "Muon", "Adafactor", "Rprop", "signSGD by hand", "Lion by hand")
-    kinds = PENALTIES
+    runs, kinds = TORCHS + OTHERS + TWINS, PENALTIES
 
     def __init__(self, problem: Problem, model: nn.Module, make: Any) -> None:
         self.optimizer = make(model.parameters())
+        if hasattr(self.optimizer, "train"):
+            self.optimizer.train()
         tk.regularize(model, self.optimizer, {"weight": problem.penalty()})
         self.step = self.optimizer.step
 
@@ -259,20 +320,29 @@ METHODS = {
 }
 
 
-def train(problem: Problem, method: Any, run: str, steps: int) -> dict[str, Any]:
+def train(
+    problem: Problem, method: Any, run: str, steps: int, batch_size: int | None = None
+) -> dict[str, Any]:
     """One training; the gap, the F1 of the support and the zeros it ends with."""
     kind, options = optimizers(problem)[run]
     torch.manual_seed(0)
     model = nn.Linear(problem.gram.shape[0], len(problem.cross), bias=False).double()
     fitted = method(problem, model, lambda params: kind(params, **options))
-    adaptive = kind is not optim.SGD  # Rprop keeps the steps that it has found
-    decay = 1e-5 ** (2 / steps) if adaptive else 1.0
+    averages = hasattr(fitted.optimizer, "eval")  # schedule-free
+    constant = averages or (batch_size is None and issubclass(kind, optim.SGD | optim.ASGD))
+    decay = 1.0 if constant else 1e-5 ** (2 / steps)  # Rprop keeps the steps that it has found
     for step in range(steps):
-        model.weight.grad = problem.gradient(model.weight.detach())
+        w = model.weight.detach()
+        if batch_size is None:
+            model.weight.grad = problem.gradient(w)
+        else:
+            model.weight.grad = problem.estimate(w, torch.randint(len(problem.x), (batch_size,)))
         fitted.step()
         if step >= steps // 2:
             for group in fitted.optimizer.param_groups:
                 group["lr"] *= decay
+    if averages:
+        fitted.optimizer.eval()
     w = model.weight.detach()
     best = problem.objective(problem.solution)
     truth, found = problem.solution != 0, w != 0
@@ -290,12 +360,12 @@ def train(problem: Problem, method: Any, run: str, steps: int) -> dict[str, Any]
 
 
 def train_until(
-    problem: Problem, method: Any, run: str, steps: int, longest: int
+    problem: Problem, method: Any, run: str, steps: int, longest: int, batch_size: int | None
 ) -> dict[str, Any]:
     """The same with five times the steps, again and again, until both targets are met."""
-    row = train(problem, method, run, steps)
+    row = train(problem, method, run, steps, batch_size)
     while (row["gap"] > GAP or row["f1"] < 1) and 5 * row["steps"] <= longest:
-        row = train(problem, method, run, 5 * row["steps"])
+        row = train(problem, method, run, 5 * row["steps"], batch_size)
     return row
 
 
@@ -340,6 +410,9 @@ def main() -> None:
         "--until", type=int, default=0, help="repeat tikhon's misses with 5x the steps up to this"
     )
     parser.add_argument("--only", nargs="+", choices=METHODS, help="these methods alone")
+    parser.add_argument("--batch-size", type=int, help="rows in a step; all of them if not given")
+    parser.add_argument("--runs", nargs="+", help="these optimizers alone")
+    parser.add_argument("--penalties", nargs="+", choices=PENALTIES, default=PENALTIES)
     parser.add_argument("--sets", nargs="+", choices=SETS, help="these data sets alone")
     parser.add_argument(
         "--output", type=Path, help="write all figures as JSON; sets that it holds are kept"
@@ -356,8 +429,9 @@ def main() -> None:
     for name, (x, y) in load(folder, options.quick).items():
         if name in done or name not in (options.sets or [name]):
             continue
-        for kind in PENALTIES:
+        for kind in options.penalties:
             exact = problem(name, kind, x, y)
+            known = optimizers(exact)
             for label, method in METHODS.items():
                 needs = getattr(method, "needs", None)
                 if kind not in method.kinds or (needs and not importlib.util.find_spec(needs)):
@@ -366,8 +440,10 @@ def main() -> None:
                     continue
                 longest = options.until if method is Regularized else 0
                 for run in method.runs:
-                    row = {"method": label} | train_until(exact, method, run, steps, longest)
-                    rows.append(row)
+                    if run not in (options.runs or known):
+                        continue
+                    row = train_until(exact, method, run, steps, longest, options.batch_size)
+                    rows.append({"method": label} | row)
                     if row["steps"] > steps:
                         print(f"  {kind}, {run}: {row['steps']} steps, gap {row['gap']:.1e}")
         print(f"{name}: done after {time.process_time() - started:.0f} CPU seconds", flush=True)

@@ -1,4 +1,4 @@
-"""L2 in objective mode is the optimizer's own weight_decay: its bits, its groups, its gradients."""
+"""L2 in objective mode is the optimizer's own weight_decay: its bits, groups and gradients."""
 
 from __future__ import annotations
 

@@ -241,10 +241,28 @@ def test_a_penalty_in_the_gradient_is_right_under_schedule_free():
 
 
 @pytest.mark.parametrize("kind", [ScheduleFree, SlowWeights])
-def test_zeros_that_do_not_last_are_told_of(kind):
+@pytest.mark.parametrize("penalty", [tk.L1(0.3), tk.GroupLasso(0.45)], ids=repr)
+def test_zeros_last_in_the_copies_too_and_the_minimum_is_exact(kind, penalty):
+    torch.manual_seed(0)
+    model = nn.Linear(2, 3, bias=False).double()
+    goal = torch.tensor([[1.0, -0.1], [-0.2, 0.1], [-0.9, 0.8]], dtype=torch.float64)
+    optimizer = kind(model.parameters(), lr=0.3)
+    tk.regularize(model, optimizer, penalty)
+    for _ in range(4000):
+        model.weight.grad = model.weight.detach() - goal
+        optimizer.step()
+    used, state = model.weight.detach(), optimizer.state[model.weight]
+    if kind is ScheduleFree:
+        used = (used - 0.1 * state["z"]) / 0.9
+    exact = penalty.prox(goal, 1.0)
+    torch.testing.assert_close(used, exact, atol=1e-6, rtol=0)
+    assert torch.equal(used == 0, exact == 0)
+
+
+def test_bounds_that_do_not_last_are_told_of():
     model = ones()
-    with pytest.warns(UserWarning, match=f"L1: {kind.__name__} keeps other weights"):
-        tk.regularize(model, kind(model.parameters(), lr=0.1), tk.L1(0.5))
+    with pytest.warns(UserWarning, match="MaxNorm: SlowWeights keeps other weights"):
+        tk.regularize(model, SlowWeights(model.parameters(), lr=0.1), tk.MaxNorm(0.5))
 
 
 class Lookahead(optim.Optimizer):

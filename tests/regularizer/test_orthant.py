@@ -321,3 +321,25 @@ def test_constraints_hold_after_every_step(name, constraint):
     plain = name == "Adam" and not isinstance(constraint, tk.SpectralBall | tk.TopK)
     flat = not (constraint.elementwise or plain)
     assert reg.audit()["weight"].route == ("project, Euclidean" if flat else "project",)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [(optim.Adafactor, {"lr": 0.02, "weight_decay": 0.0}), (optim.Rprop, {}), (Lion, {})],
+)
+def test_rows_close_to_zero_find_their_way_out_and_tiny_ones_in(make, options):
+    """Steps as long as the row itself turn it again and again, and seldom meet zero."""
+    torch.manual_seed(0)
+    lengths = torch.tensor([[2.0], [1.03], [0.9], [1.01]], dtype=torch.float64)
+    goal = nn.functional.normalize(torch.randn(4, 10, dtype=torch.float64), dim=1) * lengths
+    model = nn.Linear(10, 4, bias=False).double()
+    optimizer = make(model.parameters(), **{"lr": 0.01} | options)
+    tk.regularize(model, optimizer, tk.GroupLasso(1.0))
+    for step in range(1500):
+        model.weight.grad = model.weight.detach() - goal
+        optimizer.step()
+        if step >= 750:
+            optimizer.param_groups[0]["lr"] *= 0.985
+    exact = tk.GroupLasso(1.0).prox(goal, 1.0)
+    torch.testing.assert_close(model.weight.detach(), exact, atol=1e-3, rtol=0)
+    assert torch.equal(model.weight == 0, exact == 0)

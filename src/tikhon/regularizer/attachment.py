@@ -13,6 +13,7 @@ from tikhon.regularizer.audit import LOOKS, warn_of_lost_layers
 from tikhon.regularizer.controller import Controller, Observation
 from tikhon.regularizer.coupled import OwnDecay
 from tikhon.regularizer.hooks import StepHooks
+from tikhon.regularizer.optimizers import Copies
 from tikhon.regularizer.orthant import add_pseudo_gradients, keep_orthants
 from tikhon.regularizer.plan import Place, Plan, Unread, closure_of
 from tikhon.regularizer.step import (
@@ -51,6 +52,7 @@ class Attachment:
         self.plan: Plan
         self.activity: Activity
         self._is_bound = is_bound  # whether the whole model is as it was; asked now and then
+        self.copies: Copies | None = None  # of the weights, in the optimizer's state
         self._notice = notice  # called where parameters were replaced or added
         self._gradients: list[tuple[nn.Parameter, Tensor]] = []  # the user's own
         self._replaced: list[Tensor | None] = []  # what stands in their place
@@ -215,7 +217,7 @@ class Attachment:
         if plan.routes["cautious"]:
             shrink_cautiously(plan, skipped, measure=bool(moved))
         if plan.routes["orthant"]:
-            keep_orthants(plan)
+            keep_orthants(plan, self.copies and self.copies.key)
         errors: list[Exception] = []
         if plan.routes["prox"]:
             errors += replace_weights(plan, "prox", skipped, moved)

@@ -17,7 +17,7 @@ from torch import Tensor, nn, optim
 
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.targets import is_lazy, local
-from tikhon.regularizer.terms import Binding
+from tikhon.regularizer.terms import Binding, Route
 
 _STEPS = 12  # of a probe: wrappers around torch's optimizers synchronise every 5 or 6
 _RATE = 0.01
@@ -157,36 +157,39 @@ def _near(optimizer: optim.Optimizer, probe: nn.Parameter) -> Iterator[tuple[str
                 yield str(key), held.detach()
 
 
-def refuse_copies(optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> None:
-    """Raise TypeError for terms that move parameters which are not what the optimizer iterates.
+def copies_beside(
+    optimizer: optim.Optimizer, bindings: Sequence[Binding], routes: Sequence[Route]
+) -> Copies | None:
+    """The copies of the weights that an optimizer keeps, if terms move the parameters.
 
-    A penalty in the gradient is right for every optimizer.
+    By orthants zeros are set in the copies too, and a penalty in the gradient is right for every
+    optimizer. Raises TypeError for other terms where the parameters are not what is iterated, and
+    warns where they are set back now and then.
     """
-    moving = [binding for binding in bindings if binding.route != "gradient"]
+    moving = [(b, r) for b, r in zip(bindings, routes) if r != "gradient"]
     copies = copies_in(optimizer) if moving else None
-    if copies is None:
-        return
-    kind = type(optimizer).__name__
+    others = [(b, r) for b, r in moving if r != "orthant"]
+    if copies is None or not others:
+        return copies
+    kind, (first, route) = type(optimizer).__name__, others[0]
     keeps = (
         f"{kind} keeps other weights beside the parameters (in its state, under {copies.key!r})"
     )
-    decays = [b for b in moving if b.route in ("decay", "cautious")]
-    exact = [b for b in moving if b.route != "prox" or b.how != "objective"]
-    if copies.every_step and exact:
-        instead = (
-            f"the weight_decay of {kind}" if exact[0] in decays else "an optimizer such as AdamW"
-        )
+    if copies.every_step:
+        decay = route in ("decay", "cautious")
+        instead = f"the weight_decay of {kind}" if decay else "an optimizer such as AdamW"
         raise TypeError(
-            f"{exact[0].name} would move the parameters, but {keeps} and computes the parameters "
-            f'from both; use how="objective" with a smooth penalty such as L2, or {instead}'
+            f"{first.name} would move the parameters, but {keeps} and computes the parameters "
+            f'from both; use how="objective" with L2, L1 or GroupLasso, or {instead}'
         )
-    kept = [b for b in moving if b.route not in ("decay", "cautious")]
+    kept = [b for b, r in others if r not in ("decay", "cautious")]
     if kept:
         warn(
             f"{kept[0].name}: {keeps} and sets the parameters back towards them, so zeros and "
             f"bounds hold after a step of the penalty, not after that; for exact ones use an "
             f"optimizer such as AdamW"
         )
+    return copies
 
 
 def warn_of_synchronised_copies(wrapper: Any, bindings: Sequence[Binding]) -> None:

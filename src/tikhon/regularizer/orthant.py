@@ -90,8 +90,12 @@ def _facing(binding: Binding, gradient: Tensor, skipped: Tensor | None) -> Tenso
 
 
 @torch.no_grad()
-def keep_orthants(plan: Plan) -> None:
-    """Set to zero what has left its orthant in this step; what is not finite stays to be seen."""
+def keep_orthants(plan: Plan, copies: str | None = None) -> None:
+    """Set to zero what has left its orthant in this step; what is not finite stays to be seen.
+
+    Also in the copies of the weights that the optimizer keeps in its state under this key, as
+    schedule-free ones do: else its next step would bring them back.
+    """
     for binding in plan.active("orthant"):
         facing, binding.facing = binding.facing, None
         if facing is None:  # its gradient came within the step
@@ -101,13 +105,18 @@ def keep_orthants(plan: Plan) -> None:
         if slopes.entries is not None:
             w = _without(torch.sign(facing) * w <= 0, w)
         if slopes.rows is not None:
-            w = _without(torch.linalg.vecdot(facing, w, dim=1)[:, None] <= 0, w)
-            # a row seldom passes through zero: it is there where it is shorter than its step,
-            # and the gradient would hold it
-            near = row_norms(w) <= row_norms(w - facing)
+            # a row seldom passes through zero: it is there where it has turned or is shorter
+            # than its step, or than a few where the gradient is far from driving it away
+            step, size = row_norms(w - facing), row_norms(w)
+            turned = torch.linalg.vecdot(facing, w, dim=1)[:, None] <= 0
             pull = row_norms(_steeper(cast(Tensor, binding.average), slopes.entries))
-            w = _without(near & (pull <= slopes.rows), w)
+            there = (turned | (size <= step)) & (pull <= slopes.rows)
+            w = _without(there | (size <= 10 * step) & (pull <= 0.97 * slopes.rows), w)
         binding.write_(w)
+        for param in binding.target.params if copies else ():
+            held = plan.optimizer.state[param].get(copies)
+            if held is not None:
+                local(held).masked_fill_(local(param) == 0, 0)
 
 
 def _slopes(binding: Binding, w: Tensor) -> Slopes:

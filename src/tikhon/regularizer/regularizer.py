@@ -26,8 +26,8 @@ from tikhon.regularizer.audit import (
 from tikhon.regularizer.bound import Bound
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.hooks import heard_by
-from tikhon.regularizer.optimizers import refuse_copies, stepping, warn_of_synchronised_copies
-from tikhon.regularizer.plan import cloned, held_by
+from tikhon.regularizer.optimizers import copies_beside, stepping, warn_of_synchronised_copies
+from tikhon.regularizer.plan import cloned, held_by, route_of
 from tikhon.regularizer.shards import refuse_inexact, zeros_of
 from tikhon.regularizer.step import refuse_unsupported
 from tikhon.regularizer.targets import entries_of, local
@@ -126,7 +126,8 @@ class Regularizer:
         say_who_is_left_out(self._bound.bindings, found)
         for attachment in attachments:
             own = attachment.plan.held
-            refuse_copies(attachment.optimizer, own)
+            routes = [route_of(binding, attachment.optimizer) for binding in own]
+            attachment.copies = copies_beside(attachment.optimizer, own, routes)
             beside = [x for x in heard_by(attachment.optimizer) if isinstance(x, Attachment)]
             earlier = [binding for other in beside for binding in other.plan.held]
             warn_of_contradictions(self.model, attachment.optimizer, own, earlier)
