@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from tikhon.data.rows import Batch, call, tensors, whole
 from tikhon.errors import InputError
+from tikhon.regularizer.optimizers import inside, stepping
 from tikhon.regularizer.regularizer import regularize
 from tikhon.training.step import backward, backward_failed
 from tikhon.wrappers import unwrap
@@ -174,8 +175,8 @@ def replicate(
     """
     model = unwrap(model)
     loss = own_loss if loss is None else loss
-    while hasattr(optimizer, "optimizer") and not isinstance(optimizer, Optimizer):
-        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, Optimizer) and inside(optimizer):
+        optimizer = stepping(optimizer)
     bound = isinstance(optimizer, Optimizer)
     try:
         twin, engine = copy.deepcopy((model, optimizer if bound else None))

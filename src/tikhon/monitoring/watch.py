@@ -21,6 +21,7 @@ from tikhon.monitoring.sampling import Sampler
 from tikhon.monitoring.sizes import of_rows, of_spikes
 from tikhon.monitoring.spikes import OnSpike, Spike, SpikeGuard
 from tikhon.regularizer.audit import warn
+from tikhon.regularizer.optimizers import stepping
 from tikhon.regularizer.plan import closure_of
 from tikhon.regularizer.targets import local
 from tikhon.runs.files import write_json
@@ -62,7 +63,7 @@ class Watch:
         self.spikes: deque[Spike] = deque(maxlen=keep)
         self.failure: dict[str, Any] | None = None
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        self._inner = _unwrap_optimizer(optimizer)
+        self._inner = _stepping(optimizer)
         self._sampler = Sampler(self.model, self._inner, scaler)
         self._guard = SpikeGuard(self._inner, on_spike)
         self._history = History()
@@ -302,15 +303,11 @@ class Watch:
         write_json(self.output / "watch.json", self.to_dict())
 
 
-def _unwrap_optimizer(optimizer: Any) -> Optimizer:
-    while not isinstance(optimizer, Optimizer) or not hasattr(
-        optimizer, "_optimizer_step_pre_hooks"
-    ):
-        inner = getattr(optimizer, "optimizer", None)
-        if inner is None:
-            raise InputError(f"not a torch optimizer: {type(optimizer).__name__}")
-        optimizer = inner
-    return optimizer
+def _stepping(optimizer: Any) -> Optimizer:
+    try:
+        return stepping(optimizer)
+    except TypeError as error:
+        raise InputError(f"not a torch optimizer: {error}") from error
 
 
 def _sentinel(model: nn.Module) -> Tensor | None:

@@ -121,7 +121,9 @@ def job(
 
     For weights that `fits`, and a moment `alike`, which C lifts to `least` afterwards.
     """
-    if Tensor in (type(strength), type(step), type(scale), type(least)):
+    if isinstance(strength, Tensor) or isinstance(step, Tensor) or isinstance(scale, Tensor):
+        return None
+    if isinstance(least, Tensor):
         return None
     size = strength * step
     if moment is not None:  # size / (sqrt(moment) / scale + eps)

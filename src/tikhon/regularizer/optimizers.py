@@ -30,7 +30,7 @@ def stepping(optimizer: Any) -> optim.Optimizer:
     Any object that holds a torch optimizer of the same parameters is a wrapper around it.
     """
     wrapper = optimizer
-    while inner := _inner(wrapper):
+    while inner := inside(wrapper):
         if len(inner) > 1:
             kinds = ", ".join(type(one).__name__ for one in inner)
             raise TypeError(
@@ -47,7 +47,7 @@ def stepping(optimizer: Any) -> optim.Optimizer:
     return wrapper
 
 
-def _inner(wrapper: Any) -> list[optim.Optimizer]:
+def inside(wrapper: Any) -> list[optim.Optimizer]:
     """The optimizers that an object holds, if they step all parameters that it has itself."""
     attributes = getattr(wrapper, "__dict__", {})
     found = {id(one): one for one in attributes.values() if isinstance(one, optim.Optimizer)}
@@ -158,7 +158,7 @@ def _near(optimizer: optim.Optimizer, probe: nn.Parameter) -> Iterator[tuple[str
 
 
 def copies_beside(
-    optimizer: optim.Optimizer, bindings: Sequence[Binding], routes: Sequence[Route]
+    optimizer: optim.Optimizer, routed: Sequence[tuple[Binding, Route]]
 ) -> Copies | None:
     """The copies of the weights that an optimizer keeps, if terms move the parameters.
 
@@ -166,7 +166,7 @@ def copies_beside(
     optimizer. Raises TypeError for other terms where the parameters are not what is iterated, and
     warns where they are set back now and then.
     """
-    moving = [(b, r) for b, r in zip(bindings, routes) if r != "gradient"]
+    moving = [(b, r) for b, r in routed if r != "gradient"]
     copies = copies_in(optimizer) if moving else None
     others = [(b, r) for b, r in moving if r != "orthant"]
     if copies is None or not others:
@@ -196,7 +196,7 @@ def warn_of_synchronised_copies(wrapper: Any, bindings: Sequence[Binding]) -> No
     """Warn of a wrapper around the optimizer that averages weights of its own, as Lookahead."""
     kept = [b for b in bindings if b.route in ("prox", "project")]
     params = [param for binding in kept for param in binding.target.params]
-    inner = _inner(wrapper)
+    inner = inside(wrapper)
     if not (inner and params and synchronised_copies(wrapper, params)):
         return
     warn(

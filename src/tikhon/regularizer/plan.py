@@ -101,20 +101,8 @@ class Plan:
         )
         rule = rule_of(optimizer)
         live_strengths = tuple({id(b.live): b.live for b in bindings}.values())
-        consulted: dict[str, list[tuple[LiveStrength, tuple[Binding, ...]]]] = {
-            "before_prox": [],
-            "after_prox": [],
-        }
-        for live in live_strengths:
-            if isinstance(live.source, Controller):
-                read = tuple(b for b in held if b.live is live)
-                consulted[live.source.phase].append((live, read))
-        # what seeks zeros in each step tries strengths that must not stay in the moments
-        seeking = [b for live, read in consulted["before_prox"] for b in read]
-        bounded = [b for b in routes["prox"] if b.how == "objective" and b not in seeking]
-        if not (rule and rule.memory):
-            bounded = []
-        lifting = {b for b in bounded if b.live.is_number and not b.live.varies}
+        consulted = _consulted(held, live_strengths)
+        bounded = _bounded(rule, routes["prox"], consulted)
         return cls(
             optimizer=optimizer,
             rule=rule,
@@ -130,16 +118,12 @@ class Plan:
                 d for d in live_strengths if d.varies and not isinstance(d.source, Controller)
             ),
             tensors=tuple(s for s in live_strengths if isinstance(s.source, Tensor)),
-            consulted={phase: tuple(found) for phase, found in consulted.items()},
+            consulted=consulted,
             copied=copied,
             fused={
-                b: FusedProx(
-                    b, b.target.params[0], groups[id(b.target.params[0])], rule, b in lifting
-                )
-                for b in routes["prox"]
-                if b.in_place
+                b: FusedProx.of(b, rule, groups, bounded) for b in routes["prox"] if b.in_place
             },
-            bounded=tuple(bounded),
+            bounded=bounded,
             coupled=frozenset(
                 b
                 for b in routes["gradient"]
@@ -193,6 +177,33 @@ class Plan:
         return self.optimizer.param_groups[self.groups[id(param)]]
 
 
+def _consulted(
+    held: Sequence[Binding], live_strengths: Sequence[LiveStrength]
+) -> dict[str, tuple[tuple[LiveStrength, tuple[Binding, ...]], ...]]:
+    """What each controller reads, by the phase in which it is asked."""
+    found: dict[str, list[tuple[LiveStrength, tuple[Binding, ...]]]] = {
+        "before_prox": [],
+        "after_prox": [],
+    }
+    for live in live_strengths:
+        if isinstance(live.source, Controller):
+            found[live.source.phase].append((live, tuple(b for b in held if b.live is live)))
+    return {phase: tuple(pairs) for phase, pairs in found.items()}
+
+
+def _bounded(
+    rule: Rule | None,
+    proxes: Sequence[Binding],
+    consulted: dict[str, tuple[tuple[LiveStrength, tuple[Binding, ...]], ...]],
+) -> tuple[Binding, ...]:
+    """The bindings whose gain must not grow without bound."""
+    if not (rule and rule.memory):
+        return ()
+    # what seeks zeros in each step tries strengths that must not stay in the moments
+    seeking = [b for _, read in consulted["before_prox"] for b in read]
+    return tuple(b for b in proxes if b.how == "objective" and b not in seeking)
+
+
 def route_of(binding: Binding, optimizer: optim.Optimizer) -> Route:
     """By which move of a step the term acts under this optimizer."""
     if binding.how != "objective":
@@ -239,6 +250,19 @@ class FusedProx:
     moment: Tensor | None = None
     state: Any = None  # the optimizer's, in which the moment was lifted
     version: int = -1  # of the moment then
+
+    @classmethod
+    def of(
+        cls,
+        binding: Binding,
+        rule: Rule | None,
+        groups: dict[int, int],
+        bounded: Sequence[Binding],
+    ) -> FusedProx:
+        """For a binding whose parameter a kernel may change; `groups` as in a `Plan`."""
+        (param,), live = binding.target.params, binding.live
+        lifts = binding in bounded and live.is_number and not live.varies
+        return cls(binding, param, groups[id(param)], rule, lifts)
 
     def is_bounded(self, optimizer: optim.Optimizer) -> bool:
         """Whether the gain of the step that begins is bounded, by the kernel of the last one."""

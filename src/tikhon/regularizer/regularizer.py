@@ -31,7 +31,16 @@ from tikhon.regularizer.plan import cloned, held_by, route_of
 from tikhon.regularizer.shards import refuse_inexact, zeros_of
 from tikhon.regularizer.step import refuse_unsupported
 from tikhon.regularizer.targets import entries_of, local
-from tikhon.regularizer.terms import How, LiveStrength, Term, Terms, replayed, share_out
+from tikhon.regularizer.terms import (
+    Binding,
+    How,
+    LiveStrength,
+    Route,
+    Term,
+    Terms,
+    replayed,
+    share_out,
+)
 from tikhon.wrappers import unwrap
 
 Optimizers = optim.Optimizer | Sequence[optim.Optimizer]
@@ -126,8 +135,9 @@ class Regularizer:
         say_who_is_left_out(self._bound.bindings, found)
         for attachment in attachments:
             own = attachment.plan.held
-            routes = [route_of(binding, attachment.optimizer) for binding in own]
-            attachment.copies = copies_beside(attachment.optimizer, own, routes)
+            routed: list[tuple[Binding, Route]]
+            routed = [(b, route_of(b, attachment.optimizer)) for b in own]
+            attachment.copies = copies_beside(attachment.optimizer, routed)
             beside = [x for x in heard_by(attachment.optimizer) if isinstance(x, Attachment)]
             earlier = [binding for other in beside for binding in other.plan.held]
             warn_of_contradictions(self.model, attachment.optimizer, own, earlier)
