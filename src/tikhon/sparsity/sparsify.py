@@ -23,6 +23,7 @@ from tikhon.wrappers import unwrap
 Optimizers = optim.Optimizer | Sequence[optim.Optimizer]
 SCHEMA_VERSION = 2
 DECISIONS = 50  # of what goes next, over the thinning
+FADES = 8  # of what goes next, between two decisions
 
 _many: Any = torch  # its _foreach functions are public in all but their names
 
@@ -249,13 +250,13 @@ class Sparsifier:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the `state_dict` was taken; ValueError for another target."""
-        ours = {"steps": self.steps, **self.thinning.plain()}
-        theirs = {"steps": state["steps"], **state["asked"]}
-        for name in sorted(ours.keys() | theirs.keys()):
-            if ours.get(name) != theirs.get(name):
+        ours = {**asdict(self.thinning), "steps": self.steps}
+        theirs = {**asdict(Thinning.read(state["asked"])), "steps": state["steps"]}
+        for name, value in ours.items():
+            if value != theirs[name]:
                 raise ValueError(
-                    f"the state is of a run with {name}={theirs.get(name)!r}, this one has "
-                    f"{ours.get(name)!r}; give the same arguments, or start the run anew"
+                    f"the state is of a run with {name}={theirs[name]!r}, this one has "
+                    f"{value!r}; give the same arguments, or start the run anew"
                 )
         sizes = {x.name: x.units for x in self.layers}
         if {name: len(flags) for name, flags in state["keep"].items()} != sizes:
@@ -339,8 +340,10 @@ class Sparsifier:
         if self.step == self.end or (self.step < self.end and (first or place == 0)):
             self._decide(first)
         self._hold()
-        if self._pressed is not None:
-            part = 1 / (self.every - place + 1)  # of what is left, so that the fading is linear
+        stride = max(1, self.every // FADES)
+        if self._pressed is not None and place % stride == 0:
+            times = (self.every - 1 - place) // stride + 1  # until the next decision
+            part = 1 / (times + 1)  # of what is left, so that the fading is linear
             with torch.no_grad():
                 _many._foreach_addcmul_(self._params, self._params, self._pressed, value=-part)
 
