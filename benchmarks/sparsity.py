@@ -352,7 +352,7 @@ def overhead(blocks: int = 20, steps: int = 50) -> None:
 
 
 def latency(side: int = 28) -> None:
-    """Measured time ratios of compacted networks: eager, compiled, ONNX Runtime; batch 1 and 64."""
+    """Measured ratios of compacted networks: eager, compiled, ONNX Runtime; batch 1 and 64."""
     for kept in ((8, 16, 32), (11, 19, 32), (4, 8, 16)):
         torch.manual_seed(0)
         model = convnet(side).eval()
