@@ -364,3 +364,23 @@ def test_causes_in_the_wiring_have_treatments(name):
     wanted = {"reshaped": cures.RESHAPE, "straight": cures.NONLINEAR}[name]
     assert any(wanted.name in n for n in kinds), str(found)
     assert wanted.name in found.best.name, str(found)
+
+
+@pytest.mark.parametrize("climbs", [False, True])
+def test_a_loss_that_is_turned_round_is_cured_by_its_sign(climbs):
+    torch.manual_seed(0)
+    x, y = classes()
+
+    def loss(output, target):
+        value = nn.functional.cross_entropy(output, target)
+        return value if climbs else -value
+
+    model = nn.Sequential(nn.Linear(16, 4))
+    engine = torch.optim.SGD(model.parameters(), lr=0.01, maximize=climbs)
+    found = cure(model, (x, y), loss, optimizer=engine, steps=60, seeds=2, budget="60s")
+    assert found.confirmed, str(found)
+    wanted = cures.DESCEND if climbs else cures.TURN
+    helped = {t.name for t in found.treatments if t.verdict == "confirmed"}
+    assert any(wanted.name in name for name in helped), str(found)
+    trained, _ = found.train(60)
+    assert float((trained(x).argmax(1) == y).float().mean()) > 0.8

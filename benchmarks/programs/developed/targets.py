@@ -15,7 +15,13 @@ CE = nn.CrossEntropyLoss()
 PROGRAMS: list[Program] = []
 
 
-@twins(PROGRAMS, "target_out_of_range", "https://github.com/milesial/Pytorch-UNet/issues/78")
+@twins(
+    PROGRAMS,
+    "target_out_of_range",
+    "https://github.com/milesial/Pytorch-UNet/issues/78",
+    low=0.4,
+    high=0.9,
+)
 def masks_up_to_255(right: bool) -> Parts:
     x, _ = data.pictures()
     mask = (F.avg_pool2d(x, 3, 1, 1) > 0.4).float()
@@ -28,6 +34,8 @@ def masks_up_to_255(right: bool) -> Parts:
     PROGRAMS,
     "target_out_of_range",
     "https://github.com/bigmb/Unet-Segmentation-Pytorch-Nest-of-Unets/issues/18",
+    low=1,
+    high=0.95,
 )
 def masks_from_minus_one(right: bool) -> Parts:
     x, y = data.blobs(classes=2)
@@ -46,6 +54,8 @@ def masks_from_minus_one(right: bool) -> Parts:
     "target_out_of_range",
     "https://datascience.stackexchange.com/questions/38604",
     "classes_as_numbers",
+    low=0.05,
+    high=0.9,
 )
 def ten_digits_by_one_sigmoid(right: bool) -> Parts:
     x, y = data.digits()
@@ -59,6 +69,8 @@ def ten_digits_by_one_sigmoid(right: bool) -> Parts:
     "target_out_of_range",
     "https://stackoverflow.com/questions/50079585",
     "classes_as_numbers",
+    low=0.05,
+    high=0.9,
 )
 def three_classes_by_one_sigmoid(right: bool) -> Parts:
     x, y = data.iris()
@@ -73,7 +85,13 @@ def three_classes_by_one_sigmoid(right: bool) -> Parts:
     return parts(mlp(4, 1), (x, y.float()), loss, adam(0.01), score=hits(x, y.float()))
 
 
-@twins(PROGRAMS, "missing_log", "https://runebook.dev/en/docs/pytorch/generated/torch.nn.softmax")
+@twins(
+    PROGRAMS,
+    "missing_log",
+    "https://runebook.dev/en/docs/pytorch/generated/torch.nn.softmax",
+    low=1,
+    high=0.9,
+)
 def likelihood_of_probabilities(right: bool) -> Parts:
     last = nn.LogSoftmax(1) if right else nn.Softmax(1)
     return parts(nn.Sequential(*mlp(64, 10), last), data.digits(), nn.NLLLoss(), adam(3e-3))
@@ -83,6 +101,8 @@ def likelihood_of_probabilities(right: bool) -> Parts:
     PROGRAMS,
     "missing_log",
     "https://runebook.dev/en/docs/pytorch/generated/torch.nn.nllloss/torch.nn.NLLLoss",
+    low=0.25,
+    high=0.9,
 )
 def likelihood_of_scores(right: bool) -> Parts:
     return parts(conv(8), data.pictures(), CE if right else nn.NLLLoss(), adam(3e-3))
@@ -93,6 +113,8 @@ def likelihood_of_scores(right: bool) -> Parts:
     "head_mismatch",
     "https://github.com/doronharitan/human_activity_recognition_LRCN/issues/4",
     "slow_convergence",
+    low=0.25,
+    high=0.85,
 )
 def softmax_before_cross_entropy(right: bool) -> Parts:
     net = mlp(64, 10) if right else nn.Sequential(*mlp(64, 10), nn.Softmax(1))
@@ -100,7 +122,12 @@ def softmax_before_cross_entropy(right: bool) -> Parts:
 
 
 @twins(
-    PROGRAMS, "head_mismatch", "https://stackoverflow.com/questions/51930566", "slow_convergence"
+    PROGRAMS,
+    "head_mismatch",
+    "https://stackoverflow.com/questions/51930566",
+    "slow_convergence",
+    low=1,
+    high=0.9,
 )
 def sigmoids_before_cross_entropy(right: bool) -> Parts:
     x, y = data.iris()
@@ -108,7 +135,9 @@ def sigmoids_before_cross_entropy(right: bool) -> Parts:
     return parts(net, (data.scaled(x), y), CE, adam(0.01), batch_size=5, steps=300)
 
 
-@twins(PROGRAMS, "head_mismatch", "https://stackoverflow.com/questions/31880720")
+@twins(
+    PROGRAMS, "head_mismatch", "https://stackoverflow.com/questions/31880720", low=0.6, high=0.95
+)
 def softmax_of_one_unit(right: bool) -> Parts:
     x, y = data.blobs(classes=2)
     last = nn.Sigmoid() if right else nn.Softmax(1)
@@ -116,7 +145,9 @@ def softmax_of_one_unit(right: bool) -> Parts:
     return parts(net, (x, y[:, None].float()), nn.BCELoss(), adam(1e-3))
 
 
-@twins(PROGRAMS, "head_mismatch", "https://stackoverflow.com/questions/45442843")
+@twins(
+    PROGRAMS, "head_mismatch", "https://stackoverflow.com/questions/45442843", low=-0.95, high=0.5
+)
 def softmax_of_one_number(right: bool) -> Parts:
     x, y = data.diabetes()
     net = mlp(10, 20, 1) if right else nn.Sequential(*mlp(10, 20, 1), nn.Softmax(1))
@@ -124,7 +155,12 @@ def softmax_of_one_number(right: bool) -> Parts:
 
 
 @twins(
-    PROGRAMS, "head_mismatch", "https://stackoverflow.com/questions/48221692", "unscaled_targets"
+    PROGRAMS,
+    "head_mismatch",
+    "https://stackoverflow.com/questions/48221692",
+    "unscaled_targets",
+    low=0.2,
+    high=0.55,
 )
 def sigmoid_for_amounts(right: bool) -> Parts:
     x, y = data.waves()
@@ -137,6 +173,8 @@ def sigmoid_for_amounts(right: bool) -> Parts:
     "head_mismatch",
     "https://community.deeplearning.ai/t/loss-values-do-not-change/324182",
     "dying_relu",
+    low=0.1,
+    high=0.95,
 )
 def rectified_line(right: bool) -> Parts:
     x = torch.linspace(-2, 2, 200)[:, None]
@@ -151,6 +189,8 @@ def rectified_line(right: bool) -> Parts:
     "https://stackoverflow.com/questions/47352366",
     "dying_relu",
     "slow_convergence",
+    low=0.65,
+    high=0.85,
 )
 def rectified_scores(right: bool) -> Parts:
     net = conv(8)
@@ -163,6 +203,8 @@ def rectified_scores(right: bool) -> Parts:
     "head_mismatch",
     "https://stackoverflow.com/questions/33969059",
     "saturated_activation",
+    low=-0.95,
+    high=0.85,
 )
 def hyperbolic_head_for_large_numbers(right: bool) -> Parts:
     g = data.seeded(5)
@@ -174,21 +216,36 @@ def hyperbolic_head_for_large_numbers(right: bool) -> Parts:
     return parts(net, (x, y), nn.MSELoss(), adam(0.01))
 
 
-@twins(PROGRAMS, "constant_targets", "https://stackoverflow.com/questions/59325381")
+@twins(
+    PROGRAMS,
+    "constant_targets",
+    "https://stackoverflow.com/questions/59325381",
+    low=0.15,
+    high=0.9,
+)
 def classes_divided_by_255(right: bool) -> Parts:
     x, y = data.pictures()
     goal = y if right else (y / 255).long()
     return parts(conv(8), (x, goal), CE, adam(3e-3), score=hits(x, y))
 
 
-@twins(PROGRAMS, "head_mismatch", "https://stackoverflow.com/questions/45337371")
+@twins(
+    PROGRAMS, "head_mismatch", "https://stackoverflow.com/questions/45337371", low=0.7, high=0.9
+)
 def softmax_of_one_unit_and_squares(right: bool) -> Parts:
     x, y = data.cancer()
     net = nn.Sequential(*mlp(30, 16, 1), nn.Sigmoid() if right else nn.Softmax(1))
     return parts(net, (data.scaled(x), y[:, None].float()), nn.MSELoss(), adam(5e-3))
 
 
-@twins(PROGRAMS, "head_mismatch", "https://stackoverflow.com/questions/48251943", "dying_relu")
+@twins(
+    PROGRAMS,
+    "head_mismatch",
+    "https://stackoverflow.com/questions/48251943",
+    "dying_relu",
+    low=0.4,
+    high=0.9,
+)
 def a_rectified_answer_to_signs(right: bool) -> Parts:
     x, y = data.rings()
     goal = 2.0 * y[:, None] - 1

@@ -17,7 +17,7 @@ from torch import nn
 from tikhon import plotting
 from tikhon.budget import seconds_of
 from tikhon.cures.treatments import NOTHING, Treatment, popular
-from tikhon.cures.trials import TreatmentResult, Trials, in_one_shape, shell, train
+from tikhon.cures.trials import TreatmentResult, Trials, judging, shell, train
 from tikhon.cures.yardstick import Yardstick
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.diagnose import Diagnosis, diagnose, draw, rebuilder
@@ -236,7 +236,7 @@ def cure(
         source = samples(data)
         loss = in_a_loop(loss, source.probe[1])
         judge = samples(valid, rows=512, name="valid").probe if valid is not None else None
-    judged_by = in_one_shape(loss) if "broadcast_loss" in diagnosis.labels else loss
+    judged_by = judging(loss, diagnosis)
     trials = Trials(
         model=model,
         loss=loss,

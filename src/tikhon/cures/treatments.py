@@ -252,6 +252,23 @@ plain_loss = loss
 def loss(output, y):
     return plain_loss(output, y.reshape(output.shape))""",
 )
+TURN = Treatment(
+    "the loss turned round",
+    1,
+    "sign",
+    setup="""\
+plain_loss = loss
+
+
+def loss(output, y):
+    return -plain_loss(output, y)""",
+)
+DESCEND = Treatment(
+    "an optimizer that descends",
+    1,
+    "sign",
+    setup='for group in optimizer.param_groups:\n    group["maximize"] = False',
+)
 CLIP = Treatment(
     "clipping",
     2,
@@ -362,6 +379,7 @@ FOR: dict[str, tuple[Treatment, ...]] = {
     "nothing_to_train": (UNFREEZE,),
     "missing_from_optimizer": (ADOPT,),
     "broadcast_loss": (RESHAPE,),
+    "loss_upside_down": (TURN, DESCEND),
     "collapsed_attention": (WARMUP, INIT, PRENORM),
 }
 SLOWER, FASTER = rate(0.1), rate(10.0)

@@ -22,7 +22,7 @@ from tikhon.cures.treatments import (
 )
 from tikhon.cures.yardstick import Yardstick, yardstick
 from tikhon.data.rows import Batch
-from tikhon.diagnosis.diagnose import rebuilder
+from tikhon.diagnosis.diagnose import Diagnosis, rebuilder
 from tikhon.diagnosis.dry_run import Trial, advance, score
 from tikhon.diagnosis.record import Point
 from tikhon.diagnosis.replica import Loss, Replica, isolated, replicate
@@ -58,9 +58,14 @@ class TreatmentResult:
         return pstdev(self.effects)
 
 
-def in_one_shape(loss: Loss) -> Loss:
-    """The loss with targets in the shape of the outputs: one that broadcasts judges nothing."""
-    return lambda output, y: loss(output, y.reshape(output.shape))
+def judging(loss: Loss, diagnosis: Diagnosis) -> Loss:
+    """What treatments are judged by: the user's loss, or what it means where it is the fault."""
+    if "broadcast_loss" in diagnosis.labels:
+        return lambda output, y: loss(output, y.reshape(output.shape))
+    climbs = diagnosis.record.static.get("maximize")  # then the optimizer is the fault
+    if "loss_upside_down" in diagnosis.labels and not climbs:
+        return lambda output, y: -loss(output, y)
+    return loss
 
 
 def shell(model: Any) -> nn.Module:

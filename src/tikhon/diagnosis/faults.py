@@ -83,7 +83,9 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         why = f"the loss applies a softmax of its own to the output of a {name}"
     else:
         why = f"a {name} cannot produce the targets: {floor:.0%} of a constant's loss stays"
-    yield Finding("head_mismatch", "critical", (head_site(ev),), {"floor": floor}, why)
+    fix = f"leave out the {name}: the loss takes what stands in front of it"
+    where = (head_site(ev),)
+    yield Finding("head_mismatch", "critical", where, {"floor": floor}, why, fix=fix)
 
 
 def _reduction(ev: Evidence) -> Iterable[Finding]:

@@ -105,13 +105,15 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
             f"binary cross-entropy is for targets from 0 to 1, these go from {low:.3g} to "
             f"{high:.3g}: the loss has no lower end"
         )
+        scaled = f"target = (target - {low:.4g}) / {high - low:.4g}"
+        scaled = f"target = target / {high:.4g}" if low == 0 else scaled
         fix = (
             "target = (target + 1) / 2"
             if (low, high) == (-1, 1)
             else (
                 "nn.CrossEntropyLoss() for more classes than two"
                 if w.get("target_whole")
-                else "target = (target - low) / (high - low)"
+                else scaled
             )
         )
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
