@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 _WIDTH, _HEIGHT = 520, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 34  # margins
@@ -19,7 +18,7 @@ def card(
     title: str,
     sentences: Sequence[str] = (),
     head: Sequence[str] = (),
-    rows: Sequence[Sequence[Any]] = (),
+    rows: Sequence[Sequence[object]] = (),
     chart: str = "",
 ) -> str:
     """One screen of HTML; every text is escaped, long tables are cut and say so.
@@ -84,7 +83,9 @@ def _points(line: Line, log: bool) -> list[tuple[float, float]]:
     return found
 
 
-def _scale(xs: Sequence[float], ys: Sequence[float]) -> Any:
+def _scale(
+    xs: Sequence[float], ys: Sequence[float]
+) -> Callable[[float, float], tuple[float, float]]:
     low_x, low_y = min(xs), min(ys)
     wide = (max(xs) - low_x) or 1.0
     high = (max(ys) - low_y) or 1.0
@@ -98,5 +99,5 @@ def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
     return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -217,7 +217,8 @@ def test_every_sentence_can_be_printed():
     values = {"answer": "'a'", "rows": "9", "part": "validation", "score": "1", "baseline": "2",
               "loss": "3", "baseline_loss": "4", "epochs": "5", "train": "6", "valid": "7",
               "gap": "8", "low": "0", "high": "1", "lowest": "2", "epoch": "3", "last": "4",
-              "own": "5"}  # fmt: skip
+              "own": "5", "share": "6 %", "units": "weights", "asked": "7 %", "step": "8",
+              "end": "9", "saved": "1 %", "cost": "flops"}  # fmt: skip
     texts = [str(Statement(code, values)) for code in WORDS]
     assert len(set(texts)) == len(texts) and all(t.endswith(".") for t in texts)
 

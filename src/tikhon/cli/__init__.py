@@ -31,7 +31,7 @@ COMMANDS = (
     "cure",
 )
 
-SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+SETTINGS: dict[str, object] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 def build() -> typer.Typer:
@@ -126,7 +126,7 @@ def _explain(error: Any, arguments: list[str]) -> int:
     return 1
 
 
-def _received(error: Any, arguments: list[str]) -> str:
+def _received(error: object, arguments: list[str]) -> str:
     """The value that the parser could not read, which its own message leaves out."""
     for option in getattr(getattr(error, "param", None), "opts", ()):
         for i, argument in enumerate(arguments):

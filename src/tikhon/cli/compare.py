@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tikhon.data import Dataset
 
 
-def _sizes_option(help: str) -> Any:
+def _sizes_option(help: str) -> object:
     return typer.Option(metavar="N,N,...", help=help, show_default="none", rich_help_panel=MODEL)
 
 
@@ -127,7 +127,7 @@ def _result(
     wide: list[int],
     deep: list[int],
     given: dict[str, Any],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     from tikhon.comparison import balance, compare
 
     result = compare(source, names, **settings, **given).to_dict()

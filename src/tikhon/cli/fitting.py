@@ -228,7 +228,7 @@ def _introduce(terminal: Terminal, job: Job) -> None:
         terminal.note(f"trains {job.length}")
 
 
-def _penalty(entry: Mapping[str, Any]) -> str:
+def _penalty(entry: Mapping[str, object]) -> str:
     """A penalty with its strength and the mode that gives it its unit."""
     named = f"{entry['penalty']} on {entry['pattern']}"
     if "strength" not in entry:
@@ -236,7 +236,7 @@ def _penalty(entry: Mapping[str, Any]) -> str:
     return f"{named} {_inline(entry['strength'])} ({entry['how']})"
 
 
-def _inline(value: Any) -> str:
+def _inline(value: object) -> str:
     """A setting in words: a table as `Linear(start=0, end=0.1)`, rates by pattern as they are."""
     if not isinstance(value, Mapping):
         return str(value)

@@ -36,7 +36,7 @@ def command_of(path: Path) -> list[str]:
 
 def about_data(
     source: Dataset, parts: Split, valid: float, test: float, table: TableOptions | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What `config.json` tells about the data: enough to predict and to know them again."""
     from tikhon.data.description import describe
 

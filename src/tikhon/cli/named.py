@@ -61,7 +61,7 @@ def _import(source: str, option: str) -> ModuleType:
         raise InputError(f"{option}: {source} failed when it ran ({text})") from error
 
 
-def given(value: Any, option: str) -> Any:
+def given(value: object, option: str) -> Any:
     """The value itself, or what it returns if it is a function without arguments."""
     if inspect.isfunction(value):
         try:
@@ -84,7 +84,7 @@ def loss_of(spec: str, terminal: Terminal) -> Any:
         raise InputError(f"--loss: {error}, or FILE.py:NAME") from error
 
 
-def optimizer_of(spec: str, terminal: Terminal) -> Any:
+def optimizer_of(spec: str, terminal: Terminal) -> object:
     """A factory from adam, adam:1e-3 or sgd:0.1,momentum=0.9, or the user's own."""
     import torch
 
@@ -113,7 +113,7 @@ def optimizer_of(spec: str, terminal: Terminal) -> Any:
     return lambda parameters: kind(parameters, **settings)
 
 
-def data_of(spec: str, option: str, terminal: Terminal, seed: int) -> tuple[Any, Any]:
+def data_of(spec: str, option: str, terminal: Terminal, seed: int) -> tuple[object, object]:
     """(training, validation): the user's own data, or a source cut and scaled as `fit` does."""
     own = spec.rpartition(":")[0]
     if own.endswith(".py") or (own and not Path(spec).exists()):

@@ -18,7 +18,7 @@ from tikhon.errors import InputError, unknown
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from tikhon.cli.terminal import Terminal
     from tikhon.paths.path import PathResult
@@ -134,8 +134,12 @@ def path(
 
 
 def _save(
-    folder: RunDirectory, result: PathResult, parts: Any, model: dict[str, Any], named: list[Any]
-) -> dict[str, Any]:
+    folder: RunDirectory,
+    result: PathResult,
+    parts: Any,
+    model: dict[str, Any],
+    named: list[object],
+) -> dict[str, object]:
     from tikhon.runs.files import write_tensors
     from tikhon.runs.run_directory import MODEL, RESULT
 
@@ -160,7 +164,7 @@ def _model(model: str | None, penalty: str) -> str:
     return model
 
 
-def _network(model: str, parts: Any, outputs: int) -> Callable[[], Any]:
+def _network(model: str, parts: Any, outputs: int) -> Callable[[], nn.Module]:
     from tikhon.models import build
 
     return lambda: build(model, parts.train.shape, outputs)

@@ -96,7 +96,7 @@ def _round(epoch: int) -> bool:
     return epoch / 10 ** math.floor(math.log10(epoch)) in (1, 2, 5)
 
 
-def _narrow(row: dict[str, Any], kind: str) -> list[tuple[str, str]]:
+def _narrow(row: dict[str, float], kind: str) -> list[tuple[str, str]]:
     cells = [("epoch", f"{row['epoch']:>5}"), ("seconds", f"{row['seconds']:7.1f}")]
     for part in ("train", "valid"):
         for key in ("loss", kind):
@@ -105,7 +105,7 @@ def _narrow(row: dict[str, Any], kind: str) -> list[tuple[str, str]]:
     return cells
 
 
-def _wide(row: dict[str, Any], kind: str) -> list[tuple[str, str]]:
+def _wide(row: dict[str, float], kind: str) -> list[tuple[str, str]]:
     cells = [("epoch", f"{row['epoch']:>5}"), ("data loss", f"{row['train/loss']:9.4f}")]
     values = [v for k, v in row.items() if k.startswith("penalty/") and k.endswith("/value")]
     if values:

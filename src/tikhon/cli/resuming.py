@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tikhon.errors import InputError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def take(
-    folder: RunDirectory, config: Mapping[str, Any], *, resume: bool, overwrite: bool
+    folder: RunDirectory, config: Mapping[str, object], *, resume: bool, overwrite: bool
 ) -> None:
     """Hold a new folder with its configuration, or the unfinished run that is in it.
 

@@ -21,6 +21,8 @@ from tikhon.errors import InputError
 from tikhon.options import with_mode
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from tikhon.cli.terminal import Terminal
     from tikhon.data import Split
     from tikhon.tuning.tune import TuneResult
@@ -104,7 +106,7 @@ def tune(
     path = output_of(run.output, source.name, run.resume)
     first, *others = names = _models(model, parts)
 
-    def network(config: Mapping[str, Any]) -> Any:
+    def network(config: Mapping[str, Any]) -> nn.Module:
         name = config.get("model", first)
         return build(name, parts.train.shape, source.outputs, rows=parts.train.x)
 
@@ -306,7 +308,7 @@ def _device(device: str) -> str:
 
 def _distributed(
     storage: str | None, ray: str | None, path: Path, seed: int, workers: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     if ray is not None:
         from tikhon.integrations.ray import RayRunner
 

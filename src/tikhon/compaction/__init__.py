@@ -1,6 +1,5 @@
 """From exact zeros to a smaller dense model with equal outputs."""
 
-from .compacting import Compaction, compact
-from .latency import speedup
+from .compacting import Compaction, compact, speedup
 
 __all__ = ["Compaction", "compact", "speedup"]

@@ -100,7 +100,7 @@ class Analysis:
         """Declare a reader: ids of shape (positions, size) whose columns `needed` are read."""
         self.readers.append(lambda keep: ids[:, needed(keep)].unique())
 
-    def refuse(self, call: Call, why: str) -> Any:
+    def refuse(self, call: Call, why: str) -> object:
         """Keep everything that the operation touches."""
         self.refused.add(call.node)
         for seen in _flat(call.seen):
@@ -166,7 +166,7 @@ class Interpreter(fx.Interpreter):
             and (calls[name] > 1 or any(owners[id(p)] > 1 for p in module._parameters.values()))
         }
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         """The real value; the units are filed beside it."""
         out = super().run_node(n)
         if isinstance(out, Tensor):
@@ -174,7 +174,7 @@ class Interpreter(fx.Interpreter):
         self.analysis.units[n] = self._units(n, out)
         return out
 
-    def _units(self, n: fx.Node, out: Any) -> Any:
+    def _units(self, n: fx.Node, out: object) -> object:
         analysis = self.analysis
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         known = analysis.units
@@ -203,7 +203,7 @@ class Interpreter(fx.Interpreter):
         return rule(call, module, analysis)
 
 
-def _lookup(rules: dict[Any, Callable], target: Any) -> Callable | None:
+def _lookup(rules: dict[object, Callable], target: Any) -> Callable | None:
     if not isinstance(target, nn.Module):
         return rules.get(target)
     if type(target).__module__.startswith("tikhon.layers"):
@@ -211,7 +211,7 @@ def _lookup(rules: dict[Any, Callable], target: Any) -> Callable | None:
     return next((rules[kind] for kind in type(target).__mro__ if kind in rules), None)
 
 
-def _input(out: Any, analysis: Analysis) -> Any:
+def _input(out: object, analysis: Analysis) -> object:
     """An input: a pinned unit for each channel, so that a reader can say which it ignores."""
     if not isinstance(out, Tensor):
         return None
@@ -223,7 +223,7 @@ def _input(out: Any, analysis: Analysis) -> Any:
     return Units(ids, torch.zeros_like(ids, dtype=torch.bool), torch.zeros(ids.shape).double())
 
 
-def _parameter(out: Any, name: str, analysis: Analysis) -> Any:
+def _parameter(out: object, name: str, analysis: Analysis) -> object:
     """A tensor of the model: constant; its longest axis may be cut."""
     if not isinstance(out, Tensor):
         return None
@@ -240,7 +240,7 @@ def _name(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
-def _flat(seen: Any) -> list[Units]:
+def _flat(seen: object) -> list[Units]:
     if isinstance(seen, Units):
         return [seen]
     if isinstance(seen, dict):
@@ -250,7 +250,7 @@ def _flat(seen: Any) -> list[Units]:
     return []
 
 
-def _like(out: Any, make: Callable[[Tensor], Units]) -> Any:
+def _like(out: object, make: Callable[[Tensor], Units]) -> object:
     if isinstance(out, Tensor):
         return make(out)
     if isinstance(out, (tuple, list)):
@@ -258,7 +258,7 @@ def _like(out: Any, make: Callable[[Tensor], Units]) -> Any:
     return None
 
 
-def _has_tensor(out: Any) -> bool:
+def _has_tensor(out: object) -> bool:
     if isinstance(out, (tuple, list)):
         return any(_has_tensor(part) for part in out)
     return isinstance(out, Tensor)

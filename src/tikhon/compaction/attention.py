@@ -14,7 +14,7 @@ from .analysis import Analysis, Call
 from .units import Units, kept, varies
 
 
-def attention(call: Call, module: None, analysis: Analysis) -> Any:
+def attention(call: Call, module: None, analysis: Analysis) -> object:
     """softmax(q k') v of (batch, heads, length, size): a head is a unit."""
     parts = call.seen[:3]
     if call.out.ndim != 4 or len(call.args) < 3 or len({p.ids.shape[1] for p in parts}) > 1:
@@ -57,7 +57,7 @@ def product(call: Call, module: None, analysis: Analysis) -> Any:
     return Units(ids, const, value).with_value(const, torch.where(zero, 0.0, value))
 
 
-def softmax(call: Call, module: nn.Module | None, analysis: Analysis) -> Any:
+def softmax(call: Call, module: nn.Module | None, analysis: Analysis) -> object:
     """Along an axis of one unit; the last axis then sums to one."""
     (seen,) = call.seen
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
@@ -70,7 +70,7 @@ def softmax(call: Call, module: nn.Module | None, analysis: Analysis) -> Any:
     return seen.with_value(const, call.evaluate(module, seen.value))
 
 
-def masked(call: Call, module: None, analysis: Analysis) -> Any:
+def masked(call: Call, module: None, analysis: Analysis) -> object:
     """masked_fill with a mask that is a constant and the same for all units."""
     seen = call.seen[0]
     if len(call.seen) != 2 or not beside(call.seen[1], seen):
@@ -90,7 +90,7 @@ def beside(other: Units, units: Units) -> bool:
     return all(size == 1 or not varies(units.ids, axis) for axis, size in enumerate(sizes))
 
 
-def multihead(call: Call, module: nn.MultiheadAttention, analysis: Analysis) -> Any:
+def multihead(call: Call, module: nn.MultiheadAttention, analysis: Analysis) -> object:
     """nn.MultiheadAttention: its heads are units of its own, its output columns are new ones."""
     reason = _unsupported(call, module)
     if reason:

@@ -102,7 +102,7 @@ def _channel_ids(seen: Units, shape: torch.Size) -> Tensor:
     return first.view(*first.shape, *(1,) * (len(shape) - 2)).expand(shape)
 
 
-def channelwise(call: Call, module: nn.Module | None, analysis: Analysis) -> Any:
+def channelwise(call: Call, module: nn.Module | None, analysis: Analysis) -> object:
     """Pooling, resizing: each channel for itself, over the axes after the second."""
     seen = call.seen[0]
     if not isinstance(call.out, Tensor):

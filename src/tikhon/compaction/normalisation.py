@@ -44,7 +44,7 @@ def layer_norm(call: Call, module: Any, analysis: Analysis) -> Any:
     return seen.with_value(const.expand(shape), value.expand(shape))
 
 
-def group_norm(call: Call, module: nn.GroupNorm, analysis: Analysis) -> Any:
+def group_norm(call: Call, module: nn.GroupNorm, analysis: Analysis) -> object:
     """Every channel is read for the moments of its group, unless it is one constant."""
     (seen,) = call.seen
     columns, groups = seen.columns(1).ids, module.num_groups

@@ -108,7 +108,7 @@ def recurrent(call: Call, module: nn.RNNBase, analysis: Analysis) -> Any:
     return seen, _final(call, cells, states)
 
 
-def _final(call: Call, cells: list[Tensor], states: list[Tensor]) -> Any:
+def _final(call: Call, cells: list[Tensor], states: list[Tensor]) -> object:
     """Units of the last states (layers x directions, batch, hidden), if anybody uses them."""
     if not any(
         user.target is not operator.getitem or (user.args[1] == 1 and user.users)

@@ -315,7 +315,7 @@ def _reshape_arguments(node: fx.Node, analysis: Analysis, keep: Tensor) -> None:
             node.args = (given[0], int(_along(first, axis, keep).sum()), *given[2:])
 
 
-def _new_size(given: Any, size: int, old: int, ids: Tensor, axis: int) -> Any:
+def _new_size(given: object, size: int, old: int, ids: Tensor, axis: int) -> Any:
     """The size of an axis: a number for units alone, whatever the forward computed it from."""
     if isinstance(given, int) and (given == -1 or size == old):
         return given

@@ -64,7 +64,7 @@ def elementwise(call: Call, module: nn.Module | None, analysis: Analysis) -> Uni
     return seen.with_value(seen.const, call.evaluate(module, seen.value))
 
 
-def arithmetic(call: Call, module: None, analysis: Analysis) -> Any:
+def arithmetic(call: Call, module: None, analysis: Analysis) -> object:
     """Two operands: their units are merged; a zero factor is a constant whatever the other is."""
     tensors = [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, Tensor)]
     target = call.node.target
@@ -106,7 +106,7 @@ def constant(call: Call, module: None, analysis: Analysis) -> Any:
     return Units(units.ids, torch.ones_like(units.const), call.out.double())
 
 
-def attribute(call: Call, module: None, analysis: Analysis) -> Any:
+def attribute(call: Call, module: None, analysis: Analysis) -> object:
     """x.T and x.mT."""
     name = call.args[1]
     if name not in ("T", "mT"):
@@ -147,7 +147,7 @@ def layout(call: Call, module: nn.Module | None, analysis: Analysis) -> Any:
     return tuple(Units(*parts) for parts in zip(*moved, strict=True))
 
 
-def pieces(call: Call, module: None, analysis: Analysis) -> Any:
+def pieces(call: Call, module: None, analysis: Analysis) -> object:
     """chunk, split, unbind: a position stays in all pieces if it stays in one."""
     sizes = {part.shape for part in call.out}
     if len(sizes) != 1:
@@ -375,7 +375,7 @@ _CHANNELWISE = (
     torch.max_pool2d,
 )
 
-RULES: dict[Any, Callable[..., Any]] = {
+RULES: dict[object, Callable[..., object]] = {
     nn.Linear: linear,
     SelectLinear: select_linear,
     nn.Conv1d: convolution,

@@ -89,7 +89,7 @@ def balance(
             raise InputError(f"{name} must be 1 or more, received {list(sizes)}")
     parts = split(data, seed=seed)
     features, outputs = parts.train.x[0].numel(), parts.train.outputs
-    plans: list[tuple[dict[str, Any], Callable[[], nn.Module]]] = [
+    plans: list[tuple[dict[str, object], Callable[[], nn.Module]]] = [
         ({"width": w}, lambda w=w: MLP([features, w, outputs])) for w in widths
     ]
     for depth in depths:
@@ -109,12 +109,12 @@ def balance(
 def _trained(
     make: Callable[[], nn.Module],
     parts: Split,
-    asked: dict[str, Any],
+    asked: dict[str, object],
     epochs: int,
     lr: float,
     seed: int,
     stop: Callable[[], bool],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """One row: what was asked for, and the scores of the network that it gives."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

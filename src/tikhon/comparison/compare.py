@@ -165,7 +165,9 @@ WORDS = {
 _METRICS = {"accuracy": "accuracy", "rmse": "RMSE"}
 
 
-def verdict_code(best: Mapping[str, Any], bare: Mapping[str, Any] | None, equal: list[str]) -> str:
+def verdict_code(
+    best: Mapping[str, object], bare: Mapping[str, object] | None, equal: list[str]
+) -> str:
     """Which sentence of `WORDS` it is."""
     if bare is None:
         return "compare_tied" if equal else "compare_best"

@@ -22,7 +22,7 @@ def _linear(low: float, high: float) -> Callable[[float], float]:
 
 
 # name -> (the range of its strength, the part of a recipe that it is)
-_PARTS: dict[str, tuple[Callable[[float], float], Callable[[float], dict[str, Any]]]] = {
+_PARTS: dict[str, tuple[Callable[[float], float], Callable[[float], dict[str, object]]]] = {
     "none": (_linear(0, 0), lambda s: {}),
     "l1": (_log(1e-5, 1e-2), lambda s: _penalty("l1", s)),
     "l2": (_log(1e-5, 1e-1), lambda s: _penalty("l2", s)),
@@ -54,7 +54,7 @@ DEFAULT = (
 _CLASSES_ONLY = ("label_smoothing", "mixup")
 
 
-def _penalty(name: str, strength: float | str, **more: str) -> dict[str, Any]:
+def _penalty(name: str, strength: float | str, **more: str) -> dict[str, object]:
     return {"penalties": [{"penalty": name, "strength": strength, "pattern": "*", **more}]}
 
 

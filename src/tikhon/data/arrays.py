@@ -103,8 +103,8 @@ def from_arrays(
     *,
     name: str = "arrays",
     feature_names: Any = None,
-    classes: Any = None,
-    origin: Mapping[str, Any] | None = None,
+    classes: object = None,
+    origin: Mapping[str, object] | None = None,
 ) -> Dataset:
     """A data set of two arrays: text, booleans and few integers are classes, else targets.
 

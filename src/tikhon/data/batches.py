@@ -28,7 +28,7 @@ from tikhon.errors import DataError
 _READ = 256  # rows of a batch in which a data set is read whole
 
 
-def pair(data: Any, *, name: str = "data") -> tuple[Any, Tensor]:
+def pair(data: object, *, name: str = "data") -> tuple[Any, Tensor]:
     """The rows (inputs, targets) behind whatever the user calls data, in memory.
 
     Accepted, by every verb: a pair (x, y) of tensors, arrays or data frames, where x may be a
@@ -129,14 +129,14 @@ def slices(order: Tensor, size: int) -> list[Tensor]:
     return parts
 
 
-def _is_batch(value: Any) -> bool:
+def _is_batch(value: object) -> bool:
     """A batch of its own, in a list of them: names, or a pair that holds arrays."""
     if isinstance(value, tuple | list):
         return any(isinstance(v, Tensor | np.ndarray | Mapping) for v in value)
     return isinstance(value, Mapping)
 
 
-def _in_order(source: Iterable[Any], name: str) -> Iterable[Any]:
+def _in_order(source: Iterable[object], name: str) -> Iterable[object]:
     """The batches of a loader in the order of its data set, every row once."""
     if not isinstance(source, DataLoader) or source.batch_size is None:
         if not isinstance(source, DataLoader) or source.batch_sampler is None:
@@ -167,7 +167,7 @@ def once(loader: DataLoader[Any]) -> bool:
     return type(sampler) is SequentialSampler
 
 
-def _drain(source: Iterable[Any], name: str) -> Batch:
+def _drain(source: Iterable[object], name: str) -> Batch:
     """All batches, joined."""
     try:
         batches = [split(batch, name) for batch in source]

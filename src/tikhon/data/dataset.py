@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -35,7 +35,7 @@ class Dataset:
     scale: bool = False
     unit: float = 1.0
     test: Dataset | None = None
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, object] = field(default_factory=dict)
     table: Table | None = None
     notices: tuple[str, ...] = ()
 

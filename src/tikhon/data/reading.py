@@ -76,7 +76,7 @@ class Source:
     name: str
     lines: Sequence[int] = ()  # line of the file for each row, where it has lines
     notices: tuple[str, ...] = ()
-    origin: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, object] = field(default_factory=dict)
     format: Format = Format()
     foreign: dict[str, str] = field(default_factory=dict)  # columns of lists and the like
 
@@ -182,7 +182,7 @@ def _unzipped(path: Path, content: bytes) -> bytes:
     return found
 
 
-def _csv(path: Path, content: bytes, format: Format, origin: dict[str, Any]) -> Source:
+def _csv(path: Path, content: bytes, format: Format, origin: dict[str, object]) -> Source:
     import pandas as pd
 
     if not content.strip():

@@ -57,7 +57,7 @@ def whole(batch: Batch) -> Any:
     return (*inputs, target) if isinstance(inputs, tuple) else (inputs, target)
 
 
-def as_tensors(value: Any, name: str = "data") -> Any:
+def as_tensors(value: object, name: str = "data") -> Any:
     """Arrays, frames and lists of numbers as tensors, floats in torch's default type."""
     if isinstance(value, Tensor):
         return value.detach()
@@ -79,7 +79,7 @@ def as_tensors(value: Any, name: str = "data") -> Any:
     return value
 
 
-def _named(like: Mapping[Any, Any], values: dict[Any, Any]) -> dict[Any, Any]:
+def _named(like: Mapping[object, object], values: dict[Any, Any]) -> dict[Any, Any]:
     """The values, with the name of the target that `like` knows."""
     if not isinstance(like, Named):
         return values
@@ -111,7 +111,7 @@ def length(batch: Batch) -> int:
     return counts[0]
 
 
-def _columns(value: Any) -> list[Tensor]:
+def _columns(value: object) -> list[Tensor]:
     """The tensors with a row for each sample: those of a packed sequence have none."""
     if isinstance(value, PackedSequence):
         return [torch.empty(int(value.batch_sizes[0]))]
@@ -159,7 +159,7 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(inputs)
 
 
-def each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def each(value: object, change: Callable[[Tensor], Tensor]) -> Any:
     """The same nested value with every tensor changed."""
     if isinstance(value, Tensor):
         return change(value)

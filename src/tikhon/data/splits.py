@@ -77,7 +77,7 @@ def _draw(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(kept), torch.from_numpy(drawn)
 
 
-def _drawable(data: Dataset, count: int) -> tuple[Tensor, Any]:
+def _drawable(data: Dataset, count: int) -> tuple[Tensor, object]:
     """The rows that may be held out, and the classes to keep in proportion (None: as they come).
 
     A class with one row is learnt from and never tested; where more classes than held-out rows

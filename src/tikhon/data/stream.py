@@ -118,7 +118,7 @@ class Stream:
         every = 1 + (self.rows - 1) // most
         return pair(self._gathered(rows, range(0, self.rows, every)), name=self.name)
 
-    def _gathered(self, rows: Any, chosen: range) -> DataLoader[Any]:
+    def _gathered(self, rows: Any, chosen: range) -> DataLoader[object]:
         return DataLoader(
             Subset(rows, chosen),
             self._loader.batch_size or 64,
@@ -167,7 +167,7 @@ class Stream:
         return inputs, target
 
 
-def _only_shuffles(source: Any) -> bool:
+def _only_shuffles(source: object) -> bool:
     """Whether reading a loader's tensors by shuffled index gives what the loader gives."""
     return (
         isinstance(source, DataLoader)

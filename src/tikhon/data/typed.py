@@ -115,7 +115,7 @@ def json_lines(path: Path, text: str) -> tuple[pd.DataFrame, dict[str, str], lis
     return frame, foreign, lines
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -193,7 +193,7 @@ def _float(cell: float | Decimal) -> float:
         return float("inf") if cell > 0 else float("-inf")
 
 
-def _text(cell: Any) -> str:
+def _text(cell: object) -> str:
     """A cell of a column of several types, as it would be typed."""
     if isinstance(cell, float) and cell.is_integer():
         return f"{cell:.0f}"

@@ -51,7 +51,7 @@ class Regularize(Callback):
         self.how: How = how
         self.optimizer, self.module = optimizer, module
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, net: object, X: Any = None, y: Any = None, **kwargs: object) -> None:
         """Attach to the optimizer, which `initialize` may have rebuilt."""
         optimizer = getattr(net, f"{self.optimizer}_")
         earlier: Regularizer | None = getattr(self, "regularizer_", None)
@@ -62,14 +62,18 @@ class Regularize(Callback):
         self.regularizer_ = regularize(module, optimizer, self.terms, how=self.how)
 
     def on_epoch_end(
-        self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any
+        self,
+        net: object,
+        dataset_train: object = None,
+        dataset_valid: object = None,
+        **kwargs: object,
     ) -> None:
         """Record into the net's history; the keys of the table skip it, files keep it."""
         if self.log:
             for key, value in readings(self.regularizer_).items():
                 net.history.record(key, value)
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_end(self, net: object, X: Any = None, y: Any = None, **kwargs: object) -> None:
         """Detach; the handle stays readable."""
         self.regularizer_.remove()
 
@@ -87,12 +91,12 @@ class Watch(Callback):
     def __init__(self, every: int = 50, *, output: str | Path | None = None) -> None:
         self.every, self.output = every, output
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, net: object, X: Any = None, y: Any = None, **kwargs: object) -> None:
         """Attach."""
         self.watch_ = monitoring.watch(
             net.module_, net.optimizer_, every=self.every, output=self.output
         )
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_end(self, net: object, X: Any = None, y: Any = None, **kwargs: object) -> None:
         """Detach."""
         self.watch_.remove()

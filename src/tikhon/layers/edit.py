@@ -181,7 +181,7 @@ def _insert(edit: Edit, path: str, module: nn.Module, layer: NoiseLayer, where: 
     edit._steps.append(lambda: delattr(module, child))
 
 
-def _after(module: nn.Module, args: tuple, output: Any) -> Any:
+def _after(module: nn.Module, args: tuple, output: Any) -> object:
     layer: Any = module.noise_after
     if isinstance(output, Tensor):
         return layer(output)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +116,7 @@ OUTPUTS = ("logits", "probabilities", "values")
 @torch.no_grad()
 def predict_distribution(
     model: nn.Module,
-    x: Tensor | Iterable[Any],
+    x: Tensor | Iterable[object],
     *,
     samples: int = 50,
     output: str = "logits",
@@ -157,7 +156,7 @@ def predict_distribution(
     return Distribution(drawn.softmax(-1) if output == "logits" else drawn, output != "values")
 
 
-def inputs_of(x: Tensor | Iterable[Any], model: nn.Module) -> Iterator[Tensor]:
+def inputs_of(x: Tensor | Iterable[object], model: nn.Module) -> Iterator[Tensor]:
     """A tensor as it is; the inputs of a loader's batches on the model's device."""
     if isinstance(x, Tensor):
         yield x

@@ -120,7 +120,7 @@ class Solved:
         return {"fits": [_plain(f) for f in self.fits], "losses": self.losses, "last": last}
 
 
-def _plain(fit: Fit) -> list[Any]:
+def _plain(fit: Fit) -> list[object]:
     return [fit.weight, fit.bias, fit.residual, fit.steps]
 
 

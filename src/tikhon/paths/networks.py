@@ -72,7 +72,7 @@ def network_path(
     penalty: Proximable,
     *,
     valid: tuple[Tensor, Tensor] | None,
-    strengths: int | Sequence[float] | Any,
+    strengths: int | Sequence[float] | object,
     seed: int,
     keeper: Keeper,
 ) -> PathResult:

@@ -150,7 +150,7 @@ def _keeper(
     penalty: Penalty,
     build_model: Callable[[], nn.Module] | None,
     data: tuple[Tensor, ...],
-    asked: dict[str, Any],
+    asked: dict[str, object],
 ) -> Keeper:
     if output is None:
         if saving["resume"]:
@@ -164,7 +164,7 @@ def _keeper(
     return Keeper(Path(output) / CHECKPOINT, header, **saving)
 
 
-def _described(penalty: Penalty) -> dict[str, Any]:
+def _described(penalty: Penalty) -> dict[str, object]:
     """A penalty as a checkpoint knows it: without its own strength, tensors by their digest."""
     found: dict[str, Any] = {"name": type(penalty).__name__}
     for entry in fields(penalty):
@@ -174,7 +174,7 @@ def _described(penalty: Penalty) -> dict[str, Any]:
     return found
 
 
-def _shapes(build_model: Callable[[], nn.Module] | None) -> list[Any]:
+def _shapes(build_model: Callable[[], nn.Module] | None) -> list[object]:
     """The parameters of a model, by name and shape."""
     if build_model is None:
         return []
@@ -183,7 +183,7 @@ def _shapes(build_model: Callable[[], nn.Module] | None) -> list[Any]:
 
 
 def check_linear(
-    train: tuple[Tensor, Tensor], penalty: Penalty, *, strengths: Any, debias: bool
+    train: tuple[Tensor, Tensor], penalty: Penalty, *, strengths: object, debias: bool
 ) -> None:
     """Raise what `path` would raise for a linear model, before anything is solved."""
     given = LinearPath.of(None, *train, penalty, weights=None, positive=False, debias=debias)
@@ -204,7 +204,7 @@ def _tell_unfinished(result: PathResult) -> None:
         )
 
 
-def _check_grid(strengths: Any, smallest: float | None, folds: int, rows: int) -> Any:
+def _check_grid(strengths: object, smallest: float | None, folds: int, rows: int) -> Any:
     """The strengths as an int, a list or "universal"."""
     if isinstance(strengths, bool) or (isinstance(strengths, int) and strengths < 1):
         raise InputError(f"strengths must be a positive number of strengths, not {strengths}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +76,7 @@ def _some(classes: Tensor) -> str:
     return f"{found[:8]}{' and more' if len(found) > 8 else ''}"
 
 
-def row_weights(weights: Any, rows: int) -> Tensor | None:
+def row_weights(weights: object, rows: int) -> Tensor | None:
     """Sample weights as a tensor (rows,): finite, >= 0, not all 0."""
     if weights is None:
         return None

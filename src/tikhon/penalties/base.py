@@ -172,7 +172,7 @@ class Proximable(Penalty):
         return entries + found.rows / max(1, size) ** 0.5
 
 
-def check_strength(strength: Any, owner: str) -> None:
+def check_strength(strength: object, owner: str) -> None:
     """Raise unless `strength` is a number >= 0, a 0-d tensor, a schedule or a controller."""
     if isinstance(strength, Tensor):
         if strength.ndim:
@@ -190,7 +190,7 @@ def check_strength(strength: Any, owner: str) -> None:
         )
 
 
-def check_weights(weights: Any, owner: str) -> None:
+def check_weights(weights: object, owner: str) -> None:
     """Raise unless the factors, a tensor or a mapping from names to tensors, are >= 0."""
     named = weights.items() if isinstance(weights, Mapping) else [("", weights)]
     for name, factors in named:
@@ -225,7 +225,7 @@ def check_ratio(owner: Penalty, ratio: float) -> None:
         raise ValueError(f"{name}: l1_ratio must lie in [0, 1], received {ratio!r}")
 
 
-def is_metric(step: Any) -> TypeGuard[Tensor]:
+def is_metric(step: object) -> TypeGuard[Tensor]:
     """Whether `step` has one entry per weight (else it is one number for all)."""
     return isinstance(step, Tensor) and step.ndim > 0
 

@@ -37,12 +37,12 @@ def title(text: Label | Name | str) -> Label | str:
     return literal(text.text if isinstance(text, Name) else text)
 
 
-def axis(text: Label | Name | str = "", **more: Any) -> dict[str, Any]:
+def axis(text: Label | Name | str = "", **more: object) -> dict[str, Any]:
     """One axis with its title."""
     return {"title": {"text": title(text)}, **more}
 
 
-def logarithmic(values: Numbers) -> dict[str, Any]:
+def logarithmic(values: Numbers) -> dict[str, object]:
     """A log axis with ticks at round numbers; a linear one where too few would fall on it.
 
     >>> logarithmic([0.002, 0.06])["ticktext"]
@@ -109,7 +109,7 @@ def learning_curves(
     return {"data": data, "layout": layout}
 
 
-def vertical(x: float) -> dict[str, Any]:
+def vertical(x: float) -> dict[str, object]:
     """A dotted line at x."""
     return {
         "type": "line",
@@ -123,7 +123,7 @@ def vertical(x: float) -> dict[str, Any]:
 
 
 def over_time(
-    epochs: Numbers, series: Mapping[str, Numbers], y: Label, *, log: bool = False, **more: Any
+    epochs: Numbers, series: Mapping[str, Numbers], y: Label, *, log: bool = False, **more: object
 ) -> Figure:
     """One line a name over the epochs."""
     data = [
@@ -177,7 +177,7 @@ class Response:
     colour: str = "series-1"
 
 
-def score_against_strength(response: Response, **range_: Any) -> Figure:
+def score_against_strength(response: Response, **range_: object) -> Figure:
     """Validation score over the strength, the chosen one ringed, exact zeros on a second axis."""
     points = sorted(
         zip(
@@ -235,7 +235,7 @@ def score_against_strength(response: Response, **range_: Any) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def _ring(x: float, y: float | None) -> dict[str, Any]:
+def _ring(x: float, y: float | None) -> dict[str, object]:
     """A ring around the chosen point."""
     return {
         "mode": "markers",
@@ -251,7 +251,7 @@ def _ring(x: float, y: float | None) -> dict[str, Any]:
     }
 
 
-def _level(x: Sequence[float], score: float) -> dict[str, Any]:
+def _level(x: Sequence[float], score: float) -> dict[str, object]:
     """A dashed line at the score without a penalty."""
     return {
         "mode": "lines",

@@ -158,12 +158,12 @@ def _narrow(block: Block) -> TypeGuard[Chart]:
     return isinstance(block, Chart) and not block.wide
 
 
-def resolved(chart: Chart) -> dict[str, Any]:
+def resolved(chart: Chart) -> dict[str, object]:
     """A figure as JSON data: labels in every language, numbers without NaN."""
     return {"title": jsonable(chart.title), **jsonable(chart.figure)}
 
 
-def jsonable(value: Any) -> Any:
+def jsonable(value: object) -> Any:
     """Plain JSON: labels become one text a language, what is not finite becomes null."""
     if isinstance(value, Label):
         return {name: marked_up(value, name) for name in LANGUAGES}
@@ -187,7 +187,7 @@ def marked_up(label: Label, language: str) -> str:
     return Label(label.key, values).text(language)
 
 
-def script_json(value: Any) -> str:
+def script_json(value: object) -> str:
     """JSON that may stand inside a script element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":

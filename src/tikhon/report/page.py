@@ -177,7 +177,7 @@ def number(value: Any) -> str:
     return f"{value:.1f}" if 10 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
-def strength(value: Any) -> str:
+def strength(value: object) -> str:
     """A strength in its shortest form.
 
     >>> strength(0.001), strength(0.3), strength(0.0)
@@ -187,7 +187,7 @@ def strength(value: Any) -> str:
     return f"{value:.3g}" if finite else "–"
 
 
-def percent(value: Any) -> str:
+def percent(value: object) -> str:
     """A fraction in percent.
 
     >>> percent(0.694), percent(0.0), percent(0.0004), percent(0.9999), percent(None)

@@ -54,12 +54,12 @@ def read(run_dir: str | Path) -> SavedRun:
     return SavedRun(path, config or {}, _history(path / "history.jsonl"), result or {})
 
 
-def _document(folder: Path, name: str) -> dict[str, Any] | None:
+def _document(folder: Path, name: str) -> dict[str, object] | None:
     verify(folder, name)
     return read_document(folder / name) if (folder / name).exists() else None
 
 
-def _journal(file: Path) -> list[dict[str, Any]]:
+def _journal(file: Path) -> list[dict[str, object]]:
     """The outcomes in the journal of a search; every line ends in a tab and a checksum."""
     trials: list[dict[str, Any]] = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -26,7 +26,7 @@ from tikhon.runs.journal import compare_headers
 KEPT = 2
 
 
-def save(folder: Path, state: Mapping[str, Any]) -> None:
+def save(folder: Path, state: Mapping[str, object]) -> None:
     """Write a new generation; older ones go only after it is on disk and verified."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def exists(folder: Path) -> bool:
     return bool(_generations(folder))
 
 
-def flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
+def flatten(value: object, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON, its tensors moved to `tensors`; floats keep every bit."""
     if isinstance(value, Tensor):
         key = str(len(tensors))
@@ -98,7 +98,7 @@ def flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"a checkpoint cannot hold {type(value).__name__}: {value!r}")
 
 
-def restore(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def restore(value: object, tensors: Mapping[str, Tensor]) -> Any:
     """The inverse of `flatten`."""
     if isinstance(value, list):
         return [restore(item, tensors) for item in value]
@@ -114,7 +114,7 @@ def restore(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {restore(k, tensors): restore(v, tensors) for k, v in content}
 
 
-def _read(folder: Path, number: int) -> dict[str, Any]:
+def _read(folder: Path, number: int) -> dict[str, object]:
     from safetensors.torch import load as parse
 
     manifest = json.loads((folder / f"{number}.json").read_text(encoding="utf-8"))
@@ -165,7 +165,7 @@ class Keeper:
             compare_headers(stored.get("header", {}), self._header, folder)
             self.found = stored["state"]
 
-    def offer(self, state: Callable[[], Mapping[str, Any]]) -> None:
+    def offer(self, state: Callable[[], Mapping[str, object]]) -> None:
         """Save the state if it is time to; raise `Stopped`, with it saved, if that is asked."""
         stop = self._stop()
         if self._folder is not None and (stop or time.monotonic() - self._saved >= self._every):

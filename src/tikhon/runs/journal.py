@@ -125,5 +125,5 @@ def _line(event: Mapping[str, Any]) -> str:
     return f"{text}\t{zlib.crc32(text.encode()):08x}"
 
 
-def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(value: Mapping[str, object]) -> dict[str, object]:
     return json.loads(json.dumps(value, allow_nan=False))

@@ -132,7 +132,7 @@ class RunDirectory:
         """Whether all that the run wrote is there."""
         return is_sealed(self.path)
 
-    def append(self, row: Mapping[str, Any]) -> None:
+    def append(self, row: Mapping[str, object]) -> None:
         """Append one row to the history. It is durable with the next checkpoint."""
         try:
             with (self.path / HISTORY).open("a", encoding="utf-8") as file:
@@ -146,7 +146,7 @@ class RunDirectory:
             return list(_rows((self.path / HISTORY).read_text(encoding="utf-8").splitlines()))
         return []
 
-    def rewrite_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def rewrite_history(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Replace the history by these rows."""
         text = "".join(json_text(row, indent=None) + "\n" for row in rows)
         write_bytes(self.path / HISTORY, text.encode())
@@ -184,7 +184,7 @@ def next_free(parent: Path, stem: str) -> Path:
     return parent / f"{stem}-{number}"
 
 
-def read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, object]:
     """A JSON object; raises `DataError` for a file that holds anything else."""
     try:
         document = json.loads(path.read_bytes().decode())
@@ -228,7 +228,7 @@ def same_configuration(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
         )
 
 
-def _flat(value: Any, prefix: str) -> dict[str, Any]:
+def _flat(value: object, prefix: str) -> dict[str, object]:
     if isinstance(value, Mapping):
         return {
             k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}").items()

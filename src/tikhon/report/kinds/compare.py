@@ -57,7 +57,7 @@ def _metric(higher: bool) -> str:
     return "metric_accuracy" if higher else "metric_rmse"
 
 
-def shown(value: Any, metric: parts.Metric) -> Any:
+def shown(value: object, metric: parts.Metric) -> Any:
     """A score as people read it: errors are stored negated, so that more is better."""
     known = isinstance(value, int | float)
     return -value if known and not metric.higher else value

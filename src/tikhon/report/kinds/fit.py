@@ -65,7 +65,7 @@ def last_epoch(run: SavedRun) -> int:
     return int(run.history[-1].get("epoch", len(run.history))) if run.history else 0
 
 
-def broken(run: SavedRun) -> Any:
+def broken(run: SavedRun) -> object:
     """The first epoch whose loss is not finite."""
     known = (r for r in run.history if "train/loss" in r)
     return next((r.get("epoch") for r in known if not finite([r["train/loss"]])), None)

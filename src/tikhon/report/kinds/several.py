@@ -192,7 +192,7 @@ def settings(group: Group) -> Table | None:
     return Table(say("settings_caption"), head, rows)
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, str]:
+def _flat(config: Mapping[str, object]) -> dict[str, str]:
     """The settings of a run that its user chooses, one name each."""
     found: dict[str, str] = {}
     for key in ("model", "optimizer", "recipe"):

@@ -71,7 +71,7 @@ def page(run: SavedRun) -> Page:
     )
 
 
-def level(run: SavedRun, audit: Mapping[str, Any]) -> Level:
+def level(run: SavedRun, audit: Mapping[str, object]) -> Level:
     """Good where the search gained; nothing is said of one that goes on."""
     if not run.result.get("config"):
         return "plain"
@@ -118,7 +118,7 @@ def members(trials: list[dict[str, Any]]) -> list[Member]:
     return found
 
 
-def chosen_of(found: list[Member], config: Mapping[str, Any]) -> int | None:
+def chosen_of(found: list[Member], config: Mapping[str, object]) -> int | None:
     """Which member was chosen."""
     return next((i for i, m in enumerate(found) if dict(m.config) == dict(config)), None)
 
@@ -128,7 +128,7 @@ def full(found: list[Member]) -> int:
     return max((m.budget for m in found), default=0)
 
 
-def verdict(run: SavedRun, audit: Mapping[str, Any]) -> Label:
+def verdict(run: SavedRun, audit: Mapping[str, object]) -> Label:
     """What the search found, in one sentence."""
     config = run.result.get("config")
     if not config:
@@ -149,12 +149,12 @@ def verdict(run: SavedRun, audit: Mapping[str, Any]) -> Label:
     return say("tune_better" if audit.get("worth_it") else "tune_same", **values)
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A hyperparameter's value."""
     return strength(value) if isinstance(value, float) else str(value)
 
 
-def facts(run: SavedRun, found: list[Member], audit: Mapping[str, Any]) -> tuple[Fact, ...]:
+def facts(run: SavedRun, found: list[Member], audit: Mapping[str, object]) -> tuple[Fact, ...]:
     """Score, gain, trials, time."""
     metrics = run.result.get("metrics") or {}
     shown = [
@@ -185,7 +185,7 @@ def choice(run: SavedRun) -> Table | None:
     return Table(say("choice_caption"), head, tuple(rows)) if rows else None
 
 
-def entry(range_: Any) -> str:
+def entry(range_: object) -> str:
     """A range of the space in words."""
     if not isinstance(range_, Mapping):
         return "–" if range_ is None else str(range_)
@@ -248,7 +248,7 @@ def rungs(run: SavedRun, found: list[Member], chosen: int | None) -> Section | N
 
 def rung_table(run: SavedRun) -> Table:
     """Trials, failures and scores at every budget."""
-    budgets: dict[int, list[Any]] = {}
+    budgets: dict[int, list[float | None]] = {}
     for trial in run.result["trials"]:
         budgets.setdefault(trial["budget"], []).append(trial["score"])
     rows = []
