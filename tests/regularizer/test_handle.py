@@ -7,6 +7,7 @@ import json
 import pickle
 import warnings
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
@@ -58,9 +59,39 @@ def test_audit_says_who_gets_what():
     lines = str(audit).splitlines()
     assert "parameter" in lines[0] and any("0.weight" in line and "5x6" in line for line in lines)
     assert "before" in lines[0] and "BatchNorm1d" in next(x for x in lines if "0.weight" in x)
-    assert asdict(tk.audit(model, {"0.weight": [tk.L2(0.1), tk.L1(0.2)]})["0.weight"]) == asdict(
-        row
-    )
+    before = asdict(tk.audit(model, {"0.weight": [tk.L2(0.1), tk.L1(0.2)]})["0.weight"])
+    assert asdict(row) | {"time_scales": (None, None), "note": before["note"]} == before
+    assert row.note == before["note"] + "; forgets over 100 steps"
+
+
+@pytest.mark.parametrize(
+    ("how", "optimizer", "expected"),
+    [
+        ("objective", partial(torch.optim.SGD, lr=0.1, momentum=0.5, dampening=0.2), 62.5),
+        ("decoupled", partial(torch.optim.SGD, lr=0.1, momentum=0.9), 100.0),
+        ("decoupled", partial(torch.optim.AdamW, lr=0.01, weight_decay=0.0), 1000.0),
+        ("independent", partial(torch.optim.AdamW, lr=0.01, weight_decay=0.0), 10.0),
+        ("objective", partial(torch.optim.Adam, lr=0.01), None),
+    ],
+)
+def test_audit_says_over_how_many_steps_decay_alone_leaves_a_weight_1_over_e(
+    how, optimizer, expected
+):
+    model = nn.Linear(3, 2, bias=False)
+    one = optimizer(model.parameters())
+    reg = tk.regularize(model, one, tk.L2(0.1), how=how)
+    (scale,) = reg.audit()["weight"].time_scales
+    if expected is None:
+        assert scale is None and reg.audit()["weight"].note == ""
+        return
+    assert scale == pytest.approx(expected)
+    before = model.weight.detach().clone()
+    rounds = round(3 * expected)
+    for _ in range(rounds):
+        model.weight.grad = torch.zeros_like(model.weight)
+        one.step()
+    left = (model.weight.detach() / before).mean().log() / -3
+    assert left == pytest.approx(1, rel=0.06)
 
 
 def test_audit_says_that_a_sparse_penalty_shrinks_first_before_a_norm():

@@ -17,7 +17,7 @@ from tikhon import notebook, plotting
 from tikhon.errors import unknown
 from tikhon.penalties.base import Proximable
 from tikhon.regularizer.controller import Controller
-from tikhon.regularizer.metric import has_gain, is_uniform
+from tikhon.regularizer.metric import has_gain, is_uniform, own_rate, stationary_gain
 from tikhon.regularizer.plan import held_by, is_euclidean, route_of
 from tikhon.regularizer.targets import (
     Entry,
@@ -41,6 +41,11 @@ class Assignment:
     `route` says by which move of a step each term acts: "gradient", "decay", "prox" in the
     optimizer's metric, "orthant" where that is not known, "project" in the metric for constraints
     or "project, Euclidean".
+
+    `time_scales` holds for each term the steps in which decay alone leaves 1/e of a weight,
+    1 / (rate * strength) (Wang and Aitchison 2024, https://arxiv.org/abs/2405.13698): of L2 by lr,
+    or in objective mode under SGD by its gain; None elsewhere, as under Adam, where it depends on
+    the gradients.
     """
 
     parameter: str
@@ -52,6 +57,7 @@ class Assignment:
     how: tuple[str, ...]
     route: tuple[str, ...]
     note: str
+    time_scales: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,7 @@ def assign(
     candidates: Sequence[Entry],
     bindings: Sequence[Binding],
     optimizers: Sequence[optim.Optimizer] | None = None,
+    steps_per_epoch: int | None = None,
 ) -> Audit:
     """One row a parameter, in the model's order."""
     norms = _followed_by_norm(model)
@@ -193,6 +200,9 @@ def assign(
         own = [b for b in bindings if any(p is entry.param for p in b.target.params)]
         norm = next((norms[id(owner)] for owner in entry.owners if id(owner) in norms), "")
         norm = norm if entry.name.rpartition(".")[2] != "bias" else ""
+        scales = tuple(_time_scale(b, optimizers or ()) for b in own)
+        notes = [_note(entry, own, norm, optimizers is None or id(entry.param) in held)]
+        notes += [_in_words(scale, steps_per_epoch) for scale in scales if scale]
         rows.append(
             Assignment(
                 parameter=entry.name,
@@ -203,7 +213,8 @@ def assign(
                 strengths=tuple(_plain(b.live.value) for b in own),
                 how=tuple("constraint" if b.base.constraint else b.how for b in own),
                 route=tuple(_route(b, optimizers or ()) for b in own),
-                note=_note(entry, own, norm, optimizers is None or id(entry.param) in held),
+                note="; ".join(filter(None, notes)),
+                time_scales=scales,
             )
         )
     return Audit(tuple(rows))
@@ -218,6 +229,28 @@ def _route(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> str:
     if matters and is_euclidean(binding, optimizer):
         return "project, Euclidean"
     return route_of(binding, optimizer)
+
+
+def _time_scale(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> float | None:
+    """Steps in which decay alone leaves 1/e of a weight, where that is one number."""
+    optimizer = next((o for o in optimizers if held_by(o, [binding])), None)
+    if optimizer is None or not binding.plain:
+        return None
+    param = binding.target.params[0]
+    group = next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
+    if binding.how != "objective":
+        rate = own_rate(binding.how, group)
+    elif isinstance(optimizer, optim.SGD) and is_uniform(optimizer):
+        rate = stationary_gain(optimizer, group, {}).numerator
+    else:
+        return None
+    decay = _plain(rate) * _plain(binding.live.value)
+    return 1 / decay if decay > 0 else None
+
+
+def _in_words(time_scale: float, steps_per_epoch: int | None) -> str:
+    epochs = f" ({time_scale / steps_per_epoch:.3g} epochs)" if steps_per_epoch else ""
+    return f"forgets over {time_scale:,.0f} steps{epochs}"
 
 
 def _mode(how: str, route: str) -> str:

@@ -326,10 +326,21 @@ class Regularizer:
         """The terms with the strengths that `Hypergradient` found, for another run of `steps`."""
         return replayed(self._bound.bindings, steps)
 
-    def audit(self) -> Audit:
-        """Who gets what: every parameter, its terms, mode, strength now, and why excluded."""
+    def audit(self, *, steps_per_epoch: int | None = None) -> Audit:
+        """Who gets what: every parameter, its terms, mode, strength now, and why excluded.
+
+        L2 that decays at one rate is told as the steps over which weights forget, and with
+        `steps_per_epoch` in epochs too.
+
+        >>> model = nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> reg = tk.regularize(model, optimizer, tk.L2(1e-3))
+        >>> reg.audit(steps_per_epoch=50)["weight"].note
+        'forgets over 1,000 steps (20 epochs)'
+        """
         self._check_active()
-        return assign(self.model, entries_of(self.model), self._bound.bindings, self.optimizers)
+        entries, bound = entries_of(self.model), self._bound.bindings
+        return assign(self.model, entries, bound, self.optimizers, steps_per_epoch)
 
     @torch.no_grad()
     def trace(self) -> list[Trace]:
