@@ -55,7 +55,7 @@ def watching(strength, steps):
 
 def sensitivity(reg):
     (memory,) = reg.state_dict()["memory"].values()
-    return memory["z0"]
+    return memory["z weight"]
 
 
 @pytest.mark.parametrize("how", ["objective", "decoupled"])
@@ -449,3 +449,32 @@ def test_two_processes_on_halves_of_the_rows_agree_with_one():
         for together in (found[f"{case} ddp"], found[f"{case} fsdp2"]):
             assert alone == pytest.approx(together, rel=1e-3)
         assert len(alone) == 2 and len(set(alone.values())) == 2
+
+
+def test_each_parameter_keeps_its_own_sensitivity_when_others_have_no_gradient_or_leave():
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 5), torch.randn(32, 5)
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
+    second = model[1]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    strength = tk.Hypergradient((x, y), nn.functional.mse_loss, steps=90, every=2, per="term")
+    reg = tk.regularize(model, optimizer, tk.Term(tk.L2(), strength=strength))
+
+    def known():
+        (memory,) = reg.state_dict()["memory"].values()
+        return memory["z 0.weight"], memory["z 1.weight"]
+
+    def train(part):
+        for _ in range(2):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(part(x), y).backward()
+            optimizer.step()
+
+    train(model)
+    resting, before = known()
+    train(second)  # of the same shape, so a mix-up would not be heard of
+    after = known()
+    assert torch.equal(after[0], resting) and not torch.equal(after[1], before)
+    optimizer.param_groups[0]["params"] = list(second.parameters())
+    train(second)
+    assert torch.equal(known()[0], resting) and not torch.equal(known()[1], after[1])

@@ -201,10 +201,11 @@ class Hypergradient(Controller):
 
     def _carry(self, readings: Sequence[Reading], memory: dict[str, Any], *, ahead: bool) -> None:
         """A prox is differentiated at its result; decay acts on these weights in the next step."""
-        for i, reading in enumerate(readings):
+        for reading in readings:
             if isinstance(reading.penalty, L2) == ahead:
                 strength = memory["strength"] if ahead else reading.penalty.strength
-                _carry(memory[f"z{i}"], reading, float(strength), self.damping, self.every)
+                z = _sensitivity(memory, reading)
+                _carry(z, reading, float(strength), self.damping, self.every)
 
     @cached_property
     def stream(self) -> Stream:
@@ -212,14 +213,13 @@ class Hypergradient(Controller):
         return Stream(self.valid, size=self.batch_size)
 
     def _begin(self, readings: Sequence[Reading], memory: dict[str, Any]) -> None:
-        for i, reading in enumerate(readings):
+        for reading in readings:
             if not isinstance(reading.penalty, (L1, L2, ElasticNet, GroupLasso)):
                 raise TypeError(
                     f"Hypergradient has no rule for {type(reading.penalty).__name__} on "
                     f"{reading.name!r}; it serves L1, L2, ElasticNet and GroupLasso. Use a fixed "
                     f"strength, a schedule, or tikhon.path"
                 )
-            memory[f"z{i}"] = torch.zeros_like(reading.weights, dtype=torch.float32)
         start = self.start or _largest(min(map(self._first, readings)), readings[0].weights.device)
         absolute = self.start or all(
             r.how == "decoupled" and isinstance(r.penalty, L2) for r in readings
@@ -245,9 +245,10 @@ class Hypergradient(Controller):
             observation.shared["gradients"] = self.gradient(observation.model, memory["count"])
         loss, gradients = observation.shared["gradients"]
         slope = torch.zeros(())
-        for i, reading in enumerate(observation.readings):
+        for reading in observation.readings:
             gradient = reading.arrange([gradients[p] for p in reading.params])
-            slope = slope + summed((memory[f"z{i}"] * gradient).sum(), reading.params[0])
+            z = _sensitivity(memory, reading)
+            slope = slope + summed((z * gradient).sum(), reading.params[0])
         self.move(memory, slope, loss, (memory["low"], memory["high"]))
 
     def gradient(self, model: nn.Module, number: int) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
@@ -262,6 +263,17 @@ class Hypergradient(Controller):
         if math.isfinite(amount + level):  # otherwise the run itself diverges: not ours to hide
             rate = rate_of(self.range, self.steps / self.every)
             descend(memory, amount, level, rate=rate, caution=self.caution, bounds=bounds)
+
+
+def _sensitivity(memory: dict[str, Any], reading: Reading) -> Tensor:
+    """How the weights have moved with the strength; nothing yet where they have just come.
+
+    By name: not every parameter has a gradient in every step, and some come later.
+    """
+    key = f"z {reading.name}"
+    if key not in memory or memory[key].shape != reading.weights.shape:
+        memory[key] = torch.zeros_like(reading.weights, dtype=torch.float32)
+    return memory[key]
 
 
 def _carry(z: Tensor, reading: Reading, strength: float, damping: float, steps: int) -> None:
