@@ -61,6 +61,7 @@ def test_a_running_fit_in_the_browser(tab, running):
     tab.open(address, ready="document.documentElement.dataset.charts !== undefined")
     assert "token" not in tab.run("location.href")
     tab.wait("document.querySelector('h1').innerText.includes('4 epochs so far')")
+    tab.wait("/Updated [0-9]+ s ago/.test(document.querySelector('.hero').innerText)")
     assert tab.run("document.querySelectorAll('img').length") == 0
     last = json.loads((run / "history.jsonl").read_text().splitlines()[-1])
     with (run / "history.jsonl").open("a") as file:
@@ -141,7 +142,7 @@ def test_events_last_longer_than_a_request_may_take(running):
             assert "changed" in next(told)
             time.sleep(4)
             (run / "config.json").write_text((run / "config.json").read_text() + " ")
-            assert any("data: 2" in text for text in told)
+            assert "changed" in next(text for text in told if "event:" in text)
 
 
 def test_there_are_no_other_addresses(running):
@@ -179,14 +180,14 @@ def test_events_come_when_files_change(tmp_path):
     async def look():
         with anyio.fail_after(20):
             async for event in changes(watched, 0.01):
-                seen.append(event["data"])
+                seen.append(float(event["data"]))
                 if len(seen) == 2:
                     return
                 (run / "history.jsonl").open("a").close()
                 (run / "config.json").write_text((run / "config.json").read_text() + " ")
 
     anyio.run(look)
-    assert seen == ["1", "2"]
+    assert all(0 <= age < 600 for age in seen)
 
 
 def test_long_histories_are_thinned(tmp_path):
@@ -224,5 +225,22 @@ def test_addresses_that_cannot_be_served(tmp_path):
     with taken, pytest.raises(StorageError, match="no free port"):
         assert port == 65_535
         bind("127.0.0.1", 65_535)
-    with pytest.raises(InputError, match="no run directory"):
-        Watched(tmp_path / "none")
+    (tmp_path / "notes.txt").write_text("not a run")
+    for other in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(InputError, match="run directory"):
+            Watched(other)
+
+
+def test_a_run_that_has_not_begun_is_waited_for(tmp_path):
+    watched = Watched(tmp_path / "later")
+    assert watched.waits and watched.age() == 0
+    assert "Waiting for the run to begin" in watched.page()
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / ".lock").touch()
+    assert "Waiting for the run to begin" in watched.page()
+    run = fit_run(tmp_path / "later", epochs=3)
+    finished = watched.page()
+    assert not watched.waits and "data-age" not in finished
+    (run / "result.json").unlink()
+    assert "3 epochs so far" in watched.page() and "data-age" in watched.page()
+    assert 0 <= watched.age() < 600

@@ -55,7 +55,7 @@ def test_every_language_says_the_same_things():
 def test_every_text_is_used():
     code = "".join(
         file.read_text(encoding="utf-8")
-        for file in SOURCE.rglob("*")
+        for file in (*SOURCE.rglob("*"), *(SOURCE.parent / "live").rglob("*"))
         if file.suffix in (".py", ".jinja") and file.is_file()
     )
     families = tuple(
@@ -183,6 +183,12 @@ def test_long_and_broken_names_stay_on_one_line():
 def test_unfinished_run(tmp_path, fitted):
     run = save(tmp_path / "run", {"kind": "fit"}, list(read(fitted).history[:3]), None)
     assert "This run has not finished: 3 epochs so far." in html(run)
+    rows = [{"epoch": e, "seconds": 2.0 * e, "train/loss": 1.0} for e in (1, 2, 100)]
+    config = {"kind": "fit", "optimizer": {"epochs": 400}}
+    timed = save(tmp_path / "timed", config, rows, None)
+    assert "Not finished: 100 of 400 epochs, 10 min left at this pace." in html(timed)
+    early = save(tmp_path / "early", config | {"recipe": {"early_stopping": 9}}, rows[:2], None)
+    assert "2 of at most 400 epochs, at most 13 min left" in html(early)
     empty = save(tmp_path / "empty", {"kind": "fit"}, [], None)
     assert "No epoch was recorded." in html(empty)
 

@@ -50,13 +50,16 @@ def application(
 
 
 async def changes(run: Watched, interval: float) -> AsyncIterator[dict[str, str]]:
-    """One event whenever the run's files differ; a slow reader gets one for many changes."""
-    seen, count = None, 0
+    """One event whenever the run's files differ; a slow reader gets one for many changes.
+
+    Its data are the seconds since the run wrote.
+    """
+    seen = None
     while True:
         version = await run_in_threadpool(run.version)
         if version != seen:
-            seen, count = version, count + 1
-            yield {"event": "changed", "data": str(count)}
+            seen = version
+            yield {"event": "changed", "data": f"{run.age():.1f}"}
         await asyncio.sleep(interval)
 
 

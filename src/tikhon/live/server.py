@@ -30,14 +30,15 @@ def serve(
     """Show a run in the browser while it runs; returns when it is stopped.
 
     Args:
-        run_dir: folder of a run; it is only read, without a lock.
+        run_dir: folder of a run; it is only read, without a lock. The page waits for a run that
+            has not begun.
         host: an address of this machine; another one than 127.0.0.1 or ::1 lets others connect,
             who still need the printed address.
         port: the first port to try, the next free one is taken.
         language: "en" or "zh"; by default the browser's.
         say: called with the lines to show, the address among them.
 
-    Raises `InputError` for a folder that is not a run or a host that is not an address of this
+    Raises `InputError` for a folder of other files or a host that is not an address of this
     machine, `StorageError` where no port is free.
     """
     run, access = Watched(run_dir, language), Access()
@@ -45,6 +46,8 @@ def serve(
     names = own_names(host)
     if not ipaddress.ip_address(host).is_loopback:
         say(f"warning: {host} can be reached from other machines; the address below is the key")
+    if run.waits:
+        say(f"waiting for a run in {run.path}")
     shown = f"[{host}]" if ":" in host else host
     if ipaddress.ip_address(host).is_unspecified:
         shown = sorted(names)[0]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from tikhon.errors import DataError, InputError
 from tikhon.report import build
 from tikhon.report.html import render
+from tikhon.report.page import Name, Page, say
 from tikhon.report.saved import SavedRun, read
 
 POINTS = 1000  # epochs that a page shows at most
@@ -22,6 +24,10 @@ class Watched:
     """One run directory that may change at any time."""
 
     def __init__(self, path: str | Path, language: str | None = None) -> None:
+        """Show a run; where none is there yet, a page that waits for it.
+
+        Raises `InputError` for a folder that holds something else.
+        """
         self.path, self.language = Path(path), language
         self._lock = threading.Lock()
         self._version: Version = ()
@@ -38,6 +44,18 @@ class Watched:
                 found.append((-1, 0))
         return tuple(found)
 
+    def age(self) -> float:
+        """Seconds since the run last wrote; 0 where there is nothing yet."""
+        newest = max(written for _, written in self.version()) / 1e9
+        return max(0.0, time.time() - newest) if newest else 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Whether no run has begun in the folder, which may be empty or not yet there."""
+        if self.path.is_dir():
+            return all(file.name.startswith(".") for file in self.path.iterdir())
+        return not self.path.exists()
+
     def page(self) -> str:
         """The page of the run as it is now; the last one while a file is being replaced."""
         with self._lock:
@@ -50,9 +68,19 @@ class Watched:
 
     def _render(self) -> str:
         version = self.version()
-        page = render(build(thinned(read(self.path))), self.language, served=SERVED)
+        if self.waits:
+            built = waiting(self.path)
+        else:
+            running = not (self.path / "result.json").exists()
+            built = replace(build(thinned(read(self.path))), running=running)
+        page = render(built, self.language, served=SERVED)
         self._version = version
         return page
+
+
+def waiting(path: Path) -> Page:
+    """The page of a run that has not begun."""
+    return Page(Name(path.name), "plain", say("waiting"), (say("waiting_for", path=str(path)),))
 
 
 def thinned(run: SavedRun, points: int = POINTS) -> SavedRun:

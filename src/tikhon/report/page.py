@@ -158,6 +158,7 @@ class Page:
     facts: tuple[Fact, ...] = ()
     about: tuple[tuple[Label, Label | str], ...] = ()  # data, model, seed, versions: small print
     sections: tuple[Section, ...] = ()
+    running: bool = False  # the page says, and keeps saying, how long ago the run wrote
 
 
 def number(value: Any) -> str:

@@ -77,8 +77,7 @@ def verdict(run: SavedRun, metric: Metric, record: dict[str, Any]) -> tuple[Labe
         return (say("diverged", epoch=epoch),)
     if not run.result:
         most = (run.config.get("optimizer") or {}).get("epochs")
-        key = "unfinished_of" if most else "unfinished"
-        return (say(key, epochs=last_epoch(run), **({"all": most} if most else {})),)
+        return (unfinished(run, most),)
     found = [sentence(entry) for entry in run.result.get("statements") or ()]
     if found:
         relied = columns.relied_on(run)
@@ -86,6 +85,27 @@ def verdict(run: SavedRun, metric: Metric, record: dict[str, Any]) -> tuple[Labe
     values = {part: number(record.get(f"{part}/{metric.key}")) for part in ("train", "valid")}
     key = "fit_plain" if values["valid"] != "–" else "fit_no_valid"
     return (say(key, metric=metric.label, **values),)  # of a version that kept no sentences
+
+
+def unfinished(run: SavedRun, most: int | None) -> Label:
+    """How far a run is and how long it will take at the pace of its epochs so far."""
+    done = last_epoch(run)
+    passed = run.history[-1].get("seconds") if run.history else None
+    if not most:
+        return say("unfinished", epochs=f"{done:,}")
+    if not done or not isinstance(passed, int | float):
+        return say("unfinished_of", epochs=f"{done:,}", all=f"{most:,}")
+    left = roughly(passed / done * (most - done))
+    early = (run.config.get("recipe") or {}).get("early_stopping")
+    key = "unfinished_at_most" if early else "unfinished_left"
+    return say(key, epochs=f"{done:,}", all=f"{most:,}", left=left)
+
+
+def roughly(value: float) -> str:
+    """A duration that is only estimated: 42 s, 3 min, 2 h."""
+    if value < 90:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.0f} h"
 
 
 def sentence(entry: dict[str, Any]) -> Label:
