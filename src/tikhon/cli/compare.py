@@ -35,7 +35,7 @@ def compare(
         str | None, _sizes_option("Hidden widths to try with strengths of L2.")
     ] = None,
     depths: Annotated[
-        str | None, _sizes_option("Depths to try with treatments and strengths of L2.")
+        str | None, _sizes_option("Depths to try with kinds of networks and strengths of L2.")
     ] = None,
     methods: Annotated[
         str | None,
@@ -67,7 +67,7 @@ def compare(
 ) -> int:
     """Tune every method with the same budget on several splits: which is better, or none?
 
-    --widths draws the test score over width x strength, --depths over depth x treatment x strength.
+    --widths draws the test score over width x strength, --depths over depth x kind x strength.
     """
     seconds_of(budget)
     wide, deep = _sizes(widths, "--widths"), _sizes(depths, "--depths")
