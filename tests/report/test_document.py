@@ -16,7 +16,7 @@ from tikhon import report
 from tikhon.errors import DataError, InputError, StorageError
 from tikhon.report import charts
 from tikhon.report.html import jsonable, render, script_json
-from tikhon.report.kinds import answers, compare, parts
+from tikhon.report.kinds import answers, compare, diagnosis, parts
 from tikhon.report.page import (
     LANGUAGES,
     Chart,
@@ -49,7 +49,13 @@ def test_every_language_says_the_same_things():
     }
     assert fields["en"] == fields["zh"]
     same = {key for key in strings("en") if strings("en")[key] == strings("zh")[key]}
-    assert same <= {"arm_dropout", "arm_l2", "plus_minus", *(f"cures_{code}" for code in SAME)}
+    assert same <= {
+        "arm_dropout",
+        "arm_l2",
+        "plus_minus",
+        "evidence_of",
+        *(f"cures_{code}" for code in SAME),
+    }
 
 
 def test_every_text_is_used():
@@ -60,7 +66,8 @@ def test_every_text_is_used():
     )
     families = tuple(
         "metric_ part_ arm_ about_ level_ finding_ severity_ by_ effect_ cures_ audit_ why_ "
-        "called_ notice_ reason_ target_ verdict_ rows_of_ column_ mode_ units_ cost_".split()
+        "called_ measured_ notice_ reason_ target_ verdict_ rows_of_ column_ mode_ units_ "
+        "cost_".split()
     )
     unused = [
         key for key in strings("en") if f'"{key}"' not in code and not key.startswith(families)
@@ -376,6 +383,14 @@ def test_verdict_of_a_diagnosis(diagnosed, cured, tmp_path):
     failed = {**result, "confirmed": False, "treatment": None, "patch": ""}
     run = save(tmp_path / "failed", {"kind": "cure"}, [], failed)
     assert sentence(run).startswith("No cure was found")
+
+
+def test_what_was_measured_is_named_in_words():
+    cell = diagnosis.measured({"signal_ratio": 3e-11, "layers": 9})
+    assert cell.text("en") == "signal, first layer over last 3e-11, layers 9"
+    assert cell.text("zh") == "首层与末层的信号之比 3e-11，层数 9"
+    assert diagnosis.measured({}).text == "–"
+    assert diagnosis.measured({"of_a_check": 1.0}).text("en") == "of a check 1.000"
 
 
 def test_every_finding_is_told_in_both_languages(diagnosed, tmp_path):

@@ -150,9 +150,6 @@ def findings(found: list[Mapping[str, Any]]) -> Section:
     rows: list[tuple[Cell, ...]] = []
     for f in found:
         name = code_name(f["code"])
-        numbers = ", ".join(
-            f"{k.replace('_', ' ')} {number(v)}" for k, v in (f.get("evidence") or {}).items()
-        )
         level = SEVERITY.get(f["severity"], "plain")
         where = place(f.get("where") or [])
         rows.append(
@@ -161,7 +158,7 @@ def findings(found: list[Mapping[str, Any]]) -> Section:
                 Mark(level, say(f"severity_{level}")),
                 where if isinstance(where, Label) else Name(where),
                 _reason(f),
-                Name(numbers or "–", PROSE),
+                measured(f.get("evidence") or {}),
                 _in_words(f"cures_{f['code']}", "; ".join(f.get("advice") or []) or "–"),
             )
         )
@@ -170,6 +167,17 @@ def findings(found: list[Mapping[str, Any]]) -> Section:
         say("findings"),
         (Table(say("findings_caption"), tuple(map(say, keys)), tuple(rows)),),
     )
+
+
+def measured(evidence: Mapping[str, Any]) -> Label | Name:
+    """The numbers that a finding rests on, by their names in words."""
+    told: Label | None = None
+    for key, value in list(evidence.items())[::-1]:
+        known = f"measured_{key}" in strings("en")
+        name = say(f"measured_{key}") if known else key.replace("_", " ")
+        one = say("evidence_of", name=name, value=number(value))
+        told = one if told is None else say("evidence_and", first=one, rest=told)
+    return told or Name("–")
 
 
 def evidence(record: Mapping[str, Any]) -> list[Section | None]:
