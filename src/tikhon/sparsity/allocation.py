@@ -43,7 +43,7 @@ class Sizes:
         """From norms, (units,).
 
         >>> Sizes.of(torch.tensor([3.0, 1.0, 1.0])).scores
-        tensor([1.0000, 0.1010], dtype=torch.float64)
+        tensor([1.0000, 0.0911], dtype=torch.float64)
         """
         sizes = sizes.float().nan_to_num(0.0)
         classes = sizes.view(torch.int32) >> _SHIFT
