@@ -294,8 +294,11 @@ def told(results: list[dict], name: str) -> str:
     if not results:
         return ""
     values = [r["loss"] if name == "gpt" else 100 * r["wrong"] for r in results]
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3f} ± {error:.3f}"
+    if len(values) == 1:
+        return f"{values[0]:.2f} (one seed)"
+    error = statistics.stdev(values) / len(values) ** 0.5
+    few = "" if len(values) == len(SEEDS) else f" ({len(values)} seeds)"
+    return f"{statistics.mean(values):.2f} ± {error:.2f}{few}"
 
 
 def table(bench: Bench, seeds) -> None:
