@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tikhon.errors import InputError
 from tikhon.tuning.searches import Grid, Halving, PopulationBased, Random, SpaceFilling
-from tikhon.tuning.space import Choice, Log, Space, Uniform
+from tikhon.tuning.space import Choice, Int, Log, Space, Uniform
 from tikhon.tuning.trials import History, Outcome, Trial
 
 SPACE = Space(dropout=Uniform(0, 0.8), lr=Log(1e-4, 1e-1), label_smoothing=Choice([0.0, 0.1]))
@@ -32,7 +32,8 @@ def train(trials, fails=lambda trial: False):
     """A pretended training: losses fall towards a value that depends on the configuration."""
     outcomes = []
     for trial in trials:
-        target = (trial.config["dropout"] - 0.3) ** 2 + (math.log10(trial.config["lr"]) + 2) ** 2
+        rate, lr = trial.config.get("dropout", 0.3), trial.config.get("lr", 0.01)
+        target = (rate - 0.3) ** 2 + (math.log10(lr) + 2) ** 2
         curve = [(e, target + 3 / e) for e in range(1, trial.budget + 1)]
         score = math.nan if fails(trial) else curve[-1][1]
         outcomes.append(Outcome(trial, score, seconds=0.1, curve=tuple(curve)))
@@ -223,3 +224,68 @@ def test_importing_the_searches_loads_no_torch():
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+TREE = Space(
+    model=Choice(["mlp", "cnn"]),
+    kernel=Int(3, 7).when(model="cnn"),
+    lr=Log(1e-3, 1e-1),
+    stride=Choice([1, 2, 4], ordered=True).when(model="cnn", kernel=[5, 6, 7]),
+)
+
+
+def _belongs(config):
+    convolves = config["model"] == "cnn"
+    strides = convolves and config["kernel"] >= 5
+    assert ("kernel" in config) == convolves and ("stride" in config) == strides
+    return convolves, strides
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        Grid(TREE, points=3),
+        Random(TREE, count=40),
+        SpaceFilling(TREE, count=32),
+        PopulationBased(TREE, Random(TREE, count=24), full=6, interval=1),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_conditional_entries_are_there_exactly_where_their_conditions_hold(search):
+    history = run(search)
+    kinds = {_belongs(outcome.trial.config) for outcome in history}
+    assert kinds == {(False, False), (True, False), (True, True)}
+    if isinstance(search, Grid):  # 3 of mlp, of cnn 3 with the kernel 3, 18 with 5 and 7
+        configs = [repr(o.trial.config) for o in history]
+        assert len(configs) == len(set(configs)) == 3 + 3 + 18
+
+
+def test_ordered_choices_move_to_their_neighbours():
+    space = Space(width=Choice([1, 2, 4, 8, 16], ordered=True))
+    search = PopulationBased(space, Random(space, count=24), full=8, interval=1)
+    history = run(search)
+    values, far = [1, 2, 4, 8, 16], 0
+    for outcome in history:
+        if outcome.trial.parent is not None:
+            parent = history.of(outcome.trial.parent).trial.config["width"]
+            far += abs(values.index(parent) - values.index(outcome.trial.config["width"])) > 1
+    assert far < 0.2 * len(history)  # a quarter of the moves is drawn again
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"a": Int(1, 2).when(b=1), "b": Choice([1, 2])}, "stands after it"),
+        ({"a": Int(1, 2).when(b=1)}, "is not in the space"),
+        ({"b": Choice([1, 2]), "a": Int(1, 2).when(b=3)}, "b is one of 1, 2"),
+    ],
+)
+def test_conditions_that_cannot_hold_are_refused(entries, message):
+    with pytest.raises(InputError, match=message):
+        Space(**entries)
+
+
+def test_a_conditional_space_survives_json():
+    again = Space.from_dict(json.loads(json.dumps(TREE.to_dict())))
+    assert again.to_dict() == TREE.to_dict()
+    assert again.at([0.9] * 4) == TREE.at([0.9] * 4)

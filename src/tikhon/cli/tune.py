@@ -60,6 +60,14 @@ def tune(
         int | None, typer.Option(help="Rows of a step.", show_default="by rows")
     ] = None,
     loss: Annotated[str, typer.Option(help="As for fit.")] = "auto",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="A scorer of scikit-learn to compare trials by, such as roc_auc.",
+            metavar="SCORER",
+            show_default="the loss",
+        ),
+    ] = None,
     test: Annotated[float, typer.Option(help="Share of the rows for testing.")] = 0.2,
     *,
     table: tables.Rows,
@@ -137,6 +145,7 @@ def tune(
     )
     searching: dict[str, Any] = dict(
         loss=loss,
+        metric=metric,
         space=entries,
         budget=budget,
         seed=seed,

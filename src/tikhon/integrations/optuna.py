@@ -94,7 +94,7 @@ class OptunaSearch(Search):
         ]
         fixed = self.space.fixed
         return history.missing(
-            Trial(start + i, {**fixed, **trial.params}, self.budget)
+            Trial(start + i, self.space.settled({**fixed, **trial.params}), self.budget)
             for i, trial in enumerate(asked)
         )
 
@@ -195,7 +195,8 @@ class SharedSearch(Search):
             trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
             trial.set_user_attr("beat", time.time())
             self.open[trial.number] = trial
-            found.append(Trial(trial.number, {**fixed, **trial.params}, self.budget))
+            config = self.space.settled({**fixed, **trial.params})
+            found.append(Trial(trial.number, config, self.budget))
         return found
 
     def _tell(self, study: optuna.Study, history: History) -> None:
@@ -279,9 +280,10 @@ def storage_of(url: str) -> optuna.storages.BaseStorage | str:
 
 
 def _frozen(space: Space, outcome: Outcome) -> optuna.trial.FrozenTrial:
-    known = distributions(space)
+    config = outcome.trial.config
+    known = {name: entry for name, entry in distributions(space).items() if name in config}
     return optuna.trial.create_trial(
-        params={name: outcome.trial.config[name] for name in known},
+        params={name: config[name] for name in known},
         distributions=known,
         value=None if outcome.failed else outcome.score,
         state=TrialState.FAIL if outcome.failed else TrialState.COMPLETE,

@@ -296,6 +296,12 @@ class Population:
         parts = zip(x.split(batch), y.split(batch))
         return torch.cat([self.objective.rows(self.outputs(a), b) for a, b in parts], dim=1)
 
+    @torch.no_grad()
+    def predict(self, x: Tensor, *, batch: int = 4096) -> Tensor:
+        """(members, rows, ...) outputs in evaluation mode."""
+        self._mode(False)
+        return torch.cat([self.outputs(part) for part in x.split(batch)], dim=1)
+
     def fail(self, member: int, why: str) -> None:
         """Take a diverged member out: its weights and state become zero and stay so."""
         self.failed[member] = why

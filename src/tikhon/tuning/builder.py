@@ -119,12 +119,13 @@ def _parameters(build_model: Callable[..., Any]) -> list[inspect.Parameter]:
 
 def _several(space: Space, default: Config) -> Iterator[Config]:
     yield default
+    full = {name: space.range(name).at(0.0) for name in space.varying} | dict(default)
     for name in space.varying:
         entry = space.range(name)
         if isinstance(entry, Choice):
             for value in entry.values:
-                if value != default[name]:
-                    yield {**default, name: value}
+                if value != default.get(name):
+                    yield space.settled({**space.fixed, **full, name: value})
 
 
 class _Watched(Mapping[str, Value]):

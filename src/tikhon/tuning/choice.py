@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tikhon.tuning.metric import Metric
 from tikhon.tuning.space import KNOWN, Choice, Space
 from tikhon.tuning.trials import Value
 
@@ -21,7 +22,8 @@ class Audit:
     `noise` is the expected excess of the chosen score over the best candidate's, because the
     choice was made on few rows (bootstrap of the validation rows). `edges` names hyperparameters
     whose chosen value lies at an end of its range. `default_score` is what the untuned
-    configuration reaches; `gain` is its score minus the chosen one's, with `gain_error`.
+    configuration reaches; `gain` is by how much the chosen one is better, with `gain_error`.
+    Scores are the `metric`'s own numbers: of a maximised one the higher is better.
     """
 
     candidates: int
@@ -33,6 +35,8 @@ class Audit:
     default_score: float
     gain: float
     gain_error: float
+    metric: str = "loss"
+    maximised: bool = False
 
     @property
     def worth_it(self) -> bool:
@@ -54,7 +58,8 @@ class Audit:
         found = [
             f"{self.candidates} candidates compared, {self.failed} trials diverged",
             f"expected gap to the best candidate from selection noise: {self.noise:.4f} "
-            f"({_share(self.noise, self.chosen_score)} of the chosen {self.chosen_score:.4f})",
+            f"({_share(self.noise, abs(self.chosen_score))} of the chosen {self.metric}, "
+            f"{self.chosen_score:.4f})",
         ]
         if self.edges:
             found.append(
@@ -130,7 +135,11 @@ def at_edges(space: Space, config: Mapping[str, Value], trials: int) -> list[str
     margin = 0.5 / max(trials, 2)
     for name in space.varying:
         entry = space.range(name)
+        if name not in config:
+            continue
         if isinstance(entry, Choice):
+            if entry.ordered and config[name] in (entry.values[0], entry.values[-1]):
+                found.append(name)
             continue
         unit = entry.unit(config[name])
         natural = KNOWN.get(name) and entry.at(0.0) == 0
@@ -146,25 +155,29 @@ def audit(
     chosen: int,
     default: int | None,
     failed: int,
+    metric: Metric | None = None,
 ) -> Audit:
     """Judge a choice; `default` is the index of the untuned candidate, None if it diverged."""
+    own = float if metric is None else metric.own
     means = rows.mean(1)
     gain, error, score = math.nan, math.nan, math.nan
     if default is not None:
         difference = rows[default] - rows[chosen]
         gain, score = float(difference.mean()), float(means[default])
         error = float(difference.std() / math.sqrt(rows.shape[1]))
-    own = chosen != default
+    tuned = chosen != default
     return Audit(
         candidates=len(rows),
         failed=failed,
-        best_score=float(means.min()),
-        chosen_score=float(means[chosen]),
+        best_score=own(float(means.min())),
+        chosen_score=own(float(means[chosen])),
         noise=selection_noise(rows),
-        edges=tuple(at_edges(space, configs[chosen], len(configs))) if own else (),
-        default_score=score,
+        edges=tuple(at_edges(space, configs[chosen], len(configs))) if tuned else (),
+        default_score=own(score),
         gain=gain,
         gain_error=error,
+        metric="loss" if metric is None else metric.name,
+        maximised=metric is not None and metric.maximised,
     )
 
 

@@ -13,6 +13,7 @@ from tikhon.errors import InputError
 from tikhon.tuning.runners import Config, Job, choose_chunk, step_time
 from tikhon.tuning.searches import SpaceFilling
 from tikhon.tuning.space import Choice, Space
+from tikhon.tuning.trials import Value
 
 MEMBERS = 16  # as good as a grid of 64 (selection noise hides the difference)
 REFIT = 9  # full trainings kept for the default and the refits
@@ -82,11 +83,11 @@ def make_plan(job: Job, space: Space, budget: str | None) -> Plan:
 
 def default_config(space: Space) -> Config:
     """The untuned configuration: fixed entries as given, the customary values for the rest."""
-    config = {}
-    for name, entry in space.items():
-        if name not in space.varying:
-            config[name] = DEFAULTS["weight_decay"] if entry == "auto" else entry
-            continue
+    config: dict[str, Value] = {
+        name: DEFAULTS["weight_decay"] if entry == "auto" else entry
+        for name, entry in space.fixed.items()
+    }
+    for name in space.varying:
         known = space.range(name)
         if name in DEFAULTS:
             config[name] = DEFAULTS[name]
@@ -94,4 +95,4 @@ def default_config(space: Space) -> Config:
             config[name] = known.values[0]
         else:
             config[name] = known.at(0.0)
-    return config
+    return space.settled(config)

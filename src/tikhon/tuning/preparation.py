@@ -18,6 +18,7 @@ from tikhon.paths.targets import fold_rows
 from tikhon.population.losses import Objective
 from tikhon.runs.run_directory import JOURNAL
 from tikhon.tuning.journal import SearchJournal
+from tikhon.tuning.metric import metric_of
 from tikhon.tuning.runners import Config, Job
 from tikhon.tuning.space import Log, Space, Uniform
 
@@ -44,6 +45,8 @@ def make_job(
     optimizer: Callable[..., optim.Optimizer],
     device: str,
     seed: int,
+    metric: Any = None,
+    direction: str | None = None,
 ) -> Job:
     """The rows to train on and to score by, the lengths, the loss."""
     if folds is not None and (folds < 0 or folds == 1):
@@ -60,17 +63,21 @@ def make_job(
     rows = len(x)
     batch_size = batch_size or (32 if rows < 1_000 else 64 if rows < 10_000 else 128)
     epochs = epochs or min(max(math.ceil(2_000 * batch_size / rows), 15), 150)
+    objective = Objective(loss, y)
+    if metric is None and direction is not None:
+        raise InputError(f"direction={direction!r} is of a metric: give metric= too")
     return Job(
         build=make,
         x=x.to(device),
         y=y.to(device),
         valid=None if valid is None else (valid[0].to(device), valid[1].to(device)),
         kept=None if kept is None else kept.to(device),
-        objective=Objective(loss, y),
+        objective=objective,
         epochs=epochs,
         batch_size=batch_size,
         optimizer=optimizer,
         seed=seed,
+        metric=None if metric is None else metric_of(metric, direction, objective.loss.kind),
     )
 
 
@@ -104,4 +111,6 @@ def open_journal(
         "batch_size": job.batch_size,
         "budget": str(budget),
     }
+    if job.metric is not None:
+        header["metric"] = job.metric.name
     return SearchJournal(Path(output) / JOURNAL, header, resume=resume)

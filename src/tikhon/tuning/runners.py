@@ -21,6 +21,7 @@ from tikhon.population.hyperparameters import Settings
 from tikhon.population.losses import Objective, mean_over
 from tikhon.population.population import Population
 from tikhon.runs.interrupt import Stopped
+from tikhon.tuning.metric import Metric
 from tikhon.tuning.space import KNOWN
 from tikhon.tuning.trials import Outcome, Trial, Value
 
@@ -49,6 +50,12 @@ class Job:
     kept: Tensor | None = None
     optimizer: Callable[..., optim.Optimizer] = optim.AdamW
     seed: int = 0
+    metric: Metric | None = None  # what trials are compared by, if not by the loss
+
+    @property
+    def scored(self) -> tuple[Tensor, Tensor]:
+        """The rows that scores are made of; with folds all, each by the fold that left it out."""
+        return (self.x, self.y) if self.valid is None else self.valid
 
     @property
     def folds(self) -> int:
@@ -223,7 +230,7 @@ class PopulationRunner(Runner):
             strengths = dict(zip(names, trace.mean(0).exp().tolist()))
         score = sum(last) / len(last) if last else 0.0
         if not math.isfinite(score):
-            return Outcome(trial, math.nan, seconds, failure="the validation loss is not finite")
+            return Outcome(trial, math.nan, seconds, failure="the validation score is not finite")
         return Outcome(trial, score, seconds, error, curve=curve, strengths=strengths)
 
 
@@ -285,13 +292,19 @@ def _validation_batch(job: Job, kept: Tensor | None, step: int) -> tuple[Tensor,
 
 def validation_rows(job: Job, population: Population) -> Tensor:
     """(members, rows) losses of the rows that scores are made of."""
-    return population.row_losses(*((job.x, job.y) if job.valid is None else job.valid))
+    return population.row_losses(*job.scored)
 
 
 def validation(job: Job, population: Population, kept: Tensor | None) -> Tensor:
-    """(members,) mean validation losses."""
+    """(members,) scores: mean validation losses, or the metric where there is one."""
     if job.valid is None and kept is None:
         return torch.zeros(population.members)
+    if job.metric is not None:
+        x, y = job.scored
+        outputs = population.predict(x)
+        left = torch.ones(len(outputs), len(y)) if kept is None else 1 - kept
+        out = [job.metric.score(o[part > 0], y[part > 0]) for o, part in zip(outputs, left)]
+        return torch.tensor(out, dtype=torch.float64)
     rows = validation_rows(job, population)
     return mean_over(rows, None if kept is None else 1 - kept)
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tikhon.errors import InputError
-from tikhon.tuning.space import KNOWN, Choice, Int, Range, Space
+from tikhon.tuning.space import KNOWN, Choice, Int, Space
 from tikhon.tuning.trials import History, Outcome, Trial, Value
 
 
@@ -71,12 +71,11 @@ class Grid(Design):
     points: int = 8
 
     def configs(self) -> list[dict[str, Value]]:
-        """Every configuration, the last entry varying fastest."""
-        axes = [
-            entry.grid(self.points) if isinstance(entry, Range) else [entry]
-            for entry in self.space.values()
-        ]
-        return [dict(zip(self.space, values)) for values in itertools.product(*axes)]
+        """Every configuration once, the last entry varying fastest."""
+        space, fixed = self.space, self.space.fixed
+        axes = [[fixed[n]] if n in fixed else space.range(n).grid(self.points) for n in space]
+        found = [space.settled(dict(zip(space, v))) for v in itertools.product(*axes)]
+        return list({repr(config): config for config in found}.values())
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,8 @@ class PopulationBased(Search):
     """A population that copies its better half-way results (Jaderberg et al., 2017).
 
     Every `interval` epochs the worst quarter continues from a member of the best quarter, with
-    each hyperparameter moved up or down (x1.2 or x0.8 in its range) or redrawn (1 in 4).
+    each hyperparameter moved up or down (x1.2 or x0.8 in its range, or to the next value of an
+    ordered choice) or redrawn (1 in 4).
     """
 
     design: Design
@@ -251,13 +251,17 @@ class PopulationBased(Search):
         moved = dict(config)
         for name in self.space.varying:
             entry = self.space.range(name)
-            if isinstance(entry, Choice) or draw.random() < 0.25:
+            loose = isinstance(entry, Choice) and not entry.ordered
+            if loose or name not in config or draw.random() < 0.25:
                 moved[name] = entry.at(draw.random())
+            elif isinstance(entry, Choice):
+                place = entry.values.index(config[name]) + draw.choice((-1, 1))
+                moved[name] = entry.values[min(max(place, 0), len(entry.values) - 1)]
             else:
                 value = float(config[name]) * draw.choice((0.8, 1.2))
                 value = min(max(value, entry.at(0.0)), entry.at(1.0))
                 moved[name] = round(float(value)) if isinstance(entry, Int) else value
-        return moved
+        return self.space.settled(moved)
 
 
 def smoothed(outcome: Outcome) -> float:

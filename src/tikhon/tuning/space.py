@@ -44,6 +44,40 @@ class Range(ABC):
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
 
+    def when(self, **conditions: Value | Sequence[Value]) -> Conditional:
+        """This range, where other entries have a value, or one of several, and nowhere else.
+
+        >>> space = Space(model=Choice(["mlp", "cnn"]), kernel=Int(3, 7).when(model="cnn"))
+        >>> space.at([0.0, 0.5]), space.at([1.0, 0.5])
+        ({'model': 'mlp'}, {'model': 'cnn', 'kernel': 5})
+        """
+        if not conditions:
+            raise InputError("when() takes conditions by name, such as when(model='cnn')")
+        return Conditional(
+            self,
+            {
+                name: (wanted,) if isinstance(wanted, str | int | float) else tuple(wanted)
+                for name, wanted in conditions.items()
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """A range that belongs to some configurations alone: see `Range.when`."""
+
+    range: Range
+    conditions: Mapping[str, tuple[Value, ...]]
+
+    def holds(self, config: Mapping[str, Value]) -> bool:
+        """Whether the entry belongs to this configuration."""
+        return all(name in config and config[name] in v for name, v in self.conditions.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        conditions = {name: list(values) for name, values in self.conditions.items()}
+        return {**self.range.to_dict(), "when": conditions}
+
 
 @dataclass(frozen=True)
 class _Interval(Range):
@@ -166,11 +200,15 @@ class Int(_Interval):
 class Choice(Range):
     """One of the given values (numbers, strings or booleans).
 
+    With `ordered` neighbours in the list are alike: a search steps from one to the next, and a
+    choice at an end of the list is told as an edge of the space.
+
     >>> Choice([16, 32, 64]).at(0.99)
     64
     """
 
     values: tuple[Value, ...]
+    ordered: bool = False
     kind: ClassVar[str] = "choice"
 
     def __post_init__(self) -> None:
@@ -194,11 +232,18 @@ class Choice(Range):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {"kind": self.kind, "values": list(self.values)}
+        ordered = {"ordered": True} if self.ordered else {}
+        return {"kind": self.kind, "values": list(self.values), **ordered}
 
 
-class Space(Mapping[str, "Range | Value"]):
+Entry = Range | Conditional | Value
+
+
+class Space(Mapping[str, Entry]):
     """Hyperparameters by name: a `Range` varies, a plain value is fixed, `"auto"` adapts.
+
+    A range with conditions (`Int(3, 7).when(model="cnn")`) is part of the configurations alone in
+    which they hold; they name entries that stand before it.
 
     Entries that every model understands: lr, clip_norm, seed, dropout, label_smoothing, mixup,
     weight_decay (a range, a number or "auto": per layer, by hypergradient), the penalties l2, l1,
@@ -215,7 +260,7 @@ class Space(Mapping[str, "Range | Value"]):
     (0.4, 0.0001, 'auto')
     """
 
-    def __init__(self, **entries: Range | Value) -> None:
+    def __init__(self, **entries: Entry) -> None:
         if not entries:
             raise InputError(f"the space is empty: give at least one of {', '.join(KNOWN)}")
         for name, entry in entries.items():
@@ -226,10 +271,13 @@ class Space(Mapping[str, "Range | Value"]):
                 )
             if entry == "auto" and name not in ADAPTIVE:
                 raise InputError(f"{name}='auto': only {', '.join(sorted(ADAPTIVE))} adapts")
+            if isinstance(entry, Conditional):
+                _check_conditions(name, entry, entries)
+                entry = entry.range
             _check_domain(name, entry)
         self._entries = dict(entries)
 
-    def __getitem__(self, name: str) -> Range | Value:
+    def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -244,41 +292,48 @@ class Space(Mapping[str, "Range | Value"]):
     @property
     def varying(self) -> tuple[str, ...]:
         """The names whose values differ between trials, in order."""
-        return tuple(name for name, entry in self.items() if isinstance(entry, Range))
+        return tuple(n for n, entry in self.items() if isinstance(entry, Range | Conditional))
 
     @property
     def fixed(self) -> dict[str, Value]:
         """The entries that are the same in every trial."""
-        return {n: entry for n, entry in self.items() if not isinstance(entry, Range)}
+        return {n: e for n, e in self.items() if not isinstance(e, Range | Conditional)}
 
     def range(self, name: str) -> Range:
-        """The range of a varying entry."""
+        """The range of a varying entry, whatever its conditions."""
         entry = self[name]
+        if isinstance(entry, Conditional):
+            return entry.range
         if not isinstance(entry, Range):
             raise TypeError(f"space entry {name!r} is fixed at {entry!r}")
         return entry
 
+    def settled(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """A value for every entry, without those whose conditions do not hold."""
+        config: dict[str, Value] = {}
+        for name, entry in self.items():
+            if not isinstance(entry, Conditional) or entry.holds(config):
+                config[name] = values[name]
+        return config
+
     def at(self, units: Sequence[float]) -> dict[str, Value]:
         """The configuration at a point of the unit cube (one number per varying entry)."""
         places = dict(zip(self.varying, units, strict=True))
-        return {
-            name: entry.at(places[name]) if isinstance(entry, Range) else entry
-            for name, entry in self.items()
-        }
+        return self.settled(self.fixed | {n: self.range(n).at(u) for n, u in places.items()})
 
     def units(self, config: Mapping[str, Value]) -> list[float]:
-        """Where a configuration lies in the unit cube."""
-        return [self.range(name).unit(config[name]) for name in self.varying]
+        """Where a configuration lies in the unit cube; in the middle of what it does not hold."""
+        return [self.range(n).unit(config[n]) if n in config else 0.5 for n in self.varying]
 
     def weight(self, config: Mapping[str, Value]) -> float:
         """How strongly a configuration regularizes: mean place over its regularizing entries."""
-        names = [name for name in self.varying if KNOWN.get(name)]
+        names = [name for name in self.varying if KNOWN.get(name) and name in config]
         return sum(self.range(n).unit(config[n]) for n in names) / (len(names) or 1)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return {
-            name: entry.to_dict() if isinstance(entry, Range) else entry
+            name: entry.to_dict() if isinstance(entry, Range | Conditional) else entry
             for name, entry in self.items()
         }
 
@@ -304,9 +359,17 @@ class Space(Mapping[str, "Range | Value"]):
         return cls.from_dict(entries)
 
 
-def _read(name: str, entry: Any) -> Range | Value:
+def _read(name: str, entry: Any) -> Entry:
     if not isinstance(entry, Mapping):
         return entry
+    if "when" in entry:
+        found = _read(name, {k: v for k, v in entry.items() if k != "when"})
+        if not isinstance(found, Range) or not isinstance(entry["when"], Mapping):
+            raise InputError(
+                f"space entry {name!r}: write when = {{NAME = VALUE}} beside a range, received "
+                f"{entry['when']!r}"
+            )
+        return found.when(**entry["when"])
     kinds = {"uniform": Uniform, "log": Log, "int": Int, "choice": Choice}
     fields = dict(entry)
     if "kind" not in fields:
@@ -324,6 +387,25 @@ def _read(name: str, entry: Any) -> Range | Value:
         raise InputError(
             f"space entry {name!r}: {kind} takes {wanted}, received {sorted(fields)}"
         ) from error
+
+
+def _check_conditions(name: str, entry: Conditional, entries: Mapping[str, Any]) -> None:
+    """Conditions name entries that stand before, and values that these can have."""
+    before = list(entries)[: list(entries).index(name)]
+    for other, wanted in entry.conditions.items():
+        if other not in before:
+            late = "stands after it" if other in entries else "is not in the space"
+            raise InputError(
+                f"space entry {name!r} depends on {other!r}, which {late}: give it before"
+            )
+        known = entries[other]
+        known = known.range if isinstance(known, Conditional) else known
+        choices = known.values if isinstance(known, Choice) else None
+        if choices is not None and (lost := [v for v in wanted if v not in choices]):
+            raise InputError(
+                f"space entry {name!r} depends on {other}={lost[0]!r}, but {other} is one of "
+                f"{', '.join(map(repr, choices))}"
+            )
 
 
 def _check_domain(name: str, entry: Range | Value) -> None:

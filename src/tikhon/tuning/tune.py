@@ -48,6 +48,7 @@ from tikhon.tuning.searches import Halving, Search, SpaceFilling
 from tikhon.tuning.session import DEFAULT, TOP, Session, searched
 from tikhon.tuning.space import Space
 from tikhon.tuning.states import States
+from tikhon.tuning.study import StudySearch
 from tikhon.tuning.trials import History, Outcome
 
 
@@ -93,6 +94,7 @@ class TuneResult:
             "recipe": self.recipe.to_dict(),
             "settings": {k: name_of(v) if callable(v) else v for k, v in self.settings.items()},
             "score": self.audit.chosen_score,
+            "metric": self.audit.metric,
             "audit": self.audit.to_dict(),
             "plan": self.plan.to_dict(),
             "space": self.space.to_dict(),
@@ -103,7 +105,7 @@ class TuneResult:
 
     def __repr__(self) -> str:
         entries = ", ".join(f"{k}={_short(v)}" for k, v in self.config.items())
-        return f"TuneResult({entries}; loss {self.audit.chosen_score:.4g})"
+        return f"TuneResult({entries}; {self.audit.metric} {self.audit.chosen_score:.4g})"
 
     def _repr_html_(self) -> str:
         ranked = sorted(
@@ -111,16 +113,16 @@ class TuneResult:
         )
         names = list(dict.fromkeys(name for o in ranked for name in o.trial.config))
         rows = [
-            (o.trial.budget, o.score, *(_short(o.trial.config.get(n, "")) for n in names))
+            (
+                o.trial.budget,
+                self._own(o.score),
+                *(_short(o.trial.config.get(n, "")) for n in names),
+            )
             for o in ranked
         ]
-        curves: dict[str, notebook.Line] = {
-            _title(o): tuple(zip(*o.curve))
-            for o in ranked[:5]
-            if o.curve  # type: ignore[misc]
-        }
-        chart = notebook.lines(curves, "epoch", "validation loss")
-        head = ("epochs", "validation loss", *map(with_mode, names))
+        label = f"validation {self.audit.metric}"
+        chart = notebook.lines(self._curves(ranked), "epoch", label)
+        head = ("epochs", label, *map(with_mode, names))
         return notebook.card(repr(self), str(self).splitlines(), head, rows, chart)
 
     def plot(self, *, ax: Any = None) -> plotting.Display:
@@ -135,19 +137,33 @@ class TuneResult:
         display = plotting.canvas(ax, 1, 0.6)
         finished = [outcome for outcome in self.history if not outcome.failed]
         ranked = sorted(finished, key=lambda o: (-o.trial.budget, o.score))
-        curves: dict[str, plotting.Line] = {
-            _title(o): ([e for e, _ in o.curve], [loss for _, loss in o.curve]) for o in ranked[:5]
-        }
         above, below = display.axes_
-        plotting.lines(above, curves, x="epoch", y="validation loss")
+        label = f"validation {self.audit.metric}"
+        plotting.lines(above, self._curves(ranked), x="epoch", y=label)
         above.set_title(repr(self))
-        scores = [outcome.score for outcome in finished]
+        scores = [self._own(outcome.score) for outcome in finished]
         places = range(1, len(scores) + 1)
+        better = max if self.audit.maximised else min
         below.plot(places, scores, ".", color=plotting.GREY, label="trial")
-        below.step(places, list(accumulate(scores, min)), where="post", label="best so far")
-        below.set(xlabel="trials finished", ylabel="score (lower is better)")
+        below.step(places, list(accumulate(scores, better)), where="post", label="best so far")
+        below.set(
+            xlabel="trials finished",
+            ylabel=f"score ({'higher' if self.audit.maximised else 'lower'} is better)",
+        )
         below.legend(fontsize="small")
         return display
+
+    def _own(self, score: float) -> float:
+        """A score as the metric's own number."""
+        return -score if self.audit.maximised else score
+
+    def _curves(self, ranked: list[Outcome]) -> dict[str, Any]:
+        """(epochs, scores) of the five best trials."""
+        return {
+            _title(o): ([e for e, _ in o.curve], [self._own(score) for _, score in o.curve])
+            for o in ranked[:5]
+            if o.curve
+        }
 
     def __str__(self) -> str:
         entries = ", ".join(f"{with_mode(k)} {_short(v)}" for k, v in self.config.items())
@@ -163,10 +179,13 @@ def tune(
     *,
     valid: Any = None,
     loss: Any = "auto",
+    metric: Any = None,
+    direction: str | None = None,
     space: Space | None = None,
     budget: str | None = None,
     seed: int = 0,
     search: Search | Callable[[Space, Plan], Search] | None = None,
+    study: Any = None,
     folds: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -192,11 +211,15 @@ def tune(
         valid: rows for the scores. Without it a fifth of `train` is held out, or with fewer than
             2,500 rows 3 folds are made.
         loss: as for `fit`: a name, a function or module of torch, or a callable; a mean over rows.
+        metric: what trials are compared by, if not by the loss: the name of a scikit-learn scorer
+            ("roc_auc", "f1_macro"), a scorer, or a function of (output, target) as the loss is.
+        direction: of a function, "minimize" (the default) or "maximize"; scorers are maximised.
         space: what varies; by default dropout (if the model has it), lr, and weight_decay="auto".
         budget: "60s", "5m" (of wall time), or "200runs": so many configurations, of which
             halving trains most in part.
         seed: of initial weights, batches, noise and the design.
         search: a search, or a function (space, plan) -> search; guarded halving by default.
+        study: an Optuna study that proposes the trials, each trained in full, and is told of them.
         folds: number of folds, 0 for a held-out part.
         epochs, batch_size: length of a full training; by default from the number of rows.
         optimizer: class of an optimizer that acts entry by entry.
@@ -227,13 +250,27 @@ def tune(
     make = Builder(build_model, space or {})
     space = space or default_space(make)
     make.check(space, default_config(space))
-    job = make_job(make, x, y, held_out, loss, folds, epochs, batch_size, optimizer, device, seed)
+    job = make_job(
+        make,
+        x,
+        y,
+        held_out,
+        loss,
+        folds,
+        epochs,
+        batch_size,
+        optimizer,
+        device,
+        seed,
+        metric,
+        direction,
+    )
     journal = open_journal(output, resume, space, job, budget)
     plan = _plan(job, space, budget, journal)
     on_event({"event": "plan", **plan.to_dict(), "reason": plan.reason})
     job = replace(job, epochs=plan.epochs)
     full = all_rows(job, x, y, held_out, device)
-    strategy = _strategy(search, space, plan, seed)
+    strategy = _strategy(search, study, job, space, plan)
     trainer = runner(job, plan.chunk)
     trainer.states = states = States(None if output is None else Path(output) / STATES)
     trainer.stop = stop
@@ -273,7 +310,7 @@ def _conclude(
     chosen = choose(rows, weights, [repr(free(config)) for config in configs])
     default = next((k for k, o in enumerate(ends) if o.trial.id == DEFAULT), None)
     failed = sum(o.failed for o in history)
-    judged = audit(space, configs, rows, chosen, default, failed)
+    judged = audit(space, configs, rows, chosen, default, failed, job.metric)
     near = near_best(rows)
     top = [chosen, *[k for k in near if k != chosen]][:TOP]
     models: list[dict[str, Tensor] | None] = [None] * len(top)
@@ -306,17 +343,22 @@ def _ends(history: History) -> list[Outcome]:
 
 
 def _rows(job: Job, outcome: Outcome, runner: PopulationRunner) -> Tensor:
-    """Validation losses of single rows; with folds each row by the fold that left it out."""
+    """Validation losses of single rows; with folds each row by the fold that left it out.
+
+    With a metric its pseudo-values, which the choice takes in their place.
+    """
     state = runner.states[outcome.trial.id]
-    losses = []
+    found = []
     for fold in range(job.folds):
         population = populate(job, [outcome.trial.config])
         row = {n: v[fold : fold + 1] for n, v in state.items() if n != "epoch"}
         population.load(row)
-        losses.append(validation_rows(job, population)[0])
-    if job.kept is None:
-        return losses[0]
-    return (torch.stack(losses) * (1 - job.kept)).sum(0)
+        read = validation_rows(job, population) if job.metric is None else None
+        found.append(population.predict(job.scored[0])[0] if read is None else read[0])
+    rows = found[0]
+    if job.kept is not None:
+        rows = torch.stack(found)[(1 - job.kept).argmax(0), torch.arange(len(job.x))]
+    return rows if job.metric is None else job.metric.pseudo_values(rows, job.scored[1])
 
 
 def _refitted(
@@ -386,13 +428,23 @@ def _model(
 
 
 def _strategy(
-    search: Search | Callable[[Space, Plan], Search] | None, space: Space, plan: Plan, seed: int
+    search: Search | Callable[[Space, Plan], Search] | None,
+    study: Any,
+    job: Job,
+    space: Space,
+    plan: Plan,
 ) -> Search:
+    if study is not None:
+        if search is not None:
+            raise InputError("study and search both say how to search: give one of them")
+        maximised = job.metric is not None and job.metric.maximised
+        batch = min(max(plan.chunk // job.folds, 1), 16)
+        return StudySearch(space, study, plan.members, batch, plan.epochs, maximised)
     if isinstance(search, Search):
         return search
     if search is not None:
         return search(space, plan)
-    design = SpaceFilling(space, count=plan.members, seed=seed)
+    design = SpaceFilling(space, count=plan.members, seed=job.seed)
     return Halving(space, design, full=plan.epochs)
 
 

@@ -1,0 +1,165 @@
+"""What a search compares its trials by, where that is not the loss: a scorer or a function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tikhon.errors import InputError, unknown
+from tikhon.training.losses import Kind, name_of
+
+BLOCKS = 20  # parts that a set of validation rows is cut into, for the error of a metric
+DIRECTIONS = ("minimize", "maximize")
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A number of outputs (rows, ...) and targets (rows, ...): `scores` are lower when better."""
+
+    name: str
+    function: Callable[[Tensor, Tensor], float]
+    maximised: bool
+
+    def own(self, score: float) -> float:
+        """A score as the metric's own number."""
+        return -score if self.maximised else score
+
+    @torch.no_grad()
+    def score(self, output: Tensor, y: Tensor) -> float:
+        """The metric, negative where more is better; NaN outputs give NaN."""
+        if not bool(torch.isfinite(output).all()):
+            return math.nan
+        try:
+            return self.own(float(self.function(output, y)))
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            raise InputError(
+                f"the metric {self.name} failed on {len(y)} validation rows, with outputs of "
+                f"shape {tuple(output.shape)} and targets of shape {tuple(y.shape)}: {error}"
+            ) from error
+
+    def pseudo_values(self, output: Tensor, y: Tensor) -> Tensor:
+        """What stands for the losses of single rows in a metric that rows have no part in.
+
+        The delete-a-group jackknife (Quenouille, 1956): `m * all - (m - 1) * all but block k`, for
+        `m` blocks with alike targets, moved so that their mean is the metric; their spread is
+        its error.
+        """
+        blocks = max(min(BLOCKS, len(y) // 2), 1)
+        if blocks == 1:
+            return torch.tensor([self.score(output, y)], dtype=torch.float64)
+        ranked = y.reshape(len(y), -1)[:, 0].argsort(stable=True)
+        block = torch.empty(len(y), dtype=torch.long)
+        block[ranked.cpu()] = torch.arange(len(y)) % blocks
+        block = block.to(y.device)
+        whole = self.score(output, y)
+        without = [self.score(output[block != k], y[block != k]) for k in range(blocks)]
+        found = (1 - blocks) * torch.tensor(without, dtype=torch.float64)
+        return found - found.mean() + whole
+
+
+def metric_of(metric: Any, direction: str | None, kind: Kind) -> Metric:
+    """From the name of a scikit-learn scorer, a scorer, or a function of (output, target).
+
+    Raises `InputError` for an unknown name, a direction that a scorer contradicts, and functions
+    of `sklearn.metrics`, which take (y_true, y_pred) of labels or of probabilities: a scorer says
+    which.
+    """
+    if direction is not None and direction not in DIRECTIONS:
+        raise InputError(unknown("direction", direction, DIRECTIONS))
+    if isinstance(metric, str):
+        from sklearn.metrics import get_scorer, get_scorer_names
+
+        if metric not in get_scorer_names():
+            raise InputError(unknown("metric", metric, get_scorer_names()))
+        return _scorer(metric, get_scorer(metric), direction, kind)
+    if hasattr(metric, "_score_func"):
+        return _scorer(str(metric), metric, direction, kind)
+    if not callable(metric):
+        raise InputError(f"metric must be a scorer's name or a function, received {metric!r}")
+    name = name_of(metric)
+    if getattr(metric, "__module__", "").startswith("sklearn.metrics"):
+        raise InputError(
+            f"{name} takes (y_true, y_pred), and a metric here takes (output, target) as a loss "
+            f"does: give the name of its scorer, or sklearn.metrics.make_scorer({name})"
+        )
+    return Metric(name, metric, direction == "maximize")
+
+
+def _scorer(name: str, scorer: Any, direction: str | None, kind: Kind) -> Metric:
+    if direction == "minimize":
+        raise InputError(
+            f"the scorer {name} is greater where a model is better, by scikit-learn's rule: leave "
+            "direction out"
+        )
+
+    def function(output: Tensor, y: Tensor) -> float:
+        answers, target = _answers(output.cpu(), y.cpu(), kind)
+        return float(scorer(answers, np.zeros((len(target), 1)), target))
+
+    return Metric(name, function, True)
+
+
+def _answers(output: Tensor, y: Tensor, kind: Kind) -> tuple[Any, np.ndarray]:
+    """Outputs as an estimator that has already answered, and its targets."""
+    if kind == "numbers" or (kind == "custom" and y.is_floating_point()):
+        return _Numbers(output.reshape(y.shape).double().numpy()), y.double().numpy()
+    if kind == "binary" or output.numel() == y.numel():
+        positive = output.reshape(-1).double().sigmoid()
+        shares = torch.stack([1 - positive, positive], dim=1)
+        return _Classes(shares.numpy()), (y.reshape(-1) > 0.5).long().numpy()
+    known = y.argmax(1) if y.is_floating_point() else y
+    shares = output.double().softmax(1)
+    if shares.ndim > 2:  # positions: (rows, classes, ...)
+        shares = shares.movedim(1, -1).reshape(-1, shares.shape[1])
+    return _Classes(shares.numpy()), known.reshape(-1).numpy()
+
+
+class _Answered:
+    """What scorers ask of an estimator that is fitted."""
+
+    def __init__(self, answers: np.ndarray) -> None:
+        self.answers = answers
+
+    def fit(self, x: Any, y: Any = None) -> _Answered:
+        """Nothing is left to be learnt."""
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, RegressorTags, Tags, TargetTags
+
+        classifies = hasattr(self, "classes_")
+        return Tags(
+            estimator_type="classifier" if classifies else "regressor",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags() if classifies else None,
+            regressor_tags=None if classifies else RegressorTags(),
+        )
+
+
+class _Numbers(_Answered):
+    def predict(self, x: Any) -> np.ndarray:
+        """The outputs."""
+        return self.answers
+
+
+class _Classes(_Answered):
+    def __init__(self, answers: np.ndarray) -> None:
+        super().__init__(answers)
+        self.classes_ = np.arange(answers.shape[1])
+
+    def predict_proba(self, x: Any) -> np.ndarray:
+        """(rows, classes)."""
+        return self.answers
+
+    def predict(self, x: Any) -> np.ndarray:
+        """The most probable class."""
+        return self.answers.argmax(1)

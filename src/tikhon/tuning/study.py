@@ -1,0 +1,94 @@
+"""A search that a study of the user's own proposes and keeps: Optuna's interface, as it is met."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tikhon.errors import InputError
+from tikhon.tuning.searches import Search
+from tikhon.tuning.space import Choice, Conditional, Int, Log
+from tikhon.tuning.trials import History, Trial, Value
+
+
+@dataclass(frozen=True, eq=False)
+class StudySearch(Search):
+    """`count` full trainings proposed by an Optuna study, which is told how each of them ended.
+
+    The study's sampler decides, from what the study already holds too; its pruner is not asked,
+    because the trials of a batch are trained at once. A trial that diverges, or that a stop leaves
+    unfinished, is told as failed. `maximised` says whether the study is told minus the score.
+
+    Raises `InputError` for a study of several objectives, or of the other direction.
+    """
+
+    study: Any = None
+    count: int = 16
+    batch: int = 4
+    budget: int = 1
+    maximised: bool = False
+    open: dict[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not all(hasattr(self.study, name) for name in ("ask", "tell", "directions")):
+            raise InputError(f"study must be an Optuna study, received {self.study!r}")
+        found = [direction.name.lower() for direction in self.study.directions]
+        wanted = "maximize" if self.maximised else "minimize"
+        if found != [wanted]:
+            raise InputError(
+                f"the study's direction is {' and '.join(found)}, but what is searched for is to "
+                f"{wanted}: optuna.create_study(direction={wanted!r})"
+            )
+
+    def next(self, history: History) -> list[Trial]:
+        """Tell the study what has ended, and ask it for a batch."""
+        self._tell(history)
+        left = self.count - sum(outcome.trial.id >= 0 for outcome in history)
+        return [self._asked() for _ in range(min(self.batch, left))]
+
+    def cost(self) -> int:
+        """Trainings times epochs."""
+        return self.count * self.budget
+
+    def collect(self, history: History) -> History:
+        """The history as it is; trials that were never finished are told as failed."""
+        self._tell(history)
+        if self.open:
+            from optuna.trial import TrialState
+
+            for trial in self.open.values():
+                self.study.tell(trial, state=TrialState.FAIL)
+            self.open.clear()
+        return history
+
+    def _tell(self, history: History) -> None:
+        for outcome in history:
+            trial = self.open.pop(outcome.trial.id, None)
+            if trial is None:
+                continue
+            if outcome.failed:
+                from optuna.trial import TrialState
+
+                self.study.tell(trial, state=TrialState.FAIL)
+            else:
+                self.study.tell(trial, -outcome.score if self.maximised else outcome.score)
+
+    def _asked(self) -> Trial:
+        trial = self.study.ask()
+        config: dict[str, Value] = {}
+        for name, entry in self.space.items():
+            if isinstance(entry, Conditional) and not entry.holds(config):
+                continue
+            varies = name in self.space.varying
+            config[name] = self._suggested(trial, name) if varies else self.space.fixed[name]
+        self.open[trial.number] = trial
+        return Trial(trial.number, config, self.budget)
+
+    def _suggested(self, trial: Any, name: str) -> Value:
+        entry = self.space.range(name)
+        if isinstance(entry, Choice):
+            return trial.suggest_categorical(name, list(entry.values))
+        if isinstance(entry, Int):
+            return trial.suggest_int(name, int(entry.low), int(entry.high), log=entry.log)
+        low, high = entry.at(0.0), entry.at(1.0)
+        return trial.suggest_float(name, low, high, log=isinstance(entry, Log))
