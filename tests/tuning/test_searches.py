@@ -285,6 +285,12 @@ def test_conditions_that_cannot_hold_are_refused(entries, message):
         Space(**entries)
 
 
+@pytest.mark.parametrize("name", list(TREE))
+def test_conditions_can_be_made_to_hold(name):
+    full = {n: TREE.range(n).at(0.0) for n in TREE}
+    assert name in TREE.settled({**full, **TREE.needed(name)})
+
+
 def test_a_conditional_space_survives_json():
     again = Space.from_dict(json.loads(json.dumps(TREE.to_dict())))
     assert again.to_dict() == TREE.to_dict()

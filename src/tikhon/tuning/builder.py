@@ -126,6 +126,7 @@ def _several(space: Space, default: Config) -> Iterator[Config]:
             for value in entry.values:
                 if value != default.get(name):
                     yield space.settled({**space.fixed, **full, name: value})
+        yield space.settled({**space.fixed, **full, **space.needed(name)})
 
 
 class _Watched(Mapping[str, Value]):

@@ -316,6 +316,14 @@ class Space(Mapping[str, Entry]):
                 config[name] = values[name]
         return config
 
+    def needed(self, name: str) -> dict[str, Value]:
+        """Values of other entries with which an entry's conditions hold."""
+        entry, found = self[name], dict[str, Value]()
+        if isinstance(entry, Conditional):
+            for other, wanted in entry.conditions.items():
+                found |= {**self.needed(other), other: wanted[0]}
+        return found
+
     def at(self, units: Sequence[float]) -> dict[str, Value]:
         """The configuration at a point of the unit cube (one number per varying entry)."""
         places = dict(zip(self.varying, units, strict=True))
