@@ -32,6 +32,7 @@ from tikhon.runs.run_directory import (
     same_configuration,
 )
 from tikhon.training import judged, measures, yardsticks
+from tikhon.training.folds import adapts, found_on_folds
 from tikhon.training.loop import Progress, Training
 from tikhon.training.losses import LossFunction
 from tikhon.training.recipe import Recipe
@@ -80,7 +81,9 @@ def fit(
             frames, where x may be a tuple or a dictionary of inputs, a data set, a DataLoader, a
             path, a name. A loader of `train` over a data set with a length is read again each
             epoch, with its own batch size, sampler and workers; `valid` and `test` are read once.
-        recipe: penalties, dropout, clipping, ...; none if None.
+        recipe: penalties, dropout, clipping, ...; none if None. A strength "auto" follows the loss
+            on `valid`; without `valid` copies of the model find it on three folds of `train`, in a
+            third of the steps each, and the run on all rows follows it.
         loss: "cross_entropy", "nll", "bce", "mse", "half_mse", "mae", "huber", a function or
             module of torch, a callable of (output, target), or "auto" (cross-entropy for integer
             targets, otherwise mean squares). Outputs (rows, 1) and targets (rows,) agree.
@@ -130,7 +133,11 @@ def fit(
     with torch.random.fork_rng(devices=_cuda_devices()):
         torch.manual_seed(seed)
         start = copy.deepcopy(model) if refit else None
-        training = Training(model, train, recipe, settings, valid=held, unit=unit)
+        found = None
+        if held is None and not refit and adapts(recipe):
+            found = found_on_folds(model, train, recipe, settings, unit, stop)
+        training = Training(model, train, recipe, settings, valid=held, unit=unit, follow=found)
+        training.seconds = 0.0 if found is None else found.seconds
         if training.stream.held is not None:
             check_classes(training.y, None if held is None else held[1])
         if refit:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from tikhon.errors import DataError, InputError
 from tikhon.layers import set_rate
 from tikhon.layers.noise import NoiseLayer
 from tikhon.regularizer.regularizer import Regularizer, regularize
+from tikhon.regularizer.terms import Term
 from tikhon.sparsity import Sparsifier
 from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.strengths.sensitivity import pace
@@ -47,6 +48,14 @@ class Progress:
     loss: float
 
 
+class Followed(Protocol):
+    """What an earlier training has found."""
+
+    def replay(self, steps: int) -> dict[Any, list[Term]]:
+        """The terms, with the strengths that were found as schedules of a run of `steps`."""
+        ...
+
+
 class Training:
     """One training in progress: model, optimizer, regularizer and all the state of a resume.
 
@@ -64,7 +73,7 @@ class Training:
         *,
         valid: tuple[Any, Tensor] | None = None,
         unit: float = 1.0,
-        follow: Regularizer | None = None,
+        follow: Followed | None = None,
     ) -> None:
         if recipe.early_stopping and valid is None:
             raise InputError("early_stopping needs validation data: give `valid`")
@@ -258,7 +267,7 @@ class Training:
         """Names of the parameters that a penalty acts on."""
         return [] if self.regularizer is None else list(self.regularizer.sparsity())
 
-    def _regularize(self, follow: Regularizer | None) -> Regularizer | None:
+    def _regularize(self, follow: Followed | None) -> Regularizer | None:
         """By the recipe, or by the strengths that an earlier training has found."""
         terms = self.recipe.terms(self._adapting) if follow is None else follow.replay(self.steps)
         with _as_input_errors():

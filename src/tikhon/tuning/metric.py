@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -88,7 +88,8 @@ def metric_of(metric: Any, direction: str | None, kind: Kind) -> Metric:
             f"{name} takes (y_true, y_pred), and a metric here takes (output, target) as a loss "
             f"does: give the name of its scorer, or sklearn.metrics.make_scorer({name})"
         )
-    return Metric(name, metric, direction == "maximize")
+    function = cast("Callable[[Tensor, Tensor], float]", metric)
+    return Metric(name, function, direction == "maximize")
 
 
 def _scorer(name: str, scorer: Any, direction: str | None, kind: Kind) -> Metric:
