@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +105,35 @@ def test_a_shared_search_needs_a_budget_in_runs_and_one_space(tmp_path):
         SharedSearch(Space(lr=Log(0.1, 1)), storage=storage).next(History())
 
 
+def test_a_trial_that_two_processes_take_over_at_once_is_trained_once(tmp_path):
+    given = {"storage": f"journal:{tmp_path / 'study.log'}", "count": 4, "batch": 2, "grace": 0.4}
+    dead, alive = SharedSearch(SPACE, **given), SharedSearch(SPACE, seed=9, **given)
+    lost = dead.next(History())
+    dead.open.clear()
+    study = alive._study()
+    for trial in lost:  # another process has queued it, and was killed before it failed it
+        params = study.get_trials()[trial.id].params
+        for _ in range(2):
+            study.enqueue_trial(params, user_attrs={"retried": trial.id})
+    run(alive)
+    done = [t for t in study.trials if t.state.name == "COMPLETE"]
+    assert len({json.dumps(t.params, sort_keys=True) for t in done}) == len(done) == 4
+
+
+def test_a_trial_that_ended_unsaid_is_not_trained_again(tmp_path):
+    given = {"storage": f"journal:{tmp_path / 'study.log'}", "count": 3, "batch": 3, "grace": 0.4}
+    dead, alive = SharedSearch(SPACE, **given), SharedSearch(SPACE, **given)
+    trials = dead.next(History())
+    for trial, outcome in zip(trials, pretend(trials)):
+        dead.open[trial.id].set_user_attr("outcome", outcome.to_dict())
+    dead.open.clear()  # killed before it told the study
+    assert len(run(alive)) == 0
+    found = alive.collect(History())
+    assert [o.score for o in found] == [o.score for o in pretend(trials)]
+    assert [t.state.name for t in alive._study().trials] == ["COMPLETE"] * 3
+
+
+TIMES = max(1, round(20 * float(os.environ.get("TIKHON_CHAOS", "0"))))
 WORKER = """
     import sys, time, torch
     sys.path.insert(0, {tests!r})
@@ -146,6 +180,61 @@ def test_a_killed_worker_gives_its_trials_back_to_the_other(tmp_path):
     assert len(done) == 12
     assert retried and len(set(retried)) == len(retried)
     assert len({json.dumps(t.params, sort_keys=True) for t in done}) == 12
+    assert json.loads(out.splitlines()[-1]) == [13, 0]  # with the default
+
+
+@pytest.fixture
+def postgres(tmp_path):
+    """The address of a database server of this test's own."""
+    pytest.importorskip("psycopg2", reason="the driver of PostgreSQL: pip install psycopg2-binary")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    if not found:
+        pytest.skip("PostgreSQL is absent: apt-get install postgresql")
+    home = Path(tempfile.mkdtemp(prefix="tikhon-postgres-"))
+    who = []
+    if os.getuid() == 0:  # the server refuses to run as root
+        shutil.chown(home, "postgres")
+        who = ["runuser", "-u", "postgres", "--"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    bin, data = found[-1].parent, home / "data"
+
+    def call(*command):
+        subprocess.run([*who, *map(str, command)], check=True, cwd=home, stdout=subprocess.DEVNULL)
+
+    call(bin / "initdb", "-D", data, "-A", "trust", "-U", "tikhon", "--no-sync")
+    options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1"
+    call(bin / "pg_ctl", "-D", data, "-o", options, "-l", home / "log", "-w", "start")
+    yield f"postgresql+psycopg2://tikhon@127.0.0.1:{port}/postgres"
+    call(bin / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+    shutil.rmtree(home)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7_200)
+@pytest.mark.parametrize("number", range(TIMES))
+def test_two_of_three_workers_on_postgresql_are_killed(postgres, number):
+    draw = random.Random(number)
+    code = textwrap.dedent(WORKER).format(
+        tests=os.path.dirname(__file__), storage=postgres, pause=0.3
+    )
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    victims = workers[:2]
+    for victim in victims:
+        assert victim.stdout.readline() == "epoch\n"
+    for victim in victims:
+        time.sleep(draw.uniform(0, 1.5))
+        victim.send_signal(signal.SIGKILL)
+        victim.communicate()
+    out, _ = workers[2].communicate(timeout=1_200)
+    assert workers[2].returncode == 0
+    study = optuna.load_study(study_name="tikhon", storage=postgres)
+    ended = [t for t in study.trials if "outcome" in t.user_attrs]
+    assert len({json.dumps(t.params, sort_keys=True) for t in ended}) == len(ended) == 12
     assert json.loads(out.splitlines()[-1]) == [13, 0]  # with the default
 
 

@@ -188,9 +188,13 @@ class SharedSearch(Search):
                 if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                     break
             trial = study.ask(distributions(self.space))
-            if trial.number >= self.count + retried:  # another process was faster
+            again = trial.user_attrs.get("retried")
+            twice = again is not None and _retried(study)[again] < trial.number
+            if twice or trial.number >= self.count + retried:  # another process was faster
                 trial.set_user_attr("surplus", True)
                 study.tell(trial, state=TrialState.FAIL)
+                if twice:
+                    continue
                 break
             trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
             trial.set_user_attr("beat", time.time())
@@ -218,11 +222,14 @@ class SharedSearch(Search):
             last = max(trial.user_attrs.get("beat", 0.0), started)
             if trial.number in self.open or time.time() - last < self.grace:
                 continue
-            try:
-                study.tell(trial.number, state=TrialState.FAIL)
-            except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-                continue  # another process took it over
-            study.enqueue_trial(trial.params, user_attrs={"retried": trial.number})
+            outcome = trial.user_attrs.get("outcome")
+            if outcome is None and trial.number not in _retried(study):  # before it fails:
+                study.enqueue_trial(trial.params, user_attrs={"retried": trial.number})
+            with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                if outcome is None or outcome["score"] is None:
+                    study.tell(trial.number, state=TrialState.FAIL)
+                else:  # it had ended, its process had no time to say so
+                    study.tell(trial.number, outcome["score"])
 
     def _others(self, study: optuna.Study) -> bool:
         """Whether a trial is still with another process, or waits for one."""
@@ -236,6 +243,18 @@ class SharedSearch(Search):
             for trial in list(self.open.values()):
                 with suppress(Exception):  # a finished trial, or a storage that is away
                     trial.set_user_attr("beat", time.time())
+
+
+def _retried(study: optuna.Study) -> dict[int, int]:
+    """Trials that were queued again -> the first trial that repeats each.
+
+    Two processes may queue one at the same moment: the second copy is not trained.
+    """
+    found: dict[int, int] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if "retried" in trial.user_attrs:
+            found.setdefault(trial.user_attrs["retried"], trial.number)
+    return found
 
 
 def shared_search(
