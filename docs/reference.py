@@ -14,7 +14,7 @@ GUIDES = {  # the groups of the front page, in reading order
     "regularize": ("regularize", "penalties", "layers", "mc_dropout", "sparsity", "compaction"),
     "strengths": ("hypergradient", "tuning"),
     "diagnose": ("diagnosis",),
-    "shell": ("cli", "data", "report", "compare", "live"),
+    "shell": ("cli", "data", "report", "compare", "live", "reliability"),
     "integrations": ("sklearn", "integrations"),
     "background": ("article", "article_gradients", "article_faq", "spred", "benchmarks"),
 }

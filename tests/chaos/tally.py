@@ -41,6 +41,7 @@ class Tally:
             setattr(self, outcome, getattr(self, outcome) + 1)
         else:
             self.lost.append(f"{what}: {outcome}")
+            print(f"\nlost: {self.lost[-1]}", flush=True)
 
     def close(self) -> None:
         """Print the figures; fail for whatever was lost."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import socket
 import threading
 import time
@@ -17,8 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
-from tikhon.errors import InputError, unknown
+from tikhon.errors import InputError, StorageError, unknown
 from tikhon.tuning.plan import Plan
 from tikhon.tuning.searches import Search
 from tikhon.tuning.space import Choice, Int, Log, Space
@@ -35,6 +37,8 @@ try:
     from optuna.trial import TrialState
 except ImportError as error:
     raise ImportError("this search needs Optuna: pip install tikhon[search]") from error
+
+OPENINGS = 5  # attempts
 
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=False),
@@ -158,13 +162,8 @@ class SharedSearch(Search):
 
     def _study(self) -> optuna.Study:
         if "study" not in self.cache:
-            with _quiet():
-                self.cache["study"] = optuna.create_study(
-                    storage=storage_of(self.storage),
-                    study_name=self.name,
-                    load_if_exists=True,
-                    sampler=SAMPLERS[self.sampler](self.seed + os.getpid()),
-                )
+            sampler = SAMPLERS[self.sampler](self.seed + os.getpid())
+            self.cache["study"] = _opened(self.storage, self.name, sampler)
             self._check_space(self.cache["study"])
             threading.Thread(target=self._beat, daemon=True).start()
         return self.cache["study"]
@@ -243,6 +242,30 @@ class SharedSearch(Search):
             for trial in list(self.open.values()):
                 with suppress(Exception):  # a finished trial, or a storage that is away
                     trial.set_user_attr("beat", time.time())
+
+
+def _opened(storage: str, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+    """The study, made if need be; processes that make its tables at the same moment take turns."""
+    for attempt in range(1, OPENINGS + 1):
+        try:
+            with _quiet():
+                return optuna.create_study(
+                    storage=storage_of(storage),
+                    study_name=name,
+                    load_if_exists=True,
+                    sampler=sampler,
+                )
+        except Exception as error:
+            ours = isinstance(error, optuna.exceptions.OptunaError)
+            if not ours and not type(error).__module__.startswith("sqlalchemy"):
+                raise
+            if attempt == OPENINGS:
+                where = urlsplit(storage).hostname or "there"  # the address may hold a password
+                raise StorageError(
+                    f"the storage of the search ({where}) cannot be opened: {error}"
+                ) from error
+        time.sleep(attempt * random.uniform(0.1, 0.5))
+    raise AssertionError
 
 
 def _retried(study: optuna.Study) -> dict[int, int]:
