@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from dataclasses import dataclass, field
 
 SHARE = float(os.environ.get("TIKHON_CHAOS", "0"))
@@ -41,7 +42,7 @@ class Tally:
             setattr(self, outcome, getattr(self, outcome) + 1)
         else:
             self.lost.append(f"{what}: {outcome}")
-            print(f"\nlost: {self.lost[-1]}", flush=True)
+            print(f"\nlost: {self.lost[-1]}", file=sys.__stdout__, flush=True)
 
     def close(self) -> None:
         """Print the figures; fail for whatever was lost."""

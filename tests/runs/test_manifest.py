@@ -88,7 +88,7 @@ def test_predict_refuses_a_damaged_run(copied, name, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.parametrize("name", ["config.json", "result.json", MANIFEST])
+@pytest.mark.parametrize("name", ["config.json", "result.json", "history.jsonl", MANIFEST])
 def test_a_report_refuses_a_damaged_run(copied, name, damage):
     file = copied / name
     file.write_bytes(damage(file.read_bytes()))

@@ -64,6 +64,13 @@ def test_a_torn_tail_is_kept_beside_the_journal(tmp_path):
     assert same(journal.history, OUTCOMES)
 
 
+def test_outcomes_that_a_journal_says_twice_count_once(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    written(path)
+    path.write_bytes(path.read_bytes() * 2)
+    assert same(SearchJournal(path, HEADER, resume=True).history, OUTCOMES)
+
+
 def test_a_flipped_bit_is_not_believed(tmp_path):
     path = tmp_path / "journal.jsonl"
     written(path)

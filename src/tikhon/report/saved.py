@@ -49,6 +49,7 @@ def read(run_dir: str | Path) -> SavedRun:
         raise InputError(
             f"{path} is not a run directory: it holds neither config.json nor result.json"
         )
+    verify(path, "history.jsonl")
     if result is None and (path / "journal.jsonl").exists():
         result = {"trials": _journal(path / "journal.jsonl")}  # a search that still runs
     return SavedRun(path, config or {}, _history(path / "history.jsonl"), result or {})

@@ -43,4 +43,5 @@ class SearchJournal:
             self.plan = dict(event["plan"])
         self.seals |= event.get("states", {})
         found = [Outcome.from_dict(row) for row in event.get("outcomes", ())]
-        self.history = self.history.extended(found)
+        known = self.history.ids  # a journal that was copied onto its own end says all twice
+        self.history = self.history.extended(o for o in found if o.trial.id not in known)
