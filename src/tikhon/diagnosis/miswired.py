@@ -149,6 +149,8 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
     alike = facts(ev).get("alike")
     if alike is None or (alike.get("zero") and not ev.trained):
         return
+    if ev.record.failure is not None:
+        return  # numbers that are none are alike, too
     if _named_otherwise(ev, alike):
         return
     module, after = alike.get("module", ""), alike.get("after", "")
