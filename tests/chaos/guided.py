@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -119,18 +119,3 @@ def of_package(*names: str) -> frozenset[str]:
 
     root = Path(tikhon.__file__).parent
     return frozenset(str(root / name) for name in names)
-
-
-def with_atheris(target: Target, allowed: tuple[type[Exception], ...], arguments: Iterable[str]):
-    """Let Atheris (libFuzzer) draw the inputs; it ends the process."""
-    import atheris
-
-    def once(content: bytes) -> None:
-        try:
-            target(content)
-        except allowed:
-            pass
-
-    atheris.instrument_all()
-    atheris.Setup([sys.argv[0], *arguments], once)
-    atheris.Fuzz()
