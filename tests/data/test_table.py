@@ -309,6 +309,21 @@ def test_d10_kinds_do_not_depend_on_where_a_text_is(csv):
     assert kinds(data) == {"a": "category"}
 
 
+def test_an_identifier_may_be_repeated_and_may_be_missing(csv):
+    """Rows that stand twice or lack their code do not make features of the codes."""
+    lines = [f"u{i},{1000 + i},{i % 7},{'uv'[i % 2]}" for i in range(60)]
+    lines += [*lines[:3], ",,4,u"]
+    data = table(csv("customer_id,account id,a,y\n" + "\n".join(lines) + "\n"))
+    dropped = {c.name: c.reason for c in data.table.dropped}
+    assert dropped == {
+        "customer_id": "an identifier: 60 codes in 64 rows",
+        "account id": "an identifier: 60 numbers in 64 rows",
+    }
+    often = [f"u{i % 25},{i % 7},{'uv'[i % 2]}" for i in range(64)]  # rows of the same customers
+    kept = table(csv("customer_id,a,y\n" + "\n".join(often) + "\n"))
+    assert kinds(kept)["customer_id"] != "dropped"
+
+
 def test_d12_identifiers_and_leading_zeros(csv):
     rows = "".join(f"{i:05d},{i},{i % 7},u{i},{'uv'[i % 2]}\n" for i in range(60))
     data = table(csv("code,number,a,name,y\n" + rows))

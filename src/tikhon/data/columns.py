@@ -32,6 +32,7 @@ _WIDTHS = {"words": 64, "letters": 32}  # hashed features of free text
 _ID_NAME = re.compile(
     r"(?i:(^|[_\s.-])(id|uuid|guid|key|index|rownames?)$|^unnamed|^$)|(?<=[a-z])I[dD]$"
 )
+_DISTINCT = 0.9  # of the cells of an identifier: rows may be repeated, cells may be empty
 _HEX = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{2,})*", re.IGNORECASE)
 _FORMATS = {
     "ISO8601": "ymd",
@@ -337,8 +338,11 @@ def _time_column(source: Source, name: str, cells: Cells) -> Column | None:
 def _number(column: Column, values: np.ndarray) -> Column:
     present = values[~np.isnan(values)]
     whole = bool(np.all(present == np.floor(present)))
-    if whole and len(np.unique(present)) == len(values) > 1 and _ID_NAME.search(column.name):
+    known = len(np.unique(present))
+    if whole and known > 1 and known >= _DISTINCT * len(present) and _ID_NAME.search(column.name):
         reason = "an identifier: another whole number in every row"
+        if known < len(values):
+            reason = f"an identifier: {known} numbers in {len(values)} rows"
         return Column(column.name, "dropped", reason=reason)
     return column
 
@@ -347,8 +351,11 @@ def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
     present = texts.dropna()
     levels = sorted(present.unique())
     if not forced and len(levels) > _FEW:
-        if len(levels) == len(texts) and _look_like_identifiers(name, levels):
+        distinct = len(levels) >= _DISTINCT * len(present)
+        if distinct and _look_like_identifiers(name, levels):
             reason = f"an identifier: another code in each of {len(levels)} rows"
+            if len(levels) < len(texts):
+                reason = f"an identifier: {len(levels)} codes in {len(texts)} rows"
             return Column(name, "dropped", reason=reason)
         spaces = sum(level.count(" ") for level in levels) / len(levels)
         if spaces + 1 >= _PROSE or len(levels) > len(present) / 2:
