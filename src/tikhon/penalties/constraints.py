@@ -72,6 +72,8 @@ def _secular(rows: Tensor, metric: Tensor, iterations: int = 12) -> Tensor:
     tiny = torch.finfo(rows.dtype).tiny
     size = rows.abs()
     t = ((size - 1) / metric).amax(1, keepdim=True)
+    beyond = row_norms(rows) - 1  # from outside a closer bound, as no step exceeds 1
+    t = torch.where(beyond > 0, torch.maximum(t, beyond), t)
     for _ in range(iterations):
         # at the root and at every lower bound no entry is above 1, but for rounding
         denominator = torch.maximum(1 + t * metric, size).clamp_min(tiny)
