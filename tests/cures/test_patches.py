@@ -193,7 +193,7 @@ def test_the_pasted_patch_trains_the_treated_model(program):
             if treatment is cures.TARGETS:
                 given = given * names["scale"] + names["shift"]
                 assert float(wanted.std()) == pytest.approx(float(y.std()), rel=0.9)
-        if bool(torch.isfinite(wanted).all()):  # else the step was too large
+        if bool((wanted.abs() < 1e4).all()):  # else it diverges, which multiplies every rounding
             torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5, msg=treatment.name)
     assert applied >= 10
 

@@ -202,7 +202,8 @@ def assign(
         norm = norm if entry.name.rpartition(".")[2] != "bias" else ""
         scales = tuple(_time_scale(b, optimizers or ()) for b in own)
         notes = [_note(entry, own, norm, optimizers is None or id(entry.param) in held)]
-        notes += [_in_words(scale, steps_per_epoch) for scale in scales if scale]
+        if entry.param.requires_grad:  # what is frozen forgets nothing
+            notes += [_in_words(scale, steps_per_epoch) for scale in scales if scale]
         rows.append(
             Assignment(
                 parameter=entry.name,
