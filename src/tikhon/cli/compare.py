@@ -12,7 +12,7 @@ from tikhon.budget import seconds_of
 from tikhon.cli import tables
 from tikhon.cli.folders import command_of, output_of
 from tikhon.cli.options import BatchSize, Budget, Data, DataDir, Resumable, Seed
-from tikhon.cli.resuming import completed, interrupted, take
+from tikhon.cli.resuming import completed, interrupted
 from tikhon.errors import InputError
 from tikhon.options import MODEL, REGULARIZATION, TRAINING, typed
 
@@ -100,7 +100,7 @@ def compare(
         return 0
     config = _config(path, source, model, seed)
     with RunDirectory(path) as folder:
-        take(folder, config, resume=run.resume, overwrite=run.overwrite)
+        folder.take(config, resume=run.resume, overwrite=run.overwrite)
         header = {**settings, "methods": names, "seed": seed, "widths": wide, "depths": deep}
         going_on = run.resume and (path / JOURNAL).exists()
         journal = Journal(path / JOURNAL, header, resume=going_on)

@@ -11,7 +11,7 @@ import typer
 from tikhon.cli import tables
 from tikhon.cli.folders import about_data, command_of, output_of
 from tikhon.cli.options import Data, DataDir, Resumable, Seed
-from tikhon.cli.resuming import completed, interrupted, take
+from tikhon.cli.resuming import completed, interrupted
 from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError, unknown
 
@@ -108,7 +108,7 @@ def path(
         "versions": versions(),
     }
     with RunDirectory(folder_path) as folder:
-        take(folder, config, resume=run.resume, overwrite=run.overwrite)
+        folder.take(config, resume=run.resume, overwrite=run.overwrite)
         with interruptible() as interrupt, StepProgress(terminal) as on_step:
             try:
                 result = follow(

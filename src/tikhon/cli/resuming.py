@@ -1,39 +1,15 @@
-"""Starting the folder of a run, taking up an interrupted one, and saying how to."""
+"""Completing a run that was killed at its end, and saying how an interrupted one goes on."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tikhon.errors import InputError
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
     from tikhon.runs.interrupt import Interrupt
-    from tikhon.runs.run_directory import RunDirectory
-
-
-def take(
-    folder: RunDirectory, config: Mapping[str, object], *, resume: bool, overwrite: bool
-) -> None:
-    """Hold a new folder with its configuration, or the unfinished run that is in it.
-
-    Raises `InputError` where there is nothing to resume, or a run of another configuration.
-    """
-    from tikhon.runs.run_directory import CONFIG, same_configuration
-
-    if not resume:
-        folder.create(overwrite=overwrite)
-        folder.write(CONFIG, config)
-        return
-    if not folder.exists:
-        raise InputError(f"nothing to resume: {folder.path} holds no run")
-    if folder.is_finished:
-        raise InputError(f"the run in {folder.path} is finished; replace it with --overwrite")
-    same_configuration(folder.read(CONFIG), config)
-    folder.lock()
 
 
 def completed(terminal: Terminal, path: Path) -> bool:

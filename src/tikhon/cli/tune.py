@@ -15,7 +15,7 @@ from tikhon.budget import Budget
 from tikhon.cli import tables
 from tikhon.cli.folders import about_data, command_of, output_of
 from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed
-from tikhon.cli.resuming import completed, interrupted, take
+from tikhon.cli.resuming import completed, interrupted
 from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError
 from tikhon.options import with_mode
@@ -163,7 +163,7 @@ def tune(
     with RunDirectory(path) as folder:
         if others and run.resume and folder.exists:  # it is named by the choice at the end
             config["model"] = folder.read(CONFIG).get("model")
-        take(folder, config, resume=run.resume, overwrite=run.overwrite)
+        folder.take(config, resume=run.resume, overwrite=run.overwrite)
         helpers = [] if join else _start_workers(workers, storage or _own_storage(path), path)
         try:
             with interruptible() as interrupt:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tikhon.errors import DataError, InputError
 from tikhon.runs.files import SCHEMA_VERSION, explain, json_text, write_bytes, write_json
@@ -66,6 +66,29 @@ class RunDirectory:
         self._probe()
         if overwrite:
             self._clear()
+
+    def take(
+        self, config: Mapping[str, object], *, resume: bool = False, overwrite: bool = False
+    ) -> None:
+        """Hold a new folder with its configuration, or the unfinished run that is in it.
+
+        Raises as `create`, and `InputError` where there is nothing to resume or a run of another
+        configuration.
+        """
+        if not resume:
+            self.create(overwrite=overwrite)
+            self.write(CONFIG, config)
+            return
+        if not self.exists:
+            raise InputError(f"nothing to resume: {self.path} holds no run")
+        if self.is_finished:
+            self.refuse_finished()
+        same_configuration(self.read(CONFIG), config)
+        self.lock()
+
+    def refuse_finished(self) -> NoReturn:
+        """Raise `InputError`: a run that has ended is not resumed."""
+        raise InputError(f"the run in {self.path} is finished; replace it with --overwrite")
 
     def lock(self) -> None:
         """Hold the folder for this process; another one that tries gets an `InputError`."""

@@ -19,17 +19,15 @@ from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
 from tikhon.data.rows import each, tensors
-from tikhon.errors import InputError, StorageError
+from tikhon.errors import StorageError
 from tikhon.runs import checkpoint
 from tikhon.runs.files import plain, write_bytes, write_tensors
 from tikhon.runs.run_directory import (
     CHECKPOINT,
-    CONFIG,
     HISTORY,
     MODEL,
     RESULT,
     RunDirectory,
-    same_configuration,
 )
 from tikhon.training import judged, measures, yardsticks
 from tikhon.training.folds import adapts, found_on_folds
@@ -175,16 +173,11 @@ def _open(
     overwrite: bool,
 ) -> None:
     """Start the folder, or load the run in it into `training`."""
+    if resume and (folder.path / RESULT).exists():  # trained to its end, if not yet sealed
+        folder.refuse_finished()
+    folder.take(config, resume=resume, overwrite=overwrite)
     if not resume:
-        folder.create(overwrite=overwrite)
-        folder.write(CONFIG, config)
         return
-    if not folder.exists:
-        raise InputError(f"nothing to resume: {folder.path} holds no run")
-    if (folder.path / RESULT).exists():
-        raise InputError(f"the run in {folder.path} is finished; replace it with --overwrite")
-    same_configuration(folder.read(CONFIG), config)
-    folder.lock()
     if checkpoint.exists(folder.path / CHECKPOINT):
         training.load_state_dict(checkpoint.load(folder.path / CHECKPOINT, say=say))
     folder.rewrite_history(training.history)
