@@ -14,7 +14,7 @@ from tikhon import __version__
 from tikhon.cli import startup
 from tikhon.cli.configuration import defaults
 from tikhon.cli.groups import expand
-from tikhon.cli.streams import Printed, give_up
+from tikhon.cli.streams import Stdout, give_up
 from tikhon.errors import DataError, InputError, StorageError, unknown
 from tikhon.runs.files import FULL
 
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     command: Any = typer.main.get_command(build())
     try:
         code = command.main(arguments, prog_name="tikhon", standalone_mode=False)
-        Printed().flush()
+        Stdout().flush()
         return code if isinstance(code, int) else 0
     except Exception as error:
         if "--debug" in arguments:

@@ -14,6 +14,7 @@ from tikhon.cli.diagnose import (
     Model,
     PenaltyOption,
     ValidOption,
+    conclude,
     read,
 )
 from tikhon.cli.options import Plain, Seed
@@ -50,9 +51,7 @@ def cure(
     terminal.note(f"trying treatments for up to {budget}")
     with StepProgress(terminal) as progress:
         found = search(
-            program.pop("model"),
-            program.pop("data"),
-            program.pop("loss"),
+            **program,
             seeds=seeds,
             steps=steps,
             budget=budget,
@@ -60,13 +59,8 @@ def cure(
             seed=seed,
             clip=clip,
             on_progress=progress,
-            **program,
         )
-    document = found.to_dict()
     terminal.say(str(found.diagnosis))
     terminal.say(str(found))
-    if run.output is not None:
-        found.save(run.output, overwrite=run.overwrite)
-        terminal.note(f"kept in {run.output}; tikhon report {run.output} makes a page of it")
-    terminal.document(document)
+    conclude(terminal, run, found)
     return 0 if found.confirmed or found.diagnosis.ok else 3

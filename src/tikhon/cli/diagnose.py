@@ -10,7 +10,10 @@ from tikhon.cli.options import Plain, Seed
 from tikhon.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from tikhon.cli.options import Run
     from tikhon.cli.terminal import Terminal
+    from tikhon.cures import Cure
+    from tikhon.diagnosis import Diagnosis
 
 Model = Annotated[
     str, typer.Argument(metavar="FILE.py:NAME", help="A module, or a function that makes one.")
@@ -66,25 +69,21 @@ def diagnose(
         raise InputError(f"--fail-on: {unknown('severity', fail_on, SEVERITIES)}")
     terminal = run.terminal()
     program = read(model, data, loss, optimizer, valid, penalty, seed=seed, terminal=terminal)
-    found = examine(
-        program.pop("model"),
-        program.pop("data"),
-        program.pop("loss"),
-        steps=steps,
-        batch_size=batch_size,
-        seed=seed,
-        clip=clip,
-        **program,
-    )
-    document = found.to_dict()
+    found = examine(**program, steps=steps, batch_size=batch_size, seed=seed, clip=clip)
     terminal.say(whole(found) if full else str(found))
+    conclude(terminal, run, found)
+    limit = SEVERITIES.index(fail_on) if fail_on is not None else len(SEVERITIES)
+    worst = max((SEVERITIES.index(f.severity) for f in found.findings), default=-1)
+    return 3 if worst >= limit else 0
+
+
+def conclude(terminal: Terminal, run: Run, found: Diagnosis | Cure) -> None:
+    """Keep what was found, if a folder was named, and print the document, if that was asked."""
+    document = found.to_dict()
     if run.output is not None:
         found.save(run.output, overwrite=run.overwrite)
         terminal.note(f"kept in {run.output}; tikhon report {run.output} makes a page of it")
     terminal.document(document)
-    limit = SEVERITIES.index(fail_on) if fail_on is not None else len(SEVERITIES)
-    worst = max((SEVERITIES.index(f.severity) for f in found.findings), default=-1)
-    return 3 if worst >= limit else 0
 
 
 def read(

@@ -11,7 +11,7 @@ from typing import Any
 from tikhon.errors import StorageError
 
 
-class Printed:
+class Stdout:
     """stdout as it is now; a full disk behind it says how many bytes did not fit."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Printed:
             ) from error
 
 
-class Told:
+class Stderr:
     """stderr as it is now; progress that cannot be written ends no training."""
 
     def write(self, text: str) -> int:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tikhon.cli.streams import Printed, Told
+from tikhon.cli.streams import Stderr, Stdout
 
 _PROSE = 30  # letters of a cell from where it is text
 
@@ -23,9 +23,9 @@ class Terminal:
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
-        self.printed, told = Printed(), Told()
-        out: Any = self.printed
-        err: Any = told
+        self.stdout = Stdout()
+        out: Any = self.stdout
+        err: Any = Stderr()
         self.out = Console(file=out, highlight=False, soft_wrap=True, quiet=json)
         self.err = Console(file=err, stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
 
@@ -57,8 +57,8 @@ class Terminal:
 
     def write(self, text: str) -> None:
         """A text as it is, on stdout."""
-        self.printed.write(text)
-        self.printed.flush()
+        self.stdout.write(text)
+        self.stdout.flush()
 
     def document(self, document: Mapping[str, Any]) -> None:
         """The JSON document, if that is what was asked for."""
