@@ -4,31 +4,13 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-import torch
-from torch import nn
 
+import results
 import tikhon as tk
 from tikhon import notebook
 from tikhon.comparison.compare import Comparison
-from tikhon.paths.path import path
-from tikhon.tuning.tune import tune
 
 EVIL = "<img src=x onerror=alert(1)>"
-
-
-def data(rows=120):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, 4, generator=generator)
-    return x, (x[:, 0] > 0).long()
-
-
-def regularizer():
-    model = nn.Linear(4, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = tk.regularize(model, optimizer, tk.L1(1e-2))
-    model(data()[0]).sum().backward()
-    optimizer.step()
-    return handle
 
 
 def comparison():
@@ -38,15 +20,13 @@ def comparison():
 
 
 VALUES = {
-    "run": lambda: tk.fit(nn.Linear(4, 2), data(), valid=data(60), epochs=4),
+    "run": results.run,
     "recipe": lambda: tk.Recipe({"*": tk.L1(1e-3)}, dropout=0.5),
-    "audit": lambda: tk.audit(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), tk.L2(1e-3)),
-    "regularizer": regularizer,
-    "trace": lambda: regularizer().trace()[0],
-    "path": lambda: path(
-        None, data(), tk.L1(), strengths=20, folds=3, feature_names=(EVIL, *"bcd")
-    ),
-    "tune": lambda: tune(lambda: nn.Linear(4, 2), data(), budget="2runs", folds=0, epochs=4),
+    "audit": results.audit,
+    "regularizer": results.regularizer,
+    "trace": lambda: results.regularizer().trace()[0],
+    "path": lambda: results.path(strengths=20, feature_names=(EVIL, *"bcd")),
+    "tune": results.tune,
     "comparison": comparison,
 }
 CHARTS = ("run", "path", "tune")

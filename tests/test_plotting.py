@@ -7,33 +7,20 @@ import pytest
 import torch
 from torch import nn
 
+import results
 import tikhon as tk
 from tikhon.comparison.compare import Comparison
 from tikhon.cures.cure import Cure
 from tikhon.cures.trials import TreatmentResult
 from tikhon.diagnosis import diagnose
 from tikhon.errors import InputError
-from tikhon.paths.path import path
-from tikhon.tuning.tune import tune
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("agg")
 plt = pytest.importorskip("matplotlib.pyplot")
 
 
-def data(rows=120):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, 4, generator=generator)
-    return x, (x[:, 0] > 0).long()
-
-
-def regularizer():
-    model = nn.Linear(4, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = tk.regularize(model, optimizer, {"weight": tk.L1(1e-2), "bias": tk.L2(1e-3)})
-    model(data()[0]).sum().backward()
-    optimizer.step()
-    return handle
+TERMS = {"weight": tk.L1(1e-2), "bias": tk.L2(1e-3)}
 
 
 def comparison():
@@ -58,15 +45,15 @@ def deep():
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loss = nn.functional.cross_entropy
-    return diagnose(model, data(), loss, optimizer=optimizer, steps=20)
+    return diagnose(model, results.data(), loss, optimizer=optimizer, steps=20)
 
 
 RESULTS = {
-    "run": (lambda: tk.fit(nn.Linear(4, 2), data(), valid=data(60), epochs=4), 1),
-    "audit": (lambda: tk.audit(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), tk.L2(1e-3)), 1),
-    "regularizer": (regularizer, 2),
-    "path": (lambda: path(None, data(), tk.L1(), strengths=8, folds=3), 2),
-    "tune": (lambda: tune(lambda: nn.Linear(4, 2), data(), budget="2runs", folds=0, epochs=4), 2),
+    "run": (results.run, 1),
+    "audit": (results.audit, 1),
+    "regularizer": (lambda: results.regularizer(TERMS), 2),
+    "path": (lambda: results.path(strengths=8), 2),
+    "tune": (results.tune, 2),
     "comparison": (comparison, 1),
     "cure": (cured, 1),
     "diagnosis": (deep, 4),
@@ -96,7 +83,7 @@ def test_a_result_draws_on_a_new_figure_or_on_given_axes(name):
 
 
 def test_a_run_draws_its_history_beside_the_yardsticks():
-    run = RESULTS["run"][0]()
+    run = results.run()
     axes = run.plot().ax_
     drawn = {line.get_label(): line for line in axes.lines}
     assert list(drawn["validation rows"].get_ydata()) == [h["valid/accuracy"] for h in run.history]
@@ -105,7 +92,7 @@ def test_a_run_draws_its_history_beside_the_yardsticks():
 
 
 def test_the_best_so_far_never_rises():
-    found = RESULTS["tune"][0]()
+    found = results.tune()
     (best,) = [line for line in found.plot().axes_[1].lines if line.get_label() == "best so far"]
     values = list(best.get_ydata())
     assert values == sorted(values, reverse=True)

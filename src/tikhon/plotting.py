@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tikhon.errors import InputError
+from tikhon.notebook import Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Line = tuple[Sequence[float], Sequence[float | None]]
 BLUE, RED, GREY = "#2b6cb0", "#c53030", "#718096"
 
 

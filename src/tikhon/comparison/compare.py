@@ -98,12 +98,10 @@ class Comparison:
         )
 
     def _repr_html_(self) -> str:
-        sign = 1 if self.metric == "accuracy" else -1
         rows = []
         for row in self.rows:
-            low, high = sorted((sign * row["low"], sign * row["high"]))
             told = "as good as the first" if row["tied"] else "worse"
-            rows.append((row["method"], sign * row["test"], low, high, told))
+            rows.append((row["method"], *self._shown(row), told))
         head = ("method", f"test {self.metric}", "low", "high", "")
         return notebook.card(repr(self), [self.verdict()], head, rows)
 
@@ -117,17 +115,23 @@ class Comparison:
             InputError: if matplotlib is not installed.
         """
         display = plotting.canvas(ax)
-        sign = 1 if self.metric == "accuracy" else -1
+        tests, lows, highs = zip(*map(self._shown, self.rows))
         plotting.intervals(
             display.ax_,
             [row["method"] for row in self.rows],
-            [sign * row["test"] for row in self.rows],
-            [(sign * row["low"], sign * row["high"]) for row in self.rows],
+            tests,
+            list(zip(lows, highs)),
             x=f"test {self.metric}",
             colours=[plotting.BLUE if row["tied"] else plotting.GREY for row in self.rows],
         )
         display.ax_.set_title(f"{self.data}, {self.splits} splits")
         return display
+
+    def _shown(self, row: Mapping[str, Any]) -> tuple[float, float, float]:
+        """A row's test score with the ends of its interval, in the metric's own sign."""
+        sign = 1 if self.metric == "accuracy" else -1
+        low, high = sorted((sign * row["low"], sign * row["high"]))
+        return sign * row["test"], low, high
 
     def verdict(self) -> str:
         """In one sentence: whether regularization pays here, or else which method is best.

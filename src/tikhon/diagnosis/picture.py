@@ -10,6 +10,7 @@ from tikhon import plotting
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.record import Probe, Record
 from tikhon.diagnosis.thresholds import VANISHED
+from tikhon.notebook import Line
 from tikhon.plotting import BLUE, GREY, RED
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def loss(record: Record) -> Draw | None:
     trivial = record.static.get("trivial")
 
     def draw(axes: Axes) -> None:
-        series: dict[str, plotting.Line] = {
+        series: dict[str, Line] = {
             "train": (steps, [p.loss for p in points]),
             "validation": (steps, [p.valid_loss for p in points]),
         }

@@ -58,17 +58,12 @@ class Run:
         return f"Run({type(self.model).__name__}, {len(self.history)} epochs{scores})"
 
     def _repr_html_(self) -> str:
-        key = "accuracy" if "train/accuracy" in (self.metrics or {}) else "loss"
-        epochs = [float(row["epoch"]) for row in self.history]
-        series: dict[str, notebook.Line] = {
-            part: (epochs, [row.get(f"{part}/{key}") for row in self.history])
-            for part in ("train", "valid")
-        }
+        key, curves = self._curves()
         held = self.assessment.yardsticks.items() if self.assessment is not None else ()
         scores = {"this model": self.metrics or {}} | {_YARDSTICKS[k]: v for k, v in held}
         rows = [(name, k, v) for name, found in scores.items() for k, v in found.items()]
         rows = [row for row in rows if "/loss" not in row[1]]
-        chart = notebook.lines(series, "epoch", key)
+        chart = notebook.lines(curves, "epoch", key)
         return notebook.card(repr(self), [str(self)], ("", "score", "value"), rows, chart)
 
     def plot(self, *, ax: Any = None) -> plotting.Display:
@@ -81,13 +76,9 @@ class Run:
             InputError: if matplotlib is not installed.
         """
         display = plotting.canvas(ax)
-        key = "accuracy" if "train/accuracy" in (self.metrics or {}) else "loss"
-        epochs = [float(row["epoch"]) for row in self.history]
-        series: dict[str, plotting.Line] = {
-            name: (epochs, [row.get(f"{part}/{key}") for row in self.history])
-            for part, name in (("train", "training rows"), ("valid", "validation rows"))
-            if any(f"{part}/{key}" in row for row in self.history)
-        }
+        key, curves = self._curves()
+        names = {"train": "training rows", "valid": "validation rows"}
+        series = {names[part]: line for part, line in curves.items()}
         plotting.lines(display.ax_, series, x="epoch", y=key)
         held = self.assessment.yardsticks if self.assessment is not None else {}
         for yardstick, label in _YARDSTICKS.items():
@@ -96,6 +87,16 @@ class Run:
                 plotting.level(display.ax_, score, label)
         display.ax_.set_title(type(self.model).__name__)
         return display
+
+    def _curves(self) -> tuple[str, dict[str, notebook.Line]]:
+        """Accuracy or loss, and its course over the epochs on the parts that it was read on."""
+        key = "accuracy" if "train/accuracy" in (self.metrics or {}) else "loss"
+        epochs = [float(row["epoch"]) for row in self.history]
+        return key, {
+            part: (epochs, [row.get(f"{part}/{key}") for row in self.history])
+            for part in ("train", "valid")
+            if any(f"{part}/{key}" in row for row in self.history)
+        }
 
     def __str__(self) -> str:
         return " ".join(map(str, statements(self)))

@@ -108,9 +108,7 @@ class TuneResult:
         return f"TuneResult({entries}; {self.audit.metric} {self.audit.chosen_score:.4g})"
 
     def _repr_html_(self) -> str:
-        ranked = sorted(
-            (o for o in self.history if not o.failed), key=lambda o: (-o.trial.budget, o.score)
-        )
+        ranked = self._ranked()
         names = list(dict.fromkeys(name for o in ranked for name in o.trial.config))
         rows = [
             (
@@ -135,13 +133,11 @@ class TuneResult:
             InputError: if matplotlib is not installed.
         """
         display = plotting.canvas(ax, 1, 0.6)
-        finished = [outcome for outcome in self.history if not outcome.failed]
-        ranked = sorted(finished, key=lambda o: (-o.trial.budget, o.score))
         above, below = display.axes_
         label = f"validation {self.audit.metric}"
-        plotting.lines(above, self._curves(ranked), x="epoch", y=label)
+        plotting.lines(above, self._curves(self._ranked()), x="epoch", y=label)
         above.set_title(repr(self))
-        scores = [self._own(outcome.score) for outcome in finished]
+        scores = [self._own(outcome.score) for outcome in self.history if not outcome.failed]
         places = range(1, len(scores) + 1)
         better = max if self.audit.maximised else min
         below.plot(places, scores, ".", color=plotting.GREY, label="trial")
@@ -152,6 +148,11 @@ class TuneResult:
         )
         below.legend(fontsize="small")
         return display
+
+    def _ranked(self) -> list[Outcome]:
+        """What did not fail, the longest trained and best first."""
+        finished = (o for o in self.history if not o.failed)
+        return sorted(finished, key=lambda o: (-o.trial.budget, o.score))
 
     def _own(self, score: float) -> float:
         """A score as the metric's own number."""
