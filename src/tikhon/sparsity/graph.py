@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,22 +78,27 @@ class Graph:
 
         Embeddings, recurrent layers and the outputs of attention hold what they make.
         """
+        return self._held.isdisjoint(order)
+
+    @cached_property
+    def _held(self) -> set[int]:
         registry = self.analysis.registry
         held = {int(self.roots[unit]) for unit in registry.pinned}
         held |= {int(self.roots[unit]) for unit in registry.needed if unit >= 0}
-        parameters = dict(self.model.named_parameters())
         buffers = dict(self.model.named_buffers())
         for name, owners in self._origins():
             loose = isinstance(self._module(name), _WEIGHTED) and name not in self.analysis.tied
-            if not loose and name not in parameters and name not in buffers:
+            if not loose and name not in self._parameters and name not in buffers:
                 held |= set(owners.tolist())
-        return not held & set(order)
+        return held
 
-    def channelwise(self) -> Iterator[tuple[Block, bool]]:
+    @cached_property
+    def channelwise(self) -> list[tuple[Block, bool]]:
         """Norms and convolutions of one filter a channel: what follows a unit and is its own.
 
         With each, whether it sets the scale of what comes before it, as a norm does.
         """
+        found = []
         for node, units in self.analysis.units.items():
             module = self._called(node)
             deep = isinstance(module, _WEIGHTED[1]) and is_depthwise(module)
@@ -101,14 +107,14 @@ class Graph:
                 continue
             ids = units.ids.movedim(1, 0).reshape(units.ids.shape[1], -1)[:, 0]
             if (ids >= 0).all():
-                yield _block(str(node.target), module, self.roots[ids]), norm
+                found.append((_block(str(node.target), module, self.roots[ids]), norm))
+        return found
 
     def parameters(self, order: Sequence[int]) -> Iterator[Block]:
         """Parameters of the model's own that are added to, or multiply, these units."""
-        parameters = dict(self.model.named_parameters())
         for name, owners in self._origins():
-            if name in parameters and set(owners.tolist()) == set(order):
-                param = parameters[name]
+            if name in self._parameters and set(owners.tolist()) == set(order):
+                param = self._parameters[name]
                 wide = [axis for axis, size in enumerate(param.shape) if size > 1]
                 yield Block(name, param, None, owners, wide[-1], own=True)
 
@@ -212,8 +218,16 @@ class Graph:
         for first, last, name in self.analysis.origin:
             yield name, self.roots[first:last]
 
+    @cached_property
+    def _modules(self) -> dict[str, nn.Module]:
+        return dict(self.model.named_modules())
+
+    @cached_property
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.named_parameters())
+
     def _module(self, name: str) -> nn.Module | None:
-        return dict(self.model.named_modules()).get(name)
+        return self._modules.get(name)
 
     def _called(self, node: fx.Node) -> nn.Module | None:
         return self._module(str(node.target)) if node.op == "call_module" else None

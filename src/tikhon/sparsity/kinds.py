@@ -152,7 +152,7 @@ def _coupled(model: nn.Module, pattern: Pattern, graph: Graph) -> list[tuple[lis
         if not (same and chosen and graph.may_go(order)):
             continue
         parts = [part for block in members for part in _parts(block, order)]
-        for block, norm in graph.channelwise():
+        for block, norm in graph.channelwise:
             if set(block.owners.tolist()) == set(order):
                 parts += _parts(block, order, scale=norm)
         for block in graph.parameters(order):
