@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 import tikhon as tk
+from tikhon.data.splits import dealt
 from tikhon.errors import InputError
 from tikhon.regularizer.terms import Term
 from tikhon.runs.interrupt import Stopped
 from tikhon.strengths.schedules import Recorded
 from tikhon.training import fit
-from tikhon.training.folds import FOLDS, Folded, _places
+from tikhon.training.folds import FOLDS, Folded
 from tikhon.training.recipe import Auto, Recipe
 
 AUTO = Recipe(Term(tk.L2(), how="decoupled", strength=Auto()))
@@ -69,11 +70,11 @@ def test_a_stop_while_strengths_are_sought_is_told():
 
 def test_every_fold_has_its_share_of_every_class():
     y = torch.arange(90) % 5
-    place = _places(y, 0)
+    place = dealt(y, FOLDS, seed=0)
     assert place.bincount().tolist() == [30] * FOLDS
     for fold in range(FOLDS):
         assert y[place == fold].bincount().tolist() == [6] * 5
-    assert not torch.equal(place, _places(y, 1))
+    assert not torch.equal(place, dealt(y, FOLDS, seed=1))
 
 
 def test_what_is_followed_is_the_geometric_mean_at_every_share_of_the_way():

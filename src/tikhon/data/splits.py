@@ -102,6 +102,25 @@ def _drawable(data: Dataset, count: int) -> tuple[Tensor, object]:
     return rows, data.y[rows].numpy() if possible else None
 
 
+def dealt(y: Tensor, parts: int, *, seed: int | None = None) -> Tensor:
+    """The part of every row, (rows,), so that all parts are alike in their targets.
+
+    The rows, sorted by their (first) target, are dealt to the parts in turn: classes come in
+    proportion, numbers over their whole range. Equal targets are dealt as they come, or shuffled
+    by `seed`.
+
+    >>> dealt(torch.tensor([0, 0, 1, 1]), 2).tolist()
+    [0, 1, 0, 1]
+    """
+    first = y.reshape(len(y), -1)[:, 0].cpu()
+    order = torch.arange(len(y))
+    if seed is not None:
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    part = torch.empty(len(y), dtype=torch.long)
+    part[order[first[order].argsort(stable=True)]] = torch.arange(len(y)) % parts
+    return part
+
+
 def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """The latest rows, or whole groups."""
     from sklearn.model_selection import GroupShuffleSplit

@@ -95,9 +95,10 @@ class PathResult:
         curves = self.coefficients[:, 0] if single else self.importances  # type: ignore[index]
         named = set(curves.abs().amax(0).argsort(descending=True)[:top].tolist())
         names = self.feature_names or tuple(map(str, range(curves.shape[1])))
+        places = self._places()
         for j in range(curves.shape[1]):
             style = {"label": names[j]} if j in named else {"color": "0.8", "zorder": 0}
-            axes.plot(self._places(), curves[:, j].tolist(), **style)
+            axes.plot(places, curves[:, j].tolist(), **style)
         axes.set_ylabel("coefficient" if single else "norm of the feature's weights")
         axes.set_title(f"{self.penalty} path")
         axes.legend(fontsize="small", ncols=2)

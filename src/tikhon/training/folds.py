@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from tikhon.data.batches import pair
 from tikhon.data.rows import take
+from tikhon.data.splits import dealt
 from tikhon.errors import InputError
 from tikhon.regularizer.regularizer import Regularizer
 from tikhon.regularizer.terms import Term
@@ -78,7 +79,7 @@ def found_on_folds(
     epochs = _epochs(len(y), settings)
     budget = None if settings.budget is None else _TIME * settings.budget
     short = dataclasses.replace(settings, epochs=epochs, budget=budget)
-    place = _places(y, settings.seed)
+    place = dealt(y, FOLDS, seed=settings.seed)
     found, seconds = [], 0.0
     for fold in range(FOLDS):
         kept, left = (part.nonzero()[:, 0].to(y.device) for part in (place != fold, place == fold))
@@ -106,16 +107,6 @@ def _epochs(rows: int, settings: Settings) -> int:
     )
     steps = whole * settings.epochs
     return math.ceil(max(steps / _PART, min(steps, _LEAST)) / own)
-
-
-def _places(y: Tensor, seed: int) -> Tensor:
-    """The fold of every row: alike in their targets, whether these are classes or numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(y), generator=generator)
-    ranked = shuffled[y.reshape(len(y), -1)[:, 0].cpu()[shuffled].argsort(stable=True)]
-    place = torch.empty(len(y), dtype=torch.long)
-    place[ranked] = torch.arange(len(y)) % FOLDS
-    return place
 
 
 def _mean(terms: Sequence[Term], steps: int) -> Term:

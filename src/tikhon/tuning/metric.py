@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tikhon.data.splits import dealt
 from tikhon.errors import InputError, unknown
 from tikhon.training.losses import Kind, name_of
 
@@ -53,10 +54,7 @@ class Metric:
         blocks = max(min(BLOCKS, len(y) // 2), 1)
         if blocks == 1:
             return torch.tensor([self.score(output, y)], dtype=torch.float64)
-        ranked = y.reshape(len(y), -1)[:, 0].argsort(stable=True)
-        block = torch.empty(len(y), dtype=torch.long)
-        block[ranked.cpu()] = torch.arange(len(y)) % blocks
-        block = block.to(y.device)
+        block = dealt(y, blocks).to(y.device)
         whole = self.score(output, y)
         without = [self.score(output[block != k], y[block != k]) for k in range(blocks)]
         found = (1 - blocks) * torch.tensor(without, dtype=torch.float64)
