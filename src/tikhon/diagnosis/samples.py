@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tikhon.data.batches import count_rows, opened
+from tikhon.data.batches import count_rows, opened, order, slices
 from tikhon.data.rows import (
     TARGETS,
     Batch,
@@ -21,7 +21,6 @@ from tikhon.data.rows import (
     take,
     tensors,
 )
-from tikhon.data.stream import Stream
 from tikhon.errors import DataError, InputError
 
 
@@ -40,9 +39,10 @@ class Samples:
             while True:
                 for batch in self.source:
                     yield split(batch)
-        stream = Stream(self.source, size=size, seed=seed)
         for epoch in itertools.count():
-            yield from stream.epoch(epoch)
+            shuffled = order(self.rows, seed=seed, epoch=epoch)
+            for rows in slices(shuffled, min(size, self.rows)):
+                yield take(self.source, rows)
 
 
 def samples(data: Any, *, rows: int = 256, name: str = "data") -> Samples:
