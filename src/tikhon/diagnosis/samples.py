@@ -34,7 +34,11 @@ class Samples:
     indexed: bool
 
     def stream(self, size: int, seed: int) -> Iterator[Batch]:
-        """Batches without end: whole shuffled epochs of a pair, or the loader again and again."""
+        """Batches without end: whole shuffled epochs of a pair, or the loader again and again.
+
+        The order is that of `Stream`, which refuses what a diagnosis has to look at: numbers that
+        are not finite, inputs without targets.
+        """
         if not self.indexed:
             while True:
                 for batch in self.source:
