@@ -288,7 +288,7 @@ def test_conditions_that_cannot_hold_are_refused(entries, message):
 @pytest.mark.parametrize("name", list(TREE))
 def test_conditions_can_be_made_to_hold(name):
     full = {n: TREE.range(n).at(0.0) for n in TREE}
-    assert name in TREE.settled({**full, **TREE.needed(name)})
+    assert name in TREE.resolved({**full, **TREE.needed(name)})
 
 
 def test_a_conditional_space_survives_json():

@@ -98,7 +98,7 @@ class OptunaSearch(Search):
         ]
         fixed = self.space.fixed
         return history.missing(
-            Trial(start + i, self.space.settled({**fixed, **trial.params}), self.budget)
+            Trial(start + i, self.space.resolved({**fixed, **trial.params}), self.budget)
             for i, trial in enumerate(asked)
         )
 
@@ -198,7 +198,7 @@ class SharedSearch(Search):
             trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
             trial.set_user_attr("beat", time.time())
             self.open[trial.number] = trial
-            config = self.space.settled({**fixed, **trial.params})
+            config = self.space.resolved({**fixed, **trial.params})
             found.append(Trial(trial.number, config, self.budget))
         return found
 

@@ -196,7 +196,7 @@ class Attachment:
             own = (binding.read() - moved[binding.name]).norm()
             binding.share = binding.share / (binding.share + own)  # type: ignore[operator]
         try:
-            self._settle(skipped, moved)
+            self._apply_proxes(skipped, moved)
         finally:  # the optimizer has taken its step, whatever a penalty of the user's raises
             self.steps += 1
             self.activity.end()
@@ -207,7 +207,7 @@ class Attachment:
         if self.steps in LOOKS and not self._warned:
             self._warned = warn_of_lost_layers(self.optimizer, plan.active("prox"))
 
-    def _settle(self, skipped: Tensor | None, moved: dict[str, Tensor]) -> None:
+    def _apply_proxes(self, skipped: Tensor | None, moved: dict[str, Tensor]) -> None:
         """Proxes and constraints: every parameter's, then the first error that one raised."""
         plan = self.plan
         if self._fresh:

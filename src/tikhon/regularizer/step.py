@@ -282,7 +282,7 @@ def _padding_row(binding: Binding) -> Tensor | None:
 @torch.no_grad()
 def _replace(binding: Binding, plan: Plan) -> None:
     """One prox, by a kernel in a copy if not by the penalty itself."""
-    if not _settle_in_place(binding, plan.optimizer, plan.group):
+    if not _prox_in_place(binding, plan.optimizer, plan.group):
         penalty = binding.penalty
         assert isinstance(penalty, Proximable)
         step, _ = gain_of(binding, plan.optimizer, plan.group)
@@ -296,7 +296,7 @@ def _gain(binding: Binding, optimizer: optim.Optimizer, group: Group) -> Gain:
     return stationary_gain(optimizer, group, optimizer.state[binding.target.params[0]])
 
 
-def _settle_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf) -> bool:
+def _prox_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf) -> bool:
     """By a kernel without full-size temporaries; False if there is none for the case."""
     if not binding.kernel:
         return False

@@ -256,7 +256,7 @@ class Sparsifier:
             if value != theirs[name]:
                 raise ValueError(
                     f"the state is of a run with {name}={theirs[name]!r}, this one has "
-                    f"{value!r}; give the same arguments, or start the run anew"
+                    f"{value!r}; give the same arguments, or start the run again"
                 )
         sizes = {x.name: x.units for x in self.layers}
         if {name: len(flags) for name, flags in state["keep"].items()} != sizes:

@@ -125,8 +125,8 @@ def _several(space: Space, default: Config) -> Iterator[Config]:
         if isinstance(entry, Choice):
             for value in entry.values:
                 if value != default.get(name):
-                    yield space.settled({**space.fixed, **full, name: value})
-        yield space.settled({**space.fixed, **full, **space.needed(name)})
+                    yield space.resolved({**space.fixed, **full, name: value})
+        yield space.resolved({**space.fixed, **full, **space.needed(name)})
 
 
 class _Watched(Mapping[str, Value]):

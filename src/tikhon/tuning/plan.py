@@ -95,4 +95,4 @@ def default_config(space: Space) -> Config:
             config[name] = known.values[0]
         else:
             config[name] = known.at(0.0)
-    return space.settled(config)
+    return space.resolved(config)

@@ -74,7 +74,7 @@ class Grid(Design):
         """Every configuration once, the last entry varying fastest."""
         space, fixed = self.space, self.space.fixed
         axes = [[fixed[n]] if n in fixed else space.range(n).grid(self.points) for n in space]
-        found = [space.settled(dict(zip(space, v))) for v in itertools.product(*axes)]
+        found = [space.resolved(dict(zip(space, v))) for v in itertools.product(*axes)]
         return list({repr(config): config for config in found}.values())
 
 
@@ -261,7 +261,7 @@ class PopulationBased(Search):
                 value = float(config[name]) * draw.choice((0.8, 1.2))
                 value = min(max(value, entry.at(0.0)), entry.at(1.0))
                 moved[name] = round(float(value)) if isinstance(entry, Int) else value
-        return self.space.settled(moved)
+        return self.space.resolved(moved)
 
 
 def smoothed(outcome: Outcome) -> float:

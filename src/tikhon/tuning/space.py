@@ -308,7 +308,7 @@ class Space(Mapping[str, Entry]):
             raise TypeError(f"space entry {name!r} is fixed at {entry!r}")
         return entry
 
-    def settled(self, values: Mapping[str, Value]) -> dict[str, Value]:
+    def resolved(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """A value for every entry, without those whose conditions do not hold."""
         config: dict[str, Value] = {}
         for name, entry in self.items():
@@ -327,7 +327,7 @@ class Space(Mapping[str, Entry]):
     def at(self, units: Sequence[float]) -> dict[str, Value]:
         """The configuration at a point of the unit cube (one number per varying entry)."""
         places = dict(zip(self.varying, units, strict=True))
-        return self.settled(self.fixed | {n: self.range(n).at(u) for n, u in places.items()})
+        return self.resolved(self.fixed | {n: self.range(n).at(u) for n, u in places.items()})
 
     def units(self, config: Mapping[str, Value]) -> list[float]:
         """Where a configuration lies in the unit cube; in the middle of what it does not hold."""
