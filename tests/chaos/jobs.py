@@ -26,14 +26,15 @@ class Job:
     arguments: tuple[str, ...]
     again: str = "--overwrite"  # the option of the second try; "" for none
     output: str = "run"
+    anew: float = 1.0  # how often one that only begins anew is taken up, since that is long
 
     @property
     def resumable(self) -> bool:
         return self.again == "--resume"
 
 
-def _job(text: str, again: str = "--overwrite", output: str = "run") -> Job:
-    return Job(tuple(f"{text} --quiet --output {output}".split()), again, output)
+def _job(text: str, again: str = "--overwrite", output: str = "run", anew: float = 1.0) -> Job:
+    return Job(tuple(f"{text} --quiet --output {output}".split()), again, output, anew)
 
 
 JOBS = {
@@ -42,12 +43,15 @@ JOBS = {
     ),
     "tune": _job("tune iris --model mlp:8 --budget 4runs --epochs 8 --folds 0", "--resume"),
     "compare": _job("compare iris --methods none,l2 --splits 2 --trials 2 --epochs 3", "--resume"),
-    "path": _job("path iris --strengths 10 --folds 3", "--resume"),
-    "demo": _job("demo --quick", ""),
-    "diagnose": _job("diagnose program.py:model --data program.py:data --optimizer sgd:0.1"),
+    "path": _job("path iris --strengths 5 --folds 2", "--resume"),
+    "demo": _job("demo --quick", "", anew=0.25),
+    "diagnose": _job(
+        "diagnose program.py:model --data program.py:data --optimizer sgd:0.1 --steps 40", anew=0.5
+    ),
     "cure": _job(
         "cure program.py:model --data program.py:data --optimizer sgd:0.1 --budget 3s --steps 20 "
-        "--seeds 2"
+        "--seeds 2",
+        anew=0.5,
     ),
     "predict": _job("predict fitted iris", "", "predictions.csv"),
     "report": _job("report fitted", "", "fitted/report.html"),

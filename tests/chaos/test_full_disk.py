@@ -13,7 +13,7 @@ from jobs import JOBS, PROGRAM, left_in
 from tally import SHARE, Tally, count, disorder, rng
 
 from tikhon.cli import main
-from tikhon.runs import files
+from tikhon.runs import files, temporary
 
 QUICK = ("fit", "predict")
 
@@ -28,7 +28,7 @@ class Disk:
     def __init__(self, monkeypatch, full: int = 0) -> None:
         self.count, self.full = 0, full
         for holder, name in (
-            (files.tempfile, "mkstemp"),
+            (temporary.tempfile, "mkstemp"),
             (files.os, "fsync"),
             (files.os, "replace"),
             (os, "write"),

@@ -127,6 +127,17 @@ def answer(port: int, content: bytes) -> bytes:
     return found
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS"])
+@pytest.mark.parametrize(
+    "spoilt", [b"GET / HTTP/1.1\r\n", b"\xff\r\n", b"-5\r\nhello\r\n", b"5\r\nhelloxx"]
+)
+def test_bytes_that_spoil_a_request_which_is_being_answered(server, method, spoilt):
+    port, access, complaints = server
+    head = f"{method} /?token={access.token} HTTP/1.1\r\nHost: localhost\r\n".encode()
+    content = head + b"Transfer-Encoding: chunked\r\n\r\n" + spoilt
+    assert answer(port, content).split(b" ", 2)[1] == b"400" and not complaints
+
+
 @pytest.mark.timeout(36_000)
 def test_random_requests(server):
     port, access, complaints = server

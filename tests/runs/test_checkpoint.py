@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tikhon.errors import DataError, InputError
-from tikhon.runs import checkpoint, files
+from tikhon.runs import checkpoint, files, temporary
 from tikhon.runs.interrupt import Stopped
 
 CALLS = ("mkstemp", "fsync", "chmod", "replace")
@@ -51,7 +51,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_killed_at_any_call_the_newest_complete_generation_loads(tmp_path, monkeypatch, name):
-    holder = files.tempfile if name == "mkstemp" else files.os
+    holder = temporary.tempfile if name == "mkstemp" else files.os
     original = getattr(holder, name)
     for n in itertools.count(1):
         folder = tmp_path / str(n)

@@ -121,9 +121,9 @@ def test_the_folder_is_proved_writable_before_training(tmp_path, monkeypatch):
 
 
 def test_litter_of_a_killed_process_is_removed(tmp_path):
-    (tmp_path / ".config.json.abc.tmp").write_text("half")
+    (tmp_path / ".config.json.abcdefgh.tmp").write_text("half")
     (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint/.1.safetensors.abc.tmp").write_text("half")
+    (tmp_path / "checkpoint/.1.safetensors.abcdefgh.tmp").write_text("half")
     with RunDirectory(tmp_path) as folder:
         folder.create(overwrite=True)
     assert not list(tmp_path.rglob("*.tmp"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncio import TimerHandle, Transport
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 ASKING = 10.0  # seconds within which a request must have come whole
@@ -41,6 +42,20 @@ class Connection(H11Protocol):
         """Read on; the time limit ends with a whole request."""
         super().data_received(data)
         self._set_limit()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP and end; a request before it gets no answer any more.
+
+        Bytes that spoil a connection may come while its last request is being answered.
+        """
+        unanswered = self.cycle is None or not self.cycle.response_started
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if unanswered and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.close()
 
     def on_response_complete(self) -> None:
         """The next request has its own time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def bind(host: str, port: int) -> tuple[socket.socket, int]:
             listener.close()
         except OSError as error:
             listener.close()
-            if error.errno == 99:  # not an address of this machine
+            if error.errno == errno.EADDRNOTAVAIL:
                 raise InputError(f"{host} is not an address of this machine") from error
         else:
             return listener, listener.getsockname()[1]

@@ -8,13 +8,13 @@ import math
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tikhon.errors import StorageError
+from tikhon.runs.temporary import beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,28 +33,20 @@ def write_bytes(path: Path, content: bytes) -> None:
     path = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
     if path.exists() and not path.is_file():
         raise StorageError(f"{path} is not a regular file; choose another output")
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
-        )
-        with os.fdopen(handle, "w+b") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(0)
-            if file.read() != content:
-                raise StorageError(f"{path}: what was read back differs from what was written")
-        os.chmod(temporary, _mode(path))
-        os.replace(temporary, path)
-        temporary = None
+        with beside(path) as (handle, temporary):
+            with os.fdopen(handle, "w+b") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                file.seek(0)
+                if file.read() != content:
+                    raise StorageError(f"{path}: what was read back differs from what was written")
+            os.chmod(temporary, _mode(path))
+            os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise explain(error, path, len(content)) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

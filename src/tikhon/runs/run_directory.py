@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tikhon.errors import DataError, InputError
+from tikhon.runs import temporary
 from tikhon.runs.files import SCHEMA_VERSION, explain, json_text, write_bytes, write_json
 from tikhon.runs.manifest import MANIFEST, is_sealed, seal, verify
 
@@ -92,9 +94,7 @@ class RunDirectory:
 
     def lock(self) -> None:
         """Hold the folder for this process; another one that tries gets an `InputError`."""
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system
+        if not temporary.can_lock():
             return
         name = self.path / LOCK
         while True:
@@ -102,16 +102,14 @@ class RunDirectory:
                 handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
                 raise explain(error, name, 0) from error
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            if not _locked(handle, self.path):
                 owner = os.read(handle, 64).decode(errors="replace").strip()
                 os.close(handle)
                 raise InputError(
                     f"output {self.path} is in use by process {owner or '?'}; wait for it or "
                     "choose another --output"
-                ) from error
-            if _is_open_under(handle, name):
+                )
+            if temporary.is_open_under(handle, name):
                 break
             os.close(handle)  # its last holder removed it between our opening and our locking
         self._lock = handle
@@ -122,9 +120,9 @@ class RunDirectory:
         except OSError as error:
             self.unlock()
             raise explain(error, name, len(process)) from error
-        leftovers = (".*.tmp", f"{CHECKPOINT}/.*.tmp", _PROBE)
-        for leftover in [file for pattern in leftovers for file in self.path.glob(pattern)]:
-            leftover.unlink(missing_ok=True)  # of a process that was killed while writing
+        for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
+            temporary.sweep(folder)  # what a process left that was killed while writing
+        (self.path / _PROBE).unlink(missing_ok=True)
 
     def unlock(self) -> None:
         """Give the folder free."""
@@ -263,13 +261,17 @@ def _flat(value: object, prefix: str) -> dict[str, object]:
     return {prefix: value}
 
 
-def _is_open_under(handle: int, path: Path) -> bool:
-    """Whether `path` still names the open file."""
+def _locked(handle: int, folder: Path) -> bool:
+    """Whether the folder is ours now; True, with a warning, where nobody can tell."""
     try:
-        there, ours = os.stat(path), os.fstat(handle)
-    except FileNotFoundError:
-        return False
-    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+        return temporary.lock(handle)
+    except OSError as error:
+        warnings.warn(
+            f"the file system of {folder} has no locks ({error.strerror}): see to it that no "
+            "other process writes there",
+            stacklevel=4,
+        )
+        return True
 
 
 def _rows(lines: list[str]) -> Iterable[dict[str, Any]]:
