@@ -150,21 +150,26 @@ def sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[str]:
     return said[:8]
 
 
-def repeated(train: np.ndarray, other: np.ndarray, part: str) -> list[str]:
+def repeated(train: set[int], other: Sequence[int], rows: int, part: str) -> list[str]:
     """Rows (inputs and target) of another part that stand among the training rows too.
 
-    Tables with few possible rows repeat them anyway, and are not told of.
+    `train` and `other` hold their `digests`, `rows` is how many training rows there are. Tables
+    with few possible rows repeat them anyway, and are not told of.
     """
-    known = {row.tobytes() for row in np.ascontiguousarray(train)}
-    if len(known) < len(train) / 2 or not len(other):
+    if len(train) < rows / 2 or not other:
         return []
-    count = sum(row.tobytes() in known for row in np.ascontiguousarray(other))
+    count = sum(digest in train for digest in other)
     if not count:
         return []
     return [
         f"{count} of {len(other)} {part} rows stand among the training rows too, target included: "
         "they do not test new rows (leave duplicates out, or hold them together with --group)"
     ]
+
+
+def digests(x: np.ndarray, y: np.ndarray) -> list[int]:
+    """A number of 64 bits for each row and its target: equal rows have the same."""
+    return [hash((row.tobytes(), target)) for row, target in zip(x, y.tolist(), strict=True)]
 
 
 def untested(classes: Sequence[str], train: np.ndarray, others: Sequence[np.ndarray]) -> list[str]:

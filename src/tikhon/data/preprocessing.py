@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ _CLASSES = 10  # with more classes than this, target means would be more columns
 _FOLDS = 5
 _OUTSIDE = 1e3  # standard deviations from which a new number is said to be far outside
 _FARTHEST = 1e6  # and where it is cut off, so that inputs stay numbers
+_BLOCK = 16  # columns whose figures are found together: more would hold more copies of the table
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Preprocessing:
         `y` are their targets (classes or numbers), for the target means of large categories.
         """
         targets = None if y is None else _standard(y, len(table.target.categories))
-        numbers = _figures([(cells, first) for _, cells, first in _numeric(values, table.columns)])
+        numbers = _figures(values, table.columns)
         levels = tuple(
             _levels(codes, None if column.words else targets)
             for column, codes in _coded(values, table.columns)
@@ -126,29 +128,31 @@ class Preprocessing:
         return self._inputs(values, _standard(y, len(table.target.categories)))
 
     def _inputs(self, values: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
-        parts: list[np.ndarray] = []
+        found = np.empty((len(values), len(self.feature_names)), np.float32)
+        places = iter(range(found.shape[1]))
         absent: list[np.ndarray] = []
         numeric = _numeric(values, self.columns)
         for (_, cells, _), figures in zip(numeric, self.numbers, strict=True):
             gaps = np.isnan(cells)
-            parts.append(_scaled(np.where(gaps, figures.fill, cells), figures))
+            found[:, next(places)] = _scaled(np.where(gaps, figures.fill, cells), figures)
             if figures.indicator:
-                absent.append(gaps.astype(float))
-        parts = [np.stack([*parts, *absent], axis=1)] if parts or absent else []
+                absent.append(gaps)
+        for gaps in absent:
+            found[:, next(places)] = gaps
         for (_, codes), levels in zip(_coded(values, self.columns), self.levels, strict=True):
-            hot = (codes[:, None] == np.array(levels.codes, int)[None]).astype(float)
-            parts.append(hot)
+            for code in levels.codes:
+                found[:, next(places)] = codes == code
             if levels.rare:
-                parts.append(1.0 - hot.sum(1, keepdims=True))
+                found[:, next(places)] = ~np.isin(codes, levels.codes)
             if levels.means:
-                fitted = levels.mean_of(codes)
-                parts.append(fitted if targets is None else _out_of_fold(codes, targets))
+                means = levels.mean_of(codes) if targets is None else _out_of_fold(codes, targets)
+                for mean in means.T:
+                    found[:, next(places)] = mean
         for column, place in zip(self.columns, blocks(self.columns), strict=True):
             if column.kind == "text":
-                parts.append(values[:, place][:, 1:])
-        if not parts:
-            return np.zeros((len(values), 0), np.float32)
-        return np.concatenate(parts, axis=1).astype(np.float32)
+                for cells in values[:, place].T[1:]:
+                    found[:, next(places)] = cells
+        return found
 
     def transform(self, source: Source) -> np.ndarray:
         """Rows of a file to inputs; columns by name, extra ones are ignored."""
@@ -236,7 +240,17 @@ def rare_below(rows: int) -> int:
     return max(2, min(10, rows // 100))
 
 
-def _figures(numeric: Sequence[tuple[np.ndarray, bool]]) -> tuple[Numbers, ...]:
+def _figures(values: np.ndarray, columns: tuple[Column, ...]) -> tuple[Numbers, ...]:
+    """Fill, mean and scale of all numbers, a block of columns at a time."""
+    count = len(list(_numeric(values[:0], columns)))
+    numeric = _numeric(values, columns)
+    found: list[Numbers] = []
+    for block in np.array_split(np.arange(count), -(-count // _BLOCK) or 1):
+        found += _figures_of([(cells, first) for _, cells, first in islice(numeric, len(block))])
+    return tuple(found)
+
+
+def _figures_of(numeric: Sequence[tuple[np.ndarray, bool]]) -> list[Numbers]:
     """Fill, mean and scale of numbers; taken around the fill value, so that large numbers that
     differ little keep their digits. Only the first number of a column tells that it is missing.
     """
@@ -244,9 +258,10 @@ def _figures(numeric: Sequence[tuple[np.ndarray, bool]]) -> tuple[Numbers, ...]:
     from sklearn.preprocessing import StandardScaler
 
     if not numeric:
-        return ()
+        return []
     cells = np.stack([column for column, _ in numeric], axis=1)
-    imputer = cast("Any", SimpleImputer(strategy="median", keep_empty_features=True))
+    absent = np.isnan(cells).any(axis=0) & np.array([first for _, first in numeric])
+    imputer = cast("Any", SimpleImputer(strategy="median", keep_empty_features=True, copy=False))
     filled = imputer.fit_transform(cells)
     fill = np.nan_to_num(imputer.statistics_)
     rounding = 4 * np.spacing(np.abs(filled).max(axis=0))
@@ -254,9 +269,8 @@ def _figures(numeric: Sequence[tuple[np.ndarray, bool]]) -> tuple[Numbers, ...]:
     scaler = cast("Any", StandardScaler().fit(around))
     scale = np.where(np.ptp(around, axis=0) > rounding, scaler.scale_, 0.0)
     mean = fill + np.where(scale > 0, scaler.mean_, 0.0)
-    absent = np.isnan(cells).any(axis=0) & np.array([first for _, first in numeric])
     figures = zip(fill.tolist(), mean.tolist(), scale.tolist(), absent.tolist(), strict=True)
-    return tuple(Numbers(*each) for each in figures)
+    return [Numbers(*each) for each in figures]
 
 
 def _levels(codes: np.ndarray, targets: np.ndarray | None) -> Levels:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tikhon.data import typed
 from tikhon.data.cells import decimal_of, texts_of
@@ -126,7 +126,11 @@ def read(path: Path, format: Format | None = None) -> Source:
         name = name.removesuffix(".gz")
     kind = _kind(path, name, content)
     if kind == "csv":
-        return _csv(path, content, format, origin)
+        if not content or content.isspace():
+            raise DataError(f"{path} is empty: a header and rows are needed")
+        text = _Text(_decode(path, content, format))
+        del content  # a large table is held once: as bytes, as text, as cells
+        return _csv(path, text, format, origin)
     if kind == "json":
         text = _decode(path, content, format)
         frame, foreign, lines = typed.json_lines(path, text)
@@ -182,12 +186,9 @@ def _unzipped(path: Path, content: bytes) -> bytes:
     return found
 
 
-def _csv(path: Path, content: bytes, format: Format, origin: dict[str, object]) -> Source:
+def _csv(path: Path, text: _Text, format: Format, origin: dict[str, object]) -> Source:
     import pandas as pd
 
-    if not content.strip():
-        raise DataError(f"{path} is empty: a header and rows are needed")
-    text = _decode(path, content, format)
     separator = format.separator or _separator(path, text)
     header, rows, lines, skipped = _scan(path, text, separator, keep=format.bad_rows == "skip")
     header = _tidy_header(path, header, separator)
@@ -201,10 +202,10 @@ def _csv(path: Path, content: bytes, format: Format, origin: dict[str, object]) 
     if not lines:
         raise DataError(f"no data rows in {path}: it holds the header alone")
     if skipped:
-        text = _joined([header, *rows], separator)
+        text = _Text(_joined([header, *rows], separator))
     try:
         frame = pd.read_csv(
-            io.BytesIO(text.encode()),  # a StringIO holds four bytes a character
+            cast("Any", text),
             sep=separator,
             dtype=str,
             keep_default_na=False,
@@ -219,6 +220,30 @@ def _csv(path: Path, content: bytes, format: Format, origin: dict[str, object]) 
     if format.separator is None and separator != _usual(path):
         notices += (f"fields are separated by {separator!r}",)
     return Source(frame, path.name, lines, notices, origin, format)
+
+
+class _Text:
+    """A text as a file that is read from its start, without a copy of the whole.
+
+    (A StringIO holds four bytes a character.)
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text, self._at = text, 0
+
+    def __iter__(self) -> Iterator[str]:
+        """Its lines, from the first one."""
+        start = 0
+        while start < len(self._text):
+            end = self._text.find("\n", start) + 1 or len(self._text)
+            yield self._text[start:end]
+            start = end
+
+    def read(self, count: int = -1) -> str:
+        """The next `count` characters, or all that are left."""
+        start = self._at
+        self._at = len(self._text) if count < 0 else min(start + count, len(self._text))
+        return self._text[start : self._at]
 
 
 def _decode(path: Path, content: bytes, format: Format) -> str:
@@ -249,7 +274,7 @@ def _usual(path: Path) -> str:
     return "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
 
 
-def _separator(path: Path, text: str) -> str:
+def _separator(path: Path, text: _Text) -> str:
     """The one separator that gives all of the first rows as many fields as the header."""
     usual = _usual(path)
     widths = {}
@@ -265,12 +290,12 @@ def _separator(path: Path, text: str) -> str:
     return fitting[0] if fitting else usual
 
 
-def _widths(text: str, separator: str) -> list[int]:
+def _widths(text: _Text, separator: str) -> list[int]:
     """Fields of the first rows; [0] where quotes are broken."""
     widths: list[int] = []
     with _long_fields():
         try:
-            for row in csv.reader(_lines(text), delimiter=separator, strict=True):
+            for row in csv.reader(text, delimiter=separator, strict=True):
                 if row:
                     widths.append(len(row))
                 if len(widths) > _SAMPLE:
@@ -278,15 +303,6 @@ def _widths(text: str, separator: str) -> list[int]:
         except csv.Error:
             return [0]
     return widths or [0]
-
-
-def _lines(text: str) -> Iterator[str]:
-    """One line after another, without a copy of the whole."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start) + 1 or len(text)
-        yield text[start:end]
-        start = end
 
 
 @contextmanager
@@ -300,10 +316,10 @@ def _long_fields() -> Iterator[None]:
 
 
 def _scan(
-    path: Path, text: str, separator: str, *, keep: bool
+    path: Path, text: _Text, separator: str, *, keep: bool
 ) -> tuple[list[str], list[list[str]], list[int], list[tuple[int, int]]]:
     """Header, rows (kept only where they may be written again), their lines, the bad ones."""
-    reader = csv.reader(_lines(text), delimiter=separator, strict=True)
+    reader = csv.reader(text, delimiter=separator, strict=True)
     rows: list[list[str]] = []
     lines: list[int] = []
     bad: list[tuple[int, int]] = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tikhon.data.dataset import Dataset
-from tikhon.data.noticing import repeated, untested
+from tikhon.data.noticing import digests, repeated, untested
 from tikhon.data.preprocessing import Preprocessing
 from tikhon.errors import DataError, InputError
 
@@ -161,8 +161,10 @@ def _noticed(train: Dataset, valid: Dataset, test: Dataset) -> list[str]:
         ]
         found = untested(train.classes, counts[0], counts[1:])
     if train.table is not None:
-        rows = [torch.cat([p.x, p.y.double()[:, None]], 1).numpy() for p in (train, valid, test)]
-        found += repeated(rows[0], rows[1], "validation") + repeated(rows[0], rows[2], "test")
+        known = set(digests(train.x.numpy(), train.y.numpy()))
+        for part, name in ((valid, "validation"), (test, "test")):
+            told = digests(part.x.numpy(), part.y.numpy())
+            found += repeated(known, told, len(train.x), name)
     return found
 
 
