@@ -75,6 +75,17 @@ def left_in(path: Path) -> object:
     return found
 
 
+def difference(found: object, wanted: object, place: str = "") -> str:
+    """Where two results differ first, and how; "" where they are the same."""
+    if isinstance(found, dict) and isinstance(wanted, dict) and found.keys() == wanted.keys():
+        pairs = [(found[key], wanted[key], f"{place}/{key}") for key in found]
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        pairs = [(a, b, f"{place}[{i}]") for i, (a, b) in enumerate(zip(found, wanted))]
+    else:
+        return "" if found == wanted else f"{place}: {found!r:.200} for {wanted!r:.200}"
+    return next(filter(None, (difference(*pair) for pair in pairs)), "")
+
+
 def leftovers(path: Path) -> list[str]:
     """What no finished job may leave."""
     names = [p.name for p in path.rglob("*")] if path.is_dir() else []
