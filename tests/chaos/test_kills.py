@@ -85,9 +85,9 @@ def completed(job, folder, draw, length) -> str:
     """Take the job up after a kill; what goes wrong with it."""
     again = None
     if draw.random() < 0.25:  # killed while it resumes, too
-        again, _, in_order = killed(start(job, folder, *more(job, folder)), draw, length)
+        again, names, in_order = killed(start(job, folder, *more(job, folder)), draw, length)
         if again.code not in in_order and "is finished" not in again.err:
-            return f"code {again.code} of the second kill: {again.err[-400:]}"
+            return f"code {again.code} of {names} to the second try: {again.err[-400:]}"
     if again is None or again.code not in (0, 3):
         again = start(job, folder, *more(job, folder)).wait(timeout=400)
     if trouble := disorder(again.err):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from torch import nn
 from tikhon.errors import InputError
 from tikhon.layers import Dropout
 from tikhon.models.mlp import MLP
+from tikhon.runs.interrupt import Stopped
 from tikhon.training import fit
 from tikhon.tuning.choice import at_edges, choose, selection_noise
 from tikhon.tuning.ensemble import Average
@@ -213,6 +215,27 @@ def test_a_stop_keeps_what_was_found(tmp_path):
     assert result.stopped == "stopped by request"
     whole = search(output=tmp_path, resume=True)
     assert not whole.stopped and len(whole.history) > len(result.history)
+
+
+def test_a_stop_at_any_moment_leaves_a_part_that_says_so_or_the_whole():
+    given = {"budget": "2runs", "epochs": 2, "folds": 0}
+    whole = search(**given)
+    wanted = whole.average.state_dict()
+    for moment in itertools.count(1):
+        asked = itertools.count(1)
+        try:
+            result = search(**given, stop=lambda asked=asked, at=moment: next(asked) >= at)
+        except Stopped:
+            continue
+        if result.stopped:
+            assert result.stopped == "stopped by request"
+            continue
+        found = result.average.state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        if next(asked) <= moment:
+            break  # nothing asks as late as that
+    assert moment > 10
 
 
 def test_all_members_diverged_is_a_report_not_a_traceback():

@@ -55,6 +55,12 @@ class Session:
         """Whether this share of the budget is used up."""
         return self.left < (1 - share) * self.budget if math.isfinite(self.budget) else False
 
+    def asked_to_stop(self) -> bool:
+        """Whether it is to stop; what is left out from then on makes the result a part."""
+        if self.stop():
+            self.ended = REQUESTED
+        return self.ended == REQUESTED
+
     def run(self, search: Search) -> None:
         """Train what the search asks for until it is done, stopped, or out of time."""
         try:
@@ -79,6 +85,8 @@ class Session:
         Of the best trials, those whose weights are in another process are trained again here.
         """
         self.runner.expired = lambda: self.past(UNTUNED)
+        if self.asked_to_stop():
+            return
         try:
             self._train_again(o.trial.id for o in searched(self.history).ranked()[:TOP])
             if DEFAULT not in self.history.ids:

@@ -282,9 +282,8 @@ def tune(
     session.run(strategy)
     on_event({"event": "searched", "history": session.history})
     session.history = strategy.collect(session.history)
-    if not stop():
-        session.finish(space, plan)
-    return _conclude(job, full, space, plan, session, refit and not stop())
+    session.finish(space, plan)
+    return _conclude(job, full, space, plan, session, refit)
 
 
 def _conclude(
@@ -377,7 +376,7 @@ def _refitted(
     """
     cost = session.pace * full.epochs * len(full.x) / max(len(session.runner.job.x), 1)
     count = min(TOP, int(0.9 * session.left / cost)) if math.isfinite(session.left) else TOP
-    if count < 1 or session.stop():
+    if session.asked_to_stop() or count < 1:
         return top, [None] * len(top)
     chosen = [top[i % len(top)] for i in range(count)]
     seeds = [int(configs[k].get("seed", full.seed)) + i // len(top) for i, k in enumerate(chosen)]
@@ -395,6 +394,8 @@ def _refitted(
                 group, train_on_all(full, [wanted[k] for k in group], traces, stop)
             ):
                 found[k] = model
+    if None in found:
+        session.asked_to_stop()
     done = [k for k in range(count) if found[k] is not None]
     first = [] if 0 in done else [0]
     return [chosen[k] for k in first + done], [found[k] for k in first + done]
