@@ -55,6 +55,8 @@ IN_MEMORY = {
     "names": {"x": X, "labels": Y},
     "tensor data set": TensorDataset(X, Y),
     "data set": Items(),
+    "rows in a list": [(x, int(y)) for x, y in zip(X, Y)],
+    "named rows in a list": [{"x": x, "labels": y} for x, y in zip(X, Y)],
 }
 LOADERS = {
     "in order": DataLoader(TensorDataset(X, Y), 4),
@@ -157,6 +159,24 @@ class Two(nn.Module):
 
     def forward(self, a, b):
         return self.out(torch.cat([a, b], 1))
+
+
+def test_rows_and_batches_that_come_one_after_another_are_all_read():
+    batches = [(X[:4], Y[:4]), (X[4:], Y[4:])]
+    for rows in (Read(), iter(batches), (batch for batch in batches)):
+        x, y = pair(rows)
+        assert torch.equal(x, X) and torch.equal(y, Y)
+    for _ in range(2):  # an iterator has a start but once: its rows are kept
+        stream = Stream(iter(batches), size=4)
+        assert sorted(torch.cat([stream.batch(k)[1] for k in range(3)])) == sorted(Y)
+        assert len(stream.batch(7)[1]) > 0
+    assert len(Stream(Read(), size=4).batch(3)[1]) == 9
+
+
+def test_labels_that_are_words_are_named_as_such():
+    with pytest.raises(DataError, match="train y must be numeric, received an array of <U1") as e:
+        pair((X, np.array(["a", "b", "c"])[Y]), name="train")
+    assert "pad" not in str(e.value)
 
 
 INPUTS = {

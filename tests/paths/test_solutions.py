@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import Lasso
@@ -288,6 +289,34 @@ def test_integers_that_are_no_classes_are_named():
 def test_what_cannot_be_solved_is_refused_by_name(penalty, arguments, message):
     with pytest.raises(InputError, match=message):
         path(None, data(), penalty, **arguments)
+
+
+@pytest.mark.parametrize("kind", ["squared", "logistic", "multinomial"])
+@pytest.mark.parametrize("form", [list, np.asarray, pd.Series, torch.as_tensor])
+def test_rows_of_weight_zero_are_not_there(kind, form):
+    """In folds, classes and strengths too; whatever form the weights have."""
+    x, y = data(kind)
+    counted = torch.ones(ROWS, dtype=torch.float64)
+    counted[::3] = 0
+    kept = counted > 0
+    if kind != "squared":
+        y = torch.where(kept, y, 7)  # a class that no row of weight holds
+    weights = counted.tolist() if form is list else form(counted.numpy())
+    given = {"strengths": 4, "folds": 3, "smallest": 0.05}
+    found = path(None, (x, y), penalties.L1(), sample_weight=weights, **given)
+    plain = path(None, (x[kept], y[kept]), penalties.L1(), **given)
+    assert found.classes == plain.classes and found.counts == plain.counts
+    assert found.scores == pytest.approx(plain.scores, rel=1e-5)
+    assert torch.allclose(found.coefficients, plain.coefficients, atol=1e-9)
+
+
+def test_separable_classes_without_a_penalty_are_told():
+    x, _ = data()
+    first = x[:, 0]
+    for y in ((first > 0).long(), (first > -1).long() + (first > 1).long()):
+        with pytest.warns(UserWarning, match="the classes are separable") as caught:
+            path(None, (x, y), penalties.L1(), strengths=[0.1, 0.0])
+        assert __file__ in {w.filename for w in caught if "separable" in str(w.message)}
 
 
 def test_a_solution_that_is_none_is_told(monkeypatch):

@@ -263,6 +263,33 @@ def test_bad_parameters_are_named(parameters, message):
         RegularizedRegressor(**{"hidden_layer_sizes": (4,), **parameters}).fit(X * 1e200, Y)
 
 
+@pytest.mark.parametrize("hidden", [(), (4,)])
+@pytest.mark.parametrize(
+    ("x_unit", "y_unit", "dtype", "message"),
+    [
+        (1e200, 1.0, np.float64, "column 0 of X is too large to be squared"),
+        (1.0, 1e200, np.float64, "y is too large to be squared"),
+        (1.0, 1e50, np.float32, "y has a mean or deviation of .* beyond the float type of X"),
+        (1.0, 1e-60, np.float32, "y has a mean or deviation of .* beyond the float type of X"),
+    ],
+)
+def test_data_that_their_float_type_cannot_hold_are_named(hidden, x_unit, y_unit, dtype, message):
+    x, y = np.random.default_rng(0).normal(size=(2, 40, 3))
+    with pytest.raises(ValueError, match=message):
+        RegularizedRegressor(hidden).fit((x * x_unit).astype(dtype), y[:, 0] * y_unit)
+
+
+def test_what_is_not_read_or_not_finite_is_told():
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    y = x[:, 0] > 0
+    with pytest.warns(UserWarning, match="l1_ratio=0.5 is of penalty='elastic_net'") as caught:
+        RegularizedClassifier((), penalty="group_lasso", l1_ratio=0.5).fit(x, y)
+    assert caught[0].filename == __file__
+    with pytest.warns(ConvergenceWarning, match="the classes are separable") as caught:
+        RegularizedClassifier((), alpha=0.0).fit(x, y)
+    assert {w.filename for w in caught if w.category is ConvergenceWarning} == {__file__}
+
+
 def test_targets_that_no_float_can_square_are_named():
     with pytest.raises(ValueError, match=r"y is too large to be squared, up to 3.46e\+202"):
         RegularizedRegressor((4,)).fit(X, Y * 1e200)

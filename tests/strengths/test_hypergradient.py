@@ -288,6 +288,51 @@ def test_data_that_cannot_be_read_are_refused_before_any_step():
             tk.Hypergradient(valid, nn.functional.mse_loss, steps=100)
 
 
+class Sum(nn.Module):
+    """Two inputs, by place or by name."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, a, b):
+        return self.layer(a + b)
+
+
+@pytest.mark.parametrize("form", ["pair", "names", "loader", "rows", "iterator"])
+def test_validation_rows_of_any_form_give_the_same_strengths(form):
+    """As those in memory; the models of several inputs are called with all of them."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(40, 3, generator=generator)
+    y = (x[:, 0] > 0).long()
+    halves = x / 2, x / 2
+    data = torch.utils.data.TensorDataset(*halves, y)
+    forms = {
+        "pair": (halves, y),
+        "names": {"a": halves[0], "b": halves[1], "labels": y},
+        "loader": torch.utils.data.DataLoader(data, 40),
+        "rows": data,
+        "iterator": iter([(*halves, y)]),
+    }
+
+    def found(valid, model):
+        torch.manual_seed(0)
+        model = model(nn.Linear(3, 2))
+        optimizer = torch.optim.AdamW(model.parameters(), 0.05, weight_decay=0.0)
+        strength = tk.Hypergradient(
+            valid, nn.functional.cross_entropy, steps=60, every=2, batch_size=40
+        )
+        inputs = (x,) if isinstance(model, nn.Sequential) else halves
+        with tk.regularize(model, optimizer, tk.L2(strength), how="decoupled") as reg:
+            for _ in range(60):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(*inputs), y).backward()
+                optimizer.step()
+            return list(reg.strengths().values())
+
+    assert found(forms[form], Sum) == pytest.approx(found((x, y), nn.Sequential), rel=1e-3)
+
+
 def test_one_strength_for_all_layers():
     per_term = trained(tk.L2(adapting(per="term")))[2].state_dict()["strengths"]
     assert len(per_term) == 1

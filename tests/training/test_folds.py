@@ -119,3 +119,31 @@ def test_a_budget_holds_for_the_folds_too():
         run = fit(network(), rows(300, 0), AUTO, budget="2s", **{**GIVEN, "epochs": 5000})
     assert run.ended == "budget" and math.isfinite(run.metrics["train/loss"])
     assert 0.5 < run.seconds < 4
+
+
+def test_a_folder_that_cannot_take_the_run_is_refused_before_the_folds_are_trained(tmp_path):
+    fit(network(), rows(60, 0), **{**GIVEN, "epochs": 1}, output=tmp_path / "run")
+    (tmp_path / "file").touch()
+    asked = [0]
+
+    def stop():
+        asked[0] += 1
+        return False
+
+    for given, message in (
+        ({"output": tmp_path / "run"}, "already holds a run"),
+        ({"output": tmp_path / "run", "resume": True}, "is finished"),
+        ({"output": tmp_path / "none", "resume": True}, "nothing to resume"),
+        ({"output": tmp_path / "file"}, "is a file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fit(network(), rows(60, 0), AUTO, **GIVEN, **given, stop=stop)
+    assert asked == [0] and not (tmp_path / "none").exists()
+
+
+def test_batches_that_can_be_read_but_once_serve_the_folds_and_the_run():
+    x, y = rows(60, 0)
+    once = fit(network(), iter([(x[:30], y[:30]), (x[30:], y[30:])]), AUTO, **GIVEN)
+    whole = fit(network(), (x, y), AUTO, **GIVEN)
+    for left, right in zip(once.model.parameters(), whole.model.parameters()):
+        assert torch.equal(left, right)

@@ -113,3 +113,14 @@ def test_a_wrong_strength_is_judged_wrong(how, optimizer, strength, verdict):
     found = judge(model, reg, nn.functional.mse_loss, train, valid)["weight/L2"]
     assert found["verdict"] == verdict
     assert torch.equal(model.weight, before["weight"])
+
+
+def test_an_optimizer_that_is_bound_to_the_first_model_is_refused_before_any_step():
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    own = torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.0)
+    with pytest.raises(InputError, match="this optimizer is bound to the first"):
+        fit(model, TRAIN, AUTO, valid=VALID, refit=True, optimizer=own, **SETTINGS)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    factory = lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.0)  # noqa: E731
+    assert fit(model, TRAIN, AUTO, valid=VALID, refit=True, optimizer=factory, **SETTINGS).ended

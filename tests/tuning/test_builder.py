@@ -49,6 +49,11 @@ FORMS = {
     "a class": Net,
     "partial of a class": functools.partial(Net, bend=nn.Tanh),
     "partial": functools.partial(inner, 5, outputs=2),
+    "by position": positional,
+    "by position, with a default": lambda inputs=5, width=8, /: inner(inputs, width, 2),
+    "positions and a configuration": lambda config, /, width=8: net(config["width"]),
+    "popped": lambda config: net(config.pop("width")),
+    "a copy": lambda config: net(config.copy()["width"]),
     "a method": type("Maker", (), {"build": lambda self, width=8: net(width)})().build,
     "a callable": type("Maker", (), {"__call__": lambda self, width: net(width)})(),
 }
@@ -73,10 +78,98 @@ def test_the_chosen_configuration_is_the_one_that_was_built():
         return net(width)
 
     space = Space(lr=Log(1e-3, 1e-1), width=Int(4, 24), tag=Choice(["a", "b"]))
-    result = tune(build, (x, y), space=space, budget="3runs", epochs=3)
+    with pytest.warns(UserWarning, match="accepts tag, and builds the same model"):
+        result = tune(build, (x, y), space=space, budget="3runs", epochs=3)
     assert result.model[0].out_features == result.config["width"]
     assert {outcome["config"]["width"] for outcome in result.trials} <= {w for w, _ in built}
     assert all(set(others) == {"tag"} for _, others in built)
+
+
+def ignores(build):
+    """A wrapper that claims to be `build` and drops what it is given."""
+
+    @functools.wraps(build)
+    def made(*args, **kwargs):
+        return build()
+
+    return made
+
+
+class Sloped(nn.Module):
+    """A number that only a forward pass reads."""
+
+    def __init__(self, slope=0.1):
+        super().__init__()
+        self.slope, self.layer = slope, nn.Linear(5, 2)
+
+    def forward(self, x):
+        return nn.functional.leaky_relu(self.layer(x), self.slope)
+
+
+DROPPED = {
+    "a parameter that is not read": lambda *, width=8: net(8),
+    "others that are not read": lambda **others: net(8),
+    "a wrapper that drops arguments": ignores(lambda width=8: net(width)),
+    "another default": lambda width=8: net(width=8),
+}
+
+
+@pytest.mark.parametrize("form", DROPPED)
+def test_an_entry_that_is_accepted_and_dropped_is_told(form):
+    with pytest.warns(UserWarning, match="accepts width, and builds the same model whatever it"):
+        Builder(DROPPED[form], SPACE).check(SPACE, {"lr": 3e-3, "width": 4})
+
+
+def test_an_entry_that_is_read_anywhere_is_not_told_of():
+    def of_one_choice(kind, width):
+        return net(width if kind == "wide" else 4)
+
+    def inside(width):
+        class Local(nn.Linear):
+            def forward(self, x):
+                return super().forward(x) * width
+
+        return Local(5, 2)
+
+    spaces = {
+        Sloped: Space(slope=Log(1e-3, 1.0)),
+        inside: Space(width=Choice([4, 64])),
+        of_one_choice: Space(kind=Choice(["plain", "wide"]), width=Int(4, 16)),
+        (lambda bend: net(8, getattr(nn, bend))): Space(bend=Choice(["ReLU", "Tanh"])),
+    }
+    for build, space in spaces.items():
+        Builder(build, space).check(space, space.at([0.0] * len(space.varying)))
+
+
+SHARED = net(8)
+MISBUILT = {
+    "a model": (SHARED, "received a model .Sequential.: give lambda: copy.deepcopy"),
+    "the same model again": (lambda: SHARED, "returned the same parameters twice"),
+    "a new model around old layers": (lambda: nn.Sequential(SHARED), "the same parameters twice"),
+    "nothing": (lambda: None, "must return a torch module, it returned None: is a return"),
+    "something else": (lambda: [net(8)], "must return a torch module, it returned"),
+}
+
+
+@pytest.mark.parametrize("form", MISBUILT)
+def test_what_is_no_builder_of_fresh_models_is_refused(form):
+    build, message = MISBUILT[form]
+    x, y = torch.randn(60, 5), torch.arange(60) % 2
+    with pytest.raises(InputError, match=message):
+        tune(build, (x, y), space=Space(lr=Log(1e-3, 1e-1)), budget="2runs", epochs=2)
+
+
+def test_the_dropout_of_torch_follows_the_space():
+    def build(dropout):
+        return nn.Sequential(nn.Linear(5, 8), nn.Dropout(dropout), nn.Linear(8, 2))
+
+    space = Space(dropout=Uniform(0.1, 0.6))
+    for rate in (0.1, 0.6):
+        assert float(Builder(build, space)({"dropout": rate})[1].rate) == pytest.approx(rate)
+    found = tune(
+        build, (torch.randn(60, 5), torch.arange(60) % 2), space=space, budget="2runs", epochs=2
+    )
+    assert float(found.model[1].rate) == pytest.approx(found.config["dropout"])
 
 
 UNREAD = {

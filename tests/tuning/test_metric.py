@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import (
     accuracy_score,
+    average_precision_score,
     f1_score,
     log_loss,
     make_scorer,
@@ -46,6 +47,8 @@ LOGITS = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
 CLASSES = torch.arange(40) % 3
 SINGLE, EITHER = LOGITS[:, :1], (torch.arange(40) % 2)[:, None].float()
 NUMBERS = LOGITS[:, 0].clone()
+LABELS = (torch.randn(40, 3, generator=torch.Generator().manual_seed(2)) > 0).float()
+EITHER_SIGN = 2 * EITHER - 1
 SCORERS = [
     ("accuracy", "classes", LOGITS, CLASSES, accuracy_score(CLASSES, LOGITS.argmax(1))),
     ("f1_macro", "classes", LOGITS, CLASSES, macro(CLASSES, LOGITS.argmax(1))),
@@ -60,6 +63,14 @@ SCORERS = [
      r2_score(NUMBERS + 0.1 * EITHER[:, 0], SINGLE[:, 0])),
     ("neg_mean_absolute_error", "numbers", SINGLE, EITHER,
      -mean_absolute_error(EITHER, SINGLE)),
+    ("f1_macro", "binary", LOGITS, LABELS, macro(LABELS.int(), (LOGITS > 0).int())),
+    ("accuracy", "binary", LOGITS, LABELS, accuracy_score(LABELS, LOGITS > 0)),
+    ("roc_auc", "binary", LOGITS, LABELS, roc_auc_score(LABELS, LOGITS)),
+    ("roc_auc", "custom", SINGLE, EITHER_SIGN, roc_auc_score(EITHER[:, 0], SINGLE[:, 0])),
+    ("average_precision", "custom", SINGLE, EITHER,
+     average_precision_score(EITHER[:, 0], SINGLE[:, 0])),
+    (make_scorer(roc_auc_score, response_method="decision_function"), "classes", LOGITS[:, :2],
+     EITHER[:, 0].long(), roc_auc_score(EITHER[:, 0], LOGITS[:, 1] - LOGITS[:, 0])),
 ]  # fmt: skip
 
 
@@ -76,7 +87,7 @@ def test_pseudo_values_have_the_error_of_a_mean():
     """For a mean over rows the jackknife's error is the usual one, up to how rows are blocked."""
     generator = torch.Generator().manual_seed(2)
     output, y = torch.randn(4000, 1, generator=generator), torch.zeros(4000, 1)
-    found = metric_of(lambda o, t: (o - t).square().mean(), None, "numbers")
+    found = metric_of(lambda o, t: (o - t).square().mean(), "minimize", "numbers")
     pseudo = found.pseudo_values(output, y)
     error = float(pseudo.std()) / len(pseudo) ** 0.5
     assert error == pytest.approx(float(output.square().std()) / 4000**0.5, rel=0.5)
@@ -92,7 +103,7 @@ def test_the_choice_is_by_the_metric_and_in_its_own_numbers(folds):
     given = {"space": Space(lr=Log(1e-3, 0.3)), "epochs": 8, "folds": folds, "refit": False}
     given["search"] = lambda space, plan: Random(space, count=5, budget=plan.epochs)
     most = tune(network, rows(), metric=size, direction="maximize", **given)
-    least = tune(network, rows(), metric=size, **given)
+    least = tune(network, rows(), metric=size, direction="minimize", **given)
     assert most.config["lr"] > 3 * least.config["lr"]
     assert most.config == max(most.history, key=lambda o: -o.score).trial.config
     assert most.audit.chosen_score > least.audit.chosen_score > 0
@@ -110,6 +121,36 @@ def test_a_search_by_a_scorer_reports_the_scorer():
     assert "of the chosen roc_auc" in str(result)
 
 
+class Higher(nn.Module):
+    """A metric in the manner of torchmetrics."""
+
+    higher_is_better = True
+
+    def forward(self, output, target):
+        return (output.argmax(1) == target).float().mean()
+
+
+def test_a_metric_that_knows_its_direction_needs_none():
+    study = optuna.create_study(direction="maximize")
+    assert metric_of(Higher(), None, "classes").maximised
+    assert not metric_of(nn.CrossEntropyLoss(), None, "classes").maximised
+    assert not metric_of(nn.functional.mse_loss, None, "numbers").maximised
+
+    def accuracy(output, target):
+        return (output.argmax(1) == target).float().mean()
+
+    given = {"space": SPACE, "budget": "2runs", "epochs": 2, "folds": 0, "refit": False}
+    result = tune(network, rows(), metric=accuracy, study=study, **given)
+    assert result.audit.maximised and 0 <= study.best_value <= 1
+
+
+def test_scorers_that_need_what_outputs_do_not_tell_are_refused_by_name():
+    with pytest.raises(InputError, match="from which output on the answer is the second"):
+        metric_of("accuracy", None, "custom").score(SINGLE, EITHER_SIGN)
+    with pytest.raises(InputError, match="the metric roc_auc failed on 40 validation rows"):
+        metric_of("roc_auc", None, "numbers").score(SINGLE, NUMBERS)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -119,7 +160,12 @@ def test_a_search_by_a_scorer_reports_the_scorer():
         ({"metric": "roc_auc", "direction": "minimize"}, "leave direction out"),
         ({"metric": "roc_auc", "direction": "up"}, "unknown direction"),
         ({"direction": "maximize"}, "give metric= too"),
-        ({"metric": lambda output, target: (output - target).sum()}, "the metric .* failed on"),
+        ({"metric": lambda output, target: 0.5}, "does not say which way is better"),
+        (
+            {"metric": lambda output, target: (output - target).sum(), "direction": "minimize"},
+            "the metric .* failed on",
+        ),
+        ({"metric": Higher(), "direction": "minimize"}, "says higher_is_better=True"),
     ],
 )
 def test_metrics_that_cannot_be_are_refused(given, message):

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 
+import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -198,6 +199,23 @@ def test_a_malformed_space_is_refused(entries, message):
 def test_a_malformed_range_is_refused(build, message):
     with pytest.raises(InputError, match=message):
         build()
+
+
+def test_values_of_a_choice_survive_a_journal():
+    sizes = [[64, 64], (32,), None, numpy.int64(3), numpy.float32(0.5), True, "a"]
+    choice = Choice(sizes)
+    assert choice.values == ((64, 64), (32,), None, 3, 0.5, True, "a")
+    assert Choice(numpy.array([4, 8])).values == (4, 8) == Choice(range(4, 9, 4)).values
+    for value in choice.values:
+        outcome = Outcome(Trial(0, {"size": value}, 1), 0.5)
+        again = Outcome.from_dict(json.loads(json.dumps(outcome.to_dict())))
+        assert again == outcome and choice.unit(again.trial.config["size"]) == choice.unit(value)
+
+
+@pytest.mark.parametrize("value", [dict, {"a": 1}, object(), len, [{1}]])
+def test_values_that_a_journal_cannot_hold_are_refused(value):
+    with pytest.raises(InputError, match="give numbers, strings, booleans, None or tuples"):
+        Choice([1, value])
 
 
 def test_a_space_survives_json_and_toml(tmp_path):

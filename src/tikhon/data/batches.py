@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,12 +70,16 @@ def opened(data: Any, name: str = "data") -> tuple[Batch | None, Iterable[Any] |
         return split((data.x, data.y), name), None
     if isinstance(data, TensorDataset):
         return split(tuple(data.tensors), name), None
+    if isinstance(data, list) and data and all(map(_is_row, data)):
+        return None, DataLoader(cast("Dataset[object]", data), batch_size=_READ)
     if isinstance(data, list) and data and all(map(_is_batch, data)):
         return None, data
     if isinstance(data, tuple | list | Mapping | Tensor | np.ndarray | PackedSequence):
         return split(data, name), None
     sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and sized:
+        return None, DataLoader(data, batch_size=_READ)
+    if isinstance(data, IterableDataset) and _is_row(next(iter(data), None)):
         return None, DataLoader(data, batch_size=_READ)
     if not isinstance(data, Iterable) or hasattr(data, "columns"):
         raise DataError(
@@ -127,6 +131,18 @@ def slices(order: Tensor, size: int) -> list[Tensor]:
     if len(parts) > 1 and size > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
+
+
+def _is_row(value: object) -> bool:
+    """One row of a data set: inputs in an array, and a number as the target."""
+    if isinstance(value, Mapping):
+        value = (*value.values(), next((value[k] for k in TARGETS if k in value), None))
+    if not isinstance(value, tuple | list) or len(value) < 2:
+        return False
+    first, target = value[0], value[-1]
+    return getattr(first, "ndim", 0) > 0 and (
+        isinstance(target, int | float) or getattr(target, "ndim", None) == 0
+    )
 
 
 def _is_batch(value: object) -> bool:

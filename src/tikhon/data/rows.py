@@ -40,6 +40,8 @@ def split(batch: Any, name: str = "data") -> Batch:
         *inputs, target = batch
         x = inputs[0] if len(inputs) == 1 else tuple(inputs)
         return as_tensors(x, f"{name} x"), as_tensors(target, f"{name} y")
+    except DataError:
+        raise
     except ValueError as error:  # numpy's, about rows of unequal length
         raise DataError(
             f"{name}: rows of unequal length cannot be one tensor ({error}); pad them, with "

@@ -31,7 +31,8 @@ class Stream:
     Rows in memory and data sets with a length are shuffled again each epoch and cut by `slices`.
     A loader over a data set with a length brings its own batch size, sampler, collation and
     workers; its random numbers of torch (order, augmentation) start from the seed and the epoch.
-    Other iterables can only be read onwards, again and again from their start.
+    Other iterables can only be read onwards, again and again from their start; an iterator, which
+    has a start but once, is read whole.
 
     Args:
         data: whatever `tikhon.data.batches.pair` takes; a loader is never read whole.
@@ -53,7 +54,7 @@ class Stream:
         self._open: Iterator[Batch] = iter(())
         batch, source = opened(data, name)
         self._cuts = source is not data  # by `slices`; a loader has cut its batches itself
-        if batch is not None or _only_shuffles(source):
+        if batch is not None or isinstance(source, Iterator) or _only_shuffles(source):
             self.held = pair(data, name=name)
             self.rows = length(self.held)
         else:
@@ -134,7 +135,9 @@ class Stream:
             shuffled = order(self.rows, seed=self.seed, epoch=epoch)
             cuts = [rows.tolist() for rows in self._cut(shuffled)]
             loader = DataLoader(loader.dataset, batch_sampler=cuts)
-        parts: list[Any] = [loader, getattr(loader, "sampler", None)]
+        cutter = getattr(loader, "batch_sampler", None)
+        parts: list[Any] = [loader, getattr(loader, "sampler", None), cutter]
+        parts.append(getattr(cutter, "sampler", None))
         for part in parts:
             if getattr(part, "generator", None) is not None:
                 part.generator.manual_seed(mixed(self.seed, epoch))

@@ -54,6 +54,11 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     for name in space.varying:
         entry = space.range(name)
         if isinstance(entry, Choice):
+            if any(isinstance(value, tuple) for value in entry.values):
+                raise InputError(
+                    f"space entry {name!r} holds tuples, which a study of Optuna cannot store: "
+                    "name them by strings, and look them up in build_model"
+                )
             found[name] = CategoricalDistribution(list(entry.values))
         elif isinstance(entry, Int):
             found[name] = IntDistribution(int(entry.low), int(entry.high), log=entry.log)

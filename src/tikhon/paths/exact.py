@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.errors import InputError
-from tikhon.paths.linear import Fit, LinearProblem, linear_loss
+from tikhon.paths.linear import SEPARATED, Fit, LinearProblem, linear_loss
 from tikhon.paths.penalised import FeaturePenalty
 from tikhon.paths.result import PathResult
 from tikhon.paths.solver import TOLERANCE, refit, solve
@@ -69,6 +69,14 @@ class LinearPath:
             outputs=self.targets.outputs,
             weights=None if self.weights is None else self.weights[rows],
         )
+
+    def separated(self, weights: Tensor | None, biases: Tensor | None) -> bool:
+        """Whether the last of these solutions tells the classes of all rows apart for certain."""
+        if self.targets.kind == "squared" or weights is None or biases is None:
+            return False
+        z = self.x.reshape(len(self.x), -1).double() @ weights[-1].T + biases[-1]
+        codes = self.targets.codes
+        return float(linear_loss(z, codes, self.targets.kind).mean()) < SEPARATED
 
     def scores(
         self,

@@ -16,6 +16,11 @@ from torch import Tensor
 
 Kind = Literal["squared", "logistic", "multinomial"]
 _CURVATURE = {"squared": 1.0, "logistic": 0.25, "multinomial": 0.5}
+SEPARATED = 1e-5  # mean loss of classes below which no weights are too large
+SEPARABLE = (
+    "the classes are separable, so that without a penalty the weights grow without end: they are "
+    "where the solver stopped; take a strength above 0"
+)
 _ROUNDING = 1e-13  # a spread below this share of the mean is rounding: the column is constant
 
 

@@ -18,6 +18,7 @@ from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
 from tikhon.errors import InputError, unknown
 from tikhon.paths.exact import LinearPath, follow, is_linear, strength_grid
+from tikhon.paths.linear import SEPARABLE
 from tikhon.paths.networks import network_path
 from tikhon.paths.penalised import followed
 from tikhon.paths.result import PathResult, Select
@@ -104,6 +105,9 @@ def path(
     held_out = None if valid is None else pair(valid, name="valid")
     if held_out is not None:
         held_out = one_tensor(held_out[0], name="valid", verb="path"), held_out[1]
+    weights = row_weights(sample_weight, len(x))
+    if weights is not None and not weights.all():  # a row of weight zero is not there
+        x, y, weights = x[weights > 0], y[weights > 0], weights[weights > 0]
     check_classes(y, None if held_out is None else held_out[1])
     strengths = _check_grid(strengths, smallest, folds, len(x))
     started = time.perf_counter()
@@ -113,7 +117,7 @@ def path(
         "folds": folds,
         "debias": debias,
         "positive": positive,
-        "sample_weight": None if sample_weight is None else list(map(float, sample_weight)),
+        "sample_weight": None if weights is None else weights.tolist(),
         "seed": seed,
     }
     data = (x, y, *(held_out or ()))
@@ -121,7 +125,6 @@ def path(
     keeper = _keeper(output, saving, penalty, build_model, data, asked)
     shared = {"valid": held_out, "strengths": strengths, "seed": seed, "keeper": keeper}
     if build_model is None or is_linear(build_model()):
-        weights = row_weights(sample_weight, len(x))
         given = LinearPath.of(
             build_model, x, y, penalty, weights=weights, positive=positive, debias=debias
         )
@@ -129,6 +132,8 @@ def path(
             given, build_model, folds=folds, smallest=smallest, on_progress=on_progress, **shared
         )
         _tell_unfinished(result)
+        if result.strengths[-1] == 0 and given.separated(result.coefficients, result.intercepts):
+            warnings.warn(SEPARABLE, stacklevel=2)
     else:
         if folds or strengths == "universal" or positive or debias or sample_weight is not None:
             raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tikhon.paths.linear import Fit, LinearProblem
+from tikhon.paths.linear import SEPARATED, Fit, LinearProblem
 from tikhon.paths.penalised import FeaturePenalty
 from tikhon.penalties import L2
 
@@ -36,7 +36,7 @@ def solve(
     taken, block = 0, 5
     while True:
         residual = _residual(problem, penalty, weight, bias)
-        if residual < tolerance or taken >= max_steps:
+        if residual < tolerance or taken >= max_steps or _endless(problem, penalty, weight, bias):
             return Fit(weight, problem.settled(bias), residual, taken)
         weight, bias = _accelerated(problem, penalty, weight, bias, block)
         for _ in range(4 if penalty.separable else 0):
@@ -46,6 +46,15 @@ def solve(
                 break
         taken += block
         block = min(3 * block // 2, 640)
+
+
+def _endless(
+    problem: LinearProblem, penalty: FeaturePenalty, weight: Tensor, bias: Tensor
+) -> bool:
+    """Whether the weights grow without end: classes told apart for certain, and no penalty."""
+    if problem.kind == "squared" or float(penalty.penalty.strength):
+        return False
+    return float(problem.loss(weight, bias)) < SEPARATED / 10
 
 
 def refit(problem: LinearProblem, support: Tensor, *, ridge: float = 1e-8) -> Fit:

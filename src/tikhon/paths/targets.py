@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,6 +81,8 @@ def row_weights(weights: object, rows: int) -> Tensor | None:
     """Sample weights as a tensor (rows,): finite, >= 0, not all 0."""
     if weights is None:
         return None
+    if not isinstance(weights, Tensor):
+        weights = np.array(weights, dtype=np.float64)  # a column of a frame, a list
     found = torch.as_tensor(weights, dtype=torch.float64).flatten()
     if len(found) != rows:
         raise InputError(

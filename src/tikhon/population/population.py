@@ -136,6 +136,8 @@ class Population:
     ) -> Tensor:
         if weights is not None and self.members == 1:
             kept = weights[0] > 0
+            if not kept.any():  # a batch of the held-out fold alone: nothing to learn
+                return torch.zeros_like(self.stack.flat[:1], requires_grad=True)
             x, y, weights = x[kept], y[kept], None
         if self.settings.mixup is None and weights is None and self.members == 1:
             return self.objective.mean(self.model(x), y, smoothing).view(1)

@@ -44,9 +44,30 @@ class RunDirectory:
     def create(self, *, overwrite: bool = False) -> None:
         """Make the folder and prove that it can be written, before any training.
 
-        Raises `InputError` when it is a file, already holds a run (unless `overwrite`) or holds
-        files of another kind, and `StorageError` when it cannot be written.
+        Raises as `check`, and `StorageError` when it cannot be written.
         """
+        self.check(overwrite=overwrite)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain(error, self.path, 0) from error
+        self.lock()
+        self._probe()
+        if overwrite:
+            self._clear()
+
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Raise `InputError` for a folder that no run can begin in, or be resumed in.
+
+        That is one that is a file, already holds a run (unless `overwrite`) or holds files of
+        another kind; to `resume`, one without an unfinished run. Nothing is written.
+        """
+        if resume:
+            if not self.exists:
+                raise InputError(f"nothing to resume: {self.path} holds no run")
+            if self.is_finished:
+                self.refuse_finished()
+            return
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output {self.path} is a file; give a folder")
         if self.exists and not overwrite:
@@ -60,14 +81,6 @@ class RunDirectory:
                 f"output {self.path} holds files that are not a run's ({other}); "
                 "choose a new folder"
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise explain(error, self.path, 0) from error
-        self.lock()
-        self._probe()
-        if overwrite:
-            self._clear()
 
     def take(
         self, config: Mapping[str, object], *, resume: bool = False, overwrite: bool = False
@@ -81,10 +94,7 @@ class RunDirectory:
             self.create(overwrite=overwrite)
             self.write(CONFIG, config)
             return
-        if not self.exists:
-            raise InputError(f"nothing to resume: {self.path} holds no run")
-        if self.is_finished:
-            self.refuse_finished()
+        self.check(resume=True)
         same_configuration(self.read(CONFIG), config)
         self.lock()
 

@@ -16,7 +16,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from tikhon.errors import unknown
-from tikhon.paths.linear import Kind
+from tikhon.paths.linear import SEPARABLE, SEPARATED, Kind
+from tikhon.regularizer.audit import warn
 from tikhon.sklearn.exact import solvable, solve_exactly
 from tikhon.sklearn.learning import Learner, Rows, answers, summed
 from tikhon.sklearn.network import (
@@ -112,11 +113,12 @@ class RegularizedNetwork(BaseEstimator, ABC):
         penalty = penalty_of(
             self.penalty, float(self.alpha), float(self.l1_ratio), linear=1 / unit
         )
-        objective, converged = solve_exactly(
-            network, rows, _SOLVERS[self._loss.name], penalty, again=again
-        )
+        kind = _SOLVERS[self._loss.name]
+        objective, converged = solve_exactly(network, rows, kind, penalty, again=again)
         if not converged:
             self._tell_unfinished("the solver of the linear model", depth=4)
+        elif kind != "squared" and objective < SEPARATED:
+            warnings.warn(SEPARABLE, ConvergenceWarning, stacklevel=3)
         self.loss_curve_.append(objective * unit**2)
         self.n_iter_ += 1
         self.best_loss_, self.alpha_ = objective * unit**2, float(self.alpha)
@@ -203,7 +205,11 @@ class RegularizedNetwork(BaseEstimator, ABC):
     def _standardize(self, rows: Rows) -> None:
         figures = {}
         if self.standardize:
-            figures["shift"], figures["scale"] = moments(rows.x, rows.weights)
+            with np.errstate(over="ignore"):
+                figures["shift"], figures["scale"] = moments(rows.x, rows.weights)
+            if not np.isfinite(figures["scale"]).all():
+                column = int(np.flatnonzero(~np.isfinite(figures["scale"]))[0])
+                raise ValueError(f"column {column} of X is too large to be squared: scale it")
         if self._numeric:
             with np.errstate(over="ignore"):
                 figures["offset"], unit = moments(rows.y, rows.weights)
@@ -214,7 +220,15 @@ class RegularizedNetwork(BaseEstimator, ABC):
             # otherwise one unit for all outputs: their shares in the loss stay as they are
             figures["unit"] = unit if self.standardize else np.full_like(unit, unit.max())
         for name, value in figures.items():
-            getattr(self.network_, name).copy_(torch.from_numpy(value))
+            buffer = getattr(self.network_, name)
+            buffer.copy_(torch.from_numpy(value))
+            held = buffer.numpy()
+            if not np.isfinite(held).all() or ((held == 0) & (value != 0)).any():
+                raise ValueError(
+                    f"{'y' if name in ('offset', 'unit') else 'X'} has a mean or deviation of "
+                    f"{np.abs(value).max():.3g}, beyond the float type of X ({held.dtype}): scale "
+                    "it, or give X as float64"
+                )
 
     def _train(
         self, X: Any, targets: np.ndarray, weights: np.ndarray, epochs: int, *, stops: bool = True
@@ -364,6 +378,11 @@ class RegularizedNetwork(BaseEstimator, ABC):
             raise ValueError(unknown("activation", self.activation, ACTIVATIONS))
         if self.penalty not in PENALTIES:
             raise ValueError(unknown("penalty", self.penalty, PENALTIES))
+        if self.penalty == "group_lasso" and self.l1_ratio:
+            warn(
+                f"l1_ratio={self.l1_ratio} is of penalty='elastic_net': penalty='group_lasso' "
+                "does not read it"
+            )
 
     # -- predicting ---------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tikhon.data.rows import call
 from tikhon.data.stream import Stream
 from tikhon.errors import unknown
 from tikhon.penalties import Penalty
@@ -73,9 +74,10 @@ def implicit_slopes(
     generator = torch.Generator().manual_seed(seed)
     with trained_function(model):
         inputs, target = Stream(train, size=batch_size, seed=seed).batch(0)
-        gradient = torch.autograd.grad(loss(model(inputs), target), params, create_graph=True)
+        value = loss(call(model, inputs), target)
+        gradient = torch.autograd.grad(value, params, create_graph=True)
         inputs, target = Stream(valid, size=batch_size, seed=seed).batch(0)
-        found = torch.autograd.grad(loss(model(inputs), target), params)
+        found = torch.autograd.grad(loss(call(model, inputs), target), params)
         slope = [_on_support(g, penalty, w) for g, penalty, w in zip(found, held, params)]
 
         def curved(direction: list[Tensor]) -> list[Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tikhon.data.rows import call, each
+
 _STATISTICS = ("running_", "moving_")  # how layers name the averages that eval mode goes by
 
 
@@ -25,10 +27,10 @@ def validation_gradient(
     """
     params = [p for p in model.parameters() if p.requires_grad]
     device = params[0].device
-    inputs, target = (_on(part, device) for part in batch)
+    inputs, target = each(batch, lambda part: part.to(device, non_blocking=True))
     devices = [device] if device.type == "cuda" else []
     with trained_function(model), torch.random.fork_rng(devices), torch.enable_grad():
-        value = loss(model(inputs), target)
+        value = loss(call(model, inputs), target)
         found = _gradients(value, params)
     gradients = {p: torch.zeros_like(p) if g is None else g for p, g in zip(params, found)}
     return value.detach(), gradients
@@ -73,7 +75,3 @@ def _gradients(value: Tensor, params: Sequence[nn.Parameter]) -> Sequence[Tensor
     finally:
         for p, grad in zip(params, kept):
             p.grad = grad
-
-
-def _on(part: Any, device: torch.device) -> Any:
-    return part.to(device, non_blocking=True) if isinstance(part, Tensor) else part

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from typing import Any
 
@@ -126,6 +126,9 @@ def fit(
         device,
         seconds_of(budget),
     )
+    if output is not None:  # before anything is trained
+        RunDirectory(output).check(resume=resume, overwrite=overwrite)
+    train = pair(train, name="train") if isinstance(train, Iterator) else train  # read but once
     held = None if valid is None else pair(valid, name="valid")
     tested = None if test is None else pair(test, name="test")
     with torch.random.fork_rng(devices=_cuda_devices()):

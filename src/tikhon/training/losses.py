@@ -41,7 +41,10 @@ class Loss:
     def __call__(self, output: Any, target: Any) -> Tensor:
         """The mean loss of a batch, 0-d. Raises `InputError` for shapes that do not agree."""
         output, target = self.agreed(output, target)
-        value = self.function(output, target)
+        try:
+            value = self.function(output, target)
+        except IndexError as error:
+            raise self._told(error, output, target) from error
         if value.ndim:
             raise InputError(
                 f"the loss {self.name} returned shape {tuple(value.shape)}, one number is needed; "
@@ -55,7 +58,21 @@ class Loss:
             pairs = zip(output.split(1), target.split(1))
             return torch.stack([self(o, t) for o, t in pairs])
         output, target = self.agreed(output, target)
-        return self.entries(output, target).reshape(len(output), -1).mean(1)
+        try:
+            return self.entries(output, target).reshape(len(output), -1).mean(1)
+        except IndexError as error:
+            raise self._told(error, output, target) from error
+
+    def _told(self, error: IndexError, output: Any, target: Any) -> Exception:
+        """Torch's "Target -1 is out of bounds", with what to do; other errors as they are."""
+        if self.kind != "classes" or target.is_floating_point():
+            return error
+        found = f"{int(target.min())} to {int(target.max())}"
+        return InputError(
+            f"{self.name} needs classes numbered 0 to {output.shape[1] - 1}, one for each output, "
+            f"received classes {found}: number them anew, such as by "
+            "y = torch.unique(y, return_inverse=True)[1]"
+        )
 
     def agreed(self, output: Any, target: Any) -> tuple[Any, Any]:
         """Output and target in the shapes and types that the loss compares."""

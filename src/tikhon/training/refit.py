@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from tikhon.data.rows import join
 from tikhon.errors import InputError
@@ -20,6 +21,11 @@ from tikhon.training.recipe import Auto, Recipe
 
 def check_refit(training: Training) -> None:
     """Raise `InputError` where a refit could not repeat the training."""
+    if isinstance(training.settings.optimizer, Optimizer):
+        raise InputError(
+            "refit trains a second model from the same start, and this optimizer is bound to the "
+            "first: give its name, or a factory of the parameters"
+        )
     if training.stream.held is None:
         raise InputError("refit joins train and valid in memory: give rows, not a loader")
     if training.valid is None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tikhon.errors import InputError, unknown
+from tikhon.layers.edit import replace_dropout
+from tikhon.layers.noise import NoiseLayer
 from tikhon.options import training_fields
+from tikhon.regularizer.audit import warn
 from tikhon.tuning.space import KNOWN, Choice, Space
 from tikhon.tuning.trials import Value
 
 Config = Mapping[str, Value]
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_GIVEN = (inspect.Parameter.POSITIONAL_ONLY, *_NAMED)
+_TRIED = 4  # values of a choice whose models are compared
 WHOLE = ("config", "params", "trial", "hp")  # names under which a configuration is passed whole
 
 
@@ -25,7 +33,8 @@ class Builder:
     A parameter named as an entry of the space receives that entry. One that no entry is named
     after, if it is the only one without a default or is called config, params, trial or hp,
     receives the whole configuration, a mapping. `**kwargs` receive the entries that only a builder
-    can know. `space` are the names that there are.
+    can know. `space` are the names that there are. Fixed dropout of torch becomes dropout whose
+    rate moves, where the space varies it.
 
     >>> build = Builder(lambda width=8, **others: (width, others), {"lr", "width", "depth"})
     >>> build({"lr": 0.1, "width": 4, "depth": 2})
@@ -33,6 +42,11 @@ class Builder:
     """
 
     def __init__(self, build_model: Callable[..., nn.Module], space: Mapping[str, Any] | set[str]):
+        if isinstance(build_model, nn.Module):
+            raise InputError(
+                f"build_model must build a fresh model each time it is called, received a model "
+                f"({type(build_model).__name__}): give lambda: copy.deepcopy(model)"
+            )
         if not callable(build_model):
             raise InputError(
                 f"build_model must be a function or a class, received {build_model!r}"
@@ -40,17 +54,16 @@ class Builder:
         self.build_model = build_model
         self.read: set[str] = set()
         parameters = _parameters(build_model)
-        named = [p for p in parameters if p.kind in _NAMED and p.name not in WHOLE]
+        named = [p for p in parameters if p.kind in _GIVEN and p.name not in WHOLE]
         self.names = {p.name for p in named} & set(space)
+        self.placed = [p for p in parameters if p.kind is p.POSITIONAL_ONLY]
         self.rest = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self.whole = self._whole(parameters)
         placed = {self.whole.name} if self.whole is not None else set()
         self.needed = [
             p.name
             for p in parameters
-            if p.default is p.empty
-            and p.kind in (*_NAMED, p.POSITIONAL_ONLY)
-            and p.name not in self.names | placed
+            if p.default is p.empty and p.kind in _GIVEN and p.name not in self.names | placed
         ]
 
     def _whole(self, parameters: list[inspect.Parameter]) -> inspect.Parameter | None:
@@ -70,32 +83,73 @@ class Builder:
                 f"build_model needs {', '.join(missing)}, which the space does not hold: add "
                 "Choice, Int, Log or Uniform entries of these names, or give them defaults"
             )
-        named = {name: config[name] for name in self.names if name in config}
+        named: dict[str, Any] = {n: config[n] for n in self.names if n in config}
         if self.rest:
             others = {n: v for n, v in config.items() if n not in KNOWN and n not in named}
             named |= others
         self.read |= set(named)
-        if self.whole is None:
-            return self.build_model(**named)
-        whole = _Watched(config, self.read)
-        if self.whole.kind is self.whole.KEYWORD_ONLY:
-            return self.build_model(**{self.whole.name: whole}, **named)
-        return self.build_model(whole, **named)
+        if self.whole is not None:
+            named[self.whole.name] = _Watched(config, self.read)
+        model = self.build_model(*self._places(named), **named)
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"build_model must return a torch module, it returned {_shown(model)}"
+            )
+        if "dropout" in config:
+            _let_dropout_move(model)
+        return model
+
+    def _places(self, named: dict[str, Any]) -> list[Any]:
+        """What goes by position, taken out of `named`: up to the first parameter left out."""
+        found = []
+        for parameter in self.placed:
+            if parameter.name not in named and parameter.default is parameter.empty:
+                break
+            found.append(named.pop(parameter.name, parameter.default))
+        return found
 
     def check(self, space: Space, default: Config) -> None:
         """Raise `InputError` for an entry that neither the builder nor the training reads.
 
         The model of the default configuration is built, and as many others as show which entries
-        are read under some choices alone.
+        are read under some choices alone. An entry that is accepted and changes nothing in any of
+        them is warned of.
         """
+        first, second = _built(self, default), _built(self, default)
+        if first is second or set(first.parameters()) & set(second.parameters()):
+            raise InputError(
+                "build_model returned the same parameters twice, so that each trial would go on "
+                "training those of the one before: build a fresh model, or return "
+                "copy.deepcopy(model)"
+            )
         wanted = {name for name in space if name not in KNOWN}
         for config in _several(space, default):
             if wanted <= self.read:
-                return
+                break
             self(config)
-        lost = sorted(wanted - self.read)
-        if lost:
+        if lost := sorted(wanted - self.read):
             raise InputError(self._lost(lost[0]))
+        for name in sorted(wanted & set(space.varying)):
+            if not self._matters(space, default, name):
+                warn(
+                    f"tune: build_model accepts {name}, and builds the same model whatever it is: "
+                    f"if nothing else reads it, the values of {name} that are reported mean "
+                    "nothing"
+                )
+
+    def _matters(self, space: Space, default: Config, name: str) -> bool:
+        """Whether two values of an entry make models that differ in anything that can be seen."""
+        known = space.range(name)
+        values = known.values if isinstance(known, Choice) else known.grid(2)
+        values = list(dict.fromkeys(values))[:_TRIED]
+        upper = {n: space.range(n).at(1.0) for n in space.varying}
+        others = _several(space, space.resolved({**space.fixed, **upper}))
+        for base in itertools.chain(_several(space, default), others):
+            if name in base and len(values) > 1:
+                models = [_built(self, {**base, name: value}) for value in values]
+                if any(not _same(models[0], other) for other in models[1:]):
+                    return True
+        return len(values) < 2
 
     def _lost(self, name: str) -> str:
         told = {option: found.search for option, found, _ in training_fields()}
@@ -117,6 +171,52 @@ def _parameters(build_model: Callable[..., Any]) -> list[inspect.Parameter]:
         return []
 
 
+def _built(build: Builder, config: Config) -> nn.Module:
+    """A model whose random numbers are always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(config)
+
+
+def _same(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two models agree in their modules, their tensors and what the modules hold."""
+    pairs = list(zip(first.modules(), second.modules()))
+    if str(first) != str(second) or any(type(a) is not type(b) for a, b in pairs):
+        return False
+    mine, other = first.state_dict(), second.state_dict()
+    if mine.keys() != other.keys() or not all(_equal(mine[n], other[n]) for n in mine):
+        return False
+    return all(_equal(_own(a), _own(b)) for a, b in pairs)
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module's own."""
+    return {n: v for n, v in vars(module).items() if not n.startswith("_")}
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.shape == second.shape and torch.equal(first, second)
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(
+            _equal(v, second[k]) for k, v in first.items()
+        )
+    if isinstance(first, torch.Generator):
+        return isinstance(second, torch.Generator)
+    return type(first) is type(second) and bool(first == second)
+
+
+def _let_dropout_move(model: nn.Module) -> None:
+    """Torch's own dropout, where that is all there is, as layers whose rate can be set."""
+    if not any(isinstance(module, NoiseLayer) for module in model.modules()):
+        with contextlib.suppress(ValueError):  # none to be replaced: the population says so
+            replace_dropout(model)
+
+
+def _shown(value: object) -> str:
+    return "None: is a return missing?" if value is None else repr(value)
+
+
 def _several(space: Space, default: Config) -> Iterator[Config]:
     yield default
     full = {name: space.range(name).at(0.0) for name in space.varying} | dict(default)
@@ -129,8 +229,8 @@ def _several(space: Space, default: Config) -> Iterator[Config]:
         yield space.resolved({**space.fixed, **full, **space.needed(name)})
 
 
-class _Watched(Mapping[str, Value]):
-    """A configuration that remembers which of its entries were read."""
+class _Watched(MutableMapping[str, Value]):
+    """A configuration of the builder's own that remembers which of its entries were read."""
 
     def __init__(self, config: Config, read: set[str]) -> None:
         self._config, self._read = dict(config), read
@@ -139,6 +239,16 @@ class _Watched(Mapping[str, Value]):
         if name in self._config:
             self._read.add(name)
         return self._config[name]
+
+    def __setitem__(self, name: str, value: Value) -> None:
+        self._config[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._config[name]
+
+    def copy(self) -> _Watched:
+        """Another one, whose reads count too."""
+        return _Watched(self._config, self._read)
 
     def __getattr__(self, name: str) -> Any:  # config.width, as of a namespace
         if name.startswith("_") or name not in self._config:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tikhon.data.splits import dealt
 from tikhon.errors import InputError, unknown
@@ -38,7 +38,7 @@ class Metric:
             return math.nan
         try:
             return self.own(float(self.function(output, y)))
-        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
             raise InputError(
                 f"the metric {self.name} failed on {len(y)} validation rows, with outputs of "
                 f"shape {tuple(output.shape)} and targets of shape {tuple(y.shape)}: {error}"
@@ -64,9 +64,11 @@ class Metric:
 def metric_of(metric: Any, direction: str | None, kind: Kind) -> Metric:
     """From the name of a scikit-learn scorer, a scorer, or a function of (output, target).
 
-    Raises `InputError` for an unknown name, a direction that a scorer contradicts, and functions
-    of `sklearn.metrics`, which take (y_true, y_pred) of labels or of probabilities: a scorer says
-    which.
+    A function needs a direction, unless it is a loss of torch or tells it as `higher_is_better`.
+
+    Raises `InputError` for an unknown name, a missing direction, one that a scorer contradicts,
+    and functions of `sklearn.metrics`, which take (y_true, y_pred) of labels or of probabilities:
+    a scorer says which.
     """
     if direction is not None and direction not in DIRECTIONS:
         raise InputError(unknown("direction", direction, DIRECTIONS))
@@ -87,7 +89,33 @@ def metric_of(metric: Any, direction: str | None, kind: Kind) -> Metric:
             f"does: give the name of its scorer, or sklearn.metrics.make_scorer({name})"
         )
     function = cast("Callable[[Tensor, Tensor], float]", metric)
-    return Metric(name, function, direction == "maximize")
+    return Metric(name, function, _direction(metric, name, direction) == "maximize")
+
+
+def _direction(metric: Any, name: str, direction: str | None) -> str:
+    """Which way is better: as given, or as the metric itself knows."""
+    higher = getattr(metric, "higher_is_better", None)  # of torchmetrics
+    if isinstance(higher, bool):
+        own = DIRECTIONS[higher]
+        if direction not in (None, own):
+            raise InputError(
+                f"the metric {name} says higher_is_better={higher}, but direction={direction!r}: "
+                "leave direction out"
+            )
+        return own
+    if direction is None and not _is_loss(metric):
+        raise InputError(
+            f"the metric {name} does not say which way is better: give direction='maximize' or "
+            "direction='minimize'"
+        )
+    return direction or "minimize"
+
+
+def _is_loss(metric: Any) -> bool:
+    """Whether it is a loss of torch."""
+    return isinstance(metric, nn.modules.loss._Loss) or (
+        getattr(metric, "__module__", "") == "torch.nn.functional"
+    )
 
 
 def _scorer(name: str, scorer: Any, direction: str | None, kind: Kind) -> Metric:
@@ -106,17 +134,21 @@ def _scorer(name: str, scorer: Any, direction: str | None, kind: Kind) -> Metric
 
 def _answers(output: Tensor, y: Tensor, kind: Kind) -> tuple[Any, np.ndarray]:
     """Outputs as an estimator that has already answered, and its targets."""
+    if kind == "custom" and output.numel() == y.numel() and len(y.unique()) == 2:
+        return _Ranks(output.reshape(-1).double().numpy()), (y == y.max()).reshape(-1).numpy()
     if kind == "numbers" or (kind == "custom" and y.is_floating_point()):
         return _Numbers(output.reshape(y.shape).double().numpy()), y.double().numpy()
+    if kind == "binary" and y.ndim == 2 and y.shape[1] > 1:
+        return _Labels(output.reshape(y.shape).double().numpy()), (y > 0.5).long().numpy()
     if kind == "binary" or output.numel() == y.numel():
-        positive = output.reshape(-1).double().sigmoid()
-        shares = torch.stack([1 - positive, positive], dim=1)
-        return _Classes(shares.numpy()), (y.reshape(-1) > 0.5).long().numpy()
+        logit = output.reshape(-1).double()
+        both = torch.stack([torch.zeros_like(logit), logit], dim=1)
+        return _Classes(both.numpy()), (y.reshape(-1) > 0.5).long().numpy()
     known = y.argmax(1) if y.is_floating_point() else y
-    shares = output.double().softmax(1)
-    if shares.ndim > 2:  # positions: (rows, classes, ...)
-        shares = shares.movedim(1, -1).reshape(-1, shares.shape[1])
-    return _Classes(shares.numpy()), known.reshape(-1).numpy()
+    logits = output.double()
+    if logits.ndim > 2:  # positions: (rows, classes, ...)
+        logits = logits.movedim(1, -1).reshape(-1, logits.shape[1])
+    return _Classes(logits.numpy()), known.reshape(-1).numpy()
 
 
 class _Answered:
@@ -150,14 +182,59 @@ class _Numbers(_Answered):
         return self.answers
 
 
-class _Classes(_Answered):
+class _Ranks(_Numbers):
+    """What a loss of the user's own makes of two classes: an order, without a threshold."""
+
+    classes_ = np.array([False, True])
+
+    def decision_function(self, x: Any) -> np.ndarray:
+        """The outputs."""
+        return self.answers
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Unknown."""
+        raise ValueError(
+            "with a loss of your own nobody knows from which output on the answer is the second "
+            "class: give a function of (output, target), or the loss by name ('bce')"
+        )
+
+
+class _Labels(_Answered):
+    """Logits of labels that do not exclude each other, (rows, labels)."""
+
     def __init__(self, answers: np.ndarray) -> None:
         super().__init__(answers)
         self.classes_ = np.arange(answers.shape[1])
 
+    def decision_function(self, x: Any) -> np.ndarray:
+        """(rows, labels)."""
+        return self.answers
+
+    def predict_proba(self, x: Any) -> np.ndarray:
+        """(rows, labels)."""
+        return torch.from_numpy(self.answers).sigmoid().numpy()
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Whether each label is more probable than not."""
+        return (self.answers > 0).astype(int)
+
+
+class _Classes(_Answered):
+    """Logits (rows, classes)."""
+
+    def __init__(self, answers: np.ndarray) -> None:
+        super().__init__(answers)
+        self.classes_ = np.arange(answers.shape[1])
+
+    def decision_function(self, x: Any) -> np.ndarray:
+        """(rows,) log-odds of two classes, otherwise (rows, classes)."""
+        if len(self.classes_) == 2:
+            return self.answers[:, 1] - self.answers[:, 0]
+        return self.answers
+
     def predict_proba(self, x: Any) -> np.ndarray:
         """(rows, classes)."""
-        return self.answers
+        return torch.from_numpy(self.answers).softmax(1).numpy()
 
     def predict(self, x: Any) -> np.ndarray:
         """The most probable class."""

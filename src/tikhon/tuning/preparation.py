@@ -7,16 +7,18 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn, optim
+from torch.utils.data import DataLoader
 
-from tikhon.errors import InputError
+from tikhon.errors import InputError, unknown
 from tikhon.layers.noise import NoiseLayer
 from tikhon.paths.targets import fold_rows
 from tikhon.population.losses import Objective
 from tikhon.runs.run_directory import JOURNAL
+from tikhon.training.settings import OPTIMIZERS
 from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.metric import metric_of
 from tikhon.tuning.runners import Config, Job
@@ -33,6 +35,20 @@ def default_space(make: Callable[[Config], nn.Module]) -> Space:
     return Space(**entries)
 
 
+def optimizer_of(given: Any) -> Callable[..., optim.Optimizer]:
+    """The factory behind a name or a class; each trial builds one of its own."""
+    if isinstance(given, str):
+        if given not in OPTIMIZERS:
+            raise InputError(unknown("optimizer", given, OPTIMIZERS))
+        return OPTIMIZERS[given]
+    if isinstance(given, optim.Optimizer) or not callable(given):
+        raise InputError(
+            "optimizer must be a name, a class or a factory, because each trial builds one of its "
+            f"own; received {type(given).__name__} (give torch.optim.AdamW, or 'adamw')"
+        )
+    return cast("Callable[..., optim.Optimizer]", given)
+
+
 def make_job(
     make: Callable[[Config], nn.Module],
     x: Tensor,
@@ -47,18 +63,22 @@ def make_job(
     seed: int,
     metric: Any = None,
     direction: str | None = None,
+    loader: DataLoader[Any] | None = None,
 ) -> Job:
     """The rows to train on and to score by, the lengths, the loss."""
     if folds is not None and (folds < 0 or folds == 1):
         raise InputError(f"folds must be 0 (a held-out part) or at least 2, received {folds}")
     folds = 0 if valid is not None else (3 if len(x) < FEW else 0) if folds is None else folds
-    kept = None
+    kept = place = None
     if folds:
         kept = torch.ones(folds, len(x))
         for fold, (_, test) in enumerate(fold_rows(y, folds, seed)):
             kept[fold, test] = 0
     elif valid is None:
         train, test = fold_rows(y, 5, seed)[0]
+        if loader is not None:
+            place = torch.full((len(x),), -1)
+            place[train] = torch.arange(len(train))
         x, y, valid = x[train], y[train], (x[test], y[test])
     rows = len(x)
     batch_size = batch_size or (32 if rows < 1_000 else 64 if rows < 10_000 else 128)
@@ -78,6 +98,8 @@ def make_job(
         optimizer=optimizer,
         seed=seed,
         metric=None if metric is None else metric_of(metric, direction, objective.loss.kind),
+        loader=loader,
+        place=place,
     )
 
 
@@ -87,7 +109,7 @@ def all_rows(
     """The job of the refit: training and validation rows together."""
     if valid is not None:
         x, y = torch.cat([x, valid[0]]), torch.cat([y, valid[1]])
-    return replace(job, x=x.to(device), y=y.to(device), valid=None, kept=None)
+    return replace(job, x=x.to(device), y=y.to(device), valid=None, kept=None, place=None)
 
 
 def open_journal(
@@ -113,4 +135,6 @@ def open_journal(
     }
     if job.metric is not None:
         header["metric"] = job.metric.name
+    if job.loader is not None:
+        header["sampler"] = type(job.loader.sampler).__name__
     return SearchJournal(Path(output) / JOURNAL, header, resume=resume)

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
+from torch.utils.data import DataLoader
 
-from tikhon.data.batches import order, slices
 from tikhon.population.batched import Unsupported
 from tikhon.population.decay import ReplayedDecay
 from tikhon.population.hyperparameters import Settings
 from tikhon.population.losses import Objective, mean_over
 from tikhon.population.population import Population
 from tikhon.runs.interrupt import Stopped
+from tikhon.tuning.draws import Draws
 from tikhon.tuning.metric import Metric
 from tikhon.tuning.space import KNOWN
 from tikhon.tuning.trials import Outcome, Trial, Value
@@ -51,6 +52,8 @@ class Job:
     optimizer: Callable[..., optim.Optimizer] = optim.AdamW
     seed: int = 0
     metric: Metric | None = None  # what trials are compared by, if not by the loss
+    loader: DataLoader[Any] | None = None  # draws the rows, where they are not only shuffled,
+    place: Tensor | None = None  # and where those that it draws are among `x`: see `Draws`
 
     @property
     def scored(self) -> tuple[Tensor, Tensor]:
@@ -65,7 +68,12 @@ class Job:
     @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch."""
-        return len(slices(torch.arange(len(self.x)), self.batch_size))
+        return self.draws.batches
+
+    @property
+    def draws(self) -> Draws:
+        """Which rows each batch trains on."""
+        return Draws(len(self.x), self.batch_size, self.seed, self.loader, self.place)
 
     @property
     def checks(self) -> int:
@@ -263,12 +271,12 @@ def _row(state: State, fold: int) -> State:
 
 def train_epoch(job: Job, population: Population, kept: Tensor | None, epoch: int) -> Tensor:
     """All batches of one epoch; (members,) sum of their losses (non-finite if any was)."""
-    permutation = order(len(job.x), seed=job.seed, epoch=epoch).to(job.x.device)
-    sizes = [len(part) for part in slices(permutation, job.batch_size)]
-    xs, ys = job.x[permutation].split(sizes), job.y[permutation].split(sizes)
-    weights = [None] * len(sizes) if kept is None else kept[:, permutation].split(sizes, dim=1)
+    batches = job.draws.epoch(epoch)
+    drawn, sizes = torch.cat(batches).to(job.x.device), [len(batch) for batch in batches]
+    xs, ys = job.x[drawn].split(sizes), job.y[drawn].split(sizes)
+    weights = [None] * len(sizes) if kept is None else kept[:, drawn].split(sizes, dim=1)
     total = torch.zeros(population.members, device=job.x.device)
-    step = epoch * len(sizes)
+    step = epoch * job.steps_per_epoch
     for x, y, weight in zip(xs, ys, weights):
         total += population.step(x, y, weight, step, seed=noise_seed(job.seed, step))
         if population.decay is not None and population.decay.due(step):

@@ -56,7 +56,7 @@ class Range(ABC):
         return Conditional(
             self,
             {
-                name: (wanted,) if isinstance(wanted, str | int | float) else tuple(wanted)
+                name: (wanted,) if isinstance(wanted, str | int | float | None) else tuple(wanted)
                 for name, wanted in conditions.items()
             },
         )
@@ -198,7 +198,7 @@ class Int(_Interval):
 
 @dataclass(frozen=True)
 class Choice(Range):
-    """One of the given values (numbers, strings or booleans).
+    """One of the given values: numbers, strings, booleans, None, or tuples of these.
 
     With `ordered` neighbours in the list are alike: a search steps from one to the next, and a
     choice at an end of the list is told as an edge of the space.
@@ -212,11 +212,13 @@ class Choice(Range):
     kind: ClassVar[str] = "choice"
 
     def __post_init__(self) -> None:
-        if isinstance(self.values, str) or not isinstance(self.values, Sequence):
-            raise InputError(f"Choice takes a list of values, received {self.values!r}")
-        if not self.values:
+        values: Any = self.values
+        values = values.tolist() if hasattr(values, "tolist") else values  # an array
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise InputError(f"Choice takes a list of values, received {values!r}")
+        if not values:
             raise InputError("Choice([]): give at least one value")
-        object.__setattr__(self, "values", tuple(self.values))
+        object.__setattr__(self, "values", tuple(map(_plain, values)))
 
     def at(self, unit: float) -> Value:
         """The value whose cell holds `unit`."""
@@ -234,6 +236,20 @@ class Choice(Range):
         """JSON-able."""
         ordered = {"ordered": True} if self.ordered else {}
         return {"kind": self.kind, "values": list(self.values), **ordered}
+
+
+def _plain(value: Any) -> Any:
+    """A value of a choice as a journal can hold it and a comparison find it again."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if not isinstance(value, bool | int | float | str | None) and hasattr(value, "item"):
+        value = value.item()  # numpy's
+    if not isinstance(value, bool | int | float | str | None):
+        raise InputError(
+            f"Choice holds {value!r}: give numbers, strings, booleans, None or tuples of these, "
+            "which a journal can hold, and let build_model look up what they stand for"
+        )
+    return value
 
 
 Entry = Range | Conditional | Value

@@ -11,6 +11,15 @@ from tikhon.tuning.space import Choice, Conditional, Int, Log
 from tikhon.tuning.trials import History, Trial, Value
 
 
+def direction_of(study: Any, metric: Any) -> str | None:
+    """Which way the study goes, for a metric that does not say itself: a function."""
+    directions = getattr(study, "directions", ())
+    own = isinstance(metric, str) or hasattr(metric, "_score_func")
+    if metric is None or own or len(directions) != 1:
+        return None
+    return directions[0].name.lower()
+
+
 @dataclass(frozen=True, eq=False)
 class StudySearch(Search):
     """`count` full trainings proposed by an Optuna study, which is told how each of them ended.
@@ -87,7 +96,10 @@ class StudySearch(Search):
     def _suggested(self, trial: Any, name: str) -> Value:
         entry = self.space.range(name)
         if isinstance(entry, Choice):
-            return trial.suggest_categorical(name, list(entry.values))
+            if not any(isinstance(value, tuple) for value in entry.values):
+                return trial.suggest_categorical(name, list(entry.values))
+            named = {str(value): value for value in entry.values}  # a study holds no tuples
+            return named[trial.suggest_categorical(name, list(named))]
         if isinstance(entry, Int):
             return trial.suggest_int(name, int(entry.low), int(entry.high), log=entry.log)
         low, high = entry.at(0.0), entry.at(1.0)

@@ -76,7 +76,7 @@ class Outcome:
     def from_dict(cls, row: Mapping[str, Any]) -> Outcome:
         """The inverse of `to_dict`."""
         return cls(
-            trial=Trial(row["id"], row["config"], row["budget"], row["parent"]),
+            trial=Trial(row["id"], _config(row["config"]), row["budget"], row["parent"]),
             score=_number(row["score"]),
             seconds=row["seconds"],
             error=_number(row["error"]),
@@ -84,6 +84,15 @@ class Outcome:
             curve=tuple((epoch, _number(loss)) for epoch, loss in row["curve"]),
             strengths={name: _number(value) for name, value in row["strengths"].items()},
         )
+
+
+def _config(row: Mapping[str, Any]) -> dict[str, Value]:
+    """A configuration from JSON, which has lists for tuples."""
+    return {name: _tupled(value) for name, value in row.items()}
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
 
 
 class History(tuple[Outcome, ...]):

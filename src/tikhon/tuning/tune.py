@@ -25,6 +25,7 @@ from tikhon.training.losses import name_of
 from tikhon.training.recipe import Recipe
 from tikhon.tuning.builder import Builder
 from tikhon.tuning.choice import Audit, audit, choose, near_best
+from tikhon.tuning.draws import batch_size_of, read
 from tikhon.tuning.ensemble import Average
 from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.plan import Plan, default_config, make_plan
@@ -33,6 +34,7 @@ from tikhon.tuning.preparation import (
     default_space,
     make_job,
     open_journal,
+    optimizer_of,
 )
 from tikhon.tuning.repetition import recipe_of, settings_of
 from tikhon.tuning.runners import (
@@ -48,7 +50,7 @@ from tikhon.tuning.searches import Halving, Search, SpaceFilling
 from tikhon.tuning.session import DEFAULT, TOP, Session, searched
 from tikhon.tuning.space import Space
 from tikhon.tuning.states import States
-from tikhon.tuning.study import StudySearch
+from tikhon.tuning.study import StudySearch, direction_of
 from tikhon.tuning.trials import History, Outcome
 
 
@@ -190,7 +192,7 @@ def tune(
     folds: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
-    optimizer: Callable[..., optim.Optimizer] = optim.AdamW,
+    optimizer: str | Callable[..., optim.Optimizer] = "adamw",
     device: str = "cpu",
     refit: bool = True,
     runner: Callable[[Job, int], PopulationRunner] = PopulationRunner,
@@ -208,13 +210,15 @@ def tune(
         build_model: a function or class that returns a fresh model. Its parameters that are named
             as entries of the space receive them, `**kwargs` the rest of those that training does
             not know; a single other one (or one called config) receives the whole configuration.
-        train: (x, y), a loader, a data set or its name.
+        train: (x, y), a loader, a data set or its name. The rows are read once; a loader brings
+            its batch size and its sampler, which draws again each epoch.
         valid: rows for the scores. Without it a fifth of `train` is held out, or with fewer than
             2,500 rows 3 folds are made.
         loss: as for `fit`: a name, a function or module of torch, or a callable; a mean over rows.
         metric: what trials are compared by, if not by the loss: the name of a scikit-learn scorer
             ("roc_auc", "f1_macro"), a scorer, or a function of (output, target) as the loss is.
-        direction: of a function, "minimize" (the default) or "maximize"; scorers are maximised.
+        direction: of a function, "minimize" or "maximize"; by default that of the study, of a
+            loss of torch, of its `higher_is_better`. Scorers are maximised.
         space: what varies; by default dropout (if the model has it), lr, and weight_decay="auto".
         budget: "60s", "5m" (of wall time), or "200runs": so many configurations, of which
             halving trains most in part.
@@ -223,7 +227,7 @@ def tune(
         study: an Optuna study that proposes the trials, each trained in full, and is told of them.
         folds: number of folds, 0 for a held-out part.
         epochs, batch_size: length of a full training; by default from the number of rows.
-        optimizer: class of an optimizer that acts entry by entry.
+        optimizer: the name, class or factory of an optimizer that acts entry by entry.
         device: where to train.
         refit: train the best configurations again on all rows.
         runner: what trains the trials: called with the job and the chunk size.
@@ -242,7 +246,7 @@ def tune(
     (['lr'], True)
     """
     started = time.perf_counter()
-    x, y = pair(train, name="train")
+    x, y, loader = read(train)
     x = one_tensor(x, name="train", verb="tune")
     held_out = None if valid is None else pair(valid, name="valid")
     if held_out is not None:
@@ -259,12 +263,13 @@ def tune(
         loss,
         folds,
         epochs,
-        batch_size,
-        optimizer,
+        batch_size or batch_size_of(train),
+        optimizer_of(optimizer),
         device,
         seed,
         metric,
-        direction,
+        direction or direction_of(study, metric),
+        loader,
     )
     journal = open_journal(output, resume, space, job, budget)
     plan = _plan(job, space, budget, journal)

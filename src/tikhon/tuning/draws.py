@@ -1,0 +1,139 @@
+"""Which rows each batch of a search trains on: shuffled, or as the user's loader draws them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
+
+from tikhon.data.batches import once, pair
+from tikhon.data.stream import Stream
+from tikhon.errors import DataError
+from tikhon.regularizer.audit import warn
+
+_READ = 256  # rows of a batch in which a data set is read whole
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """The stream of batches over the numbers of the rows.
+
+    `loader` draws such numbers as the user's own draws rows; `place` says where each of them is
+    among the rows that train, -1 for those that are held out.
+    """
+
+    rows: int
+    size: int
+    seed: int
+    loader: DataLoader[Any] | None = None
+    place: Tensor | None = None
+
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch."""
+        count = self._stream().batches
+        assert count is not None
+        return count
+
+    def epoch(self, number: int) -> list[Tensor]:
+        """The row numbers of every batch of an epoch."""
+        found = [rows for rows, _ in self._stream().epoch(number)]
+        if self.place is None:
+            return found
+        left = [kept[kept >= 0] for kept in (self.place[rows] for rows in found)]
+        return [rows for rows in left if len(rows) > 1]  # one row alone cannot be normalised
+
+    def _stream(self) -> Stream:
+        numbers = torch.arange(self.rows)
+        data = (numbers, numbers) if self.loader is None else self.loader
+        return Stream(data, size=self.size, seed=self.seed)
+
+
+def read(train: Any, *, name: str = "train") -> tuple[Any, Tensor, DataLoader[Any] | None]:
+    """(inputs, targets, a loader of row numbers): the rows of whatever the user calls data.
+
+    The loader is None where rows are only shuffled. Warns of a data set whose rows differ each
+    time they are read; raises `DataError` for a sampler over rows that the collation multiplies.
+    """
+    _warn_of_random_rows(train)
+    if not isinstance(train, DataLoader) or isinstance(train.dataset, IterableDataset):
+        return (*pair(train, name=name), None)
+    if _shuffles(train) or train.batch_sampler is None:
+        return (*pair(train, name=name), None)
+    rows: Any = train.dataset
+    whole = DataLoader(rows, _READ, collate_fn=train.collate_fn, num_workers=train.num_workers)
+    x, y = pair(whole, name=name)
+    if len(y) != len(rows):
+        if once(train):
+            return x, y, None
+        kind = type(train.sampler).__name__
+        raise DataError(
+            f"{name}: the loader draws {len(rows)} rows by {kind}, but its collate_fn makes "
+            f"{len(y)} of them: give the rows, or a loader that shuffles"
+        )
+    return x, y, _of_numbers(train, len(y))
+
+
+def batch_size_of(train: Any) -> int | None:
+    """The rows of a batch that a loader brings."""
+    if not isinstance(train, DataLoader):
+        return None
+    if train.batch_size is not None:
+        return train.batch_size
+    own = getattr(train.batch_sampler, "batch_size", None)
+    return own if isinstance(own, int) else None
+
+
+def _shuffles(loader: DataLoader[Any]) -> bool:
+    """Whether a loader gives every row once, in an order that nobody has seeded."""
+    sampler = loader.sampler
+    seeded = loader.generator is not None or getattr(sampler, "generator", None) is not None
+    return once(loader) and type(sampler) is RandomSampler and not loader.drop_last and not seeded
+
+
+def _of_numbers(loader: DataLoader[Any], rows: int) -> DataLoader[Any]:
+    """A loader of row numbers that draws as `loader` does."""
+    numbers = TensorDataset(torch.arange(rows), torch.arange(rows))
+    if type(loader.batch_sampler) is BatchSampler and loader.batch_size is not None:
+        return DataLoader(
+            numbers,
+            loader.batch_size,
+            sampler=loader.sampler,
+            drop_last=loader.drop_last,
+            generator=loader.generator,
+        )
+    return DataLoader(numbers, batch_sampler=loader.batch_sampler, generator=loader.generator)
+
+
+def _warn_of_random_rows(train: Any) -> None:
+    """What is read once cannot be augmented anew each time."""
+    data = train.dataset if isinstance(train, DataLoader) else train
+    if not isinstance(data, Dataset) or isinstance(data, IterableDataset | TensorDataset):
+        return
+    with torch.random.fork_rng(devices=[]):
+        first, again = _first_row(data), _first_row(data)
+    if first is not None and again is not None and not torch.equal(first, again):
+        warn(
+            f"tune reads its rows once, and those of {type(data).__name__} differ each time they "
+            "are read: every epoch sees the same draw of that augmentation; augment in the model, "
+            "or search without it"
+        )
+
+
+def _first_row(data: Any) -> Tensor | None:
+    try:
+        item = data[0]
+        value = next(iter(item.values())) if isinstance(item, dict) else item[0]
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, IndexError, KeyError, StopIteration):
+        return None
