@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -77,6 +79,15 @@ def test_what_is_left_out_has_the_promised_value(kind):
 def test_a_strength_of_another_kind_is_refused(strength):
     with pytest.raises(TypeError, match=r"L2: strength must be a number >= 0.*received"):
         tk.L2(strength)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), Fraction(1, 2)])
+def test_a_strength_is_a_number_of_any_kind(number):
+    w = torch.full((3,), 2.0)
+    for kind in (tk.L1, tk.L2):
+        for penalty in (kind(number), kind().with_strength(number)):
+            assert type(penalty.strength) is not np.float32
+            assert penalty.value(w) == kind(0.5).value(w)
 
 
 def test_a_strength_tensor_has_no_dimensions():

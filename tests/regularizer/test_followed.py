@@ -333,3 +333,16 @@ def test_a_weight_with_a_spectral_norm_is_not_called_pruned():
     with pytest.raises(ValueError, match=r"0\.weight") as refusal:
         tk.regularize(model, optimizer, {"0.weight": tk.L1(0.1)})
     assert "prune" not in str(refusal.value)
+
+
+def test_attach_takes_the_parameters_that_the_model_has_now():
+    with torch.device("meta"):
+        model = nn.Linear(3, 1, bias=False)
+    reg = tk.regularize(model, optim.SGD(model.parameters(), lr=0.1), tk.L1(0.5))
+    model.to_empty(device="cpu")
+    nn.init.ones_(model.weight)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg.attach(optimizer)
+    model.weight.grad = torch.zeros(1, 3)
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 0.95))

@@ -150,6 +150,22 @@ class Trained(ScheduleFree):
         return super().step(closure)
 
 
+class BothKept(ScheduleFree):
+    """With the average in its state, too (the package's reference classes)."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["k"] += 1
+            beta = group["beta"]
+            for p in group["params"]:
+                z = self.state[p].setdefault("z", p.detach().clone())
+                x = self.state[p].setdefault("x", p.detach().clone())
+                z.sub_(group["lr"] * p.grad)
+                x.lerp_(z, 1 / group["k"])
+                p.copy_(beta * x + (1 - beta) * z)
+
+
 class SlowWeights(optim.SGD):
     """Lookahead in one class (Ranger): slow weights every sixth step."""
 
@@ -188,9 +204,10 @@ class NeedsClosure(optim.SGD):
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        (ScheduleFree, ("z", True)),
-        (Trained, ("z", True)),
-        (SlowWeights, ("slow", False)),
+        (ScheduleFree, (("z",), True)),
+        (Trained, (("z",), True)),
+        (BothKept, (("z", "x"), True)),
+        (SlowWeights, (("slow",), False)),
         (Anchored, None),
         (NeedsClosure, None),
         (optim.ASGD, None),
@@ -205,12 +222,12 @@ def test_copies_of_the_weights_are_found_without_a_trace(kind, expected, shape):
     random = torch.get_rng_state()
     before = copy.deepcopy(optimizer.state_dict())
     found = copies_in(optimizer)
-    assert (None if found is None else (found.key, found.every_step)) == expected
+    assert (None if found is None else (found.keys, found.every_step)) == expected
     assert optimizer.state_dict() == before and (param == 1).all() and param.grad is None
     assert torch.equal(torch.get_rng_state(), random)
 
 
-@pytest.mark.parametrize("kind", [ScheduleFree, Trained])
+@pytest.mark.parametrize("kind", [ScheduleFree, Trained, BothKept])
 @pytest.mark.parametrize(
     "term",
     [
@@ -240,7 +257,7 @@ def test_a_penalty_in_the_gradient_is_right_under_schedule_free():
     torch.testing.assert_close(average, torch.full((1, 4), 2 / 3), atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [ScheduleFree, SlowWeights])
+@pytest.mark.parametrize("kind", [ScheduleFree, BothKept, SlowWeights])
 @pytest.mark.parametrize("penalty", [tk.L1(0.3), tk.GroupLasso(0.45)], ids=repr)
 def test_zeros_last_in_the_copies_too_and_the_minimum_is_exact(kind, penalty):
     torch.manual_seed(0)
@@ -252,11 +269,84 @@ def test_zeros_last_in_the_copies_too_and_the_minimum_is_exact(kind, penalty):
         model.weight.grad = model.weight.detach() - goal
         optimizer.step()
     used, state = model.weight.detach(), optimizer.state[model.weight]
-    if kind is ScheduleFree:
+    if kind is not SlowWeights:
         used = (used - 0.1 * state["z"]) / 0.9
     exact = penalty.prox(goal, 1.0)
     torch.testing.assert_close(used, exact, atol=1e-6, rtol=0)
     assert torch.equal(used == 0, exact == 0)
+
+
+class DualAveraging(optim.SGD):
+    """The weights are computed from the first ones and the sum of gradients (FTRL, MADGRAD)."""
+
+    kept = 0.0  # of the weights, a step
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                first = state.setdefault("first", p.detach().clone())
+                total = state.setdefault("sum", torch.zeros_like(p)).add_(p.grad)
+                p.mul_(self.kept).add_(first - group["lr"] * total, alpha=1 - self.kept)
+
+
+class HalfAveraging(DualAveraging):
+    kept = 0.9
+
+
+class OfOneLength(optim.SGD):
+    """Weights of one length, whatever their gradients (Nero)."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(100 * p.numel() ** 0.5 / p.norm())
+
+
+class Noisy(optim.SGD):
+    """Langevin dynamics: noise in every step."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.add_(torch.randn_like(p))
+
+
+class Inside(SlowWeights):
+    """Slow weights that are in no state."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        self.held = [self.state[p].pop("slow") for g in self.param_groups for p in g["params"]]
+
+
+@pytest.mark.parametrize("kind", [DualAveraging, HalfAveraging, OfOneLength])
+def test_decay_that_the_next_step_would_undo_is_refused(kind):
+    model = ones()
+    for term in (
+        tk.Term(tk.L2(0.5), how="decoupled"),
+        tk.Term(tk.L1(0.5), how="decoupled"),
+        tk.Term(tk.L2(0.5), how="cautious"),
+    ):
+        with pytest.raises(TypeError, match=rf"{kind.__name__} computes these anew.*objective"):
+            tk.regularize(model, kind(model.parameters(), lr=0.1), term)
+    tk.regularize(model, kind(model.parameters(), lr=0.1), {"*": [tk.L2(0.5), tk.Box(-2, 2)]})
+
+
+@pytest.mark.parametrize("kind", [Anchored, Noisy, NeedsClosure, Inside, optim.Adam])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decay_that_lasts_is_served(kind, dtype):
+    model = ones().to(dtype)
+    optimizer = kind(model.parameters(), lr=1e-3)
+    random = torch.get_rng_state()
+    tk.regularize(model, optimizer, tk.Term(tk.L2(0.5), how="decoupled"))
+    assert torch.equal(torch.get_rng_state(), random) and (model.weight == 1).all()
 
 
 def test_bounds_that_do_not_last_are_told_of():
@@ -287,17 +377,96 @@ class Lookahead(optim.Optimizer):
         self.fast.zero_grad(set_to_none)
 
 
-def test_lookahead_is_told_of_where_zeros_matter():
-    model = ones()
-    optimizer = Lookahead(optim.SGD(model.parameters(), lr=0.1))
-    with pytest.warns(UserWarning, match=r"acts in the steps of SGD, and Lookahead around it"):
-        tk.regularize(model, optimizer, tk.L1(0.5)).remove()
-    tk.regularize(model, optimizer, tk.L2(1.0))
-    for _ in range(300):
+class LateLookahead(Lookahead):
+    """The same, its copies made in the first step."""
+
+    def __init__(self, fast, period=5):
+        super().__init__(fast, period)
+        self.slow = []
+
+    def step(self, closure=None):
+        if not self.slow:
+            self.slow = [[p.detach().clone() for p in g["params"]] for g in self.param_groups]
+        super().step(closure)
+
+
+class GoesOn(SAM):
+    """A wrapper that moves the weights once more when the optimizer inside has (WSAM)."""
+
+    @torch.no_grad()
+    def step(self):
+        self.inside.step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.sub_(0.01)
+
+
+AROUND = {
+    "Lookahead": lambda params: Lookahead(optim.SGD(params, lr=0.1)),
+    "Lookahead, six steps": lambda params: Lookahead(optim.SGD(params, lr=0.1), period=6),
+    "copies made late": lambda params: LateLookahead(optim.SGD(params, lr=0.1)),
+    "goes on": lambda params: GoesOn(params, optim.SGD, lr=0.1),
+}
+
+
+def train(model, optimizer, steps):
+    for _ in range(steps):
         optimizer.zero_grad()
         pull(model).backward()
         optimizer.step()
-    torch.testing.assert_close(model.weight.detach(), torch.full((1, 4), 0.5))
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("penalty", [tk.L1(0.5), tk.L1(9.0), tk.Box(-0.5, 0.5)], ids=repr)
+def test_a_wrapper_that_moves_weights_between_steps_is_told_of_once(around, penalty):
+    model = ones()
+    optimizer = AROUND[around](model.parameters())
+    tk.regularize(model, optimizer, penalty)
+    with pytest.warns(UserWarning, match=r"acts in the steps of SGD.*around it moves the") as said:
+        train(model, optimizer, 14)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_needs_no_zeros_is_served_around_wrappers_too(around):
+    model = ones()
+    optimizer = AROUND[around](model.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tk.regularize(model, optimizer, tk.L2(1.0))
+        train(model, optimizer, 300)
+    rest = 0.45 if around == "goes on" else 0.5  # 0.01 further a step, at a rate of 0.2
+    torch.testing.assert_close(model.weight.detach(), torch.full((1, 4), rest))
+
+
+class Plain:
+    """Holds an optimizer and steps it, as Accelerate's wrapper does."""
+
+    def __init__(self, inside):
+        self.inside, self.param_groups = inside, inside.param_groups
+
+    def step(self):
+        self.inside.step()
+
+    def zero_grad(self):
+        self.inside.zero_grad()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("penalty", [tk.L1(0.5), tk.Box(-0.5, 0.5)], ids=repr)
+def test_steps_that_are_taken_back_are_no_move_between(dtype, penalty):
+    model = ones(40).to(dtype)
+    nn.init.normal_(model.weight)
+    optimizer = SAM(model.parameters(), optim.SGD, lr=0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tk.regularize(model, optimizer, penalty)
+        train_sam(model, optimizer, 20)
+        plain = Plain(optim.SGD(model.parameters(), lr=0.01))
+        tk.regularize(model, plain, penalty)
+        train(model, plain, 3)
+        model.load_state_dict(ones(40).state_dict())  # once is no habit
+        train(model, plain, 12)
 
 
 def test_several_optimizers_inside_one_are_asked_for_as_a_list():

@@ -392,7 +392,7 @@ def test_a_schedule_that_turns_bad_is_named():
     model = network()
     optimizer = adam(model)
     tk.regularize(model, optimizer, {"0.weight": tk.L1(lambda step: 1.0 - step)})
-    train(model, optimizer, 1, LOSS)
+    train(model, optimizer, 2, LOSS)
     with pytest.raises(ValueError, match=r"strength of 0.weight/L1.*received -1.0"):
         train(model, optimizer, 1, LOSS)
 

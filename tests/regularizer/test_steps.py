@@ -8,6 +8,7 @@ import math
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn, optim
@@ -353,11 +354,26 @@ class TestStrengths:
             optimizer.step()
         torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 0.85))
 
+    @pytest.mark.parametrize("how", ["objective", "decoupled"])
+    def test_numbers_of_numpy_are_numbers(self, how):
+        model = weights(1, 3)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        table = np.array([0.5, 1.0], dtype=np.float32)
+        own = tk.Term(tk.L2(), how=how, strength=np.int64(1))
+        with tk.regularize(model, optimizer, tk.Term(tk.L2(lambda i: table[i]), how=how)) as reg:
+            zero_gradients(model)
+            optimizer.step()
+            assert type(reg.live_strengths()[0].value) is float
+        tk.regularize(model, optimizer, own)
+        optimizer.step()
+        torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 0.95 * 0.9))
+
     def test_schedules_may_give_tensors(self):
         model = weights(1, 3)
         optimizer = optim.SGD(model.parameters(), lr=0.1)
         tk.regularize(model, optimizer, tk.L1(lambda step: torch.tensor(0.5 - step)))
         zero_gradients(model)
+        optimizer.step()
         with pytest.raises(ValueError, match=r"strength of \*/L1.*received -0.5"):
             optimizer.step()
         torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 0.95))
@@ -382,3 +398,150 @@ class TestStrengths:
         assert (model.weight == 1).all()
         with pytest.warns(UserWarning, match="weight/Huber was negative or not finite at 2"):
             reg.strengths(), reg.value()
+
+    def test_a_schedule_that_ends_is_asked_no_further_than_there_are_steps(self):
+        table = [0.5, 1.0]
+        model = weights(1, 3)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        reg = tk.regularize(model, optimizer, tk.L1(table.__getitem__))
+        zero_gradients(model)
+        for _ in table:
+            optimizer.step()
+        after = torch.full((1, 3), 0.85)
+        for _ in range(2):  # however often it is tried
+            with pytest.raises(IndexError):
+                optimizer.step()
+            torch.testing.assert_close(model.weight.detach(), after)
+            assert reg.steps == 2
+        table.append(0.5)
+        optimizer.step()
+        torch.testing.assert_close(model.weight.detach(), after - 0.05)
+
+
+class Clears(optim.SGD):
+    """Frees the gradients when it has used them."""
+
+    to_none = True
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        self.zero_grad(set_to_none=self.to_none)
+        return loss
+
+
+class Clearing(Clears):
+    """The same, its gain known."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+tk.register_gain(Clearing, lambda optimizer, group, state: group["lr"], uniform=True)
+
+
+def cleared_by_a_hook(params, lr):
+    optimizer = optim.SGD(params, lr=lr)
+    optimizer.register_step_post_hook(lambda *_: optimizer.zero_grad())
+    return optimizer
+
+
+@pytest.mark.parametrize("make", [Clears, Clearing, cleared_by_a_hook])
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("penalty", [tk.Huber(0.5, delta=9.0), tk.L2(0.5), tk.L1(0.5)], ids=repr)
+def test_gradients_that_a_step_clears_do_not_come_back(make, to_none, penalty):
+    model = weights(1, 3)
+    optimizer = make(model.parameters(), lr=0.1)
+    optimizer.to_none = to_none
+    tk.regularize(model, optimizer, penalty)
+    expected = 1.0
+    for _ in range(3):
+        model.weight.sum().backward()
+        optimizer.step()
+        slope = 0.5 if isinstance(penalty, tk.L1) else 0.5 * expected
+        expected -= 0.1 * (1 + slope)
+        torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), expected))
+        assert model.weight.grad is None or not model.weight.grad.any()
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_gradients_that_a_step_changes_are_the_users_own_again(in_place):
+    class Centred(optim.SGD):
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                centred = p.grad - p.grad.mean()
+                p.grad = p.grad.copy_(centred) if in_place else centred
+            return super().step(closure)
+
+    model = weights(1, 3)
+    optimizer = Centred(model.parameters(), lr=0.1)
+    tk.regularize(model, optimizer, tk.L2(0.5))
+    own = model.weight.grad = torch.tensor([[1.0, 2.0, 3.0]])
+    optimizer.step()
+    assert model.weight.grad is own and own.tolist() == [[1.0, 2.0, 3.0]]
+    torch.testing.assert_close(model.weight.detach(), torch.tensor([[1.1, 1.0, 0.9]]))
+
+
+class Told(optim.SGD):
+    """`step` as some optimizers have it: the closure elsewhere, other arguments before it."""
+
+    def step(self, name, function=None, *, closure=None):
+        assert name == "first"
+        return super().step(function or closure)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda step, closure: step("first", closure),
+        lambda step, closure: step("first", function=closure),
+        lambda step, closure: step("first", closure=closure),
+        lambda step, closure: step(name="first", closure=closure),
+        lambda step, closure: (closure(), step("first")),
+    ],
+)
+def test_the_closure_is_found_among_the_arguments(call):
+    model = weights(1, 3)
+    optimizer = Told(model.parameters(), lr=0.1)
+    tk.regularize(model, optimizer, tk.L2(0.5))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model.weight.sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        call(optimizer.step, closure)
+    torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 0.85))
+    assert (model.weight.grad == 1).all()
+
+
+class Own(optim.SGD):
+    """Computes gradients itself, from a function that it was given before."""
+
+    def step(self, closure=None):
+        with torch.enable_grad():
+            self.function()
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("penalty", [tk.L2(0.5), tk.L1(0.5)], ids=repr)
+@pytest.mark.parametrize("to_none", [True, False])
+def test_gradients_that_a_step_computes_itself_are_told_of_once(penalty, to_none):
+    model = weights(1, 3)
+    optimizer = Own(model.parameters(), lr=0.1)
+
+    def function():
+        optimizer.zero_grad(set_to_none=to_none)
+        model.weight.sum().backward()
+
+    optimizer.function = function
+    tk.regularize(model, optimizer, penalty)
+    function()
+    with pytest.warns(UserWarning, match=r"Own computes gradients within.*closure") as said:
+        optimizer.step()
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert not model.weight._post_accumulate_grad_hooks

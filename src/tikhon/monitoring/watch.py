@@ -21,8 +21,8 @@ from tikhon.monitoring.sampling import Sampler
 from tikhon.monitoring.sizes import of_rows, of_spikes
 from tikhon.monitoring.spikes import OnSpike, Spike, SpikeGuard
 from tikhon.regularizer.audit import warn
+from tikhon.regularizer.hooks import with_closure
 from tikhon.regularizer.optimizers import stepping
-from tikhon.regularizer.plan import closure_of
 from tikhon.regularizer.targets import local
 from tikhon.runs.files import write_json
 from tikhon.wrappers import unwrap
@@ -165,13 +165,12 @@ class Watch:
         return [call[1:] for call in self._calls[:1]]
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        closure = closure_of(args, kwargs)
-        if closure is None:
+        changed = with_closure(args, kwargs, self._looking)
+        if changed is None:
             self._look()
             spike = self._guard.before(self.step, self._loss)
             self._spiked(spike)
-            return None
-        return (args[0], self._looking(closure)), {}
+        return changed
 
     def _looking(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure with a look at its gradients: LBFGS and Lightning go backward inside."""

@@ -47,7 +47,7 @@ class Penalty(ABC):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        check_strength(self.strength, type(self).__name__)
+        object.__setattr__(self, "strength", checked(self.strength, type(self).__name__))
         check_weights(getattr(self, "weights", None), type(self).__name__)
 
     @abstractmethod
@@ -76,9 +76,8 @@ class Penalty(ABC):
         """The same penalty at another strength; a constraint, which has none, returns itself."""
         if self.constraint:
             return self
-        check_strength(strength, type(self).__name__)
         changed = copy(self)  # not dataclasses.replace: the other fields were checked once
-        object.__setattr__(changed, "strength", strength)
+        object.__setattr__(changed, "strength", checked(strength, type(self).__name__))
         return changed
 
     def for_parameter(
@@ -172,8 +171,11 @@ class Proximable(Penalty):
         return entries + found.rows / max(1, size) ** 0.5
 
 
-def check_strength(strength: object, owner: str) -> None:
-    """Raise unless `strength` is a number >= 0, a 0-d tensor, a schedule or a controller."""
+def checked(strength: Any, owner: str) -> Any:
+    """A number >= 0, a 0-d tensor, a schedule or a controller; raises for anything else.
+
+    Numbers of other kinds, such as numpy's, come back as floats.
+    """
     if isinstance(strength, Tensor):
         if strength.ndim:
             raise ValueError(
@@ -183,11 +185,13 @@ def check_strength(strength: object, owner: str) -> None:
     elif isinstance(strength, Real) and not isinstance(strength, bool):
         if not 0 <= float(strength) < math.inf:
             raise ValueError(f"{owner}: strength must be finite and >= 0, received {strength!r}")
+        return strength if isinstance(strength, float | int) else float(strength)
     elif not (callable(strength) or hasattr(strength, "next")):
         raise TypeError(
             f"{owner}: strength must be a number >= 0, a 0-d tensor, a schedule or a controller, "
             f"received {strength!r}"
         )
+    return strength
 
 
 def check_weights(weights: object, owner: str) -> None:

@@ -1,4 +1,6 @@
-"""Whether weights are trained without us: hooks lost, another optimizer, no call of `step`."""
+"""Whether weights are trained without us: hooks lost, another optimizer, no call of `step`,
+a wrapper that goes on after it, gradients that a step computes itself.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from tikhon.regularizer.targets import is_lazy, local
 
 _EDITS = 4  # changes that a user's own code makes to a weight between attaching and training
 _SAMPLE = 16
+_PERIODS = 13  # steps in which weights that move between them are looked for
 
 
 class Activity:
@@ -73,6 +76,62 @@ class Activity:
         self._version = param._version
         self._grad: Any = _nothing if grad is None else weakref.ref(grad)
         self._backward = 0 if grad is None else grad._version
+
+
+class Drift:
+    """Whether weights move between our steps, so that zeros and bounds do not outlast these.
+
+    Wrappers do that which average the weights with copies of their own (Lookahead) or go on when
+    the optimizer inside has stepped. A perturbation that is taken back (SAM) is none.
+    """
+
+    def __init__(self, param: nn.Parameter) -> None:
+        self._param = param
+        self._found: Tensor | None = None  # at the beginning of a step
+        self._left: Tensor | None = None  # at its end
+        self._steps = self._moved = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether it has looked for long enough."""
+        return self._steps >= _PERIODS or is_lazy(self._param)
+
+    def begin(self) -> bool:
+        """A step begins; whether the weights have now moved between steps twice."""
+        now = _sample(self._param)
+        if self._left is not None and self._found is not None:
+            between, ours = (now - self._left).norm(), (self._left - self._found).norm()
+            rounding = 4 * torch.finfo(now.dtype).eps * self._left.norm()
+            self._moved += bool(between > 0.01 * ours + rounding)
+        self._found, self._steps = now, self._steps + 1
+        return self._moved > 1
+
+    def end(self) -> None:
+        """It has ended."""
+        self._left = _sample(self._param)
+
+
+class Recomputed:
+    """Whether gradients arrive within a step, which then leave out what was added to them."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._arrived = False
+
+    def listen(self, param: nn.Parameter) -> None:
+        """From here on, for this parameter's gradient."""
+        if param.requires_grad and param.is_leaf:
+            self._handle = param.register_post_accumulate_grad_hook(self._arrive)
+
+    def heard(self) -> bool:
+        """Whether one has arrived; it listens no more."""
+        if self._handle is not None:
+            self._handle.remove()
+        arrived, self._handle, self._arrived = self._arrived, None, False
+        return arrived
+
+    def _arrive(self, param: Tensor) -> None:
+        self._arrived = True
 
 
 def steps_of(optimizer: optim.Optimizer) -> int:

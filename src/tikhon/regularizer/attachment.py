@@ -8,14 +8,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.regularizer.activity import Activity
-from tikhon.regularizer.audit import LOOKS, warn_of_lost_layers
+from tikhon.regularizer.activity import Activity, Drift, Recomputed
+from tikhon.regularizer.audit import LOOKS, warn, warn_of_lost_layers
 from tikhon.regularizer.controller import Controller, Observation
 from tikhon.regularizer.coupled import OwnDecay
-from tikhon.regularizer.hooks import StepHooks
-from tikhon.regularizer.optimizers import Copies
+from tikhon.regularizer.hooks import StepHooks, with_closure
+from tikhon.regularizer.optimizers import Copies, is_torchs
 from tikhon.regularizer.orthant import add_pseudo_gradients, keep_orthants
-from tikhon.regularizer.plan import Place, Plan, Unread, closure_of
+from tikhon.regularizer.plan import Place, Plan, Unread
 from tikhon.regularizer.step import (
     add_gradients,
     bound_gains,
@@ -27,7 +27,7 @@ from tikhon.regularizer.step import (
     shrink_cautiously,
     unshrink,
 )
-from tikhon.regularizer.targets import summed
+from tikhon.regularizer.targets import local, summed
 from tikhon.regularizer.terms import Binding
 
 
@@ -47,6 +47,7 @@ class Attachment:
         steps: int,
         is_bound: Callable[[], bool],
         notice: Callable[[], None],
+        around: str = "",
     ) -> None:
         self.optimizer, self.model, self.steps = optimizer, model, steps
         self.plan: Plan
@@ -54,8 +55,14 @@ class Attachment:
         self._is_bound = is_bound  # whether the whole model is as it was; asked now and then
         self.copies: Copies | None = None  # of the weights, in the optimizer's state
         self._notice = notice  # called where parameters were replaced or added
-        self._gradients: list[tuple[nn.Parameter, Tensor]] = []  # the user's own
-        self._replaced: list[Tensor | None] = []  # what stands in their place
+        self._around = around  # the kind of a wrapper around the optimizer
+        self._drift: Drift | None = None
+        self._is_torchs = is_torchs(optimizer)
+        self._recomputed = Recomputed()
+        self._gradients: dict[nn.Parameter, Tensor] = {}  # the user's own
+        self._replaced: dict[
+            nn.Parameter, tuple[Tensor, int]
+        ] = {}  # what is there, and its version
         self._decayed: list[Binding] = []
         self._averages: list[tuple[Binding, Tensor | None]] = []  # from before the step
         self._fresh: list[Binding] = []  # whose parameters have no state before the step
@@ -63,6 +70,7 @@ class Attachment:
         self._moved: dict[str, Tensor] | None = {}  # weights that shares are measured from
         self._unread: Unread | None = None  # whether the last step was skipped
         self._warned = False  # of layers that were lost
+        self._is_told = False  # that the optimizer computes gradients itself
         self._hooks: StepHooks | None = None
 
     def plan_steps(self, bindings: Sequence[Binding], places: Sequence[Place]) -> None:
@@ -75,6 +83,8 @@ class Attachment:
 
     def begin(self) -> None:
         """Act from the next step on."""
+        if self._around and self.plan.kept is not None:
+            self._drift = Drift(self.plan.kept.target.params[0])
         self._hooks = StepHooks(
             self.optimizer, self._before, self._after, self._failed, owner=self
         )
@@ -117,17 +127,35 @@ class Attachment:
         check_rates(plan)
         for live in plan.tensors:
             live.update(self.steps)
+        for live in plan.scheduled:
+            if live.late:
+                live.update(self.steps)
         self.activity.begin()
+        if self._drift is not None:
+            self._look_between(self._drift)
         self._fresh = bound_gains(plan, plan.bounded) if plan.bounded else []
-        if plan.late and self._moved is None:
+        if plan.late and self._moved is None and not self._may_clear:
             return None
         for binding in plan.copied:
             self._earlier[binding.name] = binding.read().clone()
-        closure = closure_of(args, kwargs)
-        if closure is None:
+        changed = with_closure(args, kwargs, self._penalized)
+        if changed is None:
             self._penalize(lent=True)
-            return None
-        return (args[0], self._penalized(closure)), {}
+            if not self._is_torchs and plan.pulled is not None:
+                self._recomputed.listen(plan.pulled.target.params[0])
+        return changed
+
+    def _look_between(self, drift: Drift) -> None:
+        """Warn where weights move between the steps; in the first ones only."""
+        kept, kind = self.plan.kept, type(self.optimizer).__name__
+        if moved := kept is not None and drift.begin():
+            warn(
+                f"{kept.name} acts in the steps of {kind}, and {self._around} around it moves the "
+                f"weights between these, or another optimizer does: zeros and bounds do not "
+                f"outlast that; for exact ones regularize a plain {kind}"
+            )
+        if moved or drift.over:
+            self._drift = None
 
     def _penalized(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure with the penalties inside: it zeroes what a pre-hook adds to `.grad`."""
@@ -135,7 +163,7 @@ class Attachment:
 
         def evaluate() -> Any:
             nonlocal first
-            self._restore_gradients()
+            self._restore_gradients(others=True)
             loss = closure()
             self._penalize(decay=first)
             first = False
@@ -152,6 +180,9 @@ class Attachment:
         `lent` says whether its own weight_decay may be used for that move.
         """
         plan, measure = self.plan, self._moved is not None
+        for binding in plan.held if self._may_clear else ():
+            binding.moved = False
+            binding.moved = binding.trained
         scale = getattr(self.optimizer, "grad_scale", None)  # fused ones divide inside
         skipped = getattr(self.optimizer, "found_inf", None)
         own_decay: dict[int, float] | None = None
@@ -164,8 +195,9 @@ class Attachment:
             add_pseudo_gradients(
                 plan, scale, skipped, self._gradients, first=decay, measure=measure
             )
-        if self._gradients:
-            self._replaced = [param.grad for param, _ in self._gradients]
+        for param in self._gradients:
+            ours = cast(Tensor, param.grad)
+            self._replaced[param] = ours, ours._version
         if decay and plan.routes["decay"]:
             shrink(plan, skipped, self._decayed, measure=measure)
         if decay and plan.routes["cautious"]:
@@ -177,7 +209,10 @@ class Attachment:
 
     def _after(self) -> None:
         """All that comes after it, except when a GradScaler has found an overflow."""
-        self._restore_gradients()
+        recomputed = not self._is_torchs and self._recomputed.heard()
+        self._restore_gradients(others=not recomputed)
+        if recomputed:
+            self._warn_of_gradients_of_its_own()
         self._decayed.clear()
         self._averages = []
         self.activity.moved()
@@ -201,11 +236,14 @@ class Attachment:
             self.steps += 1
             self.activity.end()
             for live in plan.scheduled:
-                live.update(self.steps)
+                live.advance(self.steps)
+            if self._drift is not None:
+                self._drift.end()
         if plan.consulted["after_prox"]:
             self._consult("after_prox")
         if self.steps in LOOKS and not self._warned:
             self._warned = warn_of_lost_layers(self.optimizer, plan.active("prox"))
+        self._forget_who_moved()
 
     def _apply_proxes(self, skipped: Tensor | None, moved: dict[str, Tensor]) -> None:
         """Proxes and constraints: every parameter's, then the first error that one raised."""
@@ -217,7 +255,7 @@ class Attachment:
         if plan.routes["cautious"]:
             shrink_cautiously(plan, skipped, measure=bool(moved))
         if plan.routes["orthant"]:
-            keep_orthants(plan, self.copies and self.copies.key)
+            keep_orthants(plan, self.copies.keys if self.copies else ())
         errors: list[Exception] = []
         if plan.routes["prox"]:
             errors += replace_weights(plan, "prox", skipped, moved)
@@ -244,10 +282,8 @@ class Attachment:
 
     def _failed(self) -> None:
         """The step has raised: gradients and weights become the user's own again."""
-        if self._replaced:  # if told late, they may have been zeroed or recomputed since
-            still = [p.grad is ours for (p, _), ours in zip(self._gradients, self._replaced)]
-            self._gradients = [pair for pair, same in zip(self._gradients, still) if same]
-        self._restore_gradients()
+        self._recomputed.heard()
+        self._restore_gradients(others=False)  # if told late, backward may have run again since
         decayed, self._decayed = self._decayed, []
         unshrink(self.plan, decayed)
         for binding, average in self._averages:
@@ -256,13 +292,45 @@ class Attachment:
         for binding in self.plan.routes["cautious"]:
             binding.before = None
         self._earlier.clear()
+        self._forget_who_moved()
         self.activity.look()
 
-    def _restore_gradients(self) -> None:
+    @property
+    def _may_clear(self) -> bool:
+        """Whether gradients may be gone after the step: an optimizer or a hook may free them."""
+        return not self._is_torchs or len(self.optimizer._optimizer_step_post_hooks) > 1
+
+    def _forget_who_moved(self) -> None:
+        for binding in self.plan.held if self._may_clear else ():
+            binding.moved = False
+
+    def _warn_of_gradients_of_its_own(self) -> None:
+        if self._is_told or self.plan.pulled is None:
+            return
+        self._is_told = True
+        kind = type(self.optimizer).__name__
+        warn(
+            f"{kind} computes gradients within its step, where {self.plan.pulled.name} has no "
+            f"part in them: give the function that computes them to `step` as its closure, or "
+            f"regularize a plain optimizer such as AdamW"
+        )
+
+    def _restore_gradients(self, *, others: bool) -> None:
+        """Put the user's gradients back, but where they have been zeroed.
+
+        `others` says whether in the place of tensors that an optimizer has put there, too.
+        """
         self._own_decay.give_back()
-        for param, grad in reversed(self._gradients):  # the first of several is the user's
-            param.grad = grad
-        self._gradients, self._replaced = [], []
+        for param, grad in self._gradients.items():
+            now = param.grad
+            ours, version = self._replaced.get(param, (now, None))
+            if now is ours and now is not None:
+                still = version in (None, now._version) or bool(local(now).any())
+            else:
+                still = now is not None and others
+            if still:
+                param.grad = grad
+        self._gradients, self._replaced = {}, {}
 
 
 def value_of(binding: Binding) -> Tensor:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, cast
 
 import torch
-from torch import optim
+from torch import nn, optim
 
 _TORCH = cast(Any, optim.Optimizer.profile_hook_step).__code__.co_filename
 
@@ -79,6 +79,25 @@ class StepHooks:
             self._depth = 0  # an inner step raised, and the outer one went on
         if not self._depth:
             self.after()
+
+
+def with_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Any], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments that a step hook sees with their closure changed; None where they have none.
+
+    It is the argument of that name or the first function, the optimizer itself being the first
+    argument.
+    """
+    if callable(closure := kwargs.get("closure")):
+        return args, {**kwargs, "closure": change(closure)}
+    for place, given in enumerate(args[1:], 1):
+        if callable(given) and not isinstance(given, nn.Module):
+            return (*args[:place], change(given), *args[place + 1 :]), kwargs
+    for name, given in kwargs.items():
+        if callable(given) and not isinstance(given, nn.Module):
+            return args, {**kwargs, name: change(given)}
+    return None
 
 
 def heard_by(optimizer: optim.Optimizer) -> list[object]:

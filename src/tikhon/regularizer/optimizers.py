@@ -8,20 +8,23 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn, optim
 
 from tikhon.regularizer.audit import warn
-from tikhon.regularizer.targets import is_lazy, local
 from tikhon.regularizer.terms import Binding, Route
 
 _STEPS = 12  # of a probe: wrappers around torch's optimizers synchronise every 5 or 6
 _RATE = 0.01
 _PROBE = 100.0  # the size of a probe's weights, far from that of its gradients and moments
+_PRIME = 11  # the step before which a probe is moved: at no multiple of a period
+_MOVE = 0.1  # of a probe's weights, and how much of it must outlast a step
+_LASTING = 0.97
+T = TypeVar("T")
 
 
 def stepping(optimizer: Any) -> optim.Optimizer:
@@ -61,12 +64,12 @@ class Copies:
     """What an optimizer keeps of the weights beside the parameters.
 
     Attributes:
-        key: where it keeps it.
+        keys: where it keeps them.
         every_step: whether it moves in each step (the parameter is a point between two
             sequences), or now and then (the parameter is set back towards it).
     """
 
-    key: str
+    keys: tuple[str, ...]
     every_step: bool
 
 
@@ -76,13 +79,29 @@ def copies_in(optimizer: optim.Optimizer) -> Copies | None:
     Found by a few steps on weights of its own: a few numbers, far from those of gradients and
     moments. Optimizers of torch have none, and one that cannot be tried like that tells nothing.
     """
+    return _tried(_find_copies, optimizer, otherwise=None)
+
+
+def keeps_moves(optimizer: optim.Optimizer) -> bool:
+    """Whether what is done to the parameters between two steps outlasts the next one.
+
+    Not so where they are computed from the optimizer's state alone (dual averaging, as in FTRL),
+    in part (MADGRAD) or of one length (Nero). Found by a few steps on weights of its own.
+    """
+    return _tried(_keeps_a_move, optimizer, otherwise=True)
+
+
+def _tried(
+    experiment: Callable[[optim.Optimizer], T], optimizer: optim.Optimizer, otherwise: T
+) -> T:
+    """What an experiment on a twin of the optimizer finds, where it can be made and tells more."""
     if is_torchs(optimizer) or _is_distributed():
-        return None
+        return otherwise
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            return _try_out(optimizer)
+            return experiment(optimizer)
     except Exception:  # it needs a closure, a device, attributes of its own parameters ...
-        return None
+        return otherwise
 
 
 def is_torchs(optimizer: optim.Optimizer) -> bool:
@@ -94,15 +113,11 @@ def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _try_out(optimizer: optim.Optimizer) -> Copies | None:
+def _find_copies(optimizer: optim.Optimizer) -> Copies | None:
     twin, probes = _twin(optimizer)
-    generator = torch.Generator().manual_seed(0)
     changed: dict[str, int] = {}
     before: dict[str, Tensor] = {}
-    for _ in range(_STEPS):
-        for probe in probes:
-            probe.grad = torch.randn(probe.shape, generator=generator).to(probe)
-        twin.step()
+    for _ in _stepped(twin, probes):
         near = dict(_near(twin, probes[0]))
         for key, held in near.items():
             changed[key] = changed.get(key, 0) + (
@@ -112,8 +127,32 @@ def _try_out(optimizer: optim.Optimizer) -> Copies | None:
     moving = {key: count for key, count in changed.items() if count and key in before}
     if not moving:
         return None
-    key = max(moving, key=lambda name: moving[name])
-    return Copies(key, every_step=moving[key] > _STEPS // 2)
+    return Copies(tuple(moving), every_step=max(moving.values()) > _STEPS // 2)
+
+
+def _keeps_a_move(optimizer: optim.Optimizer) -> bool:
+    ends: list[Tensor] = []
+    for kept in (1.0, 1 - _MOVE):
+        torch.manual_seed(0)
+        twin, (probe, *others) = _twin(optimizer)
+        for count in _stepped(twin, [probe, *others]):
+            if count == _PRIME - 1:
+                probe.data.mul_(kept)
+            elif count == _PRIME:
+                break
+        ends.append(probe.detach().float())
+    plain, moved = ends
+    return bool((plain - moved).norm() > _LASTING * _MOVE * plain.norm())
+
+
+def _stepped(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> Iterator[int]:
+    """Steps by gradients at random, the count of them before each but the first."""
+    generator = torch.Generator().manual_seed(0)
+    for count in range(1, _STEPS + 1):
+        for probe in probes:
+            probe.grad = torch.randn(probe.shape, generator=generator).to(probe)
+        twin.step()
+        yield count
 
 
 def _twin(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Parameter]]:
@@ -169,12 +208,13 @@ def copies_beside(
     moving = [(b, r) for b, r in routed if r != "gradient"]
     copies = copies_in(optimizer) if moving else None
     others = [(b, r) for b, r in moving if r != "orthant"]
+    if copies is None:
+        _refuse_moves_that_do_not_last(optimizer, [b for b, r in others if r != "project"])
     if copies is None or not others:
         return copies
     kind, (first, route) = type(optimizer).__name__, others[0]
-    keeps = (
-        f"{kind} keeps other weights beside the parameters (in its state, under {copies.key!r})"
-    )
+    where = " and ".join(map(repr, copies.keys))
+    keeps = f"{kind} keeps other weights beside the parameters (in its state, under {where})"
     if copies.every_step:
         decay = route in ("decay", "cautious")
         instead = f"the weight_decay of {kind}" if decay else "an optimizer such as AdamW"
@@ -192,44 +232,14 @@ def copies_beside(
     return copies
 
 
-def warn_of_synchronised_copies(wrapper: Any, bindings: Sequence[Binding]) -> None:
-    """Warn of a wrapper around the optimizer that averages weights of its own, as Lookahead."""
-    kept = [b for b in bindings if b.route in ("prox", "project")]
-    params = [param for binding in kept for param in binding.target.params]
-    inner = inside(wrapper)
-    if not (inner and params and synchronised_copies(wrapper, params)):
-        return
-    warn(
-        f"{kept[0].name} acts in the steps of {type(inner[0]).__name__}, and "
-        f"{type(wrapper).__name__} around it averages the weights with a copy of its own: zeros "
-        f"and bounds do not outlast that; for exact ones regularize a plain "
-        f"{type(inner[0]).__name__}"
-    )
-
-
-def synchronised_copies(wrapper: Any, params: Sequence[nn.Parameter]) -> bool:
-    """Whether a wrapper around an optimizer holds copies of the weights, as Lookahead does."""
-    params = [param for param in params if not is_lazy(param)]
-    known = {id(p) for p in params}
-    shapes = {p.shape: p for p in params}
-    for held in _tensors(getattr(wrapper, "__dict__", {}), depth=4):
-        param = shapes.get(held.shape)
-        if param is None or id(held) in known or held.dtype != param.dtype:
-            continue
-        if any(
-            p.shape == held.shape and torch.equal(local(p), held.detach()) and bool(p.any())
-            for p in params
-        ):
-            return True
-    return False
-
-
-def _tensors(values: Any, depth: int) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif depth and isinstance(values, dict):
-        for value in values.values():
-            yield from _tensors(value, depth - 1)
-    elif depth and isinstance(values, (list, tuple)):
-        for value in values:
-            yield from _tensors(value, depth - 1)
+def _refuse_moves_that_do_not_last(
+    optimizer: optim.Optimizer, bindings: Sequence[Binding]
+) -> None:
+    """Raise TypeError for decay that the optimizer's next step would undo, all or part of it."""
+    if bindings and not keeps_moves(optimizer):
+        kind = type(optimizer).__name__
+        raise TypeError(
+            f"{bindings[0].name} would move the parameters, but {kind} computes these anew from "
+            f'its own state, so that the move does not last; use how="objective", the '
+            f"weight_decay of {kind}, or an optimizer such as AdamW"
+        )

@@ -10,6 +10,7 @@ is noise, so an average over some fifty steps decides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -31,7 +32,7 @@ def add_pseudo_gradients(
     plan: Plan,
     scale: Tensor | None,
     skipped: Tensor | None,
-    before: list[tuple[nn.Parameter, Tensor]],
+    before: dict[nn.Parameter, Tensor],
     *,
     first: bool,
     measure: bool,
@@ -49,7 +50,8 @@ def add_pseudo_gradients(
                 f"{binding.name} reads the gradient of {binding.target.name!r}, which is sparse; "
                 f'use how="decoupled", or an Embedding with sparse=False'
             )
-        before += zip(params, gradients)
+        for param, gradient in zip(params, gradients):
+            before.setdefault(param, gradient)
         factor: float | Tensor = -1.0 if plan.group(params[0]).get("maximize") else 1.0
         factor = factor if scale is None else factor * scale
         own = wide(binding.arrange(gradients)) / factor
@@ -90,10 +92,10 @@ def _facing(binding: Binding, gradient: Tensor, skipped: Tensor | None) -> Tenso
 
 
 @torch.no_grad()
-def keep_orthants(plan: Plan, copies: str | None = None) -> None:
+def keep_orthants(plan: Plan, copies: Sequence[str] = ()) -> None:
     """Set to zero what has left its orthant in this step; what is not finite stays to be seen.
 
-    Also in the copies of the weights that the optimizer keeps in its state under this key, as
+    Also in the copies of the weights that the optimizer keeps in its state under these keys, as
     schedule-free ones do: else its next step would bring them back.
     """
     for binding in plan.active("orthant"):
@@ -113,10 +115,11 @@ def keep_orthants(plan: Plan, copies: str | None = None) -> None:
             there = (turned | (size <= step)) & (pull <= slopes.rows)
             w = _without(there | (size <= 10 * step) & (pull <= 0.97 * slopes.rows), w)
         binding.write_(w)
-        for param in binding.target.params if copies else ():
-            held = plan.optimizer.state[param].get(copies)
-            if held is not None:
-                local(held).masked_fill_(local(param) == 0, 0)
+        for key in copies:
+            for param in binding.target.params:
+                held = plan.optimizer.state[param].get(key)
+                if held is not None:
+                    local(held).masked_fill_(local(param) == 0, 0)
 
 
 def _slopes(binding: Binding, w: Tensor) -> Slopes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import is_
 from typing import Any, NamedTuple, cast, get_args
@@ -162,6 +162,16 @@ class Plan:
         """Whether a controller looks at the weights in this step, counted from 1."""
         found = (live.source for phase in self.consulted.values() for live, _ in phase)
         return any(step % cast(Controller, source).every == 0 for source in found)
+
+    @property
+    def pulled(self) -> Binding | None:
+        """One that acts through the gradient."""
+        return next(iter((*self.routes["gradient"], *self.routes["orthant"])), None)
+
+    @property
+    def kept(self) -> Binding | None:
+        """One whose zeros or bounds are to last."""
+        return next((b for r in ("prox", "orthant", "project") for b in self.routes[r]), None)
 
     def active(self, route: Route) -> list[Binding]:
         """The bindings of a route that act in this step."""
@@ -327,8 +337,3 @@ def held_by(optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> list[Bin
 def cloned(memory: dict[str, Any]) -> dict[str, Any]:
     """A dict with tensors of its own."""
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in memory.items()}
-
-
-def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
-    """The closure among the arguments that a step hook sees, the optimizer being the first."""
-    return kwargs.get("closure") or (args[1] if len(args) > 1 else None)

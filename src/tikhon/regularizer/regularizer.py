@@ -26,7 +26,7 @@ from tikhon.regularizer.audit import (
 from tikhon.regularizer.bound import Bound
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.hooks import heard_by
-from tikhon.regularizer.optimizers import copies_beside, stepping, warn_of_synchronised_copies
+from tikhon.regularizer.optimizers import copies_beside, stepping
 from tikhon.regularizer.plan import cloned, held_by, route_of
 from tikhon.regularizer.shards import refuse_inexact, zeros_of
 from tikhon.regularizer.step import refuse_unsupported
@@ -119,6 +119,8 @@ class Regularizer:
         """Move to `optimizer` (or several), for instance rebuilt for the same parameters."""
         steps = [attachment.steps for attachment in self._attachments]
         self.remove()
+        if not self._bound.is_current():
+            self._bound = self._bound.renewed(self._say_once)
         self._attach(optimizer, steps)
 
     def _attach(self, optimizer: Optimizers, steps: Sequence[int]) -> None:
@@ -127,8 +129,11 @@ class Regularizer:
         if not found:
             raise ValueError("regularize needs an optimizer, received an empty list")
         counts = [*steps, *[max(steps, default=0)] * len(found)]
+        around = {id(stepping(one)): type(one).__name__ for one in given if one not in found}
         attachments = [
-            Attachment(one, self.model, count, self._is_bound, self._rebind)
+            Attachment(
+                one, self.model, count, self._is_bound, self._rebind, around.get(id(one), "")
+            )
             for one, count in zip(found, counts)
         ]
         self._plan(attachments)
@@ -141,8 +146,6 @@ class Regularizer:
             beside = [x for x in heard_by(attachment.optimizer) if isinstance(x, Attachment)]
             earlier = [binding for other in beside for binding in other.plan.held]
             warn_of_contradictions(self.model, attachment.optimizer, own, earlier)
-        for one in given:
-            warn_of_synchronised_copies(one, self._bound.bindings)
         self._attachments = attachments
         for attachment in attachments:
             attachment.begin()

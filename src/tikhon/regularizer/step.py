@@ -28,14 +28,14 @@ GroupOf = Callable[[nn.Parameter], Group]
 def add_gradients(
     plan: Plan,
     scale: Tensor | None,
-    before: list[tuple[nn.Parameter, Tensor]],
+    before: dict[nn.Parameter, Tensor],
     *,
     measure: bool,
     own_decay: dict[int, float] | None = None,
 ) -> None:
     """Put `grad + gradient of the penalty` in the place of each `.grad`, in tensors of their own.
 
-    Notes in `before` what the gradients were, the first entry of a parameter being the user's.
+    Notes in `before` what the user's gradients were.
     `scale` is what a GradScaler has multiplied them by, where the optimizer divides. What the
     optimizer can add itself goes to `own_decay`, by the id of the parameter.
     """
@@ -58,7 +58,8 @@ def add_gradients(
             key = id(params[0])
             own_decay[key] = own_decay.get(key, 0.0) + cast(float, binding.live.value)
             continue
-        before += [(param, _gradient(param)) for param in params]
+        for param in params:
+            before.setdefault(param, _gradient(param))
         alpha = factor * binding.live.value
         if binding.plain and not isinstance(alpha, Tensor):
             (param,) = params

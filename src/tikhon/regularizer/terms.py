@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tikhon.errors import unknown
 from tikhon.penalties import kernels
-from tikhon.penalties.base import Penalty, Proximable, check_strength
+from tikhon.penalties.base import Penalty, Proximable, checked
 from tikhon.penalties.elementwise import L2
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.rounding import Rounding
@@ -63,7 +63,8 @@ class Term:
         if self.how is not None:
             _check_how(self.how)
         if self.strength is not None:
-            check_strength(self.strength, f"Term({type(self.penalty).__name__})")
+            owner = f"Term({type(self.penalty).__name__})"
+            object.__setattr__(self, "strength", checked(self.strength, owner))
 
 
 Terms = Penalty | Term | Mapping[Any, Penalty | Term | Sequence[Penalty | Term]]
@@ -78,6 +79,7 @@ class LiveStrength:
     value: float | Tensor
     memory: dict[str, Any] = field(default_factory=dict)
     off: bool = field(default=False, init=False)  # the number 0: nothing needs to be done
+    late: bool = field(default=False, init=False)  # its value at this step could not be had
     refused: Tensor | None = field(default=None, init=False)  # values that a device has clamped
 
     @classmethod
@@ -103,13 +105,24 @@ class LiveStrength:
         if isinstance(self.source, Controller):
             return
         self.set(self.source(step) if callable(self.source) else self.source)
+        self.late = False
+
+    def advance(self, step: int) -> None:
+        """Go on to the value at `step`; what a schedule raises waits for the step that needs it.
+
+        A table of as many strengths as there are steps ends with them.
+        """
+        try:
+            self.update(step)
+        except Exception:
+            self.late = True
 
     def set(self, value: float | Tensor) -> None:
         """Set the value; a negative or non-finite one is refused, or is 0 on a device."""
         if isinstance(value, Tensor):
             value = self._checked(value)
         else:
-            check_strength(value, self._owner)
+            value = checked(value, self._owner)
         self.value = value
         self.off = not isinstance(value, Tensor) and value == 0
 
@@ -118,7 +131,7 @@ class LiveStrength:
         return f"the strength of {self.name} from {type(self.source).__name__}"
 
     def _checked(self, value: Tensor) -> Tensor:
-        check_strength(value, self._owner)
+        checked(value, self._owner)
         if not value.is_cpu:  # counted there, and told of when the host next waits for it
             fine = value.detach().isfinite() & (value.detach() >= 0)
             self.refused = (~fine).long() + (0 if self.refused is None else self.refused)
@@ -127,7 +140,7 @@ class LiveStrength:
             number = float(value.detach())
         except RuntimeError:  # one of many within vmap
             return value
-        check_strength(number, self._owner)
+        checked(number, self._owner)
         return value
 
 
@@ -146,6 +159,7 @@ class Binding:
     average: Tensor | None = None  # of gradients, on the orthant route
     facing: Tensor | None = None  # the orthant of the step that is under way
     before: Tensor | None = None  # the weights before it, where a decay asks for its direction
+    moved: bool = False  # whether it had gradients, where the optimizer may clear them itself
 
     @property
     def penalty(self) -> Penalty:
@@ -204,7 +218,7 @@ class Binding:
         """Whether all parameters of the target have gradients."""
         for param in self.target.params:
             if param.grad is None:
-                return False
+                return self.moved
         return True
 
     @property
