@@ -301,6 +301,8 @@ PENALTIES = [
     penalties.Hierarchical(0.4, M=1.0, weights=torch.tensor([0.5, 0.0, 2.0, 1.0])),
     penalties.MaxNorm(1.0),
     penalties.UnitNorm(),
+    penalties.MinMaxNorm(0.8, 1.5),
+    penalties.MinMaxNorm(max_value=1.5),
     penalties.NonNegative(),
     penalties.Box(-0.5, 0.7),
     penalties.Simplex(2.0),

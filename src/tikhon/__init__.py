@@ -61,6 +61,7 @@ _PUBLIC = {
     "LInf": "tikhon.penalties",
     "LogSum": "tikhon.penalties",
     "MaxNorm": "tikhon.penalties",
+    "MinMaxNorm": "tikhon.penalties",
     "NonNegative": "tikhon.penalties",
     "NuclearNorm": "tikhon.penalties",
     "Orthogonal": "tikhon.penalties",

@@ -55,6 +55,7 @@ DEFAULTS = {
     "L2Ball": {"radius": 1.0},
     "SpectralBall": {"radius": 1.0},
     "MaxNorm": {"limit": 3.0},
+    "MinMaxNorm": {"min_value": 0.0, "max_value": 1.0, "rate": 1.0},
     "Simplex": {"total": 1.0},
     "Box": {"low": -1.0, "high": 1.0},
     "TopK": {"k": 1},

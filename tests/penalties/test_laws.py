@@ -95,7 +95,7 @@ def test_shapes(penalty, shape):
 @quick
 @given(w=weights, data=st.data())
 def test_prox_is_minimal(penalty, w, data):
-    if isinstance(penalty, penalties.UnitNorm):
+    if isinstance(penalty, penalties.UnitNorm | penalties.MinMaxNorm):
         w = w + 0.01  # its docstring excludes zeros where the steps are largest
     laws.prox_is_minimal(penalty, w, data.draw(steps_of(penalty)), attempts=24)
 

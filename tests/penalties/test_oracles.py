@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import celer
 import numpy as np
 import pytest
@@ -237,6 +239,8 @@ def test_group_proxes_are_not_beaten_by_scipy(penalty):
         (tk.L2Ball(1.2), {"type": "ineq", "fun": lambda x: 1.44 - (x**2).sum()}),
         (tk.MaxNorm(0.7), {"type": "ineq", "fun": lambda x: 0.49 - (x**2).sum()}),
         (tk.UnitNorm(), {"type": "eq", "fun": lambda x: (x**2).sum() - 1}),
+        (tk.MinMaxNorm(0.2, 0.7), {"type": "ineq", "fun": lambda x: 0.49 - (x**2).sum()}),
+        (tk.MinMaxNorm(9.0, 10.0), {"type": "ineq", "fun": lambda x: (x**2).sum() - 81}),
     ],
     ids=lambda value: name(value) if isinstance(value, tk.Penalty) else "",
 )
@@ -247,6 +251,41 @@ def test_projections_in_a_metric_are_scipys(constraint, limit):
     bounds = limit.pop("bounds", None)
     limit = {**limit, "bounds": bounds} if bounds else limit
     same(constraint.prox(w, step), projection_by_scipy(w, step, limit), 2e-5)
+
+
+def keras_min_max_norm(w, low, high, rate, axis):
+    """The formula of keras.constraints.MinMaxNorm, without its epsilon."""
+    norms = np.sqrt(np.sum(np.square(w), axis=axis, keepdims=True))
+    desired = rate * np.clip(norms, low, high) + (1 - rate) * norms
+    return w * desired / norms
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "rate"), [(0, 1, 1), (0.5, 2, 1), (1, 1.2, 0.3), (2, 2, 1)]
+)
+@pytest.mark.parametrize("shape", [(6, 4), (5, 3, 2, 2), (4,)])
+def test_min_max_norm_is_kerass(low, high, rate, shape):
+    source = torch.Generator().manual_seed(3)
+    w = torch.randn(shape, generator=source, dtype=torch.float64)
+    w *= torch.logspace(-1, 1, shape[0], dtype=torch.float64).reshape(-1, *[1] * (len(shape) - 1))
+    axes = tuple(range(1, len(shape))) or 0
+    kernel = np.moveaxis(w.numpy(), 0, -1)  # Keras stores inputs first
+    expected = keras_min_max_norm(kernel, low, high, rate, tuple(range(len(shape) - 1)) or 0)
+    moved = tk.MinMaxNorm(low, high, rate).prox(w, 0.3)
+    same(moved, torch.from_numpy(np.moveaxis(expected, -1, 0).copy()), 1e-12)
+    norms = moved.square().sum(axes).sqrt()
+    assert rate < 1 or ((norms >= low - 1e-12) & (norms <= high + 1e-12)).all()
+
+
+def test_min_max_norm_gives_a_zero_row_a_length():
+    moved = tk.MinMaxNorm(1.0, 2.0).prox(torch.zeros(2, 4), 1.0)
+    assert (moved == 0.5).all()
+
+
+@pytest.mark.parametrize("bad", [(-0.1, 1), (2, 1), (0, 0), (0, 1, 0), (0, 1, 1.1), (0, math.nan)])
+def test_min_max_norm_refuses_what_is_no_range(bad):
+    with pytest.raises(ValueError, match=r"MinMaxNorm: .* received"):
+        tk.MinMaxNorm(*bad)
 
 
 # -- the largest strength -------------------------------------------------------------------------

@@ -52,6 +52,7 @@ PENALTIES = [
     tk.TotalVariation(0.3),
     tk.MaxNorm(0.8),
     tk.UnitNorm(),
+    tk.MinMaxNorm(0.4, 0.8),
     tk.L1Ball(2.0),
     tk.L2Ball(1.0),
     tk.SpectralBall(1.0),

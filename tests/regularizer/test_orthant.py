@@ -297,6 +297,7 @@ def test_controllers_that_read_the_gain_are_refused_by_name():
 CONSTRAINTS = [
     tk.MaxNorm(0.8),
     tk.UnitNorm(),
+    tk.MinMaxNorm(0.4, 0.8),
     tk.L1Ball(2.0),
     tk.L2Ball(1.0),
     tk.SpectralBall(1.0),

@@ -2,7 +2,8 @@
 
 Their prox is the projection onto the set, whatever the size of the step; a tensor step sets the
 metric of the projection. A set is one for each row of w (a w with fewer than two dimensions is
-one row); by default the whole tensor is one row, except for MaxNorm, UnitNorm and SpectralBall.
+one row); by default the whole tensor is one row, except for MaxNorm, MinMaxNorm, UnitNorm and
+SpectralBall.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ def _rows_and_metric(w: Tensor, step: float | Tensor) -> tuple[Tensor, Tensor | 
     if not is_metric(step) or not w.numel():
         return rows, None
     return rows, relative_step(as_rows(step.to(rows.dtype)))[0]
+
+
+def _nonzero(rows: Tensor) -> Tensor:
+    """Ones in place of rows that have no direction."""
+    return torch.where(row_norms(rows) <= torch.finfo(rows.dtype).tiny, 1.0, rows)
 
 
 def _scale_to(rows: Tensor, metric: Tensor | None, radius: float, *, inside: bool) -> Tensor:
@@ -165,8 +171,64 @@ class UnitNorm(Constraint):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Rows moved onto the unit sphere."""
         rows, metric = _rows_and_metric(w, step)
-        rows = torch.where(row_norms(rows) <= torch.finfo(rows.dtype).tiny, 1.0, rows)
-        return _scale_to(rows, metric, 1.0, inside=False).reshape(w.shape).to(w.dtype)
+        scaled = _scale_to(_nonzero(rows), metric, 1.0, inside=False)
+        return scaled.reshape(w.shape).to(w.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class MinMaxNorm(Constraint):
+    """Norm of each row between `min_value` and `max_value`, as Keras has it.
+
+    Keras's `axis` is `rows` here: its `axis=0` of a dense kernel is `rows="out"`, the default. A
+    zero row, which has no direction, becomes constant. With a smaller `rate` a step goes that
+    share of the way to the set, `rate * clip(|w_g|) + (1 - rate) * |w_g|`, which is no projection.
+
+    The set is not convex. In a diagonal metric the projection is exact but where a row is shorter
+    than `min_value` and 0 where its steps are largest.
+
+    Args:
+        min_value: smallest Euclidean norm of a row, >= 0.
+        max_value: largest, > 0 and >= `min_value`.
+        rate: share of the way to the set that a step goes, above 0 and at most 1.
+
+    Reference: Salimans and Kingma (2016), https://arxiv.org/abs/1602.07868; Chollet et al.,
+    https://keras.io/api/layers/constraints/.
+
+    >>> MinMaxNorm(1.0, 2.0).prox(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), step=1.0)
+    tensor([[1.2000, 1.6000],
+            [0.6000, 0.8000]])
+    """
+
+    min_value: float = 0.0
+    max_value: float = 1.0
+    rate: float = 1.0
+
+    convex: ClassVar[bool] = False
+    rows: ClassVar[str] = "out"
+    reference: ClassVar[str] = "Salimans and Kingma 2016"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "max_value", 0)
+        if not 0 <= self.min_value <= self.max_value:
+            raise ValueError(
+                f"MinMaxNorm: min_value must lie between 0 and max_value ({self.max_value!r}), "
+                f"received {self.min_value!r}"
+            )
+        if not 0 < self.rate <= 1:
+            raise ValueError(
+                f"MinMaxNorm: rate must be above 0 and at most 1, received {self.rate!r}"
+            )
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Rows outside the shell moved onto its closer sphere, or `rate` of the way there."""
+        rows, metric = _rows_and_metric(w, step)
+        inside = _scale_to(rows, metric, self.max_value, inside=True)
+        if self.min_value:
+            outward = _scale_to(_nonzero(rows), metric, self.min_value, inside=False)
+            inside = torch.where(row_norms(rows) < self.min_value, outward, inside)
+        moved = inside if self.rate == 1 else rows.lerp(inside, self.rate)
+        return moved.reshape(w.shape).to(w.dtype)
 
 
 @dataclass(frozen=True, eq=False)

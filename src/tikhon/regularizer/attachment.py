@@ -147,8 +147,8 @@ class Attachment:
 
     def _look_between(self, drift: Drift) -> None:
         """Warn where weights move between the steps; in the first ones only."""
-        kept, kind = self.plan.kept, type(self.optimizer).__name__
-        if moved := kept is not None and drift.begin():
+        kept, kind, moved = self.plan.kept, type(self.optimizer).__name__, drift.begin()
+        if kept is not None and moved:
             warn(
                 f"{kept.name} acts in the steps of {kind}, and {self._around} around it moves the "
                 f"weights between these, or another optimizer does: zeros and bounds do not "
