@@ -46,7 +46,7 @@ class Option:
 
 def option(
     help: str,
-    kind: Any = str,
+    kind: object = str,
     panel: str | None = None,
     *,
     flags: tuple[str, ...] = (),
@@ -277,5 +277,5 @@ def typed(entry: Mapping[str, Any]) -> str:
     return ("" if pattern == "*" else f"{pattern}=") + named + "".join(others)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

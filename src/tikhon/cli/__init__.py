@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; an error is one message, never a traceback."""
     startup.is_program = arguments is None
     arguments = _spelled_out(sys.argv[1:] if arguments is None else arguments)
-    command: Any = typer.main.get_command(build())
+    command: object = typer.main.get_command(build())
     try:
         code = command.main(arguments, prog_name="tikhon", standalone_mode=False)
         Stdout().flush()

@@ -42,7 +42,7 @@ def finish(
 ) -> dict[str, object]:
     """Compact and export the trained model; what was done, for the result document."""
     model, example = model.cpu().eval(), example.cpu()
-    done: dict[str, Any] = {}
+    done: dict[str, object] = {}
     if shrink:
         small = compact(model, example)
         write_tensors(path / COMPACT, dict(small.state_dict()))

@@ -108,7 +108,7 @@ def compare(
             terminal.note(f"the end of {journal.path} is damaged: it is done again", "yellow")
         with interruptible() as interrupt, StepProgress(terminal) as on_event:
             records = Records(journal, stop=interrupt.__bool__)
-            given: dict[str, Any] = {"seed": seed, "records": records, "on_event": on_event}
+            given: dict[str, object] = {"seed": seed, "records": records, "on_event": on_event}
             try:
                 result = _result(source, names, settings, wide, deep, given)
             except Stopped:

@@ -140,7 +140,7 @@ def cells(table: Table) -> list[list[str]]:
     return rows
 
 
-def text(cell: Any) -> str:
+def text(cell: object) -> str:
     """A text of the page in English."""
     if isinstance(cell, Mark):
         return cell.label.text("en")

@@ -111,7 +111,7 @@ def read(
     train, judge = named.data_of(data, "--data", terminal, seed)
     if valid is not None:
         judge = named.data_of(valid, "--valid", terminal, seed)[0]
-    program: dict[str, Any] = {
+    program: dict[str, object] = {
         "model": made,
         "data": train,
         "valid": judge,

@@ -89,7 +89,7 @@ def _more(terminal: Terminal, asked: Network, job: Job, model: nn.Module) -> dic
     test, center = job.parts.test, job.parts.scaling.get("target_mean", 0.0)
     center = center if isinstance(center, float) else center[0]
     told = predictions(model, test.x, test.y, classes=test.classes, unit=test.unit, center=center)
-    more: dict[str, Any] = {"predictions": told}
+    more: dict[str, object] = {"predictions": told}
     if asked.importances and job.parts.preprocessing is not None:
         more["importances"] = _importances(model, job)
     if asked.compact or asked.export:

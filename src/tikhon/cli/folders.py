@@ -41,7 +41,7 @@ def about_data(
     from tikhon.data.description import describe
 
     fitted = parts.preprocessing
-    more: dict[str, Any] = {} if fitted is None else {"preprocessing": fitted.to_dict()}
+    more: dict[str, object] = {} if fitted is None else {"preprocessing": fitted.to_dict()}
     if table is not None and fitted is not None:
         more["format"] = asdict(table.format) if table.format else {}
         more["table"] = _with_options(describe(source, parts), table)

@@ -73,7 +73,7 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
             groups[name] = group
             parameters += group.parameters()
 
-    def call(**values: Any) -> Any:
+    def call(**values: object) -> Any:
         for name, group in groups.items():
             values[name] = group.make({option: values.pop(option) for option in group.options})
         return command(**values)

@@ -160,7 +160,7 @@ def penalty_entry(text: str) -> dict[str, Any]:
             f"--penalty: [PATTERN=]NAME:STRENGTH[,KEY=VALUE] is needed, received {text!r}"
         )
     name = found["name"]
-    entry: dict[str, Any] = {"pattern": found["pattern"] or "*", "penalty": name}
+    entry: dict[str, object] = {"pattern": found["pattern"] or "*", "penalty": name}
     if found["strength"]:
         entry["strength"] = strength(found["strength"], f"--penalty {name}")
     for setting in filter(None, found["settings"].split(",")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -212,7 +212,7 @@ def _strengths(text: str) -> int | str | list[float]:
         ) from None
 
 
-def _conclude(terminal: Terminal, document: dict[str, Any], path: Path) -> None:
+def _conclude(terminal: Terminal, document: Mapping[str, object], path: Path) -> None:
     from tikhon.cli.conclusion import conclude_saved
 
     left_out = ("importances", "errors", "score_errors")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tikhon.cli.groups import values_of
 from tikhon.options import DATA, Option, option
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _column(
-    help: str, kind: Any = str, *flags: str, metavar: str | None = None
+    help: str, kind: object = str, *flags: str, metavar: str | None = None
 ) -> dict[str, Option]:
     return option(help, kind, DATA, flags=flags, metavar=metavar)
 

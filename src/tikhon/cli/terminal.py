@@ -60,7 +60,7 @@ class Terminal:
         self.stdout.write(text)
         self.stdout.flush()
 
-    def document(self, document: Mapping[str, Any]) -> None:
+    def document(self, document: Mapping[str, object]) -> None:
         """The JSON document, if that is what was asked for."""
         if self.json:
             from tikhon.runs.files import json_text

@@ -203,7 +203,7 @@ class Interpreter(fx.Interpreter):
         return rule(call, module, analysis)
 
 
-def _lookup(rules: dict[object, Callable], target: Any) -> Callable | None:
+def _lookup(rules: dict[object, Callable], target: object) -> Callable | None:
     if not isinstance(target, nn.Module):
         return rules.get(target)
     if type(target).__module__.startswith("tikhon.layers"):
@@ -236,7 +236,7 @@ def _parameter(out: object, name: str, analysis: Analysis) -> object:
     return Units(ids, const, out.detach().double())
 
 
-def _name(target: Any) -> str:
+def _name(target: object) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 

@@ -48,7 +48,7 @@ def product(call: Call, module: None, analysis: Analysis) -> Any:
     zero = zero | (b.const & (b.value == 0)).all(-2, keepdim=True)
     known = a.const.all(-1, keepdim=True) & b.const.all(-2, keepdim=True)
     value = torch.where(known, a.value @ b.value, 0.0)
-    first: Any = call.node.args
+    first: object = call.node.args
     if first[0] in analysis.averaging:  # the average of equal rows is that row
         level = (b.const & (b.value == b.value[..., :1, :])).all(-2, keepdim=True)
         value = torch.where(level, b.value[..., :1, :].expand(call.out.shape), value)

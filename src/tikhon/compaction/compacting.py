@@ -118,7 +118,7 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
     return small.train(model.training)
 
 
-def _others(inputs: tuple[Any, ...]) -> list[tuple[object, ...]]:
+def _others(inputs: tuple[object, ...]) -> list[tuple[object, ...]]:
     """A second batch that has nothing in common with the example: equality is no accident."""
     generator = torch.Generator().manual_seed(0)
 
@@ -149,7 +149,7 @@ def _parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _flops(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+def _flops(model: nn.Module, inputs: tuple[object, ...]) -> int:
     with FlopCounterMode(display=False) as counter:
         model(*inputs)
     return counter.get_total_flops()
@@ -209,7 +209,7 @@ def speedup(
     return statistics.median(ratios)
 
 
-def _repeats(model: nn.Module, inputs: tuple[Any, ...], seconds: float) -> int:
+def _repeats(model: nn.Module, inputs: tuple[object, ...], seconds: float) -> int:
     model(*inputs)
     start, count = time.process_time(), 0
     while time.process_time() - start < seconds:
@@ -218,7 +218,7 @@ def _repeats(model: nn.Module, inputs: tuple[Any, ...], seconds: float) -> int:
     return count
 
 
-def _cost(model: nn.Module, inputs: tuple[Any, ...], repeats: int) -> float:
+def _cost(model: nn.Module, inputs: tuple[object, ...], repeats: int) -> float:
     start = time.process_time()
     for _ in range(repeats):
         model(*inputs)

@@ -152,18 +152,18 @@ class Cure:
 
 def cure(
     model: nn.Module | Callable[[], nn.Module],
-    data: Any,
+    data: object,
     loss: str | Loss,
     *,
-    optimizer: Any,
+    optimizer: object,
     diagnosis: Diagnosis | None = None,
-    valid: Any = None,
+    valid: object = None,
     budget: str = "60s",
     seeds: int = 3,
     steps: int = 300,
     batch_size: int = 64,
     seed: int = 0,
-    penalty: Any = None,
+    penalty: object = None,
     clip: float | None = None,
     on_progress: Callable[[str, float, float], None] | None = None,
 ) -> Cure:

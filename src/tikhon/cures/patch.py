@@ -111,8 +111,8 @@ def with_imports(patch: str) -> str:
     return "\n".join([*lines, patch])
 
 
-def execute(code: str, **names: Any) -> dict[str, Any]:
+def execute(code: str, **names: object) -> dict[str, Any]:
     """Run a patch; the names that it leaves behind, `model` and `optimizer` among them."""
-    space: dict[str, Any] = {"torch": torch, "nn": nn, "math": math, "copy": copy, **names}
+    space: dict[str, object] = {"torch": torch, "nn": nn, "math": math, "copy": copy, **names}
     exec(compile(code, "<patch>", "exec"), space)
     return space

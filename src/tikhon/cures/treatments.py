@@ -91,7 +91,7 @@ class Treatment:
         return settings(space["optimizer"]) == own
 
     def _prepare(self, replica: Replica, setup: str, judge: Batch | None) -> None:
-        names: dict[str, Any] = {"x_valid": None, "y_valid": None}
+        names: dict[str, object] = {"x_valid": None, "y_valid": None}
         if judge is not None:
             names = {"x_valid": judge[0], "y_valid": judge[1]}
         space = execute(

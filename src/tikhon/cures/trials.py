@@ -68,7 +68,7 @@ def judging(loss: Loss, diagnosis: Diagnosis) -> Loss:
     return loss
 
 
-def shell(model: Any) -> nn.Module:
+def shell(model: object) -> nn.Module:
     """Something to read devices from."""
     return unwrap(model) if isinstance(model, nn.Module) else nn.Module()
 

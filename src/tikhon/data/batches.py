@@ -89,7 +89,7 @@ def opened(data: Any, name: str = "data") -> tuple[Batch | None, Iterable[Any] |
     return None, data
 
 
-def one_tensor(inputs: Any, *, name: str, verb: str) -> Tensor:
+def one_tensor(inputs: object, *, name: str, verb: str) -> Tensor:
     """The inputs, for a verb whose models take one tensor; several are refused by name."""
     found = tensors(inputs)
     if len(found) == 1:
@@ -234,7 +234,7 @@ def count_rows(batch: Batch, name: str = "data") -> int:
         raise DataError(f"{name}: {error}") from error
 
 
-def _words(inputs: Any, target: Any) -> str:
+def _words(inputs: object, target: object) -> str:
     if isinstance(inputs, Mapping):
         return f"the names {', '.join(map(str, inputs))}"
     if isinstance(inputs, tuple):

@@ -81,7 +81,7 @@ def _target(parts: Split) -> dict[str, Any]:
     return {"numbers": {name: _figures(part, parts.scaling) for name, part in named.items()}}
 
 
-def _figures(part: Dataset, scaling: Mapping[str, Any]) -> dict[str, float]:
+def _figures(part: Dataset, scaling: Mapping[str, object]) -> dict[str, float]:
     """Mean, deviation and range of a target in its own unit."""
     y = part.y.double().numpy().reshape(len(part.y), -1)
     y = y * np.array(scaling["target_scale"]) + np.array(scaling["target_mean"])

@@ -25,7 +25,7 @@ class Named(dict[str, Any]):
 TARGETS = ("labels", "label", "target", "targets", "y")
 
 
-def split(batch: Any, name: str = "data") -> Batch:
+def split(batch: object, name: str = "data") -> Batch:
     """Inputs and target of one batch, arrays as tensors; no target is None."""
     try:
         if isinstance(batch, Mapping):
@@ -90,7 +90,7 @@ def _named(like: Mapping[object, object], values: dict[Any, Any]) -> dict[Any, A
     return named
 
 
-def tensors(value: Any) -> list[Tensor]:
+def tensors(value: object) -> list[Tensor]:
     """All tensors of a nested value, in order."""
     if isinstance(value, Tensor):
         return [value]
@@ -122,7 +122,7 @@ def _columns(value: object) -> list[Tensor]:
     return tensors(value)
 
 
-def take(batch: Any, index: Tensor) -> Any:
+def take(batch: object, index: Tensor) -> Any:
     """The rows of a nested batch."""
     if isinstance(batch, Tensor):
         return batch.index_select(0, index.to(batch.device))
@@ -152,7 +152,7 @@ def join(parts: list[Any]) -> Any:
     return first
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
+def call(model: nn.Module, inputs: object) -> Any:
     """The model on its inputs: a tuple is several arguments, a dictionary named ones."""
     if isinstance(inputs, Mapping):
         return model(**inputs)

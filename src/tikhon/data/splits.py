@@ -171,7 +171,7 @@ def _noticed(train: Dataset, valid: Dataset, test: Dataset) -> list[str]:
 def _scaled(train: Dataset, valid: Dataset, test: Dataset) -> Split:
     notices = (*train.notices, *_noticed(train, valid, test))
     parts = [replace(part, test=None, notices=notices) for part in (train, valid, test)]
-    scaling: dict[str, Any] = {}
+    scaling: dict[str, object] = {}
     preprocessing = None
     if train.table is not None:
         values, y = train.x.numpy(), train.y.numpy()

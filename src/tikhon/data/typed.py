@@ -46,7 +46,7 @@ def _from_arrow(path: Path, table: pa.Table) -> Frame:
     import pandas as pd
     import pyarrow as pa
 
-    columns: dict[str, Any] = {}
+    columns: dict[str, object] = {}
     foreign: dict[str, str] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         try:
@@ -92,7 +92,7 @@ def _plain(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
 
 def json_lines(path: Path, text: str) -> tuple[pd.DataFrame, dict[str, str], list[int]]:
     """One JSON object a line; the lines of the rows come with it."""
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     lines: list[int] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

@@ -48,7 +48,7 @@ class Ran:
 
 def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, Any]:
     """What the control runs found: `advantage` of true targets, `unfrozen` of all parameters."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     if _doubtful(ran):
         found["advantage"] = _advantage(make, ran)
     if ran.ended and (ran.static.get("frozen") or ran.static.get("unoptimized")):

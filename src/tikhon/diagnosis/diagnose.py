@@ -93,7 +93,7 @@ class Diagnosis:
         """Keep it as a run folder for `tikhon report`; `result.json` is `to_dict`."""
         save(self.to_dict(), path, overwrite=overwrite)
 
-    def plot(self, *, ax: Any = None) -> plotting.Display:
+    def plot(self, *, ax: object = None) -> plotting.Display:
         """The signal per layer, forward scale, updates and the loss; those that were measured.
 
         Args:
@@ -178,7 +178,7 @@ def diagnose(
     return judge(replace(draws[0], inits=tuple(found)))
 
 
-def rebuilder(optimizer: Any) -> Any:
+def rebuilder(optimizer: object) -> Any:
     """A factory of the same optimizer for the weights of another draw."""
     if not isinstance(optimizer, Optimizer):
         return optimizer

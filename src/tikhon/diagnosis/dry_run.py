@@ -137,7 +137,7 @@ def locate(replica: Replica, batch: Batch, step: int) -> Failure:
     found: list[str] = []
 
     def look(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: object, output: object) -> None:
             for part in tensors(output):
                 if part.is_floating_point() and not bool(torch.isfinite(part).all()):
                     found.append(name)
@@ -306,7 +306,7 @@ def commonest(replica: Replica, batch: Batch) -> float | None:
     return float(answers.bincount().max()) / len(answers)
 
 
-def skill(output: Any, target: Any) -> float | None:
+def skill(output: object, target: object) -> float | None:
     """Accuracy for classes, R2 for numbers; None where the task is neither."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,15 +33,15 @@ from tikhon.wrappers import unwrap
 
 def measure(
     model: nn.Module,
-    data: Any,
+    data: object,
     loss: str | Loss | None,
     *,
-    optimizer: Any = None,
-    valid: Any = None,
+    optimizer: object = None,
+    valid: object = None,
     steps: int = 200,
     batch_size: int = 64,
     seed: int = 0,
-    penalty: Any = None,
+    penalty: object = None,
     clip: float | None = None,
 ) -> Record:
     """Measure a copy of the model and train it for `steps`; the arguments are `diagnose`'s."""
@@ -61,7 +62,7 @@ def measure(
         facts["foreign_optimizer"] = foreign
         trial = Trial()
         reference: dict[str, Any] = {}
-        wiring: dict[str, Any] = {}
+        wiring: dict[str, object] = {}
         if not data_facts["nonfinite"]:
             wired = replicate(model, loss)  # a copy that no step has touched
             trial = _trial(replica, source, facts, steps, size, seed, judge)
@@ -113,9 +114,9 @@ def _yardsticks(source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _afterwards(replica: Replica, source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
+def _afterwards(replica: Replica, source: Samples, wiring: Mapping[str, object]) -> dict[str, Any]:
     """What of the wiring shows in the trained network: one answer for all rows."""
-    facts: dict[str, Any] = {}
+    facts: dict[str, object] = {}
     if "majority" in wiring:
         facts["answered"] = commonest(replica, source.probe)
     if wiring.get("alike") and not blind_facts(subject_of(replica, source)):
@@ -123,7 +124,7 @@ def _afterwards(replica: Replica, source: Samples, wiring: dict[str, Any]) -> di
     return facts
 
 
-def _held(optimizer: Any) -> set[int]:
+def _held(optimizer: object) -> set[int]:
     """Ids of what the user's own optimizer trains; nothing for a factory."""
     groups = getattr(optimizer, "param_groups", None) or ()
     return {id(p) for group in groups for p in group["params"]}
@@ -188,13 +189,13 @@ def unused(replica: Replica, batch: Batch) -> list[str]:
     return [n for (n, _), g in zip(named, grads) if g is None]
 
 
-def holds_nothing(optimizer: Any, model: nn.Module) -> bool:
+def holds_nothing(optimizer: object, model: nn.Module) -> bool:
     """Whether an optimizer has tensors, and none of them is a parameter of the model."""
     held, own = _held(optimizer), {id(p) for p in model.parameters()}
     return bool(held and own) and not held & own
 
 
-def _check(model: Any, steps: int, batch_size: int, clip: float | None) -> None:
+def _check(model: object, steps: int, batch_size: int, clip: float | None) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch module, received {type(model).__name__}")
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
@@ -215,7 +216,7 @@ def _optimizer(replica: Replica) -> dict[str, Any]:
     if engine is None:
         return {}
     group = engine.param_groups[0]
-    numbers: dict[str, Any] = {
+    numbers: dict[str, object] = {
         k: v
         for k, v in group.items()
         if isinstance(v, (int, float)) and not isinstance(v, bool) and v

@@ -21,7 +21,7 @@ IGNORED = -100  # torch's own mark of a target that does not count
 MANY_COLUMNS = 4096  # of a design whose normal equations are still solved in a moment
 
 
-def constant_loss(output: Tensor, target: Any, loss: Loss, tail: Loss | None = None) -> float:
+def constant_loss(output: Tensor, target: object, loss: Loss, tail: Loss | None = None) -> float:
     """The smallest loss of a constant output: the trivial predictor, for any loss.
 
     With `tail` (the activations behind the last layer) the constant is what enters it.
@@ -29,7 +29,7 @@ def constant_loss(output: Tensor, target: Any, loss: Loss, tail: Loss | None = N
     return _minimise(output.detach().mean(0, keepdim=True), len(output), target, loss, tail)
 
 
-def free_loss(output: Tensor, target: Any, loss: Loss, tail: Loss | None = None) -> float:
+def free_loss(output: Tensor, target: object, loss: Loss, tail: Loss | None = None) -> float:
     """The smallest loss when each row has an output of its own: the floor of loss and head."""
     return _minimise(output.detach(), None, target, loss, tail)
 
@@ -146,7 +146,7 @@ def _held_out(output: Tensor, y: Tensor, classes: bool, signs: bool) -> float:
     return 1 - float((output - y).square().mean()) / spread if spread > 0 else 0.0
 
 
-def shifts_out(output: Tensor, target: Any, loss: Loss) -> bool:
+def shifts_out(output: Tensor, target: object, loss: Loss) -> bool:
     """Whether adding a constant to every output leaves the loss alone: it has its own softmax."""
     try:
         with torch.no_grad():
@@ -156,7 +156,7 @@ def shifts_out(output: Tensor, target: Any, loss: Loss) -> bool:
     return math.isfinite(before) and abs(after - before) <= 1e-4 * (abs(before) + 1e-6)
 
 
-def grows_with_batch(output: Any, target: Any, loss: Loss) -> bool:
+def grows_with_batch(output: object, target: object, loss: Loss) -> bool:
     """Whether the same rows twice give twice the loss: a sum where a mean is expected."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return False
@@ -169,7 +169,7 @@ def grows_with_batch(output: Any, target: Any, loss: Loss) -> bool:
     return once > 0 and math.isfinite(once) and abs(twice / once - 2) < 0.02
 
 
-def scale(value: Any) -> dict[str, float]:
+def scale(value: object) -> dict[str, float]:
     """Size of float tensors: rms, mean, deviation and absolute maximum."""
     parts = [t.detach().double() for t in tensors(value) if t.is_floating_point()]
     if not parts:

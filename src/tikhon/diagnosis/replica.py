@@ -80,7 +80,7 @@ class Replica:
         return self
 
 
-def number_of(value: Any) -> Tensor:
+def number_of(value: object) -> Tensor:
     """The loss as a 0-d tensor; raises `InputError` where it is not one number."""
     if not isinstance(value, Tensor):
         value = torch.as_tensor(value, dtype=torch.get_default_dtype())
@@ -105,7 +105,7 @@ def takes_model(loss: Any) -> bool:
     return bool(words) and words[0] in MODEL_WORDS
 
 
-def own_loss(model: nn.Module, batch: Any) -> Tensor:
+def own_loss(model: nn.Module, batch: object) -> Tensor:
     """The loss that a model computes itself: `training_step`, or `.loss` of what it returns.
 
     This is what `loss=None` means: a Lightning module or a Hugging Face model as it is.
@@ -131,7 +131,7 @@ def _without_loss(model: nn.Module, reason: str) -> str:
     )
 
 
-def _called_with(model: nn.Module, batch: Any) -> Any:
+def _called_with(model: nn.Module, batch: object) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple) else model(batch)

@@ -49,7 +49,7 @@ class Samples:
                 yield take(self.source, rows)
 
 
-def samples(data: Any, *, rows: int = 256, name: str = "data") -> Samples:
+def samples(data: object, *, rows: int = 256, name: str = "data") -> Samples:
     """The samples behind a pair, a loader, one batch, a path or a source name.
 
     Raises `DataError` where there are no rows or inputs and targets do not match.
@@ -63,7 +63,7 @@ def samples(data: Any, *, rows: int = 256, name: str = "data") -> Samples:
     return Samples(take(source, some.sort().values), source, count, True)
 
 
-def _from_loader(loader: Iterable[Any], rows: int, name: str) -> Samples:
+def _from_loader(loader: Iterable[object], rows: int, name: str) -> Samples:
     parts: list[Batch] = []
     count = 0
     for batch in loader:

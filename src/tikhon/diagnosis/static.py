@@ -29,7 +29,7 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, Any]:
     """Frozen, unused or unoptimized parameters, odd dropout, normalisation with a batch of one."""
     model = replica.model
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "frozen": frozen,
         "trainable": len(frozen) < len(list(model.parameters())),
     }
@@ -88,7 +88,7 @@ def data_facts(samples: Samples, model: nn.Module) -> dict[str, Any]:
         for part in tensors(whole)
         if part.is_floating_point() and not bool(torch.isfinite(part).all())
     ]
-    facts: dict[str, Any] = {"rows": samples.rows, "nonfinite": bad}
+    facts: dict[str, object] = {"rows": samples.rows, "nonfinite": bad}
     facts["inputs"] = scale(inputs) if "inputs" not in bad else {}
     facts["target"] = scale(target) if "target" not in bad else {}
     first = next((m for m in model.modules() if not any(m.children())), None)
@@ -105,7 +105,7 @@ def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -
     with torch.no_grad(), undisturbed(model, training=True):
         again = [call(model, inputs)]
     after = {n: (p._version, p.shape) for n, p in model.named_parameters()}
-    facts: dict[str, Any] = {"changes_in_forward": before != after}
+    facts: dict[str, object] = {"changes_in_forward": before != after}
     output = again[0]
     plain = isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
     if not plain or not output.numel() or not bool(torch.isfinite(output).all()):
@@ -145,12 +145,12 @@ def _compose(functions: list[Any]) -> Any:
     return tail
 
 
-def _tail(replica: Replica, inputs: Any, output: Tensor) -> tuple[Any, list[str]]:
+def _tail(replica: Replica, inputs: object, output: Tensor) -> tuple[Any, list[str]]:
     """What enters the activations behind the last layer, and those activations, checked."""
     with torch.no_grad(), undisturbed(replica.model, training=True):
         with _Tape() as tape:
             final = call(replica.model, inputs)
-    chain: list[Any] = []
+    chain: list[object] = []
     names: list[str] = []
     wanted = final
     for func, args, kwargs, result in reversed(tape.calls):
@@ -174,7 +174,7 @@ class _Tape(torch.overrides.TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, object], Any]] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tikhon.runs.interrupt import Stopped
 from tikhon.tuning.runners import Job, PopulationRunner, State
@@ -64,7 +63,7 @@ class RayRunner(PopulationRunner):
     def _connect(self) -> None:
         if ray.is_initialized():
             return
-        options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+        options: dict[str, object] = {"log_to_driver": False, "configure_logging": False}
         if self.address == "local":
             ray.init(include_dashboard=False, **options)
         else:

@@ -8,7 +8,6 @@ Needs `pip install tikhon[skorch]`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tikhon import monitoring
 from tikhon.integrations.readings import readings
@@ -51,7 +50,9 @@ class Regularize(Callback):
         self.how: How = how
         self.optimizer, self.module = optimizer, module
 
-    def on_train_begin(self, net: object, X: Any = None, y: Any = None, **kwargs: object) -> None:
+    def on_train_begin(
+        self, net: object, X: object = None, y: object = None, **kwargs: object
+    ) -> None:
         """Attach to the optimizer, which `initialize` may have rebuilt."""
         optimizer = getattr(net, f"{self.optimizer}_")
         earlier: Regularizer | None = getattr(self, "regularizer_", None)
@@ -73,7 +74,9 @@ class Regularize(Callback):
             for key, value in readings(self.regularizer_).items():
                 net.history.record(key, value)
 
-    def on_train_end(self, net: object, X: Any = None, y: Any = None, **kwargs: object) -> None:
+    def on_train_end(
+        self, net: object, X: object = None, y: object = None, **kwargs: object
+    ) -> None:
         """Detach; the handle stays readable."""
         self.regularizer_.remove()
 
@@ -91,12 +94,16 @@ class Watch(Callback):
     def __init__(self, every: int = 50, *, output: str | Path | None = None) -> None:
         self.every, self.output = every, output
 
-    def on_train_begin(self, net: object, X: Any = None, y: Any = None, **kwargs: object) -> None:
+    def on_train_begin(
+        self, net: object, X: object = None, y: object = None, **kwargs: object
+    ) -> None:
         """Attach."""
         self.watch_ = monitoring.watch(
             net.module_, net.optimizer_, every=self.every, output=self.output
         )
 
-    def on_train_end(self, net: object, X: Any = None, y: Any = None, **kwargs: object) -> None:
+    def on_train_end(
+        self, net: object, X: object = None, y: object = None, **kwargs: object
+    ) -> None:
         """Detach."""
         self.watch_.remove()

@@ -114,7 +114,7 @@ class TemperatureScaled(nn.Module):
         self.model = model
         self.register_buffer("temperature", torch.tensor(float(temperature)))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
         """The model's logits over the temperature."""
         return self.model(*args, **kwargs) / self.temperature
 

@@ -29,7 +29,7 @@ class _LayerByLayer(nn.RNNBase):
 
     between_layers: NoiseLayer
 
-    def forward(self, input: object, hx: Any = None) -> Any:
+    def forward(self, input: object, hx: object = None) -> Any:
         """Output and last states, as in torch."""
         if not self.between_layers.training:
             return super().forward(input, hx)
@@ -81,7 +81,7 @@ class _RecurrentNoise(NoiseLayer):
         self.between_layers = Dropout(module.dropout) if between else None
 
     @abstractmethod
-    def forward(self, x: object, hx: Any = None) -> Any:  # type: ignore[override]
+    def forward(self, x: object, hx: object = None) -> Any:  # type: ignore[override]
         """Output and last states, as in torch."""
 
     def extra_repr(self) -> str:
@@ -140,7 +140,7 @@ class RecurrentDropout(_RecurrentNoise):
             raise TypeError(f"RecurrentDropout: expected an LSTM or GRU, received {module!r}")
         super().__init__(module, rate)
 
-    def forward(self, x: object, hx: Any = None) -> Any:
+    def forward(self, x: object, hx: object = None) -> Any:
         """Output and last states, as in torch."""
         if not self.training:
             return _stack(self, self._parameters, x, hx)

@@ -44,7 +44,7 @@ def _first_activation(model: nn.Module, calls: Sequence[Call]) -> str | None:
     found: list[str] = []
 
     def look(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: object, output: object) -> None:
             if any(not _fine(part) for part in tensors(output)):
                 found.append(name)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +76,7 @@ def norms(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [n.float() for n in norm([rows(p) for p in parameters])]
 
 
-def fingerprint(arguments: Any) -> list[Tensor]:
+def fingerprint(arguments: object) -> list[Tensor]:
     """Two numbers that tell one batch from another, whatever the order of its rows."""
     found = [local(t).reshape(-1) for t in tensors(arguments) if t.numel() and not t.is_complex()]
     if not found:

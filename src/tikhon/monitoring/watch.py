@@ -88,7 +88,7 @@ class Watch:
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(self, kind: Any, *error: Any) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         self._ended = kind is None  # a loop that broke off proves nothing by what is missing
         self.remove()
 
@@ -149,7 +149,7 @@ class Watch:
 
     # hooks
 
-    def _remember(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _remember(self, module: nn.Module, args: object, kwargs: object) -> None:
         if module is self.model or any(module is called for called, _, _ in self._calls):
             self._calls = []
         self._calls.append((module, args, kwargs))
@@ -201,7 +201,7 @@ class Watch:
         now = torch.where(bad, self.step, torch.inf)
         self._latch = now if self._latch is None else torch.minimum(self._latch, now)
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self._guard.after()
         self._empty = 0 if self._graded else self._empty + 1
         self._graded = self._called = False
@@ -302,7 +302,7 @@ class Watch:
         write_json(self.output / "watch.json", self.to_dict())
 
 
-def _stepping(optimizer: Any) -> Optimizer:
+def _stepping(optimizer: object) -> Optimizer:
     try:
         return stepping(optimizer)
     except TypeError as error:
@@ -332,7 +332,7 @@ def watch(
     keep: int = 200,
     output: str | Path | None = None,
     stop: bool = True,
-    scaler: Any = None,
+    scaler: object = None,
     on_spike: OnSpike = "warn",
 ) -> Watch:
     """Watch a live loop: the laws of a step, sizes of updates, the first non-finite number.

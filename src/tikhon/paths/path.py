@@ -171,7 +171,7 @@ def _keeper(
 
 def _described(penalty: Penalty) -> dict[str, object]:
     """A penalty as a checkpoint knows it: without its own strength, tensors by their digest."""
-    found: dict[str, Any] = {"name": type(penalty).__name__}
+    found: dict[str, object] = {"name": type(penalty).__name__}
     for entry in fields(penalty):
         value = getattr(penalty, entry.name)
         if entry.name != "strength":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ class Stability:
 
 
 def stability(
-    train: Any,
+    train: object,
     penalty: Penalty | None = None,
     *,
     draws: int = 100,

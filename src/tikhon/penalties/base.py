@@ -40,7 +40,7 @@ class Penalty(ABC):
     reference: ClassVar[str] = ""
     unweighted: ClassVar[str] = "it has no field of that name"  # why it takes no weights
 
-    def __new__(cls, *args: Any, **arguments: Any) -> Self:
+    def __new__(cls, *args: object, **arguments: object) -> Self:
         """Refuse `weights` by name where the class has none."""
         if "weights" in arguments and "weights" not in cls.__dataclass_fields__:
             raise TypeError(f"{cls.__name__} takes no weights: {cls.unweighted}")

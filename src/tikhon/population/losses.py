@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +17,7 @@ class Objective:
     by the targets `y`.
     """
 
-    def __init__(self, loss: Any, y: Tensor | None = None) -> None:
+    def __init__(self, loss: object, y: Tensor | None = None) -> None:
         self.loss = loss_of(loss, y)
         self._checked = False
 

@@ -118,7 +118,7 @@ class Attachment:
 
     # -- one step -----------------------------------------------------------------------------
 
-    def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
         if self._unread is not None:
             self.recount()
         if not self.plan.is_current() or (self.steps in LOOKS and not self._is_bound()):
@@ -267,7 +267,7 @@ class Attachment:
     @torch.no_grad()
     def _consult(self, phase: str) -> None:
         """Ask the controllers of a phase for their strengths."""
-        shared: dict[int, dict[str, Any]] = {}
+        shared: dict[int, dict[str, object]] = {}
         step = self.steps + (phase == "before_prox")
         for live, held in self.plan.consulted[phase]:
             controller = cast(Controller, live.source)

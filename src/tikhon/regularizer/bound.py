@@ -111,7 +111,7 @@ def _forget_other_weights(before: Sequence[Binding], now: Sequence[Binding]) -> 
 
 
 def _shapes(bindings: Sequence[Binding]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, object]] = {}
     for binding in bindings:
         shapes = tuple(() if is_lazy(p) else tuple(p.shape) for p in binding.target.params)
         found.setdefault(binding.live.name, {})[binding.name] = shapes

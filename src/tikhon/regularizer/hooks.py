@@ -154,7 +154,7 @@ def untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
     compiler = "torch._dynamo" in sys.modules
     apart = cast(Any, torch.compiler.disable)(hook) if compiler else hook
 
-    def call(optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
+    def call(optimizer: optim.Optimizer, args: object, kwargs: object) -> Any:
         if torch.compiler.is_compiling():
             return apart(optimizer, args, kwargs)
         return hook(optimizer, args, kwargs)  # the detour costs as much as a small kernel

@@ -126,7 +126,7 @@ def register_gain(
     if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, optim.Optimizer)):
         raise TypeError(f"register_gain takes a class of optimizers, received {optimizer_class!r}")
 
-    def gain(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
+    def gain(optimizer: optim.Optimizer, group: Group, state: object) -> Gain:
         found = rule(optimizer, group, state)
         return found if isinstance(found, Gain) else Gain(found)
 
@@ -177,7 +177,7 @@ def own_rate(how: str, group: Group) -> Number:
     return group["lr"] / start if start else 1.0
 
 
-def stationary_gain(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
+def stationary_gain(optimizer: optim.Optimizer, group: Group, state: object) -> Gain:
     """The gain for one parameter, from its group and its state after the step.
 
     Raises TypeError for an optimizer whose step is not known to be a gain times the gradient.
@@ -197,7 +197,7 @@ def stationary_gain(optimizer: optim.Optimizer, group: Group, state: Any) -> Gai
     return rule.gain(optimizer, group, state)
 
 
-def _sgd(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
+def _sgd(optimizer: optim.Optimizer, group: Group, state: object) -> Gain:
     kept = 1 - group["dampening"] if group["momentum"] else 1
     return Gain(group["lr"] * kept / (1 - group["momentum"]))
 

@@ -78,7 +78,7 @@ def learning_curves(
     *,
     higher: bool,
     best: int | None = None,
-    **range_: Any,
+    **range_: object,
 ) -> Figure:
     """Train and validation curve; where train is the better one, the gap is shaded."""
     line = {"mode": "lines", "x": list(epochs)}
@@ -191,7 +191,7 @@ def score_against_strength(response: Response, **range_: object) -> Figure:
     if log:
         points = [p for p in points if p[0] > 0]
     x = [s for s, _, _ in points]
-    data: list[dict[str, Any]] = [
+    data: list[dict[str, object]] = [
         {
             "mode": "lines+markers",
             "x": x,
@@ -394,7 +394,7 @@ def banded(
     xs, ys = [x[i] for i in whole], [float(y[i] or 0) for i in whole]
     spread = [float(errors[i] or 0) for i in whole]
     edge = {"mode": "lines", "hoverinfo": "skip", "line": {"width": 0, "color": "band"}}
-    data: list[dict[str, Any]] = [
+    data: list[dict[str, object]] = [
         {**edge, "x": xs, "y": [v + e for v, e in zip(ys, spread)], "showlegend": False},
         {
             **edge,

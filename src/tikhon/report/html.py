@@ -130,7 +130,7 @@ def short(text: str, width: int) -> str:
     return flat if len(flat) <= width else f"{flat[: width - 1]}…"
 
 
-def shape(cell: Any) -> str:
+def shape(cell: object) -> str:
     """What kind of table cell this is: name, label, mark or number."""
     return "number" if isinstance(cell, str) else type(cell).__name__.lower()
 

@@ -47,7 +47,7 @@ class Label:
         return strings(language)[self.key].format_map(filled)
 
 
-def say(key: str, **values: Any) -> Label:
+def say(key: str, **values: object) -> Label:
     """The `Label` of a key; `KeyError` if some language lacks it."""
     for language in LANGUAGES:
         strings(language)[key]
@@ -161,7 +161,7 @@ class Page:
     running: bool = False  # the page says, and keeps saying, how long ago the run wrote
 
 
-def number(value: Any) -> str:
+def number(value: object) -> str:
     """A number as the page prints it; `–` for a missing one, so that no cell says NaN.
 
     >>> number(0.84912), number(1e-05), number(113.005), number(123456.7), number(float("nan"))
@@ -201,7 +201,7 @@ def percent(value: object) -> str:
     return ">99.9 %" if 0.9995 <= value < 1 else f"{100 * value:.3g} %"
 
 
-def seconds(value: Any) -> str:
+def seconds(value: object) -> str:
     """A duration.
 
     >>> seconds(0.42), seconds(75), seconds(3725)

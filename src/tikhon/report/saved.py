@@ -62,7 +62,7 @@ def _document(folder: Path, name: str) -> dict[str, object] | None:
 
 def _journal(file: Path) -> list[dict[str, object]]:
     """The outcomes in the journal of a search; every line ends in a tab and a checksum."""
-    trials: list[dict[str, Any]] = []
+    trials: list[dict[str, object]] = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             trials += json.loads(line.rpartition("\t")[0]).get("outcomes", ())

@@ -148,7 +148,7 @@ class Keeper:
     def __init__(
         self,
         folder: Path | None = None,
-        header: Mapping[str, Any] | None = None,
+        header: Mapping[str, object] | None = None,
         *,
         resume: bool = False,
         stop: Callable[[], bool] = lambda: False,
@@ -157,7 +157,7 @@ class Keeper:
     ) -> None:
         self._folder, self._header, self._stop = folder, dict(header or {}), stop
         self._every, self._saved = every, time.monotonic()
-        self.found: dict[str, Any] = {}
+        self.found: dict[str, object] = {}
         if folder is not None and not resume:
             remove(folder)  # of another run
         if folder is not None and exists(folder):

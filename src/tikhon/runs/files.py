@@ -49,7 +49,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise explain(error, path, len(content)) from error
 
 
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
+def write_json(path: Path, document: Mapping[str, object]) -> None:
     """Write a JSON document with its schema version; numbers that are not finite become null."""
     write_bytes(path, json_text({"schema_version": SCHEMA_VERSION, **document}).encode() + b"\n")
 
@@ -63,7 +63,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> bytes:
     return content
 
 
-def json_text(document: Any, *, indent: int | None = 2) -> str:
+def json_text(document: object, *, indent: int | None = 2) -> str:
     """JSON of plain values; NaN and infinity, which JSON lacks, as null.
 
     >>> json_text({"a": float("nan"), "b": (1, 2)}, indent=None)

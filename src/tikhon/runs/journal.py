@@ -26,7 +26,7 @@ class Journal:
     it cannot be written.
     """
 
-    def __init__(self, path: str | Path, header: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: str | Path, header: Mapping[str, object], *, resume: bool) -> None:
         self.path = Path(path)
         self.torn: str | None = None
         if resume and not self.path.exists():
@@ -45,7 +45,7 @@ class Journal:
             self.append(header)
         self.events: list[dict[str, Any]] = lines[1:]
 
-    def append(self, event: Mapping[str, Any]) -> None:
+    def append(self, event: Mapping[str, object]) -> None:
         """Append one event and see it safely on disk before returning."""
         line = f"{_line(event)}\n".encode()
         try:
@@ -93,7 +93,7 @@ class Journal:
         return lines
 
 
-def compare_headers(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+def compare_headers(stored: Mapping[str, object], asked: Mapping[str, object], path: Path) -> None:
     """Raise `InputError` with what differs between a run that is there and the one asked for."""
     differing = [name for name in {**stored, **asked} if stored.get(name) != asked.get(name)]
     if differing:
@@ -120,7 +120,7 @@ def _events(data: bytes) -> Iterator[tuple[dict[str, Any], int]]:
         yield event, len(raw)
 
 
-def _line(event: Mapping[str, Any]) -> str:
+def _line(event: Mapping[str, object]) -> str:
     text = json.dumps(event, ensure_ascii=False, allow_nan=False, sort_keys=True)
     return f"{text}\t{zlib.crc32(text.encode()):08x}"
 

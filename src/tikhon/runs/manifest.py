@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,6 @@ def _entry(path: Path) -> dict[str, Any]:
     return {"sha256": digest.hexdigest(), "bytes": size}
 
 
-def _digest(files: dict[str, Any]) -> str:
+def _digest(files: Mapping[str, object]) -> str:
     text = json_text(dict(sorted(files.items())), indent=None)
     return hashlib.sha256(text.encode()).hexdigest()

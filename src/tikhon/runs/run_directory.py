@@ -142,7 +142,7 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
 
-    def write(self, name: str, document: Mapping[str, Any]) -> None:
+    def write(self, name: str, document: Mapping[str, object]) -> None:
         """Write one of the run's JSON documents; a finished run is unfinished from then on."""
         (self.path / MANIFEST).unlink(missing_ok=True)
         write_json(self.path / name, document)
@@ -239,7 +239,7 @@ def read_document(path: Path) -> dict[str, object]:
     return document
 
 
-def same_configuration(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def same_configuration(stored: Mapping[str, object], wanted: Mapping[str, object]) -> None:
     """Raise `InputError` with a table of what differs and would make a resume another run."""
     rows = []
     for key in ("data", "model", "optimizer", "recipe", "seed", "device"):

@@ -105,7 +105,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
         """How many hidden layers there are; without one the model is linear."""
         return int(np.atleast_1d(self.hidden_layer_sizes).size)
 
-    def _solve(self, X: Any, targets: np.ndarray, weights: np.ndarray, *, again: bool) -> None:
+    def _solve(self, X: object, targets: np.ndarray, weights: np.ndarray, *, again: bool) -> None:
         """A linear model's exact solution: one entry of the loss curve."""
         network = self.network_
         rows = Rows.of(X, self._scaled(targets), weights)
@@ -231,7 +231,13 @@ class RegularizedNetwork(BaseEstimator, ABC):
                 )
 
     def _train(
-        self, X: Any, targets: np.ndarray, weights: np.ndarray, epochs: int, *, stops: bool = True
+        self,
+        X: object,
+        targets: np.ndarray,
+        weights: np.ndarray,
+        epochs: int,
+        *,
+        stops: bool = True,
     ) -> None:
         network = self.network_
         rows, held = self._hold_out(Rows.of(X, self._scaled(targets), weights))
@@ -435,12 +441,12 @@ class RegularizedNetwork(BaseEstimator, ABC):
         """`coef_` and `intercept_` in the shape that a linear model of scikit-learn gives them."""
 
 
-def _within(value: Any, low: float, high: float, *, closed: bool = False) -> bool:
+def _within(value: object, low: float, high: float, *, closed: bool = False) -> bool:
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
     number = float(value)
     return low <= number <= high if closed else low <= number < high
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1

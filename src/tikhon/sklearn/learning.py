@@ -33,7 +33,7 @@ class Rows:
     weights: np.ndarray
 
     @classmethod
-    def of(cls, x: Any, y: np.ndarray, weights: np.ndarray) -> Rows:
+    def of(cls, x: object, y: np.ndarray, weights: np.ndarray) -> Rows:
         """The rows that count: random numbers are not spent on the others."""
         there = weights > 0
         rows = cls(x, y, weights)
@@ -133,6 +133,6 @@ def outputs(network: Network, x: Any) -> Tensor:
     return torch.cat([outputs(network, chunk) for chunk in chunks])
 
 
-def answers(network: Network, x: Any) -> np.ndarray:
+def answers(network: Network, x: object) -> np.ndarray:
     """The network's answers for dense or CSR rows, in the target's own units."""
     return (outputs(network, x) * network.unit + network.offset).numpy()

@@ -68,12 +68,12 @@ def moments(x: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, _positive(spread, 1e-12 * np.abs(mean))
 
 
-def _positive(scale: np.ndarray, threshold: Any) -> np.ndarray:
+def _positive(scale: np.ndarray, threshold: object) -> np.ndarray:
     return np.where(scale > threshold, scale, 1.0)
 
 
 def terms(
-    kind: str, strength: Any, l1_ratio: float, *, layers: int, unit: float = 1.0
+    kind: str, strength: object, l1_ratio: float, *, layers: int, unit: float = 1.0
 ) -> dict[str, Term]:
     """The penalty of the estimators: on all weights, or on the columns of the first layer.
 
@@ -93,7 +93,7 @@ def terms(
 
 
 def penalty_of(
-    kind: str, strength: Any, l1_ratio: float, *, linear: float = 1.0, square: float = 1.0
+    kind: str, strength: object, l1_ratio: float, *, linear: float = 1.0, square: float = 1.0
 ) -> Proximable | None:
     """The penalty of one layer; `linear` and `square` multiply its parts of those orders.
 

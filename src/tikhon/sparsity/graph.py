@@ -48,7 +48,7 @@ class Graph:
     roots: Tensor
 
     @classmethod
-    def of(cls, model: nn.Module, example: Any) -> Graph:
+    def of(cls, model: nn.Module, example: object) -> Graph:
         """Trace the model in evaluation mode; it is left in the mode it was in."""
         inputs = example if isinstance(example, tuple) else (example,)
         modes = [(module, module.training) for module in model.modules()]
@@ -118,7 +118,7 @@ class Graph:
                 wide = [axis for axis, size in enumerate(param.shape) if size > 1]
                 yield Block(name, param, None, owners, wide[-1], own=True)
 
-    def units_of(self, targets: set[Any]) -> set[int]:
+    def units_of(self, targets: set[object]) -> set[int]:
         """The units of the results of these operations."""
         found: set[int] = set()
         for node, units in self.analysis.units.items():
@@ -150,7 +150,7 @@ class Graph:
         """Calls of linear and convolutional layers with the unit of each input position."""
         for node in self.analysis.units:
             module = self._called(node)
-            source: Any = node.args[0] if node.args else None
+            source: object = node.args[0] if node.args else None
             seen = self.analysis.units.get(source) if isinstance(source, fx.Node) else None
             if isinstance(module, _WEIGHTED) and seen is not None:
                 axis = -1 if isinstance(module, nn.Linear) else 1

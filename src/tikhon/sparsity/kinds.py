@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from tikhon.sparsity.units import Layer, Part
 _HEADS = {target for target, rule in RULES.items() if rule in (attention, product)}
 
 
-def find(model: nn.Module, asked: Thinning, example: Any) -> tuple[list[Layer], Price]:
+def find(model: nn.Module, asked: Thinning, example: object) -> tuple[list[Layer], Price]:
     """The layers that may lose units, and the price of a model that keeps so many of each.
 
     Raises ValueError where there are none, with the reason.

@@ -88,7 +88,7 @@ def sparsify(
     *,
     of: Of = "weights",
     steps: int,
-    example: Any = None,
+    example: object = None,
     pattern: Pattern = "*",
     per: Per | None = None,
     cost: Cost | None = None,
@@ -163,7 +163,7 @@ class Sparsifier:
         thinning: Thinning,
         *,
         steps: int,
-        example: Any = None,
+        example: object = None,
     ) -> None:
         if not steps >= 1:
             raise ValueError(
@@ -402,7 +402,7 @@ class Sparsifier:
         self._pressed = [part.spread(fading[i]) for part, i in spread] if thinning else None
 
 
-def _nothing(*step: Any) -> None:
+def _nothing(*step: object) -> None:
     """Before a step, and after one that has raised."""
 
 

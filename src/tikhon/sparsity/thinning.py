@@ -94,7 +94,7 @@ class Thinning:
     def of_text(cls, text: str) -> Thinning:
         """From "SHARE[,KEY=VALUE]", the share as 0.9 or 90%."""
         first, *rest = [part.strip() for part in text.split(",")]
-        found: dict[str, Any] = {"share": _number(first)}
+        found: dict[str, object] = {"share": _number(first)}
         for part in rest:
             key, equals, value = part.partition("=")
             if not equals:

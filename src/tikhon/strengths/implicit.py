@@ -18,8 +18,8 @@ from tikhon.strengths.validation import trained_function
 def implicit_slopes(
     model: nn.Module,
     loss: Callable[[Any, Any], Tensor],
-    train: Any,
-    valid: Any,
+    train: object,
+    valid: object,
     penalties: Mapping[str, Penalty],
     *,
     iterations: int = 20,

@@ -38,7 +38,7 @@ class Loss:
     entries: LossFunction | None = None
     _broadcasting: dict[bool, bool] = field(default_factory=dict, repr=False)
 
-    def __call__(self, output: Any, target: Any) -> Tensor:
+    def __call__(self, output: object, target: object) -> Tensor:
         """The mean loss of a batch, 0-d. Raises `InputError` for shapes that do not agree."""
         output, target = self.agreed(output, target)
         try:
@@ -143,7 +143,7 @@ _ENTRYWISE = (nn.SmoothL1Loss, nn.PoissonNLLLoss)  # outputs and targets of one 
 _ENTRYWISE_FUNCTIONS = (F.smooth_l1_loss, F.poisson_nll_loss)
 
 
-def loss_of(loss: Any, y: Tensor | None = None) -> Loss:
+def loss_of(loss: object, y: Tensor | None = None) -> Loss:
     """The `Loss` behind a name, a function or module of torch, or a callable (output, target).
 
     "auto" is mean squares for targets of floats and cross-entropy for class numbers `y`. A mean
@@ -182,7 +182,7 @@ def known_name(name: str) -> str:
     return name
 
 
-def name_of(loss: Any) -> str:
+def name_of(loss: object) -> str:
     """What a run calls its loss."""
     if isinstance(loss, str):
         return loss
@@ -276,7 +276,7 @@ def _joins(value: float, rows: list[float]) -> bool:
     return any(math.isclose(value, sum(rows) / n, rel_tol=1e-5) for n in (1, len(rows)))
 
 
-def in_a_loop(loss: Any, target: Any = None) -> LossFunction:
+def in_a_loop(loss: object, target: object = None) -> LossFunction:
     """What a loop of the user's own calls by that name: torch's function, shapes as they come.
 
     Whoever measures such a loop must not hide that it broadcasts.

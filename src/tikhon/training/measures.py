@@ -16,7 +16,7 @@ _BINS = 41
 
 
 @torch.no_grad()
-def predict(model: nn.Module, x: Any) -> Tensor:
+def predict(model: nn.Module, x: object) -> Tensor:
     """The model's outputs in eval mode; its mode is put back."""
     training = model.training
     model.eval()
@@ -30,7 +30,9 @@ def predict(model: nn.Module, x: Any) -> Tensor:
         model.train(training)
 
 
-def score(model: nn.Module, x: Any, y: Tensor, loss: Loss, unit: float = 1.0) -> dict[str, float]:
+def score(
+    model: nn.Module, x: object, y: Tensor, loss: Loss, unit: float = 1.0
+) -> dict[str, float]:
     """`scores_of` the model's outputs."""
     return scores_of(predict(model, x), y, loss, unit)
 

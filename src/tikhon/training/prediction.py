@@ -61,7 +61,7 @@ class SavedModel:
             )
         return cls(model.eval(), config["data"], fitted)
 
-    def read(self, data: str | Path, **options: Any) -> torch.Tensor:
+    def read(self, data: str | Path, **options: object) -> torch.Tensor:
         """Rows of a file as the model's inputs: columns by name for a table."""
         return self.read_with_remarks(data, **options)[0]
 

@@ -38,7 +38,7 @@ def predictions(
     if y.is_floating_point():
         return _of_numbers(output, y.double(), unit, center)
     confidence, taken = output.softmax(1).max(1)
-    found: dict[str, Any] = {"calibration": _calibration(confidence, taken == y)}
+    found: dict[str, object] = {"calibration": _calibration(confidence, taken == y)}
     if len(classes) <= MOST_CLASSES:
         count = output.shape[1]
         cells = torch.bincount(y * count + taken, minlength=count**2).view(count, count)

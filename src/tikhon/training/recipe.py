@@ -144,7 +144,7 @@ class Recipe(RecipeOptions):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; only what differs from the defaults."""
-        plain: dict[str, Any] = {}
+        plain: dict[str, object] = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if item.name == "penalties":
@@ -239,11 +239,11 @@ def _abstract(item: type) -> bool:
     return bool(getattr(item, "__abstractmethods__", ()))
 
 
-def _term_to_dict(pattern: Any, term: Term) -> dict[str, Any]:
+def _term_to_dict(pattern: object, term: Term) -> dict[str, Any]:
     if not isinstance(pattern, str):
         raise InputError(f"a recipe can only be saved with text patterns, received {pattern!r}")
     strength = term.penalty.strength if term.strength is None else term.strength
-    entry: dict[str, Any] = {"pattern": pattern, "penalty": snake(type(term.penalty).__name__)}
+    entry: dict[str, object] = {"pattern": pattern, "penalty": snake(type(term.penalty).__name__)}
     if not term.penalty.constraint:
         entry["strength"] = _plain_strength(strength)
     for item in _settings(type(term.penalty)):
@@ -257,7 +257,7 @@ def _term_to_dict(pattern: Any, term: Term) -> dict[str, Any]:
     return entry
 
 
-def _plain_strength(strength: Any) -> Any:
+def _plain_strength(strength: object) -> Any:
     if isinstance(strength, Auto):
         return "auto"
     if isinstance(strength, Tensor) and strength.ndim == 0:
@@ -308,7 +308,7 @@ def _settings(kind: type[Penalty]) -> list[Any]:
     return [item for item in dataclasses.fields(kind) if item.init and item.name != "strength"]
 
 
-def _strength(plain: Any) -> Any:
+def _strength(plain: object) -> Any:
     if plain == "auto":
         return Auto()
     if isinstance(plain, Mapping) and plain.get("kind") in (kinds := _moving()):

@@ -51,7 +51,7 @@ class Step:
         self.clip, self.rate = clip, rate
         self._rates = [] if rate is None else [group["lr"] for group in optimizer.param_groups]
 
-    def __call__(self, batch: Any, number: int = 0) -> Tensor:
+    def __call__(self, batch: object, number: int = 0) -> Tensor:
         """Take step `number`, counted from 0, on a batch; the loss before it, detached.
 
         Raises `InputError` where the backward pass of the model fails.

@@ -111,7 +111,7 @@ class Scores:
 
 
 def judge(
-    scores: Scores, history: Sequence[Mapping[str, Any]] = (), ended: str = ""
+    scores: Scores, history: Sequence[Mapping[str, object]] = (), ended: str = ""
 ) -> tuple[Statement, ...]:
     """The sentences of a run, the one that matters most first.
 
@@ -184,7 +184,7 @@ def _better(margin: Sequence[float]) -> bool:
     return mean > CERTAIN * error
 
 
-def _ended(history: Sequence[Mapping[str, Any]], ended: str) -> list[Statement]:
+def _ended(history: Sequence[Mapping[str, object]], ended: str) -> list[Statement]:
     if ended == "early stopping" or not history:
         return []
     if len(history) == 1:
@@ -266,14 +266,14 @@ def lowest(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     )
 
 
-def risen(metrics: Mapping[str, float], history: Sequence[Mapping[str, Any]]) -> bool:
+def risen(metrics: Mapping[str, float], history: Sequence[Mapping[str, object]]) -> bool:
     """Whether the validation loss of the model is well above its lowest value."""
     low = lowest(history)
     last = metrics.get("valid/loss")  # absent after a refit: the rows were trained on
     return low is not None and last is not None and last > RISE * low["valid/loss"]
 
 
-def _risen(scores: Scores, history: Sequence[Mapping[str, Any]]) -> list[Statement]:
+def _risen(scores: Scores, history: Sequence[Mapping[str, object]]) -> list[Statement]:
     if not risen(scores.metrics, history):
         return []
     low = lowest(history) or {}

@@ -185,5 +185,5 @@ def _share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "0 %"
 
 
-def _lost(value: Any) -> bool:
+def _lost(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)

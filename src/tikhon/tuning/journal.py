@@ -16,7 +16,7 @@ class SearchJournal:
     A batch of outcomes is one event: after a crash it is there as a whole, or trained again.
     """
 
-    def __init__(self, path: str | Path, header: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: str | Path, header: Mapping[str, object], *, resume: bool) -> None:
         self.record = Journal(path, header, resume=resume)
         self.plan: dict[str, Any] | None = None
         self.seals: dict[str, str] = {}
@@ -27,7 +27,7 @@ class SearchJournal:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self.record.malformed(error) from error
 
-    def record_plan(self, plan: Mapping[str, Any]) -> None:
+    def record_plan(self, plan: Mapping[str, object]) -> None:
         """Write what was decided by measuring, so that a resumed run decides the same."""
         self.plan = dict(plan)
         self.record.append({"plan": self.plan})

@@ -54,14 +54,14 @@ def make_job(
     x: Tensor,
     y: Tensor,
     valid: tuple[Tensor, Tensor] | None,
-    loss: Any,
+    loss: object,
     folds: int | None,
     epochs: int | None,
     batch_size: int | None,
     optimizer: Callable[..., optim.Optimizer],
     device: str,
     seed: int,
-    metric: Any = None,
+    metric: object = None,
     direction: str | None = None,
     loader: DataLoader[Any] | None = None,
 ) -> Job:
@@ -113,7 +113,7 @@ def all_rows(
 
 
 def open_journal(
-    output: str | Path | None, resume: bool, space: Space, job: Job, budget: Any
+    output: str | Path | None, resume: bool, space: Space, job: Job, budget: object
 ) -> SearchJournal | None:
     """The journal in `output`, new or continued; None without a folder."""
     if output is None:

@@ -362,7 +362,7 @@ class Space(Mapping[str, Entry]):
         }
 
     @classmethod
-    def from_dict(cls, entries: Mapping[str, Any]) -> Space:
+    def from_dict(cls, entries: Mapping[str, object]) -> Space:
         """From JSON or TOML: `{"lr": {"kind": "log", "low": 1e-4, "high": 0.1}}`."""
         return cls(**{name: _read(name, entry) for name, entry in entries.items()})
 
@@ -413,7 +413,7 @@ def _read(name: str, entry: Any) -> Entry:
         ) from error
 
 
-def _check_conditions(name: str, entry: Conditional, entries: Mapping[str, Any]) -> None:
+def _check_conditions(name: str, entry: Conditional, entries: Mapping[str, object]) -> None:
     """Conditions name entries that stand before, and values that these can have."""
     before = list(entries)[: list(entries).index(name)]
     for other, wanted in entry.conditions.items():

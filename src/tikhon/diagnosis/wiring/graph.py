@@ -22,7 +22,7 @@ def graph_facts(subject: Subject, held: set[int]) -> dict[str, Any]:
     `held` are the ids of what the user's own optimizer trains.
     """
     model = subject.model
-    facts: dict[str, Any] = {}
+    facts: dict[str, object] = {}
     first, tape, found = _pass(subject)
     second, _, _ = _pass(subject)
     facts["connected"] = any(g is not None for g in found)
@@ -63,7 +63,7 @@ def _strangers(subject: Subject, first: Tensor, second: Tensor, held: set[int]) 
 def leaves(loss: Tensor) -> list[Tensor]:
     """The tensors at which a backward pass would leave a gradient."""
     found: list[Tensor] = []
-    seen: set[Any] = set()
+    seen: set[object] = set()
     todo = [loss.grad_fn] if loss.grad_fn is not None else []
     while todo and len(seen) < NODES:
         node = todo.pop()
@@ -86,7 +86,7 @@ def _loose(model: nn.Module) -> Any:
                 yield from _search(value, f"{prefix}.{key}".lstrip("."), DEEP, seen)
 
 
-def _search(value: Any, name: str, deep: int, seen: set[int]) -> Any:
+def _search(value: object, name: str, deep: int, seen: set[int]) -> Any:
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, nn.Module) and id(value) not in seen:

@@ -23,7 +23,7 @@ def padding_facts(subject: Subject) -> dict[str, Any]:
     if not found:
         return {}
     part, ends = found[0]
-    facts: dict[str, Any] = {"padding": 1 - float(ends.sum()) / (len(ends) * part.shape[1])}
+    facts: dict[str, object] = {"padding": 1 - float(ends.sum()) / (len(ends) * part.shape[1])}
     apart = _without(subject, ends, part.shape[1])
     if apart is not None:
         facts["padding_apart"] = apart

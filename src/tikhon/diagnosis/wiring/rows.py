@@ -61,7 +61,7 @@ def row_facts(subject: Subject) -> dict[str, Any]:
         for a, b in zip(before, after)
         if a.ndim and len(a) == subject.rows
     )
-    facts: dict[str, Any] = {"rows_apart": moved, "order_of_rows": _rolled(subject, before)}
+    facts: dict[str, object] = {"rows_apart": moved, "order_of_rows": _rolled(subject, before)}
     if moved > 1e-4:
         facts["rows_place"] = _place(subject, swapped, ~odd)
     return facts
@@ -186,7 +186,7 @@ def order_facts(subject: Subject) -> dict[str, Any]:
     return facts
 
 
-def next_share(inputs: Tensor, target: Any) -> float | None:
+def next_share(inputs: Tensor, target: object) -> float | None:
     """Share of a target sequence that is the input one position later; None for no sequences."""
     if not isinstance(target, Tensor) or inputs.ndim < 2 or inputs.shape[1] < 3:
         return None
@@ -227,7 +227,7 @@ def _order(subject: Subject, size: int) -> float:
 
 
 def _at(
-    subject: Subject, inputs: Any, size: int, where: slice, order: Tensor | None = None
+    subject: Subject, inputs: object, size: int, where: slice, order: Tensor | None = None
 ) -> float:
     with Calm():
         before = subject.outputs(subject.batch)
@@ -266,7 +266,7 @@ def line_facts(subject: Subject, last: str, layers: int) -> dict[str, Any]:
     module = subject.model.get_submodule(last)
     found: list[Tensor] = []
 
-    def keep(m: nn.Module, args: Any, output: Any) -> None:
+    def keep(m: nn.Module, args: object, output: object) -> None:
         found.extend(floats(output)[:1])
 
     other = subject.others[0]

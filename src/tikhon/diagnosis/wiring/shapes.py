@@ -19,7 +19,7 @@ def shape_facts(subject: Subject) -> dict[str, Any]:
     with torch.no_grad(), undisturbed(subject.model, training=False), Calls(subject.model) as tape:
         subject.replica.value(subject.batch)
     mixed = [c for c in tape.named(*RESHAPES) if reorders(c)]
-    facts: dict[str, Any] = {}
+    facts: dict[str, object] = {}
     if mixed:
         call = mixed[0]
         facts["reshape"] = {

@@ -22,7 +22,7 @@ BATCHES = 8  # of a loader, to see whether it shuffles
 def signal_facts(source: Samples, valid: Batch | None) -> dict[str, Any]:
     """Facts of inputs and targets together; empty where they are no plain tensors."""
     inputs, target = sample(source)
-    facts: dict[str, Any] = _constants(inputs)
+    facts: dict[str, object] = _constants(inputs)
     if isinstance(target, Tensor):
         facts |= _targets(target)
         if isinstance(inputs, Tensor):
@@ -44,7 +44,7 @@ def sample(source: Samples) -> Batch:
     return take(source.source, order)
 
 
-def _constants(inputs: Any) -> dict[str, Any]:
+def _constants(inputs: object) -> dict[str, Any]:
     """The share of the input columns that are the same in all rows, and whether all are zero."""
     parts = [t.detach().flatten(1) for t in tensors(inputs) if t.ndim and len(t) > 1]
     columns = sum(p.shape[1] for p in parts if p.ndim > 1)
@@ -58,7 +58,10 @@ def _constants(inputs: Any) -> dict[str, Any]:
 def _targets(target: Tensor) -> dict[str, Any]:
     """Range of the targets; the share of the largest class where there are few values."""
     values = target.detach().reshape(len(target), -1).double()
-    facts: dict[str, Any] = {"target_low": float(values.min()), "target_high": float(values.max())}
+    facts: dict[str, object] = {
+        "target_low": float(values.min()),
+        "target_high": float(values.max()),
+    }
     facts["amounts"] = target.is_floating_point() and not binary(values)
     facts["target_columns"] = values.shape[1]
     facts["constant_target"] = len(values) > 1 and bool((values == values[:1]).all())
@@ -131,7 +134,7 @@ def relation(inputs: Tensor, target: Tensor) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(2)
     order = torch.randperm(len(y), generator=generator)
     halves = order[: len(y) // 2], order[len(y) // 2 :]
-    facts: dict[str, Any] = {"related_rows": len(y)}
+    facts: dict[str, object] = {"related_rows": len(y)}
     best = -math.inf
     skills: dict[str, float] = {}
     designs = {"straight": design[:, :straight], "bent": design, "added": hinges}
@@ -229,7 +232,7 @@ def _columns(target: Tensor) -> Tensor | None:
 
 def _apart(train: Batch, valid: Batch) -> dict[str, Any]:
     """How validation data differ from training data: scale, classes, rows that are in both."""
-    facts: dict[str, Any] = {}
+    facts: dict[str, object] = {}
     x, other = train[0], valid[0]
     if isinstance(x, Tensor) and isinstance(other, Tensor) and x.shape[1:] == other.shape[1:]:
         if x.is_floating_point():

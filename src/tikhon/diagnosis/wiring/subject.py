@@ -40,7 +40,7 @@ class Subject:
         """What the model returns on a batch, in the mode and with the gradients of the moment."""
         if not self.replica.whole:
             return call(self.model, batch[0])
-        found: list[Any] = []
+        found: list[object] = []
         handle = self.model.register_forward_hook(lambda m, a, output: found.append(output))
         try:
             self.replica.value(batch)
@@ -58,12 +58,12 @@ def subject_of(replica: Replica, source: Samples) -> Subject:
     return Subject(replica, take(source.probe, first), take(source.probe, second), rows)
 
 
-def floats(value: Any) -> list[Tensor]:
+def floats(value: object) -> list[Tensor]:
     """The float tensors of a nested value."""
     return [t for t in tensors(value) if t.is_floating_point() and t.numel()]
 
 
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def mapped(value: object, change: Callable[[Tensor], Tensor]) -> Any:
     """The same nested value with every tensor changed."""
     if isinstance(value, Tensor):
         return change(value)
@@ -98,7 +98,7 @@ def watched(model: nn.Module) -> Iterator[list[tuple[str, list[Tensor], list[Ten
     seen: list[tuple[str, list[Tensor], list[Tensor]]] = []
 
     def hook(name: str) -> Any:
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: object, output: object) -> None:
             kept = [[t.detach().clone() for t in floats(v)] for v in (args, output)]
             seen.append((name, kept[0], kept[1]))
 

@@ -32,7 +32,7 @@ def target_facts(subject: Subject) -> dict[str, Any]:
 class Bench:
     """The loss of fixed outputs as a function of the targets, and its gradient at the outputs."""
 
-    def __init__(self, subject: Subject, output: Any) -> None:
+    def __init__(self, subject: Subject, output: object) -> None:
         self.loss = subject.replica.loss
         self.leaves: list[Tensor] = []
 
@@ -215,7 +215,7 @@ def _by_row(before: list[Tensor], after: list[Tensor], rows: int) -> Tensor:
     return total
 
 
-def _two_sided(subject: Subject, output: Any, target: Tensor) -> dict[str, Any]:
+def _two_sided(subject: Subject, output: object, target: Tensor) -> dict[str, Any]:
     """Whether the loss is one of yes and no, and falls below zero on these targets.
 
     Such a loss says the same of (z, y) and of (-z, 1 - y), or of (p, y) and of (1 - p, 1 - y); so
@@ -295,14 +295,14 @@ def _silent_classes(base: list[Tensor], target: Tensor, rows: int) -> dict[str, 
     return {"silent_classes": silent} if heard and silent else {}
 
 
-def _loss_calls(subject: Subject, output: Any, target: Tensor) -> dict[str, Any]:
+def _loss_calls(subject: Subject, output: object, target: Tensor) -> dict[str, Any]:
     """The functions that the loss is made of, and what goes into them."""
     bench = Bench(subject, output)
     with Calls(subject.model) as tape, torch.no_grad():
         subject.replica.loss(bench.output, target)
     used = [c for c in tape.calls if c.module == LOSS]
     spread = [c for c in used if _broadcasts(c, subject.rows)]
-    facts: dict[str, Any] = {"loss_functions": sorted({c.name for c in used} & LOSSES)}
+    facts: dict[str, object] = {"loss_functions": sorted({c.name for c in used} & LOSSES)}
     if spread:
         call = spread[0]
         facts["broadcast"] = {
@@ -360,10 +360,10 @@ def _broadcasts(call: Call, rows: int) -> bool:
     return len(a) != len(b) and result > max(numbers) and rows in a and rows in b and elementwise
 
 
-def _kinds(output: Any, target: Tensor) -> dict[str, Any]:
+def _kinds(output: object, target: Tensor) -> dict[str, Any]:
     """Shapes and values that a loss may not be made for."""
     values = target.detach()
-    facts: dict[str, Any] = {"target_shape": list(target.shape[1:])}
+    facts: dict[str, object] = {"target_shape": list(target.shape[1:])}
     if isinstance(output, Tensor):
         facts["output_shape"] = list(output.shape[1:])
         if output.ndim >= 2 and output.is_floating_point() and output.shape[1] > 0:

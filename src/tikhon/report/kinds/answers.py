@@ -27,7 +27,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Chart:
     """Rows of each true class by the class they are taken for."""
     names = [literal(name, 16) for name in classes]
     places = list(range(len(names)))
-    data: list[dict[str, Any]] = [
+    data: list[dict[str, object]] = [
         {
             "type": "heatmap",
             "x": places,

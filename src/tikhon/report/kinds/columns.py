@@ -80,7 +80,7 @@ def classes(target: Mapping[str, Any]) -> Table:
     return Table(say("classes_caption"), head, rows)
 
 
-def figures(target: Mapping[str, Any]) -> Table | None:
+def figures(target: Mapping[str, object]) -> Table | None:
     """Mean, deviation and range of the numbers to predict, in their own unit."""
     found = _entries(target.get("numbers"))
     keys = ("mean", "deviation", "least", "largest")
@@ -136,9 +136,9 @@ def relied_on(run: SavedRun) -> Label | None:
     return say("relies_on", columns=shown)
 
 
-def _count(value: Any) -> str:
+def _count(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else "–"
 
 
-def _entries(value: Any) -> Mapping[str, Any]:
+def _entries(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}

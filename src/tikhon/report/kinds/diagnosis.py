@@ -118,7 +118,7 @@ def facts(record: Mapping[str, Any]) -> tuple[Fact, ...]:
     return tuple(shown)
 
 
-def about(record: Mapping[str, Any]) -> tuple[tuple[Label, Label | str], ...]:
+def about(record: Mapping[str, object]) -> tuple[tuple[Label, Label | str], ...]:
     """The loss function as it was observed."""
     loss = record.get("loss")
     if not loss:
@@ -169,7 +169,7 @@ def findings(found: list[Mapping[str, Any]]) -> Section:
     )
 
 
-def measured(evidence: Mapping[str, Any]) -> Label | Name:
+def measured(evidence: Mapping[str, object]) -> Label | Name:
     """The numbers that a finding rests on, by their names in words."""
     told: Label | None = None
     for key, value in list(evidence.items())[::-1]:
@@ -186,13 +186,13 @@ def evidence(record: Mapping[str, Any]) -> list[Section | None]:
     return [layers(sites, probes), activations(sites, probes), dry_run(record, sites, probes)]
 
 
-def role(sites: list[Mapping[str, Any]], *roles: str) -> tuple[list[int], list[str]]:
+def role(sites: list[Mapping[str, object]], *roles: str) -> tuple[list[int], list[str]]:
     """Indices and names of the sites with one of some roles."""
     chain = [i for i, s in enumerate(sites) if s["role"] in roles]
     return chain, [f"{sites[i]['name'] or 'model'} {sites[i]['kind']}" for i in chain]
 
 
-def ends(probes: list[Mapping[str, Any]]) -> list[tuple[Label, Mapping[str, Any]]]:
+def ends(probes: list[Mapping[str, object]]) -> list[tuple[Label, Mapping[str, Any]]]:
     """The first and the last probe with their labels."""
     kept = probes[:1] + probes[1:][-1:]
     return [(say("at_step", step=probe["step"]), probe) for probe in kept]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from tikhon.report.charts import finite
 from tikhon.report.kinds import answers, columns, parts, scores
@@ -71,7 +71,7 @@ def broken(run: SavedRun) -> object:
     return next((r.get("epoch") for r in known if not finite([r["train/loss"]])), None)
 
 
-def verdict(run: SavedRun, metric: Metric, record: dict[str, Any]) -> tuple[Label, ...]:
+def verdict(run: SavedRun, metric: Metric, record: Mapping[str, object]) -> tuple[Label, ...]:
     """What the run shows: the sentences that it printed, the one that matters most first."""
     if (epoch := broken(run)) is not None:
         return (say("diverged", epoch=epoch),)
@@ -108,7 +108,7 @@ def roughly(value: float) -> str:
     return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.0f} h"
 
 
-def sentence(entry: dict[str, Any]) -> Label:
+def sentence(entry: Mapping[str, object]) -> Label:
     """One kept sentence in the page's languages."""
     values = {k: v for k, v in entry.items() if k not in ("code", "level")}
     if "part" in values:
@@ -119,7 +119,7 @@ def sentence(entry: dict[str, Any]) -> Label:
     return say(f"verdict_{entry['code']}", **values)
 
 
-def facts(run: SavedRun, metric: Metric, record: dict[str, Any]) -> tuple[Fact, ...]:
+def facts(run: SavedRun, metric: Metric, record: Mapping[str, object]) -> tuple[Fact, ...]:
     """The large figures: scores, gap, zeros, time."""
     found = [parts.score_fact(metric, record, part) for part in ("test", "valid", "train")]
     zeros = finite([p.get("zeros") for p in (run.result.get("penalties") or {}).values()])

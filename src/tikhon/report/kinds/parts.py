@@ -52,7 +52,7 @@ class Metric:
         return GAP_LIMIT if self.higher else RATIO_LIMIT
 
 
-def metric_of(records: Iterable[Mapping[str, Any]]) -> Metric:
+def metric_of(records: Iterable[Mapping[str, object]]) -> Metric:
     """Accuracy where the records have it, else RMSE, else the loss."""
     keys = {key for record in records for key in record}
     for name, higher in (("accuracy", True), ("rmse", False)):
@@ -102,11 +102,11 @@ def about(run: SavedRun) -> tuple[tuple[Label, Label | str], ...]:
     return tuple(lines)
 
 
-def _entries(value: Any) -> Mapping[str, Any]:
+def _entries(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def of_data(data: Mapping[str, Any]) -> list[tuple[Label, Label | str]]:
+def of_data(data: Mapping[str, object]) -> list[tuple[Label, Label | str]]:
     """Name, rows and features of the data; the file, the target and the classes of a table."""
     origin, rows = _entries(data.get("origin")), data.get("rows")
     count = {k: f"{v:,}" for k, v in _entries(rows).items() if isinstance(v, int)}
@@ -131,7 +131,7 @@ def of_data(data: Mapping[str, Any]) -> list[tuple[Label, Label | str]]:
     return found
 
 
-def listed(entries: Mapping[str, Any]) -> str:
+def listed(entries: Mapping[str, object]) -> str:
     """Settings in words: the name, then "learning rate 0.001, batch size 64".
 
     >>> listed({"name": "adam", "lr": 0.001, "batch_size": 64, "momentum": 0.0})
@@ -143,14 +143,14 @@ def listed(entries: Mapping[str, Any]) -> str:
     return ", ".join(part for part in (str(entries.get("name", "")), *rest) if part)
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """A setting's value without brackets where it is a short list."""
     if isinstance(value, list) and len(value) <= 12:
         return " and ".join(map(inline, value))
     return f"{value:g}" if isinstance(value, float) else inline(value)
 
 
-def inline(value: Any) -> str:
+def inline(value: object) -> str:
     """A nested value, shortened to its size where it is long."""
     if isinstance(value, Mapping):
         if "penalty" in value:
@@ -269,7 +269,7 @@ def mode(how: str | None) -> Cell:
     return "–" if how is None else say(f"mode_{how}")
 
 
-def _audit_mark(penalty: Mapping[str, Any]) -> Cell:
+def _audit_mark(penalty: Mapping[str, object]) -> Cell:
     """Whether more or less of the penalty would validate better."""
     verdict = penalty.get("verdict")
     if verdict is None:
@@ -310,7 +310,7 @@ def sections(*candidates: Section | None) -> tuple[Section, ...]:
     return tuple(section for section in candidates if section is not None)
 
 
-def score_fact(metric: Metric, record: Mapping[str, Any], part: str) -> Fact | None:
+def score_fact(metric: Metric, record: Mapping[str, object], part: str) -> Fact | None:
     """One score as a large figure."""
     value = record.get(f"{part}/{metric.key}")
     if value is None:

@@ -14,7 +14,7 @@ KEYS = ("accuracy", "rmse", "r2", "balanced_accuracy", "average_precision", "los
 Held = tuple[Label, Mapping[str, Any], str]  # what it is, its scores, on which part
 
 
-def of_parts(record: Mapping[str, Any]) -> list[Held]:
+def of_parts(record: Mapping[str, object]) -> list[Held]:
     """The scores of one model on training, validation and test rows."""
     return [(say(f"part_{part}"), record, part) for part in PARTS]
 
@@ -71,7 +71,7 @@ def beside(run: SavedRun) -> Label | None:
     if key is None or "constant" not in held:
         return None
     at = f"test/{key}"
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "metric": say(f"metric_{key}"),
         "score": number(metrics[at]),
         "rows": f"{(run.result.get('rows') or {}).get('test', 0):,}",
