@@ -1,4 +1,4 @@
-"""The API reference, made from `tikhon._PUBLIC`, so that no public name can be left out."""
+"""The API reference, made from `tikhon.__all__`, so that no public name can be left out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROJECT = ("architecture", "contributing", "changelog")
 
 def submodules() -> list[str]:
     """The modules that are public by themselves."""
-    return [name for name in tikhon._PUBLIC if isinstance(getattr(tikhon, name), ModuleType)]
+    return [name for name in tikhon.__all__ if isinstance(getattr(tikhon, name), ModuleType)]
 
 
 def write(folder: Path) -> None:
@@ -39,7 +39,7 @@ def write(folder: Path) -> None:
 def top_page() -> str:
     """Every name of `import tikhon as tk`; those of a public module are described there."""
     rows, blocks = [], []
-    for name in tikhon._PUBLIC:
+    for name in tikhon.__all__:
         value = getattr(tikhon, name)
         home = (
             ""

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
-from tikhon.cures import cure, surgery
-from tikhon.cures import treatments as cures
+from tikhon.cures import cure, surgery, treatments as cures
 from tikhon.cures.patch import execute, script
 from tikhon.cures.treatments import INPUTS, NOTHING, candidates, rate
 from tikhon.cures.trials import DoesNotApplyError, Trials

@@ -7,12 +7,10 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from examples_of import PENALTIES
-from tikhon import penalties
-from tikhon import testing as laws
+from tikhon import penalties, testing as laws
 from tikhon.penalties import Penalty, Proximable
 
 SIZE = (4, 6)

@@ -6,8 +6,7 @@ import sys
 from subprocess import run
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tikhon.strengths.schedules import Cosine, Cyclic, Linear, WarmUp
 

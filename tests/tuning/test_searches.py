@@ -9,8 +9,7 @@ import sys
 
 import numpy
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tikhon.errors import InputError
 from tikhon.tuning.searches import Grid, Halving, PopulationBased, Random, SpaceFilling

@@ -66,8 +66,7 @@ def path(
     from tikhon.cli.progress import StepProgress
     from tikhon.cli.threads import limit_threads
     from tikhon.data import load, split
-    from tikhon.paths.path import check_linear
-    from tikhon.paths.path import path as follow
+    from tikhon.paths.path import check_linear, path as follow
     from tikhon.runs import checkpoint
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import CHECKPOINT, RunDirectory

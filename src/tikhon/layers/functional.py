@@ -27,8 +27,7 @@ from tikhon.layers.masks import (
     name_of,
     readable,
 )
-from tikhon.layers.tokens import patch_dropout as patch_dropout
-from tikhon.layers.tokens import word_dropout as word_dropout
+from tikhon.layers.tokens import patch_dropout as patch_dropout, word_dropout as word_dropout
 
 
 def dropout(

@@ -15,8 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tikhon import notebook
-from tikhon import penalties as penalty_types
+from tikhon import notebook, penalties as penalty_types
 from tikhon.errors import InputError, unknown
 from tikhon.options import RecipeOptions
 from tikhon.penalties.base import Penalty
