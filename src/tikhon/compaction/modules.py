@@ -33,7 +33,9 @@ class PartialLayerNorm(nn.Module):
     mean = (sum x + s1) / n, variance = (sum (x - mean)^2 + s2 - 2 mean s1 + k mean^2) / n.
     """
 
-    def __init__(self, weight: Tensor | None, bias: Tensor | None, constants: Tensor, *, eps):
+    def __init__(
+        self, weight: Tensor | None, bias: Tensor | None, constants: Tensor, *, eps: float
+    ):
         super().__init__()
         self.weight = None if weight is None else nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias)
@@ -62,7 +64,17 @@ class Attention(nn.Module):
     The attention weights are not returned (None in their place).
     """
 
-    def __init__(self, query, key, value, out, *, heads: int, batch_first: bool, dropout: float):
+    def __init__(
+        self,
+        query: nn.Module,
+        key: nn.Module,
+        value: nn.Module,
+        out: nn.Module,
+        *,
+        heads: int,
+        batch_first: bool,
+        dropout: float,
+    ) -> None:
         super().__init__()
         self.query, self.key, self.value, self.out = query, key, value, out
         self.heads, self.batch_first, self.dropout = heads, batch_first, dropout

@@ -7,6 +7,7 @@ act on the data, so the unit structure needs no rule of its own for them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -23,7 +24,7 @@ class Units:
     const: Tensor  # bool, the entry does not depend on the input
     value: Tensor  # float64, its value where it is constant
 
-    def map(self, layout) -> Units:
+    def map(self, layout: Callable[[Tensor], Tensor]) -> Units:
         """The same operation on all three: for operations that only move entries."""
         return Units(layout(self.ids), layout(self.const), layout(self.value))
 

@@ -45,7 +45,9 @@ class Regularize(Callback):
         optimizer: int | None = None,
         log: bool = True,
     ) -> None:
-        self.terms, self.optimizer, self.logs = terms, optimizer, log
+        self.terms = terms
+        self.optimizer = optimizer
+        self.logs = log
         self.how: How = how
         self.regularizer: Regularizer | None = None
         self._restored: dict[str, object] | None = None
@@ -111,7 +113,9 @@ class Watch(Callback):
     def __init__(
         self, every: int = 50, *, optimizer: int = 0, output: str | Path | None = None
     ) -> None:
-        self.every, self.optimizer, self.output = every, optimizer, output
+        self.every = every
+        self.optimizer = optimizer
+        self.output = output
         self.watch: monitoring.Watch | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

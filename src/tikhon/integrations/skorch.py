@@ -46,9 +46,11 @@ class Regularize(Callback):
         module: str = "module",
         log: bool = True,
     ) -> None:
-        self.terms, self.log = terms, log
+        self.terms = terms
+        self.log = log
         self.how: How = how
-        self.optimizer, self.module = optimizer, module
+        self.optimizer = optimizer
+        self.module = module
 
     def on_train_begin(
         self, net: object, X: object = None, y: object = None, **kwargs: object
@@ -92,7 +94,8 @@ class Watch(Callback):
     """
 
     def __init__(self, every: int = 50, *, output: str | Path | None = None) -> None:
-        self.every, self.output = every, output
+        self.every = every
+        self.output = output
 
     def on_train_begin(
         self, net: object, X: object = None, y: object = None, **kwargs: object

@@ -46,7 +46,8 @@ class Regularize(TrainerCallback):
     """
 
     def __init__(self, terms: Terms, *, how: How = "objective", log: bool = True) -> None:
-        self.terms, self.log = terms, log
+        self.terms = terms
+        self.log = log
         self.how: How = how
         self.regularizer: Regularizer | None = None
 
@@ -113,7 +114,8 @@ class Watch(TrainerCallback):
     """
 
     def __init__(self, every: int = 50, *, output: str | Path | None = None) -> None:
-        self.every, self.output = every, output
+        self.every = every
+        self.output = output
         self.watch: monitoring.Watch | None = None
 
     def on_train_begin(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -23,10 +24,12 @@ class Dropout(NoiseLayer):
     tensor([1., 1., 1.])
     """
 
+    tied: tuple[int, ...]
+
     def __init__(self, rate: float = 0.5, *, tied: Sequence[int] = ()) -> None:
         super().__init__(rate)
         self.tied = tuple(tied)
-        self.rowwise = 0 not in self.tied
+        self.rowwise: bool = 0 not in self.tied
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
@@ -107,7 +110,7 @@ class GaussianNoise(NoiseLayer):
     tensor([1., 1.])
     """
 
-    upper = math.inf
+    upper: ClassVar[float] = math.inf
 
     def __init__(self, rate: float = 0.1) -> None:
         super().__init__(rate)

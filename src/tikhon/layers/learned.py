@@ -25,6 +25,8 @@ class ConcreteDropout(NoiseLayer):
     (0.1, True)
     """
 
+    logit: nn.Parameter
+
     closed = False  # the rate is the sigmoid of a finite number
 
     def __init__(self, rate: float = 0.1, *, temperature: float = 0.1) -> None:
@@ -83,6 +85,10 @@ class VariationalDropout(NoiseLayer):
     >>> layer(torch.ones(5, 3)).shape, round(layer.rate.mean().item(), 3)
     (torch.Size([5, 2]), 0.1)
     """
+
+    module: nn.Linear | nn.modules.conv._ConvNd
+    threshold: float
+    log_variance: nn.Parameter
 
     closed = False  # at rate 1 the variance has no value
 

@@ -56,7 +56,9 @@ def batched(x: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(x)  # type: ignore[attr-defined]
 
 
-def draw(shape: Sequence[int], like: Tensor, g: Generator | None, uniforms: Tensor | None):
+def draw(
+    shape: Sequence[int], like: Tensor, g: Generator | None, uniforms: Tensor | None
+) -> Tensor:
     """Uniform numbers in [0, 1), in float32: half precision would round the rate."""
     if uniforms is None:
         # two calls: where a generator is named, even None, torch.rand refuses symbolic sizes

@@ -145,6 +145,10 @@ class RateSchedule:
     )
     """
 
+    model: nn.Module
+    schedules: dict[Pattern, Callable[[int], float]]
+    last_step: int
+
     def __init__(
         self, model: nn.Module, schedules: Mapping[Pattern, Callable[[int], float]]
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from tikhon.layers.dropout import Dropout
 from tikhon.layers.masks import batched
 from tikhon.layers.noise import NoiseLayer
 
-KERNELS = {
+KERNELS: dict[str, Callable[..., Any]] = {
     "LSTM": torch.lstm,
     "GRU": torch.gru,
     "RNN_TANH": torch.rnn_tanh,
@@ -55,7 +56,7 @@ class _RecurrentNoise(NoiseLayer):
     compiled graph, because `torch.compile` does not enter those classes.
     """
 
-    rowwise = False
+    rowwise: bool = False
 
     def __init__(self, module: nn.RNNBase, rate: float) -> None:
         kind = type(self).__name__
@@ -64,21 +65,18 @@ class _RecurrentNoise(NoiseLayer):
         if is_parametrized(module):
             raise TypeError(f"{kind}: parametrized weights cannot be adopted, received {module!r}")
         super().__init__(rate)
-        self.mode, self.input_size, self.hidden_size = (
-            module.mode,
-            module.input_size,
-            module.hidden_size,
-        )
-        self.num_layers, self.proj_size, self.bias = (
-            module.num_layers,
-            module.proj_size,
-            module.bias,
-        )
-        self.batch_first, self.bidirectional = module.batch_first, module.bidirectional
+        self.mode: str = module.mode
+        self.input_size: int = module.input_size
+        self.hidden_size: int = module.hidden_size
+        self.num_layers: int = module.num_layers
+        self.proj_size: int = module.proj_size
+        self.bias: bool = module.bias
+        self.batch_first: bool = module.batch_first
+        self.bidirectional: bool = module.bidirectional
         for name, parameter in module.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
         between = module.num_layers > 1 and module.dropout > 0
-        self.between_layers = Dropout(module.dropout) if between else None
+        self.between_layers: Dropout | None = Dropout(module.dropout) if between else None
 
     @abstractmethod
     def forward(self, x: object, hx: object = None) -> Any:  # type: ignore[override]
@@ -273,7 +271,7 @@ def _gru(gates: Tensor, recurrent: Tensor, h: Tensor) -> tuple[Tensor, ...]:
     return ((1 - z) * n + z * h,)
 
 
-STEPS = {
+STEPS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "LSTM": _lstm,
     "GRU": _gru,
     "RNN_TANH": lambda gates, recurrent, h: ((gates + recurrent).tanh(),),

@@ -95,6 +95,9 @@ class Dropout3d(_SpatialDropout):
 
 class _DropBlock(NoiseLayer):
     rowwise = False  # the mask is rescaled by its mean over the batch
+
+    block_size: int
+    shared: bool
     dims: ClassVar[int]
 
     def __init__(self, rate: float = 0.1, block_size: int = 7, *, shared: bool = False) -> None:
@@ -176,10 +179,13 @@ class DropPath(NoiseLayer):
     torch.Size([2, 3])
     """
 
+    mode: str
+
     def __init__(self, rate: float = 0.1, *, mode: str = "row") -> None:
         super().__init__(rate)
         _check_mode(mode, self.label)
-        self.mode, self.rowwise = mode, mode == "row"
+        self.mode = mode
+        self.rowwise: bool = mode == "row"
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy branch in training mode, `x` otherwise."""
@@ -199,10 +205,13 @@ class ShakeDrop(NoiseLayer):
     tensor([0.5000, 0.5000])
     """
 
+    mode: str
+
     def __init__(self, rate: float = 0.5, *, mode: str = "batch") -> None:
         super().__init__(rate)
         _check_mode(mode, self.label)
-        self.mode, self.rowwise = mode, mode == "row"
+        self.mode = mode
+        self.rowwise: bool = mode == "row"
 
     def forward(self, x: Tensor) -> Tensor:
         """The perturbed branch in training mode, `(1 - rate) x` otherwise."""
@@ -246,6 +255,10 @@ class PatchDropout(NoiseLayer):
     >>> PatchDropout(0.5, remove=False)(torch.ones(1, 9, 1)).sum()
     tensor(5.)
     """
+
+    prefix: int
+    ordered: bool
+    remove: bool
 
     def __init__(
         self, rate: float = 0.5, *, prefix: int = 1, ordered: bool = False, remove: bool = True
@@ -292,9 +305,12 @@ class LockedDropout(NoiseLayer):
     torch.Size([1, 4, 2])
     """
 
+    time: int
+
     def __init__(self, rate: float = 0.5, *, time: int = 1) -> None:
         super().__init__(rate)
-        self.time, self.rowwise = time, time == 1
+        self.time = time
+        self.rowwise: bool = time == 1
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
@@ -314,6 +330,9 @@ class WordDropout(NoiseLayer):
     >>> WordDropout(0.3, unknown=1).eval()(torch.tensor([5, 6]))
     tensor([5, 6])
     """
+
+    unknown: int
+    protect: tuple[int, ...]
 
     def __init__(self, rate: float = 0.3, *, unknown: int, protect: Sequence[int] = ()) -> None:
         super().__init__(rate)

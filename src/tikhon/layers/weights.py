@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from operator import attrgetter
+from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -15,6 +16,9 @@ from tikhon.layers.noise import NoiseLayer
 
 class _WeightNoise(NoiseLayer):
     """Calls `module` with noisy weights; its own weights stay as they are."""
+
+    module: nn.Module
+    weights: tuple[str, ...]
 
     rowwise = False  # one draw for the whole batch
 
@@ -30,7 +34,7 @@ class _WeightNoise(NoiseLayer):
         """The noisy value of a weight, in training mode."""
         raise NotImplementedError
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output, under noisy weights in training mode."""
         if not self.training:
             return self.module(*args, **kwargs)

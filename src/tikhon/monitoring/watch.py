@@ -44,6 +44,13 @@ class Watch:
     a step that the loop breaks, and `alarms` their sentences by code.
     """
 
+    model: nn.Module
+    optimizer: Optimizer
+    every: int
+    output: Path | None
+    stop: bool
+    step: int
+
     def __init__(
         self,
         model: nn.Module,

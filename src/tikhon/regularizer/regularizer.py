@@ -92,6 +92,8 @@ class Regularizer:
     followed. Pickled or deep-copied together with its optimizer, it attaches itself again.
     """
 
+    model: nn.Module
+
     def __init__(
         self,
         model: nn.Module,

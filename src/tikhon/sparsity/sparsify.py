@@ -156,6 +156,16 @@ def sparsify(
 class Sparsifier:
     """The schedule on its optimizer; a handle, and a context manager that removes itself."""
 
+    model: nn.Module
+    thinning: Thinning
+    optimizers: list[optim.Optimizer]
+    steps: int
+    step: int
+    layers: list[Layer]
+    begin: int
+    end: int
+    every: int
+
     def __init__(
         self,
         model: nn.Module,

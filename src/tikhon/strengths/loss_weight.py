@@ -53,6 +53,11 @@ class LossWeight:
     True
     """
 
+    model: nn.Module
+    optimizer: optim.Optimizer
+    strength: Hypergradient
+    steps: int
+
     def __init__(
         self, model: nn.Module, optimizer: optim.Optimizer, strength: Hypergradient
     ) -> None:
