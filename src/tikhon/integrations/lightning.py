@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tikhon import monitoring
 from tikhon.integrations.readings import readings
+from tikhon.monitoring.watch import Watch as Watching, watch
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.terms import How, Terms
 
@@ -116,12 +116,12 @@ class Watch(Callback):
         self.every = every
         self.optimizer = optimizer
         self.output = output
-        self.watch: monitoring.Watch | None = None
+        self.watch: Watching | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach."""
         chosen = trainer.optimizers[self.optimizer]
-        self.watch = monitoring.watch(pl_module, chosen, every=self.every, output=self.output)
+        self.watch = watch(pl_module, chosen, every=self.every, output=self.output)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Detach."""

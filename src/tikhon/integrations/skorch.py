@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tikhon import monitoring
 from tikhon.integrations.readings import readings
+from tikhon.monitoring.watch import watch
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.terms import How, Terms
 
@@ -101,9 +101,7 @@ class Watch(Callback):
         self, net: object, X: object = None, y: object = None, **kwargs: object
     ) -> None:
         """Attach."""
-        self.watch_ = monitoring.watch(
-            net.module_, net.optimizer_, every=self.every, output=self.output
-        )
+        self.watch_ = watch(net.module_, net.optimizer_, every=self.every, output=self.output)
 
     def on_train_end(
         self, net: object, X: object = None, y: object = None, **kwargs: object

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from tikhon import monitoring
 from tikhon.integrations.readings import readings
+from tikhon.monitoring.watch import Watch as Watching, watch
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.terms import How, Terms
 from tikhon.runs import checkpoint
@@ -116,7 +116,7 @@ class Watch(TrainerCallback):
     def __init__(self, every: int = 50, *, output: str | Path | None = None) -> None:
         self.every = every
         self.output = output
-        self.watch: monitoring.Watch | None = None
+        self.watch: Watching | None = None
 
     def on_train_begin(
         self,
@@ -129,7 +129,7 @@ class Watch(TrainerCallback):
         **kwargs: object,
     ) -> None:
         """Attach."""
-        self.watch = monitoring.watch(model, optimizer, every=self.every, output=self.output)
+        self.watch = watch(model, optimizer, every=self.every, output=self.output)
 
     def on_train_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
         """Detach."""
