@@ -9,10 +9,10 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
-import textwrap
 import time
+import traceback
+import warnings
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,12 @@ from tikhon.tuning.tune import tune
 
 optuna = pytest.importorskip("optuna")
 
-from tikhon.integrations.optuna import OptunaSearch, SharedSearch, shared_search  # noqa: E402
+from tikhon.integrations.optuna import (  # noqa: E402
+    OptunaSearch,
+    SharedSearch,
+    shared_search,
+    storage_of,
+)
 
 SPACE = Space(dropout=Uniform(0, 0.5), lr=Log(1e-3, 1e-1), mixup=Choice([0.0, 0.2]), clip_norm=1.0)
 
@@ -61,8 +66,6 @@ def test_an_optuna_search_is_a_pure_function_of_the_history(sampler):
 def test_a_mirrored_study_holds_every_outcome(tmp_path):
     storage = f"journal:{tmp_path / 'study.log'}"
     history = run(OptunaSearch(SPACE, count=8, batch=4, storage=storage))
-    from tikhon.integrations.optuna import storage_of
-
     study = optuna.load_study(study_name="tikhon", storage=storage_of(storage))
     assert [t.value for t in study.trials] == [o.score for o in history]
 
@@ -140,59 +143,73 @@ def test_a_database_that_is_away_is_a_storage_error(tmp_path):
 
 
 TIMES = max(1, round(20 * float(os.environ.get("TIKHON_CHAOS", "0"))))
-WORKER = """
-    import sys, time, torch
-    sys.path.insert(0, {tests!r})
-    from test_distributed import SPACE, data, MLP
-    from tikhon.tuning.tune import tune
-    from tikhon.integrations.optuna import shared_search
-    torch.set_num_threads(1)
-    class Done(Exception): pass
-    def on_event(event):
-        if event["event"] == "epoch":
-            time.sleep({pause})
-            print("epoch", flush=True)
-        if event["event"] == "searched":
-            print("ids", [o.trial.id for o in event["history"]], flush=True)
-    result = tune(lambda: MLP([6, 8, 2]), data(), space=SPACE, budget="12runs", epochs=4, folds=0,
-                  search=shared_search({storage!r}, grace=3.0, workers={workers}),
-                  on_event=on_event)
-    import json
-    print(json.dumps([len(result.history), result.audit.failed]), flush=True)
-"""
+
+
+class Worker:
+    """A process that takes part in a search; a fork, which need not import torch again."""
+
+    def __init__(self, storage, *, pause, workers):
+        self.lines, out = (os.fdopen(end, mode) for end, mode in zip(os.pipe(), "rw"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a fork of a process with threads; the child is ours
+            self.pid = os.fork()
+        if self.pid == 0:
+            self._become(out, storage, pause, workers)
+        out.close()
+
+    def _become(self, out, storage, pause, workers):
+        code = 1
+        try:
+            torch.set_num_threads(1)
+
+            def on_event(event):
+                if event["event"] == "epoch":
+                    time.sleep(pause)
+                    print("epoch", file=out, flush=True)
+
+            joined = shared_search(storage, grace=3.0, workers=workers)
+            result = tune(lambda: MLP([6, 8, 2]), data(), space=SPACE, budget="12runs", epochs=4,
+                          folds=0, search=joined, on_event=on_event)  # fmt: skip
+            print(json.dumps([len(result.history), result.audit.failed]), file=out, flush=True)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def kill(self):
+        """SIGKILL."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.lines.close()
+
+    def end(self):
+        """The last line that it printed; it must have ended well."""
+        last = self.lines.read().splitlines()[-1:]
+        assert os.waitpid(self.pid, 0)[1] == 0
+        self.lines.close()
+        return json.loads(last[0])
 
 
 @pytest.mark.slow
 def test_a_killed_worker_gives_its_trials_back_to_the_other(tmp_path):
     storage = f"journal:{tmp_path / 'study.log'}"
-
-    def start(pause):
-        code = textwrap.dedent(WORKER).format(
-            tests=os.path.dirname(__file__), storage=storage, pause=pause, workers=1
-        )
-        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-
-    victim = start(pause=5.0)
-    assert victim.stdout.readline() == "epoch\n"
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()  # waits, and closes the pipe
-    survivor = start(pause=0.0)
-    out, _ = survivor.communicate(timeout=240)
-    assert survivor.returncode == 0
-    from tikhon.integrations.optuna import storage_of
-
+    victim = Worker(storage, pause=5.0, workers=1)
+    assert victim.lines.readline() == "epoch\n"
+    victim.kill()
+    told = Worker(storage, pause=0.0, workers=1).end()
     study = optuna.load_study(study_name="tikhon", storage=storage_of(storage))
     done = [t for t in study.trials if t.state.name == "COMPLETE"]
     retried = [t.user_attrs["retried"] for t in study.trials if "retried" in t.user_attrs]
     assert len(done) == 12
     assert retried and len(set(retried)) == len(retried)
     assert len({json.dumps(t.params, sort_keys=True) for t in done}) == 12
-    assert json.loads(out.splitlines()[-1]) == [13, 0]  # with the default
+    assert told == [13, 0]  # with the default
 
 
-@pytest.fixture
-def postgres(tmp_path):
-    """The address of a database server of this test's own."""
+@pytest.fixture(scope="module")
+def postgres():
+    """The address of a database server of this module's own, without the database."""
     pytest.importorskip("psycopg2", reason="the driver of PostgreSQL: pip install psycopg2-binary")
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
     if not found:
@@ -213,64 +230,83 @@ def postgres(tmp_path):
     call(bin / "initdb", "-D", data, "-A", "trust", "-U", "tikhon", "--no-sync")
     options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1"
     call(bin / "pg_ctl", "-D", data, "-o", options, "-l", home / "log", "-w", "start")
-    yield f"postgresql+psycopg2://tikhon@127.0.0.1:{port}/postgres"
+    server = ["-h", "127.0.0.1", "-p", str(port), "-U", "tikhon"]
+
+    def new(name):
+        call(bin / "createdb", *server, name)
+        return f"postgresql+psycopg2://tikhon@127.0.0.1:{port}/{name}"
+
+    yield new
     call(bin / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
     shutil.rmtree(home)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7_200)
-@pytest.mark.parametrize("number", range(TIMES))
-def test_two_of_three_workers_on_postgresql_are_killed(postgres, number):
-    draw = random.Random(number)
-    code = textwrap.dedent(WORKER).format(
-        tests=os.path.dirname(__file__), storage=postgres, pause=0.3, workers=3
+def test_two_of_three_workers_on_postgresql_are_killed(postgres):
+    """No trial is trained to its end twice, none is lost."""
+    draw, twice, lost = random.Random(os.environ.get("TIKHON_CHAOS_SEED", "0")), 0, 0
+    for number in range(TIMES):
+        storage = postgres(f"round{number}")
+        workers = [Worker(storage, pause=0.3, workers=3) for _ in range(3)]
+        for victim in workers[:2]:
+            victim.lines.readline()  # it has trained, or found nothing left to train
+        for victim in workers[:2]:
+            time.sleep(draw.uniform(0, 1.5))
+            victim.kill()
+        told = workers[2].end()
+        study = optuna.load_study(study_name="tikhon", storage=storage)
+        ended = [t for t in study.trials if "outcome" in t.user_attrs]
+        different = len({json.dumps(t.params, sort_keys=True) for t in ended})
+        twice, lost = twice + len(ended) - different, lost + 12 - different
+        assert told == [13, 0]  # with the default
+    print(
+        f"\nPostgreSQL, two of three workers killed: {TIMES} rounds, {TIMES * 12} trials, ", end=""
     )
-    workers = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    victims = workers[:2]
-    for victim in victims:
-        victim.stdout.readline()  # it has trained, or found nothing left to train
-    for victim in victims:
-        time.sleep(draw.uniform(0, 1.5))
-        victim.send_signal(signal.SIGKILL)
-        victim.communicate()
-    out, _ = workers[2].communicate(timeout=1_200)
-    assert workers[2].returncode == 0
-    study = optuna.load_study(study_name="tikhon", storage=postgres)
-    ended = [t for t in study.trials if "outcome" in t.user_attrs]
-    assert len({json.dumps(t.params, sort_keys=True) for t in ended}) == len(ended) == 12
-    assert json.loads(out.splitlines()[-1]) == [13, 0]  # with the default
+    print(f"{twice} trained twice, {lost} lost")
+    assert (twice, lost) == (0, 0)
+
+
+@pytest.fixture
+def cluster():
+    """A Ray cluster of two nodes with one CPU each; the second one is no head."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    found = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        second = found.add_node(**node)
+        ray.init(address=found.address, log_to_driver=False)
+        assert ray.cluster_resources()["CPU"] == 2
+        yield found, second
+    finally:
+        ray.shutdown()
+        found.shutdown()
+        time.sleep(1)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(600)
-def test_a_ray_cluster_of_two_nodes_finds_what_one_process_finds():
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_ray_cluster_of_two_nodes_finds_what_one_process_finds(cluster, killed):
     from tikhon.integrations.ray import RayRunner
 
-    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    try:
-        cluster.add_node(**node)
-        ray.init(address=cluster.address, log_to_driver=False)
-        assert ray.cluster_resources()["CPU"] == 2
+    found, second = cluster
+    left = [second] if killed else []
 
-        def search(runner):
-            return tune(lambda: MLP([6, 8, 2]), data(), space=SPACE, budget="6runs", epochs=8,
-                        folds=0, **runner)  # fmt: skip
+    def on_event(event):
+        if event["event"] == "epoch" and left:
+            found.remove_node(left.pop(), allow_graceful=False)
 
-        here = search({})
-        there = search({"runner": RayRunner.factory(cluster.address)})
-        assert [o.trial for o in there.history] == [o.trial for o in here.history]
-        for a, b in zip(there.history, here.history):
-            assert a.score == pytest.approx(b.score, abs=1e-5)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        time.sleep(1)
+    def search(**runner):
+        return tune(lambda: MLP([6, 8, 2]), data(), space=SPACE, budget="6runs", epochs=8,
+                    folds=0, **runner)  # fmt: skip
+
+    here = search()
+    there = search(runner=RayRunner.factory(found.address), on_event=on_event)
+    assert not left
+    assert [o.trial for o in there.history] == [o.trial for o in here.history]
+    for a, b in zip(there.history, here.history):
+        assert a.score == pytest.approx(b.score, abs=1e-5)

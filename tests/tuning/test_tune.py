@@ -218,7 +218,7 @@ def test_a_stop_keeps_what_was_found(tmp_path):
 
 
 def test_a_stop_at_any_moment_leaves_a_part_that_says_so_or_the_whole():
-    given = {"budget": "2runs", "epochs": 2, "folds": 0}
+    given = {"space": Space(lr=Log(1e-3, 1e-1)), "budget": "2runs", "epochs": 1, "folds": 0}
     whole = search(**given)
     wanted = whole.average.state_dict()
     for moment in itertools.count(1, 3):
