@@ -1,8 +1,8 @@
 """A fuzzer that keeps what reaches new lines, in plain Python.
 
 It changes inputs of a corpus; one that makes the watched files take a step from line to line that
-none before it took joins the corpus. Where Atheris is installed and `TIKHON_ATHERIS=1`, that draws
-the changes in its stead: `python tests/chaos/guided.py TARGET SECONDS`.
+none before it took joins the corpus. Where Atheris is installed, `atheris_run.py` draws the
+changes in its stead.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from tikhon.tuning.space import Space
 FOLDER = Path(tempfile.mkdtemp(prefix="tikhon-chaos-"))
 KEPT = Path(__file__).parent / "corpus"
 SECONDS = 600 * SHARE
+ALLOWED = (InputError, StorageError)  # DataError is an InputError
 
 
 def _file(name: str, content: bytes) -> Path:
@@ -184,9 +185,7 @@ def test_any_bytes(name):
     target, files, _ = TARGETS[name]
     corpus = corpus_of(name)
     known = len(corpus)
-    guided = Guided(
-        target, of_package(*files), corpus, (InputError, StorageError), rng(f"guided {name}")
-    )
+    guided = Guided(target, of_package(*files), corpus, ALLOWED, rng(f"guided {name}"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         guided.run(count=known + 60, seconds=SECONDS)
