@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import numpy as np
@@ -329,6 +329,7 @@ def never(days: np.ndarray) -> dict[int, str]:
 def _time_column(source: Source, name: str, cells: Cells) -> Column | None:
     values = [dates.clock_time(text) for text in cells.texts]
     fits = np.array([value is not None for value in values])
+    cells = replace(cells, is_missing=cells.is_missing & ~fits)  # 00:00:00 is midnight here
     if cells.share(fits) <= _MOSTLY:
         return None
     words = _words(source, name, cells, fits, "times") or ()

@@ -164,5 +164,8 @@ def read(texts: Sequence[str], order: str) -> np.ndarray:
 
 
 def day_name(days: float) -> str:
-    """The date of a number of days since 1970, as ISO writes it."""
-    return date.fromordinal(int(np.floor(days)) + EPOCH).isoformat()
+    """The date of a number of days since 1970, as ISO writes it; the first or last one there is
+    for a moment that a time zone, or rounding, has moved beyond them.
+    """
+    ordinal = int(np.floor(days)) + EPOCH
+    return date.fromordinal(min(max(ordinal, 1), date.max.toordinal())).isoformat()

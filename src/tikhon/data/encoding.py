@@ -124,6 +124,7 @@ def _times(source: Source, column: Column, texts: pd.Series) -> np.ndarray:
     cells = Cells.of(texts)
     found = (dates.clock_time(text) for text in cells.texts)
     values = np.array([np.nan if value is None else value for value in found], float)
+    cells.is_missing[~np.isnan(values)] = False  # 00:00:00 is midnight here
     return _with_words(source, column, cells, values, cells.texts, "times")
 
 

@@ -21,6 +21,8 @@ _CURRENCIES = frozenset(
     "TRY SGD HKD THB ILS".split()
 )
 _MULTIPLES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "bn": 1e9}
+# soft hyphen, zero-width space, marks of direction, word joiner, byte order mark
+_UNSEEN = dict.fromkeys([0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF])
 _BOUNDS = {"≤": "<", "≥": ">", "<=": "<", ">=": ">", "≈": "~"}
 _NUMBER = re.compile(
     rf"""(?P<bound><=|>=|[<>≤≥~≈])?\s*
@@ -71,13 +73,14 @@ class Numeral:
 
 
 def tidy(text: str) -> str:
-    """The text with one kind of space, minus and digit.
+    """The text with one kind of space, minus and digit, and no character that nobody sees.
 
-    >>> tidy("1\\u202f036"), tidy("\\u22125")
-    ('1 036', '-5')
+    >>> tidy("1\\u202f036"), tidy("\\u22125"), tidy("\\u200e7")
+    ('1 036', '-5', '7')
     """
     if text.isascii():
         return text.strip()
+    text = text.translate(_UNSEEN)
     text = (
         unicodedata.normalize("NFKC", text).strip().replace("\u2212", "-").replace("\ufe63", "-")
     )

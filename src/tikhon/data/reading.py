@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import io
+import json
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ _SEPARATORS = (",", ";", "\t", "|")
 _LONGEST = 1 << 24  # characters of a field; the csv module stops at 131,072
 _LIMIT = 1 << 34  # bytes that a compressed file may unpack to
 _SAMPLE = 100  # rows that tell the separator
+_FIRST = 1 << 20  # bytes in which the first line ends, if it is a JSON object
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,9 @@ def read(path: Path, format: Format | None = None) -> Source:
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     name = path.name.lower()
-    if content.startswith(b"\x1f\x8b") or name.endswith(".gz"):
+    if content.startswith(b"\x1f\x8b"):  # a server may have unpacked what is named .gz
         content = _unzipped(path, content)
-        name = name.removesuffix(".gz")
+    name = name.removesuffix(".gz")
     kind = _kind(path, name, content)
     if kind == "csv":
         if not content or content.isspace():
@@ -150,29 +152,53 @@ def read(path: Path, format: Format | None = None) -> Source:
 
 def _kind(path: Path, name: str, content: bytes) -> str:
     """What a file is: by its first bytes, then by its name."""
-    if content.startswith(b"PAR1") or name.endswith((".parquet", ".pq")):
+    if content.startswith(b"PAR1"):
         return "Parquet"
-    if content.startswith((b"ARROW1", b"FEA1")) or name.endswith(".feather"):
+    if content.startswith((b"ARROW1", b"FEA1")):
         return "Feather"
-    if name.endswith(".xlsx") or (content.startswith(b"PK\3\4") and b"xl/" in content):
+    if content.startswith(b"PK\3\4") and b"xl/" in content:
         return "xlsx"
-    for start, what in _OTHERS.items():
-        if content.startswith(start):
+    start = content[:512]
+    tar = {b"ustar": "a tar archive (unpack it first)"} if start[257:262] == b"ustar" else {}
+    for sign, what in {**_OTHERS, **tar}.items():
+        if start.startswith(sign) or sign in tar:
             raise DataError(f"{path} is {what}, not a table: save it as .csv, .xlsx or .parquet")
-    return "json" if name.endswith((".jsonl", ".ndjson")) else "csv"
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise DataError(f"{path} is a web page, not a table: download the file itself")
+    if name.endswith((".parquet", ".pq")):
+        return "Parquet"
+    if name.endswith((".feather", ".xlsx")):
+        return "Feather" if name.endswith(".feather") else "xlsx"
+    return "json" if name.endswith((".jsonl", ".ndjson")) or _is_object(content) else "csv"
 
 
 _OTHERS = {
     b"PK\3\4": "a zip archive (unpack it first)",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls)",
+    b"\x1f\x8b": "compressed twice (unpack it first)",
     b"BZh": "compressed with bzip2 (unpack it first)",
     b"\xfd7zXZ": "compressed with xz (unpack it first)",
     b"\x28\xb5\x2f\xfd": "compressed with zstd (unpack it first)",
     b"%PDF": "a PDF document",
     b"\x89PNG": "a picture",
     b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "an array of NumPy (load it as .npy)",
+    b"\x80\x04": "a pickle, which is never opened",
+    b"\x80\x05": "a pickle, which is never opened",
+    b"Obj\x01": "an Avro file",
+    b"ORC": "an ORC file",
     b"SQLite format 3": "a SQLite database",
+    b"version https://git-lfs": "a pointer of Git LFS (fetch the file with: git lfs pull)",
 }
+
+
+def _is_object(content: bytes) -> bool:
+    """Whether the first line is a JSON object, which no row of a CSV is."""
+    line = content[:_FIRST].lstrip().partition(b"\n")[0]
+    try:
+        return line.startswith(b"{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _unzipped(path: Path, content: bytes) -> bytes:
@@ -222,6 +248,14 @@ def _csv(path: Path, text: _Text, format: Format, origin: dict[str, object]) -> 
     return Source(frame, path.name, lines, notices, origin, format)
 
 
+_MARKS = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+
+
 class _Text:
     """A text as a file that is read from its start, without a copy of the whole.
 
@@ -248,8 +282,10 @@ class _Text:
 
 def _decode(path: Path, content: bytes, format: Format) -> str:
     """The text, with one kind of line end."""
-    for mark, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if content.startswith(mark) and "16" not in format.encoding:
+    for mark, encoding in _MARKS.items():
+        if content.startswith(mark):
+            if encoding[-2:] in format.encoding:
+                break
             raise DataError(f"{path} is {encoding} text; read it with --encoding {encoding}")
     encoding = "utf-8-sig" if format.encoding.lower() in ("utf-8", "utf8") else format.encoding
     try:
@@ -267,7 +303,7 @@ def _decode(path: Path, content: bytes, format: Format) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(f"{path} line {line} holds a NUL byte: the file is damaged or not text")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _usual(path: Path) -> str:

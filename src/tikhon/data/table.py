@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_WHOLE = 2**53  # from here on not every whole number is one of 64 bits
+
+
 @dataclass(frozen=True)
 class TableOptions:
     """What the user decides about a table.
@@ -152,8 +155,7 @@ def _features(
                 kept.append(column)
                 parts.append(values)
                 continue
-            shown = str(source.frame[name].dropna().iloc[0])[:40]
-            column = Column(name, "dropped", reason=f"the same value {shown!r} in all rows")
+            column = Column(name, "dropped", reason=_sameness(source, name, values[0]))
         dropped.append(column)
     if not kept:
         said = f"; dropped: {noticing.left_out(dropped)}" if dropped else ""
@@ -165,6 +167,15 @@ def _constant(values: np.ndarray) -> bool:
     """Whether all rows are encoded alike, whatever their cells look like."""
     first = values[:1]
     return bool(np.all((values == first) | (np.isnan(values) & np.isnan(first))))
+
+
+def _sameness(source: Source, name: str, encoded: np.ndarray) -> str:
+    """Why a column whose rows are encoded alike is left out."""
+    cells = source.frame[name].dropna().astype(str)
+    shown = repr(cells.iloc[0][:40])
+    if cells.nunique() > 1 and abs(encoded[0]) >= _WHOLE:
+        return f"{shown} and the others are one number, to the 16 digits that a number has"
+    return f"the same value {shown} in all rows"
 
 
 def _split_columns(

@@ -214,7 +214,8 @@ def _blanks(source: Source, name: str) -> list[str]:
 
 def _close(name: str, labels: Sequence[str]) -> list[str]:
     """Single letters that differ in capitals alone are kept apart, and said."""
-    found = [label for label in labels if len(label) == 1 and label.swapcase() in labels]
+    letters = [label for label in labels if len(label) == 1 and label.isalpha()]
+    found = [label for label in letters if label.swapcase() in set(labels) - {label}]
     if not found:
         return []
     return [f"labels {listed(found)} of {name!r} are kept as different classes"]

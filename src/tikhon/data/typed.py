@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+_MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 Frame = tuple["pd.DataFrame", dict[str, str]]  # and the columns that hold no cells: name -> what
 
 
@@ -62,6 +63,7 @@ def _from_arrow(path: Path, table: pa.Table) -> Frame:
 def _plain(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
     """The column as numbers, texts, truth values or moments; or what else it holds."""
     import pyarrow as pa
+    from pyarrow import compute as pc
     from pyarrow import types
 
     kind = column.type
@@ -77,8 +79,8 @@ def _plain(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
     if types.is_time(kind):
         return column.cast(pa.string()), ""
     if types.is_duration(kind):
-        ticks = column.cast(pa.duration("us"), safe=False).cast(pa.int64())
-        return ticks.cast(pa.float64(), safe=False), ""
+        ticks = column.cast(pa.int64()).cast(pa.float64(), safe=False)
+        return pc.multiply(ticks, _MICROSECONDS[kind.unit]), ""
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         try:
             return column.cast(pa.binary()).cast(pa.string()), ""
