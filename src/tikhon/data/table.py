@@ -171,9 +171,9 @@ def _constant(values: np.ndarray) -> bool:
 
 def _sameness(source: Source, name: str, encoded: np.ndarray) -> str:
     """Why a column whose rows are encoded alike is left out."""
-    cells = source.frame[name].dropna().astype(str)
+    cells = cast("pd.Series", source.frame[name]).dropna().astype(str)
     shown = repr(cells.iloc[0][:40])
-    if cells.nunique() > 1 and abs(encoded[0]) >= _WHOLE:
+    if len(cells.unique()) > 1 and abs(encoded[0]) >= _WHOLE:
         return f"{shown} and the others are one number, to the 16 digits that a number has"
     return f"the same value {shown} in all rows"
 

@@ -80,7 +80,7 @@ def _plain(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
         return column.cast(pa.string()), ""
     if types.is_duration(kind):
         ticks = column.cast(pa.int64()).cast(pa.float64(), safe=False)
-        return pc.multiply(ticks, _MICROSECONDS[kind.unit]), ""
+        return pc.call_function("multiply", [ticks, pa.scalar(_MICROSECONDS[kind.unit])]), ""
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         try:
             return column.cast(pa.binary()).cast(pa.string()), ""
