@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from tikhon.data import load, split
+from tikhon.data.encoding import encode
 from tikhon.data.reading import read
 from tikhon.data.table import TableOptions
-from tikhon.errors import DataError
+from tikhon.errors import DataError, InputError
 
 pa = pytest.importorskip("pyarrow")
 from pyarrow import feather, parquet  # noqa: E402
@@ -171,8 +172,6 @@ def test_midnight_is_a_time_of_day(tmp_path):
     assert data.x[:3, 0].tolist() == [0.0, 8 / 24, 16 / 24]
     path = tmp_path / "new.csv"
     path.write_text("t\n00:00:00\n08:00:00\n")
-    from tikhon.data.encoding import encode
-
     assert encode(read(path), data.table.columns)[:, 0].tolist() == [0.0, 8 / 24]
 
 
@@ -214,3 +213,28 @@ def test_numbers_that_differ_beyond_their_digits_are_not_called_the_same(tmp_pat
     data = loaded(tmp_path / "d.csv", "big,a,y\n" + "\n".join(rows))
     (column,) = data.table.dropped
     assert column.name == "big" and "one number, to the 16 digits" in column.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"features": ("a", "b"), "drop": ("b",)}, "'b' is to be used and to be dropped"),
+        ({"categorical": ("b",), "drop": ("b",)}, "'b' is to be used and to be dropped"),
+        ({"features": ("a", "a")}, "'a' is named twice"),
+        ({"features": ("a", "b"), "group": "a"}, "'a' is no feature"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        TableOptions("y", **options)
+
+
+def test_a_column_is_not_served_by_another_that_differs_in_blanks(tmp_path):
+    rows = "".join(f"{i % 7},{i * i % 11},{'pq'[i % 2]}\n" for i in range(60))
+    columns = loaded(tmp_path / "d.csv", "a, a,y\n" + rows).table.columns
+    assert [c.name for c in columns] == ["a", " a"]
+    (tmp_path / "new.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="lacks 1 column.* ' a'"):
+        encode(read(tmp_path / "new.csv"), columns)
+    (tmp_path / "new.csv").write_text("a\n1\n")
+    assert encode(read(tmp_path / "new.csv"), columns[1:]).tolist() == [[1.0]]

@@ -33,7 +33,9 @@ def encode(source: Source, columns: Sequence[Column]) -> np.ndarray:
     the missing ones, and for cells that are not of their column's kind.
     """
     there = set(map(str, source.frame.columns))
-    if missing := [c.name for c in columns if c.name not in there and c.name.strip() not in there]:
+    names = {column.name for column in columns}
+    found = there | ({n for n in names if n.strip() in there - names})  # written without blanks
+    if missing := [c.name for c in columns if c.name not in found]:
         extra = sorted(there - {c.name for c in columns})
         raise DataError(
             f"{source.name} lacks {len(missing)} column(s) that the model was trained on: "

@@ -55,6 +55,16 @@ class TableOptions:
             raise InputError(f"the target {self.target!r} is also among the features; remove it")
         if self.target in self.drop:
             raise InputError(f"the target {self.target!r} is also to be dropped; name one of them")
+        features = self.features or ()
+        if twice := next((name for name in features if features.count(name) > 1), None):
+            raise InputError(f"the feature {twice!r} is named twice")
+        for name in self.drop:
+            if name in (*features, *self.categorical):
+                raise InputError(f"column {name!r} is to be used and to be dropped; say which")
+        if self.group is not None and self.group in features:
+            raise InputError(
+                f"the group column {self.group!r} is no feature: new rows are of other groups"
+            )
         for role, name in (("time", self.time), ("group", self.group)):
             if name == self.target:
                 raise InputError(f"the target {name!r} cannot be the {role} column as well")

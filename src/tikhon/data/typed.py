@@ -63,8 +63,7 @@ def _from_arrow(path: Path, table: pa.Table) -> Frame:
 def _plain(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
     """The column as numbers, texts, truth values or moments; or what else it holds."""
     import pyarrow as pa
-    from pyarrow import compute as pc
-    from pyarrow import types
+    from pyarrow import compute as pc, types
 
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
