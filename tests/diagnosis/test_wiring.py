@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import wired
+import wired_answers
 from tikhon.diagnosis import Record, diagnose, judge
 from tikhon.diagnosis.miswired import order_of, registered
 from tikhon.diagnosis.thresholds import MEASURES
@@ -32,7 +33,7 @@ def run(program, steps=200):
     )
 
 
-@pytest.mark.parametrize("program", wired.FAULTY, ids=lambda p: p.name)
+@pytest.mark.parametrize("program", [*wired.FAULTY, *wired_answers.FAULTY], ids=lambda p: p.name)
 def test_the_cause_of_a_wrong_wire_is_on_top_with_a_line_to_write(program):
     found = run(program, steps=100 if program.code in SLOW else 25)
     first = found.findings[0]
@@ -46,7 +47,7 @@ def test_the_cause_of_a_wrong_wire_is_on_top_with_a_line_to_write(program):
     assert [f.code for f in again.findings] == [f.code for f in found.findings]
 
 
-@pytest.mark.parametrize("program", wired.RIGHT, ids=lambda p: p.name)
+@pytest.mark.parametrize("program", [*wired.RIGHT, *wired_answers.RIGHT], ids=lambda p: p.name)
 def test_the_same_wired_right_is_silent(program):
     found = run(program)
     assert found.ok, str(found)

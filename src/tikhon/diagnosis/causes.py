@@ -147,7 +147,12 @@ def head_floor(ev: Evidence) -> float:
     trivial = number(static.get("free_trivial"))
     if floor is None or free is None or trivial is None or trivial - free <= 1e-9 * abs(trivial):
         return 0.0
-    return max(0.0, (floor - free) / (trivial - free))
+    kept = (floor - free) / (trivial - free)
+    own = number(static.get("trivial"))
+    if own is not None and own > 0 and floor >= 0:
+        # outside of what the head can say a loss may have no lower end, as that of an overlap
+        kept = min(kept, floor / own)
+    return max(0.0, kept)
 
 
 def penalty_share(ev: Evidence) -> float:

@@ -6,6 +6,7 @@ Standard library only. Thresholds and where they come from: `evidence.py`.
 from __future__ import annotations
 
 import math
+from statistics import median
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.causes import (
@@ -192,7 +193,18 @@ def _not_decayed(ev: Evidence) -> bool:
 def oscillating_loss(ev: Evidence) -> Finding | None:
     """The loss on a fixed batch keeps jumping up instead of settling."""
     curve = ev.curve
-    if ev.record.failure is not None or len(curve) < 12 or ev.learned >= 0.7 or ev.blind:
+    if ev.record.failure is not None or len(curve) < 12:
+        return None
+    bar = max(ev.trivial or 0.0, curve[0])
+    end = median(curve[-len(curve) // 3 :])
+    if end > e.DIVERGED * bar > 0:
+        why = f"the loss ends at {end:.3g}, which began at {curve[0]:.3g}: it climbs"
+        return Finding(
+            "oscillating_loss", "critical", (), {"climb": end / bar}, _with_cause(ev, why)
+        )
+    if _too_fast(ev):
+        return _long_steps(ev)
+    if ev.learned >= 0.7 or ev.blind:
         return None
     late = curve[len(curve) // 3 :]
     swing, back = upward(late), back_share(late)
@@ -203,6 +215,26 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
     if ev.record.batch_size <= 4:
         why += f"; batches of {ev.record.batch_size} make gradients noisy at this learning rate"
     return Finding("oscillating_loss", "warning", (), numbers, _with_cause(ev, why))
+
+
+def _too_fast(ev: Evidence) -> bool:
+    """Whether a control run has shown that a tenth of the learning rate learns more."""
+    return ev.calmer is not None and ev.calmer - max(ev.learned, 0.0) > e.FREED
+
+
+def _long_steps(ev: Evidence) -> Finding:
+    learned, calmer = max(ev.learned, 0.0), ev.calmer or 0.0
+    why = (
+        f"with a tenth of the learning rate the same run learns {calmer:.2f} in place of "
+        f"{learned:.2f} (0 a constant, 1 a shallow model)"
+    )
+    if ev.blind:
+        why = f"{why}; at this one all rows get the same answer"
+    effect = "steps this long throw the network to where it cannot learn"
+    numbers = {"learned": learned, "calmer": calmer}
+    return Finding(
+        "oscillating_loss", "critical", (), numbers, _with_cause(ev, why), effect=effect
+    )
 
 
 def slow_convergence(ev: Evidence) -> Finding | None:
@@ -229,7 +261,22 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     why = _with_cause(ev, f"a step changes the weights by {update:.0e} of their size")
     if update == 0:
         why = "a step leaves the weights as they are"
-    return Finding("slow_convergence", "warning", (), numbers, why)
+    short, advice = _shortened(ev)
+    return Finding("slow_convergence", "warning", (), numbers, why + short, advice)
+
+
+def _shortened(ev: Evidence) -> tuple[str, tuple[str, ...]]:
+    """What in the optimizer makes steps short beside the learning rate, and what to do then."""
+    engine = ev.record.optimizer
+    if not number(engine.get("lr")):
+        return "; the learning rate is 0", ("a learning rate above 0",)
+    clip, sizes = number(engine.get("clip")), [g for g in ev.record.gradients if number(g)]
+    if clip is not None and sizes and clip < 0.1 * median(sizes):  # type: ignore[type-var]
+        cut = median(sizes) / clip  # type: ignore[type-var,operator]
+        return f"; clip={clip:g} shortens gradients {cut:.0f} times", ("a larger clip", "none")
+    if (number(engine.get("eps")) or 0.0) > e.LARGE_EPS:
+        return f"; eps={engine['eps']:g} outweighs the gradients", ("the optimizer's usual eps",)
+    return "", ()
 
 
 def _dead_now(ev: Evidence) -> bool:

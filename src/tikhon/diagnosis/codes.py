@@ -40,6 +40,11 @@ CODES: dict[str, Code] = {
         ("give output and target one shape",),
         "a longer run, another learning rate or a larger network do not help",
     ),
+    "loss_ignores_targets": Code(
+        "nothing ties an answer to its own row",
+        ("a loss of each row, and its mean over the rows",),
+        "no network, learning rate or number of steps helps",
+    ),
     "loss_mixes_rows": Code(
         "the loss of a row depends on its batch", ("large batches, if it is meant",)
     ),
@@ -217,6 +222,9 @@ CODES: dict[str, Code] = {
         ("reduction='mean'",),
     ),
     "excessive_dropout": Code("almost nothing passes", ("a rate of 0.5 or less",)),
+    "dropout_at_end": Code(
+        "no weights give the answers that the loss wants", ("dropout in front of the last layer",)
+    ),
     "dropout_before_norm": Code("train and test disagree", ("dropout after the norm",)),
     "batchnorm_batch_of_one": Code("outputs do not depend on inputs", ("LayerNorm", "batches")),
     "nothing_to_train": Code("no step changes anything", ("requires_grad_(True)",)),
@@ -251,6 +259,8 @@ _DISCONNECTED = (
 )
 _HOPELESS = (
     *_DISCONNECTED,
+    "loss_ignores_targets",
+    "dropout_at_end",
     "loss_upside_down",
     "inputs_ignored",
     "shared_layers",
@@ -284,6 +294,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     # a network that cannot learn is no witness of what its targets say
     "unrelated_labels": (
         *_DISCONNECTED,
+        "loss_ignores_targets",
         "broadcast_loss",
         "rows_mixed",
         "positions_mixed",
@@ -292,6 +303,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "overfitting": ("unrelated_labels", "valid_differs"),
     "train_eval_mismatch": ("rows_mixed", "batchnorm_few_rows", "random_in_eval"),
     "exploding_gradient": (
+        "loss_is_a_sum",
         "loss_upside_down",
         "undefined_operation",
         "target_out_of_range",
@@ -311,6 +323,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     ),
     "poor_init": ("inputs_ignored",),
     "dying_relu": (
+        "loss_is_a_sum",
         "constant_inputs",
         "inputs_ignored",
         "undefined_operation",
@@ -320,6 +333,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         "unscaled_inputs",
     ),
     "saturated_activation": (
+        "loss_is_a_sum",
         "loss_upside_down",
         "target_out_of_range",
         "missing_log",
@@ -328,6 +342,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     ),
     "oscillating_loss": (
         *_HOPELESS,
+        "loss_is_a_sum",
         "saturated_activation",
         "unscaled_inputs",
         "exploding_gradient",

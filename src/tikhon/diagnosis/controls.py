@@ -10,10 +10,13 @@ import torch
 
 from tikhon.data.rows import take
 from tikhon.diagnosis.dry_run import Trial, run
+from tikhon.diagnosis.evidence import Evidence
+from tikhon.diagnosis.record import Record
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.thresholds import RELATED
 
+BEHIND = 0.6  # of what the yardstick learns
 SHUFFLED = 2  # runs on shuffled targets where nothing shallow relates them to the inputs
 
 
@@ -23,10 +26,7 @@ class Ran:
 
     source: Samples
     trial: Trial
-    static: dict[str, Any]
-    wiring: dict[str, Any]
-    batch_size: int
-    seed: int
+    record: Record
 
     @property
     def ended(self) -> bool:
@@ -39,26 +39,33 @@ class Ran:
             replica,
             source,
             steps=self.trial.steps,
-            batch_size=self.batch_size,
-            seed=self.seed,
+            batch_size=self.record.batch_size,
+            seed=self.record.seed,
             probes=False,
             points=points,
         )
 
 
 def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, Any]:
-    """What the control runs found: `advantage` of true targets, `unfrozen` of all parameters."""
+    """What the control runs found.
+
+    `advantage` of true targets over shuffled ones, and the scores of a run in which everything is
+    trained (`unfrozen`), and of one with a tenth of the learning rate (`calmer`).
+    """
     found: dict[str, object] = {}
     if _doubtful(ran):
         found["advantage"] = _advantage(make, ran)
-    if ran.ended and (ran.static.get("frozen") or ran.static.get("unoptimized")):
+    static = ran.record.static
+    if ran.ended and (static.get("frozen") or static.get("unoptimized")):
         found |= _unfrozen(make(), ran)
+    if ran.ended and _lost(Evidence(ran.record)):
+        found |= _calmer(make(), ran)
     return found
 
 
 def _doubtful(ran: Ran) -> bool:
     """Whether no shallow model finds a relation, so that the network is asked itself."""
-    relation = ran.wiring.get("relation")
+    relation = ran.record.wiring.get("relation")
     target = ran.source.source[1] if ran.source.indexed else None
     asked = relation is not None and relation < RELATED and isinstance(target, torch.Tensor)
     return asked and ran.ended
@@ -76,7 +83,7 @@ def _advantage(make: Callable[[], Replica], ran: Ran) -> float | None:
         shuffled = (source.source[0], take(source.source[1], order))
         other = replace(source, source=shuffled, probe=take(shuffled, torch.arange(2)))
         ends.append(sum(ran.again(make(), other).losses[-tail:]) / tail)
-    trivial = ran.static.get("trivial")
+    trivial = ran.record.static.get("trivial")
     if not trivial or not ends:
         return None
     return (min(ends) - sum(ran.trial.losses[-tail:]) / tail) / abs(trivial)
@@ -85,7 +92,7 @@ def _advantage(make: Callable[[], Replica], ran: Ran) -> float | None:
 def _unfrozen(replica: Replica, ran: Ran) -> dict[str, Any]:
     """The scores of the same run in which every parameter is trained."""
     engine = replica.optimizer
-    trivial, end = ran.static.get("trivial"), ran.trial.points[-1].eval_loss
+    trivial, end = ran.record.static.get("trivial"), ran.trial.points[-1].eval_loss
     if engine is None or not trivial or end is None or end < 0.2 * trivial:
         return {}  # it learns well enough with what is trained
     held = {id(p) for group in engine.param_groups for p in group["params"]}
@@ -93,7 +100,25 @@ def _unfrozen(replica: Replica, ran: Ran) -> dict[str, Any]:
     engine.param_groups[0]["params"] += [
         p for p in replica.model.parameters() if id(p) not in held
     ]
-    last = ran.again(replica, ran.source, points=1)
-    if last.failure is not None:
+    return _scores("unfrozen", ran.again(replica, ran.source, points=1))
+
+
+def _lost(ev: Evidence) -> bool:
+    """Whether the run ends behind its yardstick, or with one answer for all rows."""
+    behind = ev.reach is not None and ev.learned < BEHIND and not ev.falling
+    return behind or (ev.blind and not ev.born_blind and ev.learned < BEHIND)
+
+
+def _calmer(replica: Replica, ran: Ran) -> dict[str, Any]:
+    """The scores of the same run with a tenth of the learning rate."""
+    if replica.optimizer is None:
         return {}
-    return {"unfrozen_loss": last.points[-1].eval_loss, "unfrozen_metric": last.points[-1].metric}
+    for group in replica.optimizer.param_groups:
+        group["lr"] = group["lr"] / 10
+    return _scores("calmer", ran.again(replica, ran.source, points=1))
+
+
+def _scores(name: str, trial: Trial) -> dict[str, Any]:
+    if trial.failure is not None:
+        return {}
+    return {f"{name}_loss": trial.points[-1].eval_loss, f"{name}_metric": trial.points[-1].metric}

@@ -129,10 +129,17 @@ class Evidence:
     @cached_property
     def blind(self) -> bool:
         """Whether at the end the network answers every sample alike."""
-        last = self.last
-        if last is None or not self.chain:
+        return self._alike(self.last)
+
+    @cached_property
+    def born_blind(self) -> bool:
+        """Whether it did so before the first step."""
+        return self._alike(self.first)
+
+    def _alike(self, probe: Probe | None) -> bool:
+        if probe is None or not self.chain:
             return False
-        spread = last.readings[self.chain[-1]].diversity
+        spread = probe.readings[self.chain[-1]].diversity
         return spread is not None and spread < NARROW
 
     # learning
@@ -176,8 +183,16 @@ class Evidence:
     @cached_property
     def unfrozen(self) -> float | None:
         """What was learned with every parameter trained; None where that was not tried."""
-        loss = number(self.record.reference.get("unfrozen_loss"))
-        metric = number(self.record.reference.get("unfrozen_metric"))
+        return self._control("unfrozen")
+
+    @cached_property
+    def calmer(self) -> float | None:
+        """What was learned with a tenth of the learning rate; None where that was not tried."""
+        return self._control("calmer")
+
+    def _control(self, name: str) -> float | None:
+        loss = number(self.record.reference.get(f"{name}_loss"))
+        metric = number(self.record.reference.get(f"{name}_metric"))
         return None if loss is None else self._skill(metric, loss)
 
     @cached_property

@@ -44,6 +44,16 @@ def _scales(ev: Evidence) -> Iterable[Finding]:
         if (rms > 10 or 0 < rms < 0.01) and not learned:
             why = f"inputs have size {rms:.3g}; initialisations assume about 1"
             yield Finding("unscaled_inputs", "warning", ("inputs",), {"rms": rms}, why)
+    squeezed, far = number(ev.record.wiring.get("squeezed")), ev.record.wiring.get("far_rows")
+    if squeezed and squeezed > e.SQUEEZED and not learned:
+        why = (
+            f"{far} row(s) far off make up the deviation of {squeezed:.0%} of the input columns: "
+            "scaled by it, all other rows are alike"
+        )
+        fix = "x = x.clamp(x.quantile(0.01, 0), x.quantile(0.99, 0)), and then scale it"
+        yield Finding(
+            "unscaled_inputs", "warning", ("inputs",), {"squeezed": squeezed}, why, fix=fix
+        )
     size, spread = number(target.get("rms")), number(target.get("std"))
     if size is not None and spread is not None and size > 10 and not learned:
         why = f"targets have mean {target.get('mean', 0.0):.3g} and deviation {spread:.3g}"
@@ -100,6 +110,16 @@ def _dropout(ev: Evidence) -> Iterable[Finding]:
         if rate > 0.9:
             why = f"{called(name)} drops {rate:.0%} of its inputs"
             yield Finding("excessive_dropout", "warning", (name,), {"rate": rate}, why)
+    last = ev.record.static.get("dropout_at_end") or []
+    if last:
+        harmed = not ev.trained or ev.learned < e.LEARNED
+        why = "dropout behind the last layer sets answers to 0 at random and stretches the others"
+        where = tuple(line for line in last if line)
+        fix = "dropout in front of the last layer: nn.Dropout(p), nn.Linear(..., outputs)"
+        severity = "warning" if harmed else "info"
+        yield Finding(
+            "dropout_at_end", severity, where, {"learned": max(ev.learned, 0.0)}, why, fix=fix
+        )
     for name in ev.record.static.get("dropout_before_norm") or []:
         layer = called(name)
         why = f"{layer} learns the variance of dropped inputs and meets another one at test time"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,9 +62,10 @@ def measure(
         facts = static.model_facts(replica, size)
         facts["foreign_optimizer"] = foreign
         trial = Trial()
-        reference: dict[str, Any] = {}
         wiring: dict[str, object] = {}
-        if not data_facts["nonfinite"]:
+        if data_facts["nonfinite"]:
+            trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
+        else:
             wired = replicate(model, loss)  # a copy that no step has touched
             trial = _trial(replica, source, facts, steps, size, seed, judge)
             wiring = wiring_facts(
@@ -74,36 +76,34 @@ def measure(
                 batch_size=size,
                 held=_held(optimizer),
             )
-            if trial.steps and trial.failure is None:
-                wiring |= _afterwards(replica, source, wiring)
-            reference = _yardsticks(source, wiring)
-            reference |= controls(
-                lambda: replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach(),
-                Ran(source, trial, facts, wiring, size, seed),
-            )
-        else:
-            trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
-    model = unwrap(model)
-    return Record(
-        model=type(model).__name__,
-        parameters=sum(p.numel() for p in model.parameters()),
-        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        batch_size=size,
-        steps=trial.steps,
-        seed=seed,
-        loss=getattr(replica.loss, "__name__", type(loss).__name__),
-        optimizer=_optimizer(replica),
-        data=data_facts,
-        static=facts,
-        sites=trial.sites,
-        probes=tuple(trial.probes),
-        points=tuple(trial.points),
-        losses=tuple(trial.losses),
-        gradients=tuple(trial.gradients),
-        reference=reference,
-        failure=trial.failure,
-        wiring=wiring,
-    )
+        if trial.steps and trial.failure is None:
+            wiring |= _afterwards(replica, source, wiring)
+        record = Record(
+            model=type(unwrap(model)).__name__,
+            parameters=sum(p.numel() for p in replica.model.parameters()),
+            trainable=sum(p.numel() for p in replica.model.parameters() if p.requires_grad),
+            batch_size=size,
+            steps=trial.steps,
+            seed=seed,
+            loss=getattr(replica.loss, "__name__", type(loss).__name__),
+            optimizer=_optimizer(replica),
+            data=data_facts,
+            static=facts,
+            sites=trial.sites,
+            probes=tuple(trial.probes),
+            points=tuple(trial.points),
+            losses=tuple(trial.losses),
+            gradients=tuple(trial.gradients),
+            reference={} if data_facts["nonfinite"] else _yardsticks(source, wiring),
+            failure=trial.failure,
+            wiring=wiring,
+        )
+
+        def again() -> Replica:
+            return replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
+
+        found = controls(again, Ran(source, trial, record))
+        return replace(record, reference={**record.reference, **found})
 
 
 def _yardsticks(source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:

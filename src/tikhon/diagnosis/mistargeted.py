@@ -38,7 +38,7 @@ OPERATIONS = {
 
 def mistargeted(ev: Evidence) -> list[Finding]:
     """The findings about loss and targets, causes before what follows from them."""
-    checks = (_broadcast, _upside_down, _domain, _kind_of_loss, _padding, _operation)
+    checks = (_broadcast, _indifferent, _upside_down, _domain, _kind_of_loss, _padding, _operation)
     return [finding for check in checks for finding in check(ev)]
 
 
@@ -70,6 +70,25 @@ def _broadcast(ev: Evidence) -> Iterable[Finding]:
     else:
         why = "the target of one row changes the gradient of all rows, as in contrastive losses"
         yield Finding("loss_mixes_rows", "info", ("the loss",), numbers, why)
+
+
+def _indifferent(ev: Evidence) -> Iterable[Finding]:
+    w = facts(ev)
+    used = w.get("targets_used")
+    if not w.get("indifferent") or w.get("broadcast") or w.get("flat") or used is None:
+        return
+    related = (number(w.get("relation")) or 0.0) >= e.RELATED
+    harmed = ev.reach is not None and ev.learned < e.LEARNED
+    why = "the loss is the same whatever the targets are"
+    fix = "compare output and target in the loss; label_smoothing below 1"
+    severity = "warning" if harmed else "info"
+    if used:
+        why = "the loss is the same when the targets change rows: it compares the batch as a whole"
+        fix = "F.mse_loss(output, target), not of output.mean() and target.mean()"
+        severity = "critical" if related else "info"  # distributions are compared on purpose
+    relation = number(w.get("relation"))
+    numbers = {"relation": relation} if relation is not None else {}
+    yield Finding("loss_ignores_targets", severity, ("the loss",), numbers, why, fix=fix)
 
 
 def _upside_down(ev: Evidence) -> Iterable[Finding]:

@@ -67,6 +67,18 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
             why,
             fix=CUT_FIXES.get(name, "compute the loss from the model's output with torch"),
         )
+    flat = w.get("flat")
+    if flat and ev.silent:
+        name, place = flat["name"], flat["place"]
+        why = f"{name} at {place} has a slope of 0 everywhere: no gradient passes it"
+        yield Finding(
+            "loss_not_connected",
+            "critical",
+            (place,),
+            {"parameters": float(ev.record.trainable)},
+            why,
+            fix=f"leave {flat['name']} out of what is trained, and use it in metrics only",
+        )
     loose = list(w.get("unregistered") or [])
     if loose:
         count = len(loose)
@@ -202,7 +214,7 @@ def _rows(ev: Evidence) -> Iterable[Finding]:
         where = (softmax,)
         why = f"a softmax runs over the rows of the batch, at {softmax}"
         fix = "softmax(x, dim=1), or dim=-1: the axis of the classes"
-    elif kind in ("LSTM", "GRU", "RNN") or "Transformer" in kind or "Attention" in kind:
+    elif _in_time(kind) and place.get("batch_first") != "True":
         why = f"{called(module)} ({kind}) takes the first axis, the rows, for the time"
         fix = f"nn.{kind}(..., batch_first=True)"
     elif "BatchNorm" in kind:
@@ -216,8 +228,17 @@ def _rows(ev: Evidence) -> Iterable[Finding]:
         why = f"rows of a batch are mixed behind {behind}, by a view, a sum or a transpose"
         where = tuple(v for v in (place.get("after"), place.get("before")) if v)
         fix = "x.transpose(0, 1) or x[-1] where .view(n, ...) moves the axis of the rows"
+        view = w.get("reshape") or {}
+        if w["rows"] in view.get("from", ()):
+            where = (view["place"],)
+            why = f"rows of a batch are mixed by the reshape at {view['place']}"
+            fix = "the rows first: x.transpose(0, 1).reshape(n, -1)"
     why += f"; an answer changes by {apart:.0%} with its neighbours" if apart >= e.APART else ""
     yield Finding("rows_mixed", "critical", where, numbers, why, fix=fix)
+
+
+def _in_time(kind: str) -> bool:
+    return kind in ("LSTM", "GRU", "RNN") or "Transformer" in kind or "Attention" in kind
 
 
 def _future(ev: Evidence) -> Iterable[Finding]:
@@ -242,6 +263,8 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
     w = facts(ev)
     change = w.get("reshape")
     elsewhere = number(w.get("answers_elsewhere")) or 0.0
+    if change and w["rows"] in change["from"] and (number(w.get("rows_apart")) or 0) >= e.APART:
+        change = None  # rows that a reshape mixes are named as such
     if not change and not w.get("positions_slip") and elsewhere <= 0.5:
         return
     if change:

@@ -17,6 +17,7 @@ from tikhon.diagnosis.replica import number_of
 
 Loss = Callable[[Any, Any], Tensor]
 MANY_CLASSES = 1000  # of a ridge on one-hot targets; more are numbers or a vocabulary
+FAR = 10.0  # distances of the quartiles
 IGNORED = -100  # torch's own mark of a target that does not count
 MANY_COLUMNS = 4096  # of a design whose normal equations are still solved in a moment
 
@@ -65,13 +66,16 @@ def shallow_skill(batch: Batch, *, width: int = 256, seed: int = 0) -> dict[str,
     """Held-out accuracy (classes) or R2 (numbers) of a ridge on the inputs and random features.
 
     Half of the rows are fitted, half judge; `constant` is the skill of the best constant.
-    Empty where inputs are not one float tensor or the targets are neither classes nor numbers.
+    Empty where inputs are not one tensor of numbers or tokens, or the targets neither classes nor
+    numbers.
     """
     inputs, target = batch
     if not isinstance(inputs, Tensor) or not isinstance(target, Tensor):
         return {}
-    if not inputs.is_floating_point() or target.ndim > 2 or len(inputs) < 24:
+    if target.ndim > 2 or len(inputs) < 24 or inputs.dtype == torch.bool:
         return {}
+    if target.ndim == 2 and target.shape[1] > 1 and not target.is_floating_point():
+        return {}  # classes of positions
     generator = torch.Generator(device="cpu").manual_seed(seed)
     design, _ = design_of(inputs, width=width, generator=generator)
     if design is None:
@@ -109,6 +113,7 @@ def design_of(
     x = x.double() if x.is_floating_point() else _occurrences(x.long())
     if x.shape[1] > MANY_COLUMNS or not x.shape[1] or not bool(torch.isfinite(x).all()):
         return None, 0
+    x = _within(x)
     x = x - x.mean(0)
     x = x / x.std(0).clamp_min(1e-9 + 1e-6 * float(x.abs().max()))
     generator = generator or torch.Generator(device="cpu").manual_seed(0)
@@ -117,6 +122,20 @@ def design_of(
     hidden = torch.relu(x @ projection / math.sqrt(x.shape[1]) + shift)
     ones = torch.ones(len(x), 1, dtype=torch.float64)
     return torch.cat([ones, x, hidden], 1), 1 + x.shape[1]
+
+
+def _within(x: Tensor) -> Tensor:
+    """Columns with what lies far outside of their middle half drawn in: one row is no scale."""
+    middle, reach = x.median(0).values, FAR * middle_half(x)
+    reach = torch.where(reach > 0, reach, math.inf)
+    return x.clamp(middle - reach, middle + reach)
+
+
+def middle_half(x: Tensor) -> Tensor:
+    """Distance of the quartiles of each column."""
+    return (
+        x.kthvalue(max(1, 3 * len(x) // 4), 0).values - x.kthvalue(max(1, len(x) // 4), 0).values
+    )
 
 
 def _occurrences(tokens: Tensor) -> Tensor:

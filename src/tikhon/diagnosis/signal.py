@@ -50,9 +50,10 @@ def _same_answer(ev: Evidence) -> Iterable[Finding]:
         return
     value = number(w.get("target_low")) or 0.0
     why = f"the target of every row is {value:.3g}: one constant answers all of them"
+    # a loss that calls the model may mean them as a goal, as that of a generator does
     yield Finding(
         "constant_targets",
-        "critical",
+        "info" if w.get("whole") else "critical",
         ("target",),
         {"target_low": value, "target_high": number(w.get("target_high")) or value},
         why,
@@ -65,7 +66,7 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
     z, rows = number(w.get("relation")), number(w.get("related_rows"))
     if z is None or rows is None or rows < e.RELATED_ROWS or z >= e.RELATED:
         return
-    if w.get("constant_columns") == 1 or w.get("constant_target"):
+    if w.get("constant_columns") == 1 or w.get("constant_target") or w.get("indifferent"):
         return
     control = ev.record.reference
     advantage = number(control.get("advantage"))
@@ -132,16 +133,22 @@ def _imbalance(ev: Evidence) -> Iterable[Finding]:
 
 def _copied(ev: Evidence) -> Iterable[Finding]:
     columns = ev.record.wiring.get("target_columns_in_inputs") or []
+    steps = ev.record.wiring.get("input_steps")
     if columns:
         named = ", ".join(map(str, columns))
         why = f"column {named} of the inputs is the target itself, row for row"
+        fix = f"x = np.delete(x, {columns}, axis=1)"
+        if steps:
+            width = max(1, (ev.record.wiring.get("columns") or steps) // steps)
+            why = f"step {columns[0] // width} of {steps} of the inputs is the target itself"
+            fix = "a target behind the window: x = series[t - n : t], y = series[t]"
         yield Finding(
             "target_among_inputs",
             "warning",
             ("inputs",),
             {"columns": float(len(columns))},
             why,
-            fix=f"x = np.delete(x, {columns}, axis=1)",
+            fix=fix,
         )
 
 

@@ -21,8 +21,12 @@ from tikhon.diagnosis.reference import (
 )
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
+from tikhon.diagnosis.wiring.calls import DROPOUTS as DROPS
+from tikhon.diagnosis.wiring.calls import user_line
 
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
+# functions of one tensor that limit what a head can answer
+HEADS = ELEMENTWISE | SOFTMAXES | {"clamp", "clip", "clamp_min", "clamp_max"}
 
 
 def model_facts(replica: Replica, batch_size: int) -> dict[str, Any]:
@@ -102,17 +106,17 @@ def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -
     if replica.whole:
         return {}
     before = {n: (p._version, p.shape) for n, p in model.named_parameters()}
-    with torch.no_grad(), undisturbed(model, training=True):
-        again = [call(model, inputs)]
+    with torch.no_grad(), undisturbed(model, training=True), _Tape() as tape:
+        output = call(model, inputs)
     after = {n: (p._version, p.shape) for n, p in model.named_parameters()}
     facts: dict[str, object] = {"changes_in_forward": before != after}
-    output = again[0]
+    facts["dropout_at_end"] = [line for result, line in tape.dropped if result is output]
     plain = isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
     if not plain or not output.numel() or not bool(torch.isfinite(output).all()):
         return facts
     facts["grows_with_batch"] = grows_with_batch(output, target, replica.loss)
     facts["output_units"] = int(output.shape[1]) if output.ndim > 1 else 1
-    tail, names = _tail(replica, inputs, output)
+    tail, names = _tail(tape, output)
     facts["head"] = names
     facts["probabilities"] = _sums_to_one(output)
     facts["own_softmax"] = shifts_out(output, target, replica.loss)
@@ -145,14 +149,11 @@ def _compose(functions: list[Any]) -> Any:
     return tail
 
 
-def _tail(replica: Replica, inputs: object, output: Tensor) -> tuple[Any, list[str]]:
+def _tail(tape: _Tape, output: Tensor) -> tuple[Any, list[str]]:
     """What enters the activations behind the last layer, and those activations, checked."""
-    with torch.no_grad(), undisturbed(replica.model, training=True):
-        with _Tape() as tape:
-            final = call(replica.model, inputs)
     chain: list[object] = []
     names: list[str] = []
-    wanted = final
+    wanted = output
     for func, args, kwargs, result in reversed(tape.calls):
         if result is not wanted:
             break
@@ -170,11 +171,12 @@ def _tail(replica: Replica, inputs: object, output: Tensor) -> tuple[Any, list[s
 
 
 class _Tape(torch.overrides.TorchFunctionMode):
-    """Remembers the calls of activation functions with their inputs and outputs."""
+    """Remembers the calls of activation functions and of dropout, with what they gave."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, object], Any]] = []
+        self.dropped: list[tuple[object, str]] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -182,8 +184,10 @@ class _Tape(torch.overrides.TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if (name in ELEMENTWISE or name in SOFTMAXES) and args and isinstance(args[0], Tensor):
+        if name in HEADS and args and isinstance(args[0], Tensor):
             self.calls.append((func, args, kwargs, result))
+        if name in DROPS and result is not args[0]:
+            self.dropped.append((result, user_line()))
         return result
 
 

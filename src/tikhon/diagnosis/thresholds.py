@@ -19,6 +19,7 @@ TIME_EXPLODED = 3.0  # log10 over the time steps: healthy <= 0, exploding >= 6 (
 DEAD = 0.6  # share of dead units of a layer: healthy <= 0.56, dying >= 0.96 (gap)
 SATURATED = 0.5  # share of saturated entries: healthy <= 0.40, saturated >= 0.54 (gap)
 SLOW_UPDATE = 1e-4  # update / weight in a step: healthy >= 1.6e-4, too small <= 3e-5 (gap)
+LARGE_EPS = 1e-2  # of Adam and its kin: their own is 1e-8 (convention)
 SPIKE = 1e3  # largest gradient norm / first one, while nothing is learned (convention)
 INITIAL_LOSS = 3.0  # first loss / trivial loss, only together with large weights (convention)
 LARGE_WEIGHTS = 2.5  # rms(W) * sqrt(fan_in): He 1.41, Xavier and LeCun 1, PyTorch default 0.58
@@ -28,6 +29,7 @@ LEARNED = 0.9  # skill relative to a shallow model on the same data (convention)
 RISE = 0.15  # relative rise of a loss above its own minimum (convention)
 # upward move of a late loss curve / its level: else <= 0.011, oscillating >= 0.018 (recordings)
 SWING = 0.015
+DIVERGED = 3.0  # loss late in a run / its start or a constant's (convention)
 BACK = 0.34  # share of a loss curve's motion that goes up: 0.5 is a walk (recordings)
 GAP = 0.1  # train metric minus validation metric (convention)
 FLOOR = 0.1  # share of the trivial loss that the head cannot get below (convention)
@@ -81,6 +83,7 @@ MAJORITY = 0.75  # share of one class from which an accuracy can be its own [sha
 SHIFT = 1.0  # distance of validation from training inputs [deviations of training] (convention)
 STRETCH = 3.0  # deviation of validation / training inputs, or its inverse [ratio] (convention)
 CLASS_SHIFT = 0.3  # total variation of class shares, training to validation [share] (convention)
+SQUEEZED = 0.2  # input columns whose deviation is that of a few rows [share] (convention)
 DOUBLES = 0.2  # validation rows that are training rows, beyond what repeats there [share]
 SORTED = 0.6  # classes in a batch / classes expected in a shuffled one [ratio] (convention)
 FEW_VALUES = 4  # that a batch normalisation averages over [rows x pixels]: deviation known to 40 %
@@ -119,6 +122,8 @@ MEASURES: dict[str, Measure] = {
     "constant_layers": Measure("layers", None, 0),
     "bias": Measure("times the weighted input", None, 3.0),
     "swing": Measure("rise per look / loss", None, SWING),
+    "climb": Measure("late loss / its start or a constant's", None, DIVERGED),
+    "calmer": Measure("0 a constant, 1 a shallow model"),
     "upward_share": Measure("share of the motion of the loss", None, BACK),
     "update_ratio": Measure("change of weights per step / weights", SLOW_UPDATE, 0.1),
     "gap": Measure("training minus validation metric", None, GAP),
@@ -160,6 +165,7 @@ MEASURES: dict[str, Measure] = {
     "advantage": Measure("loss on shuffled minus on true targets / trivial loss", ADVANTAGE, None),
     "related_rows": Measure("rows"),
     "constant_columns": Measure("share of input columns", None, 0.9),
+    "squeezed": Measure("share of input columns", None, SQUEEZED),
     "columns": Measure("input columns", None, 0),
     "majority": Measure("share of rows", None, MAJORITY),
     "accuracy": Measure("share of rows"),

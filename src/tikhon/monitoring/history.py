@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 COLLAPSED = 5e-3  # of the largest learning rate: a cosine ends below it for its last 5 %
 REPLACED = 0.1  # share of the weights that changed between two steps (convention)
 SUDDEN = 10.0  # the same, in steps of the optimizer
+STUCK = 0.5  # of the entries of a tensor (convention)
 RESOLVED = 1e-5  # a relative move that a norm in float32 shows
 DIFFERENT = 1e-4  # relative, of norms on two processes
 
@@ -26,6 +27,7 @@ class TensorReading:
     kind: str  # its type, such as bfloat16
     vector: bool  # a bias or a scale: a loss may well not depend on it
     foreign: bool  # not a parameter of the model
+    stuck: float = 0.0  # share of 16-bit entries with a gradient that stayed as they were
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Sample:
     listening: bool  # hooks on tensors could see backward passes
     tapped: bool  # the outputs of layers could be listened to
     signal: bool  # a gradient came through one of them
+    faded: bool  # and next to nothing of the last one's reached the first
     rates: tuple[float, ...]
     tensors: Mapping[str, TensorReading]
     held: int  # tensors of the optimizer
@@ -80,6 +83,7 @@ class History:
     silent: dict[str, Streak] = field(default_factory=dict)  # by tensor: it never had a gradient
     left_out: dict[str, Streak] = field(default_factory=dict)
     replaced: list[tuple[int, str, float]] = field(default_factory=list)
+    set_back: int | None = None  # the first step since which the same weights are written
     largest: list[float] = field(default_factory=list)  # learning rate by group
     low: list[Streak] = field(default_factory=list)
     _moved: set[str] = field(default_factory=set)
@@ -112,6 +116,7 @@ class History:
             "late": late and graded,
             "eval": sample.training is False,
             "zero": zero,
+            "faded": sample.faded,
             "beside": beside and sample.backwards > 0,
             "repeated": sample.repeated,
             "handed": sample.repeated and sample.handed,
@@ -141,7 +146,7 @@ class History:
             if tensor.rate == 0 or name in self._moved:
                 continue
             none = not tensor.gradient
-            still = tensor.whole and not none and tensor.move == 0
+            still = not none and (tensor.stuck > STUCK or (tensor.whole and tensor.move == 0))
             if not none and not still:
                 self._moved.add(name)
             self.silent.setdefault(name, Streak()).add(none, sample.step)
@@ -171,7 +176,7 @@ class History:
                 self.largest.append(rate)
                 self.low.append(Streak())
             self.largest[index] = max(rate, self.largest[index])
-            self.low[index].add(rate < COLLAPSED * self.largest[index], sample.step)
+            self.low[index].add(rate <= COLLAPSED * self.largest[index], sample.step)
 
 
 def _graded(sample: Sample) -> bool:

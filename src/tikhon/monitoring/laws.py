@@ -270,6 +270,9 @@ def unmoved(loop: Loop) -> Alarm | None:
         return None
     kind = last.tensors[names[0]].kind if names[0] in last.tensors else ""
     half = kind in ("bfloat16", "float16")
+    if not half and loop.lasts(history.streak("faded")):
+        return None  # a gradient that vanishes on its way has a name of its own
+    moves = "most of their entries do not" if half else "never"
     cause = f"a step is below the resolution of {kind}" if half else "the step rounds to nothing"
     change = (
         "keep the weights in float32 and use torch.autocast"
@@ -279,7 +282,7 @@ def unmoved(loop: Loop) -> Alarm | None:
     return Alarm(
         "unmoved_parameters",
         min(history.still[n].first for n in names),
-        f"they get a gradient and never move: {cause}",
+        f"they get a gradient and {moves} move: {cause}",
         change,
         tuple(names),
     )
@@ -289,10 +292,11 @@ def overwritten(loop: Loop) -> Alarm | None:
     """Weights that something else sets between the steps."""
     back, replaced = loop.history.streak("back"), loop.history.replaced
     change = "load, initialise or copy weights before the loop, not inside it"
-    if loop.lasts(back):
+    since = back.first if loop.lasts(back) else loop.history.set_back
+    if since is not None:
         return Alarm(
             "weights_overwritten",
-            back.first,
+            since,
             "the weights are set back to the same values between steps: nothing is kept",
             change,
         )
@@ -352,7 +356,17 @@ def collapsed_rate(loop: Loop) -> Alarm | None:
     for index, low in enumerate(loop.history.low):
         if last is None or not low.count or loop.steps < MANY:
             continue
-        if loop.steps - low.first >= max(0.2 * loop.steps, MANY / 2):
+        if loop.steps - low.first < max(0.2 * loop.steps, MANY / 2):
+            continue
+        if not any(loop.history.largest):
+            return Alarm(
+                "learning_rate_collapsed",
+                low.first,
+                "the learning rate is 0: the weights stand still",
+                "give the optimizer a learning rate above 0, and look at what the schedule "
+                "multiplies it by (k // n is 0 until k reaches n)",
+            )
+        if loop.history.largest[index]:
             return Alarm(
                 "learning_rate_collapsed",
                 low.first,

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from tikhon.data.rows import tensors
 from tikhon.regularizer.targets import local
 
+HALVES = (torch.bfloat16, torch.float16)
 ENTRIES = 2**14  # of a tensor from which its update is read, about
 
 
@@ -65,7 +66,21 @@ def squares(kept: Kept, earlier: Mapping[int, Tensor]) -> Tensor:
     norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
     parts = (kept.gradients, kept.before, subtract(now, kept.before), subtract(kept.before, then))
     device = now[0].device
-    return torch.stack([n.float().to(device) for part in parts for n in norm(part)]).square()
+    # a norm in 16 bits has three digits
+    found = [n.to(device) for part in parts for n in norm(part, dtype=torch.float32)]
+    return torch.stack(found).square()
+
+
+def stuck(kept: Kept) -> dict[int, Tensor]:
+    """By identity of 16-bit tensors: the share of entries with a gradient that did not move."""
+    found = {}
+    for p, gradient, before in zip(kept.parameters, kept.gradients, kept.before):
+        if p.dtype not in HALVES or local(p).shape != gradient.shape:
+            continue
+        asked = rows(gradient) != 0
+        still = (asked & (rows(p) == before)).sum()
+        found[id(p)] = (still / asked.sum().clamp(min=1)).float()
+    return found
 
 
 def norms(parameters: Sequence[Tensor]) -> list[Tensor]:

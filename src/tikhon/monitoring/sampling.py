@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from tikhon.data.rows import tensors
 from tikhon.diagnosis.observe import role_of
+from tikhon.diagnosis.thresholds import VANISHED
 from tikhon.monitoring import reading
 from tikhon.monitoring.history import Sample, TensorReading
 from tikhon.monitoring.reading import Kept
@@ -98,8 +99,8 @@ class Sampler:
         return hook
 
     def _collect(self, name: str, grad: Tensor) -> None:
-        norm = torch.linalg.vector_norm(grad.detach(), dtype=torch.float32)
-        size = norm.square() / grad.numel()
+        # of a whole sample: a mean over pixels or steps makes each of their shares small
+        size = torch.linalg.vector_norm(grad.detach(), dtype=torch.float32).square()
         # accumulated micro-batches add up
         self._signals[name] = self._signals[name] + size if name in self._signals else size
 
@@ -109,6 +110,7 @@ class Sampler:
         """The row of this step if anything had a gradient, what it showed, and the told losses."""
         assert self._window is not None
         assert self.kept is not None
+        still = reading.stuck(self.kept)
         others = reading.trainable_elsewhere(self.model, self.optimizer)
         own = [p for p in self.model.parameters() if p.requires_grad][:1]
         prints = self._batch[0] if self._batch is not None else [torch.tensor(torch.nan)] * 2
@@ -117,14 +119,16 @@ class Sampler:
             *prints,
             *reading.fingerprint(batch),
             *reading.norms([*own, *others.values()]),
+            *still.values(),
             *told,
         ]
         numbers = self._numbers(self.kept, loss, beside)
         row = _row(step, numbers, self.kept, loss is not None) if self.kept.gradients else None
         tail = numbers.beside[6 + len(own) :]
         strangers = dict(zip(others, tail))
-        sample = self._sample(step, batch, numbers, strangers, bool(own))
-        return row, sample, tail[len(others) :]
+        shares = dict(zip(still, tail[len(others) :]))
+        sample = self._sample(step, batch, numbers, strangers, shares, bool(own))
+        return row, sample, tail[len(others) + len(still) :]
 
     def _numbers(self, kept: Kept, loss: Tensor | None, beside: list[Tensor]) -> Numbers:
         """Everything in one read; with several processes one all-reduce before it."""
@@ -159,9 +163,15 @@ class Sampler:
         )
 
     def _sample(
-        self, step: int, batch: Any, numbers: Numbers, strangers: dict[str, float], owned: bool
+        self,
+        step: int,
+        batch: Any,
+        numbers: Numbers,
+        strangers: dict[str, float],
+        stuck: dict[int, float],
+        owned: bool,
     ) -> Sample:
-        window, kept = self._window, self.kept
+        window, kept, ends = self._window, self.kept, numbers.signals
         assert window is not None
         assert kept is not None
         held = [p for g in self.optimizer.param_groups for p in g["params"]]
@@ -186,8 +196,9 @@ class Sampler:
             listening=not self.sharded,
             tapped=bool(self._order),
             signal=any(numbers.signals),
+            faded=bool(ends) and ends[0] < VANISHED * ends[-1],
             rates=tuple(float(g["lr"]) for g in self.optimizer.param_groups if "lr" in g),
-            tensors=self._tensors(numbers, names, known),
+            tensors=self._tensors(numbers, names, known, stuck),
             held=len(held),
             shared=shared,
             doubled=tuple(twice),
@@ -199,7 +210,11 @@ class Sampler:
         )
 
     def _tensors(
-        self, numbers: Numbers, names: Mapping[int, str], known: set[int]
+        self,
+        numbers: Numbers,
+        names: Mapping[int, str],
+        known: set[int],
+        stuck: Mapping[int, float],
     ) -> dict[str, TensorReading]:
         """Readings by name; those without a gradient have None."""
         assert self.kept is not None
@@ -220,6 +235,7 @@ class Sampler:
                     kind=str(p.dtype).removeprefix("torch."),
                     vector=p.ndim < 2,
                     foreign=id(p) not in known,
+                    stuck=stuck.get(id(p), 0.0),
                 )
         return found
 

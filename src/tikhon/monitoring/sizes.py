@@ -60,7 +60,8 @@ def _signal(rows: Sequence[dict[str, Any]], failure: dict[str, Any] | None) -> l
     ratios = [r["signal_ratio"] for r in read]
     if len(read) < 2:
         return []
-    if max(ratios) < VANISHED:
+    growing = ratios[-1] > 2 * ratios[0]  # a head or a branch that began with zeros
+    if max(ratios) < VANISHED and not growing:
         return [
             Alarm(
                 "vanishing_gradient",

@@ -20,6 +20,7 @@ from tikhon.monitoring.laws import Alarm, Loop, alarms
 from tikhon.monitoring.sampling import Sampler
 from tikhon.monitoring.sizes import of_rows, of_spikes
 from tikhon.monitoring.spikes import OnSpike, Spike, SpikeGuard
+from tikhon.monitoring.touches import Touches
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.hooks import with_closure
 from tikhon.regularizer.optimizers import stepping
@@ -74,6 +75,7 @@ class Watch:
         self._sampler = Sampler(self.model, self._inner, scaler)
         self._guard = SpikeGuard(self._inner, on_spike)
         self._history = History()
+        self._touches = Touches(self._inner)
         self._forwards = self._empty = 0
         self._graded = self._ended = self._called = False
         self._warned: set[str] = set()
@@ -164,6 +166,7 @@ class Watch:
         graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if module is self.model and graph:
             self._forwards += 1
+            self._touches.before_forward(self.step)
             self._sampler.forward(module)
 
     @property
@@ -210,6 +213,7 @@ class Watch:
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self._guard.after()
+        self._touches.after_step()
         self._empty = 0 if self._graded else self._empty + 1
         self._graded = self._called = False
         if self._sampler.kept is not None and not _skipped(self._inner):
@@ -234,6 +238,7 @@ class Watch:
             if not fine:
                 self._fail()
         self._history.add(sample)
+        self._history.set_back = self._history.set_back or self._touches.set_back()
         self._judge_told(losses, row["gradient"] if row is not None else None)
         self._warn()
 

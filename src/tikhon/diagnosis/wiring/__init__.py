@@ -52,7 +52,7 @@ def wiring_facts(
         "loader": partial(signal.loader_facts, source),
         "norms": partial(norm_facts, replica, source, batch_size),
     }
-    facts: dict[str, object] = {"rows": subject.rows}
+    facts: dict[str, object] = {"rows": subject.rows, "whole": replica.whole}
     unmeasured: dict[str, str] = {}
     for name, test in tests.items():
         try:

@@ -13,6 +13,7 @@ from tikhon.errors import InputError
 
 NODES = 200_000  # of a graph that is walked
 MAKERS = ("kaiming_uniform", "empty", "randn", "rand", "zeros", "ones")
+FLAT = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside")  # slope 0
 DEEP = 4  # containers in containers that are searched for a tensor
 
 
@@ -30,8 +31,17 @@ def graph_facts(subject: Subject, held: set[int]) -> dict[str, Any]:
         facts |= _strangers(subject, first, second, held)
         made = [c.line for c in tape.named(*MAKERS) if c.line and c.module != LOSS]
         facts["made_place"] = made[0] if made and facts["made_in_forward"] else ""
+        facts |= _flat(found, tape)
     without = [n for (n, _), g in zip(_trainable(model), found) if g is None]
     return facts | (_cut(subject, without, tape) if without else {})
+
+
+def _flat(found: list[Tensor | None], tape: Calls) -> dict[str, Any]:
+    """The function without a slope that leaves every gradient zero."""
+    if any(bool(g.any()) for g in found if g is not None):
+        return {}
+    flat = [c for c in tape.named(*FLAT) if c.attached]
+    return {"flat": {"name": flat[0].name, "place": flat[0].place}} if flat else {}
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -156,18 +156,24 @@ def _place(subject: Subject, swapped: Batch, even: Tensor) -> dict[str, str]:
         leaf = not any(True for _ in modules[name].children()) or isinstance(
             modules[name], nn.MultiheadAttention
         )
-        if arrived and difference(ins, other_ins, even) > 1e-5:
+        if arrived and _moved(ins, other_ins, even, subject.rows) > 1e-5:
             return {"after": last, "before": f"{name} ({kind})"}
         fits = [t for t in outs if t.ndim and len(t) == subject.rows]
         if leaf and arrived and fits and _moved(outs, other_outs, even, subject.rows) > 1e-5:
-            return {"module": name, "kind": kind}
+            first = str(getattr(modules[name], "batch_first", False))
+            return {"module": name, "kind": kind, "batch_first": first}
         last = f"{name} ({kind})" if leaf else last
     return {"after": last}
 
 
 def _moved(before: list[Tensor], after: list[Tensor], even: Tensor, rows: int) -> float:
-    pairs = [(a, b) for a, b in zip(before, after) if a.ndim and len(a) == rows]
-    return max((difference([a], [b], even) for a, b in pairs), default=0.0)
+    """Change of the even rows, on whichever axis they lie: their number is a size of its own."""
+    worst = 0.0
+    for a, b in zip(before, after):
+        if a.shape == b.shape and a.shape.count(rows) == 1:
+            axis = a.shape.index(rows)
+            worst = max(worst, difference([a.movedim(axis, 0)], [b.movedim(axis, 0)], even))
+    return worst
 
 
 def order_facts(subject: Subject) -> dict[str, Any]:
@@ -180,7 +186,7 @@ def order_facts(subject: Subject) -> dict[str, Any]:
         if share is not None:
             facts["target_is_next"] = max(share, facts.get("target_is_next", 0.0))
             if share >= SHIFTED:
-                facts["future_apart"] = _future(subject, part.shape[1])
+                facts["future_apart"] = _future(subject, part)
     if len(axis) == 1 and has_attention(subject):
         facts["order_apart"] = _order(subject, axis.pop())
     return facts
@@ -202,12 +208,16 @@ def next_share(inputs: Tensor, target: object) -> float | None:
     return float(same.double().mean()) if float(now.double().mean()) < SHIFTED else None
 
 
-def _future(subject: Subject, size: int) -> float:
-    """Change of the answers at the first half of the positions when the second half changes."""
+def _future(subject: Subject, part: Tensor) -> float:
+    """Change of the answers at the first half of the positions when the second half changes.
+
+    Only the input that holds the targets: what a decoder is given beside it may be seen whole.
+    """
+    size = part.shape[1]
     half = size // 2
 
     def change(t: Tensor) -> Tensor:
-        if t.ndim < 2 or t.shape[1] != size:
+        if t is not part:
             return t
         changed = t.clone()
         changed[:, half:] = t.roll(1, 0)[:, half:]

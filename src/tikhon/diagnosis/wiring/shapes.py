@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from tikhon.data.rows import tensors
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.wiring.calls import LOSS, Call, Calls
-from tikhon.diagnosis.wiring.subject import Subject
+from tikhon.diagnosis.wiring.subject import Subject, mapped
 
+SHORTER = (11, 7, 5)  # steps of a shortened sequence: primes that heads and channels seldom have
 RESHAPES = ("view", "reshape", "view_as", "reshape_as", "unflatten")
 
 
@@ -18,7 +20,7 @@ def shape_facts(subject: Subject) -> dict[str, Any]:
     """Reshapes after which the same sizes stand in another order, and softmaxes over the rows."""
     with torch.no_grad(), undisturbed(subject.model, training=False), Calls(subject.model) as tape:
         subject.replica.value(subject.batch)
-    mixed = [c for c in tape.named(*RESHAPES) if reorders(c)]
+    mixed = [c for c in tape.named(*RESHAPES) if reorders(c)] or _mixed_when_shorter(subject)
     facts: dict[str, object] = {}
     if mixed:
         call = mixed[0]
@@ -48,6 +50,30 @@ def shape_facts(subject: Subject) -> dict[str, Any]:
     if single or entropies:
         facts["softmax_over_one"] = (single or entropies)[0].place
     return facts
+
+
+def _mixed_when_shorter(subject: Subject) -> list[Call]:
+    """The same of sequences of another length: axes of one size cannot be told apart."""
+    lengths = {t.shape[1] for t in tensors(subject.batch[0]) if t.ndim in (2, 3)}
+    plain = all(t.ndim == 3 or not t.is_floating_point() for t in tensors(subject.batch[0]))
+    if len(lengths) != 1 or not plain:
+        return []
+    size = lengths.pop()
+    short = next((n for n in SHORTER if n < size and n != subject.rows), None)
+    if short is None:
+        return []
+
+    def cut(t: torch.Tensor) -> torch.Tensor:
+        return t[:, :short] if t.ndim >= 2 and t.shape[1] == size else t
+
+    batch = (mapped(subject.batch[0], cut), mapped(subject.batch[1], cut))
+    try:
+        with Calls(subject.model) as tape:
+            subject.outputs(batch)
+    except (RuntimeError, IndexError, ValueError):  # a network of one length
+        return []
+    # views of a whole row are how a network of one length flattens
+    return [c for c in tape.named(*RESHAPES) if reorders(c) and short in (c.output or ())]
 
 
 def _unit_scores(subject: Subject, tape: Calls) -> dict[str, Any]:

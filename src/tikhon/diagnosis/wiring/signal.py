@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from tikhon.data.rows import Batch, split, take, tensors
-from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of
+from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, middle_half
 from tikhon.diagnosis.samples import Samples
 
 SAMPLE = 1200  # rows that are judged, at most
 SHUFFLES = 100  # draws of shuffled targets, the noise of a relation
 FEW_COLUMNS = 64  # whose curves are fitted one by one
 FEW_CLASSES = 20  # whole numbers that may be the names of classes
+SQUEEZED = 0.01  # middle half of a column / its deviation: heavy tails leave 0.02 and more
 BATCHES = 8  # of a loader, to see whether it shuffles
 
 
@@ -52,7 +53,23 @@ def _constants(inputs: object) -> dict[str, Any]:
         return {}
     still = sum(int((p == p[:1]).all(0).sum()) for p in parts)
     zero = all(not bool(p.any()) for p in parts)
-    return {"constant_columns": still / columns, "all_zero": zero, "columns": columns}
+    facts = {"constant_columns": still / columns, "all_zero": zero, "columns": columns}
+    return facts | _squeezed(inputs)
+
+
+def _squeezed(inputs: Any) -> dict[str, Any]:
+    """The share of a table's columns whose deviation is that of a few rows far off."""
+    if not isinstance(inputs, Tensor) or inputs.ndim != 2 or not inputs.is_floating_point():
+        return {}
+    x = inputs.detach().double()
+    inner, spread = middle_half(x), x.std(0)
+    varied = inner > 0
+    if len(x) < 60 or not bool(varied.any()) or not bool(torch.isfinite(spread).all()):
+        return {}
+    share = inner[varied] / spread[varied]
+    far = (x - x.median(0).values).abs() > 0.1 * (x - x.median(0).values).abs().amax(0)
+    rows = int(far[:, varied][:, share < SQUEEZED].any(1).sum())
+    return {"squeezed": float((share < SQUEEZED).double().mean()), "far_rows": rows}
 
 
 def _targets(target: Tensor) -> dict[str, Any]:
@@ -86,19 +103,20 @@ def _same(inputs: Tensor, target: Tensor) -> bool:
 
 def _copies(inputs: Tensor, target: Tensor) -> dict[str, Any]:
     """Columns of the inputs that are the target itself."""
-    if inputs.ndim != 2 or not inputs.is_floating_point():  # tokens repeat each other
+    if inputs.ndim not in (2, 3) or not inputs.is_floating_point():  # tokens repeat each other
         return {}
     if target.reshape(len(target), -1).shape[1] != 1 or len(inputs) < 20:
         return {}
     goal = target.detach().double().reshape(-1, 1)
     if bool((goal == goal[0]).all()) or inputs.shape[1] < 2:
         return {}
-    x = inputs.detach().double()
+    x = inputs.detach().double().flatten(1)
     same = (x == goal).all(0) | _tied(x, goal)
     if not target.is_floating_point() and len(goal.unique()) > 2:
         for value in goal.unique()[:FEW_CLASSES]:  # a column of its own for each class
             same |= _tied(x, (goal == value).double())
-    return {"target_columns_in_inputs": [int(k) for k in same.nonzero().flatten()[:5]]}
+    found: dict[str, Any] = {"target_columns_in_inputs": same.nonzero().flatten()[:5].tolist()}
+    return found | ({"input_steps": inputs.shape[1]} if inputs.ndim == 3 else {})
 
 
 def _tied(x: Tensor, goal: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from torch import Tensor
 from tikhon.diagnosis.reference import IGNORED
 from tikhon.diagnosis.replica import number_of, undisturbed
 from tikhon.diagnosis.wiring.calls import LOSS, Call, Calls
-from tikhon.diagnosis.wiring.subject import Subject, mapped
+from tikhon.diagnosis.wiring.subject import Subject, difference, mapped
 
+SAME = 1e-5  # relative change of a gradient that is rounding
+INSIDE = 0.2  # share of an ignored class that is no padding from which it is missed
 COLUMNS = 4  # of a target that are tried one by one
 
 
@@ -23,6 +25,7 @@ def target_facts(subject: Subject) -> dict[str, Any]:
     with undisturbed(subject.model, training=False), torch.no_grad():
         output = mapped(subject.answer(subject.batch), lambda t: t.detach().clone())
     facts = _pulls(subject, output, target)
+    facts |= _indifferent(subject, output, target)
     facts |= _two_sided(subject, output, target)
     facts |= _loss_calls(subject, output, target)
     facts |= _kinds(output, target)
@@ -79,12 +82,46 @@ def _pulls(subject: Subject, output: Any, target: Tensor) -> dict[str, Any]:
         facts["pulls_away"] = sum(sign > 0 for sign in signs) / len(signs)
     if target.ndim >= 2 and target.shape[1] > 2:
         facts["positions_slip"] = _slips(bench, base, target)
-    size = _by_row(base, [torch.zeros_like(g) for g in base], rows)
+    size = sum((_sizes(g, rows) for g in (base, *_at_the_ends(bench, target))), torch.zeros(rows))
     counts = target.flatten(1) != IGNORED if target.ndim > 1 else (target != IGNORED)[:, None]
     meant = counts.any(1).cpu()
     if bool(meant.any()) and bool((size > 0).any()):
         facts["unheard"] = float((size[meant] == 0).double().mean())
     return facts | _silent_classes(base, target, rows)
+
+
+def _sizes(gradient: list[Tensor], rows: int) -> Tensor:
+    return _by_row(gradient, [torch.zeros_like(g) for g in gradient], rows)
+
+
+def _at_the_ends(bench: Bench, target: Tensor) -> list[list[Tensor]]:
+    """Gradients with every target low, and high: rows that are right send none with their own."""
+    if not target.is_floating_point():
+        return []
+    ends = extremes(target, far=False)
+    found = [bench.gradient(torch.full_like(target, end)) for end in ends]
+    return [g for g in found if g is not None]
+
+
+def _indifferent(subject: Subject, output: Any, target: Tensor) -> dict[str, Any]:
+    """Whether the loss pulls the same way when the targets change rows, and when they differ."""
+    bench = Bench(subject, output)
+    rolled = [target.roll(k, 0) for k in (1, 3)]
+    moved = all(bool((t != target).any()) for t in rolled)
+    if subject.rows < 5 or not moved or not any(_varied(t) for t in bench.leaves):
+        return {}
+    base = bench.gradient(target)
+    others = 3 * target.flip(0) + 1 if target.is_floating_point() else target[:1].expand_as(target)
+    found = [bench.gradient(t) for t in (*rolled, others.contiguous())]
+    if base is None or not any(bool(g.any()) for g in base) or any(g is None for g in found):
+        return {}
+    apart = [difference(base, g, slice(None)) for g in found if g is not None]
+    same = max(apart[:-1]) <= SAME
+    return {"indifferent": True, "targets_used": apart[-1] > SAME} if same else {}
+
+
+def _varied(t: Tensor) -> bool:
+    return t.ndim > 0 and len(t) > 1 and bool((t != t[:1]).any())
 
 
 def columns_of(target: Tensor) -> int:
@@ -284,15 +321,40 @@ def _slips(bench: Bench, base: list[Tensor], target: Tensor) -> bool | None:
 
 def _silent_classes(base: list[Tensor], target: Tensor, rows: int) -> dict[str, Any]:
     """Classes whose rows send no gradient at all: ignored, or of weight zero."""
-    if target.is_floating_point() or target.ndim != 1 or target.dtype == torch.bool:
+    if target.is_floating_point() or not target.ndim or target.dtype == torch.bool:
         return {}
-    size = _by_row(base, [torch.zeros_like(g) for g in base], rows)
+    if target.ndim > 1:
+        return _silent_positions(base, target)
+    size = _sizes(base, rows)
     known = torch.isin(target.cpu(), target.cpu()[size > 0])
     if bool(known.any()) and float((size[known] > 0).double().mean()) < 0.5:
         return {}  # rows are left out, whatever their class
     heard = [int(v) for v in target.unique() if bool((size[target.cpu() == v] > 0).any())]
     silent = [int(v) for v in target.unique() if int(v) not in heard and int(v) != IGNORED]
     return {"silent_classes": silent} if heard and silent else {}
+
+
+def _silent_positions(base: list[Tensor], target: Tensor) -> dict[str, Any]:
+    """Classes that send no gradient in the middle of a row: those at its end are padding."""
+    leaf = max(base, key=Tensor.numel)
+    axis = next(
+        (k for k in (1, leaf.ndim - 1) if leaf.shape[:k] + leaf.shape[k + 1 :] == target.shape),
+        None,
+    )
+    if leaf.ndim != target.ndim + 1 or axis is None or target.shape[1] < 3:
+        return {}
+    heard = leaf.abs().sum(axis) > 0
+    silent = []
+    for value in target.unique().tolist():
+        here = target == value
+        if value == IGNORED or bool((heard & here).any()):
+            continue
+        steps = here.flatten(2).all(2) if target.ndim > 2 else here
+        ends = steps.cumprod(1).bool() | steps.flip(1).cumprod(1).flip(1).bool()
+        inside = float((steps & ~ends).sum())
+        if inside > INSIDE * float(steps.sum()) and float(here.double().mean()) < 0.5:
+            silent.append(int(value))
+    return {"silent_classes": silent} if silent and bool(heard.any()) else {}
 
 
 def _loss_calls(subject: Subject, output: object, target: Tensor) -> dict[str, Any]:

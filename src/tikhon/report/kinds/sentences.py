@@ -16,6 +16,10 @@ _FRAMES = (
     "why_bends",
     "why_order_gain",
     "why_control",
+    "why_all_alike",
+    "why_rate_zero",
+    "why_clipped",
+    "why_eps",
 )  # sentences around another one
 
 

@@ -1,0 +1,53 @@
+"""Weights that something else than the optimizer writes: seen in every step, read on few."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tikhon.monitoring.reading import fingerprint
+
+ENOUGH = 3  # times the same values
+
+
+class Touches:
+    """Whether one tensor of the optimizer is written between steps, and with which values.
+
+    Its version counter tells in every step, without a look at the numbers; what stands there
+    after such a write is kept as two numbers on its device, and read with the sampled step.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        held = [p for g in optimizer.param_groups for p in g["params"]]
+        fit = [p for p in held if p.requires_grad and p.ndim > 1 and not hasattr(p, "to_local")]
+        self._tensor = min(fit, key=Tensor.numel) if fit else None
+        self._version = self._tensor._version if self._tensor is not None else 0
+        self._seen: deque[tuple[int, Tensor]] = deque(maxlen=ENOUGH)
+
+    def after_step(self) -> None:
+        """The optimizer has written."""
+        if self._tensor is not None:
+            self._version = self._tensor._version
+
+    def before_forward(self, step: int) -> None:
+        """Keep what was written since the last step, if anything was."""
+        if self._tensor is None or self._tensor._version == self._version:
+            return
+        self._version = self._tensor._version
+        if step and (not self._seen or self._seen[-1][0] != step):
+            self._seen.append((step, self._print()))
+
+    def set_back(self) -> int | None:
+        """The first step since which the same values are written, where steps lie in between."""
+        if len(self._seen) < ENOUGH:
+            return None
+        values = torch.stack([*(print_ for _, print_ in self._seen), self._print()]).tolist()
+        again = all(v == values[0] for v in values[:-1])
+        return self._seen[0][0] if again and values[-1] != values[0] else None
+
+    def _print(self) -> Tensor:
+        assert self._tensor is not None
+        return torch.stack(fingerprint(self._tensor.detach()))
