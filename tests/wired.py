@@ -552,7 +552,7 @@ FAULTY = [
         sequences,
         CE,
         "rows_mixed",
-        "behind core (LSTM)",
+        "by the reshape at",
     ),
     Wired(
         "encoder without batch_first",

@@ -1,0 +1,112 @@
+"""More training loops: weights that are put back, stand still, or fade from sight on purpose.
+
+They join the lists of `training_loops`.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler as schedules
+
+from training_loops import CE, STEPS, adam, batches, broken, healthy, net, sgd, step, watched
+
+
+@broken("weights_overwritten")
+def first_weights_loaded_in_each_round():
+    """Between two readings, so that only the version of a tensor tells."""
+    model = net()
+    start, optimizer = copy.deepcopy(model.state_dict()), sgd(model)
+    with watched(model, optimizer, every=7) as health:
+        for number, (x, y) in enumerate(batches()):
+            if number % 10 == 0:
+                model.load_state_dict(start)
+            step(model, optimizer, x, y)
+    return health
+
+
+@broken("learning_rate_collapsed")
+def warm_up_by_a_whole_division():
+    model = net()
+    optimizer = adam(model)
+    schedule = schedules.LambdaLR(optimizer, lambda k: k // 1000)
+    with watched(model, optimizer) as health:
+        for x, y in batches():
+            step(model, optimizer, x, y)
+            schedule.step()
+    return health
+
+
+@broken("unmoved_parameters")
+def most_of_bfloat16_stands_still():
+    model = net()
+    for layer in (model[0], model[2]):
+        nn.init.normal_(layer.weight, std=0.3)
+    model = model.bfloat16()
+    optimizer = adam(model, 3e-4)
+    with watched(model, optimizer) as health:
+        for x, y in batches():
+            step(model, optimizer, x.bfloat16(), y, lambda o, t: CE(o.float(), t))
+    return health
+
+
+@broken("vanishing_gradient")
+def twenty_sigmoid_layers():
+    """Steps that round to nothing follow from it, and no learning rate helps."""
+    layers = [m for _ in range(20) for m in (nn.Linear(10, 10), nn.Sigmoid())]
+    model = nn.Sequential(*layers, nn.Linear(10, 2))
+    optimizer = sgd(model)
+    with watched(model, optimizer) as health:
+        for x, y in batches():
+            step(model, optimizer, x, y)
+    return health
+
+
+@healthy
+def a_mean_over_many_pixels():
+    """Each pixel has a small share of the signal, all of them together have all of it."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+    optimizer = adam(model, 1e-2)
+    with watched(model, optimizer) as health:
+        for _ in range(30):
+            y = torch.arange(8) % 2
+            x = torch.randn(8, 1, 32, 32) + y[:, None, None, None]
+            step(model, optimizer, x, y)
+    return health
+
+
+@healthy
+def a_head_of_zeros_in_small_steps():
+    model = net()
+    nn.init.zeros_(model[2].weight)
+    optimizer = sgd(model, 1e-4)
+    with watched(model, optimizer) as health:
+        for x, y in batches(60):
+            step(model, optimizer, x, y)
+    return health
+
+
+@healthy
+def the_best_weights_so_far_loaded_back():
+    """Other ones each time: what was learned in between is kept where it is better."""
+    model = net()
+    optimizer = adam(model, 1e-2)
+    best, lowest = copy.deepcopy(model.state_dict()), float("inf")
+    with watched(model, optimizer) as health:
+        for number, (x, y) in enumerate(batches(STEPS)):
+            loss = float(step(model, optimizer, x, y))
+            if loss < lowest:
+                best, lowest = copy.deepcopy(model.state_dict()), loss
+            if number % 40 == 39:
+                model.load_state_dict(best)
+    return health
