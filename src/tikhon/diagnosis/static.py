@@ -21,8 +21,7 @@ from tikhon.diagnosis.reference import (
 )
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring.calls import DROPOUTS as DROPS
-from tikhon.diagnosis.wiring.calls import user_line
+from tikhon.diagnosis.wiring.calls import DROPOUTS as DROPS, user_line
 
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
 # functions of one tensor that limit what a head can answer
