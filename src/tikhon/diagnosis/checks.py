@@ -262,7 +262,7 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     if update == 0:
         why = "a step leaves the weights as they are"
     short, advice = _shortened(ev)
-    return Finding("slow_convergence", "warning", (), numbers, why + short, advice)
+    return Finding("slow_convergence", "warning", (), numbers, why + short, advice=advice)
 
 
 def _shortened(ev: Evidence) -> tuple[str, tuple[str, ...]]:
