@@ -230,6 +230,22 @@ def _auto() -> nn.Module:
     )  # fmt: skip
 
 
+class Encoder(nn.Module):
+    """torch's own encoder, under a causal mask."""
+
+    def __init__(self, *, norm_first: bool):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            12, 3, 20, batch_first=True, norm_first=norm_first, activation=F.gelu
+        )
+        self.embed, self.head = nn.Embedding(11, 12), nn.Linear(12, 11)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(x), mask=self.mask, is_causal=True))
+
+
 MODELS = {
     "mlp": lambda: (
         nn.Sequential(
@@ -254,6 +270,8 @@ MODELS = {
     "language-chunk": lambda: (Language("chunk"), torch.randint(0, 11, (2, 5))),
     "language-timm": lambda: (Language("timm"), torch.randint(0, 11, (2, 5))),
     "language-unflatten": lambda: (Language("unflatten"), torch.randint(0, 11, (2, 5))),
+    "encoder": lambda: (Encoder(norm_first=False), torch.randint(0, 11, (2, 5))),
+    "encoder-pre": lambda: (Encoder(norm_first=True), torch.randint(0, 11, (2, 5))),
     "patches": lambda: (Patches(), torch.randn(2, 3, 8, 8)),
     "groups": lambda: (Groups(), torch.randn(2, 3, 6, 6)),
     "llama": lambda: (Llama(), torch.randn(2, 5, 5)),

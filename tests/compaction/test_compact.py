@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from compaction.models_of import MODELS, Block, Patches
 from tikhon.compaction import compact, speedup
@@ -132,6 +133,96 @@ def test_heads_of_multihead_attention_go_with_masks():
     small = compact(model, inputs)
     assert small.get_submodule("attention").heads == 2
     torch.testing.assert_close(small(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_torchs_transformer_loses_heads_and_width_on_both_sides(norm_first, batch_first):
+    torch.manual_seed(0)
+    model = nn.Transformer(
+        12, 3, 1, 1, 20, norm_first=norm_first, batch_first=batch_first, dropout=0.3
+    ).eval()
+    layers = [model.encoder.layers[0], model.decoder.layers[0]]
+    with torch.no_grad():
+        for layer in layers:
+            layer.linear1.weight[:8], layer.linear1.bias[:8] = 0, 0
+            layer.self_attn.out_proj.weight[:, 4:8] = 0
+        layers[1].multihead_attn.out_proj.weight[:, :4] = 0
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seq = model
+            self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
+
+        def forward(self, source, target, padding):
+            return self.seq(source, target, tgt_mask=self.mask, src_key_padding_mask=padding)
+
+    padding = torch.zeros(2, 4, dtype=torch.bool)
+    padding[0, 3] = True
+    inputs = tuple(torch.randn(2, n, 12) for n in (4, 5))
+    inputs = inputs if batch_first else tuple(x.transpose(0, 1).contiguous() for x in inputs)
+    small = compact(Both().eval(), (*inputs, padding))
+    units = {name: after for name, (_, after) in small.compaction.units.items()}
+    for side in ("encoder", "decoder"):
+        assert units[f"seq.{side}.layers.0.linear1"] == 12
+        assert units[f"seq.{side}.layers.0.self_attn heads"] == 2
+    assert units["seq.decoder.layers.0.multihead_attn heads"] == 2
+    assert type(model.encoder.layers[0]) is nn.TransformerEncoderLayer
+    torch.testing.assert_close(
+        small(*inputs, padding), Both().eval()(*inputs, padding), rtol=1e-4, atol=1e-5
+    )
+
+
+class MaskedProduct(nn.Module):
+    """scaled_dot_product_attention under a mask of the model's own, by position or by head."""
+
+    def __init__(self, mask: torch.Tensor):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 4)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 3)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (1, 1, 5, 5), (4, 5, 5), (1, 4, 5, 5)])
+def test_a_mask_of_attention_stays_whole(shape):
+    torch.manual_seed(0)
+    model = MaskedProduct(torch.randn(shape)).eval()
+    with torch.no_grad():
+        model.out.weight[:, 3:6] = 0
+    x = torch.randn(2, 5, 12)
+    small = compact(model, x)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
+    by_head = 4 in shape
+    assert ("a mask for each head" in str(small.compaction.stuck)) == by_head
+    assert (small.compaction.parameters[1] < small.compaction.parameters[0]) != by_head
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("hook", ["structured", "unstructured", "weight_norm"])
+def test_weights_that_a_hook_computes_become_plain(hook):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))
+    if hook == "weight_norm":
+        nn.utils.weight_norm(model[0])
+        model[0].weight_g.data[:5] = 0
+    elif hook == "structured":
+        prune.ln_structured(model[0], "weight", 0.5, n=2, dim=0)
+    else:
+        rows = torch.ones(10, 6)
+        rows[:5] = 0
+        prune.custom_from_mask(model[0], "weight", rows)
+    x = torch.randn(7, 6)
+    model(x).sum().backward()
+    small = compact(model, x)
+    assert small.get_submodule("0").out_features == 5
+    assert "weight" not in dict(model[0].named_parameters())  # the user's own is as it was
+    torch.testing.assert_close(small.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_norm_keeps_its_statistics():

@@ -19,6 +19,9 @@ def attention(call: Call, module: None, analysis: Analysis) -> object:
     parts = call.seen[:3]
     if call.out.ndim != 4 or len(call.args) < 3 or len({p.ids.shape[1] for p in parts}) > 1:
         return analysis.refuse(call, "not (batch, heads, length, size) with as many heads each")
+    if any(mask.ids.ndim > 2 and mask.ids.shape[-3] > 1 for mask in call.seen[3:]):
+        return analysis.refuse(call, "a mask for each head")
+    _keep_masks(call, analysis)
     for units in parts:
         heads = units.ids.movedim(1, 0).flatten(1)
         analysis.registry.merge(heads, heads[:, :1])
@@ -30,6 +33,12 @@ def attention(call: Call, module: None, analysis: Analysis) -> object:
     return Units(ids, steady.expand(shape), v.value[:1, :, :1].expand(shape)).with_value(
         steady.expand(shape), v.value[:1, :, :1].expand(shape)
     )
+
+
+def _keep_masks(call: Call, analysis: Analysis) -> None:
+    """What follows query, key and value has positions, not units: all of it stays."""
+    for mask in call.seen[3:]:
+        analysis.registry.needed.update(mask.ids.unique().tolist())
 
 
 def product(call: Call, module: None, analysis: Analysis) -> Any:
@@ -95,6 +104,7 @@ def multihead(call: Call, module: nn.MultiheadAttention, analysis: Analysis) -> 
     reason = _unsupported(call, module)
     if reason:
         return analysis.refuse(call, reason)
+    _keep_masks(call, analysis)
     parts = Heads.of(module, call.seen[2])
     heads = analysis.produce(f"{call.name} heads", 0, torch.Size([module.num_heads]))
     ids = analysis.produce(call.name, -1, call.out[0].shape)

@@ -11,9 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
+from tikhon.copying import copied
+
 from .analysis import Analysis, Interpreter, trace
+from .blocks import opened
 from .rewrite import cut
 from .rules import RULES
 
@@ -83,11 +88,11 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
     (58, 23)
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    original = copy.deepcopy(model).eval()
+    original = _permanent(copied(model, model)).eval()
     work = copy.deepcopy(original)
     with torch.no_grad():
         expected = original(*inputs)
-        interpreter = Interpreter(trace(work), RULES)
+        interpreter = Interpreter(trace(opened(work)), RULES)
         interpreter.run(*inputs)
         analysis = interpreter.analysis
         keep = analysis.solve()
@@ -116,6 +121,17 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
         difference=difference,
     )
     return small.train(model.training)
+
+
+def _permanent(model: nn.Module) -> nn.Module:
+    """Weights that a hook computes before each pass (pruned, weight_norm) become parameters."""
+    for module in model.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+            elif isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+    return model
 
 
 def _others(inputs: tuple[object, ...]) -> list[tuple[object, ...]]:

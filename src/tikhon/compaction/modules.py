@@ -111,6 +111,7 @@ class Attention(nn.Module):
         return (out if self.batch_first else out.transpose(0, 1)), None
 
 
+@torch.fx.wrap  # one call of a graph: it branches on the type of the mask
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """The mask as a term of the scores: True means "not allowed" in nn.MultiheadAttention."""
     if mask.dtype != torch.bool:

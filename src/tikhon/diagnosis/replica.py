@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import random
 import warnings
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tikhon.copying import copied
 from tikhon.data.rows import Batch, call, tensors, whole
 from tikhon.errors import InputError
 from tikhon.regularizer.optimizers import inside, stepping
@@ -179,12 +179,12 @@ def replicate(
         optimizer = stepping(optimizer)
     bound = isinstance(optimizer, Optimizer)
     try:
-        twin, engine = copy.deepcopy((model, optimizer if bound else None))
+        twin, engine = copied(model, (model, optimizer if bound else None))
     except Exception as error:  # locks, files, tensors of a graph: anything a model may hold
         reason = str(error).partition(".")[0] or type(error).__name__
         raise InputError(
             f"the model cannot be copied ({reason}); diagnose works on copies, so the model must "
-            "survive copy.deepcopy: keep no intermediate tensors of a forward pass on it"
+            "survive copy.deepcopy"
         ) from error
     if bound:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}

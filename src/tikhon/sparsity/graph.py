@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tikhon.compaction.analysis import Analysis, Interpreter, trace
+from tikhon.compaction.blocks import opened
 from tikhon.compaction.convolution import is_depthwise
 from tikhon.compaction.rules import RULES
 from tikhon.sparsity.allocation import Counts, Price
@@ -55,7 +56,7 @@ class Graph:
         try:
             model.eval()
             with torch.no_grad():
-                interpreter = Interpreter(trace(model), RULES)
+                interpreter = Interpreter(trace(opened(model)), RULES)
                 interpreter.run(*inputs)
         finally:
             for module, training in modes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 
 import tikhon
 from tikhon.budget import seconds_of
+from tikhon.copying import copied
 from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
@@ -133,7 +133,7 @@ def fit(
     tested = None if test is None else pair(test, name="test")
     with torch.random.fork_rng(devices=_cuda_devices()):
         torch.manual_seed(seed)
-        start = copy.deepcopy(model) if refit else None
+        start = copied(model, model) if refit else None
         found = None
         if held is None and not refit and adapts(recipe):
             found = found_on_folds(model, train, recipe, settings, unit, stop)

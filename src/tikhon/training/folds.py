@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from tikhon.copying import copied
 from tikhon.data.batches import pair
 from tikhon.data.rows import take
 from tikhon.data.splits import dealt
@@ -85,7 +85,7 @@ def found_on_folds(
         kept, left = (part.nonzero()[:, 0].to(y.device) for part in (place != fold, place == fold))
         rows, valid = take((x, y), kept), take((x, y), left)
         torch.manual_seed(settings.seed)
-        training = Training(copy.deepcopy(model), rows, recipe, short, valid=valid, unit=unit)
+        training = Training(copied(model, model), rows, recipe, short, valid=valid, unit=unit)
         if training.run(stop=stop) == "stopped":
             raise Stopped("before the strengths were found")
         assert training.regularizer is not None

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from tikhon.copying import copied
 from tikhon.data.batches import pair
 from tikhon.data.rows import call, each
 from tikhon.data.stream import Stream
@@ -294,7 +295,9 @@ class Training:
             return None
         ema = get_ema_multi_avg_fn(self.recipe.ema_decay)
         average = ema if self.recipe.averaging == "ema" else None
-        return AveragedModel(self.model, multi_avg_fn=average, use_buffers=False)
+        return AveragedModel(
+            copied(self.model, self.model), multi_avg_fn=average, use_buffers=False
+        )
 
     def _averages_now(self) -> bool:
         """EMA from the first step; SWA at each epoch's end in the last quarter."""

@@ -1,0 +1,222 @@
+"""torch's transformer layers as modules that a tracer can enter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class _Block(nn.Module):
+    """Holds the parts of one of torch's layers under their names, and computes the same."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        for name, child in layer.named_children():
+            self.add_module(name, child)
+        self.train(layer.training)
+
+
+class EncoderLayer(_Block):
+    """`nn.TransformerEncoderLayer` without its fused shortcut."""
+
+    def __init__(self, layer: nn.TransformerEncoderLayer) -> None:
+        super().__init__(layer)
+        self.norm_first = layer.norm_first
+        self.activation = layer.activation
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """(batch, length, embedding) -> the same, or (length, batch, embedding)."""
+
+        def attended(x: Tensor) -> Tensor:
+            out = self.self_attn(
+                x,
+                x,
+                x,
+                attn_mask=src_mask,
+                key_padding_mask=src_key_padding_mask,
+                need_weights=False,
+                is_causal=is_causal,
+            )
+            return self.dropout1(out[0])
+
+        if self.norm_first:
+            x = src + attended(self.norm1(src))
+            return x + self._fed(self.norm2(x))
+        x = self.norm1(src + attended(src))
+        return self.norm2(x + self._fed(x))
+
+    def _fed(self, x: Tensor) -> Tensor:
+        return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
+
+
+class DecoderLayer(_Block):
+    """`nn.TransformerDecoderLayer`."""
+
+    def __init__(self, layer: nn.TransformerDecoderLayer) -> None:
+        super().__init__(layer)
+        self.norm_first = layer.norm_first
+        self.activation = layer.activation
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        """Targets and what they attend to -> the targets' shape."""
+
+        def itself(x: Tensor) -> Tensor:
+            out = self.self_attn(
+                x,
+                x,
+                x,
+                attn_mask=tgt_mask,
+                key_padding_mask=tgt_key_padding_mask,
+                need_weights=False,
+                is_causal=tgt_is_causal,
+            )
+            return self.dropout1(out[0])
+
+        def across(x: Tensor) -> Tensor:
+            out = self.multihead_attn(
+                x,
+                memory,
+                memory,
+                attn_mask=memory_mask,
+                key_padding_mask=memory_key_padding_mask,
+                need_weights=False,
+                is_causal=memory_is_causal,
+            )
+            return self.dropout2(out[0])
+
+        if self.norm_first:
+            x = tgt + itself(self.norm1(tgt))
+            x = x + across(self.norm2(x))
+            return x + self._fed(self.norm3(x))
+        x = self.norm1(tgt + itself(tgt))
+        x = self.norm2(x + across(x))
+        return self.norm3(x + self._fed(x))
+
+    def _fed(self, x: Tensor) -> Tensor:
+        return self.dropout3(self.linear2(self.dropout(self.activation(self.linear1(x)))))
+
+
+class Encoder(_Block):
+    """`nn.TransformerEncoder`: its layers one after the other."""
+
+    def __init__(self, stack: nn.TransformerEncoder) -> None:
+        super().__init__(stack)
+        self.norm = stack.norm
+
+    def forward(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> Tensor:
+        """As one layer; a causal mask is a mask like any other."""
+        for layer in self.layers:
+            src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
+        return src if self.norm is None else self.norm(src)
+
+
+class Decoder(_Block):
+    """`nn.TransformerDecoder`: its layers one after the other."""
+
+    def __init__(self, stack: nn.TransformerDecoder) -> None:
+        super().__init__(stack)
+        self.norm = stack.norm
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        """As one layer; a causal mask is a mask like any other."""
+        for layer in self.layers:
+            tgt = layer(
+                tgt,
+                memory,
+                tgt_mask=tgt_mask,
+                memory_mask=memory_mask,
+                tgt_key_padding_mask=tgt_key_padding_mask,
+                memory_key_padding_mask=memory_key_padding_mask,
+            )
+        return tgt if self.norm is None else self.norm(tgt)
+
+
+class Transformer(_Block):
+    """`nn.Transformer`: the encoder, then the decoder."""
+
+    def forward(
+        self,
+        src: Tensor,
+        tgt: Tensor,
+        src_mask: Tensor | None = None,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        src_is_causal: bool | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        """Sources and targets -> the targets' shape; a causal mask is a mask like any other."""
+        memory = self.encoder(src, src_mask, src_key_padding_mask)
+        return self.decoder(
+            tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask
+        )
+
+
+_KINDS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    nn.TransformerEncoderLayer: EncoderLayer,
+    nn.TransformerDecoderLayer: DecoderLayer,
+    nn.TransformerEncoder: Encoder,
+    nn.TransformerDecoder: Decoder,
+    nn.Transformer: Transformer,
+}
+
+
+def opened(model: nn.Module) -> nn.Module:
+    """The model with torch's own transformer layers, known by their exact types, replaced.
+
+    All other modules that hold none are the model's own, under the same names; those that hold
+    one are shallow copies, so the model itself stays as it is.
+    """
+    return _opened(model, {})
+
+
+def _opened(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module in done:
+        return done[module]
+    children = {n: c and _opened(c, done) for n, c in module._modules.items()}
+    kind = _KINDS.get(type(module))
+    found = module
+    if kind is not None or any(c is not module._modules[n] for n, c in children.items()):
+        found = copy.copy(module)
+        found._modules = children
+        found = found if kind is None else kind(found)
+    done[module] = found
+    return found
