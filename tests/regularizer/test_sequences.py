@@ -13,11 +13,23 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis import HealthCheck, Phase, settings, strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from torch import nn, optim
 
 import tikhon as tk
+from tikhon.regularizer import regularizer
+from tikhon.regularizer.activity import Activity
+from tikhon.regularizer.attachment import Attachment
+from tikhon.regularizer.hooks import StepHooks
+from tikhon.regularizer.plan import Plan
 
 LR = (0.1, 0.05)  # of the two optimizers
 L1, L2, BOX = 0.5, 0.3, 2.0
@@ -85,8 +97,11 @@ class Reference:
 class Sequences(RuleBasedStateMachine):
     """Two layers with an optimizer each, later heads, one handle."""
 
-    @initialize(kinds=st.tuples(st.sampled_from([optim.SGD, Outer]), st.just(Outer)))
-    def attach(self, kinds):
+    @initialize(
+        kinds=st.tuples(st.sampled_from([optim.SGD, Outer]), st.just(Outer)),
+        steps=st.sampled_from([0, 2]),
+    )
+    def attach(self, kinds, steps):
         torch.manual_seed(0)
         optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
         self.model = nn.ModuleDict({k: nn.Linear(COLUMNS, ROWS, bias=False) for k in "ab"})
@@ -104,6 +119,8 @@ class Sequences(RuleBasedStateMachine):
         self.attached = True
         self.generator = torch.Generator().manual_seed(1)
         self.handle = tk.regularize(self.model, self.optimizers, TERMS)
+        for _ in range(steps):
+            self.train()
 
     def draw(self, rows=ROWS):
         return torch.randn(rows, COLUMNS, generator=self.generator)
@@ -131,6 +148,16 @@ class Sequences(RuleBasedStateMachine):
                 gradient = self.draw(param.shape[0])
                 param.grad = gradient if param.grad is None else param.grad + gradient
                 known.grad = param.grad.clone()
+
+    @rule()
+    def train(self):
+        """What users do most: gradients everywhere, and a step of each optimizer."""
+        for known, param in self.layers():
+            if param.requires_grad:
+                param.grad = self.draw(param.shape[0])
+                known.grad = param.grad.clone()
+        for which in (0, 1):
+            self.step(which)
 
     @rule(which=st.integers(0, 1))
     def step(self, which):
@@ -233,7 +260,11 @@ class Sequences(RuleBasedStateMachine):
 
     # -- surgery ------------------------------------------------------------------------------
 
-    @rule(name=st.sampled_from(["a", "b"]), rows=st.integers(1, 4), first=st.booleans())
+    @rule(
+        name=st.sampled_from(["a", "b"]),
+        rows=st.sampled_from([ROWS, ROWS, 1, 3]),
+        first=st.booleans(),
+    )
     def replace(self, name, rows, first):
         """A new parameter in the model and in its optimizer, in either order."""
         old, known = self.model[name].weight, self.known[f"{name}.weight"]
@@ -339,11 +370,64 @@ class Sequences(RuleBasedStateMachine):
         assert zeros == pytest.approx(expected)
 
 
-Sequences.TestCase.settings = settings(
+LENGTHS = settings(
     max_examples=60,
     stateful_step_count=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
+Sequences.TestCase.settings = LENGTHS
 TestSequences = Sequences.TestCase
+
+
+def at_every_level(patch):
+    """The hooks act whenever torch calls them, in `super().step()` too."""
+    patch.setattr(StepHooks, "_enter", lambda self, optimizer, *given: self.before(*given))
+    patch.setattr(StepHooks, "_leave", lambda self, *_: self.after())
+
+
+def by_size(patch):
+    """A parameter of another identity, but of the same size, is taken for the same."""
+
+    def sizes(groups):
+        return [[p.shape for p in group] for group in groups]
+
+    def is_current(self):
+        now = sizes(group["params"] for group in self.optimizer.param_groups)
+        return now == sizes(self.params)
+
+    patch.setattr(Plan, "is_current", is_current)
+
+
+def left_behind(patch):
+    """What was added to gradients stays there when a step raises."""
+
+    def failed(self):
+        self._gradients, self._replaced, self._decayed = {}, {}, []
+
+    patch.setattr(Attachment, "_failed", failed)
+
+
+def moved_for_all(patch):
+    """One strength for all optimizers, which each of them moves."""
+    patch.setattr(regularizer, "share_out", lambda bindings, held_by: None)
+
+
+def alarmed(patch):
+    """Whatever moves a weight but our own step is training without a Regularizer."""
+    patch.setattr(Activity, "moved", lambda self: None)
+    patch.setattr(Activity, "end", lambda self: setattr(self, "_acted", True))
+
+
+MUTANTS = [at_every_level, by_size, left_behind, moved_for_all, alarmed]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_the_sequences_find_it_when_a_fix_is_taken_out(mutant, monkeypatch):
+    mutant(monkeypatch)
+    with pytest.raises((Exception, pytest.fail.Exception)) as found:
+        run_state_machine_as_test(
+            Sequences, settings=settings(LENGTHS, phases=[Phase.generate], database=None)
+        )
+    assert not isinstance(found.value, AttributeError | NameError), "the mutant itself is broken"
