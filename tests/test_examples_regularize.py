@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import socket
 import subprocess
 import sys
@@ -18,6 +19,11 @@ EXPECTED = {
     "amp": r"399 of 400 steps taken, exact zeros [3-9]\d\.\d%",
     "gradient_accumulation": r"largest difference between 1 and 4 micro-batches: .*e-0[3-9]",
     "lbfgs": r"difference to scikit-learn .*e-(0[7-9]|1\d)",
+    "muon_and_adamw": r"GroupLasso.*orthant(.|\n)*[5-9]\d of 128 neurons left, accuracy 0\.9",
+    "sam": r"of AdamW, inside SAM\n300 steps, 1?\d\d of 128 neurons left, accuracy 0\.9",
+    "schedule_free": r"exact zeros [3-9]\d\.\d%, accuracy 0\.9(.|\n)*refused: 0.weight/L2 would",
+    "lora": r"0\.0: \|BA\| [2-9]\.\d(.|\n)*0\.03: \|BA\| 0\.\d\d, accuracy 0\.9",
+    "unfreezing": r"frozen, not in the optimizer: untouched\njoined in\nthe backbone moved by \d",
 }
 DISTRIBUTED = {
     "ddp": r"2 processes, exact zeros \d+\.\d%, penalty 0\.\d+",
@@ -35,8 +41,11 @@ def run(*command: str) -> str:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_example(name):
-    shown = run(str(FOLDER / f"{name}.py"))
+def test_example(name, capsys):
+    if name == "schedule_free":
+        pytest.importorskip("schedulefree")
+    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    shown = capsys.readouterr().out
     assert re.search(EXPECTED[name], shown), shown
 
 
