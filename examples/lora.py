@@ -53,7 +53,9 @@ for strength in (0.0, 3e-2):
         layer.lora_A.reset_parameters()
         nn.init.zeros_(layer.lora_B.weight)
     train(model, last, {"*lora*": tk.Term(tk.L2(strength), rows="product")}).remove()
-    change = torch.stack([(m.lora_B.weight @ m.lora_A.weight).norm() for m in (model[0], model[2])])
+    change = torch.stack(
+        [(m.lora_B.weight @ m.lora_A.weight).norm() for m in (model[0], model[2])]
+    )
     print(
         f"strength {strength}: |BA| {change.norm():.2f}, "
         f"accuracy {accuracy(model, last):.3f} on new digits, {accuracy(model, first):.3f} on old"

@@ -32,7 +32,7 @@ reg = tk.regularize(
 for row in reg.audit().assignments:
     print(row.parameter, row.terms, row.route)
 
-for step in range(300):
+for _ in range(300):
     batch = torch.randint(len(x), (64,))
     for optimizer in reg.optimizers:
         optimizer.zero_grad()

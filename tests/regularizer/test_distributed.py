@@ -10,10 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch.distributed
+import torch.distributed as dist
+from torch import nn
+
+import tikhon as tk
+from regularizer.rules import Heavy
+from regularizer.test_foreign import ScheduleFree
 
 pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="torch was built without distributed"
+    not dist.is_available(), reason="torch was built without distributed"
 )
 CASES = [
     f"{name} {kind}"
@@ -73,3 +78,23 @@ def test_what_shards_cannot_do_is_refused_by_name(outcome, case, reason):
     assert message.startswith("0.weight/")
     assert "is not exact on the shards of '0.weight'" in message
     assert reason in message
+
+
+class Reduces(ScheduleFree):
+    """Its step waits for the other processes, by `torch.distributed`."""
+
+    def step(self, closure=None):
+        raise AssertionError("no step is taken on trial")
+
+
+def test_an_optimizer_is_tried_out_among_processes_too():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Linear(3, 2, bias=False)
+        decay = tk.Term(tk.L2(0.1), how="decoupled")
+        with pytest.raises(TypeError, match="ScheduleFree keeps other weights"):
+            tk.regularize(model, ScheduleFree(model.parameters(), lr=0.1), decay)
+        for kind in (Reduces, Heavy):
+            tk.regularize(model, kind(model.parameters(), lr=0.1), decay).remove()
+    finally:
+        dist.destroy_process_group()

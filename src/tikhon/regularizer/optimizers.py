@@ -95,7 +95,7 @@ def _tried(
     experiment: Callable[[optim.Optimizer], T], optimizer: optim.Optimizer, otherwise: T
 ) -> T:
     """What an experiment on a twin of the optimizer finds, where it can be made and tells more."""
-    if is_torchs(optimizer) or _is_distributed():
+    if is_torchs(optimizer) or _may_communicate(optimizer):
         return otherwise
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -109,8 +109,16 @@ def is_torchs(optimizer: optim.Optimizer) -> bool:
     return inspect.unwrap(type(optimizer).step).__module__.startswith("torch.")
 
 
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def _may_communicate(optimizer: optim.Optimizer) -> bool:
+    """Whether its step could wait for other processes, which are not in the experiment."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    modules = {inspect.getmodule(kind) for kind in type(optimizer).__mro__}
+    try:
+        own = [m for m in modules if m and not m.__name__.startswith(("torch.", "builtins"))]
+        return any("distributed" in inspect.getsource(module) for module in own)
+    except OSError:  # no source
+        return True
 
 
 def _find_copies(optimizer: optim.Optimizer) -> Copies | None:
