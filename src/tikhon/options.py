@@ -7,7 +7,7 @@ tell of them before torch is imported.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,37 @@ def options_of(kind: type) -> dict[str, tuple[Option, Any]]:
     """
     fields = dataclasses.fields(kind)
     return {f.name: (f.metadata["option"], f.default) for f in fields if "option" in f.metadata}
+
+
+_OF_ROWS = frozenset(
+    "--target --task --time --group --drop --categorical --sep --decimal --dates --encoding "
+    "--na-values --on-bad-row --data-dir".split()
+)
+FLAGS = frozenset(
+    "--compact --linear --no-linear --importances --no-importances --refit --join --debias "
+    "--resume --overwrite --json --quiet -q --verbose -v --debug".split()
+)  # without a value
+
+
+def rows_of(command: Sequence[str]) -> list[str]:
+    """DATA of a command `tikhon VERB ...` and how it is read, for another verb on the same rows.
+
+    >>> rows_of(["tikhon", "fit", "--l2", "1e-3", "a.csv", "--target", "y", "--sep=;"])
+    ['a.csv', '--target', 'y', '--sep=;']
+    """
+    data: list[str] = []
+    kept: list[str] = []
+    option = ""  # whose value comes next
+    for argument in command[2:]:
+        if not option and not argument.startswith("-"):
+            data.append(argument)
+            continue
+        name = option or argument.split("=")[0]
+        if name in _OF_ROWS:
+            kept.append(argument)
+        valued = not option and "=" not in argument and argument not in FLAGS
+        option = argument if valued else ""
+    return data[:1] + kept
 
 
 _ALONE = "search once for each value"

@@ -55,7 +55,7 @@ def test_findings_go_to_stdout_and_the_gate_fails(program, capsys):
     out, err = capsys.readouterr()
     assert code == 3
     assert "vanishing_gradient" in out
-    assert "running the code of train.py" in err
+    assert "running train.py for MODEL" in err
     result = json.loads((program / "run" / "result.json").read_text())
     assert result["kind"] == "diagnosis"
     assert "vanishing_gradient" in result["labels"]

@@ -204,6 +204,12 @@ TEXTS = [f"{who} bought {what} on a {when}" for who in ("Ann", "Bob", "Cy") for 
          ("bread", "milk", "tea", "rice") for when in ("Monday", "Friday")]  # fmt: skip
 WORDS = [
     column("truth", "TRUE | true | False | FALSE", [True, True, False, False]),
+    column("truth_in_many_words", "Y | yes | 1 | TRUE | N | no | 0 | False",
+           [True] * 4 + [False] * 4, said="'1', 'TRUE', 'Y', 'yes' as true"),
+    column("spellings", "Pro | pro  | PRO | Basic | basic | Pro",
+           ["Pro", "Pro", "Pro", "Basic", "Basic", "Pro"],
+           said="'PRO', 'basic', 'pro' as another"),
+    column("letters_apart", "a | A | a | A | b | b", ["a", "A", "a", "A", "b", "b"]),
     column("yes_no", "yes | NO | Yes | no", [True, False, True, False]),
     column("na_is_text", "NA | DE | FR | NA", ["NA", "DE", "FR", "NA"]),
     column("blanks_around", " Rome | Rome | Oslo | Oslo ", ["Rome", "Rome", "Oslo", "Oslo"]),
@@ -230,6 +236,7 @@ WORDS = [
 TARGETS = [
     target("one_truth", "TRUE | True | false | true | FALSE | False",
            ["TRUE", "TRUE", "false", "TRUE", "false", "false"], said="are one class"),
+    target("truth_in_two_words", "Y | yes | Y | N | no | N", ["Y", "Y", "Y", "N", "N", "N"]),
     target("one_yes", "yes | YES | no | yes | No | no", ["yes", "yes", "no", "yes", "no", "no"]),
     target("blank_labels", "a | a  | b | a | b | b ", ["a", "a", "b", "a", "b", "b"],
            said="blanks alone"),
@@ -321,6 +328,10 @@ def files() -> list[Case]:
         Case("same_name.csv", b"a,a,y\n1,2,p\n", error="'a' appears twice"),
         Case("long_row.csv", b"a,y\n1,p\n2,n,3\n", error="line 3: 3 fields"),
         Case("latin.csv", "a,y\n1,caf\xe9\n".encode("latin-1"), error="line 2: byte 0xe9"),
+        Case("windows_euro.csv", "a,y\n1,\u20ac 5\n".encode("cp1252"),
+             error="--encoding cp1252 reads '\u20ac 5'"),
+        Case("chinese.csv", "a,y\n1,\u5317\u4eac\n".encode("gb18030"),
+             error="--encoding gb18030 reads '\u5317\u4eac'"),
         Case("nothing.csv", b"", error="is empty"),
         Case("header.csv", b"a,y\n", error="no data rows"),
         Case("picture.csv", b"\x89PNG\r\n\x1a\n....", error="is a picture, not a table"),

@@ -180,6 +180,23 @@ def test_leaks_are_noticed_and_honest_columns_are_not(tmp_path: Path, kind: str)
     assert "'leak' alone tells the target" in said
 
 
+def test_a_column_that_tells_nearly_every_row_is_a_leak(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    y = np.array(["yes"] * 300 + ["no"] * 700 + ["pending"] * 3)
+    frame = pd.DataFrame({"a": rng.normal(size=1003), "code": np.where(y == "yes", "X1", "A0")})
+    [told] = [n for n in table(tmp_path, frame.assign(y=y)).notices if n.kind == "leak"]
+    assert told.startswith("'code' alone tells the target of 99.7% of the rows")
+    frame["code"] = np.where(rng.random(1003) < 0.05, "X1", frame["code"])  # an honest, good one
+    assert not [n for n in table(tmp_path, frame.assign(y=y)).notices if n.kind == "leak"]
+
+
+def test_a_level_in_another_spelling_is_the_same_for_new_rows(tmp_path: Path):
+    frame = pd.DataFrame({"a": ["Yes", "no", "maybe"] * 10, "y": labels(30)})
+    fitted = split(table(tmp_path, frame)).preprocessing
+    (tmp_path / "new.csv").write_text("a\nYES\nNo\nMaybe\nnever\n")
+    assert encode(read(tmp_path / "new.csv"), fitted.columns)[:, 0].tolist() == [0, 2, 1, -1]
+
+
 def test_a_rising_function_of_the_target_is_a_leak(tmp_path: Path):
     rng = np.random.default_rng(0)
     y = rng.lognormal(size=200)

@@ -16,6 +16,7 @@ from tikhon.paths.path import path
 from tikhon.paths.penalised import FeaturePenalty
 from tikhon.paths.solver import refit, solve
 from tikhon.paths.stability import stability
+from tikhon.paths.targets import fold_rows
 from tikhon.penalties import L1, L2, MCP, ElasticNet, GroupLasso, Hierarchical
 from tikhon.runs.interrupt import Stopped
 
@@ -202,6 +203,18 @@ def test_bad_requests_are_refused(arguments, message):
         path(None, (x, y), given.pop("penalty"), **given)
 
 
+def test_a_class_with_fewer_rows_than_folds_trains_in_all_of_them():
+    y = torch.arange(100) % 2
+    y[[3, 50, 81]] = 2
+    with pytest.warns(UserWarning, match=r"class\(es\) 2 have fewer rows than there are folds"):
+        cuts = fold_rows(y, 5, 0)
+    assert all({3, 50, 81} <= set(train.tolist()) for train, _ in cuts)
+    held = torch.cat([test for _, test in cuts])
+    assert sorted(held.tolist()) == [i for i in range(100) if y[i] < 2]
+    with pytest.raises(InputError, match="need two classes of 5 rows or more"):
+        fold_rows(torch.tensor([0] * 20 + [1] * 3), 5, 0)
+
+
 def test_classes_that_cannot_be_scored_are_refused():
     x, _ = planted()
     y = torch.zeros(100, dtype=torch.long)
@@ -211,8 +224,6 @@ def test_classes_that_cannot_be_scored_are_refused():
     with pytest.raises(InputError, match=r"valid holds the class.* 2, which train lacks"):
         path(None, (x, y), L1(), valid=(x, y + 1))
     y[:3] = 2
-    with pytest.raises(InputError, match="rarest class has 3 rows"):
-        path(None, (x, y), L1(), folds=5)
     with pytest.raises(InputError, match="switches features off"):
         path(lambda: MLP([40, 8, 3]), (x, y), L1())
     with pytest.raises(InputError, match="not scored"):

@@ -379,10 +379,10 @@ def test_verdict_of_a_diagnosis(diagnosed, cured, tmp_path):
     assert "frozen &lt;b&gt;" in html(run)
     assert report.build(read(run)).level == "watch"
     result = json.loads((cured / "result.json").read_text())
-    assert ("cures it" in sentence(cured)) == result["confirmed"]
+    assert (" helps: " in sentence(cured)) == result["confirmed"]
     failed = {**result, "confirmed": False, "treatment": None, "patch": ""}
     run = save(tmp_path / "failed", {"kind": "cure"}, [], failed)
-    assert sentence(run).startswith("No cure was found")
+    assert sentence(run).startswith("No treatment helped")
 
 
 def test_what_was_measured_is_named_in_words():

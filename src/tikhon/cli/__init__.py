@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,21 +15,21 @@ from tikhon import __version__
 from tikhon.cli import startup
 from tikhon.cli.configuration import defaults
 from tikhon.cli.groups import expand
-from tikhon.cli.streams import Stdout, give_up
+from tikhon.cli.streams import Stdout, give_up, warned
 from tikhon.errors import DataError, InputError, StorageError, unknown
 from tikhon.runs.files import FULL
 
 COMMANDS = (
     "demo",
-    "compare",
     "fit",
-    "predict",
-    "report",
-    "live",
     "tune",
     "path",
+    "compare",
+    "predict",
     "diagnose",
     "cure",
+    "report",
+    "live",
 )
 
 SETTINGS: dict[str, object] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -76,7 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = _spelled_out(sys.argv[1:] if arguments is None else arguments)
     command: object = typer.main.get_command(build())
     try:
-        code = command.main(arguments, prog_name="tikhon", standalone_mode=False)
+        with warned() if startup.is_program else nullcontext():
+            code = command.main(arguments, prog_name="tikhon", standalone_mode=False)
         Stdout().flush()
         return code if isinstance(code, int) else 0
     except Exception as error:

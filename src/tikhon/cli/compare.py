@@ -14,7 +14,7 @@ from tikhon.cli.folders import command_of, output_of
 from tikhon.cli.options import BatchSize, Budget, Data, DataDir, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
 from tikhon.errors import InputError
-from tikhon.options import MODEL, REGULARIZATION, TRAINING, typed
+from tikhon.options import MODEL, REGULARIZATION, TRAINING, rows_of, typed
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
@@ -114,7 +114,7 @@ def compare(
             except Stopped:
                 kept = f"{len(records)} trainings are kept in {path}"
                 return interrupted(terminal, interrupt, config["command"], kept)
-        result["next"] = [shlex.join(_following(result, data, table.target))]
+        result["next"] = [shlex.join(_following(result, rows_of(config["command"])))]
         folder.write("result.json", result)
         _conclude(terminal, path, result)
     return 0
@@ -157,9 +157,8 @@ def _conclude(terminal: Terminal, path: Path, result: dict[str, Any]) -> None:
     terminal.document({"output": str(path), "report": str(page), **result})
 
 
-def _following(result: dict[str, Any], data: str, target: str | None) -> list[str]:
+def _following(result: dict[str, Any], named: list[str]) -> list[str]:
     """The command that trains with the first method, as it was chosen on the first split."""
-    named = [data, *(("--target", target) if target else ())]
     first, *others = result["methods"]
     if any(row["method"] == "none" and row["tied"] for row in (first, *others)):
         return ["tikhon", "tune", *named]  # regularization is not what is missing
@@ -190,7 +189,7 @@ def _config(path: Path, source: Dataset, model: str, seed: int) -> dict[str, Any
         "name": source.name,
         "task": source.task,
         "rows": len(source.x),
-        "features": source.x[0].numel(),
+        "features": len(source.table.columns) if source.table else source.x[0].numel(),
         "classes": list(source.classes),
         "fingerprint": source.fingerprint(),
     }

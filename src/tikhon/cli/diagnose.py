@@ -78,11 +78,16 @@ def diagnose(
 
 
 def conclude(terminal: Terminal, run: Run, found: Diagnosis | Cure) -> None:
-    """Keep what was found, if a folder was named, and print the document, if that was asked."""
+    """Keep what was found, with its page, if a folder was named; print the document if asked."""
     document = found.to_dict()
     if run.output is not None:
+        from tikhon import report
+        from tikhon.cli.conclusion import following, write
+        from tikhon.report.saved import read
+
         found.save(run.output, overwrite=run.overwrite)
-        terminal.note(f"kept in {run.output}; tikhon report {run.output} makes a page of it")
+        page = write(run.output)
+        following(terminal, page, report.build(read(run.output)).following)
     terminal.document(document)
 
 

@@ -15,6 +15,7 @@ from tikhon.cli.length import length_of, needs_length
 from tikhon.cli.options import penalty_entry, strength
 from tikhon.cli.progress import FitProgress
 from tikhon.cli.resuming import completed, interrupted
+from tikhon.cli.tables import introduce
 from tikhon.cli.threads import limit_threads
 from tikhon.options import STRENGTHS
 
@@ -207,10 +208,7 @@ def penalty_entries(
 
 def _introduce(terminal: Terminal, job: Job) -> None:
     parts, train = job.parts, job.parts.train
-    if "task" in train.origin:
-        terminal.note(str(train.origin["task"]))
-    for notice in train.notices:
-        terminal.note(f"notice: {notice}", "yellow")
+    introduce(terminal, train)
     kind = f"{len(train.classes)} classes" if train.classes else "a number"
     terminal.note(
         f"{train.name}: {len(train.x):,} rows to train on, {len(parts.valid.x):,} to validate, "

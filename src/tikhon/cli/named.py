@@ -20,7 +20,7 @@ _loaded: dict[str, ModuleType] = {}
 
 
 def named(spec: str, option: str, terminal: Terminal) -> Any:
-    """The object behind FILE.py:NAME or MODULE:NAME; running that file is said on stderr.
+    """The object behind FILE.py:NAME or MODULE:NAME; running that file is noted on stderr.
 
     Raises `InputError` for a file or name that is not there, closest names first, and for code
     that fails when it runs.
@@ -29,7 +29,7 @@ def named(spec: str, option: str, terminal: Terminal) -> Any:
     if not source or not name:
         raise InputError(f"{option}: FILE.py:NAME or MODULE:NAME is needed, received {spec!r}")
     if source not in _loaded:
-        terminal.note(f"running the code of {source}, as {option} asks")
+        terminal.note(f"running {source} for {option}")
         _loaded[source] = _import(source, option)
     module = _loaded[source]
     if not hasattr(module, name):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tikhon.errors import StorageError
@@ -58,6 +59,24 @@ class Stderr:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stderr, name)
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """Warnings as one line each, once, without the place in tikhon that raised them."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, *place: Any, **more: Any) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            Stderr().write(f"warning: {message}\n")
+
+    before = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def give_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,7 +60,7 @@ class Table:
         ),
     )
     encoding: str = field(
-        default="utf-8", metadata=option("Of the text: utf-8, latin-1, utf-16, ...", panel=DATA)
+        default="utf-8", metadata=option("Of the text: utf-8, cp1252, gb18030, ...", panel=DATA)
     )
     missing: list[str] | None = field(
         default=None,
@@ -103,8 +104,15 @@ Rows = Annotated[Table, values_of(Table)]
 Unsplit = Annotated[Table, values_of(Table, without=("time", "group"))]  # split by the verb itself
 
 
+def leave_to_notices() -> None:
+    """Classes that validation rows or folds lack: `split` and its notices tell of them by name."""
+    for start in ("valid lacks the class", r"class\(es\) .* have fewer rows"):
+        warnings.filterwarnings("ignore", message=start)
+
+
 def introduce(terminal: Terminal, source: Dataset) -> None:
     """Say what was inferred from a table: the task, and what was noticed in its columns."""
+    leave_to_notices()
     if "task" in source.origin:
         terminal.note(str(source.origin["task"]))
     for notice in source.notices:

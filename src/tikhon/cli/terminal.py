@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,13 +45,27 @@ class Terminal:
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     ) -> None:
-        """A table of the result; the first column is text, the others are numbers."""
-        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-        for i, column in enumerate(columns):
-            widest = max((len(row[i]) for row in rows), default=0)
-            head = column if len(column) <= widest else column.replace(" ", "\n")
-            long = widest > _PROSE  # sentences may be broken, numbers and names not
-            table.add_column(head, justify="right" if i else "left", no_wrap=not long)
+        """A table of the result; the first column is text, the others are numbers.
+
+        Where the window is narrow, heads are broken between words, then the gaps shrink.
+        """
+        widest = [max((len(row[i]) for row in rows), default=0) for i in range(len(columns))]
+        heads, gap = list(columns), 2
+        if _width(heads, widest, gap) > self.out.width:
+            heads = [_broken(head, width) for head, width in zip(columns, widest, strict=True)]
+            gap = 2 if _width(heads, widest, 2) <= self.out.width else 1
+        table = Table(
+            title=title or None,
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            padding=(0, gap, 0, 0),
+        )
+        for i, head in enumerate(heads):
+            long = widest[i] > _PROSE  # sentences may be broken, numbers and names not
+            table.add_column(
+                head, justify="right" if i else "left", no_wrap=not long, overflow="fold"
+            )
         for row in rows:
             table.add_row(*row)
         self.out.print(table)
@@ -72,7 +87,7 @@ class Terminal:
         return Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}"),
@@ -80,3 +95,16 @@ class Terminal:
             transient=True,
             disable=self.quiet or not self.err.is_terminal,
         )
+
+
+def _broken(head: str, width: int) -> str:
+    """A head between whose words lines break where it is wider than its cells."""
+    longest = max(map(len, head.split()), default=0)
+    return "\n".join(textwrap.wrap(head, max(width, longest))) if len(head) > width else head
+
+
+def _width(heads: Sequence[str], widest: Sequence[int], gap: int) -> int:
+    """How many letters a table takes, where its sentences are broken."""
+    lines = [max(map(len, head.split("\n"))) for head in heads]
+    cells = [min(width, _PROSE) for width in widest]
+    return sum(map(max, lines, cells)) + gap * (len(heads) - 1)

@@ -15,6 +15,7 @@ from tikhon.comparison.statistics import interval, tied
 from tikhon.comparison.trainings import Fitted, Records, Trainer
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
+from tikhon.numbers import number
 
 _TUNED = 3  # trainings below which nothing was chosen
 _SPLITS = 3  # splits below which an interval says little
@@ -94,7 +95,7 @@ class Comparison:
         best = self.rows[0]
         return (
             f"Comparison({self.data}, {len(self.rows)} methods, {self.splits} splits; first "
-            f"{best['method']}, {self.metric} {shown(best['test'])})"
+            f"{best['method']}, {self.metric} {number(abs(best['test']))})"
         )
 
     def _repr_html_(self) -> str:
@@ -144,8 +145,8 @@ class Comparison:
         values = {
             "method": best["method"],
             "metric": _METRICS[self.metric],
-            "score": shown(best["test"]),
-            "bare": "" if bare is None else shown(bare["test"]),
+            "score": number(abs(best["test"])),
+            "bare": "" if bare is None else number(abs(bare["test"])),
             "splits": self.splits,
             "equal": ", ".join(equal),
         }
@@ -180,14 +181,6 @@ def verdict_code(
     if bare["tied"]:
         return "compare_none_tied"
     return "compare_helps_tied" if equal else "compare_helps"
-
-
-def shown(score: float) -> str:
-    """A score as the page prints it; errors are stored negated."""
-    value = abs(score)
-    if value == 0 or 1e-3 <= value < 10:
-        return f"{value:.3f}"
-    return f"{value:.1f}" if 10 <= value < 1e5 else f"{value:.3g}"
 
 
 def compare(
@@ -254,19 +247,19 @@ def compare(
     if trials is None:
         trials = int(records.once("trainings a method and split", planned))
     total, done = len(contenders) * splits * trials + fixed, 0
-    for number in range(splits):
-        if number:
-            parts = split(data, seed=seed + number)
+    for place in range(splits):
+        if place:
+            parts = split(data, seed=seed + place)
         for contender in contenders:
-            on_event(f"split {number + 1}/{splits}: {contender.method.name}", done, total)
-            contender.tune(trainer, records, parts, trials, number=number, seed=seed + number)
+            on_event(f"split {place + 1}/{splits}: {contender.method.name}", done, total)
+            contender.tune(trainer, records, parts, trials, number=place, seed=seed + place)
             done += trials
-            if number == 0:
+            if place == 0:
                 contender.repeat(trainer, records, parts, seeds)
                 done += seeds - 1
-        if number + 1 >= min(asked, _SPLITS) and not records.once(
-            f"time is left after split {number + 1}",
-            lambda n=number: not limit or records.seconds * (n + 2) / (n + 1) <= limit,
+        if place + 1 >= min(asked, _SPLITS) and not records.once(
+            f"time is left after split {place + 1}",
+            lambda n=place: not limit or records.seconds * (n + 2) / (n + 1) <= limit,
         ):
             break
     splits = len(contenders[0].chosen)

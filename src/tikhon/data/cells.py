@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SAMPLE = 1_000  # different texts that are looked at before all are
+TRUE = frozenset({"true", "yes", "t", "y", "on", "1"})
+FALSE = frozenset({"false", "no", "f", "n", "off", "0"})
 _AMBIGUOUS = r"[-+]?[1-9]\d{0,2}\.\d{3}"
 
 
@@ -54,6 +56,23 @@ class Cells:
     def first(self, which: Sequence[bool] | np.ndarray) -> int:
         """The first row that holds one of these texts."""
         return int(np.argmax(np.append(np.asarray(which, bool), False)[self.codes]))
+
+
+def level_of(text: str) -> str:
+    """What makes two texts one level: inner blanks, and capitals in words of two letters or more.
+
+    >>> [level_of(text) for text in ("Basic", "BASIC", "a", "A")]
+    ['basic', 'basic', 'a', 'A']
+    """
+    spaced = " ".join(numerals.tidy(text).split())
+    return spaced.lower() if len(spaced) > 1 else spaced
+
+
+def truths(texts: Sequence[str]) -> bool:
+    """Whether texts are truth values: both of them, in words or in letters."""
+    lower = {text.lower() for text in texts}
+    both = bool(lower & TRUE) and bool(lower & FALSE)
+    return both and lower <= TRUE | FALSE and lower != {"0", "1"}
 
 
 def _no_date(text: str) -> bool:

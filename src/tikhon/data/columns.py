@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 import numpy as np
 
 from tikhon.data import dates, numerals
-from tikhon.data.cells import Cells, days_of, iso_days, plain_numbers, texts_of
+from tikhon.data.cells import (
+    TRUE,
+    Cells,
+    days_of,
+    iso_days,
+    level_of,
+    plain_numbers,
+    texts_of,
+    truths,
+)
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
 
@@ -21,8 +30,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["number", "boolean", "category", "date", "time", "text", "dropped"]
 
-TRUTH = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
-TRUE = {"true", "yes", "t", "y"}
 _MOSTLY = 0.5  # a column with more numbers (or dates) than this is one of numbers
 _MISSPELT = 0.05  # other texts in fewer cells than this were meant to be numbers
 _LARGEST = 1e150
@@ -59,6 +66,7 @@ class Column:
     words: tuple[str, ...] = ()  # texts and bounds among numbers or dates, a flag each
     missing: tuple[str, ...] = ()  # texts among numbers or dates that were read as no value
     short: bool = False  # its years have two digits
+    spellings: tuple[str, ...] = ()  # of its categories, besides their most frequent ones
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; the inverse of `from_dict`."""
@@ -68,7 +76,9 @@ class Column:
     @classmethod
     def from_dict(cls, plain: dict[str, Any], *, decimal: str = ".") -> Column:
         """The inverse of `to_dict`; `decimal` is the one that older runs kept for all columns."""
-        lists = {k: tuple(plain.get(k, ())) for k in ("categories", "words", "missing")}
+        lists = {
+            k: tuple(plain.get(k, ())) for k in ("categories", "words", "missing", "spellings")
+        }
         format = plain.get("format", "")
         found = {"decimal": decimal, **plain, **lists, "format": _FORMATS.get(format, format)}
         return cls(**found)
@@ -98,6 +108,14 @@ class Column:
             said.append(f"{listed(words)} as a flag of its own")
         if self.missing:
             said.append(f"{listed(self.missing)} as no value")
+        if self.kind == "boolean" and self.spellings:
+            true, false = (
+                [w for w in self.spellings if (w.lower() in TRUE) is truth]
+                for truth in (True, False)
+            )
+            said.append(f"{listed(true)} as true, {listed(false)} as false")
+        elif self.spellings:
+            said.append(f"{listed(self.spellings)} as another spelling")
         if self.kind == "text":
             said.append(f"free text, hashed by {self.format}")
         return ", ".join(said)
@@ -139,10 +157,8 @@ def _text(source: Source, name: str, texts: pd.Series, forced: str | None) -> Co
     present = texts.dropna()
     if not len(present):
         return Column(name, "dropped", reason="no value in any row")
-    words = set(present.str.lower().unique()) if present.nunique() <= 6 else set()
-    if any(words == pair for pair in TRUTH):
-        false, true = sorted(words, key=lambda w: w in TRUE)
-        return Column(name, "boolean", categories=(false, true))
+    if (boolean := _truth_column(name, present)) is not None:
+        return boolean
     zeros = bool(present.str.match(r"^0\d+$").any())
     if zeros and forced is None:
         return _category(name, texts)
@@ -160,6 +176,17 @@ def _text(source: Source, name: str, texts: pd.Series, forced: str | None) -> Co
         or _time_column(source, name, cells)
         or _category(name, texts)
     )
+
+
+def _truth_column(name: str, present: pd.Series) -> Column | None:
+    """A column of truth values; None if it is not one."""
+    texts = list(map(str, present.unique())) if present.nunique() <= _FEW else []
+    if not truths(texts):
+        return None
+    words = sorted({text.lower() for text in texts}, key=lambda w: (w in TRUE, w))
+    if len(words) == 2:
+        return Column(name, "boolean", categories=tuple(words))
+    return Column(name, "boolean", categories=("false", "true"), spellings=tuple(sorted(texts)))
 
 
 def _number_column(
@@ -362,7 +389,16 @@ def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
         if spaces + 1 >= _PROSE or len(levels) > len(present) / 2:
             by = "words" if spaces >= 1 else "letters"
             return Column(name, "text", format=by, hashes=_hashes(by, len(texts)))
-    return Column(name, "category", categories=tuple(levels))
+    counts = present.value_counts()
+    chosen: dict[str, str] = {}
+    for level in sorted(levels, key=lambda level: (-counts[level], level)):
+        chosen.setdefault(level_of(level), level)
+    return Column(
+        name,
+        "category",
+        categories=tuple(sorted(chosen.values())),
+        spellings=tuple(sorted(set(levels) - set(chosen.values()))),
+    )
 
 
 def _hashes(by: str, rows: int) -> int:

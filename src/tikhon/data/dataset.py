@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from tikhon.data.notice import Notice
+
 if TYPE_CHECKING:
     from tikhon.data.table import Table
 
@@ -37,7 +39,7 @@ class Dataset:
     test: Dataset | None = None
     origin: Mapping[str, object] = field(default_factory=dict)
     table: Table | None = None
-    notices: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ def describe(source: Dataset, parts: Split) -> dict[str, Any]:
         ],
         "left_out": [{"name": c.name, "reason": c.reason} for c in table.dropped],
         "target": _target(parts),
-        "notices": list(parts.train.notices),
+        "notices": [notice.to_dict() for notice in parts.train.notices],
     }
 
 

@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from tikhon.data import dates, numerals
-from tikhon.data.cells import Cells, days_of, iso_days, plain_numbers, texts_of
-from tikhon.data.columns import (
+from tikhon.data.cells import (
+    FALSE,
     TRUE,
-    TRUTH,
+    Cells,
+    days_of,
+    iso_days,
+    level_of,
+    plain_numbers,
+    texts_of,
+)
+from tikhon.data.columns import (
     Column,
     finite,
     misspelt,
@@ -174,14 +181,13 @@ def _hashed(column: Column, texts: pd.Series) -> np.ndarray:
 def _codes(column: Column, texts: pd.Series) -> np.ndarray:
     """The code of each cell; an unseen truth value is missing, an unseen category -1."""
     if column.kind == "boolean":
-        texts = texts.str.lower()
-        codes: dict[str, float] = {"1": 1.0, "0": 0.0} if column.categories[0] == "False" else {}
-        for words in TRUTH:
-            if {level.lower() for level in column.categories} == words:
-                codes |= {word: float(word in TRUE) for word in words}
-        encoded = texts.map(codes).to_numpy(float, na_value=np.nan)
-        return encoded
+        codes = dict.fromkeys(TRUE, 1.0) | dict.fromkeys(FALSE, 0.0)
+        return texts.str.lower().map(codes).to_numpy(float, na_value=np.nan)
     levels = {level: float(code) for code, level in enumerate(column.categories)}
+    alike = {level_of(level): code for level, code in levels.items()}
+    if len(alike) == len(levels):  # otherwise two levels are kept apart by their spelling
+        different = texts.dropna().unique().tolist()
+        levels = {text: alike.get(level_of(text), -1.0) for text in different} | levels
     encoded = np.array(texts.map(levels).to_numpy(float, na_value=np.nan))
     encoded[np.isnan(encoded) & texts.notna().to_numpy()] = -1
     return encoded

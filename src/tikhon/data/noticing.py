@@ -8,18 +8,25 @@ import numpy as np
 
 from tikhon.data.columns import Column
 from tikhon.data.encoding import blocks
+from tikhon.data.notice import Notice
 from tikhon.data.reading import Source, listed
 
 _RARE_CLASS = 0.1
+_UNTOLD = 0.02  # of the errors of a constant answer, that a leak may leave
 _SAMPLE = 5_000
 _SENTINELS = (-1.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, 99.0, 999.0, 9999.0, 99999.0, 999999.0)
 
 
-def readings(columns: Sequence[Column]) -> list[str]:
+def readings(columns: Sequence[Column]) -> list[Notice]:
     """How columns were read that are not written in the usual way."""
     said = [f"{listed([c.name])}: {c.reading}" for c in columns if c.reading]
     more = f"; and {len(said) - 12} more" if len(said) > 12 else ""
-    return ["read as " + "; ".join(said[:12]) + more] if said else []
+    return [Notice("read", "read as " + "; ".join(said[:12]) + more)] if said else []
+
+
+def not_used(columns: Sequence[Column]) -> list[Notice]:
+    """The columns that are not used, with the reasons, if there are any."""
+    return [Notice("left_out", f"columns not used: {left_out(columns)}")] if columns else []
 
 
 def left_out(columns: Sequence[Column]) -> str:
@@ -28,18 +35,21 @@ def left_out(columns: Sequence[Column]) -> str:
     return shown + (f" and {len(columns) - 8} more" if len(columns) > 8 else "")
 
 
-def text_na(source: Source, target: str) -> list[str]:
+def text_na(source: Source, target: str) -> list[Notice]:
     """Labels that look like "no value"."""
     text = source.frame[target].astype("string").str.strip()
     found = text[text.str.lower().isin(["na", "n/a", "nan", "null", "none"])]
     return [
-        f"{count} rows hold text {word!r} in {target!r}; if it means no value, use "
-        f"--na-values {word}"
+        Notice(
+            "text_na",
+            f"{count} rows hold text {word!r} in {target!r}; if it means no value, use "
+            f"--na-values {word}",
+        )
         for word, count in found.value_counts().items()
     ]
 
 
-def imbalance(y: np.ndarray, target: Column, task: str) -> list[str]:
+def imbalance(y: np.ndarray, target: Column, task: str) -> list[Notice]:
     """A class that is rare."""
     if task != "classification":
         return []
@@ -47,55 +57,72 @@ def imbalance(y: np.ndarray, target: Column, task: str) -> list[str]:
     least = int(shares.argmin())
     if shares[least] >= _RARE_CLASS / (len(shares) / 2):
         return []
-    return [
+    said = (
         f"class {target.categories[least]!r} is {shares[least]:.1%} of the rows: accuracy alone "
         f"misleads (always answering the largest class gives {shares.max():.1%})"
-    ]
+    )
+    return [Notice("imbalance", said)]
 
 
-def leaks(values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: str) -> list[str]:
+def leaks(values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: str) -> list[Notice]:
     """Columns that alone tell the target: usually they were written down after it."""
     some = np.random.default_rng(0).permutation(len(y))[
         :_SAMPLE
     ]  # what they do not tell, no row does
-    found = []
+    certain, nearly = [], []
     for column, place in zip(columns, blocks(columns), strict=True):
         unordered = column.kind == "category"
         cells = [] if column.kind == "text" else values[:, place].T
-        if any(
-            _tells(part[some], y[some], task, unordered)
-            and (len(y) <= _SAMPLE or _tells(part, y, task, unordered))
-            for part in cells
-        ):
-            found.append(column.name)
-    if not found:
-        return []
-    return [
-        f"{listed(found)} alone tells the target: was it known beforehand? (--drop leaves it out)"
+        share = 0.0
+        for part in cells:
+            told = _told(part[some], y[some], task, unordered)
+            if told and len(y) > _SAMPLE:
+                told = _told(part, y, task, unordered)
+            share = max(share, told)
+        if share == 1:
+            certain.append(column.name)
+        elif share:
+            nearly.append((column.name, share))
+    said = [f"{listed(certain)} alone tells the target"] if certain else []
+    said += [
+        f"{listed([name])} alone tells the target of {share:.1%} of the rows"
+        for name, share in nearly
     ]
+    ask = ": was it known beforehand? (--drop leaves it out)"
+    return [Notice("leak", text + ask) for text in said]
 
 
-def _tells(cells: np.ndarray, y: np.ndarray, task: str, unordered: bool) -> bool:
-    """Whether the target follows from these cells: by order, by level, or by being empty."""
+def _told(cells: np.ndarray, y: np.ndarray, task: str, unordered: bool) -> float:
+    """The share of rows whose target follows from these cells, 0 if it is no leak: by order, by
+    level, or by being empty.
+    """
     there = ~np.isnan(cells)
     if task == "classification" and 10 <= there.sum() < len(cells) - 10:
-        pairs = np.unique(np.stack([there.astype(int), y]), axis=1).shape[1]
-        if pairs == len(np.unique(y)) == 2:
-            return True
+        if share := _by_level(there.astype(int), y, 2):
+            return share
     if there.sum() < 10 or len(np.unique(cells[there])) < 2:
-        return False
+        return 0.0
     cells, y = cells[there], y[there]
     if task == "regression":
-        return _ranks_agree(cells, y)
-    levels, classes = np.unique(cells, return_inverse=True), len(np.unique(y))
+        return float(_ranks_agree(cells, y))
+    levels, classes = len(np.unique(cells)), len(np.unique(y))
+    if (unordered and len(cells) >= 4 * levels) or levels <= 2 * classes:
+        return _by_level(cells, y, levels)  # as many rows a level as chance leaves mixed
     pairs = np.unique(np.stack([cells, y]), axis=1)  # sorted by the cell
-    pure = pairs.shape[1] == len(levels[0])
-    if classes < 2 or not pure:
-        return False
-    if unordered:  # as many rows a level as chance would not leave pure
-        return len(cells) >= 4 * len(levels[0])
-    runs = 1 + int((np.diff(pairs[1]) != 0).sum())
-    return runs == classes or len(levels[0]) <= 2 * classes
+    pure = classes > 1 and pairs.shape[1] == levels
+    return float(pure and 1 + int((np.diff(pairs[1]) != 0).sum()) == classes)
+
+
+def _by_level(cells: np.ndarray, y: np.ndarray, levels: int) -> float:
+    """The share of rows of their level's most frequent class; 0 if it leaves more than a
+    fiftieth of the errors of always answering the most frequent class.
+    """
+    classes, y = np.unique(y, return_inverse=True)
+    codes = np.unique(cells, return_inverse=True)[1]
+    counts = np.bincount(codes * len(classes) + y, minlength=levels * len(classes))
+    wrong = len(y) - int(counts.reshape(levels, -1).max(axis=1).sum())
+    blind = len(y) - int(np.bincount(y).max())
+    return 1 - wrong / len(y) if blind and wrong <= _UNTOLD * blind else 0.0
 
 
 def _ranks_agree(cells: np.ndarray, y: np.ndarray) -> bool:
@@ -109,7 +136,7 @@ def _ranks_agree(cells: np.ndarray, y: np.ndarray) -> bool:
     return many and abs(np.corrcoef(ranks[0], ranks[1])[0, 1]) > 0.9999
 
 
-def identifiers(values: np.ndarray, columns: Sequence[Column]) -> list[str]:
+def identifiers(values: np.ndarray, columns: Sequence[Column]) -> list[Notice]:
     """Numbers that look like identifiers, and are kept."""
     found = [
         column.name
@@ -118,9 +145,8 @@ def identifiers(values: np.ndarray, columns: Sequence[Column]) -> list[str]:
     ]
     if not found:
         return []
-    return [
-        f"{listed(found)}: another whole number in every row; if it is an identifier, --drop it"
-    ]
+    said = f"{listed(found)}: another whole number in every row; if it is an identifier, --drop it"
+    return [Notice("identifier", said)]
 
 
 def _all_different(cells: np.ndarray) -> bool:
@@ -128,7 +154,7 @@ def _all_different(cells: np.ndarray) -> bool:
     return whole and len(np.unique(cells)) == len(cells) > 20
 
 
-def sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[str]:
+def sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Notice]:
     """Numbers such as -999 that repeat far from all others."""
     said = []
     for column, place in zip(columns, blocks(columns), strict=True):
@@ -143,14 +169,15 @@ def sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[str]:
                 continue
             width = max(float(np.ptp(rest)), 1e-12)
             if min(abs(mark - rest.min()), abs(mark - rest.max())) > width:
-                said.append(
+                text = (
                     f"{listed([column.name])} is {mark:g} in {count} rows, far from all others; "
                     f"if it means no value, use --na-values {mark:g}"
                 )
+                said.append(Notice("sentinel", text))
     return said[:8]
 
 
-def repeated(train: set[int], other: Sequence[int], rows: int, part: str) -> list[str]:
+def repeated(train: set[int], other: Sequence[int], rows: int, part: str) -> list[Notice]:
     """Rows (inputs and target) of another part that stand among the training rows too.
 
     `train` and `other` hold their `digests`, `rows` is how many training rows there are. Tables
@@ -161,10 +188,11 @@ def repeated(train: set[int], other: Sequence[int], rows: int, part: str) -> lis
     count = sum(digest in train for digest in other)
     if not count:
         return []
-    return [
+    said = (
         f"{count} of {len(other)} {part} rows stand among the training rows too, target included: "
         "they do not test new rows (leave duplicates out, or hold them together with --group)"
-    ]
+    )
+    return [Notice(f"repeated_{part}", said)]
 
 
 def digests(x: np.ndarray, y: np.ndarray) -> list[int]:
@@ -172,12 +200,15 @@ def digests(x: np.ndarray, y: np.ndarray) -> list[int]:
     return [hash((row.tobytes(), target)) for row, target in zip(x, y.tolist(), strict=True)]
 
 
-def untested(classes: Sequence[str], train: np.ndarray, others: Sequence[np.ndarray]) -> list[str]:
+def untested(
+    classes: Sequence[str], train: np.ndarray, others: Sequence[np.ndarray]
+) -> list[Notice]:
     """Classes that have too few rows to be in every part; counts of rows by class."""
     few = [name for i, name in enumerate(classes) if train[i] and min(o[i] for o in others) == 0]
     if not few:
         return []
-    return [
+    said = (
         f"too few rows to be held out everywhere: class {listed(few)}; learnt from the training "
         "rows, hardly tested"
-    ]
+    )
+    return [Notice("untested", said)]

@@ -7,9 +7,10 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tikhon.data import typed
 from tikhon.data.cells import decimal_of, texts_of
+from tikhon.data.notice import Notice
 from tikhon.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class Source:
     frame: pd.DataFrame
     name: str
     lines: Sequence[int] = ()  # line of the file for each row, where it has lines
-    notices: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
     origin: dict[str, object] = field(default_factory=dict)
     format: Format = Format()
     foreign: dict[str, str] = field(default_factory=dict)  # columns of lists and the like
@@ -147,7 +149,8 @@ def read(path: Path, format: Format | None = None) -> Source:
     notice = frame.attrs.pop("notice", None)
     if format.missing:
         frame = frame.replace(list(format.missing), None)
-    return Source(frame, path.name, (), (notice,) if notice else (), origin, format, foreign)
+    notices = (Notice("sheet", notice),) if notice else ()
+    return Source(frame, path.name, (), notices, origin, format, foreign)
 
 
 def _kind(path: Path, name: str, content: bytes) -> str:
@@ -242,10 +245,13 @@ def _csv(path: Path, text: _Text, format: Format, origin: dict[str, object]) -> 
         )
     except (ValueError, pd.errors.ParserError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    notices = (f"{len(skipped)} rows of the wrong length were left out",) if skipped else ()
+    notices = []
+    if skipped:
+        said = f"{len(skipped)} rows of the wrong length were left out"
+        notices.append(Notice("wrong_length", said))
     if format.separator is None and separator != _usual(path):
-        notices += (f"fields are separated by {separator!r}",)
-    return Source(frame, path.name, lines, notices, origin, format)
+        notices.append(Notice("separator", f"fields are separated by {separator!r}"))
+    return Source(frame, path.name, lines, tuple(notices), origin, format)
 
 
 _MARKS = {
@@ -291,12 +297,12 @@ def _decode(path: Path, content: bytes, format: Format) -> str:
     try:
         text = content.decode(encoding)
     except LookupError as error:
-        raise InputError(f"unknown encoding {format.encoding!r}; try utf-8 or latin-1") from error
+        raise InputError(f"unknown encoding {format.encoding!r}; try utf-8 or cp1252") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path} line {line}: byte 0x{content[error.start]:02x} is not {format.encoding} "
-            "text; give the file's encoding, for example --encoding latin-1"
+            f"text; give the file's encoding{_encodings(content, error.start)}"
         ) from error
     except UnicodeError as error:
         raise DataError(f"{path} is not {format.encoding} text: {error}") from error
@@ -304,6 +310,18 @@ def _decode(path: Path, content: bytes, format: Format) -> str:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(f"{path} line {line} holds a NUL byte: the file is damaged or not text")
     return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _encodings(content: bytes, place: int) -> str:
+    """What the bytes around a place read as, in the encodings that they may be in."""
+    start = max(content.rfind(mark, 0, place) for mark in b"\n,;\t") + 1
+    piece = re.split(rb"[\n,;\t]", content[start : start + 60])[0].strip(b'\r"')
+    pairs = all(len(run) % 2 == 0 for run in re.findall(rb"[\x80-\xff]+", piece))
+    found = []
+    for encoding in ("gb18030", "shift_jis", "cp1252") if pairs else ("cp1252", "cp1250"):
+        with suppress(UnicodeDecodeError):
+            found.append(f"--encoding {encoding} reads {piece.decode(encoding)!r}")
+    return ": " + ", ".join(found) if found else ", for example --encoding latin-1"
 
 
 def _usual(path: Path) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tikhon.data.dataset import Dataset
+from tikhon.data.notice import Notice
 from tikhon.data.noticing import digests, repeated, untested
 from tikhon.data.preprocessing import Preprocessing
 from tikhon.errors import DataError, InputError
@@ -151,7 +152,7 @@ def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return kept, drawn
 
 
-def _noticed(train: Dataset, valid: Dataset, test: Dataset) -> list[str]:
+def _noticed(train: Dataset, valid: Dataset, test: Dataset) -> list[Notice]:
     """What is said of classes that cannot be tested, and of a table's rows in two parts."""
     found = []
     if train.classes:

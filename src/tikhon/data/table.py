@@ -105,8 +105,7 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
     source = target.source
     columns, values, dropped = _features(source, names, options)
     notices = [*source.notices, *target.notices, *noticing.readings(columns)]
-    if dropped:
-        notices.append(f"columns not used: {noticing.left_out(dropped)}")
+    notices += noticing.not_used(dropped)
     if target.task == "classification":
         notices += noticing.text_na(source, options.target)
     notices += noticing.imbalance(target.y, target.column, target.task)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from tikhon.data import numerals
-from tikhon.data.cells import Cells, plain_numbers, texts_of
-from tikhon.data.columns import TRUTH, Column, decimal_mark, finite
+from tikhon.data.cells import TRUE, Cells, level_of, plain_numbers, texts_of, truths
+from tikhon.data.columns import Column, decimal_mark, finite
+from tikhon.data.notice import Notice
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
 
@@ -30,7 +31,7 @@ class Target:
     task: str
     why: str
     source: Source  # the rows that have a target
-    notices: tuple[str, ...]
+    notices: tuple[Notice, ...]
 
 
 def read_target(source: Source, name: str, task: str | None) -> Target:
@@ -51,7 +52,8 @@ def read_target(source: Source, name: str, task: str | None) -> Target:
     notices = []
     if empty.any():
         said = f" ({listed(cells.missing)} read as no value)" if found and cells.missing else ""
-        notices = [f"{int(empty.sum())} rows without a {name!r} were left out{said}"]
+        text = f"{int(empty.sum())} rows without a {name!r} were left out{said}"
+        notices = [Notice("no_target_read" if said else "no_target", text)]
         source = _rows(source, ~empty)
         texts = cast("pd.Series", texts[~empty]).reset_index(drop=True)
         cells = Cells.of(texts)
@@ -61,7 +63,7 @@ def read_target(source: Source, name: str, task: str | None) -> Target:
         return _classes(source, name, cells, task, None, notices)
     column, values = found[0], found[1][~empty]
     if column.reading:
-        notices.append(f"{name!r}: {column.reading}")
+        notices.append(Notice("target_read", f"{name!r}: {column.reading}"))
     levels = len(np.unique(values))
     whole = bool(np.all(values == np.floor(values)))
     few = levels == 2 or (whole and levels <= min(_FEW, max(2, len(values) // 5)))
@@ -134,7 +136,7 @@ def _classes(
     cells: Cells,
     task: str | None,
     values: np.ndarray | None,
-    notices: Sequence[str],
+    notices: Sequence[Notice],
 ) -> Target:
     """Classes: spellings of one label are one class, and said."""
     if task == "regression":
@@ -168,7 +170,7 @@ def _classes(
         for key in shown
         if len(spellings[key]) > 1
     ]
-    said = [f"labels {one} of {name!r} are one class" for one in merged]
+    said = [Notice("merged", f"labels {one} of {name!r} are one class") for one in merged]
     if values is None:
         said += _close(name, [label[key] for key in shown])
     code = {key: i for i, key in enumerate(shown)}
@@ -190,16 +192,13 @@ def _values_of(cells: Cells, values: np.ndarray) -> list[float]:
 
 
 def _label_keys(texts: Sequence[str]) -> list[str]:
-    """What makes two labels one: inner blanks, and capitals in words of two letters or more; the
-    letters of `y/n` and `t/f` too, where they are all the labels.
-    """
-    spaced = [" ".join(numerals.tidy(text).split()) for text in texts]
-    lower = {text.lower() for text in spaced}
-    letters = any(lower == pair for pair in TRUTH)
-    return [text.lower() if len(text) > 1 or letters else text for text in spaced]
+    """What makes two labels one: their spelling, or what they say if all are truth values."""
+    if truths(texts):
+        return [str(text.lower() in TRUE) for text in texts]
+    return [level_of(text) for text in texts]
 
 
-def _blanks(source: Source, name: str) -> list[str]:
+def _blanks(source: Source, name: str) -> list[Notice]:
     """Labels that differ in outer blanks alone, which `texts_of` takes away."""
     raw = cast("pd.Series", source.frame[name]).dropna().astype("string")
     different = raw.drop_duplicates()
@@ -207,18 +206,18 @@ def _blanks(source: Source, name: str) -> list[str]:
     twice = [str(text) for text in different[stripped.duplicated(keep=False).to_numpy()]]
     if not twice:
         return []
-    return [
-        f"labels {listed(sorted(twice))} of {name!r} are told apart by blanks alone: one class"
-    ]
+    said = f"labels {listed(sorted(twice))} of {name!r} are told apart by blanks alone: one class"
+    return [Notice("blanks", said)]
 
 
-def _close(name: str, labels: Sequence[str]) -> list[str]:
+def _close(name: str, labels: Sequence[str]) -> list[Notice]:
     """Single letters that differ in capitals alone are kept apart, and said."""
     letters = [label for label in labels if len(label) == 1 and label.isalpha()]
     found = [label for label in letters if label.swapcase() in set(labels) - {label}]
     if not found:
         return []
-    return [f"labels {listed(found)} of {name!r} are kept as different classes"]
+    said = f"labels {listed(found)} of {name!r} are kept as different classes"
+    return [Notice("kept_apart", said)]
 
 
 def _refuse_constants(source: Source, name: str, levels: int, cells: Cells) -> None:

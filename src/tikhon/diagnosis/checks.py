@@ -158,7 +158,7 @@ def _rectified_head(ev: Evidence) -> Finding | None:
 
 
 def saturated_activation(ev: Evidence) -> Finding | None:
-    """Bounded activations on their flat ends: the derivative is below 5 % of its maximum."""
+    """Bounded activations on their flat ends: the derivative is below 5% of its maximum."""
     last, first = ev.last, ev.first
     if last is None or first is None:
         return None
@@ -182,7 +182,7 @@ def saturated_activation(ev: Evidence) -> Finding | None:
     where = names(ev, position)
     numbers = {"saturated": max(start, late), "at_start": start}
     share = max(start, late)
-    why = f"{share:.0%} of {called(where[-1])} sits where its slope is below 5 % of the maximum"
+    why = f"{share:.0%} of {called(where[-1])} sits where its slope is below 5% of the maximum"
     return Finding("saturated_activation", "critical", where, numbers, _with_cause(ev, why))
 
 

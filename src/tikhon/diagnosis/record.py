@@ -35,7 +35,7 @@ class Reading:
     bias: float | None = None  # rms of the bias against the rms of W x
     slope: float | None = None  # rms of the activation's derivative
     dead: float | None = None  # share of units with a zero derivative on the whole probe batch
-    saturated: float | None = None  # share of entries below 5 % of the largest slope
+    saturated: float | None = None  # share of entries below 5% of the largest slope
     stuck: float | None = None  # share of 16-bit weights that a step with a gradient left alone
     update: float | None = None  # |change of the weights in one optimizer step| / |weights|
     gradient: float | None = None  # rms of the weight gradient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +95,10 @@ def row_weights(weights: object, rows: int) -> Tensor | None:
 
 
 def fold_rows(y: Tensor, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """(training rows, held-out rows) of each fold, classes in proportion."""
+    """(training rows, held-out rows) of each fold, classes in proportion.
+
+    Classes with fewer rows than folds train in every fold; that is warned of.
+    """
     from sklearn.model_selection import KFold, StratifiedKFold
 
     if folds > len(y):
@@ -102,12 +106,25 @@ def fold_rows(y: Tensor, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     if y.is_floating_point():
         cut = KFold(folds, shuffle=True, random_state=seed).split(y)
     else:
-        least = int(torch.unique(y, return_counts=True)[1].min())
-        if least < folds:
+        classes, counts = torch.unique(y, return_counts=True)
+        large = counts >= folds
+        if large.sum() < 2:
             raise InputError(
-                f"{folds} folds, but the rarest class has {least} rows: use {least} folds or fewer"
-                if least > 1
-                else "a class has a single row: it cannot be in every fold; drop it or give valid"
+                f"{folds} folds need two classes of {folds} rows or more, received classes of "
+                f"{', '.join(map(str, sorted(counts.tolist(), reverse=True)[:8]))} rows"
             )
-        cut = StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y)
+        if not large.all():
+            few = ", ".join(map(str, classes[~large].tolist()[:8]))
+            warnings.warn(
+                f"class(es) {few} have fewer rows than there are folds ({folds}): they train in "
+                "every fold and are scored in none",
+                stacklevel=3,
+            )
+        common = torch.isin(y, classes[large])
+        rows, rare = common.nonzero()[:, 0], (~common).nonzero()[:, 0]
+        shuffled = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        return [
+            (torch.cat([rows[a], rare]), rows[b])
+            for a, b in shuffled.split(rows.numpy(), y[rows].numpy())
+        ]
     return [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in cut]

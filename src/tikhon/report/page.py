@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any, ClassVar, Literal
 
 from tikhon.errors import InputError, unknown
+from tikhon.numbers import number as number
 
 LANGUAGES = {"en": "en", "zh": "zh-CN"}  # our name -> the HTML `lang`
 Level = Literal["good", "watch", "bad", "plain"]
@@ -161,23 +162,6 @@ class Page:
     running: bool = False  # the page says, and keeps saying, how long ago the run wrote
 
 
-def number(value: object) -> str:
-    """A number as the page prints it; `–` for a missing one, so that no cell says NaN.
-
-    >>> number(0.84912), number(1e-05), number(113.005), number(123456.7), number(float("nan"))
-    ('0.849', '1e-05', '113.0', '123,457', '–')
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return "–"
-    if isinstance(value, int):
-        return str(value)
-    if value == 0 or 1e-3 <= abs(value) < 10:
-        return f"{value:.3f}"
-    if 1e4 <= abs(value) < 1e9:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if 10 <= abs(value) < 1e4 else f"{value:.3g}"
-
-
 def strength(value: object) -> str:
     """A strength in its shortest form.
 
@@ -192,13 +176,13 @@ def percent(value: object) -> str:
     """A fraction in percent.
 
     >>> percent(0.694), percent(0.0), percent(0.0004), percent(0.9999), percent(None)
-    ('69.4 %', '0 %', '<0.1 %', '>99.9 %', '–')
+    ('69.4%', '0%', '<0.1%', '>99.9%', '–')
     """
     if not isinstance(value, int | float) or not math.isfinite(value):
         return "–"
     if 0 < value < 0.001:
-        return "<0.1 %"
-    return ">99.9 %" if 0.9995 <= value < 1 else f"{100 * value:.3g} %"
+        return "<0.1%"
+    return ">99.9%" if 0.9995 <= value < 1 else f"{100 * value:.3g}%"
 
 
 def seconds(value: object) -> str:

@@ -31,6 +31,7 @@ from tikhon.training.settings import Settings
 from tikhon.training.step import Step
 
 _TICK = 0.1  # seconds between two looks at the clock's clients: progress, finiteness, checkpoint
+_SOLVED = 1e-4  # of the first validation loss: a smaller fall is none
 _SCORED = 10_000  # training rows at most that are scored after an epoch
 
 
@@ -234,7 +235,9 @@ class Training:
         if self.sparsifier is not None and self.sparsifier.phase != "repair":
             return
         score = row.get("valid/loss", row["train/loss"])
-        if score < self.best["score"]:
+        patient = self.recipe.early_stopping is not None
+        nothing = _SOLVED * abs(self.history[0]["valid/loss"]) if patient else 0.0
+        if score < self.best["score"] - nothing:
             self.best = {"score": score, "epoch": self.epoch, "model": {}}
             if self.recipe.early_stopping:
                 state = self.scored.state_dict()

@@ -58,8 +58,9 @@ class Recipe(RecipeOptions):
             sparse weights is not sparse: a prox's exact zeros do not survive it, those of
             `sparsify` do.
         ema_decay: what a step of "ema" keeps of the average, in [0, 1).
-        early_stopping: epochs without a better validation score after which training ends and
-            the best state is restored; >= 1.
+        early_stopping: epochs without a better validation loss after which training ends and
+            the best state is restored; >= 1. Better by less than a ten-thousandth of the first
+            validation loss is not better: the loss of a solved task falls for ever.
 
     Raises `InputError` for values out of range.
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tikhon import notebook, plotting
-from tikhon.options import STRENGTHS, typed
+from tikhon.options import STRENGTHS, rows_of, typed
 from tikhon.sparsity import Sparsity
 from tikhon.training import measures
 from tikhon.training.recipe import Recipe
@@ -180,8 +180,11 @@ def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:
     if "rising" in codes and "--early-stopping" not in again:
         commands.append(shlex.join([*again, "--early-stopping", "5"]))
     if codes & {"no_better_class", "no_better_mean", "linear_better"} and not commands:
-        return [shlex.join(["tikhon", "tune", *_data(again)])]
-    return [*(commands or [shlex.join(["tikhon", "compare", *_data(again)])]), *same]
+        return [shlex.join(["tikhon", "tune", *rows_of(again)])]
+    if not commands:  # compare draws splits of its own
+        verb = "tune" if {"--time", "--group"} & set(rows_of(again)) else "compare"
+        commands = [shlex.join(["tikhon", verb, *rows_of(again)])]
+    return [*commands, *same]
 
 
 def _repeated(run: Run, again: Sequence[str]) -> list[str]:
@@ -218,9 +221,3 @@ def _without(command: Sequence[str], *options: str) -> list[str]:
             kept.append(argument)
         skip = named and "=" not in argument
     return kept
-
-
-def _data(command: Sequence[str]) -> list[str]:
-    """DATA and its target, for another verb on the same rows."""
-    at = command.index("--target") if "--target" in command else None
-    return [*command[2:3], *(command[at : at + 2] if at is not None else ())]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tikhon.numbers import number
 from tikhon.sparsity import Sparsity
 
 GAP = 0.03  # of accuracy between training and validation rows: less is no overfitting
@@ -162,8 +163,8 @@ def _learned(scores: Scores) -> list[Statement]:
         "answer": scores.answer or "",
         "rows": f"{scores.rows[scores.part]:,}",
         "part": _PARTS[scores.part],
-        "score": shown(scores.metrics[at], scores.key),
-        "baseline": shown(baseline[at], scores.key),
+        "score": number(scores.metrics[at]),
+        "baseline": number(baseline[at]),
     }
     if _better(margins[scores.key]):
         return []
@@ -172,7 +173,7 @@ def _learned(scores: Scores) -> list[Statement]:
     if not _better(margins["loss"]):
         return [Statement("no_better_class", values)]
     loss = f"{scores.part}/loss"
-    losses = {"loss": f"{scores.metrics[loss]:.3f}", "baseline_loss": f"{baseline[loss]:.3f}"}
+    losses = {"loss": number(scores.metrics[loss]), "baseline_loss": number(baseline[loss])}
     return [Statement("only_probabilities", values | losses)]
 
 
@@ -247,12 +248,11 @@ def _gap(scores: Scores) -> Statement | None:
         code = "overfits"
     elif low > even or high <= limit:
         code = "even"
-    digits = 3 if scores.key == "accuracy" else 2
     values = {
         "rows": f"{scores.rows['valid']:,}",
-        "train": shown(scores.metrics[f"train/{scores.key}"], scores.key),
-        "valid": shown(scores.metrics[f"valid/{scores.key}"], scores.key),
-        **{k: f"{v:.{digits}f}" for k, v in zip(("gap", "low", "high"), found)},
+        "train": number(scores.metrics[f"train/{scores.key}"]),
+        "valid": number(scores.metrics[f"valid/{scores.key}"]),
+        **{name: number(value) for name, value in zip(("gap", "low", "high"), found)},
     }
     return Statement(code if scores.key == "accuracy" else f"{code}_ratio", values)
 
@@ -270,7 +270,14 @@ def risen(metrics: Mapping[str, float], history: Sequence[Mapping[str, object]])
     """Whether the validation loss of the model is well above its lowest value."""
     low = lowest(history)
     last = metrics.get("valid/loss")  # absent after a refit: the rows were trained on
-    return low is not None and last is not None and last > RISE * low["valid/loss"]
+    if low is None or last is None:
+        return False
+    return last - low["valid/loss"] > max((RISE - 1) * low["valid/loss"], FLOOR * _first(history))
+
+
+def _first(history: Sequence[Mapping[str, Any]]) -> float:
+    """The validation loss that a rise or fall is small beside."""
+    return next((abs(row["valid/loss"]) for row in history if "valid/loss" in row), 0.0)
 
 
 def _risen(scores: Scores, history: Sequence[Mapping[str, object]]) -> list[Statement]:
@@ -281,9 +288,9 @@ def _risen(scores: Scores, history: Sequence[Mapping[str, object]]) -> list[Stat
         Statement(
             "rising",
             {
-                "lowest": f"{low['valid/loss']:.3f}",
+                "lowest": number(low["valid/loss"]),
                 "epoch": str(low["epoch"]),
-                "last": f"{scores.metrics['valid/loss']:.3f}",
+                "last": number(scores.metrics["valid/loss"]),
             },
         )
     ]
@@ -298,18 +305,11 @@ def _beside_linear(scores: Scores) -> list[Statement]:
     values = {
         "rows": f"{scores.rows[scores.part]:,}",
         "part": _PARTS[scores.part],
-        "score": shown(linear[at], scores.key),
-        "own": shown(scores.metrics[at], scores.key),
+        "score": number(linear[at]),
+        "own": number(scores.metrics[at]),
     }
     mean, error = margins[scores.key]
     if _better((mean, error)):
         return []
     worse = _better((-mean, error))
     return [Statement("linear_better" if worse else "linear_equal", values)]
-
-
-def shown(value: float, key: str) -> str:
-    """A score as the sentences print it."""
-    if key != "rmse":
-        return f"{value:.3f}"
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"

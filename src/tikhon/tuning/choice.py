@@ -182,7 +182,7 @@ def audit(
 
 
 def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole else "0 %"
+    return f"{part / whole:.1%}" if whole else "0%"
 
 
 def _lost(value: object) -> bool:

@@ -95,15 +95,24 @@ def figures(target: Mapping[str, object]) -> Table | None:
 
 def noticed(table: Mapping[str, Any]) -> Table | None:
     """What was noticed: suspected leaks, rows that stand in two parts, unusual cells."""
-    left = "columns not used: "  # a table of its own
-    told = [str(text) for text in table.get("notices") or () if not str(text).startswith(left)]
-    rows = tuple((_told(text, "notice_"),) for text in told)
+    rows = tuple(
+        (_told(notice["text"], f"notice_{notice['kind']}"),)
+        for notice in table.get("notices") or ()
+        if notice["kind"] != "left_out"  # they have a table of their own
+    )
     return Table(say("notices_caption"), (say("notice"),), rows) if rows else None
 
 
 def _told(text: str, prefix: str) -> Label | Name:
     found = sentence(text, prefix)
     return found if isinstance(found, Label) else Name(found, 400)
+
+
+def leak(run: SavedRun) -> Label | Name | None:
+    """The columns that alone tell the target, if there are some."""
+    table = _entries(_entries(run.config.get("data")).get("table"))
+    found = [n["text"] for n in table.get("notices") or () if n["kind"] == "leak"]
+    return _told(found[0], "notice_leak") if found else None
 
 
 def importances(run: SavedRun) -> Section | None:

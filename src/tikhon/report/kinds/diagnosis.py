@@ -48,7 +48,7 @@ def page(run: SavedRun) -> Page:
         level="good" if result.get("ok") else parts.worst(levels),
         verdict=verdict(found),
         more=consequence(found),
-        following=following(run) if not result.get("ok") else (),
+        following=following(run, "cure") if not result.get("ok") else (),
         facts=facts(record),
         about=(*parts.about(run), *about(record)),
         sections=parts.sections(findings(found), *evidence(record), parts.reproduce(run)),
@@ -79,23 +79,24 @@ def consequence(found: list[Mapping[str, Any]]) -> tuple[Label | Name, ...]:
     first = serious[0]
     advice = _in_words(f"cures_{first['code']}", "; ".join(first.get("advice") or []) or "–")
     said = _reason(first)
+    told = said if isinstance(said, Label) else getattr(said, "text", str(said))
     to_do = advice if isinstance(advice, Label) else getattr(advice, "text", str(advice))
-    words = (said,) if isinstance(said, Label | Name) else ()
-    return (*words, say("finding_cure", advice=to_do))
+    return (say("finding_leads_to", reason=told), say("finding_cure", advice=to_do))
 
 
-def following(run: SavedRun) -> tuple[str, ...]:
-    """The command that tries treatments on the same program."""
+def following(run: SavedRun, verb: str) -> tuple[str, ...]:
+    """The command of another verb on the same program."""
     command = [str(part) for part in run.config.get("command") or ()]
-    if command[:2] != ["tikhon", "diagnose"] or "--optimizer" not in command:
+    if command[:1] != ["tikhon"] or "--optimizer" not in " ".join(command):
         return ()
-    kept, skip = ["tikhon", "cure"], False
+    kept, skip = ["tikhon", verb], False
     for part in command[2:]:
-        valued = part in ("--steps", "--output", "-o", "--fail-on")
-        flag = part in ("--full", "--quiet", "-q", "--json", "--overwrite")
+        name, given = part.split("=")[0], "=" in part
+        valued = name in ("--steps", "--output", "-o", "--fail-on", "--budget", "--seeds")
+        flag = part in ("--full", "--quiet", "-q", "--json", "--overwrite", "--debug")
         if not (skip or valued or flag):
             kept.append(part)
-        skip = valued
+        skip = valued and not given and not skip
     return (shlex.join(kept),)
 
 
@@ -279,9 +280,11 @@ def cure_page(run: SavedRun) -> Page:
     record = inner.get("record") or {}
     confirmed = bool(result.get("confirmed"))
     best = next((a for a in results if a["name"] == result.get("treatment")), None)
+    found = list(inner.get("findings") or [])
     words = say("no_cure")
     if confirmed and best:
-        words = say("cured", treatment=best["name"], effect=number(result.get("effect")))
+        losses = [number(mean(a["scores"])) for a in (results[0], best)]
+        words = say("cured", treatment=best["name"], before=losses[0], after=losses[1])
     tried = [a for a in results if a["name"] != "nothing"]
     shown = [Fact(say("tried"), str(len(tried)))]
     if best:
@@ -294,12 +297,14 @@ def cure_page(run: SavedRun) -> Page:
         title=say("title_cure", model=record.get("model", run.name)),
         level="good" if confirmed else "watch",
         verdict=words,
+        more=(verdict(found), *consequence(found)),
+        following=following(run, "diagnose") if result.get("patch") else (),
         facts=tuple(shown),
         about=(*parts.about(run), *about(record)),
         sections=parts.sections(
             treatments(results, best),
             *(patch if result.get("patch") else ()),
-            findings(list(inner.get("findings") or [])),
+            findings(found),
             *evidence(record),
             parts.reproduce(run),
         ),
@@ -313,30 +318,18 @@ def mean(values: list[Any]) -> float | None:
 
 
 def treatments(results: list[Mapping[str, Any]], best: Mapping[str, Any] | None) -> Section | None:
-    """One row a treatment that ran in full, then the effects with their spread."""
+    """One row a treatment, those that ran in full first, then their effects with the spread."""
     if not results:
         return None
     longest = max(a["steps"] for a in results)
-    lasting = [a for a in results if a["steps"] == longest and a["name"] != "nothing"]
-    lasting.sort(key=lambda a: -(a.get("effect") or 0.0))
-    rows: list[tuple[Cell, ...]] = []
-    for a in lasting:
-        level = VERDICTS.get(a["verdict"], "plain")
-        word = {"good": "confirmed", "bad": "worse"}.get(level, "not_confirmed")
-        low, high = min(a["effects"]), max(a["effects"])
-        rows.append(
-            (
-                Name(a["name"]),
-                number(mean(a["scores"])),
-                number(a.get("effect")),
-                f"{number(low)} … {number(high)}",
-                Mark(level, say(word)),
-            )
-        )
-    keys = ("treatment", "metric_loss", "effect", "over_seeds", "verdict")
-    chosen = next((i for i, a in enumerate(lasting) if best and a["name"] == best["name"]), None)
-    caption = say("treatments_caption", tried=len(results) - 1, lasting=len(lasting))
-    table = Table(caption, tuple(map(say, keys)), tuple(rows), chosen)
+    tried = [a for a in results if a["name"] != "nothing"]
+    tried.sort(key=lambda a: (-a["steps"], -(a.get("effect") or 0.0)))
+    lasting = [a for a in tried if a["steps"] == longest]
+    keys = ("treatment", "steps_run", "metric_loss", "effect", "over_seeds", "verdict")
+    chosen = next((i for i, a in enumerate(tried) if best and a["name"] == best["name"]), None)
+    caption = say("treatments_caption", tried=len(tried), lasting=len(lasting))
+    rows = tuple(_treatment(a, a["steps"] == longest) for a in tried)
+    table = Table(caption, tuple(map(say, keys)), rows, chosen)
     if not lasting:
         return Section(say("treatments"), (table,))
     colours = ["series-2" if a["verdict"] == "confirmed" else "muted" for a in lasting]
@@ -350,3 +343,18 @@ def treatments(results: list[Mapping[str, Any]], best: Mapping[str, Any] | None)
     )
     chart = Chart(say("effect"), figure, say("alt_effect"), say("effect_note"), wide=True)
     return Section(say("treatments"), (table, chart))
+
+
+def _treatment(a: Mapping[str, Any], lasted: bool) -> tuple[Cell, ...]:
+    """A treatment's loss after so many steps, and how much lower it is than without it."""
+    level = VERDICTS.get(a["verdict"], "plain")
+    word = {"good": "confirmed", "bad": "worse"}.get(level, "not_confirmed")
+    low, high = min(a["effects"]), max(a["effects"])
+    return (
+        Name(a["name"]),
+        str(a["steps"]),
+        number(mean(a["scores"])),
+        number(a.get("effect")),
+        f"{number(low)} … {number(high)}" if len(a["effects"]) > 1 else "–",
+        Mark(level, say(word if lasted else "stopped_early")),
+    )

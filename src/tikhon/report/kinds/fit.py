@@ -11,6 +11,7 @@ from tikhon.report.page import (
     Fact,
     Label,
     Level,
+    Name,
     Page,
     Section,
     number,
@@ -57,7 +58,8 @@ def level(run: SavedRun) -> Level:
         return "bad"
     if not run.result:
         return "plain"
-    return parts.worst(found["level"] for found in run.result.get("statements") or ())
+    levels = [found["level"] for found in run.result.get("statements") or ()]
+    return parts.worst([*levels, "watch"] if columns.leak(run) else levels)
 
 
 def last_epoch(run: SavedRun) -> int:
@@ -71,7 +73,9 @@ def broken(run: SavedRun) -> object:
     return next((r.get("epoch") for r in known if not finite([r["train/loss"]])), None)
 
 
-def verdict(run: SavedRun, metric: Metric, record: Mapping[str, object]) -> tuple[Label, ...]:
+def verdict(
+    run: SavedRun, metric: Metric, record: Mapping[str, object]
+) -> tuple[Label | Name, ...]:
     """What the run shows: the sentences that it printed, the one that matters most first."""
     if (epoch := broken(run)) is not None:
         return (say("diverged", epoch=epoch),)
@@ -80,8 +84,8 @@ def verdict(run: SavedRun, metric: Metric, record: Mapping[str, object]) -> tupl
         return (unfinished(run, most),)
     found = [sentence(entry) for entry in run.result.get("statements") or ()]
     if found:
-        relied = columns.relied_on(run)
-        return (*found, relied) if relied is not None else tuple(found)
+        first, last = columns.leak(run), columns.relied_on(run)
+        return tuple(told for told in (first, *found, last) if told is not None)
     values = {part: number(record.get(f"{part}/{metric.key}")) for part in ("train", "valid")}
     key = "fit_plain" if values["valid"] != "–" else "fit_no_valid"
     return (say(key, metric=metric.label, **values),)  # of a version that kept no sentences

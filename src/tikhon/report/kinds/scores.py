@@ -57,7 +57,7 @@ def recalls(run: SavedRun) -> Table | None:
         return None
     counts = [sum(row) for row in found["confusion"]]
     rows = tuple(
-        (Name(name), f"{count:,}", number(recall))
+        (Name(name), f"{count:,}", number(recall if count else None))
         for name, count, recall in zip(found["classes"], counts, found["recall"])
     )
     head = (say("true_class"), say("test_rows"), say("recall"))
