@@ -21,7 +21,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
+    "mathml",
     "sphinx_copybutton",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
@@ -37,6 +37,7 @@ napoleon_use_rtype = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_extra_path = ["llms.txt", "diagnosis.schema.json"]
 html_title = "tikhon"

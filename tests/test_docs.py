@@ -8,6 +8,7 @@ import importlib
 import io
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ import pytest
 import tikhon
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import executed  # noqa: E402
+
 SKIPPED = ("tikhon.integrations.",)  # each needs a framework; tests/integrations runs them
 BLOCK = re.compile(r"(<!--[^>]*-->\n)?```python\n(.*?)```", re.DOTALL)
 
@@ -53,7 +57,10 @@ def blocks(page: Path) -> list[str]:
     return [code for mark, code in found if mark.strip() == "<!-- executed -->"]
 
 
-@pytest.mark.parametrize("page", [p for p in pages() if blocks(p)], ids=lambda p: p.name)
+OTHERS = [p for p in pages() if blocks(p) and p not in executed.PAGES]  # which test_executed runs
+
+
+@pytest.mark.parametrize("page", OTHERS, ids=lambda p: p.name)
 def test_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}

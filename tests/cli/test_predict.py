@@ -158,6 +158,19 @@ def test_every_verb_has_the_option_that_its_question_names(
     assert main([*ask, "--decimal", ","]) == 0
 
 
+def test_new_rows_may_be_in_another_encoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = "\n".join(f"{i};{'ja' if i % 3 else 'nein'}" for i in range(60))
+    (tmp_path / "old.csv").write_bytes(f"Fläche;Käufer\n{rows}\n".encode("cp1252"))
+    (tmp_path / "new.csv").write_text("Fläche\n3\n4\n", encoding="utf-8")
+    run = str(tmp_path / "run")
+    assert main(["fit", str(tmp_path / "old.csv"), "--target", "Käufer"]) == 4
+    assert "--encoding cp1252 reads 'Fläche'" in capsys.readouterr().err
+    fit = ["fit", str(tmp_path / "old.csv"), "--target", "Käufer", "--encoding", "cp1252"]
+    assert main([*fit, "--epochs", "1", "-o", run, "--quiet"]) == 0
+    assert main(["predict", run, str(tmp_path / "new.csv")]) == 4
+    assert main(["predict", run, str(tmp_path / "new.csv"), "--encoding", "utf-8"]) == 0
+
+
 def test_named_data_predict_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = tmp_path / "run"
     base = ["fit", "wine", "--epochs", "5", "--lr", "0.01", "--output", str(run), "-q"]

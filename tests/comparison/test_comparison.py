@@ -122,7 +122,7 @@ def test_a_short_budget_takes_splits_before_it_takes_the_tuning(budget, plan):
 def test_a_budget_that_is_spent_ends_the_comparison_and_says_so():
     found = compare(noisy(), ["none", "l2"], splits=9, trials=2, epochs=2, seeds=1, budget="10ms")
     assert found.splits == 3 and all(len(row["scores"]) == 3 for row in found.rows)
-    assert found.notice.startswith("3 splits of 9 and 2 training(s) a method were done")
+    assert found.notice.startswith("splits 3 of 9, trainings per method 2; for 9 and 3")
     assert "--budget" in found.to_dict()["notice"]
 
 

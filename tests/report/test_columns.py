@@ -8,7 +8,7 @@ from pathlib import Path
 import tikhon
 from sample_runs import save
 from tikhon import report
-from tikhon.report.kinds import columns
+from tikhon.report.kinds import columns, sentences
 from tikhon.report.kinds.sentences import sentence
 from tikhon.report.page import Label, Page, Table
 from tikhon.report.saved import read
@@ -136,4 +136,4 @@ def test_every_notice_and_reason_is_told_in_both_languages():
     why = [*texts("columns.py", reasons), *texts("table.py", reasons)]
     assert len(why) >= 5
     assert [t for t in why if not isinstance(sentence(t, "reason_"), Label)] == []
-    assert isinstance(columns._told("something else", "notice_"), columns.Name)
+    assert isinstance(sentences.told("something else", "notice_"), columns.Name)

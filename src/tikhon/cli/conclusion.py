@@ -21,7 +21,7 @@ _LEFT_OUT = (
     "margins",
 )  # result.json has them
 _ENDED = {
-    "epochs": "epochs trained: {epochs}",
+    "epochs": "ran all {epochs} epochs",
     "early stopping": "stopped after {epochs} epochs, the state of epoch {best_epoch} was kept",
     "budget": "its time was over after {epochs} epochs",
 }
@@ -40,7 +40,7 @@ def conclude_fit(
     page = write(path)
     folder.finish()
     show(terminal, path)
-    ended = _ENDED[run.ended].format_map(result)
+    ended = _ENDED[run.ended].format_map(result).replace("all 1 epochs", "1 epoch")
     terminal.say(f"{run.seconds:.1f} s, {ended}.")
     following(terminal, page, result["next"])
     document(terminal, path, page, result, _LEFT_OUT)

@@ -21,6 +21,12 @@ def predict(
         bool,
         typer.Option("--spreadsheet", help="Escape labels that a spreadsheet would run."),
     ] = False,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the text of a table: utf-8, cp1252, ...", show_default="as of the fit"
+        ),
+    ] = None,
     data_dir: DataDir = None,
     *,
     shown: Printed,
@@ -36,7 +42,8 @@ def predict(
 
     terminal = shown.terminal()
     saved = SavedModel.load(run)
-    options = {} if data_dir is None else {"data_dir": data_dir}
+    given = {"data_dir": data_dir, "encoding": encoding}
+    options = {name: value for name, value in given.items() if value is not None}
     x, remarks = saved.read_with_remarks(data, **options)
     frame = saved.predict(x)
     for remark in remarks:

@@ -278,8 +278,8 @@ def _notice(trials: int, splits: int, asked: int, seconds: float) -> str:
         return ""
     enough = 1.2 * seconds * asked * max(trials, _TUNED) / (splits * trials)
     return (
-        f"{splits} splits of {asked} and {trials} training(s) a method were done; for {asked} "
-        f"and {max(trials, _TUNED)} give about --budget {enough:.0f}s"
+        f"splits {splits} of {asked}, trainings per method {trials}; for {asked} and "
+        f"{max(trials, _TUNED)} give about --budget {enough:.0f}s"
     )
 
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -111,12 +112,23 @@ def both(text: Label | Name | str) -> Markup:
         return Markup.escape(text)
     texts = {name: text.text(name) for name in LANGUAGES}
     if len(set(texts.values())) == 1:
-        return Markup.escape(texts["en"])
+        return unbroken(texts["en"])
     spans = (
-        Markup('<span class="{}" lang="{}">{}</span>').format(name, LANGUAGES[name], words)
+        Markup('<span class="{}" lang="{}">{}</span>').format(
+            name, LANGUAGES[name], unbroken(words)
+        )
         for name, words in texts.items()
     )
     return Markup("").join(spans)
+
+
+def unbroken(words: str) -> Markup:
+    """A text whose options (`--budget`) stay on one line."""
+    parts = re.split(r"(?<![\w-])(--[a-z][\w-]*)", words)
+    return Markup("").join(
+        Markup('<span class="option">{}</span>').format(part) if i % 2 else Markup.escape(part)
+        for i, part in enumerate(parts)
+    )
 
 
 def plain(text: Label | Name | str, language: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,8 @@ class SavedModel:
     ) -> tuple[torch.Tensor, list[str]]:
         """The inputs, and what the rows of a table hold that training did not see."""
         if self.preprocessing is not None:
-            return self._read_table(Path(data), self.preprocessing)
+            return self._read_table(Path(data), self.preprocessing, options.get("encoding"))
+        options.pop("encoding", None)
         found = load(data, **options)
         x = found.x if found.test is None else found.test.x
         if "mean" in self.data.get("scaling", {}):
@@ -83,7 +84,9 @@ class SavedModel:
             x = torch.from_numpy((x.double().numpy() - mean) / scale).float()
         return x, []
 
-    def _read_table(self, path: Path, fitted: Preprocessing) -> tuple[torch.Tensor, list[str]]:
+    def _read_table(
+        self, path: Path, fitted: Preprocessing, encoding: str | None = None
+    ) -> tuple[torch.Tensor, list[str]]:
         if not path.is_file():
             raise DataError(f"no file {path}")
         if not is_table(path):
@@ -92,6 +95,7 @@ class SavedModel:
             )
         try:
             format = Format(**(self.data.get("format") or {}))
+            format = replace(format, encoding=encoding or format.encoding)
         except (TypeError, InputError) as error:
             raise DataError(f"the format of the run's table cannot be used: {error}") from error
         source = read(path, format)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tikhon.report import charts
-from tikhon.report.kinds.sentences import sentence
+from tikhon.report.kinds.sentences import told
 from tikhon.report.page import Block, Chart, Label, Name, Section, Table, number, say
 from tikhon.report.saved import SavedRun
 
@@ -47,22 +47,22 @@ def used(table: Mapping[str, Any]) -> Table | None:
 
 def _held(column: Mapping[str, Any]) -> Name:
     """Mean and deviation, levels or days of a column, and how it was read if unusually."""
-    told = []
+    said = []
     if "levels" in column:
         more = ", ..." if column["of"] > len(column["levels"]) else ""
-        told.append(", ".join(map(str, column["levels"])) + more)
+        said.append(", ".join(map(str, column["levels"])) + more)
     elif "mean" in column:
-        told.append(f"{number(column['mean'])} ± {number(column['deviation'])}")
+        said.append(f"{number(column['mean'])} ± {number(column['deviation'])}")
     elif "first" in column:
-        told.append(f"{column['first']} – {column['last']}")
-    told += [column["reading"]] if column.get("reading") else []
-    return Name("; ".join(told) or "–")
+        said.append(f"{column['first']} – {column['last']}")
+    said += [column["reading"]] if column.get("reading") else []
+    return Name("; ".join(said) or "–")
 
 
 def left_out(table: Mapping[str, Any]) -> Table | None:
     """The columns that the model does not see, each with the reason."""
     rows = tuple(
-        (Name(str(column["name"])), _told(str(column["reason"]), "reason_"))
+        (Name(str(column["name"])), told(str(column["reason"]), "reason_"))
         for column in table.get("left_out") or ()
     )
     head = (say("column"), say("reason"))
@@ -96,23 +96,18 @@ def figures(target: Mapping[str, object]) -> Table | None:
 def noticed(table: Mapping[str, Any]) -> Table | None:
     """What was noticed: suspected leaks, rows that stand in two parts, unusual cells."""
     rows = tuple(
-        (_told(notice["text"], f"notice_{notice['kind']}"),)
+        (told(notice["text"], f"notice_{notice['kind']}"),)
         for notice in table.get("notices") or ()
         if notice["kind"] != "left_out"  # they have a table of their own
     )
     return Table(say("notices_caption"), (say("notice"),), rows) if rows else None
 
 
-def _told(text: str, prefix: str) -> Label | Name:
-    found = sentence(text, prefix)
-    return found if isinstance(found, Label) else Name(found, 400)
-
-
 def leak(run: SavedRun) -> Label | Name | None:
     """The columns that alone tell the target, if there are some."""
     table = _entries(_entries(run.config.get("data")).get("table"))
     found = [n["text"] for n in table.get("notices") or () if n["kind"] == "leak"]
-    return _told(found[0], "notice_leak") if found else None
+    return told(found[0], "notice_leak") if found else None
 
 
 def importances(run: SavedRun) -> Section | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tikhon.report import charts, layer_charts
 from tikhon.report.kinds import parts
+from tikhon.report.kinds.sentences import told
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -40,7 +41,9 @@ def page(run: SavedRun) -> Page:
         title=say("title_compare", data=parts.data_name(run)),
         level="plain",
         verdict=verdict(run, rows, metric),
-        more=(say("compare_notice", notice=notice),) if (notice := result.get("notice")) else (),
+        more=(told(f"The budget was short: {notice}.", "compare_short"),)
+        if (notice := result.get("notice"))
+        else (),
         following=tuple(map(str, result.get("next") or ())),
         facts=facts(run, rows, metric),
         about=parts.about(run),

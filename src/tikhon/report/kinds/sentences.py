@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from tikhon.report.page import Label, say, strings
+from tikhon.report.page import Label, Name, say, strings
 
 _NESTED = ("why", "layer")  # places whose own words are known too
 _FRAMES = (
@@ -32,6 +32,12 @@ def sentence(text: str, prefix: str = "why_") -> Label | str:
     'why_penalty'
     """
     return _matched(text, prefix)
+
+
+def told(text: str, prefix: str) -> Label | Name:
+    """The sentence as a label, or as it is if it is unknown."""
+    found = sentence(text, prefix)
+    return found if isinstance(found, Label) else Name(found, 400)
 
 
 @cache
