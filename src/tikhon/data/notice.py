@@ -21,8 +21,8 @@ class Notice(str):
         told.kind = kind
         return told
 
-    def __getnewargs__(self) -> tuple[str, str]:
-        return self.kind, str(self)
+    def __reduce__(self) -> tuple[type[Notice], tuple[str, str]]:
+        return Notice, (self.kind, str(self))
 
     def to_dict(self) -> dict[str, str]:
         """Plain values."""
