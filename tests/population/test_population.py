@@ -327,6 +327,40 @@ def test_an_adapting_strength_is_the_same_in_a_population_and_alone():
         assert distance(together.state_dict_of(k), alone.state_dict_of(0)) < 1e-5
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_adapting_strength_does_not_go_by_averages_that_lag_behind(count):
+    """Running statistics neither enter the slope of the validation loss nor move by it."""
+    x, y = data()
+    config, found = {"lr": 0.02, "weight_decay": "auto"}, []
+    for shift in (0.0, 50.0):
+        members = population([built("batch norm") for _ in range(count)], [config] * count)
+        for step, rows in batches(x):
+            members.step(x[rows], y[rows], None, step, seed=step)
+            for name, buffer in members.stack.buffers.items():
+                if name.endswith("running_mean"):
+                    buffer.fill_(shift)
+            before = {name: b.clone() for name, b in members.stack.buffers.items()}
+            members.adapt(x[:20], y[:20], None, step)
+            assert all(torch.equal(b, before[n]) for n, b in members.stack.buffers.items())
+        found.append(members.decay.strength)
+    assert torch.allclose(*found, rtol=1e-4)
+
+
+def test_decay_rests_in_a_member_that_does_not_tell_the_rows_apart():
+    x, y = data()
+    config = {"lr": 0.02, "weight_decay": "auto"}
+    constant = built("mlp")
+    with torch.no_grad():
+        list(constant.parameters())[-2].zero_()
+    members = population([built("mlp"), constant], [{**config, "lr": 0.02}] * 2)
+    members.stepper.fail(1)  # it does not learn either
+    for step, rows in batches(x):
+        members.step(x[rows], y[rows], None, step, seed=step)
+        members.adapt(x[:20], y[:20], None, step)
+    told, blind = members.decay.strength
+    assert (told > 0).all() and (blind < 1e-3 * told).all()
+
+
 def test_row_weights_train_each_member_on_its_own_rows():
     x, y = data()
     kept = torch.stack([torch.arange(64) % 2 == k for k in range(2)]).float()

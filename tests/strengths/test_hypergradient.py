@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import tikhon as tk
-from tikhon.strengths.validation import validation_gradient
+from tikhon.strengths.sensitivity import begin, trust
+from tikhon.strengths.validation import look
 
 CURVATURE = 1.5
 PENALTIES = [tk.L2(), tk.L1(), tk.ElasticNet(l1_ratio=0.3), tk.GroupLasso()]
@@ -175,6 +176,76 @@ def test_resume_is_exact():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("loss", "blind", "share"),
+    [
+        (2.3, 2.3, 0.0),  # a plateau, or collapsed to a constant
+        (2.29, 2.3, 0.43),
+        (1.5, 2.3, 1.0),
+        (4.0, 2.3, 1.0),  # worse than a constant: overfitting, which decay is there for
+        (math.nan, 2.3, 1.0),
+        (1.5, math.nan, 1.0),  # unknown
+    ],
+)
+def test_a_strength_acts_as_far_as_the_model_tells_the_rows_apart(loss, blind, share):
+    alone, many = begin(0.0), begin(torch.zeros(2, 3))
+    for _ in range(60):
+        one = trust(alone, loss, blind)
+        both = trust(many, torch.full((2, 1), loss), torch.full((2, 1), blind))
+    assert one == pytest.approx(share, abs=0.01)
+    assert torch.allclose(both, torch.full((2, 3), one), atol=1e-3)
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_decay_rests_while_the_model_gives_one_answer_for_all_rows(blind):
+    """On a plateau decay would only shrink what has to grow: the run is that without it."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 4, generator=generator)
+    y = (x[:, 0] > 0).long()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    model[2].requires_grad_(not blind)
+    if blind:
+        model[2].weight.data.zero_()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.02, weight_decay=0.0)
+    strength = tk.Hypergradient((x, y), nn.functional.cross_entropy, steps=200, every=2)
+    with tk.regularize(model, optimizer, {"0.weight": tk.L2(strength)}, how="decoupled") as reg:
+        for step in range(100):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            if step == 3:
+                early = model[0].weight.detach().clone()
+    assert (reg.strengths()["0.weight/L2"] == 0) == blind
+    assert torch.equal(model[0].weight, early) == blind
+
+
+class Parts(nn.Module):
+    """Outputs that are no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return {"logits": self.layer(x)}
+
+
+def test_outputs_whose_mean_nobody_knows_are_trusted():
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    picky = lambda out, target: nn.functional.cross_entropy(out["logits"], target)  # noqa: E731
+    model = Parts()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.02, weight_decay=0.0)
+    strength = tk.Hypergradient((x, y), picky, steps=60, every=2)
+    with tk.regularize(model, optimizer, tk.L2(strength), how="decoupled") as reg:
+        for _ in range(60):
+            optimizer.zero_grad()
+            picky(model(x), y).backward()
+            optimizer.step()
+    assert min(reg.strengths().values()) > 0
+
+
 def test_strength_rests_in_the_last_tenth():
     before = trained(tk.L2(adapting(100)), steps=100, stop=90)[2].state_dict()["strengths"]
     after = trained(tk.L2(adapting(100)), steps=100)[2].state_dict()["strengths"]
@@ -196,7 +267,7 @@ def test_validation_gradient_leaves_no_trace():
     state, modes = torch.get_rng_state(), [m.training for m in model.modules()]
     batch = (torch.randn(5, 4), torch.randn(5, 2))
     state = torch.get_rng_state()
-    _, found = validation_gradient(model, nn.functional.mse_loss, batch)
+    found = look(model, nn.functional.mse_loss, batch).gradients
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
@@ -243,14 +314,14 @@ def test_the_slope_is_that_of_the_function_that_is_trained(make):
     x, y = 5 + 3 * torch.randn(32, 4), torch.randn(32, 2)
     model(x)
     buffers = {name: b.clone() for name, b in model.named_buffers()}
-    value, found = validation_gradient(model, nn.functional.mse_loss, (x, y))
+    value, _, found = look(model, nn.functional.mse_loss, (x, y))
     assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
     expected = nn.functional.mse_loss(model(x), y)
     assert torch.equal(value, expected.detach())
     gradient = torch.autograd.grad(expected, model[1].weight)[0]
     assert torch.equal(found[model[1].weight], gradient)
     model[0].eval()  # a user who fine-tunes on frozen statistics
-    value, _ = validation_gradient(model, nn.functional.mse_loss, (x, y))
+    value, _, _ = look(model, nn.functional.mse_loss, (x, y))
     assert torch.equal(value, nn.functional.mse_loss(model(x), y).detach())
 
 

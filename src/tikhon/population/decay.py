@@ -20,9 +20,12 @@ from tikhon.strengths.sensitivity import (
     descend,
     first_decay,
     rate_of,
+    trust,
 )
 
 _RANGE = (1e-4, 30.0)
+_KEPT = ("log", "mean", "square", "gain", "trust")  # of the memory, one row a member
+_NOTHING = -30.0  # the logarithm of a strength that does not act
 
 
 class AdaptiveDecay:
@@ -47,12 +50,13 @@ class AdaptiveDecay:
         self.sensitivity = [torch.zeros_like(w) for w in self.weights]
         shape = (len(start), len(self.weights))
         self.memory: dict[str, Any] = begin(start.expand(shape).to(self.weights[0]))
+        self.memory["trust"] = torch.ones_like(self.memory["log"])
         self.trace: list[Tensor] = []  # (members, layers) after every move
 
     @property
     def strength(self) -> Tensor:
         """(members, layers)."""
-        return self.memory["log"].exp()
+        return self.memory["log"].exp() * self.memory["trust"]
 
     @torch.no_grad()
     def decay_(self, lr: Tensor, step: int) -> None:
@@ -82,19 +86,23 @@ class AdaptiveDecay:
         return (step + 1) % self.every == 0 and step < self.last
 
     @torch.no_grad()
-    def adapt_(self, losses: Tensor, gradients: Sequence[Tensor]) -> None:
-        """One step on the logarithms of the strengths, from (members,) losses and gradients."""
+    def adapt_(self, losses: Tensor, blind: Tensor, gradients: Sequence[Tensor]) -> None:
+        """One step on the logarithms of the strengths, from (members,) losses and gradients.
+
+        `blind` (members,) are the losses of one answer for all rows.
+        """
         pairs = zip(self.sensitivity, gradients)
         slope = torch.stack([(z * g).flatten(1).sum(1) for z, g in pairs], dim=1)
         slope = torch.where(slope.isfinite(), slope, 0.0)
         level = torch.where(losses.isfinite(), losses, 0.0)[:, None].to(slope)
         descend(self.memory, slope, level, rate=self.rate, caution=CAUTION, bounds=self.bounds)
-        self.trace.append(self.memory["log"].clone())
+        self.memory["trust"] = trust(self.memory, losses[:, None], blind[:, None]).to(slope)
+        self.trace.append(self.strength.log().clamp_min(_NOTHING))
 
     def state(self) -> dict[str, Tensor]:
         """Per-member rows: everything that the next step depends on."""
         rows = torch.cat([z.flatten(1) for z in self.sensitivity], dim=1)
-        found = {f"decay.{name}": self.memory[name].clone() for name in ("log", "mean", "square")}
+        found = {f"decay.{name}": self.memory[name].clone() for name in _KEPT}
         counted = rows.new_full((len(rows), 1), self.memory["count"])
         trace = torch.stack(self.trace or [self.memory["log"]], dim=1)
         return found | {"decay.sensitivity": rows, "decay.count": counted, "decay.trace": trace}
@@ -104,7 +112,7 @@ class AdaptiveDecay:
         sizes = [z[0].numel() for z in self.sensitivity]
         for z, part in zip(self.sensitivity, state["decay.sensitivity"].split(sizes, dim=1)):
             z.copy_(part.view_as(z))
-        self.memory = {name: state[f"decay.{name}"].clone() for name in ("log", "mean", "square")}
+        self.memory = {name: state[f"decay.{name}"].clone() for name in _KEPT}
         self.memory["count"] = int(state["decay.count"][0, 0])
         self.trace = list(state["decay.trace"].unbind(1))[: self.memory["count"]]
 

@@ -25,6 +25,7 @@ from tikhon.population.steppers import FlatStepper, OwnStepper
 from tikhon.regularizer.step import convex_limit
 from tikhon.regularizer.targets import entries_of
 from tikhon.regularizer.terms import Binding, bind
+from tikhon.strengths.validation import trained_function
 from tikhon.training.recipe import penalty_names
 
 
@@ -281,13 +282,19 @@ class Population:
         """Let the adaptive weight decay look at one validation batch, if it is due."""
         if self.decay is None or not self.decay.due(step):
             return
-        self._mode(False)
-        rows = self.objective.rows(self.outputs(x), y)
-        losses = mean_over(rows, weights)
-        gradients = torch.autograd.grad(losses.sum(), self.stepper.leaves())
-        self.decay.adapt_(
-            losses.detach(), [g.view_as(w) for g, w in zip(gradients, self.decay.weights)]
-        )
+        self._mode(True)
+        averages = {name: buffer.clone() for name, buffer in self.stack.buffers.items()}
+        with trained_function(self.model):
+            outputs = self.outputs(x)
+            losses = mean_over(self.objective.rows(outputs, y), weights)
+            gradients = torch.autograd.grad(losses.sum(), self.stepper.leaves())
+        with torch.no_grad():
+            for name, buffer in averages.items():
+                self.stack.buffers[name].copy_(buffer)
+            answer = outputs.mean(1, keepdim=True).expand_as(outputs)
+            blind = mean_over(self.objective.rows(answer, y), weights)
+        gradients = [g.view_as(w) for g, w in zip(gradients, self.decay.weights)]
+        self.decay.adapt_(losses.detach(), blind, gradients)
 
     # ---- reading
 

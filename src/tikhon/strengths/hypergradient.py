@@ -32,8 +32,9 @@ from tikhon.strengths.sensitivity import (
     descend,
     first_decay,
     rate_of,
+    trust,
 )
-from tikhon.strengths.validation import validation_gradient
+from tikhon.strengths.validation import Look, look
 
 _FRACTION = 0.05  # the first strength of a sparse penalty, as a part of its largest gradient
 
@@ -161,7 +162,8 @@ class Hypergradient(Controller):
         self._carry(readings, memory, ahead=False)
         if step < FROZEN * self.steps:
             self._descend(observation)
-        memory["strength"] = min([math.exp(memory["log"]), *map(_cap, readings)])
+        asked = math.exp(memory["log"]) * memory.get("trust", 1.0)
+        memory["strength"] = min([asked, *map(_cap, readings)])
         self._warn_of_ends(readings, memory, step)
         self.record(memory, memory["strength"], step)
         self._carry(readings, memory, ahead=True)
@@ -179,6 +181,13 @@ class Hypergradient(Controller):
                 f"Hypergradient: the strength on {name} rests at the upper end of its range, "
                 f"{math.exp(memory['high']):.3g}; if the validation loss is worse than without "
                 "it, give a smaller range, otherwise a larger one"
+            )
+        if rests and memory.get("trust", 1.0) < 0.5 and not memory.get("blind"):
+            memory["blind"] = True
+            warn(
+                f"Hypergradient: the strength on {name} acts by a share of {memory['trust']:.2g}, "
+                "because the validation loss is hardly below that of one answer for all rows: "
+                "decay would keep the model there; see whether it learns without a strength"
             )
         if step > self.steps and not memory.get("over"):
             memory["over"] = True
@@ -242,24 +251,26 @@ class Hypergradient(Controller):
         """One step of Adam on log s against `<Z, g_v>`."""
         memory = observation.memory
         if "gradients" not in observation.shared:
-            observation.shared["gradients"] = self.gradient(observation.model, memory["count"])
-        loss, gradients = observation.shared["gradients"]
+            observation.shared["gradients"] = self.look(observation.model, memory["count"])
+        seen = observation.shared["gradients"]
         slope = torch.zeros(())
         for reading in observation.readings:
-            gradient = reading.arrange([gradients[p] for p in reading.params])
+            gradient = reading.arrange([seen.gradients[p] for p in reading.params])
             z = _sensitivity(memory, reading)
             slope = slope + summed((z * gradient).sum(), reading.params[0])
-        self.move(memory, slope, loss, (memory["low"], memory["high"]))
+        self.move(memory, slope, seen, (memory["low"], memory["high"]))
 
-    def gradient(self, model: nn.Module, number: int) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+    def look(self, model: nn.Module, number: int) -> Look:
         """The loss on validation batch `number`, and its gradient."""
-        return validation_gradient(model, self.loss, self.stream.batch(number))
+        return look(model, self.loss, self.stream.batch(number))
 
     def move(
-        self, memory: dict[str, Any], slope: Tensor, loss: Tensor, bounds: tuple[float, float]
+        self, memory: dict[str, Any], slope: Tensor, seen: Look, bounds: tuple[float, float]
     ) -> None:
-        """Move `log s` against its slope; slope and loss are the means over all processes."""
-        amount, level = averaged(torch.stack([slope.to(loss), loss])).tolist()
+        """Move `log s` against its slope; slope and losses are the means over all processes."""
+        figures = torch.stack([slope.to(seen.loss), seen.loss, seen.blind])
+        amount, level, blind = averaged(figures).tolist()
+        memory["trust"] = float(trust(memory, level, blind))
         if math.isfinite(amount + level):  # otherwise the run itself diverges: not ours to hide
             rate = rate_of(self.range, self.steps / self.every)
             descend(memory, amount, level, rate=rate, caution=self.caution, bounds=bounds)

@@ -140,13 +140,13 @@ class LossWeight:
             carry_decay(z, self.value * pull, gain.dense(), loss, self.strength.every)
 
     def _descend(self) -> None:
-        loss, gradients = self.strength.gradient(self.model, self.memory["count"])
+        seen = self.strength.look(self.model, self.memory["count"])
         slope = torch.zeros(())
         for param, z in zip(self._params, self._sensitivity):
-            if param in gradients:
-                slope = slope + (z * gradients[param]).sum()
+            if param in seen.gradients:
+                slope = slope + (z * seen.gradients[param]).sum()
         low, high = self.strength.range
-        self.strength.move(self.memory, slope, loss, (math.log(low), math.log(high)))
+        self.strength.move(self.memory, slope, seen, (math.log(low), math.log(high)))
 
 
 def _shared(pull: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ _LARGEST = 0.2  # largest move of log s: a short run is no reason for a leap
 _SHRINK = 0.003  # part of a weight that the first strength of a decay removes in a step,
 _HORIZON = 8.0  # but in long runs no more than would shrink it by exp(-8) over the whole run,
 _WARM = 1000  # and in runs of fewer steps less, by the square of their number
+_TOLD = 0.01  # gain over one answer for all rows from which on a model tells them apart
 _NEGLIGIBLE = 1e-3  # slope of log s, as a part of the loss, that is not worth a full move
 
 
@@ -88,7 +89,26 @@ def pace(steps: int) -> int:
 def begin(log: Number) -> dict[str, Any]:
     """The memory of a strength that has not moved yet."""
     nothing = torch.zeros_like(log) if isinstance(log, Tensor) else 0.0
-    return {"log": log, "count": 0, "mean": nothing, "square": nothing}
+    return {"log": log, "count": 0, "mean": nothing, "square": nothing, "gain": nothing}
+
+
+def trust(memory: dict[str, Any], loss: Number, blind: Number) -> Number:
+    """The share of a strength that acts: 0 while the model does not tell the rows apart.
+
+    `blind` is the loss of one answer for all rows. On a plateau at the beginning, or where a
+    strength has shrunk the model to a constant, the validation loss is just that, and decay only
+    keeps it there. A loss that is worse than that is overfitting, not a plateau. Where either is
+    no number, or both are 0, the share is 1.
+    """
+    gain = (blind - loss) / abs(blind) if isinstance(blind, Tensor) or blind else math.nan
+    gain = _MOMENTUM * memory["gain"] + (1 - _MOMENTUM) * gain
+    if isinstance(gain, Tensor):
+        memory["gain"] = torch.where(gain.isfinite(), gain, memory["gain"])
+        return torch.where(gain >= 0, (gain / _TOLD).clamp(max=1), 1.0)
+    if not math.isfinite(gain):
+        return 1.0
+    memory["gain"] = gain
+    return min(1.0, gain / _TOLD) if gain >= 0 else 1.0
 
 
 def descend(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,20 @@ from tikhon.data.rows import call, each
 _STATISTICS = ("running_", "moving_")  # how layers name the averages that eval mode goes by
 
 
-def validation_gradient(
-    model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: tuple[Any, Any]
-) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
-    """The loss on a batch (detached, 0-d) and its gradient; all of the model's state stays.
+class Look(NamedTuple):
+    """What one validation batch says: its loss, 0-d, the gradient, and the `blind` loss.
+
+    That is the loss of answering every row with the mean of the answers; NaN where outputs are no
+    tensor or the loss does not take it.
+    """
+
+    loss: Tensor
+    blind: Tensor
+    gradients: dict[nn.Parameter, Tensor]
+
+
+def look(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: tuple[Any, Any]) -> Look:
+    """The loss on a batch and its gradient, detached; all of the model's state stays.
 
     Dropout is off. Layers that normalise by running averages take the batch's own statistics: the
     averages lag behind the weights, early in a training so far that the slope of the loss in eval
@@ -30,10 +40,25 @@ def validation_gradient(
     inputs, target = each(batch, lambda part: part.to(device, non_blocking=True))
     devices = [device] if device.type == "cuda" else []
     with trained_function(model), torch.random.fork_rng(devices), torch.enable_grad():
-        value = loss(call(model, inputs), target)
+        output = call(model, inputs)
+        value = loss(output, target)
         found = _gradients(value, params)
+        blind = _blind(loss, output, target, value)
     gradients = {p: torch.zeros_like(p) if g is None else g for p, g in zip(params, found)}
-    return value.detach(), gradients
+    return Look(value.detach(), blind, gradients)
+
+
+@torch.no_grad()
+def _blind(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, value: Tensor) -> Tensor:
+    """The loss of one answer for all rows: the mean of the answers."""
+    unknown = torch.full_like(value, torch.nan)
+    if not isinstance(output, Tensor) or output.ndim == 0 or len(output) < 2:
+        return unknown
+    try:
+        found = loss(output.mean(0, keepdim=True).expand_as(output), target)
+    except Exception:  # a loss of the user's own may want more than the numbers of the outputs
+        return unknown
+    return found.detach() if isinstance(found, Tensor) and found.ndim == 0 else unknown
 
 
 @contextmanager
