@@ -192,11 +192,12 @@ def main() -> None:
     parser.add_argument("--only", help="kinds to run, separated by commas")
     parser.add_argument("--per", default=None)
     parser.add_argument("--first-seed", type=int, default=10, help="0 to 2 chose the defaults")
+    parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     cells = [c for c in CELLS if c[2] <= 160][:6] if options.quick else CELLS
     cells = [c for c in cells if not options.only or c[0] in options.only.split(",")]
-    seeds = range(options.first_seed, options.first_seed + (1 if options.quick else 3))
+    seeds = range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds))
     done = {}
     if options.output and options.output.exists():
         for line in options.output.read_text().splitlines():

@@ -279,10 +279,21 @@ STRENGTHS = {
 def with_mode(name: str) -> str:
     """The name of a hyperparameter, with the mode of a strength, which gives it its unit.
 
-    >>> with_mode("weight_decay"), with_mode("lr")
-    ('weight_decay (decoupled)', 'lr')
+    >>> with_mode("weight_decay"), with_mode("lr"), with_mode("l1[fc1.*]")
+    ('weight_decay (decoupled)', 'lr', 'l1[fc1.*] (objective)')
     """
-    return f"{name} ({STRENGTHS[name].how})" if name in STRENGTHS else name
+    own, _ = addressed(name)
+    return f"{name} ({STRENGTHS[own].how})" if own in STRENGTHS else name
+
+
+def addressed(name: str) -> tuple[str, str]:
+    """The hyperparameter of an entry, and the pattern of what it is for.
+
+    >>> addressed("l1[fc1.*]"), addressed("lr")
+    (('l1', 'fc1.*'), ('lr', '*'))
+    """
+    own, _, pattern = name.partition("[")
+    return own, pattern.removesuffix("]") or "*"
 
 
 def training_fields() -> Iterator[tuple[str, Option, Any]]:

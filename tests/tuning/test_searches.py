@@ -200,6 +200,19 @@ def test_a_malformed_range_is_refused(build, message):
         build()
 
 
+def test_entries_of_parts_survive_json_and_toml(tmp_path):
+    space = Space(l1={"*": 1e-3, "fc1.*": Log(1e-5, 1e-2)}, dropout={"drop.?": Uniform(0, 0.5)})
+    assert list(space) == ["l1", "l1[fc1.*]", "dropout[drop.?]"]
+    assert Space.from_dict(json.loads(json.dumps(space.to_dict()))).to_dict() == space.to_dict()
+    file = tmp_path / "space.toml"
+    file.write_text(
+        'l1 = {"*" = 1e-3, "fc1.*" = {kind = "log", low = 1e-5, high = 1e-2}}\n'
+        '[dropout."drop.?"]\nkind = "uniform"\nlow = 0\nhigh = 0.5\n'
+    )
+    assert Space.from_toml(file).to_dict() == space.to_dict()
+    assert space.weight(space.at([1.0, 1.0])) == 1.0  # they count as regularizing
+
+
 def test_values_of_a_choice_survive_a_journal():
     sizes = [[64, 64], (32,), None, numpy.int64(3), numpy.float32(0.5), True, "a"]
     choice = Choice(sizes)

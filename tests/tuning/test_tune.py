@@ -466,3 +466,60 @@ def test_the_choice_makes_a_recipe_that_fit_repeats(penalty):
     assert [p["how"] for p in chosen["recipe"]["penalties"]] == ["decoupled", "objective"]
     for a, b in zip(run.model.parameters(), found.model.parameters()):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+PARTS = {
+    "strengths": Space(lr=0.02, l2={"0.*": Log(0.1, 0.2), "1.weight": 0.01}, l1={"1.*": 1e-3}),
+    "decay": Space(lr=0.02, weight_decay={"*": 0.1, "1.weight": Log(1.0, 2.0)}),
+    "limits": Space(lr=0.02, max_norm={"0.*": Uniform(0.3, 0.4)}, clip_norm=1.0),
+    "rates": Space(lr=0.02, dropout={"1": Uniform(0.2, 0.6), "3": 0.1}),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_parts_of_a_model_have_strengths_and_rates_of_their_own(kind, chunk):
+    """Each as `fit` has it by patterns, in a population too."""
+
+    def build():
+        first, second = nn.Linear(6, 5), nn.Linear(5, 2)
+        if kind == "rates":
+            return nn.Sequential(first, Dropout(0.0), nn.Linear(5, 5), Dropout(0.0), second)
+        return nn.Sequential(first, second)
+
+    x, y = data()
+    space = Space.from_dict(PARTS[kind].to_dict())
+    found = tune(
+        build, (x, y), space=space, epochs=3, budget="3runs", folds=0,
+        runner=lambda job, _: PopulationRunner(job, chunk),
+    )  # fmt: skip
+    config = dict(found.config)
+    if kind == "rates":
+        assert float(found.model[1].rate) == pytest.approx(config["dropout[1]"])
+        assert float(found.model[3].rate) == pytest.approx(0.1)
+        assert found.recipe.dropout == {"1": config["dropout[1]"], "3": 0.1}
+        return
+    torch.manual_seed(found.settings["seed"])
+    run = fit(build(), (x, y), found.recipe, **found.settings)
+    for a, b in zip(run.model.parameters(), found.model.parameters()):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"lr": {"0.*": 0.1}}, "lr is one number for all of it"),
+        ({"l2": {"9.*": 0.1}}, "unknown pattern '9.\\*'"),
+        ({"weight_decay": {"9.*": 0.1}}, "unknown pattern '9.\\*'"),
+        ({"weight_decay": {"0.*": "auto"}}, "adapts, for all of a model"),
+        ({"dropout": {"9": 0.1}}, "unknown layer '9'"),
+        ({"l1": 0.1, "group_lasso": {"0.weight": 0.1}}, "a prox of a sum is not a sum of proxes"),
+        ({"width": {"0": 3}}, "give Uniform"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(entries, message):
+    def build():
+        return nn.Sequential(nn.Linear(6, 4), Dropout(0.1), nn.Linear(4, 2))
+
+    with pytest.raises(InputError, match=message):
+        tune(build, data(), space=Space(**entries), epochs=2, budget="2runs", folds=0)

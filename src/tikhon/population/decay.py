@@ -24,7 +24,7 @@ from tikhon.strengths.sensitivity import (
 )
 
 _RANGE = (1e-4, 30.0)
-_KEPT = ("log", "mean", "square", "gain", "trust")  # of the memory, one row a member
+_KEPT = ("log", "mean", "noise", "square", "gain", "trust")  # of the memory, one row a member
 _NOTHING = -30.0  # the logarithm of a strength that does not act
 
 
@@ -96,7 +96,8 @@ class AdaptiveDecay:
         slope = torch.where(slope.isfinite(), slope, 0.0)
         level = torch.where(losses.isfinite(), losses, 0.0)[:, None].to(slope)
         descend(self.memory, slope, level, rate=self.rate, caution=CAUTION, bounds=self.bounds)
-        self.memory["trust"] = trust(self.memory, losses[:, None], blind[:, None]).to(slope)
+        share = trust(self.memory, losses[:, None], blind[:, None])
+        self.memory["trust"] = torch.as_tensor(share).to(slope)
         self.trace.append(self.strength.log().clamp_min(_NOTHING))
 
     def state(self) -> dict[str, Tensor]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from tikhon.options import STRENGTHS
+from tikhon.options import STRENGTHS, addressed
 
 Value = float | int | str | bool
 PENALTIES = tuple(name for name, told in STRENGTHS.items() if told.how == "objective")
@@ -16,16 +17,19 @@ PENALTIES = tuple(name for name, told in STRENGTHS.items() if told.how == "objec
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """Hyperparameters as vectors (members,), in float64; None for what no member uses."""
+    """Hyperparameters as vectors (members,), in float64; None or nothing for what none uses.
+
+    Rates and strengths stand under the pattern of what they are for, "*" for all of the model;
+    `penalties` under the names that a configuration has them by, `max_norm` among them.
+    """
 
     lr: Tensor
-    dropout: Tensor | None = None
     label_smoothing: Tensor | None = None
     mixup: Tensor | None = None
     clip_norm: Tensor | None = None
-    max_norm: Tensor | None = None
-    weight_decay: Tensor | None = None
     adaptive: bool = False
+    dropout: Mapping[str, Tensor] = field(default_factory=dict)
+    weight_decay: Mapping[str, Tensor] = field(default_factory=dict)
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -39,13 +43,21 @@ class Settings:
 
         adaptive = configs[0].get("weight_decay") == "auto"
         rates = column("lr")
-        columns = {n: column(n) for n in ("dropout", "label_smoothing", "mixup", "clip_norm")}
-        found = {name: column(name) for name in PENALTIES}
+        parted: dict[str, dict[str, Tensor]] = {"dropout": {}, "weight_decay": {}}
+        penalties = {}
+        for name in configs[0]:
+            own, pattern = addressed(name)
+            if own in parted and not (own == "weight_decay" and adaptive):
+                parted[own][pattern] = cast(Tensor, column(name))
+            elif own in PENALTIES or own == "max_norm":
+                penalties[name] = cast(Tensor, column(name))
         return cls(
             lr=torch.full((len(configs),), lr, dtype=torch.float64) if rates is None else rates,
-            max_norm=column("max_norm"),
-            weight_decay=None if adaptive else column("weight_decay"),
             adaptive=adaptive,
-            penalties={name: values for name, values in found.items() if values is not None},
-            **columns,
+            penalties=penalties,
+            dropout=parted["dropout"],
+            weight_decay=parted["weight_decay"],
+            label_smoothing=column("label_smoothing"),
+            mixup=column("mixup"),
+            clip_norm=column("clip_norm"),
         )

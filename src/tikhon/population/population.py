@@ -13,8 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.errors import InputError
+from tikhon.errors import InputError, unknown
 from tikhon.layers.noise import NoiseLayer
+from tikhon.layers.paths import matches
+from tikhon.options import addressed
 from tikhon.penalties import Penalty
 from tikhon.population.batched import Blocks, Forward, choose
 from tikhon.population.decay import AdaptiveDecay
@@ -23,7 +25,7 @@ from tikhon.population.losses import Objective, mean_over
 from tikhon.population.stack import Stack, column
 from tikhon.population.steppers import FlatStepper, OwnStepper
 from tikhon.regularizer.step import convex_limit
-from tikhon.regularizer.targets import entries_of
+from tikhon.regularizer.targets import Entry, entries_of, match
 from tikhon.regularizer.terms import Binding, bind
 from tikhon.strengths.validation import trained_function
 from tikhon.training.recipe import penalty_names
@@ -60,7 +62,7 @@ class Population:
             else FlatStepper(self.stack, settings.lr, self.entries, optimizer)
         )
         self.paths = {id(p): name for name, p in self.model.named_parameters()}
-        self.bindings = self._bindings()
+        self.bindings, self.decays = self._bindings(), self._decays()
         self.decay: AdaptiveDecay | None = None
         if settings.adaptive:
             weights = [self.stack.blocks[entry.name].detach() for entry in self.entries]
@@ -74,17 +76,22 @@ class Population:
         Layers whose rate is 0 in every member draw nothing.
         """
         layers = {n: m for n, m in self.model.named_modules() if isinstance(m, NoiseLayer)}
-        rates = self.settings.dropout
-        if rates is not None and not layers:
+        if self.settings.dropout and not layers:
             raise InputError(
                 "the space varies dropout, but the model has no dropout layer: add "
                 "tikhon.layers.Dropout (or use tikhon.layers.insert_dropout)"
             )
+        chosen: dict[str, Tensor] = {}
+        for pattern, rates in self.settings.dropout.items():
+            named = [n for n, layer in layers.items() if matches(pattern, n, layer)]
+            if not named:
+                raise InputError(f"the space varies dropout: {unknown('layer', pattern, layers)}")
+            chosen |= dict.fromkeys(named, rates)
         for name, layer in layers.items():
             layer.generator = self.generator
             rate = self.stack.buffers.get(f"{name}.rate" if name else "rate")
-            if rates is not None:
-                cast(Tensor, rate).copy_(rates)
+            if name in chosen:
+                cast(Tensor, rate).copy_(chosen[name])
             elif rate is not None and not rate.any():
                 self.silent.append(layer)
 
@@ -104,16 +111,31 @@ class Population:
         return probe
 
     def _bindings(self) -> list[tuple[Binding, Tensor]]:
-        types = penalty_names()
-        pairs: list[tuple[Penalty, Tensor]] = [
-            (types[name](), strengths) for name, strengths in self.settings.penalties.items()
-        ]
-        if self.settings.max_norm is not None:
-            pairs.append((types["max_norm"](), self.settings.max_norm))
+        types, found = penalty_names(), []
+        terms: dict[str, list[Penalty]] = {}
+        try:
+            for name, values in self.settings.penalties.items():
+                own, pattern = addressed(name)
+                terms.setdefault(pattern, []).append(types[own]())
+                bound = bind(self.model, self.entries, {pattern: terms[pattern][-1]})
+                found += [(binding, values) for binding in bound]
+            if terms:
+                bind(self.model, self.entries, terms)  # refuses two proxes on one parameter
+        except ValueError as error:
+            raise InputError(f"the space's penalties: {error}") from error
+        return found
+
+    def _matching(self, pattern: str) -> list[Entry]:
+        try:
+            return match(self.model, self.entries, pattern)
+        except ValueError as error:
+            raise InputError(f"the space's weight_decay: {error}") from error
+
+    def _decays(self) -> list[tuple[Tensor, list[Entry] | None]]:
+        """The strengths of decay with what they are for; None for all of the model."""
         return [
-            (binding, values)
-            for penalty, values in pairs
-            for binding in bind(self.model, self.entries, {"*": penalty})
+            (values, None if pattern == "*" else self._matching(pattern))
+            for pattern, values in self.settings.weight_decay.items()
         ]
 
     # ---- training
@@ -181,8 +203,8 @@ class Population:
         self._penalty_gradients()
         if self.decay is not None:
             self.decay.decay_(self.settings.lr.to(self.stack.flat) * factor, step)
-        elif self.settings.weight_decay is not None:
-            self.stepper.decay_(self.settings.weight_decay.to(self.stack.flat), factor)
+        for strengths, entries in self.decays:
+            self.stepper.decay_(strengths.to(self.stack.flat), factor, entries)
         begun = self._bound_gains(factor)
         self.stepper.step(factor)
         if not begun:

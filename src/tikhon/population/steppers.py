@@ -56,10 +56,12 @@ class Stepper(ABC):
     def as_handles(self, flat: Tensor) -> list[Tensor]:
         """The inverse of `as_blocks`, from a flat tensor."""
 
-    def decay_(self, strengths: Tensor, factor: float) -> None:
-        """Weight decay, decoupled; strengths: (members,)."""
+    def decay_(
+        self, strengths: Tensor, factor: float, entries: Sequence[Entry] | None = None
+    ) -> None:
+        """Weight decay, decoupled, of all or of some parameters; strengths: (members,)."""
         keep = 1 - self.lr.to(strengths) * factor * strengths
-        for entry in self.decayed:
+        for entry in self.decayed if entries is None else entries:
             block = self.stack.blocks[entry.name].detach()
             block.mul_(column(keep, block))
 
@@ -202,12 +204,14 @@ class OwnStepper(Stepper):
         """The parts of the parameters that are trained."""
         return [block[0] for name, block in self.stack.named(flat).items() if name in self.trained]
 
-    def decay_(self, strengths: Tensor, factor: float) -> None:
-        """By torch's own weight decay where the optimizer has it decoupled."""
-        if self.decayed and isinstance(self.optimizer, optim.AdamW):
+    def decay_(
+        self, strengths: Tensor, factor: float, entries: Sequence[Entry] | None = None
+    ) -> None:
+        """By torch's own weight decay where the optimizer has it decoupled, and all decays."""
+        if entries is None and self.decayed and isinstance(self.optimizer, optim.AdamW):
             self.optimizer.param_groups[0]["weight_decay"] = float(strengths)
         else:
-            super().decay_(strengths, factor)
+            super().decay_(strengths, factor, entries)
 
 
 class FlatStepper(Stepper):

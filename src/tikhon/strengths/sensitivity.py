@@ -8,7 +8,7 @@ or for many at once (tensors that broadcast).
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,8 +24,9 @@ CAP = 0.5  # largest share of a weight that one step of decay removes
 FEWEST = 10  # moves of a strength below which its start decides more than the validation loss
 _MOMENTUM, _SCALE = 0.9, 0.999
 _LARGEST = 0.2  # largest move of log s: a short run is no reason for a leap
-_SHRINK = 0.003  # part of a weight that the first strength of a decay removes in a step,
-_HORIZON = 8.0  # but in long runs no more than would shrink it by exp(-8) over the whole run,
+_SHRINK = 0.003  # part of a weight that a usual decay removes in a step,
+_HORIZON = 8.0  # but in long runs no more than would shrink it by exp(-8) over the whole run;
+_FIRST = 1 / 3  # of it the first strength is this part,
 _WARM = 1000  # and in runs of fewer steps less, by the square of their number
 _TOLD = 0.01  # gain over one answer for all rows from which on a model tells them apart
 _NEGLIGIBLE = 1e-3  # slope of log s, as a part of the loss, that is not worth a full move
@@ -33,7 +34,12 @@ _NEGLIGIBLE = 1e-3  # slope of log s, as a part of the loss, that is not worth a
 
 def first_decay(steps: int) -> float:
     """Gain times the first strength of a decay, for a run of `steps`."""
-    return min(_SHRINK, _HORIZON / steps) * brevity(steps)
+    return min(_FIRST * _SHRINK, _HORIZON / steps) * brevity(steps)
+
+
+def usual_decay(steps: int) -> float:
+    """Gain times the decay that a range is relative to, where it has no unit of its own."""
+    return min(_SHRINK, _HORIZON / steps)
 
 
 def brevity(steps: int) -> float:
@@ -89,7 +95,8 @@ def pace(steps: int) -> int:
 def begin(log: Number) -> dict[str, Any]:
     """The memory of a strength that has not moved yet."""
     nothing = torch.zeros_like(log) if isinstance(log, Tensor) else 0.0
-    return {"log": log, "count": 0, "mean": nothing, "square": nothing, "gain": nothing}
+    figures = dict.fromkeys(("mean", "noise", "square", "gain"), nothing)
+    return {"log": log, "count": 0, **figures}
 
 
 def trust(memory: dict[str, Any], loss: Number, blind: Number) -> Number:
@@ -111,6 +118,13 @@ def trust(memory: dict[str, Any], loss: Number, blind: Number) -> Number:
     return min(1.0, gain / _TOLD) if gain >= 0 else 1.0
 
 
+def _beyond(mean: Number, error: Number) -> Number:
+    """The part of a mean that its error does not explain."""
+    if isinstance(mean, Tensor):
+        return mean.sign() * (mean.abs() - error).clamp_min(0)
+    return math.copysign(max(abs(mean) - cast(float, error), 0.0), mean)
+
+
 def descend(
     memory: dict[str, Any],
     slope: Number,
@@ -123,12 +137,19 @@ def descend(
     """One bias-corrected step of Adam on `log s` against its slope, within the bounds.
 
     Adam's epsilon has the unit of the loss: a slope that promises next to nothing (before a layer
-    whose scale the next one divides away, or early in training) moves the strength as little.
+    whose scale the next one divides away, or early in training) moves the strength as little. The
+    mean of the last slopes counts as far as it exceeds its standard error, so that noise alone
+    moves nothing.
     """
+    known = 1 - _MOMENTUM ** memory["count"] or 1.0
+    surprise = (slope - memory["mean"] / known) ** 2
     memory["count"] += 1
     memory["mean"] = _MOMENTUM * memory["mean"] + (1 - _MOMENTUM) * slope
+    memory["noise"] = _MOMENTUM * memory["noise"] + (1 - _MOMENTUM) * surprise
     memory["square"] = _SCALE * memory["square"] + (1 - _SCALE) * slope**2
-    mean = memory["mean"] / (1 - _MOMENTUM ** memory["count"])
+    known = 1 - _MOMENTUM ** memory["count"]
+    error = (memory["noise"] / known * (1 - _MOMENTUM) / (1 + _MOMENTUM)) ** 0.5
+    mean = _beyond(memory["mean"] / known, error)
     square = memory["square"] / (1 - _SCALE ** memory["count"])
     move = -rate * mean / (square**0.5 + _NEGLIGIBLE * abs(loss) + 1e-30)
     move = (1 + caution) / 2 * move + (1 - caution) / 2 * abs(move)  # caution * move where < 0

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from tikhon.errors import InputError, unknown
 from tikhon.layers.edit import replace_dropout
 from tikhon.layers.noise import NoiseLayer
-from tikhon.options import training_fields
+from tikhon.options import addressed, training_fields
 from tikhon.regularizer.audit import warn
-from tikhon.tuning.space import KNOWN, Choice, Space
+from tikhon.tuning.space import KNOWN, Choice, Space, known
 from tikhon.tuning.trials import Value
 
 Config = Mapping[str, Value]
@@ -36,9 +36,9 @@ class Builder:
     can know. `space` are the names that there are. Fixed dropout of torch becomes dropout whose
     rate moves, where the space varies it.
 
-    >>> build = Builder(lambda width=8, **others: (width, others), {"lr", "width", "depth"})
-    >>> build({"lr": 0.1, "width": 4, "depth": 2})
-    (4, {'depth': 2})
+    >>> build = Builder(lambda width=8, **others: nn.Linear(width, **others), {"lr", "width"})
+    >>> build({"lr": 0.1, "width": 4, "out_features": 2})
+    Linear(in_features=4, out_features=2, bias=True)
     """
 
     def __init__(self, build_model: Callable[..., nn.Module], space: Mapping[str, Any] | set[str]):
@@ -85,7 +85,7 @@ class Builder:
             )
         named: dict[str, Any] = {n: config[n] for n in self.names if n in config}
         if self.rest:
-            others = {n: v for n, v in config.items() if n not in KNOWN and n not in named}
+            others = {n: v for n, v in config.items() if not known(n) and n not in named}
             named |= others
         self.read |= set(named)
         if self.whole is not None:
@@ -95,7 +95,7 @@ class Builder:
             raise InputError(
                 f"build_model must return a torch module, it returned {_shown(model)}"
             )
-        if "dropout" in config:
+        if any(addressed(name)[0] == "dropout" for name in config):
             _let_dropout_move(model)
         return model
 
@@ -122,7 +122,7 @@ class Builder:
                 "training those of the one before: build a fresh model, or return "
                 "copy.deepcopy(model)"
             )
-        wanted = {name for name in space if name not in KNOWN}
+        wanted = {name for name in space if not known(name)}
         for config in _several(space, default):
             if wanted <= self.read:
                 break
@@ -139,8 +139,8 @@ class Builder:
 
     def _matters(self, space: Space, default: Config, name: str) -> bool:
         """Whether two values of an entry make models that differ in anything that can be seen."""
-        known = space.range(name)
-        values = known.values if isinstance(known, Choice) else known.grid(2)
+        entry = space.range(name)
+        values = entry.values if isinstance(entry, Choice) else entry.grid(2)
         values = list(dict.fromkeys(values))[:_TRIED]
         upper = {n: space.range(n).at(1.0) for n in space.varying}
         others = _several(space, space.resolved({**space.fixed, **upper}))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tikhon.tuning.metric import Metric
-from tikhon.tuning.space import KNOWN, Choice, Space
+from tikhon.tuning.space import Choice, Space, simplifies
 from tikhon.tuning.trials import Value
 
 
@@ -142,7 +142,7 @@ def at_edges(space: Space, config: Mapping[str, Value], trials: int) -> list[str
                 found.append(name)
             continue
         unit = entry.unit(config[name])
-        natural = KNOWN.get(name) and entry.at(0.0) == 0
+        natural = simplifies(name) and entry.at(0.0) == 0
         if unit > 1 - margin or (unit < margin and not natural):
             found.append(name)
     return found

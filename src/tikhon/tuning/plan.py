@@ -10,6 +10,7 @@ import torch
 
 from tikhon.budget import Budget
 from tikhon.errors import InputError
+from tikhon.options import addressed
 from tikhon.tuning.runners import Config, Job, choose_chunk, step_time
 from tikhon.tuning.searches import SpaceFilling
 from tikhon.tuning.space import Choice, Space
@@ -89,8 +90,9 @@ def default_config(space: Space) -> Config:
     }
     for name in space.varying:
         known = space.range(name)
-        if name in DEFAULTS:
-            config[name] = DEFAULTS[name]
+        own, _ = addressed(name)
+        if own in DEFAULTS:
+            config[name] = DEFAULTS[own]
         elif isinstance(known, Choice):
             config[name] = known.values[0]
         else:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from tikhon.options import RecipeOptions, options_of
-from tikhon.penalties import L2, MaxNorm
-from tikhon.population.hyperparameters import PENALTIES
+from tikhon.options import STRENGTHS, RecipeOptions, addressed, options_of
+from tikhon.penalties import L2
 from tikhon.regularizer.terms import Term
 from tikhon.training.losses import LOSSES
 from tikhon.training.recipe import Auto, Recipe, penalty_names
 from tikhon.training.settings import OPTIMIZERS
 from tikhon.tuning.runners import Config, Job
+from tikhon.tuning.trials import Value
 
 
 def recipe_of(config: Config) -> Recipe:
@@ -21,18 +21,28 @@ def recipe_of(config: Config) -> Recipe:
     >>> recipe_of({"lr": 0.1, "weight_decay": 0.01}).to_dict()["penalties"][0]["how"]
     'decoupled'
     """
-    terms: list[Any] = []
-    if (decay := config.get("weight_decay")) == "auto":
-        terms.append(Term(L2(), how="decoupled", strength=Auto()))
-    elif decay:
-        terms.append(Term(L2(float(decay)), how="decoupled"))
-    kinds = penalty_names()
-    terms += [kinds[name](float(config[name])) for name in PENALTIES if config.get(name)]
-    if "max_norm" in config:
-        terms.append(MaxNorm(float(config["max_norm"])))
-    own = options_of(RecipeOptions)
-    more: dict[str, Any] = {name: float(value) for name, value in config.items() if name in own}
-    return Recipe({"*": terms} if terms else (), **more)
+    terms: dict[str, list[Any]] = {}
+    more: dict[str, Any] = {}
+    others = options_of(RecipeOptions)
+    for name, value in config.items():
+        own, pattern = addressed(name)
+        if own == "dropout":
+            more.setdefault(own, {})[pattern] = float(value)
+        elif own in others:
+            more[own] = float(value)
+        elif own in (*STRENGTHS, "max_norm") and value:
+            terms.setdefault(pattern, []).append(_term(own, value))
+    if set(rates := more.get("dropout", {})) == {"*"}:
+        more["dropout"] = rates["*"]
+    return Recipe(terms or (), **more)
+
+
+def _term(name: str, value: Value) -> Any:
+    if name == "weight_decay":
+        if value == "auto":
+            return Term(L2(), how="decoupled", strength=Auto())
+        return Term(L2(float(value)), how="decoupled")
+    return penalty_names()[name](float(value))
 
 
 def settings_of(config: Config, job: Job) -> dict[str, Any]:

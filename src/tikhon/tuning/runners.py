@@ -23,7 +23,7 @@ from tikhon.population.population import Population
 from tikhon.runs.interrupt import Stopped
 from tikhon.tuning.draws import Draws
 from tikhon.tuning.metric import Metric
-from tikhon.tuning.space import KNOWN
+from tikhon.tuning.space import known
 from tikhon.tuning.trials import Outcome, Trial, Value
 
 SIZES = (1, 4, 8, 16, 32, 64)
@@ -262,7 +262,7 @@ def _build(job: Job, config: Config) -> nn.Module:
 
 def free(config: Config) -> list[tuple[str, Value]]:
     """The entries that only the model's builder knows: they may change what the model does."""
-    return sorted((name, value) for name, value in config.items() if name not in KNOWN)
+    return sorted((name, value) for name, value in config.items() if not known(name))
 
 
 def _row(state: State, fold: int) -> State:

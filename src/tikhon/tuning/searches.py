@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tikhon.errors import InputError
-from tikhon.tuning.space import KNOWN, Choice, Int, Space
+from tikhon.tuning.space import Choice, Int, Space, simplifies
 from tikhon.tuning.trials import History, Outcome, Trial, Value
 
 
@@ -283,4 +283,4 @@ def still_falling(outcome: Outcome) -> bool:
 
 
 def _regularizes(space: Space) -> bool:
-    return any(KNOWN.get(name) for name in space.varying)
+    return any(map(simplifies, space.varying))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tikhon.errors import InputError, unknown
-from tikhon.options import STRENGTHS, training_fields
+from tikhon.options import STRENGTHS, addressed, training_fields
 from tikhon.tuning.trials import Value
 
 # What the runners know how to vary, and whether more of it means a simpler model.
@@ -20,6 +20,17 @@ KNOWN = {
     "max_norm": False,
 }
 ADAPTIVE = frozenset({"weight_decay"})  # entries that accept "auto"
+PATTERNED = frozenset({*STRENGTHS, "dropout", "max_norm"})  # that may differ between layers
+
+
+def known(name: str) -> bool:
+    """Whether the training itself reads an entry: no other is for the builder."""
+    return addressed(name)[0] in KNOWN
+
+
+def simplifies(name: str) -> bool:
+    """Whether more of an entry makes a simpler model."""
+    return bool(KNOWN.get(addressed(name)[0]))
 
 
 @dataclass(frozen=True)
@@ -266,6 +277,10 @@ class Space(Mapping[str, Entry]):
     elastic_net, group_lasso, mcp, scad, log_sum and huber (their strength), and max_norm. Any
     other name is for the builder of the model; `tune` refuses one that nobody reads.
 
+    Strengths, max_norm and dropout may differ between parts of a model: a dictionary from
+    patterns (on names of parameters, for dropout on paths of modules) to what an entry may be
+    makes one entry of each, such as `l1[fc1.*]`.
+
     Raises `InputError` for an empty space or a malformed entry.
 
     >>> space = Space(dropout=Uniform(0, 0.8), lr=Log(1e-4, 1e-1), weight_decay="auto")
@@ -274,24 +289,28 @@ class Space(Mapping[str, Entry]):
     >>> at = space.at([0.5, 0.0])
     >>> at["dropout"], round(at["lr"], 9), at["weight_decay"]
     (0.4, 0.0001, 'auto')
+    >>> Space(l1={"fc1.*": Log(1e-5, 1e-2), "fc2.*": 1e-4}).at([1.0])
+    {'l1[fc1.*]': 0.01, 'l1[fc2.*]': 0.0001}
     """
 
-    def __init__(self, **entries: Entry) -> None:
+    def __init__(self, **entries: Entry | Mapping[str, Entry]) -> None:
         if not entries:
             raise InputError(f"the space is empty: give at least one of {', '.join(KNOWN)}")
-        for name, entry in entries.items():
+        flat = dict(_flattened(entries))
+        for name, entry in flat.items():
             if entry is None or isinstance(entry, (list, tuple, dict, set)):
                 raise InputError(
                     f"space entry {name!r} is {entry!r}: give Uniform(low, high), "
                     "Log(low, high), Choice([...]) or one number"
                 )
             if entry == "auto" and name not in ADAPTIVE:
-                raise InputError(f"{name}='auto': only {', '.join(sorted(ADAPTIVE))} adapts")
+                adapt = ", ".join(sorted(ADAPTIVE))
+                raise InputError(f"{name}='auto': only {adapt} adapts, for all of a model")
             if isinstance(entry, Conditional):
-                _check_conditions(name, entry, entries)
+                _check_conditions(name, entry, flat)
                 entry = entry.range
             _check_domain(name, entry)
-        self._entries = dict(entries)
+        self._entries: dict[str, Entry] = flat
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
@@ -351,7 +370,7 @@ class Space(Mapping[str, Entry]):
 
     def weight(self, config: Mapping[str, Value]) -> float:
         """How strongly a configuration regularizes: mean place over its regularizing entries."""
-        names = [name for name in self.varying if KNOWN.get(name) and name in config]
+        names = [name for name in self.varying if simplifies(name) and name in config]
         return sum(self.range(n).unit(config[n]) for n in names) / (len(names) or 1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -383,9 +402,21 @@ class Space(Mapping[str, Entry]):
         return cls.from_dict(entries)
 
 
+def _flattened(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """One entry for each pattern of one that has several."""
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping) or addressed(name)[0] not in KNOWN:
+            yield name, entry
+            continue
+        for pattern, part in entry.items():
+            yield (name if pattern == "*" else f"{name}[{pattern}]"), part
+
+
 def _read(name: str, entry: Any) -> Entry:
     if not isinstance(entry, Mapping):
         return entry
+    if "kind" not in entry and "when" not in entry and addressed(name)[0] in PATTERNED:
+        return {pattern: _read(name, part) for pattern, part in entry.items()}  # type: ignore[return-value]
     if "when" in entry:
         found = _read(name, {k: v for k, v in entry.items() if k != "when"})
         if not isinstance(found, Range) or not isinstance(entry["when"], Mapping):
@@ -434,13 +465,19 @@ def _check_conditions(name: str, entry: Conditional, entries: Mapping[str, objec
 
 def _check_domain(name: str, entry: Range | Value) -> None:
     """The values an entry can take must make sense for its name: rates in [0, 1), others >= 0."""
-    if name not in KNOWN or entry == "auto":
+    own, pattern = addressed(name)
+    if pattern != "*" and own in KNOWN and (own not in PATTERNED or entry == "auto"):
+        raise InputError(
+            f"space entry {name!r}: {', '.join(sorted(PATTERNED))} may differ between parts of a "
+            f"model, {own} is one number for all of it"
+        )
+    if own not in KNOWN or entry == "auto":
         return
     ends = entry.grid(2) if isinstance(entry, Range) else [entry]
     for end in ends:
         if isinstance(end, (str, bool)) or not math.isfinite(end) or end < 0:
             raise InputError(f"space entry {name!r} holds {end!r}: give a finite number >= 0")
-        if name in ("dropout", "label_smoothing") and end >= 1:
+        if own in ("dropout", "label_smoothing") and end >= 1:
             raise InputError(f"space entry {name!r} holds {end!r}: a rate lies in [0, 1)")
-        if name in ("lr", "max_norm", "clip_norm") and end == 0:
+        if own in ("lr", "max_norm", "clip_norm") and end == 0:
             raise InputError(f"space entry {name!r} holds 0: give a number above 0")
