@@ -6,6 +6,7 @@ The programs come from the folder given by --programs or $TIKHON_BENCHMARK_DATA:
 The part `drawn` needs no file: `drawn_programs.py` draws programs of other kinds with --draw.
 The part `programs` asks about programs and loops from public reports, with their repaired twins:
 --half frozen or developed, a folder of `benchmarks/programs`; --result keeps its figures as JSON.
+The part `repairs` cures the faulty ones, runs each patch in full and compares it with the twin.
 """
 
 from __future__ import annotations
@@ -247,6 +248,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--draw", type=int, default=1, help="seed of the drawn programs")
     parser.add_argument("--half", default="frozen", help="folder of benchmarks/programs")
+    parser.add_argument("--each", type=int, default=1, help="every so many programs, for repairs")
     parser.add_argument("--result", type=Path, help="file for the figures of the part programs")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -259,6 +261,8 @@ def main() -> None:
         print_drawn(options)
     if "programs" in parts:
         print_exam(options)
+    if "repairs" in parts:
+        print_repairs(options)
     if not {"diagnose", "cure"} & set(parts):
         return
     found = programs(options.programs)
@@ -318,6 +322,20 @@ def print_exam(options: Any) -> None:
         said = {"half": options.half, "seeds": options.seeds, "figures": exam.figures(rows)}
         said |= {"by_cause": exam.by_cause(rows), "misses": exam.misses(rows)}
         options.result.write_text(json.dumps(said, indent=1) + "\n")
+
+
+def print_repairs(options: Any) -> None:
+    """Share of the programs from public reports that the printed patch repairs."""
+    items = [p for p in form.load(options.half)[0] if options.only in p.name][:: options.each]
+    todo = [(case, s) for case in exam.cases(items) if not case["repaired"]
+            for s in range(options.cure_seeds)]  # fmt: skip
+    rows = cells(options.journal, f"repairs-{options.half}", todo,
+                 lambda c, s: exam.repaired(c, s, options.budget))  # fmt: skip
+    good = sum(row["gain"] >= 0.8 for row in rows) / max(1, len(rows))
+    print(f"{options.half}: {good:.1%} of {len(rows)} runs gain 80% of their twin (target 85%)")
+    for row in rows:
+        told = row["error"] or row["treatment"] or "no cure"
+        print(f"  {row['id']} seed {row['seed']}: {told}, gain {row['gain']:.2f}")
 
 
 def print_accuracy(rows: list[dict[str, Any]], title: str) -> None:

@@ -8,7 +8,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from programs.form import Loop, Program
+import torch
+
+from programs.form import Loop, Program, train
+from tikhon.cures import cure
 from tikhon.diagnosis import diagnose
 from tikhon.monitoring import NonFiniteError, watch
 
@@ -71,6 +74,37 @@ def _watched(loop: Loop, seed: int, repaired: bool) -> Row:
         error = f"{type(raised).__name__}: {raised}"
     codes = [a.code for health in watches for a in health.findings if a.severity != "info"]
     return {"codes": codes, "error": error}
+
+
+def repaired(case: Row, seed: int, budget: float) -> Row:
+    """How much of what the twin gains the program gains when its patch is run in full."""
+    program = case["item"]
+    began = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain, goal = (train(program.build(seed, repaired=r)) for r in (False, True))
+        parts = program.build(seed)
+        try:
+            found = cure(
+                parts.model,
+                parts.data,
+                parts.loss,
+                optimizer=parts.optimizer,
+                valid=parts.valid,
+                budget=f"{budget:g}s",
+                steps=min(parts.steps, 300),
+                batch_size=parts.batch_size,
+                seed=seed,
+                clip=parts.clip,
+            )
+            model = found.train(parts.steps, seed=seed)[0].eval()
+            with torch.no_grad():
+                reached = parts.score(model)
+        except Exception as error:  # what is refused is not repaired
+            return {"treatment": "", "gain": 0.0, "error": f"{type(error).__name__}: {error}"}
+    gain = (reached - plain) / (goal - plain) if goal > plain else 1.0
+    name = found.treatment.name if found.treatment else ""
+    return {"treatment": name, "gain": gain, "seconds": time.process_time() - began, "error": ""}
 
 
 def cases(items: Iterable[Program | Loop]) -> list[Row]:

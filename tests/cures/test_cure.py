@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import wired
 from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
 from tikhon.cures import cure, surgery, treatments as cures
 from tikhon.cures.patch import execute, script
@@ -363,6 +364,39 @@ def test_causes_in_the_wiring_have_treatments(name):
     wanted = {"reshaped": cures.RESHAPE, "straight": cures.NONLINEAR}[name]
     assert any(wanted.name in n for n in kinds), str(found)
     assert wanted.name in found.best.name, str(found)
+
+
+def masks():
+    x, y = classes()
+    return x, 255 * (y > 1).float()[:, None]
+
+
+def labels():
+    x, _ = classes()
+    return x, (x[:, :3] > 0).float()
+
+
+@pytest.mark.parametrize(
+    ("build", "data", "loss", "treatment"),
+    [
+        (lambda: wired.listed(list), classes, CE, cures.REGISTER),
+        (lambda: nn.Linear(16, 1), masks, nn.BCEWithLogitsLoss(), cures.TO_ONE),
+        (lambda: nn.Linear(16, 4), classes, nn.NLLLoss(), cures.LOG_SOFTMAX),
+        (lambda: nn.Linear(16, 3), labels, CE, cures.SIGMOIDS),
+    ],
+    ids=["registered", "to one", "logarithm", "sigmoids"],
+)
+def test_the_loss_that_fits_and_layers_that_are_known_are_treatments(build, data, loss, treatment):
+    torch.manual_seed(0)
+    model = build()
+    engine = torch.optim.SGD(model.parameters(), lr=0.05)
+    told = diagnose(model, data(), loss, optimizer=engine, steps=20)
+    assert treatment in cures.FOR[told.findings[0].code], str(told)
+    found = cure(
+        model, data(), loss, optimizer=engine, diagnosis=told, steps=40, seeds=2, budget="60s"
+    )
+    helped = {a.name for a in found.treatments if a.verdict == "confirmed"}
+    assert any(treatment.name in name for name in helped), str(found)
 
 
 @pytest.mark.parametrize("climbs", [False, True])

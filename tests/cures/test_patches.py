@@ -87,6 +87,23 @@ def straight():
     return nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 24), nn.Linear(24, 4))
 
 
+class Listed(nn.Module):
+    """Layers that the model does not know, and dropout behind the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.hidden, self.scale = [nn.Linear(16, 16)], torch.ones(16).requires_grad_()
+        self.named = {"head": nn.Linear(16, 4)}
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        for layer in self.hidden:
+            h = torch.relu(layer(h * self.scale))
+        return self.drop(self.named["head"](h))
+
+
 def first_layer_only(parameters):
     return torch.optim.SGD(list(parameters)[:2], lr=0.05)
 
@@ -110,6 +127,7 @@ PROGRAMS = [
     Program("straight", straight),
     Program("half", Half),
     Program("frozen", frozen),
+    Program("listed", Listed),
     Program("left out", lambda: deep(2, nn.ReLU), optimizer=first_layer_only),
     Program("attention", lambda: nn.Sequential(
         nn.Unflatten(1, (4, 4)), nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),

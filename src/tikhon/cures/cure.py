@@ -17,7 +17,7 @@ from torch import nn
 from tikhon import plotting
 from tikhon.budget import seconds_of
 from tikhon.cures.treatments import NOTHING, Treatment, popular
-from tikhon.cures.trials import TreatmentResult, Trials, judging, shell, train
+from tikhon.cures.trials import TreatmentResult, Trials, judged_on, judging, shell, train
 from tikhon.cures.yardstick import Yardstick
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.diagnose import Diagnosis, diagnose, draw, rebuilder
@@ -237,6 +237,7 @@ def cure(
         loss = in_a_loop(loss, source.probe[1])
         judge = samples(valid, rows=512, name="valid").probe if valid is not None else None
     judged_by = judging(loss, diagnosis)
+    source, judge = judged_on(source, judge, diagnosis)
     trials = Trials(
         model=model,
         loss=loss,
@@ -313,7 +314,7 @@ def _text(found: Cure) -> str:
 def _yours(found: Cure) -> list[str]:
     """What no treatment can edit, as the line to change."""
     urgent = [f for f in found.diagnosis.findings if f.severity != "info" and f.advice]
-    return [f" {f.code} is yours to change: {f.advice[0]}" for f in urgent if not f.cause]
+    return [f" {f.code} is yours to change: {f.fix or f.advice[0]}" for f in urgent if not f.cause]
 
 
 def _compared(found: Cure) -> list[str]:

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.cures.patch import Line
+from tikhon.cures.patch import Line, address
 from tikhon.cures.places import ACTIVATIONS, Places
-from tikhon.data.rows import Batch
+from tikhon.data.rows import Batch, call
 from tikhon.diagnosis.observe import NORMS, RECURRENT, WEIGHTED
+from tikhon.diagnosis.replica import undisturbed
 
 GAINS: tuple[tuple[type[nn.Module], float], ...] = (
     (nn.ReLU, math.sqrt(2)),
@@ -233,6 +234,50 @@ def rows_first(model: nn.Module, batch: Batch) -> list[Line]:
     places = Places(model, batch)
     found = [m for m in model.modules() if isinstance(m, kinds) and not m.batch_first]
     return [places.line(m, "{at}.batch_first = True") for m in found]
+
+
+def register(model: nn.Module, batch: Batch) -> list[Line]:
+    """Layers in plain lists and dictionaries, and loose tensors, as torch's own containers."""
+    lines = []
+    for path, module in model.named_modules():
+        for name, value in list(vars(module).items()):
+            container = _container(value) if not name.startswith("_") else ""
+            if container:
+                code = f"{{at}}.{name} = nn.{container}({{at}}.{name})"
+                lines.append(Line(address(model, path), code))
+    return lines
+
+
+def _container(value: object) -> str:
+    """The class in `nn` that makes a module know a value; nothing where it need not."""
+    if isinstance(value, Tensor):
+        return "Parameter" if value.requires_grad and value.is_leaf else ""
+    kind = "Dict" if isinstance(value, dict) else "List"
+    parts = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(parts, list | tuple) or not parts:
+        return ""
+    if all(isinstance(part, nn.Module) for part in parts):
+        return f"Module{kind}"
+    return f"Parameter{kind}" if all(isinstance(p, nn.Parameter) for p in parts) else ""
+
+
+def undrop(model: nn.Module, batch: Batch) -> list[Line]:
+    """No dropout where what it gives is the answer."""
+    dropped: list[tuple[nn.Module, object]] = []
+    kinds = nn.modules.dropout._DropoutNd
+    handles = [
+        m.register_forward_hook(lambda m, args, output: dropped.append((m, output)))
+        for m in model.modules()
+        if isinstance(m, kinds)
+    ]
+    try:
+        with torch.no_grad(), undisturbed(model, training=True):
+            answer = call(model, batch[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    places = Places(model, batch)
+    return [places.line(m, "{at} = nn.Identity()") for m, output in dropped if output is answer]
 
 
 def to_float32(model: nn.Module, batch: Batch) -> list[Line]:

@@ -38,7 +38,7 @@ class Treatment:
     after: str = ""
     batch: int | None = None
     free: bool = False  # without penalty and weight decay
-    scaled: str = ""  # "inputs" | "targets"
+    scaled: str = ""  # "inputs" | "targets" | "to one"
     lacking: bool = False  # only where the optimizer lacks trainable tensors
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
@@ -69,7 +69,7 @@ class Treatment:
             _adopt(replica, frozen)
             sections += [BEFORE, code]
         if self.scaled:
-            code = (_scale_inputs if self.scaled == "inputs" else _scale_targets)(replica, samples)
+            code = SCALINGS[self.scaled](replica, samples)
             if not code:
                 return False
             sections += [BEFORE, code]
@@ -180,6 +180,33 @@ def _scale_targets(replica: Replica, samples: Samples) -> str:
     return code
 
 
+def _fit_to_one(replica: Replica, samples: Samples) -> str:
+    ends = ends_of(samples)
+    if ends is None:
+        return ""
+    (low, high), loss = ends, replica.loss
+    replica.loss = lambda output, y: loss(output, (y - low) / (high - low))
+    return (
+        "low, high = y_train.min(), y_train.max()\n"
+        "y_train = (y_train - low) / (high - low)  # and all targets from now on"
+    )
+
+
+def ends_of(samples: Samples) -> tuple[Tensor, Tensor] | None:
+    """The smallest and the largest target, which may become 0 and 1; None for names of classes."""
+    target = samples.source[1] if samples.indexed else None
+    if not isinstance(target, Tensor) or not target.is_floating_point():
+        return None
+    values = target.unique()
+    names = len(values) > 2 and bool((values == values.round()).all())
+    return None if len(values) < 2 or names else (values[0], values[-1])
+
+
+SCALINGS: dict[str, Callable[[Replica, Samples], str]] = {
+    "inputs": _scale_inputs,
+    "targets": _scale_targets,
+    "to one": _fit_to_one,
+}
 NOTHING = Treatment("nothing", 0)
 
 
@@ -224,6 +251,8 @@ BLOCKS = _edit("zero branches with norms", 5, surgery.norm_blocks)
 NONLINEAR = _edit("ReLU between the layers", 4, surgery.bend)
 ROWS_FIRST = _edit("batch_first", 1, surgery.rows_first)
 FLOAT32 = _edit("weights in float32", 2, surgery.to_float32)
+REGISTER = _edit("layers that the model knows", 1, surgery.register)
+UNDROP = _edit("no dropout behind the last layer", 1, surgery.undrop)
 UNFREEZE = _edit("nothing frozen", 2, surgery.unfreeze)
 WIDER = _edit("wider layers", 6, surgery.widen)
 NARROWER = _edit("a smaller network", 5, surgery.narrow)
@@ -252,6 +281,43 @@ plain_loss = loss
 def loss(output, y):
     return plain_loss(output, y.reshape(output.shape))""",
 )
+MEAN = Treatment(
+    "the mean over the rows",
+    1,
+    "mean",
+    setup="""\
+plain_loss = loss
+
+
+def loss(output, y):
+    return plain_loss(output, y) / len(y)""",
+)
+LOG_SOFTMAX = Treatment(
+    "log_softmax before the loss",
+    1,
+    "logarithm",
+    setup="""\
+plain_loss = loss
+
+
+def loss(output, y):
+    return plain_loss(torch.log_softmax(output, 1), y)""",
+)
+LOG = Treatment(
+    "the logarithm of the probabilities",
+    1,
+    "logarithm",
+    setup="""\
+plain_loss = loss
+
+
+def loss(output, y):
+    return plain_loss(output.clamp_min(1e-8).log(), y)""",
+)
+SIGMOIDS = Treatment(
+    "a sigmoid for each class", 1, "sigmoids", setup="loss = nn.BCEWithLogitsLoss()"
+)
+TO_ONE = Treatment("targets from 0 to 1", 1, "scaling", scaled="to one")
 TURN = Treatment(
     "the loss turned round",
     1,
@@ -380,6 +446,12 @@ FOR: dict[str, tuple[Treatment, ...]] = {
     "missing_from_optimizer": (ADOPT,),
     "broadcast_loss": (RESHAPE,),
     "loss_upside_down": (TURN, DESCEND),
+    "loss_is_a_sum": (MEAN,),
+    "missing_log": (LOG, LOG_SOFTMAX),
+    "multilabel_softmax": (SIGMOIDS,),
+    "target_out_of_range": (TO_ONE,),
+    "unregistered_parameters": (REGISTER,),
+    "dropout_at_end": (UNDROP,),
     "collapsed_attention": (WARMUP, INIT, PRENORM),
 }
 SLOWER, FASTER = rate(0.1), rate(10.0)

@@ -5,18 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean, pstdev
 from typing import Any
 
 import torch
 from torch import nn
 
+from tikhon.cures.patch import execute
 from tikhon.cures.treatments import (
     ADAMS,
+    LOG,
+    LOG_SOFTMAX,
     NOTHING,
+    RESHAPE,
+    SIGMOIDS,
+    TURN,
     Treatment,
     candidates,
+    ends_of,
     named,
     popular,
 )
@@ -60,12 +67,33 @@ class TreatmentResult:
 
 def judging(loss: Loss, diagnosis: Diagnosis) -> Loss:
     """What treatments are judged by: the user's loss, or what it means where it is the fault."""
-    if "broadcast_loss" in diagnosis.labels:
-        return lambda output, y: loss(output, y.reshape(output.shape))
-    climbs = diagnosis.record.static.get("maximize")  # then the optimizer is the fault
-    if "loss_upside_down" in diagnosis.labels and not climbs:
-        return lambda output, y: -loss(output, y)
+    static, labels = diagnosis.record.static, diagnosis.labels
+    fitting = {
+        "broadcast_loss": RESHAPE,
+        "missing_log": LOG if static.get("probabilities") else LOG_SOFTMAX,
+        "multilabel_softmax": SIGMOIDS,
+    }
+    if not static.get("maximize"):  # then the optimizer is the fault
+        fitting["loss_upside_down"] = TURN
+    meant = next((t for code, t in fitting.items() if code in labels), None)
+    if meant is not None:
+        return execute(meant.setup, loss=loss)["loss"]
     return loss
+
+
+def judged_on(
+    source: Samples, judge: Batch | None, diagnosis: Diagnosis
+) -> tuple[Samples, Batch | None]:
+    """The rows that scores are read on, with targets in the range that the loss is made for."""
+    ends = ends_of(source) if "target_out_of_range" in diagnosis.labels else None
+    if ends is None:
+        return source, judge
+    low, high = ends
+
+    def fitted(batch: Batch) -> Batch:
+        return batch[0], (batch[1] - low) / (high - low)
+
+    return replace(source, probe=fitted(source.probe)), fitted(judge) if judge else None
 
 
 def shell(model: object) -> nn.Module:
