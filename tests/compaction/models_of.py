@@ -230,6 +230,45 @@ def _auto() -> nn.Module:
     )  # fmt: skip
 
 
+class Padded(nn.Module):
+    """Convolutions over a padded line, reduced in every way."""
+
+    def __init__(self, pad):
+        super().__init__()
+        self.pad = pad
+        self.a, self.b, self.out = nn.Conv1d(3, 8, 3), nn.Conv1d(8, 8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(self.pad(x)))
+        h = torch.relu(self.b(self.pad(h)) + 0.3)  # what is zero becomes a constant
+        return self.out(h.max(2).values + h.sum(-1) + h.min(dim=2)[0] + torch.amax(h, 2))
+
+
+class TextCNN(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(11, 10, padding_idx=0), nn.Linear(12, 3)
+        self.convolutions = nn.ModuleList(nn.Conv1d(10, 6, k) for k in (2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        e = self.embed(x).transpose(1, 2)
+        return self.out(torch.cat([c(e).relu().max(dim=2)[0] for c in self.convolutions], 1))
+
+
+class Positions(nn.Module):
+    """Positions as a buffer of indices and as a tensor that the forward makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.word, self.place, self.other = (nn.Embedding(11, 12) for _ in range(3))
+        self.norm, self.up, self.out = nn.LayerNorm(12), nn.Linear(12, 20), nn.Linear(20, 11)
+        self.register_buffer("position_ids", torch.arange(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.word(x) + self.place(self.position_ids) + self.other(torch.arange(5))
+        return self.out(torch.relu(self.up(self.norm(x))))
+
+
 class Encoder(nn.Module):
     """torch's own encoder, under a causal mask."""
 
@@ -270,6 +309,19 @@ MODELS = {
     "language-chunk": lambda: (Language("chunk"), torch.randint(0, 11, (2, 5))),
     "language-timm": lambda: (Language("timm"), torch.randint(0, 11, (2, 5))),
     "language-unflatten": lambda: (Language("unflatten"), torch.randint(0, 11, (2, 5))),
+    "pixel-shuffle": lambda: (
+        nn.Sequential(
+            nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.PixelShuffle(2),
+            nn.Conv2d(3, 2, 3), nn.PixelUnshuffle(2), nn.Flatten(1), nn.Linear(8 * 9, 3),
+        ),
+        torch.randn(2, 3, 8, 8),
+    ),
+    "pad-zero": lambda: (Padded(nn.ZeroPad1d((2, 0))), torch.randn(2, 3, 12)),
+    "pad-constant": lambda: (Padded(nn.ConstantPad1d(1, 0.7)), torch.randn(2, 3, 12)),
+    "pad-reflect": lambda: (Padded(nn.ReflectionPad1d(1)), torch.randn(2, 3, 12)),
+    "pad-function": lambda: (Padded(lambda x: F.pad(x, (-1, 3))), torch.randn(2, 3, 12)),
+    "text": lambda: (TextCNN(), torch.randint(0, 11, (3, 9))),
+    "positions": lambda: (Positions(), torch.randint(0, 11, (2, 5))),
     "encoder": lambda: (Encoder(norm_first=False), torch.randint(0, 11, (2, 5))),
     "encoder-pre": lambda: (Encoder(norm_first=True), torch.randint(0, 11, (2, 5))),
     "patches": lambda: (Patches(), torch.randn(2, 3, 8, 8)),

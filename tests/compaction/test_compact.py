@@ -421,10 +421,26 @@ def test_what_cannot_be_removed_is_named():
         model[0].bias[2:4] = 0
     small = compact(model, torch.randn(4, 4))
     assert "2 units" in small.compaction.stuck["0"]
-    assert "no rule for CircularPad1d" in small.compaction.stuck["0"]
+    assert "it pads an axis of units" in small.compaction.stuck["0"]
     shared = nn.Linear(6, 6)
     tied = nn.Sequential(shared, nn.ReLU(), shared)
     assert compact(tied, torch.randn(2, 6)).compaction.parameters == (42, 42)
+
+
+def test_dead_rows_of_shared_weights_are_named():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tower, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.out(self.tower(x) - self.tower(x.flip(0)))
+
+    model = Twice()
+    with torch.no_grad():
+        model.tower.weight[:3] = 0
+    stuck = compact(model, torch.randn(4, 4)).compaction.stuck
+    assert stuck == {"tower": "3 units (its weights are used in more than one place)"}
 
 
 def test_an_entirely_dead_layer_keeps_one_unit():

@@ -84,7 +84,7 @@ class Analysis:
     fillers: list[Reader] = field(default_factory=list)  # what stays for the sake of shapes
     origin: list[tuple[int, int, str]] = field(default_factory=list)  # units first..last, module
     tied: set[str] = field(default_factory=set)
-    refused: set[fx.Node] = field(default_factory=set)
+    refused: dict[fx.Node, str] = field(default_factory=dict)  # and why
     heads: dict[str, Tensor] = field(default_factory=dict)  # of nn.MultiheadAttention
     cells: dict[str, list[Tensor]] = field(default_factory=dict)  # of RNN, GRU, LSTM
     averaging: set[fx.Node] = field(default_factory=set)  # values whose last axis sums to one
@@ -102,7 +102,7 @@ class Analysis:
 
     def refuse(self, call: Call, why: str) -> object:
         """Keep everything that the operation touches."""
-        self.refused.add(call.node)
+        self.refused[call.node] = why
         for seen in _flat(call.seen):
             self.registry.pin(seen.ids, f"{call.name}: {why}")
             self.registry.needed.update(seen.ids[~seen.const].unique().tolist())
@@ -233,6 +233,8 @@ def _parameter(out: object, name: str, analysis: Analysis) -> object:
         ids = torch.full(out.shape, NO_UNIT)
     else:
         ids = analysis.produce(name, wide[-1], out.shape)
+    if not out.is_floating_point():  # positions and masks: no units, nothing of them goes
+        analysis.registry.needed.update(ids.unique().tolist())
     return Units(ids, const, out.detach().double())
 
 

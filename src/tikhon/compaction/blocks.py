@@ -22,6 +22,15 @@ class _Block(nn.Module):
 class EncoderLayer(_Block):
     """`nn.TransformerEncoderLayer` without its fused shortcut."""
 
+    self_attn: nn.MultiheadAttention
+    linear1: nn.Linear
+    linear2: nn.Linear
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+    dropout: nn.Dropout
+    dropout1: nn.Dropout
+    dropout2: nn.Dropout
+
     def __init__(self, layer: nn.TransformerEncoderLayer) -> None:
         super().__init__(layer)
         self.norm_first = layer.norm_first
@@ -60,6 +69,18 @@ class EncoderLayer(_Block):
 
 class DecoderLayer(_Block):
     """`nn.TransformerDecoderLayer`."""
+
+    self_attn: nn.MultiheadAttention
+    multihead_attn: nn.MultiheadAttention
+    linear1: nn.Linear
+    linear2: nn.Linear
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+    dropout: nn.Dropout
+    dropout1: nn.Dropout
+    dropout2: nn.Dropout
+    norm3: nn.LayerNorm
+    dropout3: nn.Dropout
 
     def __init__(self, layer: nn.TransformerDecoderLayer) -> None:
         super().__init__(layer)
@@ -118,6 +139,8 @@ class DecoderLayer(_Block):
 class Encoder(_Block):
     """`nn.TransformerEncoder`: its layers one after the other."""
 
+    layers: nn.ModuleList
+
     def __init__(self, stack: nn.TransformerEncoder) -> None:
         super().__init__(stack)
         self.norm = stack.norm
@@ -137,6 +160,8 @@ class Encoder(_Block):
 
 class Decoder(_Block):
     """`nn.TransformerDecoder`: its layers one after the other."""
+
+    layers: nn.ModuleList
 
     def __init__(self, stack: nn.TransformerDecoder) -> None:
         super().__init__(stack)
@@ -168,6 +193,9 @@ class Decoder(_Block):
 
 class Transformer(_Block):
     """`nn.Transformer`: the encoder, then the decoder."""
+
+    encoder: nn.Module
+    decoder: nn.Module
 
     def forward(
         self,

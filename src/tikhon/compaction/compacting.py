@@ -186,11 +186,22 @@ def _stuck(analysis: Analysis, keep: Tensor) -> dict[str, str]:
     for first, last, name in analysis.origin:
         held = (keep[first:last] & ~free[first:last]).nonzero().flatten().tolist()
         found[name] += [why.get(int(roots[first + u]), "the shape of a tensor") for u in held]
+    for node, reason in analysis.refused.items():
+        if node.op == "call_module":
+            name = str(node.target)
+            found[name] = [reason] * _zero_rows(analysis.graph.get_submodule(name))
     return {
         name: f"{len(reasons)} units ({', '.join(sorted(set(reasons)))})"
         for name, reasons in found.items()
         if reasons
     }
+
+
+def _zero_rows(module: nn.Module) -> int:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        return 0
+    return int((~weight.flatten(1).any(1)).sum())
 
 
 def speedup(

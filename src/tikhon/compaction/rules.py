@@ -107,8 +107,11 @@ def constant(call: Call, module: None, analysis: Analysis) -> Any:
 
 
 def attribute(call: Call, module: None, analysis: Analysis) -> object:
-    """x.T and x.mT."""
+    """x.T and x.mT; the parts of what max and min along an axis give."""
     name = call.args[1]
+    if not isinstance(call.args[0], Tensor) and name in ("values", "indices"):
+        parts = analysis.units[call.node.args[0]]  # type: ignore[index]
+        return parts[("values", "indices").index(name)]
     if name not in ("T", "mT"):
         return analysis.refuse(call, f"no rule for .{name}")
     return call.seen[0].map(lambda t: getattr(t, name))
@@ -188,9 +191,14 @@ def _whole(columns: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def reduce(call: Call, module: None, analysis: Analysis) -> Any:
-    """mean, amax: constant where everything reduced is constant; sums of units merge them."""
+    """mean, sum, amax, max: constant where everything reduced is constant."""
     seen = call.seen[0]
+    if len(call.seen) > 1:
+        return analysis.refuse(call, "it compares two tensors")
     value = call.evaluate(module, seen.value)
+    places = None
+    if isinstance(value, tuple):  # the values, and where they are
+        value, places = value[0], opaque(value[1].shape, analysis.registry, call.name)
     if not isinstance(value, Tensor) or value.ndim == 0:
         return analysis.refuse(call, "it reduces over everything")
     dims = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
@@ -201,7 +209,22 @@ def reduce(call: Call, module: None, analysis: Analysis) -> Any:
     for dim in dims:
         const = const.all(dim, keepdim=True)
     low, const = low.reshape(value.shape), const.reshape(value.shape)
-    return Units(low, const, value).with_value(const, value)
+    found = Units(low, const, value).with_value(const, value)
+    return found if places is None else (found, places)
+
+
+def padded(call: Call, module: nn.Module | None, analysis: Analysis) -> object:
+    """More positions along axes of no units: constants, or copies of what is there."""
+    seen = call.seen[0]
+    ids, shape = seen.ids, call.out.shape
+    for axis in (a for a, size in enumerate(shape) if size != ids.shape[a]):
+        if varies(ids, axis):
+            return analysis.refuse(call, "it pads an axis of units")
+        ids = ids.narrow(axis, 0, 1)
+    varying = (~seen.const).double()
+    const = call.evaluate(module, varying) == call.evaluate(module, torch.zeros_like(varying))
+    value = call.evaluate(module, seen.value)
+    return Units(ids.expand(shape), const, value).with_value(const, value)
 
 
 _UNARY_MODULES = (
@@ -336,8 +359,34 @@ _CONSTANT = (
     operator.ge,
 )
 _PRODUCT = (operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm")
+_REDUCTIONS = (
+    torch.mean,
+    torch.sum,
+    torch.amax,
+    torch.amin,
+    torch.max,
+    torch.min,
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "max",
+    "min",
+)
+_PADDING = (
+    F.pad,
+    *(
+        getattr(nn, f"{kind}Pad{n}d")
+        for kind in ("Zero", "Constant", "Reflection", "Replication", "Circular")
+        for n in (1, 2, 3)
+    ),
+)
 _LAYOUT = (
     nn.Flatten,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    F.pixel_shuffle,
+    F.pixel_unshuffle,
     torch.flatten,
     torch.reshape,
     torch.permute,
@@ -409,8 +458,7 @@ RULES: dict[object, Callable[..., object]] = {
     F.glu: glu,
     operator.getitem: item,
     getattr: attribute,
-    torch.mean: reduce,
-    "mean": reduce,
+    **dict.fromkeys(_REDUCTIONS, reduce),
     "chunk": pieces,
     "split": pieces,
     "unbind": pieces,
@@ -422,6 +470,7 @@ RULES: dict[object, Callable[..., object]] = {
     **dict.fromkeys(_CHANNELWISE_MODULES + _CHANNELWISE, channelwise),
     **dict.fromkeys(_ARITHMETIC, arithmetic),
     **dict.fromkeys(_LAYOUT, layout),
+    **dict.fromkeys(_PADDING, padded),
     **dict.fromkeys(_CONSTANT, constant),
     **dict.fromkeys(_PRODUCT, product),
 }
