@@ -15,6 +15,7 @@ import pytest
 import tikhon
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
+import reference
 from reference import public_names
 
 HEAVY = ("torch", "numpy", "sklearn", "pandas", "scipy", "plotly", "jinja2")
@@ -80,6 +81,18 @@ def test_docstring_is_complete(name):
     given = [p for p in parameters(value) if not (p.startswith("_") or p.endswith("_"))]
     silent = [p for p in given if not re.search(rf"\b{re.escape(p)}\b", text)]
     assert not silent, f"{name}: the docstring does not mention {silent}"
+
+
+@pytest.mark.parametrize("name", [n for n in tikhon.__all__ if n not in SUBMODULES])
+def test_the_reference_has_a_signature_a_sentence_and_an_example(name):
+    value = getattr(tikhon, name)
+    pages = [
+        reference.top_page(),
+        *(reference.module_page(m, getattr(tikhon, m)) for m in SUBMODULES),
+    ]
+    assert any(f"## {name}\n" in page and f".{name}" in page for page in pages)
+    if not (inspect.isclass(value) and issubclass(value, Exception)):
+        assert ">>> " in (inspect.getdoc(value) or ""), f"{name} has no example"
 
 
 def own_docstring(value: object) -> str:

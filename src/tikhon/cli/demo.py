@@ -140,7 +140,7 @@ def _conclude(terminal: Terminal, result: dict[str, Any], output: Path, page: Pa
             ]
         )
     terminal.table(
-        ["trained with", "strength", "train", "valid", "gap", "zeros", "test [95 % of 3 seeds]"],
+        ["trained with", "strength", "train", "valid", "gap", "zeros", "test [95% of 3 seeds]"],
         rows,
     )
     terminal.say(f"{result['verdict']} ({result['seconds']:.0f} s)")

@@ -58,7 +58,7 @@ def diagnose(
 ) -> int:
     """Diagnose the model that a Python file makes, on copies of it.
 
-    The file is your code, and it is run because you name it here. Without --optimizer there is
+    The file is executed: it is your code. Without --optimizer there is
     no dry run: facts, and one step's signals.
     """
     from tikhon.diagnosis import diagnose as examine

@@ -145,8 +145,8 @@ def fit(
 ) -> int:
     """Train a network on DATA by a recipe, and keep the run in a folder.
 
-    The strength of --l1 is lambda of lambda*sum|w|, that of --l2 of lambda/2*sum w^2; "auto"
-    finds it in the run.
+    --l1 S adds S times the sum of |w| to the loss, --l2 S adds S/2 times the sum of the squares;
+    auto finds S in the run.
     """
     from tikhon.cli.fitting import carry_out, penalty_entries
 

@@ -78,7 +78,13 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
             values[name] = group.make({option: values.pop(option) for option in group.options})
         return command(**values)
 
-    call.__doc__ = command.__doc__
+    call.__doc__ = _flowing(command.__doc__ or "")
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return call
+
+
+def _flowing(text: str) -> str:
+    """Help whose paragraphs have no line ends of their own: the terminal breaks its lines."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

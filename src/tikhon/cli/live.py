@@ -21,7 +21,7 @@ def live(
     *,
     shown: Silent,
 ) -> None:
-    """Show a run in the browser while it runs: read-only, on this machine, with a key."""
+    """Show a run in the browser while it trains: read-only, on this machine."""
     from tikhon.errors import InputError
 
     try:

@@ -39,7 +39,7 @@ def report(
     *,
     shown: Printed,
 ) -> None:
-    """Write one page, offline, that a team can pass around.
+    """Write the page of a run, or one page that compares several; it works offline.
 
     Several runs are compared where their data and their score are the same.
     """

@@ -88,7 +88,7 @@ def tune(
     data_dir: DataDir = None,
     run: Resumable,
 ) -> int:
-    """Find dropout, learning rate and weight decay for DATA, with an honest audit.
+    """Find dropout, learning rate and weight decay for DATA, and how reliable the choice is.
 
     Members train together where that is faster; the best are trained again on all rows.
     """

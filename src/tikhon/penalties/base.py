@@ -27,6 +27,14 @@ class Penalty(ABC):
 
     A subclass is a frozen dataclass (`eq=False`, since fields may hold tensors) that reads the
     strength as `self.lam` and defines `value`, and `grad` where it has a closed form.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True, eq=False)
+    ... class Cubic(tk.Penalty):
+    ...     def value(self, w):
+    ...         return self.lam * w.abs().pow(3).sum()
+    >>> Cubic(0.5).value(torch.tensor([1.0, -2.0]))
+    tensor(4.5000)
     """
 
     strength: float | Tensor | Any = 1.0
@@ -135,7 +143,13 @@ class Slopes(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Proximable(Penalty):
-    """A penalty with a proximal operator."""
+    """A penalty with a proximal operator.
+
+    >>> isinstance(tk.L1(0.1), tk.Proximable), isinstance(tk.L2(0.1), tk.Proximable)
+    (True, True)
+    >>> tk.L1(0.5).prox(torch.tensor([2.0, -0.3]), 1.0)
+    tensor([1.5000, 0.0000])
+    """
 
     @abstractmethod
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:

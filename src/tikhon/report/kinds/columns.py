@@ -98,7 +98,7 @@ def noticed(table: Mapping[str, Any]) -> Table | None:
     rows = tuple(
         (told(notice["text"], f"notice_{notice['kind']}"),)
         for notice in table.get("notices") or ()
-        if notice["kind"] != "left_out"  # they have a table of their own
+        if notice["kind"] not in ("left_out", "read")  # they have tables of their own
     )
     return Table(say("notices_caption"), (say("notice"),), rows) if rows else None
 
