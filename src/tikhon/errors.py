@@ -18,8 +18,11 @@ class StorageError(OSError):
     """A file that could not be written, read or verified (exit code 5)."""
 
 
+_MOST = 10  # names that a message lists
+
+
 def unknown(kind: str, received: object, options: Iterable[str]) -> str:
-    """Message for a name that is not among `options`, closest names first.
+    """Message for a name that is not among `options`; of more than ten the closest are listed.
 
     >>> unknown("optimizer", "adm", ["sgd", "adam"])
     "unknown optimizer 'adm'; did you mean 'adam'? Valid: adam, sgd"
@@ -27,4 +30,7 @@ def unknown(kind: str, received: object, options: Iterable[str]) -> str:
     names = sorted(map(str, options))
     close = get_close_matches(str(received), names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+    if len(names) > _MOST:
+        near = get_close_matches(str(received), names, n=_MOST, cutoff=0)
+        names = [*near, f"... ({len(names)} in all)"]
     return f"unknown {kind} {received!r}{hint} Valid: {', '.join(names)}"

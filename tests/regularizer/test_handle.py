@@ -106,6 +106,17 @@ def test_audit_of_a_missing_parameter_names_the_closest():
         audit["wieght"]
 
 
+def test_audit_keeps_names_whole():
+    name = ".".join(["a_module_with_quite_a_long_name"] * 5)
+    model = nn.Linear(2, 2)
+    for part in reversed(name.split(".")):
+        model = nn.ModuleDict({part: model})
+    shown = str(tk.audit(model, tk.GroupLasso(0.1)))
+    assert f"{name}.weight " in shown and f"{name}.bias " in shown and "GroupLasso" in shown
+    short = str(tk.audit(network(), tk.L2(0.1)))
+    assert max(map(len, short.splitlines())) <= 110
+
+
 def test_trace_measures_share_where_it_says():
     model = network()
     optimizer = optim.SGD(model.parameters(), lr=0.1)

@@ -54,6 +54,9 @@ def test_default_covers_weights_alone():
         ("head.bias", ["head.bias"]),
         ("norm.weight", ["norm.weight"]),
         ("*.weight", ["attention.out_proj.weight", "conv.weight", "up.weight", "head.weight"]),
+        ("*.out_proj", ["attention.out_proj.weight"]),
+        ("h*d", ["head.weight"]),
+        ("[cu]*", ["conv.weight", "up.weight"]),
         (nn.Linear, ["attention.out_proj.weight", "head.weight"]),
         (nn.LayerNorm, ["norm.weight"]),
         (nn.Embedding, ["embedding.weight"]),
@@ -66,6 +69,31 @@ def test_patterns(pattern, expected):
     assert names(pattern) == expected
 
 
+def test_one_word_takes_everything():
+    everything = [name for name, _ in MODEL.named_parameters()]
+    assert names("all") == everything and "norm.bias" in everything
+    start = {name: p.detach().clone() for name, p in MODEL.named_parameters()}
+    optimizer = torch.optim.SGD(MODEL.parameters(), lr=0.1)
+    with tk.regularize(MODEL, optimizer, {"all": tk.L2(1.0, center=start)}) as reg:
+        assert reg.value() == 0
+    named = nn.ModuleDict({"all": nn.Linear(2, 2), "other": nn.Linear(2, 2)})
+    assert [target.name for target in tk.select(named, "all")] == ["all.weight"]
+
+
+def test_a_tied_embedding_is_left_to_its_own_name_and_type():
+    model = nn.ModuleDict({"embed": nn.Embedding(9, 4), "fc": nn.Linear(4, 4)})
+    model["head"] = nn.Linear(4, 9, bias=False)
+    model["head"].weight = model["embed"].weight
+    by_type = tk.audit(model, {nn.Linear: tk.L1(0.1)})
+    assert by_type["fc.weight"].terms == ("L1",)
+    assert by_type["embed.weight"].terms == () and by_type["embed.weight"].tied_to
+    assert by_type["embed.weight"].note == "not matched: embedding"
+    for pattern in ("head.weight", "embed.weight", nn.Embedding):
+        assert [target.name for target in tk.select(model, pattern)] == ["embed.weight"]
+    with pytest.raises(ValueError, match=r"leaves out: e.weight \(embedding\)"):
+        tk.select(nn.ModuleDict({"e": model["embed"], "h": model["head"]}), nn.Linear)
+
+
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
@@ -76,6 +104,7 @@ def test_patterns(pattern, expected):
         ("*.bias", r"leaves out: attention.out_proj.bias \(bias\).*name them literally"),
         (nn.GRU, r"no parameter matches: unknown pattern 'GRU'"),
         (("head.*", "tail.*"), r"unknown pattern 'tail.\*'"),
+        ("haed.bias", r"Valid: head.bias, (\S+, ){9}\.\.\. \(15 in all\)$"),
     ],
 )
 def test_an_unmatched_pattern_is_an_error_that_helps(pattern, message):

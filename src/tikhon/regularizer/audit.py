@@ -124,8 +124,9 @@ class Audit:
         from rich.table import Table
 
         table = Table(box=box.SIMPLE, pad_edge=False)
-        for heading in ("parameter", "shape", "before", "term", "strength", "mode", "note"):
-            table.add_column(heading, overflow="fold")
+        for heading in ("parameter", "shape", "before", "term", "strength", "mode"):
+            table.add_column(heading, no_wrap=True)  # names stay whole, to be searched and copied
+        table.add_column("note", overflow="fold", min_width=30)
         for row in self.assignments:
             table.add_row(
                 row.parameter,
@@ -136,7 +137,8 @@ class Audit:
                 "\n".join(map(_mode, row.how, row.route)),
                 "; ".join(filter(None, [row.note, *(f"tied to {name}" for name in row.tied_to)])),
             )
-        console = Console(file=StringIO(), width=110, color_system=None)
+        longest = max((len(row.parameter) for row in self.assignments), default=0)
+        console = Console(file=StringIO(), width=max(110, longest + 90), color_system=None)
         console.print(table)
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         return "\n".join(line.rstrip() for line in lines).strip("\n")

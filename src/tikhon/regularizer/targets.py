@@ -15,6 +15,7 @@ from tikhon.errors import unknown
 from tikhon.wrappers import named_modules, unwrap
 
 ROWS = ("tensor", "out", "in", "filter", "channel", "head", "feature", "product")
+EVERYTHING = "all"  # the pattern that leaves nothing out
 Pattern = str | type[nn.Module] | tuple["str | type[nn.Module]", ...]
 
 NORMS = (
@@ -137,10 +138,11 @@ def select(model: nn.Module, pattern: Pattern = "*", *, rows: str = "tensor") ->
 
     Args:
         model: the module; wrappers (DistributedDataParallel, torch.compile) are looked through.
-        pattern: a shell glob on parameter names, a literal parameter name, the name of a
-            submodule, a module type, or a tuple of these. A glob covers weights with two or more
-            dimensions, no biases, no normalisation scales, no embeddings; a literal name and a
-            module type override that. Tied parameters count once.
+        pattern: a shell glob on the names of parameters or submodules, a literal name of either,
+            a module type, or a tuple of these. A glob covers weights with two or more dimensions,
+            no biases, no normalisation scales, no embeddings; a literal name and a module type
+            override that. "all" is every parameter. Tied parameters count once; one that is an
+            embedding too is left to its name and to the type of the embedding.
         rows: what a row is. "tensor": everything is one row. "out"/"in": an output or input
             channel (dims 0 and 1; the other way round for transposed convolutions). "filter" and
             "channel": the same for convolutions only. "head": an attention head. "feature": an
@@ -248,11 +250,13 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
         if why := why_computed(model, pattern):
             raise ValueError(why)
         hits = [s for s in candidates if any(_covers(pattern, name) for name in s.names)]
+        if pattern == EVERYTHING and not hits:  # a module may have that name
+            return list(candidates)
         known = [name for entry in candidates for name in entry.names]
         label = pattern
     else:
         hits = [s for s in candidates if any(isinstance(owner, pattern) for owner in s.owners)]
-        explicit = [s for s in hits if not s.excluded or s.excluded not in ("bias",)]
+        explicit = [s for s in hits if s.excluded != "bias" and not _embeds_too(s, pattern)]
         if explicit:
             return explicit
         inside = {id(p) for m in model.modules() if isinstance(m, pattern) for p in m.parameters()}
@@ -272,7 +276,17 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
 
 
 def _covers(pattern: str, name: str) -> bool:
-    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+    """Whether a glob matches the parameter's name or that of a module it lies in."""
+    if fnmatchcase(name, pattern):
+        return True
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:depth]), pattern) for depth in range(1, len(parts)))
+
+
+def _embeds_too(entry: Entry, kind: type[nn.Module]) -> bool:
+    """Whether a parameter of a module of this kind is also that of an embedding of another."""
+    embeddings = [m for m in entry.owners if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    return bool(embeddings) and not any(isinstance(module, kind) for module in embeddings)
 
 
 def why_computed(model: nn.Module, name: str) -> str:
