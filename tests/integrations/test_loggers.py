@@ -17,14 +17,34 @@ def regularizer():
 
 
 EXPECTED = {
-    "penalty/weight/L1/value": 1.5,
-    "penalty/weight/L1/strength": 0.5,
-    "penalty/weight/L1/zeros": 0.5,
+    "penalty/L1/value": 1.5,
+    "penalty/L1/strength": 0.5,
+    "penalty/L1/zeros": 0.5,
 }
 
 
 def test_readings_are_value_strength_and_zeros(regularizer):
     assert readings(regularizer) == EXPECTED
+
+
+def test_readings_of_several_parameters_are_of_their_kind_or_of_each():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Linear(1, 4))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0, 0.0]]))
+        model[1].weight.fill_(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    terms = {"0.weight": tk.L1(0.5), "1.weight": [tk.L1(0.25), tk.MaxNorm(2.0)]}
+    reg = tk.regularize(model, optimizer, terms)
+    summary = readings(reg)
+    assert {k: v for k, v in summary.items() if "L1" in k} == {
+        "penalty/L1/value": 1.5 + 1.0,
+        "penalty/L1/strength": 0.375,
+        "penalty/L1/zeros": pytest.approx(1 / 6),
+    }
+    each = readings(reg, per_parameter=True)
+    assert each["penalty/0.weight/L1/zeros"] == 0.5
+    assert each["penalty/1.weight/L1/strength"] == 0.25
+    assert len(each) == 9 and len(summary) == 6
 
 
 def test_tensorboard_gets_one_scalar_a_reading(regularizer, tmp_path):

@@ -45,7 +45,7 @@ def test_partial_fit_continues_the_schedule():
 
 
 def test_the_history_holds_the_penalties():
-    net = regressor(("penalty", Regularize(TERMS))).fit(*plain.data())
+    net = regressor(("penalty", Regularize(TERMS, per_parameter=True))).fit(*plain.data())
     strengths = net.history[:, "penalty/net.0.weight/L1/strength"]
     assert strengths == sorted(strengths) and strengths[-1] == pytest.approx(0.05)
 

@@ -88,7 +88,7 @@ def test_the_log_history_holds_the_penalties(tmp_path):
     run = trainer(tmp_path, Regularize(TERMS))
     run.train()
     logged = [line for line in run.state.log_history if "loss" in line]
-    strengths = [line["penalty/net.0.weight/L1/strength"] for line in logged]
+    strengths = [line["penalty/L1/strength"] for line in logged]
     assert strengths == sorted(strengths) and strengths[-1] == pytest.approx(0.05)
 
 

@@ -27,7 +27,8 @@ class Regularize(Callback):
         terms: as for `tikhon.regularize`; patterns are names of the LightningModule's parameters.
         how: "objective" or "decoupled".
         optimizer: which of the module's optimizers, from 0; None for all of them together.
-        log: whether each epoch logs value, strength and zeros of every term.
+        log: whether each epoch logs value, strength and zeros of every kind of penalty.
+        per_parameter: whether it gets these of every parameter, not of every kind of penalty.
 
     `regularizer` is the handle while and after `fit`. Its state (steps, moving strengths) travels
     in Lightning's checkpoints. Layers that a `BackboneFinetuning` sets free later join in when it
@@ -44,10 +45,12 @@ class Regularize(Callback):
         how: How = "objective",
         optimizer: int | None = None,
         log: bool = True,
+        per_parameter: bool = False,
     ) -> None:
         self.terms = terms
         self.optimizer = optimizer
         self.logs = log
+        self.per_parameter = per_parameter
         self.how: How = how
         self.regularizer: Regularizer | None = None
         self._restored: dict[str, object] | None = None
@@ -76,7 +79,7 @@ class Regularize(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log to whatever logger the Trainer has."""
         if self.logs and self.regularizer is not None:
-            pl_module.log_dict(readings(self.regularizer))
+            pl_module.log_dict(readings(self.regularizer, per_parameter=self.per_parameter))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Detach; the handle stays readable."""

@@ -16,7 +16,7 @@ except ImportError as error:
     raise ImportError("logging to MLflow needs it: pip install tikhon[mlflow]") from error
 
 
-def log(regularizer: Regularizer, step: int | None = None) -> None:
-    """Log value, strength and zeros of every term at `step` (default: the Regularizer's own)."""
+def log(regularizer: Regularizer, step: int | None = None, *, per_parameter: bool = False) -> None:
+    """Log what `readings` tells at `step` (default: the Regularizer's own)."""
     at = regularizer.steps if step is None else step
-    mlflow.log_metrics(readings(regularizer), step=at)
+    mlflow.log_metrics(readings(regularizer, per_parameter=per_parameter), step=at)

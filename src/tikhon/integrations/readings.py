@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from tikhon.regularizer.audit import Trace
 from tikhon.regularizer.regularizer import Regularizer
 
 
-def readings(regularizer: Regularizer) -> dict[str, float]:
-    """Value, strength and share of exact zeros of every term, for any logger.
+def readings(regularizer: Regularizer, *, per_parameter: bool = False) -> dict[str, float]:
+    """Value, strength and share of exact zeros of every kind of penalty, for any logger.
 
-    The keys are `penalty/<parameter>/<Penalty>/value`, `.../strength` and `.../zeros`. Costs one
-    pass over the regularized weights and a few reads from the device: call it every some steps.
+    The keys are `penalty/<Penalty>/value`, the sum over the parameters, `.../strength`, the mean
+    over these, and `.../zeros`, the share among all their weights. Costs one pass over the
+    regularized weights and a few reads from the device: call it every some steps.
 
     Args:
         regularizer: the handle that `tikhon.regularize` returned.
+        per_parameter: whether one of each for every parameter instead, under
+            `penalty/<parameter>/<Penalty>/...`.
 
     >>> model = torch.nn.Linear(3, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> reg = tk.regularize(model, optimizer, tk.L1(0.5))
     >>> sorted(tk.integrations.readings(reg))
-    ['penalty/weight/L1/strength', 'penalty/weight/L1/value', 'penalty/weight/L1/zeros']
+    ['penalty/L1/strength', 'penalty/L1/value', 'penalty/L1/zeros']
     """
-    found: dict[str, float] = {}
+    alike: dict[str, list[Trace]] = {}
     for term in regularizer.trace():
-        found[f"penalty/{term.name}/value"] = term.value
-        found[f"penalty/{term.name}/strength"] = term.strength
-        found[f"penalty/{term.name}/zeros"] = term.zeros
+        alike.setdefault(term.name if per_parameter else term.penalty, []).append(term)
+    found: dict[str, float] = {}
+    for name, terms in alike.items():
+        entries = sum(term.entries for term in terms)
+        zeros = sum(term.zeros * term.entries for term in terms)
+        found[f"penalty/{name}/value"] = sum(term.value for term in terms)
+        found[f"penalty/{name}/strength"] = sum(term.strength for term in terms) / len(terms)
+        found[f"penalty/{name}/zeros"] = zeros / max(1, entries)
     return found

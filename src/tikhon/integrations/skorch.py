@@ -28,7 +28,9 @@ class Regularize(Callback):
         how: "objective" or "decoupled".
         optimizer: name of the net's optimizer.
         module: name of the net's module.
-        log: whether value, strength and zeros of every term go into the history of each epoch.
+        log: whether each epoch of the history gets value, strength and zeros of every kind of
+            penalty.
+        per_parameter: whether it gets these of every parameter, not of every kind of penalty.
 
     `regularizer_` is the handle while and after `fit`; `partial_fit` and warm starts continue
     with it. A grid over `callbacks__<name>__terms` searches penalties. Raises what
@@ -45,9 +47,11 @@ class Regularize(Callback):
         optimizer: str = "optimizer",
         module: str = "module",
         log: bool = True,
+        per_parameter: bool = False,
     ) -> None:
         self.terms = terms
         self.log = log
+        self.per_parameter = per_parameter
         self.how: How = how
         self.optimizer = optimizer
         self.module = module
@@ -73,7 +77,9 @@ class Regularize(Callback):
     ) -> None:
         """Record into the net's history; the keys of the table skip it, files keep it."""
         if self.log:
-            for key, value in readings(self.regularizer_).items():
+            for key, value in readings(
+                self.regularizer_, per_parameter=self.per_parameter
+            ).items():
                 net.history.record(key, value)
 
     def on_train_end(

@@ -19,8 +19,14 @@ class Writer(Protocol):
         ...
 
 
-def log(writer: Writer, regularizer: Regularizer, step: int | None = None) -> None:
-    """Write value, strength and zeros of every term at `step` (default: the Regularizer's own)."""
+def log(
+    writer: Writer,
+    regularizer: Regularizer,
+    step: int | None = None,
+    *,
+    per_parameter: bool = False,
+) -> None:
+    """Write what `readings` tells at `step` (default: the Regularizer's own)."""
     at = regularizer.steps if step is None else step
-    for tag, value in readings(regularizer).items():
+    for tag, value in readings(regularizer, per_parameter=per_parameter).items():
         writer.add_scalar(tag, value, at)

@@ -36,7 +36,9 @@ class Regularize(TrainerCallback):
         terms: as for `tikhon.regularize`. Trainer's own `weight_decay` is a penalty too; leave it
             at 0 where an L2 stands here.
         how: "objective" or "decoupled".
-        log: whether each log of the Trainer gets value, strength and zeros of every term.
+        log: whether each log of the Trainer gets value, strength and zeros of every kind of
+            penalty.
+        per_parameter: whether it gets these of every parameter, not of every kind of penalty.
 
     `regularizer` is the handle while and after `train`. Its state (steps, moving strengths) is
     written into each checkpoint and read when training resumes from one. Raises what
@@ -45,9 +47,17 @@ class Regularize(TrainerCallback):
         trainer = Trainer(model, args, train_dataset=data, callbacks=[Regularize(tk.L1(1e-5))])
     """
 
-    def __init__(self, terms: Terms, *, how: How = "objective", log: bool = True) -> None:
+    def __init__(
+        self,
+        terms: Terms,
+        *,
+        how: How = "objective",
+        log: bool = True,
+        per_parameter: bool = False,
+    ) -> None:
         self.terms = terms
         self.log = log
+        self.per_parameter = per_parameter
         self.how: How = how
         self.regularizer: Regularizer | None = None
 
@@ -83,7 +93,7 @@ class Regularize(TrainerCallback):
     ) -> None:
         """Add to the log line and to `state.log_history`."""
         if self.log and self.regularizer is not None and logs is not None and "loss" in logs:
-            found = readings(self.regularizer)
+            found = readings(self.regularizer, per_parameter=self.per_parameter)
             logs.update(found)
             state.log_history[-1].update(found)
 

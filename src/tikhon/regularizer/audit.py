@@ -149,7 +149,8 @@ class Trace:
     """What one term is and did on one parameter.
 
     `share` is the norm of the term's own move over that and the optimizer's move together; for
-    a term that acts through the gradient, the same of the two gradients.
+    a term that acts through the gradient, the same of the two gradients. `zeros` is the share of
+    exact zeros among the `entries` weights.
     """
 
     name: str
@@ -160,6 +161,7 @@ class Trace:
     value: float
     zeros: float
     share: float | None
+    entries: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

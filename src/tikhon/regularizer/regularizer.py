@@ -368,6 +368,7 @@ class Regularizer:
                 value=float(value_of(b)),
                 zeros=sum(zeros[name] for name in b.target.names) / len(b.target.names),
                 share=None if b.share is None else float(b.share),
+                entries=sum(param.numel() for param in b.target.params),
             )
             for b in self._bound.bindings
         ]
