@@ -221,7 +221,7 @@ def test_a_stop_at_any_moment_leaves_a_part_that_says_so_or_the_whole():
     given = {"space": Space(lr=Log(1e-3, 1e-1)), "budget": "2runs", "epochs": 1, "folds": 0}
     whole = search(**given)
     wanted = whole.average.state_dict()
-    for moment in itertools.count(1, 3):
+    for moment in itertools.count(1):
         asked = itertools.count(1)
         try:
             result = search(**given, stop=lambda asked=asked, at=moment: next(asked) >= at)
@@ -235,7 +235,7 @@ def test_a_stop_at_any_moment_leaves_a_part_that_says_so_or_the_whole():
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
         if next(asked) <= moment:
             break  # nothing asks as late as that
-    assert moment > 10
+    assert moment > 5
 
 
 def test_all_members_diverged_is_a_report_not_a_traceback():

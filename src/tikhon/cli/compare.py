@@ -80,9 +80,10 @@ def compare(
     from tikhon.runs.journal import Journal
     from tikhon.runs.run_directory import JOURNAL, RunDirectory
 
-    terminal = run.terminal()
+    terminal, read = run.terminal(), table.read()
     limit_threads(0)
-    source = load(data, data_dir=data_dir, table=table.read())
+    tables.announce(terminal, data, read)
+    source = load(data, data_dir=data_dir, table=read)
     names: list[str] = methods.split(",") if methods else list(DEFAULT)
     if not methods and source.task != "classification":
         names = [name for name in names if not Method.of(name).classes_only]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tikhon.budget import seconds_of
-from tikhon.cli import compacted
+from tikhon.cli import compacted, tables
 from tikhon.cli.conclusion import conclude_fit
 from tikhon.cli.folders import about_data, command_of, output_of
-from tikhon.cli.length import length_of, needs_length
+from tikhon.cli.length import length_of, needs_length, training_time
 from tikhon.cli.options import penalty_entry, strength
 from tikhon.cli.progress import FitProgress
 from tikhon.cli.resuming import completed, interrupted
@@ -132,6 +132,7 @@ def _prepare(request: Request) -> Job:
     compacted.check_export(request.network.export)
     recipe = _recipe(request)
     Settings(**training, budget=budget, epochs=1 if epochs is None else epochs)
+    tables.announce(run.terminal(), request.data, table)
     source = load(request.data, data_dir=request.data_dir, table=table)
     parts = split(source, valid=shares.valid, test=shares.test, seed=training["seed"])
     length = length_of(
@@ -224,6 +225,9 @@ def _introduce(terminal: Terminal, job: Job) -> None:
     terminal.note(f"recipe: {text or 'none'}")
     if job.length:
         terminal.note(f"trains {job.length}")
+    elif seconds := training_time(job.network, train.x, train.y, job.training):
+        epochs = job.training["epochs"]
+        terminal.note(f"trains {epochs} epoch(s), about {tables.duration(seconds)}")
 
 
 def _penalty(entry: Mapping[str, object]) -> str:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from tikhon.training.recipe import Recipe
 
 FIXED = 20  # epochs of what must know its length beforehand
 SECONDS = 60.0  # after which an open training ends
 _PATIENCE = 10, 100  # epochs, or steps if these are more
+_LONG = 3_000  # steps of a training whose time is told before it starts
+_TIMED = 20  # steps that tell it
 _MOST = 100, 20_000, 2_000  # epochs, or steps if these are more, but no more epochs than that
 
 
@@ -62,3 +69,30 @@ def needs_length(recipe: Recipe, schedule: str, *, refit: bool, validated: bool)
         if not isinstance(entry.get("strength", 0.0), int | float):
             return f"the strength of {entry['penalty']} moves over them"
     return ""
+
+
+def training_time(
+    network: nn.Module, x: Tensor, y: Tensor, training: Mapping[str, Any]
+) -> float | None:
+    """Seconds that all epochs will take, by the time of a few steps on a copy; None for a short
+    training, which nobody waits for. Penalties and validation come on top.
+    """
+    import torch
+
+    from tikhon.training.losses import loss_of
+
+    size = training["batch_size"]
+    steps = -(-len(x) // size) * training["epochs"]
+    if steps < _LONG:
+        return None
+    model, loss = copy.deepcopy(network), loss_of(training["loss"], y)
+    optimizer = torch.optim.AdamW(model.parameters())
+    began = 0.0
+    with torch.random.fork_rng(devices=[]):
+        for number in range(_TIMED + 1):
+            if number == 1:  # the first step also makes the optimizer's state
+                began = time.perf_counter()
+            optimizer.zero_grad()
+            loss(model(x[:size]), y[:size]).backward()
+            optimizer.step()
+    return (time.perf_counter() - began) / _TIMED * steps

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tikhon.cli import tables
 from tikhon.cli.options import DataDir, Printed
 
 
@@ -44,6 +45,8 @@ def predict(
     saved = SavedModel.load(run)
     given = {"data_dir": data_dir, "encoding": encoding}
     options = {name: value for name, value in given.items() if value is not None}
+    fitted = saved.preprocessing
+    tables.announce(terminal, data, None, None if fitted is None else fitted.transform)
     x, remarks = saved.read_with_remarks(data, **options)
     frame = saved.predict(x)
     for remark in remarks:

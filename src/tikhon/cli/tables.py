@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tikhon.cli.groups import values_of
@@ -12,6 +14,7 @@ from tikhon.options import DATA, Option, option
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
     from tikhon.data.dataset import Dataset
+    from tikhon.data.reading import Source
     from tikhon.data.table import TableOptions
 
 
@@ -108,6 +111,42 @@ def leave_to_notices() -> None:
     """Classes that validation rows or folds lack: `split` and its notices tell of them by name."""
     for start in ("valid lacks the class", r"class\(es\) .* have fewer rows"):
         warnings.filterwarnings("ignore", message=start)
+
+
+def announce(
+    terminal: Terminal,
+    data: str,
+    table: TableOptions | None,
+    use: Callable[[Source], object] | None = None,
+) -> None:
+    """Say how long a large table will take to be read, before it is.
+
+    `use` is what is done with its rows: by default they become a data set that is split.
+    """
+    from tikhon.data.pace import reading_time
+    from tikhon.data.splits import split
+    from tikhon.data.table import from_source
+
+    if table is not None:
+        use = use or (lambda source: split(from_source(source, table)))
+    if use is None:
+        return
+    path = Path(data).expanduser()
+    seconds = reading_time(path, use, None if table is None else table.format)
+    if seconds is not None:
+        size = path.stat().st_size / 1e6
+        terminal.note(f"{path.name}: {size:,.0f} MB, about {duration(seconds)} to read")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, as exact as an estimate is.
+
+    >>> duration(8.4), duration(100.0), duration(5_400.0)
+    ('8 s', '2 min', '1.5 h')
+    """
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def introduce(terminal: Terminal, source: Dataset) -> None:

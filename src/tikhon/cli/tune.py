@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tikhon.data import Split
     from tikhon.tuning.tune import TuneResult
 
+_SAID = 20.0  # seconds of a plan from which on they are said
+
 
 def tune(
     data: Data,
@@ -107,6 +109,7 @@ def tune(
     from tikhon.training.fit import versions
 
     terminal, read = run.terminal(), table.read()
+    tables.announce(terminal, data, read)
     source = load(data, data_dir=data_dir, table=read)
     parts = split(source, valid=0.2, test=test, seed=seed)
     tables.introduce(terminal, parts.train)
@@ -250,9 +253,10 @@ class Board:
     def _plan(self, plan: dict[str, Any]) -> None:
         self._seconds = plan["seconds"]
         how = f"{plan['chunk']} at a time" if plan["chunk"] > 1 else "one after another"
-        self._terminal.note(
-            f"plan: {plan['members']} members of {plan['epochs']} epochs, trained {how}"
-        )
+        told = f"plan: {plan['members']} members of {plan['epochs']} epochs, trained {how}"
+        if (expected := plan["expected"] or 0.0) > _SAID:
+            told += f"; about {tables.duration(expected)}"
+        self._terminal.note(told)
         if plan["chunk"] == 1 and plan["reason"]:
             self._terminal.note(f"not vectorised: {plan['reason']}", "yellow")
 

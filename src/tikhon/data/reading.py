@@ -105,16 +105,17 @@ def is_table(path: Path) -> bool:
     return name.endswith(SUFFIXES)
 
 
-def read(path: Path, format: Format | None = None) -> Source:
+def read(path: Path, format: Format | None = None, *, content: bytes | None = None) -> Source:
     """The rows of a CSV, TSV, JSON lines, Excel, Feather or Parquet file, gzipped or not.
 
-    What a file is is told by its content, then by its name. Raises `DataError` for what cannot be
+    What a file is is told by its content, then by its name; `content` takes the place of what it
+    holds. Raises `DataError` for what cannot be
     read without a guess, with the line and the remedy: duplicate columns, rows longer or shorter
     than the header, another encoding, NUL bytes, no rows, an open quote, a damaged file.
     """
     format = format or Format()
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if content is None else content
         modified = path.stat().st_mtime
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -17,6 +17,7 @@ from tikhon.tuning.space import Choice, Space
 from tikhon.tuning.trials import Value
 
 MEMBERS = 16  # as good as a grid of 64 (selection noise hides the difference)
+HALVED = 0.45  # full trainings of a member that guarded halving costs, with validation
 REFIT = 9  # full trainings kept for the default and the refits
 DEFAULTS = {"lr": 3e-3, "dropout": 0.1, "weight_decay": 0.01}
 
@@ -37,6 +38,16 @@ class Plan:
     reason: str = ""
     microseconds: tuple[tuple[int, float], ...] = ()
     threads: int = 0
+
+    def expected(self, searching: int, refitting: int) -> float | None:
+        """Seconds that the whole will take, roughly; `searching` and `refitting` are the steps of
+        an epoch of one member in the search, with its folds, and on all rows.
+        """
+        if self.seconds is not None or not self.microseconds:
+            return self.seconds
+        trials = 1 + (HALVED * self.members if self.members > 1 else 1)
+        steps = self.epochs * (trials * searching + (REFIT - 1) * refitting)
+        return steps * self.microseconds[0][1] * 1e-6
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -72,11 +83,11 @@ def make_plan(job: Job, space: Space, budget: str | None) -> Plan:
             "give more time or fewer epochs"
         )
     full = affordable / job.epochs - REFIT / max(job.folds, 1)
-    members = min(max(int(full / 0.45), 1), 64)  # guarded halving costs about 0.3 of full length
+    members = min(max(int(full / HALVED), 1), 64)
     epochs = job.epochs
     if members < MEMBERS // 2:
-        epochs = max(math.ceil(job.epochs / 4), int(affordable / (REFIT + 0.45 * MEMBERS / 2)))
-        members = max(1, min(MEMBERS // 2, int((affordable / epochs - 2) / 0.45)))
+        epochs = max(math.ceil(job.epochs / 4), int(affordable / (REFIT + HALVED * MEMBERS / 2)))
+        members = max(1, min(MEMBERS // 2, int((affordable / epochs - 2) / HALVED)))
     if not space.varying:
         members = 1
     return Plan(members, min(epochs, job.epochs), chunk, seconds, reason, measured, threads)

@@ -1,0 +1,40 @@
+"""What takes long is said to, before it starts."""
+
+from __future__ import annotations
+
+import torch
+
+from tikhon.cli import main
+from tikhon.cli.length import training_time
+from tikhon.data import pace
+from tikhon.models.mlp import MLP
+
+
+def test_the_command_says_how_long_a_large_table_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pace, "LARGE", 1_000)
+    monkeypatch.setattr(pace, "_HEADS", (2_000, 8_000))
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(
+        f"{i * 37 % 101},{i * i % 23}.5,{'pq'[i * i % 101 > 50]}\n" for i in range(2_000)
+    )
+    (tmp_path / "d.csv").write_text("a,b,y\n" + rows)
+    given = ["--target", "y", "--epochs", "1", "--no-linear", "--output", "run"]
+    assert main(["fit", "d.csv", *given]) == 0
+    said = capsys.readouterr().err
+    assert "d.csv: " in said and "to read" in said
+    assert said.index("to read") < said.index("rows to train on")
+    assert main(["predict", "run", "d.csv", "--output", "p.csv"]) == 0
+    assert "to read" in capsys.readouterr().err
+
+
+def test_the_time_of_a_training_changes_nothing_and_grows_with_its_epochs():
+    torch.manual_seed(0)
+    x, network = torch.randn(2_000, 6), MLP([6, 64, 2], rate=0.5)
+    y, before = (x[:, 0] > 0).long(), {n: t.clone() for n, t in network.state_dict().items()}
+    state = torch.get_rng_state()
+    training = {"batch_size": 10, "loss": "auto"}
+    assert training_time(network, x, y, {**training, "epochs": 1}) is None
+    short, long = (training_time(network, x, y, {**training, "epochs": n}) for n in (20, 400))
+    assert long > 5 * short > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
