@@ -16,6 +16,7 @@ from tikhon.errors import DataError
 
 # third byte of the magic number -> big-endian element type
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_DIMENSIONS = 32
 _LIMIT = 1 << 32  # bytes of content that are read at most: a small gzip may claim terabytes
 
 
@@ -74,8 +75,12 @@ def _parse(stream: BinaryIO, path: Path, sha256: str | None) -> np.ndarray:
     shape = struct.unpack(f">{magic[3]}I", header)
     dtype = np.dtype(_TYPES[magic[2]])
     size = math.prod(shape) * dtype.itemsize
-    if size > _LIMIT:
-        raise DataError(f"{path} claims {size:,} bytes of content; the limit is {_LIMIT:,}")
+    claimed = math.prod(max(length, 1) for length in shape) * dtype.itemsize  # none of no rows
+    if claimed > _LIMIT or len(shape) > _DIMENSIONS:
+        raise DataError(
+            f"{path} claims {len(shape)} dimensions of {claimed:,} bytes; the limits are "
+            f"{_DIMENSIONS} and {_LIMIT:,}"
+        )
     content = stream.read(size)
     if len(content) < size:
         raise DataError(
