@@ -50,7 +50,7 @@ def test_columns_targets_and_what_was_left_out(frame, tmp_path):
     assert columns["age"]["mean"] == pytest.approx(frame.age.mean())
     assert (columns["since"]["first"], columns["since"]["last"]) == ("2020-01-01", "2020-07-18")
     assert columns["plan"]["levels"] == ["a", "b"] and columns["plan"]["of"] == 2
-    assert columns["dose"]["reading"] == "limits (<) as the number and a flag"
+    assert columns["dose"]["readings"] == ["limits (<) as the number and a flag"]
     [left] = found["left_out"]
     assert left == {"name": "country", "reason": "the same value 'NL' in all rows"}
     assert found["target"]["classes"] == ["no", "yes"]

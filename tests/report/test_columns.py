@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
 import tikhon
 from sample_runs import save
 from tikhon import report
+from tikhon.data.columns import Column
 from tikhon.report.kinds import columns, sentences
 from tikhon.report.kinds.sentences import sentence
 from tikhon.report.page import Label, Page, Table
@@ -16,9 +19,9 @@ from tikhon.report.saved import read
 DATA = Path(tikhon.__file__).parent / "data"
 TABLE = {
     "columns": [
-        {"name": "age", "kind": "number", "missing": 1200, "inputs": 2, "reading": "in kg",
+        {"name": "age", "kind": "number", "missing": 1200, "inputs": 2, "readings": ["in kg"],
          "mean": 40.0, "deviation": 2.0},
-        {"name": "plan", "kind": "category", "missing": 0, "inputs": 9, "reading": "",
+        {"name": "plan", "kind": "category", "missing": 0, "inputs": 9, "readings": [],
          "levels": ["x", "y"], "of": 9},
     ],
     "left_out": [{"name": "id", "reason": "an identifier: another code in each of 30 rows"}],
@@ -52,6 +55,7 @@ def test_columns_of_a_table_are_shown(tmp_path):
     used = [[shown(cell) for cell in row] for row in found["columns_caption"].rows]
     assert used[0] == ["age", "number", "40.0 ± 2.000; in kg", "1,200", "2"]
     assert used[1][:3] == ["plan", "category", "x, y, ..."]
+    assert shown(found["columns_caption"].rows[0][2], "zh") == "40.0 ± 2.000；单位 kg"
     [[_, reason]] = found["left_out_caption"].rows
     assert shown(reason, "zh") == "标识符：30 行各有不同的编码"
     assert [row[1:] for row in found["classes_caption"].rows] == [("5", "2", "1"), ("4", "1", "1")]
@@ -114,6 +118,25 @@ def noticed(name: str) -> list[tuple[str, str]]:
     return [
         (kind, text) for kind, text in found if " " in text and kind not in ("left_out", "leak")
     ]
+
+
+EVERY_WAY = [
+    {"decimal": ",", "unit": "€", "missing": ("-",), "words": ("<", "low")},
+    {"decimal": ""},
+    {"format": "dmy", "short": True},
+    {"format": "mdy"},
+    {"kind": "boolean", "spellings": ("0", "Y", "no", "yes")},
+    {"kind": "category", "spellings": ("PRO",)},
+    {"kind": "text", "format": "words"},
+    {"kind": "text", "format": "letters"},
+]
+
+
+@pytest.mark.parametrize("given", EVERY_WAY, ids=str)
+def test_how_a_column_was_read_is_told_in_both_languages(given):
+    readings = Column(**{"name": "a", "kind": "number", **given}).readings
+    assert readings
+    assert [r for r in readings if not isinstance(sentence(r, "reading_"), Label)] == []
 
 
 def reasons(node: ast.AST) -> list[ast.expr]:

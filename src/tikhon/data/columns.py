@@ -92,7 +92,12 @@ class Column:
 
     @property
     def reading(self) -> str:
-        """What was decided about the way its cells are written; "" for the usual way."""
+        """`readings` in one line."""
+        return ", ".join(self.readings)
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """What was decided about the way its cells are written; nothing for the usual way."""
         said = []
         if self.decimal != ".":
             said.append("decimal comma" if self.decimal else "each cell by its own decimal mark")
@@ -118,7 +123,7 @@ class Column:
             said.append(f"{listed(self.spellings)} as another spelling")
         if self.kind == "text":
             said.append(f"free text, hashed by {self.format}")
-        return ", ".join(said)
+        return tuple(said)
 
 
 def infer(source: Source, name: str, *, forced: str | None = None) -> Column:

@@ -37,7 +37,7 @@ def describe(source: Dataset, parts: Split) -> dict[str, Any]:
                 "kind": column.kind,
                 "missing": _missing(column, cells[:, place]),
                 "inputs": len(inputs[i]),
-                "reading": column.reading,
+                "readings": list(column.readings),
                 **_cells(column, cells[:, place]),
             }
             for i, (column, place) in enumerate(

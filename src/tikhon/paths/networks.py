@@ -279,7 +279,8 @@ def _refitted(
         masks.append(mask)
     x, _ = data
     settings = Settings(
-        lr=torch.full((len(models),), 5e-3), weight_decay=torch.full((len(models),), DECAY)
+        lr=torch.full((len(models),), 5e-3),
+        weight_decay={"*": torch.full((len(models),), DECAY)},
     )
     population = Population(
         models, settings, objective=sweep.objective, example=x[:2], steps=REFIT_STEPS

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tikhon.report import charts
-from tikhon.report.kinds.sentences import told
+from tikhon.report.kinds.sentences import sentence, told
 from tikhon.report.page import Block, Chart, Label, Name, Section, Table, number, say
 from tikhon.report.saved import SavedRun
 
@@ -45,18 +45,23 @@ def used(table: Mapping[str, Any]) -> Table | None:
     return Table(say("columns_caption"), tuple(map(say, keys)), rows) if rows else None
 
 
-def _held(column: Mapping[str, Any]) -> Name:
+def _held(column: Mapping[str, Any]) -> Name | Label:
     """Mean and deviation, levels or days of a column, and how it was read if unusually."""
-    said = []
+    held = ""
     if "levels" in column:
         more = ", ..." if column["of"] > len(column["levels"]) else ""
-        said.append(", ".join(map(str, column["levels"])) + more)
+        held = ", ".join(map(str, column["levels"])) + more
     elif "mean" in column:
-        said.append(f"{number(column['mean'])} ± {number(column['deviation'])}")
+        held = f"{number(column['mean'])} ± {number(column['deviation'])}"
     elif "first" in column:
-        said.append(f"{column['first']} – {column['last']}")
-    said += [column["reading"]] if column.get("reading") else []
-    return Name("; ".join(said) or "–")
+        held = f"{column['first']} – {column['last']}"
+    how: Label | str = ""
+    for part in reversed(column.get("readings") or ()):
+        one = sentence(part, "reading_")
+        how = say("evidence_and", first=one, rest=how) if how else one
+    if held and how:
+        return say("held_and_read", held=held, how=how)
+    return how if isinstance(how, Label) else Name(held or how or "–")
 
 
 def left_out(table: Mapping[str, Any]) -> Table | None:

@@ -23,6 +23,7 @@ from tikhon.report.page import (
 from tikhon.report.saved import SavedRun
 
 LINES = 12  # features that get a line of their own; the others share one colour
+ROWS = 20  # of the table of models, about
 
 
 def page(run: SavedRun) -> Page:
@@ -143,23 +144,23 @@ def steps(run: SavedRun, chosen: int | None) -> Table | None:
     tests = result.get("test_scores") or []
     if not tests:
         return None
-    rows: list[tuple[Cell, ...]] = []
-    mark, last = None, None
-    for i, count in enumerate(result["counts"]):
-        if count == last and i != chosen:
-            continue
-        last, mark = count, len(rows) if i == chosen else mark
-        rows.append(
-            (
-                str(count),
-                strength(result["strengths"][i]),
-                number(result["scores"][i]),
-                number(tests[i]),
-            )
+    counts = result["counts"]
+    changed = [i for i, count in enumerate(counts) if not i or count != counts[i - 1]]
+    thin = 1 + (len(changed) - 1) // ROWS
+    kept = sorted({*changed[::thin], changed[-1], *(() if chosen is None else (chosen,))})
+    rows = tuple(
+        (
+            str(counts[i]),
+            strength(result["strengths"][i]),
+            number(result["scores"][i]),
+            number(tests[i]),
         )
+        for i in kept
+    )
+    mark = None if chosen is None else kept.index(chosen)
     metric = parts.metric_of([result.get("metrics") or {}, {"train/loss": 0}])
     head = (say("kept"), say("strength"), say("valid_loss"), parts.part_score(metric, "test"))
-    return Table(say("steps_caption"), head, tuple(rows), mark)
+    return Table(say("steps_caption"), head, rows, mark)
 
 
 def features(run: SavedRun, chosen: int | None) -> Table | None:
