@@ -195,3 +195,65 @@ def test_elementwise_is_what_no_other_entry_has_a_part_in(penalty):
 @every(PENALTIES)
 def test_all_laws_as_exported(penalty):
     laws.check_penalty(penalty, seeds=1)
+
+
+# by ranks, thresholds and neighbours: a move of one entry may well leave the others' gradients
+RANKED = (
+    penalties.TopK
+    | penalties.LInf
+    | penalties.SLOPE
+    | penalties.Simplex
+    | penalties.GroupMCP
+    | penalties.Hierarchical
+)
+
+
+@every(PENALTIES)
+def test_elementwise_says_whether_it_is_a_sum_over_entries(penalty):
+    """Moving one entry changes the gradient (or the projection) of no other."""
+    source = torch.Generator().manual_seed(4)
+    w = torch.randn(SIZE, generator=source, dtype=torch.float64)
+    touched = torch.zeros(SIZE, dtype=torch.bool)
+    for entry in itertools.product(*map(range, SIZE)):
+        moved = w.clone()
+        moved[entry] += 0.7
+        act = (lambda x: penalty.prox(x, 1.0)) if penalty.constraint else penalty.grad
+        differs = (act(moved) - act(w)).abs() > 1e-12
+        differs[entry] = False
+        touched |= differs
+    apart = not touched.any()
+    if isinstance(penalty, RANKED):
+        assert not penalty.elementwise  # ties and ranks may leave the others alone
+    elif isinstance(penalty, penalties.TotalVariation):
+        assert not penalty.elementwise  # its gradient knows neighbours by their order alone
+    else:
+        assert penalty.elementwise == apart
+
+
+@every([p for p in PENALTIES if not p.constraint])
+def test_convex_is_told_by_chords(penalty):
+    source = torch.Generator().manual_seed(5)
+    x, y = 2 * torch.randn((2, 40, *SIZE), generator=source, dtype=torch.float64)
+    above = [
+        float(penalty.value((a + b) / 2) - (penalty.value(a) + penalty.value(b)) / 2)
+        for a, b in [*zip(x, y), *zip(0.05 * x, y), *zip(0.05 * x, -0.05 * x)]
+    ]
+    assert (max(above) <= 1e-9) == penalty.convex
+
+
+SLOPED = [p for p in PROXIMABLE if not p.constraint and p.slopes(torch.zeros(SIZE)) is not None]
+
+
+@every([p for p in SLOPED if getattr(p, "weights", None) is None])
+def test_steepness_is_the_gradient_at_a_tiny_constant_row(penalty):
+    size = 1.0 if isinstance(penalty, penalties.ElasticNet) else 1e-9  # "up to a size of 1"
+    w = torch.full(SIZE, size, dtype=torch.float64)
+    expected = torch.as_tensor(penalty.steepness(w), dtype=w.dtype).expand(SIZE)
+    torch.testing.assert_close(penalty.grad(w), expected, rtol=1e-5, atol=0)
+    twice = penalty.with_strength(2 * penalty.strength)
+    if not isinstance(penalty, penalties.LogSum):
+        torch.testing.assert_close(twice.grad(w), 2 * expected, rtol=1e-5, atol=0)
+
+
+def test_a_steepness_that_no_slope_tells_is_the_strength():
+    assert penalties.NuclearNorm(0.4).steepness(torch.ones(2, 2)) == 0.4
