@@ -28,9 +28,12 @@ def unknown(kind: str, received: object, options: Iterable[str]) -> str:
     "unknown optimizer 'adm'; did you mean 'adam'? Valid: adam, sgd"
     """
     names = sorted(map(str, options))
-    close = get_close_matches(str(received), names, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+    lower = {name.lower(): name for name in names}
+    word = str(received).lower()
+    near = [lower[name] for name in get_close_matches(word, lower, n=_MOST, cutoff=0)]
+    close = [word] if word in lower else get_close_matches(word, lower, n=3, cutoff=0.5)
+    meant = " or ".join(repr(lower[name]) for name in close)
+    hint = f"; did you mean {meant}?" if close else "."
     if len(names) > _MOST:
-        near = get_close_matches(str(received), names, n=_MOST, cutoff=0)
         names = [*near, f"... ({len(names)} in all)"]
     return f"unknown {kind} {received!r}{hint} Valid: {', '.join(names)}"

@@ -192,3 +192,23 @@ def test_outputs_that_are_no_tensors_go_to_a_callable_as_they_are():
 def test_a_loop_of_ones_own_broadcasts_as_torch_does(loss):
     found = in_a_loop(loss, TARGET)(OUTPUT[:, None], TARGET)
     assert float(found) == pytest.approx(np.mean((o[:, None] - t) ** 2), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "bce", "mse"])
+def test_a_loss_by_name_says_that_the_model_returned_no_tensor(name):
+    with pytest.raises(InputError, match=rf"{name} needs a model that returns one tensor.*tuple"):
+        loss_of(name)((LOGITS, None), CLASSES)
+
+
+def test_the_class_of_a_loss_is_not_the_loss():
+    with pytest.raises(InputError, match=r"the class MSELoss, give an object: MSELoss\(\)"):
+        loss_of(nn.MSELoss)
+
+
+def test_auto_asks_about_targets_that_look_one_hot():
+    hot = F.one_hot(CLASSES).float()
+    with pytest.raises(InputError, match=r"give their numbers, y.argmax\(1\)"):
+        loss_of("auto", hot)
+    assert loss_of("mse", hot) is LOSSES["mse"]
+    for numbers in (hot + 0.5, hot * 0, hot[:, :1], torch.ones(ROWS, 3)):
+        assert loss_of("auto", numbers) is LOSSES["mse"]

@@ -39,7 +39,10 @@ class Loss:
     _broadcasting: dict[bool, bool] = field(default_factory=dict, repr=False)
 
     def __call__(self, output: object, target: object) -> Tensor:
-        """The mean loss of a batch, 0-d. Raises `InputError` for shapes that do not agree."""
+        """The mean loss of a batch, 0-d.
+
+        Raises `InputError` for shapes that do not agree, and for outputs that are no tensor.
+        """
         output, target = self.agreed(output, target)
         try:
             value = self.function(output, target)
@@ -76,6 +79,12 @@ class Loss:
 
     def agreed(self, output: Any, target: Any) -> tuple[Any, Any]:
         """Output and target in the shapes and types that the loss compares."""
+        if self.kind != "custom" and not isinstance(output, Tensor):
+            raise InputError(
+                f"{self.name} needs a model that returns one tensor, it returned "
+                f"{type(output).__name__}: give a loss of your own that picks what is compared, "
+                "such as lambda output, y: F.cross_entropy(output[0], y)"
+            )
         if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
             return output, target
         if self.kind == "classes":
@@ -149,7 +158,8 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
     "auto" is mean squares for targets of floats and cross-entropy for class numbers `y`. A mean
     of torch's is the same loss however it is given.
 
-    Raises `InputError` for another name, closest names first, and for what cannot be called.
+    Raises `InputError` for another name, closest names first, for what cannot be called, and
+    where "auto" meets one-hot targets.
 
     >>> x, y = torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 1.0])
     >>> [float(loss_of(loss)(x, y)) for loss in ("mse", F.mse_loss, nn.MSELoss(), "half_mse")]
@@ -159,12 +169,20 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
         return loss
     if isinstance(loss, str):
         auto = "mse" if y is not None and y.is_floating_point() else "cross_entropy"
+        if loss == "auto" and y is not None and _one_hot(y):
+            raise InputError(
+                f"every row of the targets, of shape {tuple(y.shape)}, holds one 1 and zeros: for "
+                "classes give their numbers, y.argmax(1); to train on them as numbers give "
+                "loss='mse'"
+            )
         return LOSSES[auto if loss == "auto" else known_name(loss)]
     if not callable(loss):
         raise InputError(
             f"loss must be a name ({', '.join(NAMES)}) or a callable of (output, target) that "
             f"gives one number, received {loss!r}"
         )
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        raise InputError(f"loss is the class {loss.__name__}, give an object: {loss.__name__}()")
     if isinstance(loss, nn.Module):
         return _of_module(loss)
     for entry in LOSSES.values():
@@ -172,6 +190,12 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
             return entry
     kind: Kind = "numbers" if loss in _ENTRYWISE_FUNCTIONS else "custom"
     return Loss(name_of(loss), cast(LossFunction, loss), kind)
+
+
+def _one_hot(y: Tensor) -> bool:
+    if y.ndim != 2 or y.shape[1] < 2 or not y.is_floating_point():
+        return False
+    return bool(((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all())
 
 
 def known_name(name: str) -> str:

@@ -34,8 +34,9 @@ SCHEDULES = ("constant", "cosine", "linear", "warmup_cosine")
 class Settings(TrainingOptions):
     """Optimizer, loss, length and seed of a training.
 
-    `optimizer` is a name, a factory of the parameters, or an instance bound to the model (which
-    then has its own lr and momentum); `loss` a name, a callable or "auto"; `budget` in seconds.
+    `optimizer` is a name, a class, a factory of the parameters, or an instance bound to the model
+    (the last two have an lr and momentum of their own); `loss` a name, a callable or "auto";
+    `budget` in seconds.
     """
 
     def __post_init__(self) -> None:
@@ -45,6 +46,14 @@ class Settings(TrainingOptions):
             known_name(self.loss)
         if self.schedule not in SCHEDULES:
             raise InputError(unknown("schedule", self.schedule, SCHEDULES))
+        if not (isinstance(self.optimizer, (str, Optimizer)) or callable(self.optimizer)):
+            raise InputError(
+                "optimizer must be a name, a class of torch's, a function of the parameters or an "
+                f"optimizer, received {self.optimizer!r}"
+            )
+        for name in ("lr", "momentum"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise InputError(f"{name} must be a number, received {getattr(self, name)!r}")
         if not (0 < self.lr < math.inf):
             raise InputError(f"lr must be finite and > 0, received {self.lr!r}")
         if not 0 <= self.momentum < 1:
@@ -64,14 +73,19 @@ class Settings(TrainingOptions):
         return pick_device(self.device)
 
     def build_optimizer(self, model: nn.Module) -> Optimizer:
-        """The optimizer over the model's trainable parameters."""
+        """The optimizer over the model's trainable parameters.
+
+        Raises `InputError` where `lr` is given beside an optimizer that has another.
+        """
         if isinstance(self.optimizer, Optimizer):
-            return self.optimizer
+            return self._checked(self.optimizer)
         params = [p for p in model.parameters() if p.requires_grad]
         if not params:
             raise InputError(f"{type(model).__name__} has no trainable parameter")
-        if not isinstance(self.optimizer, str):
-            return self.optimizer(params)
+        if not isinstance(self.optimizer, (str, type)):
+            return self._checked(self.optimizer(params))
+        if isinstance(self.optimizer, type):
+            return self.optimizer(params, lr=self.lr)
         options: dict[str, Any] = {"lr": self.lr}
         if self.optimizer in _MOMENTUM:
             options["momentum"] = self.momentum
@@ -80,6 +94,16 @@ class Settings(TrainingOptions):
         if self.optimizer in _FUSED and all(p.is_floating_point() for p in params):
             options["fused"] = True
         return OPTIMIZERS[self.optimizer](params, **options)
+
+    def _checked(self, optimizer: Optimizer) -> Optimizer:
+        rates = {float(group["lr"]) for group in optimizer.param_groups if "lr" in group}
+        if self.lr != type(self).lr and rates - {self.lr}:
+            found = ", ".join(f"{rate:g}" for rate in sorted(rates))
+            raise InputError(
+                f"lr={self.lr:g} is given beside an optimizer that was built with lr={found}, "
+                "which is used; give one of the two"
+            )
+        return optimizer
 
     def rate(self, step: int, steps: int) -> float:
         """The factor on lr at `step` of `steps`, a function of these alone: no state to resume.
@@ -101,10 +125,14 @@ class Settings(TrainingOptions):
 
     def describe(self) -> dict[str, Any]:
         """The optimizer's part of a run's configuration."""
-        name = self.optimizer if isinstance(self.optimizer, str) else type(self.optimizer).__name__
+        given, lr = self.optimizer, float(self.lr)
+        if isinstance(given, Optimizer):
+            name, lr = type(given).__name__, float(given.param_groups[0].get("lr", lr))
+        else:
+            name = given if isinstance(given, str) else name_of(given)
         return {
             "name": name,
-            "lr": self.lr,
+            "lr": lr,
             "momentum": self.momentum,
             "schedule": self.schedule,
             "batch_size": self.batch_size,
