@@ -26,13 +26,13 @@ from tikhon.strengths.sensitivity import (
     FEWEST,
     FROZEN,
     begin,
+    brevity,
     carry_decay,
     carry_prox,
     descend,
     first_decay,
     rate_of,
     trust,
-    usual_decay,
 )
 from tikhon.strengths.validation import Look, look
 
@@ -73,10 +73,10 @@ class Hypergradient(Controller):
             moves (``0.9 * steps / every``) stays near its start: a warning says so.
         every: steps between two validation gradients (one batch each), at least 1.
         start: the first strength; 0 takes one from the first steps: for L2 the decay that shrinks
-            a weight by 0.1 % a step (by exp(-8) over a long run, and by much less a step in a run
+            a weight by 0.3 % a step (by exp(-8) over a long run, and by much less a step in a run
             of under 1000), for the others a twentieth of the largest gradient.
-        range: smallest and largest strength of a decoupled L2; of the other terms, where `start`
-            is 0, relative to a usual one: a decay of 0.3 % a step, or the first strength.
+        range: smallest and largest strength of a decoupled L2; of the other terms it is relative
+            to the first strength of a long run where `start` is 0.
         per: one strength for each parameter ("layer"), for each parameter group of the optimizer
             ("group") or for all of the term ("term").
         damping: ``c`` >= 0, the curvature in the metric of the optimizer; math.inf forgets ``Z``
@@ -233,8 +233,7 @@ class Hypergradient(Controller):
         absolute = self.start or all(
             r.how == "decoupled" and isinstance(r.penalty, L2) for r in readings
         )
-        decays = isinstance(readings[0].penalty, L2)
-        usual = start * usual_decay(self.steps) / first_decay(self.steps) if decays else start
+        usual = start / brevity(self.steps) if isinstance(readings[0].penalty, L2) else start
         scale = 1.0 if absolute else usual
         memory["low"], memory["high"] = (math.log(scale * bound) for bound in self.range)
         memory.update(begin(min(max(math.log(start), memory["low"]), memory["high"])))

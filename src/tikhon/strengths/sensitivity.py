@@ -24,9 +24,8 @@ CAP = 0.5  # largest share of a weight that one step of decay removes
 FEWEST = 10  # moves of a strength below which its start decides more than the validation loss
 _MOMENTUM, _SCALE = 0.9, 0.999
 _LARGEST = 0.2  # largest move of log s: a short run is no reason for a leap
-_SHRINK = 0.003  # part of a weight that a usual decay removes in a step,
-_HORIZON = 8.0  # but in long runs no more than would shrink it by exp(-8) over the whole run;
-_FIRST = 1 / 3  # of it the first strength is this part,
+_SHRINK = 0.003  # part of a weight that the first strength of a decay removes in a step,
+_HORIZON = 8.0  # but in long runs no more than would shrink it by exp(-8) over the whole run,
 _WARM = 1000  # and in runs of fewer steps less, by the square of their number
 _TOLD = 0.01  # gain over one answer for all rows from which on a model tells them apart
 _NEGLIGIBLE = 1e-3  # slope of log s, as a part of the loss, that is not worth a full move
@@ -34,12 +33,7 @@ _NEGLIGIBLE = 1e-3  # slope of log s, as a part of the loss, that is not worth a
 
 def first_decay(steps: int) -> float:
     """Gain times the first strength of a decay, for a run of `steps`."""
-    return min(_FIRST * _SHRINK, _HORIZON / steps) * brevity(steps)
-
-
-def usual_decay(steps: int) -> float:
-    """Gain times the decay that a range is relative to, where it has no unit of its own."""
-    return min(_SHRINK, _HORIZON / steps)
+    return min(_SHRINK, _HORIZON / steps) * brevity(steps)
 
 
 def brevity(steps: int) -> float:
