@@ -120,6 +120,16 @@ def test_the_folder_is_proved_writable_before_training(tmp_path, monkeypatch):
     assert not list((tmp_path / "run").iterdir())
 
 
+def test_a_probe_whose_folder_cannot_be_synced_goes_too(tmp_path, monkeypatch):
+    def full(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "_sync_folder", full)
+    with pytest.raises(StorageError, match="no space"), RunDirectory(tmp_path / "run") as folder:
+        folder.create()
+    assert not list((tmp_path / "run").iterdir())
+
+
 def test_litter_of_a_killed_process_is_removed(tmp_path):
     (tmp_path / ".config.json.abcdefgh.tmp").write_text("half")
     (tmp_path / "checkpoint").mkdir()

@@ -190,8 +190,10 @@ class RunDirectory:
     def _probe(self) -> None:
         """Write, replace and read a file: some folders fail only then."""
         probe = self.path / _PROBE
-        write_bytes(probe, b"tikhon")
-        probe.unlink()
+        try:
+            write_bytes(probe, b"tikhon")
+        finally:  # the folder may fail after the file has its name
+            probe.unlink(missing_ok=True)
 
     def _clear(self) -> None:
         for target in (self.path / name for name in _MADE):
