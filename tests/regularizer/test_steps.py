@@ -227,6 +227,40 @@ def test_a_penalty_that_raises_before_the_step_moves_nothing(how):
         torch.testing.assert_close(p.detach(), torch.full_like(p, 0.9))
 
 
+def test_a_failure_takes_back_nothing_of_the_steps_before():
+    model = weights(1, 3)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    tk.regularize(model, optimizer, {"*": [tk.Term(tk.L2(0.5), how="decoupled"), Failing(0.1)]})
+    zero_gradients(model)
+    optimizer.step()
+    before = model.weight.detach().clone()
+    Failing.broken = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("good", [0, 2])
+def test_a_failure_leaves_no_trace_in_the_average_of_gradients(good):
+    """By orthants an average decides where a zero is left; a step tried twice counts once."""
+    ends = []
+    for failures in (0, 3):
+        model = nn.Sequential(weights(1, 3, value=0.0))
+        optimizer = failing_optimizer(model)
+        reg = tk.regularize(model, optimizer, tk.L1(0.5))
+        for gradient in [0.0] * good + [-4.0, 0.3, 0.3]:
+            model[0].weight.grad = torch.full((1, 3), gradient)
+            optimizer.broken = True
+            for _ in range(failures):
+                with pytest.raises(RuntimeError, match="out of memory"):
+                    optimizer.step()
+            optimizer.broken = False
+            optimizer.step()
+        ends.append((reg.state_dict()["averages"], model[0].weight.detach()))
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+    assert ends[0][0]
+
+
 def test_a_closure_that_raises_leaves_its_gradients():
     model = weights(1, 3)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
