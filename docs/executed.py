@@ -142,6 +142,7 @@ def masked(text: str) -> str:
 
     text = BLOCK.sub(asked, text)
     text = re.sub(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?", "#", text)
+    text = re.sub(r"─+", "─", re.sub(r"[▁-█]+", "▁", text))  # as wide or high as the numbers
     return re.sub(r"[ \t]+", " ", text)
 
 
