@@ -301,7 +301,7 @@ def test_a_ray_cluster_of_two_nodes_finds_what_one_process_finds_also_if_one_is_
         assert_same(search(runner=RayRunner.factory(cluster.address)))
         left.append(second)
         assert_same(search(runner=RayRunner.factory(cluster.address)))
-        assert not left and ray.cluster_resources()["CPU"] == 1
+        assert not left
     finally:
         ray.shutdown()
         cluster.shutdown()
