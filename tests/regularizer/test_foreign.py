@@ -401,11 +401,32 @@ class GoesOn(SAM):
                 p.data.sub_(0.01)
 
 
+class PutsBack(SAM):
+    """Trains weights of its own, which are in the model during the inner step alone.
+
+    Gradients are taken halfway between them and their average, as schedule-free wrappers do.
+    """
+
+    @torch.no_grad()
+    def step(self):
+        params = [p for group in self.param_groups for p in group["params"]]
+        if not hasattr(self, "own"):
+            self.own, self.mean = ([p.clone() for p in params] for _ in range(2))
+        for p, own in zip(params, self.own):
+            p.copy_(own)
+        self.inside.step()
+        for p, own, mean in zip(params, self.own, self.mean):
+            own.copy_(p)
+            mean.lerp_(own, 0.1)
+            p.copy_((own + mean) / 2)
+
+
 AROUND = {
     "Lookahead": lambda params: Lookahead(optim.SGD(params, lr=0.1)),
     "Lookahead, six steps": lambda params: Lookahead(optim.SGD(params, lr=0.1), period=6),
     "copies made late": lambda params: LateLookahead(optim.SGD(params, lr=0.1)),
     "goes on": lambda params: GoesOn(params, optim.SGD, lr=0.1),
+    "puts back": lambda params: PutsBack(params, optim.SGD, lr=0.1),
 }
 
 

@@ -82,13 +82,17 @@ class Drift:
     """Whether weights move between our steps, so that zeros and bounds do not outlast these.
 
     Wrappers do that which average the weights with copies of their own (Lookahead) or go on when
-    the optimizer inside has stepped. A perturbation that is taken back (SAM) is none.
+    the optimizer inside has stepped, also those that put back before the next step what they have
+    moved (schedule-free wrappers): the weights are looked at where the next gradient arrives, too.
+    A perturbation that is taken back after that (SAM) is none.
     """
 
     def __init__(self, param: nn.Parameter) -> None:
         self._param = param
         self._found: Tensor | None = None  # at the beginning of a step
         self._left: Tensor | None = None  # at its end
+        self._strayed = False  # where the next gradient arrived
+        self._handle: Any = None
         self._steps = self._moved = 0
 
     @property
@@ -98,17 +102,34 @@ class Drift:
 
     def begin(self) -> bool:
         """A step begins; whether the weights have now moved between steps twice."""
+        self.stop()
         now = _sample(self._param)
-        if self._left is not None and self._found is not None:
-            between, ours = (now - self._left).norm(), (self._left - self._found).norm()
-            rounding = 4 * torch.finfo(now.dtype).eps * self._left.norm()
-            self._moved += bool(between > 0.01 * ours + rounding)
-        self._found, self._steps = now, self._steps + 1
+        self._moved += self._strayed or self._apart(now)
+        self._found, self._steps, self._strayed = now, self._steps + 1, False
         return self._moved > 1
 
     def end(self) -> None:
         """It has ended."""
         self._left = _sample(self._param)
+        if self._param.requires_grad and self._param.is_leaf:
+            self._handle = self._param.register_post_accumulate_grad_hook(self._arrive)
+
+    def stop(self) -> None:
+        """Look no more at gradients that arrive."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _arrive(self, param: Tensor) -> None:
+        self.stop()
+        self._strayed = self._apart(_sample(self._param))
+
+    def _apart(self, now: Tensor) -> bool:
+        if self._left is None or self._found is None:
+            return False
+        between, ours = (now - self._left).norm(), (self._left - self._found).norm()
+        rounding = 4 * torch.finfo(now.dtype).eps * self._left.norm()
+        return bool(between > 0.01 * ours + rounding)
 
 
 class Recomputed:

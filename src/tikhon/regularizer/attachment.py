@@ -92,6 +92,8 @@ class Attachment:
     def remove(self) -> None:
         """Act no more."""
         self.recount()
+        if self._drift is not None:
+            self._drift.stop()
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None
