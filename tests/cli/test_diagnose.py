@@ -61,6 +61,19 @@ def test_findings_go_to_stdout_and_the_gate_fails(program, capsys):
     assert "vanishing_gradient" in result["labels"]
 
 
+def test_the_column_of_a_table_is_named(program, capsys):
+    numbers = [
+        [(k * step) % 1 for step in (0.37, 0.71, 0.13, 0.59, 0.83, 0.29)] for k in range(200)
+    ]
+    rows = (f"{','.join(f'{v:.3f}' for v in row)},{'abc'[k % 3]}" for k, row in enumerate(numbers))
+    (program / "t.csv").write_text("a,b,c,d,e,f,kind\n" + "\n".join(rows) + "\n")
+    asked = ("diagnose", "train.py:small", "--data", "t.csv", "--steps", 5, "--optimizer", "adam")
+    assert run(*asked) == 2
+    assert "--target" in capsys.readouterr().err
+    assert run(*asked, "--target", "kind") == 0
+    assert "tikhon diagnose: Sequential" in capsys.readouterr().out
+
+
 def test_json_is_one_document_and_a_healthy_model_passes_the_gate(program, capsys):
     code = run(
         "diagnose", "train.py:small", "--data", "train.py:make_data", "--steps", 120,

@@ -230,3 +230,22 @@ def test_a_backward_pass_that_fails_is_explained():
 def test_lazy_layers_are_refused():
     with pytest.raises(InputError, match="call the model once"):
         diagnose(nn.LazyLinear(4), classes(), CE)
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [(False, r"nn.LSTM\(..., batch_first=True\)"), (True, r"the last step is out\[:, -1\]")],
+)
+def test_an_answer_for_each_step_in_place_of_each_row_is_explained(first, words):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.core, self.head = nn.LSTM(3, 8, batch_first=first), nn.Linear(8, 2)
+
+        def forward(self, x):
+            out = self.core(x)[0]
+            return self.head(out[-1])
+
+    x, y = torch.randn(64, 5, 3), torch.arange(64) % 2
+    with pytest.raises(InputError, match=words):
+        diagnose(Reader(), (x, y), CE)

@@ -13,6 +13,7 @@ from tikhon.cli.diagnose import (
     LossOption,
     Model,
     PenaltyOption,
+    TargetOption,
     ValidOption,
     conclude,
     read,
@@ -29,6 +30,7 @@ def cure(
     ],
     loss: LossOption = "cross_entropy",
     valid: ValidOption = None,
+    target: TargetOption = None,
     budget: Annotated[str, typer.Option(help="Time in all: 60s, 2m.", metavar="TIME")] = "60s",
     seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
     steps: Annotated[int, typer.Option(help="Length of the last rung.")] = 300,
@@ -47,7 +49,9 @@ def cure(
     from tikhon.cures import cure as search
 
     terminal = run.terminal()
-    program = read(model, data, loss, optimizer, valid, penalty, seed=seed, terminal=terminal)
+    program = read(
+        model, data, loss, optimizer, valid, penalty, target=target, seed=seed, terminal=terminal
+    )
     terminal.note(f"trying treatments for up to {budget}")
     with StepProgress(terminal) as progress:
         found = search(

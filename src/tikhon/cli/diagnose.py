@@ -21,6 +21,9 @@ Model = Annotated[
 DataOption = Annotated[
     str, typer.Option("--data", help="digits, mnist, ..., a file, or FILE.py:NAME.")
 ]
+TargetOption = Annotated[
+    str | None, typer.Option("--target", help="Of a table: the column to predict.")
+]
 ValidOption = Annotated[
     str | None, typer.Option("--valid", help="Data for validation; named sources bring theirs.")
 ]
@@ -44,6 +47,7 @@ def diagnose(
     loss: LossOption = "cross_entropy",
     optimizer: OptimizerOption = None,
     valid: ValidOption = None,
+    target: TargetOption = None,
     steps: Annotated[int, typer.Option(help="Length of the dry run.")] = 200,
     batch_size: BatchSize = 64,
     penalty: PenaltyOption = None,
@@ -68,7 +72,9 @@ def diagnose(
     if fail_on is not None and fail_on not in SEVERITIES:
         raise InputError(f"--fail-on: {unknown('severity', fail_on, SEVERITIES)}")
     terminal = run.terminal()
-    program = read(model, data, loss, optimizer, valid, penalty, seed=seed, terminal=terminal)
+    program = read(
+        model, data, loss, optimizer, valid, penalty, target=target, seed=seed, terminal=terminal
+    )
     found = examine(**program, steps=steps, batch_size=batch_size, seed=seed, clip=clip)
     terminal.say(whole(found) if full else str(found))
     conclude(terminal, run, found)
@@ -99,6 +105,7 @@ def read(
     valid: str | None,
     penalty: str | None,
     *,
+    target: str | None,
     seed: int,
     terminal: Terminal,
 ) -> dict[str, Any]:
@@ -113,9 +120,9 @@ def read(
     made = named.named(model, "MODEL", terminal)
     if not isinstance(made, torch.nn.Module) and not callable(made):
         raise InputError(f"MODEL: {model} is a {type(made).__name__}, not a module or a function")
-    train, judge = named.data_of(data, "--data", terminal, seed)
+    train, judge = named.data_of(data, "--data", terminal, seed, target)
     if valid is not None:
-        judge = named.data_of(valid, "--valid", terminal, seed)[0]
+        judge = named.data_of(valid, "--valid", terminal, seed, target)[0]
     program: dict[str, object] = {
         "model": made,
         "data": train,

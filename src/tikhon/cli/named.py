@@ -113,13 +113,17 @@ def optimizer_of(spec: str, terminal: Terminal) -> object:
     return lambda parameters: kind(parameters, **settings)
 
 
-def data_of(spec: str, option: str, terminal: Terminal, seed: int) -> tuple[object, object]:
+def data_of(
+    spec: str, option: str, terminal: Terminal, seed: int, target: str | None = None
+) -> tuple[object, object]:
     """(training, validation): the user's own data, or a source cut and scaled as `fit` does."""
     own = spec.rpartition(":")[0]
     if own.endswith(".py") or (own and not Path(spec).exists()):
         return given(named(spec, option, terminal), option), None
     from tikhon.data import load, split
+    from tikhon.data.table import TableOptions
 
-    parts = split(load(spec), valid=0.2, test=0.2, seed=seed)
+    table = TableOptions(target) if target is not None else None
+    parts = split(load(spec, table=table), valid=0.2, test=0.2, seed=seed)
     valid = (parts.valid.x, parts.valid.y) if parts.valid is not None else None
     return (parts.train.x, parts.train.y), valid

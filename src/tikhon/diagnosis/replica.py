@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -287,13 +288,28 @@ HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
+def _first_axis(text: str, model: nn.Module, batch: Batch) -> str:
+    """What to write where a model answers once a time step and not once a row."""
+    counts = re.search(r"batch_size \((\d+)\) to match target batch_size \((\d+)\)", text)
+    steps = {t.shape[1] for t in tensors(batch[0]) if t.ndim > 1}
+    if counts is None or int(counts[1]) not in steps:
+        return ""
+    timed = [m for m in model.modules() if isinstance(m, nn.RNNBase | nn.MultiheadAttention)]
+    if any(not m.batch_first for m in timed):
+        kind = next(type(m).__name__ for m in timed if not m.batch_first)
+        return f"{kind} takes the first axis for the time: nn.{kind}(..., batch_first=True)"
+    return "out[-1] is the last row of the batch, the last step is out[:, -1]"
+
+
 def explain(error: Exception, model: nn.Module, batch: Batch) -> str:
     """A sentence for an error inside the user's model or loss."""
     facts = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[0]))
     target = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[1]))
     text = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
     lower = text.lower()
-    hint = next((then for words, then in HINTS if any(w in lower for w in words)), "")
+    hint = _first_axis(text, model, batch) or next(
+        (then for words, then in HINTS if any(w in lower for w in words)), ""
+    )
     return (
         f"{type(model).__name__} or its loss failed on a batch with inputs {facts} and target "
         f"{target}: {text}" + (f"; {hint}" if hint else "")
