@@ -219,10 +219,11 @@ def judge(record: Record) -> Diagnosis:
     if record.failure is not None and record.failure.what == "input":
         found = [f for f in found if f.code not in LABELS]
     dressed = [_dress(f, codes, record) for f in found]
-    # a control run has shown these two to be causes
+    # a control run has shown these to be causes
     proven = ("frozen_parameters", "missing_from_optimizer")
     causes = {f.code for f in wired}
     causes |= {f.code for f in found if f.code in proven and f.severity == "critical"}
+    causes |= {f.code for f in found if "calmer" in f.evidence}
     dressed.sort(key=lambda f: _rank(f, causes))
     return Diagnosis(record, tuple(dressed))
 
