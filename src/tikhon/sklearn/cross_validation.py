@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from tikhon.errors import unknown
@@ -41,24 +42,24 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
 
     def __init__(
         self,
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        hidden_layer_sizes: Sequence[int] = (100,),
+        activation: str = "relu",
         *,
-        alphas=8,
-        search="path",
-        cv=None,
-        scoring=None,
-        l1_ratio=0.0,
-        penalty="elastic_net",
-        dropout=0.0,
-        batch_size="auto",
-        learning_rate_init=0.01,
-        max_iter=200,
-        tol=1e-4,
-        n_iter_no_change=10,
-        standardize=True,
-        random_state=None,
-    ):
+        alphas: int | Sequence[float] = 8,
+        search: str = "path",
+        cv: object = None,
+        scoring: object = None,
+        l1_ratio: float = 0.0,
+        penalty: str = "elastic_net",
+        dropout: float = 0.0,
+        batch_size: int | str = "auto",
+        learning_rate_init: float = 0.01,
+        max_iter: int = 200,
+        tol: float = 1e-4,
+        n_iter_no_change: float = 10,
+        standardize: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.alphas = alphas
@@ -76,7 +77,7 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         self.standardize = standardize
         self.random_state = random_state
 
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Score strengths on every fold, then fit all rows in the way that scored best.
 
         A path starts at the largest strength; each next one continues from the weights before. A
@@ -229,7 +230,7 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
             **{f"split{i}_test_score": column for i, column in enumerate(scores.T)},
         }
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """Predictions of the fit at the best strength."""
         return self._best().predict(self._rows(X))
 
@@ -243,7 +244,7 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
             self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False
         )
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
@@ -281,25 +282,25 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
 
     def __init__(
         self,
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        hidden_layer_sizes: Sequence[int] = (100,),
+        activation: str = "relu",
         *,
-        alphas=8,
-        search="path",
-        cv=None,
-        scoring=None,
-        l1_ratio=0.0,
-        penalty="elastic_net",
-        dropout=0.0,
-        batch_size="auto",
-        learning_rate_init=0.01,
-        max_iter=200,
-        tol=1e-4,
-        n_iter_no_change=10,
-        standardize=True,
-        class_weight=None,
-        random_state=None,
-    ):
+        alphas: int | Sequence[float] = 8,
+        search: str = "path",
+        cv: object = None,
+        scoring: object = None,
+        l1_ratio: float = 0.0,
+        penalty: str = "elastic_net",
+        dropout: float = 0.0,
+        batch_size: int | str = "auto",
+        learning_rate_init: float = 0.01,
+        max_iter: int = 200,
+        tol: float = 1e-4,
+        n_iter_no_change: float = 10,
+        standardize: bool = True,
+        class_weight: Mapping[Any, float] | str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
             activation=activation,
@@ -326,15 +327,15 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
     def _kind(self):
         return RegularizedClassifier
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (rows, classes)."""
         return self._best().predict_proba(self._rows(X))
 
-    def predict_log_proba(self, X):
+    def predict_log_proba(self, X: Any) -> np.ndarray:
         """Logarithms of the probabilities."""
         return self._best().predict_log_proba(self._rows(X))
 
-    def decision_function(self, X):
+    def decision_function(self, X: Any) -> np.ndarray:
         """Logits: (rows,) for two classes, (rows, classes) otherwise."""
         return self._best().decision_function(self._rows(X))
 
@@ -360,7 +361,7 @@ class RegularizedRegressorCV(RegressorMixin, RegularizedNetworkCV):
     def _kind(self):
         return RegularizedRegressor
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags

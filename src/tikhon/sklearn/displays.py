@@ -115,7 +115,9 @@ class GradientFlowDisplay:
     ax_: Any = field(default=None, init=False)
 
     @classmethod
-    def from_estimator(cls, estimator: Any, X: Any, y: Any, *, ax: Any = None):
+    def from_estimator(
+        cls, estimator: Any, X: Any, y: Any, *, ax: Any = None
+    ) -> GradientFlowDisplay:
         """The gradients of a fitted estimator on rows X and targets y, drawn."""
         X, targets, weights = estimator._check(X, y, None, reset=False)
         network = estimator.network_

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.utils import compute_sample_weight
+from sklearn.utils import Tags, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import column_or_1d
 
@@ -69,27 +72,29 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
 
     _numeric = False
 
+    classes_: np.ndarray
+
     def __init__(
         self,
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        hidden_layer_sizes: Sequence[int] = (100,),
+        activation: str = "relu",
         *,
-        alpha=1e-4,
-        l1_ratio=0.0,
-        penalty="elastic_net",
-        dropout=0.0,
-        batch_size="auto",
-        learning_rate_init=0.01,
-        max_iter=200,
-        tol=1e-4,
-        n_iter_no_change=10,
-        early_stopping=False,
-        validation_fraction=0.1,
-        standardize=True,
-        warm_start=False,
-        class_weight=None,
-        random_state=None,
-    ):
+        alpha: float | str = 1e-4,
+        l1_ratio: float = 0.0,
+        penalty: str = "elastic_net",
+        dropout: float = 0.0,
+        batch_size: int | str = "auto",
+        learning_rate_init: float = 0.01,
+        max_iter: int = 200,
+        tol: float = 1e-4,
+        n_iter_no_change: float = 10,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        standardize: bool = True,
+        warm_start: bool = False,
+        class_weight: Mapping[Any, float] | str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
             activation=activation,
@@ -110,7 +115,7 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
         )
         self.class_weight = class_weight
 
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch on these rows; `classes` lists all classes at the first call."""
         if classes is not None:
             classes = np.unique(classes)
@@ -122,24 +127,24 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
             self._awaiting = True
         return self._partial(X, y, sample_weight)
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """The class of each row, or the label indicators (rows, labels)."""
         found = self._answers(X)
         if self._multilabel:
             return (found > 0).astype(int)
         return self.classes_[found.argmax(1)]
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (rows, classes)."""
         found = torch.from_numpy(self._answers(X))
         return (found.sigmoid() if self._multilabel else found.softmax(1)).numpy()
 
-    def predict_log_proba(self, X):
+    def predict_log_proba(self, X: Any) -> np.ndarray:
         """Logarithms of the probabilities, finite where a probability rounds to 0."""
         found = torch.from_numpy(self._answers(X))
         return (F.logsigmoid(found) if self._multilabel else found.log_softmax(1)).numpy()
 
-    def decision_function(self, X):
+    def decision_function(self, X: Any) -> np.ndarray:
         """Logits: (rows,) for two classes, (rows, classes) otherwise."""
         found = self._answers(X)
         if len(self.classes_) == 2 and not self._multilabel:
@@ -184,10 +189,11 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
 
     def _shorten(self):
         if len(self.classes_) == 2 and not self._multilabel:
-            self.coef_ = self.coef_[1:] - self.coef_[:1]
-            self.intercept_ = self.intercept_[1:] - self.intercept_[:1]
+            intercept = np.asarray(self.intercept_)
+            self.coef_: np.ndarray = self.coef_[1:] - self.coef_[:1]
+            self.intercept_: np.ndarray | float = intercept[1:] - intercept[:1]
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
@@ -216,11 +222,11 @@ class RegularizedRegressor(RegressorMixin, RegularizedNetwork):
 
     _numeric = True
 
-    def partial_fit(self, X, y, sample_weight=None):
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """One epoch on these rows."""
         return self._partial(X, y, sample_weight)
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """(rows,) or (rows, outputs)."""
         found = self._answers(X)
         return found[:, 0] if self._flat else found
@@ -250,10 +256,10 @@ class RegularizedRegressor(RegressorMixin, RegularizedNetwork):
 
     def _shorten(self):
         if self._flat:
-            self.coef_ = self.coef_[0]
-            self.intercept_ = float(np.ravel(self.intercept_)[0])
+            self.coef_: np.ndarray = self.coef_[0]
+            self.intercept_: np.ndarray | float = float(np.ravel(self.intercept_)[0])
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags

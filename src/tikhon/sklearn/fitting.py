@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar, cast
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from tikhon.errors import unknown
@@ -45,26 +47,34 @@ _AUTO_FRACTION = 0.2  # of the rows, for the strength of alpha="auto"
 class RegularizedNetwork(BaseEstimator, ABC):
     """What both estimators share."""
 
+    coefs_: list[np.ndarray]
+    intercepts_: list[np.ndarray]
+    coef_: np.ndarray  # of a linear model
+    intercept_: np.ndarray | float
+    n_outputs_: int
+    support_: np.ndarray
+    feature_importances_: np.ndarray
+
     def __init__(
         self,
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        hidden_layer_sizes: Sequence[int] = (100,),
+        activation: str = "relu",
         *,
-        alpha=1e-4,
-        l1_ratio=0.0,
-        penalty="elastic_net",
-        dropout=0.0,
-        batch_size="auto",
-        learning_rate_init=0.01,
-        max_iter=200,
-        tol=1e-4,
-        n_iter_no_change=10,
-        early_stopping=False,
-        validation_fraction=0.1,
-        standardize=True,
-        warm_start=False,
-        random_state=None,
-    ):
+        alpha: float | str = 1e-4,
+        l1_ratio: float = 0.0,
+        penalty: str = "elastic_net",
+        dropout: float = 0.0,
+        batch_size: int | str = "auto",
+        learning_rate_init: float = 0.01,
+        max_iter: int = 200,
+        tol: float = 1e-4,
+        n_iter_no_change: float = 10,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        standardize: bool = True,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.alpha = alpha
@@ -84,7 +94,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
 
     # -- fitting ------------------------------------------------------------------------------
 
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit to rows X (n, features), dense or sparse, and targets y; returns self.
 
         Raises ValueError for parameters out of range and for data that cannot be trained on.
@@ -399,7 +409,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
         )
         return answers(self.network_, X)
 
-    def save(self, path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the fitted estimator as one safetensors file: figures and JSON, no pickle.
 
         Raises NotFittedError before `fit`, and ValueError for parameters that JSON cannot hold.
@@ -408,7 +418,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: nothing to save")
         save(self, path)
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags

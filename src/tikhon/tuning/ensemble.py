@@ -22,7 +22,7 @@ class Average(nn.Module):
 
     def __init__(self, members: Sequence[nn.Module], *, probabilities: bool) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members: nn.ModuleList = nn.ModuleList(members)
         self.probabilities = probabilities
 
     def forward(self, x: Tensor) -> Tensor:
