@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from tikhon.errors import DataError
+from tikhon.errors import DataError, InputError
 
 Batch = tuple[Any, Any]  # (inputs, target)
 
@@ -153,12 +153,27 @@ def join(parts: list[Any]) -> Any:
 
 
 def call(model: nn.Module, inputs: object) -> Any:
-    """The model on its inputs: a tuple is several arguments, a dictionary named ones."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
-        return model(*inputs)
-    return model(inputs)
+    """The model on its inputs: a tuple is several arguments, a dictionary named ones.
+
+    Raises `InputError` where the model fails on inputs of another type than its weights.
+    """
+    try:
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
+            return model(*inputs)
+        return model(inputs)
+    except RuntimeError as error:
+        given = {t.dtype for t in tensors(inputs)}
+        own = {p.dtype for p in model.parameters()}
+        if "type" not in str(error) or len(own) != 1 or not given or given & own:
+            raise
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in given))
+        wanted = str(own.pop()).removeprefix("torch.")
+        raise InputError(
+            f"the inputs are {names} and the model's weights {wanted}, and it fails on them "
+            f"({str(error).splitlines()[0].rstrip('.')}); give x.to(torch.{wanted})"
+        ) from error
 
 
 def each(value: object, change: Callable[[Tensor], Tensor]) -> Any:

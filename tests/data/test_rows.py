@@ -1,0 +1,33 @@
+"""A model on inputs of another type than its weights: told of, unless the model takes them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tikhon.data.rows import call
+from tikhon.errors import InputError
+
+FAILING = {
+    "linear": (nn.Linear(4, 2), torch.zeros(3, 4, dtype=torch.float64)),
+    "bytes": (nn.Linear(4, 2), torch.zeros(3, 4, dtype=torch.uint8)),
+    "convolution": (nn.Conv1d(1, 2, 2), torch.zeros(3, 1, 4, dtype=torch.float64)),
+    "norm": (nn.LayerNorm(4), torch.zeros(3, 4, dtype=torch.float64)),
+    "half weights": (nn.Linear(4, 2).bfloat16(), torch.zeros(3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_inputs_of_another_type_are_named_with_what_to_do(name):
+    model, x = FAILING[name]
+    wanted = next(model.parameters()).dtype
+    with pytest.raises(InputError, match=rf"the inputs are .*give x.to\({wanted}\)"):
+        call(model, x)
+    call(model, x.to(wanted))
+
+
+def test_other_failures_are_the_models_own():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        call(nn.Linear(4, 2), torch.zeros(3, 5))
+    assert call(nn.Embedding(4, 2), torch.tensor([1, 2])).shape == (2, 2)
