@@ -313,3 +313,13 @@ def test_models_of_transformers_are_as_noisy_as_in_training(kind):
         noisy = model(ids)[0]
     assert torch.equal(noisy, trained)
     assert not torch.equal(noisy, model(ids)[0])
+
+
+def test_a_temperature_of_a_model_is_asked_of_the_verb_that_takes_one():
+    with pytest.raises(TypeError, match=r"received Linear and list; .*scale_temperature"):
+        layers.fit_temperature(nn.Linear(2, 2), [])
+
+
+def test_a_distribution_prints_what_it_is():
+    found = layers.Distribution(torch.zeros(5, 60, 2), classes=True)
+    assert repr(found) == "Distribution(5 samples of probabilities, shape (60, 2))"

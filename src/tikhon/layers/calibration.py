@@ -60,13 +60,20 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     `logits` are (N, classes), or (N,) and (N, 1) of one logit for class 1; `labels` (N,) class
     numbers of rows that the model was not trained on. The loss is convex in 1 / T: Newton's
     method finds its only minimum. Raises ValueError where there is none: every row is right
-    (T = 0), or the logits of the right classes are no higher than the others (T infinite).
+    (T = 0), or the logits of the right classes are no higher than the others (T infinite), and
+    TypeError for a model, which `scale_temperature` takes.
     Reference: Guo et al. 2017, https://arxiv.org/abs/1706.04599
 
     >>> logits = torch.tensor([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
     >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1])), 3)  # 4 / log(3)
     3.641
     """
+    if not (isinstance(logits, Tensor) and isinstance(labels, Tensor)):
+        raise TypeError(
+            f"fit_temperature takes the logits and the labels of rows, received "
+            f"{type(logits).__name__} and {type(labels).__name__}; a model and its data go to "
+            "scale_temperature(model, data)"
+        )
     z = logits.detach().double()
     z = z.unsqueeze(1) if z.ndim == 1 else z
     z = torch.cat([torch.zeros_like(z), z], dim=1) if z.shape[1] == 1 else z

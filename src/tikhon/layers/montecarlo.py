@@ -76,6 +76,11 @@ class Distribution:
     samples: Tensor
     classes: bool
 
+    def __repr__(self) -> str:
+        draws, *shape = self.samples.shape
+        kind = "probabilities" if self.classes else "values"
+        return f"Distribution({draws} samples of {kind}, shape {tuple(shape)})"
+
     @property
     def mean(self) -> Tensor:
         """(N, ...): the prediction."""
