@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import pytest
@@ -144,8 +145,7 @@ def test_an_entry_that_is_read_anywhere_is_not_told_of():
 SHARED = net(8)
 MISBUILT = {
     "a model": (SHARED, "received a model .Sequential.: give lambda: copy.deepcopy"),
-    "the same model again": (lambda: SHARED, "returned the same parameters twice"),
-    "a new model around old layers": (lambda: nn.Sequential(SHARED), "the same parameters twice"),
+    "one model for each width": (functools.cache(lambda width=8: net(width)), "an earlier trial"),
     "nothing": (lambda: None, "must return a torch module, it returned None: is a return"),
     "something else": (lambda: [net(8)], "must return a torch module, it returned"),
 }
@@ -156,7 +156,33 @@ def test_what_is_no_builder_of_fresh_models_is_refused(form):
     build, message = MISBUILT[form]
     x, y = torch.randn(60, 5), torch.arange(60) % 2
     with pytest.raises(InputError, match=message):
-        tune(build, (x, y), space=Space(lr=Log(1e-3, 1e-1)), budget="2runs", epochs=2)
+        tune(build, (x, y), space=Space(width=Choice([4, 8, 16])), budget="4runs", epochs=2)
+
+
+REUSED = {
+    "the same model": lambda old: lambda: old,
+    "a new model around it": lambda old: lambda: nn.Sequential(old),
+    "its layers and a fresh head": lambda old: lambda: nn.Sequential(*old[:-1], nn.Linear(8, 2)),
+}
+
+
+@pytest.mark.parametrize("form", REUSED)
+def test_every_trial_begins_with_the_weights_that_a_shared_model_had(form):
+    torch.manual_seed(0)
+    x = torch.randn(60, 5)
+    y = (x[:, 0] > 0).long()
+    shared = net(8)
+    before = copy.deepcopy(shared.state_dict())
+
+    def searched(build):
+        space = Space(lr=Choice([0.01, 0.1]))
+        found = tune(build, (x, y), space=space, budget="4runs", epochs=3, seed=0)
+        return [round(outcome.score, 6) for outcome in found.history]
+
+    assert searched(REUSED[form](shared)) == searched(
+        lambda: REUSED[form](copy.deepcopy(shared))()
+    )
+    assert all(torch.equal(before[name], value) for name, value in shared.state_dict().items())
 
 
 def test_the_dropout_of_torch_follows_the_space():

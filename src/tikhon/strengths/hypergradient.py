@@ -34,7 +34,7 @@ from tikhon.strengths.sensitivity import (
     rate_of,
     trust,
 )
-from tikhon.strengths.validation import Look, look
+from tikhon.strengths.validation import Look, averaged, look
 
 _FRACTION = 0.05  # the first strength of a sparse penalty, as a part of its largest gradient
 
@@ -262,7 +262,7 @@ class Hypergradient(Controller):
 
     def look(self, model: nn.Module, number: int) -> Look:
         """The loss on validation batch `number`, and its gradient."""
-        return look(model, self.loss, self.stream.batch(number))
+        return look(model, self.loss, self.stream.batch(number), pooled=True)
 
     def move(
         self, memory: dict[str, Any], slope: Tensor, seen: Look, bounds: tuple[float, float]
@@ -311,14 +311,6 @@ def _cap(reading: Reading) -> float:
     if isinstance(reading.gain, Tensor) or not isinstance(reading.penalty, L2):
         return math.inf
     return CAP / max(reading.gain, 1e-30)
-
-
-def averaged(amounts: Tensor) -> Tensor:
-    """The mean over the processes of a distributed run, each of which may see its own rows."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(amounts)
-        amounts = amounts / torch.distributed.get_world_size()
-    return amounts
 
 
 def _largest(amount: float, device: torch.device) -> float:

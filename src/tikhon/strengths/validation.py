@@ -26,8 +26,17 @@ class Look(NamedTuple):
     gradients: dict[nn.Parameter, Tensor]
 
 
-def look(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: tuple[Any, Any]) -> Look:
+def look(
+    model: nn.Module,
+    loss: Callable[[Any, Any], Tensor],
+    batch: tuple[Any, Any],
+    *,
+    pooled: bool = False,
+) -> Look:
     """The loss on a batch and its gradient, detached; all of the model's state stays.
+
+    With `pooled` all processes of a distributed run look at once, each at rows of its own: the
+    one answer of the `blind` loss is then the mean over the rows of all of them.
 
     Dropout is off. Layers that normalise by running averages take the batch's own statistics: the
     averages lag behind the weights, early in a training so far that the slope of the loss in eval
@@ -43,22 +52,44 @@ def look(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: tuple[Any,
         output = call(model, inputs)
         value = loss(output, target)
         found = _gradients(value, params)
-        blind = _blind(loss, output, target, value)
+        blind = _blind(loss, output, target, value, pooled)
     gradients = {p: torch.zeros_like(p) if g is None else g for p, g in zip(params, found)}
     return Look(value.detach(), blind, gradients)
 
 
 @torch.no_grad()
-def _blind(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, value: Tensor) -> Tensor:
+def _blind(
+    loss: Callable[[Any, Any], Tensor], output: Any, target: Any, value: Tensor, pooled: bool
+) -> Tensor:
     """The loss of one answer for all rows: the mean of the answers."""
     unknown = torch.full_like(value, torch.nan)
-    if not isinstance(output, Tensor) or output.ndim == 0 or len(output) < 2:
+    if not isinstance(output, Tensor) or output.ndim == 0:
+        return unknown
+    answer = output.mean(0, keepdim=True)
+    if (
+        pooled and _are_several() and output.ndim <= 2
+    ):  # of one shape everywhere; lengths may differ
+        answer = averaged(answer)
+    elif len(output) < 2:
         return unknown
     try:
-        found = loss(output.mean(0, keepdim=True).expand_as(output), target)
+        found = loss(answer.expand_as(output), target)
     except Exception:  # a loss of the user's own may want more than the numbers of the outputs
         return unknown
     return found.detach() if isinstance(found, Tensor) and found.ndim == 0 else unknown
+
+
+def _are_several() -> bool:
+    """Whether this is one of the processes of a distributed run."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def averaged(amounts: Tensor) -> Tensor:
+    """The mean over the processes of a distributed run, each of which may see its own rows."""
+    if _are_several():
+        torch.distributed.all_reduce(amounts)
+        amounts = amounts / torch.distributed.get_world_size()
+    return amounts
 
 
 @contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tikhon.copying import copied
 from tikhon.errors import InputError, unknown
 from tikhon.layers.edit import replace_dropout
 from tikhon.layers.noise import NoiseLayer
@@ -53,6 +55,7 @@ class Builder:
             )
         self.build_model = build_model
         self.read: set[str] = set()
+        self._forget()
         parameters = _parameters(build_model)
         named = [p for p in parameters if p.kind in _GIVEN and p.name not in WHOLE]
         self.names = {p.name for p in named} & set(space)
@@ -95,9 +98,50 @@ class Builder:
             raise InputError(
                 f"build_model must return a torch module, it returned {_shown(model)}"
             )
+        model = self._fresh(model)
         if any(addressed(name)[0] == "dropout" for name in config):
             _let_dropout_move(model)
         return model
+
+    def _fresh(self, model: nn.Module) -> nn.Module:
+        """The model; a copy where the builder gave some of its tensors before, as they were then.
+
+        So that no trial goes on training the weights of the one before it. Raises `InputError` for
+        tensors of a later model, of which nobody knows how they were.
+        """
+        tensors = _tensors(model)
+        if self._first is None:
+            self._first = model  # held, so that no other tensor takes the place of one of its own
+            self._values = {id(t): t.detach().clone() for t in tensors}
+            return model
+        if any(self._given.get(id(tensor)) is tensor for tensor in tensors):
+            raise InputError(
+                "build_model returned parameters of an earlier trial again, so that one would go "
+                "on training those of the other: build a fresh model, or return "
+                "copy.deepcopy(model)"
+            )
+        if not any(id(tensor) in self._values for tensor in tensors):
+            self._given.update((id(tensor), tensor) for tensor in tensors)
+            return model
+        twin = copied(model, model)
+        with torch.no_grad():
+            for given, own in zip(tensors, _tensors(twin), strict=True):
+                if id(given) in self._values:
+                    own.copy_(self._values[id(given)])
+        return twin
+
+    def _forget(self) -> None:
+        self._first: nn.Module | None = None
+        self._values: dict[int, Tensor] = {}  # of the first model's tensors, as they were built
+        self._given = weakref.WeakValueDictionary[int, Tensor]()  # of the models after it
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_first", "_values", "_given")
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
 
     def _places(self, named: dict[str, Any]) -> list[Any]:
         """What goes by position, taken out of `named`: up to the first parameter left out."""
@@ -115,13 +159,7 @@ class Builder:
         are read under some choices alone. An entry that is accepted and changes nothing in any of
         them is warned of.
         """
-        first, second = _built(self, default), _built(self, default)
-        if first is second or set(first.parameters()) & set(second.parameters()):
-            raise InputError(
-                "build_model returned the same parameters twice, so that each trial would go on "
-                "training those of the one before: build a fresh model, or return "
-                "copy.deepcopy(model)"
-            )
+        _built(self, default)
         wanted = {name for name in space if not known(name)}
         for config in _several(space, default):
             if wanted <= self.read:
@@ -162,6 +200,10 @@ class Builder:
             f"{found}. Neither the training nor build_model reads it: name a parameter of "
             f"build_model {name}, or read config[{name!r}] in it"
         )
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def _parameters(build_model: Callable[..., Any]) -> list[inspect.Parameter]:
