@@ -18,12 +18,13 @@ try:
     from programs import exam, form
 
     PROGRAMS, LOOPS = form.load("frozen")
+    FRESH, FRESH_LOOPS = form.load("fresh")
 finally:  # its layers.py would stand in for the package of the same name beside this one
     sys.path.pop()
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
-def test_a_frozen_program_runs_once(program):
+@pytest.mark.parametrize("program", [*PROGRAMS, *FRESH], ids=lambda p: p.name)
+def test_a_program_runs_once(program):
     for repaired in (False, True):
         parts = program.build(0, repaired=repaired)
         with warnings.catch_warnings():
@@ -34,13 +35,16 @@ def test_a_frozen_program_runs_once(program):
             assert torch.stack([p.isfinite().all() for p in parts.model.parameters()]).all()
 
 
-def test_the_frozen_half_is_large_and_each_report_is_linked_once():
+def test_the_exams_are_large_and_each_report_is_linked_once():
     assert len(PROGRAMS) >= 42
     assert len(LOOPS) >= 14
-    sources = [item.source for item in (*PROGRAMS, *LOOPS)]
+    assert len(FRESH) == 44
+    assert len(FRESH_LOOPS) == 12
+    items = [*PROGRAMS, *LOOPS, *FRESH, *FRESH_LOOPS]
+    sources = [item.source for item in items]
     assert all(source.startswith("https://") for source in sources)
     assert len(set(sources)) == len(sources)
-    assert all(item.low < item.high for item in (*PROGRAMS, *LOOPS))
+    assert all(item.low < item.high for item in items)
 
 
 def squares(wrong: bool) -> form.Parts:

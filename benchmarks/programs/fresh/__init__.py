@@ -1,0 +1,1 @@
+"""Programs re-created after the checks were made, and asked about once."""
