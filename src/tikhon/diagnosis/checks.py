@@ -18,7 +18,7 @@ from tikhon.diagnosis.causes import (
     weak_dropout,
     why_gain,
 )
-from tikhon.diagnosis.evidence import Evidence, back_share, number, upward
+from tikhon.diagnosis.evidence import Evidence, back_share, middle, number, upward
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.initial import poor_init
 from tikhon.diagnosis.record import Point
@@ -99,6 +99,9 @@ def vanishing_gradient(ev: Evidence) -> Finding | None:
     born_low = first is None or first < e.VANISHED
     if not born_low or early is None or early >= e.VANISHED:
         return None
+    late = middle(ev.ratio(p) for p in ev.record.probes[-3:])
+    if ev.trained and ev.learned >= 0.5 and late is not None and late >= e.VANISHED:
+        return None  # it has come back, and the network learns
     where, why = why_gain(ev)
     numbers = {"signal_ratio": early}
     return Finding("vanishing_gradient", "critical", where, numbers, why)
@@ -357,9 +360,9 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
 def _unexplained(ev: Evidence, numbers: dict[str, float]) -> Finding:
     """Behind a yardstick and no test says why: what was ruled out, and what to try next."""
     end, trivial = ev.end, ev.trivial
-    if ev.reach is not None:
+    metric = number(end.metric) if end is not None else None
+    if ev.reach is not None and metric is not None:
         shallow = number(ev.record.reference.get("shallow")) or 0.0
-        metric = (number(end.metric) if end is not None else None) or 0.0
         why = (
             f"training rows are answered at {metric:.2f} where a shallow model has {shallow:.2f} "
             f"on rows it never saw; no test says why (ruled out: dead and "

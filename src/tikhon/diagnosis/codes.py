@@ -299,6 +299,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         "rows_mixed",
         "positions_mixed",
         "no_nonlinearity",
+        "frozen_parameters",
     ),
     "overfitting": ("unrelated_labels", "valid_differs"),
     "train_eval_mismatch": ("rows_mixed", "batchnorm_few_rows", "random_in_eval"),

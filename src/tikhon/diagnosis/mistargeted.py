@@ -11,11 +11,14 @@ from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, facts, number, sizes
 from tikhon.diagnosis.findings import Finding
 
+SOFTMAXES = {"softmax", "scaled_dot_product_attention"}
 REGRESSIONS = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
 BINARY = {"binary_cross_entropy", "binary_cross_entropy_with_logits"}
 SIGNED = {"soft_margin_loss", "hinge_embedding_loss"}
 ENTROPIES = {"cross_entropy", "log_softmax", "softmax"}
 OPERATIONS = {
+    "softmax": "scores.masked_fill(~seen, -1e9), or a position that every row may look at",
+    "scaled_dot_product_attention": "a mask that leaves every row a position to look at",
     "log": "torch.log(x.clamp_min(1e-8)); or log_softmax, logsigmoid, a loss on the scores",
     "log2": "torch.log2(x.clamp_min(1e-8))",
     "log10": "torch.log10(x.clamp_min(1e-8))",
@@ -118,8 +121,19 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
     low, high = number(w.get("target_low")), number(w.get("target_high"))
     if low is None or high is None:
         return
+    if w.get("binary_swapped"):
+        name = w["binary_swapped"]
+        why = (
+            f"{name} gets the targets first and the answers in the place of the targets: "
+            "answers are no targets from 0 to 1, and the loss has no lower end"
+        )
+        numbers = {"target_low": low, "target_high": high}
+        fix = f"F.{name}(output, target)"
+        yield Finding("target_out_of_range", "critical", ("the loss",), numbers, why, fix=fix)
+        return
+    inside = w.get("binary_range") or [low, high]  # of the columns that it is given
     numbers = {"target_low": low, "target_high": high}
-    if used & BINARY and (low < 0 or high > 1):
+    if used & BINARY and (low < 0 or high > 1) and (inside[0] < 0 or inside[1] > 1):
         why = (
             f"binary cross-entropy is for targets from 0 to 1, these go from {low:.3g} to "
             f"{high:.3g}: the loss has no lower end"
@@ -223,9 +237,15 @@ def _operation(ev: Evidence) -> Iterable[Finding]:
         {"smallest": smallest} if smallest is not None else {}
     )
     name = failure.call.strip("_")
+    alone = "every score of a row is -inf, and the softmax of nothing has no value"
+    why = f"{name} at {failure.place}, at step {failure.step}: {alone}"
     why = (
-        f"{name} at {failure.place} has no finite value or slope for its argument of "
-        f"{smallest if smallest is not None else 0:.3g}, at step {failure.step}"
+        why
+        if failure.call in SOFTMAXES
+        else (
+            f"{name} at {failure.place} has no finite value or slope for its argument of "
+            f"{smallest if smallest is not None else 0:.3g}, at step {failure.step}"
+        )
     )
     yield Finding(
         "undefined_operation",

@@ -7,6 +7,7 @@ forward hooks, and the line from the first frame that is neither torch's nor tik
 from __future__ import annotations
 
 import linecache
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -30,6 +31,7 @@ DROPOUTS = {
     "feature_alpha_dropout",
     "feature_dropout",
 }
+BINARY = {"binary_cross_entropy", "binary_cross_entropy_with_logits"}
 DRAWS = {
     "bernoulli",
     "rand",
@@ -72,6 +74,8 @@ class Call:
     attached: bool = False  # some input has a gradient to receive
     cut: bool = False  # and the output has none
     silent: bool = False  # called without gradients, inside of a pass that has them
+    goals: tuple[float, float] | None = None  # range of the targets of a binary cross-entropy
+    swapped: bool = False  # only these targets have a gradient to receive
 
     @property
     def place(self) -> str:
@@ -142,9 +146,22 @@ class Calls(TorchFunctionMode):
                 attached,
                 attached and graded and not (has and output.requires_grad) and name in CUTS,
                 self._graded and not graded and attached,
+                *(_goals(args, kwargs) if name in BINARY else ()),
             )
         )
         return output
+
+
+def _goals(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[float, float] | None, bool]:
+    """The range of the targets, and whether answers stand in their place."""
+    given = dict(zip(("input", "target"), args)) | kwargs
+    answer, goal = given.get("input"), given.get("target")
+    if not isinstance(answer, Tensor) or not isinstance(goal, Tensor) or not goal.numel():
+        return None, False
+    seen = goal.detach()
+    return (float(seen.min()), float(seen.max())), goal.requires_grad and not answer.requires_grad
 
 
 class FirstBad(TorchFunctionMode):
@@ -171,7 +188,7 @@ class FirstBad(TorchFunctionMode):
             if self.slopes:
                 bad = name in STEEP and any(t.requires_grad for t in inputs) and _touches(output)
             else:
-                bad = _infinite(output) and not any(_infinite(t) for t in inputs)
+                bad = _goes_bad(name, output, inputs)
             if bad:
                 self.name, self.place = name, user_line() or name
                 parts = inputs[1:] if name in DIVISIONS and len(inputs) > 1 else inputs[:1]
@@ -180,11 +197,23 @@ class FirstBad(TorchFunctionMode):
 
 
 STEEP = {"sqrt", "norm", "std", "pow", "__pow__"}  # of which the slope at 0 may be infinite
+SOFTMAXES = {"softmax", "scaled_dot_product_attention"}
+MASKS = {"masked_fill", "where", "full_like", "full", "triu"}
 DIVISIONS = {"div", "true_divide", "__truediv__"}
 
 
 def _infinite(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach()).all())
+
+
+def _goes_bad(name: str, output: Tensor, inputs: list[Tensor]) -> bool:
+    """Whether a call makes what is not finite; scores of -inf are a mask while others are left."""
+    if name in SOFTMAXES:
+        numbers = not any(bool(t.detach().isnan().any()) for t in inputs)
+        return numbers and bool(output.detach().isnan().any())
+    if name in MASKS and bool((output.detach() != math.inf).all()) and not output.isnan().any():
+        return False
+    return _infinite(output) and not any(_infinite(t) for t in inputs)
 
 
 def _touches(output: Tensor) -> bool:

@@ -84,7 +84,7 @@ def _unit_scores(subject: Subject, tape: Calls) -> dict[str, Any]:
         return {}
     length, classes = answers[0].norm(dim=1), answers[0].shape[1]
     plain = isinstance(target, torch.Tensor) and target.ndim == 1
-    if not plain or classes < 3 or float((length - 1).abs().max()) > 1e-3:
+    if not plain or classes < 3 or not float((length - 1).abs().max()) <= 1e-3:
         return {}
     # the best vector of length one points at its class and away from all others alike
     high = math.sqrt((classes - 1) / classes)

@@ -360,11 +360,15 @@ def _silent_positions(base: list[Tensor], target: Tensor) -> dict[str, Any]:
 def _loss_calls(subject: Subject, output: object, target: Tensor) -> dict[str, Any]:
     """The functions that the loss is made of, and what goes into them."""
     bench = Bench(subject, output)
-    with Calls(subject.model) as tape, torch.no_grad():
+    with Calls(subject.model) as tape, torch.enable_grad():
         subject.replica.loss(bench.output, target)
     used = [c for c in tape.calls if c.module == LOSS]
     spread = [c for c in used if _broadcasts(c, subject.rows)]
     facts: dict[str, object] = {"loss_functions": sorted({c.name for c in used} & LOSSES)}
+    goals = [c.goals for c in used if c.goals is not None]
+    if goals:
+        facts["binary_range"] = [min(low for low, _ in goals), max(high for _, high in goals)]
+        facts["binary_swapped"] = next((c.name for c in used if c.swapped), "")
     if spread:
         call = spread[0]
         facts["broadcast"] = {

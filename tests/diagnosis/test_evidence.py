@@ -1,0 +1,95 @@
+"""What a fact says of one program says nothing of another that shows the same number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tikhon.diagnosis import diagnose
+
+
+def network(outputs: int = 2) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, outputs))
+
+
+def asked(model: nn.Module, data: tuple[Tensor, Tensor], loss, steps: int = 20):
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    return diagnose(model, data, loss, optimizer=optimizer, steps=steps)
+
+
+def test_swapped_arguments_of_a_binary_loss_are_named():
+    torch.manual_seed(0)
+    x = torch.randn(200, 6)
+    y = torch.rand(200, 2)
+    loss = F.binary_cross_entropy_with_logits
+    wrong = asked(network(), (x, y), lambda o, t: loss(t, o))
+    assert wrong.findings[0].code == "target_out_of_range", str(wrong)
+    assert wrong.findings[0].fix == "F.binary_cross_entropy_with_logits(output, target)"
+    right = asked(network(), (x, y), loss)
+    assert "target_out_of_range" not in right.labels
+
+
+@pytest.mark.parametrize("low", [0.0, -1.0])
+def test_the_range_of_targets_is_that_of_the_columns_of_the_loss(low):
+    torch.manual_seed(0)
+    x = torch.randn(200, 6)
+    kind = torch.where(x[:, 1] > 0, 1.0, low)
+    y = torch.stack([3 * x[:, 0], kind], 1)
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        number = F.mse_loss(output[:, 0], target[:, 0])
+        return number + F.binary_cross_entropy_with_logits(output[:, 1], target[:, 1])
+
+    assert ("target_out_of_range" in asked(network(), (x, y), loss).labels) == (low < 0)
+
+
+class Masked(nn.Module):
+    """Attention in which padding neither looks nor is looked at."""
+
+    def __init__(self, hidden: float) -> None:
+        super().__init__()
+        self.words, self.head, self.hidden = nn.Embedding(9, 12), nn.Linear(12, 3), hidden
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h, there = self.words(tokens), tokens > 0
+        seen = there[:, :, None] & there[:, None, :]
+        scores = (h @ h.transpose(1, 2) / 12**0.5).masked_fill(~seen, self.hidden)
+        found = torch.softmax(scores, -1) @ h * there[:, :, None]
+        return self.head(found.sum(1) / there.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("hidden", [float("-inf"), -1e9])
+def test_a_softmax_of_nothing_is_named_at_its_line(hidden):
+    torch.manual_seed(0)
+    tokens = torch.randint(1, 9, (200, 8)) * (torch.arange(8) < torch.randint(3, 8, (200, 1)))
+    share = (tokens == 1).sum(1).clamp(max=2)
+    found = asked(Masked(hidden), (tokens, share), nn.CrossEntropyLoss())
+    if hidden == -1e9:
+        assert "undefined_operation" not in found.labels
+        return
+    assert found.findings[0].code == "undefined_operation", str(found)
+    assert "softmax" in found.findings[0].why
+    assert "test_evidence.py:" in found.findings[0].why
+
+
+class Started(nn.Module):
+    """A recurrent network from a state drawn at random, or from zeros."""
+
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.core, self.head = nn.GRU(2, 16, batch_first=True), nn.Linear(16, 1)
+        self.make = make
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.core(x, self.make(1, len(x), 16))[0][:, -1])
+
+
+@pytest.mark.parametrize(("make", "named"), [(torch.randn, True), (torch.zeros, False)])
+def test_a_state_drawn_at_random_does_not_mix_rows(make, named):
+    torch.manual_seed(0)
+    x = torch.randn(200, 4, 2)
+    found = asked(Started(make), (x, x.sum((1, 2))[:, None]), nn.MSELoss())
+    assert "rows_mixed" not in found.labels, str(found)
+    assert ("random_in_eval" in found.labels) == named
