@@ -135,6 +135,7 @@ class Calls(TorchFunctionMode):
         output = func(*args, **kwargs)
         name = function_name(func)
         has = isinstance(output, Tensor)
+        goals, swapped = _goals(args, kwargs) if name in BINARY else (None, False)
         self.calls.append(
             Call(
                 name,
@@ -146,7 +147,8 @@ class Calls(TorchFunctionMode):
                 attached,
                 attached and graded and not (has and output.requires_grad) and name in CUTS,
                 self._graded and not graded and attached,
-                *(_goals(args, kwargs) if name in BINARY else ()),
+                goals,
+                swapped,
             )
         )
         return output
