@@ -22,7 +22,7 @@ FAILING = {
 def test_inputs_of_another_type_are_named_with_what_to_do(name):
     model, x = FAILING[name]
     wanted = next(model.parameters()).dtype
-    with pytest.raises(InputError, match=rf"the inputs are .*give x.to\({wanted}\)"):
+    with pytest.raises(InputError, match=rf"the inputs are .*x.to\({wanted}\)"):
         call(model, x)
     call(model, x.to(wanted))
 
