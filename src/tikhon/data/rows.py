@@ -172,7 +172,8 @@ def call(model: nn.Module, inputs: object) -> Any:
         wanted = str(own.pop()).removeprefix("torch.")
         raise InputError(
             f"the inputs are {names} and the model's weights {wanted}, and it fails on them "
-            f"({str(error).splitlines()[0].rstrip('.')}); give them the dtype of the weights: x.to(torch.{wanted})"
+            f"({str(error).splitlines()[0].rstrip('.')}); give them the dtype of the weights: "
+            f"x.to(torch.{wanted})"
         ) from error
 
 
