@@ -93,3 +93,16 @@ def test_a_state_drawn_at_random_does_not_mix_rows(make, named):
     found = asked(Started(make), (x, x.sum((1, 2))[:, None]), nn.MSELoss())
     assert "rows_mixed" not in found.labels, str(found)
     assert ("random_in_eval" in found.labels) == named
+
+
+def test_targets_that_hold_an_index_are_read_to_the_end():
+    """Made-up targets are no indices: the loss refuses them, and the other questions go on."""
+    torch.manual_seed(0)
+    x = torch.randn(200, 6)
+    taken = torch.randint(3, (200,))
+    y = torch.stack([taken, x.gather(1, taken[:, None])[:, 0]], 1)
+
+    def loss(values: Tensor, record: Tensor) -> Tensor:
+        return F.smooth_l1_loss(values.gather(1, record[:, :1].long()), record[:, 1])
+
+    assert asked(network(3), (x, y), loss).findings[0].code == "broadcast_loss"

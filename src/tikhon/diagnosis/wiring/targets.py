@@ -61,6 +61,16 @@ class Bench:
         found = torch.autograd.grad(loss, self.leaves, allow_unused=True)
         return [torch.zeros_like(t) if g is None else g for g, t in zip(found, self.leaves)]
 
+    def tried(self, target: Tensor) -> list[Tensor] | None:
+        """The same at targets made up; None also where the loss does not take them.
+
+        A column may be an index, of which not every number is one.
+        """
+        try:
+            return self.gradient(target)
+        except Exception:
+            return None
+
 
 def _pulls(subject: Subject, output: Any, target: Tensor) -> dict[str, Any]:
     """Change one target and see at which outputs the gradient of the loss changes."""
@@ -99,7 +109,7 @@ def _at_the_ends(bench: Bench, target: Tensor) -> list[list[Tensor]]:
     if not target.is_floating_point():
         return []
     ends = extremes(target, far=False)
-    found = [bench.gradient(torch.full_like(target, end)) for end in ends]
+    found = [bench.tried(torch.full_like(target, end)) for end in ends]
     return [g for g in found if g is not None]
 
 
@@ -112,7 +122,7 @@ def _indifferent(subject: Subject, output: Any, target: Tensor) -> dict[str, Any
         return {}
     base = bench.gradient(target)
     others = 3 * target.flip(0) + 1 if target.is_floating_point() else target[:1].expand_as(target)
-    found = [bench.gradient(t) for t in (*rolled, others.contiguous())]
+    found = [bench.tried(t) for t in (*rolled, others.contiguous())]
     if base is None or not any(bool(g.any()) for g in base) or any(g is None for g in found):
         return {}
     apart = [difference(base, g, slice(None)) for g in found if g is not None]
