@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
+
+from tikhon.data.rows import tensors
 
 T = TypeVar("T")
 
@@ -24,16 +25,6 @@ def copied(model: nn.Module, value: T) -> T:
     >>> torch.equal(copied(layer, layer).weight, layer.weight)
     True
     """
-    kept = (t for m in model.modules() for t in _tensors(vars(m).values()))
+    kept = (t for m in model.modules() for t in tensors(list(vars(m).values())))
     memo: dict[int, object] = {id(t): t.detach().clone() for t in kept if not t.is_leaf}
     return copy.deepcopy(value, memo)
-
-
-def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())

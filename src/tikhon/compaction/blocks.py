@@ -19,8 +19,8 @@ class _Block(nn.Module):
         self.train(layer.training)
 
 
-class EncoderLayer(_Block):
-    """`nn.TransformerEncoderLayer` without its fused shortcut."""
+class _Layer(_Block):
+    """What an encoder's and a decoder's layer share."""
 
     self_attn: nn.MultiheadAttention
     linear1: nn.Linear
@@ -31,10 +31,38 @@ class EncoderLayer(_Block):
     dropout1: nn.Dropout
     dropout2: nn.Dropout
 
-    def __init__(self, layer: nn.TransformerEncoderLayer) -> None:
+    def __init__(self, layer: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) -> None:
         super().__init__(layer)
         self.norm_first = layer.norm_first
         self.activation = layer.activation
+
+    def _fed(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+
+
+def _attended(
+    attention: nn.MultiheadAttention,
+    x: Tensor,
+    memory: Tensor,
+    mask: Tensor | None,
+    padding: Tensor | None,
+    is_causal: bool,
+) -> Tensor:
+    """What the positions of `x` find in `memory`."""
+    found = attention(
+        x,
+        memory,
+        memory,
+        attn_mask=mask,
+        key_padding_mask=padding,
+        need_weights=False,
+        is_causal=is_causal,
+    )
+    return found[0]
+
+
+class EncoderLayer(_Layer):
+    """`nn.TransformerEncoderLayer` without its fused shortcut."""
 
     def forward(
         self,
@@ -45,47 +73,26 @@ class EncoderLayer(_Block):
     ) -> Tensor:
         """(batch, length, embedding) -> the same, or (length, batch, embedding)."""
 
-        def attended(x: Tensor) -> Tensor:
-            out = self.self_attn(
-                x,
-                x,
-                x,
-                attn_mask=src_mask,
-                key_padding_mask=src_key_padding_mask,
-                need_weights=False,
-                is_causal=is_causal,
-            )
-            return self.dropout1(out[0])
+        def itself(x: Tensor) -> Tensor:
+            kept = (src_mask, src_key_padding_mask, is_causal)
+            return self.dropout1(_attended(self.self_attn, x, x, *kept))
+
+        def fed(x: Tensor) -> Tensor:
+            return self.dropout2(self._fed(x))
 
         if self.norm_first:
-            x = src + attended(self.norm1(src))
-            return x + self._fed(self.norm2(x))
-        x = self.norm1(src + attended(src))
-        return self.norm2(x + self._fed(x))
-
-    def _fed(self, x: Tensor) -> Tensor:
-        return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
+            x = src + itself(self.norm1(src))
+            return x + fed(self.norm2(x))
+        x = self.norm1(src + itself(src))
+        return self.norm2(x + fed(x))
 
 
-class DecoderLayer(_Block):
+class DecoderLayer(_Layer):
     """`nn.TransformerDecoderLayer`."""
 
-    self_attn: nn.MultiheadAttention
     multihead_attn: nn.MultiheadAttention
-    linear1: nn.Linear
-    linear2: nn.Linear
-    norm1: nn.LayerNorm
-    norm2: nn.LayerNorm
-    dropout: nn.Dropout
-    dropout1: nn.Dropout
-    dropout2: nn.Dropout
     norm3: nn.LayerNorm
     dropout3: nn.Dropout
-
-    def __init__(self, layer: nn.TransformerDecoderLayer) -> None:
-        super().__init__(layer)
-        self.norm_first = layer.norm_first
-        self.activation = layer.activation
 
     def forward(
         self,
@@ -101,39 +108,23 @@ class DecoderLayer(_Block):
         """Targets and what they attend to -> the targets' shape."""
 
         def itself(x: Tensor) -> Tensor:
-            out = self.self_attn(
-                x,
-                x,
-                x,
-                attn_mask=tgt_mask,
-                key_padding_mask=tgt_key_padding_mask,
-                need_weights=False,
-                is_causal=tgt_is_causal,
-            )
-            return self.dropout1(out[0])
+            kept = (tgt_mask, tgt_key_padding_mask, tgt_is_causal)
+            return self.dropout1(_attended(self.self_attn, x, x, *kept))
 
         def across(x: Tensor) -> Tensor:
-            out = self.multihead_attn(
-                x,
-                memory,
-                memory,
-                attn_mask=memory_mask,
-                key_padding_mask=memory_key_padding_mask,
-                need_weights=False,
-                is_causal=memory_is_causal,
-            )
-            return self.dropout2(out[0])
+            kept = (memory_mask, memory_key_padding_mask, memory_is_causal)
+            return self.dropout2(_attended(self.multihead_attn, x, memory, *kept))
+
+        def fed(x: Tensor) -> Tensor:
+            return self.dropout3(self._fed(x))
 
         if self.norm_first:
             x = tgt + itself(self.norm1(tgt))
             x = x + across(self.norm2(x))
-            return x + self._fed(self.norm3(x))
+            return x + fed(self.norm3(x))
         x = self.norm1(tgt + itself(tgt))
         x = self.norm2(x + across(x))
-        return self.norm3(x + self._fed(x))
-
-    def _fed(self, x: Tensor) -> Tensor:
-        return self.dropout3(self.linear2(self.dropout(self.activation(self.linear1(x)))))
+        return self.norm3(x + fed(x))
 
 
 class Encoder(_Block):

@@ -228,6 +228,11 @@ def decay(strength: float, kind: str = "decay") -> Treatment:
     return Treatment(f"weight decay {strength:g}", 3, kind, setup=code, recipe={"decay": strength})
 
 
+def _another_loss(value: str) -> str:
+    """Code that puts a loss of (output, y) in the place of the user's, now `plain_loss`."""
+    return f"plain_loss = loss\n\n\ndef loss(output, y):\n    return {value}"
+
+
 def _edit(name: str, size: int, edit: Callable[..., Any], **options: Any) -> Treatment:
     return Treatment(name, size, name, edit=edit, **options)
 
@@ -274,45 +279,25 @@ RESHAPE = Treatment(
     "targets in the shape of the output",
     1,
     "shape",
-    setup="""\
-plain_loss = loss
-
-
-def loss(output, y):
-    return plain_loss(output, y.reshape(output.shape))""",
+    setup=_another_loss("plain_loss(output, y.reshape(output.shape))"),
 )
 MEAN = Treatment(
     "the mean over the rows",
     1,
     "mean",
-    setup="""\
-plain_loss = loss
-
-
-def loss(output, y):
-    return plain_loss(output, y) / len(y)""",
+    setup=_another_loss("plain_loss(output, y) / len(y)"),
 )
 LOG_SOFTMAX = Treatment(
     "log_softmax before the loss",
     1,
     "logarithm",
-    setup="""\
-plain_loss = loss
-
-
-def loss(output, y):
-    return plain_loss(torch.log_softmax(output, 1), y)""",
+    setup=_another_loss("plain_loss(torch.log_softmax(output, 1), y)"),
 )
 LOG = Treatment(
     "the logarithm of the probabilities",
     1,
     "logarithm",
-    setup="""\
-plain_loss = loss
-
-
-def loss(output, y):
-    return plain_loss(output.clamp_min(1e-8).log(), y)""",
+    setup=_another_loss("plain_loss(output.clamp_min(1e-8).log(), y)"),
 )
 SIGMOIDS = Treatment(
     "a sigmoid for each class", 1, "sigmoids", setup="loss = nn.BCEWithLogitsLoss()"
@@ -322,12 +307,7 @@ TURN = Treatment(
     "the loss turned round",
     1,
     "sign",
-    setup="""\
-plain_loss = loss
-
-
-def loss(output, y):
-    return -plain_loss(output, y)""",
+    setup=_another_loss("-plain_loss(output, y)"),
 )
 DESCEND = Treatment(
     "an optimizer that descends",
