@@ -149,7 +149,6 @@ def test_adaptive_clipping_of_a_single_layer_is_refused():
 # ---- nothing else in the library trains
 
 OTHERS = {  # that go down a gradient without being a step of training
-    "cli/length.py": "a copy that is timed for a few steps and thrown away",
     "population/population.py": "the twin of the step for many models, held to it by its law",
     "population/steppers.py": "the optimizer's part of that twin",
     "diagnosis/reference.py": "a line search over free outputs: no model is trained",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,20 +78,21 @@ def training_time(
     """
     import torch
 
+    from tikhon.copying import copied
     from tikhon.training.losses import loss_of
+    from tikhon.training.step import Step
 
     size = training["batch_size"]
     steps = -(-len(x) // size) * training["epochs"]
     if steps < _LONG:
         return None
-    model, loss = copy.deepcopy(network), loss_of(training["loss"], y)
+    model, loss = copied(network, network), loss_of(training["loss"], y)
     optimizer = torch.optim.AdamW(model.parameters())
+    step = Step(model, optimizer, lambda batch: loss(model(batch[0]), batch[1]))
     began = 0.0
     with torch.random.fork_rng(devices=[]):
         for number in range(_TIMED + 1):
             if number == 1:  # the first step also makes the optimizer's state
                 began = time.perf_counter()
-            optimizer.zero_grad()
-            loss(model(x[:size]), y[:size]).backward()
-            optimizer.step()
+            step((x[:size], y[:size]))
     return (time.perf_counter() - began) / _TIMED * steps

@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, facts, number, sizes
 from tikhon.diagnosis.findings import Finding
+from tikhon.diagnosis.functions import ATTENDING, BINARY
 
-SOFTMAXES = {"softmax", "scaled_dot_product_attention"}
 REGRESSIONS = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
-BINARY = {"binary_cross_entropy", "binary_cross_entropy_with_logits"}
 SIGNED = {"soft_margin_loss", "hinge_embedding_loss"}
 ENTROPIES = {"cross_entropy", "log_softmax", "softmax"}
 OPERATIONS = {
@@ -237,16 +236,13 @@ def _operation(ev: Evidence) -> Iterable[Finding]:
         {"smallest": smallest} if smallest is not None else {}
     )
     name = failure.call.strip("_")
-    alone = "every score of a row is -inf, and the softmax of nothing has no value"
-    why = f"{name} at {failure.place}, at step {failure.step}: {alone}"
     why = (
-        why
-        if failure.call in SOFTMAXES
-        else (
-            f"{name} at {failure.place} has no finite value or slope for its argument of "
-            f"{smallest if smallest is not None else 0:.3g}, at step {failure.step}"
-        )
+        f"{name} at {failure.place} has no finite value or slope for its argument of "
+        f"{smallest if smallest is not None else 0:.3g}, at step {failure.step}"
     )
+    if failure.call in ATTENDING:
+        alone = "every score of a row is -inf, and the softmax of nothing has no value"
+        why = f"{name} at {failure.place}, at step {failure.step}: {alone}"
     yield Finding(
         "undefined_operation",
         "critical",

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tikhon.diagnosis.functions import ATTENDING, BINARY
+
 LOSS = "the loss"  # the place of what is called outside of the model
 _OURS = str(Path(__file__).parents[2]) + os.sep
 _TORCH = str(Path(torch.__file__).parent) + os.sep
@@ -31,7 +33,6 @@ DROPOUTS = {
     "feature_alpha_dropout",
     "feature_dropout",
 }
-BINARY = {"binary_cross_entropy", "binary_cross_entropy_with_logits"}
 DRAWS = {
     "bernoulli",
     "rand",
@@ -199,7 +200,6 @@ class FirstBad(TorchFunctionMode):
 
 
 STEEP = {"sqrt", "norm", "std", "pow", "__pow__"}  # of which the slope at 0 may be infinite
-SOFTMAXES = {"softmax", "scaled_dot_product_attention"}
 MASKS = {"masked_fill", "where", "full_like", "full", "triu"}
 DIVISIONS = {"div", "true_divide", "__truediv__"}
 
@@ -210,7 +210,7 @@ def _infinite(tensor: Tensor) -> bool:
 
 def _goes_bad(name: str, output: Tensor, inputs: list[Tensor]) -> bool:
     """Whether a call makes what is not finite; scores of -inf are a mask while others are left."""
-    if name in SOFTMAXES:
+    if name in ATTENDING:
         numbers = not any(bool(t.detach().isnan().any()) for t in inputs)
         return numbers and bool(output.detach().isnan().any())
     if name in MASKS and bool((output.detach() != math.inf).all()) and not output.isnan().any():

@@ -1,0 +1,6 @@
+"""Functions of torch, by name, that what is seen of a program and the checks both ask about."""
+
+from __future__ import annotations
+
+BINARY = {"binary_cross_entropy", "binary_cross_entropy_with_logits"}
+ATTENDING = {"softmax", "scaled_dot_product_attention"}  # of a row of -inf they make NaN
