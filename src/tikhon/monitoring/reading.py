@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tikhon.data.rows import tensors
-from tikhon.regularizer.targets import local
+from tikhon.regularizer.targets import is_distributed, local
 
 HALVES = (torch.bfloat16, torch.float16)
 ENTRIES = 2**14  # of a tensor from which its update is read, about
@@ -127,8 +127,7 @@ def named(model: nn.Module, optimizer: Optimizer) -> dict[int, str]:
 
 def reduced(flat: Tensor, count: int, sharded: bool) -> Tensor:
     """One all-reduce: squares of shards add up, copies and what batches read are averaged."""
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not together or torch.distributed.get_world_size() == 1:
+    if not is_distributed() or torch.distributed.get_world_size() == 1:
         return flat
     flat = flat.clone()
     torch.distributed.all_reduce(flat)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.regularizer.audit import warn
+from tikhon.regularizer.targets import is_distributed
 from tikhon.regularizer.terms import Binding, Route
 
 _STEPS = 12  # of a probe: wrappers around torch's optimizers synchronise every 5 or 6
@@ -111,7 +112,7 @@ def is_torchs(optimizer: optim.Optimizer) -> bool:
 
 def _may_communicate(optimizer: optim.Optimizer) -> bool:
     """Whether its step could wait for other processes, which are not in the experiment."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not is_distributed():
         return False
     modules = {inspect.getmodule(kind) for kind in type(optimizer).__mro__}
     try:

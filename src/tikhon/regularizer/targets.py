@@ -162,6 +162,11 @@ def select(model: nn.Module, pattern: Pattern = "*", *, rows: str = "tensor") ->
     return targets_of(match(model, entries_of(model), pattern), model, rows)
 
 
+def is_distributed() -> bool:
+    """Whether this is one of the processes of a distributed run."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def local(tensor: Tensor) -> Tensor:
     """The tensor itself without gradient, or this process's part of a DTensor."""
     tensor = tensor.detach()

@@ -17,7 +17,7 @@ from tikhon.penalties import L1, L2, ElasticNet, GroupLasso, Proximable
 from tikhon.penalties.optimality import max_strength
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.controller import Controller, Observation, Per, Reading
-from tikhon.regularizer.targets import summed
+from tikhon.regularizer.targets import is_distributed, summed
 from tikhon.strengths.schedules import Recorded
 from tikhon.strengths.sensitivity import (
     CAP,
@@ -315,7 +315,7 @@ def _cap(reading: Reading) -> float:
 
 def _largest(amount: float, device: torch.device) -> float:
     """The maximum over the processes, each of which may hold a part of the weights (FSDP2)."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_distributed():
         shared = torch.tensor(amount, device=device)
         torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
         return float(shared)

@@ -11,6 +11,7 @@ from torch import Tensor, nn, optim
 from tikhon.regularizer.metric import has_gain, stationary_gain
 from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.strengths.sensitivity import FROZEN, begin, carry_decay
+from tikhon.strengths.validation import averaged
 from tikhon.wrappers import unwrap
 
 
@@ -136,7 +137,7 @@ class LossWeight:
                 continue
             gain = stationary_gain(self.optimizer, groups[param], self.optimizer.state[param])
             loss = min(1.0, self.strength.damping * float(gain.numerator))
-            pull = _shared(torch.stack(given).mean(0).float())
+            pull = averaged(torch.stack(given).mean(0).float())  # as the optimizer steps by means
             carry_decay(z, self.value * pull, gain.dense(), loss, self.strength.every)
 
     def _descend(self) -> None:
@@ -147,11 +148,3 @@ class LossWeight:
                 slope = slope + (z * seen.gradients[param]).sum()
         low, high = self.strength.range
         self.strength.move(self.memory, slope, seen, (math.log(low), math.log(high)))
-
-
-def _shared(pull: Tensor) -> Tensor:
-    """The mean over the processes of a distributed run: the optimizer steps by mean gradients."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(pull)
-        pull /= torch.distributed.get_world_size()
-    return pull

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.data.rows import call, each
+from tikhon.regularizer.targets import is_distributed
 
 _STATISTICS = ("running_", "moving_")  # how layers name the averages that eval mode goes by
 
@@ -66,9 +67,8 @@ def _blind(
     if not isinstance(output, Tensor) or output.ndim == 0:
         return unknown
     answer = output.mean(0, keepdim=True)
-    if (
-        pooled and _are_several() and output.ndim <= 2
-    ):  # of one shape everywhere; lengths may differ
+    alike = output.ndim <= 2  # in all processes; the lengths of what has more axes may differ
+    if pooled and alike and is_distributed():
         answer = averaged(answer)
     elif len(output) < 2:
         return unknown
@@ -79,14 +79,9 @@ def _blind(
     return found.detach() if isinstance(found, Tensor) and found.ndim == 0 else unknown
 
 
-def _are_several() -> bool:
-    """Whether this is one of the processes of a distributed run."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def averaged(amounts: Tensor) -> Tensor:
     """The mean over the processes of a distributed run, each of which may see its own rows."""
-    if _are_several():
+    if is_distributed():
         torch.distributed.all_reduce(amounts)
         amounts = amounts / torch.distributed.get_world_size()
     return amounts
