@@ -359,13 +359,19 @@ def never(days: np.ndarray) -> dict[int, str]:
 
 
 def _time_column(source: Source, name: str, cells: Cells) -> Column | None:
-    values = [dates.clock_time(text) for text in cells.texts]
-    fits = np.array([value is not None for value in values])
-    cells = replace(cells, is_missing=cells.is_missing & ~fits)  # 00:00:00 is midnight here
+    cells, values = clock_times(cells)
+    fits = ~np.isnan(values)
     if cells.share(fits) <= _MOSTLY:
         return None
     words = _words(source, name, cells, fits, "times") or ()
     return Column(name, "time", words=words, missing=cells.missing)
+
+
+def clock_times(cells: Cells) -> tuple[Cells, np.ndarray]:
+    """The time that each text says, NaN for none; 00:00:00 is midnight here, no missing value."""
+    found = (dates.clock_time(text) for text in cells.texts)
+    values = np.array([np.nan if value is None else value for value in found], float)
+    return replace(cells, is_missing=cells.is_missing & np.isnan(values)), values
 
 
 def _number(column: Column, values: np.ndarray) -> Column:

@@ -20,6 +20,7 @@ from tikhon.data.cells import (
 )
 from tikhon.data.columns import (
     Column,
+    clock_times,
     finite,
     misspelt,
     never,
@@ -130,10 +131,7 @@ def _with_sentinels(column: Column, days: np.ndarray) -> np.ndarray:
 
 
 def _times(source: Source, column: Column, texts: pd.Series) -> np.ndarray:
-    cells = Cells.of(texts)
-    found = (dates.clock_time(text) for text in cells.texts)
-    values = np.array([np.nan if value is None else value for value in found], float)
-    cells.is_missing[~np.isnan(values)] = False  # 00:00:00 is midnight here
+    cells, values = clock_times(Cells.of(texts))
     return _with_words(source, column, cells, values, cells.texts, "times")
 
 

@@ -59,7 +59,7 @@ async def changes(run: Watched, interval: float) -> AsyncIterator[dict[str, str]
         version = await run_in_threadpool(run.version)
         if version != seen:
             seen = version
-            yield {"event": "changed", "data": f"{run.age():.1f}"}
+            yield {"event": "changed", "data": f"{run.age(version):.1f}"}
         await asyncio.sleep(interval)
 
 

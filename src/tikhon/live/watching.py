@@ -44,9 +44,9 @@ class Watched:
                 found.append((-1, 0))
         return tuple(found)
 
-    def age(self) -> float:
-        """Seconds since the run last wrote; 0 where there is nothing yet."""
-        newest = max(written for _, written in self.version()) / 1e9
+    def age(self, version: Version | None = None) -> float:
+        """Seconds since the run last wrote, by a version at hand; 0 where there is nothing yet."""
+        newest = max(written for _, written in version or self.version()) / 1e9
         return max(0.0, time.time() - newest) if newest else 0.0
 
     @property

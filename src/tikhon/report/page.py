@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -53,6 +53,14 @@ def say(key: str, **values: object) -> Label:
     for language in LANGUAGES:
         strings(language)[key]
     return Label(key, values)
+
+
+def joined(parts: Sequence[Label | str]) -> Label | str | None:
+    """All parts as one text, in their order; None for none."""
+    told: Label | str | None = None
+    for part in reversed(parts):
+        told = part if told is None else say("evidence_and", first=part, rest=told)
+    return told
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tikhon.report import charts
 from tikhon.report.kinds.sentences import sentence, told
-from tikhon.report.page import Block, Chart, Label, Name, Section, Table, number, say
+from tikhon.report.page import Block, Chart, Label, Name, Section, Table, joined, number, say
 from tikhon.report.saved import SavedRun
 
 PARTS = ("train", "valid", "test")
@@ -55,10 +55,7 @@ def _held(column: Mapping[str, Any]) -> Name | Label:
         held = f"{number(column['mean'])} ± {number(column['deviation'])}"
     elif "first" in column:
         held = f"{column['first']} – {column['last']}"
-    how: Label | str = ""
-    for part in reversed(column.get("readings") or ()):
-        one = sentence(part, "reading_")
-        how = say("evidence_and", first=one, rest=how) if how else one
+    how = joined([sentence(part, "reading_") for part in column.get("readings") or ()])
     if held and how:
         return say("held_and_read", held=held, how=how)
     return how if isinstance(how, Label) else Name(held or how or "–")

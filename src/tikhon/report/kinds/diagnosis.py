@@ -23,6 +23,7 @@ from tikhon.report.page import (
     Section,
     Table,
     Text,
+    joined,
     number,
     percent,
     say,
@@ -170,15 +171,14 @@ def findings(found: list[Mapping[str, Any]]) -> Section:
     )
 
 
-def measured(evidence: Mapping[str, object]) -> Label | Name:
+def measured(evidence: Mapping[str, object]) -> Cell:
     """The numbers that a finding rests on, by their names in words."""
-    told: Label | None = None
-    for key, value in list(evidence.items())[::-1]:
+    told = []
+    for key, value in evidence.items():
         known = f"measured_{key}" in strings("en")
         name = say(f"measured_{key}") if known else key.replace("_", " ")
-        one = say("evidence_of", name=name, value=number(value))
-        told = one if told is None else say("evidence_and", first=one, rest=told)
-    return told or Name("–")
+        told.append(say("evidence_of", name=name, value=number(value)))
+    return joined(told) or Name("–")
 
 
 def evidence(record: Mapping[str, Any]) -> list[Section | None]:
