@@ -16,6 +16,7 @@ from tikhon.cli import build
 from tikhon.cli.groups import expand, given_of, values_of
 from tikhon.errors import InputError
 from tikhon.options import (
+    FLAGS,
     STRENGTHS,
     Option,
     RecipeOptions,
@@ -159,3 +160,16 @@ def test_a_group_becomes_options_and_comes_back_as_one_value():
     assert found == ["it", Shape(width=5), {"rate": 0.5}]
     assert {p.name for p in parsed.params} >= {"name", "width", "rate", "other"}
     assert "tall" not in {p.name for p in parsed.params} and parsed.help == "Say it."
+
+
+def test_every_option_without_a_value_is_known_as_one():
+    """`parts_of` reads command lines by the list of these."""
+    group: Any = typer.main.get_command(build())
+    alone, valued = set(), set()
+    for command in group.commands.values():
+        for param in command.params:
+            if param.param_type_name == "option":
+                names = {*param.opts, *param.secondary_opts}
+                (alone if param.is_flag else valued).update(names)
+    assert alone <= FLAGS
+    assert not valued & FLAGS

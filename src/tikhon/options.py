@@ -7,6 +7,7 @@ tell of them before torch is imported.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -75,8 +76,31 @@ _OF_ROWS = frozenset(
 )
 FLAGS = frozenset(
     "--compact --linear --no-linear --importances --no-importances --refit --join --debias "
-    "--resume --overwrite --json --quiet -q --verbose -v --debug".split()
+    "--resume --overwrite --json --quiet -q --verbose -v --debug --full --quick --open "
+    "--spreadsheet".split()
 )  # without a value
+
+
+def parts_of(command: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """What a command line is made of: each option's name and all of it; "" for other words.
+
+    >>> list(parts_of(["a.csv", "--json", "--target", "y"]))
+    [('', ['a.csv']), ('--json', ['--json']), ('--target', ['--target', 'y'])]
+    """
+    rest = iter(command)
+    for word in rest:
+        name, given, _ = word.partition("=") if word.startswith("-") else ("", "", "")
+        alone = not name or given or name in FLAGS
+        yield name, [word] if alone else [word, *itertools.islice(rest, 1)]
+
+
+def without(command: Iterable[str], *options: str) -> list[str]:
+    """A command line without some options, in either spelling of their values.
+
+    >>> without(["tikhon", "fit", "a.csv", "-o", "out", "--seed=1"], "--output", "-o", "--seed")
+    ['tikhon', 'fit', 'a.csv']
+    """
+    return [word for name, words in parts_of(command) if name not in options for word in words]
 
 
 def rows_of(command: Sequence[str]) -> list[str]:
@@ -85,19 +109,9 @@ def rows_of(command: Sequence[str]) -> list[str]:
     >>> rows_of(["tikhon", "fit", "--l2", "1e-3", "a.csv", "--target", "y", "--sep=;"])
     ['a.csv', '--target', 'y', '--sep=;']
     """
-    data: list[str] = []
-    kept: list[str] = []
-    option = ""  # whose value comes next
-    for argument in command[2:]:
-        if not option and not argument.startswith("-"):
-            data.append(argument)
-            continue
-        name = option or argument.split("=")[0]
-        if name in _OF_ROWS:
-            kept.append(argument)
-        valued = not option and "=" not in argument and argument not in FLAGS
-        option = argument if valued else ""
-    return data[:1] + kept
+    parts = list(parts_of(command[2:]))
+    data = [word for name, words in parts if not name for word in words]
+    return data[:1] + [word for name, words in parts if name in _OF_ROWS for word in words]
 
 
 _ALONE = "search once for each value"

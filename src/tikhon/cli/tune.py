@@ -18,7 +18,7 @@ from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
 from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError
-from tikhon.options import with_mode
+from tikhon.options import with_mode, without
 
 if TYPE_CHECKING:
     from torch import nn
@@ -340,12 +340,7 @@ def _start_workers(count: int, storage: str, path: Path) -> list[subprocess.Pope
     """The same command again, each with a folder of its own, to join the search."""
     import sys
 
-    dropped = {"--storage", "--output"}
-    kept, skip = [], False
-    for argument in sys.argv[1:]:
-        if not skip and argument.split("=")[0] not in dropped | {"--overwrite", "--resume"}:
-            kept.append(argument)
-        skip = argument in dropped
+    kept = without(sys.argv[1:], "--storage", "--output", "-o", "--overwrite", "--resume")
     kept += ["--storage", storage, "--join", "--quiet", "--overwrite"]
     start = [sys.executable, "-c", "from tikhon.cli import main; raise SystemExit(main())"]
     return [

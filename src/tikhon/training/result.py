@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tikhon import notebook, plotting
-from tikhon.options import STRENGTHS, rows_of, typed
+from tikhon.options import STRENGTHS, rows_of, typed, without
 from tikhon.sparsity import Sparsity
 from tikhon.training import measures
 from tikhon.training.recipe import Recipe
@@ -19,7 +19,7 @@ from tikhon.training.yardsticks import Assessment
 
 _LONGER = 5  # times the epochs of a run that was still improving
 _YARDSTICKS = {"constant": "always the same answer", "linear": "a linear model"}
-_UNREPEATED = ("--overwrite", "--json", "--quiet", "-q", "--verbose")
+_UNREPEATED = ("--output", "-o", "--overwrite", "--json", "--quiet", "-q", "--verbose")
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +168,7 @@ def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:
     """What to run next: the same with an answer to what was found."""
     if run.path is None or not run.command:
         return []
-    again = _without(run.command, "--output", "-o")
-    again = [a for a in again if a not in _UNREPEATED]
+    again = without(run.command, *_UNREPEATED)
     codes = {statement.code.removesuffix("_ratio") for statement in found}
     same = [shlex.join(_repeated(run, again))] if run.found is not None else []
     if codes & {"improving", "one_epoch"}:
@@ -191,7 +190,7 @@ def _repeated(run: Run, again: Sequence[str]) -> list[str]:
     """The command with the strengths that the run found, in their modes, instead of auto."""
     assert run.found is not None
     strengths = (f"--{name.replace('_', '-')}" for name in STRENGTHS)
-    kept = _without(again, "--penalty", "--how", "--epochs", *strengths)
+    kept = without(again, "--penalty", "--how", "--epochs", *strengths)
     entries = run.found.to_dict()["penalties"]
     penalties = [part for entry in entries for part in ("--penalty", typed(entry))]
     return [*kept, "--epochs", str(len(run.history)), *penalties]
@@ -204,20 +203,9 @@ def _longer(run: Run, again: Sequence[str]) -> list[str]:
     )
     if run.ended == "budget":
         minutes = max(2, -(-_LONGER * round(run.seconds) // 60))
-        return [*_without(again, "--budget"), "--budget", f"{minutes}m"]
+        return [*without(again, "--budget"), "--budget", f"{minutes}m"]
     known = run.found is not None or spanned  # it must know its length beforehand
     if any(a.split("=")[0] == "--epochs" for a in again) and not known:
-        return _without(again, "--epochs")  # until it stops improving
-    kept = _without(again, "--epochs")
+        return without(again, "--epochs")  # until it stops improving
+    kept = without(again, "--epochs")
     return [*kept, "--epochs", str(_LONGER * len(run.history))]
-
-
-def _without(command: Sequence[str], *options: str) -> list[str]:
-    """The command without options that take a value, in either spelling."""
-    kept, skip = [], False
-    for argument in command:
-        named = argument.split("=")[0] in options
-        if not skip and not named:
-            kept.append(argument)
-        skip = named and "=" not in argument
-    return kept

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from tikhon.options import without
 from tikhon.report import charts, layer_charts
 from tikhon.report.kinds import parts
 from tikhon.report.kinds.sentences import sentence
@@ -85,20 +86,17 @@ def consequence(found: list[Mapping[str, Any]]) -> tuple[Label | Name, ...]:
     return (say("finding_leads_to", reason=told), say("finding_cure", advice=to_do))
 
 
+_OF_ONE_RUN = (
+    "--steps --output -o --fail-on --budget --seeds --full --quiet -q --json --overwrite --debug"
+).split()
+
+
 def following(run: SavedRun, verb: str) -> tuple[str, ...]:
     """The command of another verb on the same program."""
     command = [str(part) for part in run.config.get("command") or ()]
     if command[:1] != ["tikhon"] or "--optimizer" not in " ".join(command):
         return ()
-    kept, skip = ["tikhon", verb], False
-    for part in command[2:]:
-        name, given = part.split("=")[0], "=" in part
-        valued = name in ("--steps", "--output", "-o", "--fail-on", "--budget", "--seeds")
-        flag = part in ("--full", "--quiet", "-q", "--json", "--overwrite", "--debug")
-        if not (skip or valued or flag):
-            kept.append(part)
-        skip = valued and not given and not skip
-    return (shlex.join(kept),)
+    return (shlex.join(["tikhon", verb, *without(command[2:], *_OF_ONE_RUN)]),)
 
 
 def place(where: list[str]) -> Label | str:
