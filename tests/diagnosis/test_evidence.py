@@ -106,3 +106,18 @@ def test_targets_that_hold_an_index_are_read_to_the_end():
         return F.smooth_l1_loss(values.gather(1, record[:, :1].long()), record[:, 1])
 
     assert asked(network(3), (x, y), loss).findings[0].code == "broadcast_loss"
+
+
+def test_dropout_whose_input_is_named_is_read_too():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 16), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.dropout(input=self.head(self.body(x).relu()), p=0.5, train=self.training)
+
+    torch.manual_seed(0)
+    x = torch.randn(200, 6)
+    found = asked(Named(), (x, (x[:, 0] > 0).long()), F.cross_entropy)
+    assert found.record.to_dict()["static"]["dropout_at_end"]

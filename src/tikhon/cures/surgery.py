@@ -21,6 +21,7 @@ from tikhon.cures.places import ACTIVATIONS, Places
 from tikhon.data.rows import Batch, call
 from tikhon.diagnosis.observe import NORMS, RECURRENT, WEIGHTED
 from tikhon.diagnosis.replica import undisturbed
+from tikhon.regularizer.rounding import SHORT
 
 GAINS: tuple[tuple[type[nn.Module], float], ...] = (
     (nn.ReLU, math.sqrt(2)),
@@ -282,7 +283,7 @@ def undrop(model: nn.Module, batch: Batch) -> list[Line]:
 
 def to_float32(model: nn.Module, batch: Batch) -> list[Line]:
     """Weights in float32 where they are in 16 bits: steps below their resolution are lost."""
-    half = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
+    half = any(p.dtype in SHORT for p in model.parameters())
     return [Line("model", "{at} = {at}.float()  # 16 bits in torch.autocast only")] if half else []
 
 

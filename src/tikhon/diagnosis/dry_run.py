@@ -18,6 +18,7 @@ from tikhon.diagnosis.reference import IGNORED, binary
 from tikhon.diagnosis.replica import Replica, gradients, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.calls import FirstBad
+from tikhon.regularizer.rounding import SHORT
 from tikhon.training.clipping import Clipping
 from tikhon.training.step import Step
 
@@ -264,7 +265,7 @@ def _updates(
 
 def _stuck(own: list[Any], before: dict[Any, Tensor]) -> float | None:
     """Share of the 16-bit entries with a gradient that the step could not move."""
-    short = [p for p in own if p.dtype in (torch.bfloat16, torch.float16) and p.grad is not None]
+    short = [p for p in own if p.dtype in SHORT and p.grad is not None]
     asked = sum(int((p.grad != 0).sum()) for p in short)
     if not asked:
         return None

@@ -21,9 +21,9 @@ from tikhon.diagnosis.reference import (
 )
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring.calls import DROPOUTS as DROPS, user_line
+from tikhon.diagnosis.wiring.calls import DROPOUTS, user_line
 
-DROPOUTS = (nn.modules.dropout._DropoutNd,)
+DROPOUT = nn.modules.dropout._DropoutNd
 # functions of one tensor that limit what a head can answer
 HEADS = ELEMENTWISE | SOFTMAXES | {"clamp", "clip", "clamp_min", "clamp_max"}
 
@@ -44,7 +44,7 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, Any]:
         facts["maximize"] = any(g.get("maximize") for g in replica.optimizer.param_groups)
     modules = list(model.named_modules())
     facts["shared"] = _shared(model)
-    rates = {n: float(getattr(m, "p", 0.0)) for n, m in modules if isinstance(m, DROPOUTS)}
+    rates = {n: float(getattr(m, "p", 0.0)) for n, m in modules if isinstance(m, DROPOUT)}
     facts["dropout"] = rates
     if batch_size == 1:
         norm = nn.modules.batchnorm._BatchNorm
@@ -75,7 +75,7 @@ def _dropout_before_norm(model: nn.Module) -> list[str]:
             continue
         previous = None
         for name, child in parent.named_children():
-            follows = isinstance(previous, DROPOUTS) and getattr(previous, "p", 0.0) > 0
+            follows = isinstance(previous, DROPOUT) and getattr(previous, "p", 0.0) > 0
             if follows and isinstance(child, nn.modules.batchnorm._BatchNorm):
                 found.append(f"{prefix}.{name}".lstrip("."))
             previous = child
@@ -185,7 +185,7 @@ class _Tape(torch.overrides.TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in HEADS and args and isinstance(args[0], Tensor):
             self.calls.append((func, args, kwargs, result))
-        if name in DROPS and result is not args[0]:
+        if name in DROPOUTS and result is not (args[0] if args else kwargs.get("input")):
             self.dropped.append((result, user_line()))
         return result
 

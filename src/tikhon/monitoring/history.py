@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tikhon.diagnosis.thresholds import STUCK
+
 COLLAPSED = 5e-3  # of the largest learning rate: a cosine ends below it for its last 5 %
 REPLACED = 0.1  # share of the weights that changed between two steps (convention)
 SUDDEN = 10.0  # the same, in steps of the optimizer
-STUCK = 0.5  # of the entries of a tensor (convention)
 RESOLVED = 1e-5  # a relative move that a norm in float32 shows
 DIFFERENT = 1e-4  # relative, of norms on two processes
 

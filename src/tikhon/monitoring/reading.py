@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tikhon.data.rows import tensors
+from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.targets import is_distributed, local
 
-HALVES = (torch.bfloat16, torch.float16)
 ENTRIES = 2**14  # of a tensor from which its update is read, about
 
 
@@ -75,7 +75,7 @@ def stuck(kept: Kept) -> dict[int, Tensor]:
     """By identity of 16-bit tensors: the share of entries with a gradient that did not move."""
     found = {}
     for p, gradient, before in zip(kept.parameters, kept.gradients, kept.before):
-        if p.dtype not in HALVES or local(p).shape != gradient.shape:
+        if p.dtype not in SHORT or local(p).shape != gradient.shape:
             continue
         asked = rows(gradient) != 0
         still = (asked & (rows(p) == before)).sum()

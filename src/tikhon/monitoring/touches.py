@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tikhon.monitoring.reading import fingerprint
+from tikhon.monitoring.window import readable
 
 ENOUGH = 3  # times the same values
 
@@ -22,7 +23,7 @@ class Touches:
 
     def __init__(self, optimizer: Optimizer) -> None:
         held = [p for g in optimizer.param_groups for p in g["params"]]
-        fit = [p for p in held if p.requires_grad and p.ndim > 1 and not hasattr(p, "to_local")]
+        fit = [p for p in held if readable(p) and p.ndim > 1]
         self._tensor = min(fit, key=Tensor.numel) if fit else None
         self._version = self._tensor._version if self._tensor is not None else 0
         self._seen: deque[tuple[int, Tensor]] = deque(maxlen=ENOUGH)

@@ -92,9 +92,9 @@ def probes_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Probe]
 
     Sharded tensors are left out: backward passes reach their gathered copies.
     """
-    held = [p for g in optimizer.param_groups for p in g["params"] if _readable(p)]
+    held = [p for g in optimizer.param_groups for p in g["params"] if readable(p)]
     ends = [min(part, key=Tensor.numel) for part in (held[:4], held[-4:]) if part]
-    own = [p for p in model.parameters() if _readable(p)]
+    own = [p for p in model.parameters() if readable(p)]
     known = {id(p) for p in own}
     chosen: dict[int, Probe] = {id(p): ("model", p) for p in own[:1]}
     chosen |= {id(p): ("optimizer", p) for p in ends}
@@ -104,7 +104,8 @@ def probes_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Probe]
     return list(chosen.values())
 
 
-def _readable(parameter: Tensor) -> bool:
+def readable(parameter: Tensor) -> bool:
+    """Whether gradients arrive at the tensor itself: a trained leaf that is not cut in parts."""
     return parameter.requires_grad and parameter.is_leaf and not hasattr(parameter, "to_local")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tikhon.data.rows import tensors
 from tikhon.diagnosis.wiring.calls import Calm
-from tikhon.diagnosis.wiring.subject import Subject, difference, mapped
+from tikhon.diagnosis.wiring.subject import ONE_LENGTH, Subject, difference, mapped, shortened
 from tikhon.diagnosis.wiring.targets import Bench
 
 SHORT = 0.3  # share of the rows that must end in padding, of different lengths
@@ -61,15 +61,12 @@ def _without(subject: Subject, ends: Tensor, size: int) -> float | None:
     def half(t: Tensor) -> Tensor:
         return t[rows.to(t.device)] if t.ndim and len(t) == subject.rows else t
 
-    def short(t: Tensor) -> Tensor:
-        return t[:, :cut] if t.ndim >= 2 and t.shape[1] == size else t
-
-    inputs, target = (mapped(part, half) for part in subject.batch)
+    batch = (mapped(subject.batch[0], half), mapped(subject.batch[1], half))
     try:
         with Calm():
-            before = subject.outputs((inputs, target))
-            after = subject.outputs((mapped(inputs, short), mapped(target, short)))
-    except (RuntimeError, IndexError, ValueError):  # a network of one length
+            before = subject.outputs(batch)
+            after = subject.outputs(shortened(batch, size, cut))
+    except ONE_LENGTH:
         return None
     worst = 0.0
     kept = torch.arange(cut) < ends[rows][:, None]

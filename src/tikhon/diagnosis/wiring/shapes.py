@@ -10,7 +10,7 @@ import torch
 from tikhon.data.rows import tensors
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.wiring.calls import LOSS, Call, Calls
-from tikhon.diagnosis.wiring.subject import Subject, mapped
+from tikhon.diagnosis.wiring.subject import ONE_LENGTH, Subject, shortened
 
 SHORTER = (11, 7, 5)  # steps of a shortened sequence: primes that heads and channels seldom have
 RESHAPES = ("view", "reshape", "view_as", "reshape_as", "unflatten")
@@ -62,15 +62,10 @@ def _mixed_when_shorter(subject: Subject) -> list[Call]:
     short = next((n for n in SHORTER if n < size and n != subject.rows), None)
     if short is None:
         return []
-
-    def cut(t: torch.Tensor) -> torch.Tensor:
-        return t[:, :short] if t.ndim >= 2 and t.shape[1] == size else t
-
-    batch = (mapped(subject.batch[0], cut), mapped(subject.batch[1], cut))
     try:
         with Calls(subject.model) as tape:
-            subject.outputs(batch)
-    except (RuntimeError, IndexError, ValueError):  # a network of one length
+            subject.outputs(shortened(subject.batch, size, short))
+    except ONE_LENGTH:
         return []
     # views of a whole row are how a network of one length flattens
     return [c for c in tape.named(*RESHAPES) if reorders(c) and short in (c.output or ())]

@@ -58,6 +58,18 @@ def subject_of(replica: Replica, source: Samples) -> Subject:
     return Subject(replica, take(source.probe, first), take(source.probe, second), rows)
 
 
+ONE_LENGTH = (RuntimeError, IndexError, ValueError)  # of a network that takes no other length
+
+
+def shortened(batch: Batch, size: int, to: int) -> Batch:
+    """Inputs and targets, their sequences of `size` steps cut to the first ones."""
+
+    def cut(t: Tensor) -> Tensor:
+        return t[:, :to] if t.ndim >= 2 and t.shape[1] == size else t
+
+    return mapped(batch[0], cut), mapped(batch[1], cut)
+
+
 def floats(value: object) -> list[Tensor]:
     """The float tensors of a nested value."""
     return [t for t in tensors(value) if t.is_floating_point() and t.numel()]

@@ -68,7 +68,7 @@ class Bench:
         """
         try:
             return self.gradient(target)
-        except Exception:
+        except (RuntimeError, IndexError, ValueError):
             return None
 
 
@@ -194,16 +194,9 @@ def _two_gradients(
         ends = extremes(target, far=far, column=index[1] if len(index) == 2 else None)
         if len(ends) < 2:
             continue
-        try:
-            pair = [bench.gradient(with_entry(target, index, value)) for value in ends]
-        except (
-            RuntimeError,
-            IndexError,
-            ValueError,
-        ):  # a target that is used as a number of a row
-            continue
-        if pair[0] is not None and pair[1] is not None:
-            return (pair[0], pair[1]), (ends[0], ends[1])
+        low, high = (bench.tried(with_entry(target, index, value)) for value in ends)
+        if low is not None and high is not None:
+            return (low, high), (ends[0], ends[1])
     return None, (0.0, 0.0)
 
 
