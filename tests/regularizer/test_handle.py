@@ -206,6 +206,58 @@ def test_copies_of_model_optimizer_and_handle_go_on_as_the_original(copied):
     assert twin_reg.strengths() == reg.strengths()
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_made_after_all_parameters_were_replaced_goes_on(copied):
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L1(0.5))
+    model[0].weight = nn.Parameter(torch.ones(2, 3))
+    optimizer.param_groups[0]["params"] = [model[0].weight]
+    twin, twin_optimizer, twin_reg = copied((model, optimizer, reg))
+    twin[0].weight.grad = torch.zeros(2, 3)
+    twin_optimizer.step()
+    assert twin_reg.steps == 1
+    torch.testing.assert_close(twin[0].weight.detach(), torch.full((2, 3), 0.95))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_with_new_weights_in_the_model_alone_is_made_as_well(copied):
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L1(0.5))
+    model[0].weight = nn.Parameter(torch.ones(2, 3))
+    with pytest.warns(UserWarning, match="holds none of the regularized parameters any more"):
+        twin, _, twin_reg = copied((model, optimizer, reg))
+    rebuilt = torch.optim.SGD(twin.parameters(), lr=0.1)
+    twin_reg.attach(rebuilt)
+    twin[0].weight.grad = torch.zeros(2, 3)
+    rebuilt.step()
+    torch.testing.assert_close(twin[0].weight.detach(), torch.full((2, 3), 0.95))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_the_copy_of_a_removed_handle_is_removed(copied):
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L1(0.5))
+    reg.remove()
+    twin, twin_optimizer, twin_reg = copied((model, optimizer, reg))
+    twin[0].weight.grad = torch.zeros(2, 3)
+    twin_optimizer.step()
+    assert twin_reg.steps == 0
+    assert equal(model, twin)
+
+
+def test_weights_loaded_after_a_step_without_gradients_are_no_training():
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L1(0.5))
+    optimizer.step()
+    model(torch.ones(1, 3)).sum().backward()
+    model.load_state_dict({"0.weight": torch.ones(2, 3)})
+    assert reg.sparsity() == {"0.weight": 0.0}
+
+
 def _train_in_child(parts, queue):
     model, optimizer, reg = parts
     train(model, optimizer, 4, regression(dtype=torch.float32))

@@ -314,8 +314,6 @@ class Sequences(RuleBasedStateMachine):
 
     @rule(copied=st.sampled_from([copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]))
     def copy_all(self, copied):
-        if not self.attached:
-            return
         grads = [param.grad for _, param in self.layers()]
         self.model, self.optimizers, self.handle = copied(
             (self.model, self.optimizers, self.handle)
@@ -416,7 +414,7 @@ def moved_for_all(patch):
 
 def alarmed(patch):
     """Whatever moves a weight but our own step is training without a Regularizer."""
-    patch.setattr(Activity, "moved", lambda self: None)
+    patch.setattr(Activity, "moved", lambda self: setattr(self, "_allowed", 0))
     patch.setattr(Activity, "end", lambda self: setattr(self, "_acted", True))
 
 

@@ -27,7 +27,7 @@ class Activity:
     def __init__(self, optimizer: optim.Optimizer, param: nn.Parameter | None, steps: int) -> None:
         self.optimizer, self.param = optimizer, param
         self.uncounted = steps_of(optimizer) - steps  # steps of the optimizer that were not ours
-        self._allowed = 0
+        self._allowed = 1  # as by weights that a user loads
         self._begun = 0
         self._acted = False
         self._sample: Tensor | None = None  # of the weights, until our first step

@@ -113,7 +113,7 @@ class Regularizer:
         self._attachments: list[Attachment] = []
         self._bound = Bound.of(self.model, terms, how)
         self._said: set[str] = set()
-        self._attach(optimizer, [])
+        self._attach(self._attachments_to(optimizer, []))
 
     # -- what is attached ---------------------------------------------------------------------
 
@@ -123,9 +123,12 @@ class Regularizer:
         self.remove()
         if not self._bound.is_current():
             self._bound = self._bound.renewed(self._say_once)
-        self._attach(optimizer, steps)
+        self._attach(self._attachments_to(optimizer, steps))
 
-    def _attach(self, optimizer: Optimizers, steps: Sequence[int]) -> None:
+    def _attachments_to(
+        self, optimizer: Optimizers, steps: Sequence[int], *, anew: bool = True
+    ) -> list[Attachment]:
+        """What acts in every optimizer; with `anew` terms that act on nothing are refused."""
         given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
         found = list({id(one): one for one in map(stepping, given)}.values())
         if not found:
@@ -139,7 +142,8 @@ class Regularizer:
             for one, count in zip(found, counts)
         ]
         self._plan(attachments)
-        say_who_is_left_out(self._bound.bindings, found)
+        if anew:
+            say_who_is_left_out(self._bound.bindings, found)
         for attachment in attachments:
             own = attachment.plan.held
             routed: list[tuple[Binding, Route]]
@@ -148,6 +152,9 @@ class Regularizer:
             beside = [x for x in heard_by(attachment.optimizer) if isinstance(x, Attachment)]
             earlier = [binding for other in beside for binding in other.plan.held]
             warn_of_contradictions(self.model, attachment.optimizer, own, earlier)
+        return attachments
+
+    def _attach(self, attachments: list[Attachment]) -> None:
         self._attachments = attachments
         for attachment in attachments:
             attachment.begin()
@@ -251,17 +258,21 @@ class Regularizer:
 
     def __getstate__(self) -> dict[str, Any]:
         self._recount()
+        if not self._bound.is_current():
+            self._rebind()
         kept = {k: v for k, v in vars(self).items() if k != "_attachments"}
-        attached = [(a.optimizer, a.steps, a.activity.uncounted) for a in self._attachments]
-        return {**kept, "attached": attached}
+        made = [(a.optimizer, a.steps, a.activity.uncounted, a.acts) for a in self._attachments]
+        return {**kept, "made": made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        attached = state.pop("attached")
+        optimizers, steps, uncounted, acts = zip(*state.pop("made"))
         vars(self).update(state, _attachments=[])
         with warnings.catch_warnings(action="ignore"):
-            self._attach([optimizer for optimizer, _, _ in attached], [n for _, n, _ in attached])
-        for attachment, (_, _, uncounted) in zip(self._attachments, attached):
-            attachment.activity.uncounted = uncounted
+            self._attachments = self._attachments_to(optimizers, steps, anew=False)
+        for attachment, count in zip(self._attachments, uncounted):
+            attachment.activity.uncounted = count
+        if all(acts):
+            self._attach(self._attachments)
 
     @torch.no_grad()
     def apply(self, copy: nn.Module) -> None:
