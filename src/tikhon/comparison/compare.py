@@ -19,6 +19,7 @@ from tikhon.numbers import number
 
 _TUNED = 3  # trainings below which nothing was chosen
 _SPLITS = 3  # splits below which an interval says little
+_LATE = 1.25  # times the budget that so many splits may take
 _MOST = 8  # trainings a split that a budget asks for: more splits tell more
 _DEARER = 1.3  # a method over a training without one, on average
 
@@ -213,7 +214,8 @@ def compare(
         epochs, batch_size: of every training.
         budget: a time for all, such as "5m". Trials follow from it and the time of one
             training; where it is short they assume fewer splits (3 at least), so that each
-            method is tuned. A split that would exceed it is not begun once there are three.
+            method is tuned. A split that would exceed it is not begun once there are two (the
+            third if by more than a quarter).
         seeds: test scores of the first split's choice under so many seeds (its stability).
         seed: of everything.
         records: what an earlier process has found, and where this one writes it down; its `stop`
@@ -257,9 +259,9 @@ def compare(
             if place == 0:
                 contender.repeat(trainer, records, parts, seeds)
                 done += seeds - 1
-        if place + 1 >= min(asked, _SPLITS) and not records.once(
+        if place + 1 >= min(asked, 2) and not records.once(
             f"time is left after split {place + 1}",
-            lambda n=place: not limit or records.seconds * (n + 2) / (n + 1) <= limit,
+            lambda n=place + 1: not limit or _has_time(records.seconds, n, limit),
         ):
             break
     splits = len(contenders[0].chosen)
@@ -270,6 +272,11 @@ def compare(
     seconds = records.seconds
     notice = _notice(trials, splits, asked, seconds)
     return Comparison(data.name, metric, rows, trials, splits, epochs, seconds, notice)
+
+
+def _has_time(seconds: float, done: int, limit: float) -> bool:
+    """Whether one more split fits; the third, for the interval's sake, may exceed it a little."""
+    return seconds * (done + 1) / done <= limit * (_LATE if done + 1 <= _SPLITS else 1)
 
 
 def _notice(trials: int, splits: int, asked: int, seconds: float) -> str:
