@@ -95,26 +95,23 @@ def texts_of(series: pd.Series) -> pd.Series:
     return cast("pd.Series", texts.mask(blank) if blank.any() else texts)
 
 
-def plain_numbers(texts: pd.Series, decimal: str) -> np.ndarray | None:
-    """The column as numbers if all its texts are plain ones (`12`, `-0.5`, `1e-3`) and nothing
-    about them is in doubt; None if they have to be read one by one.
-
-    `decimal` is the mark that is known for it, "" for none.
-    """
+def parsed(texts: pd.Series) -> np.ndarray | None:
+    """The column as numbers with "." as their decimal mark; None if one text is no plain one."""
     import pandas as pd
 
-    if decimal == ",":
-        return None
     try:
-        parsed = cast("pd.Series", pd.to_numeric(texts, errors="coerce"))
+        found = cast("pd.Series", pd.to_numeric(texts, errors="coerce"))
     except (OverflowError, ValueError):
         return None
-    values = np.array(parsed.to_numpy(float, na_value=np.nan))
-    if np.isnan(values).any(where=texts.notna().to_numpy()):
-        return None
+    values = np.array(found.to_numpy(float, na_value=np.nan))
+    return None if np.isnan(values).any(where=texts.notna().to_numpy()) else values
+
+
+def is_plain(texts: pd.Series, decimal: str) -> bool:
+    """Whether "." is the decimal mark of numbers: known, proved by one of them, or not needed."""
     if decimal == "." or _proves_the_point(texts.head(_SAMPLE)) or _proves_the_point(texts):
-        return values
-    return values if not bool(texts.str.contains(".", regex=False).any()) else None
+        return True
+    return not bool(texts.str.contains(".", regex=False).any())
 
 
 def _proves_the_point(texts: pd.Series) -> bool:

@@ -7,21 +7,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
 from tikhon.data import dates, numerals
-from tikhon.data.cells import (
-    TRUE,
-    Cells,
-    days_of,
-    iso_days,
-    level_of,
-    plain_numbers,
-    texts_of,
-    truths,
-)
+from tikhon.data.cells import TRUE, Cells, days_of, level_of, truths
+from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
 
@@ -126,7 +118,7 @@ class Column:
         return tuple(said)
 
 
-def infer(source: Source, name: str, *, forced: str | None = None) -> Column:
+def infer(raw: RawColumn, *, forced: str | None = None) -> Column:
     """What the column is: constants and identifiers are dropped, with the reason.
 
     `forced` is "number" or "category" where the user decides. Raises `DataError` where the cells
@@ -134,17 +126,17 @@ def infer(source: Source, name: str, *, forced: str | None = None) -> Column:
     """
     from pandas.api import types
 
-    if what := source.foreign.get(name):
+    source, name, series = raw.source, raw.name, raw.series
+    if raw.foreign:
         raise DataError(
-            f"{source.name}: column {name!r} holds {what}, not one value a cell; --drop {name}, "
-            "or spread them over columns of their own"
+            f"{source.name}: column {name!r} holds {raw.foreign}, not one value a cell; --drop "
+            f"{name}, or spread them over columns of their own"
         )
-    series = cast("pd.Series", source.frame[name])
     present = series.dropna()
     if not len(present):
         return Column(name, "dropped", reason="no value in any row")
     if forced == "category":
-        return _category(name, texts_of(series), forced=True)
+        return _category(name, raw.texts, forced=True)
     if types.is_bool_dtype(present) or all(isinstance(v, bool) for v in present.head(99)):
         return Column(name, "boolean", categories=("False", "True"))
     if types.is_datetime64_any_dtype(present):
@@ -155,10 +147,11 @@ def infer(source: Source, name: str, *, forced: str | None = None) -> Column:
         values = series.to_numpy(float, na_value=np.nan)
         finite(source, name, values)
         return _number(Column(name, "number"), values)
-    return _text(source, name, texts_of(series), forced)
+    return _text(raw, forced)
 
 
-def _text(source: Source, name: str, texts: pd.Series, forced: str | None) -> Column:
+def _text(raw: RawColumn, forced: str | None) -> Column:
+    source, name, texts = raw.source, raw.name, raw.texts
     present = texts.dropna()
     if not len(present):
         return Column(name, "dropped", reason="no value in any row")
@@ -167,18 +160,17 @@ def _text(source: Source, name: str, texts: pd.Series, forced: str | None) -> Co
     zeros = bool(present.str.match(r"^0\d+$").any())
     if zeros and forced is None:
         return _category(name, texts)
-    if (values := plain_numbers(texts, source.format.decimal or "")) is not None:
+    if (values := raw.plain_numbers(source.format.decimal or "")) is not None:
         finite(source, name, values)
         return _number(Column(name, "number"), values)
-    if source.format.dates is None and (days := iso_days(texts)) is not None:
+    if source.format.dates is None and (days := raw.iso_days) is not None:
         words = tuple(sorted(set(never(days).values())))
         clock = bool(present.str.contains(":").any())
         return Column(name, "date", format="ymd", clock=clock, words=words)
-    cells = Cells.of(texts)
     return (
-        _number_column(source, name, cells, forced)
-        or _date_column(source, name, cells)
-        or _time_column(source, name, cells)
+        _number_column(raw, forced)
+        or _date_column(raw)
+        or _time_column(raw)
         or _category(name, texts)
     )
 
@@ -194,11 +186,9 @@ def _truth_column(name: str, present: pd.Series) -> Column | None:
     return Column(name, "boolean", categories=("false", "true"), spellings=tuple(sorted(texts)))
 
 
-def _number_column(
-    source: Source, name: str, cells: Cells, forced: str | None = None
-) -> Column | None:
+def _number_column(raw: RawColumn, forced: str | None = None) -> Column | None:
     """A column most of whose texts are numbers; None if it is not one."""
-    found = [numerals.numeral(text) for text in cells.texts]
+    source, name, cells, found = raw.source, raw.name, raw.cells, raw.numerals
     is_number = np.array([one is not None for one in found])
     if cells.share(is_number) <= _MOSTLY and forced != "number":
         return None
@@ -212,8 +202,8 @@ def _number_column(
             f"column {name!r} holds numbers in several units ({listed(different)}); write one "
             f"unit, or say --categorical {name}"
         )
-    decimal = decimal_mark(source, name, cells, found)
-    values, bounds = numerals.read(cells.texts, decimal)
+    decimal = decimal_mark(raw)
+    values, bounds = numerals.read(found, decimal)
     finite(source, name, cells.spread(values))
     fractions = bool(np.any(values != np.floor(values), where=~np.isnan(values)))
     words = _words(source, name, cells, ~np.isnan(values), "numbers", ask=fractions)
@@ -231,10 +221,9 @@ def _number_column(
     return _number(column, cells.spread(values))
 
 
-def decimal_mark(
-    source: Source, name: str, cells: Cells, found: Sequence[numerals.Numeral | None]
-) -> str:
+def decimal_mark(raw: RawColumn) -> str:
     """The decimal mark of a column; "" where each cell proves its own. Raises where two fit."""
+    source, cells, found = raw.source, raw.cells, raw.numerals
     if source.format.decimal:
         return source.format.decimal
     votes = numerals.votes(one for one in found if one is not None)
@@ -251,7 +240,7 @@ def decimal_mark(
     text = cells.texts[cells.codes[row]]
     one = next(one for one in found if one is not None and one.vote == "?")
     raise DataError(
-        f"column {name!r}: {text!r} in {source.line(row)} can be {one.dot:.10g} or "
+        f"column {raw.name!r}: {text!r} in {source.line(row)} can be {one.dot:.10g} or "
         f"{one.comma:.10g}, and nothing in the file decides; say --decimal . or --decimal ,"
     )
 
@@ -285,15 +274,16 @@ def misspelt(source: Source, name: str, cells: Cells, other: np.ndarray, kind: s
     )
 
 
-def _date_column(source: Source, name: str, cells: Cells) -> Column | None:
+def _date_column(raw: RawColumn) -> Column | None:
+    source, name, cells = raw.source, raw.name, raw.cells
     asked = source.format.dates
     if "%" in (asked or ""):
         return _custom_dates(source, name, cells, str(asked))
-    found = [dates.moment(text) for text in cells.texts]
+    found = raw.moments
     is_date = np.array([one is not None for one in found])
     if cells.share(is_date) <= _MOSTLY:
         return None
-    order = asked or _order(source, name, cells, found)
+    order = asked or _order(raw)
     if not asked and any(one is not None and one.doubtful for one in found):
         row = cells.first([one is not None and one.doubtful for one in found])
         raise DataError(
@@ -301,7 +291,7 @@ def _date_column(source: Source, name: str, cells: Cells) -> Column | None:
             f"{source.line(row)} may be of either century; write four digits, or say --dates "
             f"{order} to read 00 to 68 as 20xx and 69 to 99 as 19xx"
         )
-    days = dates.read(cells.texts, order)
+    days = dates.read(found, order)
     words = _words(source, name, cells, ~np.isnan(days), "dates") or ()
     return Column(
         name,
@@ -314,8 +304,9 @@ def _date_column(source: Source, name: str, cells: Cells) -> Column | None:
     )
 
 
-def _order(source: Source, name: str, cells: Cells, found: Sequence[dates.Moment | None]) -> str:
+def _order(raw: RawColumn) -> str:
     """The one order of day and month that all dates of a column have."""
+    source, name, cells, found = raw.source, raw.name, raw.cells, raw.moments
     moments = [one for one in found if one is not None]
     fitting = [o for o in dates.ORDERS if all(o in one.days for one in moments)]
     if not fitting:
@@ -358,20 +349,18 @@ def never(days: np.ndarray) -> dict[int, str]:
     return {int(i): dates.day_name(days[i]) for i in np.flatnonzero(outside)}
 
 
-def _time_column(source: Source, name: str, cells: Cells) -> Column | None:
-    cells, values = clock_times(cells)
-    fits = ~np.isnan(values)
+def _time_column(raw: RawColumn) -> Column | None:
+    cells = times_of_day(raw)
+    fits = ~np.isnan(raw.times)
     if cells.share(fits) <= _MOSTLY:
         return None
-    words = _words(source, name, cells, fits, "times") or ()
-    return Column(name, "time", words=words, missing=cells.missing)
+    words = _words(raw.source, raw.name, cells, fits, "times") or ()
+    return Column(raw.name, "time", words=words, missing=cells.missing)
 
 
-def clock_times(cells: Cells) -> tuple[Cells, np.ndarray]:
-    """The time that each text says, NaN for none; 00:00:00 is midnight here, no missing value."""
-    found = (dates.clock_time(text) for text in cells.texts)
-    values = np.array([np.nan if value is None else value for value in found], float)
-    return replace(cells, is_missing=cells.is_missing & np.isnan(values)), values
+def times_of_day(raw: RawColumn) -> Cells:
+    """The cells of a column of times: 00:00:00 is midnight here, no missing value."""
+    return replace(raw.cells, is_missing=raw.cells.is_missing & np.isnan(raw.times))
 
 
 def _number(column: Column, values: np.ndarray) -> Column:

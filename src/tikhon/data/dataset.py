@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tikhon.data.table import Table
 
 Task = Literal["classification", "regression"]
+_BLOCK = 10_000  # rows that are copied at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,8 @@ def fingerprint(*tensors: Tensor) -> str:
     """SHA-256 over the types, shapes and values of tensors."""
     digest = hashlib.sha256()
     for values in tensors:
-        array = values.detach().cpu().contiguous().numpy()
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.data.cast("B") if array.size else b"")
+        values = values.detach().cpu()
+        digest.update(f"{values.numpy().dtype}{tuple(values.shape)}".encode())
+        for block in values.split(_BLOCK) if values.ndim else (values,):
+            digest.update(block.contiguous().numpy().data.cast("B") if block.numel() else b"")
     return digest.hexdigest()

@@ -157,9 +157,8 @@ def _seconds(found: re.Match[str]) -> float | None:
     return (hour * 3600 + minute * 60 + second + fraction) / 86400
 
 
-def read(texts: Sequence[str], order: str) -> np.ndarray:
-    """Days since 1970 of texts under an order, NaN for one that is no date under it."""
-    found = (moment(text) for text in texts)
+def read(found: Sequence[Moment | None], order: str) -> np.ndarray:
+    """Days since 1970 of texts that were read, NaN for one that is no date under the order."""
     return np.array([np.nan if one is None else one.days.get(order, np.nan) for one in found])
 
 

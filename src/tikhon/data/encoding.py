@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from tikhon.data import dates, numerals
-from tikhon.data.cells import (
-    FALSE,
-    TRUE,
-    Cells,
-    days_of,
-    iso_days,
-    level_of,
-    plain_numbers,
-    texts_of,
-)
-from tikhon.data.columns import (
-    Column,
-    clock_times,
-    finite,
-    misspelt,
-    never,
-    strptime_days,
-)
+from tikhon.data.cells import FALSE, TRUE, Cells, days_of, level_of
+from tikhon.data.columns import Column, finite, misspelt, never, strptime_days, times_of_day
+from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
 
@@ -51,7 +37,27 @@ def encode(source: Source, columns: Sequence[Column]) -> np.ndarray:
         )
     if not columns:
         return np.zeros((len(source.frame), 0))
-    return np.concatenate([encode_one(source, column) for column in columns], axis=1)
+    return side_by_side([encode_one(_found(source, column), column) for column in columns])
+
+
+def _found(source: Source, column: Column) -> RawColumn:
+    named = column.name in source.frame.columns
+    return RawColumn(source, column.name if named else column.name.strip())
+
+
+def side_by_side(parts: list[np.ndarray]) -> np.ndarray:
+    """Columns (rows, width) as one array, stored column after column.
+
+    Each is let go (the list is empty then) once it is copied: the table is not held twice.
+    """
+    found = np.empty((sum(part.shape[1] for part in parts), len(parts[0]))).T
+    start = 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        found[:, start : start + part.shape[1]] = part
+        start += part.shape[1]
+    return found
 
 
 def blocks(columns: Sequence[Column]) -> list[slice]:
@@ -60,62 +66,60 @@ def blocks(columns: Sequence[Column]) -> list[slice]:
     return [slice(end - c.width, end) for c, end in zip(columns, ends, strict=True)]
 
 
-def encode_one(source: Source, column: Column) -> np.ndarray:
+def encode_one(raw: RawColumn, column: Column) -> np.ndarray:
     """One column's numbers (rows, width)."""
-    name = column.name if column.name in source.frame.columns else column.name.strip()
-    if what := source.foreign.get(name):
-        raise DataError(f"{source.name}: column {name!r} holds {what}, not one value a cell")
-    series = cast("pd.Series", source.frame[name])
+    if raw.foreign:
+        raise DataError(
+            f"{raw.source.name}: column {raw.name!r} holds {raw.foreign}, not one value a cell"
+        )
     if column.kind == "number":
-        return _numbers(source, column, series)
+        return _numbers(raw, column)
     if column.kind == "date":
-        return _dates(source, column, series)
+        return _dates(raw, column)
     if column.kind == "time":
-        return _times(source, column, texts_of(series))
+        cells = times_of_day(raw)
+        return _with_words(raw.source, column, cells, raw.times, cells.texts, "times")
     if column.kind == "text":
-        return _hashed(column, texts_of(series))
-    return _codes(column, texts_of(series))[:, None]
+        return _hashed(column, raw.texts)
+    return _codes(column, raw.texts)[:, None]
 
 
-def _numbers(source: Source, column: Column, series: pd.Series) -> np.ndarray:
+def _numbers(raw: RawColumn, column: Column) -> np.ndarray:
     from pandas.api import types
 
+    source, series = raw.source, raw.series
     if types.is_numeric_dtype(series) and not types.is_bool_dtype(series):
         values = series.to_numpy(float, na_value=np.nan)
         finite(source, column.name, values)
         return _beside(column, values)
-    texts = texts_of(series)
-    plain = plain_numbers(texts, column.decimal) if column.decimal == "." else None
+    plain = raw.plain_numbers(".") if column.decimal == "." else None
     if plain is not None:
         finite(source, column.name, plain)
         return _beside(column, plain)
-    cells = Cells.of(texts)
-    values, bounds = numerals.read(cells.texts, column.decimal)
+    cells = raw.cells
+    values, bounds = numerals.read(raw.numerals, column.decimal)
     finite(source, column.name, cells.spread(values))
     words = [bound or text for bound, text in zip(bounds, cells.texts, strict=True)]
     return _with_words(source, column, cells, values, words, "numbers")
 
 
-def _dates(source: Source, column: Column, series: pd.Series) -> np.ndarray:
+def _dates(raw: RawColumn, column: Column) -> np.ndarray:
     from pandas.api import types
 
-    if types.is_datetime64_any_dtype(series):
-        return _with_sentinels(column, days_of(series))
-    texts = texts_of(series)
-    if "%" not in column.format and (days := iso_days(texts)) is not None:
-        return _with_sentinels(column, days)
-    cells = Cells.of(texts)
+    if types.is_datetime64_any_dtype(raw.series):
+        return _with_sentinels(column, days_of(raw.series))
+    if "%" not in column.format and raw.iso_days is not None:
+        return _with_sentinels(column, raw.iso_days)
     if "%" in column.format:
-        days = strptime_days(cells.texts, column.format)
+        days = strptime_days(raw.cells.texts, column.format)
     else:  # "datetime", of a typed file, is written as ISO where it is text
-        days = dates.read(cells.texts, "ymd" if column.format == "datetime" else column.format)
-    words = list(cells.texts)
-    values = days.copy()
+        days = dates.read(raw.moments, "ymd" if column.format == "datetime" else column.format)
+    words, values, no_date = list(raw.cells.texts), days.copy(), raw.cells.is_missing.copy()
     for i, word in never(days).items():
         words[i], values[i] = word, np.nan
-        if word not in column.words:  # it stands for no date, in a column that had none
-            cells.is_missing[i] = True
-    return _with_words(source, column, cells, values, words, "dates")
+        no_date[i] |= word not in column.words  # in a column that had none
+    cells = replace(raw.cells, is_missing=no_date)
+    return _with_words(raw.source, column, cells, values, words, "dates")
 
 
 def _with_sentinels(column: Column, days: np.ndarray) -> np.ndarray:
@@ -128,11 +132,6 @@ def _with_sentinels(column: Column, days: np.ndarray) -> np.ndarray:
     for row, word in ended.items():
         codes[row] = column.words.index(word) if word in column.words else -1
     return np.stack([values, codes], axis=1)
-
-
-def _times(source: Source, column: Column, texts: pd.Series) -> np.ndarray:
-    cells, values = clock_times(Cells.of(texts))
-    return _with_words(source, column, cells, values, cells.texts, "times")
 
 
 def _with_words(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from tikhon.data.reading import Source, listed
 _RARE_CLASS = 0.1
 _UNTOLD = 0.02  # of the errors of a constant answer, that a leak may leave
 _SAMPLE = 5_000
+_BLOCK = 10_000  # rows that are copied at a time
 _SENTINELS = (-1.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, 99.0, 999.0, 9999.0, 99999.0, 999999.0)
 
 
@@ -79,6 +80,8 @@ def leaks(values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: st
             if told and len(y) > _SAMPLE:
                 told = _told(part, y, task, unordered)
             share = max(share, told)
+            if share == 1:
+                break
         if share == 1:
             certain.append(column.name)
         elif share:
@@ -98,7 +101,7 @@ def _told(cells: np.ndarray, y: np.ndarray, task: str, unordered: bool) -> float
     """
     there = ~np.isnan(cells)
     if task == "classification" and 10 <= there.sum() < len(cells) - 10:
-        if share := _by_level(there.astype(int), y, 2):
+        if share := _by_level(there, y):
             return share
     if there.sum() < 10 or len(np.unique(cells[there])) < 2:
         return 0.0
@@ -107,20 +110,20 @@ def _told(cells: np.ndarray, y: np.ndarray, task: str, unordered: bool) -> float
         return float(_ranks_agree(cells, y))
     levels, classes = len(np.unique(cells)), len(np.unique(y))
     if (unordered and len(cells) >= 4 * levels) or levels <= 2 * classes:
-        return _by_level(cells, y, levels)  # as many rows a level as chance leaves mixed
+        return _by_level(cells, y)  # as many rows a level as chance leaves mixed
     pairs = np.unique(np.stack([cells, y]), axis=1)  # sorted by the cell
     pure = classes > 1 and pairs.shape[1] == levels
     return float(pure and 1 + int((np.diff(pairs[1]) != 0).sum()) == classes)
 
 
-def _by_level(cells: np.ndarray, y: np.ndarray, levels: int) -> float:
+def _by_level(cells: np.ndarray, y: np.ndarray) -> float:
     """The share of rows of their level's most frequent class; 0 if it leaves more than a
     fiftieth of the errors of always answering the most frequent class.
     """
     classes, y = np.unique(y, return_inverse=True)
-    codes = np.unique(cells, return_inverse=True)[1]
-    counts = np.bincount(codes * len(classes) + y, minlength=levels * len(classes))
-    wrong = len(y) - int(counts.reshape(levels, -1).max(axis=1).sum())
+    levels, codes = np.unique(cells, return_inverse=True)
+    counts = np.bincount(codes * len(classes) + y, minlength=len(levels) * len(classes))
+    wrong = len(y) - int(counts.reshape(len(levels), -1).max(axis=1).sum())
     blind = len(y) - int(np.bincount(y).max())
     return 1 - wrong / len(y) if blind and wrong <= _UNTOLD * blind else 0.0
 
@@ -177,7 +180,7 @@ def sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Notice]:
     return said[:8]
 
 
-def repeated(train: set[int], other: Sequence[int], rows: int, part: str) -> list[Notice]:
+def repeated(train: Set[int], other: Sequence[int], rows: int, part: str) -> list[Notice]:
     """Rows (inputs and target) of another part that stand among the training rows too.
 
     `train` and `other` hold their `digests`, `rows` is how many training rows there are. Tables
@@ -195,9 +198,11 @@ def repeated(train: set[int], other: Sequence[int], rows: int, part: str) -> lis
     return [Notice(f"repeated_{part}", said)]
 
 
-def digests(x: np.ndarray, y: np.ndarray) -> list[int]:
-    """A number of 64 bits for each row and its target: equal rows have the same."""
-    return [hash((row.tobytes(), target)) for row, target in zip(x, y.tolist(), strict=True)]
+def digests(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> Iterator[int]:
+    """A number of 64 bits for each of these rows and its target: equal rows have the same."""
+    for block in np.split(rows, range(_BLOCK, len(rows), _BLOCK)):
+        for row, target in zip(np.ascontiguousarray(x[block]), y[block].tolist(), strict=True):
+            yield hash((row.tobytes(), target))
 
 
 def untested(

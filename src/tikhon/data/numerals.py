@@ -180,12 +180,11 @@ def votes(found: Iterable[Numeral]) -> frozenset[str]:
     return frozenset(one.vote for one in found if one.vote)
 
 
-def read(texts: Sequence[str], decimal: str) -> tuple[np.ndarray, list[str]]:
-    """Values (NaN for a text that is no number under the mark) and bounds of texts."""
-    values = np.full(len(texts), np.nan)
-    bounds = [""] * len(texts)
-    for i, text in enumerate(texts):
-        one = numeral(text)
+def read(found: Sequence[Numeral | None], decimal: str) -> tuple[np.ndarray, list[str]]:
+    """Values (NaN for what is no number under the mark) and bounds of texts that were read."""
+    values = np.full(len(found), np.nan)
+    bounds = [""] * len(found)
+    for i, one in enumerate(found):
         if one is not None and (value := one.value(decimal)) is not None:
             values[i], bounds[i] = value, one.bound
     return values, bounds

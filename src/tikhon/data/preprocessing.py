@@ -21,7 +21,10 @@ _CLASSES = 10  # with more classes than this, target means would be more columns
 _FOLDS = 5
 _OUTSIDE = 1e3  # standard deviations from which a new number is said to be far outside
 _FARTHEST = 1e6  # and where it is cut off, so that inputs stay numbers
-_BLOCK = 16  # columns whose figures are found together: more would hold more copies of the table
+_BLOCK = 4  # columns whose figures are found together: more would hold more copies of the table
+_ALL = slice(None)
+
+Rows = np.ndarray | slice
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,19 @@ class Preprocessing:
     levels: tuple[Levels, ...] = ()
 
     @classmethod
-    def fit(cls, values: np.ndarray, table: Table, y: np.ndarray | None = None) -> Preprocessing:
+    def fit(
+        cls, values: np.ndarray, table: Table, y: np.ndarray | None = None, *, rows: Rows = _ALL
+    ) -> Preprocessing:
         """Fit scikit-learn's imputer, scaler and encoders on the training rows of a table.
 
-        `y` are their targets (classes or numbers), for the target means of large categories.
+        `rows` are those of `values`, and `y` their targets (classes or numbers), for the target
+        means of large categories.
         """
         targets = None if y is None else _standard(y, len(table.target.categories))
-        numbers = _figures(values, table.columns)
+        numbers = _figures(values, table.columns, rows)
         levels = tuple(
             _levels(codes, None if column.words else targets)
-            for column, codes in _coded(values, table.columns)
+            for column, codes in _coded(values, table.columns, rows)
         )
         return cls(table.columns, numbers, levels)
 
@@ -100,11 +106,7 @@ class Preprocessing:
 
     def _features(self) -> Iterator[tuple[int, str]]:
         """The column that each input stands for, by its place, and the input's name."""
-        numeric = [
-            (i, name)
-            for i, column in enumerate(self.columns)
-            for name, _, _ in _numeric(np.zeros((0, column.width)), (column,))
-        ]
+        numeric = [(i, n) for i, column in enumerate(self.columns) for n in _numbers_of(column)]
         coded = [(i, c) for i, c in enumerate(self.columns) if c.kind == "category" or c.words]
         yield from numeric
         for (i, name), figures in zip(numeric, self.numbers, strict=True):
@@ -117,21 +119,24 @@ class Preprocessing:
             if column.kind == "text":
                 yield from ((i, f"{column.name} hash {n}") for n in range(column.width - 1))
 
-    def apply(self, values: np.ndarray) -> np.ndarray:
+    def apply(self, values: np.ndarray, *, rows: Rows = _ALL) -> np.ndarray:
         """Encoded cells (rows, widths) to inputs (rows, features), float32."""
-        return self._inputs(values, None)
+        return self._inputs(values, rows, None)
 
-    def apply_training(self, values: np.ndarray, y: np.ndarray, table: Table) -> np.ndarray:
+    def apply_training(
+        self, values: np.ndarray, y: np.ndarray, table: Table, *, rows: Rows = _ALL
+    ) -> np.ndarray:
         """The inputs of the rows that were fitted on: a row's target means leave its own fold out,
         so that they tell no more of its target than those of a new row would.
         """
-        return self._inputs(values, _standard(y, len(table.target.categories)))
+        return self._inputs(values, rows, _standard(y, len(table.target.categories)))
 
-    def _inputs(self, values: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
-        found = np.empty((len(values), len(self.feature_names)), np.float32)
+    def _inputs(self, values: np.ndarray, rows: Rows, targets: np.ndarray | None) -> np.ndarray:
+        count = len(values) if isinstance(rows, slice) else len(rows)
+        found = np.empty((count, len(self.feature_names)), np.float32)
         places = iter(range(found.shape[1]))
         absent: list[np.ndarray] = []
-        numeric = _numeric(values, self.columns)
+        numeric = _numeric(values, self.columns, rows)
         for (_, cells, _), figures in zip(numeric, self.numbers, strict=True):
             gaps = np.isnan(cells)
             found[:, next(places)] = _scaled(np.where(gaps, figures.fill, cells), figures)
@@ -139,7 +144,8 @@ class Preprocessing:
                 absent.append(gaps)
         for gaps in absent:
             found[:, next(places)] = gaps
-        for (_, codes), levels in zip(_coded(values, self.columns), self.levels, strict=True):
+        coded = _coded(values, self.columns, rows)
+        for (_, codes), levels in zip(coded, self.levels, strict=True):
             for code in levels.codes:
                 found[:, next(places)] = codes == code
             if levels.rare:
@@ -150,8 +156,8 @@ class Preprocessing:
                     found[:, next(places)] = mean
         for column, place in zip(self.columns, blocks(self.columns), strict=True):
             if column.kind == "text":
-                for cells in values[:, place].T[1:]:
-                    found[:, next(places)] = cells
+                for i in range(place.start + 1, place.stop):
+                    found[:, next(places)] = values[rows, i]
         return found
 
     def transform(self, source: Source) -> np.ndarray:
@@ -240,10 +246,10 @@ def rare_below(rows: int) -> int:
     return max(2, min(10, rows // 100))
 
 
-def _figures(values: np.ndarray, columns: tuple[Column, ...]) -> tuple[Numbers, ...]:
+def _figures(values: np.ndarray, columns: tuple[Column, ...], rows: Rows) -> tuple[Numbers, ...]:
     """Fill, mean and scale of all numbers, a block of columns at a time."""
-    count = len(list(_numeric(values[:0], columns)))
-    numeric = _numeric(values, columns)
+    count = sum(len(_numbers_of(column)) for column in columns)
+    numeric = _numeric(values, columns, rows)
     found: list[Numbers] = []
     for block in np.array_split(np.arange(count), -(-count // _BLOCK) or 1):
         found += _figures_of([(cells, first) for _, cells, first in islice(numeric, len(block))])
@@ -323,43 +329,61 @@ def _out_of_fold(codes: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return found
 
 
-def _coded(values: np.ndarray, columns: tuple[Column, ...]) -> Iterator[tuple[Column, np.ndarray]]:
+def _coded(
+    values: np.ndarray, columns: tuple[Column, ...], rows: Rows = _ALL
+) -> Iterator[tuple[Column, np.ndarray]]:
     """Codes of categories and of the flags beside numbers; -2 is a missing one, or no flag."""
     for column, place in zip(columns, blocks(columns), strict=True):
         if column.kind == "category" or column.words:
-            cells = values[:, place][:, -1]
+            cells = values[rows, place.stop - 1]
             yield column, np.where(np.isnan(cells), -2, cells).astype(int)
 
 
 def _numeric(
-    values: np.ndarray, columns: tuple[Column, ...]
+    values: np.ndarray, columns: tuple[Column, ...], rows: Rows = _ALL
 ) -> Iterator[tuple[str, np.ndarray, bool]]:
     """Numbers, truth values, lengths of texts and the parts of dates: name, cells, and whether
     they are the first ones of their column.
     """
     for column, place in zip(columns, blocks(columns), strict=True):
-        if column.kind == "category":
-            continue
-        cells = values[:, place][:, 0]
-        if column.kind in ("number", "boolean"):
-            yield column.name, cells, True
-        elif column.kind == "text":
-            yield f"{column.name} length", cells, True
-        else:
-            for i, (name, part) in enumerate(_date_parts(cells, column)):
-                yield f"{column.name} {name}", part, i == 0
+        names = _numbers_of(column)
+        if names:
+            cells = values[rows, place.start]
+            yield names[0], cells, True
+            for name, part in zip(names[1:], _on_circles(cells, column), strict=True):
+                yield name, part, False
 
 
-def _date_parts(days: np.ndarray, column: Column) -> Iterator[tuple[str, np.ndarray]]:
-    """A date as days, and where it is in its year, week and day, on a circle."""
-    cycles = [("year", days / 365.2425), ("week", (days + 3) / 7), ("day", days)]
+_CYCLES = {
+    "year": (0.0, 365.2425),
+    "week": (3.0, 7.0),
+    "day": (0.0, 1.0),
+}  # offset, length in days
+
+
+def _cycles(column: Column) -> tuple[str, ...]:
     if column.kind == "time":
-        yield "time", days
-        cycles = cycles[2:]
-    else:
-        yield "days", days
-        cycles = cycles if column.clock else cycles[:2]
-    for name, turns in cycles:
+        return ("day",)
+    if column.kind == "date":
+        return ("year", "week", "day") if column.clock else ("year", "week")
+    return ()
+
+
+def _numbers_of(column: Column) -> tuple[str, ...]:
+    """Names of the numbers that a column gives: a date gives its days, and where it is in its
+    year, week and day.
+    """
+    if column.kind == "category":
+        return ()
+    said = {"text": " length", "date": " days", "time": " time"}.get(column.kind, "")
+    circles = (f"{name} {part}" for name in _cycles(column) for part in ("sin", "cos"))
+    return (f"{column.name}{said}", *(f"{column.name} {name}" for name in circles))
+
+
+def _on_circles(days: np.ndarray, column: Column) -> Iterator[np.ndarray]:
+    """Where dates are in the cycles of their column, each on a circle."""
+    for offset, length in (_CYCLES[name] for name in _cycles(column)):
+        turns = (days + offset) / length
         angle = 2 * np.pi * (turns - np.floor(turns))
-        yield f"{name} sin", np.sin(angle)
-        yield f"{name} cos", np.cos(angle)
+        yield np.sin(angle)
+        yield np.cos(angle)

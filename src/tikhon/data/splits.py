@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from tikhon.data.noticing import digests, repeated, untested
 from tikhon.data.preprocessing import Preprocessing
 from tikhon.errors import DataError, InputError
 
-if TYPE_CHECKING:
-    from tikhon.data.preprocessing import Preprocessing
+Notices = Sequence[Notice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +50,17 @@ def split(
         if not 0 < fraction < 1:
             raise InputError(f"{name} must be a fraction in (0, 1), received {fraction}")
     rows = len(data.x)
-    rest, held_out = data, data.test
-    if held_out is None:
-        kept, drawn = _draw(data, min(round(test * rows), largest), seed)
-        rest, held_out = data.take(kept), data.take(drawn)
+    rest = replace(data, x=torch.arange(rows))  # drawn by number: no cell is copied for it
+    held_out: tuple[Dataset, ...] = ()
+    if data.test is None:
+        kept, drawn = _draw(rest, min(round(test * rows), largest), seed)
+        rest, held_out = rest.take(kept), (rest.take(drawn),)
     kept, drawn = _draw(rest, min(round(valid * rows), largest), seed + 1)
-    return _scaled(rest.take(kept), rest.take(drawn), held_out)
+    parts = [rest.take(kept), rest.take(drawn), *held_out]
+    if data.table is not None:
+        return _scaled(*_prepared(data, parts))
+    parts = [replace(part, x=data.x[part.x]) for part in parts]
+    return _scaled(parts if data.test is None else [*parts, data.test])
 
 
 def _draw(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -152,40 +156,41 @@ def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return kept, drawn
 
 
-def _noticed(train: Dataset, valid: Dataset, test: Dataset) -> list[Notice]:
-    """What is said of classes that cannot be tested, and of a table's rows in two parts."""
-    found = []
-    if train.classes:
-        counts = [
-            np.bincount(part.y.numpy(), minlength=len(train.classes))
-            for part in (train, valid, test)
-        ]
-        found = untested(train.classes, counts[0], counts[1:])
-    if train.table is not None:
-        known = set(digests(train.x.numpy(), train.y.numpy()))
-        for part, name in ((valid, "validation"), (test, "test")):
-            told = digests(part.x.numpy(), part.y.numpy())
-            found += repeated(known, told, len(train.x), name)
-    return found
+def _prepared(data: Dataset, parts: list[Dataset]) -> tuple[list[Dataset], Preprocessing, Notices]:
+    """The parts of a table, which hold the numbers of their rows, as inputs; and what is said of
+    rows in two parts.
+    """
+    assert data.table is not None
+    values, y, table = data.x.numpy(), parts[0].y.numpy(), data.table
+    rows = [part.x.numpy() for part in parts]
+    known = set(digests(values, data.y.numpy(), rows[0]))
+    notices = []
+    for drawn, name in zip(rows[1:], ("validation", "test"), strict=True):
+        told = list(digests(values, data.y.numpy(), drawn))
+        notices += repeated(known, told, len(rows[0]), name)
+    del known  # it is as large as a column or two
+    fitted = Preprocessing.fit(values, table, y, rows=rows[0])
+    inputs = [
+        fitted.apply_training(values, y, table, rows=rows[0]),
+        *(fitted.apply(values, rows=drawn) for drawn in rows[1:]),
+    ]
+    names = fitted.feature_names
+    parts = [
+        replace(part, x=torch.from_numpy(x), feature_names=names, table=None)
+        for part, x in zip(parts, inputs, strict=True)
+    ]
+    return parts, fitted, notices
 
 
-def _scaled(train: Dataset, valid: Dataset, test: Dataset) -> Split:
-    notices = (*train.notices, *_noticed(train, valid, test))
-    parts = [replace(part, test=None, notices=notices) for part in (train, valid, test)]
+def _scaled(
+    parts: list[Dataset], preprocessing: Preprocessing | None = None, repeats: Notices = ()
+) -> Split:
+    train, classes = parts[0], parts[0].classes
+    counts = [np.bincount(p.y.numpy(), minlength=len(classes)) for p in parts if classes]
+    rare = untested(classes, counts[0], counts[1:]) if classes else []
+    notices = (*train.notices, *rare, *repeats)
+    parts = [replace(part, test=None, notices=notices) for part in parts]
     scaling: dict[str, object] = {}
-    preprocessing = None
-    if train.table is not None:
-        values, y = train.x.numpy(), train.y.numpy()
-        preprocessing = Preprocessing.fit(values, train.table, y)
-        names = preprocessing.feature_names
-        inputs = [
-            preprocessing.apply_training(values, y, train.table),
-            *(preprocessing.apply(part.x.numpy()) for part in (valid, test)),
-        ]
-        parts = [
-            replace(part, x=torch.from_numpy(x), feature_names=names, table=None)
-            for part, x in zip(parts, inputs, strict=True)
-        ]
     if train.scale:
         mean, scale = _moments(train.x)
         parts = [replace(part, x=((part.x.double() - mean) / scale).float()) for part in parts]

@@ -12,7 +12,8 @@ import torch
 from tikhon.data import noticing
 from tikhon.data.columns import Column, infer
 from tikhon.data.dataset import Dataset
-from tikhon.data.encoding import encode, encode_one
+from tikhon.data.encoding import encode_one, side_by_side
+from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Format, Source, read
 from tikhon.data.target import read_target
 from tikhon.errors import DataError, InputError, unknown
@@ -157,9 +158,10 @@ def _features(
     for name in options.features or names:
         if name in not_used:
             continue
-        column = infer(source, name, forced="category" if name in options.categorical else None)
+        raw = RawColumn(source, name)
+        column = infer(raw, forced="category" if name in options.categorical else None)
         if column.kind != "dropped":
-            values = encode_one(source, column)
+            values = encode_one(raw, column)
             if not _constant(values):
                 kept.append(column)
                 parts.append(values)
@@ -169,7 +171,7 @@ def _features(
     if not kept:
         said = f"; dropped: {noticing.left_out(dropped)}" if dropped else ""
         raise DataError(f"{source.name}: no column is left to learn from{said}")
-    return tuple(kept), np.concatenate(parts, axis=1), tuple(dropped)
+    return tuple(kept), side_by_side(parts), tuple(dropped)
 
 
 def _constant(values: np.ndarray) -> bool:
@@ -198,12 +200,13 @@ def _split_columns(
             raise DataError(f"group column {options.group!r} is empty in {source.line(row)}")
         groups = np.unique(series.astype(str), return_inverse=True)[1]
     if options.time is not None:
-        column = infer(source, options.time)
+        raw = RawColumn(source, options.time)
+        column = infer(raw)
         if column.kind not in ("date", "time", "number"):
             raise DataError(
                 f"time column {options.time!r} holds neither dates nor numbers ({column.kind})"
             )
-        times = encode(source, (column,))[:, 0]
+        times = encode_one(raw, column)[:, 0]
         if np.isnan(times).any():
             row = int(np.argmax(np.isnan(times)))
             raise DataError(f"time column {options.time!r} is empty in {source.line(row)}")

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from tikhon.data import numerals
-from tikhon.data.cells import TRUE, Cells, level_of, plain_numbers, texts_of, truths
+from tikhon.data.cells import TRUE, Cells, level_of, truths
 from tikhon.data.columns import Column, decimal_mark, finite
 from tikhon.data.notice import Notice
+from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
 
@@ -39,11 +40,12 @@ def read_target(source: Source, name: str, task: str | None) -> Target:
 
     Raises `DataError` for a target that cannot be learnt, or that is neither numbers nor classes.
     """
-    if what := source.foreign.get(name):
-        raise DataError(f"{source.name}: the target {name!r} holds {what}, not one value a cell")
-    texts = texts_of(cast("pd.Series", source.frame[name]))
-    cells = Cells.of(texts)
-    found = _numbers(source, name, texts, cells)
+    raw = RawColumn(source, name)
+    if raw.foreign:
+        raise DataError(
+            f"{source.name}: the target {name!r} holds {raw.foreign}, not one value a cell"
+        )
+    cells, found = raw.cells, _numbers(raw)
     empty = cells.codes < 0
     if found is not None:
         empty |= np.append(cells.is_missing, False)[cells.codes]
@@ -55,10 +57,10 @@ def read_target(source: Source, name: str, task: str | None) -> Target:
         text = f"{int(empty.sum())} rows without a {name!r} were left out{said}"
         notices = [Notice("no_target_read" if said else "no_target", text)]
         source = _rows(source, ~empty)
-        texts = cast("pd.Series", texts[~empty]).reset_index(drop=True)
-        cells = Cells.of(texts)
+        raw = RawColumn(source, name)
+        cells = raw.cells
     if found is None:
-        _refuse_mixtures(source, name, cells)
+        _refuse_mixtures(raw)
         notices += _blanks(source, name)
         return _classes(source, name, cells, task, None, notices)
     column, values = found[0], found[1][~empty]
@@ -76,32 +78,27 @@ def read_target(source: Source, name: str, task: str | None) -> Target:
     return Target(column, values, "regression", why, source, tuple(notices))
 
 
-def _numbers(
-    source: Source, name: str, texts: pd.Series, cells: Cells
-) -> tuple[Column, np.ndarray] | None:
+def _numbers(raw: RawColumn) -> tuple[Column, np.ndarray] | None:
     """The column as numbers; None if one of its cells is another text, or a code (`007`)."""
     from pandas.api import types
 
-    series = source.frame[name]
+    name, series, cells = raw.name, raw.series, raw.cells
     if types.is_bool_dtype(series) or types.is_datetime64_any_dtype(series):
         return None
     if types.is_numeric_dtype(series):
         return Column(name, "number"), series.to_numpy(float, na_value=np.nan)
     if any(re.fullmatch(r"0\d+", text) for text in cells.texts):
         return None
-    if (plain := plain_numbers(texts, source.format.decimal or "")) is not None:
+    if (plain := raw.plain_numbers(raw.source.format.decimal or "")) is not None:
         return Column(name, "number"), plain
-    found = [
-        None if none else numerals.numeral(text)
-        for text, none in zip(cells.texts, cells.is_missing)
-    ]
+    found = [one for one, none in zip(raw.numerals, cells.is_missing) if not none]
     numbers = [one for one in found if one is not None]
-    if not numbers or len(numbers) + int(cells.is_missing.sum()) < len(found):
+    if not numbers or len(numbers) < len(found):
         return None
     if (units := numerals.units(numbers)) is None:
         return None
-    decimal = decimal_mark(source, name, cells, found)
-    values, bounds = numerals.read(cells.texts, decimal)
+    decimal = decimal_mark(raw)
+    values, bounds = numerals.read(raw.numerals, decimal)
     if np.isnan(values).any(where=~cells.is_missing):
         return None
     words = tuple(bound for bound in "<>~" if bound in bounds)
@@ -115,16 +112,16 @@ def _rows(source: Source, there: np.ndarray) -> Source:
     return replace(source, frame=frame, lines=lines)
 
 
-def _refuse_mixtures(source: Source, name: str, cells: Cells) -> None:
+def _refuse_mixtures(raw: RawColumn) -> None:
     """Refuse a target of many numbers and some texts: classes of it could not be learnt."""
-    found = [numerals.numeral(text) for text in cells.texts]
-    is_number = np.array([one is not None for one in found])
+    source, cells = raw.source, raw.cells
+    is_number = np.array([one is not None for one in raw.numerals])
     if is_number.sum() <= _FEW or cells.share(is_number) <= 0.5 or is_number.all():
         return
     row = cells.first(~is_number)
     text = cells.texts[cells.codes[row]][:40]
     raise DataError(
-        f"{source.name}: regression needs numbers, but {name!r} holds {text!r} in "
+        f"{source.name}: regression needs numbers, but {raw.name!r} holds {text!r} in "
         f"{source.line(row)} among {int(is_number.sum())} different numbers; correct it, or say "
         f"--na-values {text!r} to leave such rows out"
     )
