@@ -82,6 +82,17 @@ def test_a_result_draws_on_a_new_figure_or_on_given_axes(name):
         result.plot(ax=[given[0, 0]] * 7)
 
 
+@pytest.mark.parametrize("zeros", [0, 3], ids=["L2 alone", "with zeros"])
+def test_a_regularizer_draws_zeros_or_values(zeros):
+    handle = results.regularizer({"weight": tk.L2(1e-2)})
+    with torch.no_grad():
+        handle.model.get_parameter("weight").flatten()[:zeros] = 0
+    (trace,), above = handle.trace(), handle.plot().axes_[0]
+    (bar,) = above.patches
+    shown, label = (trace.zeros, "share of zeros") if zeros else (trace.value, "value of the term")
+    assert (bar.get_width(), above.get_xlabel()) == (pytest.approx(shown), label) and shown > 0
+
+
 def test_a_run_draws_its_history_beside_the_yardsticks():
     run = results.run()
     axes = run.plot().ax_

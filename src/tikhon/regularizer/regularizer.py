@@ -233,6 +233,8 @@ class Regularizer:
     def plot(self, *, ax: Any = None) -> plotting.Display:
         """Zeros of every term's parameter above, the term's share of the last move below.
 
+        Where nothing is zero (L2 alone) the values of the terms stand above.
+
         Args:
             ax: two matplotlib axes to draw on; a new figure if None.
 
@@ -241,12 +243,17 @@ class Regularizer:
         """
         traces = self.trace()
         display = plotting.canvas(ax, 1, 1)
+        above, below = display.axes_
         names = [trace.name for trace in traces]
-        plotting.bars(display.axes_[0], names, [t.zeros for t in traces], x="share of zeros")
-        shares = [0.0 if t.share is None else t.share for t in traces]
-        plotting.bars(display.axes_[1], names, shares, x="share of the move")
-        for axes in display.axes_:
-            axes.set_xlim(0, 1)
+        zeros = [trace.zeros for trace in traces]
+        if any(zeros):
+            plotting.bars(above, names, zeros, x="share of zeros")
+            above.set_xlim(0, 1)
+        else:
+            plotting.bars(above, names, [trace.value for trace in traces], x="value of the term")
+        shares = [0.0 if trace.share is None else trace.share for trace in traces]
+        plotting.bars(below, names, shares, x="share of the move")
+        below.set_xlim(0, 1)
         display.ax_.set_title(f"step {self.steps}")
         return display
 
