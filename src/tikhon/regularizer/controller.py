@@ -33,8 +33,8 @@ class Reading:
         gain: the factor between the strength and the move that the penalty makes: the optimizer's
             stationary gain (a number, or a tensor of the shape of `weights`) in objective mode,
             its lr in decoupled mode.
-        rate: the scalar part of the gain: how far a unit move in the optimizer's own metric
-            goes (lr for Adam and its kin, lr / (1 - momentum) for SGD).
+        rate: the scalar part of the gain: how far a unit move, scaled like the optimizer's
+            update, goes (lr for Adam and its kin, lr / (1 - momentum) for SGD).
         arrange: puts tensors of the parameters' shapes (gradients) in the shape of `weights`.
     """
 

@@ -52,8 +52,8 @@ def regularize(
     """Put penalties and constraints on the weights that `optimizer` trains; your loop stays.
 
     `how="objective"` minimises exactly `loss + strength * penalty`: by gradient for smooth
-    penalties, otherwise by prox in the optimizer's own metric, which leaves exact zeros.
-    `how="decoupled"` moves by `lr * strength` outside the metric, as AdamW decays weights;
+    penalties, otherwise by a proximal step scaled like the optimizer's update, which leaves exact
+    zeros. `how="decoupled"` moves by `lr * strength` without that scale, as AdamW decays weights;
     "independent" by `strength` times what a scheduler has made of lr (lr over its start), as in
     AdamW's paper; "cautious" as "decoupled", only where the optimizer's own move agrees.
 
