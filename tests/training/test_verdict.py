@@ -5,12 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 from torch import nn
 
 import tikhon as tk
 from tikhon.training import fit
 from tikhon.training.fit import Run
 from tikhon.training.losses import loss_of
+from tikhon.training.measures import scores_of
 from tikhon.training.result import next_commands, result_of, statements
 from tikhon.training.verdict import GAP, WORDS, Scores, Statement, improving, interval, judge
 from tikhon.training.yardsticks import assess
@@ -112,6 +114,27 @@ def test_probabilities_without_decisions_are_told_apart():
     assert codes(statements(run))[0] == "only_probabilities"
     metrics = run.metrics or {}
     assert metrics["valid/balanced_accuracy"] < 0.55 < 5 * metrics["valid/average_precision"]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("rare", [0, 1])
+def test_average_precision_is_that_of_the_rarer_of_two_classes(classes, rare):
+    """The frequent one has 0.9 whatever the model does."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.full((300,), 1 - rare)
+    y[:30] = rare
+    y[30:60] = classes - 1 if classes > 2 else rare
+    output = torch.randn(300, classes, generator=generator)
+    shares = output.double().softmax(1)
+    asked = [rare] if classes == 2 else range(3)
+    expected = sum(average_precision_score(y == k, shares[:, k]) for k in asked) / len(asked)
+    found = scores_of(output, y, loss_of("cross_entropy"), imbalanced=True)
+    assert found["average_precision"] == pytest.approx(expected)
+    constant = scores_of(torch.zeros(300, classes), y, loss_of("cross_entropy"), imbalanced=True)
+    assert constant["average_precision"] == pytest.approx(0.2 if classes == 2 else 1 / 3)
+    frequent = y == 1 - rare
+    alone = scores_of(output[frequent], y[frequent], loss_of("cross_entropy"), imbalanced=True)
+    assert ("average_precision" in alone) is False
 
 
 @pytest.mark.parametrize("epochs", [2, 5, 20])

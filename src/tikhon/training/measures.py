@@ -43,8 +43,9 @@ def scores_of(
 ) -> dict[str, float]:
     """Loss and accuracy; for numbers root mean square error, in their unit, and R2.
 
-    `imbalanced` adds what rare classes are judged by: the mean of the classes' recalls and the
-    mean of their average precisions (scikit-learn's). R2 is left out where the targets are equal.
+    `imbalanced` adds what rare classes are judged by: the mean of the classes' recalls, and the
+    average precision (scikit-learn's) of the rarer class, of more than two the mean. R2 is left
+    out where the targets are equal.
     """
     found = {"loss": float(loss(output, y)), **quality(output, y, loss.kind, unit)}
     if imbalanced and output.ndim == 2 and output.shape[1] > 1 and "accuracy" in found:
@@ -84,11 +85,12 @@ def _of_rare_classes(output: Tensor, y: Tensor) -> dict[str, float]:
     known, there = y.cpu().numpy(), y.unique().tolist()
     shares = output.double().softmax(1).cpu().numpy()
     recall = recall_score(known, output.argmax(1).cpu().numpy(), labels=there, average="macro")
-    precisions = [average_precision_score(known == k, shares[:, k]) for k in there]
-    return {
-        "balanced_accuracy": float(recall),
-        "average_precision": float(sum(precisions) / len(precisions)),
-    }
+    found = {"balanced_accuracy": float(recall)}
+    if len(there) > 1:  # of one class alone every ranking is right
+        asked = there if output.shape[1] > 2 else [min(there, key=lambda k: (known == k).sum())]
+        precisions = [average_precision_score(known == k, shares[:, k]) for k in asked]
+        found["average_precision"] = float(sum(precisions) / len(precisions))
+    return found
 
 
 @torch.no_grad()
