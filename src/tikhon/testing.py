@@ -45,7 +45,7 @@ def check_penalty(penalty: Penalty, shape: tuple[int, ...] = (4, 6), seeds: int 
 
 def objective(penalty: Penalty, z: Tensor, w: Tensor, step: float | Tensor) -> Tensor:
     """What the prox claims to minimise over z."""
-    return ((z - w).square() / (2 * step)).sum() + penalty.value(z)
+    return ((z - w).abs().square() / (2 * step)).sum() + penalty.value(z)
 
 
 def value_is_a_number(penalty: Penalty, w: Tensor) -> None:

@@ -176,6 +176,22 @@ def test_attention_equals_torch_under_the_same_mask(options, masks):
             torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
+def test_a_seeded_block_draws_the_masks_of_torchs(kind, batch_first):
+    torch.manual_seed(0)
+    theirs = kind(8, 2, 16, dropout=0.3, batch_first=batch_first)
+    ours = copy.deepcopy(theirs)
+    layers.replace_dropout(ours)
+    x, memory = torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    inputs = (x,) if kind is nn.TransformerEncoderLayer else (x, memory)
+    results = []
+    for block in (theirs, ours):
+        torch.manual_seed(1)
+        results.append(block(*inputs))
+    torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("options", [{}, {"batch_first": True, "bidirectional": True}], ids=str)
 @pytest.mark.parametrize("given_state", [False, True])

@@ -100,6 +100,14 @@ def test_half_precision_is_kept(example: LayerExample, dtype: torch.dtype):
     laws.half_precision_is_kept(example, dtype)
 
 
+@over(where=lambda e: not e.learned)
+def test_the_meta_device_keeps_the_rate(example: LayerExample):
+    with torch.device("meta"):
+        built = example.make(0.4)
+    for layer in (built, example.make(0.4).to("meta")):
+        assert layer.to_empty(device="cpu").rate == torch.tensor(0.4)
+
+
 @over()
 def test_a_batch_of_one_works(example: LayerExample):
     laws.batch_of_one_works(example)

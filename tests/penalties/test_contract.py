@@ -271,13 +271,6 @@ def test_sums_of_half_precision_do_not_overflow():
     assert tk.GroupLasso(1.0).prox(w, 1.0).isfinite().all()
 
 
-def test_complex_weights_shrink_by_modulus():
-    w = torch.tensor([3 + 4j, 0.3 + 0.4j])
-    expected = torch.tensor([2.4 + 3.2j, 0])
-    torch.testing.assert_close(tk.L1(1.0).prox(w, 1.0), expected)
-    assert tk.L1(1.0).value(w) == 5.5
-
-
 def test_zero_strength_and_zero_step_are_bit_exact():
     w = torch.randn(5, 7)
     metric = torch.rand(5, 7)

@@ -119,6 +119,19 @@ def test_envelope_gradient(penalty, w, step):
     laws.envelope_gradient(penalty, w, step)
 
 
+@every([p for p in PENALTIES if not p.real])
+@quick
+@given(w=weights, turn=weights)
+def test_complex_weights_keep_the_laws(penalty, w, turn):
+    w = torch.polar(w.abs() + 0.01, turn)
+    laws.value_is_a_number(penalty, w)
+    laws.keeps_dtype_and_input(penalty, w)
+    off_the_kinks = torch.rand(SIZE, generator=torch.Generator().manual_seed(2), dtype=turn.dtype)
+    laws.gradient_is_autograd(penalty, w + 0.1 * off_the_kinks)
+    if isinstance(penalty, Proximable):
+        laws.prox_is_minimal(penalty, w, 0.7, attempts=12)
+
+
 @every(PROXIMABLE)
 @quick
 @given(w=weights, data=st.data())

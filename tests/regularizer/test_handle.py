@@ -188,6 +188,9 @@ def test_state_of_other_terms_is_refused():
     other = tk.regularize(model, adam(model), {"0.weight": tk.L2(0.1)})
     with pytest.raises(ValueError, match=r"state is of other terms: it has \['0.weight/L1'\]"):
         other.load_state_dict(state)
+    for foreign in (model.state_dict(), other.optimizer.state_dict(), {}, None, [state]):
+        with pytest.raises(ValueError, match=r"expected what Regularizer.state_dict\(\) gave"):
+            other.load_state_dict(foreign)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

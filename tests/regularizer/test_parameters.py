@@ -10,6 +10,7 @@ from torch import nn, optim
 from torch.nn.utils import parametrizations
 
 import tikhon as tk
+from examples_of import PENALTIES
 from regularizer.problems import regression, train
 
 LOSS = regression(dtype=torch.float32)
@@ -129,6 +130,20 @@ def test_complex_weights_shrink_by_modulus():
     torch.testing.assert_close(model.weight[1:].detach(), expected)
     with pytest.raises(TypeError, match=r"real and imaginary parts of 'weight'.*decoupled"):
         tk.regularize(model, optim.Adam(model.parameters()), tk.L1(1.0))
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: type(p).__name__)
+def test_complex_weights_take_what_reads_sizes_and_refuse_what_orders_numbers(penalty):
+    model = ones(4, 6, dtype=torch.complex64)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    name = type(penalty).__name__
+    if penalty.real:
+        with pytest.raises(TypeError, match=f"'weight' is complex, and {name} compares numbers"):
+            tk.regularize(model, optimizer, {"weight": tk.Term(penalty, rows="tensor")})
+        return
+    reg = tk.regularize(model, optimizer, {"weight": penalty})
+    push(model, optimizer)
+    assert model.weight.isfinite().all() and (reg.value() >= 0 or penalty.constraint)
 
 
 def test_sparse_gradients_take_a_prox_and_refuse_a_gradient_by_name():

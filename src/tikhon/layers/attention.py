@@ -54,7 +54,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         weights = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         weights = (weights if mask is None else weights + mask).softmax(-1)
         weights = self.attention_dropout(weights)
-        output = self.out_proj((weights @ v).transpose(1, 2).flatten(2)).movedim(0, batch)
+        # contiguous as (L, N, E), like torch's: a seeded dropout after it draws in memory's order
+        output = self.out_proj((weights @ v).permute(2, 0, 1, 3).flatten(2)).movedim(1, batch)
         if average_attn_weights:
             weights = weights.mean(1)
         if not batched:

@@ -37,7 +37,10 @@ class NoiseLayer(nn.Module):
         self._hold(check_rate(rate, name, upper=self.upper, closed=self.closed))
 
     def _hold(self, rate: float) -> None:
-        self.register_buffer("rate", torch.tensor(rate, dtype=torch.float32), persistent=False)
+        buffer = torch.tensor(rate, dtype=torch.float32)
+        if buffer.is_meta:  # built under torch.device("meta"), where it would forget its number
+            buffer = torch.tensor(rate, dtype=torch.float32, device="cpu")
+        self.register_buffer("rate", buffer, persistent=False)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -62,11 +65,12 @@ class NoiseLayer(nn.Module):
         return f"rate={self.rate.mean().item():.4g}"
 
     def _apply(self, fn, recurse: bool = True):
-        # `model.bfloat16()` would turn a rate of 0.999 into 1: the rate stays in float32
+        # `model.bfloat16()` would turn a rate of 0.999 into 1, `to_empty` and the meta device
+        # would lose it: the number stays, and follows to other devices
         rate = self._buffers.get("rate")
         super()._apply(fn, recurse)
-        if rate is not None and self.rate.dtype != torch.float32:
-            self.rate = rate.to(self.rate.device)
+        if rate is not None and self.rate is not rate:
+            self.rate = rate if self.rate.is_meta else rate.to(self.rate.device)
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:

@@ -44,6 +44,7 @@ class Penalty(ABC):
     elementwise: ClassVar[bool] = False  # a sum over entries
     constraint: ClassVar[bool] = False  # value is 0 or inf; the prox ignores strength and step
     diagonal: ClassVar[bool] = True  # the prox is exact for a tensor step (a diagonal metric)
+    real: ClassVar[bool] = False  # it orders or bounds numbers, so complex weights have no place
     rows: ClassVar[str] = "tensor"  # the view of the weights that it sees by default
     reference: ClassVar[str] = ""
     unweighted: ClassVar[str] = "it has no field of that name"  # why it takes no weights

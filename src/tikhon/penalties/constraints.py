@@ -51,7 +51,7 @@ def _rows_and_metric(w: Tensor, step: float | Tensor) -> tuple[Tensor, Tensor | 
     rows = as_rows(wide(w))
     if not is_metric(step) or not w.numel():
         return rows, None
-    return rows, relative_step(as_rows(step.to(rows.dtype)))[0]
+    return rows, relative_step(as_rows(step.to(rows.dtype.to_real())))[0]
 
 
 def _nonzero(rows: Tensor) -> Tensor:
@@ -242,6 +242,7 @@ class NonNegative(Constraint):
     """
 
     elementwise: ClassVar[bool] = True
+    real: ClassVar[bool] = True
     reference: ClassVar[str] = "Lee and Seung 1999"
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -267,6 +268,7 @@ class Box(Constraint):
     high: float = 1.0
 
     elementwise: ClassVar[bool] = True
+    real: ClassVar[bool] = True
     reference: ClassVar[str] = "Arjovsky, Chintala and Bottou 2017"
 
     def __post_init__(self) -> None:
@@ -294,6 +296,7 @@ class Simplex(Constraint):
 
     total: float = 1.0
 
+    real: ClassVar[bool] = True
     reference: ClassVar[str] = "Duchi et al. 2008"
 
     def __post_init__(self) -> None:
@@ -335,7 +338,7 @@ class L1Ball(Constraint):
         if not w.numel():
             return w.clone()
         size = rows.abs()
-        onto = torch.sign(rows) * _onto_simplex(size, metric, self.radius)
+        onto = torch.sgn(rows) * _onto_simplex(size, metric, self.radius)
         inside = size.sum(1, keepdim=True) <= self.radius
         return torch.where(inside, rows, onto).reshape(w.shape).to(w.dtype)
 

@@ -215,13 +215,14 @@ class Huber(Proximable):
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * weights * w, w clipped at delta."""
-        return weighted(self.lam * w.clamp(-self.delta, self.delta), self.weights).to(w.dtype)
+        clipped = torch.sgn(w) * w.abs().clamp(max=self.delta)
+        return weighted(self.lam * clipped, self.weights).to(w.dtype)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Shrunk as by L2 where the result stays within delta, moved by a constant beyond."""
         scale = weighted(self.lam * step, self.weights)
         near = w / (1 + scale)
-        moved = w - self.delta * scale * torch.sign(w)
+        moved = w - self.delta * scale * torch.sgn(w)
         return torch.where(near.abs() <= self.delta, near, moved).to(w.dtype)
 
 
@@ -261,7 +262,7 @@ class MCP(Proximable):
     def grad(self, w: Tensor) -> Tensor:
         """weights * sign(w) * max(strength - |w|/gamma, 0)."""
         slope = (self.lam - w.abs() / self.gamma).clamp_min(0)
-        return weighted(torch.sign(w) * slope, self.weights).to(w.dtype)
+        return weighted(torch.sgn(w) * slope, self.weights).to(w.dtype)
 
     def slopes(self, w: Tensor) -> Slopes:
         """strength * weights, on entries."""
@@ -272,7 +273,7 @@ class MCP(Proximable):
         size = wide(w).abs()
         step = as_scalar(weighted(step, self.weights), size)
         shrunk = mcp_prox(size, step, self.lam, self.gamma)
-        return (torch.sign(w) * shrunk).to(w.dtype)
+        return (torch.sgn(w) * shrunk).to(w.dtype)
 
 
 def mcp_value(size: Tensor, strength: float | Tensor, gamma: float) -> Tensor:
@@ -329,7 +330,7 @@ class SCAD(Proximable):
         """weights * sign(w) * (a*strength - |w|)/(a - 1), the slope clipped to [0, strength]."""
         slope = ((self.a * self.lam - w.abs()) / (self.a - 1)).clamp_min(0)
         slope = torch.minimum(slope, as_scalar(self.lam, slope))
-        return weighted(torch.sign(w) * slope, self.weights).to(w.dtype)
+        return weighted(torch.sgn(w) * slope, self.weights).to(w.dtype)
 
     def slopes(self, w: Tensor) -> Slopes:
         """strength * weights, on entries."""
@@ -347,7 +348,7 @@ class SCAD(Proximable):
         low = torch.minimum(near, as_scalar(lam, size))
         high = torch.maximum(size, as_scalar(a * lam, size))
         worse = self._objective(low, size, step) > self._objective(high, size, step)
-        left = torch.sign(w) * torch.where(convex, pieces, torch.where(worse, high, low))
+        left = torch.sgn(w) * torch.where(convex, pieces, torch.where(worse, high, low))
         return visible(left.to(w.dtype), w)
 
     def _pieces(self, size: Tensor) -> Tensor:
@@ -394,7 +395,7 @@ class LogSum(Proximable):
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * weights * sign(w) / (epsilon + |w|)."""
-        slope = self.lam * torch.sign(w) / (self.epsilon + w.abs())
+        slope = self.lam * torch.sgn(w) / (self.epsilon + w.abs())
         return weighted(slope, self.weights).to(w.dtype)
 
     def slopes(self, w: Tensor) -> Slopes:
@@ -410,4 +411,4 @@ class LogSum(Proximable):
         cost = (root - size).square() / 2 + scale * torch.log1p(root / epsilon)
         # up to scale = epsilon^2 the objective is convex: comparing costs would only add noise
         keep = (discriminant >= 0) & ((scale <= epsilon**2) | (cost < size.square() / 2))
-        return visible((torch.sign(w) * torch.where(keep, root, 0)).to(w.dtype), w)
+        return visible((torch.sgn(w) * torch.where(keep, root, 0)).to(w.dtype), w)

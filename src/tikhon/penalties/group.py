@@ -46,7 +46,7 @@ def shrink_rows(rows: Tensor, step: float | Tensor, strength: float | Tensor) ->
     tiny = torch.finfo(rows.dtype).tiny
     if not is_metric(step):
         return rows * (1 - step * strength / row_norms(rows).clamp_min(tiny)).clamp_min(0)
-    return shrink_by(rows, (strength * step).to(rows.dtype))
+    return shrink_by(rows, (strength * step).to(rows.dtype.to_real()))
 
 
 def shrink_by(rows: Tensor, shift: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def _norm_after(rows: Tensor, shift: Tensor, iterations: int = 6) -> Tensor:
 
 def by_row(weights: Tensor | Mapping[str, Tensor], w: Tensor) -> Tensor:
     """One factor a row, shaped to multiply w."""
-    factors = weighted(1, weights).to(w.dtype).reshape(-1)
+    factors = weighted(1, weights).to(w.device, w.dtype.to_real()).reshape(-1)
     return factors.reshape(-1, *[1] * (w.ndim - 1)) if w.ndim >= 2 else factors
 
 
@@ -135,7 +135,7 @@ class GroupLasso(Proximable):
         """Each row shrunk by its norm; in a diagonal metric one scalar equation a row."""
         rows = as_rows(wide(w))
         if is_metric(step):
-            step = as_rows(step.to(rows.dtype))
+            step = as_rows(step.to(rows.dtype.to_real()))
         shrunk = shrink_rows(rows, step, self._strengths(rows))
         return shrunk.reshape(w.shape).to(w.dtype)
 
@@ -143,7 +143,7 @@ class GroupLasso(Proximable):
         strength = self.lam * rows.shape[1] ** 0.5 if self.scale_by_size else self.lam
         if self.weights is None:
             return strength
-        return strength * weighted(1, self.weights).to(rows).reshape(-1, 1)
+        return strength * by_row(self.weights, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,9 +304,9 @@ class LInf(Proximable):
             return torch.zeros_like(w)
         rows = as_rows(wide(w))
         size = rows.abs()
-        largest = (size == size.amax(1, keepdim=True)).to(rows.dtype)
+        largest = (size == size.amax(1, keepdim=True)).to(size.dtype)
         share = largest / largest.sum(1, keepdim=True)
-        gradient = self._strengths(rows) * share * torch.sign(rows)
+        gradient = self._strengths(rows) * share * torch.sgn(rows)
         return gradient.reshape(w.shape).to(w.dtype)
 
     def steepness(self, w: Tensor) -> float | Tensor:
@@ -320,7 +320,7 @@ class LInf(Proximable):
             return w.clone()
         rows = as_rows(wide(w))
         if is_metric(step):
-            step = as_rows(step.to(rows.dtype))
+            step = as_rows(step.to(rows.dtype.to_real()))
         return clip_rows(rows, step, self._strengths(rows)).reshape(w.shape).to(w.dtype)
 
     def _strengths(self, rows: Tensor) -> float | Tensor:
@@ -343,7 +343,7 @@ def clip_rows(rows: Tensor, step: float | Tensor, strength: float | Tensor) -> T
     # over any subset of the row the sum is at most the whole: the level is the largest of these
     levels = ((inverse * ordered).cumsum(1) - strength * step) / inverse.cumsum(1)
     level = levels.amax(1, keepdim=True).clamp_min(0)
-    return rows.clamp(-level, level)
+    return torch.sgn(rows) * size.minimum(level)
 
 
 def relative_step(step: Tensor) -> tuple[Tensor, Tensor]:

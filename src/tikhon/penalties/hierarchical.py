@@ -43,6 +43,7 @@ class Hierarchical(Proximable):
 
     convex: ClassVar[bool] = False
     diagonal: ClassVar[bool] = False
+    real: ClassVar[bool] = True
     rows: ClassVar[str] = "feature"
     reference: ClassVar[str] = "Lemhadri et al. 2021"
 

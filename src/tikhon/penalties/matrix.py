@@ -142,7 +142,7 @@ class Orthogonal(Penalty):
 
     def value(self, w: Tensor) -> Tensor:
         """strength * squared Frobenius norm of the Gram matrix minus the identity."""
-        return self.lam * self._excess(self._short(w)).square().sum()
+        return self.lam * self._excess(self._short(w)).abs().square().sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """4 * strength * (W W' - I) W."""
@@ -157,6 +157,6 @@ class Orthogonal(Penalty):
         return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
 
     def _excess(self, matrix: Tensor) -> Tensor:
-        return matrix @ matrix.T - torch.eye(
+        return matrix @ matrix.mH - torch.eye(
             matrix.shape[0], dtype=matrix.dtype, device=matrix.device
         )

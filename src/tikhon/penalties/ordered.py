@@ -57,24 +57,25 @@ class SLOPE(Proximable):
         """strength * sum of weights times sorted sizes."""
         rows = as_rows(wide(w))
         ordered = rows.abs().sort(dim=1, descending=True).values
-        return self.lam * (ordered * self._sequence(rows)).sum()
+        return self.lam * (ordered * self._sequence(ordered)).sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * sign(w) * the weight of its rank."""
         rows = as_rows(wide(w))
-        order = rows.abs().argsort(dim=1, descending=True)
-        ranked = self._sequence(rows).expand(rows.shape)
-        sequence = torch.zeros_like(rows).scatter(1, order, ranked)
-        return (self.lam * torch.sign(rows) * sequence).reshape(w.shape).to(w.dtype)
+        size = rows.abs()
+        order = size.argsort(dim=1, descending=True)
+        ranked = self._sequence(size).expand(size.shape)
+        sequence = torch.zeros_like(size).scatter(1, order, ranked)
+        return (self.lam * torch.sgn(rows) * sequence).reshape(w.shape).to(w.dtype)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Sorted sizes less their weights, made non-increasing again by pooling."""
         refuse_metric(self, step)
         rows = as_rows(wide(w))
         ordered, order = rows.abs().sort(dim=1, descending=True)
-        fit = _by_rows(_nonincreasing, ordered - self.lam * step * self._sequence(rows))
-        size = torch.zeros_like(rows).scatter(1, order, fit.clamp_min(0))
-        return (torch.sign(rows) * size).reshape(w.shape).to(w.dtype)
+        fit = _by_rows(_nonincreasing, ordered - self.lam * step * self._sequence(ordered))
+        size = torch.zeros_like(ordered).scatter(1, order, fit.clamp_min(0))
+        return (torch.sgn(rows) * size).reshape(w.shape).to(w.dtype)
 
     def _sequence(self, rows: Tensor) -> Tensor:
         n = rows.shape[1]
@@ -110,6 +111,7 @@ class TotalVariation(Proximable):
     rows: ClassVar[str] = "out"
     reference: ClassVar[str] = "Rudin, Osher and Fatemi 1992"
     unweighted: ClassVar[str] = "it is a sum over jumps between entries, not over entries"
+    real: ClassVar[bool] = True
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of absolute differences of neighbours."""

@@ -439,7 +439,13 @@ class Regularizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the `state_dict` was taken; ValueError if the terms are others."""
+        """Continue where the `state_dict` was taken; ValueError if it is of something else."""
+        if not isinstance(state, dict) or state.get("schema_version") != 1:
+            held = sorted(map(str, state))[:5] if isinstance(state, dict) else type(state).__name__
+            raise ValueError(
+                f"expected what Regularizer.state_dict() gave, with schema_version 1, received "
+                f"{held}; a model's and an optimizer's state are loaded by these"
+            )
         live_strengths = self._live_strengths()
         if set(live_strengths) != set(state["strengths"]):
             raise ValueError(

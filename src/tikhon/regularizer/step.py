@@ -385,6 +385,11 @@ def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
     """Raise TypeError where the optimizer's step cannot carry the term exactly."""
     kind, base = type(optimizer).__name__, binding.base
     source = binding.live.source
+    if base.real and any(param.is_complex() for param in binding.target.params):
+        raise TypeError(
+            f"{binding.target.name!r} is complex, and {type(base).__name__} compares numbers, "
+            f"which complex ones have no order for; use a penalty of sizes, such as L1 or L2Ball"
+        )
     if isinstance(source, Controller) and binding.how in ("independent", "cautious"):
         raise TypeError(
             f"{type(source).__name__} of {binding.name} knows objective and decoupled terms, not "
