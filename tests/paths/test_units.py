@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 
@@ -74,10 +75,18 @@ def test_each_column_in_a_unit_of_its_own():
     assert torch.allclose(found.coefficients * units, plain.coefficients, rtol=1e-6, atol=1e-9)
 
 
-def test_an_offset_of_inputs_and_targets_moves_the_intercept_alone():
+FORMS = {
+    "tensors": lambda x, y: (x, y),
+    "arrays": lambda x, y: (x.numpy(), y.numpy()),
+    "frames": lambda x, y: (pd.DataFrame(x.numpy()), pd.Series(y.numpy())),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_an_offset_of_inputs_and_targets_moves_the_intercept_alone(form):
     x, y = data()
-    plain = path(None, (x, y), L1(), folds=3, strengths=6)
-    found = path(None, (x + 1e6, y - 1e7), L1(), folds=3, strengths=6)
+    plain = path(None, form(x, y), L1(), folds=3, strengths=6)
+    found = path(None, form(x + 1e6, y - 1e7), L1(), folds=3, strengths=6)
     assert found.counts == plain.counts and found.chosen == plain.chosen
     assert torch.allclose(found.coefficients, plain.coefficients, rtol=1e-5, atol=1e-7)
     predicted = [

@@ -81,6 +81,21 @@ def as_tensors(value: object, name: str = "data") -> Any:
     return value
 
 
+def in_double(data: object) -> object:
+    """A pair with its arrays of float64 as tensors, which `pair` leaves in that type.
+
+    In torch's default type y = 1e9 + noise would be a constant.
+    """
+    return tuple(map(_in_double, data)) if isinstance(data, tuple) else data
+
+
+def _in_double(part: object) -> object:
+    if isinstance(part, Tensor) or not hasattr(part, "__array__"):
+        return part
+    array = np.require(np.asarray(part), requirements=["C", "W"])
+    return torch.as_tensor(array) if array.dtype == np.float64 else part
+
+
 def _named(like: Mapping[object, object], values: dict[Any, Any]) -> dict[Any, Any]:
     """The values, with the name of the target that `like` knows."""
     if not isinstance(like, Named):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tikhon.data.batches import one_tensor, pair
 from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
+from tikhon.data.rows import in_double
 from tikhon.errors import InputError, unknown
 from tikhon.paths.exact import LinearPath, follow, is_linear, strength_grid
 from tikhon.paths.linear import SEPARABLE
@@ -100,9 +101,9 @@ def path(
     penalty = followed(penalty)
     if select not in ("one_se", "best"):
         raise InputError(unknown("select", select, ("one_se", "best")))
-    x, y = pair(train, name="train")
+    x, y = pair(in_double(train), name="train")
     x = one_tensor(x, name="train", verb="path")
-    held_out = None if valid is None else pair(valid, name="valid")
+    held_out = None if valid is None else pair(in_double(valid), name="valid")
     if held_out is not None:
         held_out = one_tensor(held_out[0], name="valid", verb="path"), held_out[1]
     weights = row_weights(sample_weight, len(x))

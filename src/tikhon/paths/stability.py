@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tikhon.data.batches import pair
+from tikhon.data.rows import in_double
 from tikhon.errors import InputError
 from tikhon.paths.exact import LinearPath, strength_grid
 from tikhon.paths.solver import solve
@@ -67,7 +68,7 @@ def stability(
     >>> stability((x, y), draws=20).selected.nonzero().squeeze().tolist()
     [4, 7]
     """
-    x, y = pair(train, name="train")
+    x, y = pair(in_double(train), name="train")
     if not 0.5 < threshold < 1:
         raise InputError(f"threshold is a frequency in (0.5, 1), received {threshold}")
     if draws < 2 or draws % 2:
