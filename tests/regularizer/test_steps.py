@@ -497,6 +497,42 @@ def test_gradients_that_a_step_clears_do_not_come_back(make, to_none, penalty):
         assert model.weight.grad is None or not model.weight.grad.any()
 
 
+class Sparing(tk.L1):
+    """A user's penalty whose prox fails when it is told to."""
+
+    fails = False
+
+    def prox(self, w, step):
+        if type(self).fails:
+            raise RuntimeError("no memory for the prox")
+        return super().prox(w, step)
+
+
+@pytest.mark.parametrize("end", ["returned", "overflow", "raised"])
+def test_weights_without_gradients_rest_after_a_step_that_cleared_them(end, monkeypatch):
+    """Gradients that a hook may clear are remembered for their own step, however that ends."""
+    model = weights(1, 3)
+    optimizer = optim.SGD(model.parameters(), lr=0.1, fused=True)
+    hook = optimizer.register_step_post_hook(lambda *_: optimizer.zero_grad())
+    tk.regularize(model, optimizer, Sparing(0.5))
+    model.weight.sum().backward()
+    if end == "overflow":
+        optimizer.found_inf = torch.ones(())
+    monkeypatch.setattr(Sparing, "fails", end == "raised")
+    if end == "raised":
+        with pytest.raises(RuntimeError, match="no memory for the prox"):
+            optimizer.step()
+    else:
+        optimizer.step()
+    hook.remove()  # with it goes what made the handle look for cleared gradients
+    monkeypatch.setattr(Sparing, "fails", False)
+    optimizer.found_inf = None
+    optimizer.zero_grad()
+    before = model.weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(model.weight.detach(), before)
+
+
 @pytest.mark.parametrize("in_place", [True, False])
 def test_gradients_that_a_step_changes_are_the_users_own_again(in_place):
     class Centred(optim.SGD):

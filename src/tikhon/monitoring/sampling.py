@@ -105,9 +105,9 @@ class Sampler:
         self._signals[name] = self._signals[name] + size if name in self._signals else size
 
     def read(
-        self, step: int, batch: Any, loss: Tensor | None, told: Sequence[Tensor]
+        self, step: int, batch: Any, loss: Tensor | None, more: Sequence[Tensor]
     ) -> tuple[dict[str, Any] | None, Sample, list[float]]:
-        """The row of this step if anything had a gradient, what it showed, and the told losses."""
+        """The row of this step if anything had a gradient, what it showed, what `more` held."""
         assert self._window is not None
         assert self.kept is not None
         still = reading.stuck(self.kept)
@@ -120,7 +120,7 @@ class Sampler:
             *reading.fingerprint(batch),
             *reading.norms([*own, *others.values()]),
             *still.values(),
-            *told,
+            *more,
         ]
         numbers = self._numbers(self.kept, loss, beside)
         row = _row(step, numbers, self.kept, loss is not None) if self.kept.gradients else None

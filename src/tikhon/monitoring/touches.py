@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,13 +42,19 @@ class Touches:
         if step and (not self._seen or self._seen[-1][0] != step):
             self._seen.append((step, self._print()))
 
-    def set_back(self) -> int | None:
-        """The first step since which the same values are written, where steps lie in between."""
+    def prints(self) -> list[Tensor]:
+        """What `set_back` is to be told, as numbers: the writes, and what stands there now."""
         if len(self._seen) < ENOUGH:
+            return []
+        return [*(number for _, print_ in self._seen for number in print_), *self._print()]
+
+    def set_back(self, prints: Sequence[float]) -> int | None:
+        """The first step since which the same values are written, where steps lie in between."""
+        if not prints:
             return None
-        values = torch.stack([*(print_ for _, print_ in self._seen), self._print()]).tolist()
-        again = all(v == values[0] for v in values[:-1])
-        return self._seen[0][0] if again and values[-1] != values[0] else None
+        *writes, now = zip(prints[::2], prints[1::2])
+        again = all(write == writes[0] for write in writes)
+        return self._seen[0][0] if again and now != writes[0] else None
 
     def _print(self) -> Tensor:
         assert self._tensor is not None

@@ -231,14 +231,18 @@ class Watch:
     def _read(self) -> None:
         """Read this step, and warn of what it shows."""
         told = [value for _, value in self._told]
-        row, sample, losses = self._sampler.read(self.step, self._batch, self._loss, told)
+        prints = [] if self._history.set_back else self._touches.prints()
+        row, sample, beside = self._sampler.read(
+            self.step, self._batch, self._loss, [*told, *prints]
+        )
+        losses, written = beside[: len(told)], beside[len(told) :]
         if row is not None:
             fine = row.pop("finite")
             self.rows.append(row)
             if not fine:
                 self._fail()
         self._history.add(sample)
-        self._history.set_back = self._history.set_back or self._touches.set_back()
+        self._history.set_back = self._history.set_back or self._touches.set_back(written)
         self._judge_told(losses, row["gradient"] if row is not None else None)
         self._warn()
 

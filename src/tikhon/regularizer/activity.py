@@ -5,10 +5,11 @@ a wrapper that goes on after it, gradients that a step computes itself.
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn, optim
+from torch.utils.hooks import RemovableHandle
 
 from tikhon.regularizer.targets import is_lazy, local
 
@@ -74,7 +75,7 @@ class Activity:
         self._sample = _sample(param) if readable else None
         grad = param.grad
         self._version = param._version
-        self._grad: Any = _nothing if grad is None else weakref.ref(grad)
+        self._grad: Callable[[], Tensor | None] = _nothing if grad is None else weakref.ref(grad)
         self._backward = 0 if grad is None else grad._version
 
 
@@ -92,7 +93,7 @@ class Drift:
         self._found: Tensor | None = None  # at the beginning of a step
         self._left: Tensor | None = None  # at its end
         self._strayed = False  # where the next gradient arrived
-        self._handle: Any = None
+        self._arrival = Arrival(self._stray)
         self._steps = self._moved = 0
 
     @property
@@ -111,17 +112,13 @@ class Drift:
     def end(self) -> None:
         """It has ended."""
         self._left = _sample(self._param)
-        if self._param.requires_grad and self._param.is_leaf:
-            self._handle = self._param.register_post_accumulate_grad_hook(self._arrive)
+        self._arrival.listen(self._param)
 
     def stop(self) -> None:
         """Look no more at gradients that arrive."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        self._arrival.heard()
 
-    def _arrive(self, param: Tensor) -> None:
-        self.stop()
+    def _stray(self) -> None:
         self._strayed = self._apart(_sample(self._param))
 
     def _apart(self, now: Tensor) -> bool:
@@ -132,11 +129,12 @@ class Drift:
         return bool(between > 0.01 * ours + rounding)
 
 
-class Recomputed:
-    """Whether gradients arrive within a step, which then leave out what was added to them."""
+class Arrival:
+    """Whether a gradient arrives while it listens, and what is done with the first one."""
 
-    def __init__(self) -> None:
-        self._handle: Any = None
+    def __init__(self, then: Callable[[], None] | None = None) -> None:
+        self._then = then
+        self._handle: RemovableHandle | None = None
         self._arrived = False
 
     def listen(self, param: nn.Parameter) -> None:
@@ -146,13 +144,20 @@ class Recomputed:
 
     def heard(self) -> bool:
         """Whether one has arrived; it listens no more."""
-        if self._handle is not None:
-            self._handle.remove()
-        arrived, self._handle, self._arrived = self._arrived, None, False
+        self._stop()
+        arrived, self._arrived = self._arrived, False
         return arrived
 
+    def _stop(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
     def _arrive(self, param: Tensor) -> None:
+        self._stop()
         self._arrived = True
+        if self._then is not None:
+            self._then()
 
 
 def steps_of(optimizer: optim.Optimizer) -> int:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.regularizer.activity import Activity, Drift, Recomputed
+from tikhon.regularizer.activity import Activity, Arrival, Drift
 from tikhon.regularizer.audit import LOOKS, warn, warn_of_lost_layers
 from tikhon.regularizer.controller import Controller, Observation
 from tikhon.regularizer.coupled import OwnDecay
@@ -28,7 +28,10 @@ from tikhon.regularizer.step import (
     unshrink,
 )
 from tikhon.regularizer.targets import local, summed
-from tikhon.regularizer.terms import Binding
+from tikhon.regularizer.terms import Binding, Route
+
+PULLED: tuple[Route, ...] = "gradient", "orthant"  # terms that act through the gradient
+LASTING: tuple[Route, ...] = "prox", "orthant", "project"  # whose zeros or bounds are to last
 
 
 class Attachment:
@@ -58,7 +61,8 @@ class Attachment:
         self._around = around  # the kind of a wrapper around the optimizer
         self._drift: Drift | None = None
         self._is_torchs = is_torchs(optimizer)
-        self._recomputed = Recomputed()
+        self._recomputed = Arrival()  # a gradient within the step, without what was added to it
+        self._noted: Sequence[Binding] = ()  # whose gradients may be gone after the step
         self._gradients: dict[nn.Parameter, Tensor] = {}  # the user's own
         self._replaced: dict[
             nn.Parameter, tuple[Tensor, int]
@@ -83,8 +87,9 @@ class Attachment:
 
     def begin(self) -> None:
         """Act from the next step on."""
-        if self._around and self.plan.kept is not None:
-            self._drift = Drift(self.plan.kept.target.params[0])
+        kept = self.plan.first(*LASTING)
+        if self._around and kept is not None:
+            self._drift = Drift(kept.target.params[0])
         self._hooks = StepHooks(
             self.optimizer, self._before, self._after, self._failed, owner=self
         )
@@ -143,13 +148,14 @@ class Attachment:
         changed = with_closure(args, kwargs, self._penalized)
         if changed is None:
             self._penalize(lent=True)
-            if not self._is_torchs and plan.pulled is not None:
-                self._recomputed.listen(plan.pulled.target.params[0])
+            pulled = None if self._is_torchs else plan.first(*PULLED)
+            if pulled is not None:
+                self._recomputed.listen(pulled.target.params[0])
         return changed
 
     def _look_between(self, drift: Drift) -> None:
         """Warn where weights move between the steps; in the first ones only."""
-        kept, kind, moved = self.plan.kept, type(self.optimizer).__name__, drift.begin()
+        kept, kind, moved = self.plan.first(*LASTING), type(self.optimizer).__name__, drift.begin()
         if kept is not None and moved:
             warn(
                 f"{kept.name} acts in the steps of {kind}, and {self._around} around it moves the "
@@ -182,9 +188,9 @@ class Attachment:
         `lent` says whether its own weight_decay may be used for that move.
         """
         plan, measure = self.plan, self._moved is not None
-        for binding in plan.held if self._may_clear else ():
-            binding.moved = False
-            binding.moved = binding.trained
+        self._noted = plan.held if self._may_clear else ()
+        for binding in self._noted:
+            binding.note_gradients()
         scale = getattr(self.optimizer, "grad_scale", None)  # fused ones divide inside
         skipped = getattr(self.optimizer, "found_inf", None)
         own_decay: dict[int, float] | None = None
@@ -210,7 +216,18 @@ class Attachment:
             self._own_decay.lend(own_decay)
 
     def _after(self) -> None:
-        """All that comes after it, except when a GradScaler has found an overflow."""
+        """All that comes after it."""
+        try:
+            self._finish()
+        finally:
+            self._forget_who_moved()
+
+    def _finish(self) -> None:
+        """The moves after the optimizer's own, except where a GradScaler has found an overflow.
+
+        The optimizer has taken its step: whatever raises, the rest is done for all that is left,
+        and the first error is told at the end.
+        """
         recomputed = not self._is_torchs and self._recomputed.heard()
         self._restore_gradients(others=not recomputed)
         if recomputed:
@@ -232,9 +249,10 @@ class Attachment:
         for binding in plan.active("decay") if moved else ():
             own = (binding.read() - moved[binding.name]).norm()
             binding.share = binding.share / (binding.share + own)  # type: ignore[operator]
+        errors: list[Exception] = []
         try:
-            self._apply_proxes(skipped, moved)
-        finally:  # the optimizer has taken its step, whatever a penalty of the user's raises
+            self._apply_proxes(skipped, moved, errors)
+        finally:
             self.steps += 1
             self.activity.end()
             for live in plan.scheduled:
@@ -242,33 +260,37 @@ class Attachment:
             if self._drift is not None:
                 self._drift.end()
         if plan.consulted["after_prox"]:
-            self._consult("after_prox")
+            errors += self._consult("after_prox")
         if self.steps in LOOKS and not self._warned:
             self._warned = warn_of_lost_layers(self.optimizer, plan.active("prox"))
-        self._forget_who_moved()
+        if errors:
+            raise errors[0]
 
-    def _apply_proxes(self, skipped: Tensor | None, moved: dict[str, Tensor]) -> None:
-        """Proxes and constraints: every parameter's, then the first error that one raised."""
+    def _apply_proxes(
+        self, skipped: Tensor | None, moved: dict[str, Tensor], errors: list[Exception]
+    ) -> None:
+        """Proxes and constraints of every parameter; `errors` gets what they raise."""
         plan = self.plan
         if self._fresh:
             bound_gains(plan, self._fresh)
         if plan.consulted["before_prox"]:
-            self._consult("before_prox")
+            errors += self._consult("before_prox")
         if plan.routes["cautious"]:
             shrink_cautiously(plan, skipped, measure=bool(moved))
         if plan.routes["orthant"]:
             keep_orthants(plan, self.copies.keys if self.copies else ())
-        errors: list[Exception] = []
         if plan.routes["prox"]:
             errors += replace_weights(plan, "prox", skipped, moved)
         if plan.routes["project"]:
             errors += replace_weights(plan, "project", skipped, moved)
-        if errors:
-            raise errors[0]
 
     @torch.no_grad()
-    def _consult(self, phase: str) -> None:
-        """Ask the controllers of a phase for their strengths."""
+    def _consult(self, phase: str) -> list[Exception]:
+        """Ask the controllers of a phase for their strengths; returns what they have raised.
+
+        The strength and the memory of one that raises stay as they were.
+        """
+        errors: list[Exception] = []
         shared: dict[int, dict[str, object]] = {}
         step = self.steps + (phase == "before_prox")
         for live, held in self.plan.consulted[phase]:
@@ -278,9 +300,15 @@ class Attachment:
                 continue
             scratch = shared.setdefault(id(controller), {})
             readings = [reading_of(b, self.plan, self._earlier.get(b.name)) for b in bindings]
+            memory = dict(live.memory)
             observation = Observation(readings, self.model, live.memory, scratch)
-            with torch.enable_grad():
-                live.set(controller.next(cast(float, live.value), observation, step))
+            try:
+                with torch.enable_grad():
+                    live.set(controller.next(cast(float, live.value), observation, step))
+            except Exception as error:
+                live.memory = memory
+                errors.append(error)
+        return errors
 
     def _failed(self) -> None:
         """The step has raised: gradients and weights become the user's own again."""
@@ -303,16 +331,18 @@ class Attachment:
         return not self._is_torchs or len(self.optimizer._optimizer_step_post_hooks) > 1
 
     def _forget_who_moved(self) -> None:
-        for binding in self.plan.held if self._may_clear else ():
+        for binding in self._noted:
             binding.moved = False
+        self._noted = ()
 
     def _warn_of_gradients_of_its_own(self) -> None:
-        if self._is_told or self.plan.pulled is None:
+        pulled = self.plan.first(*PULLED)
+        if self._is_told or pulled is None:
             return
         self._is_told = True
         kind = type(self.optimizer).__name__
         warn(
-            f"{kind} computes gradients within its step, where {self.plan.pulled.name} has no "
+            f"{kind} computes gradients within its step, where {pulled.name} has no "
             f"part in them: give the function that computes them to `step` as its closure, or "
             f"regularize a plain optimizer such as AdamW"
         )

@@ -17,7 +17,7 @@ from tikhon import notebook, plotting
 from tikhon.errors import unknown
 from tikhon.penalties.base import Proximable
 from tikhon.regularizer.controller import Controller
-from tikhon.regularizer.metric import has_gain, is_uniform, own_rate, stationary_gain
+from tikhon.regularizer.metric import group_of, has_gain, is_uniform, own_rate, stationary_gain
 from tikhon.regularizer.plan import held_by, is_euclidean, route_of
 from tikhon.regularizer.targets import (
     Entry,
@@ -241,8 +241,7 @@ def _time_scale(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> floa
     optimizer = next((o for o in optimizers if held_by(o, [binding])), None)
     if optimizer is None or not binding.plain:
         return None
-    param = binding.target.params[0]
-    group = next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
+    group = group_of(optimizer, binding.target.params[0])
     if binding.how != "objective":
         rate = own_rate(binding.how, group)
     elif isinstance(optimizer, optim.SGD) and is_uniform(optimizer):

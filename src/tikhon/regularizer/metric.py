@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from tikhon.regularizer.targets import local
 
@@ -163,6 +163,11 @@ def decays(rule: Rule | None, group: Group) -> bool:
     """Whether the optimizer adds `weight_decay * w` to the gradients of the group itself."""
     coupled = rule is not None and rule.couples and not group.get("decoupled_weight_decay")
     return coupled and isinstance(group.get("weight_decay"), float | int)
+
+
+def group_of(optimizer: optim.Optimizer, param: nn.Parameter) -> Group:
+    """The parameter group that holds the parameter."""
+    return next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
 
 
 def own_rate(how: str, group: Group) -> Number:

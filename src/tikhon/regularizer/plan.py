@@ -163,15 +163,9 @@ class Plan:
         found = (live.source for phase in self.consulted.values() for live, _ in phase)
         return any(step % cast(Controller, source).every == 0 for source in found)
 
-    @property
-    def pulled(self) -> Binding | None:
-        """One that acts through the gradient."""
-        return next(iter((*self.routes["gradient"], *self.routes["orthant"])), None)
-
-    @property
-    def kept(self) -> Binding | None:
-        """One whose zeros or bounds are to last."""
-        return next((b for r in ("prox", "orthant", "project") for b in self.routes[r]), None)
+    def first(self, *routes: Route) -> Binding | None:
+        """The first binding on any of these routes."""
+        return next((b for route in routes for b in self.routes[route]), None)
 
     def active(self, route: Route) -> list[Binding]:
         """The bindings of a route that act in this step."""

@@ -130,11 +130,14 @@ class Regularizer:
     ) -> list[Attachment]:
         """What acts in every optimizer; with `anew` terms that act on nothing are refused."""
         given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-        found = list({id(one): one for one in map(stepping, given)}.values())
+        inner = [stepping(one) for one in given]
+        found = list({id(one): one for one in inner}.values())
         if not found:
             raise ValueError("regularize needs an optimizer, received an empty list")
         counts = [*steps, *[max(steps, default=0)] * len(found)]
-        around = {id(stepping(one)): type(one).__name__ for one in given if one not in found}
+        around = {
+            id(one): type(whole).__name__ for one, whole in zip(inner, given) if one is not whole
+        }
         attachments = [
             Attachment(
                 one, self.model, count, self._is_bound, self._rebind, around.get(id(one), "")

@@ -221,6 +221,10 @@ class Binding:
                 return self.moved
         return True
 
+    def note_gradients(self) -> None:
+        """Remember whether there are gradients now, for when the optimizer has cleared them."""
+        self.moved = all(param.grad is not None for param in self.target.params)
+
     @property
     def whole(self) -> bool:
         """Whether the penalty sees the parameter in its own shape (it is a sum over entries)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.hooks import StepHooks, heard_by
-from tikhon.regularizer.metric import rule_of
+from tikhon.regularizer.metric import group_of, rule_of
 from tikhon.regularizer.optimizers import stepping
 from tikhon.regularizer.targets import Pattern
 from tikhon.sparsity.allocation import Per, Sizes, in_multiples, stay
@@ -380,7 +380,7 @@ class Sparsifier:
             state, rule = optimizer.state.get(param), rule_of(optimizer)
             if not state or rule is None or rule.uniform:
                 continue
-            group = next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
+            group = group_of(optimizer, param)
             return rule.gain(optimizer, group, state).stiffness()
         return None
 

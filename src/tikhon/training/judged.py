@@ -9,7 +9,7 @@ from torch import Tensor, nn, optim
 
 from tikhon.data.rows import call, each
 from tikhon.penalties import Penalty
-from tikhon.regularizer.metric import is_uniform, stationary_gain
+from tikhon.regularizer.metric import group_of, is_uniform, stationary_gain
 from tikhon.regularizer.regularizer import Regularizer
 from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.strengths.implicit import implicit_slopes
@@ -71,7 +71,7 @@ def _verdict(slope: float) -> str:
 
 def _coupled(penalty: Penalty, param: nn.Parameter, optimizer: optim.Optimizer) -> Penalty | None:
     """The penalty whose objective rests where the decoupled one does: weighted by lr / gain."""
-    group = next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
+    group = group_of(optimizer, param)
     free = penalty.elementwise and getattr(penalty, "weights", 0) is None
     ready = is_uniform(optimizer) or param in optimizer.state
     if not (free and ready and group["lr"]):
