@@ -16,6 +16,7 @@ from torch import nn
 from tikhon import penalties
 from tikhon.errors import InputError
 from tikhon.models.mlp import MLP
+from tikhon.paths.linear import LinearProblem
 from tikhon.paths.path import path
 from tikhon.paths.solver import solve
 from tikhon.paths.stability import stability
@@ -338,3 +339,23 @@ def test_factors_of_a_network_decide_which_feature_stays():
         assert not found.supports[last, 0]
         with pytest.raises(InputError, match="one for each of the 12 features"):
             path(build, (x, y), penalty(weights=torch.ones(3)))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("kind", "outputs"), KINDS)
+def test_curvature_is_the_second_derivative_of_the_loss(kind, outputs, weighted):
+    x, y = data(kind, outputs if kind == "squared" else 1)
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.rand(ROWS, generator=generator) if weighted else None
+    problem = LinearProblem(x, y, kind, outputs=outputs, weights=rows)
+    columns = torch.tensor([0, 2, 3, 7])
+    weight = torch.randn(outputs, 4, generator=generator, dtype=torch.float64)
+    bias = torch.randn(outputs, generator=generator, dtype=torch.float64)
+    free = torch.rand(outputs, 4, generator=generator) > 0.3
+
+    def loss(theta):
+        part = weight.masked_scatter(free, theta[:-outputs])
+        return problem.loss(part, theta[-outputs:], columns)
+
+    expected = torch.autograd.functional.hessian(loss, torch.cat([weight[free], bias]))
+    torch.testing.assert_close(problem.hessian(weight, bias, columns, free), expected)

@@ -158,24 +158,35 @@ class LinearProblem:
         r = r / len(r) if self.weights is None else r * (self.weights / len(r))[:, None]
         return r.T @ x, r.sum(0)
 
-    def hessian(self, weight: Tensor, bias: Tensor, columns: Tensor) -> Tensor:
-        """Second derivative in (output, column) weights, each output's intercept last."""
+    def hessian(self, weight: Tensor, bias: Tensor, columns: Tensor, free: Tensor) -> Tensor:
+        """Second derivative in the weights that `free` (outputs, columns) marks, then intercepts.
+
+        For softmax it is, with probabilities p, a block X' diag(p_k) X for each output less Z' Z,
+        where Z holds a column x_j p_k for each weight (k, j).
+        """
         x = torch.cat([self.x[:, columns], torch.ones_like(self.x[:, :1])], dim=1)
-        z = x[:, :-1] @ weight.T + bias
+        marked = torch.cat([free, torch.zeros_like(free[:, :1])], dim=1)
+        intercepts = torch.zeros_like(marked)
+        intercepts[:, -1] = True
+        output, column = torch.cat([marked.nonzero(), intercepts.nonzero()]).T
+        shares = self._curvature(x[:, :-1] @ weight.T + bias)
+        counts = 1 / len(x) if self.weights is None else (self.weights / len(x))[:, None]
+        found = x.new_zeros(len(output), len(output))
+        for k in range(self.outputs):
+            own = (output == k).nonzero().squeeze(1)
+            part = x[:, column[own]]
+            found[own[:, None], own] = (part * (counts * shares[:, k : k + 1])).T @ part
         if self.kind == "multinomial":
-            p = torch.softmax(z, 1)
-            curvature = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-        else:
-            p = torch.sigmoid(z)
-            curvature = torch.diag_embed(
-                torch.ones_like(z) if self.kind == "squared" else p - p * p
-            )
-        if self.weights is not None:
-            curvature = curvature * self.weights[:, None, None]
-        if self.outputs == 1:
-            return (x * curvature[:, 0]).T @ x / len(x)
-        size = self.outputs * x.shape[1]
-        return torch.einsum("ni,nab,nj->aibj", x, curvature, x).reshape(size, size) / len(x)
+            seen = x[:, column] * shares[:, output]
+            found -= (seen * counts).T @ seen
+        return found
+
+    def _curvature(self, z: Tensor) -> Tensor:
+        """Of the loss of each row in each output; for softmax without what outputs share."""
+        if self.kind == "multinomial":
+            return torch.softmax(z, 1)
+        p = torch.sigmoid(z)
+        return torch.ones_like(z) if self.kind == "squared" else p - p * p
 
     def settled(self, bias: Tensor) -> Tensor:
         """Of the intercepts that softmax cannot tell apart, those of mean 0."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -154,15 +156,12 @@ def _newton(
         return penalty.grad(spread(theta)).flatten()[places]
 
     theta = torch.cat([weight[:, columns][free], bias])
-    numbered = torch.arange(free.numel() + len(bias)).view(len(bias), -1)
-    order = torch.cat([numbered[:, :-1][free], numbered[:, -1]])
-    smooth = problem.hessian(weight[:, columns], bias, columns)[order][:, order]
+    smooth = problem.hessian(weight[:, columns], bias, columns, free)
     # softmax does not see a shift of all classes: along it the curvature is 0, and the gradient
     smooth.diagonal().mul_(1 + DAMPING)
     hessian = smooth.clone()
-    if penalty.layout == "entries":  # the second derivative is a diagonal: one product finds it
-        ones = torch.ones_like(theta)
-        hessian.diagonal()[:count] += torch.func.jvp(slope, (theta,), (ones,))[1]
+    if penalty.layout == "entries":
+        hessian.diagonal()[:count] += _diagonal(slope, theta)[:count]
     else:
         hessian[:count, :count] += torch.func.jacrev(slope)(theta)[:, :count]
     g_weight, g_bias = problem.gradient(weight[:, columns], bias, columns)
@@ -188,3 +187,13 @@ def _newton(
             return weight, moved[count:]
         size /= 2
     return weight, bias
+
+
+def _diagonal(slope: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    """The derivative of a slope that has none across entries: that of its sum."""
+    with torch.enable_grad():
+        theta = theta.detach().requires_grad_()
+        total = slope(theta).sum()
+    if not total.requires_grad:
+        return torch.zeros_like(theta)
+    return torch.autograd.grad(total, theta)[0]
