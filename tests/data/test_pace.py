@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tikhon.data import pace
+from tikhon.data import heads, pace
 from tikhon.data.pace import reading_time
 
 ROWS = 40_000
@@ -23,7 +23,7 @@ def large(tmp_path, monkeypatch):
     csv.write_csv(table, tmp_path / "d.csv")
     parquet.write_table(table, tmp_path / "d.parquet")
     monkeypatch.setattr(pace, "LARGE", 10_000)
-    monkeypatch.setattr(pace, "_HEADS", (40_000, 160_000))
+    monkeypatch.setattr(heads, "_LENGTHS", (40_000, 160_000))
     return tmp_path
 
 

@@ -13,6 +13,7 @@ from tikhon.data import noticing
 from tikhon.data.columns import Column, infer
 from tikhon.data.dataset import Dataset
 from tikhon.data.encoding import encode_one, side_by_side
+from tikhon.data.memory import refuse_too_large
 from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Format, Source, read
 from tikhon.data.target import read_target
@@ -92,9 +93,10 @@ class Table:
 def load_table(path: Path, options: TableOptions) -> Dataset:
     """The data set of a file of rows and columns.
 
-    Raises `DataError` for a file that cannot be trained on and `InputError` for a column that it
-    does not have.
+    Raises `DataError` for a file that cannot be trained on, or that needs more memory than is
+    free, and `InputError` for a column that it does not have.
     """
+    refuse_too_large(path, options.format)
     return from_source(read(path, options.format), options)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from tikhon.data import load
 from tikhon.data.encoding import encode
+from tikhon.data.memory import refuse_too_large
 from tikhon.data.preprocessing import Preprocessing
 from tikhon.data.reading import SUFFIXES, Format, is_table, read
 from tikhon.errors import DataError, InputError
@@ -98,6 +99,7 @@ class SavedModel:
             format = replace(format, encoding=encoding or format.encoding)
         except (TypeError, InputError) as error:
             raise DataError(f"the format of the run's table cannot be used: {error}") from error
+        refuse_too_large(path, format)
         source = read(path, format)
         values = encode(source, fitted.columns)
         remarks = [*source.notices, *fitted.remarks(source, values)]

@@ -1,0 +1,60 @@
+"""The first rows of a large file, as files of their own: they tell what the whole will cost."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from pathlib import Path
+from typing import Any
+
+_LENGTHS = (1 << 20, 4 << 20)  # bytes
+
+Head = tuple[bytes, float]  # a file of the first rows, and their share of the whole
+
+
+def heads(path: Path) -> list[Head]:
+    """A short head and a longer one of a CSV, JSON lines or Parquet file, gzipped or not.
+
+    Raises `ValueError` for a file whose first rows cannot be cut off.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(_LENGTHS[1])
+    if start.startswith(b"PAR1"):
+        return _of_parquet(path, size)
+    if start.startswith(b"\x1f\x8b"):
+        start, size = _unzipped(path, size)
+    if b"\0" in start or b"\n" not in start[: _LENGTHS[0]]:
+        raise ValueError(f"{path} has no lines")
+    texts = [start[:length] for length in _LENGTHS]
+    texts = [text[: text.rindex(b"\n") + 1] for text in texts]
+    return [(text, len(text) / size) for text in texts]
+
+
+def _unzipped(path: Path, size: int) -> tuple[bytes, float]:
+    """The first bytes of what a gzip file holds, and about how many it holds."""
+    with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as file:
+        try:
+            start = file.read(_LENGTHS[1])
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged") from error
+        return start, len(start) * size / packed.tell()
+
+
+def _of_parquet(path: Path, size: int) -> list[Head]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    file: Any = parquet.ParquetFile(path)
+    rows = file.metadata.num_rows
+    wanted = [max(500, rows * length // size) for length in _LENGTHS]
+    table = pa.Table.from_batches([next(file.iter_batches(batch_size=wanted[1]))])
+    found = []
+    for count in wanted:
+        out = io.BytesIO()
+        parquet.write_table(table.slice(0, count), out)
+        found.append((out.getvalue(), min(count, len(table)) / rows))
+    if found[0][1] == found[1][1]:
+        raise ValueError(f"{path} begins with too few rows")
+    return found
