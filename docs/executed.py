@@ -57,7 +57,7 @@ def run(page: Path, *, draw: bool = False) -> dict[str, Given]:
         for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
             if not match["mark"]:
                 continue
-            code = commands(match["code"]) if match["kind"] == "console" else match["code"]
+            code = code_of(match)
             if match["kind"] == "console":
                 given[code] = Given(shell(code))
                 continue
@@ -67,6 +67,11 @@ def run(page: Path, *, draw: bool = False) -> dict[str, Given]:
             picture = drawn(page, len(given), draw=draw) if match["alt"] else ""
             given[code] = Given(code, printed.getvalue(), picture)
     return given
+
+
+def code_of(match: re.Match[str]) -> str:
+    """What a block runs: of a console its commands alone."""
+    return commands(match["code"]) if match["kind"] == "console" else match["code"]
 
 
 def commands(code: str) -> str:
@@ -117,8 +122,7 @@ def written(text: str, given: dict[str, Given]) -> str:
     """The text of a page, or of its translation, with what the blocks gave."""
 
     def replaced(match: re.Match[str]) -> str:
-        console = match["kind"] == "console"
-        found = given.get(commands(match["code"]) if console else match["code"])
+        found = given.get(code_of(match))
         if found is None:
             return match[0]
         parts = [f"{match['mark'] or ''}```{match['kind']}\n{found.code}```\n"]
@@ -138,7 +142,7 @@ def masked(text: str) -> str:
     """
 
     def asked(match: re.Match[str]) -> str:
-        return commands(match["code"]) if match["kind"] == "console" else match[0]
+        return code_of(match) if match["kind"] == "console" else match[0]
 
     text = BLOCK.sub(asked, text)
     text = re.sub(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?", "#", text)

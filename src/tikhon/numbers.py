@@ -1,4 +1,4 @@
-"""How a score is printed: the same on the terminal, on the page and in a sentence."""
+"""How scores and times are printed: the same on the terminal, on the page and in a sentence."""
 
 from __future__ import annotations
 
@@ -20,3 +20,14 @@ def number(value: object) -> str:
     if 1e4 <= abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:.1f}" if 10 <= abs(value) < 1e4 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, as exact as an estimate is.
+
+    >>> duration(8.4), duration(100.0), duration(5_400.0)
+    ('8 s', '2 min', '1.5 h')
+    """
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

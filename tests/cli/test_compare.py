@@ -92,9 +92,9 @@ def test_a_signal_names_what_is_kept_and_the_command_that_goes_on(
 
 def test_a_page_that_a_kill_left_out_is_written(tmp_path, whole, command):
     def killed_at_the_page():
-        from tikhon import report
+        from tikhon.report import document
 
-        report.write = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+        document.written = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 
     child = command.start([*SHORT, "run"], tmp_path, before=killed_at_the_page)
     assert child.wait().code == -9

@@ -6,24 +6,26 @@ import torch
 
 from tikhon.cli import main
 from tikhon.cli.length import training_time
-from tikhon.data import pace
+from tikhon.data import heads, pace
 from tikhon.models.mlp import MLP
 
 
 def test_the_command_says_how_long_a_large_table_takes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pace, "LARGE", 1_000)
-    monkeypatch.setattr(pace, "_HEADS", (2_000, 8_000))
+    monkeypatch.setattr(heads, "_LENGTHS", (2_000, 8_000))
     monkeypatch.chdir(tmp_path)
     rows = "".join(
         f"{i * 37 % 101},{i * i % 23}.5,{'pq'[i * i % 101 > 50]}\n" for i in range(2_000)
     )
-    (tmp_path / "d.csv").write_text("a,b,y\n" + rows)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/d.csv").write_bytes(("é,b,y\n" + rows).encode("cp1252"))
     given = ["--target", "y", "--epochs", "1", "--no-linear", "--output", "run"]
-    assert main(["fit", "d.csv", *given]) == 0
+    where = ["--data-dir", "data"]
+    assert main(["fit", "d.csv", *where, "--encoding", "cp1252", *given]) == 0
     said = capsys.readouterr().err
     assert "d.csv: " in said and "to read" in said
     assert said.index("to read") < said.index("rows to train on")
-    assert main(["predict", "run", "d.csv", "--output", "p.csv"]) == 0
+    assert main(["predict", "run", "d.csv", *where, "--output", "p.csv"]) == 0
     assert "to read" in capsys.readouterr().err
 
 

@@ -82,7 +82,7 @@ def compare(
 
     terminal, read = run.terminal(), table.read()
     limit_threads(0)
-    tables.announce(terminal, data, read)
+    tables.announce(terminal, data, read, data_dir)
     source = load(data, data_dir=data_dir, table=read)
     names: list[str] = methods.split(",") if methods else list(DEFAULT)
     if not methods and source.task != "classification":
@@ -142,9 +142,9 @@ def _conclude(terminal: Terminal, path: Path, result: dict[str, Any]) -> None:
     from tikhon.cli.conclusion import following, show, write
     from tikhon.runs.run_directory import RunDirectory
 
-    page = write(path)
+    file, page = write(path)
     RunDirectory(path).finish()
-    show(terminal, path)
+    show(terminal, page)
     terminal.say(
         "as good: not told apart from the first; seed spread: standard deviation of the test "
         "score over seeds"
@@ -154,8 +154,8 @@ def _conclude(terminal: Terminal, path: Path, result: dict[str, Any]) -> None:
         if chosen := [row for row in shapes if kind in row]:
             head, body = _grid(chosen, kind)
             terminal.table(head, body, "test score by the strength of L2 (objective)")
-    following(terminal, page, result["next"])
-    terminal.document({"output": str(path), "report": str(page), **result})
+    following(terminal, file, result["next"])
+    terminal.document({"output": str(path), "report": str(file), **result})
 
 
 def _following(result: dict[str, Any], named: list[str]) -> list[str]:

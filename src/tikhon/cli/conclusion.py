@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tikhon.report.page import Label, Mark, Name, Page, Section, Table
+from tikhon.report.page import Label, Mark, Page, Section, Table
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
@@ -37,13 +37,13 @@ def conclude_fit(
     result = result_of(run, classes) | dict(more)
     folder = RunDirectory(path)
     folder.write(RESULT, result)
-    page = write(path)
+    file, page = write(path)
     folder.finish()
-    show(terminal, path)
+    show(terminal, page)
     ended = _ENDED[run.ended].format_map(result).replace("all 1 epochs", "1 epoch")
     terminal.say(f"{run.seconds:.1f} s, {ended}.")
-    following(terminal, page, result["next"])
-    document(terminal, path, page, result, _LEFT_OUT)
+    following(terminal, file, result["next"])
+    document(terminal, path, file, result, _LEFT_OUT)
 
 
 def conclude_saved(
@@ -58,13 +58,13 @@ def conclude_saved(
     from tikhon.runs.interrupt import REQUESTED
     from tikhon.runs.run_directory import RunDirectory
 
-    page = write(path)
+    file, page = write(path)
     if result.get("stopped") != REQUESTED:
         RunDirectory(path).finish()
-    show(terminal, path)
+    show(terminal, page)
     terminal.say(f"{result['seconds']:.1f} s; {kept} in {path}")
-    following(terminal, page, result["next"])
-    document(terminal, path, page, result, left_out)
+    following(terminal, file, result["next"])
+    document(terminal, path, file, result, left_out)
 
 
 def document(
@@ -101,24 +101,19 @@ def tested(
     }
 
 
-def write(path: Path) -> Path:
-    """The page of a finished run."""
-    from tikhon import report
+def write(path: Path) -> tuple[Path, Page]:
+    """The file of a finished run's page, and the page."""
+    from tikhon.report.document import written
 
-    return report.write(path)
+    return written(path)
 
 
-def show(terminal: Terminal, path: Path) -> Page:
+def show(terminal: Terminal, page: Page) -> None:
     """Print the tables and the sentences of a run's page."""
-    from tikhon import report
-    from tikhon.report.saved import read
-
-    page = report.build(read(path))
     for table in _tables(page.sections[0]):
         terminal.table([text(head) for head in table.head], cells(table))
     for sentence in (page.verdict, *page.more):
         terminal.tell(text(sentence))
-    return page
 
 
 def following(terminal: Terminal, page: Path, commands: Sequence[str]) -> None:
@@ -146,4 +141,4 @@ def text(cell: object) -> str:
         return cell.label.text("en")
     if isinstance(cell, Label):
         return cell.text("en")
-    return cell.text if isinstance(cell, Name) else str(cell)
+    return str(cell)

@@ -87,13 +87,11 @@ def conclude(terminal: Terminal, run: Run, found: Diagnosis | Cure) -> None:
     """Keep what was found, with its page, if a folder was named; print the document if asked."""
     document = found.to_dict()
     if run.output is not None:
-        from tikhon import report
         from tikhon.cli.conclusion import following, write
-        from tikhon.report.saved import read
 
         found.save(run.output, overwrite=run.overwrite)
-        page = write(run.output)
-        following(terminal, page, report.build(read(run.output)).following)
+        file, page = write(run.output)
+        following(terminal, file, page.following)
     terminal.document(document)
 
 

@@ -17,6 +17,7 @@ from tikhon.cli.progress import FitProgress
 from tikhon.cli.resuming import completed, interrupted
 from tikhon.cli.tables import introduce
 from tikhon.cli.threads import limit_threads
+from tikhon.numbers import duration
 from tikhon.options import STRENGTHS
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _prepare(request: Request) -> Job:
     compacted.check_export(request.network.export)
     recipe = _recipe(request)
     Settings(**training, budget=budget, epochs=1 if epochs is None else epochs)
-    tables.announce(run.terminal(), request.data, table)
+    tables.announce(run.terminal(), request.data, table, request.data_dir)
     source = load(request.data, data_dir=request.data_dir, table=table)
     parts = split(source, valid=shares.valid, test=shares.test, seed=training["seed"])
     length = length_of(
@@ -227,7 +228,7 @@ def _introduce(terminal: Terminal, job: Job) -> None:
         terminal.note(f"trains {job.length}")
     elif seconds := training_time(job.network, train.x, train.y, job.training):
         epochs = job.training["epochs"]
-        terminal.note(f"trains {epochs} epoch(s), about {tables.duration(seconds)}")
+        terminal.note(f"trains {epochs} epoch(s), about {duration(seconds)}")
 
 
 def _penalty(entry: Mapping[str, object]) -> str:

@@ -73,7 +73,7 @@ def path(
     from tikhon.training.fit import versions
 
     terminal, read = run.terminal(), table.read()
-    tables.announce(terminal, data, read)
+    tables.announce(terminal, data, read, data_dir)
     source = load(data, data_dir=data_dir, table=read)
     parts = split(source, valid=0.2, test=test, seed=seed)
     tables.introduce(terminal, parts.train)

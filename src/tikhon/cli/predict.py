@@ -38,6 +38,7 @@ def predict(
     name; extra ones are ignored, values never seen in training count as rare ones. A label such as
     `=1+1` would be a formula in a spreadsheet: --spreadsheet puts a `'` before it.
     """
+    from tikhon.data.sources import located
     from tikhon.runs.files import write_bytes
     from tikhon.training.prediction import SavedModel, escaped
 
@@ -46,7 +47,9 @@ def predict(
     given = {"data_dir": data_dir, "encoding": encoding}
     options = {name: value for name, value in given.items() if value is not None}
     fitted = saved.preprocessing
-    tables.announce(terminal, data, None, None if fitted is None else fitted.transform)
+    if fitted is not None:
+        path = located(data, data_dir)
+        tables.announce_reading(terminal, path, fitted.transform, saved.format(encoding))
     x, remarks = saved.read_with_remarks(data, **options)
     frame = saved.predict(x)
     for remark in remarks:

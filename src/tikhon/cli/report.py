@@ -43,18 +43,16 @@ def report(
 
     Several runs are compared where their data and their score are the same.
     """
-    from tikhon import report as page
     from tikhon.cli.conclusion import text
     from tikhon.errors import InputError
-    from tikhon.report.saved import read
+    from tikhon.report.document import written
 
     for run in runs:
         if not (run / "config.json").is_file():
             raise InputError(f"{run} is not the folder of a run: it has no config.json")
-    path = page.write(*runs, output=output, language=language)
-    found = page.build(*map(read, runs))
+    path, page = written(*runs, output=output, language=language)
     terminal = shown.terminal()
-    said = [text(sentence) for sentence in (found.verdict, *found.more)]
+    said = [text(sentence) for sentence in (page.verdict, *page.more)]
     for sentence in said:
         terminal.note(sentence)
     terminal.say(str(path))

@@ -29,7 +29,7 @@ def completed(terminal: Terminal, path: Path) -> bool:
         if result.get("stopped") == REQUESTED:
             return False
         folder.lock()
-        page = write(path)
+        page, _ = write(path)
         folder.finish()
     terminal.say(f"the work had ended; what was missing is written now\nreport: {page}")
     terminal.document({"output": str(path), **result})

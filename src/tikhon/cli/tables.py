@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tikhon.cli.groups import values_of
+from tikhon.numbers import duration
 from tikhon.options import DATA, Option, option
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
     from tikhon.data.dataset import Dataset
-    from tikhon.data.reading import Source
+    from tikhon.data.reading import Format, Source
     from tikhon.data.table import TableOptions
 
 
@@ -114,39 +115,28 @@ def leave_to_notices() -> None:
 
 
 def announce(
-    terminal: Terminal,
-    data: str,
-    table: TableOptions | None,
-    use: Callable[[Source], object] | None = None,
+    terminal: Terminal, data: str, table: TableOptions | None, data_dir: Path | None = None
 ) -> None:
-    """Say how long a large table will take to be read, before it is.
-
-    `use` is what is done with its rows: by default they become a data set that is split.
-    """
-    from tikhon.data.pace import reading_time
+    """Say how long a large table will take to become a data set that is split, before it does."""
+    from tikhon.data.sources import located
     from tikhon.data.splits import split
     from tikhon.data.table import from_source
 
     if table is not None:
-        use = use or (lambda source: split(from_source(source, table)))
-    if use is None:
-        return
-    path = Path(data).expanduser()
-    seconds = reading_time(path, use, None if table is None else table.format)
+        path = located(data, data_dir)
+        announce_reading(terminal, path, lambda s: split(from_source(s, table)), table.format)
+
+
+def announce_reading(
+    terminal: Terminal, path: Path, use: Callable[[Source], object], format: Format | None
+) -> None:
+    """Say how long a large table and the `use` of its rows will take, before it is read."""
+    from tikhon.data.pace import reading_time
+
+    seconds = reading_time(path, use, format)
     if seconds is not None:
         size = path.stat().st_size / 1e6
         terminal.note(f"{path.name}: {size:,.0f} MB, about {duration(seconds)} to read")
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words, as exact as an estimate is.
-
-    >>> duration(8.4), duration(100.0), duration(5_400.0)
-    ('8 s', '2 min', '1.5 h')
-    """
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def introduce(terminal: Terminal, source: Dataset) -> None:

@@ -18,6 +18,7 @@ from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
 from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError
+from tikhon.numbers import duration
 from tikhon.options import with_mode, without
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def tune(
     from tikhon.training.fit import versions
 
     terminal, read = run.terminal(), table.read()
-    tables.announce(terminal, data, read)
+    tables.announce(terminal, data, read, data_dir)
     source = load(data, data_dir=data_dir, table=read)
     parts = split(source, valid=0.2, test=test, seed=seed)
     tables.introduce(terminal, parts.train)
@@ -255,7 +256,7 @@ class Board:
         how = f"{plan['chunk']} at a time" if plan["chunk"] > 1 else "one after another"
         told = f"plan: {plan['members']} members of {plan['epochs']} epochs, trained {how}"
         if (expected := plan["expected"] or 0.0) > _SAID:
-            told += f"; about {tables.duration(expected)}"
+            told += f"; about {duration(expected)}"
         self._terminal.note(told)
         if plan["chunk"] == 1 and plan["reason"]:
             self._terminal.note(f"not vectorised: {plan['reason']}", "yellow")

@@ -156,44 +156,48 @@ def read(path: Path, format: Format | None = None, *, content: bytes | None = No
 
 def _kind(path: Path, name: str, content: bytes) -> str:
     """What a file is: by its first bytes, then by its name."""
-    if content.startswith(b"PAR1"):
-        return "Parquet"
-    if content.startswith((b"ARROW1", b"FEA1")):
-        return "Feather"
     if content.startswith(b"PK\3\4") and b"xl/" in content:
         return "xlsx"
-    start = content[:512]
-    tar = {b"ustar": "a tar archive (unpack it first)"} if start[257:262] == b"ustar" else {}
-    for sign, what in {**_OTHERS, **tar}.items():
-        if start.startswith(sign) or sign in tar:
+    for place, sign, kind in _SIGNS:
+        if content.startswith(sign, place):
+            return kind
+    for place, sign, what in _OTHERS:
+        if content.startswith(sign, place):
             raise DataError(f"{path} is {what}, not a table: save it as .csv, .xlsx or .parquet")
-    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+    if content[:512].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise DataError(f"{path} is a web page, not a table: download the file itself")
-    if name.endswith((".parquet", ".pq")):
-        return "Parquet"
-    if name.endswith((".feather", ".xlsx")):
-        return "Feather" if name.endswith(".feather") else "xlsx"
-    return "json" if name.endswith((".jsonl", ".ndjson")) or _is_object(content) else "csv"
+    named = next((kind for suffix, kind in _NAMED.items() if name.endswith(suffix)), "csv")
+    return "json" if named == "csv" and _is_object(content) else named
 
 
-_OTHERS = {
-    b"PK\3\4": "a zip archive (unpack it first)",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls)",
-    b"\x1f\x8b": "compressed twice (unpack it first)",
-    b"BZh": "compressed with bzip2 (unpack it first)",
-    b"\xfd7zXZ": "compressed with xz (unpack it first)",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd (unpack it first)",
-    b"%PDF": "a PDF document",
-    b"\x89PNG": "a picture",
-    b"\x89HDF": "an HDF5 file",
-    b"\x93NUMPY": "an array of NumPy (load it as .npy)",
-    b"\x80\x04": "a pickle, which is never opened",
-    b"\x80\x05": "a pickle, which is never opened",
-    b"Obj\x01": "an Avro file",
-    b"ORC": "an ORC file",
-    b"SQLite format 3": "a SQLite database",
-    b"version https://git-lfs": "a pointer of Git LFS (fetch the file with: git lfs pull)",
+_NAMED = {
+    ".parquet": "Parquet",
+    ".pq": "Parquet",
+    ".feather": "Feather",
+    ".xlsx": "xlsx",
+    ".jsonl": "json",
+    ".ndjson": "json",
 }
+_SIGNS = ((0, b"PAR1", "Parquet"), (0, b"ARROW1", "Feather"), (0, b"FEA1", "Feather"))
+_OTHERS = (
+    (0, b"PK\3\4", "a zip archive (unpack it first)"),
+    (0, b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)"),
+    (0, b"\x1f\x8b", "compressed twice (unpack it first)"),
+    (0, b"BZh", "compressed with bzip2 (unpack it first)"),
+    (0, b"\xfd7zXZ", "compressed with xz (unpack it first)"),
+    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd (unpack it first)"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"\x89PNG", "a picture"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"\x93NUMPY", "an array of NumPy (load it as .npy)"),
+    (0, b"\x80\x04", "a pickle, which is never opened"),
+    (0, b"\x80\x05", "a pickle, which is never opened"),
+    (0, b"Obj\x01", "an Avro file"),
+    (0, b"ORC", "an ORC file"),
+    (0, b"SQLite format 3", "a SQLite database"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS (fetch the file with: git lfs pull)"),
+    (257, b"ustar", "a tar archive (unpack it first)"),
+)  # place of the sign, the sign, what it is of
 
 
 def _is_object(content: bytes) -> bool:

@@ -43,12 +43,7 @@ def load(
         return _BUNDLED[name](name)
     if name in mnist.SETS:
         return mnist.load(name, data_dir, download)
-    path = Path(name).expanduser()
-    if data_dir is not None and not path.is_absolute() and not path.exists():
-        path = next(
-            (p for p in (Path(data_dir) / name, Path(data_dir) / f"{name}.npz") if p.exists()),
-            path,
-        )
+    path = located(name, data_dir)
     if path.is_file() and is_table(path):
         if table is None:
             raise InputError(f"{path} is a table: name the column to predict with --target COLUMN")
@@ -62,6 +57,15 @@ def load(
             f"no file or folder {name!r}; give a path that exists or a name: {', '.join(NAMES)}"
         )
     raise InputError(unknown("data", name, NAMES) + "; or the path of a file")
+
+
+def located(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where a file or folder is: as it is named, or in `data_dir`; it need not exist."""
+    path = Path(name).expanduser()
+    if data_dir is None or path.is_absolute() or path.exists():
+        return path
+    there = (Path(data_dir) / name, Path(data_dir) / f"{name}.npz")
+    return next((p for p in there if p.exists()), path)
 
 
 def _digits(name: str) -> Dataset:

@@ -32,9 +32,7 @@ def literal(text: str, width: int = 48) -> str:
 
 def title(text: Label | Name | str) -> Label | str:
     """A chart's text: labels stay, names are made literal."""
-    if isinstance(text, Label):
-        return text
-    return literal(text.text if isinstance(text, Name) else text)
+    return text if isinstance(text, Label) else literal(str(text))
 
 
 def axis(text: Label | Name | str = "", **more: object) -> dict[str, Any]:

@@ -47,15 +47,23 @@ def write(
     Traceback (most recent call last):
     tikhon.errors.InputError: no run directory at runs/none; give the folder that `--output` named
     """
+    return written(*run_dirs, output=output, language=language)[0]
+
+
+def written(
+    *run_dirs: str | Path, output: str | Path | None = None, language: str | None = None
+) -> tuple[Path, Page]:
+    """What `write` returns, and the page that it wrote, as `build` gives it."""
     runs = [read(run_dir) for run_dir in run_dirs]
-    html = render(build(*runs), language)
+    page = build(*runs)
+    html = render(page, language)
     if output is None:
         output = runs[0].path / "report.html" if len(runs) == 1 else _beside(runs[0].path)
     target = Path(output)
     write_bytes(target, html.encode())
     if len(runs) == 1 and target.parent == runs[0].path:
         reseal(target.parent, target.name)
-    return target
+    return target, page
 
 
 def build(*runs: SavedRun) -> Page:

@@ -107,7 +107,7 @@ def digest(script: str) -> str:
 def both(text: Label | Name | str) -> Markup:
     """A text in every language, of which the style shows one; a name once, isolated."""
     if isinstance(text, Name):
-        return Markup("<bdi>{}</bdi>").format(short(text.text, text.width))
+        return Markup("<bdi>{}</bdi>").format(short(str(text), text.width))
     if isinstance(text, str):
         return Markup.escape(text)
     texts = {name: text.text(name) for name in LANGUAGES}
@@ -133,7 +133,7 @@ def unbroken(words: str) -> Markup:
 
 def plain(text: Label | Name | str, language: str) -> str:
     """A text in one language, for an attribute."""
-    return text.text(language) if isinstance(text, Label) else getattr(text, "text", str(text))
+    return text.text(language) if isinstance(text, Label) else str(text)
 
 
 def short(text: str, width: int) -> str:
@@ -180,7 +180,7 @@ def jsonable(value: object) -> Any:
     if isinstance(value, Label):
         return {name: marked_up(value, name) for name in LANGUAGES}
     if isinstance(value, Name):
-        return literal(value.text)
+        return literal(str(value))
     if isinstance(value, dict):
         return {key: jsonable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -73,6 +73,9 @@ class Name:
     text: str
     width: int = 80
 
+    def __str__(self) -> str:
+        return self.text
+
 
 @dataclass(frozen=True)
 class Mark:

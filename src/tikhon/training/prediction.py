@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from tikhon.data.encoding import encode
 from tikhon.data.memory import refuse_too_large
 from tikhon.data.preprocessing import Preprocessing
 from tikhon.data.reading import SUFFIXES, Format, is_table, read
+from tikhon.data.sources import located
 from tikhon.errors import DataError, InputError
 from tikhon.models import restore
 from tikhon.runs.manifest import verify
@@ -62,6 +64,14 @@ class SavedModel:
             )
         return cls(model.eval(), config["data"], fitted)
 
+    def format(self, encoding: str | None = None) -> Format:
+        """How a table of new rows is written: as that of the fit, in another encoding if given."""
+        try:
+            format = Format(**(self.data.get("format") or {}))
+            return replace(format, encoding=encoding or format.encoding)
+        except (TypeError, InputError) as error:
+            raise DataError(f"the format of the run's table cannot be used: {error}") from error
+
     def read(self, data: str | Path, **options: object) -> torch.Tensor:
         """Rows of a file as the model's inputs: columns by name for a table."""
         return self.read_with_remarks(data, **options)[0]
@@ -71,7 +81,8 @@ class SavedModel:
     ) -> tuple[torch.Tensor, list[str]]:
         """The inputs, and what the rows of a table hold that training did not see."""
         if self.preprocessing is not None:
-            return self._read_table(Path(data), self.preprocessing, options.get("encoding"))
+            path = located(os.fspath(data), options.get("data_dir"))
+            return self._read_table(path, self.preprocessing, options.get("encoding"))
         options.pop("encoding", None)
         found = load(data, **options)
         x = found.x if found.test is None else found.test.x
@@ -94,11 +105,7 @@ class SavedModel:
             raise DataError(
                 f"{path}: the model was trained on a table; give {', '.join(SUFFIXES)}"
             )
-        try:
-            format = Format(**(self.data.get("format") or {}))
-            format = replace(format, encoding=encoding or format.encoding)
-        except (TypeError, InputError) as error:
-            raise DataError(f"the format of the run's table cannot be used: {error}") from error
+        format = self.format(encoding)
         refuse_too_large(path, format)
         source = read(path, format)
         values = encode(source, fitted.columns)

@@ -98,7 +98,7 @@ def baseline(methods: list[Method]) -> Method | None:
 
 def shown(name: Label | Name) -> Label | str:
     """A method's name as a value inside another text."""
-    return name if isinstance(name, Label) else name.text
+    return name if isinstance(name, Label) else str(name)
 
 
 def verdict(methods: list[Method], best: Method | None) -> Label:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tikhon.numbers import duration
 from tikhon.report.charts import finite
 from tikhon.report.kinds import answers, columns, parts, scores
 from tikhon.report.kinds.parts import Metric
@@ -99,17 +100,10 @@ def unfinished(run: SavedRun, most: int | None) -> Label:
         return say("unfinished", epochs=f"{done:,}")
     if not done or not isinstance(passed, int | float):
         return say("unfinished_of", epochs=f"{done:,}", all=f"{most:,}")
-    left = roughly(passed / done * (most - done))
+    left = duration(passed / done * (most - done))
     early = (run.config.get("recipe") or {}).get("early_stopping")
     key = "unfinished_at_most" if early else "unfinished_left"
     return say(key, epochs=f"{done:,}", all=f"{most:,}", left=left)
-
-
-def roughly(value: float) -> str:
-    """A duration that is only estimated: 42 s, 3 min, 2 h."""
-    if value < 90:
-        return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.0f} h"
 
 
 def sentence(entry: Mapping[str, object]) -> Label:
