@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -124,6 +125,18 @@ def test_the_universal_threshold_of_classes():
     assert {0, 1} <= support <= {0, 1, 2, 3}
 
 
+def test_one_validation_row_has_no_error_and_the_best_is_chosen():
+    x, y = planted()
+    result = path(None, (x, y), L1(), strengths=6, valid=(x[:1], y[:1]))
+    assert math.isnan(result.errors[0]) and result.one_se == result.best == result.chosen
+
+
+@pytest.mark.parametrize("given", [{"strengths": 0}, {"smallest": 2.0}])
+def test_stability_refuses_what_a_path_refuses(given):
+    with pytest.raises(InputError, match=next(iter(given))):
+        stability(planted(), draws=2, **given)
+
+
 def test_stability_selection_finds_the_planted_features_and_bounds_the_false_ones():
     x, y = planted(features=100, noise=1.0)
     found = stability((x, y), draws=20)
@@ -194,6 +207,8 @@ def test_a_plot_draws_curves_and_scores():
         ({"strengths": []}, "none"),
         ({"strengths": "auto"}, "'universal'"),
         ({"smallest": 2.0}, "ratio"),
+        ({"folds": 2.5}, "whole number of at least 2"),
+        ({"feature_names": ["a"]}, "1 names for 40 features"),
     ],
 )
 def test_bad_requests_are_refused(arguments, message):

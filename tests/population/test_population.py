@@ -346,6 +346,31 @@ def test_an_adapting_strength_does_not_go_by_averages_that_lag_behind(count):
     assert torch.allclose(*found, rtol=1e-4)
 
 
+class Counting(nn.Module):
+    """A layer whose buffer has the name that rates of noise end with."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.drop = nn.Linear(6, 3), Dropout(0.0)
+        self.register_buffer("firing_rate", torch.zeros(3))
+
+    def forward(self, x):
+        out = self.drop(self.fc(x))
+        self.firing_rate.mul_(0.9).add_(0.1 * (out > 0).float().mean(0))
+        return out
+
+
+def test_all_buffers_but_the_rates_of_noise_go_on_with_a_state():
+    x, y = data()
+    first, second = (population([Counting()], [{"lr": 0.02, "dropout": r}]) for r in (0.1, 0.4))
+    for step, rows in batches(x):
+        first.step(x[rows], y[rows], None, step, seed=step)
+    second.load(first.state())
+    own, given = second.stack.buffers, first.stack.buffers
+    assert given["firing_rate"].any() and torch.equal(own["firing_rate"], given["firing_rate"])
+    assert float(own["drop.rate"]) == pytest.approx(0.4)
+
+
 def test_decay_rests_in_a_member_that_does_not_tell_the_rows_apart():
     x, y = data()
     config = {"lr": 0.02, "weight_decay": "auto"}

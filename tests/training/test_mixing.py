@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tikhon.training.mixing import cutmix, input_noise, mixup
+from tikhon.training.mixing import cutmix, mixup
 
 
 def batch(seed=0):
@@ -55,12 +55,6 @@ def test_a_generator_decides(mix):
     one, two = (mix(x, y, 1.0, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one.x, two.x) and one.share == two.share
     assert torch.equal(x, batch()[0])  # the input is not written
-
-
-def test_input_noise_has_its_deviation():
-    noisy = input_noise(torch.ones(20000), 0.3, generator=torch.Generator().manual_seed(0))
-    assert abs(noisy.std() - 0.3) < 4.9 * 0.3 / 40000**0.5
-    assert torch.equal(input_noise(torch.ones(5), 0.0), torch.ones(5))
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])

@@ -4,18 +4,11 @@ import torch.nn.functional as F
 from torch.distributions import Categorical, kl_divergence
 
 from tikhon.training.clipping import clip_grad_adaptive_
-from tikhon.training.objectives import confidence_penalty, r_drop, smoothed_cross_entropy
+from tikhon.training.objectives import confidence_penalty, r_drop
 
 
 def logits(seed):
     return torch.randn(6, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def test_smoothing_is_cross_entropy_with_soft_targets():
-    y = torch.arange(6) % 5
-    soft = 0.9 * F.one_hot(y, 5).double() + 0.1 / 5
-    expected = -(soft * logits(0).log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(smoothed_cross_entropy(logits(0), y, 0.1), expected)
 
 
 def test_confidence_penalty_is_minus_the_entropy():

@@ -99,6 +99,10 @@ def test_files_that_are_not_recipes(tmp_path):
         Recipe.load(path)
     with pytest.raises(InputError, match="cannot be read"):
         Recipe.load(tmp_path / "absent.toml")
+    for name, text in (("r.json", "3"), ("s.json", "null"), ("config.json", "[1]")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=name):
+            Recipe.load(tmp_path / name)
 
 
 def test_what_cannot_be_written_by_value_is_refused():

@@ -27,7 +27,6 @@ from tikhon.tuning.tune import tune
 optuna = pytest.importorskip("optuna")
 
 from tikhon.integrations.optuna import (  # noqa: E402
-    OptunaSearch,
     SharedSearch,
     shared_search,
     storage_of,
@@ -51,23 +50,6 @@ def run(search, history=None):
     while trials := search.next(history):
         history = history.extended(pretend(trials))
     return history
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
-def test_an_optuna_search_is_a_pure_function_of_the_history(sampler):
-    search = OptunaSearch(SPACE, count=20, batch=6, sampler=sampler, budget=3)
-    whole = run(search)
-    assert len(whole) == 20 and len(whole.ids) == 20
-    assert all(o.trial.config["clip_norm"] == 1.0 for o in whole)
-    resumed = run(search, History(whole[:9]))
-    assert [o.trial for o in resumed] == [o.trial for o in whole]
-
-
-def test_a_mirrored_study_holds_every_outcome(tmp_path):
-    storage = f"journal:{tmp_path / 'study.log'}"
-    history = run(OptunaSearch(SPACE, count=8, batch=4, storage=storage))
-    study = optuna.load_study(study_name="tikhon", storage=storage_of(storage))
-    assert [t.value for t in study.trials] == [o.score for o in history]
 
 
 def test_two_searches_on_one_storage_share_the_trials(tmp_path):

@@ -217,6 +217,19 @@ def test_a_study_of_another_direction_or_beside_a_search_is_refused():
         tune(network, rows(), study="study.db", **given)
 
 
+def test_a_search_goes_on_with_a_study_made_anew(tmp_path):
+    """Its trials are numbered from 0 again, and none takes the place of an earlier one."""
+    seen = []
+    given = {"space": SPACE, "budget": "6runs", "epochs": 4, "folds": 0, "output": tmp_path}
+    tune(
+        network, rows(), study=optuna.create_study(), on_event=seen.append,
+        stop=lambda: any(e["event"] == "outcomes" for e in seen), **given,
+    )  # fmt: skip
+    resumed = tune(network, rows(), study=optuna.create_study(), resume=True, **given)
+    ids = [outcome.trial.id for outcome in resumed.history]
+    assert len(ids) == len(set(ids)) == 7  # the untuned one too
+
+
 def test_a_study_whose_search_is_stopped_has_no_open_trials():
     study = optuna.create_study()
     seen = []

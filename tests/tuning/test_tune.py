@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ from tikhon.training import fit
 from tikhon.tuning.choice import at_edges, choose, selection_noise
 from tikhon.tuning.ensemble import Average
 from tikhon.tuning.preparation import make_job
-from tikhon.tuning.runners import PopulationRunner, choose_chunk, measure_chunk
+from tikhon.tuning.runners import PopulationRunner, choose_chunk
 from tikhon.tuning.searches import PopulationBased, Random
 from tikhon.tuning.space import Choice, Log, Space, Uniform
 from tikhon.tuning.trials import Trial
@@ -279,11 +278,10 @@ def test_batch_norm_with_folds_is_trained_one_after_another_and_told_why():
         return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
 
     job = make_job(lambda c: build(), *data(), None, "auto", 3, 8, 32, torch.optim.AdamW, "cpu", 0)
-    for sized in (choose_chunk, measure_chunk):
-        chunk, *_, reason = sized(job, [{"lr": 0.01}] * 4)
-        assert chunk == 1 and "held-out fold" in reason
-        apart = replace(job, kept=None, valid=data(30))
-        assert sized(apart, [{"lr": 0.01}] * 4)[-1] != reason
+    chunk, reason = choose_chunk(job, [{"lr": 0.01}] * 4)
+    assert chunk == 1 and "held-out fold" in reason
+    apart = replace(job, kept=None, valid=data(30))
+    assert choose_chunk(apart, [{"lr": 0.01}] * 4)[1] != reason
 
 
 @pytest.mark.parametrize(
@@ -295,12 +293,65 @@ def test_batch_norm_with_folds_is_trained_one_after_another_and_told_why():
         ({"folds": 1}, "at least 2"),
         ({"folds": 200}, "need at least 200 rows"),
         ({"loss": "hinge"}, "unknown loss 'hinge'"),
+        ({"folds": 2.5}, "whole number of at least 2, received 2.5"),
         ({"valid": (data(20)[0], torch.arange(20))}, "which train lacks"),
+        ({"valid": data(3), "metric": "accuracy"}, "on 3 row.*needs 4"),
+        ({"epochs": 0}, "epochs must be a whole number, 1 or more, received 0"),
+        ({"epochs": 2.5}, "epochs must be .*received 2.5"),
+        ({"batch_size": 0}, "batch_size must be .*received 0"),
+        ({"seed": -1}, "seed must be a whole number, 0 or more"),
+        ({"device": "gpuu"}, "unknown device 'gpuu'"),
+        ({"search": "random"}, "received 'random'.*create_study"),
     ],
 )
 def test_requests_that_cannot_be_met_say_why(given, message):
     with pytest.raises(InputError, match=message):
         search(**given)
+
+
+def test_trials_are_not_compared_on_one_row():
+    x, _ = data()
+    with pytest.raises(InputError, match=r"on 1 row.*needs 2"):
+        tune(lambda: nn.Linear(6, 1), (x, x[:, 0]), valid=(x[:1], x[:1, 0]), epochs=1)
+
+
+def test_a_space_may_be_a_plain_mapping():
+    given = {"budget": "2runs", "epochs": 2, "folds": 0}
+    entries = {"lr": Log(1e-3, 1e-2), "l1[*]": 1e-4}
+    assert search(space=entries, **given).space.to_dict() == Space(**entries).to_dict()
+
+
+def test_a_search_is_asked_without_the_untuned_trial(tmp_path):
+    """Whose values may lie outside the space, and which no search has proposed."""
+    seen = []
+
+    @dataclass(frozen=True)
+    class Noting(Random):
+        def next(self, history):
+            seen.append(history.ids)
+            return super().next(history)
+
+    given = {"search": lambda s, plan: Noting(s, count=2), "output": tmp_path, "folds": 0}
+    given |= {"space": Space(lr=Log(0.02, 0.1)), "budget": "2runs", "epochs": 2}
+    first = search(**given)
+    assert -1 in first.history.ids
+    search(resume=True, **given)
+    assert seen[-1] == {0, 1} and not any(-1 in ids for ids in seen)
+
+
+def test_strengths_are_told_as_they_acted(monkeypatch):
+    """Decay that rests where a model gives one answer for all rows is told as resting."""
+    monkeypatch.setattr(
+        "tikhon.population.decay.trust", lambda memory, *_: torch.full_like(memory["log"], 0.25)
+    )
+    job = make_job(
+        lambda c: network(), *data(), None, "auto", 0, 8, 32, torch.optim.AdamW, "cpu", 0
+    )
+    runner = PopulationRunner(job)
+    (outcome,) = runner.run([Trial(0, {"lr": 0.01, "weight_decay": "auto"}, 8)])
+    state = runner.states[0]
+    acted = state["decay.log"][0].exp() * 0.25
+    assert list(outcome.strengths.values()) == pytest.approx(acted.tolist())
 
 
 def test_dropout_without_a_dropout_layer_says_what_to_add():
@@ -346,17 +397,6 @@ def test_an_average_of_probabilities_is_their_mean():
     assert torch.allclose(Average(models, probabilities=True)(x).softmax(1), expected, atol=1e-6)
     plain = Average(models, probabilities=False)(x)
     assert torch.allclose(plain, torch.stack([m(x) for m in models]).mean(0), atol=1e-6)
-
-
-def test_a_population_is_measured_before_it_is_used():
-    job = make_job(
-        lambda c: network(), *data(), None, "auto", 0, 8, 32, torch.optim.AdamW, "cpu", 0
-    )
-    started = time.perf_counter()
-    chunk, table, _ = measure_chunk(job, Random(SPACE, count=16).configs())
-    assert chunk in table and table[chunk] == min(table.values())
-    assert all(math.isfinite(v) and v > 0 for v in table.values())
-    assert time.perf_counter() - started < 60
 
 
 def test_the_same_seed_gives_the_same_trials_whatever_the_clock_says(monkeypatch):

@@ -30,9 +30,9 @@ def demo(
     """Overfit digits with wrong labels, then compare L1, L2 and dropout, in under a minute."""
     from tikhon import report
     from tikhon.cli.threads import limit_threads
+    from tikhon.comparison import demonstration
     from tikhon.runs.interrupt import interruptible
     from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
-    from tikhon.training import demonstration
     from tikhon.training.fit import versions
 
     terminal = shown.terminal()

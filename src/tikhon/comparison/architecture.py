@@ -120,7 +120,7 @@ def _trained(
         torch.manual_seed(seed)
         model = make()
     row = dict(asked)
-    if "depth" in asked:
+    if isinstance(model, DeepMLP):
         row["backprop_ratio"] = backprop_ratio(model, parts.train.x[:256], parts.train.y[:256])
     run = fit(
         model,
@@ -141,17 +141,8 @@ def _trained(
     return row | {k: v for k, v in (run.metrics or {}).items() if "/loss" not in k}
 
 
-def backprop_ratio(model: nn.Module, x: Tensor, y: Tensor) -> float:
+def backprop_ratio(model: DeepMLP, x: Tensor, y: Tensor) -> float:
     """Gradient norm at the first weight matrix over that at the last, in one pass."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    output = model(x)
-    first, last = torch.autograd.grad(
-        loss_of("auto", y)(output, y), [weights[0], _output_weight(model)]
-    )
+    loss = loss_of("auto", y)(model(x), y)
+    first, last = torch.autograd.grad(loss, [model.first.weight, model.last.weight])
     return float(first.norm() / last.norm().clamp(min=1e-30))
-
-
-def _output_weight(model: nn.Module) -> Tensor:
-    if isinstance(model, DeepMLP):
-        return model.last.weight
-    return [p for p in model.parameters() if p.ndim > 1][-1]

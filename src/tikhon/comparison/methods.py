@@ -9,33 +9,26 @@ from typing import Any
 
 from tikhon.errors import InputError, unknown
 from tikhon.training.recipe import Recipe
+from tikhon.tuning.space import Log, Uniform
 
-_LR = (3e-4, 3e-2)
-
-
-def _log(low: float, high: float) -> Callable[[float], float]:
-    return lambda unit: low * (high / low) ** unit
-
-
-def _linear(low: float, high: float) -> Callable[[float], float]:
-    return lambda unit: low + (high - low) * unit
+_LR = Log(3e-4, 3e-2)
 
 
 # name -> (the range of its strength, the part of a recipe that it is)
-_PARTS: dict[str, tuple[Callable[[float], float], Callable[[float], dict[str, object]]]] = {
-    "none": (_linear(0, 0), lambda s: {}),
-    "l1": (_log(1e-5, 1e-2), lambda s: _penalty("l1", s)),
-    "l2": (_log(1e-5, 1e-1), lambda s: _penalty("l2", s)),
-    "elastic_net": (_log(1e-5, 3e-2), lambda s: _penalty("elastic_net", s)),
-    "group_lasso": (_log(1e-4, 1e-1), lambda s: _penalty("group_lasso", s, rows="in")),
-    "mcp": (_log(1e-5, 1e-2), lambda s: _penalty("mcp", s)),
-    "auto": (_linear(0, 0), lambda s: _penalty("l2", "auto", how="decoupled")),
-    "dropout": (_linear(0.05, 0.7), lambda s: {"dropout": s}),
-    "early_stopping": (_linear(2, 12), lambda s: {"early_stopping": round(s)}),
-    "label_smoothing": (_linear(0.02, 0.3), lambda s: {"label_smoothing": s}),
-    "mixup": (_linear(0.05, 1.0), lambda s: {"mixup": s}),
-    "input_noise": (_log(0.01, 1.0), lambda s: {"input_noise": s}),
-    "ema": (_log(0.9, 0.999), lambda s: {"averaging": "ema", "ema_decay": s}),
+_PARTS: dict[str, tuple[Log | Uniform, Callable[[float], dict[str, object]]]] = {
+    "none": (Uniform(0, 0), lambda s: {}),
+    "l1": (Log(1e-5, 1e-2), lambda s: _penalty("l1", s)),
+    "l2": (Log(1e-5, 1e-1), lambda s: _penalty("l2", s)),
+    "elastic_net": (Log(1e-5, 3e-2), lambda s: _penalty("elastic_net", s)),
+    "group_lasso": (Log(1e-4, 1e-1), lambda s: _penalty("group_lasso", s, rows="in")),
+    "mcp": (Log(1e-5, 1e-2), lambda s: _penalty("mcp", s)),
+    "auto": (Uniform(0, 0), lambda s: _penalty("l2", "auto", how="decoupled")),
+    "dropout": (Uniform(0.05, 0.7), lambda s: {"dropout": s}),
+    "early_stopping": (Uniform(2, 12), lambda s: {"early_stopping": round(s)}),
+    "label_smoothing": (Uniform(0.02, 0.3), lambda s: {"label_smoothing": s}),
+    "mixup": (Uniform(0.05, 1.0), lambda s: {"mixup": s}),
+    "input_noise": (Log(0.01, 1.0), lambda s: {"input_noise": s}),
+    "ema": (Log(0.9, 0.999), lambda s: {"averaging": "ema", "ema_decay": s}),
 }
 NAMES = tuple(_PARTS)
 DEFAULT = (
@@ -99,10 +92,10 @@ class Method:
         plain: dict[str, Any] = {}
         for part, unit in zip(self.parts, units[1:], strict=True):
             place, make = _PARTS[part]
-            found = make(float(f"{place(unit):.6g}"))
+            found = make(float(f"{place.at(unit):.6g}"))
             found["penalties"] = plain.get("penalties", []) + found.get("penalties", [])
             plain |= found
-        return Recipe.from_dict(plain), _log(*_LR)(units[0])
+        return Recipe.from_dict(plain), _LR.at(units[0])
 
 
 def design(dimensions: int, count: int) -> Iterator[tuple[float, ...]]:

@@ -17,7 +17,7 @@ from tikhon.models import build
 from tikhon.runs.files import plain
 from tikhon.runs.interrupt import Stopped
 from tikhon.runs.journal import Journal
-from tikhon.training import fit
+from tikhon.training import fit, measures
 from tikhon.training.recipe import Recipe
 
 
@@ -150,14 +150,10 @@ class Trainer:
         if run.ended == "stopped":
             raise Stopped
         sizes = _sizes(model, parts)
-        return Fitted(recipe, lr, dict(run.metrics or {}), run.seconds, _zeros(model), sizes)
+        share = measures.zeros(model)
+        return Fitted(recipe, lr, dict(run.metrics or {}), run.seconds, share, sizes)
 
 
 def _sizes(model: nn.Module, parts: Split) -> tuple[int, int]:
     small = compact(model, parts.valid.x[:8])
     return cast("Compaction", small.compaction).parameters
-
-
-def _zeros(model: nn.Module) -> float:
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    return float(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))

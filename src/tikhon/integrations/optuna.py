@@ -1,4 +1,4 @@
-"""Optuna's samplers as searches, and a search shared by several processes on one study.
+"""A search shared by several processes on one study of Optuna.
 
 Needs `pip install tikhon[search]`. One process asks for a batch of trials at once and trains it
 as one population; `optuna-dashboard` reads the storage.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from tikhon.errors import InputError, StorageError, unknown
+from tikhon.errors import InputError, StorageError
 from tikhon.tuning.plan import Plan
 from tikhon.tuning.searches import Search
 from tikhon.tuning.space import Choice, Int, Log, Space
@@ -39,13 +39,6 @@ except ImportError as error:
     raise ImportError("this search needs Optuna: pip install tikhon[search]") from error
 
 OPENINGS = 5  # attempts
-
-SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=False),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed, scramble=True),
-    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
-}
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -68,61 +61,6 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 @dataclass(frozen=True)
-class OptunaSearch(Search):
-    """`count` full trainings proposed by one of Optuna's samplers, a batch at a time.
-
-    The study is rebuilt in memory from the history, so the search stays a pure function of it;
-    with `storage` every batch is mirrored to a journal file or database for the dashboard.
-    """
-
-    count: int = 64
-    batch: int = 16
-    budget: int = 1
-    sampler: str = "tpe"
-    seed: int = 0
-    storage: str | None = None
-    name: str = "tikhon"
-
-    def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise InputError(unknown("sampler", self.sampler, SAMPLERS))
-
-    def next(self, history: History) -> list[Trial]:
-        """The unfinished part of the present batch, or the one after it."""
-        self._mirror(history)
-        start = len(history) // self.batch * self.batch
-        if start >= self.count:
-            return []
-        with _quiet():
-            study = optuna.create_study(sampler=SAMPLERS[self.sampler](self.seed + start))
-        for outcome in history[:start]:
-            study.add_trial(_frozen(self.space, outcome))
-        asked = [
-            study.ask(distributions(self.space))
-            for _ in range(min(self.batch, self.count - start))
-        ]
-        fixed = self.space.fixed
-        return history.missing(
-            Trial(start + i, self.space.resolved({**fixed, **trial.params}), self.budget)
-            for i, trial in enumerate(asked)
-        )
-
-    def cost(self) -> int:
-        """Trainings times epochs."""
-        return self.count * self.budget
-
-    def _mirror(self, history: History) -> None:
-        if self.storage is None or not history:
-            return
-        with _quiet():
-            study = optuna.create_study(
-                storage=storage_of(self.storage), study_name=self.name, load_if_exists=True
-            )
-        for outcome in history[len(study.get_trials(deepcopy=False)) :]:
-            study.add_trial(_frozen(self.space, outcome))
-
-
-@dataclass(frozen=True)
 class SharedSearch(Search):
     """One of several processes or hosts on one study: each trains populations of `batch` trials.
 
@@ -134,7 +72,6 @@ class SharedSearch(Search):
     count: int = 64
     batch: int = 16
     budget: int = 1
-    sampler: str = "tpe"
     seed: int = 0
     name: str = "tikhon"
     grace: float = 60.0
@@ -152,10 +89,6 @@ class SharedSearch(Search):
                 return trials
             time.sleep(min(1.0, self.grace / 4))
 
-    def cost(self) -> int:
-        """Trainings times epochs."""
-        return self.count * self.budget
-
     def collect(self, history: History) -> History:
         """With the outcomes of all processes, by trial number."""
         found = {o.trial.id: o for o in history}
@@ -167,7 +100,7 @@ class SharedSearch(Search):
 
     def _study(self) -> optuna.Study:
         if "study" not in self.cache:
-            sampler = SAMPLERS[self.sampler](self.seed + os.getpid())
+            sampler = optuna.samplers.TPESampler(seed=self.seed + os.getpid())
             self.cache["study"] = _opened(self.storage, self.name, sampler)
             self._check_space(self.cache["study"])
             threading.Thread(target=self._beat, daemon=True).start()
@@ -324,18 +257,6 @@ def storage_of(url: str) -> optuna.storages.BaseStorage | str:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with _quiet():
         return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
-
-
-def _frozen(space: Space, outcome: Outcome) -> optuna.trial.FrozenTrial:
-    config = outcome.trial.config
-    known = {name: entry for name, entry in distributions(space).items() if name in config}
-    return optuna.trial.create_trial(
-        params={name: config[name] for name in known},
-        distributions=known,
-        value=None if outcome.failed else outcome.score,
-        state=TrialState.FAIL if outcome.failed else TrialState.COMPLETE,
-        user_attrs={"outcome": outcome.to_dict()},
-    )
 
 
 @contextmanager

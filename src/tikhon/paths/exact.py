@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tikhon.errors import InputError
 from tikhon.paths.linear import SEPARATED, Fit, LinearProblem, linear_loss
 from tikhon.paths.penalised import FeaturePenalty
-from tikhon.paths.result import PathResult
+from tikhon.paths.result import PathResult, means_of
 from tikhon.paths.solver import TOLERANCE, refit, solve
 from tikhon.paths.targets import Targets, fold_rows
 from tikhon.paths.universal import universal_strength
@@ -171,8 +171,7 @@ def follow(
     elif valid is not None:
         codes = path.targets.encode(valid[1])
         rows = [row_losses(problem, fit, valid[0], codes) for fit in models]
-        scores = [float(r.mean()) for r in rows]
-        errors = [float(r.std() / math.sqrt(len(r))) for r in rows]
+        scores, errors = means_of(torch.stack(rows))
     supports = torch.stack([(fit.weight != 0).any(0) for fit in fits])
     return _result(path, build_model, problem, grid, models, fits, supports, scores, errors)
 
@@ -234,6 +233,25 @@ def strength_grid(
     rows, columns = problem.x.shape
     ratio = smallest or (1e-3 if rows > columns else 1e-2)
     return (top * torch.logspace(0, math.log10(ratio), strengths, dtype=torch.float64)).tolist()
+
+
+def checked_grid(strengths: Any, smallest: float | None) -> Any:
+    """The strengths as an int, a list or "universal"."""
+    if isinstance(strengths, bool) or (isinstance(strengths, int) and strengths < 1):
+        raise InputError(f"strengths must be a positive number of strengths, not {strengths}")
+    if isinstance(strengths, str) and strengths != "universal":
+        raise InputError(f"strengths={strengths!r}: give a number, a list or 'universal'")
+    if not isinstance(strengths, str | int):
+        try:
+            strengths = torch.as_tensor(strengths, dtype=torch.float64).flatten().tolist()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"strengths must be numbers, received {strengths!r}") from error
+        bad = [s for s in strengths if not (math.isfinite(s) and s >= 0)]
+        if bad or not strengths:
+            raise InputError(f"strengths must be finite and >= 0, received {bad or 'none'}")
+    if smallest is not None and not 0 < smallest < 1:
+        raise InputError(f"smallest is a ratio in (0, 1), received {smallest}")
+    return strengths
 
 
 def descend(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tikhon.data.stream import Stream
 from tikhon.errors import InputError
 from tikhon.models.skip import SkipNetwork
-from tikhon.paths.result import PathResult
+from tikhon.paths.result import PathResult, means_of
 from tikhon.penalties import GroupLasso, Hierarchical, Proximable
 from tikhon.penalties.optimality import max_strength
 from tikhon.population.hyperparameters import Settings
@@ -313,9 +313,7 @@ def _result(
 ) -> PathResult:
     scores = errors = [math.nan] * len(snapshots)
     if valid is not None:
-        rows = population.row_losses(*valid)
-        scores = rows.mean(1).tolist()
-        errors = (rows.std(1) / math.sqrt(rows.shape[1])).tolist()
+        scores, errors = means_of(population.row_losses(*valid))
     states = tuple(population.state_dict_of(k) for k in range(len(snapshots)))
     importances = []
     for state in states:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
 from tikhon.data.rows import in_double
 from tikhon.errors import InputError, unknown
-from tikhon.paths.exact import LinearPath, follow, is_linear, strength_grid
+from tikhon.paths.exact import LinearPath, checked_grid, follow, is_linear, strength_grid
 from tikhon.paths.linear import SEPARABLE
 from tikhon.paths.networks import network_path
 from tikhon.paths.penalised import followed
@@ -110,7 +109,10 @@ def path(
     if weights is not None and not weights.all():  # a row of weight zero is not there
         x, y, weights = x[weights > 0], y[weights > 0], weights[weights > 0]
     check_classes(y, None if held_out is None else held_out[1])
-    strengths = _check_grid(strengths, smallest, folds, len(x))
+    strengths = checked_grid(strengths, smallest)
+    names, features = tuple(feature_names), x[0].numel()
+    if names and len(names) != features:
+        raise InputError(f"feature_names has {len(names)} names for {features} features")
     started = time.perf_counter()
     asked: dict[str, Any] = {
         "strengths": strengths,
@@ -145,7 +147,7 @@ def path(
     return replace(
         result,
         select=select,
-        feature_names=tuple(feature_names),
+        feature_names=names,
         seconds=time.perf_counter() - started,
     )
 
@@ -208,26 +210,3 @@ def _tell_unfinished(result: PathResult) -> None:
             "columns, or take larger strengths",
             stacklevel=3,
         )
-
-
-def _check_grid(strengths: object, smallest: float | None, folds: int, rows: int) -> Any:
-    """The strengths as an int, a list or "universal"."""
-    if isinstance(strengths, bool) or (isinstance(strengths, int) and strengths < 1):
-        raise InputError(f"strengths must be a positive number of strengths, not {strengths}")
-    if isinstance(strengths, str) and strengths != "universal":
-        raise InputError(f"strengths={strengths!r}: give a number, a list or 'universal'")
-    if not isinstance(strengths, str | int):
-        try:
-            strengths = torch.as_tensor(strengths, dtype=torch.float64).flatten().tolist()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"strengths must be numbers, received {strengths!r}") from error
-        bad = [s for s in strengths if not (math.isfinite(s) and s >= 0)]
-        if bad or not strengths:
-            raise InputError(f"strengths must be finite and >= 0, received {bad or 'none'}")
-    if smallest is not None and not 0 < smallest < 1:
-        raise InputError(f"smallest is a ratio in (0, 1), received {smallest}")
-    if folds < 0 or folds == 1:
-        raise InputError(f"folds must be 0 (none) or at least 2, received {folds}")
-    if folds > rows:
-        raise InputError(f"{folds} folds need at least {folds} rows, received {rows}")
-    return strengths

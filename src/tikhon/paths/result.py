@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from tikhon import notebook, plotting
@@ -46,8 +47,7 @@ class PathResult:
     def __repr__(self) -> str:
         counts = self.counts
         span = f"{len(self.strengths)} strengths, {min(counts)} to {max(counts)} features"
-        scored = len(self.strengths) == 1 or any(map(math.isfinite, self.scores))
-        chosen = f", {counts[self.chosen]} chosen" if scored else ""
+        chosen = f", {counts[self.chosen]} chosen" if self._chooses else ""
         return f"PathResult({self.penalty}, {span}{chosen})"
 
     def _repr_html_(self) -> str:
@@ -58,8 +58,7 @@ class PathResult:
             last = count
         series: dict[str, notebook.Line] = {"": (self.strengths, self.scores)}
         chart = notebook.lines(series, "strength", "validation loss", log=True)
-        scored = len(self.strengths) == 1 or any(map(math.isfinite, self.scores))
-        said = [f"chosen: {', '.join(self.features()) or 'no feature'}"] if scored else []
+        said = [f"chosen: {', '.join(self.features()) or 'no feature'}"] if self._chooses else []
         head = ("features", "from strength", "validation loss")
         return notebook.card(repr(self), said, head, rows, chart)
 
@@ -106,7 +105,7 @@ class PathResult:
     def _plot_scores(self, axes: Any) -> None:
         places = self._places()
         axes.set_xlabel("log10(strength)")
-        if not any(map(math.isfinite, self.scores)):
+        if not self._scored:
             axes.plot(places, self.counts)
             axes.set_ylabel("features in use")
             return
@@ -117,6 +116,14 @@ class PathResult:
         axes.legend(fontsize="small")
 
     @property
+    def _scored(self) -> bool:
+        return any(map(math.isfinite, self.scores))
+
+    @property
+    def _chooses(self) -> bool:
+        return self._scored or len(self.strengths) == 1
+
+    @property
     def counts(self) -> list[int]:
         """How many features each strength keeps."""
         return self.supports.sum(1).tolist()
@@ -124,7 +131,7 @@ class PathResult:
     @property
     def best(self) -> int:
         """Index of the lowest score; of two equal ones the sparser."""
-        if not any(map(math.isfinite, self.scores)):
+        if not self._scored:
             raise InputError("the path was not scored: give valid or folds")
         finite = [i for i, score in enumerate(self.scores) if math.isfinite(score)]
         return min(finite, key=lambda i: (self.scores[i], self.counts[i]))
@@ -136,7 +143,8 @@ class PathResult:
         Reference: Breiman et al. (1984), Classification and regression trees.
         """
         best = self.best
-        limit = self.scores[best] + self.errors[best]
+        error = self.errors[best]  # NaN where one row alone was scored
+        limit = self.scores[best] + (error if math.isfinite(error) else 0.0)
         near = [i for i, score in enumerate(self.scores) if score <= limit]
         return min(near, key=lambda i: (self.counts[i], -self.strengths[i]))
 
@@ -162,7 +170,6 @@ class PathResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: figures without the models."""
-        scored = any(map(math.isfinite, self.scores)) or len(self.strengths) == 1
         return {
             "schema_version": 1,
             "kind": "path",
@@ -175,7 +182,14 @@ class PathResult:
             "importances": [[float(f"{v:.6g}") for v in row] for row in self.importances.tolist()],
             "feature_names": list(self.feature_names),
             "classes": list(self.classes),
-            "chosen": self.chosen if scored else None,
-            "selected": self.features() if scored else [],
+            "chosen": self.chosen if self._chooses else None,
+            "selected": self.features() if self._chooses else [],
             "seconds": self.seconds,
         }
+
+
+def means_of(rows: Tensor) -> tuple[list[float], list[float]]:
+    """Mean over the rows of losses (strengths, rows), and its standard error: NaN of one row."""
+    count = rows.shape[1]
+    spread = rows.std(1) if count > 1 else torch.full((len(rows),), math.nan)
+    return rows.mean(1).tolist(), (spread / math.sqrt(count)).tolist()

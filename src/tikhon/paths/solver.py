@@ -13,6 +13,7 @@ from tikhon.penalties import L2
 
 LARGEST_NEWTON = 1000  # unknowns; beyond it the dense Hessian costs more than it saves
 DAMPING = 1e-10  # of a Newton step, as a share of each diagonal entry
+RIDGE = 1e-8  # of a model without its penalty, as a share of the mean curvature
 TOLERANCE = 1e-9  # of the residual, as a share of the largest gradient there can be
 
 
@@ -59,15 +60,15 @@ def _endless(
     return float(problem.loss(weight, bias)) < SEPARATED / 10
 
 
-def refit(problem: LinearProblem, support: Tensor, *, ridge: float = 1e-8) -> Fit:
+def refit(problem: LinearProblem, support: Tensor) -> Fit:
     """The model on a support (outputs, features) without its penalty (debiased).
 
-    `ridge` keeps it finite where columns depend on each other: a share of the mean curvature.
+    A ridge of `RIDGE` keeps it finite where columns depend on each other.
 
     Reference: Meinshausen (2007), Relaxed lasso; Belloni and Chernozhukov (2013).
     """
     weight, bias = torch.zeros_like(support, dtype=torch.float64), problem.start_bias.clone()
-    strengths = ridge * problem.unit.square()
+    strengths = RIDGE * problem.unit.square()
     penalty = FeaturePenalty(L2(1.0, weights=strengths.expand(support.shape)), "entries")
     moved, steps = 0.0, 0
     while support.any() and steps < 50:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tikhon.data.batches import pair
+from tikhon.data.batches import one_tensor, pair
 from tikhon.data.rows import in_double
 from tikhon.errors import InputError
-from tikhon.paths.exact import LinearPath, strength_grid
+from tikhon.paths.exact import LinearPath, checked_grid, strength_grid
 from tikhon.paths.solver import solve
 from tikhon.penalties import L1, Penalty
 
@@ -69,6 +69,7 @@ def stability(
     [4, 7]
     """
     x, y = pair(in_double(train), name="train")
+    x = one_tensor(x, name="train", verb="stability")
     if not 0.5 < threshold < 1:
         raise InputError(f"threshold is a frequency in (0.5, 1), received {threshold}")
     if draws < 2 or draws % 2:
@@ -76,7 +77,8 @@ def stability(
     if len(x) < 4:
         raise InputError(f"stability needs at least 4 rows to halve, received {len(x)}")
     path = LinearPath.of(None, x, y, penalty or L1(), weights=None, positive=False, debias=False)
-    grid = strength_grid(path.problem(), path.penalty, strengths, smallest)
+    count = checked_grid(strengths, smallest)
+    grid = strength_grid(path.problem(), path.penalty, count, smallest)
     generator = torch.Generator().manual_seed(seed)
     counts = torch.zeros(len(grid), x[0].numel(), dtype=torch.float64)
     sizes = []

@@ -48,14 +48,14 @@ class Targets:
         found = 1 if kind == "logistic" else len(classes)
         return cls(kind, found, torch.searchsorted(classes, y), tuple(classes.tolist()))
 
-    def encode(self, y: Tensor, *, name: str = "validation") -> Tensor:
+    def encode(self, y: Tensor) -> Tensor:
         """Other targets as codes; a class that was not there cannot be scored."""
         if not self.classes:
             return y
         y = _labels(y)
         present = {self.classes[code] for code in torch.unique(self.codes).tolist()}
         if unseen := set(y.tolist()) - present:
-            raise InputError(f"the {name} rows hold classes {sorted(unseen)} that train lacks")
+            raise InputError(f"the validation rows hold classes {sorted(unseen)} that train lacks")
         return torch.searchsorted(torch.tensor(self.classes), y)
 
 
@@ -101,6 +101,11 @@ def fold_rows(y: Tensor, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     """
     from sklearn.model_selection import KFold, StratifiedKFold
 
+    if not isinstance(folds, int) or folds < 2:
+        raise InputError(
+            f"folds must be 0 (none) or a whole number of at least 2, received {folds!r}"
+        )
+    seed %= 2**32  # as far as numpy's go
     if folds > len(y):
         raise InputError(f"{folds} folds need at least {folds} rows, received {len(y)}")
     if y.is_floating_point():

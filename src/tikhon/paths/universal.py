@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -13,18 +11,19 @@ from tikhon.paths.penalised import FeaturePenalty
 from tikhon.paths.solver import solve
 from tikhon.penalties import GroupLasso, GroupMCP
 
+_LEVEL = 0.05  # probability that noise comes in
+_DRAWS = 2_000  # simulated responses
+
 
 def universal_strength(
     problem: LinearProblem,
     penalty: FeaturePenalty,
     *,
-    level: float = 0.05,
-    draws: int = 2_000,
     seed: int = 0,
 ) -> float:
     """The quantile-universal threshold: the strength that keeps pure noise out.
 
-    With no dependence at all, the model stays empty with probability 1 - `level`: the quantile of
+    With no dependence at all, the model stays empty with probability 0.95: the quantile of
     the penalty's `max_strength` over simulated responses. For the squared loss the noise level is
     the fixed point of the residual's (the square-root lasso), so none has to be given. Raises
     `InputError` for a penalty whose threshold is not that of one entry or one row.
@@ -32,8 +31,6 @@ def universal_strength(
     Reference: Giacobino, Sardy, Diaz-Rodriguez and Hengartner (2017), Quantile universal
     threshold; Sun and Zhang (2012), Scaled sparse linear regression.
     """
-    if not 0 < level < 1:
-        raise InputError(f"level is a probability in (0, 1), received {level}")
     alike = penalty.layout == "entries" or isinstance(penalty.penalty, GroupLasso | GroupMCP)
     weighted = getattr(penalty.penalty, "weights", None) is not None
     if not alike or weighted or penalty.positive or problem.weights is not None:
@@ -57,7 +54,7 @@ def universal_strength(
 
     target = None if problem.kind == "squared" else _indicators(problem)
     found = []
-    for _ in range(math.ceil(draws / 100)):
+    for _ in range(_DRAWS // 100):
         if target is None:
             shape = (100, rows, problem.outputs)
             noise = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -67,7 +64,7 @@ def universal_strength(
             noise = target[torch.randint(rows, (100, rows), generator=generator)]
             noise = noise - noise.mean(1, keepdim=True)
         found.append(highest(noise))
-    threshold = float(torch.cat(found).quantile(1 - level))
+    threshold = float(torch.cat(found).quantile(1 - _LEVEL))
     return threshold if target is not None else _noise_fixed_point(problem, penalty, threshold)
 
 

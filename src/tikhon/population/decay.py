@@ -35,18 +35,16 @@ class AdaptiveDecay:
         weights: one tensor a layer, (members, ...).
         lr: (members,), the largest of the training.
         steps: of the whole training.
-        every: steps between two validation gradients.
     """
 
-    def __init__(
-        self, weights: Sequence[Tensor], *, lr: Tensor, steps: int, every: int = 5
-    ) -> None:
+    every = 5  # steps between two validation gradients
+
+    def __init__(self, weights: Sequence[Tensor], *, lr: Tensor, steps: int) -> None:
         self.weights = list(weights)
-        self.every = every
         self.last = round(FROZEN * steps)
         low, high = self.bounds = (math.log(_RANGE[0]), math.log(_RANGE[1]))
         start = (first_decay(steps) / lr.double().clamp_min(1e-12)).log().clamp(low, high)[:, None]
-        self.rate = rate_of(_RANGE, steps / every)
+        self.rate = rate_of(_RANGE, steps / self.every)
         self.sensitivity = [torch.zeros_like(w) for w in self.weights]
         shape = (len(start), len(self.weights))
         self.memory: dict[str, Any] = begin(start.expand(shape).to(self.weights[0]))

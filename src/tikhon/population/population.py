@@ -30,6 +30,8 @@ from tikhon.regularizer.terms import Binding, bind
 from tikhon.strengths.validation import trained_function
 from tikhon.training.recipe import penalty_names
 
+_ROWS = 4096  # of one evaluation batch
+
 
 class Population:
     """Members, their optimizer and their penalties; `step` trains all of them on one batch."""
@@ -321,17 +323,17 @@ class Population:
     # ---- reading
 
     @torch.no_grad()
-    def row_losses(self, x: Tensor, y: Tensor, *, batch: int = 4096) -> Tensor:
+    def row_losses(self, x: Tensor, y: Tensor) -> Tensor:
         """(members, rows) losses in evaluation mode."""
         self._mode(False)
-        parts = zip(x.split(batch), y.split(batch))
+        parts = zip(x.split(_ROWS), y.split(_ROWS))
         return torch.cat([self.objective.rows(self.outputs(a), b) for a, b in parts], dim=1)
 
     @torch.no_grad()
-    def predict(self, x: Tensor, *, batch: int = 4096) -> Tensor:
+    def predict(self, x: Tensor) -> Tensor:
         """(members, rows, ...) outputs in evaluation mode."""
         self._mode(False)
-        return torch.cat([self.outputs(part) for part in x.split(batch)], dim=1)
+        return torch.cat([self.outputs(part) for part in x.split(_ROWS)], dim=1)
 
     def fail(self, member: int, why: str) -> None:
         """Take a diverged member out: its weights and state become zero and stay so."""
@@ -356,11 +358,13 @@ class Population:
         """Continue from `state()` of a population with the same architecture."""
         remembered: dict[str, Tensor] = {}
         counters: dict[str, Tensor] = {}
+        noisy = (n for n, m in self.model.named_modules() if isinstance(m, NoiseLayer))
+        rates = {f"{name}.rate".lstrip(".") for name in noisy}  # are the members' own
         for name, value in state.items():
             kind, _, rest = name.partition(".")
             if kind == "counter":
                 counters[rest] = value[0]
-            elif kind == "buffer" and not rest.endswith("rate"):
+            elif kind == "buffer" and rest not in rates:
                 self.stack.buffers[rest].copy_(value)
             elif kind == "weights":
                 self.stack.fill_(self.stack.flat, value)

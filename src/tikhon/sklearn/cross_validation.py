@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Self, cast
 
 import numpy as np
@@ -20,62 +21,30 @@ from tikhon.sklearn.estimators import RegularizedClassifier, RegularizedRegresso
 from tikhon.sklearn.fitting import RegularizedNetwork
 from tikhon.sklearn.population import evolve
 
-_SHARED = (
-    "hidden_layer_sizes",
-    "activation",
-    "l1_ratio",
-    "penalty",
-    "dropout",
-    "batch_size",
-    "learning_rate_init",
-    "max_iter",
-    "tol",
-    "n_iter_no_change",
-    "standardize",
-    "random_state",
-)
 _RANGE = (1e-4, 1.0)  # strengths of a path, for standardised inputs and mean losses
 
 
+@dataclass(eq=False, repr=False)
 class RegularizedNetworkCV(BaseEstimator, ABC):
     """What both share: a path or a population on every fold, then the choice on all rows."""
 
-    def __init__(
-        self,
-        hidden_layer_sizes: Sequence[int] = (100,),
-        activation: str = "relu",
-        *,
-        alphas: int | Sequence[float] = 8,
-        search: str = "path",
-        cv: object = None,
-        scoring: object = None,
-        l1_ratio: float = 0.0,
-        penalty: str = "elastic_net",
-        dropout: float = 0.0,
-        batch_size: int | str = "auto",
-        learning_rate_init: float = 0.01,
-        max_iter: int = 200,
-        tol: float = 1e-4,
-        n_iter_no_change: float = 10,
-        standardize: bool = True,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.alphas = alphas
-        self.search = search
-        self.cv = cv
-        self.scoring = scoring
-        self.l1_ratio = l1_ratio
-        self.penalty = penalty
-        self.dropout = dropout
-        self.batch_size = batch_size
-        self.learning_rate_init = learning_rate_init
-        self.max_iter = max_iter
-        self.tol = tol
-        self.n_iter_no_change = n_iter_no_change
-        self.standardize = standardize
-        self.random_state = random_state
+    hidden_layer_sizes: Sequence[int] = (100,)
+    activation: str = "relu"
+    _: KW_ONLY
+    alphas: int | Sequence[float] = 8
+    search: str = "path"
+    cv: object = None
+    scoring: object = None
+    l1_ratio: float = 0.0
+    penalty: str = "elastic_net"
+    dropout: float = 0.0
+    batch_size: int | str = "auto"
+    learning_rate_init: float = 0.01
+    max_iter: int = 200
+    tol: float = 1e-4
+    n_iter_no_change: float = 10
+    standardize: bool = True
+    random_state: int | np.random.RandomState | None = None
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Score strengths on every fold, then fit all rows in the way that scored best.
@@ -161,11 +130,9 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         return grid
 
     def _estimator(self) -> RegularizedNetwork:
-        shared = {name: getattr(self, name) for name in self._names()}
-        return self._kind()(**shared, warm_start=True)
-
-    def _names(self) -> tuple[str, ...]:
-        return _SHARED
+        kind, own = self._kind(), self.get_params(deep=False)
+        shared = own.keys() & kind().get_params(deep=False).keys()
+        return kind(**{name: own[name] for name in shared}, warm_start=True)
 
     def _follow(self, model: RegularizedNetwork, alpha: float) -> RegularizedNetwork:
         """The model for the next strength: the same weights, a fresh optimizer."""
@@ -254,6 +221,7 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         """The estimator that is fitted."""
 
 
+@dataclass(eq=False, repr=False)
 class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
     """RegularizedClassifier with `alpha` chosen by cross-validation.
 
@@ -280,49 +248,7 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
     0.001
     """
 
-    def __init__(
-        self,
-        hidden_layer_sizes: Sequence[int] = (100,),
-        activation: str = "relu",
-        *,
-        alphas: int | Sequence[float] = 8,
-        search: str = "path",
-        cv: object = None,
-        scoring: object = None,
-        l1_ratio: float = 0.0,
-        penalty: str = "elastic_net",
-        dropout: float = 0.0,
-        batch_size: int | str = "auto",
-        learning_rate_init: float = 0.01,
-        max_iter: int = 200,
-        tol: float = 1e-4,
-        n_iter_no_change: float = 10,
-        standardize: bool = True,
-        class_weight: Mapping[Any, float] | str | None = None,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        super().__init__(
-            hidden_layer_sizes=hidden_layer_sizes,
-            activation=activation,
-            alphas=alphas,
-            search=search,
-            cv=cv,
-            scoring=scoring,
-            l1_ratio=l1_ratio,
-            penalty=penalty,
-            dropout=dropout,
-            batch_size=batch_size,
-            learning_rate_init=learning_rate_init,
-            max_iter=max_iter,
-            tol=tol,
-            n_iter_no_change=n_iter_no_change,
-            standardize=standardize,
-            random_state=random_state,
-        )
-        self.class_weight = class_weight
-
-    def _names(self):
-        return (*_SHARED, "class_weight")
+    class_weight: Mapping[Any, float] | str | None = field(default=None, kw_only=True)
 
     def _kind(self):
         return RegularizedClassifier

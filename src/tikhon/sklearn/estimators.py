@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +21,7 @@ from tikhon.sklearn.saving import saveable
 from tikhon.training.losses import LOSSES
 
 
+@dataclass(eq=False, repr=False)
 class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
     r"""A network classifier whose objective is exactly mean loss plus `alpha` times a penalty.
 
@@ -72,48 +74,8 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
 
     _numeric = False
 
-    classes_: np.ndarray
-
-    def __init__(
-        self,
-        hidden_layer_sizes: Sequence[int] = (100,),
-        activation: str = "relu",
-        *,
-        alpha: float | str = 1e-4,
-        l1_ratio: float = 0.0,
-        penalty: str = "elastic_net",
-        dropout: float = 0.0,
-        batch_size: int | str = "auto",
-        learning_rate_init: float = 0.01,
-        max_iter: int = 200,
-        tol: float = 1e-4,
-        n_iter_no_change: float = 10,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        standardize: bool = True,
-        warm_start: bool = False,
-        class_weight: Mapping[Any, float] | str | None = None,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        super().__init__(
-            hidden_layer_sizes=hidden_layer_sizes,
-            activation=activation,
-            alpha=alpha,
-            l1_ratio=l1_ratio,
-            penalty=penalty,
-            dropout=dropout,
-            batch_size=batch_size,
-            learning_rate_init=learning_rate_init,
-            max_iter=max_iter,
-            tol=tol,
-            n_iter_no_change=n_iter_no_change,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            standardize=standardize,
-            warm_start=warm_start,
-            random_state=random_state,
-        )
-        self.class_weight = class_weight
+    class_weight: Mapping[Any, float] | str | None = field(default=None, kw_only=True)
+    classes_: np.ndarray = field(init=False)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch on these rows; `classes` lists all classes at the first call."""

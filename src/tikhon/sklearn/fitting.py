@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -44,53 +45,35 @@ _SOLVERS: dict[str, Kind] = {  # of a linear model's loss
 _AUTO_FRACTION = 0.2  # of the rows, for the strength of alpha="auto"
 
 
+@dataclass(eq=False, repr=False)
 class RegularizedNetwork(BaseEstimator, ABC):
-    """What both estimators share."""
+    """What both estimators share; the fields of `__init__` are scikit-learn's parameters."""
 
-    coefs_: list[np.ndarray]
-    intercepts_: list[np.ndarray]
-    coef_: np.ndarray  # of a linear model
-    intercept_: np.ndarray | float
-    n_outputs_: int
-    support_: np.ndarray
-    feature_importances_: np.ndarray
+    hidden_layer_sizes: Sequence[int] = (100,)
+    activation: str = "relu"
+    _: KW_ONLY
+    alpha: float | str = 1e-4
+    l1_ratio: float = 0.0
+    penalty: str = "elastic_net"
+    dropout: float = 0.0
+    batch_size: int | str = "auto"
+    learning_rate_init: float = 0.01
+    max_iter: int = 200
+    tol: float = 1e-4
+    n_iter_no_change: float = 10
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    standardize: bool = True
+    warm_start: bool = False
+    random_state: int | np.random.RandomState | None = None
 
-    def __init__(
-        self,
-        hidden_layer_sizes: Sequence[int] = (100,),
-        activation: str = "relu",
-        *,
-        alpha: float | str = 1e-4,
-        l1_ratio: float = 0.0,
-        penalty: str = "elastic_net",
-        dropout: float = 0.0,
-        batch_size: int | str = "auto",
-        learning_rate_init: float = 0.01,
-        max_iter: int = 200,
-        tol: float = 1e-4,
-        n_iter_no_change: float = 10,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        standardize: bool = True,
-        warm_start: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.alpha = alpha
-        self.l1_ratio = l1_ratio
-        self.penalty = penalty
-        self.dropout = dropout
-        self.batch_size = batch_size
-        self.learning_rate_init = learning_rate_init
-        self.max_iter = max_iter
-        self.tol = tol
-        self.n_iter_no_change = n_iter_no_change
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.standardize = standardize
-        self.warm_start = warm_start
-        self.random_state = random_state
+    coefs_: list[np.ndarray] = field(init=False)
+    intercepts_: list[np.ndarray] = field(init=False)
+    coef_: np.ndarray = field(init=False)  # of a linear model
+    intercept_: np.ndarray | float = field(init=False)
+    n_outputs_: int = field(init=False)
+    support_: np.ndarray = field(init=False)
+    feature_importances_: np.ndarray = field(init=False)
 
     # -- fitting ------------------------------------------------------------------------------
 

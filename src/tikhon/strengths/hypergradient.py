@@ -16,7 +16,7 @@ from tikhon.data.stream import Stream
 from tikhon.penalties import L1, L2, ElasticNet, GroupLasso, Proximable
 from tikhon.penalties.optimality import max_strength
 from tikhon.regularizer.audit import warn
-from tikhon.regularizer.controller import Controller, Observation, Per, Reading
+from tikhon.regularizer.controller import Controller, Observation, Per, Reading, require
 from tikhon.regularizer.targets import is_distributed, summed
 from tikhon.strengths.schedules import Recorded
 from tikhon.strengths.sensitivity import (
@@ -120,24 +120,15 @@ class Hypergradient(Controller):
     reads_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        low, high = self.range
-        checks = {
-            "steps": (self.steps, self.steps >= 1, "the number of optimizer steps, at least 1"),
-            "every": (self.every, self.every >= 1, "at least 1"),
-            "start": (self.start, 0 <= self.start < math.inf, "finite and >= 0"),
-            "range": (self.range, 0 < low < high < math.inf, "0 < smallest < largest"),
-            "damping": (self.damping, self.damping >= 0, ">= 0"),
-            "caution": (self.caution, 0 < self.caution <= 1, "in (0, 1]"),
-            "batch_size": (self.batch_size, self.batch_size >= 1, "at least 1"),
-            "per": (
-                self.per,
-                self.per in get_args(Per),
-                "'layer', 'group' or 'term'",
-            ),
-        }
-        for name, (received, fine, rule) in checks.items():
-            if not fine:
-                raise ValueError(f"Hypergradient: {name} must be {rule}, received {received!r}")
+        (low, high), told = self.range, "the number of optimizer steps, at least 1"
+        require(self, "steps", self.steps, self.steps >= 1, told)
+        require(self, "every", self.every, self.every >= 1, "at least 1")
+        require(self, "start", self.start, 0 <= self.start < math.inf, "finite and >= 0")
+        require(self, "range", self.range, 0 < low < high < math.inf, "0 < smallest < largest")
+        require(self, "damping", self.damping, self.damping >= 0, ">= 0")
+        require(self, "caution", self.caution, 0 < self.caution <= 1, "in (0, 1]")
+        require(self, "batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        require(self, "per", self.per, self.per in get_args(Per), "'layer', 'group' or 'term'")
         if not callable(self.loss):
             raise TypeError(
                 f"Hypergradient: loss must be a callable of (output, target), "
@@ -241,10 +232,13 @@ class Hypergradient(Controller):
     def _first(self, reading: Reading) -> float:
         """A first strength that neither destroys the weights nor leaves them as they are."""
         if isinstance(reading.penalty, L2):
-            return first_decay(self.steps) / max(_median(reading.gain), 1e-12)
+            return first_decay(self.steps) / max(
+                float(torch.as_tensor(reading.gain).median()), 1e-12
+            )
         unit = reading.penalty.with_strength(1.0)
         assert isinstance(unit, Proximable)
-        gradient = reading.arrange([_gradient(p) for p in reading.params]).float()
+        slopes = [torch.zeros_like(p) if p.grad is None else p.grad for p in reading.params]
+        gradient = reading.arrange(slopes).float()
         return max(_FRACTION * max_strength(unit, gradient), 1e-12)
 
     def _descend(self, observation: Observation) -> None:
@@ -296,14 +290,6 @@ def _carry(z: Tensor, reading: Reading, strength: float, damping: float, steps: 
         carry_decay(z, penalty.grad(w), gain, gain * strength * unit + loss, steps)
     else:
         carry_prox(z, w, penalty, gain, loss, steps)
-
-
-def _gradient(param: nn.Parameter) -> Tensor:
-    return torch.zeros_like(param) if param.grad is None else param.grad
-
-
-def _median(gain: float | Tensor) -> float:
-    return float(torch.as_tensor(gain).median())
 
 
 def _cap(reading: Reading) -> float:

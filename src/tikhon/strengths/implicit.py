@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import call
+from tikhon.data.rows import call, each
 from tikhon.data.stream import Stream
 from tikhon.errors import unknown
 from tikhon.penalties import Penalty
 from tikhon.strengths.validation import trained_function
+
+_POWERS = 20  # iterations to the largest curvature
 
 
 def implicit_slopes(
@@ -71,13 +73,15 @@ def implicit_slopes(
     if missing := [name for name in penalties if name not in named]:
         raise ValueError(unknown("parameter", missing[0], named))
     params, held = list(named.values()), [penalties.get(name) for name in named]
-    generator = torch.Generator().manual_seed(seed)
+    generator, device = torch.Generator().manual_seed(seed), params[0].device
     with trained_function(model):
-        inputs, target = Stream(train, size=batch_size, seed=seed).batch(0)
-        value = loss(call(model, inputs), target)
+        seen, held_out = (
+            each(Stream(rows, size=batch_size, seed=seed).batch(0), lambda part: part.to(device))
+            for rows in (train, valid)
+        )
+        value = loss(call(model, seen[0]), seen[1])
         gradient = torch.autograd.grad(value, params, create_graph=True)
-        inputs, target = Stream(valid, size=batch_size, seed=seed).batch(0)
-        found = torch.autograd.grad(loss(call(model, inputs), target), params)
+        found = torch.autograd.grad(loss(call(model, held_out[0]), held_out[1]), params)
         slope = [_on_support(g, penalty, w) for g, penalty, w in zip(found, held, params)]
 
         def curved(direction: list[Tensor]) -> list[Tensor]:
@@ -124,12 +128,11 @@ def _largest_curvature(
     curved: Callable[[list[Tensor]], list[Tensor]],
     params: list[nn.Parameter],
     generator: torch.Generator,
-    iterations: int = 20,
 ) -> float:
     """The Hessian's largest eigenvalue in size, with a margin, by power iteration."""
     vector = [torch.randn(p.shape, generator=generator).to(p) for p in params]
     size = 1.0
-    for _ in range(iterations):
+    for _ in range(_POWERS):
         norm = torch.stack([v.norm() for v in vector]).norm().clamp_min(1e-30)
         vector = curved([v / norm for v in vector])
         size = float(torch.stack([v.norm() for v in vector]).norm())

@@ -27,7 +27,7 @@ from tikhon.training import measures
 from tikhon.training.losses import loss_of
 from tikhon.training.objective import Objective
 from tikhon.training.recipe import Recipe
-from tikhon.training.settings import Settings
+from tikhon.training.settings import Settings, pick_device
 from tikhon.training.step import Step
 
 _TICK = 0.1  # seconds between two looks at the clock's clients: progress, finiteness, checkpoint
@@ -80,7 +80,7 @@ class Training:
         if recipe.early_stopping and valid is None:
             raise InputError("early_stopping needs validation data: give `valid`")
         self.recipe, self.settings, self.unit = recipe, settings, unit
-        self.device = settings.place()
+        self.device = pick_device(settings.device)
         self.model = model.to(self.device)
         stream = Stream(train, size=settings.batch_size, seed=settings.seed, name="train")
         if stream.batches is None:  # only reading tells where an epoch ends: it is read once

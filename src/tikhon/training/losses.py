@@ -100,25 +100,13 @@ class Loss:
         return output, target
 
 
-def _mse(output: Tensor, target: Tensor) -> Tensor:
-    return (output - target).square()
-
-
-def _half_mse(output: Tensor, target: Tensor) -> Tensor:
-    return (output - target).square() / 2
-
-
-def _mae(output: Tensor, target: Tensor) -> Tensor:
-    return (output - target).abs()
-
-
 def _each(function: Callable[..., Tensor]) -> LossFunction:
     return partial(function, reduction="none")
 
 
-def _half_mse_loss(output: Tensor, target: Tensor) -> Tensor:
+def _half_mse(output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """1/(2m) * sum((y - yhat)**2): the loss of the textbooks' lasso and ridge."""
-    return 0.5 * F.mse_loss(output, target)
+    return 0.5 * F.mse_loss(output, target, reduction=reduction)
 
 
 LOSSES = {
@@ -132,9 +120,9 @@ LOSSES = {
             "binary",
             _each(F.binary_cross_entropy_with_logits),
         ),
-        Loss("mse", F.mse_loss, "numbers", _mse),
-        Loss("half_mse", _half_mse_loss, "numbers", _half_mse),
-        Loss("mae", F.l1_loss, "numbers", _mae),
+        Loss("mse", F.mse_loss, "numbers", _each(F.mse_loss)),
+        Loss("half_mse", _half_mse, "numbers", _each(_half_mse)),
+        Loss("mae", F.l1_loss, "numbers", _each(F.l1_loss)),
         Loss("huber", F.huber_loss, "numbers", _each(F.huber_loss)),
     )
 }

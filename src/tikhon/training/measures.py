@@ -141,6 +141,12 @@ def weights(model: nn.Module) -> dict[str, dict[str, Any]]:
     return found
 
 
+def zeros(model: nn.Module) -> float:
+    """Share of exact zeros over all weights with two or more dimensions."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    return 1 - sum(int(w.count_nonzero()) for w in matrices) / sum(w.numel() for w in matrices)
+
+
 def first_non_finite(model: nn.Module) -> str:
     """Which weight or gradient is not finite, for the message about a loss that is not."""
     for name, param in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Batches mixed with themselves: mixup, cutmix and input noise, as pure functions of tensors."""
+"""Batches mixed with themselves: mixup and cutmix, as pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Generator, Tensor
-
-from tikhon.layers import functional
 
 
 class Mixed(NamedTuple):
@@ -64,18 +62,6 @@ def cutmix(x: Tensor, y: Tensor, alpha: float, *, generator: Generator | None = 
     pasted[:, :, top:bottom, left:right] = x[order, :, top:bottom, left:right]
     left_over = 1 - (bottom - top) * (right - left) / size.prod()
     return Mixed(pasted, y, y[order], float(left_over))
-
-
-def input_noise(x: Tensor, std: float, *, generator: Generator | None = None) -> Tensor:
-    """Add normal noise of standard deviation `std` >= 0, in the units of `x`.
-
-    Reference: Bishop 1995, https://doi.org/10.1162/neco.1995.7.1.108
-
-    >>> input_noise(torch.zeros(2, 3), 0.0)
-    tensor([[0., 0., 0.],
-            [0., 0., 0.]])
-    """
-    return functional.gaussian_noise(x, std, generator=generator)
 
 
 def _share(

@@ -6,13 +6,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tikhon.data.rows import call
 from tikhon.errors import InputError
+from tikhon.layers.functional import gaussian_noise
 from tikhon.training.losses import LossFunction, loss_of
-from tikhon.training.mixing import Mixed, cutmix, input_noise, mixup
-from tikhon.training.objectives import confidence_penalty, r_drop, smoothed_cross_entropy
+from tikhon.training.mixing import Mixed, cutmix, mixup
+from tikhon.training.objectives import confidence_penalty, r_drop
 from tikhon.training.recipe import Recipe
 
 
@@ -27,7 +29,7 @@ class Objective:
         if recipe.label_smoothing:
             if self.loss.name != "cross_entropy":
                 raise InputError("label_smoothing needs the loss cross_entropy")
-            smoothed = partial(smoothed_cross_entropy, smoothing=recipe.label_smoothing)
+            smoothed = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
             self.loss = replace(self.loss, function=smoothed, entries=None)
         for name in ("mixup", "cutmix", "input_noise"):
             if getattr(recipe, name) and not isinstance(x, Tensor):
@@ -52,7 +54,7 @@ class Objective:
             return self.loss(call(model, x), y)
         recipe = self.recipe
         if recipe.input_noise:
-            x = input_noise(x, recipe.input_noise)
+            x = gaussian_noise(x, recipe.input_noise)
         mixed = None
         if recipe.mixup:
             mixed = mixup(x, y, recipe.mixup)

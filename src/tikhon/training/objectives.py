@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
-
-
-def smoothed_cross_entropy(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy with a share `smoothing` of the target spread evenly over the classes.
-
-    `logits` (N, classes), `y` (N,) class numbers, `smoothing` in [0, 1). torch's own function.
-    Reference: Szegedy et al. 2016, https://arxiv.org/abs/1512.00567
-
-    >>> round(smoothed_cross_entropy(torch.zeros(1, 2), torch.tensor([0]), 0.1).item(), 4)
-    0.6931
-    """
-    return F.cross_entropy(logits, y, label_smoothing=smoothing)
 
 
 def confidence_penalty(logits: Tensor) -> Tensor:

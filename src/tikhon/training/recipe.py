@@ -161,6 +161,8 @@ class Recipe(RecipeOptions):
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Recipe:
         """The inverse of `to_dict`. Raises `InputError` for unknown keys, closest names first."""
+        if not isinstance(plain, Mapping):
+            raise InputError(f"a recipe is a table of settings, received {plain!r}")
         known = {item.name for item in dataclasses.fields(cls)}
         for key in plain:
             if key not in known:
@@ -208,7 +210,7 @@ class Recipe(RecipeOptions):
             raise InputError(f"recipe {path}: {error}") from error
         try:
             return cls.from_dict(plain["recipe"] if path.name == "config.json" else plain)
-        except (InputError, KeyError) as error:
+        except (InputError, KeyError, TypeError) as error:
             raise InputError(f"{path}: {error}") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,6 @@ from tikhon.sparsity import Sparsity
 from tikhon.training import measures
 from tikhon.training.recipe import Recipe
 from tikhon.training.verdict import Scores, Statement, judge, thinned
-from tikhon.training.yardsticks import Assessment
 
 _LONGER = 5  # times the epochs of a run that was still improving
 _YARDSTICKS = {"constant": "always the same answer", "linear": "a linear model"}
@@ -46,7 +45,7 @@ class Run:
     metrics: Mapping[str, float] | None = None
     penalties: Mapping[str, Mapping[str, Any]] | None = None
     command: tuple[str, ...] = ()
-    assessment: Assessment | None = None
+    assessment: Scores | None = None
     found: Recipe | None = None
     sparsity: Sparsity | None = None
 
@@ -114,8 +113,8 @@ def result_of(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
         "rows": dict(scores.rows),
         "score_errors": dict(scores.errors),
         "answer": scores.answer,
-        "yardsticks": {name: dict(held) for name, held in (scores.yardsticks or {}).items()},
-        "margins": {name: dict(held) for name, held in (scores.margins or {}).items()},
+        "yardsticks": {name: dict(held) for name, held in scores.yardsticks.items()},
+        "margins": {name: dict(held) for name, held in scores.margins.items()},
         "penalties": dict(run.penalties or {}),
         **({} if run.found is None else {"found": run.found.to_dict()}),
         **({} if run.sparsity is None else {"sparsity": run.sparsity.to_dict()}),
@@ -138,30 +137,11 @@ def scores_of(run: Run, classes: Sequence[str] = ()) -> Scores:
     """What the verdict of a run rests on."""
     found = run.assessment
     if found is None:
-        return Scores(run.metrics or {}, {}, {})
-    answer = name_of(found.answer, classes)
-    weights = [p for p in run.model.parameters() if p.ndim > 1]
-    return Scores(
-        found.metrics,
-        found.rows,
-        found.errors,
-        found.part,
-        answer,
-        found.yardsticks,
-        found.margins,
-        linear=len(weights) == 1,
-    )
-
-
-def name_of(answer: int | None, classes: Sequence[str]) -> str | None:
-    """The class that is always answered as the sentences name it.
-
-    >>> name_of(1, ("no", "yes")), name_of(1, ()), name_of(None, ())
-    ("'yes'", 'class 1', None)
-    """
-    if answer is None:
-        return None
-    return repr(str(classes[answer])) if answer < len(classes) else f"class {answer}"
+        return Scores(run.metrics or {})
+    answer, weights = found.answer, [p for p in run.model.parameters() if p.ndim > 1]
+    if isinstance(answer, int):
+        answer = repr(str(classes[answer])) if answer < len(classes) else f"class {answer}"
+    return replace(found, answer=answer, linear=len(weights) == 1)
 
 
 def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:

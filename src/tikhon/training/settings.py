@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -62,15 +63,12 @@ class Settings(TrainingOptions):
             raise InputError(
                 f"momentum is for {' and '.join(_MOMENTUM)}; {self.optimizer!r} has its own"
             )
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, received {getattr(self, name)!r}")
-        if self.seed < 0:
-            raise InputError(f"seed must be 0 or more, received {self.seed!r}")
-
-    def place(self) -> torch.device:
-        """The device to train on."""
-        return pick_device(self.device)
+        for name, least in (("batch_size", 1), ("epochs", 1), ("seed", 0)):
+            number = getattr(self, name)
+            if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
+                raise InputError(
+                    f"{name} must be a whole number, {least} or more, received {number!r}"
+                )
 
     def build_optimizer(self, model: nn.Module) -> Optimizer:
         """The optimizer over the model's trainable parameters.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tikhon.numbers import number
@@ -94,16 +94,25 @@ class Statement:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a verdict rests on; the fields are those of `yardsticks.Assessment`."""
+    """The scores of a trained model, how far they can be trusted, what they stand beside.
+
+    `metrics` holds the scores of every part ("valid/accuracy"), `rows` its rows, `errors` the
+    standard error of a score (of an rmse the one of its logarithm). `yardsticks` has the scores
+    of "constant" (always the most frequent class, or the mean) and "linear", keys as in
+    `metrics`; `margins` by how much the model is better than each in accuracy, squared error or
+    cross-entropy on the rows of `part`, with the standard error of the paired difference.
+    `answer` is the most frequent class, its number or its name, None for the mean; `linear`
+    whether the model itself is linear.
+    """
 
     metrics: Mapping[str, float]
-    rows: Mapping[str, int]
-    errors: Mapping[str, float]
+    rows: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
     part: str = ""
-    answer: str | None = None
-    yardsticks: Mapping[str, Mapping[str, float]] | None = None
-    margins: Mapping[str, Mapping[str, Sequence[float]]] | None = None
-    linear: bool = False  # the model itself is linear
+    answer: int | str | None = None
+    yardsticks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    margins: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    linear: bool = False
 
     @property
     def key(self) -> str:
@@ -154,13 +163,13 @@ def thinned(found: Sparsity) -> Statement:
 
 def _learned(scores: Scores) -> list[Statement]:
     """Nothing where the model is better than an answer that needs no features."""
-    margins = (scores.margins or {}).get("constant")
+    margins = scores.margins.get("constant")
     if not margins:
         return []
-    baseline = (scores.yardsticks or {})["constant"]
+    baseline = scores.yardsticks["constant"]
     at = f"{scores.part}/{scores.key}"
     values = {
-        "answer": scores.answer or "",
+        "answer": str(scores.answer),
         "rows": f"{scores.rows[scores.part]:,}",
         "part": _PARTS[scores.part],
         "score": number(scores.metrics[at]),
@@ -297,11 +306,11 @@ def _risen(scores: Scores, history: Sequence[Mapping[str, object]]) -> list[Stat
 
 
 def _beside_linear(scores: Scores) -> list[Statement]:
-    margins = (scores.margins or {}).get("linear")
+    margins = scores.margins.get("linear")
     if not margins:
         return []
     at = f"{scores.part}/{scores.key}"
-    linear = (scores.yardsticks or {})["linear"]
+    linear = scores.yardsticks["linear"]
     values = {
         "rows": f"{scores.rows[scores.part]:,}",
         "part": _PARTS[scores.part],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from tikhon.data.rows import tensors
 from tikhon.training import measures
 from tikhon.training.losses import Loss
+from tikhon.training.verdict import Scores
 
 Part = tuple[Any, Tensor]
 Answer = Callable[[Tensor], Tensor]
@@ -23,27 +23,6 @@ _IMBALANCE = 2.0  # rows of the largest class over those of the smallest, from w
 _FLOOR = 1e-12  # probability of a class that the rows do not have
 
 
-@dataclass(frozen=True)
-class Assessment:
-    """The scores of a trained model, how far they can be trusted, what they stand beside.
-
-    `metrics` holds the scores of every part ("valid/accuracy"), `rows` its rows, `errors` the
-    standard error of a score (of an rmse the one of its logarithm). `yardsticks` has the scores
-    of "constant" (always the most frequent class, or the mean) and "linear", keys as in
-    `metrics`; `margins` by how much the model is better than each in accuracy, squared error or
-    cross-entropy on the rows of `part`, with the standard error of the paired difference.
-    `answer` is the number of the most frequent class, None for the mean.
-    """
-
-    metrics: Mapping[str, float]
-    rows: Mapping[str, int] = field(default_factory=dict)
-    errors: Mapping[str, float] = field(default_factory=dict)
-    part: str = ""
-    answer: int | None = None
-    yardsticks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    margins: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
-
-
 def assess(
     model: nn.Module,
     parts: Mapping[str, Part],
@@ -51,7 +30,7 @@ def assess(
     *,
     unit: float = 1.0,
     linear: bool = True,
-) -> Assessment:
+) -> Scores:
     """Score a model, and the yardsticks on the same rows.
 
     Args:
@@ -72,7 +51,7 @@ def assess(
     rows = {name: len(part[1]) for name, part in parts.items()}
     judged = next((name for name in ("valid", "test") if name in parts), "train")
     if not _answerable(outputs["train"], y, loss):
-        return Assessment(metrics, rows, errors, judged)
+        return Scores(metrics, rows, errors, judged)
     answers = {"constant": constant(y, outputs["train"].shape[-1])}
     if (
         linear
@@ -92,7 +71,7 @@ def assess(
             if part == judged:
                 margins[name] = _margins(given, outputs[part], known)
     most = None if y.is_floating_point() else int(y.bincount().argmax())
-    return Assessment(metrics, rows, errors, judged, most, scores, margins)
+    return Scores(metrics, rows, errors, judged, most, scores, margins)
 
 
 def imbalanced(y: Tensor) -> bool:

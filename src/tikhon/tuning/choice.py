@@ -14,6 +14,8 @@ from tikhon.tuning.metric import Metric
 from tikhon.tuning.space import Choice, Space, simplifies
 from tikhon.tuning.trials import Value
 
+_DRAWS = 500  # of the rows, for the noise of a choice
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -94,14 +96,9 @@ def choose(
     which compares among candidates of the same one of `models` only. The error is that of the
     paired difference to the best candidate, row by row.
     """
-    means = rows.mean(1)
-    best = int(means.argmin())
-    difference = rows - rows[best]
-    error = difference.std(1) / math.sqrt(rows.shape[1])
+    close = near_best(rows, errors=1.0)
     own = list(models or [None] * len(rows))
-    close = (difference.mean(1) <= error).tolist()
-    near = [k for k in range(len(rows)) if close[k] and own[k] == own[best]]
-    return max(near, key=lambda k: (weights[k], -float(means[k])))
+    return max((k for k in close if own[k] == own[close[0]]), key=lambda k: weights[k])
 
 
 def near_best(rows: Tensor, *, errors: float = 2.0) -> list[int]:
@@ -113,15 +110,15 @@ def near_best(rows: Tensor, *, errors: float = 2.0) -> list[int]:
     difference = rows - rows[int(means.argmin())]
     error = difference.std(1) / math.sqrt(rows.shape[1])
     near = (difference.mean(1) <= errors * error).tolist()
-    return [k for k in means.argsort().tolist() if near[k]]
+    return [k for k in means.argsort(stable=True).tolist() if near[k]]
 
 
-def selection_noise(rows: Tensor, *, draws: int = 500, seed: int = 0) -> float:
+def selection_noise(rows: Tensor) -> float:
     """Expected loss above the best candidate when the choice is made on as many random rows."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     count = rows.shape[1]
     means = rows.double().mean(1)
-    drawn = torch.randint(count, (draws, count), generator=generator)
+    drawn = torch.randint(count, (_DRAWS, count), generator=generator)
     resampled = torch.stack([rows[:, sample].mean(1) for sample in drawn])
     return float((means[resampled.argmin(1)] - means.min()).mean())
 

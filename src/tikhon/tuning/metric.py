@@ -16,6 +16,7 @@ from tikhon.errors import InputError, unknown
 from tikhon.training.losses import Kind, name_of
 
 BLOCKS = 20  # parts that a set of validation rows is cut into, for the error of a metric
+LEAST_BLOCKED = 4  # rows: two blocks of two
 DIRECTIONS = ("minimize", "maximize")
 
 
@@ -51,9 +52,7 @@ class Metric:
         `m` blocks with alike targets, moved so that their mean is the metric; their spread is
         its error.
         """
-        blocks = max(min(BLOCKS, len(y) // 2), 1)
-        if blocks == 1:
-            return torch.tensor([self.score(output, y)], dtype=torch.float64)
+        blocks = min(BLOCKS, len(y) // 2)
         block = dealt(y, blocks).to(y.device)
         whole = self.score(output, y)
         without = [self.score(output[block != k], y[block != k]) for k in range(blocks)]

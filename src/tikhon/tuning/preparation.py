@@ -18,9 +18,9 @@ from tikhon.layers.noise import NoiseLayer
 from tikhon.paths.targets import fold_rows
 from tikhon.population.losses import Objective
 from tikhon.runs.run_directory import JOURNAL
-from tikhon.training.settings import OPTIMIZERS
+from tikhon.training.settings import OPTIMIZERS, Settings, pick_device
 from tikhon.tuning.journal import SearchJournal
-from tikhon.tuning.metric import metric_of
+from tikhon.tuning.metric import LEAST_BLOCKED, metric_of
 from tikhon.tuning.runners import Config, Job
 from tikhon.tuning.space import Log, Space, Uniform
 
@@ -66,13 +66,14 @@ def make_job(
     loader: DataLoader[Any] | None = None,
 ) -> Job:
     """The rows to train on and to score by, the lengths, the loss."""
-    if folds is not None and (folds < 0 or folds == 1):
-        raise InputError(f"folds must be 0 (a held-out part) or at least 2, received {folds}")
-    folds = 0 if valid is not None else (3 if len(x) < FEW else 0) if folds is None else folds
+    if folds is None:
+        folds = 3 if len(x) < FEW else 0
+    folds = 0 if valid is not None else folds
     kept = place = None
     if folds:
-        kept = torch.ones(folds, len(x))
-        for fold, (_, test) in enumerate(fold_rows(y, folds, seed)):
+        cuts = fold_rows(y, folds, seed)
+        kept = torch.ones(len(cuts), len(x))
+        for fold, (_, test) in enumerate(cuts):
             kept[fold, test] = 0
     elif valid is None:
         train, test = fold_rows(y, 5, seed)[0]
@@ -81,17 +82,21 @@ def make_job(
             place[train] = torch.arange(len(train))
         x, y, valid = x[train], y[train], (x[test], y[test])
     rows = len(x)
-    batch_size = batch_size or (32 if rows < 1_000 else 64 if rows < 10_000 else 128)
-    epochs = epochs or min(max(math.ceil(2_000 * batch_size / rows), 15), 150)
+    if batch_size is None:
+        batch_size = 32 if rows < 1_000 else 64 if rows < 10_000 else 128
+    if epochs is None:
+        epochs = min(max(math.ceil(2_000 * batch_size / rows), 15), 150)
+    Settings(batch_size=batch_size, epochs=epochs, seed=seed)  # checks them
+    there = pick_device(device)
     objective = Objective(loss, y)
     if metric is None and direction is not None:
         raise InputError(f"direction={direction!r} is of a metric: give metric= too")
-    return Job(
+    job = Job(
         build=make,
-        x=x.to(device),
-        y=y.to(device),
-        valid=None if valid is None else (valid[0].to(device), valid[1].to(device)),
-        kept=None if kept is None else kept.to(device),
+        x=x.to(there),
+        y=y.to(there),
+        valid=None if valid is None else (valid[0].to(there), valid[1].to(there)),
+        kept=None if kept is None else kept.to(there),
         objective=objective,
         epochs=epochs,
         batch_size=batch_size,
@@ -101,15 +106,21 @@ def make_job(
         loader=loader,
         place=place,
     )
+    least = 2 if job.metric is None else LEAST_BLOCKED
+    if (scored := len(job.scored[1])) < least:
+        raise InputError(
+            f"trials are compared on {scored} row(s), and what chooses among them needs {least} "
+            "to tell differences from chance: give more rows in valid, or folds"
+        )
+    return job
 
 
-def all_rows(
-    job: Job, x: Tensor, y: Tensor, valid: tuple[Tensor, Tensor] | None, device: str
-) -> Job:
+def all_rows(job: Job, x: Tensor, y: Tensor, valid: tuple[Tensor, Tensor] | None) -> Job:
     """The job of the refit: training and validation rows together."""
     if valid is not None:
         x, y = torch.cat([x, valid[0]]), torch.cat([y, valid[1]])
-    return replace(job, x=x.to(device), y=y.to(device), valid=None, kept=None, place=None)
+    there = job.x.device
+    return replace(job, x=x.to(there), y=y.to(there), valid=None, kept=None, place=None)
 
 
 def open_journal(

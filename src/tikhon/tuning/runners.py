@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -103,17 +102,12 @@ class Trained:
 Found = dict[tuple[int, int], Trained]  # by trial and fold
 
 
-class Runner(ABC):
-    """Executes trials; keeps their states so that later trials can continue them."""
-
-    @abstractmethod
-    def run(self, trials: Sequence[Trial]) -> list[Outcome]:
-        """One outcome a trial, in order."""
-
-
 @dataclass(eq=False)
-class PopulationRunner(Runner):
-    """Trains up to `chunk` members at once; `chunk=1` is plain PyTorch, one after another."""
+class PopulationRunner:
+    """Trains up to `chunk` members at once; `chunk=1` is plain PyTorch, one after another.
+
+    Their states are kept, so that later trials can continue them.
+    """
 
     job: Job
     chunk: int = 1
@@ -232,10 +226,10 @@ class PopulationRunner(Runner):
         finals = torch.tensor([loss for part in parts for _, loss in part.curve[-1:]])
         error = float(finals.std() / math.sqrt(len(finals))) if len(finals) > 1 else 0.0
         strengths = {}
-        trace = self.states[trial.id].get("decay.log")
+        trace = self.states[trial.id].get("decay.trace")  # (folds, moves, layers), what acted
         if trace is not None:
-            names = [f"layer {i + 1}" for i in range(trace.shape[1])]
-            strengths = dict(zip(names, trace.mean(0).exp().tolist()))
+            found = trace[:, -1].mean(0).exp().tolist()
+            strengths = {f"layer {i + 1}": strength for i, strength in enumerate(found)}
         score = sum(last) / len(last) if last else 0.0
         if not math.isfinite(score):
             return Outcome(trial, math.nan, seconds, failure="the validation score is not finite")
@@ -354,7 +348,7 @@ def choose_chunk(job: Job, configs: Sequence[Config]) -> tuple[int, str]:
 
     A stopwatch would choose by what else the machine does, and the size of a chunk decides how
     sums are rounded: the same search has to choose the same. The limits fit the fastest sizes that
-    `measure_chunk` finds on an idle core for perceptrons and small convolutions.
+    `benchmarks/tune.py` measures on an idle core for perceptrons and small convolutions.
     """
     if job.kept is not None and _has_batch_norm(_build(job, configs[0])):
         return 1, "batch normalisation would see the rows of the held-out fold"
@@ -377,7 +371,7 @@ def choose_chunk(job: Job, configs: Sequence[Config]) -> tuple[int, str]:
     return max(fits, default=1), reason
 
 
-def step_time(job: Job, configs: Sequence[Config], chunk: int, *, repeats: int = 8) -> float:
+def step_time(job: Job, configs: Sequence[Config], chunk: int) -> float:
     """Microseconds of one step of one member, in chunks of this size."""
     members = [configs[i % len(configs)] for i in range(chunk)]
     members = [c for c in members if free(c) == free(members[0])]
@@ -385,50 +379,14 @@ def step_time(job: Job, configs: Sequence[Config], chunk: int, *, repeats: int =
     if job.kept is not None:
         kept = job.kept[[i % job.folds for i in range(len(members))]]
     population = populate(job, members)
-    _microseconds(job, population, kept, 1)  # torch loads its parts on first use
-    return _microseconds(job, population, kept, repeats) / len(members)
+    microseconds(job, population, kept, 1)  # torch loads its parts on first use
+    return microseconds(job, population, kept) / len(members)
 
 
-def measure_chunk(
-    job: Job, configs: Sequence[Config], *, repeats: int = 8, seconds: float = 5.0
-) -> tuple[int, dict[int, float], str]:
-    """The chunk size with the fewest microseconds per config-step, the table, and the reason.
-
-    What `choose_chunk` is held to by the benchmark; a search does not decide by it.
-
-    Where configurations differ in their model, the mean over them counts. Sizes are tried in
-    rising order until one is no better than the best so far; a size that the vectorised routes
-    refuse ends the search with the reason.
-    """
-    table: dict[int, float] = {}
-    reason = ""
-    if job.kept is not None and _has_batch_norm(_build(job, configs[0])):
-        return 1, table, "batch normalisation would see the rows of the held-out fold"
-    groups: dict[str, list[Config]] = {}  # by model, which members trained at once share
-    for config in configs:
-        groups.setdefault(repr(free(config)), []).append(config)
-    _microseconds(job, populate(job, configs[:1]), None, 1)  # torch loads its parts on first use
-    most = max(map(len, groups.values())) * job.folds
-    started = time.perf_counter()
-    for size in (s for s in SIZES if s <= most):
-        kept = None if job.kept is None else job.kept[[i % job.folds for i in range(size)]]
-        spent = 0.0
-        try:
-            for group in groups.values():
-                population = populate(job, [group[i % len(group)] for i in range(size)])
-                reason = population.reason or reason
-                spent += len(group) * _microseconds(job, population, kept, repeats) / size
-        except Unsupported as error:
-            reason = str(error)
-            break
-        table[size] = spent / len(configs)
-        best = min(table, key=table.__getitem__)
-        if (best != size and size > 2 * best) or time.perf_counter() - started > seconds:
-            break
-    return min(table, key=table.__getitem__), table, reason
-
-
-def _microseconds(job: Job, population: Population, kept: Tensor | None, repeats: int) -> float:
+def microseconds(
+    job: Job, population: Population, kept: Tensor | None = None, repeats: int = 8
+) -> float:
+    """Of one step of all members, the least of some."""
     x, y = job.x[: job.batch_size], job.y[: job.batch_size]
     weights = None if kept is None else kept[:, : job.batch_size]
     times = []

@@ -28,10 +28,6 @@ class Search(ABC):
     def next(self, history: History) -> list[Trial]:
         """The next trials, [] when finished; the same history gives the same trials."""
 
-    @abstractmethod
-    def cost(self) -> int:
-        """The most epochs that this search can ask for."""
-
     def collect(self, history: History) -> History:
         """The history with what other processes on the same search have found."""
         return history
@@ -52,10 +48,6 @@ class Design(Search):
         return history.missing(
             Trial(i, config, self.budget) for i, config in enumerate(self.configs())
         )
-
-    def cost(self) -> int:
-        """Configurations times epochs."""
-        return len(self.configs()) * self.budget
 
 
 @dataclass(frozen=True)
@@ -100,17 +92,13 @@ class SpaceFilling(Design):
 
     def configs(self) -> list[dict[str, Value]]:
         """The points; the first `k` are the same whatever `count`."""
-        return [self.space.at(point) for point in sobol(len(self.space.varying), self)]
+        import torch
 
-
-def sobol(dimensions: int, design: SpaceFilling) -> list[list[float]]:
-    """Scrambled Sobol points in the unit cube (torch's generator)."""
-    if not dimensions:
-        return [[]]
-    import torch
-
-    engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=design.seed)
-    return engine.draw(design.count, dtype=torch.float64).tolist()
+        if not (dimensions := len(self.space.varying)):
+            return [self.space.at([])]
+        engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=self.seed)
+        points = engine.draw(self.count, dtype=torch.float64).tolist()
+        return [self.space.at(point) for point in points]
 
 
 @dataclass(frozen=True)
@@ -149,10 +137,6 @@ class Halving(Search):
             rung = self._promoted([history.of(trial.id) for trial in rung])
             if not rung:
                 return []
-
-    def cost(self) -> int:
-        """Every member in full: what the guard may ask for at worst."""
-        return len(self.design.configs()) * self.full
 
     def _promoted(self, rung: list[Outcome]) -> list[Trial]:
         alive = sorted((o for o in rung if not o.failed), key=lambda o: (smoothed(o), o.trial.id))
@@ -220,10 +204,6 @@ class PopulationBased(Search):
             members = self._exploited([history.of(t.id) for t in members], generation)
             if not members:
                 return []
-
-    def cost(self) -> int:
-        """Members times epochs."""
-        return len(self.design.configs()) * self.full
 
     def _exploited(self, outcomes: list[Outcome], generation: int) -> list[Trial]:
         draw = random.Random(f"{self.seed}-{generation}")

@@ -66,7 +66,7 @@ class Session:
         try:
             self._take_up()
             self.runner.expired = lambda: self.past(SEARCH)
-            while trials := search.next(self.history):
+            while trials := search.next(searched(self.history)):
                 if self.history and self.past(SEARCH):
                     self.ended = "the time budget was used up"
                     return

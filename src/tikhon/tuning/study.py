@@ -52,12 +52,8 @@ class StudySearch(Search):
     def next(self, history: History) -> list[Trial]:
         """Tell the study what has ended, and ask it for a batch."""
         self._tell(history)
-        left = self.count - sum(outcome.trial.id >= 0 for outcome in history)
-        return [self._asked() for _ in range(min(self.batch, left))]
-
-    def cost(self) -> int:
-        """Trainings times epochs."""
-        return self.count * self.budget
+        first = max(history.ids, default=-1) + 1  # a study made anew numbers its trials anew
+        return [self._asked(first) for _ in range(min(self.batch, self.count - len(history)))]
 
     def collect(self, history: History) -> History:
         """The history as it is; trials that were never finished are told as failed."""
@@ -82,16 +78,17 @@ class StudySearch(Search):
             else:
                 self.study.tell(trial, -outcome.score if self.maximised else outcome.score)
 
-    def _asked(self) -> Trial:
+    def _asked(self, first: int) -> Trial:
         trial = self.study.ask()
+        id = max([trial.number, first, *(known + 1 for known in self.open)])
         config: dict[str, Value] = {}
         for name, entry in self.space.items():
             if isinstance(entry, Conditional) and not entry.holds(config):
                 continue
             varies = name in self.space.varying
             config[name] = self._suggested(trial, name) if varies else self.space.fixed[name]
-        self.open[trial.number] = trial
-        return Trial(trial.number, config, self.budget)
+        self.open[id] = trial
+        return Trial(id, config, self.budget)
 
     def _suggested(self, trial: Any, name: str) -> Value:
         entry = self.space.range(name)

@@ -184,7 +184,7 @@ def tune(
     loss: Any = "auto",
     metric: Any = None,
     direction: str | None = None,
-    space: Space | None = None,
+    space: Space | Mapping[str, Any] | None = None,
     budget: str | None = None,
     seed: int = 0,
     search: Search | Callable[[Space, Plan], Search] | None = None,
@@ -219,7 +219,8 @@ def tune(
             ("roc_auc", "f1_macro"), a scorer, or a function of (output, target) as the loss is.
         direction: of a function, "minimize" or "maximize"; by default that of the study, of a
             loss of torch, of its `higher_is_better`. Scorers are maximised.
-        space: what varies; by default dropout (if the model has it), lr, and weight_decay="auto".
+        space: what varies, a Space or a mapping from names to its entries; by default dropout (if
+            the model has it), lr, and weight_decay="auto".
         budget: "60s", "5m" (of wall time), or "200runs": so many configurations, of which
             halving trains most in part.
         seed: of initial weights, batches, noise and the design.
@@ -252,6 +253,7 @@ def tune(
     if held_out is not None:
         held_out = one_tensor(held_out[0], name="valid", verb="tune"), held_out[1]
     check_classes(y, None if held_out is None else held_out[1])
+    space = space if space is None or isinstance(space, Space) else Space(**space)
     make = Builder(build_model, space or {})
     space = space or default_space(make)
     make.check(space, default_config(space))
@@ -263,7 +265,7 @@ def tune(
         loss,
         folds,
         epochs,
-        batch_size or batch_size_of(train),
+        batch_size_of(train) if batch_size is None else batch_size,
         optimizer_of(optimizer),
         device,
         seed,
@@ -274,7 +276,7 @@ def tune(
     journal = open_journal(output, resume, space, job, budget)
     plan = _plan(job, space, budget, journal)
     job = replace(job, epochs=plan.epochs)
-    full = all_rows(job, x, y, held_out, device)
+    full = all_rows(job, x, y, held_out)
     expected = plan.expected(job.steps_per_epoch * job.folds, full.steps_per_epoch)
     on_event({"event": "plan", **plan.to_dict(), "reason": plan.reason, "expected": expected})
     strategy = _strategy(search, study, job, space, plan)
@@ -450,8 +452,13 @@ def _strategy(
         return StudySearch(space, study, plan.members, batch, plan.epochs, maximised)
     if isinstance(search, Search):
         return search
-    if search is not None:
+    if callable(search):
         return search(space, plan)
+    if search is not None:
+        raise InputError(
+            f"search must be a search or a function (space, plan) -> search, received {search!r}: "
+            "to name a sampler, give study=optuna.create_study(sampler=...)"
+        )
     design = SpaceFilling(space, count=plan.members, seed=job.seed)
     return Halving(space, design, full=plan.epochs)
 

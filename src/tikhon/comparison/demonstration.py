@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tikhon.comparison.statistics import interval
 from tikhon.data import Dataset, load
 from tikhon.data.batches import order
 from tikhon.models import build
 from tikhon.penalties import L1, L2
+from tikhon.training import measures
 from tikhon.training.fit import Run, fit
 from tikhon.training.recipe import Recipe
-
-_T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's 97.5 % quantile by number of seeds
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _method_result(method: Method, grid: list[tuple[float, list[Run]]]) -> dict[
             "valid_accuracy": _mean(runs, "valid/accuracy"),
             "valid_loss": _mean(runs, "valid/loss"),
             "train_accuracy": _mean(runs, "train/accuracy"),
-            "zeros": sum(_zeros(r) for r in runs) / len(runs),
+            "zeros": fmean(measures.zeros(run.model) for run in runs),
         }
         for strength, runs in grid
     ]
@@ -161,7 +161,7 @@ def _method_result(method: Method, grid: list[tuple[float, list[Run]]]) -> dict[
     )
     chosen, runs = points[best], grid[best][1]
     tests = [(r.metrics or {})["test/accuracy"] for r in runs]
-    mean, half = sum(tests) / len(tests), _half_width(tests)
+    mean, low, high = interval(tests, share=0.0)  # every seed draws rows of its own
     return {
         "name": method.name,
         "label": method.label,
@@ -171,29 +171,13 @@ def _method_result(method: Method, grid: list[tuple[float, list[Run]]]) -> dict[
         "valid_accuracy": chosen["valid_accuracy"],
         "gap": chosen["train_accuracy"] - chosen["valid_accuracy"],
         "zeros": chosen["zeros"],
-        "test_accuracy": {"mean": mean, "low": mean - half, "high": mean + half, "seeds": tests},
+        "test_accuracy": {"mean": mean, "low": low, "high": high, "seeds": tests},
         "history": list(runs[0].history),
     }
 
 
-def _half_width(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of the mean, by Student's t."""
-    n = len(values)
-    if n < 2:
-        return math.nan
-    mean = sum(values) / n
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    return _T95[n] * deviation / math.sqrt(n)
-
-
 def _mean(runs: Sequence[Run], key: str) -> float:
-    return sum((r.metrics or {})[key] for r in runs) / len(runs)
-
-
-def _zeros(run: Run) -> float:
-    """Share of exact zeros over all weight matrices."""
-    weights = [p for p in run.model.parameters() if p.ndim > 1]
-    return 1 - sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
+    return fmean((run.metrics or {})[key] for run in runs)
 
 
 def _verdict(methods: Sequence[dict[str, Any]]) -> str:
@@ -219,26 +203,13 @@ def _standing(method: dict[str, Any]) -> tuple[float, float]:
 
 def _describe(setting: Setting, data: Dataset) -> dict[str, Any]:
     test = len(data.x) - setting.train_rows - setting.valid_rows
-    return {
-        "data": setting.data,
-        "train_rows": setting.train_rows,
-        "wrong_labels": setting.wrong_labels,
-        "valid_rows": setting.valid_rows,
-        "test_rows": test,
-        "model": setting.model,
-        "optimizer": "adam",
-        "lr": setting.lr,
-        "batch_size": setting.batch_size,
-        "epochs": setting.epochs,
-        "seeds": list(setting.seeds),
-    }
+    more = {"test_rows": test, "optimizer": "adam", "seeds": list(setting.seeds)}
+    return asdict(setting) | more
 
 
-def quick(
-    setting: Setting, methods: Sequence[Method] = METHODS
-) -> tuple[Setting, tuple[Method, ...]]:
+def quick(setting: Setting) -> tuple[Setting, tuple[Method, ...]]:
     """A smaller form: two strengths for each method, a third of the epochs."""
     fewer = tuple(
-        replace(method, strengths=method.strengths[1:3] or method.strengths) for method in methods
+        replace(method, strengths=method.strengths[1:3] or method.strengths) for method in METHODS
     )
     return replace(setting, epochs=setting.epochs // 3), fewer
