@@ -105,7 +105,6 @@ Loops.TestCase.settings = settings(
     max_examples=25,
     stateful_step_count=8,
     deadline=None,
-    derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
 TestLoops = Loops.TestCase

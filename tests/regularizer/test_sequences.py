@@ -372,7 +372,6 @@ LENGTHS = settings(
     max_examples=60,
     stateful_step_count=25,
     deadline=None,
-    derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
 Sequences.TestCase.settings = LENGTHS
