@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -260,6 +261,26 @@ def test_noise_moves_nothing_and_a_slope_does(many):
             )  # fmt: skip
         ends.append(float(memory["log"]))
     assert abs(ends[0]) < 0.7 and ends[1] < -3.5
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_no_move_exceeds_its_rate_and_only_moves_below_the_first_are_shortened(many):
+    """Slopes that grow a thousandfold make no leap; what was raised comes down as it went up."""
+    memory, log = begin(torch.zeros(1) if many else 0.0), [0.0]
+    slopes = [*[-1e-3] * 100, *[-1.0] * 20, *[1e3] * 60]
+    for slope in slopes:
+        given = torch.tensor([slope]) if many else slope
+        descend(memory, given, 1.0, rate=0.1, caution=0.5, bounds=(-50.0, 50.0))
+        log.append(float(memory["log"]))
+    moves = [after - before for before, after in itertools.pairwise(log)]
+    assert max(map(abs, moves)) <= 0.1 + 1e-6
+    assert max(moves) == pytest.approx(0.1) and min(moves) == pytest.approx(-0.1)
+    while memory["log"] > 0:  # back to the first strength
+        descend(memory, given, 1.0, rate=0.1, caution=0.5, bounds=(-50.0, 50.0))
+    for _ in range(5):
+        before = float(memory["log"])
+        descend(memory, given, 1.0, rate=0.1, caution=0.5, bounds=(-50.0, 50.0))
+        assert -0.05 - 1e-6 <= float(memory["log"]) - before < 0
 
 
 def test_strength_rests_in_the_last_tenth():

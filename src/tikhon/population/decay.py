@@ -24,7 +24,15 @@ from tikhon.strengths.sensitivity import (
 )
 
 _RANGE = (1e-4, 30.0)
-_KEPT = ("log", "mean", "noise", "square", "gain", "trust")  # of the memory, one row a member
+_KEPT = (
+    "log",
+    "first",
+    "mean",
+    "noise",
+    "square",
+    "gain",
+    "trust",
+)  # of the memory, one row a member
 _NOTHING = -30.0  # the logarithm of a strength that does not act
 
 

@@ -81,7 +81,7 @@ class Hypergradient(Controller):
             ("group") or for all of the term ("term").
         damping: ``c`` >= 0, the curvature in the metric of the optimizer; math.inf forgets ``Z``
             at every step, which is the one-step rule.
-        caution: factor in (0, 1] on moves towards a smaller strength.
+        caution: factor in (0, 1] on moves to a strength smaller than the first.
         batch_size: rows of a validation batch.
 
     Raises ValueError for arguments out of their range and for data that cannot be read, TypeError

@@ -18,7 +18,7 @@ from tikhon.penalties import ElasticNet, GroupLasso, Penalty
 Number = float | Tensor
 
 DAMPING = 3.0  # curvature of the training loss in the metric of the optimizer
-CAUTION = 0.5  # factor on moves towards a smaller strength
+CAUTION = 0.5  # factor on moves to a strength smaller than the first
 FROZEN = 0.9  # share of the run after which a strength rests, so that the weights settle
 CAP = 0.5  # largest share of a weight that one step of decay removes
 FEWEST = 10  # moves of a strength below which its start decides more than the validation loss
@@ -90,7 +90,7 @@ def begin(log: Number) -> dict[str, Any]:
     """The memory of a strength that has not moved yet."""
     nothing = torch.zeros_like(log) if isinstance(log, Tensor) else 0.0
     figures = dict.fromkeys(("mean", "noise", "square", "gain"), nothing)
-    return {"log": log, "count": 0, **figures}
+    return {"log": log, "first": log, "count": 0, **figures}
 
 
 def trust(memory: dict[str, Any], loss: Number, blind: Number) -> Number:
@@ -133,7 +133,8 @@ def descend(
     Adam's epsilon has the unit of the loss: a slope that promises next to nothing (before a layer
     whose scale the next one divides away, or early in training) moves the strength as little. The
     mean of the last slopes counts as far as it exceeds its standard error, so that noise alone
-    moves nothing.
+    moves nothing. Moves to strengths below the first are shortened by `caution`: early in training
+    slopes ask for them. What has been raised is taken back at the pace at which it was raised.
     """
     known = 1 - _MOMENTUM ** memory["count"] or 1.0
     surprise = (slope - memory["mean"] / known) ** 2
@@ -146,7 +147,11 @@ def descend(
     mean = _beyond(memory["mean"] / known, error)
     square = memory["square"] / (1 - _SCALE ** memory["count"])
     move = -rate * mean / (square**0.5 + _NEGLIGIBLE * abs(loss) + 1e-30)
-    move = (1 + caution) / 2 * move + (1 - caution) / 2 * abs(move)  # caution * move where < 0
-    log = memory["log"] + move
+    below = (move < 0) & (memory["log"] <= memory["first"])
     low, high = bounds
-    memory["log"] = log.clamp(low, high) if isinstance(log, Tensor) else min(max(log, low), high)
+    if isinstance(move, Tensor):
+        move = torch.where(below, caution, 1.0) * move.clamp(-rate, rate)
+        memory["log"] = (memory["log"] + move).clamp(low, high)
+    else:
+        move = (caution if below else 1.0) * min(max(move, -rate), rate)
+        memory["log"] = min(max(memory["log"] + move, low), high)
