@@ -44,6 +44,13 @@ def test_a_pattern_that_matches_nothing_names_the_closest():
         layers.set_rate(model, "encodr.0", 0.1)
 
 
+@pytest.mark.parametrize("pattern", [3, None, nn.Dropout(0.1)], ids=repr)
+def test_what_is_no_pattern_is_refused_by_name(pattern):
+    model = nn.Sequential(layers.Dropout(0.2))
+    with pytest.raises(TypeError, match="a pattern is a glob on module paths or a module type"):
+        layers.set_rate(model, pattern, 0.1)
+
+
 @pytest.mark.parametrize("size", [0, 2, 4, -3])
 def test_an_even_block_is_refused(size):
     with pytest.raises(ValueError, match=f"DropBlock2d: block_size must be odd.*{size}"):

@@ -112,6 +112,12 @@ def test_an_unmatched_pattern_is_an_error_that_helps(pattern, message):
         tk.select(MODEL, pattern)
 
 
+@pytest.mark.parametrize("pattern", [3, None, nn.Linear(2, 2), ("head.weight", 1)], ids=repr)
+def test_what_is_no_pattern_is_refused_by_name(pattern):
+    with pytest.raises(TypeError, match="a pattern is a glob on names, a module type or a tuple"):
+        tk.select(MODEL, pattern)
+
+
 def brute_rows(weight, rows, name):
     """Rows by explicit loops over channels."""
     if name == "conv.weight":  # (6, 4/2, 3, 3): output channel o sees inputs of group o // 3

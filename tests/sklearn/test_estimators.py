@@ -234,6 +234,18 @@ def test_saved_estimators_predict_the_same(model, tmp_path):
         assert both[0] == both[1]
 
 
+def test_a_flipped_bit_of_a_saved_estimator_is_noticed(tmp_path):
+    path = tmp_path / "m.safetensors"
+    RegularizedClassifier((), alpha=0.1, random_state=3).fit(XC, YC).save(path)
+    whole = path.read_bytes()
+    for where in [*range(8, len(whole), 29), len(whole) - 5]:
+        damaged = bytearray(whole)
+        damaged[where] ^= 2
+        path.write_bytes(damaged)
+        with pytest.raises(DataError):
+            load(path)
+
+
 def test_foreign_files_are_refused(tmp_path):
     (tmp_path / "a").write_bytes(b"junk")
     with pytest.raises(DataError, match=r"not an estimator of tikhon\.sklearn"):

@@ -20,6 +20,10 @@ def matches(pattern: Pattern, path: str, module: nn.Module) -> bool:
     """Whether a shell glob on module paths or a module type names this module."""
     if isinstance(pattern, str):
         return fnmatchcase(path, pattern)
+    if not isinstance(pattern, type):
+        raise TypeError(
+            f"a pattern is a glob on module paths or a module type, received {pattern!r}"
+        )
     return isinstance(module, pattern)
 
 

@@ -259,6 +259,10 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
             return list(candidates)
         known = [name for entry in candidates for name in entry.names]
         label = pattern
+    elif not isinstance(pattern, type):
+        raise TypeError(
+            f"a pattern is a glob on names, a module type or a tuple of these, received {pattern!r}"
+        )
     else:
         hits = [s for s in candidates if any(isinstance(owner, pattern) for owner in s.owners)]
         explicit = [s for s in hits if s.excluded != "bias" and not _embeds_too(s, pattern)]

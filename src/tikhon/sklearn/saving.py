@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -58,29 +59,45 @@ def save(estimator: Any, path: Any) -> None:
         "flat": getattr(estimator, "_flat", None),
         "multilabel": getattr(estimator, "_multilabel", None),
     }
-    header = {"estimator": json.dumps(plain(document), allow_nan=False)}
+    text = json.dumps(plain(document), allow_nan=False)
     tensors = {k: v.contiguous().clone() for k, v in estimator.network_.state_dict().items()}
+    header = {"estimator": text, "sha256": _digest(text, tensors)}
     write_bytes(Path(path), to_bytes(tensors, metadata=header))
+
+
+def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
+    found = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()
 
 
 def load(path: Any) -> Any:
     """The fitted estimator that `save` wrote to `path`; `partial_fit` starts a new optimizer.
 
-    Raises DataError for a file of another kind, StorageError for one that cannot be read.
+    Raises DataError for a file of another kind or a damaged one, StorageError for one that cannot
+    be read.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            header = (file.metadata() or {}).get("estimator", "{}")
+            header = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}
-        document = json.loads(header)
+        text = header.get("estimator", "{}")
+        document = json.loads(text)
         if document.get("kind") not in _KINDS:
             raise DataError(f"{path} is not an estimator of tikhon.sklearn")
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
     except (SafetensorError, ValueError) as error:
         raise DataError(f"{path} is not an estimator of tikhon.sklearn ({error})") from error
+    early = set(header) == {"estimator"}  # written before there was a digest
+    if not early and header.get("sha256") != _digest(text, state):
+        raise DataError(
+            f"{path} is damaged: it holds other bytes than were written; copy it again"
+        )
     return _restored(_KINDS[document["kind"]], document, state)
 
 
