@@ -261,7 +261,8 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
         label = pattern
     elif not isinstance(pattern, type):
         raise TypeError(
-            f"a pattern is a glob on names, a module type or a tuple of these, received {pattern!r}"
+            f"a pattern is a glob on names, a module type or a tuple of these, received "
+            f"{pattern!r}"
         )
     else:
         hits = [s for s in candidates if any(isinstance(owner, pattern) for owner in s.owners)]
