@@ -136,7 +136,9 @@ def side_by_side(data, strengths, *, epochs: int, seed: int) -> dict[str, dict]:
     members = [build("mlp", fit[0].shape[1], outputs, seed) for _ in strengths]
     loss = nn.functional.mse_loss if regression else nn.functional.cross_entropy
     rows = len(fit[0])
-    settings = Settings(lr=torch.full((len(strengths),), LR), weight_decay=torch.tensor(strengths))
+    settings = Settings(
+        lr=torch.full((len(strengths),), LR), weight_decay={"*": torch.tensor(strengths)}
+    )
     population = Population(
         members, settings, objective=Objective(loss), example=fit[0][:BATCH],
         steps=epochs * (rows // BATCH),

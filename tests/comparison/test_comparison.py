@@ -135,6 +135,13 @@ def test_a_budget_that_is_spent_ends_the_comparison_and_says_so():
     assert "--budget" in found.to_dict()["notice"]
 
 
+def test_methods_are_taken_once_and_there_is_one():
+    with pytest.raises(InputError, match="needs a method"):
+        compare(load("diabetes"), [])
+    found = compare(load("diabetes"), ["l2", "l2"], splits=1, trials=1, epochs=1, seeds=1)
+    assert len(found.rows) == 1
+
+
 def test_regression_reports_errors():
     found = compare(load("diabetes"), ["none", "l2"], splits=2, trials=1, epochs=2, seeds=1)
     assert found.metric == "rmse" and all(row["test"] < 0 for row in found.rows)

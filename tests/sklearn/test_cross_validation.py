@@ -102,7 +102,7 @@ def test_a_population_refuses_what_it_cannot_do():
 
 
 def test_strengths_are_checked():
-    for alphas in (0, [], [-1.0], [np.inf]):
+    for alphas in (0, [], [-1.0], [np.inf], True, "auto"):
         with pytest.raises(ValueError, match="alphas must be"):
             RegularizedRegressorCV((), alphas=alphas).fit(X, Y)
 

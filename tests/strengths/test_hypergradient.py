@@ -467,7 +467,12 @@ def test_loader_and_tensors_give_the_same_strengths():
     [
         ({"steps": 0}, "steps must be the number of optimizer steps, at least 1, received 0"),
         ({"steps": 10, "every": 0}, "every must be at least 1, received 0"),
+        ({"steps": 100.0}, "steps must be the number of optimizer steps, .*received 100.0"),
+        ({"steps": "10"}, "steps must be .*received '10'"),
+        ({"steps": 10, "batch_size": 2.5}, "batch_size must be at least 1, received 2.5"),
         ({"steps": 10, "range": (0.0, 1.0)}, "range must be 0 < smallest < largest"),
+        ({"steps": 10, "range": (1.0,)}, "range must be 0 < smallest < largest"),
+        ({"steps": 10, "start": 31.0}, "start must be 0 or within range, .*received 31.0"),
         ({"steps": 10, "damping": -1.0}, "damping must be >= 0, received -1.0"),
         ({"steps": 10, "caution": 0.0}, "caution must be in"),
         ({"steps": 10, "per": "row"}, "per must be 'layer', 'group' or 'term', received 'row'"),

@@ -47,11 +47,18 @@ def test_mixup_trains_on_mixtures_with_their_targets():
 
 def test_r_drop_adds_nothing_without_noise_and_something_with_it():
     plain = F.cross_entropy(model()(X), Y)
-    assert torch.allclose(objective(r_drop=2.0)(model(), X, Y), plain)
+    with pytest.warns(UserWarning, match="two passes of the model agree"):
+        assert torch.allclose(objective(r_drop=2.0)(model(), X, Y), plain)
     torch.manual_seed(3)
     without = objective(r_drop=1e-9)(model(0.5), X, Y)
     torch.manual_seed(3)
     assert objective(r_drop=2.0)(model(0.5), X, Y) > without + 1e-3
+
+
+@pytest.mark.parametrize("name", ["confidence_penalty", "r_drop"])
+def test_one_logit_of_two_classes_is_refused_where_it_would_do_nothing(name):
+    with pytest.raises(InputError, match=f"{name} needs one logit for each class, and bce"):
+        objective(y=Y % 2, loss="bce", **{name: 1.0})
 
 
 def test_input_noise_and_cutmix_change_the_batch():

@@ -229,7 +229,9 @@ def compare(
     if trials is not None and trials < 1:
         raise InputError(f"trials must be 1 or more, received {trials}")
     limit = seconds_of(budget)
-    contenders = [Contender(Method.of(name)) for name in methods]
+    contenders = [Contender(Method.of(name)) for name in dict.fromkeys(methods)]
+    if not contenders:
+        raise InputError("compare needs a method: names of tikhon.comparison.NAMES")
     for contender in contenders:
         if contender.method.classes_only and data.task != "classification":
             raise InputError(

@@ -121,8 +121,12 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
             if self.alphas < 1:
                 raise ValueError(f"alphas must be 1 or more strengths, received {self.alphas!r}")
             return np.geomspace(_RANGE[1], _RANGE[0], int(self.alphas))
-        grid = np.unique(np.asarray(self.alphas, float))[::-1]
-        if not grid.size or not np.isfinite(grid).all() or (grid < 0).any():
+        try:
+            given = np.asarray(self.alphas, float)
+        except (TypeError, ValueError):  # no numbers
+            given = np.empty(0)
+        grid = np.unique(given)[::-1]
+        if not grid.size or given.ndim != 1 or not np.isfinite(grid).all() or (grid < 0).any():
             raise ValueError(
                 f"alphas must be a number of strengths or finite strengths >= 0, received "
                 f"{self.alphas!r}"

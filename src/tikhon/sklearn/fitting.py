@@ -353,10 +353,11 @@ class RegularizedNetwork(BaseEstimator, ABC):
 
     def _check_parameters(self) -> None:
         sizes = np.atleast_1d(self.hidden_layer_sizes)
+        whole = sizes.ndim == 1 and (sizes.dtype.kind in "iu" or not sizes.size)
         auto = isinstance(self.alpha, str) and self.alpha == "auto"
         size = self.batch_size
         checks = {
-            "hidden_layer_sizes": (not sizes.size or bool((sizes > 0).all()), "positive"),
+            "hidden_layer_sizes": (whole and not (sizes <= 0).any(), "positive integers"),
             "alpha": (auto or _within(self.alpha, 0, np.inf), 'finite and >= 0, or "auto"'),
             "l1_ratio": (_within(self.l1_ratio, 0, 1, closed=True), "in [0, 1]"),
             "dropout": (_within(self.dropout, 0, 1), "in [0, 1)"),

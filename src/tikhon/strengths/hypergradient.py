@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from typing import Any, ClassVar, cast, get_args
 
 import torch
@@ -120,14 +121,16 @@ class Hypergradient(Controller):
     reads_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        (low, high), told = self.range, "the number of optimizer steps, at least 1"
-        require(self, "steps", self.steps, self.steps >= 1, told)
-        require(self, "every", self.every, self.every >= 1, "at least 1")
-        require(self, "start", self.start, 0 <= self.start < math.inf, "finite and >= 0")
-        require(self, "range", self.range, 0 < low < high < math.inf, "0 < smallest < largest")
+        ends, told = tuple(self.range), "the number of optimizer steps, at least 1"
+        ordered = len(ends) == 2 and 0 < ends[0] < ends[1] < math.inf
+        inside = self.start == 0 or (ordered and ends[0] <= self.start <= ends[1])
+        require(self, "steps", self.steps, _counts(self.steps), told)
+        require(self, "every", self.every, _counts(self.every), "at least 1")
+        require(self, "range", self.range, ordered, "0 < smallest < largest")
+        require(self, "start", self.start, inside, f"0 or within range, {self.range}")
         require(self, "damping", self.damping, self.damping >= 0, ">= 0")
         require(self, "caution", self.caution, 0 < self.caution <= 1, "in (0, 1]")
-        require(self, "batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        require(self, "batch_size", self.batch_size, _counts(self.batch_size), "at least 1")
         require(self, "per", self.per, self.per in get_args(Per), "'layer', 'group' or 'term'")
         if not callable(self.loss):
             raise TypeError(
@@ -268,6 +271,11 @@ class Hypergradient(Controller):
         if math.isfinite(amount + level):  # otherwise the run itself diverges: not ours to hide
             rate = rate_of(self.range, self.steps / self.every)
             descend(memory, amount, level, rate=rate, caution=self.caution, bounds=bounds)
+
+
+def _counts(value: object) -> bool:
+    """Whether it is a whole number from 1 on."""
+    return isinstance(value, Integral) and int(value) >= 1
 
 
 def _sensitivity(memory: dict[str, Any], reading: Reading) -> Tensor:

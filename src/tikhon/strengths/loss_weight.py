@@ -64,8 +64,7 @@ class LossWeight:
     ) -> None:
         if not isinstance(strength, Hypergradient):
             raise TypeError(f"LossWeight: strength must be a Hypergradient, received {strength!r}")
-        low, high = strength.range
-        if not low <= strength.start <= high:
+        if not strength.start:
             raise ValueError(
                 f"LossWeight: start must be the first weight, within range {strength.range}, "
                 f"received {strength.start!r}"

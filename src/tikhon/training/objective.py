@@ -6,12 +6,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tikhon.data.rows import call
 from tikhon.errors import InputError
 from tikhon.layers.functional import gaussian_noise
+from tikhon.regularizer.audit import warn
 from tikhon.training.losses import LossFunction, loss_of
 from tikhon.training.mixing import Mixed, cutmix, mixup
 from tikhon.training.objectives import confidence_penalty, r_drop
@@ -23,9 +25,15 @@ class Objective:
 
     def __init__(self, recipe: Recipe, loss: LossFunction, x: Any, y: Tensor) -> None:
         self.recipe, self.loss = recipe, loss_of(loss)
+        self._noisy = False
         for name in ("label_smoothing", "confidence_penalty", "r_drop"):
             if getattr(recipe, name) and y.is_floating_point():
                 raise InputError(f"{name} is for classes; the targets are numbers")
+            if getattr(recipe, name) and self.loss.kind == "binary":
+                raise InputError(
+                    f"{name} needs one logit for each class, and {self.loss.name} has one of two: "
+                    "give the model two outputs and loss='cross_entropy'"
+                )
         if recipe.label_smoothing:
             if self.loss.name != "cross_entropy":
                 raise InputError("label_smoothing needs the loss cross_entropy")
@@ -65,6 +73,9 @@ class Objective:
         loss = self._data_loss(output, y, mixed)
         if recipe.r_drop:
             again = call(model, x)  # the same rows under another draw of the model's noise
+            if not self._noisy and torch.equal(output, again):
+                warn("r_drop does nothing: two passes of the model agree, it has no dropout")
+            self._noisy = True  # asked once
             loss = (loss + self._data_loss(again, y, mixed)) / 2
             loss = loss + recipe.r_drop * r_drop(output, again)
         if recipe.confidence_penalty:
