@@ -6,8 +6,9 @@ import resource
 
 import numpy as np
 import pytest
+import torch
 
-from tikhon import cli
+from tikhon import cli, data
 from tikhon.cli import main
 from tikhon.runs import checkpoint
 
@@ -208,3 +209,13 @@ def test_resume_with_a_changed_configuration(folder, command, capsys):
 )
 def test_ray_without_an_address_is_this_machine(given, meant):
     assert cli._spelled_out(given) == meant
+
+
+@pytest.mark.parametrize(
+    "takes", [lambda: torch.empty(10**16), lambda: np.empty(10**17), lambda: bytearray(10**17)]
+)
+def test_a_full_memory_is_told_as_that(monkeypatch, capsys, takes):
+    monkeypatch.setattr(data, "load", lambda *a, **k: takes())
+    assert main(["fit", "iris"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("tikhon: the memory is full (") and "fewer rows" in said

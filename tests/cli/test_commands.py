@@ -287,3 +287,13 @@ def test_resume_completes_a_run_that_was_killed_after_its_training(folder, capsy
     assert (folder / "run/result.json").read_bytes() == result
     assert main([*arguments, "--resume"]) == 2
     assert "is finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_page_is_opened_or_it_is_said_that_it_cannot_be(folder, monkeypatch, capsys, there):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or there)
+    assert main(["fit", "iris", "--epochs", "1", "--no-linear", "--quiet", "--output", "run"]) == 0
+    assert main(["report", "run", "--open"]) == 0
+    assert opened == [(folder / "run/report.html").resolve().as_uri()]
+    assert ("no browser was found" in capsys.readouterr().err) is not there

@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and kill -9 on real processes; the resumed run equals the uninterrupted one."""
 
 import json
+import os
 import shlex
 import signal
 import time
@@ -85,3 +86,14 @@ def test_a_demo_can_be_stopped(tmp_path, command):
     child.send(signal.SIGINT)
     assert child.wait().code == 130
     assert not (tmp_path / "runs/demo/result.json").exists()
+
+
+def test_ctrl_c_before_there_is_anything_to_keep_is_said(tmp_path, command):
+    def stopped_while_reading():
+        from tikhon import data
+
+        data.load = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)
+
+    ended = command.start(FIT, tmp_path, before=stopped_while_reading).wait()
+    assert (ended.code, ended.out, ended.err) == (130, "", "stopped\n")
+    assert not (tmp_path / "run").exists()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,8 +51,26 @@ def build() -> typer.Typer:
     app.callback()(_root)
     for name in COMMANDS:
         command = expand(getattr(import_module(f"tikhon.cli.{name}"), name))
-        app.command(name, context_settings=SETTINGS)(command)
+        app.command(name, context_settings=SETTINGS)(_told_of_ctrl_c(command))
     return app
+
+
+def _told_of_ctrl_c(command: Callable[..., object]) -> Callable[..., object]:
+    """The command, which says that it was stopped: the parser would end it without a word."""
+
+    @wraps(command)
+    def run(*arguments: object, **options: object) -> object:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt:
+            return _stopped()
+
+    return run
+
+
+def _stopped() -> int:
+    print("stopped", file=sys.stderr)
+    return 128 + signal.SIGINT
 
 
 def _version(wanted: bool) -> None:
@@ -86,8 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _explain(error, arguments)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return _stopped()
 
 
 def _spelled_out(arguments: list[str]) -> list[str]:
@@ -97,6 +116,12 @@ def _spelled_out(arguments: list[str]) -> list[str]:
         "--ray=local" if argument == "--ray" and after.startswith("-") else argument
         for argument, after in zip(arguments, following)
     ]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's and NumPy's error, torch's of a device, or what torch says of its main memory."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def _explain(error: Any, arguments: list[str]) -> int:
@@ -115,6 +140,12 @@ def _explain(error: Any, arguments: list[str]) -> int:
         return getattr(error, "exit_code", 1)
     if isinstance(error, OSError) and error.errno in FULL and not isinstance(error, StorageError):
         error = StorageError(f"no space to write or print ({error})")
+    if _is_out_of_memory(error):
+        said = str(error).strip().splitlines() or ["not enough memory"]
+        error = InputError(
+            f"the memory is full ({said[0]}); give fewer rows or columns, or a smaller model, "
+            "batch size or number of runs"
+        )
     kinds = ((DataError, 4), (InputError, 2), (StorageError, 5))
     for kind, code in kinds:
         if isinstance(error, kind):

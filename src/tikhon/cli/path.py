@@ -53,7 +53,11 @@ def path(
     data_dir: DataDir = None,
     run: Resumable,
 ) -> int:
-    """Follow a penalty over its whole range of strengths and choose the features of DATA."""
+    """Follow a penalty over its whole range of strengths and choose the features of DATA.
+
+    There is no --budget: a path cut short would choose among its strong strengths alone. Fewer
+    --strengths or --folds take less time; Ctrl-C keeps what is solved, and --resume goes on.
+    """
     if select not in ("one_se", "best"):
         raise InputError(unknown("select", select, ("one_se", "best")))
     from tikhon.training.recipe import penalty_names

@@ -59,5 +59,6 @@ def report(
     if show:
         import webbrowser
 
-        webbrowser.open(path.resolve().as_uri())
+        if not webbrowser.open(path.resolve().as_uri()):
+            terminal.note(f"no browser was found: open {path} in one")
     terminal.document({"report": str(path), "verdict": " ".join(said)})
