@@ -27,6 +27,22 @@ def first_weights_loaded_in_each_round():
     return health
 
 
+@broken("weights_overwritten")
+def averaged_weights_left_in_after_each_evaluation():
+    """Half a percent to a few percent of their size, again and again."""
+    model = net()
+    average, optimizer = copy.deepcopy(model).requires_grad_(False), sgd(model, 0.05)
+    with watched(model, optimizer) as health:
+        for number, (x, y) in enumerate(batches()):
+            step(model, optimizer, x, y)
+            with torch.no_grad():
+                for slow, fast in zip(average.parameters(), model.parameters()):
+                    slow.lerp_(fast, 0.01)
+            if number % 10 == 9:
+                model.load_state_dict(average.state_dict())
+    return health
+
+
 @broken("learning_rate_collapsed")
 def warm_up_by_a_whole_division():
     model = net()
@@ -93,6 +109,21 @@ def a_head_of_zeros_in_small_steps():
     with watched(model, optimizer) as health:
         for x, y in batches(60):
             step(model, optimizer, x, y)
+    return health
+
+
+@healthy
+def half_of_the_way_back_each_fifth_step():
+    """A look ahead: slow weights in the place of the fast ones, on purpose."""
+    model = net()
+    optimizer = sgd(model, 0.05)
+    slow = copy.deepcopy(model.state_dict())
+    with watched(model, optimizer) as health:
+        for number, (x, y) in enumerate(batches()):
+            step(model, optimizer, x, y)
+            if number % 5 == 4:
+                slow = {n: (v + slow[n]) / 2 for n, v in model.state_dict().items()}
+                model.load_state_dict(slow)
     return health
 
 

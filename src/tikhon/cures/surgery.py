@@ -20,7 +20,7 @@ from tikhon.cures.patch import Line, address
 from tikhon.cures.places import ACTIVATIONS, Places
 from tikhon.data.rows import Batch, call
 from tikhon.diagnosis.observe import NORMS, RECURRENT, WEIGHTED
-from tikhon.diagnosis.replica import undisturbed
+from tikhon.diagnosis.replica import time_first, undisturbed
 from tikhon.regularizer.rounding import SHORT
 
 GAINS: tuple[tuple[type[nn.Module], float], ...] = (
@@ -231,10 +231,8 @@ def bend(model: nn.Module, batch: Batch) -> list[Line]:
 
 def rows_first(model: nn.Module, batch: Batch) -> list[Line]:
     """Recurrent and attention layers that read the first axis as the batch."""
-    kinds = (*RECURRENT, nn.MultiheadAttention)
     places = Places(model, batch)
-    found = [m for m in model.modules() if isinstance(m, kinds) and not m.batch_first]
-    return [places.line(m, "{at}.batch_first = True") for m in found]
+    return [places.line(m, "{at}.batch_first = True") for m in time_first(model)]
 
 
 def register(model: nn.Module, batch: Batch) -> list[Line]:

@@ -200,7 +200,10 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
         return None
     bar = max(ev.trivial or 0.0, curve[0])
     end = median(curve[-len(curve) // 3 :])
-    if end > e.DIVERGED * bar > 0:
+    climbs = end > e.DIVERGED * bar > 0
+    if ev.steadier is not None and ev.steadier - max(ev.usually, 0.0) > e.STEADIER:
+        return _heavy(ev, {"climb": end / bar} if climbs else {})
+    if climbs:
         why = f"the loss ends at {end:.3g}, which began at {curve[0]:.3g}: it climbs"
         return Finding(
             "oscillating_loss", "critical", (), {"climb": end / bar}, _with_cause(ev, why)
@@ -223,6 +226,27 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
 def _too_fast(ev: Evidence) -> bool:
     """Whether a control run has shown that a tenth of the learning rate learns more."""
     return ev.calmer is not None and ev.calmer - max(ev.learned, 0.0) > e.FREED
+
+
+def _heavy(ev: Evidence, climb: dict[str, float]) -> Finding:
+    learned, steadier = max(ev.usually, 0.0), ev.steadier or 0.0
+    why = (
+        f"with a momentum of 0.9 the same run learns {steadier:.2f} in place of {learned:.2f} "
+        f"(0 a constant, 1 a shallow model); {ev.momentum:g} sums "
+        f"{1 / max(1e-9, 1 - ev.momentum):.0f} gradients in a step"
+    )
+    numbers = {"momentum": ev.momentum, "learned": learned, "steadier": steadier, **climb}
+    grave = bool(climb) or steadier - learned > e.FREED
+    return Finding(
+        "oscillating_loss",
+        "critical" if grave else "warning",
+        (),
+        numbers,
+        why,
+        effect="steps go on in a direction that the loss has long left",
+        advice=("momentum 0.9", "a tenth of the learning rate"),
+        fix="betas=(0.9, 0.999)" if "betas" in ev.record.optimizer else "momentum=0.9",
+    )
 
 
 def _long_steps(ev: Evidence) -> Finding:

@@ -95,6 +95,14 @@ CODES: dict[str, Code] = {
         "the network sees a bag of tokens, not a sequence",
         ("add positional embeddings to the inputs of the attention",),
     ),
+    "posterior_collapse": Code(
+        "the decoder answers without its code: every row is rebuilt as the mean of all",
+        (
+            "sum the reconstruction over its entries, as the divergence is summed",
+            "a weight of the divergence that grows from 0",
+        ),
+        "a longer run or a larger code does not help",
+    ),
     "random_in_eval": Code(
         "predictions change from call to call",
         ("draw only while self.training is true",),
@@ -260,6 +268,7 @@ _DISCONNECTED = (
 _HOPELESS = (
     *_DISCONNECTED,
     "loss_ignores_targets",
+    "posterior_collapse",
     "dropout_at_end",
     "loss_upside_down",
     "inputs_ignored",
@@ -301,6 +310,12 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         "no_nonlinearity",
         "frozen_parameters",
     ),
+    # who cannot learn at all answers the largest class
+    "class_imbalance": (
+        *(code for code in _HOPELESS if code != "class_imbalance"),
+        "head_mismatch",
+    ),
+    "frozen_parameters": ("poor_init",),  # what is trained has no gradient to begin with
     "overfitting": ("unrelated_labels", "valid_differs"),
     "train_eval_mismatch": ("rows_mixed", "batchnorm_few_rows", "random_in_eval"),
     "exploding_gradient": (

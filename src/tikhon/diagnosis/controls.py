@@ -10,13 +10,14 @@ import torch
 
 from tikhon.data.rows import take
 from tikhon.diagnosis.dry_run import Trial, run
-from tikhon.diagnosis.evidence import Evidence
+from tikhon.diagnosis.evidence import Evidence, lately
 from tikhon.diagnosis.record import Record
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.thresholds import RELATED
+from tikhon.diagnosis.thresholds import HEAVY, RELATED
 
 BEHIND = 0.6  # of what the yardstick learns
+USUAL = 0.9  # momentum
 SHUFFLED = 2  # runs on shuffled targets where nothing shallow relates them to the inputs
 
 
@@ -50,15 +51,20 @@ def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, Any]:
     """What the control runs found.
 
     `advantage` of true targets over shuffled ones, and the scores of a run in which everything is
-    trained (`unfrozen`), and of one with a tenth of the learning rate (`calmer`).
+    trained (`unfrozen`), of one with a tenth of the learning rate (`calmer`), and of one with the
+    usual momentum (`steadier`).
     """
     found: dict[str, object] = {}
+    if not ran.ended:
+        return found
     if _doubtful(ran):
         found["advantage"] = _advantage(make, ran)
-    static = ran.record.static
-    if ran.ended and (static.get("frozen") or static.get("unoptimized")):
+    static, ev = ran.record.static, Evidence(ran.record)
+    if static.get("frozen") or static.get("unoptimized"):
         found |= _unfrozen(make(), ran)
-    if ran.ended and _lost(Evidence(ran.record)):
+    if ev.momentum > HEAVY:
+        found |= _steadier(make(), ran)
+    if _lost(ev):
         found |= _calmer(make(), ran)
     return found
 
@@ -67,8 +73,7 @@ def _doubtful(ran: Ran) -> bool:
     """Whether no shallow model finds a relation, so that the network is asked itself."""
     relation = ran.record.wiring.get("relation")
     target = ran.source.source[1] if ran.source.indexed else None
-    asked = relation is not None and relation < RELATED and isinstance(target, torch.Tensor)
-    return asked and ran.ended
+    return relation is not None and relation < RELATED and isinstance(target, torch.Tensor)
 
 
 def _advantage(make: Callable[[], Replica], ran: Ran) -> float | None:
@@ -116,6 +121,21 @@ def _calmer(replica: Replica, ran: Ran) -> dict[str, Any]:
     for group in replica.optimizer.param_groups:
         group["lr"] = group["lr"] / 10
     return _scores("calmer", ran.again(replica, ran.source, points=1))
+
+
+def _steadier(replica: Replica, ran: Ran) -> dict[str, Any]:
+    """The scores of the same run with a momentum of 0.9."""
+    assert replica.optimizer is not None
+    for group in replica.optimizer.param_groups:
+        if "betas" in group:
+            group["betas"] = (USUAL, *group["betas"][1:])
+        else:
+            group["momentum"] = USUAL
+    trial = ran.again(replica, ran.source, points=len(ran.trial.points))
+    if trial.failure is not None:
+        return {}
+    loss, metric = lately(trial.points)
+    return {"steadier_loss": loss, "steadier_metric": metric}
 
 
 def _scores(name: str, trial: Trial) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from tikhon.diagnosis.signal import unsound
 from tikhon.diagnosis.text import html_page, screen
 from tikhon.errors import InputError
 
+CONTROLS = {"calmer", "steadier"}  # evidence of a control run: what it shows is a cause
 DRAWS = 5  # of a factory's weights
 
 
@@ -219,11 +220,12 @@ def judge(record: Record) -> Diagnosis:
     if record.failure is not None and record.failure.what == "input":
         found = [f for f in found if f.code not in LABELS]
     dressed = [_dress(f, codes, record) for f in found]
-    # a control run has shown these to be causes
+    # a control run has shown these to be causes, or the floor of what the head can say
     proven = ("frozen_parameters", "missing_from_optimizer")
     causes = {f.code for f in wired}
     causes |= {f.code for f in found if f.code in proven and f.severity == "critical"}
-    causes |= {f.code for f in found if "calmer" in f.evidence}
+    causes |= {f.code for f in found if f.code == "head_mismatch" and f.severity == "critical"}
+    causes |= {f.code for f in found if CONTROLS & f.evidence.keys()}
     dressed.sort(key=lambda f: _rank(f, causes))
     return Diagnosis(record, tuple(dressed))
 
@@ -263,7 +265,7 @@ def _dress(finding: Finding, codes: set[str], record: Record) -> Finding:
         why=why,
         effect=finding.effect or words.effect,
         advice=finding.advice or words.cures,
-        cause=causes[0] if causes else "",
+        cause=causes[0] if causes and "steadier" not in finding.evidence else "",
     )
 
 

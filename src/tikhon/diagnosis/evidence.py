@@ -6,7 +6,7 @@ Standard library only. The thresholds are in `thresholds.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from statistics import median
@@ -190,6 +190,26 @@ class Evidence:
         """What was learned with a tenth of the learning rate; None where that was not tried."""
         return self._control("calmer")
 
+    @cached_property
+    def steadier(self) -> float | None:
+        """What was learned with a momentum of 0.9; None where that was not tried."""
+        return self._control("steadier")
+
+    @cached_property
+    def usually(self) -> float:
+        """What was learned over the last third of the run: a loss that jumps has lucky moments."""
+        if self.record.failure is not None:
+            return 0.0
+        loss, metric = lately(self.record.points)
+        return self._skill(metric, loss)
+
+    @property
+    def momentum(self) -> float:
+        """The share of the last step that the next one repeats; 0 for plain steps."""
+        engine = self.record.optimizer
+        betas = engine.get("betas") or (0.0,)
+        return number(engine.get("momentum")) or number(betas[0]) or 0.0
+
     def _control(self, name: str) -> float | None:
         loss = number(self.record.reference.get(f"{name}_loss"))
         metric = number(self.record.reference.get(f"{name}_metric"))
@@ -246,6 +266,12 @@ class Evidence:
         total = max(self.curve) - min(self.curve)
         recent = tail[-len(tail) // 3] - tail[-1]
         return total > 0 and recent > 0.05 * total and back_share(tail) < 0.2
+
+
+def lately(points: Sequence[Point]) -> tuple[float | None, float | None]:
+    """The medians of loss and metric over the last third of the looks."""
+    tail = points[-max(1, len(points) // 3) :]
+    return middle(p.eval_loss for p in tail), middle(p.metric for p in tail)
 
 
 def facts(ev: Evidence) -> dict[str, Any]:

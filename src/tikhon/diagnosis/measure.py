@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +24,7 @@ from tikhon.diagnosis.replica import (
 )
 from tikhon.diagnosis.samples import Samples, check_fit, check_target, samples
 from tikhon.diagnosis.wiring import wiring_facts
-from tikhon.diagnosis.wiring.rows import blind_facts
+from tikhon.diagnosis.wiring.rows import blind_facts, given_back
 from tikhon.diagnosis.wiring.subject import subject_of
 from tikhon.errors import InputError
 from tikhon.training.losses import in_a_loop
@@ -62,7 +61,7 @@ def measure(
         facts = static.model_facts(replica, size)
         facts["foreign_optimizer"] = foreign
         trial = Trial()
-        wiring: dict[str, object] = {}
+        wiring: dict[str, Any] = {}
         if data_facts["nonfinite"]:
             trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
         else:
@@ -114,9 +113,13 @@ def _yardsticks(source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _afterwards(replica: Replica, source: Samples, wiring: Mapping[str, object]) -> dict[str, Any]:
+def _afterwards(replica: Replica, source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
     """What of the wiring shows in the trained network: one answer for all rows."""
     facts: dict[str, object] = {}
+    try:
+        facts |= given_back(subject_of(replica, source))
+    except Exception as error:  # a loss may call the model otherwise than with its inputs
+        facts["unmeasured"] = wiring["unmeasured"] | {"code": type(error).__name__}
     if "majority" in wiring:
         facts["answered"] = commonest(replica, source.probe)
     if wiring.get("alike") and not blind_facts(subject_of(replica, source)):

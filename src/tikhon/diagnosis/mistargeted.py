@@ -120,11 +120,11 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
     low, high = number(w.get("target_low")), number(w.get("target_high"))
     if low is None or high is None:
         return
-    if w.get("binary_swapped"):
-        name = w["binary_swapped"]
+    if w.get("swapped"):
+        name = w["swapped"]
         why = (
             f"{name} gets the targets first and the answers in the place of the targets: "
-            "answers are no targets from 0 to 1, and the loss has no lower end"
+            "the loss has no lower end"
         )
         numbers = {"target_low": low, "target_high": high}
         fix = f"F.{name}(output, target)"

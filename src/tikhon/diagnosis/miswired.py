@@ -38,9 +38,12 @@ def miswired(ev: Evidence) -> list[Finding]:
         _blind,
         _rows,
         _future,
+        _told,
         _positions,
         _straight,
         _order,
+        _undivided,
+        _collapsed,
         _random,
         _few_rows,
         _short_floats,
@@ -261,6 +264,20 @@ def _future(ev: Evidence) -> Iterable[Finding]:
     yield Finding("future_visible", "critical", (), {"future_apart": apart}, why, fix=fix)
 
 
+def _told(ev: Evidence) -> Iterable[Finding]:
+    apart = number(facts(ev).get("target_given"))
+    if apart is None:
+        return
+    why = (
+        "a sequence of the inputs is the target, position for position, and the answer at a "
+        f"position changes by {apart:.0%} of its size with what stands there: it is told what "
+        "to say"
+    )
+    fix = "the target one position later: model(source, target[:, :-1]), target[:, 1:]"
+    numbers = {"target_given": apart}
+    yield Finding("target_among_inputs", "critical", ("inputs",), numbers, why, fix=fix)
+
+
 def _positions(ev: Evidence) -> Iterable[Finding]:
     w = facts(ev)
     change = w.get("reshape")
@@ -352,6 +369,33 @@ def _order(ev: Evidence) -> Iterable[Finding]:
     )
 
 
+def _undivided(ev: Evidence) -> Iterable[Finding]:
+    scores = facts(ev).get("undivided")
+    if not scores or scores["now"] >= e.FOCUSED or scores["then"] - scores["now"] < 0.2:
+        return
+    size, now, then = scores["size"], scores["now"], scores["then"]
+    place = scores["place"] or "the attention"
+    why = (
+        f"the scores at {place} are sums of {size} products and nothing divides them: attention "
+        f"looks at few positions from the start (entropy {now:.2f} of 1, {then:.2f} divided)"
+    )
+    numbers = {"entropy": now, "entropy_divided": then, "size": float(size)}
+    fix = f"scores / math.sqrt({size}) in front of the softmax"
+    yield Finding("collapsed_attention", "warning", (place,), numbers, why, fix=fix)
+
+
+def _collapsed(ev: Evidence) -> Iterable[Finding]:
+    left = number(facts(ev).get("given_back"))
+    if left is None or left >= e.GIVEN_BACK or ev.record.steps < e.LONG or ev.falling:
+        return
+    why = (
+        f"after {ev.record.steps} steps all rows are given back alike (they differ by {left:.0%} "
+        "of what the inputs do): the drawn code says nothing about its row"
+    )
+    fix = "F.mse_loss(output, x, reduction='sum') / len(x) + weight * divergence, weight from 0"
+    yield Finding("posterior_collapse", "critical", (), {"given_back": left}, why, fix=fix)
+
+
 def _broken_at_once(ev: Evidence) -> bool:
     """Whether the first pass is not finite: answers that are no numbers tell of nothing else."""
     return ev.record.failure is not None and ev.record.failure.step == 0
@@ -368,7 +412,7 @@ def _random(ev: Evidence) -> Iterable[Finding]:
     if w.get("eval_dropout"):
         fix = "F.dropout(x, p, training=self.training), or nn.Dropout(p) made in __init__"
     # samplers, and losses that call the model, draw on purpose; one answer a row has one value
-    meant = w.get("whole") or w.get("target_is_input") or w.get("target_is_input") is None
+    meant = w.get("whole") or w.get("target_is_input") is not False
     severity = "warning" if w.get("eval_dropout") or not meant else "info"
     yield Finding("random_in_eval", severity, places, {"eval_spread": spread}, why, fix=fix)
 

@@ -20,6 +20,8 @@ DEAD = 0.6  # share of dead units of a layer: healthy <= 0.56, dying >= 0.96 (ga
 SATURATED = 0.5  # share of saturated entries: healthy <= 0.40, saturated >= 0.54 (gap)
 SLOW_UPDATE = 1e-4  # update / weight in a step: healthy >= 1.6e-4, too small <= 3e-5 (gap)
 LARGE_EPS = 1e-2  # of Adam and its kin: their own is 1e-8 (convention)
+HEAVY = 0.95  # momentum from which a step sums more than 20 gradients (convention)
+STEADIER = 0.1  # skill that a momentum of 0.9 adds (convention)
 SPIKE = 1e3  # largest gradient norm / first one, while nothing is learned (convention)
 INITIAL_LOSS = 3.0  # first loss / trivial loss, only together with large weights (convention)
 LARGE_WEIGHTS = 2.5  # rms(W) * sqrt(fan_in): He 1.41, Xavier and LeCun 1, PyTorch default 0.58
@@ -62,9 +64,16 @@ FREED = 0.3  # skill that training what is frozen or left out adds (convention)
 # change of an answer that should not change / size of the answers [ratio]: arithmetic in another
 # order leaves up to 2e-6, missing batch_first, a softmax over rows or a missing mask 0.1 and more
 APART = 1e-3
+# entropy of attention at the start / that of looking everywhere alike [share]: scores divided by
+# the root of their size leave 0.9 and more, undivided ones of size 64 less than 0.5 (twins)
+FOCUSED = 0.6
 # change of the loss gradient at other rows / at the row whose target changed [ratio]: 0 for losses
 # that are means over rows, 1/rows for roots of means, 1 where shapes broadcast (twins)
 PULL = 0.5
+# spread of what a network that draws gives back / spread of its inputs [ratio]: codes that say
+# nothing leave 0.08 and less, trained ones 0.65 and more (twins)
+GIVEN_BACK = 0.2
+LONG = 100  # steps after which a code should say something (convention)
 # change of an answer when padding is cut off / size of the answers [ratio]: masks leave 1e-6, an
 # average over padding 0.1 and more (twins)
 PADDED = 0.02
@@ -124,6 +133,8 @@ MEASURES: dict[str, Measure] = {
     "swing": Measure("rise per look / loss", None, SWING),
     "climb": Measure("late loss / its start or a constant's", None, DIVERGED),
     "calmer": Measure("0 a constant, 1 a shallow model"),
+    "steadier": Measure("0 a constant, 1 a shallow model"),
+    "momentum": Measure("share of the last step", None, HEAVY),
     "upward_share": Measure("share of the motion of the loss", None, BACK),
     "update_ratio": Measure("change of weights per step / weights", SLOW_UPDATE, 0.1),
     "gap": Measure("training minus validation metric", None, GAP),
@@ -141,6 +152,8 @@ MEASURES: dict[str, Measure] = {
     "train_mode_loss": Measure("loss"),
     "eval_mode_loss": Measure("loss"),
     "entropy": Measure("share of uniform attention", 0.1, None),
+    "entropy_divided": Measure("share of uniform attention", FOCUSED, None),
+    "size": Measure("numbers in a query"),
     "scale": Measure("last / first loss scale", 1 / 1024, 1024),
     "inits": Measure("draws of the weights", None, 0),
     "pull_on_others": Measure("gradient at other rows / at the own row", None, PULL),
@@ -153,6 +166,8 @@ MEASURES: dict[str, Measure] = {
     "padding": Measure("share of positions"),
     "rows_apart": Measure("change of answers / answers", None, APART),
     "future_apart": Measure("change of answers / answers", None, APART),
+    "given_back": Measure("spread of answers / spread of inputs", GIVEN_BACK, None),
+    "target_given": Measure("change of answers / answers", None, APART),
     "order_apart": Measure("change of answers / answers", APART, None),
     "eval_spread": Measure("change of answers / answers", None, APART),
     "bend": Measure("bend / spread of the answers", BENT, None),

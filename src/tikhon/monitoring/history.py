@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from tikhon.diagnosis.thresholds import STUCK
 
 COLLAPSED = 5e-3  # of the largest learning rate: a cosine ends below it for its last 5 %
-REPLACED = 0.1  # share of the weights that changed between two steps (convention)
-SUDDEN = 10.0  # the same, in steps of the optimizer
+# change of the weights between two steps / their size: averaged weights left in 0.02 and more
+REPLACED = 0.01
+ONCE = 0.1  # the same, of a change that is told though it came once (convention)
+SUDDEN = 5.0  # the same, in steps of the optimizer: a look ahead of k = 5 goes back 2.5
 RESOLVED = 1e-5  # a relative move that a norm in float32 shows
 DIFFERENT = 1e-4  # relative, of norms on two processes
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tikhon.monitoring.history import History, Streak
+from tikhon.monitoring.history import ONCE, History, Streak
 
 ENOUGH = 3  # sampled steps in a row
 MANY = 20  # steps, or forward passes, without what must happen in each
@@ -304,6 +304,8 @@ def overwritten(loop: Loop) -> Alarm | None:
         return None
     step, where, share = replaced[0]
     often = len(replaced) > 1
+    if not often and share < ONCE:
+        return None
     return Alarm(
         "weights_overwritten",
         step,

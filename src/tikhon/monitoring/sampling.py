@@ -36,6 +36,12 @@ class Numbers:
     apart: float
     beside: list[float]  # what no other process has: flags, fingerprints, norms, told losses
 
+    @property
+    def ratio(self) -> float | None:
+        """The signal at the first layer over that at the last; None where there is none."""
+        ends = self.signals
+        return ends[0] / ends[-1] if ends and ends[-1] else None
+
 
 class Sampler:
     """Hooks from the end of one step to the end of the next, and what they read."""
@@ -171,7 +177,7 @@ class Sampler:
         stuck: dict[int, float],
         owned: bool,
     ) -> Sample:
-        window, kept, ends = self._window, self.kept, numbers.signals
+        window, kept, ratio = self._window, self.kept, numbers.ratio
         assert window is not None
         assert kept is not None
         held = [p for g in self.optimizer.param_groups for p in g["params"]]
@@ -196,7 +202,7 @@ class Sampler:
             listening=not self.sharded,
             tapped=bool(self._order),
             signal=any(numbers.signals),
-            faded=bool(ends) and ends[0] < VANISHED * ends[-1],
+            faded=ratio is not None and ratio < VANISHED,
             rates=tuple(float(g["lr"]) for g in self.optimizer.param_groups if "lr" in g),
             tensors=self._tensors(numbers, names, known, stuck),
             held=len(held),
@@ -263,14 +269,13 @@ def _row(step: int, numbers: Numbers, kept: Kept, told: bool) -> dict[str, Any]:
         for m, w in zip(numbers.moves, numbers.weights)
         if w > 0 and math.isfinite(m)
     )
-    signals = numbers.signals
     return {
         "step": step,
         "loss": numbers.loss if told else None,
         "gradient": math.sqrt(sum(numbers.gradients)),  # fused optimizers unscale them in place
         "weight": math.sqrt(sum(w * share for w, share in zip(numbers.weights, shares))),
         "update": ratios[len(ratios) // 2] if ratios else None,
-        "signal_ratio": signals[0] / signals[-1] if signals and signals[-1] else None,
+        "signal_ratio": numbers.ratio,
         "scale": numbers.scale,
         "finite": all(math.isfinite(v) for v in (*numbers.gradients, *numbers.moves))
         and not (told and not math.isfinite(numbers.loss)),

@@ -17,7 +17,7 @@ from tikhon.data.rows import Batch, take
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring import graph, padding, rows, shapes, signal, targets
+from tikhon.diagnosis.wiring import attention, graph, padding, rows, shapes, signal, targets
 from tikhon.diagnosis.wiring.subject import subject_of
 
 
@@ -44,6 +44,7 @@ def wiring_facts(
         "rows": partial(rows.row_facts, subject),
         "blind": partial(rows.blind_facts, subject),
         "order": partial(rows.order_facts, subject),
+        "attention": partial(attention.attention_facts, subject),
         "line": partial(rows.line_facts, subject, last, len(layers)),
         "targets": partial(targets.target_facts, subject),
         "padding": partial(padding.padding_facts, subject),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tikhon.diagnosis.functions import ATTENDING, BINARY
+from tikhon.diagnosis.functions import ATTENDING, BINARY, ONE_SIDED
 
 LOSS = "the loss"  # the place of what is called outside of the model
 _OURS = str(Path(__file__).parents[2]) + os.sep
@@ -76,7 +76,7 @@ class Call:
     cut: bool = False  # and the output has none
     silent: bool = False  # called without gradients, inside of a pass that has them
     goals: tuple[float, float] | None = None  # range of the targets of a binary cross-entropy
-    swapped: bool = False  # only these targets have a gradient to receive
+    swapped: bool = False  # of a loss: only what stands for the targets has a gradient to receive
 
     @property
     def place(self) -> str:
@@ -136,7 +136,7 @@ class Calls(TorchFunctionMode):
         output = func(*args, **kwargs)
         name = function_name(func)
         has = isinstance(output, Tensor)
-        goals, swapped = _goals(args, kwargs) if name in BINARY else (None, False)
+        goals, swapped = _goals(name, args, kwargs) if name in ONE_SIDED else (None, False)
         self.calls.append(
             Call(
                 name,
@@ -156,15 +156,21 @@ class Calls(TorchFunctionMode):
 
 
 def _goals(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[float, float] | None, bool]:
-    """The range of the targets, and whether answers stand in their place."""
+    """The range of the targets, and whether answers stand in their place.
+
+    Probabilities may stand there on purpose where a loss of distributions is turned round.
+    """
     given = dict(zip(("input", "target"), args)) | kwargs
     answer, goal = given.get("input"), given.get("target")
     if not isinstance(answer, Tensor) or not isinstance(goal, Tensor) or not goal.numel():
         return None, False
-    seen = goal.detach()
-    return (float(seen.min()), float(seen.max())), goal.requires_grad and not answer.requires_grad
+    ends = float(goal.detach().min()), float(goal.detach().max())
+    swapped = goal.requires_grad and not answer.requires_grad
+    if name in ("cross_entropy", "kl_div"):
+        swapped = swapped and ends[0] < 0 and not kwargs.get("log_target")
+    return ends if name in BINARY else None, swapped
 
 
 class FirstBad(TorchFunctionMode):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import Batch, tensors
+from tikhon.data.rows import Batch, call, tensors
+from tikhon.diagnosis.reference import IGNORED
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.wiring.calls import DRAWS, DROPOUTS, Calls, Calm
 from tikhon.diagnosis.wiring.subject import Subject, difference, floats, mapped, watched
@@ -19,6 +21,8 @@ ATTENTION = (
 )
 ALIKE = 1e-5  # spread of the rows / size of the values: rounding leaves less
 APART = 1e-3  # spread in front of the place that makes them alike at once
+PASSES = 16  # of a network that draws, to tell what is about its row from noise
+LOCAL = 5.0  # change at the position that was changed / at those before it
 SHIFTED = 0.95  # share of a target that must be the next input, to be called the next input
 
 
@@ -93,6 +97,38 @@ def blind_facts(subject: Subject) -> dict[str, Any]:
     zero = not any(bool(t.any()) for t in own)  # as a head of zeros gives, until it is trained
     place = _where_alike(subject, seen)
     return {"alike": place | {"zero": zero}} if place else {}
+
+
+def given_back(subject: Subject) -> dict[str, Any]:
+    """How far what a network that draws gives back is about its row: 0 not at all.
+
+    The smaller of two ratios of spreads over the rows: what passes with other draws share, over
+    the inputs and over the answers. Only where an answer has the form of the inputs.
+    """
+    inputs = subject.batch[0]
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or subject.rows < 3:
+        return {}
+    with torch.no_grad(), undisturbed(subject.model, training=True):
+        with Calls(subject.model) as tape:
+            subject.replica.value(subject.batch)
+    if not tape.named(*DRAWS):
+        return {}
+    passes = []
+    for seed in range(PASSES):
+        with torch.no_grad(), undisturbed(subject.model, training=False, seed=seed):
+            answers = floats(call(subject.model, inputs))
+        same = [t for t in answers if len(t) == len(inputs) and t.numel() == inputs.numel()]
+        passes += [(t - t.mean(0)).double() for t in same[:1]]
+    sizes = [
+        (inputs - inputs.mean(0)).double().square().mean(),
+        *(p.square().mean() for p in passes),
+    ]
+    if len(passes) < PASSES or not float(sizes[0]):
+        return {}
+    first, second = (sum(passes[k::2], torch.zeros(())) / (PASSES // 2) for k in (0, 1))
+    shared = float((first * second).mean().clamp_min(0.0))
+    own = float(sum(sizes[1:])) / PASSES
+    return {"given_back": math.sqrt(shared / max(float(sizes[0]), own))}
 
 
 def _where_alike(subject: Subject, seen: list[Any]) -> dict[str, Any]:
@@ -187,6 +223,8 @@ def order_facts(subject: Subject) -> dict[str, Any]:
             facts["target_is_next"] = max(share, facts.get("target_is_next", 0.0))
             if share >= SHIFTED:
                 facts["future_apart"] = _future(subject, part)
+        if _is_target(part, target):
+            facts |= _told(subject, part)
     if len(axis) == 1 and has_attention(subject):
         facts["order_apart"] = _order(subject, axis.pop())
     return facts
@@ -206,6 +244,44 @@ def next_share(inputs: Tensor, target: object) -> float | None:
     same = torch.isclose(later, earlier) if later.is_floating_point() else later == earlier
     now = inputs == target
     return float(same.double().mean()) if float(now.double().mean()) < SHIFTED else None
+
+
+def _is_target(part: Tensor, target: object) -> bool:
+    """Whether a sequence of the inputs is the target sequence, position for position."""
+    if not isinstance(target, Tensor) or part.ndim < 2 or part.shape[1] < 3:
+        return False
+    if part.numel() != target.numel() or part.shape[:2] != target.shape[:2]:
+        return False
+    counted = target != IGNORED
+    same = torch.isclose(part.reshape(target.shape).double(), target.double())[counted]
+    varied = bool((part[:, 1:] != part[:, :-1]).any())
+    return varied and bool(same.numel()) and float(same.double().mean()) >= SHIFTED
+
+
+def _told(subject: Subject, part: Tensor) -> dict[str, Any]:
+    """Change of the answer at a position when what holds its target changes there alone.
+
+    An autoencoder hands its input on as a whole; a decoder that is told sees it where it answers.
+    """
+    size = part.shape[1]
+    place = size // 2
+
+    def change(t: Tensor) -> Tensor:
+        if t is not part:
+            return t
+        changed = t.clone()
+        changed[:, place] = t.roll(1, 0)[:, place]
+        return changed
+
+    inputs = mapped(subject.batch[0], change)
+    here, before, behind = (
+        _at(subject, inputs, size, where)
+        for where in (slice(place, place + 1), slice(0, place), slice(place + 1, None))
+    )
+    alone = len(tensors(subject.batch[0])) == 1
+    if here < 1e-3 or here < LOCAL * before or (alone and (before > ALIKE or behind < APART)):
+        return {}
+    return {"target_given": here}
 
 
 def _future(subject: Subject, part: Tensor) -> float:
@@ -244,13 +320,16 @@ def _at(
         after = subject.outputs((inputs, subject.batch[1]))
     worst = 0.0
     for a, b in zip(before, after):
-        axis = next((k for k in (1, a.ndim - 1) if 0 < k < a.ndim and a.shape[k] == size), None)
-        if a.shape != b.shape or (axis is None and order is None):
+        if a.shape != b.shape:
             continue
-        if axis is not None:
-            a, b = a.movedim(axis, 0), b.movedim(axis, 0)
-            a = a[order.to(a.device)] if order is not None else a
-        worst = max(worst, difference([a], [b], where))
+        # as many classes as positions: the axis of the positions is the one that changes less
+        axes = [k for k in dict.fromkeys((1, a.ndim - 1)) if 0 < k < a.ndim and a.shape[k] == size]
+        found = [difference([a], [b], where)] if order is not None and not axes else []
+        for axis in axes:
+            first, second = a.movedim(axis, 0), b.movedim(axis, 0)
+            first = first[order.to(a.device)] if order is not None else first
+            found.append(difference([first], [second], where))
+        worst = max(worst, min(found, default=0.0))
     return worst
 
 

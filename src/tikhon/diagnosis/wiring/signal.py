@@ -26,9 +26,10 @@ def signal_facts(source: Samples, valid: Batch | None) -> dict[str, Any]:
     facts: dict[str, object] = _constants(inputs)
     if isinstance(target, Tensor):
         facts |= _targets(target)
+        for part in tensors(inputs):
+            facts |= _copies(part, target)
         if isinstance(inputs, Tensor):
             facts["target_is_input"] = _same(inputs, target)
-            facts |= _copies(inputs, target)
             facts |= relation(inputs, target)
     if valid is not None:
         whole = source.source[1] if source.indexed else target  # all rows: classes may be rare
@@ -47,8 +48,8 @@ def sample(source: Samples) -> Batch:
 
 def _constants(inputs: object) -> dict[str, Any]:
     """The share of the input columns that are the same in all rows, and whether all are zero."""
-    parts = [t.detach().flatten(1) for t in tensors(inputs) if t.ndim and len(t) > 1]
-    columns = sum(p.shape[1] for p in parts if p.ndim > 1)
+    parts = [t.detach().reshape(len(t), -1) for t in tensors(inputs) if t.ndim and len(t) > 1]
+    columns = sum(p.shape[1] for p in parts)
     if not columns:
         return {}
     still = sum(int((p == p[:1]).all(0).sum()) for p in parts)
@@ -67,7 +68,8 @@ def _squeezed(inputs: Any) -> dict[str, Any]:
     if len(x) < 60 or not bool(varied.any()) or not bool(torch.isfinite(spread).all()):
         return {}
     share = inner[varied] / spread[varied]
-    far = (x - x.median(0).values).abs() > 0.1 * (x - x.median(0).values).abs().amax(0)
+    apart = (x - x.median(0).values).abs()
+    far = apart > 0.1 * apart.amax(0)
     rows = int(far[:, varied][:, share < SQUEEZED].any(1).sum())
     return {"squeezed": float((share < SQUEEZED).double().mean()), "far_rows": rows}
 
@@ -102,8 +104,10 @@ def _same(inputs: Tensor, target: Tensor) -> bool:
 
 
 def _copies(inputs: Tensor, target: Tensor) -> dict[str, Any]:
-    """Columns of the inputs that are the target itself."""
+    """Columns of the inputs that are the target itself; nothing where there are none."""
     if inputs.ndim not in (2, 3) or not inputs.is_floating_point():  # tokens repeat each other
+        return {}
+    if len(inputs) != len(target):
         return {}
     if target.reshape(len(target), -1).shape[1] != 1 or len(inputs) < 20:
         return {}
@@ -115,8 +119,9 @@ def _copies(inputs: Tensor, target: Tensor) -> dict[str, Any]:
     if not target.is_floating_point() and len(goal.unique()) > 2:
         for value in goal.unique()[:FEW_CLASSES]:  # a column of its own for each class
             same |= _tied(x, (goal == value).double())
-    found: dict[str, Any] = {"target_columns_in_inputs": same.nonzero().flatten()[:5].tolist()}
-    return found | ({"input_steps": inputs.shape[1]} if inputs.ndim == 3 else {})
+    columns = same.nonzero().flatten()[:5].tolist()
+    found: dict[str, Any] = {"target_columns_in_inputs": columns} if columns else {}
+    return found | ({"input_steps": inputs.shape[1]} if columns and inputs.ndim == 3 else {})
 
 
 def _tied(x: Tensor, goal: Tensor) -> Tensor:

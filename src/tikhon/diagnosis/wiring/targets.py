@@ -24,10 +24,12 @@ def target_facts(subject: Subject) -> dict[str, Any]:
         return {}
     with undisturbed(subject.model, training=False), torch.no_grad():
         output = mapped(subject.answer(subject.batch), lambda t: t.detach().clone())
-    facts = _pulls(subject, output, target)
-    facts |= _indifferent(subject, output, target)
+    bench = Bench(subject, output)
+    base = bench.gradient(target)
+    facts = _pulls(subject, bench, base, target)
+    facts |= _indifferent(subject, bench, base, target)
     facts |= _two_sided(subject, output, target)
-    facts |= _loss_calls(subject, output, target)
+    facts |= _loss_calls(subject, bench, target)
     facts |= _kinds(output, target)
     return facts
 
@@ -72,11 +74,11 @@ class Bench:
             return None
 
 
-def _pulls(subject: Subject, output: Any, target: Tensor) -> dict[str, Any]:
+def _pulls(
+    subject: Subject, bench: Bench, base: list[Tensor] | None, target: Tensor
+) -> dict[str, Any]:
     """Change one target and see at which outputs the gradient of the loss changes."""
-    bench = Bench(subject, output)
     rows = subject.rows
-    base = bench.gradient(target)
     if base is None or rows < 3:
         return {"loss_connected": base is not None}
     facts: dict[str, Any] = {"loss_connected": True} | _elsewhere(bench, target, rows)
@@ -113,14 +115,14 @@ def _at_the_ends(bench: Bench, target: Tensor) -> list[list[Tensor]]:
     return [g for g in found if g is not None]
 
 
-def _indifferent(subject: Subject, output: Any, target: Tensor) -> dict[str, Any]:
+def _indifferent(
+    subject: Subject, bench: Bench, base: list[Tensor] | None, target: Tensor
+) -> dict[str, Any]:
     """Whether the loss pulls the same way when the targets change rows, and when they differ."""
-    bench = Bench(subject, output)
     rolled = [target.roll(k, 0) for k in (1, 3)]
     moved = all(bool((t != target).any()) for t in rolled)
     if subject.rows < 5 or not moved or not any(_varied(t) for t in bench.leaves):
         return {}
-    base = bench.gradient(target)
     others = 3 * target.flip(0) + 1 if target.is_floating_point() else target[:1].expand_as(target)
     found = [bench.tried(t) for t in (*rolled, others.contiguous())]
     if base is None or not any(bool(g.any()) for g in base) or any(g is None for g in found):
@@ -360,9 +362,8 @@ def _silent_positions(base: list[Tensor], target: Tensor) -> dict[str, Any]:
     return {"silent_classes": silent} if silent and bool(heard.any()) else {}
 
 
-def _loss_calls(subject: Subject, output: object, target: Tensor) -> dict[str, Any]:
+def _loss_calls(subject: Subject, bench: Bench, target: Tensor) -> dict[str, Any]:
     """The functions that the loss is made of, and what goes into them."""
-    bench = Bench(subject, output)
     with Calls(subject.model) as tape, torch.enable_grad():
         subject.replica.loss(bench.output, target)
     used = [c for c in tape.calls if c.module == LOSS]
@@ -371,7 +372,9 @@ def _loss_calls(subject: Subject, output: object, target: Tensor) -> dict[str, A
     goals = [c.goals for c in used if c.goals is not None]
     if goals:
         facts["binary_range"] = [min(low for low, _ in goals), max(high for _, high in goals)]
-        facts["binary_swapped"] = next((c.name for c in used if c.swapped), "")
+    turned = [c.name for c in used if c.swapped]
+    straight = {c.name for c in used if not c.swapped}
+    facts["swapped"] = next((name for name in turned if name not in straight), "")
     if spread:
         call = spread[0]
         facts["broadcast"] = {

@@ -1,0 +1,117 @@
+"""Attention written by hand: how far its softmax looks around, and what dividing would change."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from tikhon.diagnosis.replica import undisturbed
+from tikhon.diagnosis.wiring.calls import function_name, user_line
+from tikhon.diagnosis.wiring.subject import Subject
+
+PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm"}
+SHAPES = {
+    *(
+        "view",
+        "reshape",
+        "transpose",
+        "permute",
+        "contiguous",
+        "flatten",
+        "unflatten",
+        "unsqueeze",
+    ),
+    *("squeeze", "chunk", "split", "unbind", "__getitem__", "movedim", "swapaxes"),
+}
+SCALINGS = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "normalize"}
+MASKED = -1e4  # scores below it are a mask
+
+
+class Scores(TorchFunctionMode):
+    """Context that measures each softmax over products of queries and keys.
+
+    `found` has, by line: the size of queries and keys, whether anything divided them, and the
+    share of uniform attention, as it is and with the scores divided by the root of that size.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[dict[str, Any]] = []
+        self._kept: dict[int, weakref.ref[Tensor]] = {}
+        self._notes: dict[int, tuple[int, bool]] = {}  # tensor: size of its products, divided
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = function_name(func)
+        inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        size, divided = max((self._note(t) for t in inputs), default=(0, False))
+        divided = divided or any(self._note(t)[1] for t in inputs)
+        output = func(*args, **kwargs)
+        if name == "softmax" and size and inputs[0].ndim > 2:
+            self._measure(inputs[0], size, divided, (args, kwargs), user_line())
+        elif name in PRODUCTS and len(inputs) > 1 and inputs[-1].ndim > 2:
+            sizes = {inputs[0].shape[-1], inputs[-1].shape[-2]}
+            inner = sizes.pop() if len(sizes) == 1 else int(inputs[0].shape[-1])
+            self._keep(output, inner, divided)
+        elif name in SCALINGS:
+            self._keep(output, size, divided or name == "normalize" or _scales(args))
+        elif name in SHAPES or size:
+            self._keep(output, size, divided)
+        return output
+
+    def _note(self, tensor: Tensor) -> tuple[int, bool]:
+        known = self._kept.get(id(tensor))
+        return self._notes[id(tensor)] if known is not None and known() is tensor else (0, False)
+
+    def _keep(self, output: object, size: int, divided: bool) -> None:
+        for part in output if isinstance(output, tuple | list) else (output,):
+            if isinstance(part, Tensor) and (size or divided):
+                self._kept[id(part)] = weakref.ref(part)
+                self._notes[id(part)] = size, divided
+
+    def _measure(
+        self, scores: Tensor, size: int, divided: bool, call: tuple[Any, Any], place: str
+    ) -> None:
+        args, kwargs = call
+        axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if axis not in (-1, scores.ndim - 1) or scores.shape[-1] < 3:
+            return
+        with torch._C.DisableTorchFunction():
+            now = spread(scores.detach().double())
+            then = spread(scores.detach().double() / math.sqrt(size))
+        if now is not None and then is not None:
+            entry = {"size": size, "divided": divided, "now": now, "then": then}
+            self.found.append({**entry, "place": place})
+
+
+def _scales(factors: tuple[Any, ...]) -> bool:
+    """Whether one of the factors is a single number other than 1."""
+    single = [f for f in factors if not isinstance(f, Tensor) or f.numel() == 1]
+    return any(isinstance(f, int | float | Tensor) and float(f) != 1 for f in single)
+
+
+def spread(scores: Tensor) -> float | None:
+    """Mean entropy of a softmax over what is not masked, 1 where all is looked at alike."""
+    seen = scores > MASKED
+    count = seen.sum(-1)
+    share = scores.masked_fill(~seen, -math.inf).softmax(-1)
+    entropy = -(share * share.clamp_min(1e-30).log()).sum(-1)
+    rows = count > 1
+    if not bool(rows.any()):
+        return None
+    return float((entropy[rows] / count[rows].double().log()).mean())
+
+
+def attention_facts(subject: Subject) -> dict[str, Any]:
+    """The softmax of undivided products that looks around least; empty without such attention."""
+    with torch.no_grad(), undisturbed(subject.model, training=False), Scores() as tape:
+        subject.answer(subject.batch)
+    plain = [s for s in tape.found if not s["divided"]]
+    return {"undivided": min(plain, key=lambda s: s["now"])} if plain else {}

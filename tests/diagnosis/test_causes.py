@@ -1,0 +1,305 @@
+"""Pairs of programs that differ in one fault: the cause is named in one and not in the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from faulty import mlp
+from tikhon.diagnosis import Diagnosis, diagnose
+
+CE = nn.CrossEntropyLoss()
+
+
+@dataclass
+class Parts:
+    """What `diagnose` is given."""
+
+    model: nn.Module
+    data: Any
+    loss: Callable[..., Any]
+    rate: float = 1e-2
+    steps: int = 20
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def asked(parts: Parts) -> Diagnosis:
+    optimizer = parts.optimizer(parts.model.parameters(), lr=parts.rate, **dict(parts.options))
+    return diagnose(
+        parts.model, parts.data, parts.loss, optimizer=optimizer, steps=parts.steps, batch_size=32
+    )
+
+
+PAIRS: dict[str, tuple[str, Callable[[bool], Parts]]] = {}
+
+
+def pair(code: str) -> Callable[[Callable[[bool], Parts]], Callable[[bool], Parts]]:
+    def note(make: Callable[[bool], Parts]) -> Callable[[bool], Parts]:
+        PAIRS[make.__name__] = (code, make)
+        return make
+
+    return note
+
+
+class Speller(nn.Module):
+    """A recurrent decoder that is given a sequence beside its source."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(9, 12)
+        self.reader = nn.GRU(12, 24, batch_first=True)
+        self.writer = nn.GRU(12, 24, batch_first=True)
+        self.head = nn.Linear(24, 9)
+
+    def forward(self, source: Tensor, given: Tensor) -> Tensor:
+        state = self.reader(self.words(source))[1]
+        return self.head(self.writer(self.words(given), state)[0]).transpose(1, 2)
+
+
+@pair("target_among_inputs")
+def a_decoder_that_is_told_the_answer(wrong: bool) -> Parts:
+    source = torch.randint(8, (200, 5))
+    target = source.flip(1)
+    begun = torch.cat([torch.full((200, 1), 8), target[:, :-1]], 1)
+    return Parts(Speller(), ((source, target if wrong else begun), target), CE)
+
+
+class Language(nn.Module):
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.words, self.core = nn.Embedding(words, 12), nn.LSTM(12, 24, batch_first=True)
+        self.head = nn.Linear(24, words)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.core(self.words(tokens))[0]).transpose(1, 2)
+
+
+@pair("target_among_inputs")
+def a_language_model_whose_target_is_not_shifted(wrong: bool) -> Parts:
+    tokens = (torch.randint(12, (200, 1)) + torch.randint(1, 3, (200, 13)).cumsum(1)) % 12
+    inputs = tokens[:, :-1]  # as many positions as words: no axis is known by its size
+    return Parts(Language(12), (inputs, inputs if wrong else tokens[:, 1:]), CE)
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds, self.body = nn.Embedding(5, 4), mlp(10, 16, 1)
+
+    def forward(self, kind: Tensor, numbers: Tensor) -> Tensor:
+        return self.body(torch.cat([self.kinds(kind), numbers], 1))
+
+
+@pair("target_among_inputs")
+def a_column_of_one_of_several_inputs(wrong: bool) -> Parts:
+    kind, x = torch.randint(5, (200,)), torch.randn(200, 6)
+    y = x[:, :1] * x[:, 1:2] + 0.3 * kind[:, None]
+    x = torch.cat([x[:, :5], 2 * y + 1], 1) if wrong else x
+    return Parts(Named(), ({"kind": kind, "numbers": x}, y), nn.MSELoss())
+
+
+def turned(function: Callable[..., Tensor], wrong: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda o, t: function(t, o) if wrong else function(o, t)
+
+
+@pair("target_out_of_range")
+def arguments_of_a_soft_cross_entropy_swapped(wrong: bool) -> Parts:
+    x = torch.randn(200, 6)
+    y = F.one_hot(x[:, :4].argmax(1)).float()
+    return Parts(mlp(6, 16, 4), (x, y), turned(F.cross_entropy, wrong))
+
+
+@pair("target_out_of_range")
+def arguments_of_a_poisson_loss_swapped(wrong: bool) -> Parts:
+    x = torch.randn(200, 6)
+    y = torch.poisson(x[:, :1].exp())
+    return Parts(mlp(6, 16, 1), (x, y), turned(F.poisson_nll_loss, wrong))
+
+
+class Looking(nn.Module):
+    """One layer of attention by hand, whose scores are divided by the root of the size or not."""
+
+    def __init__(self, divided: bool, size: int = 64) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(10, size), nn.Parameter(torch.randn(12, size))
+        self.mix, self.norm = nn.Linear(size, 3 * size), nn.LayerNorm(size)
+        nn.init.normal_(self.mix.weight, std=size**-0.5)
+        self.head = nn.Linear(size, 2)
+        self.factor = size**-0.5 if divided else 1.0
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.mix(self.norm(self.words(tokens) + self.places)).chunk(3, -1)
+        scores = query @ key.transpose(1, 2) * self.factor
+        return self.head((torch.softmax(scores, -1) @ value).mean(1))
+
+
+@pair("collapsed_attention")
+def attention_whose_scores_nothing_divides(wrong: bool) -> Parts:
+    tokens = torch.randint(10, (200, 12))
+    y = (tokens.float().mean(1) > 4.5).long()
+    return Parts(Looking(not wrong), (tokens, y), CE)
+
+
+class Drawn(nn.Module):
+    """A variational autoencoder: what is given back, mean and log variance of the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.ends = nn.Sequential(nn.Linear(10, 32), nn.ReLU()), nn.Linear(32, 6)
+        self.back = mlp(3, 32, 10)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, spread = self.ends(self.body(x)).chunk(2, 1)
+        code = mean + (0.5 * spread).exp() * torch.randn_like(mean)
+        return self.back(code), mean, spread
+
+
+@pair("posterior_collapse")
+def a_divergence_that_outweighs_what_is_given_back(wrong: bool) -> Parts:
+    x = torch.randn(300, 3) @ torch.randn(3, 10) + 0.1 * torch.randn(300, 10)
+
+    def loss(answer: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tensor:
+        output, mean, spread = answer
+        divergence = -0.5 * (1 + spread - mean.square() - spread.exp()).sum(1).mean()
+        return F.mse_loss(output, target) + (5.0 if wrong else 0.01) * divergence
+
+    return Parts(Drawn(), (x, x), loss, rate=1e-2, steps=150)
+
+
+@pair("oscillating_loss")
+def a_momentum_of_0_99(wrong: bool) -> Parts:
+    x = torch.randn(400, 6)
+    y = torch.sin(2 * x[:, :1]) + 0.5 * x[:, 1:2] * x[:, 2:3]
+    momentum = (("momentum", 0.99 if wrong else 0.9),)
+    return Parts(
+        mlp(6, 48, 1, act=nn.Tanh),
+        (x, y),
+        nn.MSELoss(),
+        rate=0.1,
+        steps=120,
+        optimizer=torch.optim.SGD,
+        options=momentum,
+    )
+
+
+@pair("underfitting")
+def one_unit_for_all_classes(wrong: bool) -> Parts:
+    y = torch.randint(8, (400,))
+    x = 2 * torch.randn(8, 12)[y] + torch.randn(400, 12)
+    return Parts(mlp(12, 1 if wrong else 24, 8), (x, y), CE, rate=2e-2, steps=150)
+
+
+class Bag(nn.Module):
+    """Attention over tokens with or without their places."""
+
+    def __init__(self, placed: bool) -> None:
+        super().__init__()
+        self.words = nn.Embedding(6, 16)
+        self.places = nn.Parameter(torch.randn(8, 16)) if placed else 0.0
+        self.mix = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.words(tokens) + self.places
+        return self.head((h + self.mix(h, h, h, need_weights=False)[0]).mean(1))
+
+
+@pair("no_positions")
+def a_question_of_order_without_positions(wrong: bool) -> Parts:
+    tokens = torch.randint(6, (400, 8))
+    y = (tokens[:, :4].sum(1) > tokens[:, 4:].sum(1)).long()
+    return Parts(Bag(not wrong), (tokens, y), CE, steps=100)
+
+
+@pair("vanishing_gradient")
+def twelve_sigmoids(wrong: bool) -> Parts:
+    y = torch.randint(4, (300,))
+    x = 2 * torch.randn(4, 12)[y] + torch.randn(300, 12)
+    sizes = [12, *[16] * 12, 4]
+    model = mlp(*sizes, act=nn.Sigmoid if wrong else nn.ReLU)
+    if not wrong:
+        for layer in model[::2]:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return Parts(model, (x, y), CE, rate=3e-3, steps=100)
+
+
+@pair("frozen_parameters")
+def a_body_that_is_frozen_and_drawn_at_random(wrong: bool) -> Parts:
+    x = torch.randn(400, 2)
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    model = nn.Sequential(
+        nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2)
+    )
+    model[:3].requires_grad_(not wrong)
+    return Parts(model, (x, y), CE, rate=2e-2, steps=250)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_cause_comes_first_and_the_twin_is_silent(name):
+    code, make = PAIRS[name]
+    torch.manual_seed(0)
+    wrong = asked(make(True))
+    assert wrong.findings[0].code == code, str(wrong)
+    assert wrong.findings[0].severity != "info", str(wrong)
+    torch.manual_seed(0)
+    right = asked(make(False))
+    assert code not in right.labels, str(right)
+
+
+def test_attention_of_small_states_needs_no_root():
+    """Dot products of recurrent states are small: undivided, they look everywhere."""
+
+    class Summary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.core = nn.Embedding(10, 8), nn.LSTM(8, 64, batch_first=True)
+            self.head = nn.Linear(64, 2)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            states, (last, _) = self.core(self.words(tokens))
+            scores = torch.bmm(last[-1][:, None], states.transpose(1, 2))
+            return self.head((scores.softmax(-1) @ states)[:, 0])
+
+    torch.manual_seed(0)
+    tokens = torch.randint(10, (100, 12))
+    found = asked(Parts(Summary(), (tokens, tokens[:, 0] % 2), CE, steps=5))
+    scores = found.record.wiring["undivided"]
+    assert scores["size"] == 64
+    assert scores["now"] > 0.9
+    assert "collapsed_attention" not in found.labels
+
+
+@pytest.mark.parametrize("scores", [torch.zeros(2, 3, 5), torch.randn(2, 3, 5)])
+def test_the_spread_of_attention_is_the_entropy_of_its_shares(scores):
+    from tikhon.diagnosis.wiring.attention import spread
+
+    masked = torch.cat([scores, torch.full((2, 3, 2), -math.inf)], 2)
+    expected = torch.distributions.Categorical(logits=scores).entropy().mean() / math.log(5)
+    assert spread(masked.double()) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_an_autoencoder_is_not_told_what_to_say():
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.write = (
+                nn.GRU(2, 16, batch_first=True),
+                nn.GRU(16, 16, batch_first=True),
+            )
+            self.head = nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            code = self.read(x)[1][-1]
+            return self.head(self.write(code[:, None].expand(-1, x.shape[1], -1))[0])
+
+    torch.manual_seed(0)
+    x = torch.randn(200, 6, 2).cumsum(1)
+    assert "target_among_inputs" not in asked(Parts(Whole(), (x, x), nn.MSELoss())).labels
