@@ -6,6 +6,7 @@ Needs `pip install tikhon[lightning]`. Automatic and manual optimization, gradie
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ except ImportError as error:
     raise ImportError("these callbacks need Lightning: pip install tikhon[lightning]") from error
 
 
+@dataclass(eq=False)
 class Regularize(Callback):
     """`tikhon.regularize` for a `pytorch_lightning.Trainer`.
 
@@ -38,22 +40,14 @@ class Regularize(Callback):
         trainer = Trainer(callbacks=[Regularize({"net.*": tk.L1(1e-4)})])
     """
 
-    def __init__(
-        self,
-        terms: Terms,
-        *,
-        how: How = "objective",
-        optimizer: int | None = None,
-        log: bool = True,
-        per_parameter: bool = False,
-    ) -> None:
-        self.terms = terms
-        self.optimizer = optimizer
-        self.logs = log
-        self.per_parameter = per_parameter
-        self.how: How = how
-        self.regularizer: Regularizer | None = None
-        self._restored: dict[str, object] | None = None
+    terms: Terms
+    _: KW_ONLY
+    how: How = "objective"
+    optimizer: int | None = None
+    log: bool = True
+    per_parameter: bool = False
+    regularizer: Regularizer | None = field(default=None, init=False)
+    _restored: dict[str, object] | None = field(default=None, init=False)
 
     @property
     def state_key(self) -> str:
@@ -78,7 +72,7 @@ class Regularize(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log to whatever logger the Trainer has."""
-        if self.logs and self.regularizer is not None:
+        if self.log and self.regularizer is not None:
             pl_module.log_dict(readings(self.regularizer, per_parameter=self.per_parameter))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,6 +96,7 @@ class Regularize(Callback):
         self._restored = state_dict or None
 
 
+@dataclass(eq=False)
 class Watch(Callback):
     """`tikhon.watch` for a `pytorch_lightning.Trainer`: stops at the first non-finite number.
 
@@ -113,13 +108,11 @@ class Watch(Callback):
     `watch.rows` and `watch.alarms` hold what was read, also after `fit`.
     """
 
-    def __init__(
-        self, every: int = 50, *, optimizer: int = 0, output: str | Path | None = None
-    ) -> None:
-        self.every = every
-        self.optimizer = optimizer
-        self.output = output
-        self.watch: Watching | None = None
+    every: int = 50
+    _: KW_ONLY
+    optimizer: int = 0
+    output: str | Path | None = None
+    watch: Watching | None = field(default=None, init=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach."""

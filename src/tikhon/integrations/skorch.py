@@ -7,6 +7,7 @@ Needs `pip install tikhon[skorch]`.
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from tikhon.integrations.readings import readings
@@ -20,6 +21,7 @@ except ImportError as error:
     raise ImportError("these callbacks need skorch: pip install tikhon[skorch]") from error
 
 
+@dataclass(eq=False, repr=False)
 class Regularize(Callback):
     """`tikhon.regularize` for a `skorch.NeuralNet`.
 
@@ -39,22 +41,13 @@ class Regularize(Callback):
         net = NeuralNetClassifier(Net, callbacks=[("penalty", Regularize(tk.L1(1e-4)))])
     """
 
-    def __init__(
-        self,
-        terms: Terms,
-        *,
-        how: How = "objective",
-        optimizer: str = "optimizer",
-        module: str = "module",
-        log: bool = True,
-        per_parameter: bool = False,
-    ) -> None:
-        self.terms = terms
-        self.log = log
-        self.per_parameter = per_parameter
-        self.how: How = how
-        self.optimizer = optimizer
-        self.module = module
+    terms: Terms
+    _: KW_ONLY
+    how: How = "objective"
+    optimizer: str = "optimizer"
+    module: str = "module"
+    log: bool = True
+    per_parameter: bool = False
 
     def on_train_begin(
         self, net: object, X: object = None, y: object = None, **kwargs: object
@@ -89,6 +82,7 @@ class Regularize(Callback):
         self.regularizer_.remove()
 
 
+@dataclass(eq=False, repr=False)
 class Watch(Callback):
     """`tikhon.watch` for a `skorch.NeuralNet`: stops at the first non-finite number.
 
@@ -99,9 +93,9 @@ class Watch(Callback):
     `watch_.rows` and `watch_.alarms` hold what was read, also after `fit`.
     """
 
-    def __init__(self, every: int = 50, *, output: str | Path | None = None) -> None:
-        self.every = every
-        self.output = output
+    every: int = 50
+    _: KW_ONLY
+    output: str | Path | None = None
 
     def on_train_begin(
         self, net: object, X: object = None, y: object = None, **kwargs: object

@@ -9,6 +9,7 @@ work, because the penalty sits on the optimizer's step.
 from __future__ import annotations
 
 import warnings
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ except ImportError as error:
 FOLDER = "tikhon"  # within a checkpoint of the Trainer
 
 
+@dataclass(eq=False)
 class Regularize(TrainerCallback):
     """`tikhon.regularize` for a `transformers.Trainer`.
 
@@ -47,19 +49,12 @@ class Regularize(TrainerCallback):
         trainer = Trainer(model, args, train_dataset=data, callbacks=[Regularize(tk.L1(1e-5))])
     """
 
-    def __init__(
-        self,
-        terms: Terms,
-        *,
-        how: How = "objective",
-        log: bool = True,
-        per_parameter: bool = False,
-    ) -> None:
-        self.terms = terms
-        self.log = log
-        self.per_parameter = per_parameter
-        self.how: How = how
-        self.regularizer: Regularizer | None = None
+    terms: Terms
+    _: KW_ONLY
+    how: How = "objective"
+    log: bool = True
+    per_parameter: bool = False
+    regularizer: Regularizer | None = field(default=None, init=False)
 
     def on_train_begin(
         self,
@@ -113,6 +108,7 @@ class Regularize(TrainerCallback):
             )
 
 
+@dataclass(eq=False)
 class Watch(TrainerCallback):
     """`tikhon.watch` for a `transformers.Trainer`: stops at the first non-finite number.
 
@@ -123,10 +119,10 @@ class Watch(TrainerCallback):
     `watch.rows` and `watch.alarms` hold what was read, also after `train`.
     """
 
-    def __init__(self, every: int = 50, *, output: str | Path | None = None) -> None:
-        self.every = every
-        self.output = output
-        self.watch: Watching | None = None
+    every: int = 50
+    _: KW_ONLY
+    output: str | Path | None = None
+    watch: Watching | None = field(default=None, init=False)
 
     def on_train_begin(
         self,

@@ -26,8 +26,6 @@ from tikhon.training import measures
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tikhon.data.preprocessing import Preprocessing
-
 
 @dataclass(frozen=True, eq=False)
 class SavedModel:

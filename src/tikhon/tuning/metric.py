@@ -198,26 +198,6 @@ class _Ranks(_Numbers):
         )
 
 
-class _Labels(_Answered):
-    """Logits of labels that do not exclude each other, (rows, labels)."""
-
-    def __init__(self, answers: np.ndarray) -> None:
-        super().__init__(answers)
-        self.classes_ = np.arange(answers.shape[1])
-
-    def decision_function(self, x: Any) -> np.ndarray:
-        """(rows, labels)."""
-        return self.answers
-
-    def predict_proba(self, x: Any) -> np.ndarray:
-        """(rows, labels)."""
-        return torch.from_numpy(self.answers).sigmoid().numpy()
-
-    def predict(self, x: Any) -> np.ndarray:
-        """Whether each label is more probable than not."""
-        return (self.answers > 0).astype(int)
-
-
 class _Classes(_Answered):
     """Logits (rows, classes)."""
 
@@ -238,3 +218,19 @@ class _Classes(_Answered):
     def predict(self, x: Any) -> np.ndarray:
         """The most probable class."""
         return self.answers.argmax(1)
+
+
+class _Labels(_Classes):
+    """Logits of labels that do not exclude each other, (rows, labels)."""
+
+    def decision_function(self, x: Any) -> np.ndarray:
+        """(rows, labels)."""
+        return self.answers
+
+    def predict_proba(self, x: Any) -> np.ndarray:
+        """(rows, labels)."""
+        return torch.from_numpy(self.answers).sigmoid().numpy()
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Whether each label is more probable than not."""
+        return (self.answers > 0).astype(int)
