@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from tikhon.errors import DataError, InputError
 from tikhon.runs import temporary
-from tikhon.runs.files import SCHEMA_VERSION, explain, json_text, write_bytes, write_json
+from tikhon.runs.files import SCHEMA_VERSION, explain, json_text, plain, write_bytes, write_json
 from tikhon.runs.manifest import MANIFEST, is_sealed, seal, verify
 
 CONFIG, HISTORY, RESULT = "config.json", "history.jsonl", "result.json"
@@ -95,7 +95,7 @@ class RunDirectory:
             self.write(CONFIG, config)
             return
         self.check(resume=True)
-        same_configuration(self.read(CONFIG), config)
+        same_configuration(self.read(CONFIG), plain(config))  # as it would be read again
         self.lock()
 
     def refuse_finished(self) -> NoReturn:

@@ -138,10 +138,19 @@ def scores_of(run: Run, classes: Sequence[str] = ()) -> Scores:
     found = run.assessment
     if found is None:
         return Scores(run.metrics or {})
-    answer, weights = found.answer, [p for p in run.model.parameters() if p.ndim > 1]
-    if isinstance(answer, int):
-        answer = repr(str(classes[answer])) if answer < len(classes) else f"class {answer}"
-    return replace(found, answer=answer, linear=len(weights) == 1)
+    weights = [p for p in run.model.parameters() if p.ndim > 1]
+    return replace(found, answer=name_of(found.answer, classes), linear=len(weights) == 1)
+
+
+def name_of(answer: int | str | None, classes: Sequence[str]) -> str | None:
+    """The class that is always answered as the sentences name it.
+
+    >>> name_of(1, ("no", "yes")), name_of(1, ()), name_of(None, ())
+    ("'yes'", 'class 1', None)
+    """
+    if not isinstance(answer, int):
+        return answer
+    return repr(str(classes[answer])) if answer < len(classes) else f"class {answer}"
 
 
 def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:

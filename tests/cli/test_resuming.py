@@ -1,0 +1,51 @@
+"""Every command that can be resumed goes on over a table, whatever was written of its columns."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tikhon.cli import main
+from tikhon.runs.run_directory import RunDirectory
+
+JOBS = {
+    "fit": "fit --epochs 2 --no-linear",
+    "tune": "tune --budget 2runs --epochs 2 --model mlp:4 --folds 0",
+    "path": "path --strengths 4 --folds 2",
+    "compare": "compare --methods none,l2 --splits 2 --trials 1 --epochs 2",
+}
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    """A table with numbers, classes, words among numbers, dates and decimal commas."""
+    monkeypatch.chdir(tmp_path)
+    draw = random.Random(0)
+    lines = ["a;b;c;d;y"]
+    for _ in range(80):
+        number = f"{draw.gauss(0, 1):.3f}".replace(".", ",")
+        few = draw.choice(["low", "low", str(draw.randint(1, 50))])
+        day = f"{draw.randint(1, 28)}.{draw.randint(1, 12)}.2021"
+        lines.append(f"{number};{draw.choice('pqr')};{few};{day};{draw.choice('uv')}")
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    return ["t.csv", "--target", "y", "--na-values", "none", "--quiet", "--output", "run"]
+
+
+@pytest.mark.parametrize("verb", JOBS)
+def test_a_run_over_a_table_that_was_killed_goes_on(verb, rows, monkeypatch, capsys):
+    name, *options = JOBS[verb].split()
+    arguments = [name, *rows, *options]
+    taken = RunDirectory.take
+
+    def dies(folder, config, **how):
+        taken(folder, config, **how)
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(RunDirectory, "take", dies)
+        main(arguments)
+    assert main([*arguments, "--drop", "a", "--resume"]) == 2
+    assert "the configuration changed" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    assert main([*arguments, "--resume"]) == 2  # it is finished
