@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from tikhon.paths.path import path
 from tikhon.paths.stability import stability
-from tikhon.penalties import L1, MCP, SLOPE, ElasticNet, GroupLasso
+from tikhon.penalties import L1, MCP, SLOPE, ElasticNet, GroupLasso, Hierarchical
 
 SCALES = [1e-7, 1e7]
 
@@ -93,6 +94,29 @@ def test_an_offset_of_inputs_and_targets_moves_the_intercept_alone(form):
         a @ r.coefficients[-1, 0] + r.intercepts[-1] for r, a in ((plain, x), (found, x + 1e6))
     ]
     assert torch.allclose(predicted[1] + 1e7, predicted[0], atol=1e-5)
+
+
+def test_a_networks_targets_have_no_unit_and_no_offset():
+    x, y = data()
+    x, y = x[:, :6], torch.stack([y, x[:, 0] * x[:, 4]], 1)
+    build = lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))  # noqa: E731
+    plain = path(build, (x, y), Hierarchical(), valid=(x, y), strengths=4)
+    far = 1e4 * y + 1e6
+    found = path(build, (x, far), Hierarchical(), valid=(x, far), strengths=4)
+    assert found.counts == plain.counts and found.counts[-1] == 0
+    assert [s / 1e8 for s in found.strengths] == pytest.approx(plain.strengths, rel=1e-3)
+    assert [s / 1e8 for s in found.scores] == pytest.approx(plain.scores, rel=1e-2)
+    for k, score in enumerate(found.scores):  # the networks answer in the targets' own unit
+        error = (found.model(k)(x.float()) - far).square().sum(1).mean() / 2
+        assert error.item() == pytest.approx(score, rel=1e-2)
+
+
+def test_a_network_that_keeps_its_features_is_told_of():
+    x, y = data()
+    build = lambda: nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 1))  # noqa: E731
+    with pytest.warns(UserWarning, match="GroupLasso ended with 12 of 12 features on") as caught:
+        path(build, (x * 1e3, y[:, None]), GroupLasso(), strengths=2)
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -44,6 +44,47 @@ class Snapshot:
     state: dict[str, Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """What a sweep sees of number targets: `(y - mean) / size`, of spread 1 over all outputs.
+
+    Its rate and its range of strengths are for such targets; the loss, and with it the strength,
+    is in the targets' own unit times `size` squared.
+    """
+
+    mean: Tensor
+    size: float
+
+    @classmethod
+    def of(cls, y: Tensor) -> Unit | None:
+        """That of the training targets; None for classes."""
+        if not y.is_floating_point():
+            return None
+        mean = y.double().mean(0)
+        return cls(mean, float((y.double() - mean).square().mean().sqrt()) or 1.0)
+
+    def seen(self, y: Tensor) -> Tensor:
+        """Targets as the sweep sees them."""
+        return ((y.double() - self.mean) / self.size).float()
+
+
+class Rescaled(nn.Module):
+    """A network that was trained on targets in another unit, and answers in their own."""
+
+    mean: Tensor
+    size: Tensor
+
+    def __init__(self, net: nn.Module, unit: Unit) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", unit.mean.float())
+        self.register_buffer("size", torch.tensor(unit.size, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, ...) -> (rows, outputs)."""
+        return self.mean + self.size * self.net(x)
+
+
 @dataclass(eq=False)
 class Place:
     """How far a sweep is: its next step and strength, and the snapshots so far."""
@@ -89,15 +130,17 @@ def network_path(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        x, y = data[0].float(), data[1] if not data[1].is_floating_point() else data[1].float()
+        unit = Unit.of(data[1])
+        x, y = data[0].float(), data[1] if unit is None else unit.seen(data[1])
         build, penalty = _with_skip(build_model, penalty, x)
         penalty = _with_factors(penalty, build(), x[0].numel())
         sweep = Sweep(build(), (x, y), penalty, seed)
         snapshots = _thinned(sweep.run(keeper), strengths)
     if valid is not None:
-        valid = valid[0].float(), valid[1].float() if valid[1].is_floating_point() else valid[1]
+        valid = valid[0].float(), valid[1] if unit is None else unit.seen(valid[1])
     population = _refitted(build, sweep, snapshots, (x, y), valid, seed)
-    return _result(build, sweep, snapshots, population, valid, penalty)
+    result = _result(build, sweep, snapshots, population, valid, penalty)
+    return result if unit is None else _in_unit(result, unit)
 
 
 class Sweep:
@@ -328,4 +371,21 @@ def _result(
         states=states,
         build=build,
         penalty=type(penalty).__name__,
+    )
+
+
+def _in_unit(result: PathResult, unit: Unit) -> PathResult:
+    """The same in the unit of the targets: losses, strengths and what the networks answer."""
+    build, square = result.build, unit.size**2
+    own = Rescaled(nn.Identity(), unit).state_dict()
+    return replace(
+        result,
+        strengths=tuple(s * square for s in result.strengths),
+        scores=tuple(s * square for s in result.scores),
+        errors=tuple(s * square for s in result.errors),
+        states=tuple(
+            {**{f"net.{name}": value for name, value in state.items()}, **own}
+            for state in result.states
+        ),
+        build=lambda: Rescaled(build(), unit),
     )

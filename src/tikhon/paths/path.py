@@ -86,7 +86,7 @@ def path(
     Raises `InputError` for a penalty that gives no zeros or that no path can follow (by name),
     fewer rows than folds, a class missing from the training rows, a malformed range of
     strengths, or a resume with other settings or other data. Warns of solutions that did not
-    converge.
+    converge, and of a network that kept features to the end.
 
     Reference: Friedman, Hastie and Tibshirani (2010), https://doi.org/10.18637/jss.v033.i01
 
@@ -144,6 +144,7 @@ def path(
                 "network is scored on valid"
             )
         result = network_path(build_model, (x, y), penalty, **shared)
+        _tell_unswept(result)
     return replace(
         result,
         select=select,
@@ -208,5 +209,15 @@ def _tell_unfinished(result: PathResult) -> None:
             f"{len(left)} of {len(result.strengths)} solutions of {result.penalty} did not "
             f"converge (residual {worst:.1e} at strength {strength:.4g}): standardise the "
             "columns, or take larger strengths",
+            stacklevel=3,
+        )
+
+
+def _tell_unswept(result: PathResult) -> None:
+    """A warning at the caller's line if a network kept features at the largest strength."""
+    if left := result.counts[-1]:
+        warnings.warn(
+            f"the sweep of {result.penalty} ended with {left} of {result.supports.shape[1]} "
+            "features on, so this is not the whole path: standardise the columns",
             stacklevel=3,
         )
