@@ -11,7 +11,7 @@ import numpy as np
 
 from tikhon.tuning.searches import Design, PopulationBased
 from tikhon.tuning.space import Log, Space
-from tikhon.tuning.trials import History, Outcome, Trial
+from tikhon.tuning.trials import History, Outcome
 
 _ROUNDS = 8  # exchanges between the members, at most
 
@@ -76,16 +76,10 @@ def evolve(
         )
     last = sorted(models, key=lambda i: -float(history.of(i).trial.config["alpha"]))  # type: ignore
     best = max(last, key=lambda i: np.mean(scores[i]))  # of equals the strongest penalty
+    rounds = [outcome.trial for outcome in history.lineage(best)][::-1]
+    ends = [0, *(trial.budget for trial in rounds)]
     return Members(
         np.array([float(history.of(i).trial.config["alpha"]) for i in last]),  # type: ignore
         np.array([scores[i] for i in last]),
-        _lineage(history, history.of(best).trial),
+        [(float(t.config["alpha"]), t.budget - spent) for spent, t in zip(ends, rounds)],  # type: ignore
     )
-
-
-def _lineage(history: History, trial: Trial) -> list[tuple[float, int]]:
-    """Strength and epochs of every round that led to the trial."""
-    parent = None if trial.parent is None else history.of(trial.parent).trial
-    before = [] if parent is None else _lineage(history, parent)
-    epochs = trial.budget - (0 if parent is None else parent.budget)
-    return [*before, (float(trial.config["alpha"]), epochs)]  # type: ignore[arg-type]

@@ -222,7 +222,7 @@ class PopulationRunner:
         epochs = [epoch for epoch, _ in parts[0].curve]
         losses = zip(*([loss for _, loss in part.curve] for part in parts))
         curve = tuple(zip(epochs, (sum(folds) / len(folds) for folds in losses)))
-        last = [loss for _, loss in curve[-3:]]
+        last = [loss for _, loss in curve[-3:]]  # one check is noise
         finals = torch.tensor([loss for part in parts for _, loss in part.curve[-1:]])
         error = float(finals.std() / math.sqrt(len(finals))) if len(finals) > 1 else 0.0
         strengths = {}

@@ -139,7 +139,7 @@ class Halving(Search):
                 return []
 
     def _promoted(self, rung: list[Outcome]) -> list[Trial]:
-        alive = sorted((o for o in rung if not o.failed), key=lambda o: (smoothed(o), o.trial.id))
+        alive = sorted((o for o in rung if not o.failed), key=lambda o: (o.score, o.trial.id))
         budget = rung[0].trial.budget
         start = max(o.trial.id for o in rung) + 1
         if self.guarded and self._too_early(alive, budget):
@@ -242,12 +242,6 @@ class PopulationBased(Search):
                 value = min(max(value, entry.at(0.0)), entry.at(1.0))
                 moved[name] = round(float(value)) if isinstance(entry, Int) else value
         return self.space.resolved(moved)
-
-
-def smoothed(outcome: Outcome) -> float:
-    """The mean of the last three validation losses: one check is noise."""
-    last = [loss for _, loss in outcome.curve[-3:]]
-    return sum(last) / len(last) if last else outcome.score
 
 
 def turned_up(outcome: Outcome) -> bool:
