@@ -334,6 +334,27 @@ def test_rows_with_dead_moments_and_extreme_sizes(strength, eps, route):
     assert ((w.double() - exact).abs() <= 1e-5 * exact.abs() + 1e-6 * before.abs()).all()
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-10, 1e-8])
+def test_small_rows_are_as_exact_as_others(size):
+    w, moment, _ = weights(torch.float32, (6, 40))
+    w, moment = w * size, moment.square_()
+    penalty, before = tk.GroupLasso(size / 9), w.double()
+    exact = penalty.prox(before, 0.3 / (moment.double().sqrt() + 0.1))
+    assert exact.any(1).all()
+    assert kernels.prox_(penalty, w, 0.3, moment=moment, eps=0.1)
+    assert ((w.double() - exact).abs() <= 1e-5 * exact.abs() + 1e-6 * before.abs()).all()
+
+
+def test_a_tensor_just_large_enough_for_threads_is_changed_once(route, monkeypatch):
+    ws = [weights(shape=(rows, 11))[0] for rows in (37, 38)]
+    monkeypatch.setattr(native, "SPLIT", ws[0].numel())
+    penalty = tk.L1(0.3)
+    expected = [penalty.prox(w, 0.9) for w in ws]
+    kernels.run([kernels.job(kernels.form(penalty, w), 0.3, w, 0.9, None, 1.0, 0.0) for w in ws])
+    for w, one in zip(ws, expected):
+        torch.testing.assert_close(w, one)
+
+
 @pytest.mark.parametrize("penalty", [tk.L1(0.3), tk.GroupLasso(0.3)], ids=repr)
 def test_c_lifts_moments_for_the_next_step_after_it_has_read_them(route, penalty):
     w, moment, _ = weights()

@@ -338,3 +338,12 @@ def test_max_strength_is_refused_where_there_is_none():
     with pytest.raises(ValueError, match="NaN"):
         tk.max_strength(tk.L1(), torch.tensor([1.0, torch.nan]))
     assert tk.max_strength(tk.L1(), torch.zeros(3)) == 0.0
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 300.0])
+def test_total_variation_of_long_rows_is_as_exact_as_their_numbers(offset):
+    """Running sums of thousands of entries would decide otherwise which of them are equal."""
+    w = torch.randn(2, 3000, generator=torch.Generator().manual_seed(0)) + offset
+    found, exact = (tk.TotalVariation(1.0).prox(x, 1.0) for x in (w, w.double()))
+    torch.testing.assert_close(found, exact.float(), rtol=3e-7, atol=1e-7)
+    assert torch.equal(found.diff() == 0, exact.float().diff() == 0)

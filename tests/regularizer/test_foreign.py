@@ -448,6 +448,20 @@ def test_a_wrapper_that_moves_weights_between_steps_is_told_of_once(around, pena
     assert len(said) == 1
 
 
+def test_a_wrapper_is_watched_also_where_its_first_step_raises():
+    model = ones()
+    optimizer = Lookahead(optim.SGD(model.parameters(), lr=0.1))
+    tk.regularize(model, optimizer, tk.L1(0.5))
+
+    def closure():
+        raise RuntimeError("the loss failed")
+
+    with pytest.raises(RuntimeError, match="the loss failed"):
+        optimizer.step(closure)
+    with pytest.warns(UserWarning, match="around it moves the"):
+        train(model, optimizer, 14)
+
+
 @pytest.mark.parametrize("around", AROUND)
 def test_what_needs_no_zeros_is_served_around_wrappers_too(around):
     model = ones()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,6 +102,22 @@ def test_shapes_that_do_not_agree_are_refused_by_every_form(name, shape):
         if loss_of(form).kind != "custom":
             with pytest.raises(InputError, match="entry by entry"):
                 loss_of(form)(torch.zeros(shape), BITS.float())
+
+
+@pytest.mark.parametrize("name", ["mse", "mae"])
+@pytest.mark.parametrize("outputs", [(ROWS,), (ROWS, 1)])
+@pytest.mark.parametrize("targets", [(ROWS, 2), (ROWS, 3)])
+def test_two_targets_a_row_are_not_one(name, outputs, targets):
+    for output, target in [(outputs, targets), (targets, outputs)]:
+        with pytest.raises(InputError, match="entry by entry"):
+            loss_of(name)(torch.zeros(output), torch.zeros(target))
+
+
+def test_the_question_whether_a_loss_broadcasts_is_asked_in_silence():
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert broadcasts(F.mse_loss)
+    assert not said
 
 
 @pytest.mark.parametrize(

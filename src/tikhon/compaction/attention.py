@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ def _keep_masks(call: Call, analysis: Analysis) -> None:
         analysis.registry.needed.update(mask.ids.unique().tolist())
 
 
-def product(call: Call, module: None, analysis: Analysis) -> Any:
+def product(call: Call, module: None, analysis: Analysis) -> object:
     """q k' or a v of (..., rows, columns): all of a matrix is one unit, which a head is then."""
     a, *others = call.seen
     b = others[0] if others else a

@@ -138,7 +138,7 @@ def _others(inputs: tuple[object, ...]) -> list[tuple[object, ...]]:
     """A second batch that has nothing in common with the example: equality is no accident."""
     generator = torch.Generator().manual_seed(0)
 
-    def other(x: object) -> Any:
+    def other(x: object) -> object:
         if not isinstance(x, Tensor):
             return x
         if not x.is_floating_point():

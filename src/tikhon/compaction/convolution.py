@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,10 @@ from torch import Tensor, nn
 from .analysis import Analysis, Call, in_double
 from .units import Units, kept
 
+Convolution = nn.modules.conv._ConvNd
 
-def convolution(call: Call, module: Any, analysis: Analysis) -> Any:
+
+def convolution(call: Call, module: Convolution, analysis: Analysis) -> object:
     """A convolution: over all channels, in groups, or one filter a channel."""
     (seen,) = call.seen
     weight = module.weight.detach()
@@ -37,12 +38,12 @@ def convolution(call: Call, module: Any, analysis: Analysis) -> Any:
     return Units(ids, const.view(shape).expand(ids.shape), folded.view(shape).expand(ids.shape))
 
 
-def is_depthwise(module: Any) -> bool:
+def is_depthwise(module: Convolution) -> bool:
     """One filter a channel."""
     return module.groups == module.in_channels == module.out_channels > 1
 
 
-def grouped(module: Any, weight: Tensor) -> Tensor:
+def grouped(module: Convolution, weight: Tensor) -> Tensor:
     """The weight as (groups, out, in, ...), channels of one group each."""
     blocks = weight.unflatten(0, (module.groups, -1))
     return blocks.transpose(1, 2) if module.transposed else blocks
@@ -75,7 +76,7 @@ def _filled(flags: Tensor, stays: Tensor) -> Tensor:
     return (flags | ((ranks < count) & stays[:, None])).flatten()
 
 
-def foldable(module: Any, seen: Units) -> tuple[Tensor, Tensor]:
+def foldable(module: Convolution, seen: Units) -> tuple[Tensor, Tensor]:
     """Channels whose constant a convolution turns into a constant: the border sees zeros."""
     fixed, value = seen.uniform(1)
     padded = module.padding_mode == "zeros" and module.padding not in ("valid",)
@@ -83,7 +84,7 @@ def foldable(module: Any, seen: Units) -> tuple[Tensor, Tensor]:
     return (fixed & (value == 0) if padded or module.transposed else fixed), value
 
 
-def _depthwise(call: Call, module: Any, seen: Units) -> Units:
+def _depthwise(call: Call, module: Convolution, seen: Units) -> Units:
     dead = (module.weight.detach() == 0).flatten(1).all(1)
     bias = torch.zeros(len(dead)) if module.bias is None else module.bias.detach()
     shape = (-1,) + (1,) * (call.out.ndim - 2)

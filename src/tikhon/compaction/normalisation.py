@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from .analysis import Analysis, Call
 from .units import kept
 
+BatchNorm = nn.modules.batchnorm._BatchNorm
+InstanceNorm = nn.modules.instancenorm._InstanceNorm
 
-def batch_norm(call: Call, module: Any, analysis: Analysis) -> Any:
+
+def batch_norm(call: Call, module: BatchNorm, analysis: Analysis) -> object:
     """An affine map of each channel (evaluation mode)."""
     (seen,) = call.seen
     if module.running_mean is None:
@@ -26,7 +27,7 @@ def batch_norm(call: Call, module: Any, analysis: Analysis) -> Any:
     return seen.with_value(const, value)
 
 
-def layer_norm(call: Call, module: Any, analysis: Analysis) -> Any:
+def layer_norm(call: Call, module: nn.LayerNorm | nn.RMSNorm, analysis: Analysis) -> object:
     """LayerNorm, RMSNorm: each entry is read for the moments, unless it is a constant."""
     (seen,) = call.seen
     if len(module.normalized_shape) != 1:
@@ -68,7 +69,7 @@ def group_norm(call: Call, module: nn.GroupNorm, analysis: Analysis) -> object:
     return seen.with_value(const, value)
 
 
-def instance_norm(call: Call, module: Any, analysis: Analysis) -> Any:
+def instance_norm(call: Call, module: InstanceNorm, analysis: Analysis) -> object:
     """Every channel for itself: what is constant becomes the bias."""
     if call.out.ndim != _AXES[type(module)]:
         return analysis.refuse(call, "its input has no batch axis")

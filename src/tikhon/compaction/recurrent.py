@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ def suffixes(module: nn.RNNBase) -> Iterator[tuple[int, str]]:
             yield layer, f"_l{layer}{direction}"
 
 
-def recurrent(call: Call, module: nn.RNNBase, analysis: Analysis) -> Any:
+def recurrent(call: Call, module: nn.RNNBase, analysis: Analysis) -> object:
     """A stack of recurrent layers with a zero initial state; a silent unit is the constant 0."""
     reason = _unsupported(call, module)
     if reason:
@@ -205,7 +205,7 @@ class RecurrentStack(nn.Module):
         self.directions, self.time, self.states = directions, time, states
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor) -> tuple[Tensor, object]:
         """(length, batch, in) -> outputs, and the last states if the model looks at them."""
         lasts, outputs = [], []
         for number, cell in enumerate(self.cells):
@@ -218,9 +218,9 @@ class RecurrentStack(nn.Module):
             lasts.append(result[1])
         return torch.cat(outputs, -1), self._last(lasts)
 
-    def _last(self, lasts: list[Any]) -> Any:
+    def _last(self, lasts: list[Tensor] | list[tuple[Tensor, Tensor]]) -> object:
         if not self.states:
             return None
         if isinstance(self.cells[0], nn.LSTM):
             return torch.cat([last[0] for last in lasts]), torch.cat([last[1] for last in lasts])
-        return torch.cat(lasts)
+        return torch.cat(cast("list[Tensor]", lasts))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument
 
 from .analysis import Analysis
 from .attention import Heads
-from .convolution import foldable, grouped, is_depthwise, summed
+from .convolution import Convolution, foldable, grouped, is_depthwise, summed
 from .modules import Attention, PartialGroupNorm, PartialLayerNorm, PartialRMSNorm, SelectLinear
+from .normalisation import BatchNorm, InstanceNorm
 from .recurrent import cut_recurrent
 from .rules import selected
 from .units import Units, axis_masks, kept, varies
@@ -52,7 +54,9 @@ def _cut_linear(module: nn.Linear, node: fx.Node, analysis: Analysis, keep: Tens
     return _cut_columns(module, _inputs(node, analysis), analysis.units[node], analysis, keep)
 
 
-def _cut_select(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+def _cut_select(
+    module: SelectLinear, node: fx.Node, analysis: Analysis, keep: Tensor
+) -> nn.Module:
     whole, out = _inputs(node, analysis), analysis.units[node]
     seen = selected(module, whole)
     inner = _cut_columns(module.linear, seen, out, analysis, keep)
@@ -82,7 +86,9 @@ def _cut_columns(
     return _linear(weight[rows][:, columns], bias, rows)
 
 
-def _folded(module: Any, matrix: Tensor, fixed: Tensor, value: Tensor) -> Tensor | None:
+def _folded(
+    module: nn.Linear | Convolution, matrix: Tensor, fixed: Tensor, value: Tensor
+) -> Tensor | None:
     """The bias with the constants of the absent columns in it, float64."""
     bias = None if module.bias is None else module.bias.detach().double()
     moved = matrix @ torch.where(fixed, value, 0.0)
@@ -99,7 +105,9 @@ def _linear(weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> 
     return new
 
 
-def _cut_convolution(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+def _cut_convolution(
+    module: Convolution, node: fx.Node, analysis: Analysis, keep: Tensor
+) -> nn.Module:
     seen, out = _inputs(node, analysis), analysis.units[node]
     rows, columns = _along(out, 1, keep), _along(seen, 1, keep)
     weight, bias, groups = module.weight.detach(), None, int(rows.sum())
@@ -121,7 +129,8 @@ def _cut_convolution(module: Any, node: fx.Node, analysis: Analysis, keep: Tenso
         ]
         weight = torch.cat([part.transpose(0, 1) if module.transposed else part for part in parts])
         groups = len(parts)
-    new = type(module)(
+    kind = cast("Callable[..., nn.Module]", type(module))
+    new = kind(
         int(columns.sum()),
         int(rows.sum()),
         module.kernel_size,
@@ -140,7 +149,9 @@ def _cut_convolution(module: Any, node: fx.Node, analysis: Analysis, keep: Tenso
     return new
 
 
-def _cut_batch_norm(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+def _cut_batch_norm(
+    module: BatchNorm, node: fx.Node, analysis: Analysis, keep: Tensor
+) -> nn.Module:
     rows = _along(analysis.units[node], 1, keep)
     new = type(module)(
         int(rows.sum()), eps=module.eps, momentum=module.momentum, affine=module.affine
@@ -150,7 +161,7 @@ def _cut_batch_norm(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor
     return new
 
 
-def _cut_prelu(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+def _cut_prelu(module: nn.PReLU, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
     if module.num_parameters == 1:
         return module
     rows = _along(analysis.units[node], 1, keep)
@@ -159,14 +170,16 @@ def _cut_prelu(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> 
     return new
 
 
-def _cut_instance_norm(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+def _cut_instance_norm(
+    module: InstanceNorm, node: fx.Node, analysis: Analysis, keep: Tensor
+) -> nn.Module:
     rows = _along(analysis.units[node], 1, keep)
     if bool(rows.all()):
         return module
     new = type(module)(
         int(rows.sum()),
         eps=module.eps,
-        momentum=module.momentum,
+        momentum=cast(float, module.momentum),
         affine=module.affine,
         track_running_stats=module.track_running_stats,
     )
@@ -177,7 +190,9 @@ def _cut_instance_norm(module: Any, node: fx.Node, analysis: Analysis, keep: Ten
     return new
 
 
-def _cut_layer_norm(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+def _cut_layer_norm(
+    module: nn.LayerNorm | nn.RMSNorm, node: fx.Node, analysis: Analysis, keep: Tensor
+) -> nn.Module:
     seen = _inputs(node, analysis)
     rows = _along(seen, -1, keep)
     if bool(rows.all()):
@@ -217,13 +232,17 @@ def _eps(module: nn.RMSNorm) -> float:
     return torch.finfo(dtype).eps if module.eps is None else module.eps
 
 
-def _affine(module: Any, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _affine(
+    module: nn.LayerNorm | nn.RMSNorm | nn.GroupNorm, rows: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
     """Scale and shift of the entries that stay."""
     weight, bias = module.weight, getattr(module, "bias", None)
     return tuple(None if t is None else t.detach()[rows].clone() for t in (weight, bias))  # type: ignore
 
 
-def _cut_embedding(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+def _cut_embedding(
+    module: nn.Embedding, node: fx.Node, analysis: Analysis, keep: Tensor
+) -> nn.Module:
     columns = _along(analysis.units[node], -1, keep)
     return nn.Embedding.from_pretrained(
         module.weight.detach()[:, columns].clone(),
@@ -232,7 +251,9 @@ def _cut_embedding(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor)
     )
 
 
-def _cut_multihead(module: Any, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+def _cut_multihead(
+    module: nn.MultiheadAttention, node: fx.Node, analysis: Analysis, keep: Tensor
+) -> nn.Module:
     heads = kept(keep, analysis.heads[str(node.target)])
     rows = _along(analysis.units[node][0], -1, keep)
     inputs = [_inputs(node, analysis, position) for position in range(3)]
@@ -315,7 +336,7 @@ def _reshape_arguments(node: fx.Node, analysis: Analysis, keep: Tensor) -> None:
             node.args = (given[0], int(_along(first, axis, keep).sum()), *given[2:])
 
 
-def _new_size(given: object, size: int, old: int, ids: Tensor, axis: int) -> Any:
+def _new_size(given: Argument, size: int, old: int, ids: Tensor, axis: int) -> Argument:
     """The size of an axis: a number for units alone, whatever the forward computed it from."""
     if isinstance(given, int) and (given == -1 or size == old):
         return given

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ def arithmetic(call: Call, module: None, analysis: Analysis) -> object:
     )
 
 
-def constant(call: Call, module: None, analysis: Analysis) -> Any:
+def constant(call: Call, module: None, analysis: Analysis) -> object:
     """A tensor that the forward makes by itself, or a comparison of such ones."""
     if not all(bool(units.const.all()) for units in call.seen):
         return analysis.refuse(call, "it looks at the data")
@@ -129,7 +129,7 @@ def glu(call: Call, module: nn.Module | None, analysis: Analysis) -> Units:
     return one.with_value(const, value)
 
 
-def layout(call: Call, module: nn.Module | None, analysis: Analysis) -> Any:
+def layout(call: Call, module: nn.Module | None, analysis: Analysis) -> Units | tuple[Units, ...]:
     """Entries move and nothing else happens."""
     first = call.args[0]
     many = isinstance(first, (tuple, list))
@@ -155,7 +155,7 @@ def pieces(call: Call, module: None, analysis: Analysis) -> object:
     sizes = {part.shape for part in call.out}
     if len(sizes) != 1:
         return analysis.refuse(call, "pieces of different sizes")
-    parts = layout(call, module, analysis)
+    parts = cast("tuple[Units, ...]", layout(call, module, analysis))
     ids = torch.stack([part.ids for part in parts])
     analysis.readers.append(
         lambda keep: ids[:, kept(keep, ids).any(0)].unique() if len(keep) else ids[:0]
@@ -163,7 +163,7 @@ def pieces(call: Call, module: None, analysis: Analysis) -> object:
     return parts
 
 
-def item(call: Call, module: None, analysis: Analysis) -> Any:
+def item(call: Call, module: None, analysis: Analysis) -> object:
     """x[...]: an axis that is indexed stays whole."""
     if not isinstance(call.args[0], Tensor):
         return analysis.units[call.node.args[0]][call.args[1]]  # type: ignore[index]
@@ -190,7 +190,7 @@ def _whole(columns: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda keep: columns[kept(keep, columns).any(1)].unique()
 
 
-def reduce(call: Call, module: None, analysis: Analysis) -> Any:
+def reduce(call: Call, module: None, analysis: Analysis) -> object:
     """mean, sum, amax, max: constant where everything reduced is constant."""
     seen = call.seen[0]
     if len(call.seen) > 1:

@@ -19,10 +19,10 @@ from tikhon.budget import seconds_of
 from tikhon.cures.treatments import NOTHING, Treatment, popular
 from tikhon.cures.trials import TreatmentResult, Trials, judged_on, judging, shell, train
 from tikhon.cures.yardstick import Yardstick
-from tikhon.data.rows import Batch
+from tikhon.data.rows import Batch, LossFunction
 from tikhon.diagnosis.diagnose import Diagnosis, diagnose, draw, rebuilder
 from tikhon.diagnosis.record import Point, finite
-from tikhon.diagnosis.replica import Loss, Replica, isolated
+from tikhon.diagnosis.replica import Replica, isolated
 from tikhon.diagnosis.samples import Samples, samples
 from tikhon.diagnosis.save import save
 from tikhon.diagnosis.text import WIDTH
@@ -51,7 +51,7 @@ class Cure:
     batch_size: int
     source: Samples = field(repr=False)
     judge: Batch | None = field(repr=False)
-    loss: Loss = field(repr=False)
+    loss: LossFunction = field(repr=False)
     yardstick: Yardstick = field(default_factory=Yardstick)
     patch: str = ""
     seconds: float = 0.0
@@ -153,7 +153,7 @@ class Cure:
 def cure(
     model: nn.Module | Callable[[], nn.Module],
     data: object,
-    loss: str | Loss,
+    loss: str | LossFunction,
     *,
     optimizer: object,
     diagnosis: Diagnosis | None = None,

@@ -28,11 +28,11 @@ from tikhon.cures.treatments import (
     popular,
 )
 from tikhon.cures.yardstick import Yardstick, yardstick
-from tikhon.data.rows import Batch
+from tikhon.data.rows import Batch, LossFunction
 from tikhon.diagnosis.diagnose import Diagnosis, rebuilder
 from tikhon.diagnosis.dry_run import Trial, advance, score
 from tikhon.diagnosis.record import Point
-from tikhon.diagnosis.replica import Loss, Replica, isolated, replicate
+from tikhon.diagnosis.replica import Replica, isolated, replicate
 from tikhon.diagnosis.samples import Samples
 from tikhon.wrappers import unwrap
 
@@ -65,7 +65,7 @@ class TreatmentResult:
         return pstdev(self.effects)
 
 
-def judging(loss: Loss, diagnosis: Diagnosis) -> Loss:
+def judging(loss: LossFunction, diagnosis: Diagnosis) -> LossFunction:
     """What treatments are judged by: the user's loss, or what it means where it is the fault."""
     static, labels = diagnosis.record.static, diagnosis.labels
     fitting = {
@@ -106,7 +106,7 @@ class Trials:
     """The program under treatment, and the search over treatments."""
 
     model: Any
-    loss: Loss
+    loss: LossFunction
     optimizer: Any
     penalty: Any
     clip: float | None
@@ -117,7 +117,7 @@ class Trials:
     codes: set[str]
     limit: float
     scores: dict[tuple[str, int, int], tuple[float, float | None]] = field(default_factory=dict)
-    judged_by: Loss | None = None  # what scores are losses of, where the user's is the fault
+    judged_by: LossFunction | None = None  # scores are its losses, where the user's is the fault
     on_progress: Callable[[str], None] = lambda text: None
     pace: float = 0.0  # seconds per step of the slowest treatment seen
     _yardstick: Yardstick | None = None
@@ -395,7 +395,7 @@ def train(
     size: int,
     seed: int,
     *,
-    loss: Loss,
+    loss: LossFunction,
     deadline: float = math.inf,
 ) -> Point:
     """Train a treated replica; its scores at the end, in the units of the user's loss.

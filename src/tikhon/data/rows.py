@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from tikhon.errors import DataError, InputError
 
 Batch = tuple[Any, Any]  # (inputs, target)
+LossFunction = Callable[[Any, Any], Tensor]  # of outputs and targets
 
 
 class Named(dict[str, Any]):

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tikhon import plotting
+from tikhon.data.rows import LossFunction
 from tikhon.diagnosis import picture
 from tikhon.diagnosis.checks import symptoms
 from tikhon.diagnosis.codes import CODES, CONSEQUENCES
@@ -26,7 +27,6 @@ from tikhon.diagnosis.measure import measure
 from tikhon.diagnosis.mistargeted import mistargeted
 from tikhon.diagnosis.miswired import miswired
 from tikhon.diagnosis.record import Record, finite
-from tikhon.diagnosis.replica import Loss
 from tikhon.diagnosis.save import save
 from tikhon.diagnosis.signal import unsound
 from tikhon.diagnosis.text import html_page, screen
@@ -109,7 +109,7 @@ class Diagnosis:
 def diagnose(
     model: nn.Module | Callable[[], nn.Module],
     data: Any,
-    loss: str | Loss | None,
+    loss: str | LossFunction | None,
     *,
     optimizer: Any = None,
     valid: Any = None,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+Function = Callable[..., Any]  # of torch, as function modes are handed it
+
 BINARY = {"binary_cross_entropy", "binary_cross_entropy_with_logits"}
 ONE_SIDED = {*BINARY, "poisson_nll_loss", "cross_entropy", "kl_div"}  # (answer, target), not back
 ATTENDING = {"softmax", "scaled_dot_product_attention"}  # of a row of -inf they make NaN

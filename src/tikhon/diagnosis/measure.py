@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tikhon.data.rows import Batch
+from tikhon.data.rows import Batch, LossFunction
 from tikhon.diagnosis import static
 from tikhon.diagnosis.controls import Ran, controls
 from tikhon.diagnosis.dry_run import Trial, commonest, probe, run, score
 from tikhon.diagnosis.record import Failure, Record
 from tikhon.diagnosis.replica import (
-    Loss,
     Replica,
     gradients,
     isolated,
@@ -34,7 +33,7 @@ from tikhon.wrappers import unwrap
 def measure(
     model: nn.Module,
     data: object,
-    loss: str | Loss | None,
+    loss: str | LossFunction | None,
     *,
     optimizer: object = None,
     valid: object = None,

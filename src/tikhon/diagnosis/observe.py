@@ -8,17 +8,20 @@ hooks, which cost ten times as much and break in-place operations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from tikhon.data.rows import tensors
+from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.record import Reading, Site
 
+Args = tuple[object, ...]
 # largest slope of the bounded activations; the others cannot saturate on both sides
 BOUNDED = {"sigmoid": 0.25, "tanh": 1.0, "hardtanh": 1.0, "softsign": 1.0, "hardsigmoid": 1 / 6}
 RECTIFIERS = {"relu", "relu6", "threshold"}
@@ -62,7 +65,7 @@ class Instruments(TorchFunctionMode):
         self._profiles: dict[str, Tensor] = {}
         self.leaves: list[Tensor] = []  # inputs of recurrent layers, to differentiate as well
         self._stack: list[str] = [""]
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
         self._seen: dict[str, int] = {}
         self._channels_first = False
         self._named = dict(model.named_modules())
@@ -76,7 +79,7 @@ class Instruments(TorchFunctionMode):
         super().__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         for handle in self._handles:
             handle.remove()
@@ -97,17 +100,19 @@ class Instruments(TorchFunctionMode):
 
     # hooks
 
-    def _entering(self, name: str) -> Callable[..., Any]:
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _entering(self, name: str) -> Callable[..., tuple[Args, dict[str, object]] | None]:
+        def enter(
+            module: nn.Module, args: Args, kwargs: dict[str, object]
+        ) -> tuple[Args, dict[str, object]] | None:
             self._stack.append(name)
             if isinstance(module, RECURRENT) and args and isinstance(args[0], Tensor):
-                return self._watch_time(name, module, args), kwargs
+                return (self._watch_time(name, module, args[0]), *args[1:]), kwargs
             return None
 
         return enter
 
     def _leaving(self, name: str) -> Callable[..., None]:
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: object, output: object) -> None:
             if len(self._stack) > 1:
                 self._stack.pop()
             role = role_of(module)
@@ -133,10 +138,10 @@ class Instruments(TorchFunctionMode):
             self.numbers[name]["saturated"] = float(low.double().mean())
         self._listen(name, outputs)
 
-    def _watch_time(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        inputs = args[0]
+    def _watch_time(self, name: str, module: nn.Module, inputs: Tensor) -> Tensor:
+        """The input of a recurrent layer, such that its gradient is seen at each step."""
         if inputs.ndim != 3 or not torch.is_grad_enabled():
-            return args
+            return inputs
         if not inputs.requires_grad:
             inputs = inputs.detach().requires_grad_()
             self.leaves.append(inputs)
@@ -147,7 +152,7 @@ class Instruments(TorchFunctionMode):
             self._profiles[name] = grad.detach().double().square().mean(rest).sqrt()
 
         inputs.register_hook(keep)
-        return (inputs, *args[1:])
+        return inputs
 
     def _listen(self, name: str, outputs: list[Tensor]) -> None:
         heard = self._signals.setdefault(name, [])
@@ -160,8 +165,12 @@ class Instruments(TorchFunctionMode):
     # activations
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Function,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         label = getattr(func, "__name__", "").rstrip("_")
         if label == "multi_head_attention_forward":
@@ -177,7 +186,7 @@ class Instruments(TorchFunctionMode):
         return output
 
     def _activation(
-        self, label: str, func: Any, inputs: Tensor, rest: tuple[Any, ...], kwargs: dict[str, Any]
+        self, label: str, func: Function, inputs: Tensor, rest: Args, kwargs: Mapping[str, object]
     ) -> dict[str, float]:
         if label in SOFTMAXES:
             return {}
@@ -224,7 +233,7 @@ class Instruments(TorchFunctionMode):
         self.numbers[name] |= found | _spread(output)
         self._listen(name, [output])
 
-    def _attend(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _attend(self, func: Function, args: Args, kwargs: Mapping[str, object]) -> object:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             asked = {**kwargs, "need_weights": True, "average_attn_weights": False}
             asked["training"] = False
@@ -278,7 +287,7 @@ def describe(name: str, role: str, module: nn.Module) -> Site:
     return Site(name, kind, role, trainable=trainable)
 
 
-def weights(module: nn.Module) -> dict[str, Any]:
+def weights(module: nn.Module) -> dict[str, float]:
     """Scale of a layer's own weights."""
     weight = getattr(module, "weight", None)
     if isinstance(module, RECURRENT + CELLS):
@@ -290,7 +299,7 @@ def weights(module: nn.Module) -> dict[str, Any]:
     values = weight.detach().double()
     rms = float(values.square().mean().sqrt())
     fan_out = describe("", "weight", module).fan_out
-    found: dict[str, Any] = {"weight_rms": rms, "weight_factor": rms * math.sqrt(fan_out)}
+    found: dict[str, float] = {"weight_rms": rms, "weight_factor": rms * math.sqrt(fan_out)}
     found["constant"] = bool(values.numel() > 1 and (values == values.flatten()[0]).all())
     bias = getattr(module, "bias", None)
     if bias is not None:
@@ -314,7 +323,7 @@ def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _without_flags(rest: tuple[Any, ...]) -> tuple[Any, ...]:
+def _without_flags(rest: Args) -> Args:
     """Positional options without a trailing `inplace`."""
     return rest[:-1] if rest and isinstance(rest[-1], bool) else rest
 

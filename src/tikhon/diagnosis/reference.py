@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import Batch, tensors
+from tikhon.data.rows import Batch, LossFunction, tensors
 from tikhon.diagnosis.replica import number_of
 
-Loss = Callable[[Any, Any], Tensor]
+Tail = Callable[[Tensor], Tensor]
 MANY_CLASSES = 1000  # of a ridge on one-hot targets; more are numbers or a vocabulary
 FAR = 10.0  # distances of the quartiles
 IGNORED = -100  # torch's own mark of a target that does not count
 MANY_COLUMNS = 4096  # of a design whose normal equations are still solved in a moment
 
 
-def constant_loss(output: Tensor, target: object, loss: Loss, tail: Loss | None = None) -> float:
+def constant_loss(
+    output: Tensor, target: object, loss: LossFunction, tail: Tail | None = None
+) -> float:
     """The smallest loss of a constant output: the trivial predictor, for any loss.
 
     With `tail` (the activations behind the last layer) the constant is what enters it.
@@ -30,13 +31,20 @@ def constant_loss(output: Tensor, target: object, loss: Loss, tail: Loss | None 
     return _minimise(output.detach().mean(0, keepdim=True), len(output), target, loss, tail)
 
 
-def free_loss(output: Tensor, target: object, loss: Loss, tail: Loss | None = None) -> float:
+def free_loss(
+    output: Tensor, target: object, loss: LossFunction, tail: Tail | None = None
+) -> float:
     """The smallest loss when each row has an output of its own: the floor of loss and head."""
     return _minimise(output.detach(), None, target, loss, tail)
 
 
 def _minimise(
-    start: Tensor, rows: int | None, target: Any, loss: Loss, tail: Any, iterations: int = 25
+    start: Tensor,
+    rows: int | None,
+    target: object,
+    loss: LossFunction,
+    tail: Tail | None,
+    iterations: int = 25,
 ) -> float:
     def reach(free: Tensor) -> float:
         solver = torch.optim.LBFGS([free], max_iter=iterations, line_search_fn="strong_wolfe")
@@ -165,7 +173,7 @@ def _held_out(output: Tensor, y: Tensor, classes: bool, signs: bool) -> float:
     return 1 - float((output - y).square().mean()) / spread if spread > 0 else 0.0
 
 
-def shifts_out(output: Tensor, target: object, loss: Loss) -> bool:
+def shifts_out(output: Tensor, target: object, loss: LossFunction) -> bool:
     """Whether adding a constant to every output leaves the loss alone: it has its own softmax."""
     try:
         with torch.no_grad():
@@ -175,7 +183,7 @@ def shifts_out(output: Tensor, target: object, loss: Loss) -> bool:
     return math.isfinite(before) and abs(after - before) <= 1e-4 * (abs(before) + 1e-6)
 
 
-def grows_with_batch(output: object, target: object, loss: Loss) -> bool:
+def grows_with_batch(output: object, target: object, loss: LossFunction) -> bool:
     """Whether the same rows twice give twice the loss: a sum where a mean is expected."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return False

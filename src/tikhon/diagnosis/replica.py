@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tikhon.copying import copied
-from tikhon.data.rows import Batch, call, tensors, whole
+from tikhon.data.rows import Batch, LossFunction, call, tensors, whole
 from tikhon.errors import InputError
 from tikhon.regularizer.optimizers import inside, stepping
 from tikhon.regularizer.regularizer import regularize
@@ -27,7 +27,6 @@ from tikhon.wrappers import unwrap
 if TYPE_CHECKING:
     from tikhon.regularizer.regularizer import Regularizer
 
-Loss = Callable[[Any, Any], Tensor]
 MODEL_WORDS = ("model", "net", "network", "module")  # first parameter of a loss(model, batch)
 
 
@@ -36,7 +35,7 @@ class Replica:
     """A copy of the model with its own optimizer, its loss and what is added to the loss."""
 
     model: nn.Module
-    loss: Loss
+    loss: LossFunction
     optimizer: Optimizer | None = None
     penalty: Callable[[nn.Module], Tensor | float] | None = None
     clip: float | None = None
@@ -164,7 +163,7 @@ def gradients(loss: Tensor, wanted: list[Tensor], model: nn.Module) -> list[Tens
 
 def replicate(
     model: nn.Module,
-    loss: Loss | None,
+    loss: LossFunction | None,
     optimizer: Any = None,
     *,
     penalty: Any = None,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tikhon.data.rows import call, take, tensors
+from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.observe import ELEMENTWISE, NORMS, SOFTMAXES
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.reference import (
@@ -23,6 +25,7 @@ from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.calls import DROPOUTS, user_line
 
+Steps = Sequence[Callable[[Tensor], Tensor]]  # one after the other
 DROPOUT = nn.modules.dropout._DropoutNd
 # functions of one tensor that limit what a head can answer
 HEADS = ELEMENTWISE | SOFTMAXES | {"clamp", "clip", "clamp_min", "clamp_max"}
@@ -139,7 +142,7 @@ def _sums_to_one(output: Tensor) -> bool:
     return bool(total.abs().max() < 1e-4)
 
 
-def _compose(functions: list[Any]) -> Any:
+def _compose(functions: Steps) -> Callable[[Tensor], Tensor]:
     def tail(z: Tensor) -> Tensor:
         for function in functions:
             z = function(z)
@@ -148,9 +151,9 @@ def _compose(functions: list[Any]) -> Any:
     return tail
 
 
-def _tail(tape: _Tape, output: Tensor) -> tuple[Any, list[str]]:
+def _tail(tape: _Tape, output: Tensor) -> tuple[tuple[Tensor, Steps] | None, list[str]]:
     """What enters the activations behind the last layer, and those activations, checked."""
-    chain: list[object] = []
+    chain: list[Callable[[Tensor], Tensor]] = []
     names: list[str] = []
     wanted = output
     for func, args, kwargs, result in reversed(tape.calls):
@@ -158,7 +161,7 @@ def _tail(tape: _Tape, output: Tensor) -> tuple[Any, list[str]]:
             break
         chain.insert(0, lambda z, f=func, a=args[1:], k=kwargs: f(z, *a, **k))
         names.insert(0, func.__name__)
-        wanted = args[0]
+        wanted = cast(Tensor, args[0])
     if not chain:
         return None, []
     try:
@@ -174,12 +177,16 @@ class _Tape(torch.overrides.TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, object], Any]] = []
+        self.calls: list[tuple[Function, tuple[object, ...], Mapping[str, object], object]] = []
         self.dropped: list[tuple[object, str]] = []
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Function,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,11 @@ from tikhon.layers.dropout import Dropout
 from tikhon.layers.masks import batched
 from tikhon.layers.noise import NoiseLayer
 
-KERNELS: dict[str, Callable[..., Any]] = {
+State = Tensor | tuple[Tensor, ...]  # of an LSTM the hidden state and the cells
+Noise = Callable[[Tensor], Tensor]
+Weights = Mapping[str, Tensor | None]
+Result = tuple[Tensor | PackedSequence, State]  # output and last states, as in torch
+KERNELS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "LSTM": torch.lstm,
     "GRU": torch.gru,
     "RNN_TANH": torch.rnn_tanh,
@@ -30,7 +34,7 @@ class _LayerByLayer(nn.RNNBase):
 
     between_layers: NoiseLayer
 
-    def forward(self, input: object, hx: object = None) -> Any:
+    def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> Any:
         """Output and last states, as in torch."""
         if not self.between_layers.training:
             return super().forward(input, hx)
@@ -79,7 +83,7 @@ class _RecurrentNoise(NoiseLayer):
         self.between_layers: Dropout | None = Dropout(module.dropout) if between else None
 
     @abstractmethod
-    def forward(self, x: object, hx: object = None) -> Any:  # type: ignore[override]
+    def forward(self, x: Tensor | PackedSequence, hx: State | None = None) -> Result:  # type: ignore[override]
         """Output and last states, as in torch."""
 
     def extra_repr(self) -> str:
@@ -105,12 +109,12 @@ class WeightDrop(_RecurrentNoise):
     def __init__(self, module: nn.RNNBase, rate: float = 0.5) -> None:
         super().__init__(module, rate)
 
-    def forward(self, x: Any, hx: Any = None) -> Any:
+    def forward(self, x: Tensor | PackedSequence, hx: State | None = None) -> Result:
         """Output and last states, as in torch."""
-        weights: dict[str, Any] = dict(self._parameters)
+        weights: dict[str, Tensor | None] = dict(self._parameters)
         if self.training:
             for name, weight in list(weights.items()):
-                if name.startswith("weight_hh"):
+                if weight is not None and name.startswith("weight_hh"):
                     weights[name] = functional.dropout(weight, self.rate, generator=self.generator)
         return _stack(self, weights, x, hx)
 
@@ -138,7 +142,7 @@ class RecurrentDropout(_RecurrentNoise):
             raise TypeError(f"RecurrentDropout: expected an LSTM or GRU, received {module!r}")
         super().__init__(module, rate)
 
-    def forward(self, x: object, hx: object = None) -> Any:
+    def forward(self, x: Tensor | PackedSequence, hx: State | None = None) -> Result:
         """Output and last states, as in torch."""
         if not self.training:
             return _stack(self, self._parameters, x, hx)
@@ -150,25 +154,38 @@ class RecurrentDropout(_RecurrentNoise):
         return functional.dropout(torch.ones_like(h), self.rate, generator=self.generator)
 
 
-def _stack(rnn: Any, weights: Any, input: Any, hx: Any, *, state_noise: Any = None) -> Any:
+Layers = _LayerByLayer | _RecurrentNoise
+
+
+def _stack(
+    rnn: Layers,
+    weights: Weights,
+    input: Tensor | PackedSequence,
+    hx: State | None,
+    *,
+    state_noise: Noise | None = None,
+) -> Result:
     """A recurrent stack of rnn's sizes with these weights; `state_noise(h)` masks its states."""
-    packed = isinstance(input, PackedSequence)
-    x: Tensor = input.data if packed else input
-    sizes: Any = input.batch_sizes if packed else None
-    if x.ndim not in ((2,) if packed else (2, 3)) or x.shape[-1] != rnn.input_size:
+    packed = input if isinstance(input, PackedSequence) else None
+    x = input.data if isinstance(input, PackedSequence) else input
+    sizes = None if packed is None else packed.batch_sizes
+    if x.ndim not in ((2, 3) if packed is None else (2,)) or x.shape[-1] != rnn.input_size:
         where = rnn.label if isinstance(rnn, NoiseLayer) else type(rnn).__name__
         raise ValueError(
             f"{where}: expected (time, batch, {rnn.input_size}) or without a batch, "
             f"received shape {tuple(x.shape)}"
         )
-    single = not packed and x.ndim == 2
+    single = packed is None and x.ndim == 2
     if single:
-        x, hx = x.unsqueeze(1), _each(hx, lambda h: h.unsqueeze(1))
-    elif not packed and rnn.batch_first:
+        x = x.unsqueeze(1)
+        hx = None if hx is None else _each(hx, lambda h: h.unsqueeze(1))
+    elif packed is None and rnn.batch_first:
         x = x.transpose(0, 1)
-    if packed and input.sorted_indices is not None:
-        hx = _each(hx, lambda h: h.index_select(1, input.sorted_indices))
-    hx = _zeros(rnn, x, int(sizes[0]) if packed else x.shape[1]) if hx is None else hx
+    if packed is not None and packed.sorted_indices is not None and hx is not None:
+        order = packed.sorted_indices
+        hx = _each(hx, lambda h: h.index_select(1, order))
+    if hx is None:
+        hx = _zeros(rnn, x, x.shape[1] if sizes is None else int(sizes[0]))
     fused = state_noise is None and not _stepwise(rnn, x, weights)
     states = []
     directions = 2 if rnn.bidirectional else 1
@@ -179,51 +196,57 @@ def _stack(rnn: Any, weights: Any, input: Any, hx: Any, *, state_noise: Any = No
         initial = _each(hx, lambda h, rows=rows: h[rows])
         suffixes = [f"_l{k}", f"_l{k}_reverse"][:directions]
         own = [_weights_of(weights, suffix) for suffix in suffixes]
-        if fused or packed:
+        if fused or sizes is not None:
             x, last = _fused(rnn, own, x, initial, sizes)
         else:
             x, last = _unrolled(rnn, own, x, initial, state_noise)
         states.append(last)
     last = tuple(torch.cat(parts) for parts in zip(*states, strict=True))
-    if packed and input.unsorted_indices is not None:
-        last = tuple(h.index_select(1, input.unsorted_indices) for h in last)
+    if packed is not None and packed.unsorted_indices is not None:
+        back = packed.unsorted_indices
+        last = tuple(h.index_select(1, back) for h in last)
     if single:
         x, last = x.squeeze(1), tuple(h.squeeze(1) for h in last)
-    elif not packed and rnn.batch_first:
+    elif packed is None and rnn.batch_first:
         x = x.transpose(0, 1)
-    output = input._replace(data=x) if packed else x
+    output = x if packed is None else packed._replace(data=x)
     return output, last if rnn.mode == "LSTM" else last[0]
 
 
-def _stepwise(rnn: Any, x: Tensor, weights: Any) -> bool:
+def _stepwise(rnn: Layers, x: Tensor, weights: Weights) -> bool:
     """Where torch's fused kernel cannot be called: it has no rule for `vmap`, nor for symbols."""
     if torch.compiler.is_compiling():
         return isinstance(rnn, NoiseLayer)  # torch.compile does not enter the others
-    return batched(x) or any(map(batched, weights.values()))
+    return batched(x) or any(batched(w) for w in weights.values() if w is not None)
 
 
-def _each(hx: Any, function: Any) -> Any:
-    if hx is None:
-        return None
+def _each(hx: State, function: Noise) -> State:
     return tuple(map(function, hx)) if isinstance(hx, tuple) else function(hx)
 
 
-def _zeros(rnn: Any, x: Tensor, batch: int) -> Any:
+def _zeros(rnn: Layers, x: Tensor, batch: int) -> State:
     count = rnn.num_layers * (2 if rnn.bidirectional else 1)
     h = x.new_zeros(count, batch, rnn.proj_size or rnn.hidden_size)
     return (h, x.new_zeros(count, batch, rnn.hidden_size)) if rnn.mode == "LSTM" else h
 
 
-def _weights_of(weights: Any, suffix: str) -> list[Tensor]:
+def _weights_of(weights: Weights, suffix: str) -> list[Tensor]:
     """Weights and biases of one layer and direction, in the order of torch's kernels."""
     kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-    return [weights[kind + suffix] for kind in kinds if kind + suffix in weights]
+    found = (weights.get(kind + suffix) for kind in kinds)
+    return [weight for weight in found if weight is not None]
 
 
-def _fused(rnn: Any, own: list, x: Tensor, initial: Any, sizes: Tensor | None) -> tuple:
+def _fused(
+    rnn: Layers,
+    own: Sequence[Sequence[Tensor]],
+    x: Tensor,
+    initial: State | None,
+    sizes: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     flat = [weight for weights in own for weight in weights]
     options = (flat, rnn.bias, 1, 0.0, rnn.training, rnn.bidirectional)
-    kernel: Any = KERNELS[rnn.mode]
+    kernel = KERNELS[rnn.mode]
     if sizes is None:
         output, *last = kernel(x, initial, *options, False)
     else:
@@ -231,7 +254,13 @@ def _fused(rnn: Any, own: list, x: Tensor, initial: Any, sizes: Tensor | None) -
     return output, tuple(last)
 
 
-def _unrolled(rnn: Any, own: list, x: Tensor, initial: Any, noise: Any) -> tuple:
+def _unrolled(
+    rnn: Layers,
+    own: Sequence[Sequence[Tensor]],
+    x: Tensor,
+    initial: State,
+    noise: Noise | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The same, step by step: for masks on states, and for `vmap`, which has no fused rule."""
     initial = initial if isinstance(initial, tuple) else (initial,)
     outputs, lasts = [], []
@@ -244,7 +273,13 @@ def _unrolled(rnn: Any, own: list, x: Tensor, initial: Any, noise: Any) -> tuple
     return torch.cat(outputs, -1), tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
 
 
-def _run(rnn: Any, weights: list, x: Tensor, state: tuple, mask: Tensor | None) -> tuple:
+def _run(
+    rnn: Layers,
+    weights: Sequence[Tensor],
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    mask: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One layer in one direction over x (T, N, in)."""
     w_in, w_state, *others = weights
     b_in, b_state = others[:2] if rnn.bias else (None, None)

@@ -12,7 +12,7 @@ from tikhon.regularizer.activity import Activity, Arrival, Drift
 from tikhon.regularizer.audit import LOOKS, warn, warn_of_lost_layers
 from tikhon.regularizer.controller import Controller, Observation
 from tikhon.regularizer.coupled import OwnDecay
-from tikhon.regularizer.hooks import StepHooks, with_closure
+from tikhon.regularizer.hooks import Args, Changed, Closure, Options, StepHooks, with_closure
 from tikhon.regularizer.optimizers import Copies, is_torchs
 from tikhon.regularizer.orthant import add_pseudo_gradients, keep_orthants
 from tikhon.regularizer.plan import Place, Plan, Unread
@@ -125,7 +125,7 @@ class Attachment:
 
     # -- one step -----------------------------------------------------------------------------
 
-    def _before(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
+    def _before(self, args: Args, kwargs: Options) -> Changed:
         if self._unread is not None:
             self.recount()
         if not self.plan.is_current() or (self.steps in LOOKS and not self._is_bound()):
@@ -165,11 +165,11 @@ class Attachment:
         if moved or drift.over:
             self._drift = None
 
-    def _penalized(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _penalized(self, closure: Closure) -> Closure:
         """The closure with the penalties inside: it zeroes what a pre-hook adds to `.grad`."""
         first = True
 
-        def evaluate() -> Any:
+        def evaluate() -> object:
             nonlocal first
             self._restore_gradients(others=True)
             loss = closure()
@@ -177,7 +177,8 @@ class Attachment:
             first = False
             if isinstance(self.optimizer, optim.LBFGS):  # its line search compares losses
                 with torch.no_grad():
-                    loss = loss + sum(value_of(b) for b in self.plan.active("gradient"))
+                    penalties = sum(value_of(b) for b in self.plan.active("gradient"))
+                    loss = cast(Tensor, loss) + penalties
             return loss
 
         return evaluate

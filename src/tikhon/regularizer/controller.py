@@ -97,7 +97,9 @@ class Controller(ABC):
     def next(self, strength: float, observation: Observation, step: int) -> float:
         """The next strength, finite and >= 0; `step` counts optimizer steps from 1."""
 
-    def recorded(self, memory: Mapping[str, object], steps: int) -> Any:
+    def recorded(
+        self, memory: Mapping[str, object], steps: int
+    ) -> Controller | Callable[[int], float]:
         """The strength of another run of `steps` steps that follows what this one has found.
 
         Itself where nothing is found that another run would not find again.

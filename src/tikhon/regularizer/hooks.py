@@ -12,11 +12,16 @@ import sys
 import types
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn, optim
 
+Args = tuple[object, ...]
+Options = dict[str, object]
+Changed = tuple[Args, Options] | None  # the arguments of a step; None where they stay
+Closure = Callable[..., object]
+Result = TypeVar("Result")
 _TORCH = cast(Any, optim.Optimizer.profile_hook_step).__code__.co_filename
 
 
@@ -34,7 +39,7 @@ class StepHooks:
     def __init__(
         self,
         optimizer: optim.Optimizer,
-        before: Callable[[tuple[Any, ...], dict[str, Any]], Any],
+        before: Callable[[Args, Options], Changed],
         after: Callable[[], None],
         failed: Callable[[], None],
         *,
@@ -65,13 +70,13 @@ class StepHooks:
         self._depth = 0
         self.failed()
 
-    def _enter(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
+    def _enter(self, optimizer: optim.Optimizer, args: Args, kwargs: Options) -> Changed:
         if self._depth and _steps_under_way(optimizer) == 1:
             self.abandon()  # the last one raised, and was called past the guard
         self._depth += 1
         return self.before(args, kwargs) if self._depth == 1 else None
 
-    def _leave(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _leave(self, optimizer: optim.Optimizer, args: Args, kwargs: Options) -> None:
         if not self._depth:
             return  # attached within this step
         self._depth -= 1
@@ -81,9 +86,7 @@ class StepHooks:
             self.after()
 
 
-def with_closure(
-    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Any], Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def with_closure(args: Args, kwargs: Options, change: Callable[[Closure], Closure]) -> Changed:
     """The arguments that a step hook sees with their closure changed; None where they have none.
 
     It is the argument of that name or the first function, the optimizer itself being the first
@@ -114,9 +117,10 @@ def _guard(optimizer: optim.Optimizer) -> list[StepHooks]:
     hooks: list[StepHooks] = []
 
     @functools.wraps(earlier or type(optimizer).step)
-    def step(self: optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+    def step(self: optim.Optimizer, *args: object, **kwargs: object) -> object:
         try:
-            return earlier(*args, **kwargs) if earlier else type(self).step(self, *args, **kwargs)
+            own = cast(Closure, type(self).step)
+            return earlier(*args, **kwargs) if earlier else own(self, *args, **kwargs)
         except BaseException:
             for one in tuple(hooks):
                 one.abandon()
@@ -148,13 +152,13 @@ def _steps_under_way(optimizer: optim.Optimizer) -> int:
     return count
 
 
-def untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+def untraced(hook: Callable[..., Result]) -> Callable[..., Result]:
     """The hook, kept out of the graph when the optimizer's step is compiled."""
     # The optimizer's own making imported the compiler, unless the command line spares it.
     compiler = "torch._dynamo" in sys.modules
     apart = cast(Any, torch.compiler.disable)(hook) if compiler else hook
 
-    def call(optimizer: optim.Optimizer, args: object, kwargs: object) -> Any:
+    def call(optimizer: optim.Optimizer, args: object, kwargs: object) -> Result:
         if torch.compiler.is_compiling():
             return apart(optimizer, args, kwargs)
         return hook(optimizer, args, kwargs)  # the detour costs as much as a small kernel

@@ -22,6 +22,7 @@ from tikhon.regularizer.targets import local
 
 Number = float | Tensor
 Group = dict[str, Any]
+State = Any  # what an optimizer keeps of a parameter: a dict in torch's own
 
 
 class Gain(NamedTuple):
@@ -71,8 +72,8 @@ class Memory(NamedTuple):
         return least if self.beyond is None else least + self.beyond
 
 
-GainOf = Callable[[optim.Optimizer, Group, Any], Gain]
-MemoryOf = Callable[[Group, Any], Memory]
+GainOf = Callable[[optim.Optimizer, Group, State], Gain]
+MemoryOf = Callable[[Group, State], Memory]
 
 
 class Rule(NamedTuple):
@@ -89,7 +90,7 @@ _rules: dict[type[optim.Optimizer], Rule] = {}
 
 def register_gain(
     optimizer_class: type[optim.Optimizer],
-    rule: Callable[[optim.Optimizer, Group, Any], Gain | Number],
+    rule: Callable[[optim.Optimizer, Group, State], Gain | Number],
     *,
     uniform: bool = False,
     memory: MemoryOf | None = None,
@@ -207,13 +208,13 @@ def _sgd(optimizer: optim.Optimizer, group: Group, state: object) -> Gain:
     return Gain(group["lr"] * kept / (1 - group["momentum"]))
 
 
-def _adam(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
+def _adam(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
     moment = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
     correction = 1 - group["betas"][1] ** number(state["step"])
     return Gain(group["lr"], moment, correction**0.5, group["eps"])
 
 
-def _nadam(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
+def _nadam(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
     beta1, beta2 = group["betas"]
     step, product = number(state["step"]), number(state["mu_product"])
     mu = beta1 * (1 - 0.5 * 0.96 ** (step * group["momentum_decay"]))
@@ -224,7 +225,7 @@ def _nadam(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     return Gain(group["lr"] * (now + carried), state["exp_avg_sq"], scale, group["eps"])
 
 
-def _radam(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
+def _radam(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
     beta2, step = group["betas"][1], number(state["step"])
     correction = 1 - beta2**step
     longest = 2 / (1 - beta2) - 1
@@ -240,23 +241,23 @@ def _radam(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     return Gain(numerator, state["exp_avg_sq"], 1.0, group["eps"])
 
 
-def _adamax(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
+def _adamax(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
     return Gain(group["lr"], state["exp_inf"], root=False)
 
 
-def _rmsprop(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
+def _rmsprop(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
     moment = state["square_avg"]
     if group["centered"]:
         moment = moment.addcmul(state["grad_avg"], state["grad_avg"], value=-1).clamp_min_(0)
     return Gain(group["lr"] / (1 - group["momentum"]), moment, eps=group["eps"])
 
 
-def _adagrad(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
+def _adagrad(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
     lr = group["lr"] / (1 + (number(state["step"]) - 1) * group["lr_decay"])
     return Gain(lr, state["sum"], eps=group["eps"])
 
 
-def _adadelta(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
+def _adadelta(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
     # undo the last update of acc_delta, by a gradient of the size that square_avg remembers
     rho, eps = group["rho"], group["eps"]
     square, after = local(state["square_avg"]), local(state["acc_delta"])
@@ -265,7 +266,7 @@ def _adadelta(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
     return Gain(group["lr"] * (before.clamp_min(0) + eps).sqrt(), square + eps)
 
 
-def _asgd(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
+def _asgd(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
     # the state already holds the eta of the next step
     lr, steps = group["lr"], number(state["step"]) - 1
     return Gain(lr / (1 + group["lambd"] * lr * steps) ** group["alpha"])
@@ -274,7 +275,7 @@ def _asgd(optimizer: optim.Optimizer, group: Group, state: Any) -> Gain:
 def _second_moment(name: str, decay: Callable[[Group], float]) -> MemoryOf:
     """The memory of an average of squares that is corrected for its start, as Adam's."""
 
-    def memory(group: Group, state: Any) -> Memory:
+    def memory(group: Group, state: State) -> Memory:
         kept = decay(group)
         held = "max_exp_avg_sq" if group.get("amsgrad") else name
         return Memory(state[held], (1 - kept ** (number(state["step"]) + 1)) / kept)
@@ -282,7 +283,7 @@ def _second_moment(name: str, decay: Callable[[Group], float]) -> MemoryOf:
     return memory
 
 
-def _square_avg(group: Group, state: Any) -> Memory:
+def _square_avg(group: Group, state: State) -> Memory:
     """That of RMSprop, whose averages are not corrected; the variance decays no faster."""
     mean = local(state["grad_avg"]).square() if group["centered"] else None
     return Memory(state["square_avg"], 1 / group["alpha"], beyond=mean)

@@ -10,7 +10,7 @@ import inspect
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn, optim
@@ -28,7 +28,7 @@ _LASTING = 0.97
 T = TypeVar("T")
 
 
-def stepping(optimizer: Any) -> optim.Optimizer:
+def stepping(optimizer: object) -> optim.Optimizer:
     """The optimizer whose `step` moves the weights: the one inside Accelerate's, Lightning's, SAM.
 
     Any object that holds a torch optimizer of the same parameters is a wrapper around it.
@@ -51,7 +51,7 @@ def stepping(optimizer: Any) -> optim.Optimizer:
     return wrapper
 
 
-def inside(wrapper: Any) -> list[optim.Optimizer]:
+def inside(wrapper: object) -> list[optim.Optimizer]:
     """The optimizers that an object holds, if they step all parameters that it has itself."""
     attributes = getattr(wrapper, "__dict__", {})
     found = {id(one): one for one in attributes.values() if isinstance(one, optim.Optimizer)}

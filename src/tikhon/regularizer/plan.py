@@ -252,7 +252,7 @@ class FusedProx:
     form: kernels.Form | None = None
     seen_at: int | None = None
     moment: Tensor | None = None
-    state: Any = None  # the optimizer's, in which the moment was lifted
+    state: object = None  # the optimizer's, in which the moment was lifted
     version: int = -1  # of the moment then
 
     @classmethod

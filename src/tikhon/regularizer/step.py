@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn, optim
@@ -345,7 +345,7 @@ def reading_of(binding: Binding, plan: Plan, before: Tensor | None) -> Reading:
     return Reading(
         name=binding.target.name,
         penalty=binding.penalty,
-        how=cast(Any, binding.how),  # others take no controller
+        how=cast(Literal["objective", "decoupled"], binding.how),  # others take no controller
         params=binding.target.params,
         weights=binding.read(),
         before=before,

@@ -384,7 +384,7 @@ def _check_how(how: str) -> None:
         raise ValueError(unknown("how", how, get_args(How)))
 
 
-def _label(pattern: Any) -> str:
+def _label(pattern: Pattern) -> str:
     if isinstance(pattern, tuple):
         return "|".join(map(_label, pattern))
     return pattern if isinstance(pattern, str) else pattern.__name__

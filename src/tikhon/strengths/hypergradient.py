@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
@@ -13,6 +13,7 @@ from typing import Any, ClassVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from tikhon.data.rows import LossFunction
 from tikhon.data.stream import Stream
 from tikhon.penalties import L1, L2, ElasticNet, GroupLasso, Proximable
 from tikhon.penalties.optimality import max_strength
@@ -109,7 +110,7 @@ class Hypergradient(Controller):
     """
 
     valid: Any = field(repr=False)
-    loss: Callable[[Any, Any], Tensor]
+    loss: LossFunction
     steps: int = field(kw_only=True)
     every: int = field(default=5, kw_only=True)
     start: float = field(default=0.0, kw_only=True)

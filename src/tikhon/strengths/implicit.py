@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import call, each
+from tikhon.data.rows import LossFunction, call, each
 from tikhon.data.stream import Stream
 from tikhon.errors import unknown
 from tikhon.penalties import Penalty
@@ -19,7 +18,7 @@ _POWERS = 20  # iterations to the largest curvature
 
 def implicit_slopes(
     model: nn.Module,
-    loss: Callable[[Any, Any], Tensor],
+    loss: LossFunction,
     train: object,
     valid: object,
     penalties: Mapping[str, Penalty],

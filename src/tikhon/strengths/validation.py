@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import call, each
+from tikhon.data.rows import LossFunction, call, each
 from tikhon.regularizer.targets import is_distributed
 
 _STATISTICS = ("running_", "moving_")  # how layers name the averages that eval mode goes by
@@ -29,7 +29,7 @@ class Look(NamedTuple):
 
 def look(
     model: nn.Module,
-    loss: Callable[[Any, Any], Tensor],
+    loss: LossFunction,
     batch: tuple[Any, Any],
     *,
     pooled: bool = False,
@@ -59,9 +59,7 @@ def look(
 
 
 @torch.no_grad()
-def _blind(
-    loss: Callable[[Any, Any], Tensor], output: Any, target: Any, value: Tensor, pooled: bool
-) -> Tensor:
+def _blind(loss: LossFunction, output: Any, target: Any, value: Tensor, pooled: bool) -> Tensor:
     """The loss of one answer for all rows: the mean of the answers."""
     unknown = torch.full_like(value, torch.nan)
     if not isinstance(output, Tensor) or output.ndim == 0:

@@ -18,7 +18,7 @@ from tikhon.copying import copied
 from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
-from tikhon.data.rows import each, tensors
+from tikhon.data.rows import LossFunction, each, tensors
 from tikhon.errors import StorageError
 from tikhon.runs import checkpoint
 from tikhon.runs.files import plain, write_bytes, write_tensors
@@ -32,7 +32,6 @@ from tikhon.runs.run_directory import (
 from tikhon.training import judged, measures, yardsticks
 from tikhon.training.folds import adapts, found_on_folds
 from tikhon.training.loop import Progress, Training
-from tikhon.training.losses import LossFunction
 from tikhon.training.recipe import Recipe
 from tikhon.training.refit import check_refit, fixed, train_again
 from tikhon.training.result import Run, result_of

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tikhon.data.rows import LossFunction
 from tikhon.errors import InputError, unknown
 
-LossFunction = Callable[[Any, Any], Tensor]
 Kind = Literal["classes", "binary", "numbers", "custom"]
 
 

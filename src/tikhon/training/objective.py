@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tikhon.data.rows import call
+from tikhon.data.rows import LossFunction, call
 from tikhon.errors import InputError
 from tikhon.layers.functional import gaussian_noise
 from tikhon.regularizer.audit import warn
-from tikhon.training.losses import LossFunction, loss_of
+from tikhon.training.losses import loss_of
 from tikhon.training.mixing import Mixed, cutmix, mixup
 from tikhon.training.objectives import confidence_penalty, r_drop
 from tikhon.training.recipe import Recipe

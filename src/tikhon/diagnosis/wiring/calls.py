@@ -10,16 +10,16 @@ import linecache
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
-from tikhon.diagnosis.functions import ATTENDING, BINARY, ONE_SIDED
+from tikhon.diagnosis.functions import ATTENDING, BINARY, ONE_SIDED, Function
 
 LOSS = "the loss"  # the place of what is called outside of the model
 _OURS = str(Path(__file__).parents[2]) + os.sep
@@ -92,7 +92,7 @@ class Calls(TorchFunctionMode):
         self.calls: list[Call] = []
         self._model = model
         self._stack = [LOSS]
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
         self._graded = torch.is_grad_enabled()
 
     def __enter__(self) -> Calls:
@@ -105,7 +105,7 @@ class Calls(TorchFunctionMode):
         super().__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         for handle in self._handles:
             handle.remove()
@@ -119,15 +119,19 @@ class Calls(TorchFunctionMode):
         return lambda module, args: self._stack.append(name)
 
     def _leave(self) -> Callable[..., None]:
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: object, output: object) -> None:
             if len(self._stack) > 1:
                 self._stack.pop()
 
         return leave
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Function,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
         graded = torch.is_grad_enabled()
@@ -156,13 +160,13 @@ class Calls(TorchFunctionMode):
 
 
 def _goals(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    name: str, args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> tuple[tuple[float, float] | None, bool]:
     """The range of the targets, and whether answers stand in their place.
 
     Probabilities may stand there on purpose where a loss of distributions is turned round.
     """
-    given = dict(zip(("input", "target"), args)) | kwargs
+    given = {**dict(zip(("input", "target"), args)), **kwargs}
     answer, goal = given.get("input"), given.get("target")
     if not isinstance(answer, Tensor) or not isinstance(goal, Tensor) or not goal.numel():
         return None, False
@@ -186,8 +190,12 @@ class FirstBad(TorchFunctionMode):
         self.smallest: float | None = None
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Function,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         output = func(*args, **(kwargs or {}))
         name = function_name(func)
         inputs = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
@@ -232,8 +240,12 @@ class Joined(TorchFunctionMode):
     """Context in which nothing is detached: `.detach()`, `.data` and `no_grad` do not cut."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Function,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         if function_name(func) in ("detach", "detach_", "data") and args:
             return args[0]
         with torch.enable_grad():
@@ -244,15 +256,19 @@ class Calm(TorchFunctionMode):
     """Context in which functional dropout passes everything."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Function,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         name = function_name(func)
         if name in DROPOUTS and args:
             return args[0]
         return func(*args, **(kwargs or {}))
 
 
-def function_name(func: Any) -> str:
+def function_name(func: Function) -> str:
     """The name of a torch function without underscores of in-place forms; properties by theirs."""
     name = getattr(func, "__name__", "")
     if name == "__get__":
@@ -275,7 +291,7 @@ def user_line() -> str:
     return ""
 
 
-def _dim(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+def _dim(name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> int | None:
     """The axis of a softmax, counted from the front; what None meant before it had to be given."""
     values = [*args[:2], None, None]
     if name not in ("softmax", "log_softmax") or not isinstance(values[0], Tensor):
