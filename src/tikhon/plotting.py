@@ -124,5 +124,5 @@ def intervals(
     ax.set_xlabel(x)
 
 
-def _short(name: str, most: int = 40) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else f"{name[:39]}…"

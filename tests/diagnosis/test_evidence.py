@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tikhon.diagnosis import diagnose
+from tikhon.diagnosis.evidence import Evidence
+from tikhon.diagnosis.faults import faults
+from tikhon.diagnosis.record import Failure
+from tikhon.diagnosis.signal import unsound
+from tikhon.diagnosis.static import _shared
 
 
 def network(outputs: int = 2) -> nn.Sequential:
@@ -121,3 +129,56 @@ def test_dropout_whose_input_is_named_is_read_too():
     x = torch.randn(200, 6)
     found = asked(Named(), (x, (x[:, 0] > 0).long()), F.cross_entropy)
     assert found.record.to_dict()["static"]["dropout_at_end"]
+
+
+@functools.cache
+def healthy():
+    """The record of a program that learns, with validation rows."""
+    torch.manual_seed(0)
+    x = torch.randn(300, 6)
+    data, valid = [(part, (part[:, 0] > 0).long()) for part in (x[:200], x[200:])]
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
+    loss = nn.CrossEntropyLoss()
+    return diagnose(model, data, loss, optimizer=optimizer, valid=valid, steps=60).record
+
+
+def ended(**scores):
+    """The same record with other scores at its end."""
+    record = healthy()
+    end = dataclasses.replace(record.points[-1], **scores)
+    return dataclasses.replace(record, points=(*record.points[:-1], end))
+
+
+def test_what_is_learned_is_not_what_generalises():
+    assert Evidence(healthy()).learned > 0.5
+    lost = Evidence(ended(valid_metric=0.5, valid_loss=2.0))
+    assert lost.generalised < 0.1 < lost.learned
+    without = Evidence(ended(valid_metric=None, valid_loss=None))
+    assert without.generalised == without.learned > 0.5
+    failed = dataclasses.replace(healthy(), failure=Failure(3, "loss", "loss"))
+    assert Evidence(failed).learned == Evidence(failed).generalised == 0.0
+
+
+@pytest.mark.parametrize(("score", "named"), [(0.95, False), (0.52, True)])
+def test_targets_that_validation_finds_again_are_related_to_the_inputs(score, named):
+    record = ended(valid_metric=score)
+    wiring = {**record.wiring, "relation": 0.0, "related_rows": 1000, "majority": 0.5}
+    asked_again = dataclasses.replace(record, wiring=wiring, reference={})
+    codes = {finding.code for finding in unsound(Evidence(asked_again))}
+    assert ("unrelated_labels" in codes) == named
+
+
+@pytest.mark.parametrize(("size", "named"), [(9.0, False), (12.0, True)])
+def test_the_size_from_which_targets_that_are_not_learned_are_unscaled(size, named):
+    record = ended(eval_loss=9.0, metric=0.0, valid_loss=None, valid_metric=None)
+    target = {"rms": size, "std": 1.0, "mean": size}
+    given = dataclasses.replace(record, data={**record.data, "target": target})
+    codes = {finding.code for finding in faults(Evidence(given))}
+    assert ("unscaled_targets" in codes) == named
+
+
+def test_only_layers_with_weights_are_shared():
+    layer, squash = nn.Linear(3, 3), nn.Tanh()
+    assert _shared(nn.Sequential(layer, squash, nn.Linear(3, 3), squash)) == []
+    assert _shared(nn.Sequential(layer, squash, layer, squash)) == ["0", "2"]

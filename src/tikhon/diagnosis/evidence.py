@@ -95,13 +95,6 @@ class Evidence:
 
     # activations
 
-    def worst(self, name: str, probe: Probe) -> tuple[float, int | None]:
-        """The largest value of a reading at a probe, and where."""
-        values = [
-            (v, i) for i, r in enumerate(probe.readings) if (v := getattr(r, name)) is not None
-        ]
-        return max(values, default=(0.0, None), key=lambda pair: pair[0])
-
     def late(self, name: str, position: int) -> float:
         """The median of a reading over the last three probes."""
         return middle(getattr(p.readings[position], name) for p in self.record.probes[-3:]) or 0.0

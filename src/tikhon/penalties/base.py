@@ -229,12 +229,12 @@ def check_weights(weights: object, owner: str) -> None:
             )
 
 
-def check_number(owner: Penalty, name: str, low: float, high: float = math.inf) -> None:
-    """Raise unless the field `name` is a number in the open interval (low, high)."""
+def check_number(owner: Penalty, name: str, low: float) -> None:
+    """Raise unless the field `name` is a finite number above `low`."""
     number = getattr(owner, name)
-    if not (isinstance(number, Real) and low < float(number) < high):
-        limits = f"> {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-        raise ValueError(f"{type(owner).__name__}: {name} must be {limits}, received {number!r}")
+    if not (isinstance(number, Real) and low < float(number) < math.inf):
+        kind = type(owner).__name__
+        raise ValueError(f"{kind}: {name} must be > {low:g}, received {number!r}")
 
 
 def check_ratio(owner: Penalty, ratio: float) -> None:
