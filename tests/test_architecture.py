@@ -103,6 +103,47 @@ def test_a_hidden_import_is_recognised():
         assert any(list(hidden_imports(ast.parse(path.read_text("utf-8")))) for path in files)
 
 
+def test_what_is_imported_stands_where_it_is_imported_from():
+    # the command line imports within its functions, where nothing but a run of them would tell
+    trees = {identify(path): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+    held = {name: defined(tree) for name, tree in trees.items()}
+    stub = (SOURCE / "__init__.pyi").read_text(encoding="utf-8")
+    held["__init__.py"] |= defined(ast.parse(stub))
+    missing = [
+        f"{file}: {node.module}.{name.name}"
+        for file, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tikhon"
+        for name in node.names
+        if not stands(node.module or "", name.name, held)
+    ]
+    assert not missing
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """The names that a module has outside its functions and classes."""
+    names: set[str] = set()
+    for node in tree.body:
+        for inner in [node, *ast.walk(node)] if isinstance(node, ast.If | ast.Try) else [node]:
+            if isinstance(inner, ast.Import | ast.ImportFrom):
+                names |= {(name.asname or name.name).split(".")[0] for name in inner.names}
+            elif isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(inner.name)
+            elif isinstance(inner, ast.Assign | ast.AnnAssign):
+                names |= {name.id for name in ast.walk(inner) if isinstance(name, ast.Name)}
+    return names
+
+
+def stands(module: str, name: str, held: dict[str, set[str]]) -> bool:
+    """Whether a module of the package has the name, or a module of that name inside."""
+    path = "/".join(module.split(".")[1:])
+    parts = [f"{path}.py", f"{path}/__init__.py".lstrip("/")]
+    inside = f"{path}/{name}".lstrip("/")
+    return any(name in held.get(part, ()) for part in parts) or bool(
+        {f"{inside}.py", f"{inside}/__init__.py"} & held.keys()
+    )
+
+
 def test_names_say_what_is_inside():
     parts = {part for path in FILES for part in path.relative_to(SOURCE).with_suffix("").parts}
     assert parts & FORBIDDEN == set()

@@ -479,6 +479,22 @@ def test_a_wrong_cut_is_caught(monkeypatch: pytest.MonkeyPatch):
         compact(model, torch.randn(2, 4))
 
 
+def test_outputs_that_are_not_finite_are_refused_whichever_of_several_they_are():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.first(x), self.second(x)
+
+    for broken in ("first", "second"):
+        model = Pair()
+        getattr(model, broken).weight.data[0, 0] = torch.nan
+        with pytest.raises(ValueError, match="Pair gives outputs that are not finite"):
+            compact(model, torch.ones(4, 3))
+
+
 def test_a_model_that_cannot_be_traced_is_refused():
     class Branches(nn.Module):
         def forward(self, x):

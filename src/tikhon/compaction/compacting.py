@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -72,7 +73,7 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
         The compacted model, in the mode (train or eval) of `model`; `.compaction` holds the table.
 
     Raises:
-        ValueError: the model cannot be traced.
+        ValueError: the model cannot be traced, or its outputs on the example are not finite.
         RuntimeError: the outputs differ by more than 1e-5 of the largest output.
 
     >>> import torch
@@ -92,6 +93,11 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
     work = copy.deepcopy(original)
     with torch.no_grad():
         expected = original(*inputs)
+        if _difference(expected, expected):
+            raise ValueError(
+                f"{type(model).__name__} gives outputs that are not finite on the example, so a "
+                "smaller model cannot be compared with it; are its weights or the example NaN?"
+            )
         interpreter = Interpreter(trace(opened(work)), RULES)
         interpreter.run(*inputs)
         analysis = interpreter.analysis
@@ -154,7 +160,8 @@ def _difference(expected: Any, received: Any) -> float:
         if not expected.numel():
             return 0.0
         scale = max(float(expected.abs().max()), 1e-6)
-        return float((expected - received).abs().max()) / scale
+        found = float((expected - received).abs().max()) / scale
+        return math.inf if math.isnan(found) else found  # `max` would pass NaN over
     if isinstance(expected, dict):
         return max(_difference(expected[key], received[key]) for key in expected)
     pairs = zip(expected, received, strict=True)
