@@ -315,6 +315,41 @@ def test_trials_are_not_compared_on_one_row():
         tune(lambda: nn.Linear(6, 1), (x, x[:, 0]), valid=(x[:1], x[:1, 0]), epochs=1)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.Muon, lambda params: None])
+def test_an_optimizer_that_no_trial_can_build_is_named(kind):
+    with pytest.raises(InputError, match=r"by optimizer\(params, lr=.*give SGD, Adam"):
+        search(optimizer=kind, epochs=1, budget="1runs")
+
+
+def test_a_model_that_cannot_be_trained_on_the_rows_is_refused_in_a_sentence():
+    x, y = data(40)
+    given = {"space": Space(lr=0.01), "epochs": 1, "folds": 0}
+    with pytest.raises(InputError, match="Linear has no trainable parameter"):
+        tune(lambda: nn.Linear(6, 2).requires_grad_(False), (x, y), **given)
+    with pytest.raises(InputError, match="inputs are float64 and the model's weights float32"):
+        tune(lambda: nn.Linear(6, 2), (x.double(), y), **given)
+
+
+@pytest.mark.parametrize("runs", ["1runs", "3runs"])
+def test_weights_that_a_model_uses_twice_stay_one(runs):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.second = nn.Linear(6, 6)
+            self.last = nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.last(self.second(torch.tanh(self.first(x))))
+
+    space = Space(lr=Log(1e-3, 3e-2))
+    result = tune(Twice, data(40), space=space, budget=runs, epochs=2, folds=0)
+    model = result.model
+    assert model.first.weight is model.second.weight
+    state = model.state_dict()
+    assert torch.equal(state["first.weight"], state["second.weight"])
+    assert not torch.equal(state["first.weight"], Twice().state_dict()["first.weight"])
+
+
 def test_a_space_may_be_a_plain_mapping():
     given = {"budget": "2runs", "epochs": 2, "folds": 0}
     entries = {"lr": Log(1e-3, 1e-2), "l1[*]": 1e-4}

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from tikhon.data.rows import call
 from tikhon.layers import Dropout
 from tikhon.layers.masks import inverse_keep
 from tikhon.layers.noise import NoiseLayer
@@ -79,7 +80,7 @@ class Plain(Forward):
 
     def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
         """Outputs with a member axis of one."""
-        return self.model(x if shared else x[0]).unsqueeze(0)
+        return call(self.model, x if shared else x[0]).unsqueeze(0)
 
 
 class Vectorised(Forward):

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn, optim
 
+from tikhon.data.rows import call
 from tikhon.errors import InputError, unknown
 from tikhon.layers.noise import NoiseLayer
 from tikhon.layers.paths import matches
@@ -165,7 +166,7 @@ class Population:
                 return torch.zeros_like(self.stack.flat[:1], requires_grad=True)
             x, y, weights = x[kept], y[kept], None
         if self.settings.mixup is None and weights is None and self.members == 1:
-            return self.objective.mean(self.model(x), y, smoothing).view(1)
+            return self.objective.mean(call(self.model, x), y, smoothing).view(1)
         if self.settings.mixup is None:
             rows = self.objective.rows(self.outputs(x), y, smoothing)
             return mean_over(rows, weights)

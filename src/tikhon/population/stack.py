@@ -31,8 +31,12 @@ class Stack:
         for name, view in self.named(self.flat).items():
             view.copy_(torch.stack([p[name].detach() for p in named]))
             self.blocks[name] = view.detach().requires_grad_(named[0][name].requires_grad)
-        self.saved = frozenset(models[0].state_dict())  # a rate of noise is a buffer, not saved
         stacks = [dict(m.named_buffers()) for m in models]
+        held = {id(t): name for name, t in [*named[0].items(), *stacks[0].items()]}
+        saved = models[0].state_dict(keep_vars=True)  # without rates of noise, tied weights twice
+        self.saved = {name: held[id(t)] for name, t in saved.items() if id(t) in held}
+        if not any(p.requires_grad for p in named[0].values()):
+            raise InputError(f"{type(models[0]).__name__} has no trainable parameter")
         self.buffers = {n: torch.stack([b[n] for b in stacks]) for n in stacks[0]}
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -63,11 +67,7 @@ class Stack:
     def state_dict_of(self, member: int) -> dict[str, Tensor]:
         """One member as the state dict of its module."""
         tensors = {**self.blocks, **self.buffers}
-        return {
-            name: block.detach()[member].clone()
-            for name, block in tensors.items()
-            if name in self.saved
-        }
+        return {n: tensors[own].detach()[member].clone() for n, own in self.saved.items()}
 
 
 def column(values: Tensor, block: Tensor) -> Tensor:

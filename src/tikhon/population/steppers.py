@@ -70,11 +70,18 @@ class Stepper(ABC):
         self.lr[member] = 0
 
     def _build(self, build: Build, groups: Sequence[Sequence[Tensor]]) -> None:
-        kind = type(build([nn.Parameter(torch.zeros(1))], lr=1.0, weight_decay=0.0))
+        names = ", ".join(kind.__name__ for kind in ELEMENTWISE)
+        try:
+            kind = type(build([nn.Parameter(torch.zeros(1))], lr=1.0, weight_decay=0.0))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "each trial builds its optimizer by optimizer(params, lr=..., weight_decay=...), "
+                f"which failed ({error}): give {names}, or a functools.partial of one"
+            ) from error
         if kind not in ELEMENTWISE:
             raise InputError(
                 f"{kind.__name__} does not act entry by entry, so it cannot train "
-                f"a population: use one of {', '.join(o.__name__ for o in ELEMENTWISE)}"
+                f"a population: use one of {names}"
             )
         parameters = [{"params": list(group)} for group in groups if group]
         try:
