@@ -8,6 +8,8 @@ import os
 
 import pytest
 
+from tikhon.cli import main
+
 pd = pytest.importorskip("pandas")
 
 KINDS = {
@@ -118,6 +120,18 @@ def test_units_and_labels_do_not_change_the_features(tmp_path, command):
     command.run("predict", "s", "signs.csv", "--output", "p.csv", cwd=tmp_path)
     told = pd.read_csv(tmp_path / "p.csv")
     assert set(told["prediction"]) <= {-1, 0, 1} and "probability_-1" in told
+
+
+def test_strengths_that_nothing_could_choose_among_are_refused_before_they_are_solved(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["path", "wine", "--strengths", "9", "--folds", "0"]) == 2
+    assert "--folds 0 leaves no scores" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    for one in ("1", "0.01", "universal"):
+        told = ["--strengths", one, "--folds", "0", "--quiet", "--output", f"run-{one}"]
+        assert main(["path", "diabetes", *told]) == 0
 
 
 SHORT = ["path", "wine", "--strengths", "12", "--folds", "3", "--output"]

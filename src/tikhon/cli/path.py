@@ -65,7 +65,8 @@ def path(
     kinds = penalty_names()
     if penalty not in kinds:
         raise InputError(unknown("penalty", penalty, kinds))
-    model = _model(model, penalty)
+    model, grid = _model(model, penalty), _strengths(strengths)
+    _check_folds(folds, grid, model)
 
     from tikhon.cli.progress import StepProgress
     from tikhon.cli.threads import limit_threads
@@ -85,11 +86,11 @@ def path(
     limit_threads(0)
     train, valid = (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y)
     build = None if model == "linear" else _network(model, parts, source.outputs)
-    settings: dict[str, Any] = {"strengths": _strengths(strengths), "select": select, "seed": seed}
+    settings: dict[str, Any] = {"strengths": grid, "select": select, "seed": seed}
     if build is None:
         train, valid = all_but_test(parts), None
-        check_linear(train, kinds[penalty](), strengths=settings["strengths"], debias=debias)
-        settings |= {"folds": 0 if strengths == "universal" else folds, "debias": debias}
+        check_linear(train, kinds[penalty](), strengths=grid, debias=debias)
+        settings |= {"folds": 0 if grid == "universal" else folds, "debias": debias}
     terminal.note(
         f"{source.name}: {len(train[0]):,} rows, {train[0][0].numel()} features; "
         f"{penalty} path of model {model}"
@@ -166,6 +167,16 @@ def _model(model: str | None, penalty: str) -> str:
             f"model {model!r} makes many inputs of one, so it cannot give one up; take {plain!r}"
         )
     return model
+
+
+def _check_folds(folds: int, grid: int | str | list[float], model: str) -> None:
+    """Refuse a linear path that would be solved and then have nothing to choose by."""
+    several = grid != "universal" and grid != 1 and not (isinstance(grid, list) and len(grid) == 1)
+    if model == "linear" and folds == 0 and several:
+        raise InputError(
+            "--folds 0 leaves no scores to choose a strength by: give 2 or more, one strength, "
+            "or --strengths universal"
+        )
 
 
 def _network(model: str, parts: Any, outputs: int) -> Callable[[], nn.Module]:
