@@ -31,3 +31,24 @@ def test_other_failures_are_the_models_own():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         call(nn.Linear(4, 2), torch.zeros(3, 5))
     assert call(nn.Embedding(4, 2), torch.tensor([1, 2])).shape == (2, 2)
+
+
+class Force(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stiffness = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, at):
+        at = at.clone().requires_grad_()
+        energy = (self.stiffness * at.square() / 2).sum()
+        return -torch.autograd.grad(energy, at, create_graph=True)[0]
+
+
+def test_a_model_that_takes_slopes_itself_answers_without_gradients_too():
+    model, at = Force(), torch.tensor([[1.0], [2.0]])
+    assert call(model, at).requires_grad
+    with torch.no_grad():
+        found = call(model, at)
+        with pytest.raises(RuntimeError, match="batch dimensions do not match"):
+            call(nn.Bilinear(2, 2, 1), (torch.zeros(2, 2), torch.zeros(3, 2)))
+    assert not found.requires_grad and found.tolist() == [[-3.0], [-6.0]]

@@ -60,6 +60,35 @@ def halves(data):
     return whole(take(batch, torch.arange(270))), whole(take(batch, torch.arange(270, 400)))
 
 
+class Force(nn.Module):
+    """The slope of an energy, which it takes itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 1, bias=False))
+
+    def forward(self, at):
+        at = at.clone().requires_grad_()
+        return -torch.autograd.grad(self.energy(at).sum(), at, create_graph=True)[0]
+
+
+def places(size=2):
+    return torch.randn(400, size, generator=torch.Generator().manual_seed(0))
+
+
+def equation(model, batch):
+    """The residual of u'' = -u where u is 0 at 0 and has the slope 1."""
+    at = batch[0].clone().requires_grad_()
+    value = model(at)
+    slope = torch.autograd.grad(value.sum(), at, create_graph=True)[0]
+    bend = torch.autograd.grad(slope.sum(), at, create_graph=True)[0]
+    start = torch.zeros(1, 1, requires_grad=True)
+    (first,) = torch.autograd.grad(model(start).sum(), start, create_graph=True)
+    return (
+        (bend + value).square().mean() + model(start).square().sum() + (first - 1).square().sum()
+    )
+
+
 FORMS = {
     "closure": (lambda: he(deep(2, nn.ReLU, 32)), classes, closure),
     "own loss": (Pretrained, by_name, None),
@@ -68,6 +97,17 @@ FORMS = {
         lambda: nn.Linear(16, 16),
         lambda: classes()[0],
         lambda model, batch: (model(batch) - batch).square().mean(),
+    ),
+    "one tensor a batch": (
+        lambda: nn.Linear(16, 16),
+        lambda: (classes()[0],),
+        lambda model, batch: (model(batch[0]) - batch[0]).square().mean(),
+    ),
+    "force": (Force, lambda: (places(), -places()), nn.functional.mse_loss),
+    "equation": (
+        lambda: nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1)),
+        lambda: (places(1), torch.zeros(400, 1)),
+        equation,
     ),
 }
 
@@ -155,6 +195,7 @@ def test_a_data_set_is_the_pair_of_its_tensors():
 
 
 BATCHES = [
+    (torch.zeros(3, 2),),
     (torch.zeros(3, 2), torch.zeros(3)),
     (torch.zeros(3, 2), torch.ones(3), torch.zeros(3)),
     {"a": torch.zeros(3), "target": torch.ones(3)},
@@ -162,7 +203,7 @@ BATCHES = [
 ]
 
 
-@pytest.mark.parametrize("batch", BATCHES, ids=["pair", "three", "names", "no target"])
+@pytest.mark.parametrize("batch", BATCHES, ids=["one", "pair", "three", "names", "no target"])
 def test_a_batch_is_given_back_as_it_came(batch):
     again = whole(take(split(batch), torch.arange(3)))
     assert type(again) is type(batch)

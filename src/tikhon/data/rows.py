@@ -36,8 +36,8 @@ def split(batch: object, name: str = "data") -> Batch:
             return as_tensors(values, f"{name} x"), as_tensors(target, f"{name} y")
         if not isinstance(batch, tuple | list) or isinstance(batch, PackedSequence):
             return as_tensors(batch), None
-        if len(batch) < 2:
-            return as_tensors(batch[0] if batch else None), None
+        if len(batch) < 2:  # of `TensorDataset(x)`: kept, so that `batch[0]` is what it was
+            return as_tensors(tuple(batch)) if batch else None, None
         *inputs, target = batch
         x = inputs[0] if len(inputs) == 1 else tuple(inputs)
         return as_tensors(x, f"{name} x"), as_tensors(target, f"{name} y")
@@ -174,11 +174,7 @@ def call(model: nn.Module, inputs: object) -> Any:
     Raises `InputError` where the model fails on inputs of another type than its weights.
     """
     try:
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
-            return model(*inputs)
-        return model(inputs)
+        return graded(lambda: _called(model, inputs))
     except RuntimeError as error:
         given = {t.dtype for t in tensors(inputs)}
         own = {p.dtype for p in model.parameters()}
@@ -191,6 +187,29 @@ def call(model: nn.Module, inputs: object) -> Any:
             f"({str(error).splitlines()[0].rstrip('.')}); give them the dtype of the weights: "
             f"x.to(torch.{wanted})"
         ) from error
+
+
+def _called(model: nn.Module, inputs: object) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
+        return model(*inputs)
+    return model(inputs)
+
+
+def graded(run: Callable[[], Any]) -> Any:
+    """What `run` gives; with gradients if it takes some itself, where they are off.
+
+    Forces are slopes of an energy, differential equations and gradient penalties hold slopes by
+    the inputs: `torch.no_grad()` around them is an error. The answer is detached then.
+    """
+    try:
+        return run()
+    except RuntimeError as error:
+        if torch.is_grad_enabled() or "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return each(run(), Tensor.detach)
 
 
 def each(value: object, change: Callable[[Tensor], Tensor]) -> Any:

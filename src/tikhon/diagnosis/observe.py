@@ -92,7 +92,7 @@ class Instruments(TorchFunctionMode):
             grads = next((heard for heard in outputs if heard), [])
             size = sum(g.numel() for g in grads)
             if size:
-                total = sum(float(g.double().square().sum()) for g in grads)
+                total = sum(float(g.detach().double().square().sum()) for g in grads)
                 self.numbers[name]["signal"] = math.sqrt(total / size)
         for name, profile in self._profiles.items():
             self.numbers[name]["time_ratio"] = _time_ratio(profile)

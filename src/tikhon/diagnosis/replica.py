@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tikhon.copying import copied
-from tikhon.data.rows import Batch, LossFunction, call, tensors, whole
+from tikhon.data.rows import Batch, LossFunction, call, graded, tensors, whole
 from tikhon.errors import InputError
 from tikhon.regularizer.optimizers import inside, stepping
 from tikhon.regularizer.regularizer import regularize
@@ -54,7 +54,7 @@ class Replica:
         """The data loss on a batch; raises `InputError` where it is not a number."""
         try:
             if self.whole:
-                return number_of(self.loss(self.model, whole(batch)))
+                return number_of(graded(lambda: self.loss(self.model, whole(batch))))
             return number_of(self.loss(call(self.model, batch[0]), batch[1]))
         except InputError:
             raise

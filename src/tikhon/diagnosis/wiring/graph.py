@@ -28,7 +28,7 @@ def graph_facts(subject: Subject, held: set[int]) -> dict[str, Any]:
     second, _, _ = _pass(subject)
     facts["connected"] = any(g is not None for g in found)
     if facts["connected"]:
-        facts |= _strangers(subject, first, second, held)
+        facts |= _strangers(subject, first, second, held, slopes=bool(tape.named("grad")))
         made = [c.line for c in tape.named(*MAKERS) if c.line and c.module != LOSS]
         facts["made_place"] = made[0] if made and facts["made_in_forward"] else ""
         facts |= _flat(found, tape)
@@ -56,11 +56,19 @@ def _pass(subject: Subject) -> tuple[Tensor, Calls, list[Tensor | None]]:
         return loss, tape, gradients(loss, [p for _, p in _trainable(model)], model)
 
 
-def _strangers(subject: Subject, first: Tensor, second: Tensor, held: set[int]) -> dict[str, Any]:
-    """Trainable tensors of two passes that neither the model nor the optimizer knows."""
+def _strangers(
+    subject: Subject, first: Tensor, second: Tensor, held: set[int], *, slopes: bool
+) -> dict[str, Any]:
+    """Trainable tensors of two passes that neither the model nor the optimizer knows.
+
+    Where the program takes `slopes` itself, tensors that are no parameters are what it takes them
+    by: the inputs of a differential equation, the positions of a force.
+    """
     own = {id(p) for p in subject.model.parameters()}
     named = list(_loose(subject.model))
     strange = [t for t in leaves(first) if id(t) not in own | held]
+    if slopes:
+        strange = [t for t in strange if isinstance(t, nn.Parameter)]
     lasting = {id(t) for t in leaves(second)}
     known = [(t, next((n for n, other in named if other is t), "")) for t in strange]
     return {
