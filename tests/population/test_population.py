@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tikhon as tk
-from tikhon.errors import InputError
+from tikhon.errors import DataError, InputError
 from tikhon.layers import Dropout
 from tikhon.models import build
 from tikhon.models.mlp import MLP
@@ -309,6 +309,10 @@ def test_a_state_saved_and_loaded_continues_bit_for_bit(adaptive):
     resumed.load(half.state())
     run(resumed, 13, STEPS)
     assert torch.equal(whole.stack.flat, resumed.stack.flat)
+    for lost in (name for name in half.state() if name.startswith("decay.")):
+        older = {name: value for name, value in half.state().items() if name != lost}
+        with pytest.raises(DataError, match=f"lack {lost}: another version"):
+            fresh().load(older)
 
 
 def test_an_adapting_strength_is_the_same_in_a_population_and_alone():

@@ -158,6 +158,20 @@ def test_no_intact_checkpoint_is_an_error(iris, tmp_path):
         run_in(tmp_path, iris, resume=True)
 
 
+def test_a_checkpoint_of_another_version_is_refused_by_what_it_lacks(iris, tmp_path, monkeypatch):
+    run_in(tmp_path, iris, stop_at=5)
+    loaded = checkpoint.load
+
+    def older(folder, **how):
+        state = dict(loaded(folder, **how))
+        del state["optimizer"]
+        return state
+
+    monkeypatch.setattr(checkpoint, "load", older)
+    with pytest.raises(DataError, match="lacks 'optimizer': another version"):
+        run_in(tmp_path, iris, resume=True)
+
+
 def test_torn_history_is_repaired(iris, tmp_path):
     run_in(tmp_path / "whole", iris)
     run_in(tmp_path / "run", iris, stop_at=5)

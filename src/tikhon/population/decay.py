@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tikhon.errors import DataError
 from tikhon.population.stack import column
 from tikhon.strengths.sensitivity import (
     CAP,
@@ -115,7 +116,14 @@ class AdaptiveDecay:
         return found | {"decay.sensitivity": rows, "decay.count": counted, "decay.trace": trace}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`. Raises `DataError` for what another version has written."""
+        needed = (f"decay.{name}" for name in (*_KEPT, "sensitivity", "count", "trace"))
+        lacks = [name for name in needed if name not in state]
+        if lacks:
+            raise DataError(
+                f"the states of the search lack {', '.join(lacks)}: another version of tikhon "
+                "wrote them; continue with that version, or start over with --overwrite"
+            )
         sizes = [z[0].numel() for z in self.sensitivity]
         for z, part in zip(self.sensitivity, state["decay.sensitivity"].split(sizes, dim=1)):
             z.copy_(part.view_as(z))

@@ -19,7 +19,7 @@ from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
 from tikhon.data.rows import LossFunction, each, tensors
-from tikhon.errors import StorageError
+from tikhon.errors import DataError, StorageError
 from tikhon.runs import checkpoint
 from tikhon.runs.files import plain, write_bytes, write_tensors
 from tikhon.runs.run_directory import (
@@ -181,7 +181,14 @@ def _open(
     if not resume:
         return
     if checkpoint.exists(folder.path / CHECKPOINT):
-        training.load_state_dict(checkpoint.load(folder.path / CHECKPOINT, say=say))
+        state = checkpoint.load(folder.path / CHECKPOINT, say=say)
+        try:
+            training.load_state_dict(state)
+        except KeyError as error:
+            raise DataError(
+                f"{folder.path / CHECKPOINT} lacks {error}: another version of tikhon wrote it; "
+                "continue with that version, or start over with --overwrite"
+            ) from error
     folder.rewrite_history(training.history)
 
 
