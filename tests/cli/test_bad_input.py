@@ -50,7 +50,7 @@ CASES = {  # arguments after `tikhon fit` -> exit code, parts of the message
     ),
     "iris --mixup 1 --cutmix 1": (2, "give one of them"),
     "iris --lr 0": (2, "lr must be finite and > 0, received 0.0"),
-    "iris --batch-size 0": (2, "batch_size must be 1 or more"),
+    "iris --batch-size 0": (2, "batch_size must be a whole number, 1 or more"),
     "iris --budget soon": (2, "budget must be a time such as 60s", "'soon'"),
     "iris --valid 1.5": (2, "valid must be a fraction", "1.5"),
     "iris --device gpu": (2, "unknown device 'gpu'", "cpu"),

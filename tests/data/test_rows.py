@@ -1,13 +1,15 @@
-"""A model on inputs of another type than its weights: told of, unless the model takes them."""
+"""Inputs of another type than the weights are told of, numbers that no float32 holds refused."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tikhon.data.batches import pair
 from tikhon.data.rows import call
-from tikhon.errors import InputError
+from tikhon.errors import DataError, InputError
 
 FAILING = {
     "linear": (nn.Linear(4, 2), torch.zeros(3, 4, dtype=torch.float64)),
@@ -52,3 +54,14 @@ def test_a_model_that_takes_slopes_itself_answers_without_gradients_too():
         with pytest.raises(RuntimeError, match="batch dimensions do not match"):
             call(nn.Bilinear(2, 2, 1), (torch.zeros(2, 2), torch.zeros(3, 2)))
     assert not found.requires_grad and found.tolist() == [[-3.0], [-6.0]]
+
+
+@pytest.mark.parametrize("where", ["x", "y"])
+def test_a_number_that_the_float_type_cannot_hold_is_named_as_it_is(where):
+    parts = {"x": np.ones((3, 2)), "y": np.ones(3)}
+    parts[where][1] = -1e300
+    with pytest.raises(DataError, match=rf"train {where} holds -1e\+300, which float32 cannot"):
+        pair((parts["x"], parts["y"]), name="train")
+    parts[where][1] = np.inf
+    with pytest.raises(DataError, match=rf"train {where} has \d value\(s\) that are not finite"):
+        pair((parts["x"], parts["y"]), name="train")

@@ -77,9 +77,22 @@ def as_tensors(value: object, name: str = "data") -> Any:
         if array.dtype.kind not in "biuf":
             raise DataError(f"{name} must be numeric, received an array of {array.dtype}")
         tensor = torch.as_tensor(array)
-        floating = tensor.is_floating_point()
-        return tensor.to(torch.get_default_dtype()) if floating else tensor
+        return _in_default_type(tensor, name) if tensor.is_floating_point() else tensor
     return value
+
+
+def _in_default_type(tensor: Tensor, name: str) -> Tensor:
+    """The numbers in torch's default type; `DataError` for one that only a wider type holds."""
+    found = tensor.to(torch.get_default_dtype())
+    if found.element_size() < tensor.element_size():
+        lost = found.isinf() & tensor.isfinite()
+        if lost.any():
+            kind = str(found.dtype).removeprefix("torch.")
+            raise DataError(
+                f"{name} holds {tensor[lost][0].item():.3g}, which {kind} cannot hold: rescale "
+                "it, or give tensors of float64 to a model in float64"
+            )
+    return found
 
 
 def in_double(data: object) -> object:
