@@ -303,3 +303,35 @@ def test_an_autoencoder_is_not_told_what_to_say():
     torch.manual_seed(0)
     x = torch.randn(200, 6, 2).cumsum(1)
     assert "target_among_inputs" not in asked(Parts(Whole(), (x, x), nn.MSELoss())).labels
+
+
+def test_a_loss_that_moves_the_labels_itself_tells_nobody():
+    """As the language models of Hugging Face do: labels are the tokens, and the loss shifts."""
+
+    def shifted(output: Tensor, labels: Tensor) -> Tensor:
+        return CE(output[:, :, :-1], labels[:, 1:])
+
+    torch.manual_seed(0)
+    tokens = (torch.randint(12, (200, 1)) + torch.randint(1, 3, (200, 13)).cumsum(1)) % 12
+    found = asked(Parts(Language(12), (tokens, tokens), shifted))
+    assert "target_among_inputs" not in found.labels, str(found)
+
+
+def test_the_last_of_several_tensors_is_no_target_where_the_loss_takes_the_batch():
+    """States, actions, rewards and ends: what ends an episode stands in the state."""
+    torch.manual_seed(0)
+    state, action = torch.randn(200, 4), torch.randint(2, (200,))
+    ends = (state[:, 0] > 0).float()
+    state[:, 1] = ends
+    later, reward = torch.randn(200, 4), state[:, 2] * action
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        now, done, gained, then, end = batch
+        with torch.no_grad():
+            future = model(then).amax(1) * (1 - end)
+        return F.mse_loss(model(now).gather(1, done[:, None])[:, 0], gained + 0.5 * future)
+
+    batch = torch.utils.data.TensorDataset(state, action, reward, later, ends)
+    loader = torch.utils.data.DataLoader(batch, batch_size=32, shuffle=True)
+    found = asked(Parts(mlp(4, 16, 2), loader, loss))
+    assert "target_among_inputs" not in found.labels, str(found)

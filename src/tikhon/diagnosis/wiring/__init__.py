@@ -49,7 +49,7 @@ def wiring_facts(
         "targets": partial(targets.target_facts, subject),
         "padding": partial(padding.padding_facts, subject),
         "shapes": partial(shapes.shape_facts, subject),
-        "signal": partial(signal.signal_facts, source, valid),
+        "signal": partial(signal.signal_facts, source, valid, whole=replica.whole),
         "loader": partial(signal.loader_facts, source),
         "norms": partial(norm_facts, replica, source, batch_size),
     }

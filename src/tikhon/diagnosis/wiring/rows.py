@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tikhon.data.rows import Batch, call, tensors
 from tikhon.diagnosis.reference import IGNORED
-from tikhon.diagnosis.replica import undisturbed
+from tikhon.diagnosis.replica import gradients, undisturbed
 from tikhon.diagnosis.wiring.calls import DRAWS, DROPOUTS, Calls, Calm
 from tikhon.diagnosis.wiring.subject import Subject, difference, floats, mapped, watched
 
@@ -223,7 +223,7 @@ def order_facts(subject: Subject) -> dict[str, Any]:
             facts["target_is_next"] = max(share, facts.get("target_is_next", 0.0))
             if share >= SHIFTED:
                 facts["future_apart"] = _future(subject, part)
-        if _is_target(part, target):
+        if _is_target(part, target) and not _shifts(subject, part.shape[1]):
             facts |= _told(subject, part)
     if len(axis) == 1 and has_attention(subject):
         facts["order_apart"] = _order(subject, axis.pop())
@@ -256,6 +256,23 @@ def _is_target(part: Tensor, target: object) -> bool:
     same = torch.isclose(part.reshape(target.shape).double(), target.double())[counted]
     varied = bool((part[:, 1:] != part[:, :-1]).any())
     return varied and bool(same.numel()) and float(same.double().mean()) >= SHIFTED
+
+
+def _shifts(subject: Subject, size: int) -> bool:
+    """Whether the loss leaves out the answers at the last position: it moves the labels itself."""
+    answers: list[object] = []
+    keep = subject.model.register_forward_hook(lambda m, a, answer: answers.append(answer))
+    try:
+        with undisturbed(subject.model, training=False):
+            loss = subject.replica.value(subject.batch)
+    finally:
+        keep.remove()
+    wanted = [answer for answer in floats(answers) if answer.requires_grad]
+    for slope in gradients(loss, wanted, subject.model):
+        if slope is not None and bool(slope.any()):
+            axes = [axis for axis in range(1, slope.ndim) if slope.shape[axis] == size]
+            return any(not bool(slope.select(axis, -1).any()) for axis in axes)
+    return False
 
 
 def _told(subject: Subject, part: Tensor) -> dict[str, Any]:

@@ -20,11 +20,15 @@ SQUEEZED = 0.01  # middle half of a column / its deviation: heavy tails leave 0.
 BATCHES = 8  # of a loader, to see whether it shuffles
 
 
-def signal_facts(source: Samples, valid: Batch | None) -> dict[str, Any]:
-    """Facts of inputs and targets together; empty where they are no plain tensors."""
+def signal_facts(source: Samples, valid: Batch | None, *, whole: bool) -> dict[str, Any]:
+    """Facts of inputs and targets together; empty where they are no plain tensors.
+
+    Of a `whole` loss, `loss(model, batch)`, nothing but the loss knows which of several tensors is
+    a target: rewards, masks and states stand beside each other.
+    """
     inputs, target = sample(source)
     facts: dict[str, object] = _constants(inputs)
-    if isinstance(target, Tensor):
+    if isinstance(target, Tensor) and not (whole and isinstance(inputs, tuple)):
         facts |= _targets(target)
         for part in tensors(inputs):
             facts |= _copies(part, target)
@@ -32,8 +36,8 @@ def signal_facts(source: Samples, valid: Batch | None) -> dict[str, Any]:
             facts["target_is_input"] = _same(inputs, target)
             facts |= relation(inputs, target)
     if valid is not None:
-        whole = source.source[1] if source.indexed else target  # all rows: classes may be rare
-        facts |= _apart((inputs, whole), valid)
+        every = source.source[1] if source.indexed else target  # all rows: classes may be rare
+        facts |= _apart((inputs, every), valid)
     return facts
 
 
