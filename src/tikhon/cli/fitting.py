@@ -101,7 +101,7 @@ def _more(terminal: Terminal, asked: Network, job: Job, model: nn.Module) -> dic
     return more
 
 
-def _importances(model: nn.Module, job: Job) -> dict[str, Any]:
+def _importances(model: nn.Module, job: Job) -> dict[str, object]:
     """By how much the loss of validation and test rows rests on each column of the table."""
     import torch
 

@@ -47,7 +47,7 @@ def given_of(options: Mapping[str, Option]) -> Group:
     )
 
 
-def as_flag(told: Option) -> Any:
+def as_flag(told: Option) -> object:
     """An option as the parser takes it."""
     return typer.Option(
         *told.flags,

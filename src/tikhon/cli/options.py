@@ -148,7 +148,7 @@ _PENALTY = re.compile(
 )
 
 
-def penalty_entry(text: str) -> dict[str, Any]:
+def penalty_entry(text: str) -> dict[str, object]:
     """A recipe entry of PATTERN=NAME:STRENGTH[,KEY=VALUE...]; the pattern may be left out.
 
     >>> penalty_entry("fc1.weight=mcp:1e-3,gamma=3")
@@ -169,7 +169,7 @@ def penalty_entry(text: str) -> dict[str, Any]:
     return entry
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     if text in ("true", "false"):
         return text == "true"
     try:

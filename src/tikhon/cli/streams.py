@@ -28,7 +28,7 @@ class Stdout:
         self._checked(sys.stdout.flush)
         self._waiting = 0
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(sys.stdout, name)
 
     def _checked(self, call: Callable[[], Any]) -> Any:
@@ -57,7 +57,7 @@ class Stderr:
         with suppress(OSError):
             sys.stderr.flush()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(sys.stderr, name)
 
 

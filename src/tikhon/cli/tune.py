@@ -385,7 +385,7 @@ def _tests(result: TuneResult, train: tuple[Any, Any], parts: Split, loss: str) 
     return found | {"average": average.get("metrics", {})}
 
 
-def _conclude(terminal: Terminal, document: dict[str, Any], path: Path) -> None:
+def _conclude(terminal: Terminal, document: Mapping[str, object], path: Path) -> None:
     from tikhon.cli.conclusion import conclude_saved
 
     left_out = ("trials", "space", "plan", "score_errors")

@@ -145,7 +145,7 @@ def run(
     }
 
 
-def _method_result(method: Method, grid: list[tuple[float, list[Run]]]) -> dict[str, Any]:
+def _method_result(method: Method, grid: list[tuple[float, list[Run]]]) -> dict[str, object]:
     points = [
         {
             "strength": strength,
@@ -201,7 +201,7 @@ def _standing(method: dict[str, Any]) -> tuple[float, float]:
     return method["valid_accuracy"], -chosen["valid_loss"]
 
 
-def _describe(setting: Setting, data: Dataset) -> dict[str, Any]:
+def _describe(setting: Setting, data: Dataset) -> dict[str, object]:
     test = len(data.x) - setting.train_rows - setting.valid_rows
     more = {"test_rows": test, "optimizer": "adam", "seeds": list(setting.seeds)}
     return asdict(setting) | more

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _LEVELS = 8  # of a category that are named
 
 
-def describe(source: Dataset, parts: Split) -> dict[str, Any]:
+def describe(source: Dataset, parts: Split) -> dict[str, object]:
     """Plain values of a table's data set and its split; empty for other data.
 
     `columns` has name, kind, missing cells, how many inputs a column became, how its cells were
@@ -56,7 +56,7 @@ def _missing(column: Column, cells: np.ndarray) -> int:
     return int((empty[:, :2].all(axis=1) if column.words else empty[:, 0]).sum())
 
 
-def _cells(column: Column, cells: np.ndarray) -> dict[str, Any]:
+def _cells(column: Column, cells: np.ndarray) -> dict[str, object]:
     """What a column holds, in a few plain values."""
     if column.kind in ("category", "boolean"):
         return {"levels": list(column.categories[:_LEVELS]), "of": len(column.categories)}
@@ -69,7 +69,7 @@ def _cells(column: Column, cells: np.ndarray) -> dict[str, Any]:
     return {}
 
 
-def _target(parts: Split) -> dict[str, Any]:
+def _target(parts: Split) -> dict[str, object]:
     named = {"train": parts.train, "valid": parts.valid, "test": parts.test}
     classes = parts.train.classes
     if classes:

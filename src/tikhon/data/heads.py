@@ -6,7 +6,6 @@ import gzip
 import io
 import zlib
 from pathlib import Path
-from typing import Any
 
 _LENGTHS = (1 << 20, 4 << 20)  # bytes
 
@@ -46,7 +45,7 @@ def _of_parquet(path: Path, size: int) -> list[Head]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    file: Any = parquet.ParquetFile(path)
+    file: object = parquet.ParquetFile(path)
     rows = file.metadata.num_rows
     wanted = [max(500, rows * length // size) for length in _LENGTHS]
     table = pa.Table.from_batches([next(file.iter_batches(batch_size=wanted[1]))])

@@ -60,7 +60,7 @@ def whole(batch: Batch) -> Any:
     return (*inputs, target) if isinstance(inputs, tuple) else (inputs, target)
 
 
-def as_tensors(value: object, name: str = "data") -> Any:
+def as_tensors(value: object, name: str = "data") -> object:
     """Arrays, frames and lists of numbers as tensors, floats in torch's default type."""
     if isinstance(value, Tensor):
         return value.detach()

@@ -47,7 +47,7 @@ class Ran:
         )
 
 
-def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, Any]:
+def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
     """What the control runs found.
 
     `advantage` of true targets over shuffled ones, and the scores of a run in which everything is
@@ -114,7 +114,7 @@ def _lost(ev: Evidence) -> bool:
     return behind or (ev.blind and not ev.born_blind and ev.learned < BEHIND)
 
 
-def _calmer(replica: Replica, ran: Ran) -> dict[str, Any]:
+def _calmer(replica: Replica, ran: Ran) -> dict[str, object]:
     """The scores of the same run with a tenth of the learning rate."""
     if replica.optimizer is None:
         return {}
@@ -138,7 +138,7 @@ def _steadier(replica: Replica, ran: Ran) -> dict[str, Any]:
     return {"steadier_loss": loss, "steadier_metric": metric}
 
 
-def _scores(name: str, trial: Trial) -> dict[str, Any]:
+def _scores(name: str, trial: Trial) -> dict[str, object]:
     if trial.failure is not None:
         return {}
     return {f"{name}_loss": trial.points[-1].eval_loss, f"{name}_metric": trial.points[-1].metric}

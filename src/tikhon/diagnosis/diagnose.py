@@ -179,7 +179,7 @@ def diagnose(
     return judge(replace(draws[0], inits=tuple(found)))
 
 
-def rebuilder(optimizer: object) -> Any:
+def rebuilder(optimizer: object) -> object:
     """A factory of the same optimizer for the weights of another draw."""
     if not isinstance(optimizer, Optimizer):
         return optimizer

@@ -112,7 +112,7 @@ def _yardsticks(source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _afterwards(replica: Replica, source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
+def _afterwards(replica: Replica, source: Samples, wiring: dict[str, Any]) -> dict[str, object]:
     """What of the wiring shows in the trained network: one answer for all rows."""
     facts: dict[str, object] = {}
     try:
@@ -213,7 +213,7 @@ def _check(model: object, steps: int, batch_size: int, clip: float | None) -> No
         raise InputError(f"clip must be positive, received {clip}")
 
 
-def _optimizer(replica: Replica) -> dict[str, Any]:
+def _optimizer(replica: Replica) -> dict[str, object]:
     engine = replica.optimizer
     if engine is None:
         return {}

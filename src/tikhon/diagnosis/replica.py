@@ -131,7 +131,7 @@ def _without_loss(model: nn.Module, reason: str) -> str:
     )
 
 
-def _called_with(model: nn.Module, batch: object) -> Any:
+def _called_with(model: nn.Module, batch: object) -> object:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple) else model(batch)

@@ -31,7 +31,7 @@ DROPOUT = nn.modules.dropout._DropoutNd
 HEADS = ELEMENTWISE | SOFTMAXES | {"clamp", "clip", "clamp_min", "clamp_max"}
 
 
-def model_facts(replica: Replica, batch_size: int) -> dict[str, Any]:
+def model_facts(replica: Replica, batch_size: int) -> dict[str, object]:
     """Frozen, unused or unoptimized parameters, odd dropout, normalisation with a batch of one."""
     model = replica.model
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]

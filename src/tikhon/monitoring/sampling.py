@@ -58,7 +58,7 @@ class Sampler:
         self._earlier: dict[int, Tensor] = {}  # rows at the end of the step before
         self._batch: tuple[list[Tensor], Any] | None = None  # of the step before
 
-    def listen(self, batch: Any, *, first: bool = False) -> None:
+    def listen(self, batch: object, *, first: bool = False) -> None:
         """Hook the outputs of the layers and some tensors for the coming step."""
         for name, module in self._layers:
             self._taps.append(module.register_forward_hook(self._tap(name)))
@@ -171,7 +171,7 @@ class Sampler:
     def _sample(
         self,
         step: int,
-        batch: Any,
+        batch: object,
         numbers: Numbers,
         strangers: dict[str, float],
         stuck: dict[int, float],
@@ -245,7 +245,7 @@ class Sampler:
                 )
         return found
 
-    def _compared(self, batch: Any, prints: list[float]) -> tuple[bool, bool]:
+    def _compared(self, batch: object, prints: list[float]) -> tuple[bool, bool]:
         """Whether the batch of the step before came again, and whether in the same tensor."""
         first = next(iter(tensors(batch)), None)
         if self._batch is None or first is None or prints[:2] != prints[2:]:
@@ -259,7 +259,7 @@ def _stacked(values: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.cat([v.detach().float().reshape(1).to(device) for v in values])
 
 
-def _row(step: int, numbers: Numbers, kept: Kept, told: bool) -> dict[str, Any]:
+def _row(step: int, numbers: Numbers, kept: Kept, told: bool) -> dict[str, object]:
     """One row of sizes: of gradients, weights and updates, the signal, the loss and its scale."""
     shares = [
         local(p).numel() / max(1, old.numel()) for p, old in zip(kept.parameters, kept.before)

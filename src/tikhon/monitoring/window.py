@@ -63,7 +63,7 @@ class Window:
             handle.remove()
         self._handles = []
 
-    def _arriving(self, index: int, parameter: Tensor) -> Any:
+    def _arriving(self, index: int, parameter: Tensor) -> object:
         def hook(gradient: Tensor) -> None:
             old = parameter.grad
             if gradient.layout != torch.strided or torch.compiler.is_compiling():
@@ -73,7 +73,7 @@ class Window:
 
         return hook
 
-    def _accumulated(self, index: int) -> Any:
+    def _accumulated(self, index: int) -> object:
         def hook(parameter: Tensor) -> None:
             self._passes[index] += 1
             self.training, self.unfinished = self._mode, False

@@ -235,7 +235,7 @@ def strength_grid(
     return (top * torch.logspace(0, math.log10(ratio), strengths, dtype=torch.float64)).tolist()
 
 
-def checked_grid(strengths: Any, smallest: float | None) -> Any:
+def checked_grid(strengths: object, smallest: float | None) -> Any:
     """The strengths as an int, a list or "universal"."""
     if isinstance(strengths, bool) or (isinstance(strengths, int) and strengths < 1):
         raise InputError(f"strengths must be a positive number of strengths, not {strengths}")

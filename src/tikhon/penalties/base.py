@@ -186,7 +186,7 @@ class Proximable(Penalty):
         return entries + found.rows / max(1, size) ** 0.5
 
 
-def checked(strength: Any, owner: str) -> Any:
+def checked(strength: object, owner: str) -> Any:
     """A number >= 0, a 0-d tensor, a schedule or a controller; raises for anything else.
 
     Numbers of other kinds, such as numpy's, come back as floats.

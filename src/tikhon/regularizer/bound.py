@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -110,7 +109,7 @@ def _forget_other_weights(before: Sequence[Binding], now: Sequence[Binding]) -> 
             live.memory.clear()
 
 
-def _shapes(bindings: Sequence[Binding]) -> dict[str, dict[str, Any]]:
+def _shapes(bindings: Sequence[Binding]) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {}
     for binding in bindings:
         shapes = tuple(() if is_lazy(p) else tuple(p.shape) for p in binding.target.params)

@@ -131,7 +131,7 @@ def _lines(
     name: Label,
     colour: str,
     width: float,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     x, y = [], []
     for i in members:
         x += [*range(len(coordinates)), None]

@@ -75,7 +75,7 @@ class Journal:
         except OSError as error:
             raise explain(error, self.path.parent, 0) from error
 
-    def _repaired(self) -> list[dict[str, Any]]:
+    def _repaired(self) -> list[dict[str, object]]:
         data = self.path.read_bytes()
         lines, good = [], 0
         for event, size in _events(data):
@@ -105,7 +105,7 @@ def compare_headers(stored: Mapping[str, object], asked: Mapping[str, object], p
         )
 
 
-def _events(data: bytes) -> Iterator[tuple[dict[str, Any], int]]:
+def _events(data: bytes) -> Iterator[tuple[dict[str, object], int]]:
     """The events up to the first line that is torn or damaged, and the bytes of each."""
     for raw in data.splitlines(keepends=True):
         text, tab, checksum = raw.rpartition(b"\t")

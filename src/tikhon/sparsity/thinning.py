@@ -107,7 +107,7 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _number(text: str) -> Any:
+def _number(text: str) -> object:
     if re.fullmatch(r"\d+", text):
         return int(text)
     try:

@@ -116,7 +116,7 @@ class LossWeight:
         return (self.steps + 1) % self.strength.every == 0
 
     @torch.no_grad()
-    def _after_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: optim.Optimizer, args: object, kwargs: object) -> None:
         skipped = getattr(optimizer, "found_inf", None)
         pulls, self._pulls = self._pulls, []
         if skipped is not None and bool(skipped):

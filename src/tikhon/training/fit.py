@@ -168,7 +168,7 @@ def fit(
 def _open(
     folder: RunDirectory,
     training: Training,
-    config: dict[str, Any],
+    config: Mapping[str, object],
     say: Callable[[str], None],
     *,
     resume: bool,
@@ -223,7 +223,7 @@ class _Saver:
                 self._warn(f"checkpoint not written, training goes on: {error}")
 
 
-def _config(training: Training, about: Mapping[str, Any]) -> dict[str, Any]:
+def _config(training: Training, about: Mapping[str, object]) -> dict[str, Any]:
     defaults = {
         "kind": "fit",
         "data": {
@@ -253,7 +253,7 @@ def _config(training: Training, about: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def versions() -> dict[str, Any]:
+def versions() -> dict[str, object]:
     """What a bit-exact repetition depends on beside the configuration."""
     return {
         "tikhon": tikhon.__version__,

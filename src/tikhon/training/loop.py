@@ -203,8 +203,8 @@ class Training:
         self.history.append(self._row(objective))
         self._judge(self.history[-1])
 
-    def _row(self, objective: float) -> dict[str, Any]:
-        row: dict[str, Any] = {
+    def _row(self, objective: float) -> dict[str, object]:
+        row: dict[str, object] = {
             "epoch": self.epoch,
             "step": self.step,
             "seconds": round(self.seconds, 4),
@@ -285,7 +285,7 @@ class Training:
         with _as_input_errors():
             return Sparsifier(self.model, self.optimizer, asked, steps=self.steps, example=example)
 
-    def _adapting(self) -> Any:
+    def _adapting(self) -> object:
         if self.valid is None:
             raise InputError("strength 'auto' needs validation data: give `valid`")
         every = pace(self.steps)

@@ -59,7 +59,7 @@ def _calibration(confidence: Tensor, right: Tensor) -> list[dict[str, float]]:
     ]
 
 
-def _of_numbers(output: Tensor, y: Tensor, unit: float, center: float) -> dict[str, Any]:
+def _of_numbers(output: Tensor, y: Tensor, unit: float, center: float) -> dict[str, object]:
     true, predicted = (v.reshape(len(y), -1)[:, 0] * unit + center for v in (y, output))
     errors = (predicted - true).abs()
     every = -(-len(true) // MOST_ROWS)

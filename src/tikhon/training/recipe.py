@@ -241,7 +241,7 @@ def _abstract(item: type) -> bool:
     return bool(getattr(item, "__abstractmethods__", ()))
 
 
-def _term_to_dict(pattern: object, term: Term) -> dict[str, Any]:
+def _term_to_dict(pattern: object, term: Term) -> dict[str, object]:
     if not isinstance(pattern, str):
         raise InputError(f"a recipe can only be saved with text patterns, received {pattern!r}")
     strength = term.penalty.strength if term.strength is None else term.strength
@@ -259,7 +259,7 @@ def _term_to_dict(pattern: object, term: Term) -> dict[str, Any]:
     return entry
 
 
-def _plain_strength(strength: object) -> Any:
+def _plain_strength(strength: object) -> object:
     if isinstance(strength, Auto):
         return "auto"
     if isinstance(strength, Tensor) and strength.ndim == 0:

@@ -121,7 +121,7 @@ class Settings(TrainingOptions):
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """The optimizer's part of a run's configuration."""
         given, lr = self.optimizer, float(self.lr)
         if isinstance(given, Optimizer):

@@ -143,7 +143,7 @@ class Builder:
         vars(self).update(state)
         self._forget()
 
-    def _places(self, named: dict[str, Any]) -> list[Any]:
+    def _places(self, named: dict[str, Any]) -> list[object]:
         """What goes by position, taken out of `named`: up to the first parameter left out."""
         found = []
         for parameter in self.placed:
@@ -206,7 +206,7 @@ def _tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-def _parameters(build_model: Callable[..., Any]) -> list[inspect.Parameter]:
+def _parameters(build_model: Callable[..., object]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(build_model).parameters.values())
     except (TypeError, ValueError):  # some builtins have none: called without arguments
@@ -231,12 +231,12 @@ def _same(first: nn.Module, second: nn.Module) -> bool:
     return all(_equal(_own(a), _own(b)) for a, b in pairs)
 
 
-def _own(module: nn.Module) -> dict[str, Any]:
+def _own(module: nn.Module) -> dict[str, object]:
     """The attributes of a module's own."""
     return {n: v for n, v in vars(module).items() if not n.startswith("_")}
 
 
-def _equal(first: Any, second: Any) -> bool:
+def _equal(first: Any, second: object) -> bool:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return first.shape == second.shape and torch.equal(first, second)
     if isinstance(first, Mapping) and isinstance(second, Mapping):

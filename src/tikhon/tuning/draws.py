@@ -94,14 +94,14 @@ def batch_size_of(train: Any) -> int | None:
     return own if isinstance(own, int) else None
 
 
-def _shuffles(loader: DataLoader[Any]) -> bool:
+def _shuffles(loader: DataLoader[object]) -> bool:
     """Whether a loader gives every row once, in an order that nobody has seeded."""
     sampler = loader.sampler
     seeded = loader.generator is not None or getattr(sampler, "generator", None) is not None
     return once(loader) and type(sampler) is RandomSampler and not loader.drop_last and not seeded
 
 
-def _of_numbers(loader: DataLoader[Any], rows: int) -> DataLoader[Any]:
+def _of_numbers(loader: DataLoader[object], rows: int) -> DataLoader[Any]:
     """A loader of row numbers that draws as `loader` does."""
     numbers = TensorDataset(torch.arange(rows), torch.arange(rows))
     if type(loader.batch_sampler) is BatchSampler and loader.batch_size is not None:

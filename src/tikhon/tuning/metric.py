@@ -91,7 +91,7 @@ def metric_of(metric: Any, direction: str | None, kind: Kind) -> Metric:
     return Metric(name, function, _direction(metric, name, direction) == "maximize")
 
 
-def _direction(metric: Any, name: str, direction: str | None) -> str:
+def _direction(metric: object, name: str, direction: str | None) -> str:
     """Which way is better: as given, or as the metric itself knows."""
     higher = getattr(metric, "higher_is_better", None)  # of torchmetrics
     if isinstance(higher, bool):
@@ -110,7 +110,7 @@ def _direction(metric: Any, name: str, direction: str | None) -> str:
     return direction or "minimize"
 
 
-def _is_loss(metric: Any) -> bool:
+def _is_loss(metric: object) -> bool:
     """Whether it is a loss of torch."""
     return isinstance(metric, nn.modules.loss._Loss) or (
         getattr(metric, "__module__", "") == "torch.nn.functional"
@@ -163,7 +163,7 @@ class _Answered:
     def __sklearn_is_fitted__(self) -> bool:
         return True
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> object:
         from sklearn.utils import ClassifierTags, RegressorTags, Tags, TargetTags
 
         classifies = hasattr(self, "classes_")

@@ -35,7 +35,7 @@ def default_space(make: Callable[[Config], nn.Module]) -> Space:
     return Space(**entries)
 
 
-def optimizer_of(given: Any) -> Callable[..., optim.Optimizer]:
+def optimizer_of(given: object) -> Callable[..., optim.Optimizer]:
     """The factory behind a name or a class; each trial builds one of its own."""
     if isinstance(given, str):
         if given not in OPTIMIZERS:
@@ -63,7 +63,7 @@ def make_job(
     seed: int,
     metric: object = None,
     direction: str | None = None,
-    loader: DataLoader[Any] | None = None,
+    loader: DataLoader[object] | None = None,
 ) -> Job:
     """The rows to train on and to score by, the lengths, the loss."""
     if folds is None:

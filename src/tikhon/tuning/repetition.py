@@ -37,7 +37,7 @@ def recipe_of(config: Config) -> Recipe:
     return Recipe(terms or (), **more)
 
 
-def _term(name: str, value: Value) -> Any:
+def _term(name: str, value: Value) -> object:
     if name == "weight_decay":
         if value == "auto":
             return Term(L2(), how="decoupled", strength=Auto())
@@ -45,7 +45,7 @@ def _term(name: str, value: Value) -> Any:
     return penalty_names()[name](float(value))
 
 
-def settings_of(config: Config, job: Job) -> dict[str, Any]:
+def settings_of(config: Config, job: Job) -> dict[str, object]:
     """What a trial was trained with beside its recipe, under the names of `fit`'s arguments."""
     known = {kind: name for name, kind in OPTIMIZERS.items()}
     loss, lr = job.objective.loss, float(config.get("lr", 1e-3))

@@ -249,7 +249,7 @@ class Choice(Range):
         return {"kind": self.kind, "values": list(self.values), **ordered}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> object:
     """A value of a choice as a journal can hold it and a comparison find it again."""
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
@@ -402,7 +402,7 @@ class Space(Mapping[str, Entry]):
         return cls.from_dict(entries)
 
 
-def _flattened(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _flattened(entries: Mapping[str, object]) -> Iterator[tuple[str, Any]]:
     """One entry for each pattern of one that has several."""
     for name, entry in entries.items():
         if not isinstance(entry, Mapping) or addressed(name)[0] not in KNOWN:

@@ -11,7 +11,7 @@ from tikhon.tuning.space import Choice, Conditional, Int, Log
 from tikhon.tuning.trials import History, Trial, Value
 
 
-def direction_of(study: Any, metric: Any) -> str | None:
+def direction_of(study: object, metric: object) -> str | None:
     """Which way the study goes, for a metric that does not say itself: a function."""
     directions = getattr(study, "directions", ())
     own = isinstance(metric, str) or hasattr(metric, "_score_func")

@@ -29,7 +29,7 @@ def wiring_facts(
     sites: tuple[Site, ...],
     batch_size: int,
     held: set[int],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """All facts of the wiring, and under `unmeasured` the tests that the program did not let run.
 
     A test changes batches, and the user's code may raise anything on what it was not written for:
@@ -38,7 +38,7 @@ def wiring_facts(
     subject = subject_of(replica, source)
     layers = [s.name for s in sites if s.role in ("weight", "recurrent")]
     last = layers[-1] if layers else ""
-    tests: dict[str, Callable[[], dict[str, Any]]] = {
+    tests: dict[str, Callable[[], dict[str, object]]] = {
         "graph": partial(graph.graph_facts, subject, held),
         "random": partial(rows.random_facts, subject),
         "rows": partial(rows.row_facts, subject),

@@ -17,7 +17,7 @@ FLAT = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside")  #
 DEEP = 4  # containers in containers that are searched for a tensor
 
 
-def graph_facts(subject: Subject, held: set[int]) -> dict[str, Any]:
+def graph_facts(subject: Subject, held: set[int]) -> dict[str, object]:
     """Trainable tensors outside of the model, and parameters that something cuts off.
 
     `held` are the ids of what the user's own optimizer trains.
@@ -36,7 +36,7 @@ def graph_facts(subject: Subject, held: set[int]) -> dict[str, Any]:
     return facts | (_cut(subject, without, tape) if without else {})
 
 
-def _flat(found: list[Tensor | None], tape: Calls) -> dict[str, Any]:
+def _flat(found: list[Tensor | None], tape: Calls) -> dict[str, object]:
     """The function without a slope that leaves every gradient zero."""
     if any(bool(g.any()) for g in found if g is not None):
         return {}
@@ -58,7 +58,7 @@ def _pass(subject: Subject) -> tuple[Tensor, Calls, list[Tensor | None]]:
 
 def _strangers(
     subject: Subject, first: Tensor, second: Tensor, held: set[int], *, slopes: bool
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Trainable tensors of two passes that neither the model nor the optimizer knows.
 
     Where the program takes `slopes` itself, tensors that are no parameters are what it takes them

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -16,7 +14,7 @@ SHORT = 0.3  # share of the rows that must end in padding, of different lengths
 INSIDE = 0.02  # share of the positions before the padding that may hold the same value
 
 
-def padding_facts(subject: Subject) -> dict[str, Any]:
+def padding_facts(subject: Subject) -> dict[str, object]:
     """Change of the answers when padding is cut off; the share of padding that the loss counts."""
     inputs, target = subject.batch
     found = [(t, ends) for t in tensors(inputs) if (ends := lengths(t)) is not None]
@@ -78,7 +76,7 @@ def _without(subject: Subject, ends: Tensor, size: int) -> float | None:
     return worst
 
 
-def _counted(subject: Subject, ends: Tensor, size: int) -> dict[str, Any]:
+def _counted(subject: Subject, ends: Tensor, size: int) -> dict[str, object]:
     """Share of the target positions with a gradient that are padding."""
     target = subject.batch[1]
     with torch.no_grad():

@@ -26,7 +26,7 @@ LOCAL = 5.0  # change at the position that was changed / at those before it
 SHIFTED = 0.95  # share of a target that must be the next input, to be called the next input
 
 
-def random_facts(subject: Subject) -> dict[str, Any]:
+def random_facts(subject: Subject) -> dict[str, object]:
     """Two passes in evaluation mode on the same rows: what differs is drawn at random."""
     first = subject.outputs(subject.batch, seed=1)
     apart = difference(first, subject.outputs(subject.batch, seed=2), slice(None))
@@ -47,7 +47,7 @@ def random_facts(subject: Subject) -> dict[str, Any]:
     }
 
 
-def row_facts(subject: Subject) -> dict[str, Any]:
+def row_facts(subject: Subject) -> dict[str, object]:
     """Even rows stay, odd rows are replaced: the answers to the even ones must stay as well."""
     odd = torch.arange(subject.rows) % 2 == 1
     if subject.rows < 3:
@@ -84,7 +84,7 @@ def _rolled(subject: Subject, before: list[Tensor]) -> float:
     return difference(back, after, slice(None))
 
 
-def blind_facts(subject: Subject) -> dict[str, Any]:
+def blind_facts(subject: Subject) -> dict[str, object]:
     """Whether different rows get one answer, and the first module that makes them alike."""
     inputs = subject.batch[0]
     if not any(_spread(t) > 0 for t in tensors(inputs) if t.ndim and len(t) == subject.rows):
@@ -131,7 +131,7 @@ def given_back(subject: Subject) -> dict[str, Any]:
     return {"given_back": math.sqrt(shared / max(float(sizes[0]), own))}
 
 
-def _where_alike(subject: Subject, seen: list[Any]) -> dict[str, Any]:
+def _where_alike(subject: Subject, seen: list[Any]) -> dict[str, object]:
     """The one place at which rows become alike; nothing where they do little by little."""
     modules = dict(subject.model.named_modules())
     last, before = "", 1.0
@@ -212,7 +212,7 @@ def _moved(before: list[Tensor], after: list[Tensor], even: Tensor, rows: int) -
     return worst
 
 
-def order_facts(subject: Subject) -> dict[str, Any]:
+def order_facts(subject: Subject) -> dict[str, object]:
     """Whether a position sees later ones that hold its target; whether order is seen at all."""
     inputs, target = subject.batch
     facts: dict[str, Any] = {}
@@ -361,7 +361,7 @@ def has_attention(subject: Subject) -> bool:
     return bool(tape.named(*ATTENTION) or scores)
 
 
-def line_facts(subject: Subject, last: str, layers: int) -> dict[str, Any]:
+def line_facts(subject: Subject, last: str, layers: int) -> dict[str, object]:
     """Whether what enters the head is a straight function of the inputs though there are layers.
 
     `last` is the name of the last layer with weights, `layers` how many there are.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ SHORTER = (11, 7, 5)  # steps of a shortened sequence: primes that heads and cha
 RESHAPES = ("view", "reshape", "view_as", "reshape_as", "unflatten")
 
 
-def shape_facts(subject: Subject) -> dict[str, Any]:
+def shape_facts(subject: Subject) -> dict[str, object]:
     """Reshapes after which the same sizes stand in another order, and softmaxes over the rows."""
     with torch.no_grad(), undisturbed(subject.model, training=False), Calls(subject.model) as tape:
         subject.replica.value(subject.batch)
@@ -71,7 +70,7 @@ def _mixed_when_shorter(subject: Subject) -> list[Call]:
     return [c for c in tape.named(*RESHAPES) if reorders(c) and short in (c.output or ())]
 
 
-def _unit_scores(subject: Subject, tape: Calls) -> dict[str, Any]:
+def _unit_scores(subject: Subject, tape: Calls) -> dict[str, object]:
     """Scores of length one for a softmax: the least loss that they can have, of a constant's."""
     answers = subject.outputs(subject.batch)
     target = subject.batch[1]

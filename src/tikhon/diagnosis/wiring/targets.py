@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ INSIDE = 0.2  # share of an ignored class that is no padding from which it is mi
 COLUMNS = 4  # of a target that are tried one by one
 
 
-def target_facts(subject: Subject) -> dict[str, Any]:
+def target_facts(subject: Subject) -> dict[str, object]:
     """How the loss of a batch uses outputs and targets; empty where it calls the model itself."""
     target = subject.batch[1]
     if subject.replica.whole or not isinstance(target, Tensor) or not target.ndim:
@@ -76,12 +74,12 @@ class Bench:
 
 def _pulls(
     subject: Subject, bench: Bench, base: list[Tensor] | None, target: Tensor
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Change one target and see at which outputs the gradient of the loss changes."""
     rows = subject.rows
     if base is None or rows < 3:
         return {"loss_connected": base is not None}
-    facts: dict[str, Any] = {"loss_connected": True} | _elsewhere(bench, target, rows)
+    facts: dict[str, object] = {"loss_connected": True} | _elsewhere(bench, target, rows)
     if not any(t.ndim and len(t) == rows for t in bench.leaves):
         return facts
     found = [_pull(bench, target, column) for column in range(min(columns_of(target), COLUMNS))]
@@ -117,7 +115,7 @@ def _at_the_ends(bench: Bench, target: Tensor) -> list[list[Tensor]]:
 
 def _indifferent(
     subject: Subject, bench: Bench, base: list[Tensor] | None, target: Tensor
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Whether the loss pulls the same way when the targets change rows, and when they differ."""
     rolled = [target.roll(k, 0) for k in (1, 3)]
     moved = all(bool((t != target).any()) for t in rolled)
@@ -162,7 +160,7 @@ def _pull(bench: Bench, target: Tensor, column: int) -> tuple[list[float], list[
     return others, signs
 
 
-def _elsewhere(bench: Bench, target: Tensor, rows: int) -> dict[str, Any]:
+def _elsewhere(bench: Bench, target: Tensor, rows: int) -> dict[str, object]:
     """The share of single targets that pull at the output of one other row alone.
 
     The axis of the rows is known by its size, a prime that no other axis has.
@@ -257,7 +255,7 @@ def _by_row(before: list[Tensor], after: list[Tensor], rows: int) -> Tensor:
     return total
 
 
-def _two_sided(subject: Subject, output: object, target: Tensor) -> dict[str, Any]:
+def _two_sided(subject: Subject, output: object, target: Tensor) -> dict[str, object]:
     """Whether the loss is one of yes and no, and falls below zero on these targets.
 
     Such a loss says the same of (z, y) and of (-z, 1 - y), or of (p, y) and of (1 - p, 1 - y); so
@@ -324,7 +322,7 @@ def _slips(bench: Bench, base: list[Tensor], target: Tensor) -> bool | None:
     return len(set(places)) < len(places)
 
 
-def _silent_classes(base: list[Tensor], target: Tensor, rows: int) -> dict[str, Any]:
+def _silent_classes(base: list[Tensor], target: Tensor, rows: int) -> dict[str, object]:
     """Classes whose rows send no gradient at all: ignored, or of weight zero."""
     if target.is_floating_point() or not target.ndim or target.dtype == torch.bool:
         return {}
@@ -339,7 +337,7 @@ def _silent_classes(base: list[Tensor], target: Tensor, rows: int) -> dict[str, 
     return {"silent_classes": silent} if heard and silent else {}
 
 
-def _silent_positions(base: list[Tensor], target: Tensor) -> dict[str, Any]:
+def _silent_positions(base: list[Tensor], target: Tensor) -> dict[str, object]:
     """Classes that send no gradient in the middle of a row: those at its end are padding."""
     leaf = max(base, key=Tensor.numel)
     axis = next(
@@ -362,7 +360,7 @@ def _silent_positions(base: list[Tensor], target: Tensor) -> dict[str, Any]:
     return {"silent_classes": silent} if silent and bool(heard.any()) else {}
 
 
-def _loss_calls(subject: Subject, bench: Bench, target: Tensor) -> dict[str, Any]:
+def _loss_calls(subject: Subject, bench: Bench, target: Tensor) -> dict[str, object]:
     """The functions that the loss is made of, and what goes into them."""
     with Calls(subject.model) as tape, torch.enable_grad():
         subject.replica.loss(bench.output, target)
@@ -432,7 +430,7 @@ def _broadcasts(call: Call, rows: int) -> bool:
     return len(a) != len(b) and result > max(numbers) and rows in a and rows in b and elementwise
 
 
-def _kinds(output: object, target: Tensor) -> dict[str, Any]:
+def _kinds(output: object, target: Tensor) -> dict[str, object]:
     """Shapes and values that a loss may not be made for."""
     values = target.detach()
     facts: dict[str, object] = {"target_shape": list(target.shape[1:])}

@@ -61,7 +61,7 @@ def metric_of(records: Iterable[Mapping[str, object]]) -> Metric:
     return Metric("loss", say("metric_loss"), False)
 
 
-def record_at(history: tuple[dict[str, Any], ...], epoch: Any) -> dict[str, Any]:
+def record_at(history: tuple[dict[str, Any], ...], epoch: Any) -> dict[str, object]:
     """The record of an epoch; the last one if there is none."""
     return next((r for r in history if r.get("epoch") == epoch), history[-1] if history else {})
 
@@ -72,7 +72,7 @@ def data_name(run: SavedRun) -> str:
     return str(data.get("name", run.name) if isinstance(data, dict) else data)
 
 
-def final_record(run: SavedRun) -> dict[str, Any]:
+def final_record(run: SavedRun) -> dict[str, object]:
     """The scores of the state that was kept."""
     kept = record_at(run.history, run.result.get("best_epoch"))
     return {**kept, **(run.result.get("metrics") or {})}
