@@ -190,6 +190,50 @@ def a_momentum_of_0_99(wrong: bool) -> Parts:
     )
 
 
+@pair("class_imbalance")
+def weights_of_yes_upside_down(wrong: bool) -> Parts:
+    x = torch.randn(400, 8)
+    y = (x[:, :3] > 1.2).float()
+    weight = y.mean(0) / (1 - y.mean(0))
+    loss = nn.BCEWithLogitsLoss(pos_weight=weight if wrong else 1 / weight)
+    return Parts(mlp(8, 16, 3), (x, y), loss, rate=3e-3, steps=40)
+
+
+@pair("class_imbalance")
+def weights_of_classes_upside_down(wrong: bool) -> Parts:
+    y = torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), 400, replacement=True)
+    x = 2 * torch.randn(3, 8)[y] + torch.randn(400, 8)
+    share = y.bincount() / len(y)
+    return Parts(mlp(8, 16, 3), (x, y), nn.CrossEntropyLoss(weight=share if wrong else 1 / share))
+
+
+class Told(nn.Module):
+    """A recurrent network of which one step is read."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.core, self.head, self.step = nn.LSTM(2, 16, batch_first=True), nn.Linear(16, 1), step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.core(x)[0][:, self.step])
+
+
+@pair("inputs_ignored")
+def the_first_step_of_a_recurrent_layer(wrong: bool) -> Parts:
+    x = torch.randn(300, 6, 2)
+    return Parts(Told(0 if wrong else -1), (x, x[:, :, :1].sum(1)), nn.MSELoss(), steps=60)
+
+
+@pair("dying_relu")
+def rectified_scores_of_classes(wrong: bool) -> Parts:
+    y = torch.randint(10, (600,))
+    x = torch.rand(10, 64)[y] + 0.3 * torch.rand(600, 64)
+    model = mlp(64, 48, 10)
+    if wrong:
+        model.append(nn.ReLU())
+    return Parts(model, (x, y), CE, rate=0.3, steps=200, optimizer=torch.optim.SGD)
+
+
 @pair("underfitting")
 def one_unit_for_all_classes(wrong: bool) -> Parts:
     y = torch.randint(8, (400,))
@@ -275,6 +319,64 @@ def test_attention_of_small_states_needs_no_root():
     assert scores["size"] == 64
     assert scores["now"] > 0.9
     assert "collapsed_attention" not in found.labels
+
+
+class Pairs(nn.Module):
+    """The distance of two rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp(8, 16, 4)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return (self.body(first) - self.body(second)).square().sum(1).add(1e-6).sqrt()
+
+
+def test_a_distance_that_falls_where_two_are_alike_is_not_upside_down():
+    torch.manual_seed(0)
+    kind, other = torch.randint(5, (2, 300))
+    alike = (kind == other).float()
+    centres = 2 * torch.randn(5, 8)
+    x = tuple(centres[k] + 0.5 * torch.randn(300, 8) for k in (kind, other))
+
+    def loss(distance: Tensor, y: Tensor) -> Tensor:
+        return (y * distance**2 + (1 - y) * F.relu(1 - distance) ** 2).mean()
+
+    assert "loss_upside_down" not in asked(Parts(Pairs(), (x, alike), loss)).labels
+
+
+def test_absolute_errors_far_from_the_targets_still_hear_them():
+    torch.manual_seed(0)
+    x = torch.randn(300, 6)
+    found = asked(Parts(mlp(6, 16, 2), (x, 300 + 50 * x[:, :2]), nn.SmoothL1Loss(), steps=5))
+    assert "loss_ignores_targets" not in {f.code for f in found.findings}, str(found)
+
+
+def test_a_loss_without_a_yardstick_that_jumps_is_information():
+    torch.manual_seed(0)
+    centres, kind = 1.2 * torch.randn(5, 8), torch.randint(5, (300,))
+    far = (kind + torch.randint(1, 5, (300,))) % 5
+    rows = tuple(centres[k] + torch.randn(300, 8) for k in (kind, kind, far))
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return F.triplet_margin_loss(*(model(part) for part in batch[:3]))
+
+    found = asked(Parts(mlp(8, 16, 4), (rows, kind), loss, rate=3e-3, steps=100))
+    assert "oscillating_loss" not in found.labels, str(found)
+
+
+def test_a_focal_loss_counts_what_is_not_sure_and_is_not_upside_down():
+    def focal(output: Tensor, target: Tensor) -> Tensor:
+        loss = F.binary_cross_entropy_with_logits(output, target, reduction="none")
+        weight = 0.25 * target + 0.75 * (1 - target)
+        return (weight * (1 - (-loss).exp()).square() * loss).mean()
+
+    torch.manual_seed(0)
+    x = torch.randn(300, 6)
+    y = (x[:, :1] > 1.0).float()
+    found = asked(Parts(mlp(6, 16, 1), (x, y), focal, steps=5))
+    assert "positive_weights" not in found.record.wiring
+    assert all("counted_less" not in f.evidence for f in found.findings)
 
 
 @pytest.mark.parametrize("scores", [torch.zeros(2, 3, 5), torch.randn(2, 3, 5)])

@@ -149,6 +149,17 @@ def dying_relu(ev: Evidence) -> Finding | None:
 
 def _rectified_head(ev: Evidence) -> Finding | None:
     head = ev.record.static.get("head") or []
+    last = ev.last
+    if head == ["relu"] and ev.record.static.get("own_softmax") and last is not None:
+        dead = [r.dead for s, r in zip(ev.record.sites, last.readings) if s.name == head_site(ev)]
+        if dead and dead[0] and ev.trained and ev.learned < e.LEARNED:
+            why = (
+                f"{dead[0]:.0%} of the classes have a score of 0 on all samples: behind a ReLU "
+                "they get no gradient and are never learned"
+            )
+            numbers = {"dead": dead[0]}
+            fix = "leave out the relu: the loss takes what stands in front of it"
+            return Finding("dying_relu", "critical", (head_site(ev),), numbers, why, fix=fix)
     floor = head_floor(ev)
     if not any(name.startswith("relu") for name in head) or floor < 0.25:
         return None
@@ -220,7 +231,10 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
     why = f"the loss rises {swing:.0%} from one look to the next; {back:.0%} of its motion is up"
     if ev.record.batch_size <= 4:
         why += f"; batches of {ev.record.batch_size} make gradients noisy at this learning rate"
-    return Finding("oscillating_loss", "warning", (), numbers, _with_cause(ev, why))
+    # around a floor that nobody knows every loss jumps
+    known = ev.reach is not None or ev.trivial is not None
+    severity = "warning" if known else "info"
+    return Finding("oscillating_loss", severity, (), numbers, _with_cause(ev, why))
 
 
 def _too_fast(ev: Evidence) -> bool:

@@ -101,7 +101,7 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
         return
     away = number(facts(ev).get("pulls_away"))
     pull = number(facts(ev).get("pull_on_others")) or 0.0
-    if away is None or away < 1 or pull >= e.PULL:
+    if away is None or away < 1 or pull >= e.PULL or _distances(ev):
         return
     why = "a higher target pulls its output down, in every row that was tried: the loss is least "
     yield Finding(
@@ -112,6 +112,11 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
         why + "where the answers are wrong",
         fix="loss = -loss, or 1 - loss where it is a share that is right",
     )
+
+
+def _distances(ev: Evidence) -> bool:
+    """Whether answers to yes and no are 0 or more, and no sigmoid makes them shares."""
+    return bool(facts(ev).get("distances")) and not ev.record.static.get("head")
 
 
 def _domain(ev: Evidence) -> Iterable[Finding]:

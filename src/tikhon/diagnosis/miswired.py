@@ -161,6 +161,7 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
         fix = "a norm over more values: fewer groups, or the axis of the features"
         yield Finding("inputs_ignored", "critical", single, {"norm_values": 1.0}, why, fix=fix)
         return
+    yield from _one_step(ev)
     alike = facts(ev).get("alike")
     if alike is None or (alike.get("zero") and not ev.trained):
         return
@@ -176,6 +177,28 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
         why = "different rows get one and the same answer: the inputs are lost before any layer"
     fix = "print(h[:3]) in front of it and behind it; a mask, a cast or a norm of one value"
     yield Finding("inputs_ignored", "critical", where, {}, why, fix=fix)
+
+
+def _one_step(ev: Evidence) -> Iterable[Finding]:
+    step, length = facts(ev).get("only_step"), facts(ev).get("input_length")
+    mixed = any(
+        (number(facts(ev).get(k)) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows")
+    )
+    if step is None or length is None or mixed:
+        return
+    harmed = not ev.trained or ev.learned < e.LEARNED
+    why = f"of the {length} steps of the inputs the answer depends on step {step} alone"
+    fix = "out[:, -1] of a recurrent layer that runs forwards; a mean over the steps"
+    numbers = {"only_step": float(step), "input_length": float(length)}
+    yield Finding(
+        "inputs_ignored",
+        "critical" if harmed else "info",
+        ("inputs",),
+        numbers,
+        why,
+        effect="what the other steps hold is never used",
+        fix=fix,
+    )
 
 
 def _named_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ Pure functions of the evidence; standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, number
@@ -14,7 +14,16 @@ from tikhon.diagnosis.findings import Finding
 
 def unsound(ev: Evidence) -> list[Finding]:
     """The findings about inputs, targets and validation data together."""
-    checks = (_constant, _same_answer, _unrelated, _imbalance, _copied, _validation, _sorted)
+    checks = (
+        _constant,
+        _same_answer,
+        _unrelated,
+        _counted_less,
+        _imbalance,
+        _copied,
+        _validation,
+        _sorted,
+    )
     return [finding for check in checks for finding in check(ev)]
 
 
@@ -101,6 +110,45 @@ def _validated(ev: Evidence) -> bool:
     if valid is None:
         return False
     return valid > (share or 0.0) + 0.1
+
+
+def _counted_less(ev: Evidence) -> Iterable[Finding]:
+    w = ev.record.wiring
+    shares, weights = w.get("class_shares"), w.get("class_weights")
+    found = [(shares, weights)] if shares and weights else []
+    pairs = zip(w.get("positive_shares") or (), w.get("positive_weights") or ())
+    columns = [([1 - share, share], [1.0, weight]) for share, weight in pairs]
+    turned = [pair for pair in found or columns if upside_down(*pair) is not None]
+    if not turned or 2 * len(turned) < len(found or columns):
+        return
+    shares, weights = turned[0]
+    rare, common = upside_down(shares, weights) or (0, 0)
+    times = weights[common] / weights[rare]
+    why = (
+        f"the weights of the loss are upside down: class {rare}, {shares[rare]:.0%} of the rows, "
+        f"counts {times:.1f} times less than class {common}, {shares[common]:.0%} of them"
+    )
+    fix = "weight=len(y) / (classes * y.bincount().float())"
+    if columns:
+        fix = "pos_weight=(1 - y.mean(0)) / y.mean(0)"
+    harmed = not ev.trained or ev.learned < e.LEARNED
+    numbers = {"majority": shares[common], "counted_less": times}
+    severity = "critical" if harmed else "warning"
+    yield Finding("class_imbalance", severity, ("the loss",), numbers, why, fix=fix)
+
+
+def upside_down(shares: Sequence[float], weights: Sequence[float]) -> tuple[int, int] | None:
+    """The rarest and the commonest class, where the rare one counts less.
+
+    >>> upside_down([0.9, 0.1], [1.0, 0.2])
+    (1, 0)
+    """
+    known = [k for k, share in enumerate(shares) if share > 0 and (number(weights[k]) or 0.0) > 0]
+    if len(known) < 2:
+        return None
+    rare, common = (pick(known, key=lambda k: shares[k]) for pick in (min, max))
+    less = weights[rare] < weights[common] / e.COUNTED_LESS
+    return (rare, common) if less and shares[common] >= e.RARER * shares[rare] else None
 
 
 def _imbalance(ev: Evidence) -> Iterable[Finding]:

@@ -89,6 +89,8 @@ RELATED = 3.0
 RELATED_ROWS = 200  # [rows] below which three deviations need a relation stronger than usual ones
 ADVANTAGE = 0.05  # true over shuffled targets, of the trivial loss, after the dry run (convention)
 MAJORITY = 0.75  # share of one class from which an accuracy can be its own [share] (convention)
+RARER = 2.0  # share of the commonest class / that of the rarest [ratio] (convention)
+COUNTED_LESS = 1.5  # weight of the commonest class / that of the rarest [ratio] (convention)
 SHIFT = 1.0  # distance of validation from training inputs [deviations of training] (convention)
 STRETCH = 3.0  # deviation of validation / training inputs, or its inverse [ratio] (convention)
 CLASS_SHIFT = 0.3  # total variation of class shares, training to validation [share] (convention)
@@ -167,6 +169,8 @@ MEASURES: dict[str, Measure] = {
     "rows_apart": Measure("change of answers / answers", None, APART),
     "future_apart": Measure("change of answers / answers", None, APART),
     "given_back": Measure("spread of answers / spread of inputs", GIVEN_BACK, None),
+    "only_step": Measure("step of the inputs"),
+    "input_length": Measure("steps of the inputs"),
     "target_given": Measure("change of answers / answers", None, APART),
     "order_apart": Measure("change of answers / answers", APART, None),
     "eval_spread": Measure("change of answers / answers", None, APART),
@@ -183,6 +187,7 @@ MEASURES: dict[str, Measure] = {
     "squeezed": Measure("share of input columns", None, SQUEEZED),
     "columns": Measure("input columns", None, 0),
     "majority": Measure("share of rows", None, MAJORITY),
+    "counted_less": Measure("weight of the commonest class / of the rarest", None, COUNTED_LESS),
     "accuracy": Measure("share of rows"),
     "valid_shift": Measure("deviations of training inputs", None, SHIFT),
     "valid_scale": Measure("deviation, validation / training", 1 / STRETCH, STRETCH),

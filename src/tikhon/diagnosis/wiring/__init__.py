@@ -17,7 +17,16 @@ from tikhon.data.rows import Batch, take
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring import attention, graph, padding, rows, shapes, signal, targets
+from tikhon.diagnosis.wiring import (
+    attention,
+    graph,
+    padding,
+    rows,
+    shapes,
+    signal,
+    targets,
+    weights,
+)
 from tikhon.diagnosis.wiring.subject import subject_of
 
 
@@ -47,6 +56,7 @@ def wiring_facts(
         "attention": partial(attention.attention_facts, subject),
         "line": partial(rows.line_facts, subject, last, len(layers)),
         "targets": partial(targets.target_facts, subject),
+        "weights": partial(weights.weight_facts, subject, source),
         "padding": partial(padding.padding_facts, subject),
         "shapes": partial(shapes.shape_facts, subject),
         "signal": partial(signal.signal_facts, source, valid, whole=replica.whole),

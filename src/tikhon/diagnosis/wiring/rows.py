@@ -22,6 +22,7 @@ ATTENTION = (
 ALIKE = 1e-5  # spread of the rows / size of the values: rounding leaves less
 APART = 1e-3  # spread in front of the place that makes them alike at once
 PASSES = 16  # of a network that draws, to tell what is about its row from noise
+SAME_ANSWER = 1e-6  # change of an answer / answers, that is rounding
 LOCAL = 5.0  # change at the position that was changed / at those before it
 SHIFTED = 0.95  # share of a target that must be the next input, to be called the next input
 
@@ -225,9 +226,34 @@ def order_facts(subject: Subject) -> dict[str, object]:
                 facts["future_apart"] = _future(subject, part)
         if _is_target(part, target) and not _shifts(subject, part.shape[1]):
             facts |= _told(subject, part)
+    facts |= _read(subject)
     if len(axis) == 1 and has_attention(subject):
         facts["order_apart"] = _order(subject, axis.pop())
     return facts
+
+
+def _read(subject: Subject) -> dict[str, Any]:
+    """The only step of a sequence that an answer of a row depends on, if there is one."""
+    inputs = subject.batch[0]
+    if not isinstance(inputs, Tensor) or inputs.ndim < 2 or inputs.shape[1] < 3:
+        return {}
+    if (inputs.ndim != 3 and inputs.is_floating_point()) or inputs.ndim > 3:
+        return {}
+    with Calm():
+        before = subject.outputs(subject.batch)
+    steps = inputs.shape[1]
+    if any(steps in a.shape[1:] for a in before):
+        return {}  # an answer for each step
+    for kept in (0, steps - 1):
+        changed = inputs.roll(1, 0)
+        changed[:, kept] = inputs[:, kept]
+        with Calm():
+            after = subject.outputs((changed, subject.batch[1]))
+            other = subject.outputs((inputs.roll(1, 0), subject.batch[1]))
+        alone = difference(before, after, slice(None)) <= SAME_ANSWER
+        if alone and difference(before, other, slice(None)) > APART:
+            return {"only_step": kept, "input_length": steps}
+    return {}
 
 
 def next_share(inputs: Tensor, target: object) -> float | None:

@@ -1,0 +1,75 @@
+"""What a loss counts a row of each class, beside how often the class comes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tikhon.diagnosis.reference import MANY_CLASSES, binary
+from tikhon.diagnosis.replica import undisturbed
+from tikhon.diagnosis.samples import Samples
+from tikhon.diagnosis.wiring.subject import Subject, mapped
+from tikhon.diagnosis.wiring.targets import Bench
+
+SURE = -3.0  # a score at which a loss that eases what is sure is told from plain weights
+EASED = 1.5  # times the slope of plain weights there
+
+
+def weight_facts(subject: Subject, source: Samples) -> dict[str, Any]:
+    """Share and weight of each class, or of yes and no in each column; empty for other targets.
+
+    The weight is the size of the loss gradient at scores that are all zero, where each class is
+    as wrong as any other.
+    """
+    target = subject.batch[1]
+    whole = source.source[1] if source.indexed else source.probe[1]
+    if subject.replica.whole or not isinstance(whole, Tensor) or not isinstance(target, Tensor):
+        return {}
+    with torch.no_grad(), undisturbed(subject.model, training=False):
+        output = subject.answer(subject.batch)
+    if not isinstance(output, Tensor) or not output.ndim or not output.is_floating_point():
+        return {}
+    if whole.is_floating_point() and target.shape == output.shape and target.ndim <= 2:
+        return _columns(subject, whole, output, target)
+    classes = output.shape[1] if output.ndim == 2 else 0
+    if whole.is_floating_point() or target.ndim != 1 or not 2 <= classes <= subject.rows:
+        return {}
+    counts = whole.flatten().clamp(0, MANY_CLASSES).bincount(minlength=classes)
+    each = (torch.arange(subject.rows) % classes).to(target)
+    found = _at(subject, output, each, 0.0)
+    if found is None or len(counts) != classes:
+        return {}
+    sizes = found.flatten(1).abs().sum(1)
+    weights = [float(sizes[each == k].mean()) for k in range(classes)]
+    return {"class_shares": (counts / counts.sum()).tolist(), "class_weights": weights}
+
+
+def _columns(subject: Subject, whole: Tensor, output: Tensor, target: Tensor) -> dict[str, Any]:
+    if not binary(whole):
+        return {}
+    pulls = {
+        (score, value): _at(subject, output, torch.full_like(target, value), score)
+        for score in (0.0, SURE)
+        for value in (0.0, 1.0)
+    }
+    sizes = {k: g.abs().reshape(len(g), -1).mean(0) for k, g in pulls.items() if g is not None}
+    if len(sizes) < 4 or any(not bool((s > 0).all()) for s in sizes.values()):
+        return {}
+    ratio = sizes[0.0, 1.0] / sizes[0.0, 0.0]
+    plain = sizes[SURE, 1.0] / sizes[SURE, 0.0] / math.exp(-SURE)
+    if bool((plain > EASED * ratio).any()):
+        return {}  # a focal loss counts what is not yet sure, and its weights mean another thing
+    shares = (whole.double() > 0).double().reshape(len(whole), -1).mean(0)
+    return {"positive_shares": shares.tolist(), "positive_weights": ratio.tolist()}
+
+
+def _at(subject: Subject, output: Tensor, target: Tensor, score: float) -> Tensor | None:
+    """The gradient of the loss at scores that are all alike; None where there is none."""
+    bench = Bench(subject, mapped(output, torch.zeros_like))
+    with torch.no_grad():
+        bench.leaves[0].fill_(score)
+    found = bench.tried(target)
+    return found[0] if found is not None else None
