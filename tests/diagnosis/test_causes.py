@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from faulty import mlp
 from tikhon.diagnosis import Diagnosis, diagnose
+from tikhon.diagnosis.reference import free_loss
 
 CE = nn.CrossEntropyLoss()
 
@@ -437,3 +438,23 @@ def test_the_last_of_several_tensors_is_no_target_where_the_loss_takes_the_batch
     loader = torch.utils.data.DataLoader(batch, batch_size=32, shuffle=True)
     found = asked(Parts(mlp(4, 16, 2), loader, loss))
     assert "target_among_inputs" not in found.labels, str(found)
+
+
+def test_a_head_that_can_say_the_targets_has_no_floor():
+    """Overlaps of boxes are no bowl: a search for the best outputs stays away from them."""
+
+    def apart(found: Tensor, true: Tensor) -> Tensor:
+        found, true = (
+            torch.cat([b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2], 1) for b in (found, true)
+        )
+        inner = torch.min(found[:, 2:], true[:, 2:]) - torch.max(found[:, :2], true[:, :2])
+        outer = torch.max(found[:, 2:], true[:, 2:]) - torch.min(found[:, :2], true[:, :2])
+        both, hull = inner.clamp_min(0).prod(1), outer.prod(1)
+        union = sum((b[:, 2:] - b[:, :2]).prod(1) for b in (found, true)) - both
+        return 1 - (both / union - (hull - union) / hull).mean()
+
+    torch.manual_seed(0)
+    box = torch.cat([0.3 + 0.4 * torch.rand(300, 2), 0.2 + 0.3 * torch.rand(300, 2)], 1)
+    z = torch.randn(300, 4)
+    assert free_loss(z, box, apart, torch.sigmoid) < 1e-5
+    assert free_loss(z, 3 * box, nn.functional.mse_loss, torch.sigmoid) > 0.1

@@ -34,8 +34,25 @@ def constant_loss(
 def free_loss(
     output: Tensor, target: object, loss: LossFunction, tail: Tail | None = None
 ) -> float:
-    """The smallest loss when each row has an output of its own: the floor of loss and head."""
-    return _minimise(output.detach(), None, target, loss, tail)
+    """The smallest loss when each row has an output of its own: the floor of loss and head.
+
+    Where the targets are outputs that the head can give, theirs is reached: a search may stay away
+    from it where the loss is no bowl, as that of an overlap of boxes.
+    """
+    found = _minimise(output.detach(), None, target, loss, tail)
+    if tail is None or not isinstance(target, Tensor) or not target.is_floating_point():
+        return found
+    try:
+        with torch.no_grad():
+            low, high = (tail(torch.full_like(output, end)) for end in (-_FAR, _FAR))
+            if low.shape == target.shape and bool(((low <= target) & (target <= high)).all()):
+                return min(found, float(number_of(loss(target.to(low.dtype), target))))
+    except Exception:  # the user's loss, on outputs that it was not written for
+        return found
+    return found
+
+
+_FAR = 50.0  # what enters an activation where it says its ends
 
 
 def _minimise(
