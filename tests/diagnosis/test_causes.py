@@ -458,3 +458,17 @@ def test_a_head_that_can_say_the_targets_has_no_floor():
     z = torch.randn(300, 4)
     assert free_loss(z, box, apart, torch.sigmoid) < 1e-5
     assert free_loss(z, 3 * box, nn.functional.mse_loss, torch.sigmoid) > 0.1
+
+
+def test_a_loss_that_aligns_sequences_mixes_no_positions():
+    torch.manual_seed(0)
+    said = torch.randint(1, 6, (120, 4))
+    sound = F.one_hot(said.repeat_interleave(3, 1), 6).float() + 0.3 * torch.randn(120, 12, 6)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6))
+
+    def loss(output: Tensor, words: Tensor) -> Tensor:
+        count, scores = len(words), output.transpose(0, 1).log_softmax(-1)
+        return F.ctc_loss(scores, words, [12] * count, [4] * count)
+
+    found = asked(Parts(model, (sound, said), loss))
+    assert "positions_mixed" not in found.labels, str(found)
