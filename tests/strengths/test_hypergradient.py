@@ -637,3 +637,11 @@ def test_each_parameter_keeps_its_own_sensitivity_when_others_have_no_gradient_o
     optimizer.param_groups[0]["params"] = list(second.parameters())
     train(second)
     assert torch.equal(known()[0], resting) and not torch.equal(known()[1], after[1])
+
+
+def test_states_of_old_runs_lack_where_a_strength_began():
+    known, old = begin(0.0), begin(0.0)
+    del old["first"]
+    for memory in (known, old):
+        descend(memory, 1.0, 2.0, rate=0.1, caution=0.5, bounds=(-5.0, 5.0))
+    assert old == known and old["log"] < 0

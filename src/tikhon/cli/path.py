@@ -64,7 +64,8 @@ def path(
 
     kinds = penalty_names()
     if penalty not in kinds:
-        raise InputError(unknown("penalty", penalty, kinds))
+        followed = [name for name, kind in kinds.items() if not (kind.constraint or kind.smooth)]
+        raise InputError(unknown("penalty", penalty, followed))
     model, grid = _model(model, penalty), _strengths(strengths)
     _check_folds(folds, grid, model)
 

@@ -37,8 +37,9 @@ def file(path: Path) -> Dataset:
     """An .npz file with `X` and `y`, and optionally `feature_names` and `classes`."""
     if path.suffix.lower() != ".npz":
         raise DataError(
-            f"{path}: a file of type {path.suffix or '(none)'!r} cannot be read; "
-            "give an .npz with X and y"
+            f"{path}: a file of type {path.suffix or '(none)'!r} cannot be read; give a table "
+            "(CSV, TSV, JSON lines, Excel, Feather, Parquet; gzipped too), or an .npz with X and "
+            "y; archives are to be unpacked first"
         )
     arrays = _npz(path)
     missing = {"X", "y"} - set(arrays)

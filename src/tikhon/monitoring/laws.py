@@ -124,7 +124,7 @@ def no_gradient(loop: Loop) -> Alarm | None:
     history, last = loop.history, loop.history.last
     if loop.empty >= (2 if loop.ended else MANY):
         said = f"{loop.empty} steps, no parameter of this optimizer had a gradient"
-        step = loop.steps - loop.empty
+        step = max(0, loop.steps - loop.empty)
     elif loop.lasts(history.streak("zero")):
         step = history.streak("zero").first
         said = "every gradient of this optimizer is exactly zero"

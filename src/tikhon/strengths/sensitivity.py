@@ -147,7 +147,8 @@ def descend(
     mean = _beyond(memory["mean"] / known, error)
     square = memory["square"] / (1 - _SCALE ** memory["count"])
     move = -rate * mean / (square**0.5 + _NEGLIGIBLE * abs(loss) + 1e-30)
-    below = (move < 0) & (memory["log"] <= memory["first"])
+    first = memory.setdefault("first", memory["log"])  # states of old runs lack it
+    below = (move < 0) & (memory["log"] <= first)
     low, high = bounds
     if isinstance(move, Tensor):
         move = torch.where(below, caution, 1.0) * move.clamp(-rate, rate)
