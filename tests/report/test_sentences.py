@@ -18,8 +18,8 @@ SOURCES = Path(tikhon.__file__).parent / "diagnosis"
 def reasons() -> list[str]:
     """What is assigned to `why` in the checks, with 7 in the place of every number and name."""
     found = []
-    for path in ("causes.py", "checks.py", "faults.py", "initial.py", "miswired.py", "signal.py"):
-        for node in ast.walk(ast.parse((SOURCES / path).read_text())):
+    for path in sorted(SOURCES.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Assign) and "why" in {ast.unparse(t) for t in node.targets}:
                 values = node.value.values if isinstance(node.value, ast.BoolOp) else [node.value]
                 values += [v.body for v in values if isinstance(v, ast.IfExp)]
@@ -44,6 +44,7 @@ def test_every_reason_is_known():
         for text in texts
         if not isinstance(sentence(text.replace("7 at fault", "ReLU is at fault")), Label)
         and " is 7 before the first step" not in text
+        and text != "7 at 7, at step 7: 7"  # of `nothing_attended`, whose end is a name here
     ]
     assert unknown == []
 

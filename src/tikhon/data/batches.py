@@ -237,7 +237,7 @@ def count_rows(batch: Batch, name: str = "data") -> int:
 def _words(inputs: object, target: object) -> str:
     if isinstance(inputs, Mapping):
         return f"the names {', '.join(map(str, inputs))}"
-    if isinstance(inputs, tuple):
+    if isinstance(inputs, tuple) and len(inputs) > 1:
         return f"{len(inputs)} inputs"
     if target is None:
         return "inputs alone"
