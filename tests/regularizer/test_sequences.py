@@ -425,6 +425,7 @@ def test_the_sequences_find_it_when_a_fix_is_taken_out(mutant, monkeypatch):
     mutant(monkeypatch)
     with pytest.raises((Exception, pytest.fail.Exception)) as found:
         run_state_machine_as_test(
-            Sequences, settings=settings(LENGTHS, phases=[Phase.generate], database=None)
+            Sequences,
+            settings=settings(LENGTHS, max_examples=1000, phases=[Phase.generate], database=None),
         )
     assert not isinstance(found.value, AttributeError | NameError), "the mutant itself is broken"
