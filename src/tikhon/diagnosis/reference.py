@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from tikhon.diagnosis.replica import number_of
 Tail = Callable[[Tensor], Tensor]
 MANY_CLASSES = 1000  # of a ridge on one-hot targets; more are numbers or a vocabulary
 FAR = 10.0  # distances of the quartiles
+ENDS = 50.0  # what enters an activation where it says the least and the most
 IGNORED = -100  # torch's own mark of a target that does not count
 MANY_COLUMNS = 4096  # of a design whose normal equations are still solved in a moment
 
@@ -42,17 +44,11 @@ def free_loss(
     found = _minimise(output.detach(), None, target, loss, tail)
     if tail is None or not isinstance(target, Tensor) or not target.is_floating_point():
         return found
-    try:
-        with torch.no_grad():
-            low, high = (tail(torch.full_like(output, end)) for end in (-_FAR, _FAR))
-            if low.shape == target.shape and bool(((low <= target) & (target <= high)).all()):
-                return min(found, float(number_of(loss(target.to(low.dtype), target))))
-    except Exception:  # the user's loss, on outputs that it was not written for
-        return found
+    with suppress(Exception), torch.no_grad():  # the user's loss, on what it was not written for
+        low, high = (tail(torch.full_like(output, end)) for end in (-ENDS, ENDS))
+        if low.shape == target.shape and bool(((low <= target) & (target <= high)).all()):
+            return min(found, float(number_of(loss(target.to(low.dtype), target))))
     return found
-
-
-_FAR = 50.0  # what enters an activation where it says its ends
 
 
 def _minimise(

@@ -16,17 +16,21 @@ from tikhon.diagnosis.wiring.subject import Subject
 
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm"}
 SHAPES = {
-    *(
-        "view",
-        "reshape",
-        "transpose",
-        "permute",
-        "contiguous",
-        "flatten",
-        "unflatten",
-        "unsqueeze",
-    ),
-    *("squeeze", "chunk", "split", "unbind", "__getitem__", "movedim", "swapaxes"),
+    "view",
+    "reshape",
+    "transpose",
+    "permute",
+    "contiguous",
+    "flatten",
+    "unflatten",
+    "unsqueeze",
+    "squeeze",
+    "chunk",
+    "split",
+    "unbind",
+    "__getitem__",
+    "movedim",
+    "swapaxes",
 }
 SCALINGS = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "normalize"}
 MASKED = -1e4  # scores below it are a mask
@@ -51,8 +55,9 @@ class Scores(TorchFunctionMode):
         kwargs = kwargs or {}
         name = function_name(func)
         inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-        size, divided = max((self._note(t) for t in inputs), default=(0, False))
-        divided = divided or any(self._note(t)[1] for t in inputs)
+        notes = [self._note(t) for t in inputs]
+        size = max((size for size, _ in notes), default=0)
+        divided = any(divided for _, divided in notes)
         output = func(*args, **kwargs)
         if name == "softmax" and size and inputs[0].ndim > 2:
             self._measure(inputs[0], size, divided, (args, kwargs), user_line())

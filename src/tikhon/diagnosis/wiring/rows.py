@@ -244,16 +244,22 @@ def _read(subject: Subject) -> dict[str, Any]:
     steps = inputs.shape[1]
     if any(steps in a.shape[1:] for a in before):
         return {}  # an answer for each step
+    others = inputs.roll(1, 0)
+    if _apart(subject, before, others) <= APART:
+        return {}
     for kept in (0, steps - 1):
-        changed = inputs.roll(1, 0)
+        changed = others.clone()
         changed[:, kept] = inputs[:, kept]
-        with Calm():
-            after = subject.outputs((changed, subject.batch[1]))
-            other = subject.outputs((inputs.roll(1, 0), subject.batch[1]))
-        alone = difference(before, after, slice(None)) <= SAME_ANSWER
-        if alone and difference(before, other, slice(None)) > APART:
+        if _apart(subject, before, changed) <= SAME_ANSWER:
             return {"only_step": kept, "input_length": steps}
     return {}
+
+
+def _apart(subject: Subject, before: list[Tensor], inputs: Tensor) -> float:
+    """Change of the answers where the inputs are these."""
+    with Calm():
+        after = subject.outputs((inputs, subject.batch[1]))
+    return difference(before, after, slice(None))
 
 
 def next_share(inputs: Tensor, target: object) -> float | None:
@@ -286,13 +292,8 @@ def _is_target(part: Tensor, target: object) -> bool:
 
 def _shifts(subject: Subject, size: int) -> bool:
     """Whether the loss leaves out the answers at the last position: it moves the labels itself."""
-    answers: list[object] = []
-    keep = subject.model.register_forward_hook(lambda m, a, answer: answers.append(answer))
-    try:
-        with undisturbed(subject.model, training=False):
-            loss = subject.replica.value(subject.batch)
-    finally:
-        keep.remove()
+    with undisturbed(subject.model, training=False):
+        answers, loss = subject.heard(subject.batch)
     wanted = [answer for answer in floats(answers) if answer.requires_grad]
     for slope in gradients(loss, wanted, subject.model):
         if slope is not None and bool(slope.any()):

@@ -40,13 +40,17 @@ class Subject:
         """What the model returns on a batch, in the mode and with the gradients of the moment."""
         if not self.replica.whole:
             return call(self.model, batch[0])
+        found, _ = self.heard(batch)
+        return found[-1] if found else None
+
+    def heard(self, batch: Batch) -> tuple[list[object], Tensor]:
+        """What the model returned at each call of a pass to the loss, and the loss."""
         found: list[object] = []
         handle = self.model.register_forward_hook(lambda m, a, output: found.append(output))
         try:
-            self.replica.value(batch)
+            return found, self.replica.value(batch)
         finally:
             handle.remove()
-        return found[-1] if found else None
 
 
 def subject_of(replica: Replica, source: Samples) -> Subject:
