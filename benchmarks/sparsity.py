@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import statistics
@@ -33,6 +34,7 @@ from pruners import PRUNERS, matrices
 from torch import Tensor, nn
 
 import tikhon as tk
+from tikhon.compaction import speedup
 from tikhon.data import load, split
 
 Pair = tuple[Tensor, Tensor]
@@ -316,6 +318,64 @@ def table(bench: Bench, seeds) -> None:
                 print(f"| {name} | {share:.0%} | {dense} | {' | '.join(texts)} |", flush=True)
 
 
+def overhead(blocks: int = 20, steps: int = 50) -> None:
+    """CPU time of a step with the handle over that without, in interleaved blocks."""
+
+    def one(build: Callable[[], nn.Module], x: Tensor, y: Tensor, of: str | None):
+        torch.manual_seed(0)
+        model = build()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+        if of:
+            tk.sparsify(model, optimizer, 0.9, of=of, steps=blocks * steps, example=x[:2])
+
+        def block() -> float:
+            began = time.process_time()
+            for _ in range(steps):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+            return (time.process_time() - began) / steps
+
+        return block
+
+    x, y = torch.randn(64, 784), torch.randint(0, 10, (64,))
+    lenet: Callable[[], nn.Module] = lambda: nn.Sequential(  # noqa: E731
+        nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+    )
+    chances = {
+        "LeNet-300-100, batch 64": (lenet, x),
+        "conv-BatchNorm net, batch 64": (lambda: convnet(14), x[:, :196].contiguous()),
+    }
+    for name, (build, rows) in chances.items():
+        for of in ("weights", "channels"):
+            plain, sparse = one(build, rows, y, None), one(build, rows, y, of)
+            times = [(plain(), sparse()) for _ in range(blocks)]
+            ratio = sum(b for _, b in times) / sum(a for a, _ in times)
+            print(f"| {name} | {of} | {ratio:.3f} |", flush=True)
+
+
+def latency(side: int = 28) -> None:
+    """Measured ratios of compacted networks: eager, compiled, ONNX Runtime; batch 1 and 64."""
+    for kept in ((8, 16, 32), (11, 19, 32), (4, 8, 16)):
+        torch.manual_seed(0)
+        model = convnet(side).eval()
+        counts = iter(kept)
+        with torch.no_grad():
+            for module in model:
+                if isinstance(module, nn.Conv2d):
+                    count = next(counts)
+                    module.weight[count:] = module.bias[count:] = 0
+                elif isinstance(module, nn.BatchNorm2d):
+                    module.weight[count:] = module.bias[count:] = 0
+        small = tk.compact(model, torch.randn(2, side * side))
+        found = small.compaction
+        cells = [f"{a / b:.2f}" for a, b in (found.parameters, found.flops)]
+        for way, batch in itertools.product(("eager", "compile", "onnx"), (1, 64)):
+            x = torch.randn(batch, side * side)
+            cells.append(f"{speedup(model, small, x, way=way, rounds=5, seconds=0.1):.2f}")
+        print(f"| {'-'.join(map(str, kept))} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true")
@@ -324,8 +384,14 @@ def main() -> None:
     parser.add_argument("--only", help="networks to run, separated by commas")
     parser.add_argument("--ways", help="ways to run, separated by commas")
     parser.add_argument("--table", action="store_true", help="of the cells that are there")
+    parser.add_argument("--latency", action="store_true", help="of compacted networks")
+    parser.add_argument("--overhead", action="store_true", help="of the handle in a step")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.overhead:
+        return overhead()
+    if options.latency:
+        return latency()
     chosen = works(options.data_dir)
     if options.quick or options.only:
         wanted = ["digits"] if options.quick else options.only.split(",")

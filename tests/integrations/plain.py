@@ -32,10 +32,14 @@ def loader() -> DataLoader:
     return DataLoader(TensorDataset(*data()), batch_size=BATCH)
 
 
-def train(*, accumulate: int = 1) -> nn.Sequential:
+def train(*, accumulate: int = 1, share: float | None = None) -> nn.Sequential:
+    """By the penalties, or with a share that goes to zero."""
     model = net()
     optim = optimizer(model.parameters())
-    tk.regularize(model, optim, TERMS)
+    if share is None:
+        tk.regularize(model, optim, TERMS)
+    else:
+        tk.sparsify(model, optim, share, steps=EPOCHS * 6 // accumulate)
     for _ in range(EPOCHS):
         for number, (x, y) in enumerate(loader()):
             loss = nn.functional.mse_loss(model(x), y) / accumulate

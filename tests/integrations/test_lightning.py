@@ -11,7 +11,7 @@ from integrations import plain
 
 lightning = pytest.importorskip("pytorch_lightning", reason="pip install tikhon[lightning]")
 
-from tikhon.integrations.lightning import Regularize, Watch  # noqa: E402
+from tikhon.integrations.lightning import Regularize, Sparsify, Watch  # noqa: E402
 
 TERMS = {f"net.{pattern}": term for pattern, term in plain.TERMS.items()}
 QUIET = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, logs and devices
@@ -173,3 +173,41 @@ def test_the_watch_stops_at_the_first_bad_number(tmp_path):
     with pytest.raises(tk.NonFiniteError, match=r"step 2: .* is input"):
         trainer(tmp_path, watch).fit(Module(), rows)
     assert len(watch.watch.rows) >= 2
+
+
+@QUIET
+def test_a_sparse_fit_equals_the_plain_loop(tmp_path):
+    module, sparse = Module(), Sparsify("60%", within="net")
+    trainer(tmp_path, sparse).fit(module, plain.loader())
+    plain.assert_same(module.net, plain.train(share=0.6))
+    assert sparse.sparsifier.audit().share == pytest.approx(0.6, abs=0.02)
+    trainer(tmp_path, Sparsify("60%", within="net")).fit(module, plain.loader())  # detached
+
+
+@QUIET
+def test_a_resumed_sparse_fit_equals_the_uninterrupted_one(tmp_path):
+    first = trainer(tmp_path, Sparsify(0.6, within="net", steps=24), epochs=2)
+    first.fit(Module(), plain.loader())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    module = Module()
+    again = trainer(tmp_path, Sparsify(0.6, within="net"))
+    again.fit(module, plain.loader(), ckpt_path=tmp_path / "half.ckpt")
+    plain.assert_same(module.net, plain.train(share=0.6))
+
+
+@QUIET
+def test_averaged_weights_of_a_sparse_fit_have_the_zeros(tmp_path):
+    from pytorch_lightning.callbacks import StochasticWeightAveraging
+
+    module, sparse = Module(), Sparsify(0.6, within="net")
+    average = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)
+    trainer(tmp_path, sparse, average).fit(module, plain.loader())
+    assert sum(int((p == 0).sum()) for p in module.net.parameters() if p.ndim > 1) == 21
+
+
+@QUIET
+def test_a_fit_without_an_end_must_say_its_steps(tmp_path):
+    with pytest.raises(ValueError, match="the Trainer has no end"):
+        trainer(tmp_path, Sparsify(0.6), epochs=-1, max_time="00:00:00:01").fit(
+            Module(), plain.loader()
+        )

@@ -10,7 +10,7 @@ from integrations import plain
 transformers = pytest.importorskip("transformers", reason="pip install tikhon[hf]")
 pytest.importorskip("accelerate", reason="pip install tikhon[hf]")
 
-from tikhon.integrations.transformers import Regularize, Watch  # noqa: E402
+from tikhon.integrations.transformers import Regularize, Sparsify, Watch  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer's advice
 TERMS = {f"net.{pattern}": term for pattern, term in plain.TERMS.items()}
@@ -97,3 +97,26 @@ def test_the_watch_stops_at_the_first_bad_number(tmp_path):
     data[20]["x"] = torch.full((6,), float("nan"))
     with pytest.raises(tk.NonFiniteError, match=r"step 2: .* is input"):
         trainer(tmp_path, Watch(every=1), data=data).train()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_sparse_training_equals_the_plain_loop(tmp_path, accumulate):
+    sparse = Sparsify("60%", within="net")
+    run = trainer(tmp_path, sparse, gradient_accumulation_steps=accumulate)
+    run.train()
+    expected = plain.train(accumulate=accumulate, share=0.6).state_dict()
+    for name, value in run.model.net.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+    assert sparse.sparsifier.audit().share == pytest.approx(0.6, abs=0.02)
+    logged = [line["sparsity/zeros"] for line in run.state.log_history if "loss" in line]
+    assert logged == sorted(logged) and logged[-1] > 0.5
+
+
+def test_a_resumed_sparse_training_equals_the_uninterrupted_one(tmp_path):
+    whole = trainer(tmp_path / "whole", Sparsify(0.6))
+    whole.train()
+    saving = {"save_strategy": "steps", "save_steps": 12, "max_steps": 24}
+    trainer(tmp_path / "half", Sparsify(0.6), **saving).train()
+    resumed = trainer(tmp_path / "half", Sparsify(0.6), **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-12"))
+    plain.assert_same(resumed.model, whole.model)

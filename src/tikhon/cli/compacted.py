@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from tikhon.cli.terminal import Terminal
 from tikhon.compaction import Compaction, compact, speedup
+from tikhon.compaction.latency import onnx_of
 from tikhon.errors import InputError
 from tikhon.runs.files import write_bytes, write_tensors
 from tikhon.runs.run_directory import COMPACT, ONNX
@@ -60,25 +59,7 @@ def finish(
 
 def write_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     """The model as ONNX, for any number of rows."""
-    import io
     import logging
-    import warnings
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of every absent package
-
-    rows = torch.export.Dim("rows", min=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model.eval(),
-            (example,),
-            dynamo=True,
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_shapes=({0: rows},),
-            verbose=False,
-        )
-    assert program is not None
-    buffer = io.BytesIO()
-    program.save(cast("Any", buffer))  # it takes a file too, its annotation does not say so
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, onnx_of(model, (example,)))

@@ -1,5 +1,6 @@
 """From exact zeros to a smaller dense model with equal outputs."""
 
-from .compacting import Compaction, compact, speedup
+from .compacting import Compaction, compact
+from .latency import speedup
 
 __all__ = ["Compaction", "compact", "speedup"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
-import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -209,51 +207,3 @@ def _zero_rows(module: nn.Module) -> int:
     if not isinstance(weight, Tensor) or weight.ndim < 2:
         return 0
     return int((~weight.flatten(1).any(1)).sum())
-
-
-def speedup(
-    model: nn.Module,
-    small: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
-    *,
-    rounds: int = 9,
-    seconds: float = 0.1,
-) -> float:
-    """Time of a forward pass of `model` over that of `small`: the median of interleaved rounds.
-
-    Each round runs A B B A for `seconds` each, by the process's CPU time, so a busy machine
-    slows both alike.
-
-    Raises:
-        ValueError: rounds < 1 or seconds <= 0.
-    """
-    if rounds < 1 or seconds <= 0:
-        raise ValueError(f"rounds >= 1 and seconds > 0 expected, received {rounds=}, {seconds=}")
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    modes = [(module, module.training) for module in (model, small)]
-    with torch.no_grad():
-        repeats = [_repeats(module.eval(), inputs, seconds) for module in (model, small)]
-        ratios = []
-        for _ in range(rounds):
-            a1, b1 = (_cost(m, inputs, n) for (m, _), n in zip(modes, repeats, strict=True))
-            b2, a2 = (_cost(modes[i][0], inputs, repeats[i]) for i in (1, 0))
-            ratios.append((a1 + a2) / (b1 + b2))
-    for module, training in modes:
-        module.train(training)
-    return statistics.median(ratios)
-
-
-def _repeats(model: nn.Module, inputs: tuple[object, ...], seconds: float) -> int:
-    model(*inputs)
-    start, count = time.process_time(), 0
-    while time.process_time() - start < seconds:
-        model(*inputs)
-        count += 1
-    return count
-
-
-def _cost(model: nn.Module, inputs: tuple[object, ...], repeats: int) -> float:
-    start = time.process_time()
-    for _ in range(repeats):
-        model(*inputs)
-    return (time.process_time() - start) / repeats

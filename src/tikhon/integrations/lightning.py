@@ -1,4 +1,4 @@
-"""Lightning: penalties and the watch as callbacks of the Trainer.
+"""Lightning: penalties, sparsify and the watch as callbacks of the Trainer.
 
 Needs `pip install tikhon[lightning]`. Automatic and manual optimization, gradient accumulation,
 16-bit precision and every strategy work, because the penalty sits on the optimizer's step.
@@ -14,6 +14,8 @@ from tikhon.integrations.readings import readings
 from tikhon.monitoring.watch import Watch as Watching, watch
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.terms import How, Terms
+from tikhon.sparsity import Sparsifier, Thinning
+from tikhon.sparsity.thinning import Asked
 
 try:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -90,6 +92,85 @@ class Regularize(Callback):
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoint."""
         return {} if self.regularizer is None else self.regularizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From Lightning's checkpoint, used when training starts."""
+        self._restored = state_dict or None
+
+
+@dataclass(eq=False)
+class Sparsify(Callback):
+    """`tikhon.sparsify` for a `pytorch_lightning.Trainer`.
+
+    Args:
+        asked: a share in (0, 1), a text as "50%,of=channels,multiple=8", or a `Thinning`.
+        within: the name of the submodule that it acts in; patterns are of its parameters. Units
+            of a traced model ("channels", "features") need a module with a plain `forward`.
+        example: one batch of inputs of that module, where it is traced.
+        steps: optimizer steps of the whole run; by default as many as the Trainer expects.
+        log: whether each epoch logs the share of zeros, as `sparsity/zeros`.
+
+    `sparsifier` is the handle while and after `fit`; its state travels in Lightning's checkpoints.
+    When `fit` ends the model gets the zeros once more, so averaged weights have them too. Raises
+    what `tikhon.sparsify` raises, and ValueError where the Trainer knows no number of steps.
+
+        trainer = Trainer(max_epochs=20, callbacks=[Sparsify("90%", within="net")])
+    """
+
+    asked: Asked
+    _: KW_ONLY
+    within: str = ""
+    example: object = None
+    steps: int | None = None
+    log: bool = True
+    sparsifier: Sparsifier | None = field(default=None, init=False)
+    _restored: dict[str, Any] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.asked = Thinning.read(self.asked)
+
+    @property
+    def state_key(self) -> str:
+        """Lightning's key of this callback in a checkpoint, which names what it thins."""
+        asked = Thinning.read(self.asked)
+        return self._generate_state_key(
+            within=self.within, of=asked.of, pattern=str(asked.pattern)
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach: the optimizers exist and are restored by now."""
+        steps = self.steps or trainer.estimated_stepping_batches
+        if not steps < float("inf"):
+            raise ValueError("Sparsify: the Trainer has no end; give it max_steps, or give steps")
+        self.sparsifier = Sparsifier(
+            pl_module.get_submodule(self.within),
+            trainer.optimizers,
+            Thinning.read(self.asked),
+            steps=int(steps),
+            example=self.example,
+        )
+        if self._restored is not None:
+            self.sparsifier.load_state_dict(self._restored)
+            self._restored = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log to whatever logger the Trainer has."""
+        if self.log and self.sparsifier is not None:
+            pl_module.log("sparsity/zeros", self.sparsifier.audit().share)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Zero what has gone in the weights that come out, an average perhaps."""
+        if self.sparsifier is not None:
+            self.sparsifier.apply(pl_module.get_submodule(self.within))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Detach, after a failure too; the handle stays readable."""
+        if self.sparsifier is not None:
+            self.sparsifier.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoint."""
+        return {} if self.sparsifier is None else self.sparsifier.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From Lightning's checkpoint, used when training starts."""

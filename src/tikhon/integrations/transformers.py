@@ -1,4 +1,4 @@
-"""Hugging Face: penalties and the watch as callbacks of the `transformers.Trainer`.
+"""Hugging Face: penalties, sparsify and the watch as callbacks of the `transformers.Trainer`.
 
 Needs `pip install tikhon[hf]`. Gradient accumulation, mixed precision and Accelerate's wrappers
 work, because the penalty sits on the optimizer's step.
@@ -20,6 +20,9 @@ from tikhon.monitoring.watch import Watch as Watching, watch
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.terms import How, Terms
 from tikhon.runs import checkpoint
+from tikhon.sparsity import Sparsifier, Thinning
+from tikhon.sparsity.thinning import Asked
+from tikhon.wrappers import unwrap
 
 try:
     from transformers import TrainerCallback
@@ -28,6 +31,7 @@ except ImportError as error:
     raise ImportError("these callbacks need transformers: pip install tikhon[hf]") from error
 
 FOLDER = "tikhon"  # within a checkpoint of the Trainer
+SPARSITY = "tikhon-sparsify"
 
 
 @dataclass(eq=False)
@@ -109,6 +113,102 @@ class Regularize(TrainerCallback):
 
 
 @dataclass(eq=False)
+class Sparsify(TrainerCallback):
+    """`tikhon.sparsify` for a `transformers.Trainer`.
+
+    Args:
+        asked: a share in (0, 1), a text as "50%,of=ranks", or a `Thinning`.
+        within: the name of the submodule that it acts in; patterns are of its parameters. Units
+            of a traced model ("channels", "features") need a module with a plain `forward`.
+        example: one batch of inputs of that module, where it is traced.
+        steps: optimizer steps of the whole run; by default the Trainer's `max_steps`.
+        log: whether each log of the Trainer gets the share of zeros, as `sparsity/zeros`.
+
+    `sparsifier` is the handle while and after `train`; its state is written into each checkpoint
+    and read when training resumes. The model that `train` leaves, the best one perhaps, has the
+    zeros. Raises what `tikhon.sparsify` raises.
+
+        trainer = Trainer(model, args, train_dataset=data, callbacks=[Sparsify("90%")])
+    """
+
+    asked: Asked
+    _: KW_ONLY
+    within: str = ""
+    example: object = None
+    steps: int | None = None
+    log: bool = True
+    sparsifier: Sparsifier | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.asked = Thinning.read(self.asked)
+
+    def on_train_begin(
+        self,
+        args: object,
+        state: object,
+        control: object,
+        *,
+        model: nn.Module,
+        optimizer: Any,
+        **kwargs: object,
+    ) -> None:
+        """Attach; continue from the checkpoint that the Trainer resumes from."""
+        self.sparsifier = Sparsifier(
+            unwrap(model).get_submodule(self.within),
+            optimizer,
+            Thinning.read(self.asked),
+            steps=self.steps or state.max_steps,
+            example=self.example,
+        )
+        folder = self._folder(args, state)
+        if state.global_step and checkpoint.exists(folder):
+            self.sparsifier.load_state_dict(checkpoint.load(folder))
+        elif state.global_step:
+            warnings.warn(
+                f"{folder} holds no state of sparsify: its schedule starts over", stacklevel=2
+            )
+
+    def on_save(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        """Write the state beside the optimizer's."""
+        if self.sparsifier is not None and state.is_world_process_zero:
+            checkpoint.save(self._folder(args, state), self.sparsifier.state_dict())
+
+    def on_log(
+        self,
+        args: object,
+        state: object,
+        control: object,
+        logs: dict[str, object] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Add to the log line and to `state.log_history`."""
+        if self.log and self.sparsifier is not None and logs is not None and "loss" in logs:
+            found = {"sparsity/zeros": self.sparsifier.audit().share}
+            logs.update(found)
+            state.log_history[-1].update(found)
+
+    def on_train_end(
+        self,
+        args: object,
+        state: object,
+        control: object,
+        *,
+        model: nn.Module,
+        **kwargs: object,
+    ) -> None:
+        """Zero what has gone in the model that comes out, and detach."""
+        if self.sparsifier is not None:
+            self.sparsifier.apply(unwrap(model).get_submodule(self.within))
+            self.sparsifier.remove()
+
+    def _folder(self, args: object, state: object) -> Path:
+        """Of this handle: a model may have one for its heads and one for its channels."""
+        asked = Thinning.read(self.asked)
+        told = "-".join(part for part in (SPARSITY, asked.of, self.within) if part)
+        return _checkpoint(args, state, told)
+
+
+@dataclass(eq=False)
 class Watch(TrainerCallback):
     """`tikhon.watch` for a `transformers.Trainer`: stops at the first non-finite number.
 
@@ -143,5 +243,5 @@ class Watch(TrainerCallback):
             self.watch.remove()
 
 
-def _checkpoint(args: object, state: object) -> Path:
-    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / FOLDER
+def _checkpoint(args: object, state: object, folder: str = FOLDER) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / folder

@@ -74,7 +74,7 @@ class Thinning:
         }
 
     @classmethod
-    def read(cls, given: Thinning | float | str | Mapping[str, Any]) -> Thinning:
+    def read(cls, given: Asked) -> Thinning:
         """A share alone, a text as "90%" or "50%,of=channels", or a table of the arguments."""
         if isinstance(given, Thinning):
             return given
@@ -101,6 +101,9 @@ class Thinning:
                 raise ValueError(f"sparsify: expected KEY=VALUE, received {part!r}")
             found[key.strip()] = _number(value.strip())
         return cls.read(found)
+
+
+Asked = Thinning | float | str | Mapping[str, Any]  # what `Thinning.read` takes
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -1,0 +1,170 @@
+"""The handle of `sparsify`: what it refuses, what it says, whose steps it counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import tikhon as tk
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1)
+    )
+
+
+def steps(model, optimizers, count, seen=None):
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    for _ in range(count):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        (model(x) - x[:, :1] * x[:, 1:2]).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        if seen is not None:
+            seen()
+
+
+def zeros(model):
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    return sum(int((p == 0).sum()) for p in weights)
+
+
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+def test_an_average_that_was_kept_all_along_has_the_zeros(kind):
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    handle = tk.sparsify(model, optimizer, 0.7, steps=60)
+    average = AveragedModel(
+        model, multi_avg_fn=get_ema_multi_avg_fn(0.9) if kind == "ema" else None
+    )
+    steps(model, [optimizer], 60, lambda: average.update_parameters(model))
+    assert zeros(average) < zeros(model)
+    handle.apply(average)
+    for own, other in zip(model.parameters(), average.module.parameters()):
+        assert own.ndim < 2 or torch.equal(own == 0, other == 0)
+
+
+def test_two_handles_share_a_model_but_no_weights():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    first = tk.sparsify(model, optimizer, 0.5, steps=30, pattern="0.weight")
+    with pytest.raises(RuntimeError, match="have a sparsify handle already"):
+        tk.sparsify(model, optimizer, 0.5, steps=30)
+    other = tk.sparsify(model, optimizer, 0.9, steps=30, pattern="2.weight")
+    steps(model, [optimizer], 30)
+    assert first.audit().share == 0.5 and other.audit().share == pytest.approx(0.9, abs=0.01)
+    first.remove()
+    tk.sparsify(model, optimizer, 0.8, steps=30, pattern="0.weight")
+
+
+def test_a_handle_and_a_penalty_share_the_optimizer():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    tk.regularize(model, optimizer, {"*": tk.Term(tk.L2(1e-2), how="decoupled")})
+    handle = tk.sparsify(model, optimizer, 0.7, steps=40)
+    steps(model, [optimizer], 40)
+    assert handle.audit().share == pytest.approx(0.7, abs=0.01)
+
+
+def test_several_optimizers_are_one_training():
+    model = network()
+    optimizers = [
+        torch.optim.SGD(model[0].parameters(), 1e-2, momentum=0.9),
+        torch.optim.Adam([*model[2].parameters(), *model[4].parameters()], 1e-2),
+    ]
+    handle = tk.sparsify(model, optimizers, 0.6, steps=40)
+    steps(model, optimizers, 40)
+    assert handle.step == 40 and handle.audit().share == pytest.approx(0.6, abs=0.01)
+    assert zeros(model) == sum(layer.zeros for layer in handle.audit().layers)
+
+
+@pytest.mark.parametrize("chosen", [torch.optim.Adam, torch.optim.Adagrad, torch.optim.RMSprop])
+def test_weights_without_a_gradient_or_state_are_counted_by_their_size(chosen):
+    model = network()
+    model.spare = nn.Linear(4, 4)  # no loss reaches it: its state stays empty
+    optimizer = chosen(model.parameters(), 1e-2)
+    handle = tk.sparsify(model, optimizer, 0.5, steps=20)
+    x = torch.randn(32, 6)
+    for _ in range(20):
+        optimizer.zero_grad()
+        model[4](model[3](model[2](model[1](model[0](x))))).square().mean().backward()
+        optimizer.step()
+    assert handle.audit().share == pytest.approx(0.5, abs=0.01)
+
+
+def test_an_optimizer_of_other_weights_is_refused():
+    model, other = network(), network()
+    optimizer = torch.optim.Adam(other.parameters())
+    with pytest.raises(ValueError, match="holds none of the chosen weights"):
+        tk.sparsify(model, optimizer, 0.5, steps=9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(share=0.6), r"share=0\.5, this one has 0\.6"),
+        (dict(of="channels"), r"of='weights', this one has 'channels'"),
+        (dict(steps=50), "steps=40, this one has 50"),
+        (dict(repair=0.3), r"repair=0\.5, this one has 0\.3"),
+        (dict(pattern="0.weight"), r"pattern='\*', this one has '0\.weight'"),
+    ],
+)
+def test_a_state_of_another_target_is_refused(change, message):
+    def handle(**options):
+        model = network()
+        given = {"share": 0.5, "steps": 40, "example": torch.ones(2, 6)} | options
+        optimizer = torch.optim.Adam(model.parameters())
+        return tk.sparsify(model, optimizer, given.pop("share"), **given)
+
+    state = handle().state_dict()
+    with pytest.raises(ValueError, match=message):
+        handle(**change).load_state_dict(state)
+
+
+def test_a_schedule_longer_than_the_training_says_what_was_reached():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with pytest.warns(UserWarning, match=r"removed at step 30, .* ended at 50: .* 80\.0% asked"):
+        with tk.sparsify(model, optimizer, 0.8, steps=100) as handle:
+            steps(model, [optimizer], 30)
+    assert handle.audit().phase == "thinning"
+    assert "step 30 of 100" in str(handle.audit())
+
+
+def test_a_run_that_goes_on_after_the_schedule_keeps_its_zeros():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    handle = tk.sparsify(model, optimizer, 0.8, steps=20)
+    steps(model, [optimizer], 60)
+    assert handle.audit().share == pytest.approx(0.8, abs=0.01) and handle.phase == "repair"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype):
+    model = network().to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    handle = tk.sparsify(model, optimizer, 0.75, steps=20)
+    x = torch.randn(16, 6, dtype=dtype)
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert handle.audit().share == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_step_that_raises_is_none():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    handle = tk.sparsify(model, optimizer, 0.5, steps=20)
+
+    def broken():
+        raise RuntimeError("no loss")
+
+    with pytest.raises(RuntimeError, match="no loss"):
+        optimizer.step(broken)
+    assert handle.step == 0
