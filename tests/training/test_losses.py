@@ -13,6 +13,8 @@ from torch import nn
 from tikhon.errors import InputError
 from tikhon.population.losses import Objective
 from tikhon.training.losses import LOSSES, NAMES, broadcasts, in_a_loop, loss_of, name_of
+from tikhon.training.measures import scores_of
+from tikhon.training.yardsticks import assess
 
 ROWS = 7
 OUTPUT, TARGET = torch.linspace(-1, 2, ROWS), torch.linspace(0.5, -1, ROWS).exp()
@@ -230,3 +232,36 @@ def test_auto_asks_about_targets_that_look_one_hot():
     assert loss_of("mse", hot) is LOSSES["mse"]
     for numbers in (hot + 0.5, hot * 0, hot[:, :1], torch.ones(ROWS, 3)):
         assert loss_of("auto", numbers) is LOSSES["mse"]
+
+
+LOG_RATES = [nn.PoissonNLLLoss(), F.poisson_nll_loss]
+
+
+@pytest.mark.parametrize("loss", LOG_RATES, ids=["module", "function"])
+def test_logarithms_of_rates_are_answers_once_they_are_rates(loss):
+    counts = torch.tensor([0.0, 1.0, 3.0, 7.0, 2.0])
+    found = scores_of(counts.clamp_min(1e-6).log(), counts, loss_of(loss))
+    assert found["rmse"] < 1e-5 and found["r2"] > 0.999
+    rates = loss_of(nn.PoissonNLLLoss(log_input=False))
+    assert scores_of(counts + 1e-6, counts, rates)["rmse"] < 1e-5
+
+
+def test_counts_are_compared_with_their_mean_and_a_line_in_their_own_unit():
+    x = torch.linspace(-1, 1, 400)[:, None]
+    y = (2 * x[:, 0]).exp().round()
+    exact = nn.Linear(1, 1)
+    exact.load_state_dict({"weight": torch.tensor([[2.0]]), "bias": torch.zeros(1)})
+    rows = {"train": (x, y), "valid": (x[::2], y[::2])}
+    found = assess(exact, rows, loss_of(nn.PoissonNLLLoss()))
+    beside = {name: scores["valid/rmse"] for name, scores in found.yardsticks.items()}
+    assert beside["constant"] == pytest.approx(float((y[::2] - y.mean()).square().mean().sqrt()))
+    assert found.metrics["valid/rmse"] < 0.35 < beside["linear"] < beside["constant"]
+    assert found.metrics["valid/loss"] < found.yardsticks["linear"]["valid/loss"]
+
+
+def test_whole_numbers_are_no_classes_to_a_loss_of_numbers():
+    y = torch.arange(6)
+    for loss in ("mse", "mae", nn.PoissonNLLLoss(), F.smooth_l1_loss):
+        assert loss_of(loss).targets(y).dtype == torch.float32
+    for loss in ("cross_entropy", "bce", lambda output, target: output.sum()):
+        assert loss_of(loss).targets(y) is y

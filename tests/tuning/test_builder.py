@@ -142,6 +142,19 @@ def test_an_entry_that_is_read_anywhere_is_not_told_of():
         Builder(build, space).check(space, space.at([0.0] * len(space.varying)))
 
 
+DRAWING = {
+    "of Keras Tuner": lambda hp: net(hp.Int("width", 4, 64)),
+    "of Optuna": lambda trial: net(trial.suggest_int("width", 4, 64)),
+}
+
+
+@pytest.mark.parametrize("form", DRAWING)
+def test_a_builder_that_draws_its_values_itself_is_told_where_ranges_go(form):
+    x, y = torch.randn(60, 5), torch.arange(60) % 2
+    with pytest.raises(InputError, match=r"holds values, not ranges: give the ranges to tune"):
+        tune(DRAWING[form], (x, y), space=Space(lr=Log(1e-3, 1e-1)), budget="4runs", epochs=2)
+
+
 SHARED = net(8)
 MISBUILT = {
     "a model": (SHARED, "received a model .Sequential.: give lambda: copy.deepcopy"),

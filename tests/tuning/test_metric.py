@@ -20,6 +20,7 @@ from sklearn.metrics import (
 from torch import nn
 
 from tikhon.errors import InputError
+from tikhon.training.losses import Loss, loss_of
 from tikhon.tuning.metric import metric_of
 from tikhon.tuning.searches import Random
 from tikhon.tuning.space import Choice, Int, Log, Space
@@ -74,20 +75,35 @@ SCORERS = [
 ]  # fmt: skip
 
 
+def of(kind):
+    return Loss(kind, nn.functional.mse_loss, kind)
+
+
 @pytest.mark.parametrize(("metric", "kind", "output", "y", "expected"), SCORERS)
 def test_a_scorer_gives_what_scikit_learn_gives(metric, kind, output, y, expected):
-    found = metric_of(metric, None, kind)
+    found = metric_of(metric, None, of(kind))
     assert found.maximised
     assert found.own(found.score(output, y)) == pytest.approx(expected, abs=1e-6)
     pseudo = found.pseudo_values(output, y)
     assert found.own(float(pseudo.mean())) == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_scorer_of_counts_gets_rates_and_not_their_logarithms():
+    counts = torch.arange(1.0, 41.0)
+    found = metric_of("neg_mean_poisson_deviance", None, loss_of(nn.PoissonNLLLoss()))
+    assert found.score(counts.log()[:, None], counts) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_metric_of_nothing_is_zero_and_not_minus_zero():
+    found = metric_of(lambda output, y: 0.0, "maximize", loss_of("mse"))
+    assert str(found.own(found.score(NUMBERS, NUMBERS))) == "0.0"
+
+
 def test_pseudo_values_have_the_error_of_a_mean():
     """For a mean over rows the jackknife's error is the usual one, up to how rows are blocked."""
     generator = torch.Generator().manual_seed(2)
     output, y = torch.randn(4000, 1, generator=generator), torch.zeros(4000, 1)
-    found = metric_of(lambda o, t: (o - t).square().mean(), "minimize", "numbers")
+    found = metric_of(lambda o, t: (o - t).square().mean(), "minimize", of("numbers"))
     pseudo = found.pseudo_values(output, y)
     error = float(pseudo.std()) / len(pseudo) ** 0.5
     assert error == pytest.approx(float(output.square().std()) / 4000**0.5, rel=0.5)
@@ -132,9 +148,9 @@ class Higher(nn.Module):
 
 def test_a_metric_that_knows_its_direction_needs_none():
     study = optuna.create_study(direction="maximize")
-    assert metric_of(Higher(), None, "classes").maximised
-    assert not metric_of(nn.CrossEntropyLoss(), None, "classes").maximised
-    assert not metric_of(nn.functional.mse_loss, None, "numbers").maximised
+    assert metric_of(Higher(), None, of("classes")).maximised
+    assert not metric_of(nn.CrossEntropyLoss(), None, of("classes")).maximised
+    assert not metric_of(nn.functional.mse_loss, None, of("numbers")).maximised
 
     def accuracy(output, target):
         return (output.argmax(1) == target).float().mean()
@@ -146,9 +162,9 @@ def test_a_metric_that_knows_its_direction_needs_none():
 
 def test_scorers_that_need_what_outputs_do_not_tell_are_refused_by_name():
     with pytest.raises(InputError, match="from which output on the answer is the second"):
-        metric_of("accuracy", None, "custom").score(SINGLE, EITHER_SIGN)
+        metric_of("accuracy", None, of("custom")).score(SINGLE, EITHER_SIGN)
     with pytest.raises(InputError, match="the metric roc_auc failed on 40 validation rows"):
-        metric_of("roc_auc", None, "numbers").score(SINGLE, NUMBERS)
+        metric_of("roc_auc", None, of("numbers")).score(SINGLE, NUMBERS)
 
 
 @pytest.mark.parametrize(

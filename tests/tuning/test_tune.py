@@ -598,3 +598,17 @@ def test_parts_that_cannot_be_are_refused(entries, message):
 
     with pytest.raises(InputError, match=message):
         tune(build, data(), space=Space(**entries), epochs=2, budget="2runs", folds=0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("valid", [False, True])
+def test_whole_numbers_under_a_loss_of_numbers_are_no_classes(valid):
+    x, _ = data()
+    y = torch.arange(len(x)) // 2
+    unseen = (x[:20], torch.arange(20) + 1000) if valid else None
+    found = tune(
+        lambda: nn.Linear(6, 1), (x, y), valid=unseen, loss="mse", space=Space(lr=Log(1e-3, 1e-2)),
+        budget="2runs", epochs=2,
+    )  # fmt: skip
+    again = fit(found.model, (x, y), found.recipe, valid=unseen, **found.settings)
+    assert "train/rmse" in again.metrics

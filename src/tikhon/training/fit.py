@@ -139,7 +139,7 @@ def fit(
         training = Training(model, train, recipe, settings, valid=held, unit=unit, follow=found)
         training.seconds = 0.0 if found is None else found.seconds
         if training.stream.held is not None:
-            check_classes(training.y, None if held is None else held[1])
+            check_classes(training.y, None if training.valid is None else training.valid[1])
         if refit:
             check_refit(training)
         hooks = {"stop": stop, "on_tick": on_tick, "on_epoch": on_epoch}
@@ -284,7 +284,8 @@ def _run(
         if valid is not None:
             parts["valid"] = valid
         if test is not None:
-            parts["test"] = each(test, lambda part: part.to(training.device))
+            there = each(test, lambda part: part.to(training.device))
+            parts["test"] = there[0], training.loss.targets(there[1])
         assessment = yardsticks.assess(
             model, parts, training.loss, unit=training.unit, linear=linear
         )

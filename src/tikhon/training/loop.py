@@ -87,13 +87,15 @@ class Training:
             held = pair(train, name="train")
             stream = Stream(held, size=settings.batch_size, seed=settings.seed, name="train")
         self.stream = stream.to(self.device)
-        self.x, self.y = self._there(self.stream.held or self.stream.sample(_SCORED))
-        self.valid = None if valid is None else self._there(valid)
+        self.x, y = self._there(self.stream.held or self.stream.sample(_SCORED))
+        self.loss = loss_of(settings.loss, y)
+        self.y = self.loss.targets(y)
+        held_out = None if valid is None else self._there(valid)
+        self.valid = None if held_out is None else (held_out[0], self.loss.targets(held_out[1]))
         with _as_input_errors():
             apply_dropout(model, recipe)
         self.batches = self.stream.batches or 0
         self.steps = self.batches * settings.epochs
-        self.loss = loss_of(settings.loss, self.y)
         self.objective = Objective(recipe, self.loss, self.x, self.y)
         self.optimizer = settings.build_optimizer(model)
         moving = settings.schedule != "constant"

@@ -19,6 +19,17 @@ from tikhon.errors import InputError, unknown
 Kind = Literal["classes", "binary", "numbers", "custom"]
 
 
+@dataclass(frozen=True)
+class Link:
+    """How outputs are read: `answer` gives them the unit of the targets, `output` undoes that."""
+
+    answer: Callable[[Tensor], Tensor]
+    output: Callable[[Tensor], Tensor]
+
+
+LOG = Link(torch.exp, lambda answer: answer.clamp_min(1e-6).log())  # of counts
+
+
 @dataclass(frozen=True, eq=False)
 class Loss:
     """A loss of (output, target) whose shapes are made to agree before they are compared.
@@ -29,13 +40,15 @@ class Loss:
     "numbers", or "custom", which is judged by its targets.
 
     `entries`, where there is one, is the loss of every entry (of classes: of every class number),
-    of which `function` is the mean.
+    of which `function` is the mean. `link`, where outputs are not in the unit of the targets, is
+    how they are read.
     """
 
     name: str
     function: LossFunction
     kind: Kind = "custom"
     entries: LossFunction | None = None
+    link: Link | None = None
     _broadcasting: dict[bool, bool] = field(default_factory=dict, repr=False)
 
     def __call__(self, output: object, target: object) -> Tensor:
@@ -76,6 +89,20 @@ class Loss:
             f"received classes {found}: number them anew, such as by "
             "y = torch.unique(y, return_inverse=True)[1]"
         )
+
+    def targets(self, y: Tensor) -> Tensor:
+        """The targets as what they are to this loss: whole numbers are no classes to "numbers"."""
+        if self.kind == "numbers" and not y.is_floating_point():
+            return y.to(torch.get_default_dtype())
+        return y
+
+    def answers(self, output: Tensor) -> Tensor:
+        """Outputs in the unit of the targets: of logarithms of rates, the rates."""
+        return output if self.link is None else self.link.answer(output)
+
+    def outputs(self, answer: Tensor) -> Tensor:
+        """The outputs that give these answers."""
+        return answer if self.link is None else self.link.output(answer)
 
     def agreed(self, output: Any, target: Any) -> tuple[Any, Any]:
         """Output and target in the shapes and types that the loss compares."""
@@ -177,7 +204,8 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
         if loss is entry.function:
             return entry
     kind: Kind = "numbers" if loss in _ENTRYWISE_FUNCTIONS else "custom"
-    return Loss(name_of(loss), cast(LossFunction, loss), kind)
+    link = LOG if loss is F.poisson_nll_loss else None
+    return Loss(name_of(loss), cast(LossFunction, loss), kind, link=link)
 
 
 def _one_hot(y: Tensor) -> bool:
@@ -205,7 +233,8 @@ def _of_module(module: nn.Module) -> Loss:
     name = _MODULES.get(type(module))
     if name is None:
         kind: Kind = "numbers" if isinstance(module, _ENTRYWISE) else "custom"
-        return Loss(type(module).__name__, module, kind)
+        counts = isinstance(module, nn.PoissonNLLLoss) and module.log_input
+        return Loss(type(module).__name__, module, kind, link=LOG if counts else None)
     settings, usual = (
         {k: v for k, v in vars(m).items() if not k.startswith("_") and k != "training"}
         for m in (module, type(module)())

@@ -47,7 +47,10 @@ def scores_of(
     average precision (scikit-learn's) of the rarer class, of more than two the mean. R2 is left
     out where the targets are equal.
     """
-    found = {"loss": float(loss(output, y)), **quality(output, y, loss.kind, unit)}
+    found = {
+        "loss": float(loss(output, y)),
+        **quality(loss.answers(output), y, loss.kind, unit),
+    }
     if imbalanced and output.ndim == 2 and output.shape[1] > 1 and "accuracy" in found:
         found |= _of_rare_classes(output, y)
     return found

@@ -66,10 +66,10 @@ def assess(
         for part in [part for part in parts if part != "train"] or ["train"]:
             rows_x, known = parts[part]
             given = answer(tensors(rows_x)[0])
-            found = measures.scores_of(given, known, loss, unit, imbalanced=told)
+            found = measures.scores_of(loss.outputs(given), known, loss, unit, imbalanced=told)
             scores[name] |= {f"{part}/{key}": value for key, value in found.items()}
             if part == judged:
-                margins[name] = _margins(given, outputs[part], known)
+                margins[name] = _margins(given, loss.answers(outputs[part]), known)
     most = None if y.is_floating_point() else int(y.bincount().argmax())
     return Scores(metrics, rows, errors, judged, most, scores, margins)
 
@@ -141,7 +141,7 @@ def _errors(output: Tensor, y: Tensor, loss: Loss) -> dict[str, float]:
     if not _answerable(output, y, loss):
         return {}
     if y.is_floating_point():
-        squares = _squares(output, y)
+        squares = _squares(loss.answers(output), y)
         mean = float(squares.mean())
         if len(squares) < 2 or not mean > 0:
             return {}

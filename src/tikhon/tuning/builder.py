@@ -25,6 +25,8 @@ Config = Mapping[str, Value]
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _GIVEN = (inspect.Parameter.POSITIONAL_ONLY, *_NAMED)
+# by which builders of Keras Tuner draw their values; Optuna's begin with suggest_
+_DRAWING = frozenset({"Int", "Float", "Choice", "Boolean", "Fixed", "conditional_scope"})
 _TRIED = 4  # values of a choice whose models are compared
 WHOLE = ("config", "params", "trial", "hp")  # names under which a configuration is passed whole
 
@@ -293,8 +295,14 @@ class _Watched(MutableMapping[str, Value]):
         return _Watched(self._config, self._read)
 
     def __getattr__(self, name: str) -> Any:  # config.width, as of a namespace
+        if name in _DRAWING or name.startswith("suggest_"):
+            raise InputError(
+                f"build_model asks for {name}(...), but what it is given holds values, not "
+                "ranges: give the ranges to tune, as in "
+                "space=tk.Space(width=tk.Int(8, 64, log=True)), and read config['width'] here"
+            )
         if name.startswith("_") or name not in self._config:
-            raise AttributeError(name)
+            raise AttributeError(f"the configuration has no {name}: {sorted(self._config)}")
         return self[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tikhon.data.splits import dealt
 from tikhon.errors import InputError, unknown
-from tikhon.training.losses import Kind, name_of
+from tikhon.training.losses import Loss, name_of
 
 BLOCKS = 20  # parts that a set of validation rows is cut into, for the error of a metric
 LEAST_BLOCKED = 4  # rows: two blocks of two
@@ -30,7 +30,7 @@ class Metric:
 
     def own(self, score: float) -> float:
         """A score as the metric's own number."""
-        return -score if self.maximised else score
+        return 0.0 - score if self.maximised else score  # of 0 it is 0, not -0
 
     @torch.no_grad()
     def score(self, output: Tensor, y: Tensor) -> float:
@@ -60,7 +60,7 @@ class Metric:
         return found - found.mean() + whole
 
 
-def metric_of(metric: Any, direction: str | None, kind: Kind) -> Metric:
+def metric_of(metric: Any, direction: str | None, loss: Loss) -> Metric:
     """From the name of a scikit-learn scorer, a scorer, or a function of (output, target).
 
     A function needs a direction, unless it is a loss of torch or tells it as `higher_is_better`.
@@ -76,9 +76,9 @@ def metric_of(metric: Any, direction: str | None, kind: Kind) -> Metric:
 
         if metric not in get_scorer_names():
             raise InputError(unknown("metric", metric, get_scorer_names()))
-        return _scorer(metric, get_scorer(metric), direction, kind)
+        return _scorer(metric, get_scorer(metric), direction, loss)
     if hasattr(metric, "_score_func"):
-        return _scorer(str(metric), metric, direction, kind)
+        return _scorer(str(metric), metric, direction, loss)
     if not callable(metric):
         raise InputError(f"metric must be a scorer's name or a function, received {metric!r}")
     name = name_of(metric)
@@ -117,7 +117,7 @@ def _is_loss(metric: object) -> bool:
     )
 
 
-def _scorer(name: str, scorer: Any, direction: str | None, kind: Kind) -> Metric:
+def _scorer(name: str, scorer: Any, direction: str | None, loss: Loss) -> Metric:
     if direction == "minimize":
         raise InputError(
             f"the scorer {name} is greater where a model is better, by scikit-learn's rule: leave "
@@ -125,13 +125,13 @@ def _scorer(name: str, scorer: Any, direction: str | None, kind: Kind) -> Metric
         )
 
     def function(output: Tensor, y: Tensor) -> float:
-        answers, target = _answers(output.cpu(), y.cpu(), kind)
+        answers, target = _answers(loss.answers(output).cpu(), y.cpu(), loss.kind)
         return float(scorer(answers, np.zeros((len(target), 1)), target))
 
     return Metric(name, function, True)
 
 
-def _answers(output: Tensor, y: Tensor, kind: Kind) -> tuple[Any, np.ndarray]:
+def _answers(output: Tensor, y: Tensor, kind: str) -> tuple[Any, np.ndarray]:
     """Outputs as an estimator that has already answered, and its targets."""
     if kind == "custom" and output.numel() == y.numel() and len(y.unique()) == 2:
         return _Ranks(output.reshape(-1).double().numpy()), (y == y.max()).reshape(-1).numpy()

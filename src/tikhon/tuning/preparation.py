@@ -102,7 +102,7 @@ def make_job(
         batch_size=batch_size,
         optimizer=optimizer,
         seed=seed,
-        metric=None if metric is None else metric_of(metric, direction, objective.loss.kind),
+        metric=None if metric is None else metric_of(metric, direction, objective.loss),
         loader=loader,
         place=place,
     )

@@ -21,7 +21,7 @@ from tikhon.options import with_mode
 from tikhon.regularizer.audit import warn
 from tikhon.runs.interrupt import Stopped
 from tikhon.runs.run_directory import STATES
-from tikhon.training.losses import name_of
+from tikhon.training.losses import loss_of, name_of
 from tikhon.training.recipe import Recipe
 from tikhon.tuning.builder import Builder
 from tikhon.tuning.choice import Audit, audit, choose, near_best
@@ -252,6 +252,9 @@ def tune(
     held_out = None if valid is None else pair(valid, name="valid")
     if held_out is not None:
         held_out = one_tensor(held_out[0], name="valid", verb="tune"), held_out[1]
+    loss = loss_of(loss, y)
+    y = loss.targets(y)
+    held_out = None if held_out is None else (held_out[0], loss.targets(held_out[1]))
     check_classes(y, None if held_out is None else held_out[1])
     space = space if space is None or isinstance(space, Space) else Space(**space)
     make = Builder(build_model, space or {})
