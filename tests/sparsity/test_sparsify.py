@@ -245,6 +245,16 @@ def test_sizes_of_any_scale_and_ties_are_counted_exactly(dtype):
         assert flags.sum() == count and (count == 7 or sizes[flags].min() >= sizes[~flags].max())
 
 
+@pytest.mark.parametrize("ties", [1, 40])
+def test_what_need_not_be_exact_keeps_at_most_a_hundredth_more(ties):
+    generator = torch.Generator().manual_seed(0)
+    layer = Sizes.of(torch.rand(5000 // ties, generator=generator).repeat_interleave(ties))
+    for count in range(100, 5000, 49):
+        exact, loose = layer.largest(count), layer.largest(count, exact=False)
+        assert exact.sum() == count
+        assert bool((loose | ~exact).all()) and loose.sum() <= count + 50
+
+
 BAD = {
     "share": (dict(share=1.0), "share must be in"),
     "none": (dict(share=0.0), "share must be in"),

@@ -55,13 +55,16 @@ class Sizes:
         left = (squares * counts).cumsum(0).clamp_min(1e-300)
         return cls(sizes, classes, found, counts, squares / left)
 
-    def largest(self, count: int) -> Tensor:
-        """Flags of the `count` largest, (units,)."""
+    def largest(self, count: int, *, exact: bool = True) -> Tensor:
+        """Flags of the `count` largest, (units,); else those of up to a hundredth more."""
         within = self.counts.cumsum(0)
         place = int(torch.searchsorted(within, count))  # of the class that is divided
+        over = int(within[place]) - count
+        if over == 0 or not (exact or over > len(self.sizes) // 100):
+            return self.classes >= self.found[place]
         keep = self.classes > self.found[place]
         members = (self.classes == self.found[place]).nonzero().flatten()
-        missing = count - int(within[place] - self.counts[place])
+        missing = int(self.counts[place]) - over
         keep[members[self.sizes[members].topk(missing).indices]] = True
         return keep
 

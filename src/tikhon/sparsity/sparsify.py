@@ -245,7 +245,7 @@ class Sparsifier:
                         f"the copy has no parameter {part.name!r}; is it of this model?"
                     )
                 own = theirs[part.name]
-                own.mul_(1 - part.spread(~keep).to(own))
+                own.mul_(part.spread(keep, outside=1.0).to(own))
 
     def state_dict(self) -> dict[str, Any]:
         """The step and what has gone, by layer."""
@@ -398,18 +398,16 @@ class Sparsifier:
                 final=step >= self.end,
                 price=self._price,
             )
-        return [one.largest(count) for one, count in zip(sizes, counts)]
+        exact = step >= self.end
+        return [one.largest(count, exact=exact) for one, count in zip(sizes, counts)]
 
     def _spread(self) -> None:
         """The flags of units as factors of the parameters' entries."""
-        gone = [~flags for flags in self._gone]
-        fading = [~flags for flags in self._keep]
         owners = [i for i, layer in enumerate(self.layers) for _ in layer.parts]
-        spread = [(part, owner) for part, owner in zip(self._parts, owners)]
-        some = any(bool(flags.any()) for flags in gone)
-        self._held = [1 - part.spread(gone[i]) for part, i in spread] if some else None
-        thinning = self.begin < self.step < self.end
-        self._pressed = [part.spread(fading[i]) for part, i in spread] if thinning else None
+        spread = list(zip(self._parts, owners))
+        gone, fading = self.step > self.begin, self.begin < self.step < self.end
+        self._held = [p.spread(self._gone[i], outside=1.0) for p, i in spread] if gone else None
+        self._pressed = [p.spread(~self._keep[i]) for p, i in spread] if fading else None
 
 
 def _nothing(*step: object) -> None:

@@ -42,13 +42,16 @@ class Part:
         rows = there.movedim(self.dim, 0).reshape(there.shape[self.dim], -1)
         return rows.any(1)[self.index].any(1)
 
-    def spread(self, flags: Tensor) -> Tensor:
-        """1 in the entries of the flagged units, else 0; broadcastable to the parameter."""
+    def spread(self, flags: Tensor, *, outside: float = 0.0) -> Tensor:
+        """1 in the entries of the flagged units, 0 in those of the others; `outside` elsewhere.
+
+        Broadcastable to the parameter.
+        """
         w = self.parameter
         if self.index is None:
-            return flags.view(w.shape).to(w)
-        along = torch.zeros(w.shape[self.dim], dtype=w.dtype, device=w.device)
-        along[self.index[flags].flatten()] = 1
+            return flags.view(torch.uint8).to(w.dtype).view(w.shape)  # bool is converted slowly
+        along = torch.full((w.shape[self.dim],), outside, dtype=w.dtype, device=w.device)
+        along[self.index] = flags.to(w)[:, None].expand_as(self.index)
         shape = [1] * w.ndim
         shape[self.dim] = -1
         return along.view(shape)
