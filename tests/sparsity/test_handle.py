@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import tikhon as tk
@@ -100,7 +101,7 @@ def test_weights_without_a_gradient_or_state_are_counted_by_their_size(chosen):
 def test_an_optimizer_of_other_weights_is_refused():
     model, other = network(), network()
     optimizer = torch.optim.Adam(other.parameters())
-    with pytest.raises(ValueError, match="holds none of the chosen weights"):
+    with pytest.raises(ValueError, match="optimizer does not hold them; give the one"):
         tk.sparsify(model, optimizer, 0.5, steps=9)
 
 
@@ -168,3 +169,117 @@ def test_a_step_that_raises_is_none():
     with pytest.raises(RuntimeError, match="no loss"):
         optimizer.step(broken)
     assert handle.step == 0
+
+
+def left_out(change, message):
+    model = network()
+    change(model)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with pytest.warns(UserWarning, match=message):
+        handle = tk.sparsify(model, optimizer, 0.5, steps=20)
+    steps(model, [optimizer], 20)
+    assert [layer.layer for layer in handle.audit().layers] == ["2.weight", "4.weight"]
+    assert handle.audit().share == pytest.approx(0.5, abs=0.01)
+    return model
+
+
+def test_frozen_weights_stay_whole():
+    model = left_out(lambda model: model[0].requires_grad_(False), r"0\.weight.* frozen")
+    assert (model[0].weight != 0).all()
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen"):
+        tk.sparsify(model, torch.optim.Adam(model.parameters()), 0.5, steps=9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: prune.l1_unstructured(m[0], "weight", 0.5), r"0\.weight_orig.* pruned by"),
+        (lambda m: parametrizations.weight_norm(m[0]), r"original0.* is part of the parametrised"),
+        (lambda m: parametrizations.spectral_norm(m[0]), r"original.* is part of the param"),
+    ],
+    ids=["pruned", "weight_norm", "spectral_norm"],
+)
+def test_weights_that_are_computed_are_named(change, message):
+    left_out(change, message)
+
+
+def test_a_named_layer_that_cannot_lose_channels_is_named():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    options = {"of": "channels", "steps": 9, "example": torch.ones(2, 6)}
+    with pytest.warns(UserWarning, match=r"leaves out 4\.weight, which the pattern names"):
+        tk.sparsify(model, optimizer, 0.5, pattern=("0.weight", "4.weight"), **options)
+
+
+def test_what_whole_units_cannot_give_is_said():
+    def handle(share, **options):
+        model = network()
+        given = {"of": "channels", "steps": 9, "example": torch.ones(2, 6)} | options
+        return tk.sparsify(model, torch.optim.Adam(model.parameters()), share, **given)
+
+    with pytest.warns(UserWarning, match=r"99\.0% of the channels cannot go, about 93\.8% can"):
+        handle(0.99)
+    with pytest.raises(ValueError, match=r"nothing would go: 2\.0% .* 16, 16 channels"):
+        handle(0.02)
+    with pytest.raises(ValueError, match=r"nothing would go: .* keeps 16 at least"):
+        handle(0.7, multiple=16)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("phases", [{}, {"warmup": 0.5, "repair": 0.4}, {"repair": 0.0}])
+def test_the_shortest_runs_get_what_is_asked(count, phases):
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    handle = tk.sparsify(model, optimizer, 0.5, steps=count, **phases)
+    steps(model, [optimizer], count)
+    assert handle.audit().share == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, float("nan"), float("inf"), True, "90", None])
+def test_steps_are_a_whole_number(count):
+    model = network()
+    with pytest.raises(ValueError, match="steps must be"):
+        tk.sparsify(model, torch.optim.Adam(model.parameters()), 0.5, steps=count)
+
+
+def test_zeros_that_something_else_has_set_are_counted():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    handle = tk.sparsify(model, optimizer, 0.5, steps=20)
+    steps(model, [optimizer], 20)
+    assert handle.audit().returned == 0
+    model.load_state_dict(before)
+    gone = sum(int((~keep).sum()) for keep in handle.state_dict()["gone"].values())
+    assert handle.audit().returned == gone and "that had gone are not zero" in str(handle.audit())
+    with pytest.warns(UserWarning, match=f"{gone} of the weights that had gone are not zero"):
+        handle.remove()
+
+
+@pytest.mark.parametrize("example", [torch.ones(2, 7), [torch.ones(2, 6)], {"x": 1}])
+def test_an_example_that_the_model_cannot_take_is_refused(example):
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(ValueError, match="does not run on example"):
+        tk.sparsify(model, optimizer, 0.5, of="channels", steps=9, example=example)
+
+
+@pytest.mark.parametrize("state", [{}, {"schema_version": 1}, [], "a path"])
+def test_what_is_no_state_is_refused(state):
+    model = network()
+    handle = tk.sparsify(model, torch.optim.Adam(model.parameters()), 0.5, steps=9)
+    with pytest.raises(ValueError, match=r"what Sparsifier\.state_dict\(\) gave"):
+        handle.load_state_dict(state)
+
+
+def test_complex_weights_count_by_their_modulus():
+    layer = nn.Linear(6, 8, bias=False, dtype=torch.cfloat)
+    with torch.no_grad():
+        layer.weight[:, :3] = 1j
+        layer.weight[:, 3:] = 0.1
+    optimizer = torch.optim.SGD(layer.parameters(), 0.0)
+    tk.sparsify(layer, optimizer, 0.5, steps=1)
+    layer(torch.ones(2, 6, dtype=torch.cfloat)).abs().sum().backward()
+    optimizer.step()
+    assert (layer.weight[:, :3] == 1j).all() and (layer.weight[:, 3:] == 0).all()

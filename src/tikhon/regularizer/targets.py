@@ -202,6 +202,16 @@ def entries_of(model: nn.Module) -> list[Entry]:
     ]
 
 
+# why a glob leaves a parameter out that no module computes a weight from
+ORDINARY = (
+    "bias",
+    "embedding",
+    "normalisation scale",
+    "fewer than two dimensions",
+    "one number a channel",
+)
+
+
 def _why_excluded(names: list[str], param: nn.Parameter, owners: list[nn.Module]) -> str:
     for name, owner in zip(names, owners):
         attribute = name.rpartition(".")[2]

@@ -57,7 +57,7 @@ class Graph:
             model.eval()
             with torch.no_grad():
                 interpreter = Interpreter(trace(opened(model)), RULES)
-                interpreter.run(*inputs)
+                _run(interpreter, inputs)
         finally:
             for module, training in modes:
                 module.training = training
@@ -232,6 +232,17 @@ class Graph:
 
     def _called(self, node: fx.Node) -> nn.Module | None:
         return self._module(str(node.target)) if node.op == "call_module" else None
+
+
+def _run(interpreter: Interpreter, inputs: tuple[object, ...]) -> None:
+    try:
+        interpreter.run(*inputs)
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"sparsify: the model does not run on example ({type(error).__name__}: {first}); give "
+            "one batch of its inputs where the model is: a tensor, or a tuple of its arguments"
+        ) from error
 
 
 def _block(name: str, module: Any, owners: Tensor) -> Block:

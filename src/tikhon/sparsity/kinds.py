@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from tikhon.compaction.attention import attention, product
 from tikhon.compaction.rules import RULES
-from tikhon.regularizer.targets import Pattern, select
+from tikhon.regularizer.audit import warn
+from tikhon.regularizer.targets import ORDINARY, Pattern, entries_of, select
 from tikhon.sparsity.allocation import Price
 from tikhon.sparsity.graph import Block, Graph
 from tikhon.sparsity.thinning import Thinning
-from tikhon.sparsity.units import Layer, Part
+from tikhon.sparsity.units import Layer, Part, some
 
 _HEADS = {target for target, rule in RULES.items() if rule in (attention, product)}
 
@@ -44,13 +45,13 @@ def find(model: nn.Module, asked: Thinning, example: object) -> tuple[list[Layer
     return layers, graph.price(layers)
 
 
+_HELD = (
+    "what it makes is an output of the model, is shared with an embedding, a recurrent layer or a "
+    "layer that is not named, or is held by an operation without a rule; tikhon.compact names them"
+)
 _NONE = {
     "weights": "no weight may go",
-    "channels": (
-        "no layer may lose channels: every one is an output of the model, shares its units with "
-        "an embedding or a recurrent layer, or is held by an operation without a rule; "
-        "tikhon.compact names them"
-    ),
+    "channels": f"no layer may lose channels: {_HELD}",
     "heads": (
         "the model has no nn.MultiheadAttention that matches; attention of your own is found in "
         "the traced model: give example, one batch of inputs"
@@ -68,6 +69,17 @@ _NONE = {
 
 def weights(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:
     """Every weight a unit; a layer is a parameter."""
+    computed = {
+        entry.name: entry.excluded
+        for entry in entries_of(model)
+        if entry.excluded and entry.excluded not in ORDINARY
+    }
+    if computed and pattern == "*":
+        first = next(iter(computed))
+        warn(
+            f"sparsify leaves out {some(computed)}: {first} is {computed[first]}, and zeros in it "
+            "are none of the weight; remove what computes the weight, or name a pattern"
+        )
     return [
         Layer(target.name, target.params[0].numel(), (Part(target.name, target.params[0]),))
         for target in select(model, pattern)
@@ -82,7 +94,12 @@ def channels(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[La
     """
     assert graph is not None
     heads = graph.units_of(_HEADS)
-    return [layer for order, layer in _coupled(model, pattern, graph) if not heads & set(order)]
+    found = [layer for order, layer in _coupled(model, pattern, graph) if not heads & set(order)]
+    there = {part.name for layer in found for part in layer.parts}
+    lost = sorted(_names(model, pattern) - there) if pattern != "*" else []
+    if lost and found:
+        warn(f"sparsify leaves out {some(lost)}, which the pattern names: {_HELD}")
+    return found
 
 
 def heads(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:

@@ -17,7 +17,7 @@ from tikhon.regularizer.targets import Pattern
 from tikhon.sparsity.allocation import Per, Sizes, in_multiples, stay
 from tikhon.sparsity.kinds import find
 from tikhon.sparsity.thinning import Cost, Of, Thinning
-from tikhon.sparsity.units import Layer
+from tikhon.sparsity.units import Layer, some
 from tikhon.wrappers import unwrap
 
 Optimizers = optim.Optimizer | Sequence[optim.Optimizer]
@@ -25,6 +25,12 @@ SCHEMA_VERSION = 2
 DECISIONS = 50  # of what goes next, over the thinning
 FADES = 8  # of what goes next, between two decisions
 
+_NOT_TRAINED = (
+    "the optimizer does not hold them; give the one that was built from this model's parameters, "
+    "all of them as a list, or a pattern without these",
+    "they are frozen (requires_grad=False); let them train, or give a pattern without these",
+)
+_RETURNED = "set by something else, as another optimizer or load_state_dict"
 _many: Any = torch  # its _foreach functions are public in all but their names
 
 
@@ -55,6 +61,7 @@ class Sparsity:
     layers: tuple[LayerShare, ...]
     cost: str | None = None
     saved: float | None = None  # share of the cost that went
+    returned: int = 0  # units that had gone and are not zero
 
     @property
     def share(self) -> float:
@@ -78,6 +85,8 @@ class Sparsity:
         lines += [
             f"{x.layer:<{width}}  {x.units:>9,}  {x.zeros:>9,}  {x.share:.1%}" for x in self.layers
         ]
+        if self.returned:
+            lines.append(f"{self.returned:,} that had gone are not zero: {_RETURNED}")
         return "\n".join(lines)
 
 
@@ -175,19 +184,14 @@ class Sparsifier:
         steps: int,
         example: object = None,
     ) -> None:
-        if not steps >= 1:
-            raise ValueError(
-                f"sparsify: steps must be the optimizer steps of the whole run, 1 or more, "
-                f"received {steps!r}"
-            )
         self.model, self.thinning = unwrap(model), thinning
         given = optimizer if isinstance(optimizer, Sequence) else [optimizer]
         self.optimizers = list({id(one): one for one in map(stepping, given)}.values())
-        self.steps, self.step = steps, 0
+        self.steps, self.step = _whole(steps), 0
         found, self._price = find(self.model, thinning, example)
         self.layers = self._trained(found)
-        self.begin = round(thinning.warmup * steps)
-        self.end = max(1, round((1 - thinning.repair) * steps))
+        self.end = max(1, round((1 - thinning.repair) * self.steps))
+        self.begin = min(round(thinning.warmup * self.steps), self.end - 1)
         self.every = max(1, (self.end - self.begin) // DECISIONS)
         self._keep = [
             torch.ones(x.units, dtype=torch.bool, device=_device(x)) for x in self.layers
@@ -198,6 +202,7 @@ class Sparsifier:
         self._held: list[Tensor] | None = None  # 0 for what has gone, else 1
         self._pressed: list[Tensor] | None = None  # 1 for what fades, else 0
         self._hooks: list[StepHooks] = []
+        self._say_what_cannot_go()
         self._attach()
 
     @property
@@ -229,6 +234,7 @@ class Sparsifier:
             rows,
             self.thinning.cost,
             saved,
+            sum(int((x.used() & ~keep).sum()) for x, keep in zip(self.layers, self._gone)),
         )
 
     @torch.no_grad()
@@ -260,6 +266,12 @@ class Sparsifier:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the `state_dict` was taken; ValueError for another target."""
+        if not isinstance(state, dict) or state.get("schema_version") != SCHEMA_VERSION:
+            held = sorted(map(str, state))[:5] if isinstance(state, dict) else type(state).__name__
+            raise ValueError(
+                f"expected what Sparsifier.state_dict() gave, with schema_version "
+                f"{SCHEMA_VERSION}, received {held}"
+            )
         ours = {**asdict(self.thinning), "steps": self.steps}
         theirs = {**asdict(Thinning.read(state["asked"])), "steps": state["steps"]}
         for name, value in ours.items():
@@ -278,11 +290,16 @@ class Sparsifier:
 
     def remove(self) -> None:
         """Detach; the zeros stay, but the optimizer may move them from now on."""
-        if self._hooks and self.step < self.end:
-            reached = self.audit().share
+        found = self.audit() if self._hooks else None
+        if found and found.returned:
+            warn(
+                f"sparsify: {found.returned:,} of the {self.thinning.of} that had gone are not "
+                f"zero: {_RETURNED}; {found.share:.1%} are zero"
+            )
+        if found and self.step < self.end:
             warn(
                 f"sparsify was removed at step {self.step}, before its schedule ended at "
-                f"{self.end}: {reached:.1%} of the {self.thinning.of} are zero, "
+                f"{self.end}: {found.share:.1%} of the {self.thinning.of} are zero, "
                 f"{self.thinning.share:.1%} asked; give `steps` the optimizer steps of the whole "
                 "run"
             )
@@ -303,27 +320,45 @@ class Sparsifier:
     # -- what is attached ---------------------------------------------------------------------
 
     def _trained(self, found: list[Layer]) -> list[Layer]:
-        """The layers that the optimizers hold: what goes elsewhere would not be repaired."""
+        """The layers that train: what goes elsewhere would not be repaired."""
         held = {
             id(param)
             for optimizer in self.optimizers
             for group in optimizer.param_groups
             for param in group["params"]
         }
-        free = [x for x in found if not all(id(p.parameter) in held for p in x.parts)]
-        if not free:
-            return found
-        names = ", ".join(x.name for x in free[:5]) + ", ..." * (len(free) > 5)
-        if len(free) == len(found):
+        out: dict[str, list[Layer]] = {reason: [] for reason in _NOT_TRAINED}
+        for layer in found:
+            params = [part.parameter for part in layer.parts]
+            unheld = not all(id(param) in held for param in params)
+            if unheld or not all(param.requires_grad for param in params):
+                out[_NOT_TRAINED[not unheld]].append(layer)
+        left = [x for x in found if not any(x in layers for layers in out.values())]
+        for reason, layers in out.items():
+            names = some(x.name for x in layers)
+            if layers and not left:
+                raise ValueError(f"sparsify: no chosen weight is trained ({names}): {reason}")
+            if layers:
+                warn(f"sparsify leaves out {names}, which nothing would repair: {reason}")
+        return left
+
+    def _say_what_cannot_go(self) -> None:
+        """Refuse where no unit would go, warn where fewer can go than are asked."""
+        units = [x.units for x in self.layers]
+        alike = [Sizes.of(torch.ones(x.units, device=_device(x))) for x in self.layers]
+        left = self._counts(alike, self.end)
+        asked = self.thinning
+        goal = f"{asked.share:.1%} of the {asked.cost or asked.of}"
+        keeps = f"each layer keeps {asked.multiple} at least"
+        if left == units:
             raise ValueError(
-                f"sparsify: the optimizer holds none of the chosen weights ({names}); give the "
-                "one that was built from this model's parameters, or all of them as a list"
+                f"sparsify: nothing would go: {goal}, in layers of {some(units)} {asked.of}, is "
+                f"less than one, and {keeps}; ask for more, or count over per='model'"
             )
-        warn(
-            f"sparsify leaves out {names}: the optimizer does not hold them, so nothing would "
-            "repair what goes; give all optimizers as a list, or name a pattern"
-        )
-        return [x for x in found if x not in free]
+        reached = 1 - self._price(left) / self._price(units)
+        rounding = asked.multiple * len(units) / 2 / sum(units)
+        if reached < asked.share - rounding:
+            warn(f"sparsify: {goal} cannot go, about {reached:.1%} can: {keeps}")
 
     def _attach(self) -> None:
         ours = {id(param) for param in self._params}
@@ -366,7 +401,7 @@ class Sparsifier:
     def _decide(self, first: bool) -> None:
         """What goes for good now, and what fades until the next decision."""
         sizes = [Sizes.of(layer.sizes(self._metric)) for layer in self.layers]
-        if not first:
+        if not first or self.step == self.end:
             self._gone = self._staying(sizes, self.step)
         if self.step < self.end:
             self._keep = self._staying(sizes, min(self.step + self.every, self.end))
@@ -385,21 +420,26 @@ class Sparsifier:
         return None
 
     def _staying(self, sizes: Sequence[Sizes], step: int) -> list[Tensor]:
+        exact = step >= self.end
+        counts = self._counts(sizes, step)
+        return [one.largest(count, exact=exact) for one, count in zip(sizes, counts)]
+
+    def _counts(self, sizes: Sequence[Sizes], step: int) -> list[int]:
+        """How many units of each layer stay at a step."""
         asked = self.thinning
         progress = (step - self.begin) / max(1, self.end - self.begin)
         share = asked.share * (1 - (1 - min(progress, 1.0)) ** 3)
         counts = stay(sizes, share, per=asked.counted, price=self._price)
-        if asked.multiple > 1:
-            counts = in_multiples(
-                counts,
-                [layer.units for layer in self.layers],
-                asked.multiple,
-                per=asked.counted,
-                final=step >= self.end,
-                price=self._price,
-            )
-        exact = step >= self.end
-        return [one.largest(count, exact=exact) for one, count in zip(sizes, counts)]
+        if asked.multiple == 1:
+            return counts
+        return in_multiples(
+            counts,
+            [layer.units for layer in self.layers],
+            asked.multiple,
+            per=asked.counted,
+            final=step >= self.end,
+            price=self._price,
+        )
 
     def _spread(self) -> None:
         """The flags of units as factors of the parameters' entries."""
@@ -408,6 +448,17 @@ class Sparsifier:
         gone, fading = self.step > self.begin, self.begin < self.step < self.end
         self._held = [p.spread(self._gone[i], outside=1.0) for p, i in spread] if gone else None
         self._pressed = [p.spread(~self._keep[i]) for p, i in spread] if fading else None
+
+
+def _whole(steps: object) -> int:
+    """A number of steps, as a whole number."""
+    number = isinstance(steps, int | float) and not isinstance(steps, bool)
+    if not (number and 1 <= steps < float("inf") and steps == int(steps)):  # type: ignore[operator]
+        raise ValueError(
+            f"sparsify: steps must be the optimizer steps of the whole run, a whole number of 1 "
+            f"or more, received {steps!r}"
+        )
+    return int(steps)  # type: ignore[call-overload]
 
 
 def _nothing(*step: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,8 @@ class Part:
 
     def sizes(self, metric: Metric) -> Tensor:
         """The norm of each unit, (units,); of single entries in the metric."""
-        w = self.parameter.detach().float()
+        w = self.parameter.detach()
+        w = w.abs().float() if w.is_complex() else w.float()
         if self.index is None:
             stiffness = metric(self.parameter)
             return (w if stiffness is None else w * stiffness.sqrt()).abs().flatten()
@@ -79,6 +80,16 @@ class Layer:
         return torch.stack(sizes).prod(0) if self.product else torch.stack(sizes).norm(dim=0)
 
     @torch.no_grad()
+    def used(self) -> Tensor:
+        """Which units have an entry that is not zero, (units,)."""
+        return torch.stack([part.used() for part in self.parts]).any(0)
+
     def zeros(self) -> int:
         """How many units are exactly zero."""
-        return self.units - int(torch.stack([part.used() for part in self.parts]).any(0).sum())
+        return self.units - int(self.used().sum())
+
+
+def some(names: Iterable[object]) -> str:
+    """The first five, for a message."""
+    told = list(map(str, names))
+    return ", ".join(told[:5]) + ", ..." * (len(told) > 5)
