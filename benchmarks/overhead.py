@@ -85,7 +85,7 @@ def compiled_from(entries: float, device: str) -> Iterator[None]:
 
 def operations(w: torch.Tensor) -> Iterator[tuple[str, Run]]:
     """(name, one pass over w): in place by blocks and by compiled kernels, then the others."""
-    moment, gradient = torch.rand_like(w).mul_(1e-4), torch.zeros_like(w)
+    moment = torch.rand_like(w).mul_(1e-4)
     tiny, lr = STRENGTH * 1e-3, 1e-3
     l1, net, group = tk.L1(tiny), tk.ElasticNet(tiny), tk.GroupLasso(tiny)
 
@@ -102,9 +102,6 @@ def operations(w: torch.Tensor) -> Iterator[tuple[str, Run]]:
         for how, entries in (("eager", math.inf), ("compiled", 0)):
             yield f"{kind} prox, {how}", prox(penalty, entries)
             yield f"{kind} prox, Adam's metric, {how}", prox(penalty, entries, **metric)
-    l2 = tk.L2(tiny)
-    yield "L2 gradient", lambda: kernels.add_gradient_(l2, gradient, w)
-    yield "ElasticNet gradient", lambda: kernels.add_gradient_(net, gradient, w)
     yield "L1 prox out of place", lambda: l1.prox(w, lr)
     leaf = w.requires_grad_()
 
@@ -120,8 +117,6 @@ TARGETS = {
     "L1 prox, compiled": 1.6,
     "L1 prox, Adam's metric, eager": 4.5,
     "L1 prox, Adam's metric, compiled": 1.6,
-    "L2 gradient": 2.5,
-    "ElasticNet gradient": 2.5,
     "GroupLasso prox, eager": 3.0,
     "GroupLasso prox, compiled": 3.0,
 }

@@ -179,7 +179,7 @@ def test_events_come_when_files_change(tmp_path):
 
     async def look():
         with anyio.fail_after(20):
-            async for event in changes(watched, 0.01):
+            async for event in changes(watched, every=0.01):
                 seen.append(float(event["data"]))
                 if len(seen) == 2:
                     return

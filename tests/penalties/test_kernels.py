@@ -61,14 +61,6 @@ def test_prox_in_place_in_a_metric_is_the_prox(penalty, dtype):
     assert torch.equal(w == 0, expected == 0)
 
 
-@pytest.mark.parametrize("penalty", [tk.L1(0.3), tk.L2(0.3), tk.ElasticNet(0.3)], ids=repr)
-def test_gradient_in_place_is_the_gradient(penalty):
-    w, gradient, _ = weights()
-    expected = gradient + penalty.grad(w)
-    assert kernels.add_gradient_(penalty, gradient, w)
-    torch.testing.assert_close(gradient, expected)
-
-
 def test_parameters_are_changed_without_a_graph():
     w = torch.nn.Parameter(torch.tensor([3.0, -0.5]))
     assert kernels.prox_(tk.L1(1.0), w, 1.0)

@@ -222,10 +222,11 @@ def adam(lr: float) -> Treatment:
     return Treatment(f"Adam {lr:g}", 2, "adam", setup=code)
 
 
-def decay(strength: float, kind: str = "decay") -> Treatment:
+def decay(strength: float) -> Treatment:
     """AdamW with decoupled weight decay."""
     code = f"optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay={strength:g})"
-    return Treatment(f"weight decay {strength:g}", 3, kind, setup=code, recipe={"decay": strength})
+    name = f"weight decay {strength:g}"
+    return Treatment(name, 3, "decay", setup=code, recipe={"decay": strength})
 
 
 def _another_loss(value: str) -> str:

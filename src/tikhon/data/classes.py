@@ -10,7 +10,7 @@ from torch import Tensor
 from tikhon.errors import DataError
 
 
-def check_classes(y: Tensor, valid: Tensor | None = None, *, stacklevel: int = 3) -> None:
+def check_classes(y: Tensor, valid: Tensor | None = None) -> None:
     """Every class has to be there to be learned; one that `valid` lacks is warned of.
 
     `y` and `valid` are targets; floats have no classes. Raises `DataError` for rows of a single
@@ -28,7 +28,7 @@ def check_classes(y: Tensor, valid: Tensor | None = None, *, stacklevel: int = 3
         warnings.warn(
             f"valid lacks the class(es) {_listed(missing)}: errors on them do not count in its "
             "scores; draw it in proportion",
-            stacklevel=stacklevel,
+            stacklevel=3,
         )
 
 

@@ -6,13 +6,12 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tikhon.errors import DataError, StorageError
 
 _BLOCK = 1 << 16
-Progress = Callable[[str, int, int | None], None]  # file, bytes so far, bytes in all if known
 
 
 def fetch(
@@ -21,8 +20,6 @@ def fetch(
     *,
     sha256: str,
     folder: Path,
-    timeout: float = 30.0,
-    progress: Progress | None = None,
 ) -> Path:
     """The file `name` in `folder`, downloaded from the first mirror that has it intact.
 
@@ -41,7 +38,7 @@ def fetch(
     for mirror in mirrors:
         url = mirror.rstrip("/") + "/" + name
         try:
-            part = _resume(url, folder / f"{name}.part", timeout, progress)
+            part = _resume(url, folder / f"{name}.part")
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
             reasons.append(f"{url}: {getattr(error, 'reason', error)}")
             continue
@@ -58,12 +55,12 @@ def fetch(
     raise DataError(f"{name} could not be downloaded:\n  " + "\n  ".join(reasons))
 
 
-def _resume(url: str, part: Path, timeout: float, progress: Progress | None) -> Path:
+def _resume(url: str, part: Path) -> Path:
     """Append to `part` what is missing of `url` (all of it when the server ignores ranges)."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
+        response = urllib.request.urlopen(request, timeout=30.0)
     except urllib.error.HTTPError as error:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
@@ -77,8 +74,6 @@ def _resume(url: str, part: Path, timeout: float, progress: Progress | None) -> 
             while block := response.read(_BLOCK):
                 out.write(block)
                 have += len(block)
-                if progress is not None:
-                    progress(part.stem, have, total)
     if total is not None and have < total:
         raise http.client.IncompleteRead(b"", total - have)
     return part

@@ -157,8 +157,8 @@ def _trial(
     return run(replica, source, steps=steps, batch_size=size, seed=seed, valid=judge)
 
 
-def nudge(replica: Replica, batch: Batch, size: float = 0.1) -> bool:
-    """Move each weight tensor by `size` of itself against its gradient; False without one."""
+def nudge(replica: Replica, batch: Batch) -> bool:
+    """Move each weight tensor by a tenth of itself against its gradient; False without one."""
     parameters = [p for p in replica.model.parameters() if p.requires_grad]
     with undisturbed(replica.model, training=True):
         loss = replica.value(batch)
@@ -176,7 +176,7 @@ def nudge(replica: Replica, batch: Batch, size: float = 0.1) -> bool:
                 .clamp_min((parameter.shape[-1] if parameter.ndim else 1) ** -0.5)
             )
             direction = grad / grad.abs().max()  # the square of a vanished gradient underflows
-            parameter -= size * rms * direction / direction.square().mean().sqrt()
+            parameter -= 0.1 * rms * direction / direction.square().mean().sqrt()
     return True
 
 

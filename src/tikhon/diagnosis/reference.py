@@ -57,10 +57,9 @@ def _minimise(
     target: object,
     loss: LossFunction,
     tail: Tail | None,
-    iterations: int = 25,
 ) -> float:
     def reach(free: Tensor) -> float:
-        solver = torch.optim.LBFGS([free], max_iter=iterations, line_search_fn="strong_wolfe")
+        solver = torch.optim.LBFGS([free], max_iter=25, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:  # of a line search: no step of training
             solver.zero_grad()
@@ -83,7 +82,7 @@ def _minimise(
     return min((v for v in reached if math.isfinite(v)), default=math.nan)
 
 
-def shallow_skill(batch: Batch, *, width: int = 256, seed: int = 0) -> dict[str, float]:
+def shallow_skill(batch: Batch) -> dict[str, float]:
     """Held-out accuracy (classes) or R2 (numbers) of a ridge on the inputs and random features.
 
     Half of the rows are fitted, half judge; `constant` is the skill of the best constant.
@@ -97,8 +96,8 @@ def shallow_skill(batch: Batch, *, width: int = 256, seed: int = 0) -> dict[str,
         return {}
     if target.ndim == 2 and target.shape[1] > 1 and not target.is_floating_point():
         return {}  # classes of positions
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    design, _ = design_of(inputs, width=width, generator=generator)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    design, _ = design_of(inputs, width=256, generator=generator)
     if design is None:
         return {}
     classes = not target.is_floating_point() and target.ndim == 1

@@ -83,13 +83,13 @@ def _from_loader(loader: Iterable[object], rows: int, name: str) -> Samples:
     return Samples(joined, loader, count, False)
 
 
-def check_target(batch: Batch, name: str = "data") -> None:
+def check_target(batch: Batch) -> None:
     """Raise `DataError` where a batch has no target for `loss(output, target)`."""
     inputs, target = batch
     if target is None:
         found = f"names {', '.join(inputs)}" if isinstance(inputs, Named) else "inputs alone"
         raise DataError(
-            f"{name}: (inputs, target) is needed, or names with one of {', '.join(TARGETS)}, "
+            f"data: (inputs, target) is needed, or names with one of {', '.join(TARGETS)}, "
             f"received {found}; a loss that needs no target is given as loss(model, batch)"
         )
 

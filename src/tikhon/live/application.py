@@ -24,16 +24,13 @@ ASSETS = {  # address -> package, file, type
 }
 
 
-def application(
-    run: Watched, access: Access, hosts: Iterable[str], *, interval: float = 1.0
-) -> Application:
+def application(run: Watched, access: Access, hosts: Iterable[str]) -> Application:
     """The application for one run.
 
     Args:
         run: the run that is shown.
         access: the key; without its cookie every address answers 403.
         hosts: the names that a request's Host header may have, port aside.
-        interval: seconds between two looks at the run's files.
     """
 
     async def page(request: Request) -> Response:
@@ -42,17 +39,17 @@ def application(
     async def events(request: Request) -> Response:
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
-        return EventSourceResponse(changes(run, interval))
+        return EventSourceResponse(changes(run, every=1.0))
 
     routes = [Route("/", page), Route("/events", events)]
     routes += [Route(address, asset(*place)) for address, place in ASSETS.items()]
     return Guard(Starlette(routes=routes), frozenset(h.lower() for h in hosts), access)
 
 
-async def changes(run: Watched, interval: float) -> AsyncIterator[dict[str, str]]:
+async def changes(run: Watched, *, every: float) -> AsyncIterator[dict[str, str]]:
     """One event whenever the run's files differ; a slow reader gets one for many changes.
 
-    Its data are the seconds since the run wrote.
+    It looks `every` so many seconds; the data are the seconds since the run wrote.
     """
     seen = None
     while True:
@@ -60,7 +57,7 @@ async def changes(run: Watched, interval: float) -> AsyncIterator[dict[str, str]
         if version != seen:
             seen = version
             yield {"event": "changed", "data": f"{run.age(version):.1f}"}
-        await asyncio.sleep(interval)
+        await asyncio.sleep(every)
 
 
 def asset(package: str, name: str, media_type: str):

@@ -69,7 +69,7 @@ def _scale_to(rows: Tensor, metric: Tensor | None, radius: float, *, inside: boo
     return torch.where(norms <= radius, rows, scaled) if inside else scaled
 
 
-def _secular(rows: Tensor, metric: Tensor, iterations: int = 12) -> Tensor:
+def _secular(rows: Tensor, metric: Tensor) -> Tensor:
     """Point of the unit sphere closest to each row in the metric: row / (1 + t*metric).
 
     `1/|row / (1 + t*metric)|` is concave and increasing in t, so Newton's iterates from a lower
@@ -80,7 +80,7 @@ def _secular(rows: Tensor, metric: Tensor, iterations: int = 12) -> Tensor:
     t = ((size - 1) / metric).amax(1, keepdim=True)
     beyond = row_norms(rows) - 1  # from outside a closer bound, as no step exceeds 1
     t = torch.where(beyond > 0, torch.maximum(t, beyond), t)
-    for _ in range(iterations):
+    for _ in range(12):
         # at the root and at every lower bound no entry is above 1, but for rounding
         denominator = torch.maximum(1 + t * metric, size).clamp_min(tiny)
         ratio = size / denominator

@@ -57,7 +57,7 @@ def shrink_by(rows: Tensor, shift: Tensor) -> Tensor:
     return torch.where(gone, 0, rows * (norm / (norm + shift)))
 
 
-def _norm_after(rows: Tensor, shift: Tensor, iterations: int = 6) -> Tensor:
+def _norm_after(rows: Tensor, shift: Tensor) -> Tensor:
     """Root t of `|rows / (t + shift)| = 1` for each row, shape (rows, 1).
 
     `1/|rows / (t + shift)|` is concave and increasing in t, so Newton's iterates from a lower
@@ -71,7 +71,7 @@ def _norm_after(rows: Tensor, shift: Tensor, iterations: int = 6) -> Tensor:
         (size - shift).amax(1, keepdim=True), row_norms(rows) - shift.amax(1, keepdim=True)
     ).clamp_min(0)
     tiny = torch.finfo(rows.dtype).tiny
-    for _ in range(iterations):
+    for _ in range(6):
         inverse = (t + shift).reciprocal_()
         ratio = size * inverse  # at most 1: t is at least each size less its shift
         squares = ratio.mul_(ratio)

@@ -1,12 +1,12 @@
-"""Proxes and gradients in place, in about one pass over memory, for the penalties used most.
+"""Proxes in place, in about one pass over memory, for the penalties used most.
 
 A kernel changes the weights where they lie. On a CPU it walks through them in blocks that stay in
 the cache, with two small buffers in place of full-size temporaries. From some size on (see
 `compile_from`) one compiled pass takes over: C on a CPU (see `native`), torch.compile on a GPU.
 
 The contract: a function returns True if it has done its work in place, and False, having changed
-nothing, if it has no kernel for the case; then the caller uses `penalty.prox` or `penalty.grad`.
-Both give the same numbers up to rounding.
+nothing, if it has no kernel for the case; then the caller uses `penalty.prox`. Both give the
+same numbers up to rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from tikhon.penalties import native
 from tikhon.penalties.base import Penalty
-from tikhon.penalties.elementwise import L1, L2, ElasticNet
+from tikhon.penalties.elementwise import L1, ElasticNet
 from tikhon.penalties.group import GroupLasso, row_norms, shrink_by
 from tikhon.penalties.native import Job
 
@@ -104,7 +104,7 @@ def form(penalty: Penalty, w: Tensor) -> Form | None:
     if isinstance(penalty, GroupLasso):
         factor = (w.numel() // len(w)) ** 0.5 if penalty.scale_by_size and len(w) else 1.0
         return Form(factor, 0.0, rows=True) if w.ndim > 1 else None
-    return Form(1.0, 0.0, rows=False) if isinstance(penalty, L1) else None
+    return Form(1.0, 0.0, rows=False)
 
 
 def job(
@@ -171,42 +171,12 @@ def _run_in_blocks(jobs: Sequence[Job]) -> None:
             _shrink_together_([job.w for job in part], moments, *numbers)
 
 
-@torch.no_grad()
-def add_gradient_(penalty: Penalty, gradient: Tensor, w: Tensor) -> bool:
-    """Add `penalty.grad(w)` to `gradient` in place; False if there is no kernel for the case.
-
-    There are kernels for L2, ElasticNet and L1 without weights and center, under the conditions
-    of `prox_`.
-
-    >>> from tikhon.penalties import L2
-    >>> gradient = torch.ones(2)
-    >>> add_gradient_(L2(0.5), gradient, torch.tensor([2.0, -2.0])), gradient
-    (True, tensor([2., 0.]))
-    """
-    if isinstance(penalty, GroupLasso) or not isinstance(penalty.strength, (float, int)):
-        return False
-    if torch.compiler.is_compiling() or not (takes(penalty) and fits(w) and alike(w, gradient)):
-        return False
-    strength = float(penalty.strength)
-    if type(penalty) is L2:
-        gradient.add_(w, alpha=strength)
-        return True
-    ratio = penalty.l1_ratio if isinstance(penalty, ElasticNet) else 1.0
-    for x, g, sign in _blocks(w, gradient, buffers=1):
-        torch.sign(x, out=sign)
-        g.add_(sign, alpha=strength * ratio)
-        if ratio < 1:
-            g.add_(x, alpha=strength * (1 - ratio))
-    return True
-
-
 def takes(penalty: Penalty) -> bool:
     """Whether there is a kernel: for exactly these classes, without weights, with an L1 part."""
     return (
-        type(penalty) in (L1, L2, ElasticNet, GroupLasso)
+        type(penalty) in (L1, ElasticNet, GroupLasso)
         and getattr(penalty, "l1_ratio", 1.0) > 0
         and getattr(penalty, "weights", None) is None
-        and getattr(penalty, "center", None) is None
     )
 
 
@@ -222,7 +192,7 @@ def fits(w: Tensor) -> bool:
 
 
 def alike(w: Tensor, other: Tensor) -> bool:
-    """Whether a moment or a gradient lies in memory as the weights do."""
+    """Whether a moment lies in memory as the weights do."""
     return (
         other.dtype is w.dtype
         and other.is_contiguous()

@@ -272,12 +272,12 @@ def _asgd(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
     return Gain(lr / (1 + group["lambd"] * lr * steps) ** group["alpha"])
 
 
-def _second_moment(name: str, decay: Callable[[Group], float]) -> MemoryOf:
+def _second_moment(decay: Callable[[Group], float]) -> MemoryOf:
     """The memory of an average of squares that is corrected for its start, as Adam's."""
 
     def memory(group: Group, state: State) -> Memory:
         kept = decay(group)
-        held = "max_exp_avg_sq" if group.get("amsgrad") else name
+        held = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
         return Memory(state[held], (1 - kept ** (number(state["step"]) + 1)) / kept)
 
     return memory
@@ -289,7 +289,7 @@ def _square_avg(group: Group, state: State) -> Memory:
     return Memory(state["square_avg"], 1 / group["alpha"], beyond=mean)
 
 
-_ADAMS = _second_moment("exp_avg_sq", lambda group: group["betas"][1])
+_ADAMS = _second_moment(lambda group: group["betas"][1])
 _rules.update(
     {
         optim.SGD: Rule(_sgd, None, uniform=True, couples=True),
