@@ -34,7 +34,7 @@ class Compaction:
     stuck: dict[str, str]  # module -> how many dead units stay, and why
     difference: float  # largest output difference, relative to the largest output
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
         return asdict(self)
 

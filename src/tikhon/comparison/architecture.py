@@ -57,7 +57,7 @@ class Shapes:
 
     rows: tuple[dict[str, Any], ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values."""
         return {"rows": list(self.rows)}
 

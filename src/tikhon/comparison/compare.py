@@ -107,7 +107,7 @@ class Comparison:
         head = ("method", f"test {self.metric}", "low", "high", "")
         return notebook.card(repr(self), [self.verdict()], head, rows)
 
-    def plot(self, *, ax: Any = None) -> plotting.Display:
+    def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
         """Test score of each method with its interval; grey where it is worse than the first.
 
         Args:

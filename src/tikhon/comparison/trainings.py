@@ -38,7 +38,7 @@ class Fitted:
             return self.metrics[f"{part}/accuracy"]
         return -self.metrics[f"{part}/rmse"]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able."""
         return plain({**self.__dict__, "recipe": self.recipe.to_dict()})
 

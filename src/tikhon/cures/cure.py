@@ -126,7 +126,7 @@ class Cure:
         """Keep it as a run folder for `tikhon report`; `result.json` is `to_dict`."""
         save(self.to_dict(), path, overwrite=overwrite)
 
-    def plot(self, *, ax: Any = None) -> plotting.Display:
+    def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
         """How much lower each treatment's loss is than without it, with the spread over seeds.
 
         Args:

@@ -60,7 +60,7 @@ class Column:
     short: bool = False  # its years have two digits
     spellings: tuple[str, ...] = ()  # of its categories, besides their most frequent ones
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values; the inverse of `from_dict`."""
         usual = {f.name: f.default for f in fields(self)}
         return {key: value for key, value in asdict(self).items() if value != usual[key]}

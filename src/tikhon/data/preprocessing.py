@@ -183,7 +183,7 @@ class Preprocessing:
                 found.append(f"{name!r}: {far} value(s) far outside those of training")
         return found
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         return {
             "columns": [column.to_dict() for column in self.columns],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -94,7 +94,7 @@ class Diagnosis:
         """Keep it as a run folder for `tikhon report`; `result.json` is `to_dict`."""
         save(self.to_dict(), path, overwrite=overwrite)
 
-    def plot(self, *, ax: object = None) -> plotting.Display:
+    def plot(self, *, ax: Sequence[plotting.Axes] | None = None) -> plotting.Display:
         """The signal per layer, forward scale, updates and the loss; those that were measured.
 
         Args:

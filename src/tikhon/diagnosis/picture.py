@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from tikhon import plotting
 from tikhon.diagnosis.evidence import Evidence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Draw = Callable[["Axes"], None]
 
 
-def plot(record: Record, ax: Any = None) -> plotting.Display:
+def plot(record: Record, ax: Sequence[Axes] | None = None) -> plotting.Display:
     """Everything that the record has data for, one below the other."""
     ev = Evidence(record)
     found = [signal(ev), forward(ev), updates(ev), loss(record)]

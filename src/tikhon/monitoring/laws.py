@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from tikhon.monitoring.history import ONCE, History, Streak
 
@@ -35,7 +34,7 @@ class Alarm:
         tensors = f" ({_few(self.where)})" if self.where else ""
         return f"since step {self.step}{tensors}: {self.meaning}; {self.change}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values."""
         return asdict(self)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from tikhon.data.rows import tensors
 from tikhon.diagnosis.observe import role_of
@@ -18,6 +19,7 @@ from tikhon.diagnosis.thresholds import VANISHED
 from tikhon.monitoring import reading
 from tikhon.monitoring.history import Sample, TensorReading
 from tikhon.monitoring.reading import Kept
+from tikhon.monitoring.sizes import Row
 from tikhon.monitoring.window import Window, probes_of
 from tikhon.regularizer.targets import local
 
@@ -53,7 +55,7 @@ class Sampler:
         self._layers = [(n, m) for n, m in model.named_modules() if role_of(m) is not None]
         self._signals: dict[str, Tensor] = {}
         self._order: dict[str, None] = {}  # layers as the forward pass calls them
-        self._taps: list[Any] = []
+        self._taps: list[RemovableHandle] = []
         self._window: Window | None = None
         self._earlier: dict[int, Tensor] = {}  # rows at the end of the step before
         self._batch: tuple[list[Tensor], Any] | None = None  # of the step before
@@ -95,8 +97,8 @@ class Sampler:
             self._window.close()
         self._window, self.kept, self._earlier, self._batch = None, None, {}, None
 
-    def _tap(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def _tap(self, name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
             for part in tensors(output)[:1]:
                 if part.requires_grad and not torch.compiler.is_compiling():
                     self._order.setdefault(name)
@@ -112,7 +114,7 @@ class Sampler:
 
     def read(
         self, step: int, batch: Any, loss: Tensor | None, more: Sequence[Tensor]
-    ) -> tuple[dict[str, Any] | None, Sample, list[float]]:
+    ) -> tuple[Row | None, Sample, list[float]]:
         """The row of this step if anything had a gradient, what it showed, what `more` held."""
         assert self._window is not None
         assert self.kept is not None
@@ -259,7 +261,7 @@ def _stacked(values: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.cat([v.detach().float().reshape(1).to(device) for v in values])
 
 
-def _row(step: int, numbers: Numbers, kept: Kept, told: bool) -> dict[str, object]:
+def _row(step: int, numbers: Numbers, kept: Kept, told: bool) -> Row:
     """One row of sizes: of gradients, weights and updates, the signal, the loss and its scale."""
     shares = [
         local(p).numel() / max(1, old.numel()) for p, old in zip(kept.parameters, kept.before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 from tikhon.diagnosis.thresholds import EXPLODED, SLOW_UPDATE, VANISHED
 from tikhon.monitoring.laws import ENOUGH, Alarm
@@ -13,9 +13,33 @@ MOVED_SCALE = 2.0**10  # a loss scale that moved that far from its start (conven
 STANDSTILL = 1e-7  # update / weight in a step: ten million steps move a weight by its size
 
 
-def of_rows(
-    rows: Sequence[dict[str, Any]], failure: dict[str, Any] | None, *, wired: bool
-) -> list[Alarm]:
+class Row(TypedDict):
+    """The sizes of one sampled step: norms over all parameters, the median relative update.
+
+    `signal_ratio` is the gradient at the first layer over that at the last, `scale` that of a
+    gradient scaler. None stands for what this step did not show.
+    """
+
+    step: int
+    loss: float | None
+    gradient: float
+    weight: float
+    update: float | None
+    signal_ratio: float | None
+    scale: float | None
+    finite: bool
+
+
+class Failure(TypedDict):
+    """The first number that was not finite."""
+
+    step: int
+    what: str
+    where: str
+    message: str
+
+
+def of_rows(rows: Sequence[Row], failure: Failure | None, *, wired: bool) -> list[Alarm]:
     """What the sizes call for; a signal tells nothing about a loop that is wired wrongly."""
     found = [*_failed(failure), *_loss_scale(rows)]
     if wired:
@@ -41,7 +65,7 @@ def of_spikes(spikes: Sequence[Spike]) -> list[Alarm]:
     ]
 
 
-def _failed(failure: dict[str, Any] | None) -> list[Alarm]:
+def _failed(failure: Failure | None) -> list[Alarm]:
     if failure is None:
         return []
     return [
@@ -55,9 +79,9 @@ def _failed(failure: dict[str, Any] | None) -> list[Alarm]:
     ]
 
 
-def _signal(rows: Sequence[dict[str, Any]], failure: dict[str, Any] | None) -> list[Alarm]:
-    read = [r for r in rows if r.get("signal_ratio") is not None][-3:]
-    ratios = [r["signal_ratio"] for r in read]
+def _signal(rows: Sequence[Row], failure: Failure | None) -> list[Alarm]:
+    read = [(r["step"], ratio) for r in rows if (ratio := r["signal_ratio"]) is not None][-3:]
+    ratios = [ratio for _, ratio in read]
     if len(read) < 2:
         return []
     growing = ratios[-1] > 2 * ratios[0]  # a head or a branch that began with zeros
@@ -65,7 +89,7 @@ def _signal(rows: Sequence[dict[str, Any]], failure: dict[str, Any] | None) -> l
         return [
             Alarm(
                 "vanishing_gradient",
-                read[0]["step"],
+                read[0][0],
                 f"the signal of the first layer is {ratios[-1]:.0e} of the last one's",
                 "use residual connections with norms, or weights of the right gain",
             )
@@ -74,7 +98,7 @@ def _signal(rows: Sequence[dict[str, Any]], failure: dict[str, Any] | None) -> l
         return [
             Alarm(
                 "exploding_gradient",
-                read[0]["step"],
+                read[0][0],
                 f"the signal of the first layer is {ratios[-1]:.0e} times the last one's",
                 "use norms, or weights of the right gain",
             )
@@ -82,17 +106,17 @@ def _signal(rows: Sequence[dict[str, Any]], failure: dict[str, Any] | None) -> l
     return []
 
 
-def _update(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+def _update(rows: Sequence[Row]) -> list[Alarm]:
     """Steps that never moved anything: a schedule that ends at zero did before."""
-    read = [r for r in rows if r.get("update") is not None]
-    largest = max((r["update"] for r in read), default=0.0)
+    read = [(r["step"], update) for r in rows if (update := r["update"]) is not None]
+    largest = max((update for _, update in read), default=0.0)
     if len(read) < ENOUGH or not 0 < largest < SLOW_UPDATE:
         return []
     still = largest < STANDSTILL
     return [
         Alarm(
             "slow_convergence",
-            read[0]["step"],
+            read[0][0],
             f"no step moved the weights by more than {largest:.0e} of their size",
             "raise the learning rate, unless fine steps are meant",
             severity="warning" if still else "info",
@@ -100,10 +124,10 @@ def _update(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     ]
 
 
-def _loss_scale(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+def _loss_scale(rows: Sequence[Row]) -> list[Alarm]:
     """A loss scale far below its start says overflow, far above it underflow."""
-    read = [r for r in rows if r.get("scale") is not None]
-    scales = [r["scale"] for r in read]
+    read = [(r["step"], scale) for r in rows if (scale := r["scale"]) is not None]
+    scales = [scale for _, scale in read]
     if len(read) < 2 or MOVED_SCALE > scales[-1] / scales[0] > 1 / MOVED_SCALE:
         return []
     way = "fell" if scales[-1] < scales[0] else "grew"
@@ -111,7 +135,7 @@ def _loss_scale(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     return [
         Alarm(
             "unstable_loss_scale",
-            read[0]["step"],
+            read[0][0],
             f"the loss scale {way} from {scales[0]:.2g} to {scales[-1]:.2g}: {cause}",
             "use bfloat16, which needs no scale, or a smaller learning rate",
         )

@@ -18,7 +18,7 @@ from tikhon.monitoring.first_bad import Call, first_bad
 from tikhon.monitoring.history import History
 from tikhon.monitoring.laws import Alarm, Loop, alarms
 from tikhon.monitoring.sampling import Sampler
-from tikhon.monitoring.sizes import of_rows, of_spikes
+from tikhon.monitoring.sizes import Failure, Row, of_rows, of_spikes
 from tikhon.monitoring.spikes import OnSpike, Spike, SpikeGuard
 from tikhon.monitoring.touches import Touches
 from tikhon.regularizer.audit import warn
@@ -67,9 +67,9 @@ class Watch:
         self.model, self.optimizer = unwrap(model), optimizer
         self.every, self.output, self.stop = every, output, stop
         self.step = 0
-        self.rows: deque[dict[str, Any]] = deque(maxlen=keep)
+        self.rows: deque[Row] = deque(maxlen=keep)
         self.spikes: deque[Spike] = deque(maxlen=keep)
-        self.failure: dict[str, Any] | None = None
+        self.failure: Failure | None = None
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._inner = _stepping(optimizer)
         self._sampler = Sampler(self.model, self._inner, scaler)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Probe = tuple[str, Tensor]  # "optimizer" or "model", and a trainable tensor of it
 
@@ -29,7 +29,7 @@ class Window:
         self._pending: list[tuple[Tensor, Tensor] | None] = [None] * len(probes)
         self._stale: list[Tensor | None] = [None] * len(probes)
         self._arrived: list[Tensor | None] = [None] * len(probes)
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
         for index, (_, parameter) in enumerate(probes):
             self._handles += [
                 parameter.register_hook(self._arriving(index, parameter)),

@@ -62,7 +62,7 @@ class PathResult:
         head = ("features", "from strength", "validation loss")
         return notebook.card(repr(self), said, head, rows, chart)
 
-    def plot(self, *, ax: Any = None, top: int = 12) -> plotting.Display:
+    def plot(self, *, ax: plotting.Axes | None = None, top: int = 12) -> plotting.Display:
         """Coefficients (or importances) over the strength above, the scores below.
 
         Args:

@@ -98,7 +98,7 @@ class Audit:
         ]
         return notebook.card(repr(self), (), head, rows)
 
-    def plot(self, *, ax: Any = None) -> plotting.Display:
+    def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
         """The strength of every term on every parameter, on a logarithmic scale.
 
         Args:

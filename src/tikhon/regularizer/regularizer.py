@@ -233,7 +233,7 @@ class Regularizer:
         ]
         return notebook.card(repr(self), (), head, rows)
 
-    def plot(self, *, ax: Any = None) -> plotting.Display:
+    def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
         """Zeros of every term's parameter above, the term's share of the last move below.
 
         Where nothing is zero (L2 alone) the values of the terms stand above.
@@ -348,7 +348,7 @@ class Regularizer:
         """The strengths with what moves them, one for all parameters that share it."""
         return list(self._live_strengths().values())
 
-    def replay(self, steps: int) -> dict[Any, list[Term]]:
+    def replay(self, steps: int) -> dict[object, list[Term]]:
         """The terms with the strengths that `Hypergradient` found, for another run of `steps`."""
         return replayed(self._bound.bindings, steps)
 

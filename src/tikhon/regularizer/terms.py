@@ -348,9 +348,9 @@ def share_out(bindings: Sequence[Binding], held_by: Mapping[Binding, int]) -> No
             )
 
 
-def replayed(bindings: Sequence[Binding], steps: int) -> dict[Any, list[Term]]:
+def replayed(bindings: Sequence[Binding], steps: int) -> dict[object, list[Term]]:
     """The terms by parameter, with the strengths that a run has found as schedules of another."""
-    terms: dict[Any, list[Term]] = {}
+    terms: dict[object, list[Term]] = {}
     for binding in bindings:
         names, source = binding.target.names, binding.live.source
         if isinstance(source, Controller):

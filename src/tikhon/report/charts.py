@@ -7,7 +7,7 @@ both when it draws, so one figure serves light and dark, English and Chinese.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -35,12 +35,12 @@ def title(text: Label | Name | str) -> Label | str:
     return text if isinstance(text, Label) else literal(str(text))
 
 
-def axis(text: Label | Name | str = "", **more: object) -> dict[str, Any]:
+def axis(text: Label | Name | str = "", **more: object) -> dict[str, object]:
     """One axis with its title."""
     return {"title": {"text": title(text)}, **more}
 
 
-def logarithmic(values: Numbers) -> dict[str, object]:
+def logarithmic(values: Iterable[object]) -> dict[str, object]:
     """A log axis with ticks at round numbers; a linear one where too few would fall on it.
 
     >>> logarithmic([0.002, 0.06])["ticktext"]
@@ -63,7 +63,7 @@ def logarithmic(values: Numbers) -> dict[str, object]:
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{t:.3g}" for t in ticks]}
 
 
-def finite(values: Numbers) -> list[float]:
+def finite(values: Iterable[object]) -> list[float]:
     """The finite numbers among `values`."""
     return [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
 
@@ -265,7 +265,7 @@ def close(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
 
 
-def spans_decades(values: Numbers, factor: float = 30) -> bool:
+def spans_decades(values: Iterable[object], factor: float = 30) -> bool:
     """Whether a log axis reads better: positive values over such a factor or more."""
     positive = [v for v in finite(values) if v > 0]
     return len(positive) > 1 and max(positive) / min(positive) >= factor

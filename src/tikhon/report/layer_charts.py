@@ -48,7 +48,7 @@ def by_layer(
     return {"data": data, "layout": layout}
 
 
-def names(layers: Sequence[str]) -> dict[str, Any]:
+def names(layers: Sequence[str]) -> dict[str, object]:
     """The axis of the layers, at most about twelve of them named."""
     every = -(-len(layers) // 12)
     shown = range(0, len(layers), max(every, 1))

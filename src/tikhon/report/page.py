@@ -37,7 +37,7 @@ class Label:
     """A text that the page carries in every language: a key and the values to fill in."""
 
     key: str
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, object] = field(default_factory=dict)
 
     def text(self, language: str) -> str:
         """The text in one language; a value may itself be a `Label`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tikhon.errors import DataError, InputError
+from tikhon.runs.documents import Epoch, Number
 from tikhon.runs.manifest import verify
 from tikhon.runs.run_directory import read_document
 
@@ -18,7 +19,7 @@ class SavedRun:
 
     path: Path
     config: dict[str, Any]
-    history: tuple[dict[str, Any], ...]
+    history: tuple[Epoch, ...]
     result: dict[str, Any]
 
     @property
@@ -31,7 +32,7 @@ class SavedRun:
         """The directory's own name."""
         return self.path.resolve().name
 
-    def series(self, key: str) -> list[Any]:
+    def series(self, key: str) -> list[Number]:
         """One value of every epoch's record, `None` where an epoch lacks it."""
         return [record.get(key) for record in self.history]
 
@@ -71,7 +72,7 @@ def _journal(file: Path) -> list[dict[str, object]]:
     return trials
 
 
-def _history(file: Path) -> tuple[dict[str, Any], ...]:
+def _history(file: Path) -> tuple[Epoch, ...]:
     if not file.exists():
         return ()
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -12,7 +12,7 @@ from tikhon.report.page import Label, Name, say
 
 
 def scatter(
-    x: Sequence[Any],
+    x: Sequence[object],
     y: Numbers,
     x_title: Label | Name,
     y_title: Label,
@@ -25,7 +25,7 @@ def scatter(
     Where a value is a word ("auto"), every value is one, in its order.
     """
     data = []
-    across: dict[str, Any] = logarithmic(x) if log else {}
+    across: dict[str, object] = logarithmic(x) if log else {}
     if len(finite(x)) < len(x):
         numbers = sorted(set(finite(x)))
         words = sorted({"–" if v is None else str(v) for v in x if v not in numbers})
@@ -140,14 +140,14 @@ def _lines(
     return {"mode": "lines", "x": x, "y": y, "name": name, "line": line, "hoverinfo": "skip"}
 
 
-def places(values: Sequence[Any], log: bool) -> list[float | None]:
+def places(values: Sequence[object], log: bool) -> list[float | None]:
     """Where values lie between the ends of their axis."""
-    known = [v for v in values if v is not None]
-    if len(finite(known)) < len(known):  # words: evenly spread, in alphabetical order
+    known, numbers = [v for v in values if v is not None], finite(values)
+    if len(numbers) < len(known):  # words: evenly spread, in alphabetical order
         words = sorted({str(v) for v in known})
         step = max(len(words) - 1, 1)
         return [None if v is None else words.index(str(v)) / step for v in values]
-    scale = math.log if log and min(known) > 0 else float
-    low, high = scale(min(known)), scale(max(known))
+    scale = math.log if log and min(numbers) > 0 else float
+    low, high = scale(min(numbers)), scale(max(numbers))
     width = (high - low) or 1.0
-    return [None if v is None else (scale(v) - low) / width for v in values]
+    return [(scale(v) - low) / width if isinstance(v, int | float) else None for v in values]

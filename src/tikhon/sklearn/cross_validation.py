@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Self, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import check_scoring
@@ -19,6 +20,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from tikhon.errors import unknown
 from tikhon.sklearn.estimators import RegularizedClassifier, RegularizedRegressor
 from tikhon.sklearn.fitting import RegularizedNetwork
+from tikhon.sklearn.learning import Inputs
 from tikhon.sklearn.population import evolve
 
 _RANGE = (1e-4, 1.0)  # strengths of a path, for standardised inputs and mean losses
@@ -46,7 +48,7 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
     standardize: bool = True
     random_state: int | np.random.RandomState | None = None
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Score strengths on every fold, then fit all rows in the way that scored best.
 
         A path starts at the largest strength; each next one continues from the weights before. A
@@ -54,15 +56,7 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         """
         if self.search not in ("path", "population"):
             raise ValueError(unknown("search", self.search, ("path", "population")))
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse="csr",
-            dtype=(np.float64, np.float32),
-            multi_output=True,
-            y_numeric=not is_classifier(self),
-        )
+        X, y = self._checked(X, y)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
         self.alphas_ = self._grid()
         cv = cast("Any", self.cv)
@@ -201,7 +195,18 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
             **{f"split{i}_test_score": column for i, column in enumerate(scores.T)},
         }
 
-    def predict(self, X: Any) -> np.ndarray:
+    def _checked(self, X, y):
+        return validate_data(
+            self,
+            X,
+            y,
+            accept_sparse="csr",
+            dtype=(np.float64, np.float32),
+            multi_output=True,
+            y_numeric=not is_classifier(self),
+        )
+
+    def predict(self, X: Inputs) -> np.ndarray:
         """Predictions of the fit at the best strength."""
         return self._best().predict(self._rows(X))
 
@@ -257,15 +262,15 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
     def _kind(self):
         return RegularizedClassifier
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Inputs) -> np.ndarray:
         """Probabilities (rows, classes)."""
         return self._best().predict_proba(self._rows(X))
 
-    def predict_log_proba(self, X: Any) -> np.ndarray:
+    def predict_log_proba(self, X: Inputs) -> np.ndarray:
         """Logarithms of the probabilities."""
         return self._best().predict_log_proba(self._rows(X))
 
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: Inputs) -> np.ndarray:
         """Logits: (rows,) for two classes, (rows, classes) otherwise."""
         return self._best().decision_function(self._rows(X))
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from tikhon import plotting
-from tikhon.sklearn.learning import Rows, summed
+from tikhon.sklearn.learning import Inputs, Rows, summed
 
 
 @dataclass(eq=False)
@@ -28,16 +29,18 @@ class LearningCurveDisplay:
     loss: np.ndarray
     valid: np.ndarray | None
     name: str
-    ax_: Any = field(default=None, init=False)
+    ax_: plotting.Axes | None = field(default=None, init=False)
 
     @classmethod
-    def from_estimator(cls, estimator: Any, *, ax: Any = None) -> LearningCurveDisplay:
+    def from_estimator(
+        cls, estimator: Any, *, ax: plotting.Axes | None = None
+    ) -> LearningCurveDisplay:
         """The curves of a fitted estimator, drawn."""
         scores = getattr(estimator, "validation_scores_", None)
         valid = np.array(scores) if scores else None
         return cls(np.array(estimator.loss_curve_), valid, type(estimator).__name__).plot(ax=ax)
 
-    def plot(self, *, ax: Any = None) -> LearningCurveDisplay:
+    def plot(self, *, ax: plotting.Axes | None = None) -> LearningCurveDisplay:
         """Draw on `ax`, or on a new figure."""
         ax = plotting.canvas(ax).ax_
         epochs = np.arange(1, len(self.loss) + 1)
@@ -71,10 +74,10 @@ class PathDisplay:
     std: np.ndarray
     chosen: float
     name: str
-    ax_: Any = field(default=None, init=False)
+    ax_: plotting.Axes | None = field(default=None, init=False)
 
     @classmethod
-    def from_estimator(cls, estimator: Any, *, ax: Any = None) -> PathDisplay:
+    def from_estimator(cls, estimator: Any, *, ax: plotting.Axes | None = None) -> PathDisplay:
         """The path of a fitted ...CV estimator, drawn."""
         found = estimator.cv_results_
         return cls(
@@ -85,7 +88,7 @@ class PathDisplay:
             type(estimator).__name__,
         ).plot(ax=ax)
 
-    def plot(self, *, ax: Any = None) -> PathDisplay:
+    def plot(self, *, ax: plotting.Axes | None = None) -> PathDisplay:
         """Draw on `ax`, or on a new figure."""
         ax = plotting.canvas(ax).ax_
         ax.plot(self.alphas, self.mean, marker="o")
@@ -112,18 +115,18 @@ class GradientFlowDisplay:
     layers: list[str]
     ratios: np.ndarray
     name: str
-    ax_: Any = field(default=None, init=False)
+    ax_: plotting.Axes | None = field(default=None, init=False)
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, y: Any, *, ax: Any = None
+        cls, estimator: Any, X: Inputs, y: ArrayLike, *, ax: plotting.Axes | None = None
     ) -> GradientFlowDisplay:
         """The gradients of a fitted estimator on rows X and targets y, drawn."""
-        X, targets, weights = estimator._check(X, y, None, reset=False)
+        x, targets, weights = estimator._check(X, y, None, reset=False)
         network = estimator.network_
         if estimator._numeric:
             targets = (targets - network.offset.numpy()) / network.unit.numpy()
-        x, target, weight = Rows.of(X, targets, weights).batch(slice(None))
+        x, target, weight = Rows.of(x, targets, weights).batch(slice(None))
         losses = summed(estimator._loss, network(x), target)
         loss = (weight * losses).sum() / weight.sum()
         layers = list(network.linear)
@@ -135,7 +138,7 @@ class GradientFlowDisplay:
         names = [f"layer {i}" for i in range(1, len(layers) + 1)]
         return cls(names, np.array(ratios), type(estimator).__name__).plot(ax=ax)
 
-    def plot(self, *, ax: Any = None) -> GradientFlowDisplay:
+    def plot(self, *, ax: plotting.Axes | None = None) -> GradientFlowDisplay:
         """Draw on `ax`, or on a new figure."""
         ax = plotting.canvas(ax).ax_
         ax.bar(self.layers, self.ratios)

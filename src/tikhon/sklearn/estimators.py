@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import Tags, compute_sample_weight
@@ -16,7 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import column_or_1d
 
 from tikhon.sklearn.fitting import RegularizedNetwork
-from tikhon.sklearn.learning import outputs
+from tikhon.sklearn.learning import Inputs, outputs
 from tikhon.sklearn.saving import saveable
 from tikhon.training.losses import LOSSES
 
@@ -77,7 +78,13 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
     class_weight: Mapping[Any, float] | str | None = field(default=None, kw_only=True)
     classes_: np.ndarray = field(init=False)
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+    def partial_fit(
+        self,
+        X: Inputs,
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
         """One epoch on these rows; `classes` lists all classes at the first call."""
         if classes is not None:
             classes = np.unique(classes)
@@ -89,24 +96,24 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
             self._awaiting = True
         return self._partial(X, y, sample_weight)
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Inputs) -> np.ndarray:
         """The class of each row, or the label indicators (rows, labels)."""
         found = self._answers(X)
         if self._multilabel:
             return (found > 0).astype(int)
         return self.classes_[found.argmax(1)]
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Inputs) -> np.ndarray:
         """Probabilities (rows, classes)."""
         found = torch.from_numpy(self._answers(X))
         return (found.sigmoid() if self._multilabel else found.softmax(1)).numpy()
 
-    def predict_log_proba(self, X: Any) -> np.ndarray:
+    def predict_log_proba(self, X: Inputs) -> np.ndarray:
         """Logarithms of the probabilities, finite where a probability rounds to 0."""
         found = torch.from_numpy(self._answers(X))
         return (F.logsigmoid(found) if self._multilabel else found.log_softmax(1)).numpy()
 
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: Inputs) -> np.ndarray:
         """Logits: (rows,) for two classes, (rows, classes) otherwise."""
         found = self._answers(X)
         if len(self.classes_) == 2 and not self._multilabel:
@@ -184,11 +191,11 @@ class RegularizedRegressor(RegressorMixin, RegularizedNetwork):
 
     _numeric = True
 
-    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def partial_fit(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """One epoch on these rows."""
         return self._partial(X, y, sample_weight)
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Inputs) -> np.ndarray:
         """(rows,) or (rows, outputs)."""
         found = self._answers(X)
         return found[:, 0] if self._flat else found

@@ -20,9 +20,9 @@ LARGEST_SIDE = 2_000  # of a square matrix whose eigenvalues are found
 CONVERGED = 1e-6  # of the residual, as a share of the largest gradient there can be
 
 
-def solvable(x: Any) -> bool:
-    """Whether the exact solver is quicker than a training loop."""
-    return x.shape[0] * x.shape[1] <= MOST_ENTRIES and min(x.shape) <= LARGEST_SIDE
+def solvable(shape: tuple[int, int]) -> bool:
+    """Whether the exact solver is quicker than a training loop, for X of this shape."""
+    return shape[0] * shape[1] <= MOST_ENTRIES and min(shape) <= LARGEST_SIDE
 
 
 def solve_exactly(

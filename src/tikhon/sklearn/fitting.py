@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import train_test_split
@@ -22,7 +23,7 @@ from tikhon.errors import unknown
 from tikhon.paths.linear import SEPARABLE, SEPARATED, Kind
 from tikhon.regularizer.audit import warn
 from tikhon.sklearn.exact import solvable, solve_exactly
-from tikhon.sklearn.learning import Learner, Rows, answers, summed
+from tikhon.sklearn.learning import Inputs, Learner, Rows, answers, summed
 from tikhon.sklearn.network import (
     ACTIVATIONS,
     PENALTIES,
@@ -77,20 +78,20 @@ class RegularizedNetwork(BaseEstimator, ABC):
 
     # -- fitting ------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Fit to rows X (n, features), dense or sparse, and targets y; returns self.
 
         Raises ValueError for parameters out of range and for data that cannot be trained on.
         """
         again = self.warm_start and hasattr(self, "network_")
-        X, targets, weights = self._check(X, y, sample_weight, reset=not again)
+        x, targets, weights = self._check(X, y, sample_weight, reset=not again)
         if not again:
-            self._begin(X, targets, weights)
+            self._begin(x, targets, weights)
         exact = not self.hidden_layers and not self.early_stopping and self.alpha != "auto"
-        if exact and solvable(X):
-            self._solve(X, targets, weights, again=again)
+        if exact and solvable(x.shape):
+            self._solve(x, targets, weights, again=again)
         else:
-            self._train(X, targets, weights, self.max_iter)
+            self._train(x, targets, weights, self.max_iter)
         return self
 
     @property
@@ -138,7 +139,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
             stacklevel=depth,
         )
 
-    def _partial(self, X, y, sample_weight) -> Any:
+    def _partial(self, X, y, sample_weight) -> Self:
         for name, on in (
             ("early_stopping=True", self.early_stopping),
             ('alpha="auto"', self.alpha == "auto"),
@@ -276,7 +277,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
         )
         return next(parts), next(parts)
 
-    def _strength(self, held: Rows | None, steps: int) -> Any:
+    def _strength(self, held: Rows | None, steps: int) -> float | Hypergradient:
         if self.alpha != "auto":
             return float(self.alpha)
         assert held is not None

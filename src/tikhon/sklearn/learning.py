@@ -12,14 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from scipy.sparse import sparray, spmatrix
 from torch import Tensor
 
 from tikhon.data.stream import Stream
 from tikhon.regularizer.regularizer import Regularizer, regularize
+from tikhon.regularizer.terms import Terms
 from tikhon.sklearn.network import Network
 from tikhon.training.losses import Loss
 from tikhon.training.measures import predict
 from tikhon.training.step import Step
+
+Inputs = ArrayLike | sparray | spmatrix  # rows (n, features) as scikit-learn takes them
 
 _CHUNK = 4096  # sparse rows that are made dense at once
 
@@ -57,7 +62,7 @@ class Rows:
         """Whether all rows weigh the same."""
         return bool((self.weights == self.weights[0]).all())
 
-    def batch(self, rows: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
         """Dense tensors of some rows."""
         if not hasattr(self.x, "toarray"):
             x, y, weights = self._dense
@@ -86,12 +91,12 @@ class Learner:
         network: Network,
         loss: Loss,
         rows: Rows,
-        terms: Any,
+        terms: Terms | None,
         *,
         lr: float,
         size: int,
         seed: int,
-        optimizer_state: Any = None,
+        optimizer_state: dict[str, object] | None = None,
     ) -> None:
         self.network, self.loss, self.rows = network, loss, rows
         self.optimizer = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
@@ -131,7 +136,7 @@ class Learner:
         y, weights = (torch.from_numpy(part).to(found) for part in (rows.y, rows.weights))
         return float((weights * summed(self.loss, found, y)).sum() / weights.sum())
 
-    def close(self) -> Any:
+    def close(self) -> dict[str, object]:
         """Take the hooks off; the optimizer's state, to continue from."""
         if self.regularizer is not None:
             self.regularizer.remove()

@@ -5,17 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from tikhon.tuning.searches import Design, PopulationBased
 from tikhon.tuning.space import Log, Space
-from tikhon.tuning.trials import History, Outcome
+from tikhon.tuning.trials import History, Outcome, Value
+
+if TYPE_CHECKING:
+    from tikhon.sklearn.fitting import RegularizedNetwork
 
 _ROUNDS = 8  # exchanges between the members, at most
 
-Continue = Callable[[Any, float, int], list[Any]]  # (the parent's models, alpha, epochs) -> models
+Models: TypeAlias = "list[RegularizedNetwork]"  # one a fold
+Continue: TypeAlias = (
+    "Callable[[Models | None, float, int], Models]"  # (parent's models, alpha, epochs)
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Given(Design):
 
     alphas: tuple[float, ...] = ()
 
-    def configs(self) -> list[dict[str, Any]]:
+    def configs(self) -> list[dict[str, Value]]:
         """One member a strength."""
         return [{"alpha": alpha} for alpha in self.alphas]
 
@@ -43,7 +49,7 @@ def evolve(
     epochs: int,
     seed: int,
     train: Continue,
-    score: Callable[[list[Any]], list[float]],
+    score: Callable[[Models], list[float]],
 ) -> Members:
     """Train one member a strength on all folds; the worst quarter copies the best, and moves on.
 

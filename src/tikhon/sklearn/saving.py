@@ -33,7 +33,7 @@ def saveable(kind: type) -> None:
     _KINDS[kind.__name__] = kind
 
 
-def save(estimator: Any, path: Any) -> None:
+def save(estimator: Any, path: str | Path) -> None:
     """Write a fitted estimator; see `RegularizedClassifier.save`."""
     from safetensors.torch import save as to_bytes
 
@@ -73,7 +73,7 @@ def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
     return found.hexdigest()
 
 
-def load(path: Any) -> Any:
+def load(path: str | Path) -> Any:
     """The fitted estimator that `save` wrote to `path`; `partial_fit` starts a new optimizer.
 
     Raises DataError for a file of another kind or a damaged one, StorageError for one that cannot
@@ -124,10 +124,10 @@ def _restored(kind: type, document: dict[str, Any], state: dict[str, torch.Tenso
     return found
 
 
-def _classes(estimator: Any) -> dict[str, Any] | None:
-    if not hasattr(estimator, "classes_"):
+def _classes(estimator: object) -> dict[str, object] | None:
+    classes = getattr(estimator, "classes_", None)
+    if classes is None:
         return None
-    classes = estimator.classes_
     if classes.dtype == object and not all(isinstance(c, str) for c in classes):
         raise ValueError(f"classes that JSON cannot hold: {classes!r}")
     return {"values": classes.tolist(), "dtype": classes.dtype.str}

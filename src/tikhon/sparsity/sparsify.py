@@ -68,9 +68,9 @@ class Sparsity:
         """Share of all units that are exactly zero."""
         return sum(x.zeros for x in self.layers) / max(1, sum(x.units for x in self.layers))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
-        return asdict(self) | {"share": self.share}
+        return {**asdict(self), "share": self.share}
 
     def __str__(self) -> str:
         width = max([len("layer"), *(len(x.layer) for x in self.layers)])

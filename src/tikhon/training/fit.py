@@ -32,6 +32,7 @@ from tikhon.runs.run_directory import (
 from tikhon.training import judged, measures, yardsticks
 from tikhon.training.folds import adapts, found_on_folds
 from tikhon.training.loop import Progress, Training
+from tikhon.training.measures import Epoch
 from tikhon.training.recipe import Recipe
 from tikhon.training.refit import check_refit, fixed, train_again
 from tikhon.training.result import Run, result_of
@@ -59,7 +60,7 @@ def fit(
     budget: str | None = None,
     unit: float = 1.0,
     output: str | PathLike[str] | None = None,
-    about: Mapping[str, Any] | None = None,
+    about: Mapping[str, object] | None = None,
     refit: bool = False,
     linear: bool = True,
     resume: bool = False,
@@ -67,7 +68,7 @@ def fit(
     checkpoint_every: float = 10.0,
     stop: Callable[[], bool] = lambda: False,
     on_tick: Callable[[Progress], None] | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> Run:
     """Train `model` in place by `recipe`; torch's random state outside is left as it was.
@@ -295,7 +296,8 @@ def _run(
         assert training.regularizer is not None
         data = ((training.x, training.y), valid)
         found = judged.judge(model, training.regularizer, training.loss, *data)
-        penalties = {name: held | found.get(name, {}) for name, held in penalties.items()}
+        for name in penalties.keys() & found.keys():
+            penalties[name].update(found[name])
     return Run(
         model,
         training.recipe,
@@ -314,9 +316,9 @@ def _run(
 
 
 def _both(
-    first: Callable[[Any], None], second: Callable[[Any], None] | None
-) -> Callable[[Any], None]:
-    def call(row: Any) -> None:
+    first: Callable[[Epoch], None], second: Callable[[Epoch], None] | None
+) -> Callable[[Epoch], None]:
+    def call(row: Epoch) -> None:
         first(row)
         if second is not None:
             second(row)

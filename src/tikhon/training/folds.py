@@ -38,7 +38,7 @@ class Folded:
     regularizers: tuple[Regularizer, ...]
     seconds: float  # that it took
 
-    def replay(self, steps: int) -> dict[Any, list[Term]]:
+    def replay(self, steps: int) -> dict[object, list[Term]]:
         """The terms, with the strengths that were found as schedules of a run of `steps`."""
         runs = [regularizer.replay(steps) for regularizer in self.regularizers]
         return {

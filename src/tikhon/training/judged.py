@@ -11,6 +11,7 @@ from tikhon.data.rows import call, each
 from tikhon.penalties import Penalty
 from tikhon.regularizer.metric import group_of, is_uniform, stationary_gain
 from tikhon.regularizer.regularizer import Regularizer
+from tikhon.runs.documents import SavedPenalty
 from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.strengths.implicit import implicit_slopes
 from tikhon.training.losses import Loss
@@ -32,7 +33,7 @@ def judge(
     loss: Loss,
     train: tuple[Tensor, Tensor],
     valid: tuple[Tensor, Tensor],
-) -> dict[str, dict[str, float | str]]:
+) -> dict[str, SavedPenalty]:
     """Slope of the validation loss in each strength, and "too much", "too little" or "flat".
 
     The slope is that of `implicit_slopes` on a batch, relative to the validation loss there.
@@ -41,7 +42,9 @@ def judge(
     held: dict[str, Penalty] = {}
     names: dict[str, str] = {}
     for parameter, terms in regularizer.replay(1).items():
-        for term in terms if isinstance(parameter, str) else ():
+        if not isinstance(parameter, str):
+            continue
+        for term in terms:
             name = f"{parameter}/{type(term.penalty).__name__}"
             if name not in in_force or parameter in held:
                 continue

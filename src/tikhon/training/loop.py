@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.strengths.sensitivity import pace
 from tikhon.training import measures
 from tikhon.training.losses import loss_of
+from tikhon.training.measures import Epoch
 from tikhon.training.objective import Objective
 from tikhon.training.recipe import Recipe
 from tikhon.training.settings import Settings, pick_device
@@ -33,6 +34,14 @@ from tikhon.training.step import Step
 _TICK = 0.1  # seconds between two looks at the clock's clients: progress, finiteness, checkpoint
 _SOLVED = 1e-4  # of the first validation loss: a smaller fall is none
 _SCORED = 10_000  # training rows at most that are scored after an epoch
+
+
+class Best(TypedDict):
+    """The epoch with the best score so far, and its state where that is to be kept."""
+
+    score: float
+    epoch: int
+    model: dict[str, Tensor]
 
 
 class Diverged(InputError):
@@ -53,7 +62,7 @@ class Progress:
 class Followed(Protocol):
     """What an earlier training has found."""
 
-    def replay(self, steps: int) -> dict[Any, list[Term]]:
+    def replay(self, steps: int) -> dict[object, list[Term]]:
         """The terms, with the strengths that were found as schedules of a run of `steps`."""
         ...
 
@@ -113,8 +122,8 @@ class Training:
         self.seconds = 0.0
         self.seen = 0  # rows of this epoch so far
         self.total = torch.zeros((), device=self.device, dtype=torch.float32)
-        self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Any] = {"score": float("inf"), "epoch": 0, "model": {}}
+        self.history: list[Epoch] = []
+        self.best: Best = {"score": float("inf"), "epoch": 0, "model": {}}
         self.reason = ""
 
     # -- running ------------------------------------------------------------------------------
@@ -124,7 +133,7 @@ class Training:
         *,
         stop: Callable[[], bool] = lambda: False,
         on_tick: Callable[[Progress], None] | None = None,
-        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        on_epoch: Callable[[Epoch], None] | None = None,
         save: Callable[[], None] | None = None,
         save_every: float = 10.0,
         until: int | None = None,
@@ -205,8 +214,8 @@ class Training:
         self.history.append(self._row(objective))
         self._judge(self.history[-1])
 
-    def _row(self, objective: float) -> dict[str, object]:
-        row: dict[str, object] = {
+    def _row(self, objective: float) -> Epoch:
+        row: Epoch = {
             "epoch": self.epoch,
             "step": self.step,
             "seconds": round(self.seconds, 4),
@@ -221,7 +230,7 @@ class Training:
             for key, value in measures.score(self.scored, x, y, self.loss, self.unit).items():
                 row[f"{part}/{key}"] = value
         for name, reading in measures.penalties(self.regularizer).items():
-            numbers = {key: value for key, value in reading.items() if key != "how"}
+            numbers = {k: value for k, value in reading.items() if isinstance(value, int | float)}
             row.update({f"penalty/{name}/{key}": value for key, value in numbers.items()})
         if self.sparsifier is not None:
             row["sparsity/zeros"] = self.sparsifier.audit().share
@@ -229,7 +238,7 @@ class Training:
             row.update({f"norm/{name}/{key}": value for key, value in sizes.items()})
         return row
 
-    def _judge(self, row: Mapping[str, Any]) -> None:
+    def _judge(self, row: Epoch) -> None:
         """Keep the best state by validation loss, and stop when patience is over.
 
         While `sparsify` still takes weights away no state is one that was asked for.
@@ -366,7 +375,7 @@ class Training:
             self.average.load_state_dict(state["average"])
         self.total.copy_(state["total"])
         self.seen = state["seen"]
-        self.best, self.history = dict(state["best"]), list(state["history"])
+        self.best, self.history = state["best"], list(state["history"])
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.seconds, self.reason = state["seconds"], state["reason"]
         _set_rng_state(state["rng"], self.device)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from tikhon.data.rows import call, each, tensors
 from tikhon.regularizer.regularizer import Regularizer
+from tikhon.runs.documents import SavedPenalty
 from tikhon.training.losses import Kind, Loss
+
+Epoch = dict[str, float]  # a row of the history: "epoch", "valid/loss", "penalty/l1/zeros"
 
 _ROWS = 4096  # of one evaluation batch
 _BINS = 41
@@ -97,7 +98,7 @@ def _of_rare_classes(output: Tensor, y: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def penalties(regularizer: Regularizer | None) -> dict[str, dict[str, float | str]]:
+def penalties(regularizer: Regularizer | None) -> dict[str, SavedPenalty]:
     """Value, strength with its mode, and share of exact zeros of every term on every parameter."""
     if regularizer is None:
         return {}
@@ -124,7 +125,7 @@ def norms(model: nn.Module, names: list[str]) -> dict[str, dict[str, float]]:
 
 
 @torch.no_grad()
-def weights(model: nn.Module) -> dict[str, dict[str, Any]]:
+def weights(model: nn.Module) -> dict[str, dict[str, object]]:
     """Zeros, norms and a histogram of every weight with two or more dimensions."""
     found = {}
     for name, param in model.named_parameters():

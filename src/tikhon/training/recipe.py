@@ -128,9 +128,9 @@ class Recipe(RecipeOptions):
     def __hash__(self) -> int:
         return hash(json.dumps(self.to_dict(), sort_keys=True))
 
-    def terms(self, auto: Callable[[], Any] | None = None) -> dict[Any, list[Term]]:
+    def terms(self, auto: Callable[[], Any] | None = None) -> dict[object, list[Term]]:
         """The penalties as `regularize` takes them, with `auto()` in place of strengths "auto"."""
-        found: dict[Any, list[Term]] = {}
+        found: dict[object, list[Term]] = {}
         for pattern, term in self.penalties:
             if isinstance(term.strength, Auto) and auto is not None:
                 term = dataclasses.replace(term, strength=auto())

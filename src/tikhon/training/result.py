@@ -11,8 +11,10 @@ from torch import nn
 
 from tikhon import notebook, plotting
 from tikhon.options import STRENGTHS, rows_of, typed, without
+from tikhon.runs.documents import SavedPenalty
 from tikhon.sparsity import Sparsity
 from tikhon.training import measures
+from tikhon.training.measures import Epoch
 from tikhon.training.recipe import Recipe
 from tikhon.training.verdict import Scores, Statement, judge, thinned
 
@@ -37,13 +39,13 @@ class Run:
 
     model: nn.Module
     recipe: Recipe
-    history: tuple[dict[str, Any], ...]
+    history: tuple[Epoch, ...]
     ended: str
     best_epoch: int
     seconds: float
     path: str | None = None
     metrics: Mapping[str, float] | None = None
-    penalties: Mapping[str, Mapping[str, Any]] | None = None
+    penalties: Mapping[str, SavedPenalty] | None = None
     command: tuple[str, ...] = ()
     assessment: Scores | None = None
     found: Recipe | None = None
@@ -65,7 +67,7 @@ class Run:
         chart = notebook.lines(curves, "epoch", key)
         return notebook.card(repr(self), [str(self)], ("", "score", "value"), rows, chart)
 
-    def plot(self, *, ax: Any = None) -> plotting.Display:
+    def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
         """Training and validation score (accuracy or loss) by epoch, beside the yardsticks.
 
         Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tikhon.numbers import number
 from tikhon.sparsity import Sparsity
@@ -87,7 +86,7 @@ class Statement:
     def __str__(self) -> str:
         return WORDS[self.code].format_map(self.values)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able."""
         return {"code": self.code, "level": self.level, **self.values}
 
@@ -121,7 +120,7 @@ class Scores:
 
 
 def judge(
-    scores: Scores, history: Sequence[Mapping[str, object]] = (), ended: str = ""
+    scores: Scores, history: Sequence[Mapping[str, float]] = (), ended: str = ""
 ) -> tuple[Statement, ...]:
     """The sentences of a run, the one that matters most first.
 
@@ -194,7 +193,7 @@ def _better(margin: Sequence[float]) -> bool:
     return mean > CERTAIN * error
 
 
-def _ended(history: Sequence[Mapping[str, object]], ended: str) -> list[Statement]:
+def _ended(history: Sequence[Mapping[str, float]], ended: str) -> list[Statement]:
     if ended == "early stopping" or not history:
         return []
     if len(history) == 1:
@@ -204,7 +203,7 @@ def _ended(history: Sequence[Mapping[str, object]], ended: str) -> list[Statemen
     return []
 
 
-def improving(history: Sequence[Mapping[str, Any]]) -> bool:
+def improving(history: Sequence[Mapping[str, float]]) -> bool:
     """Whether the validation loss was at its lowest and still falling at the end.
 
     Its minimum lies in the last tenth of the epochs, and over the last quarter it fell by more
@@ -266,7 +265,7 @@ def _gap(scores: Scores) -> Statement | None:
     return Statement(code if scores.key == "accuracy" else f"{code}_ratio", values)
 
 
-def lowest(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def lowest(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
     """The epoch of the lowest validation loss."""
     return min(
         (row for row in history if "valid/loss" in row),
@@ -275,7 +274,7 @@ def lowest(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     )
 
 
-def risen(metrics: Mapping[str, float], history: Sequence[Mapping[str, object]]) -> bool:
+def risen(metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> bool:
     """Whether the validation loss of the model is well above its lowest value."""
     low = lowest(history)
     last = metrics.get("valid/loss")  # absent after a refit: the rows were trained on
@@ -284,12 +283,12 @@ def risen(metrics: Mapping[str, float], history: Sequence[Mapping[str, object]])
     return last - low["valid/loss"] > max((RISE - 1) * low["valid/loss"], FLOOR * _first(history))
 
 
-def _first(history: Sequence[Mapping[str, Any]]) -> float:
+def _first(history: Sequence[Mapping[str, float]]) -> float:
     """The validation loss that a rise or fall is small beside."""
     return next((abs(row["valid/loss"]) for row in history if "valid/loss" in row), 0.0)
 
 
-def _risen(scores: Scores, history: Sequence[Mapping[str, object]]) -> list[Statement]:
+def _risen(scores: Scores, history: Sequence[Mapping[str, float]]) -> list[Statement]:
     if not risen(scores.metrics, history):
         return []
     low = lowest(history) or {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +80,7 @@ class Audit:
             )
         return found
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able."""
         fields = {**self.__dict__, "edges": list(self.edges), "worth_it": self.worth_it}
         return {k: None if _lost(v) else v for k, v in fields.items()}

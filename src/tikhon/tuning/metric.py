@@ -156,7 +156,7 @@ class _Answered:
     def __init__(self, answers: np.ndarray) -> None:
         self.answers = answers
 
-    def fit(self, x: Any, y: Any = None) -> _Answered:
+    def fit(self, x: object, y: object = None) -> _Answered:
         """Nothing is left to be learnt."""
         return self
 
@@ -176,7 +176,7 @@ class _Answered:
 
 
 class _Numbers(_Answered):
-    def predict(self, x: Any) -> np.ndarray:
+    def predict(self, x: object) -> np.ndarray:
         """The outputs."""
         return self.answers
 
@@ -186,11 +186,11 @@ class _Ranks(_Numbers):
 
     classes_ = np.array([False, True])
 
-    def decision_function(self, x: Any) -> np.ndarray:
+    def decision_function(self, x: object) -> np.ndarray:
         """The outputs."""
         return self.answers
 
-    def predict(self, x: Any) -> np.ndarray:
+    def predict(self, x: object) -> np.ndarray:
         """Unknown."""
         raise ValueError(
             "with a loss of your own nobody knows from which output on the answer is the second "
@@ -205,17 +205,17 @@ class _Classes(_Answered):
         super().__init__(answers)
         self.classes_ = np.arange(answers.shape[1])
 
-    def decision_function(self, x: Any) -> np.ndarray:
+    def decision_function(self, x: object) -> np.ndarray:
         """(rows,) log-odds of two classes, otherwise (rows, classes)."""
         if len(self.classes_) == 2:
             return self.answers[:, 1] - self.answers[:, 0]
         return self.answers
 
-    def predict_proba(self, x: Any) -> np.ndarray:
+    def predict_proba(self, x: object) -> np.ndarray:
         """(rows, classes)."""
         return torch.from_numpy(self.answers).softmax(1).numpy()
 
-    def predict(self, x: Any) -> np.ndarray:
+    def predict(self, x: object) -> np.ndarray:
         """The most probable class."""
         return self.answers.argmax(1)
 
@@ -223,14 +223,14 @@ class _Classes(_Answered):
 class _Labels(_Classes):
     """Logits of labels that do not exclude each other, (rows, labels)."""
 
-    def decision_function(self, x: Any) -> np.ndarray:
+    def decision_function(self, x: object) -> np.ndarray:
         """(rows, labels)."""
         return self.answers
 
-    def predict_proba(self, x: Any) -> np.ndarray:
+    def predict_proba(self, x: object) -> np.ndarray:
         """(rows, labels)."""
         return torch.from_numpy(self.answers).sigmoid().numpy()
 
-    def predict(self, x: Any) -> np.ndarray:
+    def predict(self, x: object) -> np.ndarray:
         """Whether each label is more probable than not."""
         return (self.answers > 0).astype(int)

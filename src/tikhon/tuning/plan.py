@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
@@ -49,7 +48,7 @@ class Plan:
         steps = self.epochs * (trials * searching + (REFIT - 1) * refitting)
         return steps * self.microseconds[0][1] * 1e-6
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able."""
         return {**asdict(self), "microseconds": [list(pair) for pair in self.microseconds]}
 

@@ -52,7 +52,7 @@ class Range(ABC):
         """`count` values from end to end."""
 
     @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able."""
 
     def when(self, **conditions: Value | Sequence[Value]) -> Conditional:
@@ -84,7 +84,7 @@ class Conditional:
         """Whether the entry belongs to this configuration."""
         return all(name in config and config[name] in v for name, v in self.conditions.items())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able."""
         conditions = {name: list(values) for name, values in self.conditions.items()}
         return {**self.range.to_dict(), "when": conditions}
@@ -110,7 +110,7 @@ class _Interval(Range):
             return [self.at(0.5)]
         return [self.at(i / (count - 1)) for i in range(count)]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {"kind": self.kind, "low": self.low, "high": self.high}
 
 
@@ -202,7 +202,7 @@ class Int(_Interval):
         span = self.high / self.low if self.log else self.high - self.low
         return round(self.low * span**share if self.log else self.low + span * share)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able."""
         return {**super().to_dict(), "log": self.log}
 
@@ -243,7 +243,7 @@ class Choice(Range):
         """Every value, whatever `count`."""
         return list(self.values)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able."""
         ordered = {"ordered": True} if self.ordered else {}
         return {"kind": self.kind, "values": list(self.values), **ordered}
@@ -373,7 +373,7 @@ class Space(Mapping[str, Entry]):
         names = [name for name in self.varying if simplifies(name) and name in config]
         return sum(self.range(n).unit(config[n]) for n in names) / (len(names) or 1)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able."""
         return {
             name: entry.to_dict() if isinstance(entry, Range | Conditional) else entry

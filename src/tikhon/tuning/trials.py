@@ -30,7 +30,7 @@ class Trial:
     def __reduce__(self) -> tuple[Any, ...]:
         return Trial, (self.id, dict(self.config), self.budget, self.parent)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain JSON-able numbers."""
         return {
             "id": self.id,
@@ -60,7 +60,7 @@ class Outcome:
         """Whether the member diverged or could not be trained."""
         return not math.isfinite(self.score)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able; a non-finite number becomes None (JSON has no NaN)."""
         return {
             **self.trial.to_dict(),

@@ -125,7 +125,7 @@ class TuneResult:
         head = ("epochs", label, *map(with_mode, names))
         return notebook.card(repr(self), str(self).splitlines(), head, rows, chart)
 
-    def plot(self, *, ax: Any = None) -> plotting.Display:
+    def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
         """The curves of the five best trials above, the best score found so far below.
 
         Args:

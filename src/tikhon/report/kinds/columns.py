@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from tikhon.report import charts
+from tikhon.report.kinds.parts import entries
 from tikhon.report.kinds.sentences import sentence, told
 from tikhon.report.page import Block, Chart, Label, Name, Section, Table, joined, number, say
 from tikhon.report.saved import SavedRun
@@ -17,8 +18,8 @@ _DRAWN = 25  # columns of the chart
 
 def section(run: SavedRun) -> Section | None:
     """The columns used and left out, the target and what was noticed; None if not of a table."""
-    table = _entries(_entries(run.config.get("data")).get("table"))
-    target = _entries(table.get("target"))
+    table = entries(entries(run.config.get("data")).get("table"))
+    target = entries(table.get("target"))
     blocks: list[Block | None] = [
         used(table),
         left_out(table),
@@ -84,10 +85,10 @@ def classes(target: Mapping[str, Any]) -> Table:
 
 def figures(target: Mapping[str, object]) -> Table | None:
     """Mean, deviation and range of the numbers to predict, in their own unit."""
-    found = _entries(target.get("numbers"))
+    found = entries(target.get("numbers"))
     keys = ("mean", "deviation", "least", "largest")
     rows = tuple(
-        (say(f"part_{part}"), *(number(_entries(found[part]).get(key)) for key in keys))
+        (say(f"part_{part}"), *(number(entries(found[part]).get(key)) for key in keys))
         for part in PARTS
         if part in found
     )
@@ -107,18 +108,18 @@ def noticed(table: Mapping[str, Any]) -> Table | None:
 
 def leak(run: SavedRun) -> Label | Name | None:
     """The columns that alone tell the target, if there are some."""
-    table = _entries(_entries(run.config.get("data")).get("table"))
+    table = entries(entries(run.config.get("data")).get("table"))
     found = [n["text"] for n in table.get("notices") or () if n["kind"] == "leak"]
     return told(found[0], "notice_leak") if found else None
 
 
 def importances(run: SavedRun) -> Section | None:
     """By how much the loss rises without each column, with its interval."""
-    found = _entries(run.result.get("importances"))
-    entries = list(found.get("columns") or ())[:_DRAWN]
-    if not entries:
+    found = entries(run.result.get("importances"))
+    columns = list(found.get("columns") or ())[:_DRAWN]
+    if not columns:
         return None
-    names, means, lows, highs = zip(*entries, strict=True)
+    names, means, lows, highs = zip(*columns, strict=True)
     colours = ["series-1" if low > 0 else "muted" for low in lows]
     figure = charts.intervals(
         [Name(str(name)) for name in names], means, lows, highs, say("loss_rise"), colours
@@ -131,11 +132,11 @@ def importances(run: SavedRun) -> Section | None:
 
 def relied_on(run: SavedRun) -> Label | None:
     """The columns whose shuffling certainly raises the loss, in a sentence."""
-    found = _entries(run.result.get("importances"))
-    entries: Sequence[Any] = found.get("columns") or ()
-    if not entries:
+    found = entries(run.result.get("importances"))
+    columns: list[tuple[str, float, float, float]] = list(found.get("columns") or [])
+    if not columns:
         return None
-    certain = [(name, mean) for name, mean, low, _ in entries if low > 0][:_TOLD]
+    certain = [(name, mean) for name, mean, low, _ in columns if low > 0][:_TOLD]
     if not certain:
         return say("relies_on_none", rows=f"{found['rows']:,}")
     shown = ", ".join(f"{name} (+{number(mean)})" for name, mean in certain)
@@ -144,7 +145,3 @@ def relied_on(run: SavedRun) -> Label | None:
 
 def _count(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else "–"
-
-
-def _entries(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -27,6 +27,7 @@ from tikhon.report.page import (
     strength,
 )
 from tikhon.report.saved import SavedRun
+from tikhon.runs.documents import Number
 
 Row = Mapping[str, Any]
 
@@ -60,13 +61,12 @@ def _metric(higher: bool) -> str:
     return "metric_accuracy" if higher else "metric_rmse"
 
 
-def shown(value: object, metric: parts.Metric) -> Any:
+def shown(value: Number, metric: parts.Metric) -> Number:
     """A score as people read it: errors are stored negated, so that more is better."""
-    known = isinstance(value, int | float)
-    return -value if known and not metric.higher else value
+    return value if value is None or metric.higher else -value
 
 
-def ends(row: Row, metric: parts.Metric) -> tuple[Any, Any]:
+def ends(row: Row, metric: parts.Metric) -> tuple[Number, Number]:
     """The interval of a test score, from low to high; an accuracy stays within 0 and 1."""
     low, high = shown(row.get("low"), metric), shown(row.get("high"), metric)
     if low is None or high is None:
@@ -215,9 +215,9 @@ def architecture(found: Mapping[str, Any]) -> list[Section | None]:
     return sections
 
 
-def grouped(rows: Sequence[Row], kind: str, key: str) -> dict[str, dict[float, Any]]:
+def grouped(rows: Sequence[Row], kind: str, key: str) -> dict[str, dict[float, Number]]:
     """Score by strength for every network."""
-    lines: dict[str, dict[float, Any]] = {}
+    lines: dict[str, dict[float, Number]] = {}
     for row in rows:
         name = " ".join(str(row[k]) for k in (kind, "remedy") if k in row)
         lines.setdefault(name, {})[row["strength"]] = row.get(key)

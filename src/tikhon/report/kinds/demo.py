@@ -22,6 +22,7 @@ from tikhon.report.page import (
     strength,
 )
 from tikhon.report.saved import SavedRun
+from tikhon.runs.documents import Epoch, Number
 
 Method = Mapping[str, Any]
 COLOURS = {"none": "muted", "l1": "series-1", "l2": "series-2", "dropout": "series-3"}
@@ -216,7 +217,7 @@ def curves(methods: list[Method]) -> Section | None:
     return Section(say("learning_curves"), tuple(blocks), say("demo_curves_lead"))
 
 
-def history(method: Method) -> list[dict[str, Any]]:
+def history(method: Method) -> list[Epoch]:
     """The records of a method's chosen run."""
     return list(method.get("history") or [])
 
@@ -252,8 +253,8 @@ def responses(methods: list[Method]) -> Section | None:
 
 def penalties(methods: list[Method]) -> Section | None:
     """Exact zeros over the epochs of every method that makes some."""
-    series: dict[str, list[Any]] = {}
-    epochs: list[Any] = []
+    series: dict[str, list[Number]] = {}
+    epochs: list[Number] = []
     for method in methods:
         records = history(method)
         keys = [k for k in (records[-1] if records else {}) if k.endswith("/zeros")]

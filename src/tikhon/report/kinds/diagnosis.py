@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
-from typing import Any
 
 from tikhon.options import without
 from tikhon.report import charts, layer_charts
@@ -32,6 +31,14 @@ from tikhon.report.page import (
     strings,
 )
 from tikhon.report.saved import SavedRun
+from tikhon.runs.documents import (
+    Number,
+    SavedFinding,
+    SavedProbe,
+    SavedRecord,
+    SavedSite,
+    SavedTreatment,
+)
 
 HEALTHY_SIGNAL = 1e-3  # the first layer's share of the last one's backward signal
 PROSE = 400  # letters of a sentence in a table
@@ -42,8 +49,8 @@ VERDICTS: dict[str, Level] = {"confirmed": "good", "worse": "bad"}
 def page(run: SavedRun) -> Page:
     """What is wrong with a model, where, how it is known and what to do."""
     result = run.result
-    found = list(result.get("findings") or [])
-    record = result.get("record") or {}
+    found: list[SavedFinding] = list(result.get("findings") or [])
+    record: SavedRecord = result.get("record") or {}
     levels: list[Level] = [SEVERITY.get(f["severity"], "plain") for f in found]
     return Page(
         title=say("title_diagnosis", model=record.get("model", run.name)),
@@ -62,7 +69,7 @@ def code_name(code: str) -> Label | str:
     return say(f"finding_{code}") if f"finding_{code}" in strings("en") else code
 
 
-def verdict(found: list[Mapping[str, Any]]) -> Label:
+def verdict(found: list[SavedFinding]) -> Label:
     """The cause first; consequences of one cause are not counted again."""
     serious = [f for f in found if f["severity"] != "info" and not f.get("cause")]
     if not serious:
@@ -73,7 +80,7 @@ def verdict(found: list[Mapping[str, Any]]) -> Label:
     return say("sick_more" if len(serious) > 1 else "sick", **values)
 
 
-def consequence(found: list[Mapping[str, Any]]) -> tuple[Label | Name, ...]:
+def consequence(found: list[SavedFinding]) -> tuple[Label | Name, ...]:
     """What the first serious finding leads to, and what to do about it."""
     serious = [f for f in found if f["severity"] != "info" and not f.get("cause")]
     if not serious:
@@ -106,11 +113,11 @@ def place(where: list[str]) -> Label | str:
     return ", ".join(where) or "–"
 
 
-def facts(record: Mapping[str, Any]) -> tuple[Fact, ...]:
+def facts(record: SavedRecord) -> tuple[Fact, ...]:
     """Size of the model and of the dry run, and where the loss ended."""
     shown = [Fact(say("parameters"), f"{record.get('parameters', 0):,}")]
-    if record.get("steps"):
-        shown.append(Fact(say("dry_run"), str(record["steps"]), say("steps")))
+    if steps := record.get("steps"):
+        shown.append(Fact(say("dry_run"), str(steps), say("steps")))
     points = record.get("points") or []
     if points:
         note = say("loss_before", loss=number(points[0].get("loss")))
@@ -118,7 +125,7 @@ def facts(record: Mapping[str, Any]) -> tuple[Fact, ...]:
     return tuple(shown)
 
 
-def about(record: Mapping[str, object]) -> tuple[tuple[Label, Label | str], ...]:
+def about(record: SavedRecord) -> tuple[tuple[Label, Label | str], ...]:
     """The loss function as it was observed."""
     loss = record.get("loss")
     if not loss:
@@ -126,7 +133,7 @@ def about(record: Mapping[str, object]) -> tuple[tuple[Label, Label | str], ...]
     return ((say("about_loss"), parts.listed(loss) if isinstance(loss, Mapping) else str(loss)),)
 
 
-def _reason(f: Mapping[str, Any]) -> Cell:
+def _reason(f: SavedFinding) -> Cell:
     """What the finding leads to, and what was measured."""
     why = sentence(f["why"]) if f.get("why") else code_name(f.get("cause") or "")
     words = strings("en")
@@ -143,7 +150,7 @@ def _in_words(key: str, text: str) -> Cell:
     return say(key) if strings("en").get(key) == text else Name(text, PROSE)
 
 
-def findings(found: list[Mapping[str, Any]]) -> Section:
+def findings(found: list[SavedFinding]) -> Section:
     """One row a finding: severity, place, reason, evidence, cures."""
     if not found:
         return Section(say("findings"), (Text(say("no_finding")),))
@@ -179,25 +186,25 @@ def measured(evidence: Mapping[str, object]) -> Cell:
     return joined(told) or Name("–")
 
 
-def evidence(record: Mapping[str, Any]) -> list[Section | None]:
+def evidence(record: SavedRecord) -> list[Section | None]:
     """The charts behind the findings."""
     sites, probes = record.get("sites") or [], record.get("probes") or []
     return [layers(sites, probes), activations(sites, probes), dry_run(record, sites, probes)]
 
 
-def role(sites: list[Mapping[str, object]], *roles: str) -> tuple[list[int], list[str]]:
+def role(sites: list[SavedSite], *roles: str) -> tuple[list[int], list[str]]:
     """Indices and names of the sites with one of some roles."""
     chain = [i for i, s in enumerate(sites) if s["role"] in roles]
     return chain, [f"{sites[i]['name'] or 'model'} {sites[i]['kind']}" for i in chain]
 
 
-def ends(probes: list[Mapping[str, object]]) -> list[tuple[Label, Mapping[str, Any]]]:
+def ends(probes: list[SavedProbe]) -> list[tuple[Label, SavedProbe]]:
     """The first and the last probe with their labels."""
     kept = probes[:1] + probes[1:][-1:]
     return [(say("at_step", step=probe["step"]), probe) for probe in kept]
 
 
-def layers(sites: list[Any], probes: list[Any]) -> Section | None:
+def layers(sites: list[SavedSite], probes: list[SavedProbe]) -> Section | None:
     """Backward signal and forward scale over the depth."""
     chain, names = role(sites, "weight", "recurrent")
     if len(chain) < 2 or not probes:
@@ -222,7 +229,7 @@ def layers(sites: list[Any], probes: list[Any]) -> Section | None:
     return Section(say("layers"), tuple(blocks), say("layers_lead"))
 
 
-def activations(sites: list[Any], probes: list[Any]) -> Section | None:
+def activations(sites: list[SavedSite], probes: list[SavedProbe]) -> Section | None:
     """Dead and saturated shares at the end."""
     chain, names = role(sites, "activation")
     if not chain or not probes:
@@ -240,7 +247,9 @@ def activations(sites: list[Any], probes: list[Any]) -> Section | None:
     return Section(say("activations"), (Chart(say("share_of_units"), figure, alt, wide=True),))
 
 
-def dry_run(record: Mapping[str, Any], sites: list[Any], probes: list[Any]) -> Section | None:
+def dry_run(
+    record: SavedRecord, sites: list[SavedSite], probes: list[SavedProbe]
+) -> Section | None:
     """The loss of the dry run, and how much every layer moved at every step."""
     points = [p for p in record.get("points") or [] if charts.finite([p.get("eval_loss")])]
     blocks = []
@@ -265,20 +274,20 @@ def dry_run(record: Mapping[str, Any], sites: list[Any], probes: list[Any]) -> S
     return Section(say("dry_run"), tuple(blocks)) if blocks else None
 
 
-def logarithm(value: Any) -> float | None:
+def logarithm(value: Number) -> float | None:
     """log10 of a positive number."""
-    return math.log10(value) if charts.finite([value]) and value > 0 else None
+    return math.log10(value) if value and 0 < value < math.inf else None
 
 
 def cure_page(run: SavedRun) -> Page:
     """What was tried against the findings, what proved to help, and the patch."""
     result = run.result
-    results = list(result.get("arms") or [])
+    results: list[SavedTreatment] = list(result.get("arms") or [])
     inner = result.get("diagnosis") or {}
-    record = inner.get("record") or {}
+    record: SavedRecord = inner.get("record") or {}
     confirmed = bool(result.get("confirmed"))
     best = next((a for a in results if a["name"] == result.get("treatment")), None)
-    found = list(inner.get("findings") or [])
+    found: list[SavedFinding] = list(inner.get("findings") or [])
     words = say("no_cure")
     if confirmed and best:
         losses = [number(mean(a["scores"])) for a in (results[0], best)]
@@ -309,13 +318,13 @@ def cure_page(run: SavedRun) -> Page:
     )
 
 
-def mean(values: list[Any]) -> float | None:
+def mean(values: list[Number]) -> float | None:
     """The mean of what is finite."""
     known = charts.finite(values)
     return sum(known) / len(known) if known else None
 
 
-def treatments(results: list[Mapping[str, Any]], best: Mapping[str, Any] | None) -> Section | None:
+def treatments(results: list[SavedTreatment], best: SavedTreatment | None) -> Section | None:
     """One row a treatment, those that ran in full first, then their effects with the spread."""
     if not results:
         return None
@@ -343,7 +352,7 @@ def treatments(results: list[Mapping[str, Any]], best: Mapping[str, Any] | None)
     return Section(say("treatments"), (table, chart))
 
 
-def _treatment(a: Mapping[str, Any], lasted: bool) -> tuple[Cell, ...]:
+def _treatment(a: SavedTreatment, lasted: bool) -> tuple[Cell, ...]:
     """A treatment's loss after so many steps, and how much lower it is than without it."""
     level = VERDICTS.get(a["verdict"], "plain")
     word = {"good": "confirmed", "bad": "worse"}.get(level, "not_confirmed")

@@ -30,7 +30,8 @@ def page(run: SavedRun) -> Page:
     record = parts.final_record(run)
     sentences = verdict(run, metric, record)
     penalties = parts.penalty_table(run.result.get("penalties") or {})
-    thinned = parts.sparsity_table(run.result.get("sparsity") or {})
+    left = run.result.get("sparsity")
+    thinned = parts.sparsity_table(left) if left else None
     tables = (scores.table(run, scores.of_parts(record)), scores.recalls(run), penalties, thinned)
     return Page(
         title=say("title_fit", data=parts.data_name(run)),
@@ -65,7 +66,7 @@ def level(run: SavedRun) -> Level:
 
 def last_epoch(run: SavedRun) -> int:
     """How far the history goes; it may be thinned."""
-    return int(run.history[-1].get("epoch", len(run.history))) if run.history else 0
+    return int(run.history[-1].get("epoch") or len(run.history)) if run.history else 0
 
 
 def broken(run: SavedRun) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -29,6 +30,7 @@ from tikhon.report.page import (
     strength,
 )
 from tikhon.report.saved import SavedRun
+from tikhon.runs.documents import Epoch, Number, SavedPenalty, SavedSparsity, SavedWeights
 
 GAP_LIMIT = 0.03  # accuracy on the training rows above accuracy on held-out rows
 RATIO_LIMIT = 1.25  # held-out error over training error, for regression
@@ -61,7 +63,7 @@ def metric_of(records: Iterable[Mapping[str, object]]) -> Metric:
     return Metric("loss", say("metric_loss"), False)
 
 
-def record_at(history: tuple[dict[str, Any], ...], epoch: Any) -> dict[str, object]:
+def record_at(history: tuple[Epoch, ...], epoch: object) -> Epoch:
     """The record of an epoch; the last one if there is none."""
     return next((r for r in history if r.get("epoch") == epoch), history[-1] if history else {})
 
@@ -72,7 +74,7 @@ def data_name(run: SavedRun) -> str:
     return str(data.get("name", run.name) if isinstance(data, dict) else data)
 
 
-def final_record(run: SavedRun) -> dict[str, object]:
+def final_record(run: SavedRun) -> Epoch:
     """The scores of the state that was kept."""
     kept = record_at(run.history, run.result.get("best_epoch"))
     return {**kept, **(run.result.get("metrics") or {})}
@@ -82,7 +84,7 @@ def about(run: SavedRun) -> tuple[tuple[Label, Label | str], ...]:
     """The small print in words: data, model, optimizer, seed, device, versions."""
     config = run.config
     lines: list[tuple[Label, Label | str]] = [(say("about_run"), run.name)]
-    data, model = _entries(config.get("data")), _entries(config.get("model"))
+    data, model = entries(config.get("data")), entries(config.get("model"))
     if data:
         lines += of_data(data)
     elif config.get("data"):
@@ -92,24 +94,25 @@ def about(run: SavedRun) -> tuple[tuple[Label, Label | str], ...]:
     elif model:
         lines.append((say("about_model"), str(model.get("name", ""))))
     for key in ("optimizer", "recipe"):
-        if text := listed(_entries(config.get(key))):
+        if text := listed(entries(config.get(key))):
             lines.append((say(f"about_{key}"), text))
     for key in ("seed", "device"):
         if config.get(key) is not None:
             lines.append((say(f"about_{key}"), str(config[key])))
-    if text := listed(_entries(config.get("versions"))):
+    if text := listed(entries(config.get("versions"))):
         lines.append((say("about_versions"), text))
     return tuple(lines)
 
 
-def _entries(value: object) -> Mapping[str, Any]:
+def entries(value: object) -> Mapping[str, Any]:
+    """The keys and values of a part of a document; none where it is something else."""
     return value if isinstance(value, Mapping) else {}
 
 
 def of_data(data: Mapping[str, object]) -> list[tuple[Label, Label | str]]:
     """Name, rows and features of the data; the file, the target and the classes of a table."""
-    origin, rows = _entries(data.get("origin")), data.get("rows")
-    count = {k: f"{v:,}" for k, v in _entries(rows).items() if isinstance(v, int)}
+    origin, rows = entries(data.get("origin")), data.get("rows")
+    count = {k: f"{v:,}" for k, v in entries(rows).items() if isinstance(v, int)}
     values = {"name": data.get("name", "–"), "features": data.get("features", "–")}
     if {"train", "valid", "test"} <= count.keys():
         found: list[tuple[Label, Label | str]] = [
@@ -220,14 +223,14 @@ def penalties_over_time(run: SavedRun) -> Section | None:
     return Section(say("penalties_over_time"), tuple(blocks), say("penalties_over_time_lead"))
 
 
-def matching(run: SavedRun, pattern: str) -> dict[str, list[Any]]:
+def matching(run: SavedRun, pattern: str) -> dict[str, list[Number]]:
     """Every history key that matches, by its captured name."""
     keys = dict.fromkeys(key for record in run.history for key in record)
     found = {m[1]: run.series(key) for key in keys if (m := re.fullmatch(pattern, key))}
     return {name: values for name, values in found.items() if charts.finite(values)}
 
 
-def penalty_table(penalties: Mapping[str, Mapping[str, Any]]) -> Table | None:
+def penalty_table(penalties: Mapping[str, SavedPenalty]) -> Table | None:
     """Strength, value and exact zeros of every penalty at the end."""
     audited = any("verdict" in p for p in penalties.values())
     rows = tuple(
@@ -248,7 +251,7 @@ def penalty_table(penalties: Mapping[str, Mapping[str, Any]]) -> Table | None:
     return Table(caption, head, rows) if rows else None
 
 
-def sparsity_table(found: Mapping[str, Any]) -> Table | None:
+def sparsity_table(found: SavedSparsity) -> Table | None:
     """What `sparsify` left of each layer."""
     rows = tuple(
         (
@@ -256,7 +259,7 @@ def sparsity_table(found: Mapping[str, Any]) -> Table | None:
             f"{layer['units']:,}",
             percent(layer["zeros"] / max(1, layer["units"])),
         )
-        for layer in found.get("layers", ())
+        for layer in found["layers"]
     )
     if not rows:
         return None
@@ -269,16 +272,17 @@ def mode(how: str | None) -> Cell:
     return "–" if how is None else say(f"mode_{how}")
 
 
-def _audit_mark(penalty: Mapping[str, object]) -> Cell:
+def _audit_mark(penalty: SavedPenalty) -> Cell:
     """Whether more or less of the penalty would validate better."""
     verdict = penalty.get("verdict")
     if verdict is None:
         return ""
-    text = say("audit_" + str(verdict).replace(" ", "_"), slope=f"{penalty['slope']:+.3f}")
+    slope = penalty.get("slope", math.nan)
+    text = say("audit_" + str(verdict).replace(" ", "_"), slope=f"{slope:+.3f}")
     return Mark("good" if verdict == "flat" else "watch", text)
 
 
-def weights(parameters: Mapping[str, Mapping[str, Any]]) -> Section | None:
+def weights(parameters: Mapping[str, SavedWeights]) -> Section | None:
     """Histogram of every regularized parameter, the exact zeros apart."""
     blocks: list[Block] = []
     rows = []
@@ -286,7 +290,7 @@ def weights(parameters: Mapping[str, Mapping[str, Any]]) -> Section | None:
         zeros = facts.get("zeros")
         rows.append((Name(name), percent(zeros), number(facts.get("l1")), number(facts.get("l2"))))
         histogram = facts.get("histogram")
-        if histogram and histogram.get("counts"):
+        if histogram and histogram["counts"]:
             figure = charts.histogram(histogram["edges"], histogram["counts"], zeros)
             alt = say("alt_histogram", name=name, zeros=percent(zeros))
             blocks.append(Chart(Name(name), figure, alt))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tikhon.report import charts
 from tikhon.report.kinds import columns, parts, scores
 from tikhon.report.page import (
@@ -48,16 +46,16 @@ def page(run: SavedRun) -> Page:
     )
 
 
-def best_of(result: dict[str, Any]) -> int | None:
+def best_of(run: SavedRun) -> int | None:
     """Index of the lowest score."""
-    known = [(s, i) for i, s in enumerate(result.get("scores") or []) if s is not None]
+    known = [(s, i) for i, s in enumerate(run.result.get("scores") or []) if s is not None]
     return min(known)[1] if known else None
 
 
-def total(result: dict[str, Any]) -> int:
+def total(run: SavedRun) -> int:
     """How many features there are."""
-    rows = result.get("importances") or []
-    return len(rows[0]) if rows else len(result.get("feature_names") or [])
+    rows = run.result.get("importances") or []
+    return len(rows[0]) if rows else len(run.result.get("feature_names") or [])
 
 
 def verdict(run: SavedRun, chosen: int | None) -> Label:
@@ -70,7 +68,7 @@ def verdict(run: SavedRun, chosen: int | None) -> Label:
     return say(
         "path_chosen",
         kept=result["counts"][chosen],
-        all=total(result),
+        all=total(run),
         score=number(result["scores"][chosen]),
         strength=strength(result["strengths"][chosen]),
     )
@@ -89,7 +87,7 @@ def more(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
                 metric=say(f"metric_{key}"),
                 score=number(metrics[at]),
                 rows=f"{(run.result.get('rows') or {}).get('test', 0):,}",
-                all=total(run.result),
+                all=total(run),
                 linear=number(held["linear"][at]),
             )
         )
@@ -109,7 +107,7 @@ def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
         tested = parts.score_fact(parts.metric_of([metrics]), metrics, "test")
         shown = [
             *((tested,) if tested else ()),
-            Fact(say("kept"), str(result["counts"][chosen]), say("of_all", all=total(result))),
+            Fact(say("kept"), str(result["counts"][chosen]), say("of_all", all=total(run))),
             Fact(say("valid_loss"), number(result["scores"][chosen]), note),
             Fact(
                 say("chosen_strength"),
@@ -122,9 +120,9 @@ def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
     return tuple(shown)
 
 
-def names_of(result: dict[str, Any]) -> list[str]:
+def names_of(run: SavedRun) -> list[str]:
     """Names of the features, or their numbers."""
-    return list(result.get("feature_names") or map(str, range(total(result))))
+    return list(run.result.get("feature_names") or map(str, range(total(run))))
 
 
 def summary(run: SavedRun, chosen: int | None) -> Section | None:
@@ -168,7 +166,7 @@ def features(run: SavedRun, chosen: int | None) -> Table | None:
     result = run.result
     if chosen is None or not result.get("selected"):
         return None
-    names, rows = names_of(result), result.get("importances") or []
+    names, rows = names_of(run), result.get("importances") or []
     lines: list[tuple[Cell, ...]] = []
     for name in result["selected"]:
         column = names.index(name)
@@ -181,7 +179,7 @@ def features(run: SavedRun, chosen: int | None) -> Table | None:
 
 def responses(run: SavedRun, chosen: int | None) -> Section | None:
     """Validation loss with its error, and the number of features, over the strength."""
-    result, best = run.result, best_of(run.result)
+    result, best = run.result, best_of(run)
     if best is None:
         return None
     marks = {"best_score": best} | ({} if chosen is None else {"chosen": chosen})
@@ -212,7 +210,7 @@ def importances(run: SavedRun) -> Section | None:
     rows = result.get("importances") or []
     if not rows:
         return None
-    names = names_of(result)
+    names = names_of(run)
     kept = [names.index(name) for name in result.get("selected") or ()]
     figure = charts.trails(
         result["strengths"], rows, names, say("importance"), LINES, first=kept[:LINES]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tikhon.report.page import Label, Name, Table, number, say
 from tikhon.report.saved import SavedRun
@@ -11,7 +10,7 @@ from tikhon.report.saved import SavedRun
 PARTS = {"train": "training", "valid": "validation", "test": "test"}  # key -> rows of
 KEYS = ("accuracy", "rmse", "r2", "balanced_accuracy", "average_precision", "loss")
 
-Held = tuple[Label, Mapping[str, Any], str]  # what it is, its scores, on which part
+Held = tuple[Label, Mapping[str, object], str]  # what it is, its scores, on which part
 
 
 def of_parts(record: Mapping[str, object]) -> list[Held]:

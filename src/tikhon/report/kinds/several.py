@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tikhon.report import charts
 from tikhon.report.kinds import parts
@@ -25,6 +24,7 @@ from tikhon.report.page import (
     seconds,
 )
 from tikhon.report.saved import SavedRun
+from tikhon.runs.documents import Epoch, Number
 
 CERTAIN = 1.96  # standard errors of a difference that is told apart
 
@@ -35,12 +35,12 @@ class Group:
 
     runs: tuple[SavedRun, ...]
     pages: tuple[Page, ...]
-    records: tuple[Mapping[str, Any], ...]
+    records: tuple[Epoch, ...]
     metric: parts.Metric
     data: str
 
     @property
-    def scores(self) -> list[Any]:
+    def scores(self) -> list[Number]:
         """Validation score of every run."""
         return [record.get(f"valid/{self.metric.key}") for record in self.records]
 
@@ -69,9 +69,9 @@ class Group:
             (self.runs[i].result.get("score_errors") or {}).get(key) for i in (first, second)
         ]
         known = charts.finite(errors)
-        if len(known) < 2:
+        scores = charts.finite(self.scores[i] for i in (first, second))
+        if len(known) < 2 or len(scores) < 2:
             return False
-        scores = [self.scores[i] for i in (first, second)]
         if not self.metric.higher:  # its errors are those of the logarithm
             scores = [math.log(max(score, 1e-300)) for score in scores]
         return abs(scores[0] - scores[1]) > CERTAIN * math.hypot(*known)
@@ -93,7 +93,7 @@ def page(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Page:
 
 def grouped(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[Group]:
     """The runs by kind of score, data fingerprint and task, in the order given."""
-    found: dict[tuple[Any, ...], list[int]] = {}
+    found: dict[tuple[object, ...], list[int]] = {}
     records = [parts.final_record(run) for run in runs]
     metrics = [parts.metric_of([record]) for record in records]
     for i, run in enumerate(runs):

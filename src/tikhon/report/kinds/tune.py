@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from tikhon.options import with_mode
 from tikhon.report import charts, search_charts
@@ -29,6 +28,7 @@ from tikhon.report.page import (
     strength,
 )
 from tikhon.report.saved import SavedRun
+from tikhon.runs.documents import SavedAudit, SavedTrial
 
 SHOWN = 12  # rows of the table of trials
 
@@ -37,12 +37,12 @@ SHOWN = 12  # rows of the table of trials
 class Member:
     """One configuration over all its rungs."""
 
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     budget: int
     score: float | None
     error: float | None
     curve: tuple[tuple[float, float | None], ...]
-    strengths: Mapping[str, Any]
+    strengths: Mapping[str, object]
     failed: bool
 
 
@@ -50,7 +50,7 @@ def page(run: SavedRun) -> Page:
     """Verdict, audit, rungs, response of every hyperparameter, parallel coordinates, trials."""
     found = members(run.result.get("trials") or [])
     chosen = chosen_of(found, run.result.get("config") or {})
-    audit = run.result.get("audit") or {}
+    audit: SavedAudit = run.result.get("audit") or {}
     summary = (scores.table(run, tested(run)), choice(run), audit_table(audit))
     return Page(
         title=say("title_tune", data=parts.data_name(run)),
@@ -84,19 +84,19 @@ def tested(run: SavedRun) -> list[scores.Held]:
     return [(say(key), found, "test") for key, found in held if found]
 
 
-def more(run: SavedRun, audit: Mapping[str, Any]) -> tuple[Label, ...]:
+def more(run: SavedRun, audit: SavedAudit) -> tuple[Label, ...]:
     """What the test rows say, then what may be wrong with the choice."""
     found = [scores.beside(run)]
-    if audit.get("edges"):
-        found.append(say("tune_edge", names=", ".join(audit["edges"])))
+    if edges := audit.get("edges"):
+        found.append(say("tune_edge", names=", ".join(edges)))
     if run.result.get("stopped"):
         found.append(say("tune_stopped", trials=len(run.result.get("trials") or [])))
     return tuple(sentence for sentence in found if sentence)
 
 
-def members(trials: list[dict[str, Any]]) -> list[Member]:
+def members(trials: list[SavedTrial]) -> list[Member]:
     """The trials by configuration: a later rung continues the earlier one's curve."""
-    grouped: dict[str, list[dict[str, Any]]] = {}
+    grouped: dict[str, list[SavedTrial]] = {}
     for trial in trials:
         grouped.setdefault(json.dumps(trial["config"], sort_keys=True), []).append(trial)
     found = []
@@ -194,7 +194,7 @@ def entry(range_: object) -> str:
     return ", ".join(map(str, range_.get("options", range_.get("values", []))))
 
 
-def audit_table(audit: Mapping[str, Any]) -> Table | None:
+def audit_table(audit: SavedAudit) -> Table | None:
     """How far the choice may be off."""
     if not audit:
         return None
@@ -211,7 +211,8 @@ def audit_table(audit: Mapping[str, Any]) -> Table | None:
         else Mark("good", say("inside"))
     )
     failed = audit.get("failed") or 0
-    share = audit["noise"] / audit["chosen_score"] if audit.get("chosen_score") else None
+    chosen = audit.get("chosen_score")
+    share = audit.get("noise", 0.0) / chosen if chosen else None
     small = share is not None and share <= 0.02
     noisy = Mark("good" if small else "watch", say("noise_small" if small else "noise_large"))
     lost = Mark("plain", say("left_out")) if failed else Mark("good", say("none_failed"))
@@ -308,8 +309,8 @@ def coordinates(
     for name, values in columns.items():
         places = search_charts.places(values, name in logarithmic(run))
         ends = [v for v in values if v is not None]
-        numeric = len(charts.finite(ends)) == len(ends)
-        ends = sorted(ends, key=None if numeric else str)
+        numbers = charts.finite(ends)
+        ends = sorted(numbers) if len(numbers) == len(ends) else sorted(ends, key=str)
         reach = short(ends[0]), short(ends[-1])
         axes.append(search_charts.Coordinate(with_mode(name), places, *reach))
     order = sorted(range(len(shown)), key=lambda k: found[shown[k]].score or 0.0)
