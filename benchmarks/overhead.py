@@ -1,7 +1,8 @@
 """What a penalty costs: proxes in copies of the weights, and whole training steps against peers.
 
 All figures are ratios of CPU time within one run, the two sides interleaved (A-B-B-A), medians
-over rounds. `kernels` compares one operation on one float32 tensor with `out.copy_(w)`; `steps`
+over rounds. `kernels` compares one operation on one float32 tensor with `out.copy_(w)`; `moves`
+what a penalty adds to `optimizer.step()` on one 4096 x 4096 tensor with that copy; `steps`
 compares forward, backward and optimizer step with the same step without a penalty.
 
     python benchmarks/overhead.py --quick           # about 2 minutes
@@ -143,6 +144,50 @@ def kernel_table(sizes: list[int], rounds: int) -> dict[str, dict]:
     return table
 
 
+# -- what a penalty adds to the step of an optimizer ----------------------------------------------
+
+TERMS: dict[str, tk.Penalty] = {
+    "L1": tk.L1(STRENGTH),
+    "L2": tk.L2(STRENGTH),
+    "ElasticNet": tk.ElasticNet(STRENGTH),
+    "MCP": tk.MCP(STRENGTH),
+    "SCAD": tk.SCAD(STRENGTH),
+    "LogSum": tk.LogSum(STRENGTH),
+    "Huber": tk.Huber(STRENGTH),
+    "Box": tk.Box(-10.0, 10.0),
+    "GroupLasso": tk.GroupLasso(STRENGTH),
+}
+MOVE_TARGETS = {"sgd": 1.6, "adam": 2.5}  # extra copies, elementwise terms
+
+
+def move_table(rounds: int) -> dict[str, float]:
+    """Copies of the weights that a term adds to `optimizer.step()`, by the user's own call."""
+    table: dict[str, float] = {}
+    start = torch.randn(4096, 4096)
+    out = torch.empty_like(start)
+    copied = lambda: out.copy_(start)  # noqa: E731
+    for kind in ("sgd", "adam"):
+        plain = _mover(start, kind, None)
+        alone = ratio(plain, copied, rounds)
+        for name, penalty in TERMS.items():
+            found = (ratio(_mover(start, kind, penalty), plain, rounds) - 1) * alone
+            table[f"{kind} | {name}"] = found
+            target = math.inf if name == "GroupLasso" else MOVE_TARGETS[kind]
+            verdict = "ok" if found <= target else f"> {target}"
+            print(f"{kind:6}{name:24}{found:8.2f}  {verdict}", flush=True)
+    return table
+
+
+def _mover(start: torch.Tensor, kind: str, penalty: tk.Penalty | None) -> Run:
+    model = nn.Module()
+    model.weight = nn.Parameter(start.clone())
+    model.weight.grad = torch.randn_like(start).mul_(1e-4)
+    optimizer = make(kind, [model.weight])
+    model.held = penalty and tk.regularize(model, optimizer, {"weight": penalty})
+    model.step = optimizer.step  # keeps both alive
+    return lambda: model.step()
+
+
 # -- whole steps ----------------------------------------------------------------------------------
 
 
@@ -150,17 +195,34 @@ def mlp() -> tuple[nn.Module, torch.Tensor]:
     return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)), torch.randn(64, 784)
 
 
-def transformer(width: int) -> tuple[nn.Module, torch.Tensor]:
+def transformer(width: int, depth: int = 12) -> tuple[nn.Module, torch.Tensor]:
     layer = nn.TransformerEncoderLayer(
         width, 8, 4 * width, dropout=0.0, batch_first=True, norm_first=True
     )
-    model = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+    model = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
     return model, torch.randn(4, 32, width)
+
+
+def convolutions(depth: int = 100, width: int = 32) -> tuple[nn.Module, torch.Tensor]:
+    """Convolutions with BatchNorm, each added to what comes in: three tensors a layer."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(width)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.norm(self.convolution(x)).relu()
+
+    return nn.Sequential(*[Residual() for _ in range(depth)]), torch.randn(8, width, 8, 8)
 
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {
     "MLP 784-128-10 (1e5)": mlp,
     "transformer 12 x 64 (6e5)": lambda: transformer(64),
+    "residual net, 300 tensors (9e5)": convolutions,
+    "transformer, 300 tensors (1e6)": lambda: transformer(64, depth=25),
     "transformer 12 x 88 (1e6)": lambda: transformer(88),
     "transformer 12 x 344 (1.7e7)": lambda: transformer(344),
     "transformer 12 x 832 (1e8)": lambda: transformer(832),
@@ -287,14 +349,14 @@ def step_table(
                 if only and name not in only:
                     continue
                 table[f"{label} | {kind} | {name}"] = found = ratio(step, plain, rounds)
-                print(f"{label:22}{kind:6}{name:24}{found:8.3f}", flush=True)
+                print(f"{label:32}{kind:6}{name:24}{found:8.3f}", flush=True)
             if (
                 label.startswith("MLP")
                 and not (compiled or only)
                 and (found := keras_ratio(rounds, kind))
             ):
                 table[f"{label} | {kind} | Keras L1"] = found
-                print(f"{label:22}{kind:6}{'Keras L1 (own base)':24}{found:8.3f}", flush=True)
+                print(f"{label:32}{kind:6}{'Keras L1 (own base)':24}{found:8.3f}", flush=True)
     return table
 
 
@@ -385,7 +447,7 @@ def gpu_table(rounds: int) -> dict[str, dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, one thread")
-    parser.add_argument("--only", choices=["kernels", "steps", "gpu"])
+    parser.add_argument("--only", choices=["kernels", "moves", "steps", "gpu"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[])
     parser.add_argument("--sizes", type=float, nargs="+", help="entries of the tensor of kernels")
@@ -410,10 +472,13 @@ def main() -> None:
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         found: dict = {}
-        if options.only != "steps":
+        if options.only in (None, "kernels"):
             print(f"\n{threads} thread(s): copies of the weights, and extra memory")
             found["kernels"] = kernel_table(sizes, options.rounds)
-        if options.only != "kernels":
+        if options.only in (None, "moves"):
+            print(f"\n{threads} thread(s): copies that a term adds to a step of 4096 x 4096")
+            found["moves"] = move_table(options.rounds)
+        if options.only in (None, "steps"):
             print(f"\n{threads} thread(s): whole step over the step without a penalty")
             found["steps"] = step_table(
                 models, options.rounds, options.compiled_step, options.ways

@@ -16,6 +16,16 @@ PENALTIES = [
     tk.GroupLasso(3.5),  # takes some rows whole
     tk.GroupLasso(0.1, scale_by_size=True),
 ]
+IN_C = [  # by no blocks
+    tk.MCP(0.3),
+    tk.MCP(0.3, gamma=1.2),
+    tk.SCAD(0.3),
+    tk.LogSum(0.01, epsilon=0.5),  # convex at steps up to 25
+    tk.LogSum(0.05, epsilon=0.1),  # at some steps
+    tk.LogSum(0.3, epsilon=0.1),
+    tk.Box(-0.3, 0.4),
+    tk.NonNegative(),
+]
 
 
 @pytest.fixture(autouse=True, params=["blocks", "C", "C in threads"])
@@ -61,6 +71,79 @@ def test_prox_in_place_in_a_metric_is_the_prox(penalty, dtype):
     assert torch.equal(w == 0, expected == 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("step", [0.01, 0.9, 2.5])
+@pytest.mark.parametrize("penalty", IN_C, ids=repr)
+def test_prox_in_c_is_the_prox(penalty, step, dtype, route):
+    w, _, _ = weights(dtype)
+    w[5], w[6, :3] = 0, torch.tensor([math.nan, math.inf, -math.inf])
+    expected, before = penalty.prox(w, step), w.clone()
+    if route == "blocks":
+        assert not kernels.prox_(penalty, w, step) and _equal(w, before)
+        return
+    assert kernels.prox_(penalty, w, step)
+    torch.testing.assert_close(w, expected, equal_nan=True)
+    assert torch.equal(w == 0, expected == 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("step", [0.003, 0.3, 3.0])
+@pytest.mark.parametrize("penalty", IN_C, ids=repr)
+def test_prox_in_c_in_a_metric_is_the_prox_of_bounded_steps(penalty, step, dtype, route):
+    w, moment, _ = weights(dtype)
+    w[5], w[6, :3] = 0, torch.tensor([math.nan, math.inf, -math.inf])
+    moment.square_()
+    most = _longest(penalty)
+    expected = penalty.prox(w, (step / (moment.sqrt() / 0.7 + 0.1)).clamp_max(most))
+    done = kernels.prox_(penalty, w, step, moment=moment, scale=0.7, eps=0.1, most=most)
+    assert done == (route != "blocks")
+    if done:
+        torch.testing.assert_close(w, expected, equal_nan=True)
+        assert torch.equal(w == 0, expected == 0)
+
+
+@pytest.mark.parametrize("penalty", [tk.MCP(0.3), tk.SCAD(0.3)], ids=repr)
+def test_crossing_pieces_in_a_metric_have_no_kernel(penalty):
+    w, moment, _ = weights()
+    assert not kernels.prox_(penalty, w, 0.3, moment=moment.square(), eps=0.1)
+
+
+def test_steps_beyond_the_pieces_of_scad_have_no_kernel():
+    assert not kernels.prox_(tk.SCAD(0.3, a=3.0), weights()[0], 2.0)
+
+
+def _longest(penalty):
+    """Half of the step up to which the prox has one minimum."""
+    if isinstance(penalty, tk.MCP):
+        return penalty.gamma / 2
+    return (penalty.a - 1) / 2 if isinstance(penalty, tk.SCAD) else math.inf
+
+
+def _equal(a, b):
+    return torch.equal(a.nan_to_num(-9), b.nan_to_num(-9))
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0])
+@pytest.mark.parametrize("penalty", [tk.L2(0.3), tk.Huber(0.3, delta=0.5)], ids=repr)
+def test_gradient_in_place_is_the_gradient(penalty, factor):
+    w, gradient, _ = weights()
+    expected = gradient + factor * penalty.grad(w)
+    assert kernels.add_gradient_(penalty, gradient, w, factor)
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [tk.L1(0.3), tk.L2(0.3, center=torch.ones(11)), tk.Huber(0.3, weights=torch.ones(11))],
+    ids=lambda penalty: type(penalty).__name__,
+)
+def test_gradients_of_other_penalties_are_not_added(penalty):
+    w, gradient, _ = weights()
+    before = gradient.clone()
+    assert not kernels.add_gradient_(penalty, gradient, w, 1.0)
+    assert torch.equal(gradient, before)
+
+
 def test_parameters_are_changed_without_a_graph():
     w = torch.nn.Parameter(torch.tensor([3.0, -0.5]))
     assert kernels.prox_(tk.L1(1.0), w, 1.0)
@@ -83,7 +166,8 @@ class Derived(tk.L1):
 @pytest.mark.parametrize(
     ("penalty", "change"),
     [
-        (tk.MCP(0.3), lambda w: w),
+        (tk.MCP(0.3, weights=torch.ones(11)), lambda w: w),
+        (tk.TopK(3), lambda w: w),
         (tk.L2(0.3), lambda w: w),
         (Derived(0.3), lambda w: w),
         (tk.L1(0.3, weights=torch.ones(11)), lambda w: w),

@@ -41,6 +41,98 @@ static void entries(REAL *restrict w, const REAL *restrict moment, ptrdiff_t cou
         }
 }
 
+/* The step of an entry in the unit of its weight: size / (sqrt(moment) + eps), at most `most`;
+   without a moment `size`. */
+static inline REAL step_of(const REAL *moment, ptrdiff_t i, REAL size, REAL eps, REAL most)
+{
+    const REAL step = moment ? size / (sqrt(moment[i]) + eps) : size;
+    return step > most ? most : step;
+}
+
+/* MCP for steps below `knee` = gamma * strength, where it turns constant: a firm threshold. */
+static void firm(REAL *restrict w, const REAL *restrict moment, ptrdiff_t count, REAL size,
+                 REAL knee, REAL eps, REAL most)
+{
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const REAL step = step_of(moment, i, size, eps, most), length = fabs(w[i]);
+        REAL left = length - step;
+        left = left < 0 ? 0 : left / (1 - step / knee);
+        left = length <= knee ? left : length;
+        w[i] = w[i] < 0 ? -left : left;
+    }
+}
+
+/* MCP for a step beyond that: zero up to `size`. */
+static void hard(REAL *restrict w, ptrdiff_t count, REAL size)
+{
+    for (ptrdiff_t i = 0; i < count; i++)
+        w[i] = fabs(w[i]) <= size ? 0 : w[i];
+}
+
+/* SCAD for steps below (a - 1) * strength, where its pieces do not cross. */
+static void clipped(REAL *restrict w, const REAL *restrict moment, ptrdiff_t count, REAL size,
+                    REAL strength, REAL a, REAL eps, REAL most)
+{
+    const REAL knee = a * strength, flat = a - 1, whole = flat * strength;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const REAL step = step_of(moment, i, size, eps, most), length = fabs(w[i]);
+        REAL near = length - step;
+        near = near < 0 ? 0 : near;
+        const REAL middle = (flat * length - a * step) * strength / (whole - step);
+        REAL left = length <= strength + step ? near : middle;
+        left = length <= knee ? left : length;
+        left = w[i] < 0 ? -left : left;
+        w[i] = length <= LARGEST ? left : w[i];
+    }
+}
+
+/* LogSum: the larger root of a quadratic, zero where there is none. */
+static inline REAL larger_root(REAL length, REAL step, REAL epsilon)
+{
+    const REAL square = (length + epsilon) * (length + epsilon) - 4 * step;
+    const REAL root = (length - epsilon + sqrt(square < 0 ? 0 : square)) / 2;
+    return root < 0 || !(square >= 0) ? 0 : root;
+}
+
+static void log_sum(REAL *restrict w, const REAL *restrict moment, ptrdiff_t count, REAL size,
+                    REAL epsilon, REAL eps)
+{
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const REAL length = fabs(w[i]);
+        REAL root = larger_root(length, step_of(moment, i, size, eps, LARGEST), epsilon);
+        root = w[i] < 0 ? -root : root;
+        w[i] = length <= LARGEST ? root : w[i];
+    }
+}
+
+/* The same where steps may be beyond epsilon^2: the objective then has two minima, and zero is
+   taken where it costs less. */
+static void log_sum_or_zero(REAL *restrict w, const REAL *restrict moment, ptrdiff_t count,
+                            REAL size, REAL epsilon, REAL eps)
+{
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const REAL step = step_of(moment, i, size, eps, LARGEST), length = fabs(w[i]);
+        REAL root = larger_root(length, step, epsilon);
+        if (step > epsilon * epsilon) {
+            const REAL moved = root - length;
+            const REAL cost = moved * moved / 2 + step * log1p(root / epsilon);
+            root = cost < length * length / 2 ? root : 0;
+        }
+        if (length <= LARGEST)
+            w[i] = w[i] < 0 ? -root : root;
+    }
+}
+
+/* Entries between two numbers; what is not finite stays. */
+static void clamp(REAL *restrict w, ptrdiff_t count, REAL low, REAL high)
+{
+    for (ptrdiff_t i = 0; i < count; i++) {
+        REAL kept = w[i] < low ? low : w[i];
+        kept = kept > high ? high : kept;
+        w[i] = fabs(w[i]) <= LARGEST ? kept : w[i];
+    }
+}
+
 /* Norm of a row: short sums in REAL, unless squares overflow or vanish. */
 static double norm_of(const REAL *restrict row, ptrdiff_t length)
 {
@@ -143,25 +235,77 @@ static void shrink_in_metric(REAL *restrict row, const REAL *restrict moment, pt
             row[j] -= row[j] * (steps[j] / (t + steps[j]));
 }
 
-/* Entries at least `least`, for the next step; written only where some are below. */
-static void lift(REAL *restrict moment, ptrdiff_t count, REAL least)
+static REAL smallest_of(const REAL *restrict moment, ptrdiff_t count)
 {
-    REAL smallest = least;
+    REAL smallest = LARGEST;
 #pragma omp simd reduction(min : smallest)
     for (ptrdiff_t i = 0; i < count; i++)
         smallest = moment[i] < smallest ? moment[i] : smallest;
-    if (smallest < least)
+    return smallest;
+}
+
+/* Entries at least `least`, for the next step; written only where some are below. */
+static void lift(REAL *restrict moment, ptrdiff_t count, REAL least)
+{
+    if (smallest_of(moment, count) < least)
         for (ptrdiff_t i = 0; i < count; i++)
             moment[i] = moment[i] < least ? least : moment[i];
 }
 
-/* One prox in place. `length` is that of a row of GroupLasso, 0 for single entries; a moment is
-   lifted to `least` while it lies in the cache. */
+enum kind { ENTRIES, ROWS, FIRM, HARD, CLIPPED, LOG_SUM, CLAMP };
+
+/* One prox in place. `length` is that of a row of GroupLasso, 0 for single entries; `first` and
+   `second` are the numbers that its kind takes beside `size`; no step is longer than `most`; a
+   moment is lifted to `least` while it lies in the cache. */
 struct job {
     REAL *w, *moment;
-    ptrdiff_t count, length;
-    double size, ridge, eps, least;
+    ptrdiff_t count, length, kind;
+    double size, first, second, eps, most, least;
 };
+
+static void part(const struct job *job, REAL *w, REAL *moment, ptrdiff_t count, REAL *room)
+{
+    const REAL size = job->size, eps = job->eps;
+    const REAL most = job->most < LARGEST ? job->most : LARGEST;
+    switch ((enum kind)job->kind) {
+    case ENTRIES:
+        entries(w, moment, count, job->size, job->first, job->eps);
+        break;
+    case ROWS:
+        if (moment)
+            shrink_in_metric(w, moment, count, size, eps, room);
+        else
+            shrink(w, count, job->size);
+        break;
+    case FIRM:
+        if (moment)
+            firm(w, moment, count, size, job->first, eps, most);
+        else
+            firm(w, NULL, count, size, job->first, eps, most);
+        break;
+    case HARD:
+        hard(w, count, size);
+        break;
+    case CLIPPED:
+        if (moment)
+            clipped(w, moment, count, size, job->first, job->second, eps, most);
+        else
+            clipped(w, NULL, count, size, job->first, job->second, eps, most);
+        break;
+    case LOG_SUM: {
+        const REAL epsilon = job->first, least = moment ? smallest_of(moment, count) : 0;
+        if (step_of(moment ? &least : NULL, 0, size, eps, LARGEST) > epsilon * epsilon)
+            log_sum_or_zero(w, moment, count, size, epsilon, eps);
+        else if (moment)
+            log_sum(w, moment, count, size, epsilon, eps);
+        else
+            log_sum(w, NULL, count, size, epsilon, eps);
+        break;
+    }
+    case CLAMP:
+        clamp(w, count, job->first, job->second);
+    }
+}
 
 /* The jobs one after another; `room` holds the longest row. */
 void run(const struct job *jobs, ptrdiff_t count, REAL *room)
@@ -170,13 +314,8 @@ void run(const struct job *jobs, ptrdiff_t count, REAL *room)
         const ptrdiff_t each = job->length ? job->length : PART;
         for (ptrdiff_t i = 0; i < job->count; i += each) {
             const ptrdiff_t size = each < job->count - i ? each : job->count - i;
-            REAL *w = job->w + i, *moment = job->moment ? job->moment + i : NULL;
-            if (!job->length)
-                entries(w, moment, size, job->size, job->ridge, job->eps);
-            else if (moment)
-                shrink_in_metric(w, moment, size, job->size, job->eps, room);
-            else
-                shrink(w, size, job->size);
+            REAL *moment = job->moment ? job->moment + i : NULL;
+            part(job, job->w + i, moment, size, room);
             if (moment && job->least > 0)
                 lift(moment, size, job->least);
         }

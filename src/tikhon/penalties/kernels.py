@@ -1,16 +1,18 @@
-"""Proxes in place, in about one pass over memory, for the penalties used most.
+"""Proxes and gradients in place, in about one pass over memory, for the penalties used most.
 
 A kernel changes the weights where they lie. On a CPU it walks through them in blocks that stay in
 the cache, with two small buffers in place of full-size temporaries. From some size on (see
 `compile_from`) one compiled pass takes over: C on a CPU (see `native`), torch.compile on a GPU.
+MCP, SCAD, LogSum, Box and NonNegative have the pass in C alone.
 
 The contract: a function returns True if it has done its work in place, and False, having changed
-nothing, if it has no kernel for the case; then the caller uses `penalty.prox`. Both give the
-same numbers up to rounding.
+nothing, if it has no kernel for the case; then the caller uses `penalty.prox` or `penalty.grad`.
+Both give the same numbers up to rounding.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +24,10 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from tikhon.penalties import native
 from tikhon.penalties.base import Penalty
-from tikhon.penalties.elementwise import L1, ElasticNet
+from tikhon.penalties.constraints import Box, NonNegative
+from tikhon.penalties.elementwise import L1, L2, MCP, SCAD, ElasticNet, Huber, LogSum
 from tikhon.penalties.group import GroupLasso, row_norms, shrink_by
-from tikhon.penalties.native import Job
+from tikhon.penalties.native import Job, Kind
 
 softshrink: Any = torch.nn.functional.softshrink  # its stub lacks `out`
 _many: Any = torch  # its _foreach functions are public in all but their names
@@ -62,13 +65,14 @@ def prox_(
     moment: Tensor | None = None,
     scale: float | Tensor = 1.0,
     eps: float = 0.0,
+    most: float | Tensor = math.inf,
 ) -> bool:
     """Replace w by `penalty.prox(w, step)` in place; False if there is no kernel for the case.
 
-    With `moment` the step of an entry is `step / (sqrt(moment)/scale + eps)`, the gain of an
-    adaptive optimizer, which is never stored. There are kernels for L1, ElasticNet and GroupLasso
-    without weights, for contiguous float32 and float64 tensors and numbers (not tensors) as
-    strength, step and scale.
+    With `moment` the step of an entry is `step / (sqrt(moment)/scale + eps)`, at most `most`: the
+    gain of an adaptive optimizer, which is never stored. There are kernels for L1, ElasticNet and
+    GroupLasso, and in C for MCP, SCAD, LogSum, Box and NonNegative, all without weights, for
+    contiguous float32 and float64 tensors and numbers (not tensors) as strength, step and scale.
 
     >>> from tikhon.penalties import L1
     >>> w = torch.tensor([3.0, -1.5])
@@ -80,7 +84,7 @@ def prox_(
     shape = form(penalty, w)
     if shape is None or not (moment is None or alike(w, moment)):
         return False
-    found = job(shape, penalty.strength, w, step, moment, scale, eps)
+    found = job(shape, penalty.strength, w, step, moment, scale, eps, most=most)
     if found is None:
         return False
     run([found])
@@ -88,23 +92,36 @@ def prox_(
 
 
 class Form(NamedTuple):
-    """A penalty as the kernels see it: the L1 and L2 parts of its strength, on entries or rows."""
+    """A penalty as the kernels see it, apart from its strength: a kind and its numbers."""
 
-    l1: float
-    l2: float
-    rows: bool
+    kind: Kind
+    first: float = 0.0
+    second: float = 0.0
 
 
 def form(penalty: Penalty, w: Tensor) -> Form | None:
     """How a kernel does the prox on weights of this shape; None if there is no kernel."""
     if not takes(penalty):
         return None
-    if isinstance(penalty, ElasticNet):
-        return Form(penalty.l1_ratio, 1 - penalty.l1_ratio, rows=False)
-    if isinstance(penalty, GroupLasso):
-        factor = (w.numel() // len(w)) ** 0.5 if penalty.scale_by_size and len(w) else 1.0
-        return Form(factor, 0.0, rows=True) if w.ndim > 1 else None
-    return Form(1.0, 0.0, rows=False)
+    match penalty:
+        case ElasticNet():
+            return Form(Kind.ENTRIES, penalty.l1_ratio, 1 - penalty.l1_ratio)
+        case GroupLasso():
+            factor = (w.numel() // len(w)) ** 0.5 if penalty.scale_by_size and len(w) else 1.0
+            return Form(Kind.ROWS, factor) if w.ndim > 1 else None
+        case L1():
+            return Form(Kind.ENTRIES, 1.0)
+        case MCP():
+            return Form(Kind.FIRM, penalty.gamma)
+        case SCAD():
+            return Form(Kind.CLIPPED, penalty.a)
+        case LogSum():
+            return Form(Kind.LOG_SUM, penalty.epsilon)
+        case Box():
+            return Form(Kind.CLAMP, penalty.low, penalty.high)
+        case NonNegative():
+            return Form(Kind.CLAMP, 0.0, math.inf)
+    return None
 
 
 def job(
@@ -112,23 +129,54 @@ def job(
     strength: Any,
     w: Tensor,
     step: float | Tensor,
-    moment: Tensor | None,
-    scale: float | Tensor,
-    eps: float,
+    moment: Tensor | None = None,
+    scale: float | Tensor = 1.0,
+    eps: float = 0.0,
     least: float | Tensor = 0.0,
+    most: float | Tensor = math.inf,
 ) -> Job | None:
     """What `run` does for one tensor; None if nothing would move or a number is a tensor.
 
-    For weights that `fits`, and a moment `alike`, which C lifts to `least` afterwards.
+    For weights that `fits`, and a moment `alike`, which C lifts to `least` afterwards. No step is
+    longer than `most`.
     """
+    if form.kind is Kind.CLAMP:
+        return Job(w, None, form.kind, 0.0, form.first, form.second) if _in_c(w) else None
     if isinstance(strength, Tensor) or isinstance(step, Tensor) or isinstance(scale, Tensor):
         return None
-    if isinstance(least, Tensor):
+    if isinstance(least, Tensor) or isinstance(most, Tensor):
         return None
     size = strength * step
     if moment is not None:  # size / (sqrt(moment) / scale + eps)
         size, eps = size * scale, eps * scale
-    return Job(w, moment, size * form.l1, size * form.l2, eps, form.rows, least) if size else None
+    if not size:
+        return None
+    if form.kind in (Kind.ENTRIES, Kind.ROWS):
+        first, second = size * form.second, 0.0
+        return Job(w, moment, form.kind, size * form.first, first, second, eps, least=least)
+    if not _in_c(w):
+        return None
+    longest = step if moment is None else most
+    if form.kind is Kind.FIRM:
+        if longest < form.first:
+            first, second = form.first * strength, 0.0
+        elif moment is None:
+            return Job(w, None, Kind.HARD, strength * math.sqrt(step * form.first))
+        else:
+            return None
+    elif form.kind is Kind.CLIPPED:
+        if longest >= form.first - 1:
+            return None
+        first, second = strength, form.first
+    else:
+        first, second = form.first, 0.0
+    return Job(w, moment, form.kind, size, first, second, eps, most * strength, least)
+
+
+def _in_c(w: Tensor) -> bool:
+    """Whether these weights alone are worth a kernel in C, and there is one."""
+    large = w.is_cpu and w.numel() >= _compile_from["cpu"]
+    return large and native.library(w.dtype) is not None
 
 
 def run(jobs: Sequence[Job]) -> bool:
@@ -154,8 +202,8 @@ def _is_native(job: Job) -> bool:
 def _run_in_blocks(jobs: Sequence[Job]) -> None:
     together: dict[tuple[float, float, float], list[Job]] = {}
     for job in jobs:
-        w, moment, size, ridge, eps, rows, _ = job
-        if rows:
+        w, moment, kind, size, ridge, _, eps, *_ = job
+        if kind is Kind.ROWS:
             _shrink_rows_(w, moment, size, eps)
         elif moment is None:
             _soft_and_divide_(w, size, ridge)
@@ -171,13 +219,36 @@ def _run_in_blocks(jobs: Sequence[Job]) -> None:
             _shrink_together_([job.w for job in part], moments, *numbers)
 
 
+@torch.no_grad()
+def add_gradient_(penalty: Penalty, gradient: Tensor, w: Tensor, factor: float) -> bool:
+    """Add `factor * penalty.grad(w)` to `gradient` in place, in blocks; False if it cannot be.
+
+    It can for L2 and Huber without weights and center, under the conditions of `prox_`.
+
+    >>> from tikhon.penalties import L2
+    >>> gradient = torch.ones(2)
+    >>> add_gradient_(L2(0.5), gradient, torch.tensor([2.0, -2.0]), 1.0), gradient
+    (True, tensor([2., 0.]))
+    """
+    plain = type(penalty) in (L2, Huber) and _is_plain(penalty)
+    if torch.compiler.is_compiling() or not (plain and fits(w) and alike(w, gradient)):
+        return False
+    for x, g in _blocks(w, gradient, buffers=0):
+        g.add_(penalty.grad(x), alpha=factor)
+    return True
+
+
+_KINDS = (L1, ElasticNet, GroupLasso, MCP, SCAD, LogSum, Box, NonNegative)
+
+
 def takes(penalty: Penalty) -> bool:
     """Whether there is a kernel: for exactly these classes, without weights, with an L1 part."""
-    return (
-        type(penalty) in (L1, ElasticNet, GroupLasso)
-        and getattr(penalty, "l1_ratio", 1.0) > 0
-        and getattr(penalty, "weights", None) is None
-    )
+    return type(penalty) in _KINDS and getattr(penalty, "l1_ratio", 1.0) > 0 and _is_plain(penalty)
+
+
+def _is_plain(penalty: Penalty) -> bool:
+    """Whether it treats all entries alike."""
+    return getattr(penalty, "weights", None) is None and getattr(penalty, "center", None) is None
 
 
 def fits(w: Tensor) -> bool:
@@ -192,7 +263,7 @@ def fits(w: Tensor) -> bool:
 
 
 def alike(w: Tensor, other: Tensor) -> bool:
-    """Whether a moment lies in memory as the weights do."""
+    """Whether a moment or a gradient lies in memory as the weights do."""
     return (
         other.dtype is w.dtype
         and other.is_contiguous()

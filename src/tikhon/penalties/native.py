@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import shlex
 import struct
@@ -16,6 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from enum import IntEnum
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,22 +32,36 @@ _FLAGS = (
     "-std=c11 -O3 -march=native -shared -fPIC "
     "-fno-math-errno -fno-trapping-math -ffp-contract=off -fopenmp-simd"
 )
-_JOB = struct.Struct("PPnndddd")  # the fields of `struct job` in kernels.c
+_JOB = struct.Struct("PPnnndddddd")  # the fields of `struct job` in kernels.c
+
+
+class Kind(IntEnum):
+    """What a kernel does, with the numbers that it takes beside the step: `enum kind` in C."""
+
+    ENTRIES = 0  # L1 and ElasticNet: its L2 part, in the unit of the step
+    ROWS = 1  # GroupLasso on dimension 0
+    FIRM = 2  # MCP below gamma * strength, which is the number
+    HARD = 3  # MCP beyond
+    CLIPPED = 4  # SCAD: strength and a
+    LOG_SUM = 5  # its epsilon
+    CLAMP = 6  # Box and NonNegative: the ends
 
 
 class Job(NamedTuple):
-    """One prox in place: of L1 and ElasticNet, or with `rows` of GroupLasso on dimension 0.
+    """One prox in place.
 
-    An entry is moved by `size / (sqrt(moment) + eps)`, without a moment by `size`; `ridge` is the
-    L2 part in the same unit. In C the moment is then lifted to `least`, for the next step.
+    The step of an entry is `size / (sqrt(moment) + eps)`, without a moment `size`, in the unit of
+    the weights and at most `most`. In C the moment is then lifted to `least`, for the next step.
     """
 
     w: Tensor
     moment: Tensor | None
+    kind: Kind
     size: float
-    ridge: float
-    eps: float
-    rows: bool
+    first: float = 0.0
+    second: float = 0.0
+    eps: float = 0.0
+    most: float = math.inf
     least: float = 0.0
 
 
@@ -86,19 +102,19 @@ def run(jobs: Sequence[Job]) -> None:
 
 def _run(jobs: Sequence[Job]) -> None:
     packed, longest = [], 0
-    for w, moment, size, ridge, eps, rows, least in jobs:
+    for w, moment, kind, *numbers in jobs:
         at, count = 0 if moment is None else moment.data_ptr(), w.numel()
-        length = count // len(w) if rows else 0
+        length = count // len(w) if kind is Kind.ROWS else 0
         if length > longest:
             longest = length
-        packed.append(_JOB.pack(w.data_ptr(), at, count, length, size, ridge, eps, least))
+        packed.append(_JOB.pack(w.data_ptr(), at, count, length, kind, *numbers))
     room = jobs[0].w.new_empty(longest)
     library(room.dtype).run(b"".join(packed), len(packed), room.data_ptr())
 
 
 def _parts(job: Job, count: int) -> list[Job]:
     w, moment = job.w.detach(), job.moment
-    if not job.rows:
+    if job.kind is not Kind.ROWS:
         w, moment = w.view(-1), None if moment is None else moment.view(-1)
     each = -(-len(w) // count)
     moments = repeat(None) if moment is None else moment.split(each)

@@ -25,7 +25,7 @@ from tikhon.population.hyperparameters import Settings
 from tikhon.population.losses import Objective, mean_over
 from tikhon.population.stack import Stack, column
 from tikhon.population.steppers import FlatStepper, OwnStepper
-from tikhon.regularizer.step import convex_limit
+from tikhon.regularizer.plan import convex_limit
 from tikhon.regularizer.targets import Entry, entries_of, match
 from tikhon.regularizer.terms import Binding, bind
 from tikhon.strengths.validation import trained_function

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import is_
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.penalties import kernels
+from tikhon.penalties.base import Penalty
 from tikhon.penalties.constraints import TopK
+from tikhon.penalties.elementwise import MCP, SCAD
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.metric import (
     Gain,
@@ -121,7 +124,9 @@ class Plan:
             consulted=consulted,
             copied=copied,
             fused={
-                b: FusedProx.of(b, rule, groups, bounded) for b in routes["prox"] if b.in_place
+                b: FusedProx.of(b, rule, groups, bounded)
+                for b in (*routes["prox"], *routes["project"])
+                if b.in_place
             },
             bounded=bounded,
             coupled=frozenset(
@@ -237,6 +242,18 @@ def is_euclidean(binding: Binding, optimizer: optim.Optimizer) -> bool:
     return not (base.diagonal or is_uniform(optimizer))
 
 
+def convex_limit(penalty: Penalty) -> float | Tensor | None:
+    """For penalties with a flat part half of the step up to which the prox has one minimum.
+
+    Where gradients vanish an adaptive step has no bound, and the prox would jump across the
+    valley to zero. Weights in the flat part do not feel the limit.
+    """
+    if not isinstance(penalty, MCP | SCAD):
+        return None
+    limit = penalty.gamma / 2 if isinstance(penalty, MCP) else (penalty.a - 1) / 2
+    return limit if penalty.weights is None else limit / cast(Tensor, penalty.weights)
+
+
 @dataclass(eq=False, slots=True)
 class FusedProx:
     """A binding whose prox a kernel may do where the weights lie, and what was seen of them.
@@ -249,6 +266,7 @@ class FusedProx:
     number: int  # of its group in the optimizer
     rule: Rule | None
     lifts: bool  # whether the kernel may bound the gain of the next step as well
+    most: float  # no step of its prox in a metric is longer
     form: kernels.Form | None = None
     seen_at: int | None = None
     moment: Tensor | None = None
@@ -264,9 +282,10 @@ class FusedProx:
         bounded: Sequence[Binding],
     ) -> FusedProx:
         """For a binding whose parameter a kernel may change; `groups` as in a `Plan`."""
-        (param,), live = binding.target.params, binding.live
-        lifts = binding in bounded and live.is_number and not live.varies
-        return cls(binding, param, groups[id(param)], rule, lifts)
+        (param,), live, limit = binding.target.params, binding.live, convex_limit(binding.base)
+        lifts = binding in bounded and live.is_number and not live.varies and limit is None
+        most = math.inf if limit is None else cast(float, limit)  # a kernel takes no weights
+        return cls(binding, param, groups[id(param)], rule, lifts, most)
 
     def is_bounded(self, optimizer: optim.Optimizer) -> bool:
         """Whether the gain of the step that begins is bounded, by the kernel of the last one."""
@@ -289,6 +308,8 @@ class FusedProx:
             self.seen_at, self.moment = param.data_ptr(), None
         if self.form is None:
             return None
+        if self.binding.base.constraint:
+            return kernels.job(self.form, 0.0, param, 0.0)
         strength = self.binding.live.value
         if self.binding.how != "objective" or rule is None:
             gain = Gain(own_rate(self.binding.how, group))
@@ -304,9 +325,9 @@ class FusedProx:
                 memory = rule.memory(group, state)
                 if memory.tensor is gain.moment and memory.beyond is None:
                     least = memory.least(strength * self.binding.steepness)
-        return kernels.job(
-            self.form, strength, param, gain.numerator, gain.moment, gain.scale, gain.eps, least
-        )
+        most = math.inf if gain.moment is None else self.most
+        numbers = gain.numerator, gain.moment, gain.scale, gain.eps, least, most
+        return kernels.job(self.form, strength, param, *numbers)
 
 
 class Unread:

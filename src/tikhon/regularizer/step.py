@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.penalties import kernels
-from tikhon.penalties.base import Penalty, Proximable, is_metric
-from tikhon.penalties.elementwise import MCP, SCAD
+from tikhon.penalties.base import Proximable, is_metric
 from tikhon.regularizer.controller import Controller, Reading
 from tikhon.regularizer.metric import Gain, Group, has_gain, is_uniform, own_rate, stationary_gain
-from tikhon.regularizer.plan import FusedProx, Plan, is_euclidean
+from tikhon.regularizer.plan import FusedProx, Plan, convex_limit, is_euclidean
 from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.targets import Product, local
 from tikhon.regularizer.terms import Binding, Route
@@ -79,10 +78,19 @@ def add_gradients(
 
 @torch.no_grad()
 def _add_gradient(binding: Binding, factor: float | Tensor) -> None:
-    for param, pull in zip(binding.target.params, _pulls(binding, factor)):
-        total = _gradient(param).clone()
-        local(total).add_(pull)
+    totals = [_gradient(param).clone() for param in binding.target.params]
+    if not (binding.whole and _add_in_blocks(binding, totals[0], factor)):
+        for total, pull in zip(totals, _pulls(binding, factor)):
+            local(total).add_(pull)
+    for param, total in zip(binding.target.params, totals):
         param.grad = total
+
+
+def _add_in_blocks(binding: Binding, total: Tensor, factor: float | Tensor) -> bool:
+    """Without full-size temporaries; False if there is no kernel for the case."""
+    if isinstance(factor, Tensor):
+        return False
+    return kernels.add_gradient_(binding.penalty, local(total), binding.read(), factor)
 
 
 def _pulls(binding: Binding, factor: float | Tensor) -> list[Tensor]:
@@ -302,13 +310,15 @@ def _prox_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: Group
     if not binding.kernel:
         return False
     (param,) = binding.target.params
-    gain = _gain(binding, optimizer, group_of(param))
+    gain = Gain(0.0) if binding.base.constraint else _gain(binding, optimizer, group_of(param))
     if not gain.root:
         return False
     w = binding.read()
     moment = None if gain.moment is None else binding.arrange([gain.moment])
     step, scale, eps = gain.numerator, gain.scale, gain.eps
-    if not kernels.prox_(binding.penalty, w, step, moment=moment, scale=scale, eps=eps):
+    limit = convex_limit(binding.base)
+    most = math.inf if limit is None or moment is None else limit
+    if not kernels.prox_(binding.penalty, w, step, moment=moment, scale=scale, eps=eps, most=most):
         return False
     if w.data_ptr() != local(param).data_ptr():  # a copy: rows="in", 16-bit weights
         binding.write_(w)
@@ -367,18 +377,6 @@ def check_rates(plan: Plan) -> None:
                 f"the learning rate of {kind} must be finite and >= 0, received lr={float(lr)}; "
                 f"nothing has moved: look at the schedule that set it"
             )
-
-
-def convex_limit(penalty: Penalty) -> float | Tensor | None:
-    """For penalties with a flat part half of the step up to which the prox has one minimum.
-
-    Where gradients vanish an adaptive step has no bound, and the prox would jump across the
-    valley to zero. Weights in the flat part do not feel the limit.
-    """
-    if not isinstance(penalty, MCP | SCAD):
-        return None
-    limit = penalty.gamma / 2 if isinstance(penalty, MCP) else (penalty.a - 1) / 2
-    return limit if penalty.weights is None else limit / cast(Tensor, penalty.weights)
 
 
 def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:

@@ -195,7 +195,8 @@ class Binding:
     @cached_property
     def kernel(self) -> bool:
         """Whether a kernel may take the prox."""
-        return self.route == "prox" and len(self.target.params) == 1 and kernels.takes(self.base)
+        routed = self.route in ("prox", "project")
+        return routed and len(self.target.params) == 1 and kernels.takes(self.base)
 
     @cached_property
     def by_dim_0(self) -> bool:
