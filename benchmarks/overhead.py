@@ -165,12 +165,12 @@ def move_table(rounds: int) -> dict[str, float]:
     table: dict[str, float] = {}
     start = torch.randn(4096, 4096)
     out = torch.empty_like(start)
-    copied = lambda: out.copy_(start)  # noqa: E731
     for kind in ("sgd", "adam"):
         plain = _mover(start, kind, None)
-        alone = ratio(plain, copied, rounds)
-        for name, penalty in TERMS.items():
-            found = (ratio(_mover(start, kind, penalty), plain, rounds) - 1) * alone
+        alone = ratio(plain, lambda: out.copy_(start), rounds)
+        for name, penalty in {**TERMS, "weight_decay of torch": None}.items():
+            run = _mover(start, kind, penalty, decay=0.0 if penalty else STRENGTH)
+            found = (ratio(run, plain, rounds) - 1) * alone
             table[f"{kind} | {name}"] = found
             target = math.inf if name == "GroupLasso" else MOVE_TARGETS[kind]
             verdict = "ok" if found <= target else f"> {target}"
@@ -178,11 +178,11 @@ def move_table(rounds: int) -> dict[str, float]:
     return table
 
 
-def _mover(start: torch.Tensor, kind: str, penalty: tk.Penalty | None) -> Run:
+def _mover(start: torch.Tensor, kind: str, penalty: tk.Penalty | None, decay: float = 0.0) -> Run:
     model = nn.Module()
     model.weight = nn.Parameter(start.clone())
     model.weight.grad = torch.randn_like(start).mul_(1e-4)
-    optimizer = make(kind, [model.weight])
+    optimizer = make(kind, [model.weight], decay=decay)
     model.held = penalty and tk.regularize(model, optimizer, {"weight": penalty})
     model.step = optimizer.step  # keeps both alive
     return lambda: model.step()
@@ -249,10 +249,12 @@ def trainer(
     return step
 
 
-def make(kind: str, params, *, fused: bool | None = None) -> torch.optim.Optimizer:
+def make(
+    kind: str, params, *, fused: bool | None = None, decay: float = 0.0
+) -> torch.optim.Optimizer:
     if kind == "sgd":
-        return torch.optim.SGD(params, lr=1e-4, momentum=0.9, fused=fused)
-    return torch.optim.Adam(params, lr=1e-4, fused=fused)
+        return torch.optim.SGD(params, lr=1e-4, momentum=0.9, fused=fused, weight_decay=decay)
+    return torch.optim.Adam(params, lr=1e-4, fused=fused, weight_decay=decay)
 
 
 def weights_of(model: nn.Module) -> list[nn.Parameter]:
