@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 IMAGES = HERE / "images"
 PAGES = [
     HERE / "quickstart.md",
+    HERE / "sparsity.md",
     *(p for p in sorted((HERE / "tutorials").glob("*.md")) if ".zh-CN" not in p.name),
 ]
 BLOCK = re.compile(

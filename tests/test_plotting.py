@@ -48,7 +48,13 @@ def deep():
     return diagnose(model, results.data(), loss, optimizer=optimizer, steps=20)
 
 
+def thinned():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    return tk.sparsify(model, torch.optim.SGD(model.parameters()), 0.5, steps=9).audit()
+
+
 RESULTS = {
+    "sparsity": (thinned, 1),
     "run": (results.run, 1),
     "audit": (results.audit, 1),
     "regularizer": (lambda: results.regularizer(TERMS), 2),

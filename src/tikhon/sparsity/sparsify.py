@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from tikhon.regularizer.metric import group_of, rule_of
 from tikhon.regularizer.optimizers import stepping
 from tikhon.regularizer.targets import Pattern
 from tikhon.sparsity.allocation import Per, Sizes, in_multiples, stay
+from tikhon.sparsity.audit import RETURNED, LayerShare, Sparsity
 from tikhon.sparsity.kinds import find
 from tikhon.sparsity.thinning import Cost, Of, Thinning
 from tikhon.sparsity.units import Layer, some
@@ -30,64 +31,7 @@ _NOT_TRAINED = (
     "all of them as a list, or a pattern without these",
     "they are frozen (requires_grad=False); let them train, or give a pattern without these",
 )
-_RETURNED = "set by something else, as another optimizer or load_state_dict"
 _many: Any = torch  # its _foreach functions are public in all but their names
-
-
-@dataclass(frozen=True)
-class LayerShare:
-    """One layer of the audit."""
-
-    layer: str
-    units: int
-    zeros: int
-
-    @property
-    def share(self) -> float:
-        """Share of the units that are exactly zero."""
-        return self.zeros / max(1, self.units)
-
-
-@dataclass(frozen=True)
-class Sparsity:
-    """What was asked and what is there; printed as a table."""
-
-    of: str
-    asked: float
-    phase: str
-    step: int
-    steps: int
-    end: int  # the step at which all that was asked is gone
-    layers: tuple[LayerShare, ...]
-    cost: str | None = None
-    saved: float | None = None  # share of the cost that went
-    returned: int = 0  # units that had gone and are not zero
-
-    @property
-    def share(self) -> float:
-        """Share of all units that are exactly zero."""
-        return sum(x.zeros for x in self.layers) / max(1, sum(x.units for x in self.layers))
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain values, for JSON."""
-        return {**asdict(self), "share": self.share}
-
-    def __str__(self) -> str:
-        width = max([len("layer"), *(len(x.layer) for x in self.layers)])
-        asked = f"{self.asked:.2%} asked"
-        if self.saved is not None:
-            asked = f"{self.saved:.2%} of the {self.cost} went, {asked}"
-        lines = [
-            f"{self.share:.2%} of the {self.of} are zero ({asked}); "
-            f"{self.phase}, step {self.step} of {self.steps}",
-            f"{'layer':<{width}}  {self.of:>9}  {'zero':>9}  share",
-        ]
-        lines += [
-            f"{x.layer:<{width}}  {x.units:>9,}  {x.zeros:>9,}  {x.share:.1%}" for x in self.layers
-        ]
-        if self.returned:
-            lines.append(f"{self.returned:,} that had gone are not zero: {_RETURNED}")
-        return "\n".join(lines)
 
 
 def sparsify(
@@ -294,7 +238,7 @@ class Sparsifier:
         if found and found.returned:
             warn(
                 f"sparsify: {found.returned:,} of the {self.thinning.of} that had gone are not "
-                f"zero: {_RETURNED}; {found.share:.1%} are zero"
+                f"zero: {RETURNED}; {found.share:.1%} are zero"
             )
         if found and self.step < self.end:
             warn(
