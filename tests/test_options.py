@@ -33,6 +33,7 @@ OTHER = {  # a value that is not the default
     "penalties": [{"pattern": "*", "penalty": "l1", "strength": 0.1, "how": "objective"}],
     "averaging": "ema",
     "early_stopping": 3,
+    "learning_rates": {"*": 0.5},
 }
 
 

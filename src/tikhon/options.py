@@ -158,6 +158,17 @@ class RecipeOptions:
     input_noise: float = field(
         default=0.0, metadata=_off("Standard deviation of noise on the inputs.")
     )
+    learning_rates: Any = field(
+        default=None,
+        metadata=option(
+            "Learning rates of parts of the model, in place of lr.",
+            str,
+            REGULARIZATION,
+            metavar="PATTERN=LR,...",
+            shown="lr",
+            search="give lr a dictionary from patterns to ranges",
+        ),
+    )
     clip_norm: float | None = field(
         default=None, metadata=_off("Largest norm of the gradient.", search=False)
     )

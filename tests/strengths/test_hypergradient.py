@@ -650,3 +650,14 @@ def test_states_of_old_runs_lack_where_a_strength_began():
     for memory in (known, old):
         descend(memory, 1.0, 2.0, rate=0.1, caution=0.5, bounds=(-5.0, 5.0))
     assert old == known and old["log"] < 0
+
+
+def test_a_loss_that_calls_the_model_is_looked_at_as_one_of_its_outputs():
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    batch = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 2
+    whole = look(
+        model, lambda model, rows: nn.functional.cross_entropy(model(rows[0]), rows[1]), batch
+    )
+    usual = look(model, nn.functional.cross_entropy, batch)
+    assert torch.equal(whole.loss, usual.loss) and whole.blind.isnan()
+    assert all(torch.equal(whole.gradients[p], usual.gradients[p]) for p in model.parameters())

@@ -25,6 +25,10 @@ CASES = {
     "ema, cosine": (Recipe(averaging="ema", dropout=0.2), {"schedule": "cosine"}),
     "swa": (Recipe(averaging="swa"), {"optimizer": "adamw"}),
     "early stopping": (Recipe(early_stopping=1), {"lr": 0.5}),
+    "learning rates": (
+        Recipe(tk.L1(1e-2), learning_rates={"*.bias": 1e-3, "fc2": 0.02}),
+        {"schedule": "cosine"},
+    ),
     "auto": (Recipe({"*": AUTO}), {"optimizer": "adamw"}),
     "noise": (
         Recipe(label_smoothing=0.1, mixup=0.4, input_noise=0.1, r_drop=0.5, dropout=0.3),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tikhon.errors import InputError
+from tikhon.training.recipe import Recipe
 from tikhon.training.settings import Settings
 
 FORMS = {
@@ -56,3 +57,47 @@ def test_a_run_records_the_rate_of_the_instance():
 def test_other_settings_are_refused(settings, said):
     with pytest.raises(InputError, match=said):
         Settings(**settings)
+
+
+NET = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1))
+RATES = {
+    "a module": ({"0": 0.1}, [0.1, 0.1, None, None, None, None]),
+    "the later counts": ({"*": 0.1, "2.bias": 0.3}, [0.1, 0.1, 0.1, 0.1, 0.1, 0.3]),
+    "all, over the others": ({"2.bias": 0.3, "*": 0.1}, [0.1] * 6),
+    "a glob": ({"*.weight": 0.2}, [0.2, None, 0.2, None, 0.2, None]),
+}
+
+
+@pytest.mark.parametrize("form", ["name", "class", "factory"])
+@pytest.mark.parametrize("case", RATES)
+def test_patterns_give_parts_of_a_model_learning_rates(form, case):
+    """Biases and scales too; what no pattern names has lr."""
+    rates, expected = RATES[case]
+    built = Settings(optimizer=FORMS[form](NET), lr=0.25).build_optimizer(NET, rates)
+    found = {p: group["lr"] for group in built.param_groups for p in group["params"]}
+    assert [found[p] for p in NET.parameters()] == [0.25 if r is None else r for r in expected]
+    assert len(found) == sum(len(group["params"]) for group in built.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("form", "rates", "said"),
+    [
+        ("name", {"3.*": 0.1}, r"learning_rates: no parameter matches: unknown pattern '3.\*'"),
+        ("instance", {"*": 0.1}, "this one has its groups: give its name"),
+    ],
+)
+def test_learning_rates_that_reach_nothing_are_refused(form, rates, said):
+    with pytest.raises(InputError, match=said):
+        Settings(optimizer=FORMS[form](NET)).build_optimizer(NET, rates)
+
+
+@pytest.mark.parametrize("given", [0.1, [0.1], "0.1", "a", {"a": 0}, {"a": -1.0}, {"a": "b"}])
+def test_learning_rates_that_are_no_rates_are_refused(given):
+    with pytest.raises(InputError, match=r"learning_rates go from patterns|learning rate of 'a'"):
+        Recipe(learning_rates=given)
+
+
+def test_learning_rates_are_text_or_a_table():
+    text = Recipe(learning_rates="trunk.*=1e-5, head.*=0.1")
+    assert text == Recipe(learning_rates={"trunk.*": 1e-5, "head.*": 0.1})
+    assert Recipe(learning_rates={}) == Recipe()

@@ -547,6 +547,8 @@ PARTS = {
     "strengths": Space(lr=0.02, l2={"0.*": Log(0.1, 0.2), "1.weight": 0.01}, l1={"1.*": 1e-3}),
     "decay": Space(lr=0.02, weight_decay={"*": 0.1, "1.weight": Log(1.0, 2.0)}),
     "limits": Space(lr=0.02, max_norm={"0.*": Uniform(0.3, 0.4)}, clip_norm=1.0),
+    "learning rates": Space(lr={"*": 0.02, "1.*": Log(1e-3, 0.2)}, weight_decay=1.0, l1=1e-3),
+    "one learning rate": Space(lr={"0.weight": Log(1e-3, 0.2)}, weight_decay=1.0),
     "rates": Space(lr=0.02, dropout={"1": Uniform(0.2, 0.6), "3": 0.1}),
 }
 
@@ -583,7 +585,8 @@ def test_parts_of_a_model_have_strengths_and_rates_of_their_own(kind, chunk):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"lr": {"0.*": 0.1}}, "lr is one number for all of it"),
+        ({"lr": {"9.*": 0.1}}, "unknown pattern '9.\\*'"),
+        ({"clip_norm[0.*]": 0.1}, "clip_norm is one number for all of it"),
         ({"l2": {"9.*": 0.1}}, "unknown pattern '9.\\*'"),
         ({"weight_decay": {"9.*": 0.1}}, "unknown pattern '9.\\*'"),
         ({"weight_decay": {"0.*": "auto"}}, "adapts, for all of a model"),

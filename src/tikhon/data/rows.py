@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -14,7 +15,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from tikhon.errors import DataError, InputError
 
 Batch = tuple[Any, Any]  # (inputs, target)
-LossFunction = Callable[[Any, Any], Tensor]  # of outputs and targets
+# Of outputs and targets; or of the model and the batch, by the name of its first parameter.
+LossFunction = Callable[[Any, Any], Tensor]
+MODEL_WORDS = ("model", "net", "network", "module")
 
 
 class Named(dict[str, Any]):
@@ -200,6 +203,24 @@ def call(model: nn.Module, inputs: object) -> Any:
             f"({str(error).splitlines()[0].rstrip('.')}); give them the dtype of the weights: "
             f"x.to(torch.{wanted})"
         ) from error
+
+
+def takes_model(loss: Any) -> bool:
+    """Whether a loss is of the form `loss(model, batch)`, by the name of its first parameter."""
+    if isinstance(loss, nn.Module):
+        return False
+    try:
+        words = list(inspect.signature(loss).parameters)
+    except (TypeError, ValueError):
+        return False
+    return bool(words) and words[0] in MODEL_WORDS
+
+
+def loss_on(loss: LossFunction, model: nn.Module, batch: Batch) -> Tensor:
+    """The loss of a model on a batch (inputs, target), forward pass included."""
+    if takes_model(loss):
+        return graded(lambda: loss(model, whole(batch)))
+    return loss(call(model, batch[0]), batch[1])
 
 
 def _called(model: nn.Module, inputs: object) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 import re
 import warnings
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tikhon.copying import copied
-from tikhon.data.rows import Batch, LossFunction, call, graded, tensors, whole
+from tikhon.data.rows import Batch, LossFunction, call, graded, takes_model, tensors, whole
 from tikhon.errors import InputError
 from tikhon.regularizer.optimizers import inside, stepping
 from tikhon.regularizer.regularizer import regularize
@@ -26,8 +25,6 @@ from tikhon.wrappers import unwrap
 
 if TYPE_CHECKING:
     from tikhon.regularizer.regularizer import Regularizer
-
-MODEL_WORDS = ("model", "net", "network", "module")  # first parameter of a loss(model, batch)
 
 
 @dataclass
@@ -90,19 +87,6 @@ def number_of(value: object) -> Tensor:
             "use reduction='mean' or take .mean()"
         )
     return value.reshape(())
-
-
-def takes_model(loss: Any) -> bool:
-    """Whether a loss is of the form `loss(model, batch)`, by the name of its first parameter."""
-    if loss is own_loss:
-        return True
-    if isinstance(loss, nn.Module):
-        return False
-    try:
-        words = list(inspect.signature(loss).parameters)
-    except (TypeError, ValueError):
-        return False
-    return bool(words) and words[0] in MODEL_WORDS
 
 
 def own_loss(model: nn.Module, batch: object) -> Tensor:

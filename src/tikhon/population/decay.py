@@ -42,7 +42,7 @@ class AdaptiveDecay:
 
     Args:
         weights: one tensor a layer, (members, ...).
-        lr: (members,), the largest of the training.
+        lr: (members, layers) or (members, 1), the largest of the training.
         steps: of the whole training.
     """
 
@@ -52,7 +52,7 @@ class AdaptiveDecay:
         self.weights = list(weights)
         self.last = round(FROZEN * steps)
         low, high = self.bounds = (math.log(_RANGE[0]), math.log(_RANGE[1]))
-        start = (first_decay(steps) / lr.double().clamp_min(1e-12)).log().clamp(low, high)[:, None]
+        start = (first_decay(steps) / lr.double().clamp_min(1e-12)).log().clamp(low, high)
         self.rate = rate_of(_RANGE, steps / self.every)
         self.sensitivity = [torch.zeros_like(w) for w in self.weights]
         shape = (len(start), len(self.weights))
@@ -67,20 +67,20 @@ class AdaptiveDecay:
 
     @torch.no_grad()
     def decay_(self, lr: Tensor, step: int) -> None:
-        """Shrink the weights by lr * strength, at most by half; lr: (members,).
+        """Shrink the weights by lr * strength, at most by half; lr: (members, layers or 1).
 
         Their sensitivity is carried along, through all the steps until the next move at once.
         """
         rate = self.share(lr)
         if step % self.every == 0 and step < self.last:
-            drain = rate + DAMPING * lr[:, None]
+            drain = rate + DAMPING * lr
             for i, (w, z) in enumerate(zip(self.weights, self.sensitivity)):
                 carry_decay(z, w, column(rate[:, i], w), column(drain[:, i], w), self.every)
         self.shrink_(rate)
 
     def share(self, lr: Tensor) -> Tensor:
         """(members, layers) share of a weight that a step takes away, at most a half."""
-        return (lr[:, None] * self.strength).clamp_max(CAP)
+        return (lr * self.strength).clamp_max(CAP)
 
     def shrink_(self, rate: Tensor) -> None:
         """Take a share of each weight away; rate: (members, layers)."""

@@ -28,6 +28,7 @@ class Settings:
     mixup: Tensor | None = None
     clip_norm: Tensor | None = None
     adaptive: bool = False
+    rates: Mapping[str, Tensor] = field(default_factory=dict)  # by pattern, in place of lr
     dropout: Mapping[str, Tensor] = field(default_factory=dict)
     weight_decay: Mapping[str, Tensor] = field(default_factory=dict)
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
@@ -43,11 +44,11 @@ class Settings:
 
         adaptive = configs[0].get("weight_decay") == "auto"
         rates = column("lr")
-        parted: dict[str, dict[str, Tensor]] = {"dropout": {}, "weight_decay": {}}
+        parted: dict[str, dict[str, Tensor]] = {"lr": {}, "dropout": {}, "weight_decay": {}}
         penalties = {}
         for name in configs[0]:
             own, pattern = addressed(name)
-            if own in parted and not (own == "weight_decay" and adaptive):
+            if name != "lr" and own in parted and not (own == "weight_decay" and adaptive):
                 parted[own][pattern] = cast(Tensor, column(name))
             elif own in PENALTIES or own == "max_norm":
                 penalties[name] = cast(Tensor, column(name))
@@ -55,6 +56,7 @@ class Settings:
             lr=torch.full((len(configs),), lr, dtype=torch.float64) if rates is None else rates,
             adaptive=adaptive,
             penalties=penalties,
+            rates=parted["lr"],
             dropout=parted["dropout"],
             weight_decay=parted["weight_decay"],
             label_smoothing=column("label_smoothing"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from tikhon.data.rows import Batch, call
 from tikhon.errors import InputError
 from tikhon.training.losses import loss_of
 
@@ -14,12 +15,34 @@ class Objective:
     """Row losses of stacked outputs, with a label smoothing of each member's own.
 
     `loss` is whatever `tikhon.training.losses.loss_of` takes that is a mean over rows; "auto" is
-    by the targets `y`.
+    by the targets `y`. `alone` says why rows have no losses of their own, where they have none:
+    then there is one member, and its loss is that of whole batches.
     """
 
     def __init__(self, loss: object, y: Tensor | None = None) -> None:
         self.loss = loss_of(loss, y)
+        self.alone = "the loss calls the model itself" if self.loss.kind == "whole" else ""
         self._checked = False
+
+    @torch.no_grad()
+    def settle(self, model: nn.Module, batch: Batch) -> None:
+        """Find out on some rows whether the loss is a mean over rows, of one tensor of outputs."""
+        if self.alone or len(batch[1]) < 2:
+            return
+        try:
+            output = call(model.eval(), batch[0])
+            if not isinstance(output, Tensor):
+                self.alone = f"the model returns a {type(output).__name__}, not one tensor"
+            elif self.loss.entries is None:
+                self.alone = self._no_mean(output, batch[1])
+        except Exception:  # training meets it too, and says what it is
+            return
+
+    def on(self, model: nn.Module, batch: Batch, smoothing: Tensor | None = None) -> Tensor:
+        """The mean loss of one model on a batch, forward pass included."""
+        if smoothing is None and self.alone:
+            return self.loss.on(model, batch)
+        return self.mean(call(model, batch[0]), batch[1], smoothing)
 
     @property
     def classifies(self) -> bool:
@@ -62,21 +85,27 @@ class Objective:
         output, y = self.loss.agreed(output, y)
         return F.cross_entropy(output, y, label_smoothing=float(smoothing))
 
-    @torch.no_grad()
     def _check(self, output: Tensor, y: Tensor) -> None:
         """Refuse, once, a loss that is no mean over rows: members and folds weigh single rows."""
         if self._checked or len(output) < 2 or not bool(torch.isfinite(output).all()):
             return
-        whole = self.loss(output, y)
-        rows = self.loss.rows(output, y)
-        if not torch.allclose(whole.double(), rows.double().mean(), rtol=1e-3, equal_nan=True):
+        if why := self._no_mean(output, y):
             raise InputError(
-                f"the loss {self.loss.name} is not the mean of the losses of its rows "
-                f"({float(whole):.4g} against {float(rows.mean()):.4g}), and what trains many "
-                "models at once weighs rows one by one: use a mean over rows (no sum, no weights "
-                "of classes)"
+                f"{why}, and what trains many models at once weighs rows one by one: use a mean "
+                "over rows (no sum, no weights of classes)"
             )
         self._checked = True
+
+    @torch.no_grad()
+    def _no_mean(self, output: Tensor, y: Tensor) -> str:
+        """Why the loss of a batch is not the mean of those of its rows; "" if it is."""
+        whole, rows = self.loss(output, y), self.loss.rows(output, y)
+        if torch.allclose(whole.double(), rows.double().mean(), rtol=1e-3, equal_nan=True):
+            return ""
+        return (
+            f"the loss {self.loss.name} is not the mean of the losses of its rows "
+            f"({float(whole):.4g} against {float(rows.mean()):.4g})"
+        )
 
 
 def mean_over(rows: Tensor, weights: Tensor | None) -> Tensor:

@@ -7,26 +7,28 @@ is the plain loop: the module's own parameters and gradients, and torch's own we
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.data.rows import call
+from tikhon.data.rows import each, take, tensors
+from tikhon.data.splits import dealt
 from tikhon.errors import InputError, unknown
 from tikhon.layers.noise import NoiseLayer
 from tikhon.layers.paths import matches
 from tikhon.options import addressed
 from tikhon.penalties import Penalty
-from tikhon.population.batched import Blocks, Forward, choose
+from tikhon.population.batched import Blocks, Forward, Unsupported, choose
 from tikhon.population.decay import AdaptiveDecay
 from tikhon.population.hyperparameters import Settings
 from tikhon.population.losses import Objective, mean_over
 from tikhon.population.stack import Stack, column
 from tikhon.population.steppers import FlatStepper, OwnStepper
 from tikhon.regularizer.plan import convex_limit
-from tikhon.regularizer.targets import Entry, entries_of, match
+from tikhon.regularizer.targets import Entry, covered, entries_of, match
 from tikhon.regularizer.terms import Binding, bind
 from tikhon.strengths.validation import trained_function
 from tikhon.training.recipe import penalty_names
@@ -43,13 +45,17 @@ class Population:
         settings: Settings,
         *,
         objective: Objective,
-        example: Tensor,
+        example: Any,
         steps: int,
         optimizer: Callable[..., optim.Optimizer] = optim.AdamW,
     ) -> None:
         self.model, self.members = models[0], len(models)
         self.settings, self.objective, self.steps = settings, objective, steps
-        self.generator = torch.Generator(example.device)
+        if objective.alone and self.members > 1:
+            raise Unsupported(objective.alone)
+        if objective.alone and settings.mixup is not None:
+            raise InputError(f"the space varies mixup, but {objective.alone}")
+        self.generator = torch.Generator(tensors(example)[0].device)
         self.failed: dict[int, str] = {}
         self.mask: Tensor | None = None  # flat; 0 marks weights that stay as they are
         self.stack = Stack(models)
@@ -59,17 +65,18 @@ class Population:
         self.entries = [
             s for s in entries_of(self.model) if not s.excluded and s.param.requires_grad
         ]
+        rates = self._rates()
         self.stepper = (
-            OwnStepper(self.model, self.stack, settings.lr, self.entries, optimizer)
+            OwnStepper(self.model, self.stack, rates, self.entries, optimizer)
             if self.members == 1
-            else FlatStepper(self.stack, settings.lr, self.entries, optimizer)
+            else FlatStepper(self.stack, rates, self.entries, optimizer)
         )
         self.paths = {id(p): name for name, p in self.model.named_parameters()}
         self.bindings, self.decays = self._bindings(), self._decays()
         self.decay: AdaptiveDecay | None = None
         if settings.adaptive:
             weights = [self.stack.blocks[entry.name].detach() for entry in self.entries]
-            self.decay = AdaptiveDecay(weights, lr=settings.lr, steps=steps)
+            self.decay = AdaptiveDecay(weights, lr=self.layer_rates(), steps=steps)
 
     # ---- building
 
@@ -103,7 +110,10 @@ class Population:
         for layer in self.silent:
             layer.training = False
 
-    def _probe(self, example: Tensor) -> Callable[[Forward], None]:
+    def _probe(self, example: Any) -> Callable[[Forward], None]:
+        if self.members > 1 and not isinstance(example, Tensor):
+            raise Unsupported("the model takes several inputs")
+
         def probe(forward: Forward) -> None:
             buffers = {name: b.clone() for name, b in self.stack.buffers.items()}
             with torch.no_grad():
@@ -128,6 +138,24 @@ class Population:
             raise InputError(f"the space's penalties: {error}") from error
         return found
 
+    def _rates(self) -> dict[str, Tensor]:
+        """The learning rates of every parameter, (members,); a pattern's in place of lr."""
+        found = dict.fromkeys(self.stack.names, self.settings.lr)
+        entries = entries_of(self.model)
+        for pattern, rates in self.settings.rates.items():
+            try:
+                named = covered(entries, pattern)
+            except ValueError as error:
+                raise InputError(f"the space's lr: {error}") from error
+            found |= {entry.name: rates for entry in named}
+        return found
+
+    def layer_rates(self) -> Tensor:
+        """Those of the parameters that decay, (members, layers), or one column for all."""
+        if not self.settings.rates:
+            return self.settings.lr[:, None]
+        return torch.stack([self.stepper.rates[entry.name] for entry in self.entries], dim=1)
+
     def _matching(self, pattern: str) -> list[Entry]:
         try:
             return match(self.model, self.entries, pattern)
@@ -143,30 +171,33 @@ class Population:
 
     # ---- training
 
-    def step(self, x: Tensor, y: Tensor, weights: Tensor | None, step: int, seed: int) -> Tensor:
+    def step(self, x: Any, y: Tensor, weights: Tensor | None, step: int, seed: int) -> Tensor:
         """One optimizer step of every member on one batch; (members,) losses before it.
 
-        The twin of `tikhon.training.step.Step`: a population of one is that step.
+        The twin of `tikhon.training.step.Step`: a population of one is that step. One member alone
+        may take several inputs, and a loss that calls the model itself; noise of its own follows
+        from `seed` then.
         """
         self._mode(True)
         self.stepper.zero_grad()
         self.generator.manual_seed(seed)
-        losses = self._losses(x, y, weights, self.settings.label_smoothing, seed)
+        with _seeded(seed if self.objective.alone else None):
+            losses = self._losses(x, y, weights, self.settings.label_smoothing, seed)
         (losses if self.members == 1 else losses.sum()).backward()
         with torch.no_grad():
             self._update(step)
         return losses.detach()
 
     def _losses(
-        self, x: Tensor, y: Tensor, weights: Tensor | None, smoothing: Tensor | None, seed: int
+        self, x: Any, y: Tensor, weights: Tensor | None, smoothing: Tensor | None, seed: int
     ) -> Tensor:
         if weights is not None and self.members == 1:
-            kept = weights[0] > 0
-            if not kept.any():  # a batch of the held-out fold alone: nothing to learn
+            kept = (weights[0] > 0).nonzero()[:, 0]
+            if not len(kept):  # a batch of the held-out fold alone: nothing to learn
                 return torch.zeros_like(self.stack.flat[:1], requires_grad=True)
-            x, y, weights = x[kept], y[kept], None
+            x, y, weights = take(x, kept), y[kept], None
         if self.settings.mixup is None and weights is None and self.members == 1:
-            return self.objective.mean(call(self.model, x), y, smoothing).view(1)
+            return self.objective.on(self.model, (x, y), smoothing).view(1)
         if self.settings.mixup is None:
             rows = self.objective.rows(self.outputs(x), y, smoothing)
             return mean_over(rows, weights)
@@ -192,7 +223,7 @@ class Population:
         part = column(share, x.unsqueeze(0))
         return share, part * x + (1 - part) * x[order], order
 
-    def outputs(self, x: Tensor) -> Tensor:
+    def outputs(self, x: Any) -> Tensor:
         """(members, rows, ...)."""
         return self.forward(self.stack.blocks, self.stack.buffers, x, shared=True)
 
@@ -205,7 +236,7 @@ class Population:
         self._clip()
         self._penalty_gradients()
         if self.decay is not None:
-            self.decay.decay_(self.settings.lr.to(self.stack.flat) * factor, step)
+            self.decay.decay_(self.layer_rates().to(self.stack.flat) * factor, step)
         for strengths, entries in self.decays:
             self.stepper.decay_(strengths.to(self.stack.flat), factor, entries)
         begun = self._bound_gains(factor)
@@ -303,38 +334,58 @@ class Population:
             metric = binding.target.arrange([step[member] for step in steps])
             binding.target.place_(own, project(binding.target.arrange(own), metric))
 
-    def adapt(self, x: Tensor, y: Tensor, weights: Tensor | None, step: int) -> None:
+    def adapt(self, x: Any, y: Tensor, weights: Tensor | None, step: int) -> None:
         """Let the adaptive weight decay look at one validation batch, if it is due."""
         if self.decay is None or not self.decay.due(step):
             return
         self._mode(True)
         averages = {name: buffer.clone() for name, buffer in self.stack.buffers.items()}
-        with trained_function(self.model):
-            outputs = self.outputs(x)
-            losses = mean_over(self.objective.rows(outputs, y), weights)
+        with trained_function(self.model), _seeded(step if self.objective.alone else None):
+            outputs, losses = self._held_out(x, y, weights)
             gradients = torch.autograd.grad(losses.sum(), self.stepper.leaves())
         with torch.no_grad():
             for name, buffer in averages.items():
                 self.stack.buffers[name].copy_(buffer)
-            answer = outputs.mean(1, keepdim=True).expand_as(outputs)
-            blind = mean_over(self.objective.rows(answer, y), weights)
+            blind = torch.full_like(losses, torch.nan)
+            if outputs is not None:
+                answer = outputs.mean(1, keepdim=True).expand_as(outputs)
+                blind = mean_over(self.objective.rows(answer, y), weights)
         gradients = [g.view_as(w) for g, w in zip(gradients, self.decay.weights)]
         self.decay.adapt_(losses.detach(), blind, gradients)
+
+    def _held_out(self, x: Any, y: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Outputs, if there are some to be seen, and the losses (members,)."""
+        if not self.objective.alone:
+            outputs = self.outputs(x)
+            return outputs, mean_over(self.objective.rows(outputs, y), weights)
+        if weights is not None:
+            x, y = take((x, y), (weights[0] > 0).nonzero()[:, 0])
+        return None, self.objective.on(self.model, (x, y)).view(1)
 
     # ---- reading
 
     @torch.no_grad()
-    def row_losses(self, x: Tensor, y: Tensor) -> Tensor:
+    def row_losses(self, x: Any, y: Tensor) -> Tensor:
         """(members, rows) losses in evaluation mode."""
         self._mode(False)
-        parts = zip(x.split(_ROWS), y.split(_ROWS))
+        parts = (each((x, y), lambda rows, at=at: rows[at : at + _ROWS]) for at in _cuts(y))
         return torch.cat([self.objective.rows(self.outputs(a), b) for a, b in parts], dim=1)
 
     @torch.no_grad()
-    def predict(self, x: Tensor) -> Tensor:
+    def block_losses(self, x: Any, y: Tensor, blocks: int) -> Tensor:
+        """(1, blocks) losses in evaluation mode, of one member on parts with alike targets."""
+        self._mode(False)
+        part = dealt(y, blocks)
+        rows = (take((x, y), (part == k).nonzero()[:, 0]) for k in range(blocks))
+        with _seeded(0):
+            return torch.stack([self.objective.on(self.model, batch) for batch in rows])[None]
+
+    @torch.no_grad()
+    def predict(self, x: Any) -> Tensor:
         """(members, rows, ...) outputs in evaluation mode."""
         self._mode(False)
-        return torch.cat([self.outputs(part) for part in x.split(_ROWS)], dim=1)
+        parts = (each(x, lambda rows, at=at: rows[at : at + _ROWS]) for at in _cuts(tensors(x)[0]))
+        return torch.cat([self.outputs(part) for part in parts], dim=1)
 
     def fail(self, member: int, why: str) -> None:
         """Take a diverged member out: its weights and state become zero and stay so."""
@@ -378,6 +429,21 @@ class Population:
     def state_dict_of(self, member: int) -> dict[str, Tensor]:
         """One member as the state dict of its module."""
         return self.stack.state_dict_of(member)
+
+
+def _cuts(rows: Tensor) -> range:
+    return range(0, len(rows), _ROWS)
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Within: torch's own random numbers from a seed, if there is one; put back afterwards."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def slopes_of(binding: Binding) -> list[Tensor]:

@@ -21,12 +21,19 @@ ELEMENTWISE = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad)
 
 
 class Stepper(ABC):
-    """The optimizer of a population; its learning rate is the members' own times a factor."""
+    """The optimizer of a population; its learning rates are the members' own times a factor.
+
+    `rates` holds those of every parameter by its name, (members,); one tensor for all of those
+    that move alike.
+    """
 
     optimizer: optim.Optimizer
 
-    def __init__(self, stack: Stack, lr: Tensor, decayed: Sequence[Entry]) -> None:
-        self.stack, self.lr, self.decayed = stack, lr, decayed
+    def __init__(
+        self, stack: Stack, rates: Mapping[str, Tensor], decayed: Sequence[Entry]
+    ) -> None:
+        self.stack, self.rates, self.decayed = stack, rates, decayed
+        self.kinds = list({id(rate): rate for rate in rates.values()}.values())
 
     @abstractmethod
     def zero_grad(self) -> None:
@@ -60,14 +67,15 @@ class Stepper(ABC):
         self, strengths: Tensor, factor: float, entries: Sequence[Entry] | None = None
     ) -> None:
         """Weight decay, decoupled, of all or of some parameters; strengths: (members,)."""
-        keep = 1 - self.lr.to(strengths) * factor * strengths
+        keep = {id(lr): 1 - lr.to(strengths) * factor * strengths for lr in self.kinds}
         for entry in self.decayed if entries is None else entries:
             block = self.stack.blocks[entry.name].detach()
-            block.mul_(column(keep, block))
+            block.mul_(column(keep[id(self.rates[entry.name])], block))
 
     def fail(self, member: int) -> None:
         """Let a member rest."""
-        self.lr[member] = 0
+        for lr in self.kinds:
+            lr[member] = 0
 
     def _build(self, build: Build, groups: Sequence[Sequence[Tensor]]) -> None:
         names = ", ".join(kind.__name__ for kind in ELEMENTWISE)
@@ -110,7 +118,7 @@ class Stepper(ABC):
         memories = [rule.memory(group, state) for state in states]
         beyond = [memory.beyond for memory in memories]
         gain = stationary_gain(self.optimizer, group, states[0])
-        rate = self.lr * factor * (gain.numerator / group["lr"] if group["lr"] else 1.0)
+        own = factor * (gain.numerator / group["lr"] if group["lr"] else 1.0)
         blocks = self.as_blocks([m.tensor for m in memories])
         added = self.as_blocks(beyond) if any(b is not None for b in beyond) else blocks
         first = memories[0]
@@ -119,8 +127,8 @@ class Stepper(ABC):
             return lambda slope: first._replace(beyond=own).least(slope)  # type: ignore[return-value]
 
         return {
-            name: (block, least(own if first.beyond is not None else None), rate)
-            for name, block, own in zip(self.stack.names, blocks, added)
+            name: (block, least(more if first.beyond is not None else None), lr * own)
+            for (name, lr), block, more in zip(self.rates.items(), blocks, added)
         }
 
     @abstractmethod
@@ -153,15 +161,26 @@ class OwnStepper(Stepper):
     """A population of one: the plain loop on the module's own parameters and gradients."""
 
     def __init__(
-        self, model: nn.Module, stack: Stack, lr: Tensor, decayed: Sequence[Entry], build: Build
+        self,
+        model: nn.Module,
+        stack: Stack,
+        rates: Mapping[str, Tensor],
+        decayed: Sequence[Entry],
+        build: Build,
     ) -> None:
-        super().__init__(stack, lr, decayed)
+        super().__init__(stack, rates, decayed)
         stack.hand_over(model)
         self.parameters = dict(model.named_parameters())
         self.trained = {n: p for n, p in self.parameters.items() if p.requires_grad}
-        known = {entry.name for entry in decayed}
-        others = [p for n, p in self.trained.items() if n not in known]
-        self._build(build, [[self.parameters[entry.name] for entry in decayed], others])
+        known = dict.fromkeys(entry.name for entry in decayed)
+        parts = [list(known), [n for n in self.trained if n not in known]]
+        cuts = [
+            (part is parts[0], lr, [self.parameters[n] for n in part if rates[n] is lr])
+            for lr in self.kinds
+            for part in parts
+        ]
+        self.groups = [(shrinks, lr) for shrinks, lr, group in cuts if group]
+        self._build(build, [group for _, _, group in cuts])
 
     def zero_grad(self) -> None:
         """Forget the gradients, as `optimizer.zero_grad()` does."""
@@ -186,8 +205,8 @@ class OwnStepper(Stepper):
     def step(self, factor: float) -> None:
         """One step of the optimizer."""
         self._fill()
-        for group in self.optimizer.param_groups:
-            group["lr"] = float(self.lr) * factor
+        for group, (_, lr) in zip(self.optimizer.param_groups, self.groups):
+            group["lr"] = float(lr) * factor
         self.optimizer.step()
 
     def metric(self, factor: float) -> dict[str, Tensor]:
@@ -216,7 +235,8 @@ class OwnStepper(Stepper):
     ) -> None:
         """By torch's own weight decay where the optimizer has it decoupled, and all decays."""
         if entries is None and self.decayed and isinstance(self.optimizer, optim.AdamW):
-            self.optimizer.param_groups[0]["weight_decay"] = float(strengths)
+            for group, (shrinks, _) in zip(self.optimizer.param_groups, self.groups):
+                group["weight_decay"] = float(strengths) if shrinks else 0.0
         else:
             super().decay_(strengths, factor, entries)
 
@@ -224,8 +244,10 @@ class OwnStepper(Stepper):
 class FlatStepper(Stepper):
     """Many members: an optimizer with lr 1 turns the flat gradient into moves."""
 
-    def __init__(self, stack: Stack, lr: Tensor, decayed: Sequence[Entry], build: Build) -> None:
-        super().__init__(stack, lr, decayed)
+    def __init__(
+        self, stack: Stack, rates: Mapping[str, Tensor], decayed: Sequence[Entry], build: Build
+    ) -> None:
+        super().__init__(stack, rates, decayed)
         self.move, self.gradient = torch.zeros_like(stack.flat), torch.zeros_like(stack.flat)
         self.grads = {
             n: g for n, g in stack.named(self.gradient).items() if stack.blocks[n].requires_grad
@@ -235,7 +257,8 @@ class FlatStepper(Stepper):
         self.handle = nn.Parameter(self.move)
         self.handle.grad = self.gradient
         views = stack.views(stack.flat)
-        self.rate = torch.cat([column(lr, v).expand_as(v).reshape(-1) for v in views])
+        spread = (column(rates[n], v).expand_as(v).reshape(-1) for n, v in zip(stack.names, views))
+        self.rate = torch.cat(list(spread))
         self._build(build, [[self.handle]])
 
     def zero_grad(self) -> None:

@@ -295,6 +295,19 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
     return chosen
 
 
+def covered(candidates: Sequence[Entry], pattern: str) -> list[Entry]:
+    """The entries whose names a glob covers; biases, scales and embeddings among them.
+
+    For what belongs to a parameter whatever it is, such as its learning rate.
+    Raises ValueError for a pattern that covers nothing, closest names first.
+    """
+    found = [e for e in candidates if any(_covers(pattern, name) for name in e.names)]
+    if not found:
+        known = [name for entry in candidates for name in entry.names]
+        raise ValueError(f"no parameter matches: {unknown('pattern', pattern, known)}")
+    return found
+
+
 def _covers(pattern: str, name: str) -> bool:
     """Whether a glob matches the parameter's name or that of a module it lies in."""
     if fnmatchcase(name, pattern):

@@ -70,7 +70,7 @@ class Hypergradient(Controller):
 
     Args:
         valid: validation data that the weights never train on: a pair of tensors, a loader, ...
-        loss: callable of (output, target), a 0-d mean.
+        loss: callable of (output, target), or of (model, batch), a 0-d mean.
         steps: number of optimizer steps of the whole run. A strength that can make fewer than 10
             moves (``0.9 * steps / every``) stays near its start: a warning says so.
         every: steps between two validation gradients (one batch each), at least 1.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import LossFunction, call, each
+from tikhon.data.rows import LossFunction, each, loss_on
 from tikhon.data.stream import Stream
 from tikhon.errors import unknown
 from tikhon.penalties import Penalty
@@ -42,7 +42,7 @@ def implicit_slopes(
     Args:
         model: at (nearly) stationary weights; without dropout meanwhile, left as found. Layers in
             training mode that normalise by running averages take the statistics of the batch.
-        loss: callable of (output, target), a 0-d mean.
+        loss: callable of (output, target), or of (model, batch), a 0-d mean.
         train, valid: data as for `Hypergradient`; one batch of `batch_size` rows of each is used.
         penalties: for each parameter's name the penalty it was trained with, at the strength in
             force, in objective mode; it sees the parameter in its own shape.
@@ -78,9 +78,9 @@ def implicit_slopes(
             each(Stream(rows, size=batch_size, seed=seed).batch(0), lambda part: part.to(device))
             for rows in (train, valid)
         )
-        value = loss(call(model, seen[0]), seen[1])
+        value = loss_on(loss, model, seen)
         gradient = torch.autograd.grad(value, params, create_graph=True)
-        found = torch.autograd.grad(loss(call(model, held_out[0]), held_out[1]), params)
+        found = torch.autograd.grad(loss_on(loss, model, held_out), params)
         slope = [_on_support(g, penalty, w) for g, penalty, w in zip(found, held, params)]
 
         def curved(direction: list[Tensor]) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import LossFunction, call, each
+from tikhon.data.rows import LossFunction, call, each, loss_on, takes_model
 from tikhon.regularizer.targets import is_distributed
 
 _STATISTICS = ("running_", "moving_")  # how layers name the averages that eval mode goes by
@@ -19,7 +19,7 @@ class Look(NamedTuple):
     """What one validation batch says: its loss, 0-d, the gradient, and the `blind` loss.
 
     That is the loss of answering every row with the mean of the answers; NaN where outputs are no
-    tensor or the loss does not take it.
+    tensor, the loss does not take it, or the loss calls the model itself.
     """
 
     loss: Tensor
@@ -50,8 +50,11 @@ def look(
     inputs, target = each(batch, lambda part: part.to(device, non_blocking=True))
     devices = [device] if device.type == "cuda" else []
     with trained_function(model), torch.random.fork_rng(devices), torch.enable_grad():
-        output = call(model, inputs)
-        value = loss(output, target)
+        output = None if takes_model(loss) else call(model, inputs)
+        if output is None:
+            value = loss_on(loss, model, (inputs, target))
+        else:
+            value = loss(output, target)
         found = _gradients(value, params)
         blind = _blind(loss, output, target, value, pooled)
     gradients = {p: torch.zeros_like(p) if g is None else g for p, g in zip(params, found)}

@@ -83,8 +83,9 @@ def fit(
             on `valid`; without `valid` copies of the model find it on three folds of `train`, in a
             third of the steps each, and the run on all rows follows it.
         loss: "cross_entropy", "nll", "bce", "mse", "half_mse", "mae", "huber", a function or
-            module of torch, a callable of (output, target), or "auto" (cross-entropy for integer
-            targets, otherwise mean squares). Outputs (rows, 1) and targets (rows,) agree.
+            module of torch, a callable of (output, target) or of (model, batch), the batch as the
+            data give it, or "auto" (cross-entropy for integer targets, otherwise mean squares).
+            Outputs (rows, 1) and targets (rows,) agree.
         optimizer: "sgd", "adam", "adamw", ..., a factory of the parameters, or an instance.
         lr, momentum: > 0; in [0, 1).
         schedule: of lr: "constant", "cosine", "linear" or "warmup_cosine".

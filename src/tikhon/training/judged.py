@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.data.rows import call, each
+from tikhon.data.rows import each
 from tikhon.penalties import Penalty
 from tikhon.regularizer.metric import group_of, is_uniform, stationary_gain
 from tikhon.regularizer.regularizer import Regularizer
@@ -56,10 +56,10 @@ def judge(
                 penalty = _coupled(penalty, param, regularizer.optimizer)
             if penalty is not None:
                 held[parameter], names[parameter] = penalty, name
-    slopes = implicit_slopes(model, loss, train, valid, held, batch_size=_ROWS)
-    x, y = each(valid, lambda part: part[:_ROWS])
+    slopes = implicit_slopes(model, loss.given, train, valid, held, batch_size=_ROWS)
+    rows = each(valid, lambda part: part[:_ROWS])
     with torch.no_grad():
-        scale = max(float(loss(call(model, x), y)), 1e-12)
+        scale = max(float(loss.on(model, rows)), 1e-12)
     return {
         names[parameter]: {"slope": slope / scale, "verdict": _verdict(slope / scale)}
         for parameter, slope in slopes.items()

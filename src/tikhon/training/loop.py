@@ -106,7 +106,7 @@ class Training:
         self.batches = self.stream.batches or 0
         self.steps = self.batches * settings.epochs
         self.objective = Objective(recipe, self.loss, self.x, self.y)
-        self.optimizer = settings.build_optimizer(model)
+        self.optimizer = settings.build_optimizer(model, recipe.learning_rates)
         moving = settings.schedule != "constant"
         self._advance = Step(
             model,
@@ -300,7 +300,7 @@ class Training:
         if self.valid is None:
             raise InputError("strength 'auto' needs validation data: give `valid`")
         every = pace(self.steps)
-        return Hypergradient(self.valid, self.loss, steps=self.steps, every=every)
+        return Hypergradient(self.valid, self.loss.given, steps=self.steps, every=every)
 
     def _averaged(self) -> torch.optim.swa_utils.AveragedModel | None:
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tikhon.data.rows import LossFunction
+from tikhon.data.rows import Batch, LossFunction, call, graded, takes_model, whole
 from tikhon.errors import InputError, unknown
 
-Kind = Literal["classes", "binary", "numbers", "custom"]
+Kind = Literal["classes", "binary", "numbers", "custom", "whole"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Loss:
     A column (rows, 1) and (rows,) are the same numbers: torch would broadcast them to a table of
     rows x rows. Other shapes that differ are refused. `kind` tells how a model is scored:
     "classes" (outputs (rows, classes), targets of class numbers), "binary" (logits of 0 and 1),
-    "numbers", or "custom", which is judged by its targets.
+    "numbers", "custom", which is judged by its targets, or "whole": `loss(model, batch)`, a step
+    of the user's own that calls the model itself.
 
     `entries`, where there is one, is the loss of every entry (of classes: of every class number),
     of which `function` is the mean. `link`, where outputs are not in the unit of the targets, is
@@ -51,6 +52,17 @@ class Loss:
     link: Link | None = None
     _broadcasting: dict[bool, bool] = field(default_factory=dict, repr=False)
 
+    @property
+    def given(self) -> LossFunction:
+        """What strengths call: of (output, target), shapes made to agree, or of (model, batch)."""
+        return self.function if self.kind == "whole" else self
+
+    def on(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a model on a batch (inputs, target), 0-d, forward pass included."""
+        if self.kind != "whole":
+            return self(call(model, batch[0]), batch[1])
+        return self._number(graded(lambda: self.function(model, whole(batch))))
+
     def __call__(self, output: object, target: object) -> Tensor:
         """The mean loss of a batch, 0-d.
 
@@ -61,6 +73,14 @@ class Loss:
             value = self.function(output, target)
         except IndexError as error:
             raise self._told(error, output, target) from error
+        return self._number(value)
+
+    def _number(self, value: Any) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"the loss {self.name} returned {type(value).__name__}, one number is needed, as "
+                "a tensor that gradients flow through"
+            )
         if value.ndim:
             raise InputError(
                 f"the loss {self.name} returned shape {tuple(value.shape)}, one number is needed; "
@@ -168,7 +188,9 @@ _ENTRYWISE_FUNCTIONS = (F.smooth_l1_loss, F.poisson_nll_loss)
 
 
 def loss_of(loss: object, y: Tensor | None = None) -> Loss:
-    """The `Loss` behind a name, a function or module of torch, or a callable (output, target).
+    """The `Loss` behind a name, a function or module of torch, or a callable.
+
+    That is of (output, target), or of (model, batch) where its first parameter is called model.
 
     "auto" is mean squares for targets of floats and cross-entropy for class numbers `y`. A mean
     of torch's is the same loss however it is given.
@@ -193,8 +215,8 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
         return LOSSES[auto if loss == "auto" else known_name(loss)]
     if not callable(loss):
         raise InputError(
-            f"loss must be a name ({', '.join(NAMES)}) or a callable of (output, target) that "
-            f"gives one number, received {loss!r}"
+            f"loss must be a name ({', '.join(NAMES)}) or a callable of (output, target) or of "
+            f"(model, batch) that gives one number, received {loss!r}"
         )
     if isinstance(loss, type) and issubclass(loss, nn.Module):
         raise InputError(f"loss is the class {loss.__name__}, give an object: {loss.__name__}()")
@@ -203,6 +225,8 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
     for entry in LOSSES.values():
         if loss is entry.function:
             return entry
+    if takes_model(loss):
+        return Loss(name_of(loss), cast(LossFunction, loss), "whole")
     kind: Kind = "numbers" if loss in _ENTRYWISE_FUNCTIONS else "custom"
     link = LOG if loss is F.poisson_nll_loss else None
     return Loss(name_of(loss), cast(LossFunction, loss), kind, link=link)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.data.rows import call, each, tensors
+from tikhon.errors import InputError
 from tikhon.regularizer.regularizer import Regularizer
 from tikhon.runs.documents import SavedPenalty
 from tikhon.training.losses import Kind, Loss
@@ -16,17 +17,29 @@ _ROWS = 4096  # of one evaluation batch
 _BINS = 41
 
 
-@torch.no_grad()
 def predict(model: nn.Module, x: object) -> Tensor:
-    """The model's outputs in eval mode; its mode is put back."""
+    """The model's outputs in eval mode; its mode is put back.
+
+    Raises `InputError` for a model that does not return one tensor.
+    """
+    output = outputs_of(model, x)
+    if output is None:
+        raise InputError(f"{type(model).__name__} returns something other than one tensor")
+    return output
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, x: object) -> Tensor | None:
+    """As `predict`; None where outputs are no tensor, which only a loss of one's own can read."""
     training = model.training
     model.eval()
     try:
-        rows = len(tensors(x)[0])
-        parts = (
-            each(x, lambda part, at=at: part[at : at + _ROWS]) for at in range(0, rows, _ROWS)
-        )
-        return torch.cat([call(model, part) for part in parts])
+        rows, parts = len(tensors(x)[0]), []
+        for at in range(0, rows, _ROWS):
+            parts.append(call(model, each(x, lambda part, at=at: part[at : at + _ROWS])))
+            if not isinstance(parts[0], Tensor):
+                return None
+        return torch.cat(parts)
     finally:
         model.train(training)
 
@@ -34,8 +47,26 @@ def predict(model: nn.Module, x: object) -> Tensor:
 def score(
     model: nn.Module, x: object, y: Tensor, loss: Loss, unit: float = 1.0
 ) -> dict[str, float]:
-    """`scores_of` the model's outputs."""
-    return scores_of(predict(model, x), y, loss, unit)
+    """`scores_of` the model's outputs; where only the loss can read them, its mean alone."""
+    output = None if loss.kind == "whole" else outputs_of(model, x)
+    if output is None:
+        return {"loss": mean_loss(model, x, y, loss)}
+    return scores_of(output, y, loss, unit)
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, x: object, y: Tensor, loss: Loss) -> float:
+    """The loss in eval mode, batches weighed by their rows; the model's mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        total = 0.0
+        for at in range(0, len(y), _ROWS):
+            part = each((x, y), lambda rows, at=at: rows[at : at + _ROWS])
+            total += float(loss.on(model, part)) * len(part[1])
+        return total / len(y)
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()

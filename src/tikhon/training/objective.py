@@ -19,6 +19,8 @@ from tikhon.training.mixing import Mixed, cutmix, mixup
 from tikhon.training.objectives import confidence_penalty, r_drop
 from tikhon.training.recipe import Recipe
 
+_OF_OUTPUTS = ("mixup", "cutmix", "r_drop", "confidence_penalty")
+
 
 class Objective:
     """The data loss with what the recipe does to inputs, targets and outputs."""
@@ -46,23 +48,21 @@ class Objective:
             raise InputError(
                 f"cutmix needs images (channels, height, width), the rows are {tuple(x.shape[1:])}"
             )
-        self.plain = not any(
-            (
-                recipe.mixup,
-                recipe.cutmix,
-                recipe.input_noise,
-                recipe.r_drop,
-                recipe.confidence_penalty,
+        asked = [name for name in _OF_OUTPUTS if getattr(recipe, name)]
+        self.plain = not asked
+        if asked and self.loss.kind == "whole":
+            raise InputError(
+                f"{asked[0]} works on the outputs, and {self.loss.name}(model, batch) calls the "
+                "model itself: write it there, or give a loss of (output, target)"
             )
-        )
 
     def __call__(self, model: nn.Module, x: Any, y: Tensor) -> Tensor:
         """The loss of one batch, 0-d."""
-        if self.plain:
-            return self.loss(call(model, x), y)
         recipe = self.recipe
         if recipe.input_noise:
             x = gaussian_noise(x, recipe.input_noise)
+        if self.plain:
+            return self.loss.on(model, (x, y))
         mixed = None
         if recipe.mixup:
             mixed = mixup(x, y, recipe.mixup)

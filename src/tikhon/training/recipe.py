@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -50,6 +51,10 @@ class Recipe(RecipeOptions):
         r_drop: weight >= 0 of the distance between two passes with different dropout masks.
         mixup, cutmix: alpha >= 0 of the Beta distribution that rows are mixed with; 0 is off.
         input_noise: standard deviation >= 0 of normal noise added to the inputs.
+        learning_rates: a dict from patterns on names of parameters to rates > 0, in place of lr,
+            such as a smaller one for what is pretrained; or a text, "trunk.*=1e-5,head.*=1e-3".
+            Unlike a penalty's, such a pattern leaves nothing out (biases, scales); of two that
+            name the same parameter the later one counts.
         clip_norm, clip_value: largest gradient norm, largest gradient entry; > 0.
         clip_adaptive: largest ratio of a unit's gradient norm to its weight norm; > 0.
         sparsify: the share that is exactly zero at the end: a number in (0, 1), a text as "90%"
@@ -86,6 +91,7 @@ class Recipe(RecipeOptions):
             _check(name, getattr(self, name))
         for name in ("clip_norm", "clip_value", "clip_adaptive"):
             _check(name, getattr(self, name), above=True)
+        object.__setattr__(self, "learning_rates", _rates(self.learning_rates))
         if self.averaging not in (None, "ema", "swa"):
             raise InputError(unknown("averaging", self.averaging, ("ema", "swa")))
         if self.mixup and self.cutmix:
@@ -318,6 +324,25 @@ def _strength(plain: object) -> Any:
     if isinstance(plain, Mapping):
         raise InputError(unknown("kind of strength", plain.get("kind"), _moving()))
     raise InputError(f'strength must be a number >= 0 or "auto", received {plain!r}')
+
+
+def _rates(given: object) -> dict[str, float] | None:
+    """Learning rates by pattern, from a table or a text."""
+    rates = given
+    if isinstance(given, str):
+        parts = [part.rpartition("=") for part in given.split(",")]
+        with contextlib.suppress(ValueError):
+            rates = {pattern.strip(): float(rate) for pattern, _, rate in parts}
+    if rates is None or rates == {}:
+        return None
+    if not isinstance(rates, Mapping) or not all(isinstance(k, str) and k for k in rates):
+        raise InputError(
+            "learning_rates go from patterns to numbers, as {'trunk.*': 1e-5, 'head.*': 1e-3} or "
+            f"'trunk.*=1e-5,head.*=1e-3', received {given!r}; one for all of the model is lr"
+        )
+    for pattern, rate in rates.items():
+        _check(f"the learning rate of {pattern!r}", rate, above=True)
+    return dict(rates)
 
 
 def _moving() -> dict[str, type]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -13,7 +14,9 @@ from torch.optim import Optimizer
 
 from tikhon.errors import InputError, unknown
 from tikhon.options import TrainingOptions
+from tikhon.regularizer.targets import covered, entries_of
 from tikhon.training.losses import known_name, name_of
+from tikhon.wrappers import unwrap
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -70,20 +73,31 @@ class Settings(TrainingOptions):
                     f"{name} must be a whole number, {least} or more, received {number!r}"
                 )
 
-    def build_optimizer(self, model: nn.Module) -> Optimizer:
-        """The optimizer over the model's trainable parameters.
+    def build_optimizer(
+        self, model: nn.Module, rates: Mapping[str, float] | None = None
+    ) -> Optimizer:
+        """The optimizer over the model's trainable parameters, `rates` by pattern in place of lr.
 
-        Raises `InputError` where `lr` is given beside an optimizer that has another.
+        Raises `InputError` where `lr` is given beside an optimizer that has another, and where
+        `rates` are beside one that is built already.
         """
         if isinstance(self.optimizer, Optimizer):
-            return self._checked(self.optimizer)
+            if rates:
+                raise InputError(
+                    "learning_rates are for an optimizer that is yet to be built, and this one "
+                    "has its groups: give its name, or set their lr"
+                )
+            return self._checked(self.optimizer.param_groups, self.optimizer)
         params = [p for p in model.parameters() if p.requires_grad]
         if not params:
             raise InputError(f"{type(model).__name__} has no trainable parameter")
+        groups: Any = _groups(model, params, rates) if rates else params
         if not isinstance(self.optimizer, (str, type)):
-            return self._checked(self.optimizer(params))
+            built: Any = self.optimizer(groups)
+            own = set((rates or {}).values())
+            return self._checked((g for g in built.param_groups if g.get("lr") not in own), built)
         if isinstance(self.optimizer, type):
-            return self.optimizer(params, lr=self.lr)
+            return self.optimizer(groups, lr=self.lr)
         options: dict[str, Any] = {"lr": self.lr}
         if self.optimizer in _MOMENTUM:
             options["momentum"] = self.momentum
@@ -91,10 +105,10 @@ class Settings(TrainingOptions):
             options["weight_decay"] = 0.0  # torch's default is 0.01; here decay is a penalty
         if self.optimizer in _FUSED and all(p.is_floating_point() for p in params):
             options["fused"] = True
-        return OPTIMIZERS[self.optimizer](params, **options)
+        return OPTIMIZERS[self.optimizer](groups, **options)
 
-    def _checked(self, optimizer: Optimizer) -> Optimizer:
-        rates = {float(group["lr"]) for group in optimizer.param_groups if "lr" in group}
+    def _checked(self, groups: Iterable[Mapping[str, Any]], optimizer: Optimizer) -> Optimizer:
+        rates = {float(group["lr"]) for group in groups if "lr" in group}
         if self.lr != type(self).lr and rates - {self.lr}:
             found = ", ".join(f"{rate:g}" for rate in sorted(rates))
             raise InputError(
@@ -137,6 +151,36 @@ class Settings(TrainingOptions):
             "epochs": self.epochs,
             "loss": name_of(self.loss),
         }
+
+
+def rates_of(model: nn.Module, rates: Mapping[str, float]) -> dict[nn.Parameter, float]:
+    """The learning rate of every parameter that a pattern covers; of two the later counts.
+
+    Raises `InputError` for a pattern that covers nothing.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    >>> list(rates_of(model, {"*": 0.1, "1.*": 0.3}).values())
+    [0.1, 0.1, 0.3, 0.3]
+    """
+    entries = entries_of(unwrap(model))
+    found: dict[nn.Parameter, float] = {}
+    for pattern, rate in rates.items():
+        try:
+            found |= {entry.param: rate for entry in covered(entries, pattern)}
+        except ValueError as error:
+            raise InputError(f"learning_rates: {error}") from error
+    return found
+
+
+def _groups(
+    model: nn.Module, params: Sequence[nn.Parameter], rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Parameter groups: what has the usual learning rate first, then one of each other rate."""
+    own = rates_of(model, rates)
+    groups: list[dict[str, Any]] = [{"params": [p for p in params if p not in own]}]
+    for rate in dict.fromkeys(own.values()):
+        groups.append({"params": [p for p in params if own.get(p) == rate], "lr": rate})
+    return [group for group in groups if group["params"]]
 
 
 def pick_device(name: str) -> torch.device:

@@ -248,7 +248,8 @@ def interval(scores: Scores) -> tuple[float, float, float] | None:
 def _gap(scores: Scores) -> Statement | None:
     found = interval(scores)
     if found is None:
-        return None if f"valid/{scores.key}" in scores.metrics else Statement("unjudged", {})
+        scored = any(name.startswith("valid/") for name in scores.metrics)
+        return None if scored else Statement("unjudged", {})
     gap, low, high = found
     even, limit = (0.0, GAP) if scores.key == "accuracy" else (1.0, RATIO)
     code = "unsure"

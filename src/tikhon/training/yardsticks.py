@@ -40,16 +40,25 @@ def assess(
         unit: of a standardised target.
         linear: whether a linear model is trained beside it.
     """
+    rows = {name: len(part[1]) for name, part in parts.items()}
+    judged = next((name for name in ("valid", "test") if name in parts), "train")
     x, y = parts["train"]
+    one = None if loss.kind == "whole" else measures.outputs_of(model, x)
+    if one is None:  # nobody knows which of its outputs answer what
+        losses = {
+            f"{name}/loss": measures.mean_loss(model, *part, loss) for name, part in parts.items()
+        }
+        return Scores(losses, rows, {}, judged)
     told = imbalanced(y)
-    outputs = {name: measures.predict(model, part[0]) for name, part in parts.items()}
+    outputs = {
+        name: one if name == "train" else measures.predict(model, part[0])
+        for name, part in parts.items()
+    }
     metrics, errors = {}, {}
     for name, (_, known) in parts.items():
         found = measures.scores_of(outputs[name], known, loss, unit, imbalanced=told)
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
         errors |= {f"{name}/{key}": e for key, e in _errors(outputs[name], known, loss).items()}
-    rows = {name: len(part[1]) for name, part in parts.items()}
-    judged = next((name for name in ("valid", "test") if name in parts), "train")
     if not _answerable(outputs["train"], y, loss):
         return Scores(metrics, rows, errors, judged)
     answers = {"constant": constant(y, outputs["train"].shape[-1])}

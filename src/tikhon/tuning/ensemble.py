@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,9 @@ class Average(nn.Module):
         self.members: nn.ModuleList = nn.ModuleList(members)
         self.probabilities = probabilities
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(rows, ...) -> (rows, outputs)."""
-        outputs = torch.stack([member(x) for member in self.members])
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        """(rows, ...) -> (rows, outputs); inputs as the members take them."""
+        outputs = torch.stack([member(*inputs, **named) for member in self.members])
         if not self.probabilities:
             return outputs.mean(0)
         log = outputs.log_softmax(-1)

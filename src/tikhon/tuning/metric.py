@@ -52,12 +52,17 @@ class Metric:
         `m` blocks with alike targets, moved so that their mean is the metric; their spread is
         its error.
         """
-        blocks = min(BLOCKS, len(y) // 2)
+        blocks = blocks_of(y)
         block = dealt(y, blocks).to(y.device)
         whole = self.score(output, y)
         without = [self.score(output[block != k], y[block != k]) for k in range(blocks)]
         found = (1 - blocks) * torch.tensor(without, dtype=torch.float64)
         return found - found.mean() + whole
+
+
+def blocks_of(y: Tensor) -> int:
+    """How many parts some validation rows are cut into: two or more, of two rows if there are."""
+    return max(min(BLOCKS, len(y) // 2), 2)
 
 
 def metric_of(metric: Any, direction: str | None, loss: Loss) -> Metric:

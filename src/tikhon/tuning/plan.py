@@ -101,7 +101,9 @@ def default_config(space: Space) -> Config:
     for name in space.varying:
         known = space.range(name)
         own, _ = addressed(name)
-        if own in DEFAULTS:
+        if own == "lr" and name != own:
+            config[name] = known.at(0.5)  # of parts no learning rate is customary
+        elif own in DEFAULTS:
             config[name] = DEFAULTS[own]
         elif isinstance(known, Choice):
             config[name] = known.values[0]

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
+from tikhon.data.rows import each, join, take, tensors
 from tikhon.errors import InputError, unknown
 from tikhon.layers.noise import NoiseLayer
 from tikhon.paths.targets import fold_rows
 from tikhon.population.losses import Objective
 from tikhon.runs.run_directory import JOURNAL
+from tikhon.training.losses import LOSSES
 from tikhon.training.settings import OPTIMIZERS, Settings, pick_device
 from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.metric import LEAST_BLOCKED, metric_of
@@ -51,9 +53,9 @@ def optimizer_of(given: object) -> Callable[..., optim.Optimizer]:
 
 def make_job(
     make: Callable[[Config], nn.Module],
-    x: Tensor,
+    x: Any,
     y: Tensor,
-    valid: tuple[Tensor, Tensor] | None,
+    valid: tuple[Any, Tensor] | None,
     loss: object,
     folds: int | None,
     epochs: int | None,
@@ -67,21 +69,21 @@ def make_job(
 ) -> Job:
     """The rows to train on and to score by, the lengths, the loss."""
     if folds is None:
-        folds = 3 if len(x) < FEW else 0
+        folds = 3 if len(y) < FEW else 0
     folds = 0 if valid is not None else folds
     kept = place = None
     if folds:
         cuts = fold_rows(y, folds, seed)
-        kept = torch.ones(len(cuts), len(x))
+        kept = torch.ones(len(cuts), len(y))
         for fold, (_, test) in enumerate(cuts):
             kept[fold, test] = 0
     elif valid is None:
         train, test = fold_rows(y, 5, seed)[0]
         if loader is not None:
-            place = torch.full((len(x),), -1)
+            place = torch.full((len(y),), -1)
             place[train] = torch.arange(len(train))
-        x, y, valid = x[train], y[train], (x[test], y[test])
-    rows = len(x)
+        (x, y), valid = take((x, y), train), take((x, y), test)
+    rows = len(y)
     if batch_size is None:
         batch_size = 32 if rows < 1_000 else 64 if rows < 10_000 else 128
     if epochs is None:
@@ -93,9 +95,9 @@ def make_job(
         raise InputError(f"direction={direction!r} is of a metric: give metric= too")
     job = Job(
         build=make,
-        x=x.to(there),
+        x=each(x, lambda part: part.to(there)),
         y=y.to(there),
-        valid=None if valid is None else (valid[0].to(there), valid[1].to(there)),
+        valid=None if valid is None else each(valid, lambda part: part.to(there)),
         kept=None if kept is None else kept.to(there),
         objective=objective,
         epochs=epochs,
@@ -115,12 +117,11 @@ def make_job(
     return job
 
 
-def all_rows(job: Job, x: Tensor, y: Tensor, valid: tuple[Tensor, Tensor] | None) -> Job:
+def all_rows(job: Job, x: Any, y: Tensor, valid: tuple[Any, Tensor] | None) -> Job:
     """The job of the refit: training and validation rows together."""
-    if valid is not None:
-        x, y = torch.cat([x, valid[0]]), torch.cat([y, valid[1]])
-    there = job.x.device
-    return replace(job, x=x.to(there), y=y.to(there), valid=None, kept=None, place=None)
+    rows = (x, y) if valid is None else join([(x, y), valid])
+    x, y = each(rows, lambda part: part.to(job.y.device))
+    return replace(job, x=x, y=y, valid=None, kept=None, place=None)
 
 
 def open_journal(
@@ -132,18 +133,20 @@ def open_journal(
             raise InputError("resume needs output, the folder of the search to continue")
         return None
     data = hashlib.sha256()
-    for part in (job.x, job.y, *(job.valid or ())):
+    for part in tensors((job.x, job.y, *(job.valid or ()))):
         data.update(f"{part.dtype}{tuple(part.shape)}".encode())
         data.update(part.contiguous().cpu().numpy().tobytes())
     header = {
         "space": space.to_dict(),
-        "data": {"rows": len(job.x), "sha256": data.hexdigest()[:16]},
+        "data": {"rows": len(job.y), "sha256": data.hexdigest()[:16]},
         "seed": job.seed,
         "folds": job.folds,
         "epochs": job.epochs,
         "batch_size": job.batch_size,
         "budget": str(budget),
     }
+    if job.objective.loss.name not in LOSSES:
+        header["loss"] = job.objective.loss.name
     if job.metric is not None:
         header["metric"] = job.metric.name
     if job.loader is not None:

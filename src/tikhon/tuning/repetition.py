@@ -28,6 +28,8 @@ def recipe_of(config: Config) -> Recipe:
         own, pattern = addressed(name)
         if own == "dropout":
             more.setdefault(own, {})[pattern] = float(value)
+        elif own == "lr" and name != own:
+            more.setdefault("learning_rates", {})[pattern] = float(value)
         elif own in others:
             more[own] = float(value)
         elif own in (*STRENGTHS, "max_norm") and value:
@@ -56,6 +58,6 @@ def settings_of(config: Config, job: Job) -> dict[str, object]:
         "optimizer": known.get(job.optimizer, own),  # type: ignore[call-overload]
         "batch_size": job.batch_size,
         "epochs": job.epochs,
-        "loss": loss.name if loss.name in LOSSES else loss.function,
+        "loss": loss.name if LOSSES.get(loss.name) is loss else loss.function,
         "seed": int(config.get("seed", job.seed)),
     }

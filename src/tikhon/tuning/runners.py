@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
+from tikhon.data.rows import each, take
 from tikhon.population.batched import Unsupported
 from tikhon.population.decay import ReplayedDecay
 from tikhon.population.hyperparameters import Settings
@@ -21,7 +22,7 @@ from tikhon.population.losses import Objective, mean_over
 from tikhon.population.population import Population
 from tikhon.runs.interrupt import Stopped
 from tikhon.tuning.draws import Draws
-from tikhon.tuning.metric import Metric
+from tikhon.tuning.metric import Metric, blocks_of
 from tikhon.tuning.space import known
 from tikhon.tuning.trials import Outcome, Trial, Value
 
@@ -41,12 +42,12 @@ class Job:
     """
 
     build: Callable[[Config], nn.Module]
-    x: Tensor
+    x: Any  # one tensor, or several inputs of one model
     y: Tensor
     objective: Objective
     epochs: int
     batch_size: int
-    valid: tuple[Tensor, Tensor] | None = None
+    valid: tuple[Any, Tensor] | None = None
     kept: Tensor | None = None
     optimizer: Callable[..., optim.Optimizer] = optim.AdamW
     seed: int = 0
@@ -55,7 +56,7 @@ class Job:
     place: Tensor | None = None  # and where those that it draws are among `x`: see `Draws`
 
     @property
-    def scored(self) -> tuple[Tensor, Tensor]:
+    def scored(self) -> tuple[Any, Tensor]:
         """The rows that scores are made of; with folds all, each by the fold that left it out."""
         return (self.x, self.y) if self.valid is None else self.valid
 
@@ -72,7 +73,7 @@ class Job:
     @property
     def draws(self) -> Draws:
         """Which rows each batch trains on."""
-        return Draws(len(self.x), self.batch_size, self.seed, self.loader, self.place)
+        return Draws(len(self.y), self.batch_size, self.seed, self.loader, self.place)
 
     @property
     def checks(self) -> int:
@@ -239,19 +240,25 @@ class PopulationRunner:
 def populate(job: Job, configs: Sequence[Config]) -> Population:
     """Freshly initialised members; the same seed gives all of them the same start."""
     return Population(
-        [_build(job, config) for config in configs],
+        [build(job, config) for config in configs],
         Settings.of(configs),
         objective=job.objective,
-        example=job.x[:2],
+        example=first_rows(job.x, 2),
         steps=job.epochs * job.steps_per_epoch,
         optimizer=job.optimizer,
     )
 
 
-def _build(job: Job, config: Config) -> nn.Module:
+def build(job: Job, config: Config) -> nn.Module:
+    """The freshly initialised model of a configuration."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(config.get("seed", job.seed)))
-        return job.build(config).to(job.x.device)
+        return job.build(config).to(job.y.device)
+
+
+def first_rows(rows: Any, count: int) -> Any:
+    """The first of some rows, however nested."""
+    return each(rows, lambda part: part[:count])
 
 
 def free(config: Config) -> list[tuple[str, Value]]:
@@ -266,10 +273,14 @@ def _row(state: State, fold: int) -> State:
 def train_epoch(job: Job, population: Population, kept: Tensor | None, epoch: int) -> Tensor:
     """All batches of one epoch; (members,) sum of their losses (non-finite if any was)."""
     batches = job.draws.epoch(epoch)
-    drawn, sizes = torch.cat(batches).to(job.x.device), [len(batch) for batch in batches]
-    xs, ys = job.x[drawn].split(sizes), job.y[drawn].split(sizes)
+    drawn, sizes = torch.cat(batches).to(job.y.device), [len(batch) for batch in batches]
     weights = [None] * len(sizes) if kept is None else kept[:, drawn].split(sizes, dim=1)
-    total = torch.zeros(population.members, device=job.x.device)
+    ys = job.y[drawn].split(sizes)
+    if isinstance(job.x, Tensor):
+        xs = job.x[drawn].split(sizes)
+    else:
+        xs = (take(job.x, batch) for batch in batches)
+    total = torch.zeros(population.members, device=job.y.device)
     step = epoch * job.steps_per_epoch
     for x, y, weight in zip(xs, ys, weights):
         total += population.step(x, y, weight, step, seed=noise_seed(job.seed, step))
@@ -286,15 +297,24 @@ def noise_seed(seed: int, step: int) -> int:
 
 def _validation_batch(job: Job, kept: Tensor | None, step: int) -> tuple[Tensor, Tensor, Any]:
     x, y = (job.x, job.y) if job.valid is None else job.valid
-    size = min(VALIDATION * job.folds, len(x))  # of which each fold left out its share
-    begin = (step * size) % max(len(x) - size + 1, 1)
+    size = min(VALIDATION * job.folds, len(y))  # of which each fold left out its share
+    begin = (step * size) % max(len(y) - size + 1, 1)
     rows = slice(begin, begin + size)
-    return x[rows], y[rows], None if kept is None else 1 - kept[:, rows]
+    part = each((x, y), lambda values: values[rows])
+    return *part, None if kept is None else 1 - kept[:, rows]
 
 
-def validation_rows(job: Job, population: Population) -> Tensor:
-    """(members, rows) losses of the rows that scores are made of."""
-    return population.row_losses(*job.scored)
+def validation_rows(job: Job, population: Population, kept: Tensor | None) -> Tensor:
+    """(members, rows) losses of the rows that scores are made of.
+
+    Where rows have none, those of blocks of the rows that the only member leaves out.
+    """
+    x, y = job.scored
+    if not job.objective.alone:
+        return population.row_losses(x, y)
+    if kept is not None:
+        x, y = take((x, y), (kept[0] == 0).nonzero()[:, 0])
+    return population.block_losses(x, y, blocks_of(y))
 
 
 def validation(job: Job, population: Population, kept: Tensor | None) -> Tensor:
@@ -307,8 +327,8 @@ def validation(job: Job, population: Population, kept: Tensor | None) -> Tensor:
         left = torch.ones(len(outputs), len(y)) if kept is None else 1 - kept
         out = [job.metric.score(o[part > 0], y[part > 0]) for o, part in zip(outputs, left)]
         return torch.tensor(out, dtype=torch.float64)
-    rows = validation_rows(job, population)
-    return mean_over(rows, None if kept is None else 1 - kept)
+    rows = validation_rows(job, population, kept)
+    return mean_over(rows, None if kept is None or job.objective.alone else 1 - kept)
 
 
 def train_on_all(
@@ -325,7 +345,7 @@ def train_on_all(
     if population.decay is not None:
         found = torch.stack([trace for trace in traces if trace is not None])
         population.decay = ReplayedDecay(
-            population.decay.weights, found, lr=population.settings.lr, steps=population.steps
+            population.decay.weights, found, lr=population.layer_rates(), steps=population.steps
         )
     losses = torch.zeros(len(configs))
     for epoch in range(job.epochs):
@@ -350,9 +370,11 @@ def choose_chunk(job: Job, configs: Sequence[Config]) -> tuple[int, str]:
     sums are rounded: the same search has to choose the same. The limits fit the fastest sizes that
     `benchmarks/tune.py` measures on an idle core for perceptrons and small convolutions.
     """
-    if job.kept is not None and _has_batch_norm(_build(job, configs[0])):
+    if job.objective.alone:
+        return 1, job.objective.alone
+    if job.kept is not None and _has_batch_norm(build(job, configs[0])):
         return 1, "batch normalisation would see the rows of the held-out fold"
-    model = _build(job, configs[0])
+    model = build(job, configs[0])
     if found := next((m for m in model.modules() if isinstance(m, ALONE)), None):
         return 1, f"{type(found).__name__} has no batched form that is faster"
     try:
@@ -363,8 +385,8 @@ def choose_chunk(job: Job, configs: Sequence[Config]) -> tuple[int, str]:
     most = max(groups.values()) * job.folds
     size = sum(p.numel() for p in model.parameters())
     spatial = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
-    work = size * min(job.batch_size, len(job.x)) * (REUSED if spatial else 1)
-    room = 1 if job.x.device.type == "cpu" else ACCELERATOR
+    work = size * min(job.batch_size, len(job.y)) * (REUSED if spatial else 1)
+    room = 1 if job.y.device.type == "cpu" else ACCELERATOR
     fits = [
         s for s in SIZES if s <= most and s * work <= room * WORK and s * size <= room * CACHED
     ]
@@ -387,7 +409,7 @@ def microseconds(
     job: Job, population: Population, kept: Tensor | None = None, repeats: int = 8
 ) -> float:
     """Of one step of all members, the least of some."""
-    x, y = job.x[: job.batch_size], job.y[: job.batch_size]
+    x, y = first_rows((job.x, job.y), job.batch_size)
     weights = None if kept is None else kept[:, : job.batch_size]
     times = []
     for step in range(repeats + 2):

@@ -20,7 +20,8 @@ KNOWN = {
     "max_norm": False,
 }
 ADAPTIVE = frozenset({"weight_decay"})  # entries that accept "auto"
-PATTERNED = frozenset({*STRENGTHS, "dropout", "max_norm"})  # that may differ between layers
+PATTERNED = frozenset({*STRENGTHS, "lr", "dropout", "max_norm"})  # that may differ between layers
+_RANGE = frozenset({"kind", "when", "low", "high", "values"})  # keys of one, in TOML
 
 
 def known(name: str) -> bool:
@@ -277,9 +278,10 @@ class Space(Mapping[str, Entry]):
     elastic_net, group_lasso, mcp, scad, log_sum and huber (their strength), and max_norm. Any
     other name is for the builder of the model; `tune` refuses one that nobody reads.
 
-    Strengths, max_norm and dropout may differ between parts of a model: a dictionary from
+    Strengths, lr, max_norm and dropout may differ between parts of a model: a dictionary from
     patterns (on names of parameters, for dropout on paths of modules) to what an entry may be
-    makes one entry of each, such as `l1[fc1.*]`.
+    makes one entry of each, such as `l1[fc1.*]`. Learning rates do not add up: of two patterns
+    for one parameter the later counts, and what none names has lr, 1e-3 where it is not given.
 
     Raises `InputError` for an empty space or a malformed entry.
 
@@ -415,7 +417,7 @@ def _flattened(entries: Mapping[str, object]) -> Iterator[tuple[str, Any]]:
 def _read(name: str, entry: Any) -> Entry:
     if not isinstance(entry, Mapping):
         return entry
-    if "kind" not in entry and "when" not in entry and addressed(name)[0] in PATTERNED:
+    if not _RANGE.intersection(entry) and addressed(name)[0] in PATTERNED:
         return {pattern: _read(name, part) for pattern, part in entry.items()}  # type: ignore[return-value]
     if "when" in entry:
         found = _read(name, {k: v for k, v in entry.items() if k != "when"})

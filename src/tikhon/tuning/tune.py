@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon import notebook, plotting
-from tikhon.data.batches import one_tensor, pair
+from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
+from tikhon.data.rows import tensors
 from tikhon.errors import InputError
 from tikhon.options import with_mode
 from tikhon.regularizer.audit import warn
 from tikhon.runs.interrupt import Stopped
 from tikhon.runs.run_directory import STATES
-from tikhon.training.losses import loss_of, name_of
+from tikhon.training.losses import Loss, loss_of, name_of
 from tikhon.training.recipe import Recipe
 from tikhon.tuning.builder import Builder
 from tikhon.tuning.choice import Audit, audit, choose, near_best
@@ -41,6 +42,8 @@ from tikhon.tuning.runners import (
     Config,
     Job,
     PopulationRunner,
+    build,
+    first_rows,
     free,
     populate,
     train_on_all,
@@ -52,6 +55,8 @@ from tikhon.tuning.space import Space
 from tikhon.tuning.states import States
 from tikhon.tuning.study import StudySearch, direction_of
 from tikhon.tuning.trials import History, Outcome
+
+_PROBED = 64  # rows on which the loss is asked whether it is a mean over rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,11 +215,14 @@ def tune(
         build_model: a function or class that returns a fresh model. Its parameters that are named
             as entries of the space receive them, `**kwargs` the rest of those that training does
             not know; a single other one (or one called config) receives the whole configuration.
-        train: (x, y), a loader, a data set or its name. The rows are read once; a loader brings
-            its batch size and its sampler, which draws again each epoch.
+        train: (x, y), where x may be several inputs, a loader, a data set or its name. The rows
+            are read once; a loader brings its batch size and its sampler, which draws again each
+            epoch.
         valid: rows for the scores. Without it a fifth of `train` is held out, or with fewer than
             2,500 rows 3 folds are made.
-        loss: as for `fit`: a name, a function or module of torch, or a callable; a mean over rows.
+        loss: as for `fit`: a name, a function or module of torch, a callable of (output, target)
+            or of (model, batch). Members are trained one by one unless it is a mean over rows of
+            one tensor of outputs; `plan.reason` says why.
         metric: what trials are compared by, if not by the loss: the name of a scikit-learn scorer
             ("roc_auc", "f1_macro"), a scorer, or a function of (output, target) as the loss is.
         direction: of a function, "minimize" or "maximize"; by default that of the study, of a
@@ -248,18 +256,16 @@ def tune(
     """
     started = time.perf_counter()
     x, y, loader = read(train)
-    x = one_tensor(x, name="train", verb="tune")
     held_out = None if valid is None else pair(valid, name="valid")
-    if held_out is not None:
-        held_out = one_tensor(held_out[0], name="valid", verb="tune"), held_out[1]
     loss = loss_of(loss, y)
-    y = loss.targets(y)
-    held_out = None if held_out is None else (held_out[0], loss.targets(held_out[1]))
+    x, y = _read(x, y, loss)
+    held_out = None if held_out is None else _read(*held_out, loss)
     check_classes(y, None if held_out is None else held_out[1])
     space = space if space is None or isinstance(space, Space) else Space(**space)
     make = Builder(build_model, space or {})
     space = space or default_space(make)
-    make.check(space, default_config(space))
+    usual = default_config(space)
+    make.check(space, usual)
     job = make_job(
         make,
         x,
@@ -276,6 +282,7 @@ def tune(
         direction or direction_of(study, metric),
         loader,
     )
+    job.objective.settle(build(job, usual), first_rows((job.x, job.y), _PROBED))
     journal = open_journal(output, resume, space, job, budget)
     plan = _plan(job, space, budget, journal)
     job = replace(job, epochs=plan.epochs)
@@ -295,6 +302,14 @@ def tune(
     session.history = strategy.collect(session.history)
     session.finish(space, plan)
     return _conclude(job, full, space, plan, session, refit)
+
+
+def _read(x: Any, y: Tensor, loss: Loss) -> tuple[Any, Tensor]:
+    """Rows as members train on them: inputs alone under a name are one tensor, unless a step of
+    the user's own asks for the name.
+    """
+    found = tensors(x)
+    return found[0] if len(found) == 1 and loss.kind != "whole" else x, loss.targets(y)
 
 
 def _conclude(
@@ -356,6 +371,7 @@ def _ends(history: History) -> list[Outcome]:
 def _rows(job: Job, outcome: Outcome, runner: PopulationRunner) -> Tensor:
     """Validation losses of single rows; with folds each row by the fold that left it out.
 
+    Where rows have no losses of their own, those of blocks of them.
     With a metric its pseudo-values, which the choice takes in their place.
     """
     state = runner.states[outcome.trial.id]
@@ -364,11 +380,14 @@ def _rows(job: Job, outcome: Outcome, runner: PopulationRunner) -> Tensor:
         population = populate(job, [outcome.trial.config])
         row = {n: v[fold : fold + 1] for n, v in state.items() if n != "epoch"}
         population.load(row)
-        read = validation_rows(job, population) if job.metric is None else None
+        kept = None if job.kept is None else job.kept[fold : fold + 1]
+        read = validation_rows(job, population, kept) if job.metric is None else None
         found.append(population.predict(job.scored[0])[0] if read is None else read[0])
     rows = found[0]
-    if job.kept is not None:
-        rows = torch.stack(found)[(1 - job.kept).argmax(0), torch.arange(len(job.x))]
+    if job.metric is None and job.objective.alone:
+        rows = torch.cat(found)
+    elif job.kept is not None:
+        rows = torch.stack(found)[(1 - job.kept).argmax(0), torch.arange(len(job.y))]
     return rows if job.metric is None else job.metric.pseudo_values(rows, job.scored[1])
 
 
@@ -385,7 +404,7 @@ def _refitted(
     Up to `TOP` models, as the time allows: the configurations in `top` in turn, each time round
     from other initial weights, for an average gains from members that differ.
     """
-    cost = session.pace * full.epochs * len(full.x) / max(len(session.runner.job.x), 1)
+    cost = session.pace * full.epochs * len(full.y) / max(len(session.runner.job.y), 1)
     count = min(TOP, int(0.9 * session.left / cost)) if math.isfinite(session.left) else TOP
     if session.asked_to_stop() or count < 1:
         return top, [None] * len(top)
