@@ -15,6 +15,8 @@ PENALTIES = [
     tk.ElasticNet(0.3, l1_ratio=0.4),
     tk.GroupLasso(3.5),  # takes some rows whole
     tk.GroupLasso(0.1, scale_by_size=True),
+    tk.SparseGroupLasso(0.8, l1_ratio=0.2),
+    tk.SparseGroupLasso(0.1, scale_by_size=True),
 ]
 IN_C = [  # by no blocks
     tk.MCP(0.3),
@@ -112,6 +114,53 @@ def test_steps_beyond_the_pieces_of_scad_have_no_kernel():
     assert not kernels.prox_(tk.SCAD(0.3, a=3.0), weights()[0], 2.0)
 
 
+class Derived(tk.L1):
+    """A subclass may change the prox, so it has no kernel."""
+
+
+BY_ROWS = [
+    tk.SparseGroupLasso(0.8),
+    tk.GroupMCP(0.8),
+    tk.LInf(0.8),
+    tk.MaxNorm(2.0),
+    tk.MinMaxNorm(2.0, 3.0),
+    tk.UnitNorm(),
+    tk.MCP(0.3),
+    tk.SCAD(0.3, a=2.2),
+]
+
+
+@pytest.mark.parametrize("shape", [(37, 11), (5, 4, 3, 3), (1, 300)], ids=str)
+@pytest.mark.parametrize("penalty", BY_ROWS, ids=repr)
+def test_prox_of_some_rows_at_a_time_is_the_prox(penalty, shape):
+    w, moment, _ = weights(shape=shape)
+    steps = [0.9] if isinstance(penalty, tk.GroupMCP) else [0.9, 0.1 + moment.abs()]
+    for step in steps:
+        found, expected = w.clone(), penalty.prox(w, step)
+        assert kernels.prox_in_blocks_(penalty, found, step)
+        torch.testing.assert_close(found, expected)
+        assert torch.equal(found == 0, expected == 0)
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        tk.L2Ball(1.0),
+        tk.TopK(5),
+        tk.SLOPE(0.1),
+        tk.LInf(0.1, weights=torch.ones(37)),
+        Derived(1.0),
+    ],
+    ids=lambda penalty: type(penalty).__name__,
+)
+def test_what_joins_rows_is_not_split(penalty):
+    w, _, _ = weights()
+    before = w.clone()
+    assert not kernels.prox_in_blocks_(penalty, w, 0.9)
+    assert not kernels.prox_in_blocks_(tk.MaxNorm(1.0), w[0], 0.9)  # one row
+    assert torch.equal(w, before)
+
+
 def _longest(penalty):
     """Half of the step up to which the prox has one minimum."""
     if isinstance(penalty, tk.MCP):
@@ -157,10 +206,6 @@ def test_strength_zero_leaves_every_bit():
         kernels.prox_(penalty, w, 0.5)
         kernels.prox_(penalty, w, 0.5, moment=moment.square(), eps=1e-8)
     assert torch.equal(w, before)
-
-
-class Derived(tk.L1):
-    """A subclass may change the prox, so it has no kernel."""
 
 
 @pytest.mark.parametrize(

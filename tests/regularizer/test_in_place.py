@@ -13,6 +13,9 @@ TERMS = {
     "L1": tk.L1(0.02),
     "ElasticNet": tk.ElasticNet(0.02, l1_ratio=0.4),
     "GroupLasso": tk.GroupLasso(0.02),
+    "SparseGroupLasso": tk.SparseGroupLasso(0.02),
+    "MaxNorm": tk.MaxNorm(0.5),
+    "LInf": tk.LInf(0.02),
     "MCP": tk.MCP(0.05),
     "MCP, one step across": tk.MCP(0.05, gamma=1e-3),
     "SCAD": tk.SCAD(0.05),
@@ -58,6 +61,7 @@ def test_training_in_place_is_training(name, optimizer, monkeypatch):
         kernels.compile_from(before)
     monkeypatch.setattr(kernels, "takes", lambda penalty: False)
     monkeypatch.setattr(kernels, "add_gradient_", lambda *numbers: False)
+    monkeypatch.setattr(kernels, "prox_in_blocks_", lambda *numbers: False)
     expected = trained(TERMS[name], optimizer, torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
     assert torch.equal(found == 0, expected == 0)

@@ -272,6 +272,8 @@ static void part(const struct job *job, REAL *w, REAL *moment, ptrdiff_t count, 
         entries(w, moment, count, job->size, job->first, job->eps);
         break;
     case ROWS:
+        if (job->first > 0)
+            entries(w, moment, count, job->first, 0, job->eps);
         if (moment)
             shrink_in_metric(w, moment, count, size, eps, room);
         else

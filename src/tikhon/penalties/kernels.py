@@ -16,6 +16,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +24,17 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from tikhon.penalties import native
-from tikhon.penalties.base import Penalty
-from tikhon.penalties.constraints import Box, NonNegative
+from tikhon.penalties.base import Penalty, Proximable
+from tikhon.penalties.constraints import Box, MaxNorm, MinMaxNorm, NonNegative, UnitNorm
 from tikhon.penalties.elementwise import L1, L2, MCP, SCAD, ElasticNet, Huber, LogSum
-from tikhon.penalties.group import GroupLasso, row_norms, shrink_by
+from tikhon.penalties.group import (
+    GroupLasso,
+    GroupMCP,
+    LInf,
+    SparseGroupLasso,
+    row_norms,
+    shrink_by,
+)
 from tikhon.penalties.native import Job, Kind
 
 softshrink: Any = torch.nn.functional.softshrink  # its stub lacks `out`
@@ -91,6 +99,28 @@ def prox_(
     return True
 
 
+@torch.no_grad()
+def prox_in_blocks_(penalty: Proximable, w: Tensor, step: float | Tensor) -> bool:
+    """Replace w by `penalty.prox(w, step)`, some rows at a time; False where rows are not apart.
+
+    For sums over entries or rows without weights, of which the temporaries then stay in the cache.
+
+    >>> from tikhon.penalties import MaxNorm
+    >>> w = torch.ones(2, 4)
+    >>> prox_in_blocks_(MaxNorm(1.0), w, 1.0), w
+    (True, tensor([[0.5000, 0.5000, 0.5000, 0.5000],
+            [0.5000, 0.5000, 0.5000, 0.5000]]))
+    """
+    apart = type(penalty) in _APART and _is_plain(penalty) and w.ndim > 1
+    if not (apart and w.is_cpu and fits(w)) or torch.compiler.is_compiling():
+        return False
+    count = max(1, _block(w) * len(w) // w.numel())
+    steps = step.expand_as(w).split(count) if isinstance(step, Tensor) else repeat(step)
+    for part, its in zip(w.split(count), steps):
+        part.copy_(penalty.prox(part, its))
+    return True
+
+
 class Form(NamedTuple):
     """A penalty as the kernels see it, apart from its strength: a kind and its numbers."""
 
@@ -106,9 +136,10 @@ def form(penalty: Penalty, w: Tensor) -> Form | None:
     match penalty:
         case ElasticNet():
             return Form(Kind.ENTRIES, penalty.l1_ratio, 1 - penalty.l1_ratio)
-        case GroupLasso():
+        case GroupLasso() | SparseGroupLasso():
             factor = (w.numel() // len(w)) ** 0.5 if penalty.scale_by_size and len(w) else 1.0
-            return Form(Kind.ROWS, factor) if w.ndim > 1 else None
+            single = penalty.l1_ratio if isinstance(penalty, SparseGroupLasso) else 0.0
+            return Form(Kind.ROWS, (1 - single) * factor, single) if w.ndim > 1 else None
         case L1():
             return Form(Kind.ENTRIES, 1.0)
         case MCP():
@@ -156,21 +187,21 @@ def job(
         return Job(w, moment, form.kind, size * form.first, first, second, eps, least=least)
     if not _in_c(w):
         return None
-    longest = step if moment is None else most
+    numbers = _pieces(form, strength, step if moment is None else most)
+    if numbers is not None:
+        return Job(w, moment, form.kind, size, *numbers, eps, most * strength, least)
+    if form.kind is Kind.FIRM and moment is None:
+        return Job(w, None, Kind.HARD, strength * math.sqrt(step * form.first))
+    return None
+
+
+def _pieces(form: Form, strength: float, longest: float) -> tuple[float, float] | None:
+    """The numbers of a kernel that goes by pieces; None where a step makes these cross."""
     if form.kind is Kind.FIRM:
-        if longest < form.first:
-            first, second = form.first * strength, 0.0
-        elif moment is None:
-            return Job(w, None, Kind.HARD, strength * math.sqrt(step * form.first))
-        else:
-            return None
-    elif form.kind is Kind.CLIPPED:
-        if longest >= form.first - 1:
-            return None
-        first, second = strength, form.first
-    else:
-        first, second = form.first, 0.0
-    return Job(w, moment, form.kind, size, first, second, eps, most * strength, least)
+        return (form.first * strength, 0.0) if longest < form.first else None
+    if form.kind is Kind.CLIPPED:
+        return (strength, form.first) if longest < form.first - 1 else None
+    return form.first, 0.0
 
 
 def _in_c(w: Tensor) -> bool:
@@ -202,15 +233,19 @@ def _is_native(job: Job) -> bool:
 def _run_in_blocks(jobs: Sequence[Job]) -> None:
     together: dict[tuple[float, float, float], list[Job]] = {}
     for job in jobs:
-        w, moment, kind, size, ridge, _, eps, *_ = job
+        w, moment, kind, size, other, _, eps, *_ = job
         if kind is Kind.ROWS:
+            if other and moment is None:
+                _soft_and_divide_(w, other, 0.0)
+            elif other and moment is not None:
+                _shrink_in_metric_(w, moment, other, 0.0, eps)
             _shrink_rows_(w, moment, size, eps)
         elif moment is None:
-            _soft_and_divide_(w, size, ridge)
+            _soft_and_divide_(w, size, other)
         elif w.numel() <= SMALL and len(jobs) > 1:
-            together.setdefault((size, ridge, eps), []).append(job)
-        elif w.is_cpu or not _shrink_compiled_(w, moment, size, ridge, eps):
-            _shrink_in_metric_(w, moment, size, ridge, eps)
+            together.setdefault((size, other, eps), []).append(job)
+        elif w.is_cpu or not _shrink_compiled_(w, moment, size, other, eps):
+            _shrink_in_metric_(w, moment, size, other, eps)
     at_once = max(1, BLOCK // SMALL)
     for numbers, small in together.items():
         for start in range(0, len(small), at_once):
@@ -238,7 +273,8 @@ def add_gradient_(penalty: Penalty, gradient: Tensor, w: Tensor, factor: float) 
     return True
 
 
-_KINDS = (L1, ElasticNet, GroupLasso, MCP, SCAD, LogSum, Box, NonNegative)
+_KINDS = (L1, ElasticNet, GroupLasso, SparseGroupLasso, MCP, SCAD, LogSum, Box, NonNegative)
+_APART = (*_KINDS, GroupMCP, LInf, MaxNorm, MinMaxNorm, UnitNorm)
 
 
 def takes(penalty: Penalty) -> bool:

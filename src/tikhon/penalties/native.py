@@ -39,7 +39,7 @@ class Kind(IntEnum):
     """What a kernel does, with the numbers that it takes beside the step: `enum kind` in C."""
 
     ENTRIES = 0  # L1 and ElasticNet: its L2 part, in the unit of the step
-    ROWS = 1  # GroupLasso on dimension 0
+    ROWS = 1  # GroupLasso on dimension 0, after an L1 of that size (SparseGroupLasso) if not 0
     FIRM = 2  # MCP below gamma * strength, which is the number
     HARD = 3  # MCP beyond
     CLIPPED = 4  # SCAD: strength and a

@@ -295,7 +295,9 @@ def _replace(binding: Binding, plan: Plan) -> None:
         penalty = binding.penalty
         assert isinstance(penalty, Proximable)
         step, _ = gain_of(binding, plan.optimizer, plan.group)
-        binding.write_(penalty.prox(binding.read(), step))
+        w = binding.read()
+        done = kernels.prox_in_blocks_(penalty, w, step)
+        binding.write_(w if done else penalty.prox(w, step))
 
 
 def _gain(binding: Binding, optimizer: optim.Optimizer, group: Group) -> Gain:
