@@ -10,7 +10,7 @@ from scipy import stats
 
 from tikhon.comparison import NAMES, Method, Records, balance, compare
 from tikhon.comparison.architecture import DeepMLP, backprop_ratio
-from tikhon.comparison.compare import _has_time, _plan
+from tikhon.comparison.compare import _affordable, _has_time, _plan
 from tikhon.comparison.methods import design
 from tikhon.comparison.statistics import interval, p_value, tied
 from tikhon.data import load
@@ -119,6 +119,12 @@ def test_a_short_budget_takes_splits_before_it_takes_the_tuning(budget, plan):
     assert _plan(budget, 1.0, 4, 5, 8) == plan
 
 
+@pytest.mark.parametrize(("budget", "seeds"), [(60, 3), (20, 3), (19, 1), (3, 1)])
+def test_a_short_budget_goes_into_splits_before_it_goes_into_seeds(budget, seeds):
+    """Three splits of four methods are 12 trainings, two more seeds another 8."""
+    assert _affordable(budget, 1.0, 4, 3) == seeds
+
+
 @pytest.mark.parametrize(
     ("seconds", "done", "goes_on"),
     [(80.0, 2, True), (84.0, 2, False), (75.0, 3, True), (76.0, 3, False), (81.0, 4, False)],
@@ -131,7 +137,9 @@ def test_a_split_is_begun_while_time_is_left_for_it(seconds, done, goes_on):
 def test_a_budget_that_is_spent_ends_the_comparison_and_says_so():
     found = compare(noisy(), ["none", "l2"], splits=9, trials=2, epochs=2, seeds=1, budget="10ms")
     assert found.splits == 2 and all(len(row["scores"]) == 2 for row in found.rows)
-    assert found.notice.startswith("splits 2 of 9, trainings per method 2; for 9 and 3")
+    assert found.notice.startswith(
+        "2 of 9 splits, trainings per method and split: 2; for 9 splits with 3"
+    )
     assert "--budget" in found.to_dict()["notice"]
 
 

@@ -311,7 +311,7 @@ def test_the_own_program_under_another_name_is_no_treatment(treatment, options):
 
 def test_equal_is_judged_among_the_treated():
     trials = bare()
-    values = {NOTHING.name: 4e10, "lr x10": 9e8, "warm-up": 5e8}
+    values = {NOTHING.name: 4e10, "lr x10": 9e8, cures.WARMUP.name: 5e8}
     for name, value in values.items():
         for seed in (0, 1):
             trials.scores[name, seed, 300] = (value, None)

@@ -72,7 +72,7 @@ def test_a_suspected_leak_comes_before_praise(tmp_path):
 def test_only_a_certain_rise_is_relied_on(tmp_path):
     told = page(tmp_path / "a", RELIED)
     assert [shown(s) for s in told.more[1:]] == [
-        "Relies most on (rise of the loss when shuffled): age (+0.200)."
+        "Relies most on (increase in loss when shuffled): age (+0.200)."
     ]
     [chart] = next(s for s in told.sections if s.title.key == "relies").blocks
     assert [trace["marker"]["color"] for trace in chart.figure["data"]] == ["series-1", "muted"]

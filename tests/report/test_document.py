@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import string
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -40,20 +41,22 @@ def html(run, **options):
 
 
 def test_every_language_says_the_same_things():
-    fields = {
+    filled = {
         name: {
             key: sorted(f for _, f, _, _ in string.Formatter().parse(text) if f)
             for key, text in strings(name).items()
         }
         for name in LANGUAGES
     }
-    assert fields["en"] == fields["zh"]
+    assert filled["en"] == filled["zh"]
     same = {key for key in strings("en") if strings("en")[key] == strings("zh")[key]}
     assert same <= {
         "arm_dropout",
         "arm_l2",
         "plus_minus",
         "evidence_of",
+        "treatments_both",
+        "setting_machine",
         *(f"cures_{code}" for code in SAME),
     }
 
@@ -67,7 +70,7 @@ def test_every_text_is_used():
     families = tuple(
         "metric_ part_ arm_ about_ level_ finding_ severity_ by_ effect_ cures_ audit_ why_ "
         "called_ measured_ notice_ reason_ target_ verdict_ rows_of_ column_ mode_ units_ "
-        "cost_ reading_".split()
+        "cost_ reading_ treatment_ setting_".split()
     )
     unused = [
         key for key in strings("en") if f'"{key}"' not in code and not key.startswith(families)
@@ -294,6 +297,17 @@ def test_the_features_in_use_are_the_named_lines_of_a_path():
     assert len(shown) == 1 and "used" in shown[0]
 
 
+def test_a_path_says_what_its_choice_gives_up(pathed, tmp_path):
+    result = json.loads((pathed / "result.json").read_text())
+    losses = result["scores"]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    config = {"kind": "path"}
+    run = save(tmp_path / "sparser", config, [], {**result, "chosen": best - 1})
+    assert f", {parts.number(losses[best])} with {result['counts'][best]} feat" in sentence(run)
+    run = save(tmp_path / "lowest", config, [], {**result, "chosen": best})
+    assert "have the lowest validation loss" in sentence(run)
+
+
 def test_path_without_scores(pathed, tmp_path):
     result = json.loads((pathed / "result.json").read_text())
     blank = [None] * len(result["scores"])
@@ -316,6 +330,9 @@ def fits(tmp_path, *names, data="a", **scores):
     return made
 
 
+APART = "These {} runs cannot be compared"
+
+
 def test_runs_are_compared_where_data_and_score_are_the_same(tmp_path, fitted, demoed, tuned):
     a, b = fits(tmp_path, "a", "b", a=(0.95, 0.005))
     page = report.build(read(a), read(b))
@@ -327,7 +344,7 @@ def test_runs_are_compared_where_data_and_score_are_the_same(tmp_path, fitted, d
     mixed = report.build(read(a), read(b), read(c))
     assert mixed.verdict.text("en").startswith("3 runs with 2 kinds of data or score")
     apart = report.build(read(a), read(c), read(tuned), read(demoed))
-    assert apart.verdict.text("en").startswith("Nothing to compare")
+    assert apart.verdict.text("en").startswith(APART.format(4))
     blocks = [block for section in apart.sections for block in section.blocks]
     assert not any(isinstance(block, Table) and block.chosen is not None for block in blocks)
     assert all(words not in render(apart) for words in ("has the best", ">best<"))
@@ -336,7 +353,7 @@ def test_runs_are_compared_where_data_and_score_are_the_same(tmp_path, fitted, d
 def test_a_difference_within_the_noise_makes_no_run_the_best(tmp_path):
     a, b = fits(tmp_path, "a", "b", a=(0.92, 0.02))
     page = report.build(read(a), read(b))
-    assert page.verdict.text("en").endswith("but is not told apart from a-b.")
+    assert page.verdict.text("en").endswith("the difference from a-b is within the noise.")
     assert page.sections[0].blocks[0].chosen is None
 
 
@@ -345,7 +362,7 @@ def test_an_accuracy_is_not_ranked_against_an_error(tmp_path):
     row = {"epoch": 1, "train/rmse": 1.0, "valid/rmse": 0.5, "train/loss": 0.1}
     config = {"kind": "fit", "data": {"name": "a", "fingerprint": "a", "task": "regression"}}
     b = save(tmp_path / "b", config, [row], {"kind": "fit", "metrics": row})
-    assert report.build(read(a), read(b)).verdict.text("en").startswith("Nothing to compare")
+    assert report.build(read(a), read(b)).verdict.text("en").startswith(APART.format(2))
 
 
 def test_the_page_of_a_fit_says_what_the_run_said(tmp_path):
@@ -373,7 +390,7 @@ def test_verdict_of_a_diagnosis(diagnosed, cured, tmp_path):
     result = json.loads((diagnosed / "result.json").read_text())
     well = {**result, "ok": True, "findings": []}
     run = save(tmp_path / "well", {"kind": "diagnosis"}, [], well)
-    assert sentence(run).startswith("Nothing is wrong with this model")
+    assert sentence(run).startswith("No problem found")
     other = {**result["findings"][0], "code": "frozen <b>", "severity": "warning", "where": []}
     run = save(tmp_path / "other", {"kind": "diagnosis"}, [], {**result, "findings": [other]})
     assert "frozen &lt;b&gt;" in html(run)
@@ -416,6 +433,24 @@ def test_every_finding_is_told_in_both_languages(diagnosed, tmp_path):
     assert "call &lt;b&gt;Bob&lt;/b&gt;" in html(run)
 
 
+def test_every_treatment_is_named_in_both_languages():
+    from tikhon.cures import treatments
+
+    names = {t.name for found in treatments.FOR.values() for t in found}
+    names |= {t.name for t in (*treatments.RATES, *treatments.ADAMS, *treatments.POPULAR)}
+    for name in names:
+        cell = diagnosis.named(f"{name} + lr x10")
+        assert cell.text("en") == f"{name} + lr x10"
+        own = re.search("[a-z]{3}", re.sub(CODE, "", cell.text("zh")).removesuffix("学习率 ×10"))
+        assert own is None, cell.text("zh")
+
+
+CODE = (
+    "Adam|LSUV|ReLU|GRU|BatchNorm|LayerNorm|Dropout|batch_first|float32|log_softmax|sigmoid|"
+    "maximize=False|chrono|pre-norm"
+)  # words that Chinese texts keep
+
+
 def test_verdict_of_a_comparison(compared, tmp_path):
     result = json.loads((compared / "result.json").read_text())
     best, other = result["methods"]
@@ -441,6 +476,11 @@ def test_verdict_of_a_comparison(compared, tmp_path):
     error = {**best, "test": -2.5, "low": -3.0, "high": -2.0}
     assert "RMSE 2.500" in of(error, {**error, "tied": False}, metric="rmse")
     assert "2.000–3.000" in html(tmp_path / "run")
+    wide = {**error, "low": -6.3, "high": 2.5}  # of two splits, around a mean of numbers > 0
+    of(wide, {**wide, "tied": False}, metric="rmse")
+    assert "0.000–6.300" in html(tmp_path / "run") or "0–6.300" in html(tmp_path / "run")
+    shown = Comparison("d", "rmse", (wide,), 1, 2, 1, 1.0)._shown(wide)
+    assert shown == (2.5, 0.0, 6.3)
     assert "no_such" not in of(best, {**other, "low": None, "high": None, "tied": True})
 
 
@@ -455,9 +495,22 @@ def test_a_recipe_reads_as_the_command_line_takes_it():
     }
     shown = compare.settings({"lr": 0.003, "recipe": recipe})
     assert shown == ["lr 0.003", "l2:auto,how=decoupled", "fc1=l1:0.0003162", "dropout 0.375"]
-    assert parts.listed(recipe) == (
-        "penalties l2:auto,how=decoupled and fc1=l1:0.0003162, dropout 0.375"
-    )
+    told = parts.listed(recipe)
+    assert isinstance(told, Label)
+    assert told.text("en") == "penalties l2:auto,how=decoupled; fc1=l1:0.0003162, dropout 0.375"
+    assert told.text("zh") == "惩罚项 l2:auto,how=decoupled; fc1=l1:0.0003162，丢弃率 0.375"
+
+
+def test_every_setting_is_named_in_both_languages():
+    from tikhon.comparison.demonstration import Setting
+    from tikhon.options import training_fields
+    from tikhon.training.fit import versions
+
+    names = {name for name, _, _ in training_fields()} | {f.name for f in fields(Setting)}
+    names |= versions().keys() - {"tikhon", "torch", "python"}
+    for name in names:
+        english, chinese = (strings(language)[f"setting_{name}"] for language in LANGUAGES)
+        assert chinese != english or name == "machine"
 
 
 def test_the_small_print_is_words(tmp_path, fitted):

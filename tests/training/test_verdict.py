@@ -171,6 +171,34 @@ def test_a_loss_that_has_turned_is_told():
         assert ("rising" in codes(judge(scores, history, "epochs"))) == told
 
 
+@pytest.mark.parametrize(
+    ("key", "own", "linear", "margin", "code"),
+    [
+        ("accuracy", 0.975, 0.964, (0.011, 0.008), "linear_equal"),
+        ("accuracy", 0.93, 0.87, (0.06, 0.07), "linear_unsure"),
+        ("accuracy", 0.85, 0.91, (-0.06, 0.01), "linear_better"),
+        ("accuracy", 0.97, 0.87, (0.10, 0.01), None),
+        ("rmse", 1.42, 2.42, (3.84, 2.5), "linear_unsure"),  # 40% lower, with a heavy tail
+        ("rmse", 2.40, 2.42, (0.10, 0.2), "linear_equal"),
+        ("rmse", 2.42, 1.42, (-3.84, 0.5), "linear_better"),
+        ("rmse", 1.42, 2.42, (3.84, 0.5), None),
+    ],
+)
+def test_as_good_as_a_linear_model_is_said_where_the_rows_show_it(key, own, linear, margin, code):
+    """Too few rows to tell are no equality: a network with half the error was "no better"."""
+    at = f"valid/{key}"
+    scores = Scores(
+        {at: own, f"train/{key}": own},
+        {"train": 240, "valid": 80},
+        {at: 0.01, f"train/{key}": 0.01},
+        part="valid",
+        yardsticks={"linear": {at: linear}},
+        margins={"linear": {key: margin}},
+    )
+    said = [name for name in codes(judge(scores)) if name.startswith("linear")]
+    assert said == ([] if code is None else [code])
+
+
 @pytest.mark.parametrize("classes", [True, False])
 def test_yardsticks_are_those_of_scikit_learn(classes):
     from sklearn.dummy import DummyClassifier, DummyRegressor

@@ -146,7 +146,7 @@ def _conclude(terminal: Terminal, path: Path, result: dict[str, Any]) -> None:
     RunDirectory(path).finish()
     show(terminal, page)
     terminal.say(
-        "as good: not told apart from the first; seed spread: standard deviation of the test "
+        "tied: no clear difference from the first; seed spread: standard deviation of the test "
         "score over seeds"
     )
     shapes = result.get("architecture", {}).get("rows", [])

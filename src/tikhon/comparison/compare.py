@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -102,7 +103,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         rows = []
         for row in self.rows:
-            told = "as good as the first" if row["tied"] else "worse"
+            told = "tied with the first" if row["tied"] else "worse"
             rows.append((row["method"], *self._shown(row), told))
         head = ("method", f"test {self.metric}", "low", "high", "")
         return notebook.card(repr(self), [self.verdict()], head, rows)
@@ -130,15 +131,15 @@ class Comparison:
         return display
 
     def _shown(self, row: Mapping[str, Any]) -> tuple[float, float, float]:
-        """A row's test score with the ends of its interval, in the metric's own sign."""
-        sign = 1 if self.metric == "accuracy" else -1
+        """A row's test score with the ends of its interval, in the metric's own sign and range."""
+        sign, most = (1, 1.0) if self.metric == "accuracy" else (-1, math.inf)
         low, high = sorted((sign * row["low"], sign * row["high"]))
-        return sign * row["test"], low, high
+        return sign * row["test"], max(low, 0.0), min(high, most)
 
     def verdict(self) -> str:
         """In one sentence: whether regularization pays here, or else which method is best.
 
-        "As good" means not told apart on these splits (`statistics.tied`).
+        "Tied" means no clear difference on these splits (`statistics.tied`).
         """
         best, *others = self.rows
         equal = [row["method"] for row in others if row["tied"]]
@@ -163,10 +164,10 @@ WORDS = {
     "compare_helps": "Regularization helps: {metric} {score} with {method}, {bare} without, on "
     "test rows of {splits} splits.",
     "compare_helps_tied": "Regularization helps: {metric} {score} with {method}, {bare} without, "
-    "on test rows of {splits} splits; as good as {method}: {equal}.",
+    "on test rows of {splits} splits; tied with {method}: {equal}.",
     "compare_best": "{method} is best: {metric} {score} on test rows of {splits} splits.",
     "compare_tied": "{method} comes first with {metric} {score} on test rows of {splits} splits; "
-    "as good: {equal}.",
+    "tied with it: {equal}.",
 }
 _METRICS = {"accuracy": "accuracy", "rmse": "RMSE"}
 
@@ -216,7 +217,8 @@ def compare(
             training; where it is short they assume fewer splits (3 at least), so that each
             method is tuned. A split that would exceed it is not begun once there are two (the
             third if by more than a quarter).
-        seeds: test scores of the first split's choice under so many seeds (its stability).
+        seeds: test scores of the first split's choice under so many seeds (its stability); one
+            where the budget is short.
         seed: of everything.
         records: what an earlier process has found, and where this one writes it down; its `stop`
             ends the comparison.
@@ -239,17 +241,15 @@ def compare(
             )
     records = Records() if records is None else records
     trainer = Trainer(model, epochs, batch_size, records.stop)
-    fixed = len(contenders) * (seeds - 1)
     asked = splits
-
     parts = split(data, seed=seed)
-
-    def planned() -> int:
-        cost = 0.0 if limit is None else trainer.cost(parts)
-        return _plan(limit, _DEARER * cost, len(contenders), splits, fixed)
-
     if trials is None:
-        trials = int(records.once("trainings a method and split", planned))
+        cost = 0.0
+        if limit is not None:
+            cost = _DEARER * float(records.once("seconds", lambda: trainer.cost(parts)))
+            seeds = _affordable(limit, cost, len(contenders), seeds)
+        trials = _plan(limit, cost, len(contenders), splits, len(contenders) * (seeds - 1))
+    fixed = len(contenders) * (seeds - 1)
     total, done = len(contenders) * splits * trials + fixed, 0
     for place in range(splits):
         if place:
@@ -287,9 +287,15 @@ def _notice(trials: int, splits: int, asked: int, seconds: float) -> str:
         return ""
     enough = 1.2 * seconds * asked * max(trials, _TUNED) / (splits * trials)
     return (
-        f"splits {splits} of {asked}, trainings per method {trials}; for {asked} and "
-        f"{max(trials, _TUNED)} give about --budget {enough:.0f}s"
+        f"{splits} of {asked} splits, trainings per method and split: {trials}; for {asked} splits "
+        f"with {max(trials, _TUNED)} trainings use about --budget {enough:.0f}s"
     )
+
+
+def _affordable(budget: float, cost: float, contenders: int, seeds: int) -> int:
+    """Seeds for the first split: one where more would take the time of the fewest splits."""
+    enough = budget / cost >= contenders * (_SPLITS + seeds - 1)
+    return seeds if enough else 1
 
 
 def _plan(budget: float | None, cost: float, contenders: int, splits: int, fixed: int) -> int:

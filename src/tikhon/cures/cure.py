@@ -282,7 +282,7 @@ def _text(found: Cure) -> str:
     seeds, steps = len(base.scores), base.steps
     lines[0] += f", {seeds} seeds x {steps} steps"
     if chosen is None:
-        lines.append(" no cure found: nothing was better with every seed and of use")
+        lines.append(f" {_none(found)}")
         lines += _yours(found)
     else:
         lines.append(
@@ -311,6 +311,12 @@ def _text(found: Cure) -> str:
     return "\n".join(lines)
 
 
+def _none(found: Cure) -> str:
+    if found.diagnosis.ok:
+        return "nothing to cure: no problem was found, and no treatment does better"
+    return "no cure found: no treatment was better with every seed and good enough in itself"
+
+
 def _yours(found: Cure) -> list[str]:
     """What no treatment can edit, as the line to change."""
     urgent = [f for f in found.diagnosis.findings if f.severity != "info" and f.advice]
@@ -320,11 +326,15 @@ def _yours(found: Cure) -> list[str]:
 def _compared(found: Cure) -> list[str]:
     """What a constant answer and a plain reference reach on the same data."""
     known = found.yardstick
-    parts = [f"a constant answer has loss {known.loss:.3g}"] if math.isfinite(known.loss) else []
+    parts = (
+        [f"always predicting the same has loss {known.loss:.3g}"]
+        if math.isfinite(known.loss)
+        else []
+    )
     metric = found.treatments[0].metric if found.best is None else found.best.metric
     if metric is not None and math.isfinite(known.reference):
         parts.append(
-            f"skill {metric:.2f}, of a constant {known.chance:.2f}, of a plain reference "
-            f"{known.reference:.2f}"
+            f"accuracy (R2 for numbers) {metric:.2f}; always predicting the same {known.chance:.2f}, "
+            f"ridge regression on random features {known.reference:.2f}"
         )
     return [f" {'; '.join(parts)}"] if parts else []

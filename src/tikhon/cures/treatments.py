@@ -238,7 +238,7 @@ def _edit(name: str, size: int, edit: Callable[..., Any], **options: Any) -> Tre
     return Treatment(name, size, name, edit=edit, **options)
 
 
-INIT = _edit("init of the right gain", 3, surgery.reinit)
+INIT = _edit("init with the right gain", 3, surgery.reinit)
 ORTHOGONAL = _edit("orthogonal init", 3, surgery.orthogonal)
 LSUV = _edit("LSUV", 3, surgery.lsuv)
 RECURRENT_INIT = _edit("gradient-preserving recurrent init", 3, surgery.recurrent_init)
@@ -247,18 +247,18 @@ FORGET = _edit("open forget gates", 3, partial(surgery.long_memory, closed=False
 RELU = _edit("ReLU", 6, surgery.to_relu)
 LEAKY = _edit("leaky ReLU", 6, surgery.to_leaky)
 GRU = _edit("GRU", 7, surgery.to_gru)
-HEAD = _edit("a head that fits the loss", 3, surgery.open_head)
+HEAD = _edit("an output layer that matches the loss", 3, surgery.open_head)
 BATCHNORM = _edit("BatchNorm", 7, surgery.normalise)
 LAYERNORM = _edit("LayerNorm", 7, partial(surgery.normalise, batchnorm=False))
 NORMED_RELU = _edit("BatchNorm and ReLU", 8, partial(surgery.to_relu, normed=True))
 RESIDUAL = _edit("residual connections with norms", 8, surgery.residual)
 PRENORM = _edit("pre-norm", 4, surgery.pre_norm)
-BLOCKS = _edit("zero branches with norms", 5, surgery.norm_blocks)
+BLOCKS = _edit("zero-initialized residual branches with norms", 5, surgery.norm_blocks)
 NONLINEAR = _edit("ReLU between the layers", 4, surgery.bend)
 ROWS_FIRST = _edit("batch_first", 1, surgery.rows_first)
 FLOAT32 = _edit("weights in float32", 2, surgery.to_float32)
-REGISTER = _edit("layers that the model knows", 1, surgery.register)
-UNDROP = _edit("no dropout behind the last layer", 1, surgery.undrop)
+REGISTER = _edit("registered layers", 1, surgery.register)
+UNDROP = _edit("no dropout after the last layer", 1, surgery.undrop)
 UNFREEZE = _edit("nothing frozen", 2, surgery.unfreeze)
 WIDER = _edit("wider layers", 6, surgery.widen)
 NARROWER = _edit("a smaller network", 5, surgery.narrow)
@@ -283,7 +283,7 @@ RESHAPE = Treatment(
     setup=_another_loss("plain_loss(output, y.reshape(output.shape))"),
 )
 MEAN = Treatment(
-    "the mean over the rows",
+    "mean over the rows",
     1,
     "mean",
     setup=_another_loss("plain_loss(output, y) / len(y)"),
@@ -295,7 +295,7 @@ LOG_SOFTMAX = Treatment(
     setup=_another_loss("plain_loss(torch.log_softmax(output, 1), y)"),
 )
 LOG = Treatment(
-    "the logarithm of the probabilities",
+    "logarithm of the probabilities",
     1,
     "logarithm",
     setup=_another_loss("plain_loss(output.clamp_min(1e-8).log(), y)"),
@@ -303,21 +303,21 @@ LOG = Treatment(
 SIGMOIDS = Treatment(
     "a sigmoid for each class", 1, "sigmoids", setup="loss = nn.BCEWithLogitsLoss()"
 )
-TO_ONE = Treatment("targets from 0 to 1", 1, "scaling", scaled="to one")
+TO_ONE = Treatment("targets scaled to 0…1", 1, "scaling", scaled="to one")
 TURN = Treatment(
-    "the loss turned round",
+    "loss with the other sign",
     1,
     "sign",
     setup=_another_loss("-plain_loss(output, y)"),
 )
 DESCEND = Treatment(
-    "an optimizer that descends",
+    "maximize=False",
     1,
     "sign",
     setup='for group in optimizer.param_groups:\n    group["maximize"] = False',
 )
 CLIP = Treatment(
-    "clipping",
+    "gradient clipping",
     2,
     "clip",
     recipe={"clip_norm": 1.0},
@@ -329,7 +329,7 @@ def clip(*_):
 optimizer.register_step_pre_hook(clip)""",
 )
 ADAPTIVE = Treatment(
-    "adaptive clipping",
+    "adaptive gradient clipping",
     2,
     "adaptive clip",
     recipe={"clip_adaptive": 0.01},
@@ -344,7 +344,7 @@ def clip(*_):
 optimizer.register_step_pre_hook(clip)""",
 )
 WARMUP = Treatment(
-    "warm-up",
+    "learning-rate warm-up",
     2,
     "warmup",
     setup="""\

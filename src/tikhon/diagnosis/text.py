@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 WIDTH = 99
 SCREEN = 25
 VERDICTS = {
-    "fine": "HEALTHY",
-    "info": "HEALTHY",
+    "fine": "NO PROBLEM FOUND",
+    "info": "NO PROBLEM FOUND",
     "warning": "NEEDS ATTENTION",
     "critical": "PROBLEMS FOUND",
 }
@@ -120,8 +120,8 @@ def span(names: tuple[str, ...]) -> str:
 def _all_well(record: Record) -> str:
     end = record.points[-1] if record.points else None
     if end is None or end.eval_loss is None or not record.steps:
-        return " nothing wrong at step 0"
-    return f" nothing wrong; loss {record.points[0].loss or math.nan:.3g} -> {end.eval_loss:.3g}"
+        return " no problem at step 0"
+    return f" loss {record.points[0].loss or math.nan:.3g} -> {end.eval_loss:.3g}"
 
 
 def _table_size(record: Record) -> int:

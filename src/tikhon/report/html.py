@@ -86,6 +86,7 @@ def environment() -> Environment:
     )
     made.filters |= {"both": both, "plain": plain, "anchor": anchor, "shape": shape}
     made.filters |= {"short": lambda text: short(text, 400), "address": id}
+    made.filters |= {"unbroken": unbroken}
     return made
 
 

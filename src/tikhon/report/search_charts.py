@@ -111,7 +111,7 @@ def parallel(coordinates: Sequence[Coordinate], shares: Sequence[float], chosen:
         "ticktext": [literal(c.name, 18) for c in coordinates],
     }
     notes = [
-        {"x": i, "y": y, "text": text, "showarrow": False, "yshift": shift}
+        {"x": i, "y": y, "text": literal(text, 11), "showarrow": False, "yshift": shift}
         | {"font": {"color": "muted", "size": 11}}
         for i, c in enumerate(coordinates)
         for y, text, shift in ((0, c.low, -11), (1, c.high, 11))

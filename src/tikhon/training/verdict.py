@@ -42,8 +42,9 @@ WORDS = {
     "training rows, {valid} on validation rows (ratio {gap}, 95% interval {low} to {high}).",
     "rising": "The validation loss rose from {lowest} in epoch {epoch} to {last}: stop earlier.",
     "linear_better": "A linear model does better: {score} against {own} on {rows} {part} rows.",
-    "linear_equal": "A linear model does as well, as far as {rows} {part} rows tell: {score} "
-    "against {own}.",
+    "linear_equal": "A linear model does as well on {rows} {part} rows: {score} against {own}.",
+    "linear_unsure": "Cannot tell on {rows} {part} rows whether it is better than a linear model: "
+    "{own} against {score}.",
     "unjudged": "Without validation rows overfitting cannot be judged.",
     "sparse": "{share} of the {units} are exactly zero; {asked} were asked for.",
     "not_sparse": "Only {share} of the {units} are exactly zero, {asked} were asked for: it ended "
@@ -64,6 +65,7 @@ LEVELS = {
     "rising": "watch",
     "linear_better": "watch",
     "linear_equal": "plain",
+    "linear_unsure": "plain",
     "unjudged": "plain",
     "sparse": "plain",
     "not_sparse": "watch",
@@ -193,6 +195,17 @@ def _better(margin: Sequence[float]) -> bool:
     return mean > CERTAIN * error
 
 
+def _equal(key: str, linear: float, margin: Sequence[float]) -> bool:
+    """Whether the most that the model may be better by is too little to matter.
+
+    A margin of errors is one of their squares, so that it is taken from the linear model's.
+    """
+    most = margin[0] + CERTAIN * margin[1]
+    if key == "accuracy":
+        return most <= GAP
+    return linear**2 <= RATIO**2 * (linear**2 - most)
+
+
 def _ended(history: Sequence[Mapping[str, float]], ended: str) -> list[Statement]:
     if ended == "early stopping" or not history:
         return []
@@ -320,5 +333,7 @@ def _beside_linear(scores: Scores) -> list[Statement]:
     mean, error = margins[scores.key]
     if _better((mean, error)):
         return []
-    worse = _better((-mean, error))
-    return [Statement("linear_better" if worse else "linear_equal", values)]
+    if _better((-mean, error)):
+        return [Statement("linear_better", values)]
+    equal = _equal(scores.key, linear[at], (mean, error))
+    return [Statement("linear_equal" if equal else "linear_unsure", values)]

@@ -33,7 +33,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Chart:
             "x": places,
             "y": places,
             "z": [list(row) for row in counts],
-            "colorscale": [[0.0, "middle"], [1.0, "high"]],
+            "colorscale": [[0.0, "middle"], [1.0, "low"]],
             "showscale": False,
             "texttemplate": "%{z}",
             "name": say("test_rows"),

@@ -79,7 +79,7 @@ def classes(target: Mapping[str, Any]) -> Table:
         (Name(str(name)), *(_count(part[i]) for part in counts))
         for i, name in enumerate(target["classes"])
     )
-    head = (say("true_class"), *(say(f"part_{part}") for part in PARTS))
+    head = (say("class"), *(say(f"part_{part}") for part in PARTS))
     return Table(say("classes_caption"), head, rows)
 
 

@@ -67,13 +67,12 @@ def shown(value: Number, metric: parts.Metric) -> Number:
 
 
 def ends(row: Row, metric: parts.Metric) -> tuple[Number, Number]:
-    """The interval of a test score, from low to high; an accuracy stays within 0 and 1."""
+    """The interval of a test score, from low to high; no accuracy above 1, no score below 0."""
     low, high = shown(row.get("low"), metric), shown(row.get("high"), metric)
     if low is None or high is None:
         return None, None
-    if metric.higher:
-        return max(low, 0.0), min(high, 1.0)
-    return min(low, high), max(low, high)
+    low, high = max(min(low, high), 0.0), max(low, high)
+    return low, min(high, 1.0) if metric.higher else high
 
 
 def verdict(run: SavedRun, rows: list[Row], metric: parts.Metric) -> Label:

@@ -52,8 +52,8 @@ def page(run: SavedRun) -> Page:
 
 def about(run: SavedRun) -> tuple[tuple[Label, Label | str], ...]:
     """The setting of the demo, then the usual small print."""
-    setting = run.result.get("setting") or {}
-    return ((say("about_setting"), parts.listed(setting)), *parts.about(run))
+    setting = parts.listed(run.result.get("setting") or {})
+    return (*(((say("about_setting"), setting),) if setting else ()), *parts.about(run))
 
 
 def wrong_labels(setting: Mapping[str, Any]) -> tuple[Label, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from tikhon.options import without
 from tikhon.report import charts, layer_charts
 from tikhon.report.kinds import parts
-from tikhon.report.kinds.sentences import sentence
+from tikhon.report.kinds.sentences import sentence, told as phrase
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -130,7 +130,8 @@ def about(record: SavedRecord) -> tuple[tuple[Label, Label | str], ...]:
     loss = record.get("loss")
     if not loss:
         return ()
-    return ((say("about_loss"), parts.listed(loss) if isinstance(loss, Mapping) else str(loss)),)
+    told = parts.listed(loss) if isinstance(loss, Mapping) else str(loss)
+    return ((say("about_loss"), told),) if told else ()
 
 
 def _reason(f: SavedFinding) -> Cell:
@@ -291,7 +292,7 @@ def cure_page(run: SavedRun) -> Page:
     words = say("no_cure")
     if confirmed and best:
         losses = [number(mean(a["scores"])) for a in (results[0], best)]
-        words = say("cured", treatment=best["name"], before=losses[0], after=losses[1])
+        words = say("cured", treatment=named(best["name"]), before=losses[0], after=losses[1])
     tried = [a for a in results if a["name"] != "nothing"]
     shown = [Fact(say("tried"), str(len(tried)))]
     if best:
@@ -341,7 +342,7 @@ def treatments(results: list[SavedTreatment], best: SavedTreatment | None) -> Se
         return Section(say("treatments"), (table,))
     colours = ["series-2" if a["verdict"] == "confirmed" else "muted" for a in lasting]
     figure = charts.intervals(
-        [Name(a["name"]) for a in lasting],
+        [named(a["name"]) for a in lasting],
         [a.get("effect") for a in lasting],
         [min(a["effects"]) for a in lasting],
         [max(a["effects"]) for a in lasting],
@@ -352,13 +353,20 @@ def treatments(results: list[SavedTreatment], best: SavedTreatment | None) -> Se
     return Section(say("treatments"), (table, chart))
 
 
+def named(treatment: str) -> Label | Name:
+    """What was tried, in the page's languages: one edit, or several joined by a plus."""
+    first, plus, rest = treatment.partition(" + ")
+    one = phrase(first, "treatment_")
+    return say("treatments_both", first=one, rest=named(rest)) if plus else one
+
+
 def _treatment(a: SavedTreatment, lasted: bool) -> tuple[Cell, ...]:
     """A treatment's loss after so many steps, and how much lower it is than without it."""
     level = VERDICTS.get(a["verdict"], "plain")
     word = {"good": "confirmed", "bad": "worse"}.get(level, "not_confirmed")
     low, high = min(a["effects"]), max(a["effects"])
     return (
-        Name(a["name"]),
+        named(a["name"]),
         str(a["steps"]),
         number(mean(a["scores"])),
         number(a.get("effect")),

@@ -24,10 +24,12 @@ from tikhon.report.page import (
     Section,
     Table,
     Text,
+    joined,
     number,
     percent,
     say,
     strength,
+    strings,
 )
 from tikhon.report.saved import SavedRun
 from tikhon.runs.documents import Epoch, Number, SavedPenalty, SavedSparsity, SavedWeights
@@ -134,22 +136,28 @@ def of_data(data: Mapping[str, object]) -> list[tuple[Label, Label | str]]:
     return found
 
 
-def listed(entries: Mapping[str, object]) -> str:
-    """Settings in words: the name, then "learning rate 0.001, batch size 64".
+def listed(entries: Mapping[str, object]) -> Label | str | None:
+    """Settings in words: the name, then "learning rate 0.001, batch size 64"; None for none.
 
-    >>> listed({"name": "adam", "lr": 0.001, "batch_size": 64, "momentum": 0.0})
+    >>> listed({"name": "adam", "lr": 0.001, "batch_size": 64, "momentum": 0.0}).text("en")
     'adam, learning rate 0.001, batch size 64'
     """
     kept = {k: v for k, v in entries.items() if v not in (None, [], {}, "", 0.0) and k != "name"}
-    words = {"lr": "learning rate"}
-    rest = [f"{words.get(k, k.replace('_', ' '))} {_plain(v)}" for k, v in kept.items()]
-    return ", ".join(part for part in (str(entries.get("name", "")), *rest) if part)
+    words = [str(entries["name"])] if entries.get("name") else []
+    return joined([*words, *(_setting(key, _plain(value)) for key, value in kept.items())])
+
+
+def _setting(key: str, value: str) -> Label | str:
+    """One setting in the page's languages, under its own name where they lack it."""
+    known = f"setting_{key}" in strings("en")
+    return say(f"setting_{key}", value=value) if known else f"{key.replace('_', ' ')} {value}"
 
 
 def _plain(value: object) -> str:
     """A setting's value without brackets where it is a short list."""
     if isinstance(value, list) and len(value) <= 12:
-        return " and ".join(map(inline, value))
+        between = "; " if any(isinstance(entry, Mapping) for entry in value) else ", "
+        return between.join(map(inline, value))
     return f"{value:g}" if isinstance(value, float) else inline(value)
 
 

@@ -65,13 +65,17 @@ def verdict(run: SavedRun, chosen: int | None) -> Label:
         return say("unfinished", epochs=len(run.history))
     if chosen is None:
         return say("path_unscored", strengths=len(result.get("strengths") or []))
-    return say(
-        "path_chosen",
-        kept=result["counts"][chosen],
-        all=total(run),
-        score=number(result["scores"][chosen]),
-        strength=strength(result["strengths"][chosen]),
-    )
+    best = best_of(result)
+    values = {
+        "kept": result["counts"][chosen],
+        "all": total(run),
+        "score": number(result["scores"][chosen]),
+        "strength": strength(result["strengths"][chosen]),
+    }
+    if best is None or best == chosen:
+        return say("path_lowest", **values)
+    lowest, most = number(result["scores"][best]), result["counts"][best]
+    return say("path_chosen", best=lowest, most=most, **values)
 
 
 def more(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:

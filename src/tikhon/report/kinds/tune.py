@@ -323,8 +323,9 @@ def coordinates(
 
 def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
     """The best trials with their configuration, and for how long they were trained."""
+    losses = [run.result["score"] if i == chosen else m.score for i, m in enumerate(found)]
     order = sorted(
-        range(len(found)), key=lambda i: (found[i].failed, -found[i].budget, found[i].score or 0.0)
+        range(len(found)), key=lambda i: (found[i].failed, -found[i].budget, losses[i] or 0.0)
     )[:SHOWN]
     names = list(dict.fromkeys(n for m in found for n in m.config))
     if not order:
@@ -334,7 +335,7 @@ def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | N
             str(position + 1),
             *(short(found[i].config.get(n, "–")) for n in names),
             str(found[i].budget),
-            number(run.result["score"] if i == chosen else found[i].score),  # as judged at the end
+            number(losses[i]),  # of the chosen one as judged at the end
             number(found[i].error or None),
         )
         for position, i in enumerate(order)
