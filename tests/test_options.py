@@ -12,6 +12,7 @@ import torch
 import typer
 
 import tikhon as tk
+from tikhon import options as names
 from tikhon.cli import build
 from tikhon.cli.groups import expand, given_of, values_of
 from tikhon.errors import InputError
@@ -121,6 +122,62 @@ def test_a_strength_has_one_name_in_shell_and_space(name, shell):
     assert told.penalty in penalty_names()
     assert (name in shell) == told.flag
     assert name in tk.Space(**{name: 0.1})
+
+
+def test_the_names_that_the_shell_completes_are_those_that_are_taken():
+    from tikhon.cli.path import FOLLOWED
+    from tikhon.comparison import NAMES as METHODS
+    from tikhon.data.sources import NAMES as SOURCES
+    from tikhon.models.build import NAMES as MODELS
+    from tikhon.training.losses import NAMES as LOSSES
+    from tikhon.training.settings import OPTIMIZERS
+
+    kinds = penalty_names()
+    followed = {name for name, kind in kinds.items() if not (kind.constraint or kind.smooth)}
+    for told, taken in (
+        (names.SOURCES, SOURCES),
+        (names.MODELS, MODELS),
+        (names.LOSSES, LOSSES),
+        (names.OPTIMIZERS, OPTIMIZERS),
+        (names.PENALTIES, kinds),
+        (names.METHODS, METHODS),
+        (FOLLOWED, followed),
+    ):
+        assert sorted(told) == sorted(taken)
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("tikhon fit dig", "digits"),
+        ("tikhon fit digits --optimizer ada", "adagrad adam adamw"),
+        ("tikhon fit digits --loss cr", "cross_entropy"),
+        ("tikhon fit digits --penalty fc1.weight=l_", "fc1.weight=l_inf"),
+        ("tikhon compare digits --methods none,mix", "none,mixup"),
+        ("tikhon path digits --penalty hier", "hierarchical"),
+        ("tikhon tune digits --metric roc_auc_ovo_", "roc_auc_ovo_weighted"),
+        ("tikhon diagnose t.py:m --data wi", "wine"),
+        ("tikhon cure t.py:m --fail", ""),
+    ],
+)
+def test_the_shell_completes_the_names(line, offered, monkeypatch, capsys):
+    monkeypatch.setenv("_TIKHON_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    command: Any = typer.main.get_command(build())
+    with pytest.raises(SystemExit):
+        command.main([], prog_name="tikhon")
+    assert sorted(capsys.readouterr().out.split()) == offered.split()
+
+
+def test_every_option_has_a_panel_and_a_placeholder():
+    group: Any = typer.main.get_command(build())
+    for command in group.commands.values():
+        for param in command.params:
+            if param.param_type_name == "option" and param.name not in ("help", "install"):
+                where = f"{command.name} {param.opts}"
+                assert param.rich_help_panel and param.help and param.help.endswith("."), where
+                assert (param.metavar == "") == bool(param.is_flag), where
 
 
 def test_the_page_of_the_command_line_has_the_tables():

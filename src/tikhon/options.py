@@ -20,6 +20,24 @@ if TYPE_CHECKING:
 DATA, MODEL, REGULARIZATION = "Data", "Model", "Regularization"
 TRAINING, OUTPUT = "Training", "Output"
 
+# The names that the shell completes; what they name is defined where torch is imported.
+SOURCES = ("digits", "breast_cancer", "wine", "iris", "diabetes", "mnist", "fashion-mnist")
+MODELS = ("linear", "mlp", "lenet-300-100", "lenet5", "convnet", "skip:mlp", "spline:mlp")
+LOSSES = ("cross_entropy", "nll", "bce", "mse", "half_mse", "mae", "huber")
+OPTIMIZERS = ("sgd", "adam", "adamw", "nadam", "radam", "rmsprop", "adagrad")
+SCHEDULES = ("constant", "cosine", "linear", "warmup_cosine")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+MODES = ("objective", "decoupled")
+PENALTIES = tuple(
+    "l1 l2 elastic_net group_lasso sparse_group_lasso group_mcp mcp scad slope huber log_sum "
+    "l_inf hierarchical nuclear_norm spectral_norm orthogonal total_variation box l1_ball l2_ball "
+    "spectral_ball max_norm min_max_norm unit_norm non_negative simplex top_k".split()
+)
+METHODS = tuple(
+    "none l1 l2 elastic_net group_lasso mcp auto dropout early_stopping label_smoothing mixup "
+    "input_noise ema".split()
+)
+
 
 @dataclass(frozen=True)
 class Option:
@@ -34,6 +52,7 @@ class Option:
         shown: its default in words.
         search: whether more of it makes a simpler model, where a search varies it; otherwise what
             to do instead, in words.
+        names: the values that the shell completes.
     """
 
     help: str
@@ -43,6 +62,7 @@ class Option:
     metavar: str | None = None
     shown: str | None = None
     search: bool | str = ""
+    names: tuple[str, ...] = ()
 
 
 def option(
@@ -54,9 +74,10 @@ def option(
     metavar: str | None = None,
     shown: str | None = None,
     search: bool | str = "",
+    names: tuple[str, ...] = (),
 ) -> dict[str, Option]:
     """The metadata of a field that is an option; the arguments are those of `Option`."""
-    return {"option": Option(help, kind, panel, flags, metavar, shown, search)}
+    return {"option": Option(help, kind, panel, flags, metavar, shown, search, names)}
 
 
 def options_of(kind: type) -> dict[str, tuple[Option, Any]]:
@@ -129,16 +150,17 @@ class RecipeOptions:
     penalties: Any = field(
         default=(),
         metadata=option(
-            "Any penalty on the weights that the pattern names; may be repeated.",
+            "Any penalty, on the weights that match PATTERN; may be repeated.",
             list[str],
             REGULARIZATION,
             flags=("--penalty",),
             metavar="[PATTERN=]NAME:S[,KEY=VALUE]",
+            names=PENALTIES,
             search="name a penalty, such as l1, with the range of its strength",
         ),
     )
     dropout: float | Mapping[str, float] | None = field(
-        default=None, metadata=_off("Share of hidden units dropped.", "RATE", search=True)
+        default=None, metadata=_off("Dropout rate of the hidden units.", "RATE", search=True)
     )
     label_smoothing: float = field(
         default=0.0, metadata=_off("Share of each label spread over all classes.", search=True)
@@ -150,10 +172,12 @@ class RecipeOptions:
         default=0.0, metadata=_off("Weight of the distance between two passes with dropout.")
     )
     mixup: float = field(
-        default=0.0, metadata=_off("Alpha of Beta: mixes pairs of rows.", "ALPHA", search=True)
+        default=0.0,
+        metadata=_off("Mix pairs of rows; ALPHA of the Beta distribution.", "ALPHA", search=True),
     )
     cutmix: float = field(
-        default=0.0, metadata=_off("Alpha of Beta: pastes patches of images.", "ALPHA")
+        default=0.0,
+        metadata=_off("Paste patches between images; ALPHA of the Beta distribution.", "ALPHA"),
     )
     input_noise: float = field(
         default=0.0, metadata=_off("Standard deviation of noise on the inputs.")
@@ -170,16 +194,18 @@ class RecipeOptions:
         ),
     )
     clip_norm: float | None = field(
-        default=None, metadata=_off("Largest norm of the gradient.", search=False)
+        default=None, metadata=_off("Clip the norm of the gradient at X.", search=False)
     )
-    clip_value: float | None = field(default=None, metadata=_off("Largest entry of the gradient."))
+    clip_value: float | None = field(
+        default=None, metadata=_off("Clip each entry of the gradient at X.")
+    )
     clip_adaptive: float | None = field(
-        default=None, metadata=_off("Largest gradient norm of a unit over its weight norm.")
+        default=None, metadata=_off("Clip each unit's gradient norm at X times its weight norm.")
     )
     sparsify: Any = field(
         default=None,
         metadata=option(
-            "Share that is exactly zero at the end, such as 90%: of the weights, or of=channels.",
+            "Share to make exactly zero, such as 90% (of the weights) or 50%,of=channels.",
             str,
             REGULARIZATION,
             metavar="SHARE[,KEY=VALUE]",
@@ -190,10 +216,11 @@ class RecipeOptions:
     averaging: str | None = field(
         default=None,
         metadata=option(
-            "ema or swa of the weights.",
+            "Average of the weights over the steps: ema or swa.",
             str,
             REGULARIZATION,
             metavar="NAME",
+            names=("ema", "swa"),
             shown="off",
             search=_ALONE,
         ),
@@ -201,7 +228,7 @@ class RecipeOptions:
     ema_decay: float = field(
         default=0.99,
         metadata=option(
-            "Of ema: what a step keeps of the average.",
+            "Share of the average that ema keeps at each step.",
             float,
             REGULARIZATION,
             metavar="X",
@@ -212,7 +239,7 @@ class RecipeOptions:
     early_stopping: int | None = field(
         default=None,
         metadata=option(
-            "Epochs without improvement after which it ends; the best state is kept.",
+            "Stop after so many epochs without improvement and keep the best state.",
             int,
             REGULARIZATION,
             metavar="EPOCHS",
@@ -229,33 +256,47 @@ class TrainingOptions:
     loss: str | Callable[..., Any] = field(
         default="auto",
         metadata=option(
-            "cross_entropy, bce, mse, half_mse, mae, ... or auto.", panel=TRAINING, search=_OWN
+            "cross_entropy, bce, mse, half_mse, mae, ... or auto (by the target).",
+            panel=TRAINING,
+            metavar="NAME",
+            search=_OWN,
+            names=("auto", *LOSSES),
         ),
     )
     optimizer: str | Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] = field(
-        default="adam", metadata=option("sgd, adam, adamw, ...", panel=TRAINING, search=_OWN)
+        default="adam",
+        metadata=option(
+            "sgd, adam, adamw, nadam, radam, rmsprop or adagrad.",
+            panel=TRAINING,
+            metavar="NAME",
+            search=_OWN,
+            names=OPTIMIZERS,
+        ),
     )
     lr: float = field(
         default=1e-3, metadata=option("Learning rate.", float, TRAINING, search=False)
     )
     momentum: float = field(
-        default=0.0, metadata=option("Of sgd and rmsprop.", float, TRAINING, search=_ALONE)
+        default=0.0,
+        metadata=option("Momentum of sgd and rmsprop.", float, TRAINING, search=_ALONE),
     )
     schedule: str = field(
         default="constant",
         metadata=option(
-            "constant, cosine, linear or warmup_cosine.",
+            "Of the learning rate: constant, cosine, linear or warmup_cosine.",
             panel=TRAINING,
+            metavar="NAME",
+            names=SCHEDULES,
             search="every trial has the cosine schedule",
         ),
     )
     batch_size: int = field(
-        default=64, metadata=option("Rows of a step.", int, TRAINING, search=_OWN)
+        default=64, metadata=option("Rows per step.", int, TRAINING, search=_OWN)
     )
     epochs: int = field(
         default=20,
         metadata=option(
-            "Exactly so many passes over the training rows.",
+            "Passes over the training rows.",
             int,
             TRAINING,
             metavar="N",
@@ -267,12 +308,19 @@ class TrainingOptions:
         default=0, metadata=option("Seed of all random numbers.", int, TRAINING, search=False)
     )
     device: str = field(
-        default="auto", metadata=option("auto, cpu, cuda or mps.", panel=TRAINING, search=_OWN)
+        default="auto",
+        metadata=option(
+            "auto, cpu, cuda or mps.",
+            panel=TRAINING,
+            metavar="NAME",
+            search=_OWN,
+            names=DEVICES,
+        ),
     )
     budget: float | None = field(
         default=None,
         metadata=option(
-            "Stop after this time: 60s, 5m, 1h.", panel=TRAINING, metavar="TIME", search=_OWN
+            "Wall time in all, such as 60s, 5m or 1h.", panel=TRAINING, metavar="TIME", search=_OWN
         ),
     )
 
@@ -289,11 +337,15 @@ class Strength:
 
 # In the shell each is `--NAME S`, in a space `NAME = range`, elsewhere an entry of `penalties`.
 STRENGTHS = {
-    "l1": Strength("l1", "objective", "Strength of the sum of sizes"),
-    "l2": Strength("l2", "objective", "Strength of half the sum of squares"),
-    "weight_decay": Strength("l2", "decoupled", "Decay of the weights, as AdamW's,"),
-    "elastic_net": Strength("elastic_net", "objective", "Strength of L1 and L2 in equal parts"),
-    "group_lasso": Strength("group_lasso", "objective", "Strength of the sum of row norms"),
+    "l1": Strength("l1", "objective", "L1: strength of the sum of |w|"),
+    "l2": Strength("l2", "objective", "L2: strength of half the sum of w²"),
+    "weight_decay": Strength("l2", "decoupled", "Decoupled weight decay, as in AdamW,"),
+    "elastic_net": Strength(
+        "elastic_net", "objective", "Elastic net: strength of L1 and L2 in equal parts"
+    ),
+    "group_lasso": Strength(
+        "group_lasso", "objective", "Group lasso: strength of the sum of row norms"
+    ),
     "mcp": Strength("mcp", "objective", "Strength of the minimax concave penalty", False),
     "scad": Strength("scad", "objective", "Strength of SCAD", False),
     "log_sum": Strength("log_sum", "objective", "Strength of the sum of logarithms", False),

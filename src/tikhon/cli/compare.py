@@ -11,10 +11,11 @@ import typer
 from tikhon.budget import seconds_of
 from tikhon.cli import tables
 from tikhon.cli.folders import command_of, output_of
+from tikhon.cli.groups import suggested
 from tikhon.cli.options import BatchSize, Budget, Data, DataDir, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
 from tikhon.errors import InputError
-from tikhon.options import MODEL, REGULARIZATION, TRAINING, rows_of, typed
+from tikhon.options import METHODS, MODEL, MODELS, REGULARIZATION, TRAINING, rows_of, typed
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
@@ -30,12 +31,20 @@ def compare(
     table: tables.Unsplit,
     data_dir: DataDir = None,
     *,
-    model: Annotated[str, typer.Option(help="As for fit.", rich_help_panel=MODEL)] = "mlp",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="As for fit.",
+            metavar="MODEL",
+            rich_help_panel=MODEL,
+            autocompletion=suggested(MODELS),
+        ),
+    ] = "mlp",
     widths: Annotated[
-        str | None, _sizes_option("Hidden widths to try with strengths of L2.")
+        str | None, _sizes_option("Hidden widths to try with several L2 strengths.")
     ] = None,
     depths: Annotated[
-        str | None, _sizes_option("Depths to try with kinds of networks and strengths of L2.")
+        str | None, _sizes_option("Depths to try with plain, He, normalized and residual layers.")
     ] = None,
     methods: Annotated[
         str | None,
@@ -44,6 +53,7 @@ def compare(
             help="none, l1, l2, dropout, auto, l2+dropout, ...",
             show_default="eleven of them",
             rich_help_panel=REGULARIZATION,
+            autocompletion=suggested(METHODS),
         ),
     ] = None,
     splits: Annotated[
@@ -65,7 +75,7 @@ def compare(
     seed: Seed = 0,
     run: Resumable,
 ) -> int:
-    """Tune every method with the same budget on several splits: which is better, or none?
+    """Tune each method with the same budget on several splits, and say which is worth it, if any.
 
     --widths draws the test score over width x strength, --depths over depth x kind x strength.
     """

@@ -12,6 +12,7 @@ from tikhon.cli.diagnose import (
     DataOption,
     LossOption,
     Model,
+    Optimizer,
     PenaltyOption,
     TargetOption,
     ValidOption,
@@ -19,21 +20,28 @@ from tikhon.cli.diagnose import (
     read,
 )
 from tikhon.cli.options import Plain, Seed
+from tikhon.options import TRAINING
 
 
 def cure(
     model: Model,
     data: DataOption,
-    optimizer: Annotated[
-        str,
-        typer.Option(help="adam:1e-3, sgd:0.1,momentum=0.9 or FILE.py:NAME(parameters)."),
-    ],
+    optimizer: Optimizer,
     loss: LossOption = "cross_entropy",
     valid: ValidOption = None,
     target: TargetOption = None,
-    budget: Annotated[str, typer.Option(help="Time in all: 60s, 2m.", metavar="TIME")] = "60s",
-    seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
-    steps: Annotated[int, typer.Option(help="Length of the last rung.")] = 300,
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="Wall time in all, such as 60s or 2m.", metavar="TIME", rich_help_panel=TRAINING
+        ),
+    ] = "60s",
+    seeds: Annotated[
+        int, typer.Option(help="Seeds that each treatment runs with.", rich_help_panel=TRAINING)
+    ] = 3,
+    steps: Annotated[
+        int, typer.Option(help="Steps of the longest runs.", rich_help_panel=TRAINING)
+    ] = 300,
     batch_size: BatchSize = 64,
     penalty: PenaltyOption = None,
     clip: Clip = None,
@@ -41,9 +49,10 @@ def cure(
     *,
     run: Plain,
 ) -> int:
-    """Diagnose the model of a Python file and try treatments on copies, against doing nothing.
+    """Find a change that makes the model of a Python file train, and test it on copies.
 
-    Exit code 3 says that no treatment beat doing nothing with every seed.
+    Each treatment runs against no change, with the same seeds. Exit code 3: none did better with
+    every seed.
     """
     from tikhon.cli.progress import StepProgress
     from tikhon.cures import cure as search

@@ -10,18 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tikhon.cli.options import Printed
+from tikhon.options import OUTPUT, TRAINING
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
 
 
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer strengths and epochs.")] = False,
-    seed: Annotated[int, typer.Option(help="First of the three seeds.")] = 0,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Fewer strengths and epochs.", rich_help_panel=TRAINING),
+    ] = False,
+    seed: Annotated[
+        int, typer.Option(help="First of the three seeds.", rich_help_panel=TRAINING)
+    ] = 0,
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="Folder of the run; a demo replaces its own.", metavar="RUN"
+            "--output",
+            "-o",
+            help="Folder of the run; a demo replaces an earlier one.",
+            metavar="RUN",
+            rich_help_panel=OUTPUT,
         ),
     ] = Path("runs/demo"),
     *,

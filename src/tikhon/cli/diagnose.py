@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tikhon.cli.groups import suggested
 from tikhon.cli.options import Plain, Seed
 from tikhon.errors import InputError, unknown
+from tikhon.options import DATA, LOSSES, OPTIMIZERS, OUTPUT, REGULARIZATION, SOURCES, TRAINING
 
 if TYPE_CHECKING:
     from tikhon.cli.options import Run
@@ -16,29 +18,67 @@ if TYPE_CHECKING:
     from tikhon.diagnosis import Diagnosis
 
 Model = Annotated[
-    str, typer.Argument(metavar="FILE.py:NAME", help="A module, or a function that makes one.")
+    str,
+    typer.Argument(metavar="FILE.py:NAME", help="Your module, or a function that makes one."),
 ]
 DataOption = Annotated[
-    str, typer.Option("--data", help="digits, mnist, ..., a file, or FILE.py:NAME.")
+    str,
+    typer.Option(
+        "--data",
+        help="digits, mnist, ..., a file, or FILE.py:NAME.",
+        metavar="DATA",
+        rich_help_panel=DATA,
+        autocompletion=suggested(SOURCES),
+    ),
 ]
 TargetOption = Annotated[
-    str | None, typer.Option("--target", help="Of a table: the column to predict.")
+    str | None,
+    typer.Option(
+        "--target",
+        help="Column of a table to predict.",
+        metavar="COLUMN",
+        rich_help_panel=DATA,
+    ),
 ]
 ValidOption = Annotated[
-    str | None, typer.Option("--valid", help="Data for validation; named sources bring theirs.")
+    str | None,
+    typer.Option(
+        "--valid",
+        help="Data for validation; named data sets bring their own.",
+        metavar="DATA",
+        rich_help_panel=DATA,
+    ),
 ]
 LossOption = Annotated[
-    str, typer.Option(help="cross_entropy, bce, mse, half_mse, mae, ... or FILE.py:NAME.")
+    str,
+    typer.Option(
+        help="cross_entropy, bce, mse, half_mse, mae, ... or FILE.py:NAME.",
+        metavar="LOSS",
+        rich_help_panel=TRAINING,
+        autocompletion=suggested(LOSSES),
+    ),
 ]
-OptimizerOption = Annotated[
-    str | None, typer.Option(help="adam:1e-3, sgd:0.1,momentum=0.9 or FILE.py:NAME(parameters).")
-]
+_optimizer = typer.Option(
+    help="adam:1e-3, sgd:0.1,momentum=0.9 or FILE.py:NAME(parameters).",
+    metavar="OPTIMIZER",
+    rich_help_panel=TRAINING,
+    autocompletion=suggested(OPTIMIZERS),
+)
+OptimizerOption = Annotated[str | None, _optimizer]
+Optimizer = Annotated[str, _optimizer]
 PenaltyOption = Annotated[
     str | None,
-    typer.Option(help="FILE.py:NAME(model), added to the loss.", metavar="FILE.py:NAME"),
+    typer.Option(
+        help="FILE.py:NAME(model), added to the loss.",
+        metavar="FILE.py:NAME",
+        rich_help_panel=REGULARIZATION,
+    ),
 ]
-BatchSize = Annotated[int, typer.Option(help="Rows of a batch.")]
-Clip = Annotated[float | None, typer.Option(help="Largest gradient norm.")]
+BatchSize = Annotated[int, typer.Option(help="Rows per step.", rich_help_panel=TRAINING)]
+Clip = Annotated[
+    float | None,
+    typer.Option(help="Clip the norm of the gradient at X.", rich_help_panel=REGULARIZATION),
+]
 
 
 def diagnose(
@@ -48,22 +88,33 @@ def diagnose(
     optimizer: OptimizerOption = None,
     valid: ValidOption = None,
     target: TargetOption = None,
-    steps: Annotated[int, typer.Option(help="Length of the dry run.")] = 200,
+    steps: Annotated[
+        int, typer.Option(help="Steps of the dry run.", rich_help_panel=TRAINING)
+    ] = 200,
     batch_size: BatchSize = 64,
     penalty: PenaltyOption = None,
     clip: Clip = None,
     fail_on: Annotated[
-        str | None, typer.Option(help="info, warning or critical: exit with code 3 from there on.")
+        str | None,
+        typer.Option(
+            help="Exit with code 3 from this severity on: info, warning or critical.",
+            metavar="SEVERITY",
+            rich_help_panel=OUTPUT,
+            autocompletion=suggested(("info", "warning", "critical")),
+        ),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="All findings and layers.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Print all findings and layers.", rich_help_panel=OUTPUT),
+    ] = False,
     seed: Seed = 0,
     *,
     run: Plain,
 ) -> int:
-    """Diagnose the model that a Python file makes, on copies of it.
+    """Find out why a model does not train: diagnose copies of the one that a Python file makes.
 
-    The file is executed: it is your code. Without --optimizer there is
-    no dry run: facts, and one step's signals.
+    The Python file is executed. Without --optimizer no step is taken: the checks see the
+    untrained model only.
     """
     from tikhon.diagnosis import diagnose as examine
     from tikhon.diagnosis.findings import SEVERITIES

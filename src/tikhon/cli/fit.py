@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tikhon.cli.groups import Group, values_of
+from tikhon.cli.groups import Group, suggested, values_of
 from tikhon.cli.options import (
     Data,
     DataDir,
@@ -23,6 +23,8 @@ from tikhon.cli.tables import Rows, Table
 from tikhon.options import (
     DATA,
     MODEL,
+    MODELS,
+    MODES,
     OUTPUT,
     REGULARIZATION,
     TrainingOptions,
@@ -40,7 +42,9 @@ class Shares:
     )
     test: float = field(
         default=0.2,
-        metadata=option("Share for testing; unused if the data have one.", float, DATA),
+        metadata=option(
+            "Share for testing; not used where the data bring their own.", float, DATA
+        ),
     )
 
 
@@ -51,22 +55,31 @@ class Network:
     model: str = field(
         default="mlp",
         metadata=option(
-            "linear, mlp, mlp:300,100, mlp-784-128-10, spline:mlp, lenet5, convnet.", str, MODEL
+            "linear, mlp, mlp:300,100, mlp-784-128-10, spline:mlp, lenet5, convnet.",
+            str,
+            MODEL,
+            metavar="MODEL",
+            names=MODELS,
         ),
     )
     compact: bool = field(
         default=False,
         metadata=option(
-            "Cut exact zeros out: a smaller, equal model.", bool, MODEL, flags=("--compact",)
+            "Cut exact zeros out: a smaller model with equal outputs.",
+            bool,
+            MODEL,
+            flags=("--compact",),
         ),
     )
     export: str | None = field(
         default=None,
-        metadata=option("Also write the model as: onnx.", str, MODEL, metavar="FORMAT"),
+        metadata=option(
+            "Also write the model as: onnx.", str, MODEL, metavar="FORMAT", names=("onnx",)
+        ),
     )
     linear: bool = field(
         default=True,
-        metadata=option("Train a linear model beside it, as a yardstick.", bool, MODEL),
+        metadata=option("Also train a linear model, as a baseline.", bool, MODEL),
     )
     importances: bool = field(
         default=True,
@@ -81,9 +94,10 @@ Training = Annotated[Given, Group({n: _told[n] for n in (*_ORDER, "seed", "devic
 How = Annotated[
     str | None,
     typer.Option(
-        help="objective, or decoupled as AdamW does.",
-        metavar="HOW",
+        help="Add penalties to the objective, or apply them decoupled, as AdamW does.",
+        metavar="MODE",
         show_default="objective",
+        autocompletion=suggested(MODES),
         rich_help_panel=REGULARIZATION,
     ),
 ]
@@ -91,7 +105,7 @@ Refit = Annotated[
     bool,
     typer.Option(
         "--refit",
-        help="Train again on train + valid with the strengths that auto has found.",
+        help="Train again on training and validation rows with the strengths that auto found.",
         rich_help_panel=REGULARIZATION,
     ),
 ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from tikhon.options import Option, options_of
 
@@ -55,7 +57,35 @@ def as_flag(told: Option) -> object:
         metavar=told.metavar,
         show_default=told.shown or True,
         rich_help_panel=told.panel,
+        autocompletion=suggested(told.names) if told.names else None,
     )
+
+
+def suggested(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """What completes a value by these names: the last one where several are joined.
+
+    >>> suggested(["l1", "l2", "mcp"])("fc1.weight=l"), suggested(["none", "l2"])("none,")
+    (['fc1.weight=l1', 'fc1.weight=l2'], ['none,none', 'none,l2'])
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        before, begun = re.fullmatch(r"(.*[=,+|])?(.*)", incomplete, re.DOTALL).groups("")
+        return [before + name for name in names if name.startswith(begun)]
+
+    return complete
+
+
+_PLACEHOLDERS = {bool: "", int: "N", float: "X"}  # of options without one of their own
+
+
+def _placed(annotation: Any) -> Any:
+    """The annotation of an option, with a placeholder for its value."""
+    kind, *flags = get_args(annotation) or (annotation,)
+    kinds = [part for part in get_args(kind) or (kind,) if part in _PLACEHOLDERS]
+    for flag in flags:
+        if kinds and isinstance(flag, OptionInfo) and flag.metavar is None:
+            flag.metavar = _PLACEHOLDERS[kinds[0]]
+    return annotation
 
 
 def expand(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,6 +109,7 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(**values)
 
     call.__doc__ = _flowing(command.__doc__ or "")
+    parameters = [p.replace(annotation=_placed(p.annotation)) for p in parameters]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return call

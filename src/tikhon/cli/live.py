@@ -7,16 +7,27 @@ from typing import Annotated
 
 import typer
 
+from tikhon.cli.groups import suggested
 from tikhon.cli.options import Silent
+from tikhon.options import OUTPUT
 
 
 def live(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="First port to try.")] = 8420,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on.", metavar="HOST", rich_help_panel=OUTPUT),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="First port to try.", rich_help_panel=OUTPUT)] = 8420,
     language: Annotated[
         str | None,
-        typer.Option(help="en or zh.", metavar="NAME", show_default="the browser's"),
+        typer.Option(
+            help="Language shown at first: en or zh.",
+            metavar="NAME",
+            show_default="the browser's",
+            rich_help_panel=OUTPUT,
+            autocompletion=suggested(("en", "zh")),
+        ),
     ] = None,
     *,
     shown: Silent,

@@ -15,7 +15,6 @@ from tikhon.errors import InputError, unknown
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
 
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad")
 _loaded: dict[str, ModuleType] = {}
 
 
@@ -28,6 +27,11 @@ def named(spec: str, option: str, terminal: Terminal) -> Any:
     source, _, name = spec.rpartition(":")
     if not source or not name:
         raise InputError(f"{option}: FILE.py:NAME or MODULE:NAME is needed, received {spec!r}")
+    if not source.endswith(".py") and not _is_module(source):
+        raise InputError(
+            f"{option}: {spec!r} names a module {source}, which is not there; give FILE.py:NAME "
+            "or MODULE:NAME"
+        )
     if source not in _loaded:
         terminal.note(f"running {source} for {option}")
         _loaded[source] = _import(source, option)
@@ -38,10 +42,19 @@ def named(spec: str, option: str, terminal: Terminal) -> Any:
     return getattr(module, name)
 
 
+def _is_module(name: str) -> bool:
+    """Whether there is a module of that name, seen from the current folder."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def _import(source: str, option: str) -> ModuleType:
     try:
         if not source.endswith(".py"):
-            sys.path.insert(0, str(Path.cwd()))
             return importlib.import_module(source)
         path = Path(source).resolve()
         if not path.is_file():
@@ -89,11 +102,12 @@ def optimizer_of(spec: str, terminal: Terminal) -> object:
     import torch
 
     name, _, rest = spec.partition(":")
-    known = {n.lower(): n for n in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")}
+    classes = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad")
+    known = {n.lower(): n for n in classes}
     if name.lower() not in known:
         if "." in spec.rpartition(":")[0]:
             return named(spec, "--optimizer", terminal)
-        raise InputError(f"--optimizer: {unknown('optimizer', name, OPTIMIZERS)}, or FILE.py:NAME")
+        raise InputError(f"--optimizer: {unknown('optimizer', name, known)}, or FILE.py:NAME")
     settings: dict[str, Any] = {}
     for index, part in enumerate(p for p in rest.split(",") if p):
         key, equals, text = part.rpartition("=")

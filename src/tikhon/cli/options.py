@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tikhon.cli.groups import as_flag, given_of, values_of
+from tikhon.cli.groups import as_flag, given_of, suggested, values_of
 from tikhon.errors import InputError
 from tikhon.options import (
     DATA,
     OUTPUT,
     REGULARIZATION,
+    SOURCES,
     STRENGTHS,
     Option,
     RecipeOptions,
@@ -33,11 +34,12 @@ Data = Annotated[
     typer.Argument(
         metavar="DATA",
         help="digits, mnist, ..., a table with --target, or a file or folder of arrays.",
+        autocompletion=suggested(SOURCES),
     ),
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Folder that holds the data's files.", metavar="DIR", rich_help_panel=DATA),
+    typer.Option(help="Folder of the data files.", metavar="DIR", rich_help_panel=DATA),
 ]
 _training = {name: as_flag(told) for name, (told, _) in options_of(TrainingOptions).items()}
 Seed = Annotated[int, _training["seed"]]
@@ -95,9 +97,26 @@ class Run:
         return Terminal(json=self.json, quiet=self.quiet)
 
 
+@dataclass(frozen=True)
+class _Asked(Run):
+    """A run that is kept only in a folder that was named."""
+
+    output: Path | None = field(
+        default=None,
+        metadata=option(
+            "Folder to keep the result and its page in.",
+            Path,
+            OUTPUT,
+            flags=("--output", "-o"),
+            metavar="RUN",
+            shown="not kept",
+        ),
+    )
+
+
 Output = Annotated[Run, values_of(Run)]  # of what trains for long
 Resumable = Annotated[Run, values_of(Run, without=("verbose",))]
-Plain = Annotated[Run, values_of(Run, without=("resume", "verbose"))]
+Plain = Annotated[Run, values_of(_Asked, without=("resume", "verbose"))]
 _kept = ("output", "resume", "overwrite", "verbose")
 Printed = Annotated[Run, values_of(Run, without=_kept)]
 Silent = Annotated[Run, values_of(Run, without=(*_kept, "json"))]

@@ -10,10 +10,12 @@ import typer
 
 from tikhon.cli import tables
 from tikhon.cli.folders import about_data, command_of, output_of
+from tikhon.cli.groups import suggested
 from tikhon.cli.options import Data, DataDir, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
 from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError, unknown
+from tikhon.options import DATA, MODEL, MODELS, REGULARIZATION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,29 +26,77 @@ if TYPE_CHECKING:
     from tikhon.paths.path import PathResult
     from tikhon.runs.run_directory import RunDirectory
 
+FOLLOWED = (  # what the shell completes
+    "l1",
+    "elastic_net",
+    "group_lasso",
+    "sparse_group_lasso",
+    "group_mcp",
+    "mcp",
+    "scad",
+    "slope",
+    "log_sum",
+    "l_inf",
+    "hierarchical",
+    "nuclear_norm",
+    "spectral_norm",
+    "total_variation",
+)
 _NETWORKS = ("hierarchical", "group_lasso")
 
 
 def path(
     data: Data,
     penalty: Annotated[
-        str, typer.Option(help="l1, mcp, scad, elastic_net, group_lasso, hierarchical, ...")
+        str,
+        typer.Option(
+            help="l1, mcp, scad, elastic_net, group_lasso, hierarchical, ...",
+            metavar="NAME",
+            rich_help_panel=REGULARIZATION,
+            autocompletion=suggested(FOLLOWED),
+        ),
     ] = "l1",
     model: Annotated[
         str | None,
         typer.Option(
             help="linear, or a network such as mlp:64 (group_lasso, hierarchical).",
+            metavar="MODEL",
+            rich_help_panel=MODEL,
+            autocompletion=suggested(MODELS),
             show_default="mlp:64 for hierarchical, else linear",
         ),
     ] = None,
     strengths: Annotated[
         str,
-        typer.Option(help="How many, a list such as 1,0.1,0.01, or universal (no validation)."),
+        typer.Option(
+            help="How many, a list such as 1,0.1,0.01, or universal (one, without validation).",
+            metavar="N|S,S,...",
+            rich_help_panel=REGULARIZATION,
+        ),
     ] = "100",
-    folds: Annotated[int, typer.Option(help="Folds for the scores of linear models.")] = 5,
-    select: Annotated[str, typer.Option(help="one_se (sparser) or best.")] = "one_se",
-    debias: Annotated[bool, typer.Option("--debias", help="Refit without the penalty.")] = False,
-    test: Annotated[float, typer.Option(help="Share of the rows for testing.")] = 0.2,
+    folds: Annotated[
+        int, typer.Option(help="Folds that score linear models.", rich_help_panel=DATA)
+    ] = 5,
+    select: Annotated[
+        str,
+        typer.Option(
+            help="best (lowest loss), or one_se: the sparsest within one standard error of it.",
+            metavar="RULE",
+            rich_help_panel=REGULARIZATION,
+            autocompletion=suggested(("one_se", "best")),
+        ),
+    ] = "one_se",
+    debias: Annotated[
+        bool,
+        typer.Option(
+            "--debias",
+            help="Refit the chosen features without the penalty.",
+            rich_help_panel=REGULARIZATION,
+        ),
+    ] = False,
+    test: Annotated[
+        float, typer.Option(help="Share of the rows for testing.", rich_help_panel=DATA)
+    ] = 0.2,
     *,
     table: tables.Rows,
     seed: Seed = 0,
@@ -55,8 +105,8 @@ def path(
 ) -> int:
     """Follow a penalty over its whole range of strengths and choose the features of DATA.
 
-    There is no --budget: a path cut short would choose among its strong strengths alone. Fewer
-    --strengths or --folds take less time; Ctrl-C keeps what is solved, and --resume goes on.
+    There is no --budget: a path that is cut short has only its strongest penalties to choose from.
+    Fewer --strengths or --folds take less time; Ctrl-C keeps what is solved, --resume continues.
     """
     if select not in ("one_se", "best"):
         raise InputError(unknown("select", select, ("one_se", "best")))

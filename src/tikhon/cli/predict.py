@@ -9,6 +9,7 @@ import typer
 
 from tikhon.cli import tables
 from tikhon.cli.options import DataDir, Printed
+from tikhon.options import DATA, OUTPUT
 
 
 def predict(
@@ -16,16 +17,30 @@ def predict(
     data: Annotated[str, typer.Argument(metavar="DATA", help="New rows, as DATA of the fit.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="CSV to write; stdout if left out."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="CSV file to write.",
+            show_default="stdout",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     spreadsheet: Annotated[
         bool,
-        typer.Option("--spreadsheet", help="Escape labels that a spreadsheet would run."),
+        typer.Option(
+            "--spreadsheet",
+            help="Escape labels that a spreadsheet would run as formulas.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     encoding: Annotated[
         str | None,
         typer.Option(
-            help="Of the text of a table: utf-8, cp1252, ...", show_default="as of the fit"
+            help="Text encoding of a table: utf-8, cp1252, ...",
+            metavar="NAME",
+            show_default="that of the fit",
+            rich_help_panel=DATA,
         ),
     ] = None,
     data_dir: DataDir = None,
@@ -34,9 +49,9 @@ def predict(
 ) -> None:
     """Predict the rows of DATA with the model and the preprocessing of RUN.
 
-    One row for each row, in order: `prediction`, then `probability_<class>`. Columns are found by
-    name; extra ones are ignored, values never seen in training count as rare ones. A label such as
-    `=1+1` would be a formula in a spreadsheet: --spreadsheet puts a `'` before it.
+    Writes one row per row of DATA, in order: `prediction`, then `probability_<class>`. Columns are
+    matched by name; extra ones are ignored, categories never seen in training count as rare ones.
+    A label such as `=1+1` would be a formula in a spreadsheet: --spreadsheet puts a `'` before it.
     """
     from tikhon.data.sources import located
     from tikhon.runs.files import write_bytes

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tikhon.cli.groups import suggested
 from tikhon.cli.options import Printed
 from tikhon.options import OUTPUT
 
@@ -18,7 +19,7 @@ def report(
         typer.Option(
             "--output",
             "-o",
-            help="The file.",
+            help="File to write.",
             metavar="FILE",
             show_default="RUN/report.html",
             rich_help_panel=OUTPUT,
@@ -27,9 +28,10 @@ def report(
     language: Annotated[
         str | None,
         typer.Option(
-            help="Shown at first: en or zh.",
+            help="Language shown at first: en or zh.",
             metavar="NAME",
             show_default="the browser's",
+            autocompletion=suggested(("en", "zh")),
             rich_help_panel=OUTPUT,
         ),
     ] = None,

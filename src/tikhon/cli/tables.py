@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
 
 def _column(
-    help: str, kind: object = str, *flags: str, metavar: str | None = None
+    help: str,
+    kind: object = str,
+    *flags: str,
+    metavar: str | None = None,
+    names: tuple[str, ...] = (),
 ) -> dict[str, Option]:
-    return option(help, kind, DATA, flags=flags, metavar=metavar)
+    return option(help, kind, DATA, flags=flags, metavar=metavar, names=names)
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,20 @@ class Table:
         default=None, metadata=_column("Column to predict.", metavar="COLUMN")
     )
     task: str | None = field(
-        default=None, metadata=_column("classification or regression; inferred if left out.")
+        default=None,
+        metadata=_column(
+            "classification or regression; inferred if left out.",
+            metavar="TASK",
+            names=("classification", "regression"),
+        ),
     )
     time: str | None = field(
         default=None,
         metadata=_column("Hold out the latest rows by this column.", metavar="COLUMN"),
     )
     group: str | None = field(
-        default=None, metadata=_column("Never split rows that share this value.", metavar="COLUMN")
+        default=None,
+        metadata=_column("Keep rows with the same value in one part.", metavar="COLUMN"),
     )
     drop: list[str] | None = field(
         default=None,
@@ -52,30 +62,43 @@ class Table:
     )
     separator: str | None = field(
         default=None,
-        metadata=_column("Character between fields; found if left out.", str, "--sep"),
+        metadata=_column("Field separator; detected if left out.", str, "--sep", metavar="CHAR"),
     )
     decimal: str | None = field(
-        default=None, metadata=_column("'.' or ',' in numbers; found if left out.")
+        default=None,
+        metadata=_column(
+            "Decimal mark, '.' or ','; detected if left out.", metavar="CHAR", names=(".", ",")
+        ),
     )
     dates: str | None = field(
         default=None,
         metadata=_column(
-            "dmy, mdy, ymd or a format as %d/%m/%Y; found if left out.", metavar="ORDER"
+            "dmy, mdy, ymd or a format such as %d/%m/%Y; detected if left out.",
+            metavar="ORDER",
+            names=("dmy", "mdy", "ymd"),
         ),
     )
     encoding: str = field(
-        default="utf-8", metadata=option("Of the text: utf-8, cp1252, gb18030, ...", panel=DATA)
+        default="utf-8",
+        metadata=option("Text encoding: utf-8, cp1252, gb18030, ...", panel=DATA, metavar="NAME"),
     )
     missing: list[str] | None = field(
         default=None,
         metadata=_column(
-            "Text that means no value; may be repeated.", list[str], "--na-values", metavar="TEXT"
+            "Cell text that means a missing value; may be repeated.",
+            list[str],
+            "--na-values",
+            metavar="TEXT",
         ),
     )
     bad_rows: str = field(
         default="error",
         metadata=option(
-            "Rows of the wrong length: error or skip.", panel=DATA, flags=("--on-bad-row",)
+            "What to do with a row of the wrong length: error or skip.",
+            panel=DATA,
+            flags=("--on-bad-row",),
+            metavar="ACTION",
+            names=("error", "skip"),
         ),
     )
 

@@ -14,12 +14,13 @@ import typer
 from tikhon.budget import Budget
 from tikhon.cli import tables
 from tikhon.cli.folders import about_data, command_of, output_of
+from tikhon.cli.groups import suggested
 from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
 from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError
 from tikhon.numbers import duration
-from tikhon.options import with_mode, without
+from tikhon.options import DATA, LOSSES, MODEL, MODELS, TRAINING, with_mode, without
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from tikhon.tuning.tune import TuneResult
 
 _SAID = 20.0  # seconds of a plan from which on they are said
+SHARING = "Several processes"  # the panel of --help
+
+
+def _scorers(incomplete: str) -> list[str]:
+    """The scorers that scikit-learn has, for the shell to complete."""
+    from sklearn.metrics import get_scorer_names
+
+    return suggested(get_scorer_names())(incomplete)
 
 
 def tune(
@@ -37,54 +46,96 @@ def tune(
         str | None,
         typer.Option(
             help="mlp, mlp:300,100, spline:mlp:64, lenet5, convnet; several as A|B.",
+            metavar="MODEL",
+            rich_help_panel=MODEL,
+            autocompletion=suggested(MODELS),
             show_default="mlp:64,64; for a table also spline:mlp:64,64",
         ),
     ] = None,
     space: Annotated[
         Path | None,
-        typer.Option(help="TOML file of what varies.", show_default="dropout, lr, weight decay"),
+        typer.Option(
+            help="TOML file of the ranges to search.",
+            metavar="FILE",
+            show_default="dropout, lr, weight decay",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="60s, 5m, 1h or 200runs (configurations).",
+            help="Wall time such as 60s, 5m or 1h, or configurations such as 200runs.",
             metavar="BUDGET",
             show_default="16runs",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     folds: Annotated[
         int | None,
-        typer.Option(help="Folds, 0 for a held-out part.", show_default="3 under 2,500 rows"),
+        typer.Option(
+            help="Folds of cross-validation; 0 for one held-out part.",
+            show_default="3 under 2,500 rows, else 0",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Length of a full training.", show_default="by rows")
+        int | None,
+        typer.Option(
+            help="Epochs of a full training.", show_default="by rows", rich_help_panel=TRAINING
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Rows of a step.", show_default="by rows")
+        int | None,
+        typer.Option(help="Rows per step.", show_default="by rows", rich_help_panel=TRAINING),
     ] = None,
-    loss: Annotated[str, typer.Option(help="As for fit.")] = "auto",
+    loss: Annotated[
+        str,
+        typer.Option(
+            help="As for fit.",
+            metavar="NAME",
+            rich_help_panel=TRAINING,
+            autocompletion=suggested(LOSSES),
+        ),
+    ] = "auto",
     metric: Annotated[
         str | None,
         typer.Option(
             help="A scorer of scikit-learn to compare trials by, such as roc_auc.",
             metavar="SCORER",
             show_default="the loss",
+            rich_help_panel=TRAINING,
+            autocompletion=_scorers,
         ),
     ] = None,
-    test: Annotated[float, typer.Option(help="Share of the rows for testing.")] = 0.2,
+    test: Annotated[
+        float, typer.Option(help="Share of the rows for testing.", rich_help_panel=DATA)
+    ] = 0.2,
     *,
     table: tables.Rows,
     storage: Annotated[
         str | None,
-        typer.Option(help="Share the search: journal:PATH or a database URL (Optuna)."),
+        typer.Option(
+            help="Share the search: journal:PATH or a database URL (Optuna).",
+            metavar="STORAGE",
+            rich_help_panel=SHARING,
+        ),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes on the shared search.")] = 1,
+    workers: Annotated[
+        int, typer.Option(help="Processes that share the search.", rich_help_panel=SHARING)
+    ] = 1,
     ray: Annotated[
         str | None,
-        typer.Option(help="Train on Ray: this machine, or a cluster.", metavar="[ADDRESS]"),
+        typer.Option(
+            help="Train on Ray: on this machine, or on the cluster at ADDRESS.",
+            metavar="[ADDRESS]",
+            rich_help_panel=SHARING,
+        ),
     ] = None,
     join: Annotated[
-        bool, typer.Option("--join", help="Train for the search in --storage, then end.")
+        bool,
+        typer.Option(
+            "--join", help="Help the search in --storage, then end.", rich_help_panel=SHARING
+        ),
     ] = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -93,7 +144,8 @@ def tune(
 ) -> int:
     """Find dropout, learning rate and weight decay for DATA, and how reliable the choice is.
 
-    Members train together where that is faster; the best are trained again on all rows.
+    Networks are trained side by side where that is faster; the best are trained again on all
+    rows.
     """
     from tikhon.tuning.preparation import default_space
     from tikhon.tuning.space import Choice, Space

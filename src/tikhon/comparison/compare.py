@@ -287,8 +287,8 @@ def _notice(trials: int, splits: int, asked: int, seconds: float) -> str:
         return ""
     enough = 1.2 * seconds * asked * max(trials, _TUNED) / (splits * trials)
     return (
-        f"{splits} of {asked} splits, trainings per method and split: {trials}; for {asked} splits "
-        f"with {max(trials, _TUNED)} trainings use about --budget {enough:.0f}s"
+        f"{splits} of {asked} splits, trainings per method and split: {trials}; for {asked} "
+        f"splits with {max(trials, _TUNED)} trainings use about --budget {enough:.0f}s"
     )
 
 

@@ -334,7 +334,7 @@ def _compared(found: Cure) -> list[str]:
     metric = found.treatments[0].metric if found.best is None else found.best.metric
     if metric is not None and math.isfinite(known.reference):
         parts.append(
-            f"accuracy (R2 for numbers) {metric:.2f}; always predicting the same {known.chance:.2f}, "
-            f"ridge regression on random features {known.reference:.2f}"
+            f"accuracy (R2 for numbers) {metric:.2f}; always predicting the same "
+            f"{known.chance:.2f}, ridge regression on random features {known.reference:.2f}"
         )
     return [f" {'; '.join(parts)}"] if parts else []

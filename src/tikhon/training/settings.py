@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tikhon.errors import InputError, unknown
-from tikhon.options import TrainingOptions
+from tikhon.options import SCHEDULES, TrainingOptions
 from tikhon.regularizer.targets import covered, entries_of
 from tikhon.training.losses import known_name, name_of
 from tikhon.wrappers import unwrap
@@ -29,9 +29,6 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 _FUSED = ("sgd", "adam", "adamw")  # one call a step also on the CPU
 _MOMENTUM = ("sgd", "rmsprop")
-
-
-SCHEDULES = ("constant", "cosine", "linear", "warmup_cosine")
 
 
 @dataclass(frozen=True)
