@@ -12,6 +12,8 @@ from torch import nn
 import tikhon as tk
 from tikhon.cli import main
 from tikhon.cli.compacted import write_onnx
+from tikhon.errors import DataError
+from tikhon.training.prediction import SavedModel
 
 
 def frame(rows: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -74,7 +76,6 @@ def test_a_comparison_says_what_it_inferred(tmp_path: Path, capsys: pytest.Captu
 def test_the_test_rows_score_as_the_run_says(tmp_path: Path):
     from tikhon.data import split
     from tikhon.data.table import TableOptions, load_table
-    from tikhon.training.prediction import SavedModel
 
     run = fit(tmp_path)
     saved = SavedModel.load(run)
@@ -248,3 +249,12 @@ def test_compact_writes_a_smaller_model(tmp_path: Path, capsys: pytest.CaptureFi
 def test_unknown_exports_are_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["fit", "iris", "--export", "onyx"]) == 2
     assert "did you mean 'onnx'" in capsys.readouterr().err
+
+
+def test_a_table_is_refused_by_a_model_of_no_table(tmp_path):
+    run = tmp_path / "run"
+    assert main(["fit", "iris", "--epochs", "1", "--quiet", "-o", str(run)]) == 0
+    table = tmp_path / "rows.csv"
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="is a table; the model was trained on iris"):
+        SavedModel.load(run).read_with_remarks(table)

@@ -82,6 +82,11 @@ class SavedModel:
             path = located(os.fspath(data), options.get("data_dir"))
             return self._read_table(path, self.preprocessing, options.get("encoding"))
         options.pop("encoding", None)
+        if is_table(Path(data)):
+            raise DataError(
+                f"{data} is a table; the model was trained on {self.data.get('name')}, which is "
+                "none: give data of that kind"
+            )
         found = load(data, **options)
         x = found.x if found.test is None else found.test.x
         if "mean" in self.data.get("scaling", {}):
