@@ -65,7 +65,7 @@ def verdict(run: SavedRun, chosen: int | None) -> Label:
         return say("unfinished", epochs=len(run.history))
     if chosen is None:
         return say("path_unscored", strengths=len(result.get("strengths") or []))
-    best = best_of(result)
+    best = best_of(run)
     values = {
         "kept": result["counts"][chosen],
         "all": total(run),
