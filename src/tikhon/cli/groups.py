@@ -69,7 +69,8 @@ def suggested(names: Sequence[str]) -> Callable[[str], list[str]]:
     """
 
     def complete(incomplete: str) -> list[str]:
-        before, begun = re.fullmatch(r"(.*[=,+|])?(.*)", incomplete, re.DOTALL).groups("")
+        begun = re.split(r"[=,+|]", incomplete)[-1]
+        before = incomplete.removesuffix(begun)
         return [before + name for name in names if name.startswith(begun)]
 
     return complete
