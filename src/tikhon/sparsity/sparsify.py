@@ -23,8 +23,8 @@ from tikhon.wrappers import unwrap
 
 Optimizers = optim.Optimizer | Sequence[optim.Optimizer]
 SCHEMA_VERSION = 2
-DECISIONS = 50  # of what goes next, over the thinning
-FADES = 8  # of what goes next, between two decisions
+DECISIONS = 25  # of what goes next, over the thinning
+FADES = 4  # of what goes next, between two decisions
 
 _NOT_TRAINED = (
     "the optimizer does not hold them; give the one that was built from this model's parameters, "
