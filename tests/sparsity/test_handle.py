@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import tikhon as tk
+from regularizer.test_foreign import BothKept, ScheduleFree, SlowWeights
 
 
 def network():
@@ -283,3 +284,16 @@ def test_complex_weights_count_by_their_modulus():
     layer(torch.ones(2, 6, dtype=torch.cfloat)).abs().sum().backward()
     optimizer.step()
     assert (layer.weight[:, :3] == 1j).all() and (layer.weight[:, 3:] == 0).all()
+
+
+@pytest.mark.parametrize("kind", [ScheduleFree, BothKept, SlowWeights])
+def test_weights_that_an_optimizer_keeps_beside_have_the_zeros(kind):
+    model = network()
+    optimizer = kind(model.parameters(), lr=0.05)
+    handle = tk.sparsify(model, optimizer, 0.5, steps=60)
+    steps(model, [optimizer], 60)
+    assert handle.audit().share == pytest.approx(0.5, abs=0.01)
+    for param in (p for p in model.parameters() if p.ndim > 1):
+        kept = [v for v in optimizer.state[param].values() if isinstance(v, torch.Tensor)]
+        copies = [v for v in kept if v.shape == param.shape and not (v - param).norm() > 1]
+        assert copies and all((copy[param == 0] == 0).all() for copy in copies)

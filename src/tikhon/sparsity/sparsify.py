@@ -12,7 +12,7 @@ from torch import Tensor, nn, optim
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.hooks import StepHooks, heard_by
 from tikhon.regularizer.metric import group_of, rule_of
-from tikhon.regularizer.optimizers import stepping
+from tikhon.regularizer.optimizers import copies_in, stepping
 from tikhon.regularizer.targets import Pattern
 from tikhon.sparsity.allocation import Per, Sizes, in_multiples, stay
 from tikhon.sparsity.audit import RETURNED, LayerShare, Sparsity
@@ -145,6 +145,8 @@ class Sparsifier:
         self._params = [part.parameter for part in self._parts]
         self._held: list[Tensor] | None = None  # 0 for what has gone, else 1
         self._pressed: list[Tensor] | None = None  # 1 for what fades, else 0
+        found_copies = [(one, copies_in(one)) for one in self.optimizers]
+        self._copies = [(one, copies) for one, copies in found_copies if copies]
         self._hooks: list[StepHooks] = []
         self._say_what_cannot_go()
         self._attach()
@@ -338,9 +340,15 @@ class Sparsifier:
 
     @torch.no_grad()
     def _hold(self) -> None:
-        """What has gone stays zero."""
-        if self._held is not None:
-            _many._foreach_mul_(self._params, self._held)
+        """What has gone stays zero, in the copies too that an optimizer computes weights from."""
+        if self._held is None:
+            return
+        _many._foreach_mul_(self._params, self._held)
+        for optimizer, copies in self._copies:
+            for param, held in zip(self._params, self._held):
+                state = optimizer.state.get(param, {})
+                for key in [key for key in copies.keys if key in state]:
+                    state[key].mul_(held)
 
     def _decide(self, first: bool) -> None:
         """What goes for good now, and what fades until the next decision."""
