@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch.distributed
+
+from ranks import together
 
 FOLDER = Path(__file__).parents[1] / "examples"
 EXPECTED = {
@@ -31,15 +29,6 @@ DISTRIBUTED = {
 }
 
 
-def run(*command: str) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.mark.parametrize("name", EXPECTED)
 def test_example(name, capsys):
     if name == "schedule_free":
@@ -52,9 +41,5 @@ def test_example(name, capsys):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.parametrize("name", DISTRIBUTED)
 def test_distributed_example(name):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    shown = run(*launcher, f"--master-port={port}", str(FOLDER / f"{name}.py"))
+    shown = together(FOLDER / f"{name}.py")
     assert re.search(DISTRIBUTED[name], shown), shown

@@ -808,7 +808,13 @@ RIGHT = [
     Wired("padding left out", seven_words, padded_counting, nn.CrossEntropyLoss(ignore_index=0)),
     Wired("flattened in one order", **time_first(True)),
     Wired("likelihood", mlp, classes, likelihood(-1.0)),
-    Wired("similarity", lambda: mlp(16, 6), directions, similarity(-1.0)),
+    Wired(
+        "similarity",
+        lambda: mlp(16, 6),
+        directions,
+        similarity(-1.0),
+        options={"steps": 200},  # a loss below zero looks as if it jumped while it is steep
+    ),
     Wired("places of tokens", lambda: places(1), first_token, CE),
     Wired("cast to sixteen", lambda: cast(15.9), classes, CE),
     Wired(

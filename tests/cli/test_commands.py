@@ -210,7 +210,7 @@ def test_strength_auto_moves(folder):
 @pytest.mark.parametrize("option", ["--l2", "--weight-decay", "--elastic-net"])
 def test_what_auto_found_can_be_typed_back(folder, capsys, monkeypatch, option):
     """A strength is printed with its mode; as an option it gives weights of the same size."""
-    arguments = ["fit", "digits", option, "auto", "--epochs", "25", "-q", "-o", "auto"]
+    arguments = ["fit", "iris", option, "auto", "--epochs", "25", "-q", "-o", "auto"]
     monkeypatch.setattr(sys, "argv", ["tikhon", *arguments])
     assert main() == 0
     out = capsys.readouterr().out
@@ -236,7 +236,7 @@ def test_weight_decay_is_decoupled_and_l2_part_of_the_objective(folder):
     """One name, one unit: of the objective's, Adam's metric makes another move."""
 
     def trained(run, *options):
-        assert main(["fit", "digits", *options, "--epochs", "25", "-q", "-o", run]) == 0
+        assert main(["fit", "digits", *options, "--epochs", "8", "-q", "-o", run]) == 0
         found = json.loads((folder / run / "result.json").read_text())
         (how,) = {told["how"] for told in found["penalties"].values()}
         return how, found["weights"]["fc1.weight"]["l2"]

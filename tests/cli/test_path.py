@@ -94,7 +94,7 @@ def test_a_penalty_that_cannot_be_followed_is_named_before_anything_is_written(
 
 def test_strengths_may_be_named(tmp_path, command):
     asked = ["path", "diabetes", "--penalty", "total_variation", "--strengths", "0.1,1,0"]
-    told = command.run(*asked, "--json", "--output", "r", cwd=tmp_path)
+    told = command.run(*asked, "--folds", "2", "--json", "--output", "r", cwd=tmp_path)
     assert told.code == 0 and json.loads(told.out)["strengths"] == [1.0, 0.1, 0.0]
     told = command.run("path", "diabetes", "--strengths", "many", cwd=tmp_path)
     assert told.code == 2 and "received 'many'" in told.err

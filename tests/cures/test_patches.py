@@ -21,7 +21,7 @@ from tikhon.cures.trials import DoesNotApplyError, Trials, train
 from tikhon.diagnosis.samples import samples
 from tikhon.errors import InputError
 
-STEPS = 12
+STEPS = 5
 
 
 class Block(nn.Module):

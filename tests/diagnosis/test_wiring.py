@@ -49,7 +49,7 @@ def test_the_cause_of_a_wrong_wire_is_on_top_with_a_line_to_write(program):
 
 @pytest.mark.parametrize("program", [*wired.RIGHT, *wired_answers.RIGHT], ids=lambda p: p.name)
 def test_the_same_wired_right_is_silent(program):
-    found = run(program)
+    found = run(program, steps=60)
     assert found.ok, str(found)
 
 

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from ranks import together
 
 
 @pytest.fixture(scope="module")
 def found():
     if not torch.distributed.is_available():
         pytest.skip("this torch was built without torch.distributed")
-    script = Path(__file__).with_name("two_watchers.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [*command, str(script)], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return json.loads(together(Path(__file__).with_name("two_watchers.py")))
 
 
 @pytest.mark.parametrize("kind", ["DDP", "FSDP2"])

@@ -357,6 +357,20 @@ def test_the_laws_catch(wrong):
         check_penalty(wrong(0.4), seeds=2)
 
 
+def test_the_exported_check_runs_every_law(monkeypatch):
+    from tikhon import testing
+
+    laws = {
+        n for n, f in vars(testing).items() if getattr(f, "__module__", "") == testing.__name__
+    }
+    laws -= {"check_penalty", "objective", "prox_beats_grid"}  # the last one is of one entry
+    run = set()
+    for law in laws:
+        monkeypatch.setattr(testing, law, lambda *given, law=law, **more: run.add(law))
+    check_penalty(tk.L1(0.4), seeds=1)
+    assert run == laws and len(laws) == 10
+
+
 def test_the_laws_catch_a_narrow_sum():
     from tikhon import testing
 

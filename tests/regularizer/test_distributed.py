@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 import tikhon as tk
+from ranks import together
 from regularizer.rules import Heavy
 from regularizer.test_foreign import ScheduleFree
 
@@ -37,16 +34,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def outcome():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = Path(__file__).with_name("two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += [f"--master-port={port}", "--master-addr=127.0.0.1", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return json.loads(together(Path(__file__).with_name("two_processes.py")))
 
 
 @pytest.mark.parametrize("wrapper", ["DDP", "FSDP2"])

@@ -114,7 +114,7 @@ def main():
     generator = torch.Generator().manual_seed(1)
     batches = [
         (torch.randn(16, 8, generator=generator), torch.randn(16, 1, generator=generator))
-        for _ in range(25)
+        for _ in range(12)
     ]
     half = slice(8 * rank, 8 * rank + 8)
     mine = [(x[half], y[half]) for x, y in batches]

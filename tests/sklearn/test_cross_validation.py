@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 X, Y = load_diabetes(return_X_y=True)
 XC, YC = load_breast_cancer(return_X_y=True)
 SMALL = {"alphas": [1e-3, 1e-2], "cv": 2, "max_iter": 12}
-POPULATION = {"search": "population", "max_iter": 32}
+POPULATION = {"search": "population", "max_iter": 3, "learning_rate_init": 0.2}
 
 
 @parametrize_with_checks(

@@ -6,9 +6,6 @@ import functools
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import tikhon as tk
+from ranks import together
 from tikhon.strengths.sensitivity import begin, descend, trust
 from tikhon.strengths.validation import look
 
@@ -600,18 +598,11 @@ def test_a_penalty_without_rule_is_named():
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes_on_halves_of_the_rows_agree_with_one():
-    script = Path(__file__).with_name("two_validators.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [*command, str(script)], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    found = json.loads(together(Path(__file__).with_name("two_validators.py")))
     for case in ("L2", "GroupLasso"):
         alone = found[f"{case} alone"]
-        for together in (found[f"{case} ddp"], found[f"{case} fsdp2"]):
-            assert alone == pytest.approx(together, rel=1e-3)
+        for halves in (found[f"{case} ddp"], found[f"{case} fsdp2"]):
+            assert alone == pytest.approx(halves, rel=1e-3)
         assert len(alone) == 2 and len(set(alone.values())) == 2
 
 
