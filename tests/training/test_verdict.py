@@ -14,7 +14,16 @@ from tikhon.training.fit import Run
 from tikhon.training.losses import loss_of
 from tikhon.training.measures import scores_of
 from tikhon.training.result import next_commands, result_of, statements
-from tikhon.training.verdict import GAP, WORDS, Scores, Statement, improving, interval, judge
+from tikhon.training.verdict import (
+    GAP,
+    WORDS,
+    Scores,
+    Statement,
+    improving,
+    interval,
+    judge,
+    risen,
+)
 from tikhon.training.yardsticks import assess
 
 PRAISE = {"even", "even_ratio"}
@@ -169,6 +178,19 @@ def test_a_loss_that_has_turned_is_told():
     for last, told in ((0.4, True), (0.21, False)):
         scores = Scores(metrics | {"valid/loss": last}, {"train": 99, "valid": 99}, errors)
         assert ("rising" in codes(judge(scores, history, "epochs"))) == told
+
+
+def test_a_loss_that_rose_while_weights_went_has_not_turned():
+    losses, zeros = (0.5, 0.3, 0.5, 0.45, 0.4), (0.0, 0.0, 0.9, 0.9, 0.9)
+    history = [
+        {"epoch": i + 1, "valid/loss": loss, "sparsity/zeros": share}
+        for i, (loss, share) in enumerate(zip(losses, zeros))
+    ]
+    assert not risen({"valid/loss": 0.4}, history)
+    history += [{"epoch": 6, "valid/loss": 0.6, "sparsity/zeros": 0.9}]
+    assert risen({"valid/loss": 0.6}, history)
+    [found] = [s for s in judge(Scores({"valid/loss": 0.6}), history) if s.code == "rising"]
+    assert found.values["epoch"] == "5"
 
 
 @pytest.mark.parametrize(

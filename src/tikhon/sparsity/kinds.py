@@ -53,8 +53,9 @@ _NONE = {
     "weights": "no weight may go",
     "channels": f"no layer may lose channels: {_HELD}",
     "heads": (
-        "the model has no nn.MultiheadAttention that matches; attention of your own is found in "
-        "the traced model: give example, one batch of inputs"
+        "no heads may go: the model has no nn.MultiheadAttention that matches, and attention of "
+        "your own is found in the traced model alone (give example, one batch of inputs), where "
+        "each head has a query, a key and a value of its own"
     ),
     "features": (
         "no linear or convolutional layer that matches reads the model's input directly, or with "

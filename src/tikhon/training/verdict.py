@@ -288,8 +288,15 @@ def lowest(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None
     )
 
 
+def as_sparse(history: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
+    """The epochs since when as many weights are zero as in the end: those before had more."""
+    zeros = [row.get("sparsity/zeros", 0.0) for row in history]
+    return [row for row, share in zip(history, zeros) if share >= zeros[-1]]
+
+
 def risen(metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> bool:
     """Whether the validation loss of the model is well above its lowest value."""
+    history = as_sparse(history)
     low = lowest(history)
     last = metrics.get("valid/loss")  # absent after a refit: the rows were trained on
     if low is None or last is None:
@@ -305,7 +312,7 @@ def _first(history: Sequence[Mapping[str, float]]) -> float:
 def _risen(scores: Scores, history: Sequence[Mapping[str, float]]) -> list[Statement]:
     if not risen(scores.metrics, history):
         return []
-    low = lowest(history) or {}
+    low = lowest(as_sparse(history)) or {}
     return [
         Statement(
             "rising",
