@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tikhon.paths.active import Gram
+
 Kind = Literal["squared", "logistic", "multinomial"]
 _CURVATURE = {"squared": 1.0, "logistic": 0.25, "multinomial": 0.5}
 SEPARATED = 1e-5  # mean loss of classes below which no weights are too large
@@ -89,6 +91,14 @@ class LinearProblem:
         if self.weights is None:
             return values.mean(0)
         return self.weights @ values.flatten(1) / len(values)
+
+    @cached_property
+    def gram(self) -> Gram:
+        """The products of the columns in units of their spread, and with the targets in theirs."""
+        root = (self.weights if self.weights is not None else self.x.new_ones(len(self.x))) ** 0.5
+        rows = (root / len(self.x) ** 0.5)[:, None]
+        targets = rows * self.y / (self.spread or 1.0)
+        return Gram((rows * self.x / self.unit).numpy(), targets.numpy())
 
     @cached_property
     def step(self) -> float:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from tikhon.errors import InputError
 from tikhon.penalties import (
+    L1,
+    ElasticNet,
     Hierarchical,
     NuclearNorm,
     Penalty,
@@ -115,6 +117,17 @@ class FeaturePenalty:
     def at(self, strength: float) -> Self:
         """The same at another strength."""
         return replace(self, penalty=self.penalty.with_strength(strength))
+
+    def kinks(self, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
+        """Thresholds and ridges of L1 and ElasticNet, in W's shape; None of other penalties."""
+        penalty = self.penalty
+        if not isinstance(penalty, L1 | ElasticNet):
+            return None
+        share = penalty.l1_ratio if isinstance(penalty, ElasticNet) else 1.0
+        factors = getattr(penalty, "weights", None)
+        factors = torch.ones(shape, dtype=torch.float64) if factors is None else factors
+        whole = float(penalty.strength) * factors.expand(shape)
+        return share * whole, (1 - share) * whole
 
     def only(self, columns: Tensor) -> Self:
         """The penalty of some of the features (indices); for a separable one."""
