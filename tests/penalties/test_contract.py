@@ -368,7 +368,7 @@ def test_the_exported_check_runs_every_law(monkeypatch):
     for law in laws:
         monkeypatch.setattr(testing, law, lambda *given, law=law, **more: run.add(law))
     check_penalty(tk.L1(0.4), seeds=1)
-    assert run == laws and len(laws) == 10
+    assert run == laws and len(laws) == 11
 
 
 def test_the_laws_catch_a_narrow_sum():
