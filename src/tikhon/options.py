@@ -85,7 +85,7 @@ def options_of(kind: type) -> dict[str, tuple[Option, Any]]:
 
     >>> told, default = options_of(TrainingOptions)["batch_size"]
     >>> told.help, default
-    ('Rows of a step.', 64)
+    ('Rows per step.', 64)
     """
     fields = dataclasses.fields(kind)
     return {f.name: (f.metadata["option"], f.default) for f in fields if "option" in f.metadata}

@@ -199,6 +199,8 @@ def test_unfinished_run(tmp_path, fitted):
     assert "Not finished: 100 of 400 epochs, 10 min left at this pace." in html(timed)
     early = save(tmp_path / "early", config | {"recipe": {"early_stopping": 9}}, rows[:2], None)
     assert "2 of at most 400 epochs, at most 13 min left" in html(early)
+    short = save(tmp_path / "short", config | {"budget": 230.0}, rows, None)
+    assert "Not finished: 100 of at most 400 epochs, at most 30 s left" in html(short)
     empty = save(tmp_path / "empty", {"kind": "fit"}, [], None)
     assert "No epoch was recorded." in html(empty)
 

@@ -165,6 +165,7 @@ def _prepare(request: Request) -> Job:
         "command": command_of(path),
         "data": about_data(source, parts, shares.valid, shares.test, table),
         "model": model,
+        "budget": length.budget,
     }
     return Job(network, parts, recipe, training, path, about, length.words)
 

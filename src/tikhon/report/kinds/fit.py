@@ -101,10 +101,12 @@ def unfinished(run: SavedRun, most: int | None) -> Label:
         return say("unfinished", epochs=f"{done:,}")
     if not done or not isinstance(passed, int | float):
         return say("unfinished_of", epochs=f"{done:,}", all=f"{most:,}")
-    left = duration(passed / done * (most - done))
+    left, budget = passed / done * (most - done), run.config.get("budget")
     early = (run.config.get("recipe") or {}).get("early_stopping")
+    if isinstance(budget, int | float) and budget - passed < left:
+        left, early = max(budget - passed, 0.0), True  # fewer epochs than were planned
     key = "unfinished_at_most" if early else "unfinished_left"
-    return say(key, epochs=f"{done:,}", all=f"{most:,}", left=left)
+    return say(key, epochs=f"{done:,}", all=f"{most:,}", left=duration(left))
 
 
 def sentence(entry: Mapping[str, object]) -> Label:

@@ -29,7 +29,8 @@ def table(run: SavedRun, held: Sequence[Held], *, without: str = "") -> Table | 
         if any(f"{part}/{key}" in record for key in keys)
     )
     head = (say("rows"), *(say(f"metric_{key}") for key in keys))
-    return Table(say("scores_caption"), head, rows) if rows else None
+    caption = say("scores_caption" if run.result.get("yardsticks") else "scores_alone_caption")
+    return Table(caption, head, rows) if rows else None
 
 
 def yardsticks(run: SavedRun) -> list[Held]:
