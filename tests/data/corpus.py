@@ -239,7 +239,7 @@ TARGETS = [
     target("truth_in_two_words", "Y | yes | Y | N | no | N", ["Y", "Y", "Y", "N", "N", "N"]),
     target("one_yes", "yes | YES | no | yes | No | no", ["yes", "yes", "no", "yes", "no", "no"]),
     target("blank_labels", "a | a  | b | a | b | b ", ["a", "a", "b", "a", "b", "b"],
-           said="blanks alone"),
+           said="only in blanks"),
     target("blank_labels_alone", "a |  a | a | a ", None, error="is 'a' in all 4 rows"),
     target("one_and_one_point_nought", "1 | 1.0 | 0 | 1 | 0 | 0.0", ["1", "1", "0", "1", "0", "0"],
            said="'1', '1.0' of 'y' are one class"),

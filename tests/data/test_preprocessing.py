@@ -177,7 +177,7 @@ def test_leaks_are_noticed_and_honest_columns_are_not(tmp_path: Path, kind: str)
     frame = pd.DataFrame({"fair": y + rng.normal(0, 1, 200), "leak": LEAKS[kind](y, rng)})
     frame["codes"] = rng.permutation(200) // 2
     said = " ".join(table(tmp_path, frame.assign(y=np.where(y, "p", "n"))).notices)
-    assert "'leak' alone tells the target" in said
+    assert "'leak' alone predicts the target" in said
 
 
 def test_a_column_that_tells_nearly_every_row_is_a_leak(tmp_path: Path):
@@ -185,7 +185,7 @@ def test_a_column_that_tells_nearly_every_row_is_a_leak(tmp_path: Path):
     y = np.array(["yes"] * 300 + ["no"] * 700 + ["pending"] * 3)
     frame = pd.DataFrame({"a": rng.normal(size=1003), "code": np.where(y == "yes", "X1", "A0")})
     [told] = [n for n in table(tmp_path, frame.assign(y=y)).notices if n.kind == "leak"]
-    assert told.startswith("'code' alone tells the target of 99.7% of the rows")
+    assert told.startswith("'code' alone predicts the target of 99.7% of the rows")
     frame["code"] = np.where(rng.random(1003) < 0.05, "X1", frame["code"])  # an honest, good one
     assert not [n for n in table(tmp_path, frame.assign(y=y)).notices if n.kind == "leak"]
 
@@ -201,7 +201,7 @@ def test_a_rising_function_of_the_target_is_a_leak(tmp_path: Path):
     rng = np.random.default_rng(0)
     y = rng.lognormal(size=200)
     frame = pd.DataFrame({"fair": y + rng.normal(size=200), "log": np.log(y), "y": y})
-    assert "'log' alone tells the target" in " ".join(table(tmp_path, frame).notices)
+    assert "'log' alone predicts the target" in " ".join(table(tmp_path, frame).notices)
 
 
 def test_rows_in_two_parts_are_counted(tmp_path: Path):
@@ -210,7 +210,7 @@ def test_rows_in_two_parts_are_counted(tmp_path: Path):
         y=labels(150)
     )
     clean = split(table(tmp_path, frame)).train.notices
-    assert not any("stand among the training rows" in notice for notice in clean)
+    assert not any("are also in the training rows" in notice for notice in clean)
     twice = pd.concat([frame, frame.iloc[:60]])
     parts = split(table(tmp_path, twice))
     train = {row.tobytes() for row in parts.train.x.numpy()}

@@ -227,9 +227,11 @@ def test_imbalance_and_leaks_are_noticed(csv):
     rows = [f"{i % 13},{'late' if i % 25 == 0 else 'fine'},{int(i % 25 == 0)}" for i in range(200)]
     notices = " ".join(table(csv("a,y,refund\n" + "\n".join(rows))).notices)
     assert "class 'late' is 4.0% of the rows" in notices
-    assert "'refund' alone tells the target" in notices
+    assert "'refund' alone predicts the target" in notices
     rows = [f"{(i * 7) % 31},{i * 2.5},{i * 5.0 + 1}" for i in range(60)]
-    assert "'twice' alone tells" in " ".join(table(csv("a,y,twice\n" + "\n".join(rows))).notices)
+    assert "'twice' alone predicts" in " ".join(
+        table(csv("a,y,twice\n" + "\n".join(rows))).notices
+    )
 
 
 BODY = "".join(f"{i % 9},{i % 4},{'ab'[i % 2]}\n" for i in range(60))

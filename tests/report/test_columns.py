@@ -27,7 +27,8 @@ TABLE = {
     "left_out": [{"name": "id", "reason": "an identifier: another code in each of 30 rows"}],
     "target": {"classes": ["no", "yes"],
                "rows": {"train": [5, 4], "valid": [2, 1], "test": [1, 1]}},
-    "notices": [{"kind": "leak", "text": "'plan' alone tells the target: was it known beforehand? "
+    "notices": [{"kind": "leak", "text": "'plan' alone predicts the target: is it known at "
+                 "prediction time? "
                                          "(--drop leaves it out)"},
                 {"kind": "left_out", "text": "columns not used: 'id' (an identifier)"}],
 }  # fmt: skip
@@ -65,7 +66,7 @@ def test_columns_of_a_table_are_shown(tmp_path):
 
 def test_a_suspected_leak_comes_before_praise(tmp_path):
     found = page(tmp_path / "run", RELIED)
-    assert "'plan' alone tells the target" in shown(found.verdict) and found.level == "watch"
+    assert "'plan' alone predicts the target" in shown(found.verdict) and found.level == "watch"
     assert found.more[0].key == "verdict_one_epoch"
 
 
@@ -113,7 +114,7 @@ def noticed(name: str) -> list[tuple[str, str]]:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Notice":
                 kinds = ast.unparse(node.args[0]).split(" if ")[0].strip("f'").split("_{")
                 text = named.get(ast.unparse(node.args[1])) or filled(node.args[1])
-                text = text.replace("7 rows stand", "test rows stand")  # of a part, or of words
+                text = text.replace("7 rows are also", "test rows are also")  # of a part, or of words
                 found.append((kinds[0], text.replace("out7", "out (7 read as no value)")))
     return [
         (kind, text) for kind, text in found if " " in text and kind not in ("left_out", "leak")
@@ -150,8 +151,8 @@ def reasons(node: ast.AST) -> list[ast.expr]:
 def test_every_notice_and_reason_is_told_in_both_languages():
     told = [entry for name in NOTICING for entry in noticed(name)]
     assert len(told) >= 13
-    asked = ": was it known beforehand? (--drop leaves it out)"
-    told += [("leak", f"'a' alone tells the target{share}{asked}")
+    asked = ": is it known at prediction time? (--drop leaves it out)"
+    told += [("leak", f"'a' alone predicts the target{share}{asked}")
              for share in ("", " of 99.1% of the rows")]  # fmt: skip
     missing = [(kind, text) for kind, text in told
                if not isinstance(sentence(text, f"notice_{kind}"), Label)]  # fmt: skip

@@ -6,9 +6,9 @@ from __future__ import annotations
 class Notice(str):
     """A sentence, with the kind of thing that it tells: a page sorts and translates by the kind.
 
-    >>> told = Notice("leak", "'paid' alone tells the target")
+    >>> told = Notice("leak", "'paid' alone predicts the target")
     >>> told.kind, told
-    ('leak', "'paid' alone tells the target")
+    ('leak', "'paid' alone predicts the target")
     """
 
     __slots__ = ("kind",)

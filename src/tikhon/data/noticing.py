@@ -86,12 +86,12 @@ def leaks(values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: st
             certain.append(column.name)
         elif share:
             nearly.append((column.name, share))
-    said = [f"{listed(certain)} alone tells the target"] if certain else []
+    said = [f"{listed(certain)} alone predicts the target"] if certain else []
     said += [
-        f"{listed([name])} alone tells the target of {share:.1%} of the rows"
+        f"{listed([name])} alone predicts the target of {share:.1%} of the rows"
         for name, share in nearly
     ]
-    ask = ": was it known beforehand? (--drop leaves it out)"
+    ask = ": is it known at prediction time? (--drop leaves it out)"
     return [Notice("leak", text + ask) for text in said]
 
 
@@ -181,7 +181,7 @@ def sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Notice]:
 
 
 def repeated(train: Set[int], other: Sequence[int], rows: int, part: str) -> list[Notice]:
-    """Rows (inputs and target) of another part that stand among the training rows too.
+    """Rows (inputs and target) of another part that are in the training rows too.
 
     `train` and `other` hold their `digests`, `rows` is how many training rows there are. Tables
     with few possible rows repeat them anyway, and are not told of.
@@ -192,7 +192,7 @@ def repeated(train: Set[int], other: Sequence[int], rows: int, part: str) -> lis
     if not count:
         return []
     said = (
-        f"{count} of {len(other)} {part} rows stand among the training rows too, target included: "
+        f"{count} of {len(other)} {part} rows are also in the training rows, target included: "
         "they do not test new rows (leave duplicates out, or hold them together with --group)"
     )
     return [Notice(f"repeated_{part}", said)]

@@ -203,7 +203,7 @@ def _blanks(source: Source, name: str) -> list[Notice]:
     twice = [str(text) for text in different[stripped.duplicated(keep=False).to_numpy()]]
     if not twice:
         return []
-    said = f"labels {listed(sorted(twice))} of {name!r} are told apart by blanks alone: one class"
+    said = f"labels {listed(sorted(twice))} of {name!r} differ only in blanks: one class"
     return [Notice("blanks", said)]
 
 
