@@ -114,7 +114,7 @@ def noticed(name: str) -> list[tuple[str, str]]:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Notice":
                 kinds = ast.unparse(node.args[0]).split(" if ")[0].strip("f'").split("_{")
                 text = named.get(ast.unparse(node.args[1])) or filled(node.args[1])
-                text = text.replace("7 rows are also", "test rows are also")  # of a part, or of words
+                text = text.replace("7 rows are also", "test rows are also")  # of a part
                 found.append((kinds[0], text.replace("out7", "out (7 read as no value)")))
     return [
         (kind, text) for kind, text in found if " " in text and kind not in ("left_out", "leak")
