@@ -290,6 +290,9 @@ def slow_convergence(ev: Evidence) -> Finding | None:
         return Finding("slow_convergence", "warning", (head_site(ev),), {"floor": floor}, why)
     if not ev.trained or ev.record.failure is not None or ev.learned >= e.LEARNED:
         return None
+    masked = _mostly_masked(ev)
+    if masked is not None:
+        return masked
     update = ev.updates
     if (
         update is None
@@ -304,6 +307,21 @@ def slow_convergence(ev: Evidence) -> Finding | None:
         why = "a step leaves the weights as they are"
     short, advice = _shortened(ev)
     return Finding("slow_convergence", "warning", (), numbers, why + short, advice=advice)
+
+
+def _mostly_masked(ev: Evidence) -> Finding | None:
+    """A mean that counts what a mask left out, under an optimizer that does not undo its size."""
+    found = ev.record.wiring.get("masked_mean") or {}
+    share, engine = number(found.get("share")) or 0.0, ev.record.optimizer
+    if share < e.MASKED or engine.get("name") != "SGD":
+        return None
+    why = (
+        f"{share:.0%} of what the loss averages was masked out: the loss and every step are "
+        f"{1 / (1 - share):.0f} times smaller than a mean over the rest"
+    )
+    where, numbers = (found.get("place") or "the loss",), {"masked": share}
+    fix = "(error * mask).sum() / mask.sum()"
+    return Finding("slow_convergence", "warning", where, numbers, why, fix=fix)
 
 
 def _shortened(ev: Evidence) -> tuple[str, tuple[str, ...]]:
@@ -399,7 +417,17 @@ def _unexplained(ev: Evidence, numbers: dict[str, float]) -> Finding:
     """Behind a yardstick and no test says why: what was ruled out, and what to try next."""
     end, trivial = ev.end, ev.trivial
     metric = number(end.metric) if end is not None else None
-    if ev.reach is not None and metric is not None:
+    if ev.own_loss is not None and ev.reach is not None:
+        gain, constant = ev.own_loss
+        reached = (number(end.eval_loss) if end is not None else None) or 0.0
+        why = (
+            f"the loss ends at {reached:.3g}, the best constant has {trivial or 0.0:.3g}, and a "
+            f"shallow model fitted by this loss gains {gain / abs(constant):.0%} on a constant; "
+            "no test says why (ruled out: dead and saturated units, steps too small, a loss that "
+            "jumps, penalties and dropout)"
+        )
+        return Finding("underfitting", "warning", (), numbers, why, advice=NEXT)
+    if ev.own_loss is None and ev.reach is not None and metric is not None:
         shallow = number(ev.record.reference.get("shallow")) or 0.0
         why = (
             f"training rows are answered at {metric:.2f} where a shallow model has {shallow:.2f} "
@@ -436,7 +464,9 @@ def still_falling(ev: Evidence, found: set[str]) -> Finding | None:
         return None
     numbers = {"learned": max(ev.learned, 0.0), "update_ratio": ev.updates or 0.0}
     why = f"after {ev.record.steps} steps the loss still falls steadily"
-    severity = "warning" if ev.learned < e.HARDLY else "info"
+    floor = ev.reach is not None and (ev.own_loss is not None or number(ev.end.metric) is not None)
+    known = floor or number(ev.record.static.get("lowest")) is not None
+    severity = "warning" if ev.learned < e.HARDLY and known else "info"
     return Finding("slow_convergence", severity, (), numbers, why, advice=NEXT)
 
 

@@ -337,7 +337,8 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         "dying_relu",
         "saturated_activation",
     ),
-    "poor_init": ("inputs_ignored",),
+    "poor_init": ("inputs_ignored", "loss_not_connected"),
+    "loss_upside_down": ("target_out_of_range", "missing_log"),
     "dying_relu": (
         "loss_is_a_sum",
         "constant_inputs",

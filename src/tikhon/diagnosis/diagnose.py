@@ -23,6 +23,7 @@ from tikhon.diagnosis.document import SCHEMA_VERSION
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.faults import faults
 from tikhon.diagnosis.findings import LABELS, SEVERITIES, Finding
+from tikhon.diagnosis.loss_steps import lost
 from tikhon.diagnosis.measure import measure
 from tikhon.diagnosis.mistargeted import mistargeted
 from tikhon.diagnosis.miswired import miswired
@@ -213,7 +214,7 @@ def judge(record: Record) -> Diagnosis:
     True
     """
     ev = Evidence(record)
-    wired = [*miswired(ev), *mistargeted(ev), *unsound(ev)]
+    wired = [*miswired(ev), *lost(ev), *mistargeted(ev), *unsound(ev)]
     found = [*wired, *faults(ev), *symptoms(ev)]
     found += _in_other_inits(record, {f.code for f in found})
     codes = {f.code for f in found if f.severity != "info"}

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from tikhon.diagnosis.record import Point, Probe, Record, Site
-from tikhon.diagnosis.thresholds import LEARNED, NARROW, RELATED, WEAK
+from tikhon.diagnosis.thresholds import LEARNED, NARROW, OWN_GAIN, RELATED, WEAK
 
 
 class Evidence:
@@ -214,6 +214,9 @@ class Evidence:
 
         A low ceiling counts where the relation itself is beyond chance: noisy data are no fault.
         """
+        if self.own_loss is not None:
+            gain, constant = self.own_loss
+            return gain / abs(constant) if gain > OWN_GAIN * abs(constant) > 0 else None
         shallow = number(self.record.reference.get("shallow"))
         constant = number(self.record.reference.get("constant"))
         if shallow is None or constant is None:
@@ -222,7 +225,22 @@ class Evidence:
         gain = shallow - constant
         return gain if gain > 0.1 or (related and gain > WEAK) else None
 
+    @cached_property
+    def own_loss(self) -> tuple[float, float] | None:
+        """What a shallow model gains on a constant, and the constant's loss, where R2 is no judge.
+
+        Both are the user's own loss: a quantile is far from the mean, and right.
+        """
+        known = self.record.static.get("own_loss") or {}
+        constant, shallow = (number(known.get(f"{k}_loss")) for k in ("constant", "shallow"))
+        return None if constant is None or shallow is None else (constant - shallow, constant)
+
     def _skill(self, metric: float | None, loss: float | None) -> float:
+        if "own_loss" in self.record.static:
+            known, trivial = number(loss), self.trivial
+            if self.reach is None or self.own_loss is None or known is None or trivial is None:
+                return self._loss_skill(loss)
+            return (trivial - known) / self.own_loss[0]
         constant = number(self.record.reference.get("constant"))
         metric, by_loss = number(metric), self._loss_skill(loss)
         if self.reach is None or constant is None or metric is None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tikhon.diagnosis import thresholds as e
-from tikhon.diagnosis.evidence import Evidence, facts, number, sizes
+from tikhon.diagnosis.evidence import Evidence, facts, number
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.functions import ATTENDING, BINARY
 
 REGRESSIONS = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
-SIGNED = {"soft_margin_loss", "hinge_embedding_loss"}
 ENTROPIES = {"cross_entropy", "log_softmax", "softmax"}
 OPERATIONS = {
     "softmax": "scores.masked_fill(~seen, -1e9), or a position that every row may look at",
@@ -40,38 +39,8 @@ OPERATIONS = {
 
 def mistargeted(ev: Evidence) -> list[Finding]:
     """The findings about loss and targets, causes before what follows from them."""
-    checks = (_broadcast, _indifferent, _upside_down, _domain, _kind_of_loss, _padding, _operation)
+    checks = (_indifferent, _upside_down, _domain, _kind_of_loss, _padding, _operation)
     return [finding for check in checks for finding in check(ev)]
-
-
-def _broadcast(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
-    pull = number(w.get("pull_on_others"))
-    if pull is None or pull < e.PULL:
-        return
-    spread = w.get("broadcast")
-    output, target = w.get("output_shape"), w.get("target_shape")
-    numbers = {"pull_on_others": pull}
-    if spread:
-        a, b = (sizes(s, w["rows"]) for s in spread["shapes"])
-        where = (spread["place"] or "the loss",)
-        why = (
-            f"{spread['function']} gets shapes {a} and {b}: they broadcast, and every target "
-            "pulls at every row"
-        )
-        yield Finding(
-            "broadcast_loss",
-            "critical",
-            where,
-            numbers,
-            why,
-            fix="loss(output, target.view_as(output))"
-            if output != target
-            else "give both one shape: .squeeze(-1) on neither, or on both",
-        )
-    else:
-        why = "the target of one row changes the gradient of all rows, as in contrastive losses"
-        yield Finding("loss_mixes_rows", "info", ("the loss",), numbers, why)
 
 
 def _indifferent(ev: Evidence) -> Iterable[Finding]:
@@ -98,6 +67,18 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
         why = "the optimizer climbs: maximize=True makes every step raise the loss"
         fix = "maximize=False"
         yield Finding("loss_upside_down", "critical", ("optimizer",), {}, why, fix=fix)
+        return
+    endless = number(ev.record.static.get("without_end"))
+    if endless:
+        why = (
+            f"the loss has no lower end: where all answers are a million deviations away from the "
+            f"targets it is {endless:.2g}"
+        )
+        fix = "the sign of each part: errors on either side of a target must cost something"
+        numbers = {"loss": endless}
+        advice = ("a loss that is 0 where the answers are right, and more elsewhere",)
+        where = ("the loss",)
+        yield Finding("loss_upside_down", "critical", where, numbers, why, advice=advice, fix=fix)
         return
     away = number(facts(ev).get("pulls_away"))
     pull = number(facts(ev).get("pull_on_others")) or 0.0
@@ -167,18 +148,6 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
         )
         numbers |= {"loss": below}
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
-    if used & SIGNED and low >= 0 and w.get("target_values") == 2:
-        why = (
-            f"{sorted(used & SIGNED)[0]} is for targets -1 and 1, these are {low:.3g}, {high:.3g}"
-        )
-        fix = "target = 2 * target - 1"
-        yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
-    gap = number(w.get("log_probabilities"))
-    logs = used & {"nll_loss", "kl_div"}
-    if logs and not used & {"log_softmax", "log"} and gap is not None and gap > 1e-3:
-        why = f"{sorted(logs)[0]} is for log-probabilities, and these outputs are none"
-        fix = "F.log_softmax(output, dim=1) before it; or nn.CrossEntropyLoss() of the scores"
-        yield Finding("missing_log", "critical", ("the loss",), {"log_sum": gap}, why, fix=fix)
 
 
 def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:

@@ -20,6 +20,8 @@ MANY_CLASSES = 1000  # of a ridge on one-hot targets; more are numbers or a voca
 FAR = 10.0  # distances of the quartiles
 ENDS = 50.0  # what enters an activation where it says the least and the most
 IGNORED = -100  # torch's own mark of a target that does not count
+OFF_CENTRE = 0.02  # mean square of a constant above the variance, as a share of it
+MANY_OUTPUTS = 256  # numbers in an answer for which a shallow model is fitted by the user's loss
 MANY_COLUMNS = 4096  # of a design whose normal equations are still solved in a moment
 
 
@@ -30,6 +32,13 @@ def constant_loss(
 
     With `tail` (the activations behind the last layer) the constant is what enters it.
     """
+    return best_constant(output, target, loss, tail)[0]
+
+
+def best_constant(
+    output: Tensor, target: object, loss: LossFunction, tail: Tail | None = None
+) -> tuple[float, Tensor]:
+    """The smallest loss of a constant output, and that constant."""
     return _minimise(output.detach().mean(0, keepdim=True), len(output), target, loss, tail)
 
 
@@ -41,7 +50,7 @@ def free_loss(
     Where the targets are outputs that the head can give, theirs is reached: a search may stay away
     from it where the loss is no bowl, as that of an overlap of boxes.
     """
-    found = _minimise(output.detach(), None, target, loss, tail)
+    found, _ = _minimise(output.detach(), None, target, loss, tail)
     if tail is None or not isinstance(target, Tensor) or not target.is_floating_point():
         return found
     with suppress(Exception), torch.no_grad():  # the user's loss, on what it was not written for
@@ -57,7 +66,7 @@ def _minimise(
     target: object,
     loss: LossFunction,
     tail: Tail | None,
-) -> float:
+) -> tuple[float, Tensor]:
     def reach(free: Tensor) -> float:
         solver = torch.optim.LBFGS([free], max_iter=25, line_search_fn="strong_wolfe")
 
@@ -77,9 +86,106 @@ def _minimise(
             return math.nan
 
     # from zero, and from above: a rectified head is flat at zero
-    starts = (torch.zeros_like(start), start.clone() + 1.0)
-    reached = [reach(s.requires_grad_()) for s in starts]
-    return min((v for v in reached if math.isfinite(v)), default=math.nan)
+    starts = [s.requires_grad_() for s in (torch.zeros_like(start), start.clone() + 1.0)]
+    reached = [(reach(s), s.detach()) for s in starts]
+    known = [pair for pair in reached if math.isfinite(pair[0])]
+    return min(known, key=lambda pair: pair[0]) if known else (math.nan, starts[0].detach())
+
+
+def amounts(target: object) -> bool:
+    """Whether targets are numbers, and no names of classes nor yes and no."""
+    return isinstance(target, Tensor) and target.is_floating_point() and not binary(target)
+
+
+def misread(answer: Tensor, target: Tensor, rows: int) -> bool:
+    """Whether squared errors do not judge a loss: its best constant is not near the mean.
+
+    A quantile is such an answer, and any whose shape is not that of the targets.
+    """
+    if answer.numel() * rows != target.numel():
+        return True
+    goal = target.detach().double().reshape(rows, -1)
+    spread = float((goal - goal.mean(0)).square().mean())
+    off = float((goal - answer.double().reshape(1, -1)).square().mean())
+    return spread > 0 and off > (1 + OFF_CENTRE) * spread
+
+
+def without_end(output: Tensor, target: Tensor, loss: LossFunction, tail: Tail | None) -> float:
+    """How low a loss falls far from all targets; 0 where it does not fall on and on.
+
+    All answers move up together, or down, to 100, 10,000 and a million deviations.
+    """
+    goal = target.detach().double()
+    unit = float(goal.std()) if goal.numel() > 1 else 0.0
+    lowest = 0.0
+    for sign in (-1.0, 1.0):
+        values = []
+        for far in (1e2, 1e4, 1e6):
+            z = torch.full_like(output, sign * far * unit) + float(goal.mean())
+            with suppress(Exception), torch.no_grad():  # the user's loss, far from its targets
+                values.append(float(number_of(loss(tail(z) if tail is not None else z, target))))
+        falls = len(values) == 3 and values[2] < 10 * values[1] < 100 * values[0] < 0
+        lowest = min(lowest, values[2]) if falls and math.isfinite(values[2]) else lowest
+    return lowest
+
+
+def shallow_loss(
+    batch: Batch, answer: Tensor, loss: LossFunction, tail: Tail | None = None
+) -> dict[str, float]:
+    """The user's own loss of a shallow model and of the best constant, on rows they never saw.
+
+    A linear map of the inputs and random features to what enters the head is fitted to half of the
+    rows by that loss; `answer` is the best constant, which it starts from.
+    """
+    inputs, target = batch
+    if not isinstance(inputs, Tensor) or not isinstance(target, Tensor) or len(inputs) < 48:
+        return {}
+    design, _ = design_of(inputs)
+    if design is None or answer.numel() > MANY_OUTPUTS:
+        return {}
+    x = design.to(answer.dtype) / math.sqrt(design.shape[1])
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
+    halves = order[: len(x) // 2], order[len(x) // 2 :]
+    unit = float(target.detach().double().std())
+
+    def value(weights: Tensor, rows: Tensor) -> Tensor:
+        z = answer + unit * (x[rows] @ weights).reshape(len(rows), *answer.shape[1:])
+        return number_of(loss(tail(z) if tail is not None else z, target[rows]))
+
+    still = torch.zeros(x.shape[1], answer.numel(), dtype=x.dtype)
+    try:
+        with torch.no_grad():
+            constant = float(value(still, halves[1]))
+        fitted = [_fit(value, still, halves, ridge) for ridge in (3e-3, 3e-2, 0.3)]
+    except Exception:  # the user's loss, on outputs that it was not written for
+        return {}
+    found = {"constant_loss": constant, "shallow_loss": min(fitted)}
+    return found if all(map(math.isfinite, found.values())) else {}
+
+
+def _fit(
+    value: Callable[[Tensor, Tensor], Tensor],
+    start: Tensor,
+    halves: tuple[Tensor, Tensor],
+    ridge: float,
+) -> float:
+    """The loss on the second half of weights that are fitted to the first."""
+    weights = start.clone().requires_grad_()
+    with torch.no_grad():
+        scale = abs(float(value(start, halves[0])))
+    solver = torch.optim.LBFGS([weights], max_iter=40, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:  # of a line search: no step of training
+        solver.zero_grad()
+        total = value(weights, halves[0]) + ridge * scale * weights.square().sum() / len(weights)
+        total.backward()
+        return total
+
+    with torch.enable_grad():
+        solver.step(closure)  # type: ignore[arg-type]
+    with torch.no_grad():
+        reached = float(value(weights, halves[1]))
+    return reached if math.isfinite(reached) else math.inf
 
 
 def shallow_skill(batch: Batch) -> dict[str, float]:

@@ -9,17 +9,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import call, take, tensors
+from tikhon.data.rows import Batch, call, take, tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.observe import ELEMENTWISE, NORMS, SOFTMAXES
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.reference import (
+    amounts,
+    best_constant,
     constant_loss,
     free_loss,
     grows_with_batch,
+    misread,
     scale,
+    shallow_loss,
     shallow_skill,
     shifts_out,
+    without_end,
 )
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
@@ -124,8 +129,14 @@ def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -
     facts["own_softmax"] = shifts_out(output, target, replica.loss)
     z = tail[0] if tail else output
     steps = _compose(tail[1]) if tail else None
-    facts["trivial"] = constant_loss(z, target, replica.loss, steps)
+    facts["trivial"], answer = best_constant(z, target, replica.loss, steps)
     facts["lowest"] = free_loss(output, target, replica.loss)
+    if amounts(target):
+        shown = steps(answer) if steps is not None else answer
+        if output.numel() == target.numel():
+            facts["without_end"] = without_end(z, target, replica.loss, steps)
+        if misread(shown, target, len(output)) and not facts.get("without_end"):
+            facts["own_loss"] = shallow_loss(many(samples), answer, replica.loss, steps)
     if names:
         facts["floor"] = free_loss(z, target, replica.loss, steps)
         if not facts["probabilities"] or facts["own_softmax"]:
@@ -199,9 +210,13 @@ class _Tape(torch.overrides.TorchFunctionMode):
 
 def reference(samples: Samples) -> dict[str, float]:
     """Skill of a shallow model on the same rows (see `shallow_skill`)."""
-    batch = samples.probe
-    if samples.indexed:
-        count = min(samples.rows, 1200)
-        order = torch.randperm(samples.rows, generator=torch.Generator().manual_seed(1))[:count]
-        batch = take(samples.source, order)
-    return shallow_skill(batch)
+    return shallow_skill(many(samples))
+
+
+def many(samples: Samples) -> Batch:
+    """Rows to fit a shallow model to: at most 1200, or the batch that is measured on."""
+    if not samples.indexed:
+        return samples.probe
+    count = min(samples.rows, 1200)
+    order = torch.randperm(samples.rows, generator=torch.Generator().manual_seed(1))[:count]
+    return take(samples.source, order)

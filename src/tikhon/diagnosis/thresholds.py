@@ -80,6 +80,7 @@ PADDED = 0.02
 BETWEEN = 8.0  # variance of batch means / that of shuffled batches: 8 means stay below 3 (theory)
 UNHEARD = 0.5  # rows whose targets move no gradient [share] (convention)
 ALWAYS = 0.98  # rows that get one answer, to be called always that answer [share] (convention)
+MASKED = 0.8  # entries of a mean that a mask made zero: steps are 5 times smaller (convention)
 PADDING = 0.2  # share of the positions that are padding from which it counts (convention)
 # bend of the network / spread of its answers [ratio]: a straight network leaves 1e-6, one ReLU 0.1
 BENT = 1e-3
@@ -101,6 +102,9 @@ FEW_VALUES = 4  # that a batch normalisation averages over [rows x pixels]: devi
 STUCK = 0.5  # weights with a gradient that a step leaves as they are [share] (convention)
 BENDS = 0.05  # what bends explain beyond straight lines [share of the variance] (convention)
 BY_CLASS = 0.15  # accuracy by classes above that of rounded numbers [share] (convention)
+OWN_GAIN = (
+    0.05  # of a constant's loss that a shallow model must save to be a yardstick (convention)
+)
 WEAK = 0.02  # skill of a shallow model that counts as a ceiling if it is beyond chance [share]
 
 
@@ -160,6 +164,7 @@ MEASURES: dict[str, Measure] = {
     "inits": Measure("draws of the weights", None, 0),
     "pull_on_others": Measure("gradient at other rows / at the own row", None, PULL),
     "order_of_rows": Measure("change of answers / answers", None, APART),
+    "masked": Measure("share of what is averaged", None, MASKED),
     "unheard": Measure("share of rows", None, UNHEARD),
     "answered": Measure("share of rows that get the majority's answer"),
     "between": Measure("variance of the means of batches / expected one", None, BETWEEN),

@@ -20,6 +20,7 @@ from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring import (
     attention,
     graph,
+    loss,
     padding,
     rows,
     shapes,
@@ -56,6 +57,7 @@ def wiring_facts(
         "attention": partial(attention.attention_facts, subject),
         "line": partial(rows.line_facts, subject, last, len(layers)),
         "targets": partial(targets.target_facts, subject),
+        "loss": partial(loss.loss_facts, subject),
         "weights": partial(weights.weight_facts, subject, source),
         "padding": partial(padding.padding_facts, subject),
         "shapes": partial(shapes.shape_facts, subject),

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -84,23 +85,22 @@ class Call:
         return self.line or self.module or "forward"
 
 
-class Calls(TorchFunctionMode):
-    """Context in which the calls of one forward pass and its loss are recorded."""
+class Located(TorchFunctionMode):
+    """Context in which the module that is at work is known: its name stands on top of a stack."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.calls: list[Call] = []
         self._model = model
         self._stack = [LOSS]
         self._handles: list[RemovableHandle] = []
         self._graded = torch.is_grad_enabled()
 
-    def __enter__(self) -> Calls:
+    def __enter__(self) -> Self:
         self._graded = torch.is_grad_enabled()
         for name, module in self._model.named_modules():
             self._handles += [
                 module.register_forward_pre_hook(self._enter(name)),
-                module.register_forward_hook(self._leave(), always_call=True),
+                module.register_forward_hook(self._leave, always_call=True),
             ]
         super().__enter__()
         return self
@@ -111,19 +111,24 @@ class Calls(TorchFunctionMode):
             handle.remove()
         self._handles.clear()
 
-    def named(self, *names: str) -> list[Call]:
-        """The calls of functions with these names."""
-        return [call for call in self.calls if call.name in names]
-
     def _enter(self, name: str) -> Callable[..., None]:
         return lambda module, args: self._stack.append(name)
 
-    def _leave(self) -> Callable[..., None]:
-        def leave(module: nn.Module, args: object, output: object) -> None:
-            if len(self._stack) > 1:
-                self._stack.pop()
+    def _leave(self, module: nn.Module, args: object, output: object) -> None:
+        if len(self._stack) > 1:
+            self._stack.pop()
 
-        return leave
+
+class Calls(Located):
+    """Context in which the calls of one forward pass and its loss are recorded."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.calls: list[Call] = []
+
+    def named(self, *names: str) -> list[Call]:
+        """The calls of functions with these names."""
+        return [call for call in self.calls if call.name in names]
 
     def __torch_function__(
         self,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tikhon.diagnosis.reference import IGNORED
 from tikhon.diagnosis.replica import number_of, undisturbed
-from tikhon.diagnosis.wiring.calls import LOSS, Call, Calls
+from tikhon.diagnosis.wiring.calls import LOSS, Calls
 from tikhon.diagnosis.wiring.subject import Subject, difference, mapped
 
 SAME = 1e-5  # relative change of a gradient that is rounding
@@ -386,7 +386,6 @@ def _loss_calls(subject: Subject, bench: Bench, target: Tensor) -> dict[str, obj
     with Calls(subject.model) as tape, torch.enable_grad():
         subject.replica.loss(bench.output, target)
     used = [c for c in tape.calls if c.module == LOSS]
-    spread = [c for c in used if _broadcasts(c, subject.rows)]
     facts: dict[str, object] = {"loss_functions": sorted({c.name for c in used} & LOSSES)}
     goals = [c.goals for c in used if c.goals is not None]
     if goals:
@@ -394,13 +393,6 @@ def _loss_calls(subject: Subject, bench: Bench, target: Tensor) -> dict[str, obj
     turned = [c.name for c in used if c.swapped]
     straight = {c.name for c in used if not c.swapped}
     facts["swapped"] = next((name for name in turned if name not in straight), "")
-    if spread:
-        call = spread[0]
-        facts["broadcast"] = {
-            "function": call.name,
-            "shapes": [list(s) for s in call.shapes[:2]],
-            "place": call.line,
-        }
     batch_softmax = [c for c in used if c.dim == 0 and c.shapes[0][:1] == (subject.rows,)]
     if batch_softmax and len(batch_softmax[0].shapes[0]) > 1:
         facts["softmax_over_rows"] = batch_softmax[0].place
@@ -436,21 +428,6 @@ LOSSES = {
 }
 
 
-def _broadcasts(call: Call, rows: int) -> bool:
-    """An elementwise function whose second tensor gets an axis that it was not given."""
-    if len(call.shapes) < 2 or not all(call.shapes[:2]):
-        return False
-    a, b = call.shapes[:2]
-    try:
-        together = torch.broadcast_shapes(a, b)
-    except RuntimeError:
-        return False
-    numbers = [torch.Size(s).numel() for s in (a, b)]
-    result = torch.Size(together).numel()
-    elementwise = call.output in (tuple(together), ())
-    return len(a) != len(b) and result > max(numbers) and rows in a and rows in b and elementwise
-
-
 def _kinds(output: object, target: Tensor) -> dict[str, object]:
     """Shapes and values that a loss may not be made for."""
     values = target.detach()
@@ -464,9 +441,6 @@ def _kinds(output: object, target: Tensor) -> dict[str, object]:
         )
     if isinstance(output, Tensor):
         facts["output_shape"] = list(output.shape[1:])
-        if output.ndim >= 2 and output.is_floating_point() and output.shape[1] > 0:
-            total = torch.logsumexp(output.detach().double(), 1)
-            facts["log_probabilities"] = float(total.abs().max())
     if values.numel() and not values.is_complex():
         number = values.double()
         facts["target_range"] = [float(number.min()), float(number.max())]

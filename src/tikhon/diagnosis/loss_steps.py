@@ -1,0 +1,152 @@
+"""Findings about single operations on the way from the answers to the loss.
+
+Pure functions of the evidence; standard library only. What is measured: `tikhon.diagnosis.wiring`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tikhon.diagnosis import thresholds as e
+from tikhon.diagnosis.evidence import Evidence, facts, number, sizes
+from tikhon.diagnosis.findings import Finding
+
+RANGES = {
+    "counts": ("counts, 0 or more", "the loss that fits the targets, as nn.MSELoss()"),
+    "signs": ("targets -1 and 1", "target = 2 * target - 1"),
+    "shares": ("targets from 0 to 1", "(target - low) / (high - low)"),
+    "numbers": (
+        "the numbers of the classes of a row, closed by -1",
+        "nn.MultiLabelSoftMarginLoss() of a column of 0 and 1 for each class",
+    ),
+    "logs": (
+        "probabilities as targets, and takes logarithms if told to",
+        "F.kl_div(output, target, log_target=True)",
+    ),
+}
+
+
+def lost(ev: Evidence) -> list[Finding]:
+    """The findings about the operations of a loss, causes before what follows from them."""
+    checks = (_broadcast, _sampled, _infinite, _no_curvature, _index, _asked_back, _breaches)
+    return [finding for check in checks for finding in check(ev)]
+
+
+def _broadcast(ev: Evidence) -> Iterable[Finding]:
+    w = facts(ev)
+    pull, spread = number(w.get("pull_on_others")), w.get("broadcast")
+    numbers = {"pull_on_others": pull} if pull is not None else {}
+    if not spread:
+        if pull is not None and pull >= e.PULL:
+            why = (
+                "the target of one row changes the gradient of all rows, as in contrastive losses"
+            )
+            yield Finding("loss_mixes_rows", "info", ("the loss",), numbers, why)
+        return
+    a, b = (sizes(s, w["rows"]) for s in spread["shapes"])
+    name = spread["function"].strip("_")
+    effect = ""
+    if pull is not None and pull >= e.PULL:
+        why = (
+            f"{name} gets shapes {a} and {b}: they broadcast, and every target pulls at every row"
+        )
+    else:
+        why = f"{name} gets shapes {a} and {b}: they broadcast, and every row meets every other"
+        effect = "what belongs to one row is averaged over all rows"
+    fix = "give both one shape: .squeeze(-1) on neither, or on both"
+    if pull is not None and w.get("output_shape") != w.get("target_shape"):
+        fix = "loss(output, target.view_as(output))"
+    where = (spread["place"] or "the loss",)
+    yield Finding("broadcast_loss", "critical", where, numbers, why, effect=effect, fix=fix)
+
+
+def _sampled(ev: Evidence) -> Iterable[Finding]:
+    draw = facts(ev).get("sampled")
+    if not draw:
+        return
+    why = (
+        "a part of the loss is computed from a draw by sample(), which has no gradient: nothing "
+        "is learned of it"
+    )
+    fix = "rsample() in place of sample()"
+    if draw["name"] in ("multinomial", "bernoulli", "poisson"):
+        fix = "-log_prob(draw) * gain.detach(), or F.gumbel_softmax(scores) in place of the draw"
+    effect = "only what else stands in the loss is learned"
+    where, advice = (draw["place"],), ("a draw with a gradient", "a gradient by log_prob")
+    yield Finding("detached", "critical", where, {}, why, effect=effect, advice=advice, fix=fix)
+
+
+def _infinite(ev: Evidence) -> Iterable[Finding]:
+    found = facts(ev).get("infinite")
+    if not found or not ev.silent:
+        return
+    why = f"{found['name']} picks an infinite number: no gradient passes it"
+    numbers = {"parameters": float(ev.record.trainable)}
+    fix = "the mask on the other side: +inf in front of min, -inf in front of max"
+    where = (found["place"],)
+    advice = ("keep infinities out of what is picked",)
+    yield Finding("loss_not_connected", "critical", where, numbers, why, advice=advice, fix=fix)
+
+
+def _no_curvature(ev: Evidence) -> Iterable[Finding]:
+    place = facts(ev).get("no_curvature")
+    if not place:
+        return
+    why = "the second derivative that the loss takes is 0 everywhere: rectifiers are straight"
+    effect = "to an equation of second order the network is a straight line"
+    fix = "nn.Tanh(), nn.SiLU() or torch.sin in place of nn.ReLU()"
+    advice = ("an activation that bends everywhere",)
+    yield Finding(
+        "no_nonlinearity", "critical", (place,), {}, why, effect=effect, advice=advice, fix=fix
+    )
+
+
+def _index(ev: Evidence) -> Iterable[Finding]:
+    place = facts(ev).get("index_mask")
+    if not place:
+        return
+    why = "numbers 0 and 1 are used as an index: they pick rows 0 and 1 and mask none"
+    effect = "all other rows are left out"
+    fix = "x[mask.bool()]"
+    advice = ("a mask of booleans",)
+    yield Finding(
+        "ignored_rows", "critical", (place,), {}, why, effect=effect, advice=advice, fix=fix
+    )
+
+
+def _asked_back(ev: Evidence) -> Iterable[Finding]:
+    found = facts(ev).get("asked_back")
+    widths = [ev.site(i).fan_out for i in ev.chain if ev.site(i).role == "weight"]
+    if not found or min(widths, default=0) < found["numbers"]:
+        return  # what has to pass a bottleneck is worth asking for
+    why = "the answer is compared with the noisy input itself"
+    effect = "handing the input on is the best answer: nothing is learned about the noise"
+    fix = "compare with what the input was before the noise, or with the noise"
+    where = (found["place"],)
+    advice = ("a target that the input does not show",)
+    yield Finding(
+        "target_among_inputs", "critical", where, {}, why, effect=effect, advice=advice, fix=fix
+    )
+
+
+def _breaches(ev: Evidence) -> Iterable[Finding]:
+    told = set()
+    for breach in facts(ev).get("breaches") or ():
+        name, place, kind = breach["function"], breach["place"], breach.get("kind", "")
+        where = (place or "the loss",)
+        if (name, kind) in told or (kind == "shares" and not facts(ev).get("whole")):
+            continue  # of targets beside the answers all rows are known
+        told.add((name, kind))
+        if breach["code"] == "missing_log":
+            why = f"{name} is for log-probabilities, and these outputs are none"
+            fix = "F.log_softmax(output, dim=1) before it; or nn.CrossEntropyLoss() of the scores"
+            if name == "ctc_loss":
+                fix = "output.log_softmax(-1) before it"
+            numbers = {"log_sum": float(breach["gap"])}
+            yield Finding("missing_log", "critical", where, numbers, why, fix=fix)
+            continue
+        low, high = breach["low"], breach["high"]
+        wanted, fix = RANGES[kind]
+        why = f"{name} is for {wanted}; these go from {low:.3g} to {high:.3g}"
+        numbers = {"target_low": low, "target_high": high}
+        yield Finding("target_out_of_range", "critical", where, numbers, why, fix=fix)

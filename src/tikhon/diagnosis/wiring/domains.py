@@ -1,0 +1,119 @@
+"""What torch's losses ask of their arguments by its documentation, looked at in each call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tikhon.diagnosis.functions import BINARY
+from tikhon.diagnosis.wiring.notes import Step
+
+Breach = dict[str, Any]
+TOLERANCE = {torch.float16: 0.05, torch.bfloat16: 0.1}  # of a sum of probabilities
+EXACT = 1e-3
+SIGNED = {  # by name: where the targets stand
+    "margin_ranking_loss": 2,
+    "cosine_embedding_loss": 2,
+    "hinge_embedding_loss": 1,
+    "soft_margin_loss": 1,
+}
+
+
+def breach(step: Step) -> Breach | None:
+    """What a call of a loss breaks, as code, ends and place; None where it breaks nothing."""
+    check = CHECKED.get(step.name)
+    if check is None:
+        return None
+    found = check(step)
+    return {"function": step.name, "place": step.place, **found} if found else None
+
+
+def argument(step: Step, position: int, name: str) -> Any:
+    """An argument by position or name."""
+    return step.args[position] if len(step.args) > position else step.kwargs.get(name)
+
+
+def _logs(step: Step) -> Breach | None:
+    """Log-probabilities of classes: on their axis the probabilities add up to 1."""
+    given = argument(step, 0, "log_probs" if step.name == "ctc_loss" else "input")
+    axis = -1 if step.name == "ctc_loss" or given.ndim == 1 else 1
+    return _unnormalised(given, [axis])
+
+
+def _unnormalised(given: Tensor, axes: list[int]) -> Breach | None:
+    allowed = TOLERANCE.get(given.dtype, EXACT)
+    gaps = [float(torch.logsumexp(given.detach().double(), axis).abs().max()) for axis in axes]
+    gap = min(gaps)
+    return {"code": "missing_log", "gap": gap} if gap > allowed else None
+
+
+def _divergence(step: Step) -> Breach | None:
+    """Logarithms of the answers; targets that are probabilities, or logarithms if it is said."""
+    given, target = argument(step, 0, "input"), argument(step, 1, "target")
+    above = float(given.detach().max()) > TOLERANCE.get(given.dtype, EXACT)
+    if given.ndim and above:
+        return _unnormalised(given, list({-1, min(1, given.ndim - 1)}))
+    if not step.kwargs.get("log_target") and isinstance(target, Tensor):
+        low, high = ends(target)
+        if low < 0:
+            return {"code": "target_out_of_range", "kind": "logs", "low": low, "high": high}
+    return None
+
+
+def _counts(step: Step) -> Breach | None:
+    low, high = ends(argument(step, 1, "target"))
+    return (
+        {"code": "target_out_of_range", "kind": "counts", "low": low, "high": high}
+        if (low < 0)
+        else None
+    )
+
+
+def _signs(step: Step) -> Breach | None:
+    """Targets of -1 and 1."""
+    target = argument(step, SIGNED[step.name], "target")
+    if not isinstance(target, Tensor) or bool(((target == 1) | (target == -1)).all()):
+        return None
+    low, high = ends(target)
+    return {"code": "target_out_of_range", "kind": "signs", "low": low, "high": high}
+
+
+def _several(step: Step) -> Breach | None:
+    """Numbers of classes, closed by -1; a column of 0 and 1 for each class is something else."""
+    target = argument(step, 1, "target")
+    if target.ndim and target.shape[-1] > 2 and not bool((target < 0).any()):
+        low, high = ends(target)
+        if high <= 1:
+            return {"code": "target_out_of_range", "kind": "numbers", "low": low, "high": high}
+    return None
+
+
+def _shares(step: Step) -> Breach | None:
+    """Targets from 0 to 1."""
+    target = argument(step, 1, "target")
+    low, high = ends(target)
+    if low < 0 or high > 1:
+        return {"code": "target_out_of_range", "kind": "shares", "low": low, "high": high}
+    return None
+
+
+def ends(values: Tensor) -> tuple[float, float]:
+    """The smallest and the largest entry."""
+    if not values.numel():
+        return 0.0, 0.0
+    return float(values.detach().min()), float(values.detach().max())
+
+
+CHECKED: dict[str, Callable[[Step], Breach | None]] = {
+    "nll_loss": _logs,
+    "ctc_loss": _logs,
+    "kl_div": _divergence,
+    "poisson_nll_loss": _counts,
+    "multilabel_margin_loss": _several,
+    "multilabel_soft_margin_loss": _shares,
+    **dict.fromkeys(SIGNED, _signs),
+    **dict.fromkeys(BINARY, _shares),
+}

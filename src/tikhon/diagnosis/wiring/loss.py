@@ -1,0 +1,34 @@
+"""The pass from answers to loss, as the program computes it, followed tensor by tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tikhon.data.rows import tensors
+from tikhon.diagnosis.replica import undisturbed
+from tikhon.diagnosis.wiring.recorder import Recorder
+from tikhon.diagnosis.wiring.subject import Subject
+
+
+def loss_facts(subject: Subject) -> dict[str, Any]:
+    """Rows that meet rows, masks that are indices or averaged, draws without gradient, domains."""
+    parts = tensors(subject.batch)
+    with torch.enable_grad(), undisturbed(subject.model, training=True):
+        with Recorder(subject.model, parts, subject.rows) as tape:
+            loss = subject.replica.value(subject.batch)
+        note = tape.note(loss)
+    facts = dict(tape.facts)
+    slipped = [g for g in note.grown if g.slipped]
+    if slipped:
+        first = slipped[0]
+        facts["broadcast"] = {
+            "function": first.function,
+            "shapes": [list(s) for s in first.shapes],
+            "place": first.place,
+        }
+    idle = [i for i in note.idle if not i.meant]
+    if idle:
+        facts["sampled"] = {"name": idle[0].function, "place": idle[0].place}
+    return facts

@@ -1,0 +1,111 @@
+"""What is known of a tensor on its way to the loss: of what it is made, what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Grown:
+    """Rows that met rows on another axis: (n,) and (n, 1) became (n, n)."""
+
+    function: str
+    shapes: tuple[Shape, Shape]
+    place: str
+    asked: bool  # the axis of size one was written: None, unsqueeze, view
+    apart: bool  # and what meets comes from different tensors
+    meant: bool = False  # it met other tables of pairs, or is read along one axis
+
+    @property
+    def slipped(self) -> bool:
+        """Whether nobody asked for pairs."""
+        return not self.meant and (self.apart or not self.asked)
+
+
+@dataclass(eq=False)
+class Idle:
+    """A summand without gradient that was computed from a draw."""
+
+    function: str
+    place: str
+    meant: bool = False
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is known of one tensor.
+
+    `roots` are the answers of the model and parts of the batch that it is made of; `shaped` says
+    that its axes of size one were asked for; `sampled` is the function and line of a draw without
+    gradient that it comes from, `mixed` that something else went into it since.
+    """
+
+    roots: frozenset[int] = frozenset()
+    shaped: bool = False
+    grown: tuple[Grown, ...] = ()
+    idle: tuple[Idle, ...] = ()
+    sampled: tuple[str, str] | None = None
+    mixed: bool = False
+    drawn: bool = False  # noise is part of it
+    masked: float = 0.0  # share of its entries that a mask made zero
+    slope: bool = False  # it is a derivative that the program took itself
+
+
+NOTHING = Note()
+
+
+def union(notes: list[Note]) -> Note:
+    """What is known of a tensor made of others."""
+    grown = dict.fromkeys(g for n in notes for g in n.grown)
+    idle = dict.fromkeys(i for n in notes for i in n.idle)
+    return Note(
+        frozenset().union(*(n.roots for n in notes)),
+        grown=tuple(grown),
+        idle=tuple(idle),
+        drawn=any(n.drawn for n in notes),
+        slope=any(n.slope for n in notes),
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One function of torch as the recorder saw it, with the notes of its tensors."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: list[Tensor]
+    notes: list[Note]
+    results: list[Tensor]
+    place: str
+    written: bool  # by the program itself, not inside of a function of torch
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def attached(self) -> bool:
+        """Whether its result has a gradient to receive."""
+        return any(t.requires_grad for t in self.results)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one function of tensors that gives one tensor."""
+        return len(self.results) == 1
+
+
+def together(shapes: list[Shape]) -> Shape | None:
+    """The shape that tensors broadcast to; None where they do not."""
+    try:
+        return tuple(torch.broadcast_shapes(*shapes))
+    except RuntimeError:
+        return None
+
+
+def pairs(shape: Shape, rows: int) -> bool:
+    """Whether a shape has the rows on two axes, alone or together with what stands beside them."""
+    return any(s > 2 and s % rows == 0 and shape.count(s) > 1 for s in shape)

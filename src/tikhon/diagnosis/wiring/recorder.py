@@ -1,0 +1,262 @@
+"""What becomes of answers and targets on their way to the loss, one operation after the other.
+
+Only what the program itself computes is followed; the inside of the model is known by its answers.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.data.rows import tensors
+from tikhon.diagnosis.functions import Function
+from tikhon.diagnosis.wiring.calls import _TORCH, DRAWS, LOSS, Located, function_name, user_line
+from tikhon.diagnosis.wiring.domains import CHECKED, breach
+from tikhon.diagnosis.wiring.notes import NOTHING, Grown, Idle, Note, Step, pairs, together, union
+
+# functions that give a tensor the axes that the program writes
+SHAPING = {
+    *("unsqueeze", "view", "reshape", "expand", "expand_as", "T", "mT", "t", "transpose"),
+    *("permute", "movedim", "swapaxes", "repeat", "unflatten", "diag", "diag_embed"),
+}
+JOINING = {"cat", "stack", "meshgrid", "cartesian_prod", "cdist", "outer", "ger", "einsum"}
+ADDING = {"add", "sub", "__add__", "__sub__", "__radd__", "__rsub__", "rsub", "subtract"}
+TIMES = {"mul", "__mul__", "__rmul__", "multiply"}
+SHARES = {"div", "__truediv__", "true_divide"}  # of a number: it keeps what is linear
+ARITHMETIC = {*ADDING, *TIMES, *SHARES, "pow", "__pow__", "min", "max", "minimum", "maximum"}
+SUMS = {"mean", "sum"}
+LINEAR = {*ADDING, *SUMS, "neg", "__neg__", "squeeze", "flatten", "reshape", "view", "stack"}
+KEEPS_ZERO = {*TIMES, *SHARES, "neg", "abs", "square", "pow", "__pow__", "sum", "squeeze"}
+SAMPLERS = {"normal", "multinomial", "bernoulli", "poisson", "_standard_gamma", "binomial"}
+PICKS = {"max", "min", "amax", "amin", "topk", "sort", "kthvalue", "logsumexp"}
+COMPARED = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
+
+
+class Recorder(Located):
+    """Context in which every operation between answers and loss is seen; `facts` is the result.
+
+    `batch` are the tensors of the data, of `rows` rows each.
+    """
+
+    def __init__(self, model: nn.Module, batch: list[Tensor], rows: int) -> None:
+        super().__init__(model)
+        self.rows = rows
+        self.facts: dict[str, Any] = {"breaches": []}
+        self._notes: dict[int, tuple[weakref.ref[Tensor], Note]] = {}
+        self._given: dict[int, list[Tensor]] = {}  # by answer: what the model was called with
+        self._count = 0
+        for part in batch:
+            self._root(part, NOTHING)
+
+    def note(self, tensor: Tensor) -> Note:
+        """What is known of a tensor."""
+        known = self._notes.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else NOTHING
+
+    def _keep(self, tensor: Tensor, note: Note) -> None:
+        self._notes[id(tensor)] = weakref.ref(tensor), note
+
+    def _root(self, tensor: Tensor, before: Note) -> int:
+        self._count += 1
+        self._keep(tensor, Note(frozenset({self._count}), drawn=before.drawn))
+        return self._count
+
+    def _leave(self, module: nn.Module, args: object, output: object) -> None:
+        super()._leave(module, args, output)
+        if self._stack[-1] == LOSS:
+            given = tensors(args)
+            for answer in tensors(output):
+                self._given[self._root(answer, union([self.note(t) for t in given]))] = given
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        options = dict(kwargs or {})
+        name, outside = function_name(func), self._stack[-1] == LOSS
+        if not outside and name not in CHECKED:
+            return func(*args, **options)
+        inputs = tensors((*args, *options.values()))
+        graded = torch.is_grad_enabled()
+        line, caller = user_line(), sys._getframe(1).f_code.co_filename
+        notes = [self.note(t) for t in inputs]
+        shapes = [tuple(t.shape) for t in inputs]
+        output = func(*args, **options)
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            step = Step(
+                name,
+                args,
+                options,
+                inputs,
+                notes,
+                tensors(output),
+                line,
+                not caller.startswith(_TORCH),
+                self.facts,
+            )
+            found = breach(step)
+            if found is not None:
+                self.facts["breaches"].append(found)
+            if outside:
+                drawn = self._graded and not graded and name in SAMPLERS
+                of_answers = any(not n.roots.isdisjoint(self._given) for n in notes)
+                self._follow(step, shapes, sampled=drawn and of_answers)
+        return output
+
+    def _follow(self, step: Step, shapes: list[tuple[int, ...]], *, sampled: bool) -> None:
+        note = union(step.notes)
+        if step.name == "__setitem__":
+            target = step.inputs[0]
+            self._keep(target, replace(note, shaped=step.notes[0].shaped))
+        if not step.results:
+            return
+        index_of_zeros_and_ones(step, self.rows)
+        infinite(step)
+        straight_slopes(step)
+        self._asked_back(step)
+        note = replace(
+            note,
+            shaped=shaped(step),
+            drawn=note.drawn or step.name in DRAWS,
+            masked=masked(step),
+            slope=note.slope or step.name == "grad",
+        )
+        note = self._sample(step, note, sampled)
+        note = self._grow(step, shapes, note)
+        for result in step.results:
+            self._keep(result, note)
+
+    def _sample(self, step: Step, note: Note, sampled: bool) -> Note:
+        """Follow a draw without gradient into a sum with what has one."""
+        if not all(linear(step, idle, self.note) for idle in note.idle):
+            for idle in note.idle:
+                idle.meant = True
+        if sampled:
+            return replace(note, sampled=(step.name, step.place))
+        origin = next((n.sampled for n in step.notes if n.sampled), None)
+        if origin is None:
+            return note
+        if not step.attached:
+            mixed = any(n.mixed for n in step.notes) or len(step.inputs) > 1
+            return replace(note, sampled=origin, mixed=mixed)
+        beside = [n for t, n in zip(step.inputs, step.notes) if not t.requires_grad and n.sampled]
+        if step.written and step.name in ADDING and beside and all(n.mixed for n in beside):
+            return replace(note, idle=(*note.idle, Idle(*origin)))
+        return note
+
+    def _grow(self, step: Step, shapes: list[tuple[int, ...]], note: Note) -> Note:
+        """Notice rows that meet rows on another axis, and what tables of pairs are used for."""
+        spread = together(shapes) if len(shapes) > 1 and step.name not in JOINING else None
+        table = spread is not None and pairs(spread, self.rows)
+        if table and spread is not None and not any(pairs(s, self.rows) for s in shapes):
+            same = all(tuple(r.shape) == spread for r in step.results) or step.name in COMPARED
+            by_axes = sorted(zip(map(len, shapes), range(len(shapes))))
+            small, large = by_axes[0], by_axes[-1]
+            if same and small[0] < large[0]:
+                a, b = step.notes[small[1]].roots, step.notes[large[1]].roots
+                apart = step.name in ARITHMETIC and bool(a and b) and not a & b
+                asked = step.notes[large[1]].shaped and step.name not in COMPARED
+                grown = Grown(step.name, (shapes[0], shapes[1]), step.place, asked, apart)
+                return replace(note, grown=(*note.grown, grown))
+        others = [n for n, s in zip(step.notes, shapes) if pairs(s, self.rows) and not n.grown]
+        kept = step.plain and tuple(step.results[0].shape) in shapes
+        whole = step.plain and step.results[0].ndim == 0
+        for grown in note.grown:
+            meets = bool(others) and spread is not None
+            grown.meant |= meets or (grown.asked and not (kept or whole))
+        return note
+
+    def _asked_back(self, step: Step) -> None:
+        """Notice a comparison of an answer with the very noise-laden tensor that it answers."""
+        if step.name not in ADDING | COMPARED or len(step.inputs) < 2:
+            return
+        for answer, other in ((0, 1), (1, 0)):
+            for root in step.notes[answer].roots:
+                same = [t for t in self._given.get(root, ()) if t is step.inputs[other]]
+                if same and step.notes[other].drawn and same[0].ndim:
+                    found = {"place": step.place, "numbers": same[0][0].numel()}
+                    step.facts.setdefault("asked_back", found)
+
+
+def linear(step: Step, idle: Idle, note: Any) -> bool:
+    """Whether a step leaves a summand a summand: sums, means, and products with single numbers."""
+    if step.name in LINEAR:
+        return True
+    others = [t for t in step.inputs if idle not in note(t).idle]
+    return step.name in TIMES | SHARES and all(t.numel() == 1 for t in others)
+
+
+def shaped(step: Step) -> bool:
+    """Whether the axes of size one of a result were written by the program."""
+    if step.name == "__getitem__":
+        index = step.args[1] if isinstance(step.args[1], tuple) else (step.args[1],)
+        return step.notes[0].shaped or any(part is None for part in index)
+    if step.name in SHAPING:
+        return step.written or any(n.shaped for n in step.notes)
+    if not step.plain:
+        return False
+    ndim = step.results[0].ndim
+    own = [n for t, n in zip(step.inputs, step.notes) if t.ndim == ndim]
+    return bool(own) and all(n.shaped for n in own)
+
+
+def masked(step: Step) -> float:
+    """The share of the entries of a result that a mask made zero, kept in `facts` if averaged."""
+    before = max((n.masked for n in step.notes), default=0.0)
+    averaged = step.name == "mean" or (
+        step.name in COMPARED and step.kwargs.get("reduction", "mean") == "mean"
+    )
+    if averaged and before and step.attached:
+        known = step.facts.get("masked_mean", {"share": 0.0})
+        if before > known["share"]:
+            step.facts["masked_mean"] = {"share": before, "place": step.place}
+    if step.name in TIMES and len(step.inputs) == 2 and step.attached:
+        shares = [zeros(t) for t in step.inputs if not t.requires_grad and t.numel() > 1]
+        before = max([before, *shares])
+    return before if step.name in KEEPS_ZERO else 0.0
+
+
+def zeros(mask: Tensor) -> float:
+    """The share of zeros among zeros and ones; 0 for other numbers."""
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        return 0.0
+    return float((mask == 0).double().mean())
+
+
+def index_of_zeros_and_ones(step: Step, rows: int) -> None:
+    """Notice numbers 0 and 1, one a row, that pick rows 0 and 1: a mask was meant."""
+    if step.name != "__getitem__" or len(step.inputs) != 2:
+        return
+    source, index = step.inputs
+    whole = index.dtype in (torch.int64, torch.int32) and index.shape == (rows,)
+    if not whole or step.args[1] is not index or len(source) != rows:
+        return
+    if index.unique().tolist() == [0, 1]:
+        step.facts.setdefault("index_mask", step.place)
+
+
+def infinite(step: Step) -> None:
+    """Notice a largest or smallest of several that is infinite in most places."""
+    if step.name not in PICKS or not step.attached or not step.results:
+        return
+    picked = step.results[0]
+    if picked.is_floating_point() and float(picked.isinf().double().mean()) > 0.5:
+        step.facts.setdefault("infinite", {"name": step.name, "place": step.place})
+
+
+def straight_slopes(step: Step) -> None:
+    """Notice a derivative of a derivative that is zero in every place."""
+    if step.name != "grad" or not step.results:
+        return
+    again = any(n.slope for n in step.notes)
+    if again and not any(bool(t.any()) for t in step.results):
+        step.facts.setdefault("no_curvature", step.place)

@@ -1,0 +1,369 @@
+"""What stands between the answers and the loss: one operation at fault, and what is meant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from faulty import mlp
+from tikhon.diagnosis import Diagnosis, diagnose
+from tikhon.diagnosis.reference import best_constant, misread, shallow_loss, without_end
+
+Loss = Callable[..., Tensor]
+
+
+def asked(loss: Loss, *, inputs: Any = None, target: Any = None, outputs: int = 1) -> Diagnosis:
+    torch.manual_seed(0)
+    x = torch.randn(120, 5) if inputs is None else inputs
+    y = x[:, :1] - x[:, 1:2] if target is None else target(x)
+    return diagnose(mlp(x.shape[1], 16, outputs, act=nn.Tanh), (x, y), loss)
+
+
+def row_and_column(model: nn.Module, batch: Any) -> Tensor:
+    state, gain = batch
+    chosen = torch.distributions.Categorical(logits=model(state)).log_prob(gain[:, 0].gt(0).long())
+    ratio = (chosen - chosen.detach()).exp()
+    return -torch.min(ratio * gain, ratio.clamp(0.8, 1.2) * gain).mean()
+
+
+def likelihood_of_a_row(model: nn.Module, batch: Any) -> Tensor:
+    actions = batch[1][:, 0]
+    return -torch.distributions.Normal(model(batch[0])[:, :1], 1.0).log_prob(actions).mean()
+
+
+def weights_in_a_row(output: Tensor, target: Tensor) -> Tensor:
+    weight = 1.0 + (target[:, 0] > 0)
+    return (weight * F.mse_loss(output, target, reduction="none")).mean()
+
+
+def a_column_that_was_written(output: Tensor, target: Tensor) -> Tensor:
+    return (output[:, 0] - target[:, 0].unsqueeze(1)).square().mean()
+
+
+def a_kept_axis(model: nn.Module, batch: Any) -> Tensor:
+    spread = (model(batch[0]) - batch[1]).square().mean(1, keepdim=True)
+    return (spread * batch[1][:, 0].abs()).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs"),
+    [
+        (row_and_column, 2),
+        (likelihood_of_a_row, 1),
+        (weights_in_a_row, 1),
+        (a_column_that_was_written, 1),
+        (a_kept_axis, 1),
+    ],
+)
+def test_rows_that_meet_rows_by_accident_are_named(loss: Loss, outputs: int) -> None:
+    found = asked(loss, outputs=outputs)
+    assert found.findings[0].code == "broadcast_loss", str(found)
+    assert "test_loss_steps.py" in found.findings[0].where[0]
+    assert "they broadcast" in found.findings[0].why
+
+
+def ranked(output: Tensor, target: Tensor) -> Tensor:
+    score, y = output[:, 0], target[:, 0]
+    return F.softplus(-(score[:, None] - score) * (y[:, None] - y).sign()).mean()
+
+
+def partial_likelihood(output: Tensor, target: Tensor) -> Tensor:
+    time, risk = target[:, 0], output.reshape(-1)
+    at_risk = (time >= time[:, None]).float()
+    return -(risk - (risk.exp() * at_risk).sum(1).log()).mean()
+
+
+def alike(model: nn.Module, batch: Any) -> Tensor:
+    z = F.normalize(model(batch[0]), dim=1)
+    kind = batch[1][:, :1] > 0
+    same = (kind == kind.T).float().fill_diagonal_(0)
+    scores = z @ z.T / 0.5 - 1e9 * torch.eye(len(z))
+    return -(scores.log_softmax(1) * same).sum(1).div(same.sum(1).clamp(min=1)).mean()
+
+
+def distances_by_hand(model: nn.Module, batch: Any) -> Tensor:
+    z = model(batch[0])
+    size = z.square().sum(1, keepdim=True)
+    apart = size + z.square().sum(1) - 2 * z @ z.T
+    return (apart - torch.cdist(batch[1], batch[1])).square().mean()
+
+
+def kernels(model: nn.Module, batch: Any) -> Tensor:
+    a, b = model(batch[0]), batch[1]
+    kernel = lambda u, v: (-(u[:, None] - v).square().sum(-1)).exp().mean()  # noqa: E731
+    return kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)
+
+
+def nearest(output: Tensor, target: Tensor) -> Tensor:
+    return (output[:, None] - target).square().sum(-1).min(1).values.mean()
+
+
+@pytest.mark.parametrize(
+    "loss", [ranked, partial_likelihood, alike, distances_by_hand, kernels, nearest]
+)
+def test_pairs_that_are_meant_are_silent(loss: Loss) -> None:
+    assert "broadcast_loss" not in {f.code for f in asked(loss).findings}
+
+
+def deaf(model: nn.Module, batch: Any) -> Tensor:
+    policy = torch.distributions.Normal(model(batch[0]), 1.0)
+    action = policy.sample()
+    return ((action - batch[1]).square() + 0.01 * policy.log_prob(action)).mean()
+
+
+def of_scores(model: nn.Module, batch: Any) -> Tensor:
+    policy = torch.distributions.Normal(model(batch[0]), 1.0)
+    action = policy.sample()
+    gain = -(action - batch[1]).square()
+    return -(policy.log_prob(action) * gain).mean() - 0.01 * policy.entropy().mean()
+
+
+def of_a_critic(model: nn.Module, batch: Any) -> Tensor:
+    worth = model(batch[0])
+    action = torch.distributions.Normal(worth, 1.0).sample()
+    return (worth + (action - batch[1]).square()).square().mean()
+
+
+def test_a_draw_without_a_gradient_is_named_and_an_estimator_by_scores_is_not() -> None:
+    found = asked(deaf)
+    assert found.findings[0].code == "detached", str(found)
+    assert found.findings[0].fix == "rsample() in place of sample()"
+    for loss in (of_scores, of_a_critic):
+        assert "detached" not in {f.code for f in asked(loss).findings}
+
+
+def masked(wrong: bool) -> Loss:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        kept = target.flatten() > 0
+        return (output - target)[kept.long() if wrong else kept].square().mean()
+
+    return loss
+
+
+def hardest(wrong: bool) -> Loss:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        z = model(batch[0])
+        apart = torch.cdist(z, z + 0.1)
+        far = -torch.inf if wrong else torch.inf
+        near = apart.masked_fill(torch.eye(len(z)) > 0, far)
+        other = (1 - near).max(1).values if wrong else -near.min(1).values
+        return F.relu(apart.diagonal() - other if wrong else apart.diagonal() + other + 9).mean()
+
+    return loss
+
+
+def bent(wrong: bool) -> Loss:
+    unit = torch.relu if wrong else torch.sin
+
+    def slope(value: Tensor, at: Tensor) -> Tensor:
+        return torch.autograd.grad(value.sum(), at, create_graph=True)[0]
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        at = batch[0].clone().requires_grad_()
+        value = (unit(at @ model[0].weight.T + model[0].bias) @ model[-1].weight.T)[:, 0]
+        second = slope(slope(value, at)[:, 0], at)[:, :1]
+        return (second - batch[1]).square().mean() + value.square().mean()
+
+    return loss
+
+
+def given_back(wrong: bool) -> Loss:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        seen = batch[0] + torch.randn_like(batch[0])
+        return F.mse_loss(model(seen), seen if wrong else batch[0])
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("code", "loss", "outputs"),
+    [
+        ("ignored_rows", masked, 1),
+        ("loss_not_connected", hardest, 3),
+        ("no_nonlinearity", bent, 1),
+        ("target_among_inputs", given_back, 5),
+    ],
+)
+def test_one_operation_at_fault_is_named(code: str, loss: Any, outputs: int) -> None:
+    found = asked(loss(True), outputs=outputs)
+    assert found.findings[0].code == code, str(found)
+    assert code not in {f.code for f in asked(loss(False), outputs=outputs).findings}
+
+
+def test_a_bottleneck_may_be_asked_for_its_noisy_input() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(120, 6)
+    model = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 6))
+    found = diagnose(model, (x, x), given_back(True))
+    assert "target_among_inputs" not in {f.code for f in found.findings}
+
+
+def classes(x: Tensor) -> Tensor:
+    return x[:, :3].argmax(1)
+
+
+def signs(x: Tensor) -> Tensor:
+    return (x[:, 0] > 0).float()
+
+
+def shares(x: Tensor) -> Tensor:
+    return x[:, :3].softmax(1)
+
+
+DOMAINS: dict[str, tuple[Loss, Loss, Callable[[Tensor], Tensor], str]] = {
+    "likelihood": (
+        lambda m, b: F.nll_loss(m(b[0]), b[1]),
+        lambda m, b: F.nll_loss(m(b[0]).log_softmax(1), b[1]),
+        classes,
+        "missing_log",
+    ),
+    "alignment": (
+        lambda m, b: F.ctc_loss(m(b[0])[None].expand(4, -1, -1), b[1][:, None], [4] * len(b[1]),
+                                [1] * len(b[1])),
+        lambda m, b: F.ctc_loss(m(b[0]).log_softmax(1)[None].expand(4, -1, -1), b[1][:, None],
+                                [4] * len(b[1]), [1] * len(b[1])),
+        lambda x: 1 + (x[:, 0] > 0).long(),
+        "missing_log",
+    ),
+    "divergence of scores": (
+        lambda m, b: F.kl_div(m(b[0]), b[1], reduction="batchmean"),
+        lambda m, b: F.kl_div(m(b[0]).log_softmax(1), b[1], reduction="batchmean"),
+        shares,
+        "missing_log",
+    ),
+    "divergence from logarithms": (
+        lambda m, b: F.kl_div(m(b[0]).log_softmax(1), b[1].log(), reduction="batchmean"),
+        lambda m, b: F.kl_div(m(b[0]).log_softmax(1), b[1].log(), log_target=True,
+                              reduction="batchmean"),
+        shares,
+        "target_out_of_range",
+    ),
+    "cosines": (
+        lambda m, b: F.cosine_embedding_loss(m(b[0]), b[0][:, :3], b[1]),
+        lambda m, b: F.cosine_embedding_loss(m(b[0]), b[0][:, :3], 2 * b[1] - 1),
+        signs,
+        "target_out_of_range",
+    ),
+    "ranks": (
+        lambda m, b: F.margin_ranking_loss(m(b[0])[:, 0], m(b[0])[:, 1], b[1]),
+        lambda m, b: F.margin_ranking_loss(m(b[0])[:, 0], m(b[0])[:, 1], 2 * b[1] - 1),
+        signs,
+        "target_out_of_range",
+    ),
+    "several classes": (
+        lambda m, b: F.multilabel_margin_loss(m(b[0]), b[1]),
+        lambda m, b: F.multilabel_soft_margin_loss(m(b[0]), b[1]),
+        lambda x: (x[:, :3] > 0).long(),
+        "target_out_of_range",
+    ),
+    "counts": (
+        lambda m, b: F.poisson_nll_loss(m(b[0])[:, 0], b[1] - 2),
+        lambda m, b: F.poisson_nll_loss(m(b[0])[:, 0], b[1]),
+        signs,
+        "target_out_of_range",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_arguments_outside_of_a_loss_s_domain_are_named(name: str) -> None:
+    wrong, right, target, code = DOMAINS[name]
+    broken = {"model": wrong, "batch": right}
+    for way, loss in broken.items():
+        whole = lambda model, batch, loss=loss: loss(model, batch)  # noqa: E731
+        codes = [f.code for f in asked(whole, target=target, outputs=3).findings]
+        assert (code in codes) == (way == "model"), (name, way, codes)
+
+
+def quantile(level: float, *, upside_down: bool = False) -> Loss:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        over = target - output
+        low = (1 - level) * over if upside_down else (level - 1) * over
+        return torch.where(over > 0, level * over, low).mean()
+
+    return loss
+
+
+def test_a_loss_without_lower_end_is_named() -> None:
+    found = asked(quantile(0.6, upside_down=True))
+    assert found.findings[0].code == "loss_upside_down", str(found)
+    assert found.findings[0].evidence["loss"] < -1e4
+    assert "loss_upside_down" not in asked(quantile(0.6)).labels
+
+
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
+def test_the_best_constant_of_a_quantile_loss_is_the_quantile(level: float) -> None:
+    torch.manual_seed(0)
+    y = torch.randn(400, 1).exp()
+    value, answer = best_constant(torch.zeros(400, 1), y, quantile(level))
+    exact = float(quantile(level)(torch.quantile(y, level).expand(400, 1), y))
+    assert value == pytest.approx(exact, rel=0.03)
+    assert float(answer) == pytest.approx(float(torch.quantile(y, level)), rel=0.2)
+    assert misread(answer, y, 400) == (level != 0.5 or float(y.mean() - y.median()) > 0.3)
+
+
+def test_a_shallow_model_is_fitted_by_the_user_s_own_loss() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(800, 3)
+    y = 2 * x[:, :1] + (0.2 + x[:, 1:2]) * torch.randn(800, 1)
+    loss = quantile(0.9)
+    constant, answer = best_constant(torch.zeros(800, 1), y, loss)
+    found = shallow_loss((x, y), answer, loss)
+    true = 2 * x[:, :1] + 1.2816 * (0.2 + x[:, 1:2])  # the quantile that the data were drawn with
+    assert float(loss(true, y)) * 0.9 < found["shallow_loss"] < 0.9 * constant
+    assert found["constant_loss"] == pytest.approx(constant, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("loss", "endless"),
+    [
+        (F.mse_loss, False),
+        (F.l1_loss, False),
+        (quantile(0.9), False),
+        (quantile(0.9, upside_down=True), True),
+        (lambda o, t: (o * t).mean(), True),
+        (lambda o, t: (o.exp() - t.abs() * o).mean(), False),
+    ],
+)
+def test_what_falls_far_from_all_targets_has_no_end(loss: Loss, endless: bool) -> None:
+    torch.manual_seed(0)
+    y = torch.randn(50, 1) + 0.5
+    assert (without_end(torch.zeros(50, 1), y, loss, None) < -1e3) == endless
+    assert without_end(torch.zeros(50, 1), y, loss, torch.tanh) == 0
+
+
+def test_a_quantile_that_is_learned_is_no_underfitting() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(600, 3)
+    y = (2 * x[:, 0] + (0.2 + x[:, 1]) * torch.randn(600))[:, None]
+    model = mlp(3, 32, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    found = diagnose(model, (x, y), quantile(0.9), optimizer=optimizer, steps=150, batch_size=32)
+    assert found.ok, str(found)
+    still = torch.optim.Adam(model.parameters(), lr=3e-5)
+    found = diagnose(model, (x, y), quantile(0.9), optimizer=still, steps=100, batch_size=32)
+    assert not found.ok, str(found)
+
+
+def test_a_mean_over_what_is_masked_shortens_plain_steps() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 8)
+    target = torch.stack([x.cumsum(1), (torch.rand(200, 8) < 0.04).float()], 1)
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        error = (output - target[:, 0]).square() * target[:, 1]
+        return error.mean()
+
+    model = mlp(8, 16, 8)
+    for kind, named in ((torch.optim.SGD, True), (torch.optim.Adam, False)):
+        optimizer = kind(model.parameters(), lr=0.02)
+        found = diagnose(model, (x, target), loss, optimizer=optimizer, steps=30)
+        shares = [f.evidence["masked"] for f in found.findings if "masked" in f.evidence]
+        assert bool(shares) == named, str(found)
+        assert all(math.isclose(s, 0.96, abs_tol=0.03) for s in shares)
