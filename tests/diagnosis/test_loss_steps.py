@@ -367,3 +367,163 @@ def test_a_mean_over_what_is_masked_shortens_plain_steps() -> None:
         shares = [f.evidence["masked"] for f in found.findings if "masked" in f.evidence]
         assert bool(shares) == named, str(found)
         assert all(math.isclose(s, 0.96, abs_tol=0.03) for s in shares)
+
+
+def compared(wrong: bool) -> Loss:
+    def loss(distance: Tensor, same: Tensor) -> Tensor:
+        near, far = distance.square(), (1 - distance).clamp(min=0).square()
+        near, far = (far, near) if wrong else (near, far)
+        return (same * near + (1 - same) * far).mean()
+
+    return loss
+
+
+class Compared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp(8, 16, 4)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return F.pairwise_distance(self.body(first), self.body(second))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_pairs_that_are_pushed_the_wrong_way_are_named(swapped: bool) -> None:
+    torch.manual_seed(0)
+    kind, other = torch.randint(5, (2, 300))
+    centres = 2 * torch.randn(5, 8)
+    x = tuple(centres[k] + 0.5 * torch.randn(300, 8) for k in (kind, other))
+    label = (kind == other).float()
+    label = 1 - label if swapped else label  # of pairs that differ
+    for wrong in (False, True):
+        found = diagnose(Compared(), (x, label), compared(wrong != swapped))
+        codes = [f.code for f in found.findings]
+        assert (codes[:1] == ["loss_upside_down"]) == wrong, str(found)
+
+
+class Chosen(nn.Module):
+    """Experts of which a gate picks the best one, or weighs two."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(5, 3), nn.Linear(5, 3)
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        score, index = self.gate(x).topk(self.count, 1)
+        return (score.softmax(1) * self.experts(x).gather(1, index)).sum(1, keepdim=True)
+
+
+def test_a_softmax_of_one_number_inside_of_a_network_is_named() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(120, 5)
+    for count in (1, 2):
+        found = diagnose(Chosen(count), (x, x[:, :1]), nn.MSELoss())
+        assert ("head_mismatch" in found.labels) == (count == 1), str(found)
+
+
+class Weighed(nn.Module):
+    def __init__(self, free: bool) -> None:
+        super().__init__()
+        self.net, self.weight, self.free = mlp(5, 8, 1), nn.Parameter(torch.ones(())), free
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def test_a_logarithm_of_a_free_parameter_is_named() -> None:
+    def loss(model: Weighed, batch: Any) -> Tensor:
+        error, w = F.mse_loss(model(batch[0]), batch[1]), model.weight
+        return error / w**2 + w.log() if model.free else error * (-2 * w).exp() + w
+
+    torch.manual_seed(0)
+    x = torch.randn(120, 5)
+    for free in (True, False):
+        found = diagnose(Weighed(free), (x, x[:, :1]), loss)
+        assert ("undefined_operation" in found.labels) == free, str(found)
+
+
+def test_a_mask_of_queries_in_the_place_of_keys_is_named() -> None:
+    class Reader(nn.Module):
+        def __init__(self, queries: bool) -> None:
+            super().__init__()
+            self.words, self.qkv = nn.Embedding(9, 8), nn.Linear(8, 24)
+            self.head, self.queries = nn.Linear(8, 2), queries
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            q, k, v = self.qkv(self.words(tokens)).chunk(3, -1)
+            real = tokens > 0
+            mask = real[:, :, None] if self.queries else real[:, None]
+            scores = (q @ k.transpose(1, 2) / 8**0.5).masked_fill(~mask, -1e9)
+            return self.head((scores.softmax(-1) @ v)[:, 0])
+
+    torch.manual_seed(0)
+    tokens = torch.randint(1, 9, (150, 10))
+    tokens[torch.arange(10) >= torch.randint(3, 11, (150, 1))] = 0
+    for queries in (True, False):
+        found = diagnose(Reader(queries), (tokens, tokens[:, 0] % 2), nn.CrossEntropyLoss())
+        assert ("padding_seen" in found.labels) == queries, str(found)
+        assert not queries or "whole rows" in found.findings[0].why
+
+
+def test_a_layer_that_scores_is_not_called_narrow() -> None:
+    class Pooled(nn.Module):
+        def __init__(self, through: bool) -> None:
+            super().__init__()
+            self.up, self.ask = nn.Linear(6, 16), nn.Linear(16, 1)
+            self.head, self.through = nn.Linear(1 if through else 16, 8), through
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.tanh(self.up(x))
+            score = self.ask(hidden)
+            return self.head(score if self.through else (score.softmax(1) * hidden).mean(1))
+
+    torch.manual_seed(0)
+    x = torch.randn(120, 4, 6)
+    for through in (True, False):
+        model, data = Pooled(through), (x[:, 0] if through else x)
+        found = diagnose(model, (data, torch.randint(8, (120,))), nn.CrossEntropyLoss())
+        assert found.record.wiring["bypassed"] == ([] if through else ["ask"])
+
+
+class Stored(torch.utils.data.Dataset):
+    def __init__(self, x: Tensor, y: Tensor, changed: bool) -> None:
+        self.x, self.y, self.changed = x.clone(), y, changed
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        x = self.x[row]
+        return (x.div_(4) if self.changed else x / 4), self.y[row]
+
+
+def test_rows_that_change_whenever_they_are_read_are_named() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(96, 5)
+    for changed in (True, False):
+        rows = Stored(4 * x, x[:, :3].argmax(1), changed)
+        loader = torch.utils.data.DataLoader(rows, batch_size=32, shuffle=True)
+        model = mlp(5, 8, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        found = diagnose(model, loader, nn.CrossEntropyLoss(), optimizer=optimizer, steps=30)
+        assert ("data_changed_in_place" in found.labels) == changed, str(found)
+
+
+@pytest.mark.parametrize(("ends", "turn"), [((0, 2 * math.pi), True), ((-math.pi, 2), False)])
+def test_angles_whose_ends_meet_are_named(ends: tuple[float, float], turn: bool) -> None:
+    torch.manual_seed(0)
+    angle = ends[0] + (ends[1] - ends[0]) * torch.rand(600)
+    x = torch.stack([angle.cos(), angle.sin()], 1) + 0.1 * torch.randn(600, 2)
+    found = diagnose(mlp(2, 8, 1), (x, angle[:, None]), nn.L1Loss())
+    assert ("angle_wraps" in found.labels) == turn, str(found)
+
+
+def test_the_nearest_rows_are_a_yardstick_for_places() -> None:
+    from tikhon.diagnosis.reference import shallow_skill
+
+    torch.manual_seed(0)
+    place = 2 * torch.rand(1500, 2) - 1
+    waves = (12 * place[:, :1]).sin() * (12 * place[:, 1:]).cos()
+    assert shallow_skill((place, waves))["shallow"] > 0.7
+    assert shallow_skill((place, torch.randn(1500, 1)))["shallow"] < 0.05

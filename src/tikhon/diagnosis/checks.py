@@ -450,11 +450,14 @@ def _narrow(ev: Evidence) -> tuple[str, ...]:
     outputs = ev.record.static.get("output_units") or 1
     if ev.record.wiring.get("target_is_input"):
         return ()  # what an autoencoder is for
+    bypassed = ev.record.wiring.get("bypassed") or ()  # layers that score or gate
     hidden = [i for i in ev.chain[:-1] if ev.site(i).role == "weight"]
     return tuple(
         ev.site(i).name
         for i in hidden
-        if ev.site(i).fan_out * 4 <= outputs and ev.site(i).kind.startswith("Linear")
+        if ev.site(i).fan_out * 4 <= outputs
+        and ev.site(i).name not in bypassed
+        and ev.site(i).kind.startswith("Linear")
     )
 
 

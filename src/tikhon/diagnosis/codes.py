@@ -163,6 +163,16 @@ CODES: dict[str, Code] = {
         "validation judges another task than the one that is trained",
         ("one scaling for both, taken from the training rows", "a shuffled split"),
     ),
+    "data_changed_in_place": Code(
+        "what was learned in one epoch is wrong for the next",
+        ("leave the stored rows as they are: a new tensor for each row that is read",),
+        "no network or learning rate keeps up with data that change",
+    ),
+    "angle_wraps": Code(
+        "two directions that are almost one are a full turn apart",
+        ("two answers, cosine and sine of the angle; a loss of the difference on the circle",),
+        "no network answers a jump that the inputs do not have",
+    ),
     "rows_in_both": Code(
         "validation rewards rows learned by heart", ("split before anything repeats rows",)
     ),
@@ -284,6 +294,7 @@ _HOPELESS = (
     "target_out_of_range",
     "missing_log",
     "updates_lost",
+    "data_changed_in_place",
     "unrelated_labels",
     "no_nonlinearity",
     "no_positions",

@@ -32,6 +32,7 @@ class Trial:
     points: list[Point] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     gradients: list[float] = field(default_factory=list)
+    spreads: list[float] = field(default_factory=list)  # of the inputs of a loader, by step
     failure: Failure | None = None
     steps: int = 0
     seconds: float = 0.0
@@ -70,13 +71,21 @@ def run(
         if step == steps:
             break
         replica.model.train()
-        if not advance(trial, replica, next(stream), step):
+        batch = next(stream)
+        if not samples.indexed:
+            trial.spreads += [float(t.std()) for t in _numbers(batch[0])[:1]]
+        if not advance(trial, replica, batch, step):
             break
         trial.steps = step + 1
         if before is not None:
             _updates(trial, replica.model, before, _shares(replica))
     trial.seconds = time.process_time() - began
     return trial
+
+
+def _numbers(inputs: object) -> list[Tensor]:
+    """The float tensors of the inputs with more than one entry."""
+    return [t for t in tensors(inputs) if t.is_floating_point() and t.numel() > 1]
 
 
 def probe_steps(steps: int) -> set[int]:

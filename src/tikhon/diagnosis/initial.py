@@ -19,13 +19,25 @@ def poor_init(ev: Evidence) -> Finding | None:
     """Weights at step 0 that no signal gets through: too large, too small, all equal, all dead."""
     first = ev.first
     if first is None or min(ev.learned, ev.generalised) >= e.LEARNED:
-        return None
+        return _loud(ev)
     for judge in (_equal_weights, _singled_out, _dead_at_birth, _too_large, _too_small):
         found = judge(ev)
         if found is not None:
             where, numbers, why = found
             return Finding("poor_init", "critical", where, numbers, why)
     return None
+
+
+def _loud(ev: Evidence) -> Finding | None:
+    """Scores of classes so large at first that much of the run is spent on making them small."""
+    found = _too_large(ev) if ev.record.static.get("own_softmax") else None
+    metric = number(ev.end.metric) if ev.end is not None else None
+    if found is None or metric is None or metric >= e.SOLVED:
+        return None
+    where, numbers, why = found
+    if numbers["initial_loss"] < e.LOUD:
+        return None
+    return Finding("poor_init", "warning", where, numbers, why)
 
 
 def _equal_weights(ev: Evidence) -> _Judged:

@@ -137,6 +137,9 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
         if (name, kind) in told or (kind == "shares" and not facts(ev).get("whole")):
             continue  # of targets beside the answers all rows are known
         told.add((name, kind))
+        if breach["code"] in ("head_mismatch", "undefined_operation"):
+            yield from _inside(ev, breach)
+            continue
         if breach["code"] == "missing_log":
             why = f"{name} is for log-probabilities, and these outputs are none"
             fix = "F.log_softmax(output, dim=1) before it; or nn.CrossEntropyLoss() of the scores"
@@ -150,3 +153,25 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
         why = f"{name} is for {wanted}; these go from {low:.3g} to {high:.3g}"
         numbers = {"target_low": low, "target_high": high}
         yield Finding("target_out_of_range", "critical", where, numbers, why, fix=fix)
+
+
+def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
+    """What may stand inside of the network: a choice of one, a logarithm of a free parameter."""
+    name, where = breach["function"], (breach["place"] or "forward",)
+    harmed = not ev.trained or ev.learned < e.LEARNED
+    if breach["code"] == "undefined_operation":
+        why = f"{name} is taken of a parameter that nothing keeps above 0: a few steps may do it"
+        advice = ("learn the logarithm itself",)
+        fix = "s.exp() where the weight stands, and s where its logarithm stands"
+        yield Finding("undefined_operation", "warning", where, {}, why, advice=advice, fix=fix)
+    elif not facts(ev).get("softmax_over_one") and "softmax" not in (
+        ev.record.static.get("head") or ()
+    ):
+        why = "a softmax of one number is 1, whatever the number: no gradient passes it"
+        effect = "what computes that number is never trained"
+        advice = ("the softmax in front of the choice",)
+        fix = "scores.softmax(1).topk(1), not scores.topk(1).values.softmax(1)"
+        severity = "critical" if harmed else "warning"
+        yield Finding(
+            "head_mismatch", severity, where, {}, why, effect=effect, advice=advice, fix=fix
+        )

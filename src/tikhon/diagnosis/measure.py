@@ -74,6 +74,7 @@ def measure(
                 batch_size=size,
                 held=_held(optimizer),
             )
+        wiring |= _drift(trial.spreads)
         if trial.steps and trial.failure is None:
             wiring |= _afterwards(replica, source, wiring)
         record = Record(
@@ -124,6 +125,13 @@ def _afterwards(replica: Replica, source: Samples, wiring: dict[str, Any]) -> di
     if wiring.get("alike") and not blind_facts(subject_of(replica, source)):
         facts["alike"] = None  # a head that begins with zeros
     return facts
+
+
+def _drift(spreads: list[float]) -> dict[str, Any]:
+    """The deviation of a loader's inputs late in the run, over that at its beginning."""
+    few = max(1, len(spreads) // 10)
+    first, last = (sum(part) / few for part in (spreads[:few], spreads[-few:]))
+    return {"drift": last / first} if len(spreads) >= 20 and first > 0 else {}
 
 
 def _held(optimizer: object) -> set[int]:

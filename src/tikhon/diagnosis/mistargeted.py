@@ -82,6 +82,17 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
         return
     away = number(facts(ev).get("pulls_away"))
     pull = number(facts(ev).get("pull_on_others")) or 0.0
+    alike = number(facts(ev).get("alike_label"))
+    if away is not None and alike is not None:
+        if away == 1 - alike:
+            why = (
+                "the answer is a distance, and the loss pulls apart the pairs that lie nearer to "
+                "each other and together those that do not"
+            )
+            fix = "swap the two parts of the loss, or the labels: y = 1 - y"
+            numbers = {"pulls_away": away}
+            yield Finding("loss_upside_down", "critical", ("the loss",), numbers, why, fix=fix)
+        return
     if away is None or away < 1 or pull >= e.PULL or _distances(ev):
         return
     why = "a higher target pulls its output down, in every row that was tried: the loss is least "
@@ -179,6 +190,15 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
         yield Finding(
             "classes_as_numbers", "warning", ("the loss",), {"class_gain": gain}, why, fix=fix
         )
+    turn = number(w.get("turn"))
+    if turn is not None and turn > e.TURN and one:
+        why = (
+            f"the targets span one full turn, and a shallow model leaves {turn:.0f} times as much "
+            "of the number as of its cosine and sine: they are angles, whose ends meet"
+        )
+        fix = "nn.Linear(..., 2), F.mse_loss(output, torch.cat([y.cos(), y.sin()], 1))"
+        numbers = {"turn": turn}
+        yield Finding("angle_wraps", "warning", ("target",), numbers, why, fix=fix)
     unheard = number(w.get("unheard")) or 0.0
     silent = w.get("silent_classes") or []
     if unheard >= e.UNHEARD and not silent:
@@ -238,6 +258,17 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
             "is cut off: states, means or attention run over it"
         )
         numbers = {"padding_apart": apart, "padding": share}
+        queries = w.get("masked_queries")
+        if queries:
+            why = (
+                "the mask blanks whole rows of the scores, the queries that are padding, and "
+                f"leaves padding among the keys: answers change by {apart:.0%} when it is cut off"
+            )
+            fix = (
+                "mask[:, None, :] in place of mask[:, :, None]: the last axis is that of the keys"
+            )
+            yield Finding("padding_seen", "warning", (queries,), numbers, why, fix=fix)
+            return
         yield Finding(
             "padding_seen",
             "warning" if harmed else "info",

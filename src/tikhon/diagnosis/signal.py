@@ -21,6 +21,7 @@ def unsound(ev: Evidence) -> list[Finding]:
         _counted_less,
         _imbalance,
         _copied,
+        _drifting,
         _validation,
         _sorted,
     )
@@ -198,6 +199,18 @@ def _copied(ev: Evidence) -> Iterable[Finding]:
             why,
             fix=fix,
         )
+
+
+def _drifting(ev: Evidence) -> Iterable[Finding]:
+    drift = number(ev.record.wiring.get("drift"))
+    if drift is None or 1 / e.STRETCH <= drift <= e.STRETCH:
+        return
+    harmed = ev.learned < e.LEARNED
+    why = f"late in the run the inputs of the loader are {drift:.2g} times as wide as at first"
+    fix = "x = (x - mean) / std in the data set: a new tensor, not x.sub_(mean).div_(std)"
+    severity = "critical" if harmed else "info"
+    numbers = {"drift": drift}
+    yield Finding("data_changed_in_place", severity, ("data",), numbers, why, fix=fix)
 
 
 def _validation(ev: Evidence) -> Iterable[Finding]:

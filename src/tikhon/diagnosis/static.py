@@ -14,6 +14,7 @@ from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.observe import ELEMENTWISE, NORMS, SOFTMAXES
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.reference import (
+    FEW_COORDINATES,
     amounts,
     best_constant,
     constant_loss,
@@ -214,9 +215,12 @@ def reference(samples: Samples) -> dict[str, float]:
 
 
 def many(samples: Samples) -> Batch:
-    """Rows to fit a shallow model to: at most 1200, or the batch that is measured on."""
+    """Rows to fit a shallow model to: at most 1200, 4000 of places, or the batch measured on."""
     if not samples.indexed:
         return samples.probe
-    count = min(samples.rows, 1200)
+    inputs = samples.source[0]
+    place = isinstance(inputs, Tensor) and inputs.is_floating_point()
+    few = place and inputs[:1].numel() <= FEW_COORDINATES  # whose nearest rows are asked
+    count = min(samples.rows, 4000 if few else 1200)
     order = torch.randperm(samples.rows, generator=torch.Generator().manual_seed(1))[:count]
     return take(samples.source, order)

@@ -24,6 +24,8 @@ HEAVY = 0.95  # momentum from which a step sums more than 20 gradients (conventi
 STEADIER = 0.1  # skill that a momentum of 0.9 adds (convention)
 SPIKE = 1e3  # largest gradient norm / first one, while nothing is learned (convention)
 INITIAL_LOSS = 3.0  # first loss / trivial loss, only together with large weights (convention)
+LOUD = 5.0  # first loss / trivial loss of scores of classes that takes long to undo (convention)
+SOLVED = 0.95  # accuracy on the training rows to which nothing is missing (convention)
 LARGE_WEIGHTS = 2.5  # rms(W) * sqrt(fan_in): He 1.41, Xavier and LeCun 1, PyTorch default 0.58
 SMALL_WEIGHTS = 0.25  # the same on the other side
 OUTLIER = 20.0  # a layer this many times smaller than the median one is singled out
@@ -102,6 +104,7 @@ FEW_VALUES = 4  # that a batch normalisation averages over [rows x pixels]: devi
 STUCK = 0.5  # weights with a gradient that a step leaves as they are [share] (convention)
 BENDS = 0.05  # what bends explain beyond straight lines [share of the variance] (convention)
 BY_CLASS = 0.15  # accuracy by classes above that of rounded numbers [share] (convention)
+TURN = 3.0  # variance left of an angle as a number / of its cosine and sine [ratio] (convention)
 OWN_GAIN = (
     0.05  # of a constant's loss that a shallow model must save to be a yardstick (convention)
 )
@@ -189,6 +192,8 @@ MEASURES: dict[str, Measure] = {
     "advantage": Measure("loss on shuffled minus on true targets / trivial loss", ADVANTAGE, None),
     "related_rows": Measure("rows"),
     "constant_columns": Measure("share of input columns", None, 0.9),
+    "drift": Measure("deviation of inputs, late / at first", 1 / STRETCH, STRETCH),
+    "turn": Measure("unexplained of the number / of its cosine and sine", None, TURN),
     "squeezed": Measure("share of input columns", None, SQUEEZED),
     "columns": Measure("input columns", None, 0),
     "majority": Measure("share of rows", None, MAJORITY),

@@ -46,6 +46,7 @@ class Scores(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[dict[str, Any]] = []
+        self.queries = ""  # where a mask blanks whole rows of the scores and no keys
         self._kept: dict[int, weakref.ref[Tensor]] = {}
         self._notes: dict[int, tuple[int, bool]] = {}  # tensor: size of its products, divided
 
@@ -89,6 +90,8 @@ class Scores(TorchFunctionMode):
         if axis not in (-1, scores.ndim - 1) or scores.shape[-1] < 3:
             return
         with torch._C.DisableTorchFunction():
+            if _whole_rows(scores):
+                self.queries = self.queries or place
             now = spread(scores.detach().double())
             then = spread(scores.detach().double() / math.sqrt(size))
         if now is not None and then is not None:
@@ -100,6 +103,13 @@ def _scales(factors: tuple[Any, ...]) -> bool:
     """Whether one of the factors is a single number other than 1."""
     single = [f for f in factors if not isinstance(f, Tensor) or f.numel() == 1]
     return any(isinstance(f, int | float | Tensor) and float(f) != 1 for f in single)
+
+
+def _whole_rows(scores: Tensor) -> bool:
+    """Whether a mask blanks all that some queries could see, and nothing of what others see."""
+    seen = scores.detach() > MASKED
+    blank, free = ~seen.any(-1), seen.all(-1)
+    return bool(blank.any()) and bool(free.any()) and bool((blank | free).all())
 
 
 def spread(scores: Tensor) -> float | None:
@@ -119,4 +129,5 @@ def attention_facts(subject: Subject) -> dict[str, Any]:
     with torch.no_grad(), undisturbed(subject.model, training=False), Scores() as tape:
         subject.answer(subject.batch)
     plain = [s for s in tape.found if not s["divided"]]
-    return {"undivided": min(plain, key=lambda s: s["now"])} if plain else {}
+    facts: dict[str, Any] = {"masked_queries": tape.queries} if tape.queries else {}
+    return facts | ({"undivided": min(plain, key=lambda s: s["now"])} if plain else {})

@@ -107,6 +107,21 @@ def ends(values: Tensor) -> tuple[float, float]:
     return float(values.detach().min()), float(values.detach().max())
 
 
+def _only_one(step: Step) -> Breach | None:
+    """A softmax in the network needs more numbers than one to choose from."""
+    scores = argument(step, 0, "input")
+    axis = argument(step, 1, "dim")
+    single = isinstance(axis, int) and scores.ndim == 2 and scores.shape[axis] == 1
+    return {"code": "head_mismatch"} if single and scores.requires_grad else None
+
+
+def _unbounded(step: Step) -> Breach | None:
+    """A logarithm or root of a parameter that nothing keeps above 0."""
+    given = argument(step, 0, "input")
+    free = isinstance(given, torch.nn.Parameter) and given.requires_grad
+    return {"code": "undefined_operation"} if free else None
+
+
 CHECKED: dict[str, Callable[[Step], Breach | None]] = {
     "nll_loss": _logs,
     "ctc_loss": _logs,
@@ -114,6 +129,8 @@ CHECKED: dict[str, Callable[[Step], Breach | None]] = {
     "poisson_nll_loss": _counts,
     "multilabel_margin_loss": _several,
     "multilabel_soft_margin_loss": _shares,
+    "softmax": _only_one,
+    **dict.fromkeys(("log", "log2", "log10", "sqrt", "rsqrt"), _unbounded),
     **dict.fromkeys(SIGNED, _signs),
     **dict.fromkeys(BINARY, _shares),
 }

@@ -24,6 +24,7 @@ APART = 1e-3  # spread in front of the place that makes them alike at once
 PASSES = 16  # of a network that draws, to tell what is about its row from noise
 SAME_ANSWER = 1e-6  # change of an answer / answers, that is rounding
 LOCAL = 5.0  # change at the position that was changed / at those before it
+FEW_UNITS = 8  # of a layer that may score or gate, and carry nothing
 SHIFTED = 0.95  # share of a target that must be the next input, to be called the next input
 
 
@@ -386,6 +387,27 @@ def has_attention(subject: Subject) -> bool:
     square = [c for c in tape.named("softmax") if c.shapes and len(c.shapes[0]) >= 3]
     scores = [c for c in square if c.shapes[0][-1] == c.shapes[0][-2] > 2]
     return bool(tape.named(*ATTENTION) or scores)
+
+
+def bypass_facts(subject: Subject) -> dict[str, object]:
+    """Linear layers of few units that not everything passes: without them rows stay apart."""
+    found = []
+    for name, module in subject.model.named_modules():
+        if not isinstance(module, nn.Linear) or module.out_features > FEW_UNITS:
+            continue
+
+        def level(m: nn.Module, args: object, output: Tensor) -> Tensor:
+            return output.mean().expand_as(output)
+
+        handle = module.register_forward_hook(level)
+        try:
+            answers = subject.outputs(subject.batch)
+        finally:
+            handle.remove()
+        own = [t for t in answers if t.ndim and len(t) == subject.rows]
+        if own and max(_spread(t) for t in own) > APART:
+            found.append(name)
+    return {"bypassed": found}
 
 
 def line_facts(subject: Subject, last: str, layers: int) -> dict[str, object]:

@@ -15,6 +15,7 @@ from tikhon.diagnosis.samples import Samples
 SAMPLE = 1200  # rows that are judged, at most
 SHUFFLES = 100  # draws of shuffled targets, the noise of a relation
 FEW_COLUMNS = 64  # whose curves are fitted one by one
+TURNS = (2 * math.pi, 360.0)  # ranges of an angle
 FEW_CLASSES = 20  # whole numbers that may be the names of classes
 SQUEEZED = 0.01  # middle half of a column / its deviation: heavy tails leave 0.02 and more
 BATCHES = 8  # of a loader, to see whether it shuffles
@@ -174,6 +175,7 @@ def relation(inputs: Tensor, target: Tensor) -> dict[str, Any]:
             explained = 1 - float((y - scores).square().mean() / y.square().mean())
             skills[name] = max(skills.get(name, -math.inf), explained)
     facts["relation"] = best
+    facts |= _on_a_circle(design, target, halves)
     facts |= _as_classes(design, target, halves)
     if straight > 1 and not inputs.is_floating_point():
         facts["order_gain"] = skills["straight"] - _bag_skill(inputs, y, halves)
@@ -189,6 +191,25 @@ def _hinges(x: Tensor) -> Tensor:
     knots = torch.quantile(x, torch.tensor([0.25, 0.5, 0.75], dtype=x.dtype), dim=0)
     bends = [torch.relu(x - knot) for knot in knots]
     return torch.cat([torch.ones_like(x[:, :1]), x, *bends], 1)
+
+
+def _on_a_circle(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> dict[str, Any]:
+    """What shallow models leave of an angle as a number, over what they leave on the circle."""
+    if not target.is_floating_point() or target.numel() != len(target):
+        return {}
+    angle = target.detach().double().reshape(-1, 1).cpu()
+    width = float(angle.max() - angle.min())
+    turn = next((t for t in TURNS if 0.98 * t < width <= t * (1 + 1e-6)), None)
+    if turn is None:
+        return {}
+    angle = angle * (2 * math.pi / turn)
+    y = torch.cat([angle, angle.cos(), angle.sin()], 1)
+    y = (y - y.mean(0)) / y.std(0)
+    scores = torch.zeros_like(y)
+    for fit, judge in (halves, halves[::-1]):
+        scores[judge] = design[judge] @ _ridge(design[fit], y[fit], 10.0)
+    number, *circle = (y - scores).square().mean(0).tolist()
+    return {"turn": number / max(*circle, 1e-9)}
 
 
 def _as_classes(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> dict[str, Any]:

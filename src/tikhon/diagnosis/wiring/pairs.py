@@ -1,0 +1,65 @@
+"""Networks that compare two rows: is the answer a distance, and which label means alike?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tikhon.diagnosis.reference import binary
+from tikhon.diagnosis.samples import Samples
+from tikhon.diagnosis.wiring.subject import Subject
+
+NEAR = 0.1  # answer to a row and itself / usual answer, of a distance
+SURE = 3.0  # deviations between the labels' distances, to know which of them means alike
+
+
+def pair_facts(subject: Subject, source: Samples) -> dict[str, object]:
+    """`alike`: the label of rows that are alike, of a network whose answer is a distance.
+
+    A distance is next to nothing between a row and itself; the label that means alike is that
+    of the pairs whose inputs lie nearer to each other.
+    """
+    target = source.probe[1]
+    if subject.replica.whole or not isinstance(target, Tensor) or not _labels(target):
+        return {}
+    found = _members(subject.batch[0])
+    known = _members(source.probe[0])
+    if found is None or known is None:
+        return {}
+    same = _joined(subject.batch[0], found[0])
+    usual, near = (subject.outputs((x, subject.batch[1])) for x in (subject.batch[0], same))
+    if len(usual) != 1 or bool((usual[0] < 0).any()):
+        return {}
+    if float(near[0].abs().mean()) > NEAR * float(usual[0].abs().mean()):
+        return {}
+    apart = (known[0] - known[1]).double().flatten(1).square().sum(1).sqrt()
+    label = target.flatten().to(apart.device) > 0
+    if min(int(label.sum()), int((~label).sum())) < 10:
+        return {}
+    ones, others = apart[label], apart[~label]
+    noise = (ones.var() / len(ones) + others.var() / len(others)).sqrt().clamp_min(1e-12)
+    gap = float((ones.mean() - others.mean()) / noise)
+    return {"alike_label": float(gap < 0)} if abs(gap) >= SURE else {}
+
+
+def _labels(target: Tensor) -> bool:
+    return target.numel() == len(target) and binary(target) and len(target.unique()) == 2
+
+
+def _members(inputs: object) -> tuple[Tensor, Tensor] | None:
+    """The two rows of each pair: of a tuple, or side by side on the second axis."""
+    if isinstance(inputs, Tensor) and inputs.ndim > 2 and inputs.shape[1] == 2:
+        first, second = inputs[:, 0], inputs[:, 1]
+    elif isinstance(inputs, tuple) and len(inputs) == 2:
+        first, second = inputs
+        if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+            return None
+    else:
+        return None
+    alike = first.shape == second.shape and first.is_floating_point() and first.ndim > 1
+    return (first, second) if alike else None
+
+
+def _joined(inputs: object, member: Tensor) -> object:
+    """Pairs of each row and itself, in the form of the inputs."""
+    return (member, member) if isinstance(inputs, tuple) else torch.stack([member, member], 1)
