@@ -527,3 +527,117 @@ def test_the_nearest_rows_are_a_yardstick_for_places() -> None:
     waves = (12 * place[:, :1]).sin() * (12 * place[:, 1:]).cos()
     assert shallow_skill((place, waves))["shallow"] > 0.7
     assert shallow_skill((place, torch.randn(1500, 1)))["shallow"] < 0.05
+
+
+def several(model: nn.Module, batch: Any) -> Tensor:
+    return F.mse_loss(model(batch[0])[:, :1], batch[0][:, :3])
+
+
+def one(model: nn.Module, batch: Any) -> Tensor:
+    return F.mse_loss(model(batch[0])[:, :1], batch[0][:, :3].sum(1, keepdim=True))
+
+
+def weighed_late(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    return (F.mse_loss(model(x)[:, :1], y) * x[:, 3].exp()).mean()
+
+
+def weighed(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    each = F.mse_loss(model(x), y, reduction="none")[:, 0]
+    return (each * x[:, 3].exp()).mean() * 0.5 + each.mean() * y.abs().mean()
+
+
+def gain_of_a_mean(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    chosen = torch.distributions.Categorical(logits=model(x)).log_prob((x[:, 0] > 0).long())
+    return -(chosen.mean() * y[:, 0]).sum()
+
+
+def scaled_by_itself(output: Tensor, target: Tensor) -> Tensor:
+    scale = (output * target).sum() / target.square().sum()
+    return (output - scale * target).square().mean()
+
+
+def one_partner(model: nn.Module, batch: Any) -> Tensor:
+    z = F.normalize(model(batch[0]), dim=1)
+    return F.cross_entropy(z @ z.T, torch.zeros(len(z), dtype=torch.long))
+
+
+def own_partner(model: nn.Module, batch: Any) -> Tensor:
+    z = F.normalize(model(batch[0]), dim=1)
+    return F.cross_entropy(z @ z.T, torch.arange(len(z)))
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong", "right"),
+    [
+        ("broadcast_loss", several, one),
+        ("loss_ignores_targets", weighed_late, weighed),
+        ("loss_ignores_targets", gain_of_a_mean, scaled_by_itself),
+        ("constant_targets", one_partner, own_partner),
+    ],
+)
+def test_what_belongs_to_a_row_must_meet_it(code: str, wrong: Loss, right: Loss) -> None:
+    found = asked(wrong, outputs=3)
+    assert found.findings[0].code == code, str(found)
+    outputs = 1 if right in (weighed, scaled_by_itself) else 3
+    assert code not in {f.code for f in asked(right, outputs=outputs).findings}
+
+
+def test_an_overlap_of_scores_without_a_sigmoid_is_named() -> None:
+    def overlap(output: Tensor, target: Tensor) -> Tensor:
+        return 1 - 2 * (output * target).sum() / (output.sum() + target.sum() + 1e-6)
+
+    torch.manual_seed(0)
+    x = torch.randn(120, 5)
+    y = (x > 0).float()
+    bare, bounded = mlp(5, 16, 5), nn.Sequential(*mlp(5, 16, 5), nn.Sigmoid())
+    found = diagnose(bare, (x, y), overlap)
+    assert found.findings[0].code == "head_mismatch", str(found)
+    for model, loss in ((bounded, overlap), (bare, nn.BCEWithLogitsLoss()), (bare, F.mse_loss)):
+        assert "head_mismatch" not in diagnose(model, (x, y), loss).labels
+
+
+def test_a_divergence_with_the_wrong_sign_falls_ever_faster() -> None:
+    class Drawn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ends, self.back = mlp(6, 16, 4), mlp(2, 16, 6)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            mean, spread = self.ends(x).chunk(2, 1)
+            code = mean + (0.5 * spread).exp() * torch.randn_like(mean)
+            return self.back(code), mean, spread
+
+    torch.manual_seed(0)
+    x = torch.randn(150, 6)
+    for sign in (1.0, -1.0):
+
+        def loss(answer: Any, target: Tensor, sign: float = sign) -> Tensor:
+            output, mean, spread = answer
+            inside = (1 + spread - mean.square() - spread.exp()).sum(1).mean()
+            return F.mse_loss(output, target) + sign * 0.5 * inside
+
+        model = Drawn()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        found = diagnose(model, (x, x), loss, optimizer=optimizer, steps=60)
+        assert ("loss_upside_down" in found.labels) == (sign > 0), str(found)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_layers_above_the_one_that_is_read_are_unused(layer: int) -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.core, self.head = nn.LSTM(3, 8, 2, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.core(x)[1][0][layer])
+
+    torch.manual_seed(0)
+    x = torch.randn(80, 5, 3)
+    found = diagnose(Reader(), (x, (x.sum((1, 2)) > 0).long()), nn.CrossEntropyLoss())
+    named = [f.where for f in found.findings if f.code == "unused_parameters"]
+    assert bool(named) == (layer == 0), str(found)
+    assert all(name.endswith("_l1") for where in named for name in where)

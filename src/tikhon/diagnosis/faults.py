@@ -86,6 +86,27 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         fix = "scores times 10 or more: self.scale = nn.Parameter(torch.tensor(10.0))"
         yield Finding("head_mismatch", "critical", (head_site(ev),), {"floor": unit}, why, fix=fix)
         return
+    shares = ev.record.static.get("unbounded_shares")
+    if shares:
+        lowest, right = float(shares["lowest"]), float(shares["right"])
+        why = (
+            f"the loss is made for answers from 0 to 1: right ones cost {right:.3g}, and some "
+            f"outside of that range {lowest:.3g}"
+        )
+        fix = "loss(torch.sigmoid(output), target)"
+        effect = "the loss falls where the answers mean nothing"
+        advice = ("a sigmoid behind the last layer",)
+        yield Finding(
+            "head_mismatch",
+            "critical",
+            ("the loss",),
+            {"loss": lowest},
+            why,
+            effect=effect,
+            advice=advice,
+            fix=fix,
+        )
+        return
     if not head or floor < e.FLOOR:
         return
     name = " and ".join(head)

@@ -28,7 +28,17 @@ RANGES = {
 
 def lost(ev: Evidence) -> list[Finding]:
     """The findings about the operations of a loss, causes before what follows from them."""
-    checks = (_broadcast, _sampled, _infinite, _no_curvature, _index, _asked_back, _breaches)
+    checks = (
+        _broadcast,
+        _unequal,
+        _weighed,
+        _sampled,
+        _infinite,
+        _no_curvature,
+        _index,
+        _asked_back,
+        _breaches,
+    )
     return [finding for check in checks for finding in check(ev)]
 
 
@@ -58,6 +68,34 @@ def _broadcast(ev: Evidence) -> Iterable[Finding]:
         fix = "loss(output, target.view_as(output))"
     where = (spread["place"] or "the loss",)
     yield Finding("broadcast_loss", "critical", where, numbers, why, effect=effect, fix=fix)
+
+
+def _unequal(ev: Evidence) -> Iterable[Finding]:
+    found = facts(ev).get("unequal")
+    if not found or facts(ev).get("broadcast"):
+        return
+    a, b = (sizes(s, facts(ev)["rows"]) for s in found["shapes"])
+    why = (
+        f"the loss gets answers {a} and targets {b}: each answer is compared with several targets"
+    )
+    effect = "the best answer to a row is the mean of its targets"
+    fix = "as many answers as targets; or .sum(1, keepdim=True) of what should be one number"
+    where = (found["place"] or "the loss",)
+    yield Finding("broadcast_loss", "critical", where, {}, why, effect=effect, fix=fix)
+
+
+def _weighed(ev: Evidence) -> Iterable[Finding]:
+    found = facts(ev).get("weighed")
+    if not found:
+        return
+    why = "a mean over the rows is multiplied with a number of each row: the mean has no rows left"
+    effect = "weights, gains or masks of the rows change the size of the loss and nothing else"
+    advice = ("the product of each row, and its mean",)
+    fix = "(criterion(output, target) * weight).mean() with reduction='none'"
+    where = (found["place"],)
+    yield Finding(
+        "loss_ignores_targets", "critical", where, {}, why, effect=effect, advice=advice, fix=fix
+    )
 
 
 def _sampled(ev: Evidence) -> Iterable[Finding]:
@@ -137,6 +175,18 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
         if (name, kind) in told or (kind == "shares" and not facts(ev).get("whole")):
             continue  # of targets beside the answers all rows are known
         told.add((name, kind))
+        if breach["code"] == "constant_targets":
+            if facts(ev).get("constant_target") and not facts(ev).get("whole"):
+                continue  # the data say it themselves
+            same = float(breach["low"])
+            why = "a table of rows against rows gets one partner for all of them"
+            effect = "all rows are pulled to one"
+            fix = "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a)))"
+            numbers = {"target_low": same, "target_high": same}
+            yield Finding(
+                "constant_targets", "critical", where, numbers, why, effect=effect, fix=fix
+            )
+            continue
         if breach["code"] in ("head_mismatch", "undefined_operation"):
             yield from _inside(ev, breach)
             continue

@@ -196,7 +196,19 @@ def unused(replica: Replica, batch: Batch) -> list[str]:
         if not named or not loss.requires_grad:
             return []
         grads = gradients(loss, [p for _, p in named], replica.model)
-    return [n for (n, _), g in zip(named, grads) if g is None]
+    found = {n: g for (n, _), g in zip(named, grads)}
+    return [n for n, g in found.items() if g is None or n in _idle_layers(replica.model, found)]
+
+
+def _idle_layers(model: nn.Module, grads: dict[str, torch.Tensor | None]) -> set[str]:
+    """Parameters of recurrent layers above the one that is read: theirs is a gradient of zeros."""
+    idle: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            own = {n: g for n, g in grads.items() if n.startswith(f"{name}." if name else "")}
+            zero = {n for n, g in own.items() if g is not None and not bool(g.any())}
+            idle |= zero if len(zero) < len(own) else set()
+    return idle
 
 
 def holds_nothing(optimizer: object, model: nn.Module) -> bool:

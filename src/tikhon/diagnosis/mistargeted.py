@@ -6,6 +6,7 @@ Pure functions of the evidence; standard library only. What is measured: `tikhon
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, facts, number
@@ -82,6 +83,19 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
         return
     away = number(facts(ev).get("pulls_away"))
     pull = number(facts(ev).get("pull_on_others")) or 0.0
+    fall = _ever_faster(ev)
+    if fall is not None:
+        why = (
+            f"the loss falls below zero, ever faster: it began at {fall[0]:.3g} and ends at "
+            f"{fall[1]:.3g}"
+        )
+        fix = "the sign of each part of the loss, one by one; print them"
+        advice = ("turn the part round that falls without end",)
+        numbers = {"loss": fall[1]}
+        yield Finding(
+            "loss_upside_down", "warning", ("the loss",), numbers, why, advice=advice, fix=fix
+        )
+        return
     alike = number(facts(ev).get("alike_label"))
     if away is not None and alike is not None:
         if away == 1 - alike:
@@ -104,6 +118,19 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
         why + "where the answers are wrong",
         fix="loss = -loss, or 1 - loss where it is a share that is right",
     )
+
+
+def _ever_faster(ev: Evidence) -> tuple[float, float] | None:
+    """First and last loss of a run that falls far below zero, and faster in each third of it."""
+    curve = ev.curve
+    if len(curve) < 9:
+        return None
+    third = (len(curve) - 1) // 3
+    marks = [curve[0], curve[third], curve[2 * third], curve[-1]]
+    drops = [a - b for a, b in pairwise(marks)]
+    faster = 0 < e.FASTER * drops[0] < drops[1] and e.FASTER * drops[1] < drops[2]
+    below = marks[-1] < -e.FAR_BELOW * max(1.0, abs(marks[0]))
+    return (marks[0], marks[-1]) if faster and below else None
 
 
 def _distances(ev: Evidence) -> bool:

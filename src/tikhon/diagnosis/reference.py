@@ -22,6 +22,7 @@ ENDS = 50.0  # what enters an activation where it says the least and the most
 IGNORED = -100  # torch's own mark of a target that does not count
 FEW_COORDINATES = 3  # of a place, to ask its nearest neighbours
 NEAREST = 3
+MUCH_LOWER = 10.0  # than right answers cost, times that and 1
 OFF_CENTRE = 0.02  # mean square of a constant above the variance, as a share of it
 MANY_OUTPUTS = 256  # numbers in an answer for which a shallow model is fitted by the user's loss
 MANY_COLUMNS = 4096  # of a design whose normal equations are still solved in a moment
@@ -129,6 +130,29 @@ def without_end(output: Tensor, target: Tensor, loss: LossFunction, tail: Tail |
         falls = len(values) == 3 and values[2] < 10 * values[1] < 100 * values[0] < 0
         lowest = min(lowest, values[2]) if falls and math.isfinite(values[2]) else lowest
     return lowest
+
+
+def yes_or_no(output: Tensor, target: object) -> bool:
+    """Whether each answer is one of targets 0 and 1."""
+    plain = isinstance(target, Tensor) and target.is_floating_point()
+    return plain and target.shape == output.shape and binary(target) and float(target.min()) == 0
+
+
+def unbounded_shares(
+    output: Tensor, target: Tensor, loss: LossFunction, lowest: float
+) -> dict[str, object]:
+    """Whether free answers get below what the targets themselves cost, and shares do not.
+
+    An overlap of shares is such a loss: of answers below 0 it may have any value.
+    """
+    with suppress(Exception), torch.no_grad():  # the user's loss, on what it was not written for
+        right = float(number_of(loss(target.to(output.dtype), target)))
+        if not lowest < right - MUCH_LOWER * (1 + abs(right)):
+            return {}
+        bounded, _ = _minimise(output.detach(), None, target, loss, torch.sigmoid)
+        if bounded >= right - 1e-3 * (1 + abs(right)):
+            return {"unbounded_shares": {"lowest": lowest, "right": right}}
+    return {}
 
 
 def shallow_loss(

@@ -257,6 +257,10 @@ HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("mat1", "bias type"), "give the inputs the dtype of the model, with .to(dtype)"),
     (("out of bounds",), "classes go from 0 to the number of outputs - 1"),
     (
+        ("var has negative",),
+        "gaussian_nll_loss is for variances: F.softplus(output), or output.exp() of a logarithm",
+    ),
+    (
         ("more than 1 value per channel",),
         "BatchNorm cannot train on one row: drop_last=True in the loader",
     ),

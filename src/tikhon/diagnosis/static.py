@@ -25,7 +25,9 @@ from tikhon.diagnosis.reference import (
     shallow_loss,
     shallow_skill,
     shifts_out,
+    unbounded_shares,
     without_end,
+    yes_or_no,
 )
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
@@ -132,6 +134,8 @@ def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -
     steps = _compose(tail[1]) if tail else None
     facts["trivial"], answer = best_constant(z, target, replica.loss, steps)
     facts["lowest"] = free_loss(output, target, replica.loss)
+    if not names and yes_or_no(output, target):
+        facts |= unbounded_shares(output, target, replica.loss, facts["lowest"])
     if amounts(target):
         shown = steps(answer) if steps is not None else answer
         if output.numel() == target.numel():

@@ -33,6 +33,8 @@ LEARNED = 0.9  # skill relative to a shallow model on the same data (convention)
 RISE = 0.15  # relative rise of a loss above its own minimum (convention)
 # upward move of a late loss curve / its level: else <= 0.011, oscillating >= 0.018 (recordings)
 SWING = 0.015
+FASTER = 1.5  # fall of a loss in a third of a run / in the one before, without end (convention)
+FAR_BELOW = 10.0  # of the first loss, and of 1, below zero (convention)
 DIVERGED = 3.0  # loss late in a run / its start or a constant's (convention)
 BACK = 0.34  # share of a loss curve's motion that goes up: 0.5 is a walk (recordings)
 GAP = 0.1  # train metric minus validation metric (convention)

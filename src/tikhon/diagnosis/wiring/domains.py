@@ -115,6 +115,16 @@ def _only_one(step: Step) -> Breach | None:
     return {"code": "head_mismatch"} if single and scores.requires_grad else None
 
 
+def _same_partner(step: Step) -> Breach | None:
+    """A table of rows against rows wants a partner of its own for each row."""
+    scores, target = argument(step, 0, "input"), argument(step, 1, "target")
+    square = scores.ndim == 2 and scores.shape[0] == scores.shape[1] > 2
+    named = square and isinstance(target, Tensor) and target.ndim == 1
+    if not named or target.is_floating_point() or not bool((target == target[:1]).all()):
+        return None
+    return {"code": "constant_targets", "low": float(target[0]), "high": float(target[0])}
+
+
 def _unbounded(step: Step) -> Breach | None:
     """A logarithm or root of a parameter that nothing keeps above 0."""
     given = argument(step, 0, "input")
@@ -130,6 +140,7 @@ CHECKED: dict[str, Callable[[Step], Breach | None]] = {
     "multilabel_margin_loss": _several,
     "multilabel_soft_margin_loss": _shares,
     "softmax": _only_one,
+    "cross_entropy": _same_partner,
     **dict.fromkeys(("log", "log2", "log10", "sqrt", "rsqrt"), _unbounded),
     **dict.fromkeys(SIGNED, _signs),
     **dict.fromkeys(BINARY, _shares),

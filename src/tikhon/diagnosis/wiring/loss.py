@@ -28,7 +28,7 @@ def loss_facts(subject: Subject) -> dict[str, Any]:
             "shapes": [list(s) for s in first.shapes],
             "place": first.place,
         }
-    idle = [i for i in note.idle if not i.meant]
-    if idle:
-        facts["sampled"] = {"name": idle[0].function, "place": idle[0].place}
+    for summand in note.summands:
+        if not summand.meant:
+            facts.setdefault(summand.kind, {"name": summand.function, "place": summand.place})
     return facts

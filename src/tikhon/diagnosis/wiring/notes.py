@@ -29,12 +29,17 @@ class Grown:
 
 
 @dataclass(eq=False)
-class Idle:
-    """A summand without gradient that was computed from a draw."""
+class Summand:
+    """A part that is added to the loss as it is: what should not be one.
 
+    `kind` is "sampled", a part without gradient that was computed from a draw, or "weighed", a
+    mean over rows times numbers of each row.
+    """
+
+    kind: str
     function: str
     place: str
-    meant: bool = False
+    meant: bool = False  # something else is done with it than to add it up
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,12 @@ class Note:
     roots: frozenset[int] = frozenset()
     shaped: bool = False
     grown: tuple[Grown, ...] = ()
-    idle: tuple[Idle, ...] = ()
+    summands: tuple[Summand, ...] = ()
     sampled: tuple[str, str] | None = None
     mixed: bool = False
     drawn: bool = False  # noise is part of it
     masked: float = 0.0  # share of its entries that a mask made zero
+    averaged: bool = False  # it is one number of all rows
     slope: bool = False  # it is a derivative that the program took itself
 
 
@@ -63,11 +69,11 @@ NOTHING = Note()
 def union(notes: list[Note]) -> Note:
     """What is known of a tensor made of others."""
     grown = dict.fromkeys(g for n in notes for g in n.grown)
-    idle = dict.fromkeys(i for n in notes for i in n.idle)
+    summands = dict.fromkeys(s for n in notes for s in n.summands)
     return Note(
         frozenset().union(*(n.roots for n in notes)),
         grown=tuple(grown),
-        idle=tuple(idle),
+        summands=tuple(summands),
         drawn=any(n.drawn for n in notes),
         slope=any(n.slope for n in notes),
     )

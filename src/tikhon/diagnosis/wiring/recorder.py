@@ -18,7 +18,16 @@ from tikhon.data.rows import tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.wiring.calls import _TORCH, DRAWS, LOSS, Located, function_name, user_line
 from tikhon.diagnosis.wiring.domains import CHECKED, breach
-from tikhon.diagnosis.wiring.notes import NOTHING, Grown, Idle, Note, Step, pairs, together, union
+from tikhon.diagnosis.wiring.notes import (
+    NOTHING,
+    Grown,
+    Note,
+    Step,
+    Summand,
+    pairs,
+    together,
+    union,
+)
 
 # functions that give a tensor the axes that the program writes
 SHAPING = {
@@ -121,6 +130,7 @@ class Recorder(Located):
             return
         index_of_zeros_and_ones(step, self.rows)
         infinite(step)
+        unequal(step, shapes)
         straight_slopes(step)
         self._asked_back(step)
         note = replace(
@@ -130,16 +140,15 @@ class Recorder(Located):
             masked=masked(step),
             slope=note.slope or step.name == "grad",
         )
-        note = self._sample(step, note, sampled)
+        for summand in note.summands:
+            summand.meant |= not linear(step, summand)
+        note = self._weigh(step, shapes, self._sample(step, note, sampled))
         note = self._grow(step, shapes, note)
         for result in step.results:
             self._keep(result, note)
 
     def _sample(self, step: Step, note: Note, sampled: bool) -> Note:
         """Follow a draw without gradient into a sum with what has one."""
-        if not all(linear(step, idle, self.note) for idle in note.idle):
-            for idle in note.idle:
-                idle.meant = True
         if sampled:
             return replace(note, sampled=(step.name, step.place))
         origin = next((n.sampled for n in step.notes if n.sampled), None)
@@ -150,7 +159,22 @@ class Recorder(Located):
             return replace(note, sampled=origin, mixed=mixed)
         beside = [n for t, n in zip(step.inputs, step.notes) if not t.requires_grad and n.sampled]
         if step.written and step.name in ADDING and beside and all(n.mixed for n in beside):
-            return replace(note, idle=(*note.idle, Idle(*origin)))
+            return replace(note, summands=(*note.summands, Summand("sampled", *origin)))
+        return note
+
+    def _weigh(self, step: Step, shapes: list[tuple[int, ...]], note: Note) -> Note:
+        """Notice a mean over the rows that is multiplied with numbers of each row."""
+        whole = step.plain and step.results[0].ndim == 0 and step.attached
+        before = [n.averaged for n in step.notes]
+        if whole and (any(before) or any(self.rows in s for s in shapes)):
+            return replace(note, averaged=True)
+        if step.name not in TIMES | SHARES or sum(before) != 1 or len(before) != 2:
+            return note
+        mean = before.index(True)
+        other, shape = step.inputs[1 - mean], shapes[1 - mean]
+        if shapes[mean] == () and not other.requires_grad and shape[:1] == (self.rows,):
+            late = Summand("weighed", step.name, step.place)
+            return replace(note, summands=(*note.summands, late))
         return note
 
     def _grow(self, step: Step, shapes: list[tuple[int, ...]], note: Note) -> Note:
@@ -187,11 +211,11 @@ class Recorder(Located):
                     step.facts.setdefault("asked_back", found)
 
 
-def linear(step: Step, idle: Idle, note: Any) -> bool:
+def linear(step: Step, summand: Summand) -> bool:
     """Whether a step leaves a summand a summand: sums, means, and products with single numbers."""
     if step.name in LINEAR:
         return True
-    others = [t for t in step.inputs if idle not in note(t).idle]
+    others = [t for t, n in zip(step.inputs, step.notes) if summand not in n.summands]
     return step.name in TIMES | SHARES and all(t.numel() == 1 for t in others)
 
 
@@ -242,6 +266,15 @@ def index_of_zeros_and_ones(step: Step, rows: int) -> None:
         return
     if index.unique().tolist() == [0, 1]:
         step.facts.setdefault("index_mask", step.place)
+
+
+def unequal(step: Step, shapes: list[tuple[int, ...]]) -> None:
+    """Notice a loss of answers and targets of which one has a column and the other several."""
+    if step.name not in COMPARED or not step.attached or len(shapes) < 2:
+        return
+    a, b = shapes[:2]
+    if a != b and a and b and 1 not in (step.inputs[0].numel(), step.inputs[1].numel()):
+        step.facts.setdefault("unequal", {"shapes": [list(a), list(b)], "place": step.place})
 
 
 def infinite(step: Step) -> None:
