@@ -573,8 +573,8 @@ def own_partner(model: nn.Module, batch: Any) -> Tensor:
     ("code", "wrong", "right"),
     [
         ("broadcast_loss", several, one),
-        ("loss_ignores_targets", weighed_late, weighed),
-        ("loss_ignores_targets", gain_of_a_mean, scaled_by_itself),
+        ("broadcast_loss", weighed_late, weighed),
+        ("broadcast_loss", gain_of_a_mean, scaled_by_itself),
         ("constant_targets", one_partner, own_partner),
     ],
 )

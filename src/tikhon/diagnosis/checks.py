@@ -467,8 +467,9 @@ def still_falling(ev: Evidence, found: set[str]) -> Finding | None:
         return None
     numbers = {"learned": max(ev.learned, 0.0), "update_ratio": ev.updates or 0.0}
     why = f"after {ev.record.steps} steps the loss still falls steadily"
-    floor = ev.reach is not None and (ev.own_loss is not None or number(ev.end.metric) is not None)
-    known = floor or number(ev.record.static.get("lowest")) is not None
+    judged = ev.own_loss is not None or (ev.end is not None and number(ev.end.metric) is not None)
+    known = ev.reach is not None and judged
+    known = known or number(ev.record.static.get("lowest")) is not None
     severity = "warning" if ev.learned < e.HARDLY and known else "info"
     return Finding("slow_convergence", severity, (), numbers, why, advice=NEXT)
 

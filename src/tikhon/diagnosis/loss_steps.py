@@ -94,7 +94,7 @@ def _weighed(ev: Evidence) -> Iterable[Finding]:
     fix = "(criterion(output, target) * weight).mean() with reduction='none'"
     where = (found["place"],)
     yield Finding(
-        "loss_ignores_targets", "critical", where, {}, why, effect=effect, advice=advice, fix=fix
+        "broadcast_loss", "critical", where, {}, why, effect=effect, advice=advice, fix=fix
     )
 
 

@@ -40,7 +40,7 @@ OPERATIONS = {
 
 def mistargeted(ev: Evidence) -> list[Finding]:
     """The findings about loss and targets, causes before what follows from them."""
-    checks = (_indifferent, _upside_down, _domain, _kind_of_loss, _padding, _operation)
+    checks = (_indifferent, _upside_down, _endless, _domain, _kind_of_loss, _padding, _operation)
     return [finding for check in checks for finding in check(ev)]
 
 
@@ -83,19 +83,6 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
         return
     away = number(facts(ev).get("pulls_away"))
     pull = number(facts(ev).get("pull_on_others")) or 0.0
-    fall = _ever_faster(ev)
-    if fall is not None:
-        why = (
-            f"the loss falls below zero, ever faster: it began at {fall[0]:.3g} and ends at "
-            f"{fall[1]:.3g}"
-        )
-        fix = "the sign of each part of the loss, one by one; print them"
-        advice = ("turn the part round that falls without end",)
-        numbers = {"loss": fall[1]}
-        yield Finding(
-            "loss_upside_down", "warning", ("the loss",), numbers, why, advice=advice, fix=fix
-        )
-        return
     alike = number(facts(ev).get("alike_label"))
     if away is not None and alike is not None:
         if away == 1 - alike:
@@ -117,6 +104,23 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
         {"pulls_away": away},
         why + "where the answers are wrong",
         fix="loss = -loss, or 1 - loss where it is a share that is right",
+    )
+
+
+def _endless(ev: Evidence) -> Iterable[Finding]:
+    """A run that falls without end, where no other test says why."""
+    fall = _ever_faster(ev)
+    if fall is None or any(True for _ in _upside_down(ev)):
+        return
+    why = (
+        f"the loss falls below zero, ever faster: it began at {fall[0]:.3g} and ends at "
+        f"{fall[1]:.3g}"
+    )
+    fix = "the sign of each part of the loss, one by one; print them"
+    advice = ("turn the part round that falls without end",)
+    numbers = {"loss": fall[1]}
+    yield Finding(
+        "loss_upside_down", "warning", ("the loss",), numbers, why, advice=advice, fix=fix
     )
 
 

@@ -134,8 +134,9 @@ def without_end(output: Tensor, target: Tensor, loss: LossFunction, tail: Tail |
 
 def yes_or_no(output: Tensor, target: object) -> bool:
     """Whether each answer is one of targets 0 and 1."""
-    plain = isinstance(target, Tensor) and target.is_floating_point()
-    return plain and target.shape == output.shape and binary(target) and float(target.min()) == 0
+    if not isinstance(target, Tensor) or not target.is_floating_point():
+        return False
+    return target.shape == output.shape and binary(target) and float(target.min()) == 0
 
 
 def unbounded_shares(

@@ -35,6 +35,7 @@ from tikhon.diagnosis.wiring.calls import DROPOUTS, user_line
 
 Steps = Sequence[Callable[[Tensor], Tensor]]  # one after the other
 DROPOUT = nn.modules.dropout._DropoutNd
+ENDLESS = 1000.0  # below a constant's loss, times that and 1: free answers find no end
 # functions of one tensor that limit what a head can answer
 HEADS = ELEMENTWISE | SOFTMAXES | {"clamp", "clip", "clamp_min", "clamp_max"}
 
@@ -119,7 +120,7 @@ def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -
     with torch.no_grad(), undisturbed(model, training=True), _Tape() as tape:
         output = call(model, inputs)
     after = {n: (p._version, p.shape) for n, p in model.named_parameters()}
-    facts: dict[str, object] = {"changes_in_forward": before != after}
+    facts: dict[str, Any] = {"changes_in_forward": before != after}
     facts["dropout_at_end"] = [line for result, line in tape.dropped if result is output]
     plain = isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
     if not plain or not output.numel() or not bool(torch.isfinite(output).all()):
@@ -141,7 +142,12 @@ def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -
         if output.numel() == target.numel():
             facts["without_end"] = without_end(z, target, replica.loss, steps)
         if misread(shown, target, len(output)) and not facts.get("without_end"):
-            facts["own_loss"] = shallow_loss(many(samples), answer, replica.loss, steps)
+            # a shallow model of a loss without end is no yardstick: it falls as far as it may
+            trivial, lowest = float(facts["trivial"]), float(facts["lowest"])
+            falls = lowest < trivial - ENDLESS * (1 + abs(trivial))
+            facts["own_loss"] = (
+                {} if falls else shallow_loss(many(samples), answer, replica.loss, steps)
+            )
     if names:
         facts["floor"] = free_loss(z, target, replica.loss, steps)
         if not facts["probabilities"] or facts["own_softmax"]:
