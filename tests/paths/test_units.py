@@ -54,6 +54,16 @@ def test_inputs_in_another_unit(penalty, scale, kind):
     assert torch.allclose(found.coefficients * scale, plain.coefficients, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["squared", "logistic"])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_inputs_in_a_unit_beyond_float32(scale, kind):
+    x, y = data(kind)
+    plain = path(None, (x, y), L1(), folds=3, strengths=4, smallest=0.1)
+    found = path(None, (x * scale, y), L1(), folds=3, strengths=4, smallest=0.1)
+    assert found.chosen == plain.chosen
+    assert torch.allclose(found.coefficients * scale, plain.coefficients, rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize("make", [ElasticNet, MCP], ids=lambda p: p.__name__)
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_penalty_of_two_units_scales_where_both_are_scaled(make, scale):

@@ -116,7 +116,7 @@ class LinearProblem:
     @property
     def largest_step(self) -> float:
         """The largest of `steps`."""
-        return float(torch.as_tensor(self.steps).max())
+        return float(torch.as_tensor(self.steps, dtype=torch.float64).max())
 
     @property
     def bias_step(self) -> float:
