@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import JOBS, PROGRAM, left_in
+from jobs import JOBS, left_in, prepare
 from tally import SHARE, Tally, count, disorder, rng
 
 from tikhon.cli import main
@@ -67,7 +67,7 @@ def run(arguments, monkeypatch, full=0):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("disk")
-    (folder / "program.py").write_text(PROGRAM)
+    prepare(folder)
     given = "fit iris --epochs 3 --no-linear --quiet --output"
     assert main([*given.split(), str(folder / "fitted")]) == 0
     return folder

@@ -15,7 +15,7 @@ import sys
 import time
 
 import pytest
-from jobs import JOBS, PROGRAM, SAME, difference, left_in, leftovers
+from jobs import JOBS, SAME, difference, left_in, leftovers, prepare
 from tally import SHARE, Tally, count, disorder, rng
 
 from cli.process import Tikhon
@@ -32,7 +32,7 @@ REAL = 33  # one in so many is a program of its own, in the long form
 def prepared(tmp_path_factory):
     """A folder with a program and a fitted run, and all that the commands import."""
     folder = tmp_path_factory.mktemp("kills")
-    (folder / "program.py").write_text(PROGRAM)
+    prepare(folder)
     given = "fit iris --epochs 3 --no-linear --quiet --output"
     assert main([*given.split(), str(folder / "fitted")]) == 0
     return folder

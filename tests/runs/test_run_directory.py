@@ -165,3 +165,16 @@ def test_unreadable_documents(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DataError, match=r"config.json cannot be read"):
         RunDirectory(tmp_path).read("config.json")
+
+
+def test_a_kill_at_the_mark_of_the_end_leaves_no_checkpoint_behind(tmp_path, monkeypatch):
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tikhon.runs.run_directory.seal", killed)
+    with RunDirectory(tmp_path / "run") as folder:
+        folder.take({"kind": "fit"})
+        (folder.path / "checkpoint").mkdir()
+        with pytest.raises(KeyboardInterrupt):
+            folder.finish()
+        assert not folder.is_finished and not (folder.path / "checkpoint").exists()

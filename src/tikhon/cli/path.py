@@ -123,9 +123,8 @@ def path(
     from tikhon.cli.threads import limit_threads
     from tikhon.data import load, split
     from tikhon.paths.path import check_linear, path as follow
-    from tikhon.runs import checkpoint
     from tikhon.runs.interrupt import Stopped, interruptible
-    from tikhon.runs.run_directory import CHECKPOINT, RunDirectory
+    from tikhon.runs.run_directory import RunDirectory
     from tikhon.training.fit import versions
 
     terminal, read = run.terminal(), table.read()
@@ -185,7 +184,6 @@ def path(
                 return interrupted(terminal, interrupt, config["command"], kept)
         document = _save(folder, result, parts, config["model"], [folder_path, data])
         _conclude(terminal, document, folder_path)
-        checkpoint.remove(folder_path / CHECKPOINT)
     return 0
 
 

@@ -132,11 +132,6 @@ def _generations(folder: Path) -> list[int]:
     return [int(p.stem) for p in folder.glob("*.json") if p.stem.isdecimal()]
 
 
-def remove(folder: Path) -> None:
-    """Delete the checkpoints of a run that is finished."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 class Keeper:
     """Saves a state that grows, every few seconds; `found` is what an earlier process saved.
 
@@ -159,7 +154,7 @@ class Keeper:
         self._every, self._saved = every, time.monotonic()
         self.found: dict[str, object] = {}
         if folder is not None and not resume:
-            remove(folder)  # of another run
+            shutil.rmtree(folder, ignore_errors=True)  # of another run
         if folder is not None and exists(folder):
             stored = load(folder, say=say or (lambda text: warnings.warn(text, stacklevel=6)))
             compare_headers(stored.get("header", {}), self._header, folder)

@@ -155,7 +155,12 @@ class RunDirectory:
         return read_document(self.path / name)
 
     def finish(self) -> None:
-        """Write the manifest of the folder's files: the mark of a finished run."""
+        """Write the manifest of the folder's files: the mark of a finished run.
+
+        Checkpoints, which have done their work, go first: a kill in between leaves a run whose
+        result is there, which `--resume` finishes.
+        """
+        shutil.rmtree(self.path / CHECKPOINT, ignore_errors=True)
         seal(self.path)
 
     @property

@@ -195,13 +195,12 @@ def _open(
 
 
 def _close(folder: RunDirectory, training: Training, run: Run) -> None:
-    """Write what the run came to; the checkpoints have done their work."""
+    """Write what the run came to."""
     write_tensors(folder.path / MODEL, dict(training.model.state_dict()))
     if not (folder.path / HISTORY).exists():
         write_bytes(folder.path / HISTORY, b"")
     folder.write(RESULT, result_of(run))
     folder.finish()
-    checkpoint.remove(folder.path / CHECKPOINT)
 
 
 class _Saver:
