@@ -93,7 +93,7 @@ def _in_onnx(model: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]:
         import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
-            "way='onnx' needs ONNX Runtime: pip install onnxruntime onnxscript"
+            "way='onnx' needs ONNX Runtime: pip install 'tikhon[export]'"
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
