@@ -92,9 +92,7 @@ def _in_onnx(model: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]:
         import onnxruntime  # pyright: ignore[reportMissingImports]
         import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError(
-            "way='onnx' needs ONNX Runtime: pip install 'tikhon[export]'"
-        ) from error
+        raise ImportError("way='onnx' needs ONNX Runtime: pip install 'tikhon[export]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(
