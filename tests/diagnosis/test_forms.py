@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from faulty import CE, adam, classes, deep, fingerprint, he, same
-from tikhon.data.rows import split, take, whole
+from tikhon.data.rows import each, join, split, take, tensors, whole
 from tikhon.diagnosis import diagnose
 from tikhon.diagnosis.samples import samples
 from tikhon.errors import DataError, InputError
@@ -198,21 +198,31 @@ BATCHES = [
     (torch.zeros(3, 2),),
     (torch.zeros(3, 2), torch.zeros(3)),
     (torch.zeros(3, 2), torch.ones(3), torch.zeros(3)),
+    ((torch.zeros(3, 2), torch.ones(3)), torch.zeros(3)),
+    ((torch.zeros(3, 2),), torch.zeros(3)),
+    (torch.zeros(3, 2), (torch.ones(3), torch.zeros(3))),
     {"a": torch.zeros(3), "target": torch.ones(3)},
     {"a": torch.zeros(3), "b": torch.ones(3)},
 ]
+KINDS = ["one", "pair", "three", "two in one", "one in one", "two targets", "names", "no target"]
 
 
-@pytest.mark.parametrize("batch", BATCHES, ids=["one", "pair", "three", "names", "no target"])
+@pytest.mark.parametrize("batch", BATCHES, ids=KINDS)
 def test_a_batch_is_given_back_as_it_came(batch):
-    again = whole(take(split(batch), torch.arange(3)))
-    assert type(again) is type(batch)
-    if isinstance(batch, dict):
-        assert batch.keys() == again.keys()
-        assert all(torch.equal(batch[k], again[k]) for k in batch)
-    else:
-        assert all(torch.equal(a, b) for a, b in zip(batch, again, strict=True))
+    rows = torch.arange(3)
+    parts = join([take(split(batch), part) for part in rows.split(2)])
+    for again in (whole(take(split(batch), rows)), whole(each(parts, torch.clone))):
+        assert type(again) is type(batch)
+        assert outline(again) == outline(batch)
+        assert all(torch.equal(a, b) for a, b in zip(tensors(batch), tensors(again), strict=True))
     assert samples(batch).rows == 3
+
+
+def outline(value):
+    """What is nested in what, without the values."""
+    if isinstance(value, dict):
+        return {name: outline(part) for name, part in value.items()}
+    return [outline(part) for part in value] if isinstance(value, tuple) else value.shape
 
 
 class Raises(nn.Module):

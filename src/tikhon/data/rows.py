@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -26,6 +26,10 @@ class Named(dict[str, Any]):
     target = "labels"
 
 
+class Beside(tuple[Any, ...]):
+    """Several inputs that stood beside their target: (a, b, y), where others are ((a, b), y)."""
+
+
 TARGETS = ("labels", "label", "target", "targets", "y")
 
 
@@ -42,7 +46,7 @@ def split(batch: object, name: str = "data") -> Batch:
         if len(batch) < 2:  # of `TensorDataset(x)`: kept, so that `batch[0]` is what it was
             return as_tensors(tuple(batch)) if batch else None, None
         *inputs, target = batch
-        x = inputs[0] if len(inputs) == 1 else tuple(inputs)
+        x = inputs[0] if len(inputs) == 1 else Beside(inputs)
         return as_tensors(x, f"{name} x"), as_tensors(target, f"{name} y")
     except DataError:
         raise
@@ -60,7 +64,7 @@ def whole(batch: Batch) -> Any:
         return {**inputs, inputs.target: target} if inputs.target else dict(inputs)
     if target is None:
         return inputs
-    return (*inputs, target) if isinstance(inputs, tuple) else (inputs, target)
+    return (*inputs, target) if isinstance(inputs, Beside) else (inputs, target)
 
 
 def as_tensors(value: object, name: str = "data") -> object:
@@ -74,7 +78,7 @@ def as_tensors(value: object, name: str = "data") -> object:
     if isinstance(value, tuple) or (
         isinstance(value, list) and any(isinstance(v, Tensor | tuple | Mapping) for v in value)
     ):
-        return tuple(as_tensors(v, name) for v in value)
+        return _several(value, (as_tensors(v, name) for v in value))
     if isinstance(value, list | int | float) or hasattr(value, "__array__"):
         array = np.require(np.asarray(value), requirements=["C", "W"])
         if array.dtype.kind not in "biuf":
@@ -122,6 +126,11 @@ def _named(like: Mapping[object, object], values: dict[Any, Any]) -> dict[Any, A
     return named
 
 
+def _several(like: object, values: Iterable[Any]) -> tuple[Any, ...]:
+    """The values in a tuple, beside their target if those of `like` are."""
+    return Beside(values) if isinstance(like, Beside) else tuple(values)
+
+
 def tensors(value: object) -> list[Tensor]:
     """All tensors of a nested value, in order."""
     if isinstance(value, Tensor):
@@ -166,7 +175,7 @@ def take(batch: object, index: Tensor) -> Any:
             rows[index], lengths[index], batch_first=True, enforce_sorted=False
         )
     if isinstance(batch, tuple | list):
-        return tuple(take(v, index) for v in batch)
+        return _several(batch, (take(v, index) for v in batch))
     return batch
 
 
@@ -180,7 +189,7 @@ def join(parts: list[Any]) -> Any:
     if isinstance(first, PackedSequence):
         raise TypeError("packed sequences are not joined")
     if isinstance(first, tuple | list):
-        return tuple(join(list(column)) for column in zip(*parts))
+        return _several(first, (join(list(column)) for column in zip(*parts)))
     return first
 
 
@@ -253,7 +262,7 @@ def each(value: object, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Mapping):
         return _named(value, {k: each(v, change) for k, v in value.items()})
     if isinstance(value, tuple | list) and not isinstance(value, PackedSequence):
-        return tuple(each(v, change) for v in value)
+        return _several(value, (each(v, change) for v in value))
     if isinstance(value, PackedSequence):
         moved: Any = value
         return moved.to(change(torch.empty(0)).device)
