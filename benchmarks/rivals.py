@@ -1,8 +1,9 @@
 """The tools that `tune.py --only quality` compares, each in a process with limited CPU time.
 
-ANYTIME tools use the time they are given. The others run once at their defaults, under LIMIT, and
-count as finished under a smaller limit if their CPU time is within a tenth of it. Imports are not
-counted. The budget of `tikhon.tune`, which is wall time, is counted in CPU time here.
+Of classes the loss is the log-loss, of numbers the RMSE in standard deviations of the training
+rows. ANYTIME tools use the time they are given. The others run once at their defaults, under
+LIMIT, and count as finished under a smaller limit if their CPU time is within a tenth of it.
+Imports are not counted. The budget of `tikhon.tune`, which is wall time, is counted in CPU time here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from tuned_trees import TREES, predict, tuned
 
 import tikhon as tk
 from tikhon.models import build
@@ -28,7 +29,7 @@ SLACK = 1.1
 
 
 def run(label: str, rows: Any, seed: int, seconds: float) -> dict[str, Any]:
-    """Test log-loss and CPU time by a forked process that the kernel ends when it is late."""
+    """Test loss and CPU time by a forked process that the kernel ends when it is late."""
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
     modules, fit = TOOLS[label]
@@ -51,45 +52,52 @@ def run(label: str, rows: Any, seed: int, seconds: float) -> dict[str, Any]:
     try:
         found, cpu = receiving.recv()
     except EOFError:
-        return {label: {"log_loss": None, "cpu": float(limit)}}
+        return {label: {"loss": None, "cpu": float(limit)}}
     finally:
         process.join()
     if isinstance(found, Exception):
         raise SystemExit(f"{label} failed: {type(found).__name__}: {found}")
     truth = rows[5].numpy()
-    return {key: {"log_loss": _log_loss(truth, p), "cpu": cpu} for key, p in found.items()}
+    return {key: {"loss": _loss(truth, p), "cpu": cpu} for key, p in found.items()}
 
 
-def _log_loss(truth: np.ndarray, p: np.ndarray) -> float:
+def _loss(truth: np.ndarray, p: np.ndarray) -> float:
     from sklearn.metrics import log_loss
 
     p = p.astype(float)
+    if truth.dtype.kind == "f":
+        return float(np.sqrt(np.mean((truth - p.ravel()) ** 2)))
     return float(log_loss(truth, p / p.sum(1, keepdims=True), labels=np.arange(p.shape[1])))
 
 
 def _tikhon(xa, ya, xv, yv, xt, yt, seed: int, seconds: float) -> dict[str, np.ndarray]:
     time.perf_counter = time.process_time
     x, y = torch.cat([xa, xv]), torch.cat([ya, yv])
-    classes = int(y.max()) + 1
+    outputs = 1 if y.is_floating_point() else int(y.max()) + 1
     names = ("mlp:64,64", "spline:mlp:64,64")  # what `tikhon tune` takes for a table
     space = tk.Space(model=tk.Choice(names), dropout=tk.Uniform(0, 0.8),
                      lr=tk.Log(1e-4, 1e-1), weight_decay="auto")  # fmt: skip
 
     def network(config: dict[str, Any]) -> torch.nn.Module:
-        return build(config.get("model", names[0]), x.shape[1:], classes, rows=x)
+        return build(config.get("model", names[0]), x.shape[1:], outputs, rows=x)
 
     found = tk.tune(network, (x, y), space=space, budget=f"{seconds:g}s", seed=seed)
     with torch.no_grad():
         return {
-            "tikhon": found.model(xt).softmax(1).numpy(),
-            "tikhon average": found.average(xt).softmax(1).numpy(),
+            "tikhon": _answer(found.model, xt),
+            "tikhon average": _answer(found.average, xt),
         }
+
+
+def _answer(model: torch.nn.Module, x: torch.Tensor) -> np.ndarray:
+    out = model(x)
+    return (out if out.shape[1] == 1 else out.softmax(1)).numpy()
 
 
 def _optuna(xa, ya, xv, yv, xt, yt, seed: int, seconds: float) -> dict[str, np.ndarray]:
     """The habit: TPE over lr, weight decay and dropout, one tight training a trial."""
     import optuna
-    from tune import separate
+    from tune import loss_of, separate
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     began, steps = time.process_time(), EPOCHS * max(1, len(xa) // 64)
@@ -103,9 +111,9 @@ def _optuna(xa, ya, xv, yv, xt, yt, seed: int, seconds: float) -> dict[str, np.n
         }
         model = separate(xa, ya, (64, 64), config, steps, seed, 64)(steps).eval()
         with torch.no_grad():
-            score = float(F.cross_entropy(model(xv), yv))
+            score = float(loss_of(model(xv), yv))
             if score < best["score"]:
-                best.update(score=score, p=model(xt).softmax(1).numpy())
+                best.update(score=score, p=_answer(model, xt))
         return score if np.isfinite(score) else 1e6
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
@@ -114,55 +122,69 @@ def _optuna(xa, ya, xv, yv, xt, yt, seed: int, seconds: float) -> dict[str, np.n
     return {"Optuna + PyTorch": best["p"]}
 
 
-def _estimator(label: str, make: Callable[[int], Any]) -> Fit:
+def _estimator(label: str, make: Callable[[int, str], Any]) -> Fit:
     def fit(xa, ya, xv, yv, xt, yt, seed: int, seconds: float) -> dict[str, np.ndarray]:
         x, y = torch.cat([xa, xv]).numpy(), torch.cat([ya, yv]).numpy()
-        return {label: np.asarray(make(seed).fit(x, y).predict_proba(xt.numpy()))}
+        kind = "Regressor" if y.dtype.kind == "f" else "Classifier"
+        return {label: predict(make(seed, kind).fit(x, y), xt.numpy())}
 
     return fit
 
 
-def _sklearn_grid(seed: int) -> Any:
+def _sklearn_grid(seed: int, kind: str) -> Any:
     from sklearn.model_selection import GridSearchCV
-    from sklearn.neural_network import MLPClassifier
 
-    grid = {"alpha": [1e-4, 1e-2, 1.0, 10.0]}
-    return GridSearchCV(MLPClassifier((64, 64), max_iter=100, random_state=seed), grid, cv=3,
-                        scoring="neg_log_loss")  # fmt: skip
+    from sklearn import neural_network
+
+    made = getattr(neural_network, f"MLP{kind}")
+    mlp = made(hidden_layer_sizes=(64, 64), max_iter=100, random_state=seed)
+    scoring = "neg_log_loss" if kind == "Classifier" else "neg_mean_squared_error"
+    return GridSearchCV(mlp, {"alpha": [1e-4, 1e-2, 1.0, 10.0]}, cv=3, scoring=scoring)
 
 
-def _lassonet(seed: int) -> Any:
-    from lassonet import LassoNetClassifierCV
+def _lassonet(seed: int, kind: str) -> Any:
+    import lassonet
 
-    return LassoNetClassifierCV(hidden_dims=(64,), cv=3, random_state=seed, verbose=0)
+    make = getattr(lassonet, f"LassoNet{kind}CV")
+    return make(hidden_dims=(64,), cv=3, random_state=seed, verbose=0)
 
 
 def _made(label: str, module: str, name: str, **options: Any) -> tuple[tuple[str, ...], Fit]:
-    def make(seed: int) -> Any:
-        return getattr(importlib.import_module(module), name)(random_state=seed, **options)
+    def make(seed: int, kind: str) -> Any:
+        return getattr(importlib.import_module(module), name + kind)(random_state=seed, **options)
 
     return (module,), _estimator(label, make)
 
 
+def _tuned(label: str) -> Fit:
+    def fit(xa, ya, xv, yv, xt, yt, seed: int, seconds: float) -> dict[str, np.ndarray]:
+        x, y = torch.cat([xa, xv]).numpy(), torch.cat([ya, yv]).numpy()
+        return {label: tuned(label, x, y, xt.numpy(), seed, seconds)}
+
+    return fit
+
+
 _CPU = {"device": "cpu", "n_threads": 1}
-ANYTIME = ("tikhon", "Optuna + PyTorch")
+ANYTIME = ("tikhon", "Optuna + PyTorch", *TREES)
 TOOLS: dict[str, tuple[tuple[str, ...], Fit]] = {
     "tikhon": ((), _tikhon),
     "Optuna + PyTorch": (("optuna",), _optuna),
-    "LightGBM": _made("LightGBM", "lightgbm", "LGBMClassifier", verbose=-1, n_jobs=1),
-    "XGBoost": _made("XGBoost", "xgboost", "XGBClassifier", n_jobs=1),
-    "CatBoost": _made("CatBoost", "catboost", "CatBoostClassifier", verbose=0, thread_count=1,
+    "CatBoost + Optuna": (("catboost", "optuna"), _tuned("CatBoost + Optuna")),
+    "LightGBM + Optuna": (("lightgbm", "optuna"), _tuned("LightGBM + Optuna")),
+    "LightGBM": _made("LightGBM", "lightgbm", "LGBM", verbose=-1, n_jobs=1),
+    "XGBoost": _made("XGBoost", "xgboost", "XGB", n_jobs=1),
+    "CatBoost": _made("CatBoost", "catboost", "CatBoost", verbose=0, thread_count=1,
                       allow_writing_files=False),
     "scikit-learn MLP + grid": (
         ("sklearn.neural_network",), _estimator("scikit-learn MLP + grid", _sklearn_grid)),
-    "RealMLP-TD": _made("RealMLP-TD", "pytabkit", "RealMLP_TD_Classifier", **_CPU),
-    "TabM": _made("TabM", "pytabkit", "TabM_D_Classifier", **_CPU),
+    "RealMLP-TD": _made("RealMLP-TD", "pytabkit", "RealMLP_TD_", **_CPU),
+    "TabM": _made("TabM", "pytabkit", "TabM_D_", **_CPU),
     "LassoNetCV": (("lassonet",), _estimator("LassoNetCV", _lassonet)),
 }  # fmt: skip
 
 
 def show(cells: dict[tuple[str, int], dict[str, Any]], seconds: float) -> None:
-    """Mean ranks of log-loss of the tools that were run everywhere, tikhon by either model.
+    """Mean ranks by loss of the tools that were run everywhere, tikhon by either model.
 
     A tool that did not finish in time shares the last ranks with the others that did not.
     """
@@ -180,17 +202,17 @@ def show(cells: dict[tuple[str, int], dict[str, Any]], seconds: float) -> None:
                 ratio = np.log(table[done, k] / table[done, 0])
             cpu = np.mean([cell[labels[k]]["cpu"] for cell in cells.values()])
             print(f"  {labels[k]}: mean rank {ranks[:, k].mean():.2f}, best on "
-                  f"{int((ranks[:, k] < 1.5).sum())}, log-loss x{np.exp(ratio.mean()):.3f} of "
+                  f"{int((ranks[:, k] < 1.5).sum())}, loss x{np.exp(ratio.mean()):.3f} of "
                   f"{own}'s, {cpu:.0f} CPU-s, finished {done.sum()}")  # fmt: skip
     for (name, seed), cell in cells.items():
-        scores = {k: v["log_loss"] for k, v in cell.items() if np.isfinite(_in_time(v, seconds))}
+        scores = {k: v["loss"] for k, v in cell.items() if np.isfinite(_in_time(v, seconds))}
         order = sorted(scores, key=lambda k: scores[k])
         print(f"  {name} {seed}: " + ", ".join(f"{k} {scores[k]:.3f}" for k in order))
 
 
 def _in_time(entry: dict[str, Any], seconds: float) -> float:
-    late = entry["log_loss"] is None or entry["cpu"] > SLACK * seconds
-    return np.inf if late else entry["log_loss"]
+    late = entry["loss"] is None or entry["cpu"] > SLACK * seconds
+    return np.inf if late else entry["loss"]
 
 
 def _rank(row: np.ndarray, value: float) -> float:

@@ -10,8 +10,10 @@
            and charged at the measured cost of the tight or habitual loop; Optuna's TPE walks the
            same table. `informed` is run for real: 16 trials on the grid's ranges, the tight loop,
            safe pruning. `ours` searches the grid's ranges, `ours_default_space` its own.
-  quality  test log-loss within --seconds of CPU time beside other tools (`rivals.py`), which
-           run at their defaults; `--tools` and `--sets` take parts of it
+  quality  test log-loss, or RMSE, within --seconds of CPU time beside other tools (`rivals.py`),
+           which run at their defaults or are tuned within the same time (`tuned_trees.py`);
+           `--tools` and `--sets` take parts of it, and `--sets` adds numbers to predict and the
+           sets of `larger_sets.py`
 
 One JSON a cell in --output; a run continues where it stopped. The data sets (`NAME.npz` with X, y)
 lie in --data.
@@ -58,13 +60,19 @@ GRID = tk.Space(weight_decay=tk.Log(1e-3, 10.0), dropout=tk.Uniform(0.0, 0.7), l
 
 
 def split(name: str, seed: int) -> tuple[torch.Tensor, ...]:
-    """train, valid, test: 56, 14, 30 %; scaled by the training rows."""
+    """train, valid, test: 56, 14, 30 %; scaled by the training rows, as numbers to predict are."""
     from sklearn.model_selection import train_test_split
 
     data = np.load(DATA / f"{name}.npz")
-    x, y = data["X"].astype(np.float32), data["y"].astype(np.int64)
-    xa, xt, ya, yt = train_test_split(x, y, test_size=0.3, stratify=y, random_state=seed)
-    xa, xv, ya, yv = train_test_split(xa, ya, test_size=0.2, stratify=ya, random_state=seed)
+    classes = "classes" in data
+    x, y = data["X"].astype(np.float32), data["y"].astype(np.int64 if classes else np.float32)
+    like = y if classes else None
+    xa, xt, ya, yt = train_test_split(x, y, test_size=0.3, stratify=like, random_state=seed)
+    like = ya if classes else None
+    xa, xv, ya, yv = train_test_split(xa, ya, test_size=0.2, stratify=like, random_state=seed)
+    if not classes:
+        center, unit = ya.mean(), ya.std()
+        ya, yv, yt = ((part - center) / unit for part in (ya, yv, yt))
     mean, spread = xa.mean(0), xa.std(0)
     scale = np.where(spread > 1e-6, spread, 1)  # a pixel that is constant here may vary in test
     parts = [(xa - mean) / scale, ya, (xv - mean) / scale, yv, (xt - mean) / scale, yt]
@@ -277,6 +285,11 @@ def tpe_walk(table: History, goal: float, seed: int) -> int:
     return 64
 
 
+def loss_of(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Log-loss of classes, mean squared error of numbers."""
+    return F.mse_loss(out[:, 0], y) if y.is_floating_point() else F.cross_entropy(out, y)
+
+
 def separate(xa, ya, hidden: tuple[int, ...], config, steps: int, seed: int, batch: int):
     """A training of the tight loop as a function that continues it: (upto step) -> model.
 
@@ -286,7 +299,8 @@ def separate(xa, ya, hidden: tuple[int, ...], config, steps: int, seed: int, bat
     layers: list[torch.nn.Module] = []
     for a, b in itertools.pairwise((xa.shape[1], *hidden)):
         layers += [torch.nn.Linear(a, b), torch.nn.ReLU(), torch.nn.Dropout(config["dropout"])]
-    model = torch.nn.Sequential(*layers, torch.nn.Linear(hidden[-1], int(ya.max()) + 1))
+    outputs = 1 if ya.is_floating_point() else int(ya.max()) + 1
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(hidden[-1], outputs))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config["lr"], weight_decay=config["weight_decay"], fused=True
     )
@@ -300,7 +314,7 @@ def separate(xa, ya, hidden: tuple[int, ...], config, steps: int, seed: int, bat
                 order = torch.randperm(len(xa))
             rows = order[step % per_epoch * batch :][:batch]
             optimizer.zero_grad()
-            F.cross_entropy(model(xa[rows]), ya[rows]).backward()
+            loss_of(model(xa[rows]), ya[rows]).backward()
             optimizer.step()
             schedule.step()
         done = upto
@@ -356,8 +370,8 @@ def work_of(options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any
         for name in options.sets or (SETS[:3] if options.quick else SETS):
             work[f"target-{name}-{label}"] = lambda n=name, w=WIDTHS[label]: target(n, w, 0)
     for seed in range(*options.splits):
-        for tool in options.tools or rivals.TOOLS:
-            for name in options.sets or (SETS[:3] if options.quick else (*SETS, *MORE)):
+        for name in options.sets or (SETS[:3] if options.quick else (*SETS, *MORE)):
+            for tool in options.tools or rivals.TOOLS:
                 limit = f"-{options.seconds:g}s" if tool in rivals.ANYTIME else ""
                 work[f"quality-{name}-{seed}-{tool}{limit}"] = lambda t=tool, n=name, s=seed: (
                     rivals.run(t, split(n, s), s, options.seconds)
