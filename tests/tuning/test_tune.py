@@ -18,11 +18,11 @@ from torch import nn
 
 from tikhon.errors import InputError
 from tikhon.layers import Dropout
+from tikhon.models import Average
 from tikhon.models.mlp import MLP
 from tikhon.runs.interrupt import Stopped
 from tikhon.training import fit
 from tikhon.tuning.choice import at_edges, choose, selection_noise
-from tikhon.tuning.ensemble import Average
 from tikhon.tuning.preparation import make_job
 from tikhon.tuning.runners import PopulationRunner, choose_chunk
 from tikhon.tuning.searches import PopulationBased, Random

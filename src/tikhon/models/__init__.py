@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tikhon.models.average import Average
 from tikhon.models.build import NAMES, build, restore
 from tikhon.models.convnet import ConvNet
 from tikhon.models.lenet import LeNet5
@@ -12,6 +13,7 @@ from tikhon.models.spline import Spline, SplineNetwork
 __all__ = [
     "MLP",
     "NAMES",
+    "Average",
     "ConvNet",
     "LeNet5",
     "SkipNetwork",

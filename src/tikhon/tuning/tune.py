@@ -18,6 +18,7 @@ from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
 from tikhon.data.rows import tensors
 from tikhon.errors import InputError
+from tikhon.models import Average
 from tikhon.options import with_mode
 from tikhon.regularizer.audit import warn
 from tikhon.runs.interrupt import Stopped
@@ -27,7 +28,6 @@ from tikhon.training.recipe import Recipe
 from tikhon.tuning.builder import Builder
 from tikhon.tuning.choice import Audit, audit, choose, near_best
 from tikhon.tuning.draws import batch_size_of, read
-from tikhon.tuning.ensemble import Average
 from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.plan import Plan, default_config, make_plan
 from tikhon.tuning.preparation import (
