@@ -10,6 +10,12 @@ import sys
 import time
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from tikhon.errors import DataError
+from tikhon.models import restore
+from tikhon.training.prediction import SavedModel
 
 SHORT = ["tune", "digits", "--model", "mlp:16", "--budget", "4runs", "--epochs", "8",
          "--folds", "0", "--quiet", "--json"]  # fmt: skip
@@ -56,6 +62,30 @@ def test_a_model_is_chosen_by_the_search_and_answers_for_new_rows(tmp_path, comm
     found = (tmp_path / "p.csv").read_text().splitlines()[1:]
     right = [a.split(",")[0] == b.split(",")[2] for a, b in zip(found, rows[1:])]
     assert sum(right) / len(right) > 0.9
+    assert command.run("predict", "run", "band.csv", "--single", cwd=tmp_path).code == 0
+
+
+def test_a_search_answers_with_the_mean_of_its_networks(tmp_path, command):
+    told = command.run("tune", "iris", "--model", "linear|mlp:8", "--budget", "4runs", "--epochs",
+                       "8", "--output", "run", "--quiet", cwd=tmp_path)  # fmt: skip
+    assert told.code == 0, told.err
+    run = tmp_path / "run"
+    names = json.loads((run / "config.json").read_text())["model"]["members"]
+    state, x = load_file(run / "average.safetensors"), SavedModel.load(run).read("iris")
+    mean = torch.zeros(len(x), 3)
+    for k, name in enumerate(names):
+        start = f"members.{k}."
+        own = {key.removeprefix(start): w for key, w in state.items() if key.startswith(start)}
+        mean += restore(name, (4,), 3, own).eval()(x).softmax(1).detach() / len(names)
+    found = SavedModel.load(run).predict(x).iloc[:, 1:].to_numpy()
+    assert len(names) > 1
+    assert abs(found - mean.numpy()).max() < 1e-5
+    single = SavedModel.load(run, single=True)
+    assert sum(p.numel() for p in single.model.parameters()) in (15, 67)
+    damaged = run / "average.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    with pytest.raises(DataError, match="average"):
+        SavedModel.load(run)
 
 
 def test_the_board_takes_trials_that_ran_out_of_time(capsys):

@@ -9,12 +9,12 @@ import typer
 
 from tikhon.cli import tables
 from tikhon.cli.options import DataDir, Printed
-from tikhon.options import DATA, OUTPUT
+from tikhon.options import DATA, MODEL, OUTPUT
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished fit.")],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="New rows, as DATA of the fit.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="New rows, as DATA of the run.")],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -43,11 +43,21 @@ def predict(
             rich_help_panel=DATA,
         ),
     ] = None,
+    single: Annotated[
+        bool,
+        typer.Option(
+            "--single",
+            help="Of a search: the chosen network alone, not the average of the best.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
     data_dir: DataDir = None,
     *,
     shown: Printed,
 ) -> None:
     """Predict the rows of DATA with the model and the preprocessing of RUN.
+
+    A search (`tikhon tune`) answers with the average of its best networks.
 
     Writes one row per row of DATA, in order: `prediction`, then `probability_<class>`. Columns are
     matched by name; extra ones are ignored, categories never seen in training count as rare ones.
@@ -58,7 +68,7 @@ def predict(
     from tikhon.training.prediction import SavedModel, escaped
 
     terminal = shown.terminal()
-    saved = SavedModel.load(run)
+    saved = SavedModel.load(run, single=single)
     given = {"data_dir": data_dir, "encoding": encoding}
     options = {name: value for name, value in given.items() if value is not None}
     fitted = saved.preprocessing

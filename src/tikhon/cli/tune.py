@@ -420,7 +420,9 @@ def _save(
     if "model" in result.config:
         size = sum(p.numel() for p in result.model.parameters())
         config["model"] |= {"name": result.config["model"], "parameters": size}
-        folder.write(CONFIG, config)
+    own = config["model"]["name"]
+    config["model"]["members"] = [member.get("model", own) for member in result.members]
+    folder.write(CONFIG, config)
     write_tensors(folder.path / MODEL, result.model.state_dict())
     write_tensors(folder.path / AVERAGE, result.average.state_dict())
     document = result.to_dict() | more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,9 @@ from tikhon.data.preprocessing import Preprocessing
 from tikhon.data.reading import SUFFIXES, Format, is_table, read
 from tikhon.data.sources import located
 from tikhon.errors import DataError, InputError
-from tikhon.models import restore
+from tikhon.models import Average, restore
 from tikhon.runs.manifest import verify
-from tikhon.runs.run_directory import CONFIG, MODEL, RunDirectory
+from tikhon.runs.run_directory import AVERAGE, CONFIG, MODEL, RunDirectory
 from tikhon.training import measures
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class SavedModel:
     preprocessing: Preprocessing | None
 
     @classmethod
-    def load(cls, path: Path) -> SavedModel:
-        """The model of a finished `fit` run.
+    def load(cls, path: Path, *, single: bool = False) -> SavedModel:
+        """The model of a finished run; of a search the average, unless the `single` one is asked.
 
         Raises `InputError` for a folder without one, `DataError` for damaged files.
         """
@@ -46,13 +47,23 @@ class SavedModel:
 
         config = RunDirectory(path).read(CONFIG)
         name, shape, outputs = _named_model(path, config)
-        if not (path / MODEL).is_file():
-            raise InputError(f"{path} holds no {MODEL}: is the run finished?")
-        verify(path, MODEL)
+        members = [] if single else _members(path, config)
+        file = AVERAGE if members else MODEL
+        if not (path / file).is_file():
+            raise InputError(f"{path} holds no {file}: is the run finished?")
+        verify(path, file)
         try:
-            model = restore(name, shape, outputs, load_file(path / MODEL))
+            state = load_file(path / file)
+            if members:
+                nets = [
+                    restore(name, shape, outputs, _part(state, f"members.{k}."))
+                    for k, name in enumerate(members)
+                ]
+                model: nn.Module = Average(nets, probabilities=bool(config["data"].get("classes")))
+            else:
+                model = restore(name, shape, outputs, state)
         except (SafetensorError, RuntimeError, OSError) as error:
-            raise DataError(f"{path / MODEL} cannot be used: {error}") from error
+            raise DataError(f"{path / file} cannot be used: {error}") from error
         plain = config["data"].get("preprocessing")
         fitted = None if plain is None else Preprocessing.from_dict(plain)
         if fitted is not None and (count := len(fitted.feature_names)) != shape[0]:
@@ -150,6 +161,18 @@ def _named_model(path: Path, config: dict[str, Any]) -> tuple[str, tuple[int, ..
         if about["shape"] and all(type(size) is int and size > 0 for size in sizes):
             return about["name"], tuple(about["shape"]), about["outputs"]
     raise DataError(f"{path / CONFIG} is no run's configuration: its model or data are malformed")
+
+
+def _members(path: Path, config: dict[str, Any]) -> list[str]:
+    """The names of the networks whose mean answers for a search; of other runs none."""
+    names = config["model"].get("members", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path / CONFIG} is no run's configuration: its members are malformed")
+    return names
+
+
+def _part(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def escaped(frame: pd.DataFrame) -> pd.DataFrame:

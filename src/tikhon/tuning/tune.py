@@ -64,10 +64,11 @@ class TuneResult:
     """What a search found.
 
     `model` is the chosen single model, refitted on all rows; `average` one module with the mean
-    of the members that are within two standard errors of the best, refitted from several seeds;
-    `config` the chosen hyperparameters; `trials` every outcome as a row; `audit` how far the
-    choice may be off; `plan` what was decided by measuring. `recipe` and `settings` are the
-    chosen configuration as `fit` takes it: `fit(model, train, result.recipe, **result.settings)`
+    of the members that are within two standard errors of the best, refitted from several seeds,
+    and `members` their configurations; `config` the chosen hyperparameters; `trials` every
+    outcome as a row; `audit` how far the choice may be off; `plan` what was decided by measuring.
+    `recipe` and `settings` are the chosen configuration as `fit` takes it:
+    `fit(model, train, result.recipe, **result.settings)`
     (a strength "auto" is found again, and needs `valid`).
     """
 
@@ -80,6 +81,7 @@ class TuneResult:
     space: Space
     seconds: float
     stopped: str = ""
+    members: tuple[Config, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -358,6 +360,7 @@ def _conclude(
         space=space,
         seconds=time.perf_counter() - session.started,
         stopped=session.ended,
+        members=tuple(configs[k] for k in top),
         settings=settings_of(configs[chosen], full),
     )
 
