@@ -33,8 +33,8 @@ import torch
 from torch import nn
 
 import tikhon as tk
-from tikhon.population.hyperparameters import Settings
-from tikhon.population.losses import Objective
+from tikhon.population.hyperparameters import Hyperparameters
+from tikhon.population.losses import RowLosses
 from tikhon.population.population import Population
 
 SELECTION = (
@@ -136,11 +136,11 @@ def side_by_side(data, strengths, *, epochs: int, seed: int) -> dict[str, dict]:
     members = [build("mlp", fit[0].shape[1], outputs, seed) for _ in strengths]
     loss = nn.functional.mse_loss if regression else nn.functional.cross_entropy
     rows = len(fit[0])
-    settings = Settings(
+    settings = Hyperparameters(
         lr=torch.full((len(strengths),), LR), weight_decay={"*": torch.tensor(strengths)}
     )
     population = Population(
-        members, settings, objective=Objective(loss), example=fit[0][:BATCH],
+        members, settings, objective=RowLosses(loss), example=fit[0][:BATCH],
         steps=epochs * (rows // BATCH),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)

@@ -41,11 +41,11 @@ import torch.nn.functional as F
 
 import tikhon as tk
 from tikhon.models.mlp import MLP
-from tikhon.population.hyperparameters import Settings
-from tikhon.population.losses import Objective
+from tikhon.population.hyperparameters import Hyperparameters
+from tikhon.population.losses import RowLosses
 from tikhon.population.population import Population
 from tikhon.tuning.preparation import make_job
-from tikhon.tuning.runners import SIZES, Job, PopulationRunner, microseconds, populate
+from tikhon.tuning.runners import SIZES, PopulationRunner, SearchJob, microseconds, populate
 from tikhon.tuning.searches import Grid, SpaceFilling
 from tikhon.tuning.trials import History
 
@@ -127,15 +127,15 @@ def habitual(features: int, width: int, classes: int, x, y, config, steps: int):
 
 def population(features: int, width: int, classes: int, x, y, members: list, steps: int):
     found = Population(
-        [network(features, width, classes, x.dtype) for _ in members], Settings.of(members),
-        objective=Objective("cross_entropy"), example=x[:2], steps=steps,
+        [network(features, width, classes, x.dtype) for _ in members], Hyperparameters.of(members),
+        objective=RowLosses("cross_entropy"), example=x[:2], steps=steps,
     )  # fmt: skip
     for step in range(steps):
         found.step(x, y, None, step, seed=step)
     return found
 
 
-def by_chunk(job: Job, members: list[dict[str, Any]]) -> tuple[int, dict[int, float]]:
+def by_chunk(job: SearchJob, members: list[dict[str, Any]]) -> tuple[int, dict[int, float]]:
     """The chunk with the fewest microseconds per step of a member (what `choose_chunk` is held
     to), and the table; sizes rise until one is worse than half of it.
     """
@@ -162,8 +162,8 @@ def costs(features: int, width: int, classes: int, steps: int = 240) -> dict[str
         gap = max(gap, *(float((state[n] - v).abs().max()) for n, v in alone.items()))
     if gap > 1e-5:
         raise SystemExit(f"members differ from separate runs by {gap}: no ratio is printed")
-    job = Job(
-        lambda config: network(features, width, classes), x, y, Objective("cross_entropy"),
+    job = SearchJob(
+        lambda config: network(features, width, classes), x, y, RowLosses("cross_entropy"),
         epochs=steps, batch_size=BATCH,
     )  # fmt: skip
     chunk, table = by_chunk(job, configs(16))

@@ -39,10 +39,10 @@ import torch
 from torch import Tensor, nn
 
 import tikhon as tk
-from tikhon.population.losses import Objective
+from tikhon.population.losses import RowLosses
 from tikhon.strengths.sensitivity import begin, carry_decay, descend, first_decay, rate_of
 from tikhon.training.recipe import Auto
-from tikhon.tuning.runners import Job, PopulationRunner, train_on_all
+from tikhon.tuning.runners import PopulationRunner, SearchJob, train_on_all
 from tikhon.tuning.trials import Trial
 
 COUNT, LOW, HIGH = 32, 1e-4, 30.0
@@ -80,10 +80,10 @@ class Setting:
             loss = float(self.loss(net(rows[0]), rows[1]))
         return math.sqrt(loss) if self.regression else loss
 
-    def job(self, rows, *, valid=None, kept=None) -> Job:
+    def job(self, rows, *, valid=None, kept=None) -> SearchJob:
         """The same training as a population's."""
-        objective = Objective("mse" if self.regression else "cross_entropy", rows[1])
-        return Job(
+        objective = RowLosses("mse" if self.regression else "cross_entropy", rows[1])
+        return SearchJob(
             lambda config: self.net(), *rows, objective, self.epochs, grid.BATCH,
             valid=valid, kept=kept, seed=self.seed,
         )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from tikhon import __version__, report
 from tikhon.cli import COMMANDS, main
-from tikhon.report.page import Label, Table
+from tikhon.report.page import Label, PageTable
 from tikhon.report.saved import read
 
 
@@ -106,7 +106,7 @@ def test_the_terminal_and_the_page_say_the_same(folder, capsys, data):
     page = report.build(read(folder / "run"))
     for words in (page.verdict, *page.more):
         assert words.text("en") in out
-    tables = [block for block in page.sections[0].blocks if isinstance(block, Table)]
+    tables = [block for block in page.sections[0].blocks if isinstance(block, PageTable)]
     cells = [cell for table in tables for row in table.rows for cell in row]
     assert len(cells) > 10
     for cell in cells:

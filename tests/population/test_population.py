@@ -15,7 +15,7 @@ from tikhon.errors import DataError, InputError
 from tikhon.layers import Dropout
 from tikhon.models import build
 from tikhon.models.mlp import MLP
-from tikhon.population.losses import Objective
+from tikhon.population.losses import RowLosses
 from tikhon.population.population import Population, Settings
 
 STEPS = 30
@@ -90,7 +90,7 @@ def batches(x):
 def population(models, configs, **kwargs):
     x, _ = data()
     return Population(
-        models, Settings.of(configs), objective=Objective(kwargs.pop("loss", "cross_entropy")),
+        models, Settings.of(configs), objective=RowLosses(kwargs.pop("loss", "cross_entropy")),
         example=x[:4], steps=STEPS, **kwargs,
     )  # fmt: skip
 
@@ -449,4 +449,4 @@ def test_requests_that_a_population_cannot_serve_name_the_reason():
     with pytest.raises(InputError, match="entry by entry"):
         population([built("mlp")], [{"lr": 0.1}], optimizer=lambda p, **k: torch.optim.LBFGS(p))
     with pytest.raises(InputError, match="did you mean 'cross_entropy'"):
-        Objective("crossentropy")
+        RowLosses("crossentropy")

@@ -29,7 +29,7 @@ from tikhon.regularizer import regularizer
 from tikhon.regularizer.activity import Activity
 from tikhon.regularizer.attachment import Attachment
 from tikhon.regularizer.hooks import StepHooks
-from tikhon.regularizer.plan import Plan
+from tikhon.regularizer.plan import StepPlan
 
 LR = (0.1, 0.05)  # of the two optimizers
 L1, L2, BOX = 0.5, 0.3, 2.0
@@ -394,7 +394,7 @@ def by_size(patch):
         now = sizes(group["params"] for group in self.optimizer.param_groups)
         return now == sizes(self.params)
 
-    patch.setattr(Plan, "is_current", is_current)
+    patch.setattr(StepPlan, "is_current", is_current)
 
 
 def left_behind(patch):

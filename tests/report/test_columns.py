@@ -13,7 +13,7 @@ from tikhon import report
 from tikhon.data.columns import Column
 from tikhon.report.kinds import columns, sentences
 from tikhon.report.kinds.sentences import sentence
-from tikhon.report.page import Label, Page, Table
+from tikhon.report.page import Label, Page, PageTable
 from tikhon.report.saved import read
 
 DATA = Path(tikhon.__file__).parent / "data"
@@ -42,8 +42,8 @@ def page(folder: Path, relied: dict) -> Page:
     return report.build(read(save(folder, config, [], result)))
 
 
-def tables(page: Page) -> dict[str, Table]:
-    blocks = [b for s in page.sections for b in s.blocks if isinstance(b, Table)]
+def tables(page: Page) -> dict[str, PageTable]:
+    blocks = [b for s in page.sections for b in s.blocks if isinstance(b, PageTable)]
     return {table.caption.key: table for table in blocks}
 
 

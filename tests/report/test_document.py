@@ -25,8 +25,8 @@ from tikhon.report.page import (
     Label,
     Name,
     Page,
+    PageTable,
     Section,
-    Table,
     say,
     strings,
 )
@@ -157,7 +157,7 @@ def test_hostile_text_is_escaped_everywhere():
         charts.over_time([1], {evil: [1.0]}, say("zeros")),
         say("alt_over_time", what=evil, last=evil),
     )
-    table = Table(
+    table = PageTable(
         say("alt_over_time", what=evil, last=evil),
         (Name(evil), say("value")),
         ((Name(evil), "1"), (Name(evil), Name(evil))),
@@ -348,7 +348,7 @@ def test_runs_are_compared_where_data_and_score_are_the_same(tmp_path, fitted, d
     apart = report.build(read(a), read(c), read(tuned), read(demoed))
     assert apart.verdict.text("en").startswith(APART.format(4))
     blocks = [block for section in apart.sections for block in section.blocks]
-    assert not any(isinstance(block, Table) and block.chosen is not None for block in blocks)
+    assert not any(isinstance(block, PageTable) and block.chosen is not None for block in blocks)
     assert all(words not in render(apart) for words in ("has the best", ">best<"))
 
 
@@ -424,7 +424,7 @@ def test_every_finding_is_told_in_both_languages(diagnosed, tmp_path):
     result = json.loads((diagnosed / "result.json").read_text())
     [table] = [
         b for s in report.build(read(diagnosed)).sections for b in s.blocks
-        if isinstance(b, Table) and b.caption == say("findings_caption")
+        if isinstance(b, PageTable) and b.caption == say("findings_caption")
     ]  # fmt: skip
     first = result["findings"][0]
     assert table.rows[0][3].text("zh").startswith(strings("zh")[f"effect_{first['code']}"])

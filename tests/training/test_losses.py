@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tikhon.errors import InputError
-from tikhon.population.losses import Objective
+from tikhon.population.losses import RowLosses
 from tikhon.training.losses import LOSSES, NAMES, broadcasts, in_a_loop, loss_of, name_of
 from tikhon.training.measures import scores_of
 from tikhon.training.yardsticks import assess
@@ -68,7 +68,7 @@ def test_rows_of_a_population_have_the_loss_as_their_mean(name, form):
     for output, target in shaped(name):
         if not target.is_floating_point() and loss_of(form).kind == "custom":
             target = target.float()
-        rows = Objective(form).rows(torch.stack([output, output + 1]), target)
+        rows = RowLosses(form).rows(torch.stack([output, output + 1]), target)
         assert rows.shape == (2, ROWS)
         assert float(rows[0].mean()) == pytest.approx(TRUE[name], rel=1e-5)
 
@@ -152,7 +152,7 @@ def test_settings_of_a_module_count():
 )  # fmt: skip
 def test_a_population_refuses_what_is_no_mean_over_rows(loss):
     with pytest.raises(InputError, match="not the mean of the losses of its rows"):
-        Objective(loss).rows(LOGITS[None], CLASSES)
+        RowLosses(loss).rows(LOGITS[None], CLASSES)
 
 
 def test_unknown_losses_name_the_closest():

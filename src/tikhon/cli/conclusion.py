@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tikhon.report.page import Label, Mark, Page, Section, Table
+from tikhon.report.page import Label, Mark, Page, PageTable, Section
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
@@ -123,11 +123,11 @@ def following(terminal: Terminal, page: Path, commands: Sequence[str]) -> None:
         terminal.say(f"next:   {command}")
 
 
-def _tables(section: Section) -> list[Table]:
-    return [block for block in section.blocks if isinstance(block, Table)]
+def _tables(section: Section) -> list[PageTable]:
+    return [block for block in section.blocks if isinstance(block, PageTable)]
 
 
-def cells(table: Table) -> list[list[str]]:
+def cells(table: PageTable) -> list[list[str]]:
     """The rows of a page's table as text; the chosen one is marked."""
     rows = [[text(cell) for cell in row] for row in table.rows]
     if table.chosen is not None:

@@ -12,7 +12,7 @@ from tikhon.errors import InputError, unknown
 from tikhon.options import DATA, LOSSES, OPTIMIZERS, OUTPUT, REGULARIZATION, SOURCES, TRAINING
 
 if TYPE_CHECKING:
-    from tikhon.cli.options import Run
+    from tikhon.cli.options import RunOptions
     from tikhon.cli.terminal import Terminal
     from tikhon.cures import Cure
     from tikhon.diagnosis import Diagnosis
@@ -134,7 +134,7 @@ def diagnose(
     return 3 if worst >= limit else 0
 
 
-def conclude(terminal: Terminal, run: Run, found: Diagnosis | Cure) -> None:
+def conclude(terminal: Terminal, run: RunOptions, found: Diagnosis | Cure) -> None:
     """Keep what was found, with its page, if a folder was named; print the document if asked."""
     document = found.to_dict()
     if run.output is not None:

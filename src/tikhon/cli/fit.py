@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tikhon.cli.groups import Group, suggested, values_of
+from tikhon.cli.groups import OptionGroup, suggested, values_of
 from tikhon.cli.options import (
     Data,
     DataDir,
@@ -19,7 +19,7 @@ from tikhon.cli.options import (
     RecipeGiven,
     Strengths,
 )
-from tikhon.cli.tables import Rows, Table
+from tikhon.cli.tables import Rows, TableArguments
 from tikhon.options import (
     DATA,
     MODEL,
@@ -49,7 +49,7 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Network:
+class ModelOptions:
     """What is trained, and what is made of it."""
 
     model: str = field(
@@ -90,7 +90,7 @@ class Network:
 _told = options_of(TrainingOptions)
 _told["epochs"] = (_told["epochs"][0], None)  # left out, it trains as long as it improves
 _ORDER = ("epochs", "budget", "optimizer", "lr", "momentum", "schedule", "loss", "batch_size")
-Training = Annotated[Given, Group({n: _told[n] for n in (*_ORDER, "seed", "device")}, dict)]
+Training = Annotated[Given, OptionGroup({n: _told[n] for n in (*_ORDER, "seed", "device")}, dict)]
 How = Annotated[
     str | None,
     typer.Option(
@@ -129,8 +129,8 @@ class Request:
     data: str
     data_dir: Path | None
     shares: Shares
-    table: Table
-    network: Network
+    table: TableArguments
+    network: ModelOptions
     penalties: list[Mapping[str, object]]  # entries of a recipe
     given: Given  # the rest of a recipe
     recipe: Path | None
@@ -146,7 +146,7 @@ def fit(
     table: Rows,
     data_dir: DataDir = None,
     *,
-    network: Annotated[Network, values_of(Network)],
+    network: Annotated[ModelOptions, values_of(ModelOptions)],
     strengths: Strengths,
     penalty: Penalties = None,
     how: How = None,

@@ -23,14 +23,14 @@ from tikhon.options import STRENGTHS
 if TYPE_CHECKING:
     from torch import nn
 
-    from tikhon.cli.fit import Network, Request
+    from tikhon.cli.fit import ModelOptions, Request
     from tikhon.cli.terminal import Terminal
     from tikhon.data import Split
     from tikhon.training.recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class FitJob:
     """All that a training needs, read and checked; nothing is written yet."""
 
     network: nn.Module
@@ -84,7 +84,9 @@ def carry_out(request: Request) -> int:
     return 0
 
 
-def _more(terminal: Terminal, asked: Network, job: Job, model: nn.Module) -> dict[str, Any]:
+def _more(
+    terminal: Terminal, asked: ModelOptions, job: FitJob, model: nn.Module
+) -> dict[str, Any]:
     """What the trained model says of the test rows, and what else was made of it."""
     from tikhon.training.predictions import predictions
 
@@ -101,7 +103,7 @@ def _more(terminal: Terminal, asked: Network, job: Job, model: nn.Module) -> dic
     return more
 
 
-def _importances(model: nn.Module, job: Job) -> dict[str, object]:
+def _importances(model: nn.Module, job: FitJob) -> dict[str, object]:
     """By how much the loss of validation and test rows rests on each column of the table."""
     import torch
 
@@ -122,7 +124,7 @@ def _importances(model: nn.Module, job: Job) -> dict[str, object]:
     )
 
 
-def _prepare(request: Request) -> Job:
+def _prepare(request: Request) -> FitJob:
     """Refuse what cannot be carried out, from the cheapest check to reading the data."""
     from tikhon.data import load, split
     from tikhon.training import Settings
@@ -167,7 +169,7 @@ def _prepare(request: Request) -> Job:
         "model": model,
         "budget": length.budget,
     }
-    return Job(network, parts, recipe, training, path, about, length.words)
+    return FitJob(network, parts, recipe, training, path, about, length.words)
 
 
 def _network(request: Request, recipe: Recipe, parts: Split, outputs: int) -> nn.Module:
@@ -209,7 +211,7 @@ def penalty_entries(
     return entries
 
 
-def _introduce(terminal: Terminal, job: Job) -> None:
+def _introduce(terminal: Terminal, job: FitJob) -> None:
     parts, train = job.parts, job.parts.train
     introduce(terminal, train)
     kind = f"{len(train.classes)} classes" if train.classes else "a number"

@@ -15,7 +15,7 @@ from tikhon.options import Option, options_of
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class OptionGroup:
     """The options that a parameter stands for, and what is made of their values."""
 
     options: Mapping[str, tuple[Option, Any]]
@@ -35,15 +35,15 @@ class Group:
         ]
 
 
-def values_of(kind: type, *, without: tuple[str, ...] = ()) -> Group:
+def values_of(kind: type, *, without: tuple[str, ...] = ()) -> OptionGroup:
     """The fields of a dataclass, to be an instance of it; those left out keep their defaults."""
     kept = {name: found for name, found in options_of(kind).items() if name not in without}
-    return Group(kept, lambda values: kind(**values))
+    return OptionGroup(kept, lambda values: kind(**values))
 
 
-def given_of(options: Mapping[str, Option]) -> Group:
+def given_of(options: Mapping[str, Option]) -> OptionGroup:
     """Options that may all be left out: a mapping of those that were given."""
-    return Group(
+    return OptionGroup(
         {name: (told, None) for name, told in options.items()},
         lambda values: {name: value for name, value in values.items() if value is not None},
     )
@@ -93,10 +93,12 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command with one parameter an option, in the order of its own parameters."""
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
-    groups: dict[str, Group] = {}
+    groups: dict[str, OptionGroup] = {}
     for name, parameter in inspect.signature(command).parameters.items():
         hint = hints[name]
-        group = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Group)), None)
+        group = next(
+            (m for m in getattr(hint, "__metadata__", ()) if isinstance(m, OptionGroup)), None
+        )
         if group is None:
             own = parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY)
             parameters.append(own)

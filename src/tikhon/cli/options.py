@@ -49,7 +49,7 @@ BatchSize = Annotated[int, _training["batch_size"]]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunOptions:
     """Where a run is kept, and what is said of it."""
 
     output: Path | None = field(
@@ -98,7 +98,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class _Asked(Run):
+class _Asked(RunOptions):
     """A run that is kept only in a folder that was named."""
 
     output: Path | None = field(
@@ -114,12 +114,12 @@ class _Asked(Run):
     )
 
 
-Output = Annotated[Run, values_of(Run)]  # of what trains for long
-Resumable = Annotated[Run, values_of(Run, without=("verbose",))]
-Plain = Annotated[Run, values_of(_Asked, without=("resume", "verbose"))]
+Output = Annotated[RunOptions, values_of(RunOptions)]  # of what trains for long
+Resumable = Annotated[RunOptions, values_of(RunOptions, without=("verbose",))]
+Plain = Annotated[RunOptions, values_of(_Asked, without=("resume", "verbose"))]
 _kept = ("output", "resume", "overwrite", "verbose")
-Printed = Annotated[Run, values_of(Run, without=_kept)]
-Silent = Annotated[Run, values_of(Run, without=(*_kept, "json"))]
+Printed = Annotated[RunOptions, values_of(RunOptions, without=_kept)]
+Silent = Annotated[RunOptions, values_of(RunOptions, without=(*_kept, "json"))]
 
 Given = Mapping[str, Any]  # the options of a group that were given
 Strengths = Annotated[

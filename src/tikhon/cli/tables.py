@@ -30,7 +30,7 @@ def _column(
 
 
 @dataclass(frozen=True)
-class Table:
+class TableArguments:
     """How a table is read, and which of its columns are what."""
 
     target: str | None = field(
@@ -127,8 +127,9 @@ class Table:
         )
 
 
-Rows = Annotated[Table, values_of(Table)]
-Unsplit = Annotated[Table, values_of(Table, without=("time", "group"))]  # split by the verb itself
+Rows = Annotated[TableArguments, values_of(TableArguments)]
+# the verb splits the rows itself
+Unsplit = Annotated[TableArguments, values_of(TableArguments, without=("time", "group"))]
 
 
 def leave_to_notices() -> None:

@@ -45,7 +45,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
 
 @dataclass(frozen=True)
-class Call:
+class Operation:
     """One operation of the graph, with everything a rule may look at."""
 
     node: fx.Node
@@ -100,7 +100,7 @@ class Analysis:
         """Declare a reader: ids of shape (positions, size) whose columns `needed` are read."""
         self.readers.append(lambda keep: ids[:, needed(keep)].unique())
 
-    def refuse(self, call: Call, why: str) -> object:
+    def refuse(self, call: Operation, why: str) -> object:
         """Keep everything that the operation touches."""
         self.refused[call.node] = why
         for seen in _flat(call.seen):
@@ -180,7 +180,7 @@ class Interpreter(fx.Interpreter):
         known = analysis.units
         seen = map_arg((n.args, n.kwargs), lambda a: known[a])
         name = n.name if n.op == "call_function" else str(n.target)
-        call = Call(n, name, args, kwargs, tuple(_flat(seen)), out)
+        call = Operation(n, name, args, kwargs, tuple(_flat(seen)), out)
         if n.op == "placeholder":
             return _input(out, analysis)
         if n.op == "get_attr":

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .analysis import Analysis, Call
+from .analysis import Analysis, Operation
 from .units import Units, kept, varies
 
 
-def attention(call: Call, module: None, analysis: Analysis) -> object:
+def attention(call: Operation, module: None, analysis: Analysis) -> object:
     """softmax(q k') v of (batch, heads, length, size): a head is a unit."""
     parts = call.seen[:3]
     if call.out.ndim != 4 or len(call.args) < 3 or len({p.ids.shape[1] for p in parts}) > 1:
@@ -34,13 +34,13 @@ def attention(call: Call, module: None, analysis: Analysis) -> object:
     )
 
 
-def _keep_masks(call: Call, analysis: Analysis) -> None:
+def _keep_masks(call: Operation, analysis: Analysis) -> None:
     """What follows query, key and value has positions, not units: all of it stays."""
     for mask in call.seen[3:]:
         analysis.registry.needed.update(mask.ids.unique().tolist())
 
 
-def product(call: Call, module: None, analysis: Analysis) -> object:
+def product(call: Operation, module: None, analysis: Analysis) -> object:
     """q k' or a v of (..., rows, columns): all of a matrix is one unit, which a head is then."""
     a, *others = call.seen
     b = others[0] if others else a
@@ -65,7 +65,7 @@ def product(call: Call, module: None, analysis: Analysis) -> object:
     return Units(ids, const, value).with_value(const, torch.where(zero, 0.0, value))
 
 
-def softmax(call: Call, module: nn.Module | None, analysis: Analysis) -> object:
+def softmax(call: Operation, module: nn.Module | None, analysis: Analysis) -> object:
     """Along an axis of one unit; the last axis then sums to one."""
     (seen,) = call.seen
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
@@ -78,7 +78,7 @@ def softmax(call: Call, module: nn.Module | None, analysis: Analysis) -> object:
     return seen.with_value(const, call.evaluate(module, seen.value))
 
 
-def masked(call: Call, module: None, analysis: Analysis) -> object:
+def masked(call: Operation, module: None, analysis: Analysis) -> object:
     """masked_fill with a mask that is a constant and the same for all units."""
     seen = call.seen[0]
     if len(call.seen) != 2 or not beside(call.seen[1], seen):
@@ -98,7 +98,7 @@ def beside(other: Units, units: Units) -> bool:
     return all(size == 1 or not varies(units.ids, axis) for axis, size in enumerate(sizes))
 
 
-def multihead(call: Call, module: nn.MultiheadAttention, analysis: Analysis) -> object:
+def multihead(call: Operation, module: nn.MultiheadAttention, analysis: Analysis) -> object:
     """nn.MultiheadAttention: its heads are units of its own, its output columns are new ones."""
     reason = _unsupported(call, module)
     if reason:
@@ -122,7 +122,7 @@ def multihead(call: Call, module: nn.MultiheadAttention, analysis: Analysis) -> 
     return (Units(ids, const.expand(ids.shape), value.expand(ids.shape)), None)
 
 
-def _unsupported(call: Call, module: nn.MultiheadAttention) -> str:
+def _unsupported(call: Operation, module: nn.MultiheadAttention) -> str:
     weights_used = any(
         user.target is operator.getitem and user.args[1] == 1 and user.users
         for user in call.node.users

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .analysis import Analysis, Call, in_double
+from .analysis import Analysis, Operation, in_double
 from .units import Units, kept
 
 Convolution = nn.modules.conv._ConvNd
 
 
-def convolution(call: Call, module: Convolution, analysis: Analysis) -> object:
+def convolution(call: Operation, module: Convolution, analysis: Analysis) -> object:
     """A convolution: over all channels, in groups, or one filter a channel."""
     (seen,) = call.seen
     weight = module.weight.detach()
@@ -84,7 +84,7 @@ def foldable(module: Convolution, seen: Units) -> tuple[Tensor, Tensor]:
     return (fixed & (value == 0) if padded or module.transposed else fixed), value
 
 
-def _depthwise(call: Call, module: Convolution, seen: Units) -> Units:
+def _depthwise(call: Operation, module: Convolution, seen: Units) -> Units:
     dead = (module.weight.detach() == 0).flatten(1).all(1)
     bias = torch.zeros(len(dead)) if module.bias is None else module.bias.detach()
     shape = (-1,) + (1,) * (call.out.ndim - 2)
@@ -103,7 +103,7 @@ def _channel_ids(seen: Units, shape: torch.Size) -> Tensor:
     return first.view(*first.shape, *(1,) * (len(shape) - 2)).expand(shape)
 
 
-def channelwise(call: Call, module: nn.Module | None, analysis: Analysis) -> object:
+def channelwise(call: Operation, module: nn.Module | None, analysis: Analysis) -> object:
     """Pooling, resizing: each channel for itself, over the axes after the second."""
     seen = call.seen[0]
     if not isinstance(call.out, Tensor):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .analysis import Analysis, Call
+from .analysis import Analysis, Operation
 from .units import kept
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 InstanceNorm = nn.modules.instancenorm._InstanceNorm
 
 
-def batch_norm(call: Call, module: BatchNorm, analysis: Analysis) -> object:
+def batch_norm(call: Operation, module: BatchNorm, analysis: Analysis) -> object:
     """An affine map of each channel (evaluation mode)."""
     (seen,) = call.seen
     if module.running_mean is None:
@@ -27,7 +27,7 @@ def batch_norm(call: Call, module: BatchNorm, analysis: Analysis) -> object:
     return seen.with_value(const, value)
 
 
-def layer_norm(call: Call, module: nn.LayerNorm | nn.RMSNorm, analysis: Analysis) -> object:
+def layer_norm(call: Operation, module: nn.LayerNorm | nn.RMSNorm, analysis: Analysis) -> object:
     """LayerNorm, RMSNorm: each entry is read for the moments, unless it is a constant."""
     (seen,) = call.seen
     if len(module.normalized_shape) != 1:
@@ -45,7 +45,7 @@ def layer_norm(call: Call, module: nn.LayerNorm | nn.RMSNorm, analysis: Analysis
     return seen.with_value(const.expand(shape), value.expand(shape))
 
 
-def group_norm(call: Call, module: nn.GroupNorm, analysis: Analysis) -> object:
+def group_norm(call: Operation, module: nn.GroupNorm, analysis: Analysis) -> object:
     """Every channel is read for the moments of its group, unless it is one constant."""
     (seen,) = call.seen
     columns, groups = seen.columns(1).ids, module.num_groups
@@ -69,7 +69,7 @@ def group_norm(call: Call, module: nn.GroupNorm, analysis: Analysis) -> object:
     return seen.with_value(const, value)
 
 
-def instance_norm(call: Call, module: InstanceNorm, analysis: Analysis) -> object:
+def instance_norm(call: Operation, module: InstanceNorm, analysis: Analysis) -> object:
     """Every channel for itself: what is constant becomes the bias."""
     if call.out.ndim != _AXES[type(module)]:
         return analysis.refuse(call, "its input has no batch axis")

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .analysis import Analysis, Call
+from .analysis import Analysis, Operation
 from .units import Units
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
@@ -77,7 +77,7 @@ def suffixes(module: nn.RNNBase) -> Iterator[tuple[int, str]]:
             yield layer, f"_l{layer}{direction}"
 
 
-def recurrent(call: Call, module: nn.RNNBase, analysis: Analysis) -> object:
+def recurrent(call: Operation, module: nn.RNNBase, analysis: Analysis) -> object:
     """A stack of recurrent layers with a zero initial state; a silent unit is the constant 0."""
     reason = _unsupported(call, module)
     if reason:
@@ -108,7 +108,7 @@ def recurrent(call: Call, module: nn.RNNBase, analysis: Analysis) -> object:
     return seen, _final(call, cells, states)
 
 
-def _final(call: Call, cells: list[Tensor], states: list[Tensor]) -> object:
+def _final(call: Operation, cells: list[Tensor], states: list[Tensor]) -> object:
     """Units of the last states (layers x directions, batch, hidden), if anybody uses them."""
     if not any(
         user.target is not operator.getitem or (user.args[1] == 1 and user.users)
@@ -123,7 +123,7 @@ def _final(call: Call, cells: list[Tensor], states: list[Tensor]) -> object:
     return (units, units) if isinstance(call.out[1], tuple) else units
 
 
-def _unsupported(call: Call, module: nn.RNNBase) -> str:
+def _unsupported(call: Operation, module: nn.RNNBase) -> str:
     first, *others = call.args
     cases = {
         "a projected state (proj_size)": module.proj_size > 0,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .analysis import Analysis, Call
+from .analysis import Analysis, Operation
 from .attention import attention, beside, masked, multihead, product, softmax
 from .convolution import channelwise, convolution
 from .modules import SelectLinear
@@ -20,7 +20,7 @@ from .recurrent import recurrent
 from .units import NO_UNIT, Units, kept, opaque, varies
 
 
-def linear(call: Call, module: nn.Linear, analysis: Analysis) -> Units:
+def linear(call: Operation, module: nn.Linear, analysis: Analysis) -> Units:
     """y = W x + b over the last axis."""
     (seen,) = call.seen
     columns = seen.columns(-1)
@@ -36,7 +36,7 @@ def linear(call: Call, module: nn.Linear, analysis: Analysis) -> Units:
     return Units(ids, const.expand(ids.shape), folded.expand(ids.shape))
 
 
-def select_linear(call: Call, module: SelectLinear, analysis: Analysis) -> Units:
+def select_linear(call: Operation, module: SelectLinear, analysis: Analysis) -> Units:
     """A linear layer of some columns of its input."""
     return linear(replace(call, seen=(selected(module, call.seen[0]),)), module.linear, analysis)
 
@@ -46,7 +46,7 @@ def selected(module: SelectLinear, seen: Units) -> Units:
     return seen.map(lambda t: t.index_select(-1, module.columns.to(t.device)))
 
 
-def embedding(call: Call, module: nn.Embedding, analysis: Analysis) -> Units:
+def embedding(call: Operation, module: nn.Embedding, analysis: Analysis) -> Units:
     """A table: a column of equal entries is a constant."""
     ids = analysis.produce(call.name, -1, call.out.shape)
     weight = module.weight.detach()
@@ -54,7 +54,7 @@ def embedding(call: Call, module: nn.Embedding, analysis: Analysis) -> Units:
     return Units(ids, const, weight[0].double().expand(ids.shape))
 
 
-def elementwise(call: Call, module: nn.Module | None, analysis: Analysis) -> Units:
+def elementwise(call: Operation, module: nn.Module | None, analysis: Analysis) -> Units:
     """A function of each entry."""
     seen = call.seen[0]
     if call.node.args[0] in analysis.averaging and (
@@ -64,7 +64,7 @@ def elementwise(call: Call, module: nn.Module | None, analysis: Analysis) -> Uni
     return seen.with_value(seen.const, call.evaluate(module, seen.value))
 
 
-def arithmetic(call: Call, module: None, analysis: Analysis) -> object:
+def arithmetic(call: Operation, module: None, analysis: Analysis) -> object:
     """Two operands: their units are merged; a zero factor is a constant whatever the other is."""
     tensors = [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, Tensor)]
     target = call.node.target
@@ -97,7 +97,7 @@ def arithmetic(call: Call, module: None, analysis: Analysis) -> object:
     )
 
 
-def constant(call: Call, module: None, analysis: Analysis) -> object:
+def constant(call: Operation, module: None, analysis: Analysis) -> object:
     """A tensor that the forward makes by itself, or a comparison of such ones."""
     if not all(bool(units.const.all()) for units in call.seen):
         return analysis.refuse(call, "it looks at the data")
@@ -106,7 +106,7 @@ def constant(call: Call, module: None, analysis: Analysis) -> object:
     return Units(units.ids, torch.ones_like(units.const), call.out.double())
 
 
-def attribute(call: Call, module: None, analysis: Analysis) -> object:
+def attribute(call: Operation, module: None, analysis: Analysis) -> object:
     """x.T and x.mT; the parts of what max and min along an axis give."""
     name = call.args[1]
     if not isinstance(call.args[0], Tensor) and name in ("values", "indices"):
@@ -117,7 +117,7 @@ def attribute(call: Call, module: None, analysis: Analysis) -> object:
     return call.seen[0].map(lambda t: getattr(t, name))
 
 
-def glu(call: Call, module: nn.Module | None, analysis: Analysis) -> Units:
+def glu(call: Operation, module: nn.Module | None, analysis: Analysis) -> Units:
     """One half times the sigmoid of the other: position by position they are one unit."""
     (seen,) = call.seen
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else -1)
@@ -129,7 +129,9 @@ def glu(call: Call, module: nn.Module | None, analysis: Analysis) -> Units:
     return one.with_value(const, value)
 
 
-def layout(call: Call, module: nn.Module | None, analysis: Analysis) -> Units | tuple[Units, ...]:
+def layout(
+    call: Operation, module: nn.Module | None, analysis: Analysis
+) -> Units | tuple[Units, ...]:
     """Entries move and nothing else happens."""
     first = call.args[0]
     many = isinstance(first, (tuple, list))
@@ -150,7 +152,7 @@ def layout(call: Call, module: nn.Module | None, analysis: Analysis) -> Units | 
     return tuple(Units(*parts) for parts in zip(*moved, strict=True))
 
 
-def pieces(call: Call, module: None, analysis: Analysis) -> object:
+def pieces(call: Operation, module: None, analysis: Analysis) -> object:
     """chunk, split, unbind: a position stays in all pieces if it stays in one."""
     sizes = {part.shape for part in call.out}
     if len(sizes) != 1:
@@ -163,7 +165,7 @@ def pieces(call: Call, module: None, analysis: Analysis) -> object:
     return parts
 
 
-def item(call: Call, module: None, analysis: Analysis) -> object:
+def item(call: Operation, module: None, analysis: Analysis) -> object:
     """x[...]: an axis that is indexed stays whole."""
     if not isinstance(call.args[0], Tensor):
         return analysis.units[call.node.args[0]][call.args[1]]  # type: ignore[index]
@@ -190,7 +192,7 @@ def _whole(columns: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda keep: columns[kept(keep, columns).any(1)].unique()
 
 
-def reduce(call: Call, module: None, analysis: Analysis) -> object:
+def reduce(call: Operation, module: None, analysis: Analysis) -> object:
     """mean, sum, amax, max: constant where everything reduced is constant."""
     seen = call.seen[0]
     if len(call.seen) > 1:
@@ -213,7 +215,7 @@ def reduce(call: Call, module: None, analysis: Analysis) -> object:
     return found if places is None else (found, places)
 
 
-def padded(call: Call, module: nn.Module | None, analysis: Analysis) -> object:
+def padded(call: Operation, module: nn.Module | None, analysis: Analysis) -> object:
     """More positions along axes of no units: constants, or copies of what is there."""
     seen = call.seen[0]
     ids, shape = seen.ids, call.out.shape

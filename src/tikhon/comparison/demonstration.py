@@ -36,7 +36,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Method:
+class Variant:
     """One way of training, at several strengths."""
 
     name: str
@@ -46,10 +46,10 @@ class Method:
 
 
 METHODS = (
-    Method("none", "none", (0.0,), lambda s: Recipe()),
-    Method("l1", "L1", (3e-4, 1e-3, 2e-3, 4e-3), lambda s: Recipe(L1(s))),
-    Method("l2", "L2", (3e-3, 1e-2, 3e-2, 6e-2), lambda s: Recipe(L2(s))),
-    Method("dropout", "dropout", (0.3, 0.5, 0.7, 0.85), lambda s: Recipe(dropout=s)),
+    Variant("none", "none", (0.0,), lambda s: Recipe()),
+    Variant("l1", "L1", (3e-4, 1e-3, 2e-3, 4e-3), lambda s: Recipe(L1(s))),
+    Variant("l2", "L2", (3e-3, 1e-2, 3e-2, 6e-2), lambda s: Recipe(L2(s))),
+    Variant("dropout", "dropout", (0.3, 0.5, 0.7, 0.85), lambda s: Recipe(dropout=s)),
 )
 
 
@@ -81,7 +81,7 @@ def draw(data: Dataset, setting: Setting, seed: int) -> Parts:
 def train(
     data: Dataset,
     parts: Parts,
-    method: Method,
+    method: Variant,
     strength: float,
     setting: Setting,
     seed: int,
@@ -109,9 +109,9 @@ def train(
 
 def run(
     setting: Setting,
-    methods: Sequence[Method] = METHODS,
+    methods: Sequence[Variant] = METHODS,
     *,
-    on_run: Callable[[Method, float, int, Run], None] = lambda *a: None,
+    on_run: Callable[[Variant, float, int, Run], None] = lambda *a: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train every method at every strength and seed; validation rows alone choose the strength.
@@ -145,7 +145,7 @@ def run(
     }
 
 
-def _method_result(method: Method, grid: list[tuple[float, list[Run]]]) -> dict[str, object]:
+def _method_result(method: Variant, grid: list[tuple[float, list[Run]]]) -> dict[str, object]:
     points = [
         {
             "strength": strength,
@@ -207,7 +207,7 @@ def _describe(setting: Setting, data: Dataset) -> dict[str, object]:
     return asdict(setting) | more
 
 
-def quick(setting: Setting) -> tuple[Setting, tuple[Method, ...]]:
+def quick(setting: Setting) -> tuple[Setting, tuple[Variant, ...]]:
     """A smaller form: two strengths for each method, a third of the epochs."""
     fewer = tuple(
         replace(method, strengths=method.strengths[1:3] or method.strengths) for method in METHODS

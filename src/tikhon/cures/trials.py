@@ -30,7 +30,7 @@ from tikhon.cures.treatments import (
 from tikhon.cures.yardstick import Yardstick, yardstick
 from tikhon.data.rows import Batch, LossFunction
 from tikhon.diagnosis.diagnose import Diagnosis, rebuilder
-from tikhon.diagnosis.dry_run import Trial, advance, score
+from tikhon.diagnosis.dry_run import DryRun, advance, score
 from tikhon.diagnosis.record import Point
 from tikhon.diagnosis.replica import Replica, isolated, replicate
 from tikhon.diagnosis.samples import Samples
@@ -403,7 +403,7 @@ def train(
     Raises `OutOfTimeError` past the deadline, a value of `time.perf_counter()`.
     """
     stream = source.stream(size, seed)
-    trial = Trial()
+    trial = DryRun()
     for step in range(steps):
         if time.perf_counter() > deadline:
             raise OutOfTimeError

@@ -24,7 +24,7 @@ _FEW = 20  # whole numbers with no more values than this are classes
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class TargetColumn:
     """The target of the rows that have one, and what was decided about it."""
 
     column: Column
@@ -35,7 +35,7 @@ class Target:
     notices: tuple[Notice, ...]
 
 
-def read_target(source: Source, name: str, task: str | None) -> Target:
+def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
     """Numbers or classes of the target column; rows without one are left out and counted.
 
     Raises `DataError` for a target that cannot be learnt, or that is neither numbers nor classes.
@@ -75,7 +75,7 @@ def read_target(source: Source, name: str, task: str | None) -> Target:
     finite(source, name, values)
     why = f"regression: {name!r} holds {levels} different numbers"
     why = why if task is None else f"{task}: as asked for"
-    return Target(column, values, "regression", why, source, tuple(notices))
+    return TargetColumn(column, values, "regression", why, source, tuple(notices))
 
 
 def _numbers(raw: RawColumn) -> tuple[Column, np.ndarray] | None:
@@ -134,7 +134,7 @@ def _classes(
     task: str | None,
     values: np.ndarray | None,
     notices: Sequence[Notice],
-) -> Target:
+) -> TargetColumn:
     """Classes: spellings of one label are one class, and said."""
     if task == "regression":
         raise DataError(
@@ -178,7 +178,7 @@ def _classes(
     else:
         why = f"{task}: as asked for"
     column = Column(name, "category", categories=tuple(label[key] for key in shown))
-    return Target(column, y, "classification", why, source, (*notices, *said))
+    return TargetColumn(column, y, "classification", why, source, (*notices, *said))
 
 
 def _values_of(cells: Cells, values: np.ndarray) -> list[float]:

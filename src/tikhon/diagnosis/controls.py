@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tikhon.data.rows import take
-from tikhon.diagnosis.dry_run import Trial, run
+from tikhon.diagnosis.dry_run import DryRun, run
 from tikhon.diagnosis.evidence import Evidence, lately
 from tikhon.diagnosis.record import Record
 from tikhon.diagnosis.replica import Replica
@@ -26,7 +26,7 @@ class Ran:
     """A dry run with what was measured around it."""
 
     source: Samples
-    trial: Trial
+    trial: DryRun
     record: Record
 
     @property
@@ -34,7 +34,7 @@ class Ran:
         """Whether there was a run, and it ended with numbers."""
         return self.trial.steps > 0 and self.trial.failure is None
 
-    def again(self, replica: Replica, source: Samples, *, points: int = 0) -> Trial:
+    def again(self, replica: Replica, source: Samples, *, points: int = 0) -> DryRun:
         """The same run of another replica or on other samples."""
         return run(
             replica,
@@ -138,7 +138,7 @@ def _steadier(replica: Replica, ran: Ran) -> dict[str, Any]:
     return {"steadier_loss": loss, "steadier_metric": metric}
 
 
-def _scores(name: str, trial: Trial) -> dict[str, object]:
+def _scores(name: str, trial: DryRun) -> dict[str, object]:
     if trial.failure is not None:
         return {}
     return {f"{name}_loss": trial.points[-1].eval_loss, f"{name}_metric": trial.points[-1].metric}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tikhon.data.rows import Batch, tensors
 from tikhon.diagnosis.observe import Instruments
-from tikhon.diagnosis.record import Failure, Point, Probe, Reading, Site
+from tikhon.diagnosis.record import Failure, Point, Probe, Site, SiteReading
 from tikhon.diagnosis.reference import IGNORED, binary
 from tikhon.diagnosis.replica import Replica, gradients, undisturbed
 from tikhon.diagnosis.samples import Samples
@@ -24,7 +24,7 @@ from tikhon.training.step import Step
 
 
 @dataclass
-class Trial:
+class DryRun:
     """What one dry run left behind."""
 
     sites: tuple[Site, ...] = ()
@@ -48,12 +48,12 @@ def run(
     valid: Batch | None = None,
     probes: bool = True,
     points: int = 36,
-) -> Trial:
+) -> DryRun:
     """Train the replica for `steps` and measure it; stops at the first non-finite loss.
 
     Probes (instrumented passes) are dense at the start, where networks die, and sparse later.
     """
-    trial = Trial()
+    trial = DryRun()
     began = time.process_time()
     at = probe_steps(steps) if probes else set()
     pace = max(1, steps // points) if points else steps + 1
@@ -94,7 +94,7 @@ def probe_steps(steps: int) -> set[int]:
     return {s for s in (0, 1, 2, 5) if s <= steps} | {round(share * steps) for share in shares}
 
 
-def advance(trial: Trial, replica: Replica, batch: Batch, step: int) -> bool:
+def advance(trial: DryRun, replica: Replica, batch: Batch, step: int) -> bool:
     """One optimizer step; False where a number stopped being finite."""
     assert replica.optimizer is not None
 
@@ -177,11 +177,11 @@ def locate(replica: Replica, batch: Batch, step: int) -> Failure:
     return Failure(step, "loss", "loss", bad.name, bad.place, bad.smallest)
 
 
-def _probe(trial: Trial, replica: Replica, batch: Batch, step: int) -> None:
+def _probe(trial: DryRun, replica: Replica, batch: Batch, step: int) -> None:
     trial.probes.append(probe(replica, batch, step, trial))
 
 
-def probe(replica: Replica, batch: Batch, step: int, trial: Trial) -> Probe:
+def probe(replica: Replica, batch: Batch, step: int, trial: DryRun) -> Probe:
     """One instrumented forward and backward pass in training mode; leaves no trace."""
     model = replica.model
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -196,12 +196,12 @@ def probe(replica: Replica, batch: Batch, step: int, trial: Trial) -> Probe:
         for name, module in instruments.modules.items():
             numbers = instruments.numbers[name]
             numbers |= _gradients(module, by_parameter, extra)
-        readings = tuple(Reading(**instruments.numbers[n]) for n in instruments.sites)  # type: ignore[arg-type]
+        readings = tuple(SiteReading(**instruments.numbers[n]) for n in instruments.sites)  # type: ignore[arg-type]
     if not trial.sites:
         trial.sites = tuple(instruments.sites.values())
     elif len(readings) != len(trial.sites):
         by_name = dict(zip(instruments.sites, readings))
-        readings = tuple(by_name.get(s.name, Reading()) for s in trial.sites)
+        readings = tuple(by_name.get(s.name, SiteReading()) for s in trial.sites)
     present = [g for g in grads if g is not None]
     return Probe(step, float(loss.detach()), readings, total_norm(present))
 
@@ -248,7 +248,7 @@ def _shares(replica: Replica) -> dict[str, float]:
 
 
 def _updates(
-    trial: Trial, model: nn.Module, before: dict[Any, Tensor], shares: dict[str, float]
+    trial: DryRun, model: nn.Module, before: dict[Any, Tensor], shares: dict[str, float]
 ) -> None:
     """Fill the update / weight ratio of the last probe in, and the share of penalty terms."""
     last = trial.probes[-1]

@@ -12,7 +12,7 @@ from torch import nn
 from tikhon.data.rows import Batch, LossFunction
 from tikhon.diagnosis import static
 from tikhon.diagnosis.controls import Ran, controls
-from tikhon.diagnosis.dry_run import Trial, commonest, probe, run, score
+from tikhon.diagnosis.dry_run import DryRun, commonest, probe, run, score
 from tikhon.diagnosis.record import Failure, Record
 from tikhon.diagnosis.replica import (
     Replica,
@@ -59,7 +59,7 @@ def measure(
         data_facts = static.data_facts(source, replica.model)
         facts = static.model_facts(replica, size)
         facts["foreign_optimizer"] = foreign
-        trial = Trial()
+        trial = DryRun()
         wiring: dict[str, Any] = {}
         if data_facts["nonfinite"]:
             trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
@@ -148,8 +148,8 @@ def _trial(
     size: int,
     seed: int,
     judge: Batch | None,
-) -> Trial:
-    trial = Trial()
+) -> DryRun:
+    trial = DryRun()
     first = probe(replica, source.probe, 0, trial)
     facts |= static.forward_facts(replica, source, trial.sites)
     facts["unused"] = unused(replica, source.probe)

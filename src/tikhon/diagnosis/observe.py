@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tikhon.data.rows import tensors
 from tikhon.diagnosis.functions import Function
-from tikhon.diagnosis.record import Reading, Site
+from tikhon.diagnosis.record import Site, SiteReading
 
 Args = tuple[object, ...]
 # largest slope of the bounded activations; the others cannot saturate on both sides
@@ -85,7 +85,7 @@ class Instruments(TorchFunctionMode):
             handle.remove()
         self._handles.clear()
 
-    def readings(self) -> tuple[Reading, ...]:
+    def readings(self) -> tuple[SiteReading, ...]:
         """One reading a site, in the order of the forward pass; call after the backward pass."""
         for name, outputs in self._signals.items():
             # the first output that the loss sees: a recurrent layer may be read by its last state
@@ -96,7 +96,7 @@ class Instruments(TorchFunctionMode):
                 self.numbers[name]["signal"] = math.sqrt(total / size)
         for name, profile in self._profiles.items():
             self.numbers[name]["time_ratio"] = _time_ratio(profile)
-        return tuple(Reading(**self.numbers[name]) for name in self.sites)  # type: ignore[arg-type]
+        return tuple(SiteReading(**self.numbers[name]) for name in self.sites)  # type: ignore[arg-type]
 
     # hooks
 

@@ -23,7 +23,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Reading:
+class SiteReading:
     """The numbers of one site at one step; None where a number does not apply."""
 
     rms: float | None = None  # root mean square of the output
@@ -52,7 +52,7 @@ class Probe:
 
     step: int
     loss: float | None  # training mode; None where it is not finite
-    readings: tuple[Reading, ...]
+    readings: tuple[SiteReading, ...]
     gradient: float | None = None  # global norm of the parameter gradients
 
 
@@ -121,7 +121,7 @@ class Record:
         kept = {k: v for k, v in values.items() if k in known}
         kept["sites"] = tuple(Site(**s) for s in kept["sites"])
         kept["probes"] = tuple(
-            Probe(**{**p, "readings": tuple(Reading(**r) for r in p["readings"])})
+            Probe(**{**p, "readings": tuple(SiteReading(**r) for r in p["readings"])})
             for p in kept["probes"]
         )
         kept["points"] = tuple(Point(**p) for p in kept["points"])

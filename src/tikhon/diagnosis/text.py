@@ -11,7 +11,7 @@ from tikhon.diagnosis.causes import gains
 from tikhon.diagnosis.codes import CODES
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.findings import Finding
-from tikhon.diagnosis.record import Reading, Record
+from tikhon.diagnosis.record import Record, SiteReading
 
 if TYPE_CHECKING:
     from tikhon.diagnosis.diagnose import Diagnosis
@@ -151,7 +151,7 @@ def _row(ev: Evidence, position: int, gain: float | None) -> str:
     assert ev.first is not None and ev.last is not None
     now = ev.first.readings[position]
     activation = ev.activation_after(position)
-    last = ev.last.readings[activation] if activation is not None else Reading()
+    last = ev.last.readings[activation] if activation is not None else SiteReading()
     own = ev.last.readings[position].saturated
     update = [p.readings[position].update for p in ev.record.probes]
     steps = [u for u in update if u is not None]

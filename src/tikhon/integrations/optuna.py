@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tikhon.errors import InputError, StorageError
-from tikhon.tuning.plan import Plan
+from tikhon.tuning.plan import SearchPlan
 from tikhon.tuning.searches import Search
 from tikhon.tuning.space import Choice, Int, Log, Space
 from tikhon.tuning.trials import History, Outcome, Trial
@@ -220,13 +220,13 @@ def _retried(study: optuna.Study) -> dict[int, int]:
 
 def shared_search(
     storage: str, *, name: str = "tikhon", grace: float = 60.0, seed: int = 0, workers: int = 1
-) -> Callable[[Space, Plan], Search]:
+) -> Callable[[Space, SearchPlan], Search]:
     """For `tune(search=...)`: join the study in `storage`, or start it.
 
     A batch is what trains best at once, but leaves each of `workers` processes its share.
     """
 
-    def build(space: Space, plan: Plan) -> Search:
+    def build(space: Space, plan: SearchPlan) -> Search:
         if plan.seconds is not None:
             raise InputError(
                 "a shared search needs a budget in runs, such as 64runs: every "

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tikhon.runs.interrupt import Stopped
-from tikhon.tuning.runners import Job, PopulationRunner, State
+from tikhon.tuning.runners import PopulationRunner, SearchJob, State
 from tikhon.tuning.trials import Outcome, Trial
 
 try:
@@ -34,7 +34,7 @@ class RayRunner(PopulationRunner):
     @classmethod
     def factory(
         cls, address: str = "local", *, cpus: float = 1.0, gpus: float = 0.0
-    ) -> Callable[[Job, int], RayRunner]:
+    ) -> Callable[[SearchJob, int], RayRunner]:
         """For `tune(runner=...)`."""
         return lambda job, chunk: cls(job, chunk, address=address, cpus=cpus, gpus=gpus)
 
@@ -75,7 +75,7 @@ class RayRunner(PopulationRunner):
 
 
 def _train(
-    job: Job, chunk: int, trials: Sequence[Trial], parents: dict[int, State]
+    job: SearchJob, chunk: int, trials: Sequence[Trial], parents: dict[int, State]
 ) -> tuple[list[Outcome], dict[int, State]]:
     import torch
 

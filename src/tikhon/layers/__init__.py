@@ -31,7 +31,7 @@ from tikhon.layers.rates import (
 )
 from tikhon.layers.recurrent import RecurrentDropout, WeightDrop
 from tikhon.layers.shared_noise import common_noise
-from tikhon.layers.sources import Audit, NoiseSource, audit
+from tikhon.layers.sources import NoiseAudit, NoiseSource, audit
 from tikhon.layers.structured import (
     DropBlock1d,
     DropBlock2d,
@@ -51,7 +51,6 @@ from tikhon.layers.weights import DropConnect, EmbeddingDropout, Mixout
 
 __all__ = [
     "AlphaDropout",
-    "Audit",
     "ConcreteDropout",
     "Curriculum",
     "Distribution",
@@ -74,6 +73,7 @@ __all__ = [
     "Late",
     "LockedDropout",
     "Mixout",
+    "NoiseAudit",
     "NoiseLayer",
     "NoiseSource",
     "PatchDropout",

@@ -31,7 +31,7 @@ class NoiseSource:
 
 
 @dataclass(frozen=True)
-class Audit:
+class NoiseAudit:
     """The sources of noise of a model, in module order; prints as a table."""
 
     sources: tuple[NoiseSource, ...]
@@ -58,7 +58,7 @@ class Audit:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def audit(model: nn.Module) -> Audit:
+def audit(model: nn.Module) -> NoiseAudit:
     """List every source of noise in `model` with its rate.
 
     Found are tikhon's layers; torch's dropouts, RReLU and fractional pooling; the float rates of
@@ -70,7 +70,7 @@ def audit(model: nn.Module) -> Audit:
     path  kind     rate  moves   mode
     1     Dropout  0.3   no (p)  training
     """
-    return Audit(tuple(source for source, _ in noise_sources(model)))
+    return NoiseAudit(tuple(source for source, _ in noise_sources(model)))
 
 
 def noise_sources(model: nn.Module) -> Iterator[tuple[NoiseSource, nn.Module]]:

@@ -75,7 +75,7 @@ class Streak:
 
 
 @dataclass
-class History:
+class StepHistory:
     """All sampled steps, condensed."""
 
     samples: int = 0

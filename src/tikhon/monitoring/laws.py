@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from tikhon.monitoring.history import ONCE, History, Streak
+from tikhon.monitoring.history import ONCE, StepHistory, Streak
 
 ENOUGH = 3  # sampled steps in a row
 MANY = 20  # steps, or forward passes, without what must happen in each
@@ -50,7 +50,7 @@ class Loop:
     frozen: frozenset[str]  # tensors that did not require a gradient when the watch began
     modal: bool  # layers that differ between train and eval mode
     ended: bool
-    history: History
+    history: StepHistory
 
     def lasts(self, streak: Streak, enough: int = ENOUGH) -> bool:
         """Whether a streak is long enough to speak of."""

@@ -25,7 +25,7 @@ from tikhon.regularizer.targets import local
 
 
 @dataclass(frozen=True)
-class Numbers:
+class SampledNumbers:
     """What one stacked read brought to the host; the squares are by tensor."""
 
     gradients: list[float]
@@ -138,7 +138,7 @@ class Sampler:
         sample = self._sample(step, batch, numbers, strangers, shares, bool(own))
         return row, sample, tail[len(others) + len(still) :]
 
-    def _numbers(self, kept: Kept, loss: Tensor | None, beside: list[Tensor]) -> Numbers:
+    def _numbers(self, kept: Kept, loss: Tensor | None, beside: list[Tensor]) -> SampledNumbers:
         """Everything in one read; with several processes one all-reduce before it."""
         count = len(kept.gradients)
         device = kept.gradients[0].device if count else beside[0].device
@@ -161,7 +161,7 @@ class Sampler:
         rest = values[4 * count :]
         scale = rest.pop(len(signals) + 1) if self.scaler is not None else None
         cut = len(signals)
-        return Numbers(
+        return SampledNumbers(
             *parts,
             signals=[math.sqrt(v) for v in rest[:cut]],
             loss=rest[cut],
@@ -174,7 +174,7 @@ class Sampler:
         self,
         step: int,
         batch: object,
-        numbers: Numbers,
+        numbers: SampledNumbers,
         strangers: dict[str, float],
         stuck: dict[int, float],
         owned: bool,
@@ -219,7 +219,7 @@ class Sampler:
 
     def _tensors(
         self,
-        numbers: Numbers,
+        numbers: SampledNumbers,
         names: Mapping[int, str],
         known: set[int],
         stuck: Mapping[int, float],
@@ -261,7 +261,7 @@ def _stacked(values: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.cat([v.detach().float().reshape(1).to(device) for v in values])
 
 
-def _row(step: int, numbers: Numbers, kept: Kept, told: bool) -> Row:
+def _row(step: int, numbers: SampledNumbers, kept: Kept, told: bool) -> Row:
     """One row of sizes: of gradients, weights and updates, the signal, the loss and its scale."""
     shares = [
         local(p).numel() / max(1, old.numel()) for p, old in zip(kept.parameters, kept.before)

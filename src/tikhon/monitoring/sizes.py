@@ -30,7 +30,7 @@ class Row(TypedDict):
     finite: bool
 
 
-class Failure(TypedDict):
+class NonFinite(TypedDict):
     """The first number that was not finite."""
 
     step: int
@@ -39,7 +39,7 @@ class Failure(TypedDict):
     message: str
 
 
-def of_rows(rows: Sequence[Row], failure: Failure | None, *, wired: bool) -> list[Alarm]:
+def of_rows(rows: Sequence[Row], failure: NonFinite | None, *, wired: bool) -> list[Alarm]:
     """What the sizes call for; a signal tells nothing about a loop that is wired wrongly."""
     found = [*_failed(failure), *_loss_scale(rows)]
     if wired:
@@ -65,7 +65,7 @@ def of_spikes(spikes: Sequence[Spike]) -> list[Alarm]:
     ]
 
 
-def _failed(failure: Failure | None) -> list[Alarm]:
+def _failed(failure: NonFinite | None) -> list[Alarm]:
     if failure is None:
         return []
     return [
@@ -79,7 +79,7 @@ def _failed(failure: Failure | None) -> list[Alarm]:
     ]
 
 
-def _signal(rows: Sequence[Row], failure: Failure | None) -> list[Alarm]:
+def _signal(rows: Sequence[Row], failure: NonFinite | None) -> list[Alarm]:
     read = [(r["step"], ratio) for r in rows if (ratio := r["signal_ratio"]) is not None][-3:]
     ratios = [ratio for _, ratio in read]
     if len(read) < 2:

@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 from tikhon.diagnosis.record import finite
 from tikhon.errors import InputError
 from tikhon.monitoring.first_bad import Call, first_bad
-from tikhon.monitoring.history import History
+from tikhon.monitoring.history import StepHistory
 from tikhon.monitoring.laws import Alarm, Loop, alarms
 from tikhon.monitoring.sampling import Sampler
-from tikhon.monitoring.sizes import Failure, Row, of_rows, of_spikes
+from tikhon.monitoring.sizes import NonFinite, Row, of_rows, of_spikes
 from tikhon.monitoring.spikes import OnSpike, Spike, SpikeGuard
 from tikhon.monitoring.touches import Touches
 from tikhon.regularizer.audit import warn
@@ -69,12 +69,12 @@ class Watch:
         self.step = 0
         self.rows: deque[Row] = deque(maxlen=keep)
         self.spikes: deque[Spike] = deque(maxlen=keep)
-        self.failure: Failure | None = None
+        self.failure: NonFinite | None = None
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._inner = _stepping(optimizer)
         self._sampler = Sampler(self.model, self._inner, scaler)
         self._guard = SpikeGuard(self._inner, on_spike)
-        self._history = History()
+        self._history = StepHistory()
         self._touches = Touches(self._inner)
         self._forwards = self._empty = 0
         self._graded = self._ended = self._called = False

@@ -21,8 +21,8 @@ from tikhon.models.skip import SkipNetwork
 from tikhon.paths.result import PathResult, means_of
 from tikhon.penalties import GroupLasso, Hierarchical, Proximable
 from tikhon.penalties.optimality import max_strength
-from tikhon.population.hyperparameters import Settings
-from tikhon.population.losses import Objective
+from tikhon.population.hyperparameters import Hyperparameters
+from tikhon.population.losses import RowLosses
 from tikhon.population.population import Population
 from tikhon.regularizer.targets import Target, select
 from tikhon.runs.checkpoint import Keeper
@@ -45,7 +45,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, eq=False)
-class Unit:
+class TargetScale:
     """What a sweep sees of number targets: `(y - mean) / size`, of spread 1 over all outputs.
 
     Its rate and its range of strengths are for such targets; the loss, and with it the strength,
@@ -56,7 +56,7 @@ class Unit:
     size: float
 
     @classmethod
-    def of(cls, y: Tensor) -> Unit | None:
+    def of(cls, y: Tensor) -> TargetScale | None:
         """That of the training targets; None for classes."""
         if not y.is_floating_point():
             return None
@@ -74,7 +74,7 @@ class Rescaled(nn.Module):
     mean: Tensor
     size: Tensor
 
-    def __init__(self, net: nn.Module, unit: Unit) -> None:
+    def __init__(self, net: nn.Module, unit: TargetScale) -> None:
         super().__init__()
         self.net = net
         self.register_buffer("mean", unit.mean.float())
@@ -86,7 +86,7 @@ class Rescaled(nn.Module):
 
 
 @dataclass(eq=False)
-class Place:
+class SweepProgress:
     """How far a sweep is: its next step and strength, and the snapshots so far."""
 
     step: int
@@ -130,7 +130,7 @@ def network_path(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unit = Unit.of(data[1])
+        unit = TargetScale.of(data[1])
         x, y = data[0].float(), data[1] if unit is None else unit.seen(data[1])
         build, penalty = _with_skip(build_model, penalty, x)
         penalty = _with_factors(penalty, build(), x[0].numel())
@@ -151,7 +151,7 @@ class Sweep:
     ) -> None:
         self.model, self.penalty = model, penalty
         self.x, self.y = data
-        self.objective = Objective("auto", self.y)
+        self.objective = RowLosses("auto", self.y)
         self.target = _features(model, penalty)
         size = len(self.x) if len(self.x) <= 2 * BATCH else BATCH
         self.stream = Stream(data, size=size, seed=seed)
@@ -189,18 +189,18 @@ class Sweep:
             place.step += 1
         return place.found
 
-    def _begin(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> Place:
+    def _begin(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> SweepProgress:
         """Where an earlier process has come to, or after the dense training."""
         if state:
             self.model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["random"])
             found = [Snapshot(*row) for row in state["found"]]
-            return Place(state["step"], state["strength"], state["growth"], found)
+            return SweepProgress(state["step"], state["strength"], state["growth"], found)
         self.densify()
         strength, growth = self._bracket()
         dense = self._snapshot(0.0, self._support(self.target.read()))
-        return Place(DENSE_STEPS, strength, growth, [dense])
+        return SweepProgress(DENSE_STEPS, strength, growth, [dense])
 
     def _bracket(self) -> tuple[float, float]:
         """First strength and growth per step: up to where a zero first layer stays zero.
@@ -321,7 +321,7 @@ def _refitted(
         models.append(model)
         masks.append(mask)
     x, _ = data
-    settings = Settings(
+    settings = Hyperparameters(
         lr=torch.full((len(models),), 5e-3),
         weight_decay={"*": torch.full((len(models),), DECAY)},
     )
@@ -374,7 +374,7 @@ def _result(
     )
 
 
-def _in_unit(result: PathResult, unit: Unit) -> PathResult:
+def _in_unit(result: PathResult, unit: TargetScale) -> PathResult:
     """The same in the unit of the targets: losses, strengths and what the networks answer."""
     build, square = result.build, unit.size**2
     own = Rescaled(nn.Identity(), unit).state_dict()

@@ -35,7 +35,7 @@ from tikhon.penalties.group import (
     row_norms,
     shrink_by,
 )
-from tikhon.penalties.native import Job, Kind
+from tikhon.penalties.native import KernelJob, Kind
 
 softshrink: Any = torch.nn.functional.softshrink  # its stub lacks `out`
 _many: Any = torch  # its _foreach functions are public in all but their names
@@ -165,14 +165,14 @@ def job(
     eps: float = 0.0,
     least: float | Tensor = 0.0,
     most: float | Tensor = math.inf,
-) -> Job | None:
+) -> KernelJob | None:
     """What `run` does for one tensor; None if nothing would move or a number is a tensor.
 
     For weights that `fits`, and a moment `alike`, which C lifts to `least` afterwards. No step is
     longer than `most`.
     """
     if form.kind is Kind.CLAMP:
-        return Job(w, None, form.kind, 0.0, form.first, form.second) if _in_c(w) else None
+        return KernelJob(w, None, form.kind, 0.0, form.first, form.second) if _in_c(w) else None
     if isinstance(strength, Tensor) or isinstance(step, Tensor) or isinstance(scale, Tensor):
         return None
     if isinstance(least, Tensor) or isinstance(most, Tensor):
@@ -184,14 +184,14 @@ def job(
         return None
     if form.kind in (Kind.ENTRIES, Kind.ROWS):
         first, second = size * form.second, 0.0
-        return Job(w, moment, form.kind, size * form.first, first, second, eps, least=least)
+        return KernelJob(w, moment, form.kind, size * form.first, first, second, eps, least=least)
     if not _in_c(w):
         return None
     numbers = _pieces(form, strength, step if moment is None else most)
     if numbers is not None:
-        return Job(w, moment, form.kind, size, *numbers, eps, most * strength, least)
+        return KernelJob(w, moment, form.kind, size, *numbers, eps, most * strength, least)
     if form.kind is Kind.FIRM and moment is None:
-        return Job(w, None, Kind.HARD, strength * math.sqrt(step * form.first))
+        return KernelJob(w, None, Kind.HARD, strength * math.sqrt(step * form.first))
     return None
 
 
@@ -210,7 +210,7 @@ def _in_c(w: Tensor) -> bool:
     return large and native.library(w.dtype) is not None
 
 
-def run(jobs: Sequence[Job]) -> bool:
+def run(jobs: Sequence[KernelJob]) -> bool:
     """The proxes in place: in C where they are large enough in all and a compiler works.
 
     Returns whether it was C, which lifts moments.
@@ -225,13 +225,13 @@ def run(jobs: Sequence[Job]) -> bool:
     return False
 
 
-def _is_native(job: Job) -> bool:
+def _is_native(job: KernelJob) -> bool:
     return job.w.is_cpu and native.library(job.w.dtype) is not None
 
 
 @torch.no_grad()
-def _run_in_blocks(jobs: Sequence[Job]) -> None:
-    together: dict[tuple[float, float, float], list[Job]] = {}
+def _run_in_blocks(jobs: Sequence[KernelJob]) -> None:
+    together: dict[tuple[float, float, float], list[KernelJob]] = {}
     for job in jobs:
         w, moment, kind, size, other, _, eps, *_ = job
         if kind is Kind.ROWS:

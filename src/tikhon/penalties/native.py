@@ -47,7 +47,7 @@ class Kind(IntEnum):
     CLAMP = 6  # Box and NonNegative: the ends
 
 
-class Job(NamedTuple):
+class KernelJob(NamedTuple):
     """One prox in place.
 
     The step of an entry is `size / (sqrt(moment) + eps)`, without a moment `size`, in the unit of
@@ -87,7 +87,7 @@ def library(dtype: torch.dtype) -> Any:
     return found
 
 
-def run(jobs: Sequence[Job]) -> None:
+def run(jobs: Sequence[KernelJob]) -> None:
     """The jobs one after another, large tensors in as many threads as torch uses."""
     threads, together = torch.get_num_threads(), jobs
     if threads > 1:
@@ -100,7 +100,7 @@ def run(jobs: Sequence[Job]) -> None:
     torch.autograd.graph.increment_version([job.w for job in jobs])
 
 
-def _run(jobs: Sequence[Job]) -> None:
+def _run(jobs: Sequence[KernelJob]) -> None:
     packed, longest = [], 0
     for w, moment, kind, *numbers in jobs:
         at, count = 0 if moment is None else moment.data_ptr(), w.numel()
@@ -112,7 +112,7 @@ def _run(jobs: Sequence[Job]) -> None:
     library(room.dtype).run(b"".join(packed), len(packed), room.data_ptr())
 
 
-def _parts(job: Job, count: int) -> list[Job]:
+def _parts(job: KernelJob, count: int) -> list[KernelJob]:
     w, moment = job.w.detach(), job.moment
     if job.kind is not Kind.ROWS:
         w, moment = w.view(-1), None if moment is None else moment.view(-1)

@@ -16,7 +16,7 @@ PENALTIES = tuple(name for name, told in STRENGTHS.items() if told.how == "objec
 
 
 @dataclass(frozen=True, eq=False)
-class Settings:
+class Hyperparameters:
     """Hyperparameters as vectors (members,), in float64; None or nothing for what none uses.
 
     Rates and strengths stand under the pattern of what they are for, "*" for all of the model;
@@ -34,7 +34,7 @@ class Settings:
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, configs: Sequence[Mapping[str, Value]], *, lr: float = 1e-3) -> Settings:
+    def of(cls, configs: Sequence[Mapping[str, Value]], *, lr: float = 1e-3) -> Hyperparameters:
         """From configurations with the same entries; `lr` where they give none."""
 
         def column(name: str) -> Tensor | None:

@@ -11,7 +11,7 @@ from tikhon.errors import InputError
 from tikhon.training.losses import loss_of
 
 
-class Objective:
+class RowLosses:
     """Row losses of stacked outputs, with a label smoothing of each member's own.
 
     `loss` is whatever `tikhon.training.losses.loss_of` takes that is a mean over rows; "auto" is

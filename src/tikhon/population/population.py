@@ -23,8 +23,8 @@ from tikhon.options import addressed
 from tikhon.penalties import Penalty
 from tikhon.population.batched import Blocks, Forward, Unsupported, choose
 from tikhon.population.decay import AdaptiveDecay
-from tikhon.population.hyperparameters import Settings
-from tikhon.population.losses import Objective, mean_over
+from tikhon.population.hyperparameters import Hyperparameters
+from tikhon.population.losses import RowLosses, mean_over
 from tikhon.population.stack import Stack, column
 from tikhon.population.steppers import FlatStepper, OwnStepper
 from tikhon.regularizer.plan import convex_limit
@@ -42,9 +42,9 @@ class Population:
     def __init__(
         self,
         models: Sequence[nn.Module],
-        settings: Settings,
+        settings: Hyperparameters,
         *,
-        objective: Objective,
+        objective: RowLosses,
         example: Any,
         steps: int,
         optimizer: Callable[..., optim.Optimizer] = optim.AdamW,

@@ -15,7 +15,7 @@ from tikhon.regularizer.coupled import OwnDecay
 from tikhon.regularizer.hooks import Args, Changed, Closure, Options, StepHooks, with_closure
 from tikhon.regularizer.optimizers import Copies, is_torchs
 from tikhon.regularizer.orthant import add_pseudo_gradients, keep_orthants
-from tikhon.regularizer.plan import Place, Plan, Unread
+from tikhon.regularizer.plan import Location, StepPlan, Unread
 from tikhon.regularizer.step import (
     add_gradients,
     bound_gains,
@@ -53,7 +53,7 @@ class Attachment:
         around: str = "",
     ) -> None:
         self.optimizer, self.model, self.steps = optimizer, model, steps
-        self.plan: Plan
+        self.plan: StepPlan
         self.activity: Activity
         self._is_bound = is_bound  # whether the whole model is as it was; asked now and then
         self.copies: Copies | None = None  # of the weights, in the optimizer's state
@@ -77,9 +77,9 @@ class Attachment:
         self._is_told = False  # that the optimizer computes gradients itself
         self._hooks: StepHooks | None = None
 
-    def plan_steps(self, bindings: Sequence[Binding], places: Sequence[Place]) -> None:
+    def plan_steps(self, bindings: Sequence[Binding], places: Sequence[Location]) -> None:
         """Work out what a step does, for these terms and the parameters as they are now."""
-        self.plan = Plan.of(self.optimizer, bindings, places)
+        self.plan = StepPlan.of(self.optimizer, bindings, places)
         self._own_decay = OwnDecay(self.plan)
         before = getattr(self, "activity", None)
         if before is None or before.param is not self.plan.watched:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tikhon.regularizer.plan import Place
+from tikhon.regularizer.plan import Location
 from tikhon.regularizer.rounding import Rounding
 from tikhon.regularizer.targets import Entry, entries_of, is_lazy
 from tikhon.regularizer.terms import Binding, How, Terms, bind
@@ -50,11 +50,11 @@ class Bound:
         return cls(model, terms, how, tuple(seen), tuple(found), rounding, lazy)
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> list[Location]:
         """Where the model holds the parameters that terms act on."""
         bound = {id(param) for binding in self.bindings for param in binding.target.params}
         return [
-            Place(owner._parameters, name.rpartition(".")[2], entry.param)
+            Location(owner._parameters, name.rpartition(".")[2], entry.param)
             for entry in self.seen
             if id(entry.param) in bound
             for name, owner in zip(entry.names, entry.owners)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from tikhon.regularizer.metric import Group
-from tikhon.regularizer.plan import Plan
+from tikhon.regularizer.plan import StepPlan
 
 _OURS = ("params", "weight_decay")
 
@@ -19,7 +19,7 @@ _OURS = ("params", "weight_decay")
 class OwnDecay:
     """The weight_decay of an optimizer, lent to L2 terms for the time of a step."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: StepPlan) -> None:
         self._optimizer = plan.optimizer
         self._alphas: dict[int, float] = {}
         self._parts: list[tuple[int, float, Group]] = []  # of which group, the strength, the part

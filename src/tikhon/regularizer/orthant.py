@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tikhon.penalties.base import Proximable, Slopes, wide
 from tikhon.penalties.elementwise import soft_threshold
 from tikhon.penalties.group import row_norms
-from tikhon.regularizer.plan import Plan
+from tikhon.regularizer.plan import StepPlan
 from tikhon.regularizer.targets import local
 from tikhon.regularizer.terms import Binding
 
@@ -29,7 +29,7 @@ _OUT = 1e-6  # the size that a released zero is given to find the side of the pe
 
 @torch.no_grad()
 def add_pseudo_gradients(
-    plan: Plan,
+    plan: StepPlan,
     scale: Tensor | None,
     skipped: Tensor | None,
     before: dict[nn.Parameter, Tensor],
@@ -92,7 +92,7 @@ def _facing(binding: Binding, gradient: Tensor, skipped: Tensor | None) -> Tenso
 
 
 @torch.no_grad()
-def keep_orthants(plan: Plan, copies: Sequence[str] = ()) -> None:
+def keep_orthants(plan: StepPlan, copies: Sequence[str] = ()) -> None:
     """Set to zero what has left its orthant in this step; what is not finite stays to be seen.
 
     Also in the copies of the weights that the optimizer keeps in its state under these keys, as

@@ -31,7 +31,7 @@ from tikhon.regularizer.targets import is_lazy
 from tikhon.regularizer.terms import Binding, LiveStrength, Route, regroup
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where a module holds a parameter."""
 
     held: dict[str, nn.Parameter | None]  # the parameters of the module
@@ -40,7 +40,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class StepPlan:
     """The bindings of the parameters that an optimizer holds, by route, and their live strengths.
 
     Attributes:
@@ -68,7 +68,7 @@ class Plan:
     optimizer: optim.Optimizer
     rule: Rule | None
     params: tuple[tuple[nn.Parameter, ...], ...]
-    places: tuple[Place, ...]
+    places: tuple[Location, ...]
     lazy: tuple[nn.Parameter, ...]
     held: tuple[Binding, ...]
     groups: dict[int, int]
@@ -90,8 +90,8 @@ class Plan:
         cls,
         optimizer: optim.Optimizer,
         bindings: Sequence[Binding],
-        places: Sequence[Place],
-    ) -> Plan:
+        places: Sequence[Location],
+    ) -> StepPlan:
         """The plan for the optimizer's groups as they are now."""
         groups = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
         regroup(bindings, groups)
@@ -281,7 +281,7 @@ class FusedProx:
         groups: dict[int, int],
         bounded: Sequence[Binding],
     ) -> FusedProx:
-        """For a binding whose parameter a kernel may change; `groups` as in a `Plan`."""
+        """For a binding whose parameter a kernel may change; `groups` as in a `StepPlan`."""
         (param,), live, limit = binding.target.params, binding.live, convex_limit(binding.base)
         lifts = binding in bounded and live.is_number and not live.varies and limit is None
         most = math.inf if limit is None else cast(float, limit)  # a kernel takes no weights

@@ -13,7 +13,7 @@ from tikhon.penalties import kernels
 from tikhon.penalties.base import Proximable, is_metric
 from tikhon.regularizer.controller import Controller, Reading
 from tikhon.regularizer.metric import Gain, Group, has_gain, is_uniform, own_rate, stationary_gain
-from tikhon.regularizer.plan import FusedProx, Plan, convex_limit, is_euclidean
+from tikhon.regularizer.plan import FusedProx, StepPlan, convex_limit, is_euclidean
 from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.targets import Product, local
 from tikhon.regularizer.terms import Binding, Route
@@ -25,7 +25,7 @@ GroupOf = Callable[[nn.Parameter], Group]
 
 
 def add_gradients(
-    plan: Plan,
+    plan: StepPlan,
     scale: Tensor | None,
     before: dict[nn.Parameter, Tensor],
     *,
@@ -111,7 +111,7 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def bound_gains(plan: Plan, bindings: Sequence[Binding]) -> list[Binding]:
+def bound_gains(plan: StepPlan, bindings: Sequence[Binding]) -> list[Binding]:
     """Keep the gain of weights under a prox from growing without bound where gradients vanish.
 
     Before the optimizer's step, so that its move and the prox share the metric. Returns the
@@ -152,7 +152,7 @@ def bound_gains(plan: Plan, bindings: Sequence[Binding]) -> list[Binding]:
     return fresh
 
 
-def _slope(binding: Binding, plan: Plan) -> float | Tensor:
+def _slope(binding: Binding, plan: StepPlan) -> float | Tensor:
     """What the denominators of the binding's gain must not fall below."""
     slope, limit = binding.live.value * binding.steepness, convex_limit(binding.penalty)
     if limit is None:
@@ -166,7 +166,7 @@ def _slope(binding: Binding, plan: Plan) -> float | Tensor:
 
 
 @torch.no_grad()
-def shrink(plan: Plan, skipped: Tensor | None, done: list[Binding], *, measure: bool) -> None:
+def shrink(plan: StepPlan, skipped: Tensor | None, done: list[Binding], *, measure: bool) -> None:
     """Move against the penalties' gradients by lr, outside the optimizer's metric (AdamW).
 
     In objective mode (16-bit weights) by the gain instead. Notes in `done` what has been moved.
@@ -196,14 +196,14 @@ def shrink(plan: Plan, skipped: Tensor | None, done: list[Binding], *, measure: 
 
 
 @torch.no_grad()
-def remember(plan: Plan) -> None:
+def remember(plan: StepPlan) -> None:
     """Keep the weights from before the step, where a decay asks which way the optimizer goes."""
     for binding in plan.active("cautious"):
         binding.before = binding.read().clone()
 
 
 @torch.no_grad()
-def shrink_cautiously(plan: Plan, skipped: Tensor | None, *, measure: bool) -> None:
+def shrink_cautiously(plan: StepPlan, skipped: Tensor | None, *, measure: bool) -> None:
     """Decay by lr the entries that the optimizer has not moved against the decay.
 
     Chen et al. (2025), https://arxiv.org/abs/2510.12402.
@@ -223,7 +223,7 @@ def shrink_cautiously(plan: Plan, skipped: Tensor | None, *, measure: bool) -> N
 
 
 @torch.no_grad()
-def unshrink(plan: Plan, moved: Sequence[Binding]) -> None:
+def unshrink(plan: StepPlan, moved: Sequence[Binding]) -> None:
     """Take back what `shrink` did in a step that failed, to the last digits."""
     for binding in reversed(moved):
         lr = _gain(binding, plan.optimizer, plan.group(binding.target.params[0])).numerator
@@ -238,7 +238,7 @@ def unshrink(plan: Plan, moved: Sequence[Binding]) -> None:
 
 
 def replace_weights(
-    plan: Plan, route: Route, skipped: Tensor | None, moved: dict[str, Tensor]
+    plan: StepPlan, route: Route, skipped: Tensor | None, moved: dict[str, Tensor]
 ) -> list[Exception]:
     """Replace the weights by their prox, unless the optimizer has skipped this step.
 
@@ -289,7 +289,7 @@ def _padding_row(binding: Binding) -> Tensor | None:
 
 
 @torch.no_grad()
-def _replace(binding: Binding, plan: Plan) -> None:
+def _replace(binding: Binding, plan: StepPlan) -> None:
     """One prox, by a kernel in a copy if not by the penalty itself."""
     if not _prox_in_place(binding, plan.optimizer, plan.group):
         penalty = binding.penalty
@@ -351,7 +351,7 @@ def gain_of(
     return step if limit is None else step.clamp_max(limit), rate  # type: ignore[arg-type]
 
 
-def reading_of(binding: Binding, plan: Plan, before: Tensor | None) -> Reading:
+def reading_of(binding: Binding, plan: StepPlan, before: Tensor | None) -> Reading:
     """What a controller sees of a binding; `before` are its weights from before the step."""
     gain, rate = gain_of(binding, plan.optimizer, plan.group)
     return Reading(
@@ -367,7 +367,7 @@ def reading_of(binding: Binding, plan: Plan, before: Tensor | None) -> Reading:
     )
 
 
-def check_rates(plan: Plan) -> None:
+def check_rates(plan: StepPlan) -> None:
     """Raise ValueError for a learning rate that is negative or not finite."""
     for group in plan.rated:
         lr = group.get("lr", 0.0)

@@ -89,7 +89,7 @@ Cell = str | Name | Label | Mark  # a plain str is a formatted number
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """Rows under a head; the first column names the row. `chosen` is tagged with `tag`."""
 
     caption: Label
@@ -124,7 +124,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Code:
+class CodeBlock:
     """Lines to copy: shell commands or Python."""
 
     lines: tuple[str, ...]
@@ -132,7 +132,7 @@ class Code:
     kind: ClassVar[str] = "code"
 
 
-Block = Table | Chart | Text | Code
+Block = PageTable | Chart | Text | CodeBlock
 
 
 @dataclass(frozen=True)

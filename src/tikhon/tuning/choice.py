@@ -17,7 +17,7 @@ _DRAWS = 500  # of the rows, for the noise of a choice
 
 
 @dataclass(frozen=True)
-class Audit:
+class SearchAudit:
     """What a search may have got wrong, in figures.
 
     `noise` is the expected excess of the chosen score over the best candidate's, because the
@@ -152,7 +152,7 @@ def audit(
     default: int | None,
     failed: int,
     metric: Metric | None = None,
-) -> Audit:
+) -> SearchAudit:
     """Judge a choice; `default` is the index of the untuned candidate, None if it diverged."""
     own = float if metric is None else metric.own
     means = rows.mean(1)
@@ -162,7 +162,7 @@ def audit(
         gain, score = float(difference.mean()), float(means[default])
         error = float(difference.std() / math.sqrt(rows.shape[1]))
     tuned = chosen != default
-    return Audit(
+    return SearchAudit(
         candidates=len(rows),
         failed=failed,
         best_score=own(float(means.min())),

@@ -10,7 +10,7 @@ import torch
 from tikhon.budget import Budget
 from tikhon.errors import InputError
 from tikhon.options import addressed
-from tikhon.tuning.runners import Config, Job, choose_chunk, step_time
+from tikhon.tuning.runners import Config, SearchJob, choose_chunk, step_time
 from tikhon.tuning.searches import SpaceFilling
 from tikhon.tuning.space import Choice, Space
 from tikhon.tuning.trials import Value
@@ -22,7 +22,7 @@ DEFAULTS = {"lr": 3e-3, "dropout": 0.1, "weight_decay": 0.01}
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """What was decided before the first trial; written to the journal, so a resume repeats it.
 
     `microseconds` holds the size of a chunk and the measured time of one step of one member in it,
@@ -53,7 +53,7 @@ class Plan:
         return {**asdict(self), "microseconds": [list(pair) for pair in self.microseconds]}
 
 
-def make_plan(job: Job, space: Space, budget: str | None) -> Plan:
+def make_plan(job: SearchJob, space: Space, budget: str | None) -> SearchPlan:
     """The size of a chunk from the model; members and epochs from the budget.
 
     A budget in runs gives the same plan on every machine; one in seconds measures a step, and the
@@ -69,7 +69,7 @@ def make_plan(job: Job, space: Space, budget: str | None) -> Plan:
     measured, threads = ((chunk, pace),), torch.get_num_threads()
     if seconds is None:
         members = (runs or MEMBERS) if space.varying else 1
-        return Plan(members, job.epochs, chunk, None, reason, measured, threads)
+        return SearchPlan(members, job.epochs, chunk, None, reason, measured, threads)
     step = pace * 1e-6 * job.folds
     adapting = 1.4 if space.get("weight_decay") == "auto" else 1.15  # validation, checks
     epoch = step * job.steps_per_epoch * adapting
@@ -89,7 +89,7 @@ def make_plan(job: Job, space: Space, budget: str | None) -> Plan:
         members = max(1, min(MEMBERS // 2, int((affordable / epochs - 2) / HALVED)))
     if not space.varying:
         members = 1
-    return Plan(members, min(epochs, job.epochs), chunk, seconds, reason, measured, threads)
+    return SearchPlan(members, min(epochs, job.epochs), chunk, seconds, reason, measured, threads)
 
 
 def default_config(space: Space) -> Config:

@@ -17,13 +17,13 @@ from tikhon.data.rows import each, join, take, tensors
 from tikhon.errors import InputError, unknown
 from tikhon.layers.noise import NoiseLayer
 from tikhon.paths.targets import fold_rows
-from tikhon.population.losses import Objective
+from tikhon.population.losses import RowLosses
 from tikhon.runs.run_directory import JOURNAL
 from tikhon.training.losses import LOSSES
 from tikhon.training.settings import OPTIMIZERS, Settings, pick_device
 from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.metric import LEAST_BLOCKED, metric_of
-from tikhon.tuning.runners import Config, Job
+from tikhon.tuning.runners import Config, SearchJob
 from tikhon.tuning.space import Log, Space, Uniform
 
 FEW = 2_500  # rows below which the loss of a single held-out fifth is too noisy to choose by
@@ -66,7 +66,7 @@ def make_job(
     metric: object = None,
     direction: str | None = None,
     loader: DataLoader[object] | None = None,
-) -> Job:
+) -> SearchJob:
     """The rows to train on and to score by, the lengths, the loss."""
     if folds is None:
         folds = 3 if len(y) < FEW else 0
@@ -90,10 +90,10 @@ def make_job(
         epochs = min(max(math.ceil(2_000 * batch_size / rows), 15), 150)
     Settings(batch_size=batch_size, epochs=epochs, seed=seed)  # checks them
     there = pick_device(device)
-    objective = Objective(loss, y)
+    objective = RowLosses(loss, y)
     if metric is None and direction is not None:
         raise InputError(f"direction={direction!r} is of a metric: give metric= too")
-    job = Job(
+    job = SearchJob(
         build=make,
         x=each(x, lambda part: part.to(there)),
         y=y.to(there),
@@ -117,7 +117,7 @@ def make_job(
     return job
 
 
-def all_rows(job: Job, x: Any, y: Tensor, valid: tuple[Any, Tensor] | None) -> Job:
+def all_rows(job: SearchJob, x: Any, y: Tensor, valid: tuple[Any, Tensor] | None) -> SearchJob:
     """The job of the refit: training and validation rows together."""
     rows = (x, y) if valid is None else join([(x, y), valid])
     x, y = each(rows, lambda part: part.to(job.y.device))
@@ -125,7 +125,7 @@ def all_rows(job: Job, x: Any, y: Tensor, valid: tuple[Any, Tensor] | None) -> J
 
 
 def open_journal(
-    output: str | Path | None, resume: bool, space: Space, job: Job, budget: object
+    output: str | Path | None, resume: bool, space: Space, job: SearchJob, budget: object
 ) -> SearchJournal | None:
     """The journal in `output`, new or continued; None without a folder."""
     if output is None:

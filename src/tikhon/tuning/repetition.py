@@ -11,7 +11,7 @@ from tikhon.regularizer.terms import Term
 from tikhon.training.losses import LOSSES
 from tikhon.training.recipe import Auto, Recipe, penalty_names
 from tikhon.training.settings import OPTIMIZERS
-from tikhon.tuning.runners import Config, Job
+from tikhon.tuning.runners import Config, SearchJob
 from tikhon.tuning.trials import Value
 
 
@@ -47,7 +47,7 @@ def _term(name: str, value: Value) -> object:
     return penalty_names()[name](float(value))
 
 
-def settings_of(config: Config, job: Job) -> dict[str, object]:
+def settings_of(config: Config, job: SearchJob) -> dict[str, object]:
     """What a trial was trained with beside its recipe, under the names of `fit`'s arguments."""
     known = {kind: name for name, kind in OPTIMIZERS.items()}
     loss, lr = job.objective.loss, float(config.get("lr", 1e-3))

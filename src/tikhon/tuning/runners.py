@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from tikhon.data.rows import each, take
 from tikhon.population.batched import Unsupported
 from tikhon.population.decay import ReplayedDecay
-from tikhon.population.hyperparameters import Settings
-from tikhon.population.losses import Objective, mean_over
+from tikhon.population.hyperparameters import Hyperparameters
+from tikhon.population.losses import RowLosses, mean_over
 from tikhon.population.population import Population
 from tikhon.runs.interrupt import Stopped
 from tikhon.tuning.draws import Draws
@@ -33,7 +33,7 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class SearchJob:
     """What every trial trains on, and how: all that is not a hyperparameter.
 
     `kept` (folds, rows) holds 1 for the rows that a fold trains on; without folds it is None and
@@ -44,7 +44,7 @@ class Job:
     build: Callable[[Config], nn.Module]
     x: Any  # one tensor, or several inputs of one model
     y: Tensor
-    objective: Objective
+    objective: RowLosses
     epochs: int
     batch_size: int
     valid: tuple[Any, Tensor] | None = None
@@ -82,7 +82,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Unit:
+class FoldUnit:
     """One member to train: a trial on one fold."""
 
     trial: Trial
@@ -110,7 +110,7 @@ class PopulationRunner:
     Their states are kept, so that later trials can continue them.
     """
 
-    job: Job
+    job: SearchJob
     chunk: int = 1
     states: MutableMapping[int, State] = field(default_factory=dict)
     progress: Callable[[dict[str, Any]], None] = lambda event: None
@@ -123,7 +123,7 @@ class PopulationRunner:
         Once `expired`, the members in training end with the epoch they are in (their outcome
         carries the shorter budget) and the rest is left out; at least one trial is finished.
         """
-        units = [Unit(trial, fold) for trial in trials for fold in range(self.job.folds)]
+        units = [FoldUnit(trial, fold) for trial in trials for fold in range(self.job.folds)]
         found: Found = {}
         done: list[tuple[int, int]] = []
         ended: dict[int, Outcome | None] = {}
@@ -159,12 +159,12 @@ class PopulationRunner:
         folds = range(self.job.folds)
         return [t for t in trials if all((t.id, fold) in known for fold in folds)]
 
-    def _chunks(self, units: list[Unit]) -> Iterable[list[Unit]]:
+    def _chunks(self, units: list[FoldUnit]) -> Iterable[list[FoldUnit]]:
         """Units that can run side by side: same length, same kind of settings, same model."""
         parents = {u.trial.parent for u in units if u.trial.parent is not None}
         starts = {p: int(self.states[p]["epoch"][0]) for p in parents if p in self.states}
 
-        def alike(unit: Unit) -> str:
+        def alike(unit: FoldUnit) -> str:
             config = {k: v == "auto" for k, v in sorted(unit.trial.config.items())}
             parent = unit.trial.parent
             start = 0 if parent is None else starts.get(parent, 0)
@@ -175,7 +175,7 @@ class PopulationRunner:
             for i in range(0, len(members), self.chunk):
                 yield members[i : i + self.chunk]
 
-    def _train(self, units: list[Unit], expired: Callable[[], bool]) -> Found:
+    def _train(self, units: list[FoldUnit], expired: Callable[[], bool]) -> Found:
         job, started = self.job, time.perf_counter()
         population = populate(job, [unit.trial.config for unit in units])
         first = units[0].trial
@@ -237,11 +237,11 @@ class PopulationRunner:
         return Outcome(trial, score, seconds, error, curve=curve, strengths=strengths)
 
 
-def populate(job: Job, configs: Sequence[Config]) -> Population:
+def populate(job: SearchJob, configs: Sequence[Config]) -> Population:
     """Freshly initialised members; the same seed gives all of them the same start."""
     return Population(
         [build(job, config) for config in configs],
-        Settings.of(configs),
+        Hyperparameters.of(configs),
         objective=job.objective,
         example=first_rows(job.x, 2),
         steps=job.epochs * job.steps_per_epoch,
@@ -249,7 +249,7 @@ def populate(job: Job, configs: Sequence[Config]) -> Population:
     )
 
 
-def build(job: Job, config: Config) -> nn.Module:
+def build(job: SearchJob, config: Config) -> nn.Module:
     """The freshly initialised model of a configuration."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(config.get("seed", job.seed)))
@@ -270,7 +270,7 @@ def _row(state: State, fold: int) -> State:
     return {name: value[fold] for name, value in state.items()}
 
 
-def train_epoch(job: Job, population: Population, kept: Tensor | None, epoch: int) -> Tensor:
+def train_epoch(job: SearchJob, population: Population, kept: Tensor | None, epoch: int) -> Tensor:
     """All batches of one epoch; (members,) sum of their losses (non-finite if any was)."""
     batches = job.draws.epoch(epoch)
     drawn, sizes = torch.cat(batches).to(job.y.device), [len(batch) for batch in batches]
@@ -295,7 +295,9 @@ def noise_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) * 2_654_435_761 % 2**62
 
 
-def _validation_batch(job: Job, kept: Tensor | None, step: int) -> tuple[Tensor, Tensor, Any]:
+def _validation_batch(
+    job: SearchJob, kept: Tensor | None, step: int
+) -> tuple[Tensor, Tensor, Any]:
     x, y = (job.x, job.y) if job.valid is None else job.valid
     size = min(VALIDATION * job.folds, len(y))  # of which each fold left out its share
     begin = (step * size) % max(len(y) - size + 1, 1)
@@ -304,7 +306,7 @@ def _validation_batch(job: Job, kept: Tensor | None, step: int) -> tuple[Tensor,
     return *part, None if kept is None else 1 - kept[:, rows]
 
 
-def validation_rows(job: Job, population: Population, kept: Tensor | None) -> Tensor:
+def validation_rows(job: SearchJob, population: Population, kept: Tensor | None) -> Tensor:
     """(members, rows) losses of the rows that scores are made of.
 
     Where rows have none, those of blocks of the rows that the only member leaves out.
@@ -317,7 +319,7 @@ def validation_rows(job: Job, population: Population, kept: Tensor | None) -> Te
     return population.block_losses(x, y, blocks_of(y))
 
 
-def validation(job: Job, population: Population, kept: Tensor | None) -> Tensor:
+def validation(job: SearchJob, population: Population, kept: Tensor | None) -> Tensor:
     """(members,) scores: mean validation losses, or the metric where there is one."""
     if job.valid is None and kept is None:
         return torch.zeros(population.members)
@@ -332,7 +334,7 @@ def validation(job: Job, population: Population, kept: Tensor | None) -> Tensor:
 
 
 def train_on_all(
-    job: Job,
+    job: SearchJob,
     configs: Sequence[Config],
     traces: Sequence[Tensor | None],
     stop: Callable[[], bool] = lambda: False,
@@ -363,7 +365,7 @@ ACCELERATOR = 50  # how much more of both an accelerator takes
 ALONE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.RNNBase)  # no batching rule
 
 
-def choose_chunk(job: Job, configs: Sequence[Config]) -> tuple[int, str]:
+def choose_chunk(job: SearchJob, configs: Sequence[Config]) -> tuple[int, str]:
     """How many members to train at once, and why not more: from the model and the batch alone.
 
     A stopwatch would choose by what else the machine does, and the size of a chunk decides how
@@ -393,7 +395,7 @@ def choose_chunk(job: Job, configs: Sequence[Config]) -> tuple[int, str]:
     return max(fits, default=1), reason
 
 
-def step_time(job: Job, configs: Sequence[Config], chunk: int) -> float:
+def step_time(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
     """Microseconds of one step of one member, in chunks of this size."""
     members = [configs[i % len(configs)] for i in range(chunk)]
     members = [c for c in members if free(c) == free(members[0])]
@@ -406,7 +408,7 @@ def step_time(job: Job, configs: Sequence[Config], chunk: int) -> float:
 
 
 def microseconds(
-    job: Job, population: Population, kept: Tensor | None = None, repeats: int = 8
+    job: SearchJob, population: Population, kept: Tensor | None = None, repeats: int = 8
 ) -> float:
     """Of one step of all members, the least of some."""
     x, y = first_rows((job.x, job.y), job.batch_size)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tikhon.runs.interrupt import REQUESTED, Stopped
 from tikhon.tuning.journal import SearchJournal
-from tikhon.tuning.plan import Plan, default_config
+from tikhon.tuning.plan import SearchPlan, default_config
 from tikhon.tuning.runners import PopulationRunner
 from tikhon.tuning.searches import Search
 from tikhon.tuning.space import Space
@@ -79,7 +79,7 @@ class Session:
         except Stopped:
             self.ended = REQUESTED
 
-    def finish(self, space: Space, plan: Plan) -> None:
+    def finish(self, space: Space, plan: SearchPlan) -> None:
         """Train the untuned configuration too: one search in ten ends worse than it.
 
         Of the best trials, those whose weights are in another process are trained again here.

@@ -26,10 +26,10 @@ from tikhon.runs.run_directory import STATES
 from tikhon.training.losses import Loss, loss_of, name_of
 from tikhon.training.recipe import Recipe
 from tikhon.tuning.builder import Builder
-from tikhon.tuning.choice import Audit, audit, choose, near_best
+from tikhon.tuning.choice import SearchAudit, audit, choose, near_best
 from tikhon.tuning.draws import batch_size_of, read
 from tikhon.tuning.journal import SearchJournal
-from tikhon.tuning.plan import Plan, default_config, make_plan
+from tikhon.tuning.plan import SearchPlan, default_config, make_plan
 from tikhon.tuning.preparation import (
     all_rows,
     default_space,
@@ -40,8 +40,8 @@ from tikhon.tuning.preparation import (
 from tikhon.tuning.repetition import recipe_of, settings_of
 from tikhon.tuning.runners import (
     Config,
-    Job,
     PopulationRunner,
+    SearchJob,
     build,
     first_rows,
     free,
@@ -76,8 +76,8 @@ class TuneResult:
     average: Average
     config: Config
     history: History
-    audit: Audit
-    plan: Plan
+    audit: SearchAudit
+    plan: SearchPlan
     space: Space
     seconds: float
     stopped: str = ""
@@ -194,7 +194,7 @@ def tune(
     space: Space | Mapping[str, Any] | None = None,
     budget: str | None = None,
     seed: int = 0,
-    search: Search | Callable[[Space, Plan], Search] | None = None,
+    search: Search | Callable[[Space, SearchPlan], Search] | None = None,
     study: object = None,
     folds: int | None = None,
     epochs: int | None = None,
@@ -202,7 +202,7 @@ def tune(
     optimizer: str | Callable[..., optim.Optimizer] = "adamw",
     device: str = "cpu",
     refit: bool = True,
-    runner: Callable[[Job, int], PopulationRunner] = PopulationRunner,
+    runner: Callable[[SearchJob, int], PopulationRunner] = PopulationRunner,
     output: str | Path | None = None,
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -315,10 +315,10 @@ def _read(x: Any, y: Tensor, loss: Loss) -> tuple[Any, Tensor]:
 
 
 def _conclude(
-    job: Job,
-    full: Job,
+    job: SearchJob,
+    full: SearchJob,
     space: Space,
-    plan: Plan,
+    plan: SearchPlan,
     session: Session,
     refit: bool,
 ) -> TuneResult:
@@ -371,7 +371,7 @@ def _ends(history: History) -> list[Outcome]:
     return [*found, *(o for o in history if o.trial.id == DEFAULT and not o.failed)]
 
 
-def _rows(job: Job, outcome: Outcome, runner: PopulationRunner) -> Tensor:
+def _rows(job: SearchJob, outcome: Outcome, runner: PopulationRunner) -> Tensor:
     """Validation losses of single rows; with folds each row by the fold that left it out.
 
     Where rows have no losses of their own, those of blocks of them.
@@ -395,7 +395,7 @@ def _rows(job: Job, outcome: Outcome, runner: PopulationRunner) -> Tensor:
 
 
 def _refitted(
-    full: Job,
+    full: SearchJob,
     configs: list[Config],
     top: list[int],
     ids: list[int],
@@ -449,7 +449,7 @@ def _alike(configs: list[Config]) -> list[list[int]]:
 
 
 def _model(
-    job: Job, config: Config, state: dict[str, Tensor], refitted: dict[str, Tensor] | None
+    job: SearchJob, config: Config, state: dict[str, Tensor], refitted: dict[str, Tensor] | None
 ) -> nn.Module:
     population = populate(job, [config])
     population.load({n: v[:1] for n, v in state.items() if n != "epoch"})
@@ -463,11 +463,11 @@ def _model(
 
 
 def _strategy(
-    search: Search | Callable[[Space, Plan], Search] | None,
+    search: Search | Callable[[Space, SearchPlan], Search] | None,
     study: object,
-    job: Job,
+    job: SearchJob,
     space: Space,
-    plan: Plan,
+    plan: SearchPlan,
 ) -> Search:
     if study is not None:
         if search is not None:
@@ -488,10 +488,10 @@ def _strategy(
     return Halving(space, design, full=plan.epochs)
 
 
-def _plan(job: Job, space: Space, budget: Any, journal: SearchJournal | None) -> Plan:
+def _plan(job: SearchJob, space: Space, budget: Any, journal: SearchJournal | None) -> SearchPlan:
     if journal is not None and journal.plan is not None:
         try:
-            plan = Plan(**journal.plan)
+            plan = SearchPlan(**journal.plan)
         except TypeError as error:
             raise journal.record.malformed(error) from error
         if plan.threads not in (0, threads := torch.get_num_threads()):

@@ -36,7 +36,7 @@ SCALINGS = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "
 MASKED = -1e4  # scores below it are a mask
 
 
-class Scores(TorchFunctionMode):
+class AttentionScores(TorchFunctionMode):
     """Context that measures each softmax over products of queries and keys.
 
     `found` has, by line: the size of queries and keys, whether anything divided them, and the
@@ -126,7 +126,7 @@ def spread(scores: Tensor) -> float | None:
 
 def attention_facts(subject: Subject) -> dict[str, Any]:
     """The softmax of undivided products that looks around least; empty without such attention."""
-    with torch.no_grad(), undisturbed(subject.model, training=False), Scores() as tape:
+    with torch.no_grad(), undisturbed(subject.model, training=False), AttentionScores() as tape:
         subject.answer(subject.batch)
     plain = [s for s in tape.found if not s["divided"]]
     facts: dict[str, Any] = {"masked_queries": tape.queries} if tape.queries else {}

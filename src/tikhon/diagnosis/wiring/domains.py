@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tikhon.diagnosis.functions import BINARY
-from tikhon.diagnosis.wiring.notes import Step
+from tikhon.diagnosis.wiring.notes import TracedCall
 
 Breach = dict[str, Any]
 TOLERANCE = {torch.float16: 0.05, torch.bfloat16: 0.1}  # of a sum of probabilities
@@ -22,7 +22,7 @@ SIGNED = {  # by name: where the targets stand
 }
 
 
-def breach(step: Step) -> Breach | None:
+def breach(step: TracedCall) -> Breach | None:
     """What a call of a loss breaks, as code, ends and place; None where it breaks nothing."""
     check = CHECKED.get(step.name)
     if check is None:
@@ -31,12 +31,12 @@ def breach(step: Step) -> Breach | None:
     return {"function": step.name, "place": step.place, **found} if found else None
 
 
-def argument(step: Step, position: int, name: str) -> Any:
+def argument(step: TracedCall, position: int, name: str) -> Any:
     """An argument by position or name."""
     return step.args[position] if len(step.args) > position else step.kwargs.get(name)
 
 
-def _logs(step: Step) -> Breach | None:
+def _logs(step: TracedCall) -> Breach | None:
     """Log-probabilities of classes: on their axis the probabilities add up to 1."""
     given = argument(step, 0, "log_probs" if step.name == "ctc_loss" else "input")
     axis = -1 if step.name == "ctc_loss" or given.ndim == 1 else 1
@@ -50,7 +50,7 @@ def _unnormalised(given: Tensor, axes: list[int]) -> Breach | None:
     return {"code": "missing_log", "gap": gap} if gap > allowed else None
 
 
-def _divergence(step: Step) -> Breach | None:
+def _divergence(step: TracedCall) -> Breach | None:
     """Logarithms of the answers; targets that are probabilities, or logarithms if it is said."""
     given, target = argument(step, 0, "input"), argument(step, 1, "target")
     above = float(given.detach().max()) > TOLERANCE.get(given.dtype, EXACT)
@@ -63,7 +63,7 @@ def _divergence(step: Step) -> Breach | None:
     return None
 
 
-def _counts(step: Step) -> Breach | None:
+def _counts(step: TracedCall) -> Breach | None:
     low, high = ends(argument(step, 1, "target"))
     return (
         {"code": "target_out_of_range", "kind": "counts", "low": low, "high": high}
@@ -72,7 +72,7 @@ def _counts(step: Step) -> Breach | None:
     )
 
 
-def _signs(step: Step) -> Breach | None:
+def _signs(step: TracedCall) -> Breach | None:
     """Targets of -1 and 1."""
     target = argument(step, SIGNED[step.name], "target")
     if not isinstance(target, Tensor) or bool(((target == 1) | (target == -1)).all()):
@@ -81,7 +81,7 @@ def _signs(step: Step) -> Breach | None:
     return {"code": "target_out_of_range", "kind": "signs", "low": low, "high": high}
 
 
-def _several(step: Step) -> Breach | None:
+def _several(step: TracedCall) -> Breach | None:
     """Numbers of classes, closed by -1; a column of 0 and 1 for each class is something else."""
     target = argument(step, 1, "target")
     if target.ndim and target.shape[-1] > 2 and not bool((target < 0).any()):
@@ -91,7 +91,7 @@ def _several(step: Step) -> Breach | None:
     return None
 
 
-def _shares(step: Step) -> Breach | None:
+def _shares(step: TracedCall) -> Breach | None:
     """Targets from 0 to 1."""
     target = argument(step, 1, "target")
     low, high = ends(target)
@@ -107,7 +107,7 @@ def ends(values: Tensor) -> tuple[float, float]:
     return float(values.detach().min()), float(values.detach().max())
 
 
-def _only_one(step: Step) -> Breach | None:
+def _only_one(step: TracedCall) -> Breach | None:
     """A softmax in the network needs more numbers than one to choose from."""
     scores = argument(step, 0, "input")
     axis = argument(step, 1, "dim")
@@ -115,7 +115,7 @@ def _only_one(step: Step) -> Breach | None:
     return {"code": "head_mismatch"} if single and scores.requires_grad else None
 
 
-def _same_partner(step: Step) -> Breach | None:
+def _same_partner(step: TracedCall) -> Breach | None:
     """A table of rows against rows wants a partner of its own for each row."""
     scores, target = argument(step, 0, "input"), argument(step, 1, "target")
     square = scores.ndim == 2 and scores.shape[0] == scores.shape[1] > 2
@@ -125,14 +125,14 @@ def _same_partner(step: Step) -> Breach | None:
     return {"code": "constant_targets", "low": float(target[0]), "high": float(target[0])}
 
 
-def _unbounded(step: Step) -> Breach | None:
+def _unbounded(step: TracedCall) -> Breach | None:
     """A logarithm or root of a parameter that nothing keeps above 0."""
     given = argument(step, 0, "input")
     free = isinstance(given, torch.nn.Parameter) and given.requires_grad
     return {"code": "undefined_operation"} if free else None
 
 
-CHECKED: dict[str, Callable[[Step], Breach | None]] = {
+CHECKED: dict[str, Callable[[TracedCall], Breach | None]] = {
     "nll_loss": _logs,
     "ctc_loss": _logs,
     "kl_div": _divergence,

@@ -80,7 +80,7 @@ def union(notes: list[Note]) -> Note:
 
 
 @dataclass(frozen=True)
-class Step:
+class TracedCall:
     """One function of torch as the recorder saw it, with the notes of its tensors."""
 
     name: str

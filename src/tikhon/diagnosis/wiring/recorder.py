@@ -22,8 +22,8 @@ from tikhon.diagnosis.wiring.notes import (
     NOTHING,
     Grown,
     Note,
-    Step,
     Summand,
+    TracedCall,
     pairs,
     together,
     union,
@@ -101,7 +101,7 @@ class Recorder(Located):
         shapes = [tuple(t.shape) for t in inputs]
         output = func(*args, **options)
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            step = Step(
+            step = TracedCall(
                 name,
                 args,
                 options,
@@ -121,7 +121,7 @@ class Recorder(Located):
                 self._follow(step, shapes, sampled=drawn and of_answers)
         return output
 
-    def _follow(self, step: Step, shapes: list[tuple[int, ...]], *, sampled: bool) -> None:
+    def _follow(self, step: TracedCall, shapes: list[tuple[int, ...]], *, sampled: bool) -> None:
         note = union(step.notes)
         if step.name == "__setitem__":
             target = step.inputs[0]
@@ -147,7 +147,7 @@ class Recorder(Located):
         for result in step.results:
             self._keep(result, note)
 
-    def _sample(self, step: Step, note: Note, sampled: bool) -> Note:
+    def _sample(self, step: TracedCall, note: Note, sampled: bool) -> Note:
         """Follow a draw without gradient into a sum with what has one."""
         if sampled:
             return replace(note, sampled=(step.name, step.place))
@@ -162,7 +162,7 @@ class Recorder(Located):
             return replace(note, summands=(*note.summands, Summand("sampled", *origin)))
         return note
 
-    def _weigh(self, step: Step, shapes: list[tuple[int, ...]], note: Note) -> Note:
+    def _weigh(self, step: TracedCall, shapes: list[tuple[int, ...]], note: Note) -> Note:
         """Notice a mean over the rows that is multiplied with numbers of each row."""
         whole = step.plain and step.results[0].ndim == 0 and step.attached
         before = [n.averaged for n in step.notes]
@@ -177,7 +177,7 @@ class Recorder(Located):
             return replace(note, summands=(*note.summands, late))
         return note
 
-    def _grow(self, step: Step, shapes: list[tuple[int, ...]], note: Note) -> Note:
+    def _grow(self, step: TracedCall, shapes: list[tuple[int, ...]], note: Note) -> Note:
         """Notice rows that meet rows on another axis, and what tables of pairs are used for."""
         spread = together(shapes) if len(shapes) > 1 and step.name not in JOINING else None
         table = spread is not None and pairs(spread, self.rows)
@@ -199,7 +199,7 @@ class Recorder(Located):
             grown.meant |= meets or (grown.asked and not (kept or whole))
         return note
 
-    def _asked_back(self, step: Step) -> None:
+    def _asked_back(self, step: TracedCall) -> None:
         """Notice a comparison of an answer with the very noise-laden tensor that it answers."""
         if step.name not in ADDING | COMPARED or len(step.inputs) < 2:
             return
@@ -211,7 +211,7 @@ class Recorder(Located):
                     step.facts.setdefault("asked_back", found)
 
 
-def linear(step: Step, summand: Summand) -> bool:
+def linear(step: TracedCall, summand: Summand) -> bool:
     """Whether a step leaves a summand a summand: sums, means, and products with single numbers."""
     if step.name in LINEAR:
         return True
@@ -219,7 +219,7 @@ def linear(step: Step, summand: Summand) -> bool:
     return step.name in TIMES | SHARES and all(t.numel() == 1 for t in others)
 
 
-def shaped(step: Step) -> bool:
+def shaped(step: TracedCall) -> bool:
     """Whether the axes of size one of a result were written by the program."""
     if step.name == "__getitem__":
         index = step.args[1] if isinstance(step.args[1], tuple) else (step.args[1],)
@@ -233,7 +233,7 @@ def shaped(step: Step) -> bool:
     return bool(own) and all(n.shaped for n in own)
 
 
-def masked(step: Step) -> float:
+def masked(step: TracedCall) -> float:
     """The share of the entries of a result that a mask made zero, kept in `facts` if averaged."""
     before = max((n.masked for n in step.notes), default=0.0)
     averaged = step.name == "mean" or (
@@ -256,7 +256,7 @@ def zeros(mask: Tensor) -> float:
     return float((mask == 0).double().mean())
 
 
-def index_of_zeros_and_ones(step: Step, rows: int) -> None:
+def index_of_zeros_and_ones(step: TracedCall, rows: int) -> None:
     """Notice numbers 0 and 1, one a row, that pick rows 0 and 1: a mask was meant."""
     if step.name != "__getitem__" or len(step.inputs) != 2:
         return
@@ -268,7 +268,7 @@ def index_of_zeros_and_ones(step: Step, rows: int) -> None:
         step.facts.setdefault("index_mask", step.place)
 
 
-def unequal(step: Step, shapes: list[tuple[int, ...]]) -> None:
+def unequal(step: TracedCall, shapes: list[tuple[int, ...]]) -> None:
     """Notice a loss of answers and targets of which one has a column and the other several."""
     if step.name not in COMPARED or not step.attached or len(shapes) < 2:
         return
@@ -277,7 +277,7 @@ def unequal(step: Step, shapes: list[tuple[int, ...]]) -> None:
         step.facts.setdefault("unequal", {"shapes": [list(a), list(b)], "place": step.place})
 
 
-def infinite(step: Step) -> None:
+def infinite(step: TracedCall) -> None:
     """Notice a largest or smallest of several that is infinite in most places."""
     if step.name not in PICKS or not step.attached or not step.results:
         return
@@ -286,7 +286,7 @@ def infinite(step: Step) -> None:
         step.facts.setdefault("infinite", {"name": step.name, "place": step.place})
 
 
-def straight_slopes(step: Step) -> None:
+def straight_slopes(step: TracedCall) -> None:
     """Notice a derivative of a derivative that is zero in every place."""
     if step.name != "grad" or not step.results:
         return

@@ -8,7 +8,7 @@ from typing import Any
 from tikhon.report import charts
 from tikhon.report.kinds.parts import entries
 from tikhon.report.kinds.sentences import sentence, told
-from tikhon.report.page import Block, Chart, Label, Name, Section, Table, joined, number, say
+from tikhon.report.page import Block, Chart, Label, Name, PageTable, Section, joined, number, say
 from tikhon.report.saved import SavedRun
 
 PARTS = ("train", "valid", "test")
@@ -30,7 +30,7 @@ def section(run: SavedRun) -> Section | None:
     return Section(say("columns"), found, say("columns_lead")) if found else None
 
 
-def used(table: Mapping[str, Any]) -> Table | None:
+def used(table: Mapping[str, Any]) -> PageTable | None:
     """Every column with its kind, what its cells hold, missing ones, and what it became."""
     rows = tuple(
         (
@@ -43,7 +43,7 @@ def used(table: Mapping[str, Any]) -> Table | None:
         for column in table.get("columns") or ()
     )
     keys = ("column", "kind", "column_values", "missing_cells", "inputs")
-    return Table(say("columns_caption"), tuple(map(say, keys)), rows) if rows else None
+    return PageTable(say("columns_caption"), tuple(map(say, keys)), rows) if rows else None
 
 
 def _held(column: Mapping[str, Any]) -> Name | Label:
@@ -62,17 +62,17 @@ def _held(column: Mapping[str, Any]) -> Name | Label:
     return how if isinstance(how, Label) else Name(held or how or "–")
 
 
-def left_out(table: Mapping[str, Any]) -> Table | None:
+def left_out(table: Mapping[str, Any]) -> PageTable | None:
     """The columns that the model does not see, each with the reason."""
     rows = tuple(
         (Name(str(column["name"])), told(str(column["reason"]), "reason_"))
         for column in table.get("left_out") or ()
     )
     head = (say("column"), say("reason"))
-    return Table(say("left_out_caption"), head, rows) if rows else None
+    return PageTable(say("left_out_caption"), head, rows) if rows else None
 
 
-def classes(target: Mapping[str, Any]) -> Table:
+def classes(target: Mapping[str, Any]) -> PageTable:
     """How many rows of each class every part of the data holds."""
     counts = [target["rows"][part] for part in PARTS]
     rows = tuple(
@@ -80,10 +80,10 @@ def classes(target: Mapping[str, Any]) -> Table:
         for i, name in enumerate(target["classes"])
     )
     head = (say("class"), *(say(f"part_{part}") for part in PARTS))
-    return Table(say("classes_caption"), head, rows)
+    return PageTable(say("classes_caption"), head, rows)
 
 
-def figures(target: Mapping[str, object]) -> Table | None:
+def figures(target: Mapping[str, object]) -> PageTable | None:
     """Mean, deviation and range of the numbers to predict, in their own unit."""
     found = entries(target.get("numbers"))
     keys = ("mean", "deviation", "least", "largest")
@@ -93,17 +93,17 @@ def figures(target: Mapping[str, object]) -> Table | None:
         if part in found
     )
     head = (say("rows"), *(say(f"target_{key}") for key in keys))
-    return Table(say("numbers_caption"), head, rows) if rows else None
+    return PageTable(say("numbers_caption"), head, rows) if rows else None
 
 
-def noticed(table: Mapping[str, Any]) -> Table | None:
+def noticed(table: Mapping[str, Any]) -> PageTable | None:
     """What was noticed: suspected leaks, rows that stand in two parts, unusual cells."""
     rows = tuple(
         (told(notice["text"], f"notice_{notice['kind']}"),)
         for notice in table.get("notices") or ()
         if notice["kind"] not in ("left_out", "read")  # they have tables of their own
     )
-    return Table(say("notices_caption"), (say("notice"),), rows) if rows else None
+    return PageTable(say("notices_caption"), (say("notice"),), rows) if rows else None
 
 
 def leak(run: SavedRun) -> Label | Name | None:

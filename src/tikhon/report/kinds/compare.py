@@ -12,14 +12,14 @@ from tikhon.report.kinds.sentences import told
 from tikhon.report.page import (
     Cell,
     Chart,
-    Code,
+    CodeBlock,
     Fact,
     Label,
     Mark,
     Name,
     Page,
+    PageTable,
     Section,
-    Table,
     number,
     percent,
     say,
@@ -37,7 +37,7 @@ def page(run: SavedRun) -> Page:
     result = run.result
     rows: list[Row] = list(result.get("methods") or [])
     higher = result.get("metric") == "accuracy"
-    metric = parts.Metric("accuracy" if higher else "rmse", say(_metric(higher)), higher)
+    metric = parts.ScoreKind("accuracy" if higher else "rmse", say(_metric(higher)), higher)
     return Page(
         title=say("title_compare", data=parts.data_name(run)),
         level="plain",
@@ -61,12 +61,12 @@ def _metric(higher: bool) -> str:
     return "metric_accuracy" if higher else "metric_rmse"
 
 
-def shown(value: Number, metric: parts.Metric) -> Number:
+def shown(value: Number, metric: parts.ScoreKind) -> Number:
     """A score as people read it: errors are stored negated, so that more is better."""
     return value if value is None or metric.higher else -value
 
 
-def ends(row: Row, metric: parts.Metric) -> tuple[Number, Number]:
+def ends(row: Row, metric: parts.ScoreKind) -> tuple[Number, Number]:
     """The interval of a test score, from low to high; no accuracy above 1, no score below 0."""
     low, high = shown(row.get("low"), metric), shown(row.get("high"), metric)
     if low is None or high is None:
@@ -75,7 +75,7 @@ def ends(row: Row, metric: parts.Metric) -> tuple[Number, Number]:
     return low, min(high, 1.0) if metric.higher else high
 
 
-def verdict(run: SavedRun, rows: list[Row], metric: parts.Metric) -> Label:
+def verdict(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> Label:
     """Whether regularization pays, or else which method is best: as `Comparison.verdict`."""
     if not rows:
         return say("unfinished", epochs=len(run.history))
@@ -101,7 +101,7 @@ def verdict(run: SavedRun, rows: list[Row], metric: parts.Metric) -> Label:
     )
 
 
-def facts(run: SavedRun, rows: list[Row], metric: parts.Metric) -> tuple[Fact, ...]:
+def facts(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Fact, ...]:
     """The best score, and what the comparison rests on."""
     if not rows:
         return ()
@@ -116,7 +116,7 @@ def facts(run: SavedRun, rows: list[Row], metric: parts.Metric) -> tuple[Fact, .
     )
 
 
-def table(rows: list[Row], metric: parts.Metric) -> Table:
+def table(rows: list[Row], metric: parts.ScoreKind) -> PageTable:
     """One row a method, the best first."""
     lines: list[tuple[Cell, ...]] = []
     for i, row in enumerate(rows):
@@ -149,10 +149,10 @@ def table(rows: list[Row], metric: parts.Metric) -> Table:
         "seed_spread",
         "time",
     )
-    return Table(say("compare_caption"), tuple(map(say, keys)), tuple(lines))
+    return PageTable(say("compare_caption"), tuple(map(say, keys)), tuple(lines))
 
 
-def scores(rows: list[Row], metric: parts.Metric) -> Chart:
+def scores(rows: list[Row], metric: parts.ScoreKind) -> Chart:
     """Test score of every method with its interval."""
     reach = [ends(row, metric) for row in rows]
     figure = charts.intervals(
@@ -177,7 +177,7 @@ def recipes(rows: list[Row]) -> Section | None:
     lines = tuple(
         f"{row['method']}: {', '.join(settings(row))}" for row in rows if row.get("recipe")
     )
-    return Section(say("recipes"), (Code(lines),), say("recipes_lead")) if lines else None
+    return Section(say("recipes"), (CodeBlock(lines),), say("recipes_lead")) if lines else None
 
 
 def settings(row: Row) -> list[str]:

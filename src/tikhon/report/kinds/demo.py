@@ -14,8 +14,8 @@ from tikhon.report.page import (
     Label,
     Name,
     Page,
+    PageTable,
     Section,
-    Table,
     number,
     percent,
     say,
@@ -144,9 +144,9 @@ def interval(method: Method) -> Label | None:
     return say("interval_over", low=number(low), high=number(high), seeds=seeds)
 
 
-def table(methods: list[Method], best: Method | None) -> Table:
+def table(methods: list[Method], best: Method | None) -> PageTable:
     """One row a method: what it scored and what it cost in zeros."""
-    accuracy = parts.Metric("accuracy", say("metric_accuracy"), higher=True)
+    accuracy = parts.ScoreKind("accuracy", say("metric_accuracy"), higher=True)
     rows: list[tuple[Cell, ...]] = [
         (
             label(method),
@@ -164,7 +164,7 @@ def table(methods: list[Method], best: Method | None) -> Table:
     keys = ("method", "chosen_strength", "train", "valid", "gap", "zeros", "test", "interval")
     head = (*(say(key) for key in keys), say("verdict"))
     chosen = next((i for i, method in enumerate(methods) if method is best), None)
-    return Table(say("arms_caption"), head, tuple(rows), chosen)
+    return PageTable(say("arms_caption"), head, tuple(rows), chosen)
 
 
 def scores(methods: list[Method]) -> tuple[Chart, ...]:

@@ -13,15 +13,15 @@ from tikhon.report.kinds.sentences import sentence, told as phrase
 from tikhon.report.page import (
     Cell,
     Chart,
-    Code,
+    CodeBlock,
     Fact,
     Label,
     Level,
     Mark,
     Name,
     Page,
+    PageTable,
     Section,
-    Table,
     Text,
     joined,
     number,
@@ -173,7 +173,7 @@ def findings(found: list[SavedFinding]) -> Section:
     keys = ("finding", "severity", "where", "why", "measured", "advice")
     return Section(
         say("findings"),
-        (Table(say("findings_caption"), tuple(map(say, keys)), tuple(rows)),),
+        (PageTable(say("findings_caption"), tuple(map(say, keys)), tuple(rows)),),
     )
 
 
@@ -300,7 +300,7 @@ def cure_page(run: SavedRun) -> Page:
         shown = [*(Fact(say(key), number(mean(a["scores"]))) for key, a in pairs), *shown]
     if result.get("seconds") is not None:
         shown.append(Fact(say("time"), seconds(result["seconds"])))
-    patch = (Section(say("patch"), (Code(tuple(result["patch"].splitlines())),)),)
+    patch = (Section(say("patch"), (CodeBlock(tuple(result["patch"].splitlines())),)),)
     return Page(
         title=say("title_cure", model=record.get("model", run.name)),
         level="good" if confirmed else "watch",
@@ -337,7 +337,7 @@ def treatments(results: list[SavedTreatment], best: SavedTreatment | None) -> Se
     chosen = next((i for i, a in enumerate(tried) if best and a["name"] == best["name"]), None)
     caption = say("treatments_caption", tried=len(tried), lasting=len(lasting))
     rows = tuple(_treatment(a, a["steps"] == longest) for a in tried)
-    table = Table(caption, tuple(map(say, keys)), rows, chosen)
+    table = PageTable(caption, tuple(map(say, keys)), rows, chosen)
     if not lasting:
         return Section(say("treatments"), (table,))
     colours = ["series-2" if a["verdict"] == "confirmed" else "muted" for a in lasting]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tikhon.numbers import duration
 from tikhon.report.charts import finite
 from tikhon.report.kinds import answers, columns, parts, scores
-from tikhon.report.kinds.parts import Metric
+from tikhon.report.kinds.parts import ScoreKind
 from tikhon.report.page import (
     Fact,
     Label,
@@ -76,7 +76,7 @@ def broken(run: SavedRun) -> object:
 
 
 def verdict(
-    run: SavedRun, metric: Metric, record: Mapping[str, object]
+    run: SavedRun, metric: ScoreKind, record: Mapping[str, object]
 ) -> tuple[Label | Name, ...]:
     """What the run shows: the sentences that it printed, the one that matters most first."""
     if (epoch := broken(run)) is not None:
@@ -120,7 +120,7 @@ def sentence(entry: Mapping[str, object]) -> Label:
     return say(f"verdict_{entry['code']}", **values)
 
 
-def facts(run: SavedRun, metric: Metric, record: Mapping[str, object]) -> tuple[Fact, ...]:
+def facts(run: SavedRun, metric: ScoreKind, record: Mapping[str, object]) -> tuple[Fact, ...]:
     """The large figures: scores, gap, zeros, time."""
     found = [parts.score_fact(metric, record, part) for part in ("test", "valid", "train")]
     zeros = finite([p.get("zeros") for p in (run.result.get("penalties") or {}).values()])

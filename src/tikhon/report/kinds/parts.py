@@ -15,14 +15,14 @@ from tikhon.report.page import (
     Block,
     Cell,
     Chart,
-    Code,
+    CodeBlock,
     Fact,
     Label,
     Level,
     Mark,
     Name,
+    PageTable,
     Section,
-    Table,
     Text,
     joined,
     number,
@@ -39,7 +39,7 @@ RATIO_LIMIT = 1.25  # held-out error over training error, for regression
 
 
 @dataclass(frozen=True)
-class Metric:
+class ScoreKind:
     """The score that a run is judged by: accuracy (more is better) or an error (less is)."""
 
     key: str
@@ -56,13 +56,13 @@ class Metric:
         return GAP_LIMIT if self.higher else RATIO_LIMIT
 
 
-def metric_of(records: Iterable[Mapping[str, object]]) -> Metric:
+def metric_of(records: Iterable[Mapping[str, object]]) -> ScoreKind:
     """Accuracy where the records have it, else RMSE, else the loss."""
     keys = {key for record in records for key in record}
     for name, higher in (("accuracy", True), ("rmse", False)):
         if any(f"{part}/{name}" in keys for part in ("train", "valid", "test")):
-            return Metric(name, say(f"metric_{name}"), higher)
-    return Metric("loss", say("metric_loss"), False)
+            return ScoreKind(name, say(f"metric_{name}"), higher)
+    return ScoreKind("loss", say("metric_loss"), False)
 
 
 def record_at(history: tuple[Epoch, ...], epoch: object) -> Epoch:
@@ -172,7 +172,7 @@ def inline(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def gap_mark(metric: Metric, gap: float | None) -> Mark:
+def gap_mark(metric: ScoreKind, gap: float | None) -> Mark:
     """Whether a gap is small, worth a look, or memorising."""
     if gap is None:
         return Mark("plain", say("not_measured"))
@@ -183,7 +183,7 @@ def gap_mark(metric: Metric, gap: float | None) -> Mark:
     return Mark("bad" if excess > 2 * limit else "watch", say("gap_large"))
 
 
-def curves(run: SavedRun, metric: Metric, best: int | None) -> Section:
+def curves(run: SavedRun, metric: ScoreKind, best: int | None) -> Section:
     """Loss and score over the epochs, with the gap shaded."""
     epochs = run.series("epoch")
     blocks: list[Block] = []
@@ -238,7 +238,7 @@ def matching(run: SavedRun, pattern: str) -> dict[str, list[Number]]:
     return {name: values for name, values in found.items() if charts.finite(values)}
 
 
-def penalty_table(penalties: Mapping[str, SavedPenalty]) -> Table | None:
+def penalty_table(penalties: Mapping[str, SavedPenalty]) -> PageTable | None:
     """Strength, value and exact zeros of every penalty at the end."""
     audited = any("verdict" in p for p in penalties.values())
     rows = tuple(
@@ -256,10 +256,10 @@ def penalty_table(penalties: Mapping[str, SavedPenalty]) -> Table | None:
     head = tuple(say(key) for key in keys)
     head = (*head, say("audit")) if audited else head
     caption = say("penalties_at_end_audited") if audited else say("penalties_at_end")
-    return Table(caption, head, rows) if rows else None
+    return PageTable(caption, head, rows) if rows else None
 
 
-def sparsity_table(found: SavedSparsity) -> Table | None:
+def sparsity_table(found: SavedSparsity) -> PageTable | None:
     """What `sparsify` left of each layer."""
     rows = tuple(
         (
@@ -272,7 +272,7 @@ def sparsity_table(found: SavedSparsity) -> Table | None:
     if not rows:
         return None
     head = (say("layer_thinned"), say(f"units_{found['of']}"), say("zeros"))
-    return Table(say("sparsity_at_end"), head, rows)
+    return PageTable(say("sparsity_at_end"), head, rows)
 
 
 def mode(how: str | None) -> Cell:
@@ -305,7 +305,7 @@ def weights(parameters: Mapping[str, SavedWeights]) -> Section | None:
     if not rows:
         return None
     head = (say("parameter"), say("zeros"), say("norm_l1"), say("norm_l2"))
-    table = Table(say("weights_at_end"), head, tuple(rows))
+    table = PageTable(say("weights_at_end"), head, tuple(rows))
     return Section(say("weights"), (table, *blocks), say("weights_lead"))
 
 
@@ -313,7 +313,7 @@ def reproduce(run: SavedRun) -> Section | None:
     """The command that made this run."""
     blocks = []
     if command := run.config.get("command"):
-        blocks.append(Code((shlex.join(map(str, command)),), say("made_by")))
+        blocks.append(CodeBlock((shlex.join(map(str, command)),), say("made_by")))
     return Section(say("reproduce"), tuple(blocks)) if blocks else None
 
 
@@ -322,7 +322,7 @@ def sections(*candidates: Section | None) -> tuple[Section, ...]:
     return tuple(section for section in candidates if section is not None)
 
 
-def score_fact(metric: Metric, record: Mapping[str, object], part: str) -> Fact | None:
+def score_fact(metric: ScoreKind, record: Mapping[str, object], part: str) -> Fact | None:
     """One score as a large figure."""
     value = record.get(f"{part}/{metric.key}")
     if value is None:
@@ -330,12 +330,12 @@ def score_fact(metric: Metric, record: Mapping[str, object], part: str) -> Fact 
     return Fact(part_score(metric, part), number(value))
 
 
-def part_score(metric: Metric, part: str) -> Label:
+def part_score(metric: ScoreKind, part: str) -> Label:
     """The name of a score on one part of the data: "Test accuracy"."""
     return say("score_on", part=say(f"part_{part}"), metric=word(metric))
 
 
-def word(metric: Metric) -> Label:
+def word(metric: ScoreKind) -> Label:
     """The metric inside a sentence."""
     return say(f"metric_{metric.key}_word")
 

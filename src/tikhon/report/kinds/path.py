@@ -11,8 +11,8 @@ from tikhon.report.page import (
     Label,
     Name,
     Page,
+    PageTable,
     Section,
-    Table,
     number,
     say,
     seconds,
@@ -140,7 +140,7 @@ def summary(run: SavedRun, chosen: int | None) -> Section | None:
     return Section(say("verdict"), found) if found else None
 
 
-def steps(run: SavedRun, chosen: int | None) -> Table | None:
+def steps(run: SavedRun, chosen: int | None) -> PageTable | None:
     """One row a number of features: the strength, its validation loss and its test score."""
     result = run.result
     tests = result.get("test_scores") or []
@@ -162,10 +162,10 @@ def steps(run: SavedRun, chosen: int | None) -> Table | None:
     mark = None if chosen is None else kept.index(chosen)
     metric = parts.metric_of([result.get("metrics") or {}, {"train/loss": 0}])
     head = (say("kept"), say("strength"), say("valid_loss"), parts.part_score(metric, "test"))
-    return Table(say("steps_caption"), head, rows, mark)
+    return PageTable(say("steps_caption"), head, rows, mark)
 
 
-def features(run: SavedRun, chosen: int | None) -> Table | None:
+def features(run: SavedRun, chosen: int | None) -> PageTable | None:
     """The selected features, the most important first, and the strength where each came in."""
     result = run.result
     if chosen is None or not result.get("selected"):
@@ -178,7 +178,7 @@ def features(run: SavedRun, chosen: int | None) -> Table | None:
         weight = rows[chosen][column] if rows else None
         lines.append((Name(name), number(weight), strength(max(entered, default=None))))
     head = (say("feature"), say("importance"), say("entered_at"))
-    return Table(say("features_caption"), head, tuple(lines))
+    return PageTable(say("features_caption"), head, tuple(lines))
 
 
 def responses(run: SavedRun, chosen: int | None) -> Section | None:

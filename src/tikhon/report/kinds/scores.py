@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tikhon.report.page import Label, Name, Table, number, say
+from tikhon.report.page import Label, Name, PageTable, number, say
 from tikhon.report.saved import SavedRun
 
 PARTS = {"train": "training", "valid": "validation", "test": "test"}  # key -> rows of
@@ -18,7 +18,7 @@ def of_parts(record: Mapping[str, object]) -> list[Held]:
     return [(say(f"part_{part}"), record, part) for part in PARTS]
 
 
-def table(run: SavedRun, held: Sequence[Held], *, without: str = "") -> Table | None:
+def table(run: SavedRun, held: Sequence[Held], *, without: str = "") -> PageTable | None:
     """One row a model and part, then those of the yardsticks on the same rows."""
     held = [*held, *yardsticks(run)]
     found = {key for _, record, part in held for key in KEYS if f"{part}/{key}" in record}
@@ -30,7 +30,7 @@ def table(run: SavedRun, held: Sequence[Held], *, without: str = "") -> Table | 
     )
     head = (say("rows"), *(say(f"metric_{key}") for key in keys))
     caption = say("scores_caption" if run.result.get("yardsticks") else "scores_alone_caption")
-    return Table(caption, head, rows) if rows else None
+    return PageTable(caption, head, rows) if rows else None
 
 
 def yardsticks(run: SavedRun) -> list[Held]:
@@ -49,7 +49,7 @@ def yardstick(run: SavedRun, name: str, part: Label) -> Label:
     return say("yardstick_mean" if name == "constant" else "yardstick_linear", part=part)
 
 
-def recalls(run: SavedRun) -> Table | None:
+def recalls(run: SavedRun) -> PageTable | None:
     """The share of every class that is found, where classes are of unequal size."""
     found = run.result.get("predictions") or {}
     metrics = run.result.get("metrics") or {}
@@ -61,7 +61,7 @@ def recalls(run: SavedRun) -> Table | None:
         for name, count, recall in zip(found["classes"], counts, found["recall"])
     )
     head = (say("true_class"), say("test_rows"), say("recall"))
-    return Table(say("recall_caption"), head, rows)
+    return PageTable(say("recall_caption"), head, rows)
 
 
 def beside(run: SavedRun) -> Label | None:

@@ -16,8 +16,8 @@ from tikhon.report.page import (
     Mark,
     Name,
     Page,
+    PageTable,
     Section,
-    Table,
     number,
     percent,
     say,
@@ -30,13 +30,13 @@ CERTAIN = 1.96  # standard errors of a difference that is told apart
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs on the same data with the same metric, with their pages and scores."""
 
     runs: tuple[SavedRun, ...]
     pages: tuple[Page, ...]
     records: tuple[Epoch, ...]
-    metric: parts.Metric
+    metric: parts.ScoreKind
     data: str
 
     @property
@@ -91,7 +91,7 @@ def page(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Page:
     )
 
 
-def grouped(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[Group]:
+def grouped(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[RunGroup]:
     """The runs by kind of score, data fingerprint and task, in the order given."""
     found: dict[tuple[object, ...], list[int]] = {}
     records = [parts.final_record(run) for run in runs]
@@ -103,7 +103,7 @@ def grouped(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[Group]:
         key = (metrics[i].key, str(same), held.get("task"), run.kind == "fit" or run.path)
         found.setdefault(key, []).append(i)
     return [
-        Group(
+        RunGroup(
             tuple(runs[i] for i in members),
             tuple(pages[i] for i in members),
             tuple(records[i] for i in members),
@@ -114,7 +114,7 @@ def grouped(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[Group]:
     ]
 
 
-def verdict(runs: Sequence[SavedRun], groups: Sequence[Group]) -> Label:
+def verdict(runs: Sequence[SavedRun], groups: Sequence[RunGroup]) -> Label:
     """Who is best where that can be said."""
     if len(groups) > 1:
         shared = any(len(group.runs) > 1 for group in groups)
@@ -135,7 +135,7 @@ def verdict(runs: Sequence[SavedRun], groups: Sequence[Group]) -> Label:
     return say("several_best", **values)
 
 
-def of_group(group: Group) -> list[Section]:
+def of_group(group: RunGroup) -> list[Section]:
     """Scores, what differs, and curves of comparable runs."""
     blocks: list[Block] = [table(group)]
     if differing := settings(group):
@@ -146,7 +146,7 @@ def of_group(group: Group) -> list[Section]:
     return found + [section for section in (curves(group),) if section]
 
 
-def _same_rows(group: Group) -> bool:
+def _same_rows(group: RunGroup) -> bool:
     """Whether the runs were judged on the same validation rows."""
     held = [(run.config.get("seed"), (run.config.get("data") or {})) for run in group.runs]
     cuts = {
@@ -155,7 +155,7 @@ def _same_rows(group: Group) -> bool:
     return len(cuts) == 1
 
 
-def table(group: Group) -> Table:
+def table(group: RunGroup) -> PageTable:
     """One row a run; only a run that is told apart from all others is called the best."""
     metric, rows = group.metric, []
     for run, own, record in zip(group.runs, group.pages, group.records):
@@ -174,10 +174,10 @@ def table(group: Group) -> Table:
     keys = ("about_run", "about_data", "train", "valid", "test", "zeros", "time", "verdict")
     caption = say("several_caption", metric=metric.label)
     best = None if group.tied() else group.leader
-    return Table(caption, tuple(say(key) for key in keys), tuple(rows), best, tag="best")
+    return PageTable(caption, tuple(say(key) for key in keys), tuple(rows), best, tag="best")
 
 
-def settings(group: Group) -> Table | None:
+def settings(group: RunGroup) -> PageTable | None:
     """What the runs were made with, where it differs."""
     held = [_flat(run.config) for run in group.runs]
     names = list(dict.fromkeys(name for found in held for name in found))
@@ -189,7 +189,7 @@ def settings(group: Group) -> Table | None:
         for name in differing
     )
     head = (say("setting"), *(Name(run.name) for run in group.runs))
-    return Table(say("settings_caption"), head, rows)
+    return PageTable(say("settings_caption"), head, rows)
 
 
 def _flat(config: Mapping[str, object]) -> dict[str, str]:
@@ -211,7 +211,7 @@ def _flat(config: Mapping[str, object]) -> dict[str, str]:
     return found
 
 
-def curves(group: Group) -> Section | None:
+def curves(group: RunGroup) -> Section | None:
     """Validation scores over the epochs, a line a run."""
     metric = group.metric
     drawn = [run for run in group.runs if charts.finite(run.series(f"valid/{metric.key}"))]
@@ -233,4 +233,4 @@ def verdicts(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Section:
         for run, own in zip(runs, pages)
     )
     head = (say("about_run"), say("kind"), say("about_data"), say("verdict"))
-    return Section(say("verdicts"), (Table(say("verdicts_caption"), head, rows),))
+    return Section(say("verdicts"), (PageTable(say("verdicts_caption"), head, rows),))

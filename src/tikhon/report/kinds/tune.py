@@ -19,8 +19,8 @@ from tikhon.report.page import (
     Mark,
     Name,
     Page,
+    PageTable,
     Section,
-    Table,
     number,
     percent,
     say,
@@ -174,7 +174,7 @@ def facts(run: SavedRun, found: list[Member], audit: Mapping[str, object]) -> tu
     return tuple(shown)
 
 
-def choice(run: SavedRun) -> Table | None:
+def choice(run: SavedRun) -> PageTable | None:
     """The chosen hyperparameters and where they were looked for."""
     config, space = run.result.get("config") or {}, run.result.get("space") or {}
     rows: list[tuple[Cell, ...]] = [
@@ -182,7 +182,7 @@ def choice(run: SavedRun) -> Table | None:
         for name, value in config.items()
     ]
     head = (say("hyperparameter"), say("value"), say("searched"))
-    return Table(say("choice_caption"), head, tuple(rows)) if rows else None
+    return PageTable(say("choice_caption"), head, tuple(rows)) if rows else None
 
 
 def entry(range_: object) -> str:
@@ -194,7 +194,7 @@ def entry(range_: object) -> str:
     return ", ".join(map(str, range_.get("options", range_.get("values", []))))
 
 
-def audit_table(audit: SavedAudit) -> Table | None:
+def audit_table(audit: SavedAudit) -> PageTable | None:
     """How far the choice may be off."""
     if not audit:
         return None
@@ -223,7 +223,7 @@ def audit_table(audit: SavedAudit) -> Table | None:
         (say("audit_edges"), str(len(edges)), at_edge),
         (say("audit_failed"), str(failed), lost),
     )
-    return Table(say("audit_caption"), head, rows)
+    return PageTable(say("audit_caption"), head, rows)
 
 
 def rungs(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
@@ -247,7 +247,7 @@ def rungs(run: SavedRun, found: list[Member], chosen: int | None) -> Section | N
     return Section(say("rungs"), (chart, rung_table(run)), say("rungs_lead"))
 
 
-def rung_table(run: SavedRun) -> Table:
+def rung_table(run: SavedRun) -> PageTable:
     """Trials, failures and scores at every budget."""
     budgets: dict[int, list[float | None]] = {}
     for trial in run.result["trials"]:
@@ -265,7 +265,7 @@ def rung_table(run: SavedRun) -> Table:
             )
         )
     keys = ("epochs", "tried", "diverged_trials", "best_score", "median_score")
-    return Table(say("rungs_caption"), tuple(say(key) for key in keys), tuple(rows))
+    return PageTable(say("rungs_caption"), tuple(say(key) for key in keys), tuple(rows))
 
 
 def responses(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
@@ -349,4 +349,4 @@ def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | N
     )
     mark = order.index(chosen) if chosen in order else None
     caption = say("trials_caption", shown=len(order), all=len(found))
-    return Section(say("trials_title"), (Table(caption, head, rows, mark),))
+    return Section(say("trials_title"), (PageTable(caption, head, rows, mark),))
