@@ -149,6 +149,17 @@ def test_names_say_what_is_inside():
     assert parts & FORBIDDEN == set()
 
 
+def test_every_class_has_a_name_of_its_own():
+    """Callbacks of the frameworks alone share theirs: one of each framework."""
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        if identify(path).split("/")[0] != "integrations":
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef):
+                    places.setdefault(node.name, []).append(identify(path))
+    assert not {name: files for name, files in places.items() if len(files) > 1}
+
+
 @pytest.mark.parametrize("path", FILES, ids=identify)
 def test_only_the_writers_write(path):
     if identify(path) not in WRITERS:

@@ -13,7 +13,7 @@ import tikhon as tk
 from tikhon.cli import main
 from tikhon.cli.compacted import write_onnx
 from tikhon.errors import DataError
-from tikhon.training.prediction import SavedModel
+from tikhon.training.saved_model import SavedModel
 
 
 def frame(rows: int = 200, seed: int = 0) -> pd.DataFrame:

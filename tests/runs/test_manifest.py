@@ -16,7 +16,7 @@ from tikhon.errors import DataError, InputError, StorageError
 from tikhon.runs import files
 from tikhon.runs.manifest import MANIFEST, is_sealed, reseal, seal, verify
 from tikhon.runs.run_directory import LOCK, RunDirectory
-from tikhon.training.prediction import SavedModel
+from tikhon.training.saved_model import SavedModel
 
 
 def flipped(content: bytes) -> bytes:

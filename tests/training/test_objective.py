@@ -1,10 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.distributions import Categorical, kl_divergence
 
 from tikhon.errors import InputError
 from tikhon.layers import Dropout
-from tikhon.training.objective import Objective
+from tikhon.training.objective import Objective, confidence_penalty, r_drop
 from tikhon.training.recipe import Recipe
 
 X, Y = torch.randn(32, 6, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 3
@@ -103,3 +104,21 @@ def test_clipping_bounds_the_gradient(recipe, norm):
 def test_what_does_not_fit_the_data_is_refused(asked, message):
     with pytest.raises(InputError, match=message):
         objective(**asked)
+
+
+def logits(seed):
+    return torch.randn(6, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_confidence_penalty_is_minus_the_entropy():
+    expected = -Categorical(logits=logits(0)).entropy().mean()
+    torch.testing.assert_close(confidence_penalty(logits(0)), expected)
+    sure = torch.tensor([[1000.0, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(confidence_penalty(sure), sure)
+    assert torch.isfinite(gradient).all()
+
+
+def test_r_drop_is_the_symmetric_divergence():
+    p, q = Categorical(logits=logits(0)), Categorical(logits=logits(1))
+    expected = (kl_divergence(p, q) + kl_divergence(q, p)).mean() / 2
+    torch.testing.assert_close(r_drop(logits(0), logits(1)), expected)

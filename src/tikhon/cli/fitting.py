@@ -88,11 +88,11 @@ def _more(
     terminal: Terminal, asked: ModelOptions, job: FitJob, model: nn.Module
 ) -> dict[str, Any]:
     """What the trained model says of the test rows, and what else was made of it."""
-    from tikhon.training.predictions import predictions
+    from tikhon.training.evaluation import evaluate
 
     test, center = job.parts.test, job.parts.scaling.get("target_mean", 0.0)
     center = center if isinstance(center, float) else center[0]
-    told = predictions(model, test.x, test.y, classes=test.classes, unit=test.unit, center=center)
+    told = evaluate(model, test.x, test.y, classes=test.classes, unit=test.unit, center=center)
     more: dict[str, object] = {"predictions": told}
     if asked.importances and job.parts.preprocessing is not None:
         more["importances"] = _importances(model, job)

@@ -65,7 +65,7 @@ def predict(
     """
     from tikhon.data.sources import located
     from tikhon.runs.files import write_bytes
-    from tikhon.training.prediction import SavedModel, escaped
+    from tikhon.training.saved_model import SavedModel, escaped
 
     terminal = shown.terminal()
     saved = SavedModel.load(run, single=single)

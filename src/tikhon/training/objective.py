@@ -16,7 +16,6 @@ from tikhon.layers.functional import gaussian_noise
 from tikhon.regularizer.audit import warn
 from tikhon.training.losses import loss_of
 from tikhon.training.mixing import Mixed, cutmix, mixup
-from tikhon.training.objectives import confidence_penalty, r_drop
 from tikhon.training.recipe import Recipe
 
 _OF_OUTPUTS = ("mixup", "cutmix", "r_drop", "confidence_penalty")
@@ -84,3 +83,29 @@ class Objective:
 
     def _data_loss(self, output: Tensor, y: Tensor, mixed: Mixed | None) -> Tensor:
         return self.loss(output, y) if mixed is None else mixed.loss(self.loss, output)
+
+
+def confidence_penalty(logits: Tensor) -> Tensor:
+    """Negative entropy of the predictions in nats, a mean over rows: high where they are sure.
+
+    `logits` (N, classes). Reference: Pereyra et al. 2017, https://arxiv.org/abs/1701.06548
+
+    >>> round(confidence_penalty(torch.zeros(1, 2)).item(), 4)
+    -0.6931
+    """
+    logarithm = logits.log_softmax(-1)
+    return (logarithm.exp() * logarithm).sum(-1).mean()
+
+
+def r_drop(first: Tensor, second: Tensor) -> Tensor:
+    """Symmetric divergence (KL(p|q) + KL(q|p)) / 2 of two noisy passes, a mean over rows.
+
+    `first` and `second` are logits (N, classes) of the same rows under different noise. The whole
+    objective is the mean of both data losses plus a weight (1 to 5 in the paper) times this.
+    Reference: Liang et al. 2021, https://arxiv.org/abs/2106.14448
+
+    >>> r_drop(torch.zeros(3, 2), torch.zeros(3, 2))
+    tensor(0.)
+    """
+    p, q = first.log_softmax(-1), second.log_softmax(-1)
+    return ((p.exp() - q.exp()) * (p - q)).sum(-1).mean() / 2

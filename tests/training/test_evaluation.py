@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix, median_absolute_error
 from torch import nn
 
 from tikhon.layers import expected_calibration_error
-from tikhon.training.predictions import MOST_CLASSES, MOST_ROWS, predictions
+from tikhon.training.evaluation import MOST_CLASSES, MOST_ROWS, evaluate
 
 
 def problem(classes: int, rows: int = 300):
@@ -21,7 +21,7 @@ def problem(classes: int, rows: int = 300):
 @pytest.mark.parametrize("classes", [2, 5])
 def test_confusion_counts_true_classes_in_rows(classes):
     model, x, y = problem(classes)
-    found = predictions(model, x, y, classes=[f"c{i}" for i in range(classes)])
+    found = evaluate(model, x, y, classes=[f"c{i}" for i in range(classes)])
     assert np.array_equal(found["confusion"], confusion_matrix(y, model(x).argmax(1)))
     assert found["classes"] == [f"c{i}" for i in range(classes)]
 
@@ -32,7 +32,7 @@ def test_calibration_is_that_of_the_most_likely_class():
         probabilities = (model(x) * 3).double().softmax(1)
         model.weight.mul_(3)
         model.bias.mul_(3)
-    bins = predictions(model, x, y)["calibration"]
+    bins = evaluate(model, x, y)["calibration"]
     confidence, taken = probabilities.max(1)
     accuracy, mean = calibration_curve((taken == y).numpy(), confidence.numpy(), n_bins=10)
     assert np.allclose([b["accuracy"] for b in bins], accuracy)
@@ -43,13 +43,13 @@ def test_calibration_is_that_of_the_most_likely_class():
 
 def test_many_classes_have_no_matrix():
     model, x, y = problem(MOST_CLASSES + 1)
-    assert "confusion" not in predictions(model, x, y, classes=["?"] * (MOST_CLASSES + 1))
+    assert "confusion" not in evaluate(model, x, y, classes=["?"] * (MOST_CLASSES + 1))
 
 
 def test_numbers_are_in_their_own_unit():
     model, x, _ = problem(1, 1000)
     y = torch.randn(1000)
-    found = predictions(model, x, y, unit=10.0, center=50.0)
+    found = evaluate(model, x, y, unit=10.0, center=50.0)
     predicted = 50 + 10 * model(x).detach().double()[:, 0]
     true = 50 + 10 * y.double()
     assert found["median_error"] == pytest.approx(median_absolute_error(true, predicted), rel=0.02)

@@ -16,7 +16,7 @@ _BINS = 10  # of confidence
 
 
 @torch.no_grad()
-def predictions(
+def evaluate(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
