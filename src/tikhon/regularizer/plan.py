@@ -299,7 +299,7 @@ class FusedProx:
         """The kernel has bounded the gain of the next step."""
         self.state, self.version = optimizer.state, cast(Tensor, self.moment)._version
 
-    def job(self, optimizer: optim.Optimizer) -> kernels.Job | None:
+    def job(self, optimizer: optim.Optimizer) -> kernels.KernelJob | None:
         """What the kernel has to do in this step, None where it cannot do it."""
         group = optimizer.param_groups[self.number]
         param, rule, least = self.param, self.rule, 0.0

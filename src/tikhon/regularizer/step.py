@@ -249,7 +249,7 @@ def replace_weights(
     bindings = plan.active(route)
     kept = [b.read().clone() for b in bindings] if skipped is not None or moved else []
     paddings = [(row, row.clone()) for row in map(_padding_row, bindings) if row is not None]
-    jobs: list[tuple[FusedProx, kernels.Job]] = []
+    jobs: list[tuple[FusedProx, kernels.KernelJob]] = []
     for binding in bindings:
         # by a kernel wherever there is one, measured or not: it rounds in its own way, and a
         # resumed run measures in other steps
