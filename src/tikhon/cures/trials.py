@@ -67,7 +67,8 @@ class TreatmentResult:
 
 def judging(loss: LossFunction, diagnosis: Diagnosis) -> LossFunction:
     """What treatments are judged by: the user's loss, or what it means where it is the fault."""
-    static, labels = diagnosis.record.static, diagnosis.labels
+    static = diagnosis.record.static
+    faults = {f.code for f in diagnosis.findings if not f.cause}  # not what follows from them
     fitting = {
         "broadcast_loss": RESHAPE,
         "missing_log": LOG if static.get("probabilities") else LOG_SOFTMAX,
@@ -75,7 +76,7 @@ def judging(loss: LossFunction, diagnosis: Diagnosis) -> LossFunction:
     }
     if not static.get("maximize"):  # then the optimizer is the fault
         fitting["loss_upside_down"] = TURN
-    meant = next((t for code, t in fitting.items() if code in labels), None)
+    meant = next((t for code, t in fitting.items() if code in faults), None)
     if meant is not None:
         return execute(meant.setup, loss=loss)["loss"]
     return loss
