@@ -3,7 +3,8 @@
 Of classes the loss is the log-loss, of numbers the RMSE in standard deviations of the training
 rows. ANYTIME tools use the time they are given. The others run once at their defaults, under
 LIMIT, and count as finished under a smaller limit if their CPU time is within a tenth of it.
-Imports are not counted. The budget of `tikhon.tune`, which is wall time, is counted in CPU time here.
+Imports are not counted. The budget of `tikhon.tune`, which is wall time, is counted in CPU time
+here.
 """
 
 from __future__ import annotations

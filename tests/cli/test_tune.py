@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tikhon.errors import DataError
 from tikhon.models import restore
-from tikhon.training.prediction import SavedModel
+from tikhon.training.saved_model import SavedModel
 
 SHORT = ["tune", "digits", "--model", "mlp:16", "--budget", "4runs", "--epochs", "8",
          "--folds", "0", "--quiet", "--json"]  # fmt: skip
