@@ -15,8 +15,9 @@ from tikhon.errors import DataError, InputError
 from tikhon.layers import Dropout
 from tikhon.models import build
 from tikhon.models.mlp import MLP
+from tikhon.population.hyperparameters import Hyperparameters
 from tikhon.population.losses import RowLosses
-from tikhon.population.population import Population, Settings
+from tikhon.population.population import Population
 
 STEPS = 30
 
@@ -90,9 +91,13 @@ def batches(x):
 def population(models, configs, **kwargs):
     x, _ = data()
     return Population(
-        models, Settings.of(configs), objective=RowLosses(kwargs.pop("loss", "cross_entropy")),
-        example=x[:4], steps=STEPS, **kwargs,
-    )  # fmt: skip
+        models,
+        Hyperparameters.of(configs),
+        objective=RowLosses(kwargs.pop("loss", "cross_entropy")),
+        example=x[:4],
+        steps=STEPS,
+        **kwargs,
+    )
 
 
 def trained(models, configs, **kwargs):

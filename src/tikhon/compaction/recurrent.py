@@ -55,18 +55,18 @@ class Cell:
         driven = ours + weight.double() @ torch.where(fixed, value, 0.0)
         rest = (driven.abs() + theirs.abs()) if apart else (driven + theirs).abs()
         silent = ~((weight != 0) & ~fixed).any(1) & (rest == 0)
-        while bool((heard := silent & (state[:, ~silent] != 0).any(1)).any()):
-            silent = silent & ~heard
+        while bool((linked := silent & (state[:, ~silent] != 0).any(1)).any()):
+            silent = silent & ~linked
         return silent
 
     def declare(self, seen: Units, silent: Tensor, analysis: Analysis) -> None:
         """Who reads what: the state entries that stay read inputs and one another."""
         fixed, _ = seen.uniform(-1)
-        heard = (self.state != 0).any(0) & ~silent
+        linked = (self.state != 0).any(0) & ~silent
         read = (self.inputs != 0).any(0) & ~fixed
         rows = self.rows
         analysis.reads(seen.columns(-1).ids, lambda keep: read[keep[rows]].any(0))
-        analysis.reads(rows[None], lambda keep: heard[keep[rows]].any(0))
+        analysis.reads(rows[None], lambda keep: linked[keep[rows]].any(0))
         analysis.readers.append(lambda keep: rows[:1] if not keep[rows].any() else rows[:0])
 
 

@@ -89,7 +89,7 @@ class Instruments(TorchFunctionMode):
         """One reading a site, in the order of the forward pass; call after the backward pass."""
         for name, outputs in self._signals.items():
             # the first output that the loss sees: a recurrent layer may be read by its last state
-            grads = next((heard for heard in outputs if heard), [])
+            grads = next((found for found in outputs if found), [])
             size = sum(g.numel() for g in grads)
             if size:
                 total = sum(float(g.detach().double().square().sum()) for g in grads)
@@ -155,12 +155,12 @@ class Instruments(TorchFunctionMode):
         return inputs
 
     def _listen(self, name: str, outputs: list[Tensor]) -> None:
-        heard = self._signals.setdefault(name, [])
+        reached = self._signals.setdefault(name, [])
         for place, output in enumerate(outputs):
-            if place == len(heard):
-                heard.append([])
+            if place == len(reached):
+                reached.append([])
             if output.requires_grad:
-                output.register_hook(heard[place].append)
+                output.register_hook(reached[place].append)
 
     # activations
 
@@ -333,10 +333,10 @@ def _time_ratio(profile: Tensor) -> float:
 
     Steps at the end that no gradient enters are padding.
     """
-    heard = profile.nonzero().flatten()
-    if not len(heard):
+    reached = profile.nonzero().flatten()
+    if not len(reached):
         return math.nan
-    profile = profile[: int(heard[-1]) + 1]
+    profile = profile[: int(reached[-1]) + 1]
     width = max(1, len(profile) // 10)
     first, last = float(profile[:width].mean()), float(profile[-width:].mean())
     if last == 0 or not math.isfinite(first) or not math.isfinite(last):

@@ -198,7 +198,7 @@ class LinearProblem:
         p = torch.sigmoid(z)
         return torch.ones_like(z) if self.kind == "squared" else p - p * p
 
-    def settled(self, bias: Tensor) -> Tensor:
+    def centred(self, bias: Tensor) -> Tensor:
         """Of the intercepts that softmax cannot tell apart, those of mean 0."""
         return bias - bias.mean() if self.kind == "multinomial" else bias
 

@@ -46,7 +46,7 @@ def solve(
     while True:
         residual = _residual(problem, penalty, weight, bias)
         if residual < tolerance or taken >= max_steps or _endless(problem, penalty, weight, bias):
-            return Fit(weight, problem.settled(bias), residual, taken)
+            return Fit(weight, problem.centred(bias), residual, taken)
         weight, bias = _accelerated(problem, penalty, weight, bias, block)
         for _ in range(4 if penalty.separable else 0):
             before = weight
@@ -112,7 +112,7 @@ def refit(problem: LinearProblem, support: Tensor) -> Fit:
         steps += 1
         if moved < TOLERANCE:
             break
-    return Fit(weight, problem.settled(bias), moved, steps)
+    return Fit(weight, problem.centred(bias), moved, steps)
 
 
 def _steps(problem: LinearProblem, penalty: FeaturePenalty) -> float | Tensor:

@@ -25,7 +25,7 @@ class RowLosses:
         self._checked = False
 
     @torch.no_grad()
-    def settle(self, model: nn.Module, batch: Batch) -> None:
+    def probe(self, model: nn.Module, batch: Batch) -> None:
         """Find out on some rows whether the loss is a mean over rows, of one tensor of outputs."""
         if self.alone or len(batch[1]) < 2:
             return

@@ -112,11 +112,11 @@ class Drift:
     def end(self) -> None:
         """It has ended."""
         self._left = _sample(self._param)
-        self._arrival.listen(self._param)
+        self._arrival.expect(self._param)
 
     def stop(self) -> None:
         """Look no more at gradients that arrive."""
-        self._arrival.heard()
+        self._arrival.arrived()
 
     def _stray(self) -> None:
         self._strayed = self._apart(_sample(self._param))
@@ -130,20 +130,20 @@ class Drift:
 
 
 class Arrival:
-    """Whether a gradient arrives while it listens, and what is done with the first one."""
+    """Whether a gradient arrives once it is expected, and what is done with the first one."""
 
     def __init__(self, then: Callable[[], None] | None = None) -> None:
         self._then = then
         self._handle: RemovableHandle | None = None
         self._arrived = False
 
-    def listen(self, param: nn.Parameter) -> None:
+    def expect(self, param: nn.Parameter) -> None:
         """From here on, for this parameter's gradient."""
         if param.requires_grad and param.is_leaf:
             self._handle = param.register_post_accumulate_grad_hook(self._arrive)
 
-    def heard(self) -> bool:
-        """Whether one has arrived; it listens no more."""
+    def arrived(self) -> bool:
+        """Whether one has arrived; it is expected no more."""
         self._stop()
         arrived, self._arrived = self._arrived, False
         return arrived

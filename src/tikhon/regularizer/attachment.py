@@ -150,7 +150,7 @@ class Attachment:
             self._penalize(lent=True)
             pulled = None if self._is_torchs else plan.first(*PULLED)
             if pulled is not None:
-                self._recomputed.listen(pulled.target.params[0])
+                self._recomputed.expect(pulled.target.params[0])
         return changed
 
     def _look_between(self, drift: Drift) -> None:
@@ -229,7 +229,7 @@ class Attachment:
         The optimizer has taken its step: whatever raises, the rest is done for all that is left,
         and the first error is told at the end.
         """
-        recomputed = not self._is_torchs and self._recomputed.heard()
+        recomputed = not self._is_torchs and self._recomputed.arrived()
         self._restore_gradients(others=not recomputed)
         if recomputed:
             self._warn_of_gradients_of_its_own()
@@ -313,7 +313,7 @@ class Attachment:
 
     def _failed(self) -> None:
         """The step has raised: gradients and weights become the user's own again."""
-        self._recomputed.heard()
+        self._recomputed.arrived()
         self._restore_gradients(others=False)  # if told late, backward may have run again since
         decayed, self._decayed = self._decayed, []
         unshrink(self.plan, decayed)

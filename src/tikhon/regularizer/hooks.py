@@ -53,16 +53,16 @@ class StepHooks:
             optimizer.register_step_pre_hook(untraced(self._enter)),
             optimizer.register_step_post_hook(untraced(self._leave)),
         ]
-        self._heard = _guard(optimizer)
-        self._heard.append(self)
+        self._siblings = _guard(optimizer)
+        self._siblings.append(self)
 
     def remove(self) -> None:
         """Take the hooks off the optimizer, and its guard if no others are left."""
         for handle in self._handles:
             handle.remove()
-        if self in self._heard:
-            self._heard.remove(self)
-        if not self._heard:
+        if self in self._siblings:
+            self._siblings.remove(self)
+        if not self._siblings:
             _unguard(self._optimizer)
 
     def abandon(self) -> None:
@@ -103,14 +103,14 @@ def with_closure(args: Args, kwargs: Options, change: Callable[[Closure], Closur
     return None
 
 
-def heard_by(optimizer: optim.Optimizer) -> list[object]:
+def owners_of_hooks(optimizer: optim.Optimizer) -> list[object]:
     """The owners of all hooks on the steps of this optimizer."""
     guard = vars(optimizer).get("step")
     return [one.owner for one in getattr(guard, "hooks", ())]
 
 
 def _guard(optimizer: optim.Optimizer) -> list[StepHooks]:
-    """See that exceptions of the optimizer's `step` are heard of; the hooks that hear them."""
+    """See that exceptions of the optimizer's `step` reach the hooks; the hooks they reach."""
     earlier = vars(optimizer).get("step")  # such as the wrapper of a learning rate scheduler
     if hasattr(earlier, "guards"):  # also of one that a scheduler has wrapped
         return cast(Any, earlier).hooks

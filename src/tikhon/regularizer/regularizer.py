@@ -25,7 +25,7 @@ from tikhon.regularizer.audit import (
 )
 from tikhon.regularizer.bound import Bound
 from tikhon.regularizer.controller import Controller
-from tikhon.regularizer.hooks import heard_by
+from tikhon.regularizer.hooks import owners_of_hooks
 from tikhon.regularizer.optimizers import copies_beside, stepping
 from tikhon.regularizer.plan import cloned, held_by, route_of
 from tikhon.regularizer.shards import refuse_inexact, zeros_of
@@ -126,9 +126,9 @@ class Regularizer:
         self._attach(self._attachments_to(optimizer, steps))
 
     def _attachments_to(
-        self, optimizer: Optimizers, steps: Sequence[int], *, anew: bool = True
+        self, optimizer: Optimizers, steps: Sequence[int], *, first: bool = True
     ) -> list[Attachment]:
-        """What acts in every optimizer; with `anew` terms that act on nothing are refused."""
+        """What acts in every optimizer; the `first` time terms that act on nothing are refused."""
         given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
         inner = [stepping(one) for one in given]
         found = list({id(one): one for one in inner}.values())
@@ -145,14 +145,16 @@ class Regularizer:
             for one, count in zip(found, counts)
         ]
         self._plan(attachments)
-        if anew:
+        if first:
             say_who_is_left_out(self._bound.bindings, found)
         for attachment in attachments:
             own = attachment.plan.held
             routed: list[tuple[Binding, Route]]
             routed = [(b, route_of(b, attachment.optimizer)) for b in own]
             attachment.copies = copies_beside(attachment.optimizer, routed)
-            beside = [x for x in heard_by(attachment.optimizer) if isinstance(x, Attachment)]
+            beside = [
+                x for x in owners_of_hooks(attachment.optimizer) if isinstance(x, Attachment)
+            ]
             earlier = [binding for other in beside for binding in other.plan.held]
             warn_of_contradictions(self.model, attachment.optimizer, own, earlier)
         return attachments
@@ -278,7 +280,7 @@ class Regularizer:
         optimizers, steps, uncounted, acts = zip(*state.pop("made"))
         vars(self).update(state, _attachments=[])
         with warnings.catch_warnings(action="ignore"):
-            self._attachments = self._attachments_to(optimizers, steps, anew=False)
+            self._attachments = self._attachments_to(optimizers, steps, first=False)
         for attachment, count in zip(self._attachments, uncounted):
             attachment.activity.uncounted = count
         if all(acts):

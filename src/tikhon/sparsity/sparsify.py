@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.regularizer.audit import warn
-from tikhon.regularizer.hooks import StepHooks, heard_by
+from tikhon.regularizer.hooks import StepHooks, owners_of_hooks
 from tikhon.regularizer.metric import group_of, rule_of
 from tikhon.regularizer.optimizers import copies_in, stepping
 from tikhon.regularizer.targets import Pattern
@@ -309,7 +309,7 @@ class Sparsifier:
     def _attach(self) -> None:
         ours = {id(param) for param in self._params}
         for optimizer in self.optimizers:
-            for other in heard_by(optimizer):
+            for other in owners_of_hooks(optimizer):
                 if isinstance(other, Sparsifier) and ours & {id(p) for p in other._params}:
                     raise RuntimeError(
                         "these weights have a sparsify handle already; remove() it first, or give "

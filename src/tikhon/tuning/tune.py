@@ -284,7 +284,7 @@ def tune(
         direction or direction_of(study, metric),
         loader,
     )
-    job.objective.settle(build(job, usual), first_rows((job.x, job.y), _PROBED))
+    job.objective.probe(build(job, usual), first_rows((job.x, job.y), _PROBED))
     journal = open_journal(output, resume, space, job, budget)
     plan = _plan(job, space, budget, journal)
     job = replace(job, epochs=plan.epochs)

@@ -294,7 +294,7 @@ def _is_target(part: Tensor, target: object) -> bool:
 def _shifts(subject: Subject, size: int) -> bool:
     """Whether the loss leaves out the answers at the last position: it moves the labels itself."""
     with undisturbed(subject.model, training=False):
-        answers, loss = subject.heard(subject.batch)
+        answers, loss = subject.outputs_and_loss(subject.batch)
     wanted = [answer for answer in floats(answers) if answer.requires_grad]
     for slope in gradients(loss, wanted, subject.model):
         if slope is not None and bool(slope.any()):

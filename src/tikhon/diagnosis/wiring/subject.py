@@ -40,10 +40,10 @@ class Subject:
         """What the model returns on a batch, in the mode and with the gradients of the moment."""
         if not self.replica.whole:
             return call(self.model, batch[0])
-        found, _ = self.heard(batch)
+        found, _ = self.outputs_and_loss(batch)
         return found[-1] if found else None
 
-    def heard(self, batch: Batch) -> tuple[list[object], Tensor]:
+    def outputs_and_loss(self, batch: Batch) -> tuple[list[object], Tensor]:
         """What the model returned at each call of a pass to the loss, and the loss."""
         found: list[object] = []
         handle = self.model.register_forward_hook(lambda m, a, output: found.append(output))
