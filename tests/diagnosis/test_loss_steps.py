@@ -138,6 +138,92 @@ def test_a_draw_without_a_gradient_is_named_and_an_estimator_by_scores_is_not() 
         assert "detached" not in {f.code for f in asked(loss).findings}
 
 
+def transitions() -> tuple[Any, Tensor]:
+    """States and the states that follow; actions, rewards and ends beside each other."""
+    torch.manual_seed(0)
+    now, then = torch.randn(2, 120, 5)
+    return (now, then), torch.stack([now[:, 0].gt(0).float(), now[:, 1], then[:, 2].gt(1)], 1)
+
+
+def q_learning(cut: Loss) -> Loss:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        (now, then), seen = batch
+        chosen = model(now).gather(1, seen[:, :1].long())
+        best = model(then).max(1, keepdim=True).values
+        return F.mse_loss(chosen, seen[:, 1:2] + 0.9 * cut(best))
+
+    return loss
+
+
+def values_to_the_end(cut: Loss) -> Loss:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        (now, then), seen = batch
+        goal = seen[:, 1] + (1 - seen[:, 2]) * torch.tensor(0.95) * cut(model(then)[:, 0])
+        return F.smooth_l1_loss(model(now)[:, 0], goal)
+
+    return loss
+
+
+def advantage(cut: Loss) -> Loss:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        (now, then), seen = batch
+        worth, after = model(now), model(then)
+        gain = seen[:, 1] + 0.99 * cut(after[:, 0]) - worth[:, 0]
+        chance = torch.distributions.Categorical(logits=worth).log_prob(seen[:, 0].long())
+        return gain.square().mean() - (chance * gain.detach()).mean()
+
+    return loss
+
+
+@pytest.mark.parametrize("loss", [q_learning, values_to_the_end, advantage])
+def test_a_goal_with_a_gradient_is_named_and_one_without_is_not(loss: Any) -> None:
+    (code, inputs, target), model = ("target_not_detached", *transitions()), mlp(5, 16, 2)
+    found = diagnose(model, (inputs, target), loss(lambda value: value))
+    assert found.findings[0].code == code, str(found)
+    assert "test_loss_steps.py" in found.findings[0].where[0]
+    assert code not in diagnose(model, (inputs, target), loss(Tensor.detach)).labels
+
+
+def two_views(model: nn.Module, batch: Any) -> Tensor:
+    (one, other), _ = batch
+    return F.mse_loss(model(one), 0.5 * model(other))
+
+
+def heights_from_their_differences(model: nn.Module, batch: Any) -> Tensor:
+    (low, high), seen = batch
+    return F.mse_loss(model(high)[:, :1], seen[:, 1:2] + model(low)[:, :1])
+
+
+def heat_with_a_source(model: nn.Module, batch: Any) -> Tensor:
+    (at, edge), seen = batch
+    at = at.clone().requires_grad_()
+    value = model(at)[:, :1]
+    first = torch.autograd.grad(value.sum(), at, create_graph=True)[0]
+    second = torch.autograd.grad(first[:, 0].sum(), at, create_graph=True)[0][:, :1]
+    return F.mse_loss(first[:, 1:2], 0.1 * second + seen[:, 1:2]) + model(edge).square().mean()
+
+
+def a_step_of_euler(model: nn.Module, batch: Any) -> Tensor:
+    (now, then), _ = batch
+    return F.mse_loss(now[:, :2] + 0.1 * model(now), then[:, :2])
+
+
+def softened(model: nn.Module, batch: Any) -> Tensor:
+    (now, then), seen = batch
+    goal = 0.9 * seen[:, :2] + 0.1 * model(then).detach()
+    return F.mse_loss(model(now), goal) + 0.1 * F.mse_loss(model(now), model(then))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [two_views, heights_from_their_differences, heat_with_a_source, a_step_of_euler, softened],
+)
+def test_other_losses_of_two_passes_are_no_goals(loss: Loss) -> None:
+    inputs, target = transitions()
+    found = diagnose(mlp(5, 16, 2, act=nn.Tanh), (inputs, target), loss)
+    assert "target_not_detached" not in found.labels, str(found)
+
+
 def masked(wrong: bool) -> Loss:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         kept = target.flatten() > 0

@@ -35,6 +35,10 @@ CODES: dict[str, Code] = {
         "these layers keep their first random weights",
         ("leave the detach out", "requires_grad_(False) on what is to stay"),
     ),
+    "target_not_detached": Code(
+        "the goal gives way instead of being reached, and values come out wrong",
+        ("no gradient through the goal; a copy of the network for it that follows slowly",),
+    ),
     "broadcast_loss": Code(
         "the best answer to every row is the mean of all targets",
         ("give output and target one shape",),

@@ -37,6 +37,7 @@ def lost(ev: Evidence) -> list[Finding]:
         _no_curvature,
         _index,
         _asked_back,
+        _pulled_goal,
         _breaches,
     )
     return [finding for check in checks for finding in check(ev)]
@@ -165,6 +166,17 @@ def _asked_back(ev: Evidence) -> Iterable[Finding]:
     yield Finding(
         "target_among_inputs", "critical", where, {}, why, effect=effect, advice=advice, fix=fix
     )
+
+
+def _pulled_goal(ev: Evidence) -> Iterable[Finding]:
+    place = facts(ev).get("pulled_goal")
+    if place:
+        why = (
+            "the goal of an answer is data plus a discounted answer of another pass, which has a "
+            "gradient too: a step moves both towards each other"
+        )
+        fix = "goal = reward + discount * following.detach()"
+        yield Finding("target_not_detached", "warning", (place,), {}, why, fix=fix)
 
 
 def _breaches(ev: Evidence) -> Iterable[Finding]:

@@ -61,6 +61,8 @@ class Note:
     masked: float = 0.0  # share of its entries that a mask made zero
     averaged: bool = False  # it is one number of all rows
     slope: bool = False  # it is a derivative that the program took itself
+    discounted: bool = False  # a number between 0 and 1 is a factor of it
+    goal: str = ""  # the line in which a discounted answer was added to data: a value to reach
 
 
 NOTHING = Note()
@@ -76,6 +78,8 @@ def union(notes: list[Note]) -> Note:
         summands=tuple(summands),
         drawn=any(n.drawn for n in notes),
         slope=any(n.slope for n in notes),
+        discounted=any(n.discounted for n in notes),
+        goal=next((n.goal for n in notes if n.goal), ""),
     )
 
 

@@ -133,9 +133,12 @@ class Recorder(Located):
         unequal(step, shapes)
         straight_slopes(step)
         self._asked_back(step)
+        self._pulled_goal(step)
         note = replace(
             note,
             shaped=shaped(step),
+            discounted=note.discounted or (step.name in TIMES and any(map(discount, step.args))),
+            goal=note.goal or self._goal(step),
             drawn=note.drawn or step.name in DRAWS,
             masked=masked(step),
             slope=note.slope or step.name == "grad",
@@ -199,6 +202,29 @@ class Recorder(Located):
             grown.meant |= meets or (grown.asked and not (kept or whole))
         return note
 
+    def _goal(self, step: TracedCall) -> str:
+        """The line of a step that adds a discounted answer to data: a reward and what follows."""
+        if step.name not in ADDING or len(step.inputs) != 2 or not step.results[0].ndim:
+            return ""
+        for worth, reward in ((0, 1), (1, 0)):
+            note, other = step.notes[worth], step.notes[reward]
+            of_data = bool(other.roots) and other.roots.isdisjoint(self._given)
+            answer = step.inputs[worth].requires_grad and not note.roots.isdisjoint(self._given)
+            if answer and of_data and note.discounted and not note.slope:
+                return step.place
+        return ""
+
+    def _pulled_goal(self, step: TracedCall) -> None:
+        """Notice an answer compared with a goal that another pass of the model has a part in."""
+        if step.name not in ADDING | COMPARED or len(step.inputs) < 2:
+            return
+        given, learned = set(self._given), [t.requires_grad for t in step.inputs[:2]]
+        roots = [n.roots & given for n in step.notes[:2]]
+        for goal, answer in ((0, 1), (1, 0)):
+            apart = roots[goal] - roots[answer] and roots[answer] - roots[goal]
+            if step.notes[goal].goal and not step.notes[answer].goal and apart and all(learned):
+                step.facts.setdefault("pulled_goal", step.notes[goal].goal)
+
     def _asked_back(self, step: TracedCall) -> None:
         """Notice a comparison of an answer with the very noise-laden tensor that it answers."""
         if step.name not in ADDING | COMPARED or len(step.inputs) < 2:
@@ -209,6 +235,13 @@ class Recorder(Located):
                 if same and step.notes[other].drawn and same[0].ndim:
                     found = {"place": step.place, "numbers": same[0][0].numel()}
                     step.facts.setdefault("asked_back", found)
+
+
+def discount(factor: object) -> bool:
+    """Whether a factor is one number between 0 and 1 that is not learned."""
+    if isinstance(factor, Tensor):
+        return not factor.requires_grad and factor.ndim == 0 and 0 < float(factor) < 1
+    return isinstance(factor, float) and 0 < factor < 1
 
 
 def linear(step: TracedCall, summand: Summand) -> bool:
