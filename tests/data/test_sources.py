@@ -188,3 +188,40 @@ def test_pair_takes_what_users_call_data():
 def test_pair_refuses(data, message):
     with pytest.raises(DataError, match=message):
         pair(data)
+
+
+NAMES_OF_ARRAYS = [
+    ("X", "y"),
+    ("x", "Y"),
+    ("x_train", "y_train"),
+    ("train_images", "train_labels"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "targets"), NAMES_OF_ARRAYS)
+def test_arrays_are_found_under_the_names_that_the_field_gives_them(tmp_path, inputs, targets):
+    x, y = np.arange(24.0).reshape(8, 3), np.arange(8) % 2
+    np.savez(tmp_path / "a.npz", **{inputs: x, targets: y})
+    data = load(str(tmp_path / "a.npz"))
+    assert data.x.tolist() == x.tolist() and data.y.tolist() == y.tolist() and data.test is None
+
+
+@pytest.mark.parametrize("names", [("x_test", "y_test"), ("test_images", "test_labels")])
+def test_rows_to_test_stay_the_sources_own(tmp_path, names):
+    x, y = np.arange(24.0).reshape(8, 3), np.array(list("abababab"))
+    parts = dict(zip(names, (x[6:], y[6:])))
+    np.savez(tmp_path / "a.npz", x_train=x[:6], y_train=y[:6], **parts)
+    data = load(str(tmp_path / "a.npz"))
+    assert data.test is not None and data.classes == data.test.classes == ("a", "b")
+    assert data.x.tolist() == x[:6].tolist() and data.test.x.tolist() == x[6:].tolist()
+    assert data.y.tolist() == [0, 1] * 3 and data.test.y.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [({"a": 1}, "lacks X and y; it holds a"), ({"X": 1, "x": 2, "y": 3}, "holds X and x")],
+)
+def test_arrays_that_cannot_be_told_are_named(tmp_path, held, said):
+    np.savez(tmp_path / "a.npz", **{key: np.ones((4, 2)) for key in held})
+    with pytest.raises(DataError, match=said):
+        load(str(tmp_path / "a.npz"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,32 +35,50 @@ def folder(path: Path) -> Dataset:
 
 
 def file(path: Path) -> Dataset:
-    """An .npz file with `X` and `y`, and optionally `feature_names` and `classes`."""
+    """An .npz file with `X` and `y`, and optionally `feature_names` and `classes`.
+
+    Rows to test (`x_test` and `y_test` beside `x_train` and `y_train`) stay the data's own.
+    """
     if path.suffix.lower() != ".npz":
         raise DataError(
             f"{path}: a file of type {path.suffix or '(none)'!r} cannot be read; give a table "
-            "(CSV, TSV, JSON lines, Excel, Feather, Parquet; gzipped too), or an .npz with X and "
+            "(CSV, TSV, JSON, Excel, Feather, Parquet; gzipped too), or an .npz with X and "
             "y; archives are to be unpacked first"
         )
     arrays = _npz(path)
-    missing = {"X", "y"} - set(arrays)
-    if missing:
-        raise DataError(
-            f"{path} lacks {' and '.join(sorted(missing))}; it holds "
-            f"{', '.join(sorted(arrays)) or 'nothing'}. Save it with "
-            "numpy.savez(path, X=X, y=y)"
-        )
-    return from_arrays(
-        arrays["X"],
-        arrays["y"],
+    tests = [arrays[name] for name in ("X_test", "y_test") if name in arrays]
+    parts = [[arrays[name]] for name in ("X", "y")]
+    if len(tests) == 2:
+        parts = [[train, test] for (train,), test in zip(parts, tests)]
+        for (train, test), name in zip(parts, ("X", "y")):
+            if train.shape[1:] != test.shape[1:]:
+                raise DataError(
+                    f"{path}: rows of {name} have shape {train.shape[1:]}, those to test "
+                    f"{test.shape[1:]}"
+                )
+    whole = from_arrays(
+        *map(np.concatenate, parts),
         name=path.stem,
         feature_names=arrays.get("feature_names"),
         classes=arrays.get("classes"),
         origin={"source": str(path)},
     )
+    if len(tests) < 2:
+        return whole
+    train, test = torch.arange(len(whole.x)).split([len(arrays["X"]), len(tests[0])])
+    return replace(whole.take(train), test=whole.take(test))
 
 
-_WANTED = ("X", "y", "feature_names", "classes")
+# what an array is called in files of the field: our own, Keras's, MedMNIST's
+_WANTED = {
+    "X": ("x", "x_train", "train_images"),
+    "y": ("y", "y_train", "train_labels"),
+    "X_test": ("x_test", "test_images"),
+    "y_test": ("y_test", "test_labels"),
+    "feature_names": ("feature_names",),
+    "classes": ("classes",),
+}
+_SHOWN = 8  # keys of a file that a message lists at most
 _LIMIT = 1 << 34  # bytes of content of one .npz: a small zip may unpack to far more than memory
 
 
@@ -72,16 +91,39 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
             sizes = {
                 info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()
             }
-        if (size := sum(sizes.get(key, 0) for key in _WANTED)) > _LIMIT:
+        wanted = _named(path, list(sizes))
+        if (size := sum(sizes[key] for key in wanted.values())) > _LIMIT:
             raise DataError(f"{path} unpacks to {size:,} bytes; the limit is {_LIMIT:,}")
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in _WANTED if key in archive}
+            return {name: archive[key] for name, key in wanted.items()}
+    except DataError:
+        raise
     except (zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} is not a complete .npz file ({error}); copy it again") from error
     except (ValueError, MemoryError) as error:
         raise DataError(_not_numbers(path, error)) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _named(path: Path, keys: list[str]) -> dict[str, str]:
+    """Under which key of a file each wanted array is, in capitals or small letters.
+
+    Raises `DataError` where one is missing, or stands under several.
+    """
+    found = {
+        name: [key for key in keys if key.lower() in called] for name, called in _WANTED.items()
+    }
+    if twice := next((these for these in found.values() if len(these) > 1), None):
+        raise DataError(f"{path} holds {' and '.join(sorted(twice))}: leave one of them out")
+    missing = [name for name in ("X", "y") if not found[name]]
+    if missing:
+        held = ", ".join(sorted(keys)[:_SHOWN]) or "nothing"
+        raise DataError(
+            f"{path} lacks {' and '.join(missing)}; it holds {held}. Save it with "
+            "numpy.savez(path, X=X, y=y)"
+        )
+    return {name: these[0] for name, these in found.items() if these}
 
 
 def _array(path: Path, name: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -17,6 +18,8 @@ _SAMPLE = 1_000  # different texts that are looked at before all are
 TRUE = frozenset({"true", "yes", "t", "y", "on", "1"})
 FALSE = frozenset({"false", "no", "f", "n", "off", "0"})
 _AMBIGUOUS = r"[-+]?[1-9]\d{0,2}\.\d{3}"
+# a spreadsheet's ways to say that a cell is text: ="5.29", '5.29; and numbers in single quotes
+_WRAPPED = re.compile(r"^(?:=\"(.*)\"|'([-+]?[\d.,]*\d)'?)$", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,10 @@ def _no_date(text: str) -> bool:
 
 
 def texts_of(series: pd.Series) -> pd.Series:
-    """The cells as texts without outer blanks; blank ones are missing, whole floats lose ".0"."""
+    """The cells as texts without outer blanks and what a spreadsheet wraps around a text.
+
+    Blank ones are missing, whole floats lose ".0".
+    """
     from pandas.api import types
 
     if types.is_float_dtype(series.dtype):
@@ -91,6 +97,8 @@ def texts_of(series: pd.Series) -> pd.Series:
         ):
             series = series.map(lambda value: f"{value:.0f}", na_action="ignore")
     texts = series.astype("string").str.strip()
+    if bool(texts.str.startswith(("'", "=")).any()):
+        texts = texts.str.replace(_WRAPPED, lambda found: found[1] or found[2] or "", regex=True)
     blank = (texts == "").fillna(False).to_numpy(bool)
     return cast("pd.Series", texts.mask(blank) if blank.any() else texts)
 

@@ -17,9 +17,23 @@ NEVER = (date(2, 1, 1).toordinal() - EPOCH, date(9000, 1, 1).toordinal() - EPOCH
 _PIVOT = 69  # POSIX: 69 to 99 are 1969 to 1999, 00 to 68 are 2000 to 2068
 _CERTAIN = (30, 70)  # two-digit years between these may be of either century
 
-_MONTHS = {
-    name: i + 1 for i, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split())
-}
+_MONTHS = tuple(
+    tuple(names.split())
+    for names in (
+        "january januar janvier enero gennaio janeiro januari",
+        "february februar février febrero febbraio fevereiro februari",
+        "march märz mars marzo março maart mrz",
+        "april avril abril aprile",
+        "may mai mayo maggio maio mei",
+        "june juni juin junio giugno junho",
+        "july juli juillet julio luglio julho",
+        "august août agosto augustus",
+        "september septembre septiembre settembre setembro",
+        "october oktober octobre octubre ottobre outubro",
+        "november novembre noviembre novembro",
+        "december dezember décembre diciembre dicembre dezembro",
+    )
+)  # in English, German, French, Spanish, Italian, Portuguese and Dutch
 _CLOCK = (
     r"(?P<h>\d{1,2}):(?P<min>\d\d)(?::(?P<s>\d\d)(?:[.,](?P<f>\d{1,9}))?)?"
     r"(?:\s*(?P<half>[AaPp])\.?[Mm]\.?)?"
@@ -27,7 +41,8 @@ _CLOCK = (
 _ZONE = r"(?:\s*(?P<zone>Z|UTC|GMT|[-+]\d\d:?\d\d|[-+]\d\d))?"
 _TAIL = rf"(?:(?:T|,?\s+){_CLOCK}{_ZONE})?"
 _WEEKDAY = r"(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+)?"
-_MONTH = r"(?P<name>[A-Za-z]{3,9})\.?"
+_MONTH = r"(?P<name>[^\W\d_]{3,10})\.?"
+_OF = r"(?:de\s+)?"  # 5 de enero de 2021
 _NUMERIC = re.compile(
     rf"(?P<a>\d{{1,4}})(?P<sep>[-/. ])(?P<b>\d{{1,2}})(?P=sep)(?P<c>\d{{1,4}}){_TAIL}"
 )
@@ -36,7 +51,10 @@ _FORMS = [
     for pattern in (
         rf"(?P<y>\d{{4}})(?P<m>\d\d)(?P<d>\d\d)T(?P<h>\d\d)(?P<min>\d\d)(?P<s>\d\d)?{_ZONE}",
         r"(?P<y>\d{4})[-/](?P<m>\d\d)",
-        rf"{_WEEKDAY}(?P<d>\d{{1,2}})[-. /]*{_MONTH},?[-. /]*(?P<y>\d{{4}}|\d\d){_TAIL}",
+        r"(?P<y>\d{4})\s*[年년]\s*(?P<m>\d{1,2})\s*[月월]"
+        rf"(?:\s*(?P<d>\d{{1,2}})\s*[日일号號]{_TAIL})?",
+        rf"{_WEEKDAY}(?P<d>\d{{1,2}})(?:er|º)?[-. /]*{_OF}{_MONTH},?[-. /]*{_OF}"
+        rf"(?P<y>\d{{4}}|\d\d){_TAIL}",
         rf"{_WEEKDAY}{_MONTH}\s+(?P<d>\d{{1,2}})(?:st|nd|rd|th)?,?\s+(?P<y>\d{{4}}){_TAIL}",
         rf"(?P<y>\d{{4}})[-. /]{_MONTH}[-. /](?P<d>\d{{1,2}}){_TAIL}",
     )
@@ -115,7 +133,7 @@ def _named(found: re.Match[str]) -> Moment | None:
     """A date whose month is a name, or whose fields can stand in one order alone."""
     parts = found.groupdict()
     name = parts.get("name")
-    month = _MONTHS.get(name[:3].lower()) if name else int(parts["m"])
+    month = _month(name) if name else int(parts["m"])
     fraction = _seconds(found)
     day = None if month is None else _day(parts["y"], month, int(parts.get("d") or 1))
     if day is None or fraction is None:
@@ -124,6 +142,13 @@ def _named(found: re.Match[str]) -> Moment | None:
     doubtful = short and _CERTAIN[0] < int(parts["y"]) < _CERTAIN[1]
     days: dict[str, float] = {order: day + fraction for order in ORDERS}
     return Moment(days, parts.get("h") is not None, short, doubtful)
+
+
+def _month(name: str) -> int | None:
+    """The month of which a name is the beginning in some language; None for none or several."""
+    start = name.lower()
+    found = [i for i, names in enumerate(_MONTHS, 1) if any(n.startswith(start) for n in names)]
+    return found[0] if len(found) == 1 else None
 
 
 def _day(year: str, month: int, day: int) -> int | None:

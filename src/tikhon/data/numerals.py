@@ -28,7 +28,9 @@ _NUMBER = re.compile(
     rf"""(?P<bound><=|>=|[<>≤≥~≈])?\s*
     (?P<open>\()?\s*(?P<sign>[-+])?\s*
     (?P<before>[A-Z]{{0,3}}[{_SYMBOLS}]|[A-Z]{{3}}(?=[\s\d]))?\s*(?P<second>[-+])?
-    (?P<digits>[\d.,'’_ ]*\d[.,]?)(?P<exponent>[eE][-+]?\d{{1,4}})?
+    (?P<digits>[\d.,'’_ ]*\d[.,]?)
+    (?P<exponent>[eE][-+]?\d{{1,4}}|[dD][-+]\d{{1,4}}|\s*[xX×*·]\s*10\s*\^\s*[-+]?\d{{1,4}})?
+    (?P<spread>\s*(?:±|\+/-|\+-)\s*\d[\d.,]*)?
     \s*(?P<after>[%‰{_SYMBOLS}]|°?[^\W\d_]{{1,6}}(?:/[^\W\d_]{{1,5}})?[23]?)?
     \s*(?P<trail>[-+])?\s*(?P<close>\))?""",
     re.VERBOSE,
@@ -45,8 +47,8 @@ _PLAIN = re.compile(r"[-+]?\d+")
 class Numeral:
     """One text as a number: its value if "." is the decimal mark, and if "," is; None for none.
 
-    `bound` is "<" or ">" for a limit (`<0.5`, `65+`), "~" for an estimate; `unit` is the text
-    around the digits, a currency, "%" or letters.
+    `bound` is "<" or ">" for a limit (`<0.5`, `65+`), "~" for an estimate (`~3`, `3±0.5`); `unit`
+    is the text around the digits, a currency, "%" or letters.
     """
 
     dot: float | None
@@ -81,10 +83,17 @@ def tidy(text: str) -> str:
     if text.isascii():
         return text.strip()
     text = text.translate(_UNSEEN)
-    text = (
-        unicodedata.normalize("NFKC", text).strip().replace("\u2212", "-").replace("\ufe63", "-")
-    )
+    text = "".join(map(_plain_digit, unicodedata.normalize("NFKC", text).strip()))
     return re.sub(r"^[\u2010-\u2013](?=[\d.,])", "-", text)
+
+
+_SIGNS = {"\u2212": "-", "\ufe63": "-", "\u066b": ".", "\u066c": ","}  # minus; marks of Arabic
+
+
+def _plain_digit(character: str) -> str:
+    """A digit or a sign of any script as ASCII has it."""
+    digit = None if character.isascii() else unicodedata.decimal(character, None)
+    return _SIGNS.get(character, character) if digit is None else str(digit)
 
 
 def numeral(text: str) -> Numeral | None:
@@ -115,7 +124,7 @@ def numeral(text: str) -> Numeral | None:
     ]
     if readings == [None, None]:
         return None
-    bound = found["bound"] or (">" if found["trail"] == "+" else "")
+    bound = found["bound"] or ("~" if found["spread"] else ">" if found["trail"] == "+" else "")
     return Numeral(readings[0], readings[1], _BOUNDS.get(bound, bound), unit)
 
 
@@ -148,7 +157,8 @@ def _value(digits: str, exponent: str | None, decimal: str) -> float | None:
         whole = re.sub(r"\D", "", whole)
     if not whole and not fraction:
         return None
-    return float(f"{whole or '0'}.{fraction or '0'}{exponent or ''}")
+    power = re.sub(r"[dD]|[^-+\d]*10\s*\^\s*", "e", exponent or "")
+    return float(f"{whole or '0'}.{fraction or '0'}{power}")
 
 
 def is_currency(unit: str) -> bool:

@@ -24,9 +24,13 @@ from tikhon.errors import DataError, InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".feather", ".jsonl", ".ndjson", ".xlsx")
+SUFFIXES = (
+    *(".csv", ".tsv", ".txt", ".parquet", ".pq", ".feather", ".arrow", ".jsonl", ".ndjson"),
+    *(".json", ".xlsx"),
+)
 _MANY = 8  # names and lines that a message shows at most
 _SEPARATORS = (",", ";", "\t", "|")
+_BLANKS = " "  # runs of blanks, where nothing else separates
 _LONGEST = 1 << 24  # characters of a field; the csv module stops at 131,072
 _LIMIT = 1 << 34  # bytes that a compressed file may unpack to
 _SAMPLE = 100  # rows that tell the separator
@@ -133,13 +137,13 @@ def read(path: Path, format: Format | None = None, *, content: bytes | None = No
     if kind == "csv":
         if not content or content.isspace():
             raise DataError(f"{path} is empty: a header and rows are needed")
-        text = _Text(_decode(path, content, format))
+        text = _decode(path, content, format)
         del content  # a large table is held once: as bytes, as text, as cells
-        return _csv(path, text, format, origin)
+        return _csv(path, *_preamble(text, format.separator), format, origin)
     if kind == "json":
         text = _decode(path, content, format)
-        frame, foreign, lines = typed.json_lines(path, text)
-        if not lines:
+        frame, foreign, lines = typed.json_rows(path, text)
+        if not len(frame):
             raise DataError(f"no data rows in {path}")
         frame = frame.replace(list(format.missing), None) if format.missing else frame
         return Source(frame, path.name, lines, (), origin, format, foreign)
@@ -174,9 +178,11 @@ _NAMED = {
     ".parquet": "Parquet",
     ".pq": "Parquet",
     ".feather": "Feather",
+    ".arrow": "Feather",
     ".xlsx": "xlsx",
     ".jsonl": "json",
     ".ndjson": "json",
+    ".json": "json",
 }
 _SIGNS = ((0, b"PAR1", "Parquet"), (0, b"ARROW1", "Feather"), (0, b"FEA1", "Feather"))
 _OTHERS = (
@@ -220,19 +226,45 @@ def _unzipped(path: Path, content: bytes) -> bytes:
     return found
 
 
-def _csv(path: Path, text: _Text, format: Format, origin: dict[str, object]) -> Source:
+def _preamble(text: str, separator: str | None) -> tuple[_Text, str | None, tuple[Notice, ...]]:
+    """The text with blank lines for what stands above its header, and the separator told there.
+
+    `sep=;` is a spreadsheet's; lines with a # are comments unless they have the header's fields.
+    """
+    if found := re.match(r'"?sep=(.)"?\n', text, re.IGNORECASE):
+        return _Text("\n" + text[found.end() :]), separator or found[1], ()
+    comments = re.match(r"(?:#[^\n]*\n)+", text)
+    if comments is None:
+        return _Text(text), separator, ()
+    header = text[comments.end() :].partition("\n")[0]
+    marks = [separator] if separator else _SEPARATORS
+    lines = comments[0].splitlines()
+    if any(0 < line.count(mark) == header.count(mark) for line in lines for mark in marks):
+        return _Text(text), separator, ()
+    said = f"{len(lines)} lines above the header begin with '#' and are left out"
+    notice = Notice("comments", said)
+    return _Text("\n" * len(lines) + text[comments.end() :]), separator, (notice,)
+
+
+def _csv(
+    path: Path,
+    text: _Text,
+    told: str | None,
+    said: tuple[Notice, ...],
+    format: Format,
+    origin: dict[str, object],
+) -> Source:
     import pandas as pd
 
-    separator = format.separator or _separator(path, text)
+    separator = told or _separator(path, text)
     header, rows, lines, skipped = _scan(path, text, separator, keep=format.bad_rows == "skip")
+    if not lines and len(header) > 1 and {width for _, width in skipped} == {len(header) + 1}:
+        if more := _one_more(text, separator, header):
+            header, said = more[0], (*said, more[1])
+            lines, skipped = [line for line, _ in skipped], []
     header = _tidy_header(path, header, separator)
     if skipped and format.bad_rows == "error":
-        line, width = skipped[0]
-        raise DataError(
-            f"{path} line {line}: {width} fields, the header has {len(header)} columns"
-            f"{_others(len(skipped) - 1)}; correct the rows, or leave them out with "
-            "--on-bad-row skip"
-        )
+        raise DataError(_wrong_length(path, header, lines, skipped))
     if not lines:
         raise DataError(f"no data rows in {path}: it holds the header alone")
     if skipped:
@@ -240,7 +272,7 @@ def _csv(path: Path, text: _Text, format: Format, origin: dict[str, object]) -> 
     try:
         frame = pd.read_csv(
             cast("Any", text),
-            sep=separator,
+            sep=r"\s+" if separator == _BLANKS else separator,
             dtype=str,
             keep_default_na=False,
             na_values=["", *format.missing],
@@ -250,13 +282,49 @@ def _csv(path: Path, text: _Text, format: Format, origin: dict[str, object]) -> 
         )
     except (ValueError, pd.errors.ParserError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    notices = []
+    notices = [*said]
     if skipped:
-        said = f"{len(skipped)} rows of the wrong length were left out"
-        notices.append(Notice("wrong_length", said))
-    if format.separator is None and separator != _usual(path):
+        notices.append(
+            Notice("wrong_length", f"{len(skipped)} rows of the wrong length were left out")
+        )
+    if told is None and separator != _usual(path):
         notices.append(Notice("separator", f"fields are separated by {separator!r}"))
     return Source(frame, path.name, lines, tuple(notices), origin, format)
+
+
+def _one_more(text: _Text, separator: str, header: list[str]) -> tuple[list[str], Notice] | None:
+    """The header where every row has one field more: names of rows in front, or an empty end.
+
+    None where it may as well be that the header lacks a name.
+    """
+    with _long_fields():
+        rows = [row for row in _rows(text, separator) if row][1:]
+    if not any(row[-1].strip() for row in rows):
+        return [*header, ""], Notice("row_ends", "every row ends with a separator")
+    first = [row[0] for row in rows]
+    counted = first == [str(i) for i in range(1, len(rows) + 1)]
+    named = len(set(first)) == len(rows) and not any(re.match(r"[-+.\d\s]|$", t) for t in first)
+    if len(rows) < 2 or not (counted or named):
+        return None
+    said = "every row has one field more than the header: the first is the name of the row"
+    return ["", *header], Notice("row_names", said)
+
+
+def _wrong_length(
+    path: Path, header: list[str], lines: list[int], skipped: list[tuple[int, int]]
+) -> str:
+    """What to do about rows that have not as many fields as the header."""
+    line, width = skipped[0]
+    if len(skipped) > len(lines) and width - len(header) > 1:
+        return (
+            f"{path} line {line}: {width} fields{_others(len(skipped) - 1)}, what stands for the "
+            f"header has {len(header)} ({listed(header)}): remove the lines above the header"
+        )
+    return (
+        f"{path} line {line}: {width} fields, the header has {len(header)} columns"
+        f"{_others(len(skipped) - 1)}; correct the rows, or leave them out with "
+        "--on-bad-row skip"
+    )
 
 
 _MARKS = {
@@ -292,25 +360,24 @@ class _Text:
 
 
 def _decode(path: Path, content: bytes, format: Format) -> str:
-    """The text, with one kind of line end."""
-    for mark, encoding in _MARKS.items():
-        if content.startswith(mark):
-            if encoding[-2:] in format.encoding:
-                break
-            raise DataError(f"{path} is {encoding} text; read it with --encoding {encoding}")
+    """The text, with one kind of line end; a byte order mark tells the encoding."""
     encoding = "utf-8-sig" if format.encoding.lower() in ("utf-8", "utf8") else format.encoding
+    marked = next((found for mark, found in _MARKS.items() if content.startswith(mark)), None)
+    if marked is not None and marked[-2:] not in encoding:
+        encoding = marked
     try:
         text = content.decode(encoding)
     except LookupError as error:
         raise InputError(f"unknown encoding {format.encoding!r}; try utf-8 or cp1252") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        hint = _encodings(content, error.start)
         raise DataError(
-            f"{path} line {line}: byte 0x{content[error.start]:02x} is not {format.encoding} "
-            f"text; give the file's encoding{_encodings(content, error.start)}"
+            f"{path} line {line}: byte 0x{content[error.start]:02x} is not "
+            f"{encoding.removesuffix('-sig')} text; give the file's encoding{hint}"
         ) from error
     except UnicodeError as error:
-        raise DataError(f"{path} is not {format.encoding} text: {error}") from error
+        raise DataError(f"{path} is not {encoding} text: {error}") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(f"{path} line {line} holds a NUL byte: the file is damaged or not text")
@@ -322,11 +389,17 @@ def _encodings(content: bytes, place: int) -> str:
     start = max(content.rfind(mark, 0, place) for mark in b"\n,;\t") + 1
     piece = re.split(rb"[\n,;\t]", content[start : start + 60])[0].strip(b'\r"')
     pairs = all(len(run) % 2 == 0 for run in re.findall(rb"[\x80-\xff]+", piece))
-    found = []
-    for encoding in ("gb18030", "shift_jis", "cp1252") if pairs else ("cp1252", "cp1250"):
+    found: dict[str, str] = {}
+    for encoding in ("gb18030", "shift_jis", "cp1252", "cp1251") if pairs else _ENCODINGS:
         with suppress(UnicodeDecodeError):
-            found.append(f"--encoding {encoding} reads {piece.decode(encoding)!r}")
-    return ": " + ", ".join(found) if found else ", for example --encoding latin-1"
+            text = piece.decode(encoding)
+            if text.isprintable() and not _HALF_WIDTH.search(text):
+                found.setdefault(text, f"--encoding {encoding} reads {text!r}")
+    return ": " + ", ".join(found.values()) if found else ", for example --encoding latin-1"
+
+
+_ENCODINGS = ("shift_jis", "cp1252", "cp1250", "cp1251")
+_HALF_WIDTH = re.compile("[\uff61-\uff9f]")  # what shift_jis makes of letters with accents
 
 
 def _usual(path: Path) -> str:
@@ -338,11 +411,16 @@ def _separator(path: Path, text: _Text) -> str:
     usual = _usual(path)
     widths = {}
     for separator in (usual, *(s for s in _SEPARATORS if s != usual)):
-        found = _widths(text, separator)
-        widths[separator] = found[0] if len(set(found)) == 1 else 0
+        first, *rest = _widths(text, separator)
+        one_more = {first + 1} if first > 1 else set[int]()  # names of rows, as R writes them
+        alike = len(set(rest)) < 2 and set(rest) <= {first} | one_more
+        widths[separator] = first if alike else 0
     if widths[usual] > 1:
         return usual
     fitting = [separator for separator, width in widths.items() if width > 1]
+    if all(set(_widths(text, separator)) == {1} for separator in widths):
+        found = set(_widths(text, _BLANKS))
+        return _BLANKS if len(found) == 1 and found != {1} else usual
     if len(fitting) > 1:
         shown = " or ".join(f"--sep {separator!r}" for separator in fitting)
         raise DataError(f"{path}: the fields fit more than one separator; say {shown}")
@@ -354,7 +432,7 @@ def _widths(text: _Text, separator: str) -> list[int]:
     widths: list[int] = []
     with _long_fields():
         try:
-            for row in csv.reader(text, delimiter=separator, strict=True):
+            for row in _rows(text, separator):
                 if row:
                     widths.append(len(row))
                 if len(widths) > _SAMPLE:
@@ -362,6 +440,12 @@ def _widths(text: _Text, separator: str) -> list[int]:
         except csv.Error:
             return [0]
     return widths or [0]
+
+
+def _rows(text: _Text, separator: str) -> Any:
+    """A reader of the csv module; with blanks as separators a run of them is one."""
+    lines = (re.sub(r"[ \t]+", " ", line.strip(" \t\n")) for line in text)
+    return csv.reader(lines if separator == _BLANKS else text, delimiter=separator, strict=True)
 
 
 @contextmanager
@@ -378,7 +462,7 @@ def _scan(
     path: Path, text: _Text, separator: str, *, keep: bool
 ) -> tuple[list[str], list[list[str]], list[int], list[tuple[int, int]]]:
     """Header, rows (kept only where they may be written again), their lines, the bad ones."""
-    reader = csv.reader(text, delimiter=separator, strict=True)
+    reader = _rows(text, separator)
     rows: list[list[str]] = []
     lines: list[int] = []
     bad: list[tuple[int, int]] = []
@@ -433,6 +517,11 @@ def _tidy_header(path: Path, header: list[str], separator: str) -> list[str]:
             )
     first: dict[str, int] = {}
     for position, name in enumerate(header, start=1):
+        if name in first and not name:
+            raise DataError(
+                f"{path}: columns {first[name]} and {position} of the header have no name; name "
+                "them, or remove the lines above the header"
+            )
         if name in first:
             raise DataError(
                 f"{path}: column {name[:60]!r} appears twice, as column {first[name]} and column "

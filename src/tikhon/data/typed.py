@@ -91,8 +91,29 @@ def _plain(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
     return column, ""
 
 
-def json_lines(path: Path, text: str) -> tuple[pd.DataFrame, dict[str, str], list[int]]:
-    """One JSON object a line; the lines of the rows come with it."""
+def json_rows(path: Path, text: str) -> tuple[pd.DataFrame, dict[str, str], list[int]]:
+    """One JSON object a line, or a list of objects; lines of the file come with the rows."""
+    rows, lines = _listed(text), list[int]()
+    if not rows:
+        rows, lines = _one_a_line(path, text)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    frame, foreign = frame_of({name: [row.get(name) for row in rows] for name in names})
+    return frame, foreign, lines
+
+
+def _listed(text: str) -> list[dict[str, object]]:
+    """The objects of a document that is one list of objects; none of another."""
+    if not text.lstrip().startswith("["):
+        return []
+    try:
+        found = json.loads(text, object_pairs_hook=_once)
+        json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return []  # what is wrong is told by line
+    return found if all(isinstance(row, dict) for row in found) else []
+
+
+def _one_a_line(path: Path, text: str) -> tuple[list[dict[str, object]], list[int]]:
     rows: list[dict[str, object]] = []
     lines: list[int] = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -111,9 +132,7 @@ def json_lines(path: Path, text: str) -> tuple[pd.DataFrame, dict[str, str], lis
             )
         rows.append(row)
         lines.append(number)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    frame, foreign = frame_of({name: [row.get(name) for row in rows] for name in names})
-    return frame, foreign, lines
+    return rows, lines
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, object]:
