@@ -6,6 +6,7 @@ import inspect
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import tikhon
 
@@ -38,7 +39,8 @@ def write(folder: Path) -> None:
 
 def top_page() -> str:
     """Every name of `import tikhon as tk`; those of a public module are described there."""
-    rows, blocks = [], []
+    rows: dict[str, list[str]] = {"function": [], "class": [], "module": []}
+    blocks = []
     for name in tikhon.__all__:
         value = getattr(tikhon, name)
         home = (
@@ -48,11 +50,14 @@ def top_page() -> str:
         )
         page = f"{name}.md" if isinstance(value, ModuleType) else f"{home or 'tikhon'}.md"
         anchor = "" if isinstance(value, ModuleType) else f"#{name.lower()}"
-        rows.append(f"| [`{name}`]({page}{anchor}) | {summary(name, value)} |")
+        kind = "module" if not anchor else "class" if inspect.isclass(value) else "function"
+        rows[kind].append(f"| [`{name}`]({page}{anchor}) | {summary(name, value)} |")
         if not home and not isinstance(value, ModuleType):
             blocks.append(block("tikhon", name, value))
-    table = "| name | what it is |\n|---|---|\n" + "\n".join(rows)
-    return f"# `import tikhon as tk`\n\n{table}\n\n" + "\n".join(blocks)
+    tables = [
+        f"| {kind} | what it is |\n|---|---|\n" + "\n".join(found) for kind, found in rows.items()
+    ]
+    return "# `import tikhon as tk`\n\n" + "\n\n".join([*tables, *blocks])
 
 
 def module_page(name: str, module: ModuleType) -> str:
@@ -84,13 +89,15 @@ def summary(name: str, value: object) -> str:
     return " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
 
 
-def block(module: str, name: str, value: object) -> str:
+def block(module: str, name: str, value: Any) -> str:
     """The directive that describes one name."""
     summary(name, value)
     kind = "autoclass" if inspect.isclass(value) else "autofunction"
     if not inspect.isclass(value) and not callable(value):
         kind = "autodata"
-    options = "\n   :members:\n   :show-inheritance:" if kind == "autoclass" else ""
+    options = "\n   :members:" if kind == "autoclass" else ""
+    if kind == "autoclass" and value.__bases__ != (object,):
+        options += "\n   :show-inheritance:"
     directive = f".. {kind}:: {module}.{name}{options}"
     return f"## {name}\n\n```{{eval-rst}}\n{directive}\n```\n"
 

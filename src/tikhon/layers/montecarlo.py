@@ -83,22 +83,22 @@ class Distribution:
 
     @property
     def mean(self) -> Tensor:
-        """(N, ...): the prediction."""
+        """The prediction, (N, ...)."""
         return self.samples.mean(0)
 
     @property
     def variance(self) -> Tensor:
-        """(N, ...): the unbiased variance over samples."""
+        """The unbiased variance over samples, (N, ...)."""
         return self.samples.var(0)
 
     @property
     def entropy(self) -> Tensor:
-        """(N,): entropy of the mean in nats, the total uncertainty of a class."""
+        """Entropy of the mean in nats, (N,): the total uncertainty of a class."""
         return _entropy(self._probabilities().mean(0))
 
     @property
     def mutual_information(self) -> Tensor:
-        """(N,): entropy of the mean minus mean entropy, the part that comes from the model."""
+        """Entropy of the mean minus mean entropy, (N,): the part that comes from the model."""
         probabilities = self._probabilities()
         return _entropy(probabilities.mean(0)) - _entropy(probabilities).mean(0)
 
