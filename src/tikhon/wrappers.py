@@ -44,8 +44,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, received {type(model).__name__}")
-    while (inner := model._modules.get(wrapped_name(model) or "")) is not None:
-        model = inner
+    while (name := wrapped_name(model)) is not None:
+        model = model.get_submodule(name)
     return model
 
 

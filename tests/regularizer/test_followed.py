@@ -346,3 +346,21 @@ def test_attach_takes_the_parameters_that_the_model_has_now():
     model.weight.grad = torch.zeros(1, 3)
     optimizer.step()
     torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), 0.95))
+
+
+def test_weights_that_get_another_type_later_are_moved_as_weights_of_that_type():
+    ends = []
+    for later in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(64, 64, bias=False)
+        if not later:
+            model.bfloat16()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        tk.regularize(model, optimizer, tk.L2(0.1))
+        model.bfloat16()
+        before = model.weight.detach().float().norm()
+        for _ in range(1000):
+            model.weight.grad = torch.zeros_like(model.weight)
+            optimizer.step()
+        ends.append(float(model.weight.detach().float().norm() / before))
+    assert ends == pytest.approx([(1 - 1e-3) ** 1000] * 2, rel=0.02)

@@ -561,3 +561,41 @@ def test_an_average_of_weights_is_no_model_that_is_trained():
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(TypeError, match=r"AveragedModel holds averages.*the model that it was"):
         tk.regularize(AveragedModel(model), optimizer, tk.L1(0.1))
+
+
+class OwnRate(torch.optim.Optimizer):
+    """Finds its learning rate itself, as Adafactor with relative steps: lr is None."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": None})
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.steps += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(0.1 / self.steps**0.5 * p.grad)
+
+
+@pytest.mark.parametrize("term", [tk.L1(0.1), tk.L2(0.1), tk.L2Ball(0.5)], ids=repr)
+def test_an_optimizer_that_finds_its_own_rate_is_served(term):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1, bias=False)
+    optimizer = OwnRate(model.parameters())
+    tk.regularize(model, optimizer, term)
+    goal = torch.tensor([[1.0, 0.05, -1.0]])
+    for _ in range(4000):
+        optimizer.zero_grad()
+        (model.weight - goal).square().sum().div(2).backward()
+        optimizer.step()
+    right = {tk.L1: torch.tensor([[0.9, 0.0, -0.9]]), tk.L2: goal / 1.1,
+             tk.L2Ball: goal / goal.norm() / 2}[type(term)]  # fmt: skip
+    torch.testing.assert_close(model.weight.detach(), right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["decoupled", "cautious"])
+def test_decay_by_a_rate_that_is_not_known_is_refused_before_the_first_step(how):
+    model = nn.Linear(3, 1)
+    with pytest.raises(TypeError, match=r"OwnRate finds its own \(lr is None\): use how"):
+        tk.regularize(model, OwnRate(model.parameters()), tk.L2(0.1), how=how)

@@ -161,3 +161,24 @@ def test_two_optimizers_of_one_trunk_raise_no_alarm(kinds, silent):
             model[key](model["trunk"](torch.randn(4, 3))).square().sum().backward()
             optimizer.step()
             reg.sparsity()
+
+
+SEVERAL = {
+    "list": list,
+    "tuple": tuple,
+    "dict": lambda two: {str(i): one for i, one in enumerate(two)},
+    "values of a dict": lambda two: {str(i): one for i, one in enumerate(two)}.values(),
+    "generator": iter,
+}
+
+
+@pytest.mark.parametrize("form", SEVERAL)
+def test_several_optimizers_may_come_in_any_form(form):
+    ends = []
+    for given in (list, SEVERAL[form]):
+        model = network()
+        optimizers = two(model)
+        reg = tk.regularize(model, given(optimizers), tk.L1(0.05))
+        train(model, optimizers, 5)
+        ends.append((model, reg.sparsity()))
+    assert equal(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1]

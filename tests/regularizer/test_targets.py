@@ -312,3 +312,15 @@ def test_the_padding_row_of_an_embedding_is_no_weight(kind, penalty, start):
         model(torch.tensor([[0, 1, 2]])).sum().backward()
         optimizer.step()
     assert (model.weight[2] == start).all() and (model.weight[[0, 1, 3]] != 1.0).any()
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [(lambda m: m[0], r"received the Linear '0': write that name"),
+     (lambda m: m[0].weight, r"received the Parameter '0.weight': write that name"),
+     (lambda m: nn.Linear(2, 2), r"received a Linear$"), (lambda m: 3, r"received a int$")],
+)  # fmt: skip
+def test_what_is_no_pattern_is_told_by_its_name_not_by_its_numbers(part, said):
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=said):
+        tk.select(model, part(model))

@@ -265,3 +265,26 @@ def test_whole_numbers_are_no_classes_to_a_loss_of_numbers():
         assert loss_of(loss).targets(y).dtype == torch.float32
     for loss in ("cross_entropy", "bce", lambda output, target: output.sum()):
         assert loss_of(loss).targets(y) is y
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.bool, torch.float32])
+@pytest.mark.parametrize("loss", ["cross_entropy", F.cross_entropy, nn.CrossEntropyLoss()])
+def test_one_hot_targets_of_any_type_are_the_classes_they_name(loss, kind):
+    output, classes = torch.randn(6, 3), torch.tensor([0, 1, 2, 1, 0, 2])
+    entry = loss_of(loss)
+    given, target = entry.agreed(output, F.one_hot(classes, 3).to(kind))
+    torch.testing.assert_close(entry.function(given, target), F.cross_entropy(output, classes))
+
+
+def test_several_ones_in_a_row_are_no_class():
+    with pytest.raises(InputError, match="loss='bce'"):
+        loss_of("cross_entropy").agreed(torch.randn(2, 3), torch.tensor([[1, 1, 0], [0, 1, 0]]))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [F.cross_entropy, F.nll_loss, F.binary_cross_entropy_with_logits, F.mse_loss, F.l1_loss,
+     F.huber_loss],
+)  # fmt: skip
+def test_a_loss_has_the_name_that_torch_gives_it(function):
+    assert loss_of(function.__name__) is loss_of(function)

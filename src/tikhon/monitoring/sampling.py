@@ -205,7 +205,9 @@ class Sampler:
             tapped=bool(self._order),
             signal=any(numbers.signals),
             faded=ratio is not None and ratio < VANISHED,
-            rates=tuple(float(g["lr"]) for g in self.optimizer.param_groups if "lr" in g),
+            rates=tuple(
+                float(g["lr"]) for g in self.optimizer.param_groups if g.get("lr") is not None
+            ),
             tensors=self._tensors(numbers, names, known, stuck),
             held=len(held),
             shared=shared,

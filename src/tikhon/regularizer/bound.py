@@ -54,7 +54,7 @@ class Bound:
         """Where the model holds the parameters that terms act on."""
         bound = {id(param) for binding in self.bindings for param in binding.target.params}
         return [
-            Location(owner._parameters, name.rpartition(".")[2], entry.param)
+            Location(owner._parameters, name.rpartition(".")[2], entry.param, entry.param.dtype)
             for entry in self.seen
             if id(entry.param) in bound
             for name, owner in zip(entry.names, entry.owners)

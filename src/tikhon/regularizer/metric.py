@@ -177,10 +177,13 @@ def own_rate(how: str, group: Group) -> Number:
     By lr, as AdamW decays in torch; "independent" of lr by 1, times the share of its start (or
     its peak) that a scheduler has made of it, as in the paper of AdamW.
     """
+    rate = group.get("lr")
+    if rate is None:  # the rule finds its own
+        return 1.0
     if how != "independent":
-        return group["lr"]
+        return rate
     start = group.get("max_lr", group.get("initial_lr"))
-    return group["lr"] / start if start else 1.0
+    return rate / start if start else 1.0
 
 
 def stationary_gain(optimizer: optim.Optimizer, group: Group, state: object) -> Gain:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn, optim
@@ -26,6 +26,15 @@ _PRIME = 11  # the step before which a probe is moved: at no multiple of a perio
 _MOVE = 0.1  # of a probe's weights, and how much of it must outlast a step
 _LASTING = 0.97
 T = TypeVar("T")
+
+
+def several(optimizer: object) -> list[object]:
+    """The optimizers of a list, a dict or its values; one alone in a list."""
+    if isinstance(optimizer, Mapping):
+        return list(cast("Mapping[object, object]", optimizer).values())
+    if isinstance(optimizer, Iterable) and not isinstance(optimizer, optim.Optimizer | str):
+        return list(cast("Iterable[object]", optimizer))
+    return [optimizer]
 
 
 def stepping(optimizer: object) -> optim.Optimizer:

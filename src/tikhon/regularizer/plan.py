@@ -37,6 +37,7 @@ class Location(NamedTuple):
     held: dict[str, nn.Parameter | None]  # the parameters of the module
     attribute: str
     param: nn.Parameter
+    dtype: torch.dtype  # when it was found: `model.bfloat16()` keeps the parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +154,8 @@ class StepPlan:
         for group, params in zip(groups, self.params):
             if len(group["params"]) != len(params) or not all(map(is_, group["params"], params)):
                 return False
-        for held, attribute, param in self.places:
-            if held.get(attribute) is not param:
+        for held, attribute, param, dtype in self.places:
+            if held.get(attribute) is not param or param.dtype is not dtype:
                 return False
         return not self.lazy or any(map(is_lazy, self.lazy))
 

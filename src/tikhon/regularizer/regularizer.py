@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from tikhon.regularizer.audit import (
 from tikhon.regularizer.bound import Bound
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.hooks import owners_of_hooks
-from tikhon.regularizer.optimizers import copies_beside, stepping
+from tikhon.regularizer.optimizers import copies_beside, several, stepping
 from tikhon.regularizer.plan import cloned, held_by, route_of
 from tikhon.regularizer.shards import refuse_inexact, zeros_of
 from tikhon.regularizer.step import refuse_unsupported
@@ -43,7 +43,7 @@ from tikhon.regularizer.terms import (
 )
 from tikhon.wrappers import unwrap
 
-Optimizers = optim.Optimizer | Sequence[optim.Optimizer]
+Optimizers = optim.Optimizer | Iterable[optim.Optimizer] | Mapping[Any, optim.Optimizer]
 
 
 def regularize(
@@ -59,9 +59,9 @@ def regularize(
 
     Args:
         model: the module; wrappers (DistributedDataParallel, torch.compile) are looked through.
-        optimizer: any torch optimizer, or a list of those that train the model together (Muon
-            for matrices, AdamW for the rest); of a wrapper such as Accelerate's or SAM, the
-            optimizer inside it whose `step` moves the weights is taken.
+        optimizer: any torch optimizer, or a list or dict of those that train the model together
+            (Muon for matrices, AdamW for the rest; one a parameter); of a wrapper such as
+            Accelerate's or SAM, the optimizer inside it whose `step` moves the weights is taken.
         terms: a penalty for all weights, or a dict from patterns (see `select`) to a penalty, a
             `Term` or a list of these. Every matching term applies.
         how: the mode of terms that do not name their own.
@@ -129,7 +129,7 @@ class Regularizer:
         self, optimizer: Optimizers, steps: Sequence[int], *, first: bool = True
     ) -> list[Attachment]:
         """What acts in every optimizer; the `first` time terms that act on nothing are refused."""
-        given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+        given = several(optimizer)
         inner = [stepping(one) for one in given]
         found = list({id(one): one for one in inner}.values())
         if not found:

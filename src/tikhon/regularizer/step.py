@@ -12,7 +12,15 @@ from torch import Tensor, nn, optim
 from tikhon.penalties import kernels
 from tikhon.penalties.base import Proximable, is_metric
 from tikhon.regularizer.controller import Controller, Reading
-from tikhon.regularizer.metric import Gain, Group, has_gain, is_uniform, own_rate, stationary_gain
+from tikhon.regularizer.metric import (
+    Gain,
+    Group,
+    group_of,
+    has_gain,
+    is_uniform,
+    own_rate,
+    stationary_gain,
+)
 from tikhon.regularizer.plan import FusedProx, StepPlan, convex_limit, is_euclidean
 from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.targets import Product, local
@@ -370,9 +378,9 @@ def reading_of(binding: Binding, plan: StepPlan, before: Tensor | None) -> Readi
 def check_rates(plan: StepPlan) -> None:
     """Raise ValueError for a learning rate that is negative or not finite."""
     for group in plan.rated:
-        lr = group.get("lr", 0.0)
-        if isinstance(lr, Tensor) and not lr.is_cpu:
-            continue  # reading it would wait for the device
+        lr = group.get("lr")
+        if lr is None or (isinstance(lr, Tensor) and not lr.is_cpu):
+            continue  # the rule finds its own; reading it would wait for the device
         if not 0 <= lr < math.inf:
             kind = type(plan.optimizer).__name__
             raise ValueError(
@@ -394,6 +402,12 @@ def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
         raise TypeError(
             f"{type(source).__name__} of {binding.name} knows objective and decoupled terms, not "
             f"how={binding.how!r}"
+        )
+    rates = [group_of(optimizer, param).get("lr") for param in binding.target.params]
+    if binding.how in ("decoupled", "cautious") and not base.constraint and None in rates:
+        raise TypeError(
+            f"{binding.name} would move weights by the learning rate, and {kind} finds its own "
+            f'(lr is None): use how="objective" or "independent", or give {kind} an lr'
         )
     if binding.how == "cautious" and binding.route != "cautious" and not base.constraint:
         raise TypeError(

@@ -272,7 +272,7 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
     elif not isinstance(pattern, type):
         raise TypeError(
             f"a pattern is a glob on names, a module type or a tuple of these, received "
-            f"{pattern!r}"
+            f"{_described(model, candidates, pattern)}"
         )
     else:
         hits = [s for s in candidates if any(isinstance(owner, pattern) for owner in s.owners)]
@@ -293,6 +293,15 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
     if not chosen:
         raise ValueError(f"no parameter matches: {unknown('pattern', label, known)}")
     return chosen
+
+
+def _described(model: nn.Module, candidates: Sequence[Entry], pattern: object) -> str:
+    """What is no pattern; of a part of the model the name, which is one."""
+    named = dict(named_modules(model)) | {entry.name: entry.param for entry in candidates}
+    name = next((name for name, part in named.items() if part is pattern and name), None)
+    if name is None:
+        return f"a {type(pattern).__name__}"
+    return f"the {type(pattern).__name__} {name!r}: write that name"
 
 
 def covered(candidates: Sequence[Entry], pattern: str) -> list[Entry]:

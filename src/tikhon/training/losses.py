@@ -175,6 +175,10 @@ LOSSES = {
 }
 NAMES = tuple(LOSSES)
 _ALSO = {"bce_with_logits": "bce", "squared": "mse", "l1": "mae"}
+_ALSO |= {
+    cast(Any, loss.function).__name__: loss.name for loss in LOSSES.values()
+}  # torch's names
+_ALSO |= dict.fromkeys(("smooth_l1", "smooth_l1_loss"), "huber")  # which it is at its own beta
 _MODULES: dict[type[nn.Module], str] = {
     nn.CrossEntropyLoss: "cross_entropy",
     nn.NLLLoss: "nll",
@@ -287,6 +291,14 @@ def _class_numbers(name: str, output: Tensor, target: Tensor) -> Tensor:
         )
     if target.ndim == output.ndim and target.shape[1] == 1:
         target = target.squeeze(1)
+    if target.shape == output.shape:
+        if not bool((target.sum(1) == 1).all()):
+            raise InputError(
+                f"{name} is for one class a row, and rows of the targets {tuple(target.shape)} "
+                "hold several ones or none: labels that do not exclude each other go with "
+                "loss='bce'"
+            )
+        return target.to(output.dtype)
     return target.long()
 
 

@@ -105,7 +105,7 @@ class Settings(TrainingOptions):
         return OPTIMIZERS[self.optimizer](groups, **options)
 
     def _checked(self, groups: Iterable[Mapping[str, Any]], optimizer: Optimizer) -> Optimizer:
-        rates = {float(group["lr"]) for group in groups if "lr" in group}
+        rates = {float(group["lr"]) for group in groups if group.get("lr") is not None}
         if self.lr != type(self).lr and rates - {self.lr}:
             found = ", ".join(f"{rate:g}" for rate in sorted(rates))
             raise InputError(
