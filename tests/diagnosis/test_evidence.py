@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tikhon.diagnosis import diagnose
+from tikhon.diagnosis import diagnose, faults, signal
 from tikhon.diagnosis.evidence import Evidence
-from tikhon.diagnosis.faults import faults
 from tikhon.diagnosis.record import Failure
-from tikhon.diagnosis.signal import unsound
 from tikhon.diagnosis.static import _shared
 
 
@@ -165,7 +163,7 @@ def test_targets_that_validation_finds_again_are_related_to_the_inputs(score, na
     record = ended(valid_metric=score)
     wiring = {**record.wiring, "relation": 0.0, "related_rows": 1000, "majority": 0.5}
     asked_again = dataclasses.replace(record, wiring=wiring, reference={})
-    codes = {finding.code for finding in unsound(Evidence(asked_again))}
+    codes = {finding.code for check in signal.CHECKS for finding in check(Evidence(asked_again))}
     assert ("unrelated_labels" in codes) == named
 
 
@@ -174,7 +172,7 @@ def test_the_size_from_which_targets_that_are_not_learned_are_unscaled(size, nam
     record = ended(eval_loss=9.0, metric=0.0, valid_loss=None, valid_metric=None)
     target = {"rms": size, "std": 1.0, "mean": size}
     given = dataclasses.replace(record, data={**record.data, "target": target})
-    codes = {finding.code for finding in faults(Evidence(given))}
+    codes = {finding.code for check in faults.CHECKS for finding in check(Evidence(given))}
     assert ("unscaled_targets" in codes) == named
 
 

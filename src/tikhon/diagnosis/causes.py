@@ -142,7 +142,7 @@ def head_site(ev: Evidence) -> str:
 
 def head_floor(ev: Evidence) -> float:
     """How far above the reachable minimum the head keeps the loss, as a share of a constant's."""
-    static = ev.record.static
+    static = ev.static
     floor, free = number(static.get("floor")), number(static.get("free_floor"))
     trivial = number(static.get("free_trivial"))
     if floor is None or free is None or trivial is None or trivial - free <= 1e-9 * abs(trivial):
@@ -180,4 +180,4 @@ def penalty_share(ev: Evidence) -> float:
 
 def weak_dropout(ev: Evidence) -> tuple[str, ...]:
     """Dropout layers that pass less than a tenth."""
-    return tuple(n for n, rate in (ev.record.static.get("dropout") or {}).items() if rate > 0.9)
+    return tuple(n for n, rate in (ev.static.get("dropout") or {}).items() if rate > 0.9)

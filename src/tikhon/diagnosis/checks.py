@@ -113,7 +113,7 @@ def _silencer(ev: Evidence) -> tuple[str, ...]:
     loud = [i for i, r in enumerate(probe.readings) if r.signal]
     if loud:
         return (ev.site(loud[0]).name,)
-    return (head_site(ev),) if ev.record.static.get("head") else ()
+    return (head_site(ev),) if ev.static.get("head") else ()
 
 
 def dying_relu(ev: Evidence) -> Finding | None:
@@ -148,9 +148,9 @@ def dying_relu(ev: Evidence) -> Finding | None:
 
 
 def _rectified_head(ev: Evidence) -> Finding | None:
-    head = ev.record.static.get("head") or []
+    head = ev.static.get("head") or []
     last = ev.last
-    if head == ["relu"] and ev.record.static.get("own_softmax") and last is not None:
+    if head == ["relu"] and ev.static.get("own_softmax") and last is not None:
         dead = [r.dead for s, r in zip(ev.record.sites, last.readings) if s.name == head_site(ev)]
         if dead and dead[0] and ev.trained and ev.learned < e.LEARNED:
             why = (
@@ -280,8 +280,8 @@ def _long_steps(ev: Evidence) -> Finding:
 
 def slow_convergence(ev: Evidence) -> Finding | None:
     """The loss falls, or would, but each step is too small to get anywhere."""
-    double = ev.record.static.get("own_softmax") and head_floor(ev) >= e.FLOOR
-    if double and ev.record.static.get("head") and not ev.silent:
+    double = ev.static.get("own_softmax") and head_floor(ev) >= e.FLOOR
+    if double and ev.static.get("head") and not ev.silent:
         floor = head_floor(ev)
         why = (
             f"the loss applies a softmax to outputs that are already squashed: it cannot fall "
@@ -311,7 +311,7 @@ def slow_convergence(ev: Evidence) -> Finding | None:
 
 def _mostly_masked(ev: Evidence) -> Finding | None:
     """A mean that counts what a mask left out, under an optimizer that does not undo its size."""
-    found = ev.record.wiring.get("masked_mean") or {}
+    found = ev.wiring.get("masked_mean") or {}
     share, engine = number(found.get("share")) or 0.0, ev.record.optimizer
     if share < e.MASKED or engine.get("name") != "SGD":
         return None
@@ -398,7 +398,7 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
         why = f"the penalty makes up {share:.0%} of what moves the weights"
         return Finding("underfitting", "critical", (), numbers, why)
     if dropped:
-        rate = ev.record.static["dropout"][dropped[0]]
+        rate = ev.static["dropout"][dropped[0]]
         numbers["dropout"] = rate
         why = f"dropout passes {1 - rate:.0%} of the units of {called(dropped[0])}"
         return Finding("underfitting", "critical", dropped, numbers, why)
@@ -447,10 +447,10 @@ def _unexplained(ev: Evidence, numbers: dict[str, float]) -> Finding:
 
 def _narrow(ev: Evidence) -> tuple[str, ...]:
     """Hidden layers with fewer units than the outputs need directions."""
-    outputs = ev.record.static.get("output_units") or 1
-    if ev.record.wiring.get("target_is_input"):
+    outputs = ev.static.get("output_units") or 1
+    if ev.wiring.get("target_is_input"):
         return ()  # what an autoencoder is for
-    bypassed = ev.record.wiring.get("bypassed") or ()  # layers that score or gate
+    bypassed = ev.wiring.get("bypassed") or ()  # layers that score or gate
     hidden = [i for i in ev.chain[:-1] if ev.site(i).role == "weight"]
     return tuple(
         ev.site(i).name
@@ -469,7 +469,7 @@ def still_falling(ev: Evidence, found: set[str]) -> Finding | None:
     why = f"after {ev.record.steps} steps the loss still falls steadily"
     judged = ev.own_loss is not None or (ev.end is not None and number(ev.end.metric) is not None)
     known = ev.reach is not None and judged
-    known = known or number(ev.record.static.get("lowest")) is not None
+    known = known or number(ev.static.get("lowest")) is not None
     severity = "warning" if ev.learned < e.HARDLY and known else "info"
     return Finding("slow_convergence", severity, (), numbers, why, advice=NEXT)
 

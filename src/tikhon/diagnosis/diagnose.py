@@ -16,23 +16,22 @@ from torch.optim import Optimizer
 
 from tikhon import plotting
 from tikhon.data.rows import LossFunction
-from tikhon.diagnosis import picture
+from tikhon.diagnosis import faults, loss_steps, mistargeted, miswired, picture, signal
 from tikhon.diagnosis.checks import symptoms
 from tikhon.diagnosis.codes import CODES, CONSEQUENCES
 from tikhon.diagnosis.document import SCHEMA_VERSION
 from tikhon.diagnosis.evidence import Evidence
-from tikhon.diagnosis.faults import faults
 from tikhon.diagnosis.findings import LABELS, SEVERITIES, Finding
-from tikhon.diagnosis.loss_steps import lost
 from tikhon.diagnosis.measure import measure
-from tikhon.diagnosis.mistargeted import mistargeted
-from tikhon.diagnosis.miswired import miswired
 from tikhon.diagnosis.record import Record, finite
 from tikhon.diagnosis.save import save
-from tikhon.diagnosis.signal import unsound
 from tikhon.diagnosis.text import html_page, screen
 from tikhon.errors import InputError
 
+# of a program as it is written: causes before what follows from them
+WIRING = (*miswired.CHECKS, *loss_steps.CHECKS, *mistargeted.CHECKS, *signal.CHECKS)
+# critical where a control run has shown them to be causes, or the floor of what the head can say
+PROVEN = {"frozen_parameters", "missing_from_optimizer", "head_mismatch"}
 CONTROLS = {"calmer", "steadier"}  # evidence of a control run: what it shows is a cause
 DRAWS = 5  # of a factory's weights
 
@@ -214,18 +213,16 @@ def judge(record: Record) -> Diagnosis:
     True
     """
     ev = Evidence(record)
-    wired = [*miswired(ev), *lost(ev), *mistargeted(ev), *unsound(ev)]
-    found = [*wired, *faults(ev), *symptoms(ev)]
+    wired = [finding for check in WIRING for finding in check(ev)]
+    static = [finding for check in faults.CHECKS for finding in check(ev)]
+    found = [*wired, *static, *symptoms(ev)]
     found += _in_other_inits(record, {f.code for f in found})
     codes = {f.code for f in found if f.severity != "info"}
     if record.failure is not None and record.failure.what == "input":
         found = [f for f in found if f.code not in LABELS]
     dressed = [_dress(f, codes, record) for f in found]
-    # a control run has shown these to be causes, or the floor of what the head can say
-    proven = ("frozen_parameters", "missing_from_optimizer")
     causes = {f.code for f in wired}
-    causes |= {f.code for f in found if f.code in proven and f.severity == "critical"}
-    causes |= {f.code for f in found if f.code == "head_mismatch" and f.severity == "critical"}
+    causes |= {f.code for f in found if f.severity == "critical" and f.code in PROVEN}
     causes |= {f.code for f in found if CONTROLS & f.evidence.keys()}
     dressed.sort(key=lambda f: _rank(f, causes))
     return Diagnosis(record, tuple(dressed))

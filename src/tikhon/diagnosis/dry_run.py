@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.data.rows import Batch, tensors
+from tikhon.diagnosis.nonfinite import locate
 from tikhon.diagnosis.observe import Instruments
 from tikhon.diagnosis.record import Failure, Point, Probe, Site, SiteReading
 from tikhon.diagnosis.reference import IGNORED, binary
 from tikhon.diagnosis.replica import Replica, gradients, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring.calls import FirstBad
 from tikhon.regularizer.rounding import SHORT
 from tikhon.training.clipping import Clipping
 from tikhon.training.step import Step
@@ -65,7 +65,7 @@ def run(
             trial.points.append(score(replica, samples.probe, valid, step))
         before = None
         if step in at:
-            _probe(trial, replica, samples.probe, step)
+            trial.probes.append(probe(replica, samples.probe, step, trial))
             before = {p: p.detach().clone() for p in replica.model.parameters()}
             _shares(replica)  # asks for a measurement of the coming step
         if step == steps:
@@ -134,51 +134,6 @@ class _NotFiniteError(Exception):
 
 class _NoGradientError(Exception):
     """Nothing that trains has a part in the loss."""
-
-
-def locate(replica: Replica, batch: Batch, step: int) -> Failure:
-    """The first tensor that is not finite, in the order in which a step computes them."""
-    for part in tensors(batch):
-        if part.is_floating_point() and not bool(torch.isfinite(part).all()):
-            return Failure(step, "input", "data")
-    for name, parameter in replica.model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            return Failure(step, "weight", name)
-    found: list[str] = []
-
-    def look(name: str) -> Any:
-        def hook(module: nn.Module, args: object, output: object) -> None:
-            for part in tensors(output):
-                if part.is_floating_point() and not bool(torch.isfinite(part).all()):
-                    found.append(name)
-
-        return hook
-
-    named = list(replica.model.named_modules())
-    handles = [m.register_forward_hook(look(n or type(m).__name__)) for n, m in named]
-    try:
-        with torch.no_grad(), undisturbed(replica.model, training=True):
-            replica.outcome(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    bad = FirstBad()
-    with torch.no_grad(), undisturbed(replica.model, training=True), bad:
-        replica.value(batch)
-    if found:
-        return Failure(step, "activation", found[0], bad.name, bad.place, bad.smallest)
-    for name, parameter in replica.model.named_parameters():
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-            if not bad.name:
-                bad = FirstBad(slopes=True)
-                with undisturbed(replica.model, training=True), bad:
-                    replica.value(batch)
-            return Failure(step, "gradient", name, bad.name, bad.place, bad.smallest)
-    return Failure(step, "loss", "loss", bad.name, bad.place, bad.smallest)
-
-
-def _probe(trial: DryRun, replica: Replica, batch: Batch, step: int) -> None:
-    trial.probes.append(probe(replica, batch, step, trial))
 
 
 def probe(replica: Replica, batch: Batch, step: int, trial: DryRun) -> Probe:

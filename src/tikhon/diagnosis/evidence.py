@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 from tikhon.diagnosis.record import Point, Probe, Record, Site
 from tikhon.diagnosis.thresholds import LEARNED, NARROW, OWN_GAIN, RELATED, WEAK
@@ -21,6 +20,12 @@ class Evidence:
 
     def __init__(self, record: Record) -> None:
         self.record = record
+        self.static = record.static
+        self.wiring = record.wiring
+
+    def fact(self, name: str) -> float | None:
+        """A number that the wiring tests measured; a test that could not run leaves None."""
+        return number(self.wiring.get(name))
 
     # layers
 
@@ -140,7 +145,7 @@ class Evidence:
     @cached_property
     def trivial(self) -> float | None:
         """The loss of the best constant."""
-        return number(self.record.static.get("trivial"))
+        return number(self.static.get("trivial"))
 
     @property
     def start(self) -> Point | None:
@@ -156,6 +161,11 @@ class Evidence:
     def trained(self) -> bool:
         """Whether there was a dry run."""
         return self.record.steps > 0
+
+    @cached_property
+    def harmed(self) -> bool:
+        """Whether a fault may have harmed: nothing was trained, or less learned than could be."""
+        return not self.trained or self.learned < LEARNED
 
     @cached_property
     def learned(self) -> float:
@@ -221,7 +231,7 @@ class Evidence:
         constant = number(self.record.reference.get("constant"))
         if shallow is None or constant is None:
             return None
-        related = (number(self.record.wiring.get("relation")) or 0.0) >= RELATED
+        related = (self.fact("relation") or 0.0) >= RELATED
         gain = shallow - constant
         return gain if gain > 0.1 or (related and gain > WEAK) else None
 
@@ -231,12 +241,12 @@ class Evidence:
 
         Both are the user's own loss: a quantile is far from the mean, and right.
         """
-        known = self.record.static.get("own_loss") or {}
+        known = self.static.get("own_loss") or {}
         constant, shallow = (number(known.get(f"{k}_loss")) for k in ("constant", "shallow"))
         return None if constant is None or shallow is None else (constant - shallow, constant)
 
     def _skill(self, metric: float | None, loss: float | None) -> float:
-        if "own_loss" in self.record.static:
+        if "own_loss" in self.static:
             known, trivial = number(loss), self.trivial
             if self.reach is None or self.own_loss is None or known is None or trivial is None:
                 return self._loss_skill(loss)
@@ -255,7 +265,7 @@ class Evidence:
         loss = number(loss)
         if loss is None:
             return 0.0
-        trivial, lowest = self.trivial, number(self.record.static.get("lowest"))
+        trivial, lowest = self.trivial, number(self.static.get("lowest"))
         if trivial is not None and trivial > 0:
             # soft targets leave a loss that no answer is without
             floor = lowest if lowest is not None and 0 < lowest < 0.99 * trivial else 0.0
@@ -283,11 +293,6 @@ def lately(points: Sequence[Point]) -> tuple[float | None, float | None]:
     """The medians of loss and metric over the last third of the looks."""
     tail = points[-max(1, len(points) // 3) :]
     return middle(p.eval_loss for p in tail), middle(p.metric for p in tail)
-
-
-def facts(ev: Evidence) -> dict[str, Any]:
-    """What the wiring tests measured; a test that could not run leaves nothing."""
-    return ev.record.wiring
 
 
 def sizes(shape: Iterable[int], rows: int) -> str:

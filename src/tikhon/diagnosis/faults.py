@@ -13,22 +13,6 @@ from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
 
 
-def faults(ev: Evidence) -> list[Finding]:
-    """The findings of the static tier."""
-    checks = (
-        _data,
-        _scales,
-        _head,
-        _reduction,
-        _dropout,
-        _batch_of_one,
-        _parameters,
-        _modes,
-        _attention,
-    )
-    return [finding for check in checks for finding in check(ev)]
-
-
 def _data(ev: Evidence) -> Iterable[Finding]:
     bad = ev.record.data.get("nonfinite") or []
     if bad:
@@ -44,7 +28,7 @@ def _scales(ev: Evidence) -> Iterable[Finding]:
         if (rms > 10 or 0 < rms < 0.01) and not learned:
             why = f"inputs have size {rms:.3g}; initialisations assume about 1"
             yield Finding("unscaled_inputs", "warning", ("inputs",), {"rms": rms}, why)
-    squeezed, far = number(ev.record.wiring.get("squeezed")), ev.record.wiring.get("far_rows")
+    squeezed, far = ev.fact("squeezed"), ev.wiring.get("far_rows")
     if squeezed and squeezed > e.SQUEEZED and not learned:
         why = (
             f"{far} row(s) far off make up the deviation of {squeezed:.0%} of the input columns: "
@@ -62,9 +46,9 @@ def _scales(ev: Evidence) -> Iterable[Finding]:
 
 def _head(ev: Evidence) -> Iterable[Finding]:
     floor = head_floor(ev)
-    head = ev.record.static.get("head") or []
-    place = ev.record.wiring.get("softmax_over_one")
-    single = bool(place) or (head == ["softmax"] and ev.record.static.get("output_units") == 1)
+    head = ev.static.get("head") or []
+    place = ev.wiring.get("softmax_over_one")
+    single = bool(place) or (head == ["softmax"] and ev.static.get("output_units") == 1)
     if single:
         why = "softmax over one unit is the constant 1"
         where = (place or head_site(ev),)
@@ -77,7 +61,7 @@ def _head(ev: Evidence) -> Iterable[Finding]:
             fix="as many outputs as classes; or nn.BCEWithLogitsLoss() with one output",
         )
         return
-    unit = number(ev.record.wiring.get("unit_scores"))
+    unit = ev.fact("unit_scores")
     if unit is not None and unit >= e.FLOOR:
         why = (
             f"the scores of a row have length 1: a softmax of them cannot get below {unit:.0%} of "
@@ -86,7 +70,7 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         fix = "scores times 10 or more: self.scale = nn.Parameter(torch.tensor(10.0))"
         yield Finding("head_mismatch", "critical", (head_site(ev),), {"floor": unit}, why, fix=fix)
         return
-    shares = ev.record.static.get("unbounded_shares")
+    shares = ev.static.get("unbounded_shares")
     if shares:
         lowest, right = float(shares["lowest"]), float(shares["right"])
         why = (
@@ -110,7 +94,7 @@ def _head(ev: Evidence) -> Iterable[Finding]:
     if not head or floor < e.FLOOR:
         return
     name = " and ".join(head)
-    if ev.record.static.get("own_softmax"):
+    if ev.static.get("own_softmax"):
         why = f"the loss applies a softmax of its own to the output of a {name}"
     else:
         why = f"a {name} cannot produce the targets: {floor:.0%} of a constant's loss stays"
@@ -120,35 +104,34 @@ def _head(ev: Evidence) -> Iterable[Finding]:
 
 
 def _reduction(ev: Evidence) -> Iterable[Finding]:
-    if ev.record.static.get("grows_with_batch"):
+    if ev.static.get("grows_with_batch"):
         why = "the same rows twice give twice the loss: it is a sum"
         evidence = {"batch_size": float(ev.record.batch_size)}
         yield Finding("loss_is_a_sum", "warning", (), evidence, why)
 
 
 def _dropout(ev: Evidence) -> Iterable[Finding]:
-    for name, rate in (ev.record.static.get("dropout") or {}).items():
+    for name, rate in (ev.static.get("dropout") or {}).items():
         if rate > 0.9:
             why = f"{called(name)} drops {rate:.0%} of its inputs"
             yield Finding("excessive_dropout", "warning", (name,), {"rate": rate}, why)
-    last = ev.record.static.get("dropout_at_end") or []
+    last = ev.static.get("dropout_at_end") or []
     if last:
-        harmed = not ev.trained or ev.learned < e.LEARNED
         why = "dropout behind the last layer sets answers to 0 at random and stretches the others"
         where = tuple(line for line in last if line)
         fix = "dropout in front of the last layer: nn.Dropout(p), nn.Linear(..., outputs)"
-        severity = "warning" if harmed else "info"
+        severity = "warning" if ev.harmed else "info"
         yield Finding(
             "dropout_at_end", severity, where, {"learned": max(ev.learned, 0.0)}, why, fix=fix
         )
-    for name in ev.record.static.get("dropout_before_norm") or []:
+    for name in ev.static.get("dropout_before_norm") or []:
         layer = called(name)
         why = f"{layer} learns the variance of dropped inputs and meets another one at test time"
         yield Finding("dropout_before_norm", "info", (name,), {}, why)
 
 
 def _batch_of_one(ev: Evidence) -> Iterable[Finding]:
-    layers = tuple(ev.record.static.get("batch_of_one") or ())
+    layers = tuple(ev.static.get("batch_of_one") or ())
     if layers:
         why = "the variance of one sample is zero or that of its own pixels"
         yield Finding("batchnorm_batch_of_one", "critical", layers, {"batch_size": 1.0}, why)
@@ -162,7 +145,7 @@ FREED = {
 
 
 def _parameters(ev: Evidence) -> Iterable[Finding]:
-    static = ev.record.static
+    static = ev.static
     if ev.record.trainable == 0:
         why = "no parameter requires a gradient" if ev.record.parameters else "no parameters"
         yield Finding("nothing_to_train", "critical", (), {}, why)
@@ -172,7 +155,7 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
         numbers = {"parameters": float(ev.record.trainable)}
         fix = "build the optimizer after the last line that makes, loads or wraps the model"
         yield Finding("missing_from_optimizer", "critical", ("optimizer",), numbers, why, fix=fix)
-    cut = set(ev.record.wiring.get("detached") or ())
+    cut = set(ev.wiring.get("detached") or ())
     rows = (
         ("frozen", "frozen_parameters", "info", "they do not require a gradient"),
         ("unused", "unused_parameters", "warning", "the loss does not depend on them"),
@@ -223,3 +206,16 @@ def _attention(ev: Evidence) -> Iterable[Finding]:
             why = f"{layer} looks at a single position (entropy {reading.entropy:.2f} of 1)"
             numbers = {"entropy": reading.entropy}
             yield Finding("collapsed_attention", "warning", (site.name,), numbers, why)
+
+
+CHECKS = (
+    _data,
+    _scales,
+    _head,
+    _reduction,
+    _dropout,
+    _batch_of_one,
+    _parameters,
+    _modes,
+    _attention,
+)

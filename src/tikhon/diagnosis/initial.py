@@ -30,7 +30,7 @@ def poor_init(ev: Evidence) -> Finding | None:
 
 def _loud(ev: Evidence) -> Finding | None:
     """Scores of classes so large at first that much of the run is spent on making them small."""
-    found = _too_large(ev) if ev.record.static.get("own_softmax") else None
+    found = _too_large(ev) if ev.static.get("own_softmax") else None
     metric = number(ev.end.metric) if ev.end is not None else None
     if found is None or metric is None or metric >= e.SOLVED:
         return None

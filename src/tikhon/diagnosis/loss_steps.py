@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tikhon.diagnosis import thresholds as e
-from tikhon.diagnosis.evidence import Evidence, facts, number, sizes
+from tikhon.diagnosis.evidence import Evidence, sizes
 from tikhon.diagnosis.findings import Finding
 
 RANGES = {
@@ -26,26 +26,9 @@ RANGES = {
 }
 
 
-def lost(ev: Evidence) -> list[Finding]:
-    """The findings about the operations of a loss, causes before what follows from them."""
-    checks = (
-        _broadcast,
-        _unequal,
-        _weighed,
-        _sampled,
-        _infinite,
-        _no_curvature,
-        _index,
-        _asked_back,
-        _pulled_goal,
-        _breaches,
-    )
-    return [finding for check in checks for finding in check(ev)]
-
-
 def _broadcast(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
-    pull, spread = number(w.get("pull_on_others")), w.get("broadcast")
+    w = ev.wiring
+    pull, spread = ev.fact("pull_on_others"), w.get("broadcast")
     numbers = {"pull_on_others": pull} if pull is not None else {}
     if not spread:
         if pull is not None and pull >= e.PULL:
@@ -72,10 +55,10 @@ def _broadcast(ev: Evidence) -> Iterable[Finding]:
 
 
 def _unequal(ev: Evidence) -> Iterable[Finding]:
-    found = facts(ev).get("unequal")
-    if not found or facts(ev).get("broadcast"):
+    found = ev.wiring.get("unequal")
+    if not found or ev.wiring.get("broadcast"):
         return
-    a, b = (sizes(s, facts(ev)["rows"]) for s in found["shapes"])
+    a, b = (sizes(s, ev.wiring["rows"]) for s in found["shapes"])
     why = (
         f"the loss gets answers {a} and targets {b}: each answer is compared with several targets"
     )
@@ -86,7 +69,7 @@ def _unequal(ev: Evidence) -> Iterable[Finding]:
 
 
 def _weighed(ev: Evidence) -> Iterable[Finding]:
-    found = facts(ev).get("weighed")
+    found = ev.wiring.get("weighed")
     if not found:
         return
     why = "a mean over the rows is multiplied with a number of each row: the mean has no rows left"
@@ -100,7 +83,7 @@ def _weighed(ev: Evidence) -> Iterable[Finding]:
 
 
 def _sampled(ev: Evidence) -> Iterable[Finding]:
-    draw = facts(ev).get("sampled")
+    draw = ev.wiring.get("sampled")
     if not draw:
         return
     why = (
@@ -116,7 +99,7 @@ def _sampled(ev: Evidence) -> Iterable[Finding]:
 
 
 def _infinite(ev: Evidence) -> Iterable[Finding]:
-    found = facts(ev).get("infinite")
+    found = ev.wiring.get("infinite")
     if not found or not ev.silent:
         return
     why = f"{found['name']} picks an infinite number: no gradient passes it"
@@ -128,7 +111,7 @@ def _infinite(ev: Evidence) -> Iterable[Finding]:
 
 
 def _no_curvature(ev: Evidence) -> Iterable[Finding]:
-    place = facts(ev).get("no_curvature")
+    place = ev.wiring.get("no_curvature")
     if not place:
         return
     why = "the second derivative that the loss takes is 0 everywhere: rectifiers are straight"
@@ -141,7 +124,7 @@ def _no_curvature(ev: Evidence) -> Iterable[Finding]:
 
 
 def _index(ev: Evidence) -> Iterable[Finding]:
-    place = facts(ev).get("index_mask")
+    place = ev.wiring.get("index_mask")
     if not place:
         return
     why = "numbers 0 and 1 are used as an index: they pick rows 0 and 1 and mask none"
@@ -154,7 +137,7 @@ def _index(ev: Evidence) -> Iterable[Finding]:
 
 
 def _asked_back(ev: Evidence) -> Iterable[Finding]:
-    found = facts(ev).get("asked_back")
+    found = ev.wiring.get("asked_back")
     widths = [ev.site(i).fan_out for i in ev.chain if ev.site(i).role == "weight"]
     if not found or min(widths, default=0) < found["numbers"]:
         return  # what has to pass a bottleneck is worth asking for
@@ -169,7 +152,7 @@ def _asked_back(ev: Evidence) -> Iterable[Finding]:
 
 
 def _pulled_goal(ev: Evidence) -> Iterable[Finding]:
-    place = facts(ev).get("pulled_goal")
+    place = ev.wiring.get("pulled_goal")
     if place:
         why = (
             "the goal of an answer is data plus a discounted answer of another pass, which has a "
@@ -181,14 +164,14 @@ def _pulled_goal(ev: Evidence) -> Iterable[Finding]:
 
 def _breaches(ev: Evidence) -> Iterable[Finding]:
     told = set()
-    for breach in facts(ev).get("breaches") or ():
+    for breach in ev.wiring.get("breaches") or ():
         name, place, kind = breach["function"], breach["place"], breach.get("kind", "")
         where = (place or "the loss",)
-        if (name, kind) in told or (kind == "shares" and not facts(ev).get("whole")):
+        if (name, kind) in told or (kind == "shares" and not ev.wiring.get("whole")):
             continue  # of targets beside the answers all rows are known
         told.add((name, kind))
         if breach["code"] == "constant_targets":
-            if facts(ev).get("constant_target") and not facts(ev).get("whole"):
+            if ev.wiring.get("constant_target") and not ev.wiring.get("whole"):
                 continue  # the data say it themselves
             same = float(breach["low"])
             why = "a table of rows against rows gets one partner for all of them"
@@ -220,20 +203,31 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
 def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
     """What may stand inside of the network: a choice of one, a logarithm of a free parameter."""
     name, where = breach["function"], (breach["place"] or "forward",)
-    harmed = not ev.trained or ev.learned < e.LEARNED
     if breach["code"] == "undefined_operation":
         why = f"{name} is taken of a parameter that nothing keeps above 0: a few steps may do it"
         advice = ("learn the logarithm itself",)
         fix = "s.exp() where the weight stands, and s where its logarithm stands"
         yield Finding("undefined_operation", "warning", where, {}, why, advice=advice, fix=fix)
-    elif not facts(ev).get("softmax_over_one") and "softmax" not in (
-        ev.record.static.get("head") or ()
-    ):
+    elif not ev.wiring.get("softmax_over_one") and "softmax" not in (ev.static.get("head") or ()):
         why = "a softmax of one number is 1, whatever the number: no gradient passes it"
         effect = "what computes that number is never trained"
         advice = ("the softmax in front of the choice",)
         fix = "scores.softmax(1).topk(1), not scores.topk(1).values.softmax(1)"
-        severity = "critical" if harmed else "warning"
+        severity = "critical" if ev.harmed else "warning"
         yield Finding(
             "head_mismatch", severity, where, {}, why, effect=effect, advice=advice, fix=fix
         )
+
+
+CHECKS = (
+    _broadcast,
+    _unequal,
+    _weighed,
+    _sampled,
+    _infinite,
+    _no_curvature,
+    _index,
+    _asked_back,
+    _pulled_goal,
+    _breaches,
+)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from tikhon.diagnosis import thresholds as e
-from tikhon.diagnosis.evidence import Evidence, facts, number
+from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.functions import ATTENDING, BINARY
 
@@ -38,18 +38,12 @@ OPERATIONS = {
 }
 
 
-def mistargeted(ev: Evidence) -> list[Finding]:
-    """The findings about loss and targets, causes before what follows from them."""
-    checks = (_indifferent, _upside_down, _endless, _domain, _kind_of_loss, _padding, _operation)
-    return [finding for check in checks for finding in check(ev)]
-
-
 def _indifferent(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
+    w = ev.wiring
     used = w.get("targets_used")
     if not w.get("indifferent") or w.get("broadcast") or w.get("flat") or used is None:
         return
-    related = (number(w.get("relation")) or 0.0) >= e.RELATED
+    related = (ev.fact("relation") or 0.0) >= e.RELATED
     harmed = ev.reach is not None and ev.learned < e.LEARNED
     why = "the loss is the same whatever the targets are"
     fix = "compare output and target in the loss; label_smoothing below 1"
@@ -58,18 +52,18 @@ def _indifferent(ev: Evidence) -> Iterable[Finding]:
         why = "the loss is the same when the targets change rows: it compares the batch as a whole"
         fix = "F.mse_loss(output, target), not of output.mean() and target.mean()"
         severity = "critical" if related else "info"  # distributions are compared on purpose
-    relation = number(w.get("relation"))
+    relation = ev.fact("relation")
     numbers = {"relation": relation} if relation is not None else {}
     yield Finding("loss_ignores_targets", severity, ("the loss",), numbers, why, fix=fix)
 
 
 def _upside_down(ev: Evidence) -> Iterable[Finding]:
-    if ev.record.static.get("maximize"):
+    if ev.static.get("maximize"):
         why = "the optimizer climbs: maximize=True makes every step raise the loss"
         fix = "maximize=False"
         yield Finding("loss_upside_down", "critical", ("optimizer",), {}, why, fix=fix)
         return
-    endless = number(ev.record.static.get("without_end"))
+    endless = number(ev.static.get("without_end"))
     if endless:
         why = (
             f"the loss has no lower end: where all answers are a million deviations away from the "
@@ -81,9 +75,9 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
         where = ("the loss",)
         yield Finding("loss_upside_down", "critical", where, numbers, why, advice=advice, fix=fix)
         return
-    away = number(facts(ev).get("pulls_away"))
-    pull = number(facts(ev).get("pull_on_others")) or 0.0
-    alike = number(facts(ev).get("alike_label"))
+    away = ev.fact("pulls_away")
+    pull = ev.fact("pull_on_others") or 0.0
+    alike = ev.fact("alike_label")
     if away is not None and alike is not None:
         if away == 1 - alike:
             why = (
@@ -139,13 +133,13 @@ def _ever_faster(ev: Evidence) -> tuple[float, float] | None:
 
 def _distances(ev: Evidence) -> bool:
     """Whether answers to yes and no are 0 or more, and no sigmoid makes them shares."""
-    return bool(facts(ev).get("distances")) and not ev.record.static.get("head")
+    return bool(ev.wiring.get("distances")) and not ev.static.get("head")
 
 
 def _domain(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
+    w = ev.wiring
     used = set(w.get("loss_functions") or ())
-    low, high = number(w.get("target_low")), number(w.get("target_high"))
+    low, high = ev.fact("target_low"), ev.fact("target_high")
     if low is None or high is None:
         return
     if w.get("swapped"):
@@ -177,7 +171,7 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
             )
         )
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
-    below = number(w.get("below_zero"))
+    below = ev.fact("below_zero")
     if below is not None and not used & BINARY and (low < 0 or high > 1):
         why = (
             f"the loss is one of yes and no, for targets from 0 to 1; these go from {low:.3g} to "
@@ -193,7 +187,7 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
 
 
 def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
+    w = ev.wiring
     used = set(w.get("loss_functions") or ())
     most = number((w.get("target_sums") or [0, 0])[1]) or 0.0
     if used & ENTROPIES and not used & BINARY and most > 1.01:
@@ -209,7 +203,7 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
             why,
             fix="nn.BCEWithLogitsLoss() on the scores",
         )
-    gain = number(w.get("class_gain"))
+    gain = ev.fact("class_gain")
     one = w.get("output_shape") in ([], [1])
     if used & REGRESSIONS and one and gain is not None and gain > e.BY_CLASS:
         values = int(w.get("target_values") or 0)
@@ -221,7 +215,7 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
         yield Finding(
             "classes_as_numbers", "warning", ("the loss",), {"class_gain": gain}, why, fix=fix
         )
-    turn = number(w.get("turn"))
+    turn = ev.fact("turn")
     if turn is not None and turn > e.TURN and one:
         why = (
             f"the targets span one full turn, and a shallow model leaves {turn:.0f} times as much "
@@ -230,7 +224,7 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
         fix = "nn.Linear(..., 2), F.mse_loss(output, torch.cat([y.cos(), y.sin()], 1))"
         numbers = {"turn": turn}
         yield Finding("angle_wraps", "warning", ("target",), numbers, why, fix=fix)
-    unheard = number(w.get("unheard")) or 0.0
+    unheard = ev.fact("unheard") or 0.0
     silent = w.get("silent_classes") or []
     if unheard >= e.UNHEARD and not silent:
         why = f"{unheard:.0%} of the rows of a batch have no part in its loss"
@@ -279,10 +273,9 @@ def _operation(ev: Evidence) -> Iterable[Finding]:
 
 
 def _padding(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
-    share = number(w.get("padding")) or 0.0
-    apart, counted = (number(w.get(f"padding_{k}")) for k in ("apart", "counted"))
-    harmed = not ev.trained or ev.learned < e.LEARNED
+    w = ev.wiring
+    share = ev.fact("padding") or 0.0
+    apart, counted = (ev.fact(f"padding_{k}") for k in ("apart", "counted"))
     if apart is not None and apart >= e.PADDED and share >= e.PADDING:
         why = (
             f"{share:.0%} of the positions are padding, and answers change by {apart:.0%} when it "
@@ -302,7 +295,7 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
             return
         yield Finding(
             "padding_seen",
-            "warning" if harmed else "info",
+            "warning" if ev.harmed else "info",
             (),
             numbers,
             why,
@@ -319,3 +312,14 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
             why,
             fix="nn.CrossEntropyLoss(ignore_index=padding), or a mask on the loss",
         )
+
+
+CHECKS = (
+    _indifferent,
+    _upside_down,
+    _endless,
+    _domain,
+    _kind_of_loss,
+    _padding,
+    _operation,
+)

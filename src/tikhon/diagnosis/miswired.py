@@ -11,7 +11,7 @@ from typing import Any
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.causes import called
-from tikhon.diagnosis.evidence import Evidence, facts, middle, number, sizes
+from tikhon.diagnosis.evidence import Evidence, middle, sizes
 from tikhon.diagnosis.findings import Finding
 
 CUT_FIXES = {
@@ -30,30 +30,8 @@ CUT_FIXES = {
 }
 
 
-def miswired(ev: Evidence) -> list[Finding]:
-    """The findings of the wiring tests, causes before what follows from them."""
-    checks = (
-        _graph,
-        _detached,
-        _blind,
-        _rows,
-        _future,
-        _told,
-        _positions,
-        _straight,
-        _order,
-        _undivided,
-        _collapsed,
-        _random,
-        _few_rows,
-        _short_floats,
-        _shared,
-    )
-    return [finding for check in checks for finding in check(ev)]
-
-
 def _graph(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
+    w = ev.wiring
     cuts = w.get("cuts") or []
     if w.get("connected") is False and ev.record.trainable and not w.get("detached"):
         name = cuts[0]["name"] if cuts else ""
@@ -131,14 +109,14 @@ QUOTES = ("'", '"')
 
 
 def _detached(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
+    w = ev.wiring
     lost = tuple(w.get("detached") or ())
     if not lost:
         return
     cuts = w.get("cuts") or []
     name = cuts[0]["name"] if cuts else "detach"
     place = cuts[0]["place"] if cuts else "forward"
-    spared = set(ev.record.static.get("unoptimized") or ())
+    spared = set(ev.static.get("unoptimized") or ())
     meant = set(lost) <= spared  # a part that is not trained is often cut on purpose
     why = (
         f"{len(lost)} trainable parameter(s) have no gradient because of {name} at {place}; "
@@ -155,14 +133,14 @@ def _detached(ev: Evidence) -> Iterable[Finding]:
 
 
 def _blind(ev: Evidence) -> Iterable[Finding]:
-    single = tuple(facts(ev).get("norms_of_one") or ())
+    single = tuple(ev.wiring.get("norms_of_one") or ())
     if single:
         why = f"{called(single[0])} takes mean and deviation of one value, which leaves 0 of it"
         fix = "a norm over more values: fewer groups, or the axis of the features"
         yield Finding("inputs_ignored", "critical", single, {"norm_values": 1.0}, why, fix=fix)
         return
     yield from _one_step(ev)
-    alike = facts(ev).get("alike")
+    alike = ev.wiring.get("alike")
     if alike is None or (alike.get("zero") and not ev.trained):
         return
     if ev.record.failure is not None:
@@ -180,19 +158,16 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
 
 
 def _one_step(ev: Evidence) -> Iterable[Finding]:
-    step, length = facts(ev).get("only_step"), facts(ev).get("input_length")
-    mixed = any(
-        (number(facts(ev).get(k)) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows")
-    )
+    step, length = ev.wiring.get("only_step"), ev.wiring.get("input_length")
+    mixed = any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows"))
     if step is None or length is None or mixed:
         return
-    harmed = not ev.trained or ev.learned < e.LEARNED
     why = f"of the {length} steps of the inputs the answer depends on step {step} alone"
     fix = "out[:, -1] of a recurrent layer that runs forwards; a mean over the steps"
     numbers = {"only_step": float(step), "input_length": float(length)}
     yield Finding(
         "inputs_ignored",
-        "critical" if harmed else "info",
+        "critical" if ev.harmed else "info",
         ("inputs",),
         numbers,
         why,
@@ -204,8 +179,8 @@ def _one_step(ev: Evidence) -> Iterable[Finding]:
 def _named_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
     """Whether dead or saturated units or equal weights, with names of their own, make it so."""
     first = ev.first
-    head = (ev.record.static.get("head"), ev.record.static.get("output_units"))
-    if first is None or facts(ev).get("softmax_over_one") or head == (["softmax"], 1):
+    head = (ev.static.get("head"), ev.static.get("output_units"))
+    if first is None or ev.wiring.get("softmax_over_one") or head == (["softmax"], 1):
         return True
     near = {alike.get("module", ""), alike.get("after", "").partition(" ")[0]}
     for i, site in enumerate(ev.record.sites):
@@ -221,12 +196,12 @@ def _named_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
 
 
 def _rows(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
-    apart = number(w.get("rows_apart")) or 0.0
+    w = ev.wiring
+    apart = ev.fact("rows_apart") or 0.0
     softmax = w.get("softmax_over_rows")
     # numbers drawn row by row change with the order too: nothing is mixed by them
-    drawn = (number(w.get("eval_spread")) or 0.0) >= e.APART
-    order = 0.0 if drawn else number(w.get("order_of_rows")) or 0.0
+    drawn = (ev.fact("eval_spread") or 0.0) >= e.APART
+    order = 0.0 if drawn else ev.fact("order_of_rows") or 0.0
     if apart < e.APART and not softmax and order < e.APART:
         return
     if apart < e.APART and not softmax:
@@ -270,8 +245,7 @@ def _in_time(kind: str) -> bool:
 
 
 def _future(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
-    apart = number(w.get("future_apart")) or 0.0
+    apart = ev.fact("future_apart") or 0.0
     if apart < e.APART:
         return
     why = (
@@ -288,7 +262,7 @@ def _future(ev: Evidence) -> Iterable[Finding]:
 
 
 def _told(ev: Evidence) -> Iterable[Finding]:
-    apart = number(facts(ev).get("target_given"))
+    apart = ev.fact("target_given")
     if apart is None:
         return
     why = (
@@ -302,10 +276,10 @@ def _told(ev: Evidence) -> Iterable[Finding]:
 
 
 def _positions(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
+    w = ev.wiring
     change = w.get("reshape")
-    elsewhere = number(w.get("answers_elsewhere")) or 0.0
-    if change and w["rows"] in change["from"] and (number(w.get("rows_apart")) or 0) >= e.APART:
+    elsewhere = ev.fact("answers_elsewhere") or 0.0
+    if change and w["rows"] in change["from"] and (ev.fact("rows_apart") or 0) >= e.APART:
         change = None  # rows that a reshape mixes are named as such
     if not change and not w.get("positions_slip") and elsewhere <= 0.5:
         return
@@ -340,13 +314,13 @@ def order_of(before: list[int], after: list[int]) -> list[int]:
 
 
 def _straight(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
-    bend = number(w.get("bend"))
+    w = ev.wiring
+    bend = ev.fact("bend")
     layers = [i for i in ev.chain if ev.site(i).role == "weight"]
     bends = [s for s in ev.record.sites[: layers[-1] if layers else 0] if s.role == "activation"]
     if bend is None or bend >= e.BENT or len(layers) < 2 or bends:
         return  # with activations in between, odd weights make it straight
-    bent, straight = (number(w.get(f"explained_{k}")) for k in ("bent", "straight"))
+    bent, straight = (ev.fact(f"explained_{k}") for k in ("bent", "straight"))
     gain = bent - straight if bent is not None and straight is not None else 0.0
     harmed = ev.trained and ev.learned < e.LEARNED and not w.get("target_is_input")
     numbers = {"bend": bend, "layers": float(len(layers))}
@@ -372,13 +346,12 @@ def _straight(ev: Evidence) -> Iterable[Finding]:
 
 
 def _order(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
-    apart = number(w.get("order_apart"))
+    apart = ev.fact("order_apart")
     if apart is None or apart >= e.APART or _broken_at_once(ev):
         return
-    nexts = (number(w.get("target_is_next")) or 0.0) >= 0.95
-    gain = number(w.get("order_gain")) or 0.0
-    harmed = not ev.trained or min(ev.learned, ev.generalised) < e.LEARNED
+    nexts = (ev.fact("target_is_next") or 0.0) >= 0.95
+    gain = ev.fact("order_gain") or 0.0
+    harmed = ev.harmed or ev.generalised < e.LEARNED
     matters = nexts or (gain > e.BENDS and harmed)
     why = "shuffled positions give the same answers: attention does not know where a token stands"
     why += f"; a shallow model explains {gain:.0%} more with the order" if gain > e.BENDS else ""
@@ -393,7 +366,7 @@ def _order(ev: Evidence) -> Iterable[Finding]:
 
 
 def _undivided(ev: Evidence) -> Iterable[Finding]:
-    scores = facts(ev).get("undivided")
+    scores = ev.wiring.get("undivided")
     if not scores or scores["now"] >= e.FOCUSED or scores["then"] - scores["now"] < 0.2:
         return
     size, now, then = scores["size"], scores["now"], scores["then"]
@@ -408,7 +381,7 @@ def _undivided(ev: Evidence) -> Iterable[Finding]:
 
 
 def _collapsed(ev: Evidence) -> Iterable[Finding]:
-    left = number(facts(ev).get("given_back"))
+    left = ev.fact("given_back")
     if left is None or left >= e.GIVEN_BACK or ev.record.steps < e.LONG or ev.falling:
         return
     why = (
@@ -425,8 +398,8 @@ def _broken_at_once(ev: Evidence) -> bool:
 
 
 def _random(ev: Evidence) -> Iterable[Finding]:
-    w = facts(ev)
-    spread = number(w.get("eval_spread")) or 0.0
+    w = ev.wiring
+    spread = ev.fact("eval_spread") or 0.0
     if spread < e.APART:
         return
     places = tuple(w.get("eval_places") or ())
@@ -441,12 +414,12 @@ def _random(ev: Evidence) -> Iterable[Finding]:
 
 
 def _few_rows(ev: Evidence) -> Iterable[Finding]:
-    counts = facts(ev).get("norm_values") or {}
+    counts = ev.wiring.get("norm_values") or {}
     few = {n: c for n, c in counts.items() if 2 <= c <= e.FEW_VALUES}
     if not few:
         return
     least = min(few.values())
-    harmed = not ev.trained or ev.learned < e.LEARNED or ev.generalised < e.LEARNED
+    harmed = ev.harmed or ev.generalised < e.LEARNED
     why = f"mean and deviation of a channel are taken of {least} values: noise of the batch"
     yield Finding(
         "batchnorm_few_rows",
@@ -484,7 +457,7 @@ def _short_floats(ev: Evidence) -> Iterable[Finding]:
 
 
 def _shared(ev: Evidence) -> Iterable[Finding]:
-    shared = tuple(ev.record.static.get("shared") or ())
+    shared = tuple(ev.static.get("shared") or ())
     if shared:
         why = f"the same layer stands in {len(shared)} places of one container"
         harmed = ev.trained and ev.learned < e.LEARNED
@@ -496,3 +469,22 @@ def _shared(ev: Evidence) -> Iterable[Finding]:
             why,
             fix="a new layer for each place: [make_layer() for _ in range(n)]",
         )
+
+
+CHECKS = (
+    _graph,
+    _detached,
+    _blind,
+    _rows,
+    _future,
+    _told,
+    _positions,
+    _straight,
+    _order,
+    _undivided,
+    _collapsed,
+    _random,
+    _few_rows,
+    _short_floats,
+    _shared,
+)

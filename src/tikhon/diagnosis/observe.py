@@ -8,20 +8,17 @@ hooks, which cost ten times as much and break in-place operations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from tikhon.data.rows import tensors
 from tikhon.diagnosis.functions import Function
+from tikhon.diagnosis.modes import Args, Located, Options
 from tikhon.diagnosis.record import Site, SiteReading
 
-Args = tuple[object, ...]
 # largest slope of the bounded activations; the others cannot saturate on both sides
 BOUNDED = {"sigmoid": 0.25, "tanh": 1.0, "hardtanh": 1.0, "softsign": 1.0, "hardsigmoid": 1 / 6}
 RECTIFIERS = {"relu", "relu6", "threshold"}
@@ -52,38 +49,22 @@ RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 CELLS = (nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 
 
-class Instruments(TorchFunctionMode):
+class Instruments(Located):
     """Context in which one forward and one backward pass of `model` are measured."""
 
+    outside = ""
+
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.sites: dict[str, Site] = {}
         self.numbers: dict[str, dict[str, float]] = {}
         self.modules: dict[str, nn.Module] = {}
         self._signals: dict[str, list[list[Tensor]]] = {}  # by site: gradients of each output
         self._profiles: dict[str, Tensor] = {}
         self.leaves: list[Tensor] = []  # inputs of recurrent layers, to differentiate as well
-        self._stack: list[str] = [""]
-        self._handles: list[RemovableHandle] = []
         self._seen: dict[str, int] = {}
         self._channels_first = False
         self._named = dict(model.named_modules())
-
-    def __enter__(self) -> Instruments:
-        for name, module in self._named.items():
-            self._handles += [
-                module.register_forward_pre_hook(self._entering(name), with_kwargs=True),
-                module.register_forward_hook(self._leaving(name), always_call=True),
-            ]
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
 
     def readings(self) -> tuple[SiteReading, ...]:
         """One reading a site, in the order of the forward pass; call after the backward pass."""
@@ -100,29 +81,24 @@ class Instruments(TorchFunctionMode):
 
     # hooks
 
-    def _entering(self, name: str) -> Callable[..., tuple[Args, dict[str, object]] | None]:
-        def enter(
-            module: nn.Module, args: Args, kwargs: dict[str, object]
-        ) -> tuple[Args, dict[str, object]] | None:
-            self._stack.append(name)
-            if isinstance(module, RECURRENT) and args and isinstance(args[0], Tensor):
-                return (self._watch_time(name, module, args[0]), *args[1:]), kwargs
-            return None
+    def enter(
+        self, name: str, module: nn.Module, args: Args, kwargs: dict[str, Any]
+    ) -> tuple[Args, dict[str, Any]] | None:
+        """Before a module's forward: the inputs of a recurrent layer are watched over time."""
+        super().enter(name, module, args, kwargs)
+        if isinstance(module, RECURRENT) and args and isinstance(args[0], Tensor):
+            return (self._watch_time(name, module, args[0]), *args[1:]), kwargs
+        return None
 
-        return enter
-
-    def _leaving(self, name: str) -> Callable[..., None]:
-        def leave(module: nn.Module, args: object, output: object) -> None:
-            if len(self._stack) > 1:
-                self._stack.pop()
-            role = role_of(module)
-            outputs = [t for t in tensors(output) if t.is_floating_point()]
-            if role is None or not outputs:
-                return
-            with torch._C.DisableTorchFunction():
-                self._layer(name, role, module, outputs)
-
-        return leave
+    def leave(self, name: str, module: nn.Module, args: Args, output: object) -> None:
+        """After a module's forward: a layer is measured."""
+        super().leave(name, module, args, output)
+        role = role_of(module)
+        outputs = [t for t in tensors(output) if t.is_floating_point()]
+        if role is None or not outputs:
+            return
+        with torch._C.DisableTorchFunction():
+            self._layer(name, role, module, outputs)
 
     def _layer(self, name: str, role: str, module: nn.Module, outputs: list[Tensor]) -> None:
         output = outputs[0]
@@ -164,14 +140,8 @@ class Instruments(TorchFunctionMode):
 
     # activations
 
-    def __torch_function__(
-        self,
-        func: Function,
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        kwargs = kwargs or {}
+    def call(self, func: Function, args: Args, kwargs: Options) -> object:
+        """Measure an activation, and answer as the function does."""
         label = getattr(func, "__name__", "").rstrip("_")
         if label == "multi_head_attention_forward":
             return self._attend(func, args, kwargs)
@@ -186,7 +156,7 @@ class Instruments(TorchFunctionMode):
         return output
 
     def _activation(
-        self, label: str, func: Function, inputs: Tensor, rest: Args, kwargs: Mapping[str, object]
+        self, label: str, func: Function, inputs: Tensor, rest: Args, kwargs: Options
     ) -> dict[str, float]:
         if label in SOFTMAXES:
             return {}
@@ -218,12 +188,12 @@ class Instruments(TorchFunctionMode):
         return values.flatten(0, -2) if values.ndim > 2 else values
 
     def _place(self, label: str, found: dict[str, float], output: Tensor) -> None:
-        where = self._stack[-1]
+        where = self.stack[-1]
         module = self._named.get(where) if where else None
         own = module is not None and not any(True for _ in module.children())
         name = where if own and not list(module.parameters()) else f"{where}.{label}()"  # type: ignore[union-attr]
         name = name.lstrip(".")
-        key = f"{'.'.join(self._stack)}:{name}"
+        key = f"{'.'.join(self.stack)}:{name}"
         self._seen[key] = self._seen.get(key, 0) + 1
         if self._seen[key] > 1 and not own:
             name = f"{name}#{self._seen[key]}"
@@ -233,7 +203,7 @@ class Instruments(TorchFunctionMode):
         self.numbers[name] |= found | _spread(output)
         self._listen(name, [output])
 
-    def _attend(self, func: Function, args: Args, kwargs: Mapping[str, object]) -> object:
+    def _attend(self, func: Function, args: Args, kwargs: Options) -> object:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             asked = {**kwargs, "need_weights": True, "average_attn_weights": False}
             asked["training"] = False
@@ -248,7 +218,7 @@ class Instruments(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _entropy(self, value: float) -> None:
-        name = f"{self._stack[-1]}.attention".lstrip(".")
+        name = f"{self.stack[-1]}.attention".lstrip(".")
         if name not in self.sites:
             self.sites[name] = Site(name, "attention", "attention", trainable=False)
         self.numbers.setdefault(name, {})["entropy"] = value

@@ -12,25 +12,9 @@ from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
 
 
-def unsound(ev: Evidence) -> list[Finding]:
-    """The findings about inputs, targets and validation data together."""
-    checks = (
-        _constant,
-        _same_answer,
-        _unrelated,
-        _counted_less,
-        _imbalance,
-        _copied,
-        _drifting,
-        _validation,
-        _sorted,
-    )
-    return [finding for check in checks for finding in check(ev)]
-
-
 def _constant(ev: Evidence) -> Iterable[Finding]:
-    w = ev.record.wiring
-    share = number(w.get("constant_columns"))
+    w = ev.wiring
+    share = ev.fact("constant_columns")
     if share is None or share < 0.9:
         return
     count = float(w.get("columns") or 0)
@@ -55,25 +39,25 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
 
 
 def _same_answer(ev: Evidence) -> Iterable[Finding]:
-    w = ev.record.wiring
+    w = ev.wiring
     if not w.get("constant_target"):
         return
-    value = number(w.get("target_low")) or 0.0
+    value = ev.fact("target_low") or 0.0
     why = f"the target of every row is {value:.3g}: one constant answers all of them"
     # a loss that calls the model may mean them as a goal, as that of a generator does
     yield Finding(
         "constant_targets",
         "info" if w.get("whole") else "critical",
         ("target",),
-        {"target_low": value, "target_high": number(w.get("target_high")) or value},
+        {"target_low": value, "target_high": ev.fact("target_high") or value},
         why,
         fix="print(y.unique()) where the targets are read: a cast or a division may round them",
     )
 
 
 def _unrelated(ev: Evidence) -> Iterable[Finding]:
-    w = ev.record.wiring
-    z, rows = number(w.get("relation")), number(w.get("related_rows"))
+    w = ev.wiring
+    z, rows = ev.fact("relation"), ev.fact("related_rows")
     if z is None or rows is None or rows < e.RELATED_ROWS or z >= e.RELATED:
         return
     if w.get("constant_columns") == 1 or w.get("constant_target") or w.get("indifferent"):
@@ -107,14 +91,14 @@ def _validated(ev: Evidence) -> bool:
     """Whether the network does better than a constant on validation rows."""
     if ev.end is None or ev.end.valid_loss is None:
         return False
-    valid, share = number(ev.end.valid_metric), number(ev.record.wiring.get("majority"))
+    valid, share = number(ev.end.valid_metric), ev.fact("majority")
     if valid is None:
         return False
     return valid > (share or 0.0) + 0.1
 
 
 def _counted_less(ev: Evidence) -> Iterable[Finding]:
-    w = ev.record.wiring
+    w = ev.wiring
     shares, weights = w.get("class_shares"), w.get("class_weights")
     found = [(shares, weights)] if shares and weights else []
     pairs = zip(w.get("positive_shares") or (), w.get("positive_weights") or ())
@@ -132,9 +116,8 @@ def _counted_less(ev: Evidence) -> Iterable[Finding]:
     fix = "weight=len(y) / (classes * y.bincount().float())"
     if columns:
         fix = "pos_weight=(1 - y.mean(0)) / y.mean(0)"
-    harmed = not ev.trained or ev.learned < e.LEARNED
     numbers = {"majority": shares[common], "counted_less": times}
-    severity = "critical" if harmed else "warning"
+    severity = "critical" if ev.harmed else "warning"
     yield Finding("class_imbalance", severity, ("the loss",), numbers, why, fix=fix)
 
 
@@ -153,16 +136,15 @@ def upside_down(shares: Sequence[float], weights: Sequence[float]) -> tuple[int,
 
 
 def _imbalance(ev: Evidence) -> Iterable[Finding]:
-    w = ev.record.wiring
-    share, end = number(w.get("majority")), ev.end
+    share, end = ev.fact("majority"), ev.end
     metric = number(end.metric) if end is not None else None
-    answered = number(w.get("answered"))
+    answered = ev.fact("answered")
     if share is None or share < e.MAJORITY or metric is None or not ev.trained:
         return
     always = abs(metric - share) <= 0.02 if answered is None else answered >= e.ALWAYS
     if not always or ev.record.failure is not None:
         return
-    value = number(w.get("majority_value")) or 0.0
+    value = ev.fact("majority_value") or 0.0
     numbers = {"majority": share, "accuracy": metric}
     why = (
         f"an accuracy of {metric:.2f} is that of always answering {value:.0f}, the class of "
@@ -181,14 +163,14 @@ def _imbalance(ev: Evidence) -> Iterable[Finding]:
 
 
 def _copied(ev: Evidence) -> Iterable[Finding]:
-    columns = ev.record.wiring.get("target_columns_in_inputs") or []
-    steps = ev.record.wiring.get("input_steps")
+    columns = ev.wiring.get("target_columns_in_inputs") or []
+    steps = ev.wiring.get("input_steps")
     if columns:
         named = ", ".join(map(str, columns))
         why = f"column {named} of the inputs is the target itself, row for row"
         fix = f"x = np.delete(x, {columns}, axis=1)"
         if steps:
-            width = max(1, (ev.record.wiring.get("columns") or steps) // steps)
+            width = max(1, (ev.wiring.get("columns") or steps) // steps)
             why = f"step {columns[0] // width} of {steps} of the inputs is the target itself"
             fix = "a target behind the window: x = series[t - n : t], y = series[t]"
         yield Finding(
@@ -202,20 +184,19 @@ def _copied(ev: Evidence) -> Iterable[Finding]:
 
 
 def _drifting(ev: Evidence) -> Iterable[Finding]:
-    drift = number(ev.record.wiring.get("drift"))
+    drift = ev.fact("drift")
     if drift is None or 1 / e.STRETCH <= drift <= e.STRETCH:
         return
-    harmed = ev.learned < e.LEARNED
     why = f"late in the run the inputs of the loader are {drift:.2g} times as wide as at first"
     fix = "x = (x - mean) / std in the data set: a new tensor, not x.sub_(mean).div_(std)"
-    severity = "critical" if harmed else "info"
+    severity = "critical" if ev.harmed else "info"
     numbers = {"drift": drift}
     yield Finding("data_changed_in_place", severity, ("data",), numbers, why, fix=fix)
 
 
 def _validation(ev: Evidence) -> Iterable[Finding]:
-    w = ev.record.wiring
-    shift, scale = number(w.get("valid_shift")), number(w.get("valid_scale"))
+    w = ev.wiring
+    shift, scale = ev.fact("valid_shift"), ev.fact("valid_scale")
     if shift is not None and scale is not None:
         if shift > e.SHIFT or not 1 / e.STRETCH <= scale <= e.STRETCH:
             why = (
@@ -230,7 +211,7 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
                 why,
                 fix="scale both by the training rows: (x - x_train.mean(0)) / x_train.std(0)",
             )
-    new, moved = w.get("new_classes") or [], number(w.get("class_shift")) or 0.0
+    new, moved = w.get("new_classes") or [], ev.fact("class_shift") or 0.0
     if new or moved > e.CLASS_SHIFT:
         why = f"{moved:.0%} of the validation rows would have to change class to match training"
         if new:
@@ -244,7 +225,7 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
             why,
             fix="shuffle before the split: train_test_split(x, y, stratify=y)",
         )
-    both, again = number(w.get("rows_in_both")) or 0.0, number(w.get("rows_repeated")) or 0.0
+    both, again = ev.fact("rows_in_both") or 0.0, ev.fact("rows_repeated") or 0.0
     if both - again > e.DOUBLES:
         why = f"{both:.0%} of the validation rows are training rows too: it cannot see overfitting"
         yield Finding(
@@ -258,8 +239,7 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
 
 
 def _sorted(ev: Evidence) -> Iterable[Finding]:
-    w = ev.record.wiring
-    between = number(w.get("between"))
+    between = ev.fact("between")
     if between is not None and between > e.BETWEEN:
         why = (
             f"the means of batches vary {between:.0f} times as much as shuffled ones do: the "
@@ -267,8 +247,8 @@ def _sorted(ev: Evidence) -> Iterable[Finding]:
         )
         fix = "DataLoader(..., shuffle=True)"
         yield Finding("sorted_batches", "warning", ("data",), {"between": between}, why, fix=fix)
-    within, every = number(w.get("classes_in_batch")), number(w.get("classes_in_all"))
-    expected = number(w.get("classes_expected"))
+    within, every = ev.fact("classes_in_batch"), ev.fact("classes_in_all")
+    expected = ev.fact("classes_expected")
     if within is None or not expected or every is None or every < 2:
         return
     if within < e.SORTED * expected:
@@ -285,3 +265,16 @@ def _sorted(ev: Evidence) -> Iterable[Finding]:
             why,
             fix="DataLoader(..., shuffle=True)",
         )
+
+
+CHECKS = (
+    _constant,
+    _same_answer,
+    _unrelated,
+    _counted_less,
+    _imbalance,
+    _copied,
+    _drifting,
+    _validation,
+    _sorted,
+)

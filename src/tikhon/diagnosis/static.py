@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tikhon.data.rows import Batch, call, take, tensors
 from tikhon.diagnosis.functions import Function
+from tikhon.diagnosis.modes import Args, Functions, Options, user_line
 from tikhon.diagnosis.observe import ELEMENTWISE, NORMS, SOFTMAXES
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.reference import (
@@ -31,7 +32,7 @@ from tikhon.diagnosis.reference import (
 )
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring.calls import DROPOUTS, user_line
+from tikhon.diagnosis.wiring.calls import DROPOUTS
 
 Steps = Sequence[Callable[[Tensor], Tensor]]  # one after the other
 DROPOUT = nn.modules.dropout._DropoutNd
@@ -194,22 +195,16 @@ def _tail(tape: _Tape, output: Tensor) -> tuple[tuple[Tensor, Steps] | None, lis
     return ((wanted, chain), names) if same else (None, [])
 
 
-class _Tape(torch.overrides.TorchFunctionMode):
+class _Tape(Functions):
     """Remembers the calls of activation functions and of dropout, with what they gave."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Function, tuple[object, ...], Mapping[str, object], object]] = []
+        self.calls: list[tuple[Function, Args, Options, object]] = []
         self.dropped: list[tuple[object, str]] = []
 
-    def __torch_function__(
-        self,
-        func: Function,
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        kwargs = kwargs or {}
+    def call(self, func: Function, args: Args, kwargs: Options) -> object:
+        """Remember the call, and answer as the function does."""
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in HEADS and args and isinstance(args[0], Tensor):

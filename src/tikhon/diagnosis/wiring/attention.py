@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from tikhon.diagnosis.functions import Function
+from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
 from tikhon.diagnosis.replica import undisturbed
-from tikhon.diagnosis.wiring.calls import function_name, user_line
 from tikhon.diagnosis.wiring.subject import Subject
 
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm"}
@@ -36,7 +36,7 @@ SCALINGS = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "
 MASKED = -1e4  # scores below it are a mask
 
 
-class AttentionScores(TorchFunctionMode):
+class AttentionScores(Functions):
     """Context that measures each softmax over products of queries and keys.
 
     `found` has, by line: the size of queries and keys, whether anything divided them, and the
@@ -50,10 +50,8 @@ class AttentionScores(TorchFunctionMode):
         self._kept: dict[int, weakref.ref[Tensor]] = {}
         self._notes: dict[int, tuple[int, bool]] = {}  # tensor: size of its products, divided
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Function, args: Args, kwargs: Options) -> object:
+        """Note what the function makes, and answer as it does."""
         name = function_name(func)
         inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
         notes = [self._note(t) for t in inputs]

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.replica import gradients, undisturbed
-from tikhon.diagnosis.wiring.calls import LOSS, Calls, Joined
+from tikhon.diagnosis.wiring.calls import Calls, Joined
 from tikhon.diagnosis.wiring.subject import Subject
 from tikhon.errors import InputError
 

@@ -5,9 +5,7 @@ Only what the program itself computes is followed; the inside of the model is kn
 
 from __future__ import annotations
 
-import sys
 import weakref
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +14,16 @@ from torch import Tensor, nn
 
 from tikhon.data.rows import tensors
 from tikhon.diagnosis.functions import Function
-from tikhon.diagnosis.wiring.calls import _TORCH, DRAWS, LOSS, Located, function_name, user_line
+from tikhon.diagnosis.modes import (
+    LOSS,
+    Args,
+    Located,
+    Options,
+    function_name,
+    inside_torch,
+    user_line,
+)
+from tikhon.diagnosis.wiring.calls import DRAWS
 from tikhon.diagnosis.wiring.domains import CHECKED, breach
 from tikhon.diagnosis.wiring.notes import (
     NOTHING,
@@ -76,27 +83,23 @@ class Recorder(Located):
         self._keep(tensor, Note(frozenset({self._count}), drawn=before.drawn))
         return self._count
 
-    def _leave(self, module: nn.Module, args: object, output: object) -> None:
-        super()._leave(module, args, output)
-        if self._stack[-1] == LOSS:
+    def leave(self, name: str, module: nn.Module, args: Args, output: object) -> None:
+        """After a module's forward: answers of the whole model are where the loss begins."""
+        super().leave(name, module, args, output)
+        if self.stack[-1] == LOSS:
             given = tensors(args)
             for answer in tensors(output):
                 self._given[self._root(answer, union([self.note(t) for t in given]))] = given
 
-    def __torch_function__(
-        self,
-        func: Function,
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> object:
-        options = dict(kwargs or {})
-        name, outside = function_name(func), self._stack[-1] == LOSS
+    def call(self, func: Function, args: Args, kwargs: Options) -> object:
+        """Follow the function's tensors, and answer as it does."""
+        options = dict(kwargs)
+        name, outside = function_name(func), self.stack[-1] == LOSS
         if not outside and name not in CHECKED:
             return func(*args, **options)
         inputs = tensors((*args, *options.values()))
         graded = torch.is_grad_enabled()
-        line, caller = user_line(), sys._getframe(1).f_code.co_filename
+        line, written = user_line(), not inside_torch()
         notes = [self.note(t) for t in inputs]
         shapes = [tuple(t.shape) for t in inputs]
         output = func(*args, **options)
@@ -109,14 +112,14 @@ class Recorder(Located):
                 notes,
                 tensors(output),
                 line,
-                not caller.startswith(_TORCH),
+                written,
                 self.facts,
             )
             found = breach(step)
             if found is not None:
                 self.facts["breaches"].append(found)
             if outside:
-                drawn = self._graded and not graded and name in SAMPLERS
+                drawn = self.graded and not graded and name in SAMPLERS
                 of_answers = any(not n.roots.isdisjoint(self._given) for n in notes)
                 self._follow(step, shapes, sampled=drawn and of_answers)
         return output

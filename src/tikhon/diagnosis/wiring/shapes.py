@@ -7,8 +7,9 @@ import math
 import torch
 
 from tikhon.data.rows import tensors
+from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.replica import undisturbed
-from tikhon.diagnosis.wiring.calls import LOSS, Call, Calls
+from tikhon.diagnosis.wiring.calls import Call, Calls
 from tikhon.diagnosis.wiring.subject import ONE_LENGTH, Subject, shortened
 
 SHORTER = (11, 7, 5)  # steps of a shortened sequence: primes that heads and channels seldom have

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.reference import IGNORED
 from tikhon.diagnosis.replica import number_of, undisturbed
-from tikhon.diagnosis.wiring.calls import LOSS, Calls
+from tikhon.diagnosis.wiring.calls import Calls
 from tikhon.diagnosis.wiring.subject import Subject, difference, mapped
 
 SAME = 1e-5  # relative change of a gradient that is rounding

@@ -1,0 +1,103 @@
+"""Where the first number that is not finite comes from: a tensor, a function, a line."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.data.rows import Batch, tensors
+from tikhon.diagnosis.functions import ATTENDING, Function
+from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
+from tikhon.diagnosis.record import Failure
+from tikhon.diagnosis.replica import Replica, undisturbed
+
+STEEP = {"sqrt", "norm", "std", "pow", "__pow__"}  # of which the slope at 0 may be infinite
+MASKS = {"masked_fill", "where", "full_like", "full", "triu"}
+DIVISIONS = {"div", "true_divide", "__truediv__"}
+
+
+def locate(replica: Replica, batch: Batch, step: int) -> Failure:
+    """The first tensor that is not finite, in the order in which a step computes them."""
+    if any(map(infinite, tensors(batch))):
+        return Failure(step, "input", "data")
+    for name, parameter in replica.model.named_parameters():
+        if infinite(parameter):
+            return Failure(step, "weight", name)
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module, args: object, output: object) -> None:
+        if any(map(infinite, tensors(output))):
+            found.append(name)
+
+    named = list(replica.model.named_modules())
+    handles = [m.register_forward_hook(partial(look, n or type(m).__name__)) for n, m in named]
+    try:
+        with torch.no_grad(), undisturbed(replica.model, training=True):
+            replica.outcome(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    bad = FirstBad()
+    with torch.no_grad(), undisturbed(replica.model, training=True), bad:
+        replica.value(batch)
+    if found:
+        return Failure(step, "activation", found[0], bad.name, bad.place, bad.smallest)
+    for name, parameter in replica.model.named_parameters():
+        if parameter.grad is not None and infinite(parameter.grad):
+            if not bad.name:
+                bad = FirstBad(slopes=True)
+                with undisturbed(replica.model, training=True), bad:
+                    replica.value(batch)
+            return Failure(step, "gradient", name, bad.name, bad.place, bad.smallest)
+    return Failure(step, "loss", "loss", bad.name, bad.place, bad.smallest)
+
+
+class FirstBad(Functions):
+    """Context that keeps the first call which makes a non-finite number of finite ones.
+
+    With `slopes` it is the first whose slope has no finite value: a root or a norm of zero.
+    """
+
+    def __init__(self, *, slopes: bool = False) -> None:
+        super().__init__()
+        self.slopes = slopes
+        self.name, self.place = "", ""
+        self.smallest: float | None = None
+
+    def call(self, func: Function, args: Args, kwargs: Options) -> object:
+        """The function's own answer."""
+        output = func(*args, **kwargs)
+        name = function_name(func)
+        inputs = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+        if self.name or not inputs or not isinstance(output, Tensor):
+            return output
+        with torch._C.DisableTorchFunction():
+            if self.slopes:
+                steep = name in STEEP and any(t.requires_grad for t in inputs)
+                bad = steep and bool((output.detach() == 0).any())
+            else:
+                bad = _goes_bad(name, output, inputs)
+            if bad:
+                self.name, self.place = name, user_line() or name
+                parts = inputs[1:] if name in DIVISIONS and len(inputs) > 1 else inputs[:1]
+                self.smallest = min(float(t.detach().min()) for t in parts if t.numel())
+        return output
+
+
+def infinite(tensor: Tensor) -> bool:
+    """Whether NaN or infinity is among the numbers."""
+    inexact = tensor.is_floating_point() or tensor.is_complex()
+    return inexact and not bool(torch.isfinite(tensor.detach()).all())
+
+
+def _goes_bad(name: str, output: Tensor, inputs: list[Tensor]) -> bool:
+    """Whether a call makes what is not finite; scores of -inf are a mask while others are left."""
+    if name in ATTENDING:
+        numbers = not any(bool(t.detach().isnan().any()) for t in inputs)
+        return numbers and bool(output.detach().isnan().any())
+    if name in MASKS and bool((output.detach() != math.inf).all()) and not output.isnan().any():
+        return False
+    return infinite(output) and not any(map(infinite, inputs))
