@@ -6,12 +6,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tikhon.budget import seconds_of
 from tikhon.cli import tables
 from tikhon.cli.folders import command_of, output_of
-from tikhon.cli.groups import suggested
+from tikhon.cli.groups import flag
 from tikhon.cli.options import BatchSize, Budget, Data, DataDir, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
 from tikhon.errors import InputError
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _sizes_option(help: str) -> object:
-    return typer.Option(metavar="N,N,...", help=help, show_default="none", rich_help_panel=MODEL)
+    return flag(help, MODEL, "N,N,...", shown="none")
 
 
 def compare(
@@ -33,12 +31,7 @@ def compare(
     *,
     model: Annotated[
         str,
-        typer.Option(
-            help="As for fit.",
-            metavar="MODEL",
-            rich_help_panel=MODEL,
-            autocompletion=suggested(MODELS),
-        ),
+        flag("As for fit.", MODEL, "MODEL", names=MODELS),
     ] = "mlp",
     widths: Annotated[
         str | None, _sizes_option("Hidden widths to try with several L2 strengths.")
@@ -48,28 +41,20 @@ def compare(
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(
-            metavar="A,B,A+B,...",
-            help="none, l1, l2, dropout, auto, l2+dropout, ...",
-            show_default="eleven of them",
-            rich_help_panel=REGULARIZATION,
-            autocompletion=suggested(METHODS),
+        flag(
+            "none, l1, l2, dropout, auto, l2+dropout, ...",
+            REGULARIZATION,
+            "A,B,A+B,...",
+            shown="eleven of them",
+            names=METHODS,
         ),
     ] = None,
-    splits: Annotated[
-        int, typer.Option(help="Random splits of the rows.", rich_help_panel=TRAINING)
-    ] = 5,
+    splits: Annotated[int, flag("Random splits of the rows.", TRAINING)] = 5,
     trials: Annotated[
         int | None,
-        typer.Option(
-            help="Trainings for each method and split.",
-            show_default="6, or by the budget",
-            rich_help_panel=TRAINING,
-        ),
+        flag("Trainings for each method and split.", TRAINING, shown="6, or by the budget"),
     ] = None,
-    epochs: Annotated[
-        int, typer.Option(help="Passes over the training rows.", rich_help_panel=TRAINING)
-    ] = 30,
+    epochs: Annotated[int, flag("Passes over the training rows.", TRAINING)] = 30,
     batch_size: BatchSize = 64,
     budget: Budget = None,
     seed: Seed = 0,

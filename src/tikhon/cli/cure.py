@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from tikhon.cli.diagnose import (
     BatchSize,
     Clip,
@@ -19,6 +17,7 @@ from tikhon.cli.diagnose import (
     conclude,
     read,
 )
+from tikhon.cli.groups import flag
 from tikhon.cli.options import Plain, Seed
 from tikhon.options import TRAINING
 
@@ -32,16 +31,10 @@ def cure(
     target: TargetOption = None,
     budget: Annotated[
         str,
-        typer.Option(
-            help="Wall time in all, such as 60s or 2m.", metavar="TIME", rich_help_panel=TRAINING
-        ),
+        flag("Wall time in all, such as 60s or 2m.", TRAINING, "TIME"),
     ] = "60s",
-    seeds: Annotated[
-        int, typer.Option(help="Seeds that each treatment runs with.", rich_help_panel=TRAINING)
-    ] = 3,
-    steps: Annotated[
-        int, typer.Option(help="Steps of the longest runs.", rich_help_panel=TRAINING)
-    ] = 300,
+    seeds: Annotated[int, flag("Seeds that each treatment runs with.", TRAINING)] = 3,
+    steps: Annotated[int, flag("Steps of the longest runs.", TRAINING)] = 300,
     batch_size: BatchSize = 64,
     penalty: PenaltyOption = None,
     clip: Clip = None,

@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from tikhon.cli.groups import flag
 from tikhon.cli.options import Printed
 from tikhon.options import OUTPUT, TRAINING
 
@@ -17,21 +16,15 @@ if TYPE_CHECKING:
 
 
 def demo(
-    quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Fewer strengths and epochs.", rich_help_panel=TRAINING),
-    ] = False,
-    seed: Annotated[
-        int, typer.Option(help="First of the three seeds.", rich_help_panel=TRAINING)
-    ] = 0,
+    quick: Annotated[bool, flag("Fewer strengths and epochs.", TRAINING)] = False,
+    seed: Annotated[int, flag("First of the three seeds.", TRAINING)] = 0,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder of the run; a demo replaces an earlier one.",
-            metavar="RUN",
-            rich_help_panel=OUTPUT,
+        flag(
+            "Folder of the run; a demo replaces an earlier one.",
+            OUTPUT,
+            "RUN",
+            flags=("--output", "-o"),
         ),
     ] = Path("runs/demo"),
     *,

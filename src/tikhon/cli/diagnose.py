@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tikhon.cli.groups import suggested
+from tikhon.cli.groups import flag
 from tikhon.cli.options import Plain, Seed
 from tikhon.errors import InputError, unknown
 from tikhon.options import DATA, LOSSES, OPTIMIZERS, OUTPUT, REGULARIZATION, SOURCES, TRAINING
@@ -23,61 +23,41 @@ Model = Annotated[
 ]
 DataOption = Annotated[
     str,
-    typer.Option(
-        "--data",
-        help="digits, mnist, ..., a file, or FILE.py:NAME.",
-        metavar="DATA",
-        rich_help_panel=DATA,
-        autocompletion=suggested(SOURCES),
-    ),
+    flag("digits, mnist, ..., a file, or FILE.py:NAME.", DATA, "DATA", names=SOURCES),
 ]
 TargetOption = Annotated[
     str | None,
-    typer.Option(
-        "--target",
-        help="Column of a table to predict.",
-        metavar="COLUMN",
-        rich_help_panel=DATA,
-    ),
+    flag("Column of a table to predict.", DATA, "COLUMN"),
 ]
 ValidOption = Annotated[
     str | None,
-    typer.Option(
-        "--valid",
-        help="Data for validation; named data sets bring their own.",
-        metavar="DATA",
-        rich_help_panel=DATA,
-    ),
+    flag("Data for validation; named data sets bring their own.", DATA, "DATA"),
 ]
 LossOption = Annotated[
     str,
-    typer.Option(
-        help="cross_entropy, bce, mse, half_mse, mae, ... or FILE.py:NAME.",
-        metavar="LOSS",
-        rich_help_panel=TRAINING,
-        autocompletion=suggested(LOSSES),
+    flag(
+        "cross_entropy, bce, mse, half_mse, mae, ... or FILE.py:NAME.",
+        TRAINING,
+        "LOSS",
+        names=LOSSES,
     ),
 ]
-_optimizer = typer.Option(
-    help="adam:1e-3, sgd:0.1,momentum=0.9 or FILE.py:NAME(parameters).",
-    metavar="OPTIMIZER",
-    rich_help_panel=TRAINING,
-    autocompletion=suggested(OPTIMIZERS),
+_optimizer = flag(
+    "adam:1e-3, sgd:0.1,momentum=0.9 or FILE.py:NAME(parameters).",
+    TRAINING,
+    "OPTIMIZER",
+    names=OPTIMIZERS,
 )
 OptimizerOption = Annotated[str | None, _optimizer]
 Optimizer = Annotated[str, _optimizer]
 PenaltyOption = Annotated[
     str | None,
-    typer.Option(
-        help="FILE.py:NAME(model), added to the loss.",
-        metavar="FILE.py:NAME",
-        rich_help_panel=REGULARIZATION,
-    ),
+    flag("FILE.py:NAME(model), added to the loss.", REGULARIZATION, "FILE.py:NAME"),
 ]
-BatchSize = Annotated[int, typer.Option(help="Rows per step.", rich_help_panel=TRAINING)]
+BatchSize = Annotated[int, flag("Rows per step.", TRAINING)]
 Clip = Annotated[
     float | None,
-    typer.Option(help="Clip the norm of the gradient at X.", rich_help_panel=REGULARIZATION),
+    flag("Clip the norm of the gradient at X.", REGULARIZATION),
 ]
 
 
@@ -88,25 +68,20 @@ def diagnose(
     optimizer: OptimizerOption = None,
     valid: ValidOption = None,
     target: TargetOption = None,
-    steps: Annotated[
-        int, typer.Option(help="Steps of the dry run.", rich_help_panel=TRAINING)
-    ] = 200,
+    steps: Annotated[int, flag("Steps of the dry run.", TRAINING)] = 200,
     batch_size: BatchSize = 64,
     penalty: PenaltyOption = None,
     clip: Clip = None,
     fail_on: Annotated[
         str | None,
-        typer.Option(
-            help="Exit with code 3 from this severity on: info, warning or critical.",
-            metavar="SEVERITY",
-            rich_help_panel=OUTPUT,
-            autocompletion=suggested(("info", "warning", "critical")),
+        flag(
+            "Exit with code 3 from this severity on: info, warning or critical.",
+            OUTPUT,
+            "SEVERITY",
+            names=("info", "warning", "critical"),
         ),
     ] = None,
-    full: Annotated[
-        bool,
-        typer.Option("--full", help="Print all findings and layers.", rich_help_panel=OUTPUT),
-    ] = False,
+    full: Annotated[bool, flag("Print all findings and layers.", OUTPUT)] = False,
     seed: Seed = 0,
     *,
     run: Plain,

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from tikhon.cli.groups import OptionGroup, suggested, values_of
+from tikhon.cli.groups import OptionGroup, flag, values_of
 from tikhon.cli.options import (
     Data,
     DataDir,
@@ -68,7 +66,6 @@ class ModelOptions:
             "Cut exact zeros out: a smaller model with equal outputs.",
             bool,
             MODEL,
-            flags=("--compact",),
         ),
     )
     export: str | None = field(
@@ -93,33 +90,26 @@ _ORDER = ("epochs", "budget", "optimizer", "lr", "momentum", "schedule", "loss",
 Training = Annotated[Given, OptionGroup({n: _told[n] for n in (*_ORDER, "seed", "device")}, dict)]
 How = Annotated[
     str | None,
-    typer.Option(
-        help="Add penalties to the objective, or apply them decoupled, as AdamW does.",
-        metavar="MODE",
-        show_default="objective",
-        autocompletion=suggested(MODES),
-        rich_help_panel=REGULARIZATION,
+    flag(
+        "Add penalties to the objective, or apply them decoupled, as AdamW does.",
+        REGULARIZATION,
+        "MODE",
+        shown="objective",
+        names=MODES,
     ),
 ]
 Refit = Annotated[
     bool,
-    typer.Option(
-        "--refit",
-        help="Train again on training and validation rows with the strengths that auto found.",
-        rich_help_panel=REGULARIZATION,
+    flag(
+        "Train again on training and validation rows with the strengths that auto found.",
+        REGULARIZATION,
     ),
 ]
 RecipeFile = Annotated[
     Path | None,
-    typer.Option(
-        help="Recipe from a .toml or .json file or a run's folder.",
-        metavar="FILE",
-        rich_help_panel=REGULARIZATION,
-    ),
+    flag("Recipe from a .toml or .json file or a run's folder.", REGULARIZATION, "FILE"),
 ]
-CheckpointEvery = Annotated[
-    float, typer.Option(help="Seconds between checkpoints.", rich_help_panel=OUTPUT)
-]
+CheckpointEvery = Annotated[float, flag("Seconds between checkpoints.", OUTPUT)]
 
 
 @dataclass(frozen=True)

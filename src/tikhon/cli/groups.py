@@ -61,6 +61,21 @@ def as_flag(told: Option) -> object:
     )
 
 
+def flag(
+    help: str,
+    panel: str | None = None,
+    metavar: str | None = None,
+    *,
+    shown: str | None = None,
+    names: Sequence[str] = (),
+    flags: tuple[str, ...] = (),
+) -> object:
+    """An option of one command; the arguments are those of `Option`."""
+    return as_flag(
+        Option(help, panel=panel, metavar=metavar, shown=shown, names=tuple(names), flags=flags)
+    )
+
+
 def suggested(names: Sequence[str]) -> Callable[[str], list[str]]:
     """What completes a value by these names: the last one where several are joined.
 
@@ -79,14 +94,18 @@ def suggested(names: Sequence[str]) -> Callable[[str], list[str]]:
 _PLACEHOLDERS = {bool: "", int: "N", float: "X"}  # of options without one of their own
 
 
-def _placed(annotation: Any) -> Any:
-    """The annotation of an option, with a placeholder for its value."""
-    kind, *flags = get_args(annotation) or (annotation,)
+def _completed(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The parameter with a placeholder for its value; what is off by default only goes on."""
+    kind, *flags = get_args(parameter.annotation) or (parameter.annotation,)
     kinds = [part for part in get_args(kind) or (kind,) if part in _PLACEHOLDERS]
-    for flag in flags:
-        if kinds and isinstance(flag, OptionInfo) and flag.metavar is None:
-            flag.metavar = _PLACEHOLDERS[kinds[0]]
-    return annotation
+    for told in flags:
+        if not kinds or not isinstance(told, OptionInfo):
+            continue
+        if told.metavar is None:
+            told.metavar = _PLACEHOLDERS[kinds[0]]
+        if kind is bool and parameter.default is False and not told.param_decls:
+            told.param_decls = (f"--{parameter.name.replace('_', '-')}",)
+    return parameter
 
 
 def expand(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,7 +131,7 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(**values)
 
     call.__doc__ = _flowing(command.__doc__ or "")
-    parameters = [p.replace(annotation=_placed(p.annotation)) for p in parameters]
+    parameters = [_completed(parameter) for parameter in parameters]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return call

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tikhon.cli.groups import suggested
+from tikhon.cli.groups import flag
 from tikhon.cli.options import Silent
 from tikhon.options import OUTPUT
 
@@ -16,17 +16,17 @@ def live(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     host: Annotated[
         str,
-        typer.Option(help="Address to listen on.", metavar="HOST", rich_help_panel=OUTPUT),
+        flag("Address to listen on.", OUTPUT, "HOST"),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="First port to try.", rich_help_panel=OUTPUT)] = 8420,
+    port: Annotated[int, flag("First port to try.", OUTPUT)] = 8420,
     language: Annotated[
         str | None,
-        typer.Option(
-            help="Language shown at first: en or zh.",
-            metavar="NAME",
-            show_default="the browser's",
-            rich_help_panel=OUTPUT,
-            autocompletion=suggested(("en", "zh")),
+        flag(
+            "Language shown at first: en or zh.",
+            OUTPUT,
+            "NAME",
+            shown="the browser's",
+            names=("en", "zh"),
         ),
     ] = None,
     *,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tikhon.cli.groups import as_flag, given_of, suggested, values_of
+from tikhon.cli.groups import as_flag, flag, given_of, suggested, values_of
 from tikhon.errors import InputError
 from tikhon.options import (
     DATA,
@@ -39,7 +39,7 @@ Data = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Folder of the data files.", metavar="DIR", rich_help_panel=DATA),
+    flag("Folder of the data files.", DATA, "DIR"),
 ]
 _training = {name: as_flag(told) for name, (told, _) in options_of(TrainingOptions).items()}
 Seed = Annotated[int, _training["seed"]]
@@ -65,15 +65,15 @@ class RunOptions:
     )
     resume: bool = field(
         default=False,
-        metadata=option("Continue the run in --output.", bool, OUTPUT, flags=("--resume",)),
+        metadata=option("Continue the run in --output.", bool, OUTPUT),
     )
     overwrite: bool = field(
         default=False,
-        metadata=option("Replace the run in --output.", bool, OUTPUT, flags=("--overwrite",)),
+        metadata=option("Replace the run in --output.", bool, OUTPUT),
     )
     json: bool = field(
         default=False,
-        metadata=option("Print the result as one JSON document.", bool, OUTPUT, flags=("--json",)),
+        metadata=option("Print the result as one JSON document.", bool, OUTPUT),
     )
     quiet: bool = field(
         default=False,
@@ -87,7 +87,7 @@ class RunOptions:
     )
     debug: bool = field(
         default=False,
-        metadata=option("Show the traceback of an error.", bool, OUTPUT, flags=("--debug",)),
+        metadata=option("Show the traceback of an error.", bool, OUTPUT),
     )
 
     def terminal(self) -> Terminal:

@@ -6,11 +6,9 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tikhon.cli import tables
 from tikhon.cli.folders import about_data, command_of, output_of
-from tikhon.cli.groups import suggested
+from tikhon.cli.groups import flag
 from tikhon.cli.options import Data, DataDir, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
 from tikhon.cli.rows import all_but_test
@@ -49,54 +47,45 @@ def path(
     data: Data,
     penalty: Annotated[
         str,
-        typer.Option(
-            help="l1, mcp, scad, elastic_net, group_lasso, hierarchical, ...",
-            metavar="NAME",
-            rich_help_panel=REGULARIZATION,
-            autocompletion=suggested(FOLLOWED),
+        flag(
+            "l1, mcp, scad, elastic_net, group_lasso, hierarchical, ...",
+            REGULARIZATION,
+            "NAME",
+            names=FOLLOWED,
         ),
     ] = "l1",
     model: Annotated[
         str | None,
-        typer.Option(
-            help="linear, or a network such as mlp:64 (group_lasso, hierarchical).",
-            metavar="MODEL",
-            rich_help_panel=MODEL,
-            autocompletion=suggested(MODELS),
-            show_default="mlp:64 for hierarchical, else linear",
+        flag(
+            "linear, or a network such as mlp:64 (group_lasso, hierarchical).",
+            MODEL,
+            "MODEL",
+            shown="mlp:64 for hierarchical, else linear",
+            names=MODELS,
         ),
     ] = None,
     strengths: Annotated[
         str,
-        typer.Option(
-            help="How many, a list such as 1,0.1,0.01, or universal (one, without validation).",
-            metavar="N|S,S,...",
-            rich_help_panel=REGULARIZATION,
+        flag(
+            "How many, a list such as 1,0.1,0.01, or universal (one, without validation).",
+            REGULARIZATION,
+            "N|S,S,...",
         ),
     ] = "100",
-    folds: Annotated[
-        int, typer.Option(help="Folds that score linear models.", rich_help_panel=DATA)
-    ] = 5,
+    folds: Annotated[int, flag("Folds that score linear models.", DATA)] = 5,
     select: Annotated[
         str,
-        typer.Option(
-            help="best (lowest loss), or one_se: the sparsest within one standard error of it.",
-            metavar="RULE",
-            rich_help_panel=REGULARIZATION,
-            autocompletion=suggested(("one_se", "best")),
+        flag(
+            "best (lowest loss), or one_se: the sparsest within one standard error of it.",
+            REGULARIZATION,
+            "RULE",
+            names=("one_se", "best"),
         ),
     ] = "one_se",
     debias: Annotated[
-        bool,
-        typer.Option(
-            "--debias",
-            help="Refit the chosen features without the penalty.",
-            rich_help_panel=REGULARIZATION,
-        ),
+        bool, flag("Refit the chosen features without the penalty.", REGULARIZATION)
     ] = False,
-    test: Annotated[
-        float, typer.Option(help="Share of the rows for testing.", rich_help_panel=DATA)
-    ] = 0.2,
+    test: Annotated[float, flag("Share of the rows for testing.", DATA)] = 0.2,
     *,
     table: tables.Rows,
     seed: Seed = 0,

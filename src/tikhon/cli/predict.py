@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tikhon.cli import tables
+from tikhon.cli.groups import flag
 from tikhon.cli.options import DataDir, Printed
 from tikhon.options import DATA, MODEL, OUTPUT
 
@@ -17,30 +18,21 @@ def predict(
     data: Annotated[str, typer.Argument(metavar="DATA", help="New rows, as DATA of the run.")],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="CSV file to write.",
-            show_default="stdout",
-            rich_help_panel=OUTPUT,
+        flag(
+            "CSV file to write.",
+            OUTPUT,
+            "FILE",
+            shown="stdout",
+            flags=("--output", "-o"),
         ),
     ] = None,
     spreadsheet: Annotated[
-        bool,
-        typer.Option(
-            "--spreadsheet",
-            help="Escape labels that a spreadsheet would run as formulas.",
-            rich_help_panel=OUTPUT,
-        ),
+        bool, flag("Escape labels that a spreadsheet would run as formulas.", OUTPUT)
     ] = False,
     encoding: Annotated[
         str | None,
-        typer.Option(
-            help="Text encoding of a table: utf-8, cp1252, ...",
-            metavar="NAME",
-            show_default="that of the fit",
-            rich_help_panel=DATA,
+        flag(
+            "Text encoding of a table: utf-8, cp1252, ...", DATA, "NAME", shown="that of the fit"
         ),
     ] = None,
     single: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tikhon.cli.groups import suggested
+from tikhon.cli.groups import flag
 from tikhon.cli.options import Printed
 from tikhon.options import OUTPUT
 
@@ -16,28 +16,25 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="File to write.",
-            metavar="FILE",
-            show_default="RUN/report.html",
-            rich_help_panel=OUTPUT,
+        flag(
+            "File to write.",
+            OUTPUT,
+            "FILE",
+            shown="RUN/report.html",
+            flags=("--output", "-o"),
         ),
     ] = None,
     language: Annotated[
         str | None,
-        typer.Option(
-            help="Language shown at first: en or zh.",
-            metavar="NAME",
-            show_default="the browser's",
-            autocompletion=suggested(("en", "zh")),
-            rich_help_panel=OUTPUT,
+        flag(
+            "Language shown at first: en or zh.",
+            OUTPUT,
+            "NAME",
+            shown="the browser's",
+            names=("en", "zh"),
         ),
     ] = None,
-    show: Annotated[
-        bool, typer.Option("--open", help="Open it in the browser.", rich_help_panel=OUTPUT)
-    ] = False,
+    open: Annotated[bool, flag("Open it in the browser.", OUTPUT)] = False,
     *,
     shown: Printed,
 ) -> None:
@@ -58,7 +55,7 @@ def report(
     for sentence in said:
         terminal.note(sentence)
     terminal.say(str(path))
-    if show:
+    if open:
         import webbrowser
 
         if not webbrowser.open(path.resolve().as_uri()):

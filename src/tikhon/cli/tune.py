@@ -14,7 +14,7 @@ import typer
 from tikhon.budget import Budget
 from tikhon.cli import tables
 from tikhon.cli.folders import about_data, command_of, output_of
-from tikhon.cli.groups import suggested
+from tikhon.cli.groups import flag, suggested
 from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
 from tikhon.cli.rows import all_but_test
@@ -44,58 +44,51 @@ def tune(
     data: Data,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="mlp, mlp:300,100, spline:mlp:64, lenet5, convnet; several as A|B.",
-            metavar="MODEL",
-            rich_help_panel=MODEL,
-            autocompletion=suggested(MODELS),
-            show_default="mlp:64,64; for a table also spline:mlp:64,64",
+        flag(
+            "mlp, mlp:300,100, spline:mlp:64, lenet5, convnet; several as A|B.",
+            MODEL,
+            "MODEL",
+            shown="mlp:64,64; for a table also spline:mlp:64,64",
+            names=MODELS,
         ),
     ] = None,
     space: Annotated[
         Path | None,
-        typer.Option(
-            help="TOML file of the ranges to search.",
-            metavar="FILE",
-            show_default="dropout, lr, weight decay",
-            rich_help_panel=TRAINING,
+        flag(
+            "TOML file of the ranges to search.",
+            TRAINING,
+            "FILE",
+            shown="dropout, lr, weight decay",
         ),
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(
-            help="Wall time such as 60s, 5m or 1h, or configurations such as 200runs.",
-            metavar="BUDGET",
-            show_default="16runs",
-            rich_help_panel=TRAINING,
+        flag(
+            "Wall time such as 60s, 5m or 1h, or configurations such as 200runs.",
+            TRAINING,
+            "BUDGET",
+            shown="16runs",
         ),
     ] = None,
     folds: Annotated[
         int | None,
-        typer.Option(
-            help="Folds of cross-validation; 0 for one held-out part.",
-            show_default="3 under 2,500 rows, else 0",
-            rich_help_panel=DATA,
+        flag(
+            "Folds of cross-validation; 0 for one held-out part.",
+            DATA,
+            shown="3 under 2,500 rows, else 0",
         ),
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(
-            help="Epochs of a full training.", show_default="by rows", rich_help_panel=TRAINING
-        ),
+        flag("Epochs of a full training.", TRAINING, shown="by rows"),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Rows per step.", show_default="by rows", rich_help_panel=TRAINING),
+        flag("Rows per step.", TRAINING, shown="by rows"),
     ] = None,
     loss: Annotated[
         str,
-        typer.Option(
-            help="As for fit.",
-            metavar="NAME",
-            rich_help_panel=TRAINING,
-            autocompletion=suggested(LOSSES),
-        ),
+        flag("As for fit.", TRAINING, "NAME", names=LOSSES),
     ] = "auto",
     metric: Annotated[
         str | None,
@@ -107,36 +100,19 @@ def tune(
             autocompletion=_scorers,
         ),
     ] = None,
-    test: Annotated[
-        float, typer.Option(help="Share of the rows for testing.", rich_help_panel=DATA)
-    ] = 0.2,
+    test: Annotated[float, flag("Share of the rows for testing.", DATA)] = 0.2,
     *,
     table: tables.Rows,
     storage: Annotated[
         str | None,
-        typer.Option(
-            help="Share the search: journal:PATH or a database URL (Optuna).",
-            metavar="STORAGE",
-            rich_help_panel=SHARING,
-        ),
+        flag("Share the search: journal:PATH or a database URL (Optuna).", SHARING, "STORAGE"),
     ] = None,
-    workers: Annotated[
-        int, typer.Option(help="Processes that share the search.", rich_help_panel=SHARING)
-    ] = 1,
+    workers: Annotated[int, flag("Processes that share the search.", SHARING)] = 1,
     ray: Annotated[
         str | None,
-        typer.Option(
-            help="Train on Ray: on this machine, or on the cluster at ADDRESS.",
-            metavar="[ADDRESS]",
-            rich_help_panel=SHARING,
-        ),
+        flag("Train on Ray: on this machine, or on the cluster at ADDRESS.", SHARING, "[ADDRESS]"),
     ] = None,
-    join: Annotated[
-        bool,
-        typer.Option(
-            "--join", help="Help the search in --storage, then end.", rich_help_panel=SHARING
-        ),
-    ] = False,
+    join: Annotated[bool, flag("Help the search in --storage, then end.", SHARING)] = False,
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
