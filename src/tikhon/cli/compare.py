@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tikhon.budget import seconds_of
 from tikhon.cli import tables
-from tikhon.cli.folders import command_of, output_of
+from tikhon.cli.folders import config_of, output_of
 from tikhon.cli.groups import flag
 from tikhon.cli.options import BatchSize, Budget, Data, DataDir, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
@@ -17,7 +17,6 @@ from tikhon.options import METHODS, MODEL, MODELS, REGULARIZATION, TRAINING, row
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
-    from tikhon.data import Dataset
 
 
 def _sizes_option(help: str) -> object:
@@ -94,7 +93,15 @@ def compare(
     tables.introduce(terminal, source)
     if run.resume and completed(terminal, path):
         return 0
-    config = _config(path, source, model, seed)
+    about = {
+        "name": source.name,
+        "task": source.task,
+        "rows": len(source.x),
+        "features": len(source.table.columns) if source.table else source.x[0].numel(),
+        "classes": list(source.classes),
+        "fingerprint": source.fingerprint(),
+    }
+    config = config_of("compare", path, about, {"name": model}, seed=seed)
     with RunDirectory(path) as folder:
         folder.take(config, resume=run.resume, overwrite=run.overwrite)
         header = {**settings, "methods": names, "seed": seed, "widths": wide, "depths": deep}
@@ -176,28 +183,6 @@ def _sizes(text: str | None, option: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"{option} takes whole numbers like 32,128, received {text!r}") from error
-
-
-def _config(path: Path, source: Dataset, model: str, seed: int) -> dict[str, Any]:
-    from tikhon.training.fit import versions
-
-    about = {
-        "name": source.name,
-        "task": source.task,
-        "rows": len(source.x),
-        "features": len(source.table.columns) if source.table else source.x[0].numel(),
-        "classes": list(source.classes),
-        "fingerprint": source.fingerprint(),
-    }
-    return {
-        "kind": "compare",
-        "command": command_of(path),
-        "data": about,
-        "model": {"name": model},
-        "seed": seed,
-        "device": "cpu",
-        "versions": versions(),
-    }
 
 
 def _grid(rows: list[dict[str, Any]], kind: str) -> tuple[list[str], list[list[str]]]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+import itertools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from tikhon.cli.folders import config_of
 from tikhon.cli.groups import flag
 from tikhon.cli.options import Printed
 from tikhon.options import OUTPUT, TRAINING
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
+    from tikhon.comparison.demonstration import Method
+    from tikhon.training.fit import Run
 
 
 def demo(
@@ -32,11 +35,11 @@ def demo(
 ) -> int:
     """Overfit digits with wrong labels, then compare L1, L2 and dropout, in under a minute."""
     from tikhon import report
+    from tikhon.cli.progress import StepProgress
     from tikhon.cli.threads import limit_threads
     from tikhon.comparison import demonstration
     from tikhon.runs.interrupt import interruptible
     from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
-    from tikhon.training.fit import versions
 
     terminal = shown.terminal()
     setting = demonstration.Setting(seeds=(seed, seed + 1, seed + 2))
@@ -48,21 +51,19 @@ def demo(
     began = time.perf_counter()
     with RunDirectory(output) as folder:
         folder.create(overwrite=_is_demo(folder))
-        folder.write(
-            CONFIG,
-            {
-                "kind": "demo",
-                "command": ["tikhon", *sys.argv[1:]],
-                "data": {"name": setting.data, "rows": setting.train_rows},
-                "model": {"name": setting.model},
-                "optimizer": {"name": "adam"},
-                "recipe": {},
-                "seed": seed,
-                "device": "cpu",
-                "versions": versions(),
-            },
-        )
-        with interruptible() as interrupt, _Bar(terminal, setting, methods) as on_run:
+        data = {"name": setting.data, "rows": setting.train_rows}
+        model, adam = {"name": setting.model}, {"name": "adam"}
+        folder.write(CONFIG, config_of("demo", output, data, model, seed=seed, optimizer=adam))
+        with interruptible() as interrupt, StepProgress(terminal) as progress:
+            total = sum(len(method.strengths) for method in methods) * len(setting.seeds)
+            done = itertools.count(1)
+
+            def on_run(method: Method, strength: float, seed: int, run: Run) -> None:
+                assert run.metrics is not None
+                score = run.metrics["valid/accuracy"]
+                text = f"{method.label}, strength {strength:g}: valid {score:.3f}"
+                progress(text, next(done), total)
+
             try:
                 result = demonstration.run(
                     setting, methods, on_run=on_run, stop=interrupt.__bool__
@@ -97,34 +98,6 @@ def _introduce(terminal: Terminal, setting: Any) -> None:
         f"on purpose; model {setting.model}, adam, {setting.epochs} epochs, "
         f"{len(setting.seeds)} seeds; strengths are chosen on {setting.valid_rows} validation rows"
     )
-
-
-class _Bar:
-    """The progress over all trainings; calling it counts one."""
-
-    def __init__(self, terminal: Terminal, setting: Any, methods: Any) -> None:
-        self._bar, self._terminal = terminal.progress(), terminal
-        total = sum(len(method.strengths) for method in methods) * len(setting.seeds)
-        self._task = self._bar.add_task("", total=total, rate="", note="")
-        self._began, self._done = time.perf_counter(), 0
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, method: Any, strength: float, seed: int, run: Any) -> None:
-        self._done += 1
-        rate = self._done / (time.perf_counter() - self._began)
-        self._bar.update(
-            self._task,
-            advance=1,
-            description=f"{method.label:<8}",
-            rate=f"{rate:.1f} trainings/s",
-            note=f"strength {strength:g}: valid {run.metrics['valid/accuracy']:.3f}",
-        )
 
 
 def _conclude(terminal: Terminal, result: dict[str, Any], output: Path, page: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,31 @@ def command_of(path: Path) -> list[str]:
     if not any(a in named or a.startswith(named[1:]) for a in arguments):
         arguments += ["--output", str(path)]
     return ["tikhon", *arguments]
+
+
+def config_of(
+    kind: str,
+    path: Path,
+    data: Mapping[str, object],
+    model: Mapping[str, object],
+    *,
+    seed: int,
+    **more: object,
+) -> dict[str, Any]:
+    """`config.json` of a command that runs more than one training; `more` replaces entries."""
+    from tikhon.training.fit import versions
+
+    return {
+        "kind": kind,
+        "command": command_of(path),
+        "data": dict(data),
+        "model": dict(model),
+        "optimizer": {},
+        "recipe": {},
+        "seed": seed,
+        "device": "cpu",
+        "versions": versions(),
+    } | more
 
 
 def about_data(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tikhon.cli import tables
-from tikhon.cli.folders import about_data, command_of, output_of
+from tikhon.cli.folders import about_data, config_of, output_of
 from tikhon.cli.groups import flag
 from tikhon.cli.options import Data, DataDir, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
@@ -114,7 +114,6 @@ def path(
     from tikhon.paths.path import check_linear, path as follow
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import RunDirectory
-    from tikhon.training.fit import versions
 
     terminal, read = run.terminal(), table.read()
     tables.announce(terminal, data, read, data_dir)
@@ -136,21 +135,13 @@ def path(
     )
     if run.resume and completed(terminal, folder_path):
         return 0
-    config = {
-        "kind": "path",
-        "command": command_of(folder_path),
-        "data": about_data(source, parts, 0.2, test, read),
-        "model": {
-            "name": _saved_name(model, penalty),
-            "shape": list(parts.train.shape),
-            "outputs": source.outputs,
-        },
-        "optimizer": {},
-        "recipe": {},
-        "seed": seed,
-        "device": "cpu",
-        "versions": versions(),
+    network = {
+        "name": _saved_name(model, penalty),
+        "shape": list(parts.train.shape),
+        "outputs": source.outputs,
     }
+    about = about_data(source, parts, 0.2, test, read)
+    config = config_of("path", folder_path, about, network, seed=seed)
     with RunDirectory(folder_path) as folder:
         folder.take(config, resume=run.resume, overwrite=run.overwrite)
         with interruptible() as interrupt, StepProgress(terminal) as on_step:
@@ -171,7 +162,7 @@ def path(
             except Stopped:
                 kept = f"what is solved is kept in {folder_path}"
                 return interrupted(terminal, interrupt, config["command"], kept)
-        document = _save(folder, result, parts, config["model"], [folder_path, data])
+        document = _save(folder, result, parts, network, [folder_path, data])
         _conclude(terminal, document, folder_path)
     return 0
 

@@ -13,7 +13,7 @@ import typer
 
 from tikhon.budget import Budget
 from tikhon.cli import tables
-from tikhon.cli.folders import about_data, command_of, output_of
+from tikhon.cli.folders import about_data, config_of, output_of
 from tikhon.cli.groups import flag, suggested
 from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
@@ -135,7 +135,6 @@ def tune(
     from tikhon.models import build
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import CONFIG, JOURNAL, RunDirectory
-    from tikhon.training.fit import versions
 
     terminal, read = run.terminal(), table.read()
     tables.announce(terminal, data, read, data_dir)
@@ -155,22 +154,22 @@ def tune(
         entries = Space(model=Choice(names), **known)
     size = sum(p.numel() for p in network({}).parameters())
     limit_threads(size * 64)
-    config = {
-        "kind": "tune",
-        "command": command_of(path),
-        "data": about_data(source, parts, 0.2, test, read),
-        "model": {
-            "name": first,
-            "shape": list(parts.train.shape),
-            "outputs": source.outputs,
-            "parameters": size,
-        },
-        "optimizer": {"name": "adamw", "schedule": "cosine"},
-        "recipe": {},
-        "seed": seed,
-        "device": _device(device),
-        "versions": versions(),
+    about = {
+        "name": first,
+        "shape": list(parts.train.shape),
+        "outputs": source.outputs,
+        "parameters": size,
     }
+    device = _device(device)
+    config = config_of(
+        "tune",
+        path,
+        about_data(source, parts, 0.2, test, read),
+        about,
+        seed=seed,
+        optimizer={"name": "adamw", "schedule": "cosine"},
+        device=device,
+    )
     terminal.note(
         f"{source.name}: {len(train[0]):,} rows to choose and train on, {len(parts.test.x):,} to "
         f"test; model {' or '.join(names)}, {size:,} parameters"
@@ -184,7 +183,7 @@ def tune(
         folds=folds,
         epochs=epochs,
         batch_size=batch_size,
-        device=_device(device),
+        device=device,
         output=path,
         resume=run.resume and (path / JOURNAL).exists(),
     )
