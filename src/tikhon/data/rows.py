@@ -199,7 +199,7 @@ def call(model: nn.Module, inputs: object) -> Any:
     Raises `InputError` where the model fails on inputs of another type than its weights.
     """
     try:
-        return graded(lambda: _called(model, inputs))
+        return graded(lambda: called(model, inputs))
     except RuntimeError as error:
         given = {t.dtype for t in tensors(inputs)}
         own = {p.dtype for p in model.parameters()}
@@ -232,7 +232,8 @@ def loss_on(loss: LossFunction, model: nn.Module, batch: Batch) -> Tensor:
     return loss(call(model, batch[0]), batch[1])
 
 
-def _called(model: nn.Module, inputs: object) -> Any:
+def called(model: nn.Module, inputs: object) -> Any:
+    """The model on its inputs, whatever it raises."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
@@ -261,9 +262,14 @@ def each(value: object, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if isinstance(value, Mapping):
         return _named(value, {k: each(v, change) for k, v in value.items()})
-    if isinstance(value, tuple | list) and not isinstance(value, PackedSequence):
-        return _several(value, (each(v, change) for v in value))
     if isinstance(value, PackedSequence):
         moved: Any = value
         return moved.to(change(torch.empty(0)).device)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(each(v, change) for v in value))
+    if isinstance(value, tuple | list):
+        return _several(value, (each(v, change) for v in value))
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: each(getattr(value, f.name), change) for f in fields(value)}
+        return type(value)(**changed)
     return value

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tikhon.copying import copied
-from tikhon.data.rows import Batch, LossFunction, call, graded, takes_model, tensors, whole
+from tikhon.data.rows import Batch, LossFunction, call, called, graded, takes_model, tensors, whole
 from tikhon.errors import InputError
 from tikhon.regularizer.optimizers import inside, stepping
 from tikhon.regularizer.regularizer import regularize
@@ -96,7 +96,7 @@ def own_loss(model: nn.Module, batch: object) -> Tensor:
     """
     step = getattr(model, "training_step", None)
     try:
-        result = step(batch, 0) if callable(step) else _called_with(model, batch)
+        result = step(batch, 0) if callable(step) else called(model, batch)
     except TypeError as error:
         raise InputError(_without_loss(model, f"it cannot take the batch: {error}")) from error
     if isinstance(result, Mapping):
@@ -113,12 +113,6 @@ def _without_loss(model: nn.Module, reason: str) -> str:
         f"{type(model).__name__} gives no loss of its own ({reason}); "
         "pass loss(output, target) or loss(model, batch)"
     )
-
-
-def _called_with(model: nn.Module, batch: object) -> object:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple) else model(batch)
 
 
 def gradients(loss: Tensor, wanted: list[Tensor], model: nn.Module) -> list[Tensor | None]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import tensors
+from tikhon.data.rows import each, tensors
 from tikhon.diagnosis.wiring.calls import Calm
-from tikhon.diagnosis.wiring.subject import ONE_LENGTH, Subject, difference, mapped, shortened
+from tikhon.diagnosis.wiring.subject import ONE_LENGTH, Subject, difference, shortened
 from tikhon.diagnosis.wiring.targets import Bench
 
 SHORT = 0.3  # share of the rows that must end in padding, of different lengths
@@ -59,7 +59,7 @@ def _without(subject: Subject, ends: Tensor, size: int) -> float | None:
     def half(t: Tensor) -> Tensor:
         return t[rows.to(t.device)] if t.ndim and len(t) == subject.rows else t
 
-    batch = (mapped(subject.batch[0], half), mapped(subject.batch[1], half))
+    batch = (each(subject.batch[0], half), each(subject.batch[1], half))
     try:
         with Calm():
             before = subject.outputs(batch)
@@ -80,7 +80,7 @@ def _counted(subject: Subject, ends: Tensor, size: int) -> dict[str, object]:
     """Share of the target positions with a gradient that are padding."""
     target = subject.batch[1]
     with torch.no_grad():
-        output = mapped(subject.answer(subject.batch), lambda t: t.detach().clone())
+        output = each(subject.answer(subject.batch), lambda t: t.detach().clone())
     bench = Bench(subject, output)
     found = bench.gradient(target)
     if found is None or len(found) != 1 or found[0].ndim < 2:

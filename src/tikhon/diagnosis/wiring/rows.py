@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import Batch, call, tensors
+from tikhon.data.rows import Batch, call, each, tensors
 from tikhon.diagnosis.reference import IGNORED
 from tikhon.diagnosis.replica import gradients, undisturbed
 from tikhon.diagnosis.wiring.calls import DRAWS, DROPOUTS, Calls, Calm
-from tikhon.diagnosis.wiring.subject import Subject, difference, floats, mapped, watched
+from tikhon.diagnosis.wiring.subject import Subject, difference, floats, watched
 
 ATTENTION = (
     "scaled_dot_product_attention",
@@ -81,7 +81,7 @@ def _rolled(subject: Subject, before: list[Tensor]) -> float:
 
     inputs, target = subject.batch
     with Calm():
-        after = subject.outputs((mapped(inputs, roll), mapped(target, roll)))
+        after = subject.outputs((each(inputs, roll), each(target, roll)))
     back = [roll(a) for a in before]
     return difference(back, after, slice(None))
 
@@ -173,7 +173,7 @@ def _swapped(subject: Subject, odd: Tensor) -> Batch:
         return torch.where(mask, other, t)
 
     inputs, target = subject.batch
-    return mapped(inputs, change), target
+    return each(inputs, change), target
 
 
 def _place(subject: Subject, swapped: Batch, even: Tensor) -> dict[str, str]:
@@ -318,7 +318,7 @@ def _told(subject: Subject, part: Tensor) -> dict[str, Any]:
         changed[:, place] = t.roll(1, 0)[:, place]
         return changed
 
-    inputs = mapped(subject.batch[0], change)
+    inputs = each(subject.batch[0], change)
     here, before, behind = (
         _at(subject, inputs, size, where)
         for where in (slice(place, place + 1), slice(0, place), slice(place + 1, None))
@@ -344,7 +344,7 @@ def _future(subject: Subject, part: Tensor) -> float:
         changed[:, half:] = t.roll(1, 0)[:, half:]
         return changed
 
-    return _at(subject, mapped(subject.batch[0], change), size, slice(0, half))
+    return _at(subject, each(subject.batch[0], change), size, slice(0, half))
 
 
 def _order(subject: Subject, size: int) -> float:
@@ -354,7 +354,7 @@ def _order(subject: Subject, size: int) -> float:
     def change(t: Tensor) -> Tensor:
         return t[:, order.to(t.device)] if t.ndim >= 2 and t.shape[1] == size else t
 
-    return _at(subject, mapped(subject.batch[0], change), size, slice(None), order)
+    return _at(subject, each(subject.batch[0], change), size, slice(None), order)
 
 
 def _at(

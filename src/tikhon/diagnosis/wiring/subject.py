@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import Batch, call, length, take, tensors
+from tikhon.data.rows import Batch, call, each, length, take, tensors
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
 
@@ -71,28 +71,12 @@ def shortened(batch: Batch, size: int, to: int) -> Batch:
     def cut(t: Tensor) -> Tensor:
         return t[:, :to] if t.ndim >= 2 and t.shape[1] == size else t
 
-    return mapped(batch[0], cut), mapped(batch[1], cut)
+    return each(batch[0], cut), each(batch[1], cut)
 
 
 def floats(value: object) -> list[Tensor]:
     """The float tensors of a nested value."""
     return [t for t in tensors(value) if t.is_floating_point() and t.numel()]
-
-
-def mapped(value: object, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nested value with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {k: mapped(v, change) for k, v in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(v, change) for v in value))
-    if isinstance(value, tuple | list):
-        return type(value)(mapped(v, change) for v in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        changed = {f.name: mapped(getattr(value, f.name), change) for f in fields(value)}
-        return type(value)(**changed)
-    return value
 
 
 def difference(before: list[Tensor], after: list[Tensor], index: Any) -> float:

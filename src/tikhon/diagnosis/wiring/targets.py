@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tikhon.data.rows import each
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.reference import IGNORED
 from tikhon.diagnosis.replica import number_of, undisturbed
 from tikhon.diagnosis.wiring.calls import Calls
-from tikhon.diagnosis.wiring.subject import Subject, difference, mapped
+from tikhon.diagnosis.wiring.subject import Subject, difference
 
 SAME = 1e-5  # relative change of a gradient that is rounding
 INSIDE = 0.2  # share of an ignored class that is no padding from which it is missed
@@ -22,7 +23,7 @@ def target_facts(subject: Subject) -> dict[str, object]:
     if subject.replica.whole or not isinstance(target, Tensor) or not target.ndim:
         return {}
     with undisturbed(subject.model, training=False), torch.no_grad():
-        output = mapped(subject.answer(subject.batch), lambda t: t.detach().clone())
+        output = each(subject.answer(subject.batch), lambda t: t.detach().clone())
     bench = Bench(subject, output)
     base = bench.gradient(target)
     facts = _pulls(subject, bench, base, target)
@@ -51,7 +52,7 @@ class Bench:
             self.leaves.append((t / large * (0.95 + 0.05 * noise)).requires_grad_())
             return self.leaves[-1]
 
-        self.output = mapped(output, leaf)
+        self.output = each(output, leaf)
 
     def gradient(self, target: Tensor) -> list[Tensor] | None:
         """Gradients of the loss at the float tensors of the output; None where there are none."""

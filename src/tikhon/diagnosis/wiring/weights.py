@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tikhon.data.rows import each
 from tikhon.diagnosis.reference import MANY_CLASSES, binary
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring.subject import Subject, mapped
+from tikhon.diagnosis.wiring.subject import Subject
 from tikhon.diagnosis.wiring.targets import Bench
 
 SURE = -3.0  # a score at which a loss that eases what is sure is told from plain weights
@@ -68,7 +69,7 @@ def _columns(subject: Subject, whole: Tensor, output: Tensor, target: Tensor) ->
 
 def _at(subject: Subject, output: Tensor, target: Tensor, score: float) -> Tensor | None:
     """The gradient of the loss at scores that are all alike; None where there is none."""
-    bench = Bench(subject, mapped(output, torch.zeros_like))
+    bench = Bench(subject, each(output, torch.zeros_like))
     with torch.no_grad():
         bench.leaves[0].fill_(score)
     found = bench.tried(target)
