@@ -68,6 +68,32 @@ def finite(values: Iterable[object]) -> list[float]:
     return [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
 
 
+def line(
+    x: Iterable[object],
+    y: Iterable[object],
+    name: Label | str,
+    colour: str,
+    width: float = 2,
+    **style: object,
+) -> Figure:
+    """A line through points; `style` is its dash or shape."""
+    points = {"mode": "lines", "x": list(x), "y": list(y), "name": name}
+    return {**points, "line": {"color": colour, "width": width, **style}}
+
+
+def ring(x: object, y: object, name: Label, colour: str = "chosen") -> Figure:
+    """A ring around a point."""
+    marker = {"size": 15, "symbol": "circle-open", "color": colour}
+    marker["line"] = {"width": 3, "color": colour}
+    return {"mode": "markers", "x": [x], "y": [y], "name": name, "marker": marker}
+
+
+def note(x: float, y: float, text: Label, colour: str, size: int, **more: object) -> Figure:
+    """A text at a place of the x axis and a height of the chart, 0 to 1."""
+    font = {"color": colour, "size": size}
+    return {"x": x, "y": y, "yref": "paper", "showarrow": False, "font": font, "text": text} | more
+
+
 def learning_curves(
     epochs: Numbers,
     train: Numbers,
@@ -79,30 +105,25 @@ def learning_curves(
     **range_: object,
 ) -> Figure:
     """Train and validation curve; where train is the better one, the gap is shaded."""
-    line = {"mode": "lines", "x": list(epochs)}
     better = max if higher else min
     edge = [None if None in (t, v) else better(t, v) for t, v in zip(train, valid)]  # type: ignore
-    shade = {"line": {"width": 0, "color": "gap"}, "hoverinfo": "skip", "fill": "tonexty"}
+    shade = {"hoverinfo": "skip", "fill": "tonexty", "fillcolor": "gap"}
     data = [
-        {**line, "y": list(valid), "name": say("valid"), "line": {"color": "valid", "width": 2.5}},
-        {**line, **shade, "y": edge, "name": say("gap"), "fillcolor": "gap"},
-        {**line, "y": list(train), "name": say("train"), "line": {"color": "train", "width": 2}},
+        line(epochs, valid, say("valid"), "valid", 2.5),
+        line(epochs, edge, say("gap"), "gap", 0) | shade,
+        line(epochs, train, say("train"), "train"),
     ]
     layout: Figure = {"xaxis": axis(say("epoch")), "yaxis": axis(y, **range_)}
     if best is not None:
         late = len(epochs) > 1 and best > (finite(epochs)[0] + finite(epochs)[-1]) / 2
         layout["shapes"] = [vertical(best)]
+        anchors = {
+            "yanchor": "bottom" if higher else "top",
+            "xanchor": "right" if late else "left",
+        }
+        text = say("best_epoch_short", epoch=best)
         layout["annotations"] = [
-            {
-                "x": best,
-                "y": 0.03 if higher else 0.97,
-                "yref": "paper",
-                "showarrow": False,
-                "yanchor": "bottom" if higher else "top",
-                "xanchor": "right" if late else "left",
-                "font": {"color": "muted", "size": 11},
-                "text": say("best_epoch_short", epoch=best),
-            }
+            note(best, 0.03 if higher else 0.97, text, "muted", 11, **anchors)
         ]
     return {"data": data, "layout": layout}
 
@@ -125,13 +146,7 @@ def over_time(
 ) -> Figure:
     """One line a name over the epochs."""
     data = [
-        {
-            "mode": "lines",
-            "x": list(epochs),
-            "y": list(values),
-            "name": literal(name),
-            "line": {"color": PALETTE[i % len(PALETTE)], "width": 2},
-        }
+        line(epochs, values, literal(name), PALETTE[i % len(PALETTE)])
         for i, (name, values) in enumerate(series.items())
     ]
     scale = logarithmic([v for values in series.values() for v in values]) if log else {}
@@ -144,21 +159,17 @@ def lines(
 ) -> Figure:
     """One line a name over a few named places."""
     data = [
-        {
-            "mode": "lines+markers",
-            "x": list(x),
-            "y": list(values),
-            "name": literal(name, 24),
-            "line": {
-                "color": PALETTE[i % len(PALETTE)],
-                "width": 2,
-                "dash": "solid" if i < len(PALETTE) else "dash",
-            },
-        }
+        line(x, values, literal(name, 24), PALETTE[i % len(PALETTE)], dash=_dash(i))
+        | {"mode": "lines+markers"}
         for i, (name, values) in enumerate(series.items())
     ]
     across = axis(x_title, type="category")
     return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}
+
+
+def _dash(place: int) -> str:
+    """Solid for the first lines, dashed for those that the palette serves again."""
+    return "solid" if place < len(PALETTE) else "dash"
 
 
 @dataclass(frozen=True)
@@ -189,38 +200,23 @@ def score_against_strength(response: Response, **range_: object) -> Figure:
     if log:
         points = [p for p in points if p[0] > 0]
     x = [s for s, _, _ in points]
-    data: list[dict[str, object]] = [
-        {
-            "mode": "lines+markers",
-            "x": x,
-            "y": [v for _, v, _ in points],
-            "name": response.y,
-            "line": {"color": response.colour, "width": 2},
-            "marker": {"size": 6},
-        }
-    ]
+    scores = line(x, [v for _, v, _ in points], response.y, response.colour)
+    data = [scores | {"mode": "lines+markers", "marker": {"size": 6}}]
     chosen = [
         (s, v) for s, v, _ in points if response.chosen is not None and close(s, response.chosen)
     ]
     if chosen:
-        data.append(_ring(*chosen[0]))
+        data.append(ring(*chosen[0], say("chosen")))
     layout: Figure = {
         "xaxis": axis(response.x, **(logarithmic(x) if log else {})),
         "yaxis": axis(response.y, **range_),
     }
     if response.baseline is not None and x:
-        data.append(_level(x, response.baseline))
+        level = [response.baseline] * 2
+        data.append(line((x[0], x[-1]), level, say("unregularized"), "muted", 1.5, dash="dash"))
     if any(finite([z for _, _, z in points])) and any(z for _, _, z in points):
-        data.append(
-            {
-                "mode": "lines",
-                "x": x,
-                "y": [z for _, _, z in points],
-                "yaxis": "y2",
-                "name": say("zeros"),
-                "line": {"color": "zeros", "width": 1.5, "dash": "dot"},
-            }
-        )
+        zeros = line(x, [z for _, _, z in points], say("zeros"), "zeros", 1.5, dash="dot")
+        data.append(zeros | {"yaxis": "y2"})
         layout["yaxis2"] = axis(
             say("zeros"),
             overlaying="y",
@@ -231,33 +227,6 @@ def score_against_strength(response: Response, **range_: object) -> Figure:
             tickvals=[0, 0.25, 0.5, 0.75, 1],
         )
     return {"data": data, "layout": layout}
-
-
-def _ring(x: float, y: float | None) -> dict[str, object]:
-    """A ring around the chosen point."""
-    return {
-        "mode": "markers",
-        "x": [x],
-        "y": [y],
-        "name": say("chosen"),
-        "marker": {
-            "size": 15,
-            "symbol": "circle-open",
-            "color": "chosen",
-            "line": {"width": 3, "color": "chosen"},
-        },
-    }
-
-
-def _level(x: Sequence[float], score: float) -> dict[str, object]:
-    """A dashed line at the score without a penalty."""
-    return {
-        "mode": "lines",
-        "x": [x[0], x[-1]],
-        "y": [score] * 2,
-        "name": say("unregularized"),
-        "line": {"color": "muted", "width": 1.5, "dash": "dash"},
-    }
 
 
 def close(a: float, b: float) -> bool:
@@ -288,18 +257,9 @@ def histogram(edges: Sequence[float], counts: Sequence[int], zeros: float | None
         data.append({**bars, "y": only, "name": say("exact_zeros"), "marker": {"color": "zeros"}})
         top = 1.3 * max(max(rest), 1)
         layout |= {"barmode": "stack", "yaxis": axis(say("count"), range=[0, top])}
-        layout["annotations"] = [
-            {
-                "x": centres[home] + width,
-                "y": 0.97,
-                "yref": "paper",
-                "xanchor": "left",
-                "yanchor": "top",
-                "showarrow": False,
-                "font": {"color": "zeros", "size": 12},
-                "text": say("zeros_of", zeros=exact, all=sum(counts)),
-            }
-        ]
+        text, place = say("zeros_of", zeros=exact, all=sum(counts)), centres[home] + width
+        anchors = {"xanchor": "left", "yanchor": "top"}
+        layout["annotations"] = [note(place, 0.97, text, "zeros", 12, **anchors)]
     return {"data": data, "layout": layout}
 
 
@@ -340,8 +300,7 @@ def intervals(
 
 def over(x: Numbers, y: Numbers, x_title: Label, y_title: Label) -> Figure:
     """A stepped line over a log axis that runs from strong to weak."""
-    line = {"color": "series-2", "width": 2, "shape": "hv"}
-    data = [{"mode": "lines", "x": list(x), "y": list(y), "name": y_title, "line": line}]
+    data = [line(x, y, y_title, "series-2", shape="hv")]
     across = axis(x_title, **logarithmic(x), autorange="reversed")
     layout = {"xaxis": across, "yaxis": axis(y_title, rangemode="tozero"), "showlegend": False}
     return {"data": data, "layout": layout}
@@ -364,17 +323,10 @@ def trails(
         if not peaks[j]:
             continue
         colour = PALETTE[rank % len(PALETTE)] if rank < named else "rule"
-        dash = "solid" if rank < len(PALETTE) else "dash"
-        data.append(
-            {
-                "mode": "lines",
-                "x": list(x),
-                "y": [row[j] for row in rows],
-                "name": literal(names[j], 24),
-                "showlegend": rank < named,
-                "line": {"color": colour, "width": 2 if rank < named else 1, "dash": dash},
-            }
-        )
+        width = 2 if rank < named else 1
+        trail = line(x, [row[j] for row in rows], literal(names[j], 24), colour, width)
+        trail["line"]["dash"] = _dash(rank)
+        data.append(trail | {"showlegend": rank < named})
     across = axis(say("strength"), **logarithmic(x), autorange="reversed")
     return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}
 
@@ -391,36 +343,14 @@ def banded(
     whole = [i for i, v in enumerate(y) if v is not None and x[i]]
     xs, ys = [x[i] for i in whole], [float(y[i] or 0) for i in whole]
     spread = [float(errors[i] or 0) for i in whole]
-    edge = {"mode": "lines", "hoverinfo": "skip", "line": {"width": 0, "color": "band"}}
-    data: list[dict[str, object]] = [
-        {**edge, "x": xs, "y": [v + e for v, e in zip(ys, spread)], "showlegend": False},
-        {
-            **edge,
-            "x": xs,
-            "y": [v - e for v, e in zip(ys, spread)],
-            "name": say("one_error"),
-            "fill": "tonexty",
-            "fillcolor": "band",
-        },
-        {
-            "mode": "lines",
-            "x": xs,
-            "y": ys,
-            "name": y_title,
-            "line": {"color": "series-1", "width": 2.5},
-        },
+    above, below = ([v + sign * e for v, e in zip(ys, spread)] for sign in (1, -1))
+    upper, lower = (line(xs, v, say("one_error"), "band", 0) for v in (above, below))
+    data = [
+        upper | {"hoverinfo": "skip", "showlegend": False},
+        lower | {"hoverinfo": "skip", "fill": "tonexty", "fillcolor": "band"},
+        line(xs, ys, y_title, "series-1", 2.5),
     ]
     colours = {"chosen": "chosen", "best_score": "muted"}
-    for key, i in marks.items():
-        ring = {"size": 14, "symbol": "circle-open", "color": colours[key]}
-        data.append(
-            {
-                "mode": "markers",
-                "x": [x[i]],
-                "y": [y[i]],
-                "name": say(key),
-                "marker": {**ring, "line": {"width": 3, "color": colours[key]}},
-            }
-        )
+    data += [ring(x[i], y[i], say(key), colours[key]) for key, i in marks.items()]
     across = axis(x_title, **logarithmic(x), autorange="reversed")
     return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from tikhon.report.charts import PALETTE, Figure, Numbers, axis, literal, logarithmic
+from tikhon.report.charts import PALETTE, Figure, Numbers, axis, line, literal, logarithmic
 from tikhon.report.page import Label, say
 
 
@@ -18,15 +17,14 @@ def by_layer(
 ) -> Figure:
     """Lines over the layers, first to last, on a log axis; `band` is the healthy range."""
     pairs = series.items() if isinstance(series, Mapping) else series
-    data: list[dict[str, Any]] = [
-        {
-            "mode": "lines+markers",
-            "x": list(range(len(layers))),
-            "name": name,
-            "y": [v if v and v > 0 else None for v in values],
-            "line": {"color": PALETTE[i * 2 % len(PALETTE)], "width": 2},
-            "marker": {"size": 6},
-        }
+    data = [
+        line(
+            range(len(layers)),
+            [v if v and v > 0 else None for v in values],
+            name,
+            PALETTE[i * 2 % len(PALETTE)],
+        )
+        | {"mode": "lines+markers", "marker": {"size": 6}}
         for i, (name, values) in enumerate(pairs)
     ]
     heights = [v for trace in data for v in trace["y"]]

@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tikhon.report.charts import Figure, Numbers, axis, finite, literal, logarithmic, spans_decades
+from tikhon.report.charts import (
+    Figure,
+    Numbers,
+    axis,
+    finite,
+    line,
+    literal,
+    logarithmic,
+    ring,
+    spans_decades,
+)
 from tikhon.report.page import Label, Name, say
 
 
@@ -41,16 +51,7 @@ def scatter(
         points = {"x": [x[i] for i in shown], "y": [y[i] for i in shown]}
         data.append({"mode": "markers", **points, "name": say(name), "marker": marker})
     if chosen is not None:
-        ring = {"size": 15, "symbol": "circle-open", "color": "chosen"}
-        data.append(
-            {
-                "mode": "markers",
-                "x": [x[chosen]],
-                "y": [y[chosen]],
-                "name": say("chosen"),
-                "marker": {**ring, "line": {"width": 3, "color": "chosen"}},
-            }
-        )
+        data.append(ring(x[chosen], y[chosen], say("chosen")))
     layout = {
         "xaxis": axis(x_title, **across),
         "yaxis": axis(y_title, **(logarithmic(y) if spans_decades(y, 10) else {})),
@@ -65,19 +66,9 @@ def fates(
     traces: dict[str, dict[str, Any]] = {}
     for x, values, fate in curves:
         thick = 3 if fate.key == "chosen" else 1
-        trace = traces.setdefault(
-            fate.key,
-            {
-                "mode": "lines",
-                "x": [],
-                "y": [],
-                "name": fate,
-                "hoverinfo": "skip",
-                "connectgaps": False,
-                "opacity": 1 if thick > 1 else 0.55,
-                "line": {"color": colours[fate.key], "width": thick},
-            },
-        )
+        opacity = 1 if thick > 1 else 0.55
+        still = {"hoverinfo": "skip", "connectgaps": False, "opacity": opacity}
+        trace = traces.setdefault(fate.key, line([], [], fate, colours[fate.key], thick) | still)
         trace["x"] += [*x, None]
         trace["y"] += [*values, None]
     data = [traces[key] for key in colours if key in traces]
@@ -131,13 +122,12 @@ def _lines(
     name: Label,
     colour: str,
     width: float,
-) -> dict[str, object]:
+) -> Figure:
     x, y = [], []
     for i in members:
         x += [*range(len(coordinates)), None]
         y += [*(c.places[i] for c in coordinates), None]
-    line = {"color": colour, "width": width}
-    return {"mode": "lines", "x": x, "y": y, "name": name, "line": line, "hoverinfo": "skip"}
+    return line(x, y, name, colour, width) | {"hoverinfo": "skip"}
 
 
 def places(values: Sequence[object], log: bool) -> list[float | None]:
