@@ -37,16 +37,24 @@ def identify(path: Path) -> str:
     return path.relative_to(SOURCE).as_posix()
 
 
-@pytest.mark.parametrize("path", FILES, ids=identify)
-def test_file_is_small_and_says_what_it_holds(path):
-    text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= LONG.get(identify(path), BUDGET)
-    tree = ast.parse(text)
-    assert ast.get_docstring(tree), "a module opens with what kind of thing lives there"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            limit = LONG_FUNCTIONS.get(f"{identify(path)}:{node.name}", FUNCTION)
-            assert length(node) <= limit, f"{node.name} has {length(node)} lines"
+TEXTS = {identify(path): path.read_text(encoding="utf-8") for path in FILES}
+TREES = {name: ast.parse(text) for name, text in TEXTS.items()}
+
+
+def test_files_are_small_and_say_what_they_hold():
+    assert [n for n, t in TEXTS.items() if len(t.splitlines()) > LONG.get(n, BUDGET)] == []
+    assert [name for name, tree in TREES.items() if not ast.get_docstring(tree)] == []
+
+
+def test_functions_are_short():
+    lengths = {
+        f"{name}:{node.name}": length(node)
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    long = {n: size for n, size in lengths.items() if size > LONG_FUNCTIONS.get(n, FUNCTION)}
+    assert long == {}
 
 
 def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -57,16 +65,15 @@ def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def test_exceptions_are_still_needed():
     for name in LONG:
-        lines = (SOURCE / name).read_text(encoding="utf-8").count("\n")
-        assert lines > BUDGET, f"{name} is short again: take it off the list"
+        assert TEXTS[name].count("\n") > BUDGET, f"{name} is short again: take it off the list"
     for name in LONG_FUNCTIONS:
-        assert (SOURCE / name.split(":")[0]).exists()
+        assert name.split(":")[0] in TEXTS
     for name in WRITERS:
-        assert list(writes(SOURCE / name)), f"{name} no longer writes: take it off the list"
+        assert list(writes(TREES[name])), f"{name} no longer writes: take it off the list"
 
 
 def test_nothing_is_kept_from_the_formatter():
-    assert [identify(path) for path in FILES if "fmt: skip" in path.read_text("utf-8")] == []
+    assert [name for name, text in TEXTS.items() if "fmt: skip" in text] == []
 
 
 HIDDEN = {  # where functions import tikhon itself, and why
@@ -74,11 +81,10 @@ HIDDEN = {  # where functions import tikhon itself, and why
 }
 
 
-@pytest.mark.parametrize("path", FILES, ids=identify)
-def test_no_import_of_the_package_hides_in_a_function(path):
+def test_no_import_of_the_package_hides_in_a_function():
     """What a file needs of the package stands at its top: the contracts hold the order there."""
-    if identify(path).split("/")[0] not in HIDDEN:
-        assert list(hidden_imports(ast.parse(path.read_text(encoding="utf-8")))) == []
+    checked = {name: tree for name, tree in TREES.items() if name.split("/")[0] not in HIDDEN}
+    assert {n: found for n, tree in checked.items() if (found := list(hidden_imports(tree)))} == {}
 
 
 def hidden_imports(tree: ast.Module):
@@ -99,19 +105,18 @@ def test_a_hidden_import_is_recognised():
         assert list(hidden_imports(ast.parse(f"def f():\n    if True:\n        {line}\n")))
         assert not list(hidden_imports(ast.parse(f"{line}\ndef f():\n    import pandas\n")))
     for name in HIDDEN:
-        files = (path for path in FILES if identify(path).split("/")[0] == name)
-        assert any(list(hidden_imports(ast.parse(path.read_text("utf-8")))) for path in files)
+        trees = (tree for file, tree in TREES.items() if file.split("/")[0] == name)
+        assert any(list(hidden_imports(tree)) for tree in trees)
 
 
 def test_what_is_imported_stands_where_it_is_imported_from():
     # the command line imports within its functions, where nothing but a run of them would tell
-    trees = {identify(path): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
-    held = {name: defined(tree) for name, tree in trees.items()}
+    held = {name: defined(tree) for name, tree in TREES.items()}
     stub = (SOURCE / "__init__.pyi").read_text(encoding="utf-8")
     held["__init__.py"] |= defined(ast.parse(stub))
     missing = [
         f"{file}: {node.module}.{name.name}"
-        for file, tree in trees.items()
+        for file, tree in TREES.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tikhon"
         for name in node.names
@@ -152,23 +157,22 @@ def test_names_say_what_is_inside():
 def test_every_class_has_a_name_of_its_own():
     """Callbacks of the frameworks alone share theirs: one of each framework."""
     places: dict[str, list[str]] = {}
-    for path in FILES:
-        if identify(path).split("/")[0] != "integrations":
-            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for name, tree in TREES.items():
+        if name.split("/")[0] != "integrations":
+            for node in tree.body:
                 if isinstance(node, ast.ClassDef):
-                    places.setdefault(node.name, []).append(identify(path))
+                    places.setdefault(node.name, []).append(name)
     assert not {name: files for name, files in places.items() if len(files) > 1}
 
 
-@pytest.mark.parametrize("path", FILES, ids=identify)
-def test_only_the_writers_write(path):
-    if identify(path) not in WRITERS:
-        assert list(writes(path)) == []
+def test_only_the_writers_write():
+    others = {name: tree for name, tree in TREES.items() if name not in WRITERS}
+    assert {name: found for name, tree in others.items() if (found := list(writes(tree)))} == {}
 
 
-def writes(path: Path):
+def writes(tree: ast.Module):
     """Calls that create or change a file."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
@@ -214,7 +218,5 @@ def opens_for_writing(call: ast.Call) -> bool:
         ("text.replace('a', 'b')", False),
     ],
 )
-def test_writing_is_recognised(tmp_path, code, caught):
-    file = tmp_path / "code.py"
-    file.write_text(code)
-    assert bool(list(writes(file))) == caught
+def test_writing_is_recognised(code, caught):
+    assert bool(list(writes(ast.parse(code)))) == caught

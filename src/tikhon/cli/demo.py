@@ -14,7 +14,7 @@ from tikhon.options import OUTPUT, TRAINING
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
-    from tikhon.comparison.demonstration import Method
+    from tikhon.comparison.demonstration import Variant
     from tikhon.training.fit import Run
 
 
@@ -58,7 +58,7 @@ def demo(
             total = sum(len(method.strengths) for method in methods) * len(setting.seeds)
             done = itertools.count(1)
 
-            def on_run(method: Method, strength: float, seed: int, run: Run) -> None:
+            def on_run(method: Variant, strength: float, seed: int, run: Run) -> None:
                 assert run.metrics is not None
                 score = run.metrics["valid/accuracy"]
                 text = f"{method.label}, strength {strength:g}: valid {score:.3f}"
