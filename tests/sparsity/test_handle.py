@@ -64,6 +64,26 @@ def test_two_handles_share_a_model_but_no_weights():
     tk.sparsify(model, optimizer, 0.8, steps=30, pattern="0.weight")
 
 
+def test_handles_take_the_rows_and_the_columns_of_one_matrix():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 4)), torch.randn(2, 8)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    options = {"steps": 40, "example": x}
+    inputs = tk.sparsify(model, optimizer, 0.5, of="features", **options)
+    hidden = tk.sparsify(model, optimizer, 0.75, of="channels", **options)
+    with pytest.raises(RuntimeError, match="already"):
+        tk.sparsify(model, optimizer, 0.5, of="channels", **options)
+    for _ in range(40):
+        optimizer.zero_grad()
+        x = torch.randn(32, 8)
+        (model(x) - x[:, :4]).square().mean().backward()
+        optimizer.step()
+    assert inputs.audit().share == 0.5 and hidden.audit().share == 0.75
+    assert int((model[0].weight != 0).any(0).sum()) == 4
+    small = tk.compact(model, x)
+    assert [m.in_features for m in small.modules() if isinstance(m, nn.Linear)] == [4, 5]
+
+
 def test_a_handle_and_a_penalty_share_the_optimizer():
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)

@@ -85,7 +85,8 @@ def sparsify(
         repair: share of the steps after everything has gone, in [0, 1); `warmup + repair < 1`.
 
     Raises ValueError for arguments out of their range and where no unit may go (with the reason),
-    RuntimeError for a second handle on the same weights.
+    RuntimeError for a second handle on the same weights (not for channels and
+    features of one layer: its rows and its columns).
 
     References: Zhu and Gupta (2017), https://arxiv.org/abs/1710.01878 (the cubic schedule); Lee
     et al. (2021), https://arxiv.org/abs/2010.07611 (the score); Liu et al. (2017),
@@ -307,13 +308,15 @@ class Sparsifier:
             warn(f"sparsify: {goal} cannot go, about {reached:.1%} can: {keeps}")
 
     def _attach(self) -> None:
-        ours = {id(param) for param in self._params}
         for optimizer in self.optimizers:
             for other in owners_of_hooks(optimizer):
-                if isinstance(other, Sparsifier) and ours & {id(p) for p in other._params}:
+                if isinstance(other, Sparsifier) and any(
+                    a.crosses(b) for a in self._parts for b in other._parts
+                ):
                     raise RuntimeError(
                         "these weights have a sparsify handle already; remove() it first, or give "
-                        "each handle weights of its own by pattern="
+                        "each handle weights of its own by pattern= (one may take the rows of a "
+                        "matrix and another its columns)"
                     )
         for optimizer in self.optimizers:
             counts = optimizer is self.optimizers[-1]

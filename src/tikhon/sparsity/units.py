@@ -25,6 +25,11 @@ class Part:
     index: Tensor | None = None  # (units, positions a unit)
     scale: bool = False  # the weight of a norm: the size of a unit is read from it
 
+    def crosses(self, other: Part) -> bool:
+        """Whether both zero the same parameter, and not one its rows and the other its columns."""
+        single = self.index is None or other.index is None
+        return self.parameter is other.parameter and (single or self.dim == other.dim)
+
     def sizes(self, metric: Metric) -> Tensor:
         """The norm of each unit, (units,); of single entries in the metric."""
         w = self.parameter.detach()
