@@ -45,6 +45,10 @@ class Pruner:
         for p, mask in zip(self.weights(), self.masks):
             p.mul_(mask)
 
+    def step(self) -> None:
+        """The optimizer's step."""
+        self.optimizer.step()
+
     def weights(self) -> list[nn.Parameter]:
         return matrices(self.model)
 
@@ -160,6 +164,37 @@ class Set(RigL):
         Pruner.gradients(self, step)
 
 
+class PAT(Pruner):
+    """torchao's: the largest over the model, by the cubic schedule from 10 to 65 % of the run.
+
+    The optimizer moves dense weights beside, of which the model's are the projection; from 65 % on
+    the zeros are frozen.
+    """
+
+    def start(self) -> None:
+        from torchao.prototype.pat.optim import build_prune_optimizer
+
+        chosen = {id(p): p for p in matrices(self.model)}
+        everything = self.optimizer.param_groups[0]["params"]
+        self.optimizer.param_groups[0]["params"] = [p for p in everything if id(p) not in chosen]
+        self.optimizer.add_param_group(
+            {
+                "params": list(chosen.values()),
+                "prox_type": "GlobalMinSparsityConstraint",
+                "group_type": "KElementGrouper",
+                "k": 1,
+                "min_sparsity": self.share,
+                "min_sparsity_schedule": True,
+            }
+        )
+        self.outer = build_prune_optimizer(
+            self.optimizer, 0.0, int(0.1 * self.steps), int(0.65 * self.steps)
+        )
+
+    def step(self) -> None:
+        self.outer.step()
+
+
 class Filters(Pruner):
     """In each layer the filters of the smallest norm, at half of the run (Li et al. 2017)."""
 
@@ -199,6 +234,25 @@ class Slimming(Filters):
         edge = everything.kthvalue(max(1, round(self.share * len(everything)))).values
         kept = [(size > edge).to(size) for size in sizes]
         return [k if k.any() else flags(size, 1) for k, size in zip(kept, sizes)]
+
+
+class DepGraph(Pruner):
+    """Torch-Pruning's, in each layer the groups of the smallest norm, at half of the run."""
+
+    def after(self, step: int) -> None:
+        if step == self.steps // 2:
+            import torch_pruning
+
+            last = [m for m in self.model.modules() if isinstance(m, nn.Linear)][-1]
+            torch_pruning.pruner.BasePruner(
+                self.model,
+                self.settings["example"],
+                torch_pruning.importance.GroupMagnitudeImportance(),
+                pruning_ratio=self.share,
+                ignored_layers=[last],
+            ).step()
+            self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
+            self.optimizer.state.clear()
 
 
 class Sparsify(Pruner):
@@ -262,7 +316,9 @@ PRUNERS = {
     "torch prune": TorchPrune,
     "RigL": RigL,
     "SET": Set,
+    "PAT": PAT,
     "filter norm": Filters,
     "slimming": Slimming,
+    "DepGraph": DepGraph,
     "sparsify": Sparsify,
 }

@@ -53,11 +53,12 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"lr": 1e-2, "strength": 1e-3},
     ],
     "RigL": [{"lr": lr, "every": every} for lr in (3e-3, 1e-2) for every in (20, 60)],
+    "DepGraph": [*RATES, RESTART],
     "SET": [{"lr": lr, "every": every} for lr in (3e-3, 1e-2) for every in (20, 60)],
 }
 WAYS = {
-    "weights": ("one shot", "gradual", "torch prune", "RigL", "SET", "sparsify"),
-    "channels": ("filter norm", "slimming", "small from scratch", "sparsify"),
+    "weights": ("one shot", "gradual", "torch prune", "RigL", "SET", "PAT", "sparsify"),
+    "channels": ("filter norm", "DepGraph", "slimming", "small from scratch", "sparsify"),
 }
 
 
@@ -209,22 +210,24 @@ def train(
     torch.manual_seed(seed)
     model = work.build(1 - share if way == "small from scratch" else 1.0)
     options = {k: v for k, v in setting.items() if k not in ("lr", "restart")}
+    if way in ("sparsify", "DepGraph"):
+        options["example"] = rows[0][0][:2]
     if way == "sparsify":
-        options |= {"of": of, "example": rows[0][0][:2]}
+        options["of"] = of
     optimizer = torch.optim.Adam(model.parameters(), setting["lr"])
+    began = time.process_time()
+    pruner = PRUNERS[way](model, optimizer, share, work.steps, **options)
     cycle = work.steps // 2 if setting.get("restart") else work.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: (1 + math.cos(math.pi * (t % cycle) / cycle)) / 2
     )
-    began = time.process_time()
-    pruner = PRUNERS[way](model, optimizer, share, work.steps, **options)
     order = batches(len(rows[0][0]), work.batch, seed)
     for step in range(1, work.steps + 1):
         i = next(order)
         optimizer.zero_grad()
         F.cross_entropy(model(rows[0][0][i]), rows[0][1][i]).backward()
         pruner.gradients(step)
-        optimizer.step()
+        pruner.step()
         schedule.step()
         pruner.after(step)
     zeros = sum(int((p == 0).sum()) for p in matrices(model))
