@@ -98,7 +98,7 @@ _OF_ROWS = frozenset(
 FLAGS = frozenset(
     "--compact --linear --no-linear --importances --no-importances --refit --join --debias "
     "--resume --overwrite --json --quiet -q --verbose -v --debug --full --quick --open "
-    "--spreadsheet".split()
+    "--spreadsheet --single".split()
 )  # without a value
 
 

@@ -435,7 +435,7 @@ def test_what_is_no_model_or_optimizer_is_named():
     model = network()
     with pytest.raises(TypeError, match="model must be a torch module, received NoneType"):
         tk.regularize(None, adam(model), tk.L1(0.1))
-    with pytest.raises(TypeError, match="optimizer must be a torch optimizer, received generator"):
+    with pytest.raises(TypeError, match="optimizer must be a torch optimizer, received Parameter"):
         tk.regularize(model, model.parameters(), tk.L1(0.1))
 
 
