@@ -87,6 +87,8 @@ def tested(run: SavedRun) -> list[scores.Held]:
 def more(run: SavedRun, audit: SavedAudit) -> tuple[Label, ...]:
     """What the test rows say, then what may be wrong with the choice."""
     found = [scores.beside(run)]
+    if audit.get("best_score") != audit.get("chosen_score"):
+        found.append(say("tune_near_best", best=number(audit.get("best_score"))))
     if edges := audit.get("edges"):
         found.append(say("tune_edge", names=", ".join(edges)))
     if run.result.get("stopped"):
