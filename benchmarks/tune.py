@@ -234,7 +234,7 @@ def target(name: str, width: int, seed: int) -> dict[str, Any]:
     alone.run([best.trial])
     from tikhon.tuning.tune import _model
 
-    chosen = _model(job, best.trial.config, alone.states[best.trial.id], None)
+    chosen = _model(job, best.trial.config, alone.states[best.trial.id], 0, None)
     peers = [informed(xa, ya, xv, yv, width, goal, s) for s in (seed, seed + 100)]
     return {
         "goal": goal, "ours": ours(alike), "ours_default_space": ours(None),

@@ -24,7 +24,7 @@ from tikhon.runs.interrupt import Stopped
 from tikhon.training import fit
 from tikhon.tuning.choice import at_edges, choose, selection_noise
 from tikhon.tuning.preparation import make_job
-from tikhon.tuning.runners import PopulationRunner, choose_chunk
+from tikhon.tuning.runners import PopulationRunner, choose_chunk, step_time
 from tikhon.tuning.searches import PopulationBased, Random
 from tikhon.tuning.space import Choice, Log, Space, Uniform
 from tikhon.tuning.trials import Trial
@@ -271,6 +271,27 @@ def test_a_model_that_cannot_be_vectorised_is_trained_one_after_another_and_told
          on_event=seen.append)  # fmt: skip
     plan = next(e for e in seen if e["event"] == "plan")
     assert plan["chunk"] == 1 and "traced" in plan["reason"]
+
+
+def test_without_a_refit_every_fold_is_in_the_average():
+    result = search(folds=3, refit=False, budget="1runs")
+    x, _ = data(20, seed=1)
+    answers = torch.stack([member(x) for member in result.average.members])
+    assert len(answers) % 3 == 0 and result.members[0] == result.config
+    for one, other in itertools.combinations(answers[:3], 2):
+        assert not torch.allclose(one, other)
+
+
+def test_the_pace_of_a_plan_is_that_of_the_costliest_model(monkeypatch):
+    def sized(job, population, kept=None, repeats=8):
+        return float(sum(p.numel() for p in population.model.parameters()))
+
+    monkeypatch.setattr("tikhon.tuning.runners.microseconds", sized)
+    for widths in itertools.permutations((4, 16, 8)):
+        job = make_job(lambda config: MLP([6, config["width"], 2]), *data(), None,
+                       "cross_entropy", 0, 8, 32, torch.optim.AdamW, "cpu", 0)  # fmt: skip
+        configs = [{"lr": 0.01, "width": width} for width in widths]
+        assert step_time(job, configs, 1) == 16 * 7 + 2 * 17
 
 
 def test_batch_norm_with_folds_is_trained_one_after_another_and_told_why():

@@ -71,8 +71,7 @@ def make_plan(job: SearchJob, space: Space, budget: str | None) -> SearchPlan:
         members = (runs or MEMBERS) if space.varying else 1
         return SearchPlan(members, job.epochs, chunk, None, reason, measured, threads)
     step = pace * 1e-6 * job.folds
-    adapting = 1.4 if space.get("weight_decay") == "auto" else 1.15  # validation, checks
-    epoch = step * job.steps_per_epoch * adapting
+    epoch = step * job.steps_per_epoch * 1.15  # validation, checks
     affordable = 0.8 * seconds / epoch
     least = 3 * math.ceil(job.epochs / 4)
     if affordable < least:

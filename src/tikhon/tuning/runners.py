@@ -360,6 +360,7 @@ def train_on_all(
 
 WORK = 11_000_000  # parameters times rows of a batch times members, beyond which a CPU is full
 CACHED = 320_000  # parameters of all members together, beyond which they leave a core's cache
+TIMED = 4  # models of a space whose steps are timed
 REUSED = 25  # how often a convolution uses a weight on a row, roughly
 ACCELERATOR = 50  # how much more of both an accelerator takes
 ALONE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.RNNBase)  # no batching rule
@@ -396,15 +397,29 @@ def choose_chunk(job: SearchJob, configs: Sequence[Config]) -> tuple[int, str]:
 
 
 def step_time(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
-    """Microseconds of one step of one member, in chunks of this size."""
+    """Microseconds of one step of one member of the costliest model, in chunks of this size."""
+    groups: dict[str, list[Config]] = {}
+    for config in configs:
+        groups.setdefault(repr(free(config)), []).append(config)
+    timed = list(groups.values())[:: math.ceil(len(groups) / TIMED)]
+    return max(_pace(job, group, chunk) for group in timed)
+
+
+def _pace(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
+    """Microseconds of one step of one member of one model, with what adapting adds to it."""
     members = [configs[i % len(configs)] for i in range(chunk)]
-    members = [c for c in members if free(c) == free(members[0])]
     kept = None
     if job.kept is not None:
-        kept = job.kept[[i % job.folds for i in range(len(members))]]
+        kept = job.kept[[i % job.folds for i in range(chunk)]]
     population = populate(job, members)
     microseconds(job, population, kept, 1)  # torch loads its parts on first use
-    return microseconds(job, population, kept) / len(members)
+    pace = microseconds(job, population, kept)
+    if population.decay is not None:
+        due = population.decay.every - 1
+        batch = _validation_batch(job, kept, due)
+        adapting = _least(lambda step: population.adapt(*batch, due), 4)
+        pace += adapting / population.decay.every
+    return pace / chunk
 
 
 def microseconds(
@@ -413,10 +428,14 @@ def microseconds(
     """Of one step of all members, the least of some."""
     x, y = first_rows((job.x, job.y), job.batch_size)
     weights = None if kept is None else kept[:, : job.batch_size]
+    return _least(lambda step: population.step(x, y, weights, step, seed=step), repeats)
+
+
+def _least(run: Callable[[int], object], repeats: int) -> float:
     times = []
     for step in range(repeats + 2):
         begin = time.perf_counter_ns()  # wall time: what a budget is given in
-        population.step(x, y, weights, step, seed=step)
+        run(step)
         times.append(time.perf_counter_ns() - begin)
     return min(times[2:]) / 1e3  # what else runs on the machine only ever adds to a time
 

@@ -45,11 +45,11 @@ class Session:
         """Seconds of the budget."""
         return self.started + self.budget - time.perf_counter()
 
-    @property
-    def pace(self) -> float:
-        """Seconds that an epoch of one member has taken so far."""
-        epochs = max(self.history.epochs * self.runner.job.folds, 1)
-        return sum(o.seconds for o in self.history) / epochs
+    def pace(self, id: int) -> float:
+        """Seconds that an epoch of a trial has taken, of one of its folds."""
+        trained = list(self.history.lineage(id))
+        epochs = max(trained[0].trial.budget * self.runner.job.folds, 1)
+        return sum(outcome.seconds for outcome in trained) / epochs
 
     def past(self, share: float) -> bool:
         """Whether this share of the budget is used up."""

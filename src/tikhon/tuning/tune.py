@@ -64,9 +64,10 @@ class TuneResult:
     """What a search found.
 
     `model` is the chosen single model, refitted on all rows; `average` one module with the mean
-    of the members that are within two standard errors of the best, refitted from several seeds,
-    and `members` their configurations; `config` the chosen hyperparameters; `trials` every
-    outcome as a row; `audit` how far the choice may be off; `plan` what was decided by measuring.
+    of the members that are within two standard errors of the best, refitted from several seeds
+    (or those of their folds, where there was no time for that), and `members` their
+    configurations; `config` the chosen hyperparameters; `trials` every outcome as a row; `audit`
+    how far the choice may be off; `plan` what was decided by measuring.
     `recipe` and `settings` are the chosen configuration as `fit` takes it:
     `fit(model, train, result.recipe, **result.settings)`
     (a strength "auto" is found again, and needs `valid`).
@@ -345,9 +346,14 @@ def _conclude(
     if refit:
         ids = [o.trial.id for o in ends]
         top, models = _refitted(full, configs, top, ids, session, plan.chunk)
-    members = [
-        _model(job, configs[k], runner.states[ends[k].trial.id], model)
+    parts = [  # what was not trained again is the mean of its folds
+        (k, fold, model)
         for k, model in zip(top, models)
+        for fold in range(job.folds if model is None else 1)
+    ][:TOP]
+    members = [
+        _model(job, configs[k], runner.states[ends[k].trial.id], fold, model)
+        for k, fold, model in parts
     ]
     probabilities = job.objective.classifies
     return TuneResult(
@@ -360,7 +366,7 @@ def _conclude(
         space=space,
         seconds=time.perf_counter() - session.started,
         stopped=session.ended,
-        members=tuple(configs[k] for k in top),
+        members=tuple(configs[k] for k, *_ in parts),
         settings=settings_of(configs[chosen], full),
     )
 
@@ -407,8 +413,9 @@ def _refitted(
     Up to `TOP` models, as the time allows: the configurations in `top` in turn, each time round
     from other initial weights, for an average gains from members that differ.
     """
-    cost = session.pace * full.epochs * len(full.y) / max(len(session.runner.job.y), 1)
-    count = min(TOP, int(0.9 * session.left / cost)) if math.isfinite(session.left) else TOP
+    pace = sum(session.pace(ids[k]) for k in top) / len(top)
+    cost = pace * full.epochs * len(full.y) / max(len(session.runner.job.y), 1)
+    count = min(TOP, int(0.8 * session.left / cost)) if math.isfinite(session.left) else TOP
     if session.asked_to_stop() or count < 1:
         return top, [None] * len(top)
     chosen = [top[i % len(top)] for i in range(count)]
@@ -449,10 +456,14 @@ def _alike(configs: list[Config]) -> list[list[int]]:
 
 
 def _model(
-    job: SearchJob, config: Config, state: dict[str, Tensor], refitted: dict[str, Tensor] | None
+    job: SearchJob,
+    config: Config,
+    state: dict[str, Tensor],
+    fold: int,
+    refitted: dict[str, Tensor] | None,
 ) -> nn.Module:
     population = populate(job, [config])
-    population.load({n: v[:1] for n, v in state.items() if n != "epoch"})
+    population.load({n: v[fold : fold + 1] for n, v in state.items() if n != "epoch"})
     model = population.model
     for module in model.modules():
         if hasattr(module, "generator"):
