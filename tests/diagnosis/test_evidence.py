@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tikhon.diagnosis import diagnose, faults, signal
+from tikhon.diagnosis import diagnose
+from tikhon.diagnosis.checks import data as data_checks, static
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.record import Failure
 from tikhon.diagnosis.static import _shared
@@ -163,7 +164,9 @@ def test_targets_that_validation_finds_again_are_related_to_the_inputs(score, na
     record = ended(valid_metric=score)
     wiring = {**record.wiring, "relation": 0.0, "related_rows": 1000, "majority": 0.5}
     asked_again = dataclasses.replace(record, wiring=wiring, reference={})
-    codes = {finding.code for check in signal.CHECKS for finding in check(Evidence(asked_again))}
+    codes = {
+        finding.code for check in data_checks.CHECKS for finding in check(Evidence(asked_again))
+    }
     assert ("unrelated_labels" in codes) == named
 
 
@@ -172,7 +175,7 @@ def test_the_size_from_which_targets_that_are_not_learned_are_unscaled(size, nam
     record = ended(eval_loss=9.0, metric=0.0, valid_loss=None, valid_metric=None)
     target = {"rms": size, "std": 1.0, "mean": size}
     given = dataclasses.replace(record, data={**record.data, "target": target})
-    codes = {finding.code for check in faults.CHECKS for finding in check(Evidence(given))}
+    codes = {finding.code for check in static.CHECKS for finding in check(Evidence(given))}
     assert ("unscaled_targets" in codes) == named
 
 

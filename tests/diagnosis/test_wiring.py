@@ -10,7 +10,7 @@ import torch
 import wired
 import wired_answers
 from tikhon.diagnosis import Record, diagnose, judge
-from tikhon.diagnosis.miswired import order_of, registered
+from tikhon.diagnosis.checks.wiring import order_of, registered
 from tikhon.diagnosis.thresholds import MEASURES
 
 SLOW = (

@@ -16,8 +16,15 @@ from torch.optim import Optimizer
 
 from tikhon import plotting
 from tikhon.data.rows import LossFunction
-from tikhon.diagnosis import faults, loss_steps, mistargeted, miswired, picture, signal
-from tikhon.diagnosis.checks import symptoms
+from tikhon.diagnosis import picture
+from tikhon.diagnosis.checks import (
+    data as data_checks,
+    loss as loss_checks,
+    operations,
+    static,
+    wiring,
+)
+from tikhon.diagnosis.checks.symptoms import symptoms
 from tikhon.diagnosis.codes import CODES, CONSEQUENCES
 from tikhon.diagnosis.document import SCHEMA_VERSION
 from tikhon.diagnosis.evidence import Evidence
@@ -29,7 +36,7 @@ from tikhon.diagnosis.text import html_page, screen
 from tikhon.errors import InputError
 
 # of a program as it is written: causes before what follows from them
-WIRING = (*miswired.CHECKS, *loss_steps.CHECKS, *mistargeted.CHECKS, *signal.CHECKS)
+WIRING = (*wiring.CHECKS, *operations.CHECKS, *loss_checks.CHECKS, *data_checks.CHECKS)
 # critical where a control run has shown them to be causes, or the floor of what the head can say
 PROVEN = {"frozen_parameters", "missing_from_optimizer", "head_mismatch"}
 CONTROLS = {"calmer", "steadier"}  # evidence of a control run: what it shows is a cause
@@ -214,8 +221,8 @@ def judge(record: Record) -> Diagnosis:
     """
     ev = Evidence(record)
     wired = [finding for check in WIRING for finding in check(ev)]
-    static = [finding for check in faults.CHECKS for finding in check(ev)]
-    found = [*wired, *static, *symptoms(ev)]
+    untrained = [finding for check in static.CHECKS for finding in check(ev)]
+    found = [*wired, *untrained, *symptoms(ev)]
     found += _in_other_inits(record, {f.code for f in found})
     codes = {f.code for f in found if f.severity != "info"}
     if record.failure is not None and record.failure.what == "input":

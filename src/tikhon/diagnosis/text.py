@@ -7,7 +7,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
-from tikhon.diagnosis.causes import gains
+from tikhon.diagnosis.checks.causes import gains
 from tikhon.diagnosis.codes import CODES
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.findings import Finding

@@ -1,6 +1,6 @@
 """How a program is wired, measured on a few rows: shapes, rows, positions, targets, data, graph.
 
-Every test is a handful of passes in evaluation mode. They only measure: `miswired.py` judges.
+Every test is a handful of passes in evaluation mode. They only measure: `checks/wiring.py` judges.
 """
 
 from __future__ import annotations

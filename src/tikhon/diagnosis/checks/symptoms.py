@@ -1,6 +1,6 @@
 """The nine symptoms, each a pure function of the evidence: numbers in, a finding or None out.
 
-Standard library only. Thresholds and where they come from: `evidence.py`.
+Standard library only. Thresholds and where they come from: `thresholds.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from statistics import median
 
 from tikhon.diagnosis import thresholds as e
-from tikhon.diagnosis.causes import (
+from tikhon.diagnosis.checks.causes import (
     called,
     head_floor,
     head_site,
@@ -18,9 +18,9 @@ from tikhon.diagnosis.causes import (
     weak_dropout,
     why_gain,
 )
+from tikhon.diagnosis.checks.initial import poor_init
 from tikhon.diagnosis.evidence import Evidence, back_share, middle, number, upward
 from tikhon.diagnosis.findings import Finding
-from tikhon.diagnosis.initial import poor_init
 from tikhon.diagnosis.record import Point
 
 NEXT = ("more steps", "tikhon cure: it tries learning rates and treatments and measures them")

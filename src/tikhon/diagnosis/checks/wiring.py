@@ -1,7 +1,7 @@
 """Findings about how a program is wired: graph, rows, positions, structure.
 
 Pure functions of the evidence; standard library only. What is measured: `tikhon.diagnosis.wiring`.
-Loss and targets: `mistargeted.py`; the data: `signal.py`.
+Loss and targets: `loss.py`; the data: `data.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tikhon.diagnosis import thresholds as e
-from tikhon.diagnosis.causes import called
+from tikhon.diagnosis.checks.causes import called
 from tikhon.diagnosis.evidence import Evidence, middle, sizes
 from tikhon.diagnosis.findings import Finding
 

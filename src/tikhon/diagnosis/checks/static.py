@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tikhon.diagnosis import thresholds as e
-from tikhon.diagnosis.causes import called, head_floor, head_site
+from tikhon.diagnosis.checks.causes import called, head_floor, head_site
 from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
 

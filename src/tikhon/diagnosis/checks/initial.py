@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from tikhon.diagnosis import thresholds as e
-from tikhon.diagnosis.causes import called, decline, names
+from tikhon.diagnosis.checks.causes import called, decline, names
 from tikhon.diagnosis.evidence import Evidence, middle, number
 from tikhon.diagnosis.findings import Finding
 
