@@ -420,6 +420,7 @@ def alarmed(patch):
 MUTANTS = [at_every_level, by_size, left_behind, moved_for_all, alarmed]
 
 
+@pytest.mark.slow  # of the test, not of what it tests
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_the_sequences_find_it_when_a_fix_is_taken_out(mutant, monkeypatch):
     mutant(monkeypatch)

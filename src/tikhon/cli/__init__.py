@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +35,12 @@ COMMANDS = (
 )
 
 SETTINGS: dict[str, object] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@cache
+def parser() -> Any:
+    """What reads the command line; made once."""
+    return typer.main.get_command(build())
 
 
 def build() -> typer.Typer:
@@ -95,10 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; an error is one message, never a traceback."""
     startup.is_program = arguments is None
     arguments = _spelled_out(sys.argv[1:] if arguments is None else arguments)
-    command: object = typer.main.get_command(build())
     try:
         with warned() if startup.is_program else nullcontext():
-            code = command.main(arguments, prog_name="tikhon", standalone_mode=False)
+            code = parser().main(arguments, prog_name="tikhon", standalone_mode=False)
         Stdout().flush()
         return code if isinstance(code, int) else 0
     except Exception as error:

@@ -36,12 +36,7 @@ def predict(
         ),
     ] = None,
     single: Annotated[
-        bool,
-        typer.Option(
-            "--single",
-            help="Of a search: the chosen network alone, not the average of the best.",
-            rich_help_panel=MODEL,
-        ),
+        bool, flag("Of a search: the chosen network alone, not the average of the best.", MODEL)
     ] = False,
     data_dir: DataDir = None,
     *,
