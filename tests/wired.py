@@ -427,6 +427,74 @@ def beside_the_targets(columns: Callable[[Tensor], Tensor]):
     return torch.cat([x, columns(y[:, None])], 1), y[:, None]
 
 
+def inferred(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        h = torch.relu(m.body(x))
+    return h.clone()
+
+
+# ways past a layer that no gradient goes back, and what names them
+PASSED_BY: list[tuple[str, Callable[..., Tensor], str]] = [
+    ("list and back", lambda m, x: torch.tensor(torch.relu(m.body(x)).tolist()), ".tolist()"),
+    ("inference mode", inferred, "no_grad"),
+    ("whole numbers", lambda m, x: (5 * torch.relu(m.body(x))).long().float(), ".long()"),
+    ("truth values", lambda m, x: (m.body(x) > 0).float(), "gt at"),
+    ("rounded", lambda m, x: torch.round(3 * torch.relu(m.body(x))), "the rounding"),
+    ("signs", lambda m, x: torch.sign(m.body(x)), "sign at"),
+]
+
+
+class Block:
+    """Holds a layer and is no module."""
+
+    def __init__(self) -> None:
+        self.linear = nn.Linear(16, 16)
+
+
+def inside_of_a_function() -> Callable[[Tensor], Tensor]:
+    layer = nn.Linear(16, 16)
+    return lambda x: layer(x)
+
+
+OUTSIDE: list[tuple[str, Callable[[], nn.Module], str]] = [
+    ("held by an object",
+     lambda: Fn(lambda m, x: m.head(torch.relu(m.block.linear(x))), block=Block(),
+                head=nn.Linear(16, 4)), "class Block(nn.Module)"),
+    ("held by a function",
+     lambda: Fn(lambda m, x: m.head(torch.relu(m.hidden(x))), hidden=inside_of_a_function(),
+                head=nn.Linear(16, 4)), "keep the layer itself: self.hidden"),
+    ("scaled parameter",
+     lambda: Fn(lambda m, x: m.head(torch.relu(x @ m.w)), head=nn.Linear(16, 4),
+                w=nn.Parameter(torch.randn(16, 16)) * 0.3), "self.w = nn.Parameter(self.w)"),
+]  # fmt: skip
+
+
+def unused_relu(m: nn.Module, x: Tensor) -> Tensor:
+    h = m.first(x)
+    torch.relu(h)
+    return m.last(h)
+
+
+STRAIGHT: list[tuple[str, Callable[[], nn.Module], str]] = [
+    ("result unused",
+     lambda: Fn(unused_relu, first=nn.Linear(2, 32), last=nn.Linear(32, 2)), "x = F.relu(x)"),
+    ("slope one", lambda: nn.Sequential(nn.Linear(2, 32), nn.LeakyReLU(1.0), nn.Linear(32, 2)),
+     "bends nothing"),
+    ("one layer", lambda: nn.Sequential(nn.Linear(2, 2)), "a hidden layer in front of 0"),
+]  # fmt: skip
+
+
+def counts():
+    x, y = curve()
+    return x, torch.poisson(y.exp(), generator=torch.Generator().manual_seed(0))
+
+
+COLUMNS: list[tuple[str, Callable[..., Tensor]]] = [
+    ("counts broadcast", lambda o, y: F.poisson_nll_loss(o, y)),
+    ("variances broadcast", lambda o, y: F.gaussian_nll_loss(o, y, torch.ones_like(o))),
+]
+
+
 FAULTY = [
     Wired(
         "mean over padding",
@@ -711,6 +779,30 @@ FAULTY = [
         CE,
         "detached",
         "body.weight",
+    ),
+    *(
+        Wired(name, lambda way=way: body(way), classes, CE, "detached", says)
+        for name, way, says in PASSED_BY
+    ),
+    *(
+        Wired(name, make, classes, CE, "unregistered_parameters", says)
+        for name, make, says in OUTSIDE
+    ),
+    *(
+        Wired(name, make, circles, CE, "no_nonlinearity", says, {"steps": 60})
+        for name, make, says in STRAIGHT
+    ),
+    *(
+        Wired(name, lambda: mlp(4, 1), counts, loss, "broadcast_loss", "view_as", {"steps": 25})
+        for name, loss in COLUMNS
+    ),
+    Wired(
+        "best of several by its place",
+        mlp,
+        classes,
+        lambda o, y: 1 - (o.topk(1).indices[:, 0] == y).float().mean(),
+        "loss_not_connected",
+        "topk",
     ),
     Wired("no_grad", lambda: body(without_gradients), classes, CE, "detached", "no_grad"),
     Wired(

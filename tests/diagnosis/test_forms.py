@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -300,3 +303,37 @@ def test_an_answer_for_each_step_in_place_of_each_row_is_explained(first, words)
     x, y = torch.randn(64, 5, 3), torch.arange(64) % 2
     with pytest.raises(InputError, match=words):
         diagnose(Reader(), (x, y), CE)
+
+
+@pytest.mark.parametrize("draw", ["python", "numpy", "slopes"])
+def test_what_is_drawn_at_random_is_not_said_to_come_from_the_neighbours(draw):
+    class Drawing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            h = self.a(x)
+            if draw == "python":
+                return self.b(torch.relu(h if random.random() > 0.5 else -h))
+            if draw == "numpy":
+                return self.b(torch.relu(h) * (1 + np.random.rand()))
+            return self.b(nn.functional.rrelu(h, training=True))
+
+    found = diagnose(Drawing(), classes(), CE, optimizer=adam(0.01), steps=20)
+    assert "random_in_eval" in found.labels and "rows_mixed" not in found.labels
+
+
+def test_a_loss_of_nothing_and_rows_of_another_width_are_told_as_that():
+    with pytest.raises(InputError, match="returned None"):
+        diagnose(nn.Linear(16, 4), classes(), lambda output, target: None)
+    with pytest.raises(InputError, match="rows of another width"):
+        diagnose(nn.Linear(15, 4), classes(), CE)
+
+
+def test_a_scripted_module_is_refused_as_one():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(nn.Linear(16, 4))
+    with pytest.raises(InputError, match="a scripted one has no copy that trains"):
+        diagnose(scripted, classes(), CE)

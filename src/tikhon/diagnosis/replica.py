@@ -79,6 +79,8 @@ class Replica:
 
 def number_of(value: object) -> Tensor:
     """The loss as a 0-d tensor; raises `InputError` where it is not one number."""
+    if value is None:
+        raise InputError("the loss returned None, one number is needed; does it lack a `return`?")
     if not isinstance(value, Tensor):
         value = torch.as_tensor(value, dtype=torch.get_default_dtype())
     if value.numel() != 1:
@@ -232,12 +234,17 @@ def undisturbed(model: nn.Module, *, training: bool, seed: int = 0) -> Iterator[
     buffers = [b.detach().clone() for b in model.buffers()]
     modes = [m.training for m in model.modules()]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):
         _seed(seed, devices)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
         model.train(training)
         try:
             yield
         finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
             for module, mode in zip(model.modules(), modes):
                 module.training = mode
             with torch.no_grad():
@@ -248,6 +255,10 @@ def undisturbed(model: nn.Module, *, training: bool, seed: int = 0) -> Iterator[
 
 # words of torch's errors, in lower case, and what to do; the first that fits is told
 HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        ("shapes cannot be multiplied",),
+        "the first layer is made for rows of another width, or the inputs lack a flatten",
+    ),
     (("mat1", "bias type"), "give the inputs the dtype of the model, with .to(dtype)"),
     (("out of bounds",), "classes go from 0 to the number of outputs - 1"),
     (

@@ -336,7 +336,7 @@ def why_computed(model: nn.Module, name: str) -> str:
     path, _, attribute = name.rpartition(".")
     try:
         module = model.get_submodule(path)
-    except AttributeError:
+    except (AttributeError, RuntimeError):  # scripted modules offer none
         return ""
     if f"{attribute}_orig" in module._parameters and f"{attribute}_mask" in module._buffers:
         return (

@@ -6,6 +6,7 @@ Loss and targets: `loss.py`; the data: `data.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -94,7 +95,14 @@ def registered(name: str) -> str:
 
     >>> registered("blocks[0].weight")
     'self.blocks = nn.ModuleList(self.blocks)'
+    >>> registered("block(Block).linear.weight")
+    'class Block(nn.Module), with super().__init__() in its __init__'
     """
+    held = re.match(r"(?:.*\.)?(\w+)\((\w+)\)", name)
+    if held and held[2] == "closure":
+        return f"keep the layer itself: self.{held[1]} = the layer, and use it in forward"
+    if held:
+        return f"class {held[2]}(nn.Module), with super().__init__() in its __init__"
     owner, bracket, rest = name.partition("[")
     attribute = owner.rpartition(".")[2]
     if not bracket:
@@ -119,8 +127,8 @@ def _detached(ev: Evidence) -> Iterable[Finding]:
     spared = set(ev.static.get("unoptimized") or ())
     meant = set(lost) <= spared  # a part that is not trained is often cut on purpose
     why = (
-        f"{len(lost)} trainable parameter(s) have no gradient because of {name} at {place}; "
-        "without it they have one"
+        f"{len(lost)} trainable parameter(s) have no gradient because of {name} at {place}, "
+        "though the loss depends on them"
     )
     yield Finding(
         "detached",
@@ -318,13 +326,25 @@ def _straight(ev: Evidence) -> Iterable[Finding]:
     bend = ev.fact("bend")
     layers = [i for i in ev.chain if ev.site(i).role == "weight"]
     bends = [s for s in ev.record.sites[: layers[-1] if layers else 0] if s.role == "activation"]
-    if bend is None or bend >= e.BENT or len(layers) < 2 or bends:
-        return  # with activations in between, odd weights make it straight
+    if bend is None or bend >= e.BENT or not layers:
+        return
     bent, straight = (ev.fact(f"explained_{k}") for k in ("bent", "straight"))
     gain = bent - straight if bent is not None and straight is not None else 0.0
     harmed = ev.trained and ev.learned < e.LEARNED and not w.get("target_is_input")
+    if (bends or len(layers) < 2) and not (harmed and gain > e.BENDS):
+        return  # few rows may lie on one side of what bends; one layer is meant to be straight
     numbers = {"bend": bend, "layers": float(len(layers))}
+    names: tuple[str, ...] = tuple(ev.site(i).name for i in layers)
     why = f"{len(layers)} layers with weights act as one: there is no activation between them"
+    fix = f"nn.ReLU() between {' and '.join(names[:2])}"
+    if bends:
+        kinds = " and ".join(dict.fromkeys(s.kind for s in bends))
+        why = f"{len(layers)} layers with weights act as one: {kinds} between them bends "
+        why += "nothing (its result is not used, its slope is 1, or its inputs have one sign)"
+        fix = "use what the activation returns, x = F.relu(x), and a slope below 1"
+    elif len(layers) < 2:
+        why = f"{names[0]} alone is a straight function of its inputs"
+        fix = f"a hidden layer in front of {names[0]}: nn.Linear(..., 64), nn.ReLU()"
     if gain > e.BENDS:
         numbers |= {"explained_bent": bent or 0.0, "explained_straight": straight or 0.0}
         why += (
@@ -334,15 +354,7 @@ def _straight(ev: Evidence) -> Iterable[Finding]:
     severity = "warning" if harmed or gain > e.BENDS else "info"
     if gain > e.BENDS and (harmed or not ev.trained):
         severity = "critical"
-    names = tuple(ev.site(i).name for i in layers)
-    yield Finding(
-        "no_nonlinearity",
-        severity,
-        names,
-        numbers,
-        why,
-        fix=f"nn.ReLU() between {names[0]} and {names[1]}",
-    )
+    yield Finding("no_nonlinearity", severity, names, numbers, why, fix=fix)
 
 
 def _order(ev: Evidence) -> Iterable[Finding]:

@@ -32,11 +32,15 @@ DRAWS = {
     "uniform",
     "exponential",
     "rsample",
+    "rrelu",
+    "gumbel_softmax",
 }
 CUTS = {
     "detach",
     "data",
     "argmax",
+    "argmin",
+    "argsort",
     "item",
     "tolist",
     "numpy",
@@ -44,7 +48,13 @@ CUTS = {
     "tensor",
     "long",
     "int",
+    "bool",
     "round",
+}
+# these cut where their truth values or their indices are what is used
+PARTING = {
+    *("gt", "ge", "lt", "le", "eq", "ne", "__gt__", "__ge__", "__lt__", "__le__", "__eq__"),
+    *("topk", "max", "min", "sort", "kthvalue", "mode"),
 }
 
 
@@ -60,6 +70,7 @@ class Call:
     dim: int | None = None
     attached: bool = False  # some input has a gradient to receive
     cut: bool = False  # and the output has none
+    parts: bool = False  # and the output has a part that has none
     silent: bool = False  # called without gradients, inside of a pass that has them
     goals: tuple[float, float] | None = None  # range of the targets of a binary cross-entropy
     swapped: bool = False  # of a loss: only what stands for the targets has a gradient to receive
@@ -101,6 +112,7 @@ class Calls(Located):
                 _dim(name, args, kwargs),
                 attached,
                 attached and graded and not (has and output.requires_grad) and name in CUTS,
+                attached and graded and not (has and output.requires_grad) and name in PARTING,
                 self.graded and not graded and attached,
                 goals,
                 swapped,
@@ -137,12 +149,14 @@ class Joined(Functions):
 
 
 class Calm(Functions):
-    """Context in which functional dropout passes everything."""
+    """Context in which functional dropout passes everything and random slopes are their mean."""
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
         """The input itself in place of what dropout leaves of it."""
         if function_name(func) in DROPOUTS and args:
             return args[0]
+        if function_name(func) == "rrelu":
+            return torch.nn.functional.rrelu(*args[:3])
         return func(*args, **kwargs)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from tikhon.copying import leaves
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.replica import gradients, undisturbed
 from tikhon.diagnosis.wiring.calls import Calls, Joined
 from tikhon.diagnosis.wiring.subject import Subject
 from tikhon.errors import InputError
 
-NODES = 200_000  # of a graph that is walked
 MAKERS = ("kaiming_uniform", "empty", "randn", "rand", "zeros", "ones")
 FLAT = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside")  # slope 0
 DEEP = 4  # containers in containers that are searched for a tensor
@@ -32,17 +35,41 @@ def graph_facts(subject: Subject, held: set[int]) -> dict[str, object]:
         facts |= _strangers(subject, first, second, held, slopes=bool(tape.named("grad")))
         made = [c.line for c in tape.named(*MAKERS) if c.line and c.module != LOSS]
         facts["made_place"] = made[0] if made and facts["made_in_forward"] else ""
-        facts |= _flat(found, tape)
-    without = [n for (n, _), g in zip(_trainable(model), found) if g is None]
-    return facts | (_cut(subject, without, tape) if without else {})
-
-
-def _flat(found: list[Tensor | None], tape: Calls) -> dict[str, object]:
-    """The function without a slope that leaves every gradient zero."""
-    if any(bool(g.any()) for g in found if g is not None):
-        return {}
     flat = [c for c in tape.named(*FLAT) if c.attached]
-    return {"flat": {"name": flat[0].name, "place": flat[0].place}} if flat else {}
+    names = [n for n, _ in _trainable(model)]
+    reached = [n for n, g in zip(names, found) if g is not None and bool(g.any())]
+    if facts["connected"] and flat and not reached:  # it leaves every gradient zero
+        facts["flat"] = {"name": flat[0].name, "place": flat[0].place}
+    level = [n for n, g in zip(names, found) if g is not None and not bool(g.any())]
+    without = [n for n, g in zip(names, found) if g is None]
+    if without:
+        facts |= _cut(subject, without, tape)
+    if reached and flat and level and not facts.get("detached") and _moves(subject, level):
+        cut = {"name": flat[0].name, "place": flat[0].place}
+        facts |= {"without_gradient": [*without, *level], "detached": level, "cuts": [cut]}
+    return facts
+
+
+def _moves(subject: Subject, names: list[str]) -> bool:
+    """Whether the loss depends on parameters, whatever autograd says: they are changed and put
+
+    back.
+    """
+    model = subject.model
+    params = [p for n, p in model.named_parameters() if n in set(names)]
+    kept = [p.detach().clone() for p in params]
+    losses = []
+    try:
+        for changed in (False, True):
+            with torch.no_grad(), undisturbed(model, training=True):
+                for p, before in zip(params, kept):
+                    p.copy_(before.flip(0) * -2 + 0.5 if changed else before)
+                losses.append(float(subject.replica.value(subject.batch)))
+    finally:
+        with torch.no_grad():
+            for p, before in zip(params, kept):
+                p.copy_(before)
+    return losses[0] != losses[1]
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -79,23 +106,6 @@ def _strangers(
     }
 
 
-def leaves(loss: Tensor) -> list[Tensor]:
-    """The tensors at which a backward pass would leave a gradient."""
-    found: list[Tensor] = []
-    seen: set[object] = set()
-    todo = [loss.grad_fn] if loss.grad_fn is not None else []
-    while todo and len(seen) < NODES:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        todo += [following for following, _ in node.next_functions]
-    return found
-
-
 def _loose(model: nn.Module) -> Any:
     """(name, tensor) of what hangs on the modules without being registered."""
     seen: set[int] = set()
@@ -119,6 +129,14 @@ def _search(value: object, name: str, deep: int, seen: set[int]) -> Any:
     elif isinstance(value, dict) and deep:
         for k, part in value.items():
             yield from _search(part, f"{name}[{k!r}]", deep - 1, seen)
+    elif isinstance(value, FunctionType) and deep:
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # of an empty cell
+                yield from _search(cell.cell_contents, f"{name}(closure)", deep - 1, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, type) and deep:
+        inside = f"{name}({type(value).__name__})"
+        for k, part in list(vars(value).items()):
+            yield from _search(part, f"{inside}.{k}", deep - 1, seen)
 
 
 def _cut(subject: Subject, without: list[str], tape: Calls) -> dict[str, Any]:
@@ -139,12 +157,17 @@ def _cut(subject: Subject, without: list[str], tape: Calls) -> dict[str, Any]:
         # numpy takes no tensor that is still attached: that it refuses one proves the cut
         partly = len(without) < len(_trainable(model))
         detached = without if partly and "numpy" in str(error) else []
-    cuts = [c for c in tape.calls if c.cut or c.silent]
-    if detached:
+    cuts = [c for c in tape.calls if c.cut or c.silent] or [c for c in tape.calls if c.parts]
+    partly = len(without) < len(_trainable(model))
+    if partly and not detached and cuts and _moves(subject, without):
+        detached = without
+    elif detached:
         cuts = [c for c in cuts if c.silent or c.name in ("detach", "data")] or cuts
     distinct = {(c.name, c.place): c for c in cuts}.values()
     return {
         "without_gradient": without,
         "detached": detached,
-        "cuts": [{"name": c.name if c.cut else "no_grad", "place": c.place} for c in distinct][:3],
+        "cuts": [{"name": "no_grad" if c.silent else c.name, "place": c.place} for c in distinct][
+            :3
+        ],
     }

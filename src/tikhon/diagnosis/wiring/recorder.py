@@ -51,7 +51,10 @@ LINEAR = {*ADDING, *SUMS, "neg", "__neg__", "squeeze", "flatten", "reshape", "vi
 KEEPS_ZERO = {*TIMES, *SHARES, "neg", "abs", "square", "pow", "__pow__", "sum", "squeeze"}
 SAMPLERS = {"normal", "multinomial", "bernoulli", "poisson", "_standard_gamma", "binomial"}
 PICKS = {"max", "min", "amax", "amin", "topk", "sort", "kthvalue", "logsumexp"}
-COMPARED = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
+COMPARED = {
+    *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"),
+    *("poisson_nll_loss", "gaussian_nll_loss", "kl_div", "soft_margin_loss"),
+}
 
 
 class Recorder(Located):

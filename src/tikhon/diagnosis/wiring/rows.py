@@ -411,12 +411,12 @@ def bypass_facts(subject: Subject) -> dict[str, object]:
 
 
 def line_facts(subject: Subject, last: str, layers: int) -> dict[str, object]:
-    """Whether what enters the head is a straight function of the inputs though there are layers.
+    """Whether what leaves the head is a straight function of the inputs.
 
     `last` is the name of the last layer with weights, `layers` how many there are.
     """
     inputs = subject.batch[0]
-    if layers < 2 or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+    if layers < 1 or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return {}
     module = subject.model.get_submodule(last)
     found: list[Tensor] = []
