@@ -332,8 +332,11 @@ def print_repairs(options: Any) -> None:
             for s in range(options.cure_seeds)]  # fmt: skip
     rows = cells(options.journal, f"repairs-{options.half}", todo,
                  lambda c, s: exam.repaired(c, s, options.budget))  # fmt: skip
-    good = sum(row["gain"] >= 0.8 for row in rows) / max(1, len(rows))
-    print(f"{options.half}: {good:.1%} of {len(rows)} runs gain 80% of their twin (target 85%)")
+    good = [row for row in rows if row["gain"] >= 0.8]
+    patched = [row for row in rows if row["treatment"]]
+    ran = sum(not row["error"] for row in patched)
+    print(f"{options.half}: {len(good)} of {len(rows)} runs gain 80% of their twin (target 85%)")
+    print(f"{ran} of {len(patched)} patches run where nothing but the program is known")
     for row in rows:
         told = row["error"] or row["treatment"] or "no cure"
         print(f"  {row['id']} seed {row['seed']}: {told}, gain {row['gain']:.2f}")

@@ -61,6 +61,15 @@ CODES: dict[str, Code] = {
         "the training loss is excellent and the network cannot predict",
         ("a causal mask", "one direction only"),
     ),
+    "shifted_twice": Code(
+        "the network learns to leave a token out",
+        ("labels that are moved once: by the data or by the loss",),
+    ),
+    "masks_not_transformed": Code(
+        "the targets belong to a picture that the network is not shown",
+        ("one draw of the motion for the picture and its targets",),
+        "no network or learning rate finds what is somewhere else",
+    ),
     "positions_mixed": Code(
         "what is learned for one position lands at another",
         ("transpose or permute the axes; view only splits and joins neighbours",),

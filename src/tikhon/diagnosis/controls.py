@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from tikhon.data.rows import take
 from tikhon.diagnosis.dry_run import DryRun, run
@@ -14,7 +15,7 @@ from tikhon.diagnosis.evidence import Evidence, lately
 from tikhon.diagnosis.record import Record
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.thresholds import HEAVY, RELATED
+from tikhon.diagnosis.thresholds import HEAVY, LEARNED, RELATED, SMALL_UPDATE
 
 BEHIND = 0.6  # of what the yardstick learns
 USUAL = 0.9  # momentum
@@ -51,8 +52,9 @@ def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
     """What the control runs found.
 
     `advantage` of true targets over shuffled ones, and the scores of a run in which everything is
-    trained (`unfrozen`), of one with a tenth of the learning rate (`calmer`), and of one with the
-    usual momentum (`steadier`).
+    trained (`unfrozen`), of one with a tenth of the learning rate (`calmer`) or ten times it
+    (`faster`), of one with the usual momentum (`steadier`), and of one without dropout
+    (`undropped`).
     """
     found: dict[str, object] = {}
     if not ran.ended:
@@ -65,7 +67,12 @@ def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
     if ev.momentum > HEAVY:
         found |= _steadier(make(), ran)
     if _lost(ev):
-        found |= _calmer(make(), ran)
+        found |= _paced("calmer", 0.1, make(), ran)
+    if ev.falling and ev.learned < LEARNED and (ev.updates or 1.0) < SMALL_UPDATE:
+        found |= _paced("faster", 10.0, make(), ran)
+    drops = any(0 < rate < 1 for rate in (static.get("dropout") or {}).values())
+    if drops and ev.reach is not None and ev.learned < BEHIND:
+        found |= _undropped(make(), ran)
     return found
 
 
@@ -114,13 +121,21 @@ def _lost(ev: Evidence) -> bool:
     return behind or (ev.blind and not ev.born_blind and ev.learned < BEHIND)
 
 
-def _calmer(replica: Replica, ran: Ran) -> dict[str, object]:
-    """The scores of the same run with a tenth of the learning rate."""
+def _paced(name: str, pace: float, replica: Replica, ran: Ran) -> dict[str, object]:
+    """The scores of the same run with that many times the learning rate."""
     if replica.optimizer is None:
         return {}
     for group in replica.optimizer.param_groups:
-        group["lr"] = group["lr"] / 10
-    return _scores("calmer", ran.again(replica, ran.source, points=1))
+        group["lr"] = group["lr"] * pace
+    return _scores(name, ran.again(replica, ran.source, points=1))
+
+
+def _undropped(replica: Replica, ran: Ran) -> dict[str, object]:
+    """The scores of the same run without dropout."""
+    for module in replica.model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    return _scores("undropped", ran.again(replica, ran.source, points=1))
 
 
 def _steadier(replica: Replica, ran: Ran) -> dict[str, Any]:

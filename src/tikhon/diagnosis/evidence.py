@@ -194,6 +194,16 @@ class Evidence:
         return self._control("calmer")
 
     @cached_property
+    def faster(self) -> float | None:
+        """What was learned with ten times the learning rate; None where that was not tried."""
+        return self._control("faster")
+
+    @cached_property
+    def undropped(self) -> float | None:
+        """What was learned without dropout; None where that was not tried."""
+        return self._control("undropped")
+
+    @cached_property
     def steadier(self) -> float | None:
         """What was learned with a momentum of 0.9; None where that was not tried."""
         return self._control("steadier")

@@ -74,6 +74,7 @@ def measure(
                 batch_size=size,
                 held=_held(optimizer),
             )
+        facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
         wiring |= _drift(trial.spreads)
         if trial.steps and trial.failure is None:
             wiring |= _afterwards(replica, source, wiring)
@@ -120,6 +121,7 @@ def _afterwards(replica: Replica, source: Samples, wiring: dict[str, Any]) -> di
         facts |= given_back(subject_of(replica, source))
     except Exception as error:  # a loss may call the model otherwise than with its inputs
         facts["unmeasured"] = wiring["unmeasured"] | {"code": type(error).__name__}
+    facts |= static.own_score_zero(replica, source.probe)
     if "majority" in wiring:
         facts["answered"] = commonest(replica, source.probe)
     if wiring.get("alike") and not blind_facts(subject_of(replica, source)):

@@ -214,6 +214,41 @@ class _Tape(Functions):
         return result
 
 
+def own_score_zero(replica: Replica, batch: Batch) -> dict[str, float]:
+    """The share of rows whose own class has a score of 0 behind a rectifier at the end.
+
+    Only where nothing but a softmax, of the model or of the loss, follows the rectifier.
+    """
+    target = batch[1]
+    if replica.whole or not isinstance(target, Tensor) or target.is_floating_point():
+        return {}
+    with torch.no_grad(), undisturbed(replica.model, training=False), _Tape() as tape:
+        output = call(replica.model, batch[0])
+    if not isinstance(output, Tensor):
+        return {}
+    wanted, inside = output, False
+    for func, args, _, result in reversed(tape.calls):
+        if result is not wanted:
+            break
+        wanted, scores = cast(Tensor, args[0]), cast(Tensor, result)
+        if func.__name__ in ("log_softmax", "softmax"):
+            inside = True
+        elif not _rectifies(wanted, scores):
+            break
+        elif inside or shifts_out(output, target, replica.loss):
+            if scores.ndim != 2 or target.shape != scores.shape[:1]:
+                break
+            own = scores.gather(1, target[:, None].clamp(0, scores.shape[1] - 1))
+            return {"own_score_zero": float((own == 0).double().mean())}
+    return {}
+
+
+def _rectifies(before: Tensor, after: Tensor) -> bool:
+    """Whether what is below 0 became 0 on the way."""
+    low = before < 0
+    return bool((after >= 0).all()) and bool((low & (after == 0)).any())
+
+
 def reference(samples: Samples) -> dict[str, float]:
     """Skill of a shallow model on the same rows (see `shallow_skill`)."""
     return shallow_skill(many(samples))

@@ -19,6 +19,7 @@ TIME_EXPLODED = 3.0  # log10 over the time steps: healthy <= 0, exploding >= 6 (
 DEAD = 0.6  # share of dead units of a layer: healthy <= 0.56, dying >= 0.96 (gap)
 SATURATED = 0.5  # share of saturated entries: healthy <= 0.40, saturated >= 0.54 (gap)
 SLOW_UPDATE = 1e-4  # update / weight in a step: healthy >= 1.6e-4, too small <= 3e-5 (gap)
+SMALL_UPDATE = 1e-3  # the same, below which a faster run is tried (convention)
 LARGE_EPS = 1e-2  # of Adam and its kin: their own is 1e-8 (convention)
 HEAVY = 0.95  # momentum from which a step sums more than 20 gradients (convention)
 STEADIER = 0.1  # skill that a momentum of 0.9 adds (convention)
@@ -85,6 +86,7 @@ BETWEEN = 8.0  # variance of batch means / that of shuffled batches: 8 means sta
 UNHEARD = 0.5  # rows whose targets move no gradient [share] (convention)
 ALWAYS = 0.98  # rows that get one answer, to be called always that answer [share] (convention)
 MASKED = 0.8  # entries of a mean that a mask made zero: steps are 5 times smaller (convention)
+UNLIFTED = 0.05  # rows whose own class has a score that a rectifier keeps at 0 (convention)
 PADDING = 0.2  # share of the positions that are padding from which it counts (convention)
 # bend of the network / spread of its answers [ratio]: a straight network leaves 1e-6, one ReLU 0.1
 BENT = 1e-3
@@ -145,6 +147,11 @@ MEASURES: dict[str, Measure] = {
     "climb": Measure("late loss / its start or a constant's", None, DIVERGED),
     "calmer": Measure("0 a constant, 1 a shallow model"),
     "steadier": Measure("0 a constant, 1 a shallow model"),
+    "faster": Measure("0 a constant, 1 a shallow model"),
+    "undropped": Measure("0 a constant, 1 a shallow model"),
+    "own_score_zero": Measure("share of rows", None, UNLIFTED),
+    "moved_alone": Measure("share of rows", None, 0.5),
+    "ahead": Measure("positions", None, 1),
     "momentum": Measure("share of the last step", None, HEAVY),
     "upward_share": Measure("share of the motion of the loss", None, BACK),
     "update_ratio": Measure("change of weights per step / weights", SLOW_UPDATE, 0.1),

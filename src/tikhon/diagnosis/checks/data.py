@@ -40,7 +40,7 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
 
 def _same_answer(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
-    if not w.get("constant_target"):
+    if not w.get("constant_target") or w.get("candidates"):
         return
     value = ev.fact("target_low") or 0.0
     why = f"the target of every row is {value:.3g}: one constant answers all of them"
@@ -141,6 +141,8 @@ def _imbalance(ev: Evidence) -> Iterable[Finding]:
     answered = ev.fact("answered")
     if share is None or share < e.MAJORITY or metric is None or not ev.trained:
         return
+    if ev.wiring.get("constant_target"):
+        return  # one class alone
     always = abs(metric - share) <= 0.02 if answered is None else answered >= e.ALWAYS
     if not always or ev.record.failure is not None:
         return
@@ -192,6 +194,19 @@ def _drifting(ev: Evidence) -> Iterable[Finding]:
     severity = "critical" if ev.harmed else "info"
     numbers = {"drift": drift}
     yield Finding("data_changed_in_place", severity, ("data",), numbers, why, fix=fix)
+
+
+def _moved_alone(ev: Evidence) -> Iterable[Finding]:
+    share = ev.fact("moved_alone")
+    if share is None or share <= 0.5:
+        return
+    why = (
+        f"a row that is drawn again is turned, mirrored or shifted, and in {share:.0%} of these "
+        "rows the map of targets stays as it was"
+    )
+    fix = "draw the angle once: x, y = (rotate(t, angle) for t in (x, y))"
+    numbers = {"moved_alone": share}
+    yield Finding("masks_not_transformed", "critical", ("data",), numbers, why, fix=fix)
 
 
 def _validation(ev: Evidence) -> Iterable[Finding]:
@@ -275,6 +290,7 @@ CHECKS = (
     _imbalance,
     _copied,
     _drifting,
+    _moved_alone,
     _validation,
     _sorted,
 )

@@ -44,6 +44,19 @@ def _scales(ev: Evidence) -> Iterable[Finding]:
         yield Finding("unscaled_targets", "warning", ("target",), {"rms": size}, why)
 
 
+def _rectified_scores(ev: Evidence) -> Iterable[Finding]:
+    zero = ev.fact("own_score_zero")
+    if zero is not None and zero >= e.UNLIFTED and ev.learned < e.LEARNED:
+        why = (
+            f"the scores of the classes are rectified: in {zero:.0%} of the rows the score of the "
+            "true class is 0, where no gradient lifts it"
+        )
+        fix = "leave out the relu: a softmax takes what stands in front of it"
+        numbers = {"own_score_zero": zero}
+        where = (head_site(ev),)
+        yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
+
+
 def _head(ev: Evidence) -> Iterable[Finding]:
     floor = head_floor(ev)
     head = ev.static.get("head") or []
@@ -116,6 +129,17 @@ def _dropout(ev: Evidence) -> Iterable[Finding]:
             why = f"{called(name)} drops {rate:.0%} of its inputs"
             yield Finding("excessive_dropout", "warning", (name,), {"rate": rate}, why)
     last = ev.static.get("dropout_at_end") or []
+    free, learned = ev.undropped, max(ev.learned, 0.0)
+    if free is not None and free - learned > e.FREED and not last:
+        rates = {n: r for n, r in ev.static["dropout"].items() if 0 < r <= 0.9}
+        why = (
+            f"without dropout the same run learns {free:.2f} in place of {learned:.2f} "
+            f"(0 a constant, 1 a shallow model); {len(rates)} layer(s) drop up to "
+            f"{max(rates.values()):.0%}"
+        )
+        numbers = {"rate": max(rates.values()), "learned": learned, "undropped": free}
+        fix = "rates of 0.1 to 0.2 behind convolutions, 0.5 in front of the last layer alone"
+        yield Finding("excessive_dropout", "warning", tuple(rates), numbers, why, fix=fix)
     if last:
         why = "dropout behind the last layer sets answers to 0 at random and stretches the others"
         where = tuple(line for line in last if line)
@@ -211,6 +235,7 @@ def _attention(ev: Evidence) -> Iterable[Finding]:
 CHECKS = (
     _data,
     _scales,
+    _rectified_scores,
     _head,
     _reduction,
     _dropout,

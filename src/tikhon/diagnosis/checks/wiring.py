@@ -153,7 +153,7 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
         return
     if ev.record.failure is not None:
         return  # numbers that are none are alike, too
-    if _named_otherwise(ev, alike):
+    if _named_otherwise(ev, alike) or _lost_in_padding(ev):
         return
     module, after = alike.get("module", ""), alike.get("after", "")
     where = (module,) if module else tuple(v for v in (after, alike.get("before")) if v)
@@ -163,6 +163,12 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
         why = "different rows get one and the same answer: the inputs are lost before any layer"
     fix = "print(h[:3]) in front of it and behind it; a mask, a cast or a norm of one value"
     yield Finding("inputs_ignored", "critical", where, {}, why, fix=fix)
+
+
+def _lost_in_padding(ev: Evidence) -> bool:
+    """Whether rows are alike because what fills them up is most of what is read."""
+    share, apart = (ev.fact(key) or 0.0 for key in ("padding", "padding_apart"))
+    return share >= e.PADDING and apart >= e.PADDED
 
 
 def _one_step(ev: Evidence) -> Iterable[Finding]:
@@ -281,6 +287,19 @@ def _told(ev: Evidence) -> Iterable[Finding]:
     fix = "the target one position later: model(source, target[:, :-1]), target[:, 1:]"
     numbers = {"target_given": apart}
     yield Finding("target_among_inputs", "critical", ("inputs",), numbers, why, fix=fix)
+
+
+def _shifted_twice(ev: Evidence) -> Iterable[Finding]:
+    ahead = ev.fact("ahead")
+    if ahead is None or ahead < 2:
+        return
+    why = (
+        f"each position is told the token {ahead:.0f} places on, not the next one: the labels are "
+        "moved once too often"
+    )
+    fix = "labels = tokens for a loss that moves them itself; else logits[:, :-1], tokens[:, 1:]"
+    where, numbers = ("the loss",), {"ahead": ahead}
+    yield Finding("shifted_twice", "critical", where, numbers, why, fix=fix)
 
 
 def _positions(ev: Evidence) -> Iterable[Finding]:
@@ -490,6 +509,7 @@ CHECKS = (
     _rows,
     _future,
     _told,
+    _shifted_twice,
     _positions,
     _straight,
     _order,

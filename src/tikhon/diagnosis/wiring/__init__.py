@@ -19,6 +19,8 @@ from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring import (
     attention,
+    augmented,
+    candidates,
     graph,
     loss,
     padding,
@@ -58,6 +60,7 @@ def wiring_facts(
         "attention": partial(attention.attention_facts, subject),
         "line": partial(rows.line_facts, subject, last, len(layers)),
         "targets": partial(targets.target_facts, subject),
+        "candidates": partial(candidates.candidate_facts, subject),
         "loss": partial(loss.loss_facts, subject),
         "weights": partial(weights.weight_facts, subject, source),
         "pairs": partial(pairs.pair_facts, subject, source),
@@ -66,6 +69,7 @@ def wiring_facts(
         "shapes": partial(shapes.shape_facts, subject),
         "signal": partial(signal.signal_facts, source, valid, whole=replica.whole),
         "loader": partial(signal.loader_facts, source),
+        "augmented": partial(augmented.augmented_facts, source),
         "norms": partial(norm_facts, replica, source, batch_size),
     }
     facts: dict[str, object] = {"rows": subject.rows, "whole": replica.whole}

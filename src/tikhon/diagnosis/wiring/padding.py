@@ -11,6 +11,7 @@ from tikhon.diagnosis.wiring.subject import ONE_LENGTH, Subject, difference, sho
 from tikhon.diagnosis.wiring.targets import Bench
 
 SHORT = 0.3  # share of the rows that must end in padding, of different lengths
+END = 4  # positions at the end of all rows that hold one value
 INSIDE = 0.02  # share of the positions before the padding that may hold the same value
 
 
@@ -22,7 +23,8 @@ def padding_facts(subject: Subject) -> dict[str, object]:
         return {}
     part, ends = found[0]
     facts: dict[str, object] = {"padding": 1 - float(ends.sum()) / (len(ends) * part.shape[1])}
-    apart = _without(subject, ends, part.shape[1])
+    varied = len(ends.unique()) > 1
+    apart = _without(subject, ends, part.shape[1]) if varied else None
     if apart is not None:
         facts["padding_apart"] = apart
     if isinstance(target, Tensor) and target.ndim >= 2 and target.shape[1] == part.shape[1]:
@@ -43,10 +45,20 @@ def lengths(values: Tensor) -> Tensor | None:
     same = (steps == filler).all(2)
     ends = values.shape[1] - same.flip(1).cumprod(1).sum(1)
     inside = float(same.sum() - (values.shape[1] - ends).sum()) / max(1.0, float(ends.sum()))
+    if len(ends.unique()) == 1:
+        return ends.cpu() if _all_end_early(values, same, int(ends[0])) else None
     short = ends < values.shape[1]
     varied = len(ends.unique()) > 2 and int(ends.min()) > 0
     usual = float(short.double().mean()) >= SHORT and inside <= INSIDE
     return ends.cpu() if usual and varied else None
+
+
+def _all_end_early(values: Tensor, same: Tensor, end: int) -> bool:
+    """Whether tokens of all rows end at one place, long before the last one."""
+    if values.is_floating_point() or values.shape[1] - end < END or end < 1:
+        return False
+    varied = (values[:, :end] != values[:1, :end]).any(0)
+    return bool(varied.any()) and float(same[:, :end][:, varied].double().mean()) <= INSIDE
 
 
 def _without(subject: Subject, ends: Tensor, size: int) -> float | None:
@@ -91,6 +103,7 @@ def _counted(subject: Subject, ends: Tensor, size: int) -> dict[str, object]:
         return {}
     heard = pull.movedim(axis, 1).flatten(2).sum(2).cpu() > 0 if pull.ndim > 2 else pull.cpu() > 0
     padded = torch.arange(size) >= ends[:, None]
-    if not bool(heard.any()):
-        return {}
+    filler = target.cpu()[padded]
+    if not bool(heard.any()) or not filler.numel() or bool((filler != filler[:1]).any()):
+        return {}  # what fills up the inputs is answered by something
     return {"padding_counted": float((heard & padded).sum()) / float(heard.sum())}

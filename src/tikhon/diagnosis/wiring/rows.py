@@ -225,8 +225,14 @@ def order_facts(subject: Subject) -> dict[str, object]:
             facts["target_is_next"] = max(share, facts.get("target_is_next", 0.0))
             if share >= SHIFTED:
                 facts["future_apart"] = _future(subject, part)
-        if _is_target(part, target) and not _shifts(subject, part.shape[1]):
+        same = _is_target(part, target)
+        if same and not _shifts(subject, part.shape[1]):
             facts |= _told(subject, part)
+        nexts = (share or 0.0) >= SHIFTED
+        if (same or nexts) and not part.is_floating_point():
+            lag = _lag(subject, part.shape[1])
+            if lag is not None:
+                facts["ahead"] = max(lag + nexts, facts.get("ahead", 0))
     facts |= _read(subject)
     if len(axis) == 1 and has_attention(subject):
         facts["order_apart"] = _order(subject, axis.pop())
@@ -301,6 +307,35 @@ def _shifts(subject: Subject, size: int) -> bool:
             axes = [axis for axis in range(1, slope.ndim) if slope.shape[axis] == size]
             return any(not bool(slope.select(axis, -1).any()) for axis in axes)
     return False
+
+
+def _lag(subject: Subject, size: int) -> int | None:
+    """How many positions before its own a target pulls at the answers; None where it is not one.
+
+    Of several answers the nearest counts: the others may look further on purpose.
+    """
+    inputs, target = subject.batch
+    base, lags = _slopes(subject, (inputs, target)), set()
+    for place in (size // 2, size - 1):
+        changed = target.clone()
+        changed[:, place] = target.roll(1, 0)[:, place]
+        found = []
+        for a, b in zip(base, _slopes(subject, (inputs, changed))):
+            moved = (a - b).abs().double()
+            for axis in (k for k in range(1, a.ndim) if a.shape[k] == size):
+                pull = moved.movedim(axis, 0).flatten(1).sum(1)
+                pulled = (pull > SAME_ANSWER * pull.sum()).nonzero().flatten().tolist()
+                found += [place - pulled[0]] if len(pulled) == 1 else []
+        lags.add(min(found, default=None))
+    return lags.pop() if len(lags) == 1 else None
+
+
+def _slopes(subject: Subject, batch: Batch) -> list[Tensor]:
+    """The slopes of the loss at the answers of a batch."""
+    with undisturbed(subject.model, training=False):
+        answers, loss = subject.outputs_and_loss(batch)
+    wanted = [a for a in floats(answers) if a.requires_grad and a.ndim > 1]
+    return [g for g in gradients(loss, wanted, subject.model) if g is not None]
 
 
 def _told(subject: Subject, part: Tensor) -> dict[str, Any]:

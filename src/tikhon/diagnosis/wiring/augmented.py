@@ -1,0 +1,87 @@
+"""Rows of a data set that are drawn twice: is a picture moved, and its mask not?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tikhon.data.rows import split
+from tikhon.diagnosis.samples import Samples
+
+ROWS = 8  # of the data set that are drawn again
+DRAWS = 5  # until a row looks otherwise
+FITS = 0.9  # correlation with what is moved, turned or mirrored
+APART = 0.2  # and that by which staying fits less
+FEW = 3  # rows that moved, to judge by
+
+
+def augmented_facts(source: Samples) -> dict[str, object]:
+    """`moved_alone`: of pictures that another draw shifts, turns or mirrors, the share whose map
+
+    of targets stays where it is. Only of data sets whose rows can be asked for.
+    """
+    rows = getattr(source.source, "dataset", None)
+    if source.indexed or not hasattr(rows, "__getitem__") or not hasattr(rows, "__len__"):
+        return {}
+    count = len(rows)  # type: ignore[arg-type]
+    moved = []
+    for place in range(min(ROWS, count)):
+        found = _left_behind(rows, place * count // min(ROWS, count))
+        moved += [found] if found is not None else []
+    return {"moved_alone": sum(moved) / len(moved)} if len(moved) >= FEW else {}
+
+
+def _left_behind(rows: object, place: int) -> bool | None:
+    """Whether a picture moves and its target does not; None where it does not move."""
+    x, y = _picture(rows, place)
+    if x is None or y is None:
+        return None
+    for _ in range(DRAWS - 1):
+        other, target = _picture(rows, place)
+        if other is None or target is None or other.shape != x.shape or torch.equal(other, x):
+            continue
+        motion = _motion(x, other)
+        if motion is not None and not torch.equal(_moved(y, motion), y):
+            return torch.equal(target, y)
+    return None
+
+
+def _picture(rows: object, place: int) -> tuple[Tensor | None, Tensor | None]:
+    """A picture and its map of targets as (channels, height, width); None for other rows."""
+    x, y = split(rows[place])  # type: ignore[index]
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not x.is_floating_point():
+        return None, None
+    flat = not 2 <= x.ndim <= 3 or not 2 <= y.ndim <= 3 or min(x.shape[-2:]) < 4
+    if flat or x.shape[-2:] != y.shape[-2:]:
+        return None, None
+    return x.reshape(-1, *x.shape[-2:]).double(), y.reshape(-1, *y.shape[-2:]).double()
+
+
+Motion = tuple[int, bool, int, int]  # quarter turns, mirrored, shift down, shift right
+
+
+def _moved(x: Tensor, motion: Motion) -> Tensor:
+    turns, mirrored, down, right = motion
+    turned = x.rot90(turns, (-2, -1))
+    turned = turned.flip(-1) if mirrored else turned
+    return turned.roll((down, right), (-2, -1)) if turned.shape == x.shape else x
+
+
+def _motion(x: Tensor, other: Tensor) -> Motion | None:
+    """The motion that makes one picture of the other; None where staying fits about as well."""
+    a, b = (t - t.mean((-2, -1), keepdim=True) for t in (x, other))
+    size = float(a.norm() * b.norm())
+    if size == 0:
+        return None
+    best: tuple[float, Motion] = (FITS, (0, False, 0, 0))
+    for turns in range(4):
+        for mirrored in (False, True):
+            turned = _moved(a, (turns, mirrored, 0, 0))
+            spectrum = torch.fft.fft2(b) * torch.fft.fft2(turned).conj()
+            fit = torch.fft.ifft2(spectrum).real.sum(0) / size
+            top = int(fit.argmax())
+            place = divmod(top, fit.shape[1])
+            if float(fit.flatten()[top]) > best[0] + 1e-9:
+                best = float(fit.flatten()[top]), (turns, mirrored, *place)
+    stays = float((a * b).sum()) / size
+    return best[1] if best[0] > FITS and stays < best[0] - APART else None

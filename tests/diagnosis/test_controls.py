@@ -1,0 +1,111 @@
+"""Control runs: too short steps and too much dropout are said where another run has shown it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from faulty import CE, mlp
+from tikhon.diagnosis import Diagnosis, diagnose
+
+
+def kinds(rows: int = 800, size: int = 10) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(rows, size)
+    return x, (x[:, :4] + 0.3 * torch.randn(rows, 4)).argmax(1)
+
+
+def asked(model: nn.Module, optimizer: Any, data: Any = None, loss: Any = CE) -> Diagnosis:
+    data = kinds() if data is None else data
+    return diagnose(model, data, loss, optimizer=optimizer, steps=120, batch_size=32)
+
+
+def words() -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    tokens = torch.randint(30, (800, 6))
+    model = nn.Sequential(nn.EmbeddingBag(30, 16), nn.Linear(16, 2))
+    return model, (tokens, (tokens < 12).sum(1).gt(2).long())
+
+
+def test_steps_are_called_too_short_where_longer_ones_were_tried():
+    torch.manual_seed(1)
+    body, head = mlp(10, 32, 16, act=nn.ReLU), nn.Linear(16, 4)
+    groups = [
+        {"params": body.parameters(), "lr": 2e-4},
+        {"params": head.parameters(), "lr": 1e-4},
+    ]
+    model, data = words()
+    for found in (
+        asked(nn.Sequential(body, head), torch.optim.AdamW(groups)),
+        asked(mlp(10, 64, 4), lambda p: torch.optim.SGD(p, lr=3e-3)),
+        asked(model, lambda p: torch.optim.Adam(p, lr=1e-4), data),
+    ):
+        slow = [f for f in found.findings if f.code == "slow_convergence"]
+        assert slow, str(found)
+        assert "ten times" in slow[0].why, str(found)
+
+
+@pytest.mark.parametrize("steps", [20, 60])
+def test_a_short_run_that_falls_with_steps_of_usual_size_is_no_fault(steps: int) -> None:
+    torch.manual_seed(1)
+    x, y = kinds()
+    deep = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(10, 10), nn.ReLU())])
+    for model, data, loss in (
+        (nn.Sequential(deep, nn.Linear(10, 4)), (x, y), CE),
+        (mlp(10, 32, 1), (x, x[:, :1] * x[:, 1:2]), nn.MSELoss()),
+        (mlp(10, 8, 10), (x, x), nn.MSELoss()),
+    ):
+        found = diagnose(
+            model, data, loss, optimizer=lambda p: torch.optim.Adam(p, lr=2e-3), steps=steps
+        )
+        assert "slow_convergence" not in found.labels, str(found)
+
+
+def dropped(rate: float, *, convolution: bool = False, layers: int = 3) -> nn.Module:
+    torch.manual_seed(1)
+    if convolution:
+        one = [
+            nn.Unflatten(1, (1, 10)),
+            nn.Conv1d(1, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Dropout1d(rate),
+        ]
+        two = [nn.Conv1d(8, 8, 3, padding=1), nn.ReLU(), nn.Dropout1d(rate), nn.Flatten()]
+        return nn.Sequential(*one, *two, nn.Linear(80, 4))
+    body = [
+        m
+        for k in range(layers)
+        for m in (nn.Linear(32 if k else 10, 32), nn.ReLU(), nn.Dropout(rate))
+    ]
+    return nn.Sequential(*body, nn.Linear(32, 4))
+
+
+class Voices(nn.Module):
+    """Rows read as sequences, with dropout of what is read."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.drop, self.core = nn.Dropout(rate), nn.GRU(1, 24, batch_first=True)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.core(self.drop(x)[:, :, None])[0][:, -1]))
+
+
+def test_dropout_is_called_too_much_where_a_run_without_it_learns():
+    for model in (dropped(0.8), dropped(0.7, layers=5), dropped(0.9, layers=2)):
+        found = asked(model, lambda p: torch.optim.Adam(p, lr=1e-2))
+        assert found.findings[0].code == "excessive_dropout", str(found)
+        assert "without dropout" in found.findings[0].why
+
+
+def test_usual_dropout_is_not_and_neither_is_dropout_beside_another_cause():
+    models = (dropped(0.2), dropped(0.5, layers=1), dropped(0.1, convolution=True))
+    for model in models:
+        found = asked(model, lambda p: torch.optim.Adam(p, lr=1e-2))
+        assert "excessive_dropout" not in found.labels, str(found)
+    still = asked(dropped(0.5), lambda p: torch.optim.SGD(p, lr=1e-6))
+    assert "excessive_dropout" not in still.labels, str(still)
