@@ -199,7 +199,7 @@ def call(model: nn.Module, inputs: object) -> Any:
     Raises `InputError` where the model fails on inputs of another type than its weights.
     """
     try:
-        return graded(lambda: called(model, inputs))
+        return graded(lambda: forward(model, inputs))
     except RuntimeError as error:
         given = {t.dtype for t in tensors(inputs)}
         own = {p.dtype for p in model.parameters()}
@@ -232,7 +232,7 @@ def loss_on(loss: LossFunction, model: nn.Module, batch: Batch) -> Tensor:
     return loss(call(model, batch[0]), batch[1])
 
 
-def called(model: nn.Module, inputs: object) -> Any:
+def forward(model: nn.Module, inputs: object) -> Any:
     """The model on its inputs, whatever it raises."""
     if isinstance(inputs, Mapping):
         return model(**inputs)

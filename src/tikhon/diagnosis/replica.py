@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tikhon.copying import copied
-from tikhon.data.rows import Batch, LossFunction, call, called, graded, takes_model, tensors, whole
+from tikhon.data.rows import (
+    Batch,
+    LossFunction,
+    call,
+    forward,
+    graded,
+    takes_model,
+    tensors,
+    whole,
+)
 from tikhon.errors import InputError
 from tikhon.regularizer.optimizers import inside, stepping
 from tikhon.regularizer.regularizer import regularize
@@ -98,7 +107,7 @@ def own_loss(model: nn.Module, batch: object) -> Tensor:
     """
     step = getattr(model, "training_step", None)
     try:
-        result = step(batch, 0) if callable(step) else called(model, batch)
+        result = step(batch, 0) if callable(step) else forward(model, batch)
     except TypeError as error:
         raise InputError(_without_loss(model, f"it cannot take the batch: {error}")) from error
     if isinstance(result, Mapping):

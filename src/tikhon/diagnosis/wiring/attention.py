@@ -15,23 +15,10 @@ from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.wiring.subject import Subject
 
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm"}
-SHAPES = {
-    "view",
-    "reshape",
-    "transpose",
-    "permute",
-    "contiguous",
-    "flatten",
-    "unflatten",
-    "unsqueeze",
-    "squeeze",
-    "chunk",
-    "split",
-    "unbind",
-    "__getitem__",
-    "movedim",
-    "swapaxes",
-}
+SHAPES = set(
+    "view reshape transpose permute contiguous flatten unflatten unsqueeze squeeze chunk "
+    "split unbind __getitem__ movedim swapaxes".split()
+)
 SCALINGS = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "normalize"}
 MASKED = -1e4  # scores below it are a mask
 

@@ -10,52 +10,22 @@ from torch import Tensor, nn
 from tikhon.diagnosis.functions import BINARY, ONE_SIDED, Function
 from tikhon.diagnosis.modes import Args, Functions, Located, Options, function_name, user_line
 
-DROPOUTS = {
-    "dropout",
-    "dropout1d",
-    "dropout2d",
-    "dropout3d",
-    "alpha_dropout",
-    "feature_alpha_dropout",
-    "feature_dropout",
-}
-DRAWS = {
-    "bernoulli",
-    "rand",
-    "rand_like",
-    "randn",
-    "randn_like",
-    "normal",
-    "multinomial",
-    "randperm",
-    "randint",
-    "uniform",
-    "exponential",
-    "rsample",
-    "rrelu",
-    "gumbel_softmax",
-}
-CUTS = {
-    "detach",
-    "data",
-    "argmax",
-    "argmin",
-    "argsort",
-    "item",
-    "tolist",
-    "numpy",
-    "__float__",
-    "tensor",
-    "long",
-    "int",
-    "bool",
-    "round",
-}
+DROPOUTS = set(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout "
+    "feature_dropout".split()
+)
+DRAWS = set(
+    "bernoulli rand rand_like randn randn_like normal multinomial randperm randint uniform "
+    "exponential rsample rrelu gumbel_softmax".split()
+)
+CUTS = set(
+    "detach data argmax argmin argsort item tolist numpy __float__ tensor long int bool "
+    "round".split()
+)
 # these cut where their truth values or their indices are what is used
-PARTING = {
-    *("gt", "ge", "lt", "le", "eq", "ne", "__gt__", "__ge__", "__lt__", "__le__", "__eq__"),
-    *("topk", "max", "min", "sort", "kthvalue", "mode"),
-}
+PARTING = set(
+    "gt ge lt le eq ne __gt__ __ge__ __lt__ __le__ __eq__ topk max min sort kthvalue mode".split()
+)
 
 
 @dataclass(frozen=True)

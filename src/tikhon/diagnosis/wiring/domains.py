@@ -56,20 +56,20 @@ def _divergence(step: TracedCall) -> Breach | None:
     above = float(given.detach().max()) > TOLERANCE.get(given.dtype, EXACT)
     if given.ndim and above:
         return _unnormalised(given, list({-1, min(1, given.ndim - 1)}))
-    if not step.kwargs.get("log_target") and isinstance(target, Tensor):
-        low, high = ends(target)
-        if low < 0:
-            return {"code": "target_out_of_range", "kind": "logs", "low": low, "high": high}
-    return None
+    if step.kwargs.get("log_target") or not isinstance(target, Tensor):
+        return None
+    return _out_of_range("logs", target) if ends(target)[0] < 0 else None
 
 
 def _counts(step: TracedCall) -> Breach | None:
-    low, high = ends(argument(step, 1, "target"))
-    return (
-        {"code": "target_out_of_range", "kind": "counts", "low": low, "high": high}
-        if (low < 0)
-        else None
-    )
+    target = argument(step, 1, "target")
+    return _out_of_range("counts", target) if ends(target)[0] < 0 else None
+
+
+def _out_of_range(kind: str, target: Tensor) -> Breach:
+    """Targets that the loss is not made for; `kind` names those that it is."""
+    low, high = ends(target)
+    return {"code": "target_out_of_range", "kind": kind, "low": low, "high": high}
 
 
 def _signs(step: TracedCall) -> Breach | None:
@@ -77,27 +77,21 @@ def _signs(step: TracedCall) -> Breach | None:
     target = argument(step, SIGNED[step.name], "target")
     if not isinstance(target, Tensor) or bool(((target == 1) | (target == -1)).all()):
         return None
-    low, high = ends(target)
-    return {"code": "target_out_of_range", "kind": "signs", "low": low, "high": high}
+    return _out_of_range("signs", target)
 
 
 def _several(step: TracedCall) -> Breach | None:
     """Numbers of classes, closed by -1; a column of 0 and 1 for each class is something else."""
     target = argument(step, 1, "target")
-    if target.ndim and target.shape[-1] > 2 and not bool((target < 0).any()):
-        low, high = ends(target)
-        if high <= 1:
-            return {"code": "target_out_of_range", "kind": "numbers", "low": low, "high": high}
-    return None
+    several = target.ndim and target.shape[-1] > 2 and not bool((target < 0).any())
+    return _out_of_range("numbers", target) if several and ends(target)[1] <= 1 else None
 
 
 def _shares(step: TracedCall) -> Breach | None:
     """Targets from 0 to 1."""
     target = argument(step, 1, "target")
     low, high = ends(target)
-    if low < 0 or high > 1:
-        return {"code": "target_out_of_range", "kind": "shares", "low": low, "high": high}
-    return None
+    return _out_of_range("shares", target) if low < 0 or high > 1 else None
 
 
 def ends(values: Tensor) -> tuple[float, float]:

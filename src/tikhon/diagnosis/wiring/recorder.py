@@ -37,10 +37,10 @@ from tikhon.diagnosis.wiring.notes import (
 )
 
 # functions that give a tensor the axes that the program writes
-SHAPING = {
-    *("unsqueeze", "view", "reshape", "expand", "expand_as", "T", "mT", "t", "transpose"),
-    *("permute", "movedim", "swapaxes", "repeat", "unflatten", "diag", "diag_embed"),
-}
+SHAPING = set(
+    "unsqueeze view reshape expand expand_as T mT t transpose permute movedim swapaxes repeat "
+    "unflatten diag diag_embed".split()
+)
 JOINING = {"cat", "stack", "meshgrid", "cartesian_prod", "cdist", "outer", "ger", "einsum"}
 ADDING = {"add", "sub", "__add__", "__sub__", "__radd__", "__rsub__", "rsub", "subtract"}
 TIMES = {"mul", "__mul__", "__rmul__", "multiply"}

@@ -401,33 +401,13 @@ def _loss_calls(subject: Subject, bench: Bench, target: Tensor) -> dict[str, obj
     return facts
 
 
-LOSSES = {
-    "cross_entropy",
-    "nll_loss",
-    "mse_loss",
-    "l1_loss",
-    "smooth_l1_loss",
-    "huber_loss",
-    "kl_div",
-    "binary_cross_entropy",
-    "binary_cross_entropy_with_logits",
-    "poisson_nll_loss",
-    "log",
-    "gaussian_nll_loss",
-    "log_softmax",
-    "logsigmoid",
-    "cosine_similarity",
-    "triplet_margin_loss",
-    "cosine_embedding_loss",
-    "ctc_loss",
-    "multi_margin_loss",
-    "multilabel_margin_loss",
-    "hinge_embedding_loss",
-    "margin_ranking_loss",
-    "soft_margin_loss",
-    "softmax",
-    "sigmoid",
-}
+LOSSES = set(
+    "cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss kl_div "
+    "binary_cross_entropy binary_cross_entropy_with_logits poisson_nll_loss log "
+    "gaussian_nll_loss log_softmax logsigmoid cosine_similarity triplet_margin_loss "
+    "cosine_embedding_loss ctc_loss multi_margin_loss multilabel_margin_loss "
+    "hinge_embedding_loss margin_ranking_loss soft_margin_loss softmax sigmoid".split()
+)
 
 
 def _kinds(output: object, target: Tensor) -> dict[str, object]:
