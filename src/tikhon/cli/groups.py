@@ -18,8 +18,8 @@ from tikhon.options import Option, options_of
 class OptionGroup:
     """The options that a parameter stands for, and what is made of their values."""
 
-    options: Mapping[str, tuple[Option, Any]]
-    make: Callable[[dict[str, Any]], Any]
+    options: Mapping[str, tuple[Option, object]]
+    make: Callable[[dict[str, object]], object]
 
     def parameters(self) -> list[inspect.Parameter]:
         """One parameter an option."""
@@ -108,7 +108,7 @@ def _completed(parameter: inspect.Parameter) -> inspect.Parameter:
     return parameter
 
 
-def expand(command: Callable[..., Any]) -> Callable[..., Any]:
+def expand(command: Callable[..., object]) -> Callable[..., Any]:
     """The command with one parameter an option, in the order of its own parameters."""
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []

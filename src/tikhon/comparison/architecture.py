@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class DeepMLP(nn.Module):
 class Shapes:
     """What `balance` found: one row a trained network."""
 
-    rows: tuple[dict[str, Any], ...]
+    rows: tuple[dict[str, object], ...]
 
     def to_dict(self) -> dict[str, object]:
         """Plain values."""

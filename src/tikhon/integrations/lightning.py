@@ -93,7 +93,7 @@ class Regularize(Callback):
         """For Lightning's checkpoint."""
         return {} if self.regularizer is None else self.regularizer.state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """From Lightning's checkpoint, used when training starts."""
         self._restored = state_dict or None
 
@@ -124,7 +124,7 @@ class Sparsify(Callback):
     steps: int | None = None
     log: bool = True
     sparsifier: Sparsifier | None = field(default=None, init=False)
-    _restored: dict[str, Any] | None = field(default=None, init=False)
+    _restored: dict[str, object] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.asked = Thinning.read(self.asked)
@@ -172,7 +172,7 @@ class Sparsify(Callback):
         """For Lightning's checkpoint."""
         return {} if self.sparsifier is None else self.sparsifier.state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """From Lightning's checkpoint, used when training starts."""
         self._restored = state_dict or None
 

@@ -34,7 +34,7 @@ class _WeightNoise(NoiseLayer):
         """The noisy value of a weight, in training mode."""
         raise NotImplementedError
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         """The module's output, under noisy weights in training mode."""
         if not self.training:
             return self.module(*args, **kwargs)

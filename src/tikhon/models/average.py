@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ class Average(nn.Module):
         self.members: nn.ModuleList = nn.ModuleList(members)
         self.probabilities = probabilities
 
-    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+    def forward(self, *inputs: object, **named: object) -> Tensor:
         """(rows, ...) -> (rows, outputs); inputs as the members take them."""
         outputs = torch.stack([member(*inputs, **named) for member in self.members])
         if not self.probabilities:

@@ -8,8 +8,6 @@ gradients.
 
 from __future__ import annotations
 
-from typing import Any
-
 from tikhon.regularizer.metric import Group
 from tikhon.regularizer.plan import StepPlan
 
@@ -54,7 +52,7 @@ def _parts(groups: list[Group], alphas: dict[int, float]) -> list[tuple[int, flo
     """Each group by the strengths of its parameters."""
     found: list[tuple[int, float, Group]] = []
     for number, group in enumerate(groups):
-        by_alpha: dict[float, list[Any]] = {}
+        by_alpha: dict[float, list[object]] = {}
         for param in group["params"]:
             by_alpha.setdefault(alphas.get(id(param), 0.0), []).append(param)
         found += [(number, alpha, {"params": params}) for alpha, params in by_alpha.items()]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from tikhon.errors import InputError, unknown
 from tikhon.numbers import number as number
@@ -108,7 +108,7 @@ class Chart:
     """
 
     title: Label | Name
-    figure: dict[str, Any]
+    figure: dict[str, object]
     alt: Label
     note: Label | None = None
     wide: bool = False

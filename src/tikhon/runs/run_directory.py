@@ -291,7 +291,7 @@ def _locked(handle: int, folder: Path) -> bool:
         return True
 
 
-def _rows(lines: list[str]) -> Iterable[dict[str, Any]]:
+def _rows(lines: list[str]) -> Iterable[dict[str, object]]:
     for line in lines:
         try:
             yield json.loads(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
 
     _numeric = False
 
-    class_weight: Mapping[Any, float] | str | None = field(default=None, kw_only=True)
+    class_weight: Mapping[object, float] | str | None = field(default=None, kw_only=True)
     classes_: np.ndarray = field(init=False)
 
     def partial_fit(

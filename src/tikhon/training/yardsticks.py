@@ -131,7 +131,7 @@ def linear_model(x: Tensor, y: Tensor, outputs: int) -> Answer:
     return answer
 
 
-def _table(x: Tensor) -> Any:
+def _table(x: Tensor) -> object:
     return x.flatten(1).cpu().double().numpy()
 
 

@@ -45,7 +45,9 @@ class Builder:
     Linear(in_features=4, out_features=2, bias=True)
     """
 
-    def __init__(self, build_model: Callable[..., nn.Module], space: Mapping[str, Any] | set[str]):
+    def __init__(
+        self, build_model: Callable[..., nn.Module], space: Mapping[str, object] | set[str]
+    ):
         if isinstance(build_model, nn.Module):
             raise InputError(
                 f"build_model must build a fresh model each time it is called, received a model "
@@ -88,7 +90,7 @@ class Builder:
                 f"build_model needs {', '.join(missing)}, which the space does not hold: add "
                 "Choice, Int, Log or Uniform entries of these names, or give them defaults"
             )
-        named: dict[str, Any] = {n: config[n] for n in self.names if n in config}
+        named: dict[str, object] = {n: config[n] for n in self.names if n in config}
         if self.rest:
             others = {n: v for n, v in config.items() if not known(n) and n not in named}
             named |= others
@@ -141,11 +143,11 @@ class Builder:
         own = ("_first", "_values", "_given")
         return {name: value for name, value in vars(self).items() if name not in own}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
         self._forget()
 
-    def _places(self, named: dict[str, Any]) -> list[object]:
+    def _places(self, named: dict[str, object]) -> list[object]:
         """What goes by position, taken out of `named`: up to the first parameter left out."""
         found = []
         for parameter in self.placed:
@@ -238,7 +240,7 @@ def _own(module: nn.Module) -> dict[str, object]:
     return {n: v for n, v in vars(module).items() if not n.startswith("_")}
 
 
-def _equal(first: Any, second: object) -> bool:
+def _equal(first: object, second: object) -> bool:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return first.shape == second.shape and torch.equal(first, second)
     if isinstance(first, Mapping) and isinstance(second, Mapping):

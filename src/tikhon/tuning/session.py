@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tikhon.runs.interrupt import REQUESTED, Stopped
 from tikhon.tuning.journal import SearchJournal
@@ -37,7 +36,7 @@ class Session:
     started: float
     budget: float
     stop: Callable[[], bool]
-    on_event: Callable[[dict[str, Any]], None]
+    on_event: Callable[[dict[str, object]], None]
     ended: str = ""
 
     @property

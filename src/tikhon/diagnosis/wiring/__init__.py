@@ -82,7 +82,7 @@ def wiring_facts(
     return facts | {"unmeasured": unmeasured}
 
 
-def norm_facts(replica: Replica, source: Samples, batch_size: int) -> dict[str, Any]:
+def norm_facts(replica: Replica, source: Samples, batch_size: int) -> dict[str, object]:
     """How many values each normalisation averages over, in a batch of training."""
     counts: dict[str, int] = {}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tikhon.diagnosis.functions import BINARY
 from tikhon.diagnosis.wiring.notes import TracedCall
 
-Breach = dict[str, Any]
+Breach = dict[str, object]
 TOLERANCE = {torch.float16: 0.05, torch.bfloat16: 0.1}  # of a sum of probabilities
 EXACT = 1e-3
 SIGNED = {  # by name: where the targets stand

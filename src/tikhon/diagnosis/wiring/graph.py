@@ -139,7 +139,7 @@ def _search(value: object, name: str, deep: int, seen: set[int]) -> Any:
             yield from _search(part, f"{inside}.{k}", deep - 1, seen)
 
 
-def _cut(subject: Subject, without: list[str], tape: Calls) -> dict[str, Any]:
+def _cut(subject: Subject, without: list[str], tape: Calls) -> dict[str, object]:
     """What keeps gradients from parameters, by name and place.
 
     That a call is the cause is tried: with `.detach()`, `.data` and `no_grad` out of force, do the

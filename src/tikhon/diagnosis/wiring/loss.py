@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from tikhon.data.rows import tensors
@@ -12,7 +10,7 @@ from tikhon.diagnosis.wiring.recorder import Recorder
 from tikhon.diagnosis.wiring.subject import Subject
 
 
-def loss_facts(subject: Subject) -> dict[str, Any]:
+def loss_facts(subject: Subject) -> dict[str, object]:
     """Rows that meet rows, masks that are indices or averaged, draws without gradient, domains."""
     parts = tensors(subject.batch)
     with torch.enable_grad(), undisturbed(subject.model, training=True):

@@ -21,7 +21,7 @@ SQUEEZED = 0.01  # middle half of a column / its deviation: heavy tails leave 0.
 BATCHES = 8  # of a loader, to see whether it shuffles
 
 
-def signal_facts(source: Samples, valid: Batch | None, *, whole: bool) -> dict[str, Any]:
+def signal_facts(source: Samples, valid: Batch | None, *, whole: bool) -> dict[str, object]:
     """Facts of inputs and targets together; empty where they are no plain tensors.
 
     Of a `whole` loss, `loss(model, batch)`, nothing but the loss knows which of several tensors is
@@ -51,7 +51,7 @@ def sample(source: Samples) -> Batch:
     return take(source.source, order)
 
 
-def _constants(inputs: object) -> dict[str, Any]:
+def _constants(inputs: object) -> dict[str, object]:
     """The share of the input columns that are the same in all rows, and whether all are zero."""
     parts = [t.detach().reshape(len(t), -1) for t in tensors(inputs) if t.ndim and len(t) > 1]
     columns = sum(p.shape[1] for p in parts)
@@ -63,7 +63,7 @@ def _constants(inputs: object) -> dict[str, Any]:
     return facts | _squeezed(inputs)
 
 
-def _squeezed(inputs: Any) -> dict[str, Any]:
+def _squeezed(inputs: Any) -> dict[str, object]:
     """The share of a table's columns whose deviation is that of a few rows far off."""
     if not isinstance(inputs, Tensor) or inputs.ndim != 2 or not inputs.is_floating_point():
         return {}
@@ -79,7 +79,7 @@ def _squeezed(inputs: Any) -> dict[str, Any]:
     return {"squeezed": float((share < SQUEEZED).double().mean()), "far_rows": rows}
 
 
-def _targets(target: Tensor) -> dict[str, Any]:
+def _targets(target: Tensor) -> dict[str, object]:
     """Range of the targets; the share of the largest class where there are few values."""
     values = target.detach().reshape(len(target), -1).double()
     facts: dict[str, object] = {
@@ -108,7 +108,7 @@ def _same(inputs: Tensor, target: Tensor) -> bool:
     return torch.allclose(inputs.flatten().double(), target.flatten().double())
 
 
-def _copies(inputs: Tensor, target: Tensor) -> dict[str, Any]:
+def _copies(inputs: Tensor, target: Tensor) -> dict[str, object]:
     """Columns of the inputs that are the target itself; nothing where there are none."""
     if inputs.ndim not in (2, 3) or not inputs.is_floating_point():  # tokens repeat each other
         return {}
@@ -125,7 +125,7 @@ def _copies(inputs: Tensor, target: Tensor) -> dict[str, Any]:
         for value in goal.unique()[:FEW_CLASSES]:  # a column of its own for each class
             same |= _tied(x, (goal == value).double())
     columns = same.nonzero().flatten()[:5].tolist()
-    found: dict[str, Any] = {"target_columns_in_inputs": columns} if columns else {}
+    found: dict[str, object] = {"target_columns_in_inputs": columns} if columns else {}
     return found | ({"input_steps": inputs.shape[1]} if columns and inputs.ndim == 3 else {})
 
 
@@ -142,7 +142,7 @@ def _tied(x: Tensor, goal: Tensor) -> Tensor:
     )
 
 
-def relation(inputs: Tensor, target: Tensor) -> dict[str, Any]:
+def relation(inputs: Tensor, target: Tensor) -> dict[str, object]:
     """Held-out agreement of shallow predictions with the targets, in deviations of shuffled ones.
 
     Ridges on half of the rows predict the other half, and back; the statistic is the sum of
@@ -193,7 +193,7 @@ def _hinges(x: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(x[:, :1]), x, *bends], 1)
 
 
-def _on_a_circle(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> dict[str, Any]:
+def _on_a_circle(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> dict[str, object]:
     """What shallow models leave of an angle as a number, over what they leave on the circle."""
     if not target.is_floating_point() or target.numel() != len(target):
         return {}
@@ -212,7 +212,7 @@ def _on_a_circle(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> 
     return {"turn": number / max(*circle, 1e-9)}
 
 
-def _as_classes(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> dict[str, Any]:
+def _as_classes(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> dict[str, object]:
     """How much more often held-out rows are right when whole numbers are taken as classes."""
     values = target.detach().double().reshape(len(target), -1).cpu()
     if values.shape[1] != 1 or bool((values != values.round()).any()):
@@ -278,7 +278,7 @@ def _columns(target: Tensor) -> Tensor | None:
     return torch.nn.functional.one_hot(target.detach().long()).double().cpu()
 
 
-def _apart(train: Batch, valid: Batch) -> dict[str, Any]:
+def _apart(train: Batch, valid: Batch) -> dict[str, object]:
     """How validation data differ from training data: scale, classes, rows that are in both."""
     facts: dict[str, object] = {}
     x, other = train[0], valid[0]
@@ -291,7 +291,7 @@ def _apart(train: Batch, valid: Batch) -> dict[str, Any]:
     return facts
 
 
-def _classes(y: Tensor, goal: Tensor) -> dict[str, Any]:
+def _classes(y: Tensor, goal: Tensor) -> dict[str, object]:
     """Classes of validation that training does not have, and how far their shares are apart."""
     if any(t.is_floating_point() or t.ndim != 1 for t in (y, goal)):
         return {}
@@ -308,7 +308,7 @@ def _classes(y: Tensor, goal: Tensor) -> dict[str, Any]:
     }
 
 
-def _scales(x: Tensor, other: Tensor) -> dict[str, Any]:
+def _scales(x: Tensor, other: Tensor) -> dict[str, object]:
     a, b = (t.detach().double().flatten(1) for t in (x, other))
     deviation = a.std(0)
     moving = deviation > 0
@@ -319,7 +319,7 @@ def _scales(x: Tensor, other: Tensor) -> dict[str, Any]:
     return {"valid_shift": float(shift.median()), "valid_scale": float(ratio.median())}
 
 
-def _shared(x: Tensor, other: Tensor) -> dict[str, Any]:
+def _shared(x: Tensor, other: Tensor) -> dict[str, object]:
     """Share of validation rows that are training rows, beyond what repeats within training."""
     rows = [t.detach().flatten(1).cpu().contiguous().numpy() for t in (x, other)]
     train = [row.tobytes() for row in rows[0]]
@@ -328,7 +328,7 @@ def _shared(x: Tensor, other: Tensor) -> dict[str, Any]:
     return {"rows_in_both": both, "rows_repeated": 1 - len(known) / len(train)}
 
 
-def loader_facts(source: Samples) -> dict[str, Any]:
+def loader_facts(source: Samples) -> dict[str, object]:
     """Whether the batches of a loader are less varied than all of them together."""
     if source.indexed:
         return {}
@@ -356,7 +356,7 @@ def loader_facts(source: Samples) -> dict[str, Any]:
     }
 
 
-def _means_of_batches(seen: list[Tensor]) -> dict[str, Any]:
+def _means_of_batches(seen: list[Tensor]) -> dict[str, object]:
     """Variance of the means of batches over what drawing rows at random gives."""
     whole = torch.cat(seen)
     size = sum(len(t) for t in seen) / len(seen)

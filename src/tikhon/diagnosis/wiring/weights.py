@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ SURE = -3.0  # a score at which a loss that eases what is sure is told from plai
 EASED = 1.5  # times the slope of plain weights there
 
 
-def weight_facts(subject: Subject, source: Samples) -> dict[str, Any]:
+def weight_facts(subject: Subject, source: Samples) -> dict[str, object]:
     """Share and weight of each class, or of yes and no in each column; empty for other targets.
 
     The weight is the size of the loss gradient at scores that are all zero, where each class is
@@ -48,7 +47,7 @@ def weight_facts(subject: Subject, source: Samples) -> dict[str, Any]:
     return {"class_shares": (counts / counts.sum()).tolist(), "class_weights": weights}
 
 
-def _columns(subject: Subject, whole: Tensor, output: Tensor, target: Tensor) -> dict[str, Any]:
+def _columns(subject: Subject, whole: Tensor, output: Tensor, target: Tensor) -> dict[str, object]:
     if not binary(whole):
         return {}
     pulls = {
