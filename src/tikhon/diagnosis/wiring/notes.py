@@ -89,13 +89,13 @@ class TracedCall:
 
     name: str
     args: tuple[Any, ...]
-    kwargs: dict[str, object]
+    kwargs: dict[str, Any]
     inputs: list[Tensor]
     notes: list[Note]
     results: list[Tensor]
     place: str
     written: bool  # by the program itself, not inside of a function of torch
-    facts: dict[str, object] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def attached(self) -> bool:
