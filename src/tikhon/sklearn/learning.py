@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.sparse import sparray, spmatrix
 from torch import Tensor
 
 from tikhon.data.stream import Stream
@@ -24,9 +23,19 @@ from tikhon.training.losses import Loss
 from tikhon.training.measures import predict
 from tikhon.training.step import Step
 
-Inputs = ArrayLike | sparray | spmatrix  # rows (n, features) as scikit-learn takes them
-
 _CHUNK = 4096  # sparse rows that are made dense at once
+
+
+class Sparse(Protocol):
+    """A matrix or array of scipy.sparse, which declares no types itself."""
+
+    shape: tuple[int, ...]
+
+    def tocsr(self) -> Any:
+        """The same in compressed rows."""
+
+
+Inputs = ArrayLike | Sparse  # rows (n, features) as scikit-learn takes them
 
 
 @dataclass(frozen=True, eq=False)
