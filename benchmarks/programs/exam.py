@@ -119,7 +119,15 @@ def pasted(patch: str, parts: Parts) -> str:
     x, y = next(batches(parts))
     names = {"model": parts.model, "optimizer": parts.optimizer, "loss": parts.loss}
     valid = parts.valid if isinstance(parts.valid, tuple) else (None, None)
-    names |= {"x": x, "y": y, "x_valid": valid[0], "y_valid": valid[1], "penalty": None}
+    names |= {
+        "x": x,
+        "y": y,
+        "x_train": x,
+        "y_train": y,
+        "x_valid": valid[0],
+        "y_valid": valid[1],
+        "penalty": None,
+    }
     try:
         exec(compile(patch, "<patch>", "exec"), names)
     except Exception as error:

@@ -20,10 +20,10 @@ from tikhon.cures import cure, surgery, treatments as cures
 from tikhon.cures.patch import execute, script
 from tikhon.cures.treatments import INPUTS, NOTHING, candidates, rate
 from tikhon.cures.trials import DoesNotApplyError, Trials
-from tikhon.cures.yardstick import Yardstick
+from tikhon.cures.yardstick import Yardstick, yardstick
 from tikhon.diagnosis import diagnose
 from tikhon.diagnosis.findings import Finding
-from tikhon.diagnosis.replica import replicate
+from tikhon.diagnosis.replica import Replica, replicate
 from tikhon.diagnosis.samples import samples
 from tikhon.errors import InputError
 
@@ -343,6 +343,15 @@ def test_a_yardstick_is_read_from_the_data():
     assert measured.chance < 0.5 < measured.reference
 
 
+def test_a_constant_of_probabilities_adds_up_to_one():
+    """The logarithm of free numbers has no lower end: nothing would be better than that."""
+    x, y = classes()
+    loss = execute(cures.LOG.setup, loss=nn.NLLLoss())["loss"]
+    model = nn.Sequential(nn.Linear(x.shape[1], 4), nn.Softmax(1))
+    found = yardstick(Replica(model, loss), (x, y), None, held_out=False)
+    assert found.loss == pytest.approx(math.log(4), rel=0.05)
+
+
 @pytest.mark.parametrize("name", ["reshaped", "straight"])
 def test_causes_in_the_wiring_have_treatments(name):
     torch.manual_seed(0)
@@ -417,3 +426,46 @@ def test_a_loss_that_is_turned_round_is_cured_by_its_sign(climbs):
     assert any(wanted.name in name for name in helped), str(found)
     trained, _ = found.train(60)
     assert float((trained(x).argmax(1) == y).float().mean()) > 0.8
+
+
+def rare(rows=900, column=False):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 6, generator=generator)
+    y = (x[:, 0] + torch.randn(rows, generator=generator) > 2.5).long()
+    return x, y[:, None].float() if column else y
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss"), [(2, CE), (1, nn.BCEWithLogitsLoss())], ids=["classes", "yes or no"]
+)
+def test_rare_classes_are_cured_by_a_loss_that_counts_each_class_alike(outputs, loss):
+    """Accuracy is highest where one class is always answered: the loss by class judges."""
+    torch.manual_seed(0)
+    x, y = rare(column=outputs == 1)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, outputs))
+    found = cure(
+        model, (x, y), loss, optimizer=torch.optim.Adam(model.parameters(), 5e-3), steps=100,
+        budget="30s", seeds=2,
+    )  # fmt: skip
+    assert "class_imbalance" in found.diagnosis.labels, str(found.diagnosis)
+    assert "every class counts alike" in found.treatment.name, str(found)
+    answers = found.train(100)[0](x).detach()
+    said = answers.argmax(1) if outputs == 2 else (answers[:, 0] > 0).long()
+    recall = [float((said[y.flatten() == k] == k).float().mean()) for k in (0, 1)]
+    assert sum(recall) / 2 > 0.7
+
+
+def test_a_loss_that_broadcasts_inside_of_itself_is_no_crash():
+    """Values of the actions that were taken: no reshape of the record fits the answers."""
+    torch.manual_seed(0)
+    x, taken = torch.randn(200, 4), torch.randint(3, (200,))
+    record = torch.stack([taken.float(), x[torch.arange(200), taken]], 1)
+
+    def loss(values, record):
+        chosen = values.gather(1, record[:, :1].long())
+        return nn.functional.smooth_l1_loss(chosen, record[:, 1])
+
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    found = cure(model, (x, record), loss, optimizer=optimizer, steps=20, budget="4s", seeds=2)
+    assert "broadcast_loss" in found.diagnosis.labels

@@ -17,7 +17,15 @@ from torch import nn
 from tikhon import plotting
 from tikhon.budget import seconds_of
 from tikhon.cures.treatments import NOTHING, Treatment, popular
-from tikhon.cures.trials import TreatmentResult, Trials, judged_on, judging, shell, train
+from tikhon.cures.trials import (
+    TreatmentResult,
+    Trials,
+    judged_on,
+    judging,
+    own_faults,
+    shell,
+    train,
+)
 from tikhon.cures.yardstick import Yardstick
 from tikhon.data.rows import Batch, LossFunction
 from tikhon.diagnosis.diagnose import Diagnosis, diagnose, draw, rebuilder
@@ -236,7 +244,6 @@ def cure(
         source = samples(data)
         loss = in_a_loop(loss, source.probe[1])
         judge = samples(valid, rows=512, name="valid").probe if valid is not None else None
-    judged_by = judging(loss, diagnosis)
     source, judge = judged_on(source, judge, diagnosis)
     trials = Trials(
         model=model,
@@ -250,9 +257,10 @@ def cure(
         seeds=[seed + i for i in range(seeds)],
         codes=diagnosis.labels,
         limit=limit,
-        judged_by=judged_by,
+        by_class="class_imbalance" in own_faults(diagnosis),
         on_progress=told,
     )
+    trials.judged_by = judged_by = judging(loss, diagnosis, trials.works)
     treatments, chosen = trials.search(steps)
     treatment = chosen or NOTHING
     return Cure(

@@ -229,9 +229,10 @@ def decay(strength: float) -> Treatment:
     return Treatment(name, 3, "decay", setup=code, recipe={"decay": strength})
 
 
-def _another_loss(value: str) -> str:
+def _another_loss(value: str, *before: str) -> str:
     """Code that puts a loss of (output, y) in the place of the user's, now `plain_loss`."""
-    return f"plain_loss = loss\n\n\ndef loss(output, y):\n    return {value}"
+    body = "\n".join(f"    {line}" for line in (*before, f"return {value}"))
+    return f"plain_loss = loss\n\n\ndef loss(output, y):\n{body}"
 
 
 def _edit(name: str, size: int, edit: Callable[..., Any], **options: Any) -> Treatment:
@@ -299,6 +300,15 @@ LOG = Treatment(
     1,
     "logarithm",
     setup=_another_loss("plain_loss(output.clamp_min(1e-8).log(), y)"),
+)
+BY_CLASS = Treatment(
+    "every class counts alike",
+    1,
+    "classes",
+    setup=_another_loss(
+        "sum(plain_loss(output[rows], y[rows]) for rows in kinds) / len(kinds)",
+        "kinds = [(y == kind).reshape(len(y), -1).all(1) for kind in y.unique()]",
+    ),
 )
 SIGMOIDS = Treatment(
     "a sigmoid for each class", 1, "sigmoids", setup="loss = nn.BCEWithLogitsLoss()"
@@ -430,6 +440,7 @@ FOR: dict[str, tuple[Treatment, ...]] = {
     "loss_is_a_sum": (MEAN,),
     "missing_log": (LOG, LOG_SOFTMAX),
     "multilabel_softmax": (SIGMOIDS,),
+    "class_imbalance": (BY_CLASS,),
     "target_out_of_range": (TO_ONE,),
     "unregistered_parameters": (REGISTER,),
     "dropout_at_end": (UNDROP,),

@@ -15,6 +15,7 @@ from torch import nn
 from tikhon.cures.patch import execute
 from tikhon.cures.treatments import (
     ADAMS,
+    BY_CLASS,
     LOG,
     LOG_SOFTMAX,
     NOTHING,
@@ -34,6 +35,7 @@ from tikhon.diagnosis.dry_run import DryRun, advance, score
 from tikhon.diagnosis.record import Point
 from tikhon.diagnosis.replica import Replica, isolated, replicate
 from tikhon.diagnosis.samples import Samples
+from tikhon.errors import InputError
 from tikhon.wrappers import unwrap
 
 RUNGS = (20, 75, 300)
@@ -65,11 +67,17 @@ class TreatmentResult:
         return pstdev(self.effects)
 
 
-def judging(loss: LossFunction, diagnosis: Diagnosis) -> LossFunction:
-    """What treatments are judged by: the user's loss, or what it means where it is the fault."""
+def judging(
+    loss: LossFunction, diagnosis: Diagnosis, works: Callable[[LossFunction], bool]
+) -> LossFunction:
+    """What treatments are judged by: the user's loss, or what it means where it is the fault.
+
+    Only what `works` with this program: a loss may broadcast inside of itself.
+    """
     static = diagnosis.record.static
-    faults = {f.code for f in diagnosis.findings if not f.cause}  # not what follows from them
+    faults = own_faults(diagnosis)
     fitting = {
+        "class_imbalance": BY_CLASS,
         "broadcast_loss": RESHAPE,
         "missing_log": LOG if static.get("probabilities") else LOG_SOFTMAX,
         "multilabel_softmax": SIGMOIDS,
@@ -78,8 +86,14 @@ def judging(loss: LossFunction, diagnosis: Diagnosis) -> LossFunction:
         fitting["loss_upside_down"] = TURN
     meant = next((t for code, t in fitting.items() if code in faults), None)
     if meant is not None:
-        return execute(meant.setup, loss=loss)["loss"]
+        other = execute(meant.setup, loss=loss)["loss"]
+        return other if works(other) else loss
     return loss
+
+
+def own_faults(diagnosis: Diagnosis) -> set[str]:
+    """Codes of the warnings that follow from no other."""
+    return {f.code for f in diagnosis.findings if not f.cause and f.severity != "info"}
 
 
 def judged_on(
@@ -120,6 +134,7 @@ class Trials:
     scores: dict[tuple[str, int, int], tuple[float, float | None]] = field(default_factory=dict)
     judged_by: LossFunction | None = None  # scores are its losses, where the user's is the fault
     on_progress: Callable[[str], None] = lambda text: None
+    by_class: bool = False  # accuracy says nothing where one class has most of the rows
     pace: float = 0.0  # seconds per step of the slowest treatment seen
     _yardstick: Yardstick | None = None
 
@@ -135,6 +150,15 @@ class Trials:
             if treatment is not NOTHING:
                 self._treat(treatment, replica)
         return replica.attach()
+
+    def works(self, loss: LossFunction) -> bool:
+        """Whether another loss gives a number for the untreated program on the probe batch."""
+        with isolated(shell(self.model), self.seeds[0]), torch.no_grad():
+            try:
+                own = Replica(self.build(NOTHING, self.seeds[0]).model, loss)
+                return bool(torch.isfinite(own.value(self.source.probe)))
+            except InputError:
+                return False
 
     def _treat(self, treatment: Treatment, replica: Replica) -> None:
         """Apply it; the user's own program under another name is not a treatment."""
@@ -293,9 +317,8 @@ class Trials:
             with isolated(shell(self.model), self.seeds[0]):
                 own = self.build(NOTHING, self.seeds[0])
                 plain = Replica(own.model, self.judged_by or self.loss)
-                self._yardstick = yardstick(
-                    plain, self.source.probe, self.judge, held_out=self._memorises
-                )
+                found = yardstick(plain, self.source.probe, self.judge, held_out=self._memorises)
+                self._yardstick = Yardstick(found.loss) if self.by_class else found
         return self._yardstick
 
     def _mean(self, treatment: Treatment, rung: int, seeds: list[int]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean
 
 import torch
@@ -50,7 +51,16 @@ def yardstick(replica: Replica, probe: Batch, judge: Batch | None, *, held_out: 
             output, _ = replica.outcome(batch)
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return Yardstick()
-        losses.append(constant_loss(output, batch[1], replica.loss))
+        # a constant of probabilities adds up to 1: free numbers get below what any answer can
+        tail = partial(torch.softmax, dim=1) if _shares(output) else None
+        losses.append(constant_loss(output, batch[1], replica.loss, tail))
     skill = shallow_skill(judge if judge is not None else probe)
     constant, reference = skill.get("constant", math.nan), skill.get("shallow", math.nan)
     return Yardstick(mean(losses), constant, reference)
+
+
+def _shares(output: Tensor) -> bool:
+    """Whether answers are probabilities of classes."""
+    if output.ndim < 2 or bool((output < 0).any()):
+        return False
+    return bool((output.sum(1) - 1).abs().max() < 1e-4)
