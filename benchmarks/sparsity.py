@@ -10,7 +10,8 @@ rows are read once for each cell, at its end.
     python benchmarks/sparsity.py --folder cells --data-dir DIR     # resumes: one JSON a cell
     python benchmarks/sparsity.py --folder cells --table            # what is there
 
-Without --data-dir (MNIST's IDX files, satimage.npz) the digits and the GPT run alone.
+Without --data-dir (MNIST's IDX files, satimage.npz) the digits and the GPT run alone; without
+torchao or torch-pruning (pip) their ways are left out.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "DepGraph": [*RATES, RESTART],
     "SET": [{"lr": lr, "every": every} for lr in (3e-3, 1e-2) for every in (20, 60)],
 }
+NEEDS = {"PAT": "torchao", "DepGraph": "torch_pruning"}  # left out where they are not installed
 WAYS = {
     "weights": ("one shot", "gradual", "torch prune", "RigL", "SET", "PAT", "sparsify"),
     "channels": ("filter norm", "DepGraph", "slimming", "small from scratch", "sparsify"),
@@ -402,7 +405,8 @@ def main() -> None:
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
     seeds = SEEDS[:1] if options.quick else SEEDS
-    ways = tuple(options.ways.split(",")) if options.ways else tuple(PRUNERS)
+    there = [w for w in PRUNERS if options.table or w not in NEEDS or find_spec(NEEDS[w])]
+    ways = tuple(options.ways.split(",")) if options.ways else tuple(there)
     bench = Bench(chosen, options.folder, options.table, ways)
     if not options.table:
         for seed in seeds:  # a whole table of one seed first
