@@ -66,6 +66,7 @@ class Option:
 
 
 def option(
+    default: object,
     help: str,
     kind: object = str,
     panel: str | None = None,
@@ -75,9 +76,10 @@ def option(
     shown: str | None = None,
     search: bool | str = "",
     names: tuple[str, ...] = (),
-) -> dict[str, Option]:
-    """The metadata of a field that is an option; the arguments are those of `Option`."""
-    return {"option": Option(help, kind, panel, flags, metavar, shown, search, names)}
+) -> Any:
+    """A field of a dataclass that is an option; the other arguments are those of `Option`."""
+    told = Option(help, kind, panel, flags, metavar, shown, search, names)
+    return field(default=default, metadata={"option": told})
 
 
 def options_of(kind: type) -> dict[str, tuple[Option, Any]]:
@@ -139,113 +141,89 @@ _ALONE = "search once for each value"
 _OWN = "give it to tune, as its own argument"
 
 
-def _off(help: str, metavar: str = "X", search: bool | str = _ALONE) -> dict[str, Option]:
-    return option(help, float, REGULARIZATION, metavar=metavar, shown="off", search=search)
+def _off(default: object, help: str, metavar: str = "X", search: bool | str = _ALONE) -> Any:
+    return option(
+        default, help, float, REGULARIZATION, metavar=metavar, shown="off", search=search
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class RecipeOptions:
     """The fields of a `Recipe`. In the shell all may be left out: a recipe file may say them."""
 
-    penalties: Any = field(
-        default=(),
-        metadata=option(
-            "Any penalty, on the weights that match PATTERN; may be repeated.",
-            list[str],
-            REGULARIZATION,
-            flags=("--penalty",),
-            metavar="[PATTERN=]NAME:S[,KEY=VALUE]",
-            names=PENALTIES,
-            search="name a penalty, such as l1, with the range of its strength",
-        ),
+    penalties: Any = option(
+        (),
+        "Any penalty, on the weights that match PATTERN; may be repeated.",
+        list[str],
+        REGULARIZATION,
+        flags=("--penalty",),
+        metavar="[PATTERN=]NAME:S[,KEY=VALUE]",
+        names=PENALTIES,
+        search="name a penalty, such as l1, with the range of its strength",
     )
-    dropout: float | Mapping[str, float] | None = field(
-        default=None, metadata=_off("Dropout rate of the hidden units.", "RATE", search=True)
+    dropout: float | Mapping[str, float] | None = _off(
+        None, "Dropout rate of the hidden units.", "RATE", search=True
     )
-    label_smoothing: float = field(
-        default=0.0, metadata=_off("Share of each label spread over all classes.", search=True)
+    label_smoothing: float = _off(0.0, "Share of each label spread over all classes.", search=True)
+    confidence_penalty: float = _off(0.0, "Weight of the negative entropy of the predictions.")
+    r_drop: float = _off(0.0, "Weight of the distance between two passes with dropout.")
+    mixup: float = _off(
+        0.0, "Mix pairs of rows; ALPHA of the Beta distribution.", "ALPHA", search=True
     )
-    confidence_penalty: float = field(
-        default=0.0, metadata=_off("Weight of the negative entropy of the predictions.")
+    cutmix: float = _off(
+        0.0, "Paste patches between images; ALPHA of the Beta distribution.", "ALPHA"
     )
-    r_drop: float = field(
-        default=0.0, metadata=_off("Weight of the distance between two passes with dropout.")
+    input_noise: float = _off(0.0, "Standard deviation of noise on the inputs.")
+    learning_rates: Any = option(
+        None,
+        "Learning rates of parts of the model, in place of lr.",
+        str,
+        REGULARIZATION,
+        metavar="PATTERN=LR,...",
+        shown="lr",
+        search="give lr a dictionary from patterns to ranges",
     )
-    mixup: float = field(
-        default=0.0,
-        metadata=_off("Mix pairs of rows; ALPHA of the Beta distribution.", "ALPHA", search=True),
+    clip_norm: float | None = _off(None, "Clip the norm of the gradient at X.", search=False)
+    clip_value: float | None = _off(None, "Clip each entry of the gradient at X.")
+    clip_adaptive: float | None = _off(
+        None, "Clip each unit's gradient norm at X times its weight norm."
     )
-    cutmix: float = field(
-        default=0.0,
-        metadata=_off("Paste patches between images; ALPHA of the Beta distribution.", "ALPHA"),
+    sparsify: Any = option(
+        None,
+        "Share to make exactly zero, such as 90% (of the weights) or 50%,of=channels.",
+        str,
+        REGULARIZATION,
+        metavar="SHARE[,KEY=VALUE]",
+        shown="off",
+        search=_ALONE,
     )
-    input_noise: float = field(
-        default=0.0, metadata=_off("Standard deviation of noise on the inputs.")
+    averaging: str | None = option(
+        None,
+        "Average of the weights over the steps: ema or swa.",
+        str,
+        REGULARIZATION,
+        metavar="NAME",
+        names=("ema", "swa"),
+        shown="off",
+        search=_ALONE,
     )
-    learning_rates: Any = field(
-        default=None,
-        metadata=option(
-            "Learning rates of parts of the model, in place of lr.",
-            str,
-            REGULARIZATION,
-            metavar="PATTERN=LR,...",
-            shown="lr",
-            search="give lr a dictionary from patterns to ranges",
-        ),
+    ema_decay: float = option(
+        0.99,
+        "Share of the average that ema keeps at each step.",
+        float,
+        REGULARIZATION,
+        metavar="X",
+        shown="0.99",
+        search=_ALONE,
     )
-    clip_norm: float | None = field(
-        default=None, metadata=_off("Clip the norm of the gradient at X.", search=False)
-    )
-    clip_value: float | None = field(
-        default=None, metadata=_off("Clip each entry of the gradient at X.")
-    )
-    clip_adaptive: float | None = field(
-        default=None, metadata=_off("Clip each unit's gradient norm at X times its weight norm.")
-    )
-    sparsify: Any = field(
-        default=None,
-        metadata=option(
-            "Share to make exactly zero, such as 90% (of the weights) or 50%,of=channels.",
-            str,
-            REGULARIZATION,
-            metavar="SHARE[,KEY=VALUE]",
-            shown="off",
-            search=_ALONE,
-        ),
-    )
-    averaging: str | None = field(
-        default=None,
-        metadata=option(
-            "Average of the weights over the steps: ema or swa.",
-            str,
-            REGULARIZATION,
-            metavar="NAME",
-            names=("ema", "swa"),
-            shown="off",
-            search=_ALONE,
-        ),
-    )
-    ema_decay: float = field(
-        default=0.99,
-        metadata=option(
-            "Share of the average that ema keeps at each step.",
-            float,
-            REGULARIZATION,
-            metavar="X",
-            shown="0.99",
-            search=_ALONE,
-        ),
-    )
-    early_stopping: int | None = field(
-        default=None,
-        metadata=option(
-            "Stop after so many epochs without improvement and keep the best state.",
-            int,
-            REGULARIZATION,
-            metavar="EPOCHS",
-            shown="off with --epochs, else by rows",
-            search="a search ends poor trials by itself",
-        ),
+    early_stopping: int | None = option(
+        None,
+        "Stop after so many epochs without improvement and keep the best state.",
+        int,
+        REGULARIZATION,
+        metavar="EPOCHS",
+        shown="off with --epochs, else by rows",
+        search="a search ends poor trials by itself",
     )
 
 
@@ -253,75 +231,57 @@ class RecipeOptions:
 class TrainingOptions:
     """The fields of `Settings`: how a model is trained, apart from what regularizes it."""
 
-    loss: str | Callable[..., Any] = field(
-        default="auto",
-        metadata=option(
-            "cross_entropy, bce, mse, half_mse, mae, ... or auto (by the target).",
-            panel=TRAINING,
-            metavar="NAME",
-            search=_OWN,
-            names=("auto", *LOSSES),
-        ),
+    loss: str | Callable[..., Any] = option(
+        "auto",
+        "cross_entropy, bce, mse, half_mse, mae, ... or auto (by the target).",
+        panel=TRAINING,
+        metavar="NAME",
+        search=_OWN,
+        names=("auto", *LOSSES),
     )
-    optimizer: str | Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] = field(
-        default="adam",
-        metadata=option(
-            "sgd, adam, adamw, nadam, radam, rmsprop or adagrad.",
-            panel=TRAINING,
-            metavar="NAME",
-            search=_OWN,
-            names=OPTIMIZERS,
-        ),
+    optimizer: str | Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] = option(
+        "adam",
+        "sgd, adam, adamw, nadam, radam, rmsprop or adagrad.",
+        panel=TRAINING,
+        metavar="NAME",
+        search=_OWN,
+        names=OPTIMIZERS,
     )
-    lr: float = field(
-        default=1e-3, metadata=option("Learning rate.", float, TRAINING, search=False)
+    lr: float = option(1e-3, "Learning rate.", float, TRAINING, search=False)
+    momentum: float = option(0.0, "Momentum of sgd and rmsprop.", float, TRAINING, search=_ALONE)
+    schedule: str = option(
+        "constant",
+        "Of the learning rate: constant, cosine, linear or warmup_cosine.",
+        panel=TRAINING,
+        metavar="NAME",
+        names=SCHEDULES,
+        search="every trial has the cosine schedule",
     )
-    momentum: float = field(
-        default=0.0,
-        metadata=option("Momentum of sgd and rmsprop.", float, TRAINING, search=_ALONE),
+    batch_size: int = option(64, "Rows per step.", int, TRAINING, search=_OWN)
+    epochs: int = option(
+        20,
+        "Passes over the training rows.",
+        int,
+        TRAINING,
+        metavar="N",
+        shown="until the validation loss stops improving, at most 60 s",
+        search=_OWN,
     )
-    schedule: str = field(
-        default="constant",
-        metadata=option(
-            "Of the learning rate: constant, cosine, linear or warmup_cosine.",
-            panel=TRAINING,
-            metavar="NAME",
-            names=SCHEDULES,
-            search="every trial has the cosine schedule",
-        ),
+    seed: int = option(0, "Seed of all random numbers.", int, TRAINING, search=False)
+    device: str = option(
+        "auto",
+        "auto, cpu, cuda or mps.",
+        panel=TRAINING,
+        metavar="NAME",
+        search=_OWN,
+        names=DEVICES,
     )
-    batch_size: int = field(
-        default=64, metadata=option("Rows per step.", int, TRAINING, search=_OWN)
-    )
-    epochs: int = field(
-        default=20,
-        metadata=option(
-            "Passes over the training rows.",
-            int,
-            TRAINING,
-            metavar="N",
-            shown="until the validation loss stops improving, at most 60 s",
-            search=_OWN,
-        ),
-    )
-    seed: int = field(
-        default=0, metadata=option("Seed of all random numbers.", int, TRAINING, search=False)
-    )
-    device: str = field(
-        default="auto",
-        metadata=option(
-            "auto, cpu, cuda or mps.",
-            panel=TRAINING,
-            metavar="NAME",
-            search=_OWN,
-            names=DEVICES,
-        ),
-    )
-    budget: float | None = field(
-        default=None,
-        metadata=option(
-            "Wall time in all, such as 60s, 5m or 1h.", panel=TRAINING, metavar="TIME", search=_OWN
-        ),
+    budget: float | None = option(
+        None,
+        "Wall time in all, such as 60s, 5m or 1h.",
+        panel=TRAINING,
+        metavar="TIME",
+        search=_OWN,
     )
 
 

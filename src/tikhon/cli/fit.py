@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -35,14 +35,9 @@ from tikhon.options import (
 class Shares:
     """How the rows are divided."""
 
-    valid: float = field(
-        default=0.2, metadata=option("Share of the rows for validation.", float, DATA)
-    )
-    test: float = field(
-        default=0.2,
-        metadata=option(
-            "Share for testing; not used where the data bring their own.", float, DATA
-        ),
+    valid: float = option(0.2, "Share of the rows for validation.", float, DATA)
+    test: float = option(
+        0.2, "Share for testing; not used where the data bring their own.", float, DATA
     )
 
 
@@ -50,37 +45,23 @@ class Shares:
 class ModelOptions:
     """What is trained, and what is made of it."""
 
-    model: str = field(
-        default="mlp",
-        metadata=option(
-            "linear, mlp, mlp:300,100, mlp-784-128-10, spline:mlp, lenet5, convnet.",
-            str,
-            MODEL,
-            metavar="MODEL",
-            names=MODELS,
-        ),
+    model: str = option(
+        "mlp",
+        "linear, mlp, mlp:300,100, mlp-784-128-10, spline:mlp, lenet5, convnet.",
+        str,
+        MODEL,
+        metavar="MODEL",
+        names=MODELS,
     )
-    compact: bool = field(
-        default=False,
-        metadata=option(
-            "Cut exact zeros out: a smaller model with equal outputs.",
-            bool,
-            MODEL,
-        ),
+    compact: bool = option(
+        False, "Cut exact zeros out: a smaller model with equal outputs.", bool, MODEL
     )
-    export: str | None = field(
-        default=None,
-        metadata=option(
-            "Also write the model as: onnx.", str, MODEL, metavar="FORMAT", names=("onnx",)
-        ),
+    export: str | None = option(
+        None, "Also write the model as: onnx.", str, MODEL, metavar="FORMAT", names=("onnx",)
     )
-    linear: bool = field(
-        default=True,
-        metadata=option("Also train a linear model, as a baseline.", bool, MODEL),
-    )
-    importances: bool = field(
-        default=True,
-        metadata=option("Measure which columns of a table the model relies on.", bool, MODEL),
+    linear: bool = option(True, "Also train a linear model, as a baseline.", bool, MODEL)
+    importances: bool = option(
+        True, "Measure which columns of a table the model relies on.", bool, MODEL
     )
 
 

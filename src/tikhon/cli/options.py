@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,43 +52,27 @@ BatchSize = Annotated[int, _training["batch_size"]]
 class RunOptions:
     """Where a run is kept, and what is said of it."""
 
-    output: Path | None = field(
-        default=None,
-        metadata=option(
-            "Folder of the run.",
-            Path,
-            OUTPUT,
-            flags=("--output", "-o"),
-            metavar="RUN",
-            shown="runs/DATA-N",
-        ),
+    output: Path | None = option(
+        None,
+        "Folder of the run.",
+        Path,
+        OUTPUT,
+        flags=("--output", "-o"),
+        metavar="RUN",
+        shown="runs/DATA-N",
     )
-    resume: bool = field(
-        default=False,
-        metadata=option("Continue the run in --output.", bool, OUTPUT),
+    resume: bool = option(False, "Continue the run in --output.", bool, OUTPUT)
+    overwrite: bool = option(False, "Replace the run in --output.", bool, OUTPUT)
+    json: bool = option(False, "Print the result as one JSON document.", bool, OUTPUT)
+    quiet: bool = option(False, "No progress on stderr.", bool, OUTPUT, flags=("--quiet", "-q"))
+    verbose: bool = option(
+        False,
+        "A line per epoch, with penalties and norms.",
+        bool,
+        OUTPUT,
+        flags=("--verbose", "-v"),
     )
-    overwrite: bool = field(
-        default=False,
-        metadata=option("Replace the run in --output.", bool, OUTPUT),
-    )
-    json: bool = field(
-        default=False,
-        metadata=option("Print the result as one JSON document.", bool, OUTPUT),
-    )
-    quiet: bool = field(
-        default=False,
-        metadata=option("No progress on stderr.", bool, OUTPUT, flags=("--quiet", "-q")),
-    )
-    verbose: bool = field(
-        default=False,
-        metadata=option(
-            "A line per epoch, with penalties and norms.", bool, OUTPUT, flags=("--verbose", "-v")
-        ),
-    )
-    debug: bool = field(
-        default=False,
-        metadata=option("Show the traceback of an error.", bool, OUTPUT),
-    )
+    debug: bool = option(False, "Show the traceback of an error.", bool, OUTPUT)
 
     def terminal(self) -> Terminal:
         """The terminal that shows what was asked for."""
@@ -101,16 +85,14 @@ class RunOptions:
 class _Asked(RunOptions):
     """A run that is kept only in a folder that was named."""
 
-    output: Path | None = field(
-        default=None,
-        metadata=option(
-            "Folder to keep the result and its page in.",
-            Path,
-            OUTPUT,
-            flags=("--output", "-o"),
-            metavar="RUN",
-            shown="not kept",
-        ),
+    output: Path | None = option(
+        None,
+        "Folder to keep the result and its page in.",
+        Path,
+        OUTPUT,
+        flags=("--output", "-o"),
+        metavar="RUN",
+        shown="not kept",
     )
 
 

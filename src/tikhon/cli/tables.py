@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tikhon.cli.groups import values_of
 from tikhon.numbers import duration
-from tikhon.options import DATA, Option, option
+from tikhon.options import DATA, option
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
@@ -20,86 +20,66 @@ if TYPE_CHECKING:
 
 
 def _column(
+    default: object,
     help: str,
     kind: object = str,
     *flags: str,
     metavar: str | None = None,
     names: tuple[str, ...] = (),
-) -> dict[str, Option]:
-    return option(help, kind, DATA, flags=flags, metavar=metavar, names=names)
+) -> Any:
+    return option(default, help, kind, DATA, flags=flags, metavar=metavar, names=names)
 
 
 @dataclass(frozen=True)
 class TableArguments:
     """How a table is read, and which of its columns are what."""
 
-    target: str | None = field(
-        default=None, metadata=_column("Column to predict.", metavar="COLUMN")
+    target: str | None = _column(None, "Column to predict.", metavar="COLUMN")
+    task: str | None = _column(
+        None,
+        "classification or regression; inferred if left out.",
+        metavar="TASK",
+        names=("classification", "regression"),
     )
-    task: str | None = field(
-        default=None,
-        metadata=_column(
-            "classification or regression; inferred if left out.",
-            metavar="TASK",
-            names=("classification", "regression"),
-        ),
+    time: str | None = _column(None, "Hold out the latest rows by this column.", metavar="COLUMN")
+    group: str | None = _column(
+        None, "Keep rows with the same value in one part.", metavar="COLUMN"
     )
-    time: str | None = field(
-        default=None,
-        metadata=_column("Hold out the latest rows by this column.", metavar="COLUMN"),
+    drop: list[str] | None = _column(
+        None, "Column to leave out; may be repeated.", list[str], metavar="COLUMN"
     )
-    group: str | None = field(
-        default=None,
-        metadata=_column("Keep rows with the same value in one part.", metavar="COLUMN"),
+    categorical: list[str] | None = _column(
+        None, "Column to read as text; may be repeated.", list[str], metavar="COLUMN"
     )
-    drop: list[str] | None = field(
-        default=None,
-        metadata=_column("Column to leave out; may be repeated.", list[str], metavar="COLUMN"),
+    separator: str | None = _column(
+        None, "Field separator; detected if left out.", str, "--sep", metavar="CHAR"
     )
-    categorical: list[str] | None = field(
-        default=None,
-        metadata=_column("Column to read as text; may be repeated.", list[str], metavar="COLUMN"),
+    decimal: str | None = _column(
+        None, "Decimal mark, '.' or ','; detected if left out.", metavar="CHAR", names=(".", ",")
     )
-    separator: str | None = field(
-        default=None,
-        metadata=_column("Field separator; detected if left out.", str, "--sep", metavar="CHAR"),
+    dates: str | None = _column(
+        None,
+        "dmy, mdy, ymd or a format such as %d/%m/%Y; detected if left out.",
+        metavar="ORDER",
+        names=("dmy", "mdy", "ymd"),
     )
-    decimal: str | None = field(
-        default=None,
-        metadata=_column(
-            "Decimal mark, '.' or ','; detected if left out.", metavar="CHAR", names=(".", ",")
-        ),
+    encoding: str = option(
+        "utf-8", "Text encoding: utf-8, cp1252, gb18030, ...", panel=DATA, metavar="NAME"
     )
-    dates: str | None = field(
-        default=None,
-        metadata=_column(
-            "dmy, mdy, ymd or a format such as %d/%m/%Y; detected if left out.",
-            metavar="ORDER",
-            names=("dmy", "mdy", "ymd"),
-        ),
+    missing: list[str] | None = _column(
+        None,
+        "Cell text that means a missing value; may be repeated.",
+        list[str],
+        "--na-values",
+        metavar="TEXT",
     )
-    encoding: str = field(
-        default="utf-8",
-        metadata=option("Text encoding: utf-8, cp1252, gb18030, ...", panel=DATA, metavar="NAME"),
-    )
-    missing: list[str] | None = field(
-        default=None,
-        metadata=_column(
-            "Cell text that means a missing value; may be repeated.",
-            list[str],
-            "--na-values",
-            metavar="TEXT",
-        ),
-    )
-    bad_rows: str = field(
-        default="error",
-        metadata=option(
-            "What to do with a row of the wrong length: error or skip.",
-            panel=DATA,
-            flags=("--on-bad-row",),
-            metavar="ACTION",
-            names=("error", "skip"),
-        ),
+    bad_rows: str = option(
+        "error",
+        "What to do with a row of the wrong length: error or skip.",
+        panel=DATA,
+        flags=("--on-bad-row",),
+        metavar="ACTION",
+        names=("error", "skip"),
     )
 
     def read(self) -> TableOptions | None:
