@@ -196,8 +196,8 @@ def test_the_page_of_the_command_line_has_the_tables():
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    width: int = dataclasses.field(default=3, metadata=option("Width.", int))
-    tall: bool = dataclasses.field(default=False, metadata=option("Tall.", bool))
+    width: int = option(3, "Width.", int)
+    tall: bool = option(False, "Tall.", bool)
 
 
 def test_a_group_becomes_options_and_comes_back_as_one_value():
