@@ -108,10 +108,14 @@ def tuned(label: str, x: Any, y: Any, xt: Any, seed: int, seconds: float) -> np.
         start, found, scores = time.process_time(), [], []
         for train, test in cuts:
             held = x[test], y[test]
-            found.append(boost(config, (x[train], y[train]), held, ROUNDS, late, seed))
+            boosted = boost(config, (x[train], y[train]), held, ROUNDS, late, seed)
+            if late() and found:
+                break  # a fold that was cut short
+            found.append(boosted)
             scores.append(_loss(held[1], predict(found[-1][0], x[test])))
         score, cost = float(np.mean(scores)), time.process_time() - start
-        if score < best["score"]:
+        whole = len(found) == len(cuts)
+        if score < best["score"] and (whole or trial.number == 0):
             best.update(score=score, config=config, found=found, cost=cost)
         return score
 
