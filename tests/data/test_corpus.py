@@ -108,3 +108,39 @@ def test_the_larger_tables_are_learnt_from_whole(name: str, tmp_path: Path):
     assert data.classes == (("no", "YES") if name[0] == "c" else ())
     parts = split(data)
     assert all(np.isfinite(p.x.numpy()).all() for p in (parts.train, parts.valid, parts.test))
+
+
+MARKS = [
+    ("1.336 | 2.5 | 7.25", "1,336 | 2,5 | 7,25", [1.336, 2.5, 7.25]),
+    ("1.336 | 2.5 | 7.25", "1,336 | 2,125 | 0,250", [1.336, 2.125, 0.25]),
+    ("1,336 | 2,5 | 7,25", "1.336 | 2.5 | 7.25", [1.336, 2.5, 7.25]),
+    ("1.336 | 2.5 | 7.25", "1.336 | 2.125 | 3.250", [1.336, 2.125, 3.25]),
+    ("1,336 | 2,5 | 7,25", "1,336 | 2,125 | 3,250", [1.336, 2.125, 3.25]),
+]
+
+
+@pytest.mark.parametrize(("learnt", "new", "right"), MARKS)
+def test_new_rows_prove_their_own_decimal_mark(
+    learnt: str, new: str, right: list[float], tmp_path
+):
+    found = []
+    for name, cells in (("learnt", learnt), ("new", new)):
+        path = tmp_path / f"{name}.csv"
+        path.write_bytes(corpus.column(name, cells).content)
+        found.append(path)
+    data = load_table(found[0], TableOptions("y"))
+    assert data.table is not None
+    assert encode(read(found[1]), data.table.columns)[:, 0].tolist() == right
+
+
+@pytest.mark.parametrize(
+    ("sure", "right"), [("0,5 | 1,25 | 2,75", 1.336), ("0.5 | 1.25 | 2.75", 1336)]
+)
+def test_another_column_of_the_new_file_decides_for_one_in_doubt(sure, right, tmp_path):
+    numbers = ("1.5 | 2.5 | 7.25",) * 2
+    (tmp_path / "learnt.csv").write_bytes(corpus.pair("learnt", *numbers, ([], [])).content)
+    new = corpus.pair("new", "1,336 | 2,125 | 3,250", sure, ([], []), separator=";")
+    (tmp_path / "new.csv").write_bytes(new.content)
+    data = load_table(tmp_path / "learnt.csv", TableOptions("y"))
+    assert data.table is not None
+    assert encode(read(tmp_path / "new.csv"), data.table.columns)[0, 0] == right

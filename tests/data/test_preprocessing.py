@@ -255,6 +255,8 @@ def test_new_rows_of_other_notation_are_refused_or_read(tmp_path: Path):
     (tmp_path / "same.csv").write_text('a\n"1,250.50"\n$2\n<3\nNA\n1.036\n')
     values = encode(read(tmp_path / "same.csv"), fitted.columns)
     np.testing.assert_array_equal(values[:, 0], [1250.5, 2, 3, np.nan, 1.036])
-    (tmp_path / "other.csv").write_text('a\n"1,5"\n')
-    with pytest.raises(DataError, match=r"'1,5' in line 2"):
+    (tmp_path / "comma.csv").write_text('a\n"1,5"\n')
+    assert encode(read(tmp_path / "comma.csv"), fitted.columns)[0, 0] == 1.5
+    (tmp_path / "other.csv").write_text("a\n1;5\n")
+    with pytest.raises(DataError, match=r"'1;5' in line 2"):
         encode(read(tmp_path / "other.csv"), fitted.columns)

@@ -92,15 +92,25 @@ def _numbers(raw: RawColumn, column: Column) -> np.ndarray:
         values = series.to_numpy(float, na_value=np.nan)
         finite(source, column.name, values)
         return _beside(column, values)
-    plain = raw.plain_numbers(".") if column.decimal == "." else None
+    plain = raw.plain_numbers("") if column.decimal == "." else None
+    mark = column.decimal if plain is not None else _mark(raw, column.decimal)
+    if plain is None and mark == ".":
+        plain = raw.plain_numbers(mark)
     if plain is not None:
         finite(source, column.name, plain)
         return _beside(column, plain)
     cells = raw.cells
-    values, bounds = numerals.read(raw.numerals, column.decimal)
+    values, bounds = numerals.read(raw.numerals, mark)
     finite(source, column.name, cells.spread(values))
     words = [bound or text for bound, text in zip(bounds, cells.texts, strict=True)]
     return _with_words(source, column, cells, values, words, "numbers")
+
+
+def _mark(raw: RawColumn, known: str) -> str:
+    """The decimal mark of new rows: the other one where their cells, or their file, prove it."""
+    votes = numerals.votes(one for one in raw.numerals if one is not None)
+    proved = votes - {"?"} or ({raw.source.decimal} - {""} if votes else set[str]())
+    return next(iter(proved)) if known and len(proved) == 1 else known
 
 
 def _dates(raw: RawColumn, column: Column) -> np.ndarray:

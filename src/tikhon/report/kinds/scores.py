@@ -64,6 +64,18 @@ def recalls(run: SavedRun) -> PageTable | None:
     return PageTable(say("recall_caption"), head, rows)
 
 
+def learned_nothing(run: SavedRun) -> bool:
+    """Whether the test rows are answered no better than by one answer to all of them."""
+    metrics = run.result.get("metrics") or {}
+    constant = (run.result.get("yardsticks") or {}).get("constant") or {}
+    found = [
+        metrics[at] <= constant[at] if better > 0 else metrics[at] >= constant[at]
+        for at, better in (("test/accuracy", 1), ("test/rmse", -1), ("test/loss", -1))
+        if at in metrics and at in constant
+    ]
+    return bool(found) and all(found)
+
+
 def beside(run: SavedRun) -> Label | None:
     """The test score in a sentence, with what the yardsticks score on the same rows."""
     metrics, held = run.result.get("metrics") or {}, run.result.get("yardsticks") or {}
