@@ -225,7 +225,7 @@ def the_first_step_of_a_recurrent_layer(wrong: bool) -> Parts:
     return Parts(Told(0 if wrong else -1), (x, x[:, :, :1].sum(1)), nn.MSELoss(), steps=60)
 
 
-@pair("dying_relu")
+@pair("head_mismatch")
 def rectified_scores_of_classes(wrong: bool) -> Parts:
     y = torch.randint(10, (600,))
     x = torch.rand(10, 64)[y] + 0.3 * torch.rand(600, 64)

@@ -18,7 +18,7 @@ SOURCES = Path(tikhon.__file__).parent / "diagnosis"
 def reasons() -> list[str]:
     """What is assigned to `why` in the checks, with 7 in the place of every number and name."""
     found = []
-    for path in sorted(SOURCES.glob("*.py")):
+    for path in sorted(SOURCES.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Assign) and "why" in {ast.unparse(t) for t in node.targets}:
                 values = node.value.values if isinstance(node.value, ast.BoolOp) else [node.value]

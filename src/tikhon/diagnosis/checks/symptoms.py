@@ -483,7 +483,10 @@ def still_falling(ev: Evidence, found: set[str]) -> Finding | None:
         return None
     numbers = {"learned": max(ev.learned, 0.0), "update_ratio": ev.updates or 0.0}
     why = f"after {ev.record.steps} steps the loss still falls steadily"
-    return Finding("slow_convergence", "info", (), numbers, why, advice=NEXT)
+    behind = ev.learned <= 0 and (ev.updates or 0.0) < e.SMALL_UPDATE  # no better than a constant
+    return Finding(
+        "slow_convergence", "warning" if behind else "info", (), numbers, why, advice=NEXT
+    )
 
 
 def _with_cause(ev: Evidence, why: str) -> str:

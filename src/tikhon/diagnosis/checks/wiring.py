@@ -352,6 +352,8 @@ def _straight(ev: Evidence) -> Iterable[Finding]:
     harmed = ev.trained and ev.learned < e.LEARNED and not w.get("target_is_input")
     if (bends or len(layers) < 2) and not (harmed and gain > e.BENDS):
         return  # few rows may lie on one side of what bends; one layer is meant to be straight
+    if not bends and len(layers) < 2 and (straight or 0.0) > (bent or 0.0) / 2:
+        return  # yes and no bend at their edge alone, which a straight function finds
     numbers = {"bend": bend, "layers": float(len(layers))}
     names: tuple[str, ...] = tuple(ev.site(i).name for i in layers)
     why = f"{len(layers)} layers with weights act as one: there is no activation between them"
@@ -362,8 +364,10 @@ def _straight(ev: Evidence) -> Iterable[Finding]:
         why += "nothing (its result is not used, its slope is 1, or its inputs have one sign)"
         fix = "use what the activation returns, x = F.relu(x), and a slope below 1"
     elif len(layers) < 2:
-        why = f"{names[0]} alone is a straight function of its inputs"
-        fix = f"a hidden layer in front of {names[0]}: nn.Linear(..., 64), nn.ReLU()"
+        why = f"{called(names[0])} alone is a straight function of its inputs"
+        fix = (
+            f"a hidden layer in front of {names[0] or 'the model'}: nn.Linear(..., 64), nn.ReLU()"
+        )
     if gain > e.BENDS:
         numbers |= {"explained_bent": bent or 0.0, "explained_straight": straight or 0.0}
         why += (
@@ -371,8 +375,8 @@ def _straight(ev: Evidence) -> Iterable[Finding]:
             f"{max(straight or 0.0, 0.0):.0%} without"
         )
     severity = "warning" if harmed or gain > e.BENDS else "info"
-    if gain > e.BENDS and (harmed or not ev.trained):
-        severity = "critical"
+    if gain > e.BENDS and (harmed or not ev.trained) and len(layers) > 1:
+        severity = "critical"  # one layer may be meant to be straight
     yield Finding("no_nonlinearity", severity, names, numbers, why, fix=fix)
 
 
