@@ -246,6 +246,22 @@ def test_an_edit_that_does_not_fit_the_shapes_is_left_out():
     assert not any("BatchNorm" in treatment.name for treatment in found.treatments)
 
 
+def test_what_the_best_treatment_leaves_is_yours_to_change():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    engine = torch.optim.SGD(model.parameters(), lr=1e-4)
+    left = Finding("ignored_rows", "warning", advice=("drop the class",))
+    told = diagnose(model, classes(), CE, optimizer=engine, steps=20)
+    for findings, said in ((told.findings, False), ((*told.findings, left), True)):
+        found = cure(
+            model, classes(), CE, optimizer=engine, steps=60, seeds=2, budget="30s",
+            diagnosis=replace(told, findings=findings),
+        )  # fmt: skip
+        assert found.best is not None, str(found)
+        text = "ignored_rows stays and is yours to change: drop the class"
+        assert (text in str(found)) == said, str(found)
+
+
 def bare(**options):
     model = deep(1, nn.ReLU)
     return Trials(

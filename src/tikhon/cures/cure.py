@@ -16,7 +16,7 @@ from torch import nn
 
 from tikhon import plotting
 from tikhon.budget import seconds_of
-from tikhon.cures.treatments import NOTHING, Treatment, popular
+from tikhon.cures.treatments import FOR, NOTHING, Treatment, popular
 from tikhon.cures.trials import (
     TreatmentResult,
     Trials,
@@ -297,6 +297,7 @@ def _text(found: Cure) -> str:
             f" {chosen.name}: loss {mean(base.scores):.3g} -> {mean(chosen.scores):.3g} "
             f"({chosen.effect:.3g} ± {chosen.spread:.2g}), confirmed by {seeds} of {seeds} seeds"
         )
+        lines += _yours(found)
     lines += _compared(found)
     lines.append(f" {'treatment':44} {'loss':>9} {'effect':>9} {'±':>8}  verdict")
     finals = [a for a in found.treatments if a.steps == steps]
@@ -326,9 +327,16 @@ def _none(found: Cure) -> str:
 
 
 def _yours(found: Cure) -> list[str]:
-    """What no treatment can edit, as the line to change."""
-    urgent = [f for f in found.diagnosis.findings if f.severity != "info" and f.advice]
-    return [f" {f.code} is yours to change: {f.fix or f.advice[0]}" for f in urgent if not f.cause]
+    """What the treatment, or any, does not touch, as the line to change."""
+    used = set() if found.best is None else set(found.best.name.split(" + "))
+    left = [
+        f
+        for f in found.diagnosis.findings
+        if f.severity != "info" and f.advice and not f.cause
+        if not used & {treatment.name for treatment in FOR.get(f.code, ())}
+    ]
+    stays = "stays and is" if used else "is"
+    return [f" {f.code} {stays} yours to change: {f.fix or f.advice[0]}" for f in left]
 
 
 def _compared(found: Cure) -> list[str]:
