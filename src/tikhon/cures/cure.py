@@ -257,7 +257,7 @@ def cure(
         seeds=[seed + i for i in range(seeds)],
         codes=diagnosis.labels,
         limit=limit,
-        by_class="class_imbalance" in own_faults(diagnosis),
+        by_class=any(f.code == "class_imbalance" for f in own_faults(diagnosis)),
         on_progress=told,
     )
     trials.judged_by = judged_by = judging(loss, diagnosis, trials.works)
@@ -331,9 +331,8 @@ def _yours(found: Cure) -> list[str]:
     used = set() if found.best is None else set(found.best.name.split(" + "))
     left = [
         f
-        for f in found.diagnosis.findings
-        if f.severity != "info" and f.advice and not f.cause
-        if not used & {treatment.name for treatment in FOR.get(f.code, ())}
+        for f in own_faults(found.diagnosis)
+        if f.advice and not used & {treatment.name for treatment in FOR.get(f.code, ())}
     ]
     stays = "stays and is" if used else "is"
     return [f" {f.code} {stays} yours to change: {f.fix or f.advice[0]}" for f in left]

@@ -32,6 +32,7 @@ from tikhon.cures.yardstick import Yardstick, yardstick
 from tikhon.data.rows import Batch, LossFunction
 from tikhon.diagnosis.diagnose import Diagnosis, rebuilder
 from tikhon.diagnosis.dry_run import DryRun, advance, score
+from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.record import Point
 from tikhon.diagnosis.replica import Replica, isolated, replicate
 from tikhon.diagnosis.samples import Samples
@@ -75,7 +76,7 @@ def judging(
     Only what `works` with this program: a loss may broadcast inside of itself.
     """
     static = diagnosis.record.static
-    faults = own_faults(diagnosis)
+    faults = {f.code for f in own_faults(diagnosis)}
     fitting = {
         "class_imbalance": BY_CLASS,
         "broadcast_loss": RESHAPE,
@@ -91,9 +92,9 @@ def judging(
     return loss
 
 
-def own_faults(diagnosis: Diagnosis) -> set[str]:
-    """Codes of the warnings that follow from no other."""
-    return {f.code for f in diagnosis.findings if not f.cause and f.severity != "info"}
+def own_faults(diagnosis: Diagnosis) -> list[Finding]:
+    """The warnings that follow from no other."""
+    return [f for f in diagnosis.findings if not f.cause and f.severity != "info"]
 
 
 def judged_on(
