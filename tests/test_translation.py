@@ -21,7 +21,7 @@ TRANSLATED = [
 ]
 CHINESE_PAGES = [
     *(chinese for _, chinese in translation.pairs()),
-    ROOT / "src" / "tikhon" / "report" / "languages" / "zh.json",
+    ROOT / "src" / "tikhon" / "languages" / "zh.json",
 ]
 ENGLISH = "# a\n\ntop\n\n## One\n\n```sh\n## not a heading\n```\n\n## Two\n\ntext\n"
 CHINESE = "# 甲\n\n顶\n\n## 一\n\n```sh\n## not a heading\n```\n\n## 二\n\n文字\n"

@@ -41,7 +41,7 @@ def pages() -> Iterator[tuple[str, str]]:
         if path != WORDS and not path.name.endswith(".zh-CN.md") and path.stem != "changelog":
             yield path.name, code.sub("", path.read_text("utf-8"))
     source = ROOT / "src" / "tikhon"
-    texts = json.loads((source / "report" / "languages" / "en.json").read_text("utf-8"))
+    texts = json.loads((source / "languages" / "en.json").read_text("utf-8"))
     yield "en.json", re.sub(r"\{\w+\}", "", "\n".join(texts.values()))
     for path in (source / "options.py", *(source / "cli").glob("*.py")):
         nodes = ast.walk(ast.parse(path.read_text("utf-8")))

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import tikhon
+from tikhon.languages import strings
 from tikhon.report.kinds import diagnosis
 from tikhon.report.kinds.sentences import sentence
-from tikhon.report.page import Label, strings
+from tikhon.report.page import Label
 
 SOURCES = Path(tikhon.__file__).parent / "diagnosis"
 

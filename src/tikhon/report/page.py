@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 from typing import ClassVar, Literal
 
 from tikhon.errors import InputError, unknown
+from tikhon.languages import strings
 from tikhon.numbers import number as number
 
 LANGUAGES = {"en": "en", "zh": "zh-CN"}  # our name -> the HTML `lang`
 Level = Literal["good", "watch", "bad", "plain"]
-
-
-@cache
-def strings(language: str) -> dict[str, str]:
-    """Every fixed text of the page in one language, by key."""
-    source = files("tikhon.report") / "languages" / f"{language}.json"
-    return json.loads(source.read_text(encoding="utf-8"))
 
 
 def check_language(language: str) -> str:

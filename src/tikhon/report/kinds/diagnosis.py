@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping
 
+from tikhon.languages import strings
 from tikhon.options import without
 from tikhon.report import charts, layer_charts
 from tikhon.report.kinds import parts
@@ -28,7 +29,6 @@ from tikhon.report.page import (
     percent,
     say,
     seconds,
-    strings,
 )
 from tikhon.report.saved import SavedRun
 from tikhon.runs.documents import (

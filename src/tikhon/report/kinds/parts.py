@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tikhon.languages import strings
 from tikhon.options import typed
 from tikhon.report import charts
 from tikhon.report.page import (
@@ -29,7 +30,6 @@ from tikhon.report.page import (
     percent,
     say,
     strength,
-    strings,
 )
 from tikhon.report.saved import SavedRun
 from tikhon.runs.documents import Epoch, Number, SavedPenalty, SavedSparsity, SavedWeights

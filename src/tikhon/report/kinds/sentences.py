@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from tikhon.report.page import Label, Name, say, strings
+from tikhon.languages import strings
+from tikhon.report.page import Label, Name, say
 
 _NESTED = ("why", "layer")  # places whose own words are known too
 _FRAMES = (
