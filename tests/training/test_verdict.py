@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 
 import tikhon as tk
+from tikhon.languages import strings
 from tikhon.training import fit
 from tikhon.training.fit import Run
 from tikhon.training.losses import loss_of
@@ -16,7 +17,6 @@ from tikhon.training.measures import scores_of
 from tikhon.training.result import next_commands, result_of, statements
 from tikhon.training.verdict import (
     GAP,
-    WORDS,
     Scores,
     Statement,
     improving,
@@ -292,7 +292,8 @@ def test_every_sentence_can_be_printed():
               "gap": "8", "low": "0", "high": "1", "lowest": "2", "epoch": "3", "last": "4",
               "own": "5", "share": "6 %", "units": "weights", "asked": "7 %", "step": "8",
               "end": "9", "saved": "1 %", "cost": "flops"}  # fmt: skip
-    texts = [str(Statement(code, values)) for code in WORDS]
+    codes = [k.removeprefix("verdict_") for k in strings("en") if k.startswith("verdict_")]
+    texts = [str(Statement(code, values)) for code in codes]
     assert len(set(texts)) == len(texts) and all(t.endswith(".") for t in texts)
 
 

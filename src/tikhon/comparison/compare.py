@@ -16,6 +16,7 @@ from tikhon.comparison.statistics import interval, tied
 from tikhon.comparison.trainings import Fitted, Records, Trainer
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
+from tikhon.languages import strings
 from tikhon.numbers import number
 
 _TUNED = 3  # trainings below which nothing was chosen
@@ -152,30 +153,16 @@ class Comparison:
             "splits": self.splits,
             "equal": ", ".join(equal),
         }
-        return WORDS[verdict_code(best, bare, equal)].format_map(values)
+        return strings("en")[verdict_code(best, bare, equal)].format_map(values)
 
 
-# The page carries these sentences too, and in Chinese.
-WORDS = {
-    "compare_none_best": "No measurable benefit from regularization here: doing nothing comes "
-    "first, with {metric} {score} on test rows of {splits} splits.",
-    "compare_none_tied": "No measurable benefit from regularization here: doing nothing is as "
-    "good ({metric} {bare}, the best {score} with {method}, on test rows of {splits} splits).",
-    "compare_helps": "Regularization helps: {metric} {score} with {method}, {bare} without, on "
-    "test rows of {splits} splits.",
-    "compare_helps_tied": "Regularization helps: {metric} {score} with {method}, {bare} without, "
-    "on test rows of {splits} splits; tied with {method}: {equal}.",
-    "compare_best": "{method} is best: {metric} {score} on test rows of {splits} splits.",
-    "compare_tied": "{method} comes first with {metric} {score} on test rows of {splits} splits; "
-    "tied with it: {equal}.",
-}
 _METRICS = {"accuracy": "accuracy", "rmse": "RMSE"}
 
 
 def verdict_code(
     best: Mapping[str, object], bare: Mapping[str, object] | None, equal: list[str]
 ) -> str:
-    """Which sentence of `WORDS` it is."""
+    """The key of the sentence."""
     if bare is None:
         return "compare_tied" if equal else "compare_best"
     if best is bare:

@@ -8,7 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from tikhon.diagnosis.checks.causes import gains
-from tikhon.diagnosis.codes import CODES
+from tikhon.diagnosis.codes import NO_CURE
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.record import Record, SiteReading
@@ -78,7 +78,7 @@ def _paragraph(
     where = span(finding.where)
     lines = [f" {place} {finding.code}  {finding.severity}{f'  in {where}' if where else ''}"]
     lines += _wrapped(f"   why: {finding.why}", detail > 2)
-    no_cure = CODES[finding.code].no_cure
+    no_cure = NO_CURE.get(finding.code)
     if detail > 2:
         lines.append(f"   effect: {finding.effect}")
         if finding.advice:
@@ -195,7 +195,7 @@ def full(diagnosis: Diagnosis) -> str:
             ("effect", finding.effect),
             ("cure", "; ".join(finding.advice)),
             ("write", finding.fix),
-            ("no cure", CODES[finding.code].no_cure),
+            ("no cure", NO_CURE.get(finding.code)),
             ("evidence", ", ".join(f"{k} {v:.3g}" for k, v in finding.evidence.items())),
             ("follows from", finding.cause),
         ):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tikhon.languages import strings
 from tikhon.numbers import number
 from tikhon.sparsity import Sparsity
 
@@ -17,41 +18,6 @@ FLOOR = 1e-3  # of the first validation loss: a smaller fall is nothing, once ha
 SHARE = 0.1  # of its whole fall that came in the last quarter: more is improving, however slowly
 CERTAIN = 1.96  # standard errors of a 95% interval
 
-# The page carries these sentences too, as `verdict_<code>`, and in Chinese.
-WORDS = {
-    "no_better_class": "No better than always answering {answer}, as far as {rows} {part} rows "
-    "tell: accuracy {score} against {baseline}.",
-    "no_better_mean": "No better than always answering the mean, as far as {rows} {part} rows "
-    "tell: RMSE {score} against {baseline}.",
-    "only_probabilities": "Right no more often than always answering {answer} (accuracy {score} "
-    "against {baseline} on {rows} {part} rows); its probabilities are better (loss {loss} "
-    "against {baseline_loss}).",
-    "improving": "Still improving when it ended after {epochs} epochs: train longer.",
-    "one_epoch": "Trained for one epoch only: train longer.",
-    "overfits": "Overfits: accuracy {train} on training rows, {valid} on validation rows (gap "
-    "{gap}, 95% interval {low} to {high}).",
-    "overfits_ratio": "Overfits: RMSE {train} on training rows, {valid} on validation rows "
-    "(ratio {gap}, 95% interval {low} to {high}).",
-    "even": "Does not overfit: accuracy {train} on training rows, {valid} on validation rows "
-    "(gap {gap}, 95% interval {low} to {high}).",
-    "even_ratio": "Does not overfit: RMSE {train} on training rows, {valid} on validation rows "
-    "(ratio {gap}, 95% interval {low} to {high}).",
-    "unsure": "Cannot tell on {rows} validation rows whether it overfits: accuracy {train} on "
-    "training rows, {valid} on validation rows (gap {gap}, 95% interval {low} to {high}).",
-    "unsure_ratio": "Cannot tell on {rows} validation rows whether it overfits: RMSE {train} on "
-    "training rows, {valid} on validation rows (ratio {gap}, 95% interval {low} to {high}).",
-    "rising": "The validation loss rose from {lowest} in epoch {epoch} to {last}: stop earlier.",
-    "linear_better": "A linear model does better: {score} against {own} on {rows} {part} rows.",
-    "linear_equal": "A linear model does as well on {rows} {part} rows: {score} against {own}.",
-    "linear_unsure": "Cannot tell on {rows} {part} rows whether it is better than a linear model: "
-    "{own} against {score}.",
-    "unjudged": "Without validation rows overfitting cannot be judged.",
-    "sparse": "{share} of the {units} are exactly zero; {asked} were asked for.",
-    "not_sparse": "Only {share} of the {units} are exactly zero, {asked} were asked for: it ended "
-    "at step {step}, and what goes is gone at step {end}.",
-    "cheaper": "{saved} of the {cost} went, {asked} were asked for; {share} of the {units} are "
-    "exactly zero.",
-}
 LEVELS = {
     "no_better_class": "bad",
     "no_better_mean": "bad",
@@ -86,7 +52,7 @@ class Statement:
         return LEVELS.get(self.code, "good")
 
     def __str__(self) -> str:
-        return WORDS[self.code].format_map(self.values)
+        return strings("en")[f"verdict_{self.code}"].format_map(self.values)
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able."""
