@@ -68,44 +68,73 @@ def test_bits_are_those_of_weight_decay_on_the_same_parameters(make):
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=named)
-def test_the_optimizer_reads_the_gradients_of_the_user_and_keeps_its_groups(make):
+def test_the_optimizer_reads_the_gradients_of_the_user_and_keeps_its_groups(make, monkeypatch):
     model = network()
     optimizer = make(model.parameters())
     tk.regularize(model, optimizer, TERMS)
     groups, (group,) = optimizer.param_groups, optimizer.param_groups
-    inside = []
-    optimizer.register_step_pre_hook(
-        lambda one, *_: inside.append(
-            {id(p): (g["weight_decay"], p.grad) for g in one.param_groups for p in g["params"]}
-        )
-    )
+    inside, init_group = {}, optimizer._init_group
+
+    def seen(part, *lists):
+        inside.update({id(p): (part["weight_decay"], p.grad) for p in part["params"]})
+        return init_group(part, *lists)
+
+    monkeypatch.setattr(optimizer, "_init_group", seen)
     gradients(model, 0)
     optimizer.step()
     own = {id(p): p.grad for p in model.parameters()}
     assert optimizer.param_groups is groups and groups[0] is group
     assert group["weight_decay"] == 0 and len(group["params"]) == 4
-    assert all(inside[0][key][1] is gradient for key, gradient in own.items())
-    assert inside[0][id(model[0].weight)][0] == 0.3 and inside[0][id(model[0].bias)][0] == 0
+    assert all(inside[key][1] is gradient for key, gradient in own.items())
+    assert inside[id(model[0].weight)][0] == 0.3 and inside[id(model[0].bias)][0] == 0
 
 
-def test_what_a_hook_sets_within_a_step_outlasts_it():
-    model = network()
-    optimizer = optim.SGD(model.parameters(), lr=0.1)
-    tk.regularize(model, optimizer, TERMS)
-
-    def halve(one, *_):
-        for group in one.param_groups:
-            group["lr"] = 0.05
-
-    optimizer.register_step_pre_hook(halve)
-    gradients(model, 0)
-    before = model[0].bias.detach().clone()
-    optimizer.step()
-    assert optimizer.param_groups[0]["lr"] == 0.05
-    torch.testing.assert_close(model[0].bias.detach(), before - 0.05 * model[0].bias.grad)
+REGISTERED = {
+    "pre": optim.Optimizer.register_step_pre_hook,
+    "post": optim.Optimizer.register_step_post_hook,
+}
 
 
-def test_a_step_that_raises_leaves_the_groups():
+@pytest.mark.parametrize("handles", [1, 2])
+@pytest.mark.parametrize("register", REGISTERED)
+@pytest.mark.parametrize("before", [True, False])
+def test_hooks_of_others_see_and_set_the_groups_of_the_optimizer(register, before, handles):
+    """A checkpoint saved by a hook, a learning rate set by the group's number."""
+    model, plain = network(), network()
+    optimizer, own = (
+        optim.SGD([{"params": m[0].parameters()}, {"params": m[2].parameters()}], lr=0.1)
+        for m in (model, plain)
+    )
+    saved = []
+
+    def hook(one, *_):
+        saved.append(one.state_dict()["param_groups"])
+        for number, group in enumerate(one.param_groups):
+            group["lr"] = 0.01 * (1 + number)
+
+    def attach():
+        for layer in ("0.weight", "2.weight")[:handles]:
+            tk.regularize(model, optimizer, {layer: tk.L2(0.3)})
+
+    if not before:
+        attach()
+    REGISTERED[register](optimizer, hook)
+    REGISTERED[register](own, hook)
+    if before:
+        attach()
+    for step in range(2):
+        gradients(model, step)
+        gradients(plain, step)
+        for number in (0, 2)[:handles]:
+            plain[number].weight.grad.add_(plain[number].weight.detach(), alpha=0.3)
+        optimizer.step()
+        own.step()
+        assert saved[-1] == saved[-2]
+    assert equal(model, plain)
+    assert optimizer.state_dict()["param_groups"] == own.state_dict()["param_groups"]
+
+
+def test_a_step_that_raises_leaves_the_groups(monkeypatch):
     model = network()
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     tk.regularize(model, optimizer, TERMS)
@@ -114,7 +143,7 @@ def test_a_step_that_raises_leaves_the_groups():
     def fail(*_):
         raise MemoryError("out of memory")
 
-    optimizer.register_step_pre_hook(fail)
+    monkeypatch.setattr(optimizer, "_init_group", fail)
     gradients(model, 0)
     with pytest.raises(MemoryError):
         optimizer.step()

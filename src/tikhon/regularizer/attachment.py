@@ -147,7 +147,7 @@ class Attachment:
             self._earlier[binding.name] = binding.read().clone()
         changed = with_closure(args, kwargs, self._penalized)
         if changed is None:
-            self._penalize(lent=True)
+            self._penalize(lent=self._is_alone)
             pulled = None if self._is_torchs else plan.first(*PULLED)
             if pulled is not None:
                 self._recomputed.expect(pulled.target.params[0])
@@ -330,6 +330,12 @@ class Attachment:
     def _may_clear(self) -> bool:
         """Whether gradients may be gone after the step: an optimizer or a hook may free them."""
         return not self._is_torchs or len(self.optimizer._optimizer_step_post_hooks) > 1
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether no other hook sees the optimizer within its step, or changes it there."""
+        hooks = self.optimizer._optimizer_step_pre_hooks, self.optimizer._optimizer_step_post_hooks
+        return all(len(found) == 1 for found in hooks)
 
     def _forget_who_moved(self) -> None:
         for binding in self._noted:

@@ -3,15 +3,14 @@
 What torch's optimizers call `weight_decay`, where it is not decoupled, is the gradient of L2: the
 same operation on the same numbers. So for the time of a step the groups of the optimizer are cut
 into the parameters of each strength, and the optimizer decays them, without a second copy of the
-gradients.
+gradients. Not where others have hooks on the step: they would save the cut groups, or change them
+in the place of the optimizer's own.
 """
 
 from __future__ import annotations
 
 from tikhon.regularizer.metric import Group
 from tikhon.regularizer.plan import StepPlan
-
-_OURS = ("params", "weight_decay")
 
 
 class OwnDecay:
@@ -36,16 +35,9 @@ class OwnDecay:
         self._optimizer.param_groups = [part for _, _, part in self._parts]
 
     def give_back(self) -> None:
-        """The groups are the optimizer's own again, with what hooks have set in the step."""
-        groups, self._groups = self._groups, None
-        if groups is None:
-            return
-        self._optimizer.param_groups = groups
-        for number, _, part in self._parts:
-            group = groups[number]
-            for key, value in part.items():
-                if key not in _OURS and value is not group.get(key, _OURS):
-                    group[key] = value
+        """The groups are the optimizer's own again."""
+        if self._groups is not None:
+            self._optimizer.param_groups, self._groups = self._groups, None
 
 
 def _parts(groups: list[Group], alphas: dict[int, float]) -> list[tuple[int, float, Group]]:
