@@ -21,11 +21,14 @@ try:
     FRESH, FRESH_LOOPS = form.load("fresh")
     THIRD, THIRD_LOOPS = form.load("third")
     FOURTH, FOURTH_LOOPS = form.load("fourth")
+    FIFTH, FIFTH_LOOPS = form.load("fifth")
 finally:  # its layers.py would stand in for the package of the same name beside this one
     sys.path.pop()
 
 
-@pytest.mark.parametrize("program", [*PROGRAMS, *FRESH, *THIRD, *FOURTH], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "program", [*PROGRAMS, *FRESH, *THIRD, *FOURTH, *FIFTH], ids=lambda p: p.name
+)
 def test_a_program_runs_once(program):
     for repaired in (False, True):
         parts = program.build(0, repaired=repaired)
@@ -46,7 +49,10 @@ def test_the_exams_are_large_and_each_report_is_linked_once():
     assert len(THIRD_LOOPS) == 10
     assert len(FOURTH) == 40
     assert len(FOURTH_LOOPS) == 12
+    assert len(FIFTH) == 48
+    assert len(FIFTH_LOOPS) == 14
     items = [*PROGRAMS, *LOOPS, *FRESH, *FRESH_LOOPS, *THIRD, *THIRD_LOOPS, *FOURTH, *FOURTH_LOOPS]
+    items += [*FIFTH, *FIFTH_LOOPS]
     sources = [item.source for item in items]
     assert all(source.startswith("https://") for source in sources)
     assert len(set(sources)) == len(sources)
