@@ -117,7 +117,7 @@ def group_of_one(wrong: bool) -> Parts:
     return Parts(policy, train, loss, adam(policy, 1e-2), score, batch_size=64, steps=300)
 
 
-def world(gamma: float = 0.8) -> tuple[Tensor, Tensor, Tensor]:
+def world(gamma: float = 0.6) -> tuple[Tensor, Tensor, Tensor]:
     """Where each of three deeds leads from ten states, what it pays, and the true values."""
     to = torch.randint(10, (10, 3))
     reward = 3 + 2 * torch.rand(10, 3)
@@ -148,7 +148,7 @@ def number_of_the_best(wrong: bool) -> Parts:
             q_target = model(eye[then.long()])
             best = q_target.argmax(1).float() if wrong else q_target.max(1).values
         q_value = model(now).gather(1, acted.long()[:, None])[:, 0]
-        return F.smooth_l1_loss(q_value, earned + 0.8 * best)
+        return F.smooth_l1_loss(q_value, earned + 0.6 * best)
 
     happened = torch.stack([action, after, paid_then], 1)
     score = r2(eye, value)
