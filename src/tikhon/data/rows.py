@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -191,6 +191,22 @@ def join(parts: list[Any]) -> Any:
     if isinstance(first, tuple | list):
         return _several(first, (join(list(column)) for column in zip(*parts)))
     return first
+
+
+def cut(value: object, rows: slice) -> Any:
+    """Some rows of a nested value, as views."""
+    return each(value, lambda part: part[rows])
+
+
+def in_parts(value: object, rows: int = 4096) -> Iterator[Any]:
+    """A nested value in parts of at most so many rows, as views."""
+    for at in range(0, len(tensors(value)[0]), rows):
+        yield cut(value, slice(at, at + rows))
+
+
+def moved(value: object, device: torch.device) -> Any:
+    """A nested value on a device."""
+    return each(value, lambda part: part.to(device))
 
 
 def call(model: nn.Module, inputs: object) -> Any:

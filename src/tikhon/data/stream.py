@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from tikhon.data.batches import mixed, once, opened, order, pair, slices
-from tikhon.data.rows import Batch, each, length, split, take
+from tikhon.data.rows import Batch, cut, each, length, moved, split, take
 from tikhon.errors import DataError
 
 _KEPT = 2**26  # numbers of a sample of a loader's rows: it is held in memory
@@ -80,7 +80,7 @@ class Stream:
     def to(self, device: torch.device) -> Stream:
         """The same stream with the rows in memory on a device."""
         if self.held is not None:
-            self.held = each(self.held, lambda part: part.to(device))
+            self.held = moved(self.held, device)
         return self
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
@@ -109,7 +109,7 @@ class Stream:
         """At most `most` rows, evenly chosen: of a loader those of its data set."""
         if self.held is not None:
             every = 1 + (self.rows - 1) // most
-            return cast("tuple[Any, Tensor]", each(self.held, lambda part: part[::every]))
+            return cast("tuple[Any, Tensor]", cut(self.held, slice(None, None, every)))
         assert self.rows
         rows = self._loader.dataset
         probe = pair(self._gathered(rows, range(min(2, self.rows))), name=self.name)

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.data.rows import each, take, tensors
+from tikhon.data.rows import in_parts, take, tensors
 from tikhon.data.splits import dealt
 from tikhon.errors import InputError, unknown
 from tikhon.layers.noise import NoiseLayer
@@ -32,8 +32,6 @@ from tikhon.regularizer.targets import Entry, covered, entries_of, match
 from tikhon.regularizer.terms import Binding, bind
 from tikhon.strengths.validation import trained_function
 from tikhon.training.recipe import penalty_names
-
-_ROWS = 4096  # of one evaluation batch
 
 
 class Population:
@@ -368,8 +366,8 @@ class Population:
     def row_losses(self, x: Any, y: Tensor) -> Tensor:
         """(members, rows) losses in evaluation mode."""
         self._mode(False)
-        parts = (each((x, y), lambda rows, at=at: rows[at : at + _ROWS]) for at in _cuts(y))
-        return torch.cat([self.objective.rows(self.outputs(a), b) for a, b in parts], dim=1)
+        rows = [self.objective.rows(self.outputs(a), b) for a, b in in_parts((x, y))]
+        return torch.cat(rows, dim=1)
 
     @torch.no_grad()
     def block_losses(self, x: Any, y: Tensor, blocks: int) -> Tensor:
@@ -384,8 +382,7 @@ class Population:
     def predict(self, x: Any) -> Tensor:
         """(members, rows, ...) outputs in evaluation mode."""
         self._mode(False)
-        parts = (each(x, lambda rows, at=at: rows[at : at + _ROWS]) for at in _cuts(tensors(x)[0]))
-        return torch.cat([self.outputs(part) for part in parts], dim=1)
+        return torch.cat([self.outputs(part) for part in in_parts(x)], dim=1)
 
     def fail(self, member: int, why: str) -> None:
         """Take a diverged member out: its weights and state become zero and stay so."""
@@ -429,10 +426,6 @@ class Population:
     def state_dict_of(self, member: int) -> dict[str, Tensor]:
         """One member as the state dict of its module."""
         return self.stack.state_dict_of(member)
-
-
-def _cuts(rows: Tensor) -> range:
-    return range(0, len(rows), _ROWS)
 
 
 @contextmanager

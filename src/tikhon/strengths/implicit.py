@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import LossFunction, each, loss_on
+from tikhon.data.rows import LossFunction, loss_on, moved
 from tikhon.data.stream import Stream
 from tikhon.errors import unknown
 from tikhon.penalties import Penalty
@@ -75,7 +75,7 @@ def implicit_slopes(
     generator, device = torch.Generator().manual_seed(seed), params[0].device
     with trained_function(model):
         seen, held_out = (
-            each(Stream(rows, size=batch_size, seed=seed).batch(0), lambda part: part.to(device))
+            moved(Stream(rows, size=batch_size, seed=seed).batch(0), device)
             for rows in (train, valid)
         )
         value = loss_on(loss, model, seen)

@@ -18,7 +18,7 @@ from tikhon.copying import copied
 from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
-from tikhon.data.rows import LossFunction, each, tensors
+from tikhon.data.rows import LossFunction, moved, tensors
 from tikhon.errors import DataError, StorageError
 from tikhon.runs import checkpoint
 from tikhon.runs.files import plain, write_bytes, write_tensors
@@ -285,7 +285,7 @@ def _run(
         if valid is not None:
             parts["valid"] = valid
         if test is not None:
-            there = each(test, lambda part: part.to(training.device))
+            there = moved(test, training.device)
             parts["test"] = there[0], training.loss.targets(there[1])
         assessment = yardsticks.assess(
             model, parts, training.loss, unit=training.unit, linear=linear

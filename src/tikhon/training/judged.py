@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.data.rows import each
+from tikhon.data.rows import cut
 from tikhon.penalties import Penalty
 from tikhon.regularizer.metric import group_of, is_uniform, stationary_gain
 from tikhon.regularizer.regularizer import Regularizer
@@ -57,7 +57,7 @@ def judge(
             if penalty is not None:
                 held[parameter], names[parameter] = penalty, name
     slopes = implicit_slopes(model, loss.given, train, valid, held, batch_size=_ROWS)
-    rows = each(valid, lambda part: part[:_ROWS])
+    rows = cut(valid, slice(_ROWS))
     with torch.no_grad():
         scale = max(float(loss.on(model, rows)), 1e-12)
     return {
@@ -81,4 +81,4 @@ def _coupled(penalty: Penalty, param: nn.Parameter, optimizer: optim.Optimizer) 
         return None
     gain = stationary_gain(optimizer, group, optimizer.state[param]).dense()
     weights = torch.as_tensor(group["lr"] / gain).to(param).expand_as(param)
-    return dataclasses.replace(penalty, weights=weights)  # type: ignore[call-arg]
+    return dataclasses.replace(penalty, weights=weights)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tikhon.copying import copied
 from tikhon.data.batches import pair
-from tikhon.data.rows import call, each
+from tikhon.data.rows import call, cut, moved
 from tikhon.data.stream import Stream
 from tikhon.errors import DataError, InputError
 from tikhon.layers import set_rate
@@ -96,10 +96,10 @@ class Training:
             held = pair(train, name="train")
             stream = Stream(held, size=settings.batch_size, seed=settings.seed, name="train")
         self.stream = stream.to(self.device)
-        self.x, y = self._there(self.stream.held or self.stream.sample(_SCORED))
+        self.x, y = moved(self.stream.held or self.stream.sample(_SCORED), self.device)
         self.loss = loss_of(settings.loss, y)
         self.y = self.loss.targets(y)
-        held_out = None if valid is None else self._there(valid)
+        held_out = None if valid is None else moved(valid, self.device)
         self.valid = None if held_out is None else (held_out[0], self.loss.targets(held_out[1]))
         with _as_input_errors():
             apply_dropout(model, recipe)
@@ -172,16 +172,13 @@ class Training:
         self._finish()
         return self.reason or "epochs"
 
-    def _there(self, rows: Any) -> Any:
-        return each(rows, lambda part: part.to(self.device))
-
     def _next(self, batches: Iterator[Any]) -> Any:
         batch = next(batches, None)
         if batch is None:
             raise DataError(
                 f"train: the loader has a length of {self.batches} and gave {self.batch} batches"
             )
-        return batch if self.stream.held is not None else self._there(batch)
+        return batch if self.stream.held is not None else moved(batch, self.device)
 
     def _step(self, batch: tuple[Any, Tensor]) -> None:
         loss = self._advance(batch, self.step)
@@ -223,7 +220,7 @@ class Training:
             "train/objective": objective,
         }
         thin = slice(None, None, 1 + (len(self.y) - 1) // _SCORED)
-        parts = {"train": each((self.x, self.y), lambda part: part[thin])}
+        parts = {"train": cut((self.x, self.y), thin)}
         if self.valid is not None:
             parts["valid"] = self.valid
         for part, (x, y) in parts.items():
@@ -292,7 +289,7 @@ class Training:
         asked = self.recipe.sparsify
         if asked is None:
             return None
-        example = each(self.x, lambda part: part[:2])
+        example = cut(self.x, slice(2))
         with _as_input_errors():
             return Sparsifier(self.model, self.optimizer, asked, steps=self.steps, example=example)
 

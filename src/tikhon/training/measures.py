@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import call, each, tensors
+from tikhon.data.rows import call, in_parts
 from tikhon.errors import InputError
 from tikhon.regularizer.regularizer import Regularizer
 from tikhon.runs.documents import SavedPenalty
@@ -13,7 +16,6 @@ from tikhon.training.losses import Kind, Loss
 
 Epoch = dict[str, float]  # a row of the history: "epoch", "valid/loss", "penalty/l1/zeros"
 
-_ROWS = 4096  # of one evaluation batch
 _BINS = 41
 
 
@@ -28,18 +30,25 @@ def predict(model: nn.Module, x: object) -> Tensor:
     return output
 
 
-@torch.no_grad()
 def outputs_of(model: nn.Module, x: object) -> Tensor | None:
     """As `predict`; None where outputs are no tensor, which only a loss of one's own can read."""
+    found = []
+    with _evaluating(model):
+        for part in in_parts(x):
+            found.append(call(model, part))
+            if not isinstance(found[0], Tensor):
+                return None
+    return torch.cat(found)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Within: eval mode and no gradients; the model's mode is put back."""
     training = model.training
     model.eval()
     try:
-        rows, parts = len(tensors(x)[0]), []
-        for at in range(0, rows, _ROWS):
-            parts.append(call(model, each(x, lambda part, at=at: part[at : at + _ROWS])))
-            if not isinstance(parts[0], Tensor):
-                return None
-        return torch.cat(parts)
+        with torch.no_grad():
+            yield
     finally:
         model.train(training)
 
@@ -54,19 +63,11 @@ def score(
     return scores_of(output, y, loss, unit)
 
 
-@torch.no_grad()
 def mean_loss(model: nn.Module, x: object, y: Tensor, loss: Loss) -> float:
     """The loss in eval mode, batches weighed by their rows; the model's mode is put back."""
-    training = model.training
-    model.eval()
-    try:
-        total = 0.0
-        for at in range(0, len(y), _ROWS):
-            part = each((x, y), lambda rows, at=at: rows[at : at + _ROWS])
-            total += float(loss.on(model, part)) * len(part[1])
-        return total / len(y)
-    finally:
-        model.train(training)
+    with _evaluating(model):
+        parts = in_parts((x, y))
+        return sum(float(loss.on(model, part)) * len(part[1]) for part in parts) / len(y)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
-from tikhon.data.rows import each, join, take, tensors
+from tikhon.data.rows import join, moved, take, tensors
 from tikhon.errors import InputError, unknown
 from tikhon.layers.noise import NoiseLayer
 from tikhon.paths.targets import fold_rows
@@ -95,9 +95,9 @@ def make_job(
         raise InputError(f"direction={direction!r} is of a metric: give metric= too")
     job = SearchJob(
         build=make,
-        x=each(x, lambda part: part.to(there)),
+        x=moved(x, there),
         y=y.to(there),
-        valid=None if valid is None else each(valid, lambda part: part.to(there)),
+        valid=None if valid is None else moved(valid, there),
         kept=None if kept is None else kept.to(there),
         objective=objective,
         epochs=epochs,
@@ -120,7 +120,7 @@ def make_job(
 def all_rows(job: SearchJob, x: Any, y: Tensor, valid: tuple[Any, Tensor] | None) -> SearchJob:
     """The job of the refit: training and validation rows together."""
     rows = (x, y) if valid is None else join([(x, y), valid])
-    x, y = each(rows, lambda part: part.to(job.y.device))
+    x, y = moved(rows, job.y.device)
     return replace(job, x=x, y=y, valid=None, kept=None, place=None)
 
 

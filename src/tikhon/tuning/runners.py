@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
-from tikhon.data.rows import each, take
+from tikhon.data.rows import cut, take
 from tikhon.population.batched import Unsupported
 from tikhon.population.decay import ReplayedDecay
 from tikhon.population.hyperparameters import Hyperparameters
@@ -243,7 +243,7 @@ def populate(job: SearchJob, configs: Sequence[Config]) -> Population:
         [build(job, config) for config in configs],
         Hyperparameters.of(configs),
         objective=job.objective,
-        example=first_rows(job.x, 2),
+        example=cut(job.x, slice(2)),
         steps=job.epochs * job.steps_per_epoch,
         optimizer=job.optimizer,
     )
@@ -254,11 +254,6 @@ def build(job: SearchJob, config: Config) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(config.get("seed", job.seed)))
         return job.build(config).to(job.y.device)
-
-
-def first_rows(rows: Any, count: int) -> Any:
-    """The first of some rows, however nested."""
-    return each(rows, lambda part: part[:count])
 
 
 def free(config: Config) -> list[tuple[str, Value]]:
@@ -302,7 +297,7 @@ def _validation_batch(
     size = min(VALIDATION * job.folds, len(y))  # of which each fold left out its share
     begin = (step * size) % max(len(y) - size + 1, 1)
     rows = slice(begin, begin + size)
-    part = each((x, y), lambda values: values[rows])
+    part = cut((x, y), rows)
     return *part, None if kept is None else 1 - kept[:, rows]
 
 
@@ -426,7 +421,7 @@ def microseconds(
     job: SearchJob, population: Population, kept: Tensor | None = None, repeats: int = 8
 ) -> float:
     """Of one step of all members, the least of some."""
-    x, y = first_rows((job.x, job.y), job.batch_size)
+    x, y = cut((job.x, job.y), slice(job.batch_size))
     weights = None if kept is None else kept[:, : job.batch_size]
     return _least(lambda step: population.step(x, y, weights, step, seed=step), repeats)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn, optim
 from tikhon import notebook, plotting
 from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
-from tikhon.data.rows import tensors
+from tikhon.data.rows import cut, tensors
 from tikhon.errors import InputError
 from tikhon.models import Average
 from tikhon.options import with_mode
@@ -43,7 +43,6 @@ from tikhon.tuning.runners import (
     PopulationRunner,
     SearchJob,
     build,
-    first_rows,
     free,
     populate,
     train_on_all,
@@ -285,7 +284,7 @@ def tune(
         direction or direction_of(study, metric),
         loader,
     )
-    job.objective.probe(build(job, usual), first_rows((job.x, job.y), _PROBED))
+    job.objective.probe(build(job, usual), cut((job.x, job.y), slice(_PROBED)))
     journal = open_journal(output, resume, space, job, budget)
     plan = _plan(job, space, budget, journal)
     job = replace(job, epochs=plan.epochs)
