@@ -133,7 +133,7 @@ def expand(command: Callable[..., object]) -> Callable[..., Any]:
     call.__doc__ = _flowing(command.__doc__ or "")
     parameters = [_completed(parameter) for parameter in parameters]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature(parameters)
     return call
 
 

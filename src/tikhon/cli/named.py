@@ -139,5 +139,4 @@ def data_of(
 
     table = TableOptions(target) if target is not None else None
     parts = split(load(spec, table=table), valid=0.2, test=0.2, seed=seed)
-    valid = (parts.valid.x, parts.valid.y) if parts.valid is not None else None
-    return (parts.train.x, parts.train.y), valid
+    return (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y)

@@ -89,8 +89,8 @@ def _compiled(model: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]
 
 def _in_onnx(model: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]:
     try:
-        import onnxruntime  # pyright: ignore[reportMissingImports]
-        import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import onnxruntime
+        import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("way='onnx' needs ONNX Runtime: pip install 'tikhon[export]'") from error
     options = onnxruntime.SessionOptions()

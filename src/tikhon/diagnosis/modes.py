@@ -97,7 +97,7 @@ def user_line() -> str:
             code = linecache.getline(path, frame.f_lineno, frame.f_globals).strip()
             where = f"{os.path.basename(path)}:{frame.f_lineno}"
             return f"{where}: {code[:70]}" if code else where
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
 
 

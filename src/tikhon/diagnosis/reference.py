@@ -83,7 +83,7 @@ def _minimise(
 
         try:
             with torch.enable_grad():
-                solver.step(closure)  # type: ignore[arg-type]
+                solver.step(closure)
                 return float(closure().detach())
         except Exception:  # the user's loss, on outputs that it was not written for
             return math.nan
@@ -216,7 +216,7 @@ def _fit(
         return total
 
     with torch.enable_grad():
-        solver.step(closure)  # type: ignore[arg-type]
+        solver.step(closure)
     with torch.no_grad():
         reached = float(value(weights, halves[1]))
     return reached if math.isfinite(reached) else math.inf

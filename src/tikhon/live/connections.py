@@ -30,7 +30,7 @@ class Connection(H11Protocol):
         """Whether no request of it is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
-    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Transport) -> None:
         """Take the place of another one if there are too many."""
         super().connection_made(transport)
         self._set_limit()

@@ -30,7 +30,7 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 f"infinite entries do not exist; training has diverged before this step"
             ) from None
     factors = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return tuple(factor.to(matrix.dtype) for factor in factors)  # type: ignore[return-value]
+    return tuple(factor.to(matrix.dtype) for factor in factors)
 
 
 @dataclass(frozen=True, eq=False)

@@ -154,13 +154,13 @@ class _ByRows(torch.autograd.Function):
             for m, dim in zip(matrices, in_dims[1:])
         ]
         rows = _ByRows.apply(function, *(m.flatten(0, 1) for m in batched))
-        return rows.reshape(batched[0].shape), 0  # type: ignore[union-attr]
+        return rows.reshape(batched[0].shape), 0
 
 
 def _by_rows(function: Callable[..., Tensor], *matrices: Tensor) -> Tensor:
     if not matrices[0].numel():
         return matrices[0]
-    return _ByRows.apply(function, *(m.detach() for m in matrices))  # type: ignore[return-value]
+    return _ByRows.apply(function, *(m.detach() for m in matrices))
 
 
 def _means(values: Tensor, starts: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn, optim
+from torch import nn, optim
 
 from tikhon import notebook, plotting
 from tikhon.errors import unknown
@@ -215,7 +215,7 @@ def assign(
                 tied_to=entry.names[1:],
                 before_norm=norm,
                 terms=tuple(type(b.base).__name__ for b in own),
-                strengths=tuple(_plain(b.live.value) for b in own),
+                strengths=tuple(float(b.live.value) for b in own),
                 how=tuple("constraint" if b.base.constraint else b.how for b in own),
                 route=tuple(_route(b, optimizers or ()) for b in own),
                 note="; ".join(filter(None, notes)),
@@ -248,7 +248,7 @@ def _time_scale(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> floa
         rate = stationary_gain(optimizer, group, {}).numerator
     else:
         return None
-    decay = _plain(rate) * _plain(binding.live.value)
+    decay = float(rate) * float(binding.live.value)
     return 1 / decay if decay > 0 else None
 
 
@@ -384,7 +384,7 @@ def warn_of_contradictions(
             once(
                 "decay",
                 binding,
-                f"{binding.name} (strength {_plain(binding.live.value):.4g}) and the optimizer's "
+                f"{binding.name} (strength {float(binding.live.value):.4g}) and the optimizer's "
                 f"weight_decay={other} both shrink {name!r}; set one of them to 0",
             )
         if binding.route == "prox" and binding.how != "objective":
@@ -432,7 +432,7 @@ def warn_of_lost_layers(optimizer: optim.Optimizer, bindings: Sequence[Binding])
             f"{binding.name} has made all of {binding.target.name!r} zero: in the metric of "
             f"{type(optimizer).__name__} weights with small gradients move far, and a layer of "
             f"zeros passes no gradient on; lower the strength "
-            f"({_plain(binding.live.value):.3g}), let it rise by tikhon.schedules.WarmUp, use "
+            f"({float(binding.live.value):.3g}), let it rise by tikhon.schedules.WarmUp, use "
             f'how="decoupled", or leave this parameter out'
         )
         return True
@@ -470,10 +470,6 @@ def _serves(optimizer: optim.Optimizer, binding: Binding) -> bool:
     return (
         has_gain(optimizer) or getattr(type(binding.base), "slopes", None) is not Proximable.slopes
     )
-
-
-def _plain(value: float | Tensor) -> float:
-    return float(value)
 
 
 def _followed_by_norm(model: nn.Module) -> dict[int, str]:

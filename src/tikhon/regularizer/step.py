@@ -356,7 +356,7 @@ def gain_of(
     limit = convex_limit(binding.penalty)
     if is_metric(rate):
         rate = rate.mean()
-    return step if limit is None else step.clamp_max(limit), rate  # type: ignore[arg-type]
+    return step if limit is None else step.clamp_max(limit), rate
 
 
 def reading_of(binding: Binding, plan: StepPlan, before: Tensor | None) -> Reading:

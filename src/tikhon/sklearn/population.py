@@ -74,18 +74,18 @@ def evolve(
         for trial in trials:
             spent = 0 if trial.parent is None else history.of(trial.parent).trial.budget
             start = None if trial.parent is None else copy.deepcopy(old[trial.parent])
-            alpha = float(trial.config["alpha"])  # type: ignore[arg-type]
+            alpha = float(trial.config["alpha"])
             models[trial.id] = train(start, alpha, trial.budget - spent)
             scores[trial.id] = score(models[trial.id])
         history = history.extended(
             Outcome(trial, -float(np.mean(scores[trial.id]))) for trial in trials
         )
-    last = sorted(models, key=lambda i: -float(history.of(i).trial.config["alpha"]))  # type: ignore
+    last = sorted(models, key=lambda i: -float(history.of(i).trial.config["alpha"]))
     best = max(last, key=lambda i: np.mean(scores[i]))  # of equals the strongest penalty
     rounds = [outcome.trial for outcome in history.lineage(best)][::-1]
     ends = [0, *(trial.budget for trial in rounds)]
     return Members(
-        np.array([float(history.of(i).trial.config["alpha"]) for i in last]),  # type: ignore
+        np.array([float(history.of(i).trial.config["alpha"]) for i in last]),
         np.array([scores[i] for i in last]),
-        [(float(t.config["alpha"]), t.budget - spent) for spent, t in zip(ends, rounds)],  # type: ignore
+        [(float(t.config["alpha"]), t.budget - spent) for spent, t in zip(ends, rounds)],
     )
