@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tikhon.errors import DataError, InputError, StorageError
+from tikhon.report.saved import read
 from tikhon.runs import files
 from tikhon.runs.files import json_text, write_bytes, write_tensors
 from tikhon.runs.run_directory import RunDirectory
@@ -151,12 +152,13 @@ def test_one_process_at_a_time(tmp_path):
 
 def test_history_leaves_out_a_torn_line(tmp_path):
     folder = RunDirectory(tmp_path)
-    assert folder.history() == []
+    folder.write("config.json", {"kind": "fit"})
+    assert read(tmp_path).history == ()
     folder.append({"epoch": 1, "loss": float("nan")})
     folder.append({"epoch": 2})
     with (tmp_path / "history.jsonl").open("a") as file:
         file.write('{"epo')
-    assert folder.history() == [{"epoch": 1, "loss": None}, {"epoch": 2}]
+    assert read(tmp_path).history == ({"epoch": 1, "loss": None}, {"epoch": 2})
 
 
 def test_unreadable_documents(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import pairwise
 from typing import Any
 
@@ -19,15 +20,19 @@ Figure = dict[str, Any]
 Numbers = Sequence[float | None]
 
 
+def short(text: str, width: int) -> str:
+    """A name on one line, cut where it would break the page."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else f"{flat[: width - 1]}…"
+
+
 def literal(text: str, width: int = 48) -> str:
     """A name from the data as plotly text: shortened, and with its markup spelled out.
 
     >>> literal("<b>age</b>")
     '&lt;b&gt;age&lt;/b&gt;'
     """
-    flat = " ".join(str(text).split())
-    short = flat if len(flat) <= width else f"{flat[: width - 1]}…"
-    return short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escape(short(str(text), width), quote=False)
 
 
 def title(text: Label | Name | str) -> Label | str:

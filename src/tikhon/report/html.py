@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import tikhon
-from tikhon.report.charts import literal
+from tikhon.report.charts import literal, short
 from tikhon.report.page import (
     LANGUAGES,
     Block,
@@ -135,12 +135,6 @@ def unbroken(words: str) -> Markup:
 def plain(text: Label | Name | str, language: str) -> str:
     """A text in one language, for an attribute."""
     return text.text(language) if isinstance(text, Label) else str(text)
-
-
-def short(text: str, width: int) -> str:
-    """A name on one line, cut where it would break the page."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= width else f"{flat[: width - 1]}…"
 
 
 def shape(cell: object) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tikhon.errors import DataError, InputError
 from tikhon.runs.documents import Epoch, Number
+from tikhon.runs.journal import events_in
 from tikhon.runs.manifest import verify
 from tikhon.runs.run_directory import read_document
 
@@ -52,24 +53,14 @@ def read(run_dir: str | Path) -> SavedRun:
         )
     verify(path, "history.jsonl")
     if result is None and (path / "journal.jsonl").exists():
-        result = {"trials": _journal(path / "journal.jsonl")}  # a search that still runs
+        events = events_in(path / "journal.jsonl")  # of a search that still runs
+        result = {"trials": [trial for event in events for trial in event.get("outcomes", ())]}
     return SavedRun(path, config or {}, _history(path / "history.jsonl"), result or {})
 
 
 def _document(folder: Path, name: str) -> dict[str, object] | None:
     verify(folder, name)
     return read_document(folder / name) if (folder / name).exists() else None
-
-
-def _journal(file: Path) -> list[dict[str, object]]:
-    """The outcomes in the journal of a search; every line ends in a tab and a checksum."""
-    trials: list[dict[str, object]] = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            trials += json.loads(line.rpartition("\t")[0]).get("outcomes", ())
-        except ValueError:
-            break  # torn: the writer was stopped inside it
-    return trials
 
 
 def _history(file: Path) -> tuple[Epoch, ...]:

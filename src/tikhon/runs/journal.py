@@ -105,6 +105,11 @@ def compare_headers(stored: Mapping[str, object], asked: Mapping[str, object], p
         )
 
 
+def events_in(path: Path) -> list[dict[str, Any]]:
+    """All that a journal says by now, its header first; another process may be writing it."""
+    return [event for event, _ in _events(path.read_bytes())]
+
+
 def _events(data: bytes) -> Iterator[tuple[dict[str, object], int]]:
     """The events up to the first line that is torn or damaged, and the bytes of each."""
     for raw in data.splitlines(keepends=True):

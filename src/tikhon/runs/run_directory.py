@@ -176,12 +176,6 @@ class RunDirectory:
         except OSError as error:
             raise explain(error, self.path / HISTORY, 0) from error
 
-    def history(self) -> list[dict[str, Any]]:
-        """The complete rows of the history; a torn last line is left out."""
-        with suppress(FileNotFoundError):
-            return list(_rows((self.path / HISTORY).read_text(encoding="utf-8").splitlines()))
-        return []
-
     def rewrite_history(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Replace the history by these rows."""
         text = "".join(json_text(row, indent=None) + "\n" for row in rows)
@@ -289,11 +283,3 @@ def _locked(handle: int, folder: Path) -> bool:
             stacklevel=4,
         )
         return True
-
-
-def _rows(lines: list[str]) -> Iterable[dict[str, object]]:
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return  # torn by a crash: what follows is not trusted either

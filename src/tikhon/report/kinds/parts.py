@@ -46,10 +46,6 @@ class ScoreKind:
     label: Label
     higher: bool
 
-    def gap(self, train: float, valid: float) -> float:
-        """How much better the model does on the rows that it was trained on."""
-        return train - valid if self.higher else valid / train if train else float("inf")
-
     @property
     def limit(self) -> float:
         """The gap above which a model counts as memorising."""
