@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tikhon.cli import tables
+from tikhon.cli import rows, tables
 from tikhon.cli.folders import about_data, config_of, output_of
 from tikhon.cli.groups import flag
 from tikhon.cli.options import Data, DataDir, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
-from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError, unknown
 from tikhon.options import DATA, MODEL, MODELS, REGULARIZATION
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor, nn
 
-    from tikhon.cli.terminal import Terminal
     from tikhon.paths.path import PathResult
     from tikhon.runs.run_directory import RunDirectory
 
@@ -108,25 +104,22 @@ def path(
     model, grid = _model(model, penalty), _strengths(strengths)
     _check_folds(folds, grid, model)
 
+    from tikhon.cli.conclusion import conclude_saved
     from tikhon.cli.progress import StepProgress
     from tikhon.cli.threads import limit_threads
-    from tikhon.data import load, split
     from tikhon.paths.path import check_linear, path as follow
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import RunDirectory
 
-    terminal, read = run.terminal(), table.read()
-    tables.announce(terminal, data, read, data_dir)
-    source = load(data, data_dir=data_dir, table=read)
-    parts = split(source, valid=0.2, test=test, seed=seed)
-    tables.introduce(terminal, parts.train)
+    terminal = run.terminal()
+    options, source, parts = rows.read(terminal, data, table, data_dir, test=test, seed=seed)
     folder_path = output_of(run.output, source.name, run.resume)
     limit_threads(0)
     train, valid = (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y)
     build = None if model == "linear" else _network(model, parts, source.outputs)
     settings: dict[str, Any] = {"strengths": grid, "select": select, "seed": seed}
     if build is None:
-        train, valid = all_but_test(parts), None
+        train, valid = rows.all_but_test(parts), None
         check_linear(train, kinds[penalty](), strengths=grid, debias=debias)
         settings |= {"folds": 0 if grid == "universal" else folds, "debias": debias}
     terminal.note(
@@ -140,7 +133,7 @@ def path(
         "shape": list(parts.train.shape),
         "outputs": source.outputs,
     }
-    about = about_data(source, parts, 0.2, test, read)
+    about = about_data(source, parts, rows.VALID, test, options)
     config = config_of("path", folder_path, about, network, seed=seed)
     with RunDirectory(folder_path) as folder:
         folder.take(config, resume=run.resume, overwrite=run.overwrite)
@@ -163,7 +156,8 @@ def path(
                 kept = f"what is solved is kept in {folder_path}"
                 return interrupted(terminal, interrupt, config["command"], kept)
         document = _save(folder, result, parts, network, [folder_path, data])
-        _conclude(terminal, document, folder_path)
+        left_out = ("importances", "errors", "score_errors")
+        conclude_saved(terminal, document, folder_path, kept="model", left_out=left_out)
     return 0
 
 
@@ -256,13 +250,6 @@ def _strengths(text: str) -> int | str | list[float]:
         ) from None
 
 
-def _conclude(terminal: Terminal, document: Mapping[str, object], path: Path) -> None:
-    from tikhon.cli.conclusion import conclude_saved
-
-    left_out = ("importances", "errors", "score_errors")
-    conclude_saved(terminal, document, path, kept="model", left_out=left_out)
-
-
 def _tests(
     result: PathResult, state: dict[str, Tensor], parts: Any, name: str, outputs: int
 ) -> dict[str, Any]:
@@ -272,11 +259,11 @@ def _tests(
 
     chosen = build(name, parts.train.shape, outputs)
     chosen.load_state_dict(state)
-    found = tested(chosen, all_but_test(parts), parts.test)
+    found = tested(chosen, rows.all_but_test(parts), parts.test)
     return {**found, "test_scores": _test_scores(result, parts.test)}
 
 
-def _test_scores(result: PathResult, rows: Any) -> list[float]:
+def _test_scores(result: PathResult, held: Any) -> list[float]:
     """Accuracy, or root mean square error in the target's unit, of the model at every strength."""
     import torch
 
@@ -287,9 +274,9 @@ def _test_scores(result: PathResult, rows: Any) -> list[float]:
     for index in range(len(result.strengths)):
         model = result.model(index)
         with torch.no_grad():
-            out = model(rows.x.flatten(1) if isinstance(model, torch.nn.Linear) else rows.x)
+            out = model(held.x.flatten(1) if isinstance(model, torch.nn.Linear) else held.x)
         single: Kind = "binary" if out.shape[1] == 1 else "classes"
-        kind: Kind = "numbers" if rows.y.is_floating_point() else single
-        told = quality(out, rows.y, kind, rows.unit)
+        kind: Kind = "numbers" if held.y.is_floating_point() else single
+        told = quality(out, held.y, kind, held.unit)
         found.append(told["rmse" if kind == "numbers" else "accuracy"])
     return found

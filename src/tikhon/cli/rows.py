@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tikhon.cli import tables
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tikhon.data import Split
+    from tikhon.cli.terminal import Terminal
+    from tikhon.data import Dataset, Split
+    from tikhon.data.table import TableOptions
+
+VALID = 0.2  # share of the rows that a path of a network is scored on
+
+
+def read(
+    terminal: Terminal,
+    data: str,
+    table: tables.TableArguments,
+    data_dir: Path | None,
+    *,
+    test: float,
+    seed: int,
+) -> tuple[TableOptions | None, Dataset, Split]:
+    """DATA in parts, with what is to be said of it; before that, how it is read."""
+    from tikhon.data import load, split
+
+    options = table.read()
+    tables.announce(terminal, data, options, data_dir)
+    source = load(data, data_dir=data_dir, table=options)
+    parts = split(source, valid=VALID, test=test, seed=seed)
+    tables.introduce(terminal, parts.train)
+    return options, source, parts
 
 
 def all_but_test(parts: Split) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tikhon.budget import Budget
-from tikhon.cli import tables
+from tikhon.cli import rows, tables
 from tikhon.cli.folders import about_data, config_of, output_of
 from tikhon.cli.groups import flag, suggested
 from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed
 from tikhon.cli.resuming import completed, interrupted
-from tikhon.cli.rows import all_but_test
 from tikhon.errors import InputError
 from tikhon.numbers import duration
 from tikhon.options import DATA, LOSSES, MODEL, MODELS, TRAINING, with_mode, without
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from tikhon.cli.terminal import Terminal
     from tikhon.data import Split
+    from tikhon.tuning.space import Space
     from tikhon.tuning.tune import TuneResult
 
 _SAID = 20.0  # seconds of a plan from which on they are said
@@ -123,49 +124,37 @@ def tune(
     Networks are trained side by side where that is faster; the best are trained again on all
     rows.
     """
-    from tikhon.tuning.preparation import default_space
-    from tikhon.tuning.space import Choice, Space
+    from tikhon.tuning.space import Space
 
     Budget.of(budget)
     entries = None if space is None else Space.from_toml(space)
     _check_sharing(workers, join, storage)
 
+    from tikhon.cli.conclusion import conclude_saved
     from tikhon.cli.threads import limit_threads
-    from tikhon.data import load, split
-    from tikhon.models import build
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import CONFIG, JOURNAL, RunDirectory
 
-    terminal, read = run.terminal(), table.read()
-    tables.announce(terminal, data, read, data_dir)
-    source = load(data, data_dir=data_dir, table=read)
-    parts = split(source, valid=0.2, test=test, seed=seed)
-    tables.introduce(terminal, parts.train)
-    train = all_but_test(parts)
+    terminal = run.terminal()
+    options, source, parts = rows.read(terminal, data, table, data_dir, test=test, seed=seed)
+    train = rows.all_but_test(parts)
     path = output_of(run.output, source.name, run.resume)
-    first, *others = names = _models(model, parts)
-
-    def network(config: Mapping[str, Any]) -> nn.Module:
-        name = config.get("model", first)
-        return build(name, parts.train.shape, source.outputs, rows=parts.train.x)
-
-    if others:
-        known = dict(entries or default_space(network))
-        entries = Space(model=Choice(names), **known)
+    names = _models(model, parts)
+    network = _builder(names, parts, source.outputs)
+    entries = _with_models(names, entries, network)
     size = sum(p.numel() for p in network({}).parameters())
     limit_threads(size * 64)
-    about = {
-        "name": first,
-        "shape": list(parts.train.shape),
-        "outputs": source.outputs,
-        "parameters": size,
-    }
     device = _device(device)
     config = config_of(
         "tune",
         path,
-        about_data(source, parts, 0.2, test, read),
-        about,
+        about_data(source, parts, rows.VALID, test, options),
+        {
+            "name": names[0],
+            "shape": list(parts.train.shape),
+            "outputs": source.outputs,
+            "parameters": size,
+        },
         seed=seed,
         optimizer={"name": "adamw", "schedule": "cosine"},
         device=device,
@@ -192,40 +181,56 @@ def tune(
     if run.resume and completed(terminal, path):
         return 0
     with RunDirectory(path) as folder:
-        if others and run.resume and folder.exists:  # it is named by the choice at the end
+        if len(names) > 1 and run.resume and folder.exists:  # it is named by the choice at the end
             config["model"] = folder.read(CONFIG).get("model")
         folder.take(config, resume=run.resume, overwrite=run.overwrite)
-        helpers = [] if join else _start_workers(workers, storage or _own_storage(path), path)
-        try:
-            with interruptible() as interrupt:
-                from tikhon.tuning.tune import tune as search
+        helpers = 0 if join else workers - 1
+        with _helped(helpers, storage or _own_storage(path), path), interruptible() as interrupt:
+            from tikhon.tuning.tune import tune as search
 
-                def on_event(event: dict[str, Any]) -> None:
-                    board.event(event)
-                    if join and event["event"] == "searched":
-                        raise _Joined
-
-                searching |= {"stop": interrupt.__bool__, "on_event": on_event}
-                try:
-                    with Board(terminal) as board:
-                        result = search(network, train, **searching)
-                except Stopped:
-                    kept = f"no trial was finished yet in {path}"
-                    return interrupted(terminal, interrupt, config["command"], kept)
-        except _Joined:
-            return 0
-        finally:
-            for helper in helpers:
-                helper.terminate()
-                helper.wait()
+            try:
+                with Board(terminal, joins=join) as board:
+                    searching |= {"stop": interrupt.__bool__, "on_event": board.event}
+                    result = search(network, train, **searching)
+            except _Joined:
+                return 0
+            except Stopped:
+                kept = f"no trial was finished yet in {path}"
+                return interrupted(terminal, interrupt, config["command"], kept)
         answers = shlex.join(["tikhon", "predict", str(path), data])
         more = _tests(result, train, parts, loss) | {"next": [answers]}
         document = _save(folder, result, config, more)
-    _conclude(terminal, document, path)
+    left_out = ("trials", "space", "plan", "score_errors")
+    conclude_saved(terminal, document, path, kept="models", left_out=left_out)
     if not interrupt:
         return 0
     kept = f"the finished trials are kept in {path}"
     return interrupted(terminal, interrupt, config["command"], kept)
+
+
+def _builder(
+    names: Sequence[str], parts: Split, outputs: int
+) -> Callable[[Mapping[str, Any]], nn.Module]:
+    """What makes the network that a configuration names, by default the first."""
+    from tikhon.models import build
+
+    def network(config: Mapping[str, Any]) -> nn.Module:
+        name = config.get("model", names[0])
+        return build(name, parts.train.shape, outputs, rows=parts.train.x)
+
+    return network
+
+
+def _with_models(
+    names: Sequence[str], space: Space | None, network: Callable[[Mapping[str, Any]], nn.Module]
+) -> Space | None:
+    """The space with a choice of the network, where there are several, before its entries."""
+    if len(names) == 1:
+        return space
+    from tikhon.tuning.preparation import default_space
+    from tikhon.tuning.space import Choice, Space
+
+    return Space(model=Choice(tuple(names)), **dict(space or default_space(network)))
 
 
 def _check_sharing(workers: int, join: bool, storage: str | None) -> None:
@@ -240,12 +245,15 @@ class _Joined(Exception):
 
 
 class Board:
-    """The live table of rungs, survivors and time, on stderr."""
+    """The live table of rungs, survivors and time, on stderr.
 
-    def __init__(self, terminal: Terminal) -> None:
+    One that `joins` a search leaves it by `_Joined` once nothing is left to be searched.
+    """
+
+    def __init__(self, terminal: Terminal, *, joins: bool = False) -> None:
         from rich.live import Live
 
-        self._terminal = terminal
+        self._terminal, self._joins = terminal, joins
         self._rungs: dict[int, dict[str, Any]] = {}
         self._now = 0
         self._began, self._seconds, self._line = perf_counter(), None, ""
@@ -277,6 +285,8 @@ class Board:
             self._damaged(event)
         if self._live is not None:
             self._live.update(self._table())
+        if kind == "searched" and self._joins:
+            raise _Joined
 
     def _plan(self, plan: dict[str, Any]) -> None:
         self._seconds = plan["seconds"]
@@ -364,19 +374,26 @@ def _own_storage(path: Path) -> str:
     return f"journal:{path / 'study.log'}"
 
 
-def _start_workers(count: int, storage: str, path: Path) -> list[subprocess.Popen[bytes]]:
-    """The same command again, each with a folder of its own, to join the search."""
+@contextmanager
+def _helped(count: int, storage: str, path: Path) -> Iterator[None]:
+    """Within: so many processes join the search, by the same command in folders of their own."""
     import sys
 
     kept = without(sys.argv[1:], "--storage", "--output", "-o", "--overwrite", "--resume")
     kept += ["--storage", storage, "--join", "--quiet", "--overwrite"]
     start = [sys.executable, "-c", "from tikhon.cli import main; raise SystemExit(main())"]
-    return [
+    helpers = [
         subprocess.Popen(
             [*start, *kept, "--output", str(path / f"worker-{k}")], stdout=subprocess.DEVNULL
         )
-        for k in range(2, count + 1)
+        for k in range(2, count + 2)
     ]
+    try:
+        yield
+    finally:
+        for helper in helpers:
+            helper.terminate()
+            helper.wait()
 
 
 def _models(name: str | None, parts: Split) -> tuple[str, ...]:
@@ -412,10 +429,3 @@ def _tests(result: TuneResult, train: tuple[Any, Any], parts: Split, loss: str) 
     average = tested(result.average, train, parts.test, loss, linear=False)
     found = tested(result.model, train, parts.test, loss)
     return found | {"average": average.get("metrics", {})}
-
-
-def _conclude(terminal: Terminal, document: Mapping[str, object], path: Path) -> None:
-    from tikhon.cli.conclusion import conclude_saved
-
-    left_out = ("trials", "space", "plan", "score_errors")
-    conclude_saved(terminal, document, path, kept="models", left_out=left_out)
