@@ -269,8 +269,8 @@ def cure_run(path: Path) -> Path:
 
     data, loss = digits(), nn.CrossEntropyLoss()
     found = cure(
-        deep_sigmoid, data["train"], loss, optimizer=adam, valid=data["valid"], budget="10s",
-        seeds=2, steps=30,
+        deep_sigmoid, data["train"], loss, optimizer=adam, valid=data["valid"], budget="4s",
+        seeds=2, steps=20,
     )  # fmt: skip
     config = {"kind": "cure", "command": ["tikhon", "cure", "model.py:make"]}
     return save(path, config, [], found.to_dict())

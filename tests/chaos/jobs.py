@@ -57,7 +57,7 @@ def _job(text: str, again: str = "--overwrite", output: str = "run", anew: float
 
 JOBS = {
     "fit": _job(
-        "fit iris --epochs 40 --dropout 0.2 --no-linear --checkpoint-every 0.02", "--resume"
+        "fit iris --epochs 15 --dropout 0.2 --no-linear --checkpoint-every 0.02", "--resume"
     ),
     "tune": _job("tune iris --model mlp:8 --budget 4runs --epochs 8 --folds 0", "--resume"),
     "compare": _job("compare iris --methods none,l2 --splits 2 --trials 2 --epochs 3", "--resume"),

@@ -110,25 +110,21 @@ def test_a_worker_that_is_killed_gives_its_trials_back(tmp_path, command):
     def impatient():
         shared_search.__kwdefaults__["grace"] = 2.0
 
-    def hung():  # it takes trials and then hangs in the first of them
+    # it takes trials and then hangs in the first of them; were it killed while it writes to the
+    # study, the others would wait half a minute for its lock
+    def hung():
         import time
 
         from tikhon.tuning import runners
 
-        impatient()
-        runners.PopulationRunner.run = lambda self, trials: time.sleep(600)
+        def run(self, trials):
+            (tmp_path / "hangs").touch()
+            time.sleep(600)
 
-    def taken():
-        if not (tmp_path / "study.log").exists():
-            return False
-        try:
-            study = optuna.load_study(study_name="tikhon", storage=storage_of(storage))
-        except KeyError:  # the file is there, the study not yet
-            return False
-        return any(t.state.name == "RUNNING" for t in study.trials)
+        runners.PopulationRunner.run = run
 
     victim = command.start([*shared, "victim", "--join"], tmp_path, before=hung)
-    victim.until(taken)
+    victim.until((tmp_path / "hangs").exists)
     victim.send(9)
     assert victim.wait().code == -9
     survivor = command.start([*shared, "survivor"], tmp_path, before=impatient)

@@ -87,7 +87,7 @@ def test_many_requests_and_a_slow_reader(running):
         assert client.get(address).status_code == 200
         base = address.split("/?")[0]
         with client.stream("GET", f"{base}/events") as slow:
-            codes = {client.get(base).status_code for _ in range(200)}
+            codes = {client.get(base).status_code for _ in range(50)}
             assert codes == {200}
             assert client.get(base, params={"q": "x" * 60_000}).status_code in (200, 400, 414, 431)
             assert "changed" in next(slow.iter_text())
