@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from tikhon.data import load, split
+from tikhon.data.encoding import encode
 from tikhon.data.preprocessing import Preprocessing, rare_below
 from tikhon.data.reading import Format, read
 from tikhon.data.table import TableOptions, load_table
@@ -431,3 +432,37 @@ def test_rows_without_a_line_have_a_number(tmp_path: Path):
     frame.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"'income' has 1 infinite value.*row 3"):
         table(tmp_path / "a.parquet", "churned")
+
+
+@pytest.mark.parametrize("mark", ["^", "~", ":", "\x01"])
+def test_one_column_with_the_name_of_the_target_in_it_is_a_matter_of_the_separator(csv, mark):
+    path = csv("a,b,y\n1,2,p\n2,3,n\n".replace(",", mark))
+    with pytest.raises(InputError, match=r"one column found .* --sep"):
+        table(path)
+    assert table(path, format=Format(separator=mark)).feature_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("learnt", "new", "right"),
+    [
+        ("5 kg | 7 kg | 9 kg", "5 kg | 8 KG", [5, 8]),
+        ("5 kg | 7 kg | 9 kg", "5 | 8", [5, 8]),
+        ("5 kg | 7 kg | 9 kg", "5 kg | 8 lb", "'8 lb' in line 3, and .* in kg"),
+        ("5 kg | 7 kg | 9 kg", "5% | 8%", "'5%' in line 2"),
+        ("$5 | $7 | $9", "5 | $1.2k", [5, 1200]),
+        ("$5 | $7 | $9", "€5 | €8", "'€5' in line 2, and .* in \\$"),
+        ("5 | 7 | 9", "$5 | 8", [5, 8]),
+        ("0.05 | 0.07 | 0.09", "5% | 8%", "'5%' in line 2, and .* without a unit"),
+        ("5 years | 7 years | 9 years", "1 year | 8 years", [1, 8]),
+        ("5% | 7% | 9%", "0.5% | 8", [0.5, 8]),
+    ],
+)
+def test_new_numbers_are_in_the_unit_that_was_learnt(csv, learnt, new, right):
+    rows = "".join(f"{cell},{i % 2}\n" for i, cell in enumerate(learnt.split(" | ")))
+    data = table(csv("a,y\n" + rows))
+    source = read(csv("a\n" + "\n".join(new.split(" | ")) + "\n", "new.csv"))
+    if isinstance(right, str):
+        with pytest.raises(DataError, match=right):
+            encode(source, data.table.columns)
+    else:
+        assert encode(source, data.table.columns)[:, 0].tolist() == right

@@ -26,6 +26,7 @@ _MOSTLY = 0.5  # a column with more numbers (or dates) than this is one of numbe
 _MISSPELT = 0.05  # other texts in fewer cells than this were meant to be numbers
 _LARGEST = 1e150
 _FEW = 20  # words among numbers, and levels that are a category whatever they look like
+_KINDS = 8  # units that one column of numbers has at most
 _PROSE = 3  # words of an average cell of free text
 _WIDTHS = {"words": 64, "letters": 32}  # hashed features of free text
 _ID_NAME = re.compile(
@@ -195,9 +196,10 @@ def _number_column(raw: RawColumn, forced: str | None = None) -> Column | None:
     numbers = [one for one in found if one is not None]
     units = numerals.units(numbers)
     if units is None:
-        if cells.share(is_number) < 1 or len(cells.texts) <= _FEW:
+        different = sorted({one.unit.strip("*") or "none" for one in numbers})
+        many = len(different) > max(_KINDS, len(cells.texts) / 10)  # 12 Baker Street, 7 Elm Road
+        if cells.share(is_number) < 1 or len(cells.texts) <= _FEW or many:
             return None
-        different = sorted({one.unit or "none" for one in numbers})
         raise DataError(
             f"column {name!r} holds numbers in several units ({listed(different)}); write one "
             f"unit, or say --categorical {name}"

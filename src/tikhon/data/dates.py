@@ -38,28 +38,44 @@ _CLOCK = (
     r"(?P<h>\d{1,2}):(?P<min>\d\d)(?::(?P<s>\d\d)(?:[.,](?P<f>\d{1,9}))?)?"
     r"(?:\s*(?P<half>[AaPp])\.?[Mm]\.?)?"
 )
-_ZONE = r"(?:\s*(?P<zone>Z|UTC|GMT|[-+]\d\d:?\d\d|[-+]\d\d))?"
-_TAIL = rf"(?:(?:T|,?\s+){_CLOCK}{_ZONE})?"
+# hours from UTC, as RFC 2822 has them, and those of Europe and Japan
+_ZONES = {
+    **{"Z": 0, "UTC": 0, "GMT": 0, "CET": 1, "CEST": 2, "EET": 2, "EEST": 3, "JST": 9},
+    **{"EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7},
+}
+_ZONE = rf"(?:\s*(?P<zone>{'|'.join(_ZONES)}|(?:UTC|GMT)?[-+]\d\d:?\d\d|[-+]\d\d))?"
+_TAIL = rf"(?:(?:T|,?\s+(?:(?:at|um|à)\s+)?){_CLOCK}{_ZONE})?"
 _WEEKDAY = r"(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+)?"
+_ANY_DAY = r"(?:[^\W\d_]{2,10}\.?,\s+)?"  # of any language, before a comma
 _MONTH = r"(?P<name>[^\W\d_]{3,10})\.?"
 _OF = r"(?:de\s+)?"  # 5 de enero de 2021
 _NUMERIC = re.compile(
-    rf"(?P<a>\d{{1,4}})(?P<sep>[-/. ])(?P<b>\d{{1,2}})(?P=sep)(?P<c>\d{{1,4}}){_TAIL}"
+    rf"(?:{_ANY_DAY}|{_WEEKDAY})(?P<a>\d{{1,4}})(?P<sep>[-/. ])(?P<b>\d{{1,2}})(?P=sep)"
+    rf"(?P<c>\d{{1,4}}){_TAIL}",
+    re.IGNORECASE,
 )
 _FORMS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         rf"(?P<y>\d{{4}})(?P<m>\d\d)(?P<d>\d\d)T(?P<h>\d\d)(?P<min>\d\d)(?P<s>\d\d)?{_ZONE}",
         r"(?P<y>\d{4})[-/](?P<m>\d\d)",
+        r"(?P<m>\d\d?)[-/](?P<y>\d{4})",
+        rf"{_MONTH}[-. /,]*(?P<y>\d{{4}})",
+        r"(?P<y>\d{4})[-\s]?Q(?P<q>[1-4])",
+        r"Q(?P<q>[1-4])[-\s/]?(?P<y>\d{4})",
+        rf"{_WEEKDAY}{_MONTH}\s+(?P<d>\d{{1,2}})\s+{_CLOCK}{_ZONE}\s+(?P<y>\d{{4}})",
         r"(?P<y>\d{4})\s*[年년]\s*(?P<m>\d{1,2})\s*[月월]"
         rf"(?:\s*(?P<d>\d{{1,2}})\s*[日일号號]{_TAIL})?",
         rf"{_WEEKDAY}(?P<d>\d{{1,2}})(?:er|º)?[-. /]*{_OF}{_MONTH},?[-. /]*{_OF}"
         rf"(?P<y>\d{{4}}|\d\d){_TAIL}",
-        rf"{_WEEKDAY}{_MONTH}\s+(?P<d>\d{{1,2}})(?:st|nd|rd|th)?,?\s+(?P<y>\d{{4}}){_TAIL}",
+        rf"{_WEEKDAY}{_MONTH}\s+(?P<d>\d{{1,2}})(?:st|nd|rd|th)?(?:,\s*|\s+)(?P<y>\d{{4}}){_TAIL}",
         rf"(?P<y>\d{{4}})[-. /]{_MONTH}[-. /](?P<d>\d{{1,2}}){_TAIL}",
     )
 ]
-_TIME = re.compile(_CLOCK)
+_TIME = re.compile(
+    rf"(?:(?P<days>-?\d{{1,5}})\s+days?,?\s+\+?)?{_CLOCK.replace('{1,2}', '{1,3}', 1)}",
+    re.IGNORECASE,
+)  # a duration may have more hours than a day, and days
 
 
 @dataclass(frozen=True)
@@ -93,11 +109,14 @@ def moment(text: str) -> Moment | None:
 def clock_time(text: str) -> float | None:
     """A time of day, or a duration, in days; None for another text.
 
-    >>> clock_time("6:00 PM")
-    0.75
+    >>> clock_time("6:00 PM"), clock_time("36:00:00"), clock_time("1 days 12:00:00")
+    (0.75, 1.5, 1.5)
     """
     found = _TIME.fullmatch(tidy(text))
-    return None if found is None else _seconds(found)
+    if found is None:
+        return None
+    fraction = _seconds(found, hours=999)
+    return None if fraction is None else int(found["days"] or 0) + fraction
 
 
 def _numeric(found: re.Match[str]) -> Moment | None:
@@ -133,7 +152,7 @@ def _named(found: re.Match[str]) -> Moment | None:
     """A date whose month is a name, or whose fields can stand in one order alone."""
     parts = found.groupdict()
     name = parts.get("name")
-    month = _month(name) if name else int(parts["m"])
+    month = _month(name) if name else int(parts.get("m") or 3 * int(parts.get("q") or 0) - 2)
     fraction = _seconds(found)
     day = None if month is None else _day(parts["y"], month, int(parts.get("d") or 1))
     if day is None or fraction is None:
@@ -161,7 +180,7 @@ def _day(year: str, month: int, day: int) -> int | None:
         return None
 
 
-def _seconds(found: re.Match[str]) -> float | None:
+def _seconds(found: re.Match[str], *, hours: int = 24) -> float | None:
     """The time of day of a match in days; 0 without one, None for one that no clock shows."""
     parts = found.groupdict()
     if parts.get("h") is None:
@@ -171,10 +190,12 @@ def _seconds(found: re.Match[str]) -> float | None:
         if not 1 <= hour <= 12:
             return None
         hour = hour % 12 + (12 if half in "pP" else 0)
-    if hour > 24 or minute > 59 or second > 60:
+    if hour > hours or minute > 59 or second > 60:
         return None
     fraction = float(f"0.{parts.get('f') or 0}")
-    zone = parts.get("zone") or ""
+    zone = (parts.get("zone") or "").upper()
+    minute -= 60 * _ZONES.get(zone, 0)
+    zone = zone.removeprefix("UTC").removeprefix("GMT")
     if zone[:1] in ("+", "-"):
         digits = zone[1:].replace(":", "").ljust(4, "0")
         minutes = int(digits[:2]) * 60 + int(digits[2:])

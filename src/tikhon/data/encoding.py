@@ -100,10 +100,32 @@ def _numbers(raw: RawColumn, column: Column) -> np.ndarray:
         finite(source, column.name, plain)
         return _beside(column, plain)
     cells = raw.cells
+    _check_units(raw, column)
     values, bounds = numerals.read(raw.numerals, mark)
     finite(source, column.name, cells.spread(values))
     words = [bound or text for bound, text in zip(bounds, cells.texts, strict=True)]
     return _with_words(source, column, cells, values, words, "numbers")
+
+
+def _check_units(raw: RawColumn, column: Column) -> None:
+    """Refuse numbers in another unit than those that were learnt from, with the first one.
+
+    A unit may be left out, and the sign of money may be new.
+    """
+    known = numerals.same_unit(column.unit)
+    money = numerals.is_currency(column.unit) or not column.unit
+    for one, text in zip(raw.numerals, raw.cells.texts, strict=True):
+        unit = numerals.same_unit(one.unit) if one is not None else ""
+        if unit in ("", known) or (money and unit == "*"):
+            continue
+        if one is not None and not column.unit and numerals.is_currency(one.unit):
+            continue
+        where = raw.source.line(raw.cells.first([other == text for other in raw.cells.texts]))
+        raise DataError(
+            f"column {column.name!r} holds {text[:40]!r} in {where}, and what the model was "
+            f"trained on is {f'in {column.unit}' if column.unit else 'without a unit'}: convert "
+            "the column"
+        )
 
 
 def _mark(raw: RawColumn, known: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
@@ -15,6 +16,11 @@ _RARE_CLASS = 0.1
 _UNTOLD = 0.02  # of the errors of a constant answer, that a leak may leave
 _SAMPLE = 5_000
 _BLOCK = 10_000  # rows that are copied at a time
+_TOTAL = re.compile(
+    r"\s*(?:(?:grand|sub)[- ]?)?(?:totals?|sum|overall|all|summe|gesamt|insgesamt|total général|"
+    r"totale|suma|итого|всего|合计|总计|合計|総計)\s*:?\s*",
+    re.IGNORECASE,
+)
 _SENTINELS = (-1.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, 99.0, 999.0, 9999.0, 99999.0, 999999.0)
 
 
@@ -161,23 +167,44 @@ def sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Notice]:
     """Numbers such as -999 that repeat far from all others."""
     said = []
     for column, place in zip(columns, blocks(columns), strict=True):
-        if column.kind != "number":
-            continue
-        cells = values[:, place][:, 0]
-        present = cells[~np.isnan(cells)]
-        for mark in (present.min(), present.max()) if len(present) else ():
-            rest = present[present != mark]
-            count = len(present) - len(rest)
-            if mark not in _SENTINELS or count < 2 or len(np.unique(rest)) < 5:
-                continue
-            width = max(float(np.ptp(rest)), 1e-12)
-            if min(abs(mark - rest.min()), abs(mark - rest.max())) > width:
-                text = (
-                    f"{listed([column.name])} is {mark:g} in {count} rows, far from all others; "
-                    f"if it means no value, use --na-values {mark:g}"
-                )
-                said.append(Notice("sentinel", text))
+        if column.kind == "number":
+            said += _sentinels(values[:, place][:, 0], column.name)
     return said[:8]
+
+
+def target_sentinels(y: np.ndarray, name: str) -> list[Notice]:
+    """The same of a target, whose rows would be learnt as they are."""
+    return _sentinels(y, name)
+
+
+def _sentinels(cells: np.ndarray, name: str) -> list[Notice]:
+    present = cells[~np.isnan(cells)]
+    said = []
+    for mark in (present.min(), present.max()) if len(present) else ():
+        rest = present[present != mark]
+        count = len(present) - len(rest)
+        if mark not in _SENTINELS or count < 2 or len(np.unique(rest)) < 5:
+            continue
+        width = max(float(np.ptp(rest)), 1e-12)
+        if min(abs(mark - rest.min()), abs(mark - rest.max())) > width:
+            text = (
+                f"{listed([name])} is {mark:g} in {count} rows, far from all others; "
+                f"if it means no value, use --na-values {mark:g}"
+            )
+            said.append(Notice("sentinel", text))
+    return said
+
+
+def totals(source: Source) -> list[Notice]:
+    """A last row that sums up the others, as it calls itself."""
+    for name in source.frame.columns:
+        cells = source.frame[name].to_numpy(object)
+        cell = cells[-1]
+        if isinstance(cell, str) and _TOTAL.fullmatch(cell) and cell not in cells[:-1]:
+            where = source.line(len(source.frame) - 1)
+            said = f"the last row ({where}) says {cell.strip()!r} in {listed([str(name)])}"
+            return [Notice("total", said + ": if it sums up the others, remove it")]
+    return []
 
 
 def repeated(train: Set[int], other: Sequence[int], rows: int, part: str) -> list[Notice]:

@@ -11,27 +11,40 @@ from dataclasses import dataclass
 import numpy as np
 
 MISSING = frozenset(
-    "na n/a n.a. n.a <na> nan null none nil ? - -- --- . .. … #n/a #n/a! #null! #div/0! #value! "
-    "#ref! #num! #name? missing".split()
-)  # among numbers or dates these say "no value"; among other texts they are texts
+    "na n/a n.a. n.a <na> n/d n.d. nan -nan nat null none nil (null) <null> [null] \\n ? - -- --- "
+    "– — . .. … #n/a #n/a! #na #null! #div/0! #value! #ref! #num! #name? 1.#ind -1.#ind 1.#qnan "
+    "-1.#qnan missing".split()
+) | {"#n/a n/a"}  # among numbers or dates these say "no value"; among other texts they are texts
 
 _SYMBOLS = "$€£¥₹₽₩₺₴₪₫₦฿¢₱₿"
 _CURRENCIES = frozenset(
     "USD EUR GBP JPY CHF CAD AUD NZD CNY RMB INR SEK NOK DKK PLN CZK HUF RON BRL MXN ZAR KRW RUB "
     "TRY SGD HKD THB ILS".split()
 )
+# names of money that are no sign of it; "Rs." is "Rs"
+_WORDS = frozenset("Rs Rp RM kr Fr zł Kč Ft".split())
 _MULTIPLES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "bn": 1e9}
+_MULTIPLE_WORDS = {
+    **dict.fromkeys(("thousand",), 1e3),
+    **dict.fromkeys(("lakh", "lakhs", "lac", "lacs"), 1e5),
+    **dict.fromkeys(("million", "millions", "mln", "mn", "mio"), 1e6),
+    **dict.fromkeys(("crore", "crores", "cr"), 1e7),
+    **dict.fromkeys(("billion", "billions", "bln", "mrd"), 1e9),
+    **dict.fromkeys(("trillion", "trillions"), 1e12),
+}  # whatever their capitals
+_BY_CASE = "mMpPyYzZ"  # mW is not MW: the beginnings of units that capitals tell apart
 # soft hyphen, zero-width space, marks of direction, word joiner, byte order mark
 _UNSEEN = dict.fromkeys([0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF])
 _BOUNDS = {"≤": "<", "≥": ">", "<=": "<", ">=": ">", "≈": "~"}
 _NUMBER = re.compile(
     rf"""(?P<bound><=|>=|[<>≤≥~≈])?\s*
     (?P<open>\()?\s*(?P<sign>[-+])?\s*
-    (?P<before>[A-Z]{{0,3}}[{_SYMBOLS}]|[A-Z]{{3}}(?=[\s\d]))?\s*(?P<second>[-+])?
+    (?P<before>[A-Z]{{0,3}}[{_SYMBOLS}]|[A-Z]{{3}}(?=[\s\d])|(?:{"|".join(sorted(_WORDS))})\.?)?
+    \s*(?P<second>[-+])?
     (?P<digits>[\d.,'’_ ]*\d[.,]?)
     (?P<exponent>[eE][-+]?\d{{1,4}}|[dD][-+]\d{{1,4}}|\s*[xX×*·]\s*10\s*\^\s*[-+]?\d{{1,4}})?
     (?P<spread>\s*(?:±|\+/-|\+-)\s*\d[\d.,]*)?
-    \s*(?P<after>[%‰{_SYMBOLS}]|°?[^\W\d_]{{1,6}}(?:/[^\W\d_]{{1,5}})?[23]?)?
+    \s*(?P<after>[%‰{_SYMBOLS}]|/(?:5|10|20|50|100)|°?[^\W\d_]{{1,12}}(?:/[^\W\d_]{{1,5}})?[23]?)?
     \s*(?P<trail>[-+])?\s*(?P<close>\))?""",
     re.VERBOSE,
 )
@@ -137,10 +150,12 @@ def _contradicts(found: re.Match[str]) -> bool:
 
 def _unit(before: str | None, after: str | None) -> tuple[str | None, float]:
     """The unit (None if the text is no number after all) and the factor of its multiple."""
-    if before and before[-1] not in _SYMBOLS and before not in _CURRENCIES:
+    before = (before or "").removesuffix(".")
+    if before and before[-1] not in _SYMBOLS and before not in _CURRENCIES | _WORDS:
         return None, 1.0
-    factor = _MULTIPLES.get(after or "", 1.0)
-    if after in _MULTIPLES:
+    after = after or ""
+    factor = _MULTIPLES.get(after) or _MULTIPLE_WORDS.get(after.lower())
+    if factor:
         return before or f"*{after}", factor
     if before and after and after not in _CURRENCIES:
         return None, 1.0
@@ -163,26 +178,41 @@ def _value(digits: str, exponent: str | None, decimal: str) -> float | None:
 
 def is_currency(unit: str) -> bool:
     """Whether a unit is money: a sign that some cells of a column may leave out."""
-    return unit in _CURRENCIES or (unit != "" and unit[-1] in _SYMBOLS)
+    return unit in _CURRENCIES | _WORDS or (unit != "" and unit[-1] in _SYMBOLS)
+
+
+def same_unit(unit: str) -> str:
+    """What makes two units one: `days` and `day`, `KG` and `kg`; all multiples are one.
+
+    >>> same_unit("Years") == same_unit("year"), same_unit("mW") == same_unit("MW")
+    (True, False)
+    """
+    if unit.startswith("*"):
+        return "*"
+    if len(unit) > 3 or unit[:1] not in _BY_CASE:
+        unit = unit.lower()
+    return unit[:-1] if len(unit) > 2 and unit.endswith("s") and "/" not in unit else unit
 
 
 def units(found: Iterable[Numeral]) -> tuple[str, ...] | None:
-    """The units of one column's numbers; None where together they are no numbers of one kind.
+    """The unit of one column's numbers, () for none; None where they are no numbers of one kind.
 
     One unit in every cell but zeros, one currency in some, or multiples (`1.2k`, `3M`) are fine.
     """
-    plain, seen = False, set()
+    plain = False
+    seen: dict[str, str] = {}
     for one in found:
         if one.unit:
-            seen.add("*" if one.unit.startswith("*") else one.unit)
+            seen.setdefault(same_unit(one.unit), one.unit)
         elif one.dot != 0 or one.comma != 0:
             plain = True
-    seen.discard("*")
-    if len(seen) > 1:
+    multiples = seen.pop("*", None)
+    shown = tuple(seen.values())
+    if len(shown) > 1:
         return None
-    if plain and seen and not is_currency(next(iter(seen))):
+    if shown and (plain or multiples) and not is_currency(shown[0]):
         return None
-    return tuple(seen)
+    return shown
 
 
 def votes(found: Iterable[Numeral]) -> frozenset[str]:

@@ -9,8 +9,8 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tikhon.data import typed
 from tikhon.data.cells import decimal_of, texts_of
+from tikhon.data.fields import (
+    BLANKS,
+    LONGEST,
+    SEPARATORS,
+    TextLines,
+    long_fields,
+    rows_of,
+    separator_of,
+    spaced,
+    usual_of,
+)
 from tikhon.data.notice import Notice
 from tikhon.errors import DataError, InputError
 
@@ -29,11 +40,7 @@ SUFFIXES = (
     *(".json", ".xlsx"),
 )
 _MANY = 8  # names and lines that a message shows at most
-_SEPARATORS = (",", ";", "\t", "|")
-_BLANKS = " "  # runs of blanks, where nothing else separates
-_LONGEST = 1 << 24  # characters of a field; the csv module stops at 131,072
 _LIMIT = 1 << 34  # bytes that a compressed file may unpack to
-_SAMPLE = 100  # rows that tell the separator
 _FIRST = 1 << 20  # bytes in which the first line ends, if it is a JSON object
 
 
@@ -170,6 +177,10 @@ def _kind(path: Path, name: str, content: bytes) -> str:
             raise DataError(f"{path} is {what}, not a table: save it as .csv, .xlsx or .parquet")
     if content[:512].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise DataError(f"{path} is a web page, not a table: download the file itself")
+    if _ARFF.match(content[:_FIRST]):
+        raise DataError(
+            f"{path} is an ARFF file: save it as .csv, with the names of its attributes as header"
+        )
     named = next((kind for suffix, kind in _NAMED.items() if name.endswith(suffix)), "csv")
     return "json" if named == "csv" and _is_object(content) else named
 
@@ -206,6 +217,9 @@ _OTHERS = (
 )  # place of the sign, the sign, what it is of
 
 
+_ARFF = re.compile(rb"(?:\s|%[^\n]*\n)*@relation\b", re.IGNORECASE)
+
+
 def _is_object(content: bytes) -> bool:
     """Whether the first line is a JSON object, which no row of a CSV is."""
     line = content[:_FIRST].lstrip().partition(b"\n")[0]
@@ -226,29 +240,31 @@ def _unzipped(path: Path, content: bytes) -> bytes:
     return found
 
 
-def _preamble(text: str, separator: str | None) -> tuple[_Text, str | None, tuple[Notice, ...]]:
+def _preamble(
+    text: str, separator: str | None
+) -> tuple[TextLines, str | None, tuple[Notice, ...]]:
     """The text with blank lines for what stands above its header, and the separator told there.
 
     `sep=;` is a spreadsheet's; lines with a # are comments unless they have the header's fields.
     """
     if found := re.match(r'"?sep=(.)"?\n', text, re.IGNORECASE):
-        return _Text("\n" + text[found.end() :]), separator or found[1], ()
+        return TextLines("\n" + text[found.end() :]), separator or found[1], ()
     comments = re.match(r"(?:#[^\n]*\n)+", text)
     if comments is None:
-        return _Text(text), separator, ()
+        return TextLines(text), separator, ()
     header = text[comments.end() :].partition("\n")[0]
-    marks = [separator] if separator else _SEPARATORS
+    marks = [separator] if separator else SEPARATORS
     lines = comments[0].splitlines()
     if any(0 < line.count(mark) == header.count(mark) for line in lines for mark in marks):
-        return _Text(text), separator, ()
+        return TextLines(text), separator, ()
     said = f"{len(lines)} lines above the header begin with '#' and are left out"
     notice = Notice("comments", said)
-    return _Text("\n" * len(lines) + text[comments.end() :]), separator, (notice,)
+    return TextLines("\n" * len(lines) + text[comments.end() :]), separator, (notice,)
 
 
 def _csv(
     path: Path,
-    text: _Text,
+    text: TextLines,
     told: str | None,
     said: tuple[Notice, ...],
     format: Format,
@@ -256,23 +272,26 @@ def _csv(
 ) -> Source:
     import pandas as pd
 
-    separator = told or _separator(path, text)
+    separator = spaced(text, told or separator_of(path, text))
     header, rows, lines, skipped = _scan(path, text, separator, keep=format.bad_rows == "skip")
     if not lines and len(header) > 1 and {width for _, width in skipped} == {len(header) + 1}:
         if more := _one_more(text, separator, header):
             header, said = more[0], (*said, more[1])
             lines, skipped = [line for line, _ in skipped], []
-    header = _tidy_header(path, header, separator)
+    empty = _nameless(text, separator, header)
+    header = _tidy_header(path, header, separator[0], empty)
     if skipped and format.bad_rows == "error":
         raise DataError(_wrong_length(path, header, lines, skipped))
     if not lines:
         raise DataError(f"no data rows in {path}: it holds the header alone")
+    said = (*said, *_headless(header))
     if skipped:
-        text = _Text(_joined([header, *rows], separator))
+        text = TextLines(_joined([header, *rows], separator[0]))
     try:
         frame = pd.read_csv(
             cast("Any", text),
-            sep=r"\s+" if separator == _BLANKS else separator,
+            sep=r"\s+" if separator == BLANKS else separator[0],
+            skipinitialspace=len(separator) > 1,
             dtype=str,
             keep_default_na=False,
             na_values=["", *format.missing],
@@ -283,22 +302,28 @@ def _csv(
     except (ValueError, pd.errors.ParserError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     notices = [*said]
+    if empty:
+        frame = frame.drop(columns=[header[i] for i in empty])
+        none = f"{len(empty)} columns have neither a name nor a value and are left out"
+        notices.append(Notice("nameless", none))
     if skipped:
         notices.append(
             Notice("wrong_length", f"{len(skipped)} rows of the wrong length were left out")
         )
-    if told is None and separator != _usual(path):
-        notices.append(Notice("separator", f"fields are separated by {separator!r}"))
+    if told is None and separator[0] != usual_of(path):
+        notices.append(Notice("separator", f"fields are separated by {separator[0]!r}"))
     return Source(frame, path.name, lines, tuple(notices), origin, format)
 
 
-def _one_more(text: _Text, separator: str, header: list[str]) -> tuple[list[str], Notice] | None:
+def _one_more(
+    text: TextLines, separator: str, header: list[str]
+) -> tuple[list[str], Notice] | None:
     """The header where every row has one field more: names of rows in front, or an empty end.
 
     None where it may as well be that the header lacks a name.
     """
-    with _long_fields():
-        rows = [row for row in _rows(text, separator) if row][1:]
+    with long_fields():
+        rows = [row for row in rows_of(text, separator) if row][1:]
     if not any(row[-1].strip() for row in rows):
         return [*header, ""], Notice("row_ends", "every row ends with a separator")
     first = [row[0] for row in rows]
@@ -335,30 +360,6 @@ _MARKS = {
 }
 
 
-class _Text:
-    """A text as a file that is read from its start, without a copy of the whole.
-
-    (A StringIO holds four bytes a character.)
-    """
-
-    def __init__(self, text: str) -> None:
-        self._text, self._at = text, 0
-
-    def __iter__(self) -> Iterator[str]:
-        """Its lines, from the first one."""
-        start = 0
-        while start < len(self._text):
-            end = self._text.find("\n", start) + 1 or len(self._text)
-            yield self._text[start:end]
-            start = end
-
-    def read(self, count: int = -1) -> str:
-        """The next `count` characters, or all that are left."""
-        start = self._at
-        self._at = len(self._text) if count < 0 else min(start + count, len(self._text))
-        return self._text[start : self._at]
-
-
 def _decode(path: Path, content: bytes, format: Format) -> str:
     """The text, with one kind of line end; a byte order mark tells the encoding."""
     encoding = "utf-8-sig" if format.encoding.lower() in ("utf-8", "utf8") else format.encoding
@@ -381,6 +382,7 @@ def _decode(path: Path, content: bytes, format: Format) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(f"{path} line {line} holds a NUL byte: the file is damaged or not text")
+    text = text.removesuffix("\x1a")  # where DOS ends a file
     return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -402,74 +404,29 @@ _ENCODINGS = ("shift_jis", "cp1252", "cp1250", "cp1251")
 _HALF_WIDTH = re.compile("[\uff61-\uff9f]")  # what shift_jis makes of letters with accents
 
 
-def _usual(path: Path) -> str:
-    return "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
-
-
-def _separator(path: Path, text: _Text) -> str:
-    """The one separator that gives all of the first rows as many fields as the header."""
-    usual = _usual(path)
-    widths = {}
-    for separator in (usual, *(s for s in _SEPARATORS if s != usual)):
-        first, *rest = _widths(text, separator)
-        one_more = {first + 1} if first > 1 else set[int]()  # names of rows, as R writes them
-        alike = len(set(rest)) < 2 and set(rest) <= {first} | one_more
-        widths[separator] = first if alike else 0
-    if widths[usual] > 1:
-        return usual
-    fitting = [separator for separator, width in widths.items() if width > 1]
-    if all(set(_widths(text, separator)) == {1} for separator in widths):
-        found = set(_widths(text, _BLANKS))
-        return _BLANKS if len(found) == 1 and found != {1} else usual
-    if len(fitting) > 1:
-        shown = " or ".join(f"--sep {separator!r}" for separator in fitting)
-        raise DataError(f"{path}: the fields fit more than one separator; say {shown}")
-    return fitting[0] if fitting else usual
-
-
-def _widths(text: _Text, separator: str) -> list[int]:
-    """Fields of the first rows; [0] where quotes are broken."""
-    widths: list[int] = []
-    with _long_fields():
-        try:
-            for row in _rows(text, separator):
-                if row:
-                    widths.append(len(row))
-                if len(widths) > _SAMPLE:
-                    break
-        except csv.Error:
-            return [0]
-    return widths or [0]
-
-
-def _rows(text: _Text, separator: str) -> Any:
-    """A reader of the csv module; with blanks as separators a run of them is one."""
-    lines = (re.sub(r"[ \t]+", " ", line.strip(" \t\n")) for line in text)
-    return csv.reader(lines if separator == _BLANKS else text, delimiter=separator, strict=True)
-
-
-@contextmanager
-def _long_fields() -> Iterator[None]:
-    """The csv module with a limit that fits free text."""
-    before = csv.field_size_limit(_LONGEST)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
+def _headless(header: Sequence[str]) -> list[Notice]:
+    """That the first line looks like a row: numbers among its names that count no columns."""
+    numbers = [name for name in header if re.fullmatch(r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", name)]
+    counts = [str(i) for i in range(len(header) + 1)]
+    years = all(re.fullmatch(r"(19|20)\d\d", name) for name in numbers)
+    if len(numbers) < 2 or set(numbers) <= set(counts) or years:
+        return []
+    said = f"the first line is taken as names, and {listed(numbers)} may be cells of a row: is "
+    return [Notice("headless", said + "the header missing?")]
 
 
 def _scan(
-    path: Path, text: _Text, separator: str, *, keep: bool
+    path: Path, text: TextLines, separator: str, *, keep: bool
 ) -> tuple[list[str], list[list[str]], list[int], list[tuple[int, int]]]:
     """Header, rows (kept only where they may be written again), their lines, the bad ones."""
-    reader = _rows(text, separator)
+    reader = rows_of(text, separator)
     rows: list[list[str]] = []
     lines: list[int] = []
     bad: list[tuple[int, int]] = []
     header: list[str] | None = None
     start = 1
     try:
-        with _long_fields():
+        with long_fields():
             for row in reader:
                 start = reader.line_num + 1
                 if not row:
@@ -498,18 +455,34 @@ def _quoting(path: Path, error: csv.Error, start: int, line: int, separator: str
         )
     if "field larger" in str(error):
         return (
-            f"{path} line {start}: a field of more than {_LONGEST:,} characters; most likely a "
+            f"{path} line {start}: a field of more than {LONGEST:,} characters; most likely a "
             "quote is opened there and never closed"
         )
     return f"{path} line {line}: {error}"
 
 
-def _tidy_header(path: Path, header: list[str], separator: str) -> list[str]:
-    """The names without blanks around them, where they stay different."""
+def _nameless(text: TextLines, separator: str, header: Sequence[str]) -> list[int]:
+    """The columns without a name, where there are several and none of them has a value."""
+    found = [i for i, name in enumerate(header) if not name.strip()]
+    if len(found) < 2:
+        return []
+    with long_fields():
+        rows = iter([row for row in rows_of(text, separator) if row])
+    next(rows)
+    return [] if any(row[i].strip() for row in rows for i in found if i < len(row)) else found
+
+
+def _tidy_header(
+    path: Path, header: list[str], separator: str, empty: Sequence[int] = ()
+) -> list[str]:
+    """The names without blanks around them, where they stay different; the `empty` columns have
+    their number for a name.
+    """
+    header = [f"\0{i}" if i in empty else name for i, name in enumerate(header)]
     stripped = [name.strip() for name in header]
     header = stripped if len(set(stripped)) == len(set(header)) else header
     if len(header) == 1:
-        for other in (c for c in _SEPARATORS if c != separator and c in header[0]):
+        for other in (c for c in SEPARATORS if c != separator and c in header[0]):
             shown = "'\\t'" if other == "\t" else f"'{other}'"
             raise DataError(
                 f"{path}: one column found ({header[0][:60]!r}); the file looks like it is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -115,6 +116,9 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
     notices += noticing.leaks(values, columns, target.y, target.task)
     notices += noticing.identifiers(values, columns)
     notices += noticing.sentinels(values, columns)
+    if target.task == "regression":
+        notices += noticing.target_sentinels(target.y, options.target)
+    notices += noticing.totals(source)
     table = Table(columns, dropped, target.column, *_split_columns(source, options))
     return Dataset(
         name=_stem(source.name),
@@ -146,7 +150,14 @@ def _check_names(source: Source, names: list[str], options: TableOptions) -> Non
     )
     for name in asked:
         if name is not None and name not in names:
-            raise InputError(f"{source.name}: {unknown('column', name, names)}")
+            if len(names) == 1 and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", names[0]):
+                raise InputError(
+                    f"{source.name}: one column found ({names[0][:60]!r}), no {name!r}; say what "
+                    "separates the fields with --sep"
+                )
+            shown = unknown("column", name, names)
+            doubt = next((f"; {n}" for n in source.notices if n.kind == "headless"), "")
+            raise InputError(f"{source.name}: {shown}{doubt}")
 
 
 def _features(

@@ -45,7 +45,7 @@ def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
         raise DataError(
             f"{source.name}: the target {name!r} holds {raw.foreign}, not one value a cell"
         )
-    cells, found = raw.cells, _numbers(raw)
+    cells, found = raw.cells, None if task is None and _are_ranges(raw) else _numbers(raw)
     empty = cells.codes < 0
     if found is not None:
         empty |= np.append(cells.is_missing, False)[cells.codes]
@@ -76,6 +76,13 @@ def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
     why = f"regression: {name!r} holds {levels} different numbers"
     why = why if task is None else f"{task}: as asked for"
     return TargetColumn(column, values, "regression", why, source, tuple(notices))
+
+
+def _are_ranges(raw: RawColumn) -> bool:
+    """Whether the texts are names of ranges (`>50K`, `<=50K`): mostly limits, and few of them."""
+    cells = raw.cells
+    limits = np.array([one is not None and one.bound in ("<", ">") for one in raw.numerals], bool)
+    return len(cells.texts) <= _FEW and cells.share(limits) > 0.5
 
 
 def _numbers(raw: RawColumn) -> tuple[Column, np.ndarray] | None:
@@ -208,9 +215,13 @@ def _blanks(source: Source, name: str) -> list[Notice]:
 
 
 def _close(name: str, labels: Sequence[str]) -> list[Notice]:
-    """Single letters that differ in capitals alone are kept apart, and said."""
+    """Single letters that differ in capitals alone, and labels that differ in the marks at their
+    end (`>50K.`), are kept apart, and said.
+    """
     letters = [label for label in labels if len(label) == 1 and label.isalpha()]
     found = [label for label in letters if label.swapcase() in set(labels) - {label}]
+    bare = [re.sub(r"[\s.,;:!]+$", "", label).lower() for label in labels]
+    found += [label for label, b in zip(labels, bare) if len(label) > 1 and bare.count(b) > 1]
     if not found:
         return []
     said = f"labels {listed(found)} of {name!r} are kept as different classes"

@@ -1,0 +1,112 @@
+"""The fields of a text file: what separates them, and the rows that they make."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tikhon.errors import DataError
+
+SEPARATORS = (",", ";", "\t", "|")
+BLANKS = " "  # runs of blanks, where nothing else separates
+LONGEST = 1 << 24  # characters of a field; the csv module stops at 131,072
+_SAMPLE = 100  # rows that tell the separator
+_FIRST = 1 << 20  # characters in which a blank before quotes is looked for
+
+
+class TextLines:
+    """A text as a file that is read from its start, without a copy of the whole.
+
+    (A StringIO holds four bytes a character.)
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text, self._at = text, 0
+
+    def __iter__(self) -> Iterator[str]:
+        """Its lines, from the first one."""
+        start = 0
+        while start < len(self._text):
+            end = self._text.find("\n", start) + 1 or len(self._text)
+            yield self._text[start:end]
+            start = end
+
+    def head(self, count: int) -> str:
+        """Its first characters."""
+        return self._text[:count]
+
+    def read(self, count: int = -1) -> str:
+        """The next `count` characters, or all that are left."""
+        start = self._at
+        self._at = len(self._text) if count < 0 else min(start + count, len(self._text))
+        return self._text[start : self._at]
+
+
+def usual_of(path: Path) -> str:
+    """The separator that the name of a file promises."""
+    return "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
+
+
+def separator_of(path: Path, text: TextLines) -> str:
+    """The one separator that gives all of the first rows as many fields as the header."""
+    usual = usual_of(path)
+    widths = {}
+    for separator in (usual, *(s for s in SEPARATORS if s != usual)):
+        first, *rest = widths_of(text, spaced(text, separator))
+        one_more = {first + 1} if first > 1 else set[int]()  # names of rows, as R writes them
+        alike = len(set(rest)) < 2 and set(rest) <= {first} | one_more
+        widths[separator] = first if alike else 0
+    if widths[usual] > 1:
+        return usual
+    fitting = [separator for separator, width in widths.items() if width > 1]
+    if all(set(widths_of(text, separator)) == {1} for separator in widths):
+        found = set(widths_of(text, BLANKS))
+        return BLANKS if len(found) == 1 and found != {1} else usual
+    if len(fitting) > 1:
+        shown = " or ".join(f"--sep {separator!r}" for separator in fitting)
+        raise DataError(f"{path}: the fields fit more than one separator; say {shown}")
+    return fitting[0] if fitting else usual
+
+
+def spaced(text: TextLines, separator: str) -> str:
+    """The separator, with a blank where one stands before quotes (`1, "a, b"`) and is no cell."""
+    if not re.search(rf'{re.escape(separator)} +"', text.head(_FIRST)):
+        return separator
+    return separator + " " if len(set(widths_of(text, separator + " "))) == 1 else separator
+
+
+def widths_of(text: TextLines, separator: str) -> list[int]:
+    """Fields of the first rows; [0] where quotes are broken."""
+    widths: list[int] = []
+    with long_fields():
+        try:
+            for row in rows_of(text, separator):
+                if row:
+                    widths.append(len(row))
+                if len(widths) > _SAMPLE:
+                    break
+        except csv.Error:
+            return [0]
+    return widths or [0]
+
+
+def rows_of(text: TextLines, separator: str) -> Any:
+    """A reader of the csv module; with blanks as separators a run of them is one."""
+    lines = (re.sub(r"[ \t]+", " ", line.strip(" \t\n")) for line in text)
+    source = lines if separator == BLANKS else text
+    blank_after = len(separator) > 1
+    return csv.reader(source, delimiter=separator[0], skipinitialspace=blank_after, strict=True)
+
+
+@contextmanager
+def long_fields() -> Iterator[None]:
+    """The csv module with a limit that fits free text."""
+    before = csv.field_size_limit(LONGEST)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
