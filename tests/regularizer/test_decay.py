@@ -132,3 +132,33 @@ def test_what_decay_cannot_be_is_refused_by_name():
         tk.regularize(model, optimizer, tk.L2(0.1), how="cautios")
     with pytest.raises(TypeError, match=r"line search of LBFGS"):
         tk.regularize(model, optim.LBFGS(model.parameters()), tk.L2(0.1), how="cautious")
+
+
+@pytest.mark.parametrize("how", ["objective", "decoupled", "independent", "cautious"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("penalty", [tk.L2(0.5), tk.Huber(0.5, delta=0.2), tk.GroupLasso(0.3)])
+def test_parameters_of_one_row_move_by_their_own_rates(penalty, how, dtype):
+    """Two layers that share the rows of their inputs, in groups of their own."""
+    if how == "cautious" and not penalty.smooth:
+        return
+    torch.manual_seed(0)
+    rates = {"a": 0.25, "b": 0.03125}
+    model = nn.ModuleDict({name: nn.Linear(3, 2, bias=False) for name in rates}).to(dtype)
+    optimizer = optim.SGD(
+        [{"params": model[k].parameters(), "lr": lr, "initial_lr": 1.0} for k, lr in rates.items()]
+    )
+    term = tk.Term(penalty, rows="feature", how=how)
+    tk.regularize(model, optimizer, {("a.weight", "b.weight"): term})
+    before = torch.cat([model[name].weight for name in rates]).detach().double().T
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    after = torch.cat([model[name].weight for name in rates]).detach().double().T
+    lr = torch.tensor([0.25, 0.25, 0.03125, 0.03125], dtype=torch.float64)
+    if penalty.smooth:
+        pull = penalty.grad(before)
+    else:  # the condition of a prox: the way over the step is the gradient at its end
+        assert (after.norm(dim=1) > 0).all()
+        pull = 0.3 * after / after.norm(dim=1, keepdim=True)
+    close = {} if dtype == torch.float64 else {"atol": 4e-3, "rtol": 0}
+    torch.testing.assert_close(after, before - lr * pull, **close)

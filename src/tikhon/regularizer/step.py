@@ -183,7 +183,7 @@ def shrink(plan: StepPlan, skipped: Tensor | None, done: list[Binding], *, measu
     later: list[Binding] = []
     for binding in plan.active("decay"):
         param = binding.target.params[0]
-        lr = _gain(binding, plan.optimizer, plan.group(param)).numerator
+        lr = _rate(binding, plan)
         lr = lr if skipped is None else lr * (1 - skipped)
         if measure:
             binding.share = (lr * binding.penalty.grad(binding.read())).norm()
@@ -220,7 +220,7 @@ def shrink_cautiously(plan: StepPlan, skipped: Tensor | None, *, measure: bool) 
         before, binding.before = binding.before, None
         if before is None:  # its gradient came within the step
             continue
-        lr = plan.group(binding.target.params[0])["lr"]
+        lr = _rate(binding, plan)
         lr = lr if skipped is None else lr * (1 - skipped)
         w = binding.read()
         own, ours = before - w, lr * binding.penalty.grad(before)
@@ -234,7 +234,7 @@ def shrink_cautiously(plan: StepPlan, skipped: Tensor | None, *, measure: bool) 
 def unshrink(plan: StepPlan, moved: Sequence[Binding]) -> None:
     """Take back what `shrink` did in a step that failed, to the last digits."""
     for binding in reversed(moved):
-        lr = _gain(binding, plan.optimizer, plan.group(binding.target.params[0])).numerator
+        lr = _rate(binding, plan)
         after = binding.read()
         if binding.plain:
             binding.write_(after / (1 - lr * binding.live.value))
@@ -308,11 +308,37 @@ def _replace(binding: Binding, plan: StepPlan) -> None:
         binding.write_(w if done else penalty.prox(w, step))
 
 
-def _gain(binding: Binding, optimizer: optim.Optimizer, group: Group) -> Gain:
-    """The step of a prox on a single parameter, in parts."""
+def _gain(
+    binding: Binding, optimizer: optim.Optimizer, group: Group, param: nn.Parameter
+) -> Gain:
+    """The step of a term on one of its parameters, in parts."""
     if binding.how != "objective":
         return Gain(own_rate(binding.how, group))
-    return stationary_gain(optimizer, group, optimizer.state[binding.target.params[0]])
+    return stationary_gain(optimizer, group, optimizer.state[param])
+
+
+def _rate(binding: Binding, plan: StepPlan) -> float | Tensor:
+    """How far a smooth term moves its weights: one number, or as the penalty sees them."""
+    params = binding.target.params
+    rates = [_gain(binding, plan.optimizer, plan.group(p), p).numerator for p in params]
+    return rates[0] if _alike(rates) else _spread(binding, rates)
+
+
+def _alike(numbers: Sequence[float | Tensor]) -> bool:
+    """Whether these are one number; of tensors, whether they are the same one."""
+    first = numbers[0]
+    plain = not any(isinstance(number, Tensor) for number in numbers)
+    return all(number is first or (plain and number == first) for number in numbers)
+
+
+def _spread(binding: Binding, numbers: Sequence[float | Tensor]) -> Tensor:
+    """A number or a tensor for each parameter, as the penalty sees the weights."""
+    full = []
+    for number, param in zip(numbers, binding.target.params):
+        dtype = torch.float32 if param.dtype in SHORT else param.dtype
+        spread = torch.as_tensor(number, dtype=dtype, device=param.device)
+        full.append(spread.expand(local(param).shape))
+    return binding.arrange(full)
 
 
 def _prox_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf) -> bool:
@@ -320,7 +346,11 @@ def _prox_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: Group
     if not binding.kernel:
         return False
     (param,) = binding.target.params
-    gain = Gain(0.0) if binding.base.constraint else _gain(binding, optimizer, group_of(param))
+    gain = (
+        Gain(0.0)
+        if binding.base.constraint
+        else _gain(binding, optimizer, group_of(param), param)
+    )
     if not gain.root:
         return False
     w = binding.read()
@@ -340,19 +370,15 @@ def gain_of(
 ) -> tuple[float | Tensor, float | Tensor]:
     """The step of the prox, one number or a tensor as the penalty sees the weights; its scale."""
     params = binding.target.params
-    if binding.how != "objective" or is_euclidean(binding, optimizer):
+    if is_euclidean(binding, optimizer):
         rate = own_rate(binding.how, group_of(params[0]))
         return rate, rate
-    gains = [stationary_gain(optimizer, group_of(p), optimizer.state[p]) for p in params]
+    gains = [_gain(binding, optimizer, group_of(p), p) for p in params]
     rate = gains[0].numerator
     dense = any(g.moment is not None or getattr(g.numerator, "ndim", 0) for g in gains)
-    if not dense and len({g.numerator for g in gains}) == 1:
+    if not dense and _alike([g.numerator for g in gains]):
         return rate, rate
-    full = [
-        torch.as_tensor(gain.dense(), dtype=p.dtype, device=p.device).expand(local(p).shape)
-        for gain, p in zip(gains, params)
-    ]
-    step = binding.arrange(full)
+    step = _spread(binding, [gain.dense() for gain in gains])
     limit = convex_limit(binding.penalty)
     if is_metric(rate):
         rate = rate.mean()
