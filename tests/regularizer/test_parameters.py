@@ -116,6 +116,25 @@ def test_16_bit_weights_reach_exact_zero_and_stay():
     assert not reg.state_dict()["rounding"]["weight"].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make", [optim.SGD, optim.Rprop])
+@pytest.mark.parametrize(
+    "term", [tk.L2(0.3), tk.L1(1e-3), tk.Term(tk.L2(0.3), how="decoupled"), tk.MaxNorm(1.0)]
+)
+def test_16_bit_weights_that_a_mask_has_zeroed_stay_zero(dtype, make, term):
+    torch.manual_seed(0)
+    model = nn.Linear(32, 32, bias=False).to(dtype)
+    optimizer = make(model.parameters(), lr=0.01)
+    tk.regularize(model, optimizer, term)
+    mask = torch.rand(32, 32) < 0.5
+    for step in range(6):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+        if step == 2:
+            model.weight.data.mul_(mask)
+    assert not model.weight[~mask].any()
+
+
 def test_complex_weights_shrink_by_modulus():
     model = ones(3, 2, dtype=torch.complex64)
     with torch.no_grad():

@@ -440,9 +440,11 @@ def warn_of_lost_layers(optimizer: optim.Optimizer, bindings: Sequence[Binding])
 
 
 def _is_alive(binding: Binding) -> bool:
-    """Whether any weight of the target's whole parameters is not zero."""
-    found = [local(p).count_nonzero() for p in binding.target.params]
-    return any(int(summed(n, p)) for n, p in zip(found, binding.target.params))
+    """Whether any weight of the target's whole parameters is not zero, or there are none."""
+    params = binding.target.params
+    found = [local(p).count_nonzero() for p in params]
+    empty = not any(p.numel() for p in params)
+    return empty or any(int(summed(n, p)) for n, p in zip(found, params))
 
 
 def warn(message: str) -> None:

@@ -26,7 +26,11 @@ class Rounding:
         w = local(param)
         if w.dtype not in SHORT:
             return w
-        return w.float() + self.lost.get(name, 0.0)
+        lost = self.lost.get(name)
+        if lost is None:
+            return w.float()
+        # a zero that has lost so much was set by others, as by a mask
+        return torch.where((w == 0) & (lost.to(w.dtype) != 0), 0, w.float() + lost)
 
     def write_(self, name: str, param: Tensor, exact: Tensor) -> None:
         """Set the weights and keep what rounding loses."""
