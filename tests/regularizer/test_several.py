@@ -163,6 +163,28 @@ def test_two_optimizers_of_one_trunk_raise_no_alarm(kinds, silent):
             reg.sparsity()
 
 
+@pytest.mark.parametrize("phases", ["ab", "ba", "aabb", "bbaab"])
+def test_optimizers_that_take_turns_on_a_parameter_both_act(phases, silent):
+    """One optimizer first, another to finish, as from Adam to SGD."""
+    model = nn.Linear(3, 1, bias=False)
+    nn.init.ones_(model.weight)
+    pair = {name: optim.SGD(model.parameters(), lr=0.1) for name in "ab"}
+    reg = tk.regularize(model, pair, tk.L1(0.5))
+    for name in phases:
+        for _ in range(3):
+            model.weight.grad = torch.zeros_like(model.weight)
+            pair[name].step()
+            reg.sparsity(), reg.value()
+    expected = 1 - 0.05 * 3 * len(phases)
+    torch.testing.assert_close(model.weight.detach(), torch.full((1, 3), expected))
+    model.weight.data.add_(1.0)
+    for _ in range(99):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optim.SGD(model.parameters(), lr=0.1).step()
+    with pytest.warns(UserWarning, match="penalty inactive"):
+        reg.value()
+
+
 SEVERAL = {
     "list": list,
     "tuple": tuple,

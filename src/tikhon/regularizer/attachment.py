@@ -108,6 +108,16 @@ class Attachment:
         """Whether it acts in the optimizer's steps: begun and not removed."""
         return self._hooks is not None
 
+    @property
+    def is_passed_by(self) -> bool:
+        """Whether its weights have been trained since its last step."""
+        return self.activity.trained_without_us(self.steps)
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """The parameters that it acts on."""
+        return [p for binding in self.plan.held for p in binding.target.params] if self.acts else []
+
     def measure(self) -> None:
         """Measure the share of each term in the next step."""
         self._moved = {} if self._moved is None else self._moved

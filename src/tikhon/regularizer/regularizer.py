@@ -408,8 +408,10 @@ class Regularizer:
                     f"the strength of {live.name} was negative or not finite at {count} readings "
                     f"on the device, and taken as 0 there; look at what computes it"
                 )
-        for attachment in self._attachments:
-            if attachment.acts and attachment.activity.trained_without_us(attachment.steps):
+        told = [a for a in self._attachments if a.acts and a.is_passed_by]
+        served = {id(p) for a in self._attachments if a not in told for p in a.params}
+        for attachment in told:
+            if id(attachment.activity.param) not in served:  # another one's steps have moved it
                 kind = type(attachment.optimizer).__name__
                 warn(
                     f"penalty inactive since step {attachment.steps}: the weights were trained on "
