@@ -116,7 +116,9 @@ class Attachment:
     @property
     def params(self) -> list[nn.Parameter]:
         """The parameters that it acts on."""
-        return [p for binding in self.plan.held for p in binding.target.params] if self.acts else []
+        return (
+            [p for binding in self.plan.held for p in binding.target.params] if self.acts else []
+        )
 
     def measure(self) -> None:
         """Measure the share of each term in the next step."""

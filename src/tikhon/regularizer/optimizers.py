@@ -25,7 +25,10 @@ _PROBE = 100.0  # the size of a probe's weights, far from that of its gradients 
 _PRIME = 11  # the step before which a probe is moved: at no multiple of a period
 _MOVE = 0.1  # of a probe's weights, and how much of it must outlast a step
 _LASTING = 0.97
+_SMALL = 1e-9  # of the cubes of a probe's weights, and how much gradients may differ there
+_BENT = 0.01
 T = TypeVar("T")
+Some = TypeVar("Some")  # an optimizer, or a wrapper around one
 
 
 def several(optimizer: object) -> list[object]:
@@ -101,9 +104,7 @@ def keeps_moves(optimizer: optim.Optimizer) -> bool:
     return _tried(_keeps_a_move, optimizer, otherwise=True)
 
 
-def _tried(
-    experiment: Callable[[optim.Optimizer], T], optimizer: optim.Optimizer, otherwise: T
-) -> T:
+def _tried(experiment: Callable[[Some], T], optimizer: Some, otherwise: T) -> T:
     """What an experiment on a twin of the optimizer finds, where it can be made and tells more."""
     if is_torchs(optimizer) or _may_communicate(optimizer):
         return otherwise
@@ -114,12 +115,45 @@ def _tried(
         return otherwise
 
 
-def is_torchs(optimizer: optim.Optimizer) -> bool:
+def bends_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
+    """Whether a wrapper's `step` changes gradients by the weights before the optimizer sees them.
+
+    As LARC does, which scales those of a layer by the norm of its weights, and OrthoGrad, which
+    takes away their part along these. Found by steps of a twin with two gradients at large weights
+    and at small ones of other directions: their difference is the same where gradients are only
+    clipped, or weight decay is added to them.
+    """
+    simple = (bool, int, float, str, Tensor, dict, list, tuple, set, type(None), optim.Optimizer)
+    if not all(isinstance(value, simple) for value in getattr(wrapper, "__dict__", {}).values()):
+        return False  # it is part of something larger, which a step of a twin would move
+    return _tried(lambda one: _bends(one, optimizer), wrapper, otherwise=False)
+
+
+def refuse_bent_gradients(
+    wrapper: object, optimizer: optim.Optimizer, bindings: Sequence[Binding]
+) -> None:
+    """Raise TypeError for terms of the objective inside of a wrapper that changes gradients."""
+    found = [b for b in bindings if b.how == "objective" and not b.base.constraint]
+    while wrapper is not optimizer:
+        (inner,) = inside(wrapper)
+        if found and bends_gradients(wrapper, inner):
+            kind, around = type(optimizer).__name__, type(wrapper).__name__
+            raise TypeError(
+                f"{found[0].name} would act in the steps of {kind}, and {around} around it "
+                f"changes the gradients by the weights before these (as LARC does), so that it is "
+                f'not loss + penalty that is minimised; use how="decoupled", give regularize an '
+                f"optimizer that does all in one `step`, or a plain {kind}"
+            )
+        wrapper = inner
+
+
+def is_torchs(optimizer: object) -> bool:
     """Whether the rule of this optimizer is one of torch's own."""
-    return inspect.unwrap(type(optimizer).step).__module__.startswith("torch.")
+    step = cast("Callable[..., object]", getattr(type(optimizer), "step"))  # noqa: B009
+    return inspect.unwrap(step).__module__.startswith("torch.")
 
 
-def _may_communicate(optimizer: optim.Optimizer) -> bool:
+def _may_communicate(optimizer: object) -> bool:
     """Whether its step could wait for other processes, which are not in the experiment."""
     if not is_distributed():
         return False
@@ -163,6 +197,36 @@ def _keeps_a_move(optimizer: optim.Optimizer) -> bool:
     return bool((plain - moved).norm() > _LASTING * _MOVE * plain.norm())
 
 
+def _bends(wrapper: object, optimizer: optim.Optimizer) -> bool:
+    differences: list[Tensor] = []
+    for power, size in ((1, 1.0), (3, _SMALL)):  # of other sizes and directions
+        seen: list[Tensor] = []
+        for seed in (0, 1):
+            twin, probes = _twin(optimizer)
+            around = _like(wrapper)
+            for name, value in vars(wrapper).items():
+                if value is optimizer:
+                    vars(around)[name] = twin
+            if "param_groups" in vars(wrapper):
+                vars(around).update(param_groups=twin.param_groups, state=defaultdict(dict))
+            generator = torch.Generator().manual_seed(seed)
+            for probe in probes:
+                probe.data.pow_(power).mul_(size)
+                probe.grad = torch.randn(probe.shape, generator=generator).to(probe)
+            arrived = [torch.zeros(())]
+
+            def note(*_: object, probe: nn.Parameter = probes[0]) -> None:
+                arrived[0] = cast(Tensor, probe.grad).clone()  # noqa: B023
+
+            twin.register_step_pre_hook(note)
+            cast(optim.Optimizer, around).step()
+            seen.append(arrived[0])
+        first, second = seen
+        differences.append((first - second).float())
+    at_large, at_small = differences
+    return bool((at_large - at_small).norm() > _BENT * at_large.norm())
+
+
 def _stepped(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> Iterator[int]:
     """Steps by gradients at random, the count of them before each but the first."""
     generator = torch.Generator().manual_seed(0)
@@ -175,13 +239,7 @@ def _stepped(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> Iterator[
 
 def _twin(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Parameter]]:
     """The same optimizer on small weights of its own, without hooks and without a past."""
-    twin = object.__new__(type(optimizer))
-    attributes = {
-        name: copy.copy(value) if isinstance(value, (dict, list, set)) else value
-        for name, value in vars(optimizer).items()
-        if name != "step"
-    }
-    vars(twin).update(attributes)
+    twin = _like(optimizer)
     probes: list[nn.Parameter] = []
     groups = []
     for group in optimizer.param_groups:
@@ -197,12 +255,20 @@ def _twin(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Paramete
             settings["lr"] = _RATE  # a warm-up may begin with 0
         groups.append({**copy.deepcopy(settings), "params": [probe]})
     twin.param_groups, twin.state = groups, defaultdict(dict)
-    for name in vars(twin):
-        if name.endswith("_hooks"):
-            setattr(twin, name, OrderedDict())
     if callable(enter := getattr(twin, "train", None)):
         enter()  # of optimizers that hold other weights for evaluation
     return twin, probes
+
+
+def _like(optimizer: Some) -> Some:
+    """Another one with the same attributes, which it may change without a trace."""
+    twin = object.__new__(type(optimizer))
+    for name, value in vars(optimizer).items():
+        if name != "step":
+            vars(twin)[name] = copy.copy(value) if isinstance(value, dict | list | set) else value
+        if name.endswith("_hooks"):
+            vars(twin)[name] = OrderedDict()
+    return twin
 
 
 def _near(optimizer: optim.Optimizer, probe: nn.Parameter) -> Iterator[tuple[str, Tensor]]:

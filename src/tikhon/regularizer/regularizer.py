@@ -26,7 +26,12 @@ from tikhon.regularizer.audit import (
 from tikhon.regularizer.bound import Bound
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.hooks import owners_of_hooks
-from tikhon.regularizer.optimizers import copies_beside, several, stepping
+from tikhon.regularizer.optimizers import (
+    copies_beside,
+    refuse_bent_gradients,
+    several,
+    stepping,
+)
 from tikhon.regularizer.plan import cloned, held_by, route_of
 from tikhon.regularizer.shards import refuse_inexact, zeros_of
 from tikhon.regularizer.step import refuse_unsupported
@@ -149,6 +154,8 @@ class Regularizer:
             say_who_is_left_out(self._bound.bindings, found)
         for attachment in attachments:
             own = attachment.plan.held
+            whole = next(w for one, w in zip(inner, given) if one is attachment.optimizer)
+            refuse_bent_gradients(whole, attachment.optimizer, own)
             routed: list[tuple[Binding, Route]]
             routed = [(b, route_of(b, attachment.optimizer)) for b in own]
             attachment.copies = copies_beside(attachment.optimizer, routed)

@@ -308,9 +308,7 @@ def _replace(binding: Binding, plan: StepPlan) -> None:
         binding.write_(w if done else penalty.prox(w, step))
 
 
-def _gain(
-    binding: Binding, optimizer: optim.Optimizer, group: Group, param: nn.Parameter
-) -> Gain:
+def _gain(binding: Binding, optimizer: optim.Optimizer, group: Group, param: nn.Parameter) -> Gain:
     """The step of a term on one of its parameters, in parts."""
     if binding.how != "objective":
         return Gain(own_rate(binding.how, group))
@@ -347,9 +345,7 @@ def _prox_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: Group
         return False
     (param,) = binding.target.params
     gain = (
-        Gain(0.0)
-        if binding.base.constraint
-        else _gain(binding, optimizer, group_of(param), param)
+        Gain(0.0) if binding.base.constraint else _gain(binding, optimizer, group_of(param), param)
     )
     if not gain.root:
         return False
