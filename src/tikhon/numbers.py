@@ -22,6 +22,29 @@ def number(value: object) -> str:
     return f"{value:.1f}" if 10 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
+def alike(low: object, high: object) -> tuple[str, str]:
+    """The two ends of an interval, with as many decimals as the larger one is given.
+
+    >>> alike(9.042, 15.13), alike(0.81, 0.84912), alike(None, 1.0)
+    (('9.0', '15.1'), ('0.810', '0.849'), ('–', '1.000'))
+    """
+    if isinstance(low, float) and isinstance(high, float):
+        small, large = sorted((abs(low), abs(high)))
+        if 1e-3 <= small < 10 <= large < 1e4:
+            return f"{low:.1f}", f"{high:.1f}"
+    return number(low), number(high)
+
+
+def share(value: object) -> str:
+    """An accuracy or an R², in three decimals however near to zero.
+
+    >>> share(0.84912), share(-3.47e-05), share(-12.5), share(None)
+    ('0.849', '0.000', '-12.5', '–')
+    """
+    near = isinstance(value, float) and abs(value) < 5e-4
+    return number(0.0 if near else value)
+
+
 def duration(seconds: float) -> str:
     """Seconds in words, as exact as an estimate is.
 

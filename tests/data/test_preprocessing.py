@@ -230,6 +230,22 @@ def test_sentinels_are_noticed(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("order", "options", "told"),
+    [("up", {}, True), ("down", {}, True), ("shuffled", {}, False), ("up", {"time": "day"}, False),
+     ("up", {"group": "shop"}, False), ("up", {"drop": ("day",)}, False)],
+)  # fmt: skip
+def test_rows_in_the_order_of_a_date_are_noticed(tmp_path: Path, order, options, told):
+    day = pd.date_range("2021-01-01", periods=90).strftime("%Y-%m-%d")
+    rng = np.random.default_rng(0)
+    place = {"up": slice(None), "down": slice(None, None, -1), "shuffled": rng.permutation(90)}
+    shop = rng.choice(["north", "south", "west"], 90)
+    columns = {"day": day[place[order]], "a": rng.normal(size=90), "shop": shop, "y": labels(90)}
+    frame = pd.DataFrame(columns)
+    found = [n for n in table(tmp_path, frame, **options).notices if "--time 'day'" in n]
+    assert len(found) == told
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"drop": ("y",)}, "also to be dropped"),

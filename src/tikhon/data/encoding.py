@@ -32,8 +32,8 @@ def encode(source: Source, columns: Sequence[Column]) -> np.ndarray:
     if missing := [c.name for c in columns if c.name not in found]:
         extra = sorted(there - {c.name for c in columns})
         raise DataError(
-            f"{source.name} lacks {len(missing)} column(s) that the model was trained on: "
-            f"{listed(missing)}" + (f"; it has besides: {listed(extra)}" if extra else "")
+            f"{source.name} lacks columns that the model was trained on: {listed(missing)}"
+            + (f"; it has besides: {listed(extra)}" if extra else "")
         )
     if not columns:
         return np.zeros((len(source.frame), 0))

@@ -15,6 +15,7 @@ from tikhon.data.reading import Source, listed
 _RARE_CLASS = 0.1
 _UNTOLD = 0.02  # of the errors of a constant answer, that a leak may leave
 _SAMPLE = 5_000
+_DAYS = 20  # different dates that are no order by accident
 _BLOCK = 10_000  # rows that are copied at a time
 _TOTAL = re.compile(
     r"\s*(?:(?:grand|sub)[- ]?)?(?:totals?|sum|overall|all|summe|gesamt|insgesamt|total général|"
@@ -204,6 +205,23 @@ def totals(source: Source) -> list[Notice]:
             where = source.line(len(source.frame) - 1)
             said = f"the last row ({where}) says {cell.strip()!r} in {listed([str(name)])}"
             return [Notice("total", said + ": if it sums up the others, remove it")]
+    return []
+
+
+def in_order(values: np.ndarray, columns: Sequence[Column]) -> list[Notice]:
+    """Dates that go one way from the first row to the last, where a split draws rows at random."""
+    for column, place in zip(columns, blocks(columns), strict=True):
+        days = values[:, place][:, 0]
+        if column.kind != "date" or np.isnan(days).any() or len(np.unique(days)) < _DAYS:
+            continue
+        steps = np.diff(days)
+        if (steps >= 0).all() or (steps <= 0).all():
+            name = listed([column.name])
+            said = (
+                f"the rows are in the order of {name} and are split at random; if new rows come "
+                f"later, fit and tune hold out the latest with --time {name}"
+            )
+            return [Notice("in_order", said)]
     return []
 
 

@@ -119,6 +119,8 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
     if target.task == "regression":
         notices += noticing.target_sentinels(target.y, options.target)
     notices += noticing.totals(source)
+    if options.time is None and options.group is None:
+        notices += noticing.in_order(values, columns)
     table = Table(columns, dropped, target.column, *_split_columns(source, options))
     return Dataset(
         name=_stem(source.name),

@@ -51,7 +51,8 @@ def _held(column: Mapping[str, Any]) -> Name | Label:
     held = ""
     if "levels" in column:
         more = ", ..." if column["of"] > len(column["levels"]) else ""
-        held = ", ".join(map(str, column["levels"])) + more
+        levels = (str(level) for level in column["levels"])
+        held = ", ".join(f"'{s}'" if "," in s else s for s in levels) + more
     elif "mean" in column:
         held = f"{number(column['mean'])} ± {number(column['deviation'])}"
     elif "first" in column:

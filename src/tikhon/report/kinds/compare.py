@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tikhon.numbers import alike
 from tikhon.report import charts, layer_charts
 from tikhon.report.kinds import parts
 from tikhon.report.kinds.sentences import told
@@ -106,7 +107,8 @@ def facts(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Fact
     if not rows:
         return ()
     low, high = ends(rows[0], metric)
-    note = None if low is None else say("interval_95", low=number(low), high=number(high))
+    left, right = alike(low, high)
+    note = None if low is None else say("interval_95", low=left, high=right)
     return (
         Fact(parts.part_score(metric, "test"), number(shown(rows[0]["test"], metric)), note),
         Fact(say("methods"), str(len(rows))),
@@ -130,7 +132,7 @@ def table(rows: list[Row], metric: parts.ScoreKind) -> PageTable:
                 Name(row["method"]),
                 mark,
                 number(shown(row["test"], metric)),
-                f"{number(low)}–{number(high)}",
+                "–".join(alike(low, high)),
                 number(row.get("gap")),
                 percent(row.get("zeros")),
                 percent(row.get("size")),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tikhon.numbers import share
 from tikhon.report.page import Label, Name, PageTable, number, say
 from tikhon.report.saved import SavedRun
 
 PARTS = {"train": "training", "valid": "validation", "test": "test"}  # key -> rows of
 KEYS = ("accuracy", "rmse", "r2", "balanced_accuracy", "average_precision", "loss")
+SHARES = {"accuracy", "r2", "balanced_accuracy", "average_precision"}
 
 Held = tuple[Label, Mapping[str, object], str]  # what it is, its scores, on which part
 
@@ -24,7 +26,10 @@ def table(run: SavedRun, held: Sequence[Held], *, without: str = "") -> PageTabl
     found = {key for _, record, part in held for key in KEYS if f"{part}/{key}" in record}
     keys = [key for key in KEYS if key in found and key != without]
     rows = tuple(
-        (label, *(number(record.get(f"{part}/{key}")) for key in keys))
+        (
+            label,
+            *((share if key in SHARES else number)(record.get(f"{part}/{key}")) for key in keys),
+        )
         for label, record, part in held
         if any(f"{part}/{key}" in record for key in keys)
     )
