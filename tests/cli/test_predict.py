@@ -193,7 +193,7 @@ def test_errors_have_codes_and_names(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert text in error and "Traceback" not in error
 
     frame().drop(columns="age").to_csv(tmp_path / "short.csv", index=False)
-    fails(4, "lacks 1 column(s) that the model was trained on: 'age'", str(run),
+    fails(4, "lacks columns that the model was trained on: 'age'", str(run),
           str(tmp_path / "short.csv"))  # fmt: skip
     fails(4, "no file", str(run), str(tmp_path / "absent.csv"))
     fails(2, "holds no config.json", str(tmp_path / "nowhere"), "x.csv")
