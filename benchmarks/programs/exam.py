@@ -13,6 +13,7 @@ import torch
 
 from programs.form import Loop, Parts, Program, batches, train
 from tikhon.cures import cure
+from tikhon.data.rows import split
 from tikhon.diagnosis import diagnose
 from tikhon.monitoring import NonFiniteError, watch
 
@@ -116,8 +117,9 @@ def repaired(case: Row, seed: int, budget: float) -> Row:
 
 def pasted(patch: str, parts: Parts) -> str:
     """The error of a patch that is run where there is the user's program and nothing else."""
-    x, y = next(batches(parts))
+    x, y = split(next(batches(parts)))
     names = {"model": parts.model, "optimizer": parts.optimizer, "loss": parts.loss}
+    names |= {"loader": parts.data}
     valid = parts.valid if isinstance(parts.valid, tuple) else (None, None)
     names |= {
         "x": x,

@@ -465,8 +465,8 @@ def test_every_treatment_is_named_in_both_languages():
 
 
 CODE = (
-    "Adam|LSUV|ReLU|GRU|BatchNorm|LayerNorm|Dropout|batch_first|float32|log_softmax|sigmoid|"
-    "maximize=False|chrono|pre-norm"
+    "Adam|LSUV|ReLU|GRU|BatchNorm|LayerNorm|Dropout|batch_first=False|batch_first|float32|log_softmax|sigmoid|"
+    "maximize=False|chrono|pre-norm|shuffle=True|softmax|Tanh"
 )  # words that Chinese texts keep
 
 

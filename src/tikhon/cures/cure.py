@@ -20,8 +20,9 @@ from tikhon.cures.treatments import FOR, NOTHING, Treatment, popular
 from tikhon.cures.trials import (
     TreatmentResult,
     Trials,
+    fault_codes,
+    judge_by_what_is_meant,
     judged_on,
-    judging,
     own_faults,
     shell,
     train,
@@ -256,11 +257,11 @@ def cure(
         batch_size=min(batch_size, source.rows),
         seeds=[seed + i for i in range(seeds)],
         codes=diagnosis.labels,
+        faults=fault_codes(diagnosis),
         limit=limit,
-        by_class=any(f.code == "class_imbalance" for f in own_faults(diagnosis)),
         on_progress=told,
     )
-    trials.judged_by = judged_by = judging(loss, diagnosis, trials.works)
+    judge_by_what_is_meant(trials, diagnosis)
     treatments, chosen = trials.search(steps)
     treatment = chosen or NOTHING
     return Cure(
@@ -269,9 +270,9 @@ def cure(
         treatment=chosen,
         program=lambda s: trials.build(treatment, s),
         batch_size=treatment.batch or trials.batch_size,
-        source=source,
+        source=trials.source,
         judge=judge,
-        loss=judged_by,
+        loss=trials.loss_meant or loss,
         yardstick=trials.yardstick,
         patch=trials.build(treatment, seed).patch if chosen is not None else "",
         seconds=time.perf_counter() - began,

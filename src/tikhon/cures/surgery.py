@@ -13,15 +13,12 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from tikhon.cures.patch import Line, address
+from tikhon.cures.patch import Line
 from tikhon.cures.places import ACTIVATIONS, Places
-from tikhon.data.rows import Batch, call
+from tikhon.data.rows import Batch
 from tikhon.diagnosis.observe import NORMS, RECURRENT, WEIGHTED
-from tikhon.diagnosis.replica import time_first, undisturbed
-from tikhon.regularizer.rounding import SHORT
 
 GAINS: tuple[tuple[type[nn.Module], float], ...] = (
     (nn.ReLU, math.sqrt(2)),
@@ -63,6 +60,28 @@ class Affine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The standardised input."""
         return (x - self.shift) / self.scale
+
+
+class Filled(nn.Module):
+    """The input with 0 where it is not finite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Finite numbers."""
+        return x.nan_to_num(0.0, 0.0, 0.0)
+
+
+class Times(nn.Module):
+    """The input times a constant: columns of 0 are left out."""
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scaled input."""
+        return x * self.scale
 
 
 # fresh weights
@@ -210,85 +229,6 @@ def to_leaky(model: nn.Module, batch: Batch) -> list[Line]:
     places = Places(model, batch)
     found = [m for m in places.hidden() if isinstance(m, nn.ReLU)]
     return [places.line(m, "{at} = nn.LeakyReLU(0.1)") for m in found]
-
-
-def bend(model: nn.Module, batch: Batch) -> list[Line]:
-    """ReLU behind every hidden layer that has no activation, with weights to match."""
-    places = Places(model, batch)
-    after = places.followers()
-    layers = [m for m in after if m not in places.sealed]
-    bare = [m for m in layers[:-1] if after[m] is None]
-    return [
-        places.line(
-            m,
-            "{at} = nn.Sequential({at}, nn.ReLU())\n"
-            'nn.init.kaiming_normal_({at}[0].weight, nonlinearity="relu")',
-        )
-        for m in bare
-        if m.weight.requires_grad and m.weight.ndim > 1
-    ]
-
-
-def rows_first(model: nn.Module, batch: Batch) -> list[Line]:
-    """Recurrent and attention layers that read the first axis as the batch."""
-    places = Places(model, batch)
-    return [places.line(m, "{at}.batch_first = True") for m in time_first(model)]
-
-
-def register(model: nn.Module, batch: Batch) -> list[Line]:
-    """Layers in plain lists and dictionaries, and loose tensors, as torch's own containers."""
-    lines = []
-    for path, module in model.named_modules():
-        for name, value in list(vars(module).items()):
-            container = _container(value) if not name.startswith("_") else ""
-            if container:
-                code = f"{{at}}.{name} = nn.{container}({{at}}.{name})"
-                lines.append(Line(address(model, path), code))
-    return lines
-
-
-def _container(value: object) -> str:
-    """The class in `nn` that makes a module know a value; nothing where it need not."""
-    if isinstance(value, Tensor):
-        return "Parameter" if value.requires_grad and value.is_leaf else ""
-    kind = "Dict" if isinstance(value, dict) else "List"
-    parts = list(value.values()) if isinstance(value, dict) else value
-    if not isinstance(parts, list | tuple) or not parts:
-        return ""
-    if all(isinstance(part, nn.Module) for part in parts):
-        return f"Module{kind}"
-    return f"Parameter{kind}" if all(isinstance(p, nn.Parameter) for p in parts) else ""
-
-
-def undrop(model: nn.Module, batch: Batch) -> list[Line]:
-    """No dropout where what it gives is the answer."""
-    dropped: list[tuple[nn.Module, object]] = []
-    kinds = nn.modules.dropout._DropoutNd
-    handles = [
-        m.register_forward_hook(lambda m, args, output: dropped.append((m, output)))
-        for m in model.modules()
-        if isinstance(m, kinds)
-    ]
-    try:
-        with torch.no_grad(), undisturbed(model, training=True):
-            answer = call(model, batch[0])
-    finally:
-        for handle in handles:
-            handle.remove()
-    places = Places(model, batch)
-    return [places.line(m, "{at} = nn.Identity()") for m, output in dropped if output is answer]
-
-
-def to_float32(model: nn.Module, batch: Batch) -> list[Line]:
-    """Weights in float32 where they are in 16 bits: steps below their resolution are lost."""
-    half = any(p.dtype in SHORT for p in model.parameters())
-    return [Line("model", "{at} = {at}.float()  # 16 bits in torch.autocast only")] if half else []
-
-
-def unfreeze(model: nn.Module, batch: Batch) -> list[Line]:
-    """Every parameter trained."""
-    frozen = any(not p.requires_grad for p in model.parameters())
-    return [Line("model", "{at}.requires_grad_(True)")] if frozen else []
 
 
 def to_gru(model: nn.Module, batch: Batch) -> list[Line]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tikhon.cures import surgery
+from tikhon.cures import calls, surgery, wiring
+from tikhon.cures.calls import CallRule
+from tikhon.cures.data import DATA
 from tikhon.cures.patch import execute, script, with_imports
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.replica import Replica
@@ -19,6 +22,10 @@ from tikhon.diagnosis.samples import Samples
 BEFORE = "# before the optimizer is built"
 SETUP = "# after the optimizer is built"
 AFTER = "# after training"
+
+
+class _NothingToChange(Exception):
+    """A treatment finds nothing in the program that it is for."""
 
 
 @dataclass(frozen=True)
@@ -38,51 +45,85 @@ class Treatment:
     after: str = ""
     batch: int | None = None
     free: bool = False  # without penalty and weight decay
-    scaled: str = ""  # "inputs" | "targets" | "to one"
+    scaled: str = ""  # a key of DATA
+    rewrite: CallRule | None = None  # of what the model's and the loss's own code calls
     lacking: bool = False  # only where the optimizer lacks trainable tensors
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[Treatment, ...] = ()  # of several in one
 
     def __and__(self, other: Treatment) -> Treatment:
-        """Both treatments: the edit of the first, the training of the second."""
-        return replace(
-            self,
-            name=f"{self.name} + {other.name}",
-            size=self.size + other.size,
-            setup="\n".join(filter(None, (self.setup, other.setup))),
-            after=self.after or other.after,
+        """Both treatments, this one first."""
+        return Treatment(
+            f"{self.name} + {other.name}",
+            self.size + other.size,
+            self.kind,
             batch=other.batch or self.batch,
             recipe={**self.recipe, **other.recipe},
+            parts=(*(self.parts or (self,)), *(other.parts or (other,))),
         )
+
+    @property
+    def names(self) -> set[str]:
+        """The names of its parts."""
+        return {part.name for part in self.parts or (self,)}
+
+    @property
+    def replaces_optimizer(self) -> bool:
+        """Whether the user's optimizer is not used."""
+        return any("optimizer =" in part.setup for part in self.parts or (self,))
 
     def apply(self, replica: Replica, samples: Samples, judge: Batch | None = None) -> bool:
         """Treat the replica in place and leave the patch on it; False where it does not apply."""
-        sections: list[str] = []
-        if self.lacking and not _lacking(replica):
+        parts = self.parts or (self,)
+        try:
+            before = [code for part in parts if (code := part._before(replica, samples))]
+            setup = [
+                code for part in parts if (code := part._after_optimizer(replica, samples, judge))
+            ]
+        except _NothingToChange:
             return False
+        after = [part.after for part in parts if part.after]
+        sections = [
+            line
+            for head, codes in ((BEFORE, before), (SETUP, setup), (AFTER, after))
+            for line in ((head, *codes) if codes else ())
+        ]
+        replica.patch = with_imports("\n".join(sections))
+        return True
+
+    def _before(self, replica: Replica, samples: Samples) -> str:
+        """What changes the data and the model, and its code."""
+        codes = []
         if self.edit is not None:
             frozen = {id(p) for p in replica.model.parameters() if not p.requires_grad}
             code = _placed(script(self.edit(replica.model, samples.probe)), replica.model)
             if not code:
-                return False
-            space = execute(code, model=replica.model, x=samples.probe[0])
-            replica.model = space["model"]
+                raise _NothingToChange
+            replica.model = execute(code, model=replica.model, x=samples.probe[0])["model"]
             _adopt(replica, frozen)
-            sections += [BEFORE, code]
+            codes.append(code)
         if self.scaled:
-            code = SCALINGS[self.scaled](replica, samples)
+            code = DATA[self.scaled](replica, samples)
             if not code:
-                return False
-            sections += [BEFORE, code]
-        setup = "\n".join(filter(None, (_released(replica) if self.free else "", self.setup)))
-        if self.free and not setup:
-            return False
-        if setup:
-            sections += [SETUP, setup]
-            self._prepare(replica, setup, judge)
-        if self.after:
-            sections += [AFTER, self.after]
-        replica.patch = with_imports("\n".join(sections))
-        return True
+                raise _NothingToChange
+            codes.append(code)
+        return "\n".join(codes)
+
+    def _after_optimizer(self, replica: Replica, samples: Samples, judge: Batch | None) -> str:
+        """What changes the optimizer, the loss and calls, and its code."""
+        if self.lacking and not _lacking(replica):
+            raise _NothingToChange
+        codes = [_released(replica) if self.free else "", self.setup]
+        if self.rewrite is not None:
+            codes.append(self.rewrite.code(replica, samples.probe))
+        code = "\n".join(filter(None, codes))
+        if not code and (self.free or self.rewrite is not None):
+            raise _NothingToChange
+        if code and replica.whole:  # a loss that only calls the user's may take what that takes
+            code = code.replace("output, y", "model, batch")
+        if code:
+            self._prepare(replica, code, judge)
+        return code
 
     def is_optimizer_of(self, replica: Replica) -> bool:
         """Whether the setup makes the optimizer that the program has."""
@@ -150,63 +191,6 @@ def _released(replica: Replica) -> str:
     return "\n".join(lines)
 
 
-def _scale_inputs(replica: Replica, samples: Samples) -> str:
-    inputs = samples.source[0] if samples.indexed else samples.probe[0]
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        return ""
-    code = (
-        "shift, scale = x_train.mean(0), x_train.std(0)\n"
-        "scale = torch.where(scale > 1e-3 * scale.max(), scale, scale.max().clamp_min(1e-12))\n"
-        "x_train = (x_train - shift) / scale  # and all inputs from now on"
-    )
-    space = execute(code, x_train=inputs)
-    replica.model = nn.Sequential(surgery.Affine(space["shift"], space["scale"]), replica.model)
-    return code
-
-
-def _scale_targets(replica: Replica, samples: Samples) -> str:
-    target = (samples.source if samples.indexed else samples.probe)[1]
-    if not isinstance(target, Tensor) or not target.is_floating_point():
-        return ""
-    code = (
-        "shift, scale = y_train.mean(0), y_train.std(0).clamp_min(1e-12)\n"
-        "y_train = (y_train - shift) / scale  # predict with model(x) * scale + shift"
-    )
-    space = execute(code, y_train=target)
-    shift, scale = space["shift"], space["scale"]
-    replica.model = nn.Sequential(replica.model, surgery.Affine(-shift / scale, 1 / scale))
-    loss = replica.loss
-    replica.loss = lambda output, y: loss((output - shift) / scale, (y - shift) / scale)
-    return code
-
-
-def _fit_to_one(replica: Replica, samples: Samples) -> str:
-    ends = ends_of(samples)
-    if ends is None:
-        return ""
-    (low, high), loss = ends, replica.loss
-    replica.loss = lambda output, y: loss(output, (y - low) / (high - low))
-    return (
-        "low, high = y_train.min(), y_train.max()\n"
-        "y_train = (y_train - low) / (high - low)  # and all targets from now on"
-    )
-
-
-def ends_of(samples: Samples) -> tuple[Tensor, Tensor] | None:
-    """The smallest and the largest target, which may become 0 and 1; None for names of classes."""
-    target = samples.source[1] if samples.indexed else None
-    if not isinstance(target, Tensor) or not target.is_floating_point():
-        return None
-    values = target.unique()
-    names = len(values) > 2 and bool((values == values.round()).all())
-    return None if len(values) < 2 or names else (values[0], values[-1])
-
-
-SCALINGS: dict[str, Callable[[Replica, Samples], str]] = {
-    "inputs": _scale_inputs,
-    "targets": _scale_targets,
-    "to one": _fit_to_one,
-}
 NOTHING = Treatment("nothing", 0)
 
 
@@ -232,11 +216,15 @@ def decay(strength: float) -> Treatment:
 def _another_loss(value: str, *before: str) -> str:
     """Code that puts a loss of (output, y) in the place of the user's, now `plain_loss`."""
     body = "\n".join(f"    {line}" for line in (*before, f"return {value}"))
-    return f"plain_loss = loss\n\n\ndef loss(output, y):\n{body}"
+    return f"def loss(output, y, plain_loss=loss):\n{body}"
 
 
 def _edit(name: str, size: int, edit: Callable[..., Any], **options: Any) -> Treatment:
     return Treatment(name, size, name, edit=edit, **options)
+
+
+def _rewrite(name: str, rule: CallRule) -> Treatment:
+    return Treatment(name, 2, name, rewrite=rule)
 
 
 INIT = _edit("init with the right gain", 3, surgery.reinit)
@@ -255,12 +243,20 @@ NORMED_RELU = _edit("BatchNorm and ReLU", 8, partial(surgery.to_relu, normed=Tru
 RESIDUAL = _edit("residual connections with norms", 8, surgery.residual)
 PRENORM = _edit("pre-norm", 4, surgery.pre_norm)
 BLOCKS = _edit("zero-initialized residual branches with norms", 5, surgery.norm_blocks)
-NONLINEAR = _edit("ReLU between the layers", 4, surgery.bend)
-ROWS_FIRST = _edit("batch_first", 1, surgery.rows_first)
-FLOAT32 = _edit("weights in float32", 2, surgery.to_float32)
-REGISTER = _edit("registered layers", 1, surgery.register)
-UNDROP = _edit("no dropout after the last layer", 1, surgery.undrop)
-UNFREEZE = _edit("nothing frozen", 2, surgery.unfreeze)
+COLUMNS_FIRST = _edit("batch_first=False", 1, wiring.time_in_front)
+ONE_DIRECTION = _edit("one direction", 4, wiring.one_direction)
+PLACES = _edit("positions in front of the attention", 3, wiring.add_places)
+SMOOTH = _edit("Tanh in the place of ReLU", 4, wiring.to_smooth)
+PARTED = _edit("layers of their own", 3, wiring.part)
+GROUPS = _edit("groups of four channels", 2, wiring.larger_groups)
+MOVING = _edit("running statistics that move", 1, wiring.moving_statistics)
+CARRYING = _edit("inputs that carry gradients", 1, wiring.carrying)
+NONLINEAR = _edit("ReLU between the layers", 4, wiring.bend)
+ROWS_FIRST = _edit("batch_first", 1, wiring.rows_first)
+FLOAT32 = _edit("weights in float32", 2, wiring.to_float32)
+REGISTER = _edit("registered layers", 1, wiring.register)
+UNDROP = _edit("no dropout after the last layer", 1, wiring.undrop)
+UNFREEZE = _edit("nothing frozen", 2, wiring.unfreeze)
 WIDER = _edit("wider layers", 6, surgery.widen)
 NARROWER = _edit("a smaller network", 5, surgery.narrow)
 DROPOUT = _edit("dropout 0.5", 4, surgery.add_dropout, recipe={"dropout": 0.5})
@@ -313,6 +309,41 @@ BY_CLASS = Treatment(
 SIGMOIDS = Treatment(
     "a sigmoid for each class", 1, "sigmoids", setup="loss = nn.BCEWithLogitsLoss()"
 )
+AXES = _rewrite("axes in order before a view", calls.AXES)
+SECOND_AXIS = _rewrite("softmax over axis 1", calls.SECOND_AXIS)
+LAST_AXIS = _rewrite("softmax over the last axis", calls.LAST_AXIS)
+JOINED = _rewrite("nothing detached", calls.JOINED)
+STEADY = _rewrite("no draws in evaluation mode", calls.STEADY)
+BARE = _rewrite("no function behind the last layer", calls.BARE)
+HEARD = _rewrite("no class left out of the loss", calls.HEARD)
+ONE_SHAPE = _rewrite("one shape inside of the loss", calls.ONE_SHAPE)
+SAFE = _rewrite("logarithms and roots away from their edge", calls.SAFE)
+CAUSAL = _rewrite("a causal mask", calls.CAUSAL)
+EXCHANGED = _rewrite("answer and target exchanged", calls.EXCHANGED)
+LOGGED = _rewrite("logarithms inside of the loss", calls.LOGGED)
+WEIGHED_LATE = _rewrite("the weight of each row before the mean", calls.WEIGHED_LATE)
+SUMMED = _rewrite("sums over the entries of a row", calls.SUMMED)
+PADDING_LEFT_OUT = _rewrite("padding left out of the loss", calls.PADDING_LEFT_OUT)
+TURNED_MASKS = _rewrite("masks turned round", calls.TURNED_MASKS)
+MASKS_OF_KEYS = _rewrite("masks of keys", calls.MASKS_OF_KEYS)
+BACK = Treatment(
+    "labels moved back by one",
+    1,
+    "shift",
+    setup=_another_loss("plain_loss(output, torch.cat([y[:, :1], y[:, :-1]], 1))"),
+)
+ON_A_CIRCLE = Treatment(
+    "the difference of angles on a circle",
+    1,
+    "circle",
+    setup="def loss(output, y):\n    return (1 - (output - y.reshape(output.shape)).cos()).mean()",
+)
+YES_AND_NO = _rewrite("yes and no count alike", calls.YES_AND_NO)
+NEXT = Treatment("targets one position later", 1, "shift", scaled="next")
+FILLED = Treatment("0 for numbers that are not finite", 1, "finite", scaled="filled")
+UNLEAKED = Treatment("columns of the target set to 0", 1, "columns", scaled="without copies")
+SHUFFLED = Treatment("shuffle=True", 1, "order", scaled="shuffled")
+FINITE = Treatment("finite rows alone", 1, "finite", scaled="finite rows")
 TO_ONE = Treatment("targets scaled to 0…1", 1, "scaling", scaled="to one")
 TURN = Treatment(
     "loss with the other sign",
@@ -424,27 +455,65 @@ FOR: dict[str, tuple[Treatment, ...]] = {
         NONLINEAR,
         UNFREEZE,
     ),
-    "head_mismatch": (HEAD,),
+    "head_mismatch": (HEAD, BARE),
     "unscaled_inputs": (INPUTS,),
     "unscaled_targets": (TARGETS,),
     "excessive_dropout": (EASE,),
     "batchnorm_batch_of_one": (BATCH,),
     "batchnorm_few_rows": (BATCH,),
-    "no_nonlinearity": (NONLINEAR,),
-    "rows_mixed": (ROWS_FIRST,),
+    "no_nonlinearity": (NONLINEAR, SMOOTH),
+    "rows_mixed": (ROWS_FIRST, COLUMNS_FIRST, AXES, SECOND_AXIS, LAST_AXIS),
+    "positions_mixed": (AXES,),
+    "detached": (JOINED, CARRYING),
+    "loss_not_connected": (JOINED,),
+    "random_in_eval": (STEADY,),
+    "ignored_rows": (HEARD,),
+    "undefined_operation": (SAFE,),
+    "future_visible": (CAUSAL, ONE_DIRECTION),
+    "no_positions": (PLACES,),
+    "target_among_inputs": (UNLEAKED, NEXT),
+    "sorted_batches": (SHUFFLED,),
+    "non_finite_data": (FINITE, FILLED),
+    "frozen_parameters": (UNFREEZE,),
+    "shifted_twice": (BACK,),
+    "loss_mixes_rows": (WEIGHED_LATE,),
+    "posterior_collapse": (SUMMED,),
+    "padding_in_loss": (PADDING_LEFT_OUT,),
+    "padding_seen": (TURNED_MASKS, MASKS_OF_KEYS),
+    "inputs_ignored": (GROUPS, TURNED_MASKS),
+    "shared_layers": (PARTED,),
+    "train_eval_mismatch": (MOVING, BATCH),
+    "angle_wraps": (ON_A_CIRCLE,),
     "updates_lost": (FLOAT32,),
     "nothing_to_train": (UNFREEZE,),
     "missing_from_optimizer": (ADOPT,),
-    "broadcast_loss": (RESHAPE,),
-    "loss_upside_down": (TURN, DESCEND),
+    "broadcast_loss": (RESHAPE, ONE_SHAPE),
+    "loss_upside_down": (TURN, DESCEND, EXCHANGED),
     "loss_is_a_sum": (MEAN,),
-    "missing_log": (LOG, LOG_SOFTMAX),
+    "missing_log": (LOG, LOG_SOFTMAX, LOGGED),
     "multilabel_softmax": (SIGMOIDS,),
-    "class_imbalance": (BY_CLASS,),
-    "target_out_of_range": (TO_ONE,),
+    "class_imbalance": (BY_CLASS, YES_AND_NO),
+    "target_out_of_range": (TO_ONE, EXCHANGED),
     "unregistered_parameters": (REGISTER,),
     "dropout_at_end": (UNDROP,),
     "collapsed_attention": (WARMUP, INIT, PRENORM),
+}
+# Losses that are meant where the user's is the fault: the first that works judges the treatments
+MEANT: dict[str, tuple[Treatment, ...]] = {
+    "class_imbalance": (BY_CLASS, YES_AND_NO),
+    "broadcast_loss": (RESHAPE, ONE_SHAPE),
+    "missing_log": (LOGGED, LOG_SOFTMAX, LOG),
+    "multilabel_softmax": (SIGMOIDS,),
+    "loss_upside_down": (EXCHANGED, TURN),
+    "ignored_rows": (HEARD,),
+    "undefined_operation": (SAFE,),
+    "loss_not_connected": (JOINED,),
+    "posterior_collapse": (SUMMED,),
+    "shifted_twice": (BACK,),
+    "loss_mixes_rows": (WEIGHED_LATE,),
+    "padding_in_loss": (PADDING_LEFT_OUT,),
+    "target_out_of_range": (EXCHANGED,),
+    "angle_wraps": (ON_A_CIRCLE,),
 }
 SLOWER, FASTER = rate(0.1), rate(10.0)
 RATES = (rate(0.01), SLOWER, rate(0.3), rate(3.0), FASTER, rate(100.0), rate(1000.0))
@@ -474,28 +543,53 @@ def settings(optimizer: Any) -> list[Any]:
     return [kind, *groups]
 
 
-def named(codes: set[str]) -> set[str]:
-    """Names of the treatments that the findings name first: two for each."""
-    return {t.name for code in codes for t in FOR.get(code, ())[:2]}
+SYMPTOMS = {
+    *("vanishing_gradient", "exploding_gradient", "dying_relu", "saturated_activation"),
+    *("poor_init", "oscillating_loss", "slow_convergence", "overfitting", "underfitting"),
+    *("collapsed_attention", "train_eval_mismatch"),
+}
+# What a learning rate, another optimizer or a shorter run may cure; any other fault stays under
+# them, whatever the loss says.
+YIELDING = SYMPTOMS | {
+    *("unscaled_inputs", "unscaled_targets", "loss_is_a_sum", "updates_lost"),
+    *("excessive_dropout", "batchnorm_few_rows", "batchnorm_batch_of_one"),
+}
 
 
-def candidates(codes: set[str]) -> list[Treatment]:
-    """All treatments for these findings: learning rates, Adam, edits, and both together."""
+def named(codes: Iterable[str]) -> set[str]:
+    """Names of the treatments that the findings name first: all of a fault, two of a symptom."""
+    return {t.name for code in codes for t in FOR.get(code, ())[: 2 if code in YIELDING else None]}
+
+
+def candidates(codes: Sequence[str]) -> list[Treatment]:
+    """All treatments for these findings, the first in front.
+
+    Learning rates, Adam, edits, both together, and edits for two findings at once.
+    """
     edits: dict[str, Treatment] = {}
-    for code in sorted(codes):
+    for code in codes:
         edits |= {t.name: t for t in FOR.get(code, ())}
-    if codes == {"overfitting"}:
+    if set(codes) == {"overfitting"}:
         return [rate(0.01), SLOWER, *edits.values()]
     treatments = [SLOWER, FASTER, ADAMS[0], *edits.values()]  # what a short budget must reach
+    for both in together(codes):
+        treatments += [both, both & rate(0.2), both & adam(1e-3)]
     for edit in edits.values():
-        treatments += (
-            [edit & rate(0.2), edit & adam(1e-3)] if "optimizer =" not in edit.setup else []
-        )
+        treatments += [] if edit.replaces_optimizer else [edit & rate(0.2), edit & adam(1e-3)]
+        treatments += [edit & rate(10.0)] if edit.kind == INPUTS.kind else []
         if edit.kind in (GRU.name, RECURRENT_INIT.name, MEMORY.name, FORGET.name):
             treatments += [edit & adam(1e-2) & CLIP, edit & adam(1e-3) & CLIP]
     return [*treatments, *(a for a in (*RATES, *ADAMS) if a not in treatments)]
 
 
-def popular(codes: set[str]) -> tuple[Treatment, ...]:
+def together(codes: Sequence[str]) -> list[Treatment]:
+    """The first treatments of two findings at once, of those that do not end by themselves."""
+    firsts = {
+        FOR[code][0].name: FOR[code][0] for code in codes if code in FOR and code not in SYMPTOMS
+    }
+    return [a & b for a, b in combinations([*firsts.values()][:3], 2)]
+
+
+def popular(codes: Iterable[str]) -> tuple[Treatment, ...]:
     """Advice that is often given for these findings; it is tried to say so when it fails."""
-    return POPULAR if codes & {"vanishing_gradient", "poor_init"} else ()
+    return POPULAR if {"vanishing_gradient", "poor_init"} & set(codes) else ()

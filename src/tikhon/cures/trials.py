@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean, pstdev
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tikhon.cures.patch import execute
+from tikhon.cures.data import copies_of, ends_of
 from tikhon.cures.treatments import (
     ADAMS,
-    BY_CLASS,
-    LOG,
-    LOG_SOFTMAX,
+    FOR,
+    MEANT,
     NOTHING,
-    RESHAPE,
-    SIGMOIDS,
-    TURN,
+    SYMPTOMS,
+    YIELDING,
     Treatment,
     candidates,
-    ends_of,
     named,
     popular,
 )
 from tikhon.cures.yardstick import Yardstick, yardstick
-from tikhon.data.rows import Batch, LossFunction
+from tikhon.data.rows import Batch, LossFunction, length, take
 from tikhon.diagnosis.diagnose import Diagnosis, rebuilder
 from tikhon.diagnosis.dry_run import DryRun, advance, score
 from tikhon.diagnosis.findings import Finding
@@ -41,6 +38,7 @@ from tikhon.wrappers import unwrap
 
 RUNGS = (20, 75, 300)
 LONGER = 3  # times the steps of the last rung, while nothing is confirmed and time is left
+BESIDE = "leaves the fault"  # a verdict
 RELEVANT = 0.02  # of the untreated score: less is no cure, however sure (convention)
 WIDTHS = (10, 4)  # treatments that go on from the first and the second rung, at most
 
@@ -54,7 +52,7 @@ class TreatmentResult:
     steps: int  # of the last rung that it reached
     scores: tuple[float, ...]  # one a seed
     effects: tuple[float, ...]  # do-nothing minus this treatment, one a seed
-    verdict: str  # "confirmed" | "not confirmed" | "worse" | "stopped early"
+    verdict: str  # "confirmed" | BESIDE | "not confirmed" | "worse" | "stopped early"
     metric: float | None = None
 
     @property
@@ -68,48 +66,100 @@ class TreatmentResult:
         return pstdev(self.effects)
 
 
-def judging(
-    loss: LossFunction, diagnosis: Diagnosis, works: Callable[[LossFunction], bool]
-) -> LossFunction:
-    """What treatments are judged by: the user's loss, or what it means where it is the fault.
-
-    Only what `works` with this program: a loss may broadcast inside of itself.
-    """
-    static = diagnosis.record.static
-    faults = {f.code for f in own_faults(diagnosis)}
-    fitting = {
-        "class_imbalance": BY_CLASS,
-        "broadcast_loss": RESHAPE,
-        "missing_log": LOG if static.get("probabilities") else LOG_SOFTMAX,
-        "multilabel_softmax": SIGMOIDS,
-    }
-    if not static.get("maximize"):  # then the optimizer is the fault
-        fitting["loss_upside_down"] = TURN
-    meant = next((t for code, t in fitting.items() if code in faults), None)
-    if meant is not None:
-        other = execute(meant.setup, loss=loss)["loss"]
-        return other if works(other) else loss
-    return loss
-
-
 def own_faults(diagnosis: Diagnosis) -> list[Finding]:
     """The warnings that follow from no other."""
     return [f for f in diagnosis.findings if not f.cause and f.severity != "info"]
 
 
+def fault_codes(diagnosis: Diagnosis) -> tuple[str, ...]:
+    """Codes of the warnings that follow from no other, the first in front."""
+    return tuple(dict.fromkeys(f.code for f in own_faults(diagnosis)))
+
+
 def judged_on(
     source: Samples, judge: Batch | None, diagnosis: Diagnosis
 ) -> tuple[Samples, Batch | None]:
-    """The rows that scores are read on, with targets in the range that the loss is made for."""
+    """The rows that scores are read on: as they are when nobody knows the target.
+
+    Targets are in the range that the loss is made for, columns that hold the target are 0.
+    """
     ends = ends_of(source) if "target_out_of_range" in diagnosis.labels else None
-    if ends is None:
-        return source, judge
-    low, high = ends
+    columns = copies_of(source) if "target_among_inputs" in diagnosis.labels else []
 
     def fitted(batch: Batch) -> Batch:
-        return batch[0], (batch[1] - low) / (high - low)
+        x, y = batch
+        if columns:
+            x = x.clone()
+            x.flatten(1)[:, columns] = 0.0
+        return x, (y if ends is None else (y - ends[0]) / (ends[1] - ends[0]))
 
+    if ends is None and not columns:
+        return source, judge
     return replace(source, probe=fitted(source.probe)), fitted(judge) if judge else None
+
+
+class Alone(nn.Module):
+    """A model whose rows are asked one by one, as when it is used, and not in their batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """The answers to the rows, each asked alone."""
+        rows = range(length((inputs, None)))
+        return torch.cat([self.model(*take(inputs, torch.tensor([row]))) for row in rows])
+
+
+class Unforeseen(nn.Module):
+    """A model whose answer at a position comes from a pass that is shown other later positions."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The answers at each position, with what follows taken from another row."""
+        steps = x.shape[1]
+        answer, others = self.model(x), x.roll(1, 0)
+        axis = next(k for k in range(1, answer.ndim) if answer.shape[k] == steps)
+        parts = []
+        for step in range(steps):
+            seen = self.model(torch.cat([x[:, : step + 1], others[:, step + 1 :]], 1))
+            parts.append(seen.select(axis, step))
+        return torch.stack(parts, axis)
+
+
+AS_USED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "rows_mixed": Alone,
+    "future_visible": Unforeseen,
+}
+FEW = 64  # rows that are asked one by one
+
+
+def judge_by_what_is_meant(trials: Trials, diagnosis: Diagnosis) -> None:
+    """Let the trials be judged by what is meant, where the loss or the batch is the fault.
+
+    Scores are losses of the program with its loss mended, where that works with this program: a
+    loss may broadcast inside of itself. Rows that are mixed are asked one by one.
+    """
+    static = diagnosis.record.static
+    for code in trials.faults:
+        meant = MEANT.get(code, ())
+        if code == "loss_upside_down" and static.get("maximize"):
+            meant = ()  # then the optimizer is the fault
+        if code == "missing_log" and static.get("probabilities"):
+            meant = (*meant[:1], *meant[:0:-1])
+        for treatment in meant:
+            loss = trials.mended(treatment)
+            if loss is not None and trials.works(loss):
+                trials.loss_meant = loss
+                break
+        used = AS_USED.get(code)
+        if used is not None and trials.works(trials.loss, used):
+            trials.used = used
+            few = torch.arange(min(FEW, length(trials.source.probe)))
+            trials.source = replace(trials.source, probe=take(trials.source.probe, few))
 
 
 def shell(model: object) -> nn.Module:
@@ -130,12 +180,13 @@ class Trials:
     judge: Batch | None
     batch_size: int
     seeds: list[int]
-    codes: set[str]
+    codes: Collection[str]
     limit: float
+    faults: Sequence[str] = ()  # the codes that follow from no other, the first in front
     scores: dict[tuple[str, int, int], tuple[float, float | None]] = field(default_factory=dict)
-    judged_by: LossFunction | None = None  # scores are its losses, where the user's is the fault
+    loss_meant: LossFunction | None = None  # scores are its losses, where the user's is the fault
+    used: Callable[[nn.Module], nn.Module] | None = None  # what a trained model is judged in
     on_progress: Callable[[str], None] = lambda text: None
-    by_class: bool = False  # accuracy says nothing where one class has most of the rows
     pace: float = 0.0  # seconds per step of the slowest treatment seen
     _yardstick: Yardstick | None = None
 
@@ -152,14 +203,24 @@ class Trials:
                 self._treat(treatment, replica)
         return replica.attach()
 
-    def works(self, loss: LossFunction) -> bool:
+    def works(
+        self, loss: LossFunction, used: Callable[[nn.Module], nn.Module] = lambda model: model
+    ) -> bool:
         """Whether another loss gives a number for the untreated program on the probe batch."""
         with isolated(shell(self.model), self.seeds[0]), torch.no_grad():
             try:
-                own = Replica(self.build(NOTHING, self.seeds[0]).model, loss)
-                return bool(torch.isfinite(own.value(self.source.probe)))
+                own = Replica(used(self.build(NOTHING, self.seeds[0]).model), loss)
+                return math.isfinite(score(own, self.source.probe, None, 0).eval_loss or 0.0)
             except InputError:
                 return False
+
+    def mended(self, treatment: Treatment) -> LossFunction | None:
+        """The loss of the treated program; None where the treatment does not apply."""
+        with isolated(shell(self.model), self.seeds[0]):
+            try:
+                return self.build(treatment, self.seeds[0]).loss
+            except (DoesNotApplyError, InputError):
+                return None
 
     def _treat(self, treatment: Treatment, replica: Replica) -> None:
         """Apply it; the user's own program under another name is not a treatment."""
@@ -186,7 +247,8 @@ class Trials:
                 steps,
                 size,
                 seed,
-                loss=self.judged_by or self.loss,
+                loss=self.loss_meant or self.loss,
+                used=self.used,
                 deadline=self.limit,
             )
             self.pace = max(self.pace, (time.perf_counter() - began) / (steps + 5))
@@ -215,7 +277,7 @@ class Trials:
         """
         rungs = ([r for r in RUNGS if r < steps] + [steps])[-3:]
         treatments = self._planned()
-        kept = named(self.codes)
+        kept = named(self._first)
         reached: dict[str, int] = {}
         done: tuple[list[Treatment], int] = ([], rungs[0])
         for place, rung in enumerate(rungs):
@@ -235,7 +297,7 @@ class Trials:
 
     def _planned(self) -> list[Treatment]:
         """Treatments to try: those of the findings first, for a short budget reaches no more."""
-        treatments = candidates(self.codes)
+        treatments = self._candidates
         treatments += [
             t for t in popular(self.codes) if t.name not in {a.name for a in treatments}
         ]
@@ -245,15 +307,25 @@ class Trials:
         treatments = [
             a for a in treatments if not any(a.name.endswith(f"+ {name}") for name in same)
         ]
-        first = named(self.codes)
+        first = named(self._first)
         return sorted(treatments, key=lambda treatment: treatment.name not in first)
+
+    @property
+    def _candidates(self) -> list[Treatment]:
+        """The treatments for the faults in their order, then for what follows from them."""
+        return candidates([*self.faults, *sorted(set(self.codes) - set(self.faults))])
+
+    @property
+    def _first(self) -> Collection[str]:
+        """The codes whose treatments go first: of faults where they are known."""
+        return self.faults or self.codes
 
     def _longer(
         self, reached: dict[str, int], finalists: list[Treatment], rung: int
     ) -> tuple[tuple[TreatmentResult, ...], Treatment | None]:
         """The verdicts; while nothing is confirmed, more steps for the best and what was named."""
         treatments, chosen = self._verdicts(reached, finalists, rung)
-        kept = named(self.codes)
+        kept = named(self._first)
         while chosen is None and finalists and math.isfinite(self.limit):
             rung *= LONGER
             count = self._affordable(rung, len(finalists))
@@ -317,9 +389,11 @@ class Trials:
         if self._yardstick is None:
             with isolated(shell(self.model), self.seeds[0]):
                 own = self.build(NOTHING, self.seeds[0])
-                plain = Replica(own.model, self.judged_by or self.loss)
+                plain = Replica(own.model, self.loss_meant or self.loss)
                 found = yardstick(plain, self.source.probe, self.judge, held_out=self._memorises)
-                self._yardstick = Yardstick(found.loss) if self.by_class else found
+                # accuracy says nothing where one class has most of the rows
+                by_class = "class_imbalance" in self.faults
+                self._yardstick = Yardstick(found.loss) if by_class else found
         return self._yardstick
 
     def _mean(self, treatment: Treatment, rung: int, seeds: list[int]) -> float:
@@ -354,12 +428,13 @@ class Trials:
         if (NOTHING.name, self.seeds[0], rung) not in self.scores:
             return (), None
         treatments = [self._result_of(NOTHING.name, 0, rung, False)]
-        sizes = {t.name: t.size for t in (*candidates(self.codes), *popular(self.codes))}
+        sizes = {t.name: t.size for t in (*self._candidates, *popular(self.codes))}
         final = {t.name for t in finalists}
         for name, step in reached.items():
             treatments.append(
                 self._result_of(name, sizes[name], step, name in final and step == rung)
             )
+        treatments = self._of_the_cause(treatments)
         good = [a for a in treatments if a.verdict == "confirmed"]
         good.sort(key=lambda a: mean(a.scores))
         chosen = None
@@ -367,11 +442,29 @@ class Trials:
             equal = [a for a in good if self._equal(a, good[0])]
             name = min(equal, key=lambda a: (a.size, mean(a.scores))).name
             chosen = next(t for t in finalists if t.name == name)
-        order = {"confirmed": 0, "not confirmed": 1, "worse": 2, "stopped early": 3}
+        order = {"confirmed": 0, BESIDE: 1, "not confirmed": 1, "worse": 2, "stopped early": 3}
         treatments[1:] = sorted(
             treatments[1:], key=lambda a: (order[a.verdict], -a.steps, mean(a.scores))
         )
         return tuple(treatments), chosen
+
+    def _of_the_cause(self, treatments: list[TreatmentResult]) -> list[TreatmentResult]:
+        """The same, but none is confirmed that leaves the first fault where it is.
+
+        Faster steps may well lower the loss of such a program. A symptom is what any treatment
+        may cure, and a fault that yields to others is left to them if none of its own does it.
+        """
+        first = next(iter(self.faults), "")
+        names = {t.name for t in FOR.get(first, ())}
+
+        def treats(a: TreatmentResult) -> bool:
+            return bool(names & set(a.name.split(" + ")))
+
+        good = [a for a in treatments if a.verdict == "confirmed"]
+        if not first or first in SYMPTOMS or (first in YIELDING and not any(map(treats, good))):
+            return treatments
+        beside = {a.name for a in good if not treats(a)}
+        return [replace(a, verdict=BESIDE) if a.name in beside else a for a in treatments]
 
     def _equal(self, treatment: TreatmentResult, best: TreatmentResult) -> bool:
         """Whether two treated results are equal among the treated, not beside the untreated."""
@@ -421,13 +514,14 @@ def train(
     seed: int,
     *,
     loss: LossFunction,
+    used: Callable[[nn.Module], nn.Module] | None = None,
     deadline: float = math.inf,
 ) -> Point:
     """Train a treated replica; its scores at the end, in the units of the user's loss.
 
     Raises `OutOfTimeError` past the deadline, a value of `time.perf_counter()`.
     """
-    stream = source.stream(size, seed)
+    stream = (replica.source or source).stream(size, seed)
     trial = DryRun()
     for step in range(steps):
         if time.perf_counter() > deadline:
@@ -439,4 +533,5 @@ def train(
         return Point(trial.failure.step, math.inf, math.inf, math.inf)
     if replica.finish is not None:
         replica.finish()
-    return score(Replica(replica.model, loss), source.probe, judge, steps)
+    judged = used(replica.model) if used is not None else replica.model
+    return score(Replica(judged, loss), source.probe, judge, steps)

@@ -33,6 +33,7 @@ from tikhon.training.step import backward, backward_failed
 from tikhon.wrappers import unwrap
 
 if TYPE_CHECKING:
+    from tikhon.diagnosis.samples import Samples
     from tikhon.regularizer.regularizer import Regularizer
 
 
@@ -49,6 +50,7 @@ class Replica:
     regularizer: Regularizer | None = None
     left_out: frozenset[int] = frozenset()  # ids of parameters that no group holds
     patch: str = ""  # the code that a treatment ran
+    source: Samples | None = None  # where a treatment changes the rows
     finish: Callable[[], Any] | None = None  # what a treatment does after training
 
     @property

@@ -32,7 +32,7 @@ def signal_facts(source: Samples, valid: Batch | None, *, whole: bool) -> dict[s
     if isinstance(target, Tensor) and not (whole and isinstance(inputs, tuple)):
         facts |= _targets(target)
         for part in tensors(inputs):
-            facts |= _copies(part, target)
+            facts |= copied_columns(part, target)
         if isinstance(inputs, Tensor):
             facts["target_is_input"] = _same(inputs, target)
             facts |= relation(inputs, target)
@@ -108,7 +108,7 @@ def _same(inputs: Tensor, target: Tensor) -> bool:
     return torch.allclose(inputs.flatten().double(), target.flatten().double())
 
 
-def _copies(inputs: Tensor, target: Tensor) -> dict[str, object]:
+def copied_columns(inputs: Tensor, target: Tensor) -> dict[str, object]:
     """Columns of the inputs that are the target itself; nothing where there are none."""
     if inputs.ndim not in (2, 3) or not inputs.is_floating_point():  # tokens repeat each other
         return {}

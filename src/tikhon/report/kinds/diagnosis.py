@@ -363,7 +363,8 @@ def named(treatment: str) -> Label | Name:
 def _treatment(a: SavedTreatment, lasted: bool) -> tuple[Cell, ...]:
     """A treatment's loss after so many steps, and how much lower it is than without it."""
     level = VERDICTS.get(a["verdict"], "plain")
-    word = {"good": "confirmed", "bad": "worse"}.get(level, "not_confirmed")
+    words = {"confirmed": "confirmed", "worse": "worse", "leaves the fault": "leaves_the_fault"}
+    word = words.get(a["verdict"], "not_confirmed")
     low, high = min(a["effects"]), max(a["effects"])
     return (
         named(a["name"]),

@@ -1,0 +1,472 @@
+"""Treatments of what the program's own code calls: a copy answers such calls otherwise.
+
+A `CallRule` reads the calls of a pass and gives lines of a `TorchFunctionMode`, which stand
+between the program and torch. The patch puts that mode around `model.forward` or around the loss,
+so that a program is treated whose source nobody edits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import permutations
+
+from tikhon.data.rows import Batch
+from tikhon.diagnosis.modes import LOSS
+from tikhon.diagnosis.replica import Replica, isolated, undisturbed
+from tikhon.diagnosis.wiring.calls import DROPOUTS, Call, Calls
+
+VIEWS = ("view", "reshape")
+SOFTMAXES = ("softmax", "log_softmax")
+CLASS_LOSSES = ("cross_entropy", "nll_loss")
+HEADS = (*SOFTMAXES, "sigmoid", "relu", "tanh", "normalize", "softplus", "logsigmoid")
+PASSING = {"squeeze", "unsqueeze", "view", "reshape", "flatten", "__getitem__", "transpose"}
+COMPARED = ("gt", "ge", "__gt__", "__ge__")
+WITH_LOGITS = ("binary_cross_entropy_with_logits", "cross_entropy")
+PAIRED = (
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "sub",
+    "__sub__",
+    "__rsub__",
+    "mul",
+    "__mul__",
+    "poisson_nll_loss",
+    "gaussian_nll_loss",
+    "div",
+    "__truediv__",
+    "add",
+    "__add__",
+)
+Lines = Callable[[list[Call]], list[str]]
+
+
+@dataclass(frozen=True)
+class CallRule:
+    """A class of the patch, and the lines of it that these calls need; none where they need none.
+
+    `evaluated` rules hold in evaluation mode alone.
+    """
+
+    name: str
+    lines: Lines
+    evaluated: bool = False
+    counted: bool = False  # the lines read `self.seen`, the calls so far
+    everywhere: bool = False  # what either side needs holds for both
+
+    def code(self, replica: Replica, batch: Batch) -> str:
+        """The patch for a program: around its forward pass, its loss, or both."""
+        model = replica.model
+        with isolated(model, 0), undisturbed(model, training=True), Calls(model) as tape:
+            replica.value(batch)
+        inside = self.lines([c for c in tape.calls if c.module != LOSS])
+        outside = [] if self.evaluated else self.lines([c for c in tape.calls if c.module == LOSS])
+        if not inside and not outside:
+            return ""
+        if self.everywhere:
+            inside = outside = list(dict.fromkeys([*inside, *outside]))
+        parts = [self._mode(list(dict.fromkeys([*inside, *outside])))]
+        if inside:
+            parts.append(self._around_forward())
+        if outside:
+            names = "model, batch" if replica.whole else "output, y"
+            parts.append(
+                f"def loss({names}, plain_loss=loss):\n    with {self.name}():\n"
+                f"        return plain_loss({names})"
+            )
+        return "\n\n\n".join(parts)
+
+    def _mode(self, lines: list[str]) -> str:
+        counter = (
+            "    def __init__(self):\n        super().__init__()\n        self.seen = 0\n\n"
+            if self.counted
+            else ""
+        )
+        body = "\n".join(f"        {row}" for line in lines for row in line.splitlines())
+        return (
+            "from torch.overrides import TorchFunctionMode\n\n\n"
+            f"class {self.name}(TorchFunctionMode):\n{counter}"
+            "    def __torch_function__(self, function, types, args=(), kwargs=None):\n"
+            '        name, kwargs = getattr(function, "__name__", ""), kwargs or {}\n'
+            f"{body}\n        return function(*args, **kwargs)"
+        )
+
+    def _around_forward(self) -> str:
+        plain = "        if self.training:\n            return super().forward(*args, **kwargs)\n"
+        return (
+            f"class Mended{self.name}(type(model)):\n    def forward(self, *args, **kwargs):\n"
+            f"{plain if self.evaluated else ''}"
+            f"        with {self.name}():\n            return super().forward(*args, **kwargs)\n"
+            f"\n\nmodel.__class__ = Mended{self.name}"
+        )
+
+
+def _named(calls: list[Call], *names: str) -> Iterator[Call]:
+    return (call for call in calls if call.name in names)
+
+
+# axes
+
+
+def kept_axes(calls: list[Call]) -> list[str]:
+    """A view that tears axes apart, with the axes in an order in which it joins whole ones."""
+    found: dict[tuple[int, int], tuple[int, ...]] = {}
+    for call in _named(calls, *VIEWS):
+        if call.shapes and call.output is not None:
+            order = untorn(call.shapes[0], call.output)
+            if order is not None:
+                found.setdefault((len(call.shapes[0]), len(call.output)), order)
+    return [
+        f"if name in {VIEWS} and args[0].ndim == {before}:\n"
+        "    found = function(*args, **kwargs)\n"
+        f"    if found.ndim == {after}:\n"
+        f"        return args[0].permute({', '.join(map(str, order))}).reshape(found.shape)\n"
+        "    return found"
+        for (before, after), order in found.items()
+    ]
+
+
+def untorn(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The order of axes that a view needs, to join whole ones; None where it tears none.
+
+    >>> untorn((2, 13, 16), (13, 32)), untorn((13, 48), (13, 3, 16))
+    ((1, 0, 2), None)
+    """
+    if math.prod(before) != math.prod(after) or len(before) > 5 or not torn(before, after):
+        return None
+    orders = [p for p in permutations(range(len(before))) if _joins(before, p, after)]
+    return min(orders, key=_moved, default=None)
+
+
+def torn(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Whether numbers of several places of an axis end in one place, beside others of it."""
+    first, second = _ends(before), _ends(after)
+    both = sorted(first & second)
+    for low, high in zip([1, *both], both):
+        cuts = [{e for e in ends if low < e < high} for ends in (first, second)]
+        if all(cuts):
+            return True
+    return False
+
+
+def _ends(shape: tuple[int, ...]) -> set[int]:
+    """Products of the first sizes, where one axis ends."""
+    return {math.prod(shape[: i + 1]) for i in range(len(shape))}
+
+
+def _joins(before: tuple[int, ...], order: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    sizes = tuple(before[k] for k in order)
+    return _ends(after) <= _ends(sizes) | {1}
+
+
+def _moved(order: tuple[int, ...]) -> int:
+    """Pairs that changed places."""
+    pairs = ((a, b) for i, a in enumerate(order) for b in order[i + 1 :])
+    return sum(a > b for a, b in pairs)
+
+
+def other_axis(axis: int, calls: list[Call]) -> list[str]:
+    """A softmax over the first axis, the rows, over another one."""
+    lines = []
+    for ndim in sorted({len(c.shapes[0]) for c in _named(calls, *SOFTMAXES) if c.dim == 0}):
+        if ndim > 1 and (axis > 0 or ndim > 2):
+            lines.append(
+                f"if name in {SOFTMAXES} and args[0].ndim == {ndim}:\n"
+                '    if ({**dict(zip(("input", "dim"), args)), **kwargs}.get("dim") or 0) % '
+                f"{ndim} == 0:\n"
+                '        kind = torch.log_softmax if name.startswith("log") else torch.softmax\n'
+                f"        return kind(args[0], {axis})"
+            )
+    return lines
+
+
+# the graph
+
+
+def joined(calls: list[Call]) -> list[str]:
+    """What is detached, or computed without gradients, with them."""
+    cut = [c for c in calls if c.cut]
+    lines = []
+    if any(c.name in ("detach", "data") for c in cut):
+        lines.append(
+            'if name in ("detach", "detach_") or (\n'
+            '    name == "__get__" and function.__self__ is torch.Tensor.data\n'
+            "):\n    return args[0]"
+        )
+    if any(c.name == "round" for c in cut):
+        lines.append('if name == "round" and args[0].requires_grad:\n    return args[0]')
+    drawn = any(c.name == "normal" and c.silent for c in calls)  # it compares what it is given
+    if not drawn and any(c.name in COMPARED and c.parts for c in calls):
+        lines.append(f"if name in {COMPARED} and args[0].requires_grad:\n    return args[0]")
+    if any(c.name == "tensor" and c.cut for c in calls) or any(c.name in COMPARED for c in calls):
+        lines.append(
+            'if name == "tensor" and isinstance(args[0], torch.Tensor):\n    return args[0]'
+        )
+    if drawn:
+        lines.append(
+            'if name == "normal" and isinstance(args[-1], torch.Tensor):\n'
+            "    with torch.enable_grad():\n"
+            "        return args[0] + args[1] * torch.randn_like(args[0])"
+        )
+    if any(c.silent for c in calls):
+        lines.append(
+            'if name == "__set__" and function.__self__ is torch.Tensor.requires_grad:\n'
+            "    return None\n"
+            "with torch.enable_grad():\n    return function(*args, **kwargs)"
+        )
+    return lines
+
+
+def steady(calls: list[Call]) -> list[str]:
+    """Dropout that follows the mode, and draws of their mean."""
+    lines = []
+    if any(_named(calls, *DROPOUTS)):
+        names = tuple(sorted({c.name for c in _named(calls, *DROPOUTS)}))
+        lines.append(f"if name in {names!r}:\n    return args[0]")
+    if any(_named(calls, "randn", "randn_like", "normal")):
+        lines.append(
+            'if name in ("randn", "randn_like"):\n    return 0 * function(*args, **kwargs)'
+        )
+    if any(_named(calls, "rand", "rand_like")):
+        lines.append(
+            'if name in ("rand", "rand_like"):\n    return 0.5 + 0 * function(*args, **kwargs)'
+        )
+    return lines
+
+
+def bare_head(calls: list[Call]) -> list[str]:
+    """The answer without the function that squashes it last."""
+    own = [c for c in calls if c.name not in PASSING and not c.name.startswith("__get")]
+    if any(_named(calls, *WITH_LOGITS)):  # of a loss
+        own = [c for c in own if c.name in HEADS]
+    if not own or own[-1].name not in HEADS or not own[-1].shapes:
+        return []
+    last = own[-1].name
+    count = sum(c.name == last for c in calls)
+    return [
+        f'if name == "{last}":\n    self.seen += 1\n    if self.seen == {count}:\n'
+        "        return args[0]"
+    ]
+
+
+# the loss
+
+
+def heard(calls: list[Call]) -> list[str]:
+    """Losses of classes that leave none of them out."""
+    return (
+        [
+            f"if name in {CLASS_LOSSES}:\n"
+            '    kwargs = {**kwargs, "ignore_index": -100, "weight": None}\n'
+            "    return function(*args[:2], **kwargs)"
+        ]
+        if any(_named(calls, *CLASS_LOSSES))
+        else []
+    )
+
+
+def yes_and_no(calls: list[Call]) -> list[str]:
+    """Binary losses in which the rows of yes and of no count alike, by class."""
+    name = "binary_cross_entropy_with_logits"
+    return [
+        f'if name == "{name}":\n'
+        "    share = args[1].mean(0).clamp(0.02, 0.98)\n"
+        '    return function(*args[:2], **{**kwargs, "pos_weight": (1 - share) / share})'
+        for _ in list(_named(calls, name))[:1]
+    ]
+
+
+def exchanged(calls: list[Call]) -> list[str]:
+    """A loss whose answer stands in the place of the target, with both where they belong."""
+    names = tuple(sorted({c.name for c in calls if c.swapped}))
+    return [
+        f"if name in {names!r} and not args[0].requires_grad:\n"
+        "    args = (args[1], args[0], *args[2:])"
+        for _ in names[:1]
+    ]
+
+
+def logged(calls: list[Call]) -> list[str]:
+    """Losses of log-probabilities that get these: of probabilities, or of scores."""
+    return [
+        f'if name == "{name}":\n'
+        f"    shares = args[0].sum({axis})\n"
+        "    if (args[0] >= 0).all() and torch.allclose(shares, torch.ones_like(shares), 1e-3):\n"
+        "        args = (args[0].clamp_min(1e-8).log(), *args[1:])\n"
+        "    else:\n"
+        f"        args = (args[0].log_softmax({axis}), *args[1:])"
+        for name, axis in (("kl_div", 1), ("ctc_loss", -1), ("nll_loss", 1))
+        if any(_named(calls, name))
+    ]
+
+
+def weighed_late(calls: list[Call]) -> list[str]:
+    """The first mean over the rows left out: the weights of the rows come first."""
+    if not any(len(c.shapes[0]) == 1 and c.output == () for c in _named(calls, "mean")):
+        return []
+    return [
+        'if name == "mean" and args[0].ndim == 1 and not self.seen:\n'
+        "    self.seen = 1\n    return args[0]"
+    ]
+
+
+def summed(calls: list[Call]) -> list[str]:
+    """Means over the entries of a row as sums."""
+    found = [c for c in _named(calls, "mean") if c.output]
+    return [
+        'if name == "mean" and args[0].ndim > 1 and (args[1:] or "dim" in kwargs):\n'
+        "    return torch.sum(*args, **kwargs)"
+        for _ in found[:1]
+    ]
+
+
+def padding_left_out(calls: list[Call]) -> list[str]:
+    """Losses of classes that leave 0 out, the padding."""
+    return [
+        f"if name in {CLASS_LOSSES}:\n"
+        '    return function(*args[:2], **{**kwargs, "ignore_index": 0})'
+        for _ in list(_named(calls, *CLASS_LOSSES))[:1]
+    ]
+
+
+def one_shape(calls: list[Call]) -> list[str]:
+    """Pairs of as many numbers in one shape, before they meet."""
+    torn_pairs = [c for c in _named(calls, *PAIRED) if _unlike(c)]
+    names = tuple(sorted({c.name for c in torn_pairs}))
+    return (
+        [
+            f"if name in {names!r} and all(isinstance(a, torch.Tensor) for a in args[:2]):\n"
+            "    first, second = args[:2]\n"
+            "    if first.ndim != second.ndim and first.numel() == second.numel():\n"
+            "        small = min(first.ndim, second.ndim)\n"
+            "        shape = (first if first.ndim == small else second).shape\n"
+            "        args = (first.reshape(shape), second.reshape(shape), *args[2:])"
+        ]
+        if names
+        else []
+    )
+
+
+def _unlike(call: Call) -> bool:
+    if len(call.shapes) < 2:
+        return False
+    first, second = call.shapes[:2]
+    return len(first) != len(second) and math.prod(first) == math.prod(second) > 1
+
+
+EDGES = {
+    "log": 'if name == "log":\n    return args[0].clamp_min(1e-8).log()',
+    "sqrt": 'if name == "sqrt":\n    return args[0].clamp_min(1e-8).sqrt()',
+    "pow": 'if name in ("pow", "__pow__") and isinstance(args[1], float) and args[1] < 1:\n'
+    "    return args[0].clamp_min(1e-8) ** args[1]",
+    "std": 'if name == "std":\n    return torch.var(*args, **kwargs).clamp_min(1e-8).sqrt()',
+    "div": 'if name in ("div", "__truediv__") and isinstance(args[1], torch.Tensor):\n'
+    "    args = (args[0], torch.where(args[1].abs() < 1e-8, 1e-8, args[1]))",
+    "exp": 'if name == "exp":\n    return args[0].clamp_max(20).exp()',
+    "acos": 'if name == "acos":\n    return args[0].clamp(-1 + 1e-6, 1 - 1e-6).acos()',
+    "softmax": 'if name in ("softmax", "log_softmax"):\n'
+    "    args = (args[0].clamp_min(-1e4), *args[1:])",
+}
+_OTHER_WORDS = {"__pow__": "pow", "__truediv__": "div", "log_softmax": "softmax"}
+
+
+def safe(calls: list[Call]) -> list[str]:
+    """Functions whose value or slope is not finite at an edge, kept away from it."""
+    used = {_OTHER_WORDS.get(c.name, c.name) for c in calls if c.attached}
+    return [EDGES[name] for name in EDGES if name in used]
+
+
+# time
+
+
+def causal(calls: list[Call]) -> list[str]:
+    """Attention of a position to itself and those before it; convolutions padded in front."""
+    names = {c.name for c in calls}
+    lines = []
+    if "multi_head_attention_forward" in names:
+        lines.append(
+            'if name == "multi_head_attention_forward" and len(args[0]) == len(args[1]):\n'
+            "    late = torch.ones(len(args[0]), len(args[0]), dtype=torch.bool).triu(1)\n"
+            '    kwargs = {**kwargs, "attn_mask": late.to(args[0].device), "is_causal": False}'
+        )
+    if "scaled_dot_product_attention" in names:
+        lines.append(
+            'if name == "scaled_dot_product_attention":\n'
+            '    return function(*args[:3], **{**kwargs, "attn_mask": None, "is_causal": True})'
+        )
+    square = [c for c in _named(calls, *SOFTMAXES) if len(set(c.shapes[0][-2:])) == 1]
+    if any(len(c.shapes[0]) > 2 for c in square):
+        lines.append(
+            f"if name in {SOFTMAXES} and args[0].ndim > 2 and (\n"
+            "    args[0].shape[-1] == args[0].shape[-2]\n):\n"
+            "    late = torch.ones_like(args[0], dtype=torch.bool).triu(1)\n"
+            '    args = (args[0].masked_fill(late, float("-inf")), *args[1:])'
+        )
+    if "conv1d" in names:
+        lines.append(
+            'if name == "conv1d":\n'
+            '    words = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")\n'
+            "    given = {**dict(zip(words, args)), **kwargs}\n"
+            '    apart = given.get("dilation", 1)\n'
+            "    apart = apart if isinstance(apart, int) else apart[0]\n"
+            '    if given.get("padding", 0) not in (0, (0,)):\n'
+            '        front = apart * (given["weight"].shape[2] - 1)\n'
+            '        given["input"] = nn.functional.pad(given["input"], (front, 0))\n'
+            '        return function(**{**given, "padding": 0})'
+        )
+    return lines
+
+
+def turned_masks(calls: list[Call]) -> list[str]:
+    """Masks of attention that hide what they showed."""
+    lines = []
+    if any(_named(calls, "scaled_dot_product_attention")):
+        lines.append(
+            'if name == "scaled_dot_product_attention":\n'
+            '    mask = kwargs.get("attn_mask", (*args, None)[3] if len(args) > 3 else None)\n'
+            "    if mask is not None and mask.dtype == torch.bool:\n"
+            '        return function(*args[:3], **{**kwargs, "attn_mask": ~mask})'
+        )
+    if any(_named(calls, "masked_fill")):
+        lines.append('if name == "masked_fill":\n    args = (args[0], ~args[1], *args[2:])')
+    return lines
+
+
+def masks_of_keys(calls: list[Call]) -> list[str]:
+    """Masks of attention for the last axis, where they are for the one before."""
+    found = [
+        c
+        for c in _named(calls, "masked_fill")
+        if len(c.shapes) > 1 and len(c.shapes[1]) > 2 and c.shapes[1][-1] == 1 != c.shapes[1][-2]
+    ]
+    return [
+        'if name == "masked_fill" and args[1].ndim > 2 and args[1].shape[-1] == 1:\n'
+        "    args = (args[0], args[1].transpose(-1, -2), *args[2:])"
+        for _ in found[:1]
+    ]
+
+
+AXES = CallRule("AxesKept", kept_axes)
+SECOND_AXIS = CallRule("SoftmaxOfAxis1", partial(other_axis, 1))
+LAST_AXIS = CallRule("SoftmaxOfTheLastAxis", partial(other_axis, -1))
+JOINED = CallRule("Joined", joined, everywhere=True)
+STEADY = CallRule("Steady", steady, evaluated=True)
+BARE = CallRule("BareAnswer", bare_head, counted=True)
+HEARD = CallRule("AllClasses", heard)
+ONE_SHAPE = CallRule("OneShape", one_shape)
+SAFE = CallRule("AwayFromEdges", safe)
+CAUSAL = CallRule("Causal", causal)
+YES_AND_NO = CallRule("YesAndNoAlike", yes_and_no)
+EXCHANGED = CallRule("AnswerFirst", exchanged)
+LOGGED = CallRule("Logarithms", logged)
+WEIGHED_LATE = CallRule("WeightsFirst", weighed_late, counted=True)
+SUMMED = CallRule("SumsOverEntries", summed)
+PADDING_LEFT_OUT = CallRule("WithoutPadding", padding_left_out)
+TURNED_MASKS = CallRule("MasksTurned", turned_masks)
+MASKS_OF_KEYS = CallRule("MasksOfKeys", masks_of_keys)

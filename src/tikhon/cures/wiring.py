@@ -1,0 +1,206 @@
+"""Edits of how a model is wired: axes, registered and shared layers, positions, frozen parts.
+
+The same form as in `surgery.py`: each reads a model and a batch and returns the lines that change
+it; none where there is nothing to change.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.cures.patch import Line, address
+from tikhon.cures.places import Places
+from tikhon.data.rows import Batch, call
+from tikhon.diagnosis.replica import time_first, undisturbed
+from tikhon.regularizer.rounding import SHORT
+
+
+def bend(model: nn.Module, batch: Batch) -> list[Line]:
+    """ReLU behind every hidden layer that has no activation, with weights to match."""
+    places = Places(model, batch)
+    after = places.followers()
+    layers = [m for m in after if m not in places.sealed]
+    bare = [m for m in layers[:-1] if after[m] is None]
+    return [
+        places.line(
+            m,
+            "{at} = nn.Sequential({at}, nn.ReLU())\n"
+            'nn.init.kaiming_normal_({at}[0].weight, nonlinearity="relu")',
+        )
+        for m in bare
+        if m.weight.requires_grad and m.weight.ndim > 1
+    ]
+
+
+def rows_first(model: nn.Module, batch: Batch) -> list[Line]:
+    """Recurrent and attention layers that read the first axis as the batch."""
+    places = Places(model, batch)
+    return [places.line(m, "{at}.batch_first = True") for m in time_first(model)]
+
+
+def time_in_front(model: nn.Module, batch: Batch) -> list[Line]:
+    """Recurrent and transformer layers that read the first axis as the time."""
+    places = Places(model, batch)
+    kinds = (nn.RNNBase, nn.MultiheadAttention)
+    return [
+        places.line(m, "{at}.batch_first = False")
+        for m in model.modules()
+        if isinstance(m, kinds) and m.batch_first
+    ]
+
+
+def one_direction(model: nn.Module, batch: Batch) -> list[Line]:
+    """Recurrent layers of two directions whose answers come from the first one alone."""
+    places = Places(model, batch)
+    code = (
+        "def forwards(layer, args, answer):\n"
+        "    output, state = answer\n"
+        "    first, second = output.chunk(2, -1)\n"
+        "    return torch.cat([first, 0 * second], -1), state\n\n\n"
+        "{at}.register_forward_hook(forwards)"
+    )
+    found = [m for m in model.modules() if isinstance(m, nn.RNNBase) and m.bidirectional]
+    return [places.line(m, code) for m in found] if all(m.num_layers == 1 for m in found) else []
+
+
+def to_smooth(model: nn.Module, batch: Batch) -> list[Line]:
+    """Tanh for every ReLU, which has no second derivative."""
+    places = Places(model, batch)
+    kinds = (nn.ReLU, nn.LeakyReLU, nn.ReLU6)
+    return [places.line(m, "{at} = nn.Tanh()") for m in model.modules() if isinstance(m, kinds)]
+
+
+def part(model: nn.Module, batch: Batch) -> list[Line]:
+    """A copy of its own for each place of a layer that stands in several."""
+    seen: set[int] = set()
+    lines, copied = [], "."
+    for path, module in model.named_modules(remove_duplicate=False):
+        weights = any(True for _ in module.parameters())
+        if id(module) in seen and weights and not path.startswith(copied):
+            lines.append(Line(address(model, path), "{at} = copy.deepcopy({at})"))
+            copied = f"{path}."
+        seen.add(id(module))
+    return lines
+
+
+def larger_groups(model: nn.Module, batch: Batch) -> list[Line]:
+    """Groups of four channels and more for norms over a group of one."""
+    places = Places(model, batch)
+    found = [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
+    return [
+        places.line(
+            m,
+            f"{{at}} = nn.GroupNorm({math.gcd(m.num_channels // 4, m.num_channels)}, "
+            f"{m.num_channels})",
+        )
+        for m in found
+        if m.num_groups == m.num_channels >= 8
+    ]
+
+
+def moving_statistics(model: nn.Module, batch: Batch) -> list[Line]:
+    """Running statistics that follow the batches."""
+    places = Places(model, batch)
+    kinds = nn.modules.batchnorm._BatchNorm
+    found = [m for m in model.modules() if isinstance(m, kinds)]
+    still = [m for m in found if m.momentum is not None and m.momentum < 0.01]
+    return [places.line(m, "{at}.momentum = 0.1") for m in still]
+
+
+def carrying(model: nn.Module, batch: Batch) -> list[Line]:
+    """Inputs that ask for gradients: a reentrant checkpoint cuts the graph without one."""
+    inputs = batch[0]
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        return []
+    code = (
+        "def with_gradients(layer, args):\n"
+        "    return tuple(x.detach().requires_grad_(torch.is_grad_enabled()) for x in args)\n\n\n"
+        "{at}.register_forward_pre_hook(with_gradients)"
+    )
+    return [Line("model", code)]
+
+
+def add_places(model: nn.Module, batch: Batch) -> list[Line]:
+    """Sines of the position, added to what the first attention reads.
+
+    Reference: Vaswani et al., Attention is all you need, 2017, https://arxiv.org/abs/1706.03762
+    """
+    places = Places(model, batch)
+    kinds = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+    first = next((m for m in model.modules() if isinstance(m, kinds)), None)
+    if first is None:
+        return []
+    inner = next(m for m in first.modules() if isinstance(m, nn.MultiheadAttention))
+    time = 1 if inner.batch_first else 0
+    reads = "args" if isinstance(first, nn.MultiheadAttention) else "args[:1]"
+    rest = "" if isinstance(first, nn.MultiheadAttention) else " + args[1:]"
+    code = (
+        "def with_places(layer, args):\n"
+        f"    steps, width = args[0].shape[{time}], args[0].shape[-1]\n"
+        "    pace = torch.exp(-torch.arange(0, width, 2) * math.log(2 * steps) / width)\n"
+        "    angle = torch.arange(steps)[:, None] * pace\n"
+        "    wave = torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :width]\n"
+        f"    wave = wave.to(args[0]){'[:, None]' if time == 0 else ''}\n"
+        f"    return tuple(x + wave for x in {reads}){rest}\n\n\n"
+        "{at}.register_forward_pre_hook(with_places)"
+    )
+    return [places.line(first, code)]
+
+
+def register(model: nn.Module, batch: Batch) -> list[Line]:
+    """Layers in plain lists and dictionaries, and loose tensors, as torch's own containers."""
+    lines = []
+    for path, module in model.named_modules():
+        for name, value in list(vars(module).items()):
+            container = _container(value) if not name.startswith("_") else ""
+            if container:
+                code = f"{{at}}.{name} = nn.{container}({{at}}.{name})"
+                lines.append(Line(address(model, path), code))
+    return lines
+
+
+def _container(value: object) -> str:
+    """The class in `nn` that makes a module know a value; nothing where it need not."""
+    if isinstance(value, Tensor):
+        return "Parameter" if value.requires_grad and value.is_leaf else ""
+    kind = "Dict" if isinstance(value, dict) else "List"
+    parts = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(parts, list | tuple) or not parts:
+        return ""
+    if all(isinstance(part, nn.Module) for part in parts):
+        return f"Module{kind}"
+    return f"Parameter{kind}" if all(isinstance(p, nn.Parameter) for p in parts) else ""
+
+
+def undrop(model: nn.Module, batch: Batch) -> list[Line]:
+    """No dropout where what it gives is the answer."""
+    dropped: list[tuple[nn.Module, object]] = []
+    kinds = nn.modules.dropout._DropoutNd
+    handles = [
+        m.register_forward_hook(lambda m, args, output: dropped.append((m, output)))
+        for m in model.modules()
+        if isinstance(m, kinds)
+    ]
+    try:
+        with torch.no_grad(), undisturbed(model, training=True):
+            answer = call(model, batch[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    places = Places(model, batch)
+    return [places.line(m, "{at} = nn.Identity()") for m, output in dropped if output is answer]
+
+
+def to_float32(model: nn.Module, batch: Batch) -> list[Line]:
+    """Weights in float32 where they are in 16 bits: steps below their resolution are lost."""
+    half = any(p.dtype in SHORT for p in model.parameters())
+    return [Line("model", "{at} = {at}.float()  # 16 bits in torch.autocast only")] if half else []
+
+
+def unfreeze(model: nn.Module, batch: Batch) -> list[Line]:
+    """Every parameter trained."""
+    frozen = any(not p.requires_grad for p in model.parameters())
+    return [Line("model", "{at}.requires_grad_(True)")] if frozen else []
