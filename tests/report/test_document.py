@@ -215,6 +215,15 @@ def test_a_run_that_kept_no_sentences_is_shown_without_a_verdict(tmp_path):
     assert page.verdict.text("en").startswith("RMSE 1.000 on validation rows, 0.500 on training")
 
 
+@pytest.mark.parametrize(("recipe", "kept"), [({"early_stopping": 2}, True), ({}, False)])
+def test_the_best_epoch_is_called_kept_where_its_state_is(tmp_path, recipe, kept):
+    rows = [{"epoch": e, "train/loss": 1 / e, "valid/loss": abs(e - 2) + 1.0} for e in (1, 2, 3)]
+    result = {"kind": "fit", "best_epoch": 2, "epochs": 3, "metrics": {"valid/loss": 1.0}}
+    text = html(save(tmp_path / "run", {"kind": "fit", "recipe": recipe}, rows, result))
+    assert ("epoch 2 kept" in text) == kept
+    assert ("the state at the end was kept" in text) == (not kept)
+
+
 def test_default_output_and_language(fitted):
     target = report.write(fitted, language="zh-CN")
     assert target == fitted / "report.html"
@@ -365,7 +374,7 @@ def test_runs_are_compared_where_data_and_score_are_the_same(tmp_path, fitted, d
     assert [row[0].text for row in settings.rows] == ["lr", "dropout"]
     (c,) = fits(tmp_path, "c", data="other", c=(0.99, 0.001))
     mixed = report.build(read(a), read(b), read(c))
-    assert mixed.verdict.text("en").startswith("3 runs with 2 kinds of data or score")
+    assert mixed.verdict.text("en").startswith("3 runs of 2 kinds by data, score and command")
     apart = report.build(read(a), read(c), read(tuned), read(demoed))
     assert apart.verdict.text("en").startswith(APART.format(4))
     blocks = [block for section in apart.sections for block in section.blocks]

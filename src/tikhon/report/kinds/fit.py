@@ -26,7 +26,7 @@ from tikhon.report.saved import SavedRun
 def page(run: SavedRun) -> Page:
     """Verdict, scores beside their yardsticks, learning curves, penalties, weights, answers."""
     metric = parts.metric_of([*run.history, run.result.get("metrics") or {}])
-    best = run.result.get("best_epoch")
+    best = parts.kept_epoch(run)
     record = parts.final_record(run)
     sentences = verdict(run, metric, record)
     penalties = parts.penalty_table(run.result.get("penalties") or {})
@@ -126,8 +126,10 @@ def facts(run: SavedRun, metric: ScoreKind, record: Mapping[str, object]) -> tup
     zeros = finite([p.get("zeros") for p in (run.result.get("penalties") or {}).values()])
     if zeros and max(zeros) > 0:
         found.append(Fact(say("zeros"), percent(max(zeros))))
-    if run.result.get("best_epoch") is not None:
-        found.append(Fact(say("best_epoch"), str(run.result["best_epoch"])))
+    if (best := run.result.get("best_epoch")) is not None:
+        last = parts.kept_epoch(run) is None and run.result.get("epochs") not in (best, None)
+        note = say("best_not_kept") if last else None
+        found.append(Fact(say("best_epoch"), str(best), note))
     if run.result.get("seconds") is not None:
         found.append(Fact(say("time"), seconds(run.result["seconds"])))
     return tuple(fact for fact in found if fact is not None)

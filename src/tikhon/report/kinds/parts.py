@@ -72,9 +72,15 @@ def data_name(run: SavedRun) -> str:
     return str(data.get("name", run.name) if isinstance(data, dict) else data)
 
 
+def kept_epoch(run: SavedRun) -> int | None:
+    """The best epoch where early stopping restored its state; None where the last one is left."""
+    early = entries(run.config.get("recipe")).get("early_stopping")
+    return run.result.get("best_epoch") if early else None
+
+
 def final_record(run: SavedRun) -> Epoch:
     """The scores of the state that was kept."""
-    kept = record_at(run.history, run.result.get("best_epoch"))
+    kept = record_at(run.history, kept_epoch(run))
     return {**kept, **(run.result.get("metrics") or {})}
 
 
