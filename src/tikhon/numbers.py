@@ -1,8 +1,27 @@
-"""How scores and times are printed: the same on the terminal, on the page and in a sentence."""
+"""How scores and times are printed: the same on the terminal, on the page and in a sentence; and
+which numbers are seeds.
+"""
 
 from __future__ import annotations
 
 import math
+from numbers import Integral
+from typing import cast
+
+from tikhon.errors import InputError
+
+
+def checked_seed(seed: object) -> int:
+    """The seed, if it is a whole number from 0 to 2**32 - 1, which every generator takes.
+
+    Raises `InputError` for anything else.
+    """
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not whole or not 0 <= int(cast("int", seed)) < 1 << 32:
+        raise InputError(
+            f"seed must be a whole number, 0 or more and below 2**32, received {seed!r}"
+        )
+    return int(cast("int", seed))
 
 
 def number(value: object) -> str:

@@ -202,6 +202,29 @@ def test_errors_have_codes_and_names(tmp_path: Path, capsys: pytest.CaptureFixtu
     fails(4, "is damaged", str(run), str(tmp_path / "data.csv"))
 
 
+def test_what_is_read_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = fit(tmp_path)
+    rows = tmp_path / "data.csv"
+    (tmp_path / "link.csv").symlink_to(rows)
+    kept = {path: path.read_bytes() for path in (rows, *run.iterdir()) if path.is_file()}
+    capsys.readouterr()
+    for output in (rows, tmp_path / "link.csv", run / "result.json", run / "model.safetensors"):
+        assert main(["predict", str(run), str(rows), "-o", str(output), "-q"]) == 2
+        assert "name another one" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert main(["predict", str(run), str(rows), "-o", str(run / "new.csv"), "-q"]) == 0
+
+
+def test_of_a_text_among_new_numbers_only_what_can_be_done_is_said(tmp_path, capsys):
+    run = fit(tmp_path)
+    frame(5).assign(age="old").to_csv(tmp_path / "new.csv", index=False)
+    capsys.readouterr()
+    assert main(["predict", str(run), str(tmp_path / "new.csv"), "-q"]) == 4
+    said = capsys.readouterr().err
+    assert "'old' in line 2; correct them, or leave the cells empty" in said
+    assert "--na-values" not in said and "--categorical" not in said
+
+
 @pytest.mark.slow
 def test_compact_and_export(tmp_path: Path):
     run = fit(tmp_path, "--penalty", "group_lasso:0.02,rows=in", "--compact", "--export", "onnx")

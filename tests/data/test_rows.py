@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from tikhon.data.batches import pair
-from tikhon.data.rows import call
+from tikhon.data.rows import as_tensors, call
 from tikhon.errors import DataError, InputError
 
 FAILING = {
@@ -65,3 +66,28 @@ def test_a_number_that_the_float_type_cannot_hold_is_named_as_it_is(where):
     parts[where][1] = np.inf
     with pytest.raises(DataError, match=rf"train {where} has \d value\(s\) that are not finite"):
         pair((parts["x"], parts["y"]), name="train")
+
+
+FRAME = pd.DataFrame({"a": [0.5, 1.5, 2.5], "b": [True, False, True], "c": [1, 2, 3]})
+
+
+@pytest.mark.parametrize("frame", [
+    FRAME,
+    FRAME.convert_dtypes(),
+    FRAME.astype({"a": "Float32", "b": "boolean", "c": "Int8"}),
+    FRAME.astype({"b": "boolean"}),
+    pd.get_dummies(pd.DataFrame({"a": [0.5, 1.5, 2.5], "b": ["u", "v", "u"]})),
+])  # fmt: skip
+def test_frames_of_numbers_and_truth_values_are_numbers(frame):
+    found = as_tensors(frame)
+    assert found.dtype == torch.float32
+    assert found.tolist() == frame.astype("float64").to_numpy().tolist()
+    for name in frame.columns:
+        assert as_tensors(frame[name]).tolist() == frame[name].astype("float64").tolist()
+
+
+def test_columns_that_are_no_numbers_are_named():
+    with pytest.raises(DataError, match="object; columns that are no numbers: 'd'"):
+        as_tensors(FRAME.assign(d=["u", "v", "w"]))
+    missing = FRAME.convert_dtypes().mask(FRAME["a"] > 2)
+    assert as_tensors(missing).isnan().any(1).tolist() == [False, False, True]

@@ -306,6 +306,32 @@ def test_a_search_whose_choice_learned_nothing_is_not_praised(tuned, tmp_path, m
     assert sentence(run).startswith(start)
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "loss", "praised"),
+    [((0.02, 0.02), (0.001, 0.01), False), ((-0.1, 0.01), (-0.2, 0.01), False),
+     ((0.1, 0.02), (-0.2, 0.01), True), ((0.0, 0.02), (0.1, 0.01), True)],
+)  # fmt: skip
+def test_a_choice_within_the_noise_of_a_constant_is_not_praised(
+    tuned, tmp_path, accuracy, loss, praised
+):
+    result = json.loads((tuned / "result.json").read_text())
+    better = {**result["audit"], "worth_it": True, "default_score": 2.0, "gain": 1.0}
+    held = {
+        "metrics": {"test/accuracy": 0.71, "test/loss": 0.59},
+        "yardsticks": {"constant": {"test/accuracy": 0.7, "test/loss": 0.6}},
+        "margins": {"constant": {"accuracy": accuracy, "loss": loss}},
+    }
+    run = save(tmp_path / "run", {"kind": "tune"}, [], {**result, "audit": better, **held})
+    assert sentence(run).startswith("Better" if praised else "No better than always answering")
+
+
+def test_a_run_is_not_compared_with_itself(fitted, tmp_path):
+    (tmp_path / "link").symlink_to(fitted)
+    for again in (fitted, tmp_path / "link", fitted / ".." / fitted.name):
+        with pytest.raises(InputError, match="named twice"):
+            report.write(fitted, again, output=tmp_path / "page.html")
+
+
 def test_search_where_trials_diverged(tuned, tmp_path):
     result = json.loads((tuned / "result.json").read_text())
     for trial in result["trials"][1:4]:

@@ -175,3 +175,47 @@ def test_a_loss_that_is_not_finite_is_named(iris):
 def test_settings_out_of_range(iris, settings, message):
     with pytest.raises(InputError, match=message):
         fit(network(iris), iris.train, **settings)
+
+
+X, Y = torch.arange(40.0).reshape(20, 2), torch.arange(20) % 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        *(({"unit": unit}, "unit must be finite and > 0") for unit in
+          (0, -1.0, float("nan"), float("inf"), "1", None, True)),
+        *(({"seed": seed}, r"seed must be a whole number, 0 or more and below 2\*\*32")
+          for seed in (-1, 2**32, 2**70, 1.5, None, "0", True)),
+        ({"recipe": {"dropout": 0.2}}, r"received dict; Recipe\(\*\*options\) makes one"),
+        ({"recipe": tk.L1(0.1)}, "recipe must be a Recipe, .* received L1"),
+        ({"model": "mlp"}, "model must be a torch.nn.Module, .* received 'mlp'"),
+        ({"model": None}, "received None"),
+        ({"model": torch.nn.Linear}, "received the class Linear"),
+        ({"checkpoint_every": -1}, "checkpoint_every must be >= 0"),
+        ({"checkpoint_every": float("nan")}, "checkpoint_every must be >= 0"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_of_another_kind_are_named(given, said):
+    given = {"model": torch.nn.Linear(2, 2), "recipe": None, **given}
+    with pytest.raises(InputError, match=said):
+        fit(given.pop("model"), (X, Y), given.pop("recipe"), epochs=1, **given)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, np.int64(3)])
+def test_every_seed_is_taken_by_splits_and_by_trainings(iris, seed):
+    parts = split(load("iris"), seed=seed)
+    run = fit(network(parts), parts.train, valid=parts.valid, epochs=1, seed=seed)
+    assert len(run.history) == 1
+
+
+@pytest.mark.parametrize("verb", [
+    lambda seed: split(load("iris"), seed=seed),
+    lambda seed: tk.path(None, (X, X[:, 0]), tk.L1(), seed=seed),
+    lambda seed: tk.tune(lambda: torch.nn.Linear(2, 2), (X, Y), budget="2runs", seed=seed),
+])  # fmt: skip
+def test_seeds_that_are_none_are_refused_by_every_verb(verb):
+    for seed in (-1, 2**32, None, 1.5):
+        with pytest.raises(InputError, match="seed must be a whole number"):
+            verb(seed)

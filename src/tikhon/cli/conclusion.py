@@ -98,6 +98,7 @@ def tested(
         "rows": dict(found.rows),
         "answer": name_of(found.answer, test.classes),
         "yardsticks": {name: dict(held) for name, held in found.yardsticks.items()},
+        "margins": {name: dict(held) for name, held in found.margins.items()},
     }
 
 

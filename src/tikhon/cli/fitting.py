@@ -17,8 +17,9 @@ from tikhon.cli.progress import FitProgress
 from tikhon.cli.resuming import completed, interrupted
 from tikhon.cli.tables import introduce
 from tikhon.cli.threads import limit_threads
+from tikhon.errors import InputError, unknown
 from tikhon.numbers import duration
-from tikhon.options import STRENGTHS
+from tikhon.options import MODES, STRENGTHS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -200,6 +201,8 @@ def penalty_entries(
     strengths: Mapping[str, str], penalties: Sequence[str], how: str | None
 ) -> list[Mapping[str, object]]:
     """Recipe entries of the penalty options; weight decay is decoupled whatever `how` says."""
+    if how is not None and how not in MODES:
+        raise InputError("--how: " + unknown("mode", how, MODES))
     entries: list[Mapping[str, object]] = []
     for name, text in strengths.items():
         told = STRENGTHS[name]

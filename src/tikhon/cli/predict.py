@@ -55,6 +55,8 @@ def predict(
     from tikhon.training.saved_model import SavedModel, escaped
 
     terminal = shown.terminal()
+    if output is not None:
+        _spare(output, located(data, data_dir), run)
     saved = SavedModel.load(run, single=single)
     given = {"data_dir": data_dir, "encoding": encoding}
     options = {name: value for name, value in given.items() if value is not None}
@@ -75,3 +77,14 @@ def predict(
     written = None if output is None else str(output)
     answers = frame.iloc[:, 0].tolist() if output is None else None
     terminal.document({"rows": len(frame), "output": written, "predictions": answers})
+
+
+def _spare(output: Path, data: Path, run: Path) -> None:
+    """Refuse to write over the rows that are read, or over a file of the run."""
+    from tikhon.errors import InputError
+
+    target = output.resolve()
+    if target == data.resolve():
+        raise InputError(f"--output {output} is the file of the rows: name another one")
+    if target.exists() and target.parent == run.resolve():
+        raise InputError(f"--output {output} is a file of the run: name another one")

@@ -240,10 +240,12 @@ def compare(
     total, done = len(contenders) * splits * trials + fixed, 0
     for place in range(splits):
         if place:
-            parts = split(data, seed=seed + place)
+            parts = split(data, seed=(seed + place) % (1 << 32))
         for contender in contenders:
             on_event(f"split {place + 1}/{splits}: {contender.method.name}", done, total)
-            contender.tune(trainer, records, parts, trials, number=place, seed=seed + place)
+            contender.tune(
+                trainer, records, parts, trials, number=place, seed=(seed + place) % (1 << 32)
+            )
             done += trials
             if place == 0:
                 contender.repeat(trainer, records, parts, seeds)

@@ -265,14 +265,22 @@ def _words(
     misspelt(source, name, cells, other, kind)
 
 
-def misspelt(source: Source, name: str, cells: Cells, other: np.ndarray, kind: str) -> NoReturn:
-    """Refuse texts among numbers or dates, with the first one and what can be done."""
+def misspelt(
+    source: Source, name: str, cells: Cells, other: np.ndarray, kind: str, *, new: bool = False
+) -> NoReturn:
+    """Refuse texts among numbers or dates, with the first one and what can be done (of `new` rows
+    nothing is decided any more).
+    """
     row = cells.first(other)
     text = cells.texts[cells.codes[row]][:40]
+    asked = (
+        f"say --na-values {text!r} if it means no value, or --categorical {name} to read the "
+        "column as text"
+    )
     raise DataError(
         f"column {name!r} holds {kind}, but {int(cells.counts[other].sum())} cell(s) are text, "
-        f"first {text!r} in {source.line(row)}; correct them, or say --na-values {text!r} if it "
-        f"means no value, or --categorical {name} to read the column as text"
+        f"first {text!r} in {source.line(row)}; correct them, or "
+        + ("leave the cells empty, which means no value" if new else asked)
     )
 
 

@@ -178,7 +178,7 @@ def _with_words(
     other = np.isnan(values) & ~cells.is_missing
     if not column.words:
         if other.any():
-            misspelt(source, column.name, cells, other, kind)
+            misspelt(source, column.name, cells, other, kind, new=True)
         return cells.spread(values)[:, None]
     index = {word: code for code, word in enumerate(column.words)}
     codes = np.array([index.get(word, np.nan) for word in words], float)

@@ -80,12 +80,37 @@ def as_tensors(value: object, name: str = "data") -> object:
     ):
         return _several(value, (as_tensors(v, name) for v in value))
     if isinstance(value, list | int | float) or hasattr(value, "__array__"):
-        array = np.require(np.asarray(value), requirements=["C", "W"])
+        array = np.require(_plain(value), requirements=["C", "W"])
         if array.dtype.kind not in "biuf":
-            raise DataError(f"{name} must be numeric, received an array of {array.dtype}")
+            raise DataError(
+                f"{name} must be numeric, received an array of {array.dtype}{_texts(value)}"
+            )
         tensor = torch.as_tensor(array)
         return _in_default_type(tensor, name) if tensor.is_floating_point() else tensor
     return value
+
+
+def _plain(value: Any) -> np.ndarray:
+    """The array of a value; of a frame whose columns are numbers and truth values, as numbers.
+
+    pandas makes objects of columns of its own nullable types, and of numbers beside truth values.
+    """
+    array = np.asarray(value)
+    if array.dtype != object or not hasattr(value, "to_numpy"):
+        return array
+    kinds = value.dtypes if hasattr(value, "columns") else [value.dtype]
+    if not all(getattr(kind, "kind", "O") in "biuf" for kind in kinds):
+        return array
+    return value.to_numpy(np.float64, na_value=np.nan)
+
+
+def _texts(value: Any) -> str:
+    """Which columns of a frame are no numbers."""
+    if not hasattr(value, "columns"):
+        return ""
+    kinds = zip(value.columns, value.dtypes, strict=True)
+    found = [repr(name) for name, kind in kinds if getattr(kind, "kind", "O") not in "biuf"]
+    return f"; columns that are no numbers: {', '.join(found[:8])}" if found else ""
 
 
 def _in_default_type(tensor: Tensor, name: str) -> Tensor:

@@ -46,7 +46,10 @@ def load(
     path = located(name, data_dir)
     if path.is_file() and is_table(path):
         if table is None:
-            raise InputError(f"{path} is a table: name the column to predict with --target COLUMN")
+            raise InputError(
+                f"{path} is a table: name the column to predict with --target COLUMN (in Python "
+                "load(path, table=TableOptions(COLUMN)) of tikhon.data)"
+            )
         return load_table(path, table)
     if path.is_dir():
         return arrays.folder(path)

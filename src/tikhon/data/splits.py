@@ -15,6 +15,7 @@ from tikhon.data.notice import Notice
 from tikhon.data.noticing import digests, repeated, untested
 from tikhon.data.preprocessing import Preprocessing
 from tikhon.errors import DataError, InputError
+from tikhon.numbers import checked_seed
 
 Notices = Sequence[Notice]
 
@@ -49,13 +50,14 @@ def split(
     for name, fraction in (("valid", valid), ("test", test)):
         if not 0 < fraction < 1:
             raise InputError(f"{name} must be a fraction in (0, 1), received {fraction}")
+    checked_seed(seed)
     rows = len(data.x)
     rest = replace(data, x=torch.arange(rows))  # drawn by number: no cell is copied for it
     held_out: tuple[Dataset, ...] = ()
     if data.test is None:
         kept, drawn = _draw(rest, min(round(test * rows), largest), seed)
         rest, held_out = rest.take(kept), (rest.take(drawn),)
-    kept, drawn = _draw(rest, min(round(valid * rows), largest), seed + 1)
+    kept, drawn = _draw(rest, min(round(valid * rows), largest), (seed + 1) % (1 << 32))
     parts = [rest.take(kept), rest.take(drawn), *held_out]
     if data.table is not None:
         return _scaled(*_prepared(data, parts))

@@ -17,6 +17,7 @@ from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
 from tikhon.data.rows import in_double
 from tikhon.errors import InputError, unknown
+from tikhon.numbers import checked_seed
 from tikhon.paths.exact import LinearPath, checked_grid, follow, is_linear, strength_grid
 from tikhon.paths.linear import SEPARABLE
 from tikhon.paths.networks import network_path
@@ -121,7 +122,7 @@ def path(
         "debias": debias,
         "positive": positive,
         "sample_weight": None if weights is None else weights.tolist(),
-        "seed": seed,
+        "seed": checked_seed(seed),
     }
     data = (x, y, *(held_out or ()))
     saving = {"resume": resume, "stop": stop, "say": on_warning}

@@ -28,6 +28,8 @@ _MATRIX = (TotalVariation, NuclearNorm, SpectralNorm)
 def followed(penalty: Penalty) -> Proximable:
     """The penalty itself, if a path can follow it; otherwise `InputError`, by name."""
     name = type(penalty).__name__
+    if not isinstance(penalty, Penalty):
+        raise InputError(f"penalty must be a penalty, such as L1(), received {penalty!r}")
     if penalty.constraint:
         raise InputError(
             f"{name} is a constraint: it has no strength to follow; a path needs a penalty whose "

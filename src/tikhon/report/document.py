@@ -38,9 +38,9 @@ def write(
             beside the first of several runs.
         language: "en" or "zh", the one shown at first; by default the browser's.
 
-    Raises `InputError` for a folder that is not a run, an unknown language or a kind of run
-    without a page, `DataError` for a run that cannot be read, `StorageError` if the file cannot
-    be written.
+    Raises `InputError` for a folder that is not a run or is named twice, an unknown language or a
+    kind of run without a page, `DataError` for a run that cannot be read, `StorageError` if the
+    file cannot be written.
 
     >>> import tikhon
     >>> tikhon.report.write("runs/none")
@@ -54,6 +54,9 @@ def written(
     *run_dirs: str | Path, output: str | Path | None = None, language: str | None = None
 ) -> tuple[Path, Page]:
     """What `write` returns, and the page that it wrote, as `build` gives it."""
+    found = [Path(run_dir).resolve() for run_dir in run_dirs]
+    if twice := next((at for at, path in zip(run_dirs, found) if found.count(path) > 1), None):
+        raise InputError(f"{twice} is named twice: a run is compared with others")
     runs = [read(run_dir) for run_dir in run_dirs]
     page = build(*runs)
     html = render(page, language)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import tikhon
@@ -19,7 +20,7 @@ from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
 from tikhon.data.rows import LossFunction, moved, tensors
-from tikhon.errors import DataError, StorageError
+from tikhon.errors import DataError, InputError, StorageError
 from tikhon.runs import checkpoint
 from tikhon.runs.files import plain, write_bytes, write_tensors
 from tikhon.runs.run_directory import (
@@ -114,7 +115,9 @@ def fit(
     >>> run.history[-1]["train/accuracy"] > 0.9
     True
     """
-    recipe = recipe or Recipe()
+    recipe = _checked(model, recipe, unit)
+    if not checkpoint_every >= 0:
+        raise InputError(f"checkpoint_every must be >= 0, received {checkpoint_every!r}")
     settings = Settings(
         loss,
         optimizer,
@@ -165,6 +168,25 @@ def fit(
             if ended != "stopped":
                 _close(folder, training, run)
             return run
+
+
+def _checked(model: object, recipe: object, unit: object) -> Recipe:
+    """The recipe, after a look at arguments of another kind than they are to be."""
+    if not isinstance(model, nn.Module):
+        name = f"the class {model.__name__}" if isinstance(model, type) else repr(model)
+        raise InputError(
+            f"model must be a torch.nn.Module, such as nn.Linear(4, 2), received {name}"
+        )
+    if not isinstance(recipe, Recipe | None):
+        raise InputError(
+            "recipe must be a Recipe, such as Recipe(dropout=0.2), received "
+            f"{type(recipe).__name__}"
+            + ("; Recipe(**options) makes one" if isinstance(recipe, Mapping) else "")
+        )
+    known = isinstance(unit, (int, float, Tensor)) and not isinstance(unit, bool)
+    if not known or not 0 < float(cast("float", unit)) < math.inf:
+        raise InputError(f"unit must be finite and > 0, received {unit!r}")
+    return recipe or Recipe()
 
 
 def _open(

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tikhon.errors import InputError, unknown
+from tikhon.numbers import checked_seed
 from tikhon.options import SCHEDULES, TrainingOptions
 from tikhon.regularizer.targets import covered, entries_of
 from tikhon.training.losses import known_name, name_of
@@ -63,12 +64,14 @@ class Settings(TrainingOptions):
             raise InputError(
                 f"momentum is for {' and '.join(_MOMENTUM)}; {self.optimizer!r} has its own"
             )
-        for name, least in (("batch_size", 1), ("epochs", 1), ("seed", 0)):
+        for name, least in (("batch_size", 1), ("epochs", 1)):
             number = getattr(self, name)
             if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
                 raise InputError(
                     f"{name} must be a whole number, {least} or more, received {number!r}"
                 )
+
+        checked_seed(self.seed)
 
     def build_optimizer(
         self, model: nn.Module, rates: Mapping[str, float] | None = None

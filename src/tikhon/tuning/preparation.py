@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tikhon.data.rows import join, moved, take, tensors
 from tikhon.errors import InputError, unknown
 from tikhon.layers.noise import NoiseLayer
+from tikhon.numbers import checked_seed
 from tikhon.paths.targets import fold_rows
 from tikhon.population.losses import RowLosses
 from tikhon.runs.run_directory import JOURNAL
@@ -73,12 +74,12 @@ def make_job(
     folds = 0 if valid is not None else folds
     kept = place = None
     if folds:
-        cuts = fold_rows(y, folds, seed)
+        cuts = fold_rows(y, folds, checked_seed(seed))
         kept = torch.ones(len(cuts), len(y))
         for fold, (_, test) in enumerate(cuts):
             kept[fold, test] = 0
     elif valid is None:
-        train, test = fold_rows(y, 5, seed)[0]
+        train, test = fold_rows(y, 5, checked_seed(seed))[0]
         if loader is not None:
             place = torch.full((len(y),), -1)
             place[train] = torch.arange(len(train))

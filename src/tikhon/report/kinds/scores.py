@@ -12,6 +12,8 @@ PARTS = {"train": "training", "valid": "validation", "test": "test"}  # key -> r
 KEYS = ("accuracy", "rmse", "r2", "balanced_accuracy", "average_precision", "loss")
 SHARES = {"accuracy", "r2", "balanced_accuracy", "average_precision"}
 
+CERTAIN = 1.96  # standard errors of a difference that is told apart
+
 Held = tuple[Label, Mapping[str, object], str]  # what it is, its scores, on which part
 
 
@@ -70,7 +72,12 @@ def recalls(run: SavedRun) -> PageTable | None:
 
 
 def learned_nothing(run: SavedRun) -> bool:
-    """Whether the test rows are answered no better than by one answer to all of them."""
+    """Whether the test rows are answered no better than by one answer to all of them.
+
+    Better is what their noise does not explain; older runs kept no margins.
+    """
+    if margins := (run.result.get("margins") or {}).get("constant"):
+        return not any(mean > CERTAIN * error for mean, error in margins.values())
     metrics = run.result.get("metrics") or {}
     constant = (run.result.get("yardsticks") or {}).get("constant") or {}
     found = [

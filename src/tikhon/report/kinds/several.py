@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tikhon.report import charts
 from tikhon.report.kinds import parts
+from tikhon.report.kinds.scores import CERTAIN
 from tikhon.report.page import (
     Block,
     Cell,
@@ -25,8 +26,6 @@ from tikhon.report.page import (
 )
 from tikhon.report.saved import SavedRun
 from tikhon.runs.documents import Epoch, Number
-
-CERTAIN = 1.96  # standard errors of a difference that is told apart
 
 
 @dataclass(frozen=True)
