@@ -360,6 +360,8 @@ def files() -> list[Case]:
         Case("zipped_in_secret.csv", gzip.compress(BODY.encode()), READ),
         Case("cut.csv.gz", gzip.compress(BODY.encode())[:-9], error="not a complete gzip file"),
         Case("parquet_in_secret.csv", saved(FRAME.to_parquet), READ),
+        Case("with_index.parquet", saved(FRAME.set_index(pd.Index([5, 9, 7])).to_parquet), READ,
+             dropped={"__index_level_0__": "an identifier"}),
         Case("cut.parquet", saved(FRAME.to_parquet)[:-9], error="not a complete Parquet file"),
         Case("feathers.feather", saved(FRAME.to_feather), READ),
         Case("cut.feather", saved(FRAME.to_feather)[:60], error="not a complete Feather file"),

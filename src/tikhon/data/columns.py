@@ -30,7 +30,8 @@ _KINDS = 8  # units that one column of numbers has at most
 _PROSE = 3  # words of an average cell of free text
 _WIDTHS = {"words": 64, "letters": 32}  # hashed features of free text
 _ID_NAME = re.compile(
-    r"(?i:(^|[_\s.-])(id|uuid|guid|key|index|rownames?)$|^unnamed|^$)|(?<=[a-z])I[dD]$"
+    r"(?i:(^|[_\s.-])(id|uuid|guid|key|index|rownames?)$|^unnamed|^__index_level_\d+__$|^$)"
+    r"|(?<=[a-z])I[dD]$"
 )
 _DISTINCT = 0.9  # of the cells of an identifier: rows may be repeated, cells may be empty
 _HEX = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{2,})*", re.IGNORECASE)
