@@ -38,10 +38,10 @@ TERMS = {
     "rows": {"0.weight": tk.GroupLasso(0.05), "2.weight": [tk.SparseGroupLasso(0.03), tk.L2(0.1)]},
     "decoupled": {"*": tk.Term(tk.L2(0.3), how="decoupled")},
     "controllers": {
-        "0.weight": tk.L1(tk.TargetSparsity(0.6, steps=10)),
+        "0.weight": tk.L1(tk.TargetSparsity(0.6, steps=4)),
         "2.weight": tk.L2(tk.NormBound(0.05)),
     },
-    "row controllers": {"0.weight": tk.GroupLasso(tk.TargetSparsity(0.4, steps=10, per="layer"))},
+    "row controllers": {"0.weight": tk.GroupLasso(tk.TargetSparsity(0.4, steps=4, per="layer"))},
     "constraints": {"0.weight": tk.MaxNorm(0.4), "2.weight": tk.Box(-0.1, 0.2)},
 }
 OPTIMIZERS = {
@@ -114,7 +114,7 @@ def main():
     generator = torch.Generator().manual_seed(1)
     batches = [
         (torch.randn(16, 8, generator=generator), torch.randn(16, 1, generator=generator))
-        for _ in range(12)
+        for _ in range(6)
     ]
     half = slice(8 * rank, 8 * rank + 8)
     mine = [(x[half], y[half]) for x, y in batches]

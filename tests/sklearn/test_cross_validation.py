@@ -26,8 +26,8 @@ matplotlib.use("Agg")
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 X, Y = load_diabetes(return_X_y=True)
 XC, YC = load_breast_cancer(return_X_y=True)
-SMALL = {"alphas": [1e-3, 1e-2], "cv": 2, "max_iter": 12}
-POPULATION = {"search": "population", "max_iter": 3, "learning_rate_init": 0.2}
+SMALL = {"alphas": [1e-3, 1e-2], "cv": 2, "max_iter": 4, "learning_rate_init": 0.2}
+POPULATION = {"search": "population", "max_iter": 3}
 
 
 @parametrize_with_checks(
