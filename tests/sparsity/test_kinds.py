@@ -152,6 +152,21 @@ def convolutional():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("norm", ["BatchNorm", "InstanceNorm"])
+def test_what_a_norm_learns_of_a_channel_goes_with_it(norm, rank):
+    torch.manual_seed(0)
+    convolution, norm = (getattr(nn, f"{kind}{rank}d") for kind in ("Conv", norm))
+    model = nn.Sequential(
+        convolution(2, 8, 3, padding=1), norm(8, affine=True), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * 4**rank, 1),
+    )  # fmt: skip
+    x = torch.randn(32, 2, *(4,) * rank)
+    train(model, x, 20, 0.5, of="channels", example=x[:2])
+    gone = (model[0].weight == 0).flatten(1).all(1)
+    assert gone.sum() == 4 and not model[1].weight[gone].any() and not model[1].bias[gone].any()
+
+
 def flops(model, x):
     with FlopCounterMode(display=False) as counter:
         model(x)

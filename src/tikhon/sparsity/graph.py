@@ -20,7 +20,7 @@ from tikhon.sparsity.allocation import Counts, Price
 from tikhon.sparsity.units import Layer
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.GroupNorm)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)  # of batches and of instances
 
 
 @dataclass(frozen=True, eq=False)
