@@ -15,7 +15,7 @@ from .convolution import Convolution, foldable, grouped, is_depthwise, summed
 from .modules import Attention, PartialGroupNorm, PartialLayerNorm, PartialRMSNorm, SelectLinear
 from .normalisation import BatchNorm, InstanceNorm
 from .recurrent import cut_recurrent
-from .rules import selected
+from .rules import numbered, selected
 from .units import Units, axis_masks, kept, varies
 
 
@@ -351,21 +351,12 @@ def _new_size(given: Argument, size: int, old: int, ids: Tensor, axis: int) -> A
 _CUTS: dict[type, Callable[..., nn.Module]] = {
     nn.Linear: _cut_linear,
     SelectLinear: _cut_select,
-    nn.Conv1d: _cut_convolution,
-    nn.Conv2d: _cut_convolution,
-    nn.Conv3d: _cut_convolution,
-    nn.ConvTranspose1d: _cut_convolution,
-    nn.ConvTranspose2d: _cut_convolution,
-    nn.ConvTranspose3d: _cut_convolution,
-    nn.BatchNorm1d: _cut_batch_norm,
-    nn.BatchNorm2d: _cut_batch_norm,
-    nn.BatchNorm3d: _cut_batch_norm,
     nn.LayerNorm: _cut_layer_norm,
     nn.RMSNorm: _cut_layer_norm,
     nn.GroupNorm: _cut_group_norm,
-    nn.InstanceNorm1d: _cut_instance_norm,
-    nn.InstanceNorm2d: _cut_instance_norm,
-    nn.InstanceNorm3d: _cut_instance_norm,
+    **dict.fromkeys(numbered("Conv", "ConvTranspose"), _cut_convolution),
+    **dict.fromkeys(numbered("BatchNorm"), _cut_batch_norm),
+    **dict.fromkeys(numbered("InstanceNorm"), _cut_instance_norm),
     nn.PReLU: _cut_prelu,
     nn.Embedding: _cut_embedding,
     nn.MultiheadAttention: _cut_multihead,
