@@ -18,6 +18,7 @@ from tikhon.data.rows import tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Located, Options
 from tikhon.diagnosis.record import Site, SiteReading
+from tikhon.regularizer.targets import NORMS
 
 # largest slope of the bounded activations; the others cannot saturate on both sides
 BOUNDED = {"sigmoid": 0.25, "tanh": 1.0, "hardtanh": 1.0, "softsign": 1.0, "hardsigmoid": 1 / 6}
@@ -29,22 +30,7 @@ ELEMENTWISE = {
     *("hardshrink", "softshrink", "tanhshrink", "logsigmoid", "log_sigmoid"),
 }
 SOFTMAXES = {"softmax", "log_softmax"}
-WEIGHTED = (
-    nn.Linear,
-    nn.Bilinear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
-)
+WEIGHTED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 CELLS = (nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 

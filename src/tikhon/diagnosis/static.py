@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tikhon.data.rows import Batch, call, take, tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, user_line
-from tikhon.diagnosis.observe import ELEMENTWISE, NORMS, SOFTMAXES
+from tikhon.diagnosis.observe import ELEMENTWISE, SOFTMAXES
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.reference import (
     FEW_COORDINATES,
@@ -33,6 +33,7 @@ from tikhon.diagnosis.reference import (
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.calls import DROPOUTS
+from tikhon.regularizer.targets import NORMS
 
 Steps = Sequence[Callable[[Tensor], Tensor]]  # one after the other
 DROPOUT = nn.modules.dropout._DropoutNd

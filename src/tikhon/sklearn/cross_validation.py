@@ -10,7 +10,14 @@ from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone, is_classifier
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    MultiOutputMixin,
+    RegressorMixin,
+    clone,
+    is_classifier,
+)
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
@@ -275,7 +282,7 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
         return self._best().decision_function(self._rows(X))
 
 
-class RegularizedRegressorCV(RegressorMixin, RegularizedNetworkCV):
+class RegularizedRegressorCV(MultiOutputMixin, RegressorMixin, RegularizedNetworkCV):
     """RegularizedRegressor with `alpha` chosen by cross-validation.
 
     Attributes are those of RegularizedClassifierCV; the score is R2 by default.
@@ -295,8 +302,3 @@ class RegularizedRegressorCV(RegressorMixin, RegularizedNetworkCV):
 
     def _kind(self):
         return RegularizedRegressor
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import Tags, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
@@ -168,7 +168,7 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
         return tags
 
 
-class RegularizedRegressor(RegressorMixin, RegularizedNetwork):
+class RegularizedRegressor(MultiOutputMixin, RegressorMixin, RegularizedNetwork):
     r"""A network regressor whose objective is exactly mean loss plus `alpha` times a penalty.
 
     Minimised is sum_i w_i |y_i - f(x_i)|^2 / (2 sum_i w_i) + alpha * penalty, with standardised
@@ -227,11 +227,6 @@ class RegularizedRegressor(RegressorMixin, RegularizedNetwork):
         if self._flat:
             self.coef_: np.ndarray = self.coef_[0]
             self.intercept_: np.ndarray | float = float(np.ravel(self.intercept_)[0])
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
 
 
 for _kind in (RegularizedClassifier, RegularizedRegressor):
