@@ -193,3 +193,30 @@ def test_a_reentrant_checkpoint_passes_gradients_on():
     assert cures.CARRYING.apply(found, samples((x, y)))
     CE(found.model(x), y).backward()
     assert bool(found.model.body.weight.grad.any())
+
+
+def test_two_treatments_of_one_loss_are_both_in_the_patch():
+    x, y = classes()
+    torch.manual_seed(1)
+    model = mlp()
+    loss = nn.CrossEntropyLoss(ignore_index=0)
+    found = mended(cures.TURN & cures.HEARD & cures.rate(0.1), (x, y), model, loss)
+    wanted = -CE(model(x), y)
+    torch.testing.assert_close(found.loss(found.model(x), y), wanted)
+    names = {"model": model, "loss": loss}
+    names["optimizer"] = torch.optim.SGD(model.parameters(), lr=0.1)
+    exec(compile(found.patch, "<patch>", "exec"), names)
+    torch.testing.assert_close(names["loss"](model(x), y), wanted)
+    assert names["optimizer"].param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_a_loss_of_the_model_itself_may_be_turned_round():
+    x, y = classes()
+    model = mlp()
+
+    def loss(model, batch):
+        return CE(model(batch[0]), batch[1])
+
+    found = mended(cures.TURN, (x, y), model, loss)
+    assert takes_model(found.loss)
+    torch.testing.assert_close(found.loss(found.model, (x, y)), -loss(model, (x, y)))

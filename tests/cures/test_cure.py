@@ -16,10 +16,11 @@ from torch import nn
 
 import wired
 from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
+from miswired import attention
 from tikhon.cures import cure, surgery, treatments as cures
 from tikhon.cures.patch import execute, script
 from tikhon.cures.treatments import INPUTS, NOTHING, candidates, rate
-from tikhon.cures.trials import DoesNotApplyError, Trials
+from tikhon.cures.trials import Alone, DoesNotApplyError, Trials, Unforeseen
 from tikhon.cures.yardstick import Yardstick, yardstick
 from tikhon.diagnosis import diagnose
 from tikhon.diagnosis.findings import Finding
@@ -336,6 +337,50 @@ def test_equal_is_judged_among_the_treated():
     trials.codes = {"exploding_gradient"}
     _, chosen = trials._verdicts(reached, [rate(10.0), cures.WARMUP], 300)
     assert chosen is cures.WARMUP
+
+
+@pytest.mark.parametrize(
+    ("fault", "own", "name", "verdict"),
+    [
+        ("ignored_rows", 2.0, None, "leaves the fault"),
+        ("ignored_rows", 0.5, cures.HEARD.name, "leaves the fault"),
+        ("slow_convergence", 2.0, "lr x10", "confirmed"),  # a symptom: any treatment may be right
+        ("unscaled_inputs", 2.0, "lr x10", "confirmed"),  # smaller steps are an answer to it
+        ("unscaled_inputs", 0.5, INPUTS.name, "leaves the fault"),
+    ],
+)
+def test_what_leaves_the_cause_is_no_cure(fault, own, name, verdict):
+    trials = bare(faults=(fault,), codes={fault})
+    treatment = cures.HEARD if fault == "ignored_rows" else INPUTS
+    scores = {NOTHING.name: 2.0, "lr x10": 0.1, treatment.name: own}
+    for arm, score in scores.items():
+        for seed in (0, 1):
+            trials.scores[arm, seed, 300] = (score, None)
+    trials._yardstick = Yardstick()
+    reached = dict.fromkeys([*scores][1:], 300)
+    found, chosen = trials._verdicts(reached, [rate(10.0), treatment], 300)
+    assert (chosen and chosen.name) == name
+    assert next(a.verdict for a in found if a.name == "lr x10") == verdict
+
+
+def test_rows_that_are_mixed_are_judged_one_by_one():
+    torch.manual_seed(0)
+    x = torch.randn(6, 5, 4)
+    for axis, same in ((1, True), (0, False)):
+        model = wired.Fn(
+            lambda m, x, axis=axis: (m.rate(x).softmax(axis) * x).sum(1), rate=nn.Linear(4, 1)
+        )
+        alone = Alone(model)(x)
+        assert torch.equal(alone, torch.cat([model(row[None]) for row in x]))
+        assert torch.allclose(alone, model(x), atol=1e-6) == same
+
+
+def test_positions_are_judged_without_what_comes_later():
+    torch.manual_seed(0)
+    x = torch.randint(6, (8, 7))
+    for kept, same in ((False, False), (True, True)):
+        model = attention("by hand", kept)()
+        assert torch.allclose(Unforeseen(model)(x), model(x), atol=1e-6) == same
 
 
 @pytest.mark.parametrize(
