@@ -155,6 +155,30 @@ def hidden(kind, right):
     return lambda: Fn(run, words=nn.Embedding(6, 8), head=nn.Linear(8, 6))
 
 
+def sentence(kind, right):
+    """A reader of padded sentences: its words are what is not 0."""
+
+    def run(m, x):
+        words, hide = m.words(x), x == 0
+        if kind == "attention":
+            words = m.mix(words, src_key_padding_mask=hide if right else None)
+            return m.head(words[:, 0])
+        if kind == "weights":
+            scores = m.rate(words)[..., 0]
+            scores = scores.masked_fill(hide, -1e9) if right else scores
+            return m.head((scores.softmax(1)[..., None] * words).sum(1))
+        if kind == "last":
+            last = (~hide).sum(1) - 1
+            return m.head(words[torch.arange(len(x)), last] if right else words[:, -1])
+        there = (~hide)[..., None]
+        return m.head((words * there).sum(1) / there.sum(1) if right else words.mean(1))
+
+    return lambda: Fn(
+        run, words=nn.Embedding(6, 8), rate=nn.Linear(8, 1), head=nn.Linear(8, 3),
+        mix=nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True),
+    )  # fmt: skip
+
+
 def two_ways(right):
     def run(m, x):
         found = m.core(m.words(x))[0]
@@ -278,6 +302,11 @@ TWINS = [
     Twins("means of entries", cures.SUMMED, net, net, chances, entries("mean"), entries("sum")),
     Twins("padding in the loss", cures.PADDING_LEFT_OUT, reader, reader, tokens, by_place,
           lambda o, y: CE(o.transpose(1, 2), y, ignore_index=0)),
+    *(
+        Twins(f"padding in the {kind}", cures.WORDS_ALONE, sentence(kind, False),
+              sentence(kind, True), lambda: (tokens()[0], steps()[1]), harmless=kind != "mean")
+        for kind in ("attention", "weights", "last", "mean")
+    ),
     Twins("mask turned", cures.TURNED_MASKS, hidden("dot", False), hidden("dot", True), tokens,
           by_place, harmless=False),
     Twins("fill turned", cures.TURNED_MASKS, hidden("fill", False), hidden("fill", True), tokens,

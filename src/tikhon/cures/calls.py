@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
 
+from torch import Tensor
+
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.replica import Replica, isolated, undisturbed
@@ -59,14 +61,21 @@ class CallRule:
     evaluated: bool = False
     counted: bool = False  # the lines read `self.seen`, the calls so far
     everywhere: bool = False  # what either side needs holds for both
+    padded: bool = False  # the lines read `self.padding`, where the tokens of the inputs are 0
 
     def code(self, replica: Replica, batch: Batch) -> str:
         """The patch for a program: around its forward pass, its loss, or both."""
+        if self.padded and not _has_padding(batch[0]):
+            return ""
         model = replica.model
         with isolated(model, 0), undisturbed(model, training=True), Calls(model) as tape:
             replica.value(batch)
         inside = self.lines([c for c in tape.calls if c.module != LOSS])
-        outside = [] if self.evaluated else self.lines([c for c in tape.calls if c.module == LOSS])
+        outside = (
+            []
+            if self.evaluated or self.padded
+            else self.lines([c for c in tape.calls if c.module == LOSS])
+        )
         if not inside and not outside:
             return ""
         if self.everywhere:
@@ -98,13 +107,23 @@ class CallRule:
         )
 
     def _around_forward(self) -> str:
+        told = "            mode.padding = args[0] == 0\n"
         plain = "        if self.training:\n            return super().forward(*args, **kwargs)\n"
         return (
             f"class Mended{self.name}(type(model)):\n    def forward(self, *args, **kwargs):\n"
             f"{plain if self.evaluated else ''}"
-            f"        with {self.name}():\n            return super().forward(*args, **kwargs)\n"
+            f"        with {self.name}(){' as mode' if self.padded else ''}:\n"
+            f"{told if self.padded else ''}"
+            "            return super().forward(*args, **kwargs)\n"
             f"\n\nmodel.__class__ = Mended{self.name}"
         )
+
+
+def _has_padding(inputs: object) -> bool:
+    """Whether the inputs are sentences of tokens, some of which are 0."""
+    if not isinstance(inputs, Tensor) or inputs.ndim != 2 or inputs.is_floating_point():
+        return False
+    return bool((inputs == 0).any())
 
 
 def _named(calls: list[Call], *names: str) -> Iterator[Call]:
@@ -452,6 +471,28 @@ def masks_of_keys(calls: list[Call]) -> list[str]:
     ]
 
 
+def without_padding(calls: list[Call]) -> list[str]:
+    """Means, last steps and attention of the words alone, without what fills a sentence up."""
+    lines = {
+        "mean": 'if name == "mean" and args[0].shape[:2] == self.padding.shape and (\n'
+        "    (*args, *kwargs.values())[1] in (1, (1,), [1])\n):\n"
+        "    there = ~self.padding.reshape(*self.padding.shape, *[1] * (args[0].ndim - 2))\n"
+        "    return (args[0] * there).sum(1) / there.sum(1).clamp_min(1)",
+        "__getitem__": 'if name == "__getitem__" and isinstance(args[1], tuple) and (\n'
+        "    args[0].shape[:2] == self.padding.shape and args[1] == (slice(None), -1)\n):\n"
+        "    last = ((~self.padding).sum(1) - 1).clamp_min(0)\n"
+        "    return args[0][torch.arange(len(last)), last]",
+        "multi_head_attention_forward": 'if name == "multi_head_attention_forward":\n'
+        '    kwargs = {**kwargs, "key_padding_mask": self.padding}',
+        "softmax": 'if name == "softmax" and args[0].ndim > 1 and (\n'
+        "    (len(args[0]), args[0].shape[-1]) == self.padding.shape\n):\n"
+        "    hidden = self.padding.reshape(len(args[0]), *[1] * (args[0].ndim - 2), -1)\n"
+        "    args = (args[0].masked_fill(hidden, -1e9), *args[1:])",
+    }
+    names = {c.name for c in calls}
+    return [line for name, line in lines.items() if name in names]
+
+
 AXES = CallRule("AxesKept", kept_axes)
 SECOND_AXIS = CallRule("SoftmaxOfAxis1", partial(other_axis, 1))
 LAST_AXIS = CallRule("SoftmaxOfTheLastAxis", partial(other_axis, -1))
@@ -467,6 +508,7 @@ EXCHANGED = CallRule("AnswerFirst", exchanged)
 LOGGED = CallRule("Logarithms", logged)
 WEIGHED_LATE = CallRule("WeightsFirst", weighed_late, counted=True)
 SUMMED = CallRule("SumsOverEntries", summed)
+WORDS_ALONE = CallRule("WordsAlone", without_padding, padded=True)
 PADDING_LEFT_OUT = CallRule("WithoutPadding", padding_left_out)
 TURNED_MASKS = CallRule("MasksTurned", turned_masks)
 MASKS_OF_KEYS = CallRule("MasksOfKeys", masks_of_keys)

@@ -324,6 +324,7 @@ LOGGED = _rewrite("logarithms inside of the loss", calls.LOGGED)
 WEIGHED_LATE = _rewrite("the weight of each row before the mean", calls.WEIGHED_LATE)
 SUMMED = _rewrite("sums over the entries of a row", calls.SUMMED)
 PADDING_LEFT_OUT = _rewrite("padding left out of the loss", calls.PADDING_LEFT_OUT)
+WORDS_ALONE = _rewrite("words without padding", calls.WORDS_ALONE)
 TURNED_MASKS = _rewrite("masks turned round", calls.TURNED_MASKS)
 MASKS_OF_KEYS = _rewrite("masks of keys", calls.MASKS_OF_KEYS)
 BACK = Treatment(
@@ -479,7 +480,7 @@ FOR: dict[str, tuple[Treatment, ...]] = {
     "loss_mixes_rows": (WEIGHED_LATE,),
     "posterior_collapse": (SUMMED,),
     "padding_in_loss": (PADDING_LEFT_OUT,),
-    "padding_seen": (TURNED_MASKS, MASKS_OF_KEYS),
+    "padding_seen": (WORDS_ALONE, TURNED_MASKS, MASKS_OF_KEYS),
     "inputs_ignored": (GROUPS, TURNED_MASKS),
     "shared_layers": (PARTED,),
     "train_eval_mismatch": (MOVING, BATCH),
