@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from tikhon.comparison import NAMES, Method, Records, balance, compare
 from tikhon.comparison.architecture import DeepMLP, backprop_ratio
-from tikhon.comparison.compare import _affordable, _has_time, _plan
+from tikhon.comparison.compare import _affordable, _beaten, _has_time, _plan
 from tikhon.comparison.methods import design
 from tikhon.comparison.statistics import interval, p_value, tied
-from tikhon.data import load
+from tikhon.data import load, split
 from tikhon.data.arrays import from_arrays
 from tikhon.errors import DataError, InputError
 from tikhon.runs.interrupt import Stopped
@@ -106,7 +107,7 @@ def test_compare_is_fair_and_complete():
         assert row["low"] <= row["test"] <= row["high"]
     by_name = {row["method"]: row for row in result["methods"]}
     assert by_name["group_lasso"]["recipe"]["penalties"][0]["rows"] == "in"
-    assert "regularization" in result["verdict"].lower()
+    assert result["verdict"] == found.verdict()
     tests = [row["test"] for row in result["methods"]]
     assert tests == sorted(tests, reverse=True)
 
@@ -136,9 +137,10 @@ def test_a_split_is_begun_while_time_is_left_for_it(seconds, done, goes_on):
 
 def test_a_budget_that_is_spent_ends_the_comparison_and_says_so():
     found = compare(noisy(), ["none", "l2"], splits=9, trials=2, epochs=2, seeds=1, budget="10ms")
-    assert found.splits == 2 and all(len(row["scores"]) == 2 for row in found.rows)
+    assert found.splits == 1 and all(len(row["scores"]) == 1 for row in found.rows)
+    assert all(math.isnan(row["low"]) for row in found.rows)
     assert found.notice.startswith(
-        "2 of 9 splits, trainings per method and split: 2; for 9 splits with 3"
+        "1 of 9 splits, trainings per method and split: 2; for 9 splits with 3"
     )
     assert "--budget" in found.to_dict()["notice"]
 
@@ -217,3 +219,55 @@ def test_a_journal_of_something_else_is_refused(tmp_path):
     journal.append({"outcomes": []})
     with pytest.raises(DataError, match="no journal of this kind"):
         Records(Journal(path, {}, resume=True))
+
+
+def drawn(kind: str, signal: bool) -> object:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(240, 4)).astype(np.float32)
+    score = x[:, 0] + 0.1 * rng.normal(size=240) if signal else rng.normal(size=240)
+    if kind == "rare":
+        return from_arrays(x, score > 1.8, name="drawn")
+    return from_arrays(x, score.astype(np.float32) if kind == "numbers" else score > 0.5,
+                       name="drawn")  # fmt: skip
+
+
+@pytest.mark.parametrize("splits", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("kind", "signal"),
+    [
+        ("classes", False),
+        ("classes", True),
+        ("numbers", False),
+        ("numbers", True),
+        ("rare", False),
+    ],
+)
+def test_a_comparison_of_methods_that_learn_nothing_says_so(kind, signal, splits):
+    data = drawn(kind, signal)
+    found = compare(
+        data, ["none", "l2"], splits=splits, trials=1, epochs=25, seeds=1, batch_size=16
+    )
+    constants = []
+    for place in range(splits):
+        parts = split(data, seed=place)
+        answer = DummyRegressor() if kind == "numbers" else DummyClassifier()
+        answer.fit(parts.train.x, parts.train.y)
+        guess = answer.predict(parts.test.x)
+        error = -np.sqrt(np.mean((guess - parts.test.y.numpy()) ** 2)) * parts.train.unit
+        constants.append(error if kind == "numbers" else np.mean(guess == parts.test.y.numpy()))
+    assert found.constant.test == pytest.approx(np.mean(constants), rel=1e-5)
+    assert found.constant.beaten == signal
+    nothing = found.verdict().startswith("No method is measurably better than always answering")
+    assert nothing != signal
+
+
+@pytest.mark.parametrize(
+    ("best", "constants", "rows", "beaten"),
+    [
+        ([0.9], [0.5], 80, True), ([0.9], [0.5], 4, False), ([0.98], [0.975], 5000, False),
+        ([0.6, 0.62], [0.6, 0.6], 80, False), ([0.9, 0.6], [0.5, 0.5], 80, True),
+        ([0.5, 0.5], [0.6, 0.6], 5000, False), ([1.0], [0.5], 2, False),
+    ],
+)  # fmt: skip
+def test_one_answer_is_beaten_by_more_than_chance(best, constants, rows, beaten):
+    assert _beaten(best, constants, 1 / 3, 1 / rows, rows) == beaten

@@ -514,7 +514,7 @@ def test_verdict_of_a_comparison(compared, tmp_path):
         run = save(tmp_path / "run", config, [], {**result, "methods": rows, **more})
         return sentence(run)
 
-    from tikhon.comparison.compare import Comparison
+    from tikhon.comparison.compare import Comparison, Constant
 
     third = {**other, "method": "third", "tied": False}
     for bare, tied in itertools.product(("none", "third"), (True, False)):
@@ -525,6 +525,15 @@ def test_verdict_of_a_comparison(compared, tmp_path):
             assert of(*rows) == said
             helps = bare == "none" and first == "l2" and not tied
             assert said.startswith("Regularization helps") == helps
+    for answer, beaten in itertools.product(("'no'", None), (True, False)):
+        constant = Constant(answer, 0.25, beaten)
+        said = Comparison(
+            "d", "accuracy", (best, other), 1, result["splits"], 1, 1.0, "", constant
+        )
+        assert of(best, other, constant=constant.to_dict()) == said.verdict()
+        nothing = f"No method is measurably better than always answering {answer or 'the mean'}: "
+        assert said.verdict().startswith(nothing) != beaten
+        assert ("scores 0.250." in html(tmp_path / "run")) == beaten
     error = {**best, "test": -2.5, "low": -3.0, "high": -2.0}
     assert "RMSE 2.500" in of(error, {**error, "tied": False}, metric="rmse")
     assert "2.000–3.000" in html(tmp_path / "run")

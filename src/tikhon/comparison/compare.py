@@ -12,7 +12,7 @@ from typing import Any
 from tikhon import notebook, plotting
 from tikhon.budget import seconds_of
 from tikhon.comparison.methods import Method, design
-from tikhon.comparison.statistics import interval, tied
+from tikhon.comparison.statistics import CERTAIN, LEVEL, interval, p_value, tied
 from tikhon.comparison.trainings import Fitted, Records, Trainer
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
@@ -64,6 +64,19 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """What one answer to all rows scores: the most frequent class, or the mean."""
+
+    answer: str | None  # the class; None for the mean
+    test: float  # mean over the splits, higher is better
+    beaten: bool  # whether the best method is better by more than chance
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values."""
+        return {"answer": self.answer, "test": self.test, "beaten": self.beaten}
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The result of a comparison; `rows` are ordered, the best first."""
 
@@ -75,6 +88,7 @@ class Comparison:
     epochs: int
     seconds: float
     notice: str = ""  # what the budget did not allow
+    constant: Constant | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `result.json`."""
@@ -89,6 +103,7 @@ class Comparison:
             "verdict": self.verdict(),
             "notice": self.notice,
             "methods": list(self.rows),
+            "constant": None if self.constant is None else self.constant.to_dict(),
         }
 
     def __str__(self) -> str:
@@ -153,6 +168,10 @@ class Comparison:
             "splits": self.splits,
             "equal": ", ".join(equal),
         }
+        if self.constant is not None and not self.constant.beaten:
+            answer = self.constant.answer or strings("en")["the_mean"]
+            values |= {"answer": answer, "constant": number(abs(self.constant.test))}
+            return strings("en")["compare_nothing"].format_map(values)
         return strings("en")[verdict_code(best, bare, equal)].format_map(values)
 
 
@@ -202,8 +221,8 @@ def compare(
         epochs, batch_size: of every training.
         budget: a time for all, such as "5m". Trials follow from it and the time of one
             training; where it is short they assume fewer splits (3 at least), so that each
-            method is tuned. A split that would exceed it is not begun once there are two (the
-            third if by more than a quarter).
+            method is tuned. A split that would exceed it is not begun (the second and third
+            only if by more than a quarter).
         seeds: test scores of the first split's choice under so many seeds (its stability); one
             where the budget is short.
         seed: of everything.
@@ -238,9 +257,11 @@ def compare(
         trials = _plan(limit, cost, len(contenders), splits, len(contenders) * (seeds - 1))
     fixed = len(contenders) * (seeds - 1)
     total, done = len(contenders) * splits * trials + fixed, 0
+    constants: list[float] = []
     for place in range(splits):
         if place:
             parts = split(data, seed=(seed + place) % (1 << 32))
+        constants.append(_constant(parts)[1])
         for contender in contenders:
             on_event(f"split {place + 1}/{splits}: {contender.method.name}", done, total)
             contender.tune(
@@ -250,7 +271,7 @@ def compare(
             if place == 0:
                 contender.repeat(trainer, records, parts, seeds)
                 done += seeds - 1
-        if place + 1 >= min(asked, 2) and not records.once(
+        if place + 1 < splits and not records.once(
             f"time is left after split {place + 1}",
             lambda n=place + 1: not limit or _has_time(records.seconds, n, limit),
         ):
@@ -262,7 +283,35 @@ def compare(
     metric = "accuracy" if data.task == "classification" else "rmse"
     seconds = records.seconds
     notice = _notice(trials, splits, asked, seconds)
-    return Comparison(data.name, metric, rows, trials, splits, epochs, seconds, notice)
+    beaten = _beaten(rows[0]["scores"], constants, share, step, len(parts.test.x))
+    constant = Constant(_constant(parts)[0], fmean(constants), beaten)
+    return Comparison(data.name, metric, rows, trials, splits, epochs, seconds, notice, constant)
+
+
+def _constant(parts: Split) -> tuple[str | None, float]:
+    """The one answer that needs no features, and its score on the test rows."""
+    train, test = parts.train.y, parts.test.y
+    if parts.train.classes:
+        most = int(train.bincount().argmax())
+        return repr(parts.train.classes[most]), float((test == most).double().mean())
+    return None, -float((test - train.mean(0)).square().mean().sqrt()) * parts.train.unit
+
+
+def _beaten(
+    best: Sequence[float], constants: Sequence[float], share: float, step: float, rows: int
+) -> bool:
+    """Whether the best method is better than one answer to all rows, by more than chance.
+
+    Two answers to that: the spread over the splits, and the number of test rows of one of them.
+    """
+    gains = [a - b for a, b in zip(best, constants, strict=True)]
+    gain, own, other = fmean(gains), fmean(best), fmean(constants)
+    if step:  # shares of rows
+        error = math.sqrt((own * (1 - own) + other * (1 - other)) / rows + step**2 / 4)
+    else:
+        error = math.sqrt((own**2 + other**2) / (2 * rows))
+    told = gain > CERTAIN * error
+    return told or (gain > 0 and p_value(gains, share=share, step=step) <= 1 - LEVEL)
 
 
 def _has_time(seconds: float, done: int, limit: float) -> bool:

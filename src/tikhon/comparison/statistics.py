@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, variance
 
+LEVEL = 0.95  # of an interval
+CERTAIN = 1.96  # standard errors that half of it is
+
 
 def interval(
     values: Sequence[float], *, share: float, step: float = 0.0, level: float = 0.95

@@ -43,9 +43,7 @@ def page(run: SavedRun) -> Page:
         title=say("title_compare", data=parts.data_name(run)),
         level="plain",
         verdict=verdict(run, rows, metric),
-        more=(told(f"The budget was short: {notice}.", "compare_short"),)
-        if (notice := result.get("notice"))
-        else (),
+        more=more(run, rows, metric),
         following=tuple(map(str, result.get("next") or ())),
         facts=facts(run, rows, metric),
         about=parts.about(run),
@@ -81,6 +79,11 @@ def verdict(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> Label:
     if not rows:
         return say("unfinished", epochs=len(run.history))
     best, *others = rows
+    constant = told_constant(run, metric)
+    if constant and not run.result["constant"]["beaten"]:
+        values = {"method": best["method"], "score": number(shown(best["test"], metric))}
+        values |= {"metric": parts.word(metric), "splits": run.result.get("splits")}
+        return say("compare_nothing", **constant, **values)
     bare = next((row for row in rows if row["method"] == "none"), None)
     equal = [row["method"] for row in others if row["tied"]]
     if bare is None:
@@ -100,6 +103,26 @@ def verdict(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> Label:
         splits=run.result.get("splits"),
         equal=", ".join(equal),
     )
+
+
+def told_constant(run: SavedRun, metric: parts.ScoreKind) -> dict[str, object]:
+    """What one answer to all rows is and scores; nothing in older runs."""
+    found = run.result.get("constant")
+    if not found:
+        return {}
+    answer = found.get("answer") or say("the_mean")
+    return {"answer": answer, "constant": number(shown(found["test"], metric))}
+
+
+def more(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Label | Name, ...]:
+    """The score of one answer to all rows, and what the budget did not allow."""
+    found: list[Label | Name] = []
+    constant = told_constant(run, metric)
+    if rows and constant and run.result["constant"]["beaten"]:
+        found.append(say("compare_beside", **constant))
+    if notice := run.result.get("notice"):
+        found.append(told(f"The budget was short: {notice}.", "compare_short"))
+    return tuple(found)
 
 
 def facts(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Fact, ...]:
