@@ -1,3 +1,4 @@
+import gzip
 import io
 import zipfile
 
@@ -8,6 +9,7 @@ import torch
 from tikhon.data import NAMES, load, pair, split
 from tikhon.data.arrays import from_arrays
 from tikhon.data.batches import order, slices
+from tikhon.data.table import TableOptions
 from tikhon.errors import DataError, InputError
 
 BUNDLED = [name for name in NAMES if "mnist" not in name]
@@ -225,3 +227,22 @@ def test_arrays_that_cannot_be_told_are_named(tmp_path, held, said):
     np.savez(tmp_path / "a.npz", **{key: np.ones((4, 2)) for key in held})
     with pytest.raises(DataError, match=said):
         load(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "rows.npz", "folder"])
+def test_a_target_of_what_is_no_table_is_refused(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("rows.npz", X=np.eye(4), y=[0, 1, 0, 1])
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(
+        InputError, match=f"'y' names a column of a table .--target., and {name} is"
+    ):
+        load(name, table=TableOptions("y"))
+
+
+@pytest.mark.parametrize("name", ["iris.data", "iris.dat", "IRIS.DATA", "iris.data.gz"])
+def test_files_as_archives_name_them_are_tables(tmp_path, name):
+    path = tmp_path / name
+    text = b"a,y\n1,p\n2,n\n3.5,n\n"
+    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert load(path, table=TableOptions("y")).x[:, 0].tolist() == [1, 2, 3.5]

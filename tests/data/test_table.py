@@ -12,8 +12,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from tikhon.data import load, split
-from tikhon.data.encoding import encode
+from tikhon.data.columns import infer
+from tikhon.data.encoding import encode, encode_one
 from tikhon.data.preprocessing import Preprocessing, rare_below
+from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Format, read
 from tikhon.data.table import TableOptions, load_table
 from tikhon.errors import DataError, InputError
@@ -466,3 +468,31 @@ def test_new_numbers_are_in_the_unit_that_was_learnt(csv, learnt, new, right):
             encode(source, data.table.columns)
     else:
         assert encode(source, data.table.columns)[:, 0].tolist() == right
+
+
+SHORT = [
+    "1 | 2 | 30", "0.5 |  | -2.25", "1.036 | 2.500", "1.036 | 0.5", "-1.036 | 2", "007 | 12",
+    "1234.500 | 1.036", "1e5 | 2", "0 | 1 | 0", "1 | NA | 3", "-0 | 0", "1.0 | 2.0000",
+    "12345678901234567890 | 1", "1 | x | 3", " 1 | 2", "1,5 | 2", " |  ", "1 | 1 | 1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("decimal", [None, ".", ","])
+@pytest.mark.parametrize("cells", SHORT)
+def test_short_columns_are_read_as_long_ones(csv, monkeypatch, cells, decimal):
+    path = csv("a,b\n" + "".join(f'"{cell}",1\n' for cell in cells.split(" | ")))
+
+    def found() -> object:
+        raw = RawColumn(read(path, Format(decimal=decimal)), "a")
+        try:
+            column = infer(raw)
+            if column.kind == "dropped":
+                return column
+            values = encode_one(raw, column)
+            return column, [None if np.isnan(v) else v for v in values.ravel().tolist()]
+        except DataError as error:
+            return str(error)
+
+    short = found()
+    monkeypatch.setattr("tikhon.data.raw._FEW_CELLS", 0)
+    assert found() == short

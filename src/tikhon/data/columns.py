@@ -134,6 +134,8 @@ def infer(raw: RawColumn, *, forced: str | None = None) -> Column:
             f"{source.name}: column {name!r} holds {raw.foreign}, not one value a cell; --drop "
             f"{name}, or spread them over columns of their own"
         )
+    if forced is None and raw.is_simple and (plain := raw.plain_numbers(".")) is not None:
+        return _number(Column(name, "number"), plain)
     present = series.dropna()
     if not len(present):
         return Column(name, "dropped", reason="no value in any row")

@@ -22,6 +22,7 @@ _FOLDS = 5
 _OUTSIDE = 1e3  # standard deviations from which a new number is said to be far outside
 _FARTHEST = 1e6  # and where it is cut off, so that inputs stay numbers
 _BLOCK = 4  # columns whose figures are found together: more would hold more copies of the table
+_CELLS = 100_000  # or as many as have so many cells
 _ALL = slice(None)
 
 Rows = np.ndarray | slice
@@ -251,7 +252,8 @@ def _figures(values: np.ndarray, columns: tuple[Column, ...], rows: Rows) -> tup
     count = sum(len(_numbers_of(column)) for column in columns)
     numeric = _numeric(values, columns, rows)
     found: list[Numbers] = []
-    for block in np.array_split(np.arange(count), -(-count // _BLOCK) or 1):
+    size = max(_BLOCK, _CELLS // max(1, len(values)))
+    for block in np.array_split(np.arange(count), -(-count // size) or 1):
         found += _figures_of([(cells, first) for _, cells, first in islice(numeric, len(block))])
     return tuple(found)
 

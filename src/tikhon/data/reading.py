@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (
-    *(".csv", ".tsv", ".txt", ".parquet", ".pq", ".feather", ".arrow", ".jsonl", ".ndjson"),
-    *(".json", ".xlsx"),
+    *(".csv", ".tsv", ".txt", ".data", ".dat", ".parquet", ".pq", ".feather", ".arrow"),
+    *(".jsonl", ".ndjson", ".json", ".xlsx"),
 )
 _MANY = 8  # names and lines that a message shows at most
 _LIMIT = 1 << 34  # bytes that a compressed file may unpack to

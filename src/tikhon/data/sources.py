@@ -12,7 +12,7 @@ import torch
 
 from tikhon.data import arrays, mnist
 from tikhon.data.dataset import Dataset
-from tikhon.data.reading import is_table
+from tikhon.data.reading import SUFFIXES, is_table
 from tikhon.data.table import TableOptions, load_table
 from tikhon.errors import DataError, InputError, unknown
 
@@ -39,6 +39,11 @@ def load(
     (torch.Size([1797, 64]), 10)
     """
     name = os.fspath(source)
+    if table is not None and (name in NAMES or not is_table(Path(name))):
+        raise InputError(
+            f"{table.target!r} names a column of a table (--target), and {name} is none: leave it "
+            "out, or give a table (" + ", ".join(SUFFIXES) + ")"
+        )
     if name in _BUNDLED:
         return _BUNDLED[name](name)
     if name in mnist.SETS:
