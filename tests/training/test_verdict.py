@@ -331,3 +331,24 @@ def test_a_result_names_the_class_that_is_always_answered():
     result = result_of(fit(nn.Linear(3, 2), train, valid=valid, epochs=2), classes=("no", "yes"))
     assert result["answer"] == "'no'" and "always answering 'no'" in result["verdict"]
     assert list(itertools.islice(result, 3)) == ["kind", "verdict", "statements"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "exploded"), [(0.5, False), (5.0, False), (60.0, False), (80.0, True), (1e19, True)]
+)
+def test_a_loss_beyond_that_of_one_answer_is_not_to_be_trained_longer(loss, exploded):
+    falling = [{"epoch": e, "valid/loss": loss * (2 - e / 10)} for e in range(1, 11)]
+    held = {"valid/accuracy": 0.5, "valid/loss": loss, "train/accuracy": 0.5}
+    scores = Scores(held, {"train": 90, "valid": 90}, {}, "valid", "'a'",
+                    {"constant": {"valid/accuracy": 0.6, "valid/loss": 0.7}},
+                    {"constant": {"accuracy": (-0.1, 0.1), "loss": (-loss, 1.0)}})  # fmt: skip
+    found = codes(judge(scores, falling, "epochs"))
+    assert ("exploded" in found) == exploded and ("improving" in found) != exploded
+    assert found[0] == "no_better_class"
+
+
+def test_a_training_that_diverged_is_done_again_with_smaller_steps():
+    said = [Statement("exploded", {})]
+    run = _run(("tikhon", "fit", "iris", "--lr", "1e9"))
+    assert next_commands(run, said) == ["tikhon fit iris"]
+    assert next_commands(_run(("tikhon", "fit", "iris")), said) == ["tikhon fit iris --lr 1e-4"]

@@ -162,6 +162,9 @@ def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:
     again = without(run.command, *_UNREPEATED)
     codes = {statement.code.removesuffix("_ratio") for statement in found}
     same = [shlex.join(_repeated(run, again))] if run.found is not None else []
+    if "exploded" in codes:
+        slower = [] if any(a.split("=")[0] == "--lr" for a in again) else ["--lr", "1e-4"]
+        return [shlex.join([*without(again, "--lr"), *slower]), *same]
     if codes & {"improving", "one_epoch"}:
         return [shlex.join(_longer(run, again)), *same]
     commands = []

@@ -16,6 +16,7 @@ RISE = 1.1  # of the validation loss over its lowest value
 FALL = 0.02  # of the validation loss over the last quarter of the epochs: more is improving
 FLOOR = 1e-3  # of the first validation loss: a smaller fall is nothing, once half of it is gone
 SHARE = 0.1  # of its whole fall that came in the last quarter: more is improving, however slowly
+_EXPLODED = 100.0  # times the loss of one answer to all rows, which nothing learnt exceeds
 CERTAIN = 1.96  # standard errors of a 95% interval
 
 LEVELS = {
@@ -23,6 +24,7 @@ LEVELS = {
     "no_better_mean": "bad",
     "only_probabilities": "watch",
     "improving": "watch",
+    "exploded": "bad",
     "one_epoch": "watch",
     "overfits": "bad",
     "overfits_ratio": "bad",
@@ -101,7 +103,7 @@ def judge(
     >>> found.code, found.values["low"], found.values["high"]
     ('overfits', '0.119', '0.281')
     """
-    found = [*_learned(scores), *_ended(history, ended)]
+    found = [*_learned(scores), *(_exploded(scores) or _ended(history, ended))]
     cut_short = bool(found)
     gap = _gap(scores)
     if gap is not None and not (cut_short and gap.level == "good"):
@@ -170,6 +172,17 @@ def _equal(key: str, linear: float, margin: Sequence[float]) -> bool:
     if key == "accuracy":
         return most <= GAP
     return linear**2 <= RATIO**2 * (linear**2 - most)
+
+
+def _exploded(scores: Scores) -> list[Statement]:
+    """A loss so far above that of one answer to all rows that no longer training mends it."""
+    at = f"{scores.part}/loss"
+    baseline = scores.yardsticks.get("constant", {}).get(at, 0.0)
+    loss = scores.metrics.get(at, 0.0)
+    if not 0 < _EXPLODED * baseline < loss:
+        return []
+    values = {"loss": number(loss), "baseline_loss": number(baseline)}
+    return [Statement("exploded", values | {"answer": str(scores.answer or "the mean")})]
 
 
 def _ended(history: Sequence[Mapping[str, float]], ended: str) -> list[Statement]:
