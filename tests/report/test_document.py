@@ -8,8 +8,10 @@ from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
+from scipy import stats
 
 import tikhon
 from sample_runs import save
@@ -18,7 +20,7 @@ from tikhon.errors import DataError, InputError, StorageError
 from tikhon.languages import strings
 from tikhon.report import charts
 from tikhon.report.html import jsonable, render, script_json
-from tikhon.report.kinds import answers, compare, diagnosis, parts
+from tikhon.report.kinds import answers, compare, diagnosis, parts, several
 from tikhon.report.page import (
     LANGUAGES,
     Chart,
@@ -386,6 +388,45 @@ def fits(tmp_path, *names, data="a", **scores):
         result = {"kind": "fit", "metrics": row, "score_errors": {"valid/accuracy": error}}
         made.append(save(tmp_path / f"{data}-{name}", config, [row], result))
     return made
+
+
+def pairs(seed: int, rows: int, own: float, apart: float) -> tuple[np.ndarray, np.ndarray]:
+    """Right answers of two models that differ in some rows, mostly in favour of the first."""
+    rng = np.random.default_rng(seed)
+    first = rng.random(rows) < own
+    return first, first ^ (rng.random(rows) < np.where(first, apart, apart / 10))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("rows", "own", "apart"),
+    [(400, 0.9, 0.03), (400, 0.9, 0.2), (30, 0.9, 0.03), (2000, 0.7, 0.02), (100, 1.0, 0.0)],
+)
+def test_runs_on_the_same_rows_are_compared_row_by_row(seed, rows, own, apart):
+    first, second = pairs(seed, rows, own, apart)
+    texts = ["".join("01"[int(one)] for one in answers) for answers in (first, second)]
+    better, worse = int((first & ~second).sum()), int((~first & second).sum())
+    exact = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    told = several.paired_apart(*texts)
+    assert told == several.paired_apart(*texts[::-1])
+    assert told == (exact < 0.05) or 0.005 < exact < 0.2  # McNemar's exact test
+    errors = np.random.default_rng(seed).exponential(size=(2, rows)) ** 2
+    errors[1] = errors[0] + (errors[1] - 1.5) * apart
+    t = stats.ttest_rel(*errors)
+    assert several.paired_apart(*errors.tolist()) == (abs(t.statistic) > 1.96)
+
+
+def test_a_pair_of_runs_on_the_same_rows_is_told_apart_where_two_samples_would_not(tmp_path):
+    a, b = fits(tmp_path, "a", "b", a=(0.92, 0.02), b=(0.90, 0.02))
+    said = "within the noise"
+    assert said in report.build(read(a), read(b)).verdict.text("en")
+    answers = ["1" * 184 + "0" * 16, "1" * 174 + "0" * 26]
+    for rows, tied in ((("r", "r"), False), (("r", "s"), True)):
+        for run, row, answer in zip((a, b), rows, answers, strict=True):
+            result = json.loads((run / "result.json").read_text())
+            result["by_row"] = {"rows": row, "accuracy": answer}
+            (run / "result.json").write_text(json.dumps(result))
+        assert (said in report.build(read(a), read(b)).verdict.text("en")) == tied
 
 
 APART = "These {} runs cannot be compared"

@@ -19,6 +19,7 @@ _LEFT_OUT = (
     "statements",
     "score_errors",
     "margins",
+    "by_row",
 )  # result.json has them
 _ENDED = {
     "epochs": "ran all {epochs} epochs",

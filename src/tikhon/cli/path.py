@@ -156,7 +156,7 @@ def path(
                 kept = f"what is solved is kept in {folder_path}"
                 return interrupted(terminal, interrupt, config["command"], kept)
         document = _save(folder, result, parts, network, [folder_path, data])
-        left_out = ("importances", "errors", "score_errors")
+        left_out = ("importances", "errors", "score_errors", "margins")
         conclude_saved(terminal, document, folder_path, kept="model", left_out=left_out)
     return 0
 

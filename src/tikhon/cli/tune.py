@@ -200,7 +200,7 @@ def tune(
         answers = shlex.join(["tikhon", "predict", str(path), data])
         more = _tests(result, train, parts, loss) | {"next": [answers]}
         document = _save(folder, result, config, more)
-    left_out = ("trials", "space", "plan", "score_errors")
+    left_out = ("trials", "space", "plan", "score_errors", "margins")
     conclude_saved(terminal, document, path, kept="models", left_out=left_out)
     if not interrupt:
         return 0

@@ -117,6 +117,7 @@ def result_of(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
         "answer": scores.answer,
         "yardsticks": {name: dict(held) for name, held in scores.yardsticks.items()},
         "margins": {name: dict(held) for name, held in scores.margins.items()},
+        "by_row": dict(scores.by_row) if scores.part == "valid" else {},
         "penalties": dict(run.penalties or {}),
         **({} if run.found is None else {"found": run.found.to_dict()}),
         **({} if run.sparsity is None else {"sparsity": run.sparsity.to_dict()}),

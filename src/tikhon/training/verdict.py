@@ -70,6 +70,8 @@ class Scores:
     of "constant" (always the most frequent class, or the mean) and "linear", keys as in
     `metrics`; `margins` by how much the model is better than each in accuracy, squared error or
     cross-entropy on the rows of `part`, with the standard error of the paired difference.
+    `by_row` is what two runs on the same rows are paired by: a fingerprint of the rows of `part`
+    ("rows"), and "1" for each right answer in "accuracy" or the squared errors in "rmse".
     `answer` is the most frequent class, its number or its name, None for the mean; `linear`
     whether the model itself is linear.
     """
@@ -82,6 +84,7 @@ class Scores:
     yardsticks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     margins: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     linear: bool = False
+    by_row: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def key(self) -> str:

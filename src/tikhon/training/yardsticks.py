@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tikhon.data.dataset import fingerprint
 from tikhon.data.rows import tensors
 from tikhon.training import measures
 from tikhon.training.losses import Loss
@@ -80,7 +81,19 @@ def assess(
             if part == judged:
                 margins[name] = _margins(given, loss.answers(outputs[part]), known)
     most = None if y.is_floating_point() else int(y.bincount().argmax())
-    return Scores(metrics, rows, errors, judged, most, scores, margins)
+    paired = _by_row(parts[judged], loss.answers(outputs[judged]), unit)
+    return Scores(metrics, rows, errors, judged, most, scores, margins, by_row=paired)
+
+
+def _by_row(part: Part, answers: Tensor, unit: float) -> dict[str, object]:
+    """What each row scores, beside a fingerprint of the rows."""
+    x, y = part
+    rows = fingerprint(*tensors(x), y)
+    if not y.is_floating_point():
+        right = (answers.argmax(1) == y).flatten().tolist()
+        return {"rows": rows, "accuracy": "".join("01"[one] for one in right)}
+    squares = _squares(answers, y) * unit**2
+    return {"rows": rows, "rmse": [float(f"{one:.6g}") for one in squares.tolist()]}
 
 
 def imbalanced(y: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 
 from tikhon.report import charts
 from tikhon.report.kinds import parts
@@ -63,6 +64,9 @@ class RunGroup:
         ]
 
     def _apart(self, first: int, second: int) -> bool:
+        held = [self.runs[i].result.get("by_row") or {} for i in (first, second)]
+        if self.metric.key in held[0] and held[0].get("rows") == held[1].get("rows"):
+            return paired_apart(*(each[self.metric.key] for each in held))
         key = f"valid/{self.metric.key}"
         errors = [
             (self.runs[i].result.get("score_errors") or {}).get(key) for i in (first, second)
@@ -74,6 +78,23 @@ class RunGroup:
         if not self.metric.higher:  # its errors are those of the logarithm
             scores = [math.log(max(score, 1e-300)) for score in scores]
         return abs(scores[0] - scores[1]) > CERTAIN * math.hypot(*known)
+
+
+def paired_apart(first: str | Sequence[float], second: str | Sequence[float]) -> bool:
+    """Whether two runs differ on the same rows by more than chance, row by row.
+
+    Texts hold "1" for a right answer (half a row more in each cell, as for the yardsticks),
+    numbers are squared errors.
+    """
+    differences = [float(a) - float(b) for a, b in zip(first, second, strict=True)]
+    count, total = len(differences), sum(differences)
+    if count < 2:
+        return False
+    if isinstance(first, str):
+        count += 2
+        spread = sum(map(abs, differences)) + 1 - total**2 / count
+        return abs(total) > CERTAIN * math.sqrt(spread)
+    return abs(total) / count > CERTAIN * stdev(differences) / math.sqrt(count)
 
 
 def page(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Page:
