@@ -155,7 +155,7 @@ def table(rows: list[Row], metric: parts.ScoreKind) -> PageTable:
                 Name(row["method"]),
                 mark,
                 number(shown(row["test"], metric)),
-                "–".join(alike(low, high)),
+                "–" if low is None else "–".join(alike(low, high)),
                 number(row.get("gap")),
                 percent(row.get("zeros")),
                 percent(row.get("size")),
