@@ -541,3 +541,24 @@ def test_a_wrapper_changes_nothing(verb, wrap, tmp_path):
     wanted = verb(data, F.cross_entropy, made())
     with one_process(tmp_path):
         assert verb(data, F.cross_entropy, wrap(made())) == pytest.approx(wanted, rel=1e-5)
+
+
+APART: dict[str, Callable[[], object]] = {
+    "fit": lambda: tk.fit(nn.Linear(FEATURES, 3), X, CLASSES),  # type: ignore[arg-type]
+    "diagnose": lambda: tk.diagnose(nn.Linear(FEATURES, 3), X, CLASSES),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("verb", APART)
+def test_inputs_and_targets_given_apart_are_named_in_one_line(verb):
+    with pytest.raises(InputError, match=r"Tensor of shape \(24,\); inputs .* are one argument"):
+        APART[verb]()
+
+
+def test_a_class_where_a_penalty_belongs_is_named():
+    model = nn.Linear(FEATURES, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match="received the class L1"):
+        tk.regularize(model, optimizer, tk.L1)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="received the class L1"):
+        tk.path(lambda: nn.Linear(FEATURES, 1), (X, X[:, :1]), tk.L1)  # type: ignore[arg-type]

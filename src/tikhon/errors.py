@@ -21,6 +21,31 @@ class StorageError(OSError):
 _MOST = 10  # names that a message lists
 
 
+def described(value: object) -> str:
+    """A value that was received, in a few words: a tensor by its shape, a class by its name.
+
+    >>> described(0.5), described(dict), described("x" * 100)[-5:]
+    ('0.5', 'the class dict', 'xx...')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"a {type(value).__name__} of shape {tuple(shape)}"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def misplaced(value: object) -> str:
+    """The same where no data are taken, with a hint if these are data.
+
+    >>> misplaced("l1")
+    "'l1'"
+    """
+    data = hasattr(value, "shape")
+    return described(value) + "; inputs and targets are one argument, (x, y)" * data
+
+
 def unknown(kind: str, received: object, options: Iterable[str]) -> str:
     """Message for a name that is not among `options`; of more than ten the closest are listed.
 

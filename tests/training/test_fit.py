@@ -187,7 +187,7 @@ X, Y = torch.arange(40.0).reshape(20, 2), torch.arange(20) % 2
           (0, -1.0, float("nan"), float("inf"), "1", None, True)),
         *(({"seed": seed}, r"seed must be a whole number, 0 or more and below 2\*\*32")
           for seed in (-1, 2**32, 2**70, 1.5, None, "0", True)),
-        ({"recipe": {"dropout": 0.2}}, r"received dict; Recipe\(\*\*options\) makes one"),
+        ({"recipe": {"dropout": 0.2}}, r"received .*0.2}; Recipe\(\*\*options\) makes one"),
         ({"recipe": tk.L1(0.1)}, "recipe must be a Recipe, .* received L1"),
         ({"model": "mlp"}, "model must be a torch.nn.Module, .* received 'mlp'"),
         ({"model": None}, "received None"),

@@ -8,7 +8,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from tikhon.errors import InputError
+from tikhon.errors import InputError, described
 from tikhon.penalties import (
     L1,
     ElasticNet,
@@ -27,6 +27,8 @@ _MATRIX = (TotalVariation, NuclearNorm, SpectralNorm)
 
 def followed(penalty: Penalty) -> Proximable:
     """The penalty itself, if a path can follow it; otherwise `InputError`, by name."""
+    if not isinstance(penalty, Penalty):
+        raise InputError(f"penalty must be a penalty, such as L1(), received {described(penalty)}")
     name = type(penalty).__name__
     if not isinstance(penalty, Penalty):
         raise InputError(f"penalty must be a penalty, such as L1(), received {penalty!r}")

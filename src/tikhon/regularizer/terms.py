@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from tikhon.errors import unknown
+from tikhon.errors import described, unknown
 from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty, Proximable, checked
 from tikhon.penalties.elementwise import L2
@@ -59,7 +59,7 @@ class Term:
 
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Penalty):
-            raise TypeError(f"Term: penalty must be a Penalty, received {self.penalty!r}")
+            raise TypeError(f"Term: penalty must be a Penalty, received {described(self.penalty)}")
         if self.how is not None:
             _check_how(self.how)
         if self.strength is not None:
@@ -264,8 +264,8 @@ def as_terms(terms: Terms) -> list[tuple[Pattern, Term]]:
             if not isinstance(item, Penalty | Term):
                 raise TypeError(
                     f"terms must be a penalty, a Term, or a dict from patterns to them; received "
-                    f"{item!r} for {pattern!r} (a name becomes a penalty by penalties.get(name, "
-                    f"strength))"
+                    f"{described(item)} for {pattern!r} (a name becomes a penalty by "
+                    f"penalties.get(name, strength))"
                 )
             flat.append((pattern, item if isinstance(item, Term) else Term(item)))
     if not flat:

@@ -20,7 +20,7 @@ from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
 from tikhon.data.rows import LossFunction, moved, tensors
-from tikhon.errors import DataError, InputError, StorageError
+from tikhon.errors import DataError, InputError, StorageError, described, misplaced
 from tikhon.runs import checkpoint
 from tikhon.runs.files import plain, write_bytes, write_tensors
 from tikhon.runs.run_directory import (
@@ -173,14 +173,14 @@ def fit(
 def _checked(model: object, recipe: object, unit: object) -> Recipe:
     """The recipe, after a look at arguments of another kind than they are to be."""
     if not isinstance(model, nn.Module):
-        name = f"the class {model.__name__}" if isinstance(model, type) else repr(model)
         raise InputError(
-            f"model must be a torch.nn.Module, such as nn.Linear(4, 2), received {name}"
+            "model must be a torch.nn.Module, such as nn.Linear(4, 2), received "
+            f"{described(model)}"
         )
     if not isinstance(recipe, Recipe | None):
         raise InputError(
             "recipe must be a Recipe, such as Recipe(dropout=0.2), received "
-            f"{type(recipe).__name__}"
+            f"{misplaced(recipe)}"
             + ("; Recipe(**options) makes one" if isinstance(recipe, Mapping) else "")
         )
     known = isinstance(unit, (int, float, Tensor)) and not isinstance(unit, bool)

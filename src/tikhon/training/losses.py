@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tikhon.data.rows import Batch, LossFunction, call, graded, takes_model, whole
-from tikhon.errors import InputError, unknown
+from tikhon.errors import InputError, misplaced, unknown
 
 Kind = Literal["classes", "binary", "numbers", "custom", "whole"]
 
@@ -220,7 +220,7 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
     if not callable(loss):
         raise InputError(
             f"loss must be a name ({', '.join(NAMES)}) or a callable of (output, target) or of "
-            f"(model, batch) that gives one number, received {loss!r}"
+            f"(model, batch) that gives one number, received {misplaced(loss)}"
         )
     if isinstance(loss, type) and issubclass(loss, nn.Module):
         raise InputError(f"loss is the class {loss.__name__}, give an object: {loss.__name__}()")
