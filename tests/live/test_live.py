@@ -241,6 +241,7 @@ def test_a_run_that_has_not_begun_is_waited_for(tmp_path):
     run = fit_run(tmp_path / "later", epochs=3)
     finished = watched.page()
     assert not watched.waits and "data-age" not in finished
+    assert "no network requests" not in finished  # that is true of the file alone
     (run / "result.json").unlink()
     assert "3 epochs so far" in watched.page() and "data-age" in watched.page()
     assert 0 <= watched.age() < 600
