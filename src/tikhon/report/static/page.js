@@ -47,6 +47,9 @@
       if (/^[xy]axis\d*$/.test(key)) axes[key] = axis(value, key[0], title);
     }
     const legend = layout.showlegend !== false && data.length > 1;
+    // Names in one column take up to half of the height: what they need is added to it.
+    const named = legend ? data.filter((trace) => trace.showlegend !== false).length : 0;
+    place.style.minHeight = narrow && named > 4 ? `${48 * named}px` : "";
     const whole = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x unified",
       font: { family: getComputedStyle(document.body).fontFamily, color: colour("ink"), size: 13 },
