@@ -339,6 +339,20 @@ def test_equal_is_judged_among_the_treated():
     assert chosen is cures.WARMUP
 
 
+def test_what_treats_another_fault_is_a_cure_where_nothing_treats_the_first():
+    trials = bare(faults=("ignored_rows", "poor_init"), codes={"ignored_rows", "poor_init"})
+    scores = {NOTHING.name: 2.0, "lr x10": 0.1, cures.INIT.name: 0.5, cures.HEARD.name: 2.0}
+    for heard in (2.0, 0.4):
+        scores[cures.HEARD.name] = heard
+        for arm, score in scores.items():
+            for seed in (0, 1):
+                trials.scores[arm, seed, 300] = (score, None)
+        trials._yardstick = Yardstick()
+        arms = [rate(10.0), cures.INIT, cures.HEARD]
+        _, chosen = trials._verdicts(dict.fromkeys([*scores][1:], 300), arms, 300)
+        assert chosen is (cures.INIT if heard == 2.0 else cures.HEARD)
+
+
 @pytest.mark.parametrize(
     ("fault", "own", "name", "verdict"),
     [
@@ -361,6 +375,31 @@ def test_what_leaves_the_cause_is_no_cure(fault, own, name, verdict):
     found, chosen = trials._verdicts(reached, [rate(10.0), treatment], 300)
     assert (chosen and chosen.name) == name
     assert next(a.verdict for a in found if a.name == "lr x10") == verdict
+
+
+@pytest.mark.parametrize(
+    ("skill", "faults", "confirmed"),
+    [
+        (0.8, (), True),
+        (0.698, (), True),
+        (0.66, (), False),  # a lower loss, and more wrong answers
+        (0.66, ("class_imbalance",), True),
+        (None, (), True),
+    ],
+)
+def test_a_lower_loss_with_more_wrong_answers_is_no_cure(skill, faults, confirmed):
+    trials = bare(faults=faults, codes={"overfitting"})
+    for seed in (0, 1):
+        trials.scores[NOTHING.name, seed, 300] = (2.0, None if skill is None else 0.7)
+        trials.scores[cures.BY_CLASS.name if faults else "early stopping", seed, 300] = (
+            0.5,
+            skill,
+        )
+    trials._yardstick = Yardstick()
+    treatment = cures.BY_CLASS if faults else cures.EARLY
+    trials.codes = {"overfitting", *faults}
+    _, chosen = trials._verdicts({treatment.name: 300}, [treatment], 300)
+    assert (chosen is not None) == confirmed
 
 
 def test_rows_that_are_mixed_are_judged_one_by_one():

@@ -39,6 +39,7 @@ from tikhon.wrappers import unwrap
 RUNGS = (20, 75, 300)
 LONGER = 3  # times the steps of the last rung, while nothing is confirmed and time is left
 BESIDE = "leaves the fault"  # a verdict
+SLIP = 0.005  # of accuracy or R2 that a treatment may lose (convention)
 RELEVANT = 0.02  # of the untreated score: less is no cure, however sure (convention)
 WIDTHS = (10, 4)  # treatments that go on from the first and the second rung, at most
 
@@ -449,21 +450,24 @@ class Trials:
         return tuple(treatments), chosen
 
     def _of_the_cause(self, treatments: list[TreatmentResult]) -> list[TreatmentResult]:
-        """The same, but none is confirmed that leaves the first fault where it is.
+        """The same, but none is confirmed that leaves the faults where they are.
 
-        Faster steps may well lower the loss of such a program. A symptom is what any treatment
-        may cure, and a fault that yields to others is left to them if none of its own does it.
+        Faster steps may well lower the loss of such a program. What treats the first fault goes
+        before what treats another. A symptom is what any treatment may cure, and a fault that
+        yields to others is left to them if nothing of its own does it.
         """
-        first = next(iter(self.faults), "")
-        names = {t.name for t in FOR.get(first, ())}
-
-        def treats(a: TreatmentResult) -> bool:
-            return bool(names & set(a.name.split(" + ")))
-
         good = [a for a in treatments if a.verdict == "confirmed"]
-        if not first or first in SYMPTOMS or (first in YIELDING and not any(map(treats, good))):
+        first = next(iter(self.faults), "")
+        if not first or first in SYMPTOMS:
             return treatments
-        beside = {a.name for a in good if not treats(a)}
+        kept = {a.name for a in good} if first in YIELDING else set()
+        for code in self.faults:
+            names = {t.name for t in FOR.get(code, ())}
+            own = {a.name for a in good if names & set(a.name.split(" + "))}
+            if own:
+                kept = own
+                break
+        beside = {a.name for a in good} - kept
         return [replace(a, verdict=BESIDE) if a.name in beside else a for a in treatments]
 
     def _equal(self, treatment: TreatmentResult, best: TreatmentResult) -> bool:
@@ -487,8 +491,20 @@ class Trials:
             sure = min(effects) > 0 and mean(effects) > pstdev(effects)
             sure = sure and mean(effects) > RELEVANT * abs(mean(base)) and len(effects) > 1
             sure = sure and self.yardstick.beaten(mean(scores), metric)
+            sure = sure and not self._lowers_skill(rung, seeds, metric)
             verdict = "confirmed" if sure else "worse" if mean(effects) < 0 else "not confirmed"
         return TreatmentResult(name, size, rung, scores, effects, verdict, metric)
+
+    def _lowers_skill(self, rung: int, seeds: list[int], metric: float | None) -> bool:
+        """Whether accuracy or R2 falls while the loss does too: answers are surer, and wrong.
+
+        Where one class has most of the rows accuracy says nothing.
+        """
+        found = [self.scores[NOTHING.name, s, rung][1] for s in seeds]
+        known = [m for m in found if m is not None]
+        if metric is None or not known or "class_imbalance" in self.faults:
+            return False
+        return metric < mean(known) - SLIP
 
     def _ceiling(self, rung: int, seeds: list[int]) -> float:
         """What an infinite score counts as: twice the largest finite one of the rung."""
