@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -317,3 +320,59 @@ def test_weights_that_an_optimizer_keeps_beside_have_the_zeros(kind):
         kept = [v for v in optimizer.state[param].values() if isinstance(v, torch.Tensor)]
         copies = [v for v in kept if v.shape == param.shape and not (v - param).norm() > 1]
         assert copies and all((copy[param == 0] == 0).all() for copy in copies)
+
+
+def by_surgery(model, optimizer):
+    """A new layer of the same shape in the place of another."""
+    model[2] = nn.Linear(16, 16)
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+
+
+def by_loading(model, optimizer):
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+
+
+@pytest.mark.parametrize("change", [by_surgery, by_loading])
+@pytest.mark.parametrize("when", [2, 20, 45])
+def test_parameters_that_are_replaced_are_followed(change, when):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    handle = tk.sparsify(model, optimizer, 0.5, steps=60)
+    steps(model, [optimizer], when)
+    change(model, optimizer)
+    audited = handle.audit()
+    assert sum(row.zeros for row in audited.layers) == zeros(model)
+    steps(model, [optimizer], 60 - when)
+    assert handle.audit().share == 0.5 == zeros(model) / (6 * 16 + 16 * 16 + 16)
+
+
+def test_a_layer_of_another_shape_is_left_out_by_name():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    handle = tk.sparsify(model, optimizer, 0.5, steps=60)
+    steps(model, [optimizer], 20)
+    model[4] = nn.Linear(16, 3)
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    with pytest.warns(UserWarning, match=r"leaves out 4\.weight from here on"):
+        steps(model, [optimizer], 40)
+    assert handle.audit().share == 0.5
+    assert zeros(model) == (6 * 16 + 16 * 16) / 2
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("when", [2, 20, 45])
+def test_a_copy_of_all_goes_on_alone(copied, when):
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    handle = tk.sparsify(model, optimizer, 0.5, steps=60)
+    steps(model, [optimizer], when)
+    twin, other, second = copied((model, optimizer, handle))
+    steps(twin, [other], 60 - when)
+    assert handle.step == when and second.step == 60
+    steps(model, [optimizer], 60 - when)
+    for ours, theirs in zip(model.parameters(), twin.parameters()):
+        assert torch.equal(ours, theirs)
+    assert second.audit().share == handle.audit().share == 0.5
+    second.remove()
+    assert not other._optimizer_step_pre_hooks and optimizer._optimizer_step_pre_hooks

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from operator import is_
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from tikhon.regularizer.audit import warn
 from tikhon.regularizer.hooks import StepHooks, owners_of_hooks
 from tikhon.regularizer.metric import group_of, rule_of
 from tikhon.regularizer.optimizers import copies_in, stepping
-from tikhon.regularizer.targets import Pattern
-from tikhon.sparsity.allocation import Per, Sizes, in_multiples, stay
+from tikhon.regularizer.targets import Pattern, entries_of
+from tikhon.sparsity.allocation import Per, Price, Sizes, in_multiples, stay
 from tikhon.sparsity.audit import RETURNED, LayerShare, Sparsity
 from tikhon.sparsity.kinds import find
 from tikhon.sparsity.thinning import Cost, Of, Thinning
@@ -142,8 +143,7 @@ class Sparsifier:
             torch.ones(x.units, dtype=torch.bool, device=_device(x)) for x in self.layers
         ]
         self._gone = [keep.clone() for keep in self._keep]  # False for what has gone for good
-        self._parts = [part for layer in self.layers for part in layer.parts]
-        self._params = [part.parameter for part in self._parts]
+        self._list_parts()
         self._held: list[Tensor] | None = None  # 0 for what has gone, else 1
         self._pressed: list[Tensor] | None = None  # 1 for what fades, else 0
         found_copies = [(one, copies_in(one)) for one in self.optimizers]
@@ -166,6 +166,7 @@ class Sparsifier:
 
     def audit(self) -> Sparsity:
         """What is zero now, layer by layer, beside what was asked."""
+        self._follow()
         rows = tuple(LayerShare(x.name, x.units, x.zeros()) for x in self.layers)
         saved = None
         if self.thinning.cost is not None:
@@ -190,7 +191,8 @@ class Sparsifier:
 
         Raises ValueError for a copy of another model.
         """
-        theirs = dict(unwrap(copy).named_parameters(remove_duplicate=False))
+        self._follow()
+        theirs = _named(unwrap(copy))
         for layer, keep in zip(self.layers, self._gone):
             for part in layer.parts:
                 if part.name not in theirs:
@@ -202,6 +204,7 @@ class Sparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """The step and what has gone, by layer."""
+        self._follow()
         return {
             "schema_version": SCHEMA_VERSION,
             "step": self.step,
@@ -227,6 +230,7 @@ class Sparsifier:
                     f"the state is of a run with {name}={theirs[name]!r}, this one has "
                     f"{value!r}; give the same arguments, or start the run again"
                 )
+        self._follow()
         sizes = {x.name: x.units for x in self.layers}
         if {name: len(flags) for name, flags in state["keep"].items()} != sizes:
             raise ValueError("the state is of another model: its layers differ")
@@ -264,7 +268,81 @@ class Sparsifier:
         asked = f"{self.thinning.share:.0%} of {self.thinning.cost or self.thinning.of}"
         return f"Sparsifier({asked}, {self.phase}, step {self.step} of {self.steps})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        self._follow()
+        kept = {name: value for name, value in vars(self).items() if name != "_places"}
+        return {**kept, "_hooks": bool(self._hooks)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        attached = state.pop("_hooks")
+        vars(self).update(state, _hooks=[])
+        self._list_parts()
+        if attached:
+            self._attach()
+
     # -- what is attached ---------------------------------------------------------------------
+
+    def _list_parts(self) -> None:
+        """The parts of all layers, and where the model holds their parameters."""
+        self._parts = [part for layer in self.layers for part in layer.parts]
+        self._params = [part.parameter for part in self._parts]
+        found = {
+            name: (owner._parameters, name.rpartition(".")[2])
+            for entry in entries_of(self.model)
+            for name, owner in zip(entry.names, entry.owners)
+        }
+        self._places = [found[part.name] for part in self._parts]
+        self._trained_with = self._optimized()
+
+    def _optimized(self) -> list[nn.Parameter]:
+        return [
+            p for one in self.optimizers for group in one.param_groups for p in group["params"]
+        ]
+
+    def _is_current(self) -> bool:
+        """Whether modules and optimizers hold the parameters that they held: a look a step."""
+        held, seen = self._optimized(), self._trained_with
+        return (
+            len(held) == len(seen)
+            and all(map(is_, held, seen))
+            and all(own.get(a) is p for (own, a), p in zip(self._places, self._params))
+        )
+
+    def _follow(self) -> None:
+        """Go on with parameters that the model has now in the place of others; identity decides.
+
+        A layer whose parameters are gone, or have another shape, is left out.
+        """
+        now, lost = _named(self.model), []
+        if all(now.get(part.name) is part.parameter for part in self._parts):
+            return
+        layers, keep, gone = self.layers, self._keep, self._gone
+        self.layers, self._keep, self._gone = [], [], []
+        for number, layer in enumerate(layers):
+            found = [now.get(part.name) for part in layer.parts]
+            parts = [
+                replace(part, parameter=param)
+                for part, param in zip(layer.parts, found)
+                if param is not None and param.shape == part.parameter.shape
+            ]
+            if len(parts) < len(found):
+                lost.append((number, layer))
+                continue
+            device = parts[0].parameter.device
+            self.layers.append(replace(layer, parts=tuple(parts)))
+            self._keep.append(keep[number].to(device))
+            self._gone.append(gone[number].to(device))
+        if self.thinning.cost is not None:
+            for number, layer in lost:  # it costs what it did
+                self._price = _with_another(self._price, number, layer.units)
+        self._list_parts()
+        self._spread()
+        if lost:
+            warn(
+                f"sparsify leaves out {some(layer.name for _, layer in lost)} from here on: the "
+                f"weights are gone or have another shape; remove() this handle and attach a new "
+                f"one to thin what is there now"
+            )
 
     def _trained(self, found: list[Layer]) -> list[Layer]:
         """The layers that train: what goes elsewhere would not be repaired."""
@@ -321,9 +399,14 @@ class Sparsifier:
         for optimizer in self.optimizers:
             counts = optimizer is self.optimizers[-1]
             after = self._after_step if counts else self._hold
-            self._hooks.append(StepHooks(optimizer, _nothing, after, _nothing, owner=self))
+            self._hooks.append(StepHooks(optimizer, self._before, after, _nothing, owner=self))
 
     # -- one step -----------------------------------------------------------------------------
+
+    def _before(self, *step: object) -> None:
+        if not self._is_current():
+            self._follow()
+            self._trained_with = self._optimized()
 
     def _after_step(self) -> None:
         self.step += 1
@@ -416,8 +499,18 @@ def _whole(steps: object) -> int:
     return int(steps)  # type: ignore[call-overload]
 
 
+def _named(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter under each of its names."""
+    return {name: entry.param for entry in entries_of(model) for name in entry.names}
+
+
+def _with_another(price: Price, number: int, units: int) -> Price:
+    """The price of what is left, where a layer keeps all its units."""
+    return lambda counts: price([*counts[:number], units, *counts[number:]])
+
+
 def _nothing(*step: object) -> None:
-    """Before a step, and after one that has raised."""
+    """After a step that has raised."""
 
 
 def _device(layer: Layer) -> torch.device:
