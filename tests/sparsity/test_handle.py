@@ -322,6 +322,53 @@ def test_weights_that_an_optimizer_keeps_beside_have_the_zeros(kind):
         assert copies and all((copy[param == 0] == 0).all() for copy in copies)
 
 
+class Lazy(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.LazyLinear(8), nn.Linear(8, 2))
+
+
+def on_meta():
+    with torch.device("meta"):
+        return network()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (Lazy, r"'0\.weight' has no shape yet \(a lazy layer\); run the model"),
+        (on_meta, r"'0\.weight' is on the meta device and has no values; load the weights"),
+        (nn.ReLU, r"ReLU has no parameters \(a quantised model"),
+    ],
+)
+def test_models_without_weights_to_compare_are_refused(build, message):
+    model = build()
+    params = list(model.parameters()) or [nn.Parameter(torch.ones(1))]
+    with pytest.raises(ValueError, match=message):
+        tk.sparsify(model, torch.optim.SGD(params, lr=0.1), 0.5, steps=10)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_weights_has_none_to_lose():
+    model = network()
+    model.add_module("empty", nn.Linear(0, 3))
+    model.forward = lambda x: nn.Sequential.forward(model[:5], x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = tk.sparsify(model, optimizer, 0.5, steps=10)
+    steps(model, [optimizer], 10)
+    assert handle.audit().share == 0.5
+
+
+@pytest.mark.parametrize("form", [list, tuple, lambda two: dict(enumerate(two)), iter])
+def test_several_optimizers_may_come_in_any_form(form):
+    model = network()
+    pair = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (model[0], model[2:])]
+    handle = tk.sparsify(model, form(pair), 0.5, steps=10)
+    steps(model, pair, 10)
+    assert handle.audit().share == 0.5
+    with pytest.raises(ValueError, match="needs an optimizer, received an empty list"):
+        tk.sparsify(network(), form([]), 0.5, steps=10)
+
+
 def by_surgery(model, optimizer):
     """A new layer of the same shape in the place of another."""
     model[2] = nn.Linear(16, 16)

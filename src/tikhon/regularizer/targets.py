@@ -255,6 +255,11 @@ def _is_scale(param: nn.Parameter, owners: list[nn.Module]) -> bool:
 
 def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> list[Entry]:
     """The entries that a pattern covers, in the pattern's own order for a tuple."""
+    if not candidates:
+        raise ValueError(
+            f"{type(model).__name__} has no parameters (a quantised model holds its weights as "
+            f"constants): nothing of it can be trained"
+        )
     if isinstance(pattern, tuple):
         found = [entry for part in pattern for entry in match(model, candidates, part)]
         return list(dict.fromkeys(found))

@@ -84,6 +84,7 @@ def weights(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Lay
     return [
         Layer(target.name, target.params[0].numel(), (Part(target.name, target.params[0]),))
         for target in select(model, pattern)
+        if target.params[0].numel()
     ]
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn, optim
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.hooks import StepHooks, owners_of_hooks
 from tikhon.regularizer.metric import group_of, rule_of
-from tikhon.regularizer.optimizers import copies_in, stepping
-from tikhon.regularizer.targets import Pattern, entries_of
+from tikhon.regularizer.optimizers import copies_in, several, stepping
+from tikhon.regularizer.regularizer import Optimizers
+from tikhon.regularizer.targets import Pattern, entries_of, is_lazy
 from tikhon.sparsity.allocation import Per, Price, Sizes, in_multiples, stay
 from tikhon.sparsity.audit import RETURNED, LayerShare, Sparsity
 from tikhon.sparsity.kinds import find
@@ -22,7 +23,6 @@ from tikhon.sparsity.thinning import Cost, Of, Thinning
 from tikhon.sparsity.units import Layer, some
 from tikhon.wrappers import unwrap
 
-Optimizers = optim.Optimizer | Sequence[optim.Optimizer]
 SCHEMA_VERSION = 2
 DECISIONS = 25  # of what goes next, over the thinning
 FADES = 4  # of what goes next, between two decisions
@@ -66,8 +66,8 @@ def sparsify(
 
     Args:
         model: the module; wrappers are looked through.
-        optimizer: any torch optimizer, or a list of those that train the model together, whose
-            last one's steps are counted.
+        optimizer: any torch optimizer, or a list or dict of those that train the model together,
+            whose last one's steps are counted.
         share: of the units that go, in (0, 1); exact to the unit.
         of: "weights" (single entries), "channels" (output units of linear and convolutional
             layers, coupled ones together), "heads" (of attention), "features" (inputs of the
@@ -131,8 +131,11 @@ class Sparsifier:
         example: object = None,
     ) -> None:
         self.model, self.thinning = unwrap(model), thinning
-        given = optimizer if isinstance(optimizer, Sequence) else [optimizer]
+        given = several(optimizer)
         self.optimizers = list({id(one): one for one in map(stepping, given)}.values())
+        if not self.optimizers:
+            raise ValueError("sparsify needs an optimizer, received an empty list")
+        _refuse_without_numbers(self.model)
         self.steps, self.step = _whole(steps), 0
         found, self._price = find(self.model, thinning, example)
         self.layers = self._trained(found)
@@ -497,6 +500,21 @@ def _whole(steps: object) -> int:
             f"or more, received {steps!r}"
         )
     return int(steps)  # type: ignore[call-overload]
+
+
+def _refuse_without_numbers(model: nn.Module) -> None:
+    """Raise ValueError for parameters without a shape or values yet: none is the smallest."""
+    for entry in entries_of(model):
+        if is_lazy(entry.param):
+            raise ValueError(
+                f"sparsify: {entry.name!r} has no shape yet (a lazy layer); run the model on one "
+                f"batch first"
+            )
+        if entry.param.is_meta:
+            raise ValueError(
+                f"sparsify: {entry.name!r} is on the meta device and has no values; load the "
+                f"weights first (load_state_dict(assign=True), or to_empty and initialise)"
+            )
 
 
 def _named(model: nn.Module) -> dict[str, nn.Parameter]:
