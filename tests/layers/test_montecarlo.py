@@ -323,3 +323,49 @@ def test_a_temperature_of_a_model_is_asked_of_the_verb_that_takes_one():
 def test_a_distribution_prints_what_it_is():
     found = layers.Distribution(torch.zeros(5, 60, 2), classes=True)
     assert repr(found) == "Distribution(5 samples of probabilities, shape (60, 2))"
+
+
+class Single(nn.Module):
+    """One logit or probability a row, of class 1."""
+
+    def __init__(self, output, flat):
+        super().__init__()
+        self.noise, self.fc = layers.Dropout(0.5), nn.Linear(4, 1)
+        self.output, self.flat = output, flat
+
+    def forward(self, x):
+        z = self.fc(self.noise(x))
+        z = z if self.output == "logits" else z.sigmoid()
+        return z[:, 0] if self.flat else z
+
+
+@pytest.mark.parametrize("output", ["logits", "probabilities"])
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_one_number_a_row_is_that_of_class_1(output, flat, rows):
+    torch.manual_seed(0)
+    model, x = Single(output, flat), torch.randn(rows, 4)
+    torch.manual_seed(1)
+    spread = layers.predict_distribution(model, x, samples=50, output=output)
+    torch.manual_seed(1)
+    values = layers.predict_distribution(model, x, samples=50, output="values").samples
+    probability = values.reshape(50, rows).double()
+    probability = probability.sigmoid() if output == "logits" else probability
+    assert spread.samples.shape == (50, rows, 2)
+    torch.testing.assert_close(spread.mean[:, 1].double(), probability.mean(0))
+    p = probability.mean(0)
+    torch.testing.assert_close(spread.entropy.double(), -(p * p.log() + (1 - p) * (1 - p).log()))
+
+
+@pytest.mark.parametrize("noise", [nn.Dropout(0.5), layers.DropBlock1d(0.5)])
+def test_a_model_that_returns_no_tensor_is_refused(noise):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.noise = noise
+
+        def forward(self, x):
+            return {"logits": self.noise(x)}
+
+    with pytest.raises(TypeError, match=r"returns a tensor, received dict from Named.*its logits"):
+        layers.predict_distribution(Named(), torch.ones(2, 3, 9), samples=4)

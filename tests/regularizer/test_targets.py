@@ -147,6 +147,97 @@ def test_heads_of_attention():
     assert torch.equal(target.read()[1], MODEL.attention.out_proj.weight[:, 4:].flatten())
 
 
+class Attention(nn.Module):
+    """4 heads of 2, whose keys and values are shared by two queries each if `shared`."""
+
+    def __init__(self, *, shared=False, told=True, **layers):
+        super().__init__()
+        self.num_heads = 4
+        if told:
+            self.head_dim = 2
+        for name, rows in layers.items():
+            self.add_module(name, nn.Linear(8, rows))
+
+
+def entries_of_head(kind, head, rows):
+    """The flat entries that belong to a head, written out one by one."""
+    weight = torch.arange(8 * rows).view(rows, 8)
+    if kind == "columns":
+        return weight[:, 2 * head : 2 * head + 2]
+    if kind == "thirds":
+        return torch.cat([weight[8 * part + 2 * head :][:2] for part in range(3)])
+    size = 6 if kind == "mixed" else 2
+    return weight[size * head : size * head + size]
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(
+    ("name", "rows", "kind"),
+    [
+        *((name, 8, "rows") for name in ("q_proj", "query", "to_q", "wq", "q_lin", "q")),
+        *((name, 8, "rows") for name in ("k_proj", "value", "to_v", "wk", "v_lin", "k")),
+        *((name, 8, "columns") for name in ("o_proj", "out_proj", "dense", "wo", "proj", "o")),
+        *((name, 8, "columns") for name in ("to_out", "out_lin", "c_proj")),
+        *((name, 24, "thirds") for name in ("in_proj", "qkv", "c_attn", "Wqkv")),
+        ("query_key_value", 24, "mixed"),
+    ],
+)
+def test_matrices_of_heads_are_told_by_their_names(name, rows, kind, told):
+    model = nn.Sequential(Attention(told=told, **{name: rows}))
+    weight = getattr(model[0], name).weight
+    weight.data.copy_(torch.arange(weight.numel()).view(weight.shape))
+    (target,) = tk.select(model, f"0.{name}.weight", rows="head")
+    assert len(target.read()) == 4
+    for head, row in enumerate(target.read()):
+        own = entries_of_head(kind, head, rows).flatten().tolist()
+        assert sorted(row.tolist()) == sorted(own)
+
+
+@pytest.mark.parametrize("name", ["k_proj", "v_proj", "key"])
+@pytest.mark.parametrize("told", [True, False])
+def test_keys_that_several_heads_share_have_fewer_rows(name, told):
+    model = Attention(told=told, **{name: 4})
+    model.num_key_value_heads = 2
+    (target,) = tk.select(model, f"{name}.weight", rows="head")
+    weight = getattr(model, name).weight.detach()
+    assert torch.equal(target.read(), weight.view(2, 16))
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"gate": 8}, r"'gate\.weight' has none of those known; use rows=\"out\""),
+        ({"mlp": 8}, r"'mlp\.weight' has none of those known"),
+        ({"qkv": 16}, r"16 entries of 'qkv\.weight' along dimension 0 do not divide into 3 x 4"),
+        ({"q_proj": 10}, r"10 entries of 'q_proj\.weight'.* do not divide into 4"),
+    ],
+)
+@pytest.mark.parametrize("told", [True, False])
+def test_what_has_no_rows_of_heads_is_refused_by_name(layers, message, told):
+    model = Attention(told=told, **layers)
+    (name,) = layers
+    with pytest.raises(ValueError, match=message):
+        tk.select(model, f"{name}.weight", rows="head")
+
+
+def test_heads_of_hugging_face_are_found():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=10,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=16,
+    )
+    model = transformers.LlamaModel(config)
+    rows = {
+        name: tk.select(model, f"*{name}_proj.weight", rows="head")[0].read().shape
+        for name in "qkvo"
+    }
+    assert rows == {"q": (4, 64), "k": (2, 64), "v": (2, 64), "o": (4, 64)}
+
+
 @pytest.mark.parametrize(
     ("pattern", "rows", "message"),
     [

@@ -134,12 +134,13 @@ def predict_distribution(
     as (inputs, labels); its batches are moved to the model's device, and their order is kept.
 
     `output` says what the model returns: "logits" (N, classes), which pass through a softmax,
-    "probabilities" (N, classes) or "values" (a regression). Where the noise of a row does not
+    "probabilities" (N, classes) or "values" (a regression). One logit or probability a row, (N,)
+    or (N, 1), is that of class 1, and both classes come out. Where the noise of a row does not
     depend on the others, samples are rows of one batch of at most `chunk` rows; noise shared by
     a batch (on weights, DropBlock, ...) is vectorised by `torch.vmap`, except in recurrent
     stacks. `also` as in `montecarlo`.
     Raises ValueError for an unknown output, samples < 2, no rows and a model without noise,
-    TypeError for batches of another kind.
+    TypeError for batches of another kind and a model that returns no single tensor.
     Reference: Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142
 
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3))
@@ -158,7 +159,13 @@ def predict_distribution(
     if not drawn:
         raise ValueError("x has no batch: nothing to predict")
     drawn = torch.cat(drawn, dim=1)
-    return Distribution(drawn.softmax(-1) if output == "logits" else drawn, output != "values")
+    if output == "values":
+        return Distribution(drawn, classes=False)
+    if drawn.ndim == 2 or drawn.shape[2:] == (1,):  # of class 1 alone
+        drawn = drawn.reshape(*drawn.shape[:2], 1)
+        other = torch.zeros_like(drawn) if output == "logits" else 1 - drawn
+        drawn = torch.cat([other, drawn], dim=-1)
+    return Distribution(drawn.softmax(-1) if output == "logits" else drawn, classes=True)
 
 
 def inputs_of(x: Tensor | Iterable[object], model: nn.Module) -> Iterator[Tensor]:
@@ -190,13 +197,28 @@ def _unknown_ties(module: nn.Module) -> bool:
 def _as_rows(model: nn.Module, x: Tensor, samples: int, chunk: int) -> Tensor:
     each = max(1, chunk // max(1, len(x)))  # samples a pass
     sizes = [min(each, samples - k) for k in range(0, samples, each)]
-    passes = [model(x.repeat(n, *[1] * (x.ndim - 1))).unflatten(0, (n, -1)) for n in sizes]
+    passes = [
+        _answers(model, x.repeat(n, *[1] * (x.ndim - 1))).unflatten(0, (n, len(x))) for n in sizes
+    ]
     return torch.cat(passes)
+
+
+def _answers(model: nn.Module, x: Tensor) -> Tensor:
+    found = model(x)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"expected a model that returns a tensor, received {type(found).__name__} from "
+            f"{type(model).__name__}; put it in a module whose forward returns the part that "
+            f"counts, such as its logits"
+        )
+    return found
 
 
 def _under_vmap(model: nn.Module, x: Tensor, samples: int, chunk: int) -> Tensor:
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        return torch.stack([model(x) for _ in range(samples)])  # torch has no batching rule
+        return torch.stack(
+            [_answers(model, x) for _ in range(samples)]
+        )  # torch has no batching rule
     each = max(1, chunk // max(1, len(x)))
-    one = torch.vmap(lambda _: model(x), randomness="different", chunk_size=each)
+    one = torch.vmap(lambda _: _answers(model, x), randomness="different", chunk_size=each)
     return one(torch.zeros(samples, device=x.device))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tikhon.errors import unknown
+from tikhon.regularizer.heads import head_rows
 from tikhon.wrappers import named_modules, unwrap
 
 ROWS = ("tensor", "out", "in", "filter", "channel", "head", "feature", "product")
@@ -426,7 +427,9 @@ def row_view(entry: Entry, model: nn.Module, rows: str) -> RowView:
             )
         rows = "out" if rows == "filter" else "in"
     if rows == "head":
-        return _head_view(entry, model)
+        inputs_first = _stores_inputs_first(owner)
+        lead, split = head_rows(model, entry.name, param.shape, inputs_first=inputs_first)
+        return RowView((lead,), split)
     if rows in ("in", "feature") and param.ndim < 2:
         raise ValueError(f"rows={rows!r} needs two dimensions, {entry.name!r} has {param.ndim}")
     transposed = _stores_inputs_first(owner) and param.ndim > 1
@@ -449,25 +452,4 @@ def _stores_inputs_first(owner: nn.Module) -> bool:
     return isinstance(owner, _TRANSPOSED) or any(
         kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
         for kind in type(owner).__mro__
-    )
-
-
-def _head_view(entry: Entry, model: nn.Module) -> RowView:
-    path = entry.name.split(".")
-    for depth in range(len(path) - 1, -1, -1):
-        module = model.get_submodule(".".join(path[:depth]))
-        heads = getattr(module, "num_heads", None) or getattr(module, "num_attention_heads", None)
-        if isinstance(heads, int) and entry.param.ndim == 2:
-            inner = ".".join(path[depth:])
-            if inner.startswith(("out", "o_proj", "proj.", "c_proj")):
-                dim, split = 1, (heads, -1)
-            elif inner.startswith(("in_proj", "qkv", "c_attn")):
-                dim, split = 0, (3, heads, -1)
-            else:
-                dim, split = 0, (heads, -1)
-            stored = 1 - dim if _stores_inputs_first(entry.owners[0]) else dim
-            return RowView((stored + len(split) - 2,), (stored, split))
-    raise ValueError(
-        f'rows="head" needs a matrix inside a module with num_heads, {entry.name!r} has none; '
-        f'use rows="out"'
     )

@@ -1,0 +1,94 @@
+"""Which part of an attention's matrix belongs to which head."""
+
+from __future__ import annotations
+
+import re
+from math import prod
+
+import torch
+from torch import nn
+
+_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
+_KEYS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
+_THIRDS = {"in_proj", "in_proj_weight", "qkv", "qkv_proj", "c_attn", "Wqkv"}  # queries, keys, ...
+_MIXED = {"query_key_value"}  # all three of a head, then those of the next
+_QUERIES = {"q", "query", "queries", "wq"}
+_SHARED = {"k", "v", "key", "value", "keys", "values", "wk", "wv"}  # perhaps of fewer heads
+_OUTPUTS = {"o", "out", "output", "wo", "dense", "proj"}
+_OTHERS = {"mlp", "ffn", "fc", "fc1", "fc2", "ff"}  # matrices of a block that has heads elsewhere
+Split = tuple[int, tuple[int, ...]]
+
+
+def head_rows(
+    model: nn.Module, name: str, shape: torch.Size, *, inputs_first: bool
+) -> tuple[int, Split]:
+    """The dimension of the heads once a dimension is split, and which and how that is.
+
+    A matrix is told by its name, as torch, Hugging Face and timm call it. Raises ValueError for
+    one that is no matrix of an attention, has another name, or does not divide into the heads.
+    """
+    path = name.split(".")
+    for depth in range(len(path) - 1, -1, -1):
+        module = model.get_submodule(".".join(path[:depth]))
+        heads = _first(module, _COUNTS) or (
+            _first(getattr(module, "config", None), _COUNTS) if _size(module) else None
+        )
+        if heads is not None and len(shape) == 2:
+            return _split(module, heads, name, path[depth:], shape, inputs_first=inputs_first)
+    raise ValueError(
+        f'rows="head" needs a matrix inside a module with num_heads, {name!r} has none; '
+        f'use rows="out"'
+    )
+
+
+def _split(
+    module: nn.Module,
+    heads: int,
+    name: str,
+    inner: list[str],
+    shape: torch.Size,
+    *,
+    inputs_first: bool,
+) -> tuple[int, Split]:
+    words = {word for part in inner for word in re.split(r"[_\d]+", part)} - {""}
+    parts, size = set(inner), _size(module)
+    dim, split = 0, (heads, size or -1)
+    if parts & _OTHERS:
+        split = ()
+    elif parts & _THIRDS:
+        split = (3, heads, size or -1)
+    elif parts & _MIXED:
+        split = (heads, 3 * size if size else -1)
+    elif words & _SHARED:
+        # a head of the keys serves several of the queries
+        own = shape[inputs_first] // size if size else _first(module, _KEYS) or heads
+        split = (own, size or -1)
+    elif words & _OUTPUTS and not words & _QUERIES:
+        dim = 1
+    elif not words & _QUERIES:
+        split = ()
+    if not split:
+        raise ValueError(
+            f'rows="head" goes by the name of a matrix (as q_proj, key, in_proj, qkv, o_proj, '
+            f'dense), and {name!r} has none of those known; use rows="out" or rows="in"'
+        )
+    stored = 1 - dim if inputs_first else dim
+    least = prod(part for part in split if part > 0)
+    if shape[stored] % least or (split[-1] > 0 and shape[stored] != least):
+        raise ValueError(
+            f'rows="head": {shape[stored]} entries of {name!r} along dimension {stored} do not '
+            f"divide into {' x '.join(str(part) for part in split if part > 0)} of its "
+            f"{type(module).__name__} with {heads} heads; where keys are shared by several heads "
+            f'a joint matrix has no rows of heads: use rows="out"'
+        )
+    return stored + len(split) - 2, (stored, split)
+
+
+def _first(owner: object, names: tuple[str, ...]) -> int | None:
+    found = (getattr(owner, name, None) for name in names)
+    return next((n for n in found if isinstance(n, int) and n > 0), None)
+
+
+def _size(module: nn.Module) -> int | None:
+    """The entries of a head, where the module says it."""
+    return _first(module, ("head_dim", "attention_head_size"))
