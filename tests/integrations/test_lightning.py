@@ -211,3 +211,32 @@ def test_a_fit_without_an_end_must_say_its_steps(tmp_path):
         trainer(tmp_path, Sparsify(0.6), epochs=-1, max_time="00:00:00:01").fit(
             Module(), plain.loader()
         )
+
+
+def averages():
+    from pytorch_lightning.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+
+    return {
+        "swa": StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1),
+        "ema": EMAWeightAveraging(decay=0.9),
+    }
+
+
+@QUIET
+@pytest.mark.parametrize("kind", ["swa", "ema"])
+@pytest.mark.parametrize("first", [True, False])
+def test_averaged_weights_have_the_zeros_and_bounds_of_the_trained(tmp_path, kind, first):
+    terms = {"net.0.weight": [tk.L1(lambda step: 1e-2 * step), tk.Box(-0.05, 0.05)]}
+    module, callback = Module(), Regularize(terms)
+    masks = []
+
+    class Seen(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, *given):
+            masks.append(module.net[0].weight.detach() == 0)
+
+    order = [callback, averages()[kind]] if first else [averages()[kind], callback]
+    trainer(tmp_path, Seen(), *order, epochs=5).fit(module, plain.loader())
+    weight = module.net[0].weight.detach()
+    last = masks[callback.regularizer.steps - 1]
+    assert torch.equal(weight == 0, last) and last.any() and not last.all()
+    assert weight.abs().max() <= 0.05

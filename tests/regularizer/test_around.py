@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn, optim
@@ -96,3 +98,30 @@ def test_clipping_in_a_wrapper_is_the_users_own(kind):
     model = nn.Linear(3, 2, bias=False)
     reg = tk.regularize(model, kind(optim.SGD(model.parameters(), lr=0.1)), tk.L1(0.1))
     assert reg.audit()["weight"].route == ("prox",)
+
+
+@pytest.mark.parametrize("second", ["regularize", "sparsify"])
+@pytest.mark.parametrize("first", [True, False])
+def test_another_handle_on_the_same_steps_is_no_move_between_them(second, first):
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 8, bias=False), torch.randn(32, 4)
+    whole = Decaying(optim.SGD(model.parameters(), lr=0.1))
+
+    def others():
+        if second == "sparsify":
+            tk.sparsify(model, whole, 0.5, steps=20, warmup=0.0)
+        else:
+            tk.regularize(model, whole, tk.Box(-0.1, 0.1))
+
+    if not first:
+        others()
+    reg = tk.regularize(model, whole, tk.L1(1e-3))
+    if first:
+        others()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(20):
+            whole.zero_grad()
+            (model(x) - x[:, :1]).square().mean().backward()
+            whole.step()
+    assert reg.steps == 20

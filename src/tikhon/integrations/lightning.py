@@ -10,6 +10,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from tikhon.integrations.readings import readings
 from tikhon.monitoring.watch import Watch as Watching, watch
 from tikhon.regularizer.regularizer import Regularizer, regularize
@@ -36,8 +38,9 @@ class Regularize(Callback):
 
     `regularizer` is the handle while and after `fit`. Its state (steps, moving strengths) travels
     in Lightning's checkpoints. Layers that a `BackboneFinetuning` sets free later join in when it
-    gives them to the optimizer. Raises IndexError where there is no such optimizer, and what
-    `tikhon.regularize` raises.
+    gives them to the optimizer. Where `fit` leaves averaged weights (`StochasticWeightAveraging`,
+    `EMAWeightAveraging`), these get the zeros and constraints of the trained ones. Raises
+    IndexError where there is no such optimizer, and what `tikhon.regularize` raises.
 
         trainer = Trainer(callbacks=[Regularize({"net.*": tk.L1(1e-4)})])
     """
@@ -50,6 +53,8 @@ class Regularize(Callback):
     per_parameter: bool = False
     regularizer: Regularizer | None = field(default=None, init=False)
     _restored: dict[str, object] | None = field(default=None, init=False)
+    _zeros: dict[str, Tensor] = field(default_factory=dict[str, Tensor], init=False)
+    _zeros_at: int = field(default=0, init=False)  # after how many steps these were seen
 
     @property
     def state_key(self) -> str:
@@ -68,12 +73,16 @@ class Regularize(Callback):
         if self.optimizer is not None:
             chosen = [chosen[self.optimizer]]
         self.regularizer = regularize(pl_module, chosen, self.terms, how=self.how)
+        self._zeros, self._zeros_at = {}, 0
         if self._restored is not None:
             self.regularizer.load_state_dict(self._restored)
             self._restored = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log to whatever logger the Trainer has."""
+        if self.regularizer is not None and self.regularizer.steps > self._zeros_at:
+            # once it is averaged the module is not trained any more, and its zeros are none
+            self._zeros, self._zeros_at = self.regularizer.zeros(), self.regularizer.steps
         if self.log and self.regularizer is not None:
             pl_module.log_dict(readings(self.regularizer, per_parameter=self.per_parameter))
 
@@ -81,6 +90,12 @@ class Regularize(Callback):
         """Detach; the handle stays readable."""
         if self.regularizer is not None:
             self.regularizer.remove()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Zeros and bounds of the trained weights in those that come out, an average perhaps."""
+        if self.regularizer is not None and self._zeros_at == self.regularizer.steps > 0:
+            self.regularizer.apply(pl_module, zeros=self._zeros)
+            self._zeros, self._zeros_at = {}, 0
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -12,7 +12,15 @@ from tikhon.regularizer.activity import Activity, Arrival, Drift
 from tikhon.regularizer.audit import LOOKS, warn, warn_of_lost_layers
 from tikhon.regularizer.controller import Controller, Observation
 from tikhon.regularizer.coupled import OwnDecay
-from tikhon.regularizer.hooks import Args, Changed, Closure, Options, StepHooks, with_closure
+from tikhon.regularizer.hooks import (
+    Args,
+    Changed,
+    Closure,
+    Options,
+    StepHooks,
+    owners_of_hooks,
+    with_closure,
+)
 from tikhon.regularizer.optimizers import Copies, is_torchs
 from tikhon.regularizer.orthant import add_pseudo_gradients, keep_orthants
 from tikhon.regularizer.plan import Location, StepPlan, Unread
@@ -167,6 +175,10 @@ class Attachment:
 
     def _look_between(self, drift: Drift) -> None:
         """Warn where weights move between the steps; in the first ones only."""
+        if len(owners_of_hooks(self.optimizer)) > 1:  # another handle moves them after ours
+            drift.stop()
+            self._drift = None
+            return
         kept, kind, moved = self.plan.first(*LASTING), type(self.optimizer).__name__, drift.begin()
         if kept is not None and moved:
             warn(

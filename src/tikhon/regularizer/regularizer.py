@@ -294,11 +294,23 @@ class Regularizer:
             self._attach(self._attachments)
 
     @torch.no_grad()
-    def apply(self, copy: nn.Module) -> None:
+    def zeros(self) -> dict[str, Tensor]:
+        """Which entries are zero now, by parameter; of those whose terms make zeros.
+
+        For an average that is put into the model itself, see `apply`.
+        """
+        self._check_active()
+        targets = [b.target for b in self._bound.bindings if b.route == "prox"]
+        named = ((name, p) for t in targets for name, p in zip(t.names, t.params))
+        return {name: param.detach() == 0 for name, param in named}
+
+    @torch.no_grad()
+    def apply(self, copy: nn.Module, *, zeros: Mapping[str, Tensor] | None = None) -> None:
         """Give a copy of the model (an EMA, a SWA average) its zeros and constraints.
 
-        An average over steps has zeros only where a weight was zero in all of them. Raises
-        ValueError for a copy of another model.
+        An average over steps has zeros only where a weight was zero in all of them. Where the
+        copy is the model itself, into which an average was put, `zeros` are those of before, as
+        `zeros()` gave them. Raises ValueError for a copy of another model.
 
         >>> model = nn.Linear(3, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -320,8 +332,8 @@ class Regularizer:
                 raise ValueError(f"the copy has no parameter {missing[0]!r}; is it of this model?")
             params = tuple(there[name] for name in target.names)
             if binding.route == "prox":
-                for own, trained in zip(params, target.params):
-                    own.masked_fill_(trained == 0, 0)
+                for name, own, trained in zip(target.names, params, target.params):
+                    own.masked_fill_(trained == 0 if zeros is None else zeros[name], 0)
             elif binding.route == "project":
                 assert isinstance(binding.base, Proximable)
                 held = replace(target, params=params)
