@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,41 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from faulty import mlp
-from tikhon.diagnosis import Diagnosis, diagnose
+from pairs import Listed, Parts, asked, into
 from tikhon.diagnosis.reference import free_loss
 
 CE = nn.CrossEntropyLoss()
 
 
-@dataclass
-class Parts:
-    """What `diagnose` is given."""
-
-    model: nn.Module
-    data: Any
-    loss: Callable[..., Any]
-    rate: float = 1e-2
-    steps: int = 20
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
-    options: tuple[tuple[str, Any], ...] = ()
-
-
-def asked(parts: Parts) -> Diagnosis:
-    optimizer = parts.optimizer(parts.model.parameters(), lr=parts.rate, **dict(parts.options))
-    return diagnose(
-        parts.model, parts.data, parts.loss, optimizer=optimizer, steps=parts.steps, batch_size=32
-    )
-
-
-PAIRS: dict[str, tuple[str, Callable[[bool], Parts]]] = {}
-
-
-def pair(code: str) -> Callable[[Callable[[bool], Parts]], Callable[[bool], Parts]]:
-    def note(make: Callable[[bool], Parts]) -> Callable[[bool], Parts]:
-        PAIRS[make.__name__] = (code, make)
-        return make
-
-    return note
+PAIRS: Listed = {}
+pair = into(PAIRS)
 
 
 class Speller(nn.Module):

@@ -54,6 +54,7 @@ def tracks(wrong: bool) -> Parts:
     "unrelated_labels",
     low=0.4,
     high=0.7,
+    also=("masks_not_transformed",),
 )
 def turned(wrong: bool) -> Parts:
     x, y = tasks.shapes()

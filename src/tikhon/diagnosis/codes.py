@@ -96,6 +96,7 @@ _HOPELESS = (
     "missing_from_optimizer",
 )
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
+    "no_nonlinearity": ("head_mismatch",),
     "unused_parameters": _DISCONNECTED,
     "nothing_to_train": _DISCONNECTED,
     "future_visible": ("positions_mixed", "rows_mixed"),
@@ -153,6 +154,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         "loss_upside_down",
         "target_out_of_range",
         "missing_log",
+        "head_mismatch",
         "poor_init",
         "unscaled_inputs",
     ),

@@ -255,14 +255,18 @@ def score(replica: Replica, batch: Batch, valid: Batch | None, step: int) -> Poi
 def commonest(replica: Replica, batch: Batch) -> float | None:
     """Share of the rows that get the most frequent answer; None where answers are no classes."""
     target = batch[1]
-    plain = isinstance(target, Tensor) and target.reshape(len(target), -1).shape[1] == 1
-    if replica.whole or not plain:
+    if replica.whole or not isinstance(target, Tensor):
         return None
     with torch.no_grad(), undisturbed(replica.model, training=False):
         output, _ = replica.outcome(batch)
     if not isinstance(output, Tensor) or len(output) != len(target):
         return None
     scores = output.reshape(len(output), -1)
+    if target.reshape(len(target), -1).shape[1] > 1:
+        same = output.shape == target.shape
+        if not same and (output.ndim != target.ndim + 1 or output.shape[1] < 2):
+            return None
+        scores = output.reshape(-1, 1) if same else output.movedim(1, -1).flatten(0, -2)
     if scores.shape[1] == 1:
         cut = 0.5 if bool((scores >= 0).all()) else 0.0
         answers = (scores[:, 0] > cut).long()

@@ -56,14 +56,20 @@ class Evidence:
     # the backward signal
 
     def ratio(self, probe: Probe) -> float | None:
-        """Signal at the first over the last layer; 0 where the first has none, None at 0/0."""
+        """Signal at the first over the last layer; 0 where the first has none, None at 0/0.
+
+        A mean over pixels or steps makes each of their shares small, and no signal is lost by it:
+        what falls is measured of all places together.
+        """
         signals = [probe.readings[i].signal for i in self.chain]
         signals = [s for s in signals if s is not None]
         if not signals or not math.isfinite(signals[0]) or not math.isfinite(signals[-1]):
             return None
         if signals[-1] == 0:
             return None
-        return signals[0] / signals[-1]
+        found = signals[0] / signals[-1]
+        first, last = (self.site(self.chain[k]).places for k in (0, -1))
+        return max(found, min(1.0, found * math.sqrt(first / last)))
 
     @cached_property
     def early(self) -> list[Probe]:

@@ -8,6 +8,7 @@ hooks, which cost ten times as much and break in-place operations.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -89,7 +90,7 @@ class Instruments(Located):
     def _layer(self, name: str, role: str, module: nn.Module, outputs: list[Tensor]) -> None:
         output = outputs[0]
         if name not in self.sites:
-            self.sites[name] = describe(name, role, module)
+            self.sites[name] = replace(describe(name, role, module), places=places(module, output))
             self.modules[name] = module
             self.numbers[name] = weights(module)
         self.numbers[name] |= _spread(output)
@@ -241,6 +242,14 @@ def describe(name: str, role: str, module: nn.Module) -> Site:
         sizes = (int(module.input_size), int(module.hidden_size))  # type: ignore[arg-type]
         return Site(name, f"{kind} {sizes[0]}>{sizes[1]}", role, *sizes, trainable)
     return Site(name, kind, role, trainable=trainable)
+
+
+def places(module: nn.Module, output: Tensor) -> int:
+    """At how many places of a row a channel of an output stands."""
+    if output.ndim < 3:
+        return 1
+    maps = isinstance(module, nn.modules.conv._ConvNd | nn.modules.batchnorm._NormBase)
+    return max(1, math.prod(output.shape[2:] if maps else output.shape[1:-1]))
 
 
 def weights(module: nn.Module) -> dict[str, float]:

@@ -20,6 +20,7 @@ class Site:
     fan_out: int = 0
     trainable: bool = True
     leaf: bool = True  # in a plain chain: its input is the output of the site before
+    places: int = 1  # of one channel in a row: pixels of a map, steps of a sequence
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.calls import DROPOUTS
 from tikhon.regularizer.targets import NORMS
+from tikhon.regularizer.rounding import SHORT
 
 Steps = Sequence[Callable[[Tensor], Tensor]]  # one after the other
 DROPOUT = nn.modules.dropout._DropoutNd
@@ -55,6 +56,13 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, object]:
         facts["unoptimized"] = [
             n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held
         ]
+        facts["eps_lost"] = [
+            name
+            for group in replica.optimizer.param_groups
+            if (group.get("eps") or 0) > 0
+            for name in _names(model, group["params"])
+            if not bool(torch.tensor(group["eps"]).to(_kind(model, name)))
+        ]
         facts["maximize"] = any(g.get("maximize") for g in replica.optimizer.param_groups)
     modules = list(model.named_modules())
     facts["shared"] = _shared(model)
@@ -65,6 +73,15 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, object]:
         facts["batch_of_one"] = [n for n, m in modules if isinstance(m, norm)]
     facts["dropout_before_norm"] = _dropout_before_norm(model)
     return facts
+
+
+def _names(model: nn.Module, parameters: list[Tensor]) -> list[str]:
+    held = {id(p) for p in parameters}
+    return [n for n, p in model.named_parameters() if id(p) in held and p.dtype in SHORT]
+
+
+def _kind(model: nn.Module, name: str) -> torch.dtype:
+    return model.get_parameter(name).dtype
 
 
 def _shared(model: nn.Module) -> list[str]:

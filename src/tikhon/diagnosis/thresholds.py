@@ -99,6 +99,10 @@ MAJORITY = 0.75  # share of one class from which an accuracy can be its own [sha
 RARER = 2.0  # share of the commonest class / that of the rarest [ratio] (convention)
 COUNTED_LESS = 1.5  # weight of the commonest class / that of the rarest [ratio] (convention)
 SHIFT = 1.0  # distance of validation from training inputs [deviations of training] (convention)
+MOVED = 0.2  # pairs whose map fits when turned; of maps that fit none are (convention)
+UNKNOWN = 0.25  # rows whose target is no better an answer than others [share] (convention)
+ONE_SIGN = 0.3  # entries whose unit is on for some rows and off for others [share] (convention)
+OFFSET = 30.0  # size of the inputs / their deviation: pixels have 2, years 100 (convention)
 STRETCH = 3.0  # deviation of validation / training inputs, or its inverse [ratio] (convention)
 CLASS_SHIFT = 0.3  # total variation of class shares, training to validation [share] (convention)
 SQUEEZED = 0.2  # input columns whose deviation is that of a few rows [share] (convention)
@@ -151,6 +155,7 @@ MEASURES: dict[str, Measure] = {
     "undropped": Measure("0 a constant, 1 a shallow model"),
     "own_score_zero": Measure("share of rows", None, UNLIFTED),
     "moved_alone": Measure("share of rows", None, 0.5),
+    "fits_moved": Measure("share of rows", None, MOVED),
     "ahead": Measure("positions", None, 1),
     "momentum": Measure("share of the last step", None, HEAVY),
     "upward_share": Measure("share of the motion of the loss", None, BACK),
@@ -166,6 +171,7 @@ MEASURES: dict[str, Measure] = {
     "tensors": Measure("tensors", None, 0),
     "parameters": Measure("parameter tensors"),
     "rms": Measure("root mean square", 0.01, 10.0),
+    "offset": Measure("root mean square / deviation", None, OFFSET),
     "batch_size": Measure("rows", 2, None),
     "train_mode_loss": Measure("loss"),
     "eval_mode_loss": Measure("loss"),
@@ -178,16 +184,20 @@ MEASURES: dict[str, Measure] = {
     "order_of_rows": Measure("change of answers / answers", None, APART),
     "masked": Measure("share of what is averaged", None, MASKED),
     "unheard": Measure("share of rows", None, UNHEARD),
+    "box_beaten": Measure("share of rows", None, UNKNOWN),
     "answered": Measure("share of rows that get the majority's answer"),
     "between": Measure("variance of the means of batches / expected one", None, BETWEEN),
     "pulls_away": Measure("share of rows whose output is pulled away from the target", None, 0.9),
     "padding_apart": Measure("change of answers without padding / answers", None, PADDED),
     "padding": Measure("share of positions"),
+    "nearer": Measure("deviations of the mean", None, 5.0),
     "rows_apart": Measure("change of answers / answers", None, APART),
     "future_apart": Measure("change of answers / answers", None, APART),
     "given_back": Measure("spread of answers / spread of inputs", GIVEN_BACK, None),
     "only_step": Measure("step of the inputs"),
     "input_length": Measure("steps of the inputs"),
+    "unread": Measure("share of the entries of a row", None, 0),
+    "inputs": Measure("tensors"),
     "target_given": Measure("change of answers / answers", None, APART),
     "order_apart": Measure("change of answers / answers", APART, None),
     "eval_spread": Measure("change of answers / answers", None, APART),

@@ -141,9 +141,11 @@ def _imbalance(ev: Evidence) -> Iterable[Finding]:
     answered = ev.fact("answered")
     if share is None or share < e.MAJORITY or metric is None or not ev.trained:
         return
-    if ev.wiring.get("constant_target"):
-        return  # one class alone
-    always = abs(metric - share) <= 0.02 if answered is None else answered >= e.ALWAYS
+    if ev.wiring.get("constant_target") or (ev.wiring.get("dense") and answered is None):
+        return  # one class alone, or no answers to count
+    # nine tenths of the rare ones are not answered
+    bar = max(e.ALWAYS, 1 - 0.1 * (1 - share))
+    always = abs(metric - share) <= 0.02 if answered is None else answered >= bar
     if not always or ev.record.failure is not None:
         return
     value = ev.fact("majority_value") or 0.0
@@ -197,7 +199,15 @@ def _drifting(ev: Evidence) -> Iterable[Finding]:
 
 
 def _moved_alone(ev: Evidence) -> Iterable[Finding]:
-    share = ev.fact("moved_alone")
+    share, turned = ev.fact("moved_alone"), ev.fact("fits_moved")
+    if turned is not None and turned > e.MOVED:
+        why = (
+            f"in {turned:.0%} of the pairs the map of targets fits its picture when turned or "
+            "mirrored, and not as it is"
+        )
+        fix = "the same turns, flips and order of axes for both: x.rot90(k), y.rot90(k)"
+        numbers = {"fits_moved": turned}
+        yield Finding("masks_not_transformed", "critical", ("data",), numbers, why, fix=fix)
     if share is None or share <= 0.5:
         return
     why = (

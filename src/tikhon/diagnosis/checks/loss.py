@@ -57,6 +57,23 @@ def _indifferent(ev: Evidence) -> Iterable[Finding]:
     yield Finding("loss_ignores_targets", severity, ("the loss",), numbers, why, fix=fix)
 
 
+def _unknown_answers(ev: Evidence) -> Iterable[Finding]:
+    share = ev.fact("box_beaten")
+    if share is None or share < e.UNKNOWN:
+        return
+    why = (
+        f"in {share:.0%} of the rows the target itself costs more, given as the answer, than that "
+        "of another row: the loss reads four numbers as another box"
+    )
+    fix = "corners from centre and size: torch.cat([c - s / 2, c + s / 2], 1), before an overlap"
+    numbers = {"box_beaten": share}
+    advice = ("answers and targets in the form that the loss is written for",)
+    where = ("the loss",)
+    effect = "the best answers to these rows are wrong ones"
+    code = "loss_ignores_targets"
+    yield Finding(code, "critical", where, numbers, why, effect=effect, advice=advice, fix=fix)
+
+
 def _upside_down(ev: Evidence) -> Iterable[Finding]:
     if ev.static.get("maximize"):
         why = "the optimizer climbs: maximize=True makes every step raise the loss"
@@ -171,6 +188,10 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
             )
         )
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
+    if w.get("zeros_unheard"):
+        why = "the loss is one of targets -1 and 1: a target of 0 costs the same for every answer"
+        fix = "target = 2 * target - 1"
+        yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
     below = ev.fact("below_zero")
     if below is not None and not used & BINARY and (low < 0 or high > 1):
         why = (
@@ -203,6 +224,15 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
             why,
             fix="nn.BCEWithLogitsLoss() on the scores",
         )
+    heads, units = ev.static.get("head") or [], ev.static.get("output_units") or 1
+    if used & BINARY and heads[-1:] == ["softmax"] and units > 1 and most > 1.01:
+        why = (
+            f"rows have up to {most:.0f} classes at once, and the softmax at the end gives one: "
+            "its probabilities add up to 1"
+        )
+        fix = "nn.BCEWithLogitsLoss() on the scores, without the softmax"
+        numbers = {"ones_in_a_row": most}
+        yield Finding("multilabel_softmax", "critical", ("the loss",), numbers, why, fix=fix)
     gain = ev.fact("class_gain")
     one = w.get("output_shape") in ([], [1])
     if used & REGRESSIONS and one and gain is not None and gain > e.BY_CLASS:
@@ -316,6 +346,7 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
 
 CHECKS = (
     _indifferent,
+    _unknown_answers,
     _upside_down,
     _endless,
     _domain,

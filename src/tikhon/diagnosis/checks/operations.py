@@ -151,6 +151,39 @@ def _asked_back(ev: Evidence) -> Iterable[Finding]:
     )
 
 
+def _itself(ev: Evidence) -> Iterable[Finding]:
+    place = ev.wiring.get("finds_itself")
+    if place:
+        why = "rows are compared with the same rows, and each is to find itself: it always does"
+        effect = "nothing is learned of which two views belong together"
+        advice = ("the other view on the other side of the table",)
+        fix = "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a))), a and b two views"
+        where = (place,)
+        yield Finding(
+            "target_among_inputs",
+            "critical",
+            where,
+            {},
+            why,
+            effect=effect,
+            advice=advice,
+            fix=fix,
+        )
+
+
+def _nearer(ev: Evidence) -> Iterable[Finding]:
+    found = ev.wiring.get("nearer")
+    if found:
+        why = (
+            "the rows given as negatives lie nearer to the anchors than those given as positives, "
+            f"by {found['sure']:.0f} deviations of their mean"
+        )
+        fix = "F.triplet_margin_loss(anchor, positive, negative)"
+        where, numbers = (found["place"],), {"nearer": float(found["sure"])}
+        advice = ("the positive second, the negative third",)
+        yield Finding("loss_upside_down", "critical", where, numbers, why, advice=advice, fix=fix)
+
+
 def _pulled_goal(ev: Evidence) -> Iterable[Finding]:
     place = ev.wiring.get("pulled_goal")
     if place:
@@ -160,6 +193,19 @@ def _pulled_goal(ev: Evidence) -> Iterable[Finding]:
         )
         fix = "goal = reward + discount * following.detach()"
         yield Finding("target_not_detached", "warning", (place,), {}, why, fix=fix)
+
+
+def _ends(ev: Evidence) -> Iterable[Finding]:
+    place, mark = ev.wiring.get("looks_ahead"), ev.wiring.get("idle_mark")
+    if not place or not mark:
+        return
+    why = (
+        f"a reward gets a discounted answer for what follows, and tensor {mark} of the batch, of "
+        "zeros and ones, has no part in the loss: what follows an end counts like all else"
+    )
+    fix = "goal = reward + discount * (1 - done) * following"
+    where, numbers = (place,), {"inputs": float(mark)}
+    yield Finding("ends_not_masked", "critical", where, numbers, why, fix=fix)
 
 
 def _breaches(ev: Evidence) -> Iterable[Finding]:
@@ -228,6 +274,9 @@ CHECKS = (
     _no_curvature,
     _index,
     _asked_back,
+    _itself,
+    _nearer,
     _pulled_goal,
+    _ends,
     _breaches,
 )

@@ -20,7 +20,8 @@ def _data(ev: Evidence) -> Iterable[Finding]:
         yield Finding("non_finite_data", "critical", (), {"tensors": len(bad)}, why)
 
 
-def _scales(ev: Evidence) -> Iterable[Finding]:
+def scales(ev: Evidence) -> Iterable[Finding]:
+    """Inputs and targets whose size no initialisation is made for."""
     inputs, target = ev.record.data.get("inputs") or {}, ev.record.data.get("target") or {}
     rms = number(inputs.get("rms"))
     learned = ev.trained and ev.learned >= e.LEARNED
@@ -28,6 +29,16 @@ def _scales(ev: Evidence) -> Iterable[Finding]:
         if (rms > 10 or 0 < rms < 0.01) and not learned:
             why = f"inputs have size {rms:.3g}; initialisations assume about 1"
             yield Finding("unscaled_inputs", "warning", ("inputs",), {"rms": rms}, why)
+        elif (apart := number(inputs.get("std"))) and rms > e.OFFSET * apart and not learned:
+            why = (
+                f"inputs have mean {inputs.get('mean', 0.0):.3g} and deviation {apart:.3g}: all "
+                "rows look alike to the first layer"
+            )
+            numbers = {"offset": rms / apart}
+            fix = (
+                "x = (x - x.mean(0)) / x.std(0), with the mean and deviation of these very numbers"
+            )
+            yield Finding("unscaled_inputs", "warning", ("inputs",), numbers, why, fix=fix)
     squeezed, far = ev.fact("squeezed"), ev.wiring.get("far_rows")
     if squeezed and squeezed > e.SQUEEZED and not learned:
         why = (
@@ -55,6 +66,13 @@ def _rectified_scores(ev: Evidence) -> Iterable[Finding]:
         numbers = {"own_score_zero": zero}
         where = (head_site(ev),)
         yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
+
+
+WITH_LOGITS = "binary_cross_entropy_with_logits"
+
+
+def _used(ev: Evidence) -> list[str]:
+    return ev.wiring.get("loss_functions") or []
 
 
 def _head(ev: Evidence) -> Iterable[Finding]:
@@ -104,10 +122,13 @@ def _head(ev: Evidence) -> Iterable[Finding]:
             fix=fix,
         )
         return
-    if not head or floor < e.FLOOR:
+    twice = head[-1:] == ["sigmoid"] and ev.harmed and WITH_LOGITS in _used(ev)
+    if not head or (floor < e.FLOOR and not twice):
         return
     name = " and ".join(head)
-    if ev.static.get("own_softmax"):
+    if twice:
+        why = "the loss applies a sigmoid of its own to what a sigmoid has squashed"
+    elif ev.static.get("own_softmax"):
         why = f"the loss applies a softmax of its own to the output of a {name}"
     else:
         why = f"a {name} cannot produce the targets: {floor:.0%} of a constant's loss stays"
@@ -234,7 +255,7 @@ def _attention(ev: Evidence) -> Iterable[Finding]:
 
 CHECKS = (
     _data,
-    _scales,
+    scales,
     _rectified_scores,
     _head,
     _reduction,

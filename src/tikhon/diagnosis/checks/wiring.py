@@ -12,6 +12,8 @@ from typing import Any
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.checks.causes import called
+from tikhon.diagnosis.checks.initial import poor_init
+from tikhon.diagnosis.checks.static import scales
 from tikhon.diagnosis.evidence import Evidence, middle, sizes
 from tikhon.diagnosis.findings import Finding
 
@@ -190,6 +192,40 @@ def _one_step(ev: Evidence) -> Iterable[Finding]:
     )
 
 
+def _unread(ev: Evidence) -> Iterable[Finding]:
+    """Parts of the inputs that no answer depends on, though the targets do."""
+    found = ev.wiring.get("unread")
+    if not found or any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows")):
+        return
+    every, read = (ev.fact(f"explained_{k}") for k in ("all", "read"))
+    gain = every - max(read, 0.0) if every is not None and read is not None else 0.0
+    related = "place" in found or gain > e.BENDS
+    if "place" in found:
+        place, count = found["place"], found["inputs"]
+        why = f"input {place} of {count} changes no answer: other rows in its place give the same"
+        where, numbers = (f"input {place}",), {"inputs": float(count)}
+        fix = "use each argument of forward: look for one name written twice, or a 0 as a factor"
+    else:
+        share, entries = float(found["share"]), int(found["entries"])
+        first = ", ".join(map(str, found["first"]))
+        why = (
+            f"{share:.0%} of a row of the inputs change no answer, the first at [{first}]"
+        )
+        if related:
+            why += f"; a shallow model explains {gain:.0%} more of the targets with them"
+        where, numbers = ("inputs",), {"unread": share, "columns": float(entries)}
+        fix = "look for x[:, :k], x[:, 0] or a reshape that leaves some of the inputs out"
+    yield Finding(
+        "inputs_ignored",
+        "critical" if ev.harmed and related else "info",
+        where,
+        numbers,
+        why,
+        effect="what these parts hold is never used",
+        fix=fix,
+    )
+
+
 def _named_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
     """Whether dead or saturated units or equal weights, with names of their own, make it so."""
     first = ev.first
@@ -329,6 +365,19 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
     yield Finding("positions_mixed", "critical", where, {}, why, fix=fix)
 
 
+def _over_queries(ev: Evidence) -> Iterable[Finding]:
+    place = ev.wiring.get("over_queries")
+    if place:
+        why = (
+            f"the softmax at {place} runs over the queries: what a position gives to all adds up "
+            "to 1, and what it takes does not"
+        )
+        effect = "how much a position takes in depends on what the others look at"
+        fix = "softmax(scores, dim=-1): the axis of the keys"
+        severity = "critical" if ev.harmed else "warning"
+        yield Finding("positions_mixed", severity, (place,), {}, why, effect=effect, fix=fix)
+
+
 def order_of(before: list[int], after: list[int]) -> list[int]:
     """The permutation that gives one shape from another; empty where sizes repeat or differ.
 
@@ -375,9 +424,24 @@ def _straight(ev: Evidence) -> Iterable[Finding]:
             f"{max(straight or 0.0, 0.0):.0%} without"
         )
     severity = "warning" if harmed or gain > e.BENDS else "info"
-    if gain > e.BENDS and (harmed or not ev.trained) and len(layers) > 1:
+    if _one_sign(ev) and (poor_init(ev) is not None or any(True for _ in scales(ev))):
+        severity = "info"  # what makes every unit see one sign has a name of its own
+    elif gain > e.BENDS and (harmed or not ev.trained) and len(layers) > 1:
         severity = "critical"  # one layer may be meant to be straight
     yield Finding("no_nonlinearity", severity, names, numbers, why, fix=fix)
+
+
+def _one_sign(ev: Evidence) -> bool:
+    """Whether each rectified unit is on for all rows or for none; what bends is on for some."""
+    first = ev.first
+    if first is None:
+        return False
+    seen = [
+        (r.dead, r.slope)
+        for s, r in zip(ev.record.sites, first.readings)
+        if s.role == "activation" and r.dead is not None and r.slope is not None
+    ]
+    return bool(seen) and all(abs(dead + slope**2 - 1) < e.ONE_SIGN for dead, slope in seen)
 
 
 def _order(ev: Evidence) -> Iterable[Finding]:
@@ -491,6 +555,20 @@ def _short_floats(ev: Evidence) -> Iterable[Finding]:
     )
 
 
+def _lost_eps(ev: Evidence) -> Iterable[Finding]:
+    lost = tuple(ev.static.get("eps_lost") or ())
+    if not lost or (ev.record.failure is None and not ev.harmed):
+        return
+    eps = float(ev.record.optimizer.get("eps") or 0.0)
+    why = (
+        f"the optimizer divides by a root plus eps = {eps:.0e}, which is 0 in the 16 bits of "
+        "these weights: where a gradient is 0 it divides 0 by 0"
+    )
+    fix = "model.float() and torch.autocast around the forward pass; or eps=1e-4"
+    numbers = {"parameters": float(len(lost))}
+    yield Finding("undefined_operation", "critical", lost, numbers, why, fix=fix)
+
+
 def _shared(ev: Evidence) -> Iterable[Finding]:
     shared = tuple(ev.static.get("shared") or ())
     if shared:
@@ -515,6 +593,8 @@ CHECKS = (
     _told,
     _shifted_twice,
     _positions,
+    _over_queries,
+    _unread,
     _straight,
     _order,
     _undivided,
@@ -522,5 +602,6 @@ CHECKS = (
     _random,
     _few_rows,
     _short_floats,
+    _lost_eps,
     _shared,
 )

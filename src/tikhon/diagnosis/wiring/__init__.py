@@ -29,6 +29,7 @@ from tikhon.diagnosis.wiring import (
     shapes,
     signal,
     targets,
+    unread,
     weights,
 )
 from tikhon.diagnosis.wiring.subject import subject_of
@@ -56,6 +57,7 @@ def wiring_facts(
         "random": partial(rows.random_facts, subject),
         "rows": partial(rows.row_facts, subject),
         "blind": partial(rows.blind_facts, subject),
+        "unread": partial(unread.unread_facts, subject, source),
         "order": partial(rows.order_facts, subject),
         "attention": partial(attention.attention_facts, subject),
         "line": partial(rows.line_facts, subject, last, len(layers)),

@@ -12,6 +12,7 @@ from torch import Tensor
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
 from tikhon.diagnosis.replica import undisturbed
+from tikhon.diagnosis.wiring.calls import DROPOUTS
 from tikhon.diagnosis.wiring.subject import Subject
 
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm"}
@@ -34,6 +35,8 @@ class AttentionScores(Functions):
         super().__init__()
         self.found: list[dict[str, Any]] = []
         self.queries = ""  # where a mask blanks whole rows of the scores and no keys
+        self.turned = ""  # where a softmax over the queries weighs what the keys hold
+        self._over_queries: list[tuple[weakref.ref[Tensor], str]] = []
         self._kept: dict[int, weakref.ref[Tensor]] = {}
         self._notes: dict[int, tuple[int, bool]] = {}  # tensor: size of its products, divided
 
@@ -46,16 +49,27 @@ class AttentionScores(Functions):
         divided = any(divided for _, divided in notes)
         output = func(*args, **kwargs)
         if name == "softmax" and size and inputs[0].ndim > 2:
+            self._turn(inputs[0], output, _axis(args, kwargs), user_line())
             self._measure(inputs[0], size, divided, (args, kwargs), user_line())
         elif name in PRODUCTS and len(inputs) > 1 and inputs[-1].ndim > 2:
+            left = [place for seen, place in self._over_queries if seen() is inputs[0]]
+            self.turned = self.turned or next(iter(left), "")
             sizes = {inputs[0].shape[-1], inputs[-1].shape[-2]}
             inner = sizes.pop() if len(sizes) == 1 else int(inputs[0].shape[-1])
             self._keep(output, inner, divided)
+        elif name in DROPOUTS and any(seen() is inputs[0] for seen, _ in self._over_queries):
+            self._turn(inputs[0], output, inputs[0].ndim - 2, user_line())
         elif name in SCALINGS:
             self._keep(output, size, divided or name == "normalize" or _scales(args))
         elif name in SHAPES or size:
             self._keep(output, size, divided)
         return output
+
+    def _turn(self, scores: Tensor, output: object, axis: object, place: str) -> None:
+        """Keep a softmax over the queries of positions that look at each other."""
+        square = scores.shape[-1] == scores.shape[-2] > 2
+        if square and axis in (-2, scores.ndim - 2) and isinstance(output, Tensor):
+            self._over_queries.append((weakref.ref(output), place))
 
     def _note(self, tensor: Tensor) -> tuple[int, bool]:
         known = self._kept.get(id(tensor))
@@ -70,8 +84,7 @@ class AttentionScores(Functions):
     def _measure(
         self, scores: Tensor, size: int, divided: bool, call: tuple[Any, Any], place: str
     ) -> None:
-        args, kwargs = call
-        axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        axis = _axis(*call)
         if axis not in (-1, scores.ndim - 1) or scores.shape[-1] < 3:
             return
         with torch._C.DisableTorchFunction():
@@ -82,6 +95,10 @@ class AttentionScores(Functions):
         if now is not None and then is not None:
             entry = {"size": size, "divided": divided, "now": now, "then": then}
             self.found.append({**entry, "place": place})
+
+
+def _axis(args: Args, kwargs: Options) -> object:
+    return kwargs.get("dim", args[1] if len(args) > 1 else None)
 
 
 def _scales(factors: tuple[Any, ...]) -> bool:
@@ -115,4 +132,5 @@ def attention_facts(subject: Subject) -> dict[str, Any]:
         subject.answer(subject.batch)
     plain = [s for s in tape.found if not s["divided"]]
     facts: dict[str, Any] = {"masked_queries": tape.queries} if tape.queries else {}
+    facts |= {"over_queries": tape.turned} if tape.turned else {}
     return facts | ({"undivided": min(plain, key=lambda s: s["now"])} if plain else {})

@@ -1,9 +1,10 @@
-"""Rows of a data set that are drawn twice: is a picture moved, and its mask not?"""
+"""Pictures and their maps of targets: are rows that are drawn twice, or pairs, moved alone?"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from tikhon.data.rows import split
 from tikhon.diagnosis.samples import Samples
@@ -13,15 +14,20 @@ DRAWS = 5  # until a row looks otherwise
 FITS = 0.9  # correlation with what is moved, turned or mirrored
 APART = 0.2  # and that by which staying fits less
 FEW = 3  # rows that moved, to judge by
+PAIRS = 64  # rows of pictures and maps that are compared
+PAIRED = 0.5  # correlation of a map with its picture, turned or not, that is no accident
 
 
 def augmented_facts(source: Samples) -> dict[str, object]:
     """`moved_alone`: of pictures that another draw shifts, turns or mirrors, the share whose map
 
-    of targets stays where it is. Only of data sets whose rows can be asked for.
+    of targets stays where it is, of data sets whose rows can be asked for. Of pairs `fits_moved`:
+    the share whose map fits its picture when it is turned or mirrored, and not as it is.
     """
     rows = getattr(source.source, "dataset", None)
-    if source.indexed or not hasattr(rows, "__getitem__") or not hasattr(rows, "__len__"):
+    if source.indexed or isinstance(rows, TensorDataset):
+        return _pairs(source)
+    if not hasattr(rows, "__getitem__") or not hasattr(rows, "__len__"):
         return {}
     count = len(rows)  # type: ignore[arg-type]
     moved = []
@@ -29,6 +35,39 @@ def augmented_facts(source: Samples) -> dict[str, object]:
         found = _left_behind(rows, place * count // min(ROWS, count))
         moved += [found] if found is not None else []
     return {"moved_alone": sum(moved) / len(moved)} if len(moved) >= FEW else {}
+
+
+def _pairs(source: Samples) -> dict[str, object]:
+    x, y = source.probe
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not x.is_floating_point():
+        return {}
+    if x.ndim not in (3, 4) or y.ndim not in (3, 4) or x.shape[-2:] != y.shape[-2:]:
+        return {}
+    if min(x.shape[-2:]) < 4 or (x.shape == y.shape and torch.equal(x, y)):
+        return {}
+    pictures = x[:PAIRS].detach().double().reshape(len(x[:PAIRS]), -1, *x.shape[-2:])
+    maps = y[:PAIRS].detach().double().reshape(len(y[:PAIRS]), -1, *y.shape[-2:])
+    known = [_fits_moved(a, b) for a, b in zip(pictures, maps)]
+    found = [moved for moved in known if moved is not None]
+    return {"fits_moved": sum(found) / len(found)} if len(found) >= 2 * ROWS else {}
+
+
+def _fits_moved(picture: Tensor, target: Tensor) -> bool | None:
+    """Whether a map fits its picture turned or mirrored alone; None where it fits in no way."""
+    a, b = (t - t.mean((-2, -1), keepdim=True) for t in (picture, target))
+    size = a.flatten(1).norm(dim=1)[:, None] * b.flatten(1).norm(dim=1)
+    if not bool((size > 0).any()):
+        return None
+    fits: list[float] = []
+    for turns in range(4):
+        for mirrored in (False, True):
+            moved = _moved(b, (turns, mirrored, 0, 0))
+            if moved.shape != b.shape:
+                fits.append(0.0)
+                continue
+            alike = (a.flatten(1) @ moved.flatten(1).T).abs()
+            fits.append(float((alike / size.clamp_min(1e-12)).max()))
+    return fits[0] < max(fits) - APART if max(fits) > PAIRED else None
 
 
 def _left_behind(rows: object, place: int) -> bool | None:

@@ -51,6 +51,8 @@ LINEAR = {*ADDING, *SUMS, "neg", "__neg__", "squeeze", "flatten", "reshape", "vi
 KEEPS_ZERO = {*TIMES, *SHARES, "neg", "abs", "square", "pow", "__pow__", "sum", "squeeze"}
 SAMPLERS = {"normal", "multinomial", "bernoulli", "poisson", "_standard_gamma", "binomial"}
 PICKS = {"max", "min", "amax", "amin", "topk", "sort", "kthvalue", "logsumexp"}
+PRODUCTS = {"matmul", "__matmul__", "mm"}
+SURE = 5.0  # deviations by which negatives lie nearer than positives
 COMPARED = {
     *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"),
     *("poisson_nll_loss", "gaussian_nll_loss", "kl_div", "soft_margin_loss"),
@@ -68,8 +70,10 @@ class Recorder(Located):
         self.rows = rows
         self.facts: dict[str, Any] = {"breaches": []}
         self._notes: dict[int, tuple[weakref.ref[Tensor], Note]] = {}
+        self._asked: dict[int, Tensor] = {}  # by answer: the input that it belongs to
         self._given: dict[int, list[Tensor]] = {}  # by answer: what the model was called with
         self._count = 0
+        self._own: list[weakref.ref[Tensor]] = []  # tables of rows against themselves
         for part in batch:
             self._root(part, NOTHING)
 
@@ -91,8 +95,12 @@ class Recorder(Located):
         super().leave(name, module, args, output)
         if self.stack[-1] == LOSS:
             given = tensors(args)
-            for answer in tensors(output):
-                self._given[self._root(answer, union([self.note(t) for t in given]))] = given
+            answers = tensors(output)
+            for place, answer in enumerate(answers):
+                root = self._root(answer, union([self.note(t) for t in given]))
+                self._given[root] = given
+                if len(answers) == len(given):  # as many answers as inputs, each to its own
+                    self._asked[root] = given[place]
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
         """Follow the function's tensors, and answer as it does."""
@@ -139,6 +147,8 @@ class Recorder(Located):
         unequal(step, shapes)
         straight_slopes(step)
         self._asked_back(step)
+        self._itself(step)
+        self._nearer(step)
         self._pulled_goal(step)
         note = replace(
             note,
@@ -215,9 +225,11 @@ class Recorder(Located):
         for worth, reward in ((0, 1), (1, 0)):
             note, other = step.notes[worth], step.notes[reward]
             of_data = bool(other.roots) and other.roots.isdisjoint(self._given)
-            answer = step.inputs[worth].requires_grad and not note.roots.isdisjoint(self._given)
+            answer = not note.roots.isdisjoint(self._given)
             if answer and of_data and note.discounted and not note.slope:
-                return step.place
+                step.facts.setdefault("looks_ahead", step.place)
+                if step.inputs[worth].requires_grad:
+                    return step.place
         return ""
 
     def _pulled_goal(self, step: TracedCall) -> None:
@@ -241,6 +253,38 @@ class Recorder(Located):
                 if same and step.notes[other].drawn and same[0].ndim:
                     found = {"place": step.place, "numbers": same[0][0].numel()}
                     step.facts.setdefault("asked_back", found)
+
+    def _itself(self, step: TracedCall) -> None:
+        """Notice a table of rows against the same rows in which each is to find itself."""
+        if step.name in PRODUCTS and len(step.inputs) == 2 and step.results[0].ndim == 2:
+            a, b = step.inputs
+            if a.ndim == 2 and a.shape == b.T.shape and a.shape[0] > 2 and torch.equal(a, b.T):
+                self._own = [*self._own, weakref.ref(step.results[0])]
+        elif any(t() is step.inputs[0] for t in self._own if step.inputs):
+            table, goal = step.inputs[0], step.inputs[-1]
+            if step.name == "cross_entropy" and goal.ndim == 1 and goal.numel() == len(table):
+                if torch.equal(goal.cpu(), torch.arange(len(goal))):
+                    step.facts.setdefault("finds_itself", step.place)
+            elif (
+                step.name in TIMES | SHARES and step.plain and step.results[0].shape == table.shape
+            ):
+                self._own = [*self._own, weakref.ref(step.results[0])]
+
+    def _nearer(self, step: TracedCall) -> None:
+        """Notice triplets whose negative lies nearer to the anchor than the positive, as given."""
+        if step.name != "triplet_margin_loss" or len(step.inputs) < 3:
+            return
+        given = [[self._asked[r] for r in n.roots if r in self._asked] for n in step.notes[:3]]
+        places = [[t for t in parts if t.is_floating_point()] for parts in given]
+        if any(len(parts) != 1 for parts in places):
+            return
+        anchor, near, far = (parts[0].double().flatten(1) for parts in places)
+        if not anchor.shape == near.shape == far.shape or len(anchor) < 3:
+            return
+        gap = (anchor - near).norm(dim=1) - (anchor - far).norm(dim=1)
+        sure = float(gap.mean()) / max(float(gap.std()) / len(gap) ** 0.5, 1e-12)
+        if sure > SURE:
+            step.facts.setdefault("nearer", {"place": step.place, "sure": sure})
 
 
 def discount(factor: object) -> bool:

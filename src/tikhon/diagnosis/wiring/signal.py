@@ -18,6 +18,7 @@ FEW_COLUMNS = 64  # whose curves are fitted one by one
 TURNS = (2 * math.pi, 360.0)  # ranges of an angle
 FEW_CLASSES = 20  # whole numbers that may be the names of classes
 SQUEEZED = 0.01  # middle half of a column / its deviation: heavy tails leave 0.02 and more
+SEEN = 10  # training rows that must have something else than the most, in a column
 BATCHES = 8  # of a loader, to see whether it shuffles
 
 
@@ -89,6 +90,8 @@ def _targets(target: Tensor) -> dict[str, object]:
     facts["amounts"] = target.is_floating_point() and not binary(values)
     facts["target_columns"] = values.shape[1]
     facts["constant_target"] = len(values) > 1 and bool((values == values[:1]).all())
+    if values.shape[1] > 1 and (target.ndim > 2 or binary(values)):
+        return facts | _pixels(values)
     if values.shape[1] != 1 or len(values) < 20:
         return facts
     distinct, counts = values.flatten().unique(return_counts=True)
@@ -99,6 +102,17 @@ def _targets(target: Tensor) -> dict[str, object]:
         facts["majority"] = float(counts.max()) / len(values)
         facts["majority_value"] = float(distinct[counts.argmax()])
     return facts
+
+
+def _pixels(values: Tensor) -> dict[str, object]:
+    """The share of the commonest class of maps of classes; empty for maps of amounts."""
+    if bool((values != values.round()).any()):
+        return {}
+    distinct, counts = values.unique(return_counts=True)
+    if not 2 <= len(distinct) <= FEW_CLASSES:
+        return {}
+    share = float(counts.max()) / values.numel()
+    return {"majority": share, "majority_value": float(distinct[counts.argmax()]), "dense": True}
 
 
 def _same(inputs: Tensor, target: Tensor) -> bool:
@@ -311,7 +325,8 @@ def _classes(y: Tensor, goal: Tensor) -> dict[str, object]:
 def _scales(x: Tensor, other: Tensor) -> dict[str, object]:
     a, b = (t.detach().double().flatten(1) for t in (x, other))
     deviation = a.std(0)
-    moving = deviation > 0
+    # of what a few rows have, as a word of thousands, another few rows may have nothing
+    moving = (a != a.mode(0).values).sum(0) >= SEEN
     if not bool(moving.any()) or len(b) < 10:
         return {}
     shift = (b.mean(0) - a.mean(0)).abs()[moving] / deviation[moving]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tikhon.data.rows import each
 from tikhon.diagnosis.modes import LOSS
-from tikhon.diagnosis.reference import IGNORED
+from tikhon.diagnosis.reference import IGNORED, binary
 from tikhon.diagnosis.replica import number_of, undisturbed
 from tikhon.diagnosis.wiring.calls import Calls
 from tikhon.diagnosis.wiring.subject import Subject, difference
@@ -29,6 +29,8 @@ def target_facts(subject: Subject) -> dict[str, object]:
     facts = _pulls(subject, bench, base, target)
     facts |= _indifferent(subject, bench, base, target)
     facts |= _two_sided(subject, output, target)
+    facts |= _one_sided(subject, output, target)
+    facts |= _right_answers(subject, output, target)
     facts |= _loss_calls(subject, bench, target)
     facts |= _kinds(output, target)
     return facts
@@ -303,6 +305,56 @@ def _two_sided(subject: Subject, output: object, target: Tensor) -> dict[str, ob
     except (RuntimeError, ValueError):  # a loss that takes no such outputs
         return {}
     return {"below_zero": lowest} if same and lowest < 0 else {}
+
+
+def _one_sided(subject: Subject, output: object, target: Tensor) -> dict[str, object]:
+    """Whether a loss of targets -1 and 1 is given 0 and 1: those of 0 pull at nothing.
+
+    Such a loss says the same of (z, 1) and of (-z, -1), and of (z, 0) the same for every z.
+    """
+    if not isinstance(output, Tensor) or output.numel() != target.numel():
+        return {}
+    if not binary(target) or float(target.min()) < 0 or len(target.unique()) < 2:
+        return {}
+    loss, generator = subject.replica.loss, torch.Generator().manual_seed(0)
+    z = (torch.rand(output.shape, generator=generator) - 0.5).to(output)
+    one = torch.ones_like(target).to(z.dtype)
+
+    def value(answer: Tensor, goal: Tensor) -> float:
+        return float(number_of(loss(answer, goal)))
+
+    try:
+        with torch.no_grad():
+            low = [value(k * z, 0 * one) for k in (-1.0, 0.5, 1.0)]
+            mirrored = abs(value(z, one) - value(-z, -one))
+            pulled = abs(value(z, one) - value(-z, one))
+    except (RuntimeError, ValueError, IndexError):  # a loss that takes no such targets
+        return {}
+    size = 1e-5 * (1 + abs(low[0]))
+    return (
+        {"zeros_unheard": True}
+        if max(low) - min(low) <= size and mirrored <= size < pulled
+        else {}
+    )
+
+
+def _right_answers(subject: Subject, output: object, target: Tensor) -> dict[str, object]:
+    """The share of boxes for which, given as the answer, another row's box costs less."""
+    if not isinstance(output, Tensor) or output.shape != target.shape or target.ndim != 2:
+        return {}
+    if not target.is_floating_point() or target.shape[1] != 4 or binary(target):
+        return {}
+    loss, costs = subject.replica.loss, []
+    try:
+        with torch.no_grad():
+            for row in range(len(target)):
+                goal = target[row : row + 1]
+                others = [target[k : k + 1] for k in range(len(target)) if k != row]
+                own, *rest = (float(number_of(loss(o, goal))) for o in (goal, *others))
+                costs.append((own, min(rest)))
+    except (RuntimeError, ValueError, IndexError):  # a loss of the batch as a whole
+        return {}
+    return {"box_beaten": sum(own > low + SAME for own, low in costs) / len(costs)}
 
 
 def _slips(bench: Bench, base: list[Tensor], target: Tensor) -> bool | None:

@@ -1,0 +1,169 @@
+"""Parts of the inputs that no answer depends on: a whole tensor, columns, channels, steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tikhon.data.rows import Batch, each, tensors
+from tikhon.diagnosis.replica import gradients, undisturbed
+from tikhon.diagnosis.samples import Samples
+from tikhon.diagnosis.wiring.calls import Calm
+from tikhon.diagnosis.wiring.signal import relation, sample
+from tikhon.diagnosis.wiring.subject import Subject, difference, floats
+
+SAME = 1e-6  # change of the answers, or of the loss, that is rounding
+FEW = 16  # columns of whole numbers that are tried one by one
+
+
+def unread_facts(subject: Subject, source: Samples) -> dict[str, object]:
+    """`unread`: the input that nothing depends on, by its place among several; or of one input
+
+    the share of its entries that no answer depends on, the first of them, and what they are worth.
+    """
+    parts = tensors(subject.batch[0])
+    if subject.replica.whole:
+        return _idle_mark(subject) | (_whole_part(subject, parts) if len(parts) > 1 else {})
+    if subject.rows < 3 or not parts or any(len(t) != subject.rows for t in parts if t.ndim):
+        return {}
+    if len(parts) > 1:
+        return _whole_part(subject, parts)
+    x = parts[0]
+    if subject.replica.whole or subject.batch[0] is not x or x.ndim < 2:
+        return {}
+    still = _still(subject, x)
+    varied = (x != x[:1]).any(0)
+    mask = still & varied
+    if not bool(mask.any()) or not bool((varied & ~mask).any()):
+        return {}
+    share = float(mask.sum()) / float(varied.sum())
+    first = [int(v) for v in mask.nonzero()[0]]
+    found = {"share": share, "first": first, "entries": int(mask.sum())}
+    return {"unread": found} | _worth(source, mask)
+
+
+def _worth(source: Samples, mask: Tensor) -> dict[str, object]:
+    """What shallow models explain of held-out targets, with what is not read and without it."""
+    inputs, target = sample(source)
+    if not isinstance(inputs, Tensor) or not isinstance(target, Tensor):
+        return {}
+    read = inputs[:, ~mask.to(inputs.device)]
+    found = [relation(x, target) for x in (inputs.flatten(1), read)]
+    best = [max(f[k] for k in f if k.startswith("explained_")) for f in found if f]
+    return {"explained_all": best[0], "explained_read": best[1]} if len(best) == 2 else {}
+
+
+def _whole_part(subject: Subject, parts: list[Tensor]) -> dict[str, object]:
+    """The first of several inputs with which neither answers nor loss change."""
+    longest = max((t.shape[1] for t in parts if t.ndim > 1), default=0)
+    handed = _handed(subject) if subject.replica.whole else {id(t) for t in parts}
+    for place, part in enumerate(parts):
+        if (
+            id(part) not in handed
+            or not part.ndim
+            or _marks(part, longest)
+            or not bool((part != part[:1]).any())
+        ):
+            continue
+        other = tensors(subject.others[0])[place]  # rows in another order may cost the same
+        if other.shape != part.shape:
+            continue
+        others = each(subject.batch[0], lambda t, p=part, o=other: o if t is p else t)
+        if _changed(subject, (others, subject.batch[1])) <= SAME:
+            return {"unread": {"place": place + 1, "inputs": len(parts)}}
+    return {}
+
+
+def _handed(subject: Subject) -> set[int]:
+    """Ids of the tensors of a batch that the model is called with: a loss may leave others out."""
+    seen: set[int] = set()
+
+    def enter(module: object, args: object, kwargs: object) -> None:
+        seen.update(id(t) for t in tensors((args, kwargs)))
+
+    handle = subject.model.register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        subject.outputs(subject.batch)
+    finally:
+        handle.remove()
+    return seen
+
+
+def _idle_mark(subject: Subject) -> dict[str, object]:
+    """Which tensor of a batch is one of zeros and ones that the loss does not depend on."""
+    pairs = zip(tensors(subject.batch), tensors(subject.others))
+    for place, (part, other) in enumerate(pairs):
+        if part.shape != other.shape or part.ndim > 2 or bool((part == part[:1]).all()):
+            continue
+        if not bool(((part == 0) | (part == 1)).all()) or torch.equal(part, other):
+            continue
+        batch = each(subject.batch, lambda t, p=part, o=other: o if t is p else t)
+        if _changed(subject, batch) <= SAME:
+            return {"idle_mark": place + 1}
+    return {}
+
+
+def _marks(part: Tensor, longest: int) -> bool:
+    """Masks of zeros and ones, and lengths: a network may find them out by itself."""
+    if part.dtype == torch.bool or bool(((part == 0) | (part == 1)).all()):
+        return True
+    whole = not part.is_floating_point() and part.ndim == 1
+    return whole and longest > 2 and 1 <= int(part.min()) and int(part.max()) <= longest
+
+
+def _changed(subject: Subject, batch: Batch) -> float:
+    """Change of the answers and, where the loss calls the model, of the loss and its slopes."""
+    found = []
+    for one in (subject.batch, batch):
+        with Calm():
+            seen = subject.outputs(one)
+        found.append([*seen, *(_slopes(subject, one) if subject.replica.whole else [])])
+    if not found[0] or not any(bool((t != t.flatten()[0]).any()) for t in found[0]):
+        return 1.0  # one answer to everything has names of its own
+    return difference(found[0], found[1], slice(None))
+
+
+def _slopes(subject: Subject, batch: Batch) -> list[Tensor]:
+    """A loss that calls the model, and its slopes at the weights: a ratio begins at 1 for all."""
+    weights = [p for p in subject.model.parameters() if p.requires_grad]
+    with torch.enable_grad(), undisturbed(subject.model, training=False), Calm():
+        loss = subject.replica.value(batch)
+        found = gradients(loss, weights, subject.model) if loss.requires_grad and weights else []
+    return [loss.detach().reshape(1), *(g for g in found if g is not None)]
+
+
+def _still(subject: Subject, x: Tensor) -> Tensor:
+    """Entries of a row that do not move the answers: by their gradient, and by other rows'."""
+    none = torch.zeros_like(x[0], dtype=torch.bool)
+    still = _flat(subject, x) if x.is_floating_point() else none
+    if not x.is_floating_point() and x.ndim == 2 and x.shape[1] <= FEW:
+        for column in range(x.shape[1]):
+            other = x.clone()
+            other[:, column] = x[:, column].roll(1, 0)
+            still[column] = _changed(subject, (other, subject.batch[1])) <= SAME
+    if not bool(still.any()):
+        return still
+    moved = torch.where(still, x.roll(1, 0), x)
+    confirmed = _changed(subject, (moved, subject.batch[1])) <= SAME
+    return still if confirmed else none
+
+
+def _flat(subject: Subject, x: Tensor) -> Tensor:
+    """Entries at which the slope of the answers is 0 in all rows."""
+    leaf = x.detach().clone().requires_grad_()
+    with torch.enable_grad(), undisturbed(subject.model, training=False), Calm():
+        answers: list[Any] = floats(subject.answer((leaf, subject.batch[1])))
+        generator = torch.Generator().manual_seed(5)
+        weighed = [
+            (t * torch.randn(t.shape, generator=generator).to(t)).sum()
+            for t in answers
+            if t.requires_grad
+        ]
+        if not weighed:
+            return torch.zeros_like(x[0], dtype=torch.bool)
+        (slope,) = torch.autograd.grad(torch.stack(weighed).sum(), leaf, allow_unused=True)
+    if slope is None:
+        return torch.zeros_like(x[0], dtype=torch.bool)
+    return (slope == 0).all(0)
