@@ -195,6 +195,17 @@ def _pulled_goal(ev: Evidence) -> Iterable[Finding]:
         yield Finding("target_not_detached", "warning", (place,), {}, why, fix=fix)
 
 
+def _squashed_twice(ev: Evidence) -> Iterable[Finding]:
+    found = ev.wiring.get("squashed_twice")
+    if not found:
+        return
+    by, loss = found["by"], found["loss"]
+    why = f"{loss} squashes by itself what a {by} in front of it has squashed"
+    fix = f"F.{loss}(scores, target), without the {by}"
+    severity = "critical" if ev.harmed else "warning"
+    yield Finding("head_mismatch", severity, (found["place"],), {}, why, fix=fix)
+
+
 def _ends(ev: Evidence) -> Iterable[Finding]:
     place, mark = ev.wiring.get("looks_ahead"), ev.wiring.get("idle_mark")
     if not place or not mark:
@@ -278,5 +289,6 @@ CHECKS = (
     _nearer,
     _pulled_goal,
     _ends,
+    _squashed_twice,
     _breaches,
 )

@@ -208,9 +208,7 @@ def _unread(ev: Evidence) -> Iterable[Finding]:
     else:
         share, entries = float(found["share"]), int(found["entries"])
         first = ", ".join(map(str, found["first"]))
-        why = (
-            f"{share:.0%} of a row of the inputs change no answer, the first at [{first}]"
-        )
+        why = f"{share:.0%} of a row of the inputs change no answer, the first at [{first}]"
         if related:
             why += f"; a shallow model explains {gain:.0%} more of the targets with them"
         where, numbers = ("inputs",), {"unread": share, "columns": float(entries)}

@@ -51,6 +51,7 @@ LINEAR = {*ADDING, *SUMS, "neg", "__neg__", "squeeze", "flatten", "reshape", "vi
 KEEPS_ZERO = {*TIMES, *SHARES, "neg", "abs", "square", "pow", "__pow__", "sum", "squeeze"}
 SAMPLERS = {"normal", "multinomial", "bernoulli", "poisson", "_standard_gamma", "binomial"}
 PICKS = {"max", "min", "amax", "amin", "topk", "sort", "kthvalue", "logsumexp"}
+SQUASHING = {"sigmoid": "binary_cross_entropy_with_logits", "softmax": "cross_entropy"}
 PRODUCTS = {"matmul", "__matmul__", "mm"}
 SURE = 5.0  # deviations by which negatives lie nearer than positives
 COMPARED = {
@@ -73,6 +74,7 @@ class Recorder(Located):
         self._asked: dict[int, Tensor] = {}  # by answer: the input that it belongs to
         self._given: dict[int, list[Tensor]] = {}  # by answer: what the model was called with
         self._count = 0
+        self._squashed: list[tuple[weakref.ref[Tensor], str]] = []
         self._own: list[weakref.ref[Tensor]] = []  # tables of rows against themselves
         for part in batch:
             self._root(part, NOTHING)
@@ -149,6 +151,7 @@ class Recorder(Located):
         self._asked_back(step)
         self._itself(step)
         self._nearer(step)
+        self._squashed_twice(step)
         self._pulled_goal(step)
         note = replace(
             note,
@@ -269,6 +272,15 @@ class Recorder(Located):
                 step.name in TIMES | SHARES and step.plain and step.results[0].shape == table.shape
             ):
                 self._own = [*self._own, weakref.ref(step.results[0])]
+
+    def _squashed_twice(self, step: TracedCall) -> None:
+        """Notice a loss that squashes what was squashed just before."""
+        if step.name in SQUASHING and step.results:
+            self._squashed.append((weakref.ref(step.results[0]), step.name))
+        for seen, name in self._squashed if step.name in SQUASHING.values() else ():
+            if SQUASHING[name] == step.name and step.inputs and seen() is step.inputs[0]:
+                found = {"by": name, "loss": step.name, "place": step.place}
+                step.facts.setdefault("squashed_twice", found)
 
     def _nearer(self, step: TracedCall) -> None:
         """Notice triplets whose negative lies nearer to the anchor than the positive, as given."""
