@@ -12,7 +12,7 @@ from itertools import pairwise
 from statistics import median
 
 from tikhon.diagnosis.record import Point, Probe, Record, Site
-from tikhon.diagnosis.thresholds import LEARNED, NARROW, OWN_GAIN, RELATED, WEAK
+from tikhon.diagnosis.thresholds import LEARNED, LIVELY, NARROW, OWN_GAIN, RELATED, WEAK
 
 
 class Evidence:
@@ -303,6 +303,16 @@ class Evidence:
         total = max(self.curve) - min(self.curve)
         recent = tail[-len(tail) // 3] - tail[-1]
         return total > 0 and recent > 0.05 * total and back_share(tail) < 0.2
+
+    @cached_property
+    def learning(self) -> bool:
+        """Whether the loss still falls fast at the end, smoothly or not."""
+        tail = self.curve[len(self.curve) // 3 :]
+        if len(tail) < 12:
+            return False
+        third = len(tail) // 3
+        recent = median(tail[third:-third]) - median(tail[-third:])
+        return recent > LIVELY * (max(self.curve) - min(self.curve))
 
 
 def lately(points: Sequence[Point]) -> tuple[float | None, float | None]:

@@ -283,7 +283,7 @@ def design_of(
     x = x.double() if x.is_floating_point() else _occurrences(x.long())
     if x.shape[1] > MANY_COLUMNS or not x.shape[1] or not bool(torch.isfinite(x).all()):
         return None, 0
-    x = _within(x)
+    x = within(x)
     x = x - x.mean(0)
     x = x / x.std(0).clamp_min(1e-9 + 1e-6 * float(x.abs().max()))
     generator = generator or torch.Generator(device="cpu").manual_seed(0)
@@ -294,7 +294,7 @@ def design_of(
     return torch.cat([ones, x, hidden], 1), 1 + x.shape[1]
 
 
-def _within(x: Tensor) -> Tensor:
+def within(x: Tensor) -> Tensor:
     """Columns with what lies far outside of their middle half drawn in: one row is no scale."""
     middle, reach = x.median(0).values, FAR * middle_half(x)
     reach = torch.where(reach > 0, reach, math.inf)

@@ -31,6 +31,7 @@ LARGE_WEIGHTS = 2.5  # rms(W) * sqrt(fan_in): He 1.41, Xavier and LeCun 1, PyTor
 SMALL_WEIGHTS = 0.25  # the same on the other side
 OUTLIER = 20.0  # a layer this many times smaller than the median one is singled out
 LEARNED = 0.9  # skill relative to a shallow model on the same data (convention)
+LIVELY = 0.21  # fall of the loss late in a run / all of its motion (recordings)
 RISE = 0.15  # relative rise of a loss above its own minimum (convention)
 # upward move of a late loss curve / its level: else <= 0.011, oscillating >= 0.018 (recordings)
 SWING = 0.015

@@ -270,6 +270,9 @@ def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
         effect = "what computes that number is never trained"
         advice = ("the softmax in front of the choice",)
         fix = "scores.softmax(1).topk(1), not scores.topk(1).values.softmax(1)"
+        if breach.get("kind"):
+            fix = "scores.softmax(1), the axis of the positions, for scores of (n, positions, 1)"
+            advice = ("the softmax over what is chosen from",)
         severity = "critical" if ev.harmed else "warning"
         yield Finding(
             "head_mismatch", severity, where, {}, why, effect=effect, advice=advice, fix=fix

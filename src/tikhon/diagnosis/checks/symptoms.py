@@ -426,7 +426,7 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
         numbers["width"] = float(width)
         why = f"everything passes through {width} unit(s) in {called(narrow[0])}"
         return Finding("underfitting", "warning", narrow, numbers, why)
-    return _unexplained(ev, numbers)
+    return None if ev.learning else _unexplained(ev, numbers)
 
 
 def _unexplained(ev: Evidence, numbers: dict[str, float]) -> Finding:

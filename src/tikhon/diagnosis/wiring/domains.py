@@ -105,8 +105,10 @@ def _only_one(step: TracedCall) -> Breach | None:
     """A softmax in the network needs more numbers than one to choose from."""
     scores = argument(step, 0, "input")
     axis = argument(step, 1, "dim")
-    single = isinstance(axis, int) and scores.ndim == 2 and scores.shape[axis] == 1
-    return {"code": "head_mismatch"} if single and scores.requires_grad else None
+    single = isinstance(axis, int) and scores.ndim in (2, 3) and scores.shape[axis] == 1
+    if not single or not scores.requires_grad:
+        return None
+    return {"code": "head_mismatch", "kind": "positions" if scores.ndim == 3 else ""}
 
 
 def _same_partner(step: TracedCall) -> Breach | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tikhon.data.rows import Batch, split, take, tensors
-from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, middle_half
+from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, middle_half, within
 from tikhon.diagnosis.samples import Samples
 
 SAMPLE = 1200  # rows that are judged, at most
@@ -286,7 +286,7 @@ def _deviations(
 def _columns(target: Tensor) -> Tensor | None:
     """Targets as columns of numbers: classes one-hot; None for what is neither."""
     if target.is_floating_point() or target.dtype == torch.bool:
-        return target.detach().double().reshape(len(target), -1)[:, :64].cpu()
+        return within(target.detach().double().reshape(len(target), -1)[:, :64].cpu())
     if target.ndim != 1 or not 0 <= int(target.min()) <= int(target.max()) < MANY_CLASSES:
         return None
     return torch.nn.functional.one_hot(target.detach().long()).double().cpu()
