@@ -70,6 +70,17 @@ def attention_over_the_queries(wrong: bool) -> Parts:
     return Parts(Looker(1 if wrong else -1), (x, y), nn.MSELoss())
 
 
+class Pooled(nn.Module):
+    """A mean over the positions, weighed by a score for each."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.score, self.head, self.axis = nn.Linear(6, 1), nn.Linear(6, 2), axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.score(x).softmax(self.axis) * x).sum(1))
+
+
 @pair("ends_not_masked")
 def a_reward_after_the_end(wrong: bool) -> Parts:
     state, later, reward = torch.randn(300, 4), torch.randn(300, 4), torch.randn(300)
@@ -178,6 +189,58 @@ def inputs_far_off(wrong: bool) -> Parts:
     x = torch.randn(300, 6)
     y = (x[:, :1] * x[:, 1:2]).sign()
     return Parts(mlp(6, 24, 1), (3 + 0.01 * x if wrong else x, y), nn.MSELoss(), steps=60)
+
+
+@pair("loss_ignores_targets")
+def one_column_of_the_answers_twice(wrong: bool) -> Parts:
+    x = torch.randn(300, 6)
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(z[:, 0], y[:, 0]) + F.mse_loss(z[:, 0 if wrong else 1], y[:, 1])
+
+    return Parts(mlp(6, 24, 2), (x, x[:, :2].tanh()), loss)
+
+
+@pair("constant_targets")
+def pairs_that_are_all_alike(wrong: bool) -> Parts:
+    one, other = torch.randn(300, 8), torch.randn(300, 8)
+    y = torch.ones(300)
+    if not wrong:
+        y[::2] = -1
+
+    def loss(z: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        return F.cosine_embedding_loss(z[0], z[1], labels)
+
+    return Parts(Embedded(), ((one, other), y), loss)
+
+
+@pair("head_mismatch")
+def probabilities_for_cross_entropy(wrong: bool) -> Parts:
+    y = torch.randint(4, (300,))
+    x = torch.randn(4, 6)[y] + torch.randn(300, 6)
+
+    def loss(z: Tensor, labels: Tensor) -> Tensor:
+        logs = z.log_softmax(1)
+        return F.cross_entropy(logs.exp(), labels) if wrong else F.nll_loss(logs, labels)
+
+    return Parts(mlp(6, 16, 4), (x, y), loss)
+
+
+@pair("head_mismatch")
+def attention_over_an_axis_of_one(wrong: bool) -> Parts:
+    x = torch.randn(300, 7, 6)
+    y = x[:, :, 0].amax(1).gt(1.3).long()
+    return Parts(Pooled(2 if wrong else 1), (x, y), nn.CrossEntropyLoss())
+
+
+@pair("head_mismatch")
+def a_sigmoid_in_front_of_a_loss_with_its_own(wrong: bool) -> Parts:
+    x = torch.randn(300, 6)
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(z.sigmoid() if wrong else z, y)
+
+    return Parts(mlp(6, 16, 1), (x, (x[:, :1] > 0).float()), loss)
 
 
 @pytest.mark.parametrize("name", PAIRS)

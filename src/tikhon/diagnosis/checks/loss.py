@@ -57,6 +57,20 @@ def _indifferent(ev: Evidence) -> Iterable[Finding]:
     yield Finding("loss_ignores_targets", severity, ("the loss",), numbers, why, fix=fix)
 
 
+def _deaf(ev: Evidence) -> Iterable[Finding]:
+    deaf = ev.wiring.get("deaf_columns")
+    if not deaf:
+        return
+    named = ", ".join(map(str, deaf[:5]))
+    why = f"the loss never reads column {named} of the answers, though the targets have it"
+    effect = "what gives these answers is never trained"
+    fix = "loss(output, target) of all columns; look for one index written twice"
+    numbers, advice = {"columns": float(len(deaf))}, ("a loss of every column",)
+    where = ("the loss",)
+    code, severity = "loss_ignores_targets", "critical" if ev.harmed else "warning"
+    yield Finding(code, severity, where, numbers, why, effect=effect, advice=advice, fix=fix)
+
+
 def _unknown_answers(ev: Evidence) -> Iterable[Finding]:
     share = ev.fact("box_beaten")
     if share is None or share < e.UNKNOWN:
@@ -346,6 +360,7 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
 
 CHECKS = (
     _indifferent,
+    _deaf,
     _unknown_answers,
     _upside_down,
     _endless,

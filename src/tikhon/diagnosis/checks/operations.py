@@ -228,9 +228,18 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
             continue  # of targets beside the answers all rows are known
         told.add((name, kind))
         if breach["code"] == "constant_targets":
-            if ev.wiring.get("constant_target") and not ev.wiring.get("whole"):
+            ranked = kind == "pairs" and ev.wiring.get("candidates")
+            if ev.wiring.get("constant_target") and not ev.wiring.get("whole") and not ranked:
                 continue  # the data say it themselves
             same = float(breach["low"])
+            if kind == "pairs":
+                why = f"all pairs of {name} have the label {same:.3g}: none pulls the other way"
+                effect = "the best answer to every row is one and the same"
+                fix = "labels 1 of pairs that are alike and -1 of others, with enough of both"
+                numbers = {"target_low": same, "target_high": same}
+                code = "constant_targets"
+                yield Finding(code, "critical", where, numbers, why, effect=effect, fix=fix)
+                continue
             why = "a table of rows against rows gets one partner for all of them"
             effect = "all rows are pulled to one"
             fix = "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a)))"
@@ -265,6 +274,9 @@ def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
         advice = ("learn the logarithm itself",)
         fix = "s.exp() where the weight stands, and s where its logarithm stands"
         yield Finding("undefined_operation", "warning", where, {}, why, advice=advice, fix=fix)
+    elif breach.get("kind") == "probabilities":
+        if not {"softmax"} & set(ev.static.get("head") or ()):
+            yield from _probabilities(ev, where)
     elif not ev.wiring.get("softmax_over_one") and "softmax" not in (ev.static.get("head") or ()):
         why = "a softmax of one number is 1, whatever the number: no gradient passes it"
         effect = "what computes that number is never trained"
@@ -277,6 +289,15 @@ def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
         yield Finding(
             "head_mismatch", severity, where, {}, why, effect=effect, advice=advice, fix=fix
         )
+
+
+def _probabilities(ev: Evidence, where: tuple[str, ...]) -> Iterable[Finding]:
+    if ev.wiring.get("squashed_twice"):
+        return
+    why = "cross_entropy is given probabilities: it takes scores, and squashes them by itself"
+    fix = "F.cross_entropy(scores, target); or F.nll_loss of their log_softmax"
+    severity = "critical" if ev.harmed else "warning"
+    yield Finding("head_mismatch", severity, where, {}, why, fix=fix)
 
 
 CHECKS = (

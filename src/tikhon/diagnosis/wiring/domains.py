@@ -22,6 +22,9 @@ SIGNED = {  # by name: where the targets stand
 }
 
 
+ALIKE = ("cosine_embedding_loss", "hinge_embedding_loss")  # of pairs that are alike, or are not
+
+
 def breach(step: TracedCall) -> Breach | None:
     """What a call of a loss breaks, as code, ends and place; None where it breaks nothing."""
     check = CHECKED.get(step.name)
@@ -75,6 +78,10 @@ def _out_of_range(kind: str, target: Tensor) -> Breach:
 def _signs(step: TracedCall) -> Breach | None:
     """Targets of -1 and 1."""
     target = argument(step, SIGNED[step.name], "target")
+    if step.name in ALIKE and isinstance(target, Tensor) and target.numel() > 2:
+        if bool((target == target.flatten()[0]).all()):
+            value = float(target.flatten()[0])
+            return {"code": "constant_targets", "kind": "pairs", "low": value, "high": value}
     if not isinstance(target, Tensor) or bool(((target == 1) | (target == -1)).all()):
         return None
     return _out_of_range("signs", target)
@@ -114,11 +121,25 @@ def _only_one(step: TracedCall) -> Breach | None:
 def _same_partner(step: TracedCall) -> Breach | None:
     """A table of rows against rows wants a partner of its own for each row."""
     scores, target = argument(step, 0, "input"), argument(step, 1, "target")
+    if (
+        scores.ndim == 2
+        and scores.shape[1] > 1
+        and scores.requires_grad
+        and _shares_of_one(scores)
+    ):
+        return {"code": "head_mismatch", "kind": "probabilities"}
     square = scores.ndim == 2 and scores.shape[0] == scores.shape[1] > 2
     named = square and isinstance(target, Tensor) and target.ndim == 1
     if not named or target.is_floating_point() or not bool((target == target[:1]).all()):
         return None
     return {"code": "constant_targets", "low": float(target[0]), "high": float(target[0])}
+
+
+def _shares_of_one(scores: Tensor) -> bool:
+    """Whether each row is 0 or more and adds up to 1."""
+    given = scores.detach().double()
+    off = (given.sum(1) - 1).abs().max()
+    return bool((given >= 0).all()) and float(off) <= TOLERANCE.get(scores.dtype, EXACT)
 
 
 def _unbounded(step: TracedCall) -> Breach | None:

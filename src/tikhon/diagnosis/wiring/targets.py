@@ -28,6 +28,7 @@ def target_facts(subject: Subject) -> dict[str, object]:
     base = bench.gradient(target)
     facts = _pulls(subject, bench, base, target)
     facts |= _indifferent(subject, bench, base, target)
+    facts |= _deaf_columns(bench, base, target)
     facts |= _two_sided(subject, output, target)
     facts |= _one_sided(subject, output, target)
     facts |= _right_answers(subject, output, target)
@@ -102,6 +103,18 @@ def _pulls(
     if bool(meant.any()) and bool((size > 0).any()):
         facts["unheard"] = float((size[meant] == 0).double().mean())
     return facts | _silent_classes(base, target, rows)
+
+
+def _deaf_columns(bench: Bench, base: list[Tensor] | None, target: Tensor) -> dict[str, object]:
+    """Columns of the answers that the loss never reads, though each target has one."""
+    if base is None or len(base) != 1 or base[0].shape != target.shape or target.ndim != 2:
+        return {}
+    if target.shape[1] < 2 or not target.is_floating_point():
+        return {}
+    heard = sum(g[0].abs().sum(0) for g in (base, *_at_the_ends(bench, target)))
+    assert isinstance(heard, Tensor)
+    deaf = (heard == 0).nonzero().flatten().tolist()
+    return {"deaf_columns": deaf} if 0 < len(deaf) < target.shape[1] else {}
 
 
 def _sizes(gradient: list[Tensor], rows: int) -> Tensor:
