@@ -261,3 +261,11 @@ def test_what_a_network_need_not_read_is_information():
     found = asked(Parts(Part(3), (wave[:, :-1].flip(1), wave[:, -1:]), nn.MSELoss(), rate=1e-4))
     assert "inputs_ignored" in {f.code for f in found.findings}
     assert "inputs_ignored" not in found.labels, str(found)
+
+
+def test_a_run_that_learns_nothing_is_not_called_fine():
+    """Noise has nothing to learn: no cause is found, and nothing is praised."""
+    torch.manual_seed(0)
+    data = torch.randn(100, 5), torch.randn(100, 1)
+    found = asked(Parts(nn.Linear(5, 1), data, nn.MSELoss(), rate=1e-9, steps=30))
+    assert found.ok == ("NOTHING LEARNED" in str(found).splitlines()[0]), str(found)

@@ -12,7 +12,7 @@ from itertools import pairwise
 from statistics import median
 
 from tikhon.diagnosis.record import Point, Probe, Record, Site
-from tikhon.diagnosis.thresholds import LEARNED, LIVELY, NARROW, OWN_GAIN, RELATED, WEAK
+from tikhon.diagnosis.thresholds import LEARNED, LIVELY, NARROW, OWN_GAIN, RELATED, STILL, WEAK
 
 
 class Evidence:
@@ -303,6 +303,14 @@ class Evidence:
         total = max(self.curve) - min(self.curve)
         recent = tail[-len(tail) // 3] - tail[-1]
         return total > 0 and recent > 0.05 * total and back_share(tail) < 0.2
+
+    @cached_property
+    def still(self) -> bool:
+        """Whether a run has learned nothing, and its loss has not fallen either."""
+        if not self.trained or self.learned >= STILL or len(self.curve) < 6:
+            return False
+        first, late = self.curve[0], median(self.curve[-len(self.curve) // 3 :])
+        return late >= first - STILL * abs(first)
 
     @cached_property
     def learning(self) -> bool:

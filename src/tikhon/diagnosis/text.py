@@ -55,7 +55,10 @@ def _title(diagnosis: Diagnosis) -> str:
     count = f"{layers} weight layer{'s' if layers > 1 else ''}, " if layers else ""
     size = f"{record.model}, {count}batch {record.batch_size}"
     left = f"tikhon diagnose: {size}, {how}"
-    return f"{left}  {VERDICTS[diagnosis.worst()]}"[:WIDTH]
+    verdict = VERDICTS[diagnosis.worst()]
+    if diagnosis.ok and Evidence(record).still:
+        verdict = "NOTHING LEARNED, NO CAUSE FOUND"
+    return f"{left}  {verdict}"[:WIDTH]
 
 
 def _folded(finding: Finding, findings: tuple[Finding, ...]) -> bool:

@@ -15,6 +15,7 @@ from tikhon.diagnosis.wiring.signal import relation, sample
 from tikhon.diagnosis.wiring.subject import Subject, difference, floats
 
 SAME = 1e-6  # change of the answers, or of the loss, that is rounding
+EXPLAINED = ("explained_straight", "explained_bent")
 FEW = 16  # columns of whole numbers that are tried one by one
 
 
@@ -51,13 +52,14 @@ def _worth(source: Samples, mask: Tensor) -> dict[str, object]:
         return {}
     read = inputs[:, ~mask.to(inputs.device)]
     found = [relation(x, target) for x in (inputs.flatten(1), read)]
-    best = [max(f[k] for k in f if k.startswith("explained_")) for f in found if f]
+    known = [[v for k, v in f.items() if k in EXPLAINED and isinstance(v, float)] for f in found]
+    best = [max(values) for values in known if values]
     return {"explained_all": best[0], "explained_read": best[1]} if len(best) == 2 else {}
 
 
 def _whole_part(subject: Subject, parts: list[Tensor]) -> dict[str, object]:
     """The first of several inputs with which neither answers nor loss change."""
-    longest = max((t.shape[1] for t in parts if t.ndim > 1), default=0)
+    longest = max((int(t.shape[1]) for t in parts if t.ndim > 1), default=0)
     handed = _handed(subject) if subject.replica.whole else {id(t) for t in parts}
     for place, part in enumerate(parts):
         if (
@@ -127,7 +129,7 @@ def _changed(subject: Subject, batch: Batch) -> float:
 
 def _slopes(subject: Subject, batch: Batch) -> list[Tensor]:
     """A loss that calls the model, and its slopes at the weights: a ratio begins at 1 for all."""
-    weights = [p for p in subject.model.parameters() if p.requires_grad]
+    weights: list[Tensor] = [p for p in subject.model.parameters() if p.requires_grad]
     with torch.enable_grad(), undisturbed(subject.model, training=False), Calm():
         loss = subject.replica.value(batch)
         found = gradients(loss, weights, subject.model) if loss.requires_grad and weights else []
