@@ -22,6 +22,7 @@ from tikhon.diagnosis.checks import (
     loss as loss_checks,
     operations,
     static,
+    unread,
     wiring,
 )
 from tikhon.diagnosis.checks.symptoms import symptoms
@@ -36,7 +37,13 @@ from tikhon.diagnosis.text import html_page, screen
 from tikhon.errors import InputError
 
 # of a program as it is written: causes before what follows from them
-WIRING = (*wiring.CHECKS, *operations.CHECKS, *loss_checks.CHECKS, *data_checks.CHECKS)
+WIRING = (
+    *wiring.CHECKS,
+    *unread.CHECKS,
+    *operations.CHECKS,
+    *loss_checks.CHECKS,
+    *data_checks.CHECKS,
+)
 # critical where a control run has shown them to be causes, or the floor of what the head can say
 PROVEN = {"frozen_parameters", "missing_from_optimizer", "head_mismatch"}
 # evidence of a control run: what it shows is a cause

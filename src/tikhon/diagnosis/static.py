@@ -33,8 +33,8 @@ from tikhon.diagnosis.reference import (
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.calls import DROPOUTS
-from tikhon.regularizer.targets import NORMS
 from tikhon.regularizer.rounding import SHORT
+from tikhon.regularizer.targets import NORMS
 
 Steps = Sequence[Callable[[Tensor], Tensor]]  # one after the other
 DROPOUT = nn.modules.dropout._DropoutNd

@@ -221,7 +221,7 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
 
 
-def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
+def _several(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     used = set(w.get("loss_functions") or ())
     most = number((w.get("target_sums") or [0, 0])[1]) or 0.0
@@ -247,6 +247,11 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
         fix = "nn.BCEWithLogitsLoss() on the scores, without the softmax"
         numbers = {"ones_in_a_row": most}
         yield Finding("multilabel_softmax", "critical", ("the loss",), numbers, why, fix=fix)
+
+
+def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
+    w = ev.wiring
+    used = set(w.get("loss_functions") or ())
     gain = ev.fact("class_gain")
     one = w.get("output_shape") in ([], [1])
     if used & REGRESSIONS and one and gain is not None and gain > e.BY_CLASS:
@@ -365,6 +370,7 @@ CHECKS = (
     _upside_down,
     _endless,
     _domain,
+    _several,
     _kind_of_loss,
     _padding,
     _operation,

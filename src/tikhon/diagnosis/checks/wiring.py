@@ -192,38 +192,6 @@ def _one_step(ev: Evidence) -> Iterable[Finding]:
     )
 
 
-def _unread(ev: Evidence) -> Iterable[Finding]:
-    """Parts of the inputs that no answer depends on, though the targets do."""
-    found = ev.wiring.get("unread")
-    if not found or any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows")):
-        return
-    every, read = (ev.fact(f"explained_{k}") for k in ("all", "read"))
-    gain = every - max(read, 0.0) if every is not None and read is not None else 0.0
-    related = "place" in found or gain > e.BENDS
-    if "place" in found:
-        place, count = found["place"], found["inputs"]
-        why = f"input {place} of {count} changes no answer: other rows in its place give the same"
-        where, numbers = (f"input {place}",), {"inputs": float(count)}
-        fix = "use each argument of forward: look for one name written twice, or a 0 as a factor"
-    else:
-        share, entries = float(found["share"]), int(found["entries"])
-        first = ", ".join(map(str, found["first"]))
-        why = f"{share:.0%} of a row of the inputs change no answer, the first at [{first}]"
-        if related:
-            why += f"; a shallow model explains {gain:.0%} more of the targets with them"
-        where, numbers = ("inputs",), {"unread": share, "columns": float(entries)}
-        fix = "look for x[:, :k], x[:, 0] or a reshape that leaves some of the inputs out"
-    yield Finding(
-        "inputs_ignored",
-        "critical" if ev.harmed and related else "info",
-        where,
-        numbers,
-        why,
-        effect="what these parts hold is never used",
-        fix=fix,
-    )
-
-
 def _named_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
     """Whether dead or saturated units or equal weights, with names of their own, make it so."""
     first = ev.first
@@ -361,19 +329,6 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
             why = "the target of one row pulls at the output of another: axes are mixed up"
         fix = "output.transpose(1, 2) of (n, time, classes); loss on output.flatten(0, 1)"
     yield Finding("positions_mixed", "critical", where, {}, why, fix=fix)
-
-
-def _over_queries(ev: Evidence) -> Iterable[Finding]:
-    place = ev.wiring.get("over_queries")
-    if place:
-        why = (
-            f"the softmax at {place} runs over the queries: what a position gives to all adds up "
-            "to 1, and what it takes does not"
-        )
-        effect = "how much a position takes in depends on what the others look at"
-        fix = "softmax(scores, dim=-1): the axis of the keys"
-        severity = "critical" if ev.harmed else "warning"
-        yield Finding("positions_mixed", severity, (place,), {}, why, effect=effect, fix=fix)
 
 
 def order_of(before: list[int], after: list[int]) -> list[int]:
@@ -553,20 +508,6 @@ def _short_floats(ev: Evidence) -> Iterable[Finding]:
     )
 
 
-def _lost_eps(ev: Evidence) -> Iterable[Finding]:
-    lost = tuple(ev.static.get("eps_lost") or ())
-    if not lost or (ev.record.failure is None and not ev.harmed):
-        return
-    eps = float(ev.record.optimizer.get("eps") or 0.0)
-    why = (
-        f"the optimizer divides by a root plus eps = {eps:.0e}, which is 0 in the 16 bits of "
-        "these weights: where a gradient is 0 it divides 0 by 0"
-    )
-    fix = "model.float() and torch.autocast around the forward pass; or eps=1e-4"
-    numbers = {"parameters": float(len(lost))}
-    yield Finding("undefined_operation", "critical", lost, numbers, why, fix=fix)
-
-
 def _shared(ev: Evidence) -> Iterable[Finding]:
     shared = tuple(ev.static.get("shared") or ())
     if shared:
@@ -591,8 +532,6 @@ CHECKS = (
     _told,
     _shifted_twice,
     _positions,
-    _over_queries,
-    _unread,
     _straight,
     _order,
     _undivided,
@@ -600,6 +539,5 @@ CHECKS = (
     _random,
     _few_rows,
     _short_floats,
-    _lost_eps,
     _shared,
 )
