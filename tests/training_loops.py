@@ -478,6 +478,19 @@ def eval_mode_after_the_first_evaluation():
     return health
 
 
+@broken("eval_mode_in_training")
+def parts_that_are_put_into_eval_mode_while_the_whole_stays():
+    body = net(nn.BatchNorm1d(32), nn.Dropout(0.2))
+    model = nn.Sequential(body, nn.Linear(2, 2))
+    engine = adam(model)
+    with watched(model, engine) as health:
+        for k, (x, y) in enumerate(batches()):
+            step(model, engine, x, y)
+            if k == 20:
+                body.eval()
+    return health
+
+
 @broken("repeated_batch")
 def a_new_iterator_in_every_step():
     model = net()
@@ -645,6 +658,29 @@ def frozen_backbone_in_eval_mode():
         for x, y in batches():
             model.train()
             backbone.eval()
+            step(model, engine, x, y)
+    return health
+
+
+@healthy
+def a_frozen_backbone_whose_whole_model_is_in_eval_mode():
+    backbone = nn.Sequential(nn.Linear(10, 32), nn.BatchNorm1d(32), nn.ReLU())
+    model = nn.Sequential(backbone.requires_grad_(False), nn.Linear(32, 2)).eval()
+    engine = adam(model[1])
+    with watched(model, engine) as health:
+        for x, y in batches():
+            step(model, engine, x, y)
+    return health
+
+
+@healthy
+def norms_that_are_kept_in_eval_mode_one_by_one():
+    model = net(nn.BatchNorm1d(32))
+    engine = adam(model)
+    with watched(model, engine) as health:
+        for x, y in batches():
+            model.train()
+            model[2].eval()
             step(model, engine, x, y)
     return health
 

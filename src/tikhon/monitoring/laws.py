@@ -48,7 +48,6 @@ class Loop:
     backwards: bool  # a gradient of the model is there
     empty: int  # steps in a row in which no tensor of the optimizer had a gradient
     frozen: frozenset[str]  # tensors that did not require a gradient when the watch began
-    modal: bool  # layers that differ between train and eval mode
     ended: bool
     history: StepHistory
 
@@ -319,7 +318,7 @@ def overwritten(loop: Loop) -> Alarm | None:
 def eval_mode(loop: Loop) -> Alarm | None:
     """Training in eval mode."""
     streak = loop.history.streak("eval")
-    if not loop.modal or not loop.lasts(streak):
+    if not loop.lasts(streak):
         return None
     return Alarm(
         "eval_mode_in_training",

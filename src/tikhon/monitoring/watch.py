@@ -28,8 +28,6 @@ from tikhon.regularizer.targets import local
 from tikhon.runs.files import write_json
 from tikhon.wrappers import unwrap
 
-_MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)  # differ in eval mode
-
 
 class NonFiniteError(ArithmeticError):
     """A number is not finite any more; the message names the first bad tensor and the step."""
@@ -129,7 +127,6 @@ class Watch:
             backwards=any(p.grad is not None for p in self.model.parameters()),
             empty=self._empty,
             frozen=self._frozen,
-            modal=any(isinstance(m, _MODAL) for m in self.model.modules()),
             ended=self._ended,
             history=self._history,
         )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 Probe = tuple[str, Tensor]  # "optimizer" or "model", and a trainable tensor of it
+_MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)  # differ in eval mode
 
 
 class Window:
@@ -40,7 +41,7 @@ class Window:
         """A forward pass of the model that builds a graph."""
         self.forwards += 1
         self.unfinished = True
-        self._mode = module.training
+        self._mode = trains(module)
 
     @property
     def backwards(self) -> int:
@@ -85,6 +86,22 @@ class Window:
             self._arrived[index] = pending[1] if arrived is None else arrived + pending[1]
 
         return hook
+
+
+def trains(model: nn.Module) -> bool:
+    """Whether a layer that differs in eval mode is in train mode, or none is meant to be.
+
+    Layers of frozen parts, and those that were put into eval mode one by one (their parent trains
+    on), are meant as they are.
+    """
+    modes = [
+        parent.training or layer.training
+        for parent in model.modules()
+        if any(p.requires_grad for p in parent.parameters())
+        for layer in parent.children()
+        if isinstance(layer, _MODAL)
+    ]
+    return any(modes) or not modes
 
 
 def probes_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Probe]:
