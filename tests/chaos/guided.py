@@ -65,17 +65,17 @@ class Guided:
     def once(self, content: bytes) -> bool:
         """Whether the input reached something new."""
         self.tried += 1
-        before = len(self.seen)
+        before, other = len(self.seen), sys.gettrace()  # that of a measured coverage
         sys.settrace(self.trace)
         try:
             self.target(content)
         except self.allowed:
             self.refused += 1
         except Exception as error:
-            sys.settrace(None)
+            sys.settrace(other)
             self.failures.setdefault(f"{type(error).__name__}: {str(error)[:200]}", content)
         finally:
-            sys.settrace(None)
+            sys.settrace(other)
         return len(self.seen) > before
 
     def trace(self, frame: FrameType, event: str, argument: Any) -> Any:

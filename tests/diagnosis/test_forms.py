@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import warnings
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader, TensorDataset
 
 from faulty import CE, adam, classes, deep, fingerprint, he, same
 from tikhon.data.rows import each, join, split, take, tensors, whole
@@ -129,6 +130,52 @@ def test_a_healthy_program_of_any_form_is_trained_and_left_alone(name):
     losses = found.record.losses
     assert losses[-1] < 0.5 * losses[0]
     assert found.record.points[-1].valid_loss is not None
+
+
+def schedule(engine):
+    return torch.optim.lr_scheduler.StepLR(engine, 1000)
+
+
+CONFIGURED = {
+    "an optimizer": lambda engine: engine,
+    "a list": lambda engine: [engine],
+    "with a schedule": lambda engine: ([engine], [schedule(engine)]),
+    "a dictionary": lambda engine: {"optimizer": engine, "lr_scheduler": schedule(engine)},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_a_lightning_module_is_trained_by_the_optimizer_that_it_configures(name):
+    torch.manual_seed(0)
+    model = Lightning()
+    model.configure_optimizers = lambda: CONFIGURED[name](adam(0.01)(model.parameters()))
+    found = diagnose(model, classes(), None, steps=50)
+    given = diagnose(model, classes(), None, optimizer=adam(0.01), steps=50)
+    assert found.record.losses == given.record.losses
+    assert len(found.record.losses) == 50
+    assert "AdamW lr 0.01, 50 steps" in str(found)
+    assert found.record.wiring["unmeasured"] == {}, "the module is held by what it holds"
+
+
+def two(model):
+    return [adam(0.01)(model.body.parameters()), adam(0.01)(model.body.parameters())]
+
+
+@pytest.mark.parametrize(
+    "configure", [two, lambda model: model.trainer, lambda model, decay: None]
+)
+def test_an_optimizer_that_cannot_be_taken_leaves_the_first_step_alone(configure):
+    model = Lightning()
+    model.configure_optimizers = MethodType(configure, model)
+    assert "no optimizer: step 0 only" in str(diagnose(model, classes(), None, steps=50))
+
+
+@pytest.mark.parametrize("rows", [16, 100])
+def test_the_batch_is_that_of_the_loader(rows):
+    loader = DataLoader(TensorDataset(*classes()), batch_size=rows)
+    found = diagnose(he(deep(2, nn.ReLU, 32)), loader, CE, optimizer=adam(0.01), steps=20)
+    assert found.record.batch_size == rows
+    assert f"batch {rows}," in str(found)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -152,7 +152,8 @@ def diagnose(
             give it. None takes the model's own: `training_step` of a Lightning module, or `.loss`
             of what a Hugging Face model returns.
         optimizer: the optimizer bound to the model (copied with groups and state), or a factory
-            called with the parameters; without it there is no dry run.
+            called with the parameters; without it there is no dry run, but for a Lightning
+            module with `loss=None`, whose `configure_optimizers` gives it.
         valid: data for validation, like `data`; needed to see overfitting.
         steps: length of the dry run, >= 0.
         batch_size: rows of a batch, >= 1; a loader brings its own.

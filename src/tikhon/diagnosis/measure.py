@@ -18,6 +18,7 @@ from tikhon.diagnosis.replica import (
     Replica,
     gradients,
     isolated,
+    own_optimizer,
     replicate,
     undisturbed,
 )
@@ -47,15 +48,14 @@ def measure(
     _check(model, steps, batch_size, clip)
     with isolated(unwrap(model), seed):
         source = samples(data)
+        optimizer, foreign = _trained_by(optimizer, loss, unwrap(model))
         loss = None if loss is None else in_a_loop(loss, source.probe[1])
-        foreign = holds_nothing(optimizer, unwrap(model))
-        optimizer = None if foreign else optimizer
         judge = samples(valid, rows=512, name="valid").probe if valid is not None else None
         check_fit(unwrap(model), source.probe)
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
         if not replica.whole:
             check_target(source.probe)
-        size = min(batch_size, source.rows)
+        size = min(source.batch or batch_size, source.rows)
         data_facts = static.data_facts(source, replica.model)
         facts = static.model_facts(replica, size)
         facts["foreign_optimizer"] = foreign
@@ -134,6 +134,14 @@ def _drift(spreads: list[float]) -> dict[str, Any]:
     few = max(1, len(spreads) // 10)
     first, last = (sum(part) / few for part in (spreads[:few], spreads[-few:]))
     return {"drift": last / first} if len(spreads) >= 20 and first > 0 else {}
+
+
+def _trained_by(optimizer: object, loss: object, model: nn.Module) -> tuple[object, bool]:
+    """The optimizer of the dry run, and whether the one that was given trains another model."""
+    if loss is None and optimizer is None:
+        optimizer = own_optimizer(model)
+    foreign = holds_nothing(optimizer, model)
+    return None if foreign else optimizer, foreign
 
 
 def _held(optimizer: object) -> set[int]:

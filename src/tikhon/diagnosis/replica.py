@@ -121,6 +121,28 @@ def own_loss(model: nn.Module, batch: object) -> Tensor:
     return result
 
 
+def own_optimizer(model: nn.Module) -> Optimizer | None:
+    """The optimizer of `configure_optimizers` of a Lightning module.
+
+    None where there is none, where it cannot be made without its trainer, and for several, each
+    of which steps for a loss of its own.
+    """
+    configure = getattr(model, "configure_optimizers", None)
+    if not callable(configure):
+        return None
+    try:
+        given = configure()
+    except Exception:
+        return None
+    if isinstance(given, Sequence) and len(given) == 2 and isinstance(given[0], Sequence):
+        given = given[0]  # and their schedules
+    if isinstance(given, Sequence):
+        given = given[0] if len(given) == 1 else None
+    if isinstance(given, Mapping):
+        given = given.get("optimizer")
+    return given if isinstance(given, Optimizer) else None
+
+
 def _without_loss(model: nn.Module, reason: str) -> str:
     return (
         f"{type(model).__name__} gives no loss of its own ({reason}); "

@@ -32,6 +32,7 @@ class Samples:
     source: Any  # (inputs, target) to index, or an iterable of batches
     rows: int
     indexed: bool
+    batch: int | None = None  # rows of a batch, where a loader brings its own
 
     def stream(self, size: int, seed: int) -> Iterator[Batch]:
         """Batches without end: whole shuffled epochs of a pair, or the loader again and again.
@@ -75,12 +76,12 @@ def _from_loader(loader: Iterable[object], rows: int, name: str) -> Samples:
         raise DataError(f"{name}: the loader gave no batch")
     if iter(loader) is loader:
         # an iterator is spent after one pass: what was read is all there is to train on
-        return Samples(join(parts), join(parts), count, True)
+        return Samples(join(parts), join(parts), count, True, length(parts[0]))
     try:
         joined = join(parts)
     except (RuntimeError, TypeError):  # batches of unequal shapes: sequences without padding
         joined = parts[0]
-    return Samples(joined, loader, count, False)
+    return Samples(joined, loader, count, False, length(parts[0]))
 
 
 def check_target(batch: Batch) -> None:

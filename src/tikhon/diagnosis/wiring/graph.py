@@ -106,9 +106,10 @@ def _strangers(
     }
 
 
-def _loose(model: nn.Module) -> Any:
-    """(name, tensor) of what hangs on the modules without being registered."""
-    seen: set[int] = set()
+def _loose(model: nn.Module, seen: set[int] | None = None) -> Any:
+    """(name, tensor) of what hangs on the modules without being registered, each module once."""
+    seen = set() if seen is None else seen
+    seen.update(id(module) for module in model.modules())
     for prefix, module in model.named_modules():
         for key, value in vars(module).items():
             if key not in ("_parameters", "_modules", "_buffers"):
@@ -119,9 +120,8 @@ def _search(value: object, name: str, deep: int, seen: set[int]) -> Any:
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, nn.Module) and id(value) not in seen:
-        seen.add(id(value))
         yield from ((f"{name}.{n}", p) for n, p in value.named_parameters())
-        for inner, tensor in _loose(value):
+        for inner, tensor in _loose(value, seen):
             yield f"{name}.{inner}", tensor
     elif isinstance(value, list | tuple) and deep:
         for k, part in enumerate(value):
