@@ -57,26 +57,27 @@ def measure(
             check_target(source.probe)
         size = min(source.batch or batch_size, source.rows)
         data_facts = static.data_facts(source, replica.model)
-        facts = static.model_facts(replica, size)
-        facts["foreign_optimizer"] = foreign
-        trial = DryRun()
-        wiring: dict[str, Any] = {}
-        if data_facts["nonfinite"]:
+        holes = bool(data_facts["nonfinite"])
+        data_facts["left_out"] = holes and _leaves_out(replicate(model, loss), source, data_facts)
+        facts = static.model_facts(replica, size) | {"foreign_optimizer": foreign}
+        trial, wiring = DryRun(), dict[str, Any]()
+        if holes and not data_facts["left_out"]:
             trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
         else:
             wired = replicate(model, loss)  # a copy that no step has touched
             trial = _trial(replica, source, facts, steps, size, seed, judge)
-            wiring = wiring_facts(
-                wired,
-                source,
-                valid=judge,
-                sites=trial.sites,
-                batch_size=size,
-                held=_held(optimizer),
-            )
+            if not holes:  # tests of rows, columns and targets are made for numbers
+                wiring = wiring_facts(
+                    wired,
+                    source,
+                    valid=judge,
+                    sites=trial.sites,
+                    batch_size=size,
+                    held=_held(optimizer),
+                )
         facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
         wiring |= _drift(trial.spreads)
-        if trial.steps and trial.failure is None:
+        if trial.steps and trial.failure is None and not holes:
             wiring |= _afterwards(replica, source, wiring)
         record = Record(
             model=type(unwrap(model)).__name__,
@@ -94,7 +95,7 @@ def measure(
             points=tuple(trial.points),
             losses=tuple(trial.losses),
             gradients=tuple(trial.gradients),
-            reference={} if data_facts["nonfinite"] else _yardsticks(source, wiring),
+            reference={} if holes else _yardsticks(source, wiring),
             failure=trial.failure,
             wiring=wiring,
         )
@@ -104,6 +105,21 @@ def measure(
 
         found = controls(again, Ran(source, trial, record))
         return replace(record, reference={**record.reference, **found})
+
+
+def _leaves_out(replica: Replica, source: Samples, facts: dict[str, Any]) -> bool:
+    """Whether only targets are missing, and neither the loss nor a gradient shows it."""
+    if "inputs" in facts["nonfinite"]:
+        return False
+    named: list[torch.Tensor] = [p for p in replica.model.parameters() if p.requires_grad]
+    try:
+        with undisturbed(replica.model, training=True):
+            loss = replica.value(source.probe)
+            found = gradients(loss, named, replica.model)
+    except InputError:  # some losses refuse NaN
+        return False
+    numbers = [loss, *(g for g in found if g is not None)]
+    return len(numbers) > 1 and all(bool(torch.isfinite(n).all()) for n in numbers)
 
 
 def _yardsticks(source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:

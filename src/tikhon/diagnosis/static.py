@@ -40,6 +40,9 @@ Steps = Sequence[Callable[[Tensor], Tensor]]  # one after the other
 DROPOUT = nn.modules.dropout._DropoutNd
 ENDLESS = 1000.0  # below a constant's loss, times that and 1: free answers find no end
 # functions of one tensor that limit what a head can answer
+SQUARES = {"square", "abs", "exp", "norm", "vector_norm", "linalg_vector_norm", "cdist"}
+SQUARES |= {"pairwise_distance", "relu", "softplus"}  # at least 0, whatever they are given
+KEEPS = {"sum", "mean", "sqrt", "squeeze", "flatten", "reshape", "view"}  # what is at least 0
 HEADS = ELEMENTWISE | SOFTMAXES | {"clamp", "clip", "clamp_min", "clamp_max"}
 
 
@@ -155,7 +158,10 @@ def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -
     facts["trivial"], answer = best_constant(z, target, replica.loss, steps)
     facts["lowest"] = free_loss(output, target, replica.loss)
     if not names and yes_or_no(output, target):
-        facts |= unbounded_shares(output, target, replica.loss, facts["lowest"])
+        lowest = facts["lowest"]
+        if tape.above_zero(output):  # answers below 0, which it never gives, are no way out
+            lowest = free_loss(output, target, replica.loss, nn.functional.softplus)
+        facts |= unbounded_shares(output, target, replica.loss, lowest)
     if amounts(target):
         shown = steps(answer) if steps is not None else answer
         if output.numel() == target.numel():
@@ -220,6 +226,7 @@ class _Tape(Functions):
         super().__init__()
         self.calls: list[tuple[Function, Args, Options, object]] = []
         self.dropped: list[tuple[object, str]] = []
+        self._above: list[object] = []  # results that are at least 0
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
         """Remember the call, and answer as the function does."""
@@ -227,9 +234,16 @@ class _Tape(Functions):
         name = getattr(func, "__name__", "")
         if name in HEADS and args and isinstance(args[0], Tensor):
             self.calls.append((func, args, kwargs, result))
+        even = name in ("pow", "__pow__") and len(args) > 1 and args[1] in (2, 4)
+        if name in SQUARES or even or (name in KEEPS and args and self.above_zero(args[0])):
+            self._above.append(result)
         if name in DROPOUTS and result is not (args[0] if args else kwargs.get("input")):
             self.dropped.append((result, user_line()))
         return result
+
+    def above_zero(self, value: object) -> bool:
+        """Whether a result is at least 0 by what it is: a square, a length, a sum of them."""
+        return any(value is known for known in self._above)
 
 
 def own_score_zero(replica: Replica, batch: Batch) -> dict[str, float]:

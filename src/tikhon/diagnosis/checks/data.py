@@ -45,9 +45,12 @@ def _same_answer(ev: Evidence) -> Iterable[Finding]:
     value = ev.fact("target_low") or 0.0
     why = f"the target of every row is {value:.3g}: one constant answers all of them"
     # a loss that calls the model may mean them as a goal, as that of a generator does
+    goal = w.get("whole") or w.get("judged")
+    if w.get("judged"):
+        why += "; a network outside of the model judges the answers, and this may be its goal"
     yield Finding(
         "constant_targets",
-        "info" if w.get("whole") else "critical",
+        "info" if goal else "critical",
         ("target",),
         {"target_low": value, "target_high": ev.fact("target_high") or value},
         why,

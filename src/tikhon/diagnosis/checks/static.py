@@ -17,7 +17,11 @@ def _data(ev: Evidence) -> Iterable[Finding]:
     bad = ev.record.data.get("nonfinite") or []
     if bad:
         why = f"NaN or infinity in the {' and the '.join(sorted(set(bad)))}"
-        yield Finding("non_finite_data", "critical", (), {"tensors": len(bad)}, why)
+        severity, effect = "critical", ""
+        if ev.record.data.get("left_out") and ev.record.failure is None:
+            why += "; the loss leaves them out: it is finite, and so are its gradients"
+            severity, effect = "info", "what is missing teaches nothing"
+        yield Finding("non_finite_data", severity, (), {"tensors": len(bad)}, why, effect=effect)
 
 
 def scales(ev: Evidence) -> Iterable[Finding]:

@@ -235,6 +235,9 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
         why += f"; batches of {ev.record.batch_size} make gradients noisy at this learning rate"
     # around a floor that nobody knows every loss jumps
     known = ev.reach is not None or ev.trivial is not None
+    if ev.wiring.get("decides"):
+        why += "; of what the model itself has drawn, the loss is no measure of what it learns"
+        known = False
     severity = "warning" if known else "info"
     return Finding("oscillating_loss", severity, (), numbers, _with_cause(ev, why))
 

@@ -50,9 +50,11 @@ SUMS = {"mean", "sum"}
 LINEAR = {*ADDING, *SUMS, "neg", "__neg__", "squeeze", "flatten", "reshape", "view", "stack"}
 KEEPS_ZERO = {*TIMES, *SHARES, "neg", "abs", "square", "pow", "__pow__", "sum", "squeeze"}
 SAMPLERS = {"normal", "multinomial", "bernoulli", "poisson", "_standard_gamma", "binomial"}
+DECISIONS = {"multinomial", "bernoulli", "poisson", "binomial"}  # draws that no gradient passes
 PICKS = {"max", "min", "amax", "amin", "topk", "sort", "kthvalue", "logsumexp"}
 SQUASHING = {"sigmoid": "binary_cross_entropy_with_logits", "softmax": "cross_entropy"}
 PRODUCTS = {"matmul", "__matmul__", "mm"}
+LAYERS = {*PRODUCTS, "linear", "addmm", "conv1d", "conv2d", "conv3d"}
 SURE = 5.0  # deviations by which negatives lie nearer than positives
 COMPARED = {
     *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"),
@@ -134,6 +136,8 @@ class Recorder(Located):
             if outside:
                 drawn = self.graded and not graded and name in SAMPLERS
                 of_answers = any(not n.roots.isdisjoint(self._given) for n in notes)
+                if of_answers and name in DECISIONS:
+                    self.facts.setdefault("decides", line)
                 self._follow(step, shapes, sampled=drawn and of_answers)
         return output
 
@@ -153,6 +157,7 @@ class Recorder(Located):
         self._nearer(step)
         self._squashed_twice(step)
         self._pulled_goal(step)
+        self._judged(step)
         note = replace(
             note,
             shaped=shaped(step),
@@ -245,6 +250,15 @@ class Recorder(Located):
             apart = roots[goal] - roots[answer] and roots[answer] - roots[goal]
             if step.notes[goal].goal and not step.notes[answer].goal and apart and all(learned):
                 step.facts.setdefault("pulled_goal", step.notes[goal].goal)
+
+    def _judged(self, step: TracedCall) -> None:
+        """Notice a layer outside of the model that answers pass: another network judges them."""
+        answers = any(not n.roots.isdisjoint(self._given) for n in step.notes)
+        if step.name not in LAYERS or not answers:
+            return
+        own = set(map(id, self.model.parameters()))
+        if any(isinstance(t, nn.Parameter) and id(t) not in own for t in step.inputs):
+            step.facts.setdefault("judged", step.place)
 
     def _asked_back(self, step: TracedCall) -> None:
         """Notice a comparison of an answer with the very noise-laden tensor that it answers."""
