@@ -97,9 +97,8 @@ def trains(model: nn.Module) -> bool:
     modes = [
         parent.training or layer.training
         for parent in model.modules()
-        if any(p.requires_grad for p in parent.parameters())
         for layer in parent.children()
-        if isinstance(layer, _MODAL)
+        if isinstance(layer, _MODAL) and any(p.requires_grad for p in parent.parameters())
     ]
     return any(modes) or not modes
 
