@@ -8,10 +8,10 @@ so that a program is treated whose source nobody edits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import permutations
+from itertools import islice, permutations
 
 from torch import Tensor
 
@@ -130,6 +130,11 @@ def _named(calls: list[Call], *names: str) -> Iterator[Call]:
     return (call for call in calls if call.name in names)
 
 
+def _once(found: Iterable[object], line: str) -> list[str]:
+    """The line where anything was found; no line otherwise."""
+    return [line for _ in islice(found, 1)]
+
+
 # axes
 
 
@@ -211,52 +216,56 @@ def other_axis(axis: int, calls: list[Call]) -> list[str]:
 def joined(calls: list[Call]) -> list[str]:
     """What is detached, or computed without gradients, with them."""
     cut = [c for c in calls if c.cut]
-    lines = []
-    if any(c.name in ("detach", "data") for c in cut):
-        lines.append(
+    drawn = [c for c in _named(calls, "normal") if c.silent]  # it compares what it is given
+    compared = list(_named(calls, *COMPARED))
+    return [
+        *_once(
+            _named(cut, "detach", "data"),
             'if name in ("detach", "detach_") or (\n'
             '    name == "__get__" and function.__self__ is torch.Tensor.data\n'
-            "):\n    return args[0]"
-        )
-    if any(c.name == "round" for c in cut):
-        lines.append('if name == "round" and args[0].requires_grad:\n    return args[0]')
-    drawn = any(c.name == "normal" and c.silent for c in calls)  # it compares what it is given
-    if not drawn and any(c.name in COMPARED and c.parts for c in calls):
-        lines.append(f"if name in {COMPARED} and args[0].requires_grad:\n    return args[0]")
-    if any(c.name == "tensor" and c.cut for c in calls) or any(c.name in COMPARED for c in calls):
-        lines.append(
-            'if name == "tensor" and isinstance(args[0], torch.Tensor):\n    return args[0]'
-        )
-    if drawn:
-        lines.append(
+            "):\n    return args[0]",
+        ),
+        *_once(
+            _named(cut, "round"),
+            'if name == "round" and args[0].requires_grad:\n    return args[0]',
+        ),
+        *_once(
+            [c for c in compared if c.parts and not drawn],
+            f"if name in {COMPARED} and args[0].requires_grad:\n    return args[0]",
+        ),
+        *_once(
+            [*_named(cut, "tensor"), *compared],
+            'if name == "tensor" and isinstance(args[0], torch.Tensor):\n    return args[0]',
+        ),
+        *_once(
+            drawn,
             'if name == "normal" and isinstance(args[-1], torch.Tensor):\n'
             "    with torch.enable_grad():\n"
-            "        return args[0] + args[1] * torch.randn_like(args[0])"
-        )
-    if any(c.silent for c in calls):
-        lines.append(
+            "        return args[0] + args[1] * torch.randn_like(args[0])",
+        ),
+        *_once(
+            (c for c in calls if c.silent),
             'if name == "__set__" and function.__self__ is torch.Tensor.requires_grad:\n'
             "    return None\n"
-            "with torch.enable_grad():\n    return function(*args, **kwargs)"
-        )
-    return lines
+            "with torch.enable_grad():\n    return function(*args, **kwargs)",
+        ),
+    ]
 
 
 def steady(calls: list[Call]) -> list[str]:
     """Dropout that follows the mode, and draws of their mean."""
-    lines = []
-    if any(_named(calls, *DROPOUTS)):
-        names = tuple(sorted({c.name for c in _named(calls, *DROPOUTS)}))
-        lines.append(f"if name in {names!r}:\n    return args[0]")
-    if any(_named(calls, "randn", "randn_like", "normal")):
-        lines.append(
-            'if name in ("randn", "randn_like"):\n    return 0 * function(*args, **kwargs)'
-        )
-    if any(_named(calls, "rand", "rand_like")):
-        lines.append(
-            'if name in ("rand", "rand_like"):\n    return 0.5 + 0 * function(*args, **kwargs)'
-        )
-    return lines
+    names = tuple(sorted({c.name for c in _named(calls, *DROPOUTS)}))
+    return [
+        *_once(names, f"if name in {names!r}:\n    return args[0]"),
+        *_once(
+            _named(calls, "randn", "randn_like", "normal"),
+            'if name in ("randn", "randn_like"):\n    return 0 * function(*args, **kwargs)',
+        ),
+        *_once(
+            _named(calls, "rand", "rand_like"),
+            'if name in ("rand", "rand_like"):\n    return 0.5 + 0 * function(*args, **kwargs)',
+        ),
+    ]
 
 
 def bare_head(calls: list[Call]) -> list[str]:
@@ -279,36 +288,33 @@ def bare_head(calls: list[Call]) -> list[str]:
 
 def heard(calls: list[Call]) -> list[str]:
     """Losses of classes that leave none of them out."""
-    return (
-        [
-            f"if name in {CLASS_LOSSES}:\n"
-            '    kwargs = {**kwargs, "ignore_index": -100, "weight": None}\n'
-            "    return function(*args[:2], **kwargs)"
-        ]
-        if any(_named(calls, *CLASS_LOSSES))
-        else []
+    return _once(
+        _named(calls, *CLASS_LOSSES),
+        f"if name in {CLASS_LOSSES}:\n"
+        '    kwargs = {**kwargs, "ignore_index": -100, "weight": None}\n'
+        "    return function(*args[:2], **kwargs)",
     )
 
 
 def yes_and_no(calls: list[Call]) -> list[str]:
     """Binary losses in which the rows of yes and of no count alike, by class."""
     name = "binary_cross_entropy_with_logits"
-    return [
+    return _once(
+        _named(calls, name),
         f'if name == "{name}":\n'
         "    share = args[1].mean(0).clamp(0.02, 0.98)\n"
-        '    return function(*args[:2], **{**kwargs, "pos_weight": (1 - share) / share})'
-        for _ in list(_named(calls, name))[:1]
-    ]
+        '    return function(*args[:2], **{**kwargs, "pos_weight": (1 - share) / share})',
+    )
 
 
 def exchanged(calls: list[Call]) -> list[str]:
     """A loss whose answer stands in the place of the target, with both where they belong."""
     names = tuple(sorted({c.name for c in calls if c.swapped}))
-    return [
+    return _once(
+        names,
         f"if name in {names!r} and not args[0].requires_grad:\n"
-        "    args = (args[1], args[0], *args[2:])"
-        for _ in names[:1]
-    ]
+        "    args = (args[1], args[0], *args[2:])",
+    )
 
 
 def logged(calls: list[Call]) -> list[str]:
@@ -327,48 +333,42 @@ def logged(calls: list[Call]) -> list[str]:
 
 def weighed_late(calls: list[Call]) -> list[str]:
     """The first mean over the rows left out: the weights of the rows come first."""
-    if not any(len(c.shapes[0]) == 1 and c.output == () for c in _named(calls, "mean")):
-        return []
-    return [
+    return _once(
+        (c for c in _named(calls, "mean") if len(c.shapes[0]) == 1 and c.output == ()),
         'if name == "mean" and args[0].ndim == 1 and not self.seen:\n'
-        "    self.seen = 1\n    return args[0]"
-    ]
+        "    self.seen = 1\n    return args[0]",
+    )
 
 
 def summed(calls: list[Call]) -> list[str]:
     """Means over the entries of a row as sums."""
-    found = [c for c in _named(calls, "mean") if c.output]
-    return [
+    return _once(
+        (c for c in _named(calls, "mean") if c.output),
         'if name == "mean" and args[0].ndim > 1 and (args[1:] or "dim" in kwargs):\n'
-        "    return torch.sum(*args, **kwargs)"
-        for _ in found[:1]
-    ]
+        "    return torch.sum(*args, **kwargs)",
+    )
 
 
 def padding_left_out(calls: list[Call]) -> list[str]:
     """Losses of classes that leave 0 out, the padding."""
-    return [
+    return _once(
+        _named(calls, *CLASS_LOSSES),
         f"if name in {CLASS_LOSSES}:\n"
-        '    return function(*args[:2], **{**kwargs, "ignore_index": 0})'
-        for _ in list(_named(calls, *CLASS_LOSSES))[:1]
-    ]
+        '    return function(*args[:2], **{**kwargs, "ignore_index": 0})',
+    )
 
 
 def one_shape(calls: list[Call]) -> list[str]:
     """Pairs of as many numbers in one shape, before they meet."""
-    torn_pairs = [c for c in _named(calls, *PAIRED) if _unlike(c)]
-    names = tuple(sorted({c.name for c in torn_pairs}))
-    return (
-        [
-            f"if name in {names!r} and all(isinstance(a, torch.Tensor) for a in args[:2]):\n"
-            "    first, second = args[:2]\n"
-            "    if first.ndim != second.ndim and first.numel() == second.numel():\n"
-            "        small = min(first.ndim, second.ndim)\n"
-            "        shape = (first if first.ndim == small else second).shape\n"
-            "        args = (first.reshape(shape), second.reshape(shape), *args[2:])"
-        ]
-        if names
-        else []
+    names = tuple(sorted({c.name for c in _named(calls, *PAIRED) if _unlike(c)}))
+    return _once(
+        names,
+        f"if name in {names!r} and all(isinstance(a, torch.Tensor) for a in args[:2]):\n"
+        "    first, second = args[:2]\n"
+        "    if first.ndim != second.ndim and first.numel() == second.numel():\n"
+        "        small = min(first.ndim, second.ndim)\n"
+        "        shape = (first if first.ndim == small else second).shape\n"
+        "        args = (first.reshape(shape), second.reshape(shape), *args[2:])",
     )
 
 
@@ -406,29 +406,32 @@ def safe(calls: list[Call]) -> list[str]:
 
 def causal(calls: list[Call]) -> list[str]:
     """Attention of a position to itself and those before it; convolutions padded in front."""
-    names = {c.name for c in calls}
-    lines = []
-    if "multi_head_attention_forward" in names:
-        lines.append(
+    square = [
+        c
+        for c in _named(calls, *SOFTMAXES)
+        if len(c.shapes[0]) > 2 and c.shapes[0][-1] == c.shapes[0][-2]
+    ]
+    return [
+        *_once(
+            _named(calls, "multi_head_attention_forward"),
             'if name == "multi_head_attention_forward" and len(args[0]) == len(args[1]):\n'
             "    late = torch.ones(len(args[0]), len(args[0]), dtype=torch.bool).triu(1)\n"
-            '    kwargs = {**kwargs, "attn_mask": late.to(args[0].device), "is_causal": False}'
-        )
-    if "scaled_dot_product_attention" in names:
-        lines.append(
+            '    kwargs = {**kwargs, "attn_mask": late.to(args[0].device), "is_causal": False}',
+        ),
+        *_once(
+            _named(calls, "scaled_dot_product_attention"),
             'if name == "scaled_dot_product_attention":\n'
-            '    return function(*args[:3], **{**kwargs, "attn_mask": None, "is_causal": True})'
-        )
-    square = [c for c in _named(calls, *SOFTMAXES) if len(set(c.shapes[0][-2:])) == 1]
-    if any(len(c.shapes[0]) > 2 for c in square):
-        lines.append(
+            '    return function(*args[:3], **{**kwargs, "attn_mask": None, "is_causal": True})',
+        ),
+        *_once(
+            square,
             f"if name in {SOFTMAXES} and args[0].ndim > 2 and (\n"
             "    args[0].shape[-1] == args[0].shape[-2]\n):\n"
             "    late = torch.ones_like(args[0], dtype=torch.bool).triu(1)\n"
-            '    args = (args[0].masked_fill(late, float("-inf")), *args[1:])'
-        )
-    if "conv1d" in names:
-        lines.append(
+            '    args = (args[0].masked_fill(late, float("-inf")), *args[1:])',
+        ),
+        *_once(
+            _named(calls, "conv1d"),
             'if name == "conv1d":\n'
             '    words = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")\n'
             "    given = {**dict(zip(words, args)), **kwargs}\n"
@@ -437,24 +440,26 @@ def causal(calls: list[Call]) -> list[str]:
             '    if given.get("padding", 0) not in (0, (0,)):\n'
             '        front = apart * (given["weight"].shape[2] - 1)\n'
             '        given["input"] = nn.functional.pad(given["input"], (front, 0))\n'
-            '        return function(**{**given, "padding": 0})'
-        )
-    return lines
+            '        return function(**{**given, "padding": 0})',
+        ),
+    ]
 
 
 def turned_masks(calls: list[Call]) -> list[str]:
     """Masks of attention that hide what they showed."""
-    lines = []
-    if any(_named(calls, "scaled_dot_product_attention")):
-        lines.append(
+    return [
+        *_once(
+            _named(calls, "scaled_dot_product_attention"),
             'if name == "scaled_dot_product_attention":\n'
             '    mask = kwargs.get("attn_mask", (*args, None)[3] if len(args) > 3 else None)\n'
             "    if mask is not None and mask.dtype == torch.bool:\n"
-            '        return function(*args[:3], **{**kwargs, "attn_mask": ~mask})'
-        )
-    if any(_named(calls, "masked_fill")):
-        lines.append('if name == "masked_fill":\n    args = (args[0], ~args[1], *args[2:])')
-    return lines
+            '        return function(*args[:3], **{**kwargs, "attn_mask": ~mask})',
+        ),
+        *_once(
+            _named(calls, "masked_fill"),
+            'if name == "masked_fill":\n    args = (args[0], ~args[1], *args[2:])',
+        ),
+    ]
 
 
 def masks_of_keys(calls: list[Call]) -> list[str]:
@@ -464,11 +469,11 @@ def masks_of_keys(calls: list[Call]) -> list[str]:
         for c in _named(calls, "masked_fill")
         if len(c.shapes) > 1 and len(c.shapes[1]) > 2 and c.shapes[1][-1] == 1 != c.shapes[1][-2]
     ]
-    return [
+    return _once(
+        found,
         'if name == "masked_fill" and args[1].ndim > 2 and args[1].shape[-1] == 1:\n'
-        "    args = (args[0], args[1].transpose(-1, -2), *args[2:])"
-        for _ in found[:1]
-    ]
+        "    args = (args[0], args[1].transpose(-1, -2), *args[2:])",
+    )
 
 
 def without_padding(calls: list[Call]) -> list[str]:
