@@ -327,6 +327,22 @@ def test_a_choice_within_the_noise_of_a_constant_is_not_praised(
     assert sentence(run).startswith("Better" if praised else "No better than always answering")
 
 
+def test_the_page_of_a_search_speaks_in_the_numbers_of_its_metric(tuned, tmp_path):
+    result = json.loads((tuned / "result.json").read_text())
+    trials = [
+        t | {"score": -0.8123, "curve": [[1, -0.7123], [2, -0.8123]]} for t in result["trials"]
+    ]
+    trials[1]["score"] = -0.95
+    audit = {**result["audit"], "metric": "roc_auc", "maximised": True, "best_score": 0.95}
+    saved = {**result, "metric": "roc_auc", "audit": audit, "trials": trials, "score": 0.95}
+    page = html(save(tmp_path / "run", {"kind": "tune"}, [], saved))
+    assert "validation roc_auc of 0.950" in page and "alidation loss" not in page
+    assert not any(f"-0.{digits}" in page for digits in ("812", "712", "950"))
+    header = {"metric": "roc_auc", "trials": trials}
+    unfinished = save(tmp_path / "unfinished", {"kind": "tune"}, [], header)
+    assert "the best validation roc_auc is 0.950" in sentence(unfinished)
+
+
 def test_a_run_is_not_compared_with_itself(fitted, tmp_path):
     (tmp_path / "link").symlink_to(fitted)
     for again in (fitted, tmp_path / "link", fitted / ".." / fitted.name):

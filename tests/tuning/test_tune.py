@@ -24,7 +24,7 @@ from tikhon.runs.interrupt import Stopped
 from tikhon.training import fit
 from tikhon.tuning.choice import at_edges, choose, selection_noise
 from tikhon.tuning.preparation import make_job
-from tikhon.tuning.runners import PopulationRunner, choose_chunk, step_time
+from tikhon.tuning.runners import PopulationRunner, choose_chunk, step_time, train_on_all
 from tikhon.tuning.searches import PopulationBased, Random
 from tikhon.tuning.space import Choice, Log, Space, Uniform
 from tikhon.tuning.trials import Trial
@@ -249,6 +249,43 @@ def test_when_only_the_default_survives_it_is_chosen():
     result = search(space=Space(lr=Log(1e25, 1e30)), folds=0)
     assert result.config["lr"] == 3e-3 and not result.audit.worth_it
     assert "trials of the space diverged; only the default" in result.audit.lines()[0]
+
+
+def random_labels():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(60, 6, generator=generator)
+    return x, (torch.rand(60, generator=generator) > 0.5).long()
+
+
+def overfitted(folds, rates):
+    given = {"folds": folds, "budget": "2runs", "epochs": 40, "batch_size": 4}
+    return tune(network, random_labels(), space=Space(lr=rates), **given)
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+def test_the_default_is_judged_at_its_best_epoch(folds):
+    found = overfitted(folds, Log(2e-2, 3e-2))
+    default = found.history.of(-1)
+    given = (None, "auto", folds, 40, 4, torch.optim.AdamW, "cpu", 0)
+    job = make_job(lambda c: network(), *random_labels(), *given)
+    (whole,) = PopulationRunner(job, 1).run([Trial(0, default.trial.config, 40)])
+    best, loss = min(whole.curve, key=lambda point: point[1])
+    assert found.audit.default_epoch == default.trial.budget == best < 40
+    assert found.audit.default_score == pytest.approx(loss, rel=1e-4)
+    assert not found.audit.worth_it
+
+
+def test_a_default_that_is_chosen_is_trained_again_as_long_as_it_was_judged(monkeypatch):
+    trained = []
+
+    def recorded(job, configs, traces, stop, *, epochs):
+        trained.append(epochs)
+        return train_on_all(job, configs, traces, stop, epochs=epochs)
+
+    monkeypatch.setattr("tikhon.tuning.tune.train_on_all", recorded)
+    found = overfitted(0, Log(1e25, 1e30))
+    assert found.config["lr"] == 3e-3 and set(trained) == {found.audit.default_epoch}
+    assert found.audit.default_epoch < 40
 
 
 def test_a_sick_member_is_reported_and_the_rest_is_used():

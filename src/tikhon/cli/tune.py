@@ -253,7 +253,7 @@ class Board:
     def __init__(self, terminal: Terminal, *, joins: bool = False) -> None:
         from rich.live import Live
 
-        self._terminal, self._joins = terminal, joins
+        self._terminal, self._joins, self._metric = terminal, joins, None
         self._rungs: dict[int, dict[str, Any]] = {}
         self._now = 0
         self._began, self._seconds, self._line = perf_counter(), None, ""
@@ -289,7 +289,7 @@ class Board:
             raise _Joined
 
     def _plan(self, plan: dict[str, Any]) -> None:
-        self._seconds = plan["seconds"]
+        self._seconds, self._metric = plan["seconds"], plan["metric"]
         how = f"{plan['chunk']} at a time" if plan["chunk"] > 1 else "one after another"
         told = f"plan: {plan['members']} members of {plan['epochs']} epochs, trained {how}"
         if (expected := plan["expected"] or 0.0) > _SAID:
@@ -315,11 +315,18 @@ class Board:
                 rung["best"] = best
         if self._live is None:
             best = rung["best"]
-            shown = "none" if best is None else f"{best.score:.4f} ({_config(best.trial.config)})"
+            shown = "none"
+            if best is not None:
+                shown = f"{self._shown(best)} ({_config(best.trial.config)})"
             self._terminal.note(
                 f"rung of {outcomes[0].trial.budget} epochs: {rung['done']} members, "
                 f"{rung['failed']} diverged, best {shown}"
             )
+
+    def _shown(self, outcome: Any) -> str:
+        """A score in the numbers of the metric."""
+        score = outcome.score if self._metric is None else self._metric.own(outcome.score)
+        return f"{score:.4f}"
 
     def _table(self) -> Any:
         from rich.table import Table
@@ -338,7 +345,7 @@ class Board:
                 str(rung["members"]),
                 str(rung["epoch"]) if rung["done"] < rung["members"] else "done",
                 str(rung["failed"]),
-                "" if best is None else f"{best.score:.4f}",
+                "" if best is None else self._shown(best),
                 "" if best is None else _config(best.trial.config),
             )
         return table

@@ -53,8 +53,9 @@ def read(run_dir: str | Path) -> SavedRun:
         )
     verify(path, "history.jsonl")
     if result is None and (path / "journal.jsonl").exists():
-        events = events_in(path / "journal.jsonl")  # of a search that still runs
+        events = list(events_in(path / "journal.jsonl"))  # of a search that still runs
         result = {"trials": [trial for event in events for trial in event.get("outcomes", ())]}
+        result |= {"metric": events[0].get("metric")} if events else {}
     return SavedRun(path, config or {}, _history(path / "history.jsonl"), result or {})
 
 

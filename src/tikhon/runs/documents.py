@@ -133,6 +133,7 @@ class SavedAudit(TypedDict, total=False):
     gain: Number
     gain_error: Number
     default_score: Number
+    default_epoch: int
     chosen_score: Number
     noise: float
     failed: int

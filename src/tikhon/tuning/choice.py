@@ -14,6 +14,7 @@ from tikhon.tuning.space import Choice, Space, simplifies
 from tikhon.tuning.trials import Value
 
 _DRAWS = 500  # of the rows, for the noise of a choice
+_CLEAR = 2.0  # standard errors beyond which a difference is one
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class SearchAudit:
     `noise` is the expected excess of the chosen score over the best candidate's, because the
     choice was made on few rows (bootstrap of the validation rows). `edges` names hyperparameters
     whose chosen value lies at an end of its range. `default_score` is what the untuned
-    configuration reaches; `gain` is by how much the chosen one is better, with `gain_error`.
+    configuration reaches at its best epoch by the same rows, `default_epoch`; `gain` is by how
+    much the chosen one is better, with its standard error `gain_error`.
     Scores are the `metric`'s own numbers: of a maximised one the higher is better.
     """
 
@@ -36,13 +38,14 @@ class SearchAudit:
     default_score: float
     gain: float
     gain_error: float
+    default_epoch: int = 0
     metric: str = "loss"
     maximised: bool = False
 
     @property
     def worth_it(self) -> bool:
-        """Whether the chosen configuration beats the default by more than the noise."""
-        return self.gain > self.gain_error
+        """Whether the chosen configuration beats the default by two standard errors."""
+        return self.gain > _CLEAR * self.gain_error
 
     @property
     def only_default(self) -> bool:
@@ -70,15 +73,19 @@ class SearchAudit:
             found.append("the default configuration diverged")
         elif self.worth_it:
             found.append(
-                f"better than the default ({self.default_score:.4f}) by {self.gain:.4f} "
-                f"+- {self.gain_error:.4f}"
+                f"better than the default ({self._default}) by {self.gain:.4f}, standard error "
+                f"{self.gain_error:.4f}"
             )
         else:
             found.append(
-                f"the default would have done as well: {self.default_score:.4f}, a difference of "
-                f"{self.gain:.4f} +- {self.gain_error:.4f}"
+                f"the default would have done as well: {self._default}, a difference of "
+                f"{self.gain:.4f}, standard error {self.gain_error:.4f}"
             )
         return found
+
+    @property
+    def _default(self) -> str:
+        return f"{self.default_score:.4f} at its best epoch, {self.default_epoch}"
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able."""
@@ -100,7 +107,7 @@ def choose(
     return max((k for k in close if own[k] == own[close[0]]), key=lambda k: weights[k])
 
 
-def near_best(rows: Tensor, *, errors: float = 2.0) -> list[int]:
+def near_best(rows: Tensor, *, errors: float = _CLEAR) -> list[int]:
     """Candidates within `errors` standard errors of the best, best first: worth averaging.
 
     Rows and errors as in `choose`; one that is clearly worse would spoil a mean of few.
@@ -152,8 +159,13 @@ def audit(
     default: int | None,
     failed: int,
     metric: Metric | None = None,
+    *,
+    default_epoch: int = 0,
 ) -> SearchAudit:
-    """Judge a choice; `default` is the index of the untuned candidate, None if it diverged."""
+    """Judge a choice; `default` is the index of the untuned candidate, None if it diverged.
+
+    `default_epoch` is the one that it was trained to.
+    """
     own = float if metric is None else metric.own
     means = rows.mean(1)
     gain, error, score = math.nan, math.nan, math.nan
@@ -172,6 +184,7 @@ def audit(
         default_score=own(score),
         gain=gain,
         gain_error=error,
+        default_epoch=default_epoch,
         metric="loss" if metric is None else metric.name,
         maximised=metric is not None and metric.maximised,
     )

@@ -333,9 +333,12 @@ def train_on_all(
     configs: Sequence[Config],
     traces: Sequence[Tensor | None],
     stop: Callable[[], bool] = lambda: False,
+    *,
+    epochs: int | None = None,
 ) -> list[dict[str, Tensor] | None]:
     """State dicts of one full training each; `traces` replay strengths found before.
 
+    With `epochs` it ends after those of them, the schedule being that of a full training.
     A member that diverges gives None, as do all of them when `stop` is true before the end.
     """
     population = populate(job, configs)
@@ -345,7 +348,7 @@ def train_on_all(
             population.decay.weights, found, lr=population.layer_rates(), steps=population.steps
         )
     losses = torch.zeros(len(configs))
-    for epoch in range(job.epochs):
+    for epoch in range(job.epochs if epochs is None else epochs):
         if stop():
             return [None] * len(configs)
         losses = train_epoch(job, population, None, epoch)

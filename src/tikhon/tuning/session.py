@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tikhon.runs.interrupt import REQUESTED, Stopped
 from tikhon.tuning.journal import SearchJournal
@@ -18,6 +18,7 @@ from tikhon.tuning.trials import History, Outcome, Trial
 
 TOP = 8  # members of the average
 SEARCH, UNTUNED = 0.8, 0.9  # shares of a budget in seconds
+_ONCE = (SEARCH + UNTUNED) / 2  # by when the untuned trial is trained, to be trained again
 DEFAULT = -1  # the id of the untuned trial
 
 
@@ -83,15 +84,28 @@ class Session:
 
         Of the best trials, those whose weights are in another process are trained again here.
         """
-        self.runner.expired = lambda: self.past(UNTUNED)
+        self.runner.expired = lambda: self.past(_ONCE)
         if self.asked_to_stop():
             return
         try:
             self._train_again(o.trial.id for o in searched(self.history).ranked()[:TOP])
             if DEFAULT not in self.history.ids:
-                self._train([Trial(DEFAULT, default_config(space), plan.epochs)])
+                self._train_untuned(Trial(DEFAULT, default_config(space), plan.epochs))
         except Stopped:
             self.ended = REQUESTED
+
+    def _train_untuned(self, trial: Trial) -> None:
+        """Train the untuned configuration up to its best epoch by the validation rows.
+
+        At its last epoch it may have overfitted, as nobody who watches those rows would let it,
+        and every search would seem to gain.
+        """
+        (outcome,) = self.runner.run([trial])
+        best = outcome.best_epoch
+        if not outcome.failed and best < outcome.trial.budget:
+            self.runner.expired = lambda: False  # no longer than it has just taken
+            (outcome,) = self.runner.run([replace(outcome.trial, budget=best)])
+        self._keep([outcome])
 
     def _take_up(self) -> None:
         """Read the states that an earlier process left; train again what is damaged.
@@ -110,7 +124,10 @@ class Session:
             self.journal.extend([], self.states.seal())
 
     def _train(self, trials: Sequence[Trial]) -> list[Outcome]:
-        outcomes = self.runner.run(trials)
+        return self._keep(self.runner.run(trials))
+
+    def _keep(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """Write down what was found."""
         seals = self.states.seal()
         if self.journal is not None:
             self.journal.extend(outcomes, seals)

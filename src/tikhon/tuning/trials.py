@@ -60,6 +60,13 @@ class Outcome:
         """Whether the member diverged or could not be trained."""
         return not math.isfinite(self.score)
 
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of the lowest validation loss; the last one where none was measured."""
+        if not self.curve:
+            return self.trial.budget
+        return min(self.curve, key=lambda point: point[1])[0]
+
     def to_dict(self) -> dict[str, object]:
         """JSON-able; a non-finite number becomes None (JSON has no NaN)."""
         return {

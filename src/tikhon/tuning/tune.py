@@ -290,7 +290,8 @@ def tune(
     job = replace(job, epochs=plan.epochs)
     full = all_rows(job, x, y, held_out)
     expected = plan.expected(job.steps_per_epoch * job.folds, full.steps_per_epoch)
-    on_event({"event": "plan", **plan.to_dict(), "reason": plan.reason, "expected": expected})
+    planned = {"event": "plan", **plan.to_dict(), "reason": plan.reason, "expected": expected}
+    on_event(planned | {"metric": job.metric})
     strategy = _strategy(search, study, job, space, plan)
     trainer = runner(job, plan.chunk)
     trainer.states = states = States(None if output is None else Path(output) / STATES)
@@ -338,13 +339,13 @@ def _conclude(
     chosen = choose(rows, weights, [repr(free(config)) for config in configs])
     default = next((k for k, o in enumerate(ends) if o.trial.id == DEFAULT), None)
     failed = sum(o.failed for o in history)
-    judged = audit(space, configs, rows, chosen, default, failed, job.metric)
+    epoch = 0 if default is None else ends[default].trial.budget
+    judged = audit(space, configs, rows, chosen, default, failed, job.metric, default_epoch=epoch)
     near = near_best(rows)
     top = [chosen, *[k for k in near if k != chosen]][:TOP]
     models: list[dict[str, Tensor] | None] = [None] * len(top)
     if refit:
-        ids = [o.trial.id for o in ends]
-        top, models = _refitted(full, configs, top, ids, session, plan.chunk)
+        top, models = _refitted(full, ends, top, session, plan.chunk)
     parts = [  # what was not trained again is the mean of its folds
         (k, fold, model)
         for k, model in zip(top, models)
@@ -401,18 +402,19 @@ def _rows(job: SearchJob, outcome: Outcome, runner: PopulationRunner) -> Tensor:
 
 def _refitted(
     full: SearchJob,
-    configs: list[Config],
+    ends: list[Outcome],
     top: list[int],
-    ids: list[int],
     session: Session,
     chunk: int,
 ) -> tuple[list[int], list[dict[str, Tensor] | None]]:
     """Train again on all rows, each with the strengths that its own search found.
 
     Up to `TOP` models, as the time allows: the configurations in `top` in turn, each time round
-    from other initial weights, for an average gains from members that differ.
+    from other initial weights, for an average gains from members that differ. The default is
+    trained as long as it was judged.
     """
-    pace = sum(session.pace(ids[k]) for k in top) / len(top)
+    trials, configs = [o.trial for o in ends], [o.trial.config for o in ends]
+    pace = sum(session.pace(trials[k].id) for k in top) / len(top)
     cost = pace * full.epochs * len(full.y) / max(len(session.runner.job.y), 1)
     count = min(TOP, int(0.8 * session.left / cost)) if math.isfinite(session.left) else TOP
     if session.asked_to_stop() or count < 1:
@@ -425,13 +427,13 @@ def _refitted(
     def stop() -> bool:
         return session.past(1.05) or session.stop()
 
-    for alike in _alike(wanted):
+    epochs = [trials[k].budget if trials[k].id == DEFAULT else full.epochs for k in chosen]
+    for alike in _alike(wanted, epochs):
         for group in (alike[i : i + chunk] for i in range(0, len(alike), chunk)):
             auto = wanted[group[0]].get("weight_decay") == "auto"
-            traces = [_trace(session, ids[chosen[k]]) if auto else None for k in group]
-            for k, model in zip(
-                group, train_on_all(full, [wanted[k] for k in group], traces, stop)
-            ):
+            traces = [_trace(session, trials[chosen[k]].id) if auto else None for k in group]
+            own, until = [wanted[k] for k in group], epochs[group[0]]
+            for k, model in zip(group, train_on_all(full, own, traces, stop, epochs=until)):
                 found[k] = model
     if None in found:
         session.asked_to_stop()
@@ -445,11 +447,11 @@ def _trace(session: Session, id: int) -> Tensor:
     return session.states[id]["decay.trace"].mean(0)
 
 
-def _alike(configs: list[Config]) -> list[list[int]]:
+def _alike(configs: list[Config], epochs: list[int]) -> list[list[int]]:
     """Places of configurations that one population can train."""
     groups: dict[str, list[int]] = {}
     for k, config in enumerate(configs):
-        key = (sorted(config), config.get("weight_decay") == "auto", free(config))
+        key = (sorted(config), config.get("weight_decay") == "auto", free(config), epochs[k])
         groups.setdefault(repr(key), []).append(k)
     return list(groups.values())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from tikhon.options import with_mode
@@ -48,6 +48,7 @@ class Member:
 
 def page(run: SavedRun) -> Page:
     """Verdict, audit, rungs, response of every hyperparameter, parallel coordinates, trials."""
+    run = in_own_numbers(run)
     found = members(run.result.get("trials") or [])
     chosen = chosen_of(found, run.result.get("config") or {})
     audit: SavedAudit = run.result.get("audit") or {}
@@ -69,6 +70,56 @@ def page(run: SavedRun) -> Page:
             parts.reproduce(run),
         ),
     )
+
+
+def maximised(run: SavedRun) -> bool:
+    """Whether trials are compared by a score of which more is better.
+
+    Until a search has ended it has no audit, and is of the shell, whose metrics are scorers.
+    """
+    audit: SavedAudit = run.result.get("audit") or {}
+    return audit["maximised"] if "maximised" in audit else metric_of(run) is not None
+
+
+def in_own_numbers(run: SavedRun) -> SavedRun:
+    """The run with scores as people read them: of a maximised one its trials hold the minus."""
+    if not maximised(run):
+        return run
+    trials = [
+        trial
+        | {"score": opposite(trial["score"])}
+        | {"curve": [[epoch, opposite(v)] for epoch, v in trial.get("curve") or []]}
+        for trial in run.result.get("trials") or []
+    ]
+    return replace(run, result={**run.result, "trials": trials})
+
+
+def opposite(value: float | None) -> float | None:
+    """The number with the other sign; of 0 it is 0, not -0."""
+    return None if value is None else 0.0 - value
+
+
+def best_of(run: SavedRun, values: list[float]) -> float | None:
+    """The best of some scores."""
+    return (max if maximised(run) else min)(values, default=None)
+
+
+def metric_of(run: SavedRun) -> str | None:
+    """The metric that trials are compared by, None for the loss."""
+    name = run.result.get("metric")
+    return None if name in (None, "loss") else str(name)
+
+
+def measure(run: SavedRun) -> Label:
+    """What trials are compared by, as a title."""
+    name = metric_of(run)
+    return say("compared_by_loss") if name is None else say("compared_by", metric=name)
+
+
+def measure_word(run: SavedRun) -> Label:
+    """What trials are compared by, within a sentence."""
+    name = metric_of(run)
+    return say("compared_by_word_loss") if name is None else say("compared_by_word", metric=name)
 
 
 def level(run: SavedRun, audit: Mapping[str, object]) -> Level:
@@ -136,12 +187,15 @@ def verdict(run: SavedRun, audit: Mapping[str, object]) -> Label:
     config = run.result.get("config")
     if not config:
         losses = [trial["score"] for trial in run.result.get("trials") or []]
-        best = number(min(charts.finite(losses), default=None))
-        return say("unfinished_search", trials=len(losses), score=best)
+        best = number(best_of(run, charts.finite(losses)))
+        measured = measure_word(run)
+        return say("unfinished_search", trials=len(losses), measure=measured, score=best)
     values = {
+        "measure": measure_word(run),
         "config": ", ".join(f"{with_mode(k)} {short(v)}" for k, v in config.items()),
         "score": number(run.result.get("score")),
         "default": number(audit.get("default_score")),
+        "epoch": audit.get("default_epoch") or "–",
         "gain": number(audit.get("gain")),
         "error": number(audit.get("gain_error")),
     }
@@ -169,7 +223,7 @@ def facts(run: SavedRun, found: list[Member], audit: Mapping[str, object]) -> tu
         if (fact := parts.score_fact(metric, metrics, "test"))
     ]
     if run.result.get("score") is not None:
-        shown.append(Fact(say("score"), number(run.result["score"])))
+        shown.append(Fact(measure(run), number(run.result["score"])))
     if audit.get("gain") is not None:
         better = audit.get("worth_it")
         note = say("plus_minus", error=number(audit.get("gain_error")))
@@ -247,8 +301,8 @@ def rungs(run: SavedRun, found: list[Member], chosen: int | None) -> Section | N
     if not any(x for x, _, _ in curves):
         return None
     colours = {"stopped_early": "muted", "diverged_trials": "series-5", "finished": "series-1"}
-    figure = search_charts.fates(curves, say("valid_loss"), {**colours, "chosen": "chosen"})
-    alt = say("alt_rungs", trials=len(found), epochs=longest)
+    figure = search_charts.fates(curves, measure(run), {**colours, "chosen": "chosen"})
+    alt = say("alt_rungs", measure=measure(run), trials=len(found), epochs=longest)
     chart = Chart(say("rungs"), figure, alt, wide=True)
     return Section(say("rungs"), (chart, rung_table(run)), say("rungs_lead"))
 
@@ -266,7 +320,7 @@ def rung_table(run: SavedRun) -> PageTable:
                 str(budget),
                 str(len(losses)),
                 str(len(losses) - len(known)),
-                number(min(known, default=None)),
+                number(best_of(run, known)),
                 number(median(known) if known else None),
             )
         )
@@ -288,12 +342,13 @@ def responses(run: SavedRun, found: list[Member], chosen: int | None) -> Section
             [found[i].config.get(name) for i in shown],
             [found[i].score for i in shown],
             Name(with_mode(name)),
-            say("valid_loss"),
+            measure(run),
             shown.index(chosen) if chosen in shown else None,
             faint=[found[i].budget < longest for i in shown],
             log=name in logarithmic(run),
         )
-        blocks.append(Chart(Name(with_mode(name)), figure, say("alt_scatter", name=name)))
+        alt = say("alt_scatter", measure=measure(run), name=name)
+        blocks.append(Chart(Name(with_mode(name)), figure, alt))
     if chosen in shown and len(varying) > 1:
         blocks.append(coordinates(run, found, shown, varying, chosen))
     return Section(say("hyperparameters"), tuple(blocks), say("hyperparameters_lead"))
@@ -319,7 +374,9 @@ def coordinates(
         ends = sorted(numbers) if len(numbers) == len(ends) else sorted(ends, key=str)
         reach = short(ends[0]), short(ends[-1])
         axes.append(search_charts.Coordinate(with_mode(name), places, *reach))
-    order = sorted(range(len(shown)), key=lambda k: found[shown[k]].score or 0.0)
+    order = sorted(
+        range(len(shown)), key=lambda k: found[shown[k]].score or 0.0, reverse=maximised(run)
+    )
     rank = {k: position / len(shown) for position, k in enumerate(order)}
     figure = search_charts.parallel(
         axes, [rank[k] for k in range(len(shown))], shown.index(chosen)
@@ -330,8 +387,10 @@ def coordinates(
 def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
     """The best trials with their configuration, and for how long they were trained."""
     losses = [run.result["score"] if i == chosen else m.score for i, m in enumerate(found)]
+    sign = -1.0 if maximised(run) else 1.0
     order = sorted(
-        range(len(found)), key=lambda i: (found[i].failed, -found[i].budget, losses[i] or 0.0)
+        range(len(found)),
+        key=lambda i: (found[i].failed, -found[i].budget, sign * (losses[i] or 0.0)),
     )[:SHOWN]
     names = list(dict.fromkeys(n for m in found for n in m.config))
     if not order:
@@ -350,9 +409,10 @@ def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | N
         say("rank"),
         *(Name(with_mode(name)) for name in names),
         say("epochs"),
-        say("valid_loss"),
+        measure(run),
         say("standard_error"),
     )
     mark = order.index(chosen) if chosen in order else None
-    caption = say("trials_caption", shown=len(order), all=len(found))
+    measured = measure_word(run)
+    caption = say("trials_caption", measure=measured, shown=len(order), all=len(found))
     return Section(say("trials_title"), (PageTable(caption, head, rows, mark),))
