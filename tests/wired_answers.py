@@ -215,7 +215,7 @@ FAULTY = [
         "target_among_inputs",
         "step 7 of 8",
     ),
-    Wired("a row far off", mlp, lambda: far_row(True), CE, "unscaled_inputs", "1 row(s) far off"),
+    Wired("a row far off", mlp, lambda: far_row(True), CE, "unscaled_inputs", "1 row far off"),
     Wired(
         "clamped to 1",
         lambda: clamped(1.0),

@@ -1,95 +1,119 @@
-"""Every reason that a diagnosis can give is known to the report in both languages."""
+"""The reasons of a diagnosis: made from one table, told in every language."""
 
 from __future__ import annotations
 
 import ast
+import json
+import pickle
+import re
+import string
 from pathlib import Path
 
 import pytest
 
 import tikhon
-from tikhon.languages import strings
+from tikhon.diagnosis.codes import CODES
+from tikhon.diagnosis.findings import Finding
+from tikhon.languages import Sentence, said, strings
 from tikhon.report.kinds import diagnosis
-from tikhon.report.kinds.sentences import sentence
-from tikhon.report.page import Label
-
-SOURCES = Path(tikhon.__file__).parent / "diagnosis"
+from tikhon.report.page import LANGUAGES, Label, label
 
 
-def reasons() -> list[str]:
-    """What is assigned to `why` in the checks, with 7 in the place of every number and name."""
+def calls() -> list[tuple[re.Pattern[str], set[str | None]]]:
+    """The keys of every `said(...)`, as patterns, with the names of its values."""
     found = []
-    for path in sorted(SOURCES.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Assign) and "why" in {ast.unparse(t) for t in node.targets}:
-                values = node.value.values if isinstance(node.value, ast.BoolOp) else [node.value]
-                values += [v.body for v in values if isinstance(v, ast.IfExp)]
-                found += [filled(value) for value in values]
-    return [text for text in found if text and not text.endswith(" ")]
+    for path in sorted(Path(tikhon.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "said":
+                found.append((pattern(node.args[0]), {k.arg for k in node.keywords}))
+    return found
 
 
-def filled(node: ast.expr) -> str:
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(v.value if isinstance(v, ast.Constant) else "7" for v in node.values)
-    return ""
+def pattern(node: ast.expr) -> re.Pattern[str]:
+    """What a literal key, or one with parts that are put in, can be."""
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return re.compile("".join(p.value if isinstance(p, ast.Constant) else "[a-z]+" for p in parts))
 
 
-def test_every_reason_is_known():
-    texts = reasons()
-    assert len(texts) > 25
-    # "at fault" and "dead or saturated" are words that the code puts in, not numbers
-    unknown = [
-        text
-        for text in texts
-        if not isinstance(sentence(text.replace("7 at fault", "ReLU is at fault")), Label)
-        and " is 7 before the first step" not in text
-        and text != "7 at 7, at step 7: 7"  # of `nothing_attended`, whose end is a name here
-    ]
-    assert unknown == []
+def fields(key: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(strings("en")[key]) if name}
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        (
-            "97% of the units of layer 3 are zero on all samples (2% at the start); inputs have "
-            "size 300 (about 1 is healthy) (in 3 of 5 inits)",
-            "第 3 层有 97% 的单元对所有样本都为零（开始时为 2%）；输入的大小为 300（健康值约为 1）"
-            "（5 次初始化中有 3 次）",
-        ),
-        (
-            "encoder.fc passes 1e-09 of the signal back: its weights (weights 0.001, slope 1)",
-            "encoder.fc只把信号的 1e-09 传回：问题在其权重（权重 0.001，斜率 1）",
-        ),
-        (
-            "the model is saturated before the first step, through a bias 3.0 times the weighted "
-            "input",
-            "模型在第一步之前就已饱和，原因是偏置为加权输入的 3.0 倍",
-        ),
-    ],
-)
-def test_a_reason_in_chinese(text, shown):
-    def words(label: Label | str, language: str) -> str:
-        if isinstance(label, str):
-            return label
-        values = {name: words(value, language) for name, value in label.values.items()}
-        return strings(language)[label.key].format(**values)
-
-    assert words(sentence(text), "en") == text
-    assert words(sentence(text), "zh") == shown
+def test_every_call_names_a_sentence_and_its_values():
+    told = calls()
+    assert len(told) > 150
+    for key, names in told:
+        known = [k for k in strings("en") if key.fullmatch(k)]
+        assert known, key.pattern
+        if None not in names:  # no **values
+            assert all(fields(k) == names for k in known), key.pattern
 
 
-def test_an_unknown_reason_stays_as_it_is():
-    assert sentence("the moon is full") == "the moon is full"
+def test_every_reason_is_in_use():
+    told = [key for key, _ in calls()]
+    keys = {key for key in strings("en") if key.startswith(("why_", "called_", "effect_"))}
+    keys -= {f"effect_{code}" for code in CODES} | {"effect_note"}
+    assert {key for key in keys if not any(t.fullmatch(key) for t in told)} == set()
 
 
-def test_the_effect_is_that_of_the_finding():
+DEAD = said("why_dead", share=0.97, layer=said("called_layer", name="3"), start=0.02)
+REASONS = [
+    (
+        said("why_inits", why=said("why_scale", why=DEAD, size=300.0), count=3, all=5),
+        "97% of the units of layer 3 are zero on all samples (2% at the start); inputs have "
+        "size 300 (about 1 is healthy) (in 3 of 5 inits)",
+        "第 3 层有 97% 的单元对所有样本都为零（开始时为 2%）；输入的大小为 300（健康值约为 1）"
+        "（5 次初始化中有 3 次）",
+    ),
+    (
+        said("why_passes_weights", layer="encoder.fc", gain=1e-9, weight=0.001, slope=1.0),
+        "encoder.fc passes 1e-09 of the signal back: its weights (weights 0.001, slope 1)",
+        "encoder.fc只把信号的 1e-09 传回：问题在其权重（权重 0.001，斜率 1）",
+    ),
+    (
+        said("why_born_saturated_bias", layer=said("called_model"), bias=3.0),
+        "the model is saturated before the first step, through a bias 3.0 times the weighted "
+        "input",
+        "模型在第一步之前就已饱和，原因是偏置为加权输入的 3.0 倍",
+    ),
+    (
+        said("why_large", gain=2.0, excess=float("inf")),
+        "weights have gain 2.0 (Xavier 1, He 1.4); the first loss is inf times that of a constant",
+        "权重的增益为 2.0（Xavier 为 1，He 为 1.4）；最初的损失是常数预测的 inf 倍",
+    ),
+    (
+        said("why_equal", count=1),
+        "all weights of 1 layer are equal: its units get equal gradients for ever",
+        "1 层的所有权重都相等：其单元将永远得到相等的梯度",
+    ),
+]
+
+
+@pytest.mark.parametrize(("reason", "english", "chinese"), REASONS)
+def test_a_reason_is_told_in_both_languages_from_the_saved_finding(reason, english, chinese):
+    saved = json.loads(json.dumps(Finding("poor_init", "critical", why=reason).to_dict()))
+    assert saved["why"] == reason == english
+    told = label(saved["sentences"]["why"])
+    assert (told.text("en"), told.text("zh")) == (english, chinese)
+    again = pickle.loads(pickle.dumps(reason))
+    assert isinstance(again, Sentence) and again == reason and again.to_dict() == reason.to_dict()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_choice_of_words_follows_the_number(language):
+    for key, words in strings(language).items():
+        for _, name, spec, _ in string.Formatter().parse(words):
+            if name and "|" in (spec or ""):
+                assert spec and spec.count("|") == 1 and f"{{{name}" in words, key
+    assert "1 unit in" in said("why_narrow", width=1, layer="fc")
+    assert "2 units in" in said("why_narrow", width=2, layer="fc")
+
+
+def test_a_finding_without_keys_is_told_as_it_was_written():
     early = "what came early in a sequence is not learned"
-    found = {"code": "vanishing_gradient", "why": "no parameters", "effect": early}
+    found = {"code": "vanishing_gradient", "why": "the moon is full", "effect": early}
     cell = diagnosis._reason(found)
-    assert isinstance(cell, Label) and strings("en")[cell.values["effect"].key] == early
-    usual = diagnosis._reason({"code": "vanishing_gradient", "why": "no parameters"})
-    assert isinstance(usual, Label)
-    assert usual.values["effect"].key == "effect_vanishing_gradient"
+    assert isinstance(cell, Label)
+    assert "the moon is full" in cell.text("zh") and early in cell.text("zh")
+    bare = diagnosis._reason({"code": "vanishing_gradient", "why": "no parameters"})
+    assert bare.text("zh").startswith(strings("zh")["finding_vanishing_gradient"])

@@ -16,7 +16,7 @@ from tikhon.comparison.statistics import CERTAIN, LEVEL, interval, p_value, tied
 from tikhon.comparison.trainings import Fitted, Records, Trainer
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
-from tikhon.languages import strings
+from tikhon.languages import filled, strings
 from tikhon.numbers import number
 
 _TUNED = 3  # trainings below which nothing was chosen
@@ -171,8 +171,8 @@ class Comparison:
         if self.constant is not None and not self.constant.beaten:
             answer = self.constant.answer or strings("en")["the_mean"]
             values |= {"answer": answer, "constant": number(abs(self.constant.test))}
-            return strings("en")["compare_nothing"].format_map(values)
-        return strings("en")[verdict_code(best, bare, equal)].format_map(values)
+            return filled("en", "compare_nothing", values)
+        return filled("en", verdict_code(best, bare, equal), values)
 
 
 _METRICS = {"accuracy": "accuracy", "rmse": "RMSE"}

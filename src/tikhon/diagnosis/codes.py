@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tikhon.languages import strings
+from tikhon.languages import Sentence, said, strings
 
 
 @dataclass(frozen=True)
 class Code:
     """The wording of a finding: its effect, and cures in the order to try."""
 
-    effect: str
+    effect: Sentence
     cures: tuple[str, ...]
 
 
@@ -25,7 +25,7 @@ def _codes() -> Iterator[tuple[str, Code]]:
     for key, cures in words.items():
         if key.startswith("cures_"):
             code = key.removeprefix("cures_")
-            yield code, Code(words[f"effect_{code}"], tuple(cures.split("; ")))
+            yield code, Code(said(f"effect_{code}"), tuple(cures.split("; ")))
 
 
 CODES = dict(_codes())

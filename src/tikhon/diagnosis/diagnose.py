@@ -35,6 +35,7 @@ from tikhon.diagnosis.record import Record, finite
 from tikhon.diagnosis.save import save
 from tikhon.diagnosis.text import html_page, screen
 from tikhon.errors import InputError
+from tikhon.languages import said
 
 # of a program as it is written: causes before what follows from them
 WIRING = (
@@ -259,7 +260,7 @@ def _in_other_inits(record: Record, known: set[str]) -> list[Finding]:
     """Symptoms that the first draw of a factory was spared."""
     counts = Counter(code for labels in record.inits for code in labels)
     return [
-        Finding(code, "warning", (), {"inits": count}, "not in the first draw of the weights")
+        Finding(code, "warning", (), {"inits": count}, said("why_not_first"))
         for code, count in counts.items()
         if code not in known
     ]
@@ -273,7 +274,7 @@ def _dress(finding: Finding, codes: set[str], record: Record) -> Finding:
     if record.inits:
         count = Counter(code for labels in record.inits for code in labels)[finding.code]
         if count:
-            why += f" (in {count} of {len(record.inits)} inits)"
+            why = said("why_inits", why=why, count=count, all=len(record.inits))
     return replace(
         finding,
         why=why,

@@ -23,6 +23,14 @@ class MeasureDocument:
 
 
 @dataclass(frozen=True)
+class SentenceDocument:
+    """What gives a sentence in any language: its key, and values that may be sentences again."""
+
+    key: str
+    values: dict[str, str | float | SentenceDocument]
+
+
+@dataclass(frozen=True)
 class FindingDocument:
     """One finding; `cause` is the code of the finding that it follows from, or empty."""
 
@@ -31,6 +39,7 @@ class FindingDocument:
     where: list[str]
     evidence: dict[str, float | None]
     measures: dict[str, MeasureDocument]
+    sentences: dict[str, SentenceDocument]
     why: str
     effect: str
     advice: list[str]

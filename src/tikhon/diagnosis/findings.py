@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tikhon.diagnosis.record import finite
 from tikhon.diagnosis.thresholds import MEASURES
+from tikhon.languages import Sentence
 
 SEVERITIES = ("info", "warning", "critical")
 LABELS = (
@@ -30,13 +31,18 @@ class Finding:
     severity: str
     where: tuple[str, ...] = ()
     evidence: dict[str, float] = field(default_factory=dict)
-    why: str = ""
-    effect: str = ""
+    why: Sentence | Literal[""] = ""
+    effect: Sentence | Literal[""] = ""
     advice: tuple[str, ...] = ()
     cause: str = ""
     fix: str = ""  # the line of code to change or to write
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; `measures` has the unit and the healthy range of each number."""
+        """Plain values; `measures` has the unit and the healthy range of each number.
+
+        `sentences` has the key and the values of `why` and `effect`, for other languages.
+        """
         known = {name: asdict(MEASURES[name]) for name in self.evidence if name in MEASURES}
-        return {**finite(self), "measures": known}
+        told = {"why": self.why, "effect": self.effect}
+        sentences = {k: v.to_dict() for k, v in told.items() if isinstance(v, Sentence)}
+        return {**finite(self), "measures": known, "sentences": sentences}

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import string
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from typing import TypeAlias
+
+Value: TypeAlias = "str | int | float | Sentence"
 
 
 @cache
@@ -15,3 +21,58 @@ def strings(language: str) -> dict[str, str]:
     'Trained for one epoch only: train longer.'
     """
     return json.loads((files(__name__) / f"{language}.json").read_text(encoding="utf-8"))
+
+
+class _Filling(string.Formatter):
+    """Format specifications for numbers alone; `{count:row|rows}` is a choice between words."""
+
+    def format_field(self, value: object, format_spec: str) -> str:
+        one, choice, several = format_spec.partition("|")
+        if choice:
+            return one if str(value) in ("1", "1.0") else several
+        return value if isinstance(value, str) else format(value, format_spec)
+
+
+def filled(language: str, key: str, values: Mapping[str, object]) -> str:
+    """The sentence of a key in one language, with its values.
+
+    >>> filled("en", "why_equal", {"count": 2})
+    'all weights of 2 layers are equal: their units get equal gradients for ever'
+    """
+    return _Filling().vformat(strings(language)[key], (), values)
+
+
+class Sentence(str):
+    """A sentence in English, with the key and the values that give it in other languages too."""
+
+    __slots__ = ("key", "values")
+
+    key: str
+    values: dict[str, Value]
+
+    def __new__(cls, key: str, values: Mapping[str, Value]) -> Sentence:
+        """The sentence of a key; a number that is not finite is kept as a word."""
+        kept = {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        made = super().__new__(cls, filled("en", key, kept))
+        made.key, made.values = key, kept
+        return made
+
+    def __reduce__(self) -> tuple[type[Sentence], tuple[str, dict[str, Value]]]:
+        return Sentence, (self.key, self.values)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values."""
+        values = {n: v.to_dict() if isinstance(v, Sentence) else v for n, v in self.values.items()}
+        return {"key": self.key, "values": values}
+
+
+def said(key: str, /, **values: Value) -> Sentence:
+    """The sentence of a key.
+
+    >>> said("why_penalty", share=0.97)
+    'the penalty makes up 97% of what moves the weights'
+    """
+    return Sentence(key, values)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from tikhon.errors import InputError, unknown
-from tikhon.languages import strings
+from tikhon.languages import filled, strings
 from tikhon.numbers import number as number
+from tikhon.runs.documents import SavedSentence
 
 LANGUAGES = {"en": "en", "zh": "zh-CN"}  # our name -> the HTML `lang`
 Level = Literal["good", "watch", "bad", "plain"]
@@ -32,11 +33,11 @@ class Label:
 
     def text(self, language: str) -> str:
         """The text in one language; a value may itself be a `Label`."""
-        filled = {
-            name: value.text(language) if isinstance(value, Label) else str(value)
+        values = {
+            name: value.text(language) if isinstance(value, Label) else value
             for name, value in self.values.items()
         }
-        return strings(language)[self.key].format_map(filled)
+        return filled(language, self.key, values)
 
 
 def say(key: str, **values: object) -> Label:
@@ -44,6 +45,12 @@ def say(key: str, **values: object) -> Label:
     for language in LANGUAGES:
         strings(language)[key]
     return Label(key, values)
+
+
+def label(saved: SavedSentence) -> Label:
+    """The `Label` of a saved sentence."""
+    values = saved["values"].items()
+    return say(saved["key"], **{k: label(v) if isinstance(v, dict) else v for k, v in values})
 
 
 def joined(parts: Sequence[Label | str]) -> Label | str | None:

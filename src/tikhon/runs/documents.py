@@ -54,6 +54,13 @@ class SavedSparsity(TypedDict):
     layers: list[SavedLayer]
 
 
+class SavedSentence(TypedDict):
+    """What gives a sentence in any language: its key, and values that may be sentences again."""
+
+    key: str
+    values: dict[str, str | float | SavedSentence]
+
+
 class SavedFinding(TypedDict):
     """One finding of a diagnosis."""
 
@@ -63,6 +70,7 @@ class SavedFinding(TypedDict):
     evidence: dict[str, object]
     why: str
     effect: str
+    sentences: NotRequired[dict[str, SavedSentence]]
     advice: list[str]
     cause: str
 

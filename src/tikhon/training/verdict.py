@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tikhon.languages import strings
+from tikhon.languages import filled
 from tikhon.numbers import number
 from tikhon.sparsity import Sparsity
 
@@ -54,7 +54,7 @@ class Statement:
         return LEVELS.get(self.code, "good")
 
     def __str__(self) -> str:
-        return strings("en")[f"verdict_{self.code}"].format_map(self.values)
+        return filled("en", f"verdict_{self.code}", self.values)
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able."""

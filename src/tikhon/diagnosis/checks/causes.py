@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, middle, number
+from tikhon.languages import Sentence, said
 
 
 def names(ev: Evidence, activation: int) -> tuple[str, ...]:
@@ -19,7 +21,9 @@ def names(ev: Evidence, activation: int) -> tuple[str, ...]:
 
 def called(name: str) -> str:
     """A module's name in a sentence: the numbers of a `Sequential` need a word."""
-    return f"layer {name}" if name.replace(".", "").isdigit() else name or "the model"
+    if name.replace(".", "").isdigit():
+        return said("called_layer", name=name)
+    return name or said("called_model")
 
 
 def gains(ev: Evidence) -> list[tuple[int, float, float, float]]:
@@ -65,7 +69,7 @@ def decline(ev: Evidence) -> tuple[float, float, dict[str, float]]:
     return sum(weights) / len(weights), sum(slopes) / len(slopes), numbers
 
 
-def why_gain(ev: Evidence) -> tuple[tuple[str, ...], str]:
+def why_gain(ev: Evidence) -> tuple[tuple[str, ...], Sentence | Literal[""]]:
     """The layers that lose or blow up the signal, and whether weights or slopes do it."""
     rows = gains(ev)
     if not rows:
@@ -74,27 +78,21 @@ def why_gain(ev: Evidence) -> tuple[tuple[str, ...], str]:
     if odd:
         position, gain, weight, slope = odd[0]
         place = tuple(dict.fromkeys(n for row in odd for n in _culprit(ev, row)))
-        blame = "weights" if weight < 0.2 or weight > 5 else "activation"
-        why = (
-            f"{called(ev.site(position).name)} passes {gain:.0e} of the signal back: its {blame} "
-        )
-        return place, why + f"(weights {weight:.2g}, slope {slope:.2g})"
+        at_fault = "weights" if weight < 0.2 or weight > 5 else "activation"
+        layer = called(ev.site(position).name)
+        values = {"gain": gain, "weight": weight, "slope": slope}
+        return place, said(f"why_passes_{at_fault}", layer=layer, **values)
     weights, slopes, _ = decline(ev)
     gain = math.exp(sum(math.log(max(g, 1e-30)) for _, g, _, _ in rows) / len(rows))
     weight = middle(w for _, _, w, _ in rows) or 0.0
     slope = middle(s for _, _, _, s in rows) or 0.0
     label = next((s.kind for s in ev.record.sites if s.role == "activation"), "no activation")
-    fault = "the weights are" if abs(weights) >= abs(slopes) else f"{label} is"
-    why = (
-        f"gain {gain:.2f} per layer = weights {weight:.2f} x {label} slope {slope:.2f}, "
-        f"over {len(rows)} layers: {fault} at fault"
-    )
+    values = {"gain": gain, "weight": weight, "slope": slope, "count": len(rows)}
+    at_fault = "weights" if abs(weights) >= abs(slopes) else "activation"
     product = weight * slope
     if product <= 0 or abs(math.log(max(gain, 1e-30) / product)) > 0.5:
-        why = (
-            f"gain {gain:.2f} per layer over {len(rows)} layers; weights {weight:.2f} x {label} "
-            f"slope {slope:.2f} alone do not explain it: paths around layers, or norms, do"
-        )
+        at_fault = "paths"
+    why = said(f"why_gain_{at_fault}", label=label, **values)
     first = ev.first
     assert first is not None
     top = first.readings[ev.chain[-1]].signal or 0.0

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
+from tikhon.languages import said
 
 
 def _constant(ev: Evidence) -> Iterable[Finding]:
@@ -20,9 +21,9 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
     count = float(w.get("columns") or 0)
     numbers = {"constant_columns": share, "columns": count}
     if share == 1:
-        why = f"all {count:.0f} input columns are constant: every row is the same"
+        why = said("why_constant", count=count)
         if w.get("all_zero"):
-            why = f"all {count:.0f} input columns are zero"
+            why = said("why_zero", count=count)
         yield Finding(
             "constant_inputs",
             "critical",
@@ -32,7 +33,7 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
             fix="print(x[:2]) where the inputs are read",
         )
     else:
-        why = f"{share:.0%} of the {count:.0f} input columns are constant"
+        why = said("why_some_constant", share=share, count=count)
         yield Finding(
             "constant_inputs", "info", ("inputs",), numbers, why, fix="x = x[:, x.std(0) > 0]"
         )
@@ -43,11 +44,11 @@ def _same_answer(ev: Evidence) -> Iterable[Finding]:
     if not w.get("constant_target") or w.get("candidates"):
         return
     value = ev.fact("target_low") or 0.0
-    why = f"the target of every row is {value:.3g}: one constant answers all of them"
+    why = said("why_one_target", value=value)
     # a loss that calls the model may mean them as a goal, as that of a generator does
     goal = w.get("whole") or w.get("judged")
     if w.get("judged"):
-        why += "; a network outside of the model judges the answers, and this may be its goal"
+        why = said("why_judged", why=why)
     yield Finding(
         "constant_targets",
         "info" if goal else "critical",
@@ -72,13 +73,10 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
     if _validated(ev):
         return
     numbers = {"relation": z, "related_rows": rows}
-    why = (
-        f"the inputs say nothing about the targets that any test finds: shallow models agree with "
-        f"held-out targets as with shuffled ones ({z:.1f} deviations, {e.RELATED:.0f} would tell)"
-    )
+    why = said("why_unrelated", z=z, limit=e.RELATED)
     if advantage is not None:
         numbers["advantage"] = advantage
-        why += "; the network learns shuffled targets as fast"
+        why = said("why_control", why=why)
     severity = "critical" if advantage is not None else "warning"
     yield Finding(
         "unrelated_labels",
@@ -112,9 +110,13 @@ def _counted_less(ev: Evidence) -> Iterable[Finding]:
     shares, weights = turned[0]
     rare, common = upside_down(shares, weights) or (0, 0)
     times = weights[common] / weights[rare]
-    why = (
-        f"the weights of the loss are upside down: class {rare}, {shares[rare]:.0%} of the rows, "
-        f"counts {times:.1f} times less than class {common}, {shares[common]:.0%} of them"
+    why = said(
+        "why_weights_upside_down",
+        rare=rare,
+        share=shares[rare],
+        times=times,
+        common=common,
+        other=shares[common],
     )
     fix = "weight=len(y) / (classes * y.bincount().float())"
     if columns:
@@ -153,10 +155,7 @@ def _imbalance(ev: Evidence) -> Iterable[Finding]:
         return
     value = ev.fact("majority_value") or 0.0
     numbers = {"majority": share, "accuracy": metric}
-    why = (
-        f"an accuracy of {metric:.2f} is that of always answering {value:.0f}, the class of "
-        f"{share:.0%} of the rows"
-    )
+    why = said("why_imbalance", accuracy=metric, value=value, share=share)
     if answered is not None:
         numbers["answered"] = answered
     yield Finding(
@@ -174,11 +173,11 @@ def _copied(ev: Evidence) -> Iterable[Finding]:
     steps = ev.wiring.get("input_steps")
     if columns:
         named = ", ".join(map(str, columns))
-        why = f"column {named} of the inputs is the target itself, row for row"
+        why = said("why_copied", named=named)
         fix = f"x = np.delete(x, {columns}, axis=1)"
         if steps:
             width = max(1, (ev.wiring.get("columns") or steps) // steps)
-            why = f"step {columns[0] // width} of {steps} of the inputs is the target itself"
+            why = said("why_copied_step", step=columns[0] // width, steps=steps)
             fix = "a target behind the window: x = series[t - n : t], y = series[t]"
         yield Finding(
             "target_among_inputs",
@@ -194,7 +193,7 @@ def _drifting(ev: Evidence) -> Iterable[Finding]:
     drift = ev.fact("drift")
     if drift is None or 1 / e.STRETCH <= drift <= e.STRETCH:
         return
-    why = f"late in the run the inputs of the loader are {drift:.2g} times as wide as at first"
+    why = said("why_drift", times=drift)
     fix = "x = (x - mean) / std in the data set: a new tensor, not x.sub_(mean).div_(std)"
     severity = "critical" if ev.harmed else "info"
     numbers = {"drift": drift}
@@ -204,19 +203,13 @@ def _drifting(ev: Evidence) -> Iterable[Finding]:
 def _moved_alone(ev: Evidence) -> Iterable[Finding]:
     share, turned = ev.fact("moved_alone"), ev.fact("fits_moved")
     if turned is not None and turned > e.MOVED:
-        why = (
-            f"in {turned:.0%} of the pairs the map of targets fits its picture when turned or "
-            "mirrored, and not as it is"
-        )
+        why = said("why_fits_moved", turned=turned)
         fix = "the same turns, flips and order of axes for both: x.rot90(k), y.rot90(k)"
         numbers = {"fits_moved": turned}
         yield Finding("masks_not_transformed", "critical", ("data",), numbers, why, fix=fix)
     if share is None or share <= 0.5:
         return
-    why = (
-        f"a row that is drawn again is turned, mirrored or shifted, and in {share:.0%} of these "
-        "rows the map of targets stays as it was"
-    )
+    why = said("why_moved_alone", share=share)
     fix = "draw the angle once: x, y = (rotate(t, angle) for t in (x, y))"
     numbers = {"moved_alone": share}
     yield Finding("masks_not_transformed", "critical", ("data",), numbers, why, fix=fix)
@@ -227,10 +220,7 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
     shift, scale = ev.fact("valid_shift"), ev.fact("valid_scale")
     if shift is not None and scale is not None:
         if shift > e.SHIFT or not 1 / e.STRETCH <= scale <= e.STRETCH:
-            why = (
-                f"validation inputs are {shift:.1f} deviations off the training inputs and "
-                f"{scale:.2g} times as wide"
-            )
+            why = said("why_valid_scale", shift=shift, scale=scale)
             yield Finding(
                 "valid_differs",
                 "warning",
@@ -241,9 +231,9 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
             )
     new, moved = w.get("new_classes") or [], ev.fact("class_shift") or 0.0
     if new or moved > e.CLASS_SHIFT:
-        why = f"{moved:.0%} of the validation rows would have to change class to match training"
+        why = said("why_valid_classes", moved=moved)
         if new:
-            why = f"validation has {len(new)} class(es) that training never shows, as {new[0]}"
+            why = said("why_new_classes", count=len(new), first=new[0])
         numbers = {"new_classes": float(len(new)), "class_shift": moved}
         yield Finding(
             "valid_differs",
@@ -255,7 +245,7 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
         )
     both, again = ev.fact("rows_in_both") or 0.0, ev.fact("rows_repeated") or 0.0
     if both - again > e.DOUBLES:
-        why = f"{both:.0%} of the validation rows are training rows too: it cannot see overfitting"
+        why = said("why_both", share=both)
         yield Finding(
             "rows_in_both",
             "warning",
@@ -269,10 +259,7 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
 def _sorted(ev: Evidence) -> Iterable[Finding]:
     between = ev.fact("between")
     if between is not None and between > e.BETWEEN:
-        why = (
-            f"the means of batches vary {between:.0f} times as much as shuffled ones do: the "
-            "loader goes through sorted rows"
-        )
+        why = said("why_sorted_rows", times=between)
         fix = "DataLoader(..., shuffle=True)"
         yield Finding("sorted_batches", "warning", ("data",), {"between": between}, why, fix=fix)
     within, every = ev.fact("classes_in_batch"), ev.fact("classes_in_all")
@@ -281,10 +268,7 @@ def _sorted(ev: Evidence) -> Iterable[Finding]:
         return
     if within < e.SORTED * expected:
         numbers = {"classes_in_batch": within, "classes_in_all": every}
-        why = (
-            f"a batch holds {within:.1f} classes on average where a shuffled one holds "
-            f"{expected:.1f}: the loader goes through sorted rows"
-        )
+        why = said("why_sorted", within=within, expected=expected)
         yield Finding(
             "sorted_batches",
             "warning",

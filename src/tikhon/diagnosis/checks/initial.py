@@ -11,8 +11,9 @@ from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.checks.causes import called, decline, names
 from tikhon.diagnosis.evidence import Evidence, middle, number
 from tikhon.diagnosis.findings import Finding
+from tikhon.languages import Sentence, said
 
-_Judged = tuple[tuple[str, ...], dict[str, float], str] | None
+_Judged = tuple[tuple[str, ...], dict[str, float], Sentence] | None
 
 
 def poor_init(ev: Evidence) -> Finding | None:
@@ -47,7 +48,7 @@ def _equal_weights(ev: Evidence) -> _Judged:
     # a zero head or branch end is a good idea: it moves in the first step and the rest follows
     if not same or (len(same) < len(ev.chain) and (ev.early_ratio or 0.0) >= e.VANISHED):
         return None
-    why = f"all weights of {len(same)} layer(s) are equal: its units get equal gradients for ever"
+    why = said("why_equal", count=len(same))
     return tuple(ev.site(i).name for i in same), {"constant_layers": len(same)}, why
 
 
@@ -62,7 +63,7 @@ def _singled_out(ev: Evidence) -> _Judged:
     if not odd or len(odd) > len(factors) / 3:
         return None
     worst = factors[odd[0]]
-    why = f"weights of {worst:.2g} (times sqrt(fan_in)) where the other layers have {usual:.2g}"
+    why = said("why_odd", odd=worst, usual=usual)
     where = tuple(ev.site(i).name for i in odd)
     return where, {"weight_factor": worst, "usual": usual}, why
 
@@ -79,9 +80,10 @@ def _dead_at_birth(ev: Evidence) -> _Judged:
         bias = _bias_share(ev, before)
         if saturated and bias < 3 and factor < e.LARGE_WEIGHTS:
             continue  # the inputs are too large, not the weights
-        state = "saturated" if saturated else "dead"
-        cause = f"a bias {bias:.1f} times the weighted input" if bias >= 3 else "weights"
-        why = f"{called(ev.site(i).name)} is {state} before the first step, through {cause}"
+        layer, state = called(ev.site(i).name), "saturated" if saturated else "dead"
+        why = said(f"why_born_{state}", layer=layer)
+        if bias >= 3:
+            why = said(f"why_born_{state}_bias", layer=layer, bias=bias)
         return names(ev, i), {"bias": bias, "weight_factor": factor}, why
     return None
 
@@ -110,10 +112,7 @@ def _too_large(ev: Evidence) -> _Judged:
         return None
     factor = max(forward_factors(ev)[i] for i in large)
     numbers = {"weight_factor": factor, "initial_loss": excess, "signal_ratio": ratio}
-    why = (
-        f"weights have gain {factor:.1f} (Xavier 1, He 1.4); the first loss is {excess:.1f} times "
-        "that of a constant"
-    )
+    why = said("why_large", gain=factor, excess=excess)
     return tuple(ev.site(i).name for i in large), numbers, why
 
 
@@ -126,10 +125,7 @@ def _too_small(ev: Evidence) -> _Judged:
     weights, slopes, numbers = decline(ev)
     if weights <= slopes:
         return None
-    why = (
-        f"weights carry back {numbers['weight_factor']:.2f} of the signal per layer, "
-        f"{numbers['ideal']:.2f} would keep its size"
-    )
+    why = said("why_small", gain=numbers["weight_factor"], ideal=numbers["ideal"])
     where = tuple(ev.site(i).name for i in ev.chain)
     return where, {"signal_ratio": ratio, **numbers}, why
 

@@ -12,6 +12,7 @@ from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.functions import ATTENDING, BINARY
+from tikhon.languages import said
 
 REGRESSIONS = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
 ENTROPIES = {"cross_entropy", "log_softmax", "softmax"}
@@ -45,11 +46,11 @@ def _indifferent(ev: Evidence) -> Iterable[Finding]:
         return
     related = (ev.fact("relation") or 0.0) >= e.RELATED
     harmed = ev.reach is not None and ev.learned < e.LEARNED
-    why = "the loss is the same whatever the targets are"
+    why = said("why_no_targets")
     fix = "compare output and target in the loss; label_smoothing below 1"
     severity = "warning" if harmed else "info"
     if used:
-        why = "the loss is the same when the targets change rows: it compares the batch as a whole"
+        why = said("why_whole_batch")
         fix = "F.mse_loss(output, target), not of output.mean() and target.mean()"
         severity = "critical" if related else "info"  # distributions are compared on purpose
     relation = ev.fact("relation")
@@ -62,8 +63,8 @@ def _deaf(ev: Evidence) -> Iterable[Finding]:
     if not deaf:
         return
     named = ", ".join(map(str, deaf[:5]))
-    why = f"the loss never reads column {named} of the answers, though the targets have it"
-    effect = "what gives these answers is never trained"
+    why = said("why_deaf_columns", named=named)
+    effect = said("effect_deaf_columns")
     fix = "loss(output, target) of all columns; look for one index written twice"
     numbers, advice = {"columns": float(len(deaf))}, ("a loss of every column",)
     where = ("the loss",)
@@ -75,31 +76,25 @@ def _unknown_answers(ev: Evidence) -> Iterable[Finding]:
     share = ev.fact("box_beaten")
     if share is None or share < e.UNKNOWN:
         return
-    why = (
-        f"in {share:.0%} of the rows the target itself costs more, given as the answer, than that "
-        "of another row: the loss reads four numbers as another box"
-    )
+    why = said("why_box_beaten", share=share)
     fix = "corners from centre and size: torch.cat([c - s / 2, c + s / 2], 1), before an overlap"
     numbers = {"box_beaten": share}
     advice = ("answers and targets in the form that the loss is written for",)
     where = ("the loss",)
-    effect = "the best answers to these rows are wrong ones"
+    effect = said("effect_box_beaten")
     code = "loss_ignores_targets"
     yield Finding(code, "critical", where, numbers, why, effect=effect, advice=advice, fix=fix)
 
 
 def _upside_down(ev: Evidence) -> Iterable[Finding]:
     if ev.static.get("maximize"):
-        why = "the optimizer climbs: maximize=True makes every step raise the loss"
+        why = said("why_climbs_on_purpose")
         fix = "maximize=False"
         yield Finding("loss_upside_down", "critical", ("optimizer",), {}, why, fix=fix)
         return
     endless = number(ev.static.get("without_end"))
     if endless:
-        why = (
-            f"the loss has no lower end: where all answers are a million deviations away from the "
-            f"targets it is {endless:.2g}"
-        )
+        why = said("why_no_end", loss=endless)
         fix = "the sign of each part: errors on either side of a target must cost something"
         numbers = {"loss": endless}
         advice = ("a loss that is 0 where the answers are right, and more elsewhere",)
@@ -111,23 +106,20 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
     alike = ev.fact("alike_label")
     if away is not None and alike is not None:
         if away == 1 - alike:
-            why = (
-                "the answer is a distance, and the loss pulls apart the pairs that lie nearer to "
-                "each other and together those that do not"
-            )
+            why = said("why_pairs_apart")
             fix = "swap the two parts of the loss, or the labels: y = 1 - y"
             numbers = {"pulls_away": away}
             yield Finding("loss_upside_down", "critical", ("the loss",), numbers, why, fix=fix)
         return
     if away is None or away < 1 or pull >= e.PULL or _distances(ev):
         return
-    why = "a higher target pulls its output down, in every row that was tried: the loss is least "
+    why = said("why_pulls_away")
     yield Finding(
         "loss_upside_down",
         "critical",
         ("the loss",),
         {"pulls_away": away},
-        why + "where the answers are wrong",
+        why,
         fix="loss = -loss, or 1 - loss where it is a share that is right",
     )
 
@@ -137,10 +129,7 @@ def _endless(ev: Evidence) -> Iterable[Finding]:
     fall = _ever_faster(ev)
     if fall is None or any(True for _ in _upside_down(ev)):
         return
-    why = (
-        f"the loss falls below zero, ever faster: it began at {fall[0]:.3g} and ends at "
-        f"{fall[1]:.3g}"
-    )
+    why = said("why_ever_faster", first=fall[0], last=fall[1])
     fix = "the sign of each part of the loss, one by one; print them"
     advice = ("turn the part round that falls without end",)
     numbers = {"loss": fall[1]}
@@ -175,10 +164,7 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
         return
     if w.get("swapped"):
         name = w["swapped"]
-        why = (
-            f"{name} gets the targets first and the answers in the place of the targets: "
-            "the loss has no lower end"
-        )
+        why = said("why_answers_for_targets", name=name)
         numbers = {"target_low": low, "target_high": high}
         fix = f"F.{name}(output, target)"
         yield Finding("target_out_of_range", "critical", ("the loss",), numbers, why, fix=fix)
@@ -186,10 +172,7 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
     inside = w.get("binary_range") or [low, high]  # of the columns that it is given
     numbers = {"target_low": low, "target_high": high}
     if used & BINARY and (low < 0 or high > 1) and (inside[0] < 0 or inside[1] > 1):
-        why = (
-            f"binary cross-entropy is for targets from 0 to 1, these go from {low:.3g} to "
-            f"{high:.3g}: the loss has no lower end"
-        )
+        why = said("why_bce_range", low=low, high=high)
         scaled = f"target = (target - {low:.4g}) / {high - low:.4g}"
         scaled = f"target = target / {high:.4g}" if low == 0 else scaled
         fix = (
@@ -203,15 +186,12 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
         )
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
     if w.get("zeros_unheard"):
-        why = "the loss is one of targets -1 and 1: a target of 0 costs the same for every answer"
+        why = said("why_zero_costs_nothing")
         fix = "target = 2 * target - 1"
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
     below = ev.fact("below_zero")
     if below is not None and not used & BINARY and (low < 0 or high > 1):
-        why = (
-            f"the loss is one of yes and no, for targets from 0 to 1; these go from {low:.3g} to "
-            f"{high:.3g}, where it falls to {below:.3g}"
-        )
+        why = said("why_yes_and_no", low=low, high=high, below=below)
         fix = (
             "F.cross_entropy of one output a class"
             if w.get("target_whole")
@@ -226,10 +206,7 @@ def _several(ev: Evidence) -> Iterable[Finding]:
     used = set(w.get("loss_functions") or ())
     most = number((w.get("target_sums") or [0, 0])[1]) or 0.0
     if used & ENTROPIES and not used & BINARY and most > 1.01:
-        why = (
-            f"rows have up to {most:.0f} classes at once, and a softmax gives one only: its "
-            "probabilities add up to 1"
-        )
+        why = said("why_multilabel", most=most)
         yield Finding(
             "multilabel_softmax",
             "warning",
@@ -240,10 +217,7 @@ def _several(ev: Evidence) -> Iterable[Finding]:
         )
     heads, units = ev.static.get("head") or [], ev.static.get("output_units") or 1
     if used & BINARY and heads[-1:] == ["softmax"] and units > 1 and most > 1.01:
-        why = (
-            f"rows have up to {most:.0f} classes at once, and the softmax at the end gives one: "
-            "its probabilities add up to 1"
-        )
+        why = said("why_several_by_softmax", most=most)
         fix = "nn.BCEWithLogitsLoss() on the scores, without the softmax"
         numbers = {"ones_in_a_row": most}
         yield Finding("multilabel_softmax", "critical", ("the loss",), numbers, why, fix=fix)
@@ -256,34 +230,28 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
     one = w.get("output_shape") in ([], [1])
     if used & REGRESSIONS and one and gain is not None and gain > e.BY_CLASS:
         values = int(w.get("target_values") or 0)
-        why = (
-            f"the targets are {values} class numbers regressed as amounts; taken as classes, a "
-            f"shallow model is right {gain:.0%} more often"
-        )
+        why = said("why_as_numbers", count=values, gain=gain)
         fix = f"nn.Linear(..., {values}) as the head, nn.CrossEntropyLoss(), target.long()"
         yield Finding(
             "classes_as_numbers", "warning", ("the loss",), {"class_gain": gain}, why, fix=fix
         )
     turn = ev.fact("turn")
     if turn is not None and turn > e.TURN and one:
-        why = (
-            f"the targets span one full turn, and a shallow model leaves {turn:.0f} times as much "
-            "of the number as of its cosine and sine: they are angles, whose ends meet"
-        )
+        why = said("why_turn", times=turn)
         fix = "nn.Linear(..., 2), F.mse_loss(output, torch.cat([y.cos(), y.sin()], 1))"
         numbers = {"turn": turn}
         yield Finding("angle_wraps", "warning", ("target",), numbers, why, fix=fix)
     unheard = ev.fact("unheard") or 0.0
     silent = w.get("silent_classes") or []
     if unheard >= e.UNHEARD and not silent:
-        why = f"{unheard:.0%} of the rows of a batch have no part in its loss"
+        why = said("why_unheard", share=unheard)
         fix = "loss(output, target) of all rows, not of output[0] or a part of them"
         yield Finding(
             "ignored_rows", "critical", ("the loss",), {"unheard": unheard}, why, fix=fix
         )
     if silent:
         named = ", ".join(map(str, silent[:5]))
-        why = f"rows of class {named} send no gradient: ignore_index, or a weight of zero"
+        why = said("why_ignored", named=named)
         numbers = {"silent_classes": float(len(silent))}
         yield Finding(
             "ignored_rows",
@@ -304,13 +272,15 @@ def _operation(ev: Evidence) -> Iterable[Finding]:
         {"smallest": smallest} if smallest is not None else {}
     )
     name = failure.call.strip("_")
-    why = (
-        f"{name} at {failure.place} has no finite value or slope for its argument of "
-        f"{smallest if smallest is not None else 0:.3g}, at step {failure.step}"
+    why = said(
+        "why_undefined",
+        name=name,
+        place=failure.place,
+        smallest=smallest if smallest is not None else 0,
+        step=failure.step,
     )
     if failure.call in ATTENDING:
-        alone = "every score of a row is -inf, and the softmax of nothing has no value"
-        why = f"{name} at {failure.place}, at step {failure.step}: {alone}"
+        why = said("why_nothing_attended", name=name, place=failure.place, step=failure.step)
     yield Finding(
         "undefined_operation",
         "critical",
@@ -326,17 +296,11 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
     share = ev.fact("padding") or 0.0
     apart, counted = (ev.fact(f"padding_{k}") for k in ("apart", "counted"))
     if apart is not None and apart >= e.PADDED and share >= e.PADDING:
-        why = (
-            f"{share:.0%} of the positions are padding, and answers change by {apart:.0%} when it "
-            "is cut off: states, means or attention run over it"
-        )
+        why = said("why_padding_apart", share=share, apart=apart)
         numbers = {"padding_apart": apart, "padding": share}
         queries = w.get("masked_queries")
         if queries:
-            why = (
-                "the mask blanks whole rows of the scores, the queries that are padding, and "
-                f"leaves padding among the keys: answers change by {apart:.0%} when it is cut off"
-            )
+            why = said("why_masked_queries", share=apart)
             fix = (
                 "mask[:, None, :] in place of mask[:, :, None]: the last axis is that of the keys"
             )
@@ -352,7 +316,7 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
             "(~mask).sum(1) for a mean; pack_padded_sequence for a recurrent layer",
         )
     if counted is not None and counted >= e.PADDING:
-        why = f"{counted:.0%} of the positions that the loss counts are padding"
+        why = said("why_padding_counted", share=counted)
         yield Finding(
             "padding_in_loss",
             "warning",

@@ -10,19 +10,14 @@ from collections.abc import Iterable
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, sizes
 from tikhon.diagnosis.findings import Finding
+from tikhon.languages import said
 
-RANGES = {
-    "counts": ("counts, 0 or more", "the loss that fits the targets, as nn.MSELoss()"),
-    "signs": ("targets -1 and 1", "target = 2 * target - 1"),
-    "shares": ("targets from 0 to 1", "(target - low) / (high - low)"),
-    "numbers": (
-        "the numbers of the classes of a row, closed by -1",
-        "nn.MultiLabelSoftMarginLoss() of a column of 0 and 1 for each class",
-    ),
-    "logs": (
-        "probabilities as targets, and takes logarithms if told to",
-        "F.kl_div(output, target, log_target=True)",
-    ),
+INTO_RANGE = {
+    "counts": "the loss that fits the targets, as nn.MSELoss()",
+    "signs": "target = 2 * target - 1",
+    "shares": "(target - low) / (high - low)",
+    "numbers": "nn.MultiLabelSoftMarginLoss() of a column of 0 and 1 for each class",
+    "logs": "F.kl_div(output, target, log_target=True)",
 }
 
 
@@ -32,21 +27,17 @@ def _broadcast(ev: Evidence) -> Iterable[Finding]:
     numbers = {"pull_on_others": pull} if pull is not None else {}
     if not spread:
         if pull is not None and pull >= e.PULL:
-            why = (
-                "the target of one row changes the gradient of all rows, as in contrastive losses"
-            )
+            why = said("why_contrastive")
             yield Finding("loss_mixes_rows", "info", ("the loss",), numbers, why)
         return
     a, b = (sizes(s, w["rows"]) for s in spread["shapes"])
     name = spread["function"].strip("_")
     effect = ""
     if pull is not None and pull >= e.PULL:
-        why = (
-            f"{name} gets shapes {a} and {b}: they broadcast, and every target pulls at every row"
-        )
+        why = said("why_broadcast", function=name, a=a, b=b)
     else:
-        why = f"{name} gets shapes {a} and {b}: they broadcast, and every row meets every other"
-        effect = "what belongs to one row is averaged over all rows"
+        why = said("why_broadcast_rows", function=name, a=a, b=b)
+        effect = said("effect_rows_averaged")
     fix = "give both one shape: .squeeze(-1) on neither, or on both"
     if pull is not None and w.get("output_shape") != w.get("target_shape"):
         fix = "loss(output, target.view_as(output))"
@@ -59,10 +50,8 @@ def _unequal(ev: Evidence) -> Iterable[Finding]:
     if not found or ev.wiring.get("broadcast"):
         return
     a, b = (sizes(s, ev.wiring["rows"]) for s in found["shapes"])
-    why = (
-        f"the loss gets answers {a} and targets {b}: each answer is compared with several targets"
-    )
-    effect = "the best answer to a row is the mean of its targets"
+    why = said("why_unequal", a=a, b=b)
+    effect = said("effect_mean_of_targets")
     fix = "as many answers as targets; or .sum(1, keepdim=True) of what should be one number"
     where = (found["place"] or "the loss",)
     yield Finding("broadcast_loss", "critical", where, {}, why, effect=effect, fix=fix)
@@ -72,8 +61,8 @@ def _weighed(ev: Evidence) -> Iterable[Finding]:
     found = ev.wiring.get("weighed")
     if not found:
         return
-    why = "a mean over the rows is multiplied with a number of each row: the mean has no rows left"
-    effect = "weights, gains or masks of the rows change the size of the loss and nothing else"
+    why = said("why_weighed")
+    effect = said("effect_size_of_loss")
     advice = ("the product of each row, and its mean",)
     fix = "(criterion(output, target) * weight).mean() with reduction='none'"
     where = (found["place"],)
@@ -86,14 +75,11 @@ def _sampled(ev: Evidence) -> Iterable[Finding]:
     draw = ev.wiring.get("sampled")
     if not draw:
         return
-    why = (
-        "a part of the loss is computed from a draw by sample(), which has no gradient: nothing "
-        "is learned of it"
-    )
+    why = said("why_sampled")
     fix = "rsample() in place of sample()"
     if draw["name"] in ("multinomial", "bernoulli", "poisson"):
         fix = "-log_prob(draw) * gain.detach(), or F.gumbel_softmax(scores) in place of the draw"
-    effect = "only what else stands in the loss is learned"
+    effect = said("effect_only_rest")
     where, advice = (draw["place"],), ("a draw with a gradient", "a gradient by log_prob")
     yield Finding("detached", "critical", where, {}, why, effect=effect, advice=advice, fix=fix)
 
@@ -102,7 +88,7 @@ def _infinite(ev: Evidence) -> Iterable[Finding]:
     found = ev.wiring.get("infinite")
     if not found or not ev.silent:
         return
-    why = f"{found['name']} picks an infinite number: no gradient passes it"
+    why = said("why_infinite_pick", name=found["name"])
     numbers = {"parameters": float(ev.record.trainable)}
     fix = "the mask on the other side: +inf in front of min, -inf in front of max"
     where = (found["place"],)
@@ -114,8 +100,8 @@ def _no_curvature(ev: Evidence) -> Iterable[Finding]:
     place = ev.wiring.get("no_curvature")
     if not place:
         return
-    why = "the second derivative that the loss takes is 0 everywhere: rectifiers are straight"
-    effect = "to an equation of second order the network is a straight line"
+    why = said("why_no_curvature")
+    effect = said("effect_straight_line")
     fix = "nn.Tanh(), nn.SiLU() or torch.sin in place of nn.ReLU()"
     advice = ("an activation that bends everywhere",)
     yield Finding(
@@ -127,8 +113,8 @@ def _index(ev: Evidence) -> Iterable[Finding]:
     place = ev.wiring.get("index_mask")
     if not place:
         return
-    why = "numbers 0 and 1 are used as an index: they pick rows 0 and 1 and mask none"
-    effect = "all other rows are left out"
+    why = said("why_index_mask")
+    effect = said("effect_rows_left_out")
     fix = "x[mask.bool()]"
     advice = ("a mask of booleans",)
     yield Finding(
@@ -141,8 +127,8 @@ def _asked_back(ev: Evidence) -> Iterable[Finding]:
     widths = [ev.site(i).fan_out for i in ev.chain if ev.site(i).role == "weight"]
     if not found or min(widths, default=0) < found["numbers"]:
         return  # what has to pass a bottleneck is worth asking for
-    why = "the answer is compared with the noisy input itself"
-    effect = "handing the input on is the best answer: nothing is learned about the noise"
+    why = said("why_asked_back")
+    effect = said("effect_handed_on")
     fix = "compare with what the input was before the noise, or with the noise"
     where = (found["place"],)
     advice = ("a target that the input does not show",)
@@ -154,8 +140,8 @@ def _asked_back(ev: Evidence) -> Iterable[Finding]:
 def _itself(ev: Evidence) -> Iterable[Finding]:
     place = ev.wiring.get("finds_itself")
     if place:
-        why = "rows are compared with the same rows, and each is to find itself: it always does"
-        effect = "nothing is learned of which two views belong together"
+        why = said("why_finds_itself")
+        effect = said("effect_finds_itself")
         advice = ("the other view on the other side of the table",)
         fix = "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a))), a and b two views"
         where = (place,)
@@ -174,10 +160,7 @@ def _itself(ev: Evidence) -> Iterable[Finding]:
 def _nearer(ev: Evidence) -> Iterable[Finding]:
     found = ev.wiring.get("nearer")
     if found:
-        why = (
-            "the rows given as negatives lie nearer to the anchors than those given as positives, "
-            f"by {found['sure']:.0f} deviations of their mean"
-        )
+        why = said("why_nearer", sure=found["sure"])
         fix = "F.triplet_margin_loss(anchor, positive, negative)"
         where, numbers = (found["place"],), {"nearer": float(found["sure"])}
         advice = ("the positive second, the negative third",)
@@ -187,10 +170,7 @@ def _nearer(ev: Evidence) -> Iterable[Finding]:
 def _pulled_goal(ev: Evidence) -> Iterable[Finding]:
     place = ev.wiring.get("pulled_goal")
     if place:
-        why = (
-            "the goal of an answer is data plus a discounted answer of another pass, which has a "
-            "gradient too: a step moves both towards each other"
-        )
+        why = said("why_pulled_goal")
         fix = "goal = reward + discount * following.detach()"
         yield Finding("target_not_detached", "warning", (place,), {}, why, fix=fix)
 
@@ -200,7 +180,7 @@ def _squashed_twice(ev: Evidence) -> Iterable[Finding]:
     if not found:
         return
     by, loss = found["by"], found["loss"]
-    why = f"{loss} squashes by itself what a {by} in front of it has squashed"
+    why = said("why_squashed_twice", loss=loss, by=by)
     fix = f"F.{loss}(scores, target), without the {by}"
     severity = "critical" if ev.harmed else "warning"
     yield Finding("head_mismatch", severity, (found["place"],), {}, why, fix=fix)
@@ -210,10 +190,7 @@ def _ends(ev: Evidence) -> Iterable[Finding]:
     place, mark = ev.wiring.get("looks_ahead"), ev.wiring.get("idle_mark")
     if not place or not mark:
         return
-    why = (
-        f"a reward gets a discounted answer for what follows, and tensor {mark} of the batch, of "
-        "zeros and ones, has no part in the loss: what follows an end counts like all else"
-    )
+    why = said("why_ends", mark=mark)
     fix = "goal = reward + discount * (1 - done) * following"
     where, numbers = (place,), {"inputs": float(mark)}
     yield Finding("ends_not_masked", "critical", where, numbers, why, fix=fix)
@@ -233,15 +210,15 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
                 continue  # the data say it themselves
             same = float(breach["low"])
             if kind == "pairs":
-                why = f"all pairs of {name} have the label {same:.3g}: none pulls the other way"
-                effect = "the best answer to every row is one and the same"
+                why = said("why_pairs_alike", name=name, same=same)
+                effect = said("effect_pairs_alike")
                 fix = "labels 1 of pairs that are alike and -1 of others, with enough of both"
                 numbers = {"target_low": same, "target_high": same}
                 code = "constant_targets"
                 yield Finding(code, "critical", where, numbers, why, effect=effect, fix=fix)
                 continue
-            why = "a table of rows against rows gets one partner for all of them"
-            effect = "all rows are pulled to one"
+            why = said("why_one_partner")
+            effect = said("effect_pulled_to_one")
             fix = "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a)))"
             numbers = {"target_low": same, "target_high": same}
             yield Finding(
@@ -252,7 +229,7 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
             yield from _inside(ev, breach)
             continue
         if breach["code"] == "missing_log":
-            why = f"{name} is for log-probabilities, and these outputs are none"
+            why = said("why_no_log", name=name)
             fix = "F.log_softmax(output, dim=1) before it; or nn.CrossEntropyLoss() of the scores"
             if name == "ctc_loss":
                 fix = "output.log_softmax(-1) before it"
@@ -260,8 +237,8 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
             yield Finding("missing_log", "critical", where, numbers, why, fix=fix)
             continue
         low, high = breach["low"], breach["high"]
-        wanted, fix = RANGES[kind]
-        why = f"{name} is for {wanted}; these go from {low:.3g} to {high:.3g}"
+        fix = INTO_RANGE[kind]
+        why = said(f"why_range_{kind}", name=name, low=low, high=high)
         numbers = {"target_low": low, "target_high": high}
         yield Finding("target_out_of_range", "critical", where, numbers, why, fix=fix)
 
@@ -270,7 +247,7 @@ def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
     """What may stand inside of the network: a choice of one, a logarithm of a free parameter."""
     name, where = breach["function"], (breach["place"] or "forward",)
     if breach["code"] == "undefined_operation":
-        why = f"{name} is taken of a parameter that nothing keeps above 0: a few steps may do it"
+        why = said("why_free_log", name=name)
         advice = ("learn the logarithm itself",)
         fix = "s.exp() where the weight stands, and s where its logarithm stands"
         yield Finding("undefined_operation", "warning", where, {}, why, advice=advice, fix=fix)
@@ -278,8 +255,8 @@ def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
         if not {"softmax"} & set(ev.static.get("head") or ()):
             yield from _probabilities(ev, where)
     elif not ev.wiring.get("softmax_over_one") and "softmax" not in (ev.static.get("head") or ()):
-        why = "a softmax of one number is 1, whatever the number: no gradient passes it"
-        effect = "what computes that number is never trained"
+        why = said("why_softmax_of_one")
+        effect = said("effect_number_untrained")
         advice = ("the softmax in front of the choice",)
         fix = "scores.softmax(1).topk(1), not scores.topk(1).values.softmax(1)"
         if breach.get("kind"):
@@ -294,7 +271,7 @@ def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
 def _probabilities(ev: Evidence, where: tuple[str, ...]) -> Iterable[Finding]:
     if ev.wiring.get("squashed_twice"):
         return
-    why = "cross_entropy is given probabilities: it takes scores, and squashes them by itself"
+    why = said("why_given_probabilities")
     fix = "F.cross_entropy(scores, target); or F.nll_loss of their log_softmax"
     severity = "critical" if ev.harmed else "warning"
     yield Finding("head_mismatch", severity, where, {}, why, fix=fix)

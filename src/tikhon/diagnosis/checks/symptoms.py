@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from statistics import median
+from typing import Literal
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.checks.causes import (
@@ -22,6 +23,7 @@ from tikhon.diagnosis.checks.initial import poor_init
 from tikhon.diagnosis.evidence import Evidence, back_share, middle, number, upward
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.record import Point
+from tikhon.languages import Sentence, said
 
 NEXT = ("more steps", "tikhon cure: it tries learning rates and treatments and measures them")
 MEMORY_ADVICE = (
@@ -36,13 +38,11 @@ def exploding_gradient(ev: Evidence) -> Finding | None:
     failure = ev.record.failure
     numbers: dict[str, float] = {}
     where: tuple[str, ...] = ()
-    why = ""
+    why: Sentence | Literal[""] = ""
     if failure is not None and failure.what != "input":
         numbers["step"] = failure.step
         where = (failure.where,) if failure.where != "loss" else ()
-        why = (
-            f"the first non-finite number is {failure.what} {failure.where} at step {failure.step}"
-        )
+        why = said("why_first_bad", what=failure.what, where=failure.where, step=failure.step)
     ratio = ev.first_ratio
     if ratio is not None and ratio > e.EXPLODED and ev.learned < e.LEARNED:
         numbers["signal_ratio"] = ratio
@@ -55,19 +55,15 @@ def exploding_gradient(ev: Evidence) -> Finding | None:
         if grown and ev.learned < e.LEARNED:
             numbers["time_ratio_log10"] = max(first, later)
             where = (ev.site(position).name,)
-            why = (
-                f"over the time steps the gradient grows 10^{max(first, later):.0f} times; "
-                f"recurrent weights have gain {factor:.2f} (stable: about 1)"
-            )
+            why = said("why_time_grows", factor=f"10^{max(first, later):.0f}", gain=factor)
     sizes = [g for g in ev.record.gradients if number(g) is not None]
     spike = max(sizes, default=0.0) / sizes[0] if sizes and sizes[0] else 0.0  # type: ignore[operator,type-var]
     if ev.trained and spike > e.SPIKE and ev.learned < 0.5:
         numbers["gradient_spike"] = spike
-        why = why or f"the gradient norm jumps to {spike:.0e} times its first value"
+        why = why or said("why_jump", factor=spike)
     if not numbers:
         return None
-    why = _with_cause(ev, why)
-    return Finding("exploding_gradient", "critical", where, numbers, why)
+    return Finding("exploding_gradient", "critical", where, numbers, why and _with_cause(ev, why))
 
 
 def vanishing_gradient(ev: Evidence) -> Finding | None:
@@ -76,16 +72,13 @@ def vanishing_gradient(ev: Evidence) -> Finding | None:
         return None
     if ev.silent:
         where = _silencer(ev)
-        why = "no gradient arrives anywhere: the output does not depend on the weights"
+        why = said("why_no_gradient")
         return Finding("vanishing_gradient", "critical", where, {"signal_ratio": 0.0}, why)
     for position, first, later in ev.time_ratios():
         if max(first, later) <= e.TIME_VANISHED and ev.learned < 0.5:
             factor = ev.record.probes[0].readings[position].weight_factor or 0.0
             left = "zero" if first < -300 else f"10^{first:.0f}"
-            why = (
-                f"over the time steps the gradient falls to {left}; recurrent weights "
-                f"have gain {factor:.2f} per step"
-            )
+            why = said("why_time_falls", left=left, gain=factor)
             numbers = {"time_ratio_log10": first, "recurrent_gain": factor}
             place = (ev.site(position).name,)
             return Finding(
@@ -94,7 +87,7 @@ def vanishing_gradient(ev: Evidence) -> Finding | None:
                 place,
                 numbers,
                 why,
-                "what came early in a sequence is not learned",
+                said("effect_over_time"),
                 MEMORY_ADVICE,
             )
     first, early = ev.first_ratio, ev.early_ratio
@@ -143,9 +136,9 @@ def dying_relu(ev: Evidence) -> Finding | None:
     culprit = next((i for i in sick if (probe.readings[i].dead or 0) > 0.95), sick[0])
     where = names(ev, culprit)
     numbers = {"dead": share, "dead_at_start": start}
-    why = f"{share:.0%} of the units of {called(where[-1])} are zero on all samples" + (
-        ", from the start" if start >= e.DEAD else f" ({start:.0%} at the start)"
-    )
+    why = said("why_dead", share=share, layer=called(where[-1]), start=start)
+    if start >= e.DEAD:
+        why = said("why_dead_start", share=share, layer=called(where[-1]))
     return Finding("dying_relu", "critical", where, numbers, _with_cause(ev, why))
 
 
@@ -155,10 +148,7 @@ def _rectified_head(ev: Evidence) -> Finding | None:
     if head == ["relu"] and ev.static.get("own_softmax") and last is not None:
         dead = [r.dead for s, r in zip(ev.record.sites, last.readings) if s.name == head_site(ev)]
         if dead and dead[0] and ev.trained and ev.learned < e.LEARNED:
-            why = (
-                f"{dead[0]:.0%} of the classes have a score of 0 on all samples: behind a ReLU "
-                "they get no gradient and are never learned"
-            )
+            why = said("why_dead_classes", share=dead[0])
             numbers = {"dead": dead[0]}
             fix = "leave out the relu: the loss takes what stands in front of it"
             return Finding("dying_relu", "critical", (head_site(ev),), numbers, why, fix=fix)
@@ -166,10 +156,7 @@ def _rectified_head(ev: Evidence) -> Finding | None:
     if not any(name.startswith("relu") for name in head) or floor < 0.25:
         return None
     where = (head_site(ev),)
-    why = (
-        f"a rectified output cannot reach negative targets: the loss cannot fall below "
-        f"{floor:.0%} of a constant's, and samples beyond reach send no gradient"
-    )
+    why = said("why_rectified", floor=floor)
     return Finding("dying_relu", "warning", where, {"floor": floor}, why)
 
 
@@ -198,7 +185,7 @@ def saturated_activation(ev: Evidence) -> Finding | None:
     where = names(ev, position)
     numbers = {"saturated": max(start, late), "at_start": start}
     share = max(start, late)
-    why = f"{share:.0%} of {called(where[-1])} sits where its slope is below 5% of the maximum"
+    why = said("why_saturated", share=share, layer=called(where[-1]))
     return Finding("saturated_activation", "critical", where, numbers, _with_cause(ev, why))
 
 
@@ -217,7 +204,7 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
     if ev.steadier is not None and ev.steadier - max(ev.usually, 0.0) > e.STEADIER:
         return _heavy(ev, {"climb": end / bar} if climbs else {})
     if climbs:
-        why = f"the loss ends at {end:.3g}, which began at {curve[0]:.3g}: it climbs"
+        why = said("why_climbs", end=end, start=curve[0])
         return Finding(
             "oscillating_loss", "critical", (), {"climb": end / bar}, _with_cause(ev, why)
         )
@@ -230,13 +217,13 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
     if swing < e.SWING or back < e.BACK:
         return None
     numbers = {"swing": swing, "upward_share": back}
-    why = f"the loss rises {swing:.0%} from one look to the next; {back:.0%} of its motion is up"
+    why = said("why_swing", swing=swing, back=back)
     if ev.record.batch_size <= 4:
-        why += f"; batches of {ev.record.batch_size} make gradients noisy at this learning rate"
+        why = said("why_small_batch", why=why, count=ev.record.batch_size)
     # around a floor that nobody knows every loss jumps
     known = ev.reach is not None or ev.trivial is not None
     if ev.wiring.get("decides"):
-        why += "; of what the model itself has drawn, the loss is no measure of what it learns"
+        why = said("why_decides", why=why)
         known = False
     severity = "warning" if known else "info"
     return Finding("oscillating_loss", severity, (), numbers, _with_cause(ev, why))
@@ -249,10 +236,12 @@ def _too_fast(ev: Evidence) -> bool:
 
 def _heavy(ev: Evidence, climb: dict[str, float]) -> Finding:
     learned, steadier = max(ev.usually, 0.0), ev.steadier or 0.0
-    why = (
-        f"with a momentum of 0.9 the same run learns {steadier:.2f} in place of {learned:.2f} "
-        f"(0 a constant, 1 a shallow model); {ev.momentum:g} sums "
-        f"{1 / max(1e-9, 1 - ev.momentum):.0f} gradients in a step"
+    why = said(
+        "why_steadier",
+        steadier=steadier,
+        learned=learned,
+        momentum=ev.momentum,
+        count=1 / max(1e-09, 1 - ev.momentum),
     )
     numbers = {"momentum": ev.momentum, "learned": learned, "steadier": steadier, **climb}
     grave = bool(climb) or steadier - learned > e.FREED
@@ -262,7 +251,7 @@ def _heavy(ev: Evidence, climb: dict[str, float]) -> Finding:
         (),
         numbers,
         why,
-        effect="steps go on in a direction that the loss has long left",
+        effect=said("effect_momentum"),
         advice=("momentum 0.9", "a tenth of the learning rate"),
         fix="betas=(0.9, 0.999)" if "betas" in ev.record.optimizer else "momentum=0.9",
     )
@@ -270,13 +259,10 @@ def _heavy(ev: Evidence, climb: dict[str, float]) -> Finding:
 
 def _long_steps(ev: Evidence) -> Finding:
     learned, calmer = max(ev.learned, 0.0), ev.calmer or 0.0
-    why = (
-        f"with a tenth of the learning rate the same run learns {calmer:.2f} in place of "
-        f"{learned:.2f} (0 a constant, 1 a shallow model)"
-    )
+    why = said("why_calmer", calmer=calmer, learned=learned)
     if ev.blind:
-        why = f"{why}; at this one all rows get the same answer"
-    effect = "steps this long throw the network to where it cannot learn"
+        why = said("why_all_alike", why=why)
+    effect = said("effect_long_steps")
     numbers = {"learned": learned, "calmer": calmer}
     return Finding(
         "oscillating_loss", "critical", (), numbers, _with_cause(ev, why), effect=effect
@@ -288,10 +274,7 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     double = ev.static.get("own_softmax") and head_floor(ev) >= e.FLOOR
     if double and ev.static.get("head") and not ev.silent:
         floor = head_floor(ev)
-        why = (
-            f"the loss applies a softmax to outputs that are already squashed: it cannot fall "
-            f"below {floor:.0%} of a constant's, and gradients shrink with it"
-        )
+        why = said("why_squashed", floor=floor)
         return Finding("slow_convergence", "warning", (head_site(ev),), {"floor": floor}, why)
     if not ev.trained or ev.record.failure is not None or ev.learned >= e.LEARNED:
         return None
@@ -309,23 +292,20 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     ):
         return None
     numbers = {"update_ratio": update, "learned": max(ev.learned, 0.0)}
-    why = _with_cause(ev, f"a step changes the weights by {update:.0e} of their size")
+    why = _with_cause(ev, said("why_small_steps", update=update))
     if update == 0:
-        why = "a step leaves the weights as they are"
-    short, advice = _shortened(ev)
-    return Finding("slow_convergence", "warning", (), numbers, why + short, advice=advice)
+        why = said("why_unmoved")
+    why, advice = _shortened(ev, why)
+    return Finding("slow_convergence", "warning", (), numbers, why, advice=advice)
 
 
 def _short_steps(ev: Evidence) -> Finding:
     """A control run has shown that ten times the learning rate learns more."""
     learned, faster = max(ev.learned, 0.0), ev.faster or 0.0
-    why = (
-        f"with ten times the learning rate the same run learns {faster:.2f} in place of "
-        f"{learned:.2f} (0 a constant, 1 a shallow model)"
-    )
+    why = said("why_faster", faster=faster, learned=learned)
     numbers = {"learned": learned, "faster": faster, "update_ratio": ev.updates or 0.0}
-    short, advice = _shortened(ev)
-    return Finding("slow_convergence", "warning", (), numbers, why + short, advice=advice)
+    why, advice = _shortened(ev, why)
+    return Finding("slow_convergence", "warning", (), numbers, why, advice=advice)
 
 
 def _mostly_masked(ev: Evidence) -> Finding | None:
@@ -334,27 +314,24 @@ def _mostly_masked(ev: Evidence) -> Finding | None:
     share, engine = number(found.get("share")) or 0.0, ev.record.optimizer
     if share < e.MASKED or engine.get("name") != "SGD":
         return None
-    why = (
-        f"{share:.0%} of what the loss averages was masked out: the loss and every step are "
-        f"{1 / (1 - share):.0f} times smaller than a mean over the rest"
-    )
+    why = said("why_masked_mean", share=share, times=1 / (1 - share))
     where, numbers = (found.get("place") or "the loss",), {"masked": share}
     fix = "(error * mask).sum() / mask.sum()"
     return Finding("slow_convergence", "warning", where, numbers, why, fix=fix)
 
 
-def _shortened(ev: Evidence) -> tuple[str, tuple[str, ...]]:
-    """What in the optimizer makes steps short beside the learning rate, and what to do then."""
+def _shortened(ev: Evidence, why: Sentence) -> tuple[Sentence, tuple[str, ...]]:
+    """With what in the optimizer makes steps short beside the learning rate, and what to do."""
     engine = ev.record.optimizer
     if not number(engine.get("lr")):
-        return "; the learning rate is 0", ("a learning rate above 0",)
+        return said("why_rate_zero", why=why), ("a learning rate above 0",)
     clip, sizes = number(engine.get("clip")), [g for g in ev.record.gradients if number(g)]
     if clip is not None and sizes and clip < 0.1 * median(sizes):  # type: ignore[type-var]
         cut = median(sizes) / clip  # type: ignore[type-var,operator]
-        return f"; clip={clip:g} shortens gradients {cut:.0f} times", ("a larger clip", "none")
+        return said("why_clipped", why=why, clip=clip, times=cut), ("a larger clip", "none")
     if (number(engine.get("eps")) or 0.0) > e.LARGE_EPS:
-        return f"; eps={engine['eps']:g} outweighs the gradients", ("the optimizer's usual eps",)
-    return "", ()
+        return said("why_eps", why=why, eps=engine["eps"]), ("the optimizer's usual eps",)
+    return why, ()
 
 
 def _dead_now(ev: Evidence) -> bool:
@@ -389,10 +366,13 @@ def overfitting(ev: Evidence) -> Finding | None:
     if (end.eval_loss or 0.0) > (lowest.eval_loss or math.inf):
         return None  # both rise: an unstable run, not a memorised one
     numbers = {"gap": gap, "rise": rise, "best_step": float(lowest.step)}
-    why = (
-        f"validation loss is {rise:.0%} above its minimum at step {lowest.step}; "
-        f"train and validation differ by {gap:.2f}; {ev.record.parameters:,} parameters for "
-        f"{ev.record.data.get('rows')} rows"
+    why = said(
+        "why_overfits",
+        rise=rise,
+        step=lowest.step,
+        gap=gap,
+        parameters=ev.record.parameters,
+        rows=ev.record.data.get("rows") or 0,
     )
     return Finding("overfitting", "warning", (), numbers, why)
 
@@ -414,12 +394,12 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     numbers = {"learned": max(ev.learned, 0.0)}
     if share >= (e.DOMINANT if ev.falling else e.RESTRAINING):
         numbers["penalty_share"] = share
-        why = f"the penalty makes up {share:.0%} of what moves the weights"
+        why = said("why_penalty", share=share)
         return Finding("underfitting", "critical", (), numbers, why)
     if dropped:
         rate = ev.static["dropout"][dropped[0]]
         numbers["dropout"] = rate
-        why = f"dropout passes {1 - rate:.0%} of the units of {called(dropped[0])}"
+        why = said("why_dropped", share=1 - rate, layer=called(dropped[0]))
         return Finding("underfitting", "critical", dropped, numbers, why)
     narrow = _narrow(ev)
     if ev.learned >= 0.6 or found & explained or (ev.falling and not narrow):
@@ -427,7 +407,7 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     if narrow:
         width = min(ev.site(i).fan_out for i in ev.chain if ev.site(i).name in narrow)
         numbers["width"] = float(width)
-        why = f"everything passes through {width} unit(s) in {called(narrow[0])}"
+        why = said("why_narrow", width=width, layer=called(narrow[0]))
         return Finding("underfitting", "warning", narrow, numbers, why)
     return None if ev.learning else _unexplained(ev, numbers)
 
@@ -439,28 +419,17 @@ def _unexplained(ev: Evidence, numbers: dict[str, float]) -> Finding:
     if ev.own_loss is not None and ev.reach is not None:
         gain, constant = ev.own_loss
         reached = (number(end.eval_loss) if end is not None else None) or 0.0
-        why = (
-            f"the loss ends at {reached:.3g}, the best constant has {trivial or 0.0:.3g}, and a "
-            f"shallow model fitted by this loss gains {gain / abs(constant):.0%} on a constant; "
-            "no test says why (ruled out: dead and saturated units, steps too small, a loss that "
-            "jumps, penalties and dropout)"
+        why = said(
+            "why_own_yardstick", loss=reached, constant=trivial or 0.0, gain=gain / abs(constant)
         )
         return Finding("underfitting", "warning", (), numbers, why, advice=NEXT)
     if ev.own_loss is None and ev.reach is not None and metric is not None:
         shallow = number(ev.record.reference.get("shallow")) or 0.0
-        why = (
-            f"training rows are answered at {metric:.2f} where a shallow model has {shallow:.2f} "
-            f"on rows it never saw; no test says why (ruled out: dead and "
-            "saturated units, steps too small, a loss that jumps, penalties and dropout)"
-        )
+        why = said("why_behind", metric=metric, shallow=shallow)
         return Finding("underfitting", "warning", (), numbers, why, advice=NEXT)
     loss = (number(end.eval_loss) if end is not None else None) or 0.0
     best = trivial if trivial is not None else (number(ev.start.loss) if ev.start else None) or 0.0
-    why = (
-        f"the loss ends at {loss:.3g}, a constant has {best:.3g}, and nothing measured says that "
-        "more can be had (ruled out: dead and saturated units, steps too small, a loss that "
-        "jumps, penalties and dropout)"
-    )
+    why = said("why_no_yardstick", loss=loss, best=best)
     return Finding("underfitting", "info", (), numbers, why, advice=NEXT)
 
 
@@ -485,24 +454,19 @@ def still_falling(ev: Evidence, found: set[str]) -> Finding | None:
     if found or not ev.trained or ev.record.failure is not None or ev.learned >= 0.6:
         return None
     numbers = {"learned": max(ev.learned, 0.0), "update_ratio": ev.updates or 0.0}
-    why = f"after {ev.record.steps} steps the loss still falls steadily"
+    why = said("why_falling", steps=ev.record.steps)
     behind = ev.learned <= 0 and (ev.updates or 0.0) < e.SMALL_UPDATE  # no better than a constant
     return Finding(
         "slow_convergence", "warning" if behind else "info", (), numbers, why, advice=NEXT
     )
 
 
-def _with_cause(ev: Evidence, why: str) -> str:
+def _with_cause(ev: Evidence, why: Sentence) -> Sentence:
     """Say where the inputs' scale explains a symptom."""
-    inputs = ev.record.data.get("inputs") or {}
-    if ev.record.data.get("normalised_inside") or not inputs.get("rms"):
+    size = (ev.record.data.get("inputs") or {}).get("rms")
+    if not size or 0.01 <= size <= 10 or ev.record.data.get("normalised_inside"):
         return why
-    rms = inputs["rms"]
-    return (
-        f"{why}; inputs have size {rms:.3g} (about 1 is healthy)"
-        if rms > 10 or rms < 0.01
-        else why
-    )
+    return said("why_scale", why=why, size=size)
 
 
 SYMPTOMS = (

@@ -10,16 +10,14 @@ from collections.abc import Iterable
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.findings import Finding
+from tikhon.languages import said
 
 
 def _over_queries(ev: Evidence) -> Iterable[Finding]:
     place = ev.wiring.get("over_queries")
     if place:
-        why = (
-            f"the softmax at {place} runs over the queries: what a position gives to all adds up "
-            "to 1, and what it takes does not"
-        )
-        effect = "how much a position takes in depends on what the others look at"
+        why = said("why_over_queries", place=place)
+        effect = said("effect_over_queries")
         fix = "softmax(scores, dim=-1): the axis of the keys"
         severity = "critical" if ev.harmed else "warning"
         yield Finding("positions_mixed", severity, (place,), {}, why, effect=effect, fix=fix)
@@ -35,15 +33,15 @@ def _unread(ev: Evidence) -> Iterable[Finding]:
     related = "place" in found or gain > e.BENDS
     if "place" in found:
         place, count = found["place"], found["inputs"]
-        why = f"input {place} of {count} changes no answer: other rows in its place give the same"
+        why = said("why_unread_input", place=place, count=count)
         where, numbers = (f"input {place}",), {"inputs": float(count)}
         fix = "use each argument of forward: look for one name written twice, or a 0 as a factor"
     else:
         share, entries = float(found["share"]), int(found["entries"])
         first = ", ".join(map(str, found["first"]))
-        why = f"{share:.0%} of a row of the inputs change no answer, the first at [{first}]"
+        why = said("why_unread_entries", share=share, first=first)
         if related:
-            why += f"; a shallow model explains {gain:.0%} more of the targets with them"
+            why = said("why_unread_worth", why=why, gain=gain)
         where, numbers = ("inputs",), {"unread": share, "columns": float(entries)}
         fix = "look for x[:, :k], x[:, 0] or a reshape that leaves some of the inputs out"
     yield Finding(
@@ -52,7 +50,7 @@ def _unread(ev: Evidence) -> Iterable[Finding]:
         where,
         numbers,
         why,
-        effect="what these parts hold is never used",
+        effect=said("effect_parts_unused"),
         fix=fix,
     )
 
@@ -62,10 +60,7 @@ def _lost_eps(ev: Evidence) -> Iterable[Finding]:
     if not lost or (ev.record.failure is None and not ev.harmed):
         return
     eps = float(ev.record.optimizer.get("eps") or 0.0)
-    why = (
-        f"the optimizer divides by a root plus eps = {eps:.0e}, which is 0 in the 16 bits of "
-        "these weights: where a gradient is 0 it divides 0 by 0"
-    )
+    why = said("why_eps_lost", eps=eps)
     fix = "model.float() and torch.autocast around the forward pass; or eps=1e-4"
     numbers = {"parameters": float(len(lost))}
     yield Finding("undefined_operation", "critical", lost, numbers, why, fix=fix)

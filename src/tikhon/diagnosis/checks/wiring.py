@@ -16,6 +16,7 @@ from tikhon.diagnosis.checks.initial import poor_init
 from tikhon.diagnosis.checks.static import scales
 from tikhon.diagnosis.evidence import Evidence, middle, sizes
 from tikhon.diagnosis.findings import Finding
+from tikhon.languages import said
 
 CUT_FIXES = {
     "detach": "leave out .detach()",
@@ -40,9 +41,9 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
         name = cuts[0]["name"] if cuts else ""
         place = cuts[0]["place"] if cuts else ""
         where = (place,) if place else ()
-        why = "no parameter has a path to the loss: backward() would change nothing"
+        why = said("why_unconnected")
         if cuts:
-            why = f"{name} cuts every path from the parameters to the loss, at {place}"
+            why = said("why_cuts_all", name=name, place=place)
         yield Finding(
             "loss_not_connected",
             "critical",
@@ -54,7 +55,7 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
     flat = w.get("flat")
     if flat and ev.silent:
         name, place = flat["name"], flat["place"]
-        why = f"{name} at {place} has a slope of 0 everywhere: no gradient passes it"
+        why = said("why_flat", name=name, place=place)
         yield Finding(
             "loss_not_connected",
             "critical",
@@ -66,10 +67,7 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
     loose = list(w.get("unregistered") or [])
     if loose:
         count = len(loose)
-        why = (
-            f"{count} trainable tensor(s) take part in the loss but model.parameters() does not "
-            "know them, so an optimizer made of it leaves them as they are"
-        )
+        why = said("why_unregistered", count=count)
         yield Finding(
             "unregistered_parameters",
             "critical",
@@ -81,7 +79,7 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
     if w.get("made_in_forward"):
         made = float(w["made_in_forward"])
         where = (w["made_place"],) if w.get("made_place") else ()
-        why = f"{made:.0f} trainable tensor(s) are created again in every forward pass"
+        why = said("why_made", count=made)
         yield Finding(
             "layers_made_in_forward",
             "critical",
@@ -128,10 +126,7 @@ def _detached(ev: Evidence) -> Iterable[Finding]:
     place = cuts[0]["place"] if cuts else "forward"
     spared = set(ev.static.get("unoptimized") or ())
     meant = set(lost) <= spared  # a part that is not trained is often cut on purpose
-    why = (
-        f"{len(lost)} trainable parameter(s) have no gradient because of {name} at {place}, "
-        "though the loss depends on them"
-    )
+    why = said("why_detached", count=len(lost), name=name, place=place)
     yield Finding(
         "detached",
         "info" if meant else "critical",
@@ -145,7 +140,7 @@ def _detached(ev: Evidence) -> Iterable[Finding]:
 def _blind(ev: Evidence) -> Iterable[Finding]:
     single = tuple(ev.wiring.get("norms_of_one") or ())
     if single:
-        why = f"{called(single[0])} takes mean and deviation of one value, which leaves 0 of it"
+        why = said("why_norm_of_one", place=called(single[0]))
         fix = "a norm over more values: fewer groups, or the axis of the features"
         yield Finding("inputs_ignored", "critical", single, {"norm_values": 1.0}, why, fix=fix)
         return
@@ -159,10 +154,11 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
         return
     module, after = alike.get("module", ""), alike.get("after", "")
     where = (module,) if module else tuple(v for v in (after, alike.get("before")) if v)
-    place = f"{called(module)} ({alike.get('kind')})" if module else f"what follows {after}"
-    why = f"different rows get one and the same answer: {place} makes them alike"
+    why = said("why_alike", layer=called(module), kind=alike.get("kind", ""))
+    if not module:
+        why = said("why_alike_after", place=after)
     if not module and not after:
-        why = "different rows get one and the same answer: the inputs are lost before any layer"
+        why = said("why_lost_inputs")
     fix = "print(h[:3]) in front of it and behind it; a mask, a cast or a norm of one value"
     yield Finding("inputs_ignored", "critical", where, {}, why, fix=fix)
 
@@ -178,7 +174,7 @@ def _one_step(ev: Evidence) -> Iterable[Finding]:
     mixed = any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows"))
     if step is None or length is None or mixed:
         return
-    why = f"of the {length} steps of the inputs the answer depends on step {step} alone"
+    why = said("why_only_step", length=length, step=step)
     fix = "out[:, -1] of a recurrent layer that runs forwards; a mean over the steps"
     numbers = {"only_step": float(step), "input_length": float(length)}
     yield Finding(
@@ -187,7 +183,7 @@ def _one_step(ev: Evidence) -> Iterable[Finding]:
         ("inputs",),
         numbers,
         why,
-        effect="what the other steps hold is never used",
+        effect=said("effect_parts_unused"),
         fix=fix,
     )
 
@@ -221,7 +217,7 @@ def _rows(ev: Evidence) -> Iterable[Finding]:
     if apart < e.APART and not softmax and order < e.APART:
         return
     if apart < e.APART and not softmax:
-        why = f"answers change by {order:.0%} when the rows of a batch change places"
+        why = said("why_places", share=order)
         fix = "the axis of time in the place of the rows: x.shape[1], positions of (1, time, size)"
         yield Finding("rows_mixed", "critical", (), {"order_of_rows": order}, why, fix=fix)
         return
@@ -231,28 +227,29 @@ def _rows(ev: Evidence) -> Iterable[Finding]:
     where = (module,) if module else ()
     if softmax:
         where = (softmax,)
-        why = f"a softmax runs over the rows of the batch, at {softmax}"
+        why = said("why_softmax_rows", place=softmax)
         fix = "softmax(x, dim=1), or dim=-1: the axis of the classes"
     elif _in_time(kind) and place.get("batch_first") != "True":
-        why = f"{called(module)} ({kind}) takes the first axis, the rows, for the time"
+        why = said("why_rows_as_time", layer=called(module), kind=kind)
         fix = f"nn.{kind}(..., batch_first=True)"
     elif "BatchNorm" in kind:
-        why = f"{called(module)} ({kind}) uses the statistics of the batch in evaluation mode too"
+        why = said("why_batch_statistics", layer=called(module), kind=kind)
         fix = "track_running_stats=True; F.batch_norm(..., training=self.training)"
     elif module:
-        why = f"{called(module)} ({kind}) mixes the rows of a batch"
+        why = said("why_layer_mixes", layer=called(module), kind=kind)
         fix = "keep the axis of the rows, 0, out of sums, views and norms"
     else:
         behind = place.get("after") or "the inputs"
-        why = f"rows of a batch are mixed behind {behind}, by a view, a sum or a transpose"
+        why = said("why_rows_behind", place=behind)
         where = tuple(v for v in (place.get("after"), place.get("before")) if v)
         fix = "x.transpose(0, 1) or x[-1] where .view(n, ...) moves the axis of the rows"
         view = w.get("reshape") or {}
         if w["rows"] in view.get("from", ()):
             where = (view["place"],)
-            why = f"rows of a batch are mixed by the reshape at {view['place']}"
+            why = said("why_rows_reshaped", place=view["place"])
             fix = "the rows first: x.transpose(0, 1).reshape(n, -1)"
-    why += f"; an answer changes by {apart:.0%} with its neighbours" if apart >= e.APART else ""
+    if apart >= e.APART:
+        why = said("why_neighbours", why=why, share=apart)
     yield Finding("rows_mixed", "critical", where, numbers, why, fix=fix)
 
 
@@ -264,10 +261,7 @@ def _future(ev: Evidence) -> Iterable[Finding]:
     apart = ev.fact("future_apart") or 0.0
     if apart < e.APART:
         return
-    why = (
-        f"the target of a position is the next input, and answers change by {apart:.0%} when only "
-        "later inputs change: the network reads off what it is to predict"
-    )
+    why = said("why_future", share=apart)
     both = any(s.kind.startswith(("LSTM", "GRU", "RNN")) for s in ev.record.sites)
     fix = (
         "bidirectional=False"
@@ -281,11 +275,7 @@ def _told(ev: Evidence) -> Iterable[Finding]:
     apart = ev.fact("target_given")
     if apart is None:
         return
-    why = (
-        "a sequence of the inputs is the target, position for position, and the answer at a "
-        f"position changes by {apart:.0%} of its size with what stands there: it is told what "
-        "to say"
-    )
+    why = said("why_told_answer", apart=apart)
     fix = "the target one position later: model(source, target[:, :-1]), target[:, 1:]"
     numbers = {"target_given": apart}
     yield Finding("target_among_inputs", "critical", ("inputs",), numbers, why, fix=fix)
@@ -295,10 +285,7 @@ def _shifted_twice(ev: Evidence) -> Iterable[Finding]:
     ahead = ev.fact("ahead")
     if ahead is None or ahead < 2:
         return
-    why = (
-        f"each position is told the token {ahead:.0f} places on, not the next one: the labels are "
-        "moved once too often"
-    )
+    why = said("why_shifted_twice", ahead=ahead)
     fix = "labels = tokens for a loss that moves them itself; else logits[:, :-1], tokens[:, 1:]"
     where, numbers = ("the loss",), {"ahead": ahead}
     yield Finding("shifted_twice", "critical", where, numbers, why, fix=fix)
@@ -316,7 +303,7 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
         before, after = (sizes(change[k], w["rows"]) for k in ("from", "to"))
         axes = order_of(change["from"], change["to"])
         where = (change["place"],)
-        why = f"a reshape from {before} to {after} keeps the order in memory: it mixes the axes"
+        why = said("why_reshape", before=before, after=after)
         fix = (
             f".permute({', '.join(map(str, axes))}) in place of the view"
             if axes
@@ -324,9 +311,9 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
         )
     else:
         where = ("the loss",)
-        why = "the target of one position pulls at the outputs of others: axes are mixed up"
+        why = said("why_slips")
         if elsewhere > 0.5:
-            why = "the target of one row pulls at the output of another: axes are mixed up"
+            why = said("why_mixed_axes")
         fix = "output.transpose(1, 2) of (n, time, classes); loss on output.flatten(0, 1)"
     yield Finding("positions_mixed", "critical", where, {}, why, fix=fix)
 
@@ -358,24 +345,20 @@ def _straight(ev: Evidence) -> Iterable[Finding]:
         return  # yes and no bend at their edge alone, which a straight function finds
     numbers = {"bend": bend, "layers": float(len(layers))}
     names: tuple[str, ...] = tuple(ev.site(i).name for i in layers)
-    why = f"{len(layers)} layers with weights act as one: there is no activation between them"
+    why = said("why_straight", count=len(layers))
     fix = f"nn.ReLU() between {' and '.join(names[:2])}"
     if bends:
         kinds = " and ".join(dict.fromkeys(s.kind for s in bends))
-        why = f"{len(layers)} layers with weights act as one: {kinds} between them bends "
-        why += "nothing (its result is not used, its slope is 1, or its inputs have one sign)"
+        why = said("why_straight_through", count=len(layers), kinds=kinds)
         fix = "use what the activation returns, x = F.relu(x), and a slope below 1"
     elif len(layers) < 2:
-        why = f"{called(names[0])} alone is a straight function of its inputs"
+        why = said("why_straight_alone", name=called(names[0]))
         fix = (
             f"a hidden layer in front of {names[0] or 'the model'}: nn.Linear(..., 64), nn.ReLU()"
         )
     if gain > e.BENDS:
         numbers |= {"explained_bent": bent or 0.0, "explained_straight": straight or 0.0}
-        why += (
-            f"; a shallow model explains {bent:.0%} of the targets with bends, "
-            f"{max(straight or 0.0, 0.0):.0%} without"
-        )
+        why = said("why_bends", why=why, bent=bent or 0.0, straight=max(straight or 0.0, 0.0))
     severity = "warning" if harmed or gain > e.BENDS else "info"
     if _one_sign(ev) and (poor_init(ev) is not None or any(True for _ in scales(ev))):
         severity = "info"  # what makes every unit see one sign has a name of its own
@@ -405,8 +388,9 @@ def _order(ev: Evidence) -> Iterable[Finding]:
     gain = ev.fact("order_gain") or 0.0
     harmed = ev.harmed or ev.generalised < e.LEARNED
     matters = nexts or (gain > e.BENDS and harmed)
-    why = "shuffled positions give the same answers: attention does not know where a token stands"
-    why += f"; a shallow model explains {gain:.0%} more with the order" if gain > e.BENDS else ""
+    why = said("why_no_order")
+    if gain > e.BENDS:
+        why = said("why_order_gain", why=why, gain=gain)
     yield Finding(
         "no_positions",
         "critical" if matters else "info",
@@ -423,10 +407,7 @@ def _undivided(ev: Evidence) -> Iterable[Finding]:
         return
     size, now, then = scores["size"], scores["now"], scores["then"]
     place = scores["place"] or "the attention"
-    why = (
-        f"the scores at {place} are sums of {size} products and nothing divides them: attention "
-        f"looks at few positions from the start (entropy {now:.2f} of 1, {then:.2f} divided)"
-    )
+    why = said("why_undivided", place=place, size=size, now=now, then=then)
     numbers = {"entropy": now, "entropy_divided": then, "size": float(size)}
     fix = f"scores / math.sqrt({size}) in front of the softmax"
     yield Finding("collapsed_attention", "warning", (place,), numbers, why, fix=fix)
@@ -436,10 +417,7 @@ def _collapsed(ev: Evidence) -> Iterable[Finding]:
     left = ev.fact("given_back")
     if left is None or left >= e.GIVEN_BACK or ev.record.steps < e.LONG or ev.falling:
         return
-    why = (
-        f"after {ev.record.steps} steps all rows are given back alike (they differ by {left:.0%} "
-        "of what the inputs do): the drawn code says nothing about its row"
-    )
+    why = said("why_given_back", steps=ev.record.steps, left=left)
     fix = "F.mse_loss(output, x, reduction='sum') / len(x) + weight * divergence, weight from 0"
     yield Finding("posterior_collapse", "critical", (), {"given_back": left}, why, fix=fix)
 
@@ -455,7 +433,7 @@ def _random(ev: Evidence) -> Iterable[Finding]:
     if spread < e.APART:
         return
     places = tuple(w.get("eval_places") or ())
-    why = f"two passes in evaluation mode on the same rows differ by {spread:.0%}"
+    why = said("why_random", spread=spread)
     fix = "if self.training: around what is drawn"
     if w.get("eval_dropout"):
         fix = "F.dropout(x, p, training=self.training), or nn.Dropout(p) made in __init__"
@@ -472,7 +450,7 @@ def _few_rows(ev: Evidence) -> Iterable[Finding]:
         return
     least = min(few.values())
     harmed = ev.harmed or ev.generalised < e.LEARNED
-    why = f"mean and deviation of a channel are taken of {least} values: noise of the batch"
+    why = said("why_few_values", count=least)
     yield Finding(
         "batchnorm_few_rows",
         "warning" if harmed else "info",
@@ -493,10 +471,7 @@ def _short_floats(ev: Evidence) -> Iterable[Finding]:
     if not sick or ev.learned >= e.LEARNED:
         return
     worst = max(stuck[i] for i in sick)
-    why = (
-        f"{worst:.0%} of the weights that have a gradient stay the same in a step: the step is "
-        "smaller than what their 16-bit numbers resolve"
-    )
+    why = said("why_stuck", share=worst)
     names = tuple(ev.site(i).name for i in sick)
     yield Finding(
         "updates_lost",
@@ -511,7 +486,7 @@ def _short_floats(ev: Evidence) -> Iterable[Finding]:
 def _shared(ev: Evidence) -> Iterable[Finding]:
     shared = tuple(ev.static.get("shared") or ())
     if shared:
-        why = f"the same layer stands in {len(shared)} places of one container"
+        why = said("why_shared", count=len(shared))
         harmed = ev.trained and ev.learned < e.LEARNED
         yield Finding(
             "shared_layers",

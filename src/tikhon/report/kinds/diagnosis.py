@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
+from typing import Literal
 
 from tikhon.languages import strings
 from tikhon.options import without
 from tikhon.report import charts, layer_charts
 from tikhon.report.kinds import parts
-from tikhon.report.kinds.sentences import sentence, told as phrase
+from tikhon.report.kinds.sentences import told as phrase
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -25,6 +26,7 @@ from tikhon.report.page import (
     Section,
     Text,
     joined,
+    label,
     number,
     percent,
     say,
@@ -86,11 +88,10 @@ def consequence(found: list[SavedFinding]) -> tuple[Label | Name, ...]:
     if not serious:
         return ()
     first = serious[0]
-    advice = _in_words(f"cures_{first['code']}", "; ".join(first.get("advice") or []) or "–")
-    said = _reason(first)
-    told = said if isinstance(said, Label) else getattr(said, "text", str(said))
-    to_do = advice if isinstance(advice, Label) else getattr(advice, "text", str(advice))
-    return (say("finding_leads_to", reason=told), say("finding_cure", advice=to_do))
+    return (
+        say("finding_leads_to", reason=_reason(first)),
+        say("finding_cure", advice=_advice(first)),
+    )
 
 
 _OF_ONE_RUN = (
@@ -134,20 +135,24 @@ def about(record: SavedRecord) -> tuple[tuple[Label, Label | str], ...]:
     return ((say("about_loss"), told),) if told else ()
 
 
-def _reason(f: SavedFinding) -> Cell:
+def _reason(f: SavedFinding) -> Label | Name:
     """What the finding leads to, and what was measured."""
-    why = sentence(f["why"]) if f.get("why") else code_name(f.get("cause") or "")
-    words = strings("en")
-    known = [f"effect_{f['code']}", *(k for k in words if k.startswith("effect_"))]
-    key = next((k for k in known if words.get(k) == f.get("effect", words.get(known[0]))), None)
-    if key is None:
-        return why if isinstance(why, Label) else Name(why or "–", PROSE)
-    effect = say(key)
-    return say("finding_reason", effect=effect, why=why) if why else effect
+    effect = _told(f, "effect") or code_name(f["code"])
+    why = _told(f, "why") or code_name(f.get("cause") or "")
+    if why:
+        return say("finding_reason", effect=effect, why=why)
+    return effect if isinstance(effect, Label) else Name(effect, PROSE)
 
 
-def _in_words(key: str, text: str) -> Cell:
+def _told(f: SavedFinding, part: Literal["effect", "why"]) -> Label | str:
+    """A sentence of a finding: in English where the run does not have its key."""
+    saved = f.get("sentences", {}).get(part)
+    return label(saved) if saved and saved["key"] in strings("en") else f.get(part, "")
+
+
+def _advice(f: SavedFinding) -> Label | Name:
     """The page's own words where they say the same as the finding's."""
+    key, text = f"cures_{f['code']}", "; ".join(f.get("advice") or []) or "–"
     return say(key) if strings("en").get(key) == text else Name(text, PROSE)
 
 
@@ -167,7 +172,7 @@ def findings(found: list[SavedFinding]) -> Section:
                 where if isinstance(where, Label) else Name(where),
                 _reason(f),
                 measured(f.get("evidence") or {}),
-                _in_words(f"cures_{f['code']}", "; ".join(f.get("advice") or []) or "–"),
+                _advice(f),
             )
         )
     keys = ("finding", "severity", "where", "why", "measured", "advice")
