@@ -183,6 +183,22 @@ def test_an_optimizer_that_raises_leaves_gradients_and_weights(how, penalty):
     assert reg.steps == 1
 
 
+@pytest.mark.parametrize("strength", [0.5, 9.999, 10.0, 25.0])
+@pytest.mark.parametrize("terms", [[tk.L2], [tk.L2, tk.L2], [lambda s: tk.Huber(s, delta=2.0)]])
+def test_weights_come_back_also_where_a_decay_leaves_nothing_of_them(strength, terms):
+    model = two_layers()
+    optimizer = failing_optimizer(model)
+    decays = [tk.Term(term(strength), how="decoupled") for term in terms]
+    reg = tk.regularize(model, optimizer, {"*": decays})
+    optimizer.broken = True
+    zero_gradients(model)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    for p in model.parameters():
+        torch.testing.assert_close(p.detach(), torch.ones_like(p), rtol=1e-6, atol=1e-6)
+    assert reg.steps == 0
+
+
 def test_a_step_that_raises_and_is_tried_again_counts_its_gradient_once():
     """Where zeros come from averages of gradients: the optimizer's gain is not known."""
     found = []

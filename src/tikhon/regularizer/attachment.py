@@ -25,6 +25,7 @@ from tikhon.regularizer.optimizers import Copies, is_torchs
 from tikhon.regularizer.orthant import add_pseudo_gradients, keep_orthants
 from tikhon.regularizer.plan import Location, StepPlan, Unread
 from tikhon.regularizer.step import (
+    Shrunk,
     add_gradients,
     bound_gains,
     check_rates,
@@ -75,7 +76,7 @@ class Attachment:
         self._replaced: dict[
             nn.Parameter, tuple[Tensor, int]
         ] = {}  # what is there, and its version
-        self._decayed: list[Binding] = []
+        self._decayed: list[Shrunk] = []
         self._averages: list[tuple[Binding, Tensor | None]] = []  # from before the step
         self._fresh: list[Binding] = []  # whose parameters have no state before the step
         self._earlier: dict[str, Tensor] = {}  # weights for controllers with needs_before

@@ -28,8 +28,9 @@ from tikhon.regularizer.terms import Binding, Route
 
 _many: Any = torch  # its _foreach functions are public in all but their names
 _UNKNOWN = "{} has no known stationary gain: tell it by tikhon.register_gain,"
-_ROUNDS = 30
+_DIVISIBLE = 0.5  # what is left of a weight, from where on a division gives back the rest
 GroupOf = Callable[[nn.Parameter], Group]
+Shrunk = tuple[Binding, Tensor | None]  # with the weights from before, unless a division does
 
 
 def add_gradients(
@@ -174,13 +175,12 @@ def _slope(binding: Binding, plan: StepPlan) -> float | Tensor:
 
 
 @torch.no_grad()
-def shrink(plan: StepPlan, skipped: Tensor | None, done: list[Binding], *, measure: bool) -> None:
+def shrink(plan: StepPlan, skipped: Tensor | None, done: list[Shrunk], *, measure: bool) -> None:
     """Move against the penalties' gradients by lr, outside the optimizer's metric (AdamW).
 
     In objective mode (16-bit weights) by the gain instead. Notes in `done` what has been moved.
     """
-    plain: dict[float, list[nn.Parameter]] = {}
-    later: list[Binding] = []
+    plain: dict[float, list[Binding]] = {}
     for binding in plan.active("decay"):
         param = binding.target.params[0]
         lr = _rate(binding, plan)
@@ -189,18 +189,18 @@ def shrink(plan: StepPlan, skipped: Tensor | None, done: list[Binding], *, measu
             binding.share = (lr * binding.penalty.grad(binding.read())).norm()
         amount = lr * binding.live.value
         if binding.plain and not isinstance(amount, Tensor) and param.dtype not in SHORT:
-            plain.setdefault(1 - amount, []).append(param)
-            later.append(binding)
-        elif binding.plain:
-            binding.write_(binding.read().mul_(1 - amount))
-            done.append(binding)
+            plain.setdefault(1 - amount, []).append(binding)
+            continue
+        before = binding.read().clone()
+        if binding.plain:
+            binding.write_(before * (1 - amount))
         else:
-            w = binding.read()
-            binding.write_(w - lr * binding.penalty.grad(w))
-            done.append(binding)
-    for factor, params in plain.items():
-        _many._foreach_mul_(params, factor)
-    done += later
+            binding.write_(before - lr * binding.penalty.grad(before))
+        done.append((binding, before))
+    for factor, bindings in plain.items():
+        kept = [b.read().clone() if factor < _DIVISIBLE else None for b in bindings]
+        _many._foreach_mul_([b.target.params[0] for b in bindings], factor)
+        done += zip(bindings, kept)
 
 
 @torch.no_grad()
@@ -231,18 +231,12 @@ def shrink_cautiously(plan: StepPlan, skipped: Tensor | None, *, measure: bool) 
 
 
 @torch.no_grad()
-def unshrink(plan: StepPlan, moved: Sequence[Binding]) -> None:
-    """Take back what `shrink` did in a step that failed, to the last digits."""
-    for binding in reversed(moved):
-        lr = _rate(binding, plan)
-        after = binding.read()
-        if binding.plain:
-            binding.write_(after / (1 - lr * binding.live.value))
-            continue
-        w = after
-        for _ in range(_ROUNDS):  # w - lr grad(w) = after, a contraction where decay is stable
-            w = after + lr * binding.penalty.grad(w)
-        binding.write_(w)
+def unshrink(plan: StepPlan, shrunk: Sequence[Shrunk]) -> None:
+    """Take back what `shrink` did in a step that failed; divisions leave their rounding."""
+    for binding, before in reversed(shrunk):
+        if before is None:
+            before = binding.read() / (1 - _rate(binding, plan) * binding.live.value)
+        binding.write_(before)
 
 
 def replace_weights(
