@@ -18,8 +18,8 @@ _SAMPLE = 1_000  # different texts that are looked at before all are
 TRUE = frozenset({"true", "yes", "t", "y", "on", "1"})
 FALSE = frozenset({"false", "no", "f", "n", "off", "0"})
 _AMBIGUOUS = r"[-+]?[1-9]\d{0,2}\.\d{3}"
-# a spreadsheet's ways to say that a cell is text: ="5.29", '5.29; and numbers in single quotes
-_WRAPPED = re.compile(r"^(?:=\"(.*)\"|'([-+]?[\d.,]*\d)'?)$", re.DOTALL)
+# a spreadsheet's ways to say that a cell is text: ="5.29", '5.29; and numbers in quotes
+_WRAPPED = re.compile(r"^(?:=\"(.*)\"|'([-+]?[\d.,]*\d)'?|\"([-+]?[\d.,]*\d)\")$", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +97,8 @@ def texts_of(series: pd.Series) -> pd.Series:
         ):
             series = series.map(lambda value: f"{value:.0f}", na_action="ignore")
     texts = series.astype("string").str.strip()
-    if bool(texts.str.startswith(("'", "=")).any()):
-        texts = texts.str.replace(_WRAPPED, lambda found: found[1] or found[2] or "", regex=True)
+    if bool(texts.str.startswith(("'", '"', "=")).any()):
+        texts = texts.str.replace(_WRAPPED, lambda found: found[found.lastindex or 0], regex=True)
     blank = (texts == "").fillna(False).to_numpy(bool)
     return cast("pd.Series", texts.mask(blank) if blank.any() else texts)
 

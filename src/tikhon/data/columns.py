@@ -33,7 +33,10 @@ _ID_NAME = re.compile(
     r"(?i:(^|[_\s.-])(id|uuid|guid|key|index|rownames?)$|^unnamed|^__index_level_\d+__$|^$)"
     r"|(?<=[a-z])I[dD]$"
 )
+_DAYS_AS_NUMBERS = "%Y%m%d"
+_FEW_DAYS = 8  # one number in thirty of that size is a day: as many are no accident
 _DISTINCT = 0.9  # of the cells of an identifier: rows may be repeated, cells may be empty
+_MEASURED = re.compile(r"[-+(]?\d*[.,]\d+(?![\d.,])")  # a number with a fraction, then whatever
 _HEX = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{2,})*", re.IGNORECASE)
 _FORMATS = {
     "ISO8601": "ymd",
@@ -99,11 +102,14 @@ class Column:
             said.append(f"in {self.unit}")
         if self.format in ("dmy", "mdy"):
             said.append("day before month" if self.format == "dmy" else "month before day")
+        if self.format == _DAYS_AS_NUMBERS:
+            said.append("days as 20210304")
         if self.short:
             said.append("years 00 to 68 as 20xx, 69 to 99 as 19xx")
-        if bounds := [w for w in self.words if w in ("<", ">", "~")]:
-            said.append(f"limits ({' '.join(bounds)}) as the number and a flag")
-        if words := [w for w in self.words if w not in ("<", ">", "~")]:
+        if bounds := [w for w in self.words if w in numerals.FLAGS]:
+            kind = "marks" if bounds == ["*"] else "limits"
+            said.append(f"{kind} ({' '.join(bounds)}) as the number and a flag")
+        if words := [w for w in self.words if w not in numerals.FLAGS]:
             said.append(f"{listed(words)} as a flag of its own")
         if self.missing:
             said.append(f"{listed(self.missing)} as no value")
@@ -197,6 +203,10 @@ def _number_column(raw: RawColumn, forced: str | None = None) -> Column | None:
     if cells.share(is_number) <= _MOSTLY and forced != "number":
         return None
     numbers = [one for one in found if one is not None]
+    if any(one.unit.lower() in ("am", "pm") for one in numbers) and bool(
+        cells.share(~np.isnan(raw.times)) > _MOSTLY
+    ):
+        return None  # hours of the day
     units = numerals.units(numbers)
     if units is None:
         different = sorted({one.unit.strip("*") or "none" for one in numbers})
@@ -214,7 +224,7 @@ def _number_column(raw: RawColumn, forced: str | None = None) -> Column | None:
     words = _words(source, name, cells, ~np.isnan(values), "numbers", ask=fractions)
     if words is None:
         return None
-    limits = [b for b in "<>~" if b in bounds]
+    limits = [b for b in numerals.FLAGS if b in bounds]
     column = Column(
         name,
         "number",
@@ -379,13 +389,24 @@ def times_of_day(raw: RawColumn) -> Cells:
 def _number(column: Column, values: np.ndarray) -> Column:
     present = values[~np.isnan(values)]
     whole = bool(np.all(present == np.floor(present)))
-    known = len(np.unique(present))
+    distinct = np.unique(present)
+    known = len(distinct)
+    if whole and not column.words and _look_like_days(distinct):
+        return Column(column.name, "date", format=_DAYS_AS_NUMBERS)
     if whole and known > 1 and known >= _DISTINCT * len(present) and _ID_NAME.search(column.name):
         reason = "an identifier: another whole number in every row"
         if known < len(values):
             reason = f"an identifier: {known} numbers in {len(values)} rows"
         return Column(column.name, "dropped", reason=reason)
     return column
+
+
+def _look_like_days(numbers: np.ndarray) -> bool:
+    """Whether several whole numbers are all days of the calendar as 20210304 is one."""
+    if len(numbers) < _FEW_DAYS or numbers[0] < 19000101 or numbers[-1] > 21001231:
+        return False
+    texts = [f"{number:.0f}" for number in numbers]
+    return not np.isnan(strptime_days(texts, _DAYS_AS_NUMBERS)).any()
 
 
 def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
@@ -425,7 +446,14 @@ def _look_like_identifiers(name: str, levels: Sequence[str]) -> bool:
         return True
     if not all(re.search(r"\d", level) and " " not in level for level in levels):
         return False
-    return len({re.sub(r"\d+", "#", level) for level in levels}) <= max(1, len(levels) // 20)
+    if sum(bool(_MEASURED.match(level)) for level in levels) > _MOSTLY * len(levels):
+        return False
+    few = max(1, len(levels) // 20)
+    if any(re.search(r"[^\W\d_]", level) for level in levels):
+        return len({re.sub(r"\d+", "#", level) for level in levels}) <= few
+    # without letters several numbers are quantities (120/80, 1:23.4) but for numbered telephones
+    numbered = all(re.fullmatch(r"[-+.()_#\d]*", level) for level in levels)
+    return numbered and len({re.sub(r"\d", "#", level) for level in levels}) <= few
 
 
 def finite(source: Source, name: str, values: np.ndarray) -> None:

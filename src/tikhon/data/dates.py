@@ -35,7 +35,7 @@ _MONTHS = tuple(
     )
 )  # in English, German, French, Spanish, Italian, Portuguese and Dutch
 _CLOCK = (
-    r"(?P<h>\d{1,2}):(?P<min>\d\d)(?::(?P<s>\d\d)(?:[.,](?P<f>\d{1,9}))?)?"
+    r"(?P<h>\d{1,2})[:h](?P<min>\d\d)(?::(?P<s>\d\d)(?:[.,](?P<f>\d{1,9}))?)?"
     r"(?:\s*(?P<half>[AaPp])\.?[Mm]\.?)?"
 )
 # hours from UTC, as RFC 2822 has them, and those of Europe and Japan
@@ -48,7 +48,8 @@ _TAIL = rf"(?:(?:T|,?\s+(?:(?:at|um|à)\s+)?){_CLOCK}{_ZONE})?"
 _WEEKDAY = r"(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+)?"
 _ANY_DAY = r"(?:[^\W\d_]{2,10}\.?,\s+)?"  # of any language, before a comma
 _MONTH = r"(?P<name>[^\W\d_]{3,10})\.?"
-_OF = r"(?:de\s+)?"  # 5 de enero de 2021
+_OF = r"(?:(?:de|of)\s+)?"  # 5 de enero de 2021
+_NTH = r"(?:st|nd|rd|th|er|o)?"  # 1º is "1o" once it is tidy
 _NUMERIC = re.compile(
     rf"(?:{_ANY_DAY}|{_WEEKDAY})(?P<a>\d{{1,4}})(?P<sep>[-/. ])(?P<b>\d{{1,2}})(?P=sep)"
     rf"(?P<c>\d{{1,4}}){_TAIL}",
@@ -66,9 +67,9 @@ _FORMS = [
         rf"{_WEEKDAY}{_MONTH}\s+(?P<d>\d{{1,2}})\s+{_CLOCK}{_ZONE}\s+(?P<y>\d{{4}})",
         r"(?P<y>\d{4})\s*[年년]\s*(?P<m>\d{1,2})\s*[月월]"
         rf"(?:\s*(?P<d>\d{{1,2}})\s*[日일号號]{_TAIL})?",
-        rf"{_WEEKDAY}(?P<d>\d{{1,2}})(?:er|º)?[-. /]*{_OF}{_MONTH},?[-. /]*{_OF}"
+        rf"{_WEEKDAY}(?P<d>\d{{1,2}}){_NTH}[-. /]*{_OF}{_MONTH},?[-. /]*{_OF}"
         rf"(?P<y>\d{{4}}|\d\d){_TAIL}",
-        rf"{_WEEKDAY}{_MONTH}\s+(?P<d>\d{{1,2}})(?:st|nd|rd|th)?(?:,\s*|\s+)(?P<y>\d{{4}}){_TAIL}",
+        rf"{_WEEKDAY}{_MONTH}\s+(?P<d>\d{{1,2}}){_NTH}(?:,\s*|\s+)(?P<y>\d{{4}}){_TAIL}",
         rf"(?P<y>\d{{4}})[-. /]{_MONTH}[-. /](?P<d>\d{{1,2}}){_TAIL}",
     )
 ]
@@ -76,6 +77,7 @@ _TIME = re.compile(
     rf"(?:(?P<days>-?\d{{1,5}})\s+days?,?\s+\+?)?{_CLOCK.replace('{1,2}', '{1,3}', 1)}",
     re.IGNORECASE,
 )  # a duration may have more hours than a day, and days
+_HOUR = re.compile(r"(?P<h>\d{1,2})\s*(?P<half>[AaPp])\.?[Mm]\.?")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,10 @@ def clock_time(text: str) -> float | None:
     >>> clock_time("6:00 PM"), clock_time("36:00:00"), clock_time("1 days 12:00:00")
     (0.75, 1.5, 1.5)
     """
-    found = _TIME.fullmatch(tidy(text))
+    text = tidy(text)
+    if hour := _HOUR.fullmatch(text):
+        return _seconds(hour)
+    found = _TIME.fullmatch(text)
     if found is None:
         return None
     fraction = _seconds(found, hours=999)
@@ -185,7 +190,7 @@ def _seconds(found: re.Match[str], *, hours: int = 24) -> float | None:
     parts = found.groupdict()
     if parts.get("h") is None:
         return 0.0
-    hour, minute, second = int(parts["h"]), int(parts["min"]), int(parts["s"] or 0)
+    hour, minute, second = (int(parts.get(part) or 0) for part in ("h", "min", "s"))
     if half := parts.get("half"):
         if not 1 <= hour <= 12:
             return None

@@ -35,17 +35,26 @@ _MULTIPLE_WORDS = {
 _BY_CASE = "mMpPyYzZ"  # mW is not MW: the beginnings of units that capitals tell apart
 # soft hyphen, zero-width space, marks of direction, word joiner, byte order mark
 _UNSEEN = dict.fromkeys([0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF])
+_QUOTES = {0x2032: "'", 0x2033: '"'}  # feet and inches
+FLAGS = ("<", ">", "~", "*")  # of a limit, an estimate, a mark that points to a note
 _BOUNDS = {"≤": "<", "≥": ">", "<=": "<", ">=": ">", "≈": "~"}
+_BOUND_WORDS = {
+    **dict.fromkeys(("less than", "under", "below", "up to", "at most"), "<"),
+    **dict.fromkeys(("more than", "over", "above", "at least"), ">"),
+    **dict.fromkeys(("about", "approx", "approximately", "around", "ca", "circa"), "~"),
+}  # whatever their capitals
+_IN_WORDS = "|".join(_BOUND_WORDS).replace(" ", "[ ]")
 _NUMBER = re.compile(
-    rf"""(?P<bound><=|>=|[<>≤≥~≈])?\s*
+    rf"""(?P<bound><=|>=|[<>≤≥~≈]|(?i:{_IN_WORDS})\.?(?=[\s.]))?\s*
     (?P<open>\()?\s*(?P<sign>[-+])?\s*
     (?P<before>[A-Z]{{0,3}}[{_SYMBOLS}]|[A-Z]{{3}}(?=[\s\d])|(?:{"|".join(sorted(_WORDS))})\.?)?
     \s*(?P<second>[-+])?
     (?P<digits>[\d.,'’_ ]*\d[.,]?)
     (?P<exponent>[eE][-+]?\d{{1,4}}|[dD][-+]\d{{1,4}}|\s*[xX×*·]\s*10\s*\^\s*[-+]?\d{{1,4}})?
     (?P<spread>\s*(?:±|\+/-|\+-)\s*\d[\d.,]*)?
-    \s*(?P<after>[%‰{_SYMBOLS}]|/(?:5|10|20|50|100)|°?[^\W\d_]{{1,12}}(?:/[^\W\d_]{{1,5}})?[23]?)?
-    \s*(?P<trail>[-+])?\s*(?P<close>\))?""",
+    \s*(?P<after>[%‰{_SYMBOLS}]|/(?:5|10|20|50|100)|°?[^\W\d_]{{1,12}}(?:/[^\W\d_]{{1,5}})?[23]?
+    |°|'|")?
+    \s*(?P<trail>[-+])?\s*(?P<close>\))?(?P<note>\s*[*†‡§]{{1,3}})?""",
     re.VERBOSE,
 )
 _GROUPED = {
@@ -60,8 +69,8 @@ _PLAIN = re.compile(r"[-+]?\d+")
 class Numeral:
     """One text as a number: its value if "." is the decimal mark, and if "," is; None for none.
 
-    `bound` is "<" or ">" for a limit (`<0.5`, `65+`), "~" for an estimate (`~3`, `3±0.5`); `unit`
-    is the text around the digits, a currency, "%" or letters.
+    `bound` is "<" or ">" for a limit (`<0.5`, `65+`), "~" for an estimate (`~3`, `3±0.5`), "*" for
+    a number with a mark (`3.5**`); `unit` is the text around the digits, a currency, "%", letters.
     """
 
     dot: float | None
@@ -95,9 +104,17 @@ def tidy(text: str) -> str:
     """
     if text.isascii():
         return text.strip()
-    text = text.translate(_UNSEEN)
+    text = _RAISED.sub(_power, text.translate({**_UNSEEN, **_QUOTES}))
     text = "".join(map(_plain_digit, unicodedata.normalize("NFKC", text).strip()))
     return re.sub(r"^[\u2010-\u2013](?=[\d.,])", "-", text)
+
+
+_RAISED = re.compile(r"(?<![^\W\d_])\u207b?[\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+")  # not of m²
+
+
+def _power(found: re.Match[str]) -> str:
+    """Raised digits behind a number as a power of it, which 10 has and no other number."""
+    return "^" + unicodedata.normalize("NFKC", found[0])
 
 
 _SIGNS = {"\u2212": "-", "\ufe63": "-", "\u066b": ".", "\u066c": ","}  # minus; marks of Arabic
@@ -137,8 +154,16 @@ def numeral(text: str) -> Numeral | None:
     ]
     if readings == [None, None]:
         return None
-    bound = found["bound"] or ("~" if found["spread"] else ">" if found["trail"] == "+" else "")
-    return Numeral(readings[0], readings[1], _BOUNDS.get(bound, bound), unit)
+    return Numeral(readings[0], readings[1], _bound(found), unit)
+
+
+def _bound(found: re.Match[str]) -> str:
+    bound = " ".join((found["bound"] or "").rstrip(".").lower().split())
+    if bound:
+        return _BOUND_WORDS.get(bound) or _BOUNDS.get(bound, bound)
+    if found["spread"]:
+        return "~"
+    return ">" if found["trail"] == "+" else "*" if found["note"] else ""
 
 
 def _contradicts(found: re.Match[str]) -> bool:

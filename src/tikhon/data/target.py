@@ -108,7 +108,7 @@ def _numbers(raw: RawColumn) -> tuple[Column, np.ndarray] | None:
     values, bounds = numerals.read(raw.numerals, decimal)
     if np.isnan(values).any(where=~cells.is_missing):
         return None
-    words = tuple(bound for bound in "<>~" if bound in bounds)
+    words = tuple(bound for bound in numerals.FLAGS if bound in bounds)
     column = Column(name, "number", decimal=decimal, unit="".join(units), words=words)
     return column, cells.spread(values)
 
