@@ -2,33 +2,36 @@
 
 Standard library only. A code has its name, its effect and its cures in `tikhon.languages`
 (`finding_`, `effect_`, `cures_CODE`, in every language), and a section in `docs/diagnosis.md`.
+A reason `why_REASON` may have an effect and cures of its own (`effect_`, `cures_REASON`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Literal
 
 from tikhon.languages import Sentence, said, strings
 
-
-@dataclass(frozen=True)
-class Code:
-    """The wording of a finding: its effect, and cures in the order to try."""
-
-    effect: Sentence
-    cures: tuple[str, ...]
+CODES = tuple(
+    code
+    for key in strings("en")
+    if (code := key.removeprefix("effect_")) != key and f"finding_{code}" in strings("en")
+)
 
 
-def _codes() -> Iterator[tuple[str, Code]]:
-    words = strings("en")
-    for key, cures in words.items():
-        if key.startswith("cures_"):
-            code = key.removeprefix("cures_")
-            yield code, Code(said(f"effect_{code}"), tuple(cures.split("; ")))
+def words(family: Literal["effect", "cures"], code: str, why: str) -> Sentence:
+    """What a family says of a reason, of the reason that it adds to, or of the code in general.
 
+    >>> words("cures", "slow_convergence", said("why_rate_zero", why=said("why_unmoved")))
+    'a learning rate above 0'
+    """
+    reason: object = why
+    while isinstance(reason, Sentence):
+        key = reason.key.replace("why", family, 1)
+        if key in strings("en"):
+            return said(key)
+        reason = reason.values.get("why")
+    return said(f"{family}_{code}")
 
-CODES = dict(_codes())
 
 # what does not help
 NO_CURE = {

@@ -26,7 +26,7 @@ from tikhon.diagnosis.checks import (
     wiring,
 )
 from tikhon.diagnosis.checks.symptoms import symptoms
-from tikhon.diagnosis.codes import CODES, CONSEQUENCES
+from tikhon.diagnosis.codes import CONSEQUENCES, words
 from tikhon.diagnosis.document import SCHEMA_VERSION
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.findings import LABELS, SEVERITIES, Finding
@@ -268,7 +268,6 @@ def _in_other_inits(record: Record, known: set[str]) -> list[Finding]:
 
 def _dress(finding: Finding, codes: set[str], record: Record) -> Finding:
     """The finding with its effect, advice, cause, and how often it appears over inits."""
-    words = CODES[finding.code]
     causes = [c for c in CONSEQUENCES.get(finding.code, ()) if c in codes]
     why = finding.why
     if record.inits:
@@ -278,8 +277,8 @@ def _dress(finding: Finding, codes: set[str], record: Record) -> Finding:
     return replace(
         finding,
         why=why,
-        effect=finding.effect or words.effect,
-        advice=finding.advice or words.cures,
+        effect=words("effect", finding.code, finding.why),
+        advice=tuple(words("cures", finding.code, finding.why).split("; ")),
         cause=causes[0] if causes and "steadier" not in finding.evidence else "",
     )
 

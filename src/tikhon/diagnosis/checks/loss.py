@@ -64,12 +64,11 @@ def _deaf(ev: Evidence) -> Iterable[Finding]:
         return
     named = ", ".join(map(str, deaf[:5]))
     why = said("why_deaf_columns", named=named)
-    effect = said("effect_deaf_columns")
     fix = "loss(output, target) of all columns; look for one index written twice"
-    numbers, advice = {"columns": float(len(deaf))}, ("a loss of every column",)
+    numbers = {"columns": float(len(deaf))}
     where = ("the loss",)
     code, severity = "loss_ignores_targets", "critical" if ev.harmed else "warning"
-    yield Finding(code, severity, where, numbers, why, effect=effect, advice=advice, fix=fix)
+    yield Finding(code, severity, where, numbers, why, fix=fix)
 
 
 def _unknown_answers(ev: Evidence) -> Iterable[Finding]:
@@ -79,11 +78,9 @@ def _unknown_answers(ev: Evidence) -> Iterable[Finding]:
     why = said("why_box_beaten", share=share)
     fix = "corners from centre and size: torch.cat([c - s / 2, c + s / 2], 1), before an overlap"
     numbers = {"box_beaten": share}
-    advice = ("answers and targets in the form that the loss is written for",)
     where = ("the loss",)
-    effect = said("effect_box_beaten")
     code = "loss_ignores_targets"
-    yield Finding(code, "critical", where, numbers, why, effect=effect, advice=advice, fix=fix)
+    yield Finding(code, "critical", where, numbers, why, fix=fix)
 
 
 def _upside_down(ev: Evidence) -> Iterable[Finding]:
@@ -97,9 +94,8 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
         why = said("why_no_end", loss=endless)
         fix = "the sign of each part: errors on either side of a target must cost something"
         numbers = {"loss": endless}
-        advice = ("a loss that is 0 where the answers are right, and more elsewhere",)
         where = ("the loss",)
-        yield Finding("loss_upside_down", "critical", where, numbers, why, advice=advice, fix=fix)
+        yield Finding("loss_upside_down", "critical", where, numbers, why, fix=fix)
         return
     away = ev.fact("pulls_away")
     pull = ev.fact("pull_on_others") or 0.0
@@ -131,11 +127,8 @@ def _endless(ev: Evidence) -> Iterable[Finding]:
         return
     why = said("why_ever_faster", first=fall[0], last=fall[1])
     fix = "the sign of each part of the loss, one by one; print them"
-    advice = ("turn the part round that falls without end",)
     numbers = {"loss": fall[1]}
-    yield Finding(
-        "loss_upside_down", "warning", ("the loss",), numbers, why, advice=advice, fix=fix
-    )
+    yield Finding("loss_upside_down", "warning", ("the loss",), numbers, why, fix=fix)
 
 
 def _ever_faster(ev: Evidence) -> tuple[float, float] | None:

@@ -32,17 +32,15 @@ def _broadcast(ev: Evidence) -> Iterable[Finding]:
         return
     a, b = (sizes(s, w["rows"]) for s in spread["shapes"])
     name = spread["function"].strip("_")
-    effect = ""
     if pull is not None and pull >= e.PULL:
         why = said("why_broadcast", function=name, a=a, b=b)
     else:
         why = said("why_broadcast_rows", function=name, a=a, b=b)
-        effect = said("effect_rows_averaged")
     fix = "give both one shape: .squeeze(-1) on neither, or on both"
     if pull is not None and w.get("output_shape") != w.get("target_shape"):
         fix = "loss(output, target.view_as(output))"
     where = (spread["place"] or "the loss",)
-    yield Finding("broadcast_loss", "critical", where, numbers, why, effect=effect, fix=fix)
+    yield Finding("broadcast_loss", "critical", where, numbers, why, fix=fix)
 
 
 def _unequal(ev: Evidence) -> Iterable[Finding]:
@@ -51,10 +49,9 @@ def _unequal(ev: Evidence) -> Iterable[Finding]:
         return
     a, b = (sizes(s, ev.wiring["rows"]) for s in found["shapes"])
     why = said("why_unequal", a=a, b=b)
-    effect = said("effect_mean_of_targets")
     fix = "as many answers as targets; or .sum(1, keepdim=True) of what should be one number"
     where = (found["place"] or "the loss",)
-    yield Finding("broadcast_loss", "critical", where, {}, why, effect=effect, fix=fix)
+    yield Finding("broadcast_loss", "critical", where, {}, why, fix=fix)
 
 
 def _weighed(ev: Evidence) -> Iterable[Finding]:
@@ -62,13 +59,9 @@ def _weighed(ev: Evidence) -> Iterable[Finding]:
     if not found:
         return
     why = said("why_weighed")
-    effect = said("effect_size_of_loss")
-    advice = ("the product of each row, and its mean",)
     fix = "(criterion(output, target) * weight).mean() with reduction='none'"
     where = (found["place"],)
-    yield Finding(
-        "broadcast_loss", "critical", where, {}, why, effect=effect, advice=advice, fix=fix
-    )
+    yield Finding("broadcast_loss", "critical", where, {}, why, fix=fix)
 
 
 def _sampled(ev: Evidence) -> Iterable[Finding]:
@@ -79,9 +72,8 @@ def _sampled(ev: Evidence) -> Iterable[Finding]:
     fix = "rsample() in place of sample()"
     if draw["name"] in ("multinomial", "bernoulli", "poisson"):
         fix = "-log_prob(draw) * gain.detach(), or F.gumbel_softmax(scores) in place of the draw"
-    effect = said("effect_only_rest")
-    where, advice = (draw["place"],), ("a draw with a gradient", "a gradient by log_prob")
-    yield Finding("detached", "critical", where, {}, why, effect=effect, advice=advice, fix=fix)
+    where = (draw["place"],)
+    yield Finding("detached", "critical", where, {}, why, fix=fix)
 
 
 def _infinite(ev: Evidence) -> Iterable[Finding]:
@@ -92,8 +84,7 @@ def _infinite(ev: Evidence) -> Iterable[Finding]:
     numbers = {"parameters": float(ev.record.trainable)}
     fix = "the mask on the other side: +inf in front of min, -inf in front of max"
     where = (found["place"],)
-    advice = ("keep infinities out of what is picked",)
-    yield Finding("loss_not_connected", "critical", where, numbers, why, advice=advice, fix=fix)
+    yield Finding("loss_not_connected", "critical", where, numbers, why, fix=fix)
 
 
 def _no_curvature(ev: Evidence) -> Iterable[Finding]:
@@ -101,12 +92,8 @@ def _no_curvature(ev: Evidence) -> Iterable[Finding]:
     if not place:
         return
     why = said("why_no_curvature")
-    effect = said("effect_straight_line")
     fix = "nn.Tanh(), nn.SiLU() or torch.sin in place of nn.ReLU()"
-    advice = ("an activation that bends everywhere",)
-    yield Finding(
-        "no_nonlinearity", "critical", (place,), {}, why, effect=effect, advice=advice, fix=fix
-    )
+    yield Finding("no_nonlinearity", "critical", (place,), {}, why, fix=fix)
 
 
 def _index(ev: Evidence) -> Iterable[Finding]:
@@ -114,12 +101,8 @@ def _index(ev: Evidence) -> Iterable[Finding]:
     if not place:
         return
     why = said("why_index_mask")
-    effect = said("effect_rows_left_out")
     fix = "x[mask.bool()]"
-    advice = ("a mask of booleans",)
-    yield Finding(
-        "ignored_rows", "critical", (place,), {}, why, effect=effect, advice=advice, fix=fix
-    )
+    yield Finding("ignored_rows", "critical", (place,), {}, why, fix=fix)
 
 
 def _asked_back(ev: Evidence) -> Iterable[Finding]:
@@ -128,33 +111,18 @@ def _asked_back(ev: Evidence) -> Iterable[Finding]:
     if not found or min(widths, default=0) < found["numbers"]:
         return  # what has to pass a bottleneck is worth asking for
     why = said("why_asked_back")
-    effect = said("effect_handed_on")
     fix = "compare with what the input was before the noise, or with the noise"
     where = (found["place"],)
-    advice = ("a target that the input does not show",)
-    yield Finding(
-        "target_among_inputs", "critical", where, {}, why, effect=effect, advice=advice, fix=fix
-    )
+    yield Finding("target_among_inputs", "critical", where, {}, why, fix=fix)
 
 
 def _itself(ev: Evidence) -> Iterable[Finding]:
     place = ev.wiring.get("finds_itself")
     if place:
         why = said("why_finds_itself")
-        effect = said("effect_finds_itself")
-        advice = ("the other view on the other side of the table",)
         fix = "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a))), a and b two views"
         where = (place,)
-        yield Finding(
-            "target_among_inputs",
-            "critical",
-            where,
-            {},
-            why,
-            effect=effect,
-            advice=advice,
-            fix=fix,
-        )
+        yield Finding("target_among_inputs", "critical", where, {}, why, fix=fix)
 
 
 def _nearer(ev: Evidence) -> Iterable[Finding]:
@@ -163,8 +131,7 @@ def _nearer(ev: Evidence) -> Iterable[Finding]:
         why = said("why_nearer", sure=found["sure"])
         fix = "F.triplet_margin_loss(anchor, positive, negative)"
         where, numbers = (found["place"],), {"nearer": float(found["sure"])}
-        advice = ("the positive second, the negative third",)
-        yield Finding("loss_upside_down", "critical", where, numbers, why, advice=advice, fix=fix)
+        yield Finding("loss_upside_down", "critical", where, numbers, why, fix=fix)
 
 
 def _pulled_goal(ev: Evidence) -> Iterable[Finding]:
@@ -211,19 +178,15 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
             same = float(breach["low"])
             if kind == "pairs":
                 why = said("why_pairs_alike", name=name, same=same)
-                effect = said("effect_pairs_alike")
                 fix = "labels 1 of pairs that are alike and -1 of others, with enough of both"
                 numbers = {"target_low": same, "target_high": same}
                 code = "constant_targets"
-                yield Finding(code, "critical", where, numbers, why, effect=effect, fix=fix)
+                yield Finding(code, "critical", where, numbers, why, fix=fix)
                 continue
             why = said("why_one_partner")
-            effect = said("effect_pulled_to_one")
             fix = "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a)))"
             numbers = {"target_low": same, "target_high": same}
-            yield Finding(
-                "constant_targets", "critical", where, numbers, why, effect=effect, fix=fix
-            )
+            yield Finding("constant_targets", "critical", where, numbers, why, fix=fix)
             continue
         if breach["code"] in ("head_mismatch", "undefined_operation"):
             yield from _inside(ev, breach)
@@ -248,24 +211,19 @@ def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
     name, where = breach["function"], (breach["place"] or "forward",)
     if breach["code"] == "undefined_operation":
         why = said("why_free_log", name=name)
-        advice = ("learn the logarithm itself",)
         fix = "s.exp() where the weight stands, and s where its logarithm stands"
-        yield Finding("undefined_operation", "warning", where, {}, why, advice=advice, fix=fix)
+        yield Finding("undefined_operation", "warning", where, {}, why, fix=fix)
     elif breach.get("kind") == "probabilities":
         if not {"softmax"} & set(ev.static.get("head") or ()):
             yield from _probabilities(ev, where)
     elif not ev.wiring.get("softmax_over_one") and "softmax" not in (ev.static.get("head") or ()):
         why = said("why_softmax_of_one")
-        effect = said("effect_number_untrained")
-        advice = ("the softmax in front of the choice",)
         fix = "scores.softmax(1).topk(1), not scores.topk(1).values.softmax(1)"
         if breach.get("kind"):
+            why = said("why_softmax_of_position")
             fix = "scores.softmax(1), the axis of the positions, for scores of (n, positions, 1)"
-            advice = ("the softmax over what is chosen from",)
         severity = "critical" if ev.harmed else "warning"
-        yield Finding(
-            "head_mismatch", severity, where, {}, why, effect=effect, advice=advice, fix=fix
-        )
+        yield Finding("head_mismatch", severity, where, {}, why, fix=fix)
 
 
 def _probabilities(ev: Evidence, where: tuple[str, ...]) -> Iterable[Finding]:

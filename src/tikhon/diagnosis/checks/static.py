@@ -18,11 +18,11 @@ def _data(ev: Evidence) -> Iterable[Finding]:
     bad = ev.record.data.get("nonfinite") or []
     if bad:
         why = said("why_nonfinite", what=" and the ".join(sorted(set(bad))))
-        severity, effect = "critical", ""
+        severity = "critical"
         if ev.record.data.get("left_out") and ev.record.failure is None:
             why = said("why_left_out", why=why)
-            severity, effect = "info", said("effect_left_out")
-        yield Finding("non_finite_data", severity, (), {"tensors": len(bad)}, why, effect=effect)
+            severity = "info"
+        yield Finding("non_finite_data", severity, (), {"tensors": len(bad)}, why)
 
 
 def scales(ev: Evidence) -> Iterable[Finding]:
@@ -99,18 +99,7 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         lowest, right = float(shares["lowest"]), float(shares["right"])
         why = said("why_shares", right=right, lowest=lowest)
         fix = "loss(torch.sigmoid(output), target)"
-        effect = said("effect_means_nothing")
-        advice = ("a sigmoid behind the last layer",)
-        yield Finding(
-            "head_mismatch",
-            "critical",
-            ("the loss",),
-            {"loss": lowest},
-            why,
-            effect=effect,
-            advice=advice,
-            fix=fix,
-        )
+        yield Finding("head_mismatch", "critical", ("the loss",), {"loss": lowest}, why, fix=fix)
         return
     twice = head[-1:] == ["sigmoid"] and ev.harmed and WITH_LOGITS in _used(ev)
     if not head or (floor < e.FLOOR and not twice):

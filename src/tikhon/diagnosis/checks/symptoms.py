@@ -25,13 +25,6 @@ from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.record import Point
 from tikhon.languages import Sentence, said
 
-NEXT = ("more steps", "tikhon cure: it tries learning rates and treatments and measures them")
-MEMORY_ADVICE = (
-    "gates that stay open (LSTM or GRU, biases of log(U(1, T)))",
-    "orthogonal recurrent weights",
-    "attention",
-)
-
 
 def exploding_gradient(ev: Evidence) -> Finding | None:
     """Numbers that grow until they overflow, backwards, over time, or from step to step."""
@@ -81,15 +74,7 @@ def vanishing_gradient(ev: Evidence) -> Finding | None:
             why = said("why_time_falls", left=left, gain=factor)
             numbers = {"time_ratio_log10": first, "recurrent_gain": factor}
             place = (ev.site(position).name,)
-            return Finding(
-                "vanishing_gradient",
-                "critical",
-                place,
-                numbers,
-                why,
-                said("effect_over_time"),
-                MEMORY_ADVICE,
-            )
+            return Finding("vanishing_gradient", "critical", place, numbers, why)
     first, early = ev.first_ratio, ev.early_ratio
     born_low = first is None or first < e.VANISHED
     if not born_low or early is None or early >= e.VANISHED:
@@ -251,8 +236,6 @@ def _heavy(ev: Evidence, climb: dict[str, float]) -> Finding:
         (),
         numbers,
         why,
-        effect=said("effect_momentum"),
-        advice=("momentum 0.9", "a tenth of the learning rate"),
         fix="betas=(0.9, 0.999)" if "betas" in ev.record.optimizer else "momentum=0.9",
     )
 
@@ -262,11 +245,8 @@ def _long_steps(ev: Evidence) -> Finding:
     why = said("why_calmer", calmer=calmer, learned=learned)
     if ev.blind:
         why = said("why_all_alike", why=why)
-    effect = said("effect_long_steps")
     numbers = {"learned": learned, "calmer": calmer}
-    return Finding(
-        "oscillating_loss", "critical", (), numbers, _with_cause(ev, why), effect=effect
-    )
+    return Finding("oscillating_loss", "critical", (), numbers, _with_cause(ev, why))
 
 
 def slow_convergence(ev: Evidence) -> Finding | None:
@@ -295,8 +275,7 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     why = _with_cause(ev, said("why_small_steps", update=update))
     if update == 0:
         why = said("why_unmoved")
-    why, advice = _shortened(ev, why)
-    return Finding("slow_convergence", "warning", (), numbers, why, advice=advice)
+    return Finding("slow_convergence", "warning", (), numbers, _shortened(ev, why))
 
 
 def _short_steps(ev: Evidence) -> Finding:
@@ -304,8 +283,7 @@ def _short_steps(ev: Evidence) -> Finding:
     learned, faster = max(ev.learned, 0.0), ev.faster or 0.0
     why = said("why_faster", faster=faster, learned=learned)
     numbers = {"learned": learned, "faster": faster, "update_ratio": ev.updates or 0.0}
-    why, advice = _shortened(ev, why)
-    return Finding("slow_convergence", "warning", (), numbers, why, advice=advice)
+    return Finding("slow_convergence", "warning", (), numbers, _shortened(ev, why))
 
 
 def _mostly_masked(ev: Evidence) -> Finding | None:
@@ -320,18 +298,18 @@ def _mostly_masked(ev: Evidence) -> Finding | None:
     return Finding("slow_convergence", "warning", where, numbers, why, fix=fix)
 
 
-def _shortened(ev: Evidence, why: Sentence) -> tuple[Sentence, tuple[str, ...]]:
-    """With what in the optimizer makes steps short beside the learning rate, and what to do."""
+def _shortened(ev: Evidence, why: Sentence) -> Sentence:
+    """With what in the optimizer makes steps short beside the learning rate."""
     engine = ev.record.optimizer
     if not number(engine.get("lr")):
-        return said("why_rate_zero", why=why), ("a learning rate above 0",)
+        return said("why_rate_zero", why=why)
     clip, sizes = number(engine.get("clip")), [g for g in ev.record.gradients if number(g)]
     if clip is not None and sizes and clip < 0.1 * median(sizes):  # type: ignore[type-var]
         cut = median(sizes) / clip  # type: ignore[type-var,operator]
-        return said("why_clipped", why=why, clip=clip, times=cut), ("a larger clip", "none")
+        return said("why_clipped", why=why, clip=clip, times=cut)
     if (number(engine.get("eps")) or 0.0) > e.LARGE_EPS:
-        return said("why_eps", why=why, eps=engine["eps"]), ("the optimizer's usual eps",)
-    return why, ()
+        return said("why_eps", why=why, eps=engine["eps"])
+    return why
 
 
 def _dead_now(ev: Evidence) -> bool:
@@ -422,15 +400,15 @@ def _unexplained(ev: Evidence, numbers: dict[str, float]) -> Finding:
         why = said(
             "why_own_yardstick", loss=reached, constant=trivial or 0.0, gain=gain / abs(constant)
         )
-        return Finding("underfitting", "warning", (), numbers, why, advice=NEXT)
+        return Finding("underfitting", "warning", (), numbers, why)
     if ev.own_loss is None and ev.reach is not None and metric is not None:
         shallow = number(ev.record.reference.get("shallow")) or 0.0
         why = said("why_behind", metric=metric, shallow=shallow)
-        return Finding("underfitting", "warning", (), numbers, why, advice=NEXT)
+        return Finding("underfitting", "warning", (), numbers, why)
     loss = (number(end.eval_loss) if end is not None else None) or 0.0
     best = trivial if trivial is not None else (number(ev.start.loss) if ev.start else None) or 0.0
     why = said("why_no_yardstick", loss=loss, best=best)
-    return Finding("underfitting", "info", (), numbers, why, advice=NEXT)
+    return Finding("underfitting", "info", (), numbers, why)
 
 
 def _narrow(ev: Evidence) -> tuple[str, ...]:
@@ -456,9 +434,7 @@ def still_falling(ev: Evidence, found: set[str]) -> Finding | None:
     numbers = {"learned": max(ev.learned, 0.0), "update_ratio": ev.updates or 0.0}
     why = said("why_falling", steps=ev.record.steps)
     behind = ev.learned <= 0 and (ev.updates or 0.0) < e.SMALL_UPDATE  # no better than a constant
-    return Finding(
-        "slow_convergence", "warning" if behind else "info", (), numbers, why, advice=NEXT
-    )
+    return Finding("slow_convergence", "warning" if behind else "info", (), numbers, why)
 
 
 def _with_cause(ev: Evidence, why: Sentence) -> Sentence:

@@ -17,10 +17,9 @@ def _over_queries(ev: Evidence) -> Iterable[Finding]:
     place = ev.wiring.get("over_queries")
     if place:
         why = said("why_over_queries", place=place)
-        effect = said("effect_over_queries")
         fix = "softmax(scores, dim=-1): the axis of the keys"
         severity = "critical" if ev.harmed else "warning"
-        yield Finding("positions_mixed", severity, (place,), {}, why, effect=effect, fix=fix)
+        yield Finding("positions_mixed", severity, (place,), {}, why, fix=fix)
 
 
 def _unread(ev: Evidence) -> Iterable[Finding]:
@@ -50,7 +49,6 @@ def _unread(ev: Evidence) -> Iterable[Finding]:
         where,
         numbers,
         why,
-        effect=said("effect_parts_unused"),
         fix=fix,
     )
 

@@ -178,13 +178,7 @@ def _one_step(ev: Evidence) -> Iterable[Finding]:
     fix = "out[:, -1] of a recurrent layer that runs forwards; a mean over the steps"
     numbers = {"only_step": float(step), "input_length": float(length)}
     yield Finding(
-        "inputs_ignored",
-        "critical" if ev.harmed else "info",
-        ("inputs",),
-        numbers,
-        why,
-        effect=said("effect_parts_unused"),
-        fix=fix,
+        "inputs_ignored", "critical" if ev.harmed else "info", ("inputs",), numbers, why, fix=fix
     )
 
 

@@ -152,8 +152,10 @@ def _told(f: SavedFinding, part: Literal["effect", "why"]) -> Label | str:
 
 def _advice(f: SavedFinding) -> Label | Name:
     """The page's own words where they say the same as the finding's."""
-    key, text = f"cures_{f['code']}", "; ".join(f.get("advice") or []) or "–"
-    return say(key) if strings("en").get(key) == text else Name(text, PROSE)
+    text = "; ".join(f.get("advice") or []) or "–"
+    cures = (k for k, words in strings("en").items() if k.startswith("cures_") and words == text)
+    key = next(cures, None)
+    return say(key) if key else Name(text, PROSE)
 
 
 def findings(found: list[SavedFinding]) -> Section:
