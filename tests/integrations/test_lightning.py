@@ -176,6 +176,15 @@ def test_the_watch_stops_at_the_first_bad_number(tmp_path):
 
 
 @QUIET
+def test_the_watch_says_in_one_line_that_nothing_was_found(tmp_path, caplog):
+    caplog.set_level("INFO", logger="pytorch_lightning")
+    trainer(tmp_path, watch := Watch(every=1)).fit(Module(), plain.loader())
+    said = [r.message for r in caplog.records if r.message.startswith("tikhon watch")]
+    assert said == [watch.watch.verdict]
+    assert f"no problem found in {watch.watch.step} steps" in said[0]
+
+
+@QUIET
 def test_a_sparse_fit_equals_the_plain_loop(tmp_path):
     module, sparse = Module(), Sparsify("60%", within="net")
     trainer(tmp_path, sparse).fit(module, plain.loader())

@@ -62,3 +62,10 @@ def test_the_watch_stops_at_the_first_bad_number():
     x[20] = float("nan")
     with pytest.raises(tk.NonFiniteError, match=r"step 2: .* is input"):
         regressor(Watch(every=1)).fit(x, y)
+
+
+def test_the_watch_says_in_one_line_that_nothing_was_found(capsys):
+    net = regressor(Watch(every=1)).set_params(verbose=1).fit(*plain.data())
+    health = dict(net.callbacks_)["Watch"].watch_
+    assert capsys.readouterr().err.strip() == health.verdict
+    assert f"no problem found in {health.step} steps" in health.verdict

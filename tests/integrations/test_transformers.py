@@ -99,6 +99,15 @@ def test_the_watch_stops_at_the_first_bad_number(tmp_path):
         trainer(tmp_path, Watch(every=1), data=data).train()
 
 
+@pytest.mark.parametrize("disable_tqdm", [False, True])
+def test_the_watch_says_in_one_line_that_nothing_was_found(tmp_path, capsys, disable_tqdm):
+    watch = Watch(every=1)
+    trainer(tmp_path, watch, disable_tqdm=disable_tqdm).train()
+    said = [line for line in capsys.readouterr().err.splitlines() if "tikhon watch" in line]
+    assert said == [watch.watch.verdict] * (not disable_tqdm)
+    assert f"no problem found in {watch.watch.step} steps" in watch.watch.verdict
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_sparse_training_equals_the_plain_loop(tmp_path, accumulate):
     sparse = Sparsify("60%", within="net")

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import loops_beside
 import loops_over_weights
 import tikhon as tk
+import training_loops
 from tikhon.errors import InputError
 from training_loops import BROKEN, HEALTHY, STEPS, batches, net, sgd, step
 
@@ -29,7 +31,7 @@ def test_a_broken_loop_is_named(name):
     health, said = read(loop)
     assert set(health.alarms) == {code}, str(health)
     assert [str(w.message) for w in said if code in str(w.message)], "never said aloud"
-    files = ("training_loops.py", f"{loops_over_weights.__name__}.py")
+    files = tuple(f"{m.__name__}.py" for m in (training_loops, loops_over_weights, loops_beside))
     assert all(w.filename.endswith(files) for w in said), "not at the line of the loop"
     alarm = next(a for a in health.findings if a.code == code)
     assert alarm.meaning
@@ -117,6 +119,16 @@ def test_nothing_at_all_is_said():
     with tk.watch(model, sgd(model)) as health:
         pass
     assert "neither the model was called nor the optimizer stepped" in str(health)
+
+
+def test_a_verdict_says_what_was_found_or_what_was_looked_at():
+    health, _ = read(HEALTHY["plain"])
+    assert f"no problem found in {STEPS} steps, {STEPS // 5} of them read" in health.verdict
+    assert health.verdict.removeprefix("tikhon watch: ") in str(health)
+    health, _ = read(BROKEN["adam_without_zero_grad"][0])
+    assert f"gradients_not_cleared in {STEPS} steps" in health.verdict
+    with tk.watch(net(), sgd(net())) as health:
+        assert "none was read" in health.verdict
 
 
 def test_a_loop_that_breaks_off_is_not_blamed_for_what_it_lacks():

@@ -21,6 +21,7 @@ from tikhon.sparsity.thinning import Asked
 
 try:
     from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning.utilities import rank_zero_info
 except ImportError as error:
     raise ImportError("these callbacks need Lightning: pip install tikhon[lightning]") from error
 
@@ -201,6 +202,7 @@ class Watch(Callback):
         optimizer: which of the module's optimizers, from 0.
         output: a folder for what led to a failure; None writes nothing.
 
+    When training ends one line says what was found, or that nothing was and what was looked at.
     `watch.rows` and `watch.alarms` hold what was read, also after `fit`.
     """
 
@@ -214,6 +216,11 @@ class Watch(Callback):
         """Attach."""
         chosen = trainer.optimizers[self.optimizer]
         self.watch = watch(pl_module, chosen, every=self.every, output=self.output)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what was found."""
+        if self.watch is not None:
+            rank_zero_info(self.watch.end())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Detach."""

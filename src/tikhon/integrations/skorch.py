@@ -7,6 +7,7 @@ Needs `pip install tikhon[skorch]`.
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import sys
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -90,7 +91,9 @@ class Watch(Callback):
         every: steps between two readings.
         output: a folder for what led to a failure; None writes nothing.
 
-    `watch_.rows` and `watch_.alarms` hold what was read, also after `fit`.
+    When training ends one line says what was found, or that nothing was and what was looked at
+    (on stderr, if the net is verbose). `watch_.rows` and `watch_.alarms` hold what was read, also
+    after `fit`.
     """
 
     every: int = 50
@@ -106,5 +109,7 @@ class Watch(Callback):
     def on_train_end(
         self, net: object, X: object = None, y: object = None, **kwargs: object
     ) -> None:
-        """Detach."""
-        self.watch_.remove()
+        """Detach, and say what was found."""
+        said = self.watch_.end()
+        if net.verbose:
+            print(said, file=sys.stderr)

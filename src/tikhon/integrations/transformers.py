@@ -8,6 +8,7 @@ work, because the penalty sits on the optimizer's step.
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -216,7 +217,9 @@ class Watch(TrainerCallback):
         every: steps between two readings.
         output: a folder for what led to a failure; None writes nothing.
 
-    `watch.rows` and `watch.alarms` hold what was read, also after `train`.
+    When training ends one line says what was found, or that nothing was and what was looked at
+    (on stderr, unless `disable_tqdm` is set). `watch.rows` and `watch.alarms` hold what was read,
+    also after `train`.
     """
 
     every: int = 50
@@ -238,9 +241,12 @@ class Watch(TrainerCallback):
         self.watch = watch(model, optimizer, every=self.every, output=self.output)
 
     def on_train_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
-        """Detach."""
-        if self.watch is not None:
-            self.watch.remove()
+        """Detach, and say what was found."""
+        if self.watch is None:
+            return
+        said = self.watch.end()
+        if state.is_world_process_zero and not args.disable_tqdm:
+            print(f"\n{said}", file=sys.stderr)  # below the bar
 
 
 def _checkpoint(args: object, state: object, folder: str = FOLDER) -> Path:

@@ -15,6 +15,8 @@ ONCE = 0.1  # the same, of a change that is told though it came once (convention
 SUDDEN = 5.0  # the same, in steps of the optimizer: a look ahead of k = 5 goes back 2.5
 RESOLVED = 1e-5  # a relative move that a norm in float32 shows
 DIFFERENT = 1e-4  # relative, of norms on two processes
+SCALED = 16.0  # a loss scale, or what clipping takes from a gradient beside it (convention)
+SUMMED = 4  # backward passes of one step: the halves of a discriminator's loss are two
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class TensorReading:
     vector: bool  # a bias or a scale: a loss may well not depend on it
     foreign: bool  # not a parameter of the model
     stuck: float = 0.0  # share of 16-bit entries with a gradient that stayed as they were
+    frozen: bool = False  # it does not require a gradient
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,22 @@ class Sample:
     repeated: bool  # the batch of the step before
     handed: bool  # in the very same tensor
     apart: float  # relative distance to the mean of the processes
+    shrunk: float | None = None  # a gradient as the backward pass left it / at the step
+    factor: float = 1.0  # by which the loss was multiplied at its end
+    scale: float | None = None  # of the loop's gradient scaler
+    equal: bool = False  # the losses that went backward are of one kind, none is a share
+    print: tuple[float, float] = (math.nan, math.nan)  # fingerprint of the batch
+    rows: int = 0  # of the batch
+
+    @property
+    def size(self) -> float:
+        """The gradient norm over all tensors."""
+        return math.hypot(*(t.gradient or 0.0 for t in self.tensors.values()))
+
+    @property
+    def move(self) -> float:
+        """The norm of the step over all tensors, as far as they were read."""
+        return math.hypot(*(t.move for t in self.tensors.values()))
 
 
 @dataclass
@@ -85,6 +104,7 @@ class StepHistory:
     still: dict[str, Streak] = field(default_factory=dict)  # by tensor: it has never moved
     silent: dict[str, Streak] = field(default_factory=dict)  # by tensor: it never had a gradient
     left_out: dict[str, Streak] = field(default_factory=dict)
+    thawed: dict[str, Streak] = field(default_factory=dict)  # by tensor: frozen, and it moves
     replaced: list[tuple[int, str, float]] = field(default_factory=list)
     set_back: int | None = None  # the first step since which the same weights are written
     largest: list[float] = field(default_factory=list)  # learning rate by group
@@ -124,6 +144,9 @@ class StepHistory:
             "repeated": sample.repeated,
             "handed": sample.repeated and sample.handed,
             "apart": sample.apart > DIFFERENT,
+            "crushed": _crushed(sample),
+            "scaled": _scaled(sample),
+            "summed": sample.equal and sample.backwards >= SUMMED,
         }.items():
             self.streak(name).add(seen, step)
 
@@ -146,7 +169,7 @@ class StepHistory:
         if not _graded(sample):
             return
         for name, tensor in sample.tensors.items():
-            if tensor.rate == 0 or name in self._moved:
+            if tensor.rate == 0 or tensor.frozen or name in self._moved:
                 continue
             none = not tensor.gradient
             still = not none and (tensor.stuck > STUCK or (tensor.whole and tensor.move == 0))
@@ -154,7 +177,11 @@ class StepHistory:
                 self._moved.add(name)
             self.silent.setdefault(name, Streak()).add(none, sample.step)
             self.still.setdefault(name, Streak()).add(still, sample.step)
-        for known in (self.silent, self.still):
+        for name, tensor in sample.tensors.items():
+            self.thawed.setdefault(name, Streak()).add(
+                tensor.frozen and tensor.move > 0, sample.step
+            )
+        for known in (self.silent, self.still, self.thawed):
             for name in known.keys() - sample.tensors.keys():
                 del known[name]  # frozen meanwhile
         self._overwritten(sample)
@@ -184,3 +211,18 @@ class StepHistory:
 
 def _graded(sample: Sample) -> bool:
     return any(t.gradient is not None for t in sample.tensors.values())
+
+
+def _crushed(sample: Sample) -> bool:
+    """A gradient that was clipped while it was scaled: what is left is that over the scale."""
+    if sample.scale is None or sample.shrunk is None or sample.scale < SCALED:
+        return False
+    return sample.shrunk > SCALED * sample.scale and sample.size * SCALED < 0.5
+
+
+def _scaled(sample: Sample) -> bool:
+    """A step along the gradient of a loss that a scaler has multiplied."""
+    scale, shrunk = sample.scale, sample.shrunk
+    if scale is None or shrunk is None or scale < SCALED:
+        return False
+    return abs(sample.factor / scale - 1) < 1e-3 and shrunk < 2

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from tikhon.monitoring.history import ONCE, StepHistory, Streak
 
 ENOUGH = 3  # sampled steps in a row
+NOTHING = 1e-5  # of the largest gradient: as much as arithmetic leaves where there is none
 MANY = 20  # steps, or forward passes, without what must happen in each
 
 
@@ -50,6 +51,14 @@ class Loop:
     frozen: frozenset[str]  # tensors that did not require a gradient when the watch began
     ended: bool
     history: StepHistory
+    again: int = 0  # steps without a pass, along the gradient of the step before
+    unstepped: int = 0  # backward passes since steps became rare
+    usual: int = 0  # the most forward passes between two steps
+
+    @property
+    def summed(self) -> bool:
+        """Whether a step sums micro-batches whose losses were not divided."""
+        return self.lasts(self.history.streak("summed"))
 
     def lasts(self, streak: Streak, enough: int = ENOUGH) -> bool:
         """Whether a streak is long enough to speak of."""
@@ -86,6 +95,74 @@ def step_never_called(loop: Loop) -> Alarm | None:
         "the weights stay as they are",
         "call optimizer.step() of the optimizer that is watched, after loss.backward(), "
         "and build it once, before the loop",
+    )
+
+
+def steps_ended(loop: Loop) -> Alarm | None:
+    """Steps at first, then forward and backward passes alone."""
+    if not loop.steps or loop.unstepped < max(3 * MANY, 5 * loop.usual):
+        return None
+    return Alarm(
+        "step_never_called",
+        loop.steps,
+        f"{loop.unstepped} backward passes since this optimizer made its last step: the weights "
+        "stay as they are, or another optimizer moves them",
+        "build the optimizer once, before the loop, and step the one that is watched",
+    )
+
+
+def stepped_again(loop: Loop) -> Alarm | None:
+    """Several steps along one gradient."""
+    if loop.again < ENOUGH + 2 or loop.again < 0.3 * loop.steps:
+        return None
+    return Alarm(
+        "stepped_twice",
+        0,
+        f"{loop.again} of {loop.steps} steps follow the gradient of the step before, without a "
+        "pass in between: the learning rate is in truth a multiple of what is set",
+        "call optimizer.step() once after each backward pass; scaler.step(optimizer) calls it",
+    )
+
+
+def crushed(loop: Loop) -> Alarm | None:
+    """Gradients that are clipped before they are unscaled."""
+    streak = loop.history.streak("crushed")
+    if not loop.lasts(streak) or loop.history.last is None:
+        return None
+    return Alarm(
+        "clipped_before_unscaling",
+        streak.first,
+        f"the gradients are clipped while they are scaled by {loop.history.last.scale:.0f}: what "
+        f"the step follows has a norm of {loop.history.last.size:.0e}",
+        "call scaler.unscale_(optimizer) before clipping",
+    )
+
+
+def scaled(loop: Loop) -> Alarm | None:
+    """Steps along scaled gradients."""
+    streak = loop.history.streak("scaled")
+    if not loop.lasts(streak) or loop.history.last is None:
+        return None
+    return Alarm(
+        "step_of_scaled_gradients",
+        streak.first,
+        f"the step follows gradients that are still scaled by {loop.history.last.scale:.0f}",
+        "call scaler.step(optimizer) in place of optimizer.step()",
+    )
+
+
+def thawed(loop: Loop) -> Alarm | None:
+    """Tensors that were frozen and move on."""
+    names = _lasting(loop, loop.history.thawed)
+    if not names:
+        return None
+    return Alarm(
+        "frozen_but_moving",
+        min(loop.history.thawed[n].first for n in names),
+        "they do not require a gradient any more, but have an old one, which the optimizer "
+        "follows on, with its momentum and decay",
+        "set their .grad to None when they are frozen, and take them out of the optimizer",
+        tuple(names),
     )
 
 
@@ -270,6 +347,10 @@ def unmoved(loop: Loop) -> Alarm | None:
     half = kind in ("bfloat16", "float16")
     if not half and loop.lasts(history.streak("faded")):
         return None  # a gradient that vanishes on its way has a name of its own
+    # a bias before a norm changes nothing: its gradient is what arithmetic leaves of zero
+    largest = max((t.gradient or 0.0 for t in last.tensors.values()), default=0.0)
+    read = [last.tensors[n] for n in names if n in last.tensors]
+    free = not half and all(t.vector and (t.gradient or 0) < NOTHING * largest for t in read)
     moves = "most of their entries do not" if half else "never"
     cause = f"a step is below the resolution of {kind}" if half else "the step rounds to nothing"
     change = (
@@ -283,6 +364,7 @@ def unmoved(loop: Loop) -> Alarm | None:
         f"they get a gradient and {moves} move: {cause}",
         change,
         tuple(names),
+        "info" if free else "warning",
     )
 
 
@@ -410,6 +492,11 @@ ROOTS: tuple[Law, ...] = (
     beside_the_model,
 )
 OTHERS: tuple[Law, ...] = (
+    steps_ended,
+    stepped_again,
+    crushed,
+    scaled,
+    thawed,
     not_cleared,
     late_backward,
     doubled,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,15 @@ from tikhon.data.rows import tensors
 from tikhon.diagnosis.observe import role_of
 from tikhon.diagnosis.thresholds import VANISHED
 from tikhon.monitoring import reading
-from tikhon.monitoring.history import Sample, TensorReading
+from tikhon.monitoring.history import SUMMED, Sample, TensorReading
+from tikhon.monitoring.hooks import Hook
 from tikhon.monitoring.reading import Kept
+from tikhon.monitoring.roots import Roots
 from tikhon.monitoring.sizes import Row
 from tikhon.monitoring.window import Window, probes_of
 from tikhon.regularizer.targets import local
+
+BESIDE = 7  # numbers of every reading that stand before those of single tensors
 
 
 @dataclass(frozen=True)
@@ -51,19 +55,22 @@ class Sampler:
     def __init__(self, model: nn.Module, optimizer: Optimizer, scaler: Any) -> None:
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self.sharded = any(hasattr(p, "to_local") for p in model.parameters())
+        self.found: Any = None  # a scaler that the loop holds, where none was given
         self.kept: Kept | None = None
         self._layers = [(n, m) for n, m in model.named_modules() if role_of(m) is not None]
         self._signals: dict[str, Tensor] = {}
         self._order: dict[str, None] = {}  # layers as the forward pass calls them
         self._taps: list[RemovableHandle] = []
         self._window: Window | None = None
+        self.roots = Roots()
         self._earlier: dict[int, Tensor] = {}  # rows at the end of the step before
         self._batch: tuple[list[Tensor], Any] | None = None  # of the step before
 
     def listen(self, batch: object, *, first: bool = False) -> None:
         """Hook the outputs of the layers and some tensors for the coming step."""
         for name, module in self._layers:
-            self._taps.append(module.register_forward_hook(self._tap(name)))
+            self._taps.append(module.register_forward_hook(Hook(self._tap(name))))
+        self.roots.open()
         self._window = Window(probes_of(self.model, self.optimizer))
         self._order.clear()
         self._signals.clear()
@@ -83,6 +90,11 @@ class Sampler:
         if self._window is not None:
             self._window.forward(module)
 
+    def evaluation(self) -> None:
+        """The optimizer evaluates its closure."""
+        if self._window is not None:
+            self._window.evaluation()
+
     def look(self) -> None:
         """Keep the gradients and copies of the weights before the optimizer moves them."""
         if self.listening and self.kept is None:
@@ -93,6 +105,7 @@ class Sampler:
         for tap in self._taps:
             tap.remove()
         self._taps.clear()
+        self.roots.close()
         if self._window is not None:
             self._window.close()
         self._window, self.kept, self._earlier, self._batch = None, None, {}, None
@@ -122,32 +135,48 @@ class Sampler:
         others = reading.trainable_elsewhere(self.model, self.optimizer)
         own = [p for p in self.model.parameters() if p.requires_grad][:1]
         prints = self._batch[0] if self._batch is not None else [torch.tensor(torch.nan)] * 2
+        place = {id(p): k for k, p in enumerate(self.kept.parameters)}
+        left = {place[key]: norm for key, norm in self._window.norms.items() if key in place}
+        factor = self.roots.factor
         beside = [
             *self._window.flags(),
             *prints,
             *reading.fingerprint(batch),
+            factor if factor is not None else torch.ones(()),
             *reading.norms([*own, *others.values()]),
             *still.values(),
+            *left.values(),
             *more,
         ]
-        numbers = self._numbers(self.kept, loss, beside)
+        heard = None if loss is not None else self._heard()
+        numbers = self._numbers(self.kept, loss if loss is not None else heard, beside)
         row = _row(step, numbers, self.kept, loss is not None) if self.kept.gradients else None
-        tail = numbers.beside[6 + len(own) :]
+        if row is not None and heard is not None and math.isfinite(numbers.loss):
+            row["loss"] = numbers.loss / (numbers.scale or 1.0)  # scaled ones may overflow
+        tail = iter(numbers.beside[BESIDE + len(own) :])
         strangers = dict(zip(others, tail))
-        shares = dict(zip(still, tail[len(others) :]))
+        shares = {key: next(tail) for key in still}
+        norms = {k: next(tail) for k in left}
+        shrunk = [n / math.sqrt(g) for k, n in norms.items() if (g := numbers.gradients[k]) > 0]
         sample = self._sample(step, batch, numbers, strangers, shares, bool(own))
-        return row, sample, tail[len(others) + len(still) :]
+        sample = replace(sample, shrunk=min(shrunk, default=None))
+        return row, sample, list(tail)
+
+    def _heard(self) -> Tensor | None:
+        """The losses that went backward: their sum, or the mean of micro-batches."""
+        values = self.roots.values
+        if not values:
+            return None
+        total = torch.stack([v.float().to(values[0].device) for v in values]).sum()
+        return total / len(values) if self.roots.equal and len(values) >= SUMMED else total
 
     def _numbers(self, kept: Kept, loss: Tensor | None, beside: list[Tensor]) -> SampledNumbers:
         """Everything in one read; with several processes one all-reduce before it."""
         count = len(kept.gradients)
         device = kept.gradients[0].device if count else beside[0].device
         size = loss if loss is not None else torch.tensor(math.nan)
-        last = (
-            [size]
-            if self.scaler is None
-            else [size, self.scaler.scale(torch.ones(1, device=device)).reshape(())]
-        )
+        scale = self._scale(device)
+        last = [size] if scale is None else [size, scale]
         signals = [self._signals[n] for n in self._order if n in self._signals]
         flat = _stacked([*signals, *last], device)
         if count:
@@ -159,16 +188,23 @@ class Sampler:
         values = torch.cat([mean, apart.reshape(1), _stacked(beside, device)]).tolist()
         parts = [values[k * count : (k + 1) * count] for k in range(4)]
         rest = values[4 * count :]
-        scale = rest.pop(len(signals) + 1) if self.scaler is not None else None
+        read = rest.pop(len(signals) + 1) if scale is not None else None
         cut = len(signals)
         return SampledNumbers(
             *parts,
             signals=[math.sqrt(v) for v in rest[:cut]],
             loss=rest[cut],
-            scale=scale,
+            scale=read,
             apart=0.0 if self.sharded or not count else rest[cut + 1] / 2,
             beside=rest[cut + 2 :],
         )
+
+    def _scale(self, device: torch.device) -> Tensor | None:
+        """The loss scale; of a scaler that was found, only where it is used."""
+        if self.scaler is not None:
+            return self.scaler.scale(torch.ones(1, device=device)).reshape(())
+        known = getattr(self.found, "_scale", None)
+        return known.detach().reshape(()) if isinstance(known, Tensor) else None
 
     def _sample(
         self,
@@ -213,10 +249,15 @@ class Sampler:
             shared=shared,
             doubled=tuple(twice),
             strangers=strangers,
-            own=numbers.beside[6] if owned and not shared else None,
+            own=numbers.beside[BESIDE] if owned and not shared else None,
             repeated=repeated,
             handed=handed,
             apart=numbers.apart,
+            factor=numbers.beside[6],
+            scale=numbers.scale,
+            equal=self.roots.equal and len(self.roots.values) == window.backwards,
+            print=(numbers.beside[4], numbers.beside[5]),
+            rows=_rows(batch),
         )
 
     def _tensors(
@@ -246,6 +287,7 @@ class Sampler:
                     vector=p.ndim < 2,
                     foreign=id(p) not in known,
                     stuck=stuck.get(id(p), 0.0),
+                    frozen=not p.requires_grad,
                 )
         return found
 
@@ -255,8 +297,14 @@ class Sampler:
         if self._batch is None or first is None or prints[:2] != prints[2:]:
             return False, False
         base = first._base
-        whole = base is not None and base.shape[:1] == first.shape[:1]
+        seen = max(1, self._window.forwards if self._window is not None else 1)
+        whole = base is not None and base.ndim > 0 and len(base) <= seen * _rows(batch)
         return True, self._batch[1]() is first or whole
+
+
+def _rows(batch: object) -> int:
+    first = next(iter(tensors(batch)), None)
+    return len(first) if first is not None and first.ndim else 1
 
 
 def _stacked(values: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -10,6 +10,8 @@ from tikhon.monitoring.laws import ENOUGH, Alarm
 from tikhon.monitoring.spikes import Spike
 
 MOVED_SCALE = 2.0**10  # a loss scale that moved that far from its start (convention)
+JUMP = 0.2  # update / weight of a step that throws weights far off: BatchNorm bears 0.18
+RAN = 4.0  # weight norm / that of the first reading, together with such a step
 STANDSTILL = 1e-7  # update / weight in a step: ten million steps move a weight by its size
 
 
@@ -39,10 +41,18 @@ class NonFinite(TypedDict):
     message: str
 
 
-def of_rows(rows: Sequence[Row], failure: NonFinite | None, *, wired: bool) -> list[Alarm]:
-    """What the sizes call for; a signal tells nothing about a loop that is wired wrongly."""
+def of_rows(
+    rows: Sequence[Row], failure: NonFinite | None, *, wired: bool, summed: bool = False
+) -> list[Alarm]:
+    """What the sizes call for; a signal tells nothing about a loop that is wired wrongly.
+
+    `summed` says that a step sums micro-batches whose losses were not divided.
+    """
     found = [*_failed(failure), *_loss_scale(rows)]
-    if wired:
+    away = _ran_away(rows, summed=summed)
+    if wired and away is not None and failure is None:
+        found.append(away)
+    elif wired:
         found += [*_signal(rows, failure), *_update(rows)]
     return found
 
@@ -77,6 +87,35 @@ def _failed(failure: NonFinite | None) -> list[Alarm]:
             (failure["where"],),
         )
     ]
+
+
+def _ran_away(rows: Sequence[Row], *, summed: bool) -> Alarm | None:
+    """Weights that single steps threw far off, after which units are dead or the loss is high."""
+    moved = [row for row in rows if row["update"] is not None]
+    jump = max((update for row in moved if (update := row["update"]) is not None), default=0.0)
+    if len(moved) <= ENOUGH or jump < JUMP or moved[-1]["weight"] < RAN * moved[0]["weight"]:
+        return None
+    signals = [ratio for row in moved if (ratio := row["signal_ratio"]) is not None]
+    dead = bool(signals) and max(signals[-ENOUGH:]) < VANISHED < max(signals[:ENOUGH])
+    losses = [abs(loss) for row in moved if (loss := row["loss"]) is not None]
+    high = len(losses) > ENOUGH and min(losses[-ENOUGH:]) > 3 * losses[0]
+    if not dead and not high:
+        return None
+    first = next(row for row in moved if (row["update"] or 0.0) >= JUMP)
+    after = "no signal reaches the first layer" if dead else "the loss stays high"
+    said = (
+        f"steps of up to {jump:.0%} of the weights' size made them grow from "
+        f"{moved[0]['weight']:.2g} to {moved[-1]['weight']:.2g}, and {after}"
+    )
+    if summed:
+        return Alarm(
+            "accumulation_not_averaged",
+            first["step"],
+            f"a step sums its micro-batches, whose losses are not divided: {said}",
+            "divide each loss by the number of micro-batches of a step",
+        )
+    change = "lower the learning rate, let it warm up, or clip gradients"
+    return Alarm("exploding_gradient", first["step"], said, change)
 
 
 def _signal(rows: Sequence[Row], failure: NonFinite | None) -> list[Alarm]:

@@ -17,6 +17,7 @@ ALONE = 20.0  # robust z-score of a loss without a gradient norm beside it: nois
 TOGETHER = 8.0  # of both
 JUMP = 5.0  # times the median of the gradient norm
 LASTING = 3
+FIRST = 3  # values that training begins with
 FLOOR = 0.1  # of the first level: what is smaller does no harm
 
 
@@ -41,6 +42,7 @@ class Level:
     def __init__(self, keep: int = 64) -> None:
         self._values: deque[float] = deque(maxlen=keep)
         self._start: float | None = None
+        self._first: list[float] = []
 
     @property
     def median(self) -> float:
@@ -59,8 +61,13 @@ class Level:
         """One more value."""
         if math.isfinite(value):
             self._values.append(value)
+            self._first += [abs(value)] if len(self._first) < FIRST else []
         if self._start is None and len(self._values) == ENOUGH:
             self._start = median(abs(v) for v in self._values)
+
+    def begun(self, value: float) -> bool:
+        """Whether the value is above all that training began with."""
+        return value > 2 * max(self._first, default=math.inf)
 
     def small(self, value: float) -> bool:
         """Whether the value is small beside what training started with."""
@@ -74,9 +81,17 @@ class Spikes:
         self.losses, self._sizes, self._logs = Level(), Level(), Level()
         self._run = 0  # spikes in a row: a level that stays high is the new level
 
-    def judge(self, step: int, loss: float | None, gradient: float | None) -> Spike | None:
-        """The spike at a step, if it is one; a spike does not move the level it is judged by."""
+    def judge(
+        self, step: int, loss: float | None, gradient: float | None, *, heard: bool = False
+    ) -> Spike | None:
+        """The spike at a step, if it is one; a spike does not move the level it is judged by.
+
+        A loss that was `heard` now and then is one above those that training began with: one
+        hard row among a few that are solved is none.
+        """
         z_loss = self.losses.z(loss) if loss is not None else 0.0
+        if heard and loss is not None and not self.losses.begun(loss):
+            z_loss = 0.0
         if loss is not None and (
             self.losses.small(loss) or loss - self.losses.median < abs(self.losses.median)
         ):
@@ -110,9 +125,13 @@ class SpikeGuard:
         self._spikes = Spikes()
         self._withheld: list[tuple[Tensor, Tensor | None]] = []
 
-    def judge(self, step: int, loss: float | None, gradient: float | None) -> Spike | None:
+    def judge(
+        self, step: int, loss: float | None, gradient: float | None, *, heard: bool = False
+    ) -> Spike | None:
         """A step that was read afterwards; None where steps are judged before they are made."""
-        return self._spikes.judge(step, loss, gradient) if self._action == "warn" else None
+        if self._action != "warn":
+            return None
+        return self._spikes.judge(step, loss, gradient, heard=heard)
 
     def before(self, step: int, loss: Tensor | None) -> Spike | None:
         """Judge the coming step; a spike that is skipped finds no gradient to follow."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,12 @@ from torch.optim import Optimizer
 
 from tikhon.diagnosis.record import finite
 from tikhon.errors import InputError
+from tikhon.monitoring.company import Company
 from tikhon.monitoring.first_bad import Call, first_bad
 from tikhon.monitoring.history import StepHistory
+from tikhon.monitoring.hooks import Hook
 from tikhon.monitoring.laws import Alarm, Loop, alarms
+from tikhon.monitoring.pace import Pace
 from tikhon.monitoring.sampling import Sampler
 from tikhon.monitoring.sizes import NonFinite, Row, of_rows, of_spikes
 from tikhon.monitoring.spikes import OnSpike, Spike, SpikeGuard
@@ -27,6 +31,11 @@ from tikhon.regularizer.optimizers import stepping
 from tikhon.regularizer.targets import local
 from tikhon.runs.files import write_json
 from tikhon.wrappers import unwrap
+
+CHECKED = (
+    "order of passes and steps, gradients, tensors of the optimizer, updates, signals, losses, "
+    "batches, modes, learning rates"
+)
 
 
 class NonFiniteError(ArithmeticError):
@@ -74,6 +83,9 @@ class Watch:
         self._guard = SpikeGuard(self._inner, on_spike)
         self._history = StepHistory()
         self._touches = Touches(self._inner)
+        self._pace = Pace(self.model, self._inner)
+        self._company = Company(self.model, self._inner, lambda: self.step)
+        self._company.states.told = self._warn
         self._forwards = self._empty = 0
         self._graded = self._ended = self._called = False
         self._warned: set[str] = set()
@@ -86,7 +98,7 @@ class Watch:
         self._sentinel = _sentinel(self.model)
         self._latch: Tensor | None = None
         self._handles = [
-            self.model.register_forward_pre_hook(self._remember, with_kwargs=True),
+            self.model.register_forward_pre_hook(Hook(self._remember), with_kwargs=True),
             self._inner.register_step_pre_hook(self._before_step),
             self._inner.register_step_post_hook(self._after_step),
         ]
@@ -99,6 +111,12 @@ class Watch:
         self._ended = kind is None  # a loop that broke off proves nothing by what is missing
         self.remove()
 
+    def end(self) -> str:
+        """The loop is over as it should be: judge what is missing, too, and give the verdict."""
+        self._ended = self._ended or bool(self._handles)
+        self.remove()
+        return self.verdict
+
     def remove(self) -> None:
         """Take all hooks off; what was read stays, and goes to the run folder."""
         if not self._handles:
@@ -107,9 +125,12 @@ class Watch:
             handle.remove()
         self._handles = []
         self._sampler.close()
+        self._company.close(self.step, self._forwards, ended=self._ended)
+        self._pace.close()
         self._judge_told([float(value) for _, value in self._told])
         self._warn()
         self._save()
+        self._calls = []  # the last batch
 
     def loss(self, value: Tensor) -> Tensor:
         """Optional: tell the watch the loss of this step; it is read on sampled steps only."""
@@ -129,11 +150,32 @@ class Watch:
             frozen=self._frozen,
             ended=self._ended,
             history=self._history,
+            again=self._pace.again,
+            unstepped=self._pace.unstepped,
+            usual=self._pace.usual,
         )
-        found = [*alarms(loop), *of_spikes(list(self.spikes))]
+        beside = self._company.alarms(self.step, self._forwards, ended=self._ended)
+        found = [*alarms(loop), *beside, *of_spikes(list(self.spikes))]
         wired = not any(a.severity == "warning" for a in found)
-        found += of_rows(list(self.rows), self.failure, wired=wired)
+        found += of_rows(list(self.rows), self.failure, wired=wired, summed=loop.summed)
         return tuple(sorted(found, key=lambda alarm: alarm.severity != "warning"))
+
+    @property
+    def verdict(self) -> str:
+        """One line: the codes of the warnings, or that there are none, and what was looked at."""
+        found = list(self.alarms)
+        if found:
+            return (
+                f"tikhon watch: {', '.join(found)} in {self.step} steps; print the watch for more"
+            )
+        read = self._history.samples
+        if not read:
+            return f"tikhon watch: {self.step} steps, of which none was read"
+        so_far = " so far" if self._handles else ""
+        return (
+            f"tikhon watch: no problem found{so_far} in {self.step} steps, {read} of them read: "
+            f"{CHECKED}"
+        )
 
     @property
     def alarms(self) -> dict[str, str]:
@@ -151,6 +193,8 @@ class Watch:
         lines += [
             f" {a.code}: {a}" if a.severity == "warning" else f" note: {a}" for a in self.findings
         ]
+        if self._history.samples and not self.alarms:
+            lines.append(f" {self.verdict.removeprefix('tikhon watch: ')}")
         return "\n".join(lines)
 
     # hooks
@@ -163,6 +207,7 @@ class Watch:
         graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if module is self.model and graph:
             self._forwards += 1
+            self._pace.forward()
             self._touches.before_forward(self.step)
             self._sampler.forward(module)
 
@@ -172,6 +217,10 @@ class Watch:
         return [call[1:] for call in self._calls[:1]]
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        self._pace.before_step(called=self._called)
+        if self._sampler.listening and not torch.compiler.is_compiling():
+            self._company.find(sys._getframe(1), self._forwards)
+            self._sampler.found = self._company.scaler
         changed = with_closure(args, kwargs, self._looking)
         if changed is None:
             self._look()
@@ -183,6 +232,7 @@ class Watch:
         """The closure with a look at its gradients: LBFGS and Lightning go backward inside."""
 
         def evaluate() -> Any:
+            self._sampler.evaluation()
             loss = closure()
             self._look()
             return loss
@@ -210,6 +260,7 @@ class Watch:
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self._guard.after()
+        self._pace.after_step()
         self._touches.after_step()
         self._empty = 0 if self._graded else self._empty + 1
         self._graded = self._called = False
@@ -218,21 +269,28 @@ class Watch:
         self.step += 1
         if self.step == 1 and not self._calls:  # the loop calls parts, as Lightning modules do
             self._handles += [
-                part.register_forward_pre_hook(self._remember, with_kwargs=True)
+                part.register_forward_pre_hook(Hook(self._remember), with_kwargs=True)
                 for part in self.model.children()
             ]
         self._sampler.close()
         if self.step % self.every == 0:
             self._sampler.listen(self._batch)
+            self._company.followers.listen()
 
     def _read(self) -> None:
         """Read this step, and warn of what it shows."""
         told = [value for _, value in self._told]
         prints = [] if self._history.set_back else self._touches.prints()
+        company = self._company.numbers()
+        loss = self._loss if told else None
         row, sample, beside = self._sampler.read(
-            self.step, self._batch, self._loss, [*told, *prints]
+            self.step, self._batch, loss, [*told, *prints, *company]
         )
-        losses, written = beside[: len(told)], beside[len(told) :]
+        cut = len(told) + len(prints)
+        losses, written, read = beside[: len(told)], beside[len(told) : cut], beside[cut:]
+        self._company.take(
+            read, self.step, sample.print, sample.rows, sample.forwards, sample.move
+        )
         if row is not None:
             fine = row.pop("finite")
             self.rows.append(row)
@@ -240,18 +298,26 @@ class Watch:
                 self._fail()
         self._history.add(sample)
         self._history.set_back = self._history.set_back or self._touches.set_back(written)
-        self._judge_told(losses, row["gradient"] if row is not None else None)
+        if row is not None:
+            self._judge_told(losses, row["gradient"], row["loss"])
+        else:
+            self._judge_told(losses)
         self._warn()
 
     # spikes, warnings
 
-    def _judge_told(self, losses: list[float], gradient: float | None = None) -> None:
-        """The losses since the last reading; the last of them has the gradient norm beside it."""
+    def _judge_told(
+        self, losses: list[float], gradient: float | None = None, heard: float | None = None
+    ) -> None:
+        """The losses since the last reading; the last of them has the gradient norm beside it.
+
+        `heard` is the one that went backward, where none was told.
+        """
         for (step, _), loss in zip(self._told, losses):
             beside = gradient if step == self.step else None
             self._spiked(self._guard.judge(step, loss, beside))
         if not losses and gradient is not None:
-            self._spiked(self._guard.judge(self.step, None, gradient))
+            self._spiked(self._guard.judge(self.step, heard, gradient, heard=True))
         self._told.clear()
 
     def _spiked(self, spike: Spike | None) -> None:

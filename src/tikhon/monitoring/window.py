@@ -30,6 +30,8 @@ class Window:
         self._pending: list[tuple[Tensor, Tensor] | None] = [None] * len(probes)
         self._stale: list[Tensor | None] = [None] * len(probes)
         self._arrived: list[Tensor | None] = [None] * len(probes)
+        self._kept: list[Tensor] = []  # flags of evaluations of a closure that are over
+        self._norms: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
         for index, (_, parameter) in enumerate(probes):
             self._handles += [
@@ -43,6 +45,17 @@ class Window:
         self.unfinished = True
         self._mode = trains(module)
 
+    def evaluation(self) -> None:
+        """A closure of the optimizer begins: each of its evaluations clears for itself."""
+        if any(self._passes):
+            self._kept += [flag for flag in self._stale if flag is not None]
+            self._stale = [None] * len(self._stale)
+
+    @property
+    def norms(self) -> dict[int, Tensor]:
+        """Norms of the probes' gradients as the last backward pass left them, by identity."""
+        return self._norms
+
     @property
     def backwards(self) -> int:
         """Backward passes that reached a probe."""
@@ -54,7 +67,7 @@ class Window:
 
     def flags(self) -> list[Tensor]:
         """Two 0-d tensors: whether a gradient was never cleared, whether one was not zero."""
-        stale = [flag for flag in self._stale if flag is not None]
+        stale = self._kept + [flag for flag in self._stale if flag is not None]
         arrived = [flag for flag in self._arrived if flag is not None]
         return [_any(stale), _any(arrived)]
 
@@ -77,6 +90,9 @@ class Window:
     def _accumulated(self, index: int) -> object:
         def hook(parameter: Tensor) -> None:
             self._passes[index] += 1
+            if parameter.grad is not None and parameter.grad.layout == torch.strided:
+                norm = torch.linalg.vector_norm(parameter.grad.detach(), dtype=torch.float32)
+                self._norms[id(parameter)] = norm
             self.training, self.unfinished = self._mode, False
             pending, self._pending[index] = self._pending[index], None
             if pending is None:  # sparse gradients tell nothing about the old one

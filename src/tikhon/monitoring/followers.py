@@ -1,0 +1,203 @@
+"""Networks that should follow the model: target networks, teachers, averages of weights."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from tikhon.data.rows import tensors
+from tikhon.monitoring.hooks import Hook
+from tikhon.monitoring.laws import ENOUGH, Alarm
+from tikhon.monitoring.reading import fingerprint, rows
+
+MANY = 4  # followers that are read
+LONG = 100  # steps in which one that never moves has been forgotten
+CLOSE = 0.1  # distance to the model / its own last move: the average of a few steps is farther
+FAR = 0.01  # relative distance that the model has moved away
+MEANT = ("target", "ema", "momentum", "average", "avg", "slow", "shadow", "swa")
+
+
+@dataclass
+class Follower:
+    """One network of the model's own shapes, and what the sampled steps showed of it."""
+
+    name: str
+    module: nn.Module
+    leader: nn.Module  # the model, or the part of it that has these shapes
+    first: Tensor  # norms of its tensors when it was found
+    copied: bool = False  # its tensors were the model's own then
+    free: bool = False  # all its tensors require a gradient
+    calls: int = 0  # since the last reading began
+    beside: Tensor | None = None  # fingerprint of what it was last called with
+    size: int = 0  # rows of that
+    same: bool = False  # called with the inputs of the model: a reference, or a fixed teacher
+    called: int = 0  # sampled steps in a row that called it with other inputs than the model
+    ever: int = 0  # calls at all
+    close: int = 0  # sampled steps in a row that found it where the model is
+    moved: bool = False
+    distance: float = 0.0  # to the model, relative to its size
+    since: int = 0
+
+
+class Followers:
+    """Finds them, hears when they are called, and reads where they are."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._known: dict[int, Follower] = {}
+        self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._handles: list[RemovableHandle] = []
+        self._listening = False
+        self._numbers: list[Tensor] = []
+
+    def find(self, modules: Mapping[str, nn.Module], optimizers: Iterable[Optimizer]) -> None:
+        """Look at what the loop holds, and at the model's own parts."""
+        held = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
+        inside = [(n, m) for n, m in self._model.named_modules() if n]
+        trained = [
+            (shapes, m)
+            for n, m in (("", self._model), *inside)
+            if n.count(".") < 2 and len(shapes := _shapes(m)) > 1 and _holds(m, held)
+        ]
+        own = {m for _, m in inside} | {self._model}
+        beside = [(n, m) for n, m in modules.items() if m not in own]
+        for name, module in [*beside, *((n, m) for n, m in inside if n.count(".") < 2)]:
+            if module in self._seen or len(self._known) >= MANY:
+                continue
+            self._seen.add(module)
+            shapes = _shapes(module)
+            leader = next((m for s, m in trained if s == shapes), None)
+            if (
+                leader is None
+                or leader is module
+                or any(id(p) in held for p in module.parameters())
+            ):
+                continue
+            self._add(name, module, leader)
+
+    def _add(self, name: str, module: nn.Module, leader: nn.Module) -> None:
+        follower = Follower(name, module, leader, _norms(module))
+        follower.copied = torch.equal(follower.first, _norms(leader))
+        follower.free = all(p.requires_grad for p in module.parameters())
+        self._known[id(module)] = follower
+
+        def called(module: nn.Module, args: object, kwargs: object) -> None:
+            follower.calls += 1
+            follower.ever += 1
+            if not self._listening:
+                return
+            inputs = [t for t in tensors([args, kwargs]) if t.numel()]
+            if inputs and not torch.compiler.is_compiling():
+                follower.beside = torch.stack(fingerprint([args, kwargs]))
+                follower.size = len(inputs[0]) if inputs[0].ndim else 1
+
+        handle = module.register_forward_pre_hook(Hook(called), with_kwargs=True)
+        self._handles.append(handle)
+
+    def listen(self) -> None:
+        """A sampled step begins."""
+        self._listening = True
+        for follower in self._known.values():
+            follower.calls, follower.beside = 0, None
+
+    def numbers(self) -> list[Tensor]:
+        """What `measure` found, five numbers of each."""
+        return self._numbers
+
+    def measure(self) -> None:
+        """Just before the step: what it was called with, how far the model is, and its change."""
+        self._numbers = found = list[Tensor]()
+        for f in self._known.values():
+            mine, other = list(f.module.parameters()), list(f.leader.parameters())
+            gaps = [rows(a.detach()) - rows(b.detach()) for a, b in zip(mine, other)]
+            norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+            now = _norms(f.module)
+            none = torch.full((2,), torch.nan, device=now.device)
+            seen = f.beside.to(now.device) if f.beside is not None else none
+            gap = torch.stack(norm(gaps)).norm()
+            size = torch.stack(norm([rows(b.detach()) for b in other])).norm()
+            changed = (now != f.first).any().float()
+            found += [seen[0], seen[1], gap.float(), size.float(), changed]
+
+    def take(
+        self,
+        values: Sequence[float],
+        step: int,
+        seen: Sequence[float],
+        batch: int,
+        passes: int,
+        move: float,
+    ) -> None:
+        """What was read of them; `seen` is the fingerprint of the model's own batch."""
+        self._listening = False
+        for f, k in zip(self._known.values(), range(0, len(values), 5)):
+            first, second, gap, size, changed = values[k : k + 5]
+            f.same = f.same or (f.calls > 0 and [first, second] == list(seen))
+            apart = f.calls > 0 and [first, second] != list(seen)
+            f.called = f.called + 1 if apart else 0
+            f.moved = f.moved or changed > 0
+            f.distance = gap / size if size else 0.0
+            alike = apart and f.calls == passes and f.size == batch
+            close = alike and move > 0 and gap <= CLOSE * move
+            f.since = f.since if f.close and close else step
+            f.close = f.close + 1 if close else 0
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def alarms(self, steps: int, *, ended: bool) -> list[Alarm]:
+        """Those that stay where they were, and those that keep nothing back."""
+        return list(self._broken(steps, ended))
+
+    def _broken(self, steps: int, ended: bool) -> Iterator[Alarm]:
+        for f in self._known.values():
+            if ended and steps >= LONG and not f.moved and f.distance > FAR and _forgotten(f):
+                yield Alarm(
+                    "target_never_updated",
+                    0,
+                    f"it has the weights that it began with after {steps} steps, while the model "
+                    f"has moved {f.distance:.0%} of its size away",
+                    "copy the model's weights into it every so many steps, or a small part of "
+                    "them in every step",
+                    (f.name,),
+                )
+            elif f.close > ENOUGH + 2:
+                yield Alarm(
+                    "target_always_copied",
+                    f.since,
+                    "it has the model's own weights in every step, so that the model chases "
+                    "itself",
+                    "copy the weights every so many steps, or move it by a small part (tau, "
+                    "1 - decay) of the difference",
+                    (f.name,),
+                )
+
+
+def _forgotten(f: Follower) -> bool:
+    """Whether such a network was meant to move: a teacher or a reference sees the same inputs."""
+    if f.called > ENOUGH + 2:
+        return f.copied or f.free
+    named = any(word in f.name.lower() for word in MEANT)
+    return named and f.copied and f.ever > 0 and not f.same
+
+
+def _shapes(module: nn.Module) -> tuple[torch.Size, ...]:
+    return tuple(p.shape for p in module.parameters())
+
+
+def _holds(module: nn.Module, held: set[int]) -> bool:
+    return any(id(p) in held for p in module.parameters())
+
+
+def _norms(module: nn.Module) -> Tensor:
+    norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack([n.float() for n in norm([rows(p.detach()) for p in module.parameters()])])

@@ -1,0 +1,78 @@
+"""Passes and steps of every step, counted by what happens to one small gradient."""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from tikhon.monitoring.window import readable
+
+FEW = 20  # forward passes without a step
+
+
+class Pace:
+    """Steps that follow an old gradient, and backward passes that no step follows.
+
+    One tensor that model and optimizer share is looked at: which object its gradient is, and how
+    often that was written. Its numbers are not read.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        own = {id(p) for p in model.parameters()}
+        held = [p for g in optimizer.param_groups for p in g["params"]]
+        fit = [p for p in held if id(p) in own and readable(p)]
+        self._tensor = min(fit, key=Tensor.numel) if fit else None
+        self._stepped: tuple[weakref.ref[Tensor], int] | None = None  # of the last step
+        self._depth = 0  # a step that calls another runs its hooks again
+        self._handle: RemovableHandle | None = None  # counts backward passes once steps are rare
+        self._forwards = 0  # since the last step
+        self.again = 0  # steps without a pass, along the gradient of the step before
+        self.unstepped = 0  # backward passes since steps became rare
+        self.usual = 0  # the most forward passes between two steps
+
+    def forward(self) -> None:
+        """The model is called, with a graph."""
+        self._depth = 0
+        self._forwards += 1
+        rare = self._forwards > max(FEW, 5 * self.usual)
+        if rare and self._handle is None and self._tensor is not None:
+            self._handle = self._tensor.register_post_accumulate_grad_hook(self._reached)
+
+    def before_step(self, *, called: bool) -> None:
+        """The optimizer begins a step."""
+        self._depth += 1
+        if self._depth > 1:
+            return
+        now = self._state()
+        if not called and now is not None and _same(now, self._stepped):
+            self.again += 1
+        self._stepped = now
+
+    def after_step(self) -> None:
+        """The optimizer has made a step."""
+        self._depth = max(0, self._depth - 1)
+        self.usual = max(self.usual, self._forwards)
+        self._forwards = self.unstepped = 0
+        self.close()
+
+    def close(self) -> None:
+        """Take the hook off, if there is one."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _reached(self, parameter: Tensor) -> None:
+        self.unstepped += 1
+
+    def _state(self) -> tuple[weakref.ref[Tensor], int] | None:
+        gradient = self._tensor.grad if self._tensor is not None else None
+        return (weakref.ref(gradient), gradient._version) if gradient is not None else None
+
+
+def _same(
+    now: tuple[weakref.ref[Tensor], int], then: tuple[weakref.ref[Tensor], int] | None
+) -> bool:
+    return then is not None and then[0]() is now[0]() and then[1] == now[1]
