@@ -22,12 +22,13 @@ try:
     THIRD, THIRD_LOOPS = form.load("third")
     FOURTH, FOURTH_LOOPS = form.load("fourth")
     FIFTH, FIFTH_LOOPS = form.load("fifth")
+    SIXTH, SIXTH_LOOPS = form.load("sixth")
 finally:  # its layers.py would stand in for the package of the same name beside this one
     sys.path.pop()
 
 
 @pytest.mark.parametrize(
-    "program", [*PROGRAMS, *FRESH, *THIRD, *FOURTH, *FIFTH], ids=lambda p: p.name
+    "program", [*PROGRAMS, *FRESH, *THIRD, *FOURTH, *FIFTH, *SIXTH], ids=lambda p: p.name
 )
 def test_a_program_runs_once(program):
     for repaired in (False, True):
@@ -51,8 +52,10 @@ def test_the_exams_are_large_and_each_report_is_linked_once():
     assert len(FOURTH_LOOPS) == 12
     assert len(FIFTH) == 48
     assert len(FIFTH_LOOPS) == 14
+    assert len(SIXTH) == 40
+    assert len(SIXTH_LOOPS) == 14
     items = [*PROGRAMS, *LOOPS, *FRESH, *FRESH_LOOPS, *THIRD, *THIRD_LOOPS, *FOURTH, *FOURTH_LOOPS]
-    items += [*FIFTH, *FIFTH_LOOPS]
+    items += [*FIFTH, *FIFTH_LOOPS, *SIXTH, *SIXTH_LOOPS]
     sources = [item.source for item in items]
     assert all(source.startswith("https://") for source in sources)
     assert len(set(sources)) == len(sources)

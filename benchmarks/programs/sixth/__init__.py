@@ -1,0 +1,1 @@
+"""Programs of public reports from a sixth search, re-created and asked about once."""
