@@ -14,7 +14,7 @@ from torch import nn
 
 from faulty import classes
 from tikhon.cures import treatments as cures
-from tikhon.cures.treatments import Treatment
+from tikhon.cures.treatment import Treatment
 from wired import Fn, mlp
 
 CE = F.cross_entropy

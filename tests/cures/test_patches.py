@@ -18,6 +18,7 @@ from faulty import CE, classes, deep, he, numbers, sgd
 from miswired import COVERED
 from tikhon.cures import treatments as cures
 from tikhon.cures.patch import Line, address, execute, script
+from tikhon.cures.treatment import AFTER, BEFORE, SETUP
 from tikhon.cures.trials import DoesNotApplyError, Trials, train
 from tikhon.diagnosis.samples import samples
 from tikhon.errors import InputError
@@ -160,15 +161,15 @@ def paste(program, patch, treated, judge):
         "penalty": program.penalty, "x_valid": judge[0], "y_valid": judge[1], "batch_size": 64,
         "x": samples((x, y)).probe[0],
     }  # fmt: skip
-    sections = dict.fromkeys((cures.BEFORE, cures.SETUP, cures.AFTER), "")
+    sections = dict.fromkeys((BEFORE, SETUP, AFTER), "")
     parts = re.split(rf"^({'|'.join(map(re.escape, sections))})$", patch, flags=re.MULTILINE)
     sections |= dict(zip(parts[1::2], parts[2::2]))
     torch.manual_seed(1)
     exec(parts[0], names)  # its imports
-    exec(sections[cures.BEFORE], names)
+    exec(sections[BEFORE], names)
     model = names["model"]
     names["optimizer"] = program.optimizer(model.parameters())
-    exec(sections[cures.SETUP], names)
+    exec(sections[SETUP], names)
     optimizer, added = names["optimizer"], names["penalty"]
     if isinstance(added, dict):
         tk.regularize(model, optimizer, added)
@@ -181,7 +182,7 @@ def paste(program, patch, treated, judge):
         value = names["loss"](model(rows), target)
         (value + added(model) if callable(added) else value).backward()
         optimizer.step()
-    exec(sections[cures.AFTER], names)
+    exec(sections[AFTER], names)
     return names
 
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from tikhon import plotting
 from tikhon.budget import seconds_of
-from tikhon.cures.treatments import FOR, NOTHING, Treatment, popular
+from tikhon.cures.treatment import Treatment
+from tikhon.cures.treatments import FOR, NOTHING, popular
 from tikhon.cures.trials import (
     TreatmentResult,
     Trials,

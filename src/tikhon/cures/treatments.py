@@ -1,195 +1,16 @@
-"""Treatments: named edits with their size and their patch, and which finding asks for which."""
+"""All treatments, and which finding asks for which."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Any
 
-import torch
-from torch import nn
-
 from tikhon.cures import calls, surgery, wiring
 from tikhon.cures.calls import CallRule
-from tikhon.cures.data import DATA
-from tikhon.cures.patch import execute, script, with_imports
-from tikhon.data.rows import Batch
-from tikhon.diagnosis.replica import Replica
-from tikhon.diagnosis.samples import Samples
-
-BEFORE = "# before the optimizer is built"
-SETUP = "# after the optimizer is built"
-AFTER = "# after training"
-
-
-class _NothingToChange(Exception):
-    """A treatment finds nothing in the program that it is for."""
-
-
-@dataclass(frozen=True)
-class Treatment:
-    """One change of a program.
-
-    `size` orders edits from small (a number) to large (an architecture). `edit` writes the lines
-    that change the model; `setup` is code for after the optimizer is built, `after` for after
-    training. `recipe` holds what a `Recipe` can say of it.
-    """
-
-    name: str
-    size: int
-    kind: str = ""
-    edit: surgery.Edit | None = None
-    setup: str = ""
-    after: str = ""
-    batch: int | None = None
-    free: bool = False  # without penalty and weight decay
-    scaled: str = ""  # a key of DATA
-    rewrite: CallRule | None = None  # of what the model's and the loss's own code calls
-    lacking: bool = False  # only where the optimizer lacks trainable tensors
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    parts: tuple[Treatment, ...] = ()  # of several in one
-
-    def __and__(self, other: Treatment) -> Treatment:
-        """Both treatments, this one first."""
-        return Treatment(
-            f"{self.name} + {other.name}",
-            self.size + other.size,
-            self.kind,
-            batch=other.batch or self.batch,
-            recipe={**self.recipe, **other.recipe},
-            parts=(*(self.parts or (self,)), *(other.parts or (other,))),
-        )
-
-    @property
-    def names(self) -> set[str]:
-        """The names of its parts."""
-        return {part.name for part in self.parts or (self,)}
-
-    @property
-    def replaces_optimizer(self) -> bool:
-        """Whether the user's optimizer is not used."""
-        return any("optimizer =" in part.setup for part in self.parts or (self,))
-
-    def apply(self, replica: Replica, samples: Samples, judge: Batch | None = None) -> bool:
-        """Treat the replica in place and leave the patch on it; False where it does not apply."""
-        parts = self.parts or (self,)
-        try:
-            before = [code for part in parts if (code := part._before(replica, samples))]
-            setup = [
-                code for part in parts if (code := part._after_optimizer(replica, samples, judge))
-            ]
-        except _NothingToChange:
-            return False
-        after = [part.after for part in parts if part.after]
-        sections = [
-            line
-            for head, codes in ((BEFORE, before), (SETUP, setup), (AFTER, after))
-            for line in ((head, *codes) if codes else ())
-        ]
-        replica.patch = with_imports("\n".join(sections))
-        return True
-
-    def _before(self, replica: Replica, samples: Samples) -> str:
-        """What changes the data and the model, and its code."""
-        codes = []
-        if self.edit is not None:
-            frozen = {id(p) for p in replica.model.parameters() if not p.requires_grad}
-            code = _placed(script(self.edit(replica.model, samples.probe)), replica.model)
-            if not code:
-                raise _NothingToChange
-            replica.model = execute(code, model=replica.model, x=samples.probe[0])["model"]
-            _adopt(replica, frozen)
-            codes.append(code)
-        if self.scaled:
-            code = DATA[self.scaled](replica, samples)
-            if not code:
-                raise _NothingToChange
-            codes.append(code)
-        return "\n".join(codes)
-
-    def _after_optimizer(self, replica: Replica, samples: Samples, judge: Batch | None) -> str:
-        """What changes the optimizer, the loss and calls, and its code."""
-        if self.lacking and not _lacking(replica):
-            raise _NothingToChange
-        codes = [_released(replica) if self.free else "", self.setup]
-        if self.rewrite is not None:
-            codes.append(self.rewrite.code(replica, samples.probe))
-        code = "\n".join(filter(None, codes))
-        if not code and (self.free or self.rewrite is not None):
-            raise _NothingToChange
-        if code and replica.whole:  # a loss that only calls the user's may take what that takes
-            code = code.replace("output, y", "model, batch")
-        if code:
-            self._prepare(replica, code, judge)
-        return code
-
-    def is_optimizer_of(self, replica: Replica) -> bool:
-        """Whether the setup makes the optimizer that the program has."""
-        own = settings(replica.optimizer)
-        space = execute(self.setup, model=replica.model, optimizer=replica.optimizer)
-        return settings(space["optimizer"]) == own
-
-    def _prepare(self, replica: Replica, setup: str, judge: Batch | None) -> None:
-        names: dict[str, object] = {"x_valid": None, "y_valid": None}
-        if judge is not None:
-            names = {"x_valid": judge[0], "y_valid": judge[1]}
-        space = execute(
-            setup,
-            model=replica.model,
-            optimizer=replica.optimizer,
-            loss=replica.loss,
-            penalty=replica.penalty,
-            **names,
-        )
-        replica.optimizer, replica.penalty = space["optimizer"], space["penalty"]
-        replica.loss = space["loss"]
-        if self.free:
-            replica.terms = None
-        if self.after:
-            replica.finish = lambda: execute(self.after, **space)
-
-
-def _placed(code: str, model: nn.Module) -> str:
-    """The code with new layers moved to where the model is."""
-    first = next(model.parameters(), torch.zeros(()))
-    if code and (first.device.type != "cpu" or first.dtype != torch.float32):
-        return f'{code}\nmodel.to("{first.device}", {first.dtype})'
-    return code
-
-
-def _adopt(replica: Replica, frozen: set[int]) -> None:
-    """New parameters into the first group of the optimizer, and those that are gone out."""
-    engine = replica.optimizer
-    assert engine is not None
-    present = {id(p): p for p in replica.model.parameters()}
-    held = {id(p) for g in engine.param_groups for p in g["params"]}
-    known = held | (replica.left_out - frozen)
-    for group in engine.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) in present]
-    new = [p for i, p in present.items() if i not in known and p.requires_grad]
-    engine.param_groups[0]["params"] += new
-
-
-def _lacking(replica: Replica) -> bool:
-    """Whether the optimizer lacks trainable tensors of the model."""
-    assert replica.optimizer is not None
-    held = {id(p) for g in replica.optimizer.param_groups for p in g["params"]}
-    return any(p.requires_grad and id(p) not in held for p in replica.model.parameters())
-
-
-def _released(replica: Replica) -> str:
-    """Code that takes off what the loss and the optimizer add to the data's gradient."""
-    engine = replica.optimizer
-    assert engine is not None
-    lines = []
-    if replica.penalty is not None or replica.terms is not None:
-        lines.append("penalty = None  # leave it out of the loss")
-    if any(group.get("weight_decay") for group in engine.param_groups):
-        lines.append('for group in optimizer.param_groups:\n    group["weight_decay"] = 0.0')
-    return "\n".join(lines)
-
+from tikhon.cures.treatment import Treatment
 
 NOTHING = Treatment("nothing", 0)
 
@@ -530,18 +351,6 @@ POPULAR = (
     replace(DROPOUT, kind="popular"),
     replace(CLIP, kind="popular"),
 )
-
-
-def settings(optimizer: Any) -> list[Any]:
-    """What makes two optimizers one; AdamW without decay is Adam."""
-    kind = torch.optim.Adam if isinstance(optimizer, torch.optim.Adam) else type(optimizer)
-    groups = []
-    for group in optimizer.param_groups:
-        known = {k: v for k, v in group.items() if k != "params"}
-        if not known.get("weight_decay"):
-            known.pop("decoupled_weight_decay", None)
-        groups.append({**known, "count": len(group["params"])})
-    return [kind, *groups]
 
 
 SYMPTOMS = {

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.cures.data import copies_of, ends_of
+from tikhon.cures.treatment import Treatment
 from tikhon.cures.treatments import (
     ADAMS,
     FOR,
@@ -20,7 +21,6 @@ from tikhon.cures.treatments import (
     NOTHING,
     SYMPTOMS,
     YIELDING,
-    Treatment,
     candidates,
     named,
     popular,
