@@ -170,13 +170,58 @@ def sentence(kind, right):
         if kind == "last":
             last = (~hide).sum(1) - 1
             return m.head(words[torch.arange(len(x)), last] if right else words[:, -1])
+        if kind == "state":
+            ends = (~hide).sum(1)
+            if right:
+                words = nn.utils.rnn.pack_padded_sequence(words, ends, True, enforce_sorted=False)
+            return m.end(m.core(words)[1][0].transpose(0, 1).flatten(1))
+        if kind == "largest":
+            far = (-words).masked_fill(hide[..., None], -1e9) if right else -words
+            return m.head(far.max(1).values)
         there = (~hide)[..., None]
         return m.head((words * there).sum(1) / there.sum(1) if right else words.mean(1))
 
     return lambda: Fn(
         run, words=nn.Embedding(6, 8), rate=nn.Linear(8, 1), head=nn.Linear(8, 3),
         mix=nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True),
+        core=nn.LSTM(8, 4, 2, batch_first=True, bidirectional=True), end=nn.Linear(16, 3),
     )  # fmt: skip
+
+
+def centred(right, scale=False):
+    def run(m, x):
+        up = m.up(x)
+        if scale:
+            return m.head(F.normalize(up, dim=-1 if right else 0))
+        return m.head(up - (up.mean(1, keepdim=True) if right else up.mean()))
+
+    return lambda: Fn(run, up=nn.Linear(16, 8), head=nn.Linear(8, 4))
+
+
+def octaves(unit):
+    return lambda: Fn(lambda m, x: m.head((unit * x).sin()), head=nn.Linear(16, 4))
+
+
+def lone(squash):
+    return lambda: Fn(lambda m, x: squash(m.up(x)), up=nn.Linear(16, 1))
+
+
+def pulled(wrong):
+    def loss(model, batch):
+        x, y = batch
+        best = model(x.roll(1, 0)).max(1).values
+        return F.mse_loss(model(x)[:, 0], y + 0.5 * (best if wrong else best.detach()))
+
+    return loss
+
+
+def by_class(output, y):
+    counts = y.flatten().bincount(minlength=6).clamp_min(1)
+    return by_place_of(CE, y.numel() / (6 * counts))(output, y)
+
+
+def by_place_of(loss, weight):
+    return lambda output, y: loss(output.transpose(1, 2), y, weight=weight)
 
 
 def two_ways(right):
@@ -305,7 +350,7 @@ TWINS = [
     *(
         Twins(f"padding in the {kind}", cures.WORDS_ALONE, sentence(kind, False),
               sentence(kind, True), lambda: (tokens()[0], steps()[1]), harmless=kind != "mean")
-        for kind in ("attention", "weights", "last", "mean")
+        for kind in ("attention", "weights", "last", "mean", "state", "largest")
     ),
     Twins("mask turned", cures.TURNED_MASKS, hidden("dot", False), hidden("dot", True), tokens,
           by_place, harmless=False),
@@ -315,6 +360,17 @@ TWINS = [
           hidden("queries", True), tokens, by_place),
     Twins("yes is rare", cures.YES_AND_NO, net, net, lambda: (classes()[0], chances()[1].round()),
           F.binary_cross_entropy_with_logits, weighed),
+    Twins("one class is rare", cures.CLASSES_ALIKE, reader, reader, tokens, by_place, by_class,
+          harmless=False),
+    Twins("mean of the batch", cures.OF_EACH_ROW, centred(False), centred(True), classes),
+    Twins("unit length of columns", cures.OF_EACH_ROW, centred(False, True), centred(True, True),
+          classes),
+    Twins("octaves without pi", cures.HALF_TURNS, octaves(1), octaves(math.pi), classes,
+          harmless=False),
+    Twins("softmax of one unit", cures.ONE_UNIT, lone(lambda x: x.softmax(1)), lone(torch.sigmoid),
+          lambda: (classes()[0], (amounts()[1][:, None] > 0).float()), F.binary_cross_entropy),
+    Twins("a goal that is pulled", cures.GIVEN_GOALS, net, net, amounts, pulled(True),
+          pulled(False)),
     Twins("shifted twice", cures.BACK, reader, reader, tokens, shift(1), lambda o, y: by_place(
         o[:, :-2], y[:, 1:-1]), harmless=False),
     Twins("angles", cures.ON_A_CIRCLE, one, one, amounts,
@@ -332,6 +388,6 @@ COVERED = {t.treatment.name for t in TWINS} | {
     t.name
     for t in (
         cures.PLACES, cures.UNLEAKED, cures.FILLED, cures.FINITE, cures.SHUFFLED, cures.NEXT,
-        cures.CARRYING,
+        cures.CARRYING, cures.MADE_ONCE, cures.BEGUN,
     )
 }  # fmt: skip

@@ -159,6 +159,87 @@ def test_numbers_that_are_not_finite_are_filled_or_left_out():
     )
 
 
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.words = nn.Linear(16, 4), nn.Embedding(5, 4)
+
+    def forward(self, x, kind):
+        return self.head(x) + self.words(kind)
+
+
+def test_gaps_of_one_of_several_inputs_are_filled():
+    x, y = classes()
+    x, kind = x[:60].clone(), torch.arange(60) % 5
+    model = Several()
+    data = ((x, kind), y[:60])
+    assert mended(cures.FILLED, data, model) is None
+    wanted = model(x.index_fill(0, torch.tensor([9]), 0.0), kind)
+    x[9] = torch.nan
+    found = mended(cures.FILLED, data, model)
+    torch.testing.assert_close(found.model(x, kind), wanted)
+    torch.testing.assert_close(found.model(x=x, kind=kind), wanted)
+
+
+class Maker(nn.Module):
+    def forward(self, x):
+        return nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))(x)
+
+
+def test_layers_made_in_forward_are_made_once_and_learn():
+    x, y = classes()
+    model = Fn(lambda m, x: m.inner(x) + m.head(x), inner=Maker(), head=nn.Linear(16, 4))
+    assert not torch.equal(model(x), model(x))
+    found = mended(cures.MADE_ONCE, (x, y), model)
+    assert torch.equal(found.model(x), found.model(x))
+    held = {id(p) for group in found.optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in found.model.parameters()} == held
+    assert len(held) == 6
+    before = CE(found.model(x), y)
+    for _ in range(3):
+        found.optimizer.zero_grad()
+        CE(found.model(x), y).backward()
+        assert all(p.grad is not None for p in found.model.parameters())
+        found.optimizer.step()
+    assert CE(found.model(x), y) < before
+    again = copy.deepcopy(found.model)
+    assert torch.equal(again(x), found.model(x))
+    assert mended(cures.MADE_ONCE, (x, y), mlp()) is None
+
+
+def test_a_decoder_is_given_the_word_before():
+    words, _ = tokens()
+    model = Fn(lambda m, x, y: m.head(m.words(y)), words=nn.Embedding(7, 8), head=nn.Linear(8, 6))
+    engine = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = ((words.flip(1), words), words)
+    found = replicate(model, by_place, engine)
+    assert cures.BEGUN.apply(found, samples(data))
+    (asked, begun), said = found.source.source
+    assert torch.equal(asked, words.flip(1))
+    assert torch.equal(said, words)
+    assert torch.equal(begun[:, 1:], words[:, :-1])
+    assert bool((begun[:, 0] == 6).all())  # the one word that no text holds
+    names = {"x_train": data[0], "y_train": words}
+    exec(compile(found.patch, "<patch>", "exec"), names)
+    assert torch.equal(names["x_train"][1], begun)
+    right = replicate(model, by_place, engine)
+    assert not cures.BEGUN.apply(right, samples(((words.flip(1), begun), words)))
+
+
+@pytest.mark.parametrize("shape", [(60, 5), (60, 9, 5), (60, 5, 4, 4)])
+def test_inputs_are_scaled_by_feature_or_channel(shape):
+    torch.manual_seed(0)
+    axis = 1 if len(shape) == 4 else len(shape) - 1
+    unit = torch.logspace(0, 2, 5).reshape([5 if k == axis else 1 for k in range(len(shape))])
+    x = torch.randn(shape) * unit + 7 * unit
+    model = Fn(lambda m, x: x)
+    model.head = nn.Linear(1, 1)
+    scaled = mended(cures.INPUTS, (x, torch.zeros(60)), model).model(x)
+    rest = [k for k in range(len(shape)) if k != axis]
+    torch.testing.assert_close(scaled.mean(rest), torch.zeros(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled.std(rest), torch.ones(5), atol=1e-3, rtol=0)
+
+
 def test_a_loader_is_shuffled():
     x, y = classes()
     rows = torch.utils.data.TensorDataset(x, y)

@@ -13,6 +13,8 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 import wired
 from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
@@ -20,13 +22,14 @@ from miswired import attention
 from tikhon.cures import cure, surgery, treatments as cures
 from tikhon.cures.patch import execute, script
 from tikhon.cures.treatments import INPUTS, NOTHING, candidates, rate
-from tikhon.cures.trials import Alone, DoesNotApplyError, Trials, Unforeseen
-from tikhon.cures.yardstick import Yardstick, yardstick
+from tikhon.cures.trials import Alone, DoesNotApplyError, Trials, Unforeseen, judged_on
+from tikhon.cures.yardstick import Yardstick, answers_targets, yardstick
 from tikhon.diagnosis import diagnose
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.replica import Replica, replicate
 from tikhon.diagnosis.samples import samples
 from tikhon.errors import InputError
+from wired import Fn
 
 
 def named(name):
@@ -263,6 +266,72 @@ def test_what_the_best_treatment_leaves_is_yours_to_change():
         assert (text in str(found)) == said, str(found)
 
 
+def pairs(output, label):
+    """A loss of embeddings: how far apart rows of a class are, less how near other rows."""
+    apart = torch.cdist(output, output)
+    same = label[:, None] == label
+    return (apart * same).max(1).values.mean() - apart[~same].mean()
+
+
+def test_embeddings_are_no_scores_of_classes():
+    x, y = classes()
+    for width in (3, 4, 9):
+        model = nn.Linear(16, width)
+        assert not answers_targets(Replica(model, pairs), (x, y))
+        if width > 3:
+            assert answers_targets(Replica(model, CE), (x, y))
+            assert answers_targets(
+                Replica(nn.Sequential(model, nn.LogSoftmax(1)), F.nll_loss), (x, y)
+            )
+
+
+def test_scores_of_shares_are_no_numbers_to_compare():
+    x, _ = classes()
+    y = x[:, :4].softmax(1)
+    replica = Replica(
+        nn.Linear(16, 4), lambda o, y: F.kl_div(o.log_softmax(1), y, reduction="sum")
+    )
+    assert not answers_targets(replica, (x, y))
+    for loss in (F.mse_loss, F.l1_loss, F.huber_loss):
+        assert answers_targets(Replica(nn.Linear(16, 4), loss), (x, y))
+    counts = (3 * y).round()
+    assert not answers_targets(Replica(nn.Linear(16, 4), F.poisson_nll_loss), (x, counts))
+
+
+def test_distances_have_a_constant_that_is_not_below_0():
+    x, y = classes()
+    model = Fn(lambda m, x: m.head(x).square().sum(1), head=nn.Linear(16, 3))
+    replica = Replica(model, lambda o, y: (y * o + (1 - y) * (1 - o).clamp_min(0)).mean())
+    found = yardstick(replica, (x, (y > 1).float()), None, held_out=False)
+    assert 0 < found.loss < 1  # of free numbers it has no end
+
+
+def test_rows_in_order_are_judged_on_rows_of_all_of_it():
+    x, y = classes()
+    order = y.argsort(stable=True)
+    loader = DataLoader(TensorDataset(x[order], y[order]), batch_size=16)
+    source = samples(loader, rows=32)
+    assert len(source.probe[1].unique()) < 4
+    told = replace(
+        diagnose(deep(1, nn.ReLU), (x, y), CE), findings=(Finding("sorted_batches", "warning"),)
+    )
+    judged, _ = judged_on(source, None, told, nn.Linear(1, 1))
+    assert judged.source is loader
+    assert len(judged.probe[1].unique()) == 4
+
+
+def test_what_a_sure_cause_asks_for_runs_to_the_end_first():
+    loader = DataLoader(TensorDataset(*classes()), batch_size=32)
+    told = []
+    trials = bare(
+        faults=["sorted_batches", "dying_relu"], codes={"sorted_batches"}, source=samples(loader),
+        on_progress=told.append,
+    )  # fmt: skip
+    trials.search(100)
+    own = next(text for text in told if text != "nothing, 20 steps")
+    assert own == "shuffle=True, 100 steps"
+
+
 def bare(**options):
     model = deep(1, nn.ReLU)
     return Trials(
@@ -395,7 +464,7 @@ def test_a_lower_loss_with_more_wrong_answers_is_no_cure(skill, faults, confirme
             0.5,
             skill,
         )
-    trials._yardstick = Yardstick()
+    trials._yardstick = Yardstick(skilled=not faults)
     treatment = cures.BY_CLASS if faults else cures.EARLY
     trials.codes = {"overfitting", *faults}
     _, chosen = trials._verdicts({treatment.name: 300}, [treatment], 300)

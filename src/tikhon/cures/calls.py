@@ -24,6 +24,7 @@ VIEWS = ("view", "reshape")
 SOFTMAXES = ("softmax", "log_softmax")
 CLASS_LOSSES = ("cross_entropy", "nll_loss")
 HEADS = (*SOFTMAXES, "sigmoid", "relu", "tanh", "normalize", "softplus", "logsigmoid")
+STATISTICS = ("mean", "std", "var", "sum", "amax", "amin")
 PASSING = {"squeeze", "unsqueeze", "view", "reshape", "flatten", "__getitem__", "transpose"}
 COMPARED = ("gt", "ge", "__gt__", "__ge__")
 WITH_LOGITS = ("binary_cross_entropy_with_logits", "cross_entropy")
@@ -62,6 +63,7 @@ class CallRule:
     counted: bool = False  # the lines read `self.seen`, the calls so far
     everywhere: bool = False  # what either side needs holds for both
     padded: bool = False  # the lines read `self.padding`, where the tokens of the inputs are 0
+    inner: bool = False  # of the model alone: a loss may well do the same
 
     def code(self, replica: Replica, batch: Batch) -> str:
         """The patch for a program: around its forward pass, its loss, or both."""
@@ -73,7 +75,7 @@ class CallRule:
         inside = self.lines([c for c in tape.calls if c.module != LOSS])
         outside = (
             []
-            if self.evaluated or self.padded
+            if self.evaluated or self.padded or self.inner
             else self.lines([c for c in tape.calls if c.module == LOSS])
         )
         if not inside and not outside:
@@ -126,11 +128,12 @@ def _has_padding(inputs: object) -> bool:
     return bool((inputs == 0).any())
 
 
-def _named(calls: list[Call], *names: str) -> Iterator[Call]:
+def called(calls: list[Call], *names: str) -> Iterator[Call]:
+    """The calls of functions with these names."""
     return (call for call in calls if call.name in names)
 
 
-def _once(found: Iterable[object], line: str) -> list[str]:
+def once(found: Iterable[object], line: str) -> list[str]:
     """The line where anything was found; no line otherwise."""
     return [line for _ in islice(found, 1)]
 
@@ -141,7 +144,7 @@ def _once(found: Iterable[object], line: str) -> list[str]:
 def kept_axes(calls: list[Call]) -> list[str]:
     """A view that tears axes apart, with the axes in an order in which it joins whole ones."""
     found: dict[tuple[int, int], tuple[int, ...]] = {}
-    for call in _named(calls, *VIEWS):
+    for call in called(calls, *VIEWS):
         if call.shapes and call.output is not None:
             order = untorn(call.shapes[0], call.output)
             if order is not None:
@@ -198,7 +201,7 @@ def _moved(order: tuple[int, ...]) -> int:
 def other_axis(axis: int, calls: list[Call]) -> list[str]:
     """A softmax over the first axis, the rows, over another one."""
     lines = []
-    for ndim in sorted({len(c.shapes[0]) for c in _named(calls, *SOFTMAXES) if c.dim == 0}):
+    for ndim in sorted({len(c.shapes[0]) for c in called(calls, *SOFTMAXES) if c.dim == 0}):
         if ndim > 1 and (axis > 0 or ndim > 2):
             lines.append(
                 f"if name in {SOFTMAXES} and args[0].ndim == {ndim}:\n"
@@ -210,40 +213,79 @@ def other_axis(axis: int, calls: list[Call]) -> list[str]:
     return lines
 
 
+def of_each_row(calls: list[Call]) -> list[str]:
+    """Statistics over the rows of a batch, as those of each row."""
+    found = [c for c in called(calls, *STATISTICS) if c.shapes and len(c.shapes[0]) > 1]
+    return [
+        *once(
+            [c for c in found if c.output in ((), c.shapes[0][1:], (1, *c.shapes[0][1:]))],
+            f"if name in {STATISTICS} and args[0].ndim > 1:\n"
+            '    axes = kwargs.get("dim", args[1] if len(args) > 1 else None)\n'
+            "    if axes in (None, 0, (0,), [0]):\n"
+            "        axes = tuple(range(1, args[0].ndim)) if axes is None else (-1,)\n"
+            "        return function(args[0], dim=axes, keepdim=True)",
+        ),
+        *once(
+            called(calls, "normalize"),
+            'if name == "normalize" and kwargs.get("dim") == 0:\n    kwargs["dim"] = -1',
+        ),
+    ]
+
+
+def in_half_turns(calls: list[Call]) -> list[str]:
+    """Sines of coordinates, as those of half turns: an octave is a period then."""
+    return once(
+        (c for c in called(calls, "sin", "cos") if not c.attached),
+        'if name in ("sin", "cos") and not args[0].requires_grad:\n'
+        "    args = (math.pi * args[0], *args[1:])",
+    )
+
+
 # the graph
+
+
+def given_goals(calls: list[Call]) -> list[str]:
+    """What is aimed at, a sum of data and an answer, without the gradient of the answer."""
+    names = ("add", "__add__", "__radd__")
+    return once(
+        (c for c in called(calls, *names) if c.attached and len(c.shapes) == 2),
+        f"if name in {names} and all(isinstance(a, torch.Tensor) for a in args[:2]):\n"
+        "    if args[0].requires_grad != args[1].requires_grad:\n"
+        "        return function(*args, **kwargs).detach()",
+    )
 
 
 def joined(calls: list[Call]) -> list[str]:
     """What is detached, or computed without gradients, with them."""
     cut = [c for c in calls if c.cut]
-    drawn = [c for c in _named(calls, "normal") if c.silent]  # it compares what it is given
-    compared = list(_named(calls, *COMPARED))
+    drawn = [c for c in called(calls, "normal") if c.silent]  # it compares what it is given
+    compared = list(called(calls, *COMPARED))
     return [
-        *_once(
-            _named(cut, "detach", "data"),
+        *once(
+            called(cut, "detach", "data"),
             'if name in ("detach", "detach_") or (\n'
             '    name == "__get__" and function.__self__ is torch.Tensor.data\n'
             "):\n    return args[0]",
         ),
-        *_once(
-            _named(cut, "round"),
+        *once(
+            called(cut, "round"),
             'if name == "round" and args[0].requires_grad:\n    return args[0]',
         ),
-        *_once(
+        *once(
             [c for c in compared if c.parts and not drawn],
             f"if name in {COMPARED} and args[0].requires_grad:\n    return args[0]",
         ),
-        *_once(
-            [*_named(cut, "tensor"), *compared],
+        *once(
+            [*called(cut, "tensor"), *compared],
             'if name == "tensor" and isinstance(args[0], torch.Tensor):\n    return args[0]',
         ),
-        *_once(
+        *once(
             drawn,
             'if name == "normal" and isinstance(args[-1], torch.Tensor):\n'
             "    with torch.enable_grad():\n"
             "        return args[0] + args[1] * torch.randn_like(args[0])",
         ),
-        *_once(
+        *once(
             (c for c in calls if c.silent),
             'if name == "__set__" and function.__self__ is torch.Tensor.requires_grad:\n'
             "    return None\n"
@@ -254,15 +296,15 @@ def joined(calls: list[Call]) -> list[str]:
 
 def steady(calls: list[Call]) -> list[str]:
     """Dropout that follows the mode, and draws of their mean."""
-    names = tuple(sorted({c.name for c in _named(calls, *DROPOUTS)}))
+    names = tuple(sorted({c.name for c in called(calls, *DROPOUTS)}))
     return [
-        *_once(names, f"if name in {names!r}:\n    return args[0]"),
-        *_once(
-            _named(calls, "randn", "randn_like", "normal"),
+        *once(names, f"if name in {names!r}:\n    return args[0]"),
+        *once(
+            called(calls, "randn", "randn_like", "normal"),
             'if name in ("randn", "randn_like"):\n    return 0 * function(*args, **kwargs)',
         ),
-        *_once(
-            _named(calls, "rand", "rand_like"),
+        *once(
+            called(calls, "rand", "rand_like"),
             'if name in ("rand", "rand_like"):\n    return 0.5 + 0 * function(*args, **kwargs)',
         ),
     ]
@@ -271,7 +313,7 @@ def steady(calls: list[Call]) -> list[str]:
 def bare_head(calls: list[Call]) -> list[str]:
     """The answer without the function that squashes it last."""
     own = [c for c in calls if c.name not in PASSING and not c.name.startswith("__get")]
-    if any(_named(calls, *WITH_LOGITS)):  # of a loss
+    if any(called(calls, *WITH_LOGITS)):  # of a loss
         own = [c for c in own if c.name in HEADS]
     if not own or own[-1].name not in HEADS or not own[-1].shapes:
         return []
@@ -283,13 +325,24 @@ def bare_head(calls: list[Call]) -> list[str]:
     ]
 
 
+def one_unit(calls: list[Call]) -> list[str]:
+    """A softmax of one number, which is 1, as a sigmoid."""
+    found = [c for c in called(calls, *SOFTMAXES) if c.dim is not None]
+    return once(
+        (c for c in found if c.shapes[0][c.dim or 0] == 1),
+        f"if name in {SOFTMAXES} and args[0].shape[-1] == 1:\n"
+        '    kind = nn.functional.logsigmoid if name.startswith("log") else torch.sigmoid\n'
+        "    return kind(args[0])",
+    )
+
+
 # the loss
 
 
 def heard(calls: list[Call]) -> list[str]:
     """Losses of classes that leave none of them out."""
-    return _once(
-        _named(calls, *CLASS_LOSSES),
+    return once(
+        called(calls, *CLASS_LOSSES),
         f"if name in {CLASS_LOSSES}:\n"
         '    kwargs = {**kwargs, "ignore_index": -100, "weight": None}\n'
         "    return function(*args[:2], **kwargs)",
@@ -299,18 +352,32 @@ def heard(calls: list[Call]) -> list[str]:
 def yes_and_no(calls: list[Call]) -> list[str]:
     """Binary losses in which the rows of yes and of no count alike, by class."""
     name = "binary_cross_entropy_with_logits"
-    return _once(
-        _named(calls, name),
+    return once(
+        called(calls, name),
         f'if name == "{name}":\n'
-        "    share = args[1].mean(0).clamp(0.02, 0.98)\n"
+        "    axes = [k for k in range(args[1].ndim) if k != 1]\n"
+        "    share = args[1].mean(axes, keepdim=True).clamp(0.02, 0.98)\n"
         '    return function(*args[:2], **{**kwargs, "pos_weight": (1 - share) / share})',
+    )
+
+
+def classes_alike(calls: list[Call]) -> list[str]:
+    """Losses of classes, each of which counts alike in a batch, also where rows have many."""
+    name = "cross_entropy"
+    return once(
+        (c for c in called(calls, name) if len(c.shapes[0]) > 1),
+        f'if name == "{name}" and not args[1].is_floating_point():\n'
+        "    known = args[1][args[1] >= 0].flatten()\n"
+        "    counts = known.bincount(minlength=args[0].shape[1]).clamp_min(1).to(args[0])\n"
+        "    weights = (len(known) / (args[0].shape[1] * counts)).clamp_max(50.0)\n"
+        '    return function(*args[:2], **{**kwargs, "weight": weights})',
     )
 
 
 def exchanged(calls: list[Call]) -> list[str]:
     """A loss whose answer stands in the place of the target, with both where they belong."""
     names = tuple(sorted({c.name for c in calls if c.swapped}))
-    return _once(
+    return once(
         names,
         f"if name in {names!r} and not args[0].requires_grad:\n"
         "    args = (args[1], args[0], *args[2:])",
@@ -327,14 +394,14 @@ def logged(calls: list[Call]) -> list[str]:
         "    else:\n"
         f"        args = (args[0].log_softmax({axis}), *args[1:])"
         for name, axis in (("kl_div", 1), ("ctc_loss", -1), ("nll_loss", 1))
-        if any(_named(calls, name))
+        if any(called(calls, name))
     ]
 
 
 def weighed_late(calls: list[Call]) -> list[str]:
     """The first mean over the rows left out: the weights of the rows come first."""
-    return _once(
-        (c for c in _named(calls, "mean") if len(c.shapes[0]) == 1 and c.output == ()),
+    return once(
+        (c for c in called(calls, "mean") if len(c.shapes[0]) == 1 and c.output == ()),
         'if name == "mean" and args[0].ndim == 1 and not self.seen:\n'
         "    self.seen = 1\n    return args[0]",
     )
@@ -342,8 +409,8 @@ def weighed_late(calls: list[Call]) -> list[str]:
 
 def summed(calls: list[Call]) -> list[str]:
     """Means over the entries of a row as sums."""
-    return _once(
-        (c for c in _named(calls, "mean") if c.output),
+    return once(
+        (c for c in called(calls, "mean") if c.output),
         'if name == "mean" and args[0].ndim > 1 and (args[1:] or "dim" in kwargs):\n'
         "    return torch.sum(*args, **kwargs)",
     )
@@ -351,8 +418,8 @@ def summed(calls: list[Call]) -> list[str]:
 
 def padding_left_out(calls: list[Call]) -> list[str]:
     """Losses of classes that leave 0 out, the padding."""
-    return _once(
-        _named(calls, *CLASS_LOSSES),
+    return once(
+        called(calls, *CLASS_LOSSES),
         f"if name in {CLASS_LOSSES}:\n"
         '    return function(*args[:2], **{**kwargs, "ignore_index": 0})',
     )
@@ -360,8 +427,8 @@ def padding_left_out(calls: list[Call]) -> list[str]:
 
 def one_shape(calls: list[Call]) -> list[str]:
     """Pairs of as many numbers in one shape, before they meet."""
-    names = tuple(sorted({c.name for c in _named(calls, *PAIRED) if _unlike(c)}))
-    return _once(
+    names = tuple(sorted({c.name for c in called(calls, *PAIRED) if _unlike(c)}))
+    return once(
         names,
         f"if name in {names!r} and all(isinstance(a, torch.Tensor) for a in args[:2]):\n"
         "    first, second = args[:2]\n"
@@ -401,104 +468,10 @@ def safe(calls: list[Call]) -> list[str]:
     return [EDGES[name] for name in EDGES if name in used]
 
 
-# time
-
-
-def causal(calls: list[Call]) -> list[str]:
-    """Attention of a position to itself and those before it; convolutions padded in front."""
-    square = [
-        c
-        for c in _named(calls, *SOFTMAXES)
-        if len(c.shapes[0]) > 2 and c.shapes[0][-1] == c.shapes[0][-2]
-    ]
-    return [
-        *_once(
-            _named(calls, "multi_head_attention_forward"),
-            'if name == "multi_head_attention_forward" and len(args[0]) == len(args[1]):\n'
-            "    late = torch.ones(len(args[0]), len(args[0]), dtype=torch.bool).triu(1)\n"
-            '    kwargs = {**kwargs, "attn_mask": late.to(args[0].device), "is_causal": False}',
-        ),
-        *_once(
-            _named(calls, "scaled_dot_product_attention"),
-            'if name == "scaled_dot_product_attention":\n'
-            '    return function(*args[:3], **{**kwargs, "attn_mask": None, "is_causal": True})',
-        ),
-        *_once(
-            square,
-            f"if name in {SOFTMAXES} and args[0].ndim > 2 and (\n"
-            "    args[0].shape[-1] == args[0].shape[-2]\n):\n"
-            "    late = torch.ones_like(args[0], dtype=torch.bool).triu(1)\n"
-            '    args = (args[0].masked_fill(late, float("-inf")), *args[1:])',
-        ),
-        *_once(
-            _named(calls, "conv1d"),
-            'if name == "conv1d":\n'
-            '    words = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")\n'
-            "    given = {**dict(zip(words, args)), **kwargs}\n"
-            '    apart = given.get("dilation", 1)\n'
-            "    apart = apart if isinstance(apart, int) else apart[0]\n"
-            '    if given.get("padding", 0) not in (0, (0,)):\n'
-            '        front = apart * (given["weight"].shape[2] - 1)\n'
-            '        given["input"] = nn.functional.pad(given["input"], (front, 0))\n'
-            '        return function(**{**given, "padding": 0})',
-        ),
-    ]
-
-
-def turned_masks(calls: list[Call]) -> list[str]:
-    """Masks of attention that hide what they showed."""
-    return [
-        *_once(
-            _named(calls, "scaled_dot_product_attention"),
-            'if name == "scaled_dot_product_attention":\n'
-            '    mask = kwargs.get("attn_mask", (*args, None)[3] if len(args) > 3 else None)\n'
-            "    if mask is not None and mask.dtype == torch.bool:\n"
-            '        return function(*args[:3], **{**kwargs, "attn_mask": ~mask})',
-        ),
-        *_once(
-            _named(calls, "masked_fill"),
-            'if name == "masked_fill":\n    args = (args[0], ~args[1], *args[2:])',
-        ),
-    ]
-
-
-def masks_of_keys(calls: list[Call]) -> list[str]:
-    """Masks of attention for the last axis, where they are for the one before."""
-    found = [
-        c
-        for c in _named(calls, "masked_fill")
-        if len(c.shapes) > 1 and len(c.shapes[1]) > 2 and c.shapes[1][-1] == 1 != c.shapes[1][-2]
-    ]
-    return _once(
-        found,
-        'if name == "masked_fill" and args[1].ndim > 2 and args[1].shape[-1] == 1:\n'
-        "    args = (args[0], args[1].transpose(-1, -2), *args[2:])",
-    )
-
-
-def without_padding(calls: list[Call]) -> list[str]:
-    """Means, last steps and attention of the words alone, without what fills a sentence up."""
-    lines = {
-        "mean": 'if name == "mean" and args[0].shape[:2] == self.padding.shape and (\n'
-        "    (*args, *kwargs.values())[1] in (1, (1,), [1])\n):\n"
-        "    there = ~self.padding.reshape(*self.padding.shape, *[1] * (args[0].ndim - 2))\n"
-        "    return (args[0] * there).sum(1) / there.sum(1).clamp_min(1)",
-        "__getitem__": 'if name == "__getitem__" and isinstance(args[1], tuple) and (\n'
-        "    args[0].shape[:2] == self.padding.shape and args[1] == (slice(None), -1)\n):\n"
-        "    last = ((~self.padding).sum(1) - 1).clamp_min(0)\n"
-        "    return args[0][torch.arange(len(last)), last]",
-        "multi_head_attention_forward": 'if name == "multi_head_attention_forward":\n'
-        '    kwargs = {**kwargs, "key_padding_mask": self.padding}',
-        "softmax": 'if name == "softmax" and args[0].ndim > 1 and (\n'
-        "    (len(args[0]), args[0].shape[-1]) == self.padding.shape\n):\n"
-        "    hidden = self.padding.reshape(len(args[0]), *[1] * (args[0].ndim - 2), -1)\n"
-        "    args = (args[0].masked_fill(hidden, -1e9), *args[1:])",
-    }
-    names = {c.name for c in calls}
-    return [line for name, line in lines.items() if name in names]
-
-
 AXES = CallRule("AxesKept", kept_axes)
+OF_EACH_ROW = CallRule("OfEachRow", of_each_row, inner=True)
+HALF_TURNS = CallRule("HalfTurns", in_half_turns, inner=True)
+GIVEN_GOALS = CallRule("GivenGoals", given_goals)
 SECOND_AXIS = CallRule("SoftmaxOfAxis1", partial(other_axis, 1))
 LAST_AXIS = CallRule("SoftmaxOfTheLastAxis", partial(other_axis, -1))
 JOINED = CallRule("Joined", joined, everywhere=True)
@@ -507,13 +480,11 @@ BARE = CallRule("BareAnswer", bare_head, counted=True)
 HEARD = CallRule("AllClasses", heard)
 ONE_SHAPE = CallRule("OneShape", one_shape)
 SAFE = CallRule("AwayFromEdges", safe)
-CAUSAL = CallRule("Causal", causal)
 YES_AND_NO = CallRule("YesAndNoAlike", yes_and_no)
+CLASSES_ALIKE = CallRule("ClassesAlike", classes_alike)
+ONE_UNIT = CallRule("SigmoidOfOneUnit", one_unit)
 EXCHANGED = CallRule("AnswerFirst", exchanged)
 LOGGED = CallRule("Logarithms", logged)
 WEIGHED_LATE = CallRule("WeightsFirst", weighed_late, counted=True)
 SUMMED = CallRule("SumsOverEntries", summed)
-WORDS_ALONE = CallRule("WordsAlone", without_padding, padded=True)
 PADDING_LEFT_OUT = CallRule("WithoutPadding", padding_left_out)
-TURNED_MASKS = CallRule("MasksTurned", turned_masks)
-MASKS_OF_KEYS = CallRule("MasksOfKeys", masks_of_keys)

@@ -17,7 +17,7 @@ from torch import nn
 from tikhon import plotting
 from tikhon.budget import seconds_of
 from tikhon.cures.treatment import Treatment
-from tikhon.cures.treatments import FOR, NOTHING, popular
+from tikhon.cures.treatments import FOR, NOTHING, SYMPTOMS, popular
 from tikhon.cures.trials import (
     TreatmentResult,
     Trials,
@@ -32,6 +32,7 @@ from tikhon.cures.yardstick import Yardstick
 from tikhon.data.rows import Batch, LossFunction
 from tikhon.diagnosis.diagnose import Diagnosis, diagnose, draw, rebuilder
 from tikhon.diagnosis.record import Point, finite
+from tikhon.diagnosis.reference import amounts
 from tikhon.diagnosis.replica import Replica, isolated
 from tikhon.diagnosis.samples import Samples, samples
 from tikhon.diagnosis.save import save
@@ -246,7 +247,7 @@ def cure(
         source = samples(data)
         loss = in_a_loop(loss, source.probe[1])
         judge = samples(valid, rows=512, name="valid").probe if valid is not None else None
-    source, judge = judged_on(source, judge, diagnosis)
+    source, judge = judged_on(source, judge, diagnosis, shell(model))
     trials = Trials(
         model=model,
         loss=loss,
@@ -296,12 +297,14 @@ def _text(found: Cure) -> str:
         lines += _yours(found)
     else:
         lines.append(
-            f" {chosen.name}: loss {mean(base.scores):.3g} -> {mean(chosen.scores):.3g} "
-            f"({chosen.effect:.3g} ± {chosen.spread:.2g}), confirmed by {seeds} of {seeds} seeds"
+            f" {chosen.name}: loss {mean(base.scores):.3g} -> {mean(chosen.scores):.3g}, "
+            f"lower by {chosen.effect:.3g} ± {chosen.spread:.2g}, with each of {seeds} seeds"
         )
         lines += _yours(found)
+        own = found.treatment.own if found.treatment else ""
+        lines += [f" in your own code: {own}"] if own else []
     lines += _compared(found)
-    lines.append(f" {'treatment':44} {'loss':>9} {'effect':>9} {'±':>8}  verdict")
+    lines.append(f" {'treatment':44} {'loss':>9} {'lower by':>9} {'±':>8}  verdict")
     finals = [a for a in found.treatments if a.steps == steps]
     for treatment in finals:
         verdict = treatment.verdict if treatment is not base else ""
@@ -325,7 +328,9 @@ def _text(found: Cure) -> str:
 def _none(found: Cure) -> str:
     if found.diagnosis.ok:
         return "nothing to cure: no problem was found, and no treatment does better"
-    return "no cure found: no treatment was better with every seed and good enough in itself"
+    return (
+        "no cure found: no treatment beat the untreated program and a constant predictor clearly"
+    )
 
 
 def _yours(found: Cure) -> list[str]:
@@ -334,7 +339,9 @@ def _yours(found: Cure) -> list[str]:
     left = [
         f
         for f in own_faults(found.diagnosis)
-        if f.advice and not used & {treatment.name for treatment in FOR.get(f.code, ())}
+        if f.advice
+        and not (used and f.code in SYMPTOMS)  # what is cured shows no symptom any more
+        and not used & {treatment.name for treatment in FOR.get(f.code, ())}
     ]
     stays = "stays and is" if used else "is"
     return [f" {f.code} {stays} yours to change: {f.fix or f.advice[0]}" for f in left]
@@ -343,15 +350,14 @@ def _yours(found: Cure) -> list[str]:
 def _compared(found: Cure) -> list[str]:
     """What a constant answer and a plain reference reach on the same data."""
     known = found.yardstick
-    parts = (
-        [f"always predicting the same has loss {known.loss:.3g}"]
-        if math.isfinite(known.loss)
-        else []
+    lines = (
+        [f" a constant predictor has loss {known.loss:.3g}"] if math.isfinite(known.loss) else []
     )
     metric = found.treatments[0].metric if found.best is None else found.best.metric
     if metric is not None and math.isfinite(known.reference):
-        parts.append(
-            f"accuracy (R2 for numbers) {metric:.2f}; always predicting the same "
-            f"{known.chance:.2f}, ridge regression on random features {known.reference:.2f}"
+        name = "R2" if amounts(found.source.probe[1]) else "accuracy"
+        lines.append(
+            f" {name} {metric:.2f}; a constant predictor {known.chance:.2f}, ridge regression on "
+            f"random features {known.reference:.2f}"
         )
-    return [f" {'; '.join(parts)}"] if parts else []
+    return lines

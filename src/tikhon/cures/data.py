@@ -15,26 +15,37 @@ from torch import Tensor, nn
 
 from tikhon.cures import surgery
 from tikhon.cures.patch import execute
-from tikhon.data.rows import Batch
+from tikhon.data.rows import Batch, tensors
 from tikhon.diagnosis.replica import Replica
-from tikhon.diagnosis.samples import Samples
+from tikhon.diagnosis.samples import Samples, samples as read
 from tikhon.diagnosis.wiring.signal import copied_columns
 
 
-def _mean_and_scale(name: str, values: Tensor) -> str:
-    """Code for the mean and deviation of each column, of each channel of pictures."""
-    over = "(0, 2, 3), keepdim=True" if values.ndim == 4 else "0"
-    flat = "[0]" if values.ndim == 4 else ""
-    return f"shift, scale = {name}.mean({over}){flat}, {name}.std({over}){flat}"
+def _mean_and_scale(name: str, values: Tensor, *, front: bool = False) -> str:
+    """Code for the mean and deviation of each column: of a channel, or of a feature over time.
+
+    Channels are in front where pictures are, and where convolutions read a series.
+    """
+    if values.ndim < 3:
+        return f"shift, scale = {name}.mean(0), {name}.std(0)"
+    axes = [str(k) for k in range(values.ndim) if k != (1 if front else values.ndim - 1)]
+    over = f"({', '.join(axes)}), keepdim=True"
+    return f"shift, scale = {name}.mean({over})[0], {name}.std({over})[0]"
+
+
+def _channels_first(values: Tensor, model: nn.Module) -> bool:
+    convolved = any(isinstance(m, nn.Conv1d) for m in model.modules())
+    return values.ndim > 3 or (values.ndim == 3 and convolved)
 
 
 def _scale_inputs(replica: Replica, samples: Samples) -> str:
     inputs = samples.source[0] if samples.indexed else samples.probe[0]
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return ""
+    front = _channels_first(inputs, replica.model)
     code = (
-        f"{_mean_and_scale('x_train', inputs)}\n"
-        "scale = torch.where(scale > 1e-3 * scale.max(), scale, scale.max().clamp_min(1e-12))\n"
+        f"{_mean_and_scale('x_train', inputs, front=front)}\n"
+        "scale = torch.where(scale > 1e-6 * shift.abs(), scale, 1.0)  # constant ones stay\n"
         "x_train = (x_train - shift) / scale  # and all inputs from now on"
     )
     space = execute(code, x_train=inputs)
@@ -47,7 +58,7 @@ def _scale_targets(replica: Replica, samples: Samples) -> str:
     if not isinstance(target, Tensor) or not target.is_floating_point():
         return ""
     code = (
-        f"{_mean_and_scale('y_train', target)}.clamp_min(1e-12)\n"
+        f"{_mean_and_scale('y_train', target, front=target.ndim > 3)}.clamp_min(1e-12)\n"
         "binary = ((y_train == 0) | (y_train == 1)).all(0)\n"
         "shift, scale = shift.masked_fill(binary, 0.0), scale.masked_fill(binary, 1.0)\n"
         "y_train = (y_train - shift) / scale  # predict with model(x) * scale + shift"
@@ -98,17 +109,38 @@ def copies_of(samples: Samples) -> list[int]:
     return list(found)
 
 
+SHUFFLED = (
+    "loader = torch.utils.data.DataLoader(\n"
+    "    loader.dataset, loader.batch_size, shuffle=True, collate_fn=loader.collate_fn\n)"
+)
+
+
 def _shuffle(replica: Replica, samples: Samples) -> str:
     """The rows of a loader in a new order in each epoch."""
+    if not _listed(samples):
+        return ""
+    replica.source = replace(samples, source=execute(SHUFFLED, loader=samples.source)["loader"])
+    return SHUFFLED
+
+
+def _listed(samples: Samples) -> bool:
+    """Whether the rows come from a loader that may take them in another order."""
     loader = samples.source
     if samples.indexed or not isinstance(loader, torch.utils.data.DataLoader):
-        return ""
-    code = (
-        "loader = torch.utils.data.DataLoader(\n"
-        "    loader.dataset, loader.batch_size, shuffle=True, collate_fn=loader.collate_fn\n)"
-    )
-    replica.source = replace(samples, source=execute(code, loader=loader)["loader"])
-    return code
+        return False
+    stream = isinstance(loader.dataset, torch.utils.data.IterableDataset)
+    return loader.batch_size is not None and not stream
+
+
+def from_all_rows(samples: Samples) -> Samples:
+    """The same, but what is measured on is drawn from all rows of the loader."""
+    if not _listed(samples):
+        return samples
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return replace(
+            samples, probe=read(execute(SHUFFLED, loader=samples.source)["loader"]).probe
+        )
 
 
 def _finite_rows(replica: Replica, samples: Samples) -> str:
@@ -130,12 +162,20 @@ def _finite_rows(replica: Replica, samples: Samples) -> str:
 
 
 def _filled(replica: Replica, samples: Samples) -> str:
-    """0 in the place of inputs that are not finite."""
-    inputs = samples.probe[0]
-    if not isinstance(inputs, Tensor) or bool(inputs.isfinite().all()):
+    """0 in the place of inputs that are not finite, whichever of several they are."""
+    found = [t for t in tensors(samples.probe[0]) if t.is_floating_point()]
+    if all(bool(t.isfinite().all()) for t in found):
         return ""
-    replica.model = nn.Sequential(surgery.Filled(), replica.model)
-    return "x_train = x_train.nan_to_num(0.0, 0.0, 0.0)  # and all inputs from now on"
+    code = (
+        "def filled(model, args, kwargs):\n"
+        "    def fill(x):\n"
+        "        real = isinstance(x, torch.Tensor) and x.is_floating_point()\n"
+        "        return x.nan_to_num(0.0, 0.0, 0.0) if real else x\n\n"
+        "    return tuple(map(fill, args)), {name: fill(x) for name, x in kwargs.items()}\n\n\n"
+        "model.register_forward_pre_hook(filled, with_kwargs=True)"
+    )
+    execute(code, model=replica.model)
+    return code
 
 
 def _next(replica: Replica, samples: Samples) -> str:
@@ -147,6 +187,42 @@ def _next(replica: Replica, samples: Samples) -> str:
     space = execute(code, x_train=pair[0], y_train=pair[1])
     replica.source = replace(samples, source=(space["x_train"], space["y_train"]))
     return code
+
+
+def _begun(replica: Replica, samples: Samples) -> str:
+    """A decoder that is given the word before, and a sign to begin with."""
+    place = told(samples.source) if samples.indexed else None
+    if place is None:
+        return ""
+    x, y = samples.source
+    code = (
+        f"start = {start_of(replica.model, y)}  # the word that every answer begins with\n"
+        "before = torch.cat([torch.full_like(y_train[:, :1], start), y_train[:, :-1]], 1)\n"
+        f"x_train = (*x_train[:{place}], before, *x_train[{place + 1}:])"
+    )
+    begun = execute(code, x_train=x, y_train=y)["x_train"]
+    replica.source = replace(samples, source=(begun, y))
+    return code
+
+
+def words_before(words: Tensor, start: int) -> Tensor:
+    """The words, each one position later, behind a sign to begin with."""
+    return torch.cat([torch.full_like(words[:, :1], start), words[:, :-1]], 1)
+
+
+def start_of(model: nn.Module, words: Tensor) -> int:
+    """A word that stands in no text and has an embedding; 0 where there is none."""
+    sizes = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    free = int(words.max()) + 1
+    return free if free < max(sizes, default=0) else 0
+
+
+def told(batch: Batch) -> int | None:
+    """The place among several inputs of words that are the target, position for position."""
+    x, y = batch
+    if not isinstance(x, tuple) or not isinstance(y, Tensor):
+        return None
+    return next((k for k, part in enumerate(x) if is_own_target((part, y))), None)
 
 
 def is_own_target(batch: Batch) -> bool:
@@ -175,4 +251,5 @@ DATA: dict[str, Callable[[Replica, Samples], str]] = {
     "finite rows": _finite_rows,
     "filled": _filled,
     "next": _next,
+    "begun": _begun,
 }

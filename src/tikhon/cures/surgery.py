@@ -62,14 +62,6 @@ class Affine(nn.Module):
         return (x - self.shift) / self.scale
 
 
-class Filled(nn.Module):
-    """The input with 0 where it is not finite."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Finite numbers."""
-        return x.nan_to_num(0.0, 0.0, 0.0)
-
-
 class Times(nn.Module):
     """The input times a constant: columns of 0 are left out."""
 

@@ -45,6 +45,7 @@ class Treatment:
     free: bool = False  # without penalty and weight decay
     scaled: str = ""  # a key of DATA
     rewrite: CallRule | None = None  # of what the model's and the loss's own code calls
+    own: str = ""  # what to write in one's own code, where the patch works around it
     lacking: bool = False  # only where the optimizer lacks trainable tensors
     recipe: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[Treatment, ...] = ()  # of several in one
@@ -56,6 +57,7 @@ class Treatment:
             self.size + other.size,
             self.kind,
             batch=other.batch or self.batch,
+            own="; ".join(filter(None, (self.own, other.own))),
             recipe={**self.recipe, **other.recipe},
             parts=(*(self.parts or (self,)), *(other.parts or (other,))),
         )

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
-from tikhon.cures import calls, surgery, wiring
+from tikhon.cures import calls, sequences, surgery, wiring
 from tikhon.cures.calls import CallRule
 from tikhon.cures.treatment import Treatment
 
@@ -44,8 +44,8 @@ def _edit(name: str, size: int, edit: Callable[..., Any], **options: Any) -> Tre
     return Treatment(name, size, name, edit=edit, **options)
 
 
-def _rewrite(name: str, rule: CallRule) -> Treatment:
-    return Treatment(name, 2, name, rewrite=rule)
+def _rewrite(name: str, rule: CallRule, own: str) -> Treatment:
+    return Treatment(name, 2, name, rewrite=rule, own=own)
 
 
 INIT = _edit("init with the right gain", 3, surgery.reinit)
@@ -65,13 +65,26 @@ RESIDUAL = _edit("residual connections with norms", 8, surgery.residual)
 PRENORM = _edit("pre-norm", 4, surgery.pre_norm)
 BLOCKS = _edit("zero-initialized residual branches with norms", 5, surgery.norm_blocks)
 COLUMNS_FIRST = _edit("batch_first=False", 1, wiring.time_in_front)
-ONE_DIRECTION = _edit("one direction", 4, wiring.one_direction)
-PLACES = _edit("positions in front of the attention", 3, wiring.add_places)
+ONE_DIRECTION = _edit("one direction", 4, wiring.one_direction, own="bidirectional=False")
+PLACES = _edit(
+    "positions in front of the attention",
+    3,
+    wiring.add_places,
+    own="add a positional encoding to the embeddings",
+)
 SMOOTH = _edit("Tanh in the place of ReLU", 4, wiring.to_smooth)
 PARTED = _edit("layers of their own", 3, wiring.part)
 GROUPS = _edit("groups of four channels", 2, wiring.larger_groups)
 MOVING = _edit("running statistics that move", 1, wiring.moving_statistics)
-CARRYING = _edit("inputs that carry gradients", 1, wiring.carrying)
+MADE_ONCE = _edit(
+    "layers made once", 2, wiring.make_once, own="make these layers once, in __init__"
+)
+CARRYING = _edit(
+    "inputs that carry gradients",
+    1,
+    wiring.carrying,
+    own="checkpoint(..., use_reentrant=False)",
+)
 NONLINEAR = _edit("ReLU between the layers", 4, wiring.bend)
 ROWS_FIRST = _edit("batch_first", 1, wiring.rows_first)
 FLOAT32 = _edit("weights in float32", 2, wiring.to_float32)
@@ -122,32 +135,117 @@ BY_CLASS = Treatment(
     "every class counts alike",
     1,
     "classes",
+    own="nn.CrossEntropyLoss(weight=len(y) / (classes * y.bincount().float()))",
     setup=_another_loss(
         "sum(plain_loss(output[rows], y[rows]) for rows in kinds) / len(kinds)",
         "kinds = [(y == kind).reshape(len(y), -1).all(1) for kind in y.unique()]",
     ),
 )
+SQUASHED = Treatment(
+    "a sigmoid before the loss",
+    1,
+    "sigmoids",
+    setup=_another_loss("plain_loss(torch.sigmoid(output), y)"),
+)
 SIGMOIDS = Treatment(
     "a sigmoid for each class", 1, "sigmoids", setup="loss = nn.BCEWithLogitsLoss()"
 )
-AXES = _rewrite("axes in order before a view", calls.AXES)
-SECOND_AXIS = _rewrite("softmax over axis 1", calls.SECOND_AXIS)
-LAST_AXIS = _rewrite("softmax over the last axis", calls.LAST_AXIS)
-JOINED = _rewrite("nothing detached", calls.JOINED)
-STEADY = _rewrite("no draws in evaluation mode", calls.STEADY)
-BARE = _rewrite("no function behind the last layer", calls.BARE)
-HEARD = _rewrite("no class left out of the loss", calls.HEARD)
-ONE_SHAPE = _rewrite("one shape inside of the loss", calls.ONE_SHAPE)
-SAFE = _rewrite("logarithms and roots away from their edge", calls.SAFE)
-CAUSAL = _rewrite("a causal mask", calls.CAUSAL)
-EXCHANGED = _rewrite("answer and target exchanged", calls.EXCHANGED)
-LOGGED = _rewrite("logarithms inside of the loss", calls.LOGGED)
-WEIGHED_LATE = _rewrite("the weight of each row before the mean", calls.WEIGHED_LATE)
-SUMMED = _rewrite("sums over the entries of a row", calls.SUMMED)
-PADDING_LEFT_OUT = _rewrite("padding left out of the loss", calls.PADDING_LEFT_OUT)
-WORDS_ALONE = _rewrite("words without padding", calls.WORDS_ALONE)
-TURNED_MASKS = _rewrite("masks turned round", calls.TURNED_MASKS)
-MASKS_OF_KEYS = _rewrite("masks of keys", calls.MASKS_OF_KEYS)
+AXES = _rewrite(
+    "axes in order before a view",
+    calls.AXES,
+    "x.permute(...) or x.transpose(...) before the view, so that it joins whole axes",
+)
+SECOND_AXIS = _rewrite(
+    "softmax over axis 1",
+    calls.SECOND_AXIS,
+    "softmax(dim=1)",
+)
+OF_EACH_ROW = _rewrite(
+    "statistics of each row",
+    calls.OF_EACH_ROW,
+    "x.mean(1, keepdim=True) for x.mean(): of each row, not of the batch",
+)
+HALF_TURNS = _rewrite(
+    "angles in half turns",
+    calls.HALF_TURNS,
+    "torch.sin(math.pi * 2**k * x), and cos alike",
+)
+GIVEN_GOALS = _rewrite(
+    "no gradient through the goal",
+    calls.GIVEN_GOALS,
+    "goal = reward + discount * following.detach()",
+)
+LAST_AXIS = _rewrite(
+    "softmax over the last axis",
+    calls.LAST_AXIS,
+    "softmax(dim=-1)",
+)
+JOINED = _rewrite(
+    "nothing detached",
+    calls.JOINED,
+    "no .detach(), .data, .item(), round or no_grad between the weights and the loss",
+)
+STEADY = _rewrite(
+    "no draws in evaluation mode",
+    calls.STEADY,
+    "F.dropout(x, training=self.training); other draws under if self.training",
+)
+BARE = _rewrite(
+    "no function behind the last layer", calls.BARE, "return what the last layer gives, as it is"
+)
+HEARD = _rewrite(
+    "no class left out of the loss",
+    calls.HEARD,
+    "the loss without ignore_index, and without weights of 0",
+)
+ONE_SHAPE = _rewrite(
+    "one shape inside of the loss",
+    calls.ONE_SHAPE,
+    "y.view_as(output) before the two meet",
+)
+SAFE = _rewrite(
+    "logarithms and roots away from their edge",
+    calls.SAFE,
+    "x.clamp_min(1e-8) inside of log, sqrt and divisions",
+)
+CAUSAL = _rewrite(
+    "a causal mask",
+    sequences.CAUSAL,
+    "a causal mask for attention; convolutions padded in front alone",
+)
+EXCHANGED = _rewrite(
+    "answer and target exchanged",
+    calls.EXCHANGED,
+    "loss(output, target): the output first",
+)
+LOGGED = _rewrite(
+    "logarithms inside of the loss",
+    calls.LOGGED,
+    "log_softmax for the loss in the place of what it gets",
+)
+WEIGHED_LATE = _rewrite(
+    "the weight of each row before the mean",
+    calls.WEIGHED_LATE,
+    '(weight * loss(output, y, reduction="none")).mean()',
+)
+SUMMED = _rewrite(
+    "sums over the entries of a row",
+    calls.SUMMED,
+    "a sum over the entries of a row, then a mean over the rows",
+)
+PADDING_LEFT_OUT = _rewrite(
+    "padding left out of the loss", calls.PADDING_LEFT_OUT, "ignore_index=0 in the loss"
+)
+WORDS_ALONE = _rewrite(
+    "words without padding",
+    sequences.WORDS_ALONE,
+    "pack_padded_sequence before recurrent layers, key_padding_mask in attention, means over "
+    "the words alone",
+)
+TURNED_MASKS = _rewrite("masks turned round", sequences.TURNED_MASKS, "~mask")
+MASKS_OF_KEYS = _rewrite(
+    "masks of keys", sequences.MASKS_OF_KEYS, "mask[:, None, :]: it hides keys, the last axis"
+)
 BACK = Treatment(
     "labels moved back by one",
     1,
@@ -160,9 +258,26 @@ ON_A_CIRCLE = Treatment(
     "circle",
     setup="def loss(output, y):\n    return (1 - (output - y.reshape(output.shape)).cos()).mean()",
 )
-YES_AND_NO = _rewrite("yes and no count alike", calls.YES_AND_NO)
+YES_AND_NO = _rewrite(
+    "yes and no count alike",
+    calls.YES_AND_NO,
+    "nn.BCEWithLogitsLoss(pos_weight=(1 - share) / share), share of the ones",
+)
+BEGUN = Treatment("the word before as input", 1, "shift", scaled="begun")
+CLASSES_ALIKE = _rewrite(
+    "weights of classes",
+    calls.CLASSES_ALIKE,
+    "nn.CrossEntropyLoss(weight=y.numel() / (classes * y.flatten().bincount().float()))",
+)
+ONE_UNIT = _rewrite("a sigmoid of one unit", calls.ONE_UNIT, "torch.sigmoid(x)")
 NEXT = Treatment("targets one position later", 1, "shift", scaled="next")
-FILLED = Treatment("0 for numbers that are not finite", 1, "finite", scaled="filled")
+FILLED = Treatment(
+    "0 for numbers that are not finite",
+    1,
+    "finite",
+    scaled="filled",
+    own="fill the gaps in the data, with 0 or the mean of the column",
+)
 UNLEAKED = Treatment("columns of the target set to 0", 1, "columns", scaled="without copies")
 SHUFFLED = Treatment("shuffle=True", 1, "order", scaled="shuffled")
 FINITE = Treatment("finite rows alone", 1, "finite", scaled="finite rows")
@@ -261,7 +376,7 @@ FOR: dict[str, tuple[Treatment, ...]] = {
     "saturated_activation": (INIT, INPUTS, RELU, BATCHNORM, LAYERNORM, RECURRENT_INIT, PRENORM),
     "poor_init": (*_SIGNAL,),
     "oscillating_loss": (BATCH, CLIP, ADAPTIVE, INPUTS, WARMUP, PRENORM),
-    "slow_convergence": (HEAD, INPUTS, RELU, BATCHNORM, INIT, MEMORY),
+    "slow_convergence": (HEAD, INPUTS, RELU, BATCHNORM, INIT, MEMORY, HALF_TURNS),
     "overfitting": (DROPOUT, EARLY, decay(0.1), decay(1.0), NARROWER),
     "underfitting": (
         FREE,
@@ -276,15 +391,16 @@ FOR: dict[str, tuple[Treatment, ...]] = {
         BLOCKS,
         NONLINEAR,
         UNFREEZE,
+        HALF_TURNS,
     ),
-    "head_mismatch": (HEAD, BARE),
+    "head_mismatch": (ONE_UNIT, HEAD, BARE, SQUASHED),
     "unscaled_inputs": (INPUTS,),
     "unscaled_targets": (TARGETS,),
     "excessive_dropout": (EASE,),
     "batchnorm_batch_of_one": (BATCH,),
     "batchnorm_few_rows": (BATCH,),
     "no_nonlinearity": (NONLINEAR, SMOOTH),
-    "rows_mixed": (ROWS_FIRST, COLUMNS_FIRST, AXES, SECOND_AXIS, LAST_AXIS),
+    "rows_mixed": (ROWS_FIRST, COLUMNS_FIRST, AXES, SECOND_AXIS, LAST_AXIS, OF_EACH_ROW),
     "positions_mixed": (AXES,),
     "detached": (JOINED, CARRYING),
     "loss_not_connected": (JOINED,),
@@ -293,11 +409,13 @@ FOR: dict[str, tuple[Treatment, ...]] = {
     "undefined_operation": (SAFE,),
     "future_visible": (CAUSAL, ONE_DIRECTION),
     "no_positions": (PLACES,),
-    "target_among_inputs": (UNLEAKED, NEXT),
+    "target_among_inputs": (UNLEAKED, NEXT, BEGUN),
     "sorted_batches": (SHUFFLED,),
     "non_finite_data": (FINITE, FILLED),
     "frozen_parameters": (UNFREEZE,),
     "shifted_twice": (BACK,),
+    "target_not_detached": (GIVEN_GOALS,),
+    "layers_made_in_forward": (MADE_ONCE,),
     "loss_mixes_rows": (WEIGHED_LATE,),
     "posterior_collapse": (SUMMED,),
     "padding_in_loss": (PADDING_LEFT_OUT,),
@@ -314,7 +432,7 @@ FOR: dict[str, tuple[Treatment, ...]] = {
     "loss_is_a_sum": (MEAN,),
     "missing_log": (LOG, LOG_SOFTMAX, LOGGED),
     "multilabel_softmax": (SIGMOIDS,),
-    "class_imbalance": (BY_CLASS, YES_AND_NO),
+    "class_imbalance": (BY_CLASS, YES_AND_NO, CLASSES_ALIKE),
     "target_out_of_range": (TO_ONE, EXCHANGED),
     "unregistered_parameters": (REGISTER,),
     "dropout_at_end": (UNDROP,),
@@ -322,10 +440,11 @@ FOR: dict[str, tuple[Treatment, ...]] = {
 }
 # Losses that are meant where the user's is the fault: the first that works judges the treatments
 MEANT: dict[str, tuple[Treatment, ...]] = {
-    "class_imbalance": (BY_CLASS, YES_AND_NO),
+    "class_imbalance": (BY_CLASS, YES_AND_NO, CLASSES_ALIKE),
     "broadcast_loss": (RESHAPE, ONE_SHAPE),
     "missing_log": (LOGGED, LOG_SOFTMAX, LOG),
     "multilabel_softmax": (SIGMOIDS,),
+    "head_mismatch": (SQUASHED,),
     "loss_upside_down": (EXCHANGED, TURN),
     "ignored_rows": (HEARD,),
     "undefined_operation": (SAFE,),

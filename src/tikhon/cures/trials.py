@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.cures.data import copies_of, ends_of
+from tikhon.cures.data import (
+    copies_of,
+    ends_of,
+    from_all_rows,
+    start_of,
+    told,
+    words_before,
+)
 from tikhon.cures.treatment import Treatment
 from tikhon.cures.treatments import (
     ADAMS,
@@ -25,7 +32,7 @@ from tikhon.cures.treatments import (
     named,
     popular,
 )
-from tikhon.cures.yardstick import Yardstick, yardstick
+from tikhon.cures.yardstick import Yardstick, answers_targets, yardstick
 from tikhon.data.rows import Batch, LossFunction, length, take
 from tikhon.diagnosis.diagnose import Diagnosis, rebuilder
 from tikhon.diagnosis.dry_run import DryRun, advance, score
@@ -41,6 +48,7 @@ LONGER = 3  # times the steps of the last rung, while nothing is confirmed and t
 BESIDE = "leaves the fault"  # a verdict
 SLIP = 0.005  # of accuracy or R2 that a treatment may lose (convention)
 RELEVANT = 0.02  # of the untreated score: less is no cure, however sure (convention)
+STUCK = 0.5  # of the score of a program that is no better than a constant: not yet worse
 WIDTHS = (10, 4)  # treatments that go on from the first and the second rung, at most
 
 
@@ -78,24 +86,30 @@ def fault_codes(diagnosis: Diagnosis) -> tuple[str, ...]:
 
 
 def judged_on(
-    source: Samples, judge: Batch | None, diagnosis: Diagnosis
+    source: Samples, judge: Batch | None, diagnosis: Diagnosis, model: nn.Module
 ) -> tuple[Samples, Batch | None]:
     """The rows that scores are read on: as they are when nobody knows the target.
 
-    Targets are in the range that the loss is made for, columns that hold the target are 0.
+    Targets are in the range that the loss is made for, columns that hold the target are 0, a
+    decoder is told the word before. Of rows in order some are drawn from all of them.
     """
-    ends = ends_of(source) if "target_out_of_range" in diagnosis.labels else None
-    columns = copies_of(source) if "target_among_inputs" in diagnosis.labels else []
+    faults = diagnosis.labels
+    ends = ends_of(source) if "target_out_of_range" in faults else None
+    leaks = "target_among_inputs" in faults
+    columns = copies_of(source) if leaks else []
+    place = told(source.probe) if leaks else None
+    if "sorted_batches" in faults:
+        source = from_all_rows(source)
 
     def fitted(batch: Batch) -> Batch:
         x, y = batch
         if columns:
             x = x.clone()
             x.flatten(1)[:, columns] = 0.0
+        if place is not None:
+            x = (*x[:place], words_before(y, start_of(model, y)), *x[place + 1 :])
         return x, (y if ends is None else (y - ends[0]) / (ends[1] - ends[0]))
 
-    if ends is None and not columns:
-        return source, judge
     return replace(source, probe=fitted(source.probe)), fitted(judge) if judge else None
 
 
@@ -149,6 +163,8 @@ def judge_by_what_is_meant(trials: Trials, diagnosis: Diagnosis) -> None:
         meant = MEANT.get(code, ())
         if code == "loss_upside_down" and static.get("maximize"):
             meant = ()  # then the optimizer is the fault
+        if code == "head_mismatch" and not static.get("unbounded_shares"):
+            meant = ()  # then the user's loss says how good an answer is
         if code == "missing_log" and static.get("probabilities"):
             meant = (*meant[:1], *meant[:0:-1])
         for treatment in meant:
@@ -274,13 +290,14 @@ class Trials:
         """Successive halving, then longer rungs; all treatments, and the treatment to keep.
 
         What the findings name first is carried to the last rung however it starts: a cure of a
-        cause may well be slow in the first twenty steps.
+        cause may well be slow in the first twenty steps. What a sure cause asks for goes first.
         """
         rungs = ([r for r in RUNGS if r < steps] + [steps])[-3:]
         treatments = self._planned()
         kept = named(self._first)
         reached: dict[str, int] = {}
         done: tuple[list[Treatment], int] = ([], rungs[0])
+        at_once = self._at_once(treatments, steps)
         for place, rung in enumerate(rungs):
             last = place == len(rungs) - 1
             seeds = self.seeds if place or last else self.seeds[:1]
@@ -294,7 +311,27 @@ class Trials:
             if not last:
                 treatments = self._best(ran, rung, seeds, WIDTHS[-len(rungs) + 1 :][place])
                 treatments += [a for a in ran if a.name in kept and a not in treatments]
+        if at_once:
+            reached |= {a.name: steps for a in at_once}
+            later = [a for a in done[0] if a not in at_once] if done[1] == steps else []
+            done = ([*at_once, *later], steps)
         return self._longer(reached, *done)
+
+    def _at_once(self, treatments: list[Treatment], steps: int) -> list[Treatment]:
+        """What the first cause asks for, run to the end before anything else takes its time.
+
+        A symptom, or a fault that many a treatment may cure, names no treatment before the rest;
+        and half of the budget has to pay for one.
+        """
+        first = next(iter(self.faults), "")
+        own = named([first]) if first not in YIELDING else set()
+        asked = [a for a in treatments if a.name in own]
+        if not asked or self._rung([NOTHING], RUNGS[0], self.seeds[:1], True) is None:
+            return []
+        left = self.limit - time.perf_counter()
+        if 2 * self.pace * steps * len(self.seeds) > left / 2:
+            return []
+        return self._rung(asked, steps, self.seeds, False) or []
 
     def _planned(self) -> list[Treatment]:
         """Treatments to try: those of the findings first, for a short budget reaches no more."""
@@ -393,8 +430,11 @@ class Trials:
                 plain = Replica(own.model, self.loss_meant or self.loss)
                 found = yardstick(plain, self.source.probe, self.judge, held_out=self._memorises)
                 # accuracy says nothing where one class has most of the rows
-                by_class = "class_imbalance" in self.faults
-                self._yardstick = Yardstick(found.loss) if by_class else found
+                if "class_imbalance" in self.faults or not answers_targets(
+                    plain, self.source.probe
+                ):
+                    found = Yardstick(found.loss, skilled=False)
+                self._yardstick = found
         return self._yardstick
 
     def _mean(self, treatment: Treatment, rung: int, seeds: list[int]) -> float:
@@ -406,13 +446,18 @@ class Trials:
         """The best treatments, the best of each kind first in line, so that slow starters stay in.
 
         Arms that are no better or worse yet than doing nothing stay in the order in which the
-        findings ask for them: their scores are noise.
+        findings ask for them: their scores are noise. Where the untreated program is at a constant
+        answer, only what gets below is better: what learns may begin above it.
         """
         base = self._mean(NOTHING, rung, seeds)
+        ceiling = (1 + STUCK) * abs(self.yardstick.loss)
+        stuck = not self.yardstick.beaten(base, None) and base <= ceiling
 
         def rank(treatment: Treatment) -> tuple[float, int]:
             score = self._mean(treatment, rung, seeds)
             undecided = math.isfinite(base) and abs(score - base) <= RELEVANT * abs(base)
+            if stuck and not self.yardstick.beaten(score, None):
+                undecided = score <= ceiling
             return (base, 0) if undecided else (score, treatment.size)
 
         ranked = sorted(treatments, key=rank)
@@ -496,13 +541,10 @@ class Trials:
         return TreatmentResult(name, size, rung, scores, effects, verdict, metric)
 
     def _lowers_skill(self, rung: int, seeds: list[int], metric: float | None) -> bool:
-        """Whether accuracy or R2 falls while the loss does too: answers are surer, and wrong.
-
-        Where one class has most of the rows accuracy says nothing.
-        """
+        """Whether accuracy or R2 falls while the loss does too: answers are surer, and wrong."""
         found = [self.scores[NOTHING.name, s, rung][1] for s in seeds]
         known = [m for m in found if m is not None]
-        if metric is None or not known or "class_imbalance" in self.faults:
+        if metric is None or not known or not self.yardstick.skilled:
             return False
         return metric < mean(known) - SLIP
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from tikhon.data.rows import Batch
-from tikhon.diagnosis.reference import constant_loss, shallow_skill
-from tikhon.diagnosis.replica import Replica, undisturbed
+from tikhon.diagnosis.reference import amounts, constant_loss, shallow_skill
+from tikhon.diagnosis.replica import Replica, number_of, undisturbed
 
 GAIN = 0.02  # of what lies between a constant and perfection: less is no skill (convention)
+NEAR = 0.3  # deviations from the targets, in which a loss is no longer at its least
+SURE = 20.0  # a score that leaves no doubt
 SHARE = 0.5  # of the reference's gain over a constant that a cure must reach (convention)
 
 
@@ -28,6 +32,7 @@ class Yardstick:
     loss: float = math.nan
     chance: float = math.nan
     reference: float = math.nan
+    skilled: bool = True  # whether accuracy or R2 says anything of the program
 
     def beaten(self, score: float, skill: float | None) -> bool:
         """Whether a result is better than a constant, and no mere shadow of the reference."""
@@ -53,6 +58,8 @@ def yardstick(replica: Replica, probe: Batch, judge: Batch | None, *, held_out: 
             return Yardstick()
         # a constant of probabilities adds up to 1: free numbers get below what any answer can
         tail = partial(torch.softmax, dim=1) if _shares(output) else None
+        if tail is None and bool((output >= 0).all()):
+            tail = torch.abs  # distances and rates: no constant below 0 is an answer
         losses.append(constant_loss(output, batch[1], replica.loss, tail))
     skill = shallow_skill(judge if judge is not None else probe)
     constant, reference = skill.get("constant", math.nan), skill.get("shallow", math.nan)
@@ -64,3 +71,32 @@ def _shares(output: Tensor) -> bool:
     if output.ndim < 2 or bool((output < 0).any()):
         return False
     return bool((output.sum(1) - 1).abs().max() < 1e-4)
+
+
+def answers_targets(replica: Replica, probe: Batch) -> bool:
+    """Whether answers say what the targets say, so that accuracy or R2 compares them.
+
+    Scores of shares and embeddings do not: the loss is not at its least where numbers are what
+    they should be, or no worse where answers are as sure of the next class as of the right one.
+    """
+    target = probe[1]
+    with torch.no_grad(), undisturbed(replica.model, training=False):
+        output, _ = replica.outcome(probe)
+    if not isinstance(target, Tensor) or not isinstance(output, Tensor) or output.ndim > 2:
+        return True
+
+    def cost(answer: Tensor) -> float:
+        with torch.no_grad():
+            return float(number_of(replica.loss(answer.to(output), target)))
+
+    with suppress(Exception):  # the user's loss, on what it was not written for
+        if amounts(target) and target.shape == output.shape:
+            off = NEAR * float(target.std())
+            return cost(target) < min(cost(target + off), cost(target - off))
+        if target.ndim == 1 and not target.is_floating_point() and output.ndim == 2:
+            count = output.shape[1]
+            if 1 < count <= int(target.max()):
+                return False
+            right, wrong = (SURE * one_hot(k % count, count) for k in (target, target + 1))
+            return count < 2 or not cost(wrong) <= cost(right)
+    return True

@@ -141,6 +141,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         "saturated_activation",
     ),
     "poor_init": ("inputs_ignored", "loss_not_connected"),
+    "random_in_eval": ("layers_made_in_forward",),
     "loss_upside_down": ("target_out_of_range", "missing_log"),
     "dying_relu": (
         "loss_is_a_sum",
