@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -128,6 +131,56 @@ def test_light_imports(code):
         [sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.splitlines()[-1] == "loaded"
+
+
+DOCS = Path(__file__).parents[1]
+PAGES = [*DOCS.glob("README*.md"), *DOCS.glob("docs/**/*.md"), *DOCS.glob("examples/*.py")]
+IMPORT = re.compile(r"from (tikhon(?:\.\w+)*) import (?:\(([^)]*)\)|([^(\n#]*))")
+
+
+def shown() -> dict[str, list[str]]:
+    """The names of tikhon in the texts that people read, each with the files that show it."""
+    found: dict[str, list[str]] = {}
+    source = Path(tikhon.__file__).parent
+    for path in source.rglob("*.py"):
+        for text in texts(ast.parse(path.read_text(encoding="utf-8"))):
+            for name in named(text):
+                found.setdefault(name, []).append(path.relative_to(source).as_posix())
+    for path in PAGES:
+        for name in named(path.read_text(encoding="utf-8")):
+            found.setdefault(name, []).append(path.name)
+    return found
+
+
+def texts(tree: ast.Module) -> Iterator[str]:
+    """What a file prints or raises: its strings that are no docstrings."""
+    kept = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in kept:
+            yield node.value
+
+
+def named(text: str) -> Iterator[str]:
+    for module, several, one in IMPORT.findall(text):
+        for name in re.findall(r"(?:^|,)\s*(\w+)", several or one):
+            yield f"{module}.{name}"
+
+
+def test_texts_patches_and_pages_name_public_things_alone():
+    """A name is public where its package lists it, and in each file of the integrations."""
+    deep = {name: files for name, files in shown().items() if not public(name)}
+    assert deep == {}
+
+
+def public(name: str) -> bool:
+    module, _, last = name.rpartition(".")
+    if module.startswith("tikhon.integrations."):
+        return True
+    return last in public_names(importlib.import_module(module))
 
 
 def test_searches_need_no_torch():

@@ -312,7 +312,7 @@ ADAPTIVE = Treatment(
     "adaptive clip",
     recipe={"clip_adaptive": 0.01},
     setup="""\
-from tikhon.training.clipping import below_the_last, clip_grad_adaptive_
+from tikhon.training import below_the_last, clip_grad_adaptive_
 
 
 def clip(*_):

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from tikhon.data.batches import pair
+from tikhon.data.batches import order, pair, slices
 from tikhon.data.dataset import Dataset
 from tikhon.data.sources import NAMES, load
 from tikhon.data.splits import Split, split
+from tikhon.data.table import TableOptions
 
-__all__ = ["NAMES", "Dataset", "Split", "load", "pair", "split"]
+__all__ = [
+    "NAMES",
+    "Dataset",
+    "Split",
+    "TableOptions",
+    "load",
+    "order",
+    "pair",
+    "slices",
+    "split",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -84,8 +85,6 @@ _LIMIT = 1 << 34  # bytes of content of one .npz: a small zip may unpack to far 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
     """The wanted arrays of an .npz: never unpickled, never larger than the limit."""
-    import zipfile
-
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {

@@ -14,6 +14,7 @@ import random
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -262,8 +263,6 @@ def storage_of(url: str) -> optuna.storages.BaseStorage | str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Optuna announces every study on stderr."""
-    import warnings
-
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -390,8 +391,6 @@ class Space(Mapping[str, Entry]):
     @classmethod
     def from_toml(cls, path: str | Path) -> Space:
         """From a TOML file: `lr = {kind = "log", low = 1e-4, high = 0.1}`, one entry a line."""
-        import tomllib
-
         try:
             entries = tomllib.loads(Path(path).read_text("utf-8"))
         except OSError as error:
