@@ -100,7 +100,7 @@ def test_small_steps_add_up_in_16_bits(dtype, term):
     for net in (model, exact):
         optimizer = optim.SGD(net.parameters(), lr=1e-4)
         tk.regularize(net, optimizer, term)
-        push(net, optimizer, 3000)
+        push(net, optimizer, 1000)
     torch.testing.assert_close(
         model.weight.double(), exact.weight, rtol=2 * torch.finfo(dtype).eps, atol=1e-4
     )

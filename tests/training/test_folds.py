@@ -51,8 +51,13 @@ def test_it_finds_more_where_there_is_nothing_to_learn_and_helps_there():
     assert len({row["penalty/0.weight/L2/strength"] for row in found.history}) > 10
 
 
-def test_the_same_seed_finds_the_same_model_and_a_resume_does_too(tmp_path):
-    whole, again = (fit(network(), rows(60, 0), AUTO, **GIVEN) for _ in range(2))
+@pytest.fixture(scope="module")
+def whole():
+    return fit(network(), rows(60, 0), AUTO, **GIVEN)
+
+
+def test_the_same_seed_finds_the_same_model_and_a_resume_does_too(whole, tmp_path):
+    again = fit(network(), rows(60, 0), AUTO, **GIVEN)
     seen = []  # the epochs of the run on all rows; those of the folds are not told
     asked = {**GIVEN, "output": tmp_path / "run"}
     halfway = {"stop": lambda: len(seen) >= 5, "on_epoch": seen.append}
@@ -141,9 +146,8 @@ def test_a_folder_that_cannot_take_the_run_is_refused_before_the_folds_are_train
     assert asked == [0] and not (tmp_path / "none").exists()
 
 
-def test_batches_that_can_be_read_but_once_serve_the_folds_and_the_run():
+def test_batches_that_can_be_read_but_once_serve_the_folds_and_the_run(whole):
     x, y = rows(60, 0)
     once = fit(network(), iter([(x[:30], y[:30]), (x[30:], y[30:])]), AUTO, **GIVEN)
-    whole = fit(network(), (x, y), AUTO, **GIVEN)
     for left, right in zip(once.model.parameters(), whole.model.parameters()):
         assert torch.equal(left, right)

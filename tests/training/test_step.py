@@ -160,7 +160,10 @@ OTHERS = {  # that go down a gradient without being a step of training
 def calls(path: Path) -> set[str]:
     """Gradients and updates that a file makes: `x.backward()`, `optimizer.step()`."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    text = path.read_text(encoding="utf-8")
+    if ".backward" not in text and ".step" not in text:
+        return found
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner = ast.unparse(node.func.value)
             if node.func.attr == "backward" or (
