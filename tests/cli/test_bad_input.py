@@ -219,3 +219,19 @@ def test_a_full_memory_is_told_as_that(monkeypatch, capsys, takes):
     assert main(["fit", "iris"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("tikhon: the memory is full (") and "fewer rows" in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        IsADirectoryError(21, "Is a directory", "config.json"),
+        PermissionError(13, "Permission denied", "config.json"),
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_named(monkeypatch, capsys, error):
+    def load(*a, **k):
+        raise error
+
+    monkeypatch.setattr(data, "load", load)
+    assert main(["fit", "iris"]) == 5
+    assert capsys.readouterr().err.startswith(f"tikhon: config.json: {error.strerror}")

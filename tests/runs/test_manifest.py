@@ -110,6 +110,16 @@ def test_documents_of_an_unfinished_run_are_checked_for_what_they_are(copied, da
         assert damaged.startswith(b"{")  # a changed letter inside a text: still a document
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", MANIFEST])
+@pytest.mark.parametrize("stands", ["a folder", "a link to itself"])
+def test_what_stands_in_the_place_of_a_file_is_named(copied, name, stands):
+    file = copied / name
+    file.unlink()
+    file.mkdir() if stands == "a folder" else file.symlink_to(file)
+    with pytest.raises(DataError, match=name):
+        SavedModel.load(copied)
+
+
 def test_a_missing_file_is_named(copied):
     (copied / "result.json").unlink()
     with pytest.raises(DataError, match=r"result\.json is missing"):

@@ -145,6 +145,8 @@ def _explain(error: Any, arguments: list[str]) -> int:
         return getattr(error, "exit_code", 1)
     if isinstance(error, OSError) and error.errno in FULL and not isinstance(error, StorageError):
         error = StorageError(f"no space to write or print ({error})")
+    elif isinstance(error, OSError) and error.filename and not isinstance(error, StorageError):
+        error = StorageError(f"{error.filename}: {error.strerror}; look at its kind and rights")
     if _is_out_of_memory(error):
         said = str(error).strip().splitlines() or ["not enough memory"]
         error = InputError(

@@ -87,7 +87,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
         text = path.read_bytes().decode()
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (OSError, ValueError):  # a folder of that name, a disk that fails, no text
         text = ""
     try:
         document = json.loads(text)
