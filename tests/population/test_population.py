@@ -119,15 +119,17 @@ def separately(model, config, terms=None, make=torch.optim.AdamW):
     optimizer = make(groups, lr=config["lr"])
     if terms:
         tk.regularize(model, optimizer, terms)
-    generator = torch.Generator()
+    generators = []  # one a layer
     for module in model.modules():
         if isinstance(module, Dropout):
-            module.generator = generator
+            module.generator = torch.Generator()
+            generators.append(module.generator)
             module.set_rate(config.get("dropout", 0.0))
     for step, rows in batches(x):
         for group in optimizer.param_groups:
             group["lr"] = config["lr"] * 0.5 * (1 + math.cos(math.pi * step / STEPS))
-        generator.manual_seed(step)
+        for place, generator in enumerate(generators):
+            generator.manual_seed(step + 2 * place)
         optimizer.zero_grad()
         smoothing = config.get("label_smoothing", 0.0)
         F.cross_entropy(model(x[rows]), y[rows], label_smoothing=smoothing).backward()
@@ -243,7 +245,7 @@ def test_fixed_rates_of_the_layers_are_kept_and_a_rate_of_zero_draws_nothing(mem
             optimizer.param_groups[0]["lr"] = (
                 config["lr"] * 0.5 * (1 + math.cos(math.pi * step / STEPS))
             )
-            alone[3].generator.manual_seed(step)
+            alone[3].generator.manual_seed(step + 2)  # the second noise layer
             optimizer.zero_grad()
             F.cross_entropy(alone(x[rows]), y[rows]).backward()
             optimizer.step()

@@ -67,10 +67,21 @@ def test_the_same_seed_gives_the_same_search():
     assert all(torch.equal(x, y) for x, y in pairs)
 
 
-@pytest.mark.parametrize(("folds", "rate"), [(0, 0.5), (2, 0.0)])
-def test_a_runner_gives_the_same_outcomes_whatever_the_chunk(folds, rate):
+def twice_dropped():
+    hidden = [nn.Linear(6, 16), nn.ReLU(), Dropout(0.3)]
+    return nn.Sequential(*hidden, nn.Linear(16, 8), Dropout(0.3), nn.Linear(8, 2))
+
+
+SOMETIMES = {"2": Choice([0.0, 0.5]), "4": 0.5}  # in some members one of two layers is silent
+
+
+@pytest.mark.parametrize(
+    ("build", "folds", "rate"),
+    [(0, 0, 0.5), (0, 2, 0.0), (0, 3, 0.5), (1, 0, SOMETIMES), (1, 3, SOMETIMES)],
+)
+def test_a_runner_gives_the_same_outcomes_whatever_the_chunk(build, folds, rate):
     given = (None, "auto", folds, 8, 32, torch.optim.AdamW, "cpu", 0)
-    job = make_job(lambda c: network(), *data(), *given)
+    job = make_job(lambda c: (network, twice_dropped)[build](), *data(), *given)
     space = Space(dropout=rate, lr=Log(1e-3, 3e-2), weight_decay=Log(1e-3, 1.0))
     trials = [Trial(i, c, 5) for i, c in enumerate(Random(space, count=5).configs())]
     later = [Trial(10 + t.id, t.config, 8, parent=t.id) for t in trials]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -53,12 +54,12 @@ class Population:
             raise Unsupported(objective.alone)
         if objective.alone and settings.mixup is not None:
             raise InputError(f"the space varies mixup, but {objective.alone}")
-        self.generator = torch.Generator(tensors(example)[0].device)
         self.failed: dict[int, str] = {}
         self.mask: Tensor | None = None  # flat; 0 marks weights that stay as they are
         self.stack = Stack(models)
+        self.generators: list[torch.Generator] = []  # one a noise layer
         self.silent: list[NoiseLayer] = []
-        self._noise()
+        self._noise(tensors(example)[0].device)
         self.forward, self.reason = choose(self.model, self.members, self._probe(example))
         self.entries = [
             s for s in entries_of(self.model) if not s.excluded and s.param.requires_grad
@@ -78,8 +79,8 @@ class Population:
 
     # ---- building
 
-    def _noise(self) -> None:
-        """All noise comes from one generator, so members share their draws.
+    def _noise(self, device: torch.device) -> None:
+        """Every layer has a generator, which members share: none depends on its neighbours.
 
         Layers whose rate is 0 in every member draw nothing.
         """
@@ -96,12 +97,23 @@ class Population:
                 raise InputError(f"the space varies dropout: {unknown('layer', pattern, layers)}")
             chosen |= dict.fromkeys(named, rates)
         for name, layer in layers.items():
-            layer.generator = self.generator
+            layer.generator = torch.Generator(device)
+            self.generators.append(layer.generator)
             rate = self.stack.buffers.get(f"{name}.rate" if name else "rate")
             if name in chosen:
                 cast(Tensor, rate).copy_(chosen[name])
             elif rate is not None and not rate.any():
                 self.silent.append(layer)
+
+    @cached_property
+    def _sees_rows_left_out(self) -> bool:
+        """Whether rows without weight change the rest, or cost time and change nothing.
+
+        With noise they stay, and the others have the draws that they have beside other members.
+        """
+        averages = any("running_mean" in name for name, _ in self.model.named_buffers())
+        drawing = len(self.generators) > len(self.silent)
+        return bool(self.objective.alone) or averages or not drawing
 
     def _mode(self, training: bool) -> None:
         self.forward.train(training)
@@ -178,7 +190,8 @@ class Population:
         """
         self._mode(True)
         self.stepper.zero_grad()
-        self.generator.manual_seed(seed)
+        for place, generator in enumerate(self.generators):
+            generator.manual_seed(seed + 2 * place)  # mixing has the one behind the first
         with _seeded(seed if self.objective.alone else None):
             losses = self._losses(x, y, weights, self.settings.label_smoothing, seed)
         (losses if self.members == 1 else losses.sum()).backward()
@@ -189,7 +202,7 @@ class Population:
     def _losses(
         self, x: Any, y: Tensor, weights: Tensor | None, smoothing: Tensor | None, seed: int
     ) -> Tensor:
-        if weights is not None and self.members == 1:
+        if weights is not None and self.members == 1 and self._sees_rows_left_out:
             kept = (weights[0] > 0).nonzero()[:, 0]
             if not len(kept):  # a batch of the held-out fold alone: nothing to learn
                 return torch.zeros_like(self.stack.flat[:1], requires_grad=True)
