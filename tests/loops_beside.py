@@ -488,6 +488,25 @@ def a_cosine_of_all_steps_moved_once_an_epoch():
     )
 
 
+@broken("schedule_overrun")
+def a_cosine_of_epochs_moved_in_every_batch():
+    return _one_cycle(every_batch=True, build=lambda e: schedules.CosineAnnealingLR(e, 10))
+
+
+@broken("warmup_never_ends")
+def a_warm_up_of_all_steps():
+    return _one_cycle(
+        every_batch=True, build=lambda e: schedules.LambdaLR(e, lambda k: min(1.0, k / 200))
+    )
+
+
+@healthy
+def a_warm_up_and_a_constant():
+    return _one_cycle(
+        every_batch=True, build=lambda e: schedules.LambdaLR(e, lambda k: min(1.0, k / 50))
+    )
+
+
 @healthy
 def one_cycle_moved_in_every_batch():
     return _one_cycle(every_batch=True)
@@ -501,7 +520,7 @@ def a_cosine_of_epochs():
 @healthy
 def a_schedule_that_follows_another():
     def build(engine):
-        warm, rest = schedules.LinearLR(engine, 0.1, 1.0, 200), schedules.StepLR(engine, 100)
+        warm, rest = schedules.ConstantLR(engine, 0.5, 200), schedules.StepLR(engine, 100)
         return schedules.SequentialLR(engine, [warm, rest], [200])
 
     return _one_cycle(every_batch=True, build=build)
@@ -677,6 +696,126 @@ def frozen_with_an_old_gradient():
                 model[0].requires_grad_(False)
             engine.zero_grad(set_to_none=False)
             CE(model(x), y).backward()
+            engine.step()
+    return health
+
+
+def _clipped_after(clear):
+    model = net()
+    engine = sgd(model)
+    with watched(model, engine) as health:
+        for x, y in batches():
+            loss = CE(model(x), y)
+            clear(engine)
+            loss.backward()
+            engine.step()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+    return health
+
+
+@broken("clipped_after_step")
+def clipped_after_the_step():
+    return _clipped_after(lambda engine: engine.zero_grad())
+
+
+@broken("clipped_after_step")
+def clipped_after_the_step_and_cleared_to_zeros():
+    return _clipped_after(lambda engine: engine.zero_grad(set_to_none=False))
+
+
+@broken("clipped_after_step")
+def clipped_after_the_step_of_parts():
+    cell, head = nn.GRU(4, 16, batch_first=True), nn.Linear(16, 1)
+    model = nn.ModuleList([cell, head])
+    engine = adam(model)
+    with watched(model, engine) as health:
+        for _ in range(STEPS):
+            x = torch.randn(8, 5, 4)
+            engine.zero_grad()
+            F.mse_loss(head(cell(x)[0][:, -1]), x.sum((1, 2))[:, None]).backward()
+            engine.step()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    return health
+
+
+@broken("micro_batches_lost")
+def cleared_before_each_micro_batch():
+    model = net()
+    engine = adam(model)
+    with watched(model, engine, every=3) as health:
+        for k, (x, y) in enumerate(batches(160, 8)):
+            engine.zero_grad()
+            CE(model(x), y).backward()
+            if k % 4 == 3:
+                engine.step()
+    return health
+
+
+@healthy
+def attacks_by_several_backward_passes():
+    model = net()
+    engine = adam(model)
+    with watched(model, engine) as health:
+        for x, y in batches():
+            attacked = x.clone()
+            for _ in range(3):
+                attacked.requires_grad_(True)
+                model.zero_grad()
+                CE(model(attacked), y).backward()
+                attacked = (attacked + 0.01 * attacked.grad.sign()).detach()
+            step(model, engine, attacked, y)
+    return health
+
+
+@healthy
+def gradients_of_three_tasks_that_are_joined_by_hand():
+    model = net()
+    engine = sgd(model)
+    with watched(model, engine) as health:
+        for x, y in batches():
+            sums = [torch.zeros_like(p) for p in model.parameters()]
+            for part in (x, x.flip(0), x.roll(1, 0)):
+                engine.zero_grad()
+                CE(model(part), y).backward()
+                for total, p in zip(sums, model.parameters()):
+                    total += p.grad
+            for total, p in zip(sums, model.parameters()):
+                p.grad = total
+            engine.step()
+    return health
+
+
+@broken("frozen_in_name")
+def frozen_by_an_attribute_of_the_module():
+    model = net()
+    model[0].requires_grad = False
+    engine = adam(model)
+    with watched(model, engine) as health:
+        for x, y in batches():
+            step(model, engine, x, y)
+    return health
+
+
+@healthy
+def losses_that_are_kept_as_they_are():
+    model, kept = net(), []
+    engine = adam(model)
+    with watched(model, engine) as health:
+        for x, y in batches():
+            kept.append(step(model, engine, x, y))
+    assert any(a.code == "graphs_kept" for a in health.findings)
+    return health
+
+
+@healthy
+def a_fixed_network_that_judges_and_is_not_frozen():
+    """Gradients arrive at its tensors, and nobody wants them."""
+    model, judge = nn.Linear(10, 10), net()
+    engine = adam(model)
+    with watched(model, engine) as health:
+        for x, _ in batches():
+            engine.zero_grad()
+            F.mse_loss(judge(model(x)), judge(x).detach()).backward()
             engine.step()
     return health
 

@@ -16,6 +16,7 @@ SUDDEN = 5.0  # the same, in steps of the optimizer: a look ahead of k = 5 goes 
 RESOLVED = 1e-5  # a relative move that a norm in float32 shows
 DIFFERENT = 1e-4  # relative, of norms on two processes
 SCALED = 16.0  # a loss scale, or what clipping takes from a gradient beside it (convention)
+LOST = 3  # passes of a step, each cleared before the next: sharpness-aware steps have two
 SUMMED = 4  # backward passes of one step: the halves of a discriminator's loss are two
 
 
@@ -68,6 +69,12 @@ class Sample:
     equal: bool = False  # the losses that went backward are of one kind, none is a share
     print: tuple[float, float] = (math.nan, math.nan)  # fingerprint of the batch
     rows: int = 0  # of the batch
+    joined: bool = True  # a backward pass found the gradient of another
+    evaluations: int = 0  # of a closure
+    attacked: bool = False  # an input of the model has a gradient
+    late: bool = False  # the gradient of the sampled step before was written after it
+    graphs: int = 0  # of earlier sampled steps that are still alive
+    called_frozen: tuple[str, ...] = ()  # modules whose attribute says so, and that move
 
     @property
     def size(self) -> float:
@@ -109,6 +116,7 @@ class StepHistory:
     set_back: int | None = None  # the first step since which the same weights are written
     largest: list[float] = field(default_factory=list)  # learning rate by group
     low: list[Streak] = field(default_factory=list)
+    rising: list[Streak] = field(default_factory=list)  # by group: above all before
     _moved: set[str] = field(default_factory=set)
     _strangers: Mapping[str, float] = field(default_factory=dict)
     _own: float | None = None
@@ -146,6 +154,8 @@ class StepHistory:
             "apart": sample.apart > DIFFERENT,
             "crushed": _crushed(sample),
             "scaled": _scaled(sample),
+            "lost": _lost(sample),
+            "clipped late": sample.late,
             "summed": sample.equal and sample.backwards >= SUMMED,
         }.items():
             self.streak(name).add(seen, step)
@@ -205,6 +215,9 @@ class StepHistory:
             if index == len(self.largest):
                 self.largest.append(rate)
                 self.low.append(Streak())
+                self.rising.append(Streak())
+            else:
+                self.rising[index].add(rate > self.largest[index], sample.step)
             self.largest[index] = max(rate, self.largest[index])
             self.low[index].add(rate <= COLLAPSED * self.largest[index], sample.step)
 
@@ -218,6 +231,14 @@ def _crushed(sample: Sample) -> bool:
     if sample.scale is None or sample.shrunk is None or sample.scale < SCALED:
         return False
     return sample.shrunk > SCALED * sample.scale and sample.size * SCALED < 0.5
+
+
+def _lost(sample: Sample) -> bool:
+    """Micro-batches whose gradients were cleared before the next one's."""
+    several = LOST <= sample.backwards == sample.forwards
+    whole = sample.shrunk is not None and sample.shrunk > 0.99
+    meant = sample.joined or sample.attacked or sample.evaluations > 0
+    return several and whole and sample.arrived and not meant
 
 
 def _scaled(sample: Sample) -> bool:

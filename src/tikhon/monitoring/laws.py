@@ -13,6 +13,7 @@ from tikhon.monitoring.history import ONCE, StepHistory, Streak
 
 ENOUGH = 3  # sampled steps in a row
 NOTHING = 1e-5  # of the largest gradient: as much as arithmetic leaves where there is none
+KEPT = 10  # sampled steps whose graphs are alive
 MANY = 20  # steps, or forward passes, without what must happen in each
 
 
@@ -163,6 +164,64 @@ def thawed(loop: Loop) -> Alarm | None:
         "follows on, with its momentum and decay",
         "set their .grad to None when they are frozen, and take them out of the optimizer",
         tuple(names),
+    )
+
+
+def lost(loop: Loop) -> Alarm | None:
+    """Micro-batches that are cleared away."""
+    streak, last = loop.history.streak("lost"), loop.history.last
+    if not loop.lasts(streak) or last is None:
+        return None
+    return Alarm(
+        "micro_batches_lost",
+        streak.first,
+        f"a step follows {last.backwards} backward passes, but the gradients are cleared before "
+        "each of them: only the last micro-batch counts",
+        "call optimizer.zero_grad() once a step, where optimizer.step() is called",
+    )
+
+
+def clipped_late(loop: Loop) -> Alarm | None:
+    """Gradients that are changed once the step has used them."""
+    streak = loop.history.streak("clipped late")
+    if not loop.lasts(streak):
+        return None
+    return Alarm(
+        "clipped_after_step",
+        streak.first,
+        "the gradients are changed after the step that used them and before the next pass: "
+        "clipping there does nothing",
+        "call clip_grad_norm_ between loss.backward() and optimizer.step()",
+    )
+
+
+def frozen_in_name(loop: Loop) -> Alarm | None:
+    """Modules with an attribute `requires_grad`, which torch does not know."""
+    last = loop.history.last
+    if last is None or not last.called_frozen:
+        return None
+    return Alarm(
+        "frozen_in_name",
+        loop.history.first_step,
+        "requires_grad = False was set on the module, which changes nothing: its tensors require "
+        "gradients and move",
+        "call module.requires_grad_(False), which freezes its parameters",
+        last.called_frozen,
+    )
+
+
+def graphs_kept(loop: Loop) -> Alarm | None:
+    """Losses or outputs that are kept with all that made them."""
+    last = loop.history.last
+    if last is None or last.graphs < KEPT:
+        return None
+    return Alarm(
+        "graphs_kept",
+        0,
+        f"the graphs of {last.graphs} earlier sampled steps are still in memory: something keeps "
+        "their losses or outputs",
+        "add up loss.item(), and keep outputs as .detach()",
+        severity="info",
     )
 
 
@@ -460,6 +519,24 @@ def collapsed_rate(loop: Loop) -> Alarm | None:
     return None
 
 
+def only_rising(loop: Loop) -> Alarm | None:
+    """A warm-up that lasts to the end."""
+    history, last = loop.history, loop.history.last
+    if last is None or not loop.ended or history.samples < MANY / 2 or loop.steps < 5 * MANY:
+        return None
+    for index, rising in enumerate(history.rising):
+        if rising.count < history.samples - 1 or not last.rates[index]:
+            continue
+        return Alarm(
+            "warmup_never_ends",
+            rising.first,
+            f"the learning rate of group {index} rises from the first step to the last, "
+            f"{last.rates[index]:.2g}",
+            "look at the order of the schedule's arguments: steps of the warm-up, then all steps",
+        )
+    return None
+
+
 def apart(loop: Loop) -> Alarm | None:
     """Replicas that should be equal."""
     streak = loop.history.streak("apart")
@@ -496,7 +573,10 @@ OTHERS: tuple[Law, ...] = (
     stepped_again,
     crushed,
     scaled,
+    lost,
+    clipped_late,
     thawed,
+    frozen_in_name,
     not_cleared,
     late_backward,
     doubled,
@@ -507,5 +587,7 @@ OTHERS: tuple[Law, ...] = (
     eval_mode,
     repeated,
     collapsed_rate,
+    only_rising,
     apart,
+    graphs_kept,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -29,6 +30,8 @@ class Pace:
         self._depth = 0  # a step that calls another runs its hooks again
         self._handle: RemovableHandle | None = None  # counts backward passes once steps are rare
         self._forwards = 0  # since the last step
+        self._held: tuple[Tensor, int] | None = None  # the gradient of a sampled step, after it
+        self.late: Tensor | None = None  # whether that was written once more, and not cleared
         self.again = 0  # steps without a pass, along the gradient of the step before
         self.unstepped = 0  # backward passes since steps became rare
         self.usual = 0  # the most forward passes between two steps
@@ -36,6 +39,11 @@ class Pace:
     def forward(self) -> None:
         """The model is called, with a graph."""
         self._depth = 0
+        if self._held is not None:
+            gradient, version = self._held
+            written = gradient._version != version
+            self.late = gradient.count_nonzero().clamp(max=1).float() * written
+            self._held = None
         self._forwards += 1
         rare = self._forwards > max(FEW, 5 * self.usual)
         if rare and self._handle is None and self._tensor is not None:
@@ -57,6 +65,12 @@ class Pace:
         self.usual = max(self.usual, self._forwards)
         self._forwards = self.unstepped = 0
         self.close()
+
+    def hold(self) -> None:
+        """A sampled step is over: no one should write to its gradient before the next pass."""
+        gradient = self._tensor.grad if self._tensor is not None else None
+        strided = gradient is not None and gradient.layout == torch.strided
+        self._held = (gradient, gradient._version) if gradient is not None and strided else None
 
     def close(self) -> None:
         """Take the hook off, if there is one."""

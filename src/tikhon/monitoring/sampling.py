@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +27,8 @@ from tikhon.monitoring.sizes import Row
 from tikhon.monitoring.window import Window, probes_of
 from tikhon.regularizer.targets import local
 
-BESIDE = 7  # numbers of every reading that stand before those of single tensors
+GRAPHS = 20  # sampled steps whose graphs are followed
+BESIDE = 9  # numbers of every reading that stand before those of single tensors
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Sampler:
         self._layers = [(n, m) for n, m in model.named_modules() if role_of(m) is not None]
         self._signals: dict[str, Tensor] = {}
         self._order: dict[str, None] = {}  # layers as the forward pass calls them
+        self._newest: weakref.ref[Any] | None = None  # of this step's graph
+        self._graphs: deque[weakref.ref[Any]] = deque(maxlen=GRAPHS)  # of steps before
         self._taps: list[RemovableHandle] = []
         self._window: Window | None = None
         self.roots = Roots()
@@ -85,10 +90,12 @@ class Sampler:
         """Whether the coming step is a sampled one."""
         return self._window is not None
 
-    def forward(self, module: nn.Module) -> None:
+    def forward(self, module: nn.Module, inputs: object = ()) -> None:
         """The model was called, with a graph."""
         if self._window is not None:
             self._window.forward(module)
+            attacked = any(t.requires_grad and t.is_leaf for t in tensors(inputs))
+            self._window.attacked = self._window.attacked or attacked
 
     def evaluation(self) -> None:
         """The optimizer evaluates its closure."""
@@ -115,7 +122,9 @@ class Sampler:
             for part in tensors(output)[:1]:
                 if part.requires_grad and not torch.compiler.is_compiling():
                     self._order.setdefault(name)
-                    part.register_hook(lambda grad: self._collect(name, grad))
+                    collect = partial(self._collect, name)
+                    part.register_hook(collect)
+                    self._newest = weakref.ref(collect)  # lives as long as the graph
 
         return hook
 
@@ -126,7 +135,12 @@ class Sampler:
         self._signals[name] = self._signals[name] + size if name in self._signals else size
 
     def read(
-        self, step: int, batch: Any, loss: Tensor | None, more: Sequence[Tensor]
+        self,
+        step: int,
+        batch: Any,
+        loss: Tensor | None,
+        more: Sequence[Tensor],
+        late: Tensor | None = None,
     ) -> tuple[Row | None, Sample, list[float]]:
         """The row of this step if anything had a gradient, what it showed, what `more` held."""
         assert self._window is not None
@@ -143,6 +157,7 @@ class Sampler:
             *prints,
             *reading.fingerprint(batch),
             factor if factor is not None else torch.ones(()),
+            late if late is not None else torch.zeros(()),
             *reading.norms([*own, *others.values()]),
             *still.values(),
             *left.values(),
@@ -159,7 +174,10 @@ class Sampler:
         norms = {k: next(tail) for k in left}
         shrunk = [n / math.sqrt(g) for k, n in norms.items() if (g := numbers.gradients[k]) > 0]
         sample = self._sample(step, batch, numbers, strangers, shares, bool(own))
-        sample = replace(sample, shrunk=min(shrunk, default=None))
+        alive = sum(ref() is not None for ref in self._graphs)
+        sample = replace(sample, shrunk=min(shrunk, default=None), graphs=alive)
+        if self._newest is not None:
+            self._graphs.append(self._newest)
         return row, sample, list(tail)
 
     def _heard(self) -> Tensor | None:
@@ -221,7 +239,7 @@ class Sampler:
         held = [p for g in self.optimizer.param_groups for p in g["params"]]
         known = {id(p) for p in self.model.parameters()}
         shared = len({id(p) for p in held} & known)
-        repeated, handed = self._compared(batch, numbers.beside[2:6])
+        repeated, handed = self._compared(batch, numbers.beside[3:7])
         names = reading.named(self.model, self.optimizer)
         twice = (
             [names[id(p)] for k, p in enumerate(held) if any(p is q for q in held[:k])]
@@ -253,11 +271,25 @@ class Sampler:
             repeated=repeated,
             handed=handed,
             apart=numbers.apart,
-            factor=numbers.beside[6],
+            factor=numbers.beside[7],
             scale=numbers.scale,
             equal=self.roots.equal and len(self.roots.values) == window.backwards,
-            print=(numbers.beside[4], numbers.beside[5]),
+            joined=numbers.beside[2] > 0,
+            evaluations=window.evaluations,
+            attacked=window.attacked,
+            late=numbers.beside[8] > 0,
+            called_frozen=self._called_frozen(),
+            print=(numbers.beside[5], numbers.beside[6]),
             rows=_rows(batch),
+        )
+
+    def _called_frozen(self) -> tuple[str, ...]:
+        """Modules whose attribute says that they are frozen, with tensors that have gradients."""
+        return tuple(
+            name
+            for name, module in self.model.named_modules()
+            if module.__dict__.get("requires_grad") is False
+            and any(p.requires_grad and p.grad is not None for p in module.parameters())
         )
 
     def _tensors(

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from tikhon.monitoring.laws import Alarm
 
 EPOCHS = 2  # after which what is done once an epoch has been seen
+OVER = 3  # times its length, after which a cosine has come back
 NEAR = 0.2  # relative: a length in steps is that of the loop
 
 
@@ -67,6 +68,7 @@ class Schedules:
             *self._foreign(),
             *self._idle(forwards, ended),
             *self._slow(steps, ended),
+            *self._overrun(),
             *self._equal(forwards),
         ]
 
@@ -120,6 +122,21 @@ class Schedules:
                     f"made {steps}: it is moved once an epoch, but counts batches",
                     "call scheduler.step() after every optimizer.step(), or give it its length "
                     "in epochs",
+                    (seen.name,),
+                )
+
+    def _overrun(self) -> Iterator[Alarm]:
+        """A cosine that is moved far beyond its length, and comes back."""
+        for seen, scheduler in self._mine():
+            length = getattr(scheduler, "T_max", None)
+            made = scheduler.last_epoch - seen.count
+            if isinstance(scheduler, CosineAnnealingLR) and length and made >= OVER * length:
+                yield Alarm(
+                    "schedule_overrun",
+                    0,
+                    f"the schedule has {length} steps and made {made}: the learning rate falls "
+                    "and rises again and again",
+                    "give it its length in steps of the optimizer, or move it once an epoch",
                     (seen.name,),
                 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import TypedDict
 
 from tikhon.diagnosis.thresholds import EXPLODED, SLOW_UPDATE, VANISHED
@@ -96,7 +97,8 @@ def _ran_away(rows: Sequence[Row], *, summed: bool) -> Alarm | None:
     if len(moved) <= ENOUGH or jump < JUMP or moved[-1]["weight"] < RAN * moved[0]["weight"]:
         return None
     signals = [ratio for row in moved if (ratio := row["signal_ratio"]) is not None]
-    dead = bool(signals) and max(signals[-ENOUGH:]) < VANISHED < max(signals[:ENOUGH])
+    late = signals[len(signals) // 2 :]
+    dead = bool(signals) and median(late) < VANISHED < max(signals[:ENOUGH])
     losses = [abs(loss) for row in moved if (loss := row["loss"]) is not None]
     high = len(losses) > ENOUGH and min(losses[-ENOUGH:]) > 3 * losses[0]
     if not dead and not high:

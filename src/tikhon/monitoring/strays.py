@@ -15,7 +15,7 @@ from tikhon.monitoring.laws import ENOUGH, Alarm
 from tikhon.monitoring.reading import rows
 from tikhon.monitoring.window import readable
 
-FEW = 4  # tensors of a module: a network with more may well be left as it is
+FEW = 2  # tensors of a module: a network with more may well be left as it is
 MANY = 8  # tensors that are read
 
 

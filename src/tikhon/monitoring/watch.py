@@ -203,13 +203,14 @@ class Watch:
         if module is self.model or any(module is called for called, _, _ in self._calls):
             self._calls = []
         self._calls.append((module, args, kwargs))
-        self._called = True  # since the last step
+        begins, self._called = not self._called, True  # since the last step
         graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if module is self.model and graph:
-            self._forwards += 1
+        if graph and (module is self.model or begins):
             self._pace.forward()
             self._touches.before_forward(self.step)
-            self._sampler.forward(module)
+        if graph and module is self.model:
+            self._forwards += 1
+            self._sampler.forward(module, [args, kwargs])
 
     @property
     def _batch(self) -> Any:
@@ -266,6 +267,7 @@ class Watch:
         self._graded = self._called = False
         if self._sampler.kept is not None and not _skipped(self._inner):
             self._read()
+            self._pace.hold()
         self.step += 1
         if self.step == 1 and not self._calls:  # the loop calls parts, as Lightning modules do
             self._handles += [
@@ -284,8 +286,9 @@ class Watch:
         company = self._company.numbers()
         loss = self._loss if told else None
         row, sample, beside = self._sampler.read(
-            self.step, self._batch, loss, [*told, *prints, *company]
+            self.step, self._batch, loss, [*told, *prints, *company], self._pace.late
         )
+        self._pace.late = None
         cut = len(told) + len(prints)
         losses, written, read = beside[: len(told)], beside[len(told) : cut], beside[cut:]
         self._company.take(

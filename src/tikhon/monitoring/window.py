@@ -30,6 +30,9 @@ class Window:
         self._pending: list[tuple[Tensor, Tensor] | None] = [None] * len(probes)
         self._stale: list[Tensor | None] = [None] * len(probes)
         self._arrived: list[Tensor | None] = [None] * len(probes)
+        self._joined: list[Tensor | None] = [None] * len(probes)
+        self.evaluations = 0  # of a closure
+        self.attacked = False  # an input of the model has a gradient
         self._kept: list[Tensor] = []  # flags of evaluations of a closure that are over
         self._norms: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
@@ -47,6 +50,7 @@ class Window:
 
     def evaluation(self) -> None:
         """A closure of the optimizer begins: each of its evaluations clears for itself."""
+        self.evaluations += 1
         if any(self._passes):
             self._kept += [flag for flag in self._stale if flag is not None]
             self._stale = [None] * len(self._stale)
@@ -66,10 +70,11 @@ class Window:
         return any(n for n, whose in zip(self._passes, self._owners) if whose == owner)
 
     def flags(self) -> list[Tensor]:
-        """Two 0-d tensors: whether a gradient was never cleared, whether one was not zero."""
+        """Three 0-d tensors: a gradient was never cleared, one was not zero, one was not alone."""
         stale = self._kept + [flag for flag in self._stale if flag is not None]
         arrived = [flag for flag in self._arrived if flag is not None]
-        return [_any(stale), _any(arrived)]
+        joined = [flag for flag in self._joined if flag is not None]
+        return [_any(stale), _any(arrived), _any(joined)]
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -99,6 +104,8 @@ class Window:
                 return
             stale, arrived = self._stale[index], self._arrived[index]
             self._stale[index] = pending[0] if stale is None else stale * pending[0]
+            joined = self._joined[index]  # any pass that found an older gradient
+            self._joined[index] = pending[0] if joined is None else joined + pending[0]
             self._arrived[index] = pending[1] if arrived is None else arrived + pending[1]
 
         return hook
