@@ -33,6 +33,13 @@ def wrapped_name(module: nn.Module) -> str | None:
     return None
 
 
+def require_module(model: object) -> None:
+    """Raise TypeError for anything but a module."""
+    if not isinstance(model, nn.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"model must be a torch module, received {kind}")
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The user's own module inside DistributedDataParallel, torch.compile and the like.
 
@@ -42,8 +49,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     >>> unwrap(nn.DataParallel(inner)) is inner
     True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch module, received {type(model).__name__}")
+    require_module(model)
     while (name := wrapped_name(model)) is not None:
         model = model.get_submodule(name)
     return model
@@ -53,6 +59,7 @@ def named_modules(
     model: nn.Module, *, remove_duplicate: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
     """(path, module) of every module, without the names that wrappers add to paths."""
+    require_module(model)
     skipped: dict[str, str] = {}  # the prefix that a wrapper adds, and what stands for it
     for path, module in model.named_modules(remove_duplicate=remove_duplicate):
         short = path

@@ -173,7 +173,7 @@ def test_bad_requests_are_refused():
         layers.predict_distribution(model, x, output="logit")
     with pytest.raises(ValueError, match="at least 2, received 1"):
         layers.predict_distribution(model, x, samples=1)
-    with pytest.raises(ValueError, match="1 labels for 2 rows"):
+    with pytest.raises(ValueError, match=r"probabilities \(2, 2\) and labels \(1,\)"):
         layers.expected_calibration_error(torch.ones(2, 2), torch.ones(1))
 
 
@@ -369,3 +369,82 @@ def test_a_model_that_returns_no_tensor_is_refused(noise):
 
     with pytest.raises(TypeError, match=r"returns a tensor, received dict from Named.*its logits"):
         layers.predict_distribution(Named(), torch.ones(2, 3, 9), samples=4)
+
+
+class Segmenter(nn.Module):
+    """Logits of three classes for every pixel, or for every token with the classes last."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.last, self.noise = last, nn.Dropout(0.5)
+        self.mix = nn.Conv2d(2, 3, 1)
+
+    def forward(self, x):
+        logits = self.mix(self.noise(x))
+        return logits.permute(0, 2, 3, 1) if self.last else logits
+
+
+@pytest.mark.parametrize(("last", "axis"), [(False, 1), (False, -3), (True, -1), (True, 3)])
+def test_the_dimension_of_the_classes_is_told_where_there_are_more(last, axis):
+    torch.manual_seed(0)
+    model, x = Segmenter(last), torch.randn(2, 2, 4, 5)
+    where = 3 if last else 1
+    with pytest.raises(ValueError, match=r"returns shape .*give axis=1 where.*axis=-1 where"):
+        layers.predict_distribution(model, x, samples=4)
+    with pytest.raises(ValueError, match=r"not that of the rows, received 0 for shape"):
+        layers.predict_distribution(model, x, samples=4, axis=0)
+    spread = layers.predict_distribution(model, x, samples=4, axis=axis)
+    ones = torch.ones(2, 4, 5)
+    torch.testing.assert_close(spread.mean.sum(where), ones)
+    assert spread.entropy.shape == ones.shape == spread.mutual_information.shape
+    assert (spread.mutual_information >= -1e-6).all()
+
+
+@pytest.mark.parametrize("where", [1, 3])
+def test_calibration_reads_the_dimension_of_the_classes_from_the_labels(where):
+    torch.manual_seed(0)
+    rows = torch.randn(40, 3)
+    labels = torch.where(torch.rand(40) < 0.7, rows.argmax(1), torch.randint(3, (40,)))
+    shaped = rows.reshape(2, 4, 5, 3).movedim(3, where)
+    of_rows = layers.expected_calibration_error(rows.softmax(1), labels)
+    pixels = layers.expected_calibration_error(shaped.softmax(where), labels.reshape(2, 4, 5))
+    assert pixels == pytest.approx(of_rows)
+    fitted = layers.fit_temperature(shaped, labels.reshape(2, 4, 5))
+    assert fitted == pytest.approx(layers.fit_temperature(rows, labels))
+    scaled = layers.scale_temperature(nn.Identity(), [(shaped, labels.reshape(2, 4, 5))])
+    assert scaled.temperature.item() == pytest.approx(fitted)
+
+
+def test_one_probability_a_row_is_that_of_class_1():
+    p, labels = torch.tensor([0.9, 0.2, 0.6, 0.7]), torch.tensor([1, 0, 0, 1])
+    both = layers.expected_calibration_error(torch.stack([1 - p, p], 1), labels)
+    assert layers.expected_calibration_error(p, labels) == pytest.approx(both)
+    assert layers.expected_calibration_error(p[:, None], labels) == pytest.approx(both)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        (torch.tensor([[2.0, -1.0]]), torch.tensor([0]), "logits go through softmax first"),
+        (
+            torch.tensor([[0.5, 0.5]]),
+            torch.tensor([-100]),
+            "leave out rows that are to be ignored",
+        ),
+        (torch.tensor([[0.5, 0.5]]), torch.tensor([2]), "class numbers from 0 to 1, received 2"),
+        (torch.full((2, 3, 3), 1 / 3), torch.zeros(2, 3).long(), "either of two dimensions"),
+        (torch.tensor([[float("nan"), 0.5]]), torch.tensor([0]), "probabilities must be finite"),
+    ],
+)
+def test_what_is_no_calibration_is_refused(scores, labels, message):
+    with pytest.raises(ValueError, match=message):
+        layers.expected_calibration_error(scores, labels)
+
+
+@pytest.mark.parametrize("also", ["0", ("0",), ["0"]])
+def test_one_glob_is_a_pattern_too(also):
+    model = nn.Sequential(nn.Linear(2, 2))
+    with layers.montecarlo(model, also=also):
+        assert model[0].training
+    with pytest.raises(TypeError, match="also takes globs"), layers.montecarlo(model, also=3):
+        pass

@@ -599,3 +599,143 @@ def test_decay_by_a_rate_that_is_not_known_is_refused_before_the_first_step(how)
     model = nn.Linear(3, 1)
     with pytest.raises(TypeError, match=r"OwnRate finds its own \(lr is None\): use how"):
         tk.regularize(model, OwnRate(model.parameters()), tk.L2(0.1), how=how)
+
+
+class OfSecondOrder(optim.SGD):
+    """Divides by the curvature, which it finds by differentiating `.grad` (AdaHessian)."""
+
+    def step(self, closure=None):
+        params = [p for group in self.param_groups for p in group["params"]]
+        with torch.enable_grad():
+            curvature = torch.autograd.grad([p.grad.sum() for p in params], params)
+        with torch.no_grad():
+            for p, h in zip(params, curvature):
+                p.sub_(self.param_groups[0]["lr"] * p.grad.detach() / (h.abs() + 1))
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
+@pytest.mark.parametrize("penalty", [tk.L2(0.3), tk.Huber(0.3), tk.L1(0.3), tk.GroupLasso(0.4)])
+def test_gradients_that_are_differentiated_again_keep_their_graph(penalty):
+    torch.manual_seed(0)
+    model = nn.Linear(2, 3, bias=False).double()
+    goal = torch.tensor([[1.0, -0.1], [-0.2, 0.1], [-0.9, 0.8]], dtype=torch.float64)
+    optimizer = OfSecondOrder(model.parameters(), lr=0.5)
+    tk.regularize(model, optimizer, penalty)
+    for _ in range(800):
+        optimizer.zero_grad()
+        (model.weight - goal).square().sum().div(2).backward(create_graph=True)
+        own = model.weight.grad
+        optimizer.step()
+        assert model.weight.grad is own and own.requires_grad
+    exact = penalty.prox(goal, 1.0)
+    torch.testing.assert_close(model.weight.detach(), exact, atol=1e-6, rtol=0)
+
+
+class Averaging(optim.SGD):
+    """Puts an average of its steps in the place of the weights for evaluation (SPlus)."""
+
+    hidden = False
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(group["lr"] * p.grad)
+                state = self._kept(p)
+                state["mean"] = state.get("mean", torch.zeros_like(p)).lerp(p, 0.1)
+                state["share"] = 1 - (1 - state.get("share", 0.0)) * 0.9
+
+    def _kept(self, p):
+        return (
+            self.__dict__.setdefault("aside", {}).setdefault(p, {})
+            if self.hidden
+            else self.state[p]
+        )
+
+    @torch.no_grad()
+    def eval(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self._kept(p)
+                state["trained"] = p.clone()
+                p.copy_(state["mean"] / state["share"])
+
+    @torch.no_grad()
+    def train(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if "trained" in self._kept(p):
+                    p.copy_(self._kept(p).pop("trained"))
+
+
+class Hidden(Averaging):
+    hidden = True
+
+
+@pytest.mark.parametrize("kind", [Averaging, Hidden])
+@pytest.mark.parametrize("penalty", [tk.L1(0.3), tk.GroupLasso(0.45)], ids=repr)
+def test_zeros_are_also_in_an_average_for_evaluation(kind, penalty):
+    model = nn.Linear(2, 3, bias=False).double()
+    goal = torch.tensor([[1.0, -0.1], [-0.2, 0.1], [-0.9, 0.8]], dtype=torch.float64)
+    optimizer = kind(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, penalty)
+    for step in range(600):
+        model.weight.grad = model.weight.detach() - goal
+        optimizer.step()
+        if step % 50 == 20:
+            trained = reg.sparsity()
+            optimizer.eval()
+            assert reg.sparsity() == trained
+            optimizer.train()
+    optimizer.eval()
+    exact = penalty.prox(goal, 1.0)
+    torch.testing.assert_close(model.weight.detach(), exact, atol=1e-6, rtol=0)
+    assert torch.equal(model.weight == 0, exact == 0)
+
+
+@pytest.mark.parametrize("kind", [Averaging, Hidden])
+@pytest.mark.parametrize("bound", [tk.Box(-0.5, 0.5), tk.MaxNorm(0.6)], ids=repr)
+def test_an_average_for_evaluation_is_within_the_bounds(kind, bound):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 4, bias=False)
+    optimizer = kind(model.parameters(), lr=0.5)
+    reg = tk.regularize(model, optimizer, bound)
+    for _ in range(30):
+        model.weight.grad = model.weight.detach() - 2 + torch.randn(4, 3)
+        optimizer.step()
+    trained = model.weight.detach().clone()
+    optimizer.eval()
+    inside = bound.prox(model.weight.detach(), 1.0)
+    torch.testing.assert_close(model.weight.detach(), inside)
+    optimizer.train()
+    assert torch.equal(model.weight, trained)
+    reg.remove()
+    assert optimizer.eval == kind.eval.__get__(optimizer)
+
+
+class Scaled(optim.Optimizer):
+    """Scales the moves of the optimizer inside by what they and the gradients share (TRAC)."""
+
+    def __init__(self, inside):
+        self.inside, self.total, self.bound = inside, 1.0, nn.ReLU()
+        self.param_groups = inside.param_groups
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        params = [p for group in self.param_groups for p in group["params"]]
+        before, gradients = [p.clone() for p in params], [p.grad.clone() for p in params]
+        self.inside.step()
+        shared = [((p - q) * g).sum() for p, q, g in zip(params, before, gradients)]
+        self.total *= float(1 + 0.1 * torch.tanh(-sum(shared)))
+        for p, q in zip(params, before):
+            p.copy_(q + self.bound(torch.tensor(self.total)) * (p - q))
+
+
+@pytest.mark.parametrize("penalty", [tk.L2(0.1), tk.L1(0.1)], ids=repr)
+def test_a_wrapper_that_reads_gradients_before_the_penalty_is_refused(penalty):
+    model = ones()
+    optimizer = Scaled(optim.Adam(model.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match=r"acts? in the steps of Adam, and Scaled .* reads"):
+        tk.regularize(model, optimizer, penalty)
+    assert optimizer.total == 1.0 and (model.weight == 1).all()
+    tk.regularize(model, optimizer, tk.L2(0.1), how="decoupled")

@@ -204,6 +204,30 @@ def test_keys_that_several_heads_share_have_fewer_rows(name, told):
 
 
 @pytest.mark.parametrize(
+    "beside", [{"q_proj": 8}, {"o_proj": 8}, {"to_q": 8, "to_out": 8}], ids=lambda b: "+".join(b)
+)
+@pytest.mark.parametrize("name", ["k_proj", "to_v", "value"])
+def test_shared_keys_are_told_by_the_matrices_beside(name, beside):
+    model = Attention(told=False, **{name: 4}, **beside)
+    (target,) = tk.select(model, f"{name}.weight", rows="head")
+    assert torch.equal(target.read(), getattr(model, name).weight.detach().view(2, 16))
+
+
+def test_shared_keys_that_nothing_tells_are_not_guessed():
+    model = Attention(told=False, k_proj=4)
+    with pytest.raises(ValueError, match=r"nothing tells how many heads 'k_proj.weight' has"):
+        tk.select(model, "k_proj.weight", rows="head")
+    model.config = type("Config", (), {"num_key_value_heads": 1})()
+    assert len(tk.select(model, "k_proj.weight", rows="head")[0].read()) == 1
+
+
+def test_a_joint_matrix_with_shared_keys_is_refused_where_it_divides_by_chance():
+    model = Attention(told=False, qkv=12, o_proj=8)  # 8 rows of queries, 2 of keys, 2 of values
+    with pytest.raises(ValueError, match="a joint matrix has no rows of heads"):
+        tk.select(model, "qkv.weight", rows="head")
+
+
+@pytest.mark.parametrize(
     ("layers", "message"),
     [
         ({"gate": 8}, r"'gate\.weight' has none of those known; use rows=\"out\""),

@@ -470,9 +470,12 @@ def test_loader_and_tensors_give_the_same_strengths():
     [
         ({"steps": 0}, "steps must be the number of optimizer steps, at least 1, received 0"),
         ({"steps": 10, "every": 0}, "every must be at least 1, received 0"),
-        ({"steps": 100.0}, "steps must be the number of optimizer steps, .*received 100.0"),
+        ({"steps": 100.5}, "steps must be a whole number, the number of .*received 100.5"),
         ({"steps": "10"}, "steps must be .*received '10'"),
-        ({"steps": 10, "batch_size": 2.5}, "batch_size must be at least 1, received 2.5"),
+        (
+            {"steps": 10, "batch_size": 2.5},
+            "batch_size must be a whole number, at least 1, received 2.5",
+        ),
         ({"steps": 10, "range": (0.0, 1.0)}, "range must be 0 < smallest < largest"),
         ({"steps": 10, "range": (1.0,)}, "range must be 0 < smallest < largest"),
         ({"steps": 10, "start": 31.0}, "start must be 0 or within range, .*received 31.0"),
@@ -482,7 +485,7 @@ def test_loader_and_tensors_give_the_same_strengths():
     ],
 )
 def test_arguments_out_of_range(options, message):
-    with pytest.raises(ValueError, match=message.rpartition(", received")[0] or message):
+    with pytest.raises((TypeError, ValueError), match=message):
         tk.Hypergradient(
             (torch.ones(2, 1), torch.ones(2, 1)), nn.functional.cross_entropy, **options
         )

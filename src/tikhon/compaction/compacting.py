@@ -15,6 +15,9 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from tikhon.copying import copied
+from tikhon.data.rows import tensors
+from tikhon.errors import described
+from tikhon.wrappers import require_module
 
 from .analysis import Analysis, Interpreter, trace
 from .blocks import opened
@@ -87,6 +90,12 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
     (58, 23)
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    require_module(model)
+    if not any(isinstance(one, Tensor) for one in tensors(list(inputs))):
+        raise TypeError(
+            f"example_input must be a tensor, or a tuple of the arguments of the model, received "
+            f"{described(example_input)}"
+        )
     original = _permanent(copied(model, model)).eval()
     work = copy.deepcopy(original)
     with torch.no_grad():

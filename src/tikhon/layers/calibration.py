@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tikhon.arguments import LARGEST, SMALLEST, checked, is_count
+from tikhon.errors import described
+
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over equal-width bins of confidence, in [0, 1].
 
-    sum over bins of n_b / n * |accuracy_b - confidence_b|; `probabilities` (N, classes), `labels`
-    (N,) of class numbers. Raises ValueError for lengths that differ or no rows. Reference: Guo et
-    al. 2017, https://arxiv.org/abs/1706.04599
+    sum over bins of n_b / n * |accuracy_b - confidence_b|; `probabilities` (N, classes), or (N,)
+    and (N, 1) of class 1, `labels` (N,) of class numbers. Of more dimensions, as those of a
+    segmentation (N, classes, H, W) or of tokens (N, T, classes), the shape of the labels says
+    which one holds the classes. Raises ValueError for shapes that do not fit, no rows, labels
+    that are no classes and numbers that are no probabilities. Reference: Guo et al. 2017,
+    https://arxiv.org/abs/1706.04599
 
     `scale_temperature` lowers it.
 
@@ -22,12 +28,15 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, bins: i
     >>> round(expected_calibration_error(probabilities, torch.tensor([0, 1])), 3)
     0.4
     """
-    if len(probabilities) != len(labels) or len(labels) == 0:
+    bins = checked("expected_calibration_error", "bins", bins, "at least 1", is_count, whole=True)
+    scores, labels = _by_row(probabilities, labels, "probabilities")
+    both = torch.cat([1 - scores, scores], dim=1) if scores.shape[1] == 1 else scores
+    if not (both >= 0).all() or not (both.sum(1) - 1).abs().max() < 1e-2:
         raise ValueError(
-            f"expected as many labels as rows and at least one, received {len(labels)} labels for "
-            f"{len(probabilities)} rows"
+            "expected probabilities, >= 0 and of sum 1 over the classes; logits go through "
+            "softmax first"
         )
-    confidence, predicted = probabilities.double().max(1)
+    confidence, predicted = both.max(1)
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
     bin_of = (torch.bucketize(confidence, edges) - 1).clamp(0, bins - 1)  # (lower, upper]
     gap = (predicted == labels).double() - confidence
@@ -41,13 +50,25 @@ def accuracy_rejection(
     """Accuracy on the rows that remain when the most uncertain share is rejected.
 
     `uncertainty` and `correct` are (N,); `rejected` are shares in [0, 1), by default 0 to 0.9 in
-    steps of 0.1. Returns (rejected, accuracy). Reference: Nadeem et al. 2009,
+    steps of 0.1. Returns (rejected, accuracy). Raises ValueError for shapes that differ, no rows
+    and other shares. Reference: Nadeem et al. 2009,
     https://proceedings.mlr.press/v8/nadeem10a.html
 
     >>> accuracy_rejection(torch.tensor([0.1, 0.9]), torch.tensor([1, 0]), torch.tensor([0, 0.5]))
     (tensor([0.0000, 0.5000]), tensor([0.5000, 1.0000]))
     """
     rejected = torch.arange(10) / 10 if rejected is None else rejected
+    given = {"uncertainty": uncertainty, "correct": correct, "rejected": rejected}
+    for name, one in given.items():
+        if not isinstance(one, Tensor) or one.is_complex():
+            raise TypeError(f"{name} must be a real tensor, received {described(one)}")
+    if uncertainty.shape != correct.shape or uncertainty.ndim != 1 or not len(correct):
+        raise ValueError(
+            f"expected uncertainty and correct of one length (N,), received "
+            f"{tuple(uncertainty.shape)} and {tuple(correct.shape)}"
+        )
+    if uncertainty.isnan().any() or not ((rejected >= 0) & (rejected < 1)).all():
+        raise ValueError("expected uncertainties without NaN, and rejected shares in [0, 1)")
     order = uncertainty.argsort(stable=True)
     running = correct[order].float().cumsum(0) / torch.arange(1, len(order) + 1)
     kept = ((1 - rejected) * len(order)).round().long().clamp(1, len(order))
@@ -58,7 +79,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T > 0 whose softmax(logits / T) has the lowest log-loss on these rows.
 
     `logits` are (N, classes), or (N,) and (N, 1) of one logit for class 1; `labels` (N,) class
-    numbers of rows that the model was not trained on. The loss is convex in 1 / T: Newton's
+    numbers of rows that the model was not trained on; of more dimensions as in
+    `expected_calibration_error`. The loss is convex in 1 / T: Newton's
     method finds its only minimum. Raises ValueError where there is none: every row is right
     (T = 0), or the logits of the right classes are no higher than the others (T infinite), and
     TypeError for a model, which `scale_temperature` takes.
@@ -74,15 +96,9 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
             f"{type(logits).__name__} and {type(labels).__name__}; a model and its data go to "
             "scale_temperature(model, data)"
         )
-    z = logits.detach().double()
-    z = z.unsqueeze(1) if z.ndim == 1 else z
+    z, labels = _by_row(logits.detach(), labels, "logits")
     z = torch.cat([torch.zeros_like(z), z], dim=1) if z.shape[1] == 1 else z
-    if z.ndim != 2 or labels.shape != z.shape[:1] or len(z) == 0:
-        raise ValueError(
-            f"expected logits (N, classes) and labels (N,) of at least one row, received "
-            f"{tuple(logits.shape)} and {tuple(labels.shape)}"
-        )
-    own = z.gather(1, labels.long().to(z.device).unsqueeze(1))
+    own = z.gather(1, labels.unsqueeze(1))
     z = z - own  # the right class at 0: nothing overflows and the loss is unchanged
     if not float(z.amax(1).mean()) > 0:
         raise ValueError("every row is right, so no temperature above 0 is best: take more rows")
@@ -103,6 +119,43 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return 1 / inverse
 
 
+def _by_row(scores: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
+    """Scores (rows, classes) in float64 and labels (rows,), the classes where the labels say."""
+    for one in (scores, labels):
+        if not isinstance(one, Tensor):
+            raise TypeError(
+                f"expected {what} and labels as tensors, received {described(scores)} and "
+                f"{described(labels)}"
+            )
+    shapes = f"received {what} {tuple(scores.shape)} and labels {tuple(labels.shape)}"
+    wide = scores.unsqueeze(1) if scores.ndim == 1 and labels.ndim == 1 else scores
+    fits = [
+        d for d in {1, wide.ndim - 1} if 0 < d < wide.ndim and _without(wide, d) == labels.shape
+    ]
+    if not fits or not labels.numel() or scores.is_complex():
+        raise ValueError(
+            f"expected {what} (N, classes) and labels (N,) of at least one row, or (N, classes, "
+            f"...) or (N, ..., classes) and labels (N, ...), {shapes}"
+        )
+    if len(fits) > 1:
+        raise ValueError(f"either of two dimensions may hold the classes, {shapes}; flatten both")
+    rows = wide.double().movedim(fits[0], -1).flatten(0, -2)
+    numbers = labels.to(rows.device).flatten()
+    most = max(rows.shape[1], 2)
+    if not ((numbers >= 0) & (numbers < most) & (numbers == numbers.long())).all():
+        raise ValueError(
+            f"labels are class numbers from 0 to {most - 1}, received {numbers.min().item():g} to "
+            f"{numbers.max().item():g}; leave out rows that are to be ignored"
+        )
+    if not rows.isfinite().all():
+        raise ValueError(f"{what} must be finite, received NaN or infinite ones")
+    return rows, numbers.long()
+
+
+def _without(scores: Tensor, dim: int) -> torch.Size:
+    return torch.Size([*scores.shape[:dim], *scores.shape[dim + 1 :]])
+
+
 class TemperatureScaled(nn.Module):
     """`model` whose logits are divided by `temperature` (> 0); its classes stay as they are.
 
@@ -116,8 +169,11 @@ class TemperatureScaled(nn.Module):
 
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
         super().__init__()
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"the temperature must be finite and > 0, received {temperature!r}")
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"TemperatureScaled: expected a module, received {described(model)}")
+        temperature = checked(
+            "TemperatureScaled", "the temperature", temperature, "finite and > 0", _is_temperature
+        )
         self.model = model
         self.register_buffer("temperature", torch.tensor(float(temperature)))
 
@@ -128,6 +184,21 @@ class TemperatureScaled(nn.Module):
     def extra_repr(self) -> str:
         """The temperature."""
         return f"temperature={self.temperature.item():.4g}"
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    """The inputs and labels of a batch."""
+    pair = batch if isinstance(batch, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
+        raise TypeError(
+            f"scale_temperature: data is (inputs, labels) or a loader of such pairs of tensors, "
+            f"received a batch of {described(batch)}"
+        )
+    return pair[0], pair[1]
+
+
+def _is_temperature(number: float) -> bool:
+    return SMALLEST <= number <= LARGEST
 
 
 @torch.no_grad()
@@ -148,13 +219,19 @@ def scale_temperature(
     >>> bool(scaled.temperature > 5)
     True
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"scale_temperature: expected a module, received {described(model)}")
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise TypeError(
+            f"scale_temperature: data is (inputs, labels) or a loader, received {described(data)}"
+        )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     whole = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        batches = [data] if whole else data
-        found = [(model(x.to(device)), y.to(device)) for x, y in batches]
+        batches: Iterable[Any] = [data] if whole else data
+        found = [(model(x.to(device)), y.to(device)) for x, y in map(_pair, batches)]
     finally:
         for module, mode in modes:
             module.training = mode

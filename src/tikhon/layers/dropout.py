@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tikhon.arguments import checked
+from tikhon.errors import described
 from tikhon.layers import functional
 from tikhon.layers.masks import check_dims, check_rank
 from tikhon.layers.noise import NoiseLayer
@@ -28,7 +30,13 @@ class Dropout(NoiseLayer):
 
     def __init__(self, rate: float = 0.5, *, tied: Sequence[int] = ()) -> None:
         super().__init__(rate)
-        self.tied = tuple(tied)
+        several = hasattr(tied, "__len__") and getattr(tied, "ndim", 1)
+        if isinstance(tied, str | bytes) or not several:
+            raise TypeError(f"{self.label}: tied takes dimensions, received {described(tied)}")
+        self.tied = tuple(
+            checked(self.label, "an entry of tied", d, "a dimension", math.isfinite, whole=True)
+            for d in tied
+        )
         self.rowwise: bool = 0 not in self.tied
 
     def forward(self, x: Tensor) -> Tensor:

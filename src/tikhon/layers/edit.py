@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tikhon.errors import unknown
+from tikhon.arguments import in_words
+from tikhon.errors import described, unknown
 from tikhon.layers import attention, dropout, recurrent, structured
 from tikhon.layers.learned import VariationalDropout
 from tikhon.layers.masks import check_rate
@@ -19,6 +20,7 @@ from tikhon.layers.sources import noise_sources
 from tikhon.layers.weights import _WeightNoise
 from tikhon.wrappers import named_modules
 
+T = TypeVar("T")
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 TORCH: dict[type[nn.Module], type[NoiseLayer]] = {
     nn.Dropout: dropout.Dropout,
@@ -75,10 +77,10 @@ def insert_dropout(
     (['0.noise_after'], '0.weight')
     >>> edit.undo()
     """
-    if where not in CHILD:
+    if not in_words(where, tuple(CHILD)):
         raise ValueError(unknown("place", where, CHILD))
     places = {}
-    for pattern, layer in layers.items():
+    for pattern, layer in _mapping("insert_dropout", layers).items():
         if isinstance(layer, (_WeightNoise, VariationalDropout, recurrent._RecurrentNoise)):
             name = type(layer).__name__
             raise TypeError(
@@ -117,7 +119,8 @@ def replace_dropout(
     sources = [(s.path, m) for s, m in noise_sources(model) if not s.moving]
     fixed = {path: (module, new) for path, module in sources if (new := _counterpart(module))}
     chosen: dict[str, tuple[nn.Module, NoiseLayer]] = {}
-    for pattern, layer in ({"*": None} if layers is None else layers).items():
+    asked: Mapping[Pattern, NoiseLayer | None] = {"*": None} if layers is None else layers
+    for pattern, layer in _mapping("replace_dropout", asked).items():
         found = [p for p, (m, _) in fixed.items() if matches(pattern, p, m)]
         if not found:
             name = pattern if isinstance(pattern, str) else pattern.__name__
@@ -134,6 +137,14 @@ def replace_dropout(
     for path, (module, new) in chosen.items():
         _replace(edit, model, path, module, new)
     return edit
+
+
+def _mapping(verb: str, layers: Mapping[Pattern, T]) -> Mapping[Pattern, T]:
+    if not isinstance(layers, Mapping):
+        raise TypeError(
+            f"{verb}: layers map patterns to noise layers, received {described(layers)}"
+        )
+    return layers
 
 
 def _check(layer: object, pattern: Pattern) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tikhon.arguments import LARGEST, SMALLEST, checked
 from tikhon.layers import functional
 from tikhon.layers.masks import draw_normal
 from tikhon.layers.noise import NoiseLayer
@@ -30,10 +33,10 @@ class ConcreteDropout(NoiseLayer):
     closed = False  # the rate is the sigmoid of a finite number
 
     def __init__(self, rate: float = 0.1, *, temperature: float = 0.1) -> None:
-        if not temperature > 0:
-            raise ValueError(f"ConcreteDropout: temperature must be > 0, received {temperature}")
         super().__init__(rate)
-        self.temperature = temperature
+        self.temperature: float = checked(
+            self.label, "temperature", temperature, "> 0", lambda t: SMALLEST <= t <= LARGEST
+        )
 
     def _hold(self, rate: float) -> None:
         self.logit = nn.Parameter(torch.logit(torch.tensor(rate), eps=1e-6))
@@ -99,7 +102,10 @@ class VariationalDropout(NoiseLayer):
                 f"{type(module).__name__}"
             )
         super().__init__(rate)
-        self.module, self.threshold = module, threshold
+        self.module = module
+        self.threshold: float = checked(
+            self.label, "threshold", threshold, "a number", math.isfinite
+        )
         self.log_variance = nn.Parameter(torch.empty_like(module.weight))
         self.set_rate(rate)
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor, nn
 
+from tikhon.arguments import LARGEST, checked
+
 Rate = float | Tensor
 Where = str | nn.Module  # who fails: a name, or a layer that knows its `label`
 
@@ -17,16 +19,15 @@ def check_rate(rate: object, where: str, *, upper: float = 1.0, closed: bool = T
 
     The error begins with `where`.
     """
-    if isinstance(rate, Tensor) and rate.numel() == 1:
-        rate = rate.item()
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
-        raise TypeError(f"{where}: the rate must be a number, received {rate!r}")
-    below = rate <= upper if closed else rate < upper
-    if not (math.isfinite(rate) and 0 <= rate and below):
-        bracket = "]" if closed else ")"
-        bound = "finite and >= 0" if upper == math.inf else f"in [0, {upper:g}{bracket}"
-        raise ValueError(f"{where}: the rate must be {bound}, received {rate!r}")
-    return float(rate)
+    given = rate.detach().reshape(()) if isinstance(rate, Tensor) and rate.numel() == 1 else rate
+    bracket = "]" if closed else ")"
+    bound = "finite and >= 0" if upper == math.inf else f"in [0, {upper:g}{bracket}"
+    most = min(upper, LARGEST)
+
+    def fine(x: float) -> bool:
+        return 0 <= x <= most and (closed or x < upper)
+
+    return float(checked(where, "the rate", given, bound, fine))
 
 
 def name_of(where: Where) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,7 +11,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from tikhon.errors import unknown
+from tikhon.arguments import checked, in_words, is_count
+from tikhon.errors import described, unknown
 from tikhon.layers.noise import NoiseLayer
 from tikhon.layers.sources import noise_sources
 from tikhon.wrappers import named_modules
@@ -20,7 +22,7 @@ SHORTCUTS = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
 
 @contextmanager
-def montecarlo(model: nn.Module, *, also: tuple[str, ...] = ()) -> Iterator[None]:
+def montecarlo(model: nn.Module, *, also: str | Sequence[str] = ()) -> Iterator[None]:
     """Inside, every noise source of `model` is in training mode and everything else in evaluation.
 
     Sources are those of `layers.audit`, attention and recurrent rates included; batch
@@ -35,7 +37,7 @@ def montecarlo(model: nn.Module, *, also: tuple[str, ...] = ()) -> Iterator[None
     """
     noisy = [module for _, module in noise_sources(model)]
     modules = list(named_modules(model))
-    for pattern in also:
+    for pattern in [also] if isinstance(also, str) else _globs(also):
         found = [m for path, m in modules if fnmatchcase(path, pattern)]
         if not found:
             raise ValueError(unknown("module", pattern, [path for path, _ in modules]))
@@ -58,6 +60,14 @@ def montecarlo(model: nn.Module, *, also: tuple[str, ...] = ()) -> Iterator[None
             module.training = mode
 
 
+def _globs(also: object) -> list[str]:
+    several = list(also) if isinstance(also, list | tuple | set | frozenset) else [also]
+    found = [one for one in several if isinstance(one, str)]
+    if len(found) < len(several):
+        raise TypeError(f"also takes globs on module paths, received {described(also)}")
+    return found
+
+
 def _reads_a_childs_rate(module: nn.Module) -> bool:
     """Whether a module decides by its own mode what happens to the noise of its children."""
     if isinstance(module, SHORTCUTS):
@@ -70,11 +80,12 @@ def _reads_a_childs_rate(module: nn.Module) -> bool:
 class Distribution:
     """Predictions under noise: `samples` (S, N, ...) are probabilities, or values of a regression.
 
-    `classes` says whether the last dimension is a distribution over classes.
+    `classes` says whether the dimension `axis` is a distribution over classes.
     """
 
     samples: Tensor
     classes: bool
+    axis: int = -1
 
     def __repr__(self) -> str:
         draws, *shape = self.samples.shape
@@ -94,13 +105,13 @@ class Distribution:
     @property
     def entropy(self) -> Tensor:
         """Entropy of the mean in nats, (N,): the total uncertainty of a class."""
-        return _entropy(self._probabilities().mean(0))
+        return self._entropy(self._probabilities()[None].mean(1))[0]
 
     @property
     def mutual_information(self) -> Tensor:
         """Entropy of the mean minus mean entropy, (N,): the part that comes from the model."""
         probabilities = self._probabilities()
-        return _entropy(probabilities.mean(0)) - _entropy(probabilities).mean(0)
+        return self.entropy - self._entropy(probabilities).mean(0)
 
     def _probabilities(self) -> Tensor:
         if not self.classes:
@@ -110,9 +121,8 @@ class Distribution:
             )
         return self.samples
 
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    return torch.special.entr(probabilities).sum(-1)
+    def _entropy(self, probabilities: Tensor) -> Tensor:
+        return torch.special.entr(probabilities).sum(self.axis)
 
 
 OUTPUTS = ("logits", "probabilities", "values")
@@ -126,7 +136,8 @@ def predict_distribution(
     samples: int = 50,
     output: str = "logits",
     chunk: int = 16384,
-    also: tuple[str, ...] = (),
+    also: str | Sequence[str] = (),
+    axis: int | None = None,
 ) -> Distribution:
     """Predict `x` (N, ...) `samples` times under fresh noise, in few large forward passes.
 
@@ -135,11 +146,14 @@ def predict_distribution(
 
     `output` says what the model returns: "logits" (N, classes), which pass through a softmax,
     "probabilities" (N, classes) or "values" (a regression). One logit or probability a row, (N,)
-    or (N, 1), is that of class 1, and both classes come out. Where the noise of a row does not
+    or (N, 1), is that of class 1, and both classes come out. Of more dimensions `axis` says which
+    one holds the classes: 1 for a segmentation (N, classes, H, W), as in torch's losses, -1 for
+    tokens (N, T, classes). Where the noise of a row does not
     depend on the others, samples are rows of one batch of at most `chunk` rows; noise shared by
     a batch (on weights, DropBlock, ...) is vectorised by `torch.vmap`, except in recurrent
     stacks. `also` as in `montecarlo`.
-    Raises ValueError for an unknown output, samples < 2, no rows and a model without noise,
+    Raises ValueError for an unknown output, samples < 2, no rows, a model without noise, and
+    classes whose dimension is not told,
     TypeError for batches of another kind and a model that returns no single tensor.
     Reference: Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142
 
@@ -148,10 +162,13 @@ def predict_distribution(
     >>> spread.mean.shape, spread.mutual_information.shape
     (torch.Size([2, 3]), torch.Size([2]))
     """
-    if output not in OUTPUTS:
+    if not in_words(output, OUTPUTS):
         raise ValueError(unknown("output", output, OUTPUTS))
-    if samples < 2:
-        raise ValueError(f"samples must be at least 2, received {samples}")
+    name, least = "predict_distribution", "at least 2"
+    samples = checked(name, "samples", samples, least, lambda n: is_count(n, 2), whole=True)
+    chunk = checked(name, "chunk", chunk, "at least 1", is_count, whole=True)
+    if axis is not None:
+        axis = checked(name, "axis", axis, "a dimension", math.isfinite, whole=True)
     with montecarlo(model, also=also):
         rowwise = all(_rowwise(module) for _, module in noise_sources(model))
         sample = _as_rows if rowwise else _under_vmap
@@ -165,14 +182,36 @@ def predict_distribution(
         drawn = drawn.reshape(*drawn.shape[:2], 1)
         other = torch.zeros_like(drawn) if output == "logits" else 1 - drawn
         drawn = torch.cat([other, drawn], dim=-1)
-    return Distribution(drawn.softmax(-1) if output == "logits" else drawn, classes=True)
+        axis = None
+    where = _class_axis(drawn, axis)
+    return Distribution(drawn.softmax(where) if output == "logits" else drawn, True, where)
+
+
+def _class_axis(drawn: Tensor, axis: int | None) -> int:
+    """The dimension of the classes in samples (S, N, ...); `axis` is that in one of them."""
+    shape = tuple(drawn.shape[1:])
+    if axis is None:
+        if len(shape) > 2:
+            raise ValueError(
+                f"the model returns shape {shape}: give axis=1 where the classes follow the rows, "
+                f"as for torch's cross_entropy, or axis=-1 where they come last"
+            )
+        return -1
+    if axis % len(shape) == 0 or not -len(shape) <= axis < len(shape):
+        raise ValueError(
+            f"axis is the dimension of the classes, one of {len(shape)} and not that of the rows, "
+            f"received {axis} for shape {shape}"
+        )
+    return axis % len(shape) - len(shape)
 
 
 def inputs_of(x: Tensor | Iterable[object], model: nn.Module) -> Iterator[Tensor]:
     """A tensor as it is; the inputs of a loader's batches on the model's device."""
-    if isinstance(x, Tensor):
+    if isinstance(x, Tensor) and x.ndim:
         yield x
         return
+    if isinstance(x, Tensor) or not isinstance(x, Iterable):
+        raise TypeError(f"expected inputs (N, ...) or a loader of them, received {described(x)}")
     if isinstance(x, tuple):
         raise TypeError("expected a tensor or a loader, received a tuple: give the inputs alone")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tikhon.errors import unknown
+from tikhon.arguments import settle
+from tikhon.errors import described, unknown
 from tikhon.layers.noise import NoiseLayer
 from tikhon.layers.paths import Pattern, matches
 from tikhon.wrappers import named_modules
@@ -67,11 +68,17 @@ def set_rate_by_depth(model: nn.Module, pattern: Pattern, last: float) -> dict[s
     """
     found = noise_layers(model, pattern)
     for layer in found.values():
-        layer.check(last)
+        last = layer.check(last)
     rates = {path: last * (k + 1) / len(found) for k, path in enumerate(found)}
     for path, layer in found.items():
         layer.set_rate(rates[path])
     return rates
+
+
+def _check(schedule: Early | Late | Curriculum, steps: str, *, least: int) -> None:
+    """Raise unless the rate is one and the count of steps no smaller than `least`."""
+    settle(schedule, "rate", "finite and >= 0", lambda rate: 0 <= rate < math.inf)
+    settle(schedule, steps, f">= {least}", lambda n: least <= n < math.inf)
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,9 @@ class Early:
 
     rate: float
     until: int
+
+    def __post_init__(self) -> None:
+        _check(self, "until", least=0)
 
     def __call__(self, step: int) -> float:
         """The rate at a step, counted from 0."""
@@ -105,6 +115,9 @@ class Late:
     rate: float
     after: int
 
+    def __post_init__(self) -> None:
+        _check(self, "after", least=0)
+
     def __call__(self, step: int) -> float:
         """The rate at a step, counted from 0."""
         return 0.0 if step < self.after else self.rate
@@ -122,6 +135,9 @@ class Curriculum:
 
     rate: float
     steps: int
+
+    def __post_init__(self) -> None:
+        _check(self, "steps", least=1)
 
     def __call__(self, step: int) -> float:
         """The rate at a step, counted from 0."""
@@ -152,6 +168,17 @@ class RateSchedule:
     def __init__(
         self, model: nn.Module, schedules: Mapping[Pattern, Callable[[int], float]]
     ) -> None:
+        if not isinstance(schedules, Mapping):
+            raise TypeError(
+                f"RateSchedule: schedules map patterns to callables of the step, received "
+                f"{described(schedules)}"
+            )
+        for pattern, schedule in schedules.items():
+            if not callable(schedule):
+                raise TypeError(
+                    f"RateSchedule: the schedule of {pattern!r} must be a callable of the step, "
+                    f"received {described(schedule)}"
+                )
         self.model, self.schedules, self.last_step = model, dict(schedules), 0
         self._write()
 

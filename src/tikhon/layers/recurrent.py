@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
 
+from tikhon.errors import described
 from tikhon.layers import functional
 from tikhon.layers.dropout import Dropout
 from tikhon.layers.masks import batched
@@ -65,7 +66,7 @@ class _RecurrentNoise(NoiseLayer):
     def __init__(self, module: nn.RNNBase, rate: float) -> None:
         kind = type(self).__name__
         if not isinstance(module, nn.RNNBase):
-            raise TypeError(f"{kind}: expected an LSTM, GRU or RNN, received {module!r}")
+            raise TypeError(f"{kind}: expected an LSTM, GRU or RNN, received {described(module)}")
         if is_parametrized(module):
             raise TypeError(f"{kind}: parametrized weights cannot be adopted, received {module!r}")
         super().__init__(rate)
@@ -139,7 +140,9 @@ class RecurrentDropout(_RecurrentNoise):
 
     def __init__(self, module: nn.LSTM | nn.GRU, rate: float = 0.5) -> None:
         if not isinstance(module, (nn.LSTM, nn.GRU)):
-            raise TypeError(f"RecurrentDropout: expected an LSTM or GRU, received {module!r}")
+            raise TypeError(
+                f"RecurrentDropout: expected an LSTM or GRU, received {described(module)}"
+            )
         super().__init__(module, rate)
 
     def forward(self, x: Tensor | PackedSequence, hx: State | None = None) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import ClassVar
@@ -9,6 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tikhon.arguments import checked, flag, in_words, is_count
+from tikhon.errors import described
 from tikhon.layers import functional
 from tikhon.layers.masks import check_dims, check_rank
 from tikhon.layers.noise import NoiseLayer
@@ -102,11 +105,10 @@ class _DropBlock(NoiseLayer):
 
     def __init__(self, rate: float = 0.1, block_size: int = 7, *, shared: bool = False) -> None:
         super().__init__(rate)
-        if block_size < 1 or block_size % 2 == 0:
-            raise ValueError(
-                f"{self.label}: block_size must be odd and positive, received {block_size}"
-            )
-        self.block_size, self.shared = block_size, shared
+        self.block_size = checked(
+            self.label, "block_size", block_size, "odd and positive", _is_odd, whole=True
+        )
+        self.shared = flag(self.label, "shared", shared)
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
@@ -264,7 +266,11 @@ class PatchDropout(NoiseLayer):
         self, rate: float = 0.5, *, prefix: int = 1, ordered: bool = False, remove: bool = True
     ) -> None:
         super().__init__(rate)
-        self.prefix, self.ordered, self.remove = prefix, ordered, remove
+        self.prefix = checked(
+            self.label, "prefix", prefix, ">= 0", lambda n: is_count(n, 0), whole=True
+        )
+        self.ordered = flag(self.label, "ordered", ordered)
+        self.remove = flag(self.label, "remove", remove)
 
     def _hold(self, rate: float) -> None:
         super()._hold(rate)
@@ -309,8 +315,8 @@ class LockedDropout(NoiseLayer):
 
     def __init__(self, rate: float = 0.5, *, time: int = 1) -> None:
         super().__init__(rate)
-        self.time = time
-        self.rowwise: bool = time == 1
+        self.time = checked(self.label, "time", time, "a dimension", math.isfinite, whole=True)
+        self.rowwise: bool = self.time == 1
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
@@ -336,7 +342,8 @@ class WordDropout(NoiseLayer):
 
     def __init__(self, rate: float = 0.3, *, unknown: int, protect: Sequence[int] = ()) -> None:
         super().__init__(rate)
-        self.unknown, self.protect = unknown, tuple(protect)
+        self.unknown = _token(self.label, "unknown", unknown)
+        self.protect = _tokens(self.label, protect)
 
     def forward(self, x: Tensor) -> Tensor:
         """The ids with unknown words in training mode, `x` otherwise."""
@@ -374,5 +381,25 @@ class InputDropout(NoiseLayer):
 
 
 def _check_mode(mode: str, where: str) -> None:
-    if mode not in ("row", "batch"):
-        raise ValueError(f"{where}: mode must be 'row' or 'batch', received {mode!r}")
+    if not in_words(mode, ("row", "batch")):
+        raise ValueError(f"{where}: mode must be 'row' or 'batch', received {described(mode)}")
+
+
+def _is_odd(size: float) -> bool:
+    return 0 < size < math.inf and size % 2 == 1
+
+
+def _token(where: str, name: str, given: object) -> int:
+    """The id of a token."""
+    return checked(where, name, given, "the id of a token, >= 0", _is_id, whole=True)
+
+
+def _is_id(number: float) -> bool:
+    return 0 <= number < 2**31
+
+
+def _tokens(where: str, given: Sequence[int]) -> tuple[int, ...]:
+    several = hasattr(given, "__iter__") and getattr(given, "ndim", 1)
+    if isinstance(given, str | bytes) or not several:
+        raise TypeError(f"{where}: protect takes ids of tokens, received {described(given)}")
+    return tuple(_token(where, "an id in protect", one) for one in given)

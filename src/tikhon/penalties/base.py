@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, fields, replace
-from numbers import Real
 from typing import Any, ClassVar, NamedTuple, Self, TypeGuard
 
 import torch
 from torch import Tensor
 
-from tikhon.errors import unknown
+from tikhon.arguments import LARGEST, SMALLEST, plain, settle
+from tikhon.errors import described, unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,14 +197,27 @@ def checked(strength: object, owner: str) -> Any:
                 f"{owner}: strength is one number, received a tensor of shape "
                 f"{tuple(strength.shape)}; per-entry factors go into weights=..."
             )
-    elif isinstance(strength, Real) and not isinstance(strength, bool):
-        if not 0 <= float(strength) < math.inf:
-            raise ValueError(f"{owner}: strength must be finite and >= 0, received {strength!r}")
-        return strength if isinstance(strength, float | int) else float(strength)
-    elif not (callable(strength) or hasattr(strength, "next")):
+        if strength.is_complex() or strength.dtype == torch.bool:
+            raise TypeError(
+                f"{owner}: strength must be a number >= 0, received a tensor of {strength.dtype}"
+            )
+        return strength
+    number = plain(strength)
+    if number is not None:
+        if not 0 <= number < math.inf:
+            raise ValueError(
+                f"{owner}: strength must be finite and >= 0, received {described(strength)}"
+            )
+        if number > LARGEST:
+            raise ValueError(
+                f"{owner}: strength must be at most {LARGEST:g}, whose square is still a number "
+                f"of float32, received {described(strength)}"
+            )
+        return number
+    if not (callable(strength) or hasattr(strength, "next")):
         raise TypeError(
             f"{owner}: strength must be a number >= 0, a 0-d tensor, a schedule or a controller, "
-            f"received {strength!r}"
+            f"received {described(strength)}"
         )
     return strength
 
@@ -218,8 +231,10 @@ def check_weights(weights: object, owner: str) -> None:
         if not isinstance(factors, Tensor):
             raise TypeError(
                 f"{owner}: weights must be a tensor or a mapping from parameter names "
-                f"to tensors, received {factors!r}"
+                f"to tensors, received {described(factors)}"
             )
+        if factors.is_complex():
+            raise TypeError(f"{owner}: weights must be real, received {described(factors)}")
         bad = ~((factors >= 0) & factors.isfinite())
         if bad.any():
             where = f" for {name!r}" if name else ""
@@ -229,19 +244,23 @@ def check_weights(weights: object, owner: str) -> None:
             )
 
 
-def check_number(owner: Penalty, name: str, low: float) -> None:
-    """Raise unless the field `name` is a finite number above `low`."""
-    number = getattr(owner, name)
-    if not (isinstance(number, Real) and low < float(number) < math.inf):
-        kind = type(owner).__name__
-        raise ValueError(f"{kind}: {name} must be > {low:g}, received {number!r}")
+def check_number(owner: Penalty, name: str, low: float, high: float = LARGEST) -> None:
+    """Make the field `name` a plain number above `low` that float32 can compute with, or raise."""
+    settle(owner, name, f"> {low:g}", lambda number: low < number < math.inf)
+    settle(
+        owner,
+        name,
+        f"from {max(low, SMALLEST):g} to {high:g}, which float32 can compute with",
+        lambda number: SMALLEST <= number <= high,
+    )
 
 
-def check_ratio(owner: Penalty, ratio: float) -> None:
-    """Raise unless `ratio`, the share of the L1 part, lies in [0, 1]."""
-    if not 0 <= ratio <= 1:
-        name = type(owner).__name__
-        raise ValueError(f"{name}: l1_ratio must lie in [0, 1], received {ratio!r}")
+def check_ratio(owner: Penalty) -> None:
+    """Raise unless `l1_ratio`, the share of the L1 part, lies in [0, 1]."""
+    settle(owner, "l1_ratio", "in [0, 1]", lambda ratio: 0 <= ratio <= 1)
+
+
+SHAPE = 1e8  # of a factor between a strength and the weights where a penalty bends
 
 
 def is_metric(step: object) -> TypeGuard[Tensor]:

@@ -8,12 +8,14 @@ SpectralBall.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from tikhon.arguments import LARGEST, is_count, settle
 from tikhon.penalties.base import (
     Proximable,
     check_number,
@@ -210,15 +212,10 @@ class MinMaxNorm(Constraint):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self, "max_value", 0)
-        if not 0 <= self.min_value <= self.max_value:
-            raise ValueError(
-                f"MinMaxNorm: min_value must lie between 0 and max_value ({self.max_value!r}), "
-                f"received {self.min_value!r}"
-            )
-        if not 0 < self.rate <= 1:
-            raise ValueError(
-                f"MinMaxNorm: rate must be above 0 and at most 1, received {self.rate!r}"
-            )
+        most = self.max_value
+        allowed = f"between 0 and max_value ({most!r})"
+        settle(self, "min_value", allowed, lambda least: 0 <= least <= most)
+        settle(self, "rate", "above 0 and at most 1", lambda rate: 0 < rate <= 1)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Rows outside the shell moved onto its closer sphere, or `rate` of the way there."""
@@ -273,6 +270,9 @@ class Box(Constraint):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("low", "high"):
+            allowed = f"a number up to {LARGEST:g} in size, or infinite"
+            settle(self, name, allowed, lambda x: abs(x) <= LARGEST or abs(x) == math.inf)
         if not self.low <= self.high:
             raise ValueError(f"Box: low must be <= high, received {self.low!r} and {self.high!r}")
 
@@ -408,8 +408,7 @@ class TopK(Constraint):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.k, int) and self.k >= 0):
-            raise ValueError(f"TopK: k must be an integer >= 0, received {self.k!r}")
+        settle(self, "k", ">= 0", lambda k: is_count(k, 0), whole=True)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The entries that are largest (in the metric) stay, the others become 0."""

@@ -9,7 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tikhon.errors import described
 from tikhon.penalties.base import (
+    SHAPE,
     Proximable,
     Slopes,
     as_scalar,
@@ -108,6 +110,17 @@ class L2(Proximable):
     elementwise: ClassVar[bool] = True
     reference: ClassVar[str] = "Hoerl and Kennard 1970"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named = self.center if isinstance(self.center, Mapping) else {"": self.center}
+        for name, point in named.items():
+            where = f" for {name!r}" if name else ""
+            if point is not None and not isinstance(point, Tensor):
+                raise TypeError(
+                    f"L2: center{where} must be a tensor or a mapping from parameter names to "
+                    f"tensors, received {described(point)}"
+                )
+
     def value(self, w: Tensor) -> Tensor:
         """strength/2 * sum(weights * |w - center|^2)."""
         return self.lam / 2 * weighted(self._offset(wide(w)).abs().square(), self.weights).sum()
@@ -122,7 +135,9 @@ class L2(Proximable):
         return (shrunk if self.center is None else self.center + shrunk).to(w.dtype)
 
     def _offset(self, w: Tensor) -> Tensor:
-        return w if self.center is None else w - self.center  # type: ignore[operator]
+        if isinstance(self.center, Mapping):
+            raise TypeError("center is given by parameter name; choose with for_parameter(name)")
+        return w if self.center is None else w - self.center
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +165,7 @@ class ElasticNet(Proximable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self, self.l1_ratio)
+        check_ratio(self)
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum(weights * (l1_ratio * |w| + (1 - l1_ratio)/2 * |w|^2))."""
@@ -253,7 +268,7 @@ class MCP(Proximable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "gamma", 0)
+        check_number(self, "gamma", 0, SHAPE)
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the concave quadratic up to gamma*strength, constant beyond."""
@@ -320,7 +335,7 @@ class SCAD(Proximable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "a", 2)
+        check_number(self, "a", 2, SHAPE)
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the three pieces."""

@@ -12,7 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tikhon.arguments import settle_flag
 from tikhon.penalties.base import (
+    SHAPE,
     Proximable,
     Slopes,
     as_scalar,
@@ -84,6 +86,11 @@ def _norm_after(rows: Tensor, shift: Tensor) -> Tensor:
 def by_row(weights: Tensor | Mapping[str, Tensor], w: Tensor) -> Tensor:
     """One factor a row, shaped to multiply w."""
     factors = weighted(1, weights).to(w.device, w.dtype.to_real()).reshape(-1)
+    rows = w.shape[0] if w.ndim >= 2 else 1
+    if len(factors) not in (1, rows):
+        raise ValueError(
+            f"weights have {len(factors)} factors for {rows} rows; give one a row, or one for all"
+        )
     return factors.reshape(-1, *[1] * (w.ndim - 1)) if w.ndim >= 2 else factors
 
 
@@ -114,6 +121,10 @@ class GroupLasso(Proximable):
 
     rows: ClassVar[str] = "out"
     reference: ClassVar[str] = "Yuan and Lin 2006"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settle_flag(self, "scale_by_size")
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of weighted row norms."""
@@ -175,7 +186,8 @@ class SparseGroupLasso(Proximable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self, self.l1_ratio)
+        check_ratio(self)
+        settle_flag(self, "scale_by_size")
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the two parts."""
@@ -235,7 +247,7 @@ class GroupMCP(Proximable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "gamma", 0)
+        check_number(self, "gamma", 0, SHAPE)
 
     def value(self, w: Tensor) -> Tensor:
         """Sum over rows of the penalty of their norm."""

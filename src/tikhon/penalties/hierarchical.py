@@ -8,7 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tikhon.penalties.base import Proximable, as_scalar, check_number, refuse_metric, wide
+from tikhon.arguments import is_count, settle
+from tikhon.penalties.base import (
+    SHAPE,
+    Proximable,
+    as_scalar,
+    check_number,
+    refuse_metric,
+    wide,
+)
 from tikhon.penalties.group import by_row
 
 
@@ -49,9 +57,8 @@ class Hierarchical(Proximable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "M", 0)
-        if not (isinstance(self.skip, int) and self.skip >= 1):
-            raise ValueError(f"Hierarchical: skip must be an integer >= 1, received {self.skip!r}")
+        check_number(self, "M", 0, SHAPE)
+        settle(self, "skip", ">= 1", is_count, whole=True)
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of weighted |v_j|, infinite where the hierarchy is violated."""

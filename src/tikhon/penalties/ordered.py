@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tikhon.arguments import settle
+from tikhon.errors import described
 from tikhon.penalties.base import Proximable, as_scalar, refuse_metric, wide
 from tikhon.penalties.group import as_rows
 
@@ -44,8 +46,14 @@ class SLOPE(Proximable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.q < 1:
-            raise ValueError(f"SLOPE: q must lie in (0, 1), received {self.q!r}")
+        settle(self, "q", "in (0, 1), and no smaller than 1e-6", lambda q: 1e-6 <= q < 1)
+        if self.weights is not None and (
+            not isinstance(self.weights, Tensor) or self.weights.ndim != 1
+        ):
+            raise TypeError(
+                f"SLOPE: weights must be a tensor, one number an entry of a row, received "
+                f"{described(self.weights)}"
+            )
         if self.weights is not None and (self.weights.diff() > 0).any():
             where = int((self.weights.diff() > 0).nonzero()[0])
             raise ValueError(

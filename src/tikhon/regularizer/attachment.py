@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn, optim
 
+from tikhon.penalties.base import Proximable
 from tikhon.regularizer.activity import Activity, Arrival, Drift
 from tikhon.regularizer.audit import LOOKS, warn, warn_of_lost_layers
 from tikhon.regularizer.controller import Controller, Observation
@@ -16,6 +18,7 @@ from tikhon.regularizer.hooks import (
     Args,
     Changed,
     Closure,
+    EvalHook,
     Options,
     StepHooks,
     owners_of_hooks,
@@ -85,6 +88,7 @@ class Attachment:
         self._warned = False  # of layers that were lost
         self._is_told = False  # that the optimizer computes gradients itself
         self._hooks: StepHooks | None = None
+        self._evaluation: EvalHook | None = None
 
     def plan_steps(self, bindings: Sequence[Binding], places: Sequence[Location]) -> None:
         """Work out what a step does, for these terms and the parameters as they are now."""
@@ -102,6 +106,12 @@ class Attachment:
         self._hooks = StepHooks(
             self.optimizer, self._before, self._after, self._failed, owner=self
         )
+        if self.copies is not None and self.copies.averaged:
+            self._evaluation = EvalHook(
+                self.optimizer,
+                lambda: zeros_in(self.plan.held),
+                lambda zeros: give(self.plan.held, own_params(self.plan.held), zeros),
+            )
 
     def remove(self) -> None:
         """Act no more."""
@@ -111,6 +121,9 @@ class Attachment:
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None
+        if self._evaluation is not None:
+            self._evaluation.remove()
+            self._evaluation = None
 
     @property
     def acts(self) -> bool:
@@ -304,7 +317,8 @@ class Attachment:
         if plan.routes["cautious"]:
             shrink_cautiously(plan, skipped, measure=bool(moved))
         if plan.routes["orthant"]:
-            keep_orthants(plan, self.copies.keys if self.copies else ())
+            copies = self.copies
+            keep_orthants(plan, copies.keys if copies and not copies.averaged else ())
         if plan.routes["prox"]:
             errors += replace_weights(plan, "prox", skipped, moved)
         if plan.routes["project"]:
@@ -395,6 +409,41 @@ class Attachment:
             if still:
                 param.grad = grad
         self._gradients, self._replaced = {}, {}
+
+
+@torch.no_grad()
+def zeros_in(bindings: Sequence[Binding]) -> dict[str, Tensor]:
+    """Which entries are zero now, by parameter; of those whose terms make zeros."""
+    targets = [binding.target for binding in bindings if binding.route == "prox"]
+    named = ((name, p) for t in targets for name, p in zip(t.names, t.params))
+    return {name: param.detach() == 0 for name, param in named}
+
+
+def own_params(bindings: Sequence[Binding]) -> dict[str, nn.Parameter]:
+    """The parameters that terms act on, by name."""
+    targets = [binding.target for binding in bindings]
+    return {name: p for target in targets for name, p in zip(target.names, target.params)}
+
+
+@torch.no_grad()
+def give(
+    bindings: Sequence[Binding],
+    params: Mapping[str, nn.Parameter],
+    zeros: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Give other values of the weights these zeros (those of now if None) and the constraints."""
+    for binding in bindings:
+        target = binding.target
+        own = tuple(params[name] for name in target.names)
+        if binding.route == "prox":
+            for name, param, trained in zip(target.names, own, target.params):
+                param.masked_fill_(trained == 0 if zeros is None else zeros[name], 0)
+        elif binding.route == "project":
+            assert isinstance(binding.base, Proximable)
+            held = replace(target, params=own)
+            whole = local(own[0]) if binding.whole else held.read()
+            projected = binding.base.prox(whole, 1.0)
+            local(own[0]).copy_(projected) if binding.whole else held.write_(projected)
 
 
 def value_of(binding: Binding) -> Tensor:

@@ -114,11 +114,3 @@ def summed_over_shards(reading: Reading, amount: float) -> float:
         return amount
     sums = torch.tensor(amount, dtype=torch.float64, device=reading.weights.device)
     return summed(sums, param).item()
-
-
-def require(owner: object, name: str, received: object, fine: bool, allowed: str) -> None:
-    """Raise the ValueError of an argument out of its range."""
-    if not fine:
-        raise ValueError(
-            f"{type(owner).__name__}: {name} must be {allowed}, received {received!r}"
-        )

@@ -51,7 +51,8 @@ def _split(
     inputs_first: bool,
 ) -> tuple[int, Split]:
     words = {word for part in inner for word in re.split(r"[_\d]+", part)} - {""}
-    parts, size = set(inner), _size(module)
+    parts = set(inner)
+    size = _size(module) or _told_by_siblings(module, heads, inputs_first=inputs_first)
     dim, split = 0, (heads, size or -1)
     if parts & _OTHERS:
         split = ()
@@ -60,9 +61,18 @@ def _split(
     elif parts & _MIXED:
         split = (heads, 3 * size if size else -1)
     elif words & _SHARED:
-        # a head of the keys serves several of the queries
-        own = shape[inputs_first] // size if size else _first(module, _KEYS) or heads
-        split = (own, size or -1)
+        # a head of the keys may serve several of the queries
+        config = getattr(module, "config", None)
+        own = _first(module, _KEYS) or _first(config, _KEYS)
+        if own is None and size is None and shape[0] == shape[1]:
+            own = heads  # as wide as what they read: none is shared
+        if own is None and size is None:
+            raise ValueError(
+                f'rows="head": nothing tells how many heads {name!r} has, which several of the '
+                f"{heads} heads of the queries may share: give its {type(module).__name__} an "
+                f'attribute head_dim or num_key_value_heads, or use rows="out"'
+            )
+        split = (own or shape[inputs_first] // (size or 1), size or -1)
     elif words & _OUTPUTS and not words & _QUERIES:
         dim = 1
     elif not words & _QUERIES:
@@ -82,6 +92,26 @@ def _split(
             f'a joint matrix has no rows of heads: use rows="out"'
         )
     return stored + len(split) - 2, (stored, split)
+
+
+def _told_by_siblings(module: nn.Module, heads: int, *, inputs_first: bool) -> int | None:
+    """The entries of a head by the matrix of the queries beside, or that of the outputs."""
+    found: dict[bool, set[int]] = {True: set(), False: set()}
+    for name, param in module.named_parameters():
+        path = name.split(".")
+        words = {word for part in path for word in re.split(r"[_\d]+", part)}
+        others = words & _SHARED or set(path) & (_OTHERS | _THIRDS | _MIXED)
+        if param.ndim != 2 or others:
+            continue
+        queries = bool(words & _QUERIES)
+        if queries or words & _OUTPUTS:
+            along = param.shape[inputs_first == queries]  # the heads are what queries give
+            if along % heads == 0:
+                found[queries].add(along // heads)
+    for queries in (True, False):
+        if len(found[queries]) == 1:
+            return found[queries].pop()
+    return None
 
 
 def _first(owner: object, names: tuple[str, ...]) -> int | None:

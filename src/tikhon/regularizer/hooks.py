@@ -86,6 +86,38 @@ class StepHooks:
             self.after()
 
 
+class EvalHook:
+    """Two functions around the `eval` of an optimizer, which puts an average in the parameters.
+
+    Attributes:
+        before: called when the weights are still those that are trained.
+        after: called with what `before` has given, when the others have taken their place.
+    """
+
+    def __init__(
+        self,
+        optimizer: optim.Optimizer,
+        before: Callable[[], Result],
+        after: Callable[[Result], None],
+    ) -> None:
+        self._optimizer = optimizer
+        self._earlier = cast(Any, optimizer).eval
+
+        def evaluate(*args: object, **kwargs: object) -> object:
+            trained = before()
+            result = self._earlier(*args, **kwargs)
+            after(trained)
+            return result
+
+        self._evaluate = evaluate
+        vars(optimizer)["eval"] = evaluate
+
+    def remove(self) -> None:
+        """Give the optimizer its own `eval` back, unless something has been put around ours."""
+        if vars(self._optimizer).get("eval") is self._evaluate:
+            vars(self._optimizer)["eval"] = self._earlier
+
+
 def with_closure(args: Args, kwargs: Options, change: Callable[[Closure], Closure]) -> Changed:
     """The arguments that a step hook sees with their closure changed; None where they have none.
 

@@ -25,6 +25,8 @@ _PROBE = 100.0  # the size of a probe's weights, far from that of its gradients 
 _PRIME = 11  # the step before which a probe is moved: at no multiple of a period
 _MOVE = 0.1  # of a probe's weights, and how much of it must outlast a step
 _LASTING = 0.97
+_READ = 1e-6  # of a probe's weights, and how far they end from those with other gradients
+_LIKE = 0.9999  # the cosine of weights and of the state that they are computed from
 _SMALL = 1e-9  # of the cubes of a probe's weights, and how much gradients may differ there
 _BENT = 0.01
 T = TypeVar("T")
@@ -35,7 +37,9 @@ def several(optimizer: object) -> list[object]:
     """The optimizers of a list, a dict or its values; one alone in a list."""
     if isinstance(optimizer, Mapping):
         return list(cast("Mapping[object, object]", optimizer).values())
-    if isinstance(optimizer, Iterable) and not isinstance(optimizer, optim.Optimizer | str):
+    if isinstance(optimizer, Iterable) and not isinstance(
+        optimizer, optim.Optimizer | str | Tensor
+    ):
         return list(cast("Iterable[object]", optimizer))
     return [optimizer]
 
@@ -80,10 +84,13 @@ class Copies:
         keys: where it keeps them.
         every_step: whether it moves in each step (the parameter is a point between two
             sequences), or now and then (the parameter is set back towards it).
+        averaged: whether it is an average of the parameters that stands in their place in
+            evaluation, and has no part in training.
     """
 
     keys: tuple[str, ...]
     every_step: bool
+    averaged: bool = False
 
 
 def copies_in(optimizer: optim.Optimizer) -> Copies | None:
@@ -123,10 +130,31 @@ def bends_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
     and at small ones of other directions: their difference is the same where gradients are only
     clipped, or weight decay is added to them.
     """
-    simple = (bool, int, float, str, Tensor, dict, list, tuple, set, type(None), optim.Optimizer)
-    if not all(isinstance(value, simple) for value in getattr(wrapper, "__dict__", {}).values()):
-        return False  # it is part of something larger, which a step of a twin would move
+    if _is_part_of_more(wrapper):
+        return False
     return _tried(lambda one: _bends(one, optimizer), wrapper, otherwise=False)
+
+
+def reads_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
+    """Whether a wrapper reads gradients itself, before the optimizer inside it has its step.
+
+    As TRAC does, which scales the optimizer's moves by what they and the gradients have in common.
+    Found by steps of a twin whose optimizer inside is given gradients of its own: the twin ends
+    elsewhere where others are left outside.
+    """
+    if _is_part_of_more(wrapper):
+        return False
+    return _tried(lambda one: _reads(one, optimizer), wrapper, otherwise=False)
+
+
+def _is_part_of_more(wrapper: object) -> bool:
+    """Whether it holds more than optimizers and numbers, which a step of a twin would move."""
+    simple = (bool, int, float, str, Tensor, dict, list, tuple, set, type(None), optim.Optimizer)
+    return not all(
+        isinstance(value, simple)
+        or (isinstance(value, nn.Module) and next(value.parameters(), None) is None)
+        for value in getattr(wrapper, "__dict__", {}).values()
+    )
 
 
 def refuse_bent_gradients(
@@ -143,6 +171,13 @@ def refuse_bent_gradients(
                 f"changes the gradients by the weights before these (as LARC does), so that it is "
                 f'not loss + penalty that is minimised; use how="decoupled", give regularize an '
                 f"optimizer that does all in one `step`, or a plain {kind}"
+            )
+        if found and reads_gradients(wrapper, inner):
+            kind, around = type(optimizer).__name__, type(wrapper).__name__
+            raise TypeError(
+                f"{found[0].name} would act in the steps of {kind}, and {around} around it reads "
+                f"the gradients before these, so that the penalty has no part in what {around} "
+                f'makes of them; use how="decoupled", or a plain {kind}'
             )
         wrapper = inner
 
@@ -178,7 +213,8 @@ def _find_copies(optimizer: optim.Optimizer) -> Copies | None:
         before = {key: held.clone() for key, held in near.items()}
     moving = {key: count for key, count in changed.items() if count and key in before}
     if not moving:
-        return None
+        averages = _swapped_in(twin, probes[0])
+        return None if averages is None else Copies(averages, every_step=False, averaged=True)
     return Copies(tuple(moving), every_step=max(moving.values()) > _STEPS // 2)
 
 
@@ -202,13 +238,7 @@ def _bends(wrapper: object, optimizer: optim.Optimizer) -> bool:
     for power, size in ((1, 1.0), (3, _SMALL)):  # of other sizes and directions
         seen: list[Tensor] = []
         for seed in (0, 1):
-            twin, probes = _twin(optimizer)
-            around = _like(wrapper)
-            for name, value in vars(wrapper).items():
-                if value is optimizer:
-                    vars(around)[name] = twin
-            if "param_groups" in vars(wrapper):
-                vars(around).update(param_groups=twin.param_groups, state=defaultdict(dict))
+            around, twin, probes = _twin_around(wrapper, optimizer)
             generator = torch.Generator().manual_seed(seed)
             for probe in probes:
                 probe.data.pow_(power).mul_(size)
@@ -219,7 +249,7 @@ def _bends(wrapper: object, optimizer: optim.Optimizer) -> bool:
                 arrived[0] = cast(Tensor, probe.grad).clone()  # noqa: B023
 
             twin.register_step_pre_hook(note)
-            cast(optim.Optimizer, around).step()
+            around.step()
             seen.append(arrived[0])
         first, second = seen
         differences.append((first - second).float())
@@ -227,13 +257,80 @@ def _bends(wrapper: object, optimizer: optim.Optimizer) -> bool:
     return bool((at_large - at_small).norm() > _BENT * at_large.norm())
 
 
+def _reads(wrapper: object, optimizer: optim.Optimizer) -> bool:
+    ends: list[Tensor] = []
+    for size in (1, 3):  # of what the wrapper sees; the optimizer inside sees one thing
+        around, twin, (probe, *others) = _twin_around(wrapper, optimizer)
+        own: list[Tensor] = []
+
+        def give(*_: object, probe: nn.Parameter = probe, own: list[Tensor] = own) -> None:
+            own.append(cast(Tensor, probe.grad))
+            generator = torch.Generator().manual_seed(len(own))
+            probe.grad = torch.randn(probe.shape, generator=generator).to(probe)
+
+        def restore(*_: object, probe: nn.Parameter = probe, own: list[Tensor] = own) -> None:
+            probe.grad = own[-1]
+
+        twin.register_step_pre_hook(give)
+        twin.register_step_post_hook(restore)
+        for _ in _gradients(_STEPS, [probe, *others]):
+            probe.grad = size * cast(Tensor, probe.grad)
+            around.step()
+        ends.append(probe.detach().float())
+    once, thrice = ends
+    return bool((once - thrice).norm() > _READ * once.norm())
+
+
+def _twin_around(
+    wrapper: object, optimizer: optim.Optimizer
+) -> tuple[optim.Optimizer, optim.Optimizer, list[nn.Parameter]]:
+    """The same wrapper around a twin of the optimizer, that twin and its weights."""
+    twin, probes = _twin(optimizer)
+    around = _like(wrapper)
+    for name, value in vars(wrapper).items():
+        if value is optimizer:
+            vars(around)[name] = twin
+    if "param_groups" in vars(wrapper):
+        vars(around).update(param_groups=twin.param_groups, state=defaultdict(dict))
+    return cast(optim.Optimizer, around), twin, probes
+
+
+def _swapped_in(twin: optim.Optimizer, probe: nn.Parameter) -> tuple[str, ...] | None:
+    """The state of a parameter from which other weights for evaluation come; None without these.
+
+    Empty where there are such weights and they are in no state.
+    """
+    modes = [getattr(twin, name, None) for name in ("eval", "train")]
+    if not all(callable(mode) for mode in modes):
+        return None
+    trained = probe.detach().clone()
+    cast("Callable[[], object]", modes[0])()
+    if torch.equal(trained, probe):
+        return None
+    held = ((str(key), value) for key, value in twin.state[probe].items())
+    return tuple(
+        key
+        for key, value in held
+        if isinstance(value, Tensor)
+        and value.shape == probe.shape
+        and torch.cosine_similarity(value.double().ravel(), probe.double().ravel(), 0) > _LIKE
+        and not torch.equal(value.to(trained), trained)
+    )
+
+
 def _stepped(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> Iterator[int]:
     """Steps by gradients at random, the count of them before each but the first."""
+    for count in _gradients(_STEPS, probes):
+        twin.step()
+        yield count
+
+
+def _gradients(steps: int, probes: Sequence[nn.Parameter]) -> Iterator[int]:
+    """Gradients at random for so many steps, counted from 1."""
     generator = torch.Generator().manual_seed(0)
-    for count in range(1, _STEPS + 1):
+    for count in range(1, steps + 1):
         for probe in probes:
             probe.grad = torch.randn(probe.shape, generator=generator).to(probe)
-        twin.step()
         yield count
 
 
@@ -266,6 +363,8 @@ def _like(optimizer: Some) -> Some:
     for name, value in vars(optimizer).items():
         if name != "step":
             vars(twin)[name] = copy.copy(value) if isinstance(value, dict | list | set) else value
+        if isinstance(value, nn.Module):
+            vars(twin)[name] = copy.deepcopy(value)
         if name.endswith("_hooks"):
             vars(twin)[name] = OrderedDict()
     return twin
@@ -285,15 +384,18 @@ def copies_beside(
 ) -> Copies | None:
     """The copies of the weights that an optimizer keeps, if terms move the parameters.
 
-    By orthants zeros are set in the copies too, and a penalty in the gradient is right for every
+    By orthants zeros are set in the copies too, an average for evaluation gets zeros and bounds
+    when it is put in place, and a penalty in the gradient is right for every
     optimizer. Raises TypeError for other terms where the parameters are not what is iterated, and
     warns where they are set back now and then.
     """
     moving = [(b, r) for b, r in routed if r != "gradient"]
     copies = copies_in(optimizer) if moving else None
     others = [(b, r) for b, r in moving if r != "orthant"]
-    if copies is None:
+    if copies is None or copies.averaged:
         _refuse_moves_that_do_not_last(optimizer, [b for b, r in others if r != "project"])
+    if copies is not None and copies.averaged:
+        return copies
     if copies is None or not others:
         return copies
     kind, (first, route) = type(optimizer).__name__, others[0]

@@ -20,6 +20,7 @@ from tikhon.penalties.base import Proximable, Slopes, wide
 from tikhon.penalties.elementwise import soft_threshold
 from tikhon.penalties.group import row_norms
 from tikhon.regularizer.plan import StepPlan
+from tikhon.regularizer.step import with_graph
 from tikhon.regularizer.targets import local
 from tikhon.regularizer.terms import Binding
 
@@ -68,8 +69,8 @@ def add_pseudo_gradients(
             local(totals[0]).copy_(seen)
         else:
             binding.target.place_(totals, seen)
-        for param, total in zip(params, totals):
-            param.grad = total
+        for param, total, gradient in zip(params, totals, gradients):
+            param.grad = with_graph(total, gradient)
 
 
 def _facing(binding: Binding, gradient: Tensor, skipped: Tensor | None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +11,7 @@ from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel
 
 from tikhon import notebook, plotting
-from tikhon.penalties.base import Proximable
-from tikhon.regularizer.attachment import Attachment, value_of
+from tikhon.regularizer.attachment import Attachment, give, value_of, zeros_in
 from tikhon.regularizer.audit import (
     Audit,
     Trace,
@@ -35,7 +33,7 @@ from tikhon.regularizer.optimizers import (
 from tikhon.regularizer.plan import cloned, held_by, route_of
 from tikhon.regularizer.shards import refuse_inexact, zeros_of
 from tikhon.regularizer.step import refuse_unsupported
-from tikhon.regularizer.targets import entries_of, local
+from tikhon.regularizer.targets import entries_of
 from tikhon.regularizer.terms import (
     Binding,
     How,
@@ -300,9 +298,7 @@ class Regularizer:
         For an average that is put into the model itself, see `apply`.
         """
         self._check_active()
-        targets = [b.target for b in self._bound.bindings if b.route == "prox"]
-        named = ((name, p) for t in targets for name, p in zip(t.names, t.params))
-        return {name: param.detach() == 0 for name, param in named}
+        return zeros_in(self._bound.bindings)
 
     @torch.no_grad()
     def apply(self, copy: nn.Module, *, zeros: Mapping[str, Tensor] | None = None) -> None:
@@ -327,19 +323,9 @@ class Regularizer:
         self._check_active()
         there = {name: entry.param for entry in entries_of(unwrap(copy)) for name in entry.names}
         for binding in self._bound.bindings:
-            target = binding.target
-            if missing := [name for name in target.names if name not in there]:
+            if missing := [name for name in binding.target.names if name not in there]:
                 raise ValueError(f"the copy has no parameter {missing[0]!r}; is it of this model?")
-            params = tuple(there[name] for name in target.names)
-            if binding.route == "prox":
-                for name, own, trained in zip(target.names, params, target.params):
-                    own.masked_fill_(trained == 0 if zeros is None else zeros[name], 0)
-            elif binding.route == "project":
-                assert isinstance(binding.base, Proximable)
-                held = replace(target, params=params)
-                whole = local(params[0]) if binding.whole else held.read()
-                projected = binding.base.prox(whole, 1.0)
-                local(params[0]).copy_(projected) if binding.whole else held.write_(projected)
+        give(self._bound.bindings, there, zeros)
 
     # -- reading ------------------------------------------------------------------------------
 

@@ -72,7 +72,9 @@ def add_gradients(
         if binding.plain and not isinstance(alpha, Tensor):
             (param,) = params
             if id(param) in plain.setdefault(alpha, {}):  # the same penalty twice
-                param.grad = torch.add(_gradient(param).detach(), param.detach(), alpha=alpha)
+                own = _gradient(param)
+                total = torch.add(own.detach(), param.detach(), alpha=alpha)
+                param.grad = with_graph(total, own)
             plain[alpha][id(param)] = param
         else:
             _add_gradient(binding, factor)
@@ -82,7 +84,18 @@ def add_gradients(
         gradients = [_gradient(param).detach() for param in params]
         totals = _many._foreach_add(gradients, [p.detach() for p in params], alpha=alpha)
         for param, total in zip(params, totals):
-            param.grad = total
+            param.grad = with_graph(total, _gradient(param))
+
+
+def with_graph(total: Tensor, gradient: Tensor) -> Tensor:
+    """`total` for a gradient, with the graph that it has where a user keeps one.
+
+    Optimizers of second order (AdaHessian, Sophia) differentiate the gradients in `.grad`.
+    """
+    if not gradient.requires_grad:
+        return total
+    with torch.enable_grad():
+        return gradient + (total - gradient).detach()
 
 
 @torch.no_grad()
@@ -92,7 +105,7 @@ def _add_gradient(binding: Binding, factor: float | Tensor) -> None:
         for total, pull in zip(totals, _pulls(binding, factor)):
             local(total).add_(pull)
     for param, total in zip(binding.target.params, totals):
-        param.grad = total
+        param.grad = with_graph(total, _gradient(param))
 
 
 def _add_in_blocks(binding: Binding, total: Tensor, factor: float | Tensor) -> bool:
@@ -152,10 +165,11 @@ def bound_gains(plan: StepPlan, bindings: Sequence[Binding]) -> list[Binding]:
             memory = plan.rule.memory(plan.group(param), plan.optimizer.state[param])
             least = memory.least(own)
             held = local(memory.tensor)
+            most = torch.finfo(held.dtype).max  # a 16-bit moment does not hold every square
             if isinstance(least, float | int):
-                alike.setdefault(least, []).append(held)
+                alike.setdefault(min(least, most), []).append(held)
             else:
-                held.clamp_min_(least.to(held))
+                held.clamp_min_(least.clamp_max(most).to(held))
     for least, tensors in alike.items():
         _many._foreach_clamp_min_(tensors, least)
     return fresh

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from tikhon.arguments import in_words
 from tikhon.errors import unknown
 from tikhon.regularizer.heads import head_rows
 from tikhon.wrappers import named_modules, unwrap
@@ -362,7 +363,7 @@ def why_computed(model: nn.Module, name: str) -> str:
 
 def targets_of(chosen: Sequence[Entry], model: nn.Module, rows: str) -> list[Target]:
     """One target a entry, or one for all of them when rows are features."""
-    if rows not in ROWS:
+    if not in_words(rows, ROWS):
         raise ValueError(unknown("rows", rows, ROWS))
     if rows == "product":
         return [

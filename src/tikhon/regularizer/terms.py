@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from tikhon.arguments import in_words
 from tikhon.errors import described, unknown
 from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty, Proximable, checked
@@ -17,6 +18,7 @@ from tikhon.penalties.elementwise import L2
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.rounding import Rounding
 from tikhon.regularizer.targets import (
+    ROWS,
     Entry,
     Pattern,
     Product,
@@ -62,6 +64,8 @@ class Term:
             raise TypeError(f"Term: penalty must be a Penalty, received {described(self.penalty)}")
         if self.how is not None:
             _check_how(self.how)
+        if self.rows is not None and not in_words(self.rows, ROWS):
+            raise ValueError(unknown("rows", self.rows, ROWS))
         if self.strength is not None:
             owner = f"Term({type(self.penalty).__name__})"
             object.__setattr__(self, "strength", checked(self.strength, owner))
@@ -381,7 +385,7 @@ def _refuse_in_factors(binding: Binding) -> None:
 
 
 def _check_how(how: str) -> None:
-    if how not in get_args(How):
+    if not in_words(how, get_args(How)):
         raise ValueError(unknown("how", how, get_args(How)))
 
 

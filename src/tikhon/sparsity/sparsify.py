@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
+from tikhon.arguments import checked, is_count
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.hooks import StepHooks, owners_of_hooks
 from tikhon.regularizer.metric import group_of, rule_of
@@ -136,7 +137,9 @@ class Sparsifier:
         if not self.optimizers:
             raise ValueError("sparsify needs an optimizer, received an empty list")
         _refuse_without_numbers(self.model)
-        self.steps, self.step = _whole(steps), 0
+        self.step = 0
+        told = "the optimizer steps of the whole run, 1 or more"
+        self.steps: int = checked("sparsify", "steps", steps, told, is_count, whole=True)
         found, self._price = find(self.model, thinning, example)
         self.layers = self._trained(found)
         self.end = max(1, round((1 - thinning.repair) * self.steps))
@@ -489,17 +492,6 @@ class Sparsifier:
         gone, fading = self.step > self.begin, self.begin < self.step < self.end
         self._held = [p.spread(self._gone[i], outside=1.0) for p, i in spread] if gone else None
         self._pressed = [p.spread(~self._keep[i]) for p, i in spread] if fading else None
-
-
-def _whole(steps: object) -> int:
-    """A number of steps, as a whole number."""
-    number = isinstance(steps, int | float) and not isinstance(steps, bool)
-    if not (number and 1 <= steps < float("inf") and steps == int(steps)):  # type: ignore[operator]
-        raise ValueError(
-            f"sparsify: steps must be the optimizer steps of the whole run, a whole number of 1 "
-            f"or more, received {steps!r}"
-        )
-    return int(steps)  # type: ignore[call-overload]
 
 
 def _refuse_without_numbers(model: nn.Module) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tikhon.errors import unknown
+from tikhon.arguments import checked, in_words, is_count
+from tikhon.errors import described, unknown
 from tikhon.regularizer.targets import Pattern
 from tikhon.sparsity.allocation import Per
 
@@ -36,28 +37,35 @@ class Thinning:
     repair: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.of not in get_args(Of):
+        if not in_words(self.of, get_args(Of)):
             raise ValueError(f"sparsify: {unknown('kind of unit', self.of, get_args(Of))}")
-        number = int | float
         rules = {
-            "share": (_is(self.share, number) and 0 < self.share < 1, "in (0, 1): what goes"),
-            "per": (self.per in (None, *get_args(Per)), "'model' or 'layer'"),
-            "cost": (self.cost in (None, *get_args(Cost)), "None or 'flops'"),
-            "multiple": (_is(self.multiple, int) and self.multiple >= 1, "1 or more"),
-            "warmup": (_is(self.warmup, number) and 0 <= self.warmup < 1, "in [0, 1)"),
-            "repair": (
-                _is(self.repair, number) and 0 <= self.repair < 1 - self.warmup,
-                "in [0, 1), and less than 1 - warmup",
-            ),
+            "per": (in_words(self.per, (None, *get_args(Per))), "'model' or 'layer'"),
+            "cost": (in_words(self.cost, (None, *get_args(Cost))), "None or 'flops'"),
         }
         for name, (fine, rule) in rules.items():
             if not fine:
-                received = getattr(self, name)
-                raise ValueError(f"sparsify: {name} must be {rule}, received {received!r}")
+                received = described(getattr(self, name))
+                raise ValueError(f"sparsify: {name} must be {rule}, received {received}")
+        self._settle("share", "in (0, 1): what goes", lambda share: 0 < share < 1)
+        self._settle("multiple", "1 or more", is_count, whole=True)
+        self._settle("warmup", "in [0, 1)", lambda part: 0 <= part < 1)
+        most = 1 - self.warmup
+        allowed = "in [0, 1), and less than 1 - warmup"
+        self._settle("repair", allowed, lambda part: 0 <= part < most)
         if self.cost is not None and self.per == "layer":
             raise ValueError(
                 "sparsify: a share of the flops is one of the whole model: leave out per='layer'"
             )
+
+    def _settle(
+        self, name: str, allowed: str, fine: Callable[[Any], bool], *, whole: bool = False
+    ) -> None:
+        try:
+            number = checked("sparsify", name, getattr(self, name), allowed, fine, whole=whole)
+        except TypeError as error:  # it may be a word of a command line
+            raise ValueError(str(error)) from None
+        object.__setattr__(self, name, number)
 
     @property
     def counted(self) -> Per:
@@ -104,10 +112,6 @@ class Thinning:
 
 
 Asked = Thinning | float | str | Mapping[str, Any]  # what `Thinning.read` takes
-
-
-def _is(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _number(text: str) -> object:

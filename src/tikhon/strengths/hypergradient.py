@@ -7,18 +7,19 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Integral
 from typing import Any, ClassVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from tikhon.arguments import LARGEST, in_words, is_count, plain, require, settle
 from tikhon.data.rows import LossFunction
 from tikhon.data.stream import Stream
+from tikhon.errors import described
 from tikhon.penalties import L1, L2, ElasticNet, GroupLasso, Proximable
 from tikhon.penalties.optimality import max_strength
 from tikhon.regularizer.audit import warn
-from tikhon.regularizer.controller import Controller, Observation, Per, Reading, require
+from tikhon.regularizer.controller import Controller, Observation, Per, Reading
 from tikhon.regularizer.targets import is_distributed, summed
 from tikhon.strengths.schedules import Recorded
 from tikhon.strengths.sensitivity import (
@@ -122,21 +123,29 @@ class Hypergradient(Controller):
     reads_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        ends, told = tuple(self.range), "the number of optimizer steps, at least 1"
-        ordered = len(ends) == 2 and 0 < ends[0] < ends[1] < math.inf
-        inside = self.start == 0 or (ordered and ends[0] <= self.start <= ends[1])
-        require(self, "steps", self.steps, _counts(self.steps), told)
-        require(self, "every", self.every, _counts(self.every), "at least 1")
+        told = "the number of optimizer steps, at least 1"
+        for name, allowed in (
+            ("steps", told),
+            ("every", "at least 1"),
+            ("batch_size", "at least 1"),
+        ):
+            settle(self, name, allowed, is_count, whole=True)
+        pair = isinstance(self.range, Sequence) and len(self.range) == 2
+        found = [plain(end) for end in self.range] if pair else []
+        ends = [end for end in found if end is not None]
+        ordered = len(ends) == 2 and 0 < ends[0] < ends[1] <= LARGEST
         require(self, "range", self.range, ordered, "0 < smallest < largest")
-        require(self, "start", self.start, inside, f"0 or within range, {self.range}")
-        require(self, "damping", self.damping, self.damping >= 0, ">= 0")
-        require(self, "caution", self.caution, 0 < self.caution <= 1, "in (0, 1]")
-        require(self, "batch_size", self.batch_size, _counts(self.batch_size), "at least 1")
-        require(self, "per", self.per, self.per in get_args(Per), "'layer', 'group' or 'term'")
+        object.__setattr__(self, "range", tuple(ends))
+        inside = f"0 or within range, {self.range}"
+        settle(self, "start", inside, lambda x: x == 0 or ends[0] <= x <= ends[1])
+        settle(self, "damping", ">= 0", lambda c: c >= 0)
+        settle(self, "caution", "in (0, 1]", lambda factor: 0 < factor <= 1)
+        fine = in_words(self.per, get_args(Per))
+        require(self, "per", self.per, fine, "'layer', 'group' or 'term'")
         if not callable(self.loss):
             raise TypeError(
                 f"Hypergradient: loss must be a callable of (output, target), "
-                f"received {self.loss!r}"
+                f"received {described(self.loss)}"
             )
         _ = self.stream  # data that cannot be read are refused here, not within a step
         if (moves := int(FROZEN * self.steps / self.every)) < FEWEST:
@@ -272,11 +281,6 @@ class Hypergradient(Controller):
         if math.isfinite(amount + level):  # otherwise the run itself diverges: not ours to hide
             rate = rate_of(self.range, self.steps / self.every)
             descend(memory, amount, level, rate=rate, caution=self.caution, bounds=bounds)
-
-
-def _counts(value: object) -> bool:
-    """Whether it is a whole number from 1 on."""
-    return isinstance(value, Integral) and int(value) >= 1
 
 
 def _sensitivity(memory: dict[str, Any], reading: Reading) -> Tensor:

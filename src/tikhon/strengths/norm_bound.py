@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
+from tikhon.arguments import LARGEST, SMALLEST, in_words, is_count, require, settle
 from tikhon.penalties.elementwise import L2
-from tikhon.regularizer.controller import Controller, Observation, Per, require, summed_over_shards
+from tikhon.regularizer.controller import Controller, Observation, Per, summed_over_shards
 
 _PROPORTIONAL, _INTEGRAL = 0.2, 0.01  # critically damped: the first squared is 4 times the second
 
@@ -50,13 +51,15 @@ class NormBound(Controller):
     reads_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        bound, at = self.bound, self.at
-        require(self, "bound", bound, bound is None or 0 < bound < math.inf, "> 0 or None")
-        fine = at == "inflection" or (isinstance(at, int) and at >= 0)
-        require(self, "at", at, fine, "a step >= 0 or 'inflection'")
-        require(self, "factor", self.factor, 0 < self.factor < math.inf, "> 0")
-        require(self, "interval", self.interval, self.interval >= 1, "at least 1")
-        require(self, "per", self.per, self.per in get_args(Per), "'term', 'layer' or 'group'")
+        if self.bound is not None:
+            settle(self, "bound", "> 0 or None", _is_size)
+        if not in_words(self.at, ("inflection",)):
+            told = "a step >= 0 or 'inflection'"
+            settle(self, "at", told, lambda n: is_count(n, 0), whole=True)
+        settle(self, "factor", "> 0", _is_size)
+        settle(self, "interval", "at least 1", is_count, whole=True)
+        fine = in_words(self.per, get_args(Per))
+        require(self, "per", self.per, fine, "'term', 'layer' or 'group'")
 
     def next(self, strength: float, observation: Observation, step: int) -> float:
         """The strength of the next step."""
@@ -78,7 +81,8 @@ class NormBound(Controller):
             return 0.0 if "bound" not in memory else strength
         excess = size / memory["bound"] - 1
         memory["removed"] = min(max(memory.get("removed", 0.0) + _INTEGRAL * excess, 0.0), 0.5)
-        return min(max(memory["removed"] + _PROPORTIONAL * excess, 0.0), 0.5) / rate
+        removed = min(max(memory["removed"] + _PROPORTIONAL * excess, 0.0), 0.5)
+        return min(removed / rate, LARGEST)  # rates of a schedule end near zero
 
     def _is_due(self, size: float, memory: dict[str, Any], step: int) -> bool:
         if self.bound is not None or self.at != "inflection":
@@ -89,3 +93,7 @@ class NormBound(Controller):
         slowed = growth < memory.get("growth", -math.inf)
         memory["size"], memory["growth"] = size, growth
         return slowed
+
+
+def _is_size(number: float) -> bool:
+    return SMALLEST <= number <= LARGEST

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tikhon.arguments import plain, settle
+from tikhon.errors import described
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -146,18 +149,21 @@ class Recorded:
     steps: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "strengths", tuple(self.strengths))
-        if not self.strengths or not all(math.isfinite(s) and s >= 0 for s in self.strengths):
+        given = self.strengths
+        several = hasattr(given, "__len__") and getattr(given, "ndim", 1) > 0
+        found = tuple(map(plain, given)) if several and not isinstance(given, str | bytes) else ()
+        if not found or not all(s is not None and 0 <= s < math.inf for s in found):
             raise ValueError(
                 f"Recorded: strengths must be finite and >= 0, at least one, "
-                f"received {self.strengths!r}"
+                f"received {described(given)}"
             )
+        object.__setattr__(self, "strengths", found)
         _check(self, levels=(), counts=("steps",))
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
         return self.strengths[
-            min(step * len(self.strengths) // self.steps, len(self.strengths) - 1)
+            min(int(step * len(self.strengths) // self.steps), len(self.strengths) - 1)
         ]
 
 
@@ -166,12 +172,7 @@ def _between(start: float, end: float, part: float) -> float:
 
 
 def _check(schedule: object, *, levels: tuple[str, ...], counts: tuple[str, ...]) -> None:
-    name = type(schedule).__name__
     for field in levels:
-        value = getattr(schedule, field)
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name}: {field} must be finite and >= 0, received {value!r}")
+        settle(schedule, field, "finite and >= 0", lambda level: 0 <= level < math.inf)
     for field in counts:
-        value = getattr(schedule, field)
-        if value < 1:
-            raise ValueError(f"{name}: {field} must be at least 1, received {value!r}")
+        settle(schedule, field, "at least 1", lambda count: 1 <= count < math.inf)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from tikhon.arguments import in_words, is_count, require, settle
 from tikhon.penalties.base import Penalty, Proximable, is_metric
 from tikhon.penalties.group import GroupLasso, GroupMCP, LInf
 from tikhon.regularizer.controller import (
@@ -16,7 +17,6 @@ from tikhon.regularizer.controller import (
     Observation,
     Per,
     Reading,
-    require,
     summed_over_shards,
 )
 
@@ -58,9 +58,10 @@ class TargetSparsity(Controller):
     reads_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self, "target", self.target, 0 <= self.target < 1, "in [0, 1)")
-        require(self, "steps", self.steps, self.steps >= 1, "at least 1")
-        require(self, "per", self.per, self.per in get_args(Per), "'term', 'layer' or 'group'")
+        settle(self, "target", "in [0, 1)", lambda share: 0 <= share < 1)
+        settle(self, "steps", "at least 1", is_count, whole=True)
+        fine = in_words(self.per, get_args(Per))
+        require(self, "per", self.per, fine, "'term', 'layer' or 'group'")
 
     def next(self, strength: float, observation: Observation, step: int) -> float:
         """The strength for the prox of this step."""
