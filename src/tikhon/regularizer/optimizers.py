@@ -25,7 +25,6 @@ _PROBE = 100.0  # the size of a probe's weights, far from that of its gradients 
 _PRIME = 11  # the step before which a probe is moved: at no multiple of a period
 _MOVE = 0.1  # of a probe's weights, and how much of it must outlast a step
 _LASTING = 0.97
-_READ = 1e-6  # of a probe's weights, and how far they end from those with other gradients
 _LIKE = 0.9999  # the cosine of weights and of the state that they are computed from
 _SMALL = 1e-9  # of the cubes of a probe's weights, and how much gradients may differ there
 _BENT = 0.01
@@ -118,7 +117,7 @@ def _tried(experiment: Callable[[Some], T], optimizer: Some, otherwise: T) -> T:
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             return experiment(optimizer)
-    except Exception:  # it needs a closure, a device, attributes of its own parameters ...
+    except Exception:  # it needs a device, attributes of its own parameters ...
         return otherwise
 
 
@@ -259,26 +258,28 @@ def _bends(wrapper: object, optimizer: optim.Optimizer) -> bool:
 
 def _reads(wrapper: object, optimizer: optim.Optimizer) -> bool:
     ends: list[Tensor] = []
-    for size in (1, 3):  # of what the wrapper sees; the optimizer inside sees one thing
+    for power in (0, 1):  # of the count: what the wrapper sees; the one inside sees one thing
+        torch.manual_seed(0)
         around, twin, (probe, *others) = _twin_around(wrapper, optimizer)
+        probe.data.mul_(_SMALL)  # so that the first moves count, which may be tiny
         own: list[Tensor] = []
 
         def give(*_: object, probe: nn.Parameter = probe, own: list[Tensor] = own) -> None:
             own.append(cast(Tensor, probe.grad))
             generator = torch.Generator().manual_seed(len(own))
-            probe.grad = torch.randn(probe.shape, generator=generator).to(probe)
+            probe.grad = torch.rand(probe.shape, generator=generator).to(probe)
 
         def restore(*_: object, probe: nn.Parameter = probe, own: list[Tensor] = own) -> None:
             probe.grad = own[-1]
 
         twin.register_step_pre_hook(give)
         twin.register_step_post_hook(restore)
-        for _ in _gradients(_STEPS, [probe, *others]):
-            probe.grad = size * cast(Tensor, probe.grad)
+        for count in _gradients(_STEPS, [probe, *others]):
+            probe.grad = count**power * cast(Tensor, probe.grad).abs()
             around.step()
-        ends.append(probe.detach().float())
-    once, thrice = ends
-    return bool((once - thrice).norm() > _READ * once.norm())
+        ends.append(probe.detach())
+    alike, growing = ends
+    return not torch.equal(alike, growing)
 
 
 def _twin_around(
@@ -321,8 +322,23 @@ def _swapped_in(twin: optim.Optimizer, probe: nn.Parameter) -> tuple[str, ...] |
 def _stepped(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> Iterator[int]:
     """Steps by gradients at random, the count of them before each but the first."""
     for count in _gradients(_STEPS, probes):
-        twin.step()
+        _step(twin, probes)
         yield count
+
+
+def _step(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> None:
+    """One step, with a closure where it asks for one."""
+    gradients = [probe.grad for probe in probes]
+
+    def closure() -> Tensor:
+        for probe, gradient in zip(probes, gradients):
+            probe.grad = gradient
+        return torch.zeros(())
+
+    try:
+        twin.step()
+    except Exception:
+        twin.step(closure)  # type: ignore[arg-type]
 
 
 def _gradients(steps: int, probes: Sequence[nn.Parameter]) -> Iterator[int]:
@@ -336,6 +352,19 @@ def _gradients(steps: int, probes: Sequence[nn.Parameter]) -> Iterator[int]:
 
 def _twin(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Parameter]]:
     """The same optimizer on small weights of its own, without hooks and without a past."""
+    twin, probes = _fresh(optimizer)
+    try:
+        for probe in probes:
+            probe.grad = torch.ones_like(probe)
+        _step(twin, probes)
+    except Exception:  # its making has given the weights a state
+        twin, probes = _fresh(optimizer)
+        _seed(twin, optimizer, probes)
+        return twin, probes
+    return _fresh(optimizer)
+
+
+def _fresh(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Parameter]]:
     twin = _like(optimizer)
     probes: list[nn.Parameter] = []
     groups = []
@@ -355,6 +384,29 @@ def _twin(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Paramete
     if callable(enter := getattr(twin, "train", None)):
         enter()  # of optimizers that hold other weights for evaluation
     return twin, probes
+
+
+def _seed(
+    twin: optim.Optimizer, optimizer: optim.Optimizer, probes: Sequence[nn.Parameter]
+) -> None:
+    """Give probes the state that an optimizer's making gives weights, as that of MADGRAD.
+
+    Copies of the weights become copies of the probes, other tensors of their shape zeros.
+    """
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    for probe, group in zip(probes, groups):
+        param = group["params"][0]
+        for key, held in optimizer.state.get(param, {}).items():
+            if isinstance(held, Tensor) and held.shape == param.shape:
+                same = held.dtype == param.dtype and torch.equal(held, param)
+                held = probe.detach().clone() if same else torch.zeros_like(probe)
+            elif isinstance(held, Tensor) and held.numel() > 1:
+                twin.state.pop(probe, None)  # of a shape of its own, which the probe's is not
+                break
+            twin.state[probe][key] = copy.deepcopy(held)
+    for key, held in optimizer.state.items():
+        if not isinstance(key, Tensor):
+            twin.state[key] = copy.deepcopy(held)
 
 
 def _like(optimizer: Some) -> Some:
