@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -246,3 +247,29 @@ def test_a_loss_scale_that_runs_away_is_an_alarm(start, growth, factor, words):
     assert health.rows[-1]["scale"] in (scaler.get_scale(), scaler.get_scale() / 2)
     assert words in health.alarms.get("unstable_loss_scale", "")
     assert bool(words) == ("unstable_loss_scale" in health.alarms)
+
+
+def test_nothing_of_a_step_is_kept_alive_by_looking_around():
+    model = nn.Linear(4, 1)
+    engine, seen = sgd(0.1)(model.parameters()), []
+    with watch(model, engine, every=3):
+        for _ in range(20):
+            x = torch.randn(8, 4)
+            seen.append(weakref.ref(x))
+            engine.zero_grad()
+            loss = model(x).square().mean()
+            seen.append(weakref.ref(loss))
+            loss.backward()
+            engine.step()
+    del x, loss
+    assert not [ref for ref in seen if ref() is not None]
+
+
+def test_a_dictionary_of_variables_that_the_user_holds_stays():
+    model = nn.Linear(4, 1)
+    engine = sgd(0.1)(model.parameters())
+    mine = locals()
+    with watch(model, engine, every=1):
+        model(torch.randn(8, 4)).square().mean().backward()
+        engine.step()
+    assert mine["model"] is model

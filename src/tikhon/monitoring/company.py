@@ -17,6 +17,8 @@ from tikhon.monitoring.schedules import Schedules
 from tikhon.monitoring.strays import Strays
 from tikhon.monitoring.surroundings import surroundings
 
+FIRST, EACH = 3, 8  # sampled steps that search: the first ones, and each so many
+
 
 class Company:
     """Networks that follow the model, tensors of a loss, schedules, frozen norms, kept states."""
@@ -28,10 +30,17 @@ class Company:
         self.schedules, self.norms = Schedules(optimizer), FrozenNorms(model)
         self.states = KeptStates(model, step)
         self._counts: tuple[int, int] = (0, 0)
+        self._looks = 0
         self._last: list[Alarm] | None = None  # what was wrong when the loop ended
 
     def find(self, frame: FrameType | None, forwards: int) -> None:
-        """Look at the variables of the loop, in a sampled step before it is made."""
+        """Look at the variables of the loop, in some sampled steps before they are made."""
+        self._looks += 1
+        if self._looks <= FIRST or self._looks % EACH == 0:
+            self._search(frame, forwards)
+        self.followers.measure()
+
+    def _search(self, frame: FrameType | None, forwards: int) -> None:
         near = surroundings(frame)
         optimizers = [self._optimizer, *near.optimizers.values()]
         enabled = [s for s in near.scalers.values() if s.is_enabled()]
@@ -39,7 +48,6 @@ class Company:
         self.followers.find(near.modules, optimizers)
         self.strays.find(near.modules, near.tensors, optimizers)
         self.schedules.find(near.schedulers, near.loaders, forwards)
-        self.followers.measure()
 
     def numbers(self) -> list[Tensor]:
         """Everything that is to be read with the sampled step."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,7 +24,8 @@ class Pace:
         held = [p for g in optimizer.param_groups for p in g["params"]]
         fit = [p for p in held if id(p) in own and readable(p)]
         self._tensor = min(fit, key=Tensor.numel) if fit else None
-        self._stepped: tuple[weakref.ref[Tensor], int] | None = None  # of the last step
+        self._stepped: Tensor | None = None  # the gradient of the last step, small as it is
+        self._version = 0  # of that
         self._depth = 0  # a step that calls another runs its hooks again
         self._handle: RemovableHandle | None = None  # counts backward passes once steps are rare
         self._forwards = 0  # since the last step
@@ -54,17 +53,19 @@ class Pace:
         self._depth += 1
         if self._depth > 1:
             return
-        now = self._state()
-        if not called and now is not None and _same(now, self._stepped):
-            self.again += 1
-        self._stepped = now
+        gradient = self._tensor.grad if self._tensor is not None else None
+        version = gradient._version if gradient is not None else 0
+        if gradient is not None and not called:
+            self.again += gradient is self._stepped and version == self._version
+        self._stepped, self._version = gradient, version
 
     def after_step(self) -> None:
         """The optimizer has made a step."""
         self._depth = max(0, self._depth - 1)
         self.usual = max(self.usual, self._forwards)
         self._forwards = self.unstepped = 0
-        self.close()
+        if self._handle is not None:
+            self.close()
 
     def hold(self) -> None:
         """A sampled step is over: no one should write to its gradient before the next pass."""
@@ -80,13 +81,3 @@ class Pace:
 
     def _reached(self, parameter: Tensor) -> None:
         self.unstepped += 1
-
-    def _state(self) -> tuple[weakref.ref[Tensor], int] | None:
-        gradient = self._tensor.grad if self._tensor is not None else None
-        return (weakref.ref(gradient), gradient._version) if gradient is not None else None
-
-
-def _same(
-    now: tuple[weakref.ref[Tensor], int], then: tuple[weakref.ref[Tensor], int] | None
-) -> bool:
-    return then is not None and then[0]() is now[0]() and then[1] == now[1]

@@ -109,12 +109,13 @@ class Sampler:
 
     def close(self) -> None:
         """Take the hooks off and let the copies go."""
+        if self._window is None:
+            return
         for tap in self._taps:
             tap.remove()
         self._taps.clear()
         self.roots.close()
-        if self._window is not None:
-            self._window.close()
+        self._window.close()
         self._window, self.kept, self._earlier, self._batch = None, None, {}, None
 
     def _tap(self, name: str) -> Callable[[nn.Module, object, object], None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 FRAMES = 12  # functions from the step of the optimizer outwards
+OWN = 3  # references to the variables of a frame: its own, the one here, that of the count
 MANY = 64  # entries of a list or a dictionary that are looked at
 _OWN = tuple(str(Path(module.__file__ or "").parent) for module in (torch, __import__("tikhon")))
 _PLAIN = (
@@ -81,12 +84,28 @@ def _named(frame: FrameType | None) -> Iterator[tuple[str, object]]:
     while frame is not None and count < FRAMES:
         if not frame.f_code.co_filename.startswith(_OWN):
             count += 1
-            for space in (frame.f_locals, frame.f_globals):
-                if id(space) not in spaces:
-                    spaces.add(id(space))
-                    for name, value in list(space.items()):
-                        yield from _within(name, value)
+            found = _variables(frame)
+            if id(frame.f_globals) not in spaces:
+                spaces.add(id(frame.f_globals))
+                found += list(frame.f_globals.items())
+            for name, value in found:
+                yield from _within(name, value)
         frame = frame.f_back
+
+
+def _variables(frame: FrameType) -> list[tuple[str, object]]:
+    """The local ones of a function, of which nothing is kept alive.
+
+    Until Python 3.13 the dictionary of a running function is a copy that stays with it, and with
+    it the batch and the graph of this step; it is emptied, unless the user holds it (`locals()`).
+    """
+    if not frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        return []  # a module, whose variables are its globals
+    space = frame.f_locals
+    found = list(space.items())
+    if type(space) is dict and sys.getrefcount(space) <= OWN:
+        space.clear()
+    return found
 
 
 def _within(name: str, value: Any) -> Iterator[tuple[str, object]]:
