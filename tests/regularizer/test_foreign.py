@@ -766,3 +766,45 @@ def test_a_wrapper_that_reads_gradients_before_the_penalty_is_refused(penalty):
         tk.regularize(model, optimizer, penalty)
     assert optimizer.total == 1e-3 and (model.weight == 1).all()
     tk.regularize(model, optimizer, tk.L2(0.1), how="decoupled")
+
+
+class FindsItsRate(optim.SGD):
+    """Steps by the size of the sum of gradients so far (D-Adaptation)."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                state["sum"] = state.get("sum", torch.zeros_like(p)) + p.grad
+                state["d"] = max(
+                    state.get("d", 1e-6), 1e-6 * 1.5 ** float(state["sum"].abs().mean())
+                )
+                p.sub_(group["lr"] * state["d"] * p.grad)
+
+
+@pytest.mark.parametrize("term", [tk.Box(-1, 1), tk.MaxNorm(1.0), tk.L1(0.1)], ids=repr)
+def test_a_step_size_that_grows_while_weights_are_held_is_told_of(term):
+    model = ones()
+    with pytest.warns(UserWarning, match="FindsItsRate takes longer and longer steps"):
+        tk.regularize(model, FindsItsRate(model.parameters(), lr=1.0), term)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tk.regularize(model, FindsItsRate(model.parameters(), lr=1.0), tk.L2(0.1))
+        for kind in (Anchored, SlowWeights, ScheduleFree):
+            served = tk.L1(0.1) if kind is ScheduleFree or term.constraint else term
+            tk.regularize(model, kind(model.parameters(), lr=0.1, **{}), served)
+
+
+def test_a_copy_of_a_handle_keeps_what_was_found_of_its_optimizer():
+    model = nn.Linear(2, 3, bias=False)
+    optimizer = Averaging(model.parameters(), lr=0.1)
+    reg = tk.regularize(model, optimizer, tk.L1(0.3))
+    for _ in range(40):
+        model.weight.grad = model.weight.detach().clone()
+        optimizer.step()
+    twin, of_twin, copied = copy.deepcopy((model, optimizer, reg))
+    trained = copied.sparsity()
+    of_twin.eval()
+    assert copied.sparsity() == trained == {"weight": 1.0}
+    assert not twin.weight.any() and reg.sparsity() == trained

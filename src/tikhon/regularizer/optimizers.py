@@ -25,6 +25,8 @@ _PROBE = 100.0  # the size of a probe's weights, far from that of its gradients 
 _PRIME = 11  # the step before which a probe is moved: at no multiple of a period
 _MOVE = 0.1  # of a probe's weights, and how much of it must outlast a step
 _LASTING = 0.97
+_HELD = 45  # steps in which weights are held against a gradient
+_RUN = 20  # how much longer than in the first third the last one is where they run away
 _LIKE = 0.9999  # the cosine of weights and of the state that they are computed from
 _SMALL = 1e-9  # of the cubes of a probe's weights, and how much gradients may differ there
 _BENT = 0.01
@@ -108,6 +110,34 @@ def keeps_moves(optimizer: optim.Optimizer) -> bool:
     in part (MADGRAD) or of one length (Nero). Found by a few steps on weights of its own.
     """
     return _tried(_keeps_a_move, optimizer, otherwise=True)
+
+
+def runs_away(optimizer: optim.Optimizer) -> bool:
+    """Whether steps grow without end while gradients last and weights are held where they are.
+
+    As those of D-Adaptation do, which takes gradients that do not vanish for a goal that is far.
+    """
+    return _tried(_runs_away, optimizer, otherwise=False)
+
+
+def _runs_away(optimizer: optim.Optimizer) -> bool:
+    twin, probes = _twin(optimizer)
+    held = [group for group in optimizer.param_groups if group["params"]]
+    for group, own in zip(twin.param_groups, held):
+        if "lr" in own:
+            group["lr"] = own["lr"]
+    for probe in probes:
+        probe.data.div_(_PROBE)
+    lengths: list[float] = []
+    before = [probe.detach().clone() for probe in probes]
+    for _ in range(_HELD):
+        for probe in probes:
+            probe.grad = torch.ones_like(probe)
+        _step(twin, probes)
+        lengths.append(float((probes[0].detach() - before[0]).double().norm()))
+        for probe, weights in zip(probes, before):
+            probe.data.copy_(weights)
+    return lengths[-1] > _RUN * max(lengths[: _HELD // 3])
 
 
 def _tried(experiment: Callable[[Some], T], optimizer: Some, otherwise: T) -> T:
@@ -442,6 +472,14 @@ def copies_beside(
     warns where they are set back now and then.
     """
     moving = [(b, r) for b, r in routed if r != "gradient"]
+    holding = [b for b, r in moving if r in ("project", "orthant")]
+    if holding and runs_away(optimizer):
+        kind = type(optimizer).__name__
+        warn(
+            f"{holding[0].name} holds weights against their gradients, and {kind} takes longer "
+            f"and longer steps while gradients last: its step size may grow without end; watch "
+            f"the loss, or use an optimizer such as AdamW or Prodigy"
+        )
     copies = copies_in(optimizer) if moving else None
     others = [(b, r) for b, r in moving if r != "orthant"]
     if copies is None or copies.averaged:

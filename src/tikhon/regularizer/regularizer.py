@@ -278,16 +278,20 @@ class Regularizer:
         if not self._bound.is_current():
             self._rebind()
         kept = {k: v for k, v in vars(self).items() if k != "_attachments"}
-        made = [(a.optimizer, a.steps, a.activity.uncounted, a.acts) for a in self._attachments]
+        made = [
+            (a.optimizer, a.steps, a.activity.uncounted, a.acts, a.copies)
+            for a in self._attachments
+        ]
         return {**kept, "made": made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        optimizers, steps, uncounted, acts = zip(*state.pop("made"))
+        optimizers, steps, uncounted, acts, copies = zip(*state.pop("made"))
         vars(self).update(state, _attachments=[])
         with warnings.catch_warnings(action="ignore"):
             self._attachments = self._attachments_to(optimizers, steps, first=False)
-        for attachment, count in zip(self._attachments, uncounted):
+        for attachment, count, found in zip(self._attachments, uncounted, copies):
             attachment.activity.uncounted = count
+            attachment.copies = found  # a copied optimizer may lack what a trial of it needs
         if all(acts):
             self._attach(self._attachments)
 
