@@ -27,8 +27,13 @@ finally:  # its layers.py would stand in for the package of the same name beside
     sys.path.pop()
 
 
+ASKED = [*PROGRAMS, *FRESH, *THIRD, *FOURTH, *FIFTH]  # frozen, and made of torch alone
+
+
 @pytest.mark.parametrize(
-    "program", [*PROGRAMS, *FRESH, *THIRD, *FOURTH, *FIFTH, *SIXTH], ids=lambda p: p.name
+    "program",
+    [*(pytest.param(p, marks=pytest.mark.slow) for p in ASKED), *SIXTH],
+    ids=lambda p: p.name,
 )
 def test_a_program_runs_once(program):
     for repaired in (False, True):

@@ -7,6 +7,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
+from tikhon import notebook
 from tikhon.diagnosis.checks.causes import gains
 from tikhon.diagnosis.codes import NO_CURE
 from tikhon.diagnosis.evidence import Evidence
@@ -211,17 +212,9 @@ def full(diagnosis: Diagnosis) -> str:
 
 def html_page(diagnosis: Diagnosis) -> str:
     """The text for a notebook: no script, every text escaped."""
-    rows = []
-    for finding in diagnosis.findings:
-        cells = (
-            finding.code,
-            finding.severity,
-            span(finding.where),
-            finding.why,
-            "; ".join(finding.advice),
-        )
-        rows.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
-    head = "".join(f"<th>{h}</th>" for h in ("finding", "severity", "where", "why", "cure"))
-    table = f"<table><tr>{head}</tr>{''.join(rows)}</table>" if rows else ""
+    head = ("finding", "severity", "where", "why", "cure")
+    rows = [
+        (f.code, f.severity, span(f.where), f.why, "; ".join(f.advice)) for f in diagnosis.findings
+    ]
     layers = html.escape("\n".join(_layers(diagnosis.record, 1000)))
-    return f"<p><b>{html.escape(_title(diagnosis))}</b></p>{table}<pre>{layers}</pre>"
+    return notebook.card(_title(diagnosis), (), head, rows, f"<pre>{layers}</pre>")
