@@ -416,7 +416,7 @@ def test_a_valid_part_without_a_class_is_handled_alike_by_all():
             call()
         said |= {str(w.message) for w in caught if "class" in str(w.message)}
     assert len(said) == 1, said
-    assert "valid lacks the class(es) 2" in said.pop()
+    assert "valid lacks classes of train: 2" in said.pop()
 
 
 def test_a_valid_part_with_a_class_of_its_own_is_refused_alike_by_all():
@@ -432,7 +432,7 @@ def test_a_valid_part_with_a_class_of_its_own_is_refused_alike_by_all():
             call()
         found.add(str(error.value))
     assert len(found) == 1, found
-    assert "valid holds the class(es) 2" in found.pop()
+    assert "valid holds classes that train lacks: 2" in found.pop()
 
 
 # ---- budgets

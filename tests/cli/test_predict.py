@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -56,10 +57,31 @@ def test_a_table_from_fit_to_predictions(tmp_path: Path, capsys: pytest.CaptureF
     said = capsys.readouterr()
     assert said.out == out.read_text()
     assert "columns not used: 'extra'" in said.err
-    assert "'city': 1 value(s) that training never saw" in said.err
+    assert "'city': 1 value that training never saw" in said.err
     assert main(["predict", str(run), str(tmp_path / "new.csv"), "--json", "-q"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["predictions"] == found["prediction"].tolist()
+
+
+def test_columns_are_kept_before_the_predictions(tmp_path, capsys):
+    run = fit(tmp_path)
+    new = frame(6, seed=3).assign(id=[f"00{i}" for i in range(6)], note=["=1+1", "", *"abcd"])
+    new.to_csv(tmp_path / "new.csv", index=False)
+    asked = ["predict", str(run), str(tmp_path / "new.csv"), "--keep", "id", "--keep", "note"]
+    capsys.readouterr()
+    assert main(asked) == 0
+    said = capsys.readouterr()
+    found = pd.read_csv(io.StringIO(said.out), dtype=str)
+    assert list(found)[:3] == ["id", "note", "prediction"] and "'id'" not in said.err
+    assert found["id"].tolist() == new["id"].tolist() and found["note"][0] == "=1+1"
+    assert main([*asked, "--spreadsheet"]) == 0
+    assert "'=1+1" in capsys.readouterr().out
+    assert main([*asked, "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["predictions"] == found["prediction"].tolist()
+    for name, told in (("ID", "did you mean 'id'"), ("prediction", "have a column of this name")):
+        new.rename(columns={"note": "prediction"}).to_csv(tmp_path / "new.csv", index=False)
+        assert main([*asked[:3], "--keep", name]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_a_comparison_says_what_it_inferred(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -280,4 +302,4 @@ def test_a_table_is_refused_by_a_model_of_no_table(tmp_path):
     table = tmp_path / "rows.csv"
     table.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="is a table; the model was trained on iris"):
-        SavedModel.load(run).read_with_remarks(table)
+        SavedModel.load(run).read_rows(table)

@@ -4,6 +4,7 @@ import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -11,11 +12,12 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from tikhon.comparison import NAMES, Method, Records, balance, compare
 from tikhon.comparison.architecture import DeepMLP, backprop_ratio
-from tikhon.comparison.compare import _affordable, _beaten, _has_time, _plan
+from tikhon.comparison.compare import _affordable, _beaten, _drawn, _has_time, _plan
 from tikhon.comparison.methods import design
 from tikhon.comparison.statistics import interval, p_value, tied
 from tikhon.data import load, split
 from tikhon.data.arrays import from_arrays
+from tikhon.data.table import TableOptions
 from tikhon.errors import DataError, InputError
 from tikhon.runs.interrupt import Stopped
 from tikhon.runs.journal import Journal
@@ -140,7 +142,7 @@ def test_a_budget_that_is_spent_ends_the_comparison_and_says_so():
     assert found.splits == 1 and all(len(row["scores"]) == 1 for row in found.rows)
     assert all(math.isnan(row["low"]) for row in found.rows)
     assert found.notice.startswith(
-        "1 of 9 splits, trainings per method and split: 2; for 9 splits with 3"
+        "splits done: 1 of 9, trainings per method and split: 2; for 9 with 3"
     )
     assert "--budget" in found.to_dict()["notice"]
 
@@ -271,3 +273,24 @@ def test_a_comparison_of_methods_that_learn_nothing_says_so(kind, signal, splits
 )  # fmt: skip
 def test_one_answer_is_beaten_by_more_than_chance(best, constants, rows, beaten):
     assert _beaten(best, constants, 1 / 3, 1 / rows, rows) == beaten
+
+
+def test_splits_of_a_time_column_end_at_other_times_and_test_the_latest_rows(tmp_path):
+    days = np.arange(100)
+    table = pd.DataFrame({"day": days, "a": days % 7, "y": days % 5 * 1.5})
+    table.sample(frac=1, random_state=0).to_csv(tmp_path / "t.csv", index=False)
+    data = load(str(tmp_path / "t.csv"), table=TableOptions("y", time="day"))
+    ends = []
+    for place in range(4):
+        parts = _drawn(data, place, 4, 0)
+        assert parts.test.table is None and len(parts.test.x) == round(0.2 * (100 - 12.5 * place))
+        ends.append(len(parts.train.x) + len(parts.valid.x) + len(parts.test.x))
+    assert ends == [100, 88, 75, 62]
+    found = compare(data, ["none"], splits=2, trials=1, epochs=1, seeds=1)
+    assert found.splits == 2 and found.notice == ""
+
+
+def test_one_split_is_one_split():
+    data = from_arrays(torch.randn(60, 3), torch.arange(60) % 2)
+    found = compare(data, ["none", "l2"], splits=1, trials=1, epochs=1, seeds=1)
+    assert "of 1 split" in found.verdict() and "1 splits" not in found.verdict()

@@ -102,6 +102,11 @@ BROKEN = {
         "y": Y,
     },
     "y has 60 value.* that are NaN": {"X": X, "y": np.full(60, np.nan)},
+    "column 2 has 1 value beyond 1e\\+18, first in row 3": {
+        "X": np.where((np.arange(60)[:, None] == 3) & (np.arange(4) == 2), 1e200, X),
+        "y": Y,
+    },
+    "y has 60 values beyond": {"X": X, "y": X[:, 0] * 1e30 + 1e31},
     "must have rows and columns": {"X": X[:, 0], "y": Y},
     "X must be numeric": {"X": X.astype(str), "y": Y},
     "lacks y": {"X": X, "z": Y},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,10 @@ TABLE = {
 RELIED = {"rows": 364, "columns": [["age", 0.2, 0.1, 0.3], ["plan", 0.01, -0.01, 0.03]]}
 
 
-def page(folder: Path, relied: dict) -> Page:
+def page(folder: Path, relied: dict, *, statements: Sequence = ({"code": "one_epoch"},)) -> Page:
     config = {"kind": "fit", "data": {"name": "t", "table": TABLE}}
-    result = {"kind": "fit", "importances": relied, "statements": [{"code": "one_epoch"}]}
-    result["statements"][0]["level"] = "watch"
+    told = [{"level": "watch"} | statement for statement in statements]
+    result = {"kind": "fit", "importances": relied, "statements": told}
     return report.build(read(save(folder, config, [], result)))
 
 
@@ -80,6 +81,15 @@ def test_only_a_certain_rise_is_relied_on(tmp_path):
     none = {"rows": 9, "columns": [["age", 0.2, -0.1, 0.5]]}
     assert "no single column" in shown(page(tmp_path / "b", none).more[-1])
     assert [shown(s) for s in page(tmp_path / "c", {}).more] == [shown(told.more[0])]
+
+
+def test_a_model_that_is_no_better_than_one_answer_relies_on_nothing(tmp_path):
+    worse = [
+        {"code": "no_better_mean", "rows": "9", "part": "test", "score": "1", "baseline": "1"}
+    ]
+    told = page(tmp_path / "run", RELIED, statements=worse)
+    assert not any("elies" in shown(s) for s in (told.verdict, *told.more))
+    assert all(s.title.key != "relies" for s in told.sections)
 
 
 def texts(name: str, wanted) -> list[str]:

@@ -25,7 +25,7 @@ def _sizes_option(help: str) -> object:
 
 def compare(
     data: Data,
-    table: tables.Unsplit,
+    table: tables.Rows,
     data_dir: DataDir = None,
     *,
     model: Annotated[
@@ -105,6 +105,7 @@ def compare(
     with RunDirectory(path) as folder:
         folder.take(config, resume=run.resume, overwrite=run.overwrite)
         header = {**settings, "methods": names, "seed": seed, "widths": wide, "depths": deep}
+        header |= {k: v for k, v in (("time", table.time), ("group", table.group)) if v}
         going_on = run.resume and (path / JOURNAL).exists()
         journal = Journal(path / JOURNAL, header, resume=going_on)
         if journal.torn is not None:

@@ -26,6 +26,15 @@ def predict(
             flags=("--output", "-o"),
         ),
     ] = None,
+    keep: Annotated[
+        list[str] | None,
+        flag(
+            "Column to put before the predictions, such as an id; may be repeated.",
+            OUTPUT,
+            "COLUMN",
+            shown="none",
+        ),
+    ] = None,
     spreadsheet: Annotated[
         bool, flag("Escape labels that a spreadsheet would run as formulas.", OUTPUT)
     ] = False,
@@ -46,7 +55,8 @@ def predict(
 
     A search (`tikhon tune`) answers with the average of its best networks.
 
-    Writes one row per row of DATA, in order: `prediction`, then `probability_<class>`. Columns are
+    Writes one row per row of DATA, in order: `prediction`, then `probability_<class>`; before them
+    the cells of the columns that --keep names. Columns are
     matched by name; extra ones are ignored, categories never seen in training count as rare ones.
     A label such as `=1+1` would be a formula in a spreadsheet: --spreadsheet puts a `'` before it.
     """
@@ -64,9 +74,9 @@ def predict(
     if fitted is not None:
         path = located(data, data_dir)
         tables.announce_reading(terminal, path, fitted.transform, saved.format(encoding))
-    x, remarks = saved.read_with_remarks(data, **options)
-    frame = saved.predict(x)
-    for remark in remarks:
+    rows = saved.read_rows(data, keep=keep or (), **options)
+    frame = rows.beside(saved.predict(rows.x))
+    for remark in rows.remarks:
         terminal.note(f"notice: {remark}", "yellow")
     text = (escaped(frame) if spreadsheet else frame).to_csv(index=False)
     if output is not None:
@@ -75,7 +85,7 @@ def predict(
     elif not shown.json:
         terminal.write(text)
     written = None if output is None else str(output)
-    answers = frame.iloc[:, 0].tolist() if output is None else None
+    answers = frame.iloc[:, len(set(keep or ()))].tolist() if output is None else None
     terminal.document({"rows": len(frame), "output": written, "predictions": answers})
 
 

@@ -108,13 +108,11 @@ class TableArguments:
 
 
 Rows = Annotated[TableArguments, values_of(TableArguments)]
-# the verb splits the rows itself
-Unsplit = Annotated[TableArguments, values_of(TableArguments, without=("time", "group"))]
 
 
 def leave_to_notices() -> None:
     """Classes that validation rows or folds lack: `split` and its notices tell of them by name."""
-    for start in ("valid lacks the class", r"class\(es\) .* have fewer rows"):
+    for start in ("valid lacks classes of train", "classes with fewer rows than there are folds"):
         warnings.filterwarnings("ignore", message=start)
 
 

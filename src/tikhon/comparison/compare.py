@@ -9,6 +9,9 @@ from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+import torch
+
 from tikhon import notebook, plotting
 from tikhon.budget import seconds_of
 from tikhon.comparison.methods import Method, design
@@ -208,9 +211,10 @@ def compare(
 ) -> Comparison:
     """Tune every method on every split with the same number of trainings, then test the choice.
 
-    Each split is drawn at random (60 % train, 20 % validation, 20 % test). A method tries `trials`
-    points of (learning rate, its strengths); the validation loss chooses; the test rows are read
-    once. The first weights and the learning rates are the same for all methods.
+    Each split is drawn at random (60 % train, 20 % validation, 20 % test); of a table with a time
+    column each ends at another time, and the latest of its rows are tested. A method tries
+    `trials` points of (learning rate, its strengths); the validation loss chooses; the test rows
+    are read once. The first weights and the learning rates are the same for all methods.
 
     Args:
         data: what `tikhon.data.load` gives.
@@ -248,7 +252,7 @@ def compare(
     records = Records() if records is None else records
     trainer = Trainer(model, epochs, batch_size, records.stop)
     asked = splits
-    parts = split(data, seed=seed)
+    parts = _drawn(data, 0, splits, seed)
     if trials is None:
         cost = 0.0
         if limit is not None:
@@ -260,7 +264,7 @@ def compare(
     constants: list[float] = []
     for place in range(splits):
         if place:
-            parts = split(data, seed=(seed + place) % (1 << 32))
+            parts = _drawn(data, place, splits, seed)
         constants.append(_constant(parts)[1])
         for contender in contenders:
             on_event(f"split {place + 1}/{splits}: {contender.method.name}", done, total)
@@ -282,10 +286,20 @@ def compare(
     rows = _rows(contenders, share, step)
     metric = "accuracy" if data.task == "classification" else "rmse"
     seconds = records.seconds
-    notice = _notice(trials, splits, asked, seconds)
+    notice = "" if limit is None else _notice(trials, splits, asked, seconds)
     beaten = _beaten(rows[0]["scores"], constants, share, step, len(parts.test.x))
     constant = Constant(_constant(parts)[0], fmean(constants), beaten)
     return Comparison(data.name, metric, rows, trials, splits, epochs, seconds, notice, constant)
+
+
+def _drawn(data: Dataset, place: int, splits: int, seed: int) -> Split:
+    """One of the splits; with a time column later ones leave up to half of the latest rows out."""
+    times = None if data.table is None else data.table.times
+    if times is None:
+        return split(data, seed=(seed + place) % (1 << 32))
+    count = round(len(times) * (1 - 0.5 * place / splits))
+    first = np.sort(np.argsort(times, kind="stable")[:count])
+    return split(data.take(torch.from_numpy(first)), seed=seed)
 
 
 def _constant(parts: Split) -> tuple[str | None, float]:
@@ -325,8 +339,8 @@ def _notice(trials: int, splits: int, asked: int, seconds: float) -> str:
         return ""
     enough = 1.2 * seconds * asked * max(trials, _TUNED) / (splits * trials)
     return (
-        f"{splits} of {asked} splits, trainings per method and split: {trials}; for {asked} "
-        f"splits with {max(trials, _TUNED)} trainings use about --budget {enough:.0f}s"
+        f"splits done: {splits} of {asked}, trainings per method and split: {trials}; for "
+        f"{asked} with {max(trials, _TUNED)} trainings each, use about --budget {enough:.0f}s"
     )
 
 

@@ -80,6 +80,7 @@ _WANTED = {
     "classes": ("classes",),
 }
 _SHOWN = 8  # keys of a file that a message lists at most
+_LARGEST = 1e18  # the square of a number is finite in float32
 _LIMIT = 1 << 34  # bytes of content of one .npz: a small zip may unpack to far more than memory
 
 
@@ -170,6 +171,7 @@ def from_arrays(
     names = tuple(str(n) for n in feature_names) if feature_names is not None else ()
     _finite(x, "X", name, names)
     image = x.dtype == np.uint8 and (x.ndim > 2 or x.max(initial=0) > 127)
+    _small(x, "X", name, names)
     inputs = torch.from_numpy(np.array(x, np.float32))
     if image:
         inputs.div_(255)
@@ -199,6 +201,7 @@ def _target(y: np.ndarray, name: str, classes: Any) -> tuple[Tensor, Task, tuple
     ):
         if y.dtype.kind not in "biuf":
             raise DataError(f"{name}: y must be numbers or labels, received {y.dtype}")
+        _small(y, "y", name, ())
         return torch.from_numpy(np.array(y, np.float32)), "regression", ()
     found, codes = np.unique(y, return_inverse=True)
     if len(found) < 2:
@@ -213,17 +216,30 @@ def _target(y: np.ndarray, name: str, classes: Any) -> tuple[Tensor, Task, tuple
 
 
 def _finite(values: np.ndarray, what: str, name: str, columns: tuple[str, ...]) -> None:
-    if values.dtype.kind != "f" or np.isfinite(values).all():
+    if values.dtype.kind == "f":
+        bad = ~np.isfinite(values)
+        _refuse(bad, "that are NaN or infinite", "remove or fill them", what, name, columns)
+
+
+def _small(values: np.ndarray, what: str, name: str, columns: tuple[str, ...]) -> None:
+    if values.dtype.kind in "iuf":
+        bad = np.abs(values.astype(float)) > _LARGEST
+        _refuse(bad, f"beyond {_LARGEST:g}", "correct or rescale them", what, name, columns)
+
+
+def _refuse(
+    bad: np.ndarray, why: str, remedy: str, what: str, name: str, columns: tuple[str, ...]
+) -> None:
+    if not bad.any():
         return
-    bad = ~np.isfinite(values)
     row = int(np.argwhere(bad)[0][0])
     where = ""
-    if values.ndim == 2:
+    if bad.ndim == 2:
         column = int(np.argwhere(bad[row])[0][0])
         label = repr(columns[column]) if column < len(columns) else str(column)
         where = f" column {label}"
         bad = bad[:, column]
     raise DataError(
-        f"{name}: {what}{where} has {int(bad.sum())} value(s) that are NaN or "
-        f"infinite, first in row {row}; remove or fill them before training"
+        f"{name}: {what}{where} has {int(bad.sum())} value(s) {why}, first in row {row}; "
+        f"{remedy} before training"
     )

@@ -23,11 +23,11 @@ def check_classes(y: Tensor, valid: Tensor | None = None) -> None:
         raise DataError(f"train holds the single class {_listed(present)}: nothing can be learned")
     scored = present if valid is None else set(valid.unique().tolist())
     if unseen := scored - present:
-        raise DataError(f"valid holds the class(es) {_listed(unseen)}, which train lacks")
+        raise DataError(f"valid holds classes that train lacks: {_listed(unseen)}")
     if missing := present - scored:
         warnings.warn(
-            f"valid lacks the class(es) {_listed(missing)}: errors on them do not count in its "
-            "scores; draw it in proportion",
+            f"valid lacks classes of train: {_listed(missing)}; errors on them do not count in "
+            "its scores; draw it in proportion",
             stacklevel=3,
         )
 

@@ -307,8 +307,8 @@ def _date_column(raw: RawColumn) -> Column | None:
     if cells.share(is_date) <= _MOSTLY:
         return None
     order = asked or _order(raw)
-    if not asked and any(one is not None and one.doubtful for one in found):
-        row = cells.first([one is not None and one.doubtful for one in found])
+    if not asked and any(one is not None and order in one.doubtful for one in found):
+        row = cells.first([one is not None and order in one.doubtful for one in found])
         raise DataError(
             f"column {name!r}: the year of {cells.texts[cells.codes[row]]!r} in "
             f"{source.line(row)} may be of either century; write four digits, or say --dates "
@@ -332,6 +332,9 @@ def _order(raw: RawColumn) -> str:
     source, name, cells, found = raw.source, raw.name, raw.cells, raw.moments
     moments = [one for one in found if one is not None]
     fitting = [o for o in dates.ORDERS if all(o in one.days for one in moments)]
+    dashed = any(one.separator == "-" for one in moments)
+    if len(fitting) > 1 and not dashed and any(one.short for one in moments):
+        fitting = _without_years_first(fitting, moments)
     if not fitting:
         raise DataError(
             f"column {name!r} holds dates in several orders of day and month; write them as "
@@ -347,6 +350,19 @@ def _order(raw: RawColumn) -> str:
         f"column {name!r}: {cells.texts[cells.codes[row]]!r} in {source.line(row)} can be "
         f"{meanings}, and no other row decides; say --dates {' or --dates '.join(fitting)}"
     )
+
+
+def _without_years_first(fitting: list[str], moments: Sequence[dates.Moment]) -> list[str]:
+    """The orders, without ymd where two digits and a slash would seldom mean it: if there are more
+    different years at the start of the cells than at their end.
+    """
+    others = [o for o in fitting if o != "ymd"]
+
+    def years(order: str) -> int:
+        return len({dates.day_name(one.days[order])[:4] for one in moments})
+
+    first = "ymd" in fitting and years("ymd") < min(map(years, others))
+    return fitting if first else others
 
 
 def _custom_dates(source: Source, name: str, cells: Cells, format: str) -> Column | None:

@@ -83,13 +83,14 @@ _HOUR = re.compile(r"(?P<h>\d{1,2})\s*(?P<half>[AaPp])\.?[Mm]\.?")
 @dataclass(frozen=True)
 class Moment:
     """One text as a date: days since 1970 by the order of its fields; `short` years have two
-    digits, `clock` tells a time of day, `doubtful` that the short year may be of either century.
+    digits, `clock` tells a time of day, `doubtful` the orders under which the short year may be
+    of either century.
     """
 
     days: dict[str, float]  # order -> days, the possible ones
     clock: bool = False
     short: bool = False
-    doubtful: bool = False
+    doubtful: frozenset[str] = frozenset()
     separator: str = ""
 
 
@@ -135,7 +136,7 @@ def _numeric(found: re.Match[str]) -> Moment | None:
         fields = {"dmy": (c, b, a), "mdy": (c, a, b)}
     elif len(a) <= 2 and len(c) == 2:
         fields = {"dmy": (c, b, a), "mdy": (c, a, b)}
-        if len(a) == 2 and found["sep"] == "-":
+        if len(a) == 2:
             fields["ymd"] = (a, b, c)
     else:
         return None
@@ -149,7 +150,7 @@ def _numeric(found: re.Match[str]) -> Moment | None:
     }
     if "ymd" in fields and len(a) == 4:
         days = {order: days["ymd"] for order in ORDERS} if days else {}
-    doubtful = short and any(_CERTAIN[0] < int(fields[order][0]) < _CERTAIN[1] for order in days)
+    doubtful = frozenset(order for order in days if short and _of_either(fields[order][0]))
     return Moment(days, found["h"] is not None, short, doubtful, found["sep"]) if days else None
 
 
@@ -163,9 +164,14 @@ def _named(found: re.Match[str]) -> Moment | None:
     if day is None or fraction is None:
         return None
     short = len(parts["y"]) == 2
-    doubtful = short and _CERTAIN[0] < int(parts["y"]) < _CERTAIN[1]
+    doubtful = frozenset(ORDERS if short and _of_either(parts["y"]) else ())
     days: dict[str, float] = {order: day + fraction for order in ORDERS}
     return Moment(days, parts.get("h") is not None, short, doubtful)
+
+
+def _of_either(year: str) -> bool:
+    """Whether two digits may be a year of either century."""
+    return _CERTAIN[0] < int(year) < _CERTAIN[1]
 
 
 def _month(name: str) -> int | None:

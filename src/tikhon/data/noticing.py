@@ -219,7 +219,7 @@ def in_order(values: np.ndarray, columns: Sequence[Column]) -> list[Notice]:
             name = listed([column.name])
             said = (
                 f"the rows are in the order of {name} and are split at random; if new rows come "
-                f"later, fit and tune hold out the latest with --time {name}"
+                f"later, fit, tune and compare hold out the latest with --time {name}"
             )
             return [Notice("in_order", said)]
     return []

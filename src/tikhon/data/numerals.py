@@ -17,6 +17,10 @@ MISSING = frozenset(
 ) | {"#n/a n/a"}  # among numbers or dates these say "no value"; among other texts they are texts
 
 _SYMBOLS = "$€£¥₹₽₩₺₴₪₫₦฿¢₱₿"
+# money that groups its thousands by commas (R$ does not), and has two decimals at most
+_COMMA_GROUPS = frozenset("$ £ ¥ ₹ ₩ ₱ ₪ ฿ US$ A$ AU$ C$ CA$ NZ$ HK$ S$ NT$".split()) | frozenset(
+    "USD GBP JPY INR KRW CNY RMB AUD NZD SGD HKD THB ILS".split()
+)
 _CURRENCIES = frozenset(
     "USD EUR GBP JPY CHF CAD AUD NZD CNY RMB INR SEK NOK DKK PLN CZK HUF RON BRL MXN ZAR KRW RUB "
     "TRY SGD HKD THB ILS".split()
@@ -85,6 +89,8 @@ class Numeral:
             return ","
         if self.comma is None:
             return "."
+        if self.unit in _COMMA_GROUPS and self.dot == 1000 * self.comma:
+            return "."  # $1,036 is no price of three decimals
         return "" if self.dot == self.comma else "?"
 
     def value(self, decimal: str) -> float | None:

@@ -165,12 +165,15 @@ class Preprocessing:
         """Rows of a file to inputs; columns by name, extra ones are ignored."""
         return self.apply(encode(source, self.columns))
 
-    def remarks(self, source: Source, values: np.ndarray) -> list[str]:
+    def remarks(
+        self, source: Source, values: np.ndarray, *, apart: Sequence[str] = ()
+    ) -> list[str]:
         """What new rows hold that the training rows did not: columns, and values of categories.
 
-        `values` are the rows as `encode` gives them.
+        `values` are the rows as `encode` gives them; columns set `apart` are used otherwise.
         """
         known = {name for column in self.columns for name in (column.name, column.name.strip())}
+        known |= set(apart)
         extra = [str(name) for name in source.frame.columns if str(name) not in known]
         found = [f"columns not used: {listed(extra)}"] if extra else []
         for column, codes in _coded(values, self.columns):

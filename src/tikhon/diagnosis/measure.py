@@ -28,6 +28,7 @@ from tikhon.diagnosis.wiring.rows import blind_facts, given_back
 from tikhon.diagnosis.wiring.subject import subject_of
 from tikhon.errors import InputError
 from tikhon.training.losses import in_a_loop
+from tikhon.training.taken import check_taken
 from tikhon.wrappers import unwrap
 
 
@@ -55,6 +56,8 @@ def measure(
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
         if not replica.whole:
             check_target(source.probe)
+            if judge is not None:
+                check_taken(unwrap(model), source.probe[0], judge[0])
         size = min(source.batch or batch_size, source.rows)
         data_facts = static.data_facts(source, replica.model)
         holes = bool(data_facts["nonfinite"])

@@ -16,7 +16,7 @@ from tikhon.data.batches import one_tensor, pair
 from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
 from tikhon.data.rows import in_double
-from tikhon.errors import InputError, unknown
+from tikhon.errors import DataError, InputError, unknown
 from tikhon.numbers import checked_seed
 from tikhon.paths.exact import LinearPath, checked_grid, follow, is_linear, strength_grid
 from tikhon.paths.linear import SEPARABLE
@@ -110,6 +110,13 @@ def path(
     if weights is not None and not weights.all():  # a row of weight zero is not there
         x, y, weights = x[weights > 0], y[weights > 0], weights[weights > 0]
     check_classes(y, None if held_out is None else held_out[1])
+    if held_out is not None and held_out[0].shape[1:] != x.shape[1:]:
+        raise DataError(
+            f"valid: its rows have the shape {tuple(held_out[0].shape[1:])}, those of train "
+            f"{tuple(x.shape[1:])}; prepare both in the same way"
+        )
+    if held_out is not None and held_out[1].is_floating_point() and not y.is_floating_point():
+        raise DataError("valid: its targets are numbers with a fraction, those of train classes")
     strengths = checked_grid(strengths, smallest)
     names, features = tuple(feature_names), x[0].numel()
     if names and len(names) != features:

@@ -121,7 +121,7 @@ def fold_rows(y: Tensor, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
         if not large.all():
             few = ", ".join(map(str, classes[~large].tolist()[:8]))
             warnings.warn(
-                f"class(es) {few} have fewer rows than there are folds ({folds}): they train in "
+                f"classes with fewer rows than there are folds ({folds}): {few}; they train in "
                 "every fold and are scored in none",
                 stacklevel=3,
             )

@@ -132,9 +132,9 @@ class RegularizedNetwork(BaseEstimator, ABC):
 
     def _tell_unfinished(self, what: str, *, depth: int) -> None:
         """A warning at the line that called `fit`, so many calls above."""
+        scaled = "" if self.standardize else ", or let standardize=True scale the inputs"
         warnings.warn(
-            f"{what} did not converge: raise max_iter (now {self.max_iter}) or alpha, or let "
-            "standardize=True scale the inputs",
+            f"{what} did not converge: raise max_iter (now {self.max_iter}) or alpha{scaled}",
             ConvergenceWarning,
             stacklevel=depth,
         )

@@ -38,6 +38,7 @@ from tikhon.training.recipe import Recipe
 from tikhon.training.refit import check_refit, fixed, train_again
 from tikhon.training.result import Run, result_of
 from tikhon.training.settings import Settings
+from tikhon.training.taken import check_taken
 
 _SAVE_FAILURES = 3  # checkpoints in a row that may fail (a full disk) before the run stops
 
@@ -145,6 +146,7 @@ def fit(
         training.seconds = 0.0 if found is None else found.seconds
         if training.stream.held is not None:
             check_classes(training.y, None if training.valid is None else training.valid[1])
+        _check_taken(training, tested)
         if refit:
             check_refit(training)
         hooks = {"stop": stop, "on_tick": on_tick, "on_epoch": on_epoch}
@@ -346,6 +348,14 @@ def _both(
             second(row)
 
     return call
+
+
+def _check_taken(training: Training, tested: tuple[Any, Tensor] | None) -> None:
+    known = None if training.stream.held is None else training.stream.held[0]
+    if training.valid is not None and training.loss.kind != "whole":
+        check_taken(training.model, known, training.valid[0])
+    if tested is not None and training.loss.kind != "whole":
+        check_taken(training.model, known, moved(tested, training.device)[0], name="test")
 
 
 def _cuda_devices() -> list[int]:

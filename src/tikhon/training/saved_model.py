@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from tikhon.data.memory import refuse_too_large
 from tikhon.data.preprocessing import Preprocessing
 from tikhon.data.reading import SUFFIXES, Format, is_table, read
 from tikhon.data.sources import located
-from tikhon.errors import DataError, InputError
+from tikhon.errors import DataError, InputError, unknown
 from tikhon.models import Average, restore
 from tikhon.runs.manifest import verify
 from tikhon.runs.run_directory import AVERAGE, CONFIG, MODEL, RunDirectory
@@ -26,6 +26,27 @@ from tikhon.training import measures
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class NewRows:
+    """Rows to answer: the model's inputs, what they hold that training did not see, and the cells
+    that are to stand before the answers.
+    """
+
+    x: torch.Tensor
+    remarks: tuple[str, ...] = ()
+    kept: pd.DataFrame | None = None
+
+    def beside(self, answers: pd.DataFrame) -> pd.DataFrame:
+        """The answers, behind the cells that are kept."""
+        if self.kept is None:
+            return answers
+        if twice := [name for name in self.kept if name in answers]:
+            raise InputError(f"--keep {twice[0]}: the predictions have a column of this name")
+        import pandas as pd
+
+        return pd.concat([self.kept, answers], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,17 +102,20 @@ class SavedModel:
         except (TypeError, InputError) as error:
             raise DataError(f"the format of the run's table cannot be used: {error}") from error
 
-    def read(self, data: str | Path, **options: object) -> torch.Tensor:
+    def read(self, data: str | Path, **options: Any) -> torch.Tensor:
         """Rows of a file as the model's inputs: columns by name for a table."""
-        return self.read_with_remarks(data, **options)[0]
+        return self.read_rows(data, **options).x
 
-    def read_with_remarks(
-        self, data: str | Path, **options: Any
-    ) -> tuple[torch.Tensor, list[str]]:
-        """The inputs, and what the rows of a table hold that training did not see."""
+    def read_rows(self, data: str | Path, *, keep: Sequence[str] = (), **options: Any) -> NewRows:
+        """The rows of a file; of a table also the cells of the columns to `keep`.
+
+        Raises `InputError` for a column to keep that is not there.
+        """
         if self.preprocessing is not None:
             path = located(os.fspath(data), options.get("data_dir"))
-            return self._read_table(path, self.preprocessing, options.get("encoding"))
+            return self._read_table(path, self.preprocessing, options.get("encoding"), keep)
+        if keep:
+            raise InputError(f"--keep {keep[0]}: the run's data are no table, and have no columns")
         options.pop("encoding", None)
         if is_table(Path(data)):
             raise DataError(
@@ -108,11 +132,11 @@ class SavedModel:
                     f"{mean.shape}"
                 )
             x = torch.from_numpy((x.double().numpy() - mean) / scale).float()
-        return x, []
+        return NewRows(x)
 
     def _read_table(
-        self, path: Path, fitted: Preprocessing, encoding: str | None = None
-    ) -> tuple[torch.Tensor, list[str]]:
+        self, path: Path, fitted: Preprocessing, encoding: str | None, keep: Sequence[str]
+    ) -> NewRows:
         if not path.is_file():
             raise DataError(f"no file {path}")
         if not is_table(path):
@@ -122,9 +146,12 @@ class SavedModel:
         format = self.format(encoding)
         refuse_too_large(path, format)
         source = read(path, format)
+        if absent := [name for name in keep if name not in source.frame]:
+            raise InputError(unknown("column to --keep", absent[0], map(str, source.frame)))
         values = encode(source, fitted.columns)
-        remarks = [*source.notices, *fitted.remarks(source, values)]
-        return torch.from_numpy(fitted.apply(values)), remarks
+        remarks = [*source.notices, *fitted.remarks(source, values, apart=keep)]
+        kept = source.frame.filter(items=list(dict.fromkeys(keep))) if keep else None
+        return NewRows(torch.from_numpy(fitted.apply(values)), tuple(map(str, remarks)), kept)
 
     def predict(self, x: torch.Tensor) -> pd.DataFrame:
         """`prediction`, and for classes `probability_<class>`: one row for each row, in order."""

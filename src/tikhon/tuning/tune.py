@@ -25,6 +25,7 @@ from tikhon.runs.interrupt import Stopped
 from tikhon.runs.run_directory import STATES
 from tikhon.training.losses import Loss, loss_of, name_of
 from tikhon.training.recipe import Recipe
+from tikhon.training.taken import check_taken
 from tikhon.tuning.builder import Builder
 from tikhon.tuning.choice import SearchAudit, audit, choose, near_best
 from tikhon.tuning.draws import batch_size_of, read
@@ -284,6 +285,8 @@ def tune(
         direction or direction_of(study, metric),
         loader,
     )
+    if held_out is not None and loss.kind != "whole":
+        check_taken(build(job, usual), job.x, cut(job.scored[0], slice(2)))
     job.objective.probe(build(job, usual), cut((job.x, job.y), slice(_PROBED)))
     journal = open_journal(output, resume, space, job, budget)
     plan = _plan(job, space, budget, journal)

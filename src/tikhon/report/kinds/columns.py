@@ -118,7 +118,7 @@ def importances(run: SavedRun) -> Section | None:
     """By how much the loss rises without each column, with its interval."""
     found = entries(run.result.get("importances"))
     columns = list(found.get("columns") or ())[:_DRAWN]
-    if not columns:
+    if not columns or useless(run):
         return None
     names, means, lows, highs = zip(*columns, strict=True)
     colours = ["series-1" if low > 0 else "muted" for low in lows]
@@ -131,11 +131,17 @@ def importances(run: SavedRun) -> Section | None:
     return Section(say("relies"), (Chart(say("loss_rise"), figure, alt, note, wide=True),))
 
 
+def useless(run: SavedRun) -> bool:
+    """Whether the model was found no better than one answer to all rows: it relies on nothing."""
+    told = [entries(statement).get("code") for statement in run.result.get("statements") or ()]
+    return any(str(code).startswith("no_better") for code in told)
+
+
 def relied_on(run: SavedRun) -> Label | None:
     """The columns whose shuffling certainly raises the loss, in a sentence."""
     found = entries(run.result.get("importances"))
     columns: list[tuple[str, float, float, float]] = list(found.get("columns") or [])
-    if not columns:
+    if not columns or useless(run):
         return None
     certain = [(name, mean) for name, mean, low, _ in columns if low > 0][:_TOLD]
     if not certain:

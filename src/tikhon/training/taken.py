@@ -1,0 +1,47 @@
+"""Whether a model takes the rows that score: asked before the first step, not after an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tikhon.copying import copied
+from tikhon.data.rows import call, cut, tensors
+from tikhon.errors import DataError, InputError
+
+
+def check_taken(model: nn.Module, x: Any, scored: Any, *, name: str = "valid") -> None:
+    """Refuse rows of another shape than those of `x` (None: unknown) on which the model fails.
+
+    Raises `DataError` with both shapes; shapes alone are no fault, for a network may take any
+    length or size.
+    """
+    own, other = None if x is None else _shapes(x), _shapes(scored)
+    if own == other:
+        return
+    try:
+        trial = copied(model, model).eval()
+    except Exception:  # a model that cannot be copied meets its rows in training
+        return
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            call(trial, cut(scored, slice(2)))
+    except InputError:
+        raise
+    except Exception as error:
+        had = "" if own is None else f", those of train {_listed(own)}"
+        raise DataError(
+            f"{name}: its rows have the shape {_listed(other)}{had}, and the model fails on them "
+            f"({error}); prepare both in the same way"
+        ) from error
+
+
+def _shapes(x: Any) -> list[tuple[int, ...]]:
+    return [tuple(part.shape[1:]) for part in tensors(x)]
+
+
+def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+    return " and ".join(map(str, shapes))
