@@ -277,7 +277,7 @@ def test_d2_label_text_is_not_missing(csv):
     assert any("10 rows hold text 'NA' in 'y'" in notice for notice in data.notices)
     missing = table(csv("a,y\n" + rows), format=Format(missing=("NA", "None")))
     assert missing.classes == ("null", "ok") and len(missing.y) == 20
-    assert "20 rows without a 'y' were left out" in missing.notices
+    assert "rows without a 'y', left out: 20" in missing.notices
 
 
 def test_d4_bad_rows_can_be_skipped_and_are_counted(csv):

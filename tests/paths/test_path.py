@@ -221,7 +221,7 @@ def test_bad_requests_are_refused(arguments, message):
 def test_a_class_with_fewer_rows_than_folds_trains_in_all_of_them():
     y = torch.arange(100) % 2
     y[[3, 50, 81]] = 2
-    with pytest.warns(UserWarning, match=r"class\(es\) 2 have fewer rows than there are folds"):
+    with pytest.warns(UserWarning, match=r"fewer rows than there are folds \(\d+\): 2;"):
         cuts = fold_rows(y, 5, 0)
     assert all({3, 50, 81} <= set(train.tolist()) for train, _ in cuts)
     held = torch.cat([test for _, test in cuts])
@@ -236,7 +236,7 @@ def test_classes_that_cannot_be_scored_are_refused():
     with pytest.raises(InputError, match="single class"):
         path(None, (x, y), L1())
     y[:50] = 1
-    with pytest.raises(InputError, match=r"valid holds the class.* 2, which train lacks"):
+    with pytest.raises(InputError, match="valid holds classes that train lacks: 2"):
         path(None, (x, y), L1(), valid=(x, y + 1))
     y[:3] = 2
     with pytest.raises(InputError, match="switches features off"):

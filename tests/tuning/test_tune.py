@@ -363,7 +363,7 @@ def test_batch_norm_with_folds_is_trained_one_after_another_and_told_why():
         ({"folds": 200}, "need at least 200 rows"),
         ({"loss": "hinge"}, "unknown loss 'hinge'"),
         ({"folds": 2.5}, "whole number of at least 2, received 2.5"),
-        ({"valid": (data(20)[0], torch.arange(20))}, "which train lacks"),
+        ({"valid": (data(20)[0], torch.arange(20))}, "that train lacks"),
         ({"valid": data(3), "metric": "accuracy"}, "on 3 row.*needs 4"),
         ({"epochs": 0}, "epochs must be a whole number, 1 or more, received 0"),
         ({"epochs": 2.5}, "epochs must be .*received 2.5"),

@@ -220,7 +220,7 @@ def _introduce(terminal: Terminal, job: FitJob) -> None:
     kind = f"{len(train.classes)} classes" if train.classes else "a number"
     terminal.note(
         f"{train.name}: {len(train.x):,} rows to train on, {len(parts.valid.x):,} to validate, "
-        f"{len(parts.test.x):,} to test; {train.x[0].numel()} features, predicting {kind}; "
+        f"{len(parts.test.x):,} to test; {train.x[0].numel()} feature(s), predicting {kind}; "
         f"model {job.about['model']['name']}"
     )
     shown = job.recipe.to_dict()

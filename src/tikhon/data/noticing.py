@@ -116,7 +116,9 @@ def _told(cells: np.ndarray, y: np.ndarray, task: str, unordered: bool) -> float
     if task == "regression":
         return float(_ranks_agree(cells, y))
     levels, classes = len(np.unique(cells)), len(np.unique(y))
-    if (unordered and len(cells) >= 4 * levels) or levels <= 2 * classes:
+    if (unordered and len(cells) >= 4 * levels) or (
+        levels <= 2 * classes and len(cells) >= 2 * levels
+    ):
         return _by_level(cells, y)  # as many rows a level as chance leaves mixed
     pairs = np.unique(np.stack([cells, y]), axis=1)  # sorted by the cell
     pure = classes > 1 and pairs.shape[1] == levels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -79,12 +80,17 @@ def as_tensors(value: object, name: str = "data") -> object:
         isinstance(value, list) and any(isinstance(v, Tensor | tuple | Mapping) for v in value)
     ):
         return _several(value, (as_tensors(v, name) for v in value))
+    if hasattr(value, "toarray") and hasattr(value, "nnz"):
+        raise DataError(f"{name} is a sparse matrix of scipy, and rows are dense: give .toarray()")
     if isinstance(value, list | int | float) or hasattr(value, "__array__"):
         array = np.require(_plain(value), requirements=["C", "W"])
         if array.dtype.kind not in "biuf":
+            ask = "; number the classes: numpy.unique(y, return_inverse=True)[1]"
             raise DataError(
                 f"{name} must be numeric, received an array of {array.dtype}{_texts(value)}"
+                + (ask if name.endswith(" y") else "")
             )
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
         tensor = torch.as_tensor(array)
         return _in_default_type(tensor, name) if tensor.is_floating_point() else tensor
     return value
@@ -96,12 +102,20 @@ def _plain(value: Any) -> np.ndarray:
     pandas makes objects of columns of its own nullable types, and of numbers beside truth values.
     """
     array = np.asarray(value)
-    if array.dtype != object or not hasattr(value, "to_numpy"):
+    if array.dtype != object:
         return array
+    if not hasattr(value, "to_numpy"):
+        return _of_objects(array)
     kinds = value.dtypes if hasattr(value, "columns") else [value.dtype]
     if not all(getattr(kind, "kind", "O") in "biuf" for kind in kinds):
-        return array
+        return _of_objects(array)
     return value.to_numpy(np.float64, na_value=np.nan)
+
+
+def _of_objects(array: np.ndarray) -> np.ndarray:
+    """An array of objects that are all numbers as one of numbers."""
+    numbers = all(isinstance(v, Number) and not isinstance(v, complex) for v in array.flat)
+    return np.array(array.tolist()) if array.size and numbers else array
 
 
 def _texts(value: Any) -> str:
@@ -241,6 +255,9 @@ def call(model: nn.Module, inputs: object) -> Any:
     """
     try:
         return graded(lambda: forward(model, inputs))
+    except TypeError as error:
+        _check_arguments(model, inputs, error)
+        raise
     except RuntimeError as error:
         given = {t.dtype for t in tensors(inputs)}
         own = {p.dtype for p in model.parameters()}
@@ -276,10 +293,29 @@ def loss_on(loss: LossFunction, model: nn.Module, batch: Batch) -> Tensor:
 def forward(model: nn.Module, inputs: object) -> Any:
     """The model on its inputs, whatever it raises."""
     if isinstance(inputs, Mapping):
+        if len(inputs) == 1 and isinstance(model, nn.Sequential):  # which knows no names
+            return model(*inputs.values())
         return model(**inputs)
     if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
         return model(*inputs)
     return model(inputs)
+
+
+def _check_arguments(model: nn.Module, inputs: object, error: TypeError) -> None:
+    """Raise `InputError` where the inputs are no arguments of the model's `forward`."""
+    named = isinstance(inputs, Mapping)
+    given = tuple(inputs) if isinstance(inputs, tuple | list) and not named else (inputs,)
+    try:
+        inspect.signature(model.forward).bind(
+            *(() if named else given), **(inputs if named else {})
+        )
+    except TypeError:
+        shown = f"named {', '.join(map(str, inputs))}" if named else f"{len(given)}"
+        raise InputError(
+            f"the inputs are no arguments of {type(model).__name__}.forward ({error}): received "
+            f"{shown}; of (a, b, y) all but the last are inputs, and of a dictionary all but "
+            f"the target ({', '.join(TARGETS)})"
+        ) from error
 
 
 def graded(run: Callable[[], Any]) -> Any:

@@ -54,8 +54,8 @@ def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
     notices = []
     if empty.any():
         said = f" ({listed(cells.missing)} read as no value)" if found and cells.missing else ""
-        text = f"{int(empty.sum())} rows without a {name!r} were left out{said}"
-        notices = [Notice("no_target_read" if said else "no_target", text)]
+        kind, count = "no_target_read" if said else "no_target", int(empty.sum())
+        notices = [Notice(kind, f"rows without a {name!r}, left out: {count}" + said)]
         source = _rows(source, ~empty)
         raw = RawColumn(source, name)
         cells = raw.cells

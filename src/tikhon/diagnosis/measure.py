@@ -55,9 +55,7 @@ def measure(
         check_fit(unwrap(model), source.probe)
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
         if not replica.whole:
-            check_target(source.probe)
-            if judge is not None:
-                check_taken(unwrap(model), source.probe[0], judge[0])
+            _check_rows(unwrap(model), source, judge)
         size = min(source.batch or batch_size, source.rows)
         data_facts = static.data_facts(source, replica.model)
         holes = bool(data_facts["nonfinite"])
@@ -244,6 +242,12 @@ def holds_nothing(optimizer: object, model: nn.Module) -> bool:
     """Whether an optimizer has tensors, and none of them is a parameter of the model."""
     held, own = _held(optimizer), {id(p) for p in model.parameters()}
     return bool(held and own) and not held & own
+
+
+def _check_rows(model: nn.Module, source: Samples, judge: Batch | None) -> None:
+    check_target(source.probe)
+    if judge is not None:
+        check_taken(model, source.probe[0], judge[0])
 
 
 def _check(model: object, steps: int, batch_size: int, clip: float | None) -> None:

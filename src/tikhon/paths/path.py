@@ -109,14 +109,7 @@ def path(
     weights = row_weights(sample_weight, len(x))
     if weights is not None and not weights.all():  # a row of weight zero is not there
         x, y, weights = x[weights > 0], y[weights > 0], weights[weights > 0]
-    check_classes(y, None if held_out is None else held_out[1])
-    if held_out is not None and held_out[0].shape[1:] != x.shape[1:]:
-        raise DataError(
-            f"valid: its rows have the shape {tuple(held_out[0].shape[1:])}, those of train "
-            f"{tuple(x.shape[1:])}; prepare both in the same way"
-        )
-    if held_out is not None and held_out[1].is_floating_point() and not y.is_floating_point():
-        raise DataError("valid: its targets are numbers with a fraction, those of train classes")
+    _check_held_out(x, y, held_out)
     strengths = checked_grid(strengths, smallest)
     names, features = tuple(feature_names), x[0].numel()
     if names and len(names) != features:
@@ -206,6 +199,19 @@ def check_linear(
     given = LinearPath.of(None, *train, penalty, weights=None, positive=False, debias=debias)
     if strengths != "universal":
         strength_grid(given.problem(), given.penalty, strengths, None)
+
+
+def _check_held_out(x: Tensor, y: Tensor, held_out: tuple[Tensor, Tensor] | None) -> None:
+    check_classes(y, None if held_out is None else held_out[1])
+    if held_out is None:
+        return
+    if held_out[0].shape[1:] != x.shape[1:]:
+        raise DataError(
+            f"valid: its rows have the shape {tuple(held_out[0].shape[1:])}, those of train "
+            f"{tuple(x.shape[1:])}; prepare both in the same way"
+        )
+    if held_out[1].is_floating_point() and not y.is_floating_point():
+        raise DataError("valid: its targets are floats, those of train are classes")
 
 
 def _tell_unfinished(result: PathResult) -> None:

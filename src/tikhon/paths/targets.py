@@ -108,7 +108,7 @@ def fold_rows(y: Tensor, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     seed %= 2**32  # as far as numpy's go
     if folds > len(y):
         raise InputError(f"{folds} folds need at least {folds} rows, received {len(y)}")
-    if y.is_floating_point():
+    if y.is_floating_point() or y.ndim > 1:
         cut = KFold(folds, shuffle=True, random_state=seed).split(y)
     else:
         classes, counts = torch.unique(y, return_counts=True)

@@ -114,6 +114,8 @@ class Loss:
         """The targets as what they are to this loss: whole numbers are no classes to "numbers"."""
         if self.kind == "numbers" and not y.is_floating_point():
             return y.to(torch.get_default_dtype())
+        if self.kind == "classes" and y.ndim > 2 and y.numel() == len(y):
+            return y.reshape(-1)  # one class a row, however many axes of 1 it has
         return y
 
     def answers(self, output: Tensor) -> Tensor:
@@ -289,7 +291,9 @@ def _class_numbers(name: str, output: Tensor, target: Tensor) -> Tensor:
             f"{tuple(output.shape)}, received {target.dtype} targets of shape "
             f"{tuple(target.shape)}; numbers go with loss='mse'"
         )
-    if target.ndim == output.ndim and target.shape[1] == 1:
+    if output.ndim == 2 and target.numel() == len(target):
+        target = target.reshape(-1)
+    elif target.ndim == output.ndim and target.shape[1] == 1:
         target = target.squeeze(1)
     if target.shape == output.shape:
         if not bool((target.sum(1) == 1).all()):

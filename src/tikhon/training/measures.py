@@ -104,7 +104,8 @@ def quality(output: Tensor, y: Tensor, kind: Kind, unit: float = 1.0) -> dict[st
     if numbers or output.ndim < 2:
         return {}
     taken = output.argmax(1)
-    classes = y.argmax(1) if y.is_floating_point() else y.reshape(taken.shape)
+    whole = y.shape != output.shape and not y.is_floating_point()
+    classes = y.reshape(taken.shape) if whole else y.argmax(1)
     return {"accuracy": float((taken == classes).double().mean())}
 
 
