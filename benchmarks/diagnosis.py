@@ -250,6 +250,7 @@ def main() -> None:
     parser.add_argument("--draw", type=int, default=1, help="seed of the drawn programs")
     parser.add_argument("--half", default="frozen", help="folder of benchmarks/programs")
     parser.add_argument("--each", type=int, default=1, help="every so many programs, for repairs")
+    parser.add_argument("--first", type=int, default=0, help="place of the first, for repairs")
     parser.add_argument("--result", type=Path, help="file for the figures of the part programs")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -327,7 +328,8 @@ def print_exam(options: Any) -> None:
 
 def print_repairs(options: Any) -> None:
     """Share of the programs from public reports that the printed patch repairs."""
-    items = [p for p in form.load(options.half)[0] if options.only in p.name][:: options.each]
+    items = [p for p in form.load(options.half)[0] if options.only in p.name]
+    items = items[options.first :: options.each]
     todo = [(case, s) for case in exam.cases(items) if not case["repaired"]
             for s in range(options.cure_seeds)]  # fmt: skip
     rows = cells(options.journal, f"repairs-{options.half}", todo,
