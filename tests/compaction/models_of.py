@@ -285,7 +285,21 @@ class Encoder(nn.Module):
         return self.head(self.encoder(self.embed(x), mask=self.mask, is_causal=True))
 
 
+class Casts(nn.Module):
+    """A layer in float64, one in float32, and a number of its own that scales the answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(6, 12).double(), nn.Linear(12, 9)
+        self.last, self.scale = nn.Linear(9, 2), nn.Parameter(torch.full((1,), 2.0))
+
+    def forward(self, x):
+        hidden = torch.relu(self.narrow(torch.relu(self.wide(x.double())).float()))
+        return self.last(hidden) * self.scale + 0.1 * x.square().sum()
+
+
 MODELS = {
+    "casts": lambda: (Casts(), torch.randn(5, 6)),
     "mlp": lambda: (
         nn.Sequential(
             nn.Flatten(), nn.Linear(12, 16), nn.ReLU(), nn.Dropout(0.3), nn.BatchNorm1d(16),

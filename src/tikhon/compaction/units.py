@@ -24,6 +24,10 @@ class Units:
     const: Tensor  # bool, the entry does not depend on the input
     value: Tensor  # float64, its value where it is constant
 
+    def __post_init__(self) -> None:
+        if not self.value.is_complex():  # a model may cast what it computes
+            object.__setattr__(self, "value", self.value.double())
+
     def map(self, layout: Callable[[Tensor], Tensor]) -> Units:
         """The same operation on all three: for operations that only move entries."""
         return Units(layout(self.ids), layout(self.const), layout(self.value))
@@ -89,8 +93,9 @@ def opaque(shape: torch.Size, registry: Registry, why: str) -> Units:
     """A tensor about which nothing is known: one unit that stays."""
     unit = registry.fresh(1)
     registry.pin(unit, why)
+    one = unit.reshape([1] * len(shape))  # also for a number without dimensions
     return Units(
-        unit.expand(shape), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape).double()
+        one.expand(shape), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape).double()
     )
 
 
