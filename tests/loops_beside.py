@@ -321,6 +321,37 @@ def a_first_model_that_is_compared_with():
 
 
 @healthy
+def a_fixed_teacher_of_other_rows():
+    """Self-training: it began as the same network, and labels rows that are not labelled."""
+    model = net()
+    engine, teacher = adam(model, 1e-2), copy.deepcopy(model).eval()
+    with watched(model, engine) as health:
+        for x, y in batches(150):
+            more = torch.randn_like(x)
+            with torch.no_grad():
+                goal = teacher(more).softmax(1)
+            engine.zero_grad()
+            (CE(model(x), y) + CE(model(more + 0.1), goal)).backward()
+            engine.step()
+    return health
+
+
+@healthy
+def what_was_known_before_is_kept_on_rows_of_memory():
+    model = net()
+    engine, mine = adam(model, 1e-2), copy.deepcopy(model)
+    with watched(model, engine) as health:
+        for x, y in batches(150):
+            memory = torch.randn_like(x)
+            with torch.no_grad():
+                goal = mine(memory)
+            engine.zero_grad()
+            (F.mse_loss(model(memory), goal) + CE(model(x), y)).backward()
+            engine.step()
+    return health
+
+
+@healthy
 def two_views_and_a_teacher():
     online = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 8))
     teacher, head = copy.deepcopy(online).requires_grad_(False), nn.Linear(8, 8)

@@ -59,12 +59,12 @@ class Company:
         self,
         values: Sequence[float],
         step: int,
-        seen: Sequence[float],
+        seen: Sequence[tuple[float, float]],
         batch: int,
         passes: int,
         move: float,
     ) -> None:
-        """What was read; `seen` is the fingerprint of the model's batch of that many rows."""
+        """What was read; `seen` are fingerprints of the model's batches of that many rows."""
         first, second = self._counts
         self.followers.take(values[:first], step, seen, batch, passes, move)
         self.strays.take(values[first:second], step)

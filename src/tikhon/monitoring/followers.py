@@ -20,6 +20,19 @@ MANY = 4  # followers that are read
 LONG = 100  # steps in which one that never moves has been forgotten
 CLOSE = 0.1  # distance to the model / its own last move: the average of a few steps is farther
 FAR = 0.01  # relative distance that the model has moved away
+# parts of names: of what follows, and of what stays as it is on purpose
+FIXED = (
+    "teacher",
+    "ref",
+    "old",
+    "prev",
+    "frozen",
+    "pretrain",
+    "initial",
+    "base",
+    "anchor",
+    "start",
+)
 MEANT = ("target", "ema", "momentum", "average", "avg", "slow", "shadow", "swa")
 
 
@@ -129,17 +142,17 @@ class Followers:
         self,
         values: Sequence[float],
         step: int,
-        seen: Sequence[float],
+        seen: Sequence[tuple[float, float]],
         batch: int,
         passes: int,
         move: float,
     ) -> None:
-        """What was read of them; `seen` is the fingerprint of the model's own batch."""
+        """What was read of them; `seen` are fingerprints of the model's own batches."""
         self._listening = False
         for f, k in zip(self._known.values(), range(0, len(values), 5)):
             first, second, gap, size, changed = values[k : k + 5]
-            f.same = f.same or (f.calls > 0 and [first, second] == list(seen))
-            apart = f.calls > 0 and [first, second] != list(seen)
+            f.same = f.same or (f.calls > 0 and (first, second) in seen)
+            apart = f.calls > 0 and (first, second) not in seen
             f.called = f.called + 1 if apart else 0
             f.moved = f.moved or changed > 0
             f.distance = gap / size if size else 0.0
@@ -169,6 +182,7 @@ class Followers:
                     "copy the model's weights into it every so many steps, or a small part of "
                     "them in every step",
                     (f.name,),
+                    "info" if any(word in f.name.lower() for word in FIXED) else "warning",
                 )
             elif f.close > ENOUGH + 2:
                 yield Alarm(

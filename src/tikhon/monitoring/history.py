@@ -68,6 +68,7 @@ class Sample:
     scale: float | None = None  # of the loop's gradient scaler
     equal: bool = False  # the losses that went backward are of one kind, none is a share
     print: tuple[float, float] = (math.nan, math.nan)  # fingerprint of the batch
+    prints: tuple[tuple[float, float], ...] = ()  # of all batches of the step
     rows: int = 0  # of the batch
     joined: bool = True  # a backward pass found the gradient of another
     evaluations: int = 0  # of a closure

@@ -27,6 +27,7 @@ from tikhon.monitoring.sizes import Row
 from tikhon.monitoring.window import Window, probes_of
 from tikhon.regularizer.targets import local
 
+PRINTS = 8  # batches of a step whose fingerprints are taken
 GRAPHS = 20  # sampled steps whose graphs are followed
 BESIDE = 9  # numbers of every reading that stand before those of single tensors
 
@@ -62,6 +63,7 @@ class Sampler:
         self.kept: Kept | None = None
         self._layers = [(n, m) for n, m in model.named_modules() if role_of(m) is not None]
         self._signals: dict[str, Tensor] = {}
+        self._prints: list[Tensor] = []  # fingerprints of the model's batches in this step
         self._order: dict[str, None] = {}  # layers as the forward pass calls them
         self._newest: weakref.ref[Any] | None = None  # of this step's graph
         self._graphs: deque[weakref.ref[Any]] = deque(maxlen=GRAPHS)  # of steps before
@@ -78,6 +80,7 @@ class Sampler:
         self.roots.open()
         self._window = Window(probes_of(self.model, self.optimizer))
         self._order.clear()
+        self._prints = []
         self._signals.clear()
         self._earlier = {} if first else reading.copies(self.optimizer)
         handed = next(iter(tensors(batch)), None)
@@ -94,6 +97,8 @@ class Sampler:
         """The model was called, with a graph."""
         if self._window is not None:
             self._window.forward(module)
+            if len(self._prints) < 2 * PRINTS:
+                self._prints += reading.fingerprint(inputs)
             attacked = any(t.requires_grad and t.is_leaf for t in tensors(inputs))
             self._window.attacked = self._window.attacked or attacked
 
@@ -162,6 +167,7 @@ class Sampler:
             *reading.norms([*own, *others.values()]),
             *still.values(),
             *left.values(),
+            *self._prints,
             *more,
         ]
         heard = None if loss is not None else self._heard()
@@ -173,10 +179,12 @@ class Sampler:
         strangers = dict(zip(others, tail))
         shares = {key: next(tail) for key in still}
         norms = {k: next(tail) for k in left}
+        prints = [next(tail) for _ in self._prints]
         shrunk = [n / math.sqrt(g) for k, n in norms.items() if (g := numbers.gradients[k]) > 0]
         sample = self._sample(step, batch, numbers, strangers, shares, bool(own))
         alive = sum(ref() is not None for ref in self._graphs)
         sample = replace(sample, shrunk=min(shrunk, default=None), graphs=alive)
+        sample = replace(sample, prints=(sample.print, *zip(prints[::2], prints[1::2])))
         if self._newest is not None:
             self._graphs.append(self._newest)
         return row, sample, list(tail)

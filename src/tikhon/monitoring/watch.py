@@ -292,7 +292,7 @@ class Watch:
         cut = len(told) + len(prints)
         losses, written, read = beside[: len(told)], beside[len(told) : cut], beside[cut:]
         self._company.take(
-            read, self.step, sample.print, sample.rows, sample.forwards, sample.move
+            read, self.step, sample.prints, sample.rows, sample.forwards, sample.move
         )
         if row is not None:
             fine = row.pop("finite")
