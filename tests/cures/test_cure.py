@@ -262,7 +262,7 @@ def test_what_the_best_treatment_leaves_is_yours_to_change():
             diagnosis=replace(told, findings=findings),
         )  # fmt: skip
         assert found.best is not None, str(found)
-        text = "ignored_rows stays and is yours to change: drop the class"
+        text = "ignored_rows may stay and is then yours to change: drop the class"
         assert (text in str(found)) == said, str(found)
 
 

@@ -342,7 +342,7 @@ def _yours(found: Cure) -> list[str]:
         and not (used and f.code in SYMPTOMS)  # what is cured shows no symptom any more
         and not used & {treatment.name for treatment in FOR.get(f.code, ())}
     ]
-    stays = "stays and is" if used else "is"
+    stays = "may stay and is then" if used else "is"
     return [f" {f.code} {stays} yours to change: {f.fix or f.advice[0]}" for f in left]
 
 
