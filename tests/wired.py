@@ -134,6 +134,16 @@ def loader(shuffle: bool):
     return torch.utils.data.DataLoader(rows, batch_size=32, shuffle=shuffle)
 
 
+def halves(shuffle: bool):
+    """Two classes, the first of which fills more batches than are looked at."""
+    torch.manual_seed(0)
+    x = torch.randn(600, 16)
+    y = (x[:, 0] > 0).long()
+    order = y.argsort()
+    rows = torch.utils.data.TensorDataset(x[order], y[order])
+    return torch.utils.data.DataLoader(rows, batch_size=32, shuffle=shuffle)
+
+
 def lstm(batch_first: bool):
     return Fn(
         lambda m, x: m.head(m.core(x)[0][:, -1]),
@@ -894,8 +904,10 @@ FAULTY = [
         {"valid": tuple(t[:200] for t in classes())},
     ),
     Wired("sorted", lambda: mlp(16, 6), lambda: loader(False), CE, "sorted_batches", "shuffle"),
+    Wired("in halves", mlp, lambda: halves(False), CE, "sorted_batches", "shuffle"),
 ]
 RIGHT = [
+    Wired("halves that are mixed", mlp, lambda: halves(True), CE),
     Wired("mean of what is there", lambda: averaging(True), sentences, CE),
     Wired("padding left out", seven_words, padded_counting, nn.CrossEntropyLoss(ignore_index=0)),
     Wired("flattened in one order", **time_first(True)),

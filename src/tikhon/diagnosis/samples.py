@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tikhon.data.batches import count_rows, opened, order, slices
 from tikhon.data.rows import (
@@ -22,6 +22,8 @@ from tikhon.data.rows import (
     tensors,
 )
 from tikhon.errors import DataError, InputError
+
+FAR = 500  # batches of a loader that are read for a target of another value
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,17 @@ def samples(data: object, *, rows: int = 256, name: str = "data") -> Samples:
 def _from_loader(loader: Iterable[object], rows: int, name: str) -> Samples:
     parts: list[Batch] = []
     count = 0
-    for batch in loader:
+    reading = iter(loader)
+    for batch in reading:
         parts.append(split(batch, name))
         count += length(parts[-1])
         if count >= rows:
             break
     if not parts:
         raise DataError(f"{name}: the loader gave no batch")
-    if iter(loader) is loader:
+    if reading is not loader:
+        parts += read_on(reading, parts)
+    if reading is loader:
         # an iterator is spent after one pass: what was read is all there is to train on
         return Samples(join(parts), join(parts), count, True, length(parts[0]))
     try:
@@ -82,6 +87,24 @@ def _from_loader(loader: Iterable[object], rows: int, name: str) -> Samples:
     except (RuntimeError, TypeError):  # batches of unequal shapes: sequences without padding
         joined = parts[0]
     return Samples(joined, loader, count, False, length(parts[0]))
+
+
+def read_on(reading: Iterator[object], parts: Sequence[Batch]) -> list[Batch]:
+    """The next batch with another target, where those read have one value: rows may be in order.
+
+    Nothing where there is none within `FAR` batches.
+    """
+    if not _of_one_value(parts):
+        return []
+    following = map(split, itertools.islice(reading, FAR))
+    return list(itertools.islice((b for b in following if not _of_one_value([parts[0], b])), 1))
+
+
+def _of_one_value(parts: Sequence[Batch]) -> bool:
+    targets = [target for _, target in parts]
+    if not all(isinstance(target, Tensor) and target.numel() for target in targets):
+        return False
+    return all(bool((target == targets[0].flatten()[0]).all()) for target in targets)
 
 
 def check_target(batch: Batch) -> None:

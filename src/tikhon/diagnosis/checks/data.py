@@ -66,6 +66,8 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
         return
     if w.get("constant_columns") == 1 or w.get("constant_target") or w.get("indifferent"):
         return
+    if _few_classes(ev):
+        return  # rows that came in order show no relation to the classes that are missing
     control = ev.record.reference
     advantage = number(control.get("advantage"))
     if advantage is not None and advantage >= e.ADVANTAGE:
@@ -148,6 +150,8 @@ def _imbalance(ev: Evidence) -> Iterable[Finding]:
         return
     if ev.wiring.get("constant_target") or (ev.wiring.get("dense") and answered is None):
         return  # one class alone, or no answers to count
+    if _few_classes(ev):
+        return  # shares of rows that came in order are not those of all rows
     # nine tenths of the rare ones are not answered
     bar = max(e.ALWAYS, 1 - 0.1 * (1 - share))
     always = abs(metric - share) <= 0.02 if answered is None else answered >= bar
@@ -262,11 +266,8 @@ def _sorted(ev: Evidence) -> Iterable[Finding]:
         why = said("why_sorted_rows", times=between)
         fix = "DataLoader(..., shuffle=True)"
         yield Finding("sorted_batches", "warning", ("data",), {"between": between}, why, fix=fix)
-    within, every = ev.fact("classes_in_batch"), ev.fact("classes_in_all")
-    expected = ev.fact("classes_expected")
-    if within is None or not expected or every is None or every < 2:
-        return
-    if within < e.SORTED * expected:
+    if few := _few_classes(ev):
+        within, expected, every = few
         numbers = {"classes_in_batch": within, "classes_in_all": every}
         why = said("why_sorted", within=within, expected=expected)
         yield Finding(
@@ -277,6 +278,15 @@ def _sorted(ev: Evidence) -> Iterable[Finding]:
             why,
             fix="DataLoader(..., shuffle=True)",
         )
+
+
+def _few_classes(ev: Evidence) -> tuple[float, float, float] | None:
+    """Classes of a batch, of one of rows drawn at random, and of all, if the first are too few."""
+    within, every = ev.fact("classes_in_batch"), ev.fact("classes_in_all")
+    expected = ev.fact("classes_expected")
+    if within is None or not expected or every is None or every < 2:
+        return None
+    return (within, expected, every) if within < e.SORTED * expected else None
 
 
 CHECKS = (

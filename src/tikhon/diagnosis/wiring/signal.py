@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tikhon.data.rows import Batch, split, take, tensors
 from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, middle_half, within
-from tikhon.diagnosis.samples import Samples
+from tikhon.diagnosis.samples import Samples, read_on
 
 SAMPLE = 1200  # rows that are judged, at most
 SHUFFLES = 100  # draws of shuffled targets, the noise of a relation
@@ -347,12 +348,11 @@ def loader_facts(source: Samples) -> dict[str, object]:
     """Whether the batches of a loader are less varied than all of them together."""
     if source.indexed:
         return {}
-    seen = []
-    for number, batch in enumerate(source.source):
-        target = split(batch)[1]
-        if not isinstance(target, Tensor) or number >= BATCHES:
-            break
-        if target.reshape(len(target), -1).shape[1] != 1:
+    reading = iter(source.source)
+    read = [split(batch) for batch in itertools.islice(reading, BATCHES)]
+    seen: list[Tensor] = []
+    for _, target in [*read, *(read_on(reading, read) if read else [])]:
+        if not isinstance(target, Tensor) or target.reshape(len(target), -1).shape[1] != 1:
             break
         seen.append(target.reshape(-1))
     if len(seen) < 4 or min(len(t) for t in seen[:-1]) < 8:
