@@ -663,3 +663,16 @@ def test_answers_on_test_rows_are_drawn():
     ).blocks
     assert pairs.figure["data"][0]["x"] == [1.0, 3.0]
     assert answers.section({}) is None
+
+
+def test_a_comparison_has_no_column_that_no_row_fills():
+    from tikhon.report.kinds import compare, parts
+    from tikhon.report.page import say
+
+    row = {"method": "none", "test": 0.7, "tied": True, "gap": 0.1, "zeros": 0.0, "size": 1.0}
+    row |= {"low": None, "high": None, "seed_std": None, "seconds": 1.0}
+    metric = parts.ScoreKind("accuracy", say("metric_accuracy"), True)
+    keys = [head.key for head in compare.table([row, row], metric).head]
+    assert keys == ["method", "verdict", "test", "train_test_gap", "zeros", "time"]
+    fuller = row | {"low": 0.6, "high": 0.8, "seed_std": 0.01, "size": 0.5}
+    assert len(compare.table([row, fuller], metric).head) == 9

@@ -148,9 +148,10 @@ def _conclude(terminal: Terminal, path: Path, result: dict[str, Any]) -> None:
     file, page = write(path)
     RunDirectory(path).finish()
     show(terminal, page)
+    spread = any(row["seed_std"] is not None for row in result["methods"])
     terminal.say(
-        "tied: no clear difference from the first; seed spread: standard deviation of the test "
-        "score over seeds"
+        "tied: no clear difference from the first"
+        + "; seed spread: standard deviation of the test score over seeds" * spread
     )
     shapes = result.get("architecture", {}).get("rows", [])
     for kind in ("width", "depth"):

@@ -236,8 +236,10 @@ def compare(
     Raises `InputError` for unknown methods or ones that need classes, `Stopped` when it was asked
     to stop.
     """
-    if splits < 1 or seeds < 1:
-        raise InputError(f"splits and seeds must be 1 or more, received {splits} and {seeds}")
+    if splits < 1:
+        raise InputError(f"splits must be 1 or more, received {splits}")
+    if seeds < 1:
+        raise InputError(f"seeds must be 1 or more, received {seeds}")
     if trials is not None and trials < 1:
         raise InputError(f"trials must be 1 or more, received {trials}")
     limit = seconds_of(budget)

@@ -42,7 +42,8 @@ class Metric:
         except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
             raise InputError(
                 f"the metric {self.name} failed on {len(y)} validation rows, with outputs of "
-                f"shape {tuple(output.shape)} and targets of shape {tuple(y.shape)}: {error}"
+                f"shape {tuple(output.shape)} and targets of shape {tuple(y.shape)}, "
+                f"{'numbers' if y.is_floating_point() else 'classes'}: {error}"
             ) from error
 
     def pseudo_values(self, output: Tensor, y: Tensor) -> Tensor:

@@ -174,7 +174,14 @@ def table(rows: list[Row], metric: parts.ScoreKind) -> PageTable:
         "seed_spread",
         "time",
     )
-    return PageTable(say("compare_caption"), tuple(map(say, keys)), tuple(lines))
+    empty = {"interval": "–", "size_left": "100%", "seed_spread": "–"}  # told by no row: no column
+    kept = [
+        i
+        for i, key in enumerate(keys)
+        if key not in empty or any(line[i] != empty[key] for line in lines)
+    ]
+    shown_lines = tuple(tuple(line[i] for i in kept) for line in lines)
+    return PageTable(say("compare_caption"), tuple(say(keys[i]) for i in kept), shown_lines)
 
 
 def scores(rows: list[Row], metric: parts.ScoreKind) -> Chart:
