@@ -90,14 +90,15 @@ def _from_loader(loader: Iterable[object], rows: int, name: str) -> Samples:
 
 
 def read_on(reading: Iterator[object], parts: Sequence[Batch]) -> list[Batch]:
-    """The next batch with another target, where those read have one value: rows may be in order.
+    """As many batches from the next other target on, where those read have one value.
 
-    Nothing where there is none within `FAR` batches.
+    Rows may be in order. Nothing where there is no other target within `FAR` batches.
     """
     if not _of_one_value(parts):
         return []
     following = map(split, itertools.islice(reading, FAR))
-    return list(itertools.islice((b for b in following if not _of_one_value([parts[0], b])), 1))
+    others = itertools.dropwhile(lambda batch: _of_one_value([parts[0], batch]), following)
+    return list(itertools.islice(others, len(parts)))
 
 
 def _of_one_value(parts: Sequence[Batch]) -> bool:
