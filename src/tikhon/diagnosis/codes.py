@@ -94,12 +94,14 @@ _HOPELESS = (
     "ignored_rows",
     "class_imbalance",
     "sorted_batches",
+    "train_eval_mismatch",
     "batchnorm_few_rows",
     "frozen_parameters",
     "missing_from_optimizer",
 )
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "no_nonlinearity": ("head_mismatch",),
+    "inputs_ignored": ("unscaled_inputs",),  # behind saturated gates all rows are one
     "unused_parameters": _DISCONNECTED,
     "nothing_to_train": _DISCONNECTED,
     "future_visible": ("positions_mixed", "rows_mixed"),

@@ -18,6 +18,7 @@ from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.thresholds import HEAVY, LEARNED, RELATED, SMALL_UPDATE
 
 BEHIND = 0.6  # of what the yardstick learns
+LONG_STEP = 1e-2  # of the weights
 USUAL = 0.9  # momentum
 SHUFFLED = 2  # runs on shuffled targets where nothing shallow relates them to the inputs
 
@@ -66,7 +67,7 @@ def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
         found |= _unfrozen(make(), ran)
     if ev.momentum > HEAVY:
         found |= _steadier(make(), ran)
-    if _lost(ev):
+    if _lost(ev) or _hasty(ev):
         found |= _paced("calmer", 0.1, make(), ran)
     if ev.falling and ev.learned < LEARNED and (ev.updates or 1.0) < SMALL_UPDATE:
         found |= _paced("faster", 10.0, make(), ran)
@@ -119,6 +120,12 @@ def _lost(ev: Evidence) -> bool:
     """Whether the run ends behind its yardstick, or with one answer for all rows."""
     behind = ev.reach is not None and ev.learned < BEHIND and not ev.falling
     return behind or (ev.blind and not ev.born_blind and ev.learned < BEHIND)
+
+
+def _hasty(ev: Evidence) -> bool:
+    """Whether a run of long steps, beside the weights, ends short of its yardstick."""
+    short = ev.reach is not None and ev.learned < LEARNED and not ev.learning
+    return short and (ev.updates or 0.0) >= LONG_STEP
 
 
 def _paced(name: str, pace: float, replica: Replica, ran: Ran) -> dict[str, object]:

@@ -12,7 +12,17 @@ from itertools import pairwise
 from statistics import median
 
 from tikhon.diagnosis.record import Point, Probe, Record, Site
-from tikhon.diagnosis.thresholds import LEARNED, LIVELY, NARROW, OWN_GAIN, RELATED, STILL, WEAK
+from tikhon.diagnosis.thresholds import (
+    EXCESS,
+    LEARNED,
+    LIVELY,
+    MOVED_STATISTICS,
+    NARROW,
+    OWN_GAIN,
+    RELATED,
+    STILL,
+    WEAK,
+)
 
 
 class Evidence:
@@ -172,6 +182,18 @@ class Evidence:
     def harmed(self) -> bool:
         """Whether a fault may have harmed: nothing was trained, or less learned than could be."""
         return not self.trained or self.learned < LEARNED
+
+    @cached_property
+    def modes_apart(self) -> tuple[float, float] | None:
+        """The losses in training and in evaluation mode, where the second is much higher."""
+        if self.end is None or not self.trained or self.record.failure is not None:
+            return None
+        train, evaluated = number(self.end.loss), number(self.end.eval_loss)
+        few = self.record.steps < MOVED_STATISTICS
+        if train is None or evaluated is None or not self.trivial or few:
+            return None
+        excess = (evaluated - train) / self.trivial
+        return (train, evaluated) if excess > EXCESS and evaluated > 3 * train else None
 
     @cached_property
     def learned(self) -> float:

@@ -24,12 +24,15 @@ from tikhon.diagnosis.replica import (
 )
 from tikhon.diagnosis.samples import Samples, check_fit, check_target, samples
 from tikhon.diagnosis.wiring import wiring_facts
-from tikhon.diagnosis.wiring.rows import blind_facts, given_back
+from tikhon.diagnosis.wiring.rows import APART, blind_facts, given_back, row_facts
+from tikhon.diagnosis.wiring.split import renamed
 from tikhon.diagnosis.wiring.subject import subject_of
 from tikhon.errors import InputError
 from tikhon.training.losses import in_a_loop
 from tikhon.training.taken import check_taken
 from tikhon.wrappers import unwrap
+
+ROUNDING = 1e-5  # change of answers with their neighbours that arithmetic in another order leaves
 
 
 def measure(
@@ -79,7 +82,7 @@ def measure(
         facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
         wiring |= _drift(trial.spreads)
         if trial.steps and trial.failure is None and not holes:
-            wiring |= _afterwards(replica, source, wiring)
+            wiring |= _afterwards(replica, source, wiring, judge)
         record = Record(
             model=type(unwrap(model)).__name__,
             parameters=sum(p.numel() for p in replica.model.parameters()),
@@ -131,7 +134,9 @@ def _yardsticks(source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _afterwards(replica: Replica, source: Samples, wiring: dict[str, Any]) -> dict[str, object]:
+def _afterwards(
+    replica: Replica, source: Samples, wiring: dict[str, Any], judge: Batch | None
+) -> dict[str, object]:
     """What of the wiring shows in the trained network: one answer for all rows."""
     facts: dict[str, object] = {}
     try:
@@ -139,6 +144,10 @@ def _afterwards(replica: Replica, source: Samples, wiring: dict[str, Any]) -> di
     except Exception as error:  # a loss may call the model otherwise than with its inputs
         facts["unmeasured"] = wiring["unmeasured"] | {"code": type(error).__name__}
     facts |= static.own_score_zero(replica, source.probe)
+    if judge is not None and not replica.whole:
+        facts |= renamed(replica, judge)
+    if ROUNDING < wiring.get("rows_apart", 0.0) < APART:  # of a fresh network, little may be seen
+        facts |= row_facts(subject_of(replica, source))
     if "majority" in wiring:
         facts["answered"] = commonest(replica, source.probe)
     if wiring.get("alike") and not blind_facts(subject_of(replica, source)):

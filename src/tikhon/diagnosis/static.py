@@ -43,6 +43,7 @@ ENDLESS = 1000.0  # below a constant's loss, times that and 1: free answers find
 SQUARES = {"square", "abs", "exp", "norm", "vector_norm", "linalg_vector_norm", "cdist"}
 SQUARES |= {"pairwise_distance", "relu", "softplus"}  # at least 0, whatever they are given
 KEEPS = {"sum", "mean", "sqrt", "squeeze", "flatten", "reshape", "view"}  # what is at least 0
+ADDS = {"add", "__add__", "__radd__"}  # and what is added to it, if it is at least 0, too
 HEADS = ELEMENTWISE | SOFTMAXES | {"clamp", "clip", "clamp_min", "clamp_max"}
 
 
@@ -174,7 +175,10 @@ def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -
                 {} if falls else shallow_loss(many(samples), answer, replica.loss, steps)
             )
     if names:
-        facts["floor"] = free_loss(z, target, replica.loss, steps)
+        reached = steps
+        if steps is not None and tape.above_zero(z):  # as a length, squashed afterwards
+            reached = _compose([nn.functional.softplus, steps])
+        facts["floor"] = free_loss(z, target, replica.loss, reached)
         if not facts["probabilities"] or facts["own_softmax"]:
             facts["free_floor"] = facts["lowest"]
             facts["free_trivial"] = constant_loss(output, target, replica.loss)
@@ -237,9 +241,14 @@ class _Tape(Functions):
         even = name in ("pow", "__pow__") and len(args) > 1 and args[1] in (2, 4)
         if name in SQUARES or even or (name in KEEPS and args and self.above_zero(args[0])):
             self._above.append(result)
+        if name in ADDS and len(args) == 2 and all(map(self._not_below, args)):
+            self._above.append(result)
         if name in DROPOUTS and result is not (args[0] if args else kwargs.get("input")):
             self.dropped.append((result, user_line()))
         return result
+
+    def _not_below(self, value: object) -> bool:
+        return value >= 0 if isinstance(value, int | float) else self.above_zero(value)
 
     def above_zero(self, value: object) -> bool:
         """Whether a result is at least 0 by what it is: a square, a length, a sum of them."""

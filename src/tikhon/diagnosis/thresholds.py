@@ -63,6 +63,7 @@ IDEAL = {
 
 HARDLY = 0.3  # skill below which a run that still falls has not begun to learn (convention)
 
+MOVED_STATISTICS = 30  # steps after which running statistics at their usual pace have moved
 EXCESS = 0.2  # loss in eval mode above that in train mode / a constant's loss (convention)
 FREED = 0.3  # skill that training what is frozen or left out adds (convention)
 
@@ -109,6 +110,15 @@ STRETCH = 3.0  # deviation of validation / training inputs, or its inverse [rati
 CLASS_SHIFT = 0.3  # total variation of class shares, training to validation [share] (convention)
 SQUEEZED = 0.2  # input columns whose deviation is that of a few rows [share] (convention)
 DOUBLES = 0.2  # validation rows that are training rows, beyond what repeats there [share]
+MAPPED = (
+    0.3  # validation rows that are right once classes change their numbers [share] (convention)
+)
+REPEATED = 0.1  # training rows that are there twice, as where rare ones are repeated (convention)
+FITS = 0.25  # accuracy above the majority's, or correlation, that is a relation (convention)
+HARDLY_FITS = 0.12  # the same, where validation rows have it among themselves and not at all
+COPIES = 0.5  # validation rows that are copies of training rows [share] (convention)
+RIMS = 0.25  # single pixels between two classes that are no neighbours: masks leave 0.03 [share]
+DRAWN = 0.1  # rows of the data that a sampler can draw [share] (convention)
 SORTED = 0.6  # classes in a batch / classes expected in a shuffled one [ratio] (convention)
 FEW_VALUES = 4  # that a batch normalisation averages over [rows x pixels]: deviation known to 40 %
 STUCK = 0.5  # weights with a gradient that a step leaves as they are [share] (convention)
@@ -224,6 +234,12 @@ MEASURES: dict[str, Measure] = {
     "valid_scale": Measure("deviation, validation / training", 1 / STRETCH, STRETCH),
     "class_shift": Measure("total variation of class shares", None, CLASS_SHIFT),
     "new_classes": Measure("classes", None, 0),
+    "valid_right": Measure("share of validation rows"),
+    "valid_mapped": Measure("share of validation rows"),
+    "fits_train": Measure("accuracy above the majority's share, or correlation"),
+    "fits_valid": Measure("accuracy above the majority's share, or correlation"),
+    "rims": Measure("share of the borders of classes that are no neighbours", None, RIMS),
+    "drawable": Measure("rows"),
     "rows_in_both": Measure("share of validation rows", None, DOUBLES),
     "classes_in_batch": Measure("classes per batch"),
     "classes_in_all": Measure("classes"),

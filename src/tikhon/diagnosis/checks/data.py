@@ -45,8 +45,10 @@ def _same_answer(ev: Evidence) -> Iterable[Finding]:
         return
     value = ev.fact("target_low") or 0.0
     why = said("why_one_target", value=value)
-    # a loss that calls the model may mean them as a goal, as that of a generator does
-    goal = w.get("whole") or w.get("judged")
+    # a loss that calls the model may mean them as a goal, as that of a generator does, and one
+    # that never looks at them has none
+    unused = w.get("targets_used") is False
+    goal = w.get("whole") or w.get("judged") or unused
     if w.get("judged"):
         why = said("why_judged", why=why)
     yield Finding(
@@ -233,7 +235,10 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
                 why,
                 fix="scale both by the training rows: (x - x_train.mean(0)) / x_train.std(0)",
             )
+    yield from _another_relation(ev)
     new, moved = w.get("new_classes") or [], ev.fact("class_shift") or 0.0
+    if (ev.fact("rows_repeated") or 0.0) > e.REPEATED:
+        moved = 0.0  # rare classes are repeated in training on purpose
     if new or moved > e.CLASS_SHIFT:
         why = said("why_valid_classes", moved=moved)
         if new:
@@ -258,6 +263,79 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
             why,
             fix="x.drop_duplicates() before the split",
         )
+
+
+def _another_relation(ev: Evidence) -> Iterable[Finding]:
+    """Validation rows whose targets are not those that training teaches."""
+    known, asked, own = (ev.fact(f"fits_{k}") for k in ("train", "valid", "own"))
+    right, mapped = ev.fact("valid_right"), ev.fact("valid_mapped")
+    fix = "the same list of classes, words and columns for both: sorted(os.listdir(folder))"
+    numbers, why = dict[str, float](), ""
+    if right is not None and mapped is not None and mapped - right > e.MAPPED:
+        named = "; ".join(f"{a} for {b}" for a, b in (ev.wiring.get("valid_names") or [])[:3])
+        why = said("why_renamed_classes", right=right, mapped=mapped, named=named)
+        numbers = {"valid_right": right, "valid_mapped": mapped}
+    elif known is not None and asked is not None and own is not None:
+        chance = 2 / (ev.fact("fits_rows") or 1.0) ** 0.5  # four deviations of a share
+        plain = known >= e.FITS and asked <= known - max(e.FITS, 0.6 * known)
+        faint = known >= e.HARDLY_FITS and asked <= 0 and own > 0.5 * known
+        if not (plain or faint) or known - asked < chance:
+            return
+        why = said("why_another_relation", known=known, asked=asked)
+        if own > 0.5 * known:
+            why = said("why_own_relation", why=why, own=own)
+        numbers = {"fits_train": known, "fits_valid": asked}
+    if numbers:
+        effect = said("effect_another_relation")
+        advice = ("one preparation of both parts",)
+        where = ("valid",)
+        yield Finding(
+            "valid_differs", "warning", where, numbers, why, effect=effect, advice=advice, fix=fix
+        )
+
+
+def _copies(ev: Evidence) -> Iterable[Finding]:
+    """Validation rows that are training rows with a little noise, or moved by a step."""
+    copies, windows = ev.fact("copies") or 0.0, ev.fact("windows_in_both") or 0.0
+    if windows > e.COPIES:
+        why = said("why_windows_in_both", share=windows)
+        fix = "split the series by time, and cut each part into windows"
+    elif copies > e.COPIES:
+        why = said("why_copies_in_both", share=copies)
+        fix = "split first, and augment the training rows alone; split by person or scene"
+    else:
+        return
+    numbers = {"rows_in_both": max(copies, windows)}
+    yield Finding("rows_in_both", "warning", ("valid",), numbers, why, fix=fix)
+
+
+def _interpolated(ev: Evidence) -> Iterable[Finding]:
+    share = ev.fact("rims")
+    if share is None or share < e.RIMS:
+        return
+    why = said("why_rims", share=share)
+    fix = "mode='nearest' for masks: F.interpolate(mask, size), Image.NEAREST"
+    yield Finding("labels_interpolated", "warning", ("target",), {"rims": share}, why, fix=fix)
+
+
+def _not_drawn(ev: Evidence) -> Iterable[Finding]:
+    drawn, rows = ev.fact("drawable"), ev.fact("rows_there")
+    if drawn is None or not rows or rows < 50 or drawn > e.DRAWN * rows:
+        return
+    why = said("why_few_drawn", drawn=drawn, rows=rows)
+    effect, advice = said("effect_few_drawn"), ("a weight for each row",)
+    fix = "WeightedRandomSampler(class_weight[y], len(y)): one weight a row, not one a class"
+    numbers = {"drawable": drawn, "related_rows": rows}
+    yield Finding(
+        "ignored_rows",
+        "critical",
+        ("data",),
+        numbers,
+        why,
+        effect=effect,
+        advice=advice,
+        fix=fix,
+    )
 
 
 def _sorted(ev: Evidence) -> Iterable[Finding]:
@@ -298,6 +376,9 @@ CHECKS = (
     _copied,
     _drifting,
     _moved_alone,
+    _interpolated,
+    _not_drawn,
     _validation,
+    _copies,
     _sorted,
 )

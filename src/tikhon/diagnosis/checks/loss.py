@@ -5,7 +5,7 @@ Pure functions of the evidence; standard library only. What is measured: `tikhon
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from tikhon.diagnosis import thresholds as e
@@ -97,6 +97,10 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
         where = ("the loss",)
         yield Finding("loss_upside_down", "critical", where, numbers, why, fix=fix)
         return
+    part = next(_parts_upside_down(ev), None)
+    if part is not None:
+        yield part
+        return
     away = ev.fact("pulls_away")
     pull = ev.fact("pull_on_others") or 0.0
     alike = ev.fact("alike_label")
@@ -118,6 +122,40 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
         why,
         fix="loss = -loss, or 1 - loss where it is a share that is right",
     )
+
+
+def _parts_upside_down(ev: Evidence) -> Iterator[Finding]:
+    """One part of a loss, or one of several answers, that is pulled the wrong way."""
+    w = ev.wiring
+    code, where = "loss_upside_down", ("the loss",)
+    entropy, volume = ev.fact("entropy_pulled"), ev.fact("determinant_pulled")
+    if entropy is not None and entropy > 0:
+        why = said("why_entropy_down")
+        effect = said("effect_entropy_down")
+        advice = ("the entropy with a minus: optimizers minimise",)
+        place = (w.get("entropy_place") or "the loss",)
+        fix = "loss = policy_loss - weight * entropy.mean()"
+        yield Finding(code, "warning", place, {}, why, effect=effect, advice=advice, fix=fix)
+    if volume is not None and volume > 0:
+        why = said("why_determinant_down")
+        effect = said("effect_determinant_down")
+        advice = ("the sign of the logarithm of the determinant",)
+        fix = "log_density = base.log_prob(z) + log_determinant, of z = flow(x)"
+        yield Finding(code, "critical", where, {}, why, effect=effect, advice=advice, fix=fix)
+    far = w.get("answer_without_end")
+    if far:
+        why = said(
+            "why_answer_without_end", place=far["place"], all=far["of"], loss=float(far["loss"])
+        )
+        advice = ("a part that costs something on both sides",)
+        fix = "the sign of each part, as in 0.5 * (exp(logvar) + mu**2 - 1 - logvar)"
+        numbers = {"loss": float(far["loss"])}
+        yield Finding(code, "critical", where, numbers, why, advice=advice, fix=fix)
+    if w.get("draws_above"):
+        why = said("why_draws_above")
+        advice = ("the score of the data minus that of the draw",)
+        fix = "-F.logsigmoid(score_of_data - score_of_draw).mean()"
+        yield Finding(code, "critical", where, {}, why, advice=advice, fix=fix)
 
 
 def _endless(ev: Evidence) -> Iterable[Finding]:

@@ -153,6 +153,61 @@ def _squashed_twice(ev: Evidence) -> Iterable[Finding]:
     yield Finding("head_mismatch", severity, (found["place"],), {}, why, fix=fix)
 
 
+def _place_for_value(ev: Evidence) -> Iterable[Finding]:
+    place = ev.wiring.get("index_as_number")
+    if place:
+        why = said("why_place_for_value")
+        effect = said("effect_place_for_value")
+        advice = ("the value of the largest entry",)
+        fix = "x.max(1).values in place of x.argmax(1), .max(1)[0] in place of .max(1)[1]"
+        code = "classes_as_numbers"
+        yield Finding(code, "critical", (place,), {}, why, effect=effect, advice=advice, fix=fix)
+
+
+def _mixed_slopes(ev: Evidence) -> Iterable[Finding]:
+    place = ev.wiring.get("mixed_derivatives")
+    if place:
+        why = said("why_mixed_slopes")
+        fix = "torch.autograd.grad(u_x[:, k].sum(), x, create_graph=True)[0][:, k], for each k"
+        yield Finding("mixed_derivatives", "warning", (place,), {}, why, fix=fix)
+
+
+def _over_rows(ev: Evidence) -> Iterable[Finding]:
+    w = ev.wiring
+    picked, normed = w.get("gathered_over_rows"), w.get("normed_over_rows")
+    if picked:
+        why = said("why_gathered", place=picked)
+        fix = "answers.gather(1, index[:, None])"
+        advice = ("the axis of the classes",)
+        yield Finding("rows_mixed", "critical", (picked,), {}, why, advice=advice, fix=fix)
+    elif w.get("compared_over_rows"):
+        place = w["compared_over_rows"]
+        why = said("why_cosines_over_rows", place=place)
+        fix = "F.cosine_similarity(output, target, dim=1)"
+        advice = ("the axis of the columns",)
+        yield Finding("rows_mixed", "critical", (place,), {}, why, advice=advice, fix=fix)
+    elif normed:
+        why = said("why_normed_over_rows", place=normed)
+        effect = said("effect_normed_over_rows")
+        advice = ("the length of each row",)
+        fix = "F.normalize(z, dim=1), z / z.norm(dim=1, keepdim=True)"
+        yield Finding(
+            "rows_mixed", "critical", (normed,), {}, why, effect=effect, advice=advice, fix=fix
+        )
+
+
+def _bounded_scores(ev: Evidence) -> Iterable[Finding]:
+    found = ev.wiring.get("bounded_scores")
+    if not found or ev.wiring.get("normed_over_rows"):
+        return
+    floor = float(found["floor"])
+    why = said("why_bounded_scores", floor=floor)
+    fix = "scores / temperature, of 0.05 to 0.5: not times the temperature"
+    numbers = {"floor": floor}
+    where = (found["place"] or "the loss",)
+    yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
+
+
 def _ends(ev: Evidence) -> Iterable[Finding]:
     place, mark = ev.wiring.get("looks_ahead"), ev.wiring.get("idle_mark")
     if not place or not mark:
@@ -249,5 +304,9 @@ CHECKS = (
     _pulled_goal,
     _ends,
     _squashed_twice,
+    _place_for_value,
+    _mixed_slopes,
+    _over_rows,
+    _bounded_scores,
     _breaches,
 )

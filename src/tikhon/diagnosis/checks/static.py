@@ -29,7 +29,9 @@ def scales(ev: Evidence) -> Iterable[Finding]:
     """Inputs and targets whose size no initialisation is made for."""
     inputs, target = ev.record.data.get("inputs") or {}, ev.record.data.get("target") or {}
     rms = number(inputs.get("rms"))
-    learned = ev.trained and ev.learned >= e.LEARNED
+    normed = any(site.role == "norm" for site in ev.record.sites)
+    only_in_training = normed and ev.modes_apart is not None  # which has a name of its own
+    learned = ev.trained and (ev.learned >= e.LEARNED or only_in_training)
     if rms is not None and not ev.record.data.get("normalised_inside"):
         if (rms > 10 or 0 < rms < 0.01) and not learned:
             why = said("why_inputs", size=rms)
@@ -49,7 +51,8 @@ def scales(ev: Evidence) -> Iterable[Finding]:
             "unscaled_inputs", "warning", ("inputs",), {"squeezed": squeezed}, why, fix=fix
         )
     size, spread = number(target.get("rms")), number(target.get("std"))
-    if size is not None and spread is not None and size > 10 and not learned:
+    explained = ev.trained and ev.learned >= e.LEARNED
+    if size is not None and spread is not None and size > 10 and not explained:
         why = said("why_targets", mean=target.get("mean", 0.0), spread=spread)
         yield Finding("unscaled_targets", "warning", ("target",), {"rms": size}, why)
 
@@ -177,6 +180,7 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
         numbers = {"parameters": float(ev.record.trainable)}
         fix = "build the optimizer after the last line that makes, loads or wraps the model"
         yield Finding("missing_from_optimizer", "critical", ("optimizer",), numbers, why, fix=fix)
+    yield from _of_the_loss(ev)
     cut = set(ev.wiring.get("detached") or ())
     rows = (
         ("frozen", "frozen_parameters", "info", said("why_frozen")),
@@ -202,16 +206,23 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
         yield Finding("changes_in_forward", "warning", (), {}, why)
 
 
+def _of_the_loss(ev: Evidence) -> Iterable[Finding]:
+    """Parameters of the loss itself that the optimizer does not hold."""
+    judge, small = ev.wiring.get("judge"), ev.fact("weights_of_loss") or 0.0
+    if not judge and not small:
+        return
+    why = said("why_loss_weights", count=int(small))
+    if judge:
+        why = said("why_loss_layer", kind=judge)
+    fix = "torch.optim.Adam([*model.parameters(), *criterion.parameters()], ...)"
+    numbers = {"parameters": small or 1.0}
+    code = "missing_from_optimizer"
+    yield Finding(code, "warning", (judge or "the loss",), numbers, why, fix=fix)
+
+
 def _modes(ev: Evidence) -> Iterable[Finding]:
-    end = ev.end
-    if end is None or not ev.trained or ev.record.failure is not None:
-        return
-    train, evaluated = number(end.loss), number(end.eval_loss)
-    trivial = ev.trivial
-    if train is None or evaluated is None or not trivial or ev.record.steps < 50:
-        return
-    excess = (evaluated - train) / trivial
-    if excess > e.EXCESS and evaluated > 3 * train:
+    if ev.modes_apart is not None:
+        train, evaluated = ev.modes_apart
         numbers = {"train_mode_loss": train, "eval_mode_loss": evaluated}
         why = said("why_modes", train=train, eval=evaluated)
         yield Finding("train_eval_mismatch", "warning", (), numbers, why)

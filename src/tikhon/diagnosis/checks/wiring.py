@@ -90,6 +90,19 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
         )
 
 
+def _silent(ev: Evidence) -> Iterable[Finding]:
+    """A loss whose slope is 0 at every answer."""
+    silent = ev.wiring.get("answers_silent")
+    if silent and ev.silent and not ev.wiring.get("flat"):
+        why = said("why_answers_silent", place=silent)
+        fix = "print the factor: a mean of one number, or over the wrong axis, leaves 0 of it"
+        numbers = {"parameters": float(ev.record.trainable)}
+        advice = ("a factor that is not 0",)
+        where = (silent,)
+        code = "loss_not_connected"
+        yield Finding(code, "critical", where, numbers, why, advice=advice, fix=fix)
+
+
 def registered(name: str) -> str:
     """The line that makes a module know a tensor that hangs on it under `name`.
 
@@ -381,7 +394,7 @@ def _order(ev: Evidence) -> Iterable[Finding]:
     nexts = (ev.fact("target_is_next") or 0.0) >= 0.95
     gain = ev.fact("order_gain") or 0.0
     harmed = ev.harmed or ev.generalised < e.LEARNED
-    matters = nexts or (gain > e.BENDS and harmed)
+    matters = nexts or (gain > e.BENDS and harmed and not _lost_in_padding(ev))
     why = said("why_no_order")
     if gain > e.BENDS:
         why = said("why_order_gain", why=why, gain=gain)
@@ -423,7 +436,17 @@ def _broken_at_once(ev: Evidence) -> bool:
 
 def _random(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
-    spread = ev.fact("eval_spread") or 0.0
+    spread, carried = ev.fact("eval_spread") or 0.0, ev.fact("carried")
+    if carried is not None:
+        why = said("why_carried", carried=carried)
+        fix = "self.hidden = None at the start of forward; states handed in and back otherwise"
+        harmed = ev.harmed or ev.generalised < e.LEARNED
+        severity = "warning" if harmed and not ev.wiring.get("in_order") else "info"
+        effect = said("effect_carried")
+        advice = ("a state that begins anew with each batch",)
+        numbers = {"eval_spread": carried}
+        code = "random_in_eval"
+        yield Finding(code, severity, (), numbers, why, effect=effect, advice=advice, fix=fix)
     if spread < e.APART:
         return
     places = tuple(w.get("eval_places") or ())
@@ -494,6 +517,7 @@ def _shared(ev: Evidence) -> Iterable[Finding]:
 
 CHECKS = (
     _graph,
+    _silent,
     _detached,
     _blind,
     _rows,

@@ -18,6 +18,7 @@ from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring import (
+    answers,
     attention,
     augmented,
     candidates,
@@ -28,6 +29,7 @@ from tikhon.diagnosis.wiring import (
     rows,
     shapes,
     signal,
+    split,
     targets,
     unread,
     weights,
@@ -64,12 +66,14 @@ def wiring_facts(
         "targets": partial(targets.target_facts, subject),
         "candidates": partial(candidates.candidate_facts, subject),
         "loss": partial(loss.loss_facts, subject),
+        "answers": partial(answers.answer_facts, subject),
         "weights": partial(weights.weight_facts, subject, source),
         "pairs": partial(pairs.pair_facts, subject, source),
         "bypass": partial(rows.bypass_facts, subject),
         "padding": partial(padding.padding_facts, subject),
         "shapes": partial(shapes.shape_facts, subject),
         "signal": partial(signal.signal_facts, source, valid, whole=replica.whole),
+        "split": partial(split.split_facts, signal.sample(source), valid),
         "loader": partial(signal.loader_facts, source),
         "augmented": partial(augmented.augmented_facts, source),
         "norms": partial(norm_facts, replica, source, batch_size),

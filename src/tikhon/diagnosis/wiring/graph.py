@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.copying import leaves
+from tikhon.data.rows import tensors
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.replica import gradients, undisturbed
 from tikhon.diagnosis.wiring.calls import Calls, Joined
@@ -18,6 +19,7 @@ from tikhon.errors import InputError
 
 MAKERS = ("kaiming_uniform", "empty", "randn", "rand", "zeros", "ones")
 FLAT = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside")  # slope 0
+WEIGHTS = 8  # numbers in a parameter of a loss that weighs its parts
 DEEP = 4  # containers in containers that are searched for a tensor
 
 
@@ -33,6 +35,8 @@ def graph_facts(subject: Subject, held: set[int]) -> dict[str, object]:
     facts["connected"] = any(g is not None for g in found)
     if facts["connected"]:
         facts |= _strangers(subject, first, second, held, slopes=bool(tape.named("grad")))
+        if held and facts["outside"]:
+            facts["judge"] = _judge(subject, held)
         made = [c.line for c in tape.named(*MAKERS) if c.line and c.module != LOSS]
         facts["made_place"] = made[0] if made and facts["made_in_forward"] else ""
     flat = [c for c in tape.named(*FLAT) if c.attached]
@@ -99,11 +103,39 @@ def _strangers(
         strange = [t for t in strange if isinstance(t, nn.Parameter)]
     lasting = {id(t) for t in leaves(second)}
     known = [(t, next((n for n, other in named if other is t), "")) for t in strange]
+    small = [t for t, n in known if not n and isinstance(t, nn.Parameter) and id(t) in lasting]
+    own_weights = held and small and all(t.numel() <= WEIGHTS for t, n in known if not n)
     return {
+        "weights_of_loss": len(small) if own_weights else 0,
         "unregistered": [n for _, n in known if n],
         "made_in_forward": sum(id(t) not in lasting for t, n in known if not n),
         "outside": sum(id(t) in lasting for t, n in known if not n),
     }
+
+
+def _judge(subject: Subject, held: set[int]) -> str:
+    """The kind of a layer of the loss that is given the targets, and that no optimizer trains."""
+    goals = [t.flatten() for t in tensors(subject.batch[1])]
+    own, found = set(subject.model.modules()), []
+
+    def enter(module: nn.Module, args: tuple[object, ...]) -> None:
+        given = [t.flatten() for t in tensors(args)]
+        told = any(
+            a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+            for a in given
+            for b in goals
+        )
+        params = [p for p in module.parameters() if p.requires_grad]
+        if told and module not in own and params and not any(id(p) in held for p in params):
+            found.append(type(module).__name__)
+
+    handle = nn.modules.module.register_module_forward_pre_hook(enter)
+    try:
+        with torch.no_grad(), undisturbed(subject.model, training=True):
+            subject.replica.value(subject.batch)
+    finally:
+        handle.remove()
+    return found[0] if found else ""
 
 
 def _loose(model: nn.Module, seen: set[int] | None = None) -> Any:

@@ -6,6 +6,7 @@ import torch
 
 from tikhon.data.rows import tensors
 from tikhon.diagnosis.replica import undisturbed
+from tikhon.diagnosis.wiring.followed import pulled_above
 from tikhon.diagnosis.wiring.recorder import Recorder
 from tikhon.diagnosis.wiring.subject import Subject
 
@@ -26,6 +27,8 @@ def loss_facts(subject: Subject) -> dict[str, object]:
             "shapes": [list(s) for s in first.shapes],
             "place": first.place,
         }
+    if pulled_above(tape.answers, loss):
+        facts["draws_above"] = True
     for summand in note.summands:
         if not summand.meant:
             facts.setdefault(summand.kind, {"name": summand.function, "place": summand.place})

@@ -63,6 +63,10 @@ class Note:
     slope: bool = False  # it is a derivative that the program took itself
     discounted: bool = False  # a number between 0 and 1 is a factor of it
     goal: str = ""  # the line in which a discounted answer was added to data: a value to reach
+    index: bool = False  # it says where the largest entry stands, and not how large it is
+    norm: bool = False  # it is a length of all rows together, or of each column
+    over_rows: str = ""  # the line in which rows were divided by such a length
+    bound: float | None = None  # no entry can get larger than it, whatever the answers
 
 
 NOTHING = Note()

@@ -25,6 +25,16 @@ from tikhon.diagnosis.modes import (
 )
 from tikhon.diagnosis.wiring.calls import DRAWS
 from tikhon.diagnosis.wiring.domains import CHECKED, breach
+from tikhon.diagnosis.wiring.followed import (
+    bounded,
+    compared_over_rows,
+    gathered_over_rows,
+    index_as_number,
+    is_index,
+    is_norm,
+    mixed_derivatives,
+    normed_over_rows,
+)
 from tikhon.diagnosis.wiring.notes import (
     NOTHING,
     Grown,
@@ -78,6 +88,7 @@ class Recorder(Located):
         self._count = 0
         self._squashed: list[tuple[weakref.ref[Tensor], str]] = []
         self._own: list[weakref.ref[Tensor]] = []  # tables of rows against themselves
+        self.answers: list[tuple[Tensor, bool]] = []  # and whether drawn numbers were asked about
         for part in batch:
             self._root(part, NOTHING)
 
@@ -102,6 +113,8 @@ class Recorder(Located):
             answers = tensors(output)
             for place, answer in enumerate(answers):
                 root = self._root(answer, union([self.note(t) for t in given]))
+                drawn = any(self.note(t).drawn and not t.is_floating_point() for t in given)
+                self.answers.append((answer, drawn))
                 self._given[root] = given
                 if len(answers) == len(given):  # as many answers as inputs, each to its own
                     self._asked[root] = given[place]
@@ -158,8 +171,15 @@ class Recorder(Located):
         self._squashed_twice(step)
         self._pulled_goal(step)
         self._judged(step)
+        index_as_number(step, set(self._given))
+        gathered_over_rows(step, self.rows, set(self._given))
+        compared_over_rows(step, self.rows)
+        mixed_derivatives(step)
         note = replace(
             note,
+            norm=is_norm(step, self.rows),
+            over_rows=normed_over_rows(step, self.rows),
+            bound=bounded(step),
             shaped=shaped(step),
             discounted=note.discounted or (step.name in TIMES and any(map(discount, step.args))),
             goal=note.goal or self._goal(step),
@@ -172,7 +192,7 @@ class Recorder(Located):
         note = self._weigh(step, shapes, self._sample(step, note, sampled))
         note = self._grow(step, shapes, note)
         for result in step.results:
-            self._keep(result, note)
+            self._keep(result, replace(note, index=is_index(step, result)))
 
     def _sample(self, step: TracedCall, note: Note, sampled: bool) -> Note:
         """Follow a draw without gradient into a sum with what has one."""

@@ -31,6 +31,10 @@ SHIFTED = 0.95  # share of a target that must be the next input, to be called th
 def random_facts(subject: Subject) -> dict[str, object]:
     """Two passes in evaluation mode on the same rows: what differs is drawn at random."""
     first = subject.outputs(subject.batch, seed=1)
+    subject.outputs(subject.others, seed=1)
+    carried = difference(first, subject.outputs(subject.batch, seed=1), slice(None))
+    if carried > APART:
+        return {"carried": carried}
     apart = difference(first, subject.outputs(subject.batch, seed=2), slice(None))
     if not apart:
         return {"eval_spread": 0.0}

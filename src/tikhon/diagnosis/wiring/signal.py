@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sized
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from tikhon.data.rows import Batch, split, take, tensors
 from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, middle_half, within
@@ -20,6 +22,7 @@ TURNS = (2 * math.pi, 360.0)  # ranges of an angle
 FEW_CLASSES = 20  # whole numbers that may be the names of classes
 SQUEEZED = 0.01  # middle half of a column / its deviation: heavy tails leave 0.02 and more
 SEEN = 10  # training rows that must have something else than the most, in a column
+RIMS = 50  # single pixels between two classes below which they say nothing
 BATCHES = 8  # of a loader, to see whether it shuffles
 
 
@@ -92,7 +95,7 @@ def _targets(target: Tensor) -> dict[str, object]:
     facts["target_columns"] = values.shape[1]
     facts["constant_target"] = len(values) > 1 and bool((values == values[:1]).all())
     if values.shape[1] > 1 and (target.ndim > 2 or binary(values)):
-        return facts | _pixels(values)
+        return facts | _pixels(values) | _rims(target.detach())
     if values.shape[1] != 1 or len(values) < 20:
         return facts
     distinct, counts = values.flatten().unique(return_counts=True)
@@ -114,6 +117,28 @@ def _pixels(values: Tensor) -> dict[str, object]:
         return {}
     share = float(counts.max()) / values.numel()
     return {"majority": share, "majority_value": float(distinct[counts.argmax()]), "dense": True}
+
+
+def _rims(target: Tensor) -> dict[str, object]:
+    """How often one pixel of a class in between parts two classes of a map that lie apart.
+
+    Interpolated numbers of classes leave such a rim around objects; where the numbers are heights,
+    what lies between is wider. `rims` is the share of single pixels among all ways from a class to
+    one that is two or more away.
+    """
+    maps = target.squeeze(1) if target.ndim == 4 and target.shape[1] == 1 else target
+    if maps.ndim != 3 or not 3 <= len(maps.unique()) <= FEW_CLASSES or min(maps.shape[1:]) < 5:
+        return {}
+    single = wide = direct = 0
+    for lines in (maps.long(), maps.long().transpose(1, 2)):
+        step = lines[:, :, 1:] - lines[:, :, :-1]
+        direct += int((step.abs() > 1).sum())
+        single += int((step[:, :, 1:] * step[:, :, :-1] > 0).sum())
+        apart = (step[:, :, 1:-1] == 0) & (step[:, :, 2:] * step[:, :, :-2] > 0)
+        wide += int(apart.sum())
+    if single < RIMS or single <= 2 * wide or 20 * direct < single:  # classes inside of others
+        return {}
+    return {"rims": single / (single + direct)}
 
 
 def _same(inputs: Tensor, target: Tensor) -> bool:
@@ -344,11 +369,19 @@ def _shared(x: Tensor, other: Tensor) -> dict[str, object]:
     return {"rows_in_both": both, "rows_repeated": 1 - len(known) / len(train)}
 
 
+def _drawn(loader: object) -> dict[str, object]:
+    """Whether rows come in order, and how many of them a sampler by weights can draw."""
+    sampler, data = getattr(loader, "sampler", None), getattr(loader, "dataset", None)
+    if not isinstance(sampler, WeightedRandomSampler) or not isinstance(data, Sized):
+        return {"in_order": not isinstance(sampler, RandomSampler)}
+    return {"drawable": int((sampler.weights > 0).sum()), "rows_there": len(data)}
+
+
 def loader_facts(source: Samples) -> dict[str, object]:
     """Whether the batches of a loader are less varied than all of them together."""
     if source.indexed:
         return {}
-    reading = iter(source.source)
+    drawn, reading = _drawn(source.source), iter(source.source)
     read = [split(batch) for batch in itertools.islice(reading, BATCHES)]
     seen: list[Tensor] = []
     for _, target in [*read, *(read_on(reading, read) if read else [])]:
@@ -356,15 +389,15 @@ def loader_facts(source: Samples) -> dict[str, object]:
             break
         seen.append(target.reshape(-1))
     if len(seen) < 4 or min(len(t) for t in seen[:-1]) < 8:
-        return {}
+        return drawn
     if seen[0].is_floating_point():
-        return _means_of_batches([t.double() for t in seen])
+        return drawn | _means_of_batches([t.double() for t in seen])
     values, counts = torch.cat(seen).unique(return_counts=True)
     shares = counts.double() / counts.sum()
     # classes that a batch of its size holds when rows are drawn at random
     expected = sum(float((1 - (1 - shares) ** len(t)).sum()) for t in seen) / len(seen)
     within = sum(len(t.unique()) for t in seen) / len(seen)
-    return {
+    return drawn | {
         "classes_in_batch": within,
         "classes_in_all": len(values),
         "classes_expected": expected,

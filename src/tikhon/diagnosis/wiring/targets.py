@@ -134,11 +134,16 @@ def _indifferent(
     subject: Subject, bench: Bench, base: list[Tensor] | None, target: Tensor
 ) -> dict[str, object]:
     """Whether the loss pulls the same way when the targets change rows, and when they differ."""
+    others = 3 * target.flip(0) + 1 if target.is_floating_point() else target[:1].expand_as(target)
+    if target.is_floating_point() and not _varied(target):  # of one value for all rows
+        found = [bench.tried(others.contiguous())]
+        unheard = base is not None and found[0] is not None
+        same = unheard and difference(base or [], found[0] or [], slice(None)) <= SAME
+        return {"targets_used": False} if same and any(bool(g.any()) for g in base or []) else {}
     rolled = [target.roll(k, 0) for k in (1, 3)]
     moved = all(bool((t != target).any()) for t in rolled)
     if subject.rows < 5 or not moved or not any(_varied(t) for t in bench.leaves):
         return {}
-    others = 3 * target.flip(0) + 1 if target.is_floating_point() else target[:1].expand_as(target)
     found = [bench.tried(t) for t in (*rolled, others.contiguous())]
     if base is None or not any(bool(g.any()) for g in base) or any(g is None for g in found):
         return {}
@@ -255,6 +260,11 @@ def _signs(
     scores = change.ndim == 2 and target.ndim == 1 and not target.is_floating_point()
     if scores and 0 <= ends[0] < ends[1] < change.shape[1]:
         low, high = int(ends[0]), int(ends[1])
+        others = change[index[0]].abs().clone()
+        own = float(others[[low, high]].max())
+        others[[low, high]] = 0.0
+        if float(others.max()) > 0.5 * own:  # columns of an embedding are no classes
+            return []
         return [float(change[index[0], high].sign()), -float(change[index[0], low].sign())]
     return []
 
@@ -315,6 +325,8 @@ def _two_sided(subject: Subject, output: object, target: Tensor) -> dict[str, ob
             )
             sure = torch.where(y > 0.5, 0.99, 0.01).to(p)
             lowest = min(value(sure, y), value(20 * sure - 10, y))
+            inside = y.clamp(0, 1)  # one that is below zero there, too, is no loss of yes and no
+            same &= min(value(sure, inside), value(20 * sure - 10, inside)) >= 0
     except (RuntimeError, ValueError):  # a loss that takes no such outputs
         return {}
     return {"below_zero": lowest} if same and lowest < 0 else {}

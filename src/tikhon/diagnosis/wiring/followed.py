@@ -1,0 +1,195 @@
+"""What one operation does to what is known of a tensor: indices, lengths over rows, bounds.
+
+Functions of one call and its notes; the recorder asks them for each operation of the loss.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tikhon.diagnosis.wiring.notes import TracedCall
+
+SHAPES = set(
+    "T mT t transpose permute view reshape flatten squeeze unsqueeze expand contiguous clone "
+    "detach __getitem__ unbind chunk split".split()
+)
+CASTS = set("float double half to type type_as long int bfloat16 cpu".split())
+ADDING = {"add", "sub", "__add__", "__sub__", "__radd__", "__rsub__", "rsub", "subtract"}
+TIMES = {"mul", "__mul__", "__rmul__", "multiply"}
+SHARES = {"div", "__truediv__", "true_divide"}
+PRODUCTS = {"matmul", "__matmul__", "mm"}
+PLACES = {"max", "min", "topk", "sort", "kthvalue"}  # values, and where they stand
+LENGTHS = {"norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "linalg_matrix_norm"}
+SCORED = {"cross_entropy", "log_softmax", "logsumexp"}
+COMPARED = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
+UNIT = 1e-3  # difference of lengths, beside them, that is rounding
+FLOOR = 0.7  # of the loss of no knowledge that bounded scores cannot get below
+
+
+def is_index(step: TracedCall, result: Tensor) -> bool:
+    """Whether a result says where something stands, or is that in another shape or type."""
+    if step.name in ("argmax", "argmin"):
+        return True
+    if step.name in PLACES and not result.is_floating_point():
+        return bool(step.inputs) and step.inputs[0].is_floating_point()
+    return step.name in SHAPES | CASTS and bool(step.notes) and step.notes[0].index
+
+
+def index_as_number(step: TracedCall, answers: set[int]) -> None:
+    """Notice the place of an answer's largest entry where its size was meant.
+
+    It is discounted, added to data, or an answer is compared with it.
+    """
+    if step.name not in ADDING | TIMES | COMPARED or not step.results:
+        return
+    if not step.results[0].is_floating_point():
+        return
+    for place, (tensor, note) in enumerate(zip(step.inputs, step.notes)):
+        if not note.index or note.roots.isdisjoint(answers) or not tensor.ndim:
+            continue
+        others = [n for k, n in enumerate(step.notes) if k != place]
+        of_data = any(n.roots and n.roots.isdisjoint(answers) for n in others)
+        numbers = [a for a in step.args if isinstance(a, float) and 0 < a < 1]
+        compared = step.name in COMPARED and any(not n.roots.isdisjoint(answers) for n in others)
+        if (step.name in TIMES and numbers) or (step.name in ADDING and of_data) or compared:
+            step.facts.setdefault("index_as_number", step.place)
+
+
+def gathered_over_rows(step: TracedCall, rows: int, answers: set[int]) -> None:
+    """Notice numbers of classes that pick along the rows: each gets the answer of another row."""
+    if step.name != "gather" or len(step.inputs) < 2:
+        return
+    axis = step.args[1] if len(step.args) > 1 else step.kwargs.get("dim")
+    source, index = step.inputs[0], step.inputs[-1]
+    if axis not in (0, -2) or source.ndim != 2 or len(source) != rows or source.shape[1] >= rows:
+        return
+    if not index.numel() or step.notes[0].roots.isdisjoint(answers):
+        return
+    if 1 < int(index.max()) + 1 <= source.shape[1]:
+        step.facts.setdefault("gathered_over_rows", step.place)
+
+
+def compared_over_rows(step: TracedCall, rows: int) -> None:
+    """Notice cosines of columns, taken over the rows, where answers are compared with targets."""
+    if step.name != "cosine_similarity" or len(step.inputs) < 2:
+        return
+    axis = step.kwargs.get("dim", step.args[2] if len(step.args) > 2 else 1)
+    a, b = step.inputs[:2]
+    if (
+        axis in (0, -2)
+        and a.shape == b.shape
+        and a.ndim == 2
+        and len(a) == rows
+        and a.shape[1] > 1
+    ):
+        step.facts.setdefault("compared_over_rows", step.place)
+
+
+def mixed_derivatives(step: TracedCall) -> None:
+    """Notice a slope of several slopes at once: their sum, with all mixed derivatives in it."""
+    if step.name != "grad" or not step.notes or not step.notes[0].slope or not step.results:
+        return
+    given = step.inputs[0]
+    columns = given.shape[1] if given.ndim == 2 else 1
+    if columns < 2 or step.results[0].shape != given.shape:
+        return
+    weights = step.kwargs.get("grad_outputs", step.args[2] if len(step.args) > 2 else None)
+    weights = weights[0] if isinstance(weights, tuple | list) and weights else weights
+    if isinstance(weights, Tensor) and bool((weights == 1).all()):
+        step.facts.setdefault("mixed_derivatives", step.place)
+
+
+def is_norm(step: TracedCall, rows: int) -> bool:
+    """Whether a result is one length of all rows, or one of each column."""
+    given = step.inputs[0] if step.inputs else None
+    if given is None or given.ndim != 2 or len(given) != rows or not given.requires_grad:
+        return False
+    return step.name in LENGTHS and step.results[0].shape[:1] != (rows,)
+
+
+def normed_over_rows(step: TracedCall, rows: int) -> str:
+    """The line in which answers were divided by a length that all rows have a part in.
+
+    A table of rows against rows made of such answers is noticed in `facts`.
+    """
+    known = next((n.over_rows for n in step.notes if n.over_rows), "")
+    if step.name in PRODUCTS and known and tuple(step.results[0].shape) == (rows, rows):
+        step.facts.setdefault("normed_over_rows", known)
+    if step.name in SHAPES | TIMES or (step.name in SHARES and known):
+        return known
+    given = step.inputs[0] if step.inputs else None
+    if given is None or given.ndim != 2 or len(given) != rows or given.shape[1] < 2:
+        return ""
+    if step.name == "normalize" and given.requires_grad:
+        axis = step.kwargs.get("dim", step.args[2] if len(step.args) > 2 else 1)
+        return step.place if axis in (0, -2) else ""
+    divided = step.name in SHARES and len(step.notes) == 2 and step.notes[1].norm
+    return step.place if divided and step.notes[0].roots & step.notes[1].roots else ""
+
+
+def bounded(step: TracedCall) -> float | None:
+    """The largest size of what a step gives where vectors of one fixed length are multiplied.
+
+    Scores that cannot get large enough for a softmax are noticed in `facts`.
+    """
+    known = next((n.bound for n in step.notes if n.bound is not None), None)
+    if step.name in PRODUCTS and len(step.inputs) == 2 and step.results[0].ndim == 2:
+        a, b = (t.detach() for t in step.inputs)
+        lengths = [a.norm(dim=1), b.norm(dim=0)] if a.ndim == b.ndim == 2 else []
+        fixed = [bool((n - n.mean()).abs().max() <= UNIT * n.mean()) for n in lengths]
+        known_size = bool(fixed) and all(fixed) and step.attached and min(map(len, lengths)) > 2
+        return float(lengths[0].mean() * lengths[1].mean()) if known_size else None
+    if known is None:
+        return None
+    if step.name in SCORED and step.inputs[0].ndim == 2:
+        classes = step.inputs[0].shape[1]
+        floor = math.log1p((classes - 1) * math.exp(-2 * known)) / math.log(max(2, classes))
+        if floor >= FLOOR and classes > 2:
+            step.facts.setdefault("bounded_scores", {"place": step.place, "floor": floor})
+        return None
+    if step.name in SHAPES:
+        return known
+    return _scaled(step, known)
+
+
+def _scaled(step: TracedCall, known: float) -> float | None:
+    """The bound after a product or quotient with one number that is not learned."""
+    if step.name not in TIMES | SHARES or len(step.args) != 2:
+        return None
+    first, other = step.args
+    if not isinstance(first, Tensor) or first.numel() == 1:
+        first, other = other, first
+    if isinstance(other, Tensor) and (other.numel() != 1 or other.requires_grad):
+        return None
+    if not isinstance(first, Tensor) or not isinstance(other, float | int | Tensor):
+        return None
+    size = abs(float(other))
+    if step.name in SHARES:
+        return known / size if size and first is step.args[0] else None
+    return known * size
+
+
+def pulled_above(answers: list[tuple[Tensor, bool]], loss: Tensor) -> bool:
+    """Whether a loss pulls the scores of drawn numbers up and those of the data's down.
+
+    Answers that are all of one sign are distances, which are meant to be small.
+    """
+    scores = [(t, drawn) for t, drawn in answers if t.requires_grad and t.numel() > 2]
+    if {drawn for _, drawn in scores} != {True, False} or not loss.requires_grad:
+        return False
+    values = torch.cat([t.detach().flatten() for t, _ in scores])
+    if bool((values >= 0).all()) or bool((values <= 0).all()):
+        return False
+    slopes = torch.autograd.grad(
+        loss, [t for t, _ in scores], allow_unused=True, retain_graph=True
+    )
+    for (_, drawn), slope in zip(scores, slopes):
+        if slope is None or not bool(slope.any()):
+            return False
+        wrong = slope <= 0 if drawn else slope >= 0
+        if not bool(wrong.all()):
+            return False
+    return True

@@ -1,0 +1,180 @@
+"""Whether validation asks what training taught: the same relation, and rows that are new to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tikhon.data.rows import Batch
+from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of
+from tikhon.diagnosis.replica import Replica, undisturbed
+
+FIT = 1200  # training rows that a shallow model is fitted to and tried on, at most
+FEW = 50  # validation rows below which a difference is chance
+NEIGHBOURS = 10
+SEARCHED = 4000  # training rows that may lie near
+ASKED = 300  # validation rows whose neighbours are looked for
+WIDE = 8  # columns from which neighbours lie apart
+STEPS = 8  # of a window that may be moved
+RIDGES = (1.0, 30.0)
+
+
+def split_facts(train: Batch, valid: Batch | None) -> dict[str, object]:
+    """Facts of training rows beside validation rows; empty where they are no plain tensors."""
+    if valid is None:
+        return {}
+    (x, y), (other, goal) = train, valid
+    if (
+        not isinstance(x, Tensor)
+        or not isinstance(other, Tensor)
+        or x.shape[1:] != other.shape[1:]
+    ):
+        return {}
+    if x.dtype != other.dtype or x.ndim < 2 or len(x) < 2 * NEIGHBOURS or not len(other):
+        return {}
+    facts: dict[str, object] = {"windows_in_both": windows_in_both(x, other)}
+    if x.is_floating_point() and x[0].numel() >= WIDE:
+        facts |= _near(x.detach().flatten(1), other.detach().flatten(1))
+    if isinstance(y, Tensor) and isinstance(goal, Tensor) and y.shape[1:] == goal.shape[1:]:
+        facts |= relation_moved((x, y), (other, goal))
+    return facts
+
+
+def windows_in_both(x: Tensor, other: Tensor) -> float:
+    """Share of validation windows that are training windows moved by one to four steps."""
+    if x.shape[1] < STEPS or (x.ndim == 2 and not x.is_floating_point()):
+        return 0.0
+    best = 0.0
+    for lag in range(1, 5):
+        for ahead in (True, False):
+            parts = (x[:, lag:], other[:, :-lag]) if ahead else (x[:, :-lag], other[:, lag:])
+            rows = [p.detach().flatten(1).cpu().contiguous().numpy() for p in parts]
+            known = {row.tobytes() for row in rows[0] if row.any()}
+            best = max(best, sum(row.tobytes() in known for row in rows[1]) / len(rows[1]))
+    return best
+
+
+def _near(x: Tensor, other: Tensor) -> dict[str, object]:
+    """How suddenly the distances of the nearest training rows grow, from one to the next.
+
+    Copies with a little noise lie near each other and far from all else: the distance jumps
+    behind the last of them. `copies` is the share of validation rows with such a jump.
+    """
+    generator = torch.Generator().manual_seed(6)
+    some = torch.randperm(len(other), generator=generator)[:ASKED]
+    rows = torch.randperm(len(x), generator=generator)[:SEARCHED]
+    a, b = other[some].double().cpu(), x[rows].double().cpu()
+    if not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
+        return {}
+    distances = torch.cdist(a, b)
+    usual = float(distances.median())
+    near = distances.topk(NEIGHBOURS, largest=False).values
+    if usual <= 0:
+        return {}
+    jump, last = (near[:, 1:] / near[:, :-1].clamp_min(1e-9 * usual)).max(1)
+    before = near.gather(1, last[:, None])[:, 0]
+    found = (jump > JUMP) & (before < CLOSE * usual) & (before > 0)
+    return {"copies": float(found.double().mean())}
+
+
+JUMP = 3.0  # times the distance of the neighbour before
+CLOSE = 0.25  # of the usual distance of two rows
+
+
+def relation_moved(train: Batch, valid: Batch) -> dict[str, object]:
+    """How well a shallow model of training rows answers others of them, and validation rows.
+
+    `fits_train`, `fits_valid`: accuracy above the majority's share, or the correlation. `fits_own`
+    is that of a model of validation rows on others of them.
+    """
+    (x, y), (other, goal) = train, valid
+    if (
+        len(other) < FEW
+        or len(x) < 2 * FEW
+        or bool(torch.isinf(x).any() if x.is_floating_point() else False)
+    ):
+        return {}
+    generator = torch.Generator().manual_seed(7)
+    parts = [torch.randperm(len(t), generator=generator)[:FIT] for t in (x, other)]
+    design, straight = design_of(torch.cat([x[parts[0]], other[parts[1]]]))
+    targets = _goals(torch.cat([y[parts[0]], goal[parts[1]]]))
+    if design is None or targets is None:
+        return {}
+    answers, classes = targets
+    x = design if classes else design[:, :straight]
+    own = torch.arange(len(parts[0]))
+    theirs = torch.arange(len(parts[0]), len(design))
+    fit, judge = own[: len(own) // 2], own[len(own) // 2 :]
+    first, second = theirs[: len(theirs) // 2], theirs[len(theirs) // 2 :]
+    best: tuple[float, ...] = (-1.0, -1.0)
+    for ridge in RIDGES:
+        best = max(best, _skills(x, answers, classes, fit, (judge, theirs), ridge))
+    mine = max(_skills(x, answers, classes, first, (second,), ridge)[0] for ridge in RIDGES)
+    found: dict[str, object] = {"fits_train": best[0], "fits_valid": best[1], "fits_own": mine}
+    return found | {"fits_rows": len(theirs)}
+
+
+def _goals(y: Tensor) -> tuple[Tensor, bool] | None:
+    """Targets as columns, and whether they are classes; None for what is neither."""
+    if not y.is_floating_point() and y.ndim == 1 and y.dtype != torch.bool:
+        if not 0 <= int(y.min()) <= int(y.max()) < MANY_CLASSES:
+            return None
+        return torch.nn.functional.one_hot(y.detach().long()).double().cpu(), True
+    flat = y.detach().double().flatten(1) if y.ndim > 1 else y.detach().double()[:, None]
+    if flat.shape[1] != 1 or not bool(torch.isfinite(flat).all()):
+        return None
+    flat = flat.cpu()
+    if binary(flat):
+        high = (flat > 0).double()
+        return torch.cat([1 - high, high], 1), True
+    return flat, False
+
+
+def _skills(
+    x: Tensor, y: Tensor, classes: bool, fit: Tensor, asked: tuple[Tensor, ...], ridge: float
+) -> tuple[float, ...]:
+    """Skill on the asked rows of a ridge that is fitted to others, in its dual form."""
+    mean = y[fit].mean(0)
+    kernel = x[fit] @ x[fit].T + ridge * torch.eye(len(fit), dtype=x.dtype)
+    weights = x[fit].T @ torch.linalg.solve(kernel, y[fit] - mean)
+    found = []
+    for rows in asked:
+        answer, true = x[rows] @ weights + mean, y[rows]
+        if classes:
+            right = float((answer.argmax(1) == true.argmax(1)).double().mean())
+            found.append(right - float(true.mean(0).max()))
+        else:
+            a, b = answer[:, 0] - answer.mean(), true[:, 0] - true.mean()
+            size = float((a.square().sum() * b.square().sum()).sqrt())
+            found.append(float((a * b).sum()) / size if size > 0 else 0.0)
+    return tuple(found)
+
+
+def renamed(replica: Replica, valid: Batch) -> dict[str, object]:
+    """Whether a trained network answers validation rows of a class with one other class.
+
+    `valid_right` is the share of right answers, `valid_mapped` that with each class under the
+    number that most of its rows get, where no two classes get the same.
+    """
+    goal = valid[1]
+    if not isinstance(goal, Tensor) or goal.is_floating_point() or goal.ndim != 1:
+        return {}
+    with torch.no_grad(), undisturbed(replica.model, training=False):
+        output, _ = replica.outcome(valid)
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(goal):
+        return {}
+    classes = output.shape[1]
+    if classes < 2 or not 0 <= int(goal.min()) <= int(goal.max()) < classes or len(goal) < FEW:
+        return {}
+    table = torch.zeros(classes, classes)
+    table.index_put_((goal.cpu(), output.argmax(1).cpu()), torch.ones(len(goal)), accumulate=True)
+    there = (table.sum(1) > 0).nonzero().flatten()
+    given = table[there].argmax(1)
+    if len(given.unique()) < len(given):
+        return {}
+    names = [[int(g), int(c)] for c, g in zip(there.tolist(), given.tolist()) if c != g]
+    return {
+        "valid_right": float(table.diagonal().sum()) / len(goal),
+        "valid_mapped": float(table[there].max(1).values.sum()) / len(goal),
+        "valid_names": names,
+    }
