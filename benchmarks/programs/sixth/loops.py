@@ -132,7 +132,7 @@ def begins_again(wrong: bool, watch: Watch) -> float:
     "accumulated_gradients_dropped",  # no code says it: seven of eight batches are for nothing
     low=0.75,
     high=0.85,
-    also=("no_gradient", "unmoved_parameters", "gradients_not_cleared"),
+    also=("no_gradient", "unmoved_parameters", "gradients_not_cleared", "micro_batches_lost"),
 )
 def before_the_last_of_them(wrong: bool, watch: Watch) -> float:
     (x, y), (xt, yt) = digits()
@@ -361,7 +361,7 @@ class Jittered(Dataset):
     "augmentation_kept",  # no code says it: each picture is turned once and for all
     low=0.68,
     high=0.74,
-    also=("repeated_batch",),
+    also=("repeated_batch", "same_order_every_epoch"),
 )
 def keeps_the_first_pictures(wrong: bool, watch: Watch) -> float:
     (x, y), (xt, yt) = digits()
@@ -385,7 +385,7 @@ def keeps_the_first_pictures(wrong: bool, watch: Watch) -> float:
     "same_rows_each_epoch",  # no code says it: most of the data are never read
     low=0.75,
     high=0.8,
-    also=("repeated_batch",),
+    also=("repeated_batch", "same_rows_every_epoch"),
 )
 def same_few_series(wrong: bool, watch: Watch) -> float:
     (x, y), (xt, yt) = tasks.waves(1600)

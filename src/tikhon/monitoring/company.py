@@ -13,6 +13,7 @@ from tikhon.monitoring.followers import Followers
 from tikhon.monitoring.kept_states import KeptStates
 from tikhon.monitoring.laws import Alarm
 from tikhon.monitoring.norms import FrozenNorms
+from tikhon.monitoring.readers import Readers
 from tikhon.monitoring.schedules import Schedules
 from tikhon.monitoring.strays import Strays
 from tikhon.monitoring.surroundings import surroundings
@@ -21,14 +22,14 @@ FIRST, EACH = 3, 8  # sampled steps that search: the first ones, and each so man
 
 
 class Company:
-    """Networks that follow the model, tensors of a loss, schedules, frozen norms, kept states."""
+    """Followers of the model, tensors of a loss, schedules, frozen norms, kept states, readers."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, step: Callable[[], int]) -> None:
         self._optimizer = optimizer
         self.scaler: Any = None  # the loop's own
         self.followers, self.strays = Followers(model), Strays(model)
         self.schedules, self.norms = Schedules(optimizer), FrozenNorms(model)
-        self.states = KeptStates(model, step)
+        self.states, self.readers = KeptStates(model, step), Readers()
         self._counts: tuple[int, int] = (0, 0)
         self._looks = 0
         self._last: list[Alarm] | None = None  # what was wrong when the loop ended
@@ -38,6 +39,7 @@ class Company:
         self._looks += 1
         if self._looks <= FIRST or self._looks % EACH == 0:
             self._search(frame, forwards)
+        self.schedules.look()
         self.followers.measure()
 
     def _search(self, frame: FrameType | None, forwards: int) -> None:
@@ -48,6 +50,12 @@ class Company:
         self.followers.find(near.modules, optimizers)
         self.strays.find(near.modules, near.tensors, optimizers)
         self.schedules.find(near.schedulers, near.loaders, forwards)
+        self.readers.find(near.cycles, near.iterators, forwards)
+
+    def before_step(self) -> None:
+        """What is looked at in every step: the learning rate, and where the iterator stands."""
+        self.schedules.before_step()
+        self.readers.before_step()
 
     def numbers(self) -> list[Tensor]:
         """Everything that is to be read with the sampled step."""
@@ -79,6 +87,7 @@ class Company:
             *self.norms.alarms(),
             *self.followers.alarms(steps, ended=ended),
             *self.schedules.alarms(steps, forwards, ended=ended),
+            *self.readers.alarms(),
             *self.states.alarms(),
         ]
 

@@ -71,6 +71,8 @@ class Sample:
     prints: tuple[tuple[float, float], ...] = ()  # of all batches of the step
     rows: int = 0  # of the batch
     joined: bool = True  # a backward pass found the gradient of another
+    last_joined: bool = True  # and the last one did
+    share: float = 1.0  # what the last loss was divided by, as a factor
     evaluations: int = 0  # of a closure
     attacked: bool = False  # an input of the model has a gradient
     late: bool = False  # the gradient of the sampled step before was written after it
@@ -238,8 +240,11 @@ def _lost(sample: Sample) -> bool:
     """Micro-batches whose gradients were cleared before the next one's."""
     several = LOST <= sample.backwards == sample.forwards
     whole = sample.shrunk is not None and sample.shrunk > 0.99
-    meant = sample.joined or sample.attacked or sample.evaluations > 0
-    return several and whole and sample.arrived and not meant
+    alone = not sample.joined
+    # an adversary's passes may reach the model first; losses that are shares are to be summed
+    shares = abs(sample.share * sample.backwards - 1) < 1e-3 and not sample.last_joined
+    meant = sample.attacked or sample.evaluations > 0
+    return several and sample.arrived and ((whole and alone) or shares) and not meant
 
 
 def _scaled(sample: Sample) -> bool:

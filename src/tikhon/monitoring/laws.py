@@ -55,6 +55,7 @@ class Loop:
     again: int = 0  # steps without a pass, along the gradient of the step before
     unstepped: int = 0  # backward passes since steps became rare
     usual: int = 0  # the most forward passes between two steps
+    learned: bool = False  # a plateau lowered the rate after many epochs had been the best
 
     @property
     def summed(self) -> bool:
@@ -175,8 +176,8 @@ def lost(loop: Loop) -> Alarm | None:
     return Alarm(
         "micro_batches_lost",
         streak.first,
-        f"a step follows {last.backwards} backward passes, but the gradients are cleared before "
-        "each of them: only the last micro-batch counts",
+        f"a step follows {last.backwards} backward passes, but the gradients are cleared between "
+        "them: only the last micro-batch counts",
         "call optimizer.zero_grad() once a step, where optimizer.step() is called",
     )
 
@@ -498,6 +499,8 @@ def collapsed_rate(loop: Loop) -> Alarm | None:
         if last is None or not low.count or loop.steps < MANY:
             continue
         if loop.steps - low.first < max(0.2 * loop.steps, MANY / 2):
+            continue
+        if loop.learned:
             continue
         if not any(loop.history.largest):
             return Alarm(

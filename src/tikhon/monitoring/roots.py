@@ -24,11 +24,13 @@ class Roots:
         self.values: list[Tensor] = []
         self.divided = False  # a loss is multiplied or divided by a number just before
         self.kinds: set[str] = set()  # operations that made them
+        self.share = 1.0  # the numbers by which the last one was divided, as a factor
         self.factor: Tensor | None = None  # what the last one was multiplied by at its end
 
     def open(self) -> None:
         """Listen, from here to `close`."""
         self.values, self.divided, self.kinds, self.factor = [], False, set(), None
+        self.share = 1.0
         if not _plain:
             _plain.append(torch.autograd.backward)
             torch.autograd.backward = _heard
@@ -51,8 +53,8 @@ class Roots:
             if isinstance(root, Tensor) and root.numel() == 1 and root.is_floating_point():
                 self.values.append(root.detach().reshape(()))
                 self.kinds.add(type(root.grad_fn).__name__)
-                divided, factors = _factors(root.grad_fn)
-                self.divided = self.divided or divided
+                self.share, factors = _factors(root.grad_fn)
+                self.divided = self.divided or self.share < 1
                 self.factor = factors[0] if factors else None
 
 
@@ -66,9 +68,9 @@ def _heard(tensors: Any, *args: Any, **kwargs: Any) -> Any:
     return _plain[0](tensors, *args, **kwargs)
 
 
-def _factors(node: Any) -> tuple[bool, list[Tensor]]:
-    """Whether a loss was divided at its end, and the tensors on its device that multiply it."""
-    divided, found = False, list[Tensor]()
+def _factors(node: Any) -> tuple[float, list[Tensor]]:
+    """The share that a loss was divided to, and the tensors on its device that multiply it."""
+    shares, found = 1.0, list[Tensor]()
     for _ in range(4):
         kind = type(node).__name__
         if not kind.startswith(("DivBackward", "MulBackward", "ToCopyBackward")):
@@ -79,6 +81,6 @@ def _factors(node: Any) -> tuple[bool, list[Tensor]]:
                 found.append(other.detach().reshape(()).float())
             if other.is_cpu and float(other):
                 share = 1 / float(other) if kind.startswith("Div") else float(other)
-                divided = divided or abs(share) < 1
+                shares *= abs(share) if abs(share) < 1 else 1.0
         node = next((n for n, _ in node.next_functions if n is not None), None)
-    return divided, found
+    return shares, found

@@ -29,7 +29,7 @@ from tikhon.regularizer.targets import local
 
 PRINTS = 8  # batches of a step whose fingerprints are taken
 GRAPHS = 20  # sampled steps whose graphs are followed
-BESIDE = 9  # numbers of every reading that stand before those of single tensors
+BESIDE = 10  # numbers of every reading that stand before those of single tensors
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ class Sampler:
             *reading.fingerprint(batch),
             factor if factor is not None else torch.ones(()),
             late if late is not None else torch.zeros(()),
+            self._window.last_joined,
             *reading.norms([*own, *others.values()]),
             *still.values(),
             *left.values(),
@@ -284,6 +285,8 @@ class Sampler:
             scale=numbers.scale,
             equal=self.roots.equal and len(self.roots.values) == window.backwards,
             joined=numbers.beside[2] > 0,
+            last_joined=numbers.beside[9] > 0,
+            share=self.roots.share,
             evaluations=window.evaluations,
             attacked=window.attacked,
             late=numbers.beside[8] > 0,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
@@ -16,6 +17,9 @@ from tikhon.monitoring.laws import Alarm
 
 EPOCHS = 2  # after which what is done once an epoch has been seen
 OVER = 3  # times its length, after which a cosine has come back
+AGAIN = 3  # times a warm-up began again
+BETTER = 3  # best values, one after another, of a plateau that is moved once an epoch
+EVERY = 10  # steps and more between two moves of it
 NEAR = 0.2  # relative: a length in steps is that of the loop
 
 
@@ -29,6 +33,39 @@ class Seen:
     forwards: int
 
 
+@dataclass
+class Rates:
+    """How the learning rate went from step to step."""
+
+    first: float = math.nan
+    last: float = math.nan
+    count: int = 0
+    rises: int = 0
+    falls: int = 0  # to anything but the first rate
+    again: int = 0  # back to the first rate
+
+    def add(self, rate: float) -> None:
+        """That of one more step."""
+        if not self.count:
+            self.first = rate
+        self.rises += rate > self.last
+        if rate < self.last:
+            self.again += math.isclose(rate, self.first, rel_tol=1e-6)
+            self.falls += not math.isclose(rate, self.first, rel_tol=1e-6)
+        self.count, self.last = self.count + 1, rate
+
+    def alarms(self) -> Iterator[Alarm]:
+        """A rate that rises nearly always, and goes back to where it began."""
+        if self.again >= AGAIN and not self.falls and self.rises >= 0.8 * self.count:
+            yield Alarm(
+                "warmup_begins_again",
+                0,
+                f"the learning rate rises in nearly every step and went back to its first value, "
+                f"{self.first:.2g}, {self.again} times: no step gets beyond the warm-up",
+                "count the steps of all epochs: epoch * len(loader) + step",
+            )
+
+
 class Schedules:
     """Schedules that belong to another optimizer, never move or end too early; equal epochs."""
 
@@ -38,6 +75,9 @@ class Schedules:
         self._samplers: dict[int, Seen] = {}
         self._epoch: dict[int, int] = {}  # batches of a loader by id of the sampler
         self._batches = 0  # of the longest loader
+        self._warm = Rates()
+        self._best: dict[int, list[float]] = {}  # of a plateau, by id
+        self._moved: dict[int, int] = {}  # how often that was moved
 
     def find(
         self,
@@ -62,6 +102,28 @@ class Schedules:
                 )
                 self._epoch[id(sampler)] = length
 
+    def before_step(self) -> None:
+        """Read the learning rate of the first group, of every step."""
+        rate = self._optimizer.param_groups[0].get("lr")
+        if isinstance(rate, float):
+            self._warm.add(rate)
+
+    def look(self) -> None:
+        """Read the best value of each plateau."""
+        for _, plateau in self._mine():
+            if isinstance(plateau, ReduceLROnPlateau):
+                seen = self._best.setdefault(id(plateau), [])
+                if math.isfinite(plateau.best) and plateau.best not in seen[-1:]:
+                    seen.append(plateau.best)
+                self._moved[id(plateau)] = plateau.last_epoch
+
+    def learned(self, steps: int) -> bool:
+        """Whether several epochs, one after another, were the best of a plateau."""
+        return any(
+            len(seen) > BETTER and self._moved[key] * EVERY <= steps
+            for key, seen in self._best.items()
+        )
+
     def alarms(self, steps: int, forwards: int, *, ended: bool) -> list[Alarm]:
         """What is wrong with them so far."""
         return [
@@ -70,6 +132,7 @@ class Schedules:
             *self._slow(steps, ended),
             *self._overrun(),
             *self._equal(forwards),
+            *self._warm.alarms(),
         ]
 
     def _foreign(self) -> Iterator[Alarm]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 FRAMES = 12  # functions from the step of the optimizer outwards
 OWN = 3  # references to the variables of a frame: its own, the one here, that of the count
@@ -38,6 +40,7 @@ _PLAIN = (
     Optimizer,
     LRScheduler,
     DataLoader,
+    _BaseDataLoaderIter,
     torch.amp.GradScaler,
 )
 
@@ -52,17 +55,21 @@ class Surroundings:
     schedulers: Mapping[str, LRScheduler]
     loaders: Mapping[str, DataLoader[object]]
     scalers: Mapping[str, torch.amp.GradScaler]
+    cycles: Mapping[str, itertools.cycle[object]]
+    iterators: Mapping[str, _BaseDataLoaderIter]  # over a loader
 
 
 def surroundings(frame: FrameType | None) -> Surroundings:
     """Among the variables of the functions that called this, and of the objects they hold."""
-    found = Surroundings({}, {}, {}, {}, {}, {})
+    found = Surroundings({}, {}, {}, {}, {}, {}, {}, {})
     kinds = (
         (found.modules, nn.Module),
         (found.optimizers, Optimizer),
         (found.schedulers, LRScheduler),
         (found.loaders, DataLoader),
         (found.scalers, torch.amp.GradScaler),
+        (found.cycles, itertools.cycle),
+        (found.iterators, _BaseDataLoaderIter),
     )
     seen: set[int] = set()
     for name, value in _named(frame):

@@ -153,6 +153,7 @@ class Watch:
             again=self._pace.again,
             unstepped=self._pace.unstepped,
             usual=self._pace.usual,
+            learned=self._company.schedules.learned(self.step),
         )
         beside = self._company.alarms(self.step, self._forwards, ended=self._ended)
         found = [*alarms(loop), *beside, *of_spikes(list(self.spikes))]
@@ -219,6 +220,7 @@ class Watch:
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         self._pace.before_step(called=self._called)
+        self._company.before_step()
         if self._sampler.listening and not torch.compiler.is_compiling():
             self._company.find(sys._getframe(1), self._forwards)
             self._sampler.found = self._company.scaler

@@ -31,6 +31,7 @@ class Window:
         self._stale: list[Tensor | None] = [None] * len(probes)
         self._arrived: list[Tensor | None] = [None] * len(probes)
         self._joined: list[Tensor | None] = [None] * len(probes)
+        self._last: list[Tensor | None] = [None] * len(probes)  # whether the last pass did
         self.evaluations = 0  # of a closure
         self.attacked = False  # an input of the model has a gradient
         self._kept: list[Tensor] = []  # flags of evaluations of a closure that are over
@@ -76,6 +77,11 @@ class Window:
         joined = [flag for flag in self._joined if flag is not None]
         return [_any(stale), _any(arrived), _any(joined)]
 
+    @property
+    def last_joined(self) -> Tensor:
+        """Whether the last backward pass found the gradient of another."""
+        return _any([flag for flag in self._last if flag is not None])
+
     def close(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
@@ -106,6 +112,7 @@ class Window:
             self._stale[index] = pending[0] if stale is None else stale * pending[0]
             joined = self._joined[index]  # any pass that found an older gradient
             self._joined[index] = pending[0] if joined is None else joined + pending[0]
+            self._last[index] = pending[0]
             self._arrived[index] = pending[1] if arrived is None else arrived + pending[1]
 
         return hook
