@@ -271,8 +271,7 @@ class Bench:
         return found
 
     def setting(self, name: str, of: str, way: str) -> dict | None:
-        """The one with the best loss on the validation rows; MNIST takes that of the digits."""
-        name = "digits" if name == "mnist" else name
+        """The one with the best loss on the validation rows."""
         share = CHOICE[of] if way != "dense" else 0.0
         options = SETTINGS.get(way, RATES)
         scores = [self.cell(name, of, share, way, s, CHOICE_SEED, 1) for s in options]

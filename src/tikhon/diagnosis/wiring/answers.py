@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -292,15 +291,3 @@ def _pull(subject: Subject, numel: int) -> float:
             return 0.0
         slopes = torch.autograd.grad(loss, own, allow_unused=True)
     return sum(float(g.sum()) for g in slopes if g is not None)
-
-
-def trained_alike(subject: Subject) -> float | None:
-    """How alike the answers to different rows are: the mean cosine of two of them, 1 for one."""
-    answers: list[Any] = [t for t in subject.outputs(subject.batch) if t.ndim == 2]
-    found = []
-    for t in answers:
-        if len(t) == subject.rows and t.shape[1] > 2:
-            unit = torch.nn.functional.normalize(t.double(), dim=1)
-            table = unit @ unit.T
-            found.append(float((table.sum() - len(t)) / (len(t) * (len(t) - 1))))
-    return min(found) if found else None
