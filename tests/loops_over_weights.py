@@ -141,3 +141,53 @@ def the_best_weights_so_far_loaded_back():
             if number % 40 == 39:
                 model.load_state_dict(best)
     return health
+
+
+def _clients(*, rounds=6, clients=4, combine=None, kept=True):
+    """Each client trains from the same weights; what follows is made of what they learned."""
+    model = net()
+    optimizer = sgd(model, 0.2, momentum=0.5)
+    shared = copy.deepcopy(model.state_dict())
+    parts = [list(batches(8)) for _ in range(clients)]
+    with watched(model, optimizer) as health:
+        for _ in range(rounds):
+            learned = []
+            for part in parts:
+                model.load_state_dict(shared)
+                for x, y in part:
+                    step(model, optimizer, x, y)
+                if kept:
+                    learned.append(copy.deepcopy(model.state_dict()))
+            if combine is not None:
+                shared = {n: combine([c[n] for c in learned]) for n in shared}
+    return health
+
+
+@healthy
+def the_mean_of_several_clients():
+    return _clients(combine=lambda c: sum(c) / len(c))
+
+
+@healthy
+def a_weighted_mean_of_two_clients():
+    return _clients(clients=2, combine=lambda c: 0.7 * c[0] + 0.3 * c[1])
+
+
+@healthy
+def the_mean_of_many_clients():
+    return _clients(rounds=3, clients=12, combine=lambda c: sum(c) / len(c))
+
+
+@broken("weights_overwritten")
+def clients_whose_mean_is_never_loaded():
+    return _clients()
+
+
+@broken("weights_overwritten")
+def clients_that_are_asked_for_nothing():
+    return _clients(kept=False)
+
+
+@broken("weights_overwritten")
+def weights_drawn_anew_after_the_clients():
+    return _clients(combine=lambda c: torch.randn_like(c[0]) * c[0].std())

@@ -55,6 +55,7 @@ class Loop:
     again: int = 0  # steps without a pass, along the gradient of the step before
     unstepped: int = 0  # backward passes since steps became rare
     usual: int = 0  # the most forward passes between two steps
+    rounds: bool = False  # what is loaded is the mean of several clients' weights
     learned: bool = False  # a plateau lowered the rate after many epochs had been the best
 
     @property
@@ -430,6 +431,8 @@ def unmoved(loop: Loop) -> Alarm | None:
 
 def overwritten(loop: Loop) -> Alarm | None:
     """Weights that something else sets between the steps."""
+    if loop.rounds:
+        return None
     back, replaced = loop.history.streak("back"), loop.history.replaced
     change = "load, initialise or copy weights before the loop, not inside it"
     since = back.first if loop.lasts(back) else loop.history.set_back

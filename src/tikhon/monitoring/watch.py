@@ -21,6 +21,7 @@ from tikhon.monitoring.history import StepHistory
 from tikhon.monitoring.hooks import Hook
 from tikhon.monitoring.laws import Alarm, Loop, alarms
 from tikhon.monitoring.pace import Pace
+from tikhon.monitoring.rounds import Rounds
 from tikhon.monitoring.sampling import Sampler
 from tikhon.monitoring.sizes import NonFinite, Row, of_rows, of_spikes
 from tikhon.monitoring.spikes import OnSpike, Spike, SpikeGuard
@@ -83,6 +84,7 @@ class Watch:
         self._guard = SpikeGuard(self._inner, on_spike)
         self._history = StepHistory()
         self._touches = Touches(self._inner)
+        self._rounds = Rounds(self.model)
         self._pace = Pace(self.model, self._inner)
         self._company = Company(self.model, self._inner, lambda: self.step)
         self._company.states.told = self._warn
@@ -127,6 +129,7 @@ class Watch:
         self._sampler.close()
         self._company.close(self.step, self._forwards, ended=self._ended)
         self._pace.close()
+        self._rounds.close()
         self._judge_told([float(value) for _, value in self._told])
         self._warn()
         self._save()
@@ -153,6 +156,7 @@ class Watch:
             again=self._pace.again,
             unstepped=self._pace.unstepped,
             usual=self._pace.usual,
+            rounds=self._rounds.meant(ended=self._ended),
             learned=self._company.schedules.learned(self.step),
         )
         beside = self._company.alarms(self.step, self._forwards, ended=self._ended)
