@@ -33,6 +33,7 @@ class DryRun:
     losses: list[float] = field(default_factory=list)
     gradients: list[float] = field(default_factory=list)
     spreads: list[float] = field(default_factory=list)  # of the inputs of a loader, by step
+    levels: list[tuple[float, float]] = field(default_factory=list)  # mean, deviation of targets
     failure: Failure | None = None
     steps: int = 0
     seconds: float = 0.0
@@ -74,6 +75,9 @@ def run(
         batch = next(stream)
         if not samples.indexed:
             trial.spreads += [float(t.std()) for t in _numbers(batch[0])[:1]]
+            trial.levels += [
+                (float(t.mean()), float(t.std(correction=0))) for t in _numbers(batch[1])[:1]
+            ]
         if not advance(trial, replica, batch, step):
             break
         trial.steps = step + 1

@@ -80,7 +80,7 @@ def measure(
                     held=_held(optimizer),
                 )
         facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
-        wiring |= _drift(trial.spreads)
+        wiring |= _drift(trial.spreads) | _targets_moved(trial.levels, source)
         if trial.steps and trial.failure is None and not holes:
             wiring |= _afterwards(replica, source, wiring, judge)
         record = Record(
@@ -160,6 +160,28 @@ def _drift(spreads: list[float]) -> dict[str, Any]:
     few = max(1, len(spreads) // 10)
     first, last = (sum(part) / few for part in (spreads[:few], spreads[-few:]))
     return {"drift": last / first} if len(spreads) >= 20 and first > 0 else {}
+
+
+def _targets_moved(levels: list[tuple[float, float]], source: Samples) -> dict[str, float]:
+    """How far the mean of a loader's targets is from first to last epoch, in their deviations.
+
+    An epoch has the same rows: only what is drawn anew may differ.
+    """
+    if source.indexed or not hasattr(source.source, "__len__"):
+        return {}
+    batches = len(source.source)
+    epochs = len(levels) // batches if batches else 0
+    if epochs < 2 or not all(math.isfinite(a) and math.isfinite(b) for a, b in levels):
+        return {}
+    means = torch.tensor([mean for mean, _ in levels], dtype=torch.float64)
+    first, last = means[:batches], means[(epochs - 1) * batches : epochs * batches]
+    within = sum(spread**2 for _, spread in levels[:batches]) / batches
+    deviation = math.sqrt(within + float(first.var(correction=0)))
+    return {
+        "targets_moved": float((last.mean() - first.mean()).abs()) / deviation
+        if deviation
+        else 0.0
+    }
 
 
 def _trained_by(optimizer: object, loss: object, model: nn.Module) -> tuple[object, bool]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import Batch, LossFunction, tensors
+from tikhon.data.rows import Batch, LossFunction, each, tensors
 from tikhon.diagnosis.replica import number_of
 
 Tail = Callable[[Tensor], Tensor]
@@ -356,6 +356,30 @@ def grows_with_batch(output: object, target: object, loss: LossFunction) -> bool
     except Exception:  # as above
         return False
     return once > 0 and math.isfinite(once) and abs(twice / once - 2) < 0.02
+
+
+def grows_in_part(output: object, target: object, loss: LossFunction) -> float:
+    """The share of a loss that is a sum over rows, beside what is a mean; 0 where none is known.
+
+    Of rows that come once, twice and four times a sum s and a mean m cost m + s, m + 2 s, m + 4 s.
+    """
+    rows = [t for t in tensors(output) if t.ndim]
+    if not rows or not isinstance(target, Tensor) or len({len(t) for t in rows}) > 1:
+        return 0.0
+    try:
+        with torch.no_grad():
+            once, twice, often = (
+                float(
+                    loss(each(output, lambda t, k=k: torch.cat([t] * k)), torch.cat([target] * k))
+                )
+                for k in (1, 2, 4)
+            )
+    except Exception:  # as above
+        return 0.0
+    part, rest = twice - once, 2 * once - twice
+    straight = abs(often - twice - 2 * part) <= 0.01 * abs(part)
+    known = math.isfinite(often) and straight and abs(part) > 1e-3 * (abs(once) + abs(rest))
+    return abs(part) / (abs(part) + abs(rest)) if known else 0.0
 
 
 def scale(value: object) -> dict[str, float]:

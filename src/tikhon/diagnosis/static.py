@@ -20,6 +20,7 @@ from tikhon.diagnosis.reference import (
     best_constant,
     constant_loss,
     free_loss,
+    grows_in_part,
     grows_with_batch,
     misread,
     scale,
@@ -145,6 +146,7 @@ def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -
     after = {n: (p._version, p.shape) for n, p in model.named_parameters()}
     facts: dict[str, Any] = {"changes_in_forward": before != after}
     facts["dropout_at_end"] = [line for result, line in tape.dropped if result is output]
+    facts["grows_in_part"] = grows_in_part(output, target, replica.loss)
     plain = isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
     if not plain or not output.numel() or not bool(torch.isfinite(output).all()):
         return facts

@@ -102,6 +102,14 @@ MAJORITY = 0.75  # share of one class from which an accuracy can be its own [sha
 RARER = 2.0  # share of the commonest class / that of the rarest [ratio] (convention)
 COUNTED_LESS = 1.5  # weight of the commonest class / that of the rarest [ratio] (convention)
 SHIFT = 1.0  # distance of validation from training inputs [deviations of training] (convention)
+MOST_LEFT_OUT = 0.5  # pixels whose target is no class, where class 0 never occurs [share]
+ROW_BESIDE = 0.3  # of the variance that the row beside explains, its own none [share] (convention)
+MOST_STILL = 0.5  # input columns of one value, where the rest tells little [share] (convention)
+LITTLE = 0.1  # of the variance that shallow models explain, held out [share] (convention)
+DROWNED = 300.0  # slope of the loss at one column of targets / at another [ratio] (convention)
+RIGHT_COSTS = 0.1  # loss of right answers; of shares of shares 0, of k classes log k (theory)
+PART_SUM = 0.2  # of the loss that is a sum, where the rest is a mean [share]: else 0 (theory)
+TARGETS_MOVED = 2.0  # mean of the targets, last to first epoch [deviations]: else 0 (twins)
 MOVED = 0.2  # pairs whose map fits when turned; of maps that fit none are (convention)
 UNKNOWN = 0.25  # rows whose target is no better an answer than others [share] (convention)
 ONE_SIGN = 0.3  # entries whose unit is on for some rows and off for others [share] (convention)
@@ -224,6 +232,13 @@ MEASURES: dict[str, Measure] = {
     "related_rows": Measure("rows"),
     "constant_columns": Measure("share of input columns", None, 0.9),
     "drift": Measure("deviation of inputs, late / at first", 1 / STRETCH, STRETCH),
+    "summed": Measure("share of the loss that grows with the batch", None, PART_SUM),
+    "left_out": Measure("share of the pixels", None, MOST_LEFT_OUT),
+    "row_beside": Measure("share of the variance, held out", None, ROW_BESIDE),
+    "column_pull": Measure("slope at one column of targets / at another", None, DROWNED),
+    "targets_moved": Measure(
+        "deviations of the targets, last to first epoch", None, TARGETS_MOVED
+    ),
     "turn": Measure("unexplained of the number / of its cosine and sine", None, TURN),
     "squeezed": Measure("share of input columns", None, SQUEEZED),
     "columns": Measure("input columns", None, 0),

@@ -16,10 +16,18 @@ from tikhon.languages import said
 def _constant(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     share = ev.fact("constant_columns")
-    if share is None or share < 0.9:
+    if share is None:
         return
     count = float(w.get("columns") or 0)
     numbers = {"constant_columns": share, "columns": count}
+    if _mostly_still(ev):
+        told = max(0.0, ev.fact("explained_straight") or 0.0, ev.fact("explained_bent") or 0.0)
+        why = said("why_most_constant", share=share, count=count, told=told)
+        fix = "print((x != x[0]).sum(0)) in front of and behind each step that cleans or scales x"
+        yield Finding("constant_inputs", "warning", ("inputs",), numbers, why, fix=fix)
+        return
+    if share < 0.9:
+        return
     if share == 1:
         why = said("why_constant", count=count)
         if w.get("all_zero"):
@@ -37,6 +45,15 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
         yield Finding(
             "constant_inputs", "info", ("inputs",), numbers, why, fix="x = x[:, x.std(0) > 0]"
         )
+
+
+def _mostly_still(ev: Evidence) -> bool:
+    """Whether most columns of a table have one value, and the others tell little."""
+    share, straight = ev.fact("constant_columns"), ev.fact("explained_straight")
+    if share is None or straight is None or not ev.wiring.get("table"):
+        return False
+    told = max(straight, ev.fact("explained_bent") or 0.0)
+    return e.MOST_STILL <= share < 1 and told < e.LITTLE
 
 
 def _same_answer(ev: Evidence) -> Iterable[Finding]:
@@ -64,9 +81,21 @@ def _same_answer(ev: Evidence) -> Iterable[Finding]:
 def _unrelated(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     z, rows = ev.fact("relation"), ev.fact("related_rows")
+    beside, shift = ev.fact("row_beside") or 0.0, w.get("shift_of_rows")
+    if shift and beside > e.ROW_BESIDE:
+        why = said("why_row_beside", told=beside)
+        fix = "print five rows of x and y side by side; x[:-1], y[1:] or the other way round"
+        numbers = {"row_beside": beside}
+        yield Finding("unrelated_labels", "critical", ("target",), numbers, why, fix=fix)
+        return
     if z is None or rows is None or rows < e.RELATED_ROWS or z >= e.RELATED:
         return
-    if w.get("constant_columns") == 1 or w.get("constant_target") or w.get("indifferent"):
+    if (
+        w.get("constant_columns") == 1
+        or _mostly_still(ev)
+        or w.get("constant_target")
+        or w.get("indifferent")
+    ):
         return
     if _few_classes(ev):
         return  # rows that came in order show no relation to the classes that are missing
@@ -196,6 +225,13 @@ def _copied(ev: Evidence) -> Iterable[Finding]:
 
 
 def _drifting(ev: Evidence) -> Iterable[Finding]:
+    moved = ev.fact("targets_moved")
+    if moved is not None and moved > e.TARGETS_MOVED:
+        why = said("why_targets_moved", moved=moved)
+        fix = "y = y - offset in the data set: a new tensor, not y -= offset of what it keeps"
+        severity = "critical" if ev.harmed else "warning"
+        numbers = {"targets_moved": moved}
+        yield Finding("data_changed_in_place", severity, ("data",), numbers, why, fix=fix)
     drift = ev.fact("drift")
     if drift is None or 1 / e.STRETCH <= drift <= e.STRETCH:
         return

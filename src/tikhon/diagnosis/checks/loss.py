@@ -44,6 +44,8 @@ def _indifferent(ev: Evidence) -> Iterable[Finding]:
     used = w.get("targets_used")
     if not w.get("indifferent") or w.get("broadcast") or w.get("flat") or used is None:
         return
+    if w.get("target_is_input") and w.get("scored") and (ev.fact("target_columns") or 0) > 1:
+        return  # what is given again as targets was answered with a number a row: how likely it is
     related = (ev.fact("relation") or 0.0) >= e.RELATED
     harmed = ev.reach is not None and ev.learned < e.LEARNED
     why = said("why_no_targets")
@@ -252,6 +254,12 @@ def _several(ev: Evidence) -> Iterable[Finding]:
         fix = "nn.BCEWithLogitsLoss() on the scores, without the softmax"
         numbers = {"ones_in_a_row": most}
         yield Finding("multilabel_softmax", "critical", ("the loss",), numbers, why, fix=fix)
+    cost = ev.fact("right_shares_cost")
+    if heads[-1:] == ["sigmoid"] and cost is not None and cost > e.RIGHT_COSTS:
+        why = said("why_shares_by_hand", cost=cost, most=most)
+        fix = "F.binary_cross_entropy(output, target), without output / output.sum(1)"
+        numbers = {"ones_in_a_row": most, "loss": cost}
+        yield Finding("multilabel_softmax", "critical", ("the loss",), numbers, why, fix=fix)
 
 
 def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
@@ -272,6 +280,12 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
         fix = "nn.Linear(..., 2), F.mse_loss(output, torch.cat([y.cos(), y.sin()], 1))"
         numbers = {"turn": turn}
         yield Finding("angle_wraps", "warning", ("target",), numbers, why, fix=fix)
+    left_out = w.get("background") or {}
+    if (number(left_out.get("share")) or 0.0) >= e.MOST_LEFT_OUT:
+        why = said("why_background", **left_out)
+        fix = "keep the background as class 0; ignore_index for what nobody labelled"
+        numbers = {"left_out": float(left_out["share"])}
+        yield Finding("ignored_rows", "warning", ("target",), numbers, why, fix=fix)
     unheard = ev.fact("unheard") or 0.0
     silent = w.get("silent_classes") or []
     if unheard >= e.UNHEARD and not silent:

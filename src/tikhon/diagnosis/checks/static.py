@@ -36,7 +36,7 @@ def scales(ev: Evidence) -> Iterable[Finding]:
         if (rms > 10 or 0 < rms < 0.01) and not learned:
             why = said("why_inputs", size=rms)
             yield Finding("unscaled_inputs", "warning", ("inputs",), {"rms": rms}, why)
-        elif (apart := number(inputs.get("std"))) and rms > e.OFFSET * apart and not learned:
+        elif (apart := number(inputs.get("std"))) and _far_off(ev) and not learned:
             why = said("why_offset", mean=inputs.get("mean", 0.0), apart=apart)
             numbers = {"offset": rms / apart}
             fix = (
@@ -50,11 +50,26 @@ def scales(ev: Evidence) -> Iterable[Finding]:
         yield Finding(
             "unscaled_inputs", "warning", ("inputs",), {"squeezed": squeezed}, why, fix=fix
         )
+    drowned = ev.wiring.get("drowned") or {}
+    times = number(drowned.get("times")) or 0.0
+    if times > e.DROWNED:
+        why = said("why_drowned", **drowned)
+        fix = "y[:, k] = (y[:, k] - mean) / std in front of the loss; undo it in the prediction"
+        numbers = {"column_pull": times}
+        yield Finding("unscaled_targets", "warning", ("target",), numbers, why, fix=fix)
+        return
     size, spread = number(target.get("rms")), number(target.get("std"))
     explained = ev.trained and ev.learned >= e.LEARNED
     if size is not None and spread is not None and size > 10 and not explained:
         why = said("why_targets", mean=target.get("mean", 0.0), spread=spread)
         yield Finding("unscaled_targets", "warning", ("target",), {"rms": size}, why)
+
+
+def _far_off(ev: Evidence) -> bool:
+    """Whether inputs lie many deviations from zero."""
+    inputs = ev.record.data.get("inputs") or {}
+    rms, apart = number(inputs.get("rms")), number(inputs.get("std"))
+    return bool(rms and apart) and (rms or 0.0) > e.OFFSET * (apart or 0.0)
 
 
 def _rectified_scores(ev: Evidence) -> Iterable[Finding]:
@@ -107,6 +122,8 @@ def _head(ev: Evidence) -> Iterable[Finding]:
     twice = head[-1:] == ["sigmoid"] and ev.harmed and WITH_LOGITS in _used(ev)
     if not head or (floor < e.FLOOR and not twice):
         return
+    if ev.wiring.get("target_is_input") and _far_off(ev):
+        return  # the head is made for inputs that were scaled once
     name = " and ".join(head)
     if twice:
         why = said("why_sigmoid_twice")
@@ -124,6 +141,13 @@ def _reduction(ev: Evidence) -> Iterable[Finding]:
         why = said("why_sum")
         evidence = {"batch_size": float(ev.record.batch_size)}
         yield Finding("loss_is_a_sum", "warning", (), evidence, why)
+        return
+    share = number(ev.static.get("grows_in_part")) or 0.0
+    if share > e.PART_SUM:
+        why = said("why_part_sum", share=share)
+        evidence = {"batch_size": float(ev.record.batch_size), "summed": share}
+        fix = "a mean over the rows, or a number for each row, in every part of the loss"
+        yield Finding("loss_is_a_sum", "warning", ("the loss",), evidence, why, fix=fix)
 
 
 def _dropout(ev: Evidence) -> Iterable[Finding]:

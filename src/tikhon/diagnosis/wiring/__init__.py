@@ -64,6 +64,7 @@ def wiring_facts(
         "attention": partial(attention.attention_facts, subject),
         "line": partial(rows.line_facts, subject, last, len(layers)),
         "targets": partial(targets.target_facts, subject),
+        "background": partial(targets.background_facts, subject, source),
         "candidates": partial(candidates.candidate_facts, subject),
         "loss": partial(loss.loss_facts, subject),
         "answers": partial(answers.answer_facts, subject),

@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 from tikhon.data.rows import each, tensors
+from tikhon.diagnosis.reference import IGNORED
+from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.wiring.calls import Calm
 from tikhon.diagnosis.wiring.subject import ONE_LENGTH, Subject, difference, shortened
 from tikhon.diagnosis.wiring.targets import Bench
+from tikhon.errors import InputError
 
 SHORT = 0.3  # share of the rows that must end in padding, of different lengths
 END = 4  # positions at the end of all rows that hold one value
+HEARD = 1e-4  # relative change of a loss that is no rounding
 INSIDE = 0.02  # share of the positions before the padding that may hold the same value
 
 
@@ -91,6 +95,8 @@ def _without(subject: Subject, ends: Tensor, size: int) -> float | None:
 def _counted(subject: Subject, ends: Tensor, size: int) -> dict[str, object]:
     """Share of the target positions with a gradient that are padding."""
     target = subject.batch[1]
+    if subject.replica.whole:
+        return _counted_inside(subject, ends, size)
     with torch.no_grad():
         output = each(subject.answer(subject.batch), lambda t: t.detach().clone())
     bench = Bench(subject, output)
@@ -107,3 +113,26 @@ def _counted(subject: Subject, ends: Tensor, size: int) -> dict[str, object]:
     if not bool(heard.any()) or not filler.numel() or bool((filler != filler[:1]).any()):
         return {}  # what fills up the inputs is answered by something
     return {"padding_counted": float((heard & padded).sum()) / float(heard.sum())}
+
+
+def _counted_inside(subject: Subject, ends: Tensor, size: int) -> dict[str, object]:
+    """The same share of a loss that calls the model: it changes when padding is marked as ignored.
+
+    The first filler of a row may be its end, which is to be learned.
+    """
+    inputs, target = subject.batch
+    padded = torch.arange(size) > ends[:, None]
+    if target.is_floating_point() or target.ndim != 2 or not bool(padded.any()):
+        return {}
+    filler = target.cpu()[padded]
+    if bool((filler != filler[:1]).any()) or int(filler[0]) == IGNORED:
+        return {}
+    marked = target.masked_fill(padded.to(target.device), IGNORED)
+    try:
+        with torch.no_grad(), undisturbed(subject.model, training=False), Calm():
+            before, after = (float(subject.replica.value((inputs, y))) for y in (target, marked))
+    except (InputError, *ONE_LENGTH):  # a loss with another mark
+        return {}
+    heard = abs(before - after) > HEARD * abs(before)
+    share = float(padded.sum()) / float((target != IGNORED).sum())
+    return {"padding_counted": share} if heard else {}

@@ -17,6 +17,9 @@ from tikhon.diagnosis.samples import Samples, read_on
 
 SAMPLE = 1200  # rows that are judged, at most
 SHUFFLES = 100  # draws of shuffled targets, the noise of a relation
+RELATED_ROWS = 200  # to compare with the rows beside
+UNTOLD = 0.05  # share of the variance below which inputs tell nothing
+TABLE_ROWS = 200  # from which a column that stays one value says something
 FEW_COLUMNS = 64  # whose curves are fitted one by one
 TURNS = (2 * math.pi, 360.0)  # ranges of an angle
 FEW_CLASSES = 20  # whole numbers that may be the names of classes
@@ -41,6 +44,8 @@ def signal_facts(source: Samples, valid: Batch | None, *, whole: bool) -> dict[s
         if isinstance(inputs, Tensor):
             facts["target_is_input"] = _same(inputs, target)
             facts |= relation(inputs, target)
+            if source.indexed:
+                facts |= _beside(source.source, facts)
     if valid is not None:
         every = source.source[1] if source.indexed else target  # all rows: classes may be rare
         facts |= _apart((inputs, every), valid)
@@ -56,7 +61,7 @@ def sample(source: Samples) -> Batch:
     return take(source.source, order)
 
 
-def _constants(inputs: object) -> dict[str, object]:
+def _constants(inputs: Any) -> dict[str, object]:
     """The share of the input columns that are the same in all rows, and whether all are zero."""
     parts = [t.detach().reshape(len(t), -1) for t in tensors(inputs) if t.ndim and len(t) > 1]
     columns = sum(p.shape[1] for p in parts)
@@ -65,6 +70,8 @@ def _constants(inputs: object) -> dict[str, object]:
     still = sum(int((p == p[:1]).all(0).sum()) for p in parts)
     zero = all(not bool(p.any()) for p in parts)
     facts = {"constant_columns": still / columns, "all_zero": zero, "columns": columns}
+    table = isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.is_floating_point()
+    facts["table"] = table and len(inputs) >= TABLE_ROWS
     return facts | _squeezed(inputs)
 
 
@@ -222,6 +229,37 @@ def relation(inputs: Tensor, target: Tensor) -> dict[str, object]:
     facts["explained_straight"] = skills["straight"]
     facts["explained_bent"] = max(skills["bent"], skills.get("added", -math.inf))
     return facts
+
+
+def _beside(data: Batch, known: dict[str, object]) -> dict[str, object]:
+    """What the inputs of the row before or behind explain of targets that their own do not.
+
+    Only of rows that are drawn one by one: in a series neighbours know of each other.
+    """
+    own = [v for k, v in known.items() if k.startswith("explained") and isinstance(v, float)]
+    inputs, target = (t[:SAMPLE] for t in data)
+    if not own or max(own) > UNTOLD or len(inputs) < RELATED_ROWS or inputs.ndim != 2:
+        return {}
+    y = _columns(target)
+    if y is None or not inputs.is_floating_point() or _serial(inputs.double().cpu()) or _serial(y):
+        return {}
+    best: tuple[float, int] = (0.0, 0)
+    for shift in (-1, 1):
+        moved = target.roll(shift, 0)
+        if copied_columns(inputs, moved):
+            continue
+        found = relation(inputs, moved)
+        explained = [v for k, v in found.items() if k.startswith("explained_")]
+        best = max(best, *((v, shift) for v in explained if isinstance(v, float)))
+    return {"row_beside": best[0], "shift_of_rows": best[1]} if best[1] else {}
+
+
+def _serial(t: Tensor) -> bool:
+    """Whether a column goes along with itself one row on, beyond chance."""
+    a = t - t.mean(0)
+    size = a.square().sum(0)
+    along = (a[1:] * a[:-1]).sum(0)[size > 0] / size[size > 0]
+    return bool((along.abs() > 4 / math.sqrt(len(t))).any())
 
 
 def _hinges(x: Tensor) -> Tensor:

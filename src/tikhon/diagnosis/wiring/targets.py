@@ -9,11 +9,14 @@ from tikhon.data.rows import each
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.reference import IGNORED, binary
 from tikhon.diagnosis.replica import number_of, undisturbed
+from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.calls import Calls
 from tikhon.diagnosis.wiring.subject import Subject, difference
 
 SAME = 1e-5  # relative change of a gradient that is rounding
 INSIDE = 0.2  # share of an ignored class that is no padding from which it is missed
+LARGE = 10.0  # size of a column of targets / of another, and of 1
+MANY_COLUMNS = 64  # of a target that are compared
 COLUMNS = 4  # of a target that are tried one by one
 
 
@@ -32,6 +35,8 @@ def target_facts(subject: Subject) -> dict[str, object]:
     facts |= _two_sided(subject, output, target)
     facts |= _one_sided(subject, output, target)
     facts |= _right_answers(subject, output, target)
+    facts |= _shares_by_hand(subject, output, target)
+    facts |= _drowned(bench, base, target)
     facts |= _loss_calls(subject, bench, target)
     facts |= _kinds(output, target)
     return facts
@@ -150,7 +155,8 @@ def _indifferent(
     apart = [difference(base, g, slice(None)) for g in found if g is not None]
     if max(apart[:-1]) > SAME or _heard_near(bench, target, rolled):
         return {}
-    return {"indifferent": True, "targets_used": apart[-1] > SAME}
+    scored = any(g.numel() == subject.rows and bool(g.any()) for g in base)
+    return {"indifferent": True, "targets_used": apart[-1] > SAME, "scored": scored}
 
 
 def _heard_near(bench: Bench, target: Tensor, rolled: list[Tensor]) -> bool:
@@ -382,6 +388,69 @@ def _right_answers(subject: Subject, output: object, target: Tensor) -> dict[str
     return {"box_beaten": sum(own > low + SAME for own, low in costs) / len(costs)}
 
 
+def _shares_by_hand(subject: Subject, output: object, target: Tensor) -> dict[str, object]:
+    """What right answers cost where rows have several yes and a loss sees no row's size.
+
+    `loss(c p, y) = loss(p, y)` for a factor c of each row: the answers are divided by their sum.
+    A loss of shares whose targets are shares too costs nothing where they are right.
+    """
+    if not isinstance(output, Tensor) or output.shape != target.shape or target.ndim != 2:
+        return {}
+    several = target.is_floating_point() and binary(target) and float(target.min()) == 0
+    if not several or float(target.sum(1).max()) < 2:
+        return {}
+    generator = torch.Generator().manual_seed(0)
+    p = (0.05 + 0.4 * torch.rand(output.shape, generator=generator)).to(output)
+    times = (1 + torch.rand((len(p), 1), generator=generator)).to(output)
+    loss = subject.replica.loss
+    try:
+        with torch.no_grad():
+            plain, scaled = (float(number_of(loss(z, target))) for z in (p, times * p))
+            other = float(number_of(loss(p.roll(1, 0), target)))
+            right = float(number_of(loss(target.clamp(1e-4, 1 - 1e-4).to(p), target)))
+    except (RuntimeError, ValueError):  # a loss that takes no such outputs
+        return {}
+    same = abs(plain - scaled) <= 1e-4 * abs(plain) < abs(plain - other)
+    return {"right_shares_cost": right} if same else {}
+
+
+def _drowned(bench: Bench, base: list[Tensor] | None, target: Tensor) -> dict[str, object]:
+    """The target that pulls most, the one that pulls least, and how many times as hard.
+
+    The smaller of two ratios: at the answers of the network, and at the targets of another row.
+    """
+    leaf = bench.leaves[0] if len(bench.leaves) == 1 else None
+    if (
+        base is None
+        or leaf is None
+        or leaf.shape != target.shape
+        or target.ndim != 2
+        or target.shape[1] < 2
+    ):
+        return {}
+    if not target.is_floating_point() or target.shape[1] > MANY_COLUMNS:
+        return {}
+    kept = leaf.detach().clone()
+    with torch.no_grad():
+        leaf.copy_(target.roll(1, 0))
+    found = bench.tried(target)
+    with torch.no_grad():
+        leaf.copy_(kept)
+    if found is None:
+        return {}
+    here, beside = (g[0].double().square().mean(0).sqrt() for g in (base, found))
+    heard = (here > 0) & (beside > 0)
+    if int(heard.sum()) < 2:
+        return {}
+    loud = int(torch.where(heard, beside, -torch.inf).argmax())
+    quiet = int(torch.where(heard, beside, torch.inf).argmin())
+    size = target.detach().double().square().mean(0).sqrt()
+    if float(size[loud]) < LARGE * max(1.0, float(size[quiet])):
+        return {}
+    times = min(float(t[loud] / t[quiet]) for t in (here, beside))
+    return {"drowned": {"loud": loud, "quiet": quiet, "times": times}}
+
+
 def _slips(bench: Bench, base: list[Tensor], target: Tensor) -> bool | None:
     """Whether the outputs that a position's target pulls at do not lie at one position.
 
@@ -458,6 +527,25 @@ def _silent_positions(base: list[Tensor], target: Tensor) -> dict[str, object]:
         if inside > INSIDE * float(steps.sum()) and float(here.double().mean()) < 0.5:
             silent.append(int(value))
     return {"silent_classes": silent} if silent and bool(heard.any()) else {}
+
+
+def background_facts(subject: Subject, source: Samples) -> dict[str, object]:
+    """Most pixels have one target that is no class, and class 0 of the answers never occurs."""
+    target, every = subject.batch[1], source.probe[1]
+    if subject.replica.whole or not isinstance(every, Tensor) or every.ndim < 3:
+        return {}
+    if every.is_floating_point() or every.dtype == torch.bool:
+        return {}
+    found = subject.outputs(subject.batch)
+    if len(found) != 1 or found[0].shape[:1] + found[0].shape[2:] != target.shape:
+        return {}
+    classes = found[0].shape[1]
+    values, counts = every.unique(return_counts=True)
+    outside = (values < 0) | (values >= classes)
+    if int(outside.sum()) != 1 or values[~outside].tolist() != list(range(1, classes)):
+        return {}
+    share = float(counts[outside]) / every.numel()
+    return {"background": {"share": share, "value": int(values[outside]), "classes": classes}}
 
 
 def _loss_calls(subject: Subject, bench: Bench, target: Tensor) -> dict[str, object]:
