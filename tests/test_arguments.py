@@ -118,7 +118,6 @@ def test_a_number_of_any_kind_is_one(number):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: tk.L1(1e30), r"L1: strength must be at most 1e\+18.*received 1e\+30"),
         (lambda: tk.TargetSparsity("x"), "TargetSparsity: target must be a number, in .*'x'"),
         (lambda: tk.NormBound("x"), "NormBound: bound must be a number, > 0 or None.*'x'"),
         (lambda: tk.TargetSparsity(0.5, steps=2.5), "steps must be a whole number.*received 2.5"),
@@ -130,6 +129,14 @@ def test_a_number_of_any_kind_is_one(number):
 def test_the_message_says_what_is_wrong(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+@pytest.mark.parametrize("strength", [1e30, torch.tensor(1e30), lambda step: 1e30])
+def test_a_strength_that_float32_cannot_square_is_refused_where_it_is_used(strength):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(ValueError, match=r"strength must be at most 1e\+18.*received 1\S*e\+30"):
+        tk.regularize(model, optimizer, tk.L1(strength))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

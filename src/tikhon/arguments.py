@@ -11,6 +11,7 @@ from tikhon.errors import described
 
 MOST = 10**12  # of anything that is counted
 LARGEST = 1e18  # its square is a number of float32, too
+HUGE = 1e150  # its square is one of float64
 SMALLEST = 1e-30  # its reciprocal is one as well
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeGuard
 import torch
 from torch import Tensor
 
-from tikhon.arguments import LARGEST, SMALLEST, plain, settle
+from tikhon.arguments import HUGE, LARGEST, SMALLEST, plain, settle
 from tikhon.errors import described, unknown
 
 
@@ -208,10 +208,10 @@ def checked(strength: object, owner: str) -> Any:
             raise ValueError(
                 f"{owner}: strength must be finite and >= 0, received {described(strength)}"
             )
-        if number > LARGEST:
+        if number > HUGE:
             raise ValueError(
-                f"{owner}: strength must be at most {LARGEST:g}, whose square is still a number "
-                f"of float32, received {described(strength)}"
+                f"{owner}: strength must be at most {HUGE:g}, whose square is still a number of "
+                f"float64, received {described(strength)}"
             )
         return number
     if not (callable(strength) or hasattr(strength, "next")):
@@ -244,23 +244,20 @@ def check_weights(weights: object, owner: str) -> None:
             )
 
 
-def check_number(owner: Penalty, name: str, low: float, high: float = LARGEST) -> None:
+def check_number(owner: Penalty, name: str, low: float) -> None:
     """Make the field `name` a plain number above `low` that float32 can compute with, or raise."""
     settle(owner, name, f"> {low:g}", lambda number: low < number < math.inf)
     settle(
         owner,
         name,
-        f"from {max(low, SMALLEST):g} to {high:g}, which float32 can compute with",
-        lambda number: SMALLEST <= number <= high,
+        f"from {max(low, SMALLEST):g} to {LARGEST:g}, which float32 can compute with",
+        lambda number: SMALLEST <= number <= LARGEST,
     )
 
 
 def check_ratio(owner: Penalty) -> None:
     """Raise unless `l1_ratio`, the share of the L1 part, lies in [0, 1]."""
     settle(owner, "l1_ratio", "in [0, 1]", lambda ratio: 0 <= ratio <= 1)
-
-
-SHAPE = 1e8  # of a factor between a strength and the weights where a penalty bends
 
 
 def is_metric(step: object) -> TypeGuard[Tensor]:
@@ -272,7 +269,8 @@ def as_scalar(step: Any, like: Tensor) -> Tensor:
     """`step` as a tensor on the device of `like`, to be compared entry by entry."""
     if isinstance(step, Tensor):
         return step.to(like.dtype)
-    return torch.full((), step, dtype=like.dtype, device=like.device)
+    largest = torch.finfo(like.dtype).max  # a longer step is as long as its dtype goes
+    return torch.full((), min(step, largest), dtype=like.dtype, device=like.device)
 
 
 def wide(w: Tensor) -> Tensor:

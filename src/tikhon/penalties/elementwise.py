@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tikhon.errors import described
 from tikhon.penalties.base import (
-    SHAPE,
     Proximable,
     Slopes,
     as_scalar,
@@ -268,7 +267,7 @@ class MCP(Proximable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "gamma", 0, SHAPE)
+        check_number(self, "gamma", 0)
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the concave quadratic up to gamma*strength, constant beyond."""
@@ -335,7 +334,7 @@ class SCAD(Proximable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "a", 2, SHAPE)
+        check_number(self, "a", 2)
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the three pieces."""

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from tikhon.arguments import settle_flag
 from tikhon.penalties.base import (
-    SHAPE,
     Proximable,
     Slopes,
     as_scalar,
@@ -247,7 +246,7 @@ class GroupMCP(Proximable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "gamma", 0, SHAPE)
+        check_number(self, "gamma", 0)
 
     def value(self, w: Tensor) -> Tensor:
         """Sum over rows of the penalty of their norm."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tikhon.arguments import is_count, settle
 from tikhon.penalties.base import (
-    SHAPE,
     Proximable,
     as_scalar,
     check_number,
@@ -57,7 +56,7 @@ class Hierarchical(Proximable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "M", 0, SHAPE)
+        check_number(self, "M", 0)
         settle(self, "skip", ">= 1", is_count, whole=True)
 
     def value(self, w: Tensor) -> Tensor:

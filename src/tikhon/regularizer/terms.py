@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from tikhon.arguments import in_words
+from tikhon.arguments import LARGEST, in_words
 from tikhon.errors import described, unknown
 from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty, Proximable, checked
@@ -126,7 +126,7 @@ class LiveStrength:
         if isinstance(value, Tensor):
             value = self._checked(value)
         else:
-            value = checked(value, self._owner)
+            value = self._usable(checked(value, self._owner))
         self.value = value
         self.off = not isinstance(value, Tensor) and value == 0
 
@@ -144,8 +144,17 @@ class LiveStrength:
             number = float(value.detach())
         except RuntimeError:  # one of many within vmap
             return value
-        checked(number, self._owner)
+        self._usable(checked(number, self._owner))
         return value
+
+    def _usable(self, number: float) -> float:
+        """The number, if float32 holds its square, which adaptive steps take."""
+        if number > LARGEST:
+            raise ValueError(
+                f"{self._owner}: strength must be at most {LARGEST:g}, whose square is still a "
+                f"number of float32, received {number!r}"
+            )
+        return number
 
 
 @dataclass(eq=False)
