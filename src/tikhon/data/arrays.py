@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tikhon.arguments import LARGEST
 from tikhon.data import mnist
 from tikhon.data.dataset import Dataset, Task
 from tikhon.errors import DataError
@@ -80,7 +81,6 @@ _WANTED = {
     "classes": ("classes",),
 }
 _SHOWN = 8  # keys of a file that a message lists at most
-_LARGEST = 1e18  # the square of a number is finite in float32
 _LIMIT = 1 << 34  # bytes of content of one .npz: a small zip may unpack to far more than memory
 
 
@@ -223,8 +223,8 @@ def _finite(values: np.ndarray, what: str, name: str, columns: tuple[str, ...]) 
 
 def _small(values: np.ndarray, what: str, name: str, columns: tuple[str, ...]) -> None:
     if values.dtype.kind in "iuf":
-        bad = np.abs(values.astype(float)) > _LARGEST
-        _refuse(bad, f"beyond {_LARGEST:g}", "correct or rescale them", what, name, columns)
+        bad = np.abs(values.astype(float)) > LARGEST
+        _refuse(bad, f"beyond {LARGEST:g}", "correct or rescale them", what, name, columns)
 
 
 def _refuse(

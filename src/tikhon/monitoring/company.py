@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tikhon.monitoring.followers import Followers
+from tikhon.monitoring.history import Sample
 from tikhon.monitoring.kept_states import KeptStates
 from tikhon.monitoring.laws import Alarm
 from tikhon.monitoring.norms import FrozenNorms
@@ -63,20 +64,12 @@ class Company:
         self._counts = (len(parts[0]), len(parts[0]) + len(parts[1]))
         return [number for part in parts for number in part]
 
-    def take(
-        self,
-        values: Sequence[float],
-        step: int,
-        seen: Sequence[tuple[float, float]],
-        batch: int,
-        passes: int,
-        move: float,
-    ) -> None:
-        """What was read; `seen` are fingerprints of the model's batches of that many rows."""
+    def take(self, values: Sequence[float], sample: Sample) -> None:
+        """What was read with a sampled step."""
         first, second = self._counts
-        self.followers.take(values[:first], step, seen, batch, passes, move)
-        self.strays.take(values[first:second], step)
-        self.norms.take(values[second:], step)
+        self.followers.take(values[:first], sample)
+        self.strays.take(values[first:second], sample.step)
+        self.norms.take(values[second:], sample.step)
 
     def alarms(self, steps: int, forwards: int, *, ended: bool) -> list[Alarm]:
         """What is wrong beside the model."""

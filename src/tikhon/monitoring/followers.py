@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from tikhon.data.rows import tensors
+from tikhon.monitoring.history import Sample
 from tikhon.monitoring.hooks import Hook
 from tikhon.monitoring.laws import ENOUGH, Alarm
-from tikhon.monitoring.reading import fingerprint, rows
+from tikhon.monitoring.reading import fingerprint, lengths, norms, rows
 
 MANY = 4  # followers that are read
 LONG = 100  # steps in which one that never moves has been forgotten
@@ -129,36 +130,28 @@ class Followers:
         for f in self._known.values():
             mine, other = list(f.module.parameters()), list(f.leader.parameters())
             gaps = [rows(a.detach()) - rows(b.detach()) for a, b in zip(mine, other)]
-            norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
             now = _norms(f.module)
             none = torch.full((2,), torch.nan, device=now.device)
             seen = f.beside.to(now.device) if f.beside is not None else none
-            gap = torch.stack(norm(gaps)).norm()
-            size = torch.stack(norm([rows(b.detach()) for b in other])).norm()
+            gap = torch.stack(lengths(gaps)).norm()
+            size = _norms(f.leader).norm()
             changed = (now != f.first).any().float()
-            found += [seen[0], seen[1], gap.float(), size.float(), changed]
+            found += [seen[0], seen[1], gap, size, changed]
 
-    def take(
-        self,
-        values: Sequence[float],
-        step: int,
-        seen: Sequence[tuple[float, float]],
-        batch: int,
-        passes: int,
-        move: float,
-    ) -> None:
-        """What was read of them; `seen` are fingerprints of the model's own batches."""
+    def take(self, values: Sequence[float], sample: Sample) -> None:
+        """What was read of them in a sampled step."""
         self._listening = False
         for f, k in zip(self._known.values(), range(0, len(values), 5)):
             first, second, gap, size, changed = values[k : k + 5]
-            f.same = f.same or (f.calls > 0 and (first, second) in seen)
-            apart = f.calls > 0 and (first, second) not in seen
+            known = (first, second) in sample.prints  # a batch of the model's own
+            f.same = f.same or (f.calls > 0 and known)
+            apart = f.calls > 0 and not known
             f.called = f.called + 1 if apart else 0
             f.moved = f.moved or changed > 0
             f.distance = gap / size if size else 0.0
-            alike = apart and f.calls == passes and f.size == batch
-            close = alike and move > 0 and gap <= CLOSE * move
-            f.since = f.since if f.close and close else step
+            alike = apart and f.calls == sample.forwards and f.size == sample.rows
+            close = alike and sample.move > 0 and gap <= CLOSE * sample.move
+            f.since = f.since if f.close and close else sample.step
             f.close = f.close + 1 if close else 0
 
     def close(self) -> None:
@@ -213,5 +206,4 @@ def _holds(module: nn.Module, held: set[int]) -> bool:
 
 
 def _norms(module: nn.Module) -> Tensor:
-    norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
-    return torch.stack([n.float() for n in norm([rows(p.detach()) for p in module.parameters()])])
+    return torch.stack(norms([p.detach() for p in module.parameters()]))

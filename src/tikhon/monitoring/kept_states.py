@@ -1,4 +1,4 @@
-"""KeptStates of the model that are kept while it trains on, and what is loaded from them."""
+"""States of the model that are kept while it trains on, and what is loaded from them."""
 
 from __future__ import annotations
 

@@ -85,10 +85,15 @@ def stuck(kept: Kept) -> dict[int, Tensor]:
 
 def norms(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Norms of some rows of each tensor."""
-    if not parameters:
+    return lengths([rows(p) for p in parameters])
+
+
+def lengths(tensors: list[Tensor]) -> list[Tensor]:
+    """The norm of each tensor."""
+    if not tensors:
         return []
     norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
-    return [n.float() for n in norm([rows(p) for p in parameters])]
+    return [n.float() for n in norm(tensors)]
 
 
 def fingerprint(arguments: object) -> list[Tensor]:

@@ -297,9 +297,7 @@ class Watch:
         self._pace.late = None
         cut = len(told) + len(prints)
         losses, written, read = beside[: len(told)], beside[len(told) : cut], beside[cut:]
-        self._company.take(
-            read, self.step, sample.prints, sample.rows, sample.forwards, sample.move
-        )
+        self._company.take(read, sample)
         if row is not None:
             fine = row.pop("finite")
             self.rows.append(row)

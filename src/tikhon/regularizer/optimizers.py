@@ -193,8 +193,8 @@ def refuse_bent_gradients(
     found = [b for b in bindings if b.how == "objective" and not b.base.constraint]
     while wrapper is not optimizer:
         (inner,) = inside(wrapper)
+        kind, around = type(optimizer).__name__, type(wrapper).__name__
         if found and bends_gradients(wrapper, inner):
-            kind, around = type(optimizer).__name__, type(wrapper).__name__
             raise TypeError(
                 f"{found[0].name} would act in the steps of {kind}, and {around} around it "
                 f"changes the gradients by the weights before these (as LARC does), so that it is "
@@ -202,7 +202,6 @@ def refuse_bent_gradients(
                 f"optimizer that does all in one `step`, or a plain {kind}"
             )
         if found and reads_gradients(wrapper, inner):
-            kind, around = type(optimizer).__name__, type(wrapper).__name__
             raise TypeError(
                 f"{found[0].name} would act in the steps of {kind}, and {around} around it reads "
                 f"the gradients before these, so that the penalty has no part in what {around} "
