@@ -68,6 +68,11 @@ class Loop:
         shortest = 2 if enough <= ENOUGH else ENOUGH
         return streak.count >= (min(shortest, enough) if self.ended else enough)
 
+    def steady(self, sign: str, code: str, why: str, change: str) -> Alarm | None:
+        """The alarm of a sign that lasts."""
+        streak = self.history.streak(sign)
+        return Alarm(code, streak.first, why, change) if self.lasts(streak) else None
+
 
 Law = Callable[[Loop], Alarm | None]
 
@@ -185,12 +190,9 @@ def lost(loop: Loop) -> Alarm | None:
 
 def clipped_late(loop: Loop) -> Alarm | None:
     """Gradients that are changed once the step has used them."""
-    streak = loop.history.streak("clipped late")
-    if not loop.lasts(streak):
-        return None
-    return Alarm(
+    return loop.steady(
+        "clipped late",
         "clipped_after_step",
-        streak.first,
         "the gradients are changed after the step that used them and before the next pass: "
         "clipping there does nothing",
         "call clip_grad_norm_ between loss.backward() and optimizer.step()",
@@ -291,12 +293,9 @@ def no_gradient(loop: Loop) -> Alarm | None:
 
 def beside_the_model(loop: Loop) -> Alarm | None:
     """Gradients that come from something else than the outputs of the layers."""
-    streak = loop.history.streak("beside")
-    if not loop.lasts(streak):
-        return None
-    return Alarm(
+    return loop.steady(
+        "beside",
         "loss_not_connected",
-        streak.first,
         "the weights have gradients, but none comes through an output of a layer: only a penalty "
         "on the weights is trained",
         "compute the loss from model(x) itself, without .item(), .detach() or argmax",
@@ -305,12 +304,9 @@ def beside_the_model(loop: Loop) -> Alarm | None:
 
 def not_cleared(loop: Loop) -> Alarm | None:
     """The new gradient is added to those of earlier steps."""
-    streak = loop.history.streak("stale")
-    if not loop.lasts(streak):
-        return None
-    return Alarm(
+    return loop.steady(
+        "stale",
         "gradients_not_cleared",
-        streak.first,
         "the gradients are not cleared: each step moves along the sum of all gradients so far",
         "call optimizer.zero_grad() once a step, before loss.backward()",
     )
@@ -318,12 +314,9 @@ def not_cleared(loop: Loop) -> Alarm | None:
 
 def late_backward(loop: Loop) -> Alarm | None:
     """Each step uses the gradient of the batch before."""
-    streak = loop.history.streak("late")
-    if not loop.lasts(streak):
-        return None
-    return Alarm(
+    return loop.steady(
+        "late",
         "step_before_backward",
-        streak.first,
         "the step comes before the backward pass of its batch: it moves along the gradient of the "
         "batch before",
         "call loss.backward() before optimizer.step()",

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,21 @@ from tikhon.regularizer.targets import local
 
 PRINTS = 8  # batches of a step whose fingerprints are taken
 GRAPHS = 20  # sampled steps whose graphs are followed
-BESIDE = 10  # numbers of every reading that stand before those of single tensors
+
+
+class Flags(NamedTuple):
+    """Numbers of every reading that stand before those of single tensors; yes is above zero."""
+
+    stale: float
+    arrived: float
+    joined: float
+    old_print: float  # the fingerprint of the batch of the step before, two numbers
+    old_print_2: float
+    print: float  # and of the batch of this one
+    print_2: float
+    factor: float
+    late: float
+    last_joined: float
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,8 @@ class SampledNumbers:
     loss: float
     scale: float | None
     apart: float
-    beside: list[float]  # what no other process has: flags, fingerprints, norms, told losses
+    flags: Flags  # what no other process has
+    beside: list[float]  # the same of single tensors: norms, fingerprints, told losses
 
     @property
     def ratio(self) -> float | None:
@@ -176,7 +191,7 @@ class Sampler:
         row = _row(step, numbers, self.kept, loss is not None) if self.kept.gradients else None
         if row is not None and heard is not None and math.isfinite(numbers.loss):
             row["loss"] = numbers.loss / (numbers.scale or 1.0)  # scaled ones may overflow
-        tail = iter(numbers.beside[BESIDE + len(own) :])
+        tail = iter(numbers.beside[len(own) :])
         strangers = dict(zip(others, tail))
         shares = {key: next(tail) for key in still}
         norms = {k: next(tail) for k in left}
@@ -224,7 +239,8 @@ class Sampler:
             loss=rest[cut],
             scale=read,
             apart=0.0 if self.sharded or not count else rest[cut + 1] / 2,
-            beside=rest[cut + 2 :],
+            flags=Flags(*rest[cut + 2 : cut + 2 + len(Flags._fields)]),
+            beside=rest[cut + 2 + len(Flags._fields) :],
         )
 
     def _scale(self, device: torch.device) -> Tensor | None:
@@ -249,7 +265,8 @@ class Sampler:
         held = [p for g in self.optimizer.param_groups for p in g["params"]]
         known = {id(p) for p in self.model.parameters()}
         shared = len({id(p) for p in held} & known)
-        repeated, handed = self._compared(batch, numbers.beside[3:7])
+        flags = numbers.flags
+        repeated, handed = self._compared(batch, flags)
         names = reading.named(self.model, self.optimizer)
         twice = (
             [names[id(p)] for k, p in enumerate(held) if any(p is q for q in held[:k])]
@@ -262,8 +279,8 @@ class Sampler:
             backwards=window.backwards,
             unfinished=window.unfinished,
             training=window.training,
-            stale=numbers.beside[0] > 0,
-            arrived=numbers.beside[1] > 0,
+            stale=flags.stale > 0,
+            arrived=flags.arrived > 0,
             reached={owner: window.reached(owner) for owner in ("optimizer", "model")},
             listening=not self.sharded,
             tapped=bool(self._order),
@@ -277,21 +294,21 @@ class Sampler:
             shared=shared,
             doubled=tuple(twice),
             strangers=strangers,
-            own=numbers.beside[BESIDE] if owned and not shared else None,
+            own=numbers.beside[0] if owned and not shared else None,
             repeated=repeated,
             handed=handed,
             apart=numbers.apart,
-            factor=numbers.beside[7],
+            factor=flags.factor,
             scale=numbers.scale,
             equal=self.roots.equal and len(self.roots.values) == window.backwards,
-            joined=numbers.beside[2] > 0,
-            last_joined=numbers.beside[9] > 0,
+            joined=flags.joined > 0,
+            last_joined=flags.last_joined > 0,
             share=self.roots.share,
             evaluations=window.evaluations,
             attacked=window.attacked,
-            late=numbers.beside[8] > 0,
+            late=flags.late > 0,
             called_frozen=self._called_frozen(),
-            print=(numbers.beside[5], numbers.beside[6]),
+            print=(flags.print, flags.print_2),
             rows=_rows(batch),
         )
 
@@ -335,10 +352,11 @@ class Sampler:
                 )
         return found
 
-    def _compared(self, batch: object, prints: list[float]) -> tuple[bool, bool]:
+    def _compared(self, batch: object, flags: Flags) -> tuple[bool, bool]:
         """Whether the batch of the step before came again, and whether in the same tensor."""
         first = next(iter(tensors(batch)), None)
-        if self._batch is None or first is None or prints[:2] != prints[2:]:
+        old, now = (flags.old_print, flags.old_print_2), (flags.print, flags.print_2)
+        if self._batch is None or first is None or old != now:
             return False, False
         base = first._base
         seen = max(1, self._window.forwards if self._window is not None else 1)
