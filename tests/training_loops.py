@@ -1099,3 +1099,53 @@ def a_loader_that_cycles():
             x, y = next(stream)
             step(model, engine, x, y)
     return health
+
+
+class StatefulNet(nn.Module):
+    """A recurrent net that is handed its first state."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.GRU(4, 16, batch_first=True), nn.Linear(16, 1)
+
+    def forward(self, state, x):
+        return self.head(self.cell(x, state)[0][:, -1])
+
+
+@healthy
+def all_rows_with_a_first_state_made_anew():
+    model = StatefulNet()
+    engine = adam(model)
+    x = torch.randn(32, 5, 4)
+    with watched(model, engine) as health:
+        for _ in range(STEPS):
+            engine.zero_grad()
+            (model(torch.zeros(1, 32, 16), x) - x.mean((1, 2))[:, None]).square().mean().backward()
+            engine.step()
+    return health
+
+
+@broken("repeated_batch")
+def a_new_iterator_beside_the_same_first_state():
+    model = StatefulNet()
+    engine = adam(model)
+    loader = DataLoader(TensorDataset(torch.randn(256, 5, 4)), batch_size=32)
+    state = torch.zeros(1, 32, 16)
+    with watched(model, engine) as health:
+        for _ in range(STEPS):
+            (x,) = next(iter(loader))
+            engine.zero_grad()
+            (model(state, x) - x.mean((1, 2))[:, None]).square().mean().backward()
+            engine.step()
+    return health
+
+
+@healthy
+def all_rows_of_an_array_wrapped_anew():
+    model = net()
+    engine = adam(model)
+    rows, labels = (part.numpy() for part in data(64))
+    with watched(model, engine) as health:
+        for _ in range(STEPS):
+            step(model, engine, torch.from_numpy(rows), torch.from_numpy(labels))
+    return health

@@ -131,6 +131,12 @@ def test_a_verdict_says_what_was_found_or_what_was_looked_at():
     assert f"gradients_not_cleared in {STEPS} steps" in health.verdict
     with tk.watch(net(), sgd(net())) as health:
         assert "none was read" in health.verdict
+    model = net()
+    engine = sgd(model)
+    with tk.watch(model, engine, every=50) as health:
+        for x, y in batches(1):
+            step(model, engine, x, y)
+    assert "1 of 1 steps read, too few to judge (every 50 steps" in str(health)
 
 
 def test_a_loop_that_breaks_off_is_not_blamed_for_what_it_lacks():

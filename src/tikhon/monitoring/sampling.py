@@ -68,6 +68,23 @@ class SampledNumbers:
         return ends[0] / ends[-1] if ends and ends[-1] else None
 
 
+class Handed(NamedTuple):
+    """A tensor that a model was given: the object, and the memory that torch did not allocate."""
+
+    tensor: weakref.ref[Tensor]
+    outside: int | None  # of a NumPy array
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Handed:
+        """Remembers without keeping."""
+        return cls(weakref.ref(tensor), _outside(tensor))
+
+    def again(self, tensor: Tensor) -> bool:
+        """Whether it is the same object, or the same array wrapped anew."""
+        where = self.outside
+        return self.tensor() is tensor or (where is not None and where == _outside(tensor))
+
+
 class Sampler:
     """Hooks from the end of one step to the end of the next, and what they read."""
 
@@ -86,7 +103,7 @@ class Sampler:
         self._window: Window | None = None
         self.roots = Roots()
         self._earlier: dict[int, Tensor] = {}  # rows at the end of the step before
-        self._batch: tuple[list[Tensor], Any] | None = None  # of the step before
+        self._batch: tuple[list[Tensor], list[Handed]] | None = None  # of the step before
 
     def listen(self, batch: object, *, first: bool = False) -> None:
         """Hook the outputs of the layers and some tensors for the coming step."""
@@ -98,10 +115,8 @@ class Sampler:
         self._prints = []
         self._signals.clear()
         self._earlier = {} if first else reading.copies(self.optimizer)
-        handed = next(iter(tensors(batch)), None)
-        self._batch = None
-        if handed is not None:
-            self._batch = (reading.fingerprint(batch), weakref.ref(handed))
+        handed = [Handed.of(t) for t in tensors(batch)]
+        self._batch = (reading.fingerprint(batch), handed) if handed else None
 
     @property
     def listening(self) -> bool:
@@ -353,15 +368,41 @@ class Sampler:
         return found
 
     def _compared(self, batch: object, flags: Flags) -> tuple[bool, bool]:
-        """Whether the batch of the step before came again, and whether in the same tensor."""
-        first = next(iter(tensors(batch)), None)
+        """Whether the batch of the step before came again, and whether in the same tensors.
+
+        Tensors of one value (the first state of a recurrent net) may be made anew.
+        """
         old, now = (flags.old_print, flags.old_print_2), (flags.print, flags.print_2)
-        if self._batch is None or first is None or old != now:
+        if self._batch is None or old != now:
             return False, False
-        base = first._base
-        seen = max(1, self._window.forwards if self._window is not None else 1)
-        whole = base is not None and base.ndim > 0 and len(base) <= seen * _rows(batch)
-        return True, self._batch[1]() is first or whole
+        rows = max(1, self._window.forwards if self._window is not None else 1) * _rows(batch)
+        new = [
+            t
+            for t in tensors(batch)
+            if not (any(part.again(t) for part in self._batch[1]) or _whole(t, rows))
+        ]
+        return True, len(new) < len(self._batch[1]) and all(_uniform(t) for t in new)
+
+
+def _outside(tensor: Tensor) -> int | None:
+    """The address of memory that torch did not allocate, such as a NumPy array's."""
+    plain = (
+        type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.layout is torch.strided
+    )
+    if not plain or tensor.untyped_storage().resizable():
+        return None
+    return tensor.data_ptr()
+
+
+def _whole(tensor: Tensor, rows: int) -> bool:
+    """Whether it is a view of a tensor with no more rows than a step sees."""
+    base = tensor._base
+    return base is not None and base.ndim > 0 and len(base) <= rows
+
+
+def _uniform(tensor: Tensor) -> bool:
+    values = local(tensor).reshape(-1)
+    return bool((values == values[:1]).all())
 
 
 def _rows(batch: object) -> int:

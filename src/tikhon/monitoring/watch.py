@@ -19,7 +19,7 @@ from tikhon.monitoring.company import Company
 from tikhon.monitoring.first_bad import Call, first_bad
 from tikhon.monitoring.history import StepHistory
 from tikhon.monitoring.hooks import Hook
-from tikhon.monitoring.laws import Alarm, Loop, alarms
+from tikhon.monitoring.laws import ENOUGH, Alarm, Loop, alarms
 from tikhon.monitoring.pace import Pace
 from tikhon.monitoring.rounds import Rounds
 from tikhon.monitoring.sampling import Sampler
@@ -177,6 +177,11 @@ class Watch:
         if not read:
             return f"tikhon watch: {self.step} steps, of which none was read"
         so_far = " so far" if self._handles else ""
+        if read < ENOUGH - 1:  # as many as a law needs
+            return (
+                f"tikhon watch: {read} of {self.step} steps read{so_far}, too few to judge "
+                f"(every {self.every} steps; a smaller `every` reads more)"
+            )
         return (
             f"tikhon watch: no problem found{so_far} in {self.step} steps, {read} of them read: "
             f"{CHECKED}"
