@@ -322,12 +322,7 @@ def _another_relation(ev: Evidence) -> Iterable[Finding]:
             why = said("why_own_relation", why=why, own=own)
         numbers = {"fits_train": known, "fits_valid": asked}
     if numbers:
-        effect = said("effect_another_relation")
-        advice = ("one preparation of both parts",)
-        where = ("valid",)
-        yield Finding(
-            "valid_differs", "warning", where, numbers, why, effect=effect, advice=advice, fix=fix
-        )
+        yield Finding("valid_differs", "warning", ("valid",), numbers, why, fix=fix)
 
 
 def _copies(ev: Evidence) -> Iterable[Finding]:
@@ -359,19 +354,9 @@ def _not_drawn(ev: Evidence) -> Iterable[Finding]:
     if drawn is None or not rows or rows < 50 or drawn > e.DRAWN * rows:
         return
     why = said("why_few_drawn", drawn=drawn, rows=rows)
-    effect, advice = said("effect_few_drawn"), ("a weight for each row",)
     fix = "WeightedRandomSampler(class_weight[y], len(y)): one weight a row, not one a class"
     numbers = {"drawable": drawn, "related_rows": rows}
-    yield Finding(
-        "ignored_rows",
-        "critical",
-        ("data",),
-        numbers,
-        why,
-        effect=effect,
-        advice=advice,
-        fix=fix,
-    )
+    yield Finding("ignored_rows", "critical", ("data",), numbers, why, fix=fix)
 
 
 def _sorted(ev: Evidence) -> Iterable[Finding]:

@@ -133,31 +133,25 @@ def _parts_upside_down(ev: Evidence) -> Iterator[Finding]:
     entropy, volume = ev.fact("entropy_pulled"), ev.fact("determinant_pulled")
     if entropy is not None and entropy > 0:
         why = said("why_entropy_down")
-        effect = said("effect_entropy_down")
-        advice = ("the entropy with a minus: optimizers minimise",)
         place = (w.get("entropy_place") or "the loss",)
         fix = "loss = policy_loss - weight * entropy.mean()"
-        yield Finding(code, "warning", place, {}, why, effect=effect, advice=advice, fix=fix)
+        yield Finding(code, "warning", place, {}, why, fix=fix)
     if volume is not None and volume > 0:
         why = said("why_determinant_down")
-        effect = said("effect_determinant_down")
-        advice = ("the sign of the logarithm of the determinant",)
         fix = "log_density = base.log_prob(z) + log_determinant, of z = flow(x)"
-        yield Finding(code, "critical", where, {}, why, effect=effect, advice=advice, fix=fix)
+        yield Finding(code, "critical", where, {}, why, fix=fix)
     far = w.get("answer_without_end")
     if far:
         why = said(
             "why_answer_without_end", place=far["place"], all=far["of"], loss=float(far["loss"])
         )
-        advice = ("a part that costs something on both sides",)
         fix = "the sign of each part, as in 0.5 * (exp(logvar) + mu**2 - 1 - logvar)"
         numbers = {"loss": float(far["loss"])}
-        yield Finding(code, "critical", where, numbers, why, advice=advice, fix=fix)
+        yield Finding(code, "critical", where, numbers, why, fix=fix)
     if w.get("draws_above"):
         why = said("why_draws_above")
-        advice = ("the score of the data minus that of the draw",)
         fix = "-F.logsigmoid(score_of_data - score_of_draw).mean()"
-        yield Finding(code, "critical", where, {}, why, advice=advice, fix=fix)
+        yield Finding(code, "critical", where, {}, why, fix=fix)
 
 
 def _endless(ev: Evidence) -> Iterable[Finding]:

@@ -5,12 +5,14 @@ Pure functions of the evidence; standard library only. What is measured: `tikhon
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, sizes
 from tikhon.diagnosis.findings import Finding
-from tikhon.languages import said
+from tikhon.languages import Sentence, said
 
 INTO_RANGE = {
     "counts": "the loss that fits the targets, as nn.MSELoss()",
@@ -19,6 +21,114 @@ INTO_RANGE = {
     "numbers": "nn.MultiLabelSoftMarginLoss() of a column of 0 and 1 for each class",
     "logs": "F.kl_div(output, target, log_target=True)",
 }
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line that says all: the finding of a fact which is a place, or holds one as `place`.
+
+    `say` makes the reason of the fact; "harmed" is critical where it harmed, and else a warning.
+    """
+
+    fact: str
+    code: str
+    say: Callable[[Any], Sentence]
+    fix: str
+    severity: str = "critical"
+
+
+PLACES = (
+    Place(
+        "weighed",
+        "broadcast_loss",
+        lambda fact: said("why_weighed"),
+        "(criterion(output, target) * weight).mean() with reduction='none'",
+    ),
+    Place(
+        "no_curvature",
+        "no_nonlinearity",
+        lambda fact: said("why_no_curvature"),
+        "nn.Tanh(), nn.SiLU() or torch.sin in place of nn.ReLU()",
+    ),
+    Place("index_mask", "ignored_rows", lambda fact: said("why_index_mask"), "x[mask.bool()]"),
+    Place(
+        "finds_itself",
+        "target_among_inputs",
+        lambda fact: said("why_finds_itself"),
+        "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a))), a and b two views",
+    ),
+    Place(
+        "nearer",
+        "loss_upside_down",
+        lambda fact: said("why_nearer", sure=fact["sure"]),
+        "F.triplet_margin_loss(anchor, positive, negative)",
+    ),
+    Place(
+        "pulled_goal",
+        "target_not_detached",
+        lambda fact: said("why_pulled_goal"),
+        "goal = reward + discount * following.detach()",
+        "warning",
+    ),
+    Place(
+        "squashed_twice",
+        "head_mismatch",
+        lambda fact: said("why_squashed_twice", loss=fact["loss"], by=fact["by"]),
+        "the scores themselves: the loss squashes them",
+        "harmed",
+    ),
+    Place(
+        "index_as_number",
+        "classes_as_numbers",
+        lambda fact: said("why_place_for_value"),
+        "x.max(1).values in place of x.argmax(1), .max(1)[0] in place of .max(1)[1]",
+    ),
+    Place(
+        "mixed_derivatives",
+        "mixed_derivatives",
+        lambda fact: said("why_mixed_slopes"),
+        "torch.autograd.grad(u_x[:, k].sum(), x, create_graph=True)[0][:, k], for each k",
+        "warning",
+    ),
+    Place(
+        "gathered_over_rows",
+        "rows_mixed",
+        lambda fact: said("why_gathered", place=fact),
+        "answers.gather(1, index[:, None])",
+    ),
+    Place(
+        "compared_over_rows",
+        "rows_mixed",
+        lambda fact: said("why_cosines_over_rows", place=fact),
+        "F.cosine_similarity(output, target, dim=1)",
+    ),
+    Place(
+        "normed_over_rows",
+        "rows_mixed",
+        lambda fact: said("why_normed_over_rows", place=fact),
+        "F.normalize(z, dim=1), z / z.norm(dim=1, keepdim=True)",
+    ),
+    Place(
+        "over_queries",
+        "positions_mixed",
+        lambda fact: said("why_over_queries", place=fact),
+        "softmax(scores, dim=-1): the axis of the keys",
+        "harmed",
+    ),
+)
+
+
+def _places(ev: Evidence) -> Iterable[Finding]:
+    for row in PLACES:
+        fact = ev.wiring.get(row.fact)
+        if not fact:
+            continue
+        severity = row.severity
+        if severity == "harmed":
+            severity = "critical" if ev.harmed else "warning"
+        where = fact["place"] if isinstance(fact, dict) else fact
+        numbers = {"nearer": float(fact["sure"])} if row.fact == "nearer" else {}
+        yield Finding(row.code, severity, (where,), numbers, row.say(fact), fix=row.fix)
 
 
 def _broadcast(ev: Evidence) -> Iterable[Finding]:
@@ -54,16 +164,6 @@ def _unequal(ev: Evidence) -> Iterable[Finding]:
     yield Finding("broadcast_loss", "critical", where, {}, why, fix=fix)
 
 
-def _weighed(ev: Evidence) -> Iterable[Finding]:
-    found = ev.wiring.get("weighed")
-    if not found:
-        return
-    why = said("why_weighed")
-    fix = "(criterion(output, target) * weight).mean() with reduction='none'"
-    where = (found["place"],)
-    yield Finding("broadcast_loss", "critical", where, {}, why, fix=fix)
-
-
 def _sampled(ev: Evidence) -> Iterable[Finding]:
     draw = ev.wiring.get("sampled")
     if not draw:
@@ -87,24 +187,6 @@ def _infinite(ev: Evidence) -> Iterable[Finding]:
     yield Finding("loss_not_connected", "critical", where, numbers, why, fix=fix)
 
 
-def _no_curvature(ev: Evidence) -> Iterable[Finding]:
-    place = ev.wiring.get("no_curvature")
-    if not place:
-        return
-    why = said("why_no_curvature")
-    fix = "nn.Tanh(), nn.SiLU() or torch.sin in place of nn.ReLU()"
-    yield Finding("no_nonlinearity", "critical", (place,), {}, why, fix=fix)
-
-
-def _index(ev: Evidence) -> Iterable[Finding]:
-    place = ev.wiring.get("index_mask")
-    if not place:
-        return
-    why = said("why_index_mask")
-    fix = "x[mask.bool()]"
-    yield Finding("ignored_rows", "critical", (place,), {}, why, fix=fix)
-
-
 def _asked_back(ev: Evidence) -> Iterable[Finding]:
     found = ev.wiring.get("asked_back")
     widths = [ev.site(i).fan_out for i in ev.chain if ev.site(i).role == "weight"]
@@ -114,86 +196,6 @@ def _asked_back(ev: Evidence) -> Iterable[Finding]:
     fix = "compare with what the input was before the noise, or with the noise"
     where = (found["place"],)
     yield Finding("target_among_inputs", "critical", where, {}, why, fix=fix)
-
-
-def _itself(ev: Evidence) -> Iterable[Finding]:
-    place = ev.wiring.get("finds_itself")
-    if place:
-        why = said("why_finds_itself")
-        fix = "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a))), a and b two views"
-        where = (place,)
-        yield Finding("target_among_inputs", "critical", where, {}, why, fix=fix)
-
-
-def _nearer(ev: Evidence) -> Iterable[Finding]:
-    found = ev.wiring.get("nearer")
-    if found:
-        why = said("why_nearer", sure=found["sure"])
-        fix = "F.triplet_margin_loss(anchor, positive, negative)"
-        where, numbers = (found["place"],), {"nearer": float(found["sure"])}
-        yield Finding("loss_upside_down", "critical", where, numbers, why, fix=fix)
-
-
-def _pulled_goal(ev: Evidence) -> Iterable[Finding]:
-    place = ev.wiring.get("pulled_goal")
-    if place:
-        why = said("why_pulled_goal")
-        fix = "goal = reward + discount * following.detach()"
-        yield Finding("target_not_detached", "warning", (place,), {}, why, fix=fix)
-
-
-def _squashed_twice(ev: Evidence) -> Iterable[Finding]:
-    found = ev.wiring.get("squashed_twice")
-    if not found:
-        return
-    by, loss = found["by"], found["loss"]
-    why = said("why_squashed_twice", loss=loss, by=by)
-    fix = f"F.{loss}(scores, target), without the {by}"
-    severity = "critical" if ev.harmed else "warning"
-    yield Finding("head_mismatch", severity, (found["place"],), {}, why, fix=fix)
-
-
-def _place_for_value(ev: Evidence) -> Iterable[Finding]:
-    place = ev.wiring.get("index_as_number")
-    if place:
-        why = said("why_place_for_value")
-        effect = said("effect_place_for_value")
-        advice = ("the value of the largest entry",)
-        fix = "x.max(1).values in place of x.argmax(1), .max(1)[0] in place of .max(1)[1]"
-        code = "classes_as_numbers"
-        yield Finding(code, "critical", (place,), {}, why, effect=effect, advice=advice, fix=fix)
-
-
-def _mixed_slopes(ev: Evidence) -> Iterable[Finding]:
-    place = ev.wiring.get("mixed_derivatives")
-    if place:
-        why = said("why_mixed_slopes")
-        fix = "torch.autograd.grad(u_x[:, k].sum(), x, create_graph=True)[0][:, k], for each k"
-        yield Finding("mixed_derivatives", "warning", (place,), {}, why, fix=fix)
-
-
-def _over_rows(ev: Evidence) -> Iterable[Finding]:
-    w = ev.wiring
-    picked, normed = w.get("gathered_over_rows"), w.get("normed_over_rows")
-    if picked:
-        why = said("why_gathered", place=picked)
-        fix = "answers.gather(1, index[:, None])"
-        advice = ("the axis of the classes",)
-        yield Finding("rows_mixed", "critical", (picked,), {}, why, advice=advice, fix=fix)
-    elif w.get("compared_over_rows"):
-        place = w["compared_over_rows"]
-        why = said("why_cosines_over_rows", place=place)
-        fix = "F.cosine_similarity(output, target, dim=1)"
-        advice = ("the axis of the columns",)
-        yield Finding("rows_mixed", "critical", (place,), {}, why, advice=advice, fix=fix)
-    elif normed:
-        why = said("why_normed_over_rows", place=normed)
-        effect = said("effect_normed_over_rows")
-        advice = ("the length of each row",)
-        fix = "F.normalize(z, dim=1), z / z.norm(dim=1, keepdim=True)"
-        yield Finding(
-            "rows_mixed", "critical", (normed,), {}, why, effect=effect, advice=advice, fix=fix
-        )
 
 
 def _bounded_scores(ev: Evidence) -> Iterable[Finding]:
@@ -293,20 +295,11 @@ def _probabilities(ev: Evidence, where: tuple[str, ...]) -> Iterable[Finding]:
 CHECKS = (
     _broadcast,
     _unequal,
-    _weighed,
     _sampled,
     _infinite,
-    _no_curvature,
-    _index,
     _asked_back,
-    _itself,
-    _nearer,
-    _pulled_goal,
+    _places,
     _ends,
-    _squashed_twice,
-    _place_for_value,
-    _mixed_slopes,
-    _over_rows,
     _bounded_scores,
     _breaches,
 )

@@ -1,4 +1,4 @@
-"""Findings about what is left out: parts of the inputs, keys of attention, a lost eps.
+"""Findings about what is left out: parts of the inputs, a lost eps.
 
 Pure functions of the evidence; standard library only. What is measured: `tikhon.diagnosis.wiring`.
 """
@@ -11,15 +11,6 @@ from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.findings import Finding
 from tikhon.languages import said
-
-
-def _over_queries(ev: Evidence) -> Iterable[Finding]:
-    place = ev.wiring.get("over_queries")
-    if place:
-        why = said("why_over_queries", place=place)
-        fix = "softmax(scores, dim=-1): the axis of the keys"
-        severity = "critical" if ev.harmed else "warning"
-        yield Finding("positions_mixed", severity, (place,), {}, why, fix=fix)
 
 
 def _unread(ev: Evidence) -> Iterable[Finding]:
@@ -64,4 +55,4 @@ def _lost_eps(ev: Evidence) -> Iterable[Finding]:
     yield Finding("undefined_operation", "critical", lost, numbers, why, fix=fix)
 
 
-CHECKS = (_over_queries, _unread, _lost_eps)
+CHECKS = (_unread, _lost_eps)

@@ -97,10 +97,7 @@ def _silent(ev: Evidence) -> Iterable[Finding]:
         why = said("why_answers_silent", place=silent)
         fix = "print the factor: a mean of one number, or over the wrong axis, leaves 0 of it"
         numbers = {"parameters": float(ev.record.trainable)}
-        advice = ("a factor that is not 0",)
-        where = (silent,)
-        code = "loss_not_connected"
-        yield Finding(code, "critical", where, numbers, why, advice=advice, fix=fix)
+        yield Finding("loss_not_connected", "critical", (silent,), numbers, why, fix=fix)
 
 
 def registered(name: str) -> str:
@@ -442,11 +439,7 @@ def _random(ev: Evidence) -> Iterable[Finding]:
         fix = "self.hidden = None at the start of forward; states handed in and back otherwise"
         harmed = ev.harmed or ev.generalised < e.LEARNED
         severity = "warning" if harmed and not ev.wiring.get("in_order") else "info"
-        effect = said("effect_carried")
-        advice = ("a state that begins anew with each batch",)
-        numbers = {"eval_spread": carried}
-        code = "random_in_eval"
-        yield Finding(code, severity, (), numbers, why, effect=effect, advice=advice, fix=fix)
+        yield Finding("random_in_eval", severity, (), {"eval_spread": carried}, why, fix=fix)
     if spread < e.APART:
         return
     places = tuple(w.get("eval_places") or ())
