@@ -15,7 +15,8 @@ from tikhon.diagnosis.evidence import Evidence, lately
 from tikhon.diagnosis.record import Record
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.thresholds import HEAVY, LEARNED, RELATED, SMALL_UPDATE
+from tikhon.diagnosis.thresholds import FEW_PASS, HEAVY, LEARNED, RELATED, SMALL_UPDATE
+from tikhon.diagnosis.wiring.calls import Leaky
 
 BEHIND = 0.6  # of what the yardstick learns
 LONG_STEP = 1e-2  # of the weights
@@ -53,9 +54,11 @@ def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
     """What the control runs found.
 
     `advantage` of true targets over shuffled ones, and the scores of a run in which everything is
-    trained (`unfrozen`), of one with a tenth of the learning rate (`calmer`) or ten times it
-    (`faster`), of one with the usual momentum (`steadier`), and of one without dropout
-    (`undropped`).
+    trained (`unfrozen`), of one on scaled inputs (`scaled`), of one whose rectifiers leak
+    (`leaky`), of one with a tenth of the learning rate (`calmer`) or ten times it
+    (`faster`), of one with the usual momentum (`steadier`), of one without dropout
+    (`undropped`), hooks (`unhooked`) or a norm of the answers (`bared`), and of one in which
+    something goes past attention (`skipped`).
     """
     found: dict[str, object] = {}
     if not ran.ended:
@@ -71,10 +74,48 @@ def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
         found |= _paced("calmer", 0.1, make(), ran)
     if ev.falling and ev.learned < LEARNED and (ev.updates or 1.0) < SMALL_UPDATE:
         found |= _paced("faster", 10.0, make(), ran)
-    drops = any(0 < rate < 1 for rate in (static.get("dropout") or {}).values())
-    if drops and ev.reach is not None and ev.learned < BEHIND:
+    rates = [rate for rate in (static.get("dropout") or {}).values() if 0 < rate < 1]
+    behind = ev.reach is not None and ev.learned < BEHIND
+    if rates and (behind or (max(rates) >= FEW_PASS and ev.learned < 1)):
         found |= _undropped(make(), ran)
+    if ev.learned < LEARNED:
+        found |= _without(make, ran, ev)
+        if ev.dying and not ev.born_dead:
+            with Leaky():
+                found |= _scores("leaky", ran.again(make(), ran.source, points=1))
+    if behind and ev.off_scale:
+        found |= _scaled(make(), ran)
     return found
+
+
+def _without(make: Callable[[], Replica], ran: Ran, ev: Evidence) -> dict[str, object]:
+    """The scores of runs without what stands in the way: hooks on gradients, a norm of the
+
+    answers, attention that nothing goes past.
+    """
+    found: dict[str, object] = {}
+    if ran.record.static.get("hooked"):
+        replica = make()
+        for parameter in replica.model.parameters():
+            parameter._backward_hooks = None
+        found |= _scores("unhooked", ran.again(replica, ran.source, points=1))
+    norms = ev.norms_at_end
+    if norms and not make().whole:
+        replica = make()
+        for name in norms:
+            replica.model.set_submodule(name, nn.Identity())
+        found |= _scores("bared", ran.again(replica, ran.source, points=1))
+    if layers := ran.record.wiring.get("nothing_past"):
+        replica = make()
+        for name in layers:
+            replica.model.get_submodule(name).register_forward_hook(_past)
+        found |= _scores("skipped", ran.again(replica, ran.source, points=1))
+    return found
+
+
+def _past(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """The mean of what attention answers and what it was asked with."""
+    return ((output[0] + args[0]) / 2, *output[1:]) if args else output
 
 
 def _doubtful(ran: Ran) -> bool:
@@ -143,6 +184,21 @@ def _undropped(replica: Replica, ran: Ran) -> dict[str, object]:
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     return _scores("undropped", ran.again(replica, ran.source, points=1))
+
+
+def _scaled(replica: Replica, ran: Ran) -> dict[str, object]:
+    """The scores of the same run on inputs of mean 0 and deviation 1, by column or channel."""
+    inputs = ran.source.probe[0]
+    if not isinstance(inputs, torch.Tensor) or inputs.ndim < 2 or replica.whole:
+        return {}
+    axes = [k for k in range(inputs.ndim) if k != 1]
+    mean, spread = inputs.mean(axes, keepdim=True), inputs.std(axes, keepdim=True)
+
+    def scale(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return ((args[0] - mean) / spread.clamp_min(1e-12), *args[1:])
+
+    replica.model.register_forward_pre_hook(scale)
+    return _scores("scaled", ran.again(replica, ran.source, points=1))
 
 
 def _steadier(replica: Replica, ran: Ran) -> dict[str, Any]:

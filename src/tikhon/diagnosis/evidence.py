@@ -13,6 +13,7 @@ from statistics import median
 
 from tikhon.diagnosis.record import Point, Probe, Record, Site
 from tikhon.diagnosis.thresholds import (
+    DEAD,
     EXCESS,
     LEARNED,
     LIVELY,
@@ -44,6 +45,12 @@ class Evidence:
         """Positions of the layers with weights, in the order of the forward pass."""
         roles = ("weight", "recurrent")
         return [i for i, s in enumerate(self.record.sites) if s.role in roles]
+
+    @cached_property
+    def norms_at_end(self) -> list[str]:
+        """Normalisations behind the last layer with weights."""
+        last = max(self.chain, default=len(self.record.sites))
+        return [s.name for s in self.record.sites[last + 1 :] if s.role == "norm"]
 
     def site(self, position: int) -> Site:
         """The site at a position."""
@@ -156,6 +163,27 @@ class Evidence:
         spread = probe.readings[self.chain[-1]].diversity
         return spread is not None and spread < NARROW
 
+    @cached_property
+    def dying(self) -> list[int]:
+        """Positions of rectifiers most of whose units are off for all rows, at the end."""
+        fails, last = (
+            self.record.failure is not None,
+            self.last if self.record.failure is None else self.first,
+        )
+        return [
+            i
+            for i, reading in enumerate(last.readings if last is not None else ())
+            if reading.dead is not None
+            and reading.dead >= DEAD
+            and (fails or self.late("dead", i) >= DEAD)
+        ]
+
+    @cached_property
+    def born_dead(self) -> bool:
+        """Whether they were so before the first step."""
+        first = self.first
+        return first is not None and any((first.readings[i].dead or 0) >= DEAD for i in self.dying)
+
     # learning
 
     @cached_property
@@ -212,29 +240,13 @@ class Evidence:
         return self._skill(self.end.valid_metric, self.end.valid_loss)
 
     @cached_property
-    def unfrozen(self) -> float | None:
-        """What was learned with every parameter trained; None where that was not tried."""
-        return self._control("unfrozen")
-
-    @cached_property
-    def calmer(self) -> float | None:
-        """What was learned with a tenth of the learning rate; None where that was not tried."""
-        return self._control("calmer")
-
-    @cached_property
-    def faster(self) -> float | None:
-        """What was learned with ten times the learning rate; None where that was not tried."""
-        return self._control("faster")
-
-    @cached_property
-    def undropped(self) -> float | None:
-        """What was learned without dropout; None where that was not tried."""
-        return self._control("undropped")
-
-    @cached_property
-    def steadier(self) -> float | None:
-        """What was learned with a momentum of 0.9; None where that was not tried."""
-        return self._control("steadier")
+    def off_scale(self) -> bool:
+        """Whether inputs have another size than 1 or lie far from 0, and no norm comes first."""
+        inputs = self.record.data.get("inputs") or {}
+        spread, mean = number(inputs.get("std")), number(inputs.get("mean"))
+        if not spread or mean is None or self.record.data.get("normalised_inside"):
+            return False
+        return not 0.1 <= spread <= 10 or abs(mean) > 3 * spread
 
     @cached_property
     def usually(self) -> float:
@@ -251,7 +263,8 @@ class Evidence:
         betas = engine.get("betas") or (0.0,)
         return number(engine.get("momentum")) or number(betas[0]) or 0.0
 
-    def _control(self, name: str) -> float | None:
+    def control(self, name: str) -> float | None:
+        """What a control run of `tikhon.diagnosis.controls` learned; None where it was not run."""
         loss = number(self.record.reference.get(f"{name}_loss"))
         metric = number(self.record.reference.get(f"{name}_metric"))
         return None if loss is None else self._skill(metric, loss)
@@ -282,6 +295,11 @@ class Evidence:
         known = self.static.get("own_loss") or {}
         constant, shallow = (number(known.get(f"{k}_loss")) for k in ("constant", "shallow"))
         return None if constant is None or shallow is None else (constant - shallow, constant)
+
+    def gained(self, name: str) -> float:
+        """How much more that control run learned; 0 where it was not run."""
+        known = self.control(name)
+        return 0.0 if known is None else known - max(self.learned, 0.0)
 
     def _skill(self, metric: float | None, loss: float | None) -> float:
         if "own_loss" in self.static:

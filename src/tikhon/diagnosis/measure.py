@@ -24,6 +24,7 @@ from tikhon.diagnosis.replica import (
 )
 from tikhon.diagnosis.samples import Samples, check_fit, check_target, samples
 from tikhon.diagnosis.wiring import wiring_facts
+from tikhon.diagnosis.wiring.parts import part_facts
 from tikhon.diagnosis.wiring.rows import APART, blind_facts, given_back, row_facts
 from tikhon.diagnosis.wiring.split import renamed
 from tikhon.diagnosis.wiring.subject import subject_of
@@ -144,6 +145,10 @@ def _afterwards(
     except Exception as error:  # a loss may call the model otherwise than with its inputs
         facts["unmeasured"] = wiring["unmeasured"] | {"code": type(error).__name__}
     facts |= static.own_score_zero(replica, source.probe)
+    try:
+        facts |= part_facts(replica, source.probe)
+    except Exception as error:  # a loss of the batch as a whole
+        facts["parts"] = type(error).__name__
     if judge is not None and not replica.whole:
         facts |= renamed(replica, judge)
     if ROUNDING < wiring.get("rows_apart", 0.0) < APART:  # of a fresh network, little may be seen

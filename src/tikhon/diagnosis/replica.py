@@ -193,6 +193,7 @@ def replicate(
     bound = isinstance(optimizer, Optimizer)
     try:
         twin, engine = copied(model, (model, optimizer if bound else None))
+        hook_alike(model, twin)
     except Exception as error:  # locks, files, tensors of a graph: anything a model may hold
         reason = str(error).partition(".")[0] or type(error).__name__
         raise InputError(
@@ -223,6 +224,15 @@ def replicate(
     left_out = frozenset(id(p) for p in twin.parameters() if id(p) not in known)
     added: Any = None if terms is not None else penalty
     return Replica(twin, loss, engine, added, clip, terms, left_out=left_out)
+
+
+def hook_alike(model: nn.Module, twin: nn.Module) -> None:
+    """Put the user's hooks on gradients of parameters on a copy, where deepcopy loses them."""
+    for own, other in zip(model.parameters(), twin.parameters()):
+        for hook in (own._backward_hooks or {}).values():
+            module = getattr(getattr(hook, "func", hook), "__module__", "") or ""
+            if not module.startswith("tikhon.") and other.requires_grad:
+                other.register_hook(hook)
 
 
 @contextmanager

@@ -69,6 +69,7 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, object]:
             if not bool(torch.tensor(group["eps"]).to(_kind(model, name)))
         ]
         facts["maximize"] = any(g.get("maximize") for g in replica.optimizer.param_groups)
+    facts["hooked"] = [n for n, p in model.named_parameters() if p._backward_hooks]
     modules = list(model.named_modules())
     facts["shared"] = _shared(model)
     rates = {n: float(getattr(m, "p", 0.0)) for n, m in modules if isinstance(m, DROPOUT)}

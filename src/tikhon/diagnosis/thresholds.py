@@ -22,7 +22,7 @@ SLOW_UPDATE = 1e-4  # update / weight in a step: healthy >= 1.6e-4, too small <=
 SMALL_UPDATE = 1e-3  # the same, below which a faster run is tried (convention)
 LARGE_EPS = 1e-2  # of Adam and its kin: their own is 1e-8 (convention)
 HEAVY = 0.95  # momentum from which a step sums more than 20 gradients (convention)
-STEADIER = 0.1  # skill that a momentum of 0.9 adds (convention)
+STEADIER = 0.1  # skill that a control run adds whose change is small (convention)
 SPIKE = 1e3  # largest gradient norm / first one, while nothing is learned (convention)
 INITIAL_LOSS = 3.0  # first loss / trivial loss, only together with large weights (convention)
 LOUD = 5.0  # first loss / trivial loss of scores of classes that takes long to undo (convention)
@@ -65,6 +65,7 @@ HARDLY = 0.3  # skill below which a run that still falls has not begun to learn 
 
 MOVED_STATISTICS = 30  # steps after which running statistics at their usual pace have moved
 EXCESS = 0.2  # loss in eval mode above that in train mode / a constant's loss (convention)
+FEW_PASS = 0.8  # rate of dropout at which little more than noise is left (convention)
 FREED = 0.3  # skill that training what is frozen or left out adds (convention)
 
 # wiring
@@ -103,6 +104,9 @@ RARER = 2.0  # share of the commonest class / that of the rarest [ratio] (conven
 COUNTED_LESS = 1.5  # weight of the commonest class / that of the rarest [ratio] (convention)
 SHIFT = 1.0  # distance of validation from training inputs [deviations of training] (convention)
 MOST_LEFT_OUT = 0.5  # pixels whose target is no class, where class 0 never occurs [share]
+UNTOLD = 0.1  # of a part of the loss that the order of its targets saves [share] (convention)
+TOLD = 0.05  # and of another part of it, at least (convention)
+TOLD_MORE = 5.0  # times what it saves of the first one (convention)
 ROW_BESIDE = 0.3  # of the variance that the row beside explains, its own none [share] (convention)
 MOST_STILL = 0.5  # input columns of one value, where the rest tells little [share] (convention)
 LITTLE = 0.1  # of the variance that shallow models explain, held out [share] (convention)
@@ -173,6 +177,12 @@ MEASURES: dict[str, Measure] = {
     "steadier": Measure("0 a constant, 1 a shallow model"),
     "faster": Measure("0 a constant, 1 a shallow model"),
     "undropped": Measure("0 a constant, 1 a shallow model"),
+    "leaky": Measure("0 a constant, 1 a shallow model"),
+    "scaled": Measure("0 a constant, 1 a shallow model"),
+    "unhooked": Measure("0 a constant, 1 a shallow model"),
+    "bared": Measure("0 a constant, 1 a shallow model"),
+    "skipped": Measure("0 a constant, 1 a shallow model"),
+    "part_gain": Measure("share of a part of the loss", UNTOLD, None),
     "own_score_zero": Measure("share of rows", None, UNLIFTED),
     "moved_alone": Measure("share of rows", None, 0.5),
     "fits_moved": Measure("share of rows", None, MOVED),
@@ -255,6 +265,7 @@ MEASURES: dict[str, Measure] = {
     "fits_valid": Measure("accuracy above the majority's share, or correlation"),
     "rims": Measure("share of the borders of classes that are no neighbours", None, RIMS),
     "drawable": Measure("rows"),
+    "period": Measure("rows"),
     "rows_in_both": Measure("share of validation rows", None, DOUBLES),
     "classes_in_batch": Measure("classes per batch"),
     "classes_in_all": Measure("classes"),

@@ -88,6 +88,12 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
         numbers = {"row_beside": beside}
         yield Finding("unrelated_labels", "critical", ("target",), numbers, why, fix=fix)
         return
+    if untold := w.get("untold"):
+        gain, told = max(0.0, float(untold["gain"])), float(untold["told"])
+        why = said("why_untold", place=untold["place"], gain=gain, told=told)
+        fix = "one order for all that belongs to a row: shuffle=False where answers are kept"
+        where, numbers = (untold["place"],), {"part_gain": gain}
+        yield Finding("unrelated_labels", "warning", where, numbers, why, fix=fix)
     if z is None or rows is None or rows < e.RELATED_ROWS or z >= e.RELATED:
         return
     if (
@@ -326,7 +332,12 @@ def _another_relation(ev: Evidence) -> Iterable[Finding]:
 
 
 def _copies(ev: Evidence) -> Iterable[Finding]:
-    """Validation rows that are training rows with a little noise, or moved by a step."""
+    """Rows that come again, and validation rows that are training rows with a little noise."""
+    period, rows = ev.fact("period"), float(ev.record.data.get("rows") or 0)
+    if period:
+        why = said("why_period", period=period, rows=rows)
+        fix = "a new list for each: rows = [] in the loop, not rows.clear() of one that is kept"
+        yield Finding("rows_in_both", "warning", ("data",), {"period": period}, why, fix=fix)
     copies, windows = ev.fact("copies") or 0.0, ev.fact("windows_in_both") or 0.0
     if windows > e.COPIES:
         why = said("why_windows_in_both", share=windows)

@@ -11,10 +11,9 @@ from itertools import pairwise
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
-from tikhon.diagnosis.functions import ATTENDING, BINARY
+from tikhon.diagnosis.functions import ATTENDING, BINARY, COMPARED
 from tikhon.languages import said
 
-REGRESSIONS = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
 ENTROPIES = {"cross_entropy", "log_softmax", "softmax"}
 OPERATIONS = {
     "softmax": "scores.masked_fill(~seen, -1e9), or a position that every row may look at",
@@ -261,7 +260,7 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
     used = set(w.get("loss_functions") or ())
     gain = ev.fact("class_gain")
     one = w.get("output_shape") in ([], [1])
-    if used & REGRESSIONS and one and gain is not None and gain > e.BY_CLASS:
+    if used & COMPARED and one and gain is not None and gain > e.BY_CLASS:
         values = int(w.get("target_values") or 0)
         why = said("why_as_numbers", count=values, gain=gain)
         fix = f"nn.Linear(..., {values}) as the head, nn.CrossEntropyLoss(), target.long()"
@@ -354,6 +353,10 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
             fix="mask = tokens == 0: src_key_padding_mask=mask in attention, (h * ~mask).sum(1) / "
             "(~mask).sum(1) for a mean; pack_padded_sequence for a recurrent layer",
         )
+    if w.get("ends_unasked"):
+        why = said("why_ends_unasked")
+        fix = "a token of its own for padding; labels[attention_mask == 0] = -100"
+        yield Finding("ignored_rows", "warning", ("target",), {}, why, fix=fix)
     if counted is not None and counted >= e.PADDING:
         why = said("why_padding_counted", share=counted)
         yield Finding(

@@ -50,6 +50,19 @@ PLACES = (
         lambda fact: said("why_no_curvature"),
         "nn.Tanh(), nn.SiLU() or torch.sin in place of nn.ReLU()",
     ),
+    Place(
+        "unlearned_part",
+        "loss_not_connected",
+        lambda fact: said("why_unlearned_part", place=fact),
+        "the output of the model that is trained as the first argument",
+        "warning",
+    ),
+    Place(
+        "logs_of_targets",
+        "target_out_of_range",
+        lambda fact: said("why_answers_for_targets", name="log_softmax"),
+        "-(target * scores.log_softmax(-1)).sum(-1).mean()",
+    ),
     Place("index_mask", "ignored_rows", lambda fact: said("why_index_mask"), "x[mask.bool()]"),
     Place(
         "finds_itself",

@@ -33,7 +33,12 @@ def scales(ev: Evidence) -> Iterable[Finding]:
     only_in_training = normed and ev.modes_apart is not None  # which has a name of its own
     learned = ev.trained and (ev.learned >= e.LEARNED or only_in_training)
     if rms is not None and not ev.record.data.get("normalised_inside"):
-        if (rms > 10 or 0 < rms < 0.01) and not learned:
+        scaled = ev.control("scaled")
+        if ev.gained("scaled") > e.FREED:
+            why = said("why_scaled", size=rms, scaled=scaled or 0.0, learned=max(ev.learned, 0.0))
+            numbers = {"rms": rms, "learned": max(ev.learned, 0.0), "scaled": scaled or 0.0}
+            yield Finding("unscaled_inputs", "warning", ("inputs",), numbers, why)
+        elif (rms > 10 or 0 < rms < 0.01) and not learned:
             why = said("why_inputs", size=rms)
             yield Finding("unscaled_inputs", "warning", ("inputs",), {"rms": rms}, why)
         elif (apart := number(inputs.get("std"))) and _far_off(ev) and not learned:
@@ -112,6 +117,13 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         fix = "scores times 10 or more: self.scale = nn.Parameter(torch.tensor(10.0))"
         yield Finding("head_mismatch", "critical", (head_site(ev),), {"floor": unit}, why, fix=fix)
         return
+    if ev.gained("bared") > e.STEADIER:
+        bared, learned = ev.control("bared") or 0.0, max(ev.learned, 0.0)
+        why = said("why_bared", bared=bared, learned=learned, layer=called(ev.norms_at_end[0]))
+        fix = f"leave {ev.norms_at_end[0]} out: nothing stands behind the last layer"
+        where, numbers = tuple(ev.norms_at_end), {"learned": learned, "bared": bared}
+        yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
+        return
     shares = ev.static.get("unbounded_shares")
     if shares:
         lowest, right = float(shares["lowest"]), float(shares["right"])
@@ -156,8 +168,10 @@ def _dropout(ev: Evidence) -> Iterable[Finding]:
             why = said("why_drops", layer=called(name), rate=rate)
             yield Finding("excessive_dropout", "warning", (name,), {"rate": rate}, why)
     last = ev.static.get("dropout_at_end") or []
-    free, learned = ev.undropped, max(ev.learned, 0.0)
-    if free is not None and free - learned > e.FREED and not last:
+    most = max((r for r in (ev.static.get("dropout") or {}).values() if r <= 0.9), default=0.0)
+    bar = e.STEADIER if most >= e.FEW_PASS else e.FREED
+    if ev.gained("undropped") > bar and not last:
+        free, learned = ev.control("undropped") or 0.0, max(ev.learned, 0.0)
         rates = {n: r for n, r in ev.static["dropout"].items() if 0 < r <= 0.9}
         why = said(
             "why_undropped", free=free, learned=learned, count=len(rates), rate=max(rates.values())
@@ -214,8 +228,8 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
     for key, code, severity, why in rows:
         listed = tuple(n for n in static.get(key) or () if key != "unused" or n not in cut)
         numbers = {"parameters": float(len(listed))}
-        free = ev.unfrozen
-        if key != "unused" and free is not None and free - max(ev.learned, 0.0) > e.FREED:
+        if key != "unused" and ev.gained("unfrozen") > e.FREED:
+            free = ev.control("unfrozen") or 0.0
             severity = "critical"
             numbers |= {"learned": max(ev.learned, 0.0), "unfrozen": free}
             why = said("why_unfrozen", why=why, free=free, learned=max(ev.learned, 0.0))
@@ -252,6 +266,16 @@ def _modes(ev: Evidence) -> Iterable[Finding]:
         yield Finding("train_eval_mismatch", "warning", (), numbers, why)
 
 
+def _nothing_past(ev: Evidence) -> Iterable[Finding]:
+    if ev.gained("skipped") > e.STEADIER:
+        skipped, learned = ev.control("skipped") or 0.0, max(ev.learned, 0.0)
+        layers = tuple(ev.wiring.get("nothing_past") or ())
+        why = said("why_skipped", count=len(layers), skipped=skipped, learned=learned)
+        fix = "x = x + attention(x), the x from in front of it"
+        numbers = {"learned": learned, "skipped": skipped}
+        yield Finding("residual_missing", "critical", layers, numbers, why, fix=fix)
+
+
 def _attention(ev: Evidence) -> Iterable[Finding]:
     first = ev.first
     if first is None or ev.learned >= e.LEARNED:
@@ -274,5 +298,6 @@ CHECKS = (
     _batch_of_one,
     _parameters,
     _modes,
+    _nothing_past,
     _attention,
 )

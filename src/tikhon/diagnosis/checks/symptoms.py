@@ -108,12 +108,7 @@ def dying_relu(ev: Evidence) -> Finding | None:
     probe = last if ev.record.failure is None else first
     if penalty_share(ev) >= e.DOMINANT:
         return None
-    sick = []
-    for i, reading in enumerate(probe.readings):
-        if reading.dead is None or reading.dead < e.DEAD:
-            continue
-        if ev.record.failure is not None or ev.late("dead", i) >= e.DEAD:
-            sick.append(i)
+    sick = ev.dying
     if not sick:
         return None
     share = max(probe.readings[i].dead or 0.0 for i in sick)
@@ -124,7 +119,12 @@ def dying_relu(ev: Evidence) -> Finding | None:
     why = said("why_dead", share=share, layer=called(where[-1]), start=start)
     if start >= e.DEAD:
         why = said("why_dead_start", share=share, layer=called(where[-1]))
-    return Finding("dying_relu", "critical", where, numbers, _with_cause(ev, why))
+    # units that died on the way may be what is left of another fault
+    tried, severity = ev.control("leaky"), "critical"
+    if tried is not None:
+        numbers |= {"learned": max(ev.learned, 0.0), "leaky": tried}
+        severity = "critical" if ev.gained("leaky") > e.STEADIER else "info"
+    return Finding("dying_relu", severity, where, numbers, _with_cause(ev, why))
 
 
 def _rectified_head(ev: Evidence) -> Finding | None:
@@ -186,7 +186,8 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
     bar = max(ev.trivial or 0.0, curve[0])
     end = median(curve[-len(curve) // 3 :])
     climbs = end > e.DIVERGED * bar > 0
-    if ev.steadier is not None and ev.steadier - max(ev.usually, 0.0) > e.STEADIER:
+    steadier = ev.control("steadier")
+    if steadier is not None and steadier - max(ev.usually, 0.0) > e.STEADIER:
         return _heavy(ev, {"climb": end / bar} if climbs else {})
     if climbs:
         why = said("why_climbs", end=end, start=curve[0])
@@ -216,11 +217,11 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
 
 def _too_fast(ev: Evidence) -> bool:
     """Whether a control run has shown that a tenth of the learning rate learns more."""
-    return ev.calmer is not None and ev.calmer - max(ev.learned, 0.0) > e.FREED
+    return ev.gained("calmer") > e.FREED
 
 
 def _heavy(ev: Evidence, climb: dict[str, float]) -> Finding:
-    learned, steadier = max(ev.usually, 0.0), ev.steadier or 0.0
+    learned, steadier = max(ev.usually, 0.0), ev.control("steadier") or 0.0
     why = said(
         "why_steadier",
         steadier=steadier,
@@ -241,7 +242,7 @@ def _heavy(ev: Evidence, climb: dict[str, float]) -> Finding:
 
 
 def _long_steps(ev: Evidence) -> Finding:
-    learned, calmer = max(ev.learned, 0.0), ev.calmer or 0.0
+    learned, calmer = max(ev.learned, 0.0), ev.control("calmer") or 0.0
     why = said("why_calmer", calmer=calmer, learned=learned)
     if ev.blind:
         why = said("why_all_alike", why=why)
@@ -261,7 +262,14 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     masked = _mostly_masked(ev)
     if masked is not None:
         return masked
-    if ev.faster is not None and ev.faster - max(ev.learned, 0.0) > e.FREED:
+    if ev.gained("unhooked") > e.STEADIER:
+        free = ev.control("unhooked") or 0.0
+        hooked = tuple(ev.static.get("hooked") or ())
+        why = said("why_unhooked", free=free, learned=max(ev.learned, 0.0))
+        numbers = {"learned": max(ev.learned, 0.0), "unhooked": free}
+        fix = "leave out parameter.register_hook(...), or let more through"
+        return Finding("slow_convergence", "warning", hooked, numbers, why, fix=fix)
+    if ev.gained("faster") > e.FREED:
         return _short_steps(ev)
     update = ev.updates
     if (
@@ -280,7 +288,7 @@ def slow_convergence(ev: Evidence) -> Finding | None:
 
 def _short_steps(ev: Evidence) -> Finding:
     """A control run has shown that ten times the learning rate learns more."""
-    learned, faster = max(ev.learned, 0.0), ev.faster or 0.0
+    learned, faster = max(ev.learned, 0.0), ev.control("faster") or 0.0
     why = said("why_faster", faster=faster, learned=learned)
     numbers = {"learned": learned, "faster": faster, "update_ratio": ev.updates or 0.0}
     return Finding("slow_convergence", "warning", (), numbers, _shortened(ev, why))

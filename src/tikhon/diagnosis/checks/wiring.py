@@ -199,6 +199,8 @@ def _named_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
     if first is None or ev.wiring.get("softmax_over_one") or head == (["softmax"], 1):
         return True
     near = {alike.get("module", ""), alike.get("after", "").partition(" ")[0]}
+    if any((reading.dead or 0) > 0.95 for reading in first.readings):
+        return True
     for i, site in enumerate(ev.record.sites):
         follower = ev.activation_after(i) if site.name in near and i in ev.chain else None
         here = [

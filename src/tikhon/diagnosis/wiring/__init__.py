@@ -62,6 +62,7 @@ def wiring_facts(
         "unread": partial(unread.unread_facts, subject, source),
         "order": partial(rows.order_facts, subject),
         "attention": partial(attention.attention_facts, subject),
+        "past": partial(attention.past_facts, subject),
         "line": partial(rows.line_facts, subject, last, len(layers)),
         "targets": partial(targets.target_facts, subject),
         "background": partial(targets.background_facts, subject, source),

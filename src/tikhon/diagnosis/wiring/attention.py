@@ -13,6 +13,7 @@ from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.wiring.calls import DROPOUTS
+from tikhon.diagnosis.wiring.rows import spread as row_spread
 from tikhon.diagnosis.wiring.subject import Subject
 
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm"}
@@ -21,6 +22,8 @@ SHAPES = set(
     "split unbind __getitem__ movedim swapaxes".split()
 )
 SCALINGS = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "normalize"}
+DEEP = 4  # layers that are left out one by one
+SAME_ROWS = 1e-6  # distance of rows that are alike, of their size
 MASKED = -1e4  # scores below it are a mask
 
 
@@ -124,6 +127,28 @@ def spread(scores: Tensor) -> float | None:
     if not bool(rows.any()):
         return None
     return float((entropy[rows] / count[rows].double().log()).mean())
+
+
+def past_facts(subject: Subject) -> dict[str, object]:
+    """`nothing_past`: layers of attention without each of which rows are alike, two or more."""
+    layers = [
+        (n, m)
+        for n, m in subject.model.named_modules()
+        if isinstance(m, torch.nn.MultiheadAttention)
+    ]
+    for _, module in layers[:DEEP]:
+        handle = module.register_forward_hook(_nothing)
+        try:
+            answers = subject.outputs(subject.batch)
+        finally:
+            handle.remove()
+        if not answers or max(map(row_spread, answers)) > SAME_ROWS:
+            return {}
+    return {"nothing_past": [n for n, _ in layers]} if len(layers) > 1 else {}
+
+
+def _nothing(module: torch.nn.Module, args: Any, output: Any) -> Any:
+    return (torch.zeros_like(output[0]), *output[1:])
 
 
 def attention_facts(subject: Subject) -> dict[str, Any]:

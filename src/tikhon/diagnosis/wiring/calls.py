@@ -130,6 +130,16 @@ class Calm(Functions):
         return func(*args, **kwargs)
 
 
+class Leaky(Functions):
+    """Context in which what rectifies lets a tenth through on its other side."""
+
+    def call(self, func: Function, args: Args, kwargs: Options) -> object:
+        """A leaky rectifier in the place of one that is flat."""
+        if function_name(func) in ("relu", "relu6"):
+            return torch.nn.functional.leaky_relu(args[0], 0.1)
+        return func(*args, **kwargs)
+
+
 def _dim(name: str, args: Args, kwargs: Options) -> int | None:
     """The axis of a softmax, counted from the front; what None meant before it had to be given."""
     values = [*args[:2], None, None]

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from tikhon.diagnosis.functions import COMPARED, JUDGES
 from tikhon.diagnosis.wiring.notes import TracedCall
 
 SHAPES = set(
@@ -24,7 +25,7 @@ PRODUCTS = {"matmul", "__matmul__", "mm"}
 PLACES = {"max", "min", "topk", "sort", "kthvalue"}  # values, and where they stand
 LENGTHS = {"norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "linalg_matrix_norm"}
 SCORED = {"cross_entropy", "log_softmax", "logsumexp"}
-COMPARED = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
+SUMMING = {*ADDING, "stack", "cat"}
 UNIT = 1e-3  # difference of lengths, beside them, that is rounding
 FLOOR = 0.7  # of the loss of no knowledge that bounded scores cannot get below
 
@@ -100,6 +101,36 @@ def mixed_derivatives(step: TracedCall) -> None:
     weights = weights[0] if isinstance(weights, tuple | list) and weights else weights
     if isinstance(weights, Tensor) and bool((weights == 1).all()):
         step.facts.setdefault("mixed_derivatives", step.place)
+
+
+def unlearned(step: TracedCall) -> str:
+    """The line of a loss that nothing learned has a part in; noticed where it is added to one."""
+    known = next((n.unlearned for n in step.notes if n.unlearned), "")
+    if step.attached:
+        if known and step.name in SUMMING:
+            step.facts.setdefault("unlearned_part", known)
+        return ""
+    given = step.name in JUDGES and any(n.roots for n in step.notes)
+    if given:
+        return step.place
+    return known if step.name in SUMMING | TIMES | SHARES | SHAPES | {"mean", "sum"} else ""
+
+
+def logs_of_targets(step: TracedCall) -> bool:
+    """Whether a result is logarithms of shares of the data, which scores are not to be times of.
+
+    A cross-entropy by hand whose arguments are swapped multiplies them: noticed in `facts`.
+    """
+    if step.name in TIMES and step.attached and len(step.inputs) == 2:
+        for logs, scores in ((0, 1), (1, 0)):
+            values = step.inputs[scores].detach()
+            shares = float(values.max()) <= 1 and (
+                float(values.min()) >= 0 or not (values > 0).any()
+            )
+            if step.notes[logs].logs and not shares:
+                step.facts.setdefault("logs_of_targets", step.place)
+    made = step.name == "log_softmax" and not step.attached
+    return made or (step.name in SHAPES and bool(step.notes) and step.notes[0].logs)
 
 
 def is_norm(step: TracedCall, rows: int) -> bool:

@@ -67,6 +67,8 @@ class Note:
     norm: bool = False  # it is a length of all rows together, or of each column
     over_rows: str = ""  # the line in which rows were divided by such a length
     bound: float | None = None  # no entry can get larger than it, whatever the answers
+    unlearned: str = ""  # the line of a loss that nothing learned has a part in
+    logs: bool = False  # it is logarithms of shares that nothing learned has a part in
 
 
 NOTHING = Note()

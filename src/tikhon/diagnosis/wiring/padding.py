@@ -13,6 +13,7 @@ from tikhon.diagnosis.wiring.subject import ONE_LENGTH, Subject, difference, sho
 from tikhon.diagnosis.wiring.targets import Bench
 from tikhon.errors import InputError
 
+ENDING = 0.5  # share of the texts whose last token is one that ends them
 SHORT = 0.3  # share of the rows that must end in padding, of different lengths
 END = 4  # positions at the end of all rows that hold one value
 HEARD = 1e-4  # relative change of a loss that is no rounding
@@ -33,7 +34,24 @@ def padding_facts(subject: Subject) -> dict[str, object]:
         facts["padding_apart"] = apart
     if isinstance(target, Tensor) and target.ndim >= 2 and target.shape[1] == part.shape[1]:
         facts |= _counted(subject, ends, part.shape[1])
+        facts["ends_unasked"] = _ends_unasked(part, target, ends)
     return facts
+
+
+def _ends_unasked(tokens: Tensor, target: Tensor, ends: Tensor) -> bool:
+    """Whether labels that are the tokens leave out what fills up all rows, and nothing else ends
+
+    a text: as many last tokens as texts have, and none that most of them share.
+    """
+    if tokens.shape != target.shape or tokens.is_floating_point() or len(ends.unique()) < 3:
+        return False
+    tokens, target = tokens.cpu(), target.cpu()
+    filled = torch.arange(tokens.shape[1]) >= ends[:, None]
+    same = torch.equal(tokens[~filled], target[~filled])
+    if not same or not bool(filled.any(1).all()) or bool((target[filled] != IGNORED).any()):
+        return False
+    counts = tokens.gather(1, (ends - 1).clamp_min(0)[:, None]).unique(return_counts=True)[1]
+    return float(counts.max()) < ENDING * len(ends)
 
 
 def lengths(values: Tensor) -> Tensor | None:

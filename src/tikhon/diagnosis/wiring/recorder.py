@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.data.rows import tensors
-from tikhon.diagnosis.functions import Function
+from tikhon.diagnosis.functions import COMPARED as REGRESSIONS, Function
 from tikhon.diagnosis.modes import (
     LOSS,
     Args,
@@ -32,8 +32,10 @@ from tikhon.diagnosis.wiring.followed import (
     index_as_number,
     is_index,
     is_norm,
+    logs_of_targets,
     mixed_derivatives,
     normed_over_rows,
+    unlearned,
 )
 from tikhon.diagnosis.wiring.notes import (
     NOTHING,
@@ -67,7 +69,7 @@ PRODUCTS = {"matmul", "__matmul__", "mm"}
 LAYERS = {*PRODUCTS, "linear", "addmm", "conv1d", "conv2d", "conv3d"}
 SURE = 5.0  # deviations by which negatives lie nearer than positives
 COMPARED = {
-    *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"),
+    *REGRESSIONS,
     *("poisson_nll_loss", "gaussian_nll_loss", "kl_div", "soft_margin_loss"),
 }
 
@@ -186,6 +188,8 @@ class Recorder(Located):
             drawn=note.drawn or step.name in DRAWS,
             masked=masked(step),
             slope=note.slope or step.name == "grad",
+            unlearned=unlearned(step),
+            logs=logs_of_targets(step),
         )
         for summand in note.summands:
             summand.meant |= not linear(step, summand)

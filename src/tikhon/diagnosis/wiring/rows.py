@@ -93,12 +93,12 @@ def _rolled(subject: Subject, before: list[Tensor]) -> float:
 def blind_facts(subject: Subject) -> dict[str, object]:
     """Whether different rows get one answer, and the first module that makes them alike."""
     inputs = subject.batch[0]
-    if not any(_spread(t) > 0 for t in tensors(inputs) if t.ndim and len(t) == subject.rows):
+    if not any(spread(t) > 0 for t in tensors(inputs) if t.ndim and len(t) == subject.rows):
         return {}
     with watched(subject.model) as seen, Calm():
         answers = subject.outputs(subject.batch)
     own = [t for t in answers if t.ndim and len(t) == subject.rows]
-    if not own or max(_spread(t) for t in own) > ALIKE:
+    if not own or max(spread(t) for t in own) > ALIKE:
         return {}
     zero = not any(bool(t.any()) for t in own)  # as a head of zeros gives, until it is trained
     place = _where_alike(subject, seen)
@@ -146,7 +146,7 @@ def _where_alike(subject: Subject, seen: list[Any]) -> dict[str, object]:
             continue
         kind = type(modules[name]).__name__
         own = [[t for t in part if t.ndim and len(t) == subject.rows] for part in (ins, outs)]
-        entered, left = (max((_spread(t) for t in part), default=None) for part in own)
+        entered, left = (max((spread(t) for t in part), default=None) for part in own)
         if entered is not None and entered <= ALIKE:
             sudden = before > APART
             return {"after": last, "before": f"{name} ({kind})"} if sudden else {}
@@ -157,7 +157,7 @@ def _where_alike(subject: Subject, seen: list[Any]) -> dict[str, object]:
     return {"after": last} if before > APART else {}
 
 
-def _spread(t: Tensor) -> float:
+def spread(t: Tensor) -> float:
     """Largest distance of a row to the first one, over the size of all."""
     if not t.numel() or t.dtype == torch.bool:
         return 0.0
@@ -444,7 +444,7 @@ def bypass_facts(subject: Subject) -> dict[str, object]:
         finally:
             handle.remove()
         own = [t for t in answers if t.ndim and len(t) == subject.rows]
-        if own and max(_spread(t) for t in own) > APART:
+        if own and max(spread(t) for t in own) > APART:
             found.append(name)
     return {"bypassed": found}
 

@@ -26,6 +26,7 @@ FEW_CLASSES = 20  # whole numbers that may be the names of classes
 SQUEEZED = 0.01  # middle half of a column / its deviation: heavy tails leave 0.02 and more
 SEEN = 10  # training rows that must have something else than the most, in a column
 RIMS = 50  # single pixels between two classes below which they say nothing
+PERIOD = 10  # rows, and numbers in a column, that are not all that there are
 BATCHES = 8  # of a loader, to see whether it shuffles
 
 
@@ -46,6 +47,7 @@ def signal_facts(source: Samples, valid: Batch | None, *, whole: bool) -> dict[s
             facts |= relation(inputs, target)
             if source.indexed:
                 facts |= _beside(source.source, facts)
+                facts["period"] = _period(*source.source)
     if valid is not None:
         every = source.source[1] if source.indexed else target  # all rows: classes may be rare
         facts |= _apart((inputs, every), valid)
@@ -252,6 +254,20 @@ def _beside(data: Batch, known: dict[str, object]) -> dict[str, object]:
         explained = [v for k, v in found.items() if k.startswith("explained_")]
         best = max(best, *((v, shift) for v in explained if isinstance(v, float)))
     return {"row_beside": best[0], "shift_of_rows": best[1]} if best[1] else {}
+
+
+def _period(inputs: Tensor, target: Tensor) -> int:
+    """After how many rows all rows come again in the same order; 0 where they do not.
+
+    Rows of few numbers may be all that there are.
+    """
+    flat = inputs.flatten(1) if inputs.ndim > 1 else inputs[:, None]
+    again = (flat == flat[:1]).all(1).nonzero().flatten()
+    step = int(again[1]) if len(again) > 2 else 0
+    if step < PERIOD or len(flat) < 3 * step or max(len(c.unique()) for c in flat.T) < PERIOD:
+        return 0
+    same = torch.equal(flat[step:], flat[:-step]) and torch.equal(target[step:], target[:-step])
+    return step if same else 0
 
 
 def _serial(t: Tensor) -> bool:
