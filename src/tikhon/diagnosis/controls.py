@@ -54,7 +54,7 @@ def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
     """What the control runs found.
 
     `advantage` of true targets over shuffled ones, and the scores of a run in which everything is
-    trained (`unfrozen`), of one on scaled inputs (`scaled`), of one whose rectifiers leak
+    trained (`unfrozen`), of one on scaled inputs (`scaled`), of one whose flat ends leak
     (`leaky`), of one with a tenth of the learning rate (`calmer`) or ten times it
     (`faster`), of one with the usual momentum (`steadier`), of one without dropout
     (`undropped`), hooks (`unhooked`) or a norm of the answers (`bared`), and of one in which
@@ -70,7 +70,7 @@ def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
         found |= _unfrozen(make(), ran)
     if ev.momentum > HEAVY:
         found |= _steadier(make(), ran)
-    if _lost(ev) or _hasty(ev):
+    if _lost(ev) or _hasty(ev) or ev.swings:
         found |= _paced("calmer", 0.1, make(), ran)
     if ev.falling and ev.learned < LEARNED and (ev.updates or 1.0) < SMALL_UPDATE:
         found |= _paced("faster", 10.0, make(), ran)
@@ -80,7 +80,7 @@ def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
         found |= _undropped(make(), ran)
     if ev.learned < LEARNED:
         found |= _without(make, ran, ev)
-        if ev.dying and not ev.born_dead:
+        if (ev.dying and not ev.born_dead) or ev.saturating:
             with Leaky():
                 found |= _scores("leaky", ran.again(make(), ran.source, points=1))
     if behind and ev.off_scale:

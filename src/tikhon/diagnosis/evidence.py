@@ -13,6 +13,7 @@ from statistics import median
 
 from tikhon.diagnosis.record import Point, Probe, Record, Site
 from tikhon.diagnosis.thresholds import (
+    BACK,
     DEAD,
     EXCESS,
     LEARNED,
@@ -21,7 +22,9 @@ from tikhon.diagnosis.thresholds import (
     NARROW,
     OWN_GAIN,
     RELATED,
+    SATURATED,
     STILL,
+    SWING,
     WEAK,
 )
 
@@ -183,6 +186,25 @@ class Evidence:
         """Whether they were so before the first step."""
         first = self.first
         return first is not None and any((first.readings[i].dead or 0) >= DEAD for i in self.dying)
+
+    @cached_property
+    def saturating(self) -> list[int]:
+        """Positions of bounded activations that came to their flat ends in the run."""
+        first = self.first
+        return [
+            i
+            for i, reading in enumerate(first.readings if first is not None else ())
+            if reading.saturated is not None
+            and reading.saturated < SATURATED <= self.late("saturated", i)
+        ]
+
+    @cached_property
+    def swings(self) -> bool:
+        """Whether the loss of a run that has not learned much keeps jumping up."""
+        late = self.curve[len(self.curve) // 3 :]
+        if self.record.failure is not None or len(self.curve) < 12 or self.learned >= 0.7:
+            return False
+        return upward(late) >= SWING and back_share(late) >= BACK and not self.blind
 
     # learning
 

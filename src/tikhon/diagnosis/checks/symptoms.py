@@ -169,9 +169,13 @@ def saturated_activation(ev: Evidence) -> Finding | None:
     position, start, late = (born or sick)[0]
     where = names(ev, position)
     numbers = {"saturated": max(start, late), "at_start": start}
-    share = max(start, late)
+    share, severity = max(start, late), "critical"
     why = said("why_saturated", share=share, layer=called(where[-1]))
-    return Finding("saturated_activation", "critical", where, numbers, _with_cause(ev, why))
+    tried = ev.control("leaky")
+    if tried is not None and not born:
+        numbers |= {"learned": max(ev.learned, 0.0), "leaky": tried}
+        severity = "critical" if ev.gained("leaky") > e.STEADIER else "info"
+    return Finding("saturated_activation", severity, where, numbers, _with_cause(ev, why))
 
 
 def _not_decayed(ev: Evidence) -> bool:
@@ -196,12 +200,10 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
         )
     if _too_fast(ev):
         return _long_steps(ev)
-    if ev.learned >= 0.7 or ev.blind:
+    if not ev.swings:
         return None
     late = curve[len(curve) // 3 :]
     swing, back = upward(late), back_share(late)
-    if swing < e.SWING or back < e.BACK:
-        return None
     numbers = {"swing": swing, "upward_share": back}
     why = said("why_swing", swing=swing, back=back)
     if ev.record.batch_size <= 4:
@@ -211,6 +213,11 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
     if ev.wiring.get("decides"):
         why = said("why_decides", why=why)
         known = False
+    # and where shorter steps learn no more it is not their length
+    tried = ev.control("calmer")
+    if tried is not None:
+        numbers |= {"learned": max(ev.learned, 0.0), "calmer": tried}
+        known = known and ev.gained("calmer") > e.STEADIER
     severity = "warning" if known else "info"
     return Finding("oscillating_loss", severity, (), numbers, _with_cause(ev, why))
 

@@ -131,13 +131,15 @@ class Calm(Functions):
 
 
 class Leaky(Functions):
-    """Context in which what rectifies lets a tenth through on its other side."""
+    """Context in which flat ends of activations have a tenth of the largest slope."""
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """A leaky rectifier in the place of one that is flat."""
-        if function_name(func) in ("relu", "relu6"):
+        """What leaks in the place of what is flat."""
+        name = function_name(func)
+        if name in ("relu", "relu6"):
             return torch.nn.functional.leaky_relu(args[0], 0.1)
-        return func(*args, **kwargs)
+        slope = {"tanh": 0.1, "sigmoid": 0.025}.get(name)
+        return func(*args, **kwargs) if slope is None else func(*args, **kwargs) + slope * args[0]
 
 
 def _dim(name: str, args: Args, kwargs: Options) -> int | None:

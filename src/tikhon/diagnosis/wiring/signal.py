@@ -261,6 +261,8 @@ def _period(inputs: Tensor, target: Tensor) -> int:
 
     Rows of few numbers may be all that there are.
     """
+    if not inputs.is_floating_point():
+        return 0
     flat = inputs.flatten(1) if inputs.ndim > 1 else inputs[:, None]
     again = (flat == flat[:1]).all(1).nonzero().flatten()
     step = int(again[1]) if len(again) > 2 else 0
