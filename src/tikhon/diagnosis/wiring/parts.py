@@ -18,7 +18,7 @@ SHIFTS = 4  # other orders of the targets
 
 
 @dataclass
-class Part:
+class ComparedPart:
     """A comparison of answers with targets: its line, the targets, what their order saves."""
 
     place: str
@@ -26,13 +26,13 @@ class Part:
     gain: float  # of its value, against that of the targets in another order
 
 
-class Parts(Functions):
+class ComparedParts(Functions):
     """Context in which each comparison of a loss is made again with targets in another order."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
         self.orders = [torch.arange(rows).roll(max(1, k * rows // SHIFTS)) for k in range(SHIFTS)]
-        self.found: list[Part] = []
+        self.found: list[ComparedPart] = []
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
         """The function's own answer."""
@@ -51,7 +51,7 @@ class Parts(Functions):
             own = float(value.double().mean())
             other = sum(float(m.double().mean()) for m in moved) / SHIFTS
             gain = (other - own) / max(abs(other), 1e-12)
-            self.found.append(Part(place, goal.detach().clone(), gain))
+            self.found.append(ComparedPart(place, goal.detach().clone(), gain))
         return value
 
 
@@ -63,10 +63,10 @@ def part_facts(replica: Replica, batch: Batch) -> dict[str, object]:
     inputs = batch[0]
     if not isinstance(inputs, Tensor) or inputs.dtype == torch.bool:
         return {}
-    seen: list[list[Part]] = []
+    seen: list[list[ComparedPart]] = []
     for seed in (0, 1):
         with torch.enable_grad(), undisturbed(replica.model, training=False, seed=seed):
-            with Parts(len(inputs)) as tape:
+            with ComparedParts(len(inputs)) as tape:
                 replica.value(batch)
         seen.append(tape.found)
     if len(seen[0]) < 2 or len(seen[0]) != len(seen[1]):
