@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from difflib import get_close_matches
-
-_COUNTED = re.compile(
-    r"(?<![\w.,])(\d[\d,]*)((?: [a-z]+){1,3})\((s|es)\)( (?:are|have|make|take|drop)\b)?"
-)
-_SINGULAR = {"are": "is", "have": "has"}
-
-
-def counted(text: str) -> str:
-    """A sentence whose words, and the verb behind them, agree with the number before them.
-
-    >>> counted("3 row(s) are empty"), counted("1 row(s) are empty"), counted("2 class(es)")
-    ('3 rows are empty', '1 row is empty', '2 classes')
-    """
-
-    def agreed(found: re.Match[str]) -> str:
-        number, words, ending, verb = found.groups("")
-        if number != "1":
-            return f"{number}{words}{ending}{verb}"
-        verb = verb.strip()
-        return f"1{words}" + (f" {_SINGULAR.get(verb, f'{verb}s')}" if verb else "")
-
-    return _COUNTED.sub(agreed, text) if "s)" in text else text
 
 
 class InputError(ValueError):
     """A request that cannot be carried out as asked (exit code 2)."""
-
-    def __init__(self, *told: object) -> None:
-        super().__init__(*(counted(part) if isinstance(part, str) else part for part in told))
 
 
 class DataError(InputError):

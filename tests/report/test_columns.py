@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import ast
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-import tikhon
 from sample_runs import save
 from tikhon import report
 from tikhon.data.columns import Column
-from tikhon.report.kinds import columns, sentences
-from tikhon.report.kinds.sentences import sentence
+from tikhon.languages import said
+from tikhon.report.kinds import columns
 from tikhon.report.page import Label, Page, PageTable
 from tikhon.report.saved import read
 
-DATA = Path(tikhon.__file__).parent / "data"
 TABLE = {
     "columns": [
-        {"name": "age", "kind": "number", "missing": 1200, "inputs": 2, "readings": ["in kg"],
-         "mean": 40.0, "deviation": 2.0},
+        {"name": "age", "kind": "number", "missing": 1200, "inputs": 2, "mean": 40.0,
+         "deviation": 2.0, "readings": [said("reading_unit", unit="kg").with_text()]},
         {"name": "plan", "kind": "category", "missing": 0, "inputs": 9, "readings": [],
          "levels": ["x", "y"], "of": 9},
     ],
-    "left_out": [{"name": "id", "reason": "an identifier: another code in each of 30 rows"}],
+    "left_out": [{"name": "id", "reason": said("reason_code", rows=30).with_text()}],
     "target": {"classes": ["no", "yes"],
                "rows": {"train": [5, 4], "valid": [2, 1], "test": [1, 1]}},
-    "notices": [{"kind": "leak", "text": "'plan' alone predicts the target: is it known at "
-                 "prediction time? "
-                                         "(--drop leaves it out)"},
-                {"kind": "left_out", "text": "columns not used: 'id' (an identifier)"}],
+    "notices": [
+        said("notice_leak", columns="'plan'").with_text(),
+        said("notice_left_out", columns="'id' (an identifier)").with_text(),
+    ],
 }  # fmt: skip
 RELIED = {"rows": 364, "columns": [["age", 0.2, 0.1, 0.3], ["plan", 0.01, -0.01, 0.03]]}
 
@@ -92,45 +91,6 @@ def test_a_model_that_is_no_better_than_one_answer_relies_on_nothing(tmp_path):
     assert all(s.title.key != "relies" for s in told.sections)
 
 
-def texts(name: str, wanted) -> list[str]:
-    """The sentences of a module, with 7 in the place of every number and name."""
-    found = []
-    for node in ast.walk(ast.parse((DATA / name).read_text(encoding="utf-8"))):
-        found += [filled(part) for part in wanted(node)]
-    return [text for text in found if " " in text]
-
-
-def filled(node: ast.expr) -> str:
-    if isinstance(node, ast.JoinedStr):
-        return "".join(v.value if isinstance(v, ast.Constant) else "7" for v in node.values)
-    return str(node.value) if isinstance(node, ast.Constant) else ""
-
-
-NOTICING = ("noticing.py", "target.py", "reading.py")
-
-
-def noticed(name: str) -> list[tuple[str, str]]:
-    """The kind and the text of every notice that a module makes."""
-    found = []
-    for function in ast.walk(ast.parse((DATA / name).read_text(encoding="utf-8"))):
-        if not isinstance(function, ast.FunctionDef):
-            continue
-        named = {
-            ast.unparse(node.targets[0]): filled(node.value)
-            for node in ast.walk(function)
-            if isinstance(node, ast.Assign)
-        }
-        for node in ast.walk(function):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Notice":
-                kinds = ast.unparse(node.args[0]).split(" if ")[0].strip("f'").split("_{")
-                text = named.get(ast.unparse(node.args[1])) or filled(node.args[1])
-                text = text.replace("7 rows are also", "test rows are also")  # of a part
-                found.append((kinds[0], text.replace("out7", "out (7 read as no value)")))
-    return [
-        (kind, text) for kind, text in found if " " in text and kind not in ("left_out", "leak")
-    ]
-
-
 EVERY_WAY = [
     {"decimal": ",", "unit": "€", "missing": ("-",), "words": ("<", "low")},
     {"decimal": ""},
@@ -140,34 +100,22 @@ EVERY_WAY = [
     {"kind": "category", "spellings": ("PRO",)},
     {"kind": "text", "format": "words"},
     {"kind": "text", "format": "letters"},
+    {"kind": "date", "format": "%Y%m%d"},
+    {"words": ("*",)},
 ]
 
 
 @pytest.mark.parametrize("given", EVERY_WAY, ids=str)
 def test_how_a_column_was_read_is_told_in_both_languages(given):
-    readings = Column(**{"name": "a", "kind": "number", **given}).readings
-    assert readings
-    assert [r for r in readings if not isinstance(sentence(r, "reading_"), Label)] == []
+    column = Column(**{"name": "a", "kind": "number", **given})
+    saved = json.loads(json.dumps([told.with_text() for told in column.readings]))
+    cells = [columns.told(entry) for entry in saved]
+    assert [shown(cell) for cell in cells] == [str(told) for told in column.readings] != []
+    assert all(re.search("[\u4e00-\u9fff]", shown(cell, "zh")) for cell in cells)
+    assert column.reading == ", ".join(column.readings)
 
 
-def reasons(node: ast.AST) -> list[ast.expr]:
-    if isinstance(node, ast.keyword) and node.arg == "reason":
-        return [node.value]
-    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason":
-        return [node.value]
-    return []
-
-
-def test_every_notice_and_reason_is_told_in_both_languages():
-    told = [entry for name in NOTICING for entry in noticed(name)]
-    assert len(told) >= 13
-    asked = ": is it known at prediction time? (--drop leaves it out)"
-    told += [("leak", f"'a' alone predicts the target{share}{asked}")
-             for share in ("", " of 99.1% of the rows")]  # fmt: skip
-    missing = [(kind, text) for kind, text in told
-               if not isinstance(sentence(text, f"notice_{kind}"), Label)]  # fmt: skip
-    assert missing == []
-    why = [*texts("columns.py", reasons), *texts("table.py", reasons)]
-    assert len(why) >= 5
-    assert [t for t in why if not isinstance(sentence(t, "reason_"), Label)] == []
-    assert isinstance(sentences.told("something else", "notice_"), columns.Name)
+def test_runs_from_before_sentences_had_keys_are_told_as_they_are():
+    assert shown(columns.told("an identifier"), "zh") == "an identifier"
+    older = [{"kind": "leak", "text": "'a' alone"}, {"kind": "read", "text": "read as 'b'"}]
+    assert [shown(cell) for [cell] in columns.noticed({"notices": older}).rows] == ["'a' alone"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tikhon.errors import InputError
+from tikhon.languages import said
 
 if TYPE_CHECKING:
     from tikhon.data import Dataset, Split
@@ -91,7 +92,8 @@ def about_data(
 
 def _with_options(table: dict[str, Any], options: TableOptions) -> dict[str, Any]:
     """The description of a table, with the columns that the options leave out."""
-    asked = [{"name": name, "reason": "left out by --drop"} for name in options.drop]
+    asked = {name: said("reason_drop") for name in options.drop}
     if options.group is not None:
-        asked.append({"name": options.group, "reason": "its rows stay together (--group)"})
-    return table | {"left_out": [*table["left_out"], *asked]}
+        asked[options.group] = said("reason_group")
+    told = [{"name": name, "reason": why.with_text()} for name, why in asked.items()]
+    return table | {"left_out": [*table["left_out"], *told]}

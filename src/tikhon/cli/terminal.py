@@ -11,7 +11,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tikhon.cli.streams import Stderr, Stdout
-from tikhon.errors import counted
 
 _PROSE = 30  # letters of a cell from where it is text
 
@@ -33,7 +32,7 @@ class Terminal:
 
     def note(self, text: str, style: str = "") -> None:
         """A line of progress."""
-        self.err.print(counted(text), style=style or None, markup=False)
+        self.err.print(text, style=style or None, markup=False)
 
     def say(self, text: str = "", style: str = "") -> None:
         """A line of the result."""

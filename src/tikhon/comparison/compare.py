@@ -19,7 +19,7 @@ from tikhon.comparison.statistics import CERTAIN, LEVEL, interval, p_value, tied
 from tikhon.comparison.trainings import Fitted, Records, Trainer
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
-from tikhon.languages import filled, strings
+from tikhon.languages import Sentence, filled, said, strings
 from tikhon.numbers import number
 
 _TUNED = 3  # trainings below which nothing was chosen
@@ -90,7 +90,7 @@ class Comparison:
     splits: int
     epochs: int
     seconds: float
-    notice: str = ""  # what the budget did not allow
+    notice: Sentence | None = None  # what the budget did not allow
     constant: Constant | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Comparison:
             "epochs": self.epochs,
             "seconds": self.seconds,
             "verdict": self.verdict(),
-            "notice": self.notice,
+            "notice": self.notice and self.notice.with_text(),
             "methods": list(self.rows),
             "constant": None if self.constant is None else self.constant.to_dict(),
         }
@@ -288,7 +288,7 @@ def compare(
     rows = _rows(contenders, share, step)
     metric = "accuracy" if data.task == "classification" else "rmse"
     seconds = records.seconds
-    notice = "" if limit is None else _notice(trials, splits, asked, seconds)
+    notice = None if limit is None else _notice(trials, splits, asked, seconds)
     beaten = _beaten(rows[0]["scores"], constants, share, step, len(parts.test.x))
     constant = Constant(_constant(parts)[0], fmean(constants), beaten)
     return Comparison(data.name, metric, rows, trials, splits, epochs, seconds, notice, constant)
@@ -335,14 +335,14 @@ def _has_time(seconds: float, done: int, limit: float) -> bool:
     return seconds * (done + 1) / done <= limit * (_LATE if done + 1 <= _SPLITS else 1)
 
 
-def _notice(trials: int, splits: int, asked: int, seconds: float) -> str:
-    """What the budget did not allow; empty if nothing."""
+def _notice(trials: int, splits: int, asked: int, seconds: float) -> Sentence | None:
+    """What the budget did not allow; None if nothing."""
     if trials >= _TUNED and splits >= asked:
-        return ""
-    enough = 1.2 * seconds * asked * max(trials, _TUNED) / (splits * trials)
-    return (
-        f"splits done: {splits} of {asked}, trainings per method and split: {trials}; for "
-        f"{asked} with {max(trials, _TUNED)} trainings each, use about --budget {enough:.0f}s"
+        return None
+    more = max(trials, _TUNED)
+    enough = round(1.2 * seconds * asked * more / (splits * trials))
+    return said(
+        "compare_short", splits=splits, asked=asked, trials=trials, more=more, seconds=enough
     )
 
 

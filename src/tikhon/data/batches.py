@@ -24,6 +24,7 @@ from torch.utils.data import (
 from tikhon.data.rows import TARGETS, Batch, each, join, length, split, tensors
 from tikhon.data.sources import load
 from tikhon.errors import DataError
+from tikhon.languages import said
 
 _READ = 256  # rows of a batch in which a data set is read whole
 
@@ -211,10 +212,10 @@ def _checked(values: Tensor, name: str, *, inputs: bool) -> Tensor:
     if not finite.all():
         where = (~finite).nonzero()[0].tolist()
         column = f", column {where[1]}" if len(where) == 2 else ""
-        count = int((~finite).sum())
+        found = said("told_values", count=int((~finite).sum()))
         row = where[0] if where else 0
         raise DataError(
-            f"{name} has {count} value(s) that are not finite, first in row {row}{column} "
+            f"{name} has {found} not finite, first in row {row}{column} "
             f"({values[tuple(where)].item()}); remove or fill them before training"
         )
     return values

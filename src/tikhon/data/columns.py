@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
@@ -16,6 +17,7 @@ from tikhon.data.cells import TRUE, Cells, days_of, level_of, truths
 from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
+from tikhon.languages import Sentence, said
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +49,13 @@ _FORMATS = {
 }  # as older runs name them
 
 
+_FORMAT_READINGS = {
+    "dmy": "reading_day_first",
+    "mdy": "reading_month_first",
+    _DAYS_AS_NUMBERS: "reading_days",
+}
+
+
 @dataclass(frozen=True)
 class Column:
     """One column: its kind, and all that is needed to read the same kind of cells again."""
@@ -56,7 +65,7 @@ class Column:
     categories: tuple[str, ...] = ()
     format: str = ""  # of dates: ymd, dmy, mdy, or strptime's; of text: words or letters
     clock: bool = False  # its dates have a time of day
-    reason: str = ""  # why it is dropped
+    reason: Sentence | None = None  # why it is dropped
     decimal: str = "."  # "" if each cell proves its own decimal mark
     unit: str = ""  # a currency, "%" or letters around the numbers
     hashes: int = 0  # columns that its free text is hashed into
@@ -88,42 +97,45 @@ class Column:
         return 2 if self.words else 1
 
     @property
-    def reading(self) -> str:
+    def reading(self) -> Sentence | None:
         """`readings` in one line."""
-        return ", ".join(self.readings)
+        told = self.readings
+        return (
+            reduce(lambda rest, first: said("evidence_and", first=first, rest=rest), told[::-1])
+            if told
+            else None
+        )
 
     @property
-    def readings(self) -> tuple[str, ...]:
+    def readings(self) -> tuple[Sentence, ...]:
         """What was decided about the way its cells are written; nothing for the usual way."""
-        said = []
+        found = []
         if self.decimal != ".":
-            said.append("decimal comma" if self.decimal else "each cell by its own decimal mark")
+            found.append(said("reading_comma" if self.decimal else "reading_own_mark"))
         if self.unit:
-            said.append(f"in {self.unit}")
-        if self.format in ("dmy", "mdy"):
-            said.append("day before month" if self.format == "dmy" else "month before day")
-        if self.format == _DAYS_AS_NUMBERS:
-            said.append("days as 20210304")
+            found.append(said("reading_unit", unit=self.unit))
+        if self.format in _FORMAT_READINGS:
+            found.append(said(_FORMAT_READINGS[self.format]))
         if self.short:
-            said.append("years 00 to 68 as 20xx, 69 to 99 as 19xx")
+            found.append(said("reading_years"))
         if bounds := [w for w in self.words if w in numerals.FLAGS]:
-            kind = "marks" if bounds == ["*"] else "limits"
-            said.append(f"{kind} ({' '.join(bounds)}) as the number and a flag")
+            key = "reading_marks" if bounds == ["*"] else "reading_limits"
+            found.append(said(key, marks=" ".join(bounds)))
         if words := [w for w in self.words if w not in numerals.FLAGS]:
-            said.append(f"{listed(words)} as a flag of its own")
+            found.append(said("reading_words", words=listed(words)))
         if self.missing:
-            said.append(f"{listed(self.missing)} as no value")
+            found.append(said("reading_missing", words=listed(self.missing)))
         if self.kind == "boolean" and self.spellings:
             true, false = (
-                [w for w in self.spellings if (w.lower() in TRUE) is truth]
+                listed([w for w in self.spellings if (w.lower() in TRUE) is truth])
                 for truth in (True, False)
             )
-            said.append(f"{listed(true)} as true, {listed(false)} as false")
+            found.append(said("reading_truth", true=true, false=false))
         elif self.spellings:
-            said.append(f"{listed(self.spellings)} as another spelling")
+            found.append(said("reading_spelling", words=listed(self.spellings)))
         if self.kind == "text":
-            said.append(f"free text, hashed by {self.format}")
-        return tuple(said)
+            found.append(said(f"reading_text_{self.format}"))
+        return tuple(found)
 
 
 def infer(raw: RawColumn, *, forced: str | None = None) -> Column:
@@ -144,7 +156,7 @@ def infer(raw: RawColumn, *, forced: str | None = None) -> Column:
         return _number(Column(name, "number"), plain)
     present = series.dropna()
     if not len(present):
-        return Column(name, "dropped", reason="no value in any row")
+        return Column(name, "dropped", reason=said("reason_empty"))
     if forced == "category":
         return _category(name, raw.texts, forced=True)
     if types.is_bool_dtype(present) or all(isinstance(v, bool) for v in present.head(99)):
@@ -164,7 +176,7 @@ def _text(raw: RawColumn, forced: str | None) -> Column:
     source, name, texts = raw.source, raw.name, raw.texts
     present = texts.dropna()
     if not len(present):
-        return Column(name, "dropped", reason="no value in any row")
+        return Column(name, "dropped", reason=said("reason_empty"))
     if (boolean := _truth_column(name, present)) is not None:
         return boolean
     zeros = bool(present.str.match(r"^0\d+$").any())
@@ -290,11 +302,11 @@ def misspelt(
         f"say --na-values {text!r} if it means no value, or --categorical {name} to read the "
         "column as text"
     )
-    raise DataError(
-        f"column {name!r} holds {kind}, but {int(cells.counts[other].sum())} cell(s) are text, "
-        f"first {text!r} in {source.line(row)}; correct them, or "
-        + ("leave the cells empty, which means no value" if new else asked)
+    count = int(cells.counts[other].sum())
+    found = said(
+        "refused_texts", name=name, kind=kind, count=count, text=text, line=source.line(row)
     )
+    raise DataError(found + ("leave the cells empty, which means no value" if new else asked))
 
 
 def _date_column(raw: RawColumn) -> Column | None:
@@ -410,9 +422,9 @@ def _number(column: Column, values: np.ndarray) -> Column:
     if whole and not column.words and _look_like_days(distinct):
         return Column(column.name, "date", format=_DAYS_AS_NUMBERS)
     if whole and known > 1 and known >= _DISTINCT * len(present) and _ID_NAME.search(column.name):
-        reason = "an identifier: another whole number in every row"
+        reason = said("reason_whole")
         if known < len(values):
-            reason = f"an identifier: {known} numbers in {len(values)} rows"
+            reason = said("reason_numbers", numbers=known, rows=len(values))
         return Column(column.name, "dropped", reason=reason)
     return column
 
@@ -431,9 +443,9 @@ def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
     if not forced and len(levels) > _FEW:
         distinct = len(levels) >= _DISTINCT * len(present)
         if distinct and _look_like_identifiers(name, levels):
-            reason = f"an identifier: another code in each of {len(levels)} rows"
+            reason = said("reason_code", rows=len(levels))
             if len(levels) < len(texts):
-                reason = f"an identifier: {len(levels)} codes in {len(texts)} rows"
+                reason = said("reason_codes", codes=len(levels), rows=len(texts))
             return Column(name, "dropped", reason=reason)
         spaces = sum(level.count(" ") for level in levels) / len(levels)
         if spaces + 1 >= _PROSE or len(levels) > len(present) / 2:
@@ -477,8 +489,6 @@ def finite(source: Source, name: str, values: np.ndarray) -> None:
     bad = np.abs(values) > _LARGEST
     if bad.any():
         row = int(np.argmax(bad))
-        what = "infinite value(s)" if np.isinf(values[row]) else f"value(s) beyond {_LARGEST:g}"
-        raise DataError(
-            f"column {name!r} has {int(bad.sum())} {what}, first in {source.line(row)}; correct "
-            "them or leave the cells empty (--na-values TEXT reads a text as no value)"
-        )
+        key = "refused_infinite" if np.isinf(values[row]) else "refused_large"
+        count, line = int(bad.sum()), source.line(row)
+        raise DataError(said(key, name=name, count=count, line=line))

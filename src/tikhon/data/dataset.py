@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from tikhon.data.notice import Notice
-
 if TYPE_CHECKING:
     from tikhon.data.table import Table
+    from tikhon.languages import Sentence
 
 Task = Literal["classification", "regression"]
 _BLOCK = 10_000  # rows that are copied at a time
@@ -40,7 +39,7 @@ class Dataset:
     test: Dataset | None = None
     origin: Mapping[str, object] = field(default_factory=dict)
     table: Table | None = None
-    notices: tuple[Notice, ...] = ()
+    notices: tuple[Sentence, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

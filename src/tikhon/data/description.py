@@ -37,16 +37,18 @@ def describe(source: Dataset, parts: Split) -> dict[str, object]:
                 "kind": column.kind,
                 "missing": _missing(column, cells[:, place]),
                 "inputs": len(inputs[i]),
-                "readings": list(column.readings),
+                "readings": [told.with_text() for told in column.readings],
                 **_cells(column, cells[:, place]),
             }
             for i, (column, place) in enumerate(
                 zip(table.columns, blocks(table.columns), strict=True)
             )
         ],
-        "left_out": [{"name": c.name, "reason": c.reason} for c in table.dropped],
+        "left_out": [
+            {"name": c.name, "reason": c.reason.with_text()} for c in table.dropped if c.reason
+        ],
         "target": _target(parts),
-        "notices": [notice.to_dict() for notice in parts.train.notices],
+        "notices": [notice.with_text() for notice in parts.train.notices],
     }
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from tikhon.data.columns import Column
 from tikhon.data.encoding import blocks
-from tikhon.data.notice import Notice
 from tikhon.data.reading import Source, listed
+from tikhon.languages import Sentence, said
 
 _RARE_CLASS = 0.1
 _UNTOLD = 0.02  # of the errors of a constant answer, that a leak may leave
@@ -25,16 +25,16 @@ _TOTAL = re.compile(
 _SENTINELS = (-1.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, 99.0, 999.0, 9999.0, 99999.0, 999999.0)
 
 
-def readings(columns: Sequence[Column]) -> list[Notice]:
+def readings(columns: Sequence[Column]) -> list[Sentence]:
     """How columns were read that are not written in the usual way."""
-    said = [f"{listed([c.name])}: {c.reading}" for c in columns if c.reading]
-    more = f"; and {len(said) - 12} more" if len(said) > 12 else ""
-    return [Notice("read", "read as " + "; ".join(said[:12]) + more)] if said else []
+    told = [f"{listed([c.name])}: {c.reading}" for c in columns if c.reading]
+    more = f"; and {len(told) - 12} more" if len(told) > 12 else ""
+    return [said("notice_read", columns="; ".join(told[:12]) + more)] if told else []
 
 
-def not_used(columns: Sequence[Column]) -> list[Notice]:
+def not_used(columns: Sequence[Column]) -> list[Sentence]:
     """The columns that are not used, with the reasons, if there are any."""
-    return [Notice("left_out", f"columns not used: {left_out(columns)}")] if columns else []
+    return [said("notice_left_out", columns=left_out(columns))] if columns else []
 
 
 def left_out(columns: Sequence[Column]) -> str:
@@ -43,21 +43,17 @@ def left_out(columns: Sequence[Column]) -> str:
     return shown + (f" and {len(columns) - 8} more" if len(columns) > 8 else "")
 
 
-def text_na(source: Source, target: str) -> list[Notice]:
+def text_na(source: Source, target: str) -> list[Sentence]:
     """Labels that look like "no value"."""
     text = source.frame[target].astype("string").str.strip()
     found = text[text.str.lower().isin(["na", "n/a", "nan", "null", "none"])]
     return [
-        Notice(
-            "text_na",
-            f"{count} rows hold text {word!r} in {target!r}; if it means no value, use "
-            f"--na-values {word}",
-        )
+        said("notice_text_na", rows=int(count), word=str(word), column=target)
         for word, count in found.value_counts().items()
     ]
 
 
-def imbalance(y: np.ndarray, target: Column, task: str) -> list[Notice]:
+def imbalance(y: np.ndarray, target: Column, task: str) -> list[Sentence]:
     """A class that is rare."""
     if task != "classification":
         return []
@@ -65,14 +61,13 @@ def imbalance(y: np.ndarray, target: Column, task: str) -> list[Notice]:
     least = int(shares.argmin())
     if shares[least] >= _RARE_CLASS / (len(shares) / 2):
         return []
-    said = (
-        f"class {target.categories[least]!r} is {shares[least]:.1%} of the rows: accuracy alone "
-        f"misleads (always answering the largest class gives {shares.max():.1%})"
-    )
-    return [Notice("imbalance", said)]
+    name, share, most = target.categories[least], float(shares[least]), float(shares.max())
+    return [said("notice_imbalance", name=name, share=share, most=most)]
 
 
-def leaks(values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: str) -> list[Notice]:
+def leaks(
+    values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: str
+) -> list[Sentence]:
     """Columns that alone tell the target: usually they were written down after it."""
     some = np.random.default_rng(0).permutation(len(y))[
         :_SAMPLE
@@ -93,13 +88,10 @@ def leaks(values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: st
             certain.append(column.name)
         elif share:
             nearly.append((column.name, share))
-    said = [f"{listed(certain)} alone predicts the target"] if certain else []
-    said += [
-        f"{listed([name])} alone predicts the target of {share:.1%} of the rows"
-        for name, share in nearly
+    told = [said("notice_leak", columns=listed(certain))] if certain else []
+    return told + [
+        said("notice_leak_nearly", columns=listed([name]), share=share) for name, share in nearly
     ]
-    ask = ": is it known at prediction time? (--drop leaves it out)"
-    return [Notice("leak", text + ask) for text in said]
 
 
 def _told(cells: np.ndarray, y: np.ndarray, task: str, unordered: bool) -> float:
@@ -148,17 +140,14 @@ def _ranks_agree(cells: np.ndarray, y: np.ndarray) -> bool:
     return many and abs(np.corrcoef(ranks[0], ranks[1])[0, 1]) > 0.9999
 
 
-def identifiers(values: np.ndarray, columns: Sequence[Column]) -> list[Notice]:
+def identifiers(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Numbers that look like identifiers, and are kept."""
     found = [
         column.name
         for column, place in zip(columns, blocks(columns), strict=True)
         if column.kind == "number" and not column.words and _all_different(values[:, place][:, 0])
     ]
-    if not found:
-        return []
-    said = f"{listed(found)}: another whole number in every row; if it is an identifier, --drop it"
-    return [Notice("identifier", said)]
+    return [said("notice_identifier", columns=listed(found))] if found else []
 
 
 def _all_different(cells: np.ndarray) -> bool:
@@ -166,23 +155,23 @@ def _all_different(cells: np.ndarray) -> bool:
     return whole and len(np.unique(cells)) == len(cells) > 20
 
 
-def sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Notice]:
+def sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Numbers such as -999 that repeat far from all others."""
-    said = []
+    found = []
     for column, place in zip(columns, blocks(columns), strict=True):
         if column.kind == "number":
-            said += _sentinels(values[:, place][:, 0], column.name)
-    return said[:8]
+            found += _sentinels(values[:, place][:, 0], column.name)
+    return found[:8]
 
 
-def target_sentinels(y: np.ndarray, name: str) -> list[Notice]:
+def target_sentinels(y: np.ndarray, name: str) -> list[Sentence]:
     """The same of a target, whose rows would be learnt as they are."""
     return _sentinels(y, name)
 
 
-def _sentinels(cells: np.ndarray, name: str) -> list[Notice]:
+def _sentinels(cells: np.ndarray, name: str) -> list[Sentence]:
     present = cells[~np.isnan(cells)]
-    said = []
+    found = []
     for mark in (present.min(), present.max()) if len(present) else ():
         rest = present[present != mark]
         count = len(present) - len(rest)
@@ -190,27 +179,23 @@ def _sentinels(cells: np.ndarray, name: str) -> list[Notice]:
             continue
         width = max(float(np.ptp(rest)), 1e-12)
         if min(abs(mark - rest.min()), abs(mark - rest.max())) > width:
-            text = (
-                f"{listed([name])} is {mark:g} in {count} rows, far from all others; "
-                f"if it means no value, use --na-values {mark:g}"
-            )
-            said.append(Notice("sentinel", text))
-    return said
+            column = listed([name])
+            found.append(said("notice_sentinel", column=column, mark=float(mark), rows=count))
+    return found
 
 
-def totals(source: Source) -> list[Notice]:
+def totals(source: Source) -> list[Sentence]:
     """A last row that sums up the others, as it calls itself."""
     for name in source.frame.columns:
         cells = source.frame[name].to_numpy(object)
         cell = cells[-1]
         if isinstance(cell, str) and _TOTAL.fullmatch(cell) and cell not in cells[:-1]:
-            where = source.line(len(source.frame) - 1)
-            said = f"the last row ({where}) says {cell.strip()!r} in {listed([str(name)])}"
-            return [Notice("total", said + ": if it sums up the others, remove it")]
+            line, column = source.line(len(source.frame) - 1), listed([str(name)])
+            return [said("notice_total", line=line, word=cell.strip(), column=column)]
     return []
 
 
-def in_order(values: np.ndarray, columns: Sequence[Column]) -> list[Notice]:
+def in_order(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Dates that go one way from the first row to the last, where a split draws rows at random."""
     for column, place in zip(columns, blocks(columns), strict=True):
         days = values[:, place][:, 0]
@@ -218,16 +203,11 @@ def in_order(values: np.ndarray, columns: Sequence[Column]) -> list[Notice]:
             continue
         steps = np.diff(days)
         if (steps >= 0).all() or (steps <= 0).all():
-            name = listed([column.name])
-            said = (
-                f"the rows are in the order of {name} and are split at random; if new rows come "
-                f"later, fit, tune and compare hold out the latest with --time {name}"
-            )
-            return [Notice("in_order", said)]
+            return [said("notice_in_order", column=listed([column.name]))]
     return []
 
 
-def repeated(train: Set[int], other: Sequence[int], rows: int, part: str) -> list[Notice]:
+def repeated(train: Set[int], other: Sequence[int], rows: int, part: str) -> list[Sentence]:
     """Rows (inputs and target) of another part that are in the training rows too.
 
     `train` and `other` hold their `digests`, `rows` is how many training rows there are. Tables
@@ -236,13 +216,7 @@ def repeated(train: Set[int], other: Sequence[int], rows: int, part: str) -> lis
     if len(train) < rows / 2 or not other:
         return []
     count = sum(digest in train for digest in other)
-    if not count:
-        return []
-    said = (
-        f"{count} of {len(other)} {part} rows are also in the training rows, target included: "
-        "they do not test new rows (leave duplicates out, or hold them together with --group)"
-    )
-    return [Notice(f"repeated_{part}", said)]
+    return [said(f"notice_repeated_{part}", count=count, rows=len(other))] if count else []
 
 
 def digests(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> Iterator[int]:
@@ -254,13 +228,7 @@ def digests(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> Iterator[int]:
 
 def untested(
     classes: Sequence[str], train: np.ndarray, others: Sequence[np.ndarray]
-) -> list[Notice]:
+) -> list[Sentence]:
     """Classes that have too few rows to be in every part; counts of rows by class."""
     few = [name for i, name in enumerate(classes) if train[i] and min(o[i] for o in others) == 0]
-    if not few:
-        return []
-    said = (
-        f"too few rows to be held out everywhere: class {listed(few)}; learnt from the training "
-        "rows, hardly tested"
-    )
-    return [Notice("untested", said)]
+    return [said("notice_untested", names=listed(few))] if few else []

@@ -14,6 +14,7 @@ from tikhon.data.encoding import blocks, encode
 from tikhon.data.reading import Source, listed
 from tikhon.data.table import Table
 from tikhon.errors import DataError
+from tikhon.languages import said
 
 _LEVELS = 50  # columns that one category becomes at most
 _MANY = 20  # a category with more levels, some of them rare, gives its target means as well
@@ -175,16 +176,16 @@ class Preprocessing:
         known = {name for column in self.columns for name in (column.name, column.name.strip())}
         known |= set(apart)
         extra = [str(name) for name in source.frame.columns if str(name) not in known]
-        found = [f"columns not used: {listed(extra)}"] if extra else []
+        found: list[str] = [said("notice_left_out", columns=listed(extra))] if extra else []
         for column, codes in _coded(values, self.columns):
             if unseen := int((codes == -1).sum()):
-                found.append(f"{column.name!r}: {unseen} value(s) that training never saw")
+                found.append(said("remark_unseen", name=column.name, count=unseen))
         numeric = _numeric(values, self.columns)
         for (name, cells, first), figures in zip(numeric, self.numbers, strict=True):
             if first and not figures.indicator and (gaps := int(np.isnan(cells).sum())):
-                found.append(f"{name!r}: {gaps} cell(s) without a value, training had none")
+                found.append(said("remark_gaps", name=name, count=gaps))
             if far := int((np.abs(_scaled(cells, figures)) > _OUTSIDE).sum()):
-                found.append(f"{name!r}: {far} value(s) far outside those of training")
+                found.append(said("remark_far", name=name, count=far))
         return found
 
     def to_dict(self) -> dict[str, object]:

@@ -29,8 +29,8 @@ from tikhon.data.fields import (
     spaced,
     usual_of,
 )
-from tikhon.data.notice import Notice
 from tikhon.errors import DataError, InputError
+from tikhon.languages import Sentence, said
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +90,7 @@ class Source:
     frame: pd.DataFrame
     name: str
     lines: Sequence[int] = ()  # line of the file for each row, where it has lines
-    notices: tuple[Notice, ...] = ()
+    notices: tuple[Sentence, ...] = ()
     origin: dict[str, object] = field(default_factory=dict)
     format: Format = Format()
     foreign: dict[str, str] = field(default_factory=dict)  # columns of lists and the like
@@ -158,10 +158,10 @@ def read(path: Path, format: Format | None = None, *, content: bytes | None = No
         frame, foreign = typed.workbook(path, content)
     else:
         frame, foreign = typed.arrow(path, content, kind)
-    notice = frame.attrs.pop("notice", None)
+    others = frame.attrs.pop("others", None)
     if format.missing:
         frame = frame.replace(list(format.missing), None)
-    notices = (Notice("sheet", notice),) if notice else ()
+    notices = (said("notice_sheet", others=listed(others)),) if others else ()
     return Source(frame, path.name, (), notices, origin, format, foreign)
 
 
@@ -242,7 +242,7 @@ def _unzipped(path: Path, content: bytes) -> bytes:
 
 def _preamble(
     text: str, separator: str | None
-) -> tuple[TextLines, str | None, tuple[Notice, ...]]:
+) -> tuple[TextLines, str | None, tuple[Sentence, ...]]:
     """The text with blank lines for what stands above its header, and the separator told there.
 
     `sep=;` is a spreadsheet's; lines with a # are comments unless they have the header's fields.
@@ -257,8 +257,7 @@ def _preamble(
     lines = comments[0].splitlines()
     if any(0 < line.count(mark) == header.count(mark) for line in lines for mark in marks):
         return TextLines(text), separator, ()
-    said = f"{len(lines)} lines above the header begin with '#' and are left out"
-    notice = Notice("comments", said)
+    notice = said("notice_comments", count=len(lines))
     return TextLines("\n" * len(lines) + text[comments.end() :]), separator, (notice,)
 
 
@@ -266,7 +265,7 @@ def _csv(
     path: Path,
     text: TextLines,
     told: str | None,
-    said: tuple[Notice, ...],
+    above: tuple[Sentence, ...],
     format: Format,
     origin: dict[str, object],
 ) -> Source:
@@ -276,7 +275,7 @@ def _csv(
     header, rows, lines, skipped = _scan(path, text, separator, keep=format.bad_rows == "skip")
     if not lines and len(header) > 1 and {width for _, width in skipped} == {len(header) + 1}:
         if more := _one_more(text, separator, header):
-            header, said = more[0], (*said, more[1])
+            header, above = more[0], (*above, more[1])
             lines, skipped = [line for line, _ in skipped], []
     empty = _nameless(text, separator, header)
     header = _tidy_header(path, header, separator[0], empty)
@@ -284,7 +283,6 @@ def _csv(
         raise DataError(_wrong_length(path, header, lines, skipped))
     if not lines:
         raise DataError(f"no data rows in {path}: it holds the header alone")
-    said = (*said, *_headless(header))
     if skipped:
         text = TextLines(_joined([header, *rows], separator[0]))
     try:
@@ -301,23 +299,20 @@ def _csv(
         )
     except (ValueError, pd.errors.ParserError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    notices = [*said]
+    notices = [*above, *_headless(header)]
     if empty:
         frame = frame.drop(columns=[header[i] for i in empty])
-        none = f"{len(empty)} columns have neither a name nor a value and are left out"
-        notices.append(Notice("nameless", none))
+        notices.append(said("notice_nameless", count=len(empty)))
     if skipped:
-        notices.append(
-            Notice("wrong_length", f"{len(skipped)} rows of the wrong length were left out")
-        )
+        notices.append(said("notice_wrong_length", count=len(skipped)))
     if told is None and separator[0] != usual_of(path):
-        notices.append(Notice("separator", f"fields are separated by {separator[0]!r}"))
+        notices.append(said("notice_separator", mark=separator[0]))
     return Source(frame, path.name, lines, tuple(notices), origin, format)
 
 
 def _one_more(
     text: TextLines, separator: str, header: list[str]
-) -> tuple[list[str], Notice] | None:
+) -> tuple[list[str], Sentence] | None:
     """The header where every row has one field more: names of rows in front, or an empty end.
 
     None where it may as well be that the header lacks a name.
@@ -325,14 +320,13 @@ def _one_more(
     with long_fields():
         rows = [row for row in rows_of(text, separator) if row][1:]
     if not any(row[-1].strip() for row in rows):
-        return [*header, ""], Notice("row_ends", "every row ends with a separator")
+        return [*header, ""], said("notice_row_ends")
     first = [row[0] for row in rows]
     counted = first == [str(i) for i in range(1, len(rows) + 1)]
     named = len(set(first)) == len(rows) and not any(re.match(r"[-+.\d\s]|$", t) for t in first)
     if len(rows) < 2 or not (counted or named):
         return None
-    said = "every row has one field more than the header: the first is the name of the row"
-    return ["", *header], Notice("row_names", said)
+    return ["", *header], said("notice_row_names")
 
 
 def _wrong_length(
@@ -404,15 +398,14 @@ _ENCODINGS = ("shift_jis", "cp1252", "cp1250", "cp1251")
 _HALF_WIDTH = re.compile("[\uff61-\uff9f]")  # what shift_jis makes of letters with accents
 
 
-def _headless(header: Sequence[str]) -> list[Notice]:
+def _headless(header: Sequence[str]) -> list[Sentence]:
     """That the first line looks like a row: numbers among its names that count no columns."""
     numbers = [name for name in header if re.fullmatch(r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", name)]
     counts = [str(i) for i in range(len(header) + 1)]
     years = all(re.fullmatch(r"(19|20)\d\d", name) for name in numbers)
     if len(numbers) < 2 or set(numbers) <= set(counts) or years:
         return []
-    said = f"the first line is taken as names, and {listed(numbers)} may be cells of a row: is "
-    return [Notice("headless", said + "the header missing?")]
+    return [said("notice_headless", cells=listed(numbers))]
 
 
 def _scan(

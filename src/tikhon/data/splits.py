@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from tikhon.data.dataset import Dataset
-from tikhon.data.notice import Notice
 from tikhon.data.noticing import digests, repeated, untested
 from tikhon.data.preprocessing import Preprocessing
 from tikhon.errors import DataError, InputError
+from tikhon.languages import Sentence, said
 from tikhon.numbers import checked_seed
 
-Notices = Sequence[Notice]
+Notices = Sequence[Sentence]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +99,14 @@ def _drawable(data: Dataset, count: int) -> tuple[Tensor, object]:
     if count >= len(rows):
         least = int(sizes.argmin())
         raise DataError(
-            f"{data.name}: class {data.classes[least]!r} has {int(sizes[least])} row(s) left "
-            f"and {count} rows are to be held out for {len(data.classes)} classes; "
-            "give more rows or a smaller fraction"
+            said(
+                "refused_class",
+                data=data.name,
+                name=data.classes[least],
+                rows=int(sizes[least]),
+                held=count,
+                classes=len(data.classes),
+            )
         )
     left = torch.bincount(data.y[rows], minlength=len(data.classes))
     possible = count >= int((left > 0).sum()) and int(left[left > 0].min()) > 1
@@ -142,7 +147,7 @@ def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     else:
         assert table.groups is not None
         if (groups := len(np.unique(table.groups))) < 2:
-            raise DataError(f"{data.name}: {groups} group(s) cannot be split; give more groups")
+            raise DataError(f"{data.name}: {groups} group cannot be split; give more groups")
         splitter = GroupShuffleSplit(1, test_size=count / len(data.x), random_state=seed)
         kept, drawn = next(splitter.split(np.zeros(len(data.x)), groups=table.groups))
     kept, drawn = torch.from_numpy(kept), torch.from_numpy(drawn)

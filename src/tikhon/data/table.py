@@ -19,6 +19,7 @@ from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Format, Source, read
 from tikhon.data.target import read_target
 from tikhon.errors import DataError, InputError, unknown
+from tikhon.languages import Sentence, said
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +159,7 @@ def _check_names(source: Source, names: list[str], options: TableOptions) -> Non
                     "separates the fields with --sep"
                 )
             shown = unknown("column", name, names)
-            doubt = next((f"; {n}" for n in source.notices if n.kind == "headless"), "")
+            doubt = next((f"; {n}" for n in source.notices if n.key == "notice_headless"), "")
             raise InputError(f"{source.name}: {shown}{doubt}")
 
 
@@ -184,8 +185,8 @@ def _features(
             column = Column(name, "dropped", reason=_sameness(source, name, values[0]))
         dropped.append(column)
     if not kept:
-        said = f"; dropped: {noticing.left_out(dropped)}" if dropped else ""
-        raise DataError(f"{source.name}: no column is left to learn from{said}")
+        why = f"; dropped: {noticing.left_out(dropped)}" if dropped else ""
+        raise DataError(f"{source.name}: no column is left to learn from{why}")
     return tuple(kept), side_by_side(parts), tuple(dropped)
 
 
@@ -195,13 +196,13 @@ def _constant(values: np.ndarray) -> bool:
     return bool(np.all((values == first) | (np.isnan(values) & np.isnan(first))))
 
 
-def _sameness(source: Source, name: str, encoded: np.ndarray) -> str:
+def _sameness(source: Source, name: str, encoded: np.ndarray) -> Sentence:
     """Why a column whose rows are encoded alike is left out."""
     cells = cast("pd.Series", source.frame[name]).dropna().astype(str)
-    shown = repr(cells.iloc[0][:40])
+    value = cells.iloc[0][:40]
     if len(cells.unique()) > 1 and abs(encoded[0]) >= _WHOLE:
-        return f"{shown} and the others are one number, to the 16 digits that a number has"
-    return f"the same value {shown} in all rows"
+        return said("reason_digits", value=value)
+    return said("reason_same", value=value)
 
 
 def _split_columns(

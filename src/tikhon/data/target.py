@@ -12,10 +12,10 @@ import numpy as np
 from tikhon.data import numerals
 from tikhon.data.cells import TRUE, Cells, level_of, truths
 from tikhon.data.columns import Column, decimal_mark, finite
-from tikhon.data.notice import Notice
 from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
+from tikhon.languages import Sentence, said
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ class TargetColumn:
     task: str
     why: str
     source: Source  # the rows that have a target
-    notices: tuple[Notice, ...]
+    notices: tuple[Sentence, ...]
 
 
 def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
@@ -53,9 +53,11 @@ def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
         raise DataError(f"{source.name}: the target {name!r} is empty in every row")
     notices = []
     if empty.any():
-        said = f" ({listed(cells.missing)} read as no value)" if found and cells.missing else ""
-        kind, count = "no_target_read" if said else "no_target", int(empty.sum())
-        notices = [Notice(kind, f"rows without a {name!r}, left out: {count}" + said)]
+        count = int(empty.sum())
+        notices = [said("notice_no_target", name=name, count=count)]
+        if found and cells.missing:
+            words = listed(cells.missing)
+            notices = [said("notice_no_target_read", name=name, count=count, words=words)]
         source = _rows(source, ~empty)
         raw = RawColumn(source, name)
         cells = raw.cells
@@ -65,7 +67,7 @@ def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
         return _classes(source, name, cells, task, None, notices)
     column, values = found[0], found[1][~empty]
     if column.reading:
-        notices.append(Notice("target_read", f"{name!r}: {column.reading}"))
+        notices.append(said("notice_target_read", name=name, reading=column.reading))
     levels = len(np.unique(values))
     whole = bool(np.all(values == np.floor(values)))
     few = levels == 2 or (whole and levels <= min(_FEW, max(2, len(values) // 5)))
@@ -140,7 +142,7 @@ def _classes(
     cells: Cells,
     task: str | None,
     values: np.ndarray | None,
-    notices: Sequence[Notice],
+    notices: Sequence[Sentence],
 ) -> TargetColumn:
     """Classes: spellings of one label are one class, and said."""
     if task == "regression":
@@ -174,9 +176,9 @@ def _classes(
         for key in shown
         if len(spellings[key]) > 1
     ]
-    said = [Notice("merged", f"labels {one} of {name!r} are one class") for one in merged]
+    told = [said("notice_merged", labels=labels, name=name) for labels in merged]
     if values is None:
-        said += _close(name, [label[key] for key in shown])
+        told += _close(name, [label[key] for key in shown])
     code = {key: i for i, key in enumerate(shown)}
     y = np.array([code[key] for key in keys], np.int64)[cells.codes]
     if task is None:
@@ -185,7 +187,7 @@ def _classes(
     else:
         why = f"{task}: as asked for"
     column = Column(name, "category", categories=tuple(label[key] for key in shown))
-    return TargetColumn(column, y, "classification", why, source, (*notices, *said))
+    return TargetColumn(column, y, "classification", why, source, (*notices, *told))
 
 
 def _values_of(cells: Cells, values: np.ndarray) -> list[float]:
@@ -202,19 +204,16 @@ def _label_keys(texts: Sequence[str]) -> list[str]:
     return [level_of(text) for text in texts]
 
 
-def _blanks(source: Source, name: str) -> list[Notice]:
+def _blanks(source: Source, name: str) -> list[Sentence]:
     """Labels that differ in outer blanks alone, which `texts_of` takes away."""
     raw = cast("pd.Series", source.frame[name]).dropna().astype("string")
     different = raw.drop_duplicates()
     stripped = different.str.strip()
     twice = [str(text) for text in different[stripped.duplicated(keep=False).to_numpy()]]
-    if not twice:
-        return []
-    said = f"labels {listed(sorted(twice))} of {name!r} differ only in blanks: one class"
-    return [Notice("blanks", said)]
+    return [said("notice_blanks", labels=listed(sorted(twice)), name=name)] if twice else []
 
 
-def _close(name: str, labels: Sequence[str]) -> list[Notice]:
+def _close(name: str, labels: Sequence[str]) -> list[Sentence]:
     """Single letters that differ in capitals alone, and labels that differ in the marks at their
     end (`>50K.`), are kept apart, and said.
     """
@@ -222,10 +221,7 @@ def _close(name: str, labels: Sequence[str]) -> list[Notice]:
     found = [label for label in letters if label.swapcase() in set(labels) - {label}]
     bare = [re.sub(r"[\s.,;:!]+$", "", label).lower() for label in labels]
     found += [label for label, b in zip(labels, bare) if len(label) > 1 and bare.count(b) > 1]
-    if not found:
-        return []
-    said = f"labels {listed(found)} of {name!r} are kept as different classes"
-    return [Notice("kept_apart", said)]
+    return [said("notice_kept_apart", labels=listed(found), name=name)] if found else []
 
 
 def _refuse_constants(source: Source, name: str, levels: int, cells: Cells) -> None:

@@ -178,7 +178,7 @@ def workbook(path: Path, content: bytes) -> Frame:
     }
     frame, foreign = frame_of(cells)
     if others:
-        frame.attrs["notice"] = f"the first sheet is read, not {', '.join(map(repr, others[:8]))}"
+        frame.attrs["others"] = others
     return frame, foreign
 
 

@@ -68,6 +68,10 @@ class Sentence(str):
         values = {n: v.to_dict() if isinstance(v, Sentence) else v for n, v in self.values.items()}
         return {"key": self.key, "values": values}
 
+    def with_text(self) -> dict[str, object]:
+        """The same with the sentence itself, for files that people read too."""
+        return {"text": str(self), **self.to_dict()}
+
 
 def said(key: str, /, **values: Value) -> Sentence:
     """The sentence of a key.

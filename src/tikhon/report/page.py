@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar, cast
 
 from tikhon.errors import InputError, unknown
 from tikhon.languages import filled, strings
 from tikhon.numbers import number as number
 from tikhon.runs.documents import SavedSentence
 
+Part = TypeVar("Part")
 LANGUAGES = {"en": "en", "zh": "zh-CN"}  # our name -> the HTML `lang`
 Level = Literal["good", "watch", "bad", "plain"]
 
@@ -53,12 +54,19 @@ def label(saved: SavedSentence) -> Label:
     return say(saved["key"], **{k: label(v) if isinstance(v, dict) else v for k, v in values})
 
 
-def joined(parts: Sequence[Label | str]) -> Label | str | None:
+def told(saved: object) -> Label | Name:
+    """A saved sentence; older runs have its text alone."""
+    if not isinstance(saved, Mapping):
+        return Name(str(saved), 400)
+    return label(cast("SavedSentence", saved)) if "key" in saved else Name(str(saved["text"]), 400)
+
+
+def joined(parts: Sequence[Part]) -> Part | Label | None:
     """All parts as one text, in their order; None for none."""
-    told: Label | str | None = None
+    found: Part | Label | None = None
     for part in reversed(parts):
-        told = part if told is None else say("evidence_and", first=part, rest=told)
-    return told
+        found = part if found is None else say("evidence_and", first=part, rest=found)
+    return found
 
 
 @dataclass(frozen=True)

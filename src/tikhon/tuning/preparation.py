@@ -112,7 +112,7 @@ def make_job(
     least = 2 if job.metric is None else LEAST_BLOCKED
     if (scored := len(job.scored[1])) < least:
         raise InputError(
-            f"trials are compared on {scored} row(s), and what chooses among them needs {least} "
+            f"trials are compared on rows: {scored}, and what chooses among them needs {least} "
             "to tell differences from chance: give more rows in valid, or folds"
         )
     return job

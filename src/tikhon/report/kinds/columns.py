@@ -7,8 +7,18 @@ from typing import Any
 
 from tikhon.report import charts
 from tikhon.report.kinds.parts import entries
-from tikhon.report.kinds.sentences import sentence, told
-from tikhon.report.page import Block, Chart, Label, Name, PageTable, Section, joined, number, say
+from tikhon.report.page import (
+    Block,
+    Chart,
+    Label,
+    Name,
+    PageTable,
+    Section,
+    joined,
+    number,
+    say,
+    told,
+)
 from tikhon.report.saved import SavedRun
 
 PARTS = ("train", "valid", "test")
@@ -57,16 +67,16 @@ def _held(column: Mapping[str, Any]) -> Name | Label:
         held = f"{number(column['mean'])} ± {number(column['deviation'])}"
     elif "first" in column:
         held = f"{column['first']} – {column['last']}"
-    how = joined([sentence(part, "reading_") for part in column.get("readings") or ()])
+    how = joined([told(part) for part in column.get("readings") or ()])
     if held and how:
         return say("held_and_read", held=held, how=how)
-    return how if isinstance(how, Label) else Name(held or how or "–")
+    return how or Name(held or "–")
 
 
 def left_out(table: Mapping[str, Any]) -> PageTable | None:
     """The columns that the model does not see, each with the reason."""
     rows = tuple(
-        (Name(str(column["name"])), told(str(column["reason"]), "reason_"))
+        (Name(str(column["name"])), told(column["reason"]))
         for column in table.get("left_out") or ()
     )
     head = (say("column"), say("reason"))
@@ -99,19 +109,22 @@ def figures(target: Mapping[str, object]) -> PageTable | None:
 
 def noticed(table: Mapping[str, Any]) -> PageTable | None:
     """What was noticed: suspected leaks, rows that stand in two parts, unusual cells."""
-    rows = tuple(
-        (told(notice["text"], f"notice_{notice['kind']}"),)
-        for notice in table.get("notices") or ()
-        if notice["kind"] not in ("left_out", "read")  # they have tables of their own
-    )
+    apart = ("notice_left_out", "notice_read")  # they have tables of their own
+    notices = [n for n in table.get("notices") or () if _key(n) not in apart]
+    rows = tuple((told(notice),) for notice in notices)
     return PageTable(say("notices_caption"), (say("notice"),), rows) if rows else None
 
 
 def leak(run: SavedRun) -> Label | Name | None:
     """The columns that alone tell the target, if there are some."""
     table = entries(entries(run.config.get("data")).get("table"))
-    found = [n["text"] for n in table.get("notices") or () if n["kind"] == "leak"]
-    return told(found[0], "notice_leak") if found else None
+    found = [n for n in table.get("notices") or () if _key(n).startswith("notice_leak")]
+    return told(found[0]) if found else None
+
+
+def _key(notice: Mapping[str, Any]) -> str:
+    """The key of a notice; older runs have its kind."""
+    return str(notice.get("key") or f"notice_{notice['kind']}")
 
 
 def importances(run: SavedRun) -> Section | None:

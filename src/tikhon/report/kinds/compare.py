@@ -9,7 +9,6 @@ from typing import Any
 from tikhon.numbers import alike
 from tikhon.report import charts, layer_charts
 from tikhon.report.kinds import parts
-from tikhon.report.kinds.sentences import told
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -26,6 +25,7 @@ from tikhon.report.page import (
     say,
     seconds,
     strength,
+    told,
 )
 from tikhon.report.saved import SavedRun
 from tikhon.runs.documents import Number
@@ -121,7 +121,7 @@ def more(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Label
     if rows and constant and run.result["constant"]["beaten"]:
         found.append(say("compare_beside", **constant))
     if notice := run.result.get("notice"):
-        found.append(told(f"The budget was short: {notice}.", "compare_short"))
+        found.append(told(notice))
     return tuple(found)
 
 

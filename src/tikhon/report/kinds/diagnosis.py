@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Mapping
+from functools import cache
 from typing import Literal
 
 from tikhon.languages import strings
 from tikhon.options import without
 from tikhon.report import charts, layer_charts
 from tikhon.report.kinds import parts
-from tikhon.report.kinds.sentences import told as phrase
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -363,8 +364,20 @@ def treatments(results: list[SavedTreatment], best: SavedTreatment | None) -> Se
 def named(treatment: str) -> Label | Name:
     """What was tried, in the page's languages: one edit, or several joined by a plus."""
     first, plus, rest = treatment.partition(" + ")
-    one = phrase(first, "treatment_")
+    matches = ((key, pattern.fullmatch(first)) for key, pattern in _treatments().items())
+    found = next(((key, m.groupdict()) for key, m in matches if m), None)
+    one = Name(first, 400) if found is None else say(found[0], **found[1])
     return say("treatments_both", first=one, rest=named(rest)) if plus else one
+
+
+@cache
+def _treatments() -> dict[str, re.Pattern[str]]:
+    """The names of treatments: their English is the pattern, with places for numbers."""
+    names = {k: words for k, words in strings("en").items() if k.startswith("treatment_")}
+    return {
+        key: re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(words)))
+        for key, words in names.items()
+    }
 
 
 def _treatment(a: SavedTreatment, lasted: bool) -> tuple[Cell, ...]:
