@@ -58,9 +58,10 @@ def curves(run: SavedRun) -> Page:
 
 def shoot(page: Path, name: str, width: int, height: int, *, bare: bool = False) -> None:
     """One picture of a page in light and one in dark."""
-    for dark in (False, True):
-        tab = browser.Tab(browser.executable())
-        try:
+    chromium = browser.Browser(browser.executable())
+    try:
+        for dark in (False, True):
+            tab = browser.Tab(chromium)
             tab.size(width, height, dark=dark, scale=2)
             tab.open(page.as_uri(), ready=DRAWN)
             if bare:
@@ -72,8 +73,9 @@ def shoot(page: Path, name: str, width: int, height: int, *, bare: bool = False)
                 tab.wait(WIDE)
             IMAGES.mkdir(exist_ok=True)
             tab.screenshot(IMAGES / f"{name}{'-dark' if dark else ''}.png")
-        finally:
             tab.close()
+    finally:
+        chromium.close()
 
 
 def main() -> None:

@@ -31,11 +31,10 @@ def executable() -> str:
     pytest.skip("no Chromium on this machine: install it to run the browser tests")
 
 
-class Tab:
-    """One page of a fresh browser, with everything that it logged and asked for."""
+class Browser:
+    """One Chromium, which many pages may share: each has cookies and storage of its own."""
 
-    def __init__(self, path: str, limit: float = 60.0) -> None:
-        self.deadline = time.monotonic() + limit
+    def __init__(self, path: str) -> None:
         self.folder = tempfile.mkdtemp()
         ours, theirs = os.pipe(), os.pipe()
         ends = [fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (ours[0], theirs[1])]
@@ -55,33 +54,29 @@ class Tab:
         for fd in (ours[0], theirs[1], *ends):
             os.close(fd)
         self.write_end, self.read_end, self.rest = ours[1], theirs[0], b""
-        self.count, self.session = 0, None
-        self.events: list[dict[str, Any]] = []
-        target = next(
-            t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"
-        )
-        attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        self.session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
+        self.count = 0
+        self.events: dict[str | None, list[dict[str, Any]]] = {}
 
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command and its answer; events that come in between are kept."""
+    def call(
+        self, method: str, session: str | None = None, *, limit: float = 60.0, **params: Any
+    ) -> dict[str, Any]:
+        """One command and its answer; events that come in between are kept by session."""
         self.count += 1
         message: dict[str, Any] = {"id": self.count, "method": method, "params": params}
-        if self.session:
-            message["sessionId"] = self.session
+        if session:
+            message["sessionId"] = session
         os.write(self.write_end, json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + limit
         while True:
-            answer = self._receive()
+            answer = self._receive(deadline)
             if answer.get("id") == self.count:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 return answer["result"]
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self.rest:
-            left = self.deadline - time.monotonic()
+            left = deadline - time.monotonic()
             if left <= 0 or not select.select([self.read_end], [], [], left)[0]:
                 raise TimeoutError("the browser did not answer in time")
             chunk = os.read(self.read_end, 1 << 20)
@@ -91,8 +86,41 @@ class Tab:
         line, self.rest = self.rest.split(b"\0", 1)
         message = json.loads(line)
         if "method" in message:
-            self.events.append(message)
+            self.events.setdefault(message.get("sessionId"), []).append(message)
         return message
+
+    def close(self) -> None:
+        """End the browser and remove its folder."""
+        try:
+            self.call("Browser.close")
+            self.process.wait(timeout=10)
+        except (OSError, RuntimeError, TimeoutError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
+        os.close(self.write_end)
+        os.close(self.read_end)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Tab:
+    """One page of a browser, with everything that it logged and asked for."""
+
+    def __init__(self, browser: Browser, limit: float = 60.0) -> None:
+        self.browser, self.deadline = browser, time.monotonic() + limit
+        self.context = browser.call("Target.createBrowserContext")["browserContextId"]
+        target = browser.call(
+            "Target.createTarget", url="about:blank", browserContextId=self.context
+        )
+        attached = browser.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self.session = attached["sessionId"]
+        self.events = browser.events.setdefault(self.session, [])
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """One command to the page and its answer."""
+        left = max(self.deadline - time.monotonic(), 0.0)
+        return self.browser.call(method, self.session, limit=left, **params)
 
     def open(self, url: str, ready: str = "true") -> None:
         """Navigate, and wait until the expression `ready` is true."""
@@ -173,14 +201,5 @@ class Tab:
         return [url for url in urls if not url.startswith(("data:", "blob:"))]
 
     def close(self) -> None:
-        """End the browser and remove its folder."""
-        self.session = None
-        try:
-            self.call("Browser.close")
-            self.process.wait(timeout=10)
-        except (OSError, RuntimeError, TimeoutError, subprocess.TimeoutExpired):
-            self.process.kill()
-            self.process.wait()
-        os.close(self.write_end)
-        os.close(self.read_end)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Close the page and forget what it stored."""
+        self.browser.call("Target.disposeBrowserContext", browserContextId=self.context)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import browser
+
 # every run draws the same examples; --hypothesis-profile=default draws new ones
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -22,3 +24,19 @@ def shared_data() -> Path:
     if not (path / "index.json").exists():
         pytest.skip("benchmark data sets absent: set TIKHON_BENCHMARK_DATA to their folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """One browser for all tests of a worker."""
+    opened = browser.Browser(browser.executable())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def tab(chromium):
+    """A page with nothing stored."""
+    opened = browser.Tab(chromium, limit=120)
+    yield opened
+    opened.close()

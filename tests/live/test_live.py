@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-import browser
 from sample_runs import fit_run
 
 pytest.importorskip("uvicorn", reason="the extra `live` holds uvicorn")
@@ -46,13 +45,6 @@ def running(tmp_path):
     process.terminate()
     process.wait(timeout=20)
     process.stdout.close()
-
-
-@pytest.fixture
-def tab():
-    opened = browser.Tab(browser.executable(), limit=120)
-    yield opened
-    opened.close()
 
 
 @pytest.mark.browser

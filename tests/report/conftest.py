@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-import browser
 from sample_runs import compare_run, cure_run, demo_run, diagnosis_run, fit_run, path_run, tune_run
 
 HOSTILE = "<img src=x onerror=alert(1)>{}</script><script>alert(2)</script>"
@@ -46,10 +45,3 @@ def cured(tmp_path_factory):
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory):
     return compare_run(tmp_path_factory.mktemp("runs") / "compare")
-
-
-@pytest.fixture
-def tab():
-    opened = browser.Tab(browser.executable())
-    yield opened
-    opened.close()
