@@ -243,6 +243,10 @@ def test_vmap_takes_the_general_prox():
     assert torch.vmap(lambda row: torch.tensor(kernels.prox_(tk.L1(0.3), row, 1.0)))(w).sum() == 0
 
 
+ONCE = pytest.mark.parametrize("route", ["C"], indirect=True)  # it does not depend on the route
+
+
+@ONCE
 def test_a_compiler_that_fails_is_replaced_silently(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", f"{tmp_path}/none -with 'an option'")
     native.library.cache_clear()
@@ -257,6 +261,7 @@ def test_a_compiler_that_fails_is_replaced_silently(monkeypatch, tmp_path):
     native.library.cache_clear()
 
 
+@ONCE
 def test_the_switch_in_the_environment(monkeypatch):
     native.library.cache_clear()
     with monkeypatch.context() as patch:
@@ -268,6 +273,7 @@ def test_the_switch_in_the_environment(monkeypatch):
     native.library.cache_clear()
 
 
+@ONCE
 def test_the_library_is_built_once_and_from_the_size_set(monkeypatch):
     built = []
     monkeypatch.setattr(native, "library", lambda dtype: built.append(dtype))

@@ -275,7 +275,7 @@ def test_zeros_last_in_the_copies_too_and_the_minimum_is_exact(kind, penalty):
     goal = torch.tensor([[1.0, -0.1], [-0.2, 0.1], [-0.9, 0.8]], dtype=torch.float64)
     optimizer = kind(model.parameters(), lr=0.3)
     tk.regularize(model, optimizer, penalty)
-    for _ in range(1500):
+    for _ in range(600):
         model.weight.grad = model.weight.detach() - goal
         optimizer.step()
     used, state = model.weight.detach(), optimizer.state[model.weight]
@@ -602,7 +602,7 @@ class OwnRate(torch.optim.Optimizer):
         self.steps += 1
         for group in self.param_groups:
             for p in group["params"]:
-                p.sub_(0.1 / self.steps**0.5 * p.grad)
+                p.sub_(0.3 / self.steps**0.5 * p.grad)
 
 
 @pytest.mark.parametrize("term", [tk.L1(0.1), tk.L2(0.1), tk.L2Ball(0.5)], ids=repr)
@@ -612,7 +612,7 @@ def test_an_optimizer_that_finds_its_own_rate_is_served(term):
     optimizer = OwnRate(model.parameters())
     tk.regularize(model, optimizer, term)
     goal = torch.tensor([[1.0, 0.05, -1.0]])
-    for _ in range(4000):
+    for _ in range(500):
         optimizer.zero_grad()
         (model.weight - goal).square().sum().div(2).backward()
         optimizer.step()
@@ -648,7 +648,7 @@ def test_gradients_that_are_differentiated_again_keep_their_graph(penalty):
     goal = torch.tensor([[1.0, -0.1], [-0.2, 0.1], [-0.9, 0.8]], dtype=torch.float64)
     optimizer = OfSecondOrder(model.parameters(), lr=0.5)
     tk.regularize(model, optimizer, penalty)
-    for _ in range(800):
+    for _ in range(120):
         optimizer.zero_grad()
         (model.weight - goal).square().sum().div(2).backward(create_graph=True)
         own = model.weight.grad
@@ -706,7 +706,7 @@ def test_zeros_are_also_in_an_average_for_evaluation(kind, penalty):
     goal = torch.tensor([[1.0, -0.1], [-0.2, 0.1], [-0.9, 0.8]], dtype=torch.float64)
     optimizer = kind(model.parameters(), lr=0.1)
     reg = tk.regularize(model, optimizer, penalty)
-    for step in range(600):
+    for step in range(240):
         model.weight.grad = model.weight.detach() - goal
         optimizer.step()
         if step % 50 == 20:

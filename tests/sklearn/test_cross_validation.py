@@ -30,11 +30,10 @@ SMALL = {"alphas": [1e-3, 1e-2], "cv": 2, "max_iter": 4, "learning_rate_init": 0
 POPULATION = {"search": "population", "max_iter": 3}
 
 
+# each class and each search once: they meet in no check
 @parametrize_with_checks(
     [
         RegularizedClassifierCV((8,), **SMALL),
-        RegularizedRegressorCV((8,), **SMALL),
-        RegularizedClassifierCV((8,), **SMALL | POPULATION),
         RegularizedRegressorCV((8,), **SMALL | POPULATION),
     ]
 )
