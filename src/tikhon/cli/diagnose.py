@@ -102,7 +102,7 @@ def diagnose(
         model, data, loss, optimizer, valid, penalty, target=target, seed=seed, terminal=terminal
     )
     found = examine(**program, steps=steps, batch_size=batch_size, seed=seed, clip=clip)
-    terminal.say(whole(found) if full else str(found))
+    terminal.say(whole(found.record, found.findings) if full else str(found))
     conclude(terminal, run, found)
     limit = SEVERITIES.index(fail_on) if fail_on is not None else len(SEVERITIES)
     worst = max((SEVERITIES.index(f.severity) for f in found.findings), default=-1)

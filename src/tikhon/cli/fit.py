@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,53 +15,15 @@ from tikhon.cli.options import (
     RecipeGiven,
     Strengths,
 )
-from tikhon.cli.tables import Rows, TableArguments
+from tikhon.cli.request import ModelOptions, Request, Shares
+from tikhon.cli.tables import Rows
 from tikhon.options import (
-    DATA,
-    MODEL,
-    MODELS,
     MODES,
     OUTPUT,
     REGULARIZATION,
     TrainingOptions,
-    option,
     options_of,
 )
-
-
-@dataclass(frozen=True)
-class Shares:
-    """How the rows are divided."""
-
-    valid: float = option(0.2, "Share of the rows for validation.", float, DATA)
-    test: float = option(
-        0.2, "Share for testing; not used where the data bring their own.", float, DATA
-    )
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """What is trained, and what is made of it."""
-
-    model: str = option(
-        "mlp",
-        "linear, mlp, mlp:300,100, mlp-784-128-10, spline:mlp, lenet5, convnet.",
-        str,
-        MODEL,
-        metavar="MODEL",
-        names=MODELS,
-    )
-    compact: bool = option(
-        False, "Cut exact zeros out: a smaller model with equal outputs.", bool, MODEL
-    )
-    export: str | None = option(
-        None, "Also write the model as: onnx.", str, MODEL, metavar="FORMAT", names=("onnx",)
-    )
-    linear: bool = option(True, "Also train a linear model, as a baseline.", bool, MODEL)
-    importances: bool = option(
-        True, "Measure which columns of a table the model relies on.", bool, MODEL
-    )
-
 
 _told = options_of(TrainingOptions)
 _told["epochs"] = (_told["epochs"][0], None)  # left out, it trains as long as it improves
@@ -91,24 +51,6 @@ RecipeFile = Annotated[
     flag("Recipe from a .toml or .json file or a run's folder.", REGULARIZATION, "FILE"),
 ]
 CheckpointEvery = Annotated[float, flag("Seconds between checkpoints.", OUTPUT)]
-
-
-@dataclass(frozen=True)
-class Request:
-    """All that `tikhon fit` was asked for."""
-
-    data: str
-    data_dir: Path | None
-    shares: Shares
-    table: TableArguments
-    network: ModelOptions
-    penalties: list[Mapping[str, object]]  # entries of a recipe
-    given: Given  # the rest of a recipe
-    recipe: Path | None
-    training: Given
-    refit: bool
-    checkpoint_every: float
-    run: Output
 
 
 def fit(

@@ -25,7 +25,7 @@ from tikhon.options import MODES, STRENGTHS
 if TYPE_CHECKING:
     from torch import nn
 
-    from tikhon.cli.fit import ModelOptions, Request
+    from tikhon.cli.request import ModelOptions, Request
     from tikhon.cli.terminal import Terminal
     from tikhon.data import Split
     from tikhon.training.recipe import Recipe

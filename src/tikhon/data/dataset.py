@@ -10,11 +10,29 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from tikhon.data.table import Table
+    import numpy as np
+
+    from tikhon.data.columns import Column
     from tikhon.languages import Sentence
 
 Task = Literal["classification", "regression"]
 _BLOCK = 10_000  # rows that are copied at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The columns of a data set and how it is to be split; `x` of the data set holds `encode`."""
+
+    columns: tuple[Column, ...]  # the ones in x, in order
+    dropped: tuple[Column, ...]
+    target: Column
+    groups: np.ndarray | None = None  # (rows,) a number for each group
+    times: np.ndarray | None = None  # (rows,)
+
+    def take(self, rows: np.ndarray) -> Table:
+        """The same table of these rows."""
+        groups, times = (None if v is None else v[rows] for v in (self.groups, self.times))
+        return replace(self, groups=groups, times=times)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,9 @@ from typing import Any, cast
 import numpy as np
 
 from tikhon.data.columns import Column
+from tikhon.data.dataset import Table
 from tikhon.data.encoding import blocks, encode
 from tikhon.data.reading import Source, listed
-from tikhon.data.table import Table
 from tikhon.errors import DataError
 from tikhon.languages import said
 

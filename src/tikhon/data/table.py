@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -12,7 +12,7 @@ import torch
 
 from tikhon.data import noticing
 from tikhon.data.columns import Column, infer
-from tikhon.data.dataset import Dataset
+from tikhon.data.dataset import Dataset, Table
 from tikhon.data.encoding import encode_one, side_by_side
 from tikhon.data.memory import refuse_too_large
 from tikhon.data.raw import RawColumn
@@ -74,22 +74,6 @@ class TableOptions:
                 raise InputError(f"the target {name!r} cannot be the {role} column as well")
         if self.time is not None and self.group is not None:
             raise InputError("time and group both decide the split: give one of them")
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """The columns of a data set and how it is to be split; `x` of the data set holds `encode`."""
-
-    columns: tuple[Column, ...]  # the ones in x, in order
-    dropped: tuple[Column, ...]
-    target: Column
-    groups: np.ndarray | None = None  # (rows,) a number for each group
-    times: np.ndarray | None = None  # (rows,)
-
-    def take(self, rows: np.ndarray) -> Table:
-        """The same table of these rows."""
-        groups, times = (None if v is None else v[rows] for v in (self.groups, self.times))
-        return replace(self, groups=groups, times=times)
 
 
 def load_table(path: Path, options: TableOptions) -> Dataset:

@@ -29,7 +29,7 @@ from tikhon.diagnosis.checks.symptoms import symptoms
 from tikhon.diagnosis.codes import CONSEQUENCES, words
 from tikhon.diagnosis.document import SCHEMA_VERSION
 from tikhon.diagnosis.evidence import Evidence
-from tikhon.diagnosis.findings import LABELS, SEVERITIES, Finding
+from tikhon.diagnosis.findings import LABELS, SEVERITIES, Finding, worst
 from tikhon.diagnosis.measure import measure
 from tikhon.diagnosis.record import Record, finite
 from tikhon.diagnosis.save import save
@@ -74,18 +74,17 @@ class Diagnosis:
 
     def worst(self) -> str:
         """The highest severity found: "fine", "info", "warning" or "critical"."""
-        found = [SEVERITIES.index(f.severity) for f in self.findings]
-        return SEVERITIES[max(found)] if found else "fine"
+        return worst(self.findings)
 
     def __repr__(self) -> str:
         codes = ", ".join(f.code for f in self.findings) or "nothing found"
         return f"Diagnosis({self.record.model}, {self.worst()}: {codes})"
 
     def __str__(self) -> str:
-        return screen(self)
+        return screen(self.record, self.findings)
 
     def _repr_html_(self) -> str:
-        return html_page(self)
+        return html_page(self.record, self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values without NaN: verdict, labels, findings and the record.

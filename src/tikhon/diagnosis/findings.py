@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +22,12 @@ LABELS = (
     "overfitting",
     "underfitting",
 )
+
+
+def worst(findings: Iterable[Finding]) -> str:
+    """The highest severity among findings; "fine" without any."""
+    found = max((SEVERITIES.index(f.severity) for f in findings), default=None)
+    return "fine" if found is None else SEVERITIES[found]
 
 
 @dataclass(frozen=True)

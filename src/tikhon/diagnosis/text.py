@@ -5,17 +5,13 @@ from __future__ import annotations
 import html
 import math
 import textwrap
-from typing import TYPE_CHECKING
 
 from tikhon import notebook
 from tikhon.diagnosis.checks.causes import gains
 from tikhon.diagnosis.codes import NO_CURE
 from tikhon.diagnosis.evidence import Evidence
-from tikhon.diagnosis.findings import Finding
+from tikhon.diagnosis.findings import Finding, worst
 from tikhon.diagnosis.record import Record, SiteReading
-
-if TYPE_CHECKING:
-    from tikhon.diagnosis.diagnose import Diagnosis
 
 WIDTH = 99
 SCREEN = 25
@@ -27,16 +23,15 @@ VERDICTS = {
 }
 
 
-def screen(diagnosis: Diagnosis) -> str:
+def screen(record: Record, findings: tuple[Finding, ...]) -> str:
     """Verdict, findings with their consequences folded under them, and the layers, in 25 lines."""
-    record = diagnosis.record
-    lines = [_title(diagnosis)]
-    roots = [f for f in diagnosis.findings if not _folded(f, diagnosis.findings)]
+    lines = [_title(record, findings)]
+    roots = [f for f in findings if not _folded(f, findings)]
     room = SCREEN - 1 - _table_size(record) - 1
     detail = 6 if len(roots) * 6 <= room else 2
     shown = roots[: max(1, room // detail)]
     for place, finding in enumerate(shown, 1):
-        lines += _paragraph(place, finding, diagnosis.findings, detail)
+        lines += _paragraph(place, finding, findings, detail)
     if len(shown) < len(roots):
         lines.append(f" and {', '.join(f.code for f in roots[len(shown) :])}")
     if not roots:
@@ -44,8 +39,7 @@ def screen(diagnosis: Diagnosis) -> str:
     return "\n".join([*lines, *_layers(record, SCREEN - len(lines))])
 
 
-def _title(diagnosis: Diagnosis) -> str:
-    record = diagnosis.record
+def _title(record: Record, findings: tuple[Finding, ...]) -> str:
     layers = sum(s.role in ("weight", "recurrent") for s in record.sites)
     engine = record.optimizer
     how = (
@@ -56,8 +50,9 @@ def _title(diagnosis: Diagnosis) -> str:
     count = f"{layers} weight layer{'s' if layers > 1 else ''}, " if layers else ""
     size = f"{record.model}, {count}batch {record.batch_size}"
     left = f"tikhon diagnose: {size}, {how}"
-    verdict = VERDICTS[diagnosis.worst()]
-    if diagnosis.ok and Evidence(record).still:
+    level = worst(findings)
+    verdict = VERDICTS[level]
+    if level in ("fine", "info") and Evidence(record).still:
         verdict = "NOTHING LEARNED, NO CAUSE FOUND"
     return f"{left}  {verdict}"[:WIDTH]
 
@@ -189,10 +184,10 @@ def sparkline(values: list[float | None]) -> str:
     return "".join(" " if v is None else bars[round((v - low) / reach * 7)] for v in logs)
 
 
-def full(diagnosis: Diagnosis) -> str:
+def full(record: Record, findings: tuple[Finding, ...]) -> str:
     """Everything in words: all findings with evidence, wrapped; for a file or a pager."""
-    lines = [_title(diagnosis)]
-    for finding in diagnosis.findings:
+    lines = [_title(record, findings)]
+    for finding in findings:
         lines.append(f"{finding.code} ({finding.severity}) {span(finding.where)}")
         for label, text in (
             ("why", finding.why),
@@ -207,14 +202,12 @@ def full(diagnosis: Diagnosis) -> str:
                 lines += textwrap.wrap(
                     f"{label}: {text}", WIDTH, initial_indent="  ", subsequent_indent="    "
                 )
-    return "\n".join([*lines, *_layers(diagnosis.record, 1000)])
+    return "\n".join([*lines, *_layers(record, 1000)])
 
 
-def html_page(diagnosis: Diagnosis) -> str:
+def html_page(record: Record, findings: tuple[Finding, ...]) -> str:
     """The text for a notebook: no script, every text escaped."""
     head = ("finding", "severity", "where", "why", "cure")
-    rows = [
-        (f.code, f.severity, span(f.where), f.why, "; ".join(f.advice)) for f in diagnosis.findings
-    ]
-    layers = html.escape("\n".join(_layers(diagnosis.record, 1000)))
-    return notebook.card(_title(diagnosis), (), head, rows, f"<pre>{layers}</pre>")
+    rows = [(f.code, f.severity, span(f.where), f.why, "; ".join(f.advice)) for f in findings]
+    layers = html.escape("\n".join(_layers(record, 1000)))
+    return notebook.card(_title(record, findings), (), head, rows, f"<pre>{layers}</pre>")

@@ -1,0 +1,63 @@
+"""What `tikhon fit` is asked for, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tikhon.cli.options import Given, Output
+from tikhon.cli.tables import TableArguments
+from tikhon.options import DATA, MODEL, MODELS, option
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the rows are divided."""
+
+    valid: float = option(0.2, "Share of the rows for validation.", float, DATA)
+    test: float = option(
+        0.2, "Share for testing; not used where the data bring their own.", float, DATA
+    )
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What is trained, and what is made of it."""
+
+    model: str = option(
+        "mlp",
+        "linear, mlp, mlp:300,100, mlp-784-128-10, spline:mlp, lenet5, convnet.",
+        str,
+        MODEL,
+        metavar="MODEL",
+        names=MODELS,
+    )
+    compact: bool = option(
+        False, "Cut exact zeros out: a smaller model with equal outputs.", bool, MODEL
+    )
+    export: str | None = option(
+        None, "Also write the model as: onnx.", str, MODEL, metavar="FORMAT", names=("onnx",)
+    )
+    linear: bool = option(True, "Also train a linear model, as a baseline.", bool, MODEL)
+    importances: bool = option(
+        True, "Measure which columns of a table the model relies on.", bool, MODEL
+    )
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that `tikhon fit` was asked for."""
+
+    data: str
+    data_dir: Path | None
+    shares: Shares
+    table: TableArguments
+    network: ModelOptions
+    penalties: list[Mapping[str, object]]  # entries of a recipe
+    given: Given  # the rest of a recipe
+    recipe: Path | None
+    training: Given
+    refit: bool
+    checkpoint_every: float
+    run: Output
