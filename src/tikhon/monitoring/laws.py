@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from tikhon.errors import counted
+from tikhon.languages import said
 from tikhon.monitoring.history import ONCE, StepHistory, Streak
 
 ENOUGH = 3  # sampled steps in a row
@@ -100,8 +100,8 @@ def step_never_called(loop: Loop) -> Alarm | None:
     return Alarm(
         "step_never_called",
         0,
-        counted(f"{loop.forwards} forward pass(es), but this optimizer never made a step")
-        + f"{lacking}: the weights stay as they are",
+        f"{said('told_forwards', count=loop.forwards)}, but this optimizer never made a step"
+        f"{lacking}: the weights stay as they are",
         "call optimizer.step() of the optimizer that is watched, after loss.backward(), "
         "and build it once, before the loop",
     )
