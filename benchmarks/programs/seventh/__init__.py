@@ -1,0 +1,1 @@
+"""Programs of public reports as plain searches gave them, none left out as too easy."""
