@@ -68,6 +68,8 @@ def without_an_activation(wrong: bool) -> Parts:
 class Block(nn.Module):
     """Causal attention and a perceptron, each with a norm in front and a way past."""
 
+    bias: Tensor
+
     def __init__(self, dim: int, length: int, masked_bias: float, norm: bool = True) -> None:
         super().__init__()
         self.ln_1, self.ln_2 = (nn.LayerNorm(dim) if norm else nn.Identity() for _ in range(2))
