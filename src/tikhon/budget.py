@@ -1,9 +1,17 @@
-"""What a budget says: a time or a number of runs, the same in Python, the shell and TOML."""
+"""What a budget says, the same in Python, the shell and TOML: a time or a number of runs.
+
+A `Deadline` is the end of such a time; nothing else reads its clock.
+"""
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 from tikhon.errors import InputError
 
@@ -56,3 +64,75 @@ def _refused(text: object) -> InputError:
         f"budget must be a time such as 60s, 5m or 1h (for a search also runs, such as 200runs), "
         f"received {text!r}"
     )
+
+
+class OutOfTimeError(BaseException):
+    """The time of a budget is spent; what forgives the errors of a user's code lets it pass."""
+
+
+@dataclass
+class Deadline:
+    """The end of `seconds` of wall time from now on.
+
+    >>> now = [0.0]
+    >>> deadline = Deadline(60.0, lambda: now[-1])
+    >>> now += [45.0]
+    >>> deadline.spent, deadline.left, deadline.part(0.2).left, deadline.over
+    (45.0, 15.0, 3.0, False)
+    """
+
+    seconds: float = math.inf
+    clock: Callable[[], float] = field(default_factory=lambda: time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
+
+    @property
+    def spent(self) -> float:
+        """Seconds since it began."""
+        return self.clock() - self._began
+
+    @property
+    def left(self) -> float:
+        """Seconds until it ends, 0 at least."""
+        return max(0.0, self.seconds - self.spent)
+
+    @property
+    def over(self) -> bool:
+        """Whether no time is left."""
+        return self.left == 0
+
+    def check(self, *_: object) -> None:
+        """Raise `OutOfTimeError` where no time is left."""
+        if self.over:
+            raise OutOfTimeError
+
+    def part(self, share: float) -> Deadline:
+        """The end of this share of the time that is left."""
+        return Deadline(share * self.left, self.clock)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Make it the deadline that `out_of_time` asks."""
+        before = _CURRENT.set(self)
+        try:
+            yield
+        finally:
+            _CURRENT.reset(before)
+
+
+_CURRENT: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
+
+
+def out_of_time() -> bool:
+    """Whether the deadline that work is under, if any, is over."""
+    current = _CURRENT.get()
+    return current is not None and current.over
+
+
+@contextmanager
+def share_of_time(share: float) -> Iterator[None]:
+    """Work under a share of the time that the current deadline, if any, leaves."""
+    current = _CURRENT.get()
+    with nullcontext() if current is None else current.part(share).kept():
+        yield

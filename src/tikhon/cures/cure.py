@@ -6,8 +6,8 @@ import html
 import json
 import math
 import textwrap
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tikhon import plotting
-from tikhon.budget import seconds_of
+from tikhon.budget import Deadline, OutOfTimeError, seconds_of
 from tikhon.cures.treatment import Treatment
 from tikhon.cures.treatments import FOR, NOTHING, SYMPTOMS, popular
 from tikhon.cures.trials import (
     TreatmentResult,
     Trials,
     fault_codes,
+    interrupted,
     judge_by_what_is_meant,
     judged_on,
     own_faults,
@@ -46,6 +47,8 @@ from tikhon.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from tikhon.training.recipe import Recipe
+
+DIAGNOSING = 0.5  # of the budget, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,28 +219,28 @@ def cure(
         raise InputError("cure trains: pass an optimizer, or a factory such as torch.optim.Adam")
     if seeds < 2 or steps < 1:
         raise InputError(f"seeds must be >= 2 and steps >= 1, received {seeds} and {steps}")
-    began = time.perf_counter()
-    limit = began + (seconds_of(budget) or math.inf)
+    deadline = Deadline(seconds_of(budget) or math.inf)
 
     def told(text: str) -> None:
         if on_progress is not None:
-            on_progress(text, time.perf_counter() - began, limit - began)
+            on_progress(text, deadline.spent, deadline.seconds)
 
     told("diagnosing")
     if diagnosis is None:
         fixed = isinstance(model, nn.Module)
-        diagnosis = diagnose(
-            model if fixed else draw(model, seed),
-            data,
-            loss,
-            optimizer=optimizer if fixed else rebuilder(optimizer),
-            valid=valid,
-            steps=min(steps, 200),
-            batch_size=batch_size,
-            seed=seed,
-            penalty=penalty,
-            clip=clip,
-        )
+        with deadline.part(DIAGNOSING).kept():
+            diagnosis = diagnose(
+                model if fixed else draw(model, seed),
+                data,
+                loss,
+                optimizer=optimizer if fixed else rebuilder(optimizer),
+                valid=valid,
+                steps=min(steps, 200),
+                batch_size=batch_size,
+                seed=seed,
+                penalty=penalty,
+                clip=clip,
+            )
     if "nothing_to_train" in diagnosis.labels:
         raise InputError(
             "no parameter requires a gradient: call requires_grad_(True) on what is to learn"
@@ -259,11 +262,14 @@ def cure(
         seeds=[seed + i for i in range(seeds)],
         codes=diagnosis.labels,
         faults=fault_codes(diagnosis),
-        limit=limit,
+        deadline=deadline,
         on_progress=told,
     )
-    judge_by_what_is_meant(trials, diagnosis)
-    treatments, chosen = trials.search(steps)
+    treatments, chosen = (), None
+    with suppress(OutOfTimeError):
+        with interrupted(deadline):
+            judge_by_what_is_meant(trials, diagnosis)
+        treatments, chosen = trials.search(steps)
     treatment = chosen or NOTHING
     return Cure(
         diagnosis=diagnosis,
@@ -275,8 +281,8 @@ def cure(
         judge=judge,
         loss=trials.loss_meant or loss,
         yardstick=trials.yardstick,
-        patch=trials.build(treatment, seed).patch if chosen is not None else "",
-        seconds=time.perf_counter() - began,
+        patch=trials.patches[treatment.name] if chosen is not None else "",
+        seconds=deadline.spent,
     )
 
 

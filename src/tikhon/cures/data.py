@@ -20,6 +20,8 @@ from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples, samples as read
 from tikhon.diagnosis.wiring.signal import copied_columns
 
+SKEWED = 0.5  # of the mean: a median below it, of numbers of one sign, asks for logarithms
+
 
 def _mean_and_scale(name: str, values: Tensor, *, front: bool = False) -> str:
     """Code for the mean and deviation of each column: of a channel, or of a feature over time.
@@ -143,21 +145,38 @@ def from_all_rows(samples: Samples) -> Samples:
         )
 
 
-def _finite_rows(replica: Replica, samples: Samples) -> str:
-    """Without the rows that hold numbers which are not finite."""
-    inputs, target = samples.source if samples.indexed else (None, None)
-    if not isinstance(inputs, Tensor) or not isinstance(target, Tensor):
+def on_rows(code: str, replica: Replica, samples: Samples, judge: Batch | None = None) -> str:
+    """The code, run on the training rows: what it leaves is trained on; none if all stays."""
+    pair = samples.source if samples.indexed else (None, None)
+    if not isinstance(pair[1], Tensor):
         return ""
-    code = (
-        "rows = x_train.flatten(1).isfinite().all(1) & y_train.reshape(len(y_train), -1)"
-        ".isfinite().all(1)\n"
-        "x_train, y_train = x_train[rows], y_train[rows]"
-    )
-    space = execute(code, x_train=inputs, y_train=target)
+    valid = (None, None) if judge is None else judge
+    names = dict(zip(("x_train", "y_train", "x_valid", "y_valid"), (*pair, *valid)))
+    space = execute(code, **names)
     kept = space["x_train"], space["y_train"]
-    if not 0 < len(kept[1]) < len(target):
+    same = all(a is b or (isinstance(a, Tensor) and torch.equal(a, b)) for a, b in zip(kept, pair))
+    if same or not len(kept[1]):
         return ""
     replica.source = replace(samples, source=kept, rows=len(kept[1]))
+    return code
+
+
+def _logarithms(replica: Replica, samples: Samples) -> str:
+    """Logarithms of powers, counts or prices, most of which lie near 0."""
+    inputs = samples.source[0] if samples.indexed else samples.probe[0]
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        return ""
+    if not 0 <= float(inputs.min()) <= float(inputs.median()) < SKEWED * float(inputs.mean()):
+        return ""
+    least = float(f"{1e-6 * float(inputs.mean()):.0e}")
+    code = (
+        f"x_train = (x_train + {least:g}).log()  # and all inputs from now on\n"
+        f"shift, scale = x_train.mean(), x_train.std()\n"
+        "x_train = (x_train - shift) / scale"
+    )
+    space = execute(code, x_train=inputs)
+    front = (surgery.Logarithm(least), surgery.Affine(space["shift"], space["scale"]))
+    replica.model = nn.Sequential(*front, replica.model)
     return code
 
 
@@ -183,10 +202,7 @@ def _next(replica: Replica, samples: Samples) -> str:
     pair = samples.source if samples.indexed else (None, None)
     if not is_own_target(pair):
         return ""
-    code = "x_train, y_train = x_train[:, :-1], y_train[:, 1:]"
-    space = execute(code, x_train=pair[0], y_train=pair[1])
-    replica.source = replace(samples, source=(space["x_train"], space["y_train"]))
-    return code
+    return on_rows("x_train, y_train = x_train[:, :-1], y_train[:, 1:]", replica, samples)
 
 
 def _begun(replica: Replica, samples: Samples) -> str:
@@ -194,15 +210,13 @@ def _begun(replica: Replica, samples: Samples) -> str:
     place = told(samples.source) if samples.indexed else None
     if place is None:
         return ""
-    x, y = samples.source
+    start = start_of(replica.model, samples.source[1])
     code = (
-        f"start = {start_of(replica.model, y)}  # the word that every answer begins with\n"
+        f"start = {start}  # the word that every answer begins with\n"
         "before = torch.cat([torch.full_like(y_train[:, :1], start), y_train[:, :-1]], 1)\n"
         f"x_train = (*x_train[:{place}], before, *x_train[{place + 1}:])"
     )
-    begun = execute(code, x_train=x, y_train=y)["x_train"]
-    replica.source = replace(samples, source=(begun, y))
-    return code
+    return on_rows(code, replica, samples)
 
 
 def words_before(words: Tensor, start: int) -> Tensor:
@@ -244,11 +258,11 @@ def ends_of(samples: Samples) -> tuple[Tensor, Tensor] | None:
 
 DATA: dict[str, Callable[[Replica, Samples], str]] = {
     "inputs": _scale_inputs,
+    "logarithms": _logarithms,
     "targets": _scale_targets,
     "to one": _fit_to_one,
     "without copies": _without_copies,
     "shuffled": _shuffle,
-    "finite rows": _finite_rows,
     "filled": _filled,
     "next": _next,
     "begun": _begun,

@@ -62,6 +62,18 @@ class Affine(nn.Module):
         return (x - self.shift) / self.scale
 
 
+class Logarithm(nn.Module):
+    """log(x + least): numbers of one sign that reach over several powers of ten."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__()
+        self.least = least
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logarithm of the input."""
+        return (x + self.least).log()
+
+
 class Times(nn.Module):
     """The input times a constant: columns of 0 are left out."""
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from tikhon.cures import surgery
 from tikhon.cures.calls import CallRule
-from tikhon.cures.data import DATA
+from tikhon.cures.data import DATA, on_rows
 from tikhon.cures.patch import execute, script, with_imports
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.replica import Replica
@@ -43,6 +43,7 @@ class Treatment:
     after: str = ""
     batch: int | None = None
     free: bool = False  # without penalty and weight decay
+    rows: str = ""  # code for `x_train` and `y_train`, which may read the validation rows
     scaled: str = ""  # a key of DATA
     rewrite: CallRule | None = None  # of what the model's and the loss's own code calls
     own: str = ""  # what to write in one's own code, where the patch works around it
@@ -76,7 +77,7 @@ class Treatment:
         """Treat the replica in place and leave the patch on it; False where it does not apply."""
         parts = self.parts or (self,)
         try:
-            before = [code for part in parts if (code := part._before(replica, samples))]
+            before = [code for part in parts if (code := part._before(replica, samples, judge))]
             setup = [
                 code for part in parts if (code := part._after_optimizer(replica, samples, judge))
             ]
@@ -91,7 +92,7 @@ class Treatment:
         replica.patch = with_imports("\n".join(sections))
         return True
 
-    def _before(self, replica: Replica, samples: Samples) -> str:
+    def _before(self, replica: Replica, samples: Samples, judge: Batch | None) -> str:
         """What changes the data and the model, and its code."""
         codes = []
         if self.edit is not None:
@@ -102,8 +103,13 @@ class Treatment:
             replica.model = execute(code, model=replica.model, x=samples.probe[0])["model"]
             _adopt(replica, frozen)
             codes.append(code)
-        if self.scaled:
-            code = DATA[self.scaled](replica, samples)
+        source = replica.source or samples  # of a treatment before this one
+        if self.rows or self.scaled:
+            code = (
+                on_rows(self.rows, replica, source, judge)
+                if self.rows
+                else DATA[self.scaled](replica, source)
+            )
             if not code:
                 raise _NothingToChange
             codes.append(code)

@@ -11,6 +11,7 @@ from typing import Any
 from tikhon.cures import calls, sequences, surgery, wiring
 from tikhon.cures.calls import CallRule
 from tikhon.cures.treatment import Treatment
+from tikhon.diagnosis.wiring.split import CLOSE
 
 NOTHING = Treatment("nothing", 0)
 
@@ -96,6 +97,27 @@ NARROWER = _edit("a smaller network", 5, surgery.narrow)
 DROPOUT = _edit("dropout 0.5", 4, surgery.add_dropout, recipe={"dropout": 0.5})
 EASE = _edit("dropout 0.2", 2, surgery.ease_dropout, recipe={"dropout": 0.2})
 INPUTS = Treatment("scaled inputs", 2, "scaling", scaled="inputs")
+LOGARITHMS = Treatment("logarithms of the inputs", 2, "logarithms", scaled="logarithms")
+APART = Treatment(
+    "no copies of validation rows",
+    1,
+    "apart",
+    rows=f"""\
+x, seen = (t.flatten(1).double() for t in (x_train, x_valid))
+near = torch.cat([torch.cdist(part, seen).min(1).values for part in x.split(1000)])
+rows = near > {CLOSE} * torch.cdist(x[:500], seen).median()
+x_train, y_train = x_train[rows], y_train[rows]""",
+    own="split first, and repeat or augment the training rows alone",
+)
+
+
+def _of_row(name: str, shift: int) -> Treatment:
+    code = f"y_train = y_train.roll({shift}, 0)"
+    own = "pair each row with its own target: print five of both side by side"
+    return Treatment(f"the target of the row {name}", 1, "shift", rows=code, own=own)
+
+
+ROW_BEFORE, ROW_BEHIND = _of_row("before", 1), _of_row("behind", -1)
 TARGETS = Treatment("scaled targets", 3, "scaling", scaled="targets")
 ADOPT = Treatment(
     "all parameters in the optimizer",
@@ -280,7 +302,14 @@ FILLED = Treatment(
 )
 UNLEAKED = Treatment("columns of the target set to 0", 1, "columns", scaled="without copies")
 SHUFFLED = Treatment("shuffle=True", 1, "order", scaled="shuffled")
-FINITE = Treatment("finite rows alone", 1, "finite", scaled="finite rows")
+FINITE = Treatment(
+    "finite rows alone",
+    1,
+    "finite",
+    rows="""\
+rows = x_train.flatten(1).isfinite().all(1) & y_train.reshape(len(y_train), -1).isfinite().all(1)
+x_train, y_train = x_train[rows], y_train[rows]""",
+)
 TO_ONE = Treatment("targets scaled to 0…1", 1, "scaling", scaled="to one")
 TURN = Treatment(
     "loss with the other sign",
@@ -372,11 +401,13 @@ _TIME = (RECURRENT_INIT, MEMORY, FORGET, GRU, CLIP)
 FOR: dict[str, tuple[Treatment, ...]] = {
     "vanishing_gradient": (*_TIME, *_SIGNAL, HEAD),
     "exploding_gradient": (CLIP, ADAPTIVE, INPUTS, TARGETS, *_SIGNAL, *_TIME, WARMUP),
-    "dying_relu": (INIT, LEAKY, BATCHNORM, HEAD, INPUTS, LAYERNORM, CLIP, WARMUP, PRENORM),
+    "dying_relu": (
+        *(INIT, LEAKY, BATCHNORM, HEAD, INPUTS, LOGARITHMS, LAYERNORM, CLIP, WARMUP, PRENORM),
+    ),
     "saturated_activation": (INIT, INPUTS, RELU, BATCHNORM, LAYERNORM, RECURRENT_INIT, PRENORM),
     "poor_init": (*_SIGNAL,),
     "oscillating_loss": (BATCH, CLIP, ADAPTIVE, INPUTS, WARMUP, PRENORM),
-    "slow_convergence": (HEAD, INPUTS, RELU, BATCHNORM, INIT, MEMORY, HALF_TURNS),
+    "slow_convergence": (HEAD, INPUTS, RELU, BATCHNORM, INIT, MEMORY, HALF_TURNS, SUMMED),
     "overfitting": (DROPOUT, EARLY, decay(0.1), decay(1.0), NARROWER),
     "underfitting": (
         FREE,
@@ -394,11 +425,11 @@ FOR: dict[str, tuple[Treatment, ...]] = {
         HALF_TURNS,
     ),
     "head_mismatch": (ONE_UNIT, HEAD, BARE, SQUASHED),
-    "unscaled_inputs": (INPUTS,),
+    "unscaled_inputs": (INPUTS, LOGARITHMS),
     "unscaled_targets": (TARGETS,),
     "excessive_dropout": (EASE,),
     "batchnorm_batch_of_one": (BATCH,),
-    "batchnorm_few_rows": (BATCH,),
+    "batchnorm_few_rows": (BATCH, MOVING),
     "no_nonlinearity": (NONLINEAR, SMOOTH),
     "rows_mixed": (ROWS_FIRST, COLUMNS_FIRST, AXES, SECOND_AXIS, LAST_AXIS, OF_EACH_ROW),
     "positions_mixed": (AXES,),
@@ -420,7 +451,9 @@ FOR: dict[str, tuple[Treatment, ...]] = {
     "posterior_collapse": (SUMMED,),
     "padding_in_loss": (PADDING_LEFT_OUT,),
     "padding_seen": (WORDS_ALONE, TURNED_MASKS, MASKS_OF_KEYS),
-    "inputs_ignored": (GROUPS, TURNED_MASKS),
+    "inputs_ignored": (GROUPS, TURNED_MASKS, LOGARITHMS),
+    "rows_in_both": (APART,),
+    "unrelated_labels": (ROW_BEHIND, ROW_BEFORE),
     "shared_layers": (PARTED,),
     "train_eval_mismatch": (MOVING, BATCH),
     "angle_wraps": (ON_A_CIRCLE,),
@@ -508,7 +541,8 @@ def candidates(codes: Sequence[str]) -> list[Treatment]:
         treatments += [edit & rate(10.0)] if edit.kind == INPUTS.kind else []
         if edit.kind in (GRU.name, RECURRENT_INIT.name, MEMORY.name, FORGET.name):
             treatments += [edit & adam(1e-2) & CLIP, edit & adam(1e-3) & CLIP]
-    return [*treatments, *(a for a in (*RATES, *ADAMS) if a not in treatments)]
+    always = (EASE, *RATES, *ADAMS)  # a rate of dropout may well be no finding
+    return [*treatments, *(a for a in always if a not in treatments)]
 
 
 def together(codes: Sequence[str]) -> list[Treatment]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import mean, pstdev
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tikhon.budget import Deadline, OutOfTimeError
 from tikhon.cures.data import (
     copies_of,
     ends_of,
@@ -39,10 +41,11 @@ from tikhon.diagnosis.dry_run import DryRun, advance, score
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.record import Point
 from tikhon.diagnosis.replica import Replica, isolated, replicate
-from tikhon.diagnosis.samples import Samples
+from tikhon.diagnosis.samples import Samples, samples
 from tikhon.errors import InputError
 from tikhon.wrappers import unwrap
 
+Used = Callable[[nn.Module], nn.Module]  # a trained model as it is asked
 RUNGS = (20, 75, 300)
 LONGER = 3  # times the steps of the last rung, while nothing is confirmed and time is left
 BESIDE = "leaves the fault"  # a verdict
@@ -91,9 +94,14 @@ def judged_on(
     """The rows that scores are read on: as they are when nobody knows the target.
 
     Targets are in the range that the loss is made for, columns that hold the target are 0, a
-    decoder is told the word before. Of rows in order some are drawn from all of them.
+    decoder is told the word before. Of rows in order some are drawn from all of them, and targets
+    that belong to the row beside are those of their own.
     """
     faults = diagnosis.labels
+    shift = diagnosis.record.wiring.get("shift_of_rows") if "unrelated_labels" in faults else None
+    if shift and source.indexed:
+        x, y = source.source
+        source, judge = replace(source, probe=samples((x, y.roll(shift, 0))).probe), None
     ends = ends_of(source) if "target_out_of_range" in faults else None
     leaks = "target_among_inputs" in faults
     columns = copies_of(source) if leaks else []
@@ -145,7 +153,7 @@ class Unforeseen(nn.Module):
         return torch.stack(parts, axis)
 
 
-AS_USED: dict[str, Callable[[nn.Module], nn.Module]] = {
+AS_USED: dict[str, Used] = {
     "rows_mixed": Alone,
     "future_visible": Unforeseen,
 }
@@ -168,15 +176,18 @@ def judge_by_what_is_meant(trials: Trials, diagnosis: Diagnosis) -> None:
         if code == "missing_log" and static.get("probabilities"):
             meant = (*meant[:1], *meant[:0:-1])
         for treatment in meant:
-            loss = trials.mended(treatment)
-            if loss is not None and trials.works(loss):
-                trials.loss_meant = loss
+            mended = trials.mended(treatment)
+            if mended is not None and trials.works(*mended):
+                trials.loss_meant, trials.used = mended
                 break
-        used = AS_USED.get(code)
-        if used is not None and trials.works(trials.loss, used):
-            trials.used = used
-            few = torch.arange(min(FEW, length(trials.source.probe)))
-            trials.source = replace(trials.source, probe=take(trials.source.probe, few))
+        used, whole = AS_USED.get(code), trials.source
+        if used:
+            few = torch.arange(min(FEW, length(whole.probe)))
+            trials.source = replace(whole, probe=take(whole.probe, few))
+            if trials.works(trials.loss, used):
+                trials.used = used
+            else:
+                trials.source = whole
 
 
 def shell(model: object) -> nn.Module:
@@ -198,14 +209,15 @@ class Trials:
     batch_size: int
     seeds: list[int]
     codes: Collection[str]
-    limit: float
+    deadline: Deadline = field(default_factory=Deadline)
     faults: Sequence[str] = ()  # the codes that follow from no other, the first in front
     scores: dict[tuple[str, int, int], tuple[float, float | None]] = field(default_factory=dict)
     loss_meant: LossFunction | None = None  # scores are its losses, where the user's is the fault
-    used: Callable[[nn.Module], nn.Module] | None = None  # what a trained model is judged in
+    used: Used | None = None  # what a trained model is judged in
     on_progress: Callable[[str], None] = lambda text: None
+    patches: dict[str, str] = field(default_factory=dict)
     pace: float = 0.0  # seconds per step of the slowest treatment seen
-    _yardstick: Yardstick | None = None
+    yardstick: Yardstick = field(default_factory=Yardstick)
 
     def build(self, treatment: Treatment, seed: int) -> Replica:
         """The treated program with the weights of a seed."""
@@ -220,24 +232,37 @@ class Trials:
                 self._treat(treatment, replica)
         return replica.attach()
 
-    def works(
-        self, loss: LossFunction, used: Callable[[nn.Module], nn.Module] = lambda model: model
-    ) -> bool:
+    def works(self, loss: LossFunction, used: Used | None = None) -> bool:
         """Whether another loss gives a number for the untreated program on the probe batch."""
         with isolated(shell(self.model), self.seeds[0]), torch.no_grad():
             try:
-                own = Replica(used(self.build(NOTHING, self.seeds[0]).model), loss)
-                return math.isfinite(score(own, self.source.probe, None, 0).eval_loss or 0.0)
+                own = self.build(NOTHING, self.seeds[0]).model
+                own = used(own) if used is not None else own
+                found = score(Replica(own, loss), self.source.probe, None, 0).eval_loss
+                return math.isfinite(found or 0.0)
             except InputError:
                 return False
 
-    def mended(self, treatment: Treatment) -> LossFunction | None:
-        """The loss of the treated program; None where the treatment does not apply."""
+    def mended(self, treatment: Treatment) -> tuple[LossFunction, Used | None] | None:
+        """The loss of the treated program, and the treated model where that computes its loss.
+
+        None where the treatment does not apply.
+        """
         with isolated(shell(self.model), self.seeds[0]):
             try:
-                return self.build(treatment, self.seeds[0]).loss
+                plain, treated = (self.build(t, self.seeds[0]) for t in (NOTHING, treatment))
             except (DoesNotApplyError, InputError):
                 return None
+        before, after = type(plain.model), type(treated.model)
+        if not plain.whole or not issubclass(after, before) or after is before:
+            return treated.loss, None
+
+        def used(model: nn.Module) -> nn.Module:
+            twin = copy.copy(model)
+            twin.__class__ = after if type(model) is before else type(model)
+            return twin
+
+        return treated.loss, used
 
     def _treat(self, treatment: Treatment, replica: Replica) -> None:
         """Apply it; the user's own program under another name is not a treatment."""
@@ -254,8 +279,10 @@ class Trials:
         if key in self.scores:
             return self.scores[key][0]
         with isolated(shell(self.model), seed):
-            began = time.perf_counter()
-            replica = self.build(treatment, seed)
+            began = self.deadline.spent
+            with interrupted(self.deadline):
+                replica = self.build(treatment, seed)
+            self.patches.setdefault(treatment.name, replica.patch)
             size = treatment.batch or self.batch_size
             end = train(
                 replica,
@@ -266,9 +293,9 @@ class Trials:
                 seed,
                 loss=self.loss_meant or self.loss,
                 used=self.used,
-                deadline=self.limit,
+                deadline=self.deadline,
             )
-            self.pace = max(self.pace, (time.perf_counter() - began) / (steps + 5))
+            self.pace = max(self.pace, (self.deadline.spent - began) / (steps + 5))
         self.scores[key] = (self._score(end), end.valid_metric or end.metric)
         return self.scores[key][0]
 
@@ -293,7 +320,9 @@ class Trials:
         cause may well be slow in the first twenty steps. What a sure cause asks for goes first.
         """
         rungs = ([r for r in RUNGS if r < steps] + [steps])[-3:]
-        treatments = self._planned()
+        with interrupted(self.deadline):  # what all results are measured by comes first
+            self.yardstick = self.measured()
+            treatments = self._planned()
         kept = named(self._first)
         reached: dict[str, int] = {}
         done: tuple[list[Treatment], int] = ([], rungs[0])
@@ -328,8 +357,7 @@ class Trials:
         asked = [a for a in treatments if a.name in own]
         if not asked or self._rung([NOTHING], RUNGS[0], self.seeds[:1], True) is None:
             return []
-        left = self.limit - time.perf_counter()
-        if 2 * self.pace * steps * len(self.seeds) > left / 2:
+        if 2 * self.pace * steps * len(self.seeds) > self.deadline.left / 2:
             return []
         return self._rung(asked, steps, self.seeds, False) or []
 
@@ -364,10 +392,10 @@ class Trials:
         """The verdicts; while nothing is confirmed, more steps for the best and what was named."""
         treatments, chosen = self._verdicts(reached, finalists, rung)
         kept = named(self._first)
-        while chosen is None and finalists and math.isfinite(self.limit):
+        while chosen is None and finalists and math.isfinite(self.deadline.seconds):
             rung *= LONGER
             count = self._affordable(rung, len(finalists))
-            if self.pace * rung * len(self.seeds) * 2 > self.limit - time.perf_counter():
+            if self.pace * rung * len(self.seeds) * 2 > self.deadline.left:
                 break
             before = rung // LONGER
             ranked = sorted(finalists, key=lambda t: self._mean(t, before, self.seeds))
@@ -383,7 +411,7 @@ class Trials:
 
     def _affordable(self, rung: int, count: int) -> int:
         """How many treatments the rest of the budget pays for in a rung, one at least."""
-        left = self.limit - time.perf_counter()
+        left = self.deadline.left
         each = max(self.pace, 1e-6) * rung * len(self.seeds)
         return max(1, min(count, int(min(left / each, count + 1)) - 1))
 
@@ -392,13 +420,11 @@ class Trials:
     ) -> list[Treatment] | None:
         """Those that apply, run for a rung; a cut where its time is spent, None before any."""
         done: list[Treatment] = []
-        now = time.perf_counter()
-        share = 1.0 if last else 0.35
-        stop = now + share * max(0.0, self.limit - now)
+        own = self.deadline.part(1.0 if last else 0.35)
         try:
             self._each(NOTHING, rung, seeds)
             for treatment in treatments:
-                if done and time.perf_counter() > stop:
+                if done and own.over:
                     break
                 self.on_progress(f"{treatment.name}, {rung} steps")
                 try:
@@ -414,28 +440,21 @@ class Trials:
         for seed in seeds:
             try:
                 self.run(treatment, seed, rung)
-            except OutOfTimeError:
-                raise
             except Exception as error:
                 if treatment is NOTHING:
                     raise
                 raise DoesNotApplyError from error  # not what the edit, or user code, is made for
 
-    @property
-    def yardstick(self) -> Yardstick:
-        """Of this program's data and loss; measured once."""
-        if self._yardstick is None:
-            with isolated(shell(self.model), self.seeds[0]):
-                own = self.build(NOTHING, self.seeds[0])
-                plain = Replica(own.model, self.loss_meant or self.loss)
-                found = yardstick(plain, self.source.probe, self.judge, held_out=self._memorises)
-                # accuracy says nothing where one class has most of the rows
-                if "class_imbalance" in self.faults or not answers_targets(
-                    plain, self.source.probe
-                ):
-                    found = Yardstick(found.loss, skilled=False)
-                self._yardstick = found
-        return self._yardstick
+    def measured(self) -> Yardstick:
+        """What a constant and a plain reference reach with this program's data and loss."""
+        with isolated(shell(self.model), self.seeds[0]):
+            own = self.build(NOTHING, self.seeds[0])
+            plain = Replica(own.model, self.loss_meant or self.loss)
+            found = yardstick(plain, self.source.probe, self.judge, held_out=self._memorises)
+            # accuracy says nothing where one class has most of the rows
+            if "class_imbalance" in self.faults or not answers_targets(plain, self.source.probe):
+                found = Yardstick(found.loss, skilled=False)
+            return found
 
     def _mean(self, treatment: Treatment, rung: int, seeds: list[int]) -> float:
         return mean(self.scores[treatment.name, s, rung][0] for s in seeds)
@@ -555,10 +574,6 @@ class Trials:
         return 2 * max(known, default=1.0) + 1e-12
 
 
-class OutOfTimeError(Exception):
-    """The budget ended within a run."""
-
-
 class DoesNotApplyError(Exception):
     """The treatment has nothing to edit in this model."""
 
@@ -572,18 +587,18 @@ def train(
     seed: int,
     *,
     loss: LossFunction,
-    used: Callable[[nn.Module], nn.Module] | None = None,
-    deadline: float = math.inf,
+    used: Used | None = None,
+    deadline: Deadline | None = None,
 ) -> Point:
     """Train a treated replica; its scores at the end, in the units of the user's loss.
 
-    Raises `OutOfTimeError` past the deadline, a value of `time.perf_counter()`.
+    Raises `OutOfTimeError` past the deadline.
     """
+    deadline = deadline or Deadline()
     stream = (replica.source or source).stream(size, seed)
     trial = DryRun()
     for step in range(steps):
-        if time.perf_counter() > deadline:
-            raise OutOfTimeError
+        deadline.check()
         replica.model.train()
         if not advance(trial, replica, next(stream), step):
             break
@@ -592,4 +607,15 @@ def train(
     if replica.finish is not None:
         replica.finish()
     judged = used(replica.model) if used is not None else replica.model
-    return score(Replica(judged, loss), source.probe, judge, steps)
+    with interrupted(deadline):
+        return score(Replica(judged, loss), source.probe, judge, steps)
+
+
+@contextmanager
+def interrupted(deadline: Deadline) -> Iterator[None]:
+    """Within it, no layer is called past the deadline: a patch or a score may take many passes."""
+    handle = nn.modules.module.register_module_forward_pre_hook(deadline.check)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -102,11 +102,11 @@ def larger_groups(model: nn.Module, batch: Batch) -> list[Line]:
 
 
 def moving_statistics(model: nn.Module, batch: Batch) -> list[Line]:
-    """Running statistics that follow the batches."""
+    """Running statistics that follow the batches, and more than the last of them."""
     places = Places(model, batch)
     kinds = nn.modules.batchnorm._BatchNorm
     found = [m for m in model.modules() if isinstance(m, kinds)]
-    still = [m for m in found if m.momentum is not None and m.momentum < 0.01]
+    still = [m for m in found if m.momentum is not None and not 0.01 <= m.momentum <= 0.5]
     return [places.line(m, "{at}.momentum = 0.1") for m in still]
 
 

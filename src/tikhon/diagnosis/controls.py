@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from tikhon.budget import OutOfTimeError, out_of_time
 from tikhon.data.rows import take
 from tikhon.diagnosis.dry_run import DryRun, run
 from tikhon.diagnosis.evidence import Evidence, lately
@@ -38,8 +40,8 @@ class Ran:
         return self.trial.steps > 0 and self.trial.failure is None
 
     def again(self, replica: Replica, source: Samples, *, points: int = 0) -> DryRun:
-        """The same run of another replica or on other samples."""
-        return run(
+        """The same run of another replica or on other samples; one cut short compares nothing."""
+        trial = run(
             replica,
             source,
             steps=self.trial.steps,
@@ -48,6 +50,9 @@ class Ran:
             probes=False,
             points=points,
         )
+        if out_of_time():
+            raise OutOfTimeError
+        return trial
 
 
 def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
@@ -61,31 +66,38 @@ def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
     something goes past attention (`skipped`).
     """
     found: dict[str, object] = {}
-    if not ran.ended:
-        return found
-    if _doubtful(ran):
-        found["advantage"] = _advantage(make, ran)
+    if ran.ended and not out_of_time():
+        with suppress(OutOfTimeError):
+            for facts in _asked(make, ran):
+                found |= facts
+    return found
+
+
+def _asked(make: Callable[[], Replica], ran: Ran) -> Iterator[dict[str, object]]:
+    """What each control run that a measurement asks for has found."""
     static, ev = ran.record.static, Evidence(ran.record)
+    if _doubtful(ran):
+        yield {"advantage": _advantage(make, ran)}
     if static.get("frozen") or static.get("unoptimized"):
-        found |= _unfrozen(make(), ran)
+        yield _unfrozen(make(), ran)
     if ev.momentum > HEAVY:
-        found |= _steadier(make(), ran)
+        yield _steadier(make(), ran)
     if _lost(ev) or _hasty(ev) or ev.swings:
-        found |= _paced("calmer", 0.1, make(), ran)
+        yield _paced("calmer", 0.1, make(), ran)
     if ev.falling and ev.learned < LEARNED and (ev.updates or 1.0) < SMALL_UPDATE:
-        found |= _paced("faster", 10.0, make(), ran)
+        yield _paced("faster", 10.0, make(), ran)
     rates = [rate for rate in (static.get("dropout") or {}).values() if 0 < rate < 1]
     behind = ev.reach is not None and ev.learned < BEHIND
     if rates and (behind or (max(rates) >= FEW_PASS and ev.learned < 1)):
-        found |= _undropped(make(), ran)
+        yield _undropped(make(), ran)
     if ev.learned < LEARNED:
-        found |= _without(make, ran, ev)
+        yield _without(make, ran, ev)
         if (ev.dying and not ev.born_dead) or ev.saturating:
             with Leaky():
-                found |= _scores("leaky", ran.again(make(), ran.source, points=1))
+                leaky = ran.again(make(), ran.source, points=1)
+            yield _scores("leaky", leaky)
     if behind and ev.off_scale:
-        found |= _scaled(make(), ran)
-    return found
+        yield _scaled(make(), ran)
 
 
 def _without(make: Callable[[], Replica], ran: Ran, ev: Evidence) -> dict[str, object]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tikhon.budget import out_of_time
 from tikhon.data.rows import Batch, tensors
 from tikhon.diagnosis.nonfinite import locate
 from tikhon.diagnosis.observe import Instruments
@@ -52,6 +53,8 @@ def run(
 ) -> DryRun:
     """Train the replica for `steps` and measure it; stops at the first non-finite loss.
 
+    It stops early, too, where the time that it is given is spent.
+
     Probes (instrumented passes) are dense at the start, where networks die, and sparse later.
     """
     trial = DryRun()
@@ -62,6 +65,8 @@ def run(
     optimizer = replica.optimizer
     assert optimizer is not None
     for step in range(steps + 1):
+        if step and out_of_time():
+            break
         if points and (step % pace == 0 or step == steps):
             trial.points.append(score(replica, samples.probe, valid, step))
         before = None

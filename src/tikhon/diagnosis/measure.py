@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tikhon.budget import out_of_time, share_of_time
 from tikhon.data.rows import Batch, LossFunction
 from tikhon.diagnosis import static
 from tikhon.diagnosis.controls import Ran, controls
@@ -70,7 +71,8 @@ def measure(
             trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
         else:
             wired = replicate(model, loss)  # a copy that no step has touched
-            trial = _trial(replica, source, facts, steps, size, seed, judge)
+            with share_of_time(0.5):
+                trial = _trial(replica, source, facts, steps, size, seed, judge)
             if not holes:  # tests of rows, columns and targets are made for numbers
                 wiring = wiring_facts(
                     wired,
@@ -82,7 +84,7 @@ def measure(
                 )
         facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
         wiring |= _drift(trial.spreads) | _targets_moved(trial.levels, source)
-        if trial.steps and trial.failure is None and not holes:
+        if trial.steps and trial.failure is None and not holes and not out_of_time():
             wiring |= _afterwards(replica, source, wiring, judge)
         record = Record(
             model=type(unwrap(model)).__name__,

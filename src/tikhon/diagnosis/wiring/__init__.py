@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tikhon.budget import out_of_time
 from tikhon.data.rows import Batch, take
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.replica import Replica, undisturbed
@@ -49,7 +50,8 @@ def wiring_facts(
     """All facts of the wiring, and under `unmeasured` the tests that the program did not let run.
 
     A test changes batches, and the user's code may raise anything on what it was not written for:
-    that is no fault of the program, so it is kept as a reason and not raised.
+    that is no fault of the program, so it is kept as a reason and not raised. A test for which no
+    time is left is left out.
     """
     subject = subject_of(replica, source)
     layers = [s.name for s in sites if s.role in ("weight", "recurrent")]
@@ -83,6 +85,9 @@ def wiring_facts(
     facts: dict[str, object] = {"rows": subject.rows, "whole": replica.whole}
     unmeasured: dict[str, str] = {}
     for name, test in tests.items():
+        if out_of_time():
+            unmeasured[name] = "no time left"
+            continue
         try:
             facts |= test()
         except Exception as error:
