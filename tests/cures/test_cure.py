@@ -20,9 +20,10 @@ from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
 from miswired import attention
 from tikhon.budget import Deadline
 from tikhon.cures import cure, surgery, treatments as cures
+from tikhon.cures.judging import Alone, Unforeseen, judged_on
 from tikhon.cures.patch import execute, script
 from tikhon.cures.treatments import INPUTS, NOTHING, candidates, rate
-from tikhon.cures.trials import Alone, DoesNotApplyError, Trials, Unforeseen, judged_on
+from tikhon.cures.trials import DoesNotApplyError, Trials
 from tikhon.cures.yardstick import Yardstick, answers_targets, yardstick
 from tikhon.diagnosis import diagnose
 from tikhon.diagnosis.findings import Finding

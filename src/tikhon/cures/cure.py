@@ -17,16 +17,14 @@ from torch import nn
 
 from tikhon import plotting
 from tikhon.budget import Deadline, OutOfTimeError, seconds_of
+from tikhon.cures.judging import fault_codes, judged_on, own_faults
 from tikhon.cures.treatment import Treatment
 from tikhon.cures.treatments import FOR, NOTHING, SYMPTOMS, popular
 from tikhon.cures.trials import (
     TreatmentResult,
     Trials,
-    fault_codes,
     interrupted,
     judge_by_what_is_meant,
-    judged_on,
-    own_faults,
     shell,
     train,
 )

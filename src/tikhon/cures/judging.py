@@ -1,0 +1,100 @@
+"""What trials are judged on: the rows and the use that are meant, where these are at fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tikhon.cures.data import copies_of, ends_of, from_all_rows, start_of, told, words_before
+from tikhon.data.rows import Batch, length, take
+from tikhon.diagnosis.diagnose import Diagnosis
+from tikhon.diagnosis.findings import Finding
+from tikhon.diagnosis.samples import Samples, samples
+
+Used = Callable[[nn.Module], nn.Module]  # a trained model as it is asked
+
+
+def own_faults(diagnosis: Diagnosis) -> list[Finding]:
+    """The warnings that follow from no other."""
+    return [f for f in diagnosis.findings if not f.cause and f.severity != "info"]
+
+
+def fault_codes(diagnosis: Diagnosis) -> tuple[str, ...]:
+    """Codes of the warnings that follow from no other, the first in front."""
+    return tuple(dict.fromkeys(f.code for f in own_faults(diagnosis)))
+
+
+def judged_on(
+    source: Samples, judge: Batch | None, diagnosis: Diagnosis, model: nn.Module
+) -> tuple[Samples, Batch | None]:
+    """The rows that scores are read on: as they are when nobody knows the target.
+
+    Targets are in the range that the loss is made for, columns that hold the target are 0, a
+    decoder is told the word before. Of rows in order some are drawn from all of them, and targets
+    that belong to the row beside are those of their own.
+    """
+    faults = diagnosis.labels
+    shift = diagnosis.record.wiring.get("shift_of_rows") if "unrelated_labels" in faults else None
+    if shift and source.indexed:
+        x, y = source.source
+        source, judge = replace(source, probe=samples((x, y.roll(shift, 0))).probe), None
+    ends = ends_of(source) if "target_out_of_range" in faults else None
+    leaks = "target_among_inputs" in faults
+    columns = copies_of(source) if leaks else []
+    place = told(source.probe) if leaks else None
+    if "sorted_batches" in faults:
+        source = from_all_rows(source)
+
+    def fitted(batch: Batch) -> Batch:
+        x, y = batch
+        if columns:
+            x = x.clone()
+            x.flatten(1)[:, columns] = 0.0
+        if place is not None:
+            x = (*x[:place], words_before(y, start_of(model, y)), *x[place + 1 :])
+        return x, (y if ends is None else (y - ends[0]) / (ends[1] - ends[0]))
+
+    return replace(source, probe=fitted(source.probe)), fitted(judge) if judge else None
+
+
+class Alone(nn.Module):
+    """A model whose rows are asked one by one, as when it is used, and not in their batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """The answers to the rows, each asked alone."""
+        rows = range(length((inputs, None)))
+        return torch.cat([self.model(*take(inputs, torch.tensor([row]))) for row in rows])
+
+
+class Unforeseen(nn.Module):
+    """A model whose answer at a position comes from a pass that is shown other later positions."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The answers at each position, with what follows taken from another row."""
+        steps = x.shape[1]
+        answer, others = self.model(x), x.roll(1, 0)
+        axis = next(k for k in range(1, answer.ndim) if answer.shape[k] == steps)
+        parts = []
+        for step in range(steps):
+            seen = self.model(torch.cat([x[:, : step + 1], others[:, step + 1 :]], 1))
+            parts.append(seen.select(axis, step))
+        return torch.stack(parts, axis)
+
+
+AS_USED: dict[str, Used] = {
+    "rows_mixed": Alone,
+    "future_visible": Unforeseen,
+}
+FEW = 64  # rows that are asked one by one
