@@ -39,7 +39,7 @@ def sentences():
 
 
 PROGRAMS = {
-    "deep": (lambda: deep(25, nn.Tanh), classes, CE),
+    "deep": (lambda: deep(10, nn.Tanh), classes, CE),
     "shallow": (lambda: deep(1, nn.ReLU), classes, CE),
     "rows mixed": (mixed, classes, CE),
     "broadcast": (lambda: nn.Linear(6, 1), lambda: (numbers()[0], numbers()[1].flatten()),

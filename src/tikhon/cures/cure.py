@@ -8,7 +8,7 @@ import math
 import textwrap
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,18 @@ from torch import nn
 
 from tikhon import plotting
 from tikhon.budget import Deadline, OutOfTimeError, seconds_of
+from tikhon.cures.data import without_gaps
 from tikhon.cures.judging import fault_codes, judged_on, own_faults
 from tikhon.cures.treatment import Treatment
-from tikhon.cures.treatments import FOR, NOTHING, SYMPTOMS, popular
+from tikhon.cures.treatments import (
+    APART,
+    FOR,
+    MEANT,
+    NOTHING,
+    OF_VALIDATION,
+    SYMPTOMS,
+    popular,
+)
 from tikhon.cures.trials import (
     TreatmentResult,
     Trials,
@@ -47,6 +56,7 @@ if TYPE_CHECKING:
     from tikhon.training.recipe import Recipe
 
 DIAGNOSING = 0.5  # of the budget, at most
+FURTHER = 2  # looks at the treated program
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +78,7 @@ class Cure:
     yardstick: Yardstick = field(default_factory=Yardstick)
     patch: str = ""
     seconds: float = 0.0
+    remaining: Diagnosis | None = None  # of the treated program, where time was left for it
 
     @property
     def confirmed(self) -> bool:
@@ -259,29 +270,101 @@ def cure(
         batch_size=min(batch_size, source.rows),
         seeds=[seed + i for i in range(seeds)],
         codes=diagnosis.labels,
-        faults=fault_codes(diagnosis),
+        faults=[code for code in fault_codes(diagnosis) if code not in OF_VALIDATION],
         deadline=deadline,
         on_progress=told,
     )
-    treatments, chosen = (), None
-    with suppress(OutOfTimeError):
-        with interrupted(deadline):
-            judge_by_what_is_meant(trials, diagnosis)
-        treatments, chosen = trials.search(steps)
-    treatment = chosen or NOTHING
+    treatments, treatment, remaining = _searched(trials, diagnosis, steps)
+    final = replace(trials, base=treatment)
     return Cure(
         diagnosis=diagnosis,
         treatments=treatments,
-        treatment=chosen,
-        program=lambda s: trials.build(treatment, s),
+        treatment=treatment if treatment is not NOTHING else None,
+        program=lambda s: final.build(NOTHING, s),
         batch_size=treatment.batch or trials.batch_size,
         source=trials.source,
         judge=judge,
         loss=trials.loss_meant or loss,
         yardstick=trials.yardstick,
-        patch=trials.patches[treatment.name] if chosen is not None else "",
+        patch=trials.patches.get(treatment.name, ""),
         seconds=deadline.spent,
+        remaining=remaining,
     )
+
+
+def _searched(
+    trials: Trials, diagnosis: Diagnosis, steps: int
+) -> tuple[tuple[TreatmentResult, ...], Treatment, Diagnosis | None]:
+    """What was tried, the treatment to keep or `NOTHING`, and the diagnosis of what it treated."""
+    if "rows_in_both" in diagnosis.labels and trials.mended(APART) is not None:
+        trials.base = APART
+    treatments, treatment, remaining = (), NOTHING, None
+    with suppress(OutOfTimeError):
+        with interrupted(trials.deadline):
+            judge_by_what_is_meant(trials, diagnosis)
+        treatments, chosen = trials.search(steps)
+        helped = chosen or trials.of_some_help(treatments)
+        if helped is not None:
+            treatments, treatment, remaining = _again(trials, treatments, helped, chosen)
+        if treatment is NOTHING:
+            treatments, chosen = trials.longer()
+            treatment = trials.joined(chosen) if chosen is not None else NOTHING
+    return treatments, treatment, remaining
+
+
+def _again(
+    trials: Trials,
+    results: tuple[TreatmentResult, ...],
+    helped: Treatment,
+    chosen: Treatment | None,
+) -> tuple[tuple[TreatmentResult, ...], Treatment, Diagnosis | None]:
+    """The treated program, diagnosed and treated again while a cause remains that can be.
+
+    What helped without being a cure is one with what is found behind it, or `NOTHING` is.
+    """
+    first, treatment, remaining = trials, trials.joined(helped), None
+    kept = treatment if chosen is not None else NOTHING
+    for _ in range(FURTHER):
+        trials = replace(trials, base=treatment, scores={})
+        trials.on_progress("diagnosing again")
+        with trials.deadline.part(DIAGNOSING).kept():
+            remaining = _diagnosed(trials)
+        codes = [
+            code
+            for code in (fault_codes(remaining) if remaining is not None else ())
+            if code in FOR
+            and code not in SYMPTOMS | OF_VALIDATION
+            and (code in trials.faults or code not in MEANT)  # else the judge would be another
+            and not treatment.names & {t.name for t in FOR[code]}
+        ]
+        trials = replace(trials, codes=set(codes), faults=codes)
+        more, further = trials.search_named(results[0].steps) if codes else ((), None)
+        if further is None:
+            break
+        more = tuple(replace(a, effects=first.effects(a.scores, a.steps)) for a in more[1:])
+        results, treatment = (*results, *more), trials.joined(further)
+        kept = treatment
+    return results, kept, remaining if kept is not NOTHING else None
+
+
+def _diagnosed(trials: Trials) -> Diagnosis | None:
+    """The diagnosis of the program as it is treated so far; None where it is refused."""
+    seed = trials.seeds[0]
+    with isolated(shell(trials.model), seed), suppress(InputError):
+        replica = trials.untried(NOTHING, seed)
+        source = replica.source or trials.source
+        return diagnose(
+            replica.model,
+            without_gaps(source.source) if source.indexed else source.source,
+            replica.loss,
+            optimizer=replica.optimizer,
+            valid=trials.judge,
+            batch_size=trials.base.batch or trials.batch_size,
+            seed=seed,
+            penalty=replica.penalty or replica.terms,
+            clip=trials.clip,
+        )
+    return None
 
 
 def _text(found: Cure) -> str:
@@ -338,15 +421,15 @@ def _none(found: Cure) -> str:
 
 def _yours(found: Cure) -> list[str]:
     """What the treatment, or any, does not touch, as the line to change."""
-    used = set() if found.best is None else set(found.best.name.split(" + "))
+    again, used = found.remaining, found.treatment.names if found.treatment is not None else set()
     left = [
         f
-        for f in own_faults(found.diagnosis)
+        for f in own_faults(found.diagnosis if again is None else again)
         if f.advice
         and not (used and f.code in SYMPTOMS)  # what is cured shows no symptom any more
         and not used & {treatment.name for treatment in FOR.get(f.code, ())}
     ]
-    stays = "may stay and is then" if used else "is"
+    stays = "is" if not used else "may stay and is then" if again is None else "stays and is"
     return [f" {f.code} {stays} yours to change: {f.fix or f.advice[0]}" for f in left]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tikhon.cures import surgery
 from tikhon.cures.patch import execute
-from tikhon.data.rows import Batch, tensors
+from tikhon.data.rows import Batch, length, take, tensors
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples, samples as read
 from tikhon.diagnosis.wiring.signal import copied_columns
@@ -147,9 +147,9 @@ def from_all_rows(samples: Samples) -> Samples:
 
 def on_rows(code: str, replica: Replica, samples: Samples, judge: Batch | None = None) -> str:
     """The code, run on the training rows: what it leaves is trained on; none if all stays."""
-    pair = samples.source if samples.indexed else (None, None)
-    if not isinstance(pair[1], Tensor):
+    if not samples.indexed or not isinstance(samples.source[1], Tensor):
         return ""
+    pair: Batch = samples.source
     valid = (None, None) if judge is None else judge
     names = dict(zip(("x_train", "y_train", "x_valid", "y_valid"), (*pair, *valid)))
     space = execute(code, **names)
@@ -178,6 +178,15 @@ def _logarithms(replica: Replica, samples: Samples) -> str:
     front = (surgery.Logarithm(least), surgery.Affine(space["shift"], space["scale"]))
     replica.model = nn.Sequential(*front, replica.model)
     return code
+
+
+def without_gaps(batch: Batch) -> Batch:
+    """The rows all numbers of which are finite; all rows where there is none."""
+    rows = torch.ones(length(batch), dtype=torch.bool)
+    for part in tensors(batch):
+        if part.is_floating_point() and len(part) == len(rows):
+            rows &= part.detach().reshape(len(rows), -1).isfinite().all(1).cpu()
+    return take(batch, rows.nonzero()[:, 0]) if bool(rows.any()) else batch
 
 
 def _filled(replica: Replica, samples: Samples) -> str:

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.cures.data import copies_of, ends_of, from_all_rows, start_of, told, words_before
+from tikhon.cures.data import (
+    copies_of,
+    ends_of,
+    from_all_rows,
+    start_of,
+    told,
+    without_gaps,
+    words_before,
+)
 from tikhon.data.rows import Batch, length, take
 from tikhon.diagnosis.diagnose import Diagnosis
 from tikhon.diagnosis.findings import Finding
@@ -34,8 +42,8 @@ def judged_on(
     """The rows that scores are read on: as they are when nobody knows the target.
 
     Targets are in the range that the loss is made for, columns that hold the target are 0, a
-    decoder is told the word before. Of rows in order some are drawn from all of them, and targets
-    that belong to the row beside are those of their own.
+    decoder is told the word before, rows with gaps are left out. Of rows in order some are drawn
+    from all of them, and targets that belong to the row beside are those of their own.
     """
     faults = diagnosis.labels
     shift = diagnosis.record.wiring.get("shift_of_rows") if "unrelated_labels" in faults else None
@@ -50,7 +58,7 @@ def judged_on(
         source = from_all_rows(source)
 
     def fitted(batch: Batch) -> Batch:
-        x, y = batch
+        x, y = without_gaps(batch) if "non_finite_data" in faults else batch
         if columns:
             x = x.clone()
             x.flatten(1)[:, columns] = 0.0

@@ -52,7 +52,9 @@ class Treatment:
     parts: tuple[Treatment, ...] = ()  # of several in one
 
     def __and__(self, other: Treatment) -> Treatment:
-        """Both treatments, this one first."""
+        """Both treatments, this one first; doing nothing adds nothing."""
+        if not self.size or not other.size:
+            return self if self.size else other
         return Treatment(
             f"{self.name} + {other.name}",
             self.size + other.size,

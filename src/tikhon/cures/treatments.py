@@ -518,6 +518,11 @@ YIELDING = SYMPTOMS | {
 }
 
 
+# Faults of what training is judged by: no treatment of the training mends them, or is kept off by
+# them.
+OF_VALIDATION = {"rows_in_both", "valid_differs"}
+
+
 def named(codes: Iterable[str]) -> set[str]:
     """Names of the treatments that the findings name first: all of a fault, two of a symptom."""
     return {t.name for code in codes for t in FOR.get(code, ())[: 2 if code in YIELDING else None]}

@@ -124,12 +124,24 @@ class Trials:
     loss_meant: LossFunction | None = None  # scores are its losses, where the user's is the fault
     used: Used | None = None  # what a trained model is judged in
     on_progress: Callable[[str], None] = lambda text: None
+    base: Treatment = NOTHING  # what the program has been treated with so far
     patches: dict[str, str] = field(default_factory=dict)
     pace: float = 0.0  # seconds per step of the slowest treatment seen
+    reached: dict[str, int] = field(default_factory=dict)  # by the search, steps of a name
+    finalists: list[Treatment] = field(default_factory=list)  # of its last rung
+    rung: int = 0
     yardstick: Yardstick = field(default_factory=Yardstick)
+
+    def joined(self, treatment: Treatment) -> Treatment:
+        """The treatment behind those that the program has been treated with."""
+        return self.base & treatment
 
     def build(self, treatment: Treatment, seed: int) -> Replica:
         """The treated program with the weights of a seed."""
+        return self.untried(treatment, seed).attach()
+
+    def untried(self, treatment: Treatment, seed: int) -> Replica:
+        """The same, before its penalty terms are on the optimizer."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = self.model if isinstance(self.model, nn.Module) else self.model()
@@ -137,9 +149,8 @@ class Trials:
             engine = self.optimizer if fixed else rebuilder(self.optimizer)
             replica = replicate(model, self.loss, engine, penalty=self.penalty, clip=self.clip)
             torch.manual_seed(seed + 1)
-            if treatment is not NOTHING:
-                self._treat(treatment, replica)
-        return replica.attach()
+            self._treat(treatment, replica)
+        return replica
 
     def works(self, loss: LossFunction, used: Used | None = None) -> bool:
         """Whether another loss gives a number for the untreated program on the probe batch."""
@@ -179,7 +190,7 @@ class Trials:
         changes_only_settings = "register" not in treatment.setup and treatment.edit is None
         if treatment.kind in ("adam", "decay", "popular") and changes_only_settings:
             same = treatment.is_optimizer_of(replica)
-        if same or not treatment.apply(replica, self.source, self.judge):
+        if same or not self.joined(treatment).apply(replica, self.source, self.judge):
             raise DoesNotApplyError
 
     def run(self, treatment: Treatment, seed: int, steps: int) -> float:
@@ -191,7 +202,7 @@ class Trials:
             began = self.deadline.spent
             with interrupted(self.deadline):
                 replica = self.build(treatment, seed)
-            self.patches.setdefault(treatment.name, replica.patch)
+            self.patches.setdefault(self.joined(treatment).name, replica.patch)
             size = treatment.batch or self.batch_size
             end = train(
                 replica,
@@ -223,7 +234,7 @@ class Trials:
         return "overfitting" in self.codes and self.judge is not None
 
     def search(self, steps: int) -> tuple[tuple[TreatmentResult, ...], Treatment | None]:
-        """Successive halving, then longer rungs; all treatments, and the treatment to keep.
+        """Successive halving; all treatments, and the treatment to keep.
 
         What the findings name first is carried to the last rung however it starts: a cure of a
         cause may well be slow in the first twenty steps. What a sure cause asks for goes first.
@@ -253,7 +264,22 @@ class Trials:
             reached |= {a.name: steps for a in at_once}
             later = [a for a in done[0] if a not in at_once] if done[1] == steps else []
             done = ([*at_once, *later], steps)
-        return self._longer(reached, *done)
+        self.reached, self.finalists, self.rung = reached, *done
+        return self._verdicts(reached, *done)
+
+    def of_some_help(self, results: Sequence[TreatmentResult]) -> Treatment | None:
+        """What treats the first fault and helps with every seed, but is no cure by itself."""
+        first = next(iter(self.faults), "")
+        own = {self.joined(t).name: t for t in FOR.get(first, ()) if first not in YIELDING}
+        found = [a for a in results if a.name in own and a.verdict == "not confirmed"]
+        found = [a for a in found if min(a.effects) > 0 and a.effect > a.spread]
+        return own[min(found, key=lambda a: mean(a.scores)).name] if found else None
+
+    def search_named(self, steps: int) -> tuple[tuple[TreatmentResult, ...], Treatment | None]:
+        """The same of what the faults name alone, all of which runs to the end."""
+        asked = [t for t in self._candidates if t.name in named(self.faults)]
+        ran = self._rung(asked, steps, self.seeds, True) or []
+        return self._verdicts({t.name: steps for t in ran}, ran, steps)
 
     def _at_once(self, treatments: list[Treatment], steps: int) -> list[Treatment]:
         """What the first cause asks for, run to the end before anything else takes its time.
@@ -295,10 +321,9 @@ class Trials:
         """The codes whose treatments go first: of faults where they are known."""
         return self.faults or self.codes
 
-    def _longer(
-        self, reached: dict[str, int], finalists: list[Treatment], rung: int
-    ) -> tuple[tuple[TreatmentResult, ...], Treatment | None]:
-        """The verdicts; while nothing is confirmed, more steps for the best and what was named."""
+    def longer(self) -> tuple[tuple[TreatmentResult, ...], Treatment | None]:
+        """While nothing is confirmed, more steps for the best and what was named."""
+        reached, finalists, rung = self.reached, self.finalists, self.rung
         treatments, chosen = self._verdicts(reached, finalists, rung)
         kept = named(self._first)
         while chosen is None and finalists and math.isfinite(self.deadline.seconds):
@@ -420,6 +445,10 @@ class Trials:
         treatments[1:] = sorted(
             treatments[1:], key=lambda a: (order[a.verdict], -a.steps, mean(a.scores))
         )
+        if self.base is not NOTHING:
+            before = self.base.name
+            names = [before, *(f"{before} + {a.name}" for a in treatments[1:])]
+            treatments = [replace(a, name=name) for a, name in zip(treatments, names)]
         return tuple(treatments), chosen
 
     def _of_the_cause(self, treatments: list[TreatmentResult]) -> list[TreatmentResult]:
@@ -454,19 +483,26 @@ class Trials:
     def _result_of(self, name: str, size: int, rung: int, final: bool) -> TreatmentResult:
         seeds = [s for s in self.seeds if (name, s, rung) in self.scores]
         scores = tuple(self.scores[name, s, rung][0] for s in seeds)
-        ceiling = self._ceiling(rung, seeds)
-        base = [min(self.scores[NOTHING.name, s, rung][0], ceiling) for s in seeds]
-        effects = tuple(b - min(s, ceiling) for b, s in zip(base, scores))
+        effects = self.effects(scores, rung)
         metrics = [m for s in seeds if (m := self.scores[name, s, rung][1]) is not None]
         metric = mean(metrics) if metrics else None
         verdict = "stopped early"
         if final:
             sure = min(effects) > 0 and mean(effects) > pstdev(effects)
-            sure = sure and mean(effects) > RELEVANT * abs(mean(base)) and len(effects) > 1
+            ceiling = self._ceiling(rung, seeds)
+            base = mean(min(self.scores[NOTHING.name, s, rung][0], ceiling) for s in seeds)
+            sure = sure and mean(effects) > RELEVANT * abs(base) and len(effects) > 1
             sure = sure and self.yardstick.beaten(mean(scores), metric)
             sure = sure and not self._lowers_skill(rung, seeds, metric)
             verdict = "confirmed" if sure else "worse" if mean(effects) < 0 else "not confirmed"
         return TreatmentResult(name, size, rung, scores, effects, verdict, metric)
+
+    def effects(self, scores: Sequence[float], rung: int) -> tuple[float, ...]:
+        """How much lower scores of the first seeds are than those of doing nothing."""
+        seeds = [s for s in self.seeds if (NOTHING.name, s, rung) in self.scores]
+        ceiling = self._ceiling(rung, seeds)
+        base = (min(self.scores[NOTHING.name, s, rung][0], ceiling) for s in seeds)
+        return tuple(b - min(s, ceiling) for b, s in zip(base, scores))
 
     def _lowers_skill(self, rung: int, seeds: list[int], metric: float | None) -> bool:
         """Whether accuracy or R2 falls while the loss does too: answers are surer, and wrong."""

@@ -71,8 +71,7 @@ def measure(
             trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
         else:
             wired = replicate(model, loss)  # a copy that no step has touched
-            with share_of_time(0.5):
-                trial = _trial(replica, source, facts, steps, size, seed, judge)
+            trial = _trial(replica, source, facts, steps, size, seed, judge)
             if not holes:  # tests of rows, columns and targets are made for numbers
                 wiring = wiring_facts(
                     wired,
@@ -227,7 +226,8 @@ def _trial(
             if nudge(replica, source.probe):
                 trial.probes.append(probe(replica, source.probe, step, trial))
         return trial
-    return run(replica, source, steps=steps, batch_size=size, seed=seed, valid=judge)
+    with share_of_time(0.5):
+        return run(replica, source, steps=steps, batch_size=size, seed=seed, valid=judge)
 
 
 def nudge(replica: Replica, batch: Batch) -> bool:
