@@ -140,10 +140,9 @@ def test_a_budget_that_is_spent_ends_the_comparison_and_says_so():
     found = compare(noisy(), ["none", "l2"], splits=9, trials=2, epochs=2, seeds=1, budget="10ms")
     assert found.splits == 1 and all(len(row["scores"]) == 1 for row in found.rows)
     assert all(math.isnan(row["low"]) for row in found.rows)
-    notice = found.to_dict()["notice"]
-    assert notice["text"] == found.notice and "--budget" in notice["text"]
-    told = {"splits": 1, "asked": 9, "trials": 2, "more": 3}
-    assert {name: notice["values"][name] for name in told} == told
+    result, told = found.to_dict(), {"splits": 1, "asked": 9, "trials": 2, "more": 3}
+    assert result["notice"] == found.notice and "--budget" in result["notice"]
+    assert result["sentences"]["notice"]["values"].items() >= told.items()
 
 
 def test_methods_are_taken_once_and_there_is_one():
@@ -191,9 +190,10 @@ def timeless(result):
 def found(records):
     shapes = balance(noisy(), widths=[3], strengths=(0.0, 0.1), epochs=2, records=records)
     result = compare(noisy(), ["none", "auto"], **ASKED, records=records).to_dict()
-    told = result["notice"]  # of seconds, by the clock
-    notice = told and {**told["values"], "seconds": 0}
-    return timeless({**result, "notice": notice}), shapes.to_dict()
+    result["sentences"].get("notice", {"values": {}})["values"].pop(
+        "seconds", None
+    )  # by the clock
+    return timeless({**result, "notice": ""}), shapes.to_dict()
 
 
 def test_a_comparison_stopped_at_every_training_ends_as_if_it_never_was(tmp_path):
@@ -233,15 +233,15 @@ def drawn(kind: str, signal: bool) -> object:
                        name="drawn")  # fmt: skip
 
 
-@pytest.mark.parametrize("splits", [1, 2, 4])
 @pytest.mark.parametrize(
-    ("kind", "signal"),
+    ("kind", "signal", "splits"),
     [
-        ("classes", False),
-        ("classes", True),
-        ("numbers", False),
-        ("numbers", True),
-        ("rare", False),
+        ("classes", False, 1),
+        ("classes", False, 4),
+        ("classes", True, 2),
+        ("numbers", False, 2),
+        ("numbers", True, 1),
+        ("rare", False, 1),
     ],
 )
 def test_a_comparison_of_methods_that_learn_nothing_says_so(kind, signal, splits):

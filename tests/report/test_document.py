@@ -567,29 +567,28 @@ def test_verdict_of_a_comparison(compared, tmp_path):
     best, other = result["methods"]
     config = {"kind": "compare"}
 
-    def of(*rows, **more):
-        run = save(tmp_path / "run", config, [], {**result, "methods": rows, **more})
-        return sentence(run)
-
     from tikhon.comparison.compare import Comparison, Constant
+
+    def of(*rows, metric="accuracy", constant=None):
+        found = Comparison("d", metric, rows, 1, result["splits"], 1, 1.0, None, constant)
+        run = save(tmp_path / "run", config, [], {**result, **found.to_dict()})
+        told = sentence(run)
+        assert told == found.verdict()
+        return told
 
     third = {**other, "method": "third", "tied": False}
     for bare, tied in itertools.product(("none", "third"), (True, False)):
         for first, second in ((bare, "l2"), ("l2", bare)):
             rows = ({**best, "method": first, "tied": True},
                     {**other, "method": second, "tied": tied}, third)  # fmt: skip
-            said = Comparison("d", "accuracy", rows, 1, result["splits"], 1, 1.0).verdict()
-            assert of(*rows) == said
+            said = of(*rows)
             helps = bare == "none" and first == "l2" and not tied
             assert said.startswith("Regularization helps") == helps
     for answer, beaten in itertools.product(("'no'", None), (True, False)):
         constant = Constant(answer, 0.25, beaten)
-        said = Comparison(
-            "d", "accuracy", (best, other), 1, result["splits"], 1, 1.0, "", constant
-        )
-        assert of(best, other, constant=constant.to_dict()) == said.verdict()
+        said = of(best, other, constant=constant)
         nothing = f"No method is measurably better than always answering {answer or 'the mean'}: "
-        assert said.verdict().startswith(nothing) != beaten
+        assert said.startswith(nothing) != beaten
         assert ("scores 0.250." in html(tmp_path / "run")) == beaten
     error = {**best, "test": -2.5, "low": -3.0, "high": -2.0}
     assert "RMSE 2.500" in of(error, {**error, "tied": False}, metric="rmse")

@@ -19,7 +19,7 @@ from tikhon.comparison.statistics import CERTAIN, LEVEL, interval, p_value, tied
 from tikhon.comparison.trainings import Fitted, Records, Trainer
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
-from tikhon.languages import Sentence, filled, said, strings
+from tikhon.languages import Sentence, Value, said
 from tikhon.numbers import number
 
 _TUNED = 3  # trainings below which nothing was chosen
@@ -94,7 +94,8 @@ class Comparison:
     constant: Constant | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for `result.json`."""
+        """Plain values, for `result.json`; `sentences` are the keys and values of its texts."""
+        told = {"verdict": self.verdict(), "notice": self.notice}
         return {
             "kind": "compare",
             "data": self.data,
@@ -103,8 +104,9 @@ class Comparison:
             "splits": self.splits,
             "epochs": self.epochs,
             "seconds": self.seconds,
-            "verdict": self.verdict(),
-            "notice": self.notice and self.notice.with_text(),
+            "verdict": told["verdict"],
+            "notice": self.notice or "",
+            "sentences": {name: text.to_dict() for name, text in told.items() if text},
             "methods": list(self.rows),
             "constant": None if self.constant is None else self.constant.to_dict(),
         }
@@ -155,7 +157,7 @@ class Comparison:
         low, high = sorted((sign * row["low"], sign * row["high"]))
         return sign * row["test"], max(low, 0.0), min(high, most)
 
-    def verdict(self) -> str:
+    def verdict(self) -> Sentence:
         """In one sentence: whether regularization pays here, or else which method is best.
 
         "Tied" means no clear difference on these splits (`statistics.tied`).
@@ -163,35 +165,23 @@ class Comparison:
         best, *others = self.rows
         equal = [row["method"] for row in others if row["tied"]]
         bare = next((row for row in self.rows if row["method"] == "none"), None)
-        values = {
+        values: dict[str, Value] = {
             "method": best["method"],
-            "metric": _METRICS[self.metric],
+            "metric": said(f"metric_{self.metric}_word"),
             "score": number(abs(best["test"])),
-            "bare": "" if bare is None else number(abs(bare["test"])),
             "splits": self.splits,
-            "equal": ", ".join(equal),
         }
         if self.constant is not None and not self.constant.beaten:
-            answer = self.constant.answer or strings("en")["the_mean"]
-            values |= {"answer": answer, "constant": number(abs(self.constant.test))}
-            return filled("en", "compare_nothing", values)
-        return filled("en", verdict_code(best, bare, equal), values)
-
-
-_METRICS = {"accuracy": "accuracy", "rmse": "RMSE"}
-
-
-def verdict_code(
-    best: Mapping[str, object], bare: Mapping[str, object] | None, equal: list[str]
-) -> str:
-    """The key of the sentence."""
-    if bare is None:
-        return "compare_tied" if equal else "compare_best"
-    if best is bare:
-        return "compare_none_best"
-    if bare["tied"]:
-        return "compare_none_tied"
-    return "compare_helps_tied" if equal else "compare_helps"
+            answer = self.constant.answer or said("the_mean")
+            constant = number(abs(self.constant.test))
+            return said("compare_nothing", answer=answer, constant=constant, **values)
+        values |= {"equal": ", ".join(equal)}
+        if bare is None:
+            return said("compare_tied" if equal else "compare_best", **values)
+        values |= {"bare": number(abs(bare["test"]))}
+        if best is bare or bare["tied"]:
+            return said("compare_none_best" if best is bare else "compare_none_tied", **values)
+        return said("compare_helps_tied" if equal else "compare_helps", **values)
 
 
 def compare(

@@ -100,8 +100,8 @@ def step_never_called(loop: Loop) -> Alarm | None:
     return Alarm(
         "step_never_called",
         0,
-        f"{said('told_forwards', count=loop.forwards)}, but this optimizer never made a step"
-        f"{lacking}: the weights stay as they are",
+        said("told_forwards", count=loop.forwards)
+        + f", but this optimizer never made a step{lacking}: the weights stay as they are",
         "call optimizer.step() of the optimizer that is watched, after loss.backward(), "
         "and build it once, before the loop",
     )

@@ -42,7 +42,7 @@ def page(run: SavedRun) -> Page:
     return Page(
         title=say("title_compare", data=parts.data_name(run)),
         level="plain",
-        verdict=verdict(run, rows, metric),
+        verdict=_told(run, "verdict") if rows else say("unfinished", epochs=len(run.history)),
         more=more(run, rows, metric),
         following=tuple(map(str, result.get("next") or ())),
         facts=facts(run, rows, metric),
@@ -74,35 +74,10 @@ def ends(row: Row, metric: parts.ScoreKind) -> tuple[Number, Number]:
     return low, min(high, 1.0) if metric.higher else high
 
 
-def verdict(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> Label:
-    """Whether regularization pays, or else which method is best: as `Comparison.verdict`."""
-    if not rows:
-        return say("unfinished", epochs=len(run.history))
-    best, *others = rows
-    constant = told_constant(run, metric)
-    if constant and not run.result["constant"]["beaten"]:
-        values = {"method": best["method"], "score": number(shown(best["test"], metric))}
-        values |= {"metric": parts.word(metric), "splits": run.result.get("splits")}
-        return say("compare_nothing", **constant, **values)
-    bare = next((row for row in rows if row["method"] == "none"), None)
-    equal = [row["method"] for row in others if row["tied"]]
-    if bare is None:
-        key = "compare_tied" if equal else "compare_best"
-    elif best is bare:
-        key = "compare_none_best"
-    elif bare["tied"]:
-        key = "compare_none_tied"
-    else:
-        key = "compare_helps_tied" if equal else "compare_helps"
-    return say(
-        key,
-        method=best["method"],
-        metric=parts.word(metric),
-        score=number(shown(best["test"], metric)),
-        bare="" if bare is None else number(shown(bare["test"], metric)),
-        splits=run.result.get("splits"),
-        equal=", ".join(equal),
-    )
+def _told(run: SavedRun, part: str) -> Label | Name:
+    """A sentence of the comparison; of older runs in English."""
+    saved = run.result.get("sentences") or {}
+    return told(saved.get(part) or run.result[part])
 
 
 def told_constant(run: SavedRun, metric: parts.ScoreKind) -> dict[str, object]:
@@ -120,8 +95,8 @@ def more(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Label
     constant = told_constant(run, metric)
     if rows and constant and run.result["constant"]["beaten"]:
         found.append(say("compare_beside", **constant))
-    if notice := run.result.get("notice"):
-        found.append(told(notice))
+    if run.result.get("notice"):
+        found.append(_told(run, "notice"))
     return tuple(found)
 
 
