@@ -217,3 +217,25 @@ def test_a_run_on_a_loader_resumes_bit_for_bit(form, tmp_path):
     again = run(tmp_path / "cut", -1, resume=True)
     for a, b in zip(whole.model.parameters(), again.model.parameters()):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["batches", "onwards"])
+def test_a_loader_without_a_batch_size_has_batches_as_items(kind):
+    x, y = torch.randn(12, 3), torch.arange(12)
+    parts = [(x[:5], y[:5]), (x[5:], y[5:])]
+
+    class Onwards(IterableDataset):
+        def __iter__(self):
+            return iter(parts)
+
+    loader = DataLoader(parts if kind == "batches" else Onwards(), batch_size=None)
+    stream = Stream(loader)
+    assert [len(stream.batch(k)[1]) for k in range(3)] == [5, 7, 5]
+    assert all(torch.equal(*both) for both in zip(pair(loader), (x, y)))
+
+
+@pytest.mark.parametrize("read", [Stream, pair])
+def test_a_loader_of_single_rows_is_refused(read):
+    rows = TensorDataset(torch.randn(12, 3), torch.arange(12))
+    with pytest.raises(DataError, match="single rows .*batch_size"):
+        read(DataLoader(rows, batch_size=None))

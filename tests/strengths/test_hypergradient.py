@@ -15,6 +15,7 @@ from torch import nn
 
 import tikhon as tk
 from ranks import together
+from tikhon.errors import InputError
 from tikhon.strengths.sensitivity import begin, descend, trust
 from tikhon.strengths.validation import look
 
@@ -397,6 +398,40 @@ def test_data_that_cannot_be_read_are_refused_before_any_step():
     for valid in ([], 3, (rows, rows[:3]), {"x": rows}):
         with pytest.raises((ValueError, TypeError)):
             tk.Hypergradient(valid, nn.functional.mse_loss, steps=100)
+
+
+@pytest.mark.parametrize("way", ["term", "loss weight"])
+@pytest.mark.parametrize("form", ["inputs", "names", "targets", "onwards", "batch"])
+def test_data_that_a_model_does_not_take_are_refused_before_any_step(form, way):
+    x, y = torch.randn(40, 3), torch.zeros(40).long()
+    loss, valid = nn.functional.cross_entropy, {
+        "inputs": (x[:, :2], y),
+        "names": {"a": x, "b": x, "labels": y},
+        "targets": (x, y.double()),
+        "onwards": torch.utils.data.DataLoader([(x[:, :2], y)], batch_size=None),
+        "batch": {"input": x, "labels": y},
+    }[form]  # fmt: skip
+    if form == "batch":
+        loss = lambda own, batch: nn.functional.cross_entropy(own(batch["input"]), batch["labels"])  # noqa: E731
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    strength = tk.Hypergradient(valid, loss, steps=100, start=0.1)
+    with pytest.raises(InputError, match="fails on the first validation batch"):
+        if way == "term":
+            tk.regularize(model, optimizer, tk.L2(strength), how="decoupled")
+        else:
+            tk.LossWeight(model, optimizer, strength)
+    (model(x).sum()).backward()
+    optimizer.step()  # nothing was left attached
+
+
+def test_a_first_look_leaves_a_stream_that_is_read_onwards_where_it_was():
+    x, y = torch.randn(40, 3), torch.zeros(40).long()
+    loader = torch.utils.data.DataLoader([(x[:9], y[:9]), (x[9:], y[9:])], batch_size=None)
+    strength = tk.Hypergradient(loader, nn.functional.cross_entropy, steps=100)
+    model = nn.Linear(3, 2)
+    tk.regularize(model, torch.optim.SGD(model.parameters(), 0.1), tk.L2(strength))
+    assert [len(strength.stream.batch(k)[1]) for k in range(3)] == [9, 31, 9]
 
 
 class Sum(nn.Module):

@@ -59,8 +59,10 @@ class Stream:
             self.rows = length(self.held)
         else:
             self._loader = source
-            known = isinstance(source, DataLoader) and not isinstance(
-                source.dataset, IterableDataset
+            known = (
+                isinstance(source, DataLoader)
+                and source.batch_sampler is not None  # otherwise its items are batches themselves
+                and not isinstance(source.dataset, IterableDataset)
             )
             self.rows = len(cast(DataLoader, source).dataset) if known else 0  # type: ignore[arg-type]
         if not self._cuts:
@@ -103,6 +105,13 @@ class Stream:
         found = next(self._open)
         if self._place[0] != epoch:
             self._place = (-1, -1)  # the epoch is over: the next one is opened
+        return found
+
+    def first(self) -> Batch:
+        """Batch 0, which is still to come where batches are only read onwards."""
+        found = self.batch(0)
+        if self.batches is None:
+            self._open = itertools.chain((found,), self._open)
         return found
 
     def sample(self, most: int) -> tuple[Any, Tensor]:

@@ -97,6 +97,9 @@ class Controller(ABC):
     def next(self, strength: float, observation: Observation, step: int) -> float:
         """The next strength, finite and >= 0; `step` counts optimizer steps from 1."""
 
+    def check(self, model: nn.Module) -> None:
+        """Raise `InputError` where it cannot serve a model; asked before the first step."""
+
     def recorded(
         self, memory: Mapping[str, object], steps: int
     ) -> Controller | Callable[[int], float]:

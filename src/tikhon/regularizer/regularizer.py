@@ -116,7 +116,12 @@ class Regularizer:
         self._attachments: list[Attachment] = []
         self._bound = Bound.of(self.model, terms, how)
         self._said: set[str] = set()
-        self._attach(self._attachments_to(optimizer, []))
+        attachments = self._attachments_to(optimizer, [])
+        sources = {id(b.live.source): b.live.source for b in self._bound.bindings}
+        for source in sources.values():
+            if isinstance(source, Controller):
+                source.check(self.model)
+        self._attach(attachments)
 
     # -- what is attached ---------------------------------------------------------------------
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.arguments import LARGEST, in_words, is_count, plain, require, settle
-from tikhon.data.rows import LossFunction
+from tikhon.data.rows import LossFunction, takes_model
 from tikhon.data.stream import Stream
-from tikhon.errors import described
+from tikhon.errors import InputError, described
 from tikhon.penalties import L1, L2, ElasticNet, GroupLasso, Proximable
 from tikhon.penalties.optimality import max_strength
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.controller import Controller, Observation, Per, Reading
-from tikhon.regularizer.targets import is_distributed, summed
+from tikhon.regularizer.targets import is_distributed, is_lazy, summed
 from tikhon.strengths.schedules import Recorded
 from tikhon.strengths.sensitivity import (
     CAP,
@@ -87,8 +87,9 @@ class Hypergradient(Controller):
         caution: factor in (0, 1] on moves to a strength smaller than the first.
         batch_size: rows of a validation batch.
 
-    Raises ValueError for arguments out of their range and for data that cannot be read, TypeError
-    for a penalty without a rule. Warns once when a strength comes to rest at the upper end of its
+    Raises ValueError for arguments out of their range and for data that cannot be read, InputError
+    where `regularize` begins if the model and the loss do not take them, TypeError for a penalty
+    without a rule. Warns once when a strength comes to rest at the upper end of its
     range, and when the run goes on past `steps`.
     Works under DDP and FSDP2 (slopes are averaged over the processes) and inside AMP.
 
@@ -224,6 +225,25 @@ class Hypergradient(Controller):
     def stream(self) -> Stream:
         """The validation batches."""
         return Stream(self.valid, size=self.batch_size)
+
+    def check(self, model: nn.Module) -> None:
+        """Look at the first validation batch: what the loss cannot take would fail in a step.
+
+        A model without its weights yet (lazy, sharded, on the meta device) is taken as it is.
+        """
+        if any(is_lazy(p) or hasattr(p, "placements") or p.is_meta for p in model.parameters()):
+            return
+        try:
+            look(model, self.loss, self.stream.first())
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"Hypergradient: the loss fails on the first validation batch, as "
+                f"{'loss(model, batch)' if takes_model(self.loss) else 'loss(output, target)'} "
+                f"({type(error).__name__}: {error}); give validation data in the form of the "
+                "training data; a loss whose first parameter is called model takes the batch whole"
+            ) from error
 
     def _begin(self, readings: Sequence[Reading], memory: dict[str, Any]) -> None:
         for reading in readings:

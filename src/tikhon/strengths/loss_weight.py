@@ -75,6 +75,7 @@ class LossWeight:
         self._params = [p for group in optimizer.param_groups for p in group["params"]]
         if any(hasattr(p, "placements") for p in self._params):
             raise TypeError("LossWeight: sharded parameters (DTensor) are not served; use DDP")
+        strength.check(self.model)
         self.steps = 0
         self.memory: dict[str, Any] = begin(math.log(strength.start))
         self._sensitivity = [torch.zeros_like(p, dtype=torch.float32) for p in self._params]
