@@ -24,7 +24,7 @@ from tikhon.runs.interrupt import Stopped
 from tikhon.training import fit
 from tikhon.tuning.choice import at_edges, choose, selection_noise
 from tikhon.tuning.preparation import make_job
-from tikhon.tuning.runners import PopulationRunner, choose_chunk, step_time, train_on_all
+from tikhon.tuning.runners import PopulationRunner, choose_chunk, step_time
 from tikhon.tuning.searches import PopulationBased, Random
 from tikhon.tuning.space import Choice, Log, Space, Uniform
 from tikhon.tuning.trials import Trial
@@ -280,23 +280,29 @@ def test_the_default_is_judged_at_its_best_epoch(folds):
     given = (None, "auto", folds, 40, 4, torch.optim.AdamW, "cpu", 0)
     job = make_job(lambda c: network(), *random_labels(), *given)
     (whole,) = PopulationRunner(job, 1).run([Trial(0, default.trial.config, 40)])
-    best, loss = min(whole.curve, key=lambda point: point[1])
+    best = min(whole.curve, key=lambda point: point[1])[0]
+    shorter = PopulationRunner(replace(job, epochs=best), 1)
+    ((_, loss),) = shorter.run([Trial(0, default.trial.config, best)])[0].curve[-1:]
     assert found.audit.default_epoch == default.trial.budget == best < 40
     assert found.audit.default_score == pytest.approx(loss, rel=1e-4)
     assert not found.audit.worth_it
 
 
-def test_a_default_that_is_chosen_is_trained_again_as_long_as_it_was_judged(monkeypatch):
-    trained = []
-
-    def recorded(job, configs, traces, stop, *, epochs):
-        trained.append(epochs)
-        return train_on_all(job, configs, traces, stop, epochs=epochs)
-
-    monkeypatch.setattr("tikhon.tuning.tune.train_on_all", recorded)
-    found = overfitted(0, Log(1e25, 1e30))
-    assert found.config["lr"] == 3e-3 and set(trained) == {found.audit.default_epoch}
-    assert found.audit.default_epoch < 40
+def test_a_default_that_is_chosen_is_repeated_by_its_settings():
+    """With its score on the validation rows, and refitted on all rows."""
+    rows, unseen = random_labels(), data(200, seed=5)
+    given = {"space": Space(lr=Log(1e25, 1e30)), "budget": "2runs", "epochs": 40, "batch_size": 4}
+    judged = tune(network, rows, valid=unseen, refit=False, **given)
+    refitted = tune(network, rows, folds=3, **given)
+    for found, valid in ((judged, unseen), (refitted, None)):
+        assert found.config["lr"] == 3e-3 and found.settings["epochs"] < 40
+        assert found.settings["epochs"] == found.audit.default_epoch
+        torch.manual_seed(found.settings["seed"])
+        run = fit(network(), rows, found.recipe, valid=valid, **found.settings)
+        for a, b in zip(run.model.parameters(), found.model.parameters()):
+            assert torch.allclose(a, b, atol=1e-5)
+        if valid is not None:
+            assert run.metrics["valid/loss"] == pytest.approx(found.audit.chosen_score, rel=1e-3)
 
 
 def test_a_sick_member_is_reported_and_the_rest_is_used():

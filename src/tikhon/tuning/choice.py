@@ -24,8 +24,8 @@ class SearchAudit:
     `noise` is the expected excess of the chosen score over the best candidate's, because the
     choice was made on few rows (bootstrap of the validation rows). `edges` names hyperparameters
     whose chosen value lies at an end of its range. `default_score` is what the untuned
-    configuration reaches at its best epoch by the same rows, `default_epoch`; `gain` is by how
-    much the chosen one is better, with its standard error `gain_error`.
+    configuration reaches in a training of `default_epoch` epochs, the number that was best by the
+    same rows; `gain` is by how much the chosen one is better, and `gain_error` its standard error.
     Scores are the `metric`'s own numbers: of a maximised one the higher is better.
     """
 
@@ -85,7 +85,7 @@ class SearchAudit:
 
     @property
     def _default(self) -> str:
-        return f"{self.default_score:.4f} at its best epoch, {self.default_epoch}"
+        return f"{self.default_score:.4f} in {self.default_epoch} epochs, its best number"
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able."""
@@ -164,7 +164,7 @@ def audit(
 ) -> SearchAudit:
     """Judge a choice; `default` is the index of the untuned candidate, None if it diverged.
 
-    `default_epoch` is the one that it was trained to.
+    `default_epoch` is how many epochs it was trained for.
     """
     own = float if metric is None else metric.own
     means = rows.mean(1)

@@ -24,7 +24,7 @@ from tikhon.runs.interrupt import Stopped
 from tikhon.tuning.draws import Draws
 from tikhon.tuning.metric import Metric, blocks_of
 from tikhon.tuning.space import known
-from tikhon.tuning.trials import Outcome, Trial, Value
+from tikhon.tuning.trials import DEFAULT, Outcome, Trial, Value
 
 SIZES = (1, 4, 8, 16, 32, 64)
 VALIDATION = 64  # rows of a validation batch that adapts a strength
@@ -176,9 +176,9 @@ class PopulationRunner:
                 yield members[i : i + self.chunk]
 
     def _train(self, units: list[FoldUnit], expired: Callable[[], bool]) -> Found:
-        job, started = self.job, time.perf_counter()
+        first, started = units[0].trial, time.perf_counter()
+        job = as_judged(self.job, first)
         population = populate(job, [unit.trial.config for unit in units])
-        first = units[0].trial
         start = 0
         if first.parent is not None:
             parents = [u.trial.parent for u in units if u.trial.parent is not None]
@@ -235,6 +235,11 @@ class PopulationRunner:
         if not math.isfinite(score):
             return Outcome(trial, math.nan, seconds, failure="the validation score is not finite")
         return Outcome(trial, score, seconds, error, curve=curve, strengths=strengths)
+
+
+def as_judged(job: SearchJob, trial: Trial) -> SearchJob:
+    """The job of a trial: the untuned one has a schedule of its own length."""
+    return replace(job, epochs=trial.budget) if trial.id == DEFAULT else job
 
 
 def populate(job: SearchJob, configs: Sequence[Config]) -> Population:
@@ -333,12 +338,9 @@ def train_on_all(
     configs: Sequence[Config],
     traces: Sequence[Tensor | None],
     stop: Callable[[], bool] = lambda: False,
-    *,
-    epochs: int | None = None,
 ) -> list[dict[str, Tensor] | None]:
     """State dicts of one full training each; `traces` replay strengths found before.
 
-    With `epochs` it ends after those of them, the schedule being that of a full training.
     A member that diverges gives None, as do all of them when `stop` is true before the end.
     """
     population = populate(job, configs)
@@ -348,7 +350,7 @@ def train_on_all(
             population.decay.weights, found, lr=population.layer_rates(), steps=population.steps
         )
     losses = torch.zeros(len(configs))
-    for epoch in range(job.epochs if epochs is None else epochs):
+    for epoch in range(job.epochs):
         if stop():
             return [None] * len(configs)
         losses = train_epoch(job, population, None, epoch)

@@ -14,12 +14,11 @@ from tikhon.tuning.runners import PopulationRunner
 from tikhon.tuning.searches import Search
 from tikhon.tuning.space import Space
 from tikhon.tuning.states import States
-from tikhon.tuning.trials import History, Outcome, Trial
+from tikhon.tuning.trials import DEFAULT, History, Outcome, Trial
 
 TOP = 8  # members of the average
 SEARCH, UNTUNED = 0.8, 0.9  # shares of a budget in seconds
 _ONCE = (SEARCH + UNTUNED) / 2  # by when the untuned trial is trained, to be trained again
-DEFAULT = -1  # the id of the untuned trial
 
 
 @dataclass(eq=False)
@@ -95,14 +94,14 @@ class Session:
             self.ended = REQUESTED
 
     def _train_untuned(self, trial: Trial) -> None:
-        """Train the untuned configuration up to its best epoch by the validation rows.
+        """Train the untuned configuration for as many epochs as its validation rows like best.
 
-        At its last epoch it may have overfitted, as nobody who watches those rows would let it,
+        After all of them it may have overfitted, as nobody who watches those rows would let it,
         and every search would seem to gain.
         """
         (outcome,) = self.runner.run([trial])
         best = outcome.best_epoch
-        if not outcome.failed and best < outcome.trial.budget:
+        if not outcome.failed and best < trial.budget:
             self.runner.expired = lambda: False  # no longer than it has just taken
             (outcome,) = self.runner.run([replace(outcome.trial, budget=best)])
         self._keep([outcome])

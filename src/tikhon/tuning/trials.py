@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 Value = float | int | str | bool
+DEFAULT = -1  # the id of the untuned trial
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from tikhon.tuning.runners import (
     Config,
     PopulationRunner,
     SearchJob,
+    as_judged,
     build,
     free,
     populate,
@@ -50,11 +51,11 @@ from tikhon.tuning.runners import (
     validation_rows,
 )
 from tikhon.tuning.searches import Halving, Search, SpaceFilling
-from tikhon.tuning.session import DEFAULT, TOP, Session, searched
+from tikhon.tuning.session import TOP, Session, searched
 from tikhon.tuning.space import Space
 from tikhon.tuning.states import States
 from tikhon.tuning.study import StudySearch, direction_of
-from tikhon.tuning.trials import History, Outcome
+from tikhon.tuning.trials import DEFAULT, History, Outcome
 
 _PROBED = 64  # rows on which the loss is asked whether it is a mean over rows
 
@@ -370,7 +371,7 @@ def _conclude(
         seconds=time.perf_counter() - session.started,
         stopped=session.ended,
         members=tuple(configs[k] for k, *_ in parts),
-        settings=settings_of(configs[chosen], full),
+        settings=settings_of(configs[chosen], as_judged(full, ends[chosen].trial)),
     )
 
 
@@ -430,13 +431,13 @@ def _refitted(
     def stop() -> bool:
         return session.past(1.05) or session.stop()
 
-    epochs = [trials[k].budget if trials[k].id == DEFAULT else full.epochs for k in chosen]
-    for alike in _alike(wanted, epochs):
+    jobs = [as_judged(full, trials[k]) for k in chosen]
+    for alike in _alike(wanted, [job.epochs for job in jobs]):
         for group in (alike[i : i + chunk] for i in range(0, len(alike), chunk)):
             auto = wanted[group[0]].get("weight_decay") == "auto"
             traces = [_trace(session, trials[chosen[k]].id) if auto else None for k in group]
-            own, until = [wanted[k] for k in group], epochs[group[0]]
-            for k, model in zip(group, train_on_all(full, own, traces, stop, epochs=until)):
+            own = [wanted[k] for k in group]
+            for k, model in zip(group, train_on_all(jobs[group[0]], own, traces, stop)):
                 found[k] = model
     if None in found:
         session.asked_to_stop()
