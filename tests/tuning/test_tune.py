@@ -13,6 +13,7 @@ import textwrap
 from dataclasses import dataclass, replace
 
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
@@ -668,6 +669,8 @@ def test_parts_of_a_model_have_strengths_and_rates_of_their_own(kind, chunk):
         ({"dropout": {"9": 0.1}}, "unknown layer '9'"),
         ({"l1": 0.1, "group_lasso": {"0.weight": 0.1}}, "a prox of a sum is not a sum of proxes"),
         ({"width": {"0": 3}}, "give Uniform"),
+        ({"lr": scipy.stats.loguniform(0.1, 1.0)}, "'lr' is <scipy.*give Uniform"),
+        ({"act": nn.ReLU}, "'act' is <class.*give Uniform"),
     ],
 )
 def test_parts_that_cannot_be_are_refused(entries, message):

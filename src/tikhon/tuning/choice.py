@@ -85,7 +85,8 @@ class SearchAudit:
 
     @property
     def _default(self) -> str:
-        return f"{self.default_score:.4f} in {self.default_epoch} epochs, its best number"
+        epochs = "1 epoch" if self.default_epoch == 1 else f"{self.default_epoch} epochs"
+        return f"{self.default_score:.4f} in {epochs}, its best number"
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able."""

@@ -7,6 +7,7 @@ import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -301,10 +302,11 @@ class Space(Mapping[str, Entry]):
             raise InputError(f"the space is empty: give at least one of {', '.join(KNOWN)}")
         flat = dict(_flattened(entries))
         for name, entry in flat.items():
-            if entry is None or isinstance(entry, (list, tuple, dict, set)):
+            if not isinstance(entry, Range | Conditional | str | Real):
                 raise InputError(
                     f"space entry {name!r} is {entry!r}: give Uniform(low, high), "
-                    "Log(low, high), Choice([...]) or one number"
+                    "Log(low, high), Int(low, high), Choice([...]) or one number, text or "
+                    "truth value"
                 )
             if entry == "auto" and name not in ADAPTIVE:
                 adapt = ", ".join(sorted(ADAPTIVE))
