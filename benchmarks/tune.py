@@ -66,10 +66,12 @@ def split(name: str, seed: int) -> tuple[torch.Tensor, ...]:
     data = np.load(DATA / f"{name}.npz")
     classes = "classes" in data
     x, y = data["X"].astype(np.float32), data["y"].astype(np.int64 if classes else np.float32)
+    rows = np.arange(len(y))
     like = y if classes else None
-    xa, xt, ya, yt = train_test_split(x, y, test_size=0.3, stratify=like, random_state=seed)
-    like = ya if classes else None
-    xa, xv, ya, yv = train_test_split(xa, ya, test_size=0.2, stratify=like, random_state=seed)
+    rows, test = train_test_split(rows, test_size=0.3, stratify=like, random_state=seed)
+    like = y[rows] if classes else None
+    rows, valid = train_test_split(rows, test_size=0.2, stratify=like, random_state=seed)
+    (xa, xv, xt), (ya, yv, yt) = ([part[k] for k in (rows, valid, test)] for part in (x, y))
     if not classes:
         center, unit = ya.mean(), ya.std()
         ya, yv, yt = ((part - center) / unit for part in (ya, yv, yt))

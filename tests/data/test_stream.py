@@ -237,5 +237,5 @@ def test_a_loader_without_a_batch_size_has_batches_as_items(kind):
 @pytest.mark.parametrize("read", [Stream, pair])
 def test_a_loader_of_single_rows_is_refused(read):
     rows = TensorDataset(torch.randn(12, 3), torch.arange(12))
-    with pytest.raises(DataError, match="single rows .*batch_size"):
+    with pytest.raises(DataError, match=r"single rows .*batch_size"):
         read(DataLoader(rows, batch_size=None))

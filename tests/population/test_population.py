@@ -14,6 +14,7 @@ import tikhon as tk
 from tikhon.errors import DataError, InputError
 from tikhon.layers import Dropout
 from tikhon.models import build
+from tikhon.models.convnet import ConvNet
 from tikhon.models.mlp import MLP
 from tikhon.population.hyperparameters import Hyperparameters
 from tikhon.population.losses import RowLosses
@@ -72,7 +73,7 @@ MODELS = {
     "sequential": (sequential, "batched"),
     "residual": (Residual, "batched"),
     "spline": (lambda: build("spline:mlp:8", (6,), 3, rows=data()[0]), "batched"),
-    "batch norm": (Normalised, "vmap"),
+    "batch norm": (Normalised, "batched"),
     "convolution": (Convolution, "vmap"),
 }
 
@@ -161,6 +162,63 @@ def test_every_member_equals_its_separate_run(name):
         assert distance(members.state_dict_of(k), separately(built(name), config)) < 1e-5
 
 
+class Pooled(nn.Module):
+    """Functions in the place of layers, a second branch, and a norm that keeps averages."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.skip = nn.Conv2d(2, 4, 3, bias=False), nn.Conv2d(2, 4, 3, stride=1)
+        self.norm, self.out, self.drop = nn.BatchNorm2d(4), nn.Linear(16, 3), Dropout(0.0)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.norm(self.first(x)) + self.skip(x)), 2, stride=1)
+        return self.out(self.drop(torch.flatten(F.adaptive_avg_pool2d(x, 2), 1)))
+
+
+IMAGES = {
+    "convnet": (lambda: ConvNet(2, 3), (2, 6, 6), "batched"),
+    "functions": (Pooled, (2, 6, 6), "batched"),
+    "layers": (
+        lambda: nn.Sequential(
+            nn.BatchNorm2d(2), nn.Conv2d(2, 5, 3, padding="same", dilation=2), nn.ReLU(),
+            nn.AvgPool2d(2), nn.Conv2d(5, 4, (1, 3), stride=(1, 2)), nn.MaxPool2d(1), nn.Flatten(),
+            nn.Linear(12, 3),
+        ), (2, 6, 6), "batched",
+    ),
+    "signals": (
+        lambda: nn.Sequential(
+            nn.MaxPool1d(2), nn.Conv1d(3, 4, 3, bias=False), nn.BatchNorm1d(4), nn.Tanh(),
+            nn.Conv1d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3),
+        ), (3, 16), "batched",
+    ),
+    "groups": (
+        lambda: nn.Sequential(nn.Conv1d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(16, 3)),
+        (4, 6), "vmap",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_member_with_convolutions_equals_its_separate_run(name, monkeypatch):
+    """Weights, the averages that norms keep, and the outputs in eval mode."""
+    make, shape, route = IMAGES[name]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, *shape, generator=generator)
+    monkeypatch.setitem(globals(), "data", lambda: (x, (x.flatten(1)[:, :3]).argmax(1)))
+    torch.manual_seed(0)
+    model = make()
+    noisy = any(isinstance(m, Dropout) for m in model.modules())
+    configs = [{k: v for k, v in c.items() if k != "dropout" or noisy} for c in CONFIGS]
+    members = trained([copy.deepcopy(model) for _ in configs], configs)
+    assert members.forward.name == route
+    outputs = members.predict(x)
+    for k, config in enumerate(configs):
+        alone = copy.deepcopy(model)
+        alone.load_state_dict(separately(model, config))
+        assert distance(members.state_dict_of(k), alone.state_dict()) < 1e-5
+        assert torch.allclose(outputs[k], alone.eval()(x), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_population_of_one_is_the_plain_run(name):
     config = dict(CONFIGS[1])
@@ -226,7 +284,14 @@ def test_optimizers_with_momentum_and_clipping_equal_the_separate_run():
         )
 
 
-@pytest.mark.parametrize("last", [nn.Tanh, lambda: nn.BatchNorm1d(8)], ids=["batched", "vmap"])
+LAST = {
+    "batched": nn.Tanh,
+    "norm": lambda: nn.BatchNorm1d(8),
+    "vmap": lambda: nn.Sequential(nn.GroupNorm(2, 8), nn.PReLU()),
+}
+
+
+@pytest.mark.parametrize("last", LAST.values(), ids=LAST)
 @pytest.mark.parametrize("members", [1, 3])
 def test_fixed_rates_of_the_layers_are_kept_and_a_rate_of_zero_draws_nothing(members, last):
     torch.manual_seed(0)

@@ -20,6 +20,7 @@ from torch import nn
 from tikhon.errors import InputError
 from tikhon.layers import Dropout
 from tikhon.models import Average
+from tikhon.models.convnet import ConvNet
 from tikhon.models.mlp import MLP
 from tikhon.runs.interrupt import Stopped
 from tikhon.training import fit
@@ -573,6 +574,16 @@ def test_smaller_models_and_batches_train_more_members_at_once(width, rows, chun
     )  # fmt: skip
     assert choose_chunk(job, [{"lr": 0.01}] * 64)[0] == chunk
     assert choose_chunk(job, [{"lr": 0.01}])[0] == 1  # one member is plain PyTorch
+
+
+@pytest.mark.parametrize(("side", "rows", "chunk"), [(8, 32, 16), (8, 128, 8), (28, 32, 1)])
+def test_larger_images_train_fewer_members_at_once(side, rows, chunk):
+    x = torch.randn(200, 1, side, side)
+    job = make_job(
+        lambda c: ConvNet(1, 2), x, torch.arange(200) % 2, None, "auto", 0, 8, rows,
+        torch.optim.AdamW, "cpu", 0,
+    )  # fmt: skip
+    assert choose_chunk(job, [{"lr": 0.01}] * 16)[0] == chunk
 
 
 def test_models_with_fixed_dropout_keep_it():

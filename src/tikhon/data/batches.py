@@ -80,8 +80,8 @@ def opened(data: Any, name: str = "data") -> tuple[Batch | None, Iterable[Any] |
     bare = isinstance(data, DataLoader) and data.batch_sampler is None
     if bare and _is_row(next(iter(data), None)):
         raise DataError(
-            f"{name}: the loader gives single rows (batch_size=None), and batches are needed: give "
-            "it a batch_size, or hand over its data set"
+            f"{name}: the loader gives single rows (batch_size=None), and batches are needed: "
+            "give it a batch_size, or hand over its data set"
         )
     sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and sized:

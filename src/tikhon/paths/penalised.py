@@ -30,8 +30,6 @@ def followed(penalty: Penalty) -> Proximable:
     if not isinstance(penalty, Penalty):
         raise InputError(f"penalty must be a penalty, such as L1(), received {described(penalty)}")
     name = type(penalty).__name__
-    if not isinstance(penalty, Penalty):
-        raise InputError(f"penalty must be a penalty, such as L1(), received {penalty!r}")
     if penalty.constraint:
         raise InputError(
             f"{name} is a constraint: it has no strength to follow; a path needs a penalty whose "

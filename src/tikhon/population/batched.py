@@ -1,7 +1,8 @@
 """One forward pass for K models of one architecture: parameters carry a leading member axis.
 
-`batched` runs Linear as one bmm (the first one as one shared GEMM), `vectorised` runs any other
-module through torch.func, `plain` calls the single module of a population of one.
+`batched` runs Linear as one bmm (the first one as one shared GEMM) and convolutions by groups of
+channels, `vectorised` runs any other module through torch.func, `plain` calls the single module of
+a population of one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -47,6 +49,13 @@ _FUNCTIONS = (
     operator.add,
     operator.mul,
 )
+_CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Conv1d: F.conv1d,
+    nn.Conv2d: F.conv2d,
+}
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_POOLING = (F.max_pool1d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d)
 
 
 class Unsupported(Exception):
@@ -99,7 +108,7 @@ class Vectorised(Forward):
 
 
 class Batched(Forward):
-    """Hand-batched Linear, LayerNorm, activations and dropout, along the model's own graph."""
+    """Hand-batched layers, activations and dropout, along the model's own graph."""
 
     name = "batched"
 
@@ -167,8 +176,11 @@ def _step(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[str, Run, li
     if node.op == "call_module":
         path = str(node.target)
         return node.name, _module(path, modules[path]), inputs
-    if node.op == "call_function" and node.target in _FUNCTIONS and not node.kwargs:
-        return node.name, _each(cast(Callable[..., Tensor], node.target)), inputs
+    if node.op == "call_function" and node.target in (*_FUNCTIONS, *_POOLING):
+        if any(isinstance(v, fx.Node) for v in node.kwargs.values()) or node.kwargs.get("inplace"):
+            raise Unsupported(f"{node.target} has no batched form with {dict(node.kwargs)}")
+        function = partial(cast(Callable[..., Tensor], node.target), **node.kwargs)
+        return node.name, (_by_channel if node.target in _POOLING else _each)(function), inputs
     flattens = node.op == "call_method" and node.target == "flatten"
     if (flattens or node.target is torch.flatten) and inputs[1:] == [1] and not node.kwargs:
         return node.name, _flatten, inputs[:1]
@@ -196,6 +208,12 @@ def _module(path: str, module: nn.Module) -> Run:
         return _flatten
     if isinstance(module, (*_ACTIVATIONS, Spline)):
         return _each(module)
+    if type(module) in _POOLS:
+        return _by_channel(module)
+    if type(module) in _CONVOLUTIONS:
+        return _convolution(prefix, cast(nn.Conv2d, module))
+    if type(module) in _NORMS:
+        return _batch_norm(prefix, cast(nn.BatchNorm2d, module))
     raise Unsupported(f"{type(module).__name__} ({path}) has no batched form")
 
 
@@ -213,6 +231,60 @@ def _linear(weight: str, bias: str | None) -> Run:
         if bias is None:
             return torch.bmm(x, w), False
         return torch.baddbmm(batch.blocks[bias].unsqueeze(1), x, w), False
+
+    return run
+
+
+def _beside(x: Tensor) -> Tensor:
+    """(members, rows, channels, ...) as (rows, members * channels, ...), a view of `_apart`."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _apart(x: Tensor, members: int) -> Tensor:
+    """The inverse of `_beside`."""
+    return x.unflatten(1, (members, -1)).transpose(0, 1)
+
+
+def _by_channel(function: Callable[..., Tensor]) -> Run:
+    """What sees every channel by itself."""
+
+    def run(batch: _Batch, shared: bool, x: Tensor, *more: object) -> tuple[Tensor, bool]:
+        if shared:
+            return function(x, *more), True
+        return _apart(function(_beside(x), *more), batch.members), False
+
+    return run
+
+
+def _convolution(prefix: str, module: nn.Conv2d) -> Run:
+    """One convolution whose groups are the members; of shared inputs, one with all channels."""
+    function = _CONVOLUTIONS[type(module)]
+    if module.padding_mode != "zeros" or module.groups > 1:
+        raise Unsupported(f"{module} has no batched form")
+
+    def run(batch: _Batch, shared: bool, x: Tensor) -> tuple[Tensor, bool]:
+        weight = batch.blocks[f"{prefix}weight"].flatten(0, 1)
+        bias = None if module.bias is None else batch.blocks[f"{prefix}bias"].flatten()
+        how = module.stride, module.padding, module.dilation, 1 if shared else batch.members
+        z = function(x if shared else _beside(x), weight, bias, *how)
+        return _apart(z, batch.members), False
+
+    return run
+
+
+def _batch_norm(prefix: str, module: nn.BatchNorm2d) -> Run:
+    if module.momentum is None or module.running_mean is None or not module.affine:
+        raise Unsupported(f"{module} has no batched form")
+
+    def run(batch: _Batch, shared: bool, x: Tensor) -> tuple[Tensor, bool]:
+        mean, var = (batch.buffers[f"{prefix}running_{n}"].view(-1) for n in ("mean", "var"))
+        weight, bias = (batch.blocks[f"{prefix}{n}"].flatten() for n in ("weight", "bias"))
+        if module.training:
+            batch.buffers[f"{prefix}num_batches_tracked"].add_(1)
+        wide = _beside(x.expand(batch.members, *x.shape) if shared else x)
+        how = module.training, cast(float, module.momentum), module.eps
+        z = F.batch_norm(wide, mean, var, weight, bias, *how)
+        return _apart(z, batch.members), False
 
     return run
 

@@ -99,6 +99,7 @@ class Controller(ABC):
 
     def check(self, model: nn.Module) -> None:
         """Raise `InputError` where it cannot serve a model; asked before the first step."""
+        return
 
     def recorded(
         self, memory: Mapping[str, object], steps: int

@@ -361,7 +361,7 @@ def train_on_all(
 WORK = 11_000_000  # parameters times rows of a batch times members, beyond which a CPU is full
 CACHED = 320_000  # parameters of all members together, beyond which they leave a core's cache
 TIMED = 4  # models of a space whose steps are timed
-REUSED = 25  # how often a convolution uses a weight on a row, roughly
+FLOPS = 200_000_000  # of one forward pass of all members, beyond which convolutions fill it
 ACCELERATOR = 50  # how much more of both an accelerator takes
 ALONE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.RNNBase)  # no batching rule
 
@@ -387,13 +387,21 @@ def choose_chunk(job: SearchJob, configs: Sequence[Config]) -> tuple[int, str]:
     groups = Counter(repr(free(config)) for config in configs)
     most = max(groups.values()) * job.folds
     size = sum(p.numel() for p in model.parameters())
-    spatial = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
-    work = size * min(job.batch_size, len(job.y)) * (REUSED if spatial else 1)
     room = 1 if job.y.device.type == "cpu" else ACCELERATOR
-    fits = [
-        s for s in SIZES if s <= most and s * work <= room * WORK and s * size <= room * CACHED
-    ]
+    members = room * _room(job, model, size) // min(job.batch_size, len(job.y))
+    fits = [s for s in SIZES if s <= min(most, members) and s * size <= room * CACHED]
     return max(fits, default=1), reason
+
+
+def _room(job: SearchJob, model: nn.Module, size: int) -> int:
+    """Rows, of all members together, that fill a CPU: a convolution uses its weights often."""
+    if not any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules()):
+        return WORK // size
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(cut(job.x, slice(1)))
+    return FLOPS // max(counter.get_total_flops(), 1)
 
 
 def step_time(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
