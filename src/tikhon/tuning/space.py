@@ -7,7 +7,6 @@ import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -302,10 +301,10 @@ class Space(Mapping[str, Entry]):
             raise InputError(f"the space is empty: give at least one of {', '.join(KNOWN)}")
         flat = dict(_flattened(entries))
         for name, entry in flat.items():
-            if not isinstance(entry, Range | Conditional | str | Real):
+            if not isinstance(entry, Range | Conditional | Value):
                 raise InputError(
                     f"space entry {name!r} is {entry!r}: give Uniform(low, high), "
-                    "Log(low, high), Int(low, high), Choice([...]) or one number, text or "
+                    "Log(low, high), Int(low, high), Choice([...]) or one plain number, text or "
                     "truth value"
                 )
             if entry == "auto" and name not in ADAPTIVE:
