@@ -20,10 +20,16 @@ from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
 from miswired import attention
 from tikhon.budget import Deadline
 from tikhon.cures import cure, surgery, treatments as cures
+from tikhon.cures.cure import Cure
 from tikhon.cures.judging import Alone, Unforeseen, judged_on
 from tikhon.cures.patch import execute, script
 from tikhon.cures.treatments import INPUTS, NOTHING, candidates, rate
-from tikhon.cures.trials import DoesNotApplyError, Trials, judge_by_what_is_meant
+from tikhon.cures.trials import (
+    DoesNotApplyError,
+    TreatmentResult,
+    Trials,
+    judge_by_what_is_meant,
+)
 from tikhon.cures.yardstick import Yardstick, answers_targets, yardstick
 from tikhon.diagnosis import diagnose
 from tikhon.diagnosis.findings import Finding
@@ -712,3 +718,33 @@ def test_targets_of_the_row_beside_are_moved_back(shift):
     assert wanted.name in found.treatment.name
     answers = found.train(100)[0](x).detach()
     assert float((answers - y).square().mean() / y.var()) < 0.1
+
+
+def result(name, scores, effects, verdict, steps=300):
+    return TreatmentResult(name, 1, steps, scores, effects, verdict)
+
+
+def letter(*results, treatment=None, patch=""):
+    told = diagnose(deep(1, nn.ReLU), classes(), CE)
+    return str(
+        Cure(told, results, treatment, lambda seed: None, 32, samples(classes()), None, CE,
+             patch=patch)
+    )  # fmt: skip
+
+
+def test_a_letter_says_what_ended_it_what_failed_and_what_to_do_next():
+    nothing = result(NOTHING.name, (2.0, 2.0), (0.0, 0.0), "not confirmed")
+    tried = [
+        result("lr x10", (0.5, 0.5), (1.5, 1.5), "confirmed"),
+        result("scaled inputs", (1.0, 1.8), (1.0, 0.2), "not confirmed"),
+        result("lr x0.1", (2.5, 2.5), (-0.5, -0.5), "worse"),
+    ]
+    text = letter(nothing, *tried, treatment=rate(10.0), patch="a = 1")
+    assert text.splitlines()[1].startswith(" lr x10: loss 2 -> 0.5")
+    assert "did not help: lr x0.1\n" in text  # what is only not sure did not fail
+    assert text.endswith("train in full, diagnose again")
+    short = letter(*(replace(a, scores=a.scores[:1], effects=a.effects[:1], steps=20)
+                     for a in (nothing, tried[1])))  # fmt: skip
+    assert "1 seed x 20 steps" in short
+    assert "the budget ended" in short
+    assert "next:" not in short

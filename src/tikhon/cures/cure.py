@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 
 DIAGNOSING = 0.5  # of the budget, at most
 FURTHER = 2  # looks at the treated program
+SHORT = (
+    "the budget ended in the first, short runs of one seed: give more time, such as ten times it"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,9 +380,10 @@ def _text(found: Cure) -> str:
         return "\n".join([*lines, *_yours(found)])
     base, chosen = found.treatments[0], found.best
     seeds, steps = len(base.scores), base.steps
-    lines[0] += f", {seeds} seeds x {steps} steps"
+    lines[0] += f", {seeds} seed{'s' * (seeds > 1)} x {steps} steps"
     if chosen is None:
         lines.append(f" {_none(found)}")
+        lines += [] if seeds > 1 else [f" {SHORT}"]
         lines += _yours(found)
     else:
         lines.append(
@@ -395,20 +399,29 @@ def _text(found: Cure) -> str:
     for treatment in finals:
         verdict = treatment.verdict if treatment is not base else ""
         lines.append(
-            f" {treatment.name[:44]:44} {mean(treatment.scores):>9.3g} {treatment.effect:>9.3g}"
+            f" {_cut(treatment.name):44} {mean(treatment.scores):>9.3g} {treatment.effect:>9.3g}"
             f" {treatment.spread:>8.2g}  {verdict}"
         )
-    failed = [a.name for a in found.treatments if a.verdict in ("worse", "not confirmed")]
     known = {t.name for t in popular(found.diagnosis.labels)}
-    failed += [
-        a.name for a in found.treatments if a.name in known and a.effect <= 0.05 * base.scores[0]
+    failed = [
+        a.name
+        for a in found.treatments[1:]
+        if a.verdict != "confirmed" and (a in finals or a.name in known)
+        if not a.effect > 0.05 * abs(base.scores[0])
     ]
     if failed:
         text = f"did not help: {', '.join(dict.fromkeys(failed))}"
         lines += textwrap.wrap(text, WIDTH, initial_indent=" ", subsequent_indent="   ")
     if found.patch:
         lines += [" patch:", *(f"   {line}" for line in found.patch.splitlines())]
+        lines.append(
+            " next: paste each part where its comment says, train in full, diagnose again"
+        )
     return "\n".join(lines)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 44 else f"{name[:43]}…"
 
 
 def _none(found: Cure) -> str:

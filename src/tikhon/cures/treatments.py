@@ -402,7 +402,7 @@ FOR: dict[str, tuple[Treatment, ...]] = {
     "vanishing_gradient": (*_TIME, *_SIGNAL, HEAD),
     "exploding_gradient": (CLIP, ADAPTIVE, INPUTS, TARGETS, *_SIGNAL, *_TIME, WARMUP),
     "dying_relu": (
-        *(INIT, LEAKY, BATCHNORM, HEAD, INPUTS, LOGARITHMS, LAYERNORM, CLIP, WARMUP, PRENORM),
+        *(INIT, LEAKY, LOGARITHMS, BATCHNORM, HEAD, INPUTS, LAYERNORM, CLIP, WARMUP, PRENORM),
     ),
     "saturated_activation": (INIT, INPUTS, RELU, BATCHNORM, LAYERNORM, RECURRENT_INIT, PRENORM),
     "poor_init": (*_SIGNAL,),
