@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pandas as pd
 import pytest
 import torch
@@ -27,12 +29,17 @@ def data(kind="squared"):
 HOMOGENEOUS = [L1(), GroupLasso(), SLOPE()]  # a penalty whose strength alone has a unit
 
 
+@cache
+def in_its_unit(penalty, kind, **options):
+    return path(None, data(kind), penalty, folds=3, strengths=6, **options)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("penalty", HOMOGENEOUS, ids=lambda p: type(p).__name__)
 def test_targets_in_another_unit(penalty, scale):
     x, y = data()
     for debias in (False, True):
-        plain = path(None, (x, y), penalty, folds=3, strengths=6, debias=debias)
+        plain = in_its_unit(penalty, "squared", debias=debias)
         found = path(None, (x, y * scale), penalty, folds=3, strengths=6, debias=debias)
         assert found.chosen == plain.chosen and found.counts == plain.counts
         assert torch.equal(found.supports, plain.supports)
@@ -46,7 +53,7 @@ def test_targets_in_another_unit(penalty, scale):
 @pytest.mark.parametrize("penalty", HOMOGENEOUS, ids=lambda p: type(p).__name__)
 def test_inputs_in_another_unit(penalty, scale, kind):
     x, y = data(kind)
-    plain = path(None, (x, y), penalty, folds=3, strengths=6, smallest=0.05)
+    plain = in_its_unit(penalty, kind, smallest=0.05)
     found = path(None, (x * scale, y), penalty, folds=3, strengths=6, smallest=0.05)
     assert found.counts == plain.counts and found.chosen == plain.chosen
     assert found.strengths == pytest.approx([s * scale for s in plain.strengths])

@@ -39,17 +39,16 @@ def adam(params):
     return optim.AdamW(params, lr=0.01, weight_decay=0.0)
 
 
-@pytest.mark.parametrize("make", [sgd, adam])
 @pytest.mark.parametrize(
-    ("penalty", "target"),
+    ("make", "penalty", "target"),
     [
-        (tk.L1(), 0.5),
-        (tk.L1(), 0.95),
-        (tk.ElasticNet(), 0.8),
-        (tk.MCP(), 0.8),
-        (tk.GroupLasso(), 0.5),
-        (tk.GroupLasso(), 0.95),
-        (tk.Term(tk.GroupLasso(), rows="in"), 0.8),
+        (sgd, tk.L1(), 0.5),
+        (adam, tk.L1(), 0.95),
+        (adam, tk.ElasticNet(), 0.8),
+        (adam, tk.MCP(), 0.8),
+        (adam, tk.GroupLasso(), 0.5),
+        (sgd, tk.GroupLasso(), 0.95),
+        (sgd, tk.Term(tk.GroupLasso(), rows="in"), 0.8),
     ],
     ids=str,
 )
