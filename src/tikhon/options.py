@@ -126,6 +126,11 @@ def without(command: Iterable[str], *options: str) -> list[str]:
     return [word for name, words in parts_of(command) if name not in options for word in words]
 
 
+def repeated(command: Sequence[str]) -> list[str]:
+    """A command to run again, without where it wrote and how it spoke."""
+    return without(command, *"--output -o --overwrite --json --quiet -q --verbose".split())
+
+
 def rows_of(command: Sequence[str]) -> list[str]:
     """DATA of a command `tikhon VERB ...` and how it is read, for another verb on the same rows.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 from torch import nn
 
 from tikhon.training.importance import MOST_COLUMNS, MOST_ROWS, importances
@@ -55,7 +56,7 @@ def test_the_interval_is_that_of_the_paired_differences():
             moved[:, [1, 3]] = moved[order][:, [1, 3]]
             rises.append((entropy(model(torch.tensor(moved)), y) - entropy(model(x), y)).numpy())
     of_rows = np.mean(rises, axis=0, dtype=float)
-    half = 1.96 * of_rows.std(ddof=1) / np.sqrt(300)
+    half = t.ppf(0.975, 299) * of_rows.std(ddof=1) / np.sqrt(300)
     assert [low, mean, high] == pytest.approx(
         [of_rows.mean() - half, of_rows.mean(), of_rows.mean() + half], abs=1e-6
     )

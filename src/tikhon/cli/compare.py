@@ -100,6 +100,7 @@ def compare(
         "features": len(source.table.columns) if source.table else source.x[0].numel(),
         "classes": list(source.classes),
         "fingerprint": source.fingerprint(),
+        "table": {"notices": [notice.with_text() for notice in source.notices]},
     }
     config = config_of("compare", path, about, {"name": model}, seed=seed)
     with RunDirectory(path) as folder:
@@ -118,7 +119,7 @@ def compare(
             except Stopped:
                 kept = f"{len(records)} trainings are kept in {path}"
                 return interrupted(terminal, interrupt, config["command"], kept)
-        result["next"] = [shlex.join(_following(result, rows_of(config["command"])))]
+        result["next"] = _following(result, config)
         folder.write("result.json", result)
         _conclude(terminal, path, result)
     return 0
@@ -162,11 +163,19 @@ def _conclude(terminal: Terminal, path: Path, result: dict[str, Any]) -> None:
     terminal.document({"output": str(path), "report": str(file), **result})
 
 
-def _following(result: dict[str, Any], named: list[str]) -> list[str]:
-    """The command that trains with the first method, as it was chosen on the first split."""
-    first, *others = result["methods"]
-    if any(row["method"] == "none" and row["tied"] for row in (first, *others)):
-        return ["tikhon", "tune", *named]  # regularization is not what is missing
+def _following(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """What to run next: the search, or else the first method as it was chosen on one split."""
+    from tikhon.cli.conclusion import asked
+
+    named, rows = rows_of(config["command"]), result["methods"]
+    bare = any(row["method"] == "none" and row["tied"] for row in rows)
+    # regularization is not what is missing where none of it is as good
+    then = ["tune", *named] if bare else ["fit", *named, *_chosen(rows[0])]
+    return asked(config, [shlex.join(["tikhon", *then])])
+
+
+def _chosen(first: dict[str, Any]) -> list[str]:
+    """The options that train by a method's recipe."""
     options = ["--lr", f"{first['lr']:.3g}"]
     for name, value in first["recipe"].items():
         if name == "penalties":
@@ -175,7 +184,7 @@ def _following(result: dict[str, Any], named: list[str]) -> list[str]:
         else:
             shown = f"{value:.4g}" if isinstance(value, float) else str(value)
             options += [f"--{name.replace('_', '-')}", shown]
-    return ["tikhon", "fit", *named, *options]
+    return options
 
 
 def _sizes(text: str | None, option: str) -> list[int]:

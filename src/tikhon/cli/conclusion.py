@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tikhon.options import repeated
+from tikhon.report.kinds.scores import learned_nothing
 from tikhon.report.page import Label, Mark, Page, PageTable, Section
 
 if TYPE_CHECKING:
@@ -32,11 +35,12 @@ def conclude_fit(
     terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any], classes: Sequence[str]
 ) -> None:
     """Write result and page of a fit, and print them."""
-    from tikhon.runs.run_directory import RESULT, RunDirectory
+    from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
     from tikhon.training.result import result_of
 
-    result = result_of(run, classes) | dict(more)
     folder = RunDirectory(path)
+    result = result_of(run, classes) | dict(more)
+    result["next"] = asked(folder.read(CONFIG), result["next"])
     folder.write(RESULT, result)
     file, page = write(path)
     folder.finish()
@@ -116,6 +120,21 @@ def show(terminal: Terminal, page: Page) -> None:
         terminal.table([text(head) for head in table.head], cells(table))
     for sentence in (page.verdict, *page.more):
         terminal.tell(text(sentence))
+
+
+def asked(config: Mapping[str, Any], commands: Sequence[str]) -> list[str]:
+    """What to run next: before all else, the same without the columns that tell the target."""
+    notices = (config["data"].get("table") or {}).get("notices", ())
+    leaks = [n["values"] for n in notices if n.get("key", "").startswith("notice_leak")]
+    drop = [part for values in leaks for part in shlex.split(values["options"])]
+    return [*([shlex.join([*repeated(config["command"]), *drop])] if drop else []), *commands]
+
+
+def predicted(result: Mapping[str, Any], path: Path, data: str) -> list[str]:
+    """The command that answers new rows; none where the model learned nothing."""
+    if learned_nothing(result):
+        return []
+    return [shlex.join(["tikhon", "predict", str(path), data])]
 
 
 def following(terminal: Terminal, page: Path, commands: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -155,7 +154,7 @@ def path(
             except Stopped:
                 kept = f"what is solved is kept in {folder_path}"
                 return interrupted(terminal, interrupt, config["command"], kept)
-        document = _save(folder, result, parts, network, [folder_path, data])
+        document = _save(folder, result, parts, config, data)
         left_out = ("importances", "errors", "score_errors", "margins")
         conclude_saved(terminal, document, folder_path, kept="model", left_out=left_out)
     return 0
@@ -165,16 +164,18 @@ def _save(
     folder: RunDirectory,
     result: PathResult,
     parts: Any,
-    model: dict[str, Any],
-    named: list[object],
+    config: dict[str, Any],
+    data: str,
 ) -> dict[str, object]:
+    from tikhon.cli.conclusion import asked, predicted
     from tikhon.runs.files import write_tensors
     from tikhon.runs.run_directory import MODEL, RESULT
 
-    state = _state(result, model["outputs"])
+    name, outputs = config["model"]["name"], config["model"]["outputs"]
+    state = _state(result, outputs)
     write_tensors(folder.path / MODEL, state)
-    document = result.to_dict() | _tests(result, state, parts, model["name"], model["outputs"])
-    document["next"] = [shlex.join(["tikhon", "predict", *map(str, named)])]
+    document = result.to_dict() | _tests(result, state, parts, name, outputs)
+    document["next"] = asked(config, predicted(document, folder.path, data))
     folder.write(RESULT, document)
     return document
 

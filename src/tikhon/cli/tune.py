@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -130,7 +129,7 @@ def tune(
     entries = None if space is None else Space.from_toml(space)
     _check_sharing(workers, join, storage)
 
-    from tikhon.cli.conclusion import conclude_saved
+    from tikhon.cli.conclusion import asked, conclude_saved, predicted
     from tikhon.cli.threads import limit_threads
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import CONFIG, JOURNAL, RunDirectory
@@ -197,8 +196,8 @@ def tune(
             except Stopped:
                 kept = f"no trial was finished yet in {path}"
                 return interrupted(terminal, interrupt, config["command"], kept)
-        answers = shlex.join(["tikhon", "predict", str(path), data])
-        more = _tests(result, train, parts, loss) | {"next": [answers]}
+        more = _tests(result, train, parts, loss)
+        more["next"] = asked(config, predicted(more, path, data))
         document = _save(folder, result, config, more)
     left_out = ("trials", "space", "plan", "score_errors", "margins")
     conclude_saved(terminal, document, path, kept="models", left_out=left_out)

@@ -15,12 +15,12 @@ import torch
 from tikhon import notebook, plotting
 from tikhon.budget import seconds_of
 from tikhon.comparison.methods import Method, design
-from tikhon.comparison.statistics import CERTAIN, LEVEL, interval, p_value, tied
+from tikhon.comparison.statistics import LEVEL, interval, p_value, tied
 from tikhon.comparison.trainings import Fitted, Records, Trainer
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
 from tikhon.languages import Sentence, Value, said
-from tikhon.numbers import number
+from tikhon.numbers import CERTAIN, number
 
 _TUNED = 3  # trainings below which nothing was chosen
 _SPLITS = 3  # splits below which an interval says little

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, variance
 
 LEVEL = 0.95  # of an interval
-CERTAIN = 1.96  # standard errors that half of it is
 
 
 def interval(

@@ -39,6 +39,7 @@ _DAYS_AS_NUMBERS = "%Y%m%d"
 _FEW_DAYS = 8  # one number in thirty of that size is a day: as many are no accident
 _DISTINCT = 0.9  # of the cells of an identifier: rows may be repeated, cells may be empty
 _MEASURED = re.compile(r"[-+(]?\d*[.,]\d+(?![\d.,])")  # a number with a fraction, then whatever
+_WORD = re.compile(r"\b\w\w+\b")  # what is hashed as one
 _HEX = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{2,})*", re.IGNORECASE)
 _FORMATS = {
     "ISO8601": "ymd",
@@ -53,6 +54,7 @@ _FORMAT_READINGS = {
     "dmy": "reading_day_first",
     "mdy": "reading_month_first",
     _DAYS_AS_NUMBERS: "reading_days",
+    "duration": "reading_spans",
 }
 
 
@@ -72,6 +74,7 @@ class Column:
     words: tuple[str, ...] = ()  # texts and bounds among numbers or dates, a flag each
     missing: tuple[str, ...] = ()  # texts among numbers or dates that were read as no value
     short: bool = False  # its years have two digits
+    serial: bool = False  # some of its dates are numbers of days, as a spreadsheet counts them
     spellings: tuple[str, ...] = ()  # of its categories, besides their most frequent ones
 
     def to_dict(self) -> dict[str, object]:
@@ -116,6 +119,8 @@ class Column:
             found.append(said("reading_unit", unit=self.unit))
         if self.format in _FORMAT_READINGS:
             found.append(said(_FORMAT_READINGS[self.format]))
+        if self.serial:
+            found.append(said("reading_serial"))
         if self.short:
             found.append(said("reading_years"))
         if bounds := [w for w in self.words if w in numerals.FLAGS]:
@@ -215,10 +220,8 @@ def _number_column(raw: RawColumn, forced: str | None = None) -> Column | None:
     if cells.share(is_number) <= _MOSTLY and forced != "number":
         return None
     numbers = [one for one in found if one is not None]
-    if any(one.unit.lower() in ("am", "pm") for one in numbers) and bool(
-        cells.share(~np.isnan(raw.times)) > _MOSTLY
-    ):
-        return None  # hours of the day
+    if _rather_times(raw, is_number) or raw.has_serials:
+        return None
     units = numerals.units(numbers)
     if units is None:
         different = sorted({one.unit.strip("*") or "none" for one in numbers})
@@ -246,6 +249,18 @@ def _number_column(raw: RawColumn, forced: str | None = None) -> Column | None:
         missing=cells.missing,
     )
     return _number(column, cells.spread(values))
+
+
+def _rather_times(raw: RawColumn, is_number: np.ndarray) -> bool:
+    """Whether cells that could be numbers with units are hours of the day (`8 am`), or durations
+    beside others that only a duration explains (`20m` and `1h 20m`, `90 min` and `2 h`).
+    """
+    told = {numerals.same_unit(one.unit) for one in raw.numerals if one is not None}
+    if told & {"am", "pm"}:
+        return raw.cells.share(~np.isnan(raw.times)) > _MOSTLY
+    if not told - {""} or (len(told) < 2 and bool(np.all(is_number | raw.cells.is_missing))):
+        return False
+    return bool(np.all(~np.isnan(raw.times) | raw.cells.is_missing))
 
 
 def decimal_mark(raw: RawColumn) -> str:
@@ -303,9 +318,8 @@ def misspelt(
         "column as text"
     )
     count = int(cells.counts[other].sum())
-    found = said(
-        "refused_texts", name=name, kind=kind, count=count, text=text, line=source.line(row)
-    )
+    key = "refused_units" if count == 1 and row == 0 else "refused_texts"  # below the header
+    found = said(key, name=name, kind=kind, count=count, text=text, line=source.line(row))
     raise DataError(found + ("leave the cells empty, which means no value" if new else asked))
 
 
@@ -314,7 +328,7 @@ def _date_column(raw: RawColumn) -> Column | None:
     asked = source.format.dates
     if "%" in (asked or ""):
         return _custom_dates(source, name, cells, str(asked))
-    found = raw.moments
+    found = raw.with_serials if raw.has_serials else raw.moments
     is_date = np.array([one is not None for one in found])
     if cells.share(is_date) <= _MOSTLY:
         return None
@@ -336,6 +350,7 @@ def _date_column(raw: RawColumn) -> Column | None:
         words=(*sorted(set(never(days).values())), *words),
         missing=cells.missing,
         short=any(one is not None and one.short for one in found),
+        serial=raw.has_serials,
     )
 
 
@@ -406,7 +421,9 @@ def _time_column(raw: RawColumn) -> Column | None:
     if cells.share(fits) <= _MOSTLY:
         return None
     words = _words(raw.source, raw.name, cells, fits, "times") or ()
-    return Column(raw.name, "time", words=words, missing=cells.missing)
+    spans = [dates.is_span(text) for text in cells.texts]
+    format = "duration" if any(spans) else ""
+    return Column(raw.name, "time", format=format, words=words, missing=cells.missing)
 
 
 def times_of_day(raw: RawColumn) -> Cells:
@@ -449,7 +466,8 @@ def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
             return Column(name, "dropped", reason=reason)
         spaces = sum(level.count(" ") for level in levels) / len(levels)
         if spaces + 1 >= _PROSE or len(levels) > len(present) / 2:
-            by = "words" if spaces >= 1 else "letters"
+            words = sum(len(_WORD.findall(level)) for level in levels) / len(levels)
+            by = "words" if spaces >= 1 and words >= 1 else "letters"
             return Column(name, "text", format=by, hashes=_hashes(by, len(texts)))
     counts = present.value_counts()
     chosen: dict[str, str] = {}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from tikhon.data.numerals import tidy
 
 ORDERS = ("ymd", "dmy", "mdy")
 EPOCH = date(1970, 1, 1).toordinal()
+SPREADSHEET = 25569  # its number of 1970-01-01
 NEVER = (date(2, 1, 1).toordinal() - EPOCH, date(9000, 1, 1).toordinal() - EPOCH)
 _PIVOT = 69  # POSIX: 69 to 99 are 1969 to 1999, 00 to 68 are 2000 to 2068
 _CERTAIN = (30, 70)  # two-digit years between these may be of either century
@@ -59,6 +61,7 @@ _FORMS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         rf"(?P<y>\d{{4}})(?P<m>\d\d)(?P<d>\d\d)T(?P<h>\d\d)(?P<min>\d\d)(?P<s>\d\d)?{_ZONE}",
+        r"(?P<y>\d{4})-?W(?P<w>[0-5]\d)(?:-?(?P<wd>[1-7]))?",
         r"(?P<y>\d{4})[-/](?P<m>\d\d)",
         r"(?P<m>\d\d?)[-/](?P<y>\d{4})",
         rf"{_MONTH}[-. /,]*(?P<y>\d{{4}})",
@@ -77,6 +80,19 @@ _TIME = re.compile(
     rf"(?:(?P<days>-?\d{{1,5}})\s+days?,?\s+\+?)?{_CLOCK.replace('{1,2}', '{1,3}', 1)}",
     re.IGNORECASE,
 )  # a duration may have more hours than a day, and days
+_SPAN = re.compile(
+    r"(?:P(?=[T\d]))?(?:(?P<days>\d{1,5})\s*d(?:ays?)?)?,?\s*T?"
+    r"(?:(?P<h>\d{1,5})\s*h(?:(?:ou)?rs?)?\.?)?(?:,|\s+and)?\s*"
+    r"(?:(?P<min>\d{1,5})\s*(?:m(?:in(?:ute)?s?)?\.?))?(?:,|\s+and)?\s*"
+    r"(?:(?P<s>\d{1,6})(?P<f>[.,]\d{1,9})?\s*(?:s(?:ec(?:ond)?s?)?\.?))?",
+    re.IGNORECASE,
+)  # 1h 20m, 2 days 3 hours, PT1H20M
+_SERIAL = re.compile(r"[1-9]\d{4}(?:\.\d+)?")
+_LONGEST = 80  # letters of a moment with its zone
+_PLACE = re.compile(
+    r"(?P<local>.*?\d(?:\s*[AaPp]\.?[Mm]\.?)?(?P<zone>Z|(?<=:\d\d)[-+]\d\d:?\d\d)?)\s*\[?"
+    r"(?P<place>[A-Z][A-Za-z]+(?:/[A-Z][\w+-]+){1,2})\]?"
+)  # a zone of the time zone database, behind a clock
 _HOUR = re.compile(r"(?P<h>\d{1,2})\s*(?P<half>[AaPp])\.?[Mm]\.?")
 
 
@@ -101,6 +117,11 @@ def moment(text: str) -> Moment | None:
     (['dmy', 'mdy'], 18689.604166666668)
     """
     text = tidy(text)
+    if "/" in text[:_LONGEST] and (placed := _PLACE.fullmatch(text[:_LONGEST])):
+        local = moment(placed["local"])
+        if local is None or not local.clock or placed["zone"]:
+            return local
+        return _in_utc(local, placed["place"])
     if found := _NUMERIC.fullmatch(text):
         return _numeric(found)
     for form in _FORMS:
@@ -109,20 +130,45 @@ def moment(text: str) -> Moment | None:
     return None
 
 
+def serial(text: str) -> Moment | None:
+    """The date that a spreadsheet counts as so many days, from 1927 to 2173."""
+    if not _SERIAL.fullmatch(text):
+        return None
+    days = float(text) - SPREADSHEET
+    return Moment(dict.fromkeys(ORDERS, days), clock=days % 1 > 0)
+
+
 def clock_time(text: str) -> float | None:
     """A time of day, or a duration, in days; None for another text.
 
     >>> clock_time("6:00 PM"), clock_time("36:00:00"), clock_time("1 days 12:00:00")
     (0.75, 1.5, 1.5)
+    >>> clock_time("1h 12m"), clock_time("2 days 6 hours"), clock_time("PT3H")
+    (0.05, 2.25, 0.125)
     """
     text = tidy(text)
     if hour := _HOUR.fullmatch(text):
         return _seconds(hour)
     found = _TIME.fullmatch(text)
     if found is None:
-        return None
+        return _span(text)
     fraction = _seconds(found, hours=999)
     return None if fraction is None else int(found["days"] or 0) + fraction
+
+
+def is_span(text: str) -> bool:
+    """Whether a text is a duration with the names of its units."""
+    return _span(tidy(text)) is not None
+
+
+def _span(text: str) -> float | None:
+    """A duration with the names of its units, in days."""
+    found = _SPAN.fullmatch(text)
+    if found is None or not any(found[part] for part in ("days", "h", "min", "s")):
+        return None
+    days, hours, minutes, seconds = (int(found[part] or 0) for part in ("days", "h", "min", "s"))
+    fraction = float((found["f"] or "0").replace(",", "."))
+    return days + (hours * 3600 + minutes * 60 + seconds + fraction) / 86400
 
 
 def _numeric(found: re.Match[str]) -> Moment | None:
@@ -161,6 +207,8 @@ def _named(found: re.Match[str]) -> Moment | None:
     month = _month(name) if name else int(parts.get("m") or 3 * int(parts.get("q") or 0) - 2)
     fraction = _seconds(found)
     day = None if month is None else _day(parts["y"], month, int(parts.get("d") or 1))
+    if parts.get("w"):
+        day = _of_week(int(parts["y"]), int(parts["w"]), int(parts["wd"] or 1))
     if day is None or fraction is None:
         return None
     short = len(parts["y"]) == 2
@@ -189,6 +237,28 @@ def _day(year: str, month: int, day: int) -> int | None:
         return date(number, month, day).toordinal() - EPOCH
     except ValueError:
         return None
+
+
+def _of_week(year: int, week: int, day: int) -> int | None:
+    """The day of a week as ISO 8601 counts them."""
+    try:
+        return date.fromisocalendar(year, week, day).toordinal() - EPOCH
+    except ValueError:
+        return None
+
+
+def _in_utc(local: Moment, place: str) -> Moment | None:
+    """The moment in UTC of one by the clocks of a place; None if there is no such place."""
+    try:
+        zone = ZoneInfo(place)
+    except (ValueError, KeyError, OSError):
+        return None
+    first = datetime(1970, 1, 1)
+    days = {}
+    for order, day in local.days.items():
+        offset = zone.utcoffset(first + timedelta(days=day))
+        days[order] = day - (offset or timedelta()) / timedelta(days=1)
+    return replace(local, days=days)
 
 
 def _seconds(found: re.Match[str], *, hours: int = 24) -> float | None:

@@ -145,7 +145,8 @@ def _dates(raw: RawColumn, column: Column) -> np.ndarray:
     if "%" in column.format:
         days = strptime_days(raw.cells.texts, column.format)
     else:  # "datetime", of a typed file, is written as ISO where it is text
-        days = dates.read(raw.moments, "ymd" if column.format == "datetime" else column.format)
+        moments = raw.with_serials if column.serial else raw.moments
+        days = dates.read(moments, "ymd" if column.format == "datetime" else column.format)
     words, values, no_date = list(raw.cells.texts), days.copy(), raw.cells.is_missing.copy()
     for i, word in never(days).items():
         words[i], values[i] = word, np.nan

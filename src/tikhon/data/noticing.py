@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
@@ -88,9 +89,15 @@ def leaks(
             certain.append(column.name)
         elif share:
             nearly.append((column.name, share))
-    told = [said("notice_leak", columns=listed(certain))] if certain else []
-    return told + [
-        said("notice_leak_nearly", columns=listed([name]), share=share) for name, share in nearly
+    told = [(certain, 1.0)] if certain else []
+    return [
+        said(
+            "notice_leak" if share == 1 else "notice_leak_nearly",
+            columns=listed(names),
+            share=share,
+            options=shlex.join(f"--drop={name}" for name in names),
+        )
+        for names, share in [*told, *(([name], share) for name, share in nearly)]
     ]
 
 
@@ -184,6 +191,27 @@ def _sentinels(cells: np.ndarray, name: str) -> list[Sentence]:
     return found
 
 
+def garbled(source: Source) -> list[Sentence]:
+    """Text that was written in one encoding and read in another, as the file has it in a cell."""
+    for name in source.frame.columns:
+        cells = source.frame[name].head(_SAMPLE)
+        for cell in cells.unique() if cells.dtype == object or cells.dtype == "string" else ():
+            if isinstance(cell, str) and (meant := _meant(cell)):
+                column = listed([str(name)])
+                return [said("notice_garbled", column=column, cell=cell[:40], meant=meant[:40])]
+    return []
+
+
+def _meant(text: str) -> str | None:
+    """The text that UTF-8 read as Western European has become, None if it is none."""
+    if text.isascii():
+        return None
+    try:
+        return text.encode("cp1252").decode("utf-8")
+    except ValueError:
+        return None
+
+
 def totals(source: Source) -> list[Sentence]:
     """A last row that sums up the others, as it calls itself."""
     for name in source.frame.columns:
@@ -207,14 +235,22 @@ def in_order(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     return []
 
 
-def repeated(train: Set[int], other: Sequence[int], rows: int, part: str) -> list[Sentence]:
+def by_chance(values: np.ndarray, rows: np.ndarray) -> float:
+    """How many of these rows would repeat another one if their columns had nothing to do with one
+    another: pairs of rows times the chance that a pair is equal.
+    """
+    pairs = len(rows) ** 2 / 2
+    for cells in values[rows[:_SAMPLE]].T:
+        shares = np.unique(cells, return_counts=True)[1] / len(cells)
+        pairs *= float(np.sum(shares**2))
+    return pairs
+
+
+def repeated(train: Set[int], other: Sequence[int], part: str) -> list[Sentence]:
     """Rows (inputs and target) of another part that are in the training rows too.
 
-    `train` and `other` hold their `digests`, `rows` is how many training rows there are. Tables
-    with few possible rows repeat them anyway, and are not told of.
+    `train` and `other` hold their `digests`.
     """
-    if len(train) < rows / 2 or not other:
-        return []
     count = sum(digest in train for digest in other)
     return [said(f"notice_repeated_{part}", count=count, rows=len(other))] if count else []
 

@@ -39,7 +39,7 @@ _MULTIPLE_WORDS = {
 _BY_CASE = "mMpPyYzZ"  # mW is not MW: the beginnings of units that capitals tell apart
 # soft hyphen, zero-width space, marks of direction, word joiner, byte order mark
 _UNSEEN = dict.fromkeys([0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF])
-_QUOTES = {0x2032: "'", 0x2033: '"'}  # feet and inches
+_QUOTES = {0x2032: "'", 0x2019: "'", 0x2033: '"', 0x201D: '"'}  # feet and inches, minutes
 FLAGS = ("<", ">", "~", "*")  # of a limit, an estimate, a mark that points to a note
 _BOUNDS = {"≤": "<", "≥": ">", "<=": "<", ">=": ">", "≈": "~"}
 _BOUND_WORDS = {
@@ -65,6 +65,13 @@ _GROUPED = {
     ".": re.compile(r"[1-9]\d{0,2}(?:([, '’_])\d{3})(?:\1\d{3})*|[1-9]\d?(?:,\d\d)+,\d{3}"),
     ",": re.compile(r"[1-9]\d{0,2}(?:([. '’_])\d{3})(?:\1\d{3})*"),
 }
+_NTH = ("st", "nd", "rd", "th")
+_ANGLE = re.compile(
+    r"""(?P<before>[NSEWnsew])?\s*(?P<sign>[-+])?(?P<d>\d{1,3}(?:[.,]\d+)?)\s*°\s*
+    (?:(?P<m>[0-5]?\d(?:[.,]\d+)?)\s*'\s*(?:(?P<s>[0-5]?\d(?:[.,]\d+)?)\s*(?:"|'')\s*)?)?
+    (?P<after>[NSEWnsew])?""",
+    re.VERBOSE,
+)  # of a coordinate: degrees, minutes, seconds
 _INFINITE = re.compile(r"([-+]?)(?:inf|infinity|∞)", re.IGNORECASE)
 _PLAIN = re.compile(r"[-+]?\d+")
 
@@ -147,7 +154,7 @@ def numeral(text: str) -> Numeral | None:
         if infinite := _INFINITE.fullmatch(text):
             value = math.copysign(math.inf, -1 if infinite[1] == "-" else 1)
             return Numeral(value, value)
-        return None
+        return _angle(text)
     if _contradicts(found):
         return None
     unit, factor = _unit(found["before"], found["after"])
@@ -161,6 +168,24 @@ def numeral(text: str) -> Numeral | None:
     if readings == [None, None]:
         return None
     return Numeral(readings[0], readings[1], _bound(found), unit)
+
+
+def _angle(text: str) -> Numeral | None:
+    """Degrees, minutes and seconds as degrees, below zero in the south and the west."""
+    found = _ANGLE.fullmatch(text)
+    if found is None or (found["before"] and found["after"]):
+        return None
+    side = (found["before"] or found["after"] or "").lower()
+    if side and found["sign"]:
+        return None
+    factor = -1.0 if found["sign"] == "-" or side in ("s", "w") else 1.0
+    parts = [found[name] or "0" for name in ("d", "m", "s")]
+    values: list[float | None] = []
+    for mark, other in (".", ","), (",", "."):
+        told = not any(other in part for part in parts)
+        numbers = [float(part.replace(mark, ".")) for part in parts] if told else []
+        values.append(factor * sum(n / 60**k for k, n in enumerate(numbers)) if told else None)
+    return None if values == [None, None] else Numeral(values[0], values[1], unit="°")
 
 
 def _bound(found: re.Match[str]) -> str:
@@ -184,7 +209,7 @@ def _unit(before: str | None, after: str | None) -> tuple[str | None, float]:
     before = (before or "").removesuffix(".")
     if before and before[-1] not in _SYMBOLS and before not in _CURRENCIES | _WORDS:
         return None, 1.0
-    after = after or ""
+    after = "" if (after or "").lower() in _NTH else after or ""  # the 37th
     factor = _MULTIPLES.get(after) or _MULTIPLE_WORDS.get(after.lower())
     if factor:
         return before or f"*{after}", factor

@@ -103,6 +103,25 @@ class RawColumn:
         return [dates.moment(text) for text in self.cells.texts]
 
     @cached_property
+    def with_serials(self) -> list[dates.Moment | None]:
+        """`moments`, and the numbers of days of a spreadsheet as the dates that they are."""
+        return [one or dates.serial(text) for one, text in zip(self.moments, self.cells.texts)]
+
+    @cached_property
+    def has_serials(self) -> bool:
+        """Whether all cells are dates but some that are days of a spreadsheet about as late."""
+        told = zip(self.moments, self.with_serials, self.cells.is_missing)
+        if any(one is None and not none for _, one, none in told):
+            return False
+        days = [day for one in self.moments if one is not None for day in one.days.values()]
+        told = zip(self.moments, self.with_serials)
+        found = [one.days["ymd"] for known, one in told if known is None and one is not None]
+        if not days or not found:
+            return False
+        reach = max(max(days) - min(days), 366.0)
+        return min(days) - reach <= min(found) and max(found) <= max(days) + reach
+
+    @cached_property
     def times(self) -> np.ndarray:
         """The time of day that each different text is, NaN for none."""
         found = (dates.clock_time(text) for text in self.cells.texts)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tikhon.data.dataset import Dataset
-from tikhon.data.noticing import digests, repeated, untested
+from tikhon.data.noticing import by_chance, digests, repeated, untested
 from tikhon.data.preprocessing import Preprocessing
 from tikhon.errors import DataError, InputError
 from tikhon.languages import Sentence, said
@@ -172,9 +172,11 @@ def _prepared(data: Dataset, parts: list[Dataset]) -> tuple[list[Dataset], Prepr
     rows = [part.x.numpy() for part in parts]
     known = set(digests(values, data.y.numpy(), rows[0]))
     notices = []
+    twice = len(rows[0]) - len(known)
+    told_of = twice <= len(known) or by_chance(values, rows[0]) < twice / 2
     for drawn, name in zip(rows[1:], ("validation", "test"), strict=True):
         told = list(digests(values, data.y.numpy(), drawn))
-        notices += repeated(known, told, len(rows[0]), name)
+        notices += repeated(known, told, name) if told_of else []
     del known  # it is as large as a column or two
     fitted = Preprocessing.fit(values, table, y, rows=rows[0])
     inputs = [

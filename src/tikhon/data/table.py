@@ -104,6 +104,7 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
     if target.task == "regression":
         notices += noticing.target_sentinels(target.y, options.target)
     notices += noticing.totals(source)
+    notices += noticing.garbled(source)
     if options.time is None and options.group is None:
         notices += noticing.in_order(values, columns)
     table = Table(columns, dropped, target.column, *_split_columns(source, options))

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tikhon.numbers import certain
 from tikhon.training.losses import Loss
 from tikhon.training.measures import predict
 
 MOST_COLUMNS = 100
 MOST_ROWS = 2_000
 _REPEATS = 5
-_NORMAL = 1.96  # two-sided 95 %
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def importances(
 
     All inputs that a column was encoded as move together. The rise is averaged over five
     permutations and over the rows, and its 95 % interval is that of the paired differences:
-    mean +- 1.96 s / sqrt(rows), s the deviation of the rows' own rises. Columns that tell the
+    mean +- t s / sqrt(rows), s the deviation of the rows' own rises. Columns that tell the
     same stand in for each other, so that each alone seems to matter little.
 
     Args:
@@ -72,7 +72,7 @@ def importances(
         ).double()
         of_rows = rises.mean(0)
         mean = float(of_rows.mean())
-        half = _NORMAL * float(of_rows.std()) / math.sqrt(len(of_rows))
+        half = certain(len(of_rows)) * float(of_rows.std()) / math.sqrt(len(of_rows))
         found.append([name, mean, mean - half, mean + half])
     return {"rows": len(x), "columns": sorted(found, key=lambda entry: -entry[1])}
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tikhon import notebook, plotting
-from tikhon.options import STRENGTHS, rows_of, typed, without
+from tikhon.options import STRENGTHS, repeated, rows_of, typed, without
 from tikhon.runs.documents import SavedPenalty
 from tikhon.sparsity import Sparsity
 from tikhon.training import measures
@@ -20,7 +20,6 @@ from tikhon.training.verdict import Scores, Statement, judge, thinned
 
 _LONGER = 5  # times the epochs of a run that was still improving
 _YARDSTICKS = {"constant": "always the same answer", "linear": "a linear model"}
-_UNREPEATED = ("--output", "-o", "--overwrite", "--json", "--quiet", "-q", "--verbose")
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +159,7 @@ def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:
     """What to run next: the same with an answer to what was found."""
     if run.path is None or not run.command:
         return []
-    again = without(run.command, *_UNREPEATED)
+    again = repeated(run.command)
     codes = {statement.code.removesuffix("_ratio") for statement in found}
     same = [shlex.join(_repeated(run, again))] if run.found is not None else []
     if "exploded" in codes:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tikhon.languages import filled
-from tikhon.numbers import number
+from tikhon.numbers import CERTAIN, number
 from tikhon.sparsity import Sparsity
 
 GAP = 0.03  # of accuracy between training and validation rows: less is no overfitting
@@ -17,7 +17,6 @@ FALL = 0.02  # of the validation loss over the last quarter of the epochs: more 
 FLOOR = 1e-3  # of the first validation loss: a smaller fall is nothing, once half of it is gone
 SHARE = 0.1  # of its whole fall that came in the last quarter: more is improving, however slowly
 _EXPLODED = 100.0  # times the loss of one answer to all rows, which nothing learnt exceeds
-CERTAIN = 1.96  # standard errors of a 95% interval
 
 LEVELS = {
     "no_better_class": "bad",

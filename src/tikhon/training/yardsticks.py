@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tikhon.data.dataset import fingerprint
 from tikhon.data.rows import tensors
+from tikhon.numbers import CERTAIN, certain
 from tikhon.training import measures
 from tikhon.training.losses import Loss
 from tikhon.training.verdict import Scores
@@ -167,7 +168,7 @@ def _errors(output: Tensor, y: Tensor, loss: Loss) -> dict[str, float]:
         mean = float(squares.mean())
         if len(squares) < 2 or not mean > 0:
             return {}
-        return {"rmse": float(squares.std()) / math.sqrt(len(squares)) / (2 * mean)}
+        return {"rmse": _paired(squares)[1] / (2 * mean)}
     right = (output.argmax(1) == y).double().flatten()
     # Two more rows of each kind: without them an accuracy of 1 would be certain.
     # Agresti, Coull, "Approximate is better than exact", 1998.
@@ -196,9 +197,11 @@ def _margins(theirs: Tensor, ours: Tensor, y: Tensor) -> dict[str, tuple[float, 
 
 
 def _paired(difference: Tensor) -> tuple[float, float]:
-    if len(difference) < 2:
-        return float(difference.mean()), math.inf
-    return float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
+    """Mean and standard error; from few rows so much more that 1.96 of them are 95%."""
+    mean, count = float(difference.mean()), len(difference)
+    if count < 2:
+        return mean, math.inf
+    return mean, float(difference.std()) / math.sqrt(count) * certain(count) / CERTAIN
 
 
 def _discordant(difference: Tensor) -> tuple[float, float]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tikhon.report import charts
-from tikhon.report.kinds.parts import entries
+from tikhon.report.kinds.parts import entries, worst
 from tikhon.report.page import (
     Block,
     Chart,
     Label,
     Name,
+    Page,
     PageTable,
     Section,
     joined,
@@ -115,11 +117,14 @@ def noticed(table: Mapping[str, Any]) -> PageTable | None:
     return PageTable(say("notices_caption"), (say("notice"),), rows) if rows else None
 
 
-def leak(run: SavedRun) -> Label | Name | None:
-    """The columns that alone tell the target, if there are some."""
+def warned(page: Page, run: SavedRun) -> Page:
+    """The page of a finished run, headed by the columns that alone tell the target, if any."""
     table = entries(entries(run.config.get("data")).get("table"))
     found = [n for n in table.get("notices") or () if _key(n).startswith("notice_leak")]
-    return told(found[0]) if found else None
+    if not found or not run.result:
+        return page
+    level, more = worst([page.level, "watch"]), (page.verdict, *page.more)
+    return replace(page, level=level, verdict=told(found[0]), more=more)
 
 
 def _key(notice: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tikhon.numbers import alike
 from tikhon.report import charts, layer_charts
-from tikhon.report.kinds import parts
+from tikhon.report.kinds import columns, parts
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -51,6 +51,7 @@ def page(run: SavedRun) -> Page:
             Section(say("verdict"), (table(rows, metric), scores(rows, metric))) if rows else None,
             *architecture(result.get("architecture") or {}),
             recipes(rows),
+            columns.section(run),
             parts.reproduce(run),
         ),
     )

@@ -61,7 +61,7 @@ def level(run: SavedRun) -> Level:
     if not run.result:
         return "plain"
     levels = [found["level"] for found in run.result.get("statements") or ()]
-    return parts.worst([*levels, "watch"] if columns.leak(run) else levels)
+    return parts.worst(levels)
 
 
 def last_epoch(run: SavedRun) -> int:
@@ -86,8 +86,8 @@ def verdict(
         return (unfinished(run, most),)
     found = [sentence(entry) for entry in run.result.get("statements") or ()]
     if found:
-        first, last = columns.leak(run), columns.relied_on(run)
-        return tuple(told for told in (first, *found, last) if told is not None)
+        last = columns.relied_on(run)
+        return tuple(found) if last is None else (*found, last)
     values = {part: number(record.get(f"{part}/{metric.key}")) for part in ("train", "valid")}
     key = "fit_plain" if values["valid"] != "–" else "fit_no_valid"
     return (say(key, metric=metric.label, **values),)  # of a version that kept no sentences

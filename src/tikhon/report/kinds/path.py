@@ -30,7 +30,7 @@ def page(run: SavedRun) -> Page:
     chosen = result.get("chosen")
     return Page(
         title=say("title_path", data=parts.data_name(run), penalty=result.get("penalty", "")),
-        level="plain" if chosen is None else "good",
+        level="good" if chosen is not None and result["counts"][chosen] else "plain",
         verdict=verdict(run, chosen),
         more=more(run, chosen),
         following=tuple(map(str, result.get("next") or ())),
@@ -72,6 +72,8 @@ def verdict(run: SavedRun, chosen: int | None) -> Label:
         "score": number(result["scores"][chosen]),
         "strength": strength(result["strengths"][chosen]),
     }
+    if not values["kept"] and best is not None and any(result["counts"]):
+        return say("path_none", **values)
     if best is None or best == chosen:
         return say("path_lowest", **values)
     lowest, most = number(result["scores"][best]), result["counts"][best]
@@ -97,7 +99,8 @@ def more(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
         )
     strengths = run.result.get("strengths") or []
     if chosen is not None and len(strengths) > 1 and strengths[chosen] == min(strengths):
-        found.append(say("path_edge", strength=strength(strengths[chosen])))
+        key = "path_edge" if run.result["counts"][chosen] == total(run) else "path_edge_few"
+        found.append(say(key, strength=strength(strengths[chosen])))
     return tuple(found)
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from tikhon.numbers import share
+from tikhon.numbers import CERTAIN, share
 from tikhon.report.page import Label, Name, PageTable, number, say
 from tikhon.report.saved import SavedRun
 
 PARTS = {"train": "training", "valid": "validation", "test": "test"}  # key -> rows of
 KEYS = ("accuracy", "rmse", "r2", "balanced_accuracy", "average_precision", "loss")
 SHARES = {"accuracy", "r2", "balanced_accuracy", "average_precision"}
-
-CERTAIN = 1.96  # standard errors of a difference that is told apart
 
 Held = tuple[Label, Mapping[str, object], str]  # what it is, its scores, on which part
 
@@ -71,15 +70,15 @@ def recalls(run: SavedRun) -> PageTable | None:
     return PageTable(say("recall_caption"), head, rows)
 
 
-def learned_nothing(run: SavedRun) -> bool:
+def learned_nothing(result: Mapping[str, Any]) -> bool:
     """Whether the test rows are answered no better than by one answer to all of them.
 
     Better is what their noise does not explain; older runs kept no margins.
     """
-    if margins := (run.result.get("margins") or {}).get("constant"):
+    if margins := (result.get("margins") or {}).get("constant"):
         return not any(mean > CERTAIN * error for mean, error in margins.values())
-    metrics = run.result.get("metrics") or {}
-    constant = (run.result.get("yardsticks") or {}).get("constant") or {}
+    metrics = result.get("metrics") or {}
+    constant = (result.get("yardsticks") or {}).get("constant") or {}
     found = [
         metrics[at] <= constant[at] if better > 0 else metrics[at] >= constant[at]
         for at, better in (("test/accuracy", 1), ("test/rmse", -1), ("test/loss", -1))

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import stdev
 
+from tikhon.numbers import CERTAIN, certain
 from tikhon.report import charts
 from tikhon.report.kinds import parts
-from tikhon.report.kinds.scores import CERTAIN
 from tikhon.report.page import (
     Block,
     Cell,
@@ -94,7 +94,7 @@ def paired_apart(first: str | Sequence[float], second: str | Sequence[float]) ->
         count += 2
         spread = sum(map(abs, differences)) + 1 - total**2 / count
         return abs(total) > CERTAIN * math.sqrt(spread)
-    return abs(total) / count > CERTAIN * stdev(differences) / math.sqrt(count)
+    return abs(total) / count > certain(count) * stdev(differences) / math.sqrt(count)
 
 
 def page(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Page:

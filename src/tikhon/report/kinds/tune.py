@@ -126,7 +126,7 @@ def level(run: SavedRun, audit: Mapping[str, object]) -> Level:
     """Good where the search gained; nothing is said of one that goes on."""
     if not run.result.get("config"):
         return "plain"
-    gained = audit.get("worth_it") and not scores.learned_nothing(run)
+    gained = audit.get("worth_it") and not scores.learned_nothing(run.result)
     return "good" if gained and not audit.get("edges") else "watch"
 
 
@@ -203,7 +203,7 @@ def verdict(run: SavedRun, audit: Mapping[str, object]) -> Label:
         return say("tune_alone", **values)
     if audit.get("candidates") == 1 and audit.get("failed"):
         return say("tune_only_default", **values)
-    if scores.learned_nothing(run):
+    if scores.learned_nothing(run.result):
         answer = run.result.get("answer") or say("the_mean")
         return say("tune_nothing", **values | {"answer": answer})
     return say("tune_better" if audit.get("worth_it") else "tune_same", **values)
