@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
 from sample_runs import fit_run
@@ -145,3 +148,42 @@ LOW_CONTRAST = """
   return [...found];
 })()
 """  # noqa: E501
+
+
+@pytest.mark.parametrize("kind", ["compared", "tuned"])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_widest_tables_fit_a_window_of_900(tab, kind, language, tmp_path, request):
+    """Nine columns, with names and numbers as wide as a real comparison has them."""
+    run = request.getfixturevalue(kind)
+    if kind == "compared":
+        result = json.loads((run / "result.json").read_text())
+        for row in result["methods"]:
+            row |= {"method": "label_smoothing", "size": 0.775, "zeros": 0.00156, "seed_std": 0.1}
+            row |= {"low": 0.9, "high": 0.95} if result["metric"] == "accuracy" else {}
+        run = copied(run, tmp_path / "wide", result)
+    tab.size(900)
+    opened(tab, run, tmp_path, language=language)
+    held = "[...document.querySelectorAll('.scroll')]"
+    wider = f"{held}.filter(e => e.scrollWidth > e.clientWidth + 1 && !e.closest('details'))"
+    assert tab.run(f"{wider}.map(e => e.innerText.slice(0, 60))") == []
+
+
+def copied(run, folder, result):
+    """The run in another folder with another result, not sealed."""
+    shutil.copytree(run, folder)
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "manifest.json").unlink(missing_ok=True)
+    return folder
+
+
+def test_a_curve_of_one_value_does_not_reach_beyond_what_a_share_can_be(tab, fitted, tmp_path):
+    """plotly draws an accuracy that stays at 0.99 on an axis from 0 to 2."""
+    run = shutil.copytree(fitted, tmp_path / "flat")
+    rows = map(json.loads, (run / "history.jsonl").read_text().splitlines())
+    flat = [row | {"train/accuracy": 0.97, "valid/accuracy": 0.97} for row in rows]
+    (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in flat))
+    (run / "manifest.json").unlink(missing_ok=True)
+    opened(tab, run, tmp_path)
+    ticks = tab.run("[...document.querySelectorAll('.chart')[0].querySelectorAll('.ytick')]"
+                    ".map(e => Number(e.textContent))")  # fmt: skip
+    assert ticks and all(0.9 < tick <= 1 for tick in ticks)

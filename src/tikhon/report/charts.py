@@ -45,6 +45,19 @@ def axis(text: Label | Name | str = "", **more: object) -> dict[str, object]:
     return {"title": {"text": title(text)}, **more}
 
 
+def flat(values: Iterable[object]) -> dict[str, object]:
+    """The range of an axis on which all values are one: plotly would go from 0 to its double.
+
+    >>> flat([0.99, None, 0.99]), flat([0.9, 1.0])
+    ({'range': [0.9801, 0.9999]}, {})
+    """
+    known = finite(values)
+    if not known or min(known) < max(known) or not known[0]:
+        return {}
+    around = abs(known[0]) / 100
+    return {"range": [known[0] - around, known[0] + around]}
+
+
 def logarithmic(values: Iterable[object]) -> dict[str, object]:
     """A log axis with ticks at round numbers; a linear one where too few would fall on it.
 
@@ -118,7 +131,8 @@ def learning_curves(
         line(epochs, edge, say("gap"), "gap", 0) | shade,
         line(epochs, train, say("train"), "train"),
     ]
-    layout: Figure = {"xaxis": axis(say("epoch")), "yaxis": axis(y, **range_)}
+    scale = {**flat([*train, *valid]), **range_}
+    layout: Figure = {"xaxis": axis(say("epoch")), "yaxis": axis(y, **scale)}
     if best is not None:
         late = len(epochs) > 1 and best > (finite(epochs)[0] + finite(epochs)[-1]) / 2
         layout["shapes"] = [vertical(best)]
@@ -154,8 +168,9 @@ def over_time(
         line(epochs, values, literal(name), PALETTE[i % len(PALETTE)])
         for i, (name, values) in enumerate(series.items())
     ]
-    scale = logarithmic([v for values in series.values() for v in values]) if log else {}
-    layout = {"xaxis": axis(say("epoch")), "yaxis": axis(y, **scale, **more)}
+    known = [v for values in series.values() for v in values]
+    scale = logarithmic(known) if log else flat(known)
+    layout = {"xaxis": axis(say("epoch")), "yaxis": axis(y, **{**scale, **more})}
     return {"data": data, "layout": {**layout, "showlegend": len(data) > 1}}
 
 

@@ -17,6 +17,7 @@ from tikhon.report.charts import (
     logarithmic,
     ring,
     spans_decades,
+    title,
 )
 from tikhon.report.page import Label, Name, say
 
@@ -82,7 +83,7 @@ def fates(
 class Coordinate:
     """One axis of a parallel plot: a value a line, and where on the axis it lies, 0 to 1."""
 
-    name: str
+    name: str | Label
     places: Numbers
     low: str
     high: str
@@ -99,7 +100,7 @@ def parallel(coordinates: Sequence[Coordinate], shares: Sequence[float], chosen:
     data = [*reversed(data), _lines(coordinates, [chosen], say("chosen"), "chosen", 3.5)]
     ticks = {
         "tickvals": list(range(len(coordinates))),
-        "ticktext": [literal(c.name, 18) for c in coordinates],
+        "ticktext": [title(c.name) for c in coordinates],
     }
     notes = [
         {"x": i, "y": y, "text": literal(text, 11), "showarrow": False, "yshift": shift}

@@ -238,20 +238,21 @@ def choice(run: SavedRun) -> PageTable | None:
     """The chosen hyperparameters and where they were looked for."""
     config, space = run.result.get("config") or {}, run.result.get("space") or {}
     rows: list[tuple[Cell, ...]] = [
-        (Name(with_mode(name)), short(value), Name(entry(space.get(name))))
+        (Name(with_mode(name)), short(value), entry(space.get(name)))
         for name, value in config.items()
     ]
     head = (say("hyperparameter"), say("value"), say("searched"))
     return PageTable(say("choice_caption"), head, tuple(rows)) if rows else None
 
 
-def entry(range_: object) -> str:
+def entry(range_: object) -> Cell:
     """A range of the space in words."""
     if not isinstance(range_, Mapping):
-        return "–" if range_ is None else str(range_)
+        return "–" if range_ is None else Name(str(range_))
     if "low" in range_:
-        return f"{range_.get('kind', '')} {short(range_['low'])} … {short(range_['high'])}".strip()
-    return ", ".join(map(str, range_.get("options", range_.get("values", []))))
+        ends = {end: short(range_[end]) for end in ("low", "high")}
+        return say("range_log" if range_.get("kind") == "log" else "range_even", **ends)
+    return Name(", ".join(map(str, range_.get("options", range_.get("values", [])))))
 
 
 def audit_table(audit: SavedAudit) -> PageTable | None:
@@ -365,15 +366,16 @@ def coordinates(
 ) -> Chart:
     """Parallel coordinates of the hyperparameters and the score."""
     columns = {name: [found[i].config.get(name) for i in shown] for name in names}
-    columns["score"] = [found[i].score for i in shown]
+    scores = [found[i].score for i in shown]
     axes = []
-    for name, values in columns.items():
+    for name, values in (*columns.items(), ("", scores)):
         places = search_charts.places(values, name in logarithmic(run))
         ends = [v for v in values if v is not None]
         numbers = charts.finite(ends)
         ends = sorted(numbers) if len(numbers) == len(ends) else sorted(ends, key=str)
         reach = short(ends[0]), short(ends[-1])
-        axes.append(search_charts.Coordinate(with_mode(name), places, *reach))
+        title = with_mode(name) if name else measure(run)
+        axes.append(search_charts.Coordinate(title, places, *reach))
     order = sorted(
         range(len(shown)), key=lambda k: found[shown[k]].score or 0.0, reverse=maximised(run)
     )
