@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from tikhon.monitoring.followers import Followers
 from tikhon.monitoring.history import Sample
-from tikhon.monitoring.kept_states import KeptStates
 from tikhon.monitoring.laws import Alarm
 from tikhon.monitoring.norms import FrozenNorms
 from tikhon.monitoring.readers import Readers
 from tikhon.monitoring.schedules import Schedules
+from tikhon.monitoring.states import States
 from tikhon.monitoring.strays import Strays
-from tikhon.monitoring.surroundings import surroundings
+from tikhon.monitoring.surroundings import Surroundings
 
 FIRST, EACH = 3, 8  # sampled steps that search: the first ones, and each so many
 
@@ -30,8 +35,8 @@ class Company:
         self.scaler: Any = None  # the loop's own
         self.followers, self.strays = Followers(model), Strays(model)
         self.schedules, self.norms = Schedules(optimizer), FrozenNorms(model)
-        self.states, self.readers = KeptStates(model, step), Readers()
-        self._counts: tuple[int, int] = (0, 0)
+        self.states, self.readers = States(model, step), Readers()
+        self._counts: list[int] = []
         self._looks = 0
         self._last: list[Alarm] | None = None  # what was wrong when the loop ended
 
@@ -44,32 +49,26 @@ class Company:
         self.followers.measure()
 
     def _search(self, frame: FrameType | None, forwards: int) -> None:
-        near = surroundings(frame)
-        optimizers = [self._optimizer, *near.optimizers.values()]
-        enabled = [s for s in near.scalers.values() if s.is_enabled()]
+        near = Surroundings(frame)
+        modules, optimizers = near.of(nn.Module), [self._optimizer, *near.of(Optimizer).values()]
+        enabled = [s for s in near.of(torch.amp.GradScaler).values() if s.is_enabled()]
         self.scaler = enabled[0] if enabled else None
-        self.followers.find(near.modules, optimizers)
-        self.strays.find(near.modules, near.tensors, optimizers)
-        self.schedules.find(near.schedulers, near.loaders, forwards)
-        self.readers.find(near.cycles, near.iterators, forwards)
-
-    def before_step(self) -> None:
-        """What is looked at in every step: the learning rate, and where the iterator stands."""
-        self.schedules.before_step()
-        self.readers.before_step()
+        self.followers.find(modules, optimizers)
+        self.strays.find(modules, near.of(Tensor), optimizers)
+        self.schedules.find(near.of(LRScheduler), near.of(DataLoader), forwards)
+        self.readers.find(near.of(cycle), near.of(_BaseDataLoaderIter), forwards)
 
     def numbers(self) -> list[Tensor]:
         """Everything that is to be read with the sampled step."""
-        parts = (self.followers.numbers(), self.strays.numbers(), self.norms.numbers())
-        self._counts = (len(parts[0]), len(parts[0]) + len(parts[1]))
+        parts = [part.numbers() for part in (self.followers, self.strays, self.norms)]
+        self._counts = [len(part) for part in parts]
         return [number for part in parts for number in part]
 
     def take(self, values: Sequence[float], sample: Sample) -> None:
         """What was read with a sampled step."""
-        first, second = self._counts
-        self.followers.take(values[:first], sample)
-        self.strays.take(values[first:second], sample.step)
-        self.norms.take(values[second:], sample.step)
+        rest = iter(values)
+        for part, count in zip((self.followers, self.strays, self.norms), self._counts):
+            part.take(list(islice(rest, count)), sample)
 
     def alarms(self, steps: int, forwards: int, *, ended: bool) -> list[Alarm]:
         """What is wrong beside the model."""

@@ -108,7 +108,7 @@ class Followers:
                 return
             inputs = [t for t in tensors([args, kwargs]) if t.numel()]
             if inputs and not torch.compiler.is_compiling():
-                follower.beside = torch.stack(fingerprint([args, kwargs]))
+                follower.beside = fingerprint([args, kwargs])
                 follower.size = len(inputs[0]) if inputs[0].ndim else 1
 
         handle = module.register_forward_pre_hook(Hook(called), with_kwargs=True)

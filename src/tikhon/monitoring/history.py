@@ -67,8 +67,7 @@ class Sample:
     factor: float = 1.0  # by which the loss was multiplied at its end
     scale: float | None = None  # of the loop's gradient scaler
     equal: bool = False  # the losses that went backward are of one kind, none is a share
-    print: tuple[float, float] = (math.nan, math.nan)  # fingerprint of the batch
-    prints: tuple[tuple[float, float], ...] = ()  # of all batches of the step
+    prints: tuple[tuple[float, float], ...] = ()  # fingerprints of all batches of the step
     rows: int = 0  # of the batch
     joined: bool = True  # a backward pass found the gradient of another
     last_joined: bool = True  # and the last one did

@@ -69,11 +69,6 @@ class Loop:
         shortest = 2 if enough <= ENOUGH else ENOUGH
         return streak.count >= (min(shortest, enough) if self.ended else enough)
 
-    def steady(self, sign: str, code: str, why: str, change: str) -> Alarm | None:
-        """The alarm of a sign that lasts."""
-        streak = self.history.streak(sign)
-        return Alarm(code, streak.first, why, change) if self.lasts(streak) else None
-
 
 Law = Callable[[Loop], Alarm | None]
 
@@ -90,6 +85,51 @@ def _broken(loop: Loop) -> Iterator[Alarm]:
         found = law(loop)
         if found is not None:
             yield found
+
+
+def _steady(sign: str, code: str, meaning: str, change: str) -> Law:
+    """A law that is broken as long as a sign lasts."""
+
+    def law(loop: Loop) -> Alarm | None:
+        streak = loop.history.streak(sign)
+        return Alarm(code, streak.first, meaning, change) if loop.lasts(streak) else None
+
+    return law
+
+
+beside_the_model = _steady(
+    "beside",
+    "loss_not_connected",
+    "the weights have gradients, but none comes through an output of a layer: only a penalty on "
+    "the weights is trained",
+    "compute the loss from model(x) itself, without .item(), .detach() or argmax",
+)
+clipped_late = _steady(
+    "clipped late",
+    "clipped_after_step",
+    "the gradients are changed after the step that used them and before the next pass: clipping "
+    "there does nothing",
+    "call clip_grad_norm_ between loss.backward() and optimizer.step()",
+)
+not_cleared = _steady(
+    "stale",
+    "gradients_not_cleared",
+    "the gradients are not cleared: each step moves along the sum of all gradients so far",
+    "call optimizer.zero_grad() once a step, before loss.backward()",
+)
+late_backward = _steady(
+    "late",
+    "step_before_backward",
+    "the step comes before the backward pass of its batch: it moves along the gradient of the "
+    "batch before",
+    "call loss.backward() before optimizer.step()",
+)
+eval_mode = _steady(
+    "eval",
+    "eval_mode_in_training",
+    "the model trains in eval mode: dropout is off and BatchNorm keeps its old statistics",
+    "call model.train() before the training batches, after every evaluation",
+)
 
 
 def step_never_called(loop: Loop) -> Alarm | None:
@@ -189,17 +229,6 @@ def lost(loop: Loop) -> Alarm | None:
     )
 
 
-def clipped_late(loop: Loop) -> Alarm | None:
-    """Gradients that are changed once the step has used them."""
-    return loop.steady(
-        "clipped late",
-        "clipped_after_step",
-        "the gradients are changed after the step that used them and before the next pass: "
-        "clipping there does nothing",
-        "call clip_grad_norm_ between loss.backward() and optimizer.step()",
-    )
-
-
 def frozen_in_name(loop: Loop) -> Alarm | None:
     """Modules with an attribute `requires_grad`, which torch does not know."""
     last = loop.history.last
@@ -290,38 +319,6 @@ def no_gradient(loop: Loop) -> Alarm | None:
             "numpy or a new torch.tensor, and call loss.backward()"
         )
     return Alarm("no_gradient", step, f"{said}: {why}", change)
-
-
-def beside_the_model(loop: Loop) -> Alarm | None:
-    """Gradients that come from something else than the outputs of the layers."""
-    return loop.steady(
-        "beside",
-        "loss_not_connected",
-        "the weights have gradients, but none comes through an output of a layer: only a penalty "
-        "on the weights is trained",
-        "compute the loss from model(x) itself, without .item(), .detach() or argmax",
-    )
-
-
-def not_cleared(loop: Loop) -> Alarm | None:
-    """The new gradient is added to those of earlier steps."""
-    return loop.steady(
-        "stale",
-        "gradients_not_cleared",
-        "the gradients are not cleared: each step moves along the sum of all gradients so far",
-        "call optimizer.zero_grad() once a step, before loss.backward()",
-    )
-
-
-def late_backward(loop: Loop) -> Alarm | None:
-    """Each step uses the gradient of the batch before."""
-    return loop.steady(
-        "late",
-        "step_before_backward",
-        "the step comes before the backward pass of its batch: it moves along the gradient of the "
-        "batch before",
-        "call loss.backward() before optimizer.step()",
-    )
 
 
 def doubled(loop: Loop) -> Alarm | None:
@@ -451,19 +448,6 @@ def overwritten(loop: Loop) -> Alarm | None:
         change,
         (where,),
         "warning" if often else "info",
-    )
-
-
-def eval_mode(loop: Loop) -> Alarm | None:
-    """Training in eval mode."""
-    streak = loop.history.streak("eval")
-    if not loop.lasts(streak):
-        return None
-    return Alarm(
-        "eval_mode_in_training",
-        streak.first,
-        "the model trains in eval mode: dropout is off and BatchNorm keeps its old statistics",
-        "call model.train() before the training batches, after every evaluation",
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tikhon.monitoring.history import Streak
+from tikhon.monitoring.history import Sample, Streak
 from tikhon.monitoring.hooks import Hook
 from tikhon.monitoring.laws import ENOUGH, Alarm
 
@@ -59,7 +59,7 @@ class FrozenNorms:
         """For each: how far its statistics are from where they were, in standard deviations."""
         return [_drift(*kept) for kept in self._first.values()]
 
-    def take(self, values: Sequence[float], step: int) -> None:
+    def take(self, values: Sequence[float], sample: Sample) -> None:
         """What was read of them."""
         drifts = {
             name: value
@@ -69,7 +69,7 @@ class FrozenNorms:
         most = max(drifts.values(), default=0.0)
         if most > self._most:
             self._most, self._where = most, max(drifts, key=drifts.__getitem__)
-        self._streak.add(most > 0, step)
+        self._streak.add(most > 0, sample.step)
 
     def alarms(self) -> list[Alarm]:
         """They move: far, or a little."""

@@ -65,11 +65,16 @@ class Readers:
         if self._followed is None:
             self._followed = next(_in_order(iterators), None)
 
-    def before_step(self) -> None:
-        """Follow the iterator by one more batch."""
+    @property
+    def follows(self) -> bool:
+        """Whether there is an iterator to follow."""
+        return self._followed is not None
+
+    def follow(self) -> bool:
+        """Follow the iterator by one more batch, if there is one; whether there still is."""
         followed = self._followed
         if followed is None:
-            return
+            return False
         reader = followed.what()
         if reader is None:
             same = self._ended and self._ended[-1].given == followed.given
@@ -79,6 +84,7 @@ class Readers:
             followed.given += 1
         else:  # it is read by something else, or starts again
             self._followed, self._ended = None, []
+        return self.follows
 
     def alarms(self) -> Iterator[Alarm]:
         """What is read again and again."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from tikhon.data.rows import tensors
@@ -14,6 +15,7 @@ from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.targets import is_distributed, local
 
 ENTRIES = 2**14  # of a tensor from which its update is read, about
+PRINT = 2**11  # of a batch, about, that tell it from another
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Kept:
         return parameter
 
 
+@torch.no_grad()
 def keep(optimizer: Optimizer) -> Kept:
     """What has a gradient; the gradients themselves stay reachable whoever clears them."""
     held = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
@@ -51,6 +54,7 @@ def rows(parameter: Tensor) -> Tensor:
     return own[:: own.numel() // ENTRIES + 1] if own.numel() > ENTRIES else own
 
 
+@torch.no_grad()
 def copies(optimizer: Optimizer) -> dict[int, Tensor]:
     """Rows of everything trainable, by identity."""
     held = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
@@ -65,9 +69,10 @@ def squares(kept: Kept, earlier: Mapping[int, Tensor]) -> Tensor:
     subtract = torch._foreach_sub  # pyright: ignore[reportPrivateImportUsage]
     norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
     parts = (kept.gradients, kept.before, subtract(now, kept.before), subtract(kept.before, then))
-    device = now[0].device
     # a norm in 16 bits has three digits
-    found = [n.to(device) for part in parts for n in norm(part, dtype=torch.float32)]
+    found = [n for part in parts for n in norm(part, dtype=torch.float32)]
+    if len({p.device for p in now}) > 1:
+        found = [n.to(now[0].device) for n in found]
     return torch.stack(found).square()
 
 
@@ -96,38 +101,43 @@ def lengths(tensors: list[Tensor]) -> list[Tensor]:
     return [n.float() for n in norm(tensors)]
 
 
-def fingerprint(arguments: object) -> list[Tensor]:
-    """Two numbers that tell one batch from another, whatever the order of its rows."""
+@torch.no_grad()
+def fingerprint(arguments: object) -> Tensor:
+    """Two numbers that tell one batch from another; NaN where there is nothing to tell."""
     found = [local(t).reshape(-1) for t in tensors(arguments) if t.numel() and not t.is_complex()]
     if not found:
-        return [torch.tensor(torch.nan)] * 2
-    first, second = torch.zeros(()), torch.zeros(())
+        return torch.full((2,), torch.nan)
+    total = torch.zeros(2, device=found[0].device)
     for part in found:
-        part = part[:: part.numel() // ENTRIES + 1].float()
-        ramp = torch.linspace(1.0, 2.0, part.numel(), device=part.device)
-        first = first.to(part.device) + part @ ramp
-        second = second.to(part.device) + part.square() @ ramp
-    return [first, second]
+        part = part[:: part.numel() // PRINT + 1].float()
+        both = torch.stack([part, part.square()]) * _ramp(part.numel(), part.device)
+        total = total + both.sum(1).to(total.device)  # a product of matrices is cast by autocast
+    return total
 
 
-def trainable_elsewhere(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+@lru_cache(32)
+def _ramp(count: int, device: torch.device) -> Tensor:
+    return torch.linspace(1.0, 2.0, count, device=device)
+
+
+def elsewhere(own: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, Tensor]:
     """Trainable tensors of the model that have a gradient and are not in the optimizer."""
     held = {id(p) for g in optimizer.param_groups for p in g["params"]}
     return {
         name: p
-        for name, p in model.named_parameters()
-        if p.requires_grad and p.grad is not None and id(p) not in held
+        for name, p in own.items()
+        if id(p) not in held and p.requires_grad and p.grad is not None
     }
 
 
-def named(model: nn.Module, optimizer: Optimizer) -> dict[int, str]:
+def named(own: Mapping[str, Tensor], optimizer: Optimizer) -> dict[int, str]:
     """Names of the optimizer's tensors: the model's, or their place in a group."""
     names = {
         id(p): f"group {g}, tensor {k}"
         for g, group in enumerate(optimizer.param_groups)
         for k, p in enumerate(group["params"])
     }
-    return names | {id(p): name for name, p in model.named_parameters() if id(p) in names}
+    return names | {id(p): name for name, p in own.items() if id(p) in names}
 
 
 def reduced(flat: Tensor, count: int, sharded: bool) -> Tensor:

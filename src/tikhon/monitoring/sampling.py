@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,13 +37,13 @@ class Flags(NamedTuple):
     stale: float
     arrived: float
     joined: float
+    last_joined: float
     old_print: float  # the fingerprint of the batch of the step before, two numbers
     old_print_2: float
     print: float  # and of the batch of this one
     print_2: float
     factor: float
     late: float
-    last_joined: float
 
 
 @dataclass(frozen=True)
@@ -86,49 +86,48 @@ class Handed(NamedTuple):
 
 
 class Sampler:
-    """Hooks from the end of one step to the end of the next, and what they read."""
+    """Hooks from the end of one step to the end of the next, and what they read.
+
+    The first step listens to every layer, later ones to the first and the last that were called.
+    """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, scaler: Any) -> None:
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self.sharded = any(hasattr(p, "to_local") for p in model.parameters())
         self.found: Any = None  # a scaler that the loop holds, where none was given
         self.kept: Kept | None = None
-        self._layers = [(n, m) for n, m in model.named_modules() if role_of(m) is not None]
-        self._signals: dict[str, Tensor] = {}
+        self.roots = Roots()
+        self._modules = list(model.named_modules())
+        self._layers = {n: m for n, m in self._modules if role_of(m) is not None}
+        self._ends: list[str] = []  # the first and the last layer, once they are known
+        self._order: dict[str, Tensor | None] = {}  # signals of layers, as they are called
         self._prints: list[Tensor] = []  # fingerprints of the model's batches in this step
-        self._order: dict[str, None] = {}  # layers as the forward pass calls them
+        self._printed: object = None  # the keyword arguments of the last: each call has its own
         self._newest: weakref.ref[Any] | None = None  # of this step's graph
         self._graphs: deque[weakref.ref[Any]] = deque(maxlen=GRAPHS)  # of steps before
         self._taps: list[RemovableHandle] = []
         self._window: Window | None = None
-        self.roots = Roots()
         self._earlier: dict[int, Tensor] = {}  # rows at the end of the step before
-        self._batch: tuple[list[Tensor], list[Handed]] | None = None  # of the step before
+        self._batch: tuple[Tensor, list[Handed]] | None = None  # of the step before
 
     def listen(self, batch: object, *, first: bool = False) -> None:
         """Hook the outputs of the layers and some tensors for the coming step."""
-        for name, module in self._layers:
-            self._taps.append(module.register_forward_hook(Hook(self._tap(name))))
+        for name in self._ends or self._layers:
+            self._taps.append(self._layers[name].register_forward_hook(Hook(self._tap(name))))
         self.roots.open()
         self._window = Window(probes_of(self.model, self.optimizer))
-        self._order.clear()
-        self._prints = []
-        self._signals.clear()
+        self._order, self._prints = {}, []
         self._earlier = {} if first else reading.copies(self.optimizer)
         handed = [Handed.of(t) for t in tensors(batch)]
         self._batch = (reading.fingerprint(batch), handed) if handed else None
 
-    @property
-    def listening(self) -> bool:
-        """Whether the coming step is a sampled one."""
-        return self._window is not None
-
-    def forward(self, module: nn.Module, inputs: object = ()) -> None:
+    def forward(self, module: nn.Module, inputs: Sequence[object]) -> None:
         """The model was called, with a graph."""
         if self._window is not None:
             self._window.forward(module)
-            if len(self._prints) < 2 * PRINTS:
-                self._prints += reading.fingerprint(inputs)
+            if len(self._prints) < PRINTS:
+                self._prints.append(reading.fingerprint(inputs))
+                self._printed = inputs[1]
             attacked = any(t.requires_grad and t.is_leaf for t in tensors(inputs))
             self._window.attacked = self._window.attacked or attacked
 
@@ -139,7 +138,7 @@ class Sampler:
 
     def look(self) -> None:
         """Keep the gradients and copies of the weights before the optimizer moves them."""
-        if self.listening and self.kept is None:
+        if self._window is not None and self.kept is None:
             self.kept = reading.keep(self.optimizer)
 
     def close(self) -> None:
@@ -152,6 +151,7 @@ class Sampler:
         self.roots.close()
         self._window.close()
         self._window, self.kept, self._earlier, self._batch = None, None, {}, None
+        self._printed = None
 
     def _tap(self, name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
@@ -167,13 +167,15 @@ class Sampler:
     def _collect(self, name: str, grad: Tensor) -> None:
         # of a whole sample: a mean over pixels or steps makes each of their shares small
         size = torch.linalg.vector_norm(grad.detach(), dtype=torch.float32).square()
-        # accumulated micro-batches add up
-        self._signals[name] = self._signals[name] + size if name in self._signals else size
+        if name in self._order:  # accumulated micro-batches add up
+            before = self._order[name]
+            self._order[name] = size if before is None else before + size
 
+    @torch.no_grad()
     def read(
         self,
         step: int,
-        batch: Any,
+        batch: list[Any],
         loss: Tensor | None,
         more: Sequence[Tensor],
         late: Tensor | None = None,
@@ -181,41 +183,44 @@ class Sampler:
         """The row of this step if anything had a gradient, what it showed, what `more` held."""
         assert self._window is not None
         assert self.kept is not None
+        own = dict(self.model.named_parameters())
         still = reading.stuck(self.kept)
-        others = reading.trainable_elsewhere(self.model, self.optimizer)
-        own = [p for p in self.model.parameters() if p.requires_grad][:1]
-        prints = self._batch[0] if self._batch is not None else [torch.tensor(torch.nan)] * 2
+        others = reading.elsewhere(own, self.optimizer)
+        first = [p for p in own.values() if p.requires_grad][:1]
         place = {id(p): k for k, p in enumerate(self.kept.parameters)}
         left = {place[key]: norm for key, norm in self._window.norms.items() if key in place}
-        factor = self.roots.factor
+        known = bool(batch) and batch[0][1] is self._printed
         beside = [
             *self._window.flags(),
-            *prints,
-            *reading.fingerprint(batch),
-            factor if factor is not None else torch.ones(()),
+            self._batch[0] if self._batch is not None else torch.full((2,), torch.nan),
+            self._prints[-1] if known else reading.fingerprint(batch),
+            self.roots.factor if self.roots.factor is not None else torch.ones(()),
             late if late is not None else torch.zeros(()),
-            self._window.last_joined,
-            *reading.norms([*own, *others.values()]),
+            *reading.norms([*first, *others.values()]),
             *still.values(),
             *left.values(),
             *self._prints,
             *more,
         ]
+        signals = self._signals()
         heard = None if loss is not None else self._heard()
-        numbers = self._numbers(self.kept, loss if loss is not None else heard, beside)
+        numbers = self._numbers(self.kept, loss if loss is not None else heard, signals, beside)
         row = _row(step, numbers, self.kept, loss is not None) if self.kept.gradients else None
         if row is not None and heard is not None and math.isfinite(numbers.loss):
             row["loss"] = numbers.loss / (numbers.scale or 1.0)  # scaled ones may overflow
-        tail = iter(numbers.beside[len(own) :])
+        tail = iter(numbers.beside[len(first) :])
         strangers = dict(zip(others, tail))
         shares = {key: next(tail) for key in still}
         norms = {k: next(tail) for k in left}
-        prints = [next(tail) for _ in self._prints]
+        prints = [(next(tail), next(tail)) for _ in self._prints]
         shrunk = [n / math.sqrt(g) for k, n in norms.items() if (g := numbers.gradients[k]) > 0]
-        sample = self._sample(step, batch, numbers, strangers, shares, bool(own))
-        alive = sum(ref() is not None for ref in self._graphs)
-        sample = replace(sample, shrunk=min(shrunk, default=None), graphs=alive)
-        sample = replace(sample, prints=(sample.print, *zip(prints[::2], prints[1::2])))
+        sample = replace(
+            self._sample(step, batch, numbers, own, shares),
+            strangers=strangers,
+            shrunk=min(shrunk, default=None),
+            graphs=sum(ref() is not None for ref in self._graphs),
+            prints=((numbers.flags.print, numbers.flags.print_2), *prints),
+        )
         if self._newest is not None:
             self._graphs.append(self._newest)
         return row, sample, list(tail)
@@ -228,34 +233,44 @@ class Sampler:
         total = torch.stack([v.float().to(values[0].device) for v in values]).sum()
         return total / len(values) if self.roots.equal and len(values) >= SUMMED else total
 
-    def _numbers(self, kept: Kept, loss: Tensor | None, beside: list[Tensor]) -> SampledNumbers:
+    def _signals(self) -> list[Tensor]:
+        """Those of the layers as they were called; the next step listens to the ends of them."""
+        heard = {name: size for name, size in self._order.items() if size is not None}
+        known, self._ends = self._ends, []
+        if known and len(heard) < len(known):  # this step went another way: nothing is known
+            self._order = {}
+            return []
+        if len(heard) > 1:
+            names = list(heard)
+            self._ends = [names[0], names[-1]]
+        return list(heard.values())
+
+    def _numbers(
+        self, kept: Kept, loss: Tensor | None, signals: list[Tensor], beside: list[Tensor]
+    ) -> SampledNumbers:
         """Everything in one read; with several processes one all-reduce before it."""
-        count = len(kept.gradients)
+        count, cut = len(kept.gradients), len(signals)
         device = kept.gradients[0].device if count else beside[0].device
         size = loss if loss is not None else torch.tensor(math.nan)
         scale = self._scale(device)
-        last = [size] if scale is None else [size, scale]
-        signals = [self._signals[n] for n in self._order if n in self._signals]
-        flat = _stacked([*signals, *last], device)
+        flat = mean = _stacked([*signals, size, *([] if scale is None else [scale])], device)
         if count:
             flat = torch.cat([reading.squares(kept, self._earlier), flat])
             mean = reading.reduced(flat, 4 * count, self.sharded)
-        else:
-            mean = flat
         apart = (flat - mean)[count : 2 * count].abs().sum() / mean[count : 2 * count].sum()
         values = torch.cat([mean, apart.reshape(1), _stacked(beside, device)]).tolist()
         parts = [values[k * count : (k + 1) * count] for k in range(4)]
         rest = values[4 * count :]
-        read = rest.pop(len(signals) + 1) if scale is not None else None
-        cut = len(signals)
+        read = rest.pop(cut + 1) if scale is not None else None
+        end = cut + 2 + len(Flags._fields)
         return SampledNumbers(
             *parts,
             signals=[math.sqrt(v) for v in rest[:cut]],
             loss=rest[cut],
             scale=read,
             apart=0.0 if self.sharded or not count else rest[cut + 1] / 2,
-            flags=Flags(*rest[cut + 2 : cut + 2 + len(Flags._fields)]),
-            beside=rest[cut + 2 + len(Flags._fields) :],
+            flags=Flags(*rest[cut + 2 : end]),
+            beside=rest[end:],
         )
 
     def _scale(self, device: torch.device) -> Tensor | None:
@@ -263,31 +278,24 @@ class Sampler:
         if self.scaler is not None:
             return self.scaler.scale(torch.ones(1, device=device)).reshape(())
         known = getattr(self.found, "_scale", None)
-        return known.detach().reshape(()) if isinstance(known, Tensor) else None
+        return known if isinstance(known, Tensor) else None
 
     def _sample(
         self,
         step: int,
-        batch: object,
+        batch: list[Any],
         numbers: SampledNumbers,
-        strangers: dict[str, float],
-        stuck: dict[int, float],
-        owned: bool,
+        own: Mapping[str, Tensor],
+        stuck: Mapping[int, float],
     ) -> Sample:
-        window, kept, ratio = self._window, self.kept, numbers.ratio
+        window, ratio, flags = self._window, numbers.ratio, numbers.flags
         assert window is not None
-        assert kept is not None
-        held = [p for g in self.optimizer.param_groups for p in g["params"]]
-        known = {id(p) for p in self.model.parameters()}
-        shared = len({id(p) for p in held} & known)
-        flags = numbers.flags
+        held = [id(p) for g in self.optimizer.param_groups for p in g["params"]]
+        known = {id(p) for p in own.values()}
+        shared = len(known.intersection(held))
+        names = reading.named(own, self.optimizer)
         repeated, handed = self._compared(batch, flags)
-        names = reading.named(self.model, self.optimizer)
-        twice = (
-            [names[id(p)] for k, p in enumerate(held) if any(p is q for q in held[:k])]
-            if (len({id(p) for p in held}) < len(held))
-            else []
-        )
+        trained = any(p.requires_grad for p in own.values())
         return Sample(
             step=step,
             forwards=window.forwards,
@@ -307,9 +315,9 @@ class Sampler:
             tensors=self._tensors(numbers, names, known, stuck),
             held=len(held),
             shared=shared,
-            doubled=tuple(twice),
-            strangers=strangers,
-            own=numbers.beside[0] if owned and not shared else None,
+            doubled=tuple(names[key] for key, count in Counter(held).items() if count > 1),
+            strangers={},
+            own=numbers.beside[0] if trained and not shared else None,
             repeated=repeated,
             handed=handed,
             apart=numbers.apart,
@@ -323,7 +331,6 @@ class Sampler:
             attacked=window.attacked,
             late=flags.late > 0,
             called_frozen=self._called_frozen(),
-            print=(flags.print, flags.print_2),
             rows=_rows(batch),
         )
 
@@ -331,7 +338,7 @@ class Sampler:
         """Modules whose attribute says that they are frozen, with tensors that have gradients."""
         return tuple(
             name
-            for name, module in self.model.named_modules()
+            for name, module in self._modules
             if module.__dict__.get("requires_grad") is False
             and any(p.requires_grad and p.grad is not None for p in module.parameters())
         )
@@ -373,7 +380,7 @@ class Sampler:
         Tensors of one value (the first state of a recurrent net) may be made anew.
         """
         old, now = (flags.old_print, flags.old_print_2), (flags.print, flags.print_2)
-        if self._batch is None or old != now:
+        if self._batch is None or old != now or not any(now):
             return False, False
         rows = max(1, self._window.forwards if self._window is not None else 1) * _rows(batch)
         new = [
@@ -411,7 +418,7 @@ def _rows(batch: object) -> int:
 
 
 def _stacked(values: Sequence[Tensor], device: torch.device) -> Tensor:
-    return torch.cat([v.detach().float().reshape(1).to(device) for v in values])
+    return torch.cat([v.float().reshape(-1).to(device) for v in values])
 
 
 def _row(step: int, numbers: SampledNumbers, kept: Kept, told: bool) -> Row:

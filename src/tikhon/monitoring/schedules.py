@@ -37,26 +37,25 @@ class Seen:
 class Rates:
     """How the learning rate went from step to step."""
 
-    first: float = math.nan
+    first: float | None = None
     last: float = math.nan
-    count: int = 0
     rises: int = 0
     falls: int = 0  # to anything but the first rate
     again: int = 0  # back to the first rate
 
     def add(self, rate: float) -> None:
-        """That of one more step."""
-        if not self.count:
+        """That of a step, where it is another than that of the step before."""
+        if self.first is None:
             self.first = rate
         self.rises += rate > self.last
         if rate < self.last:
             self.again += math.isclose(rate, self.first, rel_tol=1e-6)
             self.falls += not math.isclose(rate, self.first, rel_tol=1e-6)
-        self.count, self.last = self.count + 1, rate
+        self.last = rate
 
-    def alarms(self) -> Iterator[Alarm]:
+    def alarms(self, steps: int) -> Iterator[Alarm]:
         """A rate that rises nearly always, and goes back to where it began."""
-        if self.again >= AGAIN and not self.falls and self.rises >= 0.8 * self.count:
+        if self.again >= AGAIN and not self.falls and self.rises >= 0.8 * steps:
             yield Alarm(
                 "warmup_begins_again",
                 0,
@@ -102,11 +101,9 @@ class Schedules:
                 )
                 self._epoch[id(sampler)] = length
 
-    def before_step(self) -> None:
-        """Read the learning rate of the first group, of every step."""
-        rate = self._optimizer.param_groups[0].get("lr")
-        if isinstance(rate, float):
-            self._warm.add(rate)
+    def rated(self, rate: float) -> None:
+        """The learning rate of the first group is another now."""
+        self._warm.add(rate)
 
     def look(self) -> None:
         """Read the best value of each plateau."""
@@ -132,7 +129,7 @@ class Schedules:
             *self._slow(steps, ended),
             *self._overrun(),
             *self._equal(forwards),
-            *self._warm.alarms(),
+            *self._warm.alarms(steps),
         ]
 
     def _foreign(self) -> Iterator[Alarm]:

@@ -118,39 +118,67 @@ OnSpike = Literal["warn", "skip"] | Callable[[Spike], str | None]
 
 
 class SpikeGuard:
-    """Judges steps before they are made, if asked to, and leaves out those that spike."""
+    """Keeps the losses that are told, judges them, and leaves out steps that spike if asked to.
 
-    def __init__(self, optimizer: Optimizer, action: OnSpike) -> None:
+    `acts` says that steps are judged before they are made: that reads the loss and the gradient
+    norm of every step.
+    """
+
+    def __init__(self, optimizer: Optimizer, action: OnSpike, keep: int) -> None:
         self._optimizer, self._action = optimizer, action
+        self.acts = action != "warn"
+        self.found: deque[Spike] = deque(maxlen=keep)
+        self.loss: Tensor | None = None  # the last that was told
+        self._told: deque[tuple[int, Tensor]] = deque(maxlen=1024)  # since the last reading
         self._spikes = Spikes()
         self._withheld: list[tuple[Tensor, Tensor | None]] = []
 
-    def judge(
-        self, step: int, loss: float | None, gradient: float | None, *, heard: bool = False
-    ) -> Spike | None:
-        """A step that was read afterwards; None where steps are judged before they are made."""
-        if self._action != "warn":
-            return None
-        return self._spikes.judge(step, loss, gradient, heard=heard)
+    def tell(self, step: int, loss: Tensor) -> None:
+        """The loss of a step."""
+        self.loss = loss.detach()
+        self._told.append((step, self.loss.mean()))
 
-    def before(self, step: int, loss: Tensor | None) -> Spike | None:
+    @property
+    def told(self) -> list[Tensor]:
+        """What was told since the last reading."""
+        return [loss for _, loss in self._told]
+
+    def judge(
+        self, step: int, losses: list[float], gradient: float | None, heard: float | None = None
+    ) -> None:
+        """The losses since the last reading; the last of them has the gradient norm beside it.
+
+        `heard` is the one that went backward, where none was told.
+        """
+        told = [t for t, _ in self._told]
+        self._told.clear()
+        if self.acts:
+            return
+        for at, loss in zip(told, losses):
+            self._add(self._spikes.judge(at, loss, gradient if at == step else None))
+        if not losses and gradient is not None:
+            self._add(self._spikes.judge(step, heard, gradient, heard=True))
+
+    def before(self, step: int) -> None:
         """Judge the coming step; a spike that is skipped finds no gradient to follow."""
-        if self._action == "warn":
-            return None
         held = [p for g in self._optimizer.param_groups for p in g["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in held]) if held else None
-        value = float(loss) if loss is not None else None
+        value = float(self.loss) if self.loss is not None else None
         spike = self._spikes.judge(step, value, float(norm) if norm is not None else None)
+        self._add(spike)
         if spike is not None:
             answer = self._action(spike) if callable(self._action) else self._action
             if answer == "skip":
                 self._withheld = [(p, p.grad) for p in held]
                 for p in held:
                     p.grad = None
-        return spike
 
     def after(self) -> None:
         """Give back the gradients of a step that was left out."""
         for parameter, gradient in self._withheld:
             parameter.grad = gradient
         self._withheld = []
+
+    def _add(self, spike: Spike | None) -> None:
+        if spike is not None:
+            self.found.append(spike)

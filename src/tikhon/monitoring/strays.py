@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tikhon.monitoring.history import Streak
+from tikhon.monitoring.history import Sample, Streak
 from tikhon.monitoring.laws import ENOUGH, Alarm
 from tikhon.monitoring.reading import rows
 from tikhon.monitoring.window import readable
@@ -68,11 +68,11 @@ class Strays:
                     found.append(rows(part.detach()).norm())
         return found
 
-    def take(self, values: Sequence[float], step: int) -> None:
+    def take(self, values: Sequence[float], sample: Sample) -> None:
         """What was read of them."""
         for stray, gradient, norm in zip(self._read, values[::2], values[1::2]):
             unmoved = stray.norm is None or norm == stray.norm
-            stray.streak.add(gradient > 0 and unmoved, step)
+            stray.streak.add(gradient > 0 and unmoved, sample.step)
             stray.norm = norm
 
     def alarms(self) -> list[Alarm]:

@@ -7,10 +7,10 @@ import itertools
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,21 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+T = TypeVar("T")
 FRAMES = 12  # functions from the step of the optimizer outwards
 OWN = 3  # references to the variables of a frame: its own, the one here, that of the count
 MANY = 64  # entries of a list or a dictionary that are looked at
 _OWN = tuple(str(Path(module.__file__ or "").parent) for module in (torch, __import__("tikhon")))
+_KINDS = (
+    nn.Module,
+    Tensor,  # trained leaves that stand by themselves
+    Optimizer,
+    LRScheduler,
+    DataLoader,
+    torch.amp.GradScaler,
+    itertools.cycle,
+    _BaseDataLoaderIter,
+)
 _PLAIN = (
     types.ModuleType,
     types.FunctionType,
@@ -34,59 +45,44 @@ _PLAIN = (
     int,
     float,
     complex,
-    bool,
-    Tensor,
-    nn.Module,
-    Optimizer,
-    LRScheduler,
-    DataLoader,
-    _BaseDataLoaderIter,
-    torch.amp.GradScaler,
+    *_KINDS,
 )
 
 
-@dataclass(frozen=True)
 class Surroundings:
-    """What was found, each under the name of its variable."""
+    """What the functions that called this hold in variables, and in objects that these hold."""
 
-    modules: Mapping[str, nn.Module]
-    tensors: Mapping[str, Tensor]  # trained leaves that stand by themselves
-    optimizers: Mapping[str, Optimizer]
-    schedulers: Mapping[str, LRScheduler]
-    loaders: Mapping[str, DataLoader[object]]
-    scalers: Mapping[str, torch.amp.GradScaler]
-    cycles: Mapping[str, itertools.cycle[object]]
-    iterators: Mapping[str, _BaseDataLoaderIter]  # over a loader
+    def __init__(self, frame: FrameType | None) -> None:
+        self._found: dict[type, dict[str, Any]] = {kind: {} for kind in _KINDS}
+        seen: set[int] = set()
+        for name, value in _named(frame):
+            kind = _kind(type(value))
+            if kind is None or id(value) in seen:
+                continue
+            seen.add(id(value))
+            if kind is not Tensor or (value.requires_grad and value.is_leaf):
+                self._found[kind].setdefault(name, value)
 
-
-def surroundings(frame: FrameType | None) -> Surroundings:
-    """Among the variables of the functions that called this, and of the objects they hold."""
-    found = Surroundings({}, {}, {}, {}, {}, {}, {}, {})
-    kinds = (
-        (found.modules, nn.Module),
-        (found.optimizers, Optimizer),
-        (found.schedulers, LRScheduler),
-        (found.loaders, DataLoader),
-        (found.scalers, torch.amp.GradScaler),
-        (found.cycles, itertools.cycle),
-        (found.iterators, _BaseDataLoaderIter),
-    )
-    seen: set[int] = set()
-    for name, value in _named(frame):
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        for kept, kind in kinds:
-            if issubclass(type(value), kind):  # `isinstance` would ask proxies
-                kept.setdefault(name, value)  # pyright: ignore[reportAttributeAccessIssue]
-        if issubclass(type(value), Tensor):
-            tensor = cast(Tensor, value)
-            if tensor.requires_grad and tensor.is_leaf:
-                found.tensors.setdefault(name, tensor)  # pyright: ignore[reportAttributeAccessIssue]
-    return found
+    def of(self, kind: type[T]) -> Mapping[str, T]:
+        """Values of one of the kinds, each under the name of its variable."""
+        return self._found[kind]
 
 
-def _named(frame: FrameType | None) -> Iterator[tuple[str, object]]:
+@lru_cache(512)
+def _kind(kind: type) -> type | None:
+    """The kind of a type's values; asked of the type, for an instance may be a proxy."""
+    return next((known for known in _KINDS if issubclass(kind, known)), None)
+
+
+@lru_cache(512)
+def _holds(kind: type) -> str:
+    """What is looked at in values of a type: their entries, their attributes, or nothing."""
+    if issubclass(kind, dict | list | tuple):
+        return "entries"
+    return "" if issubclass(kind, _PLAIN) else "attributes"
+
+
+def _named(frame: FrameType | None) -> Iterator[tuple[str, Any]]:
     count, spaces = 0, set[int]()
     while frame is not None and count < FRAMES:
         if not frame.f_code.co_filename.startswith(_OWN):
@@ -96,7 +92,9 @@ def _named(frame: FrameType | None) -> Iterator[tuple[str, object]]:
                 spaces.add(id(frame.f_globals))
                 found += list(frame.f_globals.items())
             for name, value in found:
-                yield from _within(name, value)
+                yield name, value
+                if _holds(type(value)):
+                    yield from _within(name, value)
         frame = frame.f_back
 
 
@@ -115,17 +113,18 @@ def _variables(frame: FrameType) -> list[tuple[str, object]]:
     return found
 
 
-def _within(name: str, value: Any) -> Iterator[tuple[str, object]]:
-    """A value, and what it holds itself."""
-    yield name, value
-    if issubclass(type(value), dict | list | tuple):
-        if len(value) <= MANY:
-            pairs = value.items() if isinstance(value, dict) else enumerate(value)
-            yield from ((f"{name}[{key!r}]", part) for key, part in list(pairs))
-    elif not issubclass(type(value), _PLAIN):
-        try:
-            held = object.__getattribute__(value, "__dict__")
-        except AttributeError:
+def _within(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value holds itself."""
+    if _holds(type(value)) == "entries":
+        if len(value) > MANY:
             return
-        if isinstance(held, dict):
-            yield from ((f"{name}.{key}", part) for key, part in list(held.items()))
+        pairs = list(value.items() if isinstance(value, dict) else enumerate(value))
+        yield from ((f"{name}[{key!r}]", part) for key, part in pairs if _kind(type(part)))
+        return
+    try:
+        held = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return
+    if isinstance(held, dict):
+        pairs = list(held.items())
+        yield from ((f"{name}.{key}", part) for key, part in pairs if _kind(type(part)))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +12,15 @@ from torch.optim import Optimizer
 
 from tikhon.diagnosis.record import finite
 from tikhon.errors import InputError
-from tikhon.monitoring.company import Company
-from tikhon.monitoring.first_bad import Call, first_bad
+from tikhon.monitoring.first_bad import first_bad
 from tikhon.monitoring.history import StepHistory
-from tikhon.monitoring.hooks import Hook
 from tikhon.monitoring.laws import ENOUGH, Alarm, Loop, alarms
-from tikhon.monitoring.pace import Pace
-from tikhon.monitoring.rounds import Rounds
+from tikhon.monitoring.pulse import Pulse
 from tikhon.monitoring.sampling import Sampler
 from tikhon.monitoring.sizes import NonFinite, Row, of_rows, of_spikes
 from tikhon.monitoring.spikes import OnSpike, Spike, SpikeGuard
-from tikhon.monitoring.touches import Touches
 from tikhon.regularizer.audit import warn
-from tikhon.regularizer.hooks import with_closure
 from tikhon.regularizer.optimizers import stepping
-from tikhon.regularizer.targets import local
 from tikhon.runs.files import write_json
 from tikhon.wrappers import unwrap
 
@@ -58,7 +49,6 @@ class Watch:
     every: int
     output: Path | None
     stop: bool
-    step: int
 
     def __init__(
         self,
@@ -74,37 +64,39 @@ class Watch:
     ) -> None:
         self.model, self.optimizer = unwrap(model), optimizer
         self.every, self.output, self.stop = every, output, stop
-        self.step = 0
         self.rows: deque[Row] = deque(maxlen=keep)
-        self.spikes: deque[Spike] = deque(maxlen=keep)
         self.failure: NonFinite | None = None
-        scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        self._inner = _stepping(optimizer)
-        self._sampler = Sampler(self.model, self._inner, scaler)
-        self._guard = SpikeGuard(self._inner, on_spike)
-        self._history = StepHistory()
-        self._touches = Touches(self._inner)
-        self._rounds = Rounds(self.model)
-        self._pace = Pace(self.model, self._inner)
-        self._company = Company(self.model, self._inner, lambda: self.step)
-        self._company.states.told = self._warn
-        self._forwards = self._empty = 0
-        self._graded = self._ended = self._called = False
+        self._ended = False
         self._warned: set[str] = set()
         self._frozen = frozenset(
             n for n, p in self.model.named_parameters() if not p.requires_grad
         )
-        self._loss: Tensor | None = None
-        self._told: deque[tuple[int, Tensor]] = deque(maxlen=1024)  # since the last reading
-        self._calls: list[Call] = []  # what this step's forward began with
-        self._sentinel = _sentinel(self.model)
-        self._latch: Tensor | None = None
-        self._handles = [
-            self.model.register_forward_pre_hook(Hook(self._remember), with_kwargs=True),
-            self._inner.register_step_pre_hook(self._before_step),
-            self._inner.register_step_post_hook(self._after_step),
-        ]
-        self._sampler.listen((), first=True)
+        self._history = StepHistory()
+        inner = _stepping(optimizer)
+        scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._sampler = Sampler(self.model, inner, scaler)
+        self._guard = SpikeGuard(inner, on_spike, keep)
+        self._pulse = Pulse(
+            self.model,
+            inner,
+            every,
+            sampler=self._sampler,
+            guard=self._guard,
+            read=self._read,
+            fail=self._fail,
+        )
+        self._company = self._pulse.company
+        self._company.states.told = self._warn
+
+    @property
+    def step(self) -> int:
+        """Steps that the optimizer has made."""
+        return self._pulse.step
+
+    @property
+    def spikes(self) -> deque[Spike]:
+        """The newest spikes of the loss and of the gradient norm."""
+        return self._guard.found
 
     def __enter__(self) -> Watch:
         return self
@@ -115,51 +107,46 @@ class Watch:
 
     def end(self) -> str:
         """The loop is over as it should be: judge what is missing, too, and give the verdict."""
-        self._ended = self._ended or bool(self._handles)
+        self._ended = self._ended or self._pulse.beating
         self.remove()
         return self.verdict
 
     def remove(self) -> None:
         """Take all hooks off; what was read stays, and goes to the run folder."""
-        if not self._handles:
+        if not self._pulse.beating:
             return
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._sampler.close()
-        self._company.close(self.step, self._forwards, ended=self._ended)
-        self._pace.close()
-        self._rounds.close()
-        self._judge_told([float(value) for _, value in self._told])
+        self._pulse.close()
+        self._company.close(self.step, self._pulse.forwards, ended=self._ended)
+        self._guard.judge(self.step, [float(value) for value in self._guard.told], None)
         self._warn()
         self._save()
-        self._calls = []  # the last batch
+        self._pulse.calls = []  # the last batch
 
     def loss(self, value: Tensor) -> Tensor:
         """Optional: tell the watch the loss of this step; it is read on sampled steps only."""
-        self._loss = value.detach()
-        made = self.step > 0 and not self._called  # told after the step that it belongs to
-        self._told.append((self.step - made, self._loss.mean()))
+        late = self.step > 0 and not self._pulse.called  # told after the step that it belongs to
+        self._guard.tell(self.step - late, value)
         return value
 
     @property
     def findings(self) -> tuple[Alarm, ...]:
         """The laws of a step that the loop breaks, warnings first, and what is good to know."""
+        pulse = self._pulse
         loop = Loop(
-            steps=self.step,
-            forwards=self._forwards,
+            steps=pulse.step,
+            forwards=pulse.forwards,
             backwards=any(p.grad is not None for p in self.model.parameters()),
-            empty=self._empty,
+            empty=pulse.empty,
             frozen=self._frozen,
             ended=self._ended,
             history=self._history,
-            again=self._pace.again,
-            unstepped=self._pace.unstepped,
-            usual=self._pace.usual,
-            rounds=self._rounds.meant(ended=self._ended),
-            learned=self._company.schedules.learned(self.step),
+            again=pulse.again,
+            unstepped=pulse.unstepped,
+            usual=pulse.usual,
+            rounds=self._company.states.rounds.meant(ended=self._ended),
+            learned=self._company.schedules.learned(pulse.step),
         )
-        beside = self._company.alarms(self.step, self._forwards, ended=self._ended)
+        beside = self._company.alarms(pulse.step, pulse.forwards, ended=self._ended)
         found = [*alarms(loop), *beside, *of_spikes(list(self.spikes))]
         wired = not any(a.severity == "warning" for a in found)
         found += of_rows(list(self.rows), self.failure, wired=wired, summed=loop.summed)
@@ -176,7 +163,7 @@ class Watch:
         read = self._history.samples
         if not read:
             return f"tikhon watch: {self.step} steps, of which none was read"
-        so_far = " so far" if self._handles else ""
+        so_far = " so far" if self._pulse.beating else ""
         if read < ENOUGH - 1:  # as many as a law needs
             return (
                 f"tikhon watch: {read} of {self.step} steps read{so_far}, too few to judge "
@@ -207,134 +194,28 @@ class Watch:
             lines.append(f" {self.verdict.removeprefix('tikhon watch: ')}")
         return "\n".join(lines)
 
-    # hooks
-
-    def _remember(self, module: nn.Module, args: object, kwargs: object) -> None:
-        if module is self.model or any(module is called for called, _, _ in self._calls):
-            self._calls = []
-        self._calls.append((module, args, kwargs))
-        begins, self._called = not self._called, True  # since the last step
-        graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if graph and (module is self.model or begins):
-            self._pace.forward()
-            self._touches.before_forward(self.step)
-        if graph and module is self.model:
-            self._forwards += 1
-            self._sampler.forward(module, [args, kwargs])
-
-    @property
-    def _batch(self) -> Any:
-        """The arguments of the last forward pass."""
-        return [call[1:] for call in self._calls[:1]]
-
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        self._pace.before_step(called=self._called)
-        self._company.before_step()
-        if self._sampler.listening and not torch.compiler.is_compiling():
-            self._company.find(sys._getframe(1), self._forwards)
-            self._sampler.found = self._company.scaler
-        changed = with_closure(args, kwargs, self._looking)
-        if changed is None:
-            self._look()
-            spike = self._guard.before(self.step, self._loss)
-            self._spiked(spike)
-        return changed
-
-    def _looking(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The closure with a look at its gradients: LBFGS and Lightning go backward inside."""
-
-        def evaluate() -> Any:
-            self._sampler.evaluation()
-            loss = closure()
-            self._look()
-            return loss
-
-        return evaluate
-
-    def _look(self) -> None:
-        """At the sentinel, and at the weights before the optimizer moves them."""
-        grad = self._sentinel.grad if self._sentinel is not None else None
-        if grad is not None and not _skipped(self._inner):
-            self._check_sentinel(local(grad) if self._sampler.sharded else grad)
-        groups = self._inner.param_groups
-        self._graded = any(p.grad is not None for g in groups for p in g["params"])
-        self._sampler.look()
-
-    def _check_sentinel(self, gradient: Tensor) -> None:
-        """Read it at once on a CPU; elsewhere latch it until the next reading."""
-        if gradient.is_cpu:
-            if not math.isfinite(gradient.sum().item()):
-                self._fail()
-            return
-        bad = ~torch.isfinite(gradient.sum())
-        now = torch.where(bad, self.step, torch.inf)
-        self._latch = now if self._latch is None else torch.minimum(self._latch, now)
-
-    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        self._guard.after()
-        self._pace.after_step()
-        self._touches.after_step()
-        self._empty = 0 if self._graded else self._empty + 1
-        self._graded = self._called = False
-        if self._sampler.kept is not None and not _skipped(self._inner):
-            self._read()
-            self._pace.hold()
-        self.step += 1
-        if self.step == 1 and not self._calls:  # the loop calls parts, as Lightning modules do
-            self._handles += [
-                part.register_forward_pre_hook(Hook(self._remember), with_kwargs=True)
-                for part in self.model.children()
-            ]
-        self._sampler.close()
-        if self.step % self.every == 0:
-            self._sampler.listen(self._batch)
-            self._company.followers.listen()
-
     def _read(self) -> None:
         """Read this step, and warn of what it shows."""
-        told = [value for _, value in self._told]
-        prints = [] if self._history.set_back else self._touches.prints()
-        company = self._company.numbers()
-        loss = self._loss if told else None
+        told, touches = self._guard.told, self._pulse.touches
+        prints = [] if self._history.set_back else touches.prints()
+        more = [*told, *prints, *self._company.numbers()]
+        loss = self._guard.loss if told else None
         row, sample, beside = self._sampler.read(
-            self.step, self._batch, loss, [*told, *prints, *company], self._pace.late
+            self.step, self._pulse.batch, loss, more, self._pulse.late
         )
-        self._pace.late = None
-        cut = len(told) + len(prints)
-        losses, written, read = beside[: len(told)], beside[len(told) : cut], beside[cut:]
-        self._company.take(read, sample)
+        cut = len(told) + 2 * len(prints)
+        self._company.take(beside[cut:], sample)
         if row is not None:
             fine = row.pop("finite")
             self.rows.append(row)
             if not fine:
                 self._fail()
         self._history.add(sample)
-        self._history.set_back = self._history.set_back or self._touches.set_back(written)
-        if row is not None:
-            self._judge_told(losses, row["gradient"], row["loss"])
-        else:
-            self._judge_told(losses)
+        written = beside[len(told) : cut]
+        self._history.set_back = self._history.set_back or touches.set_back(written)
+        gradient, heard = (row["gradient"], row["loss"]) if row is not None else (None, None)
+        self._guard.judge(self.step, beside[: len(told)], gradient, heard)
         self._warn()
-
-    # spikes, warnings
-
-    def _judge_told(
-        self, losses: list[float], gradient: float | None = None, heard: float | None = None
-    ) -> None:
-        """The losses since the last reading; the last of them has the gradient norm beside it.
-
-        `heard` is the one that went backward, where none was told.
-        """
-        for (step, _), loss in zip(self._told, losses):
-            beside = gradient if step == self.step else None
-            self._spiked(self._guard.judge(step, loss, beside))
-        if not losses and gradient is not None:
-            self._spiked(self._guard.judge(self.step, heard, gradient, heard=True))
-        self._told.clear()
-
-    def _spiked(self, spike: Spike | None) -> None:
-        if spike is not None:
-            self.spikes.append(spike)
 
     def _warn(self) -> None:
         """Each code once, at the line of the loop; a failure raises or is asked for."""
@@ -348,15 +229,14 @@ class Watch:
     def check(self, loss: Tensor) -> Tensor:
         """Stop at once if this loss is not finite, before its backward pass; one read a call."""
         if not bool(torch.isfinite(loss.detach()).all()):
-            self._loss = loss.detach()
+            self._guard.loss = loss.detach()
             self._fail()
         return loss
 
     def _fail(self) -> None:
-        step = self.step
-        if self._latch is not None and math.isfinite(float(self._latch)):
-            step = int(self._latch)
-        what, where = first_bad(self.model, self._calls, self._loss, self._old)
+        step, kept = self._pulse.bad_step, self._sampler.kept
+        old = kept.old if kept is not None else lambda parameter: parameter
+        what, where = first_bad(self.model, self._pulse.calls, self._guard.loss, old)
         trail = ", ".join(f"{r['gradient']:.2g}" for r in list(self.rows)[-5:])
         message = (
             f"step {step}: the first non-finite tensor is {what} {where}; "
@@ -366,10 +246,6 @@ class Watch:
         self._save()
         if self.stop:
             raise NonFiniteError(message)
-
-    def _old(self, parameter: Tensor) -> Tensor:
-        kept = self._sampler.kept
-        return kept.old(parameter) if kept is not None else parameter
 
     def to_dict(self) -> dict[str, Any]:
         """The ring buffer, alarms and failure as plain values."""
@@ -398,21 +274,6 @@ def _stepping(optimizer: object) -> Optimizer:
         return stepping(optimizer)
     except TypeError as error:
         raise InputError(f"not a torch optimizer: {error}") from error
-
-
-def _sentinel(model: nn.Module) -> Tensor | None:
-    """The smallest trainable tensor of the first layer that has one."""
-    for module in model.modules():
-        own = [p for p in module.parameters(recurse=False) if p.requires_grad]
-        if own:
-            return min(own, key=lambda p: p.numel())
-    return None
-
-
-def _skipped(optimizer: Optimizer) -> bool:
-    """Whether a fused optimizer under GradScaler leaves this step out: inf is expected there."""
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found.item())
 
 
 def watch(

@@ -71,16 +71,14 @@ class Window:
         return any(n for n, whose in zip(self._passes, self._owners) if whose == owner)
 
     def flags(self) -> list[Tensor]:
-        """Three 0-d tensors: a gradient was never cleared, one was not zero, one was not alone."""
+        """Of 0 and more: a gradient was never cleared, one was not zero, one was not alone, nor
+        was that of the last backward pass.
+        """
         stale = self._kept + [flag for flag in self._stale if flag is not None]
         arrived = [flag for flag in self._arrived if flag is not None]
         joined = [flag for flag in self._joined if flag is not None]
-        return [_any(stale), _any(arrived), _any(joined)]
-
-    @property
-    def last_joined(self) -> Tensor:
-        """Whether the last backward pass found the gradient of another."""
-        return _any([flag for flag in self._last if flag is not None])
+        last = [flag for flag in self._last if flag is not None]
+        return [_any(stale), _any(arrived), _any(joined), _any(last)]
 
     def close(self) -> None:
         """Take the hooks off."""

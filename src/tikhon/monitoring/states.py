@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tikhon.monitoring.hooks import Hook
 from tikhon.monitoring.laws import Alarm
+from tikhon.monitoring.rounds import Rounds
 
 KEPT = 64  # states that are remembered by their first tensor, as long as someone holds it
 
@@ -19,8 +20,8 @@ KEPT = 64  # states that are remembered by their first tensor, as long as someon
 _LEFT: weakref.WeakKeyDictionary[nn.Module, RemovableHandle] = weakref.WeakKeyDictionary()
 
 
-class KeptStates:
-    """Hears of every `state_dict()` and `load_state_dict()` of the model.
+class States:
+    """Hears of every `state_dict()` and `load_state_dict()` of the model, for itself and `rounds`.
 
     A state is made of the weights themselves: unless it is copied it follows them, and loading
     it later changes nothing. Loading often comes when training is over, so that the hook on it
@@ -32,18 +33,17 @@ class KeptStates:
         self._kept: deque[tuple[weakref.ref[Tensor], int]] = deque(maxlen=KEPT)
         self.loaded: tuple[int, int] | None = None  # steps: of the state, and of its loading
         self.told: Callable[[], None] | None = None
-        self._handles: list[RemovableHandle] = [
-            model.register_state_dict_post_hook(Hook(self._made)),
-        ]
+        self.rounds = Rounds()
+        self._asks = model.register_state_dict_post_hook(Hook(self._made))
         self._loads = model.register_load_state_dict_pre_hook(Hook(self._loading))
+        self._open = True
         if model in _LEFT:
             _LEFT.pop(model).remove()
 
     def close(self) -> None:
         """Hear of no more states; of loading one still."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._open = False
+        self._asks.remove()
         model = self._model()
         if model is not None:
             _LEFT[model] = self._loads
@@ -64,16 +64,21 @@ class KeptStates:
         ]
 
     def _made(self, module: nn.Module, state: Any, prefix: str, metadata: object) -> None:
+        if module is not self._model():
+            return
+        self.rounds.asked = True
         name = next((f"{prefix}{n}" for n, _ in module.named_parameters()), "")
-        if module is self._model() and isinstance(state.get(name), Tensor):
+        if isinstance(state.get(name), Tensor):
             self._kept.append((weakref.ref(state[name]), self._step()))
 
     def _loading(self, module: nn.Module, state: Any, prefix: str, *rest: object) -> None:
-        if module is not self._model() or self.loaded is not None:
+        if module is not self._model():
             return
-        own = {f"{prefix}{name}": p for name, p in module.named_parameters()}
-        given = {name: state.get(name) for name in own}
-        if not own or not all(_same(given[name], p) for name, p in own.items()):
+        own = dict(module.named_parameters())
+        given = {name: state.get(f"{prefix}{name}") for name in own}
+        if self._open:
+            self.rounds.load(own, given)
+        if self.loaded is not None or not own or not all(_same(given[n], own[n]) for n in own):
             return
         for ref, step in self._kept:
             if step < self._step() and ref() is given[next(iter(own))]:
