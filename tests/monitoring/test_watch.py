@@ -81,6 +81,24 @@ def test_sizes_of_weights_and_updates_are_read_from_rows_of_large_tensors(width,
     assert health.rows[0]["weight"] == pytest.approx(size, rel=tolerance)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_compiled_step_of_the_optimizer_is_watched_like_a_plain_one():
+    rows = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = he(deep(1, nn.ReLU))
+        engine = sgd(0.1)(model.parameters())
+        step = torch.compile(engine.step, backend="eager") if compiled else engine.step
+        with watch(model, engine, every=2) as health:
+            for _ in range(5):
+                engine.zero_grad()
+                CE(model(classes()[0]), classes()[1]).backward()
+                step()
+        assert health.step == 5
+        rows.append(list(health.rows))
+    assert rows[0] == rows[1]
+
+
 def test_vanishing_signals_raise_an_alarm_and_healthy_ones_do_not():
     torch.manual_seed(0)
     for model, codes in (

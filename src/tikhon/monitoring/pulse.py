@@ -20,7 +20,7 @@ from tikhon.monitoring.sampling import Sampler
 from tikhon.monitoring.spikes import SpikeGuard
 from tikhon.monitoring.touches import Touches
 from tikhon.monitoring.window import readable
-from tikhon.regularizer.hooks import with_closure
+from tikhon.regularizer.hooks import untraced, with_closure
 from tikhon.regularizer.targets import local
 
 FEW = 20  # forward passes without a step
@@ -78,8 +78,8 @@ class Pulse:
         )
         self._handles = [
             model.register_forward_pre_hook(Hook(self._forward), with_kwargs=True),
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
+            optimizer.register_step_pre_hook(untraced(self._before)),
+            optimizer.register_step_post_hook(untraced(self._after)),
         ]
         self._sampled = True  # the coming step
         sampler.listen((), first=True)
@@ -151,7 +151,7 @@ class Pulse:
             self.touches.written(self.step)
         if self._follows:
             self._follows = self.company.readers.follow()
-        if self._sampled and not torch.compiler.is_compiling():
+        if self._sampled:
             self._search(sys._getframe(1))
         if len(args) > 1 or kwargs:
             changed = with_closure(args, kwargs, self._looking)
