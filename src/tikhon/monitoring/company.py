@@ -20,7 +20,7 @@ from tikhon.monitoring.laws import Alarm
 from tikhon.monitoring.norms import FrozenNorms
 from tikhon.monitoring.readers import Readers
 from tikhon.monitoring.schedules import Schedules
-from tikhon.monitoring.states import States
+from tikhon.monitoring.states import KeptStates
 from tikhon.monitoring.strays import Strays
 from tikhon.monitoring.surroundings import Surroundings
 
@@ -35,7 +35,7 @@ class Company:
         self.scaler: Any = None  # the loop's own
         self.followers, self.strays = Followers(model), Strays(model)
         self.schedules, self.norms = Schedules(optimizer), FrozenNorms(model)
-        self.states, self.readers = States(model, step), Readers()
+        self.states, self.readers = KeptStates(model, step), Readers()
         self._counts: list[int] = []
         self._looks = 0
         self._last: list[Alarm] | None = None  # what was wrong when the loop ended

@@ -20,7 +20,7 @@ KEPT = 64  # states that are remembered by their first tensor, as long as someon
 _LEFT: weakref.WeakKeyDictionary[nn.Module, RemovableHandle] = weakref.WeakKeyDictionary()
 
 
-class States:
+class KeptStates:
     """Hears of every `state_dict()` and `load_state_dict()` of the model, for itself and `rounds`.
 
     A state is made of the weights themselves: unless it is copied it follows them, and loading
