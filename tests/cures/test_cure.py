@@ -353,12 +353,15 @@ def bare(**options):
     )  # fmt: skip
 
 
-def test_what_a_finding_names_first_is_never_dropped_on_the_first_rungs():
+def test_what_a_finding_names_first_is_never_dropped(monkeypatch):
     trials = bare(codes={"unscaled_inputs", "dying_relu"})
     found, _ = trials.search(80)
     reached = {a.name: a.steps for a in found}
     assert reached["scaled inputs"] == 80
     assert len([name for name, steps in reached.items() if steps == 20]) > 5
+    monkeypatch.setattr(Trials, "_affordable", lambda self, rung, count: 1)
+    reached = {a.name: a.steps for a in trials.search(80)[0]}
+    assert [name for name, steps in reached.items() if steps == 80] == ["nothing", "scaled inputs"]
 
 
 def test_the_rest_of_the_budget_goes_into_longer_rungs():
@@ -389,6 +392,10 @@ def test_the_own_program_under_another_name_is_no_treatment(treatment, options):
     with pytest.raises(DoesNotApplyError):
         bare(**options).build(treatment, 0)
     bare(batch_size=8).build(treatment, 0)
+    if treatment is cures.BATCH:  # a loader brings its own batches
+        loader = DataLoader(TensorDataset(*classes()), batch_size=8)
+        with pytest.raises(DoesNotApplyError):
+            bare(batch_size=8, source=samples(loader)).build(treatment, 0)
 
 
 def test_equal_is_judged_among_the_treated():
@@ -506,6 +513,9 @@ def test_a_yardstick_is_read_from_the_data():
     measured = bare().measured()
     assert measured.loss == pytest.approx(math.log(4), rel=0.05)
     assert measured.chance < 0.5 < measured.reference
+    assert measured.skilled
+    for fault in ("class_imbalance", "angle_wraps"):  # accuracy, and R2, say nothing of these
+        assert not bare(faults=[fault]).measured().skilled
 
 
 def test_a_constant_of_probabilities_adds_up_to_one():

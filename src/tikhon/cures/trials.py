@@ -186,7 +186,8 @@ class Trials:
 
     def _treat(self, treatment: Treatment, replica: Replica) -> None:
         """Apply it; the user's own program under another name is not a treatment."""
-        same = treatment.kind == "batch" and treatment.batch == self.batch_size
+        sized = not self.source.indexed or treatment.batch == self.batch_size
+        same = treatment.kind == "batch" and sized  # a loader brings its own batches
         changes_only_settings = "register" not in treatment.setup and treatment.edit is None
         if treatment.kind in ("adam", "decay", "popular") and changes_only_settings:
             same = treatment.is_optimizer_of(replica)
@@ -243,7 +244,7 @@ class Trials:
         with interrupted(self.deadline):  # what all results are measured by comes first
             self.yardstick = self.measured()
             treatments = self._planned()
-        kept = named(self._first)
+        kept, sure = named(self._first), named(c for c in self._first if c not in SYMPTOMS)
         reached: dict[str, int] = {}
         done: tuple[list[Treatment], int] = ([], rungs[0])
         at_once = self._at_once(treatments, steps)
@@ -260,6 +261,7 @@ class Trials:
             if not last:
                 treatments = self._best(ran, rung, seeds, WIDTHS[-len(rungs) + 1 :][place])
                 treatments += [a for a in ran if a.name in kept and a not in treatments]
+                treatments.sort(key=lambda a: a.name not in sure)  # these are not cut off
         if at_once:
             reached |= {a.name: steps for a in at_once}
             later = [a for a in done[0] if a not in at_once] if done[1] == steps else []
@@ -385,8 +387,9 @@ class Trials:
             own = self.build(NOTHING, self.seeds[0])
             plain = Replica(own.model, self.loss_meant or self.loss)
             found = yardstick(plain, self.source.probe, self.judge, held_out=self._memorises)
-            # accuracy says nothing where one class has most of the rows
-            if "class_imbalance" in self.faults or not answers_targets(plain, self.source.probe):
+            # accuracy says nothing where one class has most of the rows, nor R2 of angles
+            blind = {"class_imbalance", "angle_wraps"} & set(self.faults)
+            if blind or not answers_targets(plain, self.source.probe):
                 found = Yardstick(found.loss, skilled=False)
             return found
 
