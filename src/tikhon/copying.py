@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections.abc import Iterator
+from functools import update_wrapper
+from types import CellType, FunctionType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +23,9 @@ def copied(model: nn.Module, value: T) -> T:
     Tensors of a graph that modules keep as attributes (the weights that `torch.nn.utils.prune`
     computes, attention maps, the last hidden state) are copied by value, without their graph;
     `copy.deepcopy` alone refuses them. One that comes from a parameter which the model does not
-    have (`self.w = nn.Parameter(...) * 0.1`) stays one that a gradient reaches.
+    have (`self.w = nn.Parameter(...) * 0.1`) stays one that a gradient reaches. Functions that a
+    module keeps (`self.mlpf = lambda x: m.c_proj(m.act(m.c_fc(x)))`) call the layers of the copy,
+    also in copies of it; `copy.deepcopy` alone leaves them those of the original.
 
     >>> import torch
     >>> from torch.nn.utils import prune
@@ -37,7 +42,71 @@ def copied(model: nn.Module, value: T) -> T:
     }
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("a scripted one has no copy that trains: give the module it was made from")
-    return copy.deepcopy(value, memo)
+    twin = copy.deepcopy(value, memo)
+    for module in model.modules():
+        if isinstance(other := memo.get(id(module)), nn.Module):
+            for kept, key, function in _functions(vars(other)):
+                if names := [n for n, v in _held(function).items() if _known(v, memo)]:
+                    kept[key] = Closure(function, names, memo)
+    return twin
+
+
+class Closure:
+    """A function that calls layers of the model that keeps it, in a copy those of the copy."""
+
+    def __init__(self, function: FunctionType, names: list[str], memo: dict[int, Any]) -> None:
+        self.names = names  # of what is the model's own
+        self.function = _rebuilt(function, names, memo)
+        update_wrapper(self, self.function)  # for its signature
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function gives."""
+        return self.function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Closure:
+        return Closure(self.function, self.names, memo)
+
+
+def _functions(space: dict[str, Any]) -> Iterator[tuple[Any, Any, FunctionType]]:
+    """Functions among the attributes of a module, and in lists and dictionaries there."""
+    for kept in (space, *[v for v in space.values() if isinstance(v, dict | list)]):
+        pairs = kept.items() if isinstance(kept, dict) else enumerate(kept)
+        for key, value in list(pairs):
+            if isinstance(value, FunctionType):
+                yield kept, key, value
+
+
+def _held(function: FunctionType) -> dict[str, Any]:
+    """What a function finds by name: closed over, a default, or global."""
+    code, space = function.__code__, function.__globals__
+    named = {name: space[name] for name in code.co_names if name in space}
+    named |= {str(place): value for place, value in enumerate(function.__defaults__ or ())}
+    for name, cell in zip(code.co_freevars, function.__closure__ or ()):
+        if cell != CellType():
+            named[name] = cell.cell_contents
+    return named
+
+
+def _known(value: object, memo: dict[int, Any]) -> bool:
+    """Whether it is a layer or a parameter that was copied, or a container of some."""
+    parts = [value]
+    if isinstance(value, dict | list | tuple):
+        parts = list(value.values() if isinstance(value, dict) else value)
+    return any(isinstance(v, nn.Module | nn.Parameter) and id(v) in memo for v in parts)
+
+
+def _rebuilt(function: FunctionType, names: list[str], memo: dict[int, Any]) -> FunctionType:
+    """The function over copies of what it holds by these names."""
+    held = _held(function)
+    own = {name: copy.deepcopy(held[name], memo) for name in names}
+    code, cells = function.__code__, function.__closure__ or ()
+    closure = [CellType(own[n]) if n in own else c for n, c in zip(code.co_freevars, cells)]
+    defaults = tuple(own.get(str(k), v) for k, v in enumerate(function.__defaults__ or ()))
+    named = {n: v for n, v in own.items() if n in code.co_names}
+    space = {**function.__globals__, **named} if named else function.__globals__
+    made = FunctionType(code, space, function.__name__, defaults, tuple(closure))
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
 
 
 def leaves(value: Tensor) -> list[Tensor]:
