@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,15 +56,19 @@ class Ran:
         return trial
 
 
-def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
-    """What the control runs found.
+@dataclass(frozen=True)
+class Control:
+    """One thing that another run changes, and when it is tried."""
 
-    `advantage` of true targets over shuffled ones, and the scores of a run in which everything is
-    trained (`unfrozen`), of one on scaled inputs (`scaled`), of one whose flat ends leak
-    (`leaky`), of one with a tenth of the learning rate (`calmer`) or ten times it
-    (`faster`), of one with the usual momentum (`steadier`), of one without dropout
-    (`undropped`), hooks (`unhooked`) or a norm of the answers (`bared`), and of one in which
-    something goes past attention (`skipped`).
+    name: str
+    asked: Callable[[Evidence, Ran], object]
+    change: Callable[[Replica, Ran], None]
+
+
+def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
+    """What the control runs found: the `advantage` of true targets over shuffled ones, and the
+
+    scores of the runs of `CONTROLS` that are asked for.
     """
     found: dict[str, object] = {}
     if ran.ended and not out_of_time():
@@ -75,59 +80,22 @@ def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
 
 def _asked(make: Callable[[], Replica], ran: Ran) -> Iterator[dict[str, object]]:
     """What each control run that a measurement asks for has found."""
-    static, ev = ran.record.static, Evidence(ran.record)
     if _doubtful(ran):
         yield {"advantage": _advantage(make, ran)}
-    if static.get("frozen") or static.get("unoptimized"):
-        yield _unfrozen(make(), ran)
-    if ev.momentum > HEAVY:
-        yield _steadier(make(), ran)
-    if _lost(ev) or _hasty(ev) or ev.swings:
-        yield _paced("calmer", 0.1, make(), ran)
-    if ev.falling and ev.learned < LEARNED and (ev.updates or 1.0) < SMALL_UPDATE:
-        yield _paced("faster", 10.0, make(), ran)
-    rates = [rate for rate in (static.get("dropout") or {}).values() if 0 < rate < 1]
-    behind = ev.reach is not None and ev.learned < BEHIND
-    if rates and (behind or (max(rates) >= FEW_PASS and ev.learned < 1)):
-        yield _undropped(make(), ran)
-    if ev.learned < LEARNED:
-        yield _without(make, ran, ev)
-        if (ev.dying and not ev.born_dead) or ev.saturating:
-            with Leaky():
-                leaky = ran.again(make(), ran.source, points=1)
-            yield _scores("leaky", leaky)
-    if behind and ev.off_scale:
-        yield _scaled(make(), ran)
-
-
-def _without(make: Callable[[], Replica], ran: Ran, ev: Evidence) -> dict[str, object]:
-    """The scores of runs without what stands in the way: hooks on gradients, a norm of the
-
-    answers, attention that nothing goes past.
-    """
-    found: dict[str, object] = {}
-    if ran.record.static.get("hooked"):
+    ev = Evidence(ran.record)
+    for control in CONTROLS:
+        if not control.asked(ev, ran):
+            continue
         replica = make()
-        for parameter in replica.model.parameters():
-            parameter._backward_hooks = None
-        found |= _scores("unhooked", ran.again(replica, ran.source, points=1))
-    norms = ev.norms_at_end
-    if norms and not make().whole:
-        replica = make()
-        for name in norms:
-            replica.model.set_submodule(name, nn.Identity())
-        found |= _scores("bared", ran.again(replica, ran.source, points=1))
-    if layers := ran.record.wiring.get("nothing_past"):
-        replica = make()
-        for name in layers:
-            replica.model.get_submodule(name).register_forward_hook(_past)
-        found |= _scores("skipped", ran.again(replica, ran.source, points=1))
-    return found
-
-
-def _past(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """The mean of what attention answers and what it was asked with."""
-    return ((output[0] + args[0]) / 2, *output[1:]) if args else output
+        control.change(replica, ran)
+        over_time = control.name == "steadier"  # a loss that jumps has lucky moments
+        with Leaky() if control.name == "leaky" else nullcontext():
+            points = len(ran.trial.points) if over_time else 1
+            trial = ran.again(replica, ran.source, points=points)
+        if trial.failure is None:
+            end = trial.points[-1]
+            scores = lately(trial.points) if over_time else (end.eval_loss, end.metric)
+            yield dict(zip((f"{control.name}_loss", f"{control.name}_metric"), scores))
 
 
 def _doubtful(ran: Ran) -> bool:
@@ -155,54 +123,103 @@ def _advantage(make: Callable[[], Replica], ran: Ran) -> float | None:
     return (min(ends) - sum(ran.trial.losses[-tail:]) / tail) / abs(trivial)
 
 
-def _unfrozen(replica: Replica, ran: Ran) -> dict[str, Any]:
-    """The scores of the same run in which every parameter is trained."""
-    engine = replica.optimizer
-    trivial, end = ran.record.static.get("trivial"), ran.trial.points[-1].eval_loss
-    if engine is None or not trivial or end is None or end < 0.2 * trivial:
-        return {}  # it learns well enough with what is trained
-    held = {id(p) for group in engine.param_groups for p in group["params"]}
+def _learns_little(ev: Evidence, ran: Ran) -> bool:
+    """Whether something is not trained, and the run ends far from a loss of 0."""
+    static, end = ev.static, ran.trial.points[-1].eval_loss
+    held = static.get("frozen") or static.get("unoptimized")
+    return bool(held and ev.trivial) and end is not None and end >= 0.2 * (ev.trivial or 0.0)
+
+
+def _free(replica: Replica, ran: Ran) -> None:
+    assert replica.optimizer is not None
+    groups = replica.optimizer.param_groups
+    held = {id(p) for group in groups for p in group["params"]}
     replica.model.requires_grad_(True)
-    engine.param_groups[0]["params"] += [
-        p for p in replica.model.parameters() if id(p) not in held
-    ]
-    return _scores("unfrozen", ran.again(replica, ran.source, points=1))
+    groups[0]["params"] += [p for p in replica.model.parameters() if id(p) not in held]
 
 
-def _lost(ev: Evidence) -> bool:
-    """Whether the run ends behind its yardstick, or with one answer for all rows."""
-    behind = ev.reach is not None and ev.learned < BEHIND and not ev.falling
-    return behind or (ev.blind and not ev.born_blind and ev.learned < BEHIND)
-
-
-def _hasty(ev: Evidence) -> bool:
-    """Whether a run of long steps, beside the weights, ends short of its yardstick."""
-    short = ev.reach is not None and ev.learned < LEARNED and not ev.learning
-    return short and (ev.updates or 0.0) >= LONG_STEP
-
-
-def _paced(name: str, pace: float, replica: Replica, ran: Ran) -> dict[str, object]:
-    """The scores of the same run with that many times the learning rate."""
-    if replica.optimizer is None:
-        return {}
+def _steady(replica: Replica, ran: Ran) -> None:
+    assert replica.optimizer is not None
     for group in replica.optimizer.param_groups:
-        group["lr"] = group["lr"] * pace
-    return _scores(name, ran.again(replica, ran.source, points=1))
+        if "betas" in group:
+            group["betas"] = (USUAL, *group["betas"][1:])
+        else:
+            group["momentum"] = USUAL
 
 
-def _undropped(replica: Replica, ran: Ran) -> dict[str, object]:
-    """The scores of the same run without dropout."""
+def _astray(ev: Evidence, ran: Ran) -> bool:
+    """Whether steps may be too long: a run that jumps, or ends behind its yardstick.
+
+    With one answer for all rows, or after long steps beside the weights.
+    """
+    known, blind = ev.reach is not None, ev.blind and not ev.born_blind
+    lost = ev.learned < BEHIND and ((known and not ev.falling) or blind)
+    short = known and ev.learned < LEARNED and not ev.learning
+    return lost or (short and (ev.updates or 0.0) >= LONG_STEP) or ev.swings
+
+
+def _pace(replica: Replica, ran: Ran, *, times: float) -> None:
+    for group in replica.optimizer.param_groups if replica.optimizer is not None else ():
+        group["lr"] = group["lr"] * times
+
+
+def _drops(ev: Evidence, ran: Ran) -> bool:
+    """Whether dropout is strong, or a run with some stays behind."""
+    rates = [rate for rate in (ev.static.get("dropout") or {}).values() if 0 < rate < 1]
+    strong = max(rates, default=0.0) >= FEW_PASS and ev.learned < 1
+    return strong or (bool(rates) and _behind(ev))
+
+
+def _behind(ev: Evidence) -> bool:
+    return ev.reach is not None and ev.learned < BEHIND
+
+
+def _undrop(replica: Replica, ran: Ran) -> None:
     for module in replica.model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-    return _scores("undropped", ran.again(replica, ran.source, points=1))
 
 
-def _scaled(replica: Replica, ran: Ran) -> dict[str, object]:
-    """The scores of the same run on inputs of mean 0 and deviation 1, by column or channel."""
+def _unhook(replica: Replica, ran: Ran) -> None:
+    for parameter in replica.model.parameters():
+        parameter._backward_hooks = None
+
+
+def _bare(replica: Replica, ran: Ran) -> None:
+    for name in Evidence(ran.record).norms_at_end:
+        replica.model.set_submodule(name, nn.Identity())
+
+
+def _go_past(replica: Replica, ran: Ran) -> None:
+    """The mean of what attention answers and what it was asked with."""
+
+    def past(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return ((output[0] + args[0]) / 2, *output[1:]) if args else output
+
+    for name in ran.record.wiring["nothing_past"]:
+        replica.model.get_submodule(name).register_forward_hook(past)
+
+
+def _as_it_is(replica: Replica, ran: Ran) -> None:
+    """Nothing of the replica: the context of the run is another."""
+
+
+def _flat(ev: Evidence, ran: Ran) -> bool:
+    """Whether units died or saturated on the way, in a run that stays behind."""
+    dying = ev.dying and not ev.born_dead
+    return ev.learned < LEARNED and bool(dying or ev.saturating)
+
+
+def _off_scale(ev: Evidence, ran: Ran) -> bool:
+    """Whether inputs that are one tensor have another size, in a run that stays far behind."""
     inputs = ran.source.probe[0]
-    if not isinstance(inputs, torch.Tensor) or inputs.ndim < 2 or replica.whole:
-        return {}
+    single = isinstance(inputs, torch.Tensor) and inputs.ndim > 1
+    return single and not ev.wiring.get("whole") and _behind(ev) and ev.off_scale
+
+
+def _scale(replica: Replica, ran: Ran) -> None:
+    """Inputs of mean 0 and deviation 1, by column or channel."""
+    inputs = ran.source.probe[0]
     axes = [k for k in range(inputs.ndim) if k != 1]
     mean, spread = inputs.mean(axes, keepdim=True), inputs.std(axes, keepdim=True)
 
@@ -210,25 +227,29 @@ def _scaled(replica: Replica, ran: Ran) -> dict[str, object]:
         return ((args[0] - mean) / spread.clamp_min(1e-12), *args[1:])
 
     replica.model.register_forward_pre_hook(scale)
-    return _scores("scaled", ran.again(replica, ran.source, points=1))
 
 
-def _steadier(replica: Replica, ran: Ran) -> dict[str, Any]:
-    """The scores of the same run with a momentum of 0.9."""
-    assert replica.optimizer is not None
-    for group in replica.optimizer.param_groups:
-        if "betas" in group:
-            group["betas"] = (USUAL, *group["betas"][1:])
-        else:
-            group["momentum"] = USUAL
-    trial = ran.again(replica, ran.source, points=len(ran.trial.points))
-    if trial.failure is not None:
-        return {}
-    loss, metric = lately(trial.points)
-    return {"steadier_loss": loss, "steadier_metric": metric}
-
-
-def _scores(name: str, trial: DryRun) -> dict[str, object]:
-    if trial.failure is not None:
-        return {}
-    return {f"{name}_loss": trial.points[-1].eval_loss, f"{name}_metric": trial.points[-1].metric}
+CONTROLS = (
+    Control("unfrozen", _learns_little, _free),  # everything is trained
+    Control("steadier", lambda ev, ran: ev.momentum > HEAVY, _steady),  # the usual momentum
+    Control("calmer", _astray, partial(_pace, times=0.1)),  # of the learning rate
+    Control(
+        "faster",
+        lambda ev, ran: ev.falling and ev.learned < LEARNED and (ev.updates or 1.0) < SMALL_UPDATE,
+        partial(_pace, times=10.0),
+    ),
+    Control("undropped", _drops, _undrop),
+    Control("unhooked", lambda ev, ran: ev.harmed and ev.static.get("hooked"), _unhook),
+    Control(
+        "bared",
+        lambda ev, ran: ev.harmed and ev.norms_at_end and not ev.wiring.get("whole"),
+        _bare,
+    ),
+    Control("skipped", lambda ev, ran: ev.harmed and ev.wiring.get("nothing_past"), _go_past),
+    Control("leaky", _flat, _as_it_is),  # a slope at the flat ends of activations
+    Control(
+        "scaled",
+        lambda ev, ran: _off_scale(ev, ran) and not ev.wiring.get("whole"),
+        _scale,
+    ),
+)

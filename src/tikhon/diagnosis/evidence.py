@@ -323,6 +323,10 @@ class Evidence:
         known = self.control(name)
         return 0.0 if known is None else known - max(self.learned, 0.0)
 
+    def shown(self, name: str) -> dict[str, float]:
+        """What the run and a control run learned, as evidence."""
+        return {"learned": max(self.learned, 0.0), name: self.control(name) or 0.0}
+
     def _skill(self, metric: float | None, loss: float | None) -> float:
         if "own_loss" in self.static:
             known, trivial = number(loss), self.trivial

@@ -7,6 +7,10 @@ from typing import Any
 
 Function = Callable[..., Any]  # of torch, as function modes are handed it
 
+ADDING = {"add", "sub", "__add__", "__sub__", "__radd__", "__rsub__", "rsub", "subtract"}
+TIMES = {"mul", "__mul__", "__rmul__", "multiply"}
+SHARES = {"div", "__truediv__", "true_divide"}  # of a number: it keeps what is linear
+PRODUCTS = {"matmul", "__matmul__", "mm"}
 COMPARED = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
 BINARY = {"binary_cross_entropy", "binary_cross_entropy_with_logits"}
 ONE_SIDED = {*BINARY, "poisson_nll_loss", "cross_entropy", "kl_div"}  # (answer, target), not back

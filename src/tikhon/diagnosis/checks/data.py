@@ -32,14 +32,8 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
         why = said("why_constant", count=count)
         if w.get("all_zero"):
             why = said("why_zero", count=count)
-        yield Finding(
-            "constant_inputs",
-            "critical",
-            ("inputs",),
-            numbers,
-            why,
-            fix="print(x[:2]) where the inputs are read",
-        )
+        fix = "print(x[:2]) where the inputs are read"
+        yield Finding("constant_inputs", "critical", ("inputs",), numbers, why, fix=fix)
     else:
         why = said("why_some_constant", share=share, count=count)
         yield Finding(
@@ -68,14 +62,10 @@ def _same_answer(ev: Evidence) -> Iterable[Finding]:
     goal = w.get("whole") or w.get("judged") or unused
     if w.get("judged"):
         why = said("why_judged", why=why)
-    yield Finding(
-        "constant_targets",
-        "info" if goal else "critical",
-        ("target",),
-        {"target_low": value, "target_high": ev.fact("target_high") or value},
-        why,
-        fix="print(y.unique()) where the targets are read: a cast or a division may round them",
-    )
+    numbers = {"target_low": value, "target_high": ev.fact("target_high") or value}
+    fix = "print(y.unique()) where the targets are read: a cast or a division may round them"
+    where = ("target",)
+    yield Finding("constant_targets", "info" if goal else "critical", where, numbers, why, fix=fix)
 
 
 def _unrelated(ev: Evidence) -> Iterable[Finding]:
@@ -117,14 +107,8 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
         numbers["advantage"] = advantage
         why = said("why_control", why=why)
     severity = "critical" if advantage is not None else "warning"
-    yield Finding(
-        "unrelated_labels",
-        severity,
-        ("target",),
-        numbers,
-        why,
-        fix="shuffle x and y with one order: x[order], y[order]; look at ten rows of both",
-    )
+    fix = "shuffle x and y with one order: x[order], y[order]; look at ten rows of both"
+    yield Finding("unrelated_labels", severity, ("target",), numbers, why, fix=fix)
 
 
 def _validated(ev: Evidence) -> bool:
@@ -199,14 +183,8 @@ def _imbalance(ev: Evidence) -> Iterable[Finding]:
     why = said("why_imbalance", accuracy=metric, value=value, share=share)
     if answered is not None:
         numbers["answered"] = answered
-    yield Finding(
-        "class_imbalance",
-        "warning",
-        ("target",),
-        numbers,
-        why,
-        fix="nn.CrossEntropyLoss(weight=len(y) / (classes * y.bincount().float()))",
-    )
+    fix = "nn.CrossEntropyLoss(weight=len(y) / (classes * y.bincount().float()))"
+    yield Finding("class_imbalance", "warning", ("target",), numbers, why, fix=fix)
 
 
 def _copied(ev: Evidence) -> Iterable[Finding]:
@@ -220,14 +198,8 @@ def _copied(ev: Evidence) -> Iterable[Finding]:
             width = max(1, (ev.wiring.get("columns") or steps) // steps)
             why = said("why_copied_step", step=columns[0] // width, steps=steps)
             fix = "a target behind the window: x = series[t - n : t], y = series[t]"
-        yield Finding(
-            "target_among_inputs",
-            "warning",
-            ("inputs",),
-            {"columns": float(len(columns))},
-            why,
-            fix=fix,
-        )
+        numbers = {"columns": float(len(columns))}
+        yield Finding("target_among_inputs", "warning", ("inputs",), numbers, why, fix=fix)
 
 
 def _drifting(ev: Evidence) -> Iterable[Finding]:
@@ -269,14 +241,9 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
     if shift is not None and scale is not None:
         if shift > e.SHIFT or not 1 / e.STRETCH <= scale <= e.STRETCH:
             why = said("why_valid_scale", shift=shift, scale=scale)
-            yield Finding(
-                "valid_differs",
-                "warning",
-                ("valid",),
-                {"valid_shift": shift, "valid_scale": scale},
-                why,
-                fix="scale both by the training rows: (x - x_train.mean(0)) / x_train.std(0)",
-            )
+            numbers = {"valid_shift": shift, "valid_scale": scale}
+            fix = "scale both by the training rows: (x - x_train.mean(0)) / x_train.std(0)"
+            yield Finding("valid_differs", "warning", ("valid",), numbers, why, fix=fix)
     yield from _another_relation(ev)
     new, moved = w.get("new_classes") or [], ev.fact("class_shift") or 0.0
     if (ev.fact("rows_repeated") or 0.0) > e.REPEATED:
@@ -286,25 +253,14 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
         if new:
             why = said("why_new_classes", count=len(new), first=new[0])
         numbers = {"new_classes": float(len(new)), "class_shift": moved}
-        yield Finding(
-            "valid_differs",
-            "warning",
-            ("valid",),
-            numbers,
-            why,
-            fix="shuffle before the split: train_test_split(x, y, stratify=y)",
-        )
+        fix = "shuffle before the split: train_test_split(x, y, stratify=y)"
+        yield Finding("valid_differs", "warning", ("valid",), numbers, why, fix=fix)
     both, again = ev.fact("rows_in_both") or 0.0, ev.fact("rows_repeated") or 0.0
     if both - again > e.DOUBLES:
         why = said("why_both", share=both)
-        yield Finding(
-            "rows_in_both",
-            "warning",
-            ("valid",),
-            {"rows_in_both": both},
-            why,
-            fix="x.drop_duplicates() before the split",
-        )
+        numbers = {"rows_in_both": both}
+        fix = "x.drop_duplicates() before the split"
+        yield Finding("rows_in_both", "warning", ("valid",), numbers, why, fix=fix)
 
 
 def _another_relation(ev: Evidence) -> Iterable[Finding]:
@@ -380,14 +336,8 @@ def _sorted(ev: Evidence) -> Iterable[Finding]:
         within, expected, every = few
         numbers = {"classes_in_batch": within, "classes_in_all": every}
         why = said("why_sorted", within=within, expected=expected)
-        yield Finding(
-            "sorted_batches",
-            "warning",
-            ("data",),
-            numbers,
-            why,
-            fix="DataLoader(..., shuffle=True)",
-        )
+        fix = "DataLoader(..., shuffle=True)"
+        yield Finding("sorted_batches", "warning", ("data",), numbers, why, fix=fix)
 
 
 def _few_classes(ev: Evidence) -> tuple[float, float, float] | None:

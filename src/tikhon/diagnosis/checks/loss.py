@@ -115,14 +115,9 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
     if away is None or away < 1 or pull >= e.PULL or _distances(ev):
         return
     why = said("why_pulls_away")
-    yield Finding(
-        "loss_upside_down",
-        "critical",
-        ("the loss",),
-        {"pulls_away": away},
-        why,
-        fix="loss = -loss, or 1 - loss where it is a share that is right",
-    )
+    numbers = {"pulls_away": away}
+    fix = "loss = -loss, or 1 - loss where it is a share that is right"
+    yield Finding("loss_upside_down", "critical", ("the loss",), numbers, why, fix=fix)
 
 
 def _parts_upside_down(ev: Evidence) -> Iterator[Finding]:
@@ -233,14 +228,9 @@ def _several(ev: Evidence) -> Iterable[Finding]:
     most = number((w.get("target_sums") or [0, 0])[1]) or 0.0
     if used & ENTROPIES and not used & BINARY and most > 1.01:
         why = said("why_multilabel", most=most)
-        yield Finding(
-            "multilabel_softmax",
-            "warning",
-            ("the loss",),
-            {"ones_in_a_row": most},
-            why,
-            fix="nn.BCEWithLogitsLoss() on the scores",
-        )
+        numbers = {"ones_in_a_row": most}
+        fix = "nn.BCEWithLogitsLoss() on the scores"
+        yield Finding("multilabel_softmax", "warning", ("the loss",), numbers, why, fix=fix)
     heads, units = ev.static.get("head") or [], ev.static.get("output_units") or 1
     if used & BINARY and heads[-1:] == ["softmax"] and units > 1 and most > 1.01:
         why = said("why_several_by_softmax", most=most)
@@ -291,14 +281,8 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
         named = ", ".join(map(str, silent[:5]))
         why = said("why_ignored", named=named)
         numbers = {"silent_classes": float(len(silent))}
-        yield Finding(
-            "ignored_rows",
-            "warning",
-            ("the loss",),
-            numbers,
-            why,
-            fix="another ignore_index (torch's own is -100), weights above 0",
-        )
+        fix = "another ignore_index (torch's own is -100), weights above 0"
+        yield Finding("ignored_rows", "warning", ("the loss",), numbers, why, fix=fix)
 
 
 def _operation(ev: Evidence) -> Iterable[Finding]:
@@ -319,14 +303,8 @@ def _operation(ev: Evidence) -> Iterable[Finding]:
     )
     if failure.call in ATTENDING:
         why = said("why_nothing_attended", name=name, place=failure.place, step=failure.step)
-    yield Finding(
-        "undefined_operation",
-        "critical",
-        (failure.place,),
-        numbers,
-        why,
-        fix=OPERATIONS[failure.call],
-    )
+    fix = OPERATIONS[failure.call]
+    yield Finding("undefined_operation", "critical", (failure.place,), numbers, why, fix=fix)
 
 
 def _padding(ev: Evidence) -> Iterable[Finding]:
@@ -359,14 +337,9 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
         yield Finding("ignored_rows", "warning", ("target",), {}, why, fix=fix)
     if counted is not None and counted >= e.PADDING:
         why = said("why_padding_counted", share=counted)
-        yield Finding(
-            "padding_in_loss",
-            "warning",
-            ("the loss",),
-            {"padding": counted},
-            why,
-            fix="nn.CrossEntropyLoss(ignore_index=padding), or a mask on the loss",
-        )
+        numbers = {"padding": counted}
+        fix = "nn.CrossEntropyLoss(ignore_index=padding), or a mask on the loss"
+        yield Finding("padding_in_loss", "warning", ("the loss",), numbers, why, fix=fix)
 
 
 CHECKS = (

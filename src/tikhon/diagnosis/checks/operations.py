@@ -189,17 +189,6 @@ def _sampled(ev: Evidence) -> Iterable[Finding]:
     yield Finding("detached", "critical", where, {}, why, fix=fix)
 
 
-def _infinite(ev: Evidence) -> Iterable[Finding]:
-    found = ev.wiring.get("infinite")
-    if not found or not ev.silent:
-        return
-    why = said("why_infinite_pick", name=found["name"])
-    numbers = {"parameters": float(ev.record.trainable)}
-    fix = "the mask on the other side: +inf in front of min, -inf in front of max"
-    where = (found["place"],)
-    yield Finding("loss_not_connected", "critical", where, numbers, why, fix=fix)
-
-
 def _asked_back(ev: Evidence) -> Iterable[Finding]:
     found = ev.wiring.get("asked_back")
     widths = [ev.site(i).fan_out for i in ev.chain if ev.site(i).role == "weight"]
@@ -309,7 +298,6 @@ CHECKS = (
     _broadcast,
     _unequal,
     _sampled,
-    _infinite,
     _asked_back,
     _places,
     _ends,

@@ -33,10 +33,9 @@ def scales(ev: Evidence) -> Iterable[Finding]:
     only_in_training = normed and ev.modes_apart is not None  # which has a name of its own
     learned = ev.trained and (ev.learned >= e.LEARNED or only_in_training)
     if rms is not None and not ev.record.data.get("normalised_inside"):
-        scaled = ev.control("scaled")
         if ev.gained("scaled") > e.FREED:
-            why = said("why_scaled", size=rms, scaled=scaled or 0.0, learned=max(ev.learned, 0.0))
-            numbers = {"rms": rms, "learned": max(ev.learned, 0.0), "scaled": scaled or 0.0}
+            numbers = {"rms": rms, **ev.shown("scaled")}
+            why = said("why_scaled", size=rms, **ev.shown("scaled"))
             yield Finding("unscaled_inputs", "warning", ("inputs",), numbers, why)
         elif (rms > 10 or 0 < rms < 0.01) and not learned:
             why = said("why_inputs", size=rms)
@@ -102,14 +101,9 @@ def _head(ev: Evidence) -> Iterable[Finding]:
     if single:
         why = said("why_one_softmax")
         where = (place or head_site(ev),)
-        yield Finding(
-            "head_mismatch",
-            "critical",
-            where,
-            {"floor": floor},
-            why,
-            fix="as many outputs as classes; or nn.BCEWithLogitsLoss() with one output",
-        )
+        numbers = {"floor": floor}
+        fix = "as many outputs as classes; or nn.BCEWithLogitsLoss() with one output"
+        yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
         return
     unit = ev.fact("unit_scores")
     if unit is not None and unit >= e.FLOOR:
@@ -118,10 +112,9 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         yield Finding("head_mismatch", "critical", (head_site(ev),), {"floor": unit}, why, fix=fix)
         return
     if ev.gained("bared") > e.STEADIER:
-        bared, learned = ev.control("bared") or 0.0, max(ev.learned, 0.0)
-        why = said("why_bared", bared=bared, learned=learned, layer=called(ev.norms_at_end[0]))
-        fix = f"leave {ev.norms_at_end[0]} out: nothing stands behind the last layer"
-        where, numbers = tuple(ev.norms_at_end), {"learned": learned, "bared": bared}
+        where, numbers = tuple(ev.norms_at_end), ev.shown("bared")
+        why = said("why_bared", layer=called(where[0]), **numbers)
+        fix = f"leave {where[0]} out: nothing stands behind the last layer"
         yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
         return
     shares = ev.static.get("unbounded_shares")
@@ -268,11 +261,9 @@ def _modes(ev: Evidence) -> Iterable[Finding]:
 
 def _nothing_past(ev: Evidence) -> Iterable[Finding]:
     if ev.gained("skipped") > e.STEADIER:
-        skipped, learned = ev.control("skipped") or 0.0, max(ev.learned, 0.0)
-        layers = tuple(ev.wiring.get("nothing_past") or ())
-        why = said("why_skipped", count=len(layers), skipped=skipped, learned=learned)
+        layers, numbers = tuple(ev.wiring.get("nothing_past") or ()), ev.shown("skipped")
+        why = said("why_skipped", count=len(layers), **numbers)
         fix = "x = x + attention(x), the x from in front of it"
-        numbers = {"learned": learned, "skipped": skipped}
         yield Finding("residual_missing", "critical", layers, numbers, why, fix=fix)
 
 

@@ -120,23 +120,15 @@ def dying_relu(ev: Evidence) -> Finding | None:
     if start >= e.DEAD:
         why = said("why_dead_start", share=share, layer=called(where[-1]))
     # units that died on the way may be what is left of another fault
-    tried, severity = ev.control("leaky"), "critical"
-    if tried is not None:
-        numbers |= {"learned": max(ev.learned, 0.0), "leaky": tried}
+    severity = "critical"
+    if ev.control("leaky") is not None:
+        numbers |= ev.shown("leaky")
         severity = "critical" if ev.gained("leaky") > e.STEADIER else "info"
     return Finding("dying_relu", severity, where, numbers, _with_cause(ev, why))
 
 
 def _rectified_head(ev: Evidence) -> Finding | None:
     head = ev.static.get("head") or []
-    last = ev.last
-    if head == ["relu"] and ev.static.get("own_softmax") and last is not None:
-        dead = [r.dead for s, r in zip(ev.record.sites, last.readings) if s.name == head_site(ev)]
-        if dead and dead[0] and ev.trained and ev.learned < e.LEARNED:
-            why = said("why_dead_classes", share=dead[0])
-            numbers = {"dead": dead[0]}
-            fix = "leave out the relu: the loss takes what stands in front of it"
-            return Finding("dying_relu", "critical", (head_site(ev),), numbers, why, fix=fix)
     floor = head_floor(ev)
     if not any(name.startswith("relu") for name in head) or floor < 0.25:
         return None
@@ -171,9 +163,8 @@ def saturated_activation(ev: Evidence) -> Finding | None:
     numbers = {"saturated": max(start, late), "at_start": start}
     share, severity = max(start, late), "critical"
     why = said("why_saturated", share=share, layer=called(where[-1]))
-    tried = ev.control("leaky")
-    if tried is not None and not born:
-        numbers |= {"learned": max(ev.learned, 0.0), "leaky": tried}
+    if not born and ev.control("leaky") is not None:
+        numbers |= ev.shown("leaky")
         severity = "critical" if ev.gained("leaky") > e.STEADIER else "info"
     return Finding("saturated_activation", severity, where, numbers, _with_cause(ev, why))
 
@@ -214,9 +205,8 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
         why = said("why_decides", why=why)
         known = False
     # and where shorter steps learn no more it is not their length
-    tried = ev.control("calmer")
-    if tried is not None:
-        numbers |= {"learned": max(ev.learned, 0.0), "calmer": tried}
+    if ev.control("calmer") is not None:
+        numbers |= ev.shown("calmer")
         known = known and ev.gained("calmer") > e.STEADIER
     severity = "warning" if known else "info"
     return Finding("oscillating_loss", severity, (), numbers, _with_cause(ev, why))
@@ -249,11 +239,10 @@ def _heavy(ev: Evidence, climb: dict[str, float]) -> Finding:
 
 
 def _long_steps(ev: Evidence) -> Finding:
-    learned, calmer = max(ev.learned, 0.0), ev.control("calmer") or 0.0
-    why = said("why_calmer", calmer=calmer, learned=learned)
+    numbers = ev.shown("calmer")
+    why = said("why_calmer", **numbers)
     if ev.blind:
         why = said("why_all_alike", why=why)
-    numbers = {"learned": learned, "calmer": calmer}
     return Finding("oscillating_loss", "critical", (), numbers, _with_cause(ev, why))
 
 
@@ -270,10 +259,8 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     if masked is not None:
         return masked
     if ev.gained("unhooked") > e.STEADIER:
-        free = ev.control("unhooked") or 0.0
-        hooked = tuple(ev.static.get("hooked") or ())
-        why = said("why_unhooked", free=free, learned=max(ev.learned, 0.0))
-        numbers = {"learned": max(ev.learned, 0.0), "unhooked": free}
+        hooked, numbers = tuple(ev.static.get("hooked") or ()), ev.shown("unhooked")
+        why = said("why_unhooked", free=numbers["unhooked"], learned=numbers["learned"])
         fix = "leave out parameter.register_hook(...), or let more through"
         return Finding("slow_convergence", "warning", hooked, numbers, why, fix=fix)
     if ev.gained("faster") > e.FREED:
@@ -295,9 +282,9 @@ def slow_convergence(ev: Evidence) -> Finding | None:
 
 def _short_steps(ev: Evidence) -> Finding:
     """A control run has shown that ten times the learning rate learns more."""
-    learned, faster = max(ev.learned, 0.0), ev.control("faster") or 0.0
-    why = said("why_faster", faster=faster, learned=learned)
-    numbers = {"learned": learned, "faster": faster, "update_ratio": ev.updates or 0.0}
+    numbers = ev.shown("faster")
+    why = said("why_faster", **numbers)
+    numbers["update_ratio"] = ev.updates or 0.0
     return Finding("slow_convergence", "warning", (), numbers, _shortened(ev, why))
 
 

@@ -44,50 +44,30 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
         why = said("why_unconnected")
         if cuts:
             why = said("why_cuts_all", name=name, place=place)
-        yield Finding(
-            "loss_not_connected",
-            "critical",
-            where,
-            {"parameters": float(ev.record.trainable)},
-            why,
-            fix=CUT_FIXES.get(name, "compute the loss from the model's output with torch"),
-        )
+        numbers = {"parameters": float(ev.record.trainable)}
+        fix = CUT_FIXES.get(name, "compute the loss from the model's output with torch")
+        yield Finding("loss_not_connected", "critical", where, numbers, why, fix=fix)
     flat = w.get("flat")
     if flat and ev.silent:
         name, place = flat["name"], flat["place"]
         why = said("why_flat", name=name, place=place)
-        yield Finding(
-            "loss_not_connected",
-            "critical",
-            (place,),
-            {"parameters": float(ev.record.trainable)},
-            why,
-            fix=f"leave {flat['name']} out of what is trained, and use it in metrics only",
-        )
+        numbers = {"parameters": float(ev.record.trainable)}
+        fix = f"leave {flat['name']} out of what is trained, and use it in metrics only"
+        yield Finding("loss_not_connected", "critical", (place,), numbers, why, fix=fix)
     loose = list(w.get("unregistered") or [])
     if loose:
         count = len(loose)
         why = said("why_unregistered", count=count)
-        yield Finding(
-            "unregistered_parameters",
-            "critical",
-            tuple(loose),
-            {"parameters": float(count)},
-            why,
-            fix=registered(loose[0]),
-        )
+        numbers = {"parameters": float(count)}
+        fix = registered(loose[0])
+        yield Finding("unregistered_parameters", "critical", tuple(loose), numbers, why, fix=fix)
     if w.get("made_in_forward"):
         made = float(w["made_in_forward"])
         where = (w["made_place"],) if w.get("made_place") else ()
         why = said("why_made", count=made)
-        yield Finding(
-            "layers_made_in_forward",
-            "critical",
-            where,
-            {"made": made},
-            why,
-            fix="make the layer once in __init__: self.layer = ..., and call self.layer(x)",
-        )
+        numbers = {"made": made}
+        fix = "make the layer once in __init__: self.layer = ..., and call self.layer(x)"
+        yield Finding("layers_made_in_forward", "critical", where, numbers, why, fix=fix)
 
 
 def _silent(ev: Evidence) -> Iterable[Finding]:
@@ -137,14 +117,9 @@ def _detached(ev: Evidence) -> Iterable[Finding]:
     spared = set(ev.static.get("unoptimized") or ())
     meant = set(lost) <= spared  # a part that is not trained is often cut on purpose
     why = said("why_detached", count=len(lost), name=name, place=place)
-    yield Finding(
-        "detached",
-        "info" if meant else "critical",
-        lost,
-        {"parameters": float(len(lost))},
-        why,
-        fix=f"{CUT_FIXES.get(name, 'leave it out')}; or requires_grad_(False) if they are to stay",
-    )
+    numbers = {"parameters": float(len(lost))}
+    fix = f"{CUT_FIXES.get(name, 'leave it out')}; or requires_grad_(False) if they are to stay"
+    yield Finding("detached", "info" if meant else "critical", lost, numbers, why, fix=fix)
 
 
 def _blind(ev: Evidence) -> Iterable[Finding]:
@@ -397,14 +372,9 @@ def _order(ev: Evidence) -> Iterable[Finding]:
     why = said("why_no_order")
     if gain > e.BENDS:
         why = said("why_order_gain", why=why, gain=gain)
-    yield Finding(
-        "no_positions",
-        "critical" if matters else "info",
-        (),
-        {"order_apart": apart},
-        why,
-        fix="x = x + self.positions(torch.arange(x.shape[1], device=x.device))",
-    )
+    numbers = {"order_apart": apart}
+    fix = "x = x + self.positions(torch.arange(x.shape[1], device=x.device))"
+    yield Finding("no_positions", "critical" if matters else "info", (), numbers, why, fix=fix)
 
 
 def _undivided(ev: Evidence) -> Iterable[Finding]:
@@ -485,14 +455,9 @@ def _short_floats(ev: Evidence) -> Iterable[Finding]:
     worst = max(stuck[i] for i in sick)
     why = said("why_stuck", share=worst)
     names = tuple(ev.site(i).name for i in sick)
-    yield Finding(
-        "updates_lost",
-        "critical",
-        names,
-        {"stuck": worst},
-        why,
-        fix="model.float(), and torch.autocast(..., torch.bfloat16) around the forward pass",
-    )
+    numbers = {"stuck": worst}
+    fix = "model.float(), and torch.autocast(..., torch.bfloat16) around the forward pass"
+    yield Finding("updates_lost", "critical", names, numbers, why, fix=fix)
 
 
 def _shared(ev: Evidence) -> Iterable[Finding]:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from tikhon.diagnosis.functions import COMPARED, JUDGES
+from tikhon.diagnosis.functions import ADDING, COMPARED, JUDGES, PRODUCTS, SHARES, TIMES
 from tikhon.diagnosis.wiring.notes import TracedCall
 
 SHAPES = set(
@@ -18,10 +18,6 @@ SHAPES = set(
     "detach __getitem__ unbind chunk split".split()
 )
 CASTS = set("float double half to type type_as long int bfloat16 cpu".split())
-ADDING = {"add", "sub", "__add__", "__sub__", "__radd__", "__rsub__", "rsub", "subtract"}
-TIMES = {"mul", "__mul__", "__rmul__", "multiply"}
-SHARES = {"div", "__truediv__", "true_divide"}
-PRODUCTS = {"matmul", "__matmul__", "mm"}
 PLACES = {"max", "min", "topk", "sort", "kthvalue"}  # values, and where they stand
 LENGTHS = {"norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "linalg_matrix_norm"}
 SCORED = {"cross_entropy", "log_softmax", "logsumexp"}

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.data.rows import tensors
-from tikhon.diagnosis.functions import COMPARED as REGRESSIONS, Function
+from tikhon.diagnosis.functions import (
+    ADDING,
+    COMPARED as REGRESSIONS,
+    PRODUCTS,
+    SHARES,
+    TIMES,
+    Function,
+)
 from tikhon.diagnosis.modes import (
     LOSS,
     Args,
@@ -54,18 +61,13 @@ SHAPING = set(
     "unflatten diag diag_embed".split()
 )
 JOINING = {"cat", "stack", "meshgrid", "cartesian_prod", "cdist", "outer", "ger", "einsum"}
-ADDING = {"add", "sub", "__add__", "__sub__", "__radd__", "__rsub__", "rsub", "subtract"}
-TIMES = {"mul", "__mul__", "__rmul__", "multiply"}
-SHARES = {"div", "__truediv__", "true_divide"}  # of a number: it keeps what is linear
 ARITHMETIC = {*ADDING, *TIMES, *SHARES, "pow", "__pow__", "min", "max", "minimum", "maximum"}
 SUMS = {"mean", "sum"}
 LINEAR = {*ADDING, *SUMS, "neg", "__neg__", "squeeze", "flatten", "reshape", "view", "stack"}
 KEEPS_ZERO = {*TIMES, *SHARES, "neg", "abs", "square", "pow", "__pow__", "sum", "squeeze"}
 SAMPLERS = {"normal", "multinomial", "bernoulli", "poisson", "_standard_gamma", "binomial"}
 DECISIONS = {"multinomial", "bernoulli", "poisson", "binomial"}  # draws that no gradient passes
-PICKS = {"max", "min", "amax", "amin", "topk", "sort", "kthvalue", "logsumexp"}
 SQUASHING = {"sigmoid": "binary_cross_entropy_with_logits", "softmax": "cross_entropy"}
-PRODUCTS = {"matmul", "__matmul__", "mm"}
 LAYERS = {*PRODUCTS, "linear", "addmm", "conv1d", "conv2d", "conv3d"}
 SURE = 5.0  # deviations by which negatives lie nearer than positives
 COMPARED = {
@@ -164,7 +166,6 @@ class Recorder(Located):
         if not step.results:
             return
         index_of_zeros_and_ones(step, self.rows)
-        infinite(step)
         unequal(step, shapes)
         straight_slopes(step)
         self._asked_back(step)
@@ -408,15 +409,6 @@ def unequal(step: TracedCall, shapes: list[tuple[int, ...]]) -> None:
     a, b = shapes[:2]
     if a != b and a and b and 1 not in (step.inputs[0].numel(), step.inputs[1].numel()):
         step.facts.setdefault("unequal", {"shapes": [list(a), list(b)], "place": step.place})
-
-
-def infinite(step: TracedCall) -> None:
-    """Notice a largest or smallest of several that is infinite in most places."""
-    if step.name not in PICKS or not step.attached or not step.results:
-        return
-    picked = step.results[0]
-    if picked.is_floating_point() and float(picked.isinf().double().mean()) > 0.5:
-        step.facts.setdefault("infinite", {"name": step.name, "place": step.place})
 
 
 def straight_slopes(step: TracedCall) -> None:
