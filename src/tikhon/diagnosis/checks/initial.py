@@ -77,7 +77,7 @@ def _dead_at_birth(ev: Evidence) -> _Judged:
             continue
         before = ev.layer_before(i)
         factor = forward_factors(ev).get(before, 1.0) if before is not None else 1.0
-        bias = _bias_share(ev, before)
+        bias = bias_share(ev, before)
         if saturated and bias < 3 and factor < e.LARGE_WEIGHTS:
             continue  # the inputs are too large, not the weights
         layer, state = called(ev.site(i).name), "saturated" if saturated else "dead"
@@ -88,7 +88,7 @@ def _dead_at_birth(ev: Evidence) -> _Judged:
     return None
 
 
-def _bias_share(ev: Evidence, position: int | None) -> float:
+def bias_share(ev: Evidence, position: int | None) -> float:
     """Size of the bias against the rest of a layer's output."""
     if position is None or ev.first is None:
         return 0.0

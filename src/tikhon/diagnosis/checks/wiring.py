@@ -6,13 +6,14 @@ Loss and targets: `loss.py`; the data: `data.py`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.checks.causes import called
-from tikhon.diagnosis.checks.initial import poor_init
+from tikhon.diagnosis.checks.initial import bias_share, poor_init
 from tikhon.diagnosis.checks.static import scales
 from tikhon.diagnosis.evidence import Evidence, middle, sizes
 from tikhon.diagnosis.findings import Finding
@@ -174,8 +175,9 @@ def _named_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
     if first is None or ev.wiring.get("softmax_over_one") or head == (["softmax"], 1):
         return True
     near = {alike.get("module", ""), alike.get("after", "").partition(" ")[0]}
-    if any((reading.dead or 0) > 0.95 for reading in first.readings):
-        return True
+    for i, reading in enumerate(first.readings):  # dead by a bias, and not by equal inputs
+        if (reading.dead or 0) > 0.95 and 3 <= bias_share(ev, ev.layer_before(i)) < math.inf:
+            return True
     for i, site in enumerate(ev.record.sites):
         follower = ev.activation_after(i) if site.name in near and i in ev.chain else None
         here = [
@@ -278,7 +280,7 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
     elsewhere = ev.fact("answers_elsewhere") or 0.0
     if change and w["rows"] in change["from"] and (ev.fact("rows_apart") or 0) >= e.APART:
         change = None  # rows that a reshape mixes are named as such
-    if not change and not w.get("positions_slip") and elsewhere <= 0.5:
+    if not change and elsewhere <= 0.5:
         return
     if change:
         before, after = (sizes(change[k], w["rows"]) for k in ("from", "to"))
@@ -292,9 +294,7 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
         )
     else:
         where = ("the loss",)
-        why = said("why_slips")
-        if elsewhere > 0.5:
-            why = said("why_mixed_axes")
+        why = said("why_mixed_axes")
         fix = "output.transpose(1, 2) of (n, time, classes); loss on output.flatten(0, 1)"
     yield Finding("positions_mixed", "critical", where, {}, why, fix=fix)
 

@@ -100,8 +100,6 @@ def _pulls(
     signs = [sign for _, column in found for sign in column]
     if len(signs) >= 3:
         facts["pulls_away"] = sum(sign > 0 for sign in signs) / len(signs)
-    if target.ndim >= 2 and target.shape[1] > 2:
-        facts["positions_slip"] = _slips(bench, base, target)
     size = sum((_sizes(g, rows) for g in (base, *_at_the_ends(bench, target))), torch.zeros(rows))
     counts = target.flatten(1) != IGNORED if target.ndim > 1 else (target != IGNORED)[:, None]
     meant = counts.any(1).cpu()
@@ -449,46 +447,6 @@ def _drowned(bench: Bench, base: list[Tensor] | None, target: Tensor) -> dict[st
         return {}
     times = min(float(t[loud] / t[quiet]) for t in (here, beside))
     return {"drowned": {"loud": loud, "quiet": quiet, "times": times}}
-
-
-def _slips(bench: Bench, base: list[Tensor], target: Tensor) -> bool | None:
-    """Whether the outputs that a position's target pulls at do not lie at one position.
-
-    Right: the entries differ along the axis of the classes, the same for all positions, and move
-    along another axis from position to position. None where it cannot be told.
-    """
-    leaf = max(range(len(base)), key=lambda k: base[k].numel())
-    if base[leaf].ndim < 3 or target.is_floating_point():
-        return None
-    if target.shape[1] not in base[leaf].shape[1:]:
-        return None  # the loss aligns sequences of other lengths, as ctc_loss does
-    values = [v for v in target.unique().tolist() if v != IGNORED]
-    if len(values) < 2:
-        return None
-    touched = []
-    for position in range(min(4, target.shape[1])):
-        index = (0, position, *[0] * (target.ndim - 2))
-        entries = []
-        for high in (values[-1], values[len(values) // 2]):
-            pair = [bench.gradient(with_entry(target, index, v)) for v in (values[0], high)]
-            if high == values[0] or pair[0] is None or pair[1] is None:
-                continue
-            change = (pair[0][leaf] - pair[1][leaf]).abs()
-            entries.append(torch.nonzero(change > 0.2 * change.max()) if change.any() else None)
-        found = [e for e in entries if e is not None and len(e)]
-        if found:
-            touched.append(torch.cat(found))
-    if len(touched) < 2:
-        return None
-    varies = [
-        torch.tensor([bool((t[:, k] != t[0, k]).any()) for k in range(t.shape[1])])
-        for t in touched
-    ]
-    classes = torch.stack(varies).any(0)
-    if int(classes.sum()) > 1:
-        return True
-    places = [tuple(t[0][~classes].tolist()) for t in touched]
-    return len(set(places)) < len(places)
 
 
 def _silent_classes(base: list[Tensor], target: Tensor, rows: int) -> dict[str, object]:
