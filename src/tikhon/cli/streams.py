@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO
 
 from tikhon.errors import StorageError
 
@@ -21,12 +21,17 @@ class Stdout:
     def write(self, text: str) -> int:
         """Hand on. Raises `StorageError`."""
         self._waiting += len(text.encode(errors="replace"))
-        return self._checked(lambda: sys.stdout.write(text))
+        return self._checked(lambda: sys.stdout.write(_printable(text, sys.stdout)))
 
     def flush(self) -> None:
         """Hand on. Raises `StorageError`."""
         self._checked(sys.stdout.flush)
         self._waiting = 0
+
+    @property
+    def encoding(self) -> str:
+        """How it writes letters."""
+        return sys.stdout.encoding or "utf-8"
 
     def __getattr__(self, name: str) -> object:
         return getattr(sys.stdout, name)
@@ -49,7 +54,7 @@ class Stderr:
     def write(self, text: str) -> int:
         """Hand on, if it is possible."""
         with suppress(OSError):
-            return sys.stderr.write(text)
+            return sys.stderr.write(_printable(text, sys.stderr))
         return 0
 
     def flush(self) -> None:
@@ -59,6 +64,12 @@ class Stderr:
 
     def __getattr__(self, name: str) -> object:
         return getattr(sys.stderr, name)
+
+
+def _printable(text: str, stream: TextIO) -> str:
+    """The text with "?" for what the encoding of a stream lacks (in LANG=C all but ASCII)."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 @contextmanager

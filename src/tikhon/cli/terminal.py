@@ -15,6 +15,14 @@ from tikhon.cli.streams import Stderr, Stdout
 _PROSE = 30  # letters of a cell from where it is text
 
 
+class _Console(Console):
+    """A console whose reader may leave: the command ends as one that SIGPIPE ends, not with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the end of the command, which rich would make itself."""
+        raise BrokenPipeError
+
+
 class Terminal:
     """Two consoles; colours go when NO_COLOR is set or a stream is no terminal (rich sees to it).
 
@@ -27,7 +35,7 @@ class Terminal:
         self.stdout = Stdout()
         out: Any = self.stdout
         err: Any = Stderr()
-        self.out = Console(file=out, highlight=False, soft_wrap=True, quiet=json)
+        self.out = _Console(file=out, highlight=False, soft_wrap=True, quiet=json)
         self.err = Console(file=err, stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
 
     def note(self, text: str, style: str = "") -> None:
@@ -47,13 +55,17 @@ class Terminal:
     ) -> None:
         """A table of the result; the first column is text, the others are numbers.
 
-        Where the window is narrow, heads are broken between words, then the gaps shrink.
+        Where the window is narrow, heads are broken between words, then the gaps shrink, then
+        the first column is; a number is never cut, rather the line is longer than the window.
         """
         widest = [max((len(row[i]) for row in rows), default=0) for i in range(len(columns))]
         heads, gap = list(columns), 2
         if _width(heads, widest, gap) > self.out.width:
             heads = [_broken(head, width) for head, width in zip(columns, widest, strict=True)]
             gap = 2 if _width(heads, widest, 2) <= self.out.width else 1
+        fits = _width(heads, widest, gap) <= self.out.width
+        names = [max(map(len, row[0].split()), default=0) for row in rows]
+        least = _width(["", *heads[1:]], [max(names, default=0), *widest[1:]], gap)
         table = Table(
             title=title or None,
             title_justify="left",
@@ -64,11 +76,15 @@ class Terminal:
         for i, head in enumerate(heads):
             long = widest[i] > _PROSE  # sentences may be broken, numbers and names not
             table.add_column(
-                head, justify="right" if i else "left", no_wrap=not long, overflow="fold"
+                head,
+                justify="right" if i else "left",
+                no_wrap=not long and (fits or i > 0),
+                min_width=widest[i] if i and not long else None,
+                overflow="fold",
             )
         for row in rows:
             table.add_row(*row)
-        self.out.print(table)
+        self.out.print(table, width=max(self.out.width, least))
 
     def write(self, text: str) -> None:
         """A text as it is, on stdout."""
@@ -80,7 +96,8 @@ class Terminal:
         if self.json:
             from tikhon.runs.files import json_text
 
-            self.write(json_text(document) + "\n")
+            escaped = not self.stdout.encoding.lower().startswith("utf")
+            self.write(json_text(document, ascii=escaped) + "\n")
 
     def progress(self) -> Progress:
         """A bar with the rate and the time left; nothing where stderr is no terminal."""

@@ -63,13 +63,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> bytes:
     return content
 
 
-def json_text(document: object, *, indent: int | None = 2) -> str:
+def json_text(document: object, *, indent: int | None = 2, ascii: bool = False) -> str:
     """JSON of plain values; NaN and infinity, which JSON lacks, as null.
+
+    With `ascii` all other letters are escaped, for a stream that lacks them.
 
     >>> json_text({"a": float("nan"), "b": (1, 2)}, indent=None)
     '{"a": null, "b": [1, 2]}'
     """
-    return json.dumps(plain(document), indent=indent, allow_nan=False, ensure_ascii=False)
+    return json.dumps(plain(document), indent=indent, allow_nan=False, ensure_ascii=ascii)
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,61 @@
+"""What leaves a command: through a pipe that closes, in any encoding, into a narrow window."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tikhon.cli.terminal import Terminal
+
+START = [sys.executable, "-c", "from tikhon.cli import main; raise SystemExit(main())"]
+SHORT = ["fit", "breast_cancer", "--epochs", "1", "-q", "--no-linear", "--output"]
+
+
+def started(folder: Path, *more: str, **environment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*START, *SHORT, str(folder / "run"), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | environment,
+    )
+
+
+def test_a_reader_that_leaves_ends_the_command_as_a_pipe_does(tmp_path: Path):
+    """rich ends it with 1 otherwise, which is the code of an error that nobody expected."""
+    with started(tmp_path) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGPIPE and not said
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_stream_that_lacks_letters_gets_question_marks(tmp_path: Path, encoding: str):
+    process = started(tmp_path / "\u4e2d", PYTHONIOENCODING=encoding)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert b"report: " in out and b"/?/run/report.html" in out
+
+
+def test_json_loses_no_letter(tmp_path: Path):
+    process = started(tmp_path / "\u4e2d", "--json", PYTHONIOENCODING="ascii")
+    out, _ = process.communicate()
+    assert json.loads(out)["output"] == str(tmp_path / "\u4e2d" / "run")
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_numbers_are_never_cut(width: int, capsys: pytest.CaptureFixture[str]):
+    terminal = Terminal()
+    terminal.out.width = width
+    numbers = [["123,456", "0.987", "1,234.5"], ["7.65e-05", "-31.8", "99.99%"]]
+    rows = [["Always the mean, validation", *numbers[0]], ["Training", *numbers[1]]]
+    terminal.table(["Rows", "RMSE", "R2", "Balanced accuracy"], rows)
+    shown = capsys.readouterr().out.split()
+    assert [cell for row in numbers for cell in row if cell not in shown] == []
