@@ -50,7 +50,7 @@ def adam(params):
         (sgd, tk.GroupLasso(), 0.95),
         (sgd, tk.Term(tk.GroupLasso(), rows="in"), 0.8),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_target_sparsity_is_reached_within_one_percent(make, penalty, target):
     rows = penalty.rows if isinstance(penalty, tk.Term) else None
