@@ -25,6 +25,41 @@ def a_price_beside_a_share(wrong: bool) -> Parts:
     return Parts(mlp(6, 32, 2), (x, y), nn.MSELoss(), steps=60)
 
 
+class Variational(nn.Module):
+    """Gives the decoded rows, and mean and logarithm of the variance of their codes."""
+
+    def __init__(self, end: nn.Module) -> None:
+        super().__init__()
+        self.body, self.ends = mlp(8, 32, 8), nn.ModuleList([nn.Linear(8, 4), nn.Linear(8, 4)])
+        self.decoder, self.end = mlp(4, 32, 8), end
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, log_variance = (layer(self.body(x)) for layer in self.ends)
+        noise = torch.randn_like(mean) if self.training else torch.zeros_like(mean)
+        code = mean + (log_variance / 2).exp() * noise
+        return self.end(self.decoder(code)), mean, log_variance
+
+
+def evidence_bound(output: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:
+    decoded, mean, log_variance = output
+    divergence = (mean.square() + log_variance.exp() - log_variance - 1).sum(1).mean() / 2
+    return (decoded - x).square().sum(1).mean() + divergence
+
+
+@pair("head_mismatch")
+def a_decoder_of_several_answers_that_ends_in_a_rectifier(wrong: bool) -> Parts:
+    x = torch.randn(300, 3) @ torch.randn(3, 8)
+    end = nn.ReLU() if wrong else nn.Identity()
+    return Parts(Variational(end), (x, x), evidence_bound, steps=60)
+
+
+@pair("head_mismatch")
+def a_decoder_of_several_answers_whose_end_cannot_reach_them(wrong: bool) -> Parts:
+    x = (torch.randn(300, 3) @ torch.randn(3, 8)).sigmoid()
+    rows = 4 * x - 2 if wrong else x
+    return Parts(Variational(nn.Sigmoid()), (rows, rows), evidence_bound, steps=60)
+
+
 @pair("multilabel_softmax")
 def tags_whose_chances_are_divided_by_their_sum(wrong: bool) -> Parts:
     x = torch.randn(400, 12)

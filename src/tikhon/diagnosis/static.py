@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import Batch, call, take, tensors
+from tikhon.data.rows import Batch, LossFunction, call, take, tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, user_line
 from tikhon.diagnosis.observe import ELEMENTWISE, SOFTMAXES
@@ -150,7 +150,7 @@ def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -
     facts["grows_in_part"] = grows_in_part(output, target, replica.loss)
     plain = isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
     if not plain or not output.numel() or not bool(torch.isfinite(output).all()):
-        return facts
+        return facts | _head_of_a_part(tape, output, target, replica.loss)
     facts["grows_with_batch"] = grows_with_batch(output, target, replica.loss)
     facts["output_units"] = int(output.shape[1]) if output.ndim > 1 else 1
     tail, names = _tail(tape, output)
@@ -186,6 +186,32 @@ def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -
             facts["free_floor"] = facts["lowest"]
             facts["free_trivial"] = constant_loss(output, target, replica.loss)
     return facts
+
+
+def _head_of_a_part(
+    tape: _Tape, output: object, target: object, loss: LossFunction
+) -> dict[str, Any]:
+    """The head behind that one of several outputs which has the target's shape, and its floor."""
+    if type(output) not in (tuple, list) or not isinstance(target, Tensor):
+        return {}
+    parts = list(cast(list[object], output))
+    for place, part in enumerate(parts):
+        if not isinstance(part, Tensor) or part.shape != target.shape or not amounts(target):
+            continue
+        tail, names = _tail(tape, part)
+        if tail is None:
+            continue
+
+        def of_part(free: Tensor, target: object, place: int = place) -> Tensor:
+            return loss((*parts[:place], free, *parts[place + 1 :]), target)
+
+        return {
+            "head": names,
+            "floor": free_loss(tail[0], target, of_part, _compose(tail[1])),
+            "free_floor": free_loss(part, target, of_part),
+            "free_trivial": constant_loss(part, target, of_part),
+        }
+    return {}
 
 
 def _sums_to_one(output: Tensor) -> bool:
