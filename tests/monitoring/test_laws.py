@@ -155,3 +155,19 @@ def test_a_window_of_hooks_leaves_nothing_behind():
             step(model, engine, x, y)
     assert not any(p._backward_hooks for p in model.parameters())
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_a_step_that_calls_its_parents_step_is_one():
+    class Counting(torch.optim.Adam):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    torch.manual_seed(0)
+    model = net()
+    engine = Counting(model.parameters(), lr=1e-2)
+    with tk.watch(model, engine, every=5) as health:
+        for x, y in batches(40):
+            step(model, engine, x, y)
+    assert health.step == 40
+    assert [row["step"] for row in health.rows] == list(range(0, 40, 5))
+    assert not health.alarms, str(health)

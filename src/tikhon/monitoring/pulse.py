@@ -138,10 +138,11 @@ class Pulse:
         gradient = self._tensor.grad if self._tensor is not None else None
         version = gradient._version if gradient is not None else 0
         self._depth += 1
-        if self._depth == 1:
-            if gradient is not None and not self.called:
-                self.again += gradient is self._stepped and version == self._version
-            self._stepped, self._version = gradient, version
+        if self._depth > 1:  # the outermost step alone counts
+            return None
+        if gradient is not None and not self.called:
+            self.again += gradient is self._stepped and version == self._version
+        self._stepped, self._version = gradient, version
         rate = optimizer.param_groups[0].get("lr")
         if rate != self._rate and isinstance(rate, float):
             self._rate = rate
@@ -182,6 +183,8 @@ class Pulse:
 
     def _after(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self._depth = max(0, self._depth - 1)
+        if self._depth:
+            return
         passes, self._passes, self.unstepped = self._passes, 0, 0
         self._earlier += passes
         if passes > self.usual:
