@@ -64,7 +64,7 @@ def test_a_number_that_the_float_type_cannot_hold_is_named_as_it_is(where):
     with pytest.raises(DataError, match=rf"train {where} holds -1e\+300, which float32 cannot"):
         pair((parts["x"], parts["y"]), name="train")
     parts[where][1] = np.inf
-    with pytest.raises(DataError, match=rf"train {where} has \d values? that (is|are) not finite"):
+    with pytest.raises(DataError, match=rf"train {where} has \d values? not finite"):
         pair((parts["x"], parts["y"]), name="train")
 
 

@@ -372,7 +372,7 @@ def test_batch_norm_with_folds_is_trained_one_after_another_and_told_why():
         ({"loss": "hinge"}, "unknown loss 'hinge'"),
         ({"folds": 2.5}, "whole number of at least 2, received 2.5"),
         ({"valid": (data(20)[0], torch.arange(20))}, "that train lacks"),
-        ({"valid": data(3), "metric": "accuracy"}, "on 3 row.*needs 4"),
+        ({"valid": data(3), "metric": "accuracy"}, "on rows: 3, and.*needs 4"),
         ({"epochs": 0}, "epochs must be a whole number, 1 or more, received 0"),
         ({"epochs": 2.5}, "epochs must be .*received 2.5"),
         ({"batch_size": 0}, "batch_size must be .*received 0"),
@@ -388,7 +388,7 @@ def test_requests_that_cannot_be_met_say_why(given, message):
 
 def test_trials_are_not_compared_on_one_row():
     x, _ = data()
-    with pytest.raises(InputError, match=r"on 1 row.*needs 2"):
+    with pytest.raises(InputError, match=r"on rows: 1, and.*needs 2"):
         tune(lambda: nn.Linear(6, 1), (x, x[:, 0]), valid=(x[:1], x[:1, 0]), epochs=1)
 
 

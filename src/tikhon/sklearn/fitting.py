@@ -109,10 +109,10 @@ class RegularizedNetwork(BaseEstimator, ABC):
         )
         kind = _SOLVERS[self._loss.name]
         objective, converged = solve_exactly(network, rows, kind, penalty, again=again)
-        if not converged:
-            self._tell_unfinished("the solver of the linear model", depth=4)
-        elif kind != "squared" and objective < SEPARATED:
+        if kind != "squared" and objective < SEPARATED:  # more iterations would not help
             warnings.warn(SEPARABLE, ConvergenceWarning, stacklevel=3)
+        elif not converged:
+            self._tell_unfinished("the solver of the linear model", depth=4)
         self.loss_curve_.append(objective * unit**2)
         self.n_iter_ += 1
         self.best_loss_, self.alpha_ = objective * unit**2, float(self.alpha)
