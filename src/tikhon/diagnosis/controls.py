@@ -247,9 +247,5 @@ CONTROLS = (
     ),
     Control("skipped", lambda ev, ran: ev.harmed and ev.wiring.get("nothing_past"), _go_past),
     Control("leaky", _flat, _as_it_is),  # a slope at the flat ends of activations
-    Control(
-        "scaled",
-        lambda ev, ran: _off_scale(ev, ran) and not ev.wiring.get("whole"),
-        _scale,
-    ),
+    Control("scaled", _off_scale, _scale),
 )

@@ -56,9 +56,9 @@ class ComparedParts(Functions):
 
 
 def part_facts(replica: Replica, batch: Batch) -> dict[str, object]:
-    """`untold`: of several comparisons in the loss of a trained network, one whose targets might
+    """`untold`: a comparison in the loss whose targets might as well be those of other rows.
 
-    as well be those of other rows, where shallow models of the inputs say nothing of them either.
+    One of several, in a trained network; shallow models of the inputs say nothing of them either.
     """
     inputs = batch[0]
     if not isinstance(inputs, Tensor) or inputs.dtype == torch.bool:
