@@ -109,3 +109,12 @@ def test_usual_dropout_is_not_and_neither_is_dropout_beside_another_cause():
         assert "excessive_dropout" not in found.labels, str(found)
     still = asked(dropped(0.5), lambda p: torch.optim.SGD(p, lr=1e-6))
     assert "excessive_dropout" not in still.labels, str(still)
+
+
+@pytest.mark.parametrize("rate", [0.92, 0.97])
+def test_one_layer_that_drops_nearly_all_is_named_once(rate: float) -> None:
+    torch.manual_seed(0)
+    layers = nn.Linear(10, 64), nn.ReLU(), nn.Dropout(rate), nn.Linear(64, 4)
+    found = asked(nn.Sequential(*layers), lambda p: torch.optim.Adam(p, lr=1e-2))
+    codes = [f.code for f in found.findings]
+    assert codes.count("excessive_dropout") == 1, str(found)

@@ -161,15 +161,13 @@ def _dropout(ev: Evidence) -> Iterable[Finding]:
             why = said("why_drops", layer=called(name), rate=rate)
             yield Finding("excessive_dropout", "warning", (name,), {"rate": rate}, why)
     last = ev.static.get("dropout_at_end") or []
-    most = max((r for r in (ev.static.get("dropout") or {}).values() if r <= 0.9), default=0.0)
+    rates = {n: r for n, r in (ev.static.get("dropout") or {}).items() if 0 < r <= 0.9}
+    most = max(rates.values(), default=0.0)
     bar = e.STEADIER if most >= e.FEW_PASS else e.FREED
-    if ev.gained("undropped") > bar and not last:
+    if rates and ev.gained("undropped") > bar and not last:
         free, learned = ev.control("undropped") or 0.0, max(ev.learned, 0.0)
-        rates = {n: r for n, r in ev.static["dropout"].items() if 0 < r <= 0.9}
-        why = said(
-            "why_undropped", free=free, learned=learned, count=len(rates), rate=max(rates.values())
-        )
-        numbers = {"rate": max(rates.values()), "learned": learned, "undropped": free}
+        why = said("why_undropped", free=free, learned=learned, count=len(rates), rate=most)
+        numbers = {"rate": most, "learned": learned, "undropped": free}
         fix = "rates of 0.1 to 0.2 behind convolutions, 0.5 in front of the last layer alone"
         yield Finding("excessive_dropout", "warning", tuple(rates), numbers, why, fix=fix)
     if last:
