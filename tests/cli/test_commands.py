@@ -129,6 +129,17 @@ def test_without_epochs_it_trains_until_it_no_longer_improves(folder, capsys):
     assert len(history) == 20
 
 
+def test_progress_prints_an_error_as_the_table_of_scores_does(folder, capsys):
+    """Four decimals of an error of 20,000 say nothing."""
+    rows = "".join(f"{i},{(i * 7919 % 101) * 1000}\n" for i in range(200))
+    (folder / "t.csv").write_text("a,price\n" + rows)
+    assert main(["fit", "t.csv", "--target", "price", "--epochs", "1", "--categorical", "a"]) == 0
+    out, err = capsys.readouterr()
+    shown = next(line.split() for line in err.splitlines() if line.split()[:1] == ["1"])
+    scores = next(line.split() for line in out.splitlines() if line.startswith("Training"))
+    assert scores[1] in shown and "," in scores[1]
+
+
 def test_a_linear_yardstick_can_be_left_out(capsys):
     assert main(["fit", "iris", "--epochs", "2", "-q", "--no-linear"]) == 0
     out = capsys.readouterr().out

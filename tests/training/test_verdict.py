@@ -1,6 +1,7 @@
 """What a run is said to have come to: no praise without a reason, no claim in the noise."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from torch import nn
 
 import tikhon as tk
 from tikhon.languages import strings
+from tikhon.report.kinds.scores import yardsticks as yardsticks_of
+from tikhon.report.saved import SavedRun
 from tikhon.training import fit
 from tikhon.training.fit import Run
 from tikhon.training.losses import loss_of
@@ -254,6 +257,28 @@ def test_yardsticks_are_those_of_scikit_learn(classes):
             guess = peer.predict(given)
             assert ours["valid/rmse"] == pytest.approx(root_mean_squared_error(w, guess), rel=1e-4)
             assert ours["valid/r2"] == pytest.approx(r2_score(w, guess), rel=1e-3, abs=1e-4)
+
+
+def test_a_linear_model_of_some_rows_says_of_how_many(monkeypatch):
+    """It stays cheap on a large table; and classes that it is sure of are no warning."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    from tikhon.training import yardsticks
+
+    monkeypatch.setattr(yardsticks, "_CELLS", 100)
+    x = torch.linspace(-1, 1, 400)[:, None] ** 3
+    y, far = (x[:, 0] > 0).long(), x * 1e6
+    told = assess(nn.Linear(1, 2), {"train": (x, y), "valid": (far, y)}, loss_of("cross_entropy"))
+    linear = told.yardsticks["linear"]
+    assert linear["train/rows"] == 100
+    scaler = StandardScaler().fit(x[::4].double())
+    peer = LogisticRegression().fit(scaler.transform(x[::4].double()), y[::4])
+    wanted = peer.score(scaler.transform(far.double()), y)
+    assert linear["valid/accuracy"] == pytest.approx(wanted)
+    run = SavedRun(Path(), {}, (), {"kind": "fit", "yardsticks": told.yardsticks})
+    shown = [label.text("en") for label, *_ in yardsticks_of(run)]
+    assert "Linear model of 100 rows, validation" in shown
 
 
 def test_a_margin_needs_more_than_a_few_rows():

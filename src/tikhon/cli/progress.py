@@ -6,6 +6,8 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from tikhon.numbers import number
+
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
     from tikhon.training import Progress
@@ -55,7 +57,7 @@ class FitProgress:
         self.step = row["step"]
         kind = "accuracy" if "train/accuracy" in row else "rmse"
         if f"valid/{kind}" in row:
-            self._score = f", valid {kind} {row[f'valid/{kind}']:.4g}"
+            self._score = f", valid {kind} {_digits(row[f'valid/{kind}'])}"
         if not self._verbose and (not self._bar.disable or not _round(row["epoch"])):
             return
         cells = _wide(row, kind) if self._verbose else _narrow(row, kind)
@@ -96,12 +98,17 @@ def _round(epoch: int) -> bool:
     return epoch / 10 ** math.floor(math.log10(epoch)) in (1, 2, 5)
 
 
+def _digits(value: float) -> str:
+    """Four decimals, where the number itself is not so large that they say nothing."""
+    return f"{value:.4f}" if abs(value) < 1000 else number(value)
+
+
 def _narrow(row: dict[str, float], kind: str) -> list[tuple[str, str]]:
     cells = [("epoch", f"{row['epoch']:>5}"), ("seconds", f"{row['seconds']:7.1f}")]
     for part in ("train", "valid"):
         for key in ("loss", kind):
             if f"{part}/{key}" in row:
-                cells.append((f"{part} {key}", f"{row[f'{part}/{key}']:8.4f}"))
+                cells.append((f"{part} {key}", _digits(row[f"{part}/{key}"])))
     return cells
 
 
@@ -119,5 +126,5 @@ def _wide(row: dict[str, float], kind: str) -> list[tuple[str, str]]:
         cells.append((f"{short} zeros", f"{zeros.get(name, 0.0):7.1%}"))
     for part in ("train", "valid"):
         if f"{part}/{kind}" in row:
-            cells.append((f"{part} {kind}", f"{row[f'{part}/{kind}']:8.4f}"))
+            cells.append((f"{part} {kind}", _digits(row[f"{part}/{kind}"])))
     return cells

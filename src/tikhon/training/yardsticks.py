@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,6 +82,8 @@ def assess(
             scores[name] |= {f"{part}/{key}": value for key, value in found.items()}
             if part == judged:
                 margins[name] = _margins(given, loss.answers(outputs[part]), known)
+    if "linear" in scores and (some := len(x[:: _every(x)])) < len(x):
+        scores["linear"]["train/rows"] = some
     most = None if y.is_floating_point() else int(y.bincount().argmax())
     paired = _by_row(parts[judged], loss.answers(outputs[judged]), unit)
     return Scores(metrics, rows, errors, judged, most, scores, margins, by_row=paired)
@@ -123,7 +126,7 @@ def linear_model(x: Tensor, y: Tensor, outputs: int) -> Answer:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    every = -(-x.numel() // _CELLS)
+    every = _every(x)
     table, known = _table(x[::every]), y[::every].cpu().numpy()
     classes = not y.is_floating_point()
     if classes and len(set(known.tolist())) < 2:
@@ -139,10 +142,16 @@ def linear_model(x: Tensor, y: Tensor, outputs: int) -> Answer:
             return torch.as_tensor(given, dtype=y.dtype, device=y.device).reshape(-1, *y.shape[1:])
         logits = torch.full((len(rows), outputs), math.log(_FLOOR), device=y.device)
         columns = torch.as_tensor(made.classes_, device=y.device)
-        logits[:, columns] = torch.as_tensor(made.predict_log_proba(_table(rows))).to(logits)
+        with np.errstate(divide="ignore"):  # the logarithm of 0, which the next line bounds
+            logits[:, columns] = torch.as_tensor(made.predict_log_proba(_table(rows))).to(logits)
         return logits.clamp(min=math.log(_FLOOR))
 
     return answer
+
+
+def _every(x: Tensor) -> int:
+    """Of how many rows the linear model is trained on one."""
+    return max(1, -(-x.numel() // _CELLS))
 
 
 def _table(x: Tensor) -> object:

@@ -52,7 +52,12 @@ def yardstick(run: SavedRun, name: str, part: Label) -> Label:
     """What a yardstick answers, on some rows."""
     if name == "constant" and run.result.get("answer"):
         return say("yardstick_class", answer=run.result["answer"], part=part)
-    return say("yardstick_mean" if name == "constant" else "yardstick_linear", part=part)
+    if name == "constant":
+        return say("yardstick_mean", part=part)
+    some = (run.result.get("yardsticks") or {}).get(name, {}).get("train/rows")
+    if some is not None:
+        return say("yardstick_linear_some", rows=f"{some:,}", part=part)
+    return say("yardstick_linear", part=part)
 
 
 def recalls(run: SavedRun) -> PageTable | None:
