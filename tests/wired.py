@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from faulty import adam, classes, numbers
@@ -125,6 +126,17 @@ def pictures():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 8, 8, 3, generator=generator)
     return x, x.mean((1, 2)).argmax(1)
+
+
+def coloured(turn: Callable[[Tensor], Tensor]):
+    """Digits in three shades, as a file holds them: (rows, height, width, colours)."""
+    x, y = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
+    return turn(x.float().reshape(-1, 8, 8, 1) / 16 * torch.tensor([1.0, 0.5, 0.2])), y
+
+
+def conv() -> nn.Sequential:
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+    return nn.Sequential(*layers)
 
 
 def loader(shuffle: bool):
@@ -520,6 +532,14 @@ FAULTY = [
         "flattened in another order", code="positions_mixed", says="another", **time_first(False)
     ),
     Wired(
+        "pictures reshaped",
+        conv,
+        lambda: coloured(lambda x: x.reshape(-1, 3, 8, 8)),
+        CE,
+        "positions_mixed",
+        ".permute(0, 3, 1, 2)",
+    ),
+    Wired(
         "three classes by hand",
         lambda: mlp(16, 1),
         three_numbers,
@@ -907,6 +927,7 @@ FAULTY = [
     Wired("in halves", mlp, lambda: halves(False), CE, "sorted_batches", "shuffle"),
 ]
 RIGHT = [
+    Wired("pictures permuted", conv, lambda: coloured(lambda x: x.permute(0, 3, 1, 2)), CE),
     Wired("halves that are mixed", mlp, lambda: halves(True), CE),
     Wired("mean of what is there", lambda: averaging(True), sentences, CE),
     Wired("padding left out", seven_words, padded_counting, nn.CrossEntropyLoss(ignore_index=0)),

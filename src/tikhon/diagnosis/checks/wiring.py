@@ -299,6 +299,17 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
     yield Finding("positions_mixed", "critical", where, {}, why, fix=fix)
 
 
+def _interleaved(ev: Evidence) -> Iterable[Finding]:
+    given, read = ev.wiring.get("lines") or (0.0, 0.0)
+    if read < e.SMOOTHER * given:
+        why = said("why_interleaved", given=given, read=read)
+        fix = (
+            ".permute(0, 3, 1, 2) of pictures as (n, height, width, channels), in place of reshape"
+        )
+        numbers = {"lines": given, "lines_read": read}
+        yield Finding("positions_mixed", "warning", ("inputs",), numbers, why, fix=fix)
+
+
 def order_of(before: list[int], after: list[int]) -> list[int]:
     """The permutation that gives one shape from another; empty where sizes repeat or differ.
 
@@ -485,6 +496,7 @@ CHECKS = (
     _told,
     _shifted_twice,
     _positions,
+    _interleaved,
     _straight,
     _order,
     _undivided,

@@ -43,6 +43,7 @@ def signal_facts(source: Samples, valid: Batch | None, *, whole: bool) -> dict[s
         for part in tensors(inputs):
             facts |= copied_columns(part, target)
         if isinstance(inputs, Tensor):
+            facts |= _interleaved(inputs)
             facts["target_is_input"] = _same(inputs, target)
             facts |= relation(inputs, target)
             if source.indexed:
@@ -91,6 +92,24 @@ def _squeezed(inputs: Any) -> dict[str, object]:
     far = apart > 0.1 * apart.amax(0)
     rows = int(far[:, varied][:, share < SQUEEZED].any(1).sum())
     return {"squeezed": float((share < SQUEEZED).double().mean()), "far_rows": rows}
+
+
+def _interleaved(inputs: Tensor) -> dict[str, object]:
+    """How rough pictures of a few channels are from line to line, of their deviation: as they
+
+    stand, and with the memory of each read as (height, width, channels).
+    """
+    if inputs.ndim != 4 or len(inputs) < 20 or not 2 <= inputs.shape[1] <= 4:
+        return {}
+    rows, channels, height, width = inputs.shape
+    if min(height, width) < 6:
+        return {}
+    read = inputs.reshape(rows, height, width, channels).permute(0, 3, 1, 2)
+    spread = float(inputs.double().std())
+    lines = [
+        float(x.double().diff(dim=2).abs().mean()) / max(spread, 1e-30) for x in (inputs, read)
+    ]
+    return {"lines": lines}
 
 
 def _targets(target: Tensor) -> dict[str, object]:
