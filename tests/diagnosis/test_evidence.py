@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tikhon.diagnosis.checks import data as data_checks, static
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.record import Failure
 from tikhon.diagnosis.static import _shared
+from tikhon.diagnosis.wiring.signal import _deviations
 
 
 def network(outputs: int = 2) -> nn.Sequential:
@@ -183,3 +185,20 @@ def test_only_layers_with_weights_are_shared():
     layer, squash = nn.Linear(3, 3), nn.Tanh()
     assert _shared(nn.Sequential(layer, squash, nn.Linear(3, 3), squash)) == []
     assert _shared(nn.Sequential(layer, squash, layer, squash)) == ["0", "2"]
+
+
+def test_the_noise_of_a_relation_is_that_of_all_orders_of_the_targets():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(9, 2, generator=generator).double()
+    y = (scores + torch.randn(9, 2, generator=generator)).double()
+    halves = torch.tensor([1, 3, 5, 7]), torch.tensor([0, 2, 4, 6, 8])
+    sums = [
+        [
+            float((scores[half] * y[half[list(order)]]).sum())
+            for order in itertools.permutations(range(len(half)))
+        ]
+        for half in halves
+    ]
+    every = torch.tensor([a + b for a, b in itertools.product(*sums)], dtype=torch.float64)
+    wanted = (float((scores * y).sum()) - every.mean()) / every.std(correction=0)
+    assert _deviations(scores, y, halves) == pytest.approx(float(wanted), rel=1e-9)
