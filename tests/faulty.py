@@ -171,7 +171,7 @@ def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
             for m in model.modules()
         ],
         "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state()[1].copy(),
+        "numpy": np.random.get_state(),
         "python": random.getstate(),
         "optimizer": copy.deepcopy(optimizer.state_dict()),
         "requires": [p.requires_grad for p in model.parameters()],

@@ -7,6 +7,7 @@ import json
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -153,8 +154,11 @@ def test_it_stops_at_the_first_bad_tensor(build, spoil, what, where, tmp_path):
     model = build()
     engine = sgd(0.01)(model.parameters())
     health = watch(model, engine, every=50, output=tmp_path / "run")
+    np.random.normal()  # the second of a pair of draws is kept for later
+    before = np.random.get_state()
     with health, pytest.raises(NonFiniteError, match="step 4"):
         train(model, engine, 20, spoil=spoil)
+    assert same(before, np.random.get_state())
     assert (health.failure["what"], health.step) == (what, 4)
     assert health.failure["where"] == where
     saved = json.loads((tmp_path / "run" / "watch.json").read_text())

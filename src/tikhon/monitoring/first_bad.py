@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.data.rows import tensors
-from tikhon.diagnosis.replica import undisturbed
+from tikhon.diagnosis.replica import isolated, undisturbed
 from tikhon.regularizer.targets import local
 
 Call = tuple[nn.Module, Any, Any]  # a module with the arguments it was called with
@@ -53,7 +53,8 @@ def _first_activation(model: nn.Module, calls: Sequence[Call]) -> str | None:
     named = list(model.named_modules())
     handles = [m.register_forward_hook(look(n or type(m).__name__)) for n, m in named]
     try:
-        with torch.no_grad(), undisturbed(model, training=model.training):
+        looked = undisturbed(model, training=model.training)
+        with isolated(model, 0), torch.no_grad(), looked:
             for module, args, kwargs in calls:
                 module(*args, **kwargs)
     finally:
