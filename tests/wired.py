@@ -318,6 +318,34 @@ def averaging(masked: bool):
     )
 
 
+def looking(way: str, right: bool):
+    """Attention over words with a mask of their padding, the right way round or upside down."""
+
+    def forward(m, tokens):
+        h, padding = m.embed(tokens), (tokens == 0) if right else (tokens != 0)
+        if way == "layer":
+            h = h + m.look(h, h, h, key_padding_mask=padding, need_weights=False)[0]
+        elif way == "fused":
+            h = h + F.scaled_dot_product_attention(h, h, h, attn_mask=~padding[:, None])
+        else:
+            scores = h @ h.transpose(1, 2) / 4
+            h = h + scores.masked_fill(padding[:, None], -1e9).softmax(-1) @ h
+        kept = (tokens > 0)[:, :, None].float()
+        return m.head((h * kept).sum(1) / kept.sum(1))
+
+    layer = {"look": nn.MultiheadAttention(16, 2, batch_first=True)} if way == "layer" else {}
+    return Fn(forward, embed=nn.Embedding(12, 16), head=nn.Linear(16, 2), **layer)
+
+
+def short_sentences():
+    """Sentences of which none fills all places."""
+    tokens, y = sentences(time=14)
+    return F.pad(tokens, (0, 2)), y
+
+
+MASKS = "layer", "fused", "by hand"
+
+
 def padded_counting():
     tokens, target = counting()
     kept = torch.arange(8) < torch.arange(len(tokens))[:, None] % 5 + 2
@@ -531,6 +559,17 @@ FAULTY = [
     Wired(
         "flattened in another order", code="positions_mixed", says="another", **time_first(False)
     ),
+    *[
+        Wired(
+            f"mask upside down, {way}",
+            lambda way=way: looking(way, False),
+            short_sentences,
+            CE,
+            "padding_seen",
+            "upside down",
+        )
+        for way in MASKS
+    ],
     Wired(
         "pictures reshaped",
         conv,
@@ -927,6 +966,10 @@ FAULTY = [
     Wired("in halves", mlp, lambda: halves(False), CE, "sorted_batches", "shuffle"),
 ]
 RIGHT = [
+    *[
+        Wired(f"padding masked, {way}", lambda way=way: looking(way, True), short_sentences, CE)
+        for way in MASKS
+    ],
     Wired("pictures permuted", conv, lambda: coloured(lambda x: x.permute(0, 3, 1, 2)), CE),
     Wired("halves that are mixed", mlp, lambda: halves(True), CE),
     Wired("mean of what is there", lambda: averaging(True), sentences, CE),

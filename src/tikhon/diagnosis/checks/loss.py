@@ -311,6 +311,12 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     share = ev.fact("padding") or 0.0
     apart, counted = (ev.fact(f"padding_{k}") for k in ("apart", "counted"))
+    if words := w.get("masked_words"):
+        fix = "key_padding_mask=tokens == 0, true where nobody may look (an attn_mask of "
+        fix += "scaled_dot_product_attention is true where one may)"
+        why = said("why_masked_words")
+        yield Finding("padding_seen", "critical", (words,), {"padding": share}, why, fix=fix)
+        return
     if apart is not None and apart >= e.PADDED and share >= e.PADDING:
         why = said("why_padding_apart", share=share, apart=apart)
         numbers = {"padding_apart": apart, "padding": share}

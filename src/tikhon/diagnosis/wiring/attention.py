@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tikhon.data.rows import tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.wiring.calls import DROPOUTS
+from tikhon.diagnosis.wiring.padding import lengths
 from tikhon.diagnosis.wiring.rows import spread as row_spread
 from tikhon.diagnosis.wiring.subject import Subject
 
@@ -25,6 +27,11 @@ SCALINGS = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "
 DEEP = 4  # layers that are left out one by one
 SAME_ROWS = 1e-6  # distance of rows that are alike, of their size
 MASKED = -1e4  # scores below it are a mask
+MASKS = {
+    "multi_head_attention_forward": "key_padding_mask",
+    "scaled_dot_product_attention": "attn_mask",
+}
+MOST = 0.9  # of the words blanked and of the padding seen: the mask is upside down
 
 
 class AttentionScores(Functions):
@@ -39,6 +46,7 @@ class AttentionScores(Functions):
         self.found: list[dict[str, Any]] = []
         self.queries = ""  # where a mask blanks whole rows of the scores and no keys
         self.turned = ""  # where a softmax over the queries weighs what the keys hold
+        self.blank: list[tuple[Tensor, str]] = []  # keys that no query of a row may see, by place
         self._over_queries: list[tuple[weakref.ref[Tensor], str]] = []
         self._kept: dict[int, weakref.ref[Tensor]] = {}
         self._notes: dict[int, tuple[int, bool]] = {}  # tensor: size of its products, divided
@@ -51,6 +59,9 @@ class AttentionScores(Functions):
         size = max((size for size, _ in notes), default=0)
         divided = any(divided for _, divided in notes)
         output = func(*args, **kwargs)
+        if name in MASKS and isinstance(mask := kwargs.get(MASKS[name]), Tensor):
+            allowed = mask.dtype == torch.bool and name == "scaled_dot_product_attention"
+            self._blank(~mask if allowed else mask, user_line())
         if name == "softmax" and size and inputs[0].ndim > 2:
             self._turn(inputs[0], output, _axis(args, kwargs), user_line())
             self._measure(inputs[0], size, divided, (args, kwargs), user_line())
@@ -67,6 +78,14 @@ class AttentionScores(Functions):
         elif name in SHAPES or size:
             self._keep(output, size, divided)
         return output
+
+    def _blank(self, mask: Tensor, place: str) -> None:
+        """Keep the keys that a mask blanks: true, or far below 0, for all queries and heads."""
+        with torch._C.DisableTorchFunction():
+            blank = mask if mask.dtype == torch.bool else mask.detach() <= MASKED
+            if blank.ndim > 1:
+                keys = blank.flatten(1, -2).all(1) if blank.ndim > 2 else blank
+                self.blank.append((keys.cpu(), place))
 
     def _turn(self, scores: Tensor, output: object, axis: object, place: str) -> None:
         """Keep a softmax over the queries of positions that look at each other."""
@@ -91,6 +110,7 @@ class AttentionScores(Functions):
         if axis not in (-1, scores.ndim - 1) or scores.shape[-1] < 3:
             return
         with torch._C.DisableTorchFunction():
+            self._blank(scores, place)
             if _whole_rows(scores):
                 self.queries = self.queries or place
             now = spread(scores.detach().double())
@@ -129,6 +149,21 @@ def spread(scores: Tensor) -> float | None:
     return float((entropy[rows] / count[rows].double().log()).mean())
 
 
+def _upside_down(subject: Subject, tape: AttentionScores) -> str:
+    """Where a mask blanks the words of all rows and leaves their padding; empty otherwise."""
+    for part in tensors(subject.batch[0]):
+        ends = lengths(part)
+        if ends is None:
+            continue
+        padded = torch.arange(part.shape[1]) >= ends[:, None]
+        for keys, place in tape.blank:
+            if keys.shape == padded.shape and padded.any():
+                words, filler = keys[~padded].double().mean(), keys[padded].double().mean()
+                if words >= MOST and filler <= 1 - MOST:
+                    return place
+    return ""
+
+
 def past_facts(subject: Subject) -> dict[str, object]:
     """`nothing_past`: layers of attention without each of which rows are alike, two or more."""
     layers = [
@@ -158,4 +193,5 @@ def attention_facts(subject: Subject) -> dict[str, Any]:
     plain = [s for s in tape.found if not s["divided"]]
     facts: dict[str, Any] = {"masked_queries": tape.queries} if tape.queries else {}
     facts |= {"over_queries": tape.turned} if tape.turned else {}
+    facts |= {"masked_words": place} if (place := _upside_down(subject, tape)) else {}
     return facts | ({"undivided": min(plain, key=lambda s: s["now"])} if plain else {})
