@@ -118,3 +118,20 @@ def test_one_layer_that_drops_nearly_all_is_named_once(rate: float) -> None:
     found = asked(nn.Sequential(*layers), lambda p: torch.optim.Adam(p, lr=1e-2))
     codes = [f.code for f in found.findings]
     assert codes.count("excessive_dropout") == 1, str(found)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p, decay: torch.optim.AdamW(p, lr=5e-3, weight_decay=100 * decay),
+        lambda p, decay: torch.optim.Adam(p, lr=5e-3, weight_decay=decay),
+        lambda p, decay: torch.optim.SGD(p, lr=0.1, weight_decay=decay),
+    ],
+)
+def test_decay_is_blamed_where_the_same_run_without_it_learns(make: Any) -> None:
+    for decay, blamed in ((1.0, True), (1e-3, False)):
+        torch.manual_seed(0)
+        found = asked(mlp(10, 32, 4, act=nn.ReLU), lambda p, decay=decay: make(p, decay))
+        assert (found.labels == {"underfitting"}) == blamed, str(found)
+        assert blamed or found.ok, str(found)
+        assert not blamed or "decay" in found.findings[0].why, str(found)

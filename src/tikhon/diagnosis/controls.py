@@ -14,7 +14,7 @@ from torch import nn
 from tikhon.budget import OutOfTimeError, out_of_time
 from tikhon.data.rows import take
 from tikhon.diagnosis.dry_run import DryRun, run
-from tikhon.diagnosis.evidence import Evidence, lately
+from tikhon.diagnosis.evidence import Evidence, lately, number
 from tikhon.diagnosis.record import Record
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
@@ -24,6 +24,7 @@ from tikhon.diagnosis.wiring.calls import Leaky
 BEHIND = 0.6  # of what the yardstick learns
 LONG_STEP = 1e-2  # of the weights
 USUAL = 0.9  # momentum
+USUAL_DECAY = 0.01  # of AdamW; momentum takes less
 SHUFFLED = 2  # runs on shuffled targets where nothing shallow relates them to the inputs
 
 
@@ -112,8 +113,8 @@ def _advantage(make: Callable[[], Replica], ran: Ran) -> float | None:
     """
     tail = max(1, ran.trial.steps // 4)
     source, ends = ran.source, []
-    for number in range(SHUFFLED):
-        order = torch.randperm(source.rows, generator=torch.Generator().manual_seed(number))
+    for seed in range(SHUFFLED):
+        order = torch.randperm(source.rows, generator=torch.Generator().manual_seed(seed))
         shuffled = (source.source[0], take(source.source[1], order))
         other = replace(source, source=shuffled, probe=take(shuffled, torch.arange(2)))
         ends.append(sum(ran.again(make(), other).losses[-tail:]) / tail)
@@ -180,6 +181,18 @@ def _undrop(replica: Replica, ran: Ran) -> None:
             module.p = 0.0
 
 
+def _decays(ev: Evidence, ran: Ran) -> bool:
+    """Whether weight decay is more than usual, and takes off enough in all its steps."""
+    numbers = ran.record.optimizer
+    decay, rate = (number(numbers.get(k)) or 0.0 for k in ("weight_decay", "lr"))
+    return decay > USUAL_DECAY and rate * decay * ran.trial.steps >= 0.02 and _behind(ev)
+
+
+def _undecay(replica: Replica, ran: Ran) -> None:
+    for group in replica.optimizer.param_groups if replica.optimizer is not None else ():
+        group["weight_decay"] = 0.0
+
+
 def _unhook(replica: Replica, ran: Ran) -> None:
     for parameter in replica.model.parameters():
         parameter._backward_hooks = None
@@ -239,6 +252,7 @@ CONTROLS = (
         partial(_pace, times=10.0),
     ),
     Control("undropped", _drops, _undrop),
+    Control("undecayed", _decays, _undecay),
     Control("unhooked", lambda ev, ran: ev.harmed and ev.static.get("hooked"), _unhook),
     Control(
         "bared",

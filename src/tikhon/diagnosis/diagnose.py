@@ -48,7 +48,7 @@ WIRING = (
 # critical where a control run has shown them to be causes, or the floor of what the head can say
 PROVEN = {"frozen_parameters", "missing_from_optimizer", "head_mismatch"}
 # evidence of a control run: what it shows is a cause
-CONTROLS = {"calmer", "faster", "steadier", "undropped", "unhooked", "bared", "skipped", "scaled"}
+CONTROLS = set("calmer faster steadier undropped undecayed unhooked bared skipped scaled".split())
 DRAWS = 5  # of a factory's weights
 
 
