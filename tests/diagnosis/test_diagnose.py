@@ -29,7 +29,7 @@ from faulty import (
 from tikhon.data.batches import order
 from tikhon.diagnosis import LABELS, Record, diagnose, judge
 from tikhon.diagnosis.codes import CODES
-from tikhon.diagnosis.replica import undisturbed
+from tikhon.diagnosis.replica import isolated, undisturbed
 from tikhon.errors import DataError, InputError
 
 
@@ -89,7 +89,7 @@ def test_a_look_at_a_model_leaves_it_as_it_was(training):
     model[2].eval()
     engine = sgd(0.1)(model.parameters())
     before = fingerprint(model, engine)
-    with undisturbed(model, training=training):
+    with isolated(model, 0), undisturbed(model, training=training):
         assert all(m.training is training for m in model.modules())
         model(classes()[0])
     assert same(before, fingerprint(model, engine))
