@@ -22,7 +22,7 @@ from tikhon.cures.trials import DoesNotApplyError, Trials, train
 from tikhon.diagnosis.samples import samples
 from tikhon.errors import InputError
 
-STEPS = 5
+STEPS = 3
 
 
 class Block(nn.Module):
@@ -140,6 +140,11 @@ TREATMENTS |= {t.name: t for t in (*cures.RATES[:4], *cures.ADAMS, *cures.POPULA
 TREATMENTS |= {
     t.name: t for t in (cures.INIT & cures.adam(1e-3), cures.LAYERNORM & cures.rate(0.2))
 }
+OF_SETTINGS = {  # of the optimizer and the loss alone: the same code for every program
+    t.name
+    for t in TREATMENTS.values()
+    if t.setup and not (t.parts or t.edit or t.rows or t.scaled or t.rewrite or t.lacking)
+}
 
 
 def trials(program):
@@ -190,7 +195,10 @@ def paste(program, patch, treated, judge):
 def test_the_pasted_patch_trains_the_treated_model(program):
     found = trials(program)
     applied = 0
+    own = program.name in ("chain", "terms", "numbers", "left out")
     for treatment in TREATMENTS.values():
+        if treatment.name in OF_SETTINGS and not own:
+            continue
         edits = any(part.edit for part in treatment.parts or (treatment,))
         if program.optimizer is first_layer_only and edits:
             continue  # an optimizer by position takes new layers in one of the two only
@@ -217,14 +225,15 @@ def test_the_pasted_patch_trains_the_treated_model(program):
                 assert float(wanted.std()) == pytest.approx(float(y.std()), rel=0.9)
         if bool((wanted.abs() < 1e4).all()):  # else it diverges, which multiplies every rounding
             torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5, msg=treatment.name)
-    assert applied >= 10
+    assert applied >= 10 or not own
+    assert applied
 
 
 def test_every_treatment_applies_somewhere_and_is_code():
     left = set(TREATMENTS) - COVERED
     for program in PROGRAMS:
         found = trials(program)
-        for treatment in TREATMENTS.values():
+        for treatment in [t for t in TREATMENTS.values() if t.name in left]:
             try:
                 patch = found.build(treatment, 0).patch
             except (DoesNotApplyError, NotImplementedError):

@@ -60,7 +60,7 @@ def test_each_fault_is_found_and_placed(case):
 
 
 @pytest.mark.parametrize("case", HEALTHY, ids=lambda c: c.name)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_healthy_programs_raise_no_alarm(case, seed):
     found = run(case, seed=seed)
     assert not found.labels & set(LABELS), str(found)

@@ -103,10 +103,10 @@ def test_a_healthy_one_is_measured_and_left_alone(name):
     assert len(chain) >= 2
 
 
-ALIKE = {"Conv1d", "Conv3d", "RNN", "LSTM"}  # cured as Conv2d and GRU are
+CURED = ("Conv2d", "GRU", "MultiheadAttention", "names")  # the others are cured as these are
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name not in ALIKE])
+@pytest.mark.parametrize("name", CURED)
 def test_a_sick_one_is_found_and_cured(name):
     build, data, _ = KINDS[name]
     torch.manual_seed(0)

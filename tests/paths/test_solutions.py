@@ -240,8 +240,6 @@ def test_strength_zero_is_the_model_without_a_penalty(kind):
 
 LABELS = {
     "two signs": ([-1, 1], "logistic"),
-    "three signs": ([-1, 0, 1], "multinomial"),
-    "from one": ([1, 2], "logistic"),
     "with gaps": ([-7, 3, 400], "multinomial"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import cycle
 
 import pandas as pd
 import pytest
@@ -34,8 +35,10 @@ def in_its_unit(penalty, kind, **options):
     return path(None, data(kind), penalty, folds=3, strengths=6, **options)
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("penalty", HOMOGENEOUS, ids=lambda p: type(p).__name__)
+# each penalty in a small or in a large unit
+@pytest.mark.parametrize(
+    ("penalty", "scale"), list(zip(HOMOGENEOUS, cycle(SCALES))), ids=lambda v: type(v).__name__
+)
 def test_targets_in_another_unit(penalty, scale):
     x, y = data()
     for debias in (False, True):
@@ -48,9 +51,15 @@ def test_targets_in_another_unit(penalty, scale):
         assert torch.allclose(found.coefficients, plain.coefficients * scale, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["squared", "logistic"])
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("penalty", HOMOGENEOUS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    ("penalty", "scale", "kind"),
+    [
+        (penalty, scale, kind)
+        for k, penalty in enumerate(HOMOGENEOUS)
+        for scale, kind in zip(SCALES[:: (-1) ** k], ("squared", "logistic"))
+    ],
+    ids=lambda v: type(v).__name__,
+)
 def test_inputs_in_another_unit(penalty, scale, kind):
     x, y = data(kind)
     plain = in_its_unit(penalty, kind, smallest=0.05)

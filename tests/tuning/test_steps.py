@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,8 +87,8 @@ def search(name, **given) -> TuneResult:
     return tune(build, data, **asked)
 
 
-@pytest.mark.parametrize("folds", [0, 2])
-@pytest.mark.parametrize("name", PROGRAMS)
+# every program once, with and without folds in turn
+@pytest.mark.parametrize(("name", "folds"), list(zip(PROGRAMS, cycle((2, 0)))))
 def test_a_step_of_ones_own_is_searched_one_by_one_and_told_why(name, folds):
     found, again = (search(name, folds=folds, batch_size=20) for _ in range(2))
     assert found.plan.chunk == 1 and PROGRAMS[name][3] in found.plan.reason
