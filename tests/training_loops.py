@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tikhon as tk
 
-STEPS = 100
+STEPS = 65
 CE = F.cross_entropy
 BROKEN: dict[str, tuple] = {}  # name -> (loop, code)
 HEALTHY: dict[str, object] = {}
@@ -364,7 +364,7 @@ def an_exponential_schedule_per_batch():
     engine = sgd(model, 0.1)
     schedule = schedules.ExponentialLR(engine, 0.9)
     with watched(model, engine) as health:
-        for x, y in batches():
+        for x, y in batches(100):
             step(model, engine, x, y)
             schedule.step()
     return health
@@ -588,7 +588,7 @@ def accumulated_over_batches():
     model = net()
     engine = sgd(model, momentum=0.9)
     with watched(model, engine, every=3) as health:
-        for k, (x, y) in enumerate(batches()):
+        for k, (x, y) in enumerate(batches(100)):
             (CE(model(x), y) / 4).backward()
             if (k + 1) % 4 == 0:
                 engine.step()
@@ -601,7 +601,7 @@ def accumulated_and_cleared_at_the_start_of_a_group():
     model = net()
     engine = adam(model)
     with watched(model, engine, every=3) as health:
-        for k, (x, y) in enumerate(batches()):
+        for k, (x, y) in enumerate(batches(100)):
             if k % 4 == 0:
                 engine.zero_grad()
             (CE(model(x), y) / 4).backward()
@@ -819,7 +819,9 @@ def cosine_per_batch():
 @healthy
 def warm_up_from_zero_and_linear_decay():
     return _scheduled(
-        lambda o: schedules.LambdaLR(o, lambda k: min(k / 10, max(0.0, (STEPS - k) / 90)))
+        lambda o: schedules.LambdaLR(
+            o, lambda k: min(k / 10, max(0.0, (STEPS - k) / (STEPS - 10)))
+        )
     )
 
 

@@ -93,8 +93,10 @@ def test_a_penalty_that_cannot_be_followed_is_named_before_anything_is_written(
 
 
 def test_strengths_may_be_named(tmp_path, command):
-    asked = ["path", "diabetes", "--penalty", "total_variation", "--strengths", "0.1,1,0"]
-    told = command.run(*asked, "--folds", "2", "--json", "--output", "r", cwd=tmp_path)
+    rows = "".join(f"{k % 7},{k % 5},{k % 3},{k % 7 - k % 3}.5\n" for k in range(60))
+    (tmp_path / "t.csv").write_text("a,b,c,y\n" + rows)
+    asked = ["path", "t.csv", "--target", "y", "--penalty", "total_variation", "--folds", "2"]
+    told = command.run(*asked, "--strengths", "0.1,1,0", "--json", "--output", "r", cwd=tmp_path)
     assert told.code == 0 and json.loads(told.out)["strengths"] == [1.0, 0.1, 0.0]
     told = command.run("path", "diabetes", "--strengths", "many", cwd=tmp_path)
     assert told.code == 2 and "received 'many'" in told.err

@@ -1,4 +1,4 @@
-"""Every broken loop is named within twenty sampled steps, and no healthy one is blamed."""
+"""Every broken loop is named within twenty sampled steps at most, and no healthy one is blamed."""
 
 from __future__ import annotations
 
