@@ -35,12 +35,17 @@ _ID_NAME = re.compile(
     r"(?i:(^|[_\s.-])(id|uuid|guid|key|index|rownames?)$|^unnamed|^__index_level_\d+__$|^$)"
     r"|(?<=[a-z])I[dD]$"
 )
+_TIME_NAME = re.compile(
+    r"(?i:(?:^|[\W_])(?:ts|epoch|unix|utc)(?:[\W_]|$)|(?:time|stamp|date|[\W_]at)(?:[\W_]|s?$))"
+    r"|(?<=[a-z])(?:At|Time|Timestamp|Date)$"
+)
 _DAYS_AS_NUMBERS = "%Y%m%d"
 _FEW_DAYS = 8  # one number in thirty of that size is a day: as many are no accident
 _DISTINCT = 0.9  # of the cells of an identifier: rows may be repeated, cells may be empty
 _MEASURED = re.compile(r"[-+(]?\d*[.,]\d+(?![\d.,])")  # a number with a fraction, then whatever
 _WORD = re.compile(r"\b\w\w+\b")  # what is hashed as one
 _HEX = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{2,})*", re.IGNORECASE)
+_PHONE = re.compile(r"(?=(?:\D*\d){7})[+(\d][-+(). /\d]*")  # (555) 123-4567, +49 170 1234567
 _FORMATS = {
     "ISO8601": "ymd",
     "%Y/%m/%d": "ymd",
@@ -55,6 +60,7 @@ _FORMAT_READINGS = {
     "mdy": "reading_month_first",
     _DAYS_AS_NUMBERS: "reading_days",
     "duration": "reading_spans",
+    "calendar": "reading_spans_long",
 }
 
 
@@ -70,6 +76,7 @@ class Column:
     reason: Sentence | None = None  # why it is dropped
     decimal: str = "."  # "" if each cell proves its own decimal mark
     unit: str = ""  # a currency, "%" or letters around the numbers
+    multiples: tuple[str, ...] = ()  # behind them: k, M, million
     hashes: int = 0  # columns that its free text is hashed into
     words: tuple[str, ...] = ()  # texts and bounds among numbers or dates, a flag each
     missing: tuple[str, ...] = ()  # texts among numbers or dates that were read as no value
@@ -85,9 +92,8 @@ class Column:
     @classmethod
     def from_dict(cls, plain: dict[str, Any], *, decimal: str = ".") -> Column:
         """The inverse of `to_dict`; `decimal` is the one that older runs kept for all columns."""
-        lists = {
-            k: tuple(plain.get(k, ())) for k in ("categories", "words", "missing", "spellings")
-        }
+        names = ("categories", "multiples", "words", "missing", "spellings")
+        lists = {k: tuple(plain.get(k, ())) for k in names}
         format = plain.get("format", "")
         found = {"decimal": decimal, **plain, **lists, "format": _FORMATS.get(format, format)}
         return cls(**found)
@@ -117,8 +123,12 @@ class Column:
             found.append(said("reading_comma" if self.decimal else "reading_own_mark"))
         if self.unit:
             found.append(said("reading_unit", unit=self.unit))
+        if self.multiples:
+            found.append(said("reading_multiples", words=listed(self.multiples)))
         if self.format in _FORMAT_READINGS:
             found.append(said(_FORMAT_READINGS[self.format]))
+        if self.kind == "date" and self.format in dates.UNITS:
+            found.append(said("reading_epoch", unit=self.format))
         if self.serial:
             found.append(said("reading_serial"))
         if self.short:
@@ -182,7 +192,7 @@ def _text(raw: RawColumn, forced: str | None) -> Column:
     present = texts.dropna()
     if not len(present):
         return Column(name, "dropped", reason=said("reason_empty"))
-    if (boolean := _truth_column(name, present)) is not None:
+    if (boolean := _truth_column(raw, present)) is not None:
         return boolean
     zeros = bool(present.str.match(r"^0\d+$").any())
     if zeros and forced is None:
@@ -202,15 +212,20 @@ def _text(raw: RawColumn, forced: str | None) -> Column:
     )
 
 
-def _truth_column(name: str, present: pd.Series) -> Column | None:
-    """A column of truth values; None if it is not one."""
-    texts = list(map(str, present.unique())) if present.nunique() <= _FEW else []
+def _truth_column(raw: RawColumn, present: pd.Series) -> Column | None:
+    """A column of truth values, some of which may be missing (`NA`); None if it is not one."""
+    name, few = raw.name, present.nunique() <= _FEW
+    texts = [t for t, none in zip(raw.cells.texts, raw.cells.is_missing) if not none and few]
     if not truths(texts):
         return None
+    missing = raw.cells.missing
     words = sorted({text.lower() for text in texts}, key=lambda w: (w in TRUE, w))
     if len(words) == 2:
-        return Column(name, "boolean", categories=tuple(words))
-    return Column(name, "boolean", categories=("false", "true"), spellings=tuple(sorted(texts)))
+        return Column(name, "boolean", categories=tuple(words), missing=missing)
+    spellings = tuple(sorted(texts))
+    return Column(
+        name, "boolean", categories=("false", "true"), spellings=spellings, missing=missing
+    )
 
 
 def _number_column(raw: RawColumn, forced: str | None = None) -> Column | None:
@@ -237,14 +252,15 @@ def _number_column(raw: RawColumn, forced: str | None = None) -> Column | None:
     finite(source, name, cells.spread(values))
     fractions = bool(np.any(values != np.floor(values), where=~np.isnan(values)))
     words = _words(source, name, cells, ~np.isnan(values), "numbers", ask=fractions)
-    if words is None:
-        return None
+    if words is None or (words and all(one.bound for one in numbers)):
+        return None  # <10k, 10k-20k, 20k+ are names of ranges
     limits = [b for b in numerals.FLAGS if b in bounds]
     column = Column(
         name,
         "number",
         decimal=decimal,
         unit="".join(units),
+        multiples=numerals.multiples(numbers),
         words=(*limits, *words),
         missing=cells.missing,
     )
@@ -421,8 +437,8 @@ def _time_column(raw: RawColumn) -> Column | None:
     if cells.share(fits) <= _MOSTLY:
         return None
     words = _words(raw.source, raw.name, cells, fits, "times") or ()
-    spans = [dates.is_span(text) for text in cells.texts]
-    format = "duration" if any(spans) else ""
+    spans = {dates.span_of(text) for text in cells.texts}
+    format = min(spans - {""}, default="")  # "calendar" before "duration"
     return Column(raw.name, "time", format=format, words=words, missing=cells.missing)
 
 
@@ -438,6 +454,9 @@ def _number(column: Column, values: np.ndarray) -> Column:
     known = len(distinct)
     if whole and not column.words and _look_like_days(distinct):
         return Column(column.name, "date", format=_DAYS_AS_NUMBERS)
+    if whole and not column.words and _TIME_NAME.search(column.name):
+        if unit := _since_1970(distinct):
+            return Column(column.name, "date", format=unit, clock=True)
     if whole and known > 1 and known >= _DISTINCT * len(present) and _ID_NAME.search(column.name):
         reason = said("reason_whole")
         if known < len(values):
@@ -452,6 +471,14 @@ def _look_like_days(numbers: np.ndarray) -> bool:
         return False
     texts = [f"{number:.0f}" for number in numbers]
     return not np.isnan(strptime_days(texts, _DAYS_AS_NUMBERS)).any()
+
+
+def _since_1970(numbers: np.ndarray) -> str:
+    """The unit in which several whole numbers are moments of 1985 to 2100; "" for none."""
+    if len(numbers) < _FEW_DAYS:
+        return ""
+    fits = (u for u, n in dates.UNITS.items() if 5e8 * n < numbers[0] <= numbers[-1] < 4.1e9 * n)
+    return next(fits, "")
 
 
 def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
@@ -490,7 +517,9 @@ def _look_like_identifiers(name: str, levels: Sequence[str]) -> bool:
     """Codes of one make: a name that says so, hexadecimal, or digits in the same frame."""
     if _ID_NAME.search(name) or all(_HEX.fullmatch(level) for level in levels):
         return True
-    if not all(re.search(r"\d", level) and " " not in level for level in levels):
+    telephones = all(_PHONE.fullmatch(level) for level in levels)
+    coded = all(re.search(r"\d", level) and " " not in level for level in levels)
+    if not telephones and not coded:
         return False
     if sum(bool(_MEASURED.match(level)) for level in levels) > _MOSTLY * len(levels):
         return False
@@ -499,7 +528,7 @@ def _look_like_identifiers(name: str, levels: Sequence[str]) -> bool:
         return len({re.sub(r"\d+", "#", level) for level in levels}) <= few
     # without letters several numbers are quantities (120/80, 1:23.4) but for numbered telephones
     numbered = all(re.fullmatch(r"[-+.()_#\d]*", level) for level in levels)
-    return numbered and len({re.sub(r"\d", "#", level) for level in levels}) <= few
+    return (numbered or telephones) and len({re.sub(r"\d", "#", level) for level in levels}) <= few
 
 
 def finite(source: Source, name: str, values: np.ndarray) -> None:

@@ -80,13 +80,19 @@ _TIME = re.compile(
     rf"(?:(?P<days>-?\d{{1,5}})\s+days?,?\s+\+?)?{_CLOCK.replace('{1,2}', '{1,3}', 1)}",
     re.IGNORECASE,
 )  # a duration may have more hours than a day, and days
+_DOTTED = re.compile(r"(?P<h>\d{1,2})\.(?P<min>\d\d)\.(?P<s>\d\d)")  # 18.00.00
 _SPAN = re.compile(
-    r"(?:P(?=[T\d]))?(?:(?P<days>\d{1,5})\s*d(?:ays?)?)?,?\s*T?"
+    r"(?:P(?=[T\d]))?(?:(?P<y>\d{1,4})\s*y(?:(?:ea)?rs?)?\.?)?(?:,|\s+and)?\s*"
+    r"(?:(?P<mo>\d{1,4})\s*mo(?:n(?:th)?s?)?\.?)?(?:,|\s+and)?\s*"
+    r"(?:(?P<w>\d{1,5})\s*w(?:(?:ee)?ks?)?\.?)?(?:,|\s+and)?\s*"
+    r"(?:(?P<days>\d{1,5})\s*d(?:ays?)?)?,?\s*T?"
     r"(?:(?P<h>\d{1,5})\s*h(?:(?:ou)?rs?)?\.?)?(?:,|\s+and)?\s*"
     r"(?:(?P<min>\d{1,5})\s*(?:m(?:in(?:ute)?s?)?\.?))?(?:,|\s+and)?\s*"
     r"(?:(?P<s>\d{1,6})(?P<f>[.,]\d{1,9})?\s*(?:s(?:ec(?:ond)?s?)?\.?))?",
     re.IGNORECASE,
 )  # 1h 20m, 2 days 3 hours, PT1H20M
+_CALENDAR = {"y": 365.25, "mo": 30.4375, "w": 7.0, "days": 1.0}  # days of a part of a duration
+UNITS = {"s": 1, "ms": 10**3, "µs": 10**6, "ns": 10**9}  # in a second
 _SERIAL = re.compile(r"[1-9]\d{4}(?:\.\d+)?")
 _LONGEST = 80  # letters of a moment with its zone
 _PLACE = re.compile(
@@ -151,24 +157,41 @@ def clock_time(text: str) -> float | None:
         return _seconds(hour)
     found = _TIME.fullmatch(text)
     if found is None:
-        return _span(text)
+        dotted = _DOTTED.fullmatch(text)
+        return _span(text) if dotted is None else _seconds(dotted)
     fraction = _seconds(found, hours=999)
     return None if fraction is None else int(found["days"] or 0) + fraction
 
 
-def is_span(text: str) -> bool:
-    """Whether a text is a duration with the names of its units."""
-    return _span(tidy(text)) is not None
+def span_of(text: str) -> str:
+    """ "duration" for one with the names of its units, "calendar" with months or years among
+    them, "" for another text.
+    """
+    if _span(tidy(text)) is None:
+        return ""
+    found = _SPAN.fullmatch(tidy(text))
+    return "calendar" if found and (found["y"] or found["mo"]) else "duration"
+
+
+def since_1970(text: str, unit: str) -> float:
+    """Days since 1970 of a number of seconds ("s"), "ms", "µs" or "ns"; NaN for another text.
+
+    >>> since_1970("86400000", "ms")
+    1.0
+    """
+    whole = text.removesuffix(".0")
+    return int(whole) / (86400 * UNITS[unit]) if whole.isdecimal() else float("nan")
 
 
 def _span(text: str) -> float | None:
     """A duration with the names of its units, in days."""
     found = _SPAN.fullmatch(text)
-    if found is None or not any(found[part] for part in ("days", "h", "min", "s")):
+    if found is None or not any(found[part] for part in (*_CALENDAR, "h", "min", "s")):
         return None
-    days, hours, minutes, seconds = (int(found[part] or 0) for part in ("days", "h", "min", "s"))
+    whole = sum(int(found[part] or 0) * days for part, days in _CALENDAR.items())
+    hours, minutes, seconds = (int(found[part] or 0) for part in ("h", "min", "s"))
     fraction = float((found["f"] or "0").replace(",", "."))
-    return days + (hours * 3600 + minutes * 60 + seconds + fraction) / 86400
+    return whole + (hours * 3600 + minutes * 60 + seconds + fraction) / 86400
 
 
 def _numeric(found: re.Match[str]) -> Moment | None:

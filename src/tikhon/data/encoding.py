@@ -142,7 +142,9 @@ def _dates(raw: RawColumn, column: Column) -> np.ndarray:
         return _with_sentinels(column, days_of(raw.series))
     if "%" not in column.format and raw.iso_days is not None:
         return _with_sentinels(column, raw.iso_days)
-    if "%" in column.format:
+    if column.format in dates.UNITS:
+        days = np.array([dates.since_1970(text, column.format) for text in raw.cells.texts])
+    elif "%" in column.format:
         days = strptime_days(raw.cells.texts, column.format)
     else:  # "datetime", of a typed file, is written as ISO where it is text
         moments = raw.with_serials if column.serial else raw.moments

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ SEPARATORS = (",", ";", "\t", "|")
 BLANKS = " "  # runs of blanks, where nothing else separates
 LONGEST = 1 << 24  # characters of a field; the csv module stops at 131,072
 _SAMPLE = 100  # rows that tell the separator
+_TABULAR = 0.6  # of the first rows have as many fields as the table, whatever stands above it
 _FIRST = 1 << 20  # characters in which a blank before quotes is looked for
 
 
@@ -63,13 +65,63 @@ def separator_of(path: Path, text: TextLines) -> str:
     if widths[usual] > 1:
         return usual
     fitting = [separator for separator, width in widths.items() if width > 1]
-    if all(set(widths_of(text, separator)) == {1} for separator in widths):
+    if not fitting and all(widths_of(text, separator)[0] <= 1 for separator in widths):
         found = set(widths_of(text, BLANKS))
         return BLANKS if len(found) == 1 and found != {1} else usual
     if len(fitting) > 1:
         shown = " or ".join(f"--sep {separator!r}" for separator in fitting)
         raise DataError(f"{path}: the fields fit more than one separator; say {shown}")
     return fitting[0] if fitting else usual
+
+
+def below_titles(text: str, told: str | None, usual: str) -> tuple[str, int]:
+    """The text with blank lines for the titles above its header, and how many they are."""
+    head = TextLines(TextLines(text).head(_FIRST))
+    for separator in [told] if told else [usual, *(s for s in SEPARATORS if s != usual)]:
+        lines, rows = _rows_by_line(head, separator)
+        if (above := titles(rows)) is None:
+            continue
+        start, last = 0, lines[above - 1] if above else 0
+        for _ in range(last):
+            start = text.find("\n", start) + 1
+        return "\n" * last + text[start:], above
+    return text, 0
+
+
+def titles(rows: Sequence[Sequence[str]]) -> int | None:
+    """How many of the first rows are titles above the header; None for rows of no table.
+
+    A title is one cell, or a row with at most half of the fields of the table; the header has all
+    of them, each with a name of its own. With anything less certain nothing is a title.
+    """
+    widths = [len(row) for row in rows]
+    width = max(set(widths), key=widths.count, default=0)
+    if width < 3 or widths.count(width) < _TABULAR * len(widths):
+        return None
+    first = next((i for i, row in enumerate(rows) if _is_header(row, width)), 0)
+    return first if all(_is_title(row, width) for row in rows[:first]) else 0
+
+
+def _rows_by_line(text: TextLines, separator: str) -> tuple[list[int], list[list[str]]]:
+    """The first rows without blanks around their cells, and the lines that they end in."""
+    lines: list[int] = []
+    rows: list[list[str]] = []
+    reader = rows_of(text, separator)
+    with long_fields(), suppress(csv.Error):
+        for row in islice(reader, _SAMPLE):
+            if row:
+                lines.append(reader.line_num)
+                rows.append([cell.strip() for cell in row])
+    return lines, rows
+
+
+def _is_title(row: Sequence[str], width: int) -> bool:
+    return sum(map(bool, row)) <= (1 if len(row) == width else width // 2)
+
+
+def _is_header(row: Sequence[str], width: int) -> bool:
+    named = len(row) == width and all(row) and len(set(row)) == width
+    return named and not any(re.fullmatch(r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", name) for name in row)
 
 
 def spaced(text: TextLines, separator: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Iterator, Sequence, Set
@@ -16,14 +17,27 @@ from tikhon.languages import Sentence, said
 _RARE_CLASS = 0.1
 _UNTOLD = 0.02  # of the errors of a constant answer, that a leak may leave
 _SAMPLE = 5_000
-_DAYS = 20  # different dates that are no order by accident
+_DAYS = 8  # different dates that are no order by accident
+_TOGETHER = 1e-8  # of the target's variance, that columns which give it together may leave
+_PARTS = 6  # columns that a target is a sum or a product of, at most
+_WIDE = 50  # numbers among which such columns are looked for
+_CHANCE = 1e-3  # that some columns are alike
+_OF_GROUPS = 10  # different values of a column that names groups of rows, at least
 _BLOCK = 10_000  # rows that are copied at a time
 _TOTAL = re.compile(
     r"\s*(?:(?:grand|sub)[- ]?)?(?:totals?|sum|overall|all|summe|gesamt|insgesamt|total général|"
     r"totale|suma|итого|всего|合计|总计|合計|総計)\s*:?\s*",
     re.IGNORECASE,
 )
-_SENTINELS = (-1.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, 99.0, 999.0, 9999.0, 99999.0, 999999.0)
+_WHOSE = re.compile(
+    r"(?i:(?:^|[_\s.-])(?:id|uuid|guid)$|^(?:patient|subject|participant|person|user|customer|client|"
+    r"member|household|session|speaker|animal|device|machine)s?(?:[_\s.-]?(?:no|nr|number|#))?$)"
+    r"|(?<=[a-z])I[dD]$"
+)
+_SENTINELS = frozenset(
+    [sign * (10.0**k - 1) for k in range(1, 8) for sign in (-1, 1)]
+    + [-1.0, 777.0, 888.0, 7777.0, 8888.0, 32767.0, 65535.0, 2147483647.0]
+)
 
 
 def readings(columns: Sequence[Column]) -> list[Sentence]:
@@ -147,19 +161,89 @@ def _ranks_agree(cells: np.ndarray, y: np.ndarray) -> bool:
     return many and abs(np.corrcoef(ranks[0], ranks[1])[0, 1]) > 0.9999
 
 
+def together(
+    values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: str
+) -> list[Sentence]:
+    """Numbers whose weighted sum, or whose product of powers, is the target in every row."""
+    found = [
+        (column.name, values[:, place][:_SAMPLE, 0])
+        for column, place in zip(columns, blocks(columns), strict=True)
+        if column.kind == "number"
+    ]
+    if task != "regression" or not 2 <= len(found) <= _WIDE:
+        return []
+    cells, y = np.stack([part for _, part in found], axis=1), y[:_SAMPLE].astype(float)
+    for key, of in (("notice_leak_sum", lambda v: v), ("notice_leak_product", np.log)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            parts = _parts(of(cells), of(y))
+        if parts:
+            names = listed([found[i][0] for i in parts])
+            options = shlex.join(f"--drop={found[i][0]}" for i in parts)
+            return [said(key, columns=names, options=options)]
+    return []
+
+
+def _parts(cells: np.ndarray, y: np.ndarray) -> list[int]:
+    """The few columns whose weighted sum is y, several of them; none where it is not."""
+    usable = np.flatnonzero(np.isfinite(cells).mean(axis=0) > 0.5)
+    rows = np.isfinite(cells[:, usable]).all(axis=1) & np.isfinite(y)
+    if rows.sum() < max(20, 0.5 * len(y), 3 * len(usable)):
+        return []
+    x, y = cells[rows][:, usable], y[rows] - y[rows].mean()
+    x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12)
+    weights = np.linalg.lstsq(x, y, rcond=None)[0]
+    told = np.abs(weights) > 1e-3 * y.std()
+    if not 2 <= told.sum() <= _PARTS or y.std() == 0:
+        return []
+    left = y - x[:, told] @ np.linalg.lstsq(x[:, told], y, rcond=None)[0]
+    return usable[told].tolist() if left.var() <= _TOGETHER * y.var() else []
+
+
+def alike(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
+    """Columns that hold the same in every row, where that is no chance."""
+    found: dict[bytes, list[str]] = {}
+    for column, place in zip(columns, blocks(columns), strict=True):
+        cells = np.ascontiguousarray(values[:, place])
+        counts = np.unique(cells[:, 0], return_counts=True)[1]
+        chance = float(np.square(counts / len(cells)).sum()) ** len(cells) * len(columns) ** 2
+        if chance < _CHANCE:
+            key = hashlib.sha256(cells.tobytes()).digest()
+            found.setdefault(key, []).append(column.name)
+    return [
+        said("notice_alike", columns=listed(names)) for names in found.values() if len(names) > 1
+    ][:8]
+
+
+def groups(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
+    """A column that names something which several rows are of, by its name and its cells."""
+    for column, place in zip(columns, blocks(columns), strict=True):
+        cells = values[:, place][:, 0]
+        many = len(np.unique(cells[~np.isnan(cells)]))
+        named = column.kind in ("number", "category") and _WHOSE.search(column.name)
+        if named and _OF_GROUPS <= many <= len(cells) / 2:
+            name = listed([column.name])
+            return [said("notice_groups", column=name, count=many, rows=len(cells))]
+    return []
+
+
 def identifiers(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Numbers that look like identifiers, and are kept."""
     found = [
         column.name
         for column, place in zip(columns, blocks(columns), strict=True)
-        if column.kind == "number" and not column.words and _all_different(values[:, place][:, 0])
+        if column.kind == "number"
+        and not (column.words or column.unit)
+        and _all_different(values[:, place][:, 0])
     ]
     return [said("notice_identifier", columns=listed(found))] if found else []
 
 
 def _all_different(cells: np.ndarray) -> bool:
-    whole = bool(np.all(cells == np.floor(cells)))
-    return whole and len(np.unique(cells)) == len(cells) > 20
+    """Whether whole numbers count the rows, or are codes of one length, each another one."""
+    if not np.all(cells == np.floor(cells)) or not len(np.unique(cells)) == len(cells) > 20:
+        return False
+    lengths = {len(f"{number:.0f}") for number in (cells.min(), cells.max())}
+    return len(lengths) == 1 or bool(np.ptp(cells) < 2 * len(cells))
 
 
 def sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
@@ -182,7 +266,9 @@ def _sentinels(cells: np.ndarray, name: str) -> list[Sentence]:
     for mark in (present.min(), present.max()) if len(present) else ():
         rest = present[present != mark]
         count = len(present) - len(rest)
-        if mark not in _SENTINELS or count < 2 or len(np.unique(rest)) < 5:
+        if count < 2 or len(np.unique(rest)) < 5:
+            continue
+        if mark not in _SENTINELS and not (mark == np.floor(mark) and mark < 0 <= rest.min()):
             continue
         width = max(float(np.ptp(rest)), 1e-12)
         if min(abs(mark - rest.min()), abs(mark - rest.max())) > width:

@@ -29,13 +29,16 @@ _CURRENCIES = frozenset(
 _WORDS = frozenset("Rs Rp RM kr Fr zł Kč Ft".split())
 _MULTIPLES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "bn": 1e9}
 _MULTIPLE_WORDS = {
-    **dict.fromkeys(("thousand",), 1e3),
+    **dict.fromkeys(("thousand", "tsd"), 1e3),
+    **dict.fromkeys(("万", "萬"), 1e4),
     **dict.fromkeys(("lakh", "lakhs", "lac", "lacs"), 1e5),
     **dict.fromkeys(("million", "millions", "mln", "mn", "mio"), 1e6),
     **dict.fromkeys(("crore", "crores", "cr"), 1e7),
+    **dict.fromkeys(("亿", "億"), 1e8),
     **dict.fromkeys(("billion", "billions", "bln", "mrd"), 1e9),
     **dict.fromkeys(("trillion", "trillions"), 1e12),
 }  # whatever their capitals
+_MULTIPLE = "|".join(sorted({*_MULTIPLES, *_MULTIPLE_WORDS}, key=len, reverse=True))
 _BY_CASE = "mMpPyYzZ"  # mW is not MW: the beginnings of units that capitals tell apart
 # soft hyphen, zero-width space, marks of direction, word joiner, byte order mark
 _UNSEEN = dict.fromkeys([0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF])
@@ -56,8 +59,9 @@ _NUMBER = re.compile(
     (?P<digits>[\d.,'’_ ]*\d[.,]?)
     (?P<exponent>[eE][-+]?\d{{1,4}}|[dD][-+]\d{{1,4}}|\s*[xX×*·]\s*10\s*\^\s*[-+]?\d{{1,4}})?
     (?P<spread>\s*(?:±|\+/-|\+-)\s*\d[\d.,]*)?
+    (?:\s*(?P<multiple>(?i:{_MULTIPLE}))\.?\s*(?=[{_SYMBOLS}]|[A-Z]{{3}}\b))?
     \s*(?P<after>[%‰{_SYMBOLS}]|/(?:5|10|20|50|100)|°?[^\W\d_]{{1,12}}(?:/[^\W\d_]{{1,5}})?[23]?
-    |°|'|")?
+    |°|'|")?(?:(?<=[^\W\d_])\.)?
     \s*(?P<trail>[-+])?\s*(?P<close>\))?(?P<note>\s*[*†‡§]{{1,3}})?""",
     re.VERBOSE,
 )
@@ -72,6 +76,17 @@ _ANGLE = re.compile(
     (?P<after>[NSEWnsew])?""",
     re.VERBOSE,
 )  # of a coordinate: degrees, minutes, seconds
+_FEET = re.compile(
+    r"""(?P<feet>\d{1,3})\s*(?:'|ft\.?|feet|foot)\s*-?\s*(?P<inches>(?:1[01]|\d)(?:\.\d+)?)\s*
+    (?:"|''|in\.?|inch(?:es)?)?""",
+    re.VERBOSE,
+)
+_FRACTION = re.compile(
+    r"""(?P<sign>[-+])?(?:(?P<whole>\d{1,4})[ -](?=\d+[/⁄]))?(?P<over>\d{1,2})
+    (?:⁄|(?<=[ -]\d)/|(?<=[ -]\d\d)/)(?P<under>[2-9]|10|12|16|32|64)\s*(?P<inch>")?""",
+    re.VERBOSE,
+)  # without a whole number 1/2 may be a date, ½ may not
+_LENGTHS = {"'": "ft", "foot": "ft", "feet": "ft", '"': "in", "inch": "in", "inches": "in"}
 _INFINITE = re.compile(r"([-+]?)(?:inf|infinity|∞)", re.IGNORECASE)
 _PLAIN = re.compile(r"[-+]?\d+")
 
@@ -88,6 +103,7 @@ class Numeral:
     comma: float | None
     bound: str = ""
     unit: str = ""
+    multiple: str = ""  # thousands, millions, ... that the value is in full
 
     @property
     def vote(self) -> str:
@@ -118,10 +134,12 @@ def tidy(text: str) -> str:
     if text.isascii():
         return text.strip()
     text = _RAISED.sub(_power, text.translate({**_UNSEEN, **_QUOTES}))
+    text = _AFTER_DIGITS.sub(" ", text)
     text = "".join(map(_plain_digit, unicodedata.normalize("NFKC", text).strip()))
     return re.sub(r"^[\u2010-\u2013](?=[\d.,])", "-", text)
 
 
+_AFTER_DIGITS = re.compile("(?<=\\d)(?=[¼-¾⅐-⅞])")  # 9½ is not 91/2
 _RAISED = re.compile(r"(?<![^\W\d_])\u207b?[\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+")  # not of m²
 
 
@@ -154,10 +172,10 @@ def numeral(text: str) -> Numeral | None:
         if infinite := _INFINITE.fullmatch(text):
             value = math.copysign(math.inf, -1 if infinite[1] == "-" else 1)
             return Numeral(value, value)
-        return _angle(text)
+        return _angle(text) or _in_parts(text)
     if _contradicts(found):
         return None
-    unit, factor = _unit(found["before"], found["after"])
+    unit, factor = _unit(found["before"], found["multiple"], found["after"])
     if unit is None:
         return None
     negative = "-" in (found["sign"], found["second"], found["trail"]) or bool(found["open"])
@@ -166,8 +184,9 @@ def numeral(text: str) -> Numeral | None:
         for value in (_value(found["digits"], found["exponent"], mark) for mark in ".,")
     ]
     if readings == [None, None]:
-        return None
-    return Numeral(readings[0], readings[1], _bound(found), unit)
+        return _in_parts(text)
+    multiple = found["multiple"] or found["after"] if factor != 1 else ""
+    return Numeral(readings[0], readings[1], _bound(found), unit, multiple)
 
 
 def _angle(text: str) -> Numeral | None:
@@ -188,6 +207,19 @@ def _angle(text: str) -> Numeral | None:
     return None if values == [None, None] else Numeral(values[0], values[1], unit="°")
 
 
+def _in_parts(text: str) -> Numeral | None:
+    """Feet and inches as feet, and a number with a fraction: 5'11", 5 ft 11 in, 9 1/2."""
+    if found := _FEET.fullmatch(text):
+        value = int(found["feet"]) + float(found["inches"]) / 12
+        return Numeral(value, value, unit="ft")
+    found = _FRACTION.fullmatch(text)
+    if found is None or int(found["over"]) >= int(found["under"]):
+        return None
+    value = int(found["whole"] or 0) + int(found["over"]) / int(found["under"])
+    value = -value if found["sign"] == "-" else value
+    return Numeral(value, value, unit='"' if found["inch"] else "")
+
+
 def _bound(found: re.Match[str]) -> str:
     bound = " ".join((found["bound"] or "").rstrip(".").lower().split())
     if bound:
@@ -204,18 +236,25 @@ def _contradicts(found: re.Match[str]) -> bool:
     return len(signs) > 1 or not closed or (bool(found["open"]) and bool(signs))
 
 
-def _unit(before: str | None, after: str | None) -> tuple[str | None, float]:
+def _unit(before: str | None, multiple: str | None, after: str | None) -> tuple[str | None, float]:
     """The unit (None if the text is no number after all) and the factor of its multiple."""
     before = (before or "").removesuffix(".")
     if before and before[-1] not in _SYMBOLS and before not in _CURRENCIES | _WORDS:
         return None, 1.0
     after = "" if (after or "").lower() in _NTH else after or ""  # the 37th
-    factor = _MULTIPLES.get(after) or _MULTIPLE_WORDS.get(after.lower())
-    if factor:
+    if multiple:  # 3 Mio. €
+        factor = _factor(multiple)
+        told = factor is not None and not before and is_currency(after)
+        return after if told else None, factor or 1.0
+    if factor := _factor(after):
         return before or f"*{after}", factor
     if before and after and after not in _CURRENCIES:
         return None, 1.0
     return before or after or "", 1.0
+
+
+def _factor(multiple: str) -> float | None:
+    return _MULTIPLES.get(multiple) or _MULTIPLE_WORDS.get(multiple.lower())
 
 
 def _value(digits: str, exponent: str | None, decimal: str) -> float | None:
@@ -245,6 +284,7 @@ def same_unit(unit: str) -> str:
     """
     if unit.startswith("*"):
         return "*"
+    unit = _LENGTHS.get(unit.lower(), unit)
     if len(unit) > 3 or unit[:1] not in _BY_CASE:
         unit = unit.lower()
     return unit[:-1] if len(unit) > 2 and unit.endswith("s") and "/" not in unit else unit
@@ -269,6 +309,11 @@ def units(found: Iterable[Numeral]) -> tuple[str, ...] | None:
     if shown and (plain or multiples) and not is_currency(shown[0]):
         return None
     return shown
+
+
+def multiples(found: Iterable[Numeral]) -> tuple[str, ...]:
+    """The words for thousands, millions, ... behind numbers."""
+    return tuple(sorted({one.multiple for one in found if one.multiple}))
 
 
 def votes(found: Iterable[Numeral]) -> frozenset[str]:

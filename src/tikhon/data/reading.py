@@ -23,6 +23,7 @@ from tikhon.data.fields import (
     LONGEST,
     SEPARATORS,
     TextLines,
+    below_titles,
     long_fields,
     rows_of,
     separator_of,
@@ -146,23 +147,33 @@ def read(path: Path, format: Format | None = None, *, content: bytes | None = No
             raise DataError(f"{path} is empty: a header and rows are needed")
         text = _decode(path, content, format)
         del content  # a large table is held once: as bytes, as text, as cells
-        return _csv(path, *_preamble(text, format.separator), format, origin)
+        return _csv(path, *_preamble(path, text, format.separator), format, origin)
     if kind == "json":
         text = _decode(path, content, format)
         frame, foreign, lines = typed.json_rows(path, text)
         if not len(frame):
             raise DataError(f"no data rows in {path}")
+        inside = frame.attrs.pop("inside")
         frame = frame.replace(list(format.missing), None) if format.missing else frame
-        return Source(frame, path.name, lines, (), origin, format, foreign)
+        told = () if inside is None else (said("notice_inside", name=inside),)
+        return Source(frame, path.name, lines, told, origin, format, foreign)
     if kind == "xlsx":
         frame, foreign = typed.workbook(path, content)
     else:
         frame, foreign = typed.arrow(path, content, kind)
-    others = frame.attrs.pop("others", None)
+    others, above = frame.attrs.pop("others", None), frame.attrs.pop("titles", None)
     if format.missing:
         frame = frame.replace(list(format.missing), None)
-    notices = (said("notice_sheet", others=listed(others)),) if others else ()
-    return Source(frame, path.name, (), notices, origin, format, foreign)
+    notices = [said("notice_titles", count=above)] if above else []
+    notices += [said("notice_sheet", others=listed(others))] if others else []
+    return Source(frame, path.name, (), tuple(notices), origin, format, foreign)
+
+
+def refuse_others(path: Path) -> None:
+    """Raise `DataError` for a file that is named as no table and is known by its first bytes."""
+    if path.is_file():
+        with path.open("rb") as file:
+            _kind(path, path.name.lower(), file.read(_FIRST))
 
 
 def _kind(path: Path, name: str, content: bytes) -> str:
@@ -241,24 +252,28 @@ def _unzipped(path: Path, content: bytes) -> bytes:
 
 
 def _preamble(
-    text: str, separator: str | None
+    path: Path, text: str, separator: str | None
 ) -> tuple[TextLines, str | None, tuple[Sentence, ...]]:
     """The text with blank lines for what stands above its header, and the separator told there.
 
-    `sep=;` is a spreadsheet's; lines with a # are comments unless they have the header's fields.
+    `sep=;` is a spreadsheet's; lines with a # are comments unless they have the header's fields;
+    titles are what `below_titles` takes for them.
     """
     if found := re.match(r'"?sep=(.)"?\n', text, re.IGNORECASE):
         return TextLines("\n" + text[found.end() :]), separator or found[1], ()
-    comments = re.match(r"(?:#[^\n]*\n)+", text)
-    if comments is None:
-        return TextLines(text), separator, ()
-    header = text[comments.end() :].partition("\n")[0]
-    marks = [separator] if separator else SEPARATORS
-    lines = comments[0].splitlines()
-    if any(0 < line.count(mark) == header.count(mark) for line in lines for mark in marks):
-        return TextLines(text), separator, ()
-    notice = said("notice_comments", count=len(lines))
-    return TextLines("\n" * len(lines) + text[comments.end() :]), separator, (notice,)
+    notices = []
+    if comments := re.match(r"(?:#[^\n]*\n)+", text):
+        header = text[comments.end() :].partition("\n")[0]
+        marks = [separator] if separator else SEPARATORS
+        lines = comments[0].splitlines()
+        if any(0 < line.count(mark) == header.count(mark) for line in lines for mark in marks):
+            return TextLines(text), separator, ()
+        notices.append(said("notice_comments", count=len(lines)))
+        text = "\n" * len(lines) + text[comments.end() :]
+    text, titles = below_titles(text, separator, usual_of(path))
+    if titles:
+        notices.append(said("notice_titles", count=titles))
+    return TextLines(text), separator, tuple(notices)
 
 
 def _csv(
@@ -334,7 +349,8 @@ def _wrong_length(
 ) -> str:
     """What to do about rows that have not as many fields as the header."""
     line, width = skipped[0]
-    if len(skipped) > len(lines) and width - len(header) > 1:
+    widths = [width for _, width in skipped]
+    if len(skipped) > len(lines) and (width := max(widths, key=widths.count)) > len(header) + 1:
         return (
             f"{path} line {line}: {width} fields{_others(len(skipped) - 1)}, what stands for the "
             f"header has {len(header)} ({listed(header)}): remove the lines above the header"

@@ -12,7 +12,7 @@ import torch
 
 from tikhon.data import arrays, mnist
 from tikhon.data.dataset import Dataset
-from tikhon.data.reading import SUFFIXES, is_table
+from tikhon.data.reading import SUFFIXES, is_table, refuse_others
 from tikhon.data.table import TableOptions, load_table
 from tikhon.errors import DataError, InputError, unknown
 
@@ -40,6 +40,8 @@ def load(
     """
     name = os.fspath(source)
     if table is not None and (name in NAMES or not is_table(Path(name))):
+        if not name.endswith((".npz", ".npy")):
+            refuse_others(located(name, data_dir))
         raise InputError(
             f"{table.target!r} names a column of a table (--target), and {name} is none: leave it "
             "out, or give a table (" + ", ".join(SUFFIXES) + ")"

@@ -98,15 +98,17 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
     if target.task == "classification":
         notices += noticing.text_na(source, options.target)
     notices += noticing.imbalance(target.y, target.column, target.task)
-    notices += noticing.leaks(values, columns, target.y, target.task)
+    leaks = noticing.leaks(values, columns, target.y, target.task)
+    notices += leaks or noticing.together(values, columns, target.y, target.task)
     notices += noticing.identifiers(values, columns)
+    notices += noticing.alike(values, columns)
     notices += noticing.sentinels(values, columns)
     if target.task == "regression":
         notices += noticing.target_sentinels(target.y, options.target)
     notices += noticing.totals(source)
     notices += noticing.garbled(source)
     if options.time is None and options.group is None:
-        notices += noticing.in_order(values, columns)
+        notices += noticing.groups(values, columns) + noticing.in_order(values, columns)
     table = Table(columns, dropped, target.column, *_split_columns(source, options))
     return Dataset(
         name=_stem(source.name),

@@ -111,7 +111,14 @@ def _numbers(raw: RawColumn) -> tuple[Column, np.ndarray] | None:
     if np.isnan(values).any(where=~cells.is_missing):
         return None
     words = tuple(bound for bound in numerals.FLAGS if bound in bounds)
-    column = Column(name, "number", decimal=decimal, unit="".join(units), words=words)
+    column = Column(
+        name,
+        "number",
+        decimal=decimal,
+        unit="".join(units),
+        multiples=numerals.multiples(numbers),
+        words=words,
+    )
     return column, cells.spread(values)
 
 
@@ -179,6 +186,7 @@ def _classes(
     told = [said("notice_merged", labels=labels, name=name) for labels in merged]
     if values is None:
         told += _close(name, [label[key] for key in shown])
+        told += _combined(name, [label[key] for key in shown])
     code = {key: i for i, key in enumerate(shown)}
     y = np.array([code[key] for key in keys], np.int64)[cells.codes]
     if task is None:
@@ -222,6 +230,17 @@ def _close(name: str, labels: Sequence[str]) -> list[Sentence]:
     bare = [re.sub(r"[\s.,;:!]+$", "", label).lower() for label in labels]
     found += [label for label, b in zip(labels, bare) if len(label) > 1 and bare.count(b) > 1]
     return [said("notice_kept_apart", labels=listed(found), name=name)] if found else []
+
+
+def _combined(name: str, labels: Sequence[str]) -> list[Sentence]:
+    """Labels that are made of fewer others, as `action|drama` is: each combination is a class."""
+    for mark in "|;,":
+        parts = {part.strip() for label in labels for part in label.split(mark)}
+        joined = [label for label in labels if mark in label]
+        if len(joined) > 1 and len(parts) < len(labels):
+            count = len(labels)
+            return [said("notice_combined", label=joined[0], name=name, count=count)]
+    return []
 
 
 def _refuse_constants(source: Source, name: str, levels: int, cells: Cells) -> None:

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tikhon.data.fields import titles
 from tikhon.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -93,24 +94,36 @@ def _plain(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
 
 def json_rows(path: Path, text: str) -> tuple[pd.DataFrame, dict[str, str], list[int]]:
     """One JSON object a line, or a list of objects; lines of the file come with the rows."""
-    rows, lines = _listed(text), list[int]()
+    rows, inside = _listed(text, wrapped=path.name.lower().removesuffix(".gz").endswith(".json"))
+    lines: list[int] = []
     if not rows:
         rows, lines = _one_a_line(path, text)
     names = list(dict.fromkeys(name for row in rows for name in row))
     frame, foreign = frame_of({name: [row.get(name) for row in rows] for name in names})
+    frame.attrs["inside"] = inside
     return frame, foreign, lines
 
 
-def _listed(text: str) -> list[dict[str, object]]:
-    """The objects of a document that is one list of objects; none of another."""
-    if not text.lstrip().startswith("["):
-        return []
+def _listed(text: str, *, wrapped: bool) -> tuple[list[dict[str, Any]], str | None]:
+    """The objects of a document that is one list of objects, or an object around one list, under
+    some name; none of another.
+    """
+    if not text.lstrip().startswith(("[", "{") if wrapped else "["):
+        return [], None
+    found: Any
+    name: str | None = None
     try:
         found = json.loads(text, object_pairs_hook=_once)
         json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
-        return []  # what is wrong is told by line
-    return found if all(isinstance(row, dict) for row in found) else []
+        return [], None  # what is wrong is told by line
+    if isinstance(found, dict):
+        lists = [key for key, value in found.items() if isinstance(value, list) and value]
+        if len(lists) != 1:
+            return [], None
+        name = lists[0]
+        found = found[name]
+    return (found, name) if all(isinstance(row, dict) for row in found) else ([], None)
 
 
 def _one_a_line(path: Path, text: str) -> tuple[list[dict[str, object]], list[int]]:
@@ -161,6 +174,8 @@ def workbook(path: Path, content: bytes) -> Frame:
     rows = [row for row in rows if any(cell is not None for cell in row)]
     if not rows:
         raise DataError(f"{path} is empty: a header and rows are needed")
+    above = titles([["" if c is None else str(c).strip() for c in row] for row in rows[:100]])
+    rows = rows[above or 0 :]
     header = ["" if cell is None else str(cell).strip() for cell in rows[0]]
     while (
         header
@@ -177,8 +192,7 @@ def workbook(path: Path, content: bytes) -> Frame:
         for i, name in enumerate(header)
     }
     frame, foreign = frame_of(cells)
-    if others:
-        frame.attrs["others"] = others
+    frame.attrs |= {"others": others, "titles": above}
     return frame, foreign
 
 
