@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from faulty import CE, mlp
@@ -135,3 +136,28 @@ def test_decay_is_blamed_where_the_same_run_without_it_learns(make: Any) -> None
         assert (found.labels == {"underfitting"}) == blamed, str(found)
         assert blamed or found.ok, str(found)
         assert not blamed or "decay" in found.findings[0].why, str(found)
+
+
+def test_a_code_that_says_something_later_has_not_collapsed() -> None:
+    torch.manual_seed(0)
+    x = torch.as_tensor(load_digits().data).float() / 16
+
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.back = mlp(64, 64, 16), mlp(8, 64, 64)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            mean, spread = self.into(x).chunk(2, 1)
+            code = mean + torch.randn_like(mean) * (spread / 2).exp()
+            return self.back(code), mean, spread
+
+    def loss(answer: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tensor:
+        output, mean, spread = answer
+        divergence = -0.5 * (1 + spread - mean.square() - spread.exp()).sum(1).mean()
+        kept = nn.functional.binary_cross_entropy_with_logits(output, target, reduction="none")
+        return kept.sum(1).mean() + divergence
+
+    found = asked(Drawing(), lambda p: torch.optim.Adam(p, lr=1e-3), (x, x), loss)
+    assert found.record.wiring["given_back"] < 0.2, found.record.wiring
+    assert "posterior_collapse" not in found.labels, str(found)

@@ -20,11 +20,14 @@ from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.thresholds import FEW_PASS, HEAVY, LEARNED, RELATED, SMALL_UPDATE
 from tikhon.diagnosis.wiring.calls import Leaky
+from tikhon.diagnosis.wiring.rows import given_back
+from tikhon.diagnosis.wiring.subject import subject_of
 
 BEHIND = 0.6  # of what the yardstick learns
 LONG_STEP = 1e-2  # of the weights
 USUAL = 0.9  # momentum
 USUAL_DECAY = 0.01  # of AdamW; momentum takes less
+LONGER = 3  # times the steps
 SHUFFLED = 2  # runs on shuffled targets where nothing shallow relates them to the inputs
 
 
@@ -41,12 +44,14 @@ class Ran:
         """Whether there was a run, and it ended with numbers."""
         return self.trial.steps > 0 and self.trial.failure is None
 
-    def again(self, replica: Replica, source: Samples, *, points: int = 0) -> DryRun:
+    def again(
+        self, replica: Replica, source: Samples, *, points: int = 0, times: int = 1
+    ) -> DryRun:
         """The same run of another replica or on other samples; one cut short compares nothing."""
         trial = run(
             replica,
             source,
-            steps=self.trial.steps,
+            steps=times * self.trial.steps,
             batch_size=self.record.batch_size,
             seed=self.record.seed,
             probes=False,
@@ -84,6 +89,11 @@ def _asked(make: Callable[[], Replica], ran: Ran) -> Iterator[dict[str, object]]
     if _doubtful(ran):
         yield {"advantage": _advantage(make, ran)}
     ev = Evidence(ran.record)
+    if ev.given_nothing:  # a code may say something later
+        replica = make()
+        trial = ran.again(replica, ran.source, times=LONGER)
+        later: dict[str, object] = {"given_steps": trial.steps}
+        yield later | given_back(subject_of(replica, ran.source))
     for control in CONTROLS:
         if not control.asked(ev, ran):
             continue

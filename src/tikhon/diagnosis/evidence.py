@@ -16,8 +16,10 @@ from tikhon.diagnosis.thresholds import (
     BACK,
     DEAD,
     EXCESS,
+    GIVEN_BACK,
     LEARNED,
     LIVELY,
+    LONG,
     MOVED_STATISTICS,
     NARROW,
     OWN_GAIN,
@@ -369,6 +371,17 @@ class Evidence:
         total = max(self.curve) - min(self.curve)
         recent = tail[-len(tail) // 3] - tail[-1]
         return total > 0 and recent > 0.05 * total and back_share(tail) < 0.2
+
+    @property
+    def given_nothing(self) -> bool:
+        """Whether what a network that draws gives back is not about its row, after some steps."""
+        left = self.fact("given_back")
+        return (
+            left is not None
+            and left < GIVEN_BACK
+            and self.record.steps >= LONG
+            and not self.falling
+        )
 
     @cached_property
     def still(self) -> bool:

@@ -15,7 +15,7 @@ from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.checks.causes import called
 from tikhon.diagnosis.checks.initial import bias_share, poor_init
 from tikhon.diagnosis.checks.static import scales
-from tikhon.diagnosis.evidence import Evidence, middle, sizes
+from tikhon.diagnosis.evidence import Evidence, middle, number, sizes
 from tikhon.diagnosis.findings import Finding
 from tikhon.languages import said
 
@@ -401,10 +401,12 @@ def _undivided(ev: Evidence) -> Iterable[Finding]:
 
 
 def _collapsed(ev: Evidence) -> Iterable[Finding]:
-    left = ev.fact("given_back")
-    if left is None or left >= e.GIVEN_BACK or ev.record.steps < e.LONG or ev.falling:
+    later = {"given_back": ev.fact("given_back"), "given_steps": ev.record.steps}
+    later |= ev.record.reference
+    left, steps = (number(later[k]) or 0.0 for k in ("given_back", "given_steps"))
+    if not ev.given_nothing or left >= e.GIVEN_BACK:
         return
-    why = said("why_given_back", steps=ev.record.steps, left=left)
+    why = said("why_given_back", steps=round(steps), left=left)
     fix = "F.mse_loss(output, x, reduction='sum') / len(x) + weight * divergence, weight from 0"
     yield Finding("posterior_collapse", "critical", (), {"given_back": left}, why, fix=fix)
 
