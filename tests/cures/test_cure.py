@@ -140,7 +140,7 @@ EDITS = [
     (surgery.reinit, True), (surgery.orthogonal, True), (surgery.lsuv, True),
     (surgery.to_relu, True), (surgery.normalise, True), (surgery.residual, True),
     (surgery.widen, True), (surgery.narrow, False), (surgery.add_dropout, True),
-    (surgery.to_gru, False), (surgery.open_head, False), (surgery.ease_dropout, False),
+    (surgery.to_gru, False), (surgery.open_head, False), (cures.EASE.edit, False),
     (surgery.recurrent_init, False), (surgery.norm_blocks, False), (surgery.to_leaky, False),
     (surgery.long_memory, False),
 ]  # fmt: skip

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice, permutations
 
 from torch import Tensor
@@ -198,7 +197,7 @@ def _moved(order: tuple[int, ...]) -> int:
     return sum(a > b for a, b in pairs)
 
 
-def other_axis(axis: int, calls: list[Call]) -> list[str]:
+def softmax_over(axis: int, calls: list[Call]) -> list[str]:
     """A softmax over the first axis, the rows, over another one."""
     lines = []
     for ndim in sorted({len(c.shapes[0]) for c in called(calls, *SOFTMAXES) if c.dim == 0}):
@@ -466,25 +465,3 @@ def safe(calls: list[Call]) -> list[str]:
     """Functions whose value or slope is not finite at an edge, kept away from it."""
     used = {_OTHER_WORDS.get(c.name, c.name) for c in calls if c.attached}
     return [EDGES[name] for name in EDGES if name in used]
-
-
-AXES = CallRule("AxesKept", kept_axes)
-OF_EACH_ROW = CallRule("OfEachRow", of_each_row, inner=True)
-HALF_TURNS = CallRule("HalfTurns", in_half_turns, inner=True)
-GIVEN_GOALS = CallRule("GivenGoals", given_goals)
-SECOND_AXIS = CallRule("SoftmaxOfAxis1", partial(other_axis, 1))
-LAST_AXIS = CallRule("SoftmaxOfTheLastAxis", partial(other_axis, -1))
-JOINED = CallRule("Joined", joined, everywhere=True)
-STEADY = CallRule("Steady", steady, evaluated=True)
-BARE = CallRule("BareAnswer", bare_head, counted=True)
-HEARD = CallRule("AllClasses", heard)
-ONE_SHAPE = CallRule("OneShape", one_shape)
-SAFE = CallRule("AwayFromEdges", safe)
-YES_AND_NO = CallRule("YesAndNoAlike", yes_and_no)
-CLASSES_ALIKE = CallRule("ClassesAlike", classes_alike)
-ONE_UNIT = CallRule("SigmoidOfOneUnit", one_unit)
-EXCHANGED = CallRule("AnswerFirst", exchanged)
-LOGGED = CallRule("Logarithms", logged)
-WEIGHED_LATE = CallRule("WeightsFirst", weighed_late, counted=True)
-SUMMED = CallRule("SumsOverEntries", summed)
-PADDING_LEFT_OUT = CallRule("WithoutPadding", padding_left_out)

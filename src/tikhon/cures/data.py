@@ -20,6 +20,7 @@ from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples, samples as read
 from tikhon.diagnosis.wiring.signal import copied_columns
 
+DataEdit = Callable[[Replica, Samples], str]
 SKEWED = 0.5  # of the mean: a median below it, of numbers of one sign, asks for logarithms
 
 
@@ -40,7 +41,8 @@ def _channels_first(values: Tensor, model: nn.Module) -> bool:
     return values.ndim > 3 or (values.ndim == 3 and convolved)
 
 
-def _scale_inputs(replica: Replica, samples: Samples) -> str:
+def scaled_inputs(replica: Replica, samples: Samples) -> str:
+    """Inputs of mean 0 and deviation 1, by column or channel."""
     inputs = samples.source[0] if samples.indexed else samples.probe[0]
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return ""
@@ -55,7 +57,8 @@ def _scale_inputs(replica: Replica, samples: Samples) -> str:
     return code
 
 
-def _scale_targets(replica: Replica, samples: Samples) -> str:
+def scaled_targets(replica: Replica, samples: Samples) -> str:
+    """Targets of mean 0 and deviation 1, scored in their own unit."""
     target = (samples.source if samples.indexed else samples.probe)[1]
     if not isinstance(target, Tensor) or not target.is_floating_point():
         return ""
@@ -73,7 +76,8 @@ def _scale_targets(replica: Replica, samples: Samples) -> str:
     return code
 
 
-def _fit_to_one(replica: Replica, samples: Samples) -> str:
+def fitted_to_one(replica: Replica, samples: Samples) -> str:
+    """Targets from 0 to 1, as a head with a sigmoid can say them."""
     ends = ends_of(samples)
     if ends is None:
         return ""
@@ -85,7 +89,7 @@ def _fit_to_one(replica: Replica, samples: Samples) -> str:
     )
 
 
-def _without_copies(replica: Replica, samples: Samples) -> str:
+def without_copies(replica: Replica, samples: Samples) -> str:
     """The columns that the target stands in, set to 0."""
     columns = copies_of(samples)
     if not columns:
@@ -117,7 +121,7 @@ SHUFFLED = (
 )
 
 
-def _shuffle(replica: Replica, samples: Samples) -> str:
+def shuffled(replica: Replica, samples: Samples) -> str:
     """The rows of a loader in a new order in each epoch."""
     if not _listed(samples):
         return ""
@@ -161,7 +165,7 @@ def on_rows(code: str, replica: Replica, samples: Samples, judge: Batch | None =
     return code
 
 
-def _logarithms(replica: Replica, samples: Samples) -> str:
+def logarithms(replica: Replica, samples: Samples) -> str:
     """Logarithms of powers, counts or prices, most of which lie near 0."""
     inputs = samples.source[0] if samples.indexed else samples.probe[0]
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
@@ -189,7 +193,7 @@ def without_gaps(batch: Batch) -> Batch:
     return take(batch, rows.nonzero()[:, 0]) if bool(rows.any()) else batch
 
 
-def _filled(replica: Replica, samples: Samples) -> str:
+def filled(replica: Replica, samples: Samples) -> str:
     """0 in the place of inputs that are not finite, whichever of several they are."""
     found = [t for t in tensors(samples.probe[0]) if t.is_floating_point()]
     if all(bool(t.isfinite().all()) for t in found):
@@ -206,7 +210,7 @@ def _filled(replica: Replica, samples: Samples) -> str:
     return code
 
 
-def _next(replica: Replica, samples: Samples) -> str:
+def next_position(replica: Replica, samples: Samples) -> str:
     """The target of a position is what stands at the next one."""
     pair = samples.source if samples.indexed else (None, None)
     if not is_own_target(pair):
@@ -214,7 +218,7 @@ def _next(replica: Replica, samples: Samples) -> str:
     return on_rows("x_train, y_train = x_train[:, :-1], y_train[:, 1:]", replica, samples)
 
 
-def _begun(replica: Replica, samples: Samples) -> str:
+def begun(replica: Replica, samples: Samples) -> str:
     """A decoder that is given the word before, and a sign to begin with."""
     place = told(samples.source) if samples.indexed else None
     if place is None:
@@ -263,16 +267,3 @@ def ends_of(samples: Samples) -> tuple[Tensor, Tensor] | None:
     values = target.unique()
     names = len(values) > 2 and bool((values == values.round()).all())
     return None if len(values) < 2 or names else (values[0], values[-1])
-
-
-DATA: dict[str, Callable[[Replica, Samples], str]] = {
-    "inputs": _scale_inputs,
-    "logarithms": _logarithms,
-    "targets": _scale_targets,
-    "to one": _fit_to_one,
-    "without copies": _without_copies,
-    "shuffled": _shuffle,
-    "filled": _filled,
-    "next": _next,
-    "begun": _begun,
-}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tikhon.cures.calls import SOFTMAXES, CallRule, called, once
+from tikhon.cures.calls import SOFTMAXES, called, once
 from tikhon.diagnosis.wiring.calls import Call
 
 
@@ -123,9 +123,3 @@ def without_padding(calls: list[Call]) -> list[str]:
         RECURRENT: PACKED,
     }
     return [line for known, line in lines.items() if names & set(known)]
-
-
-CAUSAL = CallRule("Causal", causal)
-WORDS_ALONE = CallRule("WordsAlone", without_padding, padded=True)
-TURNED_MASKS = CallRule("MasksTurned", turned_masks)
-MASKS_OF_KEYS = CallRule("MasksOfKeys", masks_of_keys)

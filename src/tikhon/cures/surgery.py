@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tikhon.cures.patch import Line
+from tikhon.cures.patch import Line, address
 from tikhon.cures.places import ACTIVATIONS, Places
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.observe import NORMS, RECURRENT, WEIGHTED
@@ -86,6 +86,18 @@ class Times(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The scaled input."""
         return x * self.scale
+
+
+def each(
+    kinds: tuple[type[nn.Module], ...], code: str, when: Callable[[Any], bool] = lambda m: True
+) -> Edit:
+    """The edit that is a line of code about every module of these kinds that asks for it."""
+
+    def edit(model: nn.Module, batch: Batch) -> list[Line]:
+        found = [(path, m) for path, m in model.named_modules() if isinstance(m, kinds)]
+        return [Line(address(model, path), code) for path, m in found if when(m)]
+
+    return edit
 
 
 # fresh weights
@@ -374,18 +386,6 @@ def norm_blocks(model: nn.Module, batch: Batch) -> list[Line]:
     return ends + fronts
 
 
-def pre_norm(model: nn.Module, batch: Batch) -> list[Line]:
-    """Norms in front of the branches of torch's transformer layers instead of behind them.
-
-    Reference: Xiong et al., On layer normalization in the transformer architecture, 2020,
-    https://arxiv.org/abs/2002.04745
-    """
-    places = Places(model, batch)
-    kinds = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-    post = [m for m in model.modules() if isinstance(m, kinds) and not m.norm_first]
-    return [places.line(m, "{at}.norm_first = True") for m in post]
-
-
 # sizes, dropout
 
 
@@ -427,10 +427,3 @@ def add_dropout(model: nn.Module, batch: Batch, *, rate: float = 0.5) -> list[Li
     places = Places(model, batch)
     code = f"{{at}} = nn.Sequential({{at}}, nn.Dropout({rate:g}))"
     return [places.line(m, code) for m in places.hidden()]
-
-
-def ease_dropout(model: nn.Module, batch: Batch, *, rate: float = 0.2) -> list[Line]:
-    """All dropout rates at most `rate`."""
-    places = Places(model, batch)
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
-    return [places.line(m, f"{{at}}.p = {rate:g}") for m in layers if m.p > rate]

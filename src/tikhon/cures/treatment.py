@@ -11,7 +11,7 @@ from torch import nn
 
 from tikhon.cures import surgery
 from tikhon.cures.calls import CallRule
-from tikhon.cures.data import DATA, on_rows
+from tikhon.cures.data import DataEdit, on_rows
 from tikhon.cures.patch import execute, script, with_imports
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.replica import Replica
@@ -44,7 +44,7 @@ class Treatment:
     batch: int | None = None
     free: bool = False  # without penalty and weight decay
     rows: str = ""  # code for `x_train` and `y_train`, which may read the validation rows
-    scaled: str = ""  # a key of DATA
+    scaled: DataEdit | None = None  # of the replica's data
     rewrite: CallRule | None = None  # of what the model's and the loss's own code calls
     own: str = ""  # what to write in one's own code, where the patch works around it
     lacking: bool = False  # only where the optimizer lacks trainable tensors
@@ -106,15 +106,12 @@ class Treatment:
             _adopt(replica, frozen)
             codes.append(code)
         source = replica.source or samples  # of a treatment before this one
-        if self.rows or self.scaled:
-            code = (
-                on_rows(self.rows, replica, source, judge)
-                if self.rows
-                else DATA[self.scaled](replica, source)
-            )
-            if not code:
-                raise _NothingToChange
-            codes.append(code)
+        if self.rows:
+            codes.append(on_rows(self.rows, replica, source, judge))
+        elif self.scaled is not None:
+            codes.append(self.scaled(replica, source))
+        if "" in codes:
+            raise _NothingToChange
         return "\n".join(codes)
 
     def _after_optimizer(self, replica: Replica, samples: Samples, judge: Batch | None) -> str:

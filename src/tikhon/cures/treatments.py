@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Any
 
-from tikhon.cures import calls, sequences, surgery, wiring
+from torch import nn
+
+from tikhon.cures import calls, data, sequences, surgery, wiring
 from tikhon.cures.calls import CallRule
+from tikhon.cures.surgery import each
 from tikhon.cures.treatment import Treatment
 from tikhon.diagnosis.wiring.split import CLOSE
 
@@ -45,7 +49,8 @@ def _edit(name: str, size: int, edit: Callable[..., Any], **options: Any) -> Tre
     return Treatment(name, size, name, edit=edit, **options)
 
 
-def _rewrite(name: str, rule: CallRule, own: str) -> Treatment:
+def _calls(name: str, lines: calls.Lines, own: str, **options: bool) -> Treatment:
+    rule = CallRule("".join(re.findall(r"\w", name.title())), lines, **options)
     return Treatment(name, 2, name, rewrite=rule, own=own)
 
 
@@ -63,9 +68,23 @@ BATCHNORM = _edit("BatchNorm", 7, surgery.normalise)
 LAYERNORM = _edit("LayerNorm", 7, partial(surgery.normalise, batchnorm=False))
 NORMED_RELU = _edit("BatchNorm and ReLU", 8, partial(surgery.to_relu, normed=True))
 RESIDUAL = _edit("residual connections with norms", 8, surgery.residual)
-PRENORM = _edit("pre-norm", 4, surgery.pre_norm)
+# Xiong et al., On layer normalization in the transformer architecture, 2020, arXiv 2002.04745
+PRENORM = _edit(
+    "pre-norm",
+    4,
+    each(
+        (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+        "{at}.norm_first = True",
+        lambda layer: not layer.norm_first,
+    ),
+)
 BLOCKS = _edit("zero-initialized residual branches with norms", 5, surgery.norm_blocks)
-COLUMNS_FIRST = _edit("batch_first=False", 1, wiring.time_in_front)
+TIMED = (nn.RNNBase, nn.MultiheadAttention)
+COLUMNS_FIRST = _edit(
+    "batch_first=False",
+    1,
+    each(TIMED, "{at}.batch_first = False", lambda layer: layer.batch_first),
+)
 ONE_DIRECTION = _edit("one direction", 4, wiring.one_direction, own="bidirectional=False")
 PLACES = _edit(
     "positions in front of the attention",
@@ -73,10 +92,20 @@ PLACES = _edit(
     wiring.add_places,
     own="add a positional encoding to the embeddings",
 )
-SMOOTH = _edit("Tanh in the place of ReLU", 4, wiring.to_smooth)
+SMOOTH = _edit(
+    "Tanh in the place of ReLU", 4, each((nn.ReLU, nn.LeakyReLU, nn.ReLU6), "{at} = nn.Tanh()")
+)
 PARTED = _edit("layers of their own", 3, wiring.part)
 GROUPS = _edit("groups of four channels", 2, wiring.larger_groups)
-MOVING = _edit("running statistics that move", 1, wiring.moving_statistics)
+MOVING = _edit(
+    "running statistics that move",
+    1,
+    each(
+        (nn.modules.batchnorm._BatchNorm,),
+        "{at}.momentum = 0.1",
+        lambda layer: layer.momentum is not None and not 0.01 <= layer.momentum <= 0.5,
+    ),
+)
 MADE_ONCE = _edit(
     "layers made once", 2, wiring.make_once, own="make these layers once, in __init__"
 )
@@ -87,7 +116,9 @@ CARRYING = _edit(
     own="checkpoint(..., use_reentrant=False)",
 )
 NONLINEAR = _edit("ReLU between the layers", 4, wiring.bend)
-ROWS_FIRST = _edit("batch_first", 1, wiring.rows_first)
+ROWS_FIRST = _edit(
+    "batch_first", 1, each(TIMED, "{at}.batch_first = True", lambda layer: not layer.batch_first)
+)
 FLOAT32 = _edit("weights in float32", 2, wiring.to_float32)
 REGISTER = _edit("registered layers", 1, wiring.register)
 UNDROP = _edit("no dropout after the last layer", 1, wiring.undrop)
@@ -95,9 +126,14 @@ UNFREEZE = _edit("nothing frozen", 2, wiring.unfreeze)
 WIDER = _edit("wider layers", 6, surgery.widen)
 NARROWER = _edit("a smaller network", 5, surgery.narrow)
 DROPOUT = _edit("dropout 0.5", 4, surgery.add_dropout, recipe={"dropout": 0.5})
-EASE = _edit("dropout 0.2", 2, surgery.ease_dropout, recipe={"dropout": 0.2})
-INPUTS = Treatment("scaled inputs", 2, "scaling", scaled="inputs")
-LOGARITHMS = Treatment("logarithms of the inputs", 2, "logarithms", scaled="logarithms")
+EASE = _edit(
+    "dropout 0.2",
+    2,
+    each((nn.modules.dropout._DropoutNd,), "{at}.p = 0.2", lambda layer: layer.p > 0.2),
+    recipe={"dropout": 0.2},
+)
+INPUTS = Treatment("scaled inputs", 2, "scaling", scaled=data.scaled_inputs)
+LOGARITHMS = Treatment("logarithms of the inputs", 2, "logarithms", scaled=data.logarithms)
 APART = Treatment(
     "no copies of validation rows",
     1,
@@ -118,7 +154,7 @@ def _of_row(name: str, shift: int) -> Treatment:
 
 
 ROW_BEFORE, ROW_BEHIND = _of_row("before", 1), _of_row("behind", -1)
-TARGETS = Treatment("scaled targets", 3, "scaling", scaled="targets")
+TARGETS = Treatment("scaled targets", 3, "scaling", scaled=data.scaled_targets)
 ADOPT = Treatment(
     "all parameters in the optimizer",
     1,
@@ -172,101 +208,100 @@ SQUASHED = Treatment(
 SIGMOIDS = Treatment(
     "a sigmoid for each class", 1, "sigmoids", setup="loss = nn.BCEWithLogitsLoss()"
 )
-AXES = _rewrite(
+AXES = _calls(
     "axes in order before a view",
-    calls.AXES,
+    calls.kept_axes,
     "x.permute(...) or x.transpose(...) before the view, so that it joins whole axes",
 )
-SECOND_AXIS = _rewrite(
-    "softmax over axis 1",
-    calls.SECOND_AXIS,
-    "softmax(dim=1)",
-)
-OF_EACH_ROW = _rewrite(
+SECOND_AXIS = _calls("softmax over axis 1", partial(calls.softmax_over, 1), "softmax(dim=1)")
+OF_EACH_ROW = _calls(
     "statistics of each row",
-    calls.OF_EACH_ROW,
+    calls.of_each_row,
     "x.mean(1, keepdim=True) for x.mean(): of each row, not of the batch",
+    inner=True,
 )
-HALF_TURNS = _rewrite(
+HALF_TURNS = _calls(
     "angles in half turns",
-    calls.HALF_TURNS,
+    calls.in_half_turns,
     "torch.sin(math.pi * 2**k * x), and cos alike",
+    inner=True,
 )
-GIVEN_GOALS = _rewrite(
+GIVEN_GOALS = _calls(
     "no gradient through the goal",
-    calls.GIVEN_GOALS,
+    calls.given_goals,
     "goal = reward + discount * following.detach()",
 )
-LAST_AXIS = _rewrite(
-    "softmax over the last axis",
-    calls.LAST_AXIS,
-    "softmax(dim=-1)",
+LAST_AXIS = _calls(
+    "softmax over the last axis", partial(calls.softmax_over, -1), "softmax(dim=-1)"
 )
-JOINED = _rewrite(
+JOINED = _calls(
     "nothing detached",
-    calls.JOINED,
+    calls.joined,
     "no .detach(), .data, .item(), round or no_grad between the weights and the loss",
+    everywhere=True,
 )
-STEADY = _rewrite(
+STEADY = _calls(
     "no draws in evaluation mode",
-    calls.STEADY,
+    calls.steady,
     "F.dropout(x, training=self.training); other draws under if self.training",
+    evaluated=True,
 )
-BARE = _rewrite(
-    "no function behind the last layer", calls.BARE, "return what the last layer gives, as it is"
+BARE = _calls(
+    "no function behind the last layer",
+    calls.bare_head,
+    "return what the last layer gives, as it is",
+    counted=True,
 )
-HEARD = _rewrite(
+HEARD = _calls(
     "no class left out of the loss",
-    calls.HEARD,
+    calls.heard,
     "the loss without ignore_index, and without weights of 0",
 )
-ONE_SHAPE = _rewrite(
-    "one shape inside of the loss",
-    calls.ONE_SHAPE,
-    "y.view_as(output) before the two meet",
+ONE_SHAPE = _calls(
+    "one shape inside of the loss", calls.one_shape, "y.view_as(output) before the two meet"
 )
-SAFE = _rewrite(
+SAFE = _calls(
     "logarithms and roots away from their edge",
-    calls.SAFE,
+    calls.safe,
     "x.clamp_min(1e-8) inside of log, sqrt and divisions",
 )
-CAUSAL = _rewrite(
+CAUSAL = _calls(
     "a causal mask",
-    sequences.CAUSAL,
+    sequences.causal,
     "a causal mask for attention; convolutions padded in front alone",
 )
-EXCHANGED = _rewrite(
-    "answer and target exchanged",
-    calls.EXCHANGED,
-    "loss(output, target): the output first",
+EXCHANGED = _calls(
+    "answer and target exchanged", calls.exchanged, "loss(output, target): the output first"
 )
-LOGGED = _rewrite(
+LOGGED = _calls(
     "logarithms inside of the loss",
-    calls.LOGGED,
+    calls.logged,
     "log_softmax for the loss in the place of what it gets",
 )
-WEIGHED_LATE = _rewrite(
+WEIGHED_LATE = _calls(
     "the weight of each row before the mean",
-    calls.WEIGHED_LATE,
+    calls.weighed_late,
     '(weight * loss(output, y, reduction="none")).mean()',
+    counted=True,
 )
-SUMMED = _rewrite(
+SUMMED = _calls(
     "sums over the entries of a row",
-    calls.SUMMED,
+    calls.summed,
     "a sum over the entries of a row, then a mean over the rows",
 )
-PADDING_LEFT_OUT = _rewrite(
-    "padding left out of the loss", calls.PADDING_LEFT_OUT, "ignore_index=0 in the loss"
+PADDING_LEFT_OUT = _calls(
+    "padding left out of the loss", calls.padding_left_out, "ignore_index=0 in the loss"
 )
-WORDS_ALONE = _rewrite(
+WORDS_ALONE = _calls(
     "words without padding",
-    sequences.WORDS_ALONE,
+    sequences.without_padding,
     "pack_padded_sequence before recurrent layers, key_padding_mask in attention, means over "
     "the words alone",
+    padded=True,
 )
-TURNED_MASKS = _rewrite("masks turned round", sequences.TURNED_MASKS, "~mask")
-MASKS_OF_KEYS = _rewrite(
-    "masks of keys", sequences.MASKS_OF_KEYS, "mask[:, None, :]: it hides keys, the last axis"
+TURNED_MASKS = _calls("masks turned round", sequences.turned_masks, "~mask")
+MASKS_OF_KEYS = _calls(
+    "masks of keys", sequences.masks_of_keys, "mask[:, None, :]: it hides keys, the last axis"
 )
 BACK = Treatment(
     "labels moved back by one",
@@ -280,28 +315,28 @@ ON_A_CIRCLE = Treatment(
     "circle",
     setup="def loss(output, y):\n    return (1 - (output - y.reshape(output.shape)).cos()).mean()",
 )
-YES_AND_NO = _rewrite(
+YES_AND_NO = _calls(
     "yes and no count alike",
-    calls.YES_AND_NO,
+    calls.yes_and_no,
     "nn.BCEWithLogitsLoss(pos_weight=(1 - share) / share), share of the ones",
 )
-BEGUN = Treatment("the word before as input", 1, "shift", scaled="begun")
-CLASSES_ALIKE = _rewrite(
+BEGUN = Treatment("the word before as input", 1, "shift", scaled=data.begun)
+CLASSES_ALIKE = _calls(
     "weights of classes",
-    calls.CLASSES_ALIKE,
+    calls.classes_alike,
     "nn.CrossEntropyLoss(weight=y.numel() / (classes * y.flatten().bincount().float()))",
 )
-ONE_UNIT = _rewrite("a sigmoid of one unit", calls.ONE_UNIT, "torch.sigmoid(x)")
-NEXT = Treatment("targets one position later", 1, "shift", scaled="next")
+ONE_UNIT = _calls("a sigmoid of one unit", calls.one_unit, "torch.sigmoid(x)")
+NEXT = Treatment("targets one position later", 1, "shift", scaled=data.next_position)
 FILLED = Treatment(
     "0 for numbers that are not finite",
     1,
     "finite",
-    scaled="filled",
+    scaled=data.filled,
     own="fill the gaps in the data, with 0 or the mean of the column",
 )
-UNLEAKED = Treatment("columns of the target set to 0", 1, "columns", scaled="without copies")
-SHUFFLED = Treatment("shuffle=True", 1, "order", scaled="shuffled")
+UNLEAKED = Treatment("columns of the target set to 0", 1, "columns", scaled=data.without_copies)
+SHUFFLED = Treatment("shuffle=True", 1, "order", scaled=data.shuffled)
 FINITE = Treatment(
     "finite rows alone",
     1,
@@ -310,7 +345,7 @@ FINITE = Treatment(
 rows = x_train.flatten(1).isfinite().all(1) & y_train.reshape(len(y_train), -1).isfinite().all(1)
 x_train, y_train = x_train[rows], y_train[rows]""",
 )
-TO_ONE = Treatment("targets scaled to 0…1", 1, "scaling", scaled="to one")
+TO_ONE = Treatment("targets scaled to 0…1", 1, "scaling", scaled=data.fitted_to_one)
 TURN = Treatment(
     "loss with the other sign",
     1,

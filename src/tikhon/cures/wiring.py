@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tikhon.cures.patch import Line, address
 from tikhon.cures.places import Places
 from tikhon.data.rows import Batch, call
-from tikhon.diagnosis.replica import time_first, undisturbed
+from tikhon.diagnosis.replica import undisturbed
 from tikhon.regularizer.rounding import SHORT
 
 
@@ -35,23 +35,6 @@ def bend(model: nn.Module, batch: Batch) -> list[Line]:
     ]
 
 
-def rows_first(model: nn.Module, batch: Batch) -> list[Line]:
-    """Recurrent and attention layers that read the first axis as the batch."""
-    places = Places(model, batch)
-    return [places.line(m, "{at}.batch_first = True") for m in time_first(model)]
-
-
-def time_in_front(model: nn.Module, batch: Batch) -> list[Line]:
-    """Recurrent and transformer layers that read the first axis as the time."""
-    places = Places(model, batch)
-    kinds = (nn.RNNBase, nn.MultiheadAttention)
-    return [
-        places.line(m, "{at}.batch_first = False")
-        for m in model.modules()
-        if isinstance(m, kinds) and m.batch_first
-    ]
-
-
 def one_direction(model: nn.Module, batch: Batch) -> list[Line]:
     """Recurrent layers of two directions whose answers come from the first one alone."""
     places = Places(model, batch)
@@ -64,13 +47,6 @@ def one_direction(model: nn.Module, batch: Batch) -> list[Line]:
     )
     found = [m for m in model.modules() if isinstance(m, nn.RNNBase) and m.bidirectional]
     return [places.line(m, code) for m in found] if all(m.num_layers == 1 for m in found) else []
-
-
-def to_smooth(model: nn.Module, batch: Batch) -> list[Line]:
-    """Tanh for every ReLU, which has no second derivative."""
-    places = Places(model, batch)
-    kinds = (nn.ReLU, nn.LeakyReLU, nn.ReLU6)
-    return [places.line(m, "{at} = nn.Tanh()") for m in model.modules() if isinstance(m, kinds)]
 
 
 def part(model: nn.Module, batch: Batch) -> list[Line]:
@@ -99,15 +75,6 @@ def larger_groups(model: nn.Module, batch: Batch) -> list[Line]:
         for m in found
         if m.num_groups == m.num_channels >= 8
     ]
-
-
-def moving_statistics(model: nn.Module, batch: Batch) -> list[Line]:
-    """Running statistics that follow the batches, and more than the last of them."""
-    places = Places(model, batch)
-    kinds = nn.modules.batchnorm._BatchNorm
-    found = [m for m in model.modules() if isinstance(m, kinds)]
-    still = [m for m in found if m.momentum is not None and not 0.01 <= m.momentum <= 0.5]
-    return [places.line(m, "{at}.momentum = 0.1") for m in still]
 
 
 def carrying(model: nn.Module, batch: Batch) -> list[Line]:

@@ -358,17 +358,12 @@ def _first_axis(text: str, model: nn.Module, batch: Batch) -> str:
     steps = {t.shape[1] for t in tensors(batch[0]) if t.ndim > 1}
     if counts is None or int(counts[1]) not in steps:
         return ""
-    timed = time_first(model)
+    kinds = nn.RNNBase | nn.MultiheadAttention
+    timed = [m for m in model.modules() if isinstance(m, kinds) and not m.batch_first]
     if timed:
         kind = type(timed[0]).__name__
         return f"{kind} takes the first axis for the time: nn.{kind}(..., batch_first=True)"
     return "out[-1] is the last row of the batch, the last step is out[:, -1]"
-
-
-def time_first(model: nn.Module) -> list[nn.Module]:
-    """The recurrent and attention layers that take the first axis for the time."""
-    kinds = nn.RNNBase | nn.MultiheadAttention
-    return [m for m in model.modules() if isinstance(m, kinds) and not m.batch_first]
 
 
 def explain(error: Exception, model: nn.Module, batch: Batch) -> str:
