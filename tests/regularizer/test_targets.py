@@ -29,7 +29,6 @@ class Attention(nn.Module):
 
 MODEL = Attention()
 COVERED = [
-    "position",
     "attention.in_proj_weight",
     "attention.out_proj.weight",
     "conv.weight",
@@ -341,8 +340,76 @@ def test_defaults_go_by_what_a_module_is():
     model = nn.Sequential(NormFreeLinear(4, 4), LayerNormCell(), nn.LayerNorm((4, 8)))
     assert [target.name for target in tk.select(model)] == ["0.weight", "1.weight_hh"]
     notes = {row.parameter: row.note for row in tk.audit(model, tk.L2(0.1)).assignments}
-    assert notes["1.gamma"] == "not matched: one number a channel"
+    assert notes["1.gamma"] == "not matched: normalisation scale"
     assert notes["2.weight"] == "not matched: normalisation scale"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("relative_position_bias_table", (169, 4), "bias"),
+        ("attention_biases", (4, 49), "bias"),
+        ("pos_bias_u", (4, 8), "bias"),
+        ("rel_pos_h", (27, 8), "embedding"),
+        ("width_rel", (23, 8), "embedding"),
+        ("mask_token", (1, 8), "embedding"),
+        ("query_tokens", (1, 6, 8), "embedding"),
+        ("W_pos", (5, 8), "embedding"),
+        ("latents", (6, 8), "embedding"),
+        ("A_log", (8, 4), "logarithm"),
+        ("log_scale", (2, 1), "normalisation scale"),
+        ("w_g", (8, 1), ""),
+        ("query", (8, 8), ""),
+        ("experts_gate_up_proj", (4, 8, 8), ""),
+        ("relative_position_proj", (8, 8), ""),
+        ("tokens_weight", (8, 8), ""),
+        ("b", (8, 2), ""),
+    ],
+)
+def test_tables_and_scales_of_ones_own_are_told_by_the_words_of_their_names(name, shape, reason):
+    model = nn.Module()
+    model.register_parameter(name, nn.Parameter(torch.ones(shape)))
+    note = tk.audit(nn.ModuleList([model, nn.Linear(2, 2)]), tk.L1(0.1))[f"0.{name}"].note
+    assert note == (f"not matched: {reason}" if reason else "")
+
+
+def test_tables_of_public_models_are_left_out_and_their_matrices_taken():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"embed_dim": 8, "depths": [1], "num_heads": [2], "image_size": 16, "patch_size": 4}
+    swin = transformers.SwinModel(transformers.SwinConfig(**sizes, window_size=2))
+    mamba = transformers.MambaModel(
+        transformers.MambaConfig(vocab_size=9, hidden_size=8, state_size=4, num_hidden_layers=1)
+    )
+    for model, table in [(swin, "relative_position_bias_table"), (mamba, "A_log")]:
+        rows = tk.audit(model, tk.L1(0.1)).assignments
+        weights = (nn.Linear, nn.Conv1d, nn.Conv2d)
+        owned = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, weights)}
+        assert {row.parameter for row in rows if row.terms} == owned
+        assert any(row.parameter.endswith(table) and not row.terms for row in rows)
+
+
+class Table(nn.Module):
+    """An embedding that is not torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.padding_idx = nn.Parameter(torch.ones(9, 4)), None
+
+
+class Standardised(nn.Conv2d):
+    """A convolution with a gain for each channel."""
+
+    def __init__(self):
+        super().__init__(3, 4, 3)
+        self.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("module", "taken"), [(Table(), []), (Standardised(), ["0.weight"])], ids=["table", "gain"]
+)
+def test_what_is_beside_a_weight_goes_by_what_its_module_is(module, taken):
+    model = nn.ModuleList([module, nn.Linear(2, 2)])
+    assert [target.name for target in tk.select(model)] == [*taken, "1.weight"]
 
 
 def test_a_layer_with_one_output_is_no_scale():

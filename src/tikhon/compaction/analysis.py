@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from .modules import SelectLinear
-from .units import NO_UNIT, Registry, Units, along, axis_masks, hull, kept, opaque
+from .units import NO_UNIT, Registry, Units, along, axis_masks, core, hull, kept, opaque, varies
 
 Reader = Callable[[Tensor], Tensor]  # flags of the units that stay -> ids that must stay too
 
@@ -116,7 +116,7 @@ class Analysis:
         fixed += [u for u in self.registry.needed if u != NO_UNIT]
         keep[fixed] = True
         keep = _spread(keep, roots)
-        values = [units.ids for units in _flat(tuple(self.units.values()))]
+        values = [core(units.ids)[0] for units in _flat(tuple(self.units.values()))]
         boxes = [ids for ids in values if _axes_of_variation(ids) > 1]
         while True:
             before = int(keep.sum())
@@ -267,7 +267,7 @@ def _has_tensor(out: object) -> bool:
 
 
 def _axes_of_variation(ids: Tensor) -> int:
-    return sum(bool((ids != ids.narrow(axis, 0, 1)).any()) for axis in range(ids.ndim))
+    return sum(varies(ids, axis) for axis in range(ids.ndim))
 
 
 def _with(keep: Tensor, found: Tensor, roots: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ def attention(call: Operation, module: None, analysis: Analysis) -> object:
         return analysis.refuse(call, "a mask for each head")
     _keep_masks(call, analysis)
     for units in parts:
-        heads = units.ids.movedim(1, 0).flatten(1)
-        analysis.registry.merge(heads, heads[:, :1])
-        analysis.registry.merge(heads[:, :1], parts[2].ids[:, :, 0, 0].T[:, :1])
+        heads = units.columns(1)
+        analysis.registry.merge(heads, heads[:1])
+        analysis.registry.merge(heads[0], parts[2].ids[0, :, 0, 0])
     v = parts[2]
     steady = (v.const & (v.value == v.value[:1, :, :1])).all(2, keepdim=True).all(0, keepdim=True)
     shape = call.out.shape
@@ -48,8 +48,7 @@ def product(call: Operation, module: None, analysis: Analysis) -> object:
     if not matrices or min(a.ids.ndim, b.ids.ndim) < 3 or a.ids.shape[:-2] != b.ids.shape[:-2]:
         return analysis.refuse(call, "a product other than of (..., rows, columns) matrices")
     for units in (a, b):
-        flat = units.ids.flatten(-2)
-        analysis.registry.merge(flat, flat[..., :1])
+        analysis.registry.merge(units.ids, units.ids[..., :1, :1])
     ids = b.ids[..., :1, :].expand(call.out.shape)
     analysis.registry.merge(ids[..., :1, :1], a.ids[..., :1, :1])
     zero = (a.const & (a.value == 0)).all(-1, keepdim=True)
@@ -116,7 +115,7 @@ def multihead(call: Operation, module: nn.MultiheadAttention, analysis: Analysis
 
     analysis.readers.append(wanted)
     for weight, seen in zip(parts.inputs, call.seen, strict=False):
-        analysis.reads(seen.columns(-1).ids, _head_reader(weight, seen, heads))
+        analysis.reads(seen.columns(-1), _head_reader(weight, seen, heads))
     const = ~((parts.out != 0) & ~parts.const).any(1)
     value = parts.out.double() @ parts.value + parts.bias
     return (Units(ids, const.expand(ids.shape), value.expand(ids.shape)), None)

@@ -27,9 +27,9 @@ def convolution(call: Operation, module: Convolution, analysis: Analysis) -> obj
     rows = ids.movedim(1, -1).reshape(-1, ids.shape[1])[0]
     live = torch.block_diag(*(blocks != 0).flatten(3).any(3))
     columns = seen.columns(1)
-    analysis.reads(columns.ids, lambda keep: live[kept(keep, rows)].any(0) & ~fixed)
+    analysis.reads(columns, lambda keep: live[kept(keep, rows)].any(0) & ~fixed)
     if module.groups > 1:
-        analysis.fillers.append(_equal_groups(rows, columns.ids, module.groups))
+        analysis.fillers.append(_equal_groups(rows, columns, module.groups))
     const = ~(live & ~fixed).any(1)
     folded = summed(blocks) @ torch.where(fixed, value, 0.0)
     if module.bias is not None:

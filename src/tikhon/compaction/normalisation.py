@@ -33,7 +33,7 @@ def layer_norm(call: Operation, module: nn.LayerNorm | nn.RMSNorm, analysis: Ana
     if len(module.normalized_shape) != 1:
         return analysis.refuse(call, "it normalises over more than one axis")
     fixed, _ = seen.uniform(-1)
-    ids = seen.columns(-1).ids
+    ids = seen.columns(-1)
     analysis.reads(ids, lambda keep: ~fixed & kept(keep, ids).any())
     const = torch.zeros(len(fixed), dtype=torch.bool)
     value = torch.zeros(len(fixed)).double()
@@ -48,7 +48,7 @@ def layer_norm(call: Operation, module: nn.LayerNorm | nn.RMSNorm, analysis: Ana
 def group_norm(call: Operation, module: nn.GroupNorm, analysis: Analysis) -> object:
     """Every channel is read for the moments of its group, unless it is one constant."""
     (seen,) = call.seen
-    columns, groups = seen.columns(1).ids, module.num_groups
+    columns, groups = seen.columns(1), module.num_groups
     fixed, _ = seen.uniform(1)
 
     def wanted(keep: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class Cell:
         linked = (self.state != 0).any(0) & ~silent
         read = (self.inputs != 0).any(0) & ~fixed
         rows = self.rows
-        analysis.reads(seen.columns(-1).ids, lambda keep: read[keep[rows]].any(0))
+        analysis.reads(seen.columns(-1), lambda keep: read[keep[rows]].any(0))
         analysis.reads(rows[None], lambda keep: linked[keep[rows]].any(0))
         analysis.readers.append(lambda keep: rows[:1] if not keep[rows].any() else rows[:0])
 

@@ -77,7 +77,7 @@ def _cut_columns(
     bias = _folded(module, weight.double(), fixed & ~columns, value)
     read = (weight[rows] != 0).any(0) & columns
     from_input = torch.tensor(
-        [analysis.registry.pinned.get(int(u)) == "input" for u in seen.columns(-1).ids[0]]
+        [analysis.registry.pinned.get(int(u)) == "input" for u in seen.columns(-1)[0]]
     )
     ignored = columns & from_input & ~read
     if bool(ignored.any()) and bool(read.any()):

@@ -17,7 +17,7 @@ from .convolution import channelwise, convolution
 from .modules import SelectLinear
 from .normalisation import batch_norm, group_norm, instance_norm, layer_norm
 from .recurrent import recurrent
-from .units import NO_UNIT, Units, kept, opaque, varies
+from .units import NO_UNIT, Units, core, kept, opaque, varies
 
 
 def linear(call: Operation, module: nn.Linear, analysis: Analysis) -> Units:
@@ -28,7 +28,7 @@ def linear(call: Operation, module: nn.Linear, analysis: Analysis) -> Units:
     ids = analysis.produce(call.name, -1, call.out.shape)
     rows = ids.reshape(-1, ids.shape[-1])[0]
     live = module.weight.detach() != 0
-    analysis.reads(columns.ids, lambda keep: live[kept(keep, rows)].any(0) & ~fixed)
+    analysis.reads(columns, lambda keep: live[kept(keep, rows)].any(0) & ~fixed)
     weight = module.weight.detach().double()
     bias = 0.0 if module.bias is None else module.bias.detach().double()
     const = ~(live & ~fixed).any(1)
@@ -158,7 +158,7 @@ def pieces(call: Operation, module: None, analysis: Analysis) -> object:
     if len(sizes) != 1:
         return analysis.refuse(call, "pieces of different sizes")
     parts = cast("tuple[Units, ...]", layout(call, module, analysis))
-    ids = torch.stack([part.ids for part in parts])
+    ids = torch.stack(core(*(part.ids for part in parts)))
     analysis.readers.append(
         lambda keep: ids[:, kept(keep, ids).any(0)].unique() if len(keep) else ids[:0]
     )
@@ -180,7 +180,7 @@ def item(call: Operation, module: None, analysis: Analysis) -> object:
             axis = seen.ids.ndim - sum(j is not None for j in index[position + 1 :])
         elif i is not None:
             if i != slice(None) and varies(seen.ids, axis):
-                columns = seen.columns(axis).ids
+                columns = seen.columns(axis)
                 if isinstance(i, slice):
                     analysis.registry.pin(seen.ids, f"{call.name}: a slice of its units")
                 analysis.readers.append(_whole(columns))

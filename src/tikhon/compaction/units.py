@@ -25,6 +25,7 @@ class Units:
     value: Tensor  # float64, its value where it is constant
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", _folded(self.ids))
         if not self.value.is_complex():  # a model may cast what it computes
             object.__setattr__(self, "value", self.value.double())
 
@@ -36,16 +37,14 @@ class Units:
         """The same units with other constants."""
         return Units(self.ids, const, torch.where(const, value, torch.zeros_like(value)))
 
-    def columns(self, axis: int) -> Units:
-        """One row per position of the other axes: shape (positions, size of axis)."""
-        size = self.ids.shape[axis]
-        return self.map(lambda t: t.movedim(axis, -1).reshape(-1, size))
+    def columns(self, axis: int) -> Tensor:
+        """The ids, one row per (different) position of the other axes: (positions, size)."""
+        return _columns(self.ids, axis)
 
     def uniform(self, axis: int) -> tuple[Tensor, Tensor]:
         """Slices along axis that are one constant everywhere, and that constant: (size,) each."""
-        columns = self.columns(axis)
-        value = columns.value[0]
-        return (columns.const & (columns.value == value)).all(0), value
+        const, value = _columns(self.const, axis), _columns(self.value, axis)
+        return const.all(0) & (value == value[0]).all(0), value[0]
 
 
 @dataclass
@@ -71,16 +70,17 @@ class Registry:
 
     def merge(self, a: Tensor, b: Tensor) -> None:
         """Entry by entry, the units of a and of b become one."""
-        pairs = torch.stack(torch.broadcast_tensors(a, b)).reshape(2, -1)
-        pairs = pairs[:, (pairs != NO_UNIT).all(0)].unique(dim=1)
-        for left, right in pairs.T.tolist():
-            left, right = self.root(left), self.root(right)
+        left_ids, right_ids = core(*torch.broadcast_tensors(a, b))
+        both = (left_ids != NO_UNIT) & (right_ids != NO_UNIT)
+        pairs = left_ids[both] * len(self.parent) + right_ids[both]
+        for pair in pairs.unique().tolist():
+            left, right = map(self.root, divmod(pair, len(self.parent)))
             if left != right:
                 self.parent[max(left, right)] = min(left, right)
 
     def pin(self, ids: Tensor, why: str) -> None:
         """The units of ids stay, whatever their weights."""
-        for unit in ids.unique().tolist():
+        for unit in core(ids)[0].unique().tolist():
             if unit != NO_UNIT:
                 self.pinned.setdefault(unit, why)
 
@@ -106,22 +106,51 @@ def along(axis: int, shape: torch.Size, registry: Registry) -> Tensor:
     return registry.fresh(shape[axis]).view(view).expand(shape)
 
 
+def core(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of one shape without the axes along which all of them repeat (a stride of 0)."""
+    for axis, size in enumerate(tensors[0].shape):
+        if size > 1 and not any(t.stride(axis) for t in tensors):
+            tensors = tuple(t.narrow(axis, 0, 1) for t in tensors)
+    return tensors
+
+
+def _folded(ids: Tensor) -> Tensor:
+    """The same ids, repeated (by a stride of 0) along every axis on which they do not vary."""
+    (part,) = core(ids)
+    for axis, size in enumerate(part.shape):
+        if size > 1 and not varies(part, axis):
+            part = part.narrow(axis, 0, 1)
+    return part.expand(ids.shape)
+
+
+def _columns(tensor: Tensor, axis: int) -> Tensor:
+    """One row per position of the other axes, of those that repeat one: (positions, size)."""
+    (part,) = core(tensor)
+    size = tensor.shape[axis]
+    sizes = list(part.shape)
+    sizes[axis] = size
+    return part.expand(sizes).movedim(axis, -1).reshape(-1, size)
+
+
 def kept(keep: Tensor, ids: Tensor) -> Tensor:
     """Mask of the entries that stay; keep has one flag a unit."""
     if not len(keep):
         return torch.ones_like(ids, dtype=torch.bool)
-    return keep[ids.clamp(min=0)] | (ids == NO_UNIT)
+    (part,) = core(ids)
+    return (keep[part.clamp(min=0)] | (part == NO_UNIT)).expand(ids.shape)
 
 
 def axis_masks(mask: Tensor) -> list[Tensor]:
     """For every axis, the positions where anything stays."""
-    axes = range(mask.ndim)
-    return [mask.movedim(axis, 0).reshape(mask.shape[axis], -1).any(1) for axis in axes]
+    (part,) = core(mask)
+    flat = [part.movedim(axis, 0).reshape(size, -1) for axis, size in enumerate(part.shape)]
+    return [rows.any(1).expand(size) for rows, size in zip(flat, mask.shape)]
 
 
 def varies(ids: Tensor, axis: int) -> bool:
     """Whether positions along axis are of different units."""
-    return bool((ids != ids.narrow(axis, 0, 1)).any())
+    (part,) = core(ids)
+    return bool((part != part.narrow(axis, 0, 1)).any())
 
 
 def hull(mask: Tensor) -> Tensor:

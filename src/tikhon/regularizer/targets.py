@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,6 +29,16 @@ NORMS = (
 )
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+# words in a parameter's own name that say what it is where no weight is multiplied with inputs
+_WORDS = {
+    "bias": {"bias", "biases"},
+    "embedding": {"emb", "pos", "position", "positions", "positional", "rel", "relative"}
+    | {"token", "tokens", "cls", "prompt", "prompts", "latent", "latents"},
+    "normalisation scale": {"scale", "scales", "gamma", "gain"},
+    "logarithm": {"log", "logs"},
+}
+_FACTORS = {"weight", "weights", "kernel", "matrix", "proj", "projection"}  # a name's last word
 
 
 @dataclass(frozen=True)
@@ -142,9 +153,10 @@ def select(model: nn.Module, pattern: Pattern = "*", *, rows: str = "tensor") ->
         model: the module; wrappers (DistributedDataParallel, torch.compile) are looked through.
         pattern: a shell glob on the names of parameters or submodules, a literal name of either,
             a module type, or a tuple of these. A glob covers weights with two or more dimensions,
-            no biases, no normalisation scales, no embeddings; a literal name and a module type
-            override that. "all" is every parameter. Tied parameters count once; one that is an
-            embedding too is left to its name and to the type of the embedding.
+            no biases, no normalisation scales, no embeddings (nor tables of positions, tokens
+            and logarithms, by their names); a literal name and a module type override that.
+            "all" is every parameter. Tied parameters count once; one that is an embedding too is
+            left to its name and to the type of the embedding.
         rows: what a row is. "tensor": everything is one row. "out"/"in": an output or input
             channel (dims 0 and 1; the other way round for transposed convolutions). "filter" and
             "channel": the same for convolutions only. "head": an attention head. "feature": an
@@ -205,13 +217,7 @@ def entries_of(model: nn.Module) -> list[Entry]:
 
 
 # why a glob leaves a parameter out that no module computes a weight from
-ORDINARY = (
-    "bias",
-    "embedding",
-    "normalisation scale",
-    "fewer than two dimensions",
-    "one number a channel",
-)
+ORDINARY = (*_WORDS, "fewer than two dimensions", "one number a channel")
 
 
 def _why_excluded(names: list[str], param: nn.Parameter, owners: list[nn.Module]) -> str:
@@ -221,17 +227,28 @@ def _why_excluded(names: list[str], param: nn.Parameter, owners: list[nn.Module]
             return f"part of the parametrised {name.replace('parametrizations.', '', 1)}"
         if factored := _factored(owner, attribute):
             return factored
-        if attribute.startswith("bias") or attribute.endswith("_bias"):
-            return "bias"
-        if isinstance(owner, nn.Embedding | nn.EmbeddingBag) or "embed" in attribute:
-            return "embedding"
+        if told := _told_by_name(attribute, owner):
+            return told
         if isinstance(owner, NORMS):
             return "normalisation scale"
     if not is_lazy(param) and param.ndim < 2:
         return "fewer than two dimensions"
-    if not is_lazy(param) and _is_scale(param, owners):
+    if not is_lazy(param) and _is_scale(names, param, owners):
         return "one number a channel"
     return ""
+
+
+def _told_by_name(attribute: str, owner: nn.Module) -> str:
+    """What a parameter is that shifts, scales or is looked up; "" for one that is multiplied."""
+    words = [word for word in re.split(r"[_\d]+", attribute.lower()) if word]
+    looked_up = hasattr(owner, "padding_idx") or hasattr(owner, "num_embeddings")
+    if words and words[0] == "bias":
+        return "bias"
+    if isinstance(owner, nn.EmbeddingBag) or looked_up or "embed" in attribute:
+        return "embedding"
+    if not words or words[-1] in _FACTORS:
+        return ""
+    return next((what for what, known in _WORDS.items() if not known.isdisjoint(words)), "")
 
 
 def _factored(owner: nn.Module, attribute: str) -> str:
@@ -248,11 +265,13 @@ def _factored(owner: nn.Module, attribute: str) -> str:
     return ""
 
 
-def _is_scale(param: nn.Parameter, owners: list[nn.Module]) -> bool:
+def _is_scale(names: list[str], param: nn.Parameter, owners: list[nn.Module]) -> bool:
     """Whether a parameter of shape (1, C, 1, 1) or the like only scales or shifts what passes."""
-    if param.ndim < 3 or any(isinstance(owner, _CONVOLUTIONS + _TRANSPOSED) for owner in owners):
-        return False
-    return sum(size > 1 for size in param.shape) <= 1
+    filters = (
+        isinstance(owner, _CONVOLUTIONS + _TRANSPOSED) and name.endswith("weight")
+        for name, owner in zip(names, owners)
+    )
+    return param.ndim > 2 and not any(filters) and sum(size > 1 for size in param.shape) <= 1
 
 
 def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> list[Entry]:
