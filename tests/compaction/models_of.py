@@ -298,7 +298,50 @@ class Casts(nn.Module):
         return self.last(hidden) * self.scale + 0.1 * x.square().sum()
 
 
+class NormAct(nn.BatchNorm2d):
+    """A norm with a `forward` of its own and an activation as its child, as in timm."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        counted = (self.running_mean, self.running_var, self.weight, self.bias)
+        x = F.batch_norm(x, *counted, self.training, self.momentum, self.eps)
+        return self.act(x)
+
+
+class ChannelsLast(nn.LayerNorm):
+    """A LayerNorm over the channels of pictures, with a scale of its own."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.gain = nn.Parameter(torch.full((1,), 1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2) * self.gain
+
+
+class Functions(nn.Module):
+    """Layers with a `forward` of their own: functions of torch on the layers' parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), NormAct(8)
+        self.filters = nn.Parameter(torch.randn(8, 8, 1, 1) / 3)
+        self.last, self.fc = ChannelsLast(8), nn.Linear(8 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x))
+        x = self.last(torch.relu(F.conv2d(x, self.filters)))
+        x = F.max_pool2d(F.dropout(x.contiguous(), 0.1, self.training), 4)
+        return F.linear(x.view(x.size(0), -1), self.fc.weight, bias=self.fc.bias)
+
+
 MODELS = {
+    "functions": lambda: (Functions(), torch.randn(2, 3, 8, 8)),
     "casts": lambda: (Casts(), torch.randn(5, 6)),
     "mlp": lambda: (
         nn.Sequential(

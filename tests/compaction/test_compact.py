@@ -539,6 +539,47 @@ def test_patches_lose_residual_channels():
     assert small.compaction.units["token"] == (12, 10)
 
 
+class Table(nn.Module):
+    """A table of which the rows are taken by a buffer of indices that is flattened."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.table = nn.Parameter(torch.randn(7, 3))
+        self.register_buffer("index", torch.arange(4).view(2, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = self.table[self.index.view(-1)].view(2, 2, 3).sum((0, 1))
+        return self.b(torch.relu(self.a(x))) + bias
+
+
+def test_a_buffer_of_indices_that_is_flattened_stays_one():
+    model = Table()
+    with torch.no_grad():
+        model.b.weight[:, :3] = 0
+    small = compact(model, torch.randn(5, 6))
+    assert small.a.out_features == 5
+    torch.testing.assert_close(small(torch.ones(2, 6)), model(torch.ones(2, 6)))
+
+
+def test_layers_with_a_forward_of_their_own_lose_units_and_follow_the_mode():
+    torch.manual_seed(0)
+    model, example = MODELS["functions"]()
+    model(example)
+    with torch.no_grad():
+        for dead in (model.stem, model.norm):
+            dead.weight[:3], dead.bias[:3] = 0, 0
+        model.filters[5:] = 0
+    small = compact(model, example)
+    assert small.stem.out_channels == 5 and small.compaction.stuck == {}
+    assert small.norm.weight.shape == (5,) and isinstance(small.norm.act, nn.SiLU)
+    assert "fc" in small.compaction.units and small.last.gain == 1.5
+    seen = small.norm.running_mean.clone()
+    assert not torch.equal(small.train()(example), small(example))  # by its dropout
+    assert not torch.equal(small.norm.running_mean, seen)
+    assert int(small.norm.num_batches_tracked) >= 1
+
+
 def test_the_small_model_trains_and_is_faster():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU())

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from .modules import SelectLinear
+from .raised import raised
 from .units import NO_UNIT, Registry, Units, along, axis_masks, core, hull, kept, opaque, varies
 
 Reader = Callable[[Tensor], Tensor]  # flags of the units that stay -> ids that must stay too
@@ -36,7 +37,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
         graph = Tracer().trace(model)
         for node in graph.nodes:  # an annotation that is text cannot be pickled
             node.type = None if isinstance(node.type, str) else node.type
-        return fx.GraphModule(model, graph)
+        return raised(fx.GraphModule(model, graph), model)
     except Exception as error:
         raise ValueError(
             f"{type(model).__name__} cannot be traced by torch.fx ({error}); compact a part of it "

@@ -7,6 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class AnyBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """A batch norm of inputs of any rank."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Nothing: the channels are dimension 1."""
+
+
 class SelectLinear(nn.Module):
     """A linear layer of some of its input's columns: `x[..., columns] @ weight.T + bias`."""
 

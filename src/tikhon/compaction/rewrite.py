@@ -34,11 +34,21 @@ def cut(analysis: Analysis, keep: Tensor) -> fx.GraphModule:
             replaced[target] = _cut_tensor(_attribute(graph, target), node, analysis, keep)
         elif node.op in ("call_method", "call_function"):
             _reshape_arguments(node, analysis, keep)
-    for target, value in replaced.items():
+    for target in sorted(replaced, key=lambda name: name.count(".")):  # parents first
         parent, _, name = target.rpartition(".")
-        setattr(graph.get_submodule(parent), name, value)
+        holder = graph.get_submodule(parent)
+        _keep_beside(getattr(holder, name), replaced[target])
+        setattr(holder, name, replaced[target])
     graph.recompile()
     return graph
+
+
+def _keep_beside(old: object, new: object) -> None:
+    """Keep what a layer of the model's own holds beside its weights, for other calls."""
+    for name in getattr(old, "beside", ()) if old is not new else ():
+        for store in ("_parameters", "_buffers", "_modules"):
+            if name in getattr(old, store):
+                getattr(new, store)[name] = getattr(old, store)[name]
 
 
 def _inputs(node: fx.Node, analysis: Analysis, position: int = 0) -> Units:
@@ -301,7 +311,7 @@ def _cut_tensor(tensor: Tensor, node: fx.Node, analysis: Analysis, keep: Tensor)
     new = tensor.detach()
     for axis, mask in enumerate(axis_masks(kept(keep, analysis.units[node].ids))):
         new = new.movedim(axis, 0)[mask].movedim(0, axis)
-    new = new.clone()
+    new = new.clone(memory_format=torch.contiguous_format)
     return nn.Parameter(new) if isinstance(tensor, nn.Parameter) else new
 
 
@@ -355,7 +365,7 @@ _CUTS: dict[type, Callable[..., nn.Module]] = {
     nn.RMSNorm: _cut_layer_norm,
     nn.GroupNorm: _cut_group_norm,
     **dict.fromkeys(numbered("Conv", "ConvTranspose"), _cut_convolution),
-    **dict.fromkeys(numbered("BatchNorm"), _cut_batch_norm),
+    BatchNorm: _cut_batch_norm,
     **dict.fromkeys(numbered("InstanceNorm"), _cut_instance_norm),
     nn.PReLU: _cut_prelu,
     nn.Embedding: _cut_embedding,

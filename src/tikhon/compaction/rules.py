@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .analysis import Analysis, Operation
 from .attention import attention, beside, masked, multihead, product, softmax
 from .convolution import channelwise, convolution
-from .modules import SelectLinear
+from .modules import AnyBatchNorm, SelectLinear
 from .normalisation import batch_norm, group_norm, instance_norm, layer_norm
 from .recurrent import recurrent
 from .units import NO_UNIT, Units, core, kept, opaque, varies
@@ -138,7 +138,7 @@ def layout(
     parts = list(call.seen) if many else [call.seen[0]]
 
     def move(pick: Callable[[Units], Tensor]) -> Any:
-        moved = [pick(units) for units in parts]
+        moved = [pick(units).contiguous() for units in parts]  # a repeated one has no `view`
         args = (moved if many else moved[0], *call.args[1:])
         if module is not None:
             return module(args[0])
@@ -341,7 +341,7 @@ RULES: dict[object, Callable[..., object]] = {
     operator.getitem: item,
     getattr: attribute,
     **dict.fromkeys(numbered("Conv", "ConvTranspose"), convolution),
-    **dict.fromkeys(numbered("BatchNorm"), batch_norm),
+    **dict.fromkeys([*numbered("BatchNorm"), AnyBatchNorm], batch_norm),
     **dict.fromkeys(numbered("InstanceNorm"), instance_norm),
     **dict.fromkeys(_spelled("softmax"), softmax),
     **dict.fromkeys(_spelled("masked_fill"), masked),

@@ -221,7 +221,7 @@ class Graph:
 
     @cached_property
     def _modules(self) -> dict[str, nn.Module]:
-        return dict(self.model.named_modules())
+        return dict(self.analysis.graph.named_modules())
 
     @cached_property
     def _parameters(self) -> dict[str, nn.Parameter]:

@@ -1,0 +1,202 @@
+"""Calls of functions on a model's parameters as the modules that they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from .modules import AnyBatchNorm
+
+Given = dict[str, Any]  # the arguments of a call by name: tensors of the model, numbers
+_CONVOLVED = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups")
+
+
+def raised(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """The graph with `F.linear(x, self.weight)` and the like as modules, where the weight is.
+
+    A layer that has a `forward` of its own is one call of a module like any other then, and
+    follows the mode (train or eval) of the whole. The new module holds the very parameters, under
+    the name of the layer whose they are.
+    """
+    nodes = graph.graph.nodes
+    called = {str(n.target) for n in nodes if n.op == "call_module"}
+    users = Counter(str(n.target) for n in nodes if n.op == "get_attr" for _ in n.users)
+    for node in list(nodes):
+        found = _arguments(node, graph, users)
+        if found is None:
+            continue
+        source, given = found
+        module = _MAKERS[node.target][1](given)
+        path, _, attribute = source.rpartition(".")
+        name = path
+        if attribute == "weight" and path and path not in called:
+            _take_the_place(module, graph.get_submodule(path), model.get_submodule(path))
+        else:
+            name = f"{path}_{node.name}".lstrip("_").replace(".", "_")
+            name += "_" * hasattr(graph, name)
+            _let_go(node, graph, model)
+        called.add(name)
+        graph.set_submodule(name, module.train(model.training))
+        with graph.graph.inserting_before(node):
+            new = graph.graph.call_module(name, (node.args[0],))
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+    for node in reversed(list(nodes)):
+        if node.op == "get_attr" and not node.users:
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+def _arguments(
+    node: fx.Node, graph: fx.GraphModule, users: Counter[str]
+) -> tuple[str, Given] | None:
+    """The name of the weight and all arguments; None where one is computed or used elsewhere."""
+    if node.op != "call_function" or node.target not in _MAKERS or not node.args:
+        return None
+    names = _MAKERS[node.target][0]
+    bound = {**dict(zip(names, node.args)), **node.kwargs}
+    source, given = "", Given()
+    for name, value in bound.items():
+        if name != "input" and isinstance(value, fx.Node):
+            target = str(value.target)
+            if value.op != "get_attr" or users[target] > 1:
+                return None
+            source = target if name == "weight" else source
+            value = _attribute(graph, target)
+        given[name] = value
+    learned = [given.get("weight"), given.get("bias")]
+    active = given.get("training", node.target is F.dropout)
+    if active or given.get("max_norm") is not None:
+        return None
+    if not all(isinstance(one, nn.Parameter | None) for one in learned):
+        return None
+    return None if not source and node.target in _WEIGHTED else (source, given)
+
+
+def _attribute(graph: fx.GraphModule, target: str) -> object:
+    value: Any = graph
+    for name in target.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _let_go(node: fx.Node, graph: fx.GraphModule, model: nn.Module) -> None:
+    """Take from where the graph holds them the parameters that a module holds now."""
+    for part in node.all_input_nodes[1:]:
+        path, _, attribute = str(part.target).rpartition(".")
+        holder = graph.get_submodule(path)
+        if holder is not model.get_submodule(path):  # it is the graph's own
+            delattr(holder, attribute)
+
+
+def _take_the_place(new: nn.Module, old: nn.Module, original: nn.Module) -> None:
+    """Hold what else the old module holds, and remember which of it."""
+    beside: list[str] = []
+    for store in ("_parameters", "_buffers", "_modules"):
+        for name, value in getattr(old, store).items():
+            if not hasattr(new, name):
+                getattr(new, store)[name] = value
+                beside.append(name)
+    counted = original._buffers.get("num_batches_tracked")
+    if counted is not None and isinstance(new, AnyBatchNorm):
+        new.num_batches_tracked = counted
+    new.beside = beside  # type: ignore[assignment]
+
+
+def _with(module: nn.Module, given: Given) -> nn.Module:
+    """The module with the model's own tensors."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if isinstance(given.get(name), Tensor) or (name in given and hasattr(module, name)):
+            setattr(module, name, given[name])
+    return module
+
+
+def _linear(given: Given) -> nn.Module:
+    rows, columns = given["weight"].shape
+    bias = given.get("bias") is not None
+    return _with(nn.Linear(columns, rows, bias=bias, device="meta"), given)
+
+
+def _convolution(kind: Callable[..., nn.Module], *, turned: bool) -> Callable[[Given], nn.Module]:
+    def make(given: Given) -> nn.Module:
+        weight, groups = given["weight"], given.get("groups", 1)
+        first, second = weight.shape[0], weight.shape[1] * groups
+        options = {
+            name: given[name]
+            for name in ("stride", "padding", "output_padding", "dilation", "groups")
+            if name in given
+        }
+        sizes = (first, second) if turned else (second, first)
+        bias = given.get("bias") is not None
+        return _with(kind(*sizes, weight.shape[2:], bias=bias, device="meta", **options), given)
+
+    return make
+
+
+def _layer_norm(given: Given) -> nn.Module:
+    affine = given.get("weight") is not None
+    bias = given.get("bias") is not None
+    eps = given.get("eps", 1e-5)
+    shape = given["normalized_shape"]
+    return _with(
+        nn.LayerNorm(shape, eps, elementwise_affine=affine, bias=bias, device="meta"), given
+    )
+
+
+def _rms_norm(given: Given) -> nn.Module:
+    affine = given.get("weight") is not None
+    shape, eps = given["normalized_shape"], given.get("eps")
+    return _with(nn.RMSNorm(shape, eps, elementwise_affine=affine, device="meta"), given)
+
+
+def _batch_norm(given: Given) -> nn.Module:
+    mean, affine = given["running_mean"], given.get("weight") is not None
+    eps, momentum = given.get("eps", 1e-5), given.get("momentum", 0.1)
+    return _with(AnyBatchNorm(len(mean), eps, momentum, affine=affine), given)
+
+
+def _group_norm(given: Given) -> nn.Module:
+    weight = given["weight"]
+    norm = nn.GroupNorm(given["num_groups"], len(weight), given.get("eps", 1e-5), device="meta")
+    return _with(norm, given)
+
+
+def _embedding(given: Given) -> nn.Module:
+    rows, columns = given["weight"].shape
+    padding = given.get("padding_idx")
+    return _with(nn.Embedding(rows, columns, padding, device="meta"), given)
+
+
+def _dropout(given: Given) -> nn.Module:
+    return nn.Dropout(given.get("p", 0.5))
+
+
+_MAKERS: dict[Any, tuple[tuple[str, ...], Callable[[Given], nn.Module]]] = {
+    F.linear: (("input", "weight", "bias"), _linear),
+    F.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), _layer_norm),
+    torch.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), _layer_norm),
+    F.rms_norm: (("input", "normalized_shape", "weight", "eps"), _rms_norm),
+    F.group_norm: (("input", "num_groups", "weight", "bias", "eps"), _group_norm),
+    F.batch_norm: (
+        ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+        _batch_norm,
+    ),
+    F.embedding: (("input", "weight", "padding_idx", "max_norm"), _embedding),
+    F.dropout: (("input", "p", "training", "inplace"), _dropout),
+    F.conv1d: (_CONVOLVED, _convolution(nn.Conv1d, turned=False)),
+    F.conv2d: (_CONVOLVED, _convolution(nn.Conv2d, turned=False)),
+    F.conv3d: (_CONVOLVED, _convolution(nn.Conv3d, turned=False)),
+    F.conv_transpose1d: (_TRANSPOSED, _convolution(nn.ConvTranspose1d, turned=True)),
+    F.conv_transpose2d: (_TRANSPOSED, _convolution(nn.ConvTranspose2d, turned=True)),
+    F.conv_transpose3d: (_TRANSPOSED, _convolution(nn.ConvTranspose3d, turned=True)),
+}
+_WEIGHTED = {target for target, (names, _) in _MAKERS.items() if names[1] == "weight"} | {
+    F.group_norm
+}
