@@ -709,6 +709,86 @@ def adversarial_generator():
     return _adversarial(True)
 
 
+def _two_players(*, clear_critic=True, detach=True, turns=1, sight=None):
+    """A generator and a critic in turns; what is watched is what should stay apart."""
+    generator, critic = nn.Linear(4, 10), nn.Linear(10, 1)
+    first, second = adam(generator), adam(critic)
+    pair = (generator, first) if sight == "generator" else (critic, second)
+    loss = F.softplus
+    with watched(*pair) as health:
+        for k, (x, _) in enumerate(batches()):
+            if k % turns == 0 and sight == "critic":
+                first.zero_grad()
+                loss(-critic(generator(torch.randn(32, 4)))).mean().backward()
+                first.step()
+            made = generator(torch.randn(32, 4))
+            if sight == "generator":
+                first.zero_grad()
+            if clear_critic:
+                second.zero_grad()
+            judged = critic(made.detach() if detach else made)
+            (loss(-critic(x)) + loss(judged)).mean().backward()
+            second.step()
+            second.zero_grad()
+            if sight == "generator":
+                loss(-critic(generator(torch.randn(32, 4)))).mean().backward()
+                first.step()
+    return health
+
+
+@broken("gradients_of_another_loss")
+def a_critic_that_keeps_what_the_generator_left():
+    return _two_players(clear_critic=False, sight="critic")
+
+
+@broken("gradients_of_another_loss")
+def a_critic_that_keeps_it_at_each_third_step():
+    return _two_players(clear_critic=False, turns=3, sight="critic")
+
+
+@broken("gradients_of_another_loss")
+def a_generator_that_the_critic_reaches():
+    return _two_players(detach=False, sight="generator")
+
+
+@healthy
+def a_critic_that_clears():
+    return _two_players(turns=3, sight="critic")
+
+
+@healthy
+def a_generator_behind_a_detach():
+    return _two_players(sight="generator")
+
+
+@healthy
+def two_optimizers_of_which_one_waits():
+    model = net()
+    slow, fast = adam(model[:1]), sgd(model[2:])
+    with watched(model[:1], slow) as health:
+        for k, (x, y) in enumerate(batches()):
+            (CE(model(x), y) / 3).backward()
+            fast.step()
+            fast.zero_grad()
+            if k % 3 == 2:
+                slow.step()
+                slow.zero_grad()
+    return health
+
+
+@broken("gradients_not_cleared")
+def zero_grad_of_a_short_epoch():
+    model = net()
+    engine = adam(model)
+    with watched(model, engine) as health:
+        for k, (x, y) in enumerate(batches()):
+            if k % 10 == 0:
+                engine.zero_grad()
+            CE(model(x), y).backward()
+            engine.step()
+    return health
+
+
 @healthy
 def adversarial_critic():
     return _adversarial(False)

@@ -16,6 +16,7 @@ SUDDEN = 5.0  # the same, in steps of the optimizer: a look ahead of k = 5 goes 
 RESOLVED = 1e-5  # a relative move that a norm in float32 shows
 DIFFERENT = 1e-4  # relative, of norms on two processes
 SCALED = 16.0  # a loss scale, or what clipping takes from a gradient beside it (convention)
+OFTEN = 5  # sampled steps, in a row or not
 LOST = 3  # passes of a step, each cleared before the next: sharpness-aware steps have two
 SUMMED = 4  # backward passes of one step: the halves of a discriminator's loss are two
 
@@ -71,6 +72,7 @@ class Sample:
     rows: int = 0  # of the batch
     joined: bool = True  # a backward pass found the gradient of another
     last_joined: bool = True  # and the last one did
+    mixed: bool = False  # with what was there before the step of another optimizer
     share: float = 1.0  # what the last loss was divided by, as a factor
     evaluations: int = 0  # of a closure
     attacked: bool = False  # an input of the model has a gradient
@@ -110,6 +112,7 @@ class StepHistory:
     last: Sample | None = None
     first_step: int = 0
     streaks: dict[str, Streak] = field(default_factory=dict)
+    tallies: dict[str, Streak] = field(default_factory=dict)  # all that showed it, in a row or not
     still: dict[str, Streak] = field(default_factory=dict)  # by tensor: it has never moved
     silent: dict[str, Streak] = field(default_factory=dict)  # by tensor: it never had a gradient
     left_out: dict[str, Streak] = field(default_factory=dict)
@@ -127,6 +130,11 @@ class StepHistory:
     def streak(self, name: str) -> Streak:
         """A streak by name; a new one is empty."""
         return self.streaks.setdefault(name, Streak())
+
+    def often(self, name: str) -> Streak | None:
+        """The tally of a sign that comes now and then, as at turns and ends of epochs; or None."""
+        tally = self.tallies.get(name, Streak())
+        return tally if tally.count >= OFTEN and tally.count >= 0.1 * self.samples else None
 
     def add(self, sample: Sample) -> None:
         """Condense one more sampled step."""
@@ -146,6 +154,7 @@ class StepHistory:
         beside = graded and sample.tapped and not (sample.signal or zero or late)
         for name, seen in {
             "stale": sample.stale and graded,
+            "mixed": sample.mixed and graded,
             "late": late and graded,
             "eval": sample.training is False,
             "zero": zero,
@@ -161,6 +170,8 @@ class StepHistory:
             "summed": sample.equal and sample.backwards >= SUMMED,
         }.items():
             self.streak(name).add(seen, step)
+            if seen:
+                self.tallies.setdefault(name, Streak()).add(True, step)
 
     def _structure(self, sample: Sample) -> None:
         """Tensors that only one of model and optimizer has, and do not move."""

@@ -87,12 +87,15 @@ def _broken(loop: Loop) -> Iterator[Alarm]:
             yield found
 
 
-def _steady(sign: str, code: str, meaning: str, change: str) -> Law:
-    """A law that is broken as long as a sign lasts."""
+def _steady(sign: str, code: str, meaning: str, change: str, *, now_and_then: bool = False) -> Law:
+    """A law that is broken as long as a sign lasts, or where it comes `now_and_then`."""
 
     def law(loop: Loop) -> Alarm | None:
         streak = loop.history.streak(sign)
-        return Alarm(code, streak.first, meaning, change) if loop.lasts(streak) else None
+        often = loop.history.often(sign) if now_and_then else None
+        if often is None and not loop.lasts(streak):
+            return None
+        return Alarm(code, (often or streak).first, meaning, change)
 
     return law
 
@@ -116,6 +119,16 @@ not_cleared = _steady(
     "gradients_not_cleared",
     "the gradients are not cleared: each step moves along the sum of all gradients so far",
     "call optimizer.zero_grad() once a step, before loss.backward()",
+    now_and_then=True,
+)
+mixed = _steady(
+    "mixed",
+    "gradients_of_another_loss",
+    "the gradient that a pass for another optimizer left before that one's step is not cleared: "
+    "this step moves along both losses",
+    "call optimizer.zero_grad() of this optimizer right before its own backward pass, or "
+    ".detach() what the other loss takes from this model",
+    now_and_then=True,
 )
 late_backward = _steady(
     "late",
@@ -562,6 +575,7 @@ OTHERS: tuple[Law, ...] = (
     thawed,
     frozen_in_name,
     not_cleared,
+    mixed,
     late_backward,
     doubled,
     left_out,

@@ -38,6 +38,7 @@ class Flags(NamedTuple):
     arrived: float
     joined: float
     last_joined: float
+    mixed: float
     old_print: float  # the fingerprint of the batch of the step before, two numbers
     old_print_2: float
     print: float  # and of the batch of this one
@@ -115,7 +116,7 @@ class Sampler:
         for name in self._ends or self._layers:
             self._taps.append(self._layers[name].register_forward_hook(Hook(self._tap(name))))
         self.roots.open()
-        self._window = Window(probes_of(self.model, self.optimizer))
+        self._window = Window(probes_of(self.model, self.optimizer), self.optimizer)
         self._order, self._prints = {}, []
         self._earlier = {} if first else reading.copies(self.optimizer)
         handed = [Handed.of(t) for t in tensors(batch)]
@@ -326,6 +327,7 @@ class Sampler:
             equal=self.roots.equal and len(self.roots.values) == window.backwards,
             joined=flags.joined > 0,
             last_joined=flags.last_joined > 0,
+            mixed=flags.mixed > 0,
             share=self.roots.share,
             evaluations=window.evaluations,
             attacked=window.attacked,

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from tikhon.regularizer.hooks import untraced
 
 Probe = tuple[str, Tensor]  # "optimizer" or "model", and a trainable tensor of it
 _MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)  # differ in eval mode
@@ -20,7 +23,7 @@ class Window:
     for the first of them finds a cleared gradient.
     """
 
-    def __init__(self, probes: Sequence[Probe]) -> None:
+    def __init__(self, probes: Sequence[Probe], optimizer: Optimizer) -> None:
         self.forwards = 0
         self.unfinished = False  # a forward pass whose backward pass has not run yet
         self.training: bool | None = None  # the mode of the pass that went backward last
@@ -32,11 +35,18 @@ class Window:
         self._arrived: list[Tensor | None] = [None] * len(probes)
         self._joined: list[Tensor | None] = [None] * len(probes)
         self._last: list[Tensor | None] = [None] * len(probes)  # whether the last pass did
+        self._mixed: list[Tensor | None] = [None] * len(probes)
+        self._others = 0  # steps of other optimizers
+        self._seen = [0] * len(probes)  # those before the last pass
         self.evaluations = 0  # of a closure
         self.attacked = False  # an input of the model has a gradient
         self._kept: list[Tensor] = []  # flags of evaluations of a closure that are over
         self._norms: dict[int, Tensor] = {}
-        self._handles: list[RemovableHandle] = []
+
+        def stepped(other: Optimizer, args: object, kwargs: object) -> None:
+            self._others += other is not optimizer
+
+        self._handles = [register_optimizer_step_post_hook(untraced(stepped))]
         for index, (_, parameter) in enumerate(probes):
             self._handles += [
                 parameter.register_hook(self._arriving(index, parameter)),
@@ -72,13 +82,14 @@ class Window:
 
     def flags(self) -> list[Tensor]:
         """Of 0 and more: a gradient was never cleared, one was not zero, one was not alone, nor
-        was that of the last backward pass.
+        was that of the last backward pass, and it is still the one before another's only step.
         """
         stale = self._kept + [flag for flag in self._stale if flag is not None]
         arrived = [flag for flag in self._arrived if flag is not None]
         joined = [flag for flag in self._joined if flag is not None]
         last = [flag for flag in self._last if flag is not None]
-        return [_any(stale), _any(arrived), _any(joined), _any(last)]
+        mixed = [f for f in self._mixed if f is not None and self._others == 1]
+        return [_any(flags) for flags in (stale, arrived, joined, last, mixed)]
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -111,6 +122,9 @@ class Window:
             joined = self._joined[index]  # any pass that found an older gradient
             self._joined[index] = pending[0] if joined is None else joined + pending[0]
             self._last[index] = pending[0]
+            between = self._passes[index] > 1 and self._others > self._seen[index]
+            self._seen[index] = self._others
+            self._mixed[index] = pending[0] if between else _both(self._mixed[index], pending[0])
             self._arrived[index] = pending[1] if arrived is None else arrived + pending[1]
 
         return hook
@@ -155,6 +169,10 @@ def readable(parameter: Tensor) -> bool:
 
 def _nonzero(tensor: Tensor) -> Tensor:
     return tensor.detach().count_nonzero().clamp(max=1).float()
+
+
+def _both(known: Tensor | None, flag: Tensor) -> Tensor | None:
+    return None if known is None else known * flag
 
 
 def _any(flags: list[Tensor]) -> Tensor:
