@@ -114,6 +114,15 @@ def test_averages_are_what_comes_out(iris, averaging):
     assert run.metrics["valid/loss"] == pytest.approx(run.history[-1]["valid/loss"], rel=1e-5)
 
 
+def test_a_model_in_evaluation_mode_is_trained_as_any_other(iris):
+    weights = []
+    for training in (True, False):
+        model = network(iris, rate=0.5).train(training)
+        fit(model, iris.train, epochs=1)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+
+
 def test_dropout_of_the_recipe_reaches_the_layers(iris):
     model = network(iris)
     fit(model, iris.train, Recipe(dropout=0.25), epochs=1)
