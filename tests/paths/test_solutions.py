@@ -125,7 +125,7 @@ CASES = [
     for name in LAWS
     for kind, outputs in KINDS
     for weighted in (False, True)
-    if (name not in SLOW or kind == "squared") and (not weighted or outputs == 3)
+    if (name not in SLOW or (kind == "squared" and weighted)) and (not weighted or outputs == 3)
 ]
 
 
@@ -152,7 +152,7 @@ def test_the_solution_is_where_its_own_proximal_steps_end(name, kind, outputs, w
         if not penalty.convex or k:
             continue  # of several minima each is one
         other = torch.zeros_like(weight), torch.zeros_like(bias)
-        for _ in range(300):
+        for _ in range(100):
             other = objective.step(see, unsee, own, *other, size)
         values = [
             float(objective.loss(w, b) + own.value(see(w))) for w, b in ((weight, bias), other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -69,10 +70,13 @@ def sparse(build, share, *, optimizer=torch.optim.Adam, steps=STEPS, run=STEPS, 
     return model, chosen, handle
 
 
-@pytest.mark.parametrize("build", [plain, convolutional, Residual])
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
-@pytest.mark.parametrize("per", ["model", "layer"])
-@pytest.mark.parametrize("of", ["weights", "channels"])
+KINDS = product((plain, convolutional, Residual), ("model", "layer"), ("weights", "channels"))
+
+
+@pytest.mark.parametrize(
+    ("build", "per", "of", "share"),
+    [(*kind, share) for kind, share in zip(KINDS, cycle((0.3, 0.5, 0.9)))],
+)
 def test_what_is_asked_is_got_to_the_unit(build, share, per, of):
     model, _, handle = sparse(build, share, per=per, of=of)
     audit = handle.audit()
@@ -181,8 +185,9 @@ def test_heads_go_whole():
     assert small.compaction.parameters[1] < small.compaction.parameters[0]
 
 
-@pytest.mark.parametrize("stop", [1, 7, 23, 40, 55])
-@pytest.mark.parametrize("of", ["weights", "channels"])
+@pytest.mark.parametrize(
+    ("of", "stop"), list(zip(cycle(("weights", "channels")), (1, 7, 23, 40, 55)))
+)
 def test_a_resumed_run_is_the_same_run(stop, of):
     whole, _, handle = sparse(convolutional, 0.5, of=of)
     half, optimizer, first = sparse(convolutional, 0.5, of=of, run=stop)

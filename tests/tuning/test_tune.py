@@ -88,11 +88,10 @@ def test_a_runner_gives_the_same_outcomes_whatever_the_chunk(build, folds, rate)
     trials = [Trial(i, c, 5) for i, c in enumerate(Random(space, count=5).configs())]
     later = [Trial(10 + t.id, t.config, 8, parent=t.id) for t in trials]
     scores = []
-    for chunk in (1, 4, 16):
+    for chunk in (1, 4):
         runner = PopulationRunner(job, chunk)
         scores.append([o.score for o in runner.run(trials) + runner.run(later)])
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
-    assert scores[0] == pytest.approx(scores[2], abs=1e-5)
 
 
 def test_a_trial_continued_equals_one_trained_at_once():
@@ -527,7 +526,7 @@ def test_the_same_seed_gives_the_same_trials_whatever_the_clock_says(monkeypatch
     assert result.plan.chunk > 1
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 32])
+@pytest.mark.parametrize("chunk", [1, 32])
 def test_a_chunk_is_part_of_the_plan_and_repeats_every_bit(chunk, tmp_path, monkeypatch):
     """How many members train at once decides the last bits: recorded, and replayed."""
 
@@ -554,10 +553,10 @@ def test_a_resume_with_other_threads_says_what_it_cannot_repeat(tmp_path):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        search(output=tmp_path)
+        search(output=tmp_path, budget="2runs")
         torch.set_num_threads(2)
         with pytest.warns(UserWarning, match=r"set_num_threads\(1\) repeats it"):
-            search(output=tmp_path, resume=True)
+            search(output=tmp_path, budget="2runs", resume=True)
     finally:
         torch.set_num_threads(threads)
 
@@ -640,8 +639,7 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("kind", PARTS)
-@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize(("kind", "chunk"), [*((kind, 4) for kind in PARTS), ("rates", 1)])
 def test_parts_of_a_model_have_strengths_and_rates_of_their_own(kind, chunk):
     """Each as `fit` has it by patterns, in a population too."""
 
