@@ -472,6 +472,12 @@ def files() -> list[Case]:
              {"a": [1, 2, 3], "b": [2, 1, 4], "c": ["u", "v", "u"]}, said="2 lines of title"),
         Case("title.xlsx", excel([["Sales", None, None], [None], ["a", "b", "y"], [1, 2, "p"],
              [2, 1, "n"]]), {"a": [1, 2], "b": [2, 1]}, said="1 line of title"),
+        Case("no_title.csv", b"d;t;a;y;;\n" + b"".join(f"1/3/19;{i}.00;{i},5;{i},2;;\n".encode()
+             for i in range(10, 30)), {"t": list(range(10, 30)),
+             "a": [i + 0.5 for i in range(10, 30)]}, [i + 0.2 for i in range(10, 30)],
+             options={"dates": "dmy"}, dropped={"d": "same value"}),
+        Case("german_title.csv", b"Umsatz 2020, in Euro;;;\na;b;c;y\n1,5;2;u;p\n2,5;1;v;n\n",
+             {"a": [1.5, 2.5], "b": [2, 1], "c": ["u", "v"]}, said="1 line of title"),
         Case("title_of_two.csv", b"value\nann,red\nbob,blue\n", error="line 2: 2 fields"),
         Case("footer.csv", b"Sales\na,b,y\n1,2,p\n2,1,n\n3,1,n\nSource: us\n",
              error="line 6: 1 fields.*--on-bad-row skip"),

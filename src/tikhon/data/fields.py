@@ -81,6 +81,10 @@ def below_titles(text: str, told: str | None, usual: str) -> tuple[str, int]:
         lines, rows = _rows_by_line(head, separator)
         if (above := titles(rows)) is None:
             continue
+        others = set(SEPARATORS) - {separator, told}
+        whole = ["".join(row) for row in rows[: above + 1]]
+        if any(row.count(mark) >= len(rows[above]) - 1 for row in whole for mark in others):
+            continue  # the decimal commas of a table of another separator
         start, last = 0, lines[above - 1] if above else 0
         for _ in range(last):
             start = text.find("\n", start) + 1
