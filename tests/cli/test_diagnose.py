@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from tikhon.cli import main, named
+from tikhon.report.document import build
+from tikhon.report.saved import read
 
 PROGRAM = """
 import torch
@@ -115,3 +117,16 @@ def test_errors_are_one_line_and_exit_code_two(program, capsys, arguments, words
     _, err = capsys.readouterr()
     assert words in err
     assert "Traceback" not in err
+
+
+def test_a_page_does_not_call_well_what_learned_nothing(program, capsys, monkeypatch):
+    """The terminal says NOTHING LEARNED; the page said that no problem was found, in green."""
+    layers = "nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 3))"
+    (program / "train.py").write_text(f"from torch import nn\ndef net():\n    return {layers}\n")
+    asked = ("train.py:net", "--data", "iris", "--steps", 40, "--optimizer", "sgd:0.01")
+    monkeypatch.setattr(sys, "argv", ["tikhon", "diagnose", *map(str, asked)])
+    assert run("diagnose", *asked, "-o", "run") == 0
+    assert "NOTHING LEARNED" in capsys.readouterr().out.splitlines()[0]
+    page = build(read(program / "run"))
+    assert page.level == "watch" and "Nothing was learned" in page.verdict.text("en")
+    assert page.following[0].startswith("tikhon cure train.py:net")

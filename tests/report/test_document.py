@@ -501,7 +501,7 @@ def test_verdict_of_a_diagnosis(diagnosed, cured, tmp_path):
     assert HEALTHY_SIGNAL == VANISHED
     assert sentence(diagnosed).startswith("Vanishing gradient in 0 … ")
     result = json.loads((diagnosed / "result.json").read_text())
-    well = {**result, "ok": True, "findings": []}
+    well = {**result, "nothing_learned": False, "ok": True, "findings": []}
     run = save(tmp_path / "well", {"kind": "diagnosis"}, [], well)
     assert sentence(run).startswith("No problem found")
     other = {**result["findings"][0], "code": "frozen <b>", "severity": "warning", "where": []}

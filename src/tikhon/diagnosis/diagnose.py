@@ -96,6 +96,7 @@ class Diagnosis:
             "kind": "diagnosis",
             "ok": self.ok,
             "worst": self.worst(),
+            "nothing_learned": Evidence(self.record).still,
             "labels": sorted(self.labels),
             "findings": [f.to_dict() for f in self.findings],
             "record": finite(self.record.to_dict()),

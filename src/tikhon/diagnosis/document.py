@@ -49,12 +49,16 @@ class FindingDocument:
 
 @dataclass(frozen=True)
 class Document:
-    """A whole diagnosis: findings in the order of causes, and the record that gives them."""
+    """A whole diagnosis: findings in the order of causes, and the record that gives them.
+
+    `nothing_learned` is whether the loss of the dry run did not fall, whatever was found.
+    """
 
     schema_version: Literal[2]
     kind: Literal["diagnosis"]
     ok: bool
     worst: Literal["fine", "info", "warning", "critical"]
+    nothing_learned: bool
     labels: list[str]
     findings: list[FindingDocument]
     record: Record

@@ -55,12 +55,13 @@ def page(run: SavedRun) -> Page:
     found: list[SavedFinding] = list(result.get("findings") or [])
     record: SavedRecord = result.get("record") or {}
     levels: list[Level] = [SEVERITY.get(f["severity"], "plain") for f in found]
+    still: list[Level] = ["watch"] if result.get("nothing_learned") else []
     return Page(
         title=say("title_diagnosis", model=record.get("model", run.name)),
-        level="good" if result.get("ok") else parts.worst(levels),
-        verdict=verdict(found),
+        level="good" if result.get("ok") and not still else parts.worst([*levels, *still]),
+        verdict=verdict(found, result),
         more=consequence(found),
-        following=following(run, "cure") if not result.get("ok") else (),
+        following=following(run, "cure") if still or not result.get("ok") else (),
         facts=facts(record),
         about=(*parts.about(run), *about(record)),
         sections=parts.sections(findings(found), *evidence(record), parts.reproduce(run)),
@@ -72,11 +73,11 @@ def code_name(code: str) -> Label | str:
     return say(f"finding_{code}") if f"finding_{code}" in strings("en") else code
 
 
-def verdict(found: list[SavedFinding]) -> Label:
+def verdict(found: list[SavedFinding], result: Mapping[str, object]) -> Label:
     """The cause first; consequences of one cause are not counted again."""
     serious = [f for f in found if f["severity"] != "info" and not f.get("cause")]
     if not serious:
-        return say("healthy")
+        return say("nothing_learned" if result.get("nothing_learned") else "healthy")
     first = serious[0]
     values = {"finding": code_name(first["code"]), "where": place(first.get("where") or [])}
     values["more"] = str(len(serious) - 1)
@@ -313,7 +314,7 @@ def cure_page(run: SavedRun) -> Page:
         title=say("title_cure", model=record.get("model", run.name)),
         level="good" if confirmed else "watch",
         verdict=words,
-        more=(verdict(found), *consequence(found)),
+        more=(verdict(found, inner), *consequence(found)),
         following=following(run, "diagnose") if result.get("patch") else (),
         facts=tuple(shown),
         about=(*parts.about(run), *about(record)),
