@@ -89,7 +89,7 @@ def cure_cell(runner: Any, case: dict[str, Any], seed: int, budget: float) -> di
     program = runner.load(case, seed)
     began = time.process_time()
     found = cure(
-        program.model, program.train, program.loss, seed=seed, budget=budget,
+        program.model, program.train, program.loss, seed=seed, budget=f"{budget:g}s",
         steps=min(program.steps, 300), **arguments(program),
     )  # fmt: skip
     seconds = time.process_time() - began

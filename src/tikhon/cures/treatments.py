@@ -63,7 +63,7 @@ FORGET = _edit("open forget gates", 3, partial(surgery.long_memory, closed=False
 RELU = _edit("ReLU", 6, surgery.to_relu)
 LEAKY = _edit("leaky ReLU", 6, surgery.to_leaky)
 GRU = _edit("GRU", 7, surgery.to_gru)
-HEAD = _edit("an output layer that matches the loss", 3, surgery.open_head)
+HEAD = _edit("an output layer that matches the loss", 1, surgery.open_head)
 BATCHNORM = _edit("BatchNorm", 7, surgery.normalise)
 LAYERNORM = _edit("LayerNorm", 7, partial(surgery.normalise, batchnorm=False))
 NORMED_RELU = _edit("BatchNorm and ReLU", 8, partial(surgery.to_relu, normed=True))
