@@ -3,6 +3,7 @@
 The programs come from the folder given by --programs or $TIKHON_BENCHMARK_DATA: a file
 `faulty_programs.json` there, and its runner `faulty_programs.py` there or in `../tools`. Each cell
 (program x seed) is one JSON line in --journal; a second start goes on where the first one ended.
+The part `price` compares `diagnose` with training.
 The part `drawn` needs no file: `drawn_programs.py` draws programs of other kinds with --draw.
 The part `programs` asks about programs and loops from public reports, with their repaired twins:
 --half frozen, developed, fresh, third, fourth, fifth, sixth or seventh, a folder of
@@ -214,6 +215,38 @@ def _ratio(model: nn.Module, x: torch.Tensor, rounds: int, steps: int) -> float:
     return statistics.median(ratios)
 
 
+def price(noise: float, steps: int = 120) -> tuple[float, list[str]]:
+    """CPU time of `diagnose` over that of training as many steps, of a ConvNet; control runs.
+
+    Pictures of ten classes that lie in noise: with much of it control runs are asked for.
+    """
+    torch.manual_seed(0)
+    y = torch.randint(10, (2000,))
+    x = torch.randn(10, 3, 32, 32)[y] + noise * torch.randn(2000, 3, 32, 32)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(4096, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10),
+    )  # fmt: skip
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    engine = torch.optim.Adam(model.parameters(), lr=1e-3)
+    began = time.process_time()
+    for _ in range(steps):
+        rows = torch.randint(1500, (64,))
+        engine.zero_grad()
+        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        engine.step()
+    trained = time.process_time() - began
+    model.load_state_dict(start)
+    began = time.process_time()
+    found = diagnose(
+        model, (x[:1500], y[:1500]), nn.CrossEntropyLoss(), valid=(x[1500:], y[1500:]),
+        optimizer=lambda p: torch.optim.Adam(p, lr=1e-3), steps=steps,
+    )  # fmt: skip
+    names = [k.removesuffix("_loss") for k in found.record.reference if k.endswith("_loss")]
+    return (time.process_time() - began) / trained, names
+
+
 def cells(
     journal: Path, part: str, todo: list[tuple[dict[str, Any], int]], make: Callable[..., dict]
 ) -> list[dict[str, Any]]:
@@ -259,6 +292,12 @@ def main() -> None:
         print("watch, CPU time of a watched over a plain loop (target 1.01)")
         for name, ratio in watch_ratios(options.rounds, 100).items():
             print(f"  {name:30} {ratio:.3f}", flush=True)
+    if "price" in parts:
+        print("diagnose, CPU time over that of training as many steps (target 4)")
+        for noise in (1.0, 6.0):
+            ratio, names = price(noise)
+            told = ", ".join(names) or "none"
+            print(f"  ConvNet, control runs: {told:20} {ratio:.2f}", flush=True)
     if "drawn" in parts:
         print_drawn(options)
     if "programs" in parts:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.budget import out_of_time
-from tikhon.data.rows import Batch, tensors
+from tikhon.data.rows import Batch, entries, tensors
 from tikhon.diagnosis.nonfinite import locate
 from tikhon.diagnosis.observe import Instruments
 from tikhon.diagnosis.record import Failure, Point, Probe, Site, SiteReading
@@ -67,13 +67,13 @@ def run(
     for step in range(steps + 1):
         if step and out_of_time():
             break
-        if points and (step % pace == 0 or step == steps):
-            trial.points.append(score(replica, samples.probe, valid, step))
         before = None
         if step in at:
             trial.probes.append(probe(replica, samples.probe, step, trial))
             before = {p: p.detach().clone() for p in replica.model.parameters()}
             _shares(replica)  # asks for a measurement of the coming step
+        if points and (step % pace == 0 or step == steps):
+            _look(trial, replica, samples.probe, valid, step, step / max(1, steps))
         if step == steps:
             break
         replica.model.train()
@@ -88,13 +88,36 @@ def run(
         trial.steps = step + 1
         if before is not None:
             _updates(trial, replica.model, before, _shares(replica))
+    if trial.points and trial.steps < steps and trial.failure is None:  # it broke off
+        trial.points = [p for p in trial.points if p.step < trial.steps]
+        _look(trial, replica, samples.probe, valid, trial.steps, 1.0)
     trial.seconds = time.process_time() - began
     return trial
 
 
+def _look(
+    trial: DryRun, replica: Replica, batch: Batch, valid: Batch | None, step: int, share: float
+) -> None:
+    """The next point of the curve, at a share of the run.
+
+    The loss in training mode is asked at every look, evaluation at every third and, in the last
+    third of the run, whose medians count, at every second; validation at every sixth. Where
+    training mode gave the numbers of evaluation before, its answers are those of evaluation.
+    """
+    look, known = len(trial.points), [p for p in trial.points if p.eval_loss is not None]
+    probed = trial.probes[-1].loss if trial.probes and trial.probes[-1].step == step else None
+    if share == 1 or look % (2 if share >= 2 / 3 else 3) == 0:
+        same = known and share < 1 and all(p.loss == p.eval_loss for p in known)
+        judge = valid if share == 1 or look % 6 == 0 else None
+        point = score(replica, batch, judge, step, probed, training=bool(same))
+    else:
+        point = Point(step, in_training(replica, batch) if probed is None else probed)
+    trial.points.append(point)
+
+
 def _numbers(inputs: object) -> list[Tensor]:
     """The float tensors of the inputs with more than one entry."""
-    return [t for t in tensors(inputs) if t.is_floating_point() and t.numel() > 1]
+    return [entries(t) for t in tensors(inputs) if t.is_floating_point() and t.numel() > 1]
 
 
 def probe_steps(steps: int) -> set[int]:
@@ -245,20 +268,39 @@ def _stuck(own: list[Any], before: dict[Any, Tensor]) -> float | None:
     return sum(int(((p.grad != 0) & (p.detach() == before[p])).sum()) for p in short) / asked
 
 
-def score(replica: Replica, batch: Batch, valid: Batch | None, step: int) -> Point:
-    """Losses and metrics on the probe batch and on the validation batch."""
-    model = replica.model
-    with torch.no_grad():
-        with undisturbed(model, training=True):
-            loss = float(replica.value(batch))
-        with undisturbed(model, training=False):
-            output, eval_loss = replica.outcome(batch)
-            metric = skill(output, batch[1])
-            if valid is None:
-                return Point(step, loss, float(eval_loss), metric=metric)
-            output, valid_loss = replica.outcome(valid)
-            known = skill(output, valid[1])
-            return Point(step, loss, float(eval_loss), float(valid_loss), metric, known)
+def score(
+    replica: Replica,
+    batch: Batch,
+    valid: Batch | None,
+    step: int,
+    loss: float | None = None,
+    *,
+    training: bool = False,
+) -> Point:
+    """Losses and metrics on the probe batch and on the validation batch.
+
+    `loss` is the one in training mode where it is known; `training` takes it for that of
+    evaluation, too.
+    """
+    if loss is None and not training:
+        loss = in_training(replica, batch)
+    with torch.no_grad(), undisturbed(replica.model, training=training):
+        output, evaluated = replica.outcome(batch)
+    point = Point(step, loss, float(evaluated), metric=skill(output, batch[1]))
+    if training:
+        point = replace(point, loss=point.eval_loss)
+    if valid is None:
+        return point
+    with torch.no_grad(), undisturbed(replica.model, training=False):
+        output, evaluated = replica.outcome(valid)
+    return replace(point, valid_loss=float(evaluated), valid_metric=skill(output, valid[1]))
+
+
+@torch.no_grad()
+def in_training(replica: Replica, batch: Batch) -> float:
+    """The loss of a batch in training mode."""
+    with undisturbed(replica.model, training=True):
+        return float(replica.value(batch))
 
 
 def commonest(replica: Replica, batch: Batch) -> float | None:

@@ -60,8 +60,8 @@ class Instruments(Located):
             grads = next((found for found in outputs if found), [])
             size = sum(g.numel() for g in grads)
             if size:
-                total = sum(float(g.detach().double().square().sum()) for g in grads)
-                self.numbers[name]["signal"] = math.sqrt(total / size)
+                total = math.hypot(*(norm(g.detach()) for g in grads))
+                self.numbers[name]["signal"] = total / math.sqrt(size)
         for name, profile in self._profiles.items():
             self.numbers[name]["time_ratio"] = _time_ratio(profile)
         return tuple(SiteReading(**self.numbers[name]) for name in self.sites)  # type: ignore[arg-type]
@@ -150,29 +150,21 @@ class Instruments(Located):
         options = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
         if func in (torch.nn.functional.relu, torch.nn.functional.hardtanh):
             rest = rest if label == "hardtanh" else ()
-        with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):  # not a checkpoint's
-            try:
-                z = inputs.detach().clone().requires_grad_()
-                value = func(z.clone(), *_without_flags(rest), **options)
-                (slope,) = torch.autograd.grad(value.sum(), z)
-            except (TypeError, RuntimeError):
-                return {}
-        if not slope.numel():
+        slope = _slope(label, func, inputs.detach(), _without_flags(rest), options)
+        if slope is None or not slope.numel():
             return {}
-        slope = slope.abs()
-        found = {"slope": float(slope.square().mean().sqrt())}
+        found = {"slope": rms(slope)}
         if label in RECTIFIERS:
-            found["dead"] = float((self._units(slope).amax(0) == 0).double().mean())
+            found["dead"] = float((slope.amax(self._rows(slope)) == 0).double().mean())
         if label in BOUNDED:
             low = slope < 0.05 * BOUNDED[label]
             found["saturated"] = float(low.double().mean())
         return found
 
-    def _units(self, values: Tensor) -> Tensor:
-        """Rows of samples, columns of units: channels after a convolution, else the last axis."""
-        if self._channels_first and values.ndim > 2:
-            values = values.movedim(1, -1)
-        return values.flatten(0, -2) if values.ndim > 2 else values
+    def _rows(self, values: Tensor) -> list[int]:
+        """The axes of samples and places: all but that of units, second after a convolution."""
+        unit = 1 if self._channels_first and values.ndim > 2 else max(1, values.ndim - 1)
+        return [axis for axis in range(values.ndim) if axis != unit]
 
     def _place(self, label: str, found: dict[str, float], output: Tensor) -> None:
         where = self.stack[-1]
@@ -257,31 +249,55 @@ def weights(module: nn.Module) -> dict[str, float]:
     weight = getattr(module, "weight", None)
     if isinstance(module, RECURRENT + CELLS):
         weight = next(p for n, p in module.named_parameters() if n.startswith("weight_hh"))
-        rms = float(weight.detach().double().square().mean().sqrt())
-        return {"weight_rms": rms, "weight_factor": rms * math.sqrt(weight.shape[1])}
+        size = rms(weight.detach())
+        return {"weight_rms": size, "weight_factor": size * math.sqrt(weight.shape[1])}
     if weight is None or not isinstance(module, WEIGHTED) or not weight.numel():
         return {}
-    values = weight.detach().double()
-    rms = float(values.square().mean().sqrt())
+    values = weight.detach()
+    size = rms(values)
     fan_out = describe("", "weight", module).fan_out
-    found: dict[str, float] = {"weight_rms": rms, "weight_factor": rms * math.sqrt(fan_out)}
+    found: dict[str, float] = {"weight_rms": size, "weight_factor": size * math.sqrt(fan_out)}
     found["constant"] = bool(values.numel() > 1 and (values == values.flatten()[0]).all())
     bias = getattr(module, "bias", None)
     if bias is not None:
-        found["bias"] = float(bias.detach().double().square().mean().sqrt())
+        found["bias"] = rms(bias.detach())
     return found
+
+
+def norm(values: Tensor) -> float:
+    """Length of a tensor; in double precision where squares leave the range of single."""
+    short = values.dtype not in (torch.float32, torch.float64)
+    found = float(torch.linalg.vector_norm(values.float() if short else values))
+    return found if 1e-15 < found < math.inf else float(torch.linalg.vector_norm(values.double()))
+
+
+def rms(values: Tensor) -> float:
+    """Root mean square of a tensor."""
+    return norm(values) / math.sqrt(values.numel())
+
+
+def _slope(label: str, func: Function, inputs: Tensor, rest: Args, options: Any) -> Tensor | None:
+    """Size of an activation's slope at its inputs; None where it takes other arguments."""
+    if label == "relu":
+        return (inputs > 0).to(inputs.dtype)
+    with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):  # not a checkpoint's
+        try:
+            z = inputs.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(func(z.clone(), *rest, **options).sum(), z)
+        except (TypeError, RuntimeError):
+            return None
+    return slope.abs()
 
 
 def _spread(output: Tensor) -> dict[str, float]:
     values = output.detach()
     if not values.is_floating_point() or not values.numel():
         return {}
-    values = values.double()
-    rms = float(values.square().mean().sqrt())
-    if values.ndim == 0 or len(values) < 2 or not math.isfinite(rms):
-        return {"rms": rms}
-    spread = float(values.std(0).square().mean().sqrt())
-    return {"rms": rms, "diversity": spread / rms if rms > 0 else 0.0}
+    size = rms(values)
+    if values.ndim == 0 or len(values) < 2 or not math.isfinite(size):
+        return {"rms": size}
+    spread = rms(values - values.mean(0)) * math.sqrt(len(values) / (len(values) - 1))
+    return {"rms": size, "diversity": spread / size if size > 0 else 0.0}
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import Batch, LossFunction, each, tensors
+from tikhon.data.rows import Batch, LossFunction, each, entries, tensors
 from tikhon.diagnosis.replica import number_of
 
 Tail = Callable[[Tensor], Tensor]
@@ -250,10 +250,9 @@ def shallow_skill(batch: Batch) -> dict[str, float]:
     fit, judge = order[: len(design) // 2], order[len(design) // 2 :]
     y = y.cpu()
     best = -math.inf
-    for ridge in (0.3, 10.0, 300.0):
-        gram = design[fit].T @ design[fit] + ridge * torch.eye(design.shape[1]).double()
-        weights = torch.linalg.solve(gram, design[fit].T @ y[fit])
-        best = max(best, _held_out(design[judge] @ weights, y[judge], classes, signs))
+    for strength in (0.3, 10.0, 300.0):
+        scores = design[judge] @ ridge(design[fit], y[fit], strength)
+        best = max(best, _held_out(scores, y[judge], classes, signs))
     if inputs.is_floating_point() and inputs[0].numel() <= FEW_COORDINATES:
         near = _neighbours(inputs.detach().reshape(len(inputs), -1).double().cpu(), y, fit, judge)
         best = max(best, _held_out(near, y[judge], classes, signs))
@@ -262,6 +261,17 @@ def shallow_skill(batch: Batch) -> dict[str, float]:
         share = (y > 0).double().mean(0)
         constant = float(torch.maximum(share, 1 - share).mean())
     return {"shallow": best, "constant": constant}
+
+
+def ridge(x: Tensor, y: Tensor, strength: float) -> Tensor:
+    """Weights of least squares with `strength` times their squares, by the smaller equations.
+
+    (x'x + s)^-1 x'y = x'(xx' + s)^-1 y: with fewer rows than columns the second is cheaper.
+    """
+    wide = len(x) < x.shape[1]
+    gram = x @ x.T if wide else x.T @ x
+    gram.diagonal().add_(strength)
+    return x.T @ torch.linalg.solve(gram, y) if wide else torch.linalg.solve(gram, x.T @ y)
 
 
 def _neighbours(x: Tensor, y: Tensor, fit: Tensor, judge: Tensor) -> Tensor:
@@ -296,16 +306,16 @@ def design_of(
 
 def within(x: Tensor) -> Tensor:
     """Columns with what lies far outside of their middle half drawn in: one row is no scale."""
-    middle, reach = x.median(0).values, FAR * middle_half(x)
+    middle, reach = x.T.contiguous().median(1).values, FAR * middle_half(x)
     reach = torch.where(reach > 0, reach, math.inf)
     return x.clamp(middle - reach, middle + reach)
 
 
 def middle_half(x: Tensor) -> Tensor:
     """Distance of the quartiles of each column."""
-    return (
-        x.kthvalue(max(1, 3 * len(x) // 4), 0).values - x.kthvalue(max(1, len(x) // 4), 0).values
-    )
+    columns = x.T.contiguous()
+    low, high = (columns.kthvalue(max(1, k * len(x) // 4), 1).values for k in (1, 3))
+    return high - low
 
 
 def _occurrences(tokens: Tensor) -> Tensor:
@@ -384,7 +394,7 @@ def grows_in_part(output: object, target: object, loss: LossFunction) -> float:
 
 def scale(value: object) -> dict[str, float]:
     """Size of float tensors: rms, mean, deviation and absolute maximum."""
-    parts = [t.detach().double() for t in tensors(value) if t.is_floating_point()]
+    parts = [entries(t.detach()).double() for t in tensors(value) if t.is_floating_point()]
     if not parts:
         return {}
     flat = parts[0]

@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from tikhon.data.rows import Batch, split, take, tensors
-from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, middle_half, within
+from tikhon.diagnosis.reference import (
+    MANY_CLASSES,
+    binary,
+    design_of,
+    middle_half,
+    ridge,
+    within,
+)
 from tikhon.diagnosis.samples import Samples, read_on
 
 SAMPLE = 1200  # rows that are judged, at most
@@ -236,7 +243,7 @@ def relation(inputs: Tensor, target: Tensor) -> dict[str, object]:
         for strength in (1.0, 100.0) if x.shape[1] else ():
             scores = torch.zeros_like(y)
             for fit, judge in (halves, halves[::-1]):
-                scores[judge] = x[judge] @ _ridge(x[fit], y[fit], strength)
+                scores[judge] = x[judge] @ ridge(x[fit], y[fit], strength)
             best = max(best, _deviations(scores, y, halves))
             explained = 1 - float((y - scores).square().mean() / y.square().mean())
             skills[name] = max(skills.get(name, -math.inf), explained)
@@ -320,7 +327,7 @@ def _on_a_circle(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> 
     y = (y - y.mean(0)) / y.std(0)
     scores = torch.zeros_like(y)
     for fit, judge in (halves, halves[::-1]):
-        scores[judge] = design[judge] @ _ridge(design[fit], y[fit], 10.0)
+        scores[judge] = design[judge] @ ridge(design[fit], y[fit], 10.0)
     number, *circle = (y - scores).square().mean(0).tolist()
     return {"turn": number / max(*circle, 1e-9)}
 
@@ -339,7 +346,7 @@ def _as_classes(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> d
     right = {"classes": 0.0, "numbers": 0.0}
     for fit, judge in (halves, halves[::-1]):
         both = torch.cat([hot[fit], values[fit] - mean], 1)
-        scores = design[judge] @ _ridge(design[fit], both, 10.0)
+        scores = design[judge] @ ridge(design[fit], both, 10.0)
         near = (scores[:, -1:] + mean - distinct).abs().argmin(1)
         for name, answer in (("classes", scores[:, :-1].argmax(1)), ("numbers", near)):
             right[name] += float((answer == classes[judge]).sum()) / len(values)
@@ -356,14 +363,9 @@ def _bag_skill(inputs: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float:
         for fit, judge in (halves, halves[::-1]):
             assert design is not None
             x = design[:, :straight]
-            scores[judge] = x[judge] @ _ridge(x[fit], y[fit], strength)
+            scores[judge] = x[judge] @ ridge(x[fit], y[fit], strength)
         best = max(best, 1 - float((y - scores).square().mean() / y.square().mean()))
     return best
-
-
-def _ridge(x: Tensor, y: Tensor, strength: float) -> Tensor:
-    eye = torch.eye(x.shape[1], dtype=x.dtype)
-    return torch.linalg.solve(x.T @ x + strength * eye, x.T @ y)
 
 
 def _deviations(scores: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float:

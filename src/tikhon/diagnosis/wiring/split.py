@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tikhon.data.rows import Batch
-from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of
+from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, ridge
 from tikhon.diagnosis.replica import Replica, undisturbed
 
 FIT = 1200  # training rows that a shallow model is fitted to and tried on, at most
@@ -110,9 +110,9 @@ def relation_moved(train: Batch, valid: Batch) -> dict[str, object]:
     fit, judge = own[: len(own) // 2], own[len(own) // 2 :]
     first, second = theirs[: len(theirs) // 2], theirs[len(theirs) // 2 :]
     best: tuple[float, ...] = (-1.0, -1.0)
-    for ridge in RIDGES:
-        best = max(best, _skills(x, answers, classes, fit, (judge, theirs), ridge))
-    mine = max(_skills(x, answers, classes, first, (second,), ridge)[0] for ridge in RIDGES)
+    for strength in RIDGES:
+        best = max(best, _skills(x, answers, classes, fit, (judge, theirs), strength))
+    mine = max(_skills(x, answers, classes, first, (second,), s)[0] for s in RIDGES)
     found: dict[str, object] = {"fits_train": best[0], "fits_valid": best[1], "fits_own": mine}
     return found | {"fits_rows": len(theirs)}
 
@@ -134,12 +134,11 @@ def _goals(y: Tensor) -> tuple[Tensor, bool] | None:
 
 
 def _skills(
-    x: Tensor, y: Tensor, classes: bool, fit: Tensor, asked: tuple[Tensor, ...], ridge: float
+    x: Tensor, y: Tensor, classes: bool, fit: Tensor, asked: tuple[Tensor, ...], strength: float
 ) -> tuple[float, ...]:
-    """Skill on the asked rows of a ridge that is fitted to others, in its dual form."""
+    """Skill on the asked rows of a ridge that is fitted to others."""
     mean = y[fit].mean(0)
-    kernel = x[fit] @ x[fit].T + ridge * torch.eye(len(fit), dtype=x.dtype)
-    weights = x[fit].T @ torch.linalg.solve(kernel, y[fit] - mean)
+    weights = ridge(x[fit], y[fit] - mean, strength)
     found = []
     for rows in asked:
         answer, true = x[rows] @ weights + mean, y[rows]
