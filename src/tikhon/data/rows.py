@@ -183,6 +183,13 @@ def tensors(value: object) -> list[Tensor]:
     return []
 
 
+def entries(tensor: Tensor) -> Tensor:
+    """The numbers that a tensor holds: those of a sparse one are what is not zero."""
+    if tensor.layout == torch.strided:
+        return tensor
+    return tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
+
+
 def length(batch: Batch) -> int:
     """Rows of a batch; raises `DataError` where inputs and target disagree or are empty."""
     counts = [len(t) if t.ndim else 0 for part in batch for t in _columns(part)]
@@ -205,7 +212,8 @@ def _columns(value: object) -> list[Tensor]:
 def take(batch: object, index: Tensor) -> Any:
     """The rows of a nested batch."""
     if isinstance(batch, Tensor):
-        return batch.index_select(0, index.to(batch.device))
+        plain = batch.layout in (torch.strided, torch.sparse_coo)
+        return (batch if plain else batch.to_sparse()).index_select(0, index.to(batch.device))
     if isinstance(batch, Mapping):
         return _named(batch, {k: take(v, index) for k, v in batch.items()})
     if isinstance(batch, PackedSequence):

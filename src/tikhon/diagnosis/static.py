@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tikhon.data.rows import Batch, LossFunction, call, take, tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, user_line
+from tikhon.diagnosis.nonfinite import infinite
 from tikhon.diagnosis.observe import ELEMENTWISE, SOFTMAXES
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.reference import (
@@ -126,7 +127,7 @@ def data_facts(samples: Samples, model: nn.Module) -> dict[str, Any]:
         f"{'inputs' if whole is inputs else 'target'}"
         for whole in (inputs, target)
         for part in tensors(whole)
-        if part.is_floating_point() and not bool(torch.isfinite(part).all())
+        if infinite(part)
     ]
     facts: dict[str, object] = {"rows": samples.rows, "nonfinite": bad}
     facts["inputs"] = scale(inputs) if "inputs" not in bad else {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tikhon.data.rows import tensors
+from tikhon.data.rows import entries, tensors
 from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.targets import is_distributed, local
 
@@ -104,7 +104,8 @@ def lengths(tensors: list[Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def fingerprint(arguments: object) -> Tensor:
     """Two numbers that tell one batch from another; NaN where there is nothing to tell."""
-    found = [local(t).reshape(-1) for t in tensors(arguments) if t.numel() and not t.is_complex()]
+    given = [entries(local(t)) for t in tensors(arguments) if not t.is_complex()]
+    found = [part.reshape(-1) for part in given if part.numel()]
     if not found:
         return torch.full((2,), torch.nan)
     total = torch.zeros(2, device=found[0].device)
