@@ -109,6 +109,17 @@ def test_units_that_died_are_no_cause_where_a_leak_does_not_help():
     assert all("leaky" in f.evidence or f.evidence["dead_at_start"] > 0.5 for f in told)
 
 
+def test_a_control_run_that_the_loss_refuses_compares_nothing():
+    """A leaky sigmoid gives no probabilities, which `BCELoss` refuses."""
+    torch.manual_seed(0)
+    x = torch.randn(600, 8)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1), nn.Sigmoid())
+    engine = torch.optim.SGD(model.parameters(), lr=30.0)
+    found = asked(model, (x, torch.randint(2, (600, 1)).float()), nn.BCELoss(), optimizer=engine)
+    assert "saturated_activation" in codes(found), str(found)
+    assert "leaky_loss" not in found.record.reference
+
+
 # parts of a loss
 
 

@@ -158,3 +158,28 @@ def test_scaled_targets_are_cured_and_scored_in_the_users_units():
         loss = float(nn.functional.mse_loss(trained(x), y))
     assert end.eval_loss == pytest.approx(loss, rel=0.3)
     assert 100 < end.eval_loss < float(y.var())  # squares of the user's units, not of deviations
+
+
+class Beside(nn.Module):
+    """Two straight layers: side by side, as trend and season of a series, or one after another."""
+
+    def __init__(self, stacked):
+        super().__init__()
+        self.stacked, self.one, self.two = stacked, nn.Linear(16, 16), nn.Linear(16, 4)
+        self.short = nn.Linear(16, 4)
+
+    def forward(self, x):
+        if self.stacked:
+            return self.two(self.one(x))
+        mean = x.mean(1, keepdim=True)
+        return self.short(x - mean) + self.two(mean.expand_as(x))
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_layers_side_by_side_are_no_line_of_layers(stacked):
+    torch.manual_seed(0)
+    x = torch.rand(600, 16) * 2 - 1
+    y = ((x[:, :4].square() * 3).sum(1) * 4 / 10).long().clamp(0, 3)
+    model = Beside(stacked)
+    found = tk.diagnose(model, (x, y), CE, optimizer=adam(1e-2), steps=60)
+    assert ("no_nonlinearity" in {f.code for f in found.findings}) == stacked, str(found)

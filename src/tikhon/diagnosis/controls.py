@@ -22,6 +22,7 @@ from tikhon.diagnosis.thresholds import FEW_PASS, HEAVY, LEARNED, RELATED, SMALL
 from tikhon.diagnosis.wiring.calls import Leaky
 from tikhon.diagnosis.wiring.rows import given_back
 from tikhon.diagnosis.wiring.subject import subject_of
+from tikhon.errors import InputError
 
 BEHIND = 0.6  # of what the yardstick learns
 LONG_STEP = 1e-2  # of the weights
@@ -102,7 +103,10 @@ def _asked(make: Callable[[], Replica], ran: Ran) -> Iterator[dict[str, object]]
         over_time = control.name == "steadier"  # a loss that jumps has lucky moments
         with Leaky() if control.name == "leaky" else nullcontext():
             points = len(ran.trial.points) if over_time else 1
-            trial = ran.again(replica, ran.source, points=points)
+            try:
+                trial = ran.again(replica, ran.source, points=points)
+            except InputError:  # a leaky sigmoid gives no probabilities
+                continue
         if trial.failure is None:
             end = trial.points[-1]
             scores = lately(trial.points) if over_time else (end.eval_loss, end.metric)

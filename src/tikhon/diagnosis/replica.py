@@ -346,6 +346,10 @@ HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
         ("dtype", "long", "float", "scalar type"),
         "check the dtype of the targets (cross entropy: int64 classes, mse: floats)",
     ),
+    (
+        ("object is not callable",),
+        "a loss that calls the model is a function whose first parameter is named model",
+    ),
     (("device",), "move the model and the data to one device"),
     (("argument",), "several inputs are given as a tuple, named ones as a dictionary"),
     (("shape", "size"), "compare the shapes of output and target"),

@@ -55,7 +55,6 @@ def wiring_facts(
     """
     subject = subject_of(replica, source)
     layers = [s.name for s in sites if s.role in ("weight", "recurrent")]
-    last = layers[-1] if layers else ""
     tests: dict[str, Callable[[], dict[str, object]]] = {
         "graph": partial(graph.graph_facts, subject, held),
         "random": partial(rows.random_facts, subject),
@@ -65,7 +64,7 @@ def wiring_facts(
         "order": partial(rows.order_facts, subject),
         "attention": partial(attention.attention_facts, subject),
         "past": partial(attention.past_facts, subject),
-        "line": partial(rows.line_facts, subject, last, len(layers)),
+        "line": partial(rows.line_facts, subject, layers),
         "targets": partial(targets.target_facts, subject),
         "background": partial(targets.background_facts, subject, source),
         "candidates": partial(candidates.candidate_facts, subject),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tikhon.data.rows import Batch, call, each, tensors
 from tikhon.diagnosis.reference import IGNORED
@@ -449,31 +451,40 @@ def bypass_facts(subject: Subject) -> dict[str, object]:
     return {"bypassed": found}
 
 
-def line_facts(subject: Subject, last: str, layers: int) -> dict[str, object]:
-    """Whether what leaves the head is a straight function of the inputs.
+def line_facts(subject: Subject, layers: Sequence[str]) -> dict[str, object]:
+    """Whether what leaves the last of the layers with weights is straight in the inputs.
 
-    `last` is the name of the last layer with weights, `layers` how many there are.
+    Nothing of layers that stand side by side: only one that is fed by another makes a line.
     """
     inputs = subject.batch[0]
-    if layers < 1 or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+    if not layers or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return {}
-    module = subject.model.get_submodule(last)
+    *before, last = map(subject.model.get_submodule, layers)
     found: list[Tensor] = []
+    fed: list[Tensor] = []
 
     def keep(m: nn.Module, args: object, output: object) -> None:
         found.extend(floats(output)[:1])
+        fed.extend(floats(args)[:1])
+
+    def more(m: nn.Module, args: object, output: object) -> object:
+        return output + 1 if isinstance(output, Tensor) else output
 
     other = subject.others[0]
-    handle = module.register_forward_hook(keep)
+    handle = last.register_forward_hook(keep)
+    moved: list[RemovableHandle] = []
     try:
         with Calm():
             for x in (inputs, other, 0.3 * inputs + 0.7 * other):
                 subject.outputs((x, subject.batch[1]))
+            moved = [m.register_forward_hook(more) for m in before]
+            subject.outputs((inputs, subject.batch[1]))
     finally:
-        handle.remove()
-    if len(found) != 3:
+        for hook in (handle, *moved):
+            hook.remove()
+    if len(found) != 4 or (before and torch.equal(fed[0], fed[-1])):
         return {}
-    a, b, mixed = (t.double() for t in found)
+    a, b, mixed = (t.double() for t in found[:3])
     spread = float((a - b).square().mean().sqrt())
     if spread == 0:
         return {}
