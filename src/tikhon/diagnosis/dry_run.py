@@ -268,6 +268,7 @@ def _stuck(own: list[Any], before: dict[Any, Tensor]) -> float | None:
     return sum(int(((p.grad != 0) & (p.detach() == before[p])).sum()) for p in short) / asked
 
 
+@torch.no_grad()
 def score(
     replica: Replica,
     batch: Batch,
@@ -284,14 +285,14 @@ def score(
     """
     if loss is None and not training:
         loss = in_training(replica, batch)
-    with torch.no_grad(), undisturbed(replica.model, training=training):
+    with undisturbed(replica.model, training=training):
         output, evaluated = replica.outcome(batch)
     point = Point(step, loss, float(evaluated), metric=skill(output, batch[1]))
     if training:
         point = replace(point, loss=point.eval_loss)
     if valid is None:
         return point
-    with torch.no_grad(), undisturbed(replica.model, training=False):
+    with undisturbed(replica.model, training=False):
         output, evaluated = replica.outcome(valid)
     return replace(point, valid_loss=float(evaluated), valid_metric=skill(output, valid[1]))
 
