@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from faulty import classes
 from tikhon.cures import treatments as cures
 from tikhon.cures.treatment import Treatment
-from wired import Fn, mlp
+from wired import Fn, looking, mlp, short_sentences
 
 CE = F.cross_entropy
 
@@ -380,6 +381,8 @@ TWINS = [
           classes),
     Twins("statistics stand still", cures.MOVING, chain(nn.BatchNorm1d(32, momentum=0.0)),
           chain(nn.BatchNorm1d(32)), classes),
+    Twins("padding turned", cures.TURNED_MASKS, partial(looking, "layer", False),
+          partial(looking, "layer", True), short_sentences, harmless=False),
     Twins("no second derivative", cures.SMOOTH, chain(nn.ReLU()), chain(nn.Tanh()), classes),
 ]  # fmt: skip
 

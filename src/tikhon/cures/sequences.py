@@ -51,6 +51,14 @@ def turned_masks(calls: list[Call]) -> list[str]:
     """Masks of attention that hide what they showed."""
     return [
         *once(
+            called(calls, "multi_head_attention_forward"),
+            'if name == "multi_head_attention_forward":\n'
+            '    mask = kwargs.get("key_padding_mask")\n'
+            "    if mask is not None:\n"
+            '        shown = ~mask if mask.dtype == torch.bool else mask > float("-inf")\n'
+            '        kwargs = {**kwargs, "key_padding_mask": shown}',
+        ),
+        *once(
             called(calls, "scaled_dot_product_attention"),
             'if name == "scaled_dot_product_attention":\n'
             '    mask = kwargs.get("attn_mask", (*args, None)[3] if len(args) > 3 else None)\n'
