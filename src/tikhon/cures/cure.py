@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -51,9 +51,6 @@ from tikhon.penalties import L2
 from tikhon.regularizer.terms import Term
 from tikhon.training.losses import in_a_loop
 from tikhon.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from tikhon.training.recipe import Recipe
 
 DIAGNOSING = 0.5  # of the budget, at most
 FURTHER = 2  # looks at the treated program
