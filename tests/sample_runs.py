@@ -157,7 +157,7 @@ def demo_run(path: Path) -> Path:
     for name, grid in grids.items():
         tried = []
         for value in grid:
-            model, history = train(data, **({} if name == "none" else {name: value}))
+            model, history = train(data, epochs=15, **({} if name == "none" else {name: value}))
             last = history[-1]
             tried.append(
                 (last["valid/accuracy"], -last["valid/loss"], value, zeros(model), history)
@@ -166,7 +166,8 @@ def demo_run(path: Path) -> Path:
         scores = []
         for seed in range(3):
             again = digits(seed)
-            model, _ = train(again, **({} if name == "none" else {name: chosen}), seed=seed)
+            given = {} if name == "none" else {name: chosen}
+            model, _ = train(again, epochs=15, seed=seed, **given)
             scores.append(accuracy(model, again, "test"))
         mean = sum(scores) / 3
         half = 4.303 * torch.tensor(scores).std().item() / 3**0.5
