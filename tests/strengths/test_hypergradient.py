@@ -412,7 +412,7 @@ def test_data_that_a_model_does_not_take_are_refused_before_any_step(form, way):
         "batch": {"input": x, "labels": y},
     }[form]  # fmt: skip
     if form == "batch":
-        loss = lambda own, batch: nn.functional.cross_entropy(own(batch["input"]), batch["labels"])  # noqa: E731
+        loss = lambda own, rows: nn.functional.cross_entropy(own(rows["input"]), rows["labels"])  # noqa: E731
     model = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     strength = tk.Hypergradient(valid, loss, steps=100, start=0.1)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import tikhon as tk
+from tikhon.errors import InputError
 from tikhon.strengths.implicit import implicit_slopes
 
 torch.manual_seed(1)
@@ -95,3 +96,22 @@ def test_bad_input_is_named():
         implicit_slopes(model, half, TRAIN, VALID, {"weigth": tk.L2(0.1)})
     with pytest.raises(ValueError, match="iterations must be at least 1, received 0"):
         implicit_slopes(model, half, TRAIN, VALID, {"weight": tk.L2(0.1)}, iterations=0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "train", "valid", "rows"),
+    [
+        (nn.CrossEntropyLoss(), (TRAIN[0], torch.full((30,), 5)), VALID, "training"),
+        (lambda output: output, TRAIN, VALID, "training"),
+        (half, TRAIN, (VALID[0][:, :2], VALID[1]), "validation"),
+    ],
+)
+def test_rows_that_the_loss_does_not_take_are_named(loss, train, valid, rows):
+    with pytest.raises(InputError, match=f"the loss fails on the first {rows} batch"):
+        implicit_slopes(linear(ridge(1.0)), loss, train, valid, {"weight": tk.L2(0.1)})
+
+
+@pytest.mark.parametrize("penalties", [tk.L2(0.1), {"weight": 0.1}])
+def test_penalties_of_another_form_are_refused(penalties):
+    with pytest.raises(InputError, match="a mapping from parameters' names to penalties"):
+        implicit_slopes(linear(ridge(1.0)), half, TRAIN, VALID, penalties)

@@ -15,7 +15,7 @@ from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
 from tikhon.models import MLP
 from tikhon.penalties import L2
-from tikhon.runs.interrupt import Stopped
+from tikhon.runs.interrupt import Stopped, silent
 from tikhon.training import fit
 from tikhon.training.losses import loss_of
 from tikhon.training.recipe import Recipe
@@ -72,7 +72,7 @@ def balance(
     lr: float = 1e-3,
     seed: int = 0,
     records: Records | None = None,
-    on_event: Callable[[str, int, int], None] = lambda text, done, total: None,
+    on_event: Callable[[str, int, int], None] | None = None,
 ) -> Shapes:
     """Test scores over width x strength of L2, and over depth x remedy x strength.
 
@@ -83,7 +83,7 @@ def balance(
 
     Raises `InputError` for widths or depths below 1, `Stopped` when it was asked to stop.
     """
-    records = Records() if records is None else records
+    records, on_event = Records() if records is None else records, on_event or silent
     for name, sizes in (("widths", widths), ("depths", depths)):
         if any(size < 1 for size in sizes):
             raise InputError(f"{name} must be 1 or more, received {list(sizes)}")

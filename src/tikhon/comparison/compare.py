@@ -21,6 +21,7 @@ from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
 from tikhon.languages import Sentence, Value, said
 from tikhon.numbers import CERTAIN, number
+from tikhon.runs.interrupt import silent
 
 _TUNED = 3  # trainings below which nothing was chosen
 _SPLITS = 3  # splits below which an interval says little
@@ -197,7 +198,7 @@ def compare(
     seeds: int = 3,
     seed: int = 0,
     records: Records | None = None,
-    on_event: Event = lambda text, done, total: None,
+    on_event: Event | None = None,
 ) -> Comparison:
     """Tune every method on every split with the same number of trainings, then test the choice.
 
@@ -241,7 +242,7 @@ def compare(
             raise InputError(
                 f"method {contender.method.name!r} needs classes; the target is a number"
             )
-    records = Records() if records is None else records
+    records, on_event = Records() if records is None else records, on_event or silent
     trainer = Trainer(model, epochs, batch_size, records.stop)
     asked = splits
     parts = _drawn(data, 0, splits, seed)

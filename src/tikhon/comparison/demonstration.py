@@ -15,6 +15,7 @@ from tikhon.data import Dataset, load
 from tikhon.data.batches import order
 from tikhon.models import build
 from tikhon.penalties import L1, L2
+from tikhon.runs.interrupt import never
 from tikhon.training import measures
 from tikhon.training.fit import Run, fit
 from tikhon.training.recipe import Recipe
@@ -112,7 +113,7 @@ def run(
     methods: Sequence[Variant] = METHODS,
     *,
     on_run: Callable[[Variant, float, int, Run], None] = lambda *a: None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = never,
 ) -> dict[str, Any]:
     """Train every method at every strength and seed; validation rows alone choose the strength.
 

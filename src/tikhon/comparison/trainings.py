@@ -15,7 +15,7 @@ from tikhon.compaction import Compaction, compact
 from tikhon.data import Split
 from tikhon.models import build
 from tikhon.runs.files import plain
-from tikhon.runs.interrupt import Stopped
+from tikhon.runs.interrupt import Stopped, never
 from tikhon.runs.journal import Journal
 from tikhon.training import fit, measures
 from tikhon.training.recipe import Recipe
@@ -64,7 +64,7 @@ class Records:
     """
 
     def __init__(
-        self, journal: Journal | None = None, *, stop: Callable[[], bool] = lambda: False
+        self, journal: Journal | None = None, *, stop: Callable[[], bool] = never
     ) -> None:
         self._journal, self.stop = journal, stop
         self._known: dict[str, Any] = {}

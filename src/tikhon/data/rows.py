@@ -281,14 +281,14 @@ def call(model: nn.Module, inputs: object) -> Any:
 
 
 def takes_model(loss: Any) -> bool:
-    """Whether a loss is of the form `loss(model, batch)`, by the name of its first parameter."""
+    """Whether a loss is of the form `loss(model, batch)`, by the names of its parameters."""
     if isinstance(loss, nn.Module):
         return False
     try:
         words = list(inspect.signature(loss).parameters)
     except (TypeError, ValueError):
         return False
-    return bool(words) and words[0] in MODEL_WORDS
+    return bool(words) and (words[0] in MODEL_WORDS or words[1:2] == ["batch"])
 
 
 def loss_on(loss: LossFunction, model: nn.Module, batch: Batch) -> Tensor:

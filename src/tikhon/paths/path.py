@@ -26,6 +26,7 @@ from tikhon.paths.result import PathResult, Select
 from tikhon.paths.targets import row_weights
 from tikhon.penalties import Penalty
 from tikhon.runs.checkpoint import Keeper
+from tikhon.runs.interrupt import never, silent
 from tikhon.runs.run_directory import CHECKPOINT
 
 CONVERGED = 1e-6  # residual above which a solution is told to be unfinished
@@ -48,8 +49,8 @@ def path(
     seed: int = 0,
     output: str | Path | None = None,
     resume: bool = False,
-    stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[float], None] = lambda share: None,
+    stop: Callable[[], bool] | None = None,
+    on_progress: Callable[[float], None] | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> PathResult:
     """Solve `mean loss + strength * penalty` along a range of strengths.
@@ -106,6 +107,7 @@ def path(
     held_out = None if valid is None else pair(in_double(valid), name="valid")
     if held_out is not None:
         held_out = one_tensor(held_out[0], name="valid", verb="path"), held_out[1]
+    on_progress = on_progress or silent
     weights = row_weights(sample_weight, len(x))
     if weights is not None and not weights.all():  # a row of weight zero is not there
         x, y, weights = x[weights > 0], y[weights > 0], weights[weights > 0]
@@ -125,7 +127,7 @@ def path(
         "seed": checked_seed(seed),
     }
     data = (x, y, *(held_out or ()))
-    saving = {"resume": resume, "stop": stop, "say": on_warning}
+    saving = {"resume": resume, "stop": stop or never, "say": on_warning}
     keeper = _keeper(output, saving, penalty, build_model, data, asked)
     shared = {"valid": held_out, "strengths": strengths, "seed": seed, "keeper": keeper}
     if build_model is None or is_linear(build_model()):
@@ -133,7 +135,12 @@ def path(
             build_model, x, y, penalty, weights=weights, positive=positive, debias=debias
         )
         result = follow(
-            given, build_model, folds=folds, smallest=smallest, on_progress=on_progress, **shared
+            given,
+            build_model,
+            folds=folds,
+            smallest=smallest,
+            on_progress=on_progress or silent,
+            **shared,
         )
         _tell_unfinished(result)
         if result.strengths[-1] == 0 and given.separated(result.coefficients, result.intercepts):

@@ -14,6 +14,15 @@ class Stopped(Exception):
     """The work was asked to stop before its end; what is done is saved."""
 
 
+def never() -> bool:
+    """The `stop` of a run that nobody asks to stop."""
+    return False
+
+
+def silent(*told: object) -> None:
+    """The listener of a run that nobody follows."""
+
+
 class Interrupt:
     """Becomes true when the run is asked to stop; `signal` is what asked."""
 

@@ -132,7 +132,7 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
             if len(self.classes_) < 2:
                 raise ValueError(
                     f"{type(self).__name__} needs two or more classes; y holds one class only: "
-                    f"{self.classes_[0]!r}"
+                    f"{self.classes_.tolist()[0]!r}"
                 )
         self._awaiting = False
         codes = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.arguments import LARGEST, in_words, is_count, plain, require, settle
-from tikhon.data.rows import LossFunction, takes_model
+from tikhon.data.rows import LossFunction
 from tikhon.data.stream import Stream
-from tikhon.errors import InputError, described
+from tikhon.errors import described
 from tikhon.penalties import L1, L2, ElasticNet, GroupLasso, Proximable
 from tikhon.penalties.optimality import max_strength
 from tikhon.regularizer.audit import warn
@@ -37,7 +37,7 @@ from tikhon.strengths.sensitivity import (
     rate_of,
     trust,
 )
-from tikhon.strengths.validation import Look, averaged, look
+from tikhon.strengths.validation import Look, averaged, look, told
 
 _FRACTION = 0.05  # the first strength of a sparse penalty, as a part of its largest gradient
 
@@ -233,17 +233,8 @@ class Hypergradient(Controller):
         """
         if any(is_lazy(p) or hasattr(p, "placements") or p.is_meta for p in model.parameters()):
             return
-        try:
+        with told("Hypergradient", self.loss, "validation"):
             look(model, self.loss, self.stream.first())
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(
-                f"Hypergradient: the loss fails on the first validation batch, as "
-                f"{'loss(model, batch)' if takes_model(self.loss) else 'loss(output, target)'} "
-                f"({type(error).__name__}: {error}); give validation data in the form of the "
-                "training data; a loss whose first parameter is called model takes the batch whole"
-            ) from error
 
     def _begin(self, readings: Sequence[Reading], memory: dict[str, Any]) -> None:
         for reading in readings:

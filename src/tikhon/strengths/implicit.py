@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from tikhon.data.rows import LossFunction, loss_on, moved
 from tikhon.data.stream import Stream
-from tikhon.errors import unknown
+from tikhon.errors import InputError, described, unknown
 from tikhon.penalties import Penalty
-from tikhon.strengths.validation import trained_function
+from tikhon.strengths.validation import told, trained_function
 
 _POWERS = 20  # iterations to the largest curvature
 
@@ -50,7 +50,8 @@ def implicit_slopes(
         batch_size: rows of the batches.
         seed: of the batches and of the power iteration.
 
-    Raises ValueError for `iterations` below 1 and for a name that no parameter has.
+    Raises ValueError for `iterations` below 1 and for a name that no parameter has, `InputError`
+    for penalties of another form and for rows that the loss does not take.
 
     Reference: Lorraine, Vicol and Duvenaud, "Optimizing millions of hyperparameters by implicit
     differentiation", 2020, https://arxiv.org/abs/1911.02590.
@@ -69,6 +70,11 @@ def implicit_slopes(
     if iterations < 1:
         raise ValueError(f"implicit_slopes: iterations must be at least 1, received {iterations}")
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not isinstance(penalties, Mapping) or not all(map(_penalises, penalties.values())):
+        raise InputError(
+            "implicit_slopes: penalties must be a mapping from parameters' names to penalties, "
+            f"such as {{'weight': L2(0.1)}}, received {described(penalties)}"
+        )
     if missing := [name for name in penalties if name not in named]:
         raise ValueError(unknown("parameter", missing[0], named))
     params, held = list(named.values()), [penalties.get(name) for name in named]
@@ -78,9 +84,11 @@ def implicit_slopes(
             moved(Stream(rows, size=batch_size, seed=seed).batch(0), device)
             for rows in (train, valid)
         )
-        value = loss_on(loss, model, seen)
-        gradient = torch.autograd.grad(value, params, create_graph=True)
-        found = torch.autograd.grad(loss_on(loss, model, held_out), params)
+        with told("implicit_slopes", loss, "training"):
+            value = loss_on(loss, model, seen)
+            gradient = torch.autograd.grad(value, params, create_graph=True)
+        with told("implicit_slopes", loss, "validation"):
+            found = torch.autograd.grad(loss_on(loss, model, held_out), params)
         slope = [_on_support(g, penalty, w) for g, penalty, w in zip(found, held, params)]
 
         def curved(direction: list[Tensor]) -> list[Tensor]:
@@ -97,6 +105,10 @@ def implicit_slopes(
         for name, penalty, w, p in zip(named, held, params, answer)
         if penalty is not None
     }
+
+
+def _penalises(value: object) -> bool:
+    return isinstance(value, Penalty)
 
 
 def _bend(penalty: Penalty, w: Tensor, direction: Tensor) -> Tensor:

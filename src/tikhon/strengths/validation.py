@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.data.rows import LossFunction, call, each, loss_on, takes_model
+from tikhon.errors import InputError
 from tikhon.regularizer.targets import is_distributed
 
 _STATISTICS = ("running_", "moving_")  # how layers name the averages that eval mode goes by
@@ -86,6 +87,22 @@ def averaged(amounts: Tensor) -> Tensor:
         torch.distributed.all_reduce(amounts)
         amounts = amounts / torch.distributed.get_world_size()
     return amounts
+
+
+@contextmanager
+def told(owner: str, loss: LossFunction, rows: str) -> Iterator[None]:
+    """Within: what a loss cannot take is an `InputError` that names the rows."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{owner}: the loss fails on the first {rows} batch, as "
+            f"{'loss(model, batch)' if takes_model(loss) else 'loss(output, target)'} "
+            f"({type(error).__name__}: {error}); give validation data in the form of the "
+            "training data; a loss whose first parameter is called model takes the batch whole"
+        ) from error
 
 
 @contextmanager

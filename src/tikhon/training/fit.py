@@ -23,6 +23,7 @@ from tikhon.data.rows import LossFunction, moved, tensors
 from tikhon.errors import DataError, InputError, StorageError, described, misplaced
 from tikhon.runs import checkpoint
 from tikhon.runs.files import plain, write_bytes, write_tensors
+from tikhon.runs.interrupt import never
 from tikhon.runs.run_directory import (
     CHECKPOINT,
     HISTORY,
@@ -68,7 +69,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     checkpoint_every: float = 10.0,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] | None = None,
     on_tick: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     on_warning: Callable[[str], None] | None = None,
@@ -116,7 +117,7 @@ def fit(
     >>> run.history[-1]["train/accuracy"] > 0.9
     True
     """
-    recipe = _checked(model, recipe, unit)
+    recipe, stop = _checked(model, recipe, unit), stop or never
     if not checkpoint_every >= 0:
         raise InputError(f"checkpoint_every must be >= 0, received {checkpoint_every!r}")
     settings = Settings(

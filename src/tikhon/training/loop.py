@@ -20,6 +20,7 @@ from tikhon.layers import set_rate
 from tikhon.layers.noise import NoiseLayer
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.terms import Term
+from tikhon.runs.interrupt import never
 from tikhon.sparsity import Sparsifier
 from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.strengths.sensitivity import pace
@@ -131,7 +132,7 @@ class Training:
     def run(
         self,
         *,
-        stop: Callable[[], bool] = lambda: False,
+        stop: Callable[[], bool] = never,
         on_tick: Callable[[Progress], None] | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
         save: Callable[[], None] | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -71,7 +72,7 @@ class Loss:
         output, target = self.agreed(output, target)
         try:
             value = self.function(output, target)
-        except IndexError as error:
+        except (IndexError, TypeError) as error:
             raise self._told(error, output, target) from error
         return self._number(value)
 
@@ -99,8 +100,12 @@ class Loss:
         except IndexError as error:
             raise self._told(error, output, target) from error
 
-    def _told(self, error: IndexError, output: Any, target: Any) -> Exception:
-        """Torch's "Target -1 is out of bounds", with what to do; other errors as they are."""
+    def _told(self, error: Exception, output: Any, target: Any) -> Exception:
+        """Torch's "Target -1 is out of bounds", and what a loss of another form stumbles over,
+        with what to do; other errors as they are.
+        """
+        if "'Tensor' object is not callable" in str(error):
+            return InputError(f"the loss {self.name} calls its output ({error}): {STEP}")
         if self.kind != "classes" or target.is_floating_point():
             return error
         found = f"{int(target.min())} to {int(target.max())}"
@@ -176,6 +181,7 @@ LOSSES = {
     )
 }
 NAMES = tuple(LOSSES)
+STEP = "a loss takes (output, target), a step of your own that calls the model (model, batch)"
 _ALSO = {"bce_with_logits": "bce", "squared": "mse", "l1": "mae"}
 _ALSO |= {
     cast(Any, loss.function).__name__: loss.name for loss in LOSSES.values()
@@ -196,7 +202,8 @@ _ENTRYWISE_FUNCTIONS = (F.smooth_l1_loss, F.poisson_nll_loss)
 def loss_of(loss: object, y: Tensor | None = None) -> Loss:
     """The `Loss` behind a name, a function or module of torch, or a callable.
 
-    That is of (output, target), or of (model, batch) where its first parameter is called model.
+    That is of (output, target), or of (model, batch) where its first parameter is called model or
+    its second batch.
 
     "auto" is mean squares for targets of floats and cross-entropy for class numbers `y`. A mean
     of torch's is the same loss however it is given.
@@ -231,6 +238,8 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
     for entry in LOSSES.values():
         if loss is entry.function:
             return entry
+    if not _takes_two(loss):
+        raise InputError(f"the loss {name_of(loss)} does not take two arguments: {STEP}")
     if takes_model(loss):
         return Loss(name_of(loss), cast(LossFunction, loss), "whole")
     kind: Kind = "numbers" if loss in _ENTRYWISE_FUNCTIONS else "custom"
@@ -250,6 +259,17 @@ def known_name(name: str) -> str:
     if name not in LOSSES:
         raise InputError(unknown("loss", name, (*NAMES, "auto")))
     return name
+
+
+def _takes_two(function: Callable[..., object]) -> bool:
+    """Whether a function may be called with two arguments; True where nobody can know."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def name_of(loss: object) -> str:
