@@ -11,10 +11,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from tikhon.errors import InputError
+from tikhon.paths.path import path
+from tikhon.penalties import L1
 from tikhon.population.losses import RowLosses
+from tikhon.training import fit
 from tikhon.training.losses import LOSSES, NAMES, broadcasts, in_a_loop, loss_of, name_of
 from tikhon.training.measures import scores_of
 from tikhon.training.yardsticks import assess
+from tikhon.tuning.tune import tune
 
 ROWS = 7
 OUTPUT, TARGET = torch.linspace(-1, 2, ROWS), torch.linspace(0.5, -1, ROWS).exp()
@@ -288,3 +292,54 @@ def test_several_ones_in_a_row_are_no_class():
 )  # fmt: skip
 def test_a_loss_has_the_name_that_torch_gives_it(function):
     assert loss_of(function.__name__) is loss_of(function)
+
+
+def of_batch(clf, batch):
+    x, y = batch
+    return F.cross_entropy(clf(x), y)
+
+
+def of_something(m, rows):
+    return F.cross_entropy(m(rows[0]), rows[1])
+
+
+def of_three(net, x, y):
+    return F.cross_entropy(net(x), y)
+
+
+def of_three_by_other_names(m, x, y):
+    return F.cross_entropy(m(x), y)
+
+
+def some_rows():
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    return x, (x[:, 0] > 0).long()
+
+
+def test_a_step_is_known_by_its_batch_whatever_the_model_is_called():
+    torch.manual_seed(0)
+    models = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, loss in zip(models, (of_batch, "cross_entropy")):
+        fit(model, some_rows(), loss=loss, epochs=2)
+    assert torch.equal(models[0].weight, models[1].weight)
+
+
+@pytest.mark.parametrize("loss", [of_something, of_three, of_three_by_other_names])
+def test_a_step_that_cannot_be_called_is_told_how_to_be_written(loss):
+    with pytest.raises(InputError, match=r"calls the model \(model, batch\)"):
+        fit(nn.Linear(3, 2), some_rows(), loss=loss, epochs=1)
+
+
+def test_an_error_inside_a_loss_is_not_changed():
+    def loss(output, target):
+        raise TypeError("its own")
+
+    with pytest.raises(TypeError, match="its own"):
+        fit(nn.Linear(3, 2), some_rows(), loss=loss, epochs=1)
+
+
+def test_none_stands_for_no_listener_and_no_stop():
+    fit(nn.Linear(3, 2), some_rows(), epochs=1, stop=None)
+    tune(lambda: nn.Linear(3, 2), some_rows(), budget="2runs", epochs=1, stop=None, on_event=None)
+    path(None, some_rows(), L1(), strengths=3, stop=None, on_progress=None)

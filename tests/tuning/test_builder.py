@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tikhon.errors import InputError
+from tikhon.models.mlp import MLP
 from tikhon.tuning.builder import Builder
 from tikhon.tuning.searches import Grid, PopulationBased, Random
 from tikhon.tuning.space import Choice, Int, Log, Space, Uniform
@@ -291,3 +292,18 @@ def test_optuna_is_told_of_whole_numbers():
 
     found = distributions(Space(width=Int(8, 64, log=True), lr=Log(1e-3, 1e-1)))["width"]
     assert (found.low, found.high, found.log) == (8, 64, True)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_conditions_of_others_ask_for_needs_no_reader(named):
+    def build(first, second=None, depth=1):
+        widths = [4, first, *([second] if second else []), 2]
+        return MLP(widths)
+
+    def without(first, second=None):
+        return build(first, second)
+
+    space = Space(depth=Int(1, 2), first=[4, 6], second=Choice([5, 7]).when(depth=2))
+    made = Builder(build if named else without, space)
+    made.check(space, {"depth": 1, "first": 4})
+    assert len(made({"depth": 2, "first": 4, "second": 5}).sizes) == 4

@@ -163,6 +163,13 @@ def test_history_counts_only_what_a_continued_trial_adds():
     assert [o.trial.id for o in history.ranked()] == [1]
 
 
+def test_a_list_is_a_choice():
+    space = Space(width=[4, 8], l1={"fc1.*": [0.0, 1e-3]})
+    assert space["width"] == Choice([4, 8])
+    assert space["l1[fc1.*]"] == Choice([0.0, 1e-3])
+    assert Space.from_dict(json.loads(json.dumps(space.to_dict()))).to_dict() == space.to_dict()
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [

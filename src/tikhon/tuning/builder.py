@@ -18,7 +18,7 @@ from tikhon.layers.edit import replace_dropout
 from tikhon.layers.noise import NoiseLayer
 from tikhon.options import addressed, training_fields
 from tikhon.regularizer.audit import warn
-from tikhon.tuning.space import KNOWN, Choice, Space, known
+from tikhon.tuning.space import KNOWN, Choice, Conditional, Space, known
 from tikhon.tuning.trials import Value
 
 Config = Mapping[str, Value]
@@ -161,10 +161,12 @@ class Builder:
 
         The model of the default configuration is built, and as many others as show which entries
         are read under some choices alone. An entry that is accepted and changes nothing in any of
-        them is warned of.
+        them is warned of. Those that conditions of others name need no reader.
         """
         _built(self, default)
-        wanted = {name for name in space if not known(name)}
+        conditional = (e for e in space.values() if isinstance(e, Conditional))
+        deciding = {name for entry in conditional for name in entry.conditions}
+        wanted = {name for name in space if not known(name) and name not in deciding}
         for config in _several(space, default):
             if wanted <= self.read:
                 break

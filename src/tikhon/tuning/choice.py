@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,6 +118,35 @@ def near_best(rows: Tensor, *, errors: float = _CLEAR) -> list[int]:
     error = difference.std(1) / math.sqrt(rows.shape[1])
     near = (difference.mean(1) <= errors * error).tolist()
     return [k for k in means.argsort(stable=True).tolist() if near[k]]
+
+
+def blend(
+    outputs: Sequence[Tensor],
+    score: Callable[[Tensor], float],
+    first: int,
+    count: int,
+    *,
+    probabilities: bool,
+) -> list[int]:
+    """At most `count` candidates whose mean has the lowest score: `first`, then one by one the
+    one that lowers it most, some more than once.
+
+    Of logits the means of probabilities count, as in `Average`.
+
+    Reference: Caruana et al., "Ensemble selection from libraries of models", 2004,
+    https://doi.org/10.1145/1015330.1015432
+    """
+    parts = [out.double().softmax(-1) if probabilities else out.double() for out in outputs]
+    picked, total = [first], parts[first]
+    best, length = math.inf, 1
+    while len(picked) < count:
+        means = [(total + part) / (len(picked) + 1) for part in parts]
+        scores = [score(mean.log() if probabilities else mean) for mean in means]
+        k = min(range(len(parts)), key=scores.__getitem__)
+        picked, total = [*picked, k], total + parts[k]
+        if scores[k] < best:
+            best, length = scores[k], len(picked)
+    return picked[:length]
 
 
 def selection_noise(rows: Tensor) -> float:

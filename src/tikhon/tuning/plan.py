@@ -12,12 +12,13 @@ from tikhon.errors import InputError
 from tikhon.options import addressed
 from tikhon.tuning.runners import Config, SearchJob, choose_chunk, step_time
 from tikhon.tuning.searches import SpaceFilling
-from tikhon.tuning.space import Choice, Space
+from tikhon.tuning.space import KNOWN, Choice, Space
 from tikhon.tuning.trials import Value
 
 MEMBERS = 16  # as good as a grid of 64 (selection noise hides the difference)
-HALVED = 0.45  # full trainings of a member that guarded halving costs, with validation
+HALVED = 0.6  # full trainings of a member that guarded halving costs, with validation
 REFIT = 9  # full trainings kept for the default and the refits
+LONG = 60  # epochs of a training where there is time: many rows go on being learned from
 DEFAULTS = {"lr": 3e-3, "dropout": 0.1, "weight_decay": 0.01}
 
 
@@ -53,11 +54,14 @@ class SearchPlan:
         return {**asdict(self), "microseconds": [list(pair) for pair in self.microseconds]}
 
 
-def make_plan(job: SearchJob, space: Space, budget: str | None) -> SearchPlan:
+def make_plan(
+    job: SearchJob, space: Space, budget: str | None, *, fixed: bool = False
+) -> SearchPlan:
     """The size of a chunk from the model; members and epochs from the budget.
 
     A budget in runs gives the same plan on every machine; one in seconds measures a step, and the
-    plan that follows is recorded in the journal.
+    plan that follows is recorded in the journal. It buys trainings of `LONG` epochs
+    first (not where the length is `fixed`), then more members.
 
     Raises `InputError` for a budget that one trial does not fit into.
     """
@@ -80,15 +84,33 @@ def make_plan(job: SearchJob, space: Space, budget: str | None) -> SearchPlan:
             f"epochs, the default and one refit take about {least * epoch:.1f} s; "
             "give more time or fewer epochs"
         )
-    full = affordable / job.epochs - REFIT / max(job.folds, 1)
-    members = min(max(int(full / HALVED), 1), 64)
-    epochs = job.epochs
-    if members < MEMBERS // 2:
-        epochs = max(math.ceil(job.epochs / 4), int(affordable / (REFIT + HALVED * MEMBERS / 2)))
-        members = max(1, min(MEMBERS // 2, int((affordable / epochs - 2) / HALVED)))
+    few, longest = MEMBERS // 2, job.epochs if fixed else max(job.epochs, LONG)
+    epochs = min(int(affordable / (0.5 * REFIT + HALVED * few)), longest)
+    epochs = max(epochs, math.ceil(job.epochs / 4))
+    full = affordable / epochs
+    members = min(int((full - REFIT / max(job.folds, 1)) / HALVED), 64)
+    members = max(members, min(few, int((full - 2) / HALVED)), 1)
     if not space.varying:
         members = 1
-    return SearchPlan(members, min(epochs, job.epochs), chunk, seconds, reason, measured, threads)
+    return SearchPlan(members, epochs, chunk, seconds, reason, measured, threads)
+
+
+def customary(space: Space, count: int) -> list[dict[str, Value]]:
+    """At most `count` configurations of the space to try first: as near as it comes to what is
+    customary, with each value of its first choice in turn.
+    """
+    usual = {**default_config(space), **space.fixed}
+    for name in space.varying:
+        known = space.range(name)
+        own = addressed(name)[0]
+        if not isinstance(known, Choice):
+            unit = known.unit(DEFAULTS[own]) if own in DEFAULTS else 0.0 if own in KNOWN else 0.5
+            usual[name] = known.at(min(max(unit, 0.0), 1.0))
+        elif usual[name] not in known.values:
+            usual[name] = known.values[0]
+    choices = [n for n in space.varying if isinstance(space.range(n), Choice)][:1]
+    turns = [{name: value} for name in choices for value in space.range(name).grid(count)]
+    return [space.resolved({**usual, **turn}) for turn in (turns or [{}])][:count]
 
 
 def default_config(space: Space) -> Config:

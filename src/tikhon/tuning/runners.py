@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -20,7 +21,7 @@ from tikhon.population.decay import ReplayedDecay
 from tikhon.population.hyperparameters import Hyperparameters
 from tikhon.population.losses import RowLosses, mean_over
 from tikhon.population.population import Population
-from tikhon.runs.interrupt import Stopped
+from tikhon.runs.interrupt import Stopped, never, silent
 from tikhon.tuning.draws import Draws
 from tikhon.tuning.metric import Metric, blocks_of
 from tikhon.tuning.space import known
@@ -113,9 +114,9 @@ class PopulationRunner:
     job: SearchJob
     chunk: int = 1
     states: MutableMapping[int, State] = field(default_factory=dict)
-    progress: Callable[[dict[str, Any]], None] = lambda event: None
-    stop: Callable[[], bool] = lambda: False
-    expired: Callable[[], bool] = lambda: False
+    progress: Callable[[dict[str, Any]], None] = silent
+    stop: Callable[[], bool] = never
+    expired: Callable[[], bool] = never
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
         """Train every trial from its parent's end to its own budget.
@@ -337,7 +338,7 @@ def train_on_all(
     job: SearchJob,
     configs: Sequence[Config],
     traces: Sequence[Tensor | None],
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = never,
 ) -> list[dict[str, Tensor] | None]:
     """State dicts of one full training each; `traces` replay strengths found before.
 
@@ -425,7 +426,7 @@ def _pace(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
     if population.decay is not None:
         due = population.decay.every - 1
         batch = _validation_batch(job, kept, due)
-        adapting = _least(lambda step: population.adapt(*batch, due), 4)
+        adapting = _typical(lambda step: population.adapt(*batch, due), 4)
         pace += adapting / population.decay.every
     return pace / chunk
 
@@ -433,19 +434,19 @@ def _pace(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
 def microseconds(
     job: SearchJob, population: Population, kept: Tensor | None = None, repeats: int = 8
 ) -> float:
-    """Of one step of all members, the least of some."""
+    """Of one step of all members, the median of some: a busy machine is busy later, too."""
     x, y = cut((job.x, job.y), slice(job.batch_size))
     weights = None if kept is None else kept[:, : job.batch_size]
-    return _least(lambda step: population.step(x, y, weights, step, seed=step), repeats)
+    return _typical(lambda step: population.step(x, y, weights, step, seed=step), repeats)
 
 
-def _least(run: Callable[[int], object], repeats: int) -> float:
+def _typical(run: Callable[[int], object], repeats: int) -> float:
     times = []
     for step in range(repeats + 2):
         begin = time.perf_counter_ns()  # wall time: what a budget is given in
         run(step)
         times.append(time.perf_counter_ns() - begin)
-    return min(times[2:]) / 1e3  # what else runs on the machine only ever adds to a time
+    return statistics.median(times[2:]) / 1e3
 
 
 def _has_batch_norm(model: nn.Module) -> bool:

@@ -85,10 +85,14 @@ class Random(Design):
 
 @dataclass(frozen=True)
 class SpaceFilling(Design):
-    """`count` points of a scrambled Sobol sequence: evener than random (Owen, 1998)."""
+    """`count` points of a scrambled Sobol sequence: evener than random (Owen, 1998).
+
+    The configurations `first` come before them, and are counted.
+    """
 
     count: int = 16
     seed: int = 0
+    first: tuple[dict[str, Value], ...] = ()
 
     def configs(self) -> list[dict[str, Value]]:
         """The points; the first `k` are the same whatever `count`."""
@@ -98,7 +102,7 @@ class SpaceFilling(Design):
             return [self.space.at([])]
         engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=self.seed)
         points = engine.draw(self.count, dtype=torch.float64).tolist()
-        return [self.space.at(point) for point in points]
+        return [*self.first, *map(self.space.at, points)][: self.count]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from tikhon.runs.interrupt import REQUESTED, Stopped
+from tikhon.runs.interrupt import REQUESTED, Stopped, never
 from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.plan import SearchPlan, default_config
 from tikhon.tuning.runners import PopulationRunner
@@ -17,16 +17,17 @@ from tikhon.tuning.states import States
 from tikhon.tuning.trials import DEFAULT, History, Outcome, Trial
 
 TOP = 8  # members of the average
-SEARCH, UNTUNED = 0.8, 0.9  # shares of a budget in seconds
-_ONCE = (SEARCH + UNTUNED) / 2  # by when the untuned trial is trained, to be trained again
+TIMED_OUT = "the time budget was used up"
+LEAST, MOST = 0.2, 0.4  # shares of a budget in seconds that are kept from the search,
+UNTUNED = 0.3  # and this share of them for the untuned trial
 
 
 @dataclass(eq=False)
 class Session:
     """One search under way: its history, and what keeps it safe.
 
-    A `budget` in seconds is split: the search has until `SEARCH` of it, the untuned trial until
-    `UNTUNED`; the rest is for training again on all rows.
+    Of a `budget` in seconds the share `kept` is not for the search but for the untuned trial and
+    for training again on all rows.
     """
 
     runner: PopulationRunner
@@ -37,6 +38,7 @@ class Session:
     budget: float
     stop: Callable[[], bool]
     on_event: Callable[[dict[str, object]], None]
+    kept: float = LEAST
     ended: str = ""
 
     @property
@@ -64,15 +66,16 @@ class Session:
         """Train what the search asks for until it is done, stopped, or out of time."""
         try:
             self._take_up()
-            self.runner.expired = lambda: self.past(SEARCH)
+            self.runner.expired = lambda: self.past(1 - self.kept)
             while trials := search.next(searched(self.history)):
-                if self.history and self.past(SEARCH):
-                    self.ended = "the time budget was used up"
+                if self.history and self.past(1 - self.kept):
+                    self.ended = TIMED_OUT
                     return
                 batch = {"trials": len(trials), "budget": trials[0].budget}
                 self.on_event({"event": "batch", **batch})
                 outcomes = self._train(trials)
-                self._forget()
+                if not self.past(1 - self.kept):  # else those not continued are ends as well
+                    self._forget()
                 told = {"outcomes": outcomes, "history": self.history}
                 self.on_event({"event": "outcomes", **told})
         except Stopped:
@@ -83,7 +86,7 @@ class Session:
 
         Of the best trials, those whose weights are in another process are trained again here.
         """
-        self.runner.expired = lambda: self.past(_ONCE)
+        self.runner.expired = lambda: self.past(1 - (1 - UNTUNED) * self.kept)
         if self.asked_to_stop():
             return
         try:
@@ -102,7 +105,7 @@ class Session:
         (outcome,) = self.runner.run([trial])
         best = outcome.best_epoch
         if not outcome.failed and best < trial.budget:
-            self.runner.expired = lambda: False  # no longer than it has just taken
+            self.runner.expired = never  # no longer than it has just taken
             (outcome,) = self.runner.run([replace(outcome.trial, budget=best)])
         self._keep([outcome])
 

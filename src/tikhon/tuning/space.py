@@ -274,6 +274,8 @@ class Space(Mapping[str, Entry]):
     A range with conditions (`Int(3, 7).when(model="cnn")`) is part of the configurations alone in
     which they hold; they name entries that stand before it.
 
+    A list is the `Choice` of its values.
+
     Entries that every model understands: lr, clip_norm, seed, dropout, label_smoothing, mixup,
     weight_decay (a range, a number or "auto": per layer, by hypergradient), the penalties l2, l1,
     elastic_net, group_lasso, mcp, scad, log_sum and huber (their strength), and max_norm. Any
@@ -296,16 +298,19 @@ class Space(Mapping[str, Entry]):
     {'l1[fc1.*]': 0.01, 'l1[fc2.*]': 0.0001}
     """
 
-    def __init__(self, **entries: Entry | Mapping[str, Entry]) -> None:
+    def __init__(self, **entries: Entry | Sequence[Value] | Mapping[str, Entry]) -> None:
         if not entries:
             raise InputError(f"the space is empty: give at least one of {', '.join(KNOWN)}")
-        flat = dict(_flattened(entries))
+        given = dict(_flattened(entries))
+        flat: dict[str, Any] = {
+            n: Choice(tuple(e)) if isinstance(e, list) and e else e for n, e in given.items()
+        }
         for name, entry in flat.items():
             if not isinstance(entry, Range | Conditional | Value):
                 raise InputError(
                     f"space entry {name!r} is {entry!r}: give Uniform(low, high), "
-                    "Log(low, high), Int(low, high), Choice([...]) or one plain number, text or "
-                    "truth value"
+                    "Log(low, high), Int(low, high), a list of values or one plain number, text "
+                    "or truth value"
                 )
             if entry == "auto" and name not in ADAPTIVE:
                 adapt = ", ".join(sorted(ADAPTIVE))

@@ -142,13 +142,17 @@ class History(tuple[Outcome, ...]):
         done = self.ids
         return [trial for trial in trials if trial.id not in done]
 
-    def ranked(self) -> list[Outcome]:
+    def ends(self) -> list[Outcome]:
         """Finished trials without those that were continued, best first; ties by id."""
         continued = {outcome.trial.parent for outcome in self}
-        ends = [o for o in self if not o.failed and o.trial.id not in continued]
+        ends = (o for o in self if not o.failed and o.trial.id not in continued)
+        return sorted(ends, key=lambda o: (o.score, o.trial.id))
+
+    def ranked(self) -> list[Outcome]:
+        """The longest trained of the `ends`."""
+        ends = self.ends()
         longest = max((o.trial.budget for o in ends), default=0)
-        full = [o for o in ends if o.trial.budget == longest]
-        return sorted(full, key=lambda o: (o.score, o.trial.id))
+        return [o for o in ends if o.trial.budget == longest]
 
     def best(self) -> Outcome:
         """The lowest score among the trials of the largest budget."""

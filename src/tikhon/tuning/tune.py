@@ -21,16 +21,16 @@ from tikhon.errors import InputError
 from tikhon.models import Average
 from tikhon.options import with_mode
 from tikhon.regularizer.audit import warn
-from tikhon.runs.interrupt import Stopped
+from tikhon.runs.interrupt import Stopped, never, silent
 from tikhon.runs.run_directory import STATES
 from tikhon.training.losses import Loss, loss_of, name_of
 from tikhon.training.recipe import Recipe
 from tikhon.training.taken import check_taken
 from tikhon.tuning.builder import Builder
-from tikhon.tuning.choice import SearchAudit, audit, choose, near_best
+from tikhon.tuning.choice import SearchAudit, audit, blend, choose, near_best
 from tikhon.tuning.draws import batch_size_of, read
 from tikhon.tuning.journal import SearchJournal
-from tikhon.tuning.plan import SearchPlan, default_config, make_plan
+from tikhon.tuning.plan import SearchPlan, customary, default_config, make_plan
 from tikhon.tuning.preparation import (
     all_rows,
     default_space,
@@ -51,11 +51,11 @@ from tikhon.tuning.runners import (
     validation_rows,
 )
 from tikhon.tuning.searches import Halving, Search, SpaceFilling
-from tikhon.tuning.session import TOP, Session, searched
+from tikhon.tuning.session import LEAST, MOST, TIMED_OUT, TOP, Session, searched
 from tikhon.tuning.space import Space
 from tikhon.tuning.states import States
 from tikhon.tuning.study import StudySearch, direction_of
-from tikhon.tuning.trials import DEFAULT, History, Outcome
+from tikhon.tuning.trials import DEFAULT, History, Outcome, Trial
 
 _PROBED = 64  # rows on which the loss is asked whether it is a mean over rows
 
@@ -65,7 +65,7 @@ class TuneResult:
     """What a search found.
 
     `model` is the chosen single model, refitted on all rows; `average` one module with the mean
-    of the members that are within two standard errors of the best, refitted from several seeds
+    of the members whose mean is best by the validation rows, refitted, some from several seeds
     (or those of their folds, where there was no time for that), and `members` their
     configurations; `config` the chosen hyperparameters; `trials` every outcome as a row; `audit`
     how far the choice may be off; `plan` what was decided by measuring.
@@ -207,8 +207,8 @@ def tune(
     runner: Callable[[SearchJob, int], PopulationRunner] = PopulationRunner,
     output: str | Path | None = None,
     resume: bool = False,
-    stop: Callable[[], bool] = lambda: False,
-    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    stop: Callable[[], bool] | None = None,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> TuneResult:
     """Find the hyperparameters of a space, in the time of a few trainings.
 
@@ -258,7 +258,7 @@ def tune(
     >>> sorted(result.config), len(result.audit.lines()) >= 3
     (['lr'], True)
     """
-    started = time.perf_counter()
+    started, stop, on_event = time.perf_counter(), stop or never, on_event or silent
     x, y, loader = read(train)
     held_out = None if valid is None else pair(valid, name="valid")
     loss = loss_of(loss, y)
@@ -290,7 +290,7 @@ def tune(
         check_taken(build(job, usual), job.x, cut(job.scored[0], slice(2)))
     job.objective.probe(build(job, usual), cut((job.x, job.y), slice(_PROBED)))
     journal = open_journal(output, resume, space, job, budget)
-    plan = _plan(job, space, budget, journal)
+    plan = _plan(job, space, budget, journal, fixed=epochs is not None)
     job = replace(job, epochs=plan.epochs)
     full = all_rows(job, x, y, held_out)
     expected = plan.expected(job.steps_per_epoch * job.folds, full.steps_per_epoch)
@@ -303,12 +303,22 @@ def tune(
     trainer.progress = lambda event: on_event({"event": "epoch", **event})
     history = History() if journal is None else journal.history
     limit = math.inf if plan.seconds is None else plan.seconds
-    session = Session(trainer, states, history, journal, started, limit, stop, on_event)
+    kept = _reserve(plan, full) if refit else LEAST
+    session = Session(trainer, states, history, journal, started, limit, stop, on_event, kept)
     session.run(strategy)
     on_event({"event": "searched", "history": session.history})
     session.history = strategy.collect(session.history)
     session.finish(space, plan)
     return _conclude(job, full, space, plan, session, refit)
+
+
+def _reserve(plan: SearchPlan, full: SearchJob) -> float:
+    """The share of a budget in seconds that the untuned trial and an average of `TOP` need."""
+    if plan.seconds is None:
+        return LEAST
+    steps = (TOP + 2) * plan.epochs * full.steps_per_epoch
+    needed = 1.25 * steps * plan.microseconds[0][1] * 1e-6
+    return min(max(needed / plan.seconds, LEAST), MOST)
 
 
 def _read(x: Any, y: Tensor, loss: Loss) -> tuple[Any, Tensor]:
@@ -328,7 +338,8 @@ def _conclude(
     refit: bool,
 ) -> TuneResult:
     history, runner = session.history, session.runner
-    ends = [o for o in _ends(history) if o.trial.id in runner.states]
+    cut = session.ended == TIMED_OUT
+    ends = [o for o in _ends(history, cut=cut) if o.trial.id in runner.states]
     if not history:
         raise Stopped("before the first rung was complete")
     if not ends:
@@ -337,7 +348,8 @@ def _conclude(
             f"all {len(history)} trials failed ({'; '.join(failures)}): lower the learning rates "
             "of the space"
         )
-    rows = torch.stack([_rows(job, o, runner) for o in ends])
+    outputs = [_left_out(job, o, runner) for o in ends]
+    rows = torch.stack([_judged(job, out) for out in outputs])
     configs = [o.trial.config for o in ends]
     weights = [-1.0 if o.trial.id == DEFAULT else space.weight(o.trial.config) for o in ends]
     chosen = choose(rows, weights, [repr(free(config)) for config in configs])
@@ -345,15 +357,16 @@ def _conclude(
     failed = sum(o.failed for o in history)
     epoch = 0 if default is None else ends[default].trial.budget
     judged = audit(space, configs, rows, chosen, default, failed, job.metric, default_epoch=epoch)
-    near = near_best(rows)
-    top = [chosen, *[k for k in near if k != chosen]][:TOP]
-    models: list[dict[str, Tensor] | None] = [None] * len(top)
+    top = _averaged(job, outputs, rows, chosen)
+    again: list[tuple[int, dict[str, Tensor] | None]] = []
     if refit:
-        top, models = _refitted(full, ends, top, session, plan.chunk)
+        again = _refitted(full, ends, top, session, plan.chunk)
+    known = {k for k, _ in again}
+    if not (cut and known):  # what time cut short would spoil a mean of what it did not
+        again += [(k, None) for k in dict.fromkeys(top) if k not in known]
+    again.sort(key=lambda pair: pair[0] != chosen)
     parts = [  # what was not trained again is the mean of its folds
-        (k, fold, model)
-        for k, model in zip(top, models)
-        for fold in range(job.folds if model is None else 1)
+        (k, fold, model) for k, model in again for fold in range(job.folds if model is None else 1)
     ][:TOP]
     members = [
         _model(job, configs[k], runner.states[ends[k].trial.id], fold, model)
@@ -375,17 +388,16 @@ def _conclude(
     )
 
 
-def _ends(history: History) -> list[Outcome]:
-    """The default and the search's longest trials."""
-    found = searched(history).ranked()
+def _ends(history: History, *, cut: bool) -> list[Outcome]:
+    """The default and the search's longest trials; all it left off at, if time cut it short."""
+    found = searched(history).ends() if cut else searched(history).ranked()
     return [*found, *(o for o in history if o.trial.id == DEFAULT and not o.failed)]
 
 
-def _rows(job: SearchJob, outcome: Outcome, runner: PopulationRunner) -> Tensor:
-    """Validation losses of single rows; with folds each row by the fold that left it out.
+def _left_out(job: SearchJob, outcome: Outcome, runner: PopulationRunner) -> Tensor:
+    """Outputs of the rows that scores are made of; with folds each by the fold that left it out.
 
-    Where rows have no losses of their own, those of blocks of them.
-    With a metric its pseudo-values, which the choice takes in their place.
+    Where rows have no losses of their own, losses of blocks of them, of each fold.
     """
     state = runner.states[outcome.trial.id]
     found = []
@@ -394,14 +406,38 @@ def _rows(job: SearchJob, outcome: Outcome, runner: PopulationRunner) -> Tensor:
         row = {n: v[fold : fold + 1] for n, v in state.items() if n != "epoch"}
         population.load(row)
         kept = None if job.kept is None else job.kept[fold : fold + 1]
-        read = validation_rows(job, population, kept) if job.metric is None else None
-        found.append(population.predict(job.scored[0])[0] if read is None else read[0])
-    rows = found[0]
+        if job.metric is None and job.objective.alone:
+            found.append(validation_rows(job, population, kept)[0])
+        else:
+            found.append(population.predict(job.scored[0])[0])
     if job.metric is None and job.objective.alone:
-        rows = torch.cat(found)
-    elif job.kept is not None:
-        rows = torch.stack(found)[(1 - job.kept).argmax(0), torch.arange(len(job.y))]
-    return rows if job.metric is None else job.metric.pseudo_values(rows, job.scored[1])
+        return torch.cat(found)
+    if job.kept is None:
+        return found[0]
+    return torch.stack(found)[(1 - job.kept).argmax(0), torch.arange(len(job.y))]
+
+
+def _judged(job: SearchJob, outputs: Tensor) -> Tensor:
+    """Losses of single rows, or of blocks; with a metric its pseudo-values in their place."""
+    if job.metric is not None:
+        return job.metric.pseudo_values(outputs, job.scored[1])
+    return outputs if job.objective.alone else job.objective.rows(outputs[None], job.scored[1])[0]
+
+
+def _averaged(job: SearchJob, outputs: list[Tensor], rows: Tensor, chosen: int) -> list[int]:
+    """Whom to average, the chosen one first; some more than once, to be trained from new weights.
+
+    Where the mean of outputs is no output, those that are nearly as good as the best.
+    """
+    if job.objective.alone or outputs[0].ndim > 2:
+        return [chosen, *[k for k in near_best(rows) if k != chosen]][:TOP]
+
+    def score(out: Tensor) -> float:
+        if job.metric is not None:
+            return job.metric.score(out, job.scored[1])
+        return float(job.objective.rows(out[None], job.scored[1]).mean())
+
+    return blend(outputs, score, chosen, TOP, probabilities=job.objective.classifies)
 
 
 def _refitted(
@@ -410,7 +446,7 @@ def _refitted(
     top: list[int],
     session: Session,
     chunk: int,
-) -> tuple[list[int], list[dict[str, Tensor] | None]]:
+) -> list[tuple[int, dict[str, Tensor] | None]]:
     """Train again on all rows, each with the strengths that its own search found.
 
     Up to `TOP` models, as the time allows: the configurations in `top` in turn, each time round
@@ -422,9 +458,11 @@ def _refitted(
     cost = pace * full.epochs * len(full.y) / max(len(session.runner.job.y), 1)
     count = min(TOP, int(0.8 * session.left / cost)) if math.isfinite(session.left) else TOP
     if session.asked_to_stop() or count < 1:
-        return top, [None] * len(top)
+        return []
     chosen = [top[i % len(top)] for i in range(count)]
-    seeds = [int(configs[k].get("seed", full.seed)) + i // len(top) for i, k in enumerate(chosen)]
+    seeds = [
+        int(configs[k].get("seed", full.seed)) + chosen[:i].count(k) for i, k in enumerate(chosen)
+    ]
     wanted: list[Config] = [{**configs[k], "seed": seed} for k, seed in zip(chosen, seeds)]
     found: list[dict[str, Tensor] | None] = [None] * count
 
@@ -432,30 +470,35 @@ def _refitted(
         return session.past(1.05) or session.stop()
 
     jobs = [as_judged(full, trials[k]) for k in chosen]
-    for alike in _alike(wanted, [job.epochs for job in jobs]):
+    traces = [_trace(session, trials[k], job.epochs) for k, job in zip(chosen, jobs)]
+    kinds = [(job.epochs, 0 if t is None else len(t)) for job, t in zip(jobs, traces)]
+    for alike in _alike(wanted, kinds):
         for group in (alike[i : i + chunk] for i in range(0, len(alike), chunk)):
-            auto = wanted[group[0]].get("weight_decay") == "auto"
-            traces = [_trace(session, trials[chosen[k]].id) if auto else None for k in group]
-            own = [wanted[k] for k in group]
-            for k, model in zip(group, train_on_all(jobs[group[0]], own, traces, stop)):
+            own, held = [wanted[k] for k in group], [traces[k] for k in group]
+            for k, model in zip(group, train_on_all(jobs[group[0]], own, held, stop)):
                 found[k] = model
     if None in found:
         session.asked_to_stop()
-    done = [k for k in range(count) if found[k] is not None]
-    first = [] if 0 in done else [0]
-    return [chosen[k] for k in first + done], [found[k] for k in first + done]
+    return [(k, model) for k, model in zip(chosen, found) if model is not None]
 
 
-def _trace(session: Session, id: int) -> Tensor:
-    """The strengths that a trial has found, the mean over its folds."""
-    return session.states[id]["decay.trace"].mean(0)
+def _trace(session: Session, trial: Trial, epochs: int) -> Tensor | None:
+    """The strengths that a trial has found, the mean over its folds; None without adapting ones.
+
+    One that time cut short goes on with the last of them.
+    """
+    if (trace := session.states[trial.id].get("decay.trace")) is None:
+        return None
+    found = trace.mean(0)
+    missing = len(found) * epochs // trial.budget - len(found)
+    return torch.cat([found, found[-1:].expand(max(missing, 0), -1)])
 
 
-def _alike(configs: list[Config], epochs: list[int]) -> list[list[int]]:
+def _alike(configs: list[Config], kinds: list[tuple[int, int]]) -> list[list[int]]:
     """Places of configurations that one population can train."""
     groups: dict[str, list[int]] = {}
     for k, config in enumerate(configs):
-        key = (sorted(config), config.get("weight_decay") == "auto", free(config), epochs[k])
+        key = (sorted(config), config.get("weight_decay") == "auto", free(config), kinds[k])
         groups.setdefault(repr(key), []).append(k)
     return list(groups.values())
 
@@ -500,11 +543,14 @@ def _strategy(
             f"search must be a search or a function (space, plan) -> search, received {search!r}: "
             "to name a sampler, give study=optuna.create_study(sampler=...)"
         )
-    design = SpaceFilling(space, count=plan.members, seed=job.seed)
+    first = tuple(customary(space, plan.members // 4))
+    design = SpaceFilling(space, count=plan.members, seed=job.seed, first=first)
     return Halving(space, design, full=plan.epochs)
 
 
-def _plan(job: SearchJob, space: Space, budget: Any, journal: SearchJournal | None) -> SearchPlan:
+def _plan(
+    job: SearchJob, space: Space, budget: Any, journal: SearchJournal | None, *, fixed: bool
+) -> SearchPlan:
     if journal is not None and journal.plan is not None:
         try:
             plan = SearchPlan(**journal.plan)
@@ -518,7 +564,7 @@ def _plan(job: SearchJob, space: Space, budget: Any, journal: SearchJournal | No
                 "repeats it"
             )
         return plan
-    plan = make_plan(job, space, budget)
+    plan = make_plan(job, space, budget, fixed=fixed)
     if journal is not None:
         journal.record_plan(plan.to_dict())
     return plan
