@@ -340,7 +340,39 @@ class Functions(nn.Module):
         return F.linear(x.view(x.size(0), -1), self.fc.weight, bias=self.fc.bias)
 
 
+class Branching(nn.Module):
+    """A language model whose forward looks at sizes and unpacks, with rotated queries and keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.drop = nn.Embedding(11, 8), nn.Dropout(0.2)
+        self.norm, self.qkv, self.proj = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.up, self.down, self.out = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 11)
+
+    def turned(self, x: Tensor, angles: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        other = torch.cat([-x[..., half:], x[..., :half]], -1)
+        return x * angles.cos() + other * angles.sin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        *_, length = x.shape
+        if length > 16:
+            raise ValueError("too long")
+        x = self.drop(self.embed(x))
+        b, n, c = x.size()
+        q, k, v = (
+            part.view(b, n, 2, c // 2).transpose(1, 2)
+            for part in self.qkv(self.norm(x)).split(c, 2)
+        )
+        angles = torch.arange(n).float()[:, None] * torch.tensor([1.0, 0.1, 1.0, 0.1])
+        q, k = self.turned(q, angles), self.turned(k, angles)
+        found = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(found.transpose(1, 2).contiguous().view(b, n, c))
+        return self.out(x + self.down(F.gelu(self.up(x))))
+
+
 MODELS = {
+    "branching": lambda: (Branching(), torch.randint(0, 11, (2, 5))),
     "functions": lambda: (Functions(), torch.randn(2, 3, 8, 8)),
     "casts": lambda: (Casts(), torch.randn(5, 6)),
     "mlp": lambda: (

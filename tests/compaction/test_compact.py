@@ -539,6 +539,32 @@ def test_patches_lose_residual_channels():
     assert small.compaction.units["token"] == (12, 10)
 
 
+def test_a_forward_that_looks_at_sizes_loses_heads_and_width():
+    torch.manual_seed(0)
+    model, example = MODELS["branching"]()
+    with torch.no_grad():
+        model.proj.weight[:, :4] = 0
+        model.down.weight[:, 3:] = 0
+    small = compact(model, example)
+    assert small.proj.in_features == 4 and small.qkv.out_features == 12
+    assert small.up.out_features == 3 and small.compaction.stuck == {}
+    for shape in [(2, 5), (3, 4), (5, 9)]:
+        x = torch.randint(0, 11, shape)
+        torch.testing.assert_close(small.eval()(x), model.eval()(x))
+    small.train()
+    assert not torch.equal(small(example), small(example))  # its dropout draws again
+
+
+class Draws(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + torch.rand_like(x))
+
+
+def test_a_model_that_draws_in_evaluation_is_refused():
+    with pytest.raises(ValueError, match=r"gives other outputs every time .* at random in eval"):
+        compact(Draws(3, 2), torch.randn(4, 3))
+
+
 class Table(nn.Module):
     """A table of which the rows are taken by a buffer of indices that is flattened."""
 

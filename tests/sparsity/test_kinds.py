@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import tikhon as tk
+from compaction.models_of import MODELS
+from tikhon.compaction import compact
 
 
 def train(model, x, steps, share, *, target=None, lr=1e-2, **options):
@@ -235,3 +237,23 @@ def test_where_there_is_none_the_reason_is_given(build, of, why):
     optimizer = torch.optim.Adam(model.parameters())
     with pytest.raises(ValueError, match=why):
         tk.sparsify(model, optimizer, 0.5, of=of, steps=9, example=x)
+
+
+@pytest.mark.parametrize(("of", "left"), [("heads", (12, 12)), ("channels", (24, 6))])
+def test_a_forward_that_looks_at_sizes_loses_units_that_compact_removes(of, left):
+    torch.manual_seed(0)
+    model, example = MODELS["branching"]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    pattern = "up" if of == "channels" else "*"
+    sparse = tk.sparsify(
+        model, optimizer, 0.5, of=of, steps=8, example=example, per="layer", pattern=pattern
+    )
+    for _ in range(8):
+        optimizer.zero_grad()
+        model(example).square().mean().backward()
+        optimizer.step()
+    assert sparse.audit().share == 0.5
+    small = compact(model, example)
+    assert (small.qkv.out_features, small.up.out_features) == left
+    x = torch.randint(0, 11, (3, 7))
+    torch.testing.assert_close(small.eval()(x), model.eval()(x))

@@ -11,9 +11,21 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from .exported import exported
 from .modules import SelectLinear
 from .raised import raised
-from .units import NO_UNIT, Registry, Units, along, axis_masks, core, hull, kept, opaque, varies
+from .units import (
+    NO_UNIT,
+    Registry,
+    Units,
+    along,
+    axes_of_variation,
+    axis_masks,
+    core,
+    hull,
+    kept,
+    opaque,
+)
 
 Reader = Callable[[Tensor], Tensor]  # flags of the units that stay -> ids that must stay too
 
@@ -31,18 +43,30 @@ class Tracer(fx.Tracer):
         )
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
-    """The graph of the model; its submodules are the model's own."""
+def trace(model: nn.Module, inputs: tuple[object, ...]) -> fx.GraphModule:
+    """The graph of the model; its submodules are the model's own, or hold its parameters.
+
+    By torch.fx, or by torch.export on these inputs where the forward branches on them.
+    """
     try:
         graph = Tracer().trace(model)
         for node in graph.nodes:  # an annotation that is text cannot be pickled
             node.type = None if isinstance(node.type, str) else node.type
-        return raised(fx.GraphModule(model, graph), model)
+        found = fx.GraphModule(model, graph)
     except Exception as error:
-        raise ValueError(
-            f"{type(model).__name__} cannot be traced by torch.fx ({error}); compact a part of it "
-            "whose forward has no branch on tensor values"
-        ) from error
+        try:
+            found = exported(model, inputs)
+        except Exception as second:
+            kind, by_fx, by_export = type(model).__name__, *map(_first_sentence, (error, second))
+            raise ValueError(
+                f"{kind} cannot be traced by torch.fx ({by_fx}) nor by torch.export "
+                f"({by_export}); compact a part of it whose forward has no branch on tensor values"
+            ) from second
+    return raised(found, model)
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].partition(". ")[0]
 
 
 @dataclass(frozen=True)
@@ -118,7 +142,7 @@ class Analysis:
         keep[fixed] = True
         keep = _spread(keep, roots)
         values = [core(units.ids)[0] for units in _flat(tuple(self.units.values()))]
-        boxes = [ids for ids in values if _axes_of_variation(ids) > 1]
+        boxes = [ids for ids in values if axes_of_variation(ids) > 1]
         while True:
             before = int(keep.sum())
             for reader in reversed(self.readers):
@@ -265,10 +289,6 @@ def _has_tensor(out: object) -> bool:
     if isinstance(out, (tuple, list)):
         return any(_has_tensor(part) for part in out)
     return isinstance(out, Tensor)
-
-
-def _axes_of_variation(ids: Tensor) -> int:
-    return sum(varies(ids, axis) for axis in range(ids.ndim))
 
 
 def _with(keep: Tensor, found: Tensor, roots: Tensor) -> Tensor:

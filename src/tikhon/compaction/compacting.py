@@ -6,7 +6,6 @@ import copy
 import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -67,7 +66,8 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
     keeps all that it touches and is named. The model itself is left as it is.
 
     Args:
-        model: any module that torch.fx can trace; the outputs of its evaluation mode are kept.
+        model: any module that torch.fx or torch.export can trace; the outputs of its evaluation
+            mode are kept.
         example_input: one batch (a tensor, or a tuple for several arguments).
 
     Returns:
@@ -100,12 +100,17 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
     work = copy.deepcopy(original)
     with torch.no_grad():
         expected = original(*inputs)
-        if _difference(expected, expected):
-            raise ValueError(
-                f"{type(model).__name__} gives outputs that are not finite on the example, so a "
-                "smaller model cannot be compared with it; are its weights or the example NaN?"
+        if change := _difference(expected, original(*inputs)):
+            why, what = (
+                ("outputs that are not finite", "are its weights or the example NaN?")
+                if change == math.inf
+                else ("other outputs every time", "does it draw at random in evaluation?")
             )
-        interpreter = Interpreter(trace(opened(work)), RULES)
+            raise ValueError(
+                f"{type(model).__name__} gives {why} on the example, so a smaller model cannot be "
+                f"compared with it; {what}"
+            )
+        interpreter = Interpreter(trace(opened(work), inputs), RULES)
         interpreter.run(*inputs)
         analysis = interpreter.analysis
         keep = analysis.solve()
@@ -162,17 +167,15 @@ def _others(inputs: tuple[object, ...]) -> list[tuple[object, ...]]:
     return [tuple(other(x) for x in inputs)]
 
 
-def _difference(expected: Any, received: Any) -> float:
-    if isinstance(expected, Tensor):
-        if not expected.numel():
-            return 0.0
-        scale = max(float(expected.abs().max()), 1e-6)
-        found = float((expected - received).abs().max()) / scale
-        return math.inf if math.isnan(found) else found  # `max` would pass NaN over
-    if isinstance(expected, dict):
-        return max(_difference(expected[key], received[key]) for key in expected)
-    pairs = zip(expected, received, strict=True)
-    return max((_difference(a, b) for a, b in pairs if a is not None), default=0.0)
+def _difference(expected: object, received: object) -> float:
+    pairs = zip(tensors(expected), tensors(received), strict=True)
+    return max((_relative(a.double(), b.double()) for a, b in pairs if a.numel()), default=0.0)
+
+
+def _relative(expected: Tensor, received: Tensor) -> float:
+    scale = max(float(expected.abs().max()), 1e-6)
+    found = float((expected - received).abs().max()) / scale
+    return math.inf if math.isnan(found) else found  # `max` would pass NaN over
 
 
 def _parameters(model: nn.Module) -> int:

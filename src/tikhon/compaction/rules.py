@@ -17,7 +17,7 @@ from .convolution import channelwise, convolution
 from .modules import AnyBatchNorm, SelectLinear
 from .normalisation import batch_norm, group_norm, instance_norm, layer_norm
 from .recurrent import recurrent
-from .units import NO_UNIT, Units, core, kept, opaque, varies
+from .units import NO_UNIT, Units, axes_of_variation, core, kept, opaque, varies
 
 
 def linear(call: Operation, module: nn.Linear, analysis: Analysis) -> Units:
@@ -77,7 +77,7 @@ def arithmetic(call: Operation, module: None, analysis: Analysis) -> object:
         return elementwise(call, module, analysis)
     if call.kwargs:
         return analysis.refuse(call, "keyword arguments")
-    given = list(call.seen)
+    given = [_in_blocks(one, call.seen[1 - i], analysis) for i, one in enumerate(call.seen)]
     for one, other in (given, given[::-1]):
         if beside(other, one):  # a mask or a scale that all units share: it stays, whole
             analysis.registry.needed.update(other.ids.unique().tolist())
@@ -95,6 +95,21 @@ def arithmetic(call: Operation, module: None, analysis: Analysis) -> object:
     return Units(torch.where(a.ids == NO_UNIT, b.ids, a.ids), const, value).with_value(
         const, torch.where(const, value, 0.0)
     )
+
+
+def _in_blocks(units: Units, other: Units, analysis: Analysis) -> Units:
+    """Units that meet a constant on the last axis and differ on more: a head under rotations.
+
+    The constant serves all heads and stays whole, so that a head is one unit.
+    """
+    ids, sizes = units.ids, other.ids.shape
+    if not (bool(other.const.all()) and 0 < len(sizes) <= ids.ndim and sizes[-1] > 1):
+        return units
+    beyond = any(sizes[axis] > 1 and varies(ids, axis) for axis in range(-len(sizes), -1))
+    if beyond or not varies(ids, -1) or axes_of_variation(ids) < 2:
+        return units
+    analysis.registry.merge(ids, ids[..., :1])
+    return replace(units, ids=ids[..., :1].expand(ids.shape))
 
 
 def constant(call: Operation, module: None, analysis: Analysis) -> object:
@@ -181,7 +196,9 @@ def item(call: Operation, module: None, analysis: Analysis) -> object:
         elif i is not None:
             if i != slice(None) and varies(seen.ids, axis):
                 columns = seen.columns(axis)
-                if isinstance(i, slice):
+                if isinstance(i, slice) and axes_of_variation(seen.ids) > 1:  # halves of a head
+                    analysis.registry.merge(seen.ids, seen.ids.narrow(axis, 0, 1))
+                elif isinstance(i, slice):
                     analysis.registry.pin(seen.ids, f"{call.name}: a slice of its units")
                 analysis.readers.append(_whole(columns))
             axis += 1
@@ -274,6 +291,7 @@ _ELEMENTWISE = [
     operator.neg,
     F.dropout,
     "float",
+    "to",
     "type_as",
 ]
 _CHANNELWISE = [

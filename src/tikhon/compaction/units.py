@@ -150,7 +150,12 @@ def axis_masks(mask: Tensor) -> list[Tensor]:
 def varies(ids: Tensor, axis: int) -> bool:
     """Whether positions along axis are of different units."""
     (part,) = core(ids)
-    return bool((part != part.narrow(axis, 0, 1)).any())
+    return part.shape[axis] > 1 and bool((part != part.narrow(axis, 0, 1)).any())
+
+
+def axes_of_variation(ids: Tensor) -> int:
+    """Along how many axes units differ."""
+    return sum(varies(ids, axis) for axis in range(ids.ndim))
 
 
 def hull(mask: Tensor) -> Tensor:

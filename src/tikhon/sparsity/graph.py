@@ -56,7 +56,7 @@ class Graph:
         try:
             model.eval()
             with torch.no_grad():
-                interpreter = Interpreter(trace(opened(model)), RULES)
+                interpreter = Interpreter(trace(opened(model), inputs), RULES)
                 _run(interpreter, inputs)
         finally:
             for module, training in modes:
