@@ -1,6 +1,7 @@
 """What a population saves, and how good the choice is.
 
-  speed    microseconds per step of one configuration: population against a tight PyTorch loop
+  speed    microseconds per step of one configuration, of perceptrons and of ConvNets by the side
+           of their images: population against a tight PyTorch loop
            (tensors in memory, fused AdamW) and the habitual one (DataLoader, .item()), interleaved
            A-B-C-C-B-A, one thread, CPU time. Equivalence is checked first: after 50 steps every
            member equals its separate run to 1e-5, otherwise nothing is printed (in double
@@ -40,6 +41,7 @@ import torch
 import torch.nn.functional as F
 
 import tikhon as tk
+from tikhon.models.convnet import ConvNet
 from tikhon.models.mlp import MLP
 from tikhon.population.hyperparameters import Hyperparameters
 from tikhon.population.losses import RowLosses
@@ -54,7 +56,9 @@ SETS = ("german", "breast_cancer", "vehicle", "segment", "digits", "sonar", "pho
         "satimage", "spambase")  # fmt: skip
 MORE = ("contraceptive", "wa_churn")  # beside SETS in the quality part
 WIDTHS = {"2k": 24, "7k": 64, "26k": 140, "79k": 260, "270k": 500, "1M": 970}
+SIDES = {"conv8x8": 8, "conv16x16": 16, "conv28x28": 28}  # images of one channel, 10 classes
 BATCH, EPOCHS = 32, 60
+Make = Callable[[torch.dtype], torch.nn.Module]
 NEAR = 1.01  # a goal counts as reached within 1 %
 GRID = tk.Space(weight_decay=tk.Log(1e-3, 10.0), dropout=tk.Uniform(0.0, 0.7), lr=3e-3)
 
@@ -81,9 +85,16 @@ def split(name: str, seed: int) -> tuple[torch.Tensor, ...]:
     return tuple(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)
 
 
-def network(features: int, width: int, classes: int, dtype: torch.dtype = torch.float32) -> MLP:
-    torch.manual_seed(0)
-    return MLP([features, width, width, classes]).to(dtype)
+def perceptron(features: int, width: int, classes: int) -> Make:
+    return _seeded(lambda: MLP([features, width, width, classes]))
+
+
+def _seeded(build: Callable[[], torch.nn.Module]) -> Make:
+    def make(dtype: torch.dtype) -> torch.nn.Module:
+        torch.manual_seed(0)
+        return build().to(dtype)
+
+    return make
 
 
 def configs(count: int) -> list[dict[str, Any]]:
@@ -91,9 +102,9 @@ def configs(count: int) -> list[dict[str, Any]]:
         [k / max(count - 1, 1), 0.5]) for k in range(count)]  # fmt: skip
 
 
-def tight(features: int, width: int, classes: int, x, y, config, steps: int):
+def tight(make: Make, x, y, config, steps: int):
     """The fastest plain loop: one model, tensors in memory, fused AdamW, cosine."""
-    model = network(features, width, classes, x.dtype)
+    model = make(x.dtype)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config["weight_decay"]},
@@ -108,15 +119,15 @@ def tight(features: int, width: int, classes: int, x, y, config, steps: int):
     return model
 
 
-def habitual(features: int, width: int, classes: int, x, y, config, steps: int):
+def habitual(make: Make, x, y, config, steps: int):
     """DataLoader, default AdamW, .item() for the log."""
     from torch.utils.data import DataLoader, TensorDataset
 
-    model = network(features, width, classes)
+    model = make(x.dtype)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config["lr"], weight_decay=config["weight_decay"]
     )
-    rows = TensorDataset(x.repeat(steps, 1), y.repeat(steps))
+    rows = TensorDataset(x.repeat(steps, *[1] * (x.ndim - 1)), y.repeat(steps))
     total = 0.0
     for a, b in DataLoader(rows, batch_size=len(x), shuffle=True):
         optimizer.zero_grad()
@@ -127,9 +138,9 @@ def habitual(features: int, width: int, classes: int, x, y, config, steps: int):
     return model
 
 
-def population(features: int, width: int, classes: int, x, y, members: list, steps: int):
+def population(make: Make, x, y, members: list, steps: int):
     found = Population(
-        [network(features, width, classes, x.dtype) for _ in members], Hyperparameters.of(members),
+        [make(x.dtype) for _ in members], Hyperparameters.of(members),
         objective=RowLosses("cross_entropy"), example=x[:2], steps=steps,
     )  # fmt: skip
     for step in range(steps):
@@ -150,22 +161,22 @@ def by_chunk(job: SearchJob, members: list[dict[str, Any]]) -> tuple[int, dict[i
     return min(table, key=table.__getitem__), table
 
 
-def costs(features: int, width: int, classes: int, steps: int = 240) -> dict[str, Any]:
+def costs(make: Make, shape: tuple[int, ...], classes: int, steps: int = 240) -> dict[str, Any]:
     """Microseconds per step of one configuration by the three ways, interleaved."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(BATCH, features, generator=generator)
+    x = torch.randn(BATCH, *shape, generator=generator)
     y = torch.randint(classes, (BATCH,), generator=generator)
     members = configs(4)
-    together = population(features, width, classes, x.double(), y, members, 50)
+    together = population(make, x.double(), y, members, 50)
     gap = 0.0
     for k, config in enumerate(members):
-        alone = tight(features, width, classes, x.double(), y, config, 50).state_dict()
+        alone = tight(make, x.double(), y, config, 50).state_dict()
         state = together.state_dict_of(k)
         gap = max(gap, *(float((state[n] - v).abs().max()) for n, v in alone.items()))
     if gap > 1e-5:
         raise SystemExit(f"members differ from separate runs by {gap}: no ratio is printed")
     job = SearchJob(
-        lambda config: network(features, width, classes), x, y, RowLosses("cross_entropy"),
+        lambda config: make(torch.float32), x, y, RowLosses("cross_entropy"),
         epochs=steps, batch_size=BATCH,
     )  # fmt: skip
     chunk, table = by_chunk(job, configs(16))
@@ -178,15 +189,15 @@ def costs(features: int, width: int, classes: int, steps: int = 240) -> dict[str
 
     one, many = configs(1)[0], configs(chunk)
     blocks = [
-        ("population", lambda: population(features, width, classes, x, y, many, steps), chunk),
-        ("tight", lambda: tight(features, width, classes, x, y, one, steps), 1),
-        ("habitual", lambda: habitual(features, width, classes, x, y, one, steps), 1),
+        ("population", lambda: population(make, x, y, many, steps), chunk),
+        ("tight", lambda: tight(make, x, y, one, steps), 1),
+        ("habitual", lambda: habitual(make, x, y, one, steps), 1),
     ]
     for _ in range(3):
         for block in (*blocks, *reversed(blocks)):
             timed(*block)
     medians = {label: float(np.median(values)) for label, values in times.items()}
-    parameters = sum(p.numel() for p in network(features, width, classes).parameters())
+    parameters = sum(p.numel() for p in make(x.dtype).parameters())
     return {"chunk": chunk, "gap": gap, "parameters": parameters, "microseconds": medians,
             "by_chunk": {str(k): v for k, v in table.items()}}  # fmt: skip
 
@@ -198,7 +209,7 @@ def target(name: str, width: int, seed: int) -> dict[str, Any]:
     def build() -> MLP:
         return MLP([features, width, width, classes])
 
-    price = costs(features, width, classes)
+    price = costs(perceptron(features, width, classes), (features,), classes)
     given = ((xv, yv), "cross_entropy", 0, EPOCHS, BATCH, torch.optim.AdamW, "cpu", seed)
     job = make_job(lambda config: build(), xa, ya, *given)
     steps = job.epochs * job.steps_per_epoch
@@ -367,8 +378,15 @@ def work_of(options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any
     """Every cell that was asked for, by the name of its file."""
     work: dict[str, Callable[[], dict[str, Any]]] = {}
     for label in options.widths or (("2k", "7k", "26k") if options.quick else WIDTHS):
-        work[f"speed-{label}"] = lambda w=WIDTHS[label]: costs(40, w, 6)
+        if label in WIDTHS:
+            work[f"speed-{label}"] = lambda w=WIDTHS[label]: costs(perceptron(40, w, 6), (40,), 6)
+    for label in options.widths or (() if options.quick else SIDES):
+        if label in SIDES:
+            conv = _seeded(lambda: ConvNet(1, 10))
+            work[f"speed-{label}"] = lambda s=SIDES[label], m=conv: costs(m, (1, s, s), 10, 60)
     for label in options.widths or (("7k",) if options.quick else ("2k", "7k", "26k")):
+        if label not in WIDTHS:
+            continue
         for name in options.sets or (SETS[:3] if options.quick else SETS):
             work[f"target-{name}-{label}"] = lambda n=name, w=WIDTHS[label]: target(n, w, 0)
     for seed in range(*options.splits):

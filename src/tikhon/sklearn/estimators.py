@@ -29,7 +29,8 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
     Minimised is sum_i w_i loss_i / sum_i w_i + alpha * (l1_ratio*|W|_1 + (1-l1_ratio)/2*|W|^2)
     over the weight matrices (not the biases), the L1 part by prox: its zeros are exact. `alpha`
     is that of Lasso and SGDClassifier (mean loss); MLPClassifier's is divided by the number of
-    rows. Inputs are standardised inside, with the sample weights.
+    rows. Two classes have a column each: the L2 part is half that of their difference.
+    Inputs are standardised inside, with the sample weights.
 
     Args:
         hidden_layer_sizes: units of each hidden layer; () is a linear model, which is solved
