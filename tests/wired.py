@@ -966,6 +966,14 @@ FAULTY = [
     Wired("in halves", mlp, lambda: halves(False), CE, "sorted_batches", "shuffle"),
 ]
 RIGHT = [
+    Wired(
+        "eight numbers of each picture",
+        lambda: mlp(64, 64, 8),
+        lambda: (coloured(lambda x: x[..., 0].flatten(1))[0],) * 2,
+        nn.MSELoss(),
+        options={"steps": 150},
+        optimizer=lambda p: torch.optim.Adam(p, lr=3e-3),
+    ),
     *[
         Wired(f"padding masked, {way}", lambda way=way: looking(way, True), short_sentences, CE)
         for way in MASKS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from tikhon.diagnosis import static
 from tikhon.diagnosis.controls import Ran, controls
 from tikhon.diagnosis.dry_run import DryRun, commonest, probe, run, score
 from tikhon.diagnosis.record import Failure, Record
+from tikhon.diagnosis.reference import compressed
 from tikhon.diagnosis.replica import (
     Replica,
     gradients,
@@ -26,7 +28,13 @@ from tikhon.diagnosis.replica import (
 from tikhon.diagnosis.samples import Samples, check_fit, check_target, samples
 from tikhon.diagnosis.wiring import wiring_facts
 from tikhon.diagnosis.wiring.parts import part_facts
-from tikhon.diagnosis.wiring.rows import APART, blind_facts, given_back, row_facts
+from tikhon.diagnosis.wiring.rows import (
+    APART,
+    blind_facts,
+    given_back,
+    narrowest,
+    row_facts,
+)
 from tikhon.diagnosis.wiring.split import renamed
 from tikhon.diagnosis.wiring.subject import subject_of
 from tikhon.errors import InputError
@@ -101,7 +109,7 @@ def measure(
             points=tuple(trial.points),
             losses=tuple(trial.losses),
             gradients=tuple(trial.gradients),
-            reference={} if holes else _yardsticks(source, wiring),
+            reference={} if holes else _yardsticks(replica, source, wiring),
             failure=trial.failure,
             wiring=wiring,
         )
@@ -128,9 +136,17 @@ def _leaves_out(replica: Replica, source: Samples, facts: dict[str, Any]) -> boo
     return len(numbers) > 1 and all(bool(torch.isfinite(n).all()) for n in numbers)
 
 
-def _yardsticks(source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
-    """What a constant and a shallow model reach; for amounts, with sums of curves too."""
+def _yardsticks(replica: Replica, source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
+    """What a constant and a shallow model reach; for amounts, with sums of curves too.
+
+    Where the targets are the inputs, what so few numbers as pass between two layers can keep.
+    """
     known: dict[str, Any] = dict(static.reference(source))
+    if "shallow" in known and wiring.get("target_is_input"):
+        with suppress(Exception):  # the model, on a few rows
+            width = narrowest(subject_of(replica, source))
+            known["shallow"] = compressed(static.many(source)[0], width)
+        return known
     if "shallow" in known and "constant" in known and wiring.get("amounts"):
         known["shallow"] = max(known["shallow"], wiring.get("explained_bent", -math.inf))
     return known

@@ -95,6 +95,15 @@ def _minimise(
     return min(known, key=lambda pair: pair[0]) if known else (math.nan, starts[0].detach())
 
 
+def compressed(inputs: Tensor, width: int) -> float:
+    """The share of the variance of rows that their first `width` principal components keep."""
+    rows = inputs.detach().flatten(1).double()
+    rows = rows - rows.mean(0)
+    square = rows.T @ rows if len(rows) > rows.shape[1] else rows @ rows.T
+    kept = torch.linalg.eigvalsh(square).clamp_min(0.0)
+    return float(kept[-width:].sum() / kept.sum().clamp_min(1e-300))
+
+
 def amounts(target: object) -> bool:
     """Whether targets are numbers, and no names of classes nor yes and no."""
     return isinstance(target, Tensor) and target.is_floating_point() and not binary(target)

@@ -139,6 +139,15 @@ def given_back(subject: Subject) -> dict[str, Any]:
     return {"given_back": math.sqrt(shared / max(float(sizes[0]), own))}
 
 
+def narrowest(subject: Subject) -> int:
+    """How many numbers of a row there are where they are fewest, between two modules."""
+    model = subject.model
+    with torch.no_grad(), undisturbed(model, training=False), watched(model) as seen:
+        subject.replica.value(subject.batch)
+    outputs = [t for _, _, left in seen for t in left[:1]]
+    return min((t[0].numel() for t in outputs if t.ndim and len(t) == subject.rows), default=1)
+
+
 def _where_alike(subject: Subject, seen: list[Any]) -> dict[str, object]:
     """The one place at which rows become alike; nothing where they do little by little."""
     modules = dict(subject.model.named_modules())
