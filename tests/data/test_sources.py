@@ -251,3 +251,8 @@ def test_files_as_archives_name_them_are_tables(tmp_path, name):
     text = b"a,y\n1,p\n2,n\n3.5,n\n"
     path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
     assert load(path, table=TableOptions("y")).x[:, 0].tolist() == [1, 2, 3.5]
+
+
+def test_standard_input_is_refused_with_the_reason():
+    with pytest.raises(InputError, match="not read from standard input"):
+        load("-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,9 @@ from tikhon.errors import InputError
 from tikhon.options import METHODS, MODEL, MODELS, REGULARIZATION, TRAINING, rows_of, typed
 
 if TYPE_CHECKING:
+    from tikhon.cli.progress import StepProgress
     from tikhon.cli.terminal import Terminal
+    from tikhon.data.dataset import Dataset
 
 
 def _sizes_option(help: str) -> object:
@@ -65,7 +68,6 @@ def compare(
     """
     seconds_of(budget)
     wide, deep = _sizes(widths, "--widths"), _sizes(depths, "--depths")
-
     from tikhon.cli.progress import StepProgress
     from tikhon.cli.threads import limit_threads
     from tikhon.comparison import DEFAULT, Method, Records
@@ -111,9 +113,10 @@ def compare(
         journal = Journal(path / JOURNAL, header, resume=going_on)
         if journal.torn is not None:
             terminal.note(f"the end of {journal.path} is damaged: it is done again", "yellow")
-        with interruptible() as interrupt, StepProgress(terminal) as on_event:
+        with interruptible() as interrupt, StepProgress(terminal) as progress:
             records = Records(journal, stop=interrupt.__bool__)
-            given: dict[str, object] = {"seed": seed, "records": records, "on_event": on_event}
+            planned = _planned(terminal, source, settings, progress)
+            given: dict[str, object] = {"seed": seed, "records": records, "on_event": planned}
             try:
                 result = _result(source, names, settings, wide, deep, given)
             except Stopped:
@@ -123,6 +126,39 @@ def compare(
         folder.write("result.json", result)
         _conclude(terminal, path, result)
     return 0
+
+
+def _planned(
+    terminal: Terminal, source: Dataset, settings: dict[str, Any], progress: StepProgress
+) -> Callable[[str, int, int], None]:
+    """Progress that first says how many trainings there are, and about how long they take."""
+
+    def on_event(text: str, done: int, total: int) -> None:
+        if done == 0 and settings["budget"] is None:
+            epochs = settings["epochs"]
+            passes = f"{epochs} epoch{'s' if epochs > 1 else ''}"
+            terminal.note(f"plan: {total} trainings of {passes}{_about(source, settings, total)}")
+        progress(text, done, total)
+
+    return on_event
+
+
+def _about(source: Dataset, settings: dict[str, Any], trainings: int) -> str:
+    """The time of so many trainings in words, where it is long."""
+    import torch
+
+    from tikhon.cli.length import training_time
+    from tikhon.data import split
+    from tikhon.models import build
+    from tikhon.numbers import duration
+
+    train = split(source).train
+    with torch.random.fork_rng(devices=[]):
+        network = build(settings["model"], train.shape, train.outputs, rows=train.x)
+    epochs = settings["epochs"] * trainings
+    asked = {"batch_size": settings["batch_size"], "epochs": epochs, "loss": "auto"}
+    seconds = training_time(network, train.x, train.y, asked)
+    return "" if seconds is None else f", about {duration(seconds)}"
 
 
 def _result(

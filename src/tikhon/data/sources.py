@@ -39,6 +39,11 @@ def load(
     (torch.Size([1797, 64]), 10)
     """
     name = os.fspath(source)
+    if name == "-":
+        raise InputError(
+            "rows are not read from standard input, as a run names the file that it learned from; "
+            "save them in a file, and give its name"
+        )
     if table is not None and (name in NAMES or not is_table(Path(name))):
         if not name.endswith((".npz", ".npy")):
             refuse_others(located(name, data_dir))
