@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from faulty import CE, adam, classes, deep, fingerprint, he, same, sgd
+from tikhon.diagnosis import diagnose
 from tikhon.errors import InputError
 from tikhon.monitoring import NonFiniteError, watch
 
@@ -295,3 +296,33 @@ def test_a_dictionary_of_variables_that_the_user_holds_stays():
         model(torch.randn(8, 4)).square().mean().backward()
         engine.step()
     assert mine["model"] is model
+
+
+class Own(nn.Module):
+    """It gives its parameters itself, as networks of fast weights do, and takes no argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.ParameterList([nn.Parameter(torch.randn(4, 16) / 4)])
+
+    def parameters(self):
+        return self.weights
+
+    def forward(self, x):
+        return x @ self.weights[0].T
+
+
+def test_a_model_may_give_its_parameters_itself():
+    torch.manual_seed(0)
+    model = Own()
+    engine = torch.optim.Adam(model.parameters(), lr=0.01)
+    x, y = torch.randn(64, 16), torch.randint(4, (64,))
+    with watch(model, engine, every=2) as seen:
+        for _ in range(10):
+            engine.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            engine.step()
+    assert not seen.alarms
+    assert len(seen.rows) == 5
+    found = diagnose(model, (x, y), nn.CrossEntropyLoss(), optimizer=engine, steps=6)
+    assert found.record.trainable == 64

@@ -204,7 +204,7 @@ def total_norm(tensors: list[Tensor]) -> float:
 def _gradients(
     module: nn.Module, grads: dict[Tensor, Tensor | None], extra: dict[Tensor, Tensor | None]
 ) -> dict[str, float]:
-    own = [p for p in module.parameters(recurse=False) if grads.get(p) is not None]
+    own = [p for p in module._parameters.values() if p is not None and grads.get(p) is not None]
     if not own:
         return {}
     data = sum(float(grads[p].double().square().sum()) for p in own)  # type: ignore[union-attr]
@@ -244,7 +244,11 @@ def _updates(
     for site, reading in zip(trial.sites, last.readings):
         module = modules.get(site.name) if site.role != "activation" else None
         own = (
-            [p for p in module.parameters(recurse=False) if p.requires_grad and p.ndim > 1]
+            [
+                p
+                for p in module._parameters.values()
+                if p is not None and p.requires_grad and p.ndim > 1
+            ]
             if module is not None
             else []
         )

@@ -275,7 +275,7 @@ def skipped(optimizer: Optimizer) -> bool:
 def _sentinel(model: nn.Module, held: set[int]) -> Tensor | None:
     """The smallest trained tensor of the first layer that has one, of the optimizer if it can."""
     layers = [
-        [p for p in module.parameters(recurse=False) if p.requires_grad]
+        [p for p in module._parameters.values() if p is not None and p.requires_grad]
         for module in model.modules()
     ]
     own = next((kept for layer in layers if (kept := [p for p in layer if id(p) in held])), None)

@@ -51,7 +51,7 @@ def below_the_last(model: nn.Module) -> list[nn.Parameter]:
     >>> len(below_the_last(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))))
     2
     """
-    layers = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+    layers = [m for m in model.modules() if any(p is not None for p in m._parameters.values())]
     free = {id(p) for p in layers[-1].parameters()} if layers else set()
     found = [p for p in model.parameters() if id(p) not in free]
     if not found:
