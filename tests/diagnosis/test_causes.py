@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from faulty import mlp
 from pairs import Listed, Parts, asked, into
+from tikhon.diagnosis import diagnose
 from tikhon.diagnosis.reference import free_loss
 
 CE = nn.CrossEntropyLoss()
@@ -390,6 +392,32 @@ def test_a_loss_that_moves_the_labels_itself_tells_nobody():
     tokens = (torch.randint(12, (200, 1)) + torch.randint(1, 3, (200, 13)).cumsum(1)) % 12
     found = asked(Parts(Language(12), (tokens, tokens), shifted))
     assert "target_among_inputs" not in found.labels, str(found)
+
+
+@dataclass
+class Answer:
+    loss: Tensor
+    logits: Tensor
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_model_that_computes_its_loss_and_shifts_the_labels_is_told_nothing(shift):
+    """The loss stands beside the answers, as in what models of Hugging Face return."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.core = Language(12)
+
+        def forward(self, input_ids: Tensor, labels: Tensor) -> Answer:
+            scores = self.core(input_ids)
+            last = scores.shape[2] - shift
+            return Answer(CE(scores[:, :, :last], labels[:, shift:]), scores)
+
+    torch.manual_seed(0)
+    tokens = (torch.randint(12, (200, 1)) + torch.randint(1, 3, (200, 13)).cumsum(1)) % 12
+    found = diagnose(Whole(), {"input_ids": tokens, "labels": tokens}, None)
+    assert ("target_among_inputs" in found.labels) is not bool(shift), str(found)
 
 
 def test_the_last_of_several_tensors_is_no_target_where_the_loss_takes_the_batch():

@@ -318,8 +318,10 @@ def _shifts(subject: Subject, size: int) -> bool:
         answers, loss = subject.outputs_and_loss(subject.batch)
     wanted = [answer for answer in floats(answers) if answer.requires_grad]
     for slope in gradients(loss, wanted, subject.model):
-        if slope is not None and bool(slope.any()):
-            axes = [axis for axis in range(1, slope.ndim) if slope.shape[axis] == size]
+        if slope is None or not bool(slope.any()):
+            continue
+        axes = [axis for axis in range(1, slope.ndim) if slope.shape[axis] == size]
+        if axes:  # and not the loss itself, which may stand beside the answers
             return any(not bool(slope.select(axis, -1).any()) for axis in axes)
     return False
 
