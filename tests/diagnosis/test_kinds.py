@@ -183,3 +183,23 @@ def test_layers_side_by_side_are_no_line_of_layers(stacked):
     model = Beside(stacked)
     found = tk.diagnose(model, (x, y), CE, optimizer=adam(1e-2), steps=60)
     assert ("no_nonlinearity" in {f.code for f in found.findings}) == stacked, str(found)
+
+
+class Asking(nn.Module):
+    """The inputs ask for slopes, so that a first segment can be recomputed."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+
+    def forward(self, x):
+        seen = x[:, None]
+        if self.training:
+            seen.requires_grad_()
+        return self.body(seen)[:, 0]
+
+
+def test_inputs_that_ask_for_slopes_are_no_layers_made_in_forward():
+    torch.manual_seed(0)
+    found = tk.diagnose(Asking(), classes(), CE, optimizer=adam(1e-2), steps=40)
+    assert found.ok, str(found)

@@ -94,11 +94,13 @@ def _strangers(
     """Trainable tensors of two passes that neither the model nor the optimizer knows.
 
     Where the program takes `slopes` itself, tensors that are no parameters are what it takes them
-    by: the inputs of a differential equation, the positions of a force.
+    by: the inputs of a differential equation, the positions of a force. A view of the inputs that
+    asks for slopes, as segments that are recomputed need it, is no layer either.
     """
     own = {id(p) for p in subject.model.parameters()}
     named = list(_loose(subject.model))
-    strange = [t for t in leaves(first) if id(t) not in own | held]
+    given = {t.data_ptr() for t in tensors(subject.batch) if t.layout == torch.strided}
+    strange = [t for t in leaves(first) if id(t) not in own | held and t.data_ptr() not in given]
     if slopes:
         strange = [t for t in strange if isinstance(t, nn.Parameter)]
     lasting = {id(t) for t in leaves(second)}
