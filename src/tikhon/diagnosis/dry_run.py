@@ -101,14 +101,14 @@ def _look(
     """The next point of the curve, at a share of the run.
 
     The loss in training mode is asked at every look, evaluation at every third and, in the last
-    third of the run, whose medians count, at every second; validation at every sixth. Where
+    third of the run, whose medians count, at every second; validation at every third. Where
     training mode gave the numbers of evaluation before, its answers are those of evaluation.
     """
     look, known = len(trial.points), [p for p in trial.points if p.eval_loss is not None]
     probed = trial.probes[-1].loss if trial.probes and trial.probes[-1].step == step else None
     if share == 1 or look % (2 if share >= 2 / 3 else 3) == 0:
         same = known and share < 1 and all(p.loss == p.eval_loss for p in known)
-        judge = valid if share == 1 or look % 6 == 0 else None
+        judge = valid if share == 1 or look % 3 == 0 else None
         point = score(replica, batch, judge, step, probed, training=bool(same))
     else:
         point = Point(step, in_training(replica, batch) if probed is None else probed)
