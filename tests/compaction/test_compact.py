@@ -636,3 +636,28 @@ def test_a_small_model_can_be_cut_again():
     assert twice.get_submodule("0").linear.weight.shape == (6, 5)
     x = torch.randn(4, 10)
     torch.testing.assert_close(twice(x), once(x))
+
+
+class InPlace(nn.Module):
+    """It looks at a number of its input, writes in place, and drops."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 2)
+
+    def forward(self, x):
+        rows, _ = x.shape
+        h = self.first(x)
+        h[: rows if rows < 100 else 100].relu_()
+        return self.last(self.drop(h))
+
+
+def test_dropout_that_is_lost_is_told_of():
+    torch.manual_seed(0)
+    model = InPlace()
+    with torch.no_grad():
+        model.first.weight[5:] = 0
+    with pytest.warns(UserWarning, match="the small InPlace has no dropout"):
+        small = compact(model, torch.randn(4, 6))
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(small.eval()(x), model.eval()(x))

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tikhon.copying import copied
 from tikhon.data.rows import tensors
 from tikhon.errors import described
+from tikhon.regularizer.audit import warn
 from tikhon.wrappers import require_module
 
 from .analysis import Analysis, Interpreter, trace
@@ -110,7 +111,13 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
                 f"{type(model).__name__} gives {why} on the example, so a smaller model cannot be "
                 f"compared with it; {what}"
             )
-        interpreter = Interpreter(trace(opened(work), inputs), RULES)
+        graph = trace(opened(work), inputs)
+        if lost := graph.meta.get("lost"):
+            warn(
+                f"the small {type(model).__name__} has no {lost}: the model changes tensors in "
+                f"place, and only its evaluation mode could be followed; do not train it on"
+            )
+        interpreter = Interpreter(graph, RULES)
         interpreter.run(*inputs)
         analysis = interpreter.analysis
         keep = analysis.solve()

@@ -20,14 +20,16 @@ def exported(model: nn.Module, inputs: tuple[object, ...]) -> fx.GraphModule:
     """The operations of one forward pass as calls of torch's functions and methods of tensors.
 
     Branches are those that the inputs take. Sizes stay free where the model allows it and the
-    example has at least two of them.
+    example has at least two of them. What is lost on the way is named in `meta["lost"]`.
     """
     free = pytree.tree_map(
         lambda x: [torch.export.Dim.AUTO] * x.ndim if isinstance(x, Tensor) else None, inputs
     )
     with torch.enable_grad(), warnings.catch_warnings(action="ignore"):  # torch's, of itself
         program = torch.export.export(model, inputs, dynamic_shapes=free, strict=False)
-        if any(_is_mutable(node) for node in program.graph.nodes):
+        mutable = any(_is_mutable(node) for node in program.graph.nodes)
+        drops = any("dropout" in str(node.target) for node in program.graph.nodes)
+        if mutable:  # dropout, which does nothing in evaluation, is lost in it
             program = program.run_decompositions({})
         module: Any = program.module()
     graph = module.graph
@@ -36,7 +38,9 @@ def exported(model: nn.Module, inputs: tuple[object, ...]) -> fx.GraphModule:
             _respell(node)
     _take_tensors(graph, inputs)
     graph.eliminate_dead_code()
-    return fx.GraphModule(module, graph)
+    found = fx.GraphModule(module, graph)
+    found.meta["lost"] = "dropout" if mutable and drops else ""
+    return found
 
 
 def _take_tensors(graph: fx.Graph, inputs: tuple[object, ...]) -> None:
