@@ -139,7 +139,7 @@ def path(
             build_model,
             folds=folds,
             smallest=smallest,
-            on_progress=on_progress or silent,
+            on_progress=on_progress,
             **shared,
         )
         _tell_unfinished(result)
