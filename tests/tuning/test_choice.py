@@ -78,6 +78,14 @@ def test_what_is_customary_is_tried_first_as_near_as_the_space_comes(space, expe
             assert config[name] == pytest.approx(value), config
 
 
+def test_what_is_customary_has_the_entries_whose_conditions_hold_alone():
+    space = Space(depth=Choice([1, 2]), width=Choice([8, 16]).when(depth=2), rate=0.5)
+    assert plan.customary(space, 4) == [
+        {"depth": 1, "rate": 0.5},
+        {"depth": 2, "width": 8, "rate": 0.5},
+    ]
+
+
 def test_the_first_trials_of_a_search_are_customary():
     x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
     space = Space(lr=Log(1e-4, 1e-1))

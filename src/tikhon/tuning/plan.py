@@ -106,7 +106,7 @@ def customary(space: Space, count: int) -> list[dict[str, Value]]:
         if not isinstance(known, Choice):
             unit = known.unit(DEFAULTS[own]) if own in DEFAULTS else 0.0 if own in KNOWN else 0.5
             usual[name] = known.at(min(max(unit, 0.0), 1.0))
-        elif usual[name] not in known.values:
+        elif name not in usual or usual[name] not in known.values:
             usual[name] = known.values[0]
     choices = [n for n in space.varying if isinstance(space.range(n), Choice)][:1]
     turns = [{name: value} for name in choices for value in space.range(name).grid(count)]
