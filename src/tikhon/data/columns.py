@@ -5,7 +5,7 @@ two stories.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -254,17 +254,30 @@ def _number_column(raw: RawColumn, forced: str | None = None) -> Column | None:
     words = _words(source, name, cells, ~np.isnan(values), "numbers", ask=fractions)
     if words is None or (words and all(one.bound for one in numbers)):
         return None  # <10k, 10k-20k, 20k+ are names of ranges
-    limits = [b for b in numerals.FLAGS if b in bounds]
-    column = Column(
+    column = of_numbers(name, numbers, units, decimal, bounds, words=words, missing=cells.missing)
+    return _number(column, cells.spread(values))
+
+
+def of_numbers(
+    name: str,
+    numbers: Sequence[numerals.Numeral],
+    units: Sequence[str],
+    decimal: str,
+    bounds: Container[str],
+    *,
+    words: Sequence[str] = (),
+    missing: tuple[str, ...] = (),
+) -> Column:
+    """The column of texts that were read as numbers, with flags of their `bounds` and `words`."""
+    return Column(
         name,
         "number",
         decimal=decimal,
         unit="".join(units),
         multiples=numerals.multiples(numbers),
-        words=(*limits, *words),
-        missing=cells.missing,
+        words=(*(bound for bound in numerals.FLAGS if bound in bounds), *words),
+        missing=missing,
     )
-    return _number(column, cells.spread(values))
 
 
 def _rather_times(raw: RawColumn, is_number: np.ndarray) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tikhon.data import numerals
 from tikhon.data.cells import TRUE, Cells, level_of, truths
-from tikhon.data.columns import Column, decimal_mark, finite
+from tikhon.data.columns import Column, decimal_mark, finite, of_numbers
 from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
@@ -110,16 +110,7 @@ def _numbers(raw: RawColumn) -> tuple[Column, np.ndarray] | None:
     values, bounds = numerals.read(raw.numerals, decimal)
     if np.isnan(values).any(where=~cells.is_missing):
         return None
-    words = tuple(bound for bound in numerals.FLAGS if bound in bounds)
-    column = Column(
-        name,
-        "number",
-        decimal=decimal,
-        unit="".join(units),
-        multiples=numerals.multiples(numbers),
-        words=words,
-    )
-    return column, cells.spread(values)
+    return of_numbers(name, numbers, units, decimal, bounds), cells.spread(values)
 
 
 def _rows(source: Source, there: np.ndarray) -> Source:

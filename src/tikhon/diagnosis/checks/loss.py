@@ -312,8 +312,10 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
     share = ev.fact("padding") or 0.0
     apart, counted = (ev.fact(f"padding_{k}") for k in ("apart", "counted"))
     if words := w.get("masked_words"):
-        fix = "key_padding_mask=tokens == 0, true where nobody may look (an attn_mask of "
-        fix += "scaled_dot_product_attention is true where one may)"
+        fix = (
+            "key_padding_mask=tokens == 0, true where nobody may look (an attn_mask of "
+            "scaled_dot_product_attention is true where one may)"
+        )
         why = said("why_masked_words")
         yield Finding("padding_seen", "critical", (words,), {"padding": share}, why, fix=fix)
         return

@@ -374,8 +374,9 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     numbers = {"learned": max(ev.learned, 0.0)}
     if ev.gained("undecayed") > e.FREED:
         decay = number(ev.record.optimizer.get("weight_decay")) or 0.0
-        numbers = ev.shown("undecayed") | {"weight_decay": decay}
-        why = said("why_decayed", decay=decay, **ev.shown("undecayed"))
+        numbers = ev.shown("undecayed")
+        why = said("why_decayed", decay=decay, **numbers)
+        numbers["weight_decay"] = decay
         return Finding("underfitting", "critical", (), numbers, why, fix="weight_decay=1e-2")
     if share >= (e.DOMINANT if ev.falling else e.RESTRAINING):
         numbers["penalty_share"] = share
