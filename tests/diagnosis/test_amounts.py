@@ -81,6 +81,25 @@ def columns_that_a_clip_made_alike(wrong: bool) -> Parts:
     return Parts(mlp(19, 24, 1), (x, y / 3), nn.MSELoss(), steps=60)
 
 
+class Joined(nn.Module):
+    """Two inputs side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp(8, 24, 1)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.body(torch.cat([left, right], 1))
+
+
+@pair("constant_inputs")
+def one_of_two_inputs_that_is_never_filled(wrong: bool) -> Parts:
+    left, right = torch.randn(400, 4), torch.randn(400, 4)
+    y = (right[:, :1] - right[:, 1:2]) / 1.4
+    given = torch.zeros(400, 4) if wrong else right
+    return Parts(Joined(), ((left, given), y), nn.MSELoss(), steps=60)
+
+
 class Coder(nn.Module):
     """What is given back, and where and how wide the code is."""
 

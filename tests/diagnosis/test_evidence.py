@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import re
 
 import pytest
 import torch
@@ -202,3 +203,16 @@ def test_the_noise_of_a_relation_is_that_of_all_orders_of_the_targets():
     every = torch.tensor([a + b for a, b in itertools.product(*sums)], dtype=torch.float64)
     wanted = (float((scores * y).sum()) - every.mean()) / every.std(correction=0)
     assert _deviations(scores, y, halves) == pytest.approx(float(wanted), rel=1e-9)
+
+
+def test_a_clean_verdict_stands_beside_what_others_reach_on_the_same_rows():
+    torch.manual_seed(0)
+    x = torch.randn(300, 5)
+    y = (x[:, 0] + torch.randn(300) > 0).long()
+    found = asked(nn.Linear(5, 2), (x, y), F.cross_entropy, steps=60)
+    assert found.ok, str(found)
+    told = re.search(r"accuracy or R2 (\S+) \(one constant answer (\S+), .* (\S+)\)", str(found))
+    assert told is not None, str(found)
+    reached, constant, _ = map(float, told.groups())
+    assert abs(constant - float(torch.bincount(y).max()) / 300) < 0.005
+    assert reached > constant

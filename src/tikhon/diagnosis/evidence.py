@@ -294,6 +294,18 @@ class Evidence:
         return None if loss is None else self._skill(metric, loss)
 
     @cached_property
+    def yardstick(self) -> tuple[float, float, float] | None:
+        """Accuracy or R2 at the end, of the best constant, and of a shallow model on other rows."""
+        if self.own_loss is not None or self.end is None:
+            return None
+        known = self.record.reference
+        scores = [number(v) for v in (self.end.metric, known.get("constant"), known.get("shallow"))]
+        reached, constant, shallow = scores
+        if reached is None or constant is None or shallow is None:
+            return None
+        return reached, constant, shallow
+
+    @cached_property
     def reach(self) -> float | None:
         """How much better than a constant a shallow model is on held-out rows; None if it is not.
 

@@ -120,7 +120,13 @@ def _all_well(record: Record) -> str:
     end = record.points[-1] if record.points else None
     if end is None or end.eval_loss is None or not record.steps:
         return " no problem at step 0"
-    return f" loss {record.points[0].loss or math.nan:.3g} -> {end.eval_loss:.3g}"
+    told = f" loss {record.points[0].loss or math.nan:.3g} -> {end.eval_loss:.3g}"
+    yard = Evidence(record).yardstick
+    if yard is None:
+        return told
+    reached, constant, shallow = (f"{value:.2f}" for value in yard)
+    beside = f"one constant answer {constant}, a shallow model on held-out rows {shallow}"
+    return f"{told}\n accuracy or R2 {reached} ({beside})"
 
 
 def _table_size(record: Record) -> int:

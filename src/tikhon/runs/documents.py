@@ -97,6 +97,7 @@ class SavedPoint(TypedDict):
     loss: Number
     eval_loss: Number
     valid_loss: Number
+    metric: Number
 
 
 class SavedRecord(TypedDict, total=False):
@@ -109,6 +110,7 @@ class SavedRecord(TypedDict, total=False):
     sites: list[SavedSite]
     probes: list[SavedProbe]
     points: list[SavedPoint]
+    reference: dict[str, Number]
 
 
 class SavedTreatment(TypedDict):

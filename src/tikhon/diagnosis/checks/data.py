@@ -26,6 +26,14 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
         fix = "print((x != x[0]).sum(0)) in front of and behind each step that cleans or scales x"
         yield Finding("constant_inputs", "warning", ("inputs",), numbers, why, fix=fix)
         return
+    still = list(w.get("still_parts") or ())
+    if still and share < 1 and ev.harmed:  # masks and places are the same in all rows, and right
+        where = tuple(f"inputs[{k}]" for k in still)
+        why = said("why_input_constant", place=", ".join(where))
+        severity = "warning" if ev.learned < e.LITTLE else "info"
+        fix = f"print({where[0]}[:3]) where the batch is made"
+        yield Finding("constant_inputs", severity, where, numbers, why, fix=fix)
+        return
     if share < 0.9:
         return
     if share == 1:

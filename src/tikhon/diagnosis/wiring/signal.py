@@ -71,14 +71,19 @@ def sample(source: Samples) -> Batch:
 
 
 def _constants(inputs: Any) -> dict[str, object]:
-    """The share of the input columns that are the same in all rows, and whether all are zero."""
+    """The share of the input columns that are the same in all rows, whether all are zero, and the
+
+    places of whole tensors that are the same.
+    """
     parts = [t.detach().reshape(len(t), -1) for t in tensors(inputs) if t.ndim and len(t) > 1]
     columns = sum(p.shape[1] for p in parts)
     if not columns:
         return {}
     still = sum(int((p == p[:1]).all(0).sum()) for p in parts)
     zero = all(not bool(p.any()) for p in parts)
-    facts = {"constant_columns": still / columns, "all_zero": zero, "columns": columns}
+    facts: dict[str, object] = {"constant_columns": still / columns, "all_zero": zero}
+    facts["columns"] = columns
+    facts["still_parts"] = [k for k, p in enumerate(parts) if bool((p == p[:1]).all())]
     table = isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.is_floating_point()
     facts["table"] = table and len(inputs) >= TABLE_ROWS
     return facts | _squeezed(inputs)

@@ -44,6 +44,7 @@ from tikhon.runs.documents import (
 )
 
 HEALTHY_SIGNAL = 1e-3  # the first layer's share of the last one's backward signal
+YARDSTICKS = ("constant", "shallow")  # scores of other answers on the same rows
 PROSE = 400  # letters of a sentence in a table
 SEVERITY: dict[str, Level] = {"critical": "bad", "warning": "watch", "info": "plain"}
 VERDICTS: dict[str, Level] = {"confirmed": "good", "worse": "bad"}
@@ -125,6 +126,11 @@ def facts(record: SavedRecord) -> tuple[Fact, ...]:
     if points:
         note = say("loss_before", loss=number(points[0].get("loss")))
         shown.append(Fact(say("loss_after"), number(points[-1].get("loss")), note))
+        known = record.get("reference") or {}
+        reached, constant, shallow = points[-1].get("metric"), *map(known.get, YARDSTICKS)
+        if not any(value is None for value in (reached, constant, shallow)):
+            note = say("score_beside", constant=number(constant), shallow=number(shallow))
+            shown.append(Fact(say("score_of_dry_run"), number(reached), note))
     return tuple(shown)
 
 
