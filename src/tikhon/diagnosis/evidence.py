@@ -295,12 +295,12 @@ class Evidence:
 
     @cached_property
     def yardstick(self) -> tuple[float, float, float] | None:
-        """Accuracy or R2 at the end, of the best constant, and of a shallow model on other rows."""
+        """Accuracy or R2 at the end, of the best constant, and of a shallow model held out."""
         if self.own_loss is not None or self.end is None:
             return None
         known = self.record.reference
-        scores = [number(v) for v in (self.end.metric, known.get("constant"), known.get("shallow"))]
-        reached, constant, shallow = scores
+        reached = number(self.end.metric)
+        constant, shallow = number(known.get("constant")), number(known.get("shallow"))
         if reached is None or constant is None or shallow is None:
             return None
         return reached, constant, shallow
