@@ -304,7 +304,7 @@ def test_a_search_whose_choice_learned_nothing_is_not_praised(tuned, tmp_path, m
     constant = {"test/accuracy": 0.7, "test/loss": 0.6, "test/rmse": 1.0}
     held = {"metrics": metrics, "yardsticks": {"constant": constant}, "answer": "'no'"}
     run = save(tmp_path / "run", {"kind": "tune"}, [], {**result, "audit": better, **held})
-    start = "Better than the default" if praised else "No better than always answering 'no'"
+    start = "Better than the default" if praised else "Not measurably better than always"
     assert sentence(run).startswith(start)
 
 
@@ -324,7 +324,9 @@ def test_a_choice_within_the_noise_of_a_constant_is_not_praised(
         "margins": {"constant": {"accuracy": accuracy, "loss": loss}},
     }
     run = save(tmp_path / "run", {"kind": "tune"}, [], {**result, "audit": better, **held})
-    assert sentence(run).startswith("Better" if praised else "No better than always answering")
+    assert sentence(run).startswith(
+        "Better" if praised else "Not measurably better than always answering"
+    )
 
 
 def test_the_page_of_a_search_speaks_in_the_numbers_of_its_metric(tuned, tmp_path):

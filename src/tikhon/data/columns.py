@@ -335,17 +335,23 @@ def _words(
 
 
 def misspelt(
-    source: Source, name: str, cells: Cells, other: np.ndarray, kind: str, *, new: bool = False
+    source: Source,
+    name: str,
+    cells: Cells,
+    other: np.ndarray,
+    kind: str,
+    *,
+    new: bool = False,
+    target: bool = False,
 ) -> NoReturn:
     """Refuse texts among numbers or dates, with the first one and what can be done (of `new` rows
-    nothing is decided any more).
+    nothing is decided any more, of a `target` there are no categories).
     """
     row = cells.first(other)
     text = cells.texts[cells.codes[row]][:40]
-    asked = (
-        f"say --na-values {text!r} if it means no value, or --categorical {name} to read the "
-        "column as text"
-    )
+    asked = f"say --na-values {text!r} if it means no value"
+    if not target:
+        asked += f", or --categorical {name} to read the column as text"
     count = int(cells.counts[other].sum())
     key = "refused_units" if count == 1 and row == 0 else "refused_texts"  # below the header
     found = said(key, name=name, kind=kind, count=count, text=text, line=source.line(row))

@@ -95,8 +95,8 @@ def below_titles(text: str, told: str | None, usual: str) -> tuple[str, int]:
 def titles(rows: Sequence[Sequence[str]]) -> int | None:
     """How many of the first rows are titles above the header; None for rows of no table.
 
-    A title is one cell, or a row with at most half of the fields of the table; the header has all
-    of them, each with a name of its own. With anything less certain nothing is a title.
+    A title fills one cell, or at most half of the columns; the header names all of them, each
+    with a name of its own. With anything less certain nothing is a title.
     """
     widths = [len(row) for row in rows]
     width = max(set(widths), key=widths.count, default=0)
@@ -120,7 +120,7 @@ def _rows_by_line(text: TextLines, separator: str) -> tuple[list[int], list[list
 
 
 def _is_title(row: Sequence[str], width: int) -> bool:
-    return sum(map(bool, row)) <= (1 if len(row) == width else width // 2)
+    return sum(map(bool, row)) <= width // 2
 
 
 def _is_header(row: Sequence[str], width: int) -> bool:

@@ -15,6 +15,7 @@ from tikhon.data.reading import Source, listed
 from tikhon.languages import Sentence, said
 
 _RARE_CLASS = 0.1
+_LARGE_CLASS = 0.3  # where the largest class has less, no constant answer looks good
 _UNTOLD = 0.02  # of the errors of a constant answer, that a leak may leave
 _SAMPLE = 5_000
 _DAYS = 8  # different dates that are no order by accident
@@ -68,15 +69,26 @@ def text_na(source: Source, target: str) -> list[Sentence]:
     ]
 
 
+def close(name: str, labels: Sequence[str]) -> list[Sentence]:
+    """Single letters that differ in capitals alone, and labels that differ in the marks at their
+    end (`>50K.`), are kept apart, and said.
+    """
+    letters = [label for label in labels if len(label) == 1 and label.isalpha()]
+    found = [label for label in letters if label.swapcase() in set(labels) - {label}]
+    bare = [re.sub(r"[\s.,;:!]+$", "", label).lower() for label in labels]
+    found += [label for label, b in zip(labels, bare) if len(label) > 1 and bare.count(b) > 1]
+    return [said("notice_kept_apart", labels=listed(found), name=name)] if found else []
+
+
 def imbalance(y: np.ndarray, target: Column, task: str) -> list[Sentence]:
     """A class that is rare."""
     if task != "classification":
         return []
     shares = np.bincount(y) / len(y)
     least = int(shares.argmin())
-    if shares[least] >= _RARE_CLASS / (len(shares) / 2):
-        return []
     name, share, most = target.categories[least], float(shares[least]), float(shares.max())
+    if share >= _RARE_CLASS / (len(shares) / 2) or most < _LARGE_CLASS:
+        return []
     return [said("notice_imbalance", name=name, share=share, most=most)]
 
 

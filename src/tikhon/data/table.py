@@ -95,6 +95,8 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
     columns, values, dropped = _features(source, names, options)
     notices = [*source.notices, *target.notices, *noticing.readings(columns)]
     notices += noticing.not_used(dropped)
+    for column in columns:
+        notices += noticing.close(column.name, column.categories)
     if target.task == "classification":
         notices += noticing.text_na(source, options.target)
     notices += noticing.imbalance(target.y, target.column, target.task)

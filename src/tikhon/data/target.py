@@ -11,7 +11,8 @@ import numpy as np
 
 from tikhon.data import numerals
 from tikhon.data.cells import TRUE, Cells, level_of, truths
-from tikhon.data.columns import Column, decimal_mark, finite, of_numbers
+from tikhon.data.columns import Column, decimal_mark, finite, misspelt, of_numbers
+from tikhon.data.noticing import close
 from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
@@ -120,18 +121,14 @@ def _rows(source: Source, there: np.ndarray) -> Source:
 
 
 def _refuse_mixtures(raw: RawColumn) -> None:
-    """Refuse a target of many numbers and some texts: classes of it could not be learnt."""
-    source, cells = raw.source, raw.cells
+    """Refuse a target of many numbers and some texts, or of many dates, which are no classes."""
+    cells = raw.cells
     is_number = np.array([one is not None for one in raw.numerals])
-    if is_number.sum() <= _FEW or cells.share(is_number) <= 0.5 or is_number.all():
-        return
-    row = cells.first(~is_number)
-    text = cells.texts[cells.codes[row]][:40]
-    raise DataError(
-        f"{source.name}: regression needs numbers, but {raw.name!r} holds {text!r} in "
-        f"{source.line(row)} among {int(is_number.sum())} different numbers; correct it, or say "
-        f"--na-values {text!r} to leave such rows out"
-    )
+    if is_number.sum() > _FEW and cells.share(is_number) > 0.5 and not is_number.all():
+        misspelt(raw.source, raw.name, cells, ~is_number, "numbers", target=True)
+    is_date = np.array([one is not None for one in raw.moments])
+    if is_date.sum() > _FEW and cells.share(is_date) > 0.5:
+        raise DataError(said("refused_dates", name=raw.name, count=int(is_date.sum())))
 
 
 def _classes(
@@ -176,7 +173,7 @@ def _classes(
     ]
     told = [said("notice_merged", labels=labels, name=name) for labels in merged]
     if values is None:
-        told += _close(name, [label[key] for key in shown])
+        told += close(name, [label[key] for key in shown])
         told += _combined(name, [label[key] for key in shown])
     code = {key: i for i, key in enumerate(shown)}
     y = np.array([code[key] for key in keys], np.int64)[cells.codes]
@@ -210,17 +207,6 @@ def _blanks(source: Source, name: str) -> list[Sentence]:
     stripped = different.str.strip()
     twice = [str(text) for text in different[stripped.duplicated(keep=False).to_numpy()]]
     return [said("notice_blanks", labels=listed(sorted(twice)), name=name)] if twice else []
-
-
-def _close(name: str, labels: Sequence[str]) -> list[Sentence]:
-    """Single letters that differ in capitals alone, and labels that differ in the marks at their
-    end (`>50K.`), are kept apart, and said.
-    """
-    letters = [label for label in labels if len(label) == 1 and label.isalpha()]
-    found = [label for label in letters if label.swapcase() in set(labels) - {label}]
-    bare = [re.sub(r"[\s.,;:!]+$", "", label).lower() for label in labels]
-    found += [label for label, b in zip(labels, bare) if len(label) > 1 and bare.count(b) > 1]
-    return [said("notice_kept_apart", labels=listed(found), name=name)] if found else []
 
 
 def _combined(name: str, labels: Sequence[str]) -> list[Sentence]:
