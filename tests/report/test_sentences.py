@@ -52,6 +52,13 @@ def test_every_call_names_a_sentence_and_its_values():
             assert all(fields(k) == names for k in known), key.pattern
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_sentence_is_written_twice(language):
+    text = (Path(tikhon.__file__).parent / "languages" / f"{language}.json").read_text("utf-8")
+    keys = [key for key, _ in json.loads(text, object_pairs_hook=list)]
+    assert len(keys) == len(set(keys)), {key for key in keys if keys.count(key) > 1}
+
+
 def test_every_reason_is_in_use():
     told = [key for key, _ in calls()]
     keys = {key for key in strings("en") if key.startswith(("why_", "called_", "effect_"))}

@@ -129,7 +129,7 @@ def facts(record: SavedRecord) -> tuple[Fact, ...]:
         known = record.get("reference") or {}
         reached, constant, shallow = points[-1].get("metric"), *map(known.get, YARDSTICKS)
         if not any(value is None for value in (reached, constant, shallow)):
-            note = say("score_beside", constant=number(constant), shallow=number(shallow))
+            note = say("score_of_shallow", constant=number(constant), shallow=number(shallow))
             shown.append(Fact(say("score_of_dry_run"), number(reached), note))
     return tuple(shown)
 
