@@ -55,6 +55,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Those of the module itself, none of its children, also where it overrides `parameters`."""
+    return [p for p in module._parameters.values() if p is not None]
+
+
 def named_modules(
     model: nn.Module, *, remove_duplicate: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:

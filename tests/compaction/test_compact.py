@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from compaction.models_of import MODELS, Block, Patches
@@ -661,3 +663,61 @@ def test_dropout_that_is_lost_is_told_of():
         small = compact(model, torch.randn(4, 6))
     x = torch.randn(4, 6)
     torch.testing.assert_close(small.eval()(x), model.eval()(x))
+
+
+class Written(nn.Module):
+    """Two layers; unit 2 of the first is dead, and the last does not read unit 4."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.matrix, self.filters = (nn.Parameter(torch.randn(4, 6, *size)) for size in ((), (3,)))
+        self.scale = nn.Parameter(torch.rand(6))
+        self.hidden = forward
+        with torch.no_grad():
+            self.first.weight[2] = self.matrix[:, 2] = self.filters[:, 2] = 0
+            self.last.weight[:, 4] = 0
+
+    def forward(self, x):
+        return self.last(torch.relu(self.hidden(self, x)))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: torch.addmm(m.scale, x.view(-1, x.size(-1)), m.matrix),  # as GPT-2 does
+        lambda m, x: torch.addcmul(m.scale, m.scale, m.first(x)),  # as timm's affine layers do
+        lambda m, x: m.first(x.to(m.first.weight.dtype)),
+        lambda m, x: m.first(x).reshape(operator.add(x.shape[:1], (6,))),  # a size, whole
+        # all arguments in their places, the last of which is the dilation
+        lambda m, x: F.conv_transpose1d(x[..., None], m.filters, m.scale, 1, 2, 0, 1, 2).mean(2),
+    ],
+)
+def test_a_layer_loses_units_however_its_call_is_written(forward):
+    torch.manual_seed(0)
+    model = Written(forward)
+    small = compact(model, torch.randn(2, 4))
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(small(x), model(x))
+    assert small.get_submodule("last").in_features == 4
+
+
+class Tied(nn.Module):
+    """A language model whose outputs are products with the rows of its table."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.middle = nn.Embedding(11, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.relu(self.middle(self.table(x))) @ self.table.weight.T
+
+
+def test_a_weight_that_is_read_beside_its_layer_stays_whole():
+    torch.manual_seed(0)
+    model, example = Tied(), torch.arange(10).view(2, 5)
+    with torch.no_grad():
+        model.table.weight[:, 1] = model.middle.weight[:, 3] = 0
+    small = compact(model, example)
+    torch.testing.assert_close(small(example), model(example))
+    assert small.get_submodule("table").weight.shape == (11, 8)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from .exported import exported
+from tikhon.wrappers import own_parameters
+
 from .modules import SelectLinear
-from .raised import raised
 from .units import (
     NO_UNIT,
     Registry,
@@ -28,45 +28,6 @@ from .units import (
 )
 
 Reader = Callable[[Tensor], Tensor]  # flags of the units that stay -> ids that must stay too
-
-
-class Tracer(fx.Tracer):
-    """Stops at torch's modules and at tikhon's layers, goes into everything else."""
-
-    proxy_buffer_attributes = True  # a mask may be sliced to the length of the input
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether the module is one call of the graph."""
-        ours = type(m).__module__.startswith("tikhon.layers")
-        return (
-            ours or isinstance(m, SelectLinear) or super().is_leaf_module(m, module_qualified_name)
-        )
-
-
-def trace(model: nn.Module, inputs: tuple[object, ...]) -> fx.GraphModule:
-    """The graph of the model; its submodules are the model's own, or hold its parameters.
-
-    By torch.fx, or by torch.export on these inputs where the forward branches on them.
-    """
-    try:
-        graph = Tracer().trace(model)
-        for node in graph.nodes:  # an annotation that is text cannot be pickled
-            node.type = None if isinstance(node.type, str) else node.type
-        found = fx.GraphModule(model, graph)
-    except Exception as error:
-        try:
-            found = exported(model, inputs)
-        except Exception as second:
-            kind, by_fx, by_export = type(model).__name__, *map(_first_sentence, (error, second))
-            raise ValueError(
-                f"{kind} cannot be traced by torch.fx ({by_fx}) nor by torch.export "
-                f"({by_export}); compact a part of it whose forward has no branch on tensor values"
-            ) from second
-    return raised(found, model)
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].partition(". ")[0]
 
 
 @dataclass(frozen=True)
@@ -171,6 +132,7 @@ class Analysis:
 
 
 _ENDS = ("input", "output")
+_TIED = "its weights are used in more than one place"
 
 
 class Interpreter(fx.Interpreter):
@@ -181,14 +143,19 @@ class Interpreter(fx.Interpreter):
         self.rules = rules
         self.analysis = Analysis(graph)
         calls = Counter(n.target for n in graph.graph.nodes if n.op == "call_module")
-        owners = Counter(
-            id(p) for m in graph.modules() for p in m._parameters.values() if p is not None
-        )
+        owners = Counter(id(p) for m in graph.modules() for p in own_parameters(m))
+        read = {
+            str(n.target) for n in graph.graph.nodes if n.op == "get_attr" and not _is_asked(n)
+        }
         self.analysis.tied = {
             name
             for name, module in graph.named_modules()
             if list(module.parameters(recurse=isinstance(module, SelectLinear)))
-            and (calls[name] > 1 or any(owners[id(p)] > 1 for p in module._parameters.values()))
+            and (
+                calls[name] > 1
+                or (calls[name] and any(f"{name}.{part}" in read for part in _used(module)))
+                or any(owners[id(p)] > 1 for p in own_parameters(module))
+            )
         }
 
     def run_node(self, n: fx.Node) -> object:
@@ -209,6 +176,10 @@ class Interpreter(fx.Interpreter):
         if n.op == "placeholder":
             return _input(out, analysis)
         if n.op == "get_attr":
+            if _is_asked(n):
+                return None
+            if str(n.target).rpartition(".")[0] in analysis.tied:
+                return analysis.refuse(call, _TIED)
             return _parameter(out, str(n.target), analysis)
         if n.op == "output":
             for units in call.seen:
@@ -218,7 +189,7 @@ class Interpreter(fx.Interpreter):
             return None
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         if module is not None and str(n.target) in analysis.tied:
-            return analysis.refuse(call, "its weights are used in more than one place")
+            return analysis.refuse(call, _TIED)
         rule = _lookup(self.rules, module if module is not None else n.target)
         if rule is None:
             kind = type(module).__name__ if module is not None else _name(n.target)
@@ -226,6 +197,17 @@ class Interpreter(fx.Interpreter):
         if not call.args:
             return analysis.refuse(call, "its input is given by keyword")
         return rule(call, module, analysis)
+
+
+def _used(module: nn.Module) -> set[str]:
+    """The names of a layer's own parameters, without those that it holds for others."""
+    return module._parameters.keys() - getattr(module, "beside", ())
+
+
+def _is_asked(node: fx.Node) -> bool:
+    """Whether a forward asks a tensor for its type or device alone."""
+    asked = [user.target is getattr and user.args[1] in ("dtype", "device") for user in node.users]
+    return bool(asked) and all(asked)
 
 
 def _lookup(rules: dict[object, Callable], target: object) -> Callable | None:

@@ -19,10 +19,11 @@ from tikhon.errors import described
 from tikhon.regularizer.audit import warn
 from tikhon.wrappers import require_module
 
-from .analysis import Analysis, Interpreter, trace
+from .analysis import Analysis, Interpreter
 from .blocks import opened
 from .rewrite import cut
 from .rules import RULES
+from .tracing import trace
 
 TOLERANCE = 1e-5
 

@@ -13,6 +13,9 @@ from torch.fx.graph import CodeGen
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from .raised import LAYERS
+from .rules import RULES
+
 Call = tuple[Any, list[Any]]  # a function, or the name of a method, with its arguments
 
 
@@ -64,26 +67,25 @@ def _is_mutable(node: fx.Node) -> bool:
 
 
 def _respell(node: fx.Node) -> None:
-    """Write an operator of ATen as the function or method that people call, where it is known."""
+    """Write an operator of ATen as a function or method that has a rule, where there is one."""
     name = str(getattr(node.target, "overloadpacket").__name__)  # noqa: B009
-    args, target = list(node.args), node.target
+    args: list[Any] = list(node.args)
+    target: Any = node.target
+    functions = [getattr(home, name, None) for home in (F, torch)]
     if name in _SPELLED:
         target, args = _SPELLED[name](args)
     elif name in _OPERATORS and not node.kwargs:
         target = getattr(operator, _OPERATORS[name])
-    elif name in _METHODS:
+    elif layer := next((f for f in functions if f in LAYERS), None):
+        target, args = layer, args[: len(LAYERS[layer][0])]  # what follows is of the kernels
+    elif name in RULES:
         target = name
-    elif name in _FUNCTIONS:
-        target = getattr(torch, name, getattr(F, name, node.target))
+    else:
+        target = next((f for f in functions if f in RULES), target)
     if target == "to":  # what it is laid out as is what it was
         node.kwargs = {k: v for k, v in node.kwargs.items() if k in ("dtype", "device")}
     node.op = "call_method" if isinstance(target, str) else "call_function"
     node.target, node.args = target, tuple(args)
-
-
-def _first(function: Callable[..., object], count: int) -> Callable[[list[Any]], Call]:
-    """The function with so many of the arguments: what follows is of the kernels alone."""
-    return lambda args: (function, args[:count])
 
 
 def _batch_norm(args: list[Any]) -> Call:
@@ -113,29 +115,13 @@ def _embedding(args: list[Any]) -> Call:
     return F.embedding, [index, weight, *padding]
 
 
-_OPERATORS = {"add": "add", "sub": "sub", "mul": "mul", "div": "truediv", "neg": "neg"} | {
-    name: name for name in ("pow", "eq", "ne", "lt", "le", "gt", "ge")
-}
-_METHODS = {
-    *("view", "reshape", "permute", "transpose", "movedim", "squeeze", "unsqueeze", "flatten"),
-    *("expand", "contiguous", "clone", "detach", "split", "chunk", "unbind", "matmul", "bmm"),
-    *("softmax", "masked_fill", "mean", "sum", "amax", "amin", "max", "min", "relu", "tanh"),
-    *("sigmoid", "abs", "square", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "erf", "clamp"),
-    *("bool", "logical_not", "type_as", "flip", "to"),
-}
-_FUNCTIONS = {
-    *("cat", "stack", "gelu", "silu", "leaky_relu", "elu", "selu", "mish", "softplus", "pad"),
-    *("hardtanh", "relu6", "glu", "ones", "zeros", "full", "arange", "eye", "tril", "triu"),
-    *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg") for n in (1, 2)),
+_OPERATORS = {name: name for name in ("add", "sub", "mul", "neg", "pow")} | {
+    **{name: name for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    "div": "truediv",
 }
 _SPELLED: dict[str, Callable[[list[Any]], Call]] = {
-    "linear": _first(F.linear, 3),
-    "layer_norm": _first(F.layer_norm, 5),
-    "rms_norm": _first(F.rms_norm, 4),
-    "group_norm": _first(F.group_norm, 5),
     "batch_norm": _batch_norm,
     "embedding": _embedding,
-    "dropout": _first(F.dropout, 3),
     "slice": _slice,
     "select": _select,
     "sym_size": lambda args: ("size", args),
@@ -143,10 +129,4 @@ _SPELLED: dict[str, Callable[[list[Any]], Call]] = {
     "lift_fresh_copy": lambda args: ("clone", args),
     "_unsafe_view": lambda args: ("view", args),
     "_to_copy": lambda args: ("to", args),
-    "scaled_dot_product_attention": lambda args: (F.scaled_dot_product_attention, args),
-    **{
-        f"conv{turned}{n}d": _first(getattr(F, f"conv{turned}{n}d"), 8 if turned else 7)
-        for n in (1, 2, 3)
-        for turned in ("", "_transpose")
-    },
 }

@@ -28,9 +28,34 @@ class SelectLinear(nn.Module):
         """(..., all inputs) -> (..., out)."""
         return self.linear(x.index_select(-1, self.columns))
 
+    @property
+    def weight(self) -> Tensor:
+        """That of the linear layer, for a forward that asks for its type or device."""
+        return self.linear.weight
+
     def extra_repr(self) -> str:
         """What is read."""
         return f"columns={len(self.columns)}"
+
+
+class InputsFirst(nn.Module):
+    """A linear layer whose weight holds a row an input, as GPT-2's: `x @ weight + bias`."""
+
+    transposed = True
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        return x @ self.weight + self.bias
+
+
+def matrix(module: nn.Linear | InputsFirst) -> Tensor:
+    """The weight of a linear layer with a row an output."""
+    weight = module.weight.detach()
+    return weight.T if isinstance(module, InputsFirst) else weight
 
 
 class PartialLayerNorm(nn.Module):

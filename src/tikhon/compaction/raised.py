@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument
 from torch.nn import functional as F
 
-from .modules import AnyBatchNorm
+from .modules import AnyBatchNorm, InputsFirst
 
 Given = dict[str, Any]  # the arguments of a call by name: tensors of the model, numbers
 _CONVOLVED = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups")
+_TRANSPOSED = (*_CONVOLVED[:5], "output_padding", "groups", "dilation")
 
 
 def raised(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
@@ -25,6 +27,8 @@ def raised(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     the name of the layer whose they are.
     """
     nodes = graph.graph.nodes
+    for node in list(nodes):
+        _write_out(node)
     called = {str(n.target) for n in nodes if n.op == "call_module"}
     users = Counter(str(n.target) for n in nodes if n.op == "get_attr" for _ in n.users)
     for node in list(nodes):
@@ -32,7 +36,7 @@ def raised(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
         if found is None:
             continue
         source, given = found
-        module = _MAKERS[node.target][1](given)
+        module = LAYERS[node.target][1](given)
         path, _, attribute = source.rpartition(".")
         name = path
         if attribute == "weight" and path and path not in called:
@@ -44,7 +48,7 @@ def raised(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
         called.add(name)
         graph.set_submodule(name, module.train(model.training))
         with graph.graph.inserting_before(node):
-            new = graph.graph.call_module(name, (node.args[0],))
+            new = graph.graph.call_module(name, (_input(node),))
         node.replace_all_uses_with(new)
         graph.graph.erase_node(node)
     for node in reversed(list(nodes)):
@@ -58,10 +62,12 @@ def _arguments(
     node: fx.Node, graph: fx.GraphModule, users: Counter[str]
 ) -> tuple[str, Given] | None:
     """The name of the weight and all arguments; None where one is computed or used elsewhere."""
-    if node.op != "call_function" or node.target not in _MAKERS or not node.args:
+    if node.op != "call_function" or node.target not in LAYERS or not node.args:
         return None
-    names = _MAKERS[node.target][0]
+    names = LAYERS[node.target][0]
     bound = {**dict(zip(names, node.args)), **node.kwargs}
+    if not bound.keys() <= set(names):  # it does more than the layer
+        return None
     source, given = "", Given()
     for name, value in bound.items():
         if name != "input" and isinstance(value, fx.Node):
@@ -80,6 +86,23 @@ def _arguments(
     return None if not source and node.target in _WEIGHTED else (source, given)
 
 
+def _write_out(node: fx.Node) -> None:
+    """A sum with a product, written as these two."""
+    name = getattr(node.target, "__name__", str(node.target))
+    if name.partition(".")[0] == "addcmul" and len(node.args) == 3 and not node.kwargs:
+        term, *factors = node.args
+        with node.graph.inserting_before(node):
+            product = node.graph.call_function(operator.mul, tuple(factors))
+            total = node.graph.call_function(operator.add, (term, product))
+        node.replace_all_uses_with(total)
+        node.graph.erase_node(node)
+
+
+def _input(node: fx.Node) -> Argument:
+    """What the layer of a call is applied to."""
+    return node.args[LAYERS[node.target][0].index("input")]
+
+
 def _attribute(graph: fx.GraphModule, target: str) -> object:
     value: Any = graph
     for name in target.split("."):
@@ -89,7 +112,7 @@ def _attribute(graph: fx.GraphModule, target: str) -> object:
 
 def _let_go(node: fx.Node, graph: fx.GraphModule, model: nn.Module) -> None:
     """Take from where the graph holds them the parameters that a module holds now."""
-    for part in node.all_input_nodes[1:]:
+    for part in (one for one in node.all_input_nodes if one is not _input(node)):
         path, _, attribute = str(part.target).rpartition(".")
         holder = graph.get_submodule(path)
         if holder is not model.get_submodule(path):  # it is the graph's own
@@ -122,6 +145,10 @@ def _linear(given: Given) -> nn.Module:
     rows, columns = given["weight"].shape
     bias = given.get("bias") is not None
     return _with(nn.Linear(columns, rows, bias=bias, device="meta"), given)
+
+
+def _inputs_first(given: Given) -> nn.Module:
+    return InputsFirst(given["weight"], given["bias"])
 
 
 def _convolution(kind: Callable[..., nn.Module], *, turned: bool) -> Callable[[Given], nn.Module]:
@@ -178,7 +205,7 @@ def _dropout(given: Given) -> nn.Module:
     return nn.Dropout(given.get("p", 0.5))
 
 
-_MAKERS: dict[Any, tuple[tuple[str, ...], Callable[[Given], nn.Module]]] = {
+LAYERS: dict[Any, tuple[tuple[str, ...], Callable[[Given], nn.Module]]] = {
     F.linear: (("input", "weight", "bias"), _linear),
     F.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), _layer_norm),
     torch.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), _layer_norm),
@@ -188,6 +215,7 @@ _MAKERS: dict[Any, tuple[tuple[str, ...], Callable[[Given], nn.Module]]] = {
         ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
         _batch_norm,
     ),
+    torch.addmm: (("bias", "input", "weight"), _inputs_first),
     F.embedding: (("input", "weight", "padding_idx", "max_norm"), _embedding),
     F.dropout: (("input", "p", "training", "inplace"), _dropout),
     F.conv1d: (_CONVOLVED, _convolution(nn.Conv1d, turned=False)),
@@ -197,6 +225,6 @@ _MAKERS: dict[Any, tuple[tuple[str, ...], Callable[[Given], nn.Module]]] = {
     F.conv_transpose2d: (_TRANSPOSED, _convolution(nn.ConvTranspose2d, turned=True)),
     F.conv_transpose3d: (_TRANSPOSED, _convolution(nn.ConvTranspose3d, turned=True)),
 }
-_WEIGHTED = {target for target, (names, _) in _MAKERS.items() if names[1] == "weight"} | {
-    F.group_norm
+_WEIGHTED = {F.group_norm, torch.addmm} | {
+    target for target, (names, _) in LAYERS.items() if names[1] == "weight"
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,7 +13,15 @@ from torch.fx.node import Argument
 from .analysis import Analysis
 from .attention import Heads
 from .convolution import Convolution, foldable, grouped, is_depthwise, summed
-from .modules import Attention, PartialGroupNorm, PartialLayerNorm, PartialRMSNorm, SelectLinear
+from .modules import (
+    Attention,
+    InputsFirst,
+    PartialGroupNorm,
+    PartialLayerNorm,
+    PartialRMSNorm,
+    SelectLinear,
+    matrix,
+)
 from .normalisation import BatchNorm, InstanceNorm
 from .recurrent import cut_recurrent
 from .rules import numbered, selected
@@ -60,7 +69,9 @@ def _along(units: Units, axis: int, keep: Tensor) -> Tensor:
     return axis_masks(kept(keep, units.ids))[axis]
 
 
-def _cut_linear(module: nn.Linear, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
+def _cut_linear(
+    module: nn.Linear | InputsFirst, node: fx.Node, analysis: Analysis, keep: Tensor
+) -> nn.Module:
     return _cut_columns(module, _inputs(node, analysis), analysis.units[node], analysis, keep)
 
 
@@ -79,11 +90,11 @@ def _cut_select(
 
 
 def _cut_columns(
-    module: nn.Linear, seen: Units, out: Units, analysis: Analysis, keep: Tensor
+    module: nn.Linear | InputsFirst, seen: Units, out: Units, analysis: Analysis, keep: Tensor
 ) -> nn.Module:
     rows, columns = _along(out, -1, keep), _along(seen, -1, keep)
     fixed, value = seen.uniform(-1)
-    weight = module.weight.detach()
+    weight = matrix(module)
     bias = _folded(module, weight.double(), fixed & ~columns, value)
     read = (weight[rows] != 0).any(0) & columns
     from_input = torch.tensor(
@@ -97,11 +108,11 @@ def _cut_columns(
 
 
 def _folded(
-    module: nn.Linear | Convolution, matrix: Tensor, fixed: Tensor, value: Tensor
+    module: nn.Linear | InputsFirst | Convolution, whole: Tensor, fixed: Tensor, value: Tensor
 ) -> Tensor | None:
     """The bias with the constants of the absent columns in it, float64."""
     bias = None if module.bias is None else module.bias.detach().double()
-    moved = matrix @ torch.where(fixed, value, 0.0)
+    moved = whole @ torch.where(fixed, value, 0.0)
     if bias is None:
         return moved if bool((moved != 0).any()) else None
     return bias + moved
@@ -324,6 +335,10 @@ def _reshape_arguments(node: fx.Node, analysis: Analysis, keep: Tensor) -> None:
         size, old = analysis.new_shape(node, keep), analysis.shapes[node]
         nested = len(node.args) == 2 and isinstance(node.args[1], (tuple, list))
         dims = list(node.args[1] if nested else node.args[1:])  # type: ignore[arg-type]
+        if len(dims) < len(old):  # one node that computes them all
+            with node.graph.inserting_before(node):
+                parts = [(dims[0], axis) for axis in range(len(old))]
+                dims = [node.graph.call_function(operator.getitem, part) for part in parts]
         ids = analysis.units[node].ids
         new = [
             _new_size(d, s, o, ids, axis)
@@ -360,6 +375,7 @@ def _new_size(given: Argument, size: int, old: int, ids: Tensor, axis: int) -> A
 
 _CUTS: dict[type, Callable[..., nn.Module]] = {
     nn.Linear: _cut_linear,
+    InputsFirst: _cut_linear,
     SelectLinear: _cut_select,
     nn.LayerNorm: _cut_layer_norm,
     nn.RMSNorm: _cut_layer_norm,

@@ -14,22 +14,21 @@ from torch.nn import functional as F
 from .analysis import Analysis, Operation
 from .attention import attention, beside, masked, multihead, product, softmax
 from .convolution import channelwise, convolution
-from .modules import AnyBatchNorm, SelectLinear
+from .modules import AnyBatchNorm, InputsFirst, SelectLinear, matrix
 from .normalisation import batch_norm, group_norm, instance_norm, layer_norm
 from .recurrent import recurrent
 from .units import NO_UNIT, Units, axes_of_variation, core, kept, opaque, varies
 
 
-def linear(call: Operation, module: nn.Linear, analysis: Analysis) -> Units:
+def linear(call: Operation, module: nn.Linear | InputsFirst, analysis: Analysis) -> Units:
     """y = W x + b over the last axis."""
     (seen,) = call.seen
     columns = seen.columns(-1)
     fixed, value = seen.uniform(-1)
     ids = analysis.produce(call.name, -1, call.out.shape)
     rows = ids.reshape(-1, ids.shape[-1])[0]
-    live = module.weight.detach() != 0
+    live, weight = matrix(module) != 0, matrix(module).double()
     analysis.reads(columns, lambda keep: live[kept(keep, rows)].any(0) & ~fixed)
-    weight = module.weight.detach().double()
     bias = 0.0 if module.bias is None else module.bias.detach().double()
     const = ~(live & ~fixed).any(1)
     folded = weight @ torch.where(fixed, value, 0.0) + bias
@@ -343,6 +342,7 @@ _LAYOUT = [
 
 RULES: dict[object, Callable[..., object]] = {
     nn.Linear: linear,
+    InputsFirst: linear,
     SelectLinear: select_linear,
     nn.LayerNorm: layer_norm,
     nn.RMSNorm: layer_norm,

@@ -22,6 +22,7 @@ from tikhon.monitoring.touches import Touches
 from tikhon.monitoring.window import readable
 from tikhon.regularizer.hooks import untraced, with_closure
 from tikhon.regularizer.targets import local
+from tikhon.wrappers import own_parameters
 
 FEW = 20  # forward passes without a step
 SHORT = 64  # entries that python adds up in less time than a kernel takes to begin
@@ -274,9 +275,6 @@ def skipped(optimizer: Optimizer) -> bool:
 
 def _sentinel(model: nn.Module, held: set[int]) -> Tensor | None:
     """The smallest trained tensor of the first layer that has one, of the optimizer if it can."""
-    layers = [
-        [p for p in module._parameters.values() if p is not None and p.requires_grad]
-        for module in model.modules()
-    ]
+    layers = [[p for p in own_parameters(module) if p.requires_grad] for module in model.modules()]
     own = next((kept for layer in layers if (kept := [p for p in layer if id(p) in held])), None)
     return min(own or next(filter(None, layers), []), key=Tensor.numel, default=None)

@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tikhon.compaction.analysis import Analysis, Interpreter, trace
+from tikhon.compaction.analysis import Analysis, Interpreter
 from tikhon.compaction.blocks import opened
 from tikhon.compaction.convolution import is_depthwise
+from tikhon.compaction.modules import InputsFirst
 from tikhon.compaction.rules import RULES
+from tikhon.compaction.tracing import trace
 from tikhon.sparsity.allocation import Counts, Price
 from tikhon.sparsity.units import Layer
 
-_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+_LINEAR = (nn.Linear, InputsFirst)
+_WEIGHTED = (*_LINEAR, nn.modules.conv._ConvNd)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)  # of batches and of instances
 
 
@@ -102,7 +105,7 @@ class Graph:
         found = []
         for node, units in self.analysis.units.items():
             module = self._called(node)
-            deep = isinstance(module, _WEIGHTED[1]) and is_depthwise(module)
+            deep = isinstance(module, _WEIGHTED[-1]) and is_depthwise(module)
             norm = isinstance(module, _NORMS) and module.weight is not None
             if units is None or not (deep or norm):
                 continue
@@ -140,12 +143,12 @@ class Graph:
         for node, owners in self._read():
             module = self._called(node)
             grouped = getattr(module, "groups", 1) != 1
-            turned = isinstance(module, nn.modules.conv._ConvTransposeNd)
-            name = str(node.target)
-            if grouped or turned or name in self.analysis.tied:
+            linear, name = isinstance(module, _LINEAR), str(node.target)
+            if grouped or (_is_turned(module) and not linear) or name in self.analysis.tied:
                 continue
             if torch.isin(owners, inputs).any():
-                yield Block(name, module.weight, None, owners, 1)  # type: ignore[arg-type, union-attr]
+                dim = int(not _is_turned(module))
+                yield Block(name, module.weight, None, owners, dim)  # type: ignore[arg-type, union-attr]
 
     def _read(self) -> Iterator[tuple[fx.Node, Tensor]]:
         """Calls of linear and convolutional layers with the unit of each input position."""
@@ -154,7 +157,7 @@ class Graph:
             source: object = node.args[0] if node.args else None
             seen = self.analysis.units.get(source) if isinstance(source, fx.Node) else None
             if isinstance(module, _WEIGHTED) and seen is not None:
-                axis = -1 if isinstance(module, nn.Linear) else 1
+                axis = -1 if isinstance(module, _LINEAR) else 1
                 ids = seen.ids.movedim(axis, 0).reshape(seen.ids.shape[axis], -1)
                 same = (ids == ids[:, :1]).all(1) & (ids[:, 0] >= 0)
                 yield node, torch.where(same, self.roots[ids[:, 0].clamp_min(0)], -1)
@@ -205,7 +208,7 @@ class Graph:
         """Multiplications of one call, the layer of its outputs, those of its inputs by part."""
         module: Any = self._called(node)
         shape = self.analysis.shapes[node]
-        outputs = module.weight.shape[int(isinstance(module, nn.modules.conv._ConvTransposeNd))]
+        outputs = module.weight.shape[int(_is_turned(module))]
         whole = math.prod(shape) / shape[0] * module.weight.numel() / outputs
         made = makers.get(f"{node.target}.weight")
         if getattr(module, "groups", 1) == len(owners) > 1:  # each output reads its own input
@@ -246,6 +249,11 @@ def _run(interpreter: Interpreter, inputs: tuple[object, ...]) -> None:
 
 
 def _block(name: str, module: Any, owners: Tensor) -> Block:
-    turned = issubclass(type(module), nn.modules.conv._ConvTransposeNd)
-    dim = int(turned and not is_depthwise(module))
+    single = getattr(module, "groups", 1) > 1 and is_depthwise(module)
+    dim = int(_is_turned(module) and not single)
     return Block(name, module.weight, module.bias, owners, dim)
+
+
+def _is_turned(module: object) -> bool:
+    """Whether its weight holds the inputs first."""
+    return getattr(module, "transposed", False)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from tikhon.errors import InputError
+from tikhon.wrappers import own_parameters
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def below_the_last(model: nn.Module) -> list[nn.Parameter]:
     >>> len(below_the_last(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))))
     2
     """
-    layers = [m for m in model.modules() if any(p is not None for p in m._parameters.values())]
+    layers = [m for m in model.modules() if own_parameters(m)]
     free = {id(p) for p in layers[-1].parameters()} if layers else set()
     found = [p for p in model.parameters() if id(p) not in free]
     if not found:

@@ -1,0 +1,48 @@
+"""The graph of a model, by torch.fx or by torch.export."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from .exported import exported
+from .modules import SelectLinear
+from .raised import raised
+
+
+class Tracer(fx.Tracer):
+    """Stops at torch's modules and at tikhon's layers, goes into everything else."""
+
+    proxy_buffer_attributes = True  # a mask may be sliced to the length of the input
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the module is one call of the graph."""
+        ours = type(m).__module__.startswith("tikhon.layers")
+        return (
+            ours or isinstance(m, SelectLinear) or super().is_leaf_module(m, module_qualified_name)
+        )
+
+
+def trace(model: nn.Module, inputs: tuple[object, ...]) -> fx.GraphModule:
+    """The graph of the model; its submodules are the model's own, or hold its parameters.
+
+    By torch.fx, or by torch.export on these inputs where the forward branches on them.
+    """
+    try:
+        graph = Tracer().trace(model)
+        for node in graph.nodes:  # an annotation that is text cannot be pickled
+            node.type = None if isinstance(node.type, str) else node.type
+        found = fx.GraphModule(model, graph)
+    except Exception as error:
+        try:
+            found = exported(model, inputs)
+        except Exception as second:
+            kind, by_fx, by_export = type(model).__name__, *map(_first_sentence, (error, second))
+            raise ValueError(
+                f"{kind} cannot be traced by torch.fx ({by_fx}) nor by torch.export "
+                f"({by_export}); compact a part of it whose forward has no branch on tensor values"
+            ) from second
+    return raised(found, model)
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].partition(". ")[0]
