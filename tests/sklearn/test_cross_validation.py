@@ -6,7 +6,8 @@ import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.linear_model import LassoCV
-from sklearn.model_selection import KFold
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, KFold
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -117,3 +118,15 @@ def test_displays_draw():
     regressor = RegularizedRegressor((4,), max_iter=3).fit(X, Y)
     assert GradientFlowDisplay.from_estimator(regressor, X, Y, ax=flow.ax_).ax_ is flow.ax_
     matplotlib.pyplot.close("all")
+
+
+def test_folds_follow_groups_and_the_score_is_what_scoring_says():
+    x, y, groups = XC[:120, :6], YC[:120], np.arange(120) // 7
+    model = RegularizedClassifierCV((), alphas=[0.1, 0.01], cv=GroupKFold(3), scoring="roc_auc")
+    model.fit(x, y, groups=groups)
+    pairs = list(GroupKFold(3).split(x, y, groups))
+    same = clone(model).set_params(cv=pairs).fit(x, y)
+    assert model.best_score_ == same.best_score_
+    assert model.score(x, y) == roc_auc_score(y, model.decision_function(x))
+    with pytest.raises(ValueError, match="one measure"):
+        clone(model).set_params(scoring=["roc_auc", "accuracy"]).fit(x, y, groups=groups)

@@ -134,6 +134,66 @@ def test_class_weight_moves_the_boundary():
     assert recalls[1] > recalls[0]
 
 
+@pytest.mark.parametrize("hidden", [(), (6,)])
+def test_balanced_classes_are_counted_with_the_sample_weights(hidden):
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 4, len(YC[:200]))
+    x, y = XC[:200, :5], YC[:200]
+    model = RegularizedClassifier(hidden, class_weight="balanced", max_iter=20, random_state=0)
+    weighted = clone(model).fit(x, y, sample_weight=counts)
+    if not hidden:  # batches of repeated rows are other batches
+        repeated = clone(model).fit(np.repeat(x, counts, axis=0), np.repeat(y, counts))
+        np.testing.assert_allclose(weighted.coef_, repeated.coef_, rtol=1e-6)
+        alone = {"alpha": 0.01, "standardize": False}
+        ours = clone(model).set_params(**alone).fit(x, y, sample_weight=counts)
+        sums = np.bincount(y, counts)
+        factors = sums.sum() / (2 * sums)[y] * counts
+        theirs = LogisticRegression(C=2 / (0.01 * factors.sum()), tol=1e-12, max_iter=100_000)
+        theirs.fit(x, y, sample_weight=factors)
+        np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=1e-5)
+    left = clone(model).fit(x[counts > 0], y[counts > 0], sample_weight=counts[counts > 0])
+    np.testing.assert_allclose(weighted.predict_proba(x), left.predict_proba(x), rtol=1e-6)
+
+
+def test_class_weights_that_cannot_count_are_refused():
+    balanced = RegularizedClassifier((4,), class_weight="balanced")
+    with pytest.raises(ValueError, match="one class a row"):
+        balanced.fit(XC, np.stack([YC, 1 - YC], axis=1))
+    with pytest.raises(ValueError, match="partial_fit does not support class_weight"):
+        balanced.partial_fit(XC, YC, classes=[0, 1])
+    for factors in ({0: -1.0, 1: 1.0}, {0: 0.0, 1: 0.0}):
+        with pytest.raises(ValueError, match="class_weight must be >= 0"):
+            RegularizedClassifier((4,), class_weight=factors).fit(XC, YC)
+
+
+@pytest.mark.parametrize("setting", [{"alpha": "auto"}, {"early_stopping": True}])
+def test_a_class_of_one_row_is_learned_from_and_not_held_out(setting):
+    y = YC.copy()
+    y[3] = 7
+    model = RegularizedClassifier((4,), max_iter=30, random_state=0, **setting).fit(
+        XC[:90], y[:90]
+    )
+    assert model.classes_.tolist() == [0, 1, 7]
+    few = RegularizedClassifier((4,), max_iter=30, random_state=0, **setting)
+    few.fit(XC[:6], [0, 0, 0, 1, 1, 2])  # fewer held-out rows than classes
+    with pytest.raises(ValueError, match="2 rows are too few to hold out"):
+        few.fit(XC[:2], [0, 1])
+
+
+def test_a_network_goes_on_with_the_parameters_as_they_are_now():
+    model = RegularizedClassifier((4,), warm_start=True, max_iter=3, random_state=0).fit(XC, YC)
+    model.set_params(activation="tanh", dropout=0.5, early_stopping=True)
+    model.fit(XC.astype(np.float32), YC)
+    assert model.network_.activation == "tanh" and float(model.network_.dropout[0].rate) == 0.5
+    assert len(model.validation_scores_) == 3
+    online = RegularizedClassifier((4,), random_state=0).partial_fit(XC, YC, classes=[0, 1])
+    assert online.partial_fit(sparse.csr_matrix(XC, dtype=np.float32), YC).n_iter_ == 2
+    for now in ({"hidden_layer_sizes": (5,)}, {"hidden_layer_sizes": ()}, {"standardize": False}):
+        with pytest.raises(ValueError, match=f"to continue has .*{next(iter(now))[:9]}"):
+            clone_of = pickle.loads(pickle.dumps(model))
+            clone_of.set_params(**now).fit(XC, YC)
+
+
 def test_warm_start_and_partial_fit_continue():
     whole = {"batch_size": len(X), "random_state": 0}
     model = RegularizedRegressor((8,), max_iter=5, warm_start=True, **whole).fit(X, Y)
@@ -178,6 +238,18 @@ def test_auto_finds_a_strength_in_one_run():
         assert len(set(np.round(model.alpha_curve_, 12))) > 5
 
 
+def test_classes_that_a_penalty_keeps_finite_are_not_called_separable():
+    x, y = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([0, 0, 1, 1])
+    model = RegularizedClassifier((), alpha=1e-7, standardize=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(x, y)
+    theirs = LogisticRegression(C=2 / (1e-7 * 4), tol=1e-12, max_iter=10_000).fit(x, y)
+    np.testing.assert_allclose(model.coef_, theirs.coef_, rtol=1e-3)
+    with pytest.raises(ValueError, match="one class only: 1"):
+        model.fit(x, y, sample_weight=y)
+
+
 def test_early_stopping_keeps_the_best_weights():
     model = RegularizedClassifier((32,), max_iter=300, early_stopping=True, random_state=0)
     model.fit(XC, YC)
@@ -210,7 +282,7 @@ def test_names_of_features():
 @pytest.mark.parametrize(
     "model",
     [
-        RegularizedClassifier((8, 4), dropout=0.1, max_iter=5, class_weight="balanced"),
+        RegularizedClassifier((8, 4), dropout=0.1, max_iter=5, class_weight={"benign": 2.0}),
         RegularizedClassifier((), alpha=0.1, l1_ratio=1, max_iter=5, random_state=3),
         RegularizedRegressor((8,), max_iter=5, early_stopping=True),
     ],
@@ -232,6 +304,16 @@ def test_saved_estimators_predict_the_same(model, tmp_path):
     if not model.early_stopping:
         both = [m.partial_fit(frame, y).loss_curve_ for m in (unpickled, model)]
         assert both[0] == both[1]
+
+
+def test_saved_parameters_are_those_that_were_set(tmp_path):
+    model = RegularizedClassifier(
+        (), class_weight={0: 1.0, 1: 2.0}, n_iter_no_change=np.inf, random_state=0
+    )
+    model.fit(XC, YC).save(tmp_path / "model.safetensors")
+    found = load(tmp_path / "model.safetensors")
+    assert found.get_params() == model.get_params()
+    np.testing.assert_allclose(found.fit(XC, YC).coef_, model.coef_)
 
 
 def test_a_flipped_bit_of_a_saved_estimator_is_noticed(tmp_path):

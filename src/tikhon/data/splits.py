@@ -67,36 +67,13 @@ def split(
 
 def _draw(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of (what stays, what is drawn)."""
-    from sklearn.model_selection import train_test_split
-
     if data.table is not None and (data.table.times is not None or data.table.groups is not None):
         return _draw_blocks(data, count, seed)
     if not 0 < count < len(data.x):
         raise DataError(f"{data.name}: {len(data.x)} rows are too few to hold out {count}")
-    rows, stratify = torch.arange(len(data.x)), None
-    if data.classes:
-        rows, stratify = _drawable(data, count)
-    kept, drawn = train_test_split(
-        rows.numpy(), test_size=count, random_state=seed, stratify=stratify
-    )
-    if len(rows) < len(data.x):  # some rows could not be drawn: they stay too
-        kept = np.setdiff1d(np.arange(len(data.x)), drawn)
-    return torch.from_numpy(kept), torch.from_numpy(drawn)
-
-
-def _drawable(data: Dataset, count: int) -> tuple[Tensor, object]:
-    """The rows that may be held out, and the classes to keep in proportion (None: as they come).
-
-    A class with one row is learnt from and never tested; where more classes than held-out rows
-    remain, one row of each stays.
-    """
-    sizes = torch.bincount(data.y, minlength=len(data.classes))
-    rows = torch.nonzero(sizes[data.y] > 1)[:, 0]
-    if count < int((sizes > 1).sum()):
-        first = torch.zeros(len(data.x), dtype=torch.bool)
-        first[[int((data.y == code).nonzero()[0]) for code in data.y.unique()]] = True
-        rows = torch.nonzero(~first)[:, 0]
-    if count >= len(rows):
+    found = draw(data.y, count, seed, classes=bool(data.classes))
+    if found is None:
+        sizes = torch.bincount(data.y, minlength=len(data.classes))
         least = int(sizes.argmin())
         raise DataError(
             said(
@@ -108,10 +85,42 @@ def _drawable(data: Dataset, count: int) -> tuple[Tensor, object]:
                 classes=len(data.classes),
             )
         )
-    left = torch.bincount(data.y[rows], minlength=len(data.classes))
-    possible = count >= int((left > 0).sum()) and int(left[left > 0].min()) > 1
-    possible = possible and len(rows) - count >= int((left > 0).sum())
-    return rows, data.y[rows].numpy() if possible else None
+    return found
+
+
+def draw(y: Tensor, count: int, seed: int, *, classes: bool) -> tuple[Tensor, Tensor] | None:
+    """Indices of (what stays, `count` that are drawn), the codes y of classes in proportion.
+
+    A class with one row stays; where more classes than drawn rows remain, one row of each stays.
+    None if too few rows are left to draw from.
+    """
+    from sklearn.model_selection import train_test_split
+
+    rows, stratify = torch.arange(len(y)), None
+    if classes:
+        rows, stratify = _drawable(y, count)
+    if count >= len(rows):
+        return None
+    kept, drawn = train_test_split(
+        rows.numpy(), test_size=count, random_state=seed, stratify=stratify
+    )
+    if len(rows) < len(y):  # some rows could not be drawn: they stay too
+        kept = np.setdiff1d(np.arange(len(y)), drawn)
+    return torch.from_numpy(kept), torch.from_numpy(drawn)
+
+
+def _drawable(y: Tensor, count: int) -> tuple[Tensor, object]:
+    """The rows that may be drawn, and the classes to keep in proportion (None: as they come)."""
+    sizes = torch.bincount(y)
+    rows = torch.nonzero(sizes[y] > 1)[:, 0]
+    if count < int((sizes > 1).sum()):
+        first = torch.zeros(len(y), dtype=torch.bool)
+        first[[int((y == code).nonzero()[0]) for code in y.unique()]] = True
+        rows = torch.nonzero(~first)[:, 0]
+    left = torch.bincount(y[rows])
+    present = left[left > 0]
+    possible = 0 < len(present) <= min(count, len(rows) - count) and int(present.min()) > 1
+    return rows, y[rows].numpy() if possible else None
 
 
 def dealt(y: Tensor, parts: int, *, seed: int | None = None) -> Tensor:

@@ -55,11 +55,19 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
     standardize: bool = True
     random_state: int | np.random.RandomState | None = None
 
-    def fit(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: Inputs,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        groups: ArrayLike | None = None,
+    ) -> Self:
         """Score strengths on every fold, then fit all rows in the way that scored best.
 
         A path starts at the largest strength; each next one continues from the weights before. A
-        population trains a network a strength and lets the better ones be copied.
+        population trains a network a strength and lets the better ones be copied. `groups` are
+        those of the rows, for a splitter that keeps them together.
         """
         if self.search not in ("path", "population"):
             raise ValueError(unknown("search", self.search, ("path", "population")))
@@ -68,8 +76,8 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         self.alphas_ = self._grid()
         cv = cast("Any", self.cv)
         cutter = cast("Any", check_cv(cv, y, classifier=is_classifier(self)))
-        folds = list(cutter.split(X, y))
-        scorer = check_scoring(self._estimator(), scoring=self.scoring)
+        folds = list(cutter.split(X, y, groups))
+        scorer = self._scorer(self._estimator())
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             model = self._searched(X, y, weights, folds, scorer)
@@ -89,6 +97,11 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
             if hasattr(model, name):
                 setattr(self, name, getattr(model, name))
         return self
+
+    def _scorer(self, model: RegularizedNetwork) -> Any:
+        if isinstance(self.scoring, list | tuple | set | dict):
+            raise ValueError(f"scoring must be one measure, received {self.scoring!r}")
+        return check_scoring(model, scoring=self.scoring)
 
     def _searched(self, X, y, weights, folds, scorer) -> RegularizedNetwork:
         """The model on all rows, after the strengths that scored best."""
@@ -221,6 +234,11 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         check_is_fitted(self, "best_estimator_")
         return self.best_estimator_
 
+    def _scored(self, X, y, sample_weight) -> float:
+        model = self._best()
+        weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
+        return float(self._scorer(model)(model, self._rows(X), y, **weighted))
+
     def _rows(self, X) -> Any:
         check_is_fitted(self, "best_estimator_")
         return validate_data(
@@ -248,7 +266,7 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
             quarter copies the best and moves its strength, so that a strength may change in
             the course of training (`schedule_`: (strength, epochs) of the best one).
         cv: folds: an int, a splitter or (train, test) pairs; 5 stratified ones by default.
-        scoring: as for GridSearchCV; accuracy by default.
+        scoring: one measure, as for GridSearchCV, also of `score`; accuracy by default.
         hidden_layer_sizes, activation, l1_ratio, penalty, dropout, batch_size,
             learning_rate_init, max_iter, tol, n_iter_no_change, standardize, random_state,
             class_weight: as for RegularizedClassifier.
@@ -265,6 +283,10 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
     """
 
     class_weight: Mapping[Any, float] | str | None = field(default=None, kw_only=True)
+
+    def score(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """What `scoring` measures on these rows; higher is better."""
+        return self._scored(X, y, sample_weight)
 
     def _kind(self):
         return RegularizedClassifier
@@ -285,7 +307,7 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
 class RegularizedRegressorCV(MultiOutputMixin, RegressorMixin, RegularizedNetworkCV):
     """RegularizedRegressor with `alpha` chosen by cross-validation.
 
-    Attributes are those of RegularizedClassifierCV; the score is R2 by default.
+    Attributes are those of RegularizedClassifierCV; `scoring` is R2 by default.
 
     Args:
         alphas, search, cv, scoring: as for RegularizedClassifierCV.
@@ -299,6 +321,10 @@ class RegularizedRegressorCV(MultiOutputMixin, RegressorMixin, RegularizedNetwor
     >>> model.fit(X, y).best_score_ > 0.4
     True
     """
+
+    def score(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """What `scoring` measures on these rows; higher is better."""
+        return self._scored(X, y, sample_weight)
 
     def _kind(self):
         return RegularizedRegressor

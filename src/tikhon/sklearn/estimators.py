@@ -52,7 +52,7 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
         early_stopping: hold out `validation_fraction` of the rows and keep the best weights.
         standardize: whether inputs (and targets of a regressor) are standardised.
         warm_start: `fit` continues from the last weights, scaling and optimizer state.
-        class_weight: None, "balanced" or a dict from class to weight.
+        class_weight: None, "balanced" (the sample weights counted) or a dict from class to weight.
         random_state: of the first weights, dropout, batches and the held-out rows.
 
     Attributes:
@@ -87,6 +87,11 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
         sample_weight: ArrayLike | None = None,
     ) -> Self:
         """One epoch on these rows; `classes` lists all classes at the first call."""
+        if self.class_weight == "balanced":
+            raise ValueError(
+                'partial_fit does not support class_weight="balanced": it needs the counts of all '
+                "rows; give them as a dict"
+            )
         if classes is not None:
             classes = np.unique(classes)
             if hasattr(self, "classes_") and not np.array_equal(classes, self.classes_):
@@ -125,15 +130,21 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
         check_classification_targets(y)
         self._multilabel = type_of_target(y).startswith("multilabel")
         if self._multilabel:
+            if self.class_weight is not None:
+                raise ValueError("class_weight is for one class a row: y holds several labels")
+            if not reset and y.shape[1] != self.network_.sizes[-1]:
+                raise ValueError(
+                    f"y has {y.shape[1]} labels, before it had {self.network_.sizes[-1]}"
+                )
             self.classes_ = np.arange(y.shape[1])
             return np.asarray(y, np.float64), weights
         y = column_or_1d(y, warn=True)
         if reset and not getattr(self, "_awaiting", False):
             self.classes_ = np.unique(y)
-            if len(self.classes_) < 2:
+            if len(left := np.unique(y[weights > 0])) < 2:
                 raise ValueError(
                     f"{type(self).__name__} needs two or more classes; y holds one class only: "
-                    f"{self.classes_.tolist()[0]!r}"
+                    f"{left.tolist()[0]!r}"
                 )
         self._awaiting = False
         codes = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
@@ -141,8 +152,21 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
             strange = np.setdiff1d(y, self.classes_)
             raise ValueError(f"y holds classes that were not there at first: {strange[:8]!r}")
         if self.class_weight is not None:
-            weights = weights * compute_sample_weight(self.class_weight, y)
+            weights = weights * self._class_factors(y, codes, weights)
         return np.eye(len(self.classes_))[codes], weights
+
+    def _class_factors(self, y, codes, weights):
+        """(rows,) factors of `class_weight`; a row counts as often as its weight says."""
+        if self.class_weight == "balanced":
+            counts = np.bincount(codes, weights, len(self.classes_))
+            return (counts.sum() / len(counts) / np.where(counts > 0, counts, np.inf))[codes]
+        factors = compute_sample_weight(self.class_weight, y)
+        if not (factors >= 0).all() or not (factors * weights).any():
+            raise ValueError(
+                f"class_weight must be >= 0, and > 0 for a class of y; received "
+                f"{self.class_weight!r}"
+            )
+        return factors
 
     @property
     def _loss(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
-from sklearn.model_selection import train_test_split
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from tikhon.data.splits import draw
 from tikhon.errors import unknown
+from tikhon.layers import Dropout
 from tikhon.paths.linear import SEPARABLE, SEPARATED, Kind
 from tikhon.regularizer.audit import warn
 from tikhon.sklearn.exact import solvable, solve_exactly
@@ -85,7 +87,9 @@ class RegularizedNetwork(BaseEstimator, ABC):
         """
         again = self.warm_start and hasattr(self, "network_")
         x, targets, weights = self._check(X, y, sample_weight, reset=not again)
-        if not again:
+        if again:
+            x = self._go_on(x)
+        else:
             self._begin(x, targets, weights)
         exact = not self.hidden_layers and not self.early_stopping and self.alpha != "auto"
         if exact and solvable(x.shape):
@@ -109,7 +113,9 @@ class RegularizedNetwork(BaseEstimator, ABC):
         )
         kind = _SOLVERS[self._loss.name]
         objective, converged = solve_exactly(network, rows, kind, penalty, again=again)
-        if kind != "squared" and objective < SEPARATED:  # more iterations would not help
+        if (
+            kind != "squared" and not self.alpha and objective < SEPARATED
+        ):  # more iterations would not help
             warnings.warn(SEPARABLE, ConvergenceWarning, stacklevel=3)
         elif not converged:
             self._tell_unfinished("the solver of the linear model", depth=4)
@@ -150,6 +156,8 @@ class RegularizedNetwork(BaseEstimator, ABC):
         X, targets, weights = self._check(X, y, sample_weight, reset=first)
         if first:
             self._begin(X, targets, weights)
+        else:
+            X = self._go_on(X)
         self._train(X, targets, weights, 1, stops=False)
         return self
 
@@ -173,6 +181,31 @@ class RegularizedNetwork(BaseEstimator, ABC):
             raise ValueError("sample_weight is zero for every row; give at least one positive one")
         targets, weights = self._encode(y, weights, reset=reset)
         return X, targets, weights
+
+    def _go_on(self, X: Any) -> Any:
+        """Rows in the float type of the network, which takes the parameters as they are now.
+
+        Raises ValueError for those that it cannot be given any more.
+        """
+        network = self.network_
+        own, now = network.sizes[1:-1], np.atleast_1d(self.hidden_layer_sizes).astype(int)
+        if own != tuple(now.tolist()):
+            raise ValueError(
+                f"the network to continue has hidden_layer_sizes={own}, now "
+                f"{self.hidden_layer_sizes!r} are asked for: fit a clone, or with warm_start=False"
+            )
+        scaled = bool(network.shift.any()) or bool((network.scale != 1).any())
+        if scaled and not self.standardize:
+            raise ValueError(
+                "the network to continue has standardised inputs, now standardize=False is asked "
+                "for: fit a clone, or with warm_start=False"
+            )
+        network.activation = self.activation
+        for noise in network.dropout:
+            cast("Dropout", noise).set_rate(self.dropout)
+        if self.early_stopping and self.validation_scores_ is None:
+            self.validation_scores_ = []
+        return X.astype(network.shift.numpy().dtype, copy=False)
 
     def _begin(self, X: Any, targets: np.ndarray, weights: np.ndarray) -> None:
         """A new network, its scaling, and a history without epochs."""
@@ -266,15 +299,17 @@ class RegularizedNetwork(BaseEstimator, ABC):
         if not (self.early_stopping or self.alpha == "auto"):
             return rows, None
         fraction = self.validation_fraction if self.early_stopping else _AUTO_FRACTION
-        kept, held = train_test_split(
-            np.arange(len(rows)),
-            test_size=fraction,
-            random_state=self._random.randint(2**31),
-            stratify=self._strata(rows.y),
-        )
-        parts = (
-            Rows(rows.x[i], rows.y[i], rows.weights[i]) for i in (np.sort(kept), np.sort(held))
-        )
+        strata = self._strata(rows.y)
+        y = torch.arange(len(rows)) if strata is None else torch.from_numpy(strata)
+        count, seed = math.ceil(fraction * len(rows)), int(self._random.randint(2**31))
+        found = draw(y, count, seed, classes=strata is not None)
+        if found is None:
+            raise ValueError(
+                f"{len(rows)} rows are too few to hold out {count} and train on every class: give "
+                "more, a smaller validation_fraction, or a number for alpha"
+            )
+        kept, held = (part.numpy() for part in found)
+        parts = (rows.take(np.sort(i)) for i in (kept, held))
         return next(parts), next(parts)
 
     def _strength(self, held: Rows | None, steps: int) -> float | Hypergradient:

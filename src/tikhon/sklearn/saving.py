@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def save(estimator: Any, path: str | Path) -> None:
     from safetensors.torch import save as to_bytes
 
     parameters = estimator.get_params(deep=False)
+    if isinstance(factors := parameters.get("class_weight"), Mapping):  # JSON's keys are texts
+        parameters["class_weight"] = plain([[key, value] for key, value in factors.items()])
     try:
         json.dumps(parameters)
     except TypeError as error:
@@ -105,6 +108,10 @@ def _restored(kind: type, document: dict[str, Any], state: dict[str, torch.Tenso
     parameters = dict(document["parameters"])
     if isinstance(parameters.get("hidden_layer_sizes"), list):
         parameters["hidden_layer_sizes"] = tuple(parameters["hidden_layer_sizes"])
+    if parameters["n_iter_no_change"] is None:  # JSON has no infinity
+        parameters["n_iter_no_change"] = np.inf
+    if isinstance(parameters.get("class_weight"), list):
+        parameters["class_weight"] = dict(parameters["class_weight"])
     found = kind(**parameters)
     for name, value in document["attributes"].items():
         setattr(found, name, value)
