@@ -36,6 +36,16 @@ def broken():
 number = 7
 """
 
+LINES = """
+from torch import nn
+
+def line():
+    return nn.Linear(2, 1)
+
+def flat():
+    return nn.Sequential(line(), nn.Flatten(0))
+"""
+
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
@@ -48,6 +58,17 @@ def program(tmp_path, monkeypatch):
 
 def run(*arguments):
     return main([str(a) for a in arguments])
+
+
+@pytest.mark.parametrize("model", ["line", "flat"])
+def test_numbers_to_predict_have_the_shape_of_the_answer(program, capsys, model):
+    """The loss by name and the table are ours: no fault of the user's may come from them."""
+    (program / "line.py").write_text(LINES)
+    rows = "".join(f"{i % 17},{i % 7},{i % 17 - 2 * (i % 7) + i % 3}\n" for i in range(500))
+    (program / "t.csv").write_text("a,b,y\n" + rows)
+    run("diagnose", f"line.py:{model}", "--data", "t.csv", "--target", "y", "--loss", "mse",
+        "--optimizer", "adam:1e-2", "--steps", 20)  # fmt: skip
+    assert "broadcast_loss" not in capsys.readouterr().out
 
 
 def test_findings_go_to_stdout_and_the_gate_fails(program, capsys):

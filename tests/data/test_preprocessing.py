@@ -280,3 +280,17 @@ def test_new_rows_of_other_notation_are_refused_or_read(tmp_path: Path):
     (tmp_path / "other.csv").write_text("a\n1;5\n")
     with pytest.raises(DataError, match=r"'1;5' in line 2"):
         encode(read(tmp_path / "other.csv"), fitted.columns)
+
+
+def test_a_number_without_a_flag_and_a_duration_add_no_inputs(tmp_path: Path):
+    rows = np.arange(400)
+    frame = pd.DataFrame({
+        "a": np.where(rows % 5, (rows % 7 + 0.5).astype(str), np.where(rows % 2, "<0.5", "low")),
+        "b": np.where(rows == 1, ">9", (rows % 11 + 0.25).astype(str)),
+        "span": [f"{i % 4} yrs {i % 11} mos" for i in rows], "y": labels(400),
+    })  # fmt: skip
+    parts = split(table(tmp_path, frame))
+    names = ("a", "b", "span time", "a missing", "a <", "a low", "b (rare)")
+    assert parts.train.feature_names == names
+    x = np.concatenate([part.x.numpy() for part in (parts.train, parts.valid, parts.test)])
+    assert x[:, -1].sum() == 1 and x[:, 4].sum() == x[:, 5].sum() == 40

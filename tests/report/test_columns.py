@@ -14,6 +14,7 @@ from tikhon import report
 from tikhon.data.columns import Column
 from tikhon.languages import said
 from tikhon.report.kinds import columns
+from tikhon.report.kinds.columns import PARTS
 from tikhon.report.page import Label, Page, PageTable
 from tikhon.report.saved import read
 
@@ -62,6 +63,14 @@ def test_columns_of_a_table_are_shown(tmp_path):
     assert [row[1:] for row in found["classes_caption"].rows] == [("5", "2", "1"), ("4", "1", "1")]
     [[notice]] = found["notices_caption"].rows
     assert "就能得出目标" in shown(notice, "zh")
+
+
+def test_of_thousands_of_columns_and_classes_a_page_has_the_first(tmp_path, monkeypatch):
+    many = {"classes": [f"c{i}" for i in range(300)], "rows": dict.fromkeys(PARTS, [2] * 300)}
+    monkeypatch.setitem(TABLE, "target", many)
+    table = tables(page(tmp_path / "run", RELIED))["first_rows"]
+    assert len(table.rows) == 50
+    assert shown(table.caption).endswith("The first 50 of 300; config.json has them all.")
 
 
 def test_a_suspected_leak_comes_before_praise(tmp_path):

@@ -144,9 +144,9 @@ def read(
     made = named.named(model, "MODEL", terminal)
     if not isinstance(made, torch.nn.Module) and not callable(made):
         raise InputError(f"MODEL: {model} is a {type(made).__name__}, not a module or a function")
-    train, judge = named.data_of(data, "--data", terminal, seed, target)
+    train, judge = named.data_of(data, "--data", terminal, seed, target, made)
     if valid is not None:
-        judge = named.data_of(valid, "--valid", terminal, seed, target)[0]
+        judge = named.data_of(valid, "--valid", terminal, seed, target, made)[0]
     program: dict[str, object] = {
         "model": made,
         "data": train,

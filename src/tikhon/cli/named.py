@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import inspect
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tikhon.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tikhon.cli.terminal import Terminal
 
 _loaded: dict[str, ModuleType] = {}
@@ -128,9 +132,11 @@ def optimizer_of(spec: str, terminal: Terminal) -> object:
 
 
 def data_of(
-    spec: str, option: str, terminal: Terminal, seed: int, target: str | None = None
+    spec: str, option: str, terminal: Terminal, seed: int, target: str | None, model: Any
 ) -> tuple[object, object]:
-    """(training, validation): the user's own data, or a source cut and scaled as `fit` does."""
+    """(training, validation): the user's own data, or a source cut and scaled as `fit` does, with
+    numbers to predict in the shape that the model gives.
+    """
     own = spec.rpartition(":")[0]
     if own.endswith(".py") or (own and not Path(spec).exists()):
         return given(named(spec, option, terminal), option), None
@@ -139,4 +145,17 @@ def data_of(
 
     table = TableOptions(target) if target is not None else None
     parts = split(load(spec, table=table), valid=0.2, test=0.2, seed=seed)
-    return (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y)
+    held = [(part.x, part.y) for part in (parts.train, parts.valid)]
+    if parts.train.task == "regression" and _is_column(model, parts.train.x):
+        held = [(x, y[:, None] if y.ndim == 1 else y) for x, y in held]
+    return held[0], held[1]
+
+
+def _is_column(model: Any, x: Tensor) -> bool:
+    """Whether a copy of a model answers with one number a row, in a column."""
+    import torch
+
+    with suppress(Exception), torch.random.fork_rng(), torch.no_grad():  # the diagnosis tells it
+        made = copy.deepcopy(model) if isinstance(model, torch.nn.Module) else model()
+        return made(x[:2]).shape == (2, 1)
+    return False

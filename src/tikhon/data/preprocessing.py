@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ _FARTHEST = 1e6  # and where it is cut off, so that inputs stay numbers
 _BLOCK = 4  # columns whose figures are found together: more would hold more copies of the table
 _CELLS = 100_000  # or as many as have so many cells
 _ALL = slice(None)
+_NONE = -2  # the code of a missing category, and of a number without a flag
 
 Rows = np.ndarray | slice
 
@@ -87,7 +88,7 @@ class Preprocessing:
         targets = None if y is None else _standard(y, len(table.target.categories))
         numbers = _figures(values, table.columns, rows)
         levels = tuple(
-            _levels(codes, None if column.words else targets)
+            _flags(codes) if column.words else _levels(codes, targets)
             for column, codes in _coded(values, table.columns, rows)
         )
         return cls(table.columns, numbers, levels)
@@ -147,11 +148,12 @@ class Preprocessing:
         for gaps in absent:
             found[:, next(places)] = gaps
         coded = _coded(values, self.columns, rows)
-        for (_, codes), levels in zip(coded, self.levels, strict=True):
+        for (column, codes), levels in zip(coded, self.levels, strict=True):
             for code in levels.codes:
                 found[:, next(places)] = codes == code
             if levels.rare:
-                found[:, next(places)] = ~np.isin(codes, levels.codes)
+                usual = (*levels.codes, _NONE) if column.words else levels.codes
+                found[:, next(places)] = ~np.isin(codes, usual)
             if levels.means:
                 means = levels.mean_of(codes) if targets is None else _out_of_fold(codes, targets)
                 for mean in means.T:
@@ -224,7 +226,7 @@ def _names_of(column: Column, levels: Levels) -> list[str]:
     """Names of the inputs that a category, or the flags beside numbers, became."""
     texts = column.words or column.categories
     join = " " if column.words else "="
-    shown = ["(missing)" if c == -2 else texts[c] for c in levels.codes]
+    shown = ["(missing)" if c == _NONE else texts[c] for c in levels.codes]
     names = [f"{column.name}{join}{text}" for text in shown]
     names += [f"{column.name}{join}(rare)"] if levels.rare else []
     width = len(levels.means[0][1]) if levels.means else 0
@@ -304,6 +306,12 @@ def _levels(codes: np.ndarray, targets: np.ndarray | None) -> Levels:
     return Levels(own, True, tuple(zip((*seen, -1), map(tuple, means.tolist()), strict=True)))
 
 
+def _flags(codes: np.ndarray) -> Levels:
+    """The flags beside numbers: none for a cell that is a number, which the other inputs tell."""
+    found = _levels(codes, None)
+    return replace(found, codes=tuple(code for code in found.codes if code != _NONE))
+
+
 def _standard(y: np.ndarray, classes: int) -> np.ndarray | None:
     """Targets (rows, 1 or classes), each with mean 0 and variance 1; None for too many."""
     if classes > _CLASSES or y.ndim > 1:
@@ -342,7 +350,7 @@ def _coded(
     for column, place in zip(columns, blocks(columns), strict=True):
         if column.kind == "category" or column.words:
             cells = values[rows, place.stop - 1]
-            yield column, np.where(np.isnan(cells), -2, cells).astype(int)
+            yield column, np.where(np.isnan(cells), _NONE, cells).astype(int)
 
 
 def _numeric(
@@ -369,7 +377,7 @@ _CYCLES = {
 
 def _cycles(column: Column) -> tuple[str, ...]:
     if column.kind == "time":
-        return ("day",)
+        return () if column.format else ("day",)  # a duration is no time of the day
     if column.kind == "date":
         return ("year", "week", "day") if column.clock else ("year", "week")
     return ()

@@ -17,6 +17,7 @@ from tikhon.report.page import Label, Name, say
 
 PALETTE = ("series-1", "series-2", "series-3", "series-4", "series-5", "series-6")
 Figure = dict[str, Any]
+_STEPS = ((1.0, (1, 2, 3, 5, 7)), (1.5, (1, 2, 5)), (2.5, (1, 3)))  # decades, ticks within one
 Numbers = Sequence[float | None]
 
 
@@ -63,6 +64,8 @@ def logarithmic(values: Iterable[object]) -> dict[str, object]:
 
     >>> logarithmic([0.002, 0.06])["ticktext"]
     ['0.002', '0.005', '0.01', '0.02', '0.05']
+    >>> logarithmic([0.0003, 0.05])["ticktext"]  # fits half of a page
+    ['0.0003', '0.001', '0.003', '0.01', '0.03']
     >>> logarithmic([0.21, 0.24])
     {}
     """
@@ -72,7 +75,7 @@ def logarithmic(values: Iterable[object]) -> dict[str, object]:
     low, high = math.log10(min(known)), math.log10(max(known))
     powers = range(math.floor(low), math.ceil(high) + 1)
     every = max(1, -(-len(powers) // 8))
-    steps = (1, 2, 3, 5, 7) if high - low <= 1 else (1, 2, 5) if high - low <= 2.5 else (1,)
+    steps = next((steps for most, steps in _STEPS if high - low <= most), (1,))
     powers = [p for p in powers if p % every == 0] if steps == (1,) else powers
     ticks = [m * 10.0**p for p in powers for m in steps]
     ticks = [t for t in ticks if low - 0.02 <= math.log10(t) <= high + 0.02]

@@ -9,7 +9,6 @@ from typing import Any
 from tikhon.report import charts
 from tikhon.report.kinds.parts import entries, worst
 from tikhon.report.page import (
-    Block,
     Chart,
     Label,
     Name,
@@ -26,20 +25,29 @@ from tikhon.report.saved import SavedRun
 PARTS = ("train", "valid", "test")
 _TOLD = 3  # columns that the sentence names
 _DRAWN = 25  # columns of the chart
+_ROWS = 50  # of a table
 
 
 def section(run: SavedRun) -> Section | None:
     """The columns used and left out, the target and what was noticed; None if not of a table."""
     table = entries(entries(run.config.get("data")).get("table"))
     target = entries(table.get("target"))
-    blocks: list[Block | None] = [
+    blocks = [
         used(table),
         left_out(table),
         classes(target) if "classes" in target else figures(target),
         noticed(table),
     ]
-    found = tuple(block for block in blocks if block is not None)
+    found = tuple(_shortened(block) for block in blocks if block is not None)
     return Section(say("columns"), found, say("columns_lead")) if found else None
+
+
+def _shortened(table: PageTable) -> PageTable:
+    """The table of a page: the first rows of thousands, which the run's folder has."""
+    if len(table.rows) <= _ROWS:
+        return table
+    caption = say("first_rows", caption=table.caption, shown=_ROWS, all=f"{len(table.rows):,}")
+    return replace(table, caption=caption, rows=table.rows[:_ROWS])
 
 
 def used(table: Mapping[str, Any]) -> PageTable | None:

@@ -111,9 +111,11 @@ def following(run: SavedRun, verb: str) -> tuple[str, ...]:
 
 
 def place(where: list[str]) -> Label | str:
-    """Module names, many of them by the first and the last."""
+    """Module names, many of them by the first and the last; other places in words."""
     if len(where) > 3:
         return say("place", first=where[0], last=where[-1], count=len(where))
+    if where == ["the loss"]:
+        return say("place_loss")
     return ", ".join(where) or "–"
 
 
