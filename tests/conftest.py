@@ -17,6 +17,19 @@ settings.load_profile("repeatable")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def seeds_of_devices():
+    """Without a device no seed is kept for it: torch would note the stack of each call."""
+    import torch
+
+    patch = pytest.MonkeyPatch()
+    if not torch.accelerator.is_available():
+        for device in (torch.cuda, torch.xpu, torch.mtia):
+            patch.setattr(device, "manual_seed_all", lambda seed: None)
+    yield
+    patch.undo()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with the benchmark data sets (.npz with X and y, `mnist/` with IDX files)."""

@@ -9,8 +9,8 @@ from sklearn.linear_model import LassoCV
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, KFold
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from checks_in_turn import in_turn
 from tikhon.sklearn import (
     GradientFlowDisplay,
     LearningCurveDisplay,
@@ -32,12 +32,13 @@ POPULATION = {"search": "population", "max_iter": 3}
 
 
 # each class and each search once: they meet in no check
-@parametrize_with_checks(
-    [
-        RegularizedClassifierCV((8,), **SMALL),
-        RegularizedRegressorCV((8,), **SMALL | POPULATION),
-    ]
-)
+CLASSES = [
+    RegularizedClassifierCV((8,), **SMALL),
+    RegularizedRegressorCV((8,), **SMALL | POPULATION),
+]
+
+
+@pytest.mark.parametrize(("estimator", "check"), in_turn(CLASSES))
 def test_sklearn_contract(estimator, check):
     check(estimator)
 

@@ -17,8 +17,8 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.multioutput import MultiOutputRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from checks_in_turn import in_turn
 from tikhon.errors import DataError, StorageError
 from tikhon.sklearn import RegularizedClassifier, RegularizedRegressor, load
 
@@ -29,7 +29,9 @@ XC, YC = load_breast_cancer(return_X_y=True)
 BOTH = [RegularizedClassifier, RegularizedRegressor]
 
 
-@parametrize_with_checks([kind((16,), max_iter=30) for kind in BOTH])
+@pytest.mark.parametrize(
+    ("estimator", "check"), in_turn([kind((16,), max_iter=30) for kind in BOTH])
+)
 def test_sklearn_contract(estimator, check):
     check(estimator)
 

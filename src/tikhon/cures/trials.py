@@ -238,7 +238,8 @@ class Trials:
         """Successive halving; all treatments, and the treatment to keep.
 
         What the findings name first is carried to the last rung however it starts: a cure of a
-        cause may well be slow in the first twenty steps. What a sure cause asks for goes first.
+        cause may well be slow in the first twenty steps. What a sure cause asks for goes first,
+        and ends the search where it is confirmed: nothing else treats that cause.
         """
         rungs = ([r for r in RUNGS if r < steps] + [steps])[-3:]
         with interrupted(self.deadline):  # what all results are measured by comes first
@@ -248,6 +249,10 @@ class Trials:
         reached: dict[str, int] = {}
         done: tuple[list[Treatment], int] = ([], rungs[0])
         at_once = self._at_once(treatments, steps)
+        own = {a.name: steps for a in at_once}
+        found, chosen = self._verdicts(own, at_once, steps)
+        if chosen is not None:
+            return found, chosen
         for place, rung in enumerate(rungs):
             last = place == len(rungs) - 1
             seeds = self.seeds if place or last else self.seeds[:1]
@@ -263,7 +268,7 @@ class Trials:
                 treatments += [a for a in ran if a.name in kept and a not in treatments]
                 treatments.sort(key=lambda a: a.name not in sure)  # these are not cut off
         if at_once:
-            reached |= {a.name: steps for a in at_once}
+            reached |= own
             later = [a for a in done[0] if a not in at_once] if done[1] == steps else []
             done = ([*at_once, *later], steps)
         self.reached, self.finalists, self.rung = reached, *done
