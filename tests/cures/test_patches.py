@@ -140,11 +140,12 @@ TREATMENTS |= {t.name: t for t in (*cures.RATES[:4], *cures.ADAMS, *cures.POPULA
 TREATMENTS |= {
     t.name: t for t in (cures.INIT & cures.adam(1e-3), cures.LAYERNORM & cures.rate(0.2))
 }
-OF_SETTINGS = {  # of the optimizer and the loss alone: the same code for every program
+OF_SETTINGS = {  # of the rows, the optimizer and the loss: the same code for every program
     t.name
     for t in TREATMENTS.values()
-    if t.setup and not (t.parts or t.edit or t.rows or t.scaled or t.rewrite or t.lacking)
+    if (t.setup or t.rows) and not (t.parts or t.edit or t.scaled or t.rewrite or t.lacking)
 }
+OF_LOSS = {cures.HEARD.name, cures.PADDING_LEFT_OUT.name, cures.CLASSES_ALIKE.name}
 
 
 def trials(program):
@@ -197,7 +198,7 @@ def test_the_pasted_patch_trains_the_treated_model(program):
     applied = 0
     own = program.name in ("chain", "terms", "numbers", "left out")
     for treatment in TREATMENTS.values():
-        if treatment.name in OF_SETTINGS and not own:
+        if treatment.name in OF_SETTINGS | OF_LOSS and not own:
             continue
         edits = any(part.edit for part in treatment.parts or (treatment,))
         if program.optimizer is first_layer_only and edits:

@@ -193,8 +193,9 @@ def cure(
 
     The findings choose treatments; each is tried on copies with the same seeds, batches and draws
     as the untreated program, in rungs of 20, 75 and `steps` steps; learning rates are always
-    tried too. What the findings name first reaches the last rung however it starts, and while
-    nothing is confirmed the rest of the budget goes into longer rungs. The score is the training
+    tried too. What a sure cause asks for runs first, and ends the search where it is confirmed.
+    What the findings name first reaches the last rung however it starts, and while nothing is
+    confirmed the rest of the budget goes into longer rungs. The score is the training
     loss plus the validation loss (the validation loss alone against overfitting). "Confirmed"
     means: better with every seed, by more than the spread, better than a constant answer, and at
     least half of the skill that a plain reference has on the same data. Among equals the smallest
