@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import warnings
 
 import pytest
@@ -176,10 +177,14 @@ def test_the_watch_stops_at_the_first_bad_number(tmp_path):
 
 
 @QUIET
-def test_the_watch_says_in_one_line_that_nothing_was_found(tmp_path, caplog):
-    caplog.set_level("INFO", logger="pytorch_lightning")
+def test_the_watch_says_in_one_line_that_nothing_was_found(tmp_path, monkeypatch):
+    told = []
+    logger, handler = logging.getLogger("pytorch_lightning"), logging.Handler()
+    handler.emit = told.append
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "level", logging.INFO)
     trainer(tmp_path, watch := Watch(every=1)).fit(Module(), plain.loader())
-    said = [r.message for r in caplog.records if r.message.startswith("tikhon watch")]
+    said = [m for r in told if (m := r.getMessage()).startswith("tikhon watch")]
     assert said == [watch.watch.verdict]
     assert f"no problem found in {watch.watch.step} steps" in said[0]
 
