@@ -160,6 +160,16 @@ def test_a_metric_that_knows_its_direction_needs_none():
     assert result.audit.maximised and 0 <= study.best_value <= 1
 
 
+def test_a_study_whose_grid_is_used_up_ends_the_search():
+    space = Space(width=Choice([4, 8]))
+    study = optuna.create_study(sampler=optuna.samplers.GridSampler({"width": [4, 8]}))
+    given = {"budget": "40runs", "epochs": 1, "folds": 0, "refit": False}
+    result = tune(network, rows(), space=space, study=study, **given)
+    assert {trial.params["width"] for trial in study.trials} == {4, 8}
+    assert len(study.trials) == len(result.history) - 1 < 40
+    assert all(trial.state.name == "COMPLETE" for trial in study.trials)
+
+
 def test_scorers_that_need_what_outputs_do_not_tell_are_refused_by_name():
     with pytest.raises(InputError, match="from which output on the answer is the second"):
         metric_of("accuracy", None, of("custom")).score(SINGLE, EITHER_SIGN)

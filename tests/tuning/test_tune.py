@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import scipy.stats
@@ -140,6 +141,52 @@ def test_models_of_equal_shapes_that_differ_are_not_trained_as_one():
     apart = [PopulationRunner(job, 1).run([trial])[0] for trial in trials]
     assert [o.score for o in together] == pytest.approx([o.score for o in apart], abs=1e-5)
     assert together[0].score != pytest.approx(together[1].score, abs=1e-4)
+
+
+KINDS = {
+    "plain": lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)),
+    "norm": lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)),
+    "lstm": lambda: nn.Sequential(nn.LSTM(6, 2), Hidden()),
+}
+
+
+class Hidden(nn.Module):
+    def forward(self, x):
+        return x[0]
+
+
+@pytest.mark.parametrize("kind", ["norm", "lstm"])
+def test_a_model_that_trains_alone_does_so_beside_others_that_do_not(kind):
+    given = (*data(), None, "auto", 2, 8, 32, torch.optim.AdamW, "cpu", 0)
+    job = make_job(lambda c: KINDS[c["kind"]](), *given)
+    configs = [{"lr": lr, "kind": k} for k in ("plain", kind) for lr in (0.01, 0.02)]
+    assert choose_chunk(job, configs)[0] == choose_chunk(job, configs[::-1])[0] == 4
+    assert step_time(job, configs, 4) > 0
+    trials = [Trial(k, config, 4) for k, config in enumerate(configs)]
+    together = PopulationRunner(job, 4).run(trials)
+    apart = [PopulationRunner(job, 1).run([trial])[0] for trial in trials]
+    assert [o.score for o in together] == pytest.approx([o.score for o in apart], abs=1e-5)
+
+
+def test_lazy_layers_take_their_sizes_from_the_rows():
+    def build(width, lazy=True):
+        first, last = nn.LazyLinear(width), nn.LazyLinear(2)
+        if not lazy:
+            first, last = nn.Linear(6, width), nn.Linear(width, 2)
+        return nn.Sequential(first, nn.ReLU(), last)
+
+    given = {"space": Space(width=Choice([4, 8])), "epochs": 4, "budget": "2runs", "folds": 0}
+    found = [tune(partial(build, lazy=lazy), data(), **given) for lazy in (True, False)]
+    assert found[0].audit == found[1].audit
+
+
+def test_an_error_of_a_builder_tells_its_configuration():
+    def build(width):
+        return nn.Linear(6, 2) if width == 4 else [][width]
+
+    with pytest.raises(IndexError) as caught:
+        tune(build, data(), space=Space(width=Choice([4, 8])), epochs=4, budget="4runs")
+    assert "{'width': 8}" in caught.value.__notes__[0]
 
 
 KILLED = """

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.copying import copied
+from tikhon.data.rows import call
 from tikhon.errors import InputError, unknown
 from tikhon.layers.edit import replace_dropout
 from tikhon.layers.noise import NoiseLayer
 from tikhon.options import addressed, training_fields
 from tikhon.regularizer.audit import warn
+from tikhon.regularizer.targets import is_lazy
 from tikhon.tuning.space import KNOWN, Choice, Conditional, Space, known
 from tikhon.tuning.trials import Value
 
@@ -37,7 +39,8 @@ class Builder:
     A parameter named as an entry of the space receives that entry. One that no entry is named
     after, if it is the only one without a default or is called config, params, trial or hp,
     receives the whole configuration, a mapping. `**kwargs` receive the entries that only a builder
-    can know. `space` are the names that there are. Fixed dropout of torch becomes dropout whose
+    can know. `space` are the names that there are, `example` rows that give lazy layers their
+    sizes. Fixed dropout of torch becomes dropout whose
     rate moves, where the space varies it.
 
     >>> build = Builder(lambda width=8, **others: nn.Linear(width, **others), {"lr", "width"})
@@ -46,7 +49,10 @@ class Builder:
     """
 
     def __init__(
-        self, build_model: Callable[..., nn.Module], space: Mapping[str, object] | set[str]
+        self,
+        build_model: Callable[..., nn.Module],
+        space: Mapping[str, object] | set[str],
+        example: object = None,
     ):
         if isinstance(build_model, nn.Module):
             raise InputError(
@@ -57,7 +63,7 @@ class Builder:
             raise InputError(
                 f"build_model must be a function or a class, received {build_model!r}"
             )
-        self.build_model = build_model
+        self.build_model, self.example = build_model, example
         self.read: set[str] = set()
         self._forget()
         parameters = _parameters(build_model)
@@ -97,11 +103,19 @@ class Builder:
         self.read |= set(named)
         if self.whole is not None:
             named[self.whole.name] = _Watched(config, self.read)
-        model = self.build_model(*self._places(named), **named)
+        try:
+            model = self.build_model(*self._places(named), **named)
+        except Exception as error:
+            error.add_note(f"while build_model was called for {dict(config)}")
+            raise
         if not isinstance(model, nn.Module):
             raise InputError(
                 f"build_model must return a torch module, it returned {_shown(model)}"
             )
+        if any(map(is_lazy, _tensors(model))):
+            with torch.no_grad():
+                call(model.eval(), self.example)
+            model.train()
         model = self._fresh(model)
         if any(addressed(name)[0] == "dropout" for name in config):
             _let_dropout_move(model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -117,6 +116,7 @@ class PopulationRunner:
     progress: Callable[[dict[str, Any]], None] = silent
     stop: Callable[[], bool] = never
     expired: Callable[[], bool] = never
+    _beside: dict[str, int] = field(default_factory=dict)
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
         """Train every trial from its parent's end to its own budget.
@@ -173,8 +173,17 @@ class PopulationRunner:
 
         for _, group in groupby(sorted(units, key=alike), key=alike):
             members = list(group)
-            for i in range(0, len(members), self.chunk):
-                yield members[i : i + self.chunk]
+            size = self.beside(members[0].trial.config)
+            for i in range(0, len(members), size):
+                yield members[i : i + size]
+
+    def beside(self, config: Config) -> int:
+        """How many members of this model are trained at once: of some no two can be."""
+        kind = repr(free(config))
+        if kind not in self._beside:
+            alone = self.chunk == 1 or not together(self.job, config)[0]
+            self._beside[kind] = 1 if alone else self.chunk
+        return self._beside[kind]
 
     def _train(self, units: list[FoldUnit], expired: Callable[[], bool]) -> Found:
         first, started = units[0].trial, time.perf_counter()
@@ -376,22 +385,43 @@ def choose_chunk(job: SearchJob, configs: Sequence[Config]) -> tuple[int, str]:
     """
     if job.objective.alone:
         return 1, job.objective.alone
-    if job.kept is not None and _has_batch_norm(build(job, configs[0])):
-        return 1, "batch normalisation would see the rows of the held-out fold"
-    model = build(job, configs[0])
-    if found := next((m for m in model.modules() if isinstance(m, ALONE)), None):
-        return 1, f"{type(found).__name__} has no batched form that is faster"
-    try:
-        reason = populate(job, [configs[0]] * 2).reason
-    except Unsupported as error:
-        return 1, str(error)
-    groups = Counter(repr(free(config)) for config in configs)
-    most = max(groups.values()) * job.folds
+    groups = _by_model(configs)
+    found = [together(job, group[0]) for group in groups]
+    fits = [group for group, (fine, _) in zip(groups, found) if fine]
+    reason = next((why for fine, why in found if not fine), found[0][1])
+    if not fits:
+        return 1, reason
+    model = build(job, fits[0][0])
+    most = max(map(len, fits)) * job.folds
     size = sum(p.numel() for p in model.parameters())
     room = 1 if job.y.device.type == "cpu" else ACCELERATOR
     members = room * _room(job, model, size) // min(job.batch_size, len(job.y))
-    fits = [s for s in SIZES if s <= min(most, members) and s * size <= room * CACHED]
-    return max(fits, default=1), reason
+    sizes = [s for s in SIZES if s <= min(most, members) and s * size <= room * CACHED]
+    return max(sizes, default=1), reason
+
+
+def together(job: SearchJob, config: Config) -> tuple[bool, str]:
+    """Whether members of this configuration's model can be trained at once; why not, or why not
+    in the fastest way.
+    """
+    if job.objective.alone:
+        return False, job.objective.alone
+    model = build(job, config)
+    if job.kept is not None and any("running_mean" in name for name, _ in model.named_buffers()):
+        return False, "batch normalisation would see the rows of the held-out fold"
+    if found := next((m for m in model.modules() if isinstance(m, ALONE)), None):
+        return False, f"{type(found).__name__} has no batched form that is faster"
+    try:
+        return True, populate(job, [config] * 2).reason
+    except Unsupported as error:
+        return False, str(error)
+
+
+def _by_model(configs: Sequence[Config]) -> list[list[Config]]:
+    groups: dict[str, list[Config]] = {}
+    for config in configs:
+        groups.setdefault(repr(free(config)), []).append(config)
+    return list(groups.values())
 
 
 def _room(job: SearchJob, model: nn.Module, size: int) -> int:
@@ -407,11 +437,10 @@ def _room(job: SearchJob, model: nn.Module, size: int) -> int:
 
 def step_time(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
     """Microseconds of one step of one member of the costliest model, in chunks of this size."""
-    groups: dict[str, list[Config]] = {}
-    for config in configs:
-        groups.setdefault(repr(free(config)), []).append(config)
-    timed = list(groups.values())[:: math.ceil(len(groups) / TIMED)]
-    return max(_pace(job, group, chunk) for group in timed)
+    groups = _by_model(configs)
+    timed = groups[:: math.ceil(len(groups) / TIMED)]
+    sizes = [chunk if chunk > 1 and together(job, group[0])[0] else 1 for group in timed]
+    return max(_pace(job, group, size) for group, size in zip(timed, sizes))
 
 
 def _pace(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
@@ -447,7 +476,3 @@ def _typical(run: Callable[[int], object], repeats: int) -> float:
         run(step)
         times.append(time.perf_counter_ns() - begin)
     return statistics.median(times[2:]) / 1e3
-
-
-def _has_batch_norm(model: nn.Module) -> bool:
-    return any("running_mean" in name for name, _ in model.named_buffers())

@@ -37,6 +37,7 @@ class StudySearch(Search):
     budget: int = 1
     maximised: bool = False
     open: dict[int, Any] = field(default_factory=dict)
+    ended: list[str] = field(default_factory=list)  # why the sampler has nothing more to propose
 
     def __post_init__(self) -> None:
         if not all(hasattr(self.study, name) for name in ("ask", "tell", "directions")):
@@ -52,18 +53,17 @@ class StudySearch(Search):
     def next(self, history: History) -> list[Trial]:
         """Tell the study what has ended, and ask it for a batch."""
         self._tell(history)
+        if self.ended:
+            return []
         first = max(history.ids, default=-1) + 1  # a study made anew numbers its trials anew
         return [self._asked(first) for _ in range(min(self.batch, self.count - len(history)))]
 
     def collect(self, history: History) -> History:
         """The history as it is; trials that were never finished are told as failed."""
         self._tell(history)
-        if self.open:
-            from optuna.trial import TrialState
-
-            for trial in self.open.values():
-                self.study.tell(trial, state=TrialState.FAIL)
-            self.open.clear()
+        for trial in self.open.values():
+            self._told(trial, None)
+        self.open.clear()
         return history
 
     def _tell(self, history: History) -> None:
@@ -71,12 +71,19 @@ class StudySearch(Search):
             trial = self.open.pop(outcome.trial.id, None)
             if trial is None:
                 continue
-            if outcome.failed:
-                from optuna.trial import TrialState
+            own = -outcome.score if self.maximised else outcome.score
+            self._told(trial, None if outcome.failed else own)
 
-                self.study.tell(trial, state=TrialState.FAIL)
-            else:
-                self.study.tell(trial, -outcome.score if self.maximised else outcome.score)
+    def _told(self, trial: Any, value: float | None) -> None:
+        """Tell the study; of a grid that is used up, it says so by an error."""
+        from optuna.trial import TrialState
+
+        try:
+            self.study.tell(trial, value, state=TrialState.FAIL if value is None else None)
+        except RuntimeError as error:
+            if "Study.stop" not in str(error):
+                raise
+            self.ended.append(str(error))
 
     def _asked(self, first: int) -> Trial:
         trial = self.study.ask()

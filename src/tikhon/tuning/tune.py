@@ -266,7 +266,7 @@ def tune(
     held_out = None if held_out is None else _read(*held_out, loss)
     check_classes(y, None if held_out is None else held_out[1])
     space = space if space is None or isinstance(space, Space) else Space(**space)
-    make = Builder(build_model, space or {})
+    make = Builder(build_model, space or {}, cut(x, slice(2)))
     space = space or default_space(make)
     usual = default_config(space)
     make.check(space, usual)
@@ -360,7 +360,7 @@ def _conclude(
     top = _averaged(job, outputs, rows, chosen)
     again: list[tuple[int, dict[str, Tensor] | None]] = []
     if refit:
-        again = _refitted(full, ends, top, session, plan.chunk)
+        again = _refitted(full, ends, top, session)
     known = {k for k, _ in again}
     if not (cut and known):  # what time cut short would spoil a mean of what it did not
         again += [(k, None) for k in dict.fromkeys(top) if k not in known]
@@ -400,9 +400,8 @@ def _left_out(job: SearchJob, outcome: Outcome, runner: PopulationRunner) -> Ten
     Where rows have no losses of their own, losses of blocks of them, of each fold.
     """
     state = runner.states[outcome.trial.id]
-    found = []
+    population, found = populate(job, [outcome.trial.config]), []
     for fold in range(job.folds):
-        population = populate(job, [outcome.trial.config])
         row = {n: v[fold : fold + 1] for n, v in state.items() if n != "epoch"}
         population.load(row)
         kept = None if job.kept is None else job.kept[fold : fold + 1]
@@ -445,7 +444,6 @@ def _refitted(
     ends: list[Outcome],
     top: list[int],
     session: Session,
-    chunk: int,
 ) -> list[tuple[int, dict[str, Tensor] | None]]:
     """Train again on all rows, each with the strengths that its own search found.
 
@@ -473,7 +471,8 @@ def _refitted(
     traces = [_trace(session, trials[k], job.epochs) for k, job in zip(chosen, jobs)]
     kinds = [(job.epochs, 0 if t is None else len(t)) for job, t in zip(jobs, traces)]
     for alike in _alike(wanted, kinds):
-        for group in (alike[i : i + chunk] for i in range(0, len(alike), chunk)):
+        size = session.runner.beside(wanted[alike[0]])
+        for group in (alike[i : i + size] for i in range(0, len(alike), size)):
             own, held = [wanted[k] for k in group], [traces[k] for k in group]
             for k, model in zip(group, train_on_all(jobs[group[0]], own, held, stop)):
                 found[k] = model
