@@ -322,17 +322,6 @@ class HalfAveraging(DualAveraging):
     kept = 0.9
 
 
-class OfOneLength(optim.SGD):
-    """Weights of one length, whatever their gradients (Nero)."""
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        super().step(closure)
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.mul_(100 * p.numel() ** 0.5 / p.norm())
-
-
 class Noisy(optim.SGD):
     """Langevin dynamics: noise in every step."""
 
@@ -353,7 +342,7 @@ class Inside(SlowWeights):
         self.held = [self.state[p].pop("slow") for g in self.param_groups for p in g["params"]]
 
 
-@pytest.mark.parametrize("kind", [DualAveraging, Prepared, HalfAveraging, OfOneLength])
+@pytest.mark.parametrize("kind", [DualAveraging, Prepared, HalfAveraging])
 def test_decay_that_the_next_step_would_undo_is_refused(kind):
     model = ones()
     for term in (
@@ -808,3 +797,30 @@ def test_a_copy_of_a_handle_keeps_what_was_found_of_its_optimizer():
     of_twin.eval()
     assert copied.sparsity() == trained == {"weight": 1.0}
     assert not twin.weight.any() and reg.sparsity() == trained
+
+
+class OnSphere(optim.Optimizer):
+    """Gives every weight its first length back, as optimizers on spheres do."""
+
+    def __init__(self, params, lr, spectral=False):
+        super().__init__(params, {"lr": lr, "spectral": spectral})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            order = 2 if group["spectral"] else "fro"
+            for p in group["params"]:
+                size = self.state[p].setdefault("size", torch.linalg.matrix_norm(p, order))
+                p.sub_(p.grad, alpha=group["lr"])
+                p.mul_(size / torch.linalg.matrix_norm(p, order))
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_weights_that_keep_their_length_are_told_of(spectral):
+    model = nn.Linear(6, 4, bias=False)
+    optimizer = OnSphere(model.parameters(), 0.1, spectral)
+    for how in ("objective", "decoupled", "cautious"):
+        with pytest.raises(TypeError, match="OnSphere gives weights back their length"):
+            tk.regularize(model, optimizer, tk.L2(1e-3), how=how)
+    with pytest.warns(UserWarning, match="zeros come without the shrinkage"):
+        tk.regularize(model, optimizer, tk.L1(1e-3))

@@ -30,6 +30,8 @@ _RUN = 20  # how much longer than in the first third the last one is where they 
 _LIKE = 0.9999  # the cosine of weights and of the state that they are computed from
 _SMALL = 1e-9  # of the cubes of a probe's weights, and how much gradients may differ there
 _BENT = 0.01
+_TURNED = 0.02  # of the weights, the least that a gradient across turns them by
+_SHORTER = 0.1  # of that, the least that a gradient along shortens them by
 T = TypeVar("T")
 Some = TypeVar("Some")  # an optimizer, or a wrapper around one
 
@@ -106,10 +108,19 @@ def copies_in(optimizer: optim.Optimizer) -> Copies | None:
 def keeps_moves(optimizer: optim.Optimizer) -> bool:
     """Whether what is done to the parameters between two steps outlasts the next one.
 
-    Not so where they are computed from the optimizer's state alone (dual averaging, as in FTRL),
-    in part (MADGRAD) or of one length (Nero). Found by a few steps on weights of its own.
+    Not so where they are computed from the optimizer's state alone (dual averaging, as in FTRL) or
+    in part (MADGRAD). Found by a few steps on weights of its own.
     """
     return _tried(_keeps_a_move, optimizer, otherwise=True)
+
+
+def holds_lengths(optimizer: optim.Optimizer) -> bool:
+    """Whether gradients turn weights and do not shorten them, as those of penalties should.
+
+    So where weights keep one length or one largest singular value (optimizers on spheres). Found
+    by a few steps on weights of its own, along these and across.
+    """
+    return _tried(_holds_lengths, optimizer, otherwise=False)
 
 
 def runs_away(optimizer: optim.Optimizer) -> bool:
@@ -138,6 +149,42 @@ def _runs_away(optimizer: optim.Optimizer) -> bool:
         for probe, weights in zip(probes, before):
             probe.data.copy_(weights)
     return lengths[-1] > _RUN * max(lengths[: _HELD // 3])
+
+
+def _holds_lengths(optimizer: optim.Optimizer) -> bool:
+    moves: list[Tensor] = []
+    shorter: list[Tensor] = []
+    for along in (True, False):
+        twin, probes = _twin(optimizer)
+        probe = max(probes, key=lambda one: one.ndim)
+        start = probe.detach().double()
+        if any(twin.state.get(one) for one in probes):  # which goes with the size of the weights
+            return False
+        for count in range(_HELD):
+            if count == 1:  # some take their length in the first step
+                start = probe.detach().double().clone()
+            for one in probes:
+                one.data.div_(1 if count else _PROBE)
+                one.grad = one.detach().sign() if along else _across(one.detach())
+            _step(twin, probes)
+        end = probe.detach().double()
+        moves.append((end - start).norm() / start.norm())
+        ratios = [1 - end.norm() / start.norm()]
+        if probe.ndim > 1:
+            ratios.append(1 - _largest(end) / _largest(start))
+        shorter.append(torch.stack(ratios).abs().min())
+    return bool(moves[1] > _TURNED) and bool(shorter[0] < _SHORTER * moves[1])
+
+
+def _across(w: Tensor) -> Tensor:
+    """Some direction at right angles to the weights."""
+    other = w.flip(0) if w.numel() > 1 else w
+    return other - w * (other * w).sum() / w.square().sum()
+
+
+def _largest(w: Tensor) -> Tensor:
+    """The largest singular value."""
+    return torch.linalg.svdvals(w.flatten(1))[0]
 
 
 def _tried(experiment: Callable[[Some], T], optimizer: Some, otherwise: T) -> T:
@@ -470,6 +517,7 @@ def copies_beside(
     optimizer. Raises TypeError for other terms where the parameters are not what is iterated, and
     warns where they are set back now and then.
     """
+    _look_for_lengths(optimizer, routed)
     moving = [(b, r) for b, r in routed if r != "gradient"]
     holding = [b for b, r in moving if r in ("project", "orthant")]
     if holding and runs_away(optimizer):
@@ -505,6 +553,24 @@ def copies_beside(
             f"optimizer such as AdamW"
         )
     return copies
+
+
+def _look_for_lengths(optimizer: optim.Optimizer, routed: Sequence[tuple[Binding, Route]]) -> None:
+    """Raise TypeError for smooth penalties of weights that keep their length; warn of zeros."""
+    if not routed or not holds_lengths(optimizer):
+        return
+    kind = type(optimizer).__name__
+    held = f"{kind} gives weights back their length (or largest singular value) in every step"
+    for binding, route in routed:
+        if route in ("gradient", "decay", "cautious"):
+            raise TypeError(
+                f"{binding.name} makes weights smaller, but {held}, so that it has no effect or "
+                f"another one; leave it out, or use an optimizer such as AdamW"
+            )
+    warn(
+        f"{routed[0][0].name}: {held}, so that zeros come without the shrinkage of a penalty and "
+        f"bounds on lengths do not last; for exact ones use an optimizer such as AdamW"
+    )
 
 
 def _refuse_moves_that_do_not_last(
