@@ -26,6 +26,9 @@ class Dropout(NoiseLayer):
     tensor([1., 1., 1.])
     """
 
+    function = functional.dropout
+    options = ("tied",)
+
     tied: tuple[int, ...]
 
     def __init__(self, rate: float = 0.5, *, tied: Sequence[int] = ()) -> None:
@@ -42,9 +45,7 @@ class Dropout(NoiseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
         check_dims(x, self.tied, self)
-        return functional.dropout(
-            x, self.rate, tied=self.tied, training=self.training, generator=self.generator
-        )
+        return super().forward(x)
 
 
 class AlphaDropout(NoiseLayer):
@@ -57,14 +58,7 @@ class AlphaDropout(NoiseLayer):
     tensor([1., 1.])
     """
 
-    def __init__(self, rate: float = 0.5) -> None:
-        super().__init__(rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The noisy `x` in training mode, `x` otherwise."""
-        return functional.alpha_dropout(
-            x, self.rate, training=self.training, generator=self.generator
-        )
+    function = functional.alpha_dropout
 
 
 class FeatureAlphaDropout(NoiseLayer):
@@ -77,15 +71,12 @@ class FeatureAlphaDropout(NoiseLayer):
     tensor([[1., 1.]])
     """
 
-    def __init__(self, rate: float = 0.5) -> None:
-        super().__init__(rate)
+    function = functional.feature_alpha_dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
         check_rank(x, range(2, 65), self, "(N, C, ...)")
-        return functional.feature_alpha_dropout(
-            x, self.rate, training=self.training, generator=self.generator
-        )
+        return super().forward(x)
 
 
 class GaussianDropout(NoiseLayer):
@@ -98,14 +89,7 @@ class GaussianDropout(NoiseLayer):
     tensor([1., 1.])
     """
 
-    def __init__(self, rate: float = 0.5) -> None:
-        super().__init__(rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The noisy `x` in training mode, `x` otherwise."""
-        return functional.gaussian_dropout(
-            x, self.rate, training=self.training, generator=self.generator
-        )
+    function = functional.gaussian_dropout
 
 
 class GaussianNoise(NoiseLayer):
@@ -118,13 +102,8 @@ class GaussianNoise(NoiseLayer):
     tensor([1., 1.])
     """
 
+    function = functional.gaussian_noise
     upper: ClassVar[float] = math.inf
 
     def __init__(self, rate: float = 0.1) -> None:
         super().__init__(rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The noisy `x` in training mode, `x` otherwise."""
-        return functional.gaussian_noise(
-            x, self.rate, training=self.training, generator=self.generator
-        )

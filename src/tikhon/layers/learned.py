@@ -28,6 +28,8 @@ class ConcreteDropout(NoiseLayer):
     (0.1, True)
     """
 
+    function = functional.concrete_dropout
+    options = ("temperature",)
     logit: nn.Parameter
 
     closed = False  # the rate is the sigmoid of a finite number
@@ -50,16 +52,6 @@ class ConcreteDropout(NoiseLayer):
         """Move the parameter to a rate."""
         with torch.no_grad():
             self.logit.copy_(torch.logit(torch.tensor(self.check(rate)), eps=1e-6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The noisy `x` in training mode, `x` otherwise."""
-        return functional.concrete_dropout(
-            x,
-            self.rate,
-            temperature=self.temperature,
-            training=self.training,
-            generator=self.generator,
-        )
 
     def penalty(self, weight: Tensor, *, length_scale: float = 1e-2, rows: int) -> Tensor:
         """The term for the loss: weight decay that grows with the rate, minus the mask's entropy.

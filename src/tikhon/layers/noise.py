@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,19 @@ class NoiseLayer(nn.Module):
     no key for it, as that of torch's dropout, so checkpoints load both ways under `strict=True`;
     the rate travels in the state dict's metadata, which `torch.save` keeps.
     `generator` replaces torch's global source of random numbers (eager mode only). `path` is the
-    layer's place in the model that a verb walked over last, for messages.
+    layer's place in the model that a verb walked over last, for messages. A kind of noise is one
+    `function` of `tikhon.layers.functional` and the names of the `options` that it takes.
     """
 
+    function: ClassVar[Callable[..., Tensor]]
+    options: ClassVar[tuple[str, ...]] = ()
     upper: ClassVar[float] = 1.0  # the rate is in [0, upper]
     closed: ClassVar[bool] = True  # whether `upper` itself is a rate
     rowwise: bool = True  # the noise of one row does not depend on the other rows
 
     rate: Tensor
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float = 0.5) -> None:
         super().__init__()
         self.generator: torch.Generator | None = None
         self.path = ""
@@ -42,9 +45,15 @@ class NoiseLayer(nn.Module):
             buffer = torch.tensor(rate, dtype=torch.float32, device="cpu")
         self.register_buffer("rate", buffer, persistent=False)
 
-    @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, its mean otherwise."""
+        given = {name: getattr(self, name) for name in self.options}
+        return type(self).function(x, self.rate, **given, **self.draws)
+
+    @property
+    def draws(self) -> dict[str, Any]:
+        """Whether and from what a function of noise draws."""
+        return {"training": self.training, "generator": self.generator}
 
     @property
     def label(self) -> str:

@@ -25,13 +25,12 @@ class _SpatialDropout(NoiseLayer):
     alone: ClassVar[bool] = True  # a missing dimension is the batch
     strange: ClassVar[bool] = True  # other ranks are taken with a warning
 
-    def __init__(self, rate: float = 0.5) -> None:
-        super().__init__(rate)
+    function = functional.spatial_dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
         if x.ndim == self.spatial + 2:
-            return self._drop(x)
+            return super().forward(x)
         if not (self.alone and x.ndim == self.spatial + 1):
             check_rank(
                 x, range(1 if self.alone else 2, 65) if self.strange else (), self, self.shape
@@ -42,12 +41,9 @@ class _SpatialDropout(NoiseLayer):
                 f"{read}, as torch's does. Use Dropout1d, Dropout or the layer of its rank",
                 stacklevel=2,
             )
-        return self._drop(x.unsqueeze(0)).squeeze(0) if self.alone else self._drop(x)
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return functional.spatial_dropout(
-            x, self.rate, training=self.training, generator=self.generator
-        )
+        if not self.alone:
+            return super().forward(x)
+        return super().forward(x.unsqueeze(0)).squeeze(0)
 
 
 class Dropout1d(_SpatialDropout):
@@ -114,13 +110,7 @@ class _DropBlock(NoiseLayer):
         """The noisy `x` in training mode, `x` otherwise."""
         check_rank(x, [self.dims + 2], self, f"(N, C, ...) with {self.dims + 2} dimensions")
         return functional.drop_block(
-            x,
-            self.rate,
-            self.block_size,
-            shared=self.shared,
-            training=self.training,
-            generator=self.generator,
-            where=self,
+            x, self.rate, self.block_size, shared=self.shared, where=self, **self.draws
         )
 
     def extra_repr(self) -> str:
@@ -181,6 +171,8 @@ class DropPath(NoiseLayer):
     torch.Size([2, 3])
     """
 
+    function = functional.drop_path
+    options = ("mode",)
     mode: str
 
     def __init__(self, rate: float = 0.1, *, mode: str = "row") -> None:
@@ -188,12 +180,6 @@ class DropPath(NoiseLayer):
         _check_mode(mode, self.label)
         self.mode = mode
         self.rowwise: bool = mode == "row"
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The noisy branch in training mode, `x` otherwise."""
-        return functional.drop_path(
-            x, self.rate, mode=self.mode, training=self.training, generator=self.generator
-        )
 
 
 class ShakeDrop(NoiseLayer):
@@ -207,6 +193,8 @@ class ShakeDrop(NoiseLayer):
     tensor([0.5000, 0.5000])
     """
 
+    function = functional.shake_drop
+    options = ("mode",)
     mode: str
 
     def __init__(self, rate: float = 0.5, *, mode: str = "batch") -> None:
@@ -214,12 +202,6 @@ class ShakeDrop(NoiseLayer):
         _check_mode(mode, self.label)
         self.mode = mode
         self.rowwise: bool = mode == "row"
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The perturbed branch in training mode, `(1 - rate) x` otherwise."""
-        return functional.shake_drop(
-            x, self.rate, mode=self.mode, training=self.training, generator=self.generator
-        )
 
 
 class TokenDropout(NoiseLayer):
@@ -231,15 +213,15 @@ class TokenDropout(NoiseLayer):
     torch.Size([1, 4, 2])
     """
 
+    function = functional.token_dropout
+
     def __init__(self, rate: float = 0.1) -> None:
         super().__init__(rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
         check_rank(x, range(2, 9), self, "(..., tokens, features)")
-        return functional.token_dropout(
-            x, self.rate, training=self.training, generator=self.generator
-        )
+        return super().forward(x)
 
 
 class PatchDropout(NoiseLayer):
@@ -290,9 +272,8 @@ class PatchDropout(NoiseLayer):
             prefix=self.prefix,
             ordered=self.ordered,
             remove=self.remove,
-            training=self.training,
-            generator=self.generator,
             where=self,
+            **self.draws,
         )
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
@@ -311,6 +292,8 @@ class LockedDropout(NoiseLayer):
     torch.Size([1, 4, 2])
     """
 
+    function = functional.locked_dropout
+    options = ("time",)
     time: int
 
     def __init__(self, rate: float = 0.5, *, time: int = 1) -> None:
@@ -322,9 +305,7 @@ class LockedDropout(NoiseLayer):
         """The noisy `x` in training mode, `x` otherwise."""
         check_rank(x, range(2, 9), self, "at least two dimensions, one of them time")
         check_dims(x, [self.time], self)
-        return functional.locked_dropout(
-            x, self.rate, time=self.time, training=self.training, generator=self.generator
-        )
+        return super().forward(x)
 
 
 class WordDropout(NoiseLayer):
@@ -337,6 +318,8 @@ class WordDropout(NoiseLayer):
     tensor([5, 6])
     """
 
+    function = functional.word_dropout
+    options = ("unknown", "protect")
     unknown: int
     protect: tuple[int, ...]
 
@@ -349,14 +332,7 @@ class WordDropout(NoiseLayer):
         """The ids with unknown words in training mode, `x` otherwise."""
         if x.is_floating_point():
             raise TypeError(f"{self.label}: expected integer token ids, received {x.dtype}")
-        return functional.word_dropout(
-            x,
-            self.rate,
-            unknown=self.unknown,
-            protect=self.protect,
-            training=self.training,
-            generator=self.generator,
-        )
+        return super().forward(x)
 
 
 class InputDropout(NoiseLayer):
@@ -375,9 +351,7 @@ class InputDropout(NoiseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The images with a hole in training mode, `x` otherwise."""
-        return functional.input_dropout(
-            x, self.rate, training=self.training, generator=self.generator, where=self
-        )
+        return functional.input_dropout(x, self.rate, where=self, **self.draws)
 
 
 def _check_mode(mode: str, where: str) -> None:
