@@ -80,7 +80,7 @@ def test_a_checkpoint_without_penalties_is_said(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 12, "max_steps": 24}
     trainer(tmp_path, **saving).train()
     resumed = trainer(tmp_path, Regularize(TERMS), **saving)
-    with pytest.warns(UserWarning, match="no state of the penalties"):
+    with pytest.warns(UserWarning, match="no state of Regularize"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
 
 

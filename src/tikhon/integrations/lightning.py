@@ -26,8 +26,37 @@ except ImportError as error:
     raise ImportError("these callbacks need Lightning: pip install tikhon[lightning]") from error
 
 
+class _Handle(Callback):
+    """A handle whose state travels in Lightning's checkpoints."""
+
+    _restored: dict[str, object] | None = None
+
+    @property
+    def _handle(self) -> Regularizer | Sparsifier | None:
+        """What was attached when training started."""
+        raise NotImplementedError
+
+    def _resume(self) -> None:
+        if self._handle is not None and self._restored is not None:
+            self._handle.load_state_dict(self._restored)
+            self._restored = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Detach, after a failure too; the handle stays readable."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoint."""
+        return {} if self._handle is None else self._handle.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """From Lightning's checkpoint, used when training starts."""
+        self._restored = state_dict or None
+
+
 @dataclass(eq=False)
-class Regularize(Callback):
+class Regularize(_Handle):
     """`tikhon.regularize` for a `pytorch_lightning.Trainer`.
 
     Args:
@@ -53,9 +82,12 @@ class Regularize(Callback):
     log: bool = True
     per_parameter: bool = False
     regularizer: Regularizer | None = field(default=None, init=False)
-    _restored: dict[str, object] | None = field(default=None, init=False)
     _zeros: dict[str, Tensor] = field(default_factory=dict[str, Tensor], init=False)
     _zeros_at: int = field(default=0, init=False)  # after how many steps these were seen
+
+    @property
+    def _handle(self) -> Regularizer | None:
+        return self.regularizer
 
     @property
     def state_key(self) -> str:
@@ -75,9 +107,7 @@ class Regularize(Callback):
             chosen = [chosen[self.optimizer]]
         self.regularizer = regularize(pl_module, chosen, self.terms, how=self.how)
         self._zeros, self._zeros_at = {}, 0
-        if self._restored is not None:
-            self.regularizer.load_state_dict(self._restored)
-            self._restored = None
+        self._resume()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log to whatever logger the Trainer has."""
@@ -87,35 +117,15 @@ class Regularize(Callback):
         if self.log and self.regularizer is not None:
             pl_module.log_dict(readings(self.regularizer, per_parameter=self.per_parameter))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Detach; the handle stays readable."""
-        if self.regularizer is not None:
-            self.regularizer.remove()
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Zeros and bounds of the trained weights in those that come out, an average perhaps."""
         if self.regularizer is not None and self._zeros_at == self.regularizer.steps > 0:
             self.regularizer.apply(pl_module, zeros=self._zeros)
             self._zeros, self._zeros_at = {}, 0
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Detach after a failure too, so that the next `fit` does not penalize twice."""
-        if self.regularizer is not None:
-            self.regularizer.remove()
-
-    def state_dict(self) -> dict[str, Any]:
-        """For Lightning's checkpoint."""
-        return {} if self.regularizer is None else self.regularizer.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """From Lightning's checkpoint, used when training starts."""
-        self._restored = state_dict or None
-
 
 @dataclass(eq=False)
-class Sparsify(Callback):
+class Sparsify(_Handle):
     """`tikhon.sparsify` for a `pytorch_lightning.Trainer`.
 
     Args:
@@ -140,10 +150,13 @@ class Sparsify(Callback):
     steps: int | None = None
     log: bool = True
     sparsifier: Sparsifier | None = field(default=None, init=False)
-    _restored: dict[str, object] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.asked = Thinning.read(self.asked)
+
+    @property
+    def _handle(self) -> Sparsifier | None:
+        return self.sparsifier
 
     @property
     def state_key(self) -> str:
@@ -165,9 +178,7 @@ class Sparsify(Callback):
             steps=int(steps),
             example=self.example,
         )
-        if self._restored is not None:
-            self.sparsifier.load_state_dict(self._restored)
-            self._restored = None
+        self._resume()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log to whatever logger the Trainer has."""
@@ -178,19 +189,6 @@ class Sparsify(Callback):
         """Zero what has gone in the weights that come out, an average perhaps."""
         if self.sparsifier is not None:
             self.sparsifier.apply(pl_module.get_submodule(self.within))
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Detach, after a failure too; the handle stays readable."""
-        if self.sparsifier is not None:
-            self.sparsifier.remove()
-
-    def state_dict(self) -> dict[str, Any]:
-        """For Lightning's checkpoint."""
-        return {} if self.sparsifier is None else self.sparsifier.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """From Lightning's checkpoint, used when training starts."""
-        self._restored = state_dict or None
 
 
 @dataclass(eq=False)

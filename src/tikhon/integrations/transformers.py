@@ -14,8 +14,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from tikhon.integrations.readings import readings
 from tikhon.monitoring.watch import Watch as Watching, watch
 from tikhon.regularizer.regularizer import Regularizer, regularize
@@ -31,12 +29,58 @@ try:
 except ImportError as error:
     raise ImportError("these callbacks need transformers: pip install tikhon[hf]") from error
 
-FOLDER = "tikhon"  # within a checkpoint of the Trainer
-SPARSITY = "tikhon-sparsify"
+
+class _Handle(TrainerCallback):
+    """A handle whose state travels in the Trainer's checkpoints, and what it tells the log."""
+
+    log: bool
+
+    @property
+    def _handle(self) -> Regularizer | Sparsifier | None:
+        """What was attached when training began."""
+        raise NotImplementedError
+
+    @property
+    def _name(self) -> str:
+        """The folder of its state in a checkpoint."""
+        raise NotImplementedError
+
+    def _readings(self) -> dict[str, float]:
+        """What the log gets."""
+        raise NotImplementedError
+
+    def _resume(self, args: object, state: object) -> None:
+        """Continue from the checkpoint that the Trainer resumes from."""
+        folder = _checkpoint(args, state) / self._name
+        if self._handle is None or not state.global_step:
+            return
+        if checkpoint.exists(folder):
+            self._handle.load_state_dict(checkpoint.load(folder))
+        else:
+            warnings.warn(
+                f"{folder} holds no state of {type(self).__name__}: schedules and controllers "
+                "start over",
+                stacklevel=3,
+            )
+
+    def on_save(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        """Write the state beside the optimizer's."""
+        if self._handle is not None and state.is_world_process_zero:
+            folder = _checkpoint(args, state) / self._name
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.save(folder, self._handle.state_dict())
+
+    def on_log(self, args: object, state: object, control: object, **kwargs: Any) -> None:
+        """Add to the log line and to `state.log_history`."""
+        logs = kwargs.get("logs") or {}
+        if self.log and self._handle is not None and "loss" in logs:
+            found = self._readings()
+            logs.update(found)
+            state.log_history[-1].update(found)
 
 
 @dataclass(eq=False)
-class Regularize(TrainerCallback):
+class Regularize(_Handle):
     """`tikhon.regularize` for a `transformers.Trainer`.
 
     Args:
@@ -61,60 +105,32 @@ class Regularize(TrainerCallback):
     per_parameter: bool = False
     regularizer: Regularizer | None = field(default=None, init=False)
 
-    def on_train_begin(
-        self,
-        args: object,
-        state: object,
-        control: object,
-        *,
-        model: nn.Module,
-        optimizer: Any,
-        **kwargs: object,
-    ) -> None:
+    @property
+    def _name(self) -> str:
+        return "tikhon"
+
+    @property
+    def _handle(self) -> Regularizer | None:
+        return self.regularizer
+
+    def _readings(self) -> dict[str, float]:
+        assert self.regularizer is not None
+        return readings(self.regularizer, per_parameter=self.per_parameter)
+
+    def on_train_begin(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         """Attach; continue from the checkpoint that the Trainer resumes from."""
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
         self.regularizer = regularize(model, optimizer, self.terms, how=self.how)
-        if state.global_step:
-            self._resume(_checkpoint(args, state))
-
-    def on_save(self, args: object, state: object, control: object, **kwargs: object) -> None:
-        """Write the state beside the optimizer's."""
-        if self.regularizer is not None and state.is_world_process_zero:
-            folder = _checkpoint(args, state)
-            folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.save(folder, self.regularizer.state_dict())
-
-    def on_log(
-        self,
-        args: object,
-        state: object,
-        control: object,
-        logs: dict[str, object] | None = None,
-        **kwargs: object,
-    ) -> None:
-        """Add to the log line and to `state.log_history`."""
-        if self.log and self.regularizer is not None and logs is not None and "loss" in logs:
-            found = readings(self.regularizer, per_parameter=self.per_parameter)
-            logs.update(found)
-            state.log_history[-1].update(found)
+        self._resume(args, state)
 
     def on_train_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
         """Detach; the handle stays readable."""
         if self.regularizer is not None:
             self.regularizer.remove()
 
-    def _resume(self, folder: Path) -> None:
-        assert self.regularizer is not None
-        if checkpoint.exists(folder):
-            self.regularizer.load_state_dict(checkpoint.load(folder))
-        else:
-            warnings.warn(
-                f"{folder} holds no state of the penalties: schedules and controllers start over",
-                stacklevel=2,
-            )
-
 
 @dataclass(eq=False)
-class Sparsify(TrainerCallback):
+class Sparsify(_Handle):
     """`tikhon.sparsify` for a `transformers.Trainer`.
 
     Args:
@@ -143,70 +159,36 @@ class Sparsify(TrainerCallback):
     def __post_init__(self) -> None:
         self.asked = Thinning.read(self.asked)
 
-    def on_train_begin(
-        self,
-        args: object,
-        state: object,
-        control: object,
-        *,
-        model: nn.Module,
-        optimizer: Any,
-        **kwargs: object,
-    ) -> None:
+    @property
+    def _handle(self) -> Sparsifier | None:
+        return self.sparsifier
+
+    @property
+    def _name(self) -> str:
+        # a model may have one for its heads and one for its channels
+        of = Thinning.read(self.asked).of
+        return "-".join(part for part in ("tikhon-sparsify", of, self.within) if part)
+
+    def _readings(self) -> dict[str, float]:
+        assert self.sparsifier is not None
+        return {"sparsity/zeros": self.sparsifier.audit().share}
+
+    def on_train_begin(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         """Attach; continue from the checkpoint that the Trainer resumes from."""
         self.sparsifier = Sparsifier(
-            unwrap(model).get_submodule(self.within),
-            optimizer,
+            unwrap(kwargs["model"]).get_submodule(self.within),
+            kwargs["optimizer"],
             Thinning.read(self.asked),
             steps=self.steps or state.max_steps,
             example=self.example,
         )
-        folder = self._folder(args, state)
-        if state.global_step and checkpoint.exists(folder):
-            self.sparsifier.load_state_dict(checkpoint.load(folder))
-        elif state.global_step:
-            warnings.warn(
-                f"{folder} holds no state of sparsify: its schedule starts over", stacklevel=2
-            )
+        self._resume(args, state)
 
-    def on_save(self, args: object, state: object, control: object, **kwargs: object) -> None:
-        """Write the state beside the optimizer's."""
-        if self.sparsifier is not None and state.is_world_process_zero:
-            checkpoint.save(self._folder(args, state), self.sparsifier.state_dict())
-
-    def on_log(
-        self,
-        args: object,
-        state: object,
-        control: object,
-        logs: dict[str, object] | None = None,
-        **kwargs: object,
-    ) -> None:
-        """Add to the log line and to `state.log_history`."""
-        if self.log and self.sparsifier is not None and logs is not None and "loss" in logs:
-            found = {"sparsity/zeros": self.sparsifier.audit().share}
-            logs.update(found)
-            state.log_history[-1].update(found)
-
-    def on_train_end(
-        self,
-        args: object,
-        state: object,
-        control: object,
-        *,
-        model: nn.Module,
-        **kwargs: object,
-    ) -> None:
+    def on_train_end(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         """Zero what has gone in the model that comes out, and detach."""
         if self.sparsifier is not None:
-            self.sparsifier.apply(unwrap(model).get_submodule(self.within))
+            self.sparsifier.apply(unwrap(kwargs["model"]).get_submodule(self.within))
             self.sparsifier.remove()
-
-    def _folder(self, args: object, state: object) -> Path:
-        """Of this handle: a model may have one for its heads and one for its channels."""
-        asked = Thinning.read(self.asked)
-        told = "-".join(part for part in (SPARSITY, asked.of, self.within) if part)
-        return _checkpoint(args, state, told)
 
 
 @dataclass(eq=False)
@@ -227,17 +209,9 @@ class Watch(TrainerCallback):
     output: str | Path | None = None
     watch: Watching | None = field(default=None, init=False)
 
-    def on_train_begin(
-        self,
-        args: object,
-        state: object,
-        control: object,
-        *,
-        model: nn.Module,
-        optimizer: object,
-        **kwargs: object,
-    ) -> None:
+    def on_train_begin(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         """Attach."""
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
         self.watch = watch(model, optimizer, every=self.every, output=self.output)
 
     def on_train_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
@@ -249,5 +223,5 @@ class Watch(TrainerCallback):
             print(f"\n{said}", file=sys.stderr)  # below the bar
 
 
-def _checkpoint(args: object, state: object, folder: str = FOLDER) -> Path:
-    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / folder
+def _checkpoint(args: object, state: object) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
