@@ -26,9 +26,12 @@ def test_predictions_of_a_path_depend_on_the_chosen_features_alone(kind, tmp_pat
     frame = load_breast_cancer(as_frame=True).frame
     frame["target"] = frame["target"].map({0: "malignant", 1: "benign"})
     frame.to_csv(tmp_path / "rows.csv", index=False)
-    asked = ["path", "rows.csv", "--target", "target", *KINDS[kind], "--output", "run", "--quiet"]
-    assert command.run(*asked, cwd=tmp_path).code == 0
+    asked = ["path", "rows.csv", "--target", "target", *KINDS[kind], "--output", "run", "--json"]
+    done = command.run(*asked, cwd=tmp_path)
+    assert done.code == 0
     selected = json.loads((tmp_path / "run/result.json").read_text())["selected"]
+    features = json.loads(done.out)["features"]
+    assert list(features) == selected and all(f["importance"] > 0 for f in features.values())
     assert 0 < len(selected) < 30
     other = frame.copy()
     for name in set(frame.columns) - {*selected, "target"}:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+import pytest
+
 from tikhon.cli.streams import warned
 from tikhon.cli.terminal import Terminal
 
@@ -27,6 +29,17 @@ def test_no_cell_of_a_wide_table_is_cut(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     Terminal().table(["Feature", "Comes in at strength"], [["a", "0.1"]])
     assert "Comes in at strength" in capsys.readouterr().out  # there is room for the whole head
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_table_wider_than_any_window_keeps_every_cell(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rows = [[f"method {i}", *(f"{i}.{k:03}" for k in range(24))] for i in range(2)]
+    Terminal().table(["Method", *(f"number {k}" for k in range(24))], rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[-2:]] == [" ".join(row).split() for row in rows]
+    Terminal().table(HEADS[:3], [["Validation", *ROWS[0][1:3]]])
+    assert "Validation" in capsys.readouterr().out
 
 
 def test_a_warning_is_one_line_once(capsys):

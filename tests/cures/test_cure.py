@@ -762,7 +762,7 @@ def test_a_letter_says_what_ended_it_what_failed_and_what_to_do_next():
         result("lr x0.1", (2.5, 2.5), (-0.5, -0.5), "worse"),
     ]
     text = letter(nothing, *tried, treatment=rate(10.0), patch="a = 1")
-    assert text.splitlines()[1].startswith(" lr x10: loss 2 -> 0.5")
+    assert text.splitlines()[1].startswith(" lr x10: loss 2.000 -> 0.500, lower by 1.500")
     assert "did not help: lr x0.1\n" in text  # what is only not sure did not fail
     assert text.endswith("train in full, diagnose again")
     short = letter(*(replace(a, scores=a.scores[:1], effects=a.effects[:1], steps=20)

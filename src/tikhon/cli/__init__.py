@@ -39,8 +39,13 @@ SETTINGS: dict[str, object] = {"help_option_names": ["-h", "--help"], "max_conte
 
 @cache
 def parser() -> Any:
-    """What reads the command line; made once."""
-    return typer.main.get_command(build())
+    """What reads the command line; made once. Its help names arguments, and no types of Python."""
+    found: Any = typer.main.get_command(build())
+    for command in found.commands.values():
+        for parameter in command.params:
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = lambda ctx: None
+    return found
 
 
 def build() -> typer.Typer:

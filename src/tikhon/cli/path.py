@@ -107,6 +107,7 @@ def path(
     from tikhon.cli.progress import StepProgress
     from tikhon.cli.threads import limit_threads
     from tikhon.paths.path import check_linear, path as follow
+    from tikhon.report.kinds.path import selected
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import RunDirectory
 
@@ -156,7 +157,9 @@ def path(
                 return interrupted(terminal, interrupt, config["command"], kept)
         document = _save(folder, result, parts, config, data)
         left_out = ("importances", "errors", "score_errors", "margins")
-        conclude_saved(terminal, document, folder_path, kept="model", left_out=left_out)
+        features = {n: {"importance": w, "enters": s} for n, (w, s) in selected(document).items()}
+        shown = document | {"features": features}
+        conclude_saved(terminal, shown, folder_path, kept="model", left_out=left_out)
     return 0
 
 
@@ -166,7 +169,7 @@ def _save(
     parts: Any,
     config: dict[str, Any],
     data: str,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     from tikhon.cli.conclusion import asked, predicted
     from tikhon.runs.files import write_tensors
     from tikhon.runs.run_directory import MODEL, RESULT

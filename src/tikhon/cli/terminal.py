@@ -64,14 +64,18 @@ class Terminal:
             heads = [_broken(head, width) for head, width in zip(columns, widest, strict=True)]
             gap = 2 if _width(heads, widest, 2) <= self.out.width else 1
         fits = _width(heads, widest, gap) <= self.out.width
-        names = [max(map(len, row[0].split()), default=0) for row in rows]
-        least = _width(["", *heads[1:]], [max(names, default=0), *widest[1:]], gap)
+        first = max((len(word) for row in rows for word in row[0].split()), default=0)
+        if _width(["", *heads[1:]], [first, *widest[1:]], gap) > self.out.width:
+            first = widest[0]  # the window is too narrow in any case
+        first = min(first, _PROSE)
+        least = _width(["", *heads[1:]], [first, *widest[1:]], gap)
         table = Table(
             title=title or None,
             title_justify="left",
             box=None,
             pad_edge=False,
             padding=(0, gap, 0, 0),
+            width=least if least > self.out.width else None,
         )
         for i, head in enumerate(heads):
             long = widest[i] > _PROSE  # sentences may be broken, numbers and names not
@@ -79,12 +83,12 @@ class Terminal:
                 head,
                 justify="right" if i else "left",
                 no_wrap=not long and (fits or i > 0),
-                min_width=widest[i] if i and not long else None,
+                min_width=(None if long else widest[i]) if i else first,
                 overflow="fold",
             )
         for row in rows:
             table.add_row(*row)
-        self.out.print(table, width=max(self.out.width, least))
+        self.out.print(table)
 
     def write(self, text: str) -> None:
         """A text as it is, on stdout."""

@@ -47,6 +47,7 @@ from tikhon.diagnosis.samples import Samples, samples
 from tikhon.diagnosis.save import save
 from tikhon.diagnosis.text import WIDTH
 from tikhon.errors import InputError
+from tikhon.numbers import number
 from tikhon.penalties import L2
 from tikhon.regularizer.terms import Term
 from tikhon.training.losses import in_a_loop
@@ -385,8 +386,9 @@ def _text(found: Cure) -> str:
         lines += _yours(found)
     else:
         lines.append(
-            f" {chosen.name}: loss {mean(base.scores):.3g} -> {mean(chosen.scores):.3g}, "
-            f"lower by {chosen.effect:.3g} ± {chosen.spread:.2g}, with each of {seeds} seeds"
+            f" {chosen.name}: loss {number(mean(base.scores))} -> {number(mean(chosen.scores))}, "
+            f"lower by {number(chosen.effect)} ± {number(chosen.spread)}, with each of {seeds} "
+            "seeds"
         )
         lines += _yours(found)
         own = found.treatment.own if found.treatment else ""
@@ -397,8 +399,8 @@ def _text(found: Cure) -> str:
     for treatment in finals:
         verdict = treatment.verdict if treatment is not base else ""
         lines.append(
-            f" {_cut(treatment.name):44} {mean(treatment.scores):>9.3g} {treatment.effect:>9.3g}"
-            f" {treatment.spread:>8.2g}  {verdict}"
+            f" {_cut(treatment.name):44} {number(mean(treatment.scores)):>9} "
+            f"{number(treatment.effect):>9} {number(treatment.spread):>8}  {verdict}"
         )
     known = {t.name for t in popular(found.diagnosis.labels)}
     failed = [
@@ -448,7 +450,9 @@ def _compared(found: Cure) -> list[str]:
     """What a constant answer and a plain reference reach on the same data."""
     known = found.yardstick
     lines = (
-        [f" a constant predictor has loss {known.loss:.3g}"] if math.isfinite(known.loss) else []
+        [f" a constant predictor has loss {number(known.loss)}"]
+        if math.isfinite(known.loss)
+        else []
     )
     metric = found.treatments[0].metric if found.best is None else found.best.metric
     if metric is not None and math.isfinite(known.reference):

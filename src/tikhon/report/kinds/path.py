@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from tikhon.report import charts
 from tikhon.report.kinds import columns, parts, scores
 from tikhon.report.page import (
-    Cell,
     Chart,
     Fact,
     Label,
@@ -173,15 +175,25 @@ def features(run: SavedRun, chosen: int | None) -> PageTable | None:
     result = run.result
     if chosen is None or not result.get("selected"):
         return None
-    names, rows = names_of(run), result.get("importances") or []
-    lines: list[tuple[Cell, ...]] = []
-    for name in result["selected"]:
+    lines = tuple(
+        (Name(name), number(weight), strength(entered))
+        for name, (weight, entered) in selected(result).items()
+    )
+    head = (say("feature"), say("importance"), say("entered_at"))
+    return PageTable(say("features_caption"), head, lines)
+
+
+def selected(result: Mapping[str, Any]) -> dict[str, tuple[float | None, float | None]]:
+    """The importance of each chosen feature, and the strength where it came in."""
+    rows = result.get("importances") or []
+    names = list(result.get("feature_names") or map(str, range(len(rows[0]) if rows else 0)))
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for name in result.get("selected") or ():
         column = names.index(name)
         entered = [s for s, row in zip(result["strengths"], rows) if row[column]]
-        weight = rows[chosen][column] if rows else None
-        lines.append((Name(name), number(weight), strength(max(entered, default=None))))
-    head = (say("feature"), say("importance"), say("entered_at"))
-    return PageTable(say("features_caption"), head, tuple(lines))
+        weight = rows[result["chosen"]][column] if rows else None
+        found[name] = weight, max(entered, default=None)
+    return found
 
 
 def responses(run: SavedRun, chosen: int | None) -> Section | None:
