@@ -529,7 +529,7 @@ STRAIGHT: list[tuple[str, Callable[[], nn.Module], str]] = [
     ("result unused",
      lambda: Fn(unused_relu, first=nn.Linear(2, 32), last=nn.Linear(32, 2)), "x = F.relu(x)"),
     ("slope one", lambda: nn.Sequential(nn.Linear(2, 32), nn.LeakyReLU(1.0), nn.Linear(32, 2)),
-     "bends nothing"),
+     "is linear here"),
     ("one layer", lambda: nn.Sequential(nn.Linear(2, 2)), "a hidden layer in front of 0"),
 ]  # fmt: skip
 
@@ -566,7 +566,7 @@ FAULTY = [
             short_sentences,
             CE,
             "padding_seen",
-            "upside down",
+            "inverted",
         )
         for way in MASKS
     ],
@@ -584,7 +584,7 @@ FAULTY = [
         three_numbers,
         by_hand,
         "target_out_of_range",
-        "yes and no",
+        "binary targets",
     ),
     Wired(
         "one answer to all",
@@ -612,7 +612,7 @@ FAULTY = [
         "maximize=False",
         optimizer=lambda p: torch.optim.SGD(p, lr=0.01, maximize=True),
     ),
-    Wired("places of rows", lambda: places(0), first_token, CE, "rows_mixed", "change places"),
+    Wired("places of rows", lambda: places(0), first_token, CE, "rows_mixed", "reordered"),
     Wired("cast to nothing", lambda: cast(0.99), classes, CE, "inputs_ignored", "embed"),
     Wired(
         "norm of one",
@@ -620,7 +620,7 @@ FAULTY = [
         column,
         nn.MSELoss(),
         "inputs_ignored",
-        "one value",
+        "single value",
     ),
     Wired(
         "heads spliced",
@@ -628,10 +628,10 @@ FAULTY = [
         counting,
         CE,
         "positions_mixed",
-        "order in memory",
+        "memory order",
     ),
     Wired("one row heard", mlp, classes, lambda o, y: CE(o[:1], y[:1]), "ignored_rows", "92%"),
-    Wired("scores of length one", lambda: unit(1.0), classes, CE, "head_mismatch", "length 1"),
+    Wired("scores of length one", lambda: unit(1.0), classes, CE, "head_mismatch", "norm 1"),
     Wired(
         "sorted numbers",
         lambda: mlp(4, 1),
@@ -746,7 +746,7 @@ FAULTY = [
         pictures,
         CE,
         "positions_mixed",
-        "keeps the order in memory",
+        "keeps the memory order",
     ),
     Wired(
         "targets -1 and 1",
@@ -762,7 +762,7 @@ FAULTY = [
         lambda: yes_no(1, 2),
         nn.BCEWithLogitsLoss(),
         "target_out_of_range",
-        "no lower end",
+        "unbounded below",
     ),
     Wired("scores as logarithms", mlp, classes, nn.NLLLoss(), "missing_log", "log_softmax"),
     Wired(
@@ -916,14 +916,14 @@ FAULTY = [
         "constant_inputs",
         "zero",
     ),
-    Wired("shuffled", mlp, shuffled, CE, "unrelated_labels", "shuffled targets as fast"),
+    Wired("shuffled", mlp, shuffled, CE, "unrelated_labels", "shuffled targets just as fast"),
     Wired(
         "rare class",
         lambda: mlp(10, 2),
         rare,
         CE,
         "class_imbalance",
-        "always answering 0",
+        "always predicting 0",
         {"steps": 100},
         adam(1e-3),
     ),
@@ -950,7 +950,7 @@ FAULTY = [
         lambda: tuple(t[classes()[1] < 3] for t in classes()),
         CE,
         "valid_differs",
-        "never shows",
+        "does not have",
         {"valid": classes()},
     ),
     Wired(

@@ -178,7 +178,7 @@ FAULTY = [
         column,
         lambda o, y: (o.mean() - y.mean()).square(),
         "loss_ignores_targets",
-        "change rows",
+        "permuting the targets",
     ),
     Wired(
         "all smoothed away",
@@ -215,7 +215,7 @@ FAULTY = [
         "target_among_inputs",
         "step 7 of 8",
     ),
-    Wired("a row far off", mlp, lambda: far_row(True), CE, "unscaled_inputs", "1 row far off"),
+    Wired("a row far off", mlp, lambda: far_row(True), CE, "unscaled_inputs", "1 outlier"),
     Wired(
         "clamped to 1",
         lambda: clamped(1.0),

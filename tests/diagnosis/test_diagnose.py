@@ -173,7 +173,7 @@ def test_without_an_optimizer_only_step_zero_runs():
 
 def test_a_factory_is_drawn_again():
     found = diagnose(lambda: deep(25, nn.Tanh), classes(), CE)
-    assert "5 of 5 inits" in str([f.why for f in found.findings])
+    assert "5 of 5 initialisations" in str([f.why for f in found.findings])
 
 
 STATIC = [

@@ -31,12 +31,14 @@ def run(build, **options):
 
 def test_random_symptoms_are_counted():
     found = run(sometimes(lambda seed: seed % 2 == 0))
-    assert "(in 3 of 5 inits)" in next(f.why for f in found.findings if f.code == "dying_relu")
+    assert "(in 3 of 5 initialisations)" in next(
+        f.why for f in found.findings if f.code == "dying_relu"
+    )
     spared = run(sometimes(lambda seed: seed == 3))
     finding = next(f for f in spared.findings if f.code == "dying_relu")
     assert finding.severity == "warning"
-    assert "not in the first draw" in finding.why
-    assert "(in 1 of 5 inits)" in finding.why
+    assert "not with the first initialisation" in finding.why
+    assert "(in 1 of 5 initialisations)" in finding.why
     again = judge(Record.from_dict(json.loads(spared.to_json())["record"]))
     assert again.labels == spared.labels
 

@@ -549,7 +549,7 @@ def test_a_mask_of_queries_in_the_place_of_keys_is_named() -> None:
     for queries in (True, False):
         found = diagnose(Reader(queries), (tokens, tokens[:, 0] % 2), nn.CrossEntropyLoss())
         assert ("padding_seen" in found.labels) == queries, str(found)
-        assert not queries or "whole rows" in found.findings[0].why
+        assert not queries or "padding queries" in found.findings[0].why
 
 
 def test_a_layer_that_scores_is_not_called_narrow() -> None:

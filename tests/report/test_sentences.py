@@ -71,8 +71,8 @@ DEAD = said("why_dead", share=0.97, layer=said("called_layer", name="3"), start=
 REASONS = [
     (
         said("why_inits", why=said("why_scale", why=DEAD, size=300.0), count=3, all=5),
-        "97% of the units of layer 3 are zero on all samples (2% at the start); inputs have "
-        "size 300 (about 1 is healthy) (in 3 of 5 inits)",
+        "97% of the units of layer 3 are zero for all samples (2% at the start); inputs have "
+        "size 300 (about 1 is healthy) (in 3 of 5 initialisations)",
         "第 3 层有 97% 的单元对所有样本都为零（开始时为 2%）；输入的大小为 300（健康值约为 1）"
         "（5 次初始化中有 3 次）",
     ),
@@ -83,18 +83,19 @@ REASONS = [
     ),
     (
         said("why_born_saturated_bias", layer=said("called_model"), bias=3.0),
-        "the model is saturated before the first step, through a bias 3.0 times the weighted "
+        "the model is saturated before the first step, because of a bias 3.0 times the weighted "
         "input",
         "模型在第一步之前就已饱和，原因是偏置为加权输入的 3.0 倍",
     ),
     (
         said("why_large", gain=2.0, excess=float("inf")),
-        "weights have gain 2.0 (Xavier 1, He 1.4); the first loss is inf times that of a constant",
+        "weights have gain 2.0 (Xavier 1, He 1.4); the initial loss is inf times that of a "
+        "constant prediction",
         "权重的增益为 2.0（Xavier 为 1，He 为 1.4）；最初的损失是常数预测的 inf 倍",
     ),
     (
         said("why_equal", count=1),
-        "all weights of 1 layer are equal: its units get equal gradients for ever",
+        "all weights of 1 layer are equal: its units get equal gradients forever",
         "1 层的所有权重都相等：其单元将永远得到相等的梯度",
     ),
 ]
