@@ -68,7 +68,7 @@ class Tikhon:
                 os.waitpid(self.pid, 0)
                 raise TimeoutError(self._streams[1].read_text())
             time.sleep(0.02)
-        out, err = (path.read_text() for path in self._streams)
+        out, err = (path.read_text(errors="replace") for path in self._streams)
         for path in self._streams:
             path.unlink()
         return Finished(os.waitstatus_to_exitcode(status), out, err)

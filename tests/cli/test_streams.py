@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,18 +17,11 @@ START = [sys.executable, "-c", "from tikhon.cli import main; raise SystemExit(ma
 SHORT = ["fit", "breast_cancer", "--epochs", "1", "-q", "--no-linear", "--output"]
 
 
-def started(folder: Path, *more: str, **environment: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [*START, *SHORT, str(folder / "run"), *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | environment,
-    )
-
-
 def test_a_reader_that_leaves_ends_the_command_as_a_pipe_does(tmp_path: Path):
     """rich ends it with 1 otherwise, which is the code of an error that nobody expected."""
-    with started(tmp_path) as process:
+    with subprocess.Popen(
+        [*START, *SHORT, str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         said = process.stderr.read()
@@ -36,18 +29,27 @@ def test_a_reader_that_leaves_ends_the_command_as_a_pipe_does(tmp_path: Path):
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def in_an_encoding(name: str) -> Callable[[], None]:
+    """What `PYTHONIOENCODING` does to a new process."""
+
+    def begin() -> None:
+        sys.stdout.reconfigure(encoding=name, errors="strict")  # type: ignore[union-attr]
+
+    return begin
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_a_stream_that_lacks_letters_gets_question_marks(tmp_path: Path, encoding: str):
-    process = started(tmp_path / "\u4e2d", PYTHONIOENCODING=encoding)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert b"report: " in out and b"/?/run/report.html" in out
+def test_a_stream_that_lacks_letters_gets_question_marks(command, tmp_path: Path, encoding: str):
+    folder = tmp_path / "\u4e2d" / "run"
+    done = command.run(*SHORT, folder, cwd=tmp_path, before=in_an_encoding(encoding))
+    assert done.code == 0, done.err
+    assert "report: " in done.out and "/?/run/report.html" in done.out
 
 
-def test_json_loses_no_letter(tmp_path: Path):
-    process = started(tmp_path / "\u4e2d", "--json", PYTHONIOENCODING="ascii")
-    out, _ = process.communicate()
-    assert json.loads(out)["output"] == str(tmp_path / "\u4e2d" / "run")
+def test_json_loses_no_letter(command, tmp_path: Path):
+    folder = tmp_path / "\u4e2d" / "run"
+    done = command.run(*SHORT, folder, "--json", cwd=tmp_path, before=in_an_encoding("ascii"))
+    assert json.loads(done.out)["output"] == str(folder)
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200])

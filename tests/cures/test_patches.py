@@ -136,7 +136,7 @@ PROGRAMS = [
         nn.Flatten(), nn.Linear(16, 4))),
 ]  # fmt: skip
 TREATMENTS = {t.name: t for treatments in cures.FOR.values() for t in treatments}
-TREATMENTS |= {t.name: t for t in (*cures.RATES[:4], *cures.ADAMS, *cures.POPULAR)}
+TREATMENTS |= {t.name: t for t in (*cures.RATES[:4], *cures.ADAMS)}
 TREATMENTS |= {
     t.name: t for t in (cures.INIT & cures.adam(1e-3), cures.LAYERNORM & cures.rate(0.2))
 }

@@ -27,7 +27,6 @@ from tikhon.cures.treatments import (
     NOTHING,
     OF_VALIDATION,
     SYMPTOMS,
-    popular,
 )
 from tikhon.cures.trials import (
     TreatmentResult,
@@ -402,11 +401,10 @@ def _text(found: Cure) -> str:
             f" {_cut(treatment.name):44} {number(mean(treatment.scores)):>9} "
             f"{number(treatment.effect):>9} {number(treatment.spread):>8}  {verdict}"
         )
-    known = {t.name for t in popular(found.diagnosis.labels)}
     failed = [
         a.name
-        for a in found.treatments[1:]
-        if a.verdict != "confirmed" and (a in finals or a.name in known)
+        for a in finals
+        if a is not base and a.verdict != "confirmed"
         if not a.effect > 0.05 * abs(base.scores[0])
     ]
     if failed:

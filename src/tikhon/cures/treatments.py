@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
-from itertools import combinations
 from typing import Any
 
 from torch import nn
@@ -527,17 +525,6 @@ MEANT: dict[str, tuple[Treatment, ...]] = {
 SLOWER, FASTER = rate(0.1), rate(10.0)
 RATES = (rate(0.01), SLOWER, rate(0.3), rate(3.0), FASTER, rate(100.0), rate(1000.0))
 ADAMS = (adam(1e-3), adam(1e-2))
-POPULAR = (
-    Treatment(
-        "L2 1e-3",
-        2,
-        "popular",
-        setup='for group in optimizer.param_groups:\n    group["weight_decay"] = 1e-3',
-        recipe={"decay": 1e-3},
-    ),
-    replace(DROPOUT, kind="popular"),
-    replace(CLIP, kind="popular"),
-)
 
 
 SYMPTOMS = {
@@ -566,7 +553,7 @@ def named(codes: Iterable[str]) -> set[str]:
 def candidates(codes: Sequence[str]) -> list[Treatment]:
     """All treatments for these findings, the first in front.
 
-    Learning rates, Adam, edits, both together, and edits for two findings at once.
+    Learning rates, Adam, edits, and both together.
     """
     edits: dict[str, Treatment] = {}
     for code in codes:
@@ -574,8 +561,6 @@ def candidates(codes: Sequence[str]) -> list[Treatment]:
     if set(codes) == {"overfitting"}:
         return [rate(0.01), SLOWER, *edits.values()]
     treatments = [SLOWER, FASTER, ADAMS[0], *edits.values()]  # what a short budget must reach
-    for both in together(codes):
-        treatments += [both, both & rate(0.2), both & adam(1e-3)]
     for edit in edits.values():
         treatments += [] if edit.replaces_optimizer else [edit & rate(0.2), edit & adam(1e-3)]
         treatments += [edit & rate(10.0)] if edit.kind == INPUTS.kind else []
@@ -583,16 +568,3 @@ def candidates(codes: Sequence[str]) -> list[Treatment]:
             treatments += [edit & adam(1e-2) & CLIP, edit & adam(1e-3) & CLIP]
     always = (EASE, *RATES, *ADAMS)  # a rate of dropout may well be no finding
     return [*treatments, *(a for a in always if a not in treatments)]
-
-
-def together(codes: Sequence[str]) -> list[Treatment]:
-    """The first treatments of two findings at once, of those that do not end by themselves."""
-    firsts = {
-        FOR[code][0].name: FOR[code][0] for code in codes if code in FOR and code not in SYMPTOMS
-    }
-    return [a & b for a, b in combinations([*firsts.values()][:3], 2)]
-
-
-def popular(codes: Iterable[str]) -> tuple[Treatment, ...]:
-    """Advice that is often given for these findings; it is tried to say so when it fails."""
-    return POPULAR if {"vanishing_gradient", "poor_init"} & set(codes) else ()

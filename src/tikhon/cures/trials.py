@@ -25,7 +25,6 @@ from tikhon.cures.treatments import (
     YIELDING,
     candidates,
     named,
-    popular,
 )
 from tikhon.cures.yardstick import Yardstick, answers_targets, yardstick
 from tikhon.data.rows import Batch, LossFunction, length, take
@@ -189,7 +188,7 @@ class Trials:
         sized = not self.source.indexed or treatment.batch == self.batch_size
         same = treatment.kind == "batch" and sized  # a loader brings its own batches
         changes_only_settings = "register" not in treatment.setup and treatment.edit is None
-        if treatment.kind in ("adam", "decay", "popular") and changes_only_settings:
+        if treatment.kind in ("adam", "decay") and changes_only_settings:
             same = treatment.is_optimizer_of(replica)
         if same or not self.joined(treatment).apply(replica, self.source, self.judge):
             raise DoesNotApplyError
@@ -305,16 +304,10 @@ class Trials:
 
     def _planned(self) -> list[Treatment]:
         """Treatments to try: those of the findings first, for a short budget reaches no more."""
-        treatments = self._candidates
-        treatments += [
-            t for t in popular(self.codes) if t.name not in {a.name for a in treatments}
-        ]
         with isolated(shell(self.model), self.seeds[0]):
             own = self.build(NOTHING, self.seeds[0])
-        same = [t.name for t in ADAMS if t.is_optimizer_of(own)]
-        treatments = [
-            a for a in treatments if not any(a.name.endswith(f"+ {name}") for name in same)
-        ]
+        same = tuple(f"+ {t.name}" for t in ADAMS if t.is_optimizer_of(own))
+        treatments = [t for t in self._candidates if not t.name.endswith(same)]
         first = named(self._first)
         return sorted(treatments, key=lambda treatment: treatment.name not in first)
 
@@ -435,7 +428,7 @@ class Trials:
         if (NOTHING.name, self.seeds[0], rung) not in self.scores:
             return (), None
         treatments = [self._result_of(NOTHING.name, 0, rung, False)]
-        sizes = {t.name: t.size for t in (*self._candidates, *popular(self.codes))}
+        sizes = {t.name: t.size for t in self._candidates}
         final = {t.name for t in finalists}
         for name, step in reached.items():
             treatments.append(
