@@ -550,7 +550,7 @@ def test_every_treatment_is_named_in_both_languages():
     from tikhon.cures import treatments
 
     names = {t.name for found in treatments.FOR.values() for t in found}
-    names |= {t.name for t in (*treatments.RATES, *treatments.ADAMS, *treatments.POPULAR)}
+    names |= {t.name for t in (*treatments.RATES, *treatments.ADAMS)}
     for name in names:
         cell = diagnosis.named(f"{name} + lr x10")
         assert cell.text("en") == f"{name} + lr x10"

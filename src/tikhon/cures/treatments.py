@@ -53,7 +53,6 @@ def _calls(name: str, lines: calls.Lines, own: str, **options: bool) -> Treatmen
 
 
 INIT = _edit("init with the right gain", 3, surgery.reinit)
-ORTHOGONAL = _edit("orthogonal init", 3, surgery.orthogonal)
 LSUV = _edit("LSUV", 3, surgery.lsuv)
 RECURRENT_INIT = _edit("gradient-preserving recurrent init", 3, surgery.recurrent_init)
 MEMORY = _edit("chrono init", 3, surgery.long_memory)
@@ -368,21 +367,6 @@ def clip(*_):
 
 optimizer.register_step_pre_hook(clip)""",
 )
-ADAPTIVE = Treatment(
-    "adaptive gradient clipping",
-    2,
-    "adaptive clip",
-    recipe={"clip_adaptive": 0.01},
-    setup="""\
-from tikhon.training import below_the_last, clip_grad_adaptive_
-
-
-def clip(*_):
-    clip_grad_adaptive_(below_the_last(model), 0.01)
-
-
-optimizer.register_step_pre_hook(clip)""",
-)
 WARMUP = Treatment(
     "learning-rate warm-up",
     2,
@@ -420,7 +404,6 @@ optimizer.register_step_post_hook(keep_the_best)""",
 
 _SIGNAL = (
     INIT,
-    ORTHOGONAL,
     LSUV,
     RELU,
     BATCHNORM,
@@ -433,13 +416,25 @@ _SIGNAL = (
 _TIME = (RECURRENT_INIT, MEMORY, FORGET, GRU, CLIP)
 FOR: dict[str, tuple[Treatment, ...]] = {
     "vanishing_gradient": (*_TIME, *_SIGNAL, HEAD),
-    "exploding_gradient": (CLIP, ADAPTIVE, INPUTS, TARGETS, *_SIGNAL, *_TIME, WARMUP),
+    "exploding_gradient": (CLIP, INPUTS, TARGETS, *_SIGNAL, *_TIME, WARMUP),
     "dying_relu": (
-        *(INIT, LEAKY, LOGARITHMS, BATCHNORM, HEAD, INPUTS, LAYERNORM, CLIP, WARMUP, PRENORM),
+        *(
+            INIT,
+            LEAKY,
+            LSUV,
+            LOGARITHMS,
+            BATCHNORM,
+            HEAD,
+            INPUTS,
+            LAYERNORM,
+            CLIP,
+            WARMUP,
+            PRENORM,
+        ),
     ),
     "saturated_activation": (INIT, INPUTS, RELU, BATCHNORM, LAYERNORM, RECURRENT_INIT, PRENORM),
     "poor_init": (*_SIGNAL,),
-    "oscillating_loss": (BATCH, CLIP, ADAPTIVE, INPUTS, WARMUP, PRENORM),
+    "oscillating_loss": (BATCH, CLIP, INPUTS, WARMUP, PRENORM),
     "slow_convergence": (HEAD, INPUTS, RELU, BATCHNORM, INIT, MEMORY, HALF_TURNS, SUMMED),
     "overfitting": (DROPOUT, EARLY, decay(0.1), decay(1.0), NARROWER),
     "underfitting": (
