@@ -303,6 +303,7 @@ HINTS = [
     (nn.BCEWithLogitsLoss(), lambda y: (y > 1).float(), 1, "view_as"),
     (CE, lambda y: nn.functional.one_hot(y), 4, "argmax"),
     (nn.BCELoss(), lambda y: (y[:, None] > 1).float(), 1, "with_logits"),
+    (nn.BCELoss(), lambda y: (y[:, None] > 1).float() + 1, 1, "from 1 to 2: give 0 and 1"),
 ]
 
 
@@ -331,6 +332,43 @@ def test_a_backward_pass_that_fails_is_explained():
 def test_lazy_layers_are_refused():
     with pytest.raises(InputError, match="call the model once"):
         diagnose(nn.LazyLinear(4), classes(), CE)
+
+
+def test_answers_of_another_number_than_the_targets_are_told_as_that():
+    def last_row(x):
+        return x.transpose(0, 1).contiguous()
+
+    class Flipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.layer(last_row(x)[:, 0])
+
+    x = torch.randn(64, 5, 3)
+    for loss in (nn.MSELoss(), nn.BCEWithLogitsLoss()):
+        with pytest.raises(InputError, match="out\\[-1\\] is the last row of the batch"):
+            diagnose(Flipped(), (x, torch.zeros(64, 2)), loss)
+
+
+def test_a_network_of_a_whole_graph_is_trained_on_all_rows_at_once():
+    g = torch.Generator().manual_seed(0)
+    edges = torch.eye(300).roll(1, 0) / 2 + torch.eye(300) / 2
+    x = torch.randn(300, 6, generator=g)
+    y = (edges @ x)[:, :3].argmax(1)
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return edges @ self.layer(x)
+
+    found = diagnose(Graph(), (x, y), CE, optimizer=adam(0.1), steps=30)
+    assert found.ok
+    assert found.record.batch_size == 300
 
 
 @pytest.mark.parametrize(

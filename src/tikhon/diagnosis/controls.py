@@ -169,8 +169,9 @@ def _astray(ev: Evidence, ran: Ran) -> bool:
     """
     known, blind = ev.reach is not None, ev.blind and not ev.born_blind
     lost = ev.learned < BEHIND and ((known and not ev.falling) or blind)
-    short = known and ev.learned < LEARNED and not ev.learning
-    return lost or (short and (ev.updates or 0.0) >= LONG_STEP) or ev.swings
+    short = ev.learned < LEARNED if known else ev.trivial is not None and ev.learned <= 0
+    long = short and not ev.learning and (ev.updates or 0.0) >= LONG_STEP
+    return lost or long or ev.swings
 
 
 def _pace(replica: Replica, ran: Ran, *, times: float) -> None:

@@ -80,6 +80,9 @@ class Evidence:
     def ratio(self, probe: Probe) -> float | None:
         """Signal at the first over the last layer; 0 where the first has none, None at 0/0.
 
+        The first may be one of several branches, as a query of an attention: a normalisation in
+        front of it knows what arrives along the others.
+
         A mean over pixels or steps makes each of their shares small, and no signal is lost by it:
         what falls is measured of all places together.
         """
@@ -89,7 +92,10 @@ class Evidence:
             return None
         if signals[-1] == 0:
             return None
-        found = signals[0] / signals[-1]
+        in_front = [probe.readings[i].signal for i in range(self.chain[0])]
+        norms = [self.site(i).role == "norm" for i in range(self.chain[0])]
+        known = [s for s, norm in zip(in_front, norms) if norm and s is not None]
+        found = max(signals[0], *known, 0.0) / signals[-1]
         first, last = (self.site(self.chain[k]).places for k in (0, -1))
         return max(found, min(1.0, found * math.sqrt(first / last)))
 

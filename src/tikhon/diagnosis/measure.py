@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tikhon.budget import out_of_time, share_of_time
-from tikhon.data.rows import Batch, LossFunction
+from tikhon.data.rows import Batch, LossFunction, length
 from tikhon.diagnosis import static
 from tikhon.diagnosis.controls import Ran, controls
 from tikhon.diagnosis.dry_run import DryRun, commonest, probe, run, score
@@ -26,7 +26,8 @@ from tikhon.diagnosis.replica import (
     undisturbed,
 )
 from tikhon.diagnosis.samples import Samples, check_fit, check_target, samples
-from tikhon.diagnosis.wiring import wiring_facts
+from tikhon.diagnosis.wiring import AsGiven, wiring_facts
+from tikhon.diagnosis.wiring.lifted import lifted
 from tikhon.diagnosis.wiring.parts import part_facts
 from tikhon.diagnosis.wiring.rows import (
     APART,
@@ -69,6 +70,7 @@ def measure(
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
         if not replica.whole:
             _check_rows(unwrap(model), source, judge)
+            source = _together(replica, source)
         size = min(source.batch or batch_size, source.rows)
         data_facts = static.data_facts(source, replica.model)
         holes = bool(data_facts["nonfinite"])
@@ -78,17 +80,12 @@ def measure(
         if holes and not data_facts["left_out"]:
             trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
         else:
-            wired = replicate(model, loss)  # a copy that no step has touched
+            wired, seen = lifted(replicate(model, loss), source)  # a copy that no step touches
             trial = _trial(replica, source, facts, steps, size, seed, judge)
+            facts |= static.forward_facts(wired, seen)
             if not holes:  # tests of rows, columns and targets are made for numbers
-                wiring = wiring_facts(
-                    wired,
-                    source,
-                    valid=judge,
-                    sites=trial.sites,
-                    batch_size=size,
-                    held=_held(optimizer),
-                )
+                given = AsGiven(source, judge, replica.whole, _held(optimizer))
+                wiring = wiring_facts(wired, seen, given, sites=trial.sites, batch_size=size)
         facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
         wiring |= _drift(trial.spreads) | _targets_moved(trial.levels, source)
         if trial.steps and trial.failure is None and not holes and not out_of_time():
@@ -119,6 +116,18 @@ def measure(
 
         found = controls(again, Ran(source, trial, record))
         return replace(record, reference={**record.reference, **found})
+
+
+def _together(replica: Replica, source: Samples) -> Samples:
+    """All rows as one batch where the model fails on some, as one of a whole graph does."""
+    if not source.indexed or length(source.probe) == source.rows:
+        return source
+    every = Samples(source.source, [source.source], source.rows, False, source.rows)
+    for tried in (source, every):
+        with suppress(InputError), torch.no_grad(), undisturbed(replica.model, training=False):
+            replica.value(tried.probe)
+            return tried
+    return source
 
 
 def _leaves_out(replica: Replica, source: Samples, facts: dict[str, Any]) -> bool:
@@ -231,7 +240,6 @@ def _trial(
 ) -> DryRun:
     trial = DryRun()
     first = probe(replica, source.probe, 0, trial)
-    facts |= static.forward_facts(replica, source, trial.sites)
     facts["unused"] = unused(replica, source.probe)
     if replica.optimizer is None or steps == 0 or not facts["trainable"]:
         trial.probes.append(first)

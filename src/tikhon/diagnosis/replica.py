@@ -356,11 +356,20 @@ HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
+# of answers that are not as many as the targets
+OTHER_ROWS = (
+    r"batch_size \((?P<out>\d+)\) to match target batch_size \((?P<rows>\d+)\)",
+    r"Target size \(\D*(?P<rows>\d+).* input size \(\D*(?P<out>\d+)",
+    r"tensor a \((?P<out>\d+)\) .* tensor b \((?P<rows>\d+)\) at non-singleton dimension 0",
+)
+
+
 def _first_axis(text: str, model: nn.Module, batch: Batch) -> str:
     """What to write where a model answers once a time step and not once a row."""
-    counts = re.search(r"batch_size \((\d+)\) to match target batch_size \((\d+)\)", text)
+    counts = next((found for form in OTHER_ROWS if (found := re.search(form, text))), None)
     steps = {t.shape[1] for t in tensors(batch[0]) if t.ndim > 1}
-    if counts is None or int(counts[1]) not in steps:
+    rows = {len(t) for t in tensors(batch[1]) if t.ndim}
+    if counts is None or int(counts["out"]) not in steps - rows or int(counts["rows"]) not in rows:
         return ""
     kinds = nn.RNNBase | nn.MultiheadAttention
     timed = [m for m in model.modules() if isinstance(m, kinds) and not m.batch_first]
@@ -370,15 +379,24 @@ def _first_axis(text: str, model: nn.Module, batch: Batch) -> str:
     return "out[-1] is the last row of the batch, the last step is out[:, -1]"
 
 
+def _odd_shares(text: str, target: object) -> str:
+    """What to write where not the answers but the targets of yes and no are no shares."""
+    if "between 0 and 1" not in text or not isinstance(target, Tensor):
+        return ""
+    low, high = float(target.min()), float(target.max())
+    return (
+        "" if 0 <= low <= high <= 1 else f"the targets go from {low:g} to {high:g}: give 0 and 1"
+    )
+
+
 def explain(error: Exception, model: nn.Module, batch: Batch) -> str:
     """A sentence for an error inside the user's model or loss."""
     facts = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[0]))
     target = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[1]))
     text = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
     lower = text.lower()
-    hint = _first_axis(text, model, batch) or next(
-        (then for words, then in HINTS if any(w in lower for w in words)), ""
-    )
+    hint = _first_axis(text, model, batch) or _odd_shares(lower, batch[1])
+    hint = hint or next((then for words, then in HINTS if any(w in lower for w in words)), "")
     return (
         f"{type(model).__name__} or its loss failed on a batch with inputs {facts} and target "
         f"{target}: {text}" + (f"; {hint}" if hint else "")

@@ -14,7 +14,6 @@ from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, user_line
 from tikhon.diagnosis.nonfinite import infinite
 from tikhon.diagnosis.observe import ELEMENTWISE, SOFTMAXES
-from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.reference import (
     FEW_COORDINATES,
     amounts,
@@ -137,7 +136,7 @@ def data_facts(samples: Samples, model: nn.Module) -> dict[str, Any]:
     return facts
 
 
-def forward_facts(replica: Replica, samples: Samples, sites: tuple[Site, ...]) -> dict[str, Any]:
+def forward_facts(replica: Replica, samples: Samples) -> dict[str, Any]:
     """Yardsticks of the loss: trivial predictor, floor of the head, growth with the batch."""
     model, (inputs, target) = replica.model, samples.probe
     if replica.whole:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
+from tikhon.diagnosis.functions import BINARY
 from tikhon.languages import said
 
 
@@ -67,7 +68,7 @@ def _same_answer(ev: Evidence) -> Iterable[Finding]:
     # a loss that calls the model may mean them as a goal, as that of a generator does, and one
     # that never looks at them has none
     unused = w.get("targets_used") is False
-    goal = w.get("whole") or w.get("judged") or unused
+    goal = (w.get("whole") and ev.record.loss != "own_loss") or w.get("judged") or unused
     if w.get("judged"):
         why = said("why_judged", why=why)
     numbers = {"target_low": value, "target_high": ev.fact("target_high") or value}
@@ -192,6 +193,10 @@ def _imbalance(ev: Evidence) -> Iterable[Finding]:
     if answered is not None:
         numbers["answered"] = answered
     fix = "nn.CrossEntropyLoss(weight=len(y) / (classes * y.bincount().float()))"
+    if BINARY & set(ev.wiring.get("loss_functions") or ()):
+        fix = (
+            "nn.BCEWithLogitsLoss(pos_weight=(1 - y.mean()) / y.mean()), without a sigmoid before"
+        )
     yield Finding("class_imbalance", "warning", ("target",), numbers, why, fix=fix)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,14 +39,21 @@ from tikhon.diagnosis.wiring import (
 from tikhon.diagnosis.wiring.subject import subject_of
 
 
+@dataclass(frozen=True)
+class AsGiven:
+    """What the user gave, where the loss was lifted: data, validation, whether it calls the model
+
+    itself, and the ids of what the optimizer trains.
+    """
+
+    source: Samples
+    valid: Batch | None
+    whole: bool
+    held: set[int]
+
+
 def wiring_facts(
-    replica: Replica,
-    source: Samples,
-    *,
-    valid: Batch | None,
-    sites: tuple[Site, ...],
-    batch_size: int,
-    held: set[int],
+    replica: Replica, source: Samples, given: AsGiven, *, sites: tuple[Site, ...], batch_size: int
 ) -> dict[str, object]:
     """All facts of the wiring, and under `unmeasured` the tests that the program did not let run.
 
@@ -53,10 +61,11 @@ def wiring_facts(
     that is no fault of the program, so it is kept as a reason and not raised. A test for which no
     time is left is left out.
     """
+    valid = given.valid if replica.whole == given.whole else None
     subject = subject_of(replica, source)
     layers = [s.name for s in sites if s.role in ("weight", "recurrent")]
     tests: dict[str, Callable[[], dict[str, object]]] = {
-        "graph": partial(graph.graph_facts, subject, held),
+        "graph": partial(graph.graph_facts, subject, given.held),
         "random": partial(rows.random_facts, subject),
         "rows": partial(rows.row_facts, subject),
         "blind": partial(rows.blind_facts, subject),
@@ -77,11 +86,11 @@ def wiring_facts(
         "shapes": partial(shapes.shape_facts, subject),
         "signal": partial(signal.signal_facts, source, valid, whole=replica.whole),
         "split": partial(split.split_facts, signal.sample(source), valid),
-        "loader": partial(signal.loader_facts, source),
-        "augmented": partial(augmented.augmented_facts, source),
+        "loader": partial(signal.loader_facts, given.source),
+        "augmented": partial(augmented.augmented_facts, given.source),
         "norms": partial(norm_facts, replica, source, batch_size),
     }
-    facts: dict[str, object] = {"rows": subject.rows, "whole": replica.whole}
+    facts: dict[str, object] = {"rows": subject.rows, "whole": given.whole}
     unmeasured: dict[str, str] = {}
     for name, test in tests.items():
         if out_of_time():

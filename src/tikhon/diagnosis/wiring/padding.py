@@ -32,9 +32,13 @@ def padding_facts(subject: Subject) -> dict[str, object]:
     apart = _without(subject, ends, part.shape[1]) if varied else None
     if apart is not None:
         facts["padding_apart"] = apart
-    if isinstance(target, Tensor) and target.ndim >= 2 and target.shape[1] == part.shape[1]:
-        facts |= _counted(subject, ends, part.shape[1])
-        facts["ends_unasked"] = _ends_unasked(part, target, ends)
+    if not isinstance(target, Tensor) or target.ndim < 2:
+        return facts
+    for part, ends in found:
+        if target.shape[1] == part.shape[1]:
+            facts |= _counted(subject, ends, part.shape[1])
+            facts["ends_unasked"] = _ends_unasked(part, target, ends)
+            break
     return facts
 
 

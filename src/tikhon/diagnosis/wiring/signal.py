@@ -52,7 +52,7 @@ def signal_facts(source: Samples, valid: Batch | None, *, whole: bool) -> dict[s
             facts |= _interleaved(inputs)
             facts["target_is_input"] = _same(inputs, target)
             facts |= relation(inputs, target)
-            if source.indexed:
+            if source.indexed and isinstance(source.source[0], Tensor):
                 facts |= _beside(source.source, facts)
                 facts["period"] = _period(*source.source)
     if valid is not None:
@@ -62,7 +62,13 @@ def signal_facts(source: Samples, valid: Batch | None, *, whole: bool) -> dict[s
 
 
 def sample(source: Samples) -> Batch:
-    """At most `SAMPLE` rows: of a pair anywhere in it, of a loader those that were read."""
+    """At most `SAMPLE` rows: of a pair anywhere in it, of a loader those that were read.
+
+    Of named inputs the only one that varies: a mask of ones says nothing.
+    """
+    if isinstance(source.probe[0], dict):
+        varied = [t for t in tensors(source.probe[0]) if bool((t != t[:1]).any())]
+        return (varied[0] if len(varied) == 1 else source.probe[0]), source.probe[1]
     if not source.indexed:
         return source.probe
     count = min(source.rows, SAMPLE)
