@@ -84,7 +84,7 @@ _BY_NAME: dict[str, type[Penalty]] = {
 
 
 def get(name: str, strength: float) -> Penalty:
-    """The penalty of that name, as users of Keras write it; the strength has no default.
+    """The penalty called `name`, by Keras's names; the strength has no default.
 
     `"l1_l2"` is `ElasticNet` with equal shares. ValueError for an unknown name.
 

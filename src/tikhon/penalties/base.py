@@ -20,7 +20,7 @@ from tikhon.errors import described, unknown
 class Penalty(ABC):
     """A function of one tensor, to be minimised: `strength * omega(w)`.
 
-    `strength` is lambda, finite and >= 0. A 0-d tensor is taken as it is (it may be batched by
+    `strength` is lambda, finite and >= 0. A 0-d tensor is used unchanged (it may be batched by
     `torch.vmap`, so no code branches on its value). A schedule (a callable of the step) or a
     controller (an object with `next`) is resolved by `tikhon.regularize`, step by step, through
     `with_strength`; until then `value`, `grad` and `prox` raise TypeError.

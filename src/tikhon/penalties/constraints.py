@@ -95,9 +95,9 @@ def _secular(rows: Tensor, metric: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class MaxNorm(Constraint):
-    """Norm of each row at most `limit`: the companion of dropout.
+    """Norm of each row at most `limit`, often used together with dropout.
 
-    Exact in a diagonal metric, by one scalar equation a row.
+    Exact in a diagonal metric, by one scalar equation per row.
 
     Args:
         limit: largest Euclidean norm of a row, > 0.
@@ -179,19 +179,19 @@ class UnitNorm(Constraint):
 
 @dataclass(frozen=True, eq=False)
 class MinMaxNorm(Constraint):
-    """Norm of each row between `min_value` and `max_value`, as Keras has it.
+    """Norm of each row between `min_value` and `max_value`, as in Keras.
 
     Keras's `axis` is `rows` here: its `axis=0` of a dense kernel is `rows="out"`, the default. A
-    zero row, which has no direction, becomes constant. With a smaller `rate` a step goes that
-    share of the way to the set, `rate * clip(|w_g|) + (1 - rate) * |w_g|`, which is no projection.
+    zero row, which has no direction, becomes constant. With `rate` < 1 a step goes only that share
+    of the way to the set, `rate * clip(|w_g|) + (1 - rate) * |w_g|`, which is not a projection.
 
-    The set is not convex. In a diagonal metric the projection is exact but where a row is shorter
+    The set is not convex. In a diagonal metric the projection is exact unless a row is shorter
     than `min_value` and 0 where its steps are largest.
 
     Args:
         min_value: smallest Euclidean norm of a row, >= 0.
         max_value: largest, > 0 and >= `min_value`.
-        rate: share of the way to the set that a step goes, above 0 and at most 1.
+        rate: share of the way to the set that one step covers, above 0 and at most 1.
 
     Reference: Salimans and Kingma (2016), https://arxiv.org/abs/1602.07868; Chollet et al.,
     https://keras.io/api/layers/constraints/.
@@ -230,7 +230,7 @@ class MinMaxNorm(Constraint):
 
 @dataclass(frozen=True, eq=False)
 class NonNegative(Constraint):
-    """No entry below 0; exact in a diagonal metric, which changes nothing.
+    """No entry below 0; exact, and the same in any diagonal metric.
 
     Reference: Lee and Seung (1999), https://doi.org/10.1038/44565.
 
@@ -249,7 +249,7 @@ class NonNegative(Constraint):
 
 @dataclass(frozen=True, eq=False)
 class Box(Constraint):
-    """Every entry between `low` and `high`; exact in a diagonal metric, which changes nothing.
+    """Every entry between `low` and `high`; exact, and the same in any diagonal metric.
 
     Args:
         low: smallest entry.
@@ -304,7 +304,7 @@ class Simplex(Constraint):
         check_number(self, "total", 0)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Each row less one level (times the steps), cut at 0."""
+        """Each row minus one level (times the steps), clipped at 0."""
         rows, metric = _rows_and_metric(w, step)
         if not w.numel():
             return w.clone()
@@ -313,7 +313,7 @@ class Simplex(Constraint):
 
 @dataclass(frozen=True, eq=False)
 class L1Ball(Constraint):
-    """Sum of sizes at most `radius`: the constrained lasso; exact in a diagonal metric.
+    """Sum of absolute values at most `radius`: the constrained lasso; exact in a diagonal metric.
 
     Args:
         radius: > 0.
@@ -333,7 +333,7 @@ class L1Ball(Constraint):
         check_number(self, "radius", 0)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Rows outside the ball soft-thresholded so that their sizes sum to the radius."""
+        """Rows outside the ball soft-thresholded until their absolute values sum to the radius."""
         rows, metric = _rows_and_metric(w, step)
         if not w.numel():
             return w.clone()
@@ -357,8 +357,8 @@ def _onto_simplex(rows: Tensor, metric: Tensor | None, total: float) -> Tensor:
 class SpectralBall(Constraint):
     """Largest singular value at most `radius`: a bound on a layer's Lipschitz constant.
 
-    w is seen as a matrix, all dimensions but the first being columns. The projection is exact for
-    one step; a per-weight step is refused.
+    w is viewed as a matrix, with all dimensions but the first as columns. The projection is exact
+    for a single step; a per-weight step is refused.
 
     Args:
         radius: > 0.
@@ -390,10 +390,10 @@ class SpectralBall(Constraint):
 class TopK(Constraint):
     """At most `k` non-zero entries: hard sparsity; exact in a diagonal metric.
 
-    The set is not convex. Of equal entries the first found stays.
+    The set is not convex. Among equal entries the first one found is kept.
 
     Args:
-        k: how many entries of a row may stay, >= 0; with more than the row has, all do.
+        k: how many entries of a row may be non-zero, >= 0; all, if the row has no more than k.
 
     Reference: Blumensath and Davies (2009), https://doi.org/10.1016/j.acha.2009.04.002.
 
@@ -411,7 +411,7 @@ class TopK(Constraint):
         settle(self, "k", ">= 0", lambda k: is_count(k, 0), whole=True)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """The entries that are largest (in the metric) stay, the others become 0."""
+        """The entries that are largest (in the metric) are kept, the others become 0."""
         rows, metric = _rows_and_metric(w, step)
         cost = rows.abs() if metric is None else rows.abs() / metric.sqrt()
         kept = cost.topk(min(self.k, rows.shape[1]), dim=1).indices

@@ -87,7 +87,7 @@ class L2(Proximable):
 
     Args:
         strength: lambda >= 0.
-        center: the point that weights are drawn to, 0 unless given: a tensor of w's shape, or a
+        center: the point that weights are pulled towards (default 0): a tensor of w's shape, or a
             mapping from parameter names to tensors, such as the `state_dict` of the model that is
             fine-tuned (L2-SP).
         weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
@@ -194,14 +194,14 @@ class ElasticNet(Proximable):
 
 @dataclass(frozen=True, eq=False)
 class Huber(Proximable):
-    """Squared near zero, absolute far from it: outlying weights are drawn less than by L2.
+    """Quadratic near zero, linear far from it: large weights are pulled less than by L2.
 
     `strength * sum(weights * h(w))`, with h(w) = w^2/2 for |w| <= delta and
     delta * (|w| - delta/2) beyond.
 
     Args:
         strength: lambda >= 0.
-        delta: where the square turns into a line, > 0.
+        delta: where the quadratic part ends and the linear one begins, > 0.
         weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
 
     Reference: Huber (1964), https://doi.org/10.1214/aoms/1177703732.
@@ -233,7 +233,7 @@ class Huber(Proximable):
         return weighted(self.lam * clipped, self.weights).to(w.dtype)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Shrunk as by L2 where the result stays within delta, moved by a constant beyond."""
+        """Shrunk like L2 where the result stays within delta, moved by a constant beyond."""
         scale = weighted(self.lam * step, self.weights)
         near = w / (1 + scale)
         moved = w - self.delta * scale * torch.sgn(w)
@@ -249,7 +249,7 @@ class MCP(Proximable):
 
     Args:
         strength: lambda >= 0, the threshold at which weights become zero.
-        gamma: concavity, > 0; large values approach L1, small ones a hard threshold.
+        gamma: concavity, > 0; large values approach L1, small values a hard threshold.
         weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
 
     Reference: Zhang (2010), https://doi.org/10.1214/09-AOS729.
@@ -316,7 +316,7 @@ class SCAD(Proximable):
 
     Args:
         strength: lambda >= 0, the threshold at which weights become zero.
-        a: where the penalty turns constant, > 2.
+        a: the penalty is constant beyond a*strength, > 2.
         weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
 
     Reference: Fan and Li (2001), https://doi.org/10.1198/016214501753382273.
@@ -377,13 +377,13 @@ class SCAD(Proximable):
 
 @dataclass(frozen=True, eq=False)
 class LogSum(Proximable):
-    """Logarithm of the size: between L1 and counting the non-zeros.
+    """Logarithm of the absolute values: between L1 and counting the non-zeros.
 
     `strength * sum(weights * log(1 + |w|/epsilon))`.
 
     Args:
         strength: lambda >= 0.
-        epsilon: the size from which shrinkage fades, > 0.
+        epsilon: the size above which shrinking fades, > 0.
         weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
 
     Reference: Candes, Wakin and Boyd (2008), https://doi.org/10.1007/s00041-008-9045-x.

@@ -83,7 +83,7 @@ def _norm_after(rows: Tensor, shift: Tensor) -> Tensor:
 
 
 def by_row(weights: Tensor | Mapping[str, Tensor], w: Tensor) -> Tensor:
-    """One factor a row, shaped to multiply w."""
+    """One factor per row, shaped to multiply w."""
     factors = weighted(1, weights).to(w.device, w.dtype.to_real()).reshape(-1)
     rows = w.shape[0] if w.ndim >= 2 else 1
     if len(factors) not in (1, rows):
@@ -95,13 +95,13 @@ def by_row(weights: Tensor | Mapping[str, Tensor], w: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class GroupLasso(Proximable):
-    """Zeros in whole rows: neurons, filters, input features.
+    """Zeros in whole rows: neurons, filters or input features.
 
     `strength * sum_g weights_g * |w_g|`, |w_g| the Euclidean norm of row g.
 
     Args:
         strength: lambda >= 0.
-        weights: factors >= 0, one a row, shape (rows,), or a mapping from
+        weights: factors >= 0, one per row, shape (rows,), or a mapping from
             parameter names to such tensors.
         scale_by_size: multiply by sqrt(entries of a row), the convention of Yuan and Lin.
 
@@ -142,7 +142,7 @@ class GroupLasso(Proximable):
         return Slopes(rows=self._strengths(as_rows(w)))
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Each row shrunk by its norm; in a diagonal metric one scalar equation a row."""
+        """Each row shrunk by its norm; in a diagonal metric by one scalar equation per row."""
         rows = as_rows(wide(w))
         if is_metric(step):
             step = as_rows(step.to(rows.dtype.to_real()))
@@ -166,7 +166,7 @@ class SparseGroupLasso(Proximable):
         strength: lambda >= 0.
         l1_ratio: share of the L1 part, in [0, 1].
         scale_by_size: multiply the row norms by sqrt(entries of a row).
-        weights: factors >= 0, one a row, shape (rows,), or a mapping.
+        weights: factors >= 0, one per row, shape (rows,), or a mapping.
 
     Reference: Simon et al. (2013), https://doi.org/10.1080/10618600.2012.681250.
 
@@ -222,12 +222,12 @@ class GroupMCP(Proximable):
     """Minimax concave penalty of the row norms: zero rows, large rows not shrunk.
 
     `sum_g weights_g * mcp(|w_g|)`, with `mcp` as in `MCP(strength, gamma)`. The prox is exact for
-    one step a row; a step that differs within a row is refused.
+    one step per row; a step that differs within a row is refused.
 
     Args:
         strength: lambda >= 0, the norm under which rows become zero.
         gamma: concavity, > 0.
-        weights: factors >= 0, one a row, shape (rows,), or a mapping.
+        weights: factors >= 0, one per row, shape (rows,), or a mapping.
 
     Reference: Huang, Breheny and Ma (2012), https://doi.org/10.1214/12-STS392.
 
@@ -282,13 +282,13 @@ class GroupMCP(Proximable):
 
 @dataclass(frozen=True, eq=False)
 class LInf(Proximable):
-    """Largest entry of each row: levels the row's large weights, zeroes the row as a whole.
+    """Largest entry of each row: evens out its large weights, or zeroes the row as a whole.
 
     `strength * sum_g weights_g * max|w_g|`.
 
     Args:
         strength: lambda >= 0.
-        weights: factors >= 0, one a row, shape (rows,), or a mapping.
+        weights: factors >= 0, one per row, shape (rows,), or a mapping.
 
     Reference: Turlach, Venables and Wright (2005), https://doi.org/10.1198/004017005000000139.
 

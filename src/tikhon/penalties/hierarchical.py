@@ -24,7 +24,7 @@ class Hierarchical(Proximable):
     """Chooses input features: a feature enters the network only if its skip connection does.
 
     Row j of w holds input feature j: first the `skip` weights v_j of its linear skip connection
-    (one an output), then its column u_j of the first layer. The penalty is
+    (one per output), then its column u_j of the first layer. The penalty is
     `strength * sum_j weights_j * |v_j|` (Euclidean norm) where `max|u_j| <= M * |v_j|` for every
     feature, and infinite elsewhere. `select(model, ("skip.weight", "fc1.weight"),
     rows="feature")` gives these rows.
@@ -34,7 +34,7 @@ class Hierarchical(Proximable):
         M: hierarchy coefficient, > 0: how large a first-layer weight may be for a skip weight of
             1. Small values approach a linear model.
         skip: how many leading entries of a row are skip weights, >= 1.
-        weights: factors >= 0, one a feature, shape (rows,).
+        weights: factors >= 0, one per feature, shape (rows,).
 
     Reference: Lemhadri et al. (2021), https://www.jmlr.org/papers/v22/20-848.html.
 
@@ -77,7 +77,7 @@ class Hierarchical(Proximable):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The global minimiser of each row, by sorting its first-layer weights.
 
-        A feature whose skip weights are all 0 but which stays gets its skip on the first output.
+        A feature that stays although its skip weights are all 0 gets its skip on the first output.
         """
         refuse_metric(self, step)
         norm, tail = self._parts(wide(w))

@@ -37,7 +37,7 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class NuclearNorm(Proximable):
     """Sum of the singular values: low rank.
 
-    `strength * sum(sigma(w))`. The prox is exact for one step; a per-weight step is refused.
+    `strength * sum(sigma(w))`. The prox is exact for a single step; a per-weight step is refused.
 
     Args:
         strength: lambda >= 0.
@@ -79,7 +79,7 @@ class NuclearNorm(Proximable):
 class SpectralNorm(Proximable):
     """Largest singular value: bounds how much a layer can amplify its input.
 
-    `strength * max(sigma(w))`. The prox is exact for one step; a per-weight step is refused.
+    `strength * max(sigma(w))`. The prox is exact for a single step; a per-weight step is refused.
 
     Args:
         strength: lambda >= 0.
@@ -122,7 +122,7 @@ class SpectralNorm(Proximable):
 class Orthogonal(Penalty):
     """Distance of the rows (of the columns, where there are fewer) from being orthonormal.
 
-    `strength * |G - I|_F^2`, G = W W' or W' W, whichever is smaller; no factor 1/2. Smooth, so
+    `strength * |G - I|_F^2`, G = W W' or W' W, whichever is smaller; no factor 1/2. It is smooth:
     it adds a gradient and needs no prox.
 
     Args:

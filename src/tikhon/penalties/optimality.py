@@ -35,12 +35,12 @@ def max_strength(penalty: Proximable, gradient: Tensor, *, step: float = 1e-6) -
     Args:
         penalty: the penalty; its own strength is ignored.
         gradient: gradient of the loss at w = 0 (with the intercept fitted), w's shape.
-        step: > 0; it matters to concave penalties alone, whose prox is stationarity for a small
-            step and a jump for a large one.
+        step: > 0; it matters only for concave penalties, whose prox gives a stationary point for
+            a small step and jumps for a large one.
 
-    It is found by bisection on `prox(-step*gradient, step) == 0`, to the last digits of float64.
+    Found by bisection on `prox(-step*gradient, step) == 0`, to the last digits of float64.
     For `L1` it is max|gradient|, for `ElasticNet` that over l1_ratio, for `GroupLasso` the largest
-    row norm. ValueError for a penalty that gives no zeros (L2) and for a constraint.
+    row norm. ValueError for a penalty without zeros (L2) and for a constraint.
 
     Reference: Friedman, Hastie and Tibshirani (2010), https://doi.org/10.18637/jss.v033.i01.
 

@@ -23,12 +23,12 @@ class SLOPE(Proximable):
     """Sorted L1: the larger a weight, the more it is penalised; equal sizes cluster.
 
     `strength * sum_i weights_i * |w|_(i)` for each row, |w|_(1) >= |w|_(2) >= ... The prox is
-    exact for one step; a per-weight step is refused.
+    exact for a single step; a per-weight step is refused.
 
     Args:
         strength: lambda >= 0.
-        weights: a sequence that does not increase, >= 0, one number an entry of a row. Unless
-            given, the Benjamini-Hochberg sequence: the normal quantiles at 1 - i*q/(2n).
+        weights: a non-increasing sequence, >= 0, one number per entry of a row. By default the
+            Benjamini-Hochberg sequence: the normal quantiles at 1 - i*q/(2n).
         q: false discovery rate of that sequence, in (0, 1).
 
     Reference: Bogdan et al. (2015), https://doi.org/10.1214/15-AOAS842.
@@ -77,7 +77,7 @@ class SLOPE(Proximable):
         return (self.lam * torch.sgn(rows) * sequence).reshape(w.shape).to(w.dtype)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Sorted sizes less their weights, made non-increasing again by pooling."""
+        """Sorted absolute values minus their weights, made non-increasing again by pooling."""
         refuse_metric(self, step)
         rows = as_rows(wide(w))
         ordered, order = rows.abs().sort(dim=1, descending=True)
@@ -102,8 +102,8 @@ class SLOPE(Proximable):
 class TotalVariation(Proximable):
     """Sum of jumps along each row: piecewise constant filters.
 
-    `strength * sum |w[r, i+1] - w[r, i]|`. The prox is exact for one step; a per-weight step is
-    refused.
+    `strength * sum |w[r, i+1] - w[r, i]|`. The prox is exact for a single step; a per-weight step
+    is refused.
 
     Args:
         strength: lambda >= 0.
