@@ -30,7 +30,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """The attended values and, if asked for, the weights after dropout."""
+        """The attended values and, if requested, the weights after dropout."""
         if not self.attention_dropout.training:
             return super().forward(
                 query,

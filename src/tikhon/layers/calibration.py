@@ -16,10 +16,10 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, bins: i
     """Mean gap between confidence and accuracy over equal-width bins of confidence, in [0, 1].
 
     sum over bins of n_b / n * |accuracy_b - confidence_b|; `probabilities` (N, classes), or (N,)
-    and (N, 1) of class 1, `labels` (N,) of class numbers. Of more dimensions, as those of a
-    segmentation (N, classes, H, W) or of tokens (N, T, classes), the shape of the labels says
-    which one holds the classes. Raises ValueError for shapes that do not fit, no rows, labels
-    that are no classes and numbers that are no probabilities. Reference: Guo et al. 2017,
+    and (N, 1) of class 1, `labels` (N,) of class indices. With more dimensions, as for a
+    segmentation (N, classes, H, W) or tokens (N, T, classes), the shape of the labels tells which
+    one holds the classes. Raises ValueError for shapes that do not fit, no rows, labels that are
+    not classes and numbers that are not probabilities. Reference: Guo et al. 2017,
     https://arxiv.org/abs/1706.04599
 
     `scale_temperature` lowers it.
@@ -79,11 +79,11 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T > 0 whose softmax(logits / T) has the lowest log-loss on these rows.
 
     `logits` are (N, classes), or (N,) and (N, 1) of one logit for class 1; `labels` (N,) class
-    numbers of rows that the model was not trained on; of more dimensions as in
-    `expected_calibration_error`. The loss is convex in 1 / T: Newton's
-    method finds its only minimum. Raises ValueError where there is none: every row is right
-    (T = 0), or the logits of the right classes are no higher than the others (T infinite), and
-    TypeError for a model, which `scale_temperature` takes.
+    indices of rows that the model was not trained on; with more dimensions as in
+    `expected_calibration_error`. The loss is convex in 1 / T, so Newton's method finds its only
+    minimum. Raises ValueError if there is none: every row is right (T = 0), or the logits of the
+    right classes are no higher than the others (T infinite). Raises TypeError for a model: use
+    `scale_temperature`.
     Reference: Guo et al. 2017, https://arxiv.org/abs/1706.04599
 
     >>> logits = torch.tensor([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
@@ -157,7 +157,7 @@ def _without(scores: Tensor, dim: int) -> torch.Size:
 
 
 class TemperatureScaled(nn.Module):
-    """`model` whose logits are divided by `temperature` (> 0); its classes stay as they are.
+    """`model` with its logits divided by `temperature` (> 0); predicted classes do not change.
 
     Shapes: those of `model`. Reference: Guo et al. 2017, https://arxiv.org/abs/1706.04599
 
@@ -205,7 +205,7 @@ def _is_temperature(number: float) -> bool:
 def scale_temperature(
     model: nn.Module, data: tuple[Tensor, Tensor] | Iterable[Any]
 ) -> TemperatureScaled:
-    """`model` with the temperature that fits held-out rows, in evaluation mode.
+    """`model` with the temperature fitted to held-out rows, in evaluation mode.
 
     `data` is (inputs, labels), or a loader of such batches, of rows that were not trained on. The
     model itself is not changed; after more training the temperature has to be fitted again.

@@ -34,7 +34,7 @@ CHILD = {"after": "noise_after", "before": "noise_before"}
 
 
 class Edit:
-    """A change of a model that can be taken back; also a context manager.
+    """A change of a model that can be undone; also a context manager.
 
     `paths` are the new layers, for `set_rate`.
     """
@@ -61,15 +61,15 @@ class Edit:
 def insert_dropout(
     model: nn.Module, layers: Mapping[Pattern, NoiseLayer], *, where: str = "after"
 ) -> Edit:
-    """Put a copy of a noise layer after, or before, every module that a pattern names.
+    """Put a copy of a noise layer after, or before, every module that a pattern matches.
 
     `layers` maps patterns to layers, `where` is "after" or "before". A pattern is a shell glob on
-    module paths or a module type; of nested modules that match a glob the outermost is taken, and
-    containers (Sequential, ...) only through their children. The
-    layer becomes a child of the module, `<path>.noise_after`, called by a hook: no parameter
-    changes its name, and old checkpoints load under `strict=True`. Of a tuple output (LSTM,
-    attention) the first tensor gets the noise. Raises ValueError for a pattern that matches
-    nothing and for a place that already has noise, and then changes nothing.
+    module paths or a module type; of nested modules that match a glob the outermost is used, and
+    containers (Sequential, ...) only through their children. The layer becomes a child of the
+    module, `<path>.noise_after`, called by a hook: no parameter changes its name, and old
+    checkpoints load under `strict=True`. For a tuple output (LSTM, attention) the first tensor
+    gets the noise. Raises ValueError, without any change, for a pattern that matches nothing and
+    for a place that already has noise.
 
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> edit = insert_dropout(model, {"0": dropout.Dropout(0.2)})

@@ -188,7 +188,7 @@ def gaussian_dropout(
 ) -> Tensor:
     """Multiply every entry by normal noise of mean 1 and of dropout's variance rate / (1 - rate).
 
-    Zeros at rate 1, where the variance has no value.
+    Zeros at rate 1, where the variance is undefined.
     Reference: Srivastava et al. 2014, section 10, https://jmlr.org/papers/v15/srivastava14a.html
     """
     if not training:
@@ -273,7 +273,7 @@ def shake_drop(
     """Multiply a residual branch by b + a - ba forward and b + c - bc backward.
 
     b is 0 with probability `rate`, for the batch or a row; a in [-1, 1) and c in [0, 1) are
-    uniform, one each a row. Evaluation multiplies by the mean, 1 - rate. `uniforms` are
+    uniform, one of each per row. Evaluation multiplies by the mean, 1 - rate. `uniforms` are
     (3, N, 1, ...) for b, a, c. Reference: Yamada et al. 2018, https://arxiv.org/abs/1802.02375
     """
     if not training:

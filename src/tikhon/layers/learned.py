@@ -16,7 +16,7 @@ from tikhon.layers.noise import NoiseLayer
 
 
 class ConcreteDropout(NoiseLayer):
-    """Dropout whose rate is a parameter, through a mask that is differentiable in it.
+    """Dropout with a learned rate, through a mask that is differentiable in it.
 
     Shapes: any. `rate` in (0, 1) is where learning starts; `temperature` > 0 is the sharpness of
     the mask. Add `penalty(...)` to the loss: without it the data loss drives the rate to 0.
@@ -45,11 +45,11 @@ class ConcreteDropout(NoiseLayer):
 
     @property
     def rate(self) -> Tensor:  # type: ignore[override]
-        """The present rate, differentiable."""
+        """The current rate, differentiable."""
         return self.logit.sigmoid()
 
     def set_rate(self, rate: float | Tensor) -> None:
-        """Move the parameter to a rate."""
+        """Set the parameter to a rate."""
         with torch.no_grad():
             self.logit.copy_(torch.logit(torch.tensor(self.check(rate)), eps=1e-6))
 
@@ -106,17 +106,17 @@ class VariationalDropout(NoiseLayer):
 
     @property
     def log_alpha(self) -> Tensor:
-        """log of variance over squared mean, one number a weight."""
+        """log of variance over squared mean, one number per weight."""
         weight = self.module.weight
         return (self.log_variance - torch.log(weight.square() + 1e-16)).clamp(-8, 8)
 
     @property
     def rate(self) -> Tensor:  # type: ignore[override]
-        """alpha / (1 + alpha), one number a weight."""
+        """alpha / (1 + alpha), one number per weight."""
         return self.log_alpha.sigmoid()
 
     def set_rate(self, rate: float | Tensor) -> None:
-        """Move every weight's variance to a rate."""
+        """Set every weight's variance to a rate."""
         log_alpha = torch.logit(torch.tensor(self.check(rate)), eps=1e-6)
         with torch.no_grad():
             weight = self.module.weight

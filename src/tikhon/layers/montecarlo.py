@@ -27,7 +27,7 @@ def montecarlo(model: nn.Module, *, also: str | Sequence[str] = ()) -> Iterator[
 
     Sources are those of `layers.audit`, attention and recurrent rates included; batch
     normalisation uses its running statistics and does not move them. `also` are globs on the paths
-    of modules whose noise leaves no trace, such as a call of `F.dropout`; "" is `model` itself.
+    of modules whose noise cannot be detected, such as a call of `F.dropout`; "" is `model` itself.
     All modes are restored on exit. Raises ValueError if there is no noise. Reference: Gal and
     Ghahramani 2016, https://arxiv.org/abs/1506.02142
 
@@ -80,7 +80,7 @@ def _reads_a_childs_rate(module: nn.Module) -> bool:
 class Distribution:
     """Predictions under noise: `samples` (S, N, ...) are probabilities, or values of a regression.
 
-    `classes` says whether the dimension `axis` is a distribution over classes.
+    `classes` tells whether the dimension `axis` is a distribution over classes.
     """
 
     samples: Tensor
@@ -142,19 +142,18 @@ def predict_distribution(
     """Predict `x` (N, ...) `samples` times under fresh noise, in few large forward passes.
 
     `x` is a tensor, or a loader whose batches are tensors or sequences that begin with one, such
-    as (inputs, labels); its batches are moved to the model's device, and their order is kept.
+    as (inputs, labels). Its batches are moved to the model's device and kept in order.
 
     `output` says what the model returns: "logits" (N, classes), which pass through a softmax,
     "probabilities" (N, classes) or "values" (a regression). One logit or probability a row, (N,)
-    or (N, 1), is that of class 1, and both classes come out. Of more dimensions `axis` says which
-    one holds the classes: 1 for a segmentation (N, classes, H, W), as in torch's losses, -1 for
-    tokens (N, T, classes). Where the noise of a row does not
-    depend on the others, samples are rows of one batch of at most `chunk` rows; noise shared by
-    a batch (on weights, DropBlock, ...) is vectorised by `torch.vmap`, except in recurrent
-    stacks. `also` as in `montecarlo`.
-    Raises ValueError for an unknown output, samples < 2, no rows, a model without noise, and
-    classes whose dimension is not told,
-    TypeError for batches of another kind and a model that returns no single tensor.
+    or (N, 1), is that of class 1, and both classes are returned. With more dimensions `axis` is
+    the one that holds the classes: 1 for a segmentation (N, classes, H, W), as in torch's losses,
+    -1 for tokens (N, T, classes). If the noise of a row does not depend on the others, samples
+    are rows of one batch of at most `chunk` rows; noise shared by a batch (on weights, DropBlock,
+    ...) is vectorised by `torch.vmap`, except in recurrent stacks. `also` as in `montecarlo`.
+    Raises ValueError for an unknown output, samples < 2, no rows, a model without noise, and more
+    dimensions without `axis`; TypeError for other batches and a model that does not return a
+    single tensor.
     Reference: Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142
 
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3))

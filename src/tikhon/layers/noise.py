@@ -15,9 +15,9 @@ from tikhon.layers.paths import path_in_running_model
 class NoiseLayer(nn.Module):
     """A layer that draws noise in training mode, at a rate held in a buffer.
 
-    A buffer may change between steps without a new compilation, and may be stacked by
+    A buffer may change between steps without recompilation, and may be stacked by
     `torch.func.stack_module_state`: one rate for each member of a population. The state dict has
-    no key for it, as that of torch's dropout, so checkpoints load both ways under `strict=True`;
+    no key for it, like that of torch's dropout, so checkpoints load both ways under `strict=True`;
     the rate travels in the state dict's metadata, which `torch.save` keeps.
     `generator` replaces torch's global source of random numbers (eager mode only). `path` is the
     layer's place in the model that a verb walked over last, for messages. A kind of noise is one

@@ -36,9 +36,9 @@ def set_rate(model: nn.Module, pattern: Pattern, rate: float | Tensor) -> list[s
     """Set the rate of every noise layer whose module path matches, and return those paths.
 
     `pattern` is a shell glob (`*` crosses dots) or a layer class; `rate` is a number in the
-    layer's range, usually [0, 1]. The buffers are written in place, so a compiled model does not
-    compile again. Raises ValueError for a pattern that matches nothing or a rate out of range,
-    and then changes nothing.
+    layer's range, usually [0, 1]. The buffers are written in place, so a compiled model is not
+    recompiled. Raises ValueError, without any change, for a pattern that matches nothing or a
+    rate out of range.
 
     >>> from tikhon.layers import Dropout
     >>> model = nn.Sequential(nn.Linear(4, 4), Dropout(0.5))
@@ -58,8 +58,8 @@ def set_rate(model: nn.Module, pattern: Pattern, rate: float | Tensor) -> list[s
 def set_rate_by_depth(model: nn.Module, pattern: Pattern, last: float) -> dict[str, float]:
     """Stochastic depth's rule: of L layers that match `pattern`, layer l gets last * l / L.
 
-    Layers count in model order; `last` is in [0, 1]. Returns path -> rate. Raises ValueError as
-    `set_rate` does. Reference: Huang et al. 2016, section 3, https://arxiv.org/abs/1603.09382
+    Layers are counted in model order; `last` is in [0, 1]. Returns path -> rate. Raises ValueError
+    as `set_rate` does. Reference: Huang et al. 2016, section 3, https://arxiv.org/abs/1603.09382
     (timm starts from 0 instead: l - 1 of L - 1).
 
     >>> from tikhon.layers import DropPath
@@ -125,7 +125,7 @@ class Late:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """rate * (1 - exp(-10 step / steps)): rises from 0 and is at `rate` long before `steps`.
+    """rate * (1 - exp(-10 step / steps)): rises from 0 and reaches `rate` long before `steps`.
 
     Reference: Morerio et al. 2017 (gamma = 10 / steps), https://arxiv.org/abs/1703.06229
 
@@ -149,7 +149,7 @@ class RateSchedule:
 
     `schedules` maps patterns to callables of the step (`Early`, `Late`, `Curriculum`,
     `tikhon.schedules.Linear(...)`, any function); later patterns win. The rates of step 0 are set
-    at once; call `step()` after every optimizer step. Raises ValueError for a pattern that
+    immediately; call `step()` after every optimizer step. Raises ValueError for a pattern that
     matches nothing.
 
     >>> from tikhon.layers import Dropout

@@ -98,8 +98,8 @@ class _RecurrentNoise(NoiseLayer):
 class WeightDrop(_RecurrentNoise):
     """DropConnect on the hidden-to-hidden weights of an LSTM, GRU or RNN, one mask for all steps.
 
-    It takes the module's place and adopts its parameters: `model.rnn = WeightDrop(model.rnn)`
-    changes no name. Shapes: those of `module`. `rate` is in [0, 1]. Raises ValueError for a rate
+    It replaces the module and adopts its parameters: `model.rnn = WeightDrop(model.rnn)` changes
+    no name. Shapes: those of `module`. `rate` is in [0, 1]. Raises ValueError for a rate
     out of range, TypeError for another module.
     Reference: Merity et al. 2018, https://arxiv.org/abs/1708.02182
 
@@ -121,11 +121,11 @@ class WeightDrop(_RecurrentNoise):
 
 
 class RecurrentDropout(_RecurrentNoise):
-    """Dropout of the hidden state inside an LSTM or GRU, one mask a row for all steps.
+    """Dropout of the hidden state inside an LSTM or GRU, one mask per row for all steps.
 
     All gates of step t see mask * h(t-1) / (1 - rate), with one mask for each layer and direction
-    (Keras draws one for each gate); memory cells and outputs are not touched. It takes the
-    module's place and adopts its parameters: `model.rnn = RecurrentDropout(model.rnn)` changes no
+    (Keras draws one for each gate); memory cells and outputs are not changed. It replaces the
+    module and adopts its parameters: `model.rnn = RecurrentDropout(model.rnn)` changes no
     name. Training steps through time in Python; evaluation is torch's fused code. Shapes: those of
     `module`, in training not packed. `rate` is in [0, 1]. Raises ValueError for a rate out of
     range, TypeError for another module or input. Reference: Gal and Ghahramani 2016,

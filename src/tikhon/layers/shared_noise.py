@@ -17,10 +17,10 @@ def common_noise(model: nn.Module, seed: int) -> Iterator[None]:
     """Inside, noise layer k of `model` draws from its own generator, seeded by `seed` and k.
 
     Two models, or two rates of one model, entered with the same seed see the same uniform
-    numbers: what the larger rate keeps, the smaller keeps too, so a difference of their losses is
-    not blurred by the luck of the masks. Fixed torch layers are not reached (`replace_dropout`
-    first). Under `torch.vmap(randomness="same")` all members share the numbers. Eager mode only.
-    Raises ValueError if there is no noise layer.
+    numbers: what the larger rate keeps, the smaller keeps too, so the difference of their losses
+    is not blurred by the randomness of the masks. Torch's own layers are not affected (use
+    `replace_dropout` first). Under `torch.vmap(randomness="same")` all members share the numbers.
+    Eager mode only. Raises ValueError if there is no noise layer.
 
     >>> from tikhon.layers import Dropout
     >>> model, x = nn.Sequential(Dropout(0.5)), torch.ones(8)

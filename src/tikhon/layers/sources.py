@@ -18,8 +18,8 @@ class NoiseSource:
     """One module that draws random numbers.
 
     `path` is its place in the model, `kind` its class and `training` its mode. `attribute` holds
-    the `rate` (None: it has none, as RReLU); `moving` says that the rate is a buffer or parameter
-    of a tikhon layer, which `set_rate` reaches.
+    the `rate` (None: it has none, as RReLU); `moving` tells that the rate is a buffer or parameter
+    of a tikhon layer, which `set_rate` changes.
     """
 
     path: str
@@ -61,10 +61,10 @@ class NoiseAudit:
 def audit(model: nn.Module) -> NoiseAudit:
     """List every source of noise in `model` with its rate.
 
-    Found are tikhon's layers; torch's dropouts, RReLU and fractional pooling; the float rates of
+    It finds tikhon's layers; torch's dropouts, RReLU and fractional pooling; the float rates of
     MultiheadAttention, LSTM, GRU and RNN; and modules of other libraries with a float attribute
     named after dropout (`drop_prob`, `attention_dropout`, ...). A call of `F.dropout` with a
-    literal rate leaves no trace in a module and is not found.
+    literal rate is not visible in a module and is not found.
 
     >>> print(audit(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3))))
     path  kind     rate  moves   mode

@@ -64,8 +64,8 @@ class Dropout1d(_SpatialDropout):
 class Dropout2d(_SpatialDropout):
     """Zero whole channels with probability `rate`, scale the rest by 1 / (1 - rate).
 
-    Shapes: (N, C, H, W); other ranks are read as (N, C, ...) with a warning, as torch's class
-    reads them, so (C, H, W) needs a batch dimension. `rate` is in [0, 1]. Raises ValueError for
+    Shapes: (N, C, H, W); other ranks are read as (N, C, ...) with a warning, as in torch, so
+    (C, H, W) needs a batch dimension. `rate` is in [0, 1]. Raises ValueError for
     another rate. Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
 
     >>> Dropout2d(0.5).eval()(torch.ones(1, 2, 3, 3)).shape
@@ -81,7 +81,7 @@ class Dropout3d(_SpatialDropout):
     """Zero whole channels with probability `rate`, scale the rest by 1 / (1 - rate).
 
     Shapes: (N, C, D, H, W), or (C, D, H, W) without a batch; other ranks are read as (C, ...)
-    with a warning, as torch's class reads them. `rate` is in [0, 1]. Raises ValueError for
+    with a warning, as in torch. `rate` is in [0, 1]. Raises ValueError for
     another rate. Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
 
     >>> Dropout3d(0.5).eval()(torch.ones(1, 2, 3, 3, 3)).shape
@@ -186,7 +186,7 @@ class ShakeDrop(NoiseLayer):
     """Stochastic depth that perturbs a branch, forward and backward, where it would drop it.
 
     Shapes: (N, ...). `rate` is in [0, 1], the probability of perturbing; `mode` is "batch" (one
-    decision a batch, as in the paper) or "row". Evaluation multiplies by the mean 1 - rate.
+    decision per batch, as in the paper) or "row". Evaluation multiplies by the mean 1 - rate.
     Raises ValueError otherwise. Reference: Yamada et al. 2018, https://arxiv.org/abs/1802.02375
 
     >>> ShakeDrop(0.5).eval()(torch.ones(2, 1)).flatten()
@@ -228,10 +228,10 @@ class PatchDropout(NoiseLayer):
     """Keep a random share 1 - `rate` of the tokens after the first `prefix` ones, unscaled.
 
     Shapes: (N, L, D) to (N, prefix + max(1, int((L - prefix)(1 - rate))), D); `ordered` keeps the
-    order of the tokens. As in timm the length follows the rate: a compiled model compiles again
-    for a new rate, given by `set_rate`, and a population cannot have several. With `remove=False`
-    the other tokens become zeros in their places: one shape, one compilation for all rates, one
-    rate for each member; attention still sees the zeros, unless masked. `rate` is in [0, 1].
+    order of the tokens. As in timm the length depends on the rate: a compiled model is recompiled
+    for a new rate, set by `set_rate`, and a population cannot have several. With `remove=False`
+    the other tokens are set to zero instead: one shape, one compilation for all rates, one rate
+    for each member; attention still sees the zeros, unless masked. `rate` is in [0, 1].
     Raises ValueError otherwise. Reference: Liu et al. 2022, https://arxiv.org/abs/2208.07220
 
     >>> PatchDropout(0.5)(torch.ones(1, 9, 2)).shape

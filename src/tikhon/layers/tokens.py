@@ -26,8 +26,8 @@ def patch_dropout(
 ) -> Tensor:
     """Keep `prefix` tokens of `x` (N, L, D) and a random max(1, int((L - prefix)(1 - rate))).
 
-    The others are removed, so that the length of the output depends on the rate, which is read as
-    a number; with `remove=False` they become zeros in their places and the rate may be any tensor.
+    The others are removed, so the length of the output depends on the rate, which is read as a
+    number; with `remove=False` they are set to zero instead and the rate may be any tensor.
     `uniforms` are (N, L - prefix), the same for both forms: the tokens with the smallest stay.
     Reference: Liu et al. 2022, https://arxiv.org/abs/2208.07220
     """

@@ -50,7 +50,7 @@ class _WeightNoise(NoiseLayer):
 
 
 class DropConnect(_WeightNoise):
-    """Dropout on the weights of any module, one mask a forward pass.
+    """Dropout on the weights of any module, one mask per forward pass.
 
     Shapes: those of `module`. `rate` is in [0, 1]; `weights` is a glob on the module's parameter
     names. Evaluation uses the weights as they are. Raises ValueError for a rate out of range or a
@@ -88,9 +88,9 @@ class EmbeddingDropout(_WeightNoise):
 
 
 class Mixout(_WeightNoise):
-    """Weights fall back to their pre-trained values with probability `rate`, the mean is kept.
+    """Weights fall back to their pre-trained values with probability `rate`; the mean is kept.
 
-    Shapes: those of `module`. The target is `module`'s weights when this layer is made, held in
+    Shapes: those of `module`. The target is `module`'s weights when this layer is created, kept in
     buffers. `rate` is in [0, 1]. Raises ValueError for a rate out of range or a pattern that
     matches no weight. Reference: Lee et al. 2020, https://arxiv.org/abs/1909.11299
 
