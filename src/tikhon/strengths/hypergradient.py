@@ -44,40 +44,40 @@ _FRACTION = 0.05  # the first strength of a sparse penalty, as a part of its lar
 
 @dataclass(frozen=True, eq=False)
 class Hypergradient(Controller):
-    r"""A strength that descends the validation loss while the model trains.
+    r"""A strength that follows the gradient of the validation loss while the model trains.
 
     With ``W`` the weights, ``s`` the strength and ``g_v`` the gradient of the validation loss,
 
         d L_valid / d log s = <Z, g_v>,        Z = dW / d log s.
 
-    ``Z`` is carried forward through the map that moves the weights. Where that map holds the
-    curvature of the training loss, the damping ``c`` stands in its place. For decoupled decay
+    ``Z`` is carried forward through the optimizer's map of the weights. The curvature of the
+    training loss in that map is replaced by the damping ``c``. For decoupled decay
 
         Z <- (1 - lr*s - c*lr) * Z - lr*s*W        at every step,
 
     and for L1, ElasticNet and GroupLasso through the derivative of their prox, which is zero
     outside the support. Every `every` steps ``log s`` makes a step of Adam against ``<Z, g_v>``,
-    at a rate that could cross `range` in half of the run (at most a factor of 1.22 a step, so
+    at a rate that could cross `range` in half of the run (at most a factor of 1.22 per step, so
     that a short run makes no leaps), and rests in the last tenth. A slope that promises less than
-    a thousandth of the loss moves it as much less.
+    a thousandth of the loss moves it proportionally less.
 
-    The validation loss is that of the function that is trained: no dropout, and layers such as
-    BatchNorm on the statistics of the validation batch, since their running averages lag behind
-    the weights early in training. A layer that is kept in eval mode is taken in eval mode.
+    The validation loss is that of the function being trained: no dropout, and layers such as
+    BatchNorm use the statistics of the validation batch, since their running averages lag behind
+    the weights early in training. A layer that is kept in eval mode stays in it.
 
     Looking one step ahead (``Z = -lr*s*W``, the "T1-T2" rule) is short-sighted: early in training
-    the validation loss always asks for larger weights. For the same reason a learning rate must
-    not be chosen this way: every short horizon asks for a smaller one.
+    the validation loss always favours larger weights. For the same reason a learning rate must
+    not be chosen this way: every short horizon favours a smaller one.
 
     Args:
         valid: validation data that the weights never train on: a pair of tensors, a loader, ...
         loss: callable of (output, target), or of (model, batch), a 0-d mean.
         steps: number of optimizer steps of the whole run. A strength that can make fewer than 10
-            moves (``0.9 * steps / every``) stays near its start: a warning says so.
+            moves (``0.9 * steps / every``) stays near its start, with a warning.
         every: steps between two validation gradients (one batch each), at least 1.
-        start: the first strength; 0 takes one from the first steps: for L2 the decay that shrinks
-            a weight by 0.3 % a step (by exp(-8) over a long run, and by much less a step in a run
-            of under 1000), for the others a twentieth of the largest gradient.
+        start: the first strength; 0 derives it from the first steps: for L2 the decay that shrinks
+            a weight by 0.3 % per step (by exp(-8) over a long run, and by much less per step in a
+            run of under 1000), for the others a twentieth of the largest gradient.
         range: smallest and largest strength of a decoupled L2; of the other terms it is relative
             to the first strength of a long run where `start` is 0.
         per: one strength for each parameter ("layer"), for each parameter group of the optimizer
@@ -88,9 +88,9 @@ class Hypergradient(Controller):
         batch_size: rows of a validation batch.
 
     Raises ValueError for arguments out of their range and for data that cannot be read, InputError
-    where `regularize` begins if the model and the loss do not take them, TypeError for a penalty
-    without a rule. Warns once when a strength comes to rest at the upper end of its
-    range, and when the run goes on past `steps`.
+    from `regularize` if the model or the loss does not accept them, TypeError for a penalty
+    without a rule. Warns once when a strength comes to rest at the upper end of its range, and
+    when the run continues past `steps`.
     Works under DDP and FSDP2 (slopes are averaged over the processes) and inside AMP.
 
     References: Luketina et al., "Scalable gradient-based tuning of continuous regularization

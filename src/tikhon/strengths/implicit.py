@@ -29,7 +29,7 @@ def implicit_slopes(
 ) -> dict[str, float]:
     r"""Slope ``d L_valid / d log s`` of each penalty at trained weights, implicitly.
 
-    At a minimum of ``L + s*R`` the weights answer to the strength by
+    At a minimum of ``L + s*R`` the weights change with the strength by
     ``dW / d log s = -(H + s*R'')^-1 s*R'``, ``H`` the Hessian of the training loss. The inverse
     is applied to the validation gradient by a Neumann series,
 
@@ -37,11 +37,11 @@ def implicit_slopes(
 
     on the support of the penalties, with ``alpha`` the inverse of the largest curvature (power
     iteration). A positive slope says that the penalty is too strong, a negative one that it is too
-    weak; near zero it is right. With few terms of the series only the stiff directions count.
+    weak; near zero it is right. A short series accounts only for the stiff directions.
 
     Args:
-        model: at (nearly) stationary weights; without dropout meanwhile, left as found. Layers in
-            training mode that normalise by running averages take the statistics of the batch.
+        model: at (nearly) stationary weights; evaluated without dropout and left unchanged. Layers
+            in training mode that normalise by running averages use the batch statistics.
         loss: callable of (output, target), or of (model, batch), a 0-d mean.
         train, valid: data as for `Hypergradient`; one batch of `batch_size` rows of each is used.
         penalties: for each parameter's name the penalty it was trained with, at the strength in
@@ -51,7 +51,7 @@ def implicit_slopes(
         seed: of the batches and of the power iteration.
 
     Raises ValueError for `iterations` below 1 and for a name that no parameter has, `InputError`
-    for penalties of another form and for rows that the loss does not take.
+    for penalties of another form and for rows that the loss does not accept.
 
     Reference: Lorraine, Vicol and Duvenaud, "Optimizing millions of hyperparameters by implicit
     differentiation", 2020, https://arxiv.org/abs/1911.02590.

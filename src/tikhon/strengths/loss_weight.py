@@ -16,24 +16,24 @@ from tikhon.wrappers import unwrap
 
 
 class LossWeight:
-    r"""A factor of a part of the training loss that descends the validation loss.
+    r"""The weight of a part of the training loss, adapted by the gradient of the validation loss.
 
-    In ``L_train = L + weight * part`` the weights answer to ``log weight`` by
+    In ``L_train = L + weight * part`` the parameters change with ``log weight`` by
 
         Z <- (1 - c*lr) * Z - gain * weight * grad(part),      d L_valid / d log weight = <Z, g_v>,
 
     with the stationary gain of the optimizer: `Hypergradient`'s recursion with the explicit
-    cross-derivative of the loss. It serves whatever enters a loss linearly: auxiliary losses,
+    cross-derivative of the loss. It works for anything linear in the loss: auxiliary losses,
     distillation, the share of label smoothing (``part = loss to the uniform target - loss``).
 
     Args:
         model: the module; wrappers are looked through. Not sharded (FSDP2).
-        optimizer: an optimizer whose gain tikhon knows; its steps move the weight.
-        strength: a Hypergradient with a `start` > 0, the first weight; `range` holds the weight,
-            `every` says at how many steps the part's gradient is taken (one more backward pass
-            through the part). `per` is of no use here.
+        optimizer: an optimizer whose gain tikhon knows; the weight moves with its steps.
+        strength: a Hypergradient with a `start` > 0, the first weight; `range` bounds the weight,
+            and every `every` steps the part's gradient is computed (one more backward pass
+            through the part). `per` has no effect here.
 
-    Call it with the part, once a step, or once for each accumulated batch (their gradients are
+    Call it with the part, once per step, or once for each accumulated batch (their gradients are
     averaged). Raises ValueError for a start of 0 or outside `range`, TypeError for another
     strength, for an optimizer without a known gain and for sharded parameters.
 
@@ -84,7 +84,7 @@ class LossWeight:
 
     @property
     def value(self) -> float:
-        """The weight now."""
+        """The current weight."""
         return math.exp(self.memory["log"])
 
     def __call__(self, part: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class LossWeight:
         return self.value * part
 
     def remove(self) -> None:
-        """Rest: the weight stays as it is."""
+        """Stop adapting; the weight stays as it is."""
         self._handle.remove()
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,25 +15,25 @@ _PROPORTIONAL, _INTEGRAL = 0.2, 0.01  # critically damped: the first squared is 
 
 @dataclass(frozen=True, eq=False)
 class NormBound(Controller):
-    """An upper bound on the size of the weights instead of a strength, for L2.
+    """An upper bound on the size of the weights in place of a strength, for L2.
 
     The size is the root mean square `|w| / sqrt(entries)`, so that one bound means the same for
-    every layer. The strength is a multiplier of the constraint `size <= bound`: it is 0 while the
-    constraint holds by itself, and otherwise what keeps it. Its unit is the share of the weights
-    that a step removes, hence the same for every lr and optimizer; an integral term is damped
-    critically by a proportional one, and a step never removes more than half.
+    every layer. The strength is the multiplier of the constraint `size <= bound`: 0 while the
+    constraint holds by itself, and otherwise as large as needed to keep it. Its unit is the share
+    of the weights that a step removes, so it is the same for every lr and optimizer; an integral
+    term is critically damped by a proportional one, and a step never removes more than half.
 
     Args:
-        bound: the largest size, > 0; None to take `factor` times the size at `at`.
-        at: the step (0 is the start) whose size is taken, or "inflection": the first step at
+        bound: the largest size, > 0; None uses `factor` times the size at `at`.
+        at: the step (0 is the start) whose size is used, or "inflection": the first step at
             which the growth of the size slows down.
         factor: > 0.
-        interval: steps between the looks for the inflection, at least 1.
+        interval: steps between two checks for the inflection, at least 1.
         per: one bound for each parameter ("layer"), for each parameter group of the optimizer
             ("group") or for all of the term ("term").
 
-    Raises ValueError for an argument out of its range, TypeError for another penalty than L2 (the
-    bound of an L1 norm is a constraint: `L1Ball`).
+    Raises ValueError for an argument out of its range, TypeError for penalties other than L2 (to
+    bound an L1 norm use the constraint `L1Ball`).
 
     Reference: Franke, Hefenbrock, Koehler and Hutter (2024), https://arxiv.org/abs/2311.09058.
 

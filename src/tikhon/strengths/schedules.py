@@ -20,7 +20,7 @@ class Linear:
     Args:
         start: value at step 0, >= 0.
         end: value from step `steps` on, >= 0.
-        steps: length of the way, at least 1.
+        steps: length of the transition, at least 1.
 
     Raises ValueError for a value out of its range.
 
@@ -49,7 +49,7 @@ class Cosine:
     Args:
         start: value at step 0, >= 0.
         end: value from step `steps` on, >= 0.
-        steps: length of the way, at least 1.
+        steps: length of the transition, at least 1.
 
     Raises ValueError for a value out of its range.
 
@@ -76,12 +76,12 @@ class Cosine:
 class WarmUp:
     """0 for `delay` steps, then in a straight line to `strength` over `steps`, then constant.
 
-    A penalty that comes late lets the network learn what is worth keeping.
+    A late penalty lets the network first learn what is worth keeping.
 
     Args:
         strength: the final value, >= 0.
         steps: length of the rise, at least 1.
-        delay: steps at 0 before it, >= 0.
+        delay: steps at 0 before the rise, >= 0.
 
     Raises ValueError for a value out of its range.
 
@@ -103,7 +103,7 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Cyclic:
-    """From `low` up to `high` and down again in straight lines, `period` steps a cycle.
+    """From `low` up to `high` and down again in straight lines, `period` steps per cycle.
 
     Args:
         low: value at the start of each cycle, >= 0.
@@ -133,10 +133,10 @@ class Cyclic:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Strengths that another run has followed, at the same shares of a run of `steps`.
+    """Strengths that another run has followed, at the same fractions of a run of `steps`.
 
     Args:
-        strengths: one a stretch of equal length, each >= 0; at least one.
+        strengths: one per stretch of equal length, each >= 0; at least one.
         steps: length of the run, at least 1; the last strength stays.
 
     Raises ValueError for a value out of its range.

@@ -26,23 +26,22 @@ _TOLERANCE = 1e-3  # by how much it may exceed its share
 
 @dataclass(frozen=True, eq=False)
 class TargetSparsity(Controller):
-    """The smallest strength whose prox leaves the asked share of exact zeros, at every step.
+    """The smallest strength whose prox leaves the requested share of exact zeros, at every step.
 
     At step t of the ramp the share is `target * (1 - (1 - t/steps)^3)`, from then on `target`;
     the strength is found by bisection on the prox itself, so it holds for every penalty that
-    gives zeros, in every metric. What remains when the weights rest is a penalty of one strength.
-    Where a penalty zeroes rows as a whole, rows are counted, not zeros inside the ones that stay.
+    gives zeros, in every metric. Once the weights have settled it is a penalty of one strength.
+    For penalties that zero whole rows, rows are counted, not zeros inside the remaining ones.
 
     Args:
         target: share of zeros, in [0, 1).
         steps: optimizer steps until it is reached, at least 1; leave the rest of the run for the
             other weights to settle.
         per: one strength for all parameters of the term ("term": their zeros are counted
-            together), one each ("layer") or one for each parameter group ("group").
+            together), one per parameter ("layer") or one per parameter group ("group").
 
-    Raises ValueError for a share or a count out of its range; TypeError where the penalty gives
-    no zeros. Of more than 65,536 weights (or rows) that share a strength a regular sample is
-    counted.
+    Raises ValueError for a share or a count out of its range; TypeError for a penalty without
+    zeros. If more than 65,536 weights (or rows) share a strength, a regular sample is counted.
 
     Reference: the cubic ramp is that of Zhu and Gupta (2017), https://arxiv.org/abs/1710.01878.
 
