@@ -60,12 +60,12 @@ def _ratio(name: str, before: float, after: float) -> str:
 def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.GraphModule:
     """A smaller model with the same outputs: dead and unused rows, channels and heads removed.
 
-    A unit goes when nothing that stays reads it (its outgoing weights are exactly zero) or when
+    A unit is removed if no remaining unit reads it (its outgoing weights are exactly zero) or if
     it is a constant (its incoming weights are exactly zero): a constant moves into the biases of
     its readers wherever that is exact. The units pass through Linear, Conv, BatchNorm, LayerNorm,
     Embedding, attention, activations, residual sums, products, pooling, reshape and concatenation;
     the first linear layer reads only the input columns that it uses. An operation without a rule
-    keeps all that it touches and is named. The model itself is left as it is.
+    keeps everything that it touches and is named. The model itself is not changed.
 
     Args:
         model: any module that torch.fx or torch.export can trace; the outputs of its evaluation

@@ -28,14 +28,14 @@ def speedup(
 ) -> float:
     """Time of a forward pass of `model` over that of `small`: the median of interleaved rounds.
 
-    Each round runs A B B A for `seconds` each, by the process's CPU time, so a busy machine
-    slows both alike.
+    Each round runs A B B A for `seconds` each, by the process's CPU time, so that a busy machine
+    slows both equally.
 
     Args:
         model, small: measured in evaluation mode, and left in the mode they are in.
         example_input: one batch (a tensor, or a tuple for several arguments); its size counts.
         way: "eager", "compile" (`torch.compile`) or "onnx" (ONNX Runtime, one thread).
-        rounds, seconds: more for a steadier number.
+        rounds, seconds: more give a steadier number.
 
     Raises:
         ValueError: rounds < 1, seconds <= 0 or another way.

@@ -26,7 +26,7 @@ class LayerShare:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """What was asked and what is there; printed as a table."""
+    """What was requested and what is reached; printed as a table."""
 
     of: str
     asked: float

@@ -51,44 +51,45 @@ def sparsify(
     warmup: float = 0.1,
     repair: float = 0.5,
 ) -> Sparsifier:
-    r"""Zero a share of the model while it trains, then let the rest repair the damage.
+    r"""Zero a share of the model while it trains, then let the rest recover.
 
     Three phases of one run of `steps` optimizer steps. In the warm-up nothing happens. Then, at
     progress `p` in [0, 1], the share ``share * (1 - (1 - p)^3)`` of the units with the smallest
-    scores goes: within an interval they fade linearly, and what grows back against that stays;
-    at its end they are exactly zero. In the repair the zeros are frozen and nothing presses on
-    the weights that stay, which keep the optimizer's state.
+    scores is removed: within an interval they fade linearly, and units that grow against that
+    stay; at its end they are exactly zero. In the repair phase the zeros are frozen and nothing
+    pulls on the remaining weights, which keep the optimizer's state.
 
     The score of a unit is its squared size over the sum of those in its layer that are not
-    smaller (sizes within 0.8 % count as equal), so that layers compare and none is emptied. Where
-    a BatchNorm, InstanceNorm or GroupNorm follows, its weight stands for the size, since the
-    scale of what stands before it is free; unit and norm go together, with the norm's bias, so
-    `tikhon.compact` removes all of them.
+    smaller (sizes within 0.8 % count as equal), so that layers are comparable and none is emptied.
+    If a BatchNorm, InstanceNorm or GroupNorm follows, its weight is used as the size, since the
+    scale before a norm has no effect; the unit is removed together with the norm's weight and
+    bias, so `tikhon.compact` removes all of them.
 
     Args:
         model: the module; wrappers are looked through.
-        optimizer: any torch optimizer, or a list or dict of those that train the model together,
-            whose last one's steps are counted.
-        share: of the units that go, in (0, 1); exact to the unit.
+        optimizer: any torch optimizer, or a list or dict of those that train the model together;
+            the steps of the last one are counted.
+        share: of the units to remove, in (0, 1); exact to the unit.
         of: "weights" (single entries), "channels" (output units of linear and convolutional
             layers, coupled ones together), "heads" (of attention), "features" (inputs of the
             model: their columns in all layers that read them) or "ranks" (of pairs of factors as
-            LoRA's: a row of one with a column of the other).
+            in LoRA: a row of one with a column of the other).
         steps: optimizer steps of the whole run.
-        example: one batch of inputs (a tuple for several), where the model is traced once: for
+        example: one batch of inputs (a tuple for several), needed to trace the model: for
             "channels", "features", heads outside `nn.MultiheadAttention`, and `cost`.
-        pattern: which weights may go, as for `select`: by default no biases, norms, embeddings.
+        pattern: the weights that may be removed, as for `select`; by default no biases, norms or
+            embeddings.
         per: "model" counts over all layers together (the default for weights and ranks), "layer"
             in each.
         cost: "flops" makes `share` one of the floating-point operations of a forward pass, and
-            a unit goes by its score over what it costs.
-        multiple: layers keep a multiple of so many units, for hardware that likes 8.
-        warmup: share of the steps before anything goes, in [0, 1).
-        repair: share of the steps after everything has gone, in [0, 1); `warmup + repair < 1`.
+            ranks units by score per operation.
+        multiple: layers keep a multiple of this many units, for hardware that prefers 8.
+        warmup: share of the steps before anything is removed, in [0, 1).
+        repair: share of the steps after the last removal, in [0, 1); `warmup + repair < 1`.
 
-    Raises ValueError for arguments out of their range and where no unit may go (with the reason),
-    RuntimeError for a second handle on the same weights (not for channels and
-    features of one layer: its rows and its columns).
+    Raises ValueError for arguments out of their range and if no unit may be removed (with the
+    reason), RuntimeError for a second handle on the same weights (channels and features of one
+    layer, its rows and its columns, are allowed).
 
     References: Zhu and Gupta (2017), https://arxiv.org/abs/1710.01878 (the cubic schedule); Lee
     et al. (2021), https://arxiv.org/abs/2010.07611 (the score); Liu et al. (2017),
@@ -171,7 +172,7 @@ class Sparsifier:
         return "thinning" if self.step < self.end else "repair"
 
     def audit(self) -> Sparsity:
-        """What is zero now, layer by layer, beside what was asked."""
+        """What is zero now, layer by layer, beside what was requested."""
         self._follow()
         rows = tuple(LayerShare(x.name, x.units, x.zeros()) for x in self.layers)
         saved = None
@@ -193,7 +194,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def apply(self, copy: nn.Module) -> None:
-        """Zero in a copy of the model (an EMA, a SWA average) what has gone in the model.
+        """Zero in a copy of the model (an EMA, a SWA average) what has been removed in the model.
 
         Raises ValueError for a copy of another model.
         """
@@ -209,7 +210,7 @@ class Sparsifier:
                 own.mul_(part.spread(keep, outside=1.0).to(own))
 
     def state_dict(self) -> dict[str, Any]:
-        """The step and what has gone, by layer."""
+        """The step and what has been removed, by layer."""
         self._follow()
         return {
             "schema_version": SCHEMA_VERSION,

@@ -19,7 +19,7 @@ Cost = Literal["flops"]
 
 @dataclass(frozen=True)
 class Thinning:
-    """How much of what goes, when, and how it is counted; the arguments are those of `sparsify`.
+    """How much of what is removed, when, and how it is counted; the arguments of `sparsify`.
 
     Raises ValueError for arguments out of their range.
 
