@@ -1,4 +1,4 @@
-"""Training: one plain loop, its settings and the run's folder."""
+"""Train a model: one plain loop, its settings and the run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clipping of the gradients of a step; by norm and by value are torch's own functions."""
+"""Gradient clipping: adaptive here, by norm and by value from torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tikhon.wrappers import own_parameters
 
 @dataclass(frozen=True)
 class Clipping:
-    """The largest entry, unit and whole of a gradient; called with a model, it clips in place.
+    """Clip gradients by value, then adaptively, then by norm, in place, when called with a model.
 
-    Entries come first, then the units of all layers but the last, then the whole.
+    Adaptive clipping leaves the last layer out.
 
     Args:
-        value: largest entry, > 0.
+        value: largest absolute gradient entry, > 0.
         adaptive: largest ratio of a unit's gradient norm to its weight norm, > 0.
-        norm: largest norm of all gradients together, > 0.
+        norm: largest norm of all gradients taken together, > 0.
     """
 
     value: float | None = None
@@ -30,11 +30,11 @@ class Clipping:
     norm: float | None = None
 
     def __bool__(self) -> bool:
-        """Whether anything is clipped."""
+        """Return whether any clipping is set."""
         return any((self.value, self.adaptive, self.norm))
 
     def __call__(self, model: nn.Module) -> None:
-        """Clip every `.grad` of the model."""
+        """Clip the `.grad` of every parameter of the model."""
         if self.value:
             clip_grad_value_(model.parameters(), self.value)
         if self.adaptive:
@@ -44,10 +44,10 @@ class Clipping:
 
 
 def below_the_last(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that adaptive clipping acts on: of all layers but the last.
+    """Return the parameters that adaptive clipping acts on: those of all layers but the last.
 
-    The last layer is the last module that holds parameters of its own; what it shares with
-    another layer (a tied embedding) is left free too. Raises `InputError` where nothing is left.
+    The last layer is the last module with parameters of its own. Parameters it shares with another
+    layer (a tied embedding) are left out too. Raises `InputError` where none remain.
 
     >>> len(below_the_last(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))))
     2
@@ -67,12 +67,12 @@ def below_the_last(model: nn.Module) -> list[nn.Parameter]:
 def clip_grad_adaptive_(
     parameters: Iterable[Tensor], ratio: float = 0.01, *, floor: float = 1e-3
 ) -> None:
-    """Shorten each unit's gradient to at most `ratio` times its weight norm, in place.
+    """Scale each unit's gradient down to at most `ratio` times the norm of its weights, in place.
 
     g_i <- g_i * min(1, ratio * max(|w_i|, floor) / |g_i|) for every row i of a weight (all
     dimensions but the first), and for a vector as a whole; `ratio` > 0. The paper leaves the last
-    layer out: pass `below_the_last(model)`. Gradients that are None are left alone. Raises
-    ValueError for another ratio. Reference: Brock et al. 2021, https://arxiv.org/abs/2102.06171
+    layer out: pass `below_the_last(model)`. Gradients that are None are skipped. Raises ValueError
+    for a ratio out of range. Reference: Brock et al. 2021, https://arxiv.org/abs/2102.06171
 
     >>> w = torch.tensor([[3.0, 4.0]], requires_grad=True)
     >>> (w * 10).sum().backward()
@@ -91,6 +91,6 @@ def clip_grad_adaptive_(
 
 
 def _unit_norm(w: Tensor) -> Tensor:
-    """Norms of the rows, broadcastable; of a vector the norm of the whole."""
+    """Norm of each row, kept broadcastable; for a vector, the norm of the whole."""
     dims = tuple(range(1, w.ndim)) if w.ndim > 1 else None
     return torch.linalg.vector_norm(w, dim=dims, keepdim=True)

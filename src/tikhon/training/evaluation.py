@@ -1,4 +1,4 @@
-"""What a trained model says of rows it has not seen: confusion, calibration, residuals."""
+"""Evaluate a trained model on unseen rows: confusion matrix, calibration, residuals."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tikhon.training.measures import predict
 
-MOST_CLASSES = 30  # of a confusion matrix that can be read
-MOST_ROWS = 400  # of the pairs of true and predicted values
-_BINS = 10  # of confidence
+MOST_CLASSES = 30  # classes; a larger confusion matrix is unreadable
+MOST_ROWS = 400  # (true, predicted) pairs kept at most
+_BINS = 10  # confidence bins of the calibration
 
 
 @torch.no_grad()
@@ -25,13 +25,13 @@ def evaluate(
     unit: float = 1.0,
     center: float = 0.0,
 ) -> dict[str, Any]:
-    """For class numbers `y` (N,) `confusion` and `calibration`, for numbers `pairs` and errors.
+    """Compute the confusion matrix and calibration of a classifier, or the errors of a regression.
 
-    `confusion[i][j]` counts rows of class i that are taken for class j, `recall[i]` is the share
-    of them taken for class i; up to 30 classes.
-    `calibration` has mean confidence, accuracy and rows of each tenth of confidence that occurs.
-    `pairs` are (true, predicted) of at most 400 rows, evenly chosen, in the target's own unit:
-    `unit` and `center` undo its scaling.
+    For class indices `y` (N,): `confusion[i][j]` counts rows of class i predicted as class j and
+    `recall[i]` is the recall of class i, both for up to 30 classes; `calibration` has mean
+    confidence, accuracy and row count of each non-empty confidence bin, ten in all.
+    For numeric `y`: `pairs` (true, predicted) of at most 400 evenly spaced rows, median and
+    largest error, in the target's own unit: `unit` and `center` undo its standardisation.
     """
     device = next(model.parameters()).device
     output, y = predict(model, x.to(device)).double().cpu(), y.cpu()

@@ -1,4 +1,4 @@
-"""The verb: train a model by a recipe, and keep the run in a folder if one is given."""
+"""Train a model with a recipe, and record the run in a folder if one is given."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tikhon.training.result import Run, result_of
 from tikhon.training.settings import Settings
 from tikhon.training.taken import check_taken
 
-_SAVE_FAILURES = 3  # checkpoints in a row that may fail (a full disk) before the run stops
+_SAVE_FAILURES = 3  # consecutive failed checkpoints (a full disk) that end the run
 
 
 def fit(
@@ -74,43 +74,44 @@ def fit(
     on_epoch: Callable[[Epoch], None] | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> Run:
-    """Train `model` in place by `recipe`; torch's random state outside is left as it was.
+    """Train `model` in place with `recipe`; the global random state of torch is restored.
 
     Args:
-        model: the module; it is moved to the device.
+        model: the module, moved to the device.
         train, valid, test: data in any form of `tikhon.data.pair`: (x, y) of tensors, arrays or
             frames, where x may be a tuple or a dictionary of inputs, a data set, a DataLoader, a
-            path, a name. A loader of `train` over a data set with a length is read again each
-            epoch, with its own batch size, sampler and workers; `valid` and `test` are read once.
-        recipe: penalties, dropout, clipping, ...; none if None. A strength "auto" follows the loss
-            on `valid`; without `valid` copies of the model find it on three folds of `train`, in a
-            third of the steps each, and the run on all rows follows it.
-        loss: "cross_entropy", "nll", "bce", "mse", "half_mse", "mae", "huber", a function or
-            module of torch, a callable of (output, target) or of (model, batch), the batch as the
-            data give it, or "auto" (cross-entropy for integer targets, otherwise mean squares).
-            Outputs (rows, 1) and targets (rows,) agree.
-        optimizer: "sgd", "adam", "adamw", ..., a factory of the parameters, or an instance.
+            path, a name. A `train` loader over a data set with a length is iterated each epoch,
+            with its own batch size, sampler and workers; `valid` and `test` are read once.
+        recipe: penalties, dropout, clipping, ...; none if None. A strength of "auto" is tuned on
+            the loss on `valid`; without `valid`, copies of the model tune it on three folds of
+            `train`, in a third of the steps each, and the run on all rows replays it.
+        loss: "cross_entropy", "nll", "bce", "mse", "half_mse", "mae", "huber", a torch function or
+            module, a callable of (output, target) or of (model, batch), with the batch as the data
+            give it, or "auto" (cross-entropy for integer targets, otherwise mean squared error).
+            Outputs (rows, 1) match targets (rows,).
+        optimizer: "sgd", "adam", "adamw", ..., a function from parameters to optimizer, or an
+            instance.
         lr, momentum: > 0; in [0, 1).
         schedule: of lr: "constant", "cosine", "linear" or "warmup_cosine".
         batch_size, epochs: 1 or more.
-        seed: of the row order and of all noise; the initial weights are the model's own.
+        seed: of the row order and all noise; the initial weights are not redrawn.
         device: "auto", "cpu", "cuda" or "mps".
-        budget: a time after which training stops, such as "60s", "5m" or "1h".
-        unit: what 1.0 of a standardised target means, for the reported rmse.
-        output: folder of the run: configuration, history, result, weights, checkpoints.
-        refit: train once more from the same start on train + valid, with the strengths that the
-            first training has found ("auto") at the same shares of the way; that model comes out.
-        linear: train a linear model beside it, as a yardstick of the scores.
-        about: what goes into `config.json` beside the settings: data, model, command.
+        budget: training time limit, such as "60s", "5m" or "1h".
+        unit: standard deviation of a standardised target, so that the rmse is in its own unit.
+        output: folder for configuration, history, result, weights and checkpoints.
+        refit: train once more from the same initial weights on train + valid, replaying the "auto"
+            strengths of the first training; returns the refitted model.
+        linear: also fit a linear model, as a baseline for the scores.
+        about: further entries of `config.json`: data, model, command.
         resume: continue the run in `output` bit for bit from its last checkpoint.
-        overwrite: replace a run that is in `output`.
+        overwrite: replace an existing run in `output`.
         checkpoint_every: seconds between checkpoints.
-        stop: asked after each step; once true, the run is saved and returns.
-        on_tick, on_epoch, on_warning: called a few times a second, after each epoch, on trouble
-            that does not end the run.
+        stop: called after each step; once it returns true, the run is saved and returns.
+        on_tick, on_epoch, on_warning: called a few times a second, after each epoch, and on
+            problems that do not end the run.
 
     Raises `InputError` for settings out of range or a loss that is not finite, `DataError` for
-    data, `StorageError` when the folder cannot be written.
+    invalid data, `StorageError` when the folder cannot be written.
 
     >>> x = torch.randn(64, 4); y = (x[:, 0] > 0).long()
     >>> run = fit(nn.Linear(4, 2), (x, y), epochs=30, lr=0.1)
@@ -132,9 +133,9 @@ def fit(
         device,
         seconds_of(budget),
     )
-    if output is not None:  # before anything is trained
+    if output is not None:  # fail before any training
         RunDirectory(output).check(resume=resume, overwrite=overwrite)
-    train = pair(train, name="train") if isinstance(train, Iterator) else train  # read but once
+    train = pair(train, name="train") if isinstance(train, Iterator) else train  # readable once
     held = None if valid is None else pair(valid, name="valid")
     tested = None if test is None else pair(test, name="test")
     with torch.random.fork_rng(devices=_cuda_devices()):
@@ -164,7 +165,7 @@ def fit(
             hooks["on_epoch"] = _both(folder.append, on_epoch)
             ended = training.run(**hooks, save=saver, save_every=checkpoint_every)
             if start is not None and ended != "stopped":
-                saver()  # a refit that is interrupted restarts here
+                saver()  # an interrupted refit restarts here
                 ended = train_again(training, start, stop) or ended
             command = tuple(config.get("command", ()))
             run = _run(training, ended, str(folder.path), tested, command, linear=linear)
@@ -174,7 +175,7 @@ def fit(
 
 
 def _checked(model: object, recipe: object, unit: object) -> Recipe:
-    """The recipe, after a look at arguments of another kind than they are to be."""
+    """Check the types of the arguments and return the recipe, an empty one for None."""
     if not isinstance(model, nn.Module):
         raise InputError(
             "model must be a torch.nn.Module, such as nn.Linear(4, 2), received "
@@ -201,8 +202,8 @@ def _open(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Start the folder, or load the run in it into `training`."""
-    if resume and (folder.path / RESULT).exists():  # trained to its end, if not yet sealed
+    """Create the run folder, or load the run it holds into `training`."""
+    if resume and (folder.path / RESULT).exists():  # trained to the end, perhaps not sealed
         folder.refuse_finished()
     folder.take(config, resume=resume, overwrite=overwrite)
     if not resume:
@@ -220,7 +221,7 @@ def _open(
 
 
 def _close(folder: RunDirectory, training: Training, run: Run) -> None:
-    """Write what the run came to."""
+    """Write weights, history and result, and seal the folder."""
     write_tensors(folder.path / MODEL, dict(training.model.state_dict()))
     if not (folder.path / HISTORY).exists():
         write_bytes(folder.path / HISTORY, b"")
@@ -229,7 +230,7 @@ def _close(folder: RunDirectory, training: Training, run: Run) -> None:
 
 
 class _Saver:
-    """Writes checkpoints; a full disk ends the run only when it stays full."""
+    """Write checkpoints; end the run after several failures in a row."""
 
     def __init__(
         self, folder: RunDirectory, training: Training, on_warning: Callable[[str], None] | None
@@ -280,7 +281,7 @@ def _config(training: Training, about: Mapping[str, object]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, object]:
-    """What a bit-exact repetition depends on beside the configuration."""
+    """Return the versions that a bit-exact repetition depends on besides the configuration."""
     return {
         "tikhon": tikhon.__version__,
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""Strengths from the training rows alone: found on folds, followed by the run on all rows."""
+"""Tune "auto" strengths on cross-validation folds of the training rows."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from tikhon.training.recipe import Auto, Recipe
 from tikhon.training.settings import Settings
 
 FOLDS = 3
-_PART = 3  # a fold makes this part of the run's steps,
-_LEAST = 500  # but this many if the run does: in fewer no strength gets far
-_TIME = 0.15  # of a budget, for each fold
+_PART = 3  # a fold takes the run's steps divided by this,
+_LEAST = 500  # but at least this many (or all the run has): strengths need time to adapt
+_TIME = 0.15  # share of the time budget, for each fold
 
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """What the runs on the folds found: at every share of the way the geometric mean of theirs."""
+    """Strengths found on the folds, combined by their geometric mean at each point of training."""
 
     regularizers: tuple[Regularizer, ...]
-    seconds: float  # that it took
+    seconds: float  # spent on the folds
 
     def replay(self, steps: int) -> dict[object, list[Term]]:
-        """The terms, with the strengths that were found as schedules of a run of `steps`."""
+        """Return the terms with the strengths found, as schedules over `steps` steps."""
         runs = [regularizer.replay(steps) for regularizer in self.regularizers]
         return {
             name: [_mean(terms, steps) for terms in zip(*(run[name] for run in runs))]
@@ -55,13 +55,13 @@ def found_on_folds(
     unit: float,
     stop: Callable[[], bool],
 ) -> Folded:
-    """The strengths "auto" of a recipe without validation rows.
+    """Tune the "auto" strengths of a recipe when there are no validation rows.
 
-    Copies of the model train on two thirds of the rows each, a third of the run's steps (and up to
-    500 of a short run's); the strengths descend the loss of the third that was left out.
+    On each fold a copy of the model trains on two thirds of the rows, for a third of the run's
+    steps (at least 500, if the run has them), while the strengths descend the loss on the rest.
 
-    Raises `InputError` for early stopping, an optimizer that is bound to the model and too few
-    rows, `Stopped` when `stop` is true before the end.
+    Raises `InputError` for early stopping, an optimizer instance bound to the model, and too few
+    rows; `Stopped` if `stop` returns true before the end.
     """
     if recipe.early_stopping is not None:
         raise InputError("early_stopping needs validation data: give `valid`")
@@ -96,12 +96,12 @@ def found_on_folds(
 
 
 def adapts(recipe: Recipe) -> bool:
-    """Whether a strength of the recipe is "auto"."""
+    """Return whether any strength of the recipe is "auto"."""
     return any(isinstance(term.strength, Auto) for _, term in recipe.penalties)
 
 
 def _epochs(rows: int, settings: Settings) -> int:
-    """Epochs of a fold."""
+    """Number of epochs to train on each fold."""
     whole, own = (
         math.ceil(count / settings.batch_size) for count in (rows, rows * (FOLDS - 1) / FOLDS)
     )

@@ -1,4 +1,4 @@
-"""What a trained model relies on: the loss when the cells of one column are shuffled."""
+"""Permutation importance: the rise of the loss when one column is shuffled."""
 
 from __future__ import annotations
 
@@ -28,23 +28,22 @@ def importances(
     *,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """By how much the loss of held-out rows rises when one column's cells change rows.
+    """Measure how much the held-out loss rises when one column is shuffled across rows.
 
-    All inputs that a column was encoded as move together. The rise is averaged over five
-    permutations and over the rows, and its 95 % interval is that of the paired differences:
-    mean +- t s / sqrt(rows), s the deviation of the rows' own rises. Columns that tell the
-    same stand in for each other, so that each alone seems to matter little.
+    All inputs encoded from a column move together. The rise is averaged over five permutations and
+    over rows; its 95 % interval is that of the paired differences, mean +- t s / sqrt(rows), with
+    s the standard deviation over rows. Correlated columns substitute for each other, so each alone
+    may look unimportant.
 
     Args:
         model: the trained model, scored in eval mode.
-        x, y: held-out rows (N, inputs) and targets; of more than 2,000 rows as many, evenly.
+        x, y: held-out rows (N, inputs) and targets; above 2,000 rows an even subsample.
         columns: the inputs of each column.
-        loss: of the training, one that has a value for each row.
+        loss: the training loss, with a value for each row.
         seed: of the permutations.
 
-    Returns `rows` and `columns`: (name, mean, low, high), the largest mean first. Empty for
-    fewer than two rows, for more than 100 columns, which take time, and for losses without a
-    value for each row.
+    Returns `rows` and `columns`: (name, mean, low, high), largest mean first. Empty for fewer than
+    two rows, more than 100 columns (too slow), and losses without a value for each row.
 
     Source: Breiman, "Random forests", 2001; Fisher, Rudin, Dominici, "All models are wrong, but
     many are useful", 2019.

@@ -1,4 +1,4 @@
-"""Whether the strengths that a run has found were right: the slope of the validation loss."""
+"""Judge the strengths a run found by the slope of the validation loss."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.strengths.implicit import implicit_slopes
 from tikhon.training.losses import Loss
 
-_FLAT = 0.01  # of the validation loss: what doubling a strength changes by less is called flat
+_FLAT = 0.01  # relative change of validation loss on doubling a strength: less is "flat"
 _ROWS = 256
 
 
 def adapts(regularizer: Regularizer | None) -> bool:
-    """Whether any strength followed the validation loss."""
+    """Return whether any strength was adapted to the validation loss."""
     return regularizer is not None and any(
         isinstance(live.source, Hypergradient) for live in regularizer.live_strengths()
     )
@@ -34,9 +34,10 @@ def judge(
     train: tuple[Tensor, Tensor],
     valid: tuple[Tensor, Tensor],
 ) -> dict[str, SavedPenalty]:
-    """Slope of the validation loss in each strength, and "too much", "too little" or "flat".
+    """Return the slope of the validation loss in each strength, with its verdict.
 
-    The slope is that of `implicit_slopes` on a batch, relative to the validation loss there.
+    Verdicts are "too much", "too little" or "flat". The slope is that of `implicit_slopes` on a
+    batch, relative to the validation loss on it.
     """
     in_force = regularizer.strengths()
     held: dict[str, Penalty] = {}
@@ -50,7 +51,7 @@ def judge(
                 continue
             penalty = term.penalty.with_strength(in_force[name])
             param = model.get_parameter(parameter)
-            if term.how in ("independent", "cautious"):  # no objective rests where they do
+            if term.how in ("independent", "cautious"):  # stationary points of no objective
                 continue
             if term.how == "decoupled":
                 penalty = _coupled(penalty, param, regularizer.optimizer)
@@ -73,7 +74,7 @@ def _verdict(slope: float) -> str:
 
 
 def _coupled(penalty: Penalty, param: nn.Parameter, optimizer: optim.Optimizer) -> Penalty | None:
-    """The penalty whose objective rests where the decoupled one does: weighted by lr / gain."""
+    """Return the penalty whose objective has the decoupled one's stationary points (lr / gain)."""
     group = group_of(optimizer, param)
     free = penalty.elementwise and getattr(penalty, "weights", 0) is None
     ready = is_uniform(optimizer) or param in optimizer.state

@@ -1,4 +1,4 @@
-"""The plain training loop: used by the command line, the estimators and the runners."""
+"""The training loop, shared by the command line, the estimators and the runners."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from tikhon.training.recipe import Recipe
 from tikhon.training.settings import Settings, pick_device
 from tikhon.training.step import Step
 
-_TICK = 0.1  # seconds between two looks at the clock's clients: progress, finiteness, checkpoint
-_SOLVED = 1e-4  # of the first validation loss: a smaller fall is none
-_SCORED = 10_000  # training rows at most that are scored after an epoch
+_TICK = 0.1  # seconds between checks of progress, finiteness and checkpoints
+_SOLVED = 1e-4  # relative improvement of the validation loss that still counts, of its first value
+_SCORED = 10_000  # training rows scored after an epoch, at most
 
 
 class Best(TypedDict):
-    """The epoch with the best score so far, and its state where that is to be kept."""
+    """Epoch and score of the best state so far, and the state itself if it is to be restored."""
 
     score: float
     epoch: int
@@ -51,7 +51,7 @@ class Diverged(InputError):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is: what a progress bar needs."""
+    """Position of a training run, as shown by a progress bar."""
 
     epoch: int
     epochs: int
@@ -61,19 +61,19 @@ class Progress:
 
 
 class Followed(Protocol):
-    """What an earlier training has found."""
+    """Strengths recorded by an earlier training run."""
 
     def replay(self, steps: int) -> dict[object, list[Term]]:
-        """The terms, with the strengths that were found as schedules of a run of `steps`."""
+        """Return the terms with the recorded strengths as schedules over `steps` steps."""
         ...
 
 
 class Training:
-    """One training in progress: model, optimizer, regularizer and all the state of a resume.
+    """One training run in progress: model, optimizer, regularizer and all state needed to resume.
 
-    Random numbers come from torch's generator (seeded once) and, for the order of the rows, from
-    (seed, epoch) alone, so `state_dict` in the middle of an epoch is enough to continue bit for
-    bit on the same machine and versions.
+    Random numbers come from torch's generator (seeded once); the row order depends on (seed,
+    epoch) alone. `state_dict` in the middle of an epoch is therefore enough to resume bit for bit
+    on the same machine and versions.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Training:
         self.device = pick_device(settings.device)
         self.model = model.to(self.device)
         stream = Stream(train, size=settings.batch_size, seed=settings.seed, name="train")
-        if stream.batches is None:  # only reading tells where an epoch ends: it is read once
+        if stream.batches is None:  # the length is known only by reading: read it once
             held = pair(train, name="train")
             stream = Stream(held, size=settings.batch_size, seed=settings.seed, name="train")
         self.stream = stream.to(self.device)
@@ -121,7 +121,7 @@ class Training:
         self.average = self._averaged()
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
-        self.seen = 0  # rows of this epoch so far
+        self.seen = 0  # rows in this epoch so far
         self.total = torch.zeros((), device=self.device, dtype=torch.float32)
         self.history: list[Epoch] = []
         self.best: Best = {"score": float("inf"), "epoch": 0, "model": {}}
@@ -139,9 +139,9 @@ class Training:
         save_every: float = 10.0,
         until: int | None = None,
     ) -> str:
-        """Train to the end, to the epoch `until`, or until `stop()`; returns why it ended.
+        """Train until the end, epoch `until`, or `stop()` returns true; return why it ended.
 
-        `save` is called every `save_every` seconds between two steps, and when stopped.
+        `save` is called every `save_every` seconds between steps, and on `stop()`.
         """
         clock = _Clock(self.seconds, save_every)
         self.model.train()
@@ -191,7 +191,7 @@ class Training:
         self.step += 1
 
     def _look(self, on_tick: Callable[[Progress], None] | None, clock: _Clock) -> None:
-        """What is done a few times a second: it needs the numbers on the device."""
+        """Check finiteness, progress and budget; rarely called, as it synchronises the device."""
         total = self.total.item()
         if not (abs(total) < float("inf")):
             self._diverged(total)
@@ -237,9 +237,9 @@ class Training:
         return row
 
     def _judge(self, row: Epoch) -> None:
-        """Keep the best state by validation loss, and stop when patience is over.
+        """Keep the best state by validation loss, and stop when patience runs out.
 
-        While `sparsify` still takes weights away no state is one that was asked for.
+        Skipped while `sparsify` is still pruning: those states are not as sparse as requested.
         """
         if self.sparsifier is not None and self.sparsifier.phase != "repair":
             return
@@ -256,7 +256,7 @@ class Training:
                 self.reason = "early stopping"
 
     def _finish(self) -> None:
-        """Leave in the model what the recipe asks for: the best state, the average or the last."""
+        """Load the best state or the average into the model, if the recipe asks for it."""
         if self.average is not None and not self.best["model"]:
             if self.sparsifier is not None:
                 self.sparsifier.apply(self.average)
@@ -270,18 +270,18 @@ class Training:
 
     @property
     def scored(self) -> nn.Module:
-        """The model that scores are of: the average once there is one."""
+        """The model to score: the average once it exists."""
         if self.average is not None and self.average.n_averaged > 0:
             return self.average.module
         return self.model
 
     @property
     def regularized(self) -> list[str]:
-        """Names of the parameters that a penalty acts on."""
+        """Names of the penalised parameters."""
         return [] if self.regularizer is None else list(self.regularizer.sparsity())
 
     def _regularize(self, follow: Followed | None) -> Regularizer | None:
-        """By the recipe, or by the strengths that an earlier training has found."""
+        """Attach the penalties, with strengths of the recipe or replayed from an earlier run."""
         terms = self.recipe.terms(self._adapting) if follow is None else follow.replay(self.steps)
         with _as_input_errors():
             return regularize(self.model, self.optimizer, terms) if terms else None
@@ -328,7 +328,7 @@ class Training:
     # -- resume -------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Return everything the next step depends on."""
         names = {id(p): name for name, p in self.model.named_parameters()}
         optimizer = {
             names[id(p)]: dict(state)
@@ -355,7 +355,7 @@ class Training:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`."""
+        """Restore the state returned by `state_dict`."""
         self.model.load_state_dict(state["model"])
         params = dict(self.model.named_parameters())
         for name, values in state["optimizer"].items():
@@ -380,19 +380,19 @@ class Training:
 
 
 class _Called(nn.Module):
-    """A model as a function of its inputs as one value."""
+    """Wrap a model so that it takes all its inputs as one value."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, inputs: Any) -> Any:
-        """The model's outputs."""
+        """Return the model's outputs."""
         return call(self.model, inputs)
 
 
 class _Clock:
-    """When to look up from the steps; monotonic."""
+    """Monotonic timer of progress ticks and checkpoints."""
 
     def __init__(self, before: float, save_every: float) -> None:
         self._start = time.perf_counter() - before
@@ -419,7 +419,7 @@ class _Clock:
 
 
 def apply_dropout(model: nn.Module, recipe: Recipe) -> None:
-    """Set the rates of the model's noise layers as the recipe says."""
+    """Set the rates of the model's noise layers to those of the recipe."""
     noisy = any(isinstance(module, NoiseLayer) for module in model.modules())
     if recipe.dropout is None or (recipe.dropout == 0 and not noisy):
         return
@@ -430,7 +430,7 @@ def apply_dropout(model: nn.Module, recipe: Recipe) -> None:
 
 @contextmanager
 def _as_input_errors() -> Iterator[None]:
-    """What penalties, patterns and layers refuse is a request that cannot be carried out."""
+    """Re-raise ValueError and TypeError of penalties, patterns and layers as `InputError`."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -438,7 +438,7 @@ def _as_input_errors() -> Iterator[None]:
 
 
 def _lives_with(value: Any, param: Tensor) -> bool:
-    """Moments live beside the parameter; step counters stay where the optimizer put them."""
+    """Return whether an optimizer state is shaped like its parameter; step counters stay put."""
     return isinstance(value, Tensor) and value.shape == param.shape
 
 

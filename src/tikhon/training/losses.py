@@ -1,4 +1,4 @@
-"""The one table of losses: names, torch's functions and modules, callables; shapes agree here."""
+"""The table of losses by name, torch function, torch module or callable; aligns shapes."""
 
 from __future__ import annotations
 
@@ -22,28 +22,26 @@ Kind = Literal["classes", "binary", "numbers", "custom", "whole"]
 
 @dataclass(frozen=True)
 class Link:
-    """How outputs are read: `answer` gives them the unit of the targets, `output` undoes that."""
+    """Map outputs to the unit of the targets (`answer`) and back (`output`)."""
 
     answer: Callable[[Tensor], Tensor]
     output: Callable[[Tensor], Tensor]
 
 
-LOG = Link(torch.exp, lambda answer: answer.clamp_min(1e-6).log())  # of counts
+LOG = Link(torch.exp, lambda answer: answer.clamp_min(1e-6).log())  # for predicted counts
 
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """A loss of (output, target) whose shapes are made to agree before they are compared.
+    """A loss of (output, target) that aligns their shapes before comparing them.
 
-    A column (rows, 1) and (rows,) are the same numbers: torch would broadcast them to a table of
-    rows x rows. Other shapes that differ are refused. `kind` tells how a model is scored:
-    "classes" (outputs (rows, classes), targets of class numbers), "binary" (logits of 0 and 1),
-    "numbers", "custom", which is judged by its targets, or "whole": `loss(model, batch)`, a step
-    of the user's own that calls the model itself.
+    (rows, 1) counts as (rows,), which torch would broadcast to rows x rows. Other mismatches
+    raise. `kind` decides how a model is scored: "classes" (outputs (rows, classes), targets of
+    class indices), "binary" (logits for targets 0 and 1), "numbers", "custom" (decided by the
+    targets), or "whole" (a user's own `loss(model, batch)` that calls the model itself).
 
-    `entries`, where there is one, is the loss of every entry (of classes: of every class number),
-    of which `function` is the mean. `link`, where outputs are not in the unit of the targets, is
-    how they are read.
+    `entries`, if any, is the elementwise loss (for classes: one value for each class index) whose
+    mean is `function`. `link`, if any, maps outputs to the unit of the targets.
     """
 
     name: str
@@ -55,19 +53,19 @@ class Loss:
 
     @property
     def given(self) -> LossFunction:
-        """What strengths call: of (output, target), shapes made to agree, or of (model, batch)."""
+        """The loss for adaptive strengths: of (output, target); (model, batch) if "whole"."""
         return self.function if self.kind == "whole" else self
 
     def on(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss of a model on a batch (inputs, target), 0-d, forward pass included."""
+        """Run the forward pass on a batch (inputs, target); return its mean loss, 0-d."""
         if self.kind != "whole":
             return self(call(model, batch[0]), batch[1])
         return self._number(graded(lambda: self.function(model, whole(batch))))
 
     def __call__(self, output: object, target: object) -> Tensor:
-        """The mean loss of a batch, 0-d.
+        """Return the mean loss of a batch, 0-d.
 
-        Raises `InputError` for shapes that do not agree, and for outputs that are no tensor.
+        Raises `InputError` for mismatched shapes and for outputs that are not a tensor.
         """
         output, target = self.agreed(output, target)
         try:
@@ -90,7 +88,7 @@ class Loss:
         return value
 
     def rows(self, output: Any, target: Any) -> Tensor:
-        """The loss of every row, (rows,): of a loss that is a mean over rows, what it is of."""
+        """Return the loss of each row, (rows,), of a loss that is a mean over rows."""
         if self.entries is None:
             pairs = zip(output.split(1), target.split(1))
             return torch.stack([self(o, t) for o, t in pairs])
@@ -101,8 +99,9 @@ class Loss:
             raise self._told(error, output, target) from error
 
     def _told(self, error: Exception, output: Any, target: Any) -> Exception:
-        """Torch's "Target -1 is out of bounds", and what a loss of another form stumbles over,
-        with what to do; other errors as they are.
+        """Explain an out-of-range class index or a wrong signature by an `InputError`.
+
+        Returns other errors unchanged.
         """
         if "'Tensor' object is not callable" in str(error):
             return InputError(f"the loss {self.name} calls its output ({error}): {STEP}")
@@ -116,23 +115,23 @@ class Loss:
         )
 
     def targets(self, y: Tensor) -> Tensor:
-        """The targets as what they are to this loss: whole numbers are no classes to "numbers"."""
+        """Convert targets to the type of this loss: for "numbers", integers become floats."""
         if self.kind == "numbers" and not y.is_floating_point():
             return y.to(torch.get_default_dtype())
         if self.kind == "classes" and y.ndim > 2 and y.numel() == len(y):
-            return y.reshape(-1)  # one class a row, however many axes of 1 it has
+            return y.reshape(-1)  # one class index for each row, despite extra axes of size 1
         return y
 
     def answers(self, output: Tensor) -> Tensor:
-        """Outputs in the unit of the targets: of logarithms of rates, the rates."""
+        """Map outputs to the unit of the targets, such as log rates to rates."""
         return output if self.link is None else self.link.answer(output)
 
     def outputs(self, answer: Tensor) -> Tensor:
-        """The outputs that give these answers."""
+        """Map predictions in the unit of the targets back to outputs."""
         return answer if self.link is None else self.link.output(answer)
 
     def agreed(self, output: Any, target: Any) -> tuple[Any, Any]:
-        """Output and target in the shapes and types that the loss compares."""
+        """Return output and target in the shapes and types the loss compares."""
         if self.kind != "custom" and not isinstance(output, Tensor):
             raise InputError(
                 f"{self.name} needs a model that returns one tensor, it returned "
@@ -159,7 +158,7 @@ def _each(function: Callable[..., Tensor]) -> LossFunction:
 
 
 def _half_mse(output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """1/(2m) * sum((y - yhat)**2): the loss of the textbooks' lasso and ridge."""
+    """1/(2m) * sum((y - yhat)**2): the loss in textbook lasso and ridge."""
     return 0.5 * F.mse_loss(output, target, reduction=reduction)
 
 
@@ -185,8 +184,8 @@ STEP = "a loss takes (output, target), a step of your own that calls the model (
 _ALSO = {"bce_with_logits": "bce", "squared": "mse", "l1": "mae"}
 _ALSO |= {
     cast(Any, loss.function).__name__: loss.name for loss in LOSSES.values()
-}  # torch's names
-_ALSO |= dict.fromkeys(("smooth_l1", "smooth_l1_loss"), "huber")  # which it is at its own beta
+}  # names of torch functions
+_ALSO |= dict.fromkeys(("smooth_l1", "smooth_l1_loss"), "huber")  # equal at the default beta
 _MODULES: dict[type[nn.Module], str] = {
     nn.CrossEntropyLoss: "cross_entropy",
     nn.NLLLoss: "nll",
@@ -195,21 +194,20 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.L1Loss: "mae",
     nn.HuberLoss: "huber",
 }
-_ENTRYWISE = (nn.SmoothL1Loss, nn.PoissonNLLLoss)  # outputs and targets of one shape
+_ENTRYWISE = (nn.SmoothL1Loss, nn.PoissonNLLLoss)  # output and target have the same shape
 _ENTRYWISE_FUNCTIONS = (F.smooth_l1_loss, F.poisson_nll_loss)
 
 
 def loss_of(loss: object, y: Tensor | None = None) -> Loss:
-    """The `Loss` behind a name, a function or module of torch, or a callable.
+    """Return the `Loss` for a name, a torch function or module, or a callable.
 
-    That is of (output, target), or of (model, batch) where its first parameter is called model or
-    its second batch.
+    A callable takes (model, batch) if its first parameter is named model or its second batch, and
+    (output, target) otherwise. "auto" is mean squared error for float targets `y` and
+    cross-entropy for class indices. A torch loss with mean reduction gives the same `Loss` in any
+    form.
 
-    "auto" is mean squares for targets of floats and cross-entropy for class numbers `y`. A mean
-    of torch's is the same loss however it is given.
-
-    Raises `InputError` for another name, closest names first, for what cannot be called, and
-    where "auto" meets one-hot targets.
+    Raises `InputError` for an unknown name (suggesting the closest), for what cannot be called,
+    and for "auto" with one-hot targets.
 
     >>> x, y = torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 1.0])
     >>> [float(loss_of(loss)(x, y)) for loss in ("mse", F.mse_loss, nn.MSELoss(), "half_mse")]
@@ -254,7 +252,7 @@ def _one_hot(y: Tensor) -> bool:
 
 
 def known_name(name: str) -> str:
-    """The table's name; another one raises `InputError`, closest names first."""
+    """Return the canonical name of a loss; raise `InputError` if it is unknown."""
     name = _ALSO.get(name, name)
     if name not in LOSSES:
         raise InputError(unknown("loss", name, (*NAMES, "auto")))
@@ -262,7 +260,7 @@ def known_name(name: str) -> str:
 
 
 def _takes_two(function: Callable[..., object]) -> bool:
-    """Whether a function may be called with two arguments; True where nobody can know."""
+    """Return whether a function accepts two arguments; True if its signature is unknown."""
     try:
         inspect.signature(function).bind(None, None)
     except TypeError:
@@ -273,7 +271,7 @@ def _takes_two(function: Callable[..., object]) -> bool:
 
 
 def name_of(loss: object) -> str:
-    """What a run calls its loss."""
+    """Name of a loss, as recorded by a run."""
     if isinstance(loss, str):
         return loss
     return getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__)
@@ -296,7 +294,7 @@ def _of_module(module: nn.Module) -> Loss:
 
 
 def _class_numbers(name: str, output: Tensor, target: Tensor) -> Tensor:
-    """Targets for outputs (rows, classes, ...): class numbers, or probabilities of that shape."""
+    """Return targets for outputs (rows, classes, ...): class indices, or probabilities alike."""
     if output.ndim < 2 or output.shape[1] == 1:
         raise InputError(
             f"{name} needs one output for each class, received outputs of shape "
@@ -339,17 +337,17 @@ def _same_shape(name: str, output: Tensor, target: Tensor) -> Tensor:
 
 
 def _alike(output: Tensor, target: Tensor) -> bool:
-    """Whether two shapes hold the same numbers for each row: they differ by axes of 1 alone."""
+    """Return whether two shapes with equal row counts differ only by axes of size 1."""
     if not (output.ndim and target.ndim) or len(output) != len(target):
         return False
     return [n for n in output.shape[1:] if n > 1] == [n for n in target.shape[1:] if n > 1]
 
 
 def broadcasts(loss: LossFunction, *, column: bool = True) -> bool:
-    """Whether a loss, given outputs (rows, 1) and targets (rows,), compares rows x rows.
+    """Return whether a loss broadcasts outputs (rows, 1) and targets (rows,) to rows x rows.
 
-    It is asked on two rows: then it is neither the mean nor the sum of the losses of its rows,
-    but would be if both came as (rows,). With `column=False` the targets are the column.
+    Tested on two rows: such a loss is neither the mean nor the sum of its rows' losses, but would
+    be for shapes (rows,). With `column=False` the targets have shape (rows, 1).
 
     >>> broadcasts(lambda output, target: (output - target).square().mean())
     True
@@ -359,14 +357,14 @@ def broadcasts(loss: LossFunction, *, column: bool = True) -> bool:
     output, target = torch.tensor([0.3, 0.8]), torch.tensor([0.1, 0.9])
     wide = (output[:, None], target) if column else (output, target[:, None])
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own about broadcasting
+        warnings.simplefilter("ignore")  # of torch, about broadcasting
         rows = [_value(loss, output[i : i + 1], target[i : i + 1]) for i in range(2)]
         given, flat = _value(loss, *wide), _value(loss, output, target)
     return not _joins(given, rows) and _joins(flat, rows)
 
 
 def _value(loss: LossFunction, output: Tensor, target: Tensor) -> float:
-    """NaN where the loss cannot read such outputs."""
+    """Return the loss as a float, NaN where it raises."""
     try:
         return float(loss(output, target))
     except Exception:
@@ -378,9 +376,9 @@ def _joins(value: float, rows: list[float]) -> bool:
 
 
 def in_a_loop(loss: object, target: object = None) -> LossFunction:
-    """What a loop of the user's own calls by that name: torch's function, shapes as they come.
+    """Return the loss as a user's own loop calls it, without aligning shapes.
 
-    Whoever measures such a loop must not hide that it broadcasts.
+    Measurements of such a loss must not hide that it broadcasts.
     """
     if not isinstance(loss, str):
         return cast(LossFunction, loss) if callable(loss) else loss_of(loss)  # which refuses it

@@ -1,4 +1,4 @@
-"""What a run tells about its model: scores on data, penalties and norms of the weights."""
+"""Measure a model: scores on data, penalties and norms of its weights."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tikhon.regularizer.regularizer import Regularizer
 from tikhon.runs.documents import SavedPenalty
 from tikhon.training.losses import Kind, Loss
 
-Epoch = dict[str, float]  # a row of the history: "epoch", "valid/loss", "penalty/l1/zeros"
+Epoch = dict[str, float]  # one row of the history: "epoch", "valid/loss", "penalty/l1/zeros"
 
 _BINS = 41
 
 
 def predict(model: nn.Module, x: object) -> Tensor:
-    """The model's outputs in eval mode; its mode is put back.
+    """Return the model's outputs in eval mode, restoring its mode.
 
     Raises `InputError` for a model that does not return one tensor.
     """
@@ -31,7 +31,7 @@ def predict(model: nn.Module, x: object) -> Tensor:
 
 
 def outputs_of(model: nn.Module, x: object) -> Tensor | None:
-    """As `predict`; None where outputs are no tensor, which only a loss of one's own can read."""
+    """Like `predict`, but return None where the outputs are not one tensor."""
     found = []
     with _evaluating(model):
         for part in in_parts(x):
@@ -43,7 +43,7 @@ def outputs_of(model: nn.Module, x: object) -> Tensor | None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Within: eval mode and no gradients; the model's mode is put back."""
+    """Run in eval mode without gradients, and restore the mode."""
     training = model.training
     model.eval()
     try:
@@ -56,7 +56,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def score(
     model: nn.Module, x: object, y: Tensor, loss: Loss, unit: float = 1.0
 ) -> dict[str, float]:
-    """`scores_of` the model's outputs; where only the loss can read them, its mean alone."""
+    """Score the model; only the mean loss where outputs are not one tensor."""
     output = None if loss.kind == "whole" else outputs_of(model, x)
     if output is None:
         return {"loss": mean_loss(model, x, y, loss)}
@@ -64,7 +64,7 @@ def score(
 
 
 def mean_loss(model: nn.Module, x: object, y: Tensor, loss: Loss) -> float:
-    """The loss in eval mode, batches weighed by their rows; the model's mode is put back."""
+    """Mean loss in eval mode, batches weighted by their rows; restores the mode."""
     with _evaluating(model):
         parts = in_parts((x, y))
         return sum(float(loss.on(model, part)) * len(part[1]) for part in parts) / len(y)
@@ -74,11 +74,10 @@ def mean_loss(model: nn.Module, x: object, y: Tensor, loss: Loss) -> float:
 def scores_of(
     output: Tensor, y: Tensor, loss: Loss, unit: float = 1.0, *, imbalanced: bool = False
 ) -> dict[str, float]:
-    """Loss and accuracy; for numbers root mean square error, in their unit, and R2.
+    """Loss and accuracy; for numeric targets the root mean squared error in their unit, and R2.
 
-    `imbalanced` adds what rare classes are judged by: the mean of the classes' recalls, and the
-    average precision (scikit-learn's) of the rarer class, of more than two the mean. R2 is left
-    out where the targets are equal.
+    `imbalanced` adds balanced accuracy (the mean recall) and scikit-learn's average precision: of
+    the rarer class, or the mean over more than two. R2 is omitted where all targets are equal.
     """
     found = {
         "loss": float(loss(output, y)),
@@ -90,10 +89,10 @@ def scores_of(
 
 
 def quality(output: Tensor, y: Tensor, kind: Kind, unit: float = 1.0) -> dict[str, float]:
-    """`accuracy` for classes and logits of two, `rmse` in the target's unit and `r2` for numbers.
+    """`accuracy` for classes and binary logits; `rmse` in the target's unit and `r2` for numbers.
 
-    A custom loss is judged by its targets: floats are numbers, integers classes. Outputs that do
-    not hold one answer a target (a mean and a variance, say) have neither.
+    A custom loss is scored by its targets: floats are numbers, integers are classes. Outputs
+    without exactly one prediction for each target (a mean and a variance, say) get no score.
     """
     numbers = kind == "numbers" or (kind == "custom" and y.is_floating_point())
     single = output.numel() == y.numel()
@@ -123,7 +122,7 @@ def _of_rare_classes(output: Tensor, y: Tensor) -> dict[str, float]:
     shares = output.double().softmax(1).cpu().numpy()
     recall = recall_score(known, output.argmax(1).cpu().numpy(), labels=there, average="macro")
     found = {"balanced_accuracy": float(recall)}
-    if len(there) > 1:  # of one class alone every ranking is right
+    if len(there) > 1:  # any ranking is perfect with one class
         asked = there if output.shape[1] > 2 else [min(there, key=lambda k: (known == k).sum())]
         precisions = [average_precision_score(known == k, shares[:, k]) for k in asked]
         found["average_precision"] = float(sum(precisions) / len(precisions))
@@ -132,7 +131,7 @@ def _of_rare_classes(output: Tensor, y: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def penalties(regularizer: Regularizer | None) -> dict[str, SavedPenalty]:
-    """Value, strength with its mode, and share of exact zeros of every term on every parameter."""
+    """Value, strength, mode and share of exact zeros of each term on each parameter."""
     if regularizer is None:
         return {}
     return {
@@ -148,7 +147,7 @@ def penalties(regularizer: Regularizer | None) -> dict[str, SavedPenalty]:
 
 @torch.no_grad()
 def norms(model: nn.Module, names: list[str]) -> dict[str, dict[str, float]]:
-    """L1 and L2 norm of the named parameters."""
+    """L1 and L2 norms of the named parameters."""
     params = dict(model.named_parameters())
     return {
         name: {"l1": float(params[name].abs().sum()), "l2": float(params[name].norm())}
@@ -159,7 +158,7 @@ def norms(model: nn.Module, names: list[str]) -> dict[str, dict[str, float]]:
 
 @torch.no_grad()
 def weights(model: nn.Module) -> dict[str, dict[str, object]]:
-    """Zeros, norms and a histogram of every weight with two or more dimensions."""
+    """Zeros, norms and a histogram of each weight with two or more dimensions."""
     found = {}
     for name, param in model.named_parameters():
         if param.ndim < 2:
@@ -179,13 +178,13 @@ def weights(model: nn.Module) -> dict[str, dict[str, object]]:
 
 
 def zeros(model: nn.Module) -> float:
-    """Share of exact zeros over all weights with two or more dimensions."""
+    """Share of exact zeros among all weights with two or more dimensions."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     return 1 - sum(int(w.count_nonzero()) for w in matrices) / sum(w.numel() for w in matrices)
 
 
 def first_non_finite(model: nn.Module) -> str:
-    """Which weight or gradient is not finite, for the message about a loss that is not."""
+    """Name the first non-finite weight or gradient, for the error message of a diverged loss."""
     for name, param in model.named_parameters():
         if not torch.isfinite(param).all():
             return f"the weight {name!r}"

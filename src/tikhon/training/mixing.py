@@ -1,4 +1,4 @@
-"""Batches mixed with themselves: mixup and cutmix, as pure functions of tensors."""
+"""Mix batches with themselves: mixup and cutmix, as pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 
 class Mixed(NamedTuple):
-    """Inputs of which a `share` belongs to the targets `y` and the rest to `other`."""
+    """Mixed inputs, of which `share` belongs to the targets `y` and the rest to `other`."""
 
     x: Tensor
     y: Tensor
@@ -26,8 +26,8 @@ class Mixed(NamedTuple):
 def mixup(x: Tensor, y: Tensor, alpha: float, *, generator: Generator | None = None) -> Mixed:
     """Mix every row with another: share * x + (1 - share) * x[order], share ~ Beta(alpha, alpha).
 
-    `x` (N, ...) and `y` (N, ...) of any kind; one share for the batch. `alpha` > 0: 0.2 mixes
-    little, 1 uniformly. Raises ValueError for another alpha or lengths that differ.
+    `x` (N, ...) and `y` (N, ...) of any dtype; one share for the batch. `alpha` > 0: 0.2 mixes
+    little, 1 uniformly. Raises ValueError for alpha out of range or unequal lengths.
     Reference: Zhang et al. 2018, https://arxiv.org/abs/1710.09412
 
     >>> mixed = mixup(torch.eye(2), torch.tensor([0, 1]), 1.0)
@@ -39,11 +39,11 @@ def mixup(x: Tensor, y: Tensor, alpha: float, *, generator: Generator | None = N
 
 
 def cutmix(x: Tensor, y: Tensor, alpha: float, *, generator: Generator | None = None) -> Mixed:
-    """Paste a box of another image into every image; the targets share by the area left.
+    """Paste a box of another image into every image; targets are weighted by area.
 
-    `x` is (N, C, H, W), `y` (N, ...) of any kind; one box for the batch, of area 1 - Beta(alpha,
-    alpha) around a uniform centre, cut at the border. `alpha` > 0. Raises ValueError for another
-    alpha or rank, or lengths that differ. Reference: Yun et al. 2019,
+    `x` is (N, C, H, W), `y` (N, ...) of any dtype; one box for the batch, of area 1 - Beta(alpha,
+    alpha) around a uniform centre, clipped at the border. `alpha` > 0. Raises ValueError for alpha
+    or rank out of range, or unequal lengths. Reference: Yun et al. 2019,
     https://arxiv.org/abs/1905.04899
 
     >>> cutmix(torch.ones(2, 1, 4, 4), torch.tensor([0, 1]), 1.0).x.sum()
@@ -67,14 +67,14 @@ def cutmix(x: Tensor, y: Tensor, alpha: float, *, generator: Generator | None = 
 def _share(
     x: Tensor, y: Tensor, alpha: float, name: str, generator: Generator | None
 ) -> tuple[float, Tensor]:
-    """A share of Beta(alpha, alpha) and the row that every row is mixed with."""
+    """Draw a share from Beta(alpha, alpha) and a permutation of the rows."""
     if not 0 < alpha < float("inf"):
         raise ValueError(f"{name}: alpha must be finite and > 0, received {alpha!r}")
     if len(x) != len(y):
         raise ValueError(f"{name}: {len(x)} rows of x, {len(y)} of y")
     device = _device(generator)
     order = torch.randperm(len(x), generator=generator, device=device).to(x.device)
-    # torch's own Beta takes no generator
+    # torch's Beta takes no generator
     seed = torch.randint(2**62, (), generator=generator, device=device).item()
     return float(np.random.default_rng(int(seed)).beta(alpha, alpha)), order
 

@@ -22,7 +22,7 @@ _OF_OUTPUTS = ("mixup", "cutmix", "r_drop", "confidence_penalty")
 
 
 class Objective:
-    """The data loss with what the recipe does to inputs, targets and outputs."""
+    """The data loss, with the recipe's changes to inputs, targets and outputs."""
 
     def __init__(self, recipe: Recipe, loss: LossFunction, x: Any, y: Tensor) -> None:
         self.recipe, self.loss = recipe, loss_of(loss)
@@ -56,7 +56,7 @@ class Objective:
             )
 
     def __call__(self, model: nn.Module, x: Any, y: Tensor) -> Tensor:
-        """The loss of one batch, 0-d."""
+        """Return the loss of one batch, 0-d."""
         recipe = self.recipe
         if recipe.input_noise:
             x = gaussian_noise(x, recipe.input_noise)
@@ -71,10 +71,10 @@ class Objective:
         output = call(model, x)
         loss = self._data_loss(output, y, mixed)
         if recipe.r_drop:
-            again = call(model, x)  # the same rows under another draw of the model's noise
+            again = call(model, x)  # same rows, new dropout masks
             if not self._noisy and torch.equal(output, again):
                 warn("r_drop does nothing: two passes of the model agree, it has no dropout")
-            self._noisy = True  # asked once
+            self._noisy = True  # check once
             loss = (loss + self._data_loss(again, y, mixed)) / 2
             loss = loss + recipe.r_drop * r_drop(output, again)
         if recipe.confidence_penalty:
@@ -86,7 +86,7 @@ class Objective:
 
 
 def confidence_penalty(logits: Tensor) -> Tensor:
-    """Negative entropy of the predictions in nats, a mean over rows: high where they are sure.
+    """Negative entropy of the predictions in nats, averaged over rows; largest where confident.
 
     `logits` (N, classes). Reference: Pereyra et al. 2017, https://arxiv.org/abs/1701.06548
 
@@ -98,10 +98,10 @@ def confidence_penalty(logits: Tensor) -> Tensor:
 
 
 def r_drop(first: Tensor, second: Tensor) -> Tensor:
-    """Symmetric divergence (KL(p|q) + KL(q|p)) / 2 of two noisy passes, a mean over rows.
+    """Symmetric divergence (KL(p|q) + KL(q|p)) / 2 of two noisy passes, averaged over rows.
 
-    `first` and `second` are logits (N, classes) of the same rows under different noise. The whole
-    objective is the mean of both data losses plus a weight (1 to 5 in the paper) times this.
+    `first` and `second` are logits (N, classes) of the same rows under different noise. The full
+    objective is the mean of both data losses plus this, weighted by 1 to 5 in the paper.
     Reference: Liang et al. 2021, https://arxiv.org/abs/2106.14448
 
     >>> r_drop(torch.zeros(3, 2), torch.zeros(3, 2))

@@ -1,4 +1,4 @@
-"""One frozen value that says all that is done against overfitting."""
+"""A frozen, serialisable description of all regularization of a training run."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from tikhon.training.clipping import Clipping
 
 @dataclass(frozen=True)
 class Auto:
-    """The strength that one run finds for itself; `fit` gives it data and length."""
+    """Placeholder for a strength that `fit` tunes during the run."""
 
     def __call__(self, step: int) -> float:
-        """Not a schedule: it becomes one in `fit`."""
+        """Raise: `fit` replaces this by a schedule."""
         raise InputError("strength 'auto' needs validation data: give `valid` to tikhon.fit")
 
 
 @dataclass(frozen=True, eq=False)
 class Recipe(RecipeOptions):
-    """Penalties, noise, clipping, averaging and early stopping, as one serialisable value.
+    """Penalties, noise, clipping, averaging and early stopping as one serialisable value.
 
     Args:
         penalties: what `regularize` accepts: a penalty, a `Term`, or a dict from patterns to them.
@@ -49,23 +49,22 @@ class Recipe(RecipeOptions):
         label_smoothing: share in [0, 1) of the target spread evenly over the classes.
         confidence_penalty: weight >= 0 of the negative entropy of the predictions.
         r_drop: weight >= 0 of the distance between two passes with different dropout masks.
-        mixup, cutmix: alpha >= 0 of the Beta distribution that rows are mixed with; 0 is off.
-        input_noise: standard deviation >= 0 of normal noise added to the inputs.
-        learning_rates: a dict from patterns on names of parameters to rates > 0, in place of lr,
-            such as a smaller one for what is pretrained; or a text, "trunk.*=1e-5,head.*=1e-3".
-            Unlike a penalty's, such a pattern leaves nothing out (biases, scales); of two that
-            name the same parameter the later one counts.
-        clip_norm, clip_value: largest gradient norm, largest gradient entry; > 0.
+        mixup, cutmix: alpha >= 0 of the Beta distribution of mixing shares; 0 turns it off.
+        input_noise: standard deviation >= 0 of Gaussian noise added to the inputs.
+        learning_rates: a dict from patterns on parameter names to rates > 0 that replace lr, such
+            as smaller ones for pretrained layers; or a text, "trunk.*=1e-5,head.*=1e-3". Unlike a
+            penalty's, such a pattern also covers biases and scales; the last matching pattern
+            wins.
+        clip_norm, clip_value: largest gradient norm, largest absolute gradient entry; > 0.
         clip_adaptive: largest ratio of a unit's gradient norm to its weight norm; > 0.
-        sparsify: the share that is exactly zero at the end: a number in (0, 1), a text as "90%"
+        sparsify: final share of exact zeros: a number in (0, 1), a text such as "90%"
             or "50%,of=channels,multiple=8", a table, or a `Thinning`; see `tikhon.sparsify`.
-        averaging: "ema" or "swa" of the weights; the average is what comes out. An average of
-            sparse weights is not sparse: a prox's exact zeros do not survive it, those of
-            `sparsify` do.
-        ema_decay: what a step of "ema" keeps of the average, in [0, 1).
-        early_stopping: epochs without a better validation loss after which training ends and
-            the best state is restored; >= 1. Better by less than a ten-thousandth of the first
-            validation loss is not better: the loss of a solved task falls for ever.
+        averaging: "ema" or "swa" of the weights; the model ends with the average. Averaging loses
+            the exact zeros of a proximal step, but keeps those of `sparsify`.
+        ema_decay: decay of the "ema" average, in [0, 1).
+        early_stopping: epochs without improvement of the validation loss before training stops and
+            the best state is restored; >= 1. An improvement by less than 1e-4 of the first
+            validation loss does not count, as the loss of a solved task keeps falling slightly.
 
     Raises `InputError` for values out of range.
 
@@ -78,7 +77,7 @@ class Recipe(RecipeOptions):
     def __post_init__(self) -> None:
         given = self.penalties
         if isinstance(given, tuple | list) and all(isinstance(i, tuple) for i in given):
-            terms = tuple(given)  # already (pattern, Term) pairs
+            terms = tuple(given)  # (pattern, Term) pairs
         else:
             terms = tuple(as_terms(cast(Any, given))) if given else ()
         object.__setattr__(self, "penalties", terms)
@@ -135,7 +134,7 @@ class Recipe(RecipeOptions):
         return hash(json.dumps(self.to_dict(), sort_keys=True))
 
     def terms(self, auto: Callable[[], Any] | None = None) -> dict[object, list[Term]]:
-        """The penalties as `regularize` takes them, with `auto()` in place of strengths "auto"."""
+        """Return the penalties for `regularize`, with "auto" strengths replaced by `auto()`."""
         found: dict[object, list[Term]] = {}
         for pattern, term in self.penalties:
             if isinstance(term.strength, Auto) and auto is not None:
@@ -145,11 +144,11 @@ class Recipe(RecipeOptions):
 
     @property
     def clipping(self) -> Clipping:
-        """What a step does to the gradients."""
+        """The gradient clipping of each step."""
         return Clipping(self.clip_value, self.clip_adaptive, self.clip_norm)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; only what differs from the defaults."""
+        """Return plain values, only where they differ from the defaults."""
         plain: dict[str, object] = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
@@ -166,7 +165,7 @@ class Recipe(RecipeOptions):
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Recipe:
-        """The inverse of `to_dict`. Raises `InputError` for unknown keys, closest names first."""
+        """Invert `to_dict`. Raises `InputError` for unknown keys, naming the closest."""
         if not isinstance(plain, Mapping):
             raise InputError(f"a recipe is a table of settings, received {plain!r}")
         known = {item.name for item in dataclasses.fields(cls)}
@@ -183,7 +182,7 @@ class Recipe(RecipeOptions):
             raise InputError(f"recipe: {error}") from error
 
     def to_toml(self) -> str:
-        """TOML text.
+        """Return the recipe as TOML.
 
         >>> print(Recipe(dropout=0.5).to_toml())
         dropout = 0.5
@@ -194,15 +193,15 @@ class Recipe(RecipeOptions):
         return tomli_w.dumps(self.to_dict())
 
     def save(self, path: str | Path) -> None:
-        """Write a .toml or .json file."""
+        """Write the recipe to a .toml or .json file."""
         text = self.to_toml() if Path(path).suffix == ".toml" else json_text(self.to_dict()) + "\n"
         write_bytes(Path(path), text.encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
-        """Read a .toml or .json file, or the recipe of a run's folder.
+        """Read a recipe from a .toml or .json file, or from a run folder.
 
-        Raises `InputError` that names the file and the line or key.
+        Raises `InputError` naming the file and the line or key.
         """
         path = Path(path)
         if path.is_dir():
@@ -221,7 +220,7 @@ class Recipe(RecipeOptions):
 
 
 def penalty_names() -> dict[str, type[Penalty]]:
-    """Every public penalty by the name that recipes and the command line use.
+    """Return every public penalty by its name in recipes and on the command line.
 
     >>> penalty_names()["group_lasso"].__name__
     'GroupLasso'
@@ -235,7 +234,7 @@ def penalty_names() -> dict[str, type[Penalty]]:
 
 
 def snake(name: str) -> str:
-    """A class name as users write it.
+    """Convert a class name to snake case.
 
     >>> snake("GroupMCP"), snake("L1Ball"), snake("LInf")
     ('group_mcp', 'l1_ball', 'l_inf')
@@ -261,7 +260,7 @@ def _term_to_dict(pattern: object, term: Term) -> dict[str, object]:
     if term.rows is not None:
         entry["rows"] = term.rows
     if not term.penalty.constraint:
-        entry["how"] = term.how or "objective"  # a strength has the unit of its mode
+        entry["how"] = term.how or "objective"  # strengths of different modes differ in unit
     return entry
 
 
@@ -312,7 +311,7 @@ def _term_from_dict(entry: Mapping[str, Any]) -> tuple[str, Term]:
 
 
 def _settings(kind: type[Penalty]) -> list[Any]:
-    """The fields of a penalty beside its strength."""
+    """Fields of a penalty other than its strength."""
     return [item for item in dataclasses.fields(kind) if item.init and item.name != "strength"]
 
 
@@ -327,7 +326,7 @@ def _strength(plain: object) -> Any:
 
 
 def _rates(given: object) -> dict[str, float] | None:
-    """Learning rates by pattern, from a table or a text."""
+    """Parse learning rates by pattern from a table or text."""
     rates = given
     if isinstance(given, str):
         parts = [part.rpartition("=") for part in given.split(",")]
@@ -346,7 +345,7 @@ def _rates(given: object) -> dict[str, float] | None:
 
 
 def _moving() -> dict[str, type]:
-    """Schedules and controllers by class name: a closed list, so a file cannot import anything."""
+    """Schedules and controllers by class name; a fixed list, so files cannot import others."""
     found = (
         *(schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.Cyclic),
         *(schedules.Recorded, TargetSparsity, NormBound),
@@ -355,7 +354,7 @@ def _moving() -> dict[str, type]:
 
 
 def _check(name: str, value: Any, *, high: float = math.inf, above: bool = False) -> None:
-    """InputError unless None or a number in [0, high), or > 0 when `above`."""
+    """Raise `InputError` unless None or a number in [0, high), or > 0 if `above`."""
     if value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)

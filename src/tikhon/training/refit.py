@@ -1,4 +1,4 @@
-"""The strengths that a training has found, followed once more on all rows."""
+"""Train again on all rows, replaying the strengths found by the first training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_refit(training: Training) -> None:
 
 
 def fixed(recipe: Recipe, regularizer: Regularizer | None) -> Recipe | None:
-    """The recipe with the strengths found for each parameter as numbers; None if none adapted."""
+    """Return the recipe with adapted strengths as numbers; None if none adapted."""
     if regularizer is None or not adapts(regularizer):
         return None
     found = {
@@ -60,9 +60,9 @@ def fixed(recipe: Recipe, regularizer: Regularizer | None) -> Recipe | None:
 
 
 def train_again(training: Training, start: nn.Module, stop: Callable[[], bool]) -> str | None:
-    """Put into `training` the model that `start` becomes on train + valid; "stopped" if it was.
+    """Retrain `start` on train + valid and load it into `training`; return "stopped" if stopped.
 
-    What `training` knows of its rows follows: all of them have been trained on.
+    The rows of `training` become train + valid, as all of them have been trained on.
     """
     assert training.valid is not None and training.regularizer is not None
     rows = join([(training.x, training.y), training.valid])

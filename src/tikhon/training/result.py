@@ -1,4 +1,4 @@
-"""What a run came to, in one document: its scores, its verdict, what to run next."""
+"""The result of a run: scores, verdict, and the commands to run next."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ from tikhon.training.measures import Epoch
 from tikhon.training.recipe import Recipe
 from tikhon.training.verdict import Scores, Statement, judge, thinned
 
-_LONGER = 5  # times the epochs of a run that was still improving
+_LONGER = 5  # factor on the epochs of a run that was still improving
 _YARDSTICKS = {"constant": "always the same answer", "linear": "a linear model"}
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished (or stopped) training.
+    """A finished or stopped training run.
 
-    `penalties` holds value, strength, its mode (`how`) and zeros of every term at the end and,
-    where a strength adapted, the `slope` of the validation loss with its `verdict`
-    (`implicit_slopes`).
-    `history` has one dict an epoch, keys as in `history.jsonl`; `ended` is "epochs",
+    `penalties` holds value, strength, mode (`how`) and zeros of each term at the end and, for
+    adapted strengths, the `slope` of the validation loss with its `verdict` (`implicit_slopes`).
+    `history` has one dict for each epoch, keys as in `history.jsonl`; `ended` is "epochs",
     "early stopping", "budget" or "stopped"; `best_epoch` counts from 1. `assessment` has the
-    scores beside their yardsticks, and how far they can be trusted; None if it was stopped.
-    `found` is the recipe with the strengths that adapted as numbers, one penalty a parameter: it
-    gives weights of about the same size again. `sparsity` is what `sparsify` left.
+    scores, their standard errors and baselines; None if stopped.
+    `found` is the recipe with adapted strengths as numbers, one penalty for each parameter;
+    training with it gives weights of similar size. `sparsity` is the result of `sparsify`.
     """
 
     model: nn.Module
@@ -67,7 +66,7 @@ class Run:
         return notebook.card(repr(self), [str(self)], ("", "score", "value"), rows, chart)
 
     def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
-        """Training and validation score (accuracy or loss) by epoch, beside the yardsticks.
+        """Plot training and validation accuracy or loss by epoch, with the baselines.
 
         Args:
             ax: matplotlib axes to draw on; a new figure if None.
@@ -89,7 +88,7 @@ class Run:
         return display
 
     def _curves(self) -> tuple[str, dict[str, notebook.Line]]:
-        """Accuracy or loss, and its course over the epochs on the parts that it was read on."""
+        """Return "accuracy" or "loss" and its curve on each part where it was recorded."""
         key = "accuracy" if "train/accuracy" in (self.metrics or {}) else "loss"
         epochs = [float(row["epoch"]) for row in self.history]
         return key, {
@@ -103,7 +102,7 @@ class Run:
 
 
 def result_of(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
-    """The `result.json` of a fit; `classes` are the names of the class numbers."""
+    """Return the `result.json` of a fit; `classes` are the class names."""
     found = statements(run, classes)
     scores = scores_of(run, classes)
     return {
@@ -130,13 +129,13 @@ def result_of(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def statements(run: Run, classes: Sequence[str] = ()) -> tuple[Statement, ...]:
-    """The sentences of the verdict, the one that matters most first."""
+    """Return the sentences of the verdict, most important first."""
     sentences = judge(scores_of(run, classes), run.history, run.ended)
     return sentences if run.sparsity is None else (*sentences, thinned(run.sparsity))
 
 
 def scores_of(run: Run, classes: Sequence[str] = ()) -> Scores:
-    """What the verdict of a run rests on."""
+    """Return the scores that the verdict of a run is based on."""
     found = run.assessment
     if found is None:
         return Scores(run.metrics or {})
@@ -145,7 +144,7 @@ def scores_of(run: Run, classes: Sequence[str] = ()) -> Scores:
 
 
 def name_of(answer: int | str | None, classes: Sequence[str]) -> str | None:
-    """The class that is always answered as the sentences name it.
+    """Return the constant prediction as the sentences name it.
 
     >>> name_of(1, ("no", "yes")), name_of(1, ()), name_of(None, ())
     ("'yes'", 'class 1', None)
@@ -156,7 +155,7 @@ def name_of(answer: int | str | None, classes: Sequence[str]) -> str | None:
 
 
 def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:
-    """What to run next: the same with an answer to what was found."""
+    """Return commands that act on the findings."""
     if run.path is None or not run.command:
         return []
     again = repeated(run.command)
@@ -174,14 +173,14 @@ def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:
         commands.append(shlex.join([*again, "--early-stopping", "5"]))
     if codes & {"no_better_class", "no_better_mean", "linear_better"} and not commands:
         return [shlex.join(["tikhon", "tune", *rows_of(again)])]
-    if not commands:  # compare draws splits of its own
+    if not commands:  # compare draws its own splits
         verb = "tune" if {"--time", "--group"} & set(rows_of(again)) else "compare"
         commands = [shlex.join(["tikhon", verb, *rows_of(again)])]
     return [*commands, *same]
 
 
 def _repeated(run: Run, again: Sequence[str]) -> list[str]:
-    """The command with the strengths that the run found, in their modes, instead of auto."""
+    """Return the command with the strengths found, in their modes, in place of "auto"."""
     assert run.found is not None
     strengths = (f"--{name.replace('_', '-')}" for name in STRENGTHS)
     kept = without(again, "--penalty", "--how", "--epochs", *strengths)
@@ -191,15 +190,15 @@ def _repeated(run: Run, again: Sequence[str]) -> list[str]:
 
 
 def _longer(run: Run, again: Sequence[str]) -> list[str]:
-    """The command with more of what ended the run."""
+    """Return the command with a longer budget or more epochs."""
     spanned = (
         run.recipe.averaging == "swa" or run.sparsity or {"--schedule", "--refit"} & set(again)
     )
     if run.ended == "budget":
         minutes = max(2, -(-_LONGER * round(run.seconds) // 60))
         return [*without(again, "--budget"), "--budget", f"{minutes}m"]
-    known = run.found is not None or spanned  # it must know its length beforehand
+    known = run.found is not None or spanned  # these need a fixed length
     if any(a.split("=")[0] == "--epochs" for a in again) and not known:
-        return without(again, "--epochs")  # until it stops improving
+        return without(again, "--epochs")  # then early stopping sets the length
     kept = without(again, "--epochs")
     return [*kept, "--epochs", str(_LONGER * len(run.history))]

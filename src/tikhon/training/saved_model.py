@@ -1,4 +1,4 @@
-"""A saved run as a predictor: the same model, the same preprocessing, the same labels."""
+"""Load a saved run for prediction, with its preprocessing and labels."""
 
 from __future__ import annotations
 
@@ -30,16 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class NewRows:
-    """Rows to answer: the model's inputs, what they hold that training did not see, and the cells
-    that are to stand before the answers.
-    """
+    """New rows: the model's inputs, remarks on values unseen in training, and the columns to keep
+    beside the predictions."""
 
     x: torch.Tensor
     remarks: tuple[str, ...] = ()
     kept: pd.DataFrame | None = None
 
     def beside(self, answers: pd.DataFrame) -> pd.DataFrame:
-        """The answers, behind the cells that are kept."""
+        """Prepend the kept columns to the predictions."""
         if self.kept is None:
             return answers
         if twice := [name for name in self.kept if name in answers]:
@@ -51,17 +50,17 @@ class NewRows:
 
 @dataclass(frozen=True, eq=False)
 class SavedModel:
-    """What a run's folder needs to answer for new rows."""
+    """A saved run, ready to predict."""
 
     model: nn.Module
-    data: dict[str, Any]  # the part of the configuration about the data
+    data: dict[str, Any]  # the data section of the configuration
     preprocessing: Preprocessing | None
 
     @classmethod
     def load(cls, path: Path, *, single: bool = False) -> SavedModel:
-        """The model of a finished run; of a search the average, unless the `single` one is asked.
+        """Load the model of a finished run; for a search the average, unless `single`.
 
-        Raises `InputError` for a folder without one, `DataError` for damaged files.
+        Raises `InputError` for a folder without a model, `DataError` for damaged files.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -95,7 +94,7 @@ class SavedModel:
         return cls(model.eval(), config["data"], fitted)
 
     def format(self, encoding: str | None = None) -> Format:
-        """How a table of new rows is written: as that of the fit, in another encoding if given."""
+        """Return the format of new tables: that of the fit, with `encoding` if given."""
         try:
             format = Format(**(self.data.get("format") or {}))
             return replace(format, encoding=encoding or format.encoding)
@@ -103,13 +102,13 @@ class SavedModel:
             raise DataError(f"the format of the run's table cannot be used: {error}") from error
 
     def read(self, data: str | Path, **options: Any) -> torch.Tensor:
-        """Rows of a file as the model's inputs: columns by name for a table."""
+        """Read rows of a file as model inputs; table columns are matched by name."""
         return self.read_rows(data, **options).x
 
     def read_rows(self, data: str | Path, *, keep: Sequence[str] = (), **options: Any) -> NewRows:
-        """The rows of a file; of a table also the cells of the columns to `keep`.
+        """Read the rows of a file; for a table also the columns to `keep`.
 
-        Raises `InputError` for a column to keep that is not there.
+        Raises `InputError` for a column to keep that does not exist.
         """
         if self.preprocessing is not None:
             path = located(os.fspath(data), options.get("data_dir"))
@@ -154,7 +153,7 @@ class SavedModel:
         return NewRows(torch.from_numpy(fitted.apply(values)), tuple(map(str, remarks)), kept)
 
     def predict(self, x: torch.Tensor) -> pd.DataFrame:
-        """`prediction`, and for classes `probability_<class>`: one row for each row, in order."""
+        """Return `prediction` and, for classes, `probability_<class>` of each input row."""
         import pandas as pd
 
         output = measures.predict(self.model, x).double()
@@ -178,7 +177,7 @@ class SavedModel:
 
 
 def _named_model(path: Path, config: dict[str, Any]) -> tuple[str, tuple[int, ...], int]:
-    """Name, shape of a row and outputs of the model that a run's configuration tells of."""
+    """Return name, input shape and output count of the model in a run's configuration."""
     about, data = config.get("model", {}), config.get("data", {})
     if isinstance(about, dict) and not {"name", "shape", "outputs"} <= about.keys():
         raise InputError(f"{path} holds no model that was made by name; predict in Python")
@@ -191,7 +190,7 @@ def _named_model(path: Path, config: dict[str, Any]) -> tuple[str, tuple[int, ..
 
 
 def _members(path: Path, config: dict[str, Any]) -> list[str]:
-    """The names of the networks whose mean answers for a search; of other runs none."""
+    """Return the names of the networks averaged by a search; empty for other runs."""
     names = config["model"].get("members", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path / CONFIG} is no run's configuration: its members are malformed")
@@ -203,10 +202,10 @@ def _part(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
 
 
 def escaped(frame: pd.DataFrame) -> pd.DataFrame:
-    """Predictions for a spreadsheet: texts that one would run as a formula get a leading `'`.
+    """Prefix texts that a spreadsheet would run as formulas with `'`.
 
-    Texts that begin with `=`, `+`, `-`, `@`, a tab or a line end are formulas to Excel and
-    LibreOffice (OWASP, "CSV Injection"); numbers stay numbers.
+    Excel and LibreOffice treat text starting with `=`, `+`, `-`, `@`, a tab or a line end as a
+    formula (OWASP, "CSV Injection"); numbers are unchanged.
     """
     from pandas.api import types
 

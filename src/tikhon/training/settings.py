@@ -1,4 +1,4 @@
-"""How a model is trained, apart from what regularizes it."""
+"""Settings of a training run other than regularization."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "adagrad": torch.optim.Adagrad,
 }
-_FUSED = ("sgd", "adam", "adamw")  # one call a step also on the CPU
+_FUSED = ("sgd", "adam", "adamw")  # one fused call for each step, on the CPU too
 _MOMENTUM = ("sgd", "rmsprop")
 
 
 @dataclass(frozen=True)
 class Settings(TrainingOptions):
-    """Optimizer, loss, length and seed of a training.
+    """Optimizer, loss, length and seed of a training run.
 
-    `optimizer` is a name, a class, a factory of the parameters, or an instance bound to the model
-    (the last two have an lr and momentum of their own); `loss` a name, a callable or "auto";
-    `budget` in seconds.
+    `optimizer` is a name, a class, a function from parameters to optimizer, or an instance bound
+    to the model (the last two set their own lr and momentum); `loss` a name, a callable or "auto";
+    `budget` is in seconds.
     """
 
     def __post_init__(self) -> None:
@@ -76,10 +76,10 @@ class Settings(TrainingOptions):
     def build_optimizer(
         self, model: nn.Module, rates: Mapping[str, float] | None = None
     ) -> Optimizer:
-        """The optimizer over the model's trainable parameters, `rates` by pattern in place of lr.
+        """Build the optimizer of the trainable parameters, with `rates` by pattern replacing lr.
 
-        Raises `InputError` where `lr` is given beside an optimizer that has another, and where
-        `rates` are beside one that is built already.
+        Raises `InputError` where `lr` conflicts with that of a given optimizer, and for `rates`
+        with an optimizer that is already built.
         """
         if isinstance(self.optimizer, Optimizer):
             if rates:
@@ -102,7 +102,7 @@ class Settings(TrainingOptions):
         if self.optimizer in _MOMENTUM:
             options["momentum"] = self.momentum
         if self.optimizer == "adamw":
-            options["weight_decay"] = 0.0  # torch's default is 0.01; here decay is a penalty
+            options["weight_decay"] = 0.0  # torch defaults to 0.01; here weight decay is a penalty
         if self.optimizer in _FUSED and all(p.is_floating_point() for p in params):
             options["fused"] = True
         return OPTIMIZERS[self.optimizer](groups, **options)
@@ -118,7 +118,7 @@ class Settings(TrainingOptions):
         return optimizer
 
     def rate(self, step: int, steps: int) -> float:
-        """The factor on lr at `step` of `steps`, a function of these alone: no state to resume.
+        """Factor on lr at `step` of `steps`; stateless, so nothing to resume.
 
         >>> [Settings(schedule="linear").rate(s, 4) for s in range(4)]
         [1.0, 0.75, 0.5, 0.25]
@@ -136,7 +136,7 @@ class Settings(TrainingOptions):
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
     def describe(self) -> dict[str, object]:
-        """The optimizer's part of a run's configuration."""
+        """Describe the optimizer for the run's configuration."""
         given, lr = self.optimizer, float(self.lr)
         if isinstance(given, Optimizer):
             name, lr = type(given).__name__, float(given.param_groups[0].get("lr", lr))
@@ -154,9 +154,9 @@ class Settings(TrainingOptions):
 
 
 def rates_of(model: nn.Module, rates: Mapping[str, float]) -> dict[nn.Parameter, float]:
-    """The learning rate of every parameter that a pattern covers; of two the later counts.
+    """Return the learning rate of each parameter matched by a pattern; the last match wins.
 
-    Raises `InputError` for a pattern that covers nothing.
+    Raises `InputError` for a pattern without a match.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     >>> list(rates_of(model, {"*": 0.1, "1.*": 0.3}).values())
@@ -175,7 +175,7 @@ def rates_of(model: nn.Module, rates: Mapping[str, float]) -> dict[nn.Parameter,
 def _groups(
     model: nn.Module, params: Sequence[nn.Parameter], rates: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Parameter groups: what has the usual learning rate first, then one of each other rate."""
+    """Build the parameter groups: default learning rate first, then one for each other rate."""
     own = rates_of(model, rates)
     groups: list[dict[str, Any]] = [{"params": [p for p in params if p not in own]}]
     for rate in dict.fromkeys(own.values()):
@@ -184,7 +184,7 @@ def _groups(
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes cuda, then mps, then cpu.
+    """Return the device of that name; "auto" prefers cuda, then mps, then cpu.
 
     >>> pick_device("cpu")
     device(type='cpu')

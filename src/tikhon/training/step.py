@@ -1,8 +1,8 @@
-"""The one step of training: learning rate, gradient, clipping, the optimizer's step.
+"""One training step: learning rate, gradient, clipping, optimizer step.
 
-Whatever trains one model takes it: `fit`, the estimators, the dry run of a diagnosis, the trials
-of a cure, the sweep of a path. `Population.step` is its twin for many models at once. What only
-asks for a gradient (a probe, a validation loss, a line search) trains nothing and is elsewhere.
+Used wherever a single model is trained: `fit`, the estimators, the dry run of a diagnosis, the
+trials of a cure, the sweep of a path. `Population.step` is the counterpart for many models. Code
+that only needs a gradient (probes, validation losses, line searches) does not use it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from tikhon.errors import InputError
 
 
 class Step:
-    """One step of training after another, of one model by one optimizer.
+    """Perform training steps of one model with one optimizer.
 
     Args:
-        model: the model; named in errors, and given to `clip`.
-        optimizer: it holds the model's parameters; their gradients are forgotten before each step.
-        loss: of a batch to a 0-d tensor, forward pass included; it may raise, and then the
-            weights stay as they are.
-        clip: called with the model between gradient and update; it may change every `.grad`, or
-            raise as well.
-        rate: of the number of a step to the factor on every group's learning rate, as the groups
-            have it now; None leaves the learning rates alone.
+        model: the model, passed to `clip` and named in errors.
+        optimizer: over the model's parameters; gradients are zeroed before each step.
+        loss: from a batch to a 0-d tensor, including the forward pass; if it raises, the weights
+            are unchanged.
+        clip: called with the model between backward pass and update; may modify `.grad` or raise.
+        rate: from the step number to a factor on the current learning rate of every group; None
+            leaves learning rates alone.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.ones_(model.weight)
@@ -52,9 +51,9 @@ class Step:
         self._rates = [] if rate is None else [group["lr"] for group in optimizer.param_groups]
 
     def __call__(self, batch: object, number: int = 0) -> Tensor:
-        """Take step `number`, counted from 0, on a batch; the loss before it, detached.
+        """Take step `number` (from 0) on a batch; return the detached loss before it.
 
-        Raises `InputError` where the backward pass of the model fails.
+        Raises `InputError` if the backward pass fails.
         """
         if self.rate is not None:
             factor = self.rate(number)
@@ -70,7 +69,7 @@ class Step:
 
 
 def backward(loss: Tensor, model: nn.Module) -> None:
-    """`loss.backward()`; raises `InputError` where the backward pass of the user's model fails."""
+    """Run `loss.backward()`; raise `InputError` if it fails."""
     try:
         loss.backward()
     except torch.OutOfMemoryError:
@@ -80,7 +79,7 @@ def backward(loss: Tensor, model: nn.Module) -> None:
 
 
 def backward_failed(error: RuntimeError, model: nn.Module) -> str:
-    """What an error of a backward pass means, and what to change where that is known."""
+    """Explain an error of the backward pass, with a remedy where one is known."""
     text = str(error).splitlines()[0].rstrip(".")
     hint = "; write x = x + y instead of x += y" if "inplace" in text else ""
     if "does not require grad" in text:

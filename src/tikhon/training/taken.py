@@ -1,4 +1,4 @@
-"""Whether a model takes the rows that score: asked before the first step, not after an epoch."""
+"""Check before training that the model accepts the validation rows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tikhon.errors import DataError, InputError
 
 
 def check_taken(model: nn.Module, x: Any, scored: Any, *, name: str = "valid") -> None:
-    """Refuse rows of another shape than those of `x` (None: unknown) on which the model fails.
+    """Raise `DataError` if the model fails on rows shaped unlike those of `x` (None: unknown).
 
-    Raises `DataError` with both shapes; shapes alone are no fault, for a network may take any
+    The message has both shapes. Different shapes alone are allowed, as a network may accept any
     length or size.
     """
     own, other = None if x is None else _shapes(x), _shapes(scored)
@@ -24,7 +24,7 @@ def check_taken(model: nn.Module, x: Any, scored: Any, *, name: str = "valid") -
         return
     try:
         trial = copied(model, model).eval()
-    except Exception:  # a model that cannot be copied meets its rows in training
+    except Exception:  # a model that cannot be copied is not checked
         return
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""What a training came to, in sentences with their numbers: pure, from scores and history."""
+"""The verdict on a training run: pure functions of scores and history."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tikhon.languages import filled
 from tikhon.numbers import CERTAIN, number
 from tikhon.sparsity import Sparsity
 
-GAP = 0.03  # of accuracy between training and validation rows: less is no overfitting
-RATIO = 1.25  # of their root mean square errors
-RISE = 1.1  # of the validation loss over its lowest value
-FALL = 0.02  # of the validation loss over the last quarter of the epochs: more is improving
-FLOOR = 1e-3  # of the first validation loss: a smaller fall is nothing, once half of it is gone
-SHARE = 0.1  # of its whole fall that came in the last quarter: more is improving, however slowly
-_EXPLODED = 100.0  # times the loss of one answer to all rows, which nothing learnt exceeds
+GAP = 0.03  # train minus validation accuracy that counts as overfitting
+RATIO = 1.25  # the same as a ratio of root mean squared errors
+RISE = 1.1  # last validation loss over its lowest that counts as rising
+FALL = 0.02  # relative fall over the last quarter of the epochs that counts as improving
+FLOOR = 1e-3  # of the first validation loss: smaller falls are ignored once half of it is gone
+SHARE = 0.1  # or the share of the whole fall in the last quarter, for slow runs
+_EXPLODED = 100.0  # factor on the loss of a constant prediction: no trained model exceeds it
 
 LEVELS = {
     "no_better_class": "bad",
@@ -42,37 +42,36 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Statement:
-    """One sentence: its code, and its numbers as they are printed."""
+    """One sentence: its code and its formatted numbers."""
 
     code: str
     values: Mapping[str, str]
 
     @property
     def level(self) -> str:
-        """good, plain, watch or bad."""
+        """Level of the finding: good, plain, watch or bad."""
         return LEVELS.get(self.code, "good")
 
     def __str__(self) -> str:
         return filled("en", f"verdict_{self.code}", self.values)
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
+        """Return a JSON-serialisable dict."""
         return {"code": self.code, "level": self.level, **self.values}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a trained model, how far they can be trusted, what they stand beside.
+    """Scores of a trained model with their standard errors and baselines.
 
-    `metrics` holds the scores of every part ("valid/accuracy"), `rows` its rows, `errors` the
-    standard error of a score (of an rmse the one of its logarithm). `yardsticks` has the scores
-    of "constant" (always the most frequent class, or the mean) and "linear", keys as in
-    `metrics`; `margins` by how much the model is better than each in accuracy, squared error or
-    cross-entropy on the rows of `part`, with the standard error of the paired difference.
-    `by_row` is what two runs on the same rows are paired by: a fingerprint of the rows of `part`
-    ("rows"), and "1" for each right answer in "accuracy" or the squared errors in "rmse".
-    `answer` is the most frequent class, its number or its name, None for the mean; `linear`
-    whether the model itself is linear.
+    `metrics` holds the scores of each part ("valid/accuracy"), `rows` the row counts, `errors` the
+    standard errors (for an rmse, that of its logarithm). `yardsticks` has the scores of "constant"
+    (the most frequent class, or the mean) and "linear", keys as in `metrics`; `margins` the
+    improvement over each in accuracy, squared error or cross-entropy on the rows of `part`, with
+    the standard error of the paired difference. `by_row` allows pairing with another run: a
+    fingerprint of the rows of `part` ("rows"), and "1" for each correct prediction in "accuracy"
+    or the squared errors in "rmse". `answer` is the most frequent class, index or name, None for
+    the mean; `linear` tells whether the model itself is linear.
     """
 
     metrics: Mapping[str, float]
@@ -87,17 +86,17 @@ class Scores:
 
     @property
     def key(self) -> str:
-        """The score that people read: accuracy or rmse."""
+        """The main score: "accuracy" or "rmse"."""
         return "accuracy" if f"{self.part or 'train'}/accuracy" in self.metrics else "rmse"
 
 
 def judge(
     scores: Scores, history: Sequence[Mapping[str, float]] = (), ended: str = ""
 ) -> tuple[Statement, ...]:
-    """The sentences of a run, the one that matters most first.
+    """Return the sentences of a run, most important first.
 
-    A model that learned nothing and a run that was cut short come before anything else, so that
-    neither is praised.
+    A model that learned nothing and a run that was cut short come first, so that neither is
+    praised.
 
     >>> metrics = {"train/accuracy": 1.0, "valid/accuracy": 0.8}
     >>> errors = {"train/accuracy": 0.01, "valid/accuracy": 0.04}
@@ -117,7 +116,7 @@ def judge(
 
 
 def thinned(found: Sparsity) -> Statement:
-    """What `sparsify` was asked for, and what is there."""
+    """Compare the sparsity achieved by `sparsify` with what was requested."""
     values = {
         "share": f"{found.share:.2%}",
         "asked": f"{found.asked:.2%}",
@@ -133,7 +132,7 @@ def thinned(found: Sparsity) -> Statement:
 
 
 def _learned(scores: Scores) -> list[Statement]:
-    """Nothing where the model is better than an answer that needs no features."""
+    """Report a model no better than a constant prediction."""
     margins = scores.margins.get("constant")
     if not margins:
         return []
@@ -166,9 +165,9 @@ def _better(margin: Sequence[float]) -> bool:
 
 
 def _equal(key: str, linear: float, margin: Sequence[float]) -> bool:
-    """Whether the most that the model may be better by is too little to matter.
+    """Return whether the model's advantage is negligible at the upper end of its interval.
 
-    A margin of errors is one of their squares, so that it is taken from the linear model's.
+    A margin of errors is in squared units, hence compared with squared errors.
     """
     most = margin[0] + CERTAIN * margin[1]
     if key == "accuracy":
@@ -177,7 +176,7 @@ def _equal(key: str, linear: float, margin: Sequence[float]) -> bool:
 
 
 def _exploded(scores: Scores) -> list[Statement]:
-    """A loss so far above that of one answer to all rows that no longer training mends it."""
+    """Report a loss so far above a constant prediction's that more training cannot help."""
     at = f"{scores.part}/loss"
     baseline = scores.yardsticks.get("constant", {}).get(at, 0.0)
     loss = scores.metrics.get(at, 0.0)
@@ -198,12 +197,12 @@ def _ended(history: Sequence[Mapping[str, float]], ended: str) -> list[Statement
 
 
 def improving(history: Sequence[Mapping[str, float]]) -> bool:
-    """Whether the validation loss was at its lowest and still falling at the end.
+    """Return whether the validation loss was at its lowest and still falling at the end.
 
-    Its minimum lies in the last tenth of the epochs, and over the last quarter it fell by more
-    than 2 %, or by more than a tenth of its whole fall: a small learning rate falls slowly. Once
-    half of it is gone, less than a thousandth of it is nothing: a solved task falls for ever.
-    Without validation rows nobody can tell: False.
+    True if its minimum is in the last tenth of the epochs and it fell over the last quarter by
+    more than 2 %, or by more than a tenth of its total fall (for small learning rates). Once it
+    has halved, falls below a thousandth of its first value are ignored: the loss of a solved task
+    keeps falling slightly. False without validation rows.
 
     >>> improving([{"valid/loss": 1 / epoch} for epoch in range(1, 21)])
     True
@@ -221,10 +220,10 @@ def improving(history: Sequence[Mapping[str, float]]) -> bool:
 
 
 def interval(scores: Scores) -> tuple[float, float, float] | None:
-    """The gap between training and validation rows with its 95 % interval.
+    """Return the gap between training and validation rows with its 95 % interval.
 
-    A difference of accuracies, or a ratio of errors; the rows of the two parts are different
-    ones, so their variances add. None without both scores and their errors.
+    A difference of accuracies or a ratio of errors. The two parts share no rows, so their
+    variances add. None unless both scores and their errors are known.
     """
     key = scores.key
     names = [f"{part}/{key}" for part in ("train", "valid")]
@@ -261,7 +260,7 @@ def _gap(scores: Scores) -> Statement | None:
 
 
 def lowest(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
-    """The epoch of the lowest validation loss."""
+    """Return the epoch with the lowest validation loss."""
     return min(
         (row for row in history if "valid/loss" in row),
         key=lambda row: row["valid/loss"],
@@ -270,23 +269,23 @@ def lowest(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None
 
 
 def as_sparse(history: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
-    """The epochs since when as many weights are zero as in the end: those before had more."""
+    """Return the epochs with at least the final share of zero weights."""
     zeros = [row.get("sparsity/zeros", 0.0) for row in history]
     return [row for row, share in zip(history, zeros) if share >= zeros[-1]]
 
 
 def risen(metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> bool:
-    """Whether the validation loss of the model is well above its lowest value."""
+    """Return whether the validation loss of the model is well above its lowest value."""
     history = as_sparse(history)
     low = lowest(history)
-    last = metrics.get("valid/loss")  # absent after a refit: the rows were trained on
+    last = metrics.get("valid/loss")  # absent after a refit, which trains on these rows
     if low is None or last is None:
         return False
     return last - low["valid/loss"] > max((RISE - 1) * low["valid/loss"], FLOOR * _first(history))
 
 
 def _first(history: Sequence[Mapping[str, float]]) -> float:
-    """The validation loss that a rise or fall is small beside."""
+    """First validation loss, the scale for rises and falls."""
     return next((abs(row["valid/loss"]) for row in history if "valid/loss" in row), 0.0)
 
 

@@ -1,4 +1,4 @@
-"""What a score stands beside: always the same answer, and a linear model of the same rows."""
+"""Baselines of a score: a constant prediction, and a linear model on the same rows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tikhon.training.verdict import Scores
 Part = tuple[Any, Tensor]
 Answer = Callable[[Tensor], Tensor]
 
-_CELLS = 4_000_000  # of the table that the linear model is trained on: it stays cheap
-_IMBALANCE = 2.0  # rows of the largest class over those of the smallest, from where it is told
-_FLOOR = 1e-12  # probability of a class that the rows do not have
+_CELLS = 4_000_000  # of the linear model's training table, at most, to keep it cheap
+_IMBALANCE = 2.0  # ratio of the largest to the smallest class from which accuracy misleads
+_FLOOR = 1e-12  # probability assigned to classes absent from the rows
 
 
 def assess(
@@ -34,20 +34,20 @@ def assess(
     unit: float = 1.0,
     linear: bool = True,
 ) -> Scores:
-    """Score a model, and the yardsticks on the same rows.
+    """Score a model and its baselines on the same rows.
 
     Args:
-        model: the trained one.
-        parts: (x, y) of "train" and, where there are some, of "valid" and "test".
-        loss: of the training.
-        unit: of a standardised target.
-        linear: whether a linear model is trained beside it.
+        model: the trained model.
+        parts: (x, y) of "train" and, if present, "valid" and "test".
+        loss: the training loss.
+        unit: standard deviation of a standardised target.
+        linear: whether to fit a linear model as a baseline.
     """
     rows = {name: len(part[1]) for name, part in parts.items()}
     judged = next((name for name in ("valid", "test") if name in parts), "train")
     x, y = parts["train"]
     one = None if loss.kind == "whole" else measures.outputs_of(model, x)
-    if one is None:  # nobody knows which of its outputs answer what
+    if one is None:  # unknown which output predicts what
         losses = {
             f"{name}/loss": measures.mean_loss(model, *part, loss) for name, part in parts.items()
         }
@@ -90,7 +90,7 @@ def assess(
 
 
 def _by_row(part: Part, answers: Tensor, unit: float) -> dict[str, object]:
-    """What each row scores, beside a fingerprint of the rows."""
+    """Score of each row, with a fingerprint of the rows."""
     x, y = part
     rows = fingerprint(*tensors(x), y)
     if not y.is_floating_point():
@@ -101,7 +101,7 @@ def _by_row(part: Part, answers: Tensor, unit: float) -> dict[str, object]:
 
 
 def imbalanced(y: Tensor) -> bool:
-    """Whether accuracy alone would mislead: one class has twice the rows of another."""
+    """Return whether one class has at least twice the rows of another, so accuracy misleads."""
     if y.is_floating_point() or y.ndim != 1:
         return False
     counts = y.bincount()
@@ -110,7 +110,7 @@ def imbalanced(y: Tensor) -> bool:
 
 
 def constant(y: Tensor, outputs: int) -> Answer:
-    """The shares of the classes as logits, or the mean: what needs no features at all."""
+    """Predict class shares as logits, or the mean, without using features."""
     if y.is_floating_point():
         center = y.mean(0)
         return lambda x: center.expand(len(x), *y.shape[1:])
@@ -120,7 +120,7 @@ def constant(y: Tensor, outputs: int) -> Answer:
 
 
 def linear_model(x: Tensor, y: Tensor, outputs: int) -> Answer:
-    """scikit-learn's logistic regression, or ridge, on standardised columns."""
+    """Fit scikit-learn's logistic regression or ridge on standardised columns."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
@@ -142,7 +142,7 @@ def linear_model(x: Tensor, y: Tensor, outputs: int) -> Answer:
             return torch.as_tensor(given, dtype=y.dtype, device=y.device).reshape(-1, *y.shape[1:])
         logits = torch.full((len(rows), outputs), math.log(_FLOOR), device=y.device)
         columns = torch.as_tensor(made.classes_, device=y.device)
-        with np.errstate(divide="ignore"):  # the logarithm of 0, which the next line bounds
+        with np.errstate(divide="ignore"):  # log(0), clamped below
             logits[:, columns] = torch.as_tensor(made.predict_log_proba(_table(rows))).to(logits)
         return logits.clamp(min=math.log(_FLOOR))
 
@@ -150,7 +150,7 @@ def linear_model(x: Tensor, y: Tensor, outputs: int) -> Answer:
 
 
 def _every(x: Tensor) -> int:
-    """Of how many rows the linear model is trained on one."""
+    """Stride of the rows that the linear model is trained on."""
     return max(1, -(-x.numel() // _CELLS))
 
 
@@ -159,7 +159,7 @@ def _table(x: Tensor) -> object:
 
 
 def _answerable(output: Tensor, y: Tensor, loss: Loss) -> bool:
-    """Whether a row has one answer: a class of logits, or numbers of the output's own shape."""
+    """Return whether each row has one prediction: class logits, or one number per target."""
     numbers = y.is_floating_point()
     if loss.kind != ("numbers" if numbers else "classes") or loss.name == "nll":
         return False
@@ -169,7 +169,7 @@ def _answerable(output: Tensor, y: Tensor, loss: Loss) -> bool:
 
 
 def _errors(output: Tensor, y: Tensor, loss: Loss) -> dict[str, float]:
-    """Standard error of the accuracy, or of the logarithm of the rmse."""
+    """Standard error of the accuracy, or of the log of the rmse."""
     if not _answerable(output, y, loss):
         return {}
     if y.is_floating_point():
@@ -179,7 +179,7 @@ def _errors(output: Tensor, y: Tensor, loss: Loss) -> dict[str, float]:
             return {}
         return {"rmse": _paired(squares)[1] / (2 * mean)}
     right = (output.argmax(1) == y).double().flatten()
-    # Two more rows of each kind: without them an accuracy of 1 would be certain.
+    # Two more rows of each outcome, or an accuracy of 1 would have no error.
     # Agresti, Coull, "Approximate is better than exact", 1998.
     count = len(right) + 4
     share = (float(right.sum()) + 2) / count
@@ -191,7 +191,7 @@ def _squares(output: Tensor, y: Tensor) -> Tensor:
 
 
 def _margins(theirs: Tensor, ours: Tensor, y: Tensor) -> dict[str, tuple[float, float]]:
-    """Mean and standard error of the difference row by row, above zero where ours is better."""
+    """Mean and standard error of the paired difference, positive where ours is better."""
     if y.is_floating_point():
         return {"rmse": _paired(_squares(theirs, y) - _squares(ours, y))}
     right = [(output.argmax(1) == y).double() for output in (ours, theirs)]
@@ -206,7 +206,7 @@ def _margins(theirs: Tensor, ours: Tensor, y: Tensor) -> dict[str, tuple[float, 
 
 
 def _paired(difference: Tensor) -> tuple[float, float]:
-    """Mean and standard error; from few rows so much more that 1.96 of them are 95%."""
+    """Mean and standard error, widened for few rows so that 1.96 of them cover 95 %."""
     mean, count = float(difference.mean()), len(difference)
     if count < 2:
         return mean, math.inf
@@ -214,7 +214,7 @@ def _paired(difference: Tensor) -> tuple[float, float]:
 
 
 def _discordant(difference: Tensor) -> tuple[float, float]:
-    """Of paired shares: half a row more in each cell, without which few rows prove too much.
+    """Compare paired shares with half a row added to each cell, as few rows would prove too much.
 
     Agresti, Min, "Effects and non-effects of paired identical observations", 2004.
     """
