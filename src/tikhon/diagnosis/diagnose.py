@@ -97,6 +97,7 @@ class Diagnosis:
             "ok": self.ok,
             "worst": self.worst(),
             "nothing_learned": Evidence(self.record).still,
+            "far_behind": Evidence(self.record).far_behind,
             "labels": sorted(self.labels),
             "findings": [f.to_dict() for f in self.findings],
             "record": finite(self.record.to_dict()),

@@ -51,7 +51,8 @@ class FindingDocument:
 class Document:
     """A whole diagnosis: findings in the order of causes, and the record that gives them.
 
-    `nothing_learned` is whether the loss of the dry run did not fall, whatever was found.
+    `nothing_learned` is whether the loss of the dry run did not fall, whatever was found;
+    `far_behind` whether it learned less than half of what a shallow model does on the same rows.
     """
 
     schema_version: Literal[2]
@@ -59,6 +60,7 @@ class Document:
     ok: bool
     worst: Literal["fine", "info", "warning", "critical"]
     nothing_learned: bool
+    far_behind: bool
     labels: list[str]
     findings: list[FindingDocument]
     record: Record

@@ -16,6 +16,7 @@ from tikhon.diagnosis.thresholds import (
     BACK,
     DEAD,
     EXCESS,
+    FAR_BEHIND,
     GIVEN_BACK,
     LEARNED,
     LIVELY,
@@ -408,6 +409,11 @@ class Evidence:
             return False
         first, late = self.curve[0], median(self.curve[-len(self.curve) // 3 :])
         return late >= first - STILL * abs(first)
+
+    @property
+    def far_behind(self) -> bool:
+        """Whether a shallow model is known to do better, and the run learned less than half."""
+        return self.trained and self.reach is not None and self.learned < FAR_BEHIND
 
     @cached_property
     def learning(self) -> bool:

@@ -27,15 +27,15 @@ def screen(record: Record, findings: tuple[Finding, ...]) -> str:
     """Verdict, findings with their consequences folded under them, and the layers, in 25 lines."""
     lines = [_title(record, findings)]
     roots = [f for f in findings if not _folded(f, findings)]
-    room = SCREEN - 1 - _table_size(record) - 1
+    if worst(findings) in ("fine", "info"):
+        lines += _reached(record)
+    room = SCREEN - len(lines) - _table_size(record) - 1
     detail = 6 if len(roots) * 6 <= room else 2
     shown = roots[: max(1, room // detail)]
     for place, finding in enumerate(shown, 1):
         lines += _paragraph(place, finding, findings, detail)
     if len(shown) < len(roots):
         lines.append(f" and {', '.join(f.code for f in roots[len(shown) :])}")
-    if not roots:
-        lines.append(_all_well(record))
     return "\n".join([*lines, *_layers(record, SCREEN - len(lines))])
 
 
@@ -54,6 +54,8 @@ def _title(record: Record, findings: tuple[Finding, ...]) -> str:
     verdict = VERDICTS[level]
     if level in ("fine", "info") and Evidence(record).still:
         verdict = "NOTHING LEARNED, NO CAUSE FOUND"
+    elif level in ("fine", "info") and Evidence(record).far_behind:
+        verdict = "FAR BEHIND A SHALLOW MODEL"
     return f"{left}  {verdict}"[:WIDTH]
 
 
@@ -116,17 +118,17 @@ def span(names: tuple[str, ...]) -> str:
     return f"{names[0]} .. {names[-1]} ({len(names)} layers)"
 
 
-def _all_well(record: Record) -> str:
+def _reached(record: Record) -> list[str]:
+    """The loss of the dry run, and the score beside its yardsticks."""
     end = record.points[-1] if record.points else None
     if end is None or end.eval_loss is None or not record.steps:
-        return " no problem at step 0"
-    told = f" loss {record.points[0].loss or math.nan:.3g} -> {end.eval_loss:.3g}"
-    yard = Evidence(record).yardstick
-    if yard is None:
-        return told
-    reached, constant, shallow = (f"{value:.2f}" for value in yard)
-    beside = f"one constant answer {constant}, a shallow model on held-out rows {shallow}"
-    return f"{told}\n accuracy or R2 {reached} ({beside})"
+        return [" no problem at step 0"]
+    told = [f" loss {record.points[0].loss or math.nan:.3g} -> {end.eval_loss:.3g}"]
+    if (yard := Evidence(record).yardstick) is not None:
+        reached, constant, shallow = (f"{value:.2f}" for value in yard)
+        beside = f"constant prediction {constant}, shallow model on held-out rows {shallow}"
+        told.append(f" accuracy or R2 {reached} ({beside})")
+    return told
 
 
 def _table_size(record: Record) -> int:

@@ -32,6 +32,7 @@ SMALL_WEIGHTS = 0.25  # the same on the other side
 OUTLIER = 20.0  # a layer this many times smaller than the median one is singled out
 LEARNED = 0.9  # skill relative to a shallow model on the same data (convention)
 LIVELY = 0.21  # fall of the loss late in a run / all of its motion (recordings)
+FAR_BEHIND = 0.5  # skill relative to a shallow model on the same data (convention)
 STILL = 0.02  # of skill, and of the first loss, that is nothing learned (convention)
 RISE = 0.15  # relative rise of a loss above its own minimum (convention)
 # upward move of a late loss curve / its level: else <= 0.011, oscillating >= 0.018 (recordings)

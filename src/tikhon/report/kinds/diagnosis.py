@@ -44,6 +44,7 @@ from tikhon.runs.documents import (
 )
 
 HEALTHY_SIGNAL = 1e-3  # the first layer's share of the last one's backward signal
+BEHIND = ("nothing_learned", "far_behind")  # of a run in which nothing is wrong
 YARDSTICKS = ("constant", "shallow")  # scores of other answers on the same rows
 PROSE = 400  # letters of a sentence in a table
 SEVERITY: dict[str, Level] = {"critical": "bad", "warning": "watch", "info": "plain"}
@@ -56,7 +57,7 @@ def page(run: SavedRun) -> Page:
     found: list[SavedFinding] = list(result.get("findings") or [])
     record: SavedRecord = result.get("record") or {}
     levels: list[Level] = [SEVERITY.get(f["severity"], "plain") for f in found]
-    still: list[Level] = ["watch"] if result.get("nothing_learned") else []
+    still: list[Level] = ["watch"] if any(map(result.get, BEHIND)) else []
     return Page(
         title=say("title_diagnosis", model=record.get("model", run.name)),
         level="good" if result.get("ok") and not still else parts.worst([*levels, *still]),
@@ -78,7 +79,7 @@ def verdict(found: list[SavedFinding], result: Mapping[str, object]) -> Label:
     """The cause first; consequences of one cause are not counted again."""
     serious = [f for f in found if f["severity"] != "info" and not f.get("cause")]
     if not serious:
-        return say("nothing_learned" if result.get("nothing_learned") else "healthy")
+        return say(next(filter(result.get, BEHIND), "healthy"))
     first = serious[0]
     values = {"finding": code_name(first["code"]), "where": place(first.get("where") or [])}
     values["more"] = str(len(serious) - 1)
