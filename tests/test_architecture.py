@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -41,18 +42,23 @@ def identify(path: Path) -> str:
 
 
 TEXTS = {identify(path): path.read_text(encoding="utf-8") for path in FILES}
-TREES = {name: ast.parse(text) for name, text in TEXTS.items()}
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """The files parsed, when the first test asks."""
+    return {name: ast.parse(text) for name, text in TEXTS.items()}
 
 
 def test_files_are_small_and_say_what_they_hold():
     assert [n for n, t in TEXTS.items() if len(t.splitlines()) > LONG.get(n, BUDGET)] == []
-    assert [name for name, tree in TREES.items() if not ast.get_docstring(tree)] == []
+    assert [name for name, tree in trees().items() if not ast.get_docstring(tree)] == []
 
 
 def test_functions_are_short():
     lengths = {
         f"{name}:{node.name}": length(node)
-        for name, tree in TREES.items()
+        for name, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
@@ -72,7 +78,7 @@ def test_exceptions_are_still_needed():
     for name in LONG_FUNCTIONS:
         assert name.split(":")[0] in TEXTS
     for name in WRITERS:
-        assert list(writes(TREES[name])), f"{name} no longer writes: take it off the list"
+        assert list(writes(trees()[name])), f"{name} no longer writes: take it off the list"
 
 
 def test_nothing_is_kept_from_the_formatter():
@@ -87,7 +93,7 @@ LIGHT = {"tikhon", *sys.stdlib_module_names} - {"fcntl"}  # which not every syst
 
 def test_no_import_of_the_package_hides_in_a_function():
     """What a file needs stands at its top: the contracts hold the order there."""
-    checked = {name: tree for name, tree in TREES.items() if name.split("/")[0] not in HIDDEN}
+    checked = {name: tree for name, tree in trees().items() if name.split("/")[0] not in HIDDEN}
     assert {n: found for n, tree in checked.items() if (found := list(hidden_imports(tree)))} == {}
 
 
@@ -109,18 +115,18 @@ def test_a_hidden_import_is_recognised():
         assert list(hidden_imports(ast.parse(f"def f():\n    if True:\n        {line}\n")))
         assert not list(hidden_imports(ast.parse(f"{line}\ndef f():\n    import pandas\n")))
     for name in HIDDEN:
-        trees = (tree for file, tree in TREES.items() if file.split("/")[0] == name)
+        trees = (tree for file, tree in trees().items() if file.split("/")[0] == name)
         assert any(list(hidden_imports(tree)) for tree in trees)
 
 
 def test_what_is_imported_stands_where_it_is_imported_from():
     # the command line imports within its functions, where nothing but a run of them would tell
-    held = {name: defined(tree) for name, tree in TREES.items()}
+    held = {name: defined(tree) for name, tree in trees().items()}
     stub = (SOURCE / "__init__.pyi").read_text(encoding="utf-8")
     held["__init__.py"] |= defined(ast.parse(stub))
     missing = [
         f"{file}: {node.module}.{name.name}"
-        for file, tree in TREES.items()
+        for file, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tikhon"
         for name in node.names
@@ -155,7 +161,7 @@ def stands(module: str, name: str, held: dict[str, set[str]]) -> bool:
 
 def test_no_circle_among_modules_not_even_of_types():
     """The contracts see what is imported when a module is; this sees every import there is."""
-    within = {name: set(imported(tree)) - {name} for name, tree in TREES.items()}
+    within = {name: set(imported(tree)) - {name} for name, tree in trees().items()}
     assert len(tuple(TopologicalSorter(within).static_order())) >= len(FILES)
 
 
@@ -167,7 +173,7 @@ def imported(tree: ast.Module):
                 path = "/".join([*(node.module or "").split(".")[1:], alias.name])
                 home = path.rpartition("/")[0]
                 files = (f"{path}.py", f"{home}.py", f"{home}/__init__.py".lstrip("/"))
-                yield next(file for file in files if file in TREES)
+                yield next(file for file in files if file in TEXTS)
 
 
 def test_little_is_of_any_type():
@@ -184,7 +190,7 @@ def test_names_say_what_is_inside():
 def test_every_class_has_a_name_of_its_own():
     """Callbacks of the frameworks alone share theirs: one of each framework."""
     places: dict[str, list[str]] = {}
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         if name.split("/")[0] != "integrations":
             for node in tree.body:
                 if isinstance(node, ast.ClassDef):
@@ -193,7 +199,7 @@ def test_every_class_has_a_name_of_its_own():
 
 
 def test_only_the_writers_write():
-    others = {name: tree for name, tree in TREES.items() if name not in WRITERS}
+    others = {name: tree for name, tree in trees().items() if name not in WRITERS}
     assert {name: found for name, tree in others.items() if (found := list(writes(tree)))} == {}
 
 
