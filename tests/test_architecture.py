@@ -115,8 +115,8 @@ def test_a_hidden_import_is_recognised():
         assert list(hidden_imports(ast.parse(f"def f():\n    if True:\n        {line}\n")))
         assert not list(hidden_imports(ast.parse(f"{line}\ndef f():\n    import pandas\n")))
     for name in HIDDEN:
-        trees = (tree for file, tree in trees().items() if file.split("/")[0] == name)
-        assert any(list(hidden_imports(tree)) for tree in trees)
+        mine = (tree for file, tree in trees().items() if file.split("/")[0] == name)
+        assert any(list(hidden_imports(tree)) for tree in mine)
 
 
 def test_what_is_imported_stands_where_it_is_imported_from():
