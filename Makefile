@@ -8,10 +8,10 @@ demo: $(VENV)/.installed  ## train, overfit and cure an MLP on digits; writes ru
 	$(BIN)/tikhon demo
 
 test: $(VENV)/.dev  ## the whole quick suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 coverage: $(VENV)/.dev  ## the quick suite with its coverage, which has a floor
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90
 
 docs: $(VENV)/.dev  ## the documentation, in docs/_build
 	$(BIN)/sphinx-build -W -b html docs docs/_build

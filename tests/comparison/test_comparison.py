@@ -237,7 +237,6 @@ def drawn(kind: str, signal: bool) -> object:
     ("kind", "signal", "splits"),
     [
         ("classes", False, 1),
-        ("classes", False, 4),
         ("classes", True, 2),
         ("numbers", False, 2),
         ("numbers", True, 1),

@@ -44,11 +44,16 @@ def adam(params):
     [
         (sgd, tk.L1(), 0.5),
         (adam, tk.L1(), 0.95),
-        (adam, tk.ElasticNet(), 0.8),
         (adam, tk.MCP(), 0.8),
-        (adam, tk.GroupLasso(), 0.5),
-        (sgd, tk.GroupLasso(), 0.95),
         (sgd, tk.Term(tk.GroupLasso(), rows="in"), 0.8),
+        *(
+            pytest.param(*cell, marks=pytest.mark.slow)
+            for cell in (
+                (adam, tk.ElasticNet(), 0.8),
+                (adam, tk.GroupLasso(), 0.5),
+                (sgd, tk.GroupLasso(), 0.95),
+            )
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

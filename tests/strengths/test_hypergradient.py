@@ -146,10 +146,10 @@ def plainly():
     ("penalty", "how"),
     [
         (tk.L2, "decoupled"),
-        (tk.L2, "objective"),
         (tk.L1, "objective"),
-        (tk.ElasticNet, "objective"),
         (tk.GroupLasso, "objective"),
+        pytest.param(tk.L2, "objective", marks=pytest.mark.slow),
+        pytest.param(tk.ElasticNet, "objective", marks=pytest.mark.slow),
     ],
 )
 def test_one_run_finds_a_strength_that_generalises(penalty, how):
