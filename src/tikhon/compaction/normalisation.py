@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .analysis import Analysis, Operation
-from .units import kept
+from .units import Units, kept
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 InstanceNorm = nn.modules.instancenorm._InstanceNorm
@@ -17,10 +17,15 @@ def batch_norm(call: Operation, module: BatchNorm, analysis: Analysis) -> object
     (seen,) = call.seen
     if module.running_mean is None:
         return analysis.refuse(call, "it normalises by the batch even in evaluation")
-    shape = (-1,) + (1,) * (call.out.ndim - 2)
-    value = call.evaluate(module, seen.value)
-    const = seen.const
+    return _scaled(seen, module, seen.const, call.evaluate(module, seen.value))
+
+
+def _scaled(
+    seen: Units, module: BatchNorm | InstanceNorm | nn.GroupNorm, const: Tensor, value: Tensor
+) -> Units:
+    """The constants of a norm of channels: where its scale is zero they are its shifts."""
     if module.weight is not None:
+        shape = (-1,) + (1,) * (value.ndim - 2)
         off = (module.weight.detach() == 0).view(shape)
         value = torch.where(off, module.bias.detach().double().view(shape), value)
         const = const | off
@@ -60,13 +65,8 @@ def group_norm(call: Operation, module: nn.GroupNorm, analysis: Analysis) -> obj
     const = seen.const.unflatten(1, (groups, -1)).flatten(2).all(2)
     const = const.repeat_interleave(len(fixed) // groups, 1)
     value = call.evaluate(module, seen.value)
-    shape = (-1,) + (1,) * (call.out.ndim - 2)
-    const = const.view(*const.shape, *shape[1:]).expand(seen.ids.shape)
-    if module.weight is not None:
-        off = (module.weight.detach() == 0).view(shape)
-        value = torch.where(off, module.bias.detach().double().view(shape), value)
-        const = const | off
-    return seen.with_value(const, value)
+    const = const.view(*const.shape, *[1] * (call.out.ndim - 2)).expand(seen.ids.shape)
+    return _scaled(seen, module, const, value)
 
 
 def instance_norm(call: Operation, module: InstanceNorm, analysis: Analysis) -> object:
@@ -74,14 +74,10 @@ def instance_norm(call: Operation, module: InstanceNorm, analysis: Analysis) -> 
     if call.out.ndim != _AXES[type(module)]:
         return analysis.refuse(call, "its input has no batch axis")
     (seen,) = call.seen
-    shape = (-1,) + (1,) * (call.out.ndim - 2)
-    const = seen.const.flatten(2).all(2).view(*seen.ids.shape[:2], *shape[1:])
+    const = seen.const.flatten(2).all(2)
+    const = const.view(*const.shape, *[1] * (call.out.ndim - 2))
     const, value = const.expand(seen.ids.shape), call.evaluate(module, seen.value)
-    if module.weight is not None:
-        off = (module.weight.detach() == 0).view(shape)
-        value = torch.where(off, module.bias.detach().double().view(shape), value)
-        const = const | off
-    return seen.with_value(const, value)
+    return _scaled(seen, module, const, value)
 
 
 _AXES = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}

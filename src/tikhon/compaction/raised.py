@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def _arguments(
             if value.op != "get_attr" or users[target] > 1:
                 return None
             source = target if name == "weight" else source
-            value = _attribute(graph, target)
+            value = attrgetter(target)(graph)
         given[name] = value
     learned = [given.get("weight"), given.get("bias")]
     active = given.get("training", node.target is F.dropout)
@@ -101,13 +102,6 @@ def _write_out(node: fx.Node) -> None:
 def _input(node: fx.Node) -> Argument:
     """What the layer of a call is applied to."""
     return node.args[LAYERS[node.target][0].index("input")]
-
-
-def _attribute(graph: fx.GraphModule, target: str) -> object:
-    value: Any = graph
-    for name in target.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _let_go(node: fx.Node, graph: fx.GraphModule, model: nn.Module) -> None:

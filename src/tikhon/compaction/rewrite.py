@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -40,7 +41,7 @@ def cut(analysis: Analysis, keep: Tensor) -> fx.GraphModule:
             if rule is not None and node not in analysis.refused:
                 replaced[target] = rule(module, node, analysis, keep)
         elif node.op == "get_attr" and isinstance(analysis.units[node], Units):
-            replaced[target] = _cut_tensor(_attribute(graph, target), node, analysis, keep)
+            replaced[target] = _cut_tensor(attrgetter(target)(graph), node, analysis, keep)
         elif node.op in ("call_method", "call_function"):
             _reshape_arguments(node, analysis, keep)
     for target in sorted(replaced, key=lambda name: name.count(".")):  # parents first
@@ -170,18 +171,6 @@ def _cut_convolution(
     return new
 
 
-def _cut_batch_norm(
-    module: BatchNorm, node: fx.Node, analysis: Analysis, keep: Tensor
-) -> nn.Module:
-    rows = _along(analysis.units[node], 1, keep)
-    new = type(module)(
-        int(rows.sum()), eps=module.eps, momentum=module.momentum, affine=module.affine
-    ).to(module.running_mean)
-    state = {k: v[rows] if v.ndim else v for k, v in module.state_dict().items()}
-    new.load_state_dict(state)
-    return new
-
-
 def _cut_prelu(module: nn.PReLU, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
     if module.num_parameters == 1:
         return module
@@ -191,8 +180,8 @@ def _cut_prelu(module: nn.PReLU, node: fx.Node, analysis: Analysis, keep: Tensor
     return new
 
 
-def _cut_instance_norm(
-    module: InstanceNorm, node: fx.Node, analysis: Analysis, keep: Tensor
+def _cut_channel_norm(
+    module: BatchNorm | InstanceNorm, node: fx.Node, analysis: Analysis, keep: Tensor
 ) -> nn.Module:
     rows = _along(analysis.units[node], 1, keep)
     if bool(rows.all()):
@@ -311,13 +300,6 @@ def _cut_recurrent(
     return cut_recurrent(module, seen, cells, _along(seen, -1, keep), keep, states=states)
 
 
-def _attribute(graph: fx.GraphModule, target: str) -> Tensor:
-    value: Any = graph
-    for name in target.split("."):
-        value = getattr(value, name)
-    return value
-
-
 def _cut_tensor(tensor: Tensor, node: fx.Node, analysis: Analysis, keep: Tensor) -> Tensor:
     new = tensor.detach()
     for axis, mask in enumerate(axis_masks(kept(keep, analysis.units[node].ids))):
@@ -381,8 +363,8 @@ _CUTS: dict[type, Callable[..., nn.Module]] = {
     nn.RMSNorm: _cut_layer_norm,
     nn.GroupNorm: _cut_group_norm,
     **dict.fromkeys(numbered("Conv", "ConvTranspose"), _cut_convolution),
-    BatchNorm: _cut_batch_norm,
-    **dict.fromkeys(numbered("InstanceNorm"), _cut_instance_norm),
+    BatchNorm: _cut_channel_norm,
+    **dict.fromkeys(numbered("InstanceNorm"), _cut_channel_norm),
     nn.PReLU: _cut_prelu,
     nn.Embedding: _cut_embedding,
     nn.MultiheadAttention: _cut_multihead,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeGuard
 import torch
 from torch import Tensor
 
-from tikhon.arguments import HUGE, LARGEST, SMALLEST, plain, settle
+from tikhon.arguments import HUGE, LARGEST, SMALLEST, plain, settle, settle_flag
 from tikhon.errors import described, unknown
 
 
@@ -47,6 +47,9 @@ class Penalty(ABC):
     real: ClassVar[bool] = False  # it orders or bounds numbers, so complex weights have no place
     rows: ClassVar[str] = "tensor"  # the view of the weights that it sees by default
     reference: ClassVar[str] = ""
+    above: ClassVar[dict[str, float]] = {}  # fields that are numbers, and what each is above
+    shares: ClassVar[tuple[str, ...]] = ()  # fields in [0, 1]
+    flags: ClassVar[tuple[str, ...]] = ()
     unweighted: ClassVar[str] = "it has no field of that name"  # why it takes no weights
 
     def __new__(cls, *args: object, **arguments: object) -> Self:
@@ -58,6 +61,12 @@ class Penalty(ABC):
     def __post_init__(self) -> None:
         object.__setattr__(self, "strength", checked(self.strength, type(self).__name__))
         check_weights(getattr(self, "weights", None), type(self).__name__)
+        for name, low in self.above.items():
+            check_number(self, name, low)
+        for name in self.shares:
+            settle(self, name, "in [0, 1]", lambda share: 0 <= share <= 1)
+        for name in self.flags:
+            settle_flag(self, name)
 
     @abstractmethod
     def value(self, w: Tensor) -> Tensor:
@@ -253,11 +262,6 @@ def check_number(owner: Penalty, name: str, low: float) -> None:
         f"from {max(low, SMALLEST):g} to {LARGEST:g}, which float32 can compute with",
         lambda number: SMALLEST <= number <= LARGEST,
     )
-
-
-def check_ratio(owner: Penalty) -> None:
-    """Raise unless `l1_ratio`, the share of the L1 part, lies in [0, 1]."""
-    settle(owner, "l1_ratio", "in [0, 1]", lambda ratio: 0 <= ratio <= 1)
 
 
 def is_metric(step: object) -> TypeGuard[Tensor]:

@@ -113,11 +113,8 @@ class MaxNorm(Constraint):
     limit: float = 3.0
 
     rows: ClassVar[str] = "out"
+    above: ClassVar[dict[str, float]] = {"limit": 0}
     reference: ClassVar[str] = "Srebro, Rennie and Jaakkola 2004"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "limit", 0)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Rows outside the ball moved onto the sphere."""
@@ -140,11 +137,8 @@ class L2Ball(Constraint):
 
     radius: float = 1.0
 
+    above: ClassVar[dict[str, float]] = {"radius": 0}
     reference: ClassVar[str] = "Ivanov 1962"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "radius", 0)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """A point outside the ball moved onto the sphere."""
@@ -297,11 +291,8 @@ class Simplex(Constraint):
     total: float = 1.0
 
     real: ClassVar[bool] = True
+    above: ClassVar[dict[str, float]] = {"total": 0}
     reference: ClassVar[str] = "Duchi et al. 2008"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "total", 0)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Each row minus one level (times the steps), clipped at 0."""
@@ -326,11 +317,8 @@ class L1Ball(Constraint):
 
     radius: float = 1.0
 
+    above: ClassVar[dict[str, float]] = {"radius": 0}
     reference: ClassVar[str] = "Duchi et al. 2008"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "radius", 0)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Rows outside the ball soft-thresholded until their absolute values sum to the radius."""
@@ -373,11 +361,8 @@ class SpectralBall(Constraint):
 
     diagonal: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
+    above: ClassVar[dict[str, float]] = {"radius": 0}
     reference: ClassVar[str] = "Gouk et al. 2021"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "radius", 0)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Singular values clipped at the radius."""

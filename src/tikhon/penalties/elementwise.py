@@ -14,8 +14,6 @@ from tikhon.penalties.base import (
     Proximable,
     Slopes,
     as_scalar,
-    check_number,
-    check_ratio,
     visible,
     weighted,
     wide,
@@ -160,11 +158,8 @@ class ElasticNet(Proximable):
     weights: Tensor | Mapping[str, Tensor] | None = None
 
     elementwise: ClassVar[bool] = True
+    shares: ClassVar[tuple[str, ...]] = ("l1_ratio",)
     reference: ClassVar[str] = "Zou and Hastie 2005"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ratio(self)
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum(weights * (l1_ratio * |w| + (1 - l1_ratio)/2 * |w|^2))."""
@@ -215,11 +210,8 @@ class Huber(Proximable):
 
     smooth: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
+    above: ClassVar[dict[str, float]] = {"delta": 0}
     reference: ClassVar[str] = "Huber 1964"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "delta", 0)
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum(weights * h(w))."""
@@ -263,11 +255,8 @@ class MCP(Proximable):
 
     convex: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
+    above: ClassVar[dict[str, float]] = {"gamma": 0}
     reference: ClassVar[str] = "Zhang 2010"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "gamma", 0)
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the concave quadratic up to gamma*strength, constant beyond."""
@@ -330,11 +319,8 @@ class SCAD(Proximable):
 
     convex: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
+    above: ClassVar[dict[str, float]] = {"a": 2}
     reference: ClassVar[str] = "Fan and Li 2001"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "a", 2)
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the three pieces."""
@@ -397,11 +383,8 @@ class LogSum(Proximable):
 
     convex: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
+    above: ClassVar[dict[str, float]] = {"epsilon": 0}
     reference: ClassVar[str] = "Candes, Wakin and Boyd 2008"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "epsilon", 0)
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum(weights * log(1 + |w|/epsilon))."""

@@ -12,13 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tikhon.arguments import settle_flag
 from tikhon.penalties.base import (
     Proximable,
     Slopes,
     as_scalar,
-    check_number,
-    check_ratio,
     is_metric,
     refuse_metric,
     weighted,
@@ -119,11 +116,8 @@ class GroupLasso(Proximable):
     scale_by_size: bool = False
 
     rows: ClassVar[str] = "out"
+    flags: ClassVar[tuple[str, ...]] = ("scale_by_size",)
     reference: ClassVar[str] = "Yuan and Lin 2006"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        settle_flag(self, "scale_by_size")
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of weighted row norms."""
@@ -181,12 +175,9 @@ class SparseGroupLasso(Proximable):
     weights: Tensor | Mapping[str, Tensor] | None = None
 
     rows: ClassVar[str] = "out"
+    shares: ClassVar[tuple[str, ...]] = ("l1_ratio",)
+    flags: ClassVar[tuple[str, ...]] = ("scale_by_size",)
     reference: ClassVar[str] = "Simon et al. 2013"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ratio(self)
-        settle_flag(self, "scale_by_size")
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the two parts."""
@@ -242,11 +233,8 @@ class GroupMCP(Proximable):
     convex: ClassVar[bool] = False
     diagonal: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
+    above: ClassVar[dict[str, float]] = {"gamma": 0}
     reference: ClassVar[str] = "Huang, Breheny and Ma 2012"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "gamma", 0)
 
     def value(self, w: Tensor) -> Tensor:
         """Sum over rows of the penalty of their norm."""
