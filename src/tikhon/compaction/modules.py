@@ -6,6 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tikhon.layers.attention import additive
+
+torch.fx.wrap("additive")  # one call of a graph: it branches on the type of the mask
+
 
 class AnyBatchNorm(nn.modules.batchnorm._BatchNorm):
     """A batch norm of inputs of any rank."""
@@ -131,9 +135,9 @@ class Attention(nn.Module):
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project, x in zip(projections, inputs, strict=True)
         )
-        mask = None if attn_mask is None else _additive(attn_mask, q.dtype)
+        mask = None if attn_mask is None else additive(attn_mask, q.dtype)
         if key_padding_mask is not None:
-            padding = _additive(key_padding_mask, q.dtype)[:, None, None, :]
+            padding = additive(key_padding_mask, q.dtype)[:, None, None, :]
             mask = padding if mask is None else mask + padding
         rate = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(
@@ -141,14 +145,6 @@ class Attention(nn.Module):
         )
         out = self.out(mixed.transpose(1, 2).flatten(2))
         return (out if self.batch_first else out.transpose(0, 1)), None
-
-
-@torch.fx.wrap  # one call of a graph: it branches on the type of the mask
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as a term of the scores: True means "not allowed" in nn.MultiheadAttention."""
-    if mask.dtype != torch.bool:
-        return mask.to(dtype)
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
 
 
 class PartialRMSNorm(nn.Module):

@@ -250,6 +250,14 @@ def numbered(*kinds: str) -> list[type[nn.Module]]:
     return [getattr(nn, f"{kind}{n}d") for kind in kinds for n in (1, 2, 3)]
 
 
+def _modules(*names: str) -> list[object]:
+    return [getattr(nn, name) for name in names]
+
+
+def _operators(*names: str) -> list[object]:
+    return [getattr(operator, name) for name in names]
+
+
 def _spelled(*names: str) -> list[object]:
     """What a graph may call these operations: torch's functions, and methods of a tensor."""
     functions = [getattr(home, name, None) for name in names for home in (torch, F)]
@@ -258,36 +266,15 @@ def _spelled(*names: str) -> list[object]:
 
 
 _ELEMENTWISE = [
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.CELU,
-    nn.SELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.LogSigmoid,
-    nn.Hardtanh,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.Softplus,
-    nn.Softsign,
-    nn.Tanhshrink,
-    nn.Hardshrink,
-    nn.Softshrink,
-    nn.PReLU,
-    nn.Identity,
-    nn.Dropout,
+    *_modules("ReLU", "ReLU6", "LeakyReLU", "ELU", "CELU", "SELU", "GELU", "SiLU", "Mish", "Tanh"),
+    *_modules("Sigmoid", "LogSigmoid", "Hardtanh", "Hardswish", "Hardsigmoid", "Softplus"),
+    *_modules("Softsign", "Tanhshrink", "Hardshrink", "Softshrink", "PReLU", "Identity"),
+    *_modules("Dropout", "AlphaDropout", "FeatureAlphaDropout"),
     *numbered("Dropout"),
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
     *_spelled("relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "mish", "tanh"),
     *_spelled("sigmoid", "softplus", "hardtanh", "hardswish", "relu_"),
     *_spelled("abs", "square", "neg", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "erf", "clamp"),
-    operator.neg,
+    *_operators("neg"),
     F.dropout,
     "float",
     "to",
@@ -296,44 +283,23 @@ _ELEMENTWISE = [
 _CHANNELWISE = [
     *numbered("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool"),
     nn.Upsample,
-    F.max_pool1d,
-    F.max_pool2d,
-    torch.max_pool2d,
-    F.avg_pool1d,
-    F.avg_pool2d,
-    F.adaptive_avg_pool1d,
-    F.adaptive_avg_pool2d,
-    F.adaptive_max_pool2d,
-    F.interpolate,
+    *_spelled("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "interpolate"),
+    *_spelled("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
 ]
 _ARITHMETIC = [
     *_spelled("add", "sub", "mul", "div", "pow", "add_", "mul_"),
-    operator.add,
-    operator.sub,
-    operator.mul,
-    operator.truediv,
-    operator.pow,
-    operator.iadd,
-    operator.imul,
+    *_operators("add", "sub", "mul", "truediv", "pow", "iadd", "imul"),
 ]
 _CONSTANT = [
     *_spelled("ones", "zeros", "full", "arange", "eye", "tril", "triu", "logical_not", "bool"),
-    operator.invert,
-    operator.eq,
-    operator.ne,
-    operator.lt,
-    operator.le,
-    operator.gt,
-    operator.ge,
+    *_operators("invert", "eq", "ne", "lt", "le", "gt", "ge"),
 ]
 _PADDING = [
     F.pad,
     *numbered("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"),
 ]
 _LAYOUT = [
-    nn.Flatten,
-    nn.PixelShuffle,
-    nn.PixelUnshuffle,
+    *_modules("Flatten", "PixelShuffle", "PixelUnshuffle"),
     *_spelled("flatten", "reshape", "permute", "transpose", "movedim", "squeeze", "unsqueeze"),
     *_spelled("cat", "concat", "stack", "flip", "pixel_shuffle", "pixel_unshuffle"),
     *_spelled("view", "expand", "contiguous", "clone", "detach"),

@@ -94,10 +94,11 @@ class MultiheadAttention(nn.MultiheadAttention):
             parts.append(padding[:, None, None, :])
         if not parts:
             return None
-        return sum(F.pad(_additive(part, q.dtype), (0, extra)) for part in parts)  # type: ignore
+        return sum(F.pad(additive(part, q.dtype), (0, extra)) for part in parts)  # type: ignore
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as a term of the scores: True means "not allowed" in nn.MultiheadAttention."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, -torch.inf)

@@ -1,9 +1,9 @@
 """Proxes and gradients in place, in about one pass over memory, for the penalties used most.
 
 A kernel changes the weights where they lie. On a CPU it walks through them in blocks that stay in
-the cache, with two small buffers in place of full-size temporaries. From some size on (see
-`compile_from`) one compiled pass takes over: C on a CPU (see `native`), torch.compile on a GPU.
-MCP, SCAD, LogSum, Box and NonNegative have the pass in C alone.
+the cache, with two small buffers in place of full-size temporaries. From some size on one compiled
+pass takes over: C on a CPU (see `native`), torch.compile on a GPU. MCP, SCAD, LogSum, Box and
+NonNegative have the pass in C alone. TIKHON_COMPILE=0 in the environment switches it off.
 
 The contract: a function returns True if it has done its work in place, and False, having changed
 nothing, if it has no kernel for the case; then the caller uses `penalty.prox` or `penalty.grad`.
@@ -42,29 +42,20 @@ _many: Any = torch  # its _foreach functions are public in all but their names
 BLOCK = 122_880  # entries; smaller ones pay more for calls, and two buffers stay under 1 MB
 SMALL = 16_384  # entries up to which tensors go together through torch._foreach
 
-# entries that are worth a compilation once a process. In C it takes under a second, and saves a
+# entries that are worth a compilation once a process; size alone decides, so that a resumed run
+# takes the same kernels. In C it takes under a second, and saves a
 # step of fewer entries 0.2 ms at most; torch.compile on a GPU takes several seconds
 _compile_from: dict[str, float] = {"cpu": 2.0**16, "cuda": 2.0**20}
 _compiled: dict[str, Callable[..., None] | None] = {}
 
 
 def compile_from(entries: float, device: str = "cpu") -> float:
-    """Set from how many entries in a step on a device kernels are compiled; returns what it was.
-
-    `math.inf` switches compilation off, as the environment variable `TIKHON_COMPILE=0` does. The
-    choice depends on size alone, so that a resumed run takes the same kernels; where there is no
-    working compiler the eager blocks are used, silently.
-
-    >>> before = compile_from(float("inf"))
-    >>> compile_from(before)
-    inf
-    """
-    before = _compile_from.get(device, float("inf"))
+    """Set from how many entries on kernels are compiled; returns what it was, for measurements."""
+    before = _compile_from.get(device, math.inf)
     _compile_from[device] = entries
     return before
 
 
-@torch.no_grad()
 def prox_(
     penalty: Penalty,
     w: Tensor,
