@@ -257,3 +257,52 @@ def test_a_forward_that_looks_at_sizes_loses_units_that_compact_removes(of, left
     assert (small.qkv.out_features, small.up.out_features) == left
     x = torch.randint(0, 11, (3, 7))
     torch.testing.assert_close(small.eval()(x), model.eval()(x))
+
+
+class Residual(nn.Module):
+    """Pre-norm blocks on a stream of 8 channels, as a transformer has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.norms = nn.ModuleList([nn.LayerNorm(8), nn.RMSNorm(8), nn.LayerNorm(8)])
+        self.wide = nn.ModuleList([nn.Linear(8, 16), nn.Linear(8, 16)])
+        self.narrow = nn.ModuleList([nn.Linear(16, 8), nn.Linear(16, 8)])
+
+    def forward(self, x):
+        x = self.enter(x)
+        for norm, wide, narrow in zip(self.norms, self.wide, self.narrow):
+            x = x + narrow(torch.relu(wide(norm(x))))
+        return self.leave(self.norms[2](x))
+
+
+class Uneven(nn.Module):
+    """A layer whose first two quarters are added up: its units have one or two rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.split, self.last, self.head = nn.Linear(5, 8), nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        a, b, c, d = self.split(x).chunk(4, -1)
+        return self.head(torch.relu(self.last(torch.cat([a + b, c, d], -1))))
+
+
+@pytest.mark.parametrize("kind", [Residual, Uneven])
+def test_channels_that_go_are_those_that_compact_removes(kind):
+    torch.manual_seed(0)
+    model, x = kind(), torch.randn(16, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    handle = tk.sparsify(model, optimizer, 0.5, of="channels", steps=6, example=x, per="layer")
+    for _ in range(6):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert handle.audit().share == 0.5
+    small = tk.compact(model, x)
+    torch.testing.assert_close(small(x), model(x))
+    if kind is Residual:
+        widths = [small.get_submodule(n).out_features for n in ("enter", "wide.0", "narrow.1")]
+        assert widths == [4, 8, 4]
+    else:
+        assert small.get_submodule("last").out_features == 2

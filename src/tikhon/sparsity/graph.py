@@ -23,6 +23,7 @@ from tikhon.sparsity.units import Layer
 
 _LINEAR = (nn.Linear, InputsFirst)
 _WEIGHTED = (*_LINEAR, nn.modules.conv._ConvNd)
+_LAST = (nn.LayerNorm, nn.RMSNorm)  # of the last axis, over all units of which they normalise
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)  # of batches and of instances
 
 
@@ -100,6 +101,8 @@ class Graph:
     def channelwise(self) -> list[tuple[Block, bool]]:
         """Norms and convolutions of one filter a channel: what follows a unit and is its own.
 
+        With scale and shift of a LayerNorm at zero, nothing is left of a unit after it.
+
         With each, whether it sets the scale of what comes before it, as a norm does.
         """
         found = []
@@ -107,9 +110,11 @@ class Graph:
             module = self._called(node)
             deep = isinstance(module, _WEIGHTED[-1]) and is_depthwise(module)
             norm = isinstance(module, _NORMS) and module.weight is not None
-            if units is None or not (deep or norm):
+            last = isinstance(module, _LAST) and module.weight is not None
+            if units is None or not (deep or norm or last):
                 continue
-            ids = units.ids.movedim(1, 0).reshape(units.ids.shape[1], -1)[:, 0]
+            axis = -1 if last else 1
+            ids = units.ids.movedim(axis, 0).reshape(units.ids.shape[axis], -1)[:, 0]
             if (ids >= 0).all():
                 found.append((_block(str(node.target), module, self.roots[ids]), norm))
         return found
@@ -251,7 +256,7 @@ def _run(interpreter: Interpreter, inputs: tuple[object, ...]) -> None:
 def _block(name: str, module: Any, owners: Tensor) -> Block:
     single = getattr(module, "groups", 1) > 1 and is_depthwise(module)
     dim = int(_is_turned(module) and not single)
-    return Block(name, module.weight, module.bias, owners, dim)
+    return Block(name, module.weight, getattr(module, "bias", None), owners, dim)
 
 
 def _is_turned(module: object) -> bool:

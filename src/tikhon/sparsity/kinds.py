@@ -170,12 +170,12 @@ def _coupled(model: nn.Module, pattern: Pattern, graph: Graph) -> list[tuple[lis
         chosen = all(f"{block.name}.weight" in wanted for block in members)
         if not (same and chosen and graph.may_go(order)):
             continue
-        parts = [part for block in members for part in _parts(block, order)]
-        for block, norm in graph.channelwise:
-            if set(block.owners.tolist()) == set(order):
-                parts += _parts(block, order, scale=norm)
-        for block in graph.parameters(order):
-            parts += _parts(block, order)
+        beside = [x for x in graph.channelwise if set(x[0].owners.tolist()) == set(order)]
+        blocks = [*((block, False) for block in members), *beside]
+        blocks += ((block, False) for block in graph.parameters(order))
+        if any(_positions(block.owners, order) is None for block, _ in blocks):
+            continue  # units of several sizes
+        parts = [part for block, norm in blocks for part in _parts(block, order, scale=norm)]
         name = "+".join(block.name for block in members)
         found.append((order, Layer(name, len(order), tuple(parts))))
     return found
