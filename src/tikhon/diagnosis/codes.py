@@ -60,135 +60,61 @@ NO_CURE = {
 }
 
 # consequence -> causes under which it is printed
-_DISCONNECTED = (
-    "loss_not_connected",
-    "unregistered_parameters",
-    "layers_made_in_forward",
-    "detached",
-)
+_DISCONNECTED = "loss_not_connected unregistered_parameters layers_made_in_forward detached"
 _HOPELESS = (
-    *_DISCONNECTED,
-    "loss_ignores_targets",
-    "posterior_collapse",
-    "dropout_at_end",
-    "loss_upside_down",
-    "inputs_ignored",
-    "shared_layers",
-    "target_among_inputs",
-    "constant_targets",
-    "padding_seen",
-    "padding_in_loss",
-    "constant_inputs",
-    "broadcast_loss",
-    "rows_mixed",
-    "positions_mixed",
-    "target_out_of_range",
-    "missing_log",
-    "updates_lost",
-    "data_changed_in_place",
-    "unrelated_labels",
-    "no_nonlinearity",
-    "no_positions",
-    "multilabel_softmax",
-    "classes_as_numbers",
-    "ignored_rows",
-    "class_imbalance",
-    "sorted_batches",
-    "train_eval_mismatch",
-    "batchnorm_few_rows",
-    "frozen_parameters",
-    "missing_from_optimizer",
+    f"{_DISCONNECTED} "
+    "loss_ignores_targets posterior_collapse dropout_at_end loss_upside_down inputs_ignored "
+    "shared_layers target_among_inputs constant_targets padding_seen padding_in_loss "
+    "constant_inputs broadcast_loss rows_mixed positions_mixed target_out_of_range missing_log "
+    "updates_lost data_changed_in_place unrelated_labels no_nonlinearity no_positions "
+    "multilabel_softmax classes_as_numbers ignored_rows class_imbalance sorted_batches "
+    "train_eval_mismatch batchnorm_few_rows frozen_parameters missing_from_optimizer"
 )
-CONSEQUENCES: dict[str, tuple[str, ...]] = {
-    "no_nonlinearity": ("head_mismatch",),
-    "inputs_ignored": ("unscaled_inputs",),  # behind saturated gates all rows are one
+_CAUSES = {
+    "no_nonlinearity": "head_mismatch",
+    "inputs_ignored": "unscaled_inputs",  # behind saturated gates all rows are one
     "unused_parameters": _DISCONNECTED,
     "nothing_to_train": _DISCONNECTED,
-    "future_visible": ("positions_mixed", "rows_mixed"),
+    "future_visible": "positions_mixed rows_mixed",
     # a network that cannot learn is no witness of what its targets say
     "unrelated_labels": (
-        *_DISCONNECTED,
-        "loss_ignores_targets",
-        "broadcast_loss",
-        "rows_mixed",
-        "positions_mixed",
-        "no_nonlinearity",
-        "frozen_parameters",
+        f"{_DISCONNECTED} loss_ignores_targets broadcast_loss rows_mixed positions_mixed "
+        "no_nonlinearity frozen_parameters"
     ),
     # who cannot learn at all answers the largest class
-    "class_imbalance": (
-        *(code for code in _HOPELESS if code != "class_imbalance"),
-        "head_mismatch",
-    ),
-    "frozen_parameters": ("poor_init",),  # what is trained has no gradient to begin with
-    "overfitting": ("unrelated_labels", "valid_differs"),
-    "train_eval_mismatch": ("rows_mixed", "batchnorm_few_rows", "random_in_eval"),
+    "class_imbalance": _HOPELESS.replace(" class_imbalance", "") + " head_mismatch",
+    "frozen_parameters": "poor_init",  # what is trained has no gradient to begin with
+    "overfitting": "unrelated_labels valid_differs",
+    "train_eval_mismatch": "rows_mixed batchnorm_few_rows random_in_eval",
     "exploding_gradient": (
-        "loss_is_a_sum",
-        "loss_upside_down",
-        "undefined_operation",
-        "target_out_of_range",
-        "missing_log",
-        "unscaled_inputs",
-        "unscaled_targets",
-        "poor_init",
+        "loss_is_a_sum loss_upside_down undefined_operation target_out_of_range missing_log "
+        "unscaled_inputs unscaled_targets poor_init"
     ),
     "vanishing_gradient": (
-        *_DISCONNECTED,
-        "constant_inputs",
-        "inputs_ignored",
-        "poor_init",
-        "head_mismatch",
-        "dying_relu",
-        "saturated_activation",
+        f"{_DISCONNECTED} constant_inputs inputs_ignored poor_init head_mismatch dying_relu "
+        "saturated_activation"
     ),
-    "poor_init": ("inputs_ignored", "loss_not_connected"),
-    "random_in_eval": ("layers_made_in_forward",),
-    "loss_upside_down": ("target_out_of_range", "missing_log"),
+    "poor_init": "inputs_ignored loss_not_connected",
+    "random_in_eval": "layers_made_in_forward",
+    "loss_upside_down": "target_out_of_range missing_log",
     "dying_relu": (
-        "loss_is_a_sum",
-        "constant_inputs",
-        "inputs_ignored",
-        "undefined_operation",
-        "exploding_gradient",
-        "poor_init",
-        "head_mismatch",
-        "unscaled_inputs",
+        "loss_is_a_sum constant_inputs inputs_ignored undefined_operation exploding_gradient "
+        "poor_init head_mismatch unscaled_inputs"
     ),
     "saturated_activation": (
-        "loss_is_a_sum",
-        "loss_upside_down",
-        "target_out_of_range",
-        "missing_log",
-        "head_mismatch",
-        "poor_init",
-        "unscaled_inputs",
+        "loss_is_a_sum loss_upside_down target_out_of_range missing_log head_mismatch poor_init "
+        "unscaled_inputs"
     ),
     "oscillating_loss": (
-        *_HOPELESS,
-        "loss_is_a_sum",
-        "saturated_activation",
-        "unscaled_inputs",
-        "exploding_gradient",
+        f"{_HOPELESS} loss_is_a_sum saturated_activation unscaled_inputs exploding_gradient"
     ),
     "slow_convergence": (
-        *_HOPELESS,
-        "head_mismatch",
-        "vanishing_gradient",
-        "dying_relu",
-        "saturated_activation",
-        "poor_init",
-        "unscaled_inputs",
+        f"{_HOPELESS} head_mismatch vanishing_gradient dying_relu saturated_activation poor_init "
+        "unscaled_inputs"
     ),
     "underfitting": (
-        *_HOPELESS,
-        "excessive_dropout",
-        "vanishing_gradient",
-        "dying_relu",
-        "saturated_activation",
-        "poor_init",
-        "oscillating_loss",
-        "head_mismatch",
+        f"{_HOPELESS} excessive_dropout vanishing_gradient dying_relu saturated_activation "
+        "poor_init oscillating_loss head_mismatch"
     ),
-    "excessive_dropout": (),
 }
+CONSEQUENCES = {code: tuple(causes.split()) for code, causes in _CAUSES.items()}

@@ -22,7 +22,6 @@ from tikhon.diagnosis.checks import (
     loss as loss_checks,
     operations,
     static,
-    unread,
     wiring,
 )
 from tikhon.diagnosis.checks.symptoms import symptoms
@@ -40,7 +39,6 @@ from tikhon.languages import said
 # of a program as it is written: causes before what follows from them
 WIRING = (
     *wiring.CHECKS,
-    *unread.CHECKS,
     *operations.CHECKS,
     *loss_checks.CHECKS,
     *data_checks.CHECKS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -26,25 +27,13 @@ def locate(replica: Replica, batch: Batch, step: int) -> Failure:
     for name, parameter in replica.model.named_parameters():
         if infinite(parameter):
             return Failure(step, "weight", name)
-    found: list[str] = []
-
-    def look(name: str, module: nn.Module, args: object, output: object) -> None:
-        if any(map(infinite, tensors(output))):
-            found.append(name)
-
-    named = list(replica.model.named_modules())
-    handles = [m.register_forward_hook(partial(look, n or type(m).__name__)) for n, m in named]
-    try:
-        with torch.no_grad(), undisturbed(replica.model, training=True):
-            replica.outcome(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with undisturbed(replica.model, training=True):
+        found = first_activation(replica.model, partial(replica.outcome, batch))
     bad = FirstBad()
     with torch.no_grad(), undisturbed(replica.model, training=True), bad:
         replica.value(batch)
     if found:
-        return Failure(step, "activation", found[0], bad.name, bad.place, bad.smallest)
+        return Failure(step, "activation", found, bad.name, bad.place, bad.smallest)
     for name, parameter in replica.model.named_parameters():
         if parameter.grad is not None and infinite(parameter.grad):
             if not bad.name:
@@ -53,6 +42,25 @@ def locate(replica: Replica, batch: Batch, step: int) -> Failure:
                     replica.value(batch)
             return Failure(step, "gradient", name, bad.name, bad.place, bad.smallest)
     return Failure(step, "loss", "loss", bad.name, bad.place, bad.smallest)
+
+
+def first_activation(model: nn.Module, run: Callable[[], object]) -> str:
+    """The first module that gives a number that is not finite while something runs, or ""."""
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module, args: object, output: object) -> None:
+        if any(map(infinite, tensors(output))):
+            found.append(name)
+
+    named = list(model.named_modules())
+    handles = [m.register_forward_hook(partial(look, n or type(m).__name__)) for n, m in named]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else ""
 
 
 class FirstBad(Functions):

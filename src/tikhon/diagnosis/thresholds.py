@@ -156,6 +156,10 @@ class Measure:
     high: float | None = None
 
 
+# control runs, by what is changed in them
+CONTROLLED = (
+    "calmer steadier faster undropped undecayed leaky scaled unhooked bared skipped unfrozen"
+).split()
 MEASURES: dict[str, Measure] = {
     "signal_ratio": Measure("signal at the first layer / at the last", VANISHED, EXPLODED),
     "time_ratio_log10": Measure(
@@ -177,16 +181,7 @@ MEASURES: dict[str, Measure] = {
     "bias": Measure("times the weighted input", None, 3.0),
     "swing": Measure("rise per look / loss", None, SWING),
     "climb": Measure("late loss / its start or a constant's", None, DIVERGED),
-    "calmer": Measure("0 a constant, 1 a shallow model"),
-    "steadier": Measure("0 a constant, 1 a shallow model"),
-    "faster": Measure("0 a constant, 1 a shallow model"),
-    "undropped": Measure("0 a constant, 1 a shallow model"),
-    "undecayed": Measure("0 a constant, 1 a shallow model"),
-    "leaky": Measure("0 a constant, 1 a shallow model"),
-    "scaled": Measure("0 a constant, 1 a shallow model"),
-    "unhooked": Measure("0 a constant, 1 a shallow model"),
-    "bared": Measure("0 a constant, 1 a shallow model"),
-    "skipped": Measure("0 a constant, 1 a shallow model"),
+    **dict.fromkeys(CONTROLLED, Measure("0 a constant, 1 a shallow model")),
     "part_gain": Measure("share of a part of the loss", UNTOLD, None),
     "own_score_zero": Measure("share of rows", None, UNLIFTED),
     "moved_alone": Measure("share of rows", None, 0.5),
@@ -283,7 +278,6 @@ MEASURES: dict[str, Measure] = {
     "explained_straight": Measure("share of the variance, held out"),
     "silent_classes": Measure("classes", None, 0),
     "smallest": Measure("argument of the function"),
-    "unfrozen": Measure("0 a constant, 1 a shallow model"),
     "layers": Measure("layers with weights"),
     "made": Measure("trainable tensors per forward pass", None, 0),
     "loss": Measure("loss"),

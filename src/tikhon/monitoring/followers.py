@@ -22,19 +22,8 @@ LONG = 100  # steps in which one that never moves has been forgotten
 CLOSE = 0.1  # distance to the model / its own last move: the average of a few steps is farther
 FAR = 0.01  # relative distance that the model has moved away
 # parts of names: of what follows, and of what stays as it is on purpose
-FIXED = (
-    "teacher",
-    "ref",
-    "old",
-    "prev",
-    "frozen",
-    "pretrain",
-    "initial",
-    "base",
-    "anchor",
-    "start",
-)
-MEANT = ("target", "ema", "momentum", "average", "avg", "slow", "shadow", "swa")
+FIXED = "teacher ref old prev frozen pretrain initial base anchor start".split()
+MEANT = "target ema momentum average avg slow shadow swa".split()
 
 
 @dataclass

@@ -87,15 +87,27 @@ def _broken(loop: Loop) -> Iterator[Alarm]:
             yield found
 
 
-def _steady(sign: str, code: str, meaning: str, change: str, *, now_and_then: bool = False) -> Law:
-    """A law that is broken as long as a sign lasts, or where it comes `now_and_then`."""
+def _steady(
+    sign: str,
+    code: str,
+    meaning: str,
+    change: str,
+    *,
+    now_and_then: bool = False,
+    enough: int = ENOUGH,
+) -> Law:
+    """A law that is broken as long as a sign lasts, or where it comes `now_and_then`.
+
+    The meaning may name figures of the `last` sampled step.
+    """
 
     def law(loop: Loop) -> Alarm | None:
         streak = loop.history.streak(sign)
         often = loop.history.often(sign) if now_and_then else None
-        if often is None and not loop.lasts(streak):
+        if often is None and not loop.lasts(streak, enough):
             return None
-        return Alarm(code, (often or streak).first, meaning, change)
+        told = meaning.format(last=loop.history.last)
+        return Alarm(code, (often or streak).first, told, change)
 
     return law
 
@@ -143,6 +155,43 @@ eval_mode = _steady(
     "the model trains in eval mode: dropout is off and BatchNorm keeps its old statistics",
     "call model.train() before the training batches, after every evaluation",
 )
+crushed = _steady(
+    "crushed",
+    "clipped_before_unscaling",
+    "the gradients are clipped while they are scaled by {last.scale:.0f}: what the step follows "
+    "has a norm of {last.size:.0e}",
+    "call scaler.unscale_(optimizer) before clipping",
+)
+scaled = _steady(
+    "scaled",
+    "step_of_scaled_gradients",
+    "the step follows gradients that are still scaled by {last.scale:.0f}",
+    "call scaler.step(optimizer) in place of optimizer.step()",
+)
+lost = _steady(
+    "lost",
+    "micro_batches_lost",
+    "a step follows {last.backwards} backward passes, but the gradients are cleared between them: "
+    "only the last micro-batch counts",
+    "call optimizer.zero_grad() once a step, where optimizer.step() is called",
+)
+other_model = _steady(
+    "foreign",
+    "optimizer_of_another_model",
+    "none of the {last.held} tensors of the optimizer is a parameter of this model, which does "
+    "not move: it was built for another, perhaps an older, model",
+    "build the optimizer from model.parameters() after the last line that makes, wraps or moves "
+    "the model",
+)
+apart = _steady(
+    "apart",
+    "replicas_differ",
+    "the weights of the processes differ by {last.apart:.0e} of their size: each trains a model "
+    "of its own",
+    "call the DistributedDataParallel module, not its .module, and change weights on every "
+    "process alike",
+    enough=2,
+)
 
 
 def step_never_called(loop: Loop) -> Alarm | None:
@@ -186,33 +235,6 @@ def stepped_again(loop: Loop) -> Alarm | None:
     )
 
 
-def crushed(loop: Loop) -> Alarm | None:
-    """Gradients that are clipped before they are unscaled."""
-    streak = loop.history.streak("crushed")
-    if not loop.lasts(streak) or loop.history.last is None:
-        return None
-    return Alarm(
-        "clipped_before_unscaling",
-        streak.first,
-        f"the gradients are clipped while they are scaled by {loop.history.last.scale:.0f}: what "
-        f"the step follows has a norm of {loop.history.last.size:.0e}",
-        "call scaler.unscale_(optimizer) before clipping",
-    )
-
-
-def scaled(loop: Loop) -> Alarm | None:
-    """Steps along scaled gradients."""
-    streak = loop.history.streak("scaled")
-    if not loop.lasts(streak) or loop.history.last is None:
-        return None
-    return Alarm(
-        "step_of_scaled_gradients",
-        streak.first,
-        f"the step follows gradients that are still scaled by {loop.history.last.scale:.0f}",
-        "call scaler.step(optimizer) in place of optimizer.step()",
-    )
-
-
 def thawed(loop: Loop) -> Alarm | None:
     """Tensors that were frozen and move on."""
     names = _lasting(loop, loop.history.thawed)
@@ -225,20 +247,6 @@ def thawed(loop: Loop) -> Alarm | None:
         "follows on, with its momentum and decay",
         "set their .grad to None when they are frozen, and take them out of the optimizer",
         tuple(names),
-    )
-
-
-def lost(loop: Loop) -> Alarm | None:
-    """Micro-batches that are cleared away."""
-    streak, last = loop.history.streak("lost"), loop.history.last
-    if not loop.lasts(streak) or last is None:
-        return None
-    return Alarm(
-        "micro_batches_lost",
-        streak.first,
-        f"a step follows {last.backwards} backward passes, but the gradients are cleared between "
-        "them: only the last micro-batch counts",
-        "call optimizer.zero_grad() once a step, where optimizer.step() is called",
     )
 
 
@@ -282,21 +290,6 @@ def never_called(loop: Loop) -> Alarm | None:
         "neither the model was called nor the optimizer stepped",
         "watch the model and the optimizer that the loop uses",
         severity="info",
-    )
-
-
-def other_model(loop: Loop) -> Alarm | None:
-    """An optimizer that was built for tensors that are not the model's."""
-    streak, last = loop.history.streak("foreign"), loop.history.last
-    if last is None or not loop.lasts(streak):
-        return None
-    return Alarm(
-        "optimizer_of_another_model",
-        streak.first,
-        f"none of the {last.held} tensors of the optimizer is a parameter of this model, which "
-        "does not move: it was built for another, perhaps an older, model",
-        "build the optimizer from model.parameters() after the last line that makes, wraps or "
-        "moves the model",
     )
 
 
@@ -532,21 +525,6 @@ def only_rising(loop: Loop) -> Alarm | None:
             "look at the order of the schedule's arguments: steps of the warm-up, then all steps",
         )
     return None
-
-
-def apart(loop: Loop) -> Alarm | None:
-    """Replicas that should be equal."""
-    streak = loop.history.streak("apart")
-    if not loop.lasts(streak, 2) or loop.history.last is None:
-        return None
-    return Alarm(
-        "replicas_differ",
-        streak.first,
-        f"the weights of the processes differ by {loop.history.last.apart:.0e} of their size: "
-        "each trains a model of its own",
-        "call the DistributedDataParallel module, not its .module, and change weights on every "
-        "process alike",
-    )
 
 
 def _lasting(loop: Loop, streaks: Mapping[str, Streak]) -> list[str]:

@@ -16,25 +16,24 @@ from tikhon.languages import said
 
 ENTROPIES = {"cross_entropy", "log_softmax", "softmax"}
 OPERATIONS = {
-    "softmax": "scores.masked_fill(~seen, -1e9), or a position that every row may look at",
-    "scaled_dot_product_attention": "a mask that leaves every row a position to look at",
-    "log": "torch.log(x.clamp_min(1e-8)); or log_softmax, logsigmoid, a loss on the scores",
-    "log2": "torch.log2(x.clamp_min(1e-8))",
-    "log10": "torch.log10(x.clamp_min(1e-8))",
-    "log1p": "torch.log1p(x.clamp_min(-1 + 1e-6))",
-    "sqrt": "torch.sqrt(x + 1e-8): its slope at 0 is infinite",
-    "rsqrt": "torch.rsqrt(x + 1e-8)",
-    "div": "x / (y + 1e-8)",
-    "true_divide": "x / (y + 1e-8)",
-    "__truediv__": "x / (y + 1e-8)",
-    "__rtruediv__": "x / (y + 1e-8)",
-    "reciprocal": "1 / (x + 1e-8)",
-    "pow": "(x + 1e-8) ** p",
-    "__pow__": "(x + 1e-8) ** p",
-    "norm": "torch.sqrt((x ** 2).sum() + 1e-8): the slope of a norm at 0 has no value",
-    "acos": "x.clamp(-1 + 1e-6, 1 - 1e-6)",
-    "asin": "x.clamp(-1 + 1e-6, 1 - 1e-6)",
-    "std": "torch.sqrt(x.var() + 1e-8)",
+    name: fix
+    for names, fix in {
+        "softmax": "scores.masked_fill(~seen, -1e9), or a position that every row may look at",
+        "scaled_dot_product_attention": "a mask that leaves every row a position to look at",
+        "log": "torch.log(x.clamp_min(1e-8)); or log_softmax, logsigmoid, a loss on the scores",
+        "log2": "torch.log2(x.clamp_min(1e-8))",
+        "log10": "torch.log10(x.clamp_min(1e-8))",
+        "log1p": "torch.log1p(x.clamp_min(-1 + 1e-6))",
+        "sqrt": "torch.sqrt(x + 1e-8): its slope at 0 is infinite",
+        "rsqrt": "torch.rsqrt(x + 1e-8)",
+        "div true_divide __truediv__ __rtruediv__": "x / (y + 1e-8)",
+        "reciprocal": "1 / (x + 1e-8)",
+        "pow __pow__": "(x + 1e-8) ** p",
+        "norm": "torch.sqrt((x ** 2).sum() + 1e-8): the slope of a norm at 0 has no value",
+        "acos asin": "x.clamp(-1 + 1e-6, 1 - 1e-6)",
+        "std": "torch.sqrt(x.var() + 1e-8)",
+    }.items()
+    for name in names.split()
 }
 
 

@@ -105,7 +105,7 @@ class _Followed(Located):
         steps: Steps = ()
         while id(tensor) not in places:
             if id(tensor) not in self._made:
-                raise _OtherwiseError
+                raise LookupError
             tensor, step = self._made[id(tensor)]
             steps = (step, *steps)
         return places[id(tensor)], steps
@@ -135,25 +135,21 @@ def lifted(replica: Replica, source: Samples) -> tuple[Replica, Samples]:
     return replica, source
 
 
-class _OtherwiseError(Exception):
-    """The loss is not one of an answer and a target."""
-
-
 def _lift(model: nn.Module, seen: _Followed, batch: Batch, value: Tensor) -> tuple[Batch, Lifted]:
     rows, parts = length(batch), tensors(whole(batch))
     if len(seen.given) != 1 or len(seen.judged) != 1:
-        raise _OtherwiseError
+        raise LookupError
     given, judged = seen.given[0], seen.judged[0]
     answers = [t for t in tensors(seen.outputs[0]) if t is not judged.value]
     place, answer = seen.path(judged.args[0], answers)
     which, goal = seen.path(judged.args[1], parts)
     if not torch.equal(torch.as_tensor(judged.value), value):
-        raise _OtherwiseError
+        raise LookupError
     target = parts[which]
     if judged.inside and isinstance(given, Mapping):
         given = {k: v for k, v in given.items() if v is not target and v is not None}
     if given is None or any(not t.ndim or len(t) != rows for t in tensors(given)):
-        raise _OtherwiseError
+        raise LookupError
     if not judged.inside:  # what a model moves by itself is the user's target as it was given
         target, goal = _in_rows(target, goal, rows)
     same = walk(answer, answers[place]).shape == answers[place].shape
