@@ -38,7 +38,7 @@ def demo(
     from tikhon.cli.progress import StepProgress
     from tikhon.cli.threads import limit_threads
     from tikhon.comparison import demonstration
-    from tikhon.runs.interrupt import interruptible
+    from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
 
     terminal = shown.terminal()
@@ -68,7 +68,7 @@ def demo(
                 result = demonstration.run(
                     setting, methods, on_run=on_run, stop=interrupt.__bool__
                 )
-            except KeyboardInterrupt:
+            except (Stopped, KeyboardInterrupt):
                 terminal.note("stopped; run tikhon demo to start again")
                 return 128 + int(interrupt.signal or 2)
         result["seconds"] = round(time.perf_counter() - began, 1)

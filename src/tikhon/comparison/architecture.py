@@ -10,13 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tikhon.comparison.trainings import Records
+from tikhon.comparison.trainings import Records, trained
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
 from tikhon.models import MLP
 from tikhon.penalties import L2
-from tikhon.runs.interrupt import Stopped, silent
-from tikhon.training import fit
+from tikhon.runs.interrupt import silent
 from tikhon.training.losses import loss_of
 from tikhon.training.recipe import Recipe
 
@@ -116,28 +115,24 @@ def _trained(
     stop: Callable[[], bool],
 ) -> dict[str, object]:
     """One row: what was asked for, and the scores of the network that it gives."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    row, train = dict(asked), parts.train
+
+    def begun() -> nn.Module:
         model = make()
-    row = dict(asked)
-    if isinstance(model, DeepMLP):
-        row["backprop_ratio"] = backprop_ratio(model, parts.train.x[:256], parts.train.y[:256])
-    run = fit(
-        model,
-        (parts.train.x, parts.train.y),
+        if isinstance(model, DeepMLP):
+            row["backprop_ratio"] = backprop_ratio(model, train.x[:256], train.y[:256])
+        return model
+
+    run = trained(
+        begun,
+        [(part.x, part.y) for part in (train, parts.valid, parts.test)],
         Recipe({"*": L2(asked["strength"])}) if asked["strength"] else Recipe(),
-        valid=(parts.valid.x, parts.valid.y),
-        test=(parts.test.x, parts.test.y),
+        seed=seed,
+        stop=stop,
         lr=lr,
         epochs=epochs,
-        seed=seed,
-        unit=parts.train.unit,
-        device="cpu",
-        linear=False,
-        stop=stop,
+        unit=train.unit,
     )
-    if run.ended == "stopped":
-        raise Stopped
     return row | {k: v for k, v in (run.metrics or {}).items() if "/loss" not in k}
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from tikhon.comparison.statistics import interval
+from tikhon.comparison.trainings import trained
 from tikhon.data import Dataset, load
 from tikhon.data.batches import order
 from tikhon.models import build
 from tikhon.penalties import L1, L2
 from tikhon.runs.interrupt import never
 from tikhon.training import measures
-from tikhon.training.fit import Run, fit
+from tikhon.training.fit import Run
 from tikhon.training.recipe import Recipe
 
 
@@ -54,58 +55,20 @@ METHODS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """Training rows, some with wrong labels; validation and test rows with right ones."""
+def draw(data: Dataset, setting: Setting, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Training, validation and test rows of a seed, drawn at random.
 
-    train: tuple[Tensor, Tensor]
-    valid: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
-
-
-def draw(data: Dataset, setting: Setting, seed: int) -> Parts:
-    """The rows of a seed: drawn at random, a share of the training labels replaced by others."""
-    rows = order(len(data.x), seed=seed, epoch=0)
-    ends = (setting.train_rows, setting.train_rows + setting.valid_rows)
-    parts = [
-        (data.x[r], data.y[r]) for r in (rows[: ends[0]], rows[ends[0] : ends[1]], rows[ends[1] :])
-    ]
+    A share of the training labels is replaced by others.
+    """
+    rows, few = order(len(data.x), seed=seed, epoch=0), setting.train_rows
+    cuts = [few, setting.valid_rows, len(rows) - few - setting.valid_rows]
+    train, *held = [(data.x[part], data.y[part]) for part in rows.split(cuts)]
     generator = torch.Generator().manual_seed(seed)
-    wrong = order(setting.train_rows, seed=seed, epoch=1)
-    wrong = wrong[: round(setting.wrong_labels * setting.train_rows)]
+    wrong = order(few, seed=seed, epoch=1)[: round(setting.wrong_labels * few)]
     shift = torch.randint(1, len(data.classes), (len(wrong),), generator=generator)
-    labels = parts[0][1].clone()
+    labels = train[1].clone()
     labels[wrong] = (labels[wrong] + shift) % len(data.classes)
-    return Parts((parts[0][0], labels), parts[1], parts[2])
-
-
-def train(
-    data: Dataset,
-    parts: Parts,
-    method: Variant,
-    strength: float,
-    setting: Setting,
-    seed: int,
-    stop: Callable[[], bool],
-) -> Run:
-    """One training with one method."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build(setting.model, data.shape, data.outputs)
-    return fit(
-        model,
-        parts.train,
-        method.recipe(strength),
-        valid=parts.valid,
-        test=parts.test,
-        lr=setting.lr,
-        batch_size=setting.batch_size,
-        epochs=setting.epochs,
-        seed=seed,
-        device="cpu",
-        stop=stop,
-        linear=False,
-    )
+    return [(train[0], labels), *held]
 
 
 def run(
@@ -117,7 +80,7 @@ def run(
 ) -> dict[str, Any]:
     """Train every method at every strength and seed; validation rows alone choose the strength.
 
-    Returns the `result.json` of a demo.
+    Returns the `result.json` of a demo. Raises `Stopped`.
     """
     data = load(setting.data)
     parts = {seed: draw(data, setting, seed) for seed in setting.seeds}
@@ -127,9 +90,17 @@ def run(
         for strength in method.strengths:
             runs = []
             for seed in setting.seeds:
-                runs.append(train(data, parts[seed], method, strength, setting, seed, stop))
-                if stop():
-                    raise KeyboardInterrupt
+                found = trained(
+                    lambda: build(setting.model, data.shape, data.outputs),
+                    parts[seed],
+                    method.recipe(strength),
+                    seed=seed,
+                    stop=stop,
+                    lr=setting.lr,
+                    batch_size=setting.batch_size,
+                    epochs=setting.epochs,
+                )
+                runs.append(found)
                 on_run(method, strength, seed, runs[-1])
             grid.append((strength, runs))
         results.append(_method_result(method, grid))
@@ -157,10 +128,8 @@ def _method_result(method: Variant, grid: list[tuple[float, list[Run]]]) -> dict
         }
         for strength, runs in grid
     ]
-    best = max(
-        range(len(grid)), key=lambda i: (points[i]["valid_accuracy"], -points[i]["valid_loss"])
-    )
-    chosen, runs = points[best], grid[best][1]
+    chosen = max(points, key=_standing)
+    runs = grid[points.index(chosen)][1]
     tests = [(r.metrics or {})["test/accuracy"] for r in runs]
     mean, low, high = interval(tests, share=0.0)  # every seed draws rows of its own
     return {
@@ -183,7 +152,7 @@ def _mean(runs: Sequence[Run], key: str) -> float:
 
 def _verdict(methods: Sequence[dict[str, Any]]) -> str:
     plain = methods[0]
-    best = max(methods[1:], key=_standing)
+    best = max(methods[1:], key=lambda method: _standing(_chosen(method)))
     gained = best["test_accuracy"]["mean"] - plain["test_accuracy"]["mean"]
     how = f"{best['label']} at {best['chosen_strength']:g}"
     if gained <= 0:
@@ -196,10 +165,13 @@ def _verdict(methods: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _standing(method: dict[str, Any]) -> tuple[float, float]:
-    """What the validation rows say of a method; the test rows choose nothing."""
-    (chosen,) = (p for p in method["grid"] if p["strength"] == method["chosen_strength"])
-    return method["valid_accuracy"], -chosen["valid_loss"]
+def _chosen(method: dict[str, Any]) -> dict[str, Any]:
+    return next(p for p in method["grid"] if p["strength"] == method["chosen_strength"])
+
+
+def _standing(point: dict[str, Any]) -> tuple[float, float]:
+    """What the validation rows say of a strength; the test rows choose nothing."""
+    return point["valid_accuracy"], -point["valid_loss"]
 
 
 def _describe(setting: Setting, data: Dataset) -> dict[str, object]:

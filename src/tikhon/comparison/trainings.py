@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tikhon.compaction import Compaction, compact
 from tikhon.data import Split
@@ -17,7 +17,8 @@ from tikhon.models import build
 from tikhon.runs.files import plain
 from tikhon.runs.interrupt import Stopped, never
 from tikhon.runs.journal import Journal
-from tikhon.training import fit, measures
+from tikhon.training import measures
+from tikhon.training.fit import Run, fit
 from tikhon.training.recipe import Recipe
 
 
@@ -124,36 +125,41 @@ class Trainer:
 
     def fit(self, parts: Split, recipe: Recipe, lr: float, *, seed: int) -> Fitted:
         """One training. Raises `Stopped`."""
-        train, valid, test = ((p.x, p.y) for p in (parts.train, parts.valid, parts.test))
         rate = recipe.dropout if isinstance(recipe.dropout, float) else 0.0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = build(
-                self.model, parts.train.shape, parts.train.outputs, rate=rate, rows=parts.train.x
-            )
-        run = fit(
-            model,
-            train,
+        train = parts.train
+        run = trained(
+            lambda: build(self.model, train.shape, train.outputs, rate=rate, rows=train.x),
+            [(part.x, part.y) for part in (train, parts.valid, parts.test)],
             recipe,
-            valid=valid,
-            test=test,
+            seed=seed,
+            stop=self.stop,
             lr=lr,
             schedule="cosine",
             batch_size=self.batch_size,
             epochs=self.epochs,
-            seed=seed,
-            unit=parts.train.unit,
-            device="cpu",
-            linear=False,
-            stop=self.stop,
+            unit=train.unit,
         )
-        if run.ended == "stopped":
-            raise Stopped
-        sizes = _sizes(model, parts)
-        share = measures.zeros(model)
-        return Fitted(recipe, lr, dict(run.metrics or {}), run.seconds, share, sizes)
+        small = cast("Compaction", compact(run.model, parts.valid.x[:8]).compaction)
+        share = measures.zeros(run.model)
+        return Fitted(recipe, lr, dict(run.metrics or {}), run.seconds, share, small.parameters)
 
 
-def _sizes(model: nn.Module, parts: Split) -> tuple[int, int]:
-    small = compact(model, parts.valid.x[:8])
-    return cast("Compaction", small.compaction).parameters
+def trained(
+    make: Callable[[], nn.Module],
+    parts: Sequence[tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    *,
+    seed: int,
+    stop: Callable[[], bool],
+    **settings: Any,
+) -> Run:
+    """A model built and trained from one seed on (train, valid, test). Raises `Stopped`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+    train, valid, test = parts
+    more = {"seed": seed, "device": "cpu", "linear": False, "stop": stop}
+    run = fit(model, train, recipe, valid=valid, test=test, **more, **settings)
+    if run.ended == "stopped":
+        raise Stopped
+    return run
